@@ -1,0 +1,61 @@
+# Everything starts with `make`: each target first makes what it needs, from nothing but Python 3.13.
+
+PYTHON := python3.13
+BIN := .venv/bin
+UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
+
+.PHONY: help setup format lint build build-arm64 build-x86_64 test demo deploy requirements clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@sed -n 's/^\([a-z0-9_% -]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; \
+		do printf '  %-26s %s\n' "$$target" "$$text"; done
+
+setup: .venv/installed ## Make the virtual environment
+
+.venv/requirements: requirements-dev.txt
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo '$(PYTHON) with its venv module is needed: install it (python.org, pyenv, or your system)'; exit 1; }
+	@echo 'Installing into .venv; takes about a minute'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@
+
+.venv/installed: .venv/requirements pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+format: setup ## Format the sources and mend what ruff can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lint: setup ## Check style, types and the template
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/sam validate --lint --region us-east-1
+
+build: setup ## Build for the architecture of samconfig.toml's [default]
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/sam build
+
+build-arm64 build-x86_64: build-%: setup ## Build for one architecture, on any host
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/sam build --build-dir .aws-sam/$*/build --parameter-overrides Architecture=$*
+
+test: setup ## Run the unit, integration and end-to-end tests
+	$(BIN)/pytest
+
+demo: setup ## Train a real model over the local engine, then average updates of ResNet-18's size
+	$(BIN)/python examples/digits/demo.py
+
+deploy: build ## Deploy to AWS, asking for what it needs
+	$(BIN)/sam deploy --guided
+
+requirements: setup ## Pin the newest allowed versions again
+	$(UV_COMPILE) --upgrade --extra local --group dev --output-file requirements-dev.txt pyproject.toml
+	$(UV_COMPILE) --upgrade --constraint requirements-dev.txt --group layer \
+		--output-file layers/gradshard/requirements.txt
+
+clean: ## Remove everything made here
+	rm -rf .venv .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -prune -exec rm -rf {} +

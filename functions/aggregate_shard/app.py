@@ -1,0 +1,24 @@
+"""aggregate_shard: average one shard of all contributors."""
+
+import os
+from typing import Any
+
+from gradshard import observe
+from gradshard.planning import Shard
+from gradshard.rounds.aggregate_shard import aggregate_shard
+from gradshard.spec import MAX_CLIENTS
+from gradshard.store import Store
+
+# Every contributor's stream is open at once, while a part is on its way.
+store = Store(os.environ["GRADSHARD_BUCKET"], connections=MAX_CLIENTS + 1)
+
+
+@observe.handler
+def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Do one task of the plan."""
+    report = aggregate_shard(
+        store, event["round"], attempt=event["attempt"], shard=Shard(**event["shard"])
+    )
+    observe.count("Shards")
+    observe.count("BytesRead", report.get("bytes_read", 0))
+    return report

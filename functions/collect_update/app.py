@@ -1,0 +1,21 @@
+"""collect_update: an update arrived (S3 event), or the deadline passed (schedule)."""
+
+import os
+from typing import Any
+
+from gradshard import observe
+from gradshard.rounds.collect_update import collect_update, deadline_passed
+from gradshard.store import Store
+
+store = Store(os.environ["GRADSHARD_BUCKET"])
+
+
+@observe.handler
+def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Take note of what happened, and let the round go on when it can."""
+    if "deadline" in event:
+        return deadline_passed(store, event["round"])
+    uploaded = event["detail"]["object"]
+    outcome = collect_update(store, uploaded["key"], uploaded["etag"])
+    observe.count(f"Updates{outcome['status'].capitalize()}")
+    return outcome

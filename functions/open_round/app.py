@@ -1,0 +1,18 @@
+"""open_round: check the round's terms, keep the callback token, schedule the deadline."""
+
+import os
+from typing import Any
+
+from gradshard import observe
+from gradshard.rounds.open_round import open_round
+from gradshard.store import Store
+
+store = Store(os.environ["GRADSHARD_BUCKET"])
+
+
+@observe.handler
+def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Open the round that an execution of the state machine stands for."""
+    return open_round(
+        store, event["round"], event["spec"], started=event["started"], token=event["token"]
+    )

@@ -1,0 +1,29 @@
+"""plan_round: freeze the contributors, cut the shards, start the result's upload."""
+
+import os
+from typing import Any
+
+from gradshard import observe
+from gradshard.plan import Refusal
+from gradshard.rounds.plan_round import Aggregator, plan_round
+from gradshard.store import Store
+
+store = Store(os.environ["GRADSHARD_BUCKET"])
+aggregator = Aggregator(
+    memory_mb=int(os.environ["GRADSHARD_AGGREGATOR_MEMORY"]),
+    architecture=os.environ["GRADSHARD_ARCHITECTURE"],
+)
+concurrency = int(os.environ["GRADSHARD_MAP_CONCURRENCY"])
+
+
+@observe.handler
+def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Plan the round, or plan it again without those who were refused."""
+    outcome = plan_round(
+        store,
+        event["round"],
+        attempt=event["attempt"],
+        refused=[Refusal(**refusal) for refusal in event["refused"]],
+        aggregator=aggregator,
+    )
+    return outcome | {"concurrency": concurrency}

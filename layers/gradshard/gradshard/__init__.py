@@ -1,0 +1,19 @@
+"""Serverless federated-learning aggregation on AWS that has no memory ceiling."""
+
+from typing import TYPE_CHECKING, Any
+
+from gradshard.errors import GradshardError, RoundFailed
+
+if TYPE_CHECKING:
+    from gradshard.federation import Federation, Round
+
+__all__ = ["Federation", "GradshardError", "Round", "RoundFailed"]
+
+
+def __getattr__(name: str) -> Any:
+    # The functions import this package too, and have no use for the client library.
+    if name in {"Federation", "Round"}:
+        from gradshard import federation
+
+        return getattr(federation, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

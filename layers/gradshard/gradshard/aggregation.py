@@ -1,0 +1,225 @@
+"""Lockstep: average one shard of all contributors, a block at a time.
+
+All contributors' streams are open at once. Block by block, the next bytes of each contributor,
+in contributor order, are read into one small buffer and added to the block's accumulator; a
+finished block is rounded into the outgoing part, and a full part is uploaded while the next
+blocks are read. Memory is a block and two parts, whatever the size of shard and update and
+however many contributors there are; and since the contributors' order is the order of the
+additions, the result's bits do not depend on any of these sizes.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from gradshard import arithmetic
+from gradshard.dtypes import DTYPES, DType
+from gradshard.errors import GradshardError
+from gradshard.layout import Span
+from gradshard.planning import BLOCK_BYTES, SLICE_BYTES, Shard, clip, cut
+
+WIDENING = 8
+"""An element grows at most this much in its accumulator: 1-byte integers sum in float64."""
+
+
+class Source(Protocol):
+    """One contributor's bytes of a shard, in the order of the layout."""
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the next bytes; raise if there are not as many."""
+
+
+class PartSink(Protocol):
+    """Where the finished parts go."""
+
+    def put(self, number: int, data: bytearray) -> "Future[Any]":
+        """Begin to store a part; ``data`` is left alone until the future is done."""
+
+
+class NonFiniteSumError(GradshardError):
+    """The sum holds a NaN or an infinity at or after byte ``position`` of the layout."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the sum is not finite from byte {position} on")
+        self.position = position
+
+
+class _Piece(NamedTuple):
+    """Elements of one type within a slice, with the room to work on them."""
+
+    dtype: DType
+    raw: memoryview
+    accumulator: arithmetic.Array
+    scratch: arithmetic.Array
+
+
+class _Slice(NamedTuple):
+    raw: memoryview
+    pieces: list[_Piece]
+
+
+class _Workspace:
+    """The buffers of one task, made once and carved anew for each block."""
+
+    def __init__(self) -> None:
+        self._raw = memoryview(bytearray(SLICE_BYTES))
+        self._accumulator = np.empty(WIDENING * BLOCK_BYTES, np.uint8)
+        self._scratch = np.empty(WIDENING * SLICE_BYTES, np.uint8)
+
+    def carve(self, spans: Sequence[Span], start: int, end: int) -> list[_Slice]:
+        """Lay out a block: its slices, and in each the pieces of one type."""
+        slices: list[_Slice] = []
+        used = 0
+        for slice_start, slice_end in steps(spans, start, end, SLICE_BYTES):
+            pieces: list[_Piece] = []
+            for span in clip(spans, slice_start, slice_end):
+                dtype = DTYPES[span.dtype]
+                count = (span.end - span.start) // dtype.size
+                length = count * dtype.accumulator.itemsize
+                pieces.append(
+                    _Piece(
+                        dtype,
+                        self._raw[span.start - slice_start : span.end - slice_start],
+                        self._accumulator[used : used + length].view(dtype.accumulator),
+                        self._scratch[:length].view(dtype.accumulator),
+                    )
+                )
+                used += -(-length // WIDENING) * WIDENING
+            slices.append(_Slice(self._raw[: slice_end - slice_start], pieces))
+        return slices
+
+
+def aggregate(
+    sources: Sequence[Source],
+    weights: Sequence[float],
+    spans: Sequence[Span],
+    shard: Shard,
+    sink: PartSink,
+    *,
+    header: bytes = b"",
+    allow_nonfinite: bool = False,
+) -> None:
+    """Write the weighted sum of one shard of all contributors to ``sink``, part by part.
+
+    Parameters
+    ----------
+    sources
+        One per contributor, in contributor order, each giving the shard's bytes.
+    weights
+        One per contributor, adding up to one.
+    spans
+        The whole layout's spans.
+    shard
+        The range to aggregate.
+    sink
+        Takes parts ``shard.first_part`` to ``shard.first_part + shard.parts - 1``, in order.
+    header
+        Bytes that come before the first part's.
+    allow_nonfinite
+        Let NaN and infinities through.
+
+    Raises
+    ------
+    NonFiniteSumError
+        An addend was not finite, and that is not allowed.
+    """
+    workspace = _Workspace()
+    bounds = cut(spans, shard.start, shard.end, shard.parts)
+    pending: list[Future[Any]] = []
+    with np.errstate(all="ignore"):
+        for number, (start, end) in enumerate(
+            zip(bounds, bounds[1:], strict=False), shard.first_part
+        ):
+            prefix = header if number == shard.first_part else b""
+            part = bytearray(len(prefix) + end - start)
+            part[: len(prefix)] = prefix
+            for block_start, block_end in steps(spans, start, end, BLOCK_BYTES):
+                block = workspace.carve(spans, block_start, block_end)
+                _add_all(sources, weights, block)
+                if not (allow_nonfinite or _is_finite(block)):
+                    raise NonFiniteSumError(block_start)
+                offset = len(prefix) + block_start - start
+                _finish(block, memoryview(part)[offset : offset + block_end - block_start])
+            # At most one part is on its way while the next one fills: two in memory.
+            _wait(pending)
+            pending = [sink.put(number, part)]
+    _wait(pending)
+
+
+def find_nonfinite(
+    sources: Sequence[Source], spans: Sequence[Span], start: int, end: int
+) -> dict[int, int]:
+    """Find who sent NaN or infinity: contributor's index → byte position of their first one.
+
+    Parameters
+    ----------
+    sources
+        Each giving the bytes [start, end) of the layout, read again for this purpose.
+    spans
+        The whole layout's spans.
+    start, end
+        The range to search.
+    """
+    workspace = _Workspace()
+    found: dict[int, int] = {}
+    for slice_start, slice_end in steps(spans, start, end, SLICE_BYTES):
+        [slice_] = workspace.carve(spans, slice_start, slice_end)
+        for index, source in enumerate(sources):
+            if index in found:
+                continue
+            source.read_into(slice_.raw)
+            position = slice_start
+            for piece in slice_.pieces:
+                element = arithmetic.first_nonfinite(piece.dtype, piece.raw)
+                if element is not None:
+                    found[index] = position + element * piece.dtype.size
+                    break
+                position += len(piece.raw)
+    return found
+
+
+def steps(spans: Sequence[Span], start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    """Walk [start, end) in steps of at most ``size`` bytes that end on element boundaries."""
+    pieces = list(clip(spans, start, end))
+    begin = start
+    index = 0
+    while begin < end:
+        stop = min(begin + size, end)
+        while pieces[index].end < stop:
+            index += 1
+        if stop < end:
+            span = pieces[index]
+            element = DTYPES[span.dtype].size
+            stop = span.start + (stop - span.start) // element * element
+        yield begin, stop
+        begin = stop
+
+
+def _add_all(sources: Sequence[Source], weights: Sequence[float], block: list[_Slice]) -> None:
+    for index, (source, weight) in enumerate(zip(sources, weights, strict=True)):
+        for slice_ in block:
+            source.read_into(slice_.raw)
+            for dtype, raw, accumulator, scratch in slice_.pieces:
+                arithmetic.add(dtype, raw, weight, accumulator, scratch, first=index == 0)
+
+
+def _is_finite(block: list[_Slice]) -> bool:
+    return all(
+        arithmetic.is_finite(piece.dtype, piece.accumulator)
+        for slice_ in block
+        for piece in slice_.pieces
+    )
+
+
+def _finish(block: list[_Slice], out: memoryview) -> None:
+    for slice_ in block:
+        for piece in slice_.pieces:
+            arithmetic.finish(piece.dtype, piece.accumulator, out[: len(piece.raw)])
+            out = out[len(piece.raw) :]
+
+
+def _wait(pending: list["Future[Any]"]) -> None:
+    for future in pending:
+        future.result()

@@ -1,0 +1,98 @@
+"""The averaged update on its way from S3, into memory or a file."""
+
+import contextlib
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Final
+
+from gradshard.keys import ObjectVersion
+from gradshard.limits import MIB
+from gradshard.store import RangeStream, Store
+from gradshard.uploads import Progress
+
+RANGE_BYTES: Final = 16 * MIB
+THREADS: Final = 4
+SLICE_BYTES: Final = MIB
+"""Bytes of each thread that are in memory at a time."""
+
+
+def download_bytes(
+    store: Store, source: ObjectVersion, progress: Progress | None = None
+) -> bytearray:
+    """Read an object version into memory, once."""
+    data = bytearray(source.nbytes)
+
+    def write(position: int, chunk: memoryview) -> None:
+        data[position : position + len(chunk)] = chunk
+
+    _download(store, source, write, progress)
+    return data
+
+
+def download_file(
+    store: Store, source: ObjectVersion, path: Path, progress: Progress | None = None
+) -> None:
+    """Write an object version to a file, which appears when it is whole.
+
+    Until then the bytes are in a hidden file beside it; memory is a few MB.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory; name a file to write to")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    lock = threading.Lock()
+    try:
+        with partial.open("xb") as file:
+
+            def write(position: int, chunk: memoryview) -> None:
+                with lock:
+                    file.seek(position)
+                    file.write(chunk)
+
+            _download(store, source, write, progress)
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def _download(
+    store: Store,
+    source: ObjectVersion,
+    write: Callable[[int, memoryview], None],
+    progress: Progress | None,
+) -> None:
+    """Read ranges side by side; each is opened again from where it broke."""
+    stop = threading.Event()
+
+    def read(start: int, end: int) -> int:
+        stream = RangeStream(store, source, [(start, end)])
+        buffer = memoryview(bytearray(SLICE_BYTES))
+        try:
+            for position in range(start, end, SLICE_BYTES):
+                if stop.is_set():
+                    break
+                chunk = buffer[: min(SLICE_BYTES, end - position)]
+                stream.read_into(chunk)
+                write(position, chunk)
+        finally:
+            stream.close()
+        return end - start
+
+    done = 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        futures = [
+            pool.submit(read, start, min(start + RANGE_BYTES, source.nbytes))
+            for start in range(0, source.nbytes, RANGE_BYTES)
+        ]
+        try:
+            for future in as_completed(futures):
+                done += future.result()
+                if progress:
+                    progress(done, source.nbytes)
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,58 @@
+"""The element types an update may hold, and the type each is accumulated in."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class DType:
+    """One safetensors element type.
+
+    Parameters
+    ----------
+    name
+        The name in a safetensors header.
+    size
+        Bytes per element.
+    storage
+        The numpy type that holds the bytes; for BF16, which numpy lacks, its 16 bits.
+    accumulator
+        The numpy type the weighted sum is formed in. F16 and BF16 sum in F32;
+        integers in F64, which is exact for values below 2**53.
+    """
+
+    name: str
+    size: int
+    storage: np.dtype[np.generic]
+    accumulator: np.dtype[np.generic]
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the mean is rounded, half to even."""
+        return self.storage.kind in "iu" and self.name != "BF16"
+
+
+def _dtype(name: str, storage: str, accumulator: str) -> DType:
+    stored = np.dtype(storage)
+    return DType(name, stored.itemsize, stored, np.dtype(accumulator))
+
+
+DTYPES: Final[dict[str, DType]] = {
+    dtype.name: dtype
+    for dtype in (
+        _dtype("F64", "<f8", "f8"),
+        _dtype("F32", "<f4", "f4"),
+        _dtype("F16", "<f2", "f4"),
+        _dtype("BF16", "<u2", "f4"),
+        _dtype("I64", "<i8", "f8"),
+        _dtype("I32", "<i4", "f8"),
+        _dtype("I16", "<i2", "f8"),
+        _dtype("I8", "i1", "f8"),
+        _dtype("U64", "<u8", "f8"),
+        _dtype("U32", "<u4", "f8"),
+        _dtype("U16", "<u2", "f8"),
+        _dtype("U8", "u1", "f8"),
+    )
+}

@@ -1,0 +1,190 @@
+"""The local engine's process: MiniStack, mended where it strays from AWS.
+
+Run as ``python -m gradshard.engine --port 4566``. Every mend below says what AWS does and what
+MiniStack 1.5.33 does instead; drop it when MiniStack does the same.
+"""
+
+import argparse
+import asyncio
+import os
+import resource
+import tempfile
+from collections.abc import Sequence
+from contextvars import ContextVar
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+_SCHEDULER_TICK: Final = 1  # seconds
+
+
+class _NamedError(str):
+    """A function's error message that remembers the name of the exception it came from."""
+
+    __slots__ = ("name",)
+    name: str
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until a signal ends the process."""
+    parser = argparse.ArgumentParser(prog="python -m gradshard.engine", description=__doc__)
+    parser.add_argument("--port", type=int, default=4566, help="port to listen on (default 4566)")
+    parser.add_argument("--bind", action="append", default=[], metavar="ADDRESS")
+    options = parser.parse_args(arguments)
+    _configure(options.port)
+    _mend_versioned_ranges()
+    _mend_max_concurrency_path()
+    _mend_callback_failures()
+    _mend_error_names()
+    _mend_scheduler_tick()
+    _serve(["127.0.0.1", *options.bind], options.port)
+
+
+def _configure(port: int) -> None:
+    """Set what MiniStack reads from the environment when it is imported."""
+    os.environ.update(
+        GATEWAY_PORT=str(port),
+        # Functions inherit the engine's environment: they must talk to this engine, no other.
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}",
+        # Two engines would compete for these fixed ports, and nothing here uses them.
+        IOT_MTLS_ENABLED="0",
+        SFTP_ENABLED="0",
+        # The default is one folder for all engines.
+        STATE_DIR=str(Path(tempfile.gettempdir(), "ministack-state")),
+        # With a Docker daemon in reach it would remove the containers of other engines.
+        DOCKER_HOST="unix:///nonexistent",
+    )
+
+
+def _mend_versioned_ranges() -> None:
+    """Honour ``Range`` when a version is read; MiniStack answers 200 with the whole object."""
+    from ministack.services import s3
+
+    get_object = s3._get_object
+
+    def get(bucket: str, key: str, headers: dict[str, str], query: Any = None) -> Any:
+        wanted = headers.get("range")
+        if not wanted or "versionId" not in (query or {}):
+            return get_object(bucket, key, headers, query)
+        # The checksum of the whole object does not hold for a part of it.
+        headers = {name: headers[name] for name in headers if name != "x-amz-checksum-mode"}
+        status, answer, body = get_object(bucket, key, headers, query)
+        if status != HTTPStatus.OK:
+            return status, answer, body
+        span = s3._parse_range(wanted, len(body))
+        if span is None:
+            message = "The requested range is not satisfiable"
+            return s3._error("InvalidRange", message, 416, f"/{bucket}/{key}")
+        first, last = span
+        answer["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
+        answer["Content-Length"] = str(last - first + 1)
+        return HTTPStatus.PARTIAL_CONTENT, answer, body[first : last + 1]
+
+    s3._get_object = get
+
+
+def _mend_max_concurrency_path() -> None:
+    """Honour ``MaxConcurrencyPath`` of a distributed map, which MiniStack ignores."""
+    from ministack.services import stepfunctions
+
+    run_distributed_map = stepfunctions._run_distributed_map
+
+    def run(state: dict[str, Any], raw: Any, effective: Any, *rest: Any) -> Any:
+        if path := state.get("MaxConcurrencyPath"):
+            state = {**state, "MaxConcurrency": stepfunctions._resolve_path(path, effective)}
+        return run_distributed_map(state, raw, effective, *rest)
+
+    stepfunctions._run_distributed_map = run
+
+
+def _mend_callback_failures() -> None:
+    """Fail a ``.waitForTaskToken`` task when its function fails.
+
+    MiniStack drops that error and waits for a callback that nobody will send.
+    """
+    from ministack.services import stepfunctions
+
+    invoke_with_callback = stepfunctions._invoke_with_callback
+    call_lambda = stepfunctions._call_lambda
+    waiting_token: ContextVar[str | None] = ContextVar("waiting_token", default=None)
+
+    def invoke(resource: str, payload: Any, token: str, state: dict[str, Any]) -> Any:
+        outer = waiting_token.set(token)
+        try:
+            return invoke_with_callback(resource, payload, token, state)
+        finally:
+            waiting_token.reset(outer)
+
+    def call(function: str, event: Any) -> Any:
+        try:
+            return call_lambda(function, event)
+        except stepfunctions._ExecutionError as error:
+            if task := stepfunctions._task_tokens.get(waiting_token.get()):
+                task["error"] = {"Error": error.error, "Cause": error.cause}
+                task["event"].set()
+            raise
+
+    stepfunctions._invoke_with_callback = invoke
+    stepfunctions._call_lambda = call
+
+
+def _mend_error_names() -> None:
+    """Report a function's failure under its exception's name, as AWS does.
+
+    MiniStack calls every one ``Runtime.HandlerError``, so retries and readers cannot tell errors
+    apart. The name travels from the worker process in its answer, then on the message itself.
+    """
+    from ministack.core import lambda_runtime
+    from ministack.services import lambda_svc
+
+    lambda_runtime._PYTHON_WORKER_SCRIPT = lambda_runtime._PYTHON_WORKER_SCRIPT.replace(
+        '"error": str(e), "trace"', '"error": str(e), "name": type(e).__name__, "trace"'
+    )
+    worker_invoke = lambda_runtime.Worker.invoke
+    execute_function = lambda_svc._execute_function_warm
+
+    def invoke(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        response: dict[str, Any] = worker_invoke(self, *args, **kwargs)
+        if response.get("status") == "error":
+            died = response["error"] == "Worker process died"
+            error = _NamedError(response["error"])
+            error.name = "Runtime.ExitError" if died else response.get("name", "")
+            response["error"] = error
+        return response
+
+    def execute(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        result: dict[str, Any] = execute_function(*args, **kwargs)
+        if result.get("error"):
+            message = result["body"]["errorMessage"]
+            if isinstance(message, _NamedError) and message.name:
+                result["body"]["errorType"] = message.name
+        return result
+
+    lambda_runtime.Worker.invoke = invoke
+    lambda_svc._execute_function_warm = execute
+
+
+def _mend_scheduler_tick() -> None:
+    """Look for due schedules every second; AWS is that punctual, MiniStack looks every 10 s."""
+    from ministack.services import scheduler
+
+    scheduler._SCHEDULE_TICK_INTERVAL = _SCHEDULER_TICK
+
+
+def _serve(addresses: list[str], port: int) -> None:
+    from hypercorn.asyncio import serve
+    from hypercorn.config import Config
+    from ministack.app import app
+
+    # A map over many shards holds a stream per contributor and function, all of them here.
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+    config = Config()
+    config.bind = [f"{address}:{port}" for address in addresses]
+    config.keep_alive_timeout = 75
+    config.graceful_timeout = 1
+    asyncio.run(serve(app, config))
+
+
+if __name__ == "__main__":
+    main()

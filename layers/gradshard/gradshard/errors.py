@@ -1,0 +1,45 @@
+"""The errors of gradshard: each names the object and the number that is off, and what to do."""
+
+
+class GradshardError(Exception):
+    """Something a user can mend; its text is written to be read by them."""
+
+
+class SpecError(GradshardError):
+    """A round was asked for in terms that make no sense."""
+
+
+class UpdateError(GradshardError):
+    """A client's update cannot be averaged; the text is the reason its sender reads."""
+
+
+class PlanError(GradshardError):
+    """The round cannot be aggregated within the limits; the text has the numbers."""
+
+
+class ChangedObjectError(GradshardError):
+    """An object is not, or no longer, the version that was frozen into the plan."""
+
+
+class StoreError(GradshardError):
+    """S3 refused a request, or went on failing after the retries."""
+
+
+class RoundNotFoundError(GradshardError):
+    """There is no round of that name."""
+
+
+class RoundExistsError(GradshardError):
+    """A round of that name was opened before, in other terms."""
+
+
+class RoundFailed(GradshardError):  # noqa: N818 - the outcome a caller waits for, not a fault of the call
+    """The round ended without an averaged update; the text is the recorded cause."""
+
+
+class WaitTimeoutError(GradshardError):
+    """The round has not ended within the time the caller was willing to wait."""
+
+
+class EngineError(GradshardError):
+    """The local engine cannot be started, reached or stopped."""

@@ -1,0 +1,86 @@
+"""The names of a round's objects, and what may be part of them."""
+
+import re
+from typing import Final, NamedTuple
+
+from gradshard.errors import SpecError
+
+ROUNDS: Final = "rounds/"
+UPDATE_SUFFIX: Final = ".safetensors"
+
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_UPDATE_KEY: Final = re.compile(
+    rf"{ROUNDS}(?P<round>{_ID.pattern})/updates/(?P<client>.+){re.escape(UPDATE_SUFFIX)}", re.DOTALL
+)
+
+
+def check_id(kind: str, name: object) -> str:
+    """Return ``name`` if it may name a round or a client.
+
+    Ids become parts of S3 keys, execution names and schedule names, so they hold only what is
+    plain in all three: letters, digits, dots, underscores and hyphens, 64 at most.
+
+    Raises
+    ------
+    SpecError
+        It may not.
+    """
+    if not isinstance(name, str) or not _ID.fullmatch(name):
+        shown = name if not isinstance(name, str) or len(name) <= 80 else name[:79] + "…"
+        raise SpecError(
+            f"{kind} id {shown!r} is not 1 to 64 letters, digits, dots, underscores or hyphens "
+            "that begin with a letter or digit"
+        )
+    return name
+
+
+class ObjectVersion(NamedTuple):
+    """One immutable version of an object; ``version`` is empty in a bucket without versions."""
+
+    key: str
+    version: str
+    etag: str
+    nbytes: int
+
+
+class UpdateKey(NamedTuple):
+    """Round and client of an update's key."""
+
+    round_id: str
+    client: str
+
+
+def parse_update_key(key: str) -> UpdateKey | None:
+    """Read round and client from the key of an update; None if it is no update's key."""
+    match = _UPDATE_KEY.fullmatch(key)
+    return UpdateKey(match["round"], match["client"]) if match else None
+
+
+class RoundKeys:
+    """The keys of one round's objects."""
+
+    def __init__(self, round_id: str) -> None:
+        self.round_id = check_id("round", round_id)
+        root = f"{ROUNDS}{self.round_id}/"
+        self.spec = f"{root}spec.json"
+        self.callback = f"{root}callback.json"
+        self.updates = f"{root}updates/"
+        self.rejections = f"{root}rejected/"
+        self.plan = f"{root}plan.json"
+        self.layout = f"{root}layout.json"
+        self.tasks = f"{root}tasks/0.json"
+        self.reports = f"{root}reports/0/"
+        self.result = f"{root}update.safetensors"
+        self.manifest = f"{root}manifest.json"
+
+    def update(self, client: str) -> str:
+        """Return the key of a client's update."""
+        return f"{self.updates}{check_id('client', client)}{UPDATE_SUFFIX}"
+
+    def rejection(self, client: str) -> str:
+        """Return the key under which a client reads why its update was refused."""
+        return f"{self.rejections}{check_id('client', client)}.json"
+
+    def report(self, task: int) -> str:
+        """Return the key of what a task has to say of its work."""
+        return f"{self.reports}{task:05d}.json"

@@ -1,0 +1,56 @@
+"""AWS's limits, prices and speeds as numbers, each with its source and the day it was read.
+
+Numbers go stale; this is the one place to change them. Prices are us-east-1's.
+"""
+
+from typing import Final
+
+MIB: Final = 1024 * 1024
+
+# S3, https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html (2026-11)
+MIN_PART_BYTES: Final = 5 * MIB
+MAX_PARTS: Final = 10_000
+
+# Lambda, https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html (2026-11)
+MIN_MEMORY_MB: Final = 128
+MAX_MEMORY_MB: Final = 10_240
+MB_PER_VCPU: Final = 1_769
+
+# Express executions end after five minutes,
+# https://docs.aws.amazon.com/step-functions/latest/dg/choosing-workflow-type.html (2026-11).
+# A task stays under half of that, so that one retry fits.
+MAX_TASK_SECONDS: Final = 140.0
+
+# Step Functions, https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html (2026-11)
+MAX_PAYLOAD_BYTES: Final = 256 * 1024
+
+# Network of a function: sustained rate whatever its memory, after a burst (Bodner et al.,
+# arXiv 2501.07771, measured 2024). Of the 300 MiB of burst, half comes only once per environment.
+SUSTAINED_BYTES_PER_SECOND: Final = 75 * MIB
+BURST_BYTES_PER_SECOND: Final = 1024 * MIB
+BURST_BYTES: Final = 300 * MIB
+
+# Assumed, not measured on AWS: from the start of a task to its first byte, warm.
+TASK_START_SECONDS: Final = 0.2
+# Assumed: the machine's transitions and the small functions around the tasks.
+ROUND_OVERHEAD_SECONDS: Final = 1.5
+# Assumed: what each of the small functions is billed for, per invocation.
+SMALL_FUNCTION_GB_SECONDS: Final = 0.25 * 0.3
+
+# CPU seconds per GB of client bytes, HTTPS receive and arithmetic together: boto3's receive with
+# eight connections .86 plus numpy's .11, measured on loopback with a 2-core x86-64 machine.
+CPU_SECONDS_PER_GB: Final = 0.97
+
+# https://aws.amazon.com/lambda/pricing/ (2026-11)
+DOLLARS_PER_GB_SECOND: Final = {"x86_64": 0.0000166667, "arm64": 0.0000133334}
+DOLLARS_PER_INVOCATION: Final = 0.20 / 1e6
+# https://aws.amazon.com/s3/pricing/ (2026-11); PUT stands for COPY, POST and LIST too.
+DOLLARS_PER_PUT: Final = 0.005 / 1e3
+DOLLARS_PER_GET: Final = 0.0004 / 1e3
+# https://aws.amazon.com/step-functions/pricing/ (2026-11)
+DOLLARS_PER_TRANSITION: Final = 0.025 / 1e3
+DOLLARS_PER_EXPRESS_REQUEST: Final = 1.00 / 1e6
+DOLLARS_PER_EXPRESS_GB_SECOND: Final = 0.00001667
+EXPRESS_MEMORY_GB: Final = 64 / 1024
+# Transitions of a round without its tasks: the states of round.asl.json on the straight path.
+ROUND_TRANSITIONS: Final = 8

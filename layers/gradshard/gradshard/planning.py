@@ -1,0 +1,349 @@
+"""Cut an update into shards and parts, and foresee what aggregating them takes.
+
+A plan is worked out from sizes alone: this module knows nothing of AWS but the numbers in
+:mod:`gradshard.limits`.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, NamedTuple
+
+from gradshard import limits
+from gradshard.dtypes import DTYPES
+from gradshard.errors import PlanError
+from gradshard.layout import Span
+from gradshard.limits import MIB
+from gradshard.spec import MAX_SHARDS
+
+PART_BYTES: Final = 8 * MIB
+"""A shard is uploaded in parts of this size up to twice it; two of them are in memory at once."""
+
+BLOCK_BYTES: Final = MIB
+"""Bytes of each contributor that are added before the next contributor's are."""
+
+SLICE_BYTES: Final = 256 * 1024
+"""Bytes read at a time: small enough that numpy works on them in the processor's cache."""
+
+
+class Shard(NamedTuple):
+    """The byte range [start, end) of one task, and the parts of the upload it becomes."""
+
+    index: int
+    start: int
+    end: int
+    first_part: int
+    parts: int
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What aggregating with M shards is expected to take on AWS.
+
+    Parameters
+    ----------
+    shards
+        M.
+    memory_mb
+        The aggregator's configured memory.
+    needed_mb
+        Peak memory of one aggregator, in MB of 1024² bytes as Lambda counts them.
+    task_seconds
+        Duration of one task.
+    seconds
+        From the last update to the finished round.
+    dollars
+        By what it is paid for, per round: ``lambda``, ``s3_aggregators``, ``s3_clients``,
+        ``orchestration``.
+    """
+
+    shards: int
+    memory_mb: int
+    needed_mb: float
+    task_seconds: float
+    seconds: float
+    dollars: dict[str, float]
+
+    @property
+    def total_dollars(self) -> float:
+        """The whole round's price."""
+        return sum(self.dollars.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the projection as JSON, the total included."""
+        return {**asdict(self), "total_dollars": self.total_dollars}
+
+
+def cut(spans: Sequence[Span], start: int, end: int, pieces: int) -> list[int]:
+    """Cut [start, end) into nearly equal pieces on element boundaries.
+
+    Parameters
+    ----------
+    spans
+        The whole layout's spans.
+    start, end
+        Element boundaries themselves.
+    pieces
+        How many; at least one.
+
+    Returns
+    -------
+    list of int
+        ``pieces + 1`` positions, the first ``start``, the last ``end``, never falling.
+    """
+    starts = [span.start for span in spans]
+    positions = [start]
+    for piece in range(1, pieces):
+        position = start + (end - start) * piece // pieces
+        span = spans[bisect_right(starts, position) - 1]
+        size = DTYPES[span.dtype].size
+        positions.append(span.start + (position - span.start) // size * size)
+    positions.append(end)
+    return positions
+
+
+def part_bytes(nbytes: int) -> int:
+    """Return the nominal size of a part, such that the parts of an update do not exceed 10,000."""
+    return max(PART_BYTES, -(-nbytes // limits.MAX_PARTS))
+
+
+def max_shards(nbytes: int) -> int:
+    """Return the largest M whose parts all reach S3's 5 MiB."""
+    # A cut moves by less than an element, so a shard may come out that much smaller.
+    largest_element = max(dtype.size for dtype in DTYPES.values())
+    return max(1, min(MAX_SHARDS, nbytes // (limits.MIN_PART_BYTES + largest_element)))
+
+
+def cut_shards(spans: Sequence[Span], nbytes: int, shards: int) -> list[Shard]:
+    """Cut a layout into M shards and number the parts each becomes, from 1."""
+    positions = cut(spans, 0, nbytes, shards)
+    nominal = part_bytes(nbytes)
+    result: list[Shard] = []
+    first_part = 1
+    for index, (start, end) in enumerate(zip(positions, positions[1:], strict=False)):
+        parts = max(1, (end - start) // nominal)
+        result.append(Shard(index, start, end, first_part, parts))
+        first_part += parts
+    return result
+
+
+def clip(spans: Sequence[Span], start: int, end: int) -> Iterator[Span]:
+    """Yield the parts of ``spans`` that lie in [start, end)."""
+    first = bisect_right([span.start for span in spans], start) - 1
+    for span in spans[first:]:
+        if span.start >= end:
+            return
+        yield Span(span.dtype, max(span.start, start), min(span.end, end))
+
+
+def project_memory(nbytes: int, shards: int, contributors: int, plan_bytes: int = 0) -> float:
+    """Return the peak memory of one aggregator in MB, as an upper bound.
+
+    projected = resident + parts + block + scratch + streams + plan, where
+
+    - *resident* is the interpreter with numpy, boto3, Powertools and Lambda's runtime client;
+    - *parts*: two outgoing ones, each up to twice the nominal size but never over the shard;
+    - *block* and *scratch* are in the accumulator's type, up to eight times the element's size;
+    - *streams*: a connection with its TLS state and buffers per contributor;
+    - *plan*: the parsed plan, which grows with the number of runs.
+    """
+    shard = -(-nbytes // shards)
+    part = min(2 * part_bytes(nbytes), shard + MIB)
+    widening = 8
+    fixed = SLICE_BYTES + widening * (BLOCK_BYTES + SLICE_BYTES)
+    streams = contributors * STREAM_BYTES
+    return RESIDENT_MB + (2 * part + fixed + streams + 8 * plan_bytes) / MIB
+
+
+RESIDENT_MB: Final = 90.0
+"""Measured on x86-64 Linux: interpreter, numpy, boto3 with an S3 client, Powertools, the handler."""
+
+STREAM_BYTES: Final = 256 * 1024
+"""Measured: a connection's objects, TLS state and urllib3's buffer of one slice."""
+
+
+def project(
+    nbytes: int,
+    contributors: int,
+    shards: int,
+    *,
+    memory_mb: int,
+    architecture: str,
+    plan_bytes: int = 0,
+) -> Projection:
+    """Foresee one aggregation.
+
+    Parameters
+    ----------
+    nbytes
+        Size of an update's tensors.
+    contributors
+        Number of updates.
+    shards
+        M.
+    memory_mb
+        The aggregator's configured memory, which is also its share of a processor.
+    architecture
+        ``arm64`` or ``x86_64``; decides the price.
+    plan_bytes
+        Size of the plan's JSON, read by every task.
+    """
+    read_bytes = contributors * nbytes / shards
+    parts = max(1, nbytes // shards // part_bytes(nbytes))
+    task_seconds = limits.TASK_START_SECONDS + max(
+        _network_seconds(read_bytes),
+        limits.CPU_SECONDS_PER_GB * read_bytes / 1e9 / min(1.0, memory_mb / limits.MB_PER_VCPU),
+    )
+    small_invocations = contributors + 3
+    gb_seconds = (
+        shards * task_seconds * memory_mb / 1024
+        + small_invocations * limits.SMALL_FUNCTION_GB_SECONDS
+    )
+    dollars = {
+        "lambda": gb_seconds * limits.DOLLARS_PER_GB_SECOND[architecture]
+        + (shards + small_invocations) * limits.DOLLARS_PER_INVOCATION,
+        # A task reads the plan and every contributor, and writes its parts and its report.
+        "s3_aggregators": shards * (contributors + 1) * limits.DOLLARS_PER_GET
+        + shards * (parts + 1) * limits.DOLLARS_PER_PUT,
+        # Each client uploads its update and fetches the result.
+        "s3_clients": contributors * (limits.DOLLARS_PER_PUT + limits.DOLLARS_PER_GET),
+        # Around the tasks: each arrival is a header read and a listing.
+        "s3_round": contributors * (2 * limits.DOLLARS_PER_GET + limits.DOLLARS_PER_PUT)
+        + shards * limits.DOLLARS_PER_GET
+        + 8 * limits.DOLLARS_PER_PUT,
+        "orchestration": (limits.ROUND_TRANSITIONS + shards) * limits.DOLLARS_PER_TRANSITION
+        + shards * limits.DOLLARS_PER_EXPRESS_REQUEST
+        + shards
+        * task_seconds
+        * limits.EXPRESS_MEMORY_GB
+        * limits.DOLLARS_PER_EXPRESS_GB_SECOND,
+    }
+    return Projection(
+        shards=shards,
+        memory_mb=memory_mb,
+        needed_mb=project_memory(nbytes, shards, contributors, plan_bytes),
+        task_seconds=task_seconds,
+        seconds=task_seconds + limits.ROUND_OVERHEAD_SECONDS,
+        dollars=dollars,
+    )
+
+
+def choose(
+    nbytes: int,
+    contributors: int,
+    *,
+    memory_mb: int,
+    architecture: str,
+    shards: int | None = None,
+    within: float | None = None,
+    plan_bytes: int = 0,
+) -> tuple[Projection, list[str]]:
+    """Choose M: the one asked for, or the cheapest that meets the time budget.
+
+    Returns
+    -------
+    Projection
+        Of the chosen M.
+    list of str
+        What was decided otherwise than asked for, and why.
+
+    Raises
+    ------
+    PlanError
+        Nothing fits; the text has the numbers and the smallest change that would do.
+    """
+    notes: list[str] = []
+    most = max_shards(nbytes)
+
+    def projected(m: int) -> Projection:
+        return project(
+            nbytes,
+            contributors,
+            m,
+            memory_mb=memory_mb,
+            architecture=architecture,
+            plan_bytes=plan_bytes,
+        )
+
+    if shards is not None and shards > most:
+        notes.append(
+            f"M lowered from {shards} to {most}: shards of {nbytes} bytes would fall under "
+            f"the {limits.MIN_PART_BYTES} bytes that S3 wants of a part"
+        )
+        shards = most
+    candidates = [projected(m) for m in ([shards] if shards else range(1, most + 1))]
+    roomy = [p for p in candidates if p.needed_mb <= memory_mb]
+    if not roomy:
+        needed = min(p.needed_mb for p in candidates)
+        raise PlanError(
+            f"an aggregator needs {needed:.0f} MB and has {memory_mb}; "
+            f"deploy with AggregatorMemory={_round_up(needed)}"
+        )
+    quick = [p for p in roomy if p.task_seconds <= limits.MAX_TASK_SECONDS]
+    if not quick:
+        least = next(
+            (m for m in range(1, most + 1) if projected(m).task_seconds <= limits.MAX_TASK_SECONDS),
+            None,
+        )
+        change = (
+            f"ask for at least {least} shards"
+            if least
+            else "deploy with more AggregatorMemory, or average fewer clients a round"
+        )
+        raise PlanError(
+            f"a task would take {min(p.task_seconds for p in roomy):.0f} s, over the "
+            f"{limits.MAX_TASK_SECONDS:.0f} s that a task may; {change}"
+        )
+    in_time = [p for p in quick if within is None or p.seconds <= within]
+    if not in_time:
+        fastest = min(quick, key=lambda p: p.seconds)
+        raise PlanError(
+            f"no M aggregates within {within:g} s: the fastest, M={fastest.shards} at "
+            f"{memory_mb} MB, takes {fastest.seconds:.1f} s; allow that, or deploy with more "
+            "AggregatorMemory"
+        )
+    return min(in_time, key=lambda p: (p.total_dollars, p.shards)), notes
+
+
+def frontier(
+    nbytes: int,
+    contributors: int,
+    *,
+    architecture: str,
+    memories: Sequence[int],
+    shards: int | None = None,
+) -> list[Projection]:
+    """Return the choices of memory and M that no other beats on both seconds and dollars."""
+    most = max_shards(nbytes)
+    choices = sorted(
+        (
+            projection
+            for memory_mb in memories
+            for m in ([min(shards, most)] if shards else range(1, most + 1))
+            if (
+                projection := project(
+                    nbytes, contributors, m, memory_mb=memory_mb, architecture=architecture
+                )
+            ).needed_mb
+            <= memory_mb
+            and projection.task_seconds <= limits.MAX_TASK_SECONDS
+        ),
+        key=lambda p: (p.seconds, p.total_dollars),
+    )
+    best: list[Projection] = []
+    for projection in choices:
+        if not best or projection.total_dollars < best[-1].total_dollars:
+            best.append(projection)
+    return best
+
+
+def _network_seconds(nbytes: float) -> float:
+    burst = min(nbytes, limits.BURST_BYTES)
+    return (
+        burst / limits.BURST_BYTES_PER_SECOND
+        + (nbytes - burst) / limits.SUSTAINED_BYTES_PER_SECOND
+    )
+
+
+def _round_up(megabytes: float) -> int:
+    return max(limits.MIN_MEMORY_MB, -(-int(megabytes + 1) // 64) * 64)

@@ -1,0 +1,192 @@
+"""One task: average one shard of all contributors into parts of the result."""
+
+import contextlib
+import resource
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gradshard import aggregation
+from gradshard.aggregation import NonFiniteSumError
+from gradshard.dtypes import DTYPES
+from gradshard.errors import ChangedObjectError, PlanError
+from gradshard.keys import RoundKeys
+from gradshard.layout import PREFIX_BYTES, parse_header
+from gradshard.plan import Plan, Refusal
+from gradshard.planning import Shard
+from gradshard.store import Part, RangeStream, Store
+
+OPENERS = 8
+"""Streams opened at once: enough to hide the requests' latency."""
+
+
+class _Upload:
+    """Sends parts from a thread of its own, while the next ones are computed."""
+
+    def __init__(self, store: Store, key: str, upload_id: str, pool: ThreadPoolExecutor) -> None:
+        self._store, self._key, self._upload_id, self._pool = store, key, upload_id, pool
+
+    def put(self, number: int, data: bytearray) -> "Future[Part]":
+        return self._pool.submit(
+            self._store.upload_part, self._key, self._upload_id, number, data
+        )
+
+
+def aggregate_shard(
+    store: Store, round_id: str, *, attempt: int, shard: Shard
+) -> dict[str, Any]:
+    """Average one shard and report; safe to repeat, since parts overwrite themselves.
+
+    Parameters
+    ----------
+    store
+        The bucket.
+    round_id, attempt
+        Which plan.
+    shard
+        The task, as the plan lists it.
+
+    Returns
+    -------
+    dict
+        The report, which is also written for ``finalize_round``: seconds, memory, traffic, and
+        the contributors that turned out to be bad.
+    """
+    keys = RoundKeys(round_id)
+    wall, cpu = time.perf_counter(), time.process_time()
+    store.take_traffic()
+    fields = store.get_json(keys.plan)
+    if fields is None:
+        raise PlanError(f"{keys.plan} is missing")
+    plan = Plan.from_json(fields)
+    if plan.attempt != attempt:
+        # A straggler of an attempt that was given up; its upload is gone.
+        return {"shard": shard.index, "attempt": attempt, "superseded_by": plan.attempt}
+    try:
+        refused = _write_shard(store, keys, plan, shard)
+    except Exception as error:
+        # The machine's Map only says that a child failed; abort_round finds the cause here.
+        text = f"{type(error).__name__}: {error}"
+        report = {"shard": shard.index, "attempt": attempt, "error": text}
+        store.put_json(keys.report(shard.index), report)
+        raise
+    report = {
+        "shard": shard.index,
+        "attempt": attempt,
+        "error": None,
+        "start": shard.start,
+        "end": shard.end,
+        "seconds": round(time.perf_counter() - wall, 3),
+        "cpu_seconds": round(time.process_time() - cpu, 3),
+        "peak_mb": round(peak_memory_mb(), 1),
+        **asdict(store.take_traffic()),
+        "refused": [vars(refusal) for refusal in refused],
+    }
+    store.put_json(keys.report(shard.index), report)
+    return report
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory this process has had resident so far, in MB of 1024² bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage, whose figure outlives exec and so may be the parent's.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+
+
+def _write_shard(store: Store, keys: RoundKeys, plan: Plan, shard: Shard) -> list[Refusal]:
+    """Aggregate; if an update turns out to be bad, say whose, and leave the shard unfinished."""
+    header = b""
+    if shard.index == 0:
+        header = store.get_bytes(keys.layout) or b""
+        if len(header) != plan.header_bytes:
+            raise PlanError(
+                f"{keys.layout} has {len(header)} bytes, not the planned {plan.header_bytes}"
+            )
+    weights = [contributor.weight for contributor in plan.contributors]
+
+    def aggregate(*, allow_nonfinite: bool) -> None:
+        with (
+            _opened(store, plan, shard.start, shard.end) as streams,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            aggregation.aggregate(
+                streams,
+                weights,
+                plan.spans,
+                shard,
+                _Upload(store, keys.result, plan.upload_id, pool),
+                header=header,
+                allow_nonfinite=allow_nonfinite,
+            )
+
+    try:
+        aggregate(allow_nonfinite=plan.allow_nonfinite)
+    except NonFiniteSumError as error:
+        refused = _nonfinite(store, keys, plan, error.position, shard.end)
+        if not refused:
+            # Every addend is finite and only their sum is not: then that is the result.
+            aggregate(allow_nonfinite=True)
+        return refused
+    except ChangedObjectError:
+        refused = _gone(store, plan, shard)
+        if not refused:
+            raise
+        return refused
+    return []
+
+
+@contextlib.contextmanager
+def _opened(store: Store, plan: Plan, start: int, end: int) -> Iterator[list[RangeStream]]:
+    """Give every contributor's bytes [start, end) of the layout, all requests made at once."""
+    streams = [
+        RangeStream(store, contributor.source, contributor.ranges(start, end))
+        for contributor in plan.contributors
+    ]
+    try:
+        with ThreadPoolExecutor(OPENERS) as pool:
+            list(pool.map(RangeStream.open, streams))
+        yield streams
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+def _nonfinite(
+    store: Store, keys: RoundKeys, plan: Plan, position: int, end: int
+) -> list[Refusal]:
+    """Read on from where the sum went bad, and name client and tensor."""
+    with _opened(store, plan, position, end) as streams:
+        found = aggregation.find_nonfinite(streams, plan.spans, position, end)
+    if not found:
+        return []
+    header = store.get_bytes(keys.layout) or b""
+    layout = parse_header(header[PREFIX_BYTES:], plan.header_bytes + plan.nbytes).layout
+    refused = []
+    for index, byte in sorted(found.items()):
+        source, tensor = plan.contributors[index].source, layout.tensor_at(byte)
+        element = (byte - tensor.start) // DTYPES[tensor.dtype].size
+        reason = (
+            f"{source.key}: tensor {tensor.name!r} holds a NaN or an infinity at element {element}"
+        )
+        refused.append(Refusal(plan.contributors[index].client, reason, source.etag))
+    return refused
+
+
+def _gone(store: Store, plan: Plan, shard: Shard) -> list[Refusal]:
+    """Find out whose planned version cannot be read any more."""
+    refused = []
+    for contributor in plan.contributors:
+        stream = RangeStream(store, contributor.source, contributor.ranges(shard.start, shard.end))
+        try:
+            stream.open()
+        except ChangedObjectError as error:
+            refused.append(Refusal(contributor.client, str(error), contributor.source.etag))
+        finally:
+            stream.close()
+    return refused

@@ -1,0 +1,91 @@
+"""Updates as they come: which have arrived, whether one is good, when nobody need be awaited."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from gradshard.errors import UpdateError
+from gradshard.keys import ObjectVersion, RoundKeys, parse_update_key
+from gradshard.layout import (
+    PREFIX_BYTES,
+    Header,
+    header_length,
+    parse_header,
+    parse_samples,
+)
+from gradshard.plan import Refusal
+from gradshard.rounds import services
+from gradshard.spec import RoundSpec, parse_spec
+from gradshard.store import Store
+
+FIRST_READ_BYTES = 64 * 1024
+"""The header of most models is shorter than this, so that one request reads it."""
+
+READERS = 8
+
+
+class Update(NamedTuple):
+    """A good update."""
+
+    client: str
+    source: ObjectVersion
+    header: Header
+    samples: int
+
+
+def read_spec(store: Store, keys: RoundKeys) -> tuple[RoundSpec, dict[str, Any]] | None:
+    """Return the terms of a round and its record of times; None if it was never opened."""
+    record = store.get_json(keys.spec)
+    return None if record is None else (parse_spec(record["spec"]), record)
+
+
+def arrived(store: Store, keys: RoundKeys) -> list[str]:
+    """List the clients whose updates are there, good or bad, sorted."""
+    parsed = (parse_update_key(entry.key) for entry in store.list_objects(keys.updates))
+    return sorted(key.client for key in parsed if key)
+
+
+def check_update(store: Store, keys: RoundKeys, client: str) -> Update | Refusal | None:
+    """Read and check the header of a client's newest upload; None if there is none."""
+    key = keys.update(client)
+    head = store.get_head(key, FIRST_READ_BYTES)
+    if head is None:
+        return None
+    data, source = head
+    try:
+        end = PREFIX_BYTES + header_length(data, source.nbytes)
+        if end > len(data):
+            data += store.get_range(source, len(data), end)
+        header = parse_header(data[PREFIX_BYTES:end], source.nbytes)
+        return Update(client, source, header, parse_samples(header.metadata))
+    except UpdateError as error:
+        return Refusal(client, f"{key}: {error}", source.etag)
+
+
+def check_updates(
+    store: Store, keys: RoundKeys, clients: list[str]
+) -> list[Update | Refusal | None]:
+    """Check several clients' updates side by side."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(lambda client: check_update(store, keys, client), clients))
+
+
+def refuse(store: Store, keys: RoundKeys, refusal: Refusal) -> None:
+    """Write the reason where its client can read it."""
+    store.put_json(keys.rejection(refusal.client), vars(refusal))
+
+
+def resume_if_complete(store: Store, keys: RoundKeys, spec: RoundSpec) -> bool:
+    """Let the round go on if every expected client has answered, with a good update or a bad one.
+
+    Both who opens a round and who collects an update end with this check, after they have
+    written what the other one looks for; so whoever comes last sees everything.
+    """
+    if not spec.is_complete(arrived(store, keys)):
+        return False
+    return resume(store, keys, "complete")
+
+
+def resume(store: Store, keys: RoundKeys, reason: str) -> bool:
+    """Let the round go on; False if it is not waiting."""
+    callback = store.get_json(keys.callback)
+    return callback is not None and services.resume(callback["token"], reason)

@@ -1,0 +1,88 @@
+"""An update arrived, or the deadline passed: check it, and let the round go on when it can."""
+
+from typing import Any
+
+from gradshard.errors import SpecError
+from gradshard.keys import RoundKeys, check_id, parse_update_key
+from gradshard.plan import Plan, Refusal
+from gradshard.rounds import arrivals
+from gradshard.store import Store
+
+
+def deadline_passed(store: Store, round_id: str) -> dict[str, Any]:
+    """Let the round go on with what has arrived; planning counts whether that is a quorum."""
+    resumed = arrivals.resume(store, RoundKeys(round_id), "deadline")
+    return {"round": round_id, "resumed": resumed}
+
+
+def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
+    """Take note of an uploaded update; safe to repeat.
+
+    Parameters
+    ----------
+    store
+        The bucket.
+    key
+        Of the object that appeared.
+    etag
+        Of the version that the event is about, without quotes.
+
+    Returns
+    -------
+    dict
+        ``status`` is ``accepted``, ``refused`` or ``ignored``, the latter two with a ``reason``.
+    """
+    parsed = parse_update_key(key)
+    try:
+        keys = RoundKeys(parsed.round_id) if parsed else None
+        client = check_id("client", parsed.client) if parsed else ""
+    except SpecError as error:
+        return {"status": "ignored", "reason": str(error)}
+    opened = arrivals.read_spec(store, keys) if keys else None
+    if keys is None or opened is None:
+        return {"status": "ignored", "reason": f"{key}: there is no such round"}
+    spec, _ = opened
+
+    outcome: dict[str, Any] = {"round": keys.round_id, "client": client}
+    if late := _late(store, keys, client, etag):
+        arrivals.refuse(store, keys, late)
+        return outcome | {"status": "ignored", "reason": late.reason}
+    if store.head(keys.plan) is not None:
+        return outcome | {"status": "ignored", "reason": "an event of before planning, repeated"}
+
+    if spec.expects(client):
+        update = arrivals.check_update(store, keys, client)
+    else:
+        update = Refusal(client, f"{key}: client {client!r} is not expected in this round", etag)
+    if isinstance(update, Refusal):
+        arrivals.refuse(store, keys, update)
+        outcome |= {"status": "refused", "reason": update.reason}
+    else:
+        # A better upload than an earlier, refused one.
+        if store.head(keys.rejection(client)) is not None:
+            store.delete(keys.rejection(client))
+        outcome |= {"status": "accepted"}
+    return outcome | {"resumed": arrivals.resume_if_complete(store, keys, spec)}
+
+
+def _late(store: Store, keys: RoundKeys, client: str, etag: str) -> Refusal | None:
+    """Tell an upload that came after planning from a repeated event of one that came before."""
+    fields = store.get_json(keys.plan)
+    if fields is None:
+        manifest = store.get_json(keys.manifest)
+        if manifest is None:
+            return None
+        reason = f"the round has ended ({manifest['status']}); this upload was ignored"
+        return Refusal(client, f"{keys.update(client)}: {reason}", etag, late=True)
+    plan = Plan.from_json(fields)
+    counted = {c.client: c.source.etag for c in plan.contributors}
+    known = counted | {refusal.client: refusal.etag for refusal in plan.refused}
+    if known.get(client, "").strip('"') == etag:
+        return None
+    which = (
+        "the version uploaded before is the one that counts"
+        if client in counted
+        else "the client takes no part in this round"
+    )
+    reason = f"{keys.update(client)}: uploaded after the round was planned; {which}"
+    return Refusal(client, reason, etag, late=True)

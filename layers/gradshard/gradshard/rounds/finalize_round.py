@@ -1,0 +1,163 @@
+"""Make the result appear, and write the manifest, last."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+from gradshard.errors import PlanError, StoreError
+from gradshard.keys import ObjectVersion, RoundKeys
+from gradshard.plan import ORDER, RULE, TOPOLOGY, Plan, Refusal
+from gradshard.rounds import arrivals, services
+from gradshard.store import Store
+
+READERS = 16
+COMPLETED = "completed"
+FAILED = "failed"
+NOT_IN_MANIFEST = {"attempt", "error", "refused"}
+
+
+
+
+def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
+    """Complete the round's upload and record the round; safe to repeat.
+
+    Returns
+    -------
+    dict
+        ``status`` ``completed``; or ``replan`` with the next ``attempt`` and the ``refused``
+        contributors, when some turned out to be bad while they were read.
+
+    Raises
+    ------
+    PlanError
+        A task has not reported.
+    StoreError
+        The result is not what the tasks were to make of it.
+    """
+    keys = RoundKeys(round_id)
+    fields = store.get_json(keys.plan)
+    if fields is None:
+        raise PlanError(f"{keys.plan} is missing")
+    plan = Plan.from_json(fields)
+    reports = _read_reports(store, keys, plan)
+    refused = _merge_refusals(reports)
+    if refused:
+        for refusal in refused:
+            arrivals.refuse(store, keys, refusal)
+        return {
+            "status": "replan",
+            "attempt": plan.attempt + 1,
+            "refused": [vars(refusal) for refusal in refused],
+        }
+    result = _complete(store, keys, plan)
+    manifest = _manifest(plan, result, reports)
+    if not store.put_json(keys.manifest, manifest, replaces=None):
+        manifest = store.get_json(keys.manifest)
+        if manifest["status"] != COMPLETED:
+            # The round was given up while this function was at work: nothing may be seen of it.
+            store.delete(keys.result)
+            raise PlanError(f"round {round_id!r} was given up: {manifest['cause']}")
+    services.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
+    return {"status": COMPLETED}
+
+
+def _read_reports(store: Store, keys: RoundKeys, plan: Plan) -> list[dict[str, Any]]:
+    with ThreadPoolExecutor(READERS) as pool:
+        reports = list(
+            pool.map(lambda shard: store.get_json(keys.report(shard.index)), plan.shards)
+        )
+    for shard, report in zip(plan.shards, reports, strict=True):
+        if report is None or report["attempt"] != plan.attempt or report["error"]:
+            raise PlanError(f"shard {shard.index} of {len(plan.shards)} has not been aggregated")
+    return reports
+
+
+def _merge_refusals(reports: list[dict[str, Any]]) -> list[Refusal]:
+    """One refusal a client: that of the first shard that found it bad."""
+    merged: dict[str, Refusal] = {}
+    for report in reports:
+        for fields in report["refused"]:
+            merged.setdefault(fields["client"], Refusal(**fields))
+    return [merged[client] for client in sorted(merged)]
+
+
+def _complete(store: Store, keys: RoundKeys, plan: Plan) -> ObjectVersion:
+    expected_parts = sum(shard.parts for shard in plan.shards)
+    expected_bytes = plan.header_bytes + plan.nbytes
+    parts = store.list_parts(keys.result, plan.upload_id)
+    if parts is not None:
+        nbytes = sum(part.nbytes for part in parts)
+        if len(parts) != expected_parts or nbytes != expected_bytes:
+            raise StoreError(
+                f"{keys.result}: {len(parts)} parts of {nbytes} bytes were uploaded, "
+                f"not {expected_parts} of {expected_bytes}"
+            )
+        store.complete_upload(keys.result, plan.upload_id, parts)
+    # Without parts the upload was completed before, and only the answer was lost.
+    source = store.head(keys.result)
+    if source is None or source.nbytes != expected_bytes:
+        raise StoreError(
+            f"{keys.result} has {source.nbytes if source else 'no'} bytes, not {expected_bytes}"
+        )
+    return source
+
+
+def _manifest(
+    plan: Plan, result: ObjectVersion, reports: list[dict[str, Any]]
+) -> dict[str, Any]:
+    finished_at = datetime.now(UTC)
+    planned = datetime.fromisoformat(plan.planned_at)
+    totals: dict[str, Any] = {
+        name: sum(report[name] for report in reports)
+        for name in (
+            "gets",
+            "puts",
+            "retries",
+            "bytes_read",
+            "bytes_written",
+            "seconds",
+            "cpu_seconds",
+        )
+    }
+    totals["peak_mb"] = max(report["peak_mb"] for report in reports)
+    totals["longest_seconds"] = max(report["seconds"] for report in reports)
+    return {
+        "round": plan.round_id,
+        "status": COMPLETED,
+        "rule": RULE,
+        "topology": TOPOLOGY,
+        "order": ORDER,
+        "update": {
+            "key": result.key,
+            "version": result.version,
+            "etag": result.etag,
+            "nbytes": result.nbytes,
+            "tensors": plan.tensors,
+        },
+        "contributors": [
+            {
+                "client": contributor.client,
+                "samples": contributor.samples,
+                "weight": contributor.weight,
+                "nbytes": contributor.source.nbytes,
+                "etag": contributor.source.etag,
+                "version": contributor.source.version,
+            }
+            for contributor in plan.contributors
+        ],
+        "refused": [vars(refusal) for refusal in plan.refused],
+        "missing": plan.missing,
+        "attempts": plan.attempt + 1,
+        "shards": len(plan.shards),
+        "tasks": [
+            {name: value for name, value in report.items() if name not in NOT_IN_MANIFEST}
+            for report in reports
+        ],
+        "totals": totals,
+        "projected": plan.projected,
+        "notes": plan.notes,
+        "opened_at": plan.opened_at,
+        "planned_at": plan.planned_at,
+        "finished_at": finished_at.isoformat(),
+        "seconds": round((finished_at - planned).total_seconds(), 3),
+    }

@@ -1,0 +1,57 @@
+"""Open a round: check its terms, keep the callback token, schedule the deadline."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from gradshard.errors import GradshardError, RoundExistsError
+from gradshard.keys import RoundKeys
+from gradshard.rounds import arrivals, services
+from gradshard.spec import RoundSpec, parse_spec
+from gradshard.store import Store
+
+
+def open_round(
+    store: Store, round_id: str, fields: Mapping[str, Any], *, started: str, token: str
+) -> dict[str, Any]:
+    """Open a round; safe to repeat.
+
+    Terms that make no sense fail the waiting execution with their :class:`GradshardError`.
+
+    Parameters
+    ----------
+    store
+        The bucket.
+    round_id
+        Its name, the execution's.
+    fields
+        The spec as the execution's input gives it.
+    started
+        When the execution started, ISO 8601.
+    token
+        With which the execution is resumed.
+    """
+    try:
+        keys, spec = RoundKeys(round_id), parse_spec(fields)
+        deadline_at = _write_spec(store, keys, spec, datetime.fromisoformat(started))
+    except GradshardError as error:
+        services.give_up(token, type(error).__name__, str(error))
+        return {"round": round_id, "status": "refused", "reason": str(error)}
+    store.put_json(keys.callback, {"token": token})
+    services.schedule_deadline(round_id, deadline_at)
+    # Updates may have come before the spec was there to receive them.
+    resumed = arrivals.resume_if_complete(store, keys, spec)
+    return {"round": round_id, "status": "opened", "resumed": resumed}
+
+
+def _write_spec(store: Store, keys: RoundKeys, spec: RoundSpec, opened_at: datetime) -> datetime:
+    deadline_at = opened_at + timedelta(seconds=spec.deadline)
+    record = {
+        "round": keys.round_id,
+        "spec": spec.to_json(),
+        "opened_at": opened_at.isoformat(),
+        "deadline_at": deadline_at.isoformat(),
+    }
+    if not store.put_json(keys.spec, record, replaces=None) and store.get_json(keys.spec) != record:
+        raise RoundExistsError(f"round {keys.round_id!r} was opened before; choose another name")
+    return deadline_at

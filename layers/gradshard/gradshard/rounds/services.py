@@ -1,0 +1,83 @@
+"""What a round asks of AWS besides S3: to go on, to be woken at its deadline, to tell others."""
+
+import contextlib
+import json
+import os
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import boto3
+
+if TYPE_CHECKING:
+    from mypy_boto3_events import EventBridgeClient
+    from mypy_boto3_scheduler import EventBridgeSchedulerClient
+    from mypy_boto3_stepfunctions import SFNClient
+
+EVENT_SOURCE = "gradshard"
+
+
+@cache
+def _states() -> "SFNClient":
+    return boto3.client("stepfunctions")
+
+
+@cache
+def _scheduler() -> "EventBridgeSchedulerClient":
+    return boto3.client("scheduler")
+
+
+@cache
+def _events() -> "EventBridgeClient":
+    return boto3.client("events")
+
+
+def resume(token: str, reason: str) -> bool:
+    """Let the state machine go on from its wait for updates; False if it waits no more."""
+    with _no_longer_waiting():
+        _states().send_task_success(taskToken=token, output=json.dumps({"reason": reason}))
+        return True
+    return False
+
+
+def give_up(token: str, error: str, cause: str) -> None:
+    """Have the state machine fail at its wait for updates."""
+    with _no_longer_waiting():
+        _states().send_task_failure(taskToken=token, error=error, cause=cause)
+
+
+def _no_longer_waiting() -> contextlib.suppress:
+    exceptions = _states().exceptions
+    return contextlib.suppress(
+        exceptions.TaskTimedOut, exceptions.TaskDoesNotExist, exceptions.InvalidToken
+    )
+
+
+def schedule_deadline(round_id: str, at: datetime) -> None:
+    """Have ``collect_update`` called at the deadline; twice for one round is once."""
+    scheduler = _scheduler()
+    # A time in the past would be refused; EventBridge Scheduler fires within the minute anyway.
+    at = max(at, datetime.now(UTC))
+    with contextlib.suppress(scheduler.exceptions.ConflictException):
+        scheduler.create_schedule(
+            Name=round_id,
+            GroupName=os.environ["GRADSHARD_SCHEDULE_GROUP"],
+            ScheduleExpression=f"at({at:%Y-%m-%dT%H:%M:%S})",
+            ScheduleExpressionTimezone="UTC",
+            FlexibleTimeWindow={"Mode": "OFF"},
+            ActionAfterCompletion="DELETE",
+            Target={
+                "Arn": os.environ["GRADSHARD_COLLECT_FUNCTION_ARN"],
+                "RoleArn": os.environ["GRADSHARD_SCHEDULE_ROLE_ARN"],
+                "Input": json.dumps({"round": round_id, "deadline": True}),
+            },
+        )
+
+
+def publish(detail_type: str, detail: dict[str, Any]) -> None:
+    """Tell the account's default event bus how a round ended."""
+    _events().put_events(
+        Entries=[
+            {"Source": EVENT_SOURCE, "DetailType": detail_type, "Detail": json.dumps(detail)}
+        ]
+    )

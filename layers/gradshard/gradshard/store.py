@@ -1,0 +1,454 @@
+"""The one place that speaks to S3."""
+
+import contextlib
+import json
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+
+from gradshard.errors import ChangedObjectError, StoreError
+from gradshard.keys import ObjectVersion
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody
+    from mypy_boto3_s3 import S3Client
+
+READ_TIMEOUT_SECONDS: Final = 30
+MAX_ATTEMPTS: Final = 6
+"""Openings of a stream in a row that brought no byte, after which the task gives up."""
+
+ANYTHING: Final = "*"
+"""For a write without a condition."""
+
+_BROKEN_STREAM: Final = (
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+    OSError,
+)
+_GONE: Final = {"NoSuchKey", "NoSuchVersion", "PreconditionFailed", "InvalidRange", "412", "404"}
+
+
+class ListedObject(NamedTuple):
+    """An object as a listing shows it."""
+
+    key: str
+    etag: str
+    nbytes: int
+
+
+class Part(NamedTuple):
+    """A part of an upload as S3 holds it."""
+
+    number: int
+    etag: str
+    nbytes: int
+
+
+@dataclass
+class Traffic:
+    """Requests and bytes since the store was made or the counts were last taken."""
+
+    gets: int = 0
+    puts: int = 0
+    retries: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+
+class RangeStream:
+    """The bytes of some ranges of one object version, one after the other, as one stream.
+
+    A broken connection is opened again from the byte it reached, under the same version and
+    ETag. Requests are made when the first byte of a range is wanted, or by :meth:`open`.
+    """
+
+    def __init__(
+        self, store: "Store", source: ObjectVersion, ranges: Sequence[tuple[int, int]]
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._ranges = [(start, end) for start, end in ranges if start < end]
+        self._body: StreamingBody | None = None
+        self._failures = 0
+
+    def open(self) -> None:
+        """Make the request for the current range already now; a failure shows when reading.
+
+        Raises
+        ------
+        ChangedObjectError
+            The version is gone, or has another ETag.
+        """
+        with contextlib.suppress(*_BROKEN_STREAM):
+            self._current_body()
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the next bytes.
+
+        Raises
+        ------
+        StoreError
+            The stream broke too often, or has no more bytes.
+        """
+        while len(buffer):
+            if not self._ranges:
+                raise StoreError(f"{self._source.key}: read {len(buffer)} bytes past its ranges")
+            count = self._read_some(buffer)
+            start, end = self._ranges[0]
+            buffer = buffer[count:]
+            self._store.traffic.bytes_read += count
+            if start + count == end:
+                self._ranges.pop(0)
+                self._drop()
+            else:
+                self._ranges[0] = (start + count, end)
+
+    def close(self) -> None:
+        """Give up the connection."""
+        self._drop()
+        self._ranges = []
+
+    def _read_some(self, buffer: memoryview) -> int:
+        start, end = self._ranges[0]
+        wanted = buffer[: min(len(buffer), end - start)]
+        try:
+            count = self._current_body().readinto(wanted)
+            if count == 0:
+                raise OSError(f"the body ended {end - start} bytes short")
+        except _BROKEN_STREAM as error:
+            self._failures += 1
+            self._store.traffic.retries += 1
+            self._drop()
+            if self._failures >= MAX_ATTEMPTS:
+                raise StoreError(
+                    f"{self._source.key}: reading broke {self._failures} times in a row "
+                    f"at byte {start}: {error}"
+                ) from error
+            # Full jitter keeps many tasks from coming back at once.
+            time.sleep(random.uniform(0, 0.1 * 2**self._failures))  # noqa: S311 - no secret
+            return 0
+        self._failures = 0
+        return count
+
+    def _current_body(self) -> "StreamingBody":
+        if self._body is None:
+            self._body = self._store.get_body(self._source, *self._ranges[0])
+        return self._body
+
+    def _drop(self) -> None:
+        if self._body is not None:
+            self._body.close()
+            self._body = None
+
+
+class Store:
+    """A round's bucket.
+
+    Parameters
+    ----------
+    bucket
+        Its name.
+    connections
+        How many connections may be open at once.
+    client
+        An S3 client to use instead of one made from the environment.
+    """
+
+    def __init__(
+        self, bucket: str, *, connections: int = 16, client: "S3Client | None" = None
+    ) -> None:
+        self.bucket = bucket
+        self.traffic = Traffic()
+        self._s3 = client or make_client(connections)
+
+    def take_traffic(self) -> Traffic:
+        """Return the counts so far and begin anew."""
+        taken, self.traffic = self.traffic, Traffic()
+        return taken
+
+    def get_body(self, source: ObjectVersion, start: int, end: int) -> "StreamingBody":
+        """Open bytes [start, end) of an object version.
+
+        Raises
+        ------
+        ChangedObjectError
+            The version is gone, has another ETag, or is shorter than the range.
+        """
+        self.traffic.gets += 1
+        with _translated(source.key, changed=True):
+            response = self._s3.get_object(
+                Bucket=self.bucket,
+                Key=source.key,
+                Range=f"bytes={start}-{end - 1}",
+                IfMatch=source.etag,
+                **({"VersionId": source.version} if source.version else {}),
+            )
+        expected = f"bytes {start}-{end - 1}/{source.nbytes}"
+        if response.get("ContentRange") != expected:
+            response["Body"].close()
+            # An OSError, so that a stream takes it for a broken connection and asks again.
+            raise OSError(f"got {response.get('ContentRange')!r} instead of {expected!r}")
+        return response["Body"]
+
+    def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
+        """Read the first ``nbytes`` bytes of the newest version; None if there is no object."""
+        self.traffic.gets += 1
+        try:
+            with _translated(key):
+                response = self._s3.get_object(
+                    Bucket=self.bucket, Key=key, Range=f"bytes=0-{nbytes - 1}"
+                )
+                body = response["Body"].read()
+        except ClientError as error:
+            if _code(error) == "NoSuchKey":
+                return None
+            if _code(error) == "InvalidRange":  # an object of no bytes at all has no range
+                return b"", self.head(key) or ObjectVersion(key, "", "", 0)
+            raise
+        self.traffic.bytes_read += len(body)
+        size = int(response["ContentRange"].rpartition("/")[2])
+        return body, ObjectVersion(key, response.get("VersionId", ""), response["ETag"], size)
+
+    def get_range(self, source: ObjectVersion, start: int, end: int) -> bytes:
+        """Read bytes [start, end) of an object version."""
+        data = bytearray(end - start)
+        RangeStream(self, source, [(start, end)]).read_into(memoryview(data))
+        return bytes(data)
+
+    def get_bytes(self, key: str) -> bytes | None:
+        """Read a small object; None if there is none."""
+        self.traffic.gets += 1
+        try:
+            with _translated(key):
+                body = self._s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        except ClientError as error:
+            if _code(error) == "NoSuchKey":
+                return None
+            raise
+        self.traffic.bytes_read += len(body)
+        return body
+
+    def get_json(self, key: str) -> Any:
+        """Read a JSON object; None if there is none."""
+        body = self.get_bytes(key)
+        return None if body is None else json.loads(body)
+
+    def head(self, key: str) -> ObjectVersion | None:
+        """Look at the newest version of an object; None if there is none."""
+        self.traffic.gets += 1
+        try:
+            with _translated(key):
+                response = self._s3.head_object(Bucket=self.bucket, Key=key)
+        except ClientError as error:
+            if _code(error) in {"404", "NoSuchKey"}:
+                return None
+            raise
+        version = response.get("VersionId", "")
+        return ObjectVersion(key, version, response["ETag"], response["ContentLength"])
+
+    def put_bytes(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        content_type: str = "application/json",
+        replaces: str | None = ANYTHING,
+    ) -> bool:
+        """Write a small object, if it is still what the caller takes it for.
+
+        Parameters
+        ----------
+        replaces
+            :data:`ANYTHING`; None to write only where there is no object; or the ETag of the
+            one that may be replaced.
+
+        Returns
+        -------
+        bool
+            False if there is another object than ``replaces``.
+        """
+        condition: dict[str, Any] = {}
+        if replaces is None:
+            condition = {"IfNoneMatch": "*"}
+        elif replaces != ANYTHING:
+            condition = {"IfMatch": replaces}
+        self.traffic.puts += 1
+        try:
+            with _translated(key):
+                self._s3.put_object(
+                    Bucket=self.bucket, Key=key, Body=body, ContentType=content_type, **condition
+                )
+        except ClientError as error:
+            # 409: another conditional write of the same key is under way, and wins.
+            if condition and _code(error) in {"PreconditionFailed", "ConditionalRequestConflict"}:
+                return False
+            raise
+        self.traffic.bytes_written += len(body)
+        return True
+
+    def put_json(self, key: str, value: Any, *, replaces: str | None = ANYTHING) -> bool:
+        """Write a JSON object as :meth:`put_bytes` does."""
+        body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        return self.put_bytes(key, body, replaces=replaces)
+
+    def delete(self, key: str) -> None:
+        """Hide an object behind a delete marker, or remove it in a bucket without versions."""
+        with _translated(key):
+            self._s3.delete_object(Bucket=self.bucket, Key=key)
+
+    def list_objects(self, prefix: str) -> Iterator[ListedObject]:
+        """List the objects under a prefix, in the order of their keys."""
+        with _translated(prefix):
+            for page in self._s3.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=prefix
+            ):
+                self.traffic.puts += 1  # a LIST is priced as a PUT
+                for entry in page.get("Contents", []):
+                    yield ListedObject(entry["Key"], entry["ETag"], entry["Size"])
+
+    def create_upload(self, key: str, metadata: dict[str, str] | None = None) -> str:
+        """Begin a multipart upload and return its id."""
+        self.traffic.puts += 1
+        with _translated(key):
+            response = self._s3.create_multipart_upload(
+                Bucket=self.bucket,
+                Key=key,
+                ContentType="application/octet-stream",
+                Metadata=metadata or {},
+            )
+        return response["UploadId"]
+
+    def upload_part(self, key: str, upload_id: str, number: int, data: bytes | bytearray) -> Part:
+        """Store one part; a part of the same number is overwritten."""
+        self.traffic.puts += 1
+        with _translated(key):
+            response = self._s3.upload_part(
+                Bucket=self.bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=data
+            )
+        self.traffic.bytes_written += len(data)
+        return Part(number, response["ETag"], len(data))
+
+    def list_parts(self, key: str, upload_id: str) -> list[Part] | None:
+        """List an upload's parts by number; None if the upload is completed, aborted or unknown."""
+        parts: list[Part] = []
+        try:
+            with _translated(key):
+                for page in self._s3.get_paginator("list_parts").paginate(
+                    Bucket=self.bucket, Key=key, UploadId=upload_id
+                ):
+                    self.traffic.gets += 1
+                    parts += [
+                        Part(p["PartNumber"], p["ETag"], p["Size"]) for p in page.get("Parts", [])
+                    ]
+        except ClientError as error:
+            if _code(error) == "NoSuchUpload":
+                return None
+            raise
+        return parts
+
+    def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
+        """Make the object appear, whole.
+
+        Completing twice is no error: the second time S3 knows the upload no more, and the caller
+        looks at the object.
+        """
+        self.traffic.puts += 1
+        try:
+            with _translated(key):
+                self._s3.complete_multipart_upload(
+                    Bucket=self.bucket,
+                    Key=key,
+                    UploadId=upload_id,
+                    MultipartUpload={
+                        "Parts": [{"PartNumber": p.number, "ETag": p.etag} for p in parts]
+                    },
+                )
+        except ClientError as error:
+            if _code(error) != "NoSuchUpload":
+                raise
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Throw an upload's parts away; no error if they are gone already."""
+        try:
+            with _translated(key):
+                self._s3.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
+        except ClientError as error:
+            if _code(error) != "NoSuchUpload":
+                raise
+
+    def open_uploads(self, key: str) -> list[str]:
+        """List the ids of the unfinished uploads to ``key``, newest first."""
+        self.traffic.puts += 1
+        with _translated(key):
+            response = self._s3.list_multipart_uploads(Bucket=self.bucket, Prefix=key)
+        uploads = [u for u in response.get("Uploads", []) if u["Key"] == key]
+        uploads.sort(key=lambda upload: upload["Initiated"], reverse=True)
+        return [upload["UploadId"] for upload in uploads]
+
+
+def make_client(connections: int = 16) -> "S3Client":
+    """Make an S3 client with gradshard's settings from the environment."""
+    custom_endpoint = bool(
+        os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    )
+    config = Config(
+        max_pool_connections=connections,
+        connect_timeout=10,
+        read_timeout=READ_TIMEOUT_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
+        # S3 has no checksum for a range that is not a part, and lockstep never reads one whole.
+        response_checksum_validation="when_required",
+        request_checksum_calculation="when_required",
+        # bucket.localhost resolves on few machines.
+        s3={"addressing_style": "path" if custom_endpoint else "auto"},
+    )
+    try:
+        return boto3.client("s3", config=config)
+    except (BotoCoreError, ValueError) as error:
+        raise StoreError(f"cannot reach S3: {error}") from None
+
+
+@contextlib.contextmanager
+def _translated(key: str, *, changed: bool = False) -> Iterator[None]:
+    """Turn what boto3 raises into gradshard's errors; let :class:`ClientError` codes through.
+
+    With ``changed``, answers that mean *this version is not there* become
+    :class:`ChangedObjectError`.
+    """
+    try:
+        yield
+    except ClientError as error:
+        code = _code(error)
+        if changed and code in _GONE:
+            raise ChangedObjectError(f"{key}: the planned version is gone ({code})") from None
+        if code in {"AccessDenied", "403", "NoSuchBucket"}:
+            raise StoreError(f"{key}: S3 answered {code}: {error}") from None
+        raise
+    except NoCredentialsError:
+        raise StoreError(
+            "no AWS credentials found: configure them (aws configure), or use --local"
+        ) from None
+    except EndpointConnectionError as error:
+        raise StoreError(
+            f"{error}; is the local engine running (gradshard local status)?"
+        ) from None
+
+
+def _code(error: ClientError) -> str:
+    return error.response.get("Error", {}).get("Code", "")

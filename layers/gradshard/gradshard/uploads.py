@@ -1,0 +1,293 @@
+"""An update on its way to S3: what is sent, and how it gets there whole.
+
+A large update goes up in parts. When that is interrupted, the parts that arrived stay; the next
+upload of the same bytes finds them and sends only the others.
+"""
+
+import hashlib
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Final, Protocol, Self
+
+from gradshard import limits
+from gradshard.errors import StoreError, UpdateError
+from gradshard.layout import (
+    PREFIX_BYTES,
+    SAMPLES_KEY,
+    Header,
+    Layout,
+    encode_header,
+    header_length,
+    parse_header,
+    parse_samples,
+)
+from gradshard.limits import MIB
+from gradshard.store import Part, Store
+from gradshard.tensors import pack
+
+PART_BYTES: Final = 16 * MIB
+"""Updates from this size on go up in parts of this size."""
+
+THREADS: Final = 4
+"""Parts under way at once, each held in memory."""
+
+CONTENT_TYPE: Final = "application/octet-stream"
+
+Progress = Callable[[int, int], None]
+"""Told the bytes done and the total."""
+
+
+class Content(Protocol):
+    """The bytes of an update, of which any range can be read."""
+
+    @property
+    def layout(self) -> Layout:
+        """The update's tensors."""
+
+    @property
+    def nbytes(self) -> int:
+        """How many there are."""
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return bytes [start, end); several threads may read at once."""
+
+
+class TensorContent:
+    """An update of tensors in memory, which are not copied.
+
+    Parameters
+    ----------
+    tensors
+        As :func:`gradshard.tensors.pack` takes them.
+    samples
+        The number of samples the client trained on.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], samples: int) -> None:
+        self.layout, views = pack(tensors)
+        header = encode_header(self.layout, {SAMPLES_KEY: check_samples(samples)})
+        self._pieces = [memoryview(header), *views]
+        *self._starts, self.nbytes = accumulate(map(len, self._pieces), initial=0)
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return bytes [start, end)."""
+        first = bisect_right(self._starts, start) - 1
+        chunks = []
+        for piece_start, piece in zip(self._starts[first:], self._pieces[first:], strict=True):
+            if piece_start >= end:
+                break
+            chunks.append(piece[max(start - piece_start, 0) : end - piece_start])
+        return b"".join(chunks)
+
+
+class FileContent:
+    """An update in a .safetensors file, read as it is sent.
+
+    Its header is written anew with the number of samples in it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    samples
+        The number of samples; None if the file's metadata has ``num_samples``.
+    """
+
+    def __init__(self, path: Path, samples: int | None) -> None:
+        self._path = path
+        self._file = path.open("rb")
+        self._lock = threading.Lock()
+        try:
+            self._version = self._stat()
+            header = self._read_header()
+            metadata = dict(header.metadata)
+            if samples is not None:
+                metadata[SAMPLES_KEY] = check_samples(samples)
+            parse_samples(metadata)
+        except UpdateError as error:
+            self._file.close()
+            raise UpdateError(f"{path}: {error}") from None
+        self.layout = header.layout
+        self._header = encode_header(header.layout, metadata)
+        # From a position in the update to the one in the file, beyond the header.
+        self._shift = header.data_offset - len(self._header)
+        self.nbytes = len(self._header) + header.layout.nbytes
+
+    def __enter__(self) -> Self:
+        """Return the content itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return bytes [start, end).
+
+        Raises
+        ------
+        UpdateError
+            The file was changed since it was opened.
+        """
+        head = self._header[start:end]
+        begin = max(start, len(self._header))
+        body = self._read_file(begin + self._shift, end + self._shift) if begin < end else b""
+        if len(head) + len(body) != end - start or self._stat() != self._version:
+            raise UpdateError(f"{self._path} was changed while it was uploaded; submit it again")
+        return head + body if head else body
+
+    def _read_file(self, start: int, end: int) -> bytes:
+        with self._lock:
+            self._file.seek(start)
+            return self._file.read(end - start)
+
+    def _read_header(self) -> Header:
+        nbytes = self._version[0]
+        prefix = self._read_file(0, PREFIX_BYTES)
+        end = PREFIX_BYTES + header_length(prefix, nbytes)
+        return parse_header(self._read_file(PREFIX_BYTES, end), nbytes)
+
+    def _stat(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+
+def check_samples(samples: object) -> str:
+    """Return a number of samples as the metadata holds it.
+
+    Raises
+    ------
+    UpdateError
+        It is not a whole number from 1 to 2**53.
+    """
+    if isinstance(samples, bool) or not hasattr(samples, "__index__"):
+        raise UpdateError(f"samples is {samples!r}, not a whole number above zero")
+    text = str(samples.__index__())
+    try:
+        parse_samples({SAMPLES_KEY: text})
+    except UpdateError:
+        raise UpdateError(f"samples is {text}, not from 1 to 2**53") from None
+    return text
+
+
+def upload(store: Store, key: str, content: Content, progress: Progress | None = None) -> None:
+    """Store an update under ``key``: in one request, or in parts when it is large.
+
+    At most :data:`THREADS` parts are in memory. After a failure the parts that were stored stay,
+    and the next upload of the same content goes on from them.
+
+    Parameters
+    ----------
+    store
+        The bucket; it retries each request.
+    key
+        Of the object that appears when all bytes are there.
+    content
+        What to store.
+    progress
+        Called after each part, in this thread.
+
+    Raises
+    ------
+    StoreError
+        S3 went on failing, or another upload of the same client got in the way.
+    UpdateError
+        The content changed meanwhile.
+    """
+    tell = progress or (lambda done, total: None)
+    if content.nbytes < PART_BYTES:
+        body = content.read(0, content.nbytes)
+        store.put_bytes(key, body, content_type=CONTENT_TYPE)
+        tell(content.nbytes, content.nbytes)
+        return
+    upload_id, held = _resumable(store, key, content)
+    parts = _send(store, key, upload_id, content, held, tell)
+    store.complete_upload(key, upload_id, parts)
+    if store.head(key) is None:
+        raise StoreError(f"{key}: the upload was given up by another one; submit again")
+
+
+def etag(content: Content) -> str:
+    """Return the ETag, quotes included, that S3 gives the object that :func:`upload` makes."""
+    ranges = _ranges(content.nbytes)
+    digests = [_digest(content, *range_) for range_ in ranges]
+    if content.nbytes < PART_BYTES:
+        return f'"{digests[0].hex()}"'
+    return f'"{hashlib.md5(b"".join(digests), usedforsecurity=False).hexdigest()}-{len(ranges)}"'
+
+
+def _ranges(nbytes: int) -> list[tuple[int, int]]:
+    """Cut the content into parts; the part numbered n is at index n - 1."""
+    size = max(PART_BYTES, -(-nbytes // limits.MAX_PARTS))
+    return [(start, min(start + size, nbytes)) for start in range(0, nbytes, size)]
+
+
+def _resumable(store: Store, key: str, content: Content) -> tuple[str, list[Part]]:
+    """Find an interrupted upload of the same content with the parts it has, or begin one."""
+    for upload_id in store.open_uploads(key):
+        held = store.list_parts(key, upload_id)
+        if held is None:
+            continue
+        if all(_holds(content, part) for part in held):
+            return upload_id, held
+        # Other content of the same client, which this one replaces.
+        store.abort_upload(key, upload_id)
+    return store.create_upload(key), []
+
+
+def _holds(content: Content, part: Part) -> bool:
+    ranges = _ranges(content.nbytes)
+    if part.number > len(ranges):
+        return False
+    start, end = ranges[part.number - 1]
+    if part.nbytes != end - start:
+        return False
+    return part.etag.strip('"') == _digest(content, start, end).hex()
+
+
+def _digest(content: Content, start: int, end: int) -> bytes:
+    # The ETag of a part is its MD5: not for security, S3's choice.
+    return hashlib.md5(content.read(start, end), usedforsecurity=False).digest()
+
+
+def _send(
+    store: Store,
+    key: str,
+    upload_id: str,
+    content: Content,
+    held: Sequence[Part],
+    tell: Progress,
+) -> list[Part]:
+    """Send the parts that are not held yet; return all, by number."""
+    parts = {part.number: part for part in held}
+    done = sum(part.nbytes for part in held)
+    tell(done, content.nbytes)
+
+    def send(number: int, start: int, end: int) -> Part:
+        return store.upload_part(key, upload_id, number, content.read(start, end))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        futures = [
+            pool.submit(send, number, start, end)
+            for number, (start, end) in enumerate(_ranges(content.nbytes), 1)
+            if number not in parts
+        ]
+        for part in _finished(pool, futures):
+            parts[part.number] = part
+            done += part.nbytes
+            tell(done, content.nbytes)
+    return [parts[number] for number in sorted(parts)]
+
+
+def _finished(pool: ThreadPoolExecutor, futures: Sequence["Future[Part]"]) -> Iterator[Part]:
+    try:
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        # After a failure, or the user's interruption, nothing more is begun.
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,88 @@
+"""What the project is measured against, written without it: a plain numpy loop and plain files."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+
+NUMPY = {
+    "F64": np.dtype("f8"),
+    "F32": np.dtype("f4"),
+    "F16": np.dtype("f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("i8"),
+    "I32": np.dtype("i4"),
+    "I16": np.dtype("i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("u8"),
+    "U32": np.dtype("u4"),
+    "U16": np.dtype("u2"),
+    "U8": np.dtype("u1"),
+}
+NAMES = {dtype: name for name, dtype in NUMPY.items()}
+
+
+def average(updates: Sequence[Mapping[str, Array]], samples: Sequence[int]) -> dict[str, Array]:
+    """Average updates, given in client order, tensor by tensor, in a plain loop."""
+    total = sum(samples)
+    result = {}
+    for name, model in updates[0].items():
+        narrow = model.dtype.itemsize < 4 and model.dtype.kind not in "iu"
+        wide = np.float32 if narrow or model.dtype == np.float32 else np.float64
+        with np.errstate(all="ignore"):
+            acc = updates[0][name].astype(wide) * wide(samples[0] / total)
+            for update, n in zip(updates[1:], samples[1:], strict=True):
+                acc = acc + update[name].astype(wide) * wide(n / total)
+            if model.dtype.kind in "iu":
+                acc = np.rint(acc)
+            result[name] = np.asarray(acc, wide).astype(model.dtype)
+    return result
+
+
+def encode(
+    tensors: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    order: Sequence[str] | None = None,
+) -> bytes:
+    """Write a safetensors object by hand, in the given order of tensors."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata is not None else {}
+    data = b""
+    for name in order or list(tensors):
+        raw = np.ascontiguousarray(tensors[name]).tobytes()
+        header[name] = {
+            "dtype": NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
+        data += raw
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def decode(blob: bytes) -> dict[str, Array]:
+    """Read a safetensors object by hand."""
+    length = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + length])
+    header.pop("__metadata__", None)
+    data = blob[8 + length :]
+    return {
+        name: np.frombuffer(
+            data[entry["data_offsets"][0] : entry["data_offsets"][1]], NUMPY[entry["dtype"]]
+        ).reshape(entry["shape"])
+        for name, entry in header.items()
+    }
+
+
+def random_tensor(rng: np.random.Generator, dtype: str, shape: Sequence[int]) -> Array:
+    """Draw a tensor of any type."""
+    kind = NUMPY[dtype]
+    if kind.kind in "iu":
+        bounds = np.iinfo(kind)
+        low, high = max(bounds.min, -(2**40)), min(bounds.max, 2**40)
+        return rng.integers(low, high, size=shape, dtype=kind, endpoint=True)
+    return np.asarray(rng.standard_normal(shape)).astype(kind)

@@ -1,0 +1,111 @@
+"""Cutting, choosing, refusing, foreseeing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradshard import limits, planning
+from gradshard.errors import PlanError
+from gradshard.layout import Layout
+from gradshard.limits import MIB
+
+ARM = {"architecture": "arm64"}
+
+
+@given(
+    sizes=st.lists(st.tuples(st.sampled_from(["F32", "I8", "F64", "BF16"]), st.integers(1, 50)), min_size=1),
+    pieces=st.integers(1, 40),
+)
+def test_cuts_are_element_boundaries_in_order(sizes: list[tuple[str, int]], pieces: int) -> None:
+    layout = Layout.pack((f"t{i}", dtype, (n,)) for i, (dtype, n) in enumerate(sizes))
+    positions = planning.cut(layout.spans, 0, layout.nbytes, pieces)
+    assert len(positions) == pieces + 1
+    assert positions == sorted(positions)
+    assert (positions[0], positions[-1]) == (0, layout.nbytes)
+    boundaries = {layout.nbytes}
+    for span in layout.spans:
+        boundaries.update(range(span.start, span.end, {"F32": 4, "I8": 1, "F64": 8, "BF16": 2}[span.dtype]))
+    assert set(positions) <= boundaries
+
+
+@given(nbytes=st.integers(1, 10**13).map(lambda n: n // 4 * 4 + 4), shards=st.integers(1, 1000))
+def test_parts_keep_s3s_limits(nbytes: int, shards: int) -> None:
+    spans = Layout.pack([("w", "F32", (nbytes // 4,))]).spans
+    m = min(shards, planning.max_shards(nbytes))
+    plan = planning.cut_shards(spans, nbytes, m)
+    assert sum(shard.parts for shard in plan) <= limits.MAX_PARTS
+    assert [s.first_part for s in plan] == [1 + sum(t.parts for t in plan[:i]) for i in range(m)]
+    for shard in plan[:: max(1, m // 5)]:
+        if m > 1 or shard.parts > 1:
+            bounds = planning.cut(spans, shard.start, shard.end, shard.parts)
+            smallest = min(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+            assert smallest >= limits.MIN_PART_BYTES
+
+
+def test_lowers_m_and_says_so() -> None:
+    projection, notes = planning.choose(60 * MIB, 5, memory_mb=512, shards=1000, **ARM)
+    assert projection.shards == 11
+    assert notes == [
+        "M lowered from 1000 to 11: shards of 62914560 bytes would fall under "
+        "the 5242880 bytes that S3 wants of a part"
+    ]
+
+
+def test_takes_the_m_that_was_asked_for() -> None:
+    projection, notes = planning.choose(60 * MIB, 5, memory_mb=512, shards=7, **ARM)
+    assert (projection.shards, notes) == (7, [])
+
+
+def test_buys_time_with_shards() -> None:
+    cheapest, _ = planning.choose(512 * MIB, 20, memory_mb=512, **ARM)
+    quicker, _ = planning.choose(512 * MIB, 20, memory_mb=512, within=20, **ARM)
+    assert cheapest.seconds > 20 >= quicker.seconds
+    assert quicker.shards > cheapest.shards
+    assert quicker.total_dollars > cheapest.total_dollars
+
+
+def test_refuses_too_little_memory_with_the_numbers() -> None:
+    with pytest.raises(PlanError, match=r"needs \d+ MB and has 128; deploy with AggregatorMemory="):
+        planning.choose(10**12, 4, memory_mb=128, **ARM)
+
+
+def test_refuses_a_task_that_takes_too_long() -> None:
+    with pytest.raises(PlanError, match=r"over the 140 s .*; ask for at least \d+ shards"):
+        planning.choose(20 * 10**9, 20, memory_mb=512, shards=1, **ARM)
+    with pytest.raises(PlanError, match="over the 140 s"):
+        planning.choose(400 * 10**9, 64, memory_mb=3008, **ARM)
+
+
+def test_refuses_a_budget_nothing_meets() -> None:
+    with pytest.raises(PlanError, match=r"no M aggregates within 0.1 s: the fastest, M=\d+"):
+        planning.choose(10**9, 20, memory_mb=512, within=0.1, **ARM)
+
+
+def test_memory_projection_is_its_arithmetic() -> None:
+    needed = planning.project_memory(1024 * MIB, 1, 4, plan_bytes=MIB)
+    parts, block, scratch, raw = 2 * 16, 8 * 1, 8 * 0.25, 0.25
+    streams = 4 * planning.STREAM_BYTES / MIB
+    assert needed == planning.RESIDENT_MB + parts + block + scratch + raw + streams + 8
+
+
+def test_memory_does_not_grow_with_the_update() -> None:
+    assert planning.project_memory(1024 * MIB, 1, 4) == planning.project_memory(64 * 1024 * MIB, 7, 4)
+
+
+def test_frontier_trades_seconds_for_dollars() -> None:
+    frontier = planning.frontier(512 * MIB, 20, memories=[256, 512, 1769], **ARM)
+    seconds = [p.seconds for p in frontier]
+    dollars = [p.total_dollars for p in frontier]
+    assert seconds == sorted(seconds)
+    assert dollars == sorted(dollars, reverse=True)
+    assert len(frontier) > 3
+
+
+def test_dollars_of_a_round_by_hand() -> None:
+    projection = planning.project(40 * MIB, 10, 2, memory_mb=1769, **ARM)
+    parts = 2 * 2  # two shards of 20 MiB, two parts each
+    assert projection.dollars["s3_aggregators"] == pytest.approx(
+        (2 * 10 + 2) * 0.4e-6 + (parts + 2) * 5e-6
+    )
+    assert projection.task_seconds == pytest.approx(0.2 + max(200 / 1024, 0.97 * 200 * MIB / 1e9))
+    assert projection.total_dollars == pytest.approx(sum(projection.dollars.values()))
