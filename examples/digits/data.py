@@ -4,8 +4,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 Array = npt.NDArray[Any]
 
@@ -21,6 +19,10 @@ class Samples(NamedTuple):
 
 def load(seed: int, test_share: float = 0.25) -> tuple[Samples, Samples]:
     """Return the images to train on and those to test with, every digit in both."""
+    # Takes seconds, in which the demo has better things to show.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     images = (digits.data / _BRIGHTEST).astype(np.float32)
     train_images, test_images, train_labels, test_labels = train_test_split(

@@ -8,17 +8,17 @@ import argparse
 import signal
 import socket
 import sys
+import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final, NoReturn
 
-import numpy as np
 import plain_numpy
 import resnet18
 from plain_numpy import Array, Update
-from screen import Outcome, Screen, size
+from screen import Outcome, Screen, Steps, size
 from training import CLIENTS, FederatedTraining
 
 from gradshard import Federation, GradshardError, local
@@ -31,6 +31,8 @@ LARGE_CLIENTS: Final = 8
 LARGE_SHARDS: Final = 4
 
 DEADLINE_SECONDS: Final = 120
+WAIT_SECONDS: Final = 180
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED: Final = 130
 
 
@@ -39,7 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, help="the engine's port (default: any free one)")
     port = parser.parse_args().port or free_port()
-    for name in (signal.SIGTERM, signal.SIGHUP):
+    for name in SIGNALS:
         signal.signal(name, interrupt)
     screen = Screen()
     try:
@@ -78,7 +80,7 @@ def run(port: int, screen: Screen) -> list[Outcome]:
 def engine(port: int, screen: Screen) -> Iterator[None]:
     """Have an engine with the application deployed to it; one that ran before is left running."""
     was_running = local.status(port).running
-    screen.title("The application: deployed by `sam` to an engine on this machine")
+    screen.title("The application, deployed by `sam` to an engine on this machine")
     try:
         with screen.steps() as steps:
             local.up(port, progress=steps.begin)
@@ -86,7 +88,8 @@ def engine(port: int, screen: Screen) -> Iterator[None]:
     finally:
         if not was_running:
             # A second Ctrl-C must not leave the engine behind.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for name in SIGNALS:
+                signal.signal(name, signal.SIG_IGN)
             screen.title("Clean-up")
             with screen.steps() as steps:
                 steps.begin("stopping the engine")
@@ -96,22 +99,27 @@ def engine(port: int, screen: Screen) -> Iterator[None]:
 def train_digits(federation: Federation, name: str, screen: Screen) -> list[Outcome]:
     """Train a network on handwritten digits at five clients, and average their updates."""
     screen.title(f"Federated training: {len(CLIENTS)} clients, {ROUNDS} rounds, handwritten digits")
-    training = FederatedTraining()
-    screen.clients(
-        {
-            client: np.bincount(labels, minlength=10)
-            for client, (_, labels) in training.clients.items()
-        }
+    screen.say(
+        "  Each client trains on its own images and submits how its weights changed; gradshard\n"
+        "  averages the changes. Shown: test images recognised, and those by clients who train\n"
+        "  as long, but alone."
     )
+    with screen.steps(kept=False) as steps:
+        steps.begin("loading the images")
+        training = FederatedTraining()
+    screen.clients(training.images_by_digit())
     screen.round_heads()
     outcomes = []
     for number in range(1, ROUNDS + 1):
-        with screen.spinner(f"round {number} of {ROUNDS}"):
+        started = time.monotonic()
+        with screen.steps(kept=False) as steps:
+            steps.begin(f"round {number}: training")
             updates = training.train()
-            outcome, average = average_updates(federation, f"{name}-{number}", updates)
+            outcome, average = average_updates(federation, f"{name}-{number}", updates, steps)
             training.apply(average)
-            accuracies = training.accuracies()
-        screen.round_line(number, accuracies, outcome.comparison)
+        accuracies = training.accuracies()
+        seconds = time.monotonic() - started
+        screen.round_line(number, accuracies, outcome.comparison, seconds)
         outcomes.append(outcome._replace(title=f"digits {number}"))
     if accuracies.together < accuracies.best_alone + ADVANTAGE:
         outcomes[-1].problems.append(
@@ -123,14 +131,16 @@ def train_digits(federation: Federation, name: str, screen: Screen) -> list[Outc
 
 def average_large_updates(federation: Federation, name: str, screen: Screen) -> Outcome:
     """Average updates with the tensors of ResNet-18, filled with random numbers."""
-    screen.title(f"A round of ResNet-18's size: {resnet18.PARAMETERS:,} parameters")
+    screen.title(
+        f"A round of ResNet-18's size: {resnet18.PARAMETERS:,} parameters, {LARGE_CLIENTS} clients"
+    )
     with screen.steps() as steps:
-        steps.begin(f"drawing {LARGE_CLIENTS} clients' updates")
+        steps.begin("drawing random updates")
         updates = {
             f"client-{number}": Update(resnet18.random_update(number, 10 * number), 320 * number)
             for number in range(1, LARGE_CLIENTS + 1)
         }
-        outcome, _ = average_updates(federation, name, updates, steps.begin, LARGE_SHARDS)
+        outcome, _ = average_updates(federation, name, updates, steps, LARGE_SHARDS)
     screen.comparison(outcome.comparison)
     return outcome._replace(title="ResNet-18")
 
@@ -139,11 +149,11 @@ def average_updates(
     federation: Federation,
     name: str,
     updates: Mapping[str, Update],
-    tell: Callable[[str], None] = lambda _: None,
+    steps: Steps,
     shards: int | None = None,
 ) -> tuple[Outcome, dict[str, Array]]:
     """Average updates in a round of gradshard, and hold the result against a plain numpy loop."""
-    tell(f"uploading {size(sum(nbytes(update) for update in updates.values()))}")
+    steps.begin("opening the round")
     round_ = federation.open_round(
         name,
         clients=list(updates),
@@ -151,13 +161,15 @@ def average_updates(
         deadline=DEADLINE_SECONDS,
         shards=shards,
     )
+    steps.begin(f"uploading {size(sum(nbytes(update) for update in updates.values()))}")
     for client, update in updates.items():
+        steps.detail(client)
         round_.submit(client, update.tensors, samples=update.samples)
-    tell("averaging" + (f" in {shards} shards" if shards else ""))
-    manifest = round_.wait()
-    tell("fetching the averaged update")
+    steps.begin("averaging" + (f" in {shards} shards" if shards else ""))
+    manifest = round_.wait(timeout=WAIT_SECONDS)
+    steps.begin("fetching the averaged update")
     average = round_.fetch()
-    tell("averaging with a plain numpy loop, and comparing")
+    steps.begin("averaging with a plain numpy loop, and comparing")
     comparison = plain_numpy.compare(average, plain_numpy.average(updates))
     problems = manifest_problems(manifest, updates, shards)
     if comparison.differing:

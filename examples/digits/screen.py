@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from plain_numpy import Comparison
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -34,10 +35,14 @@ class Outcome(NamedTuple):
 
 
 class Steps:
-    """Steps one after the other: the one under way with a spinner, a line for each one done."""
+    """Steps one after the other: the one under way with a spinner, a line for each one done.
 
-    def __init__(self, console: Console) -> None:
+    There are spinners on a terminal only, and lines only where they are ``kept``.
+    """
+
+    def __init__(self, console: Console, *, kept: bool) -> None:
         self._console = console
+        self._kept = kept
         self._progress = Progress(
             TextColumn(" "),
             SpinnerColumn(),
@@ -45,7 +50,6 @@ class Steps:
             TimeElapsedColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("")
         self._text = ""
@@ -56,19 +60,21 @@ class Steps:
         self.end()
         self._text, self._began = text, time.monotonic()
         self._progress.reset(self._task, description=text)
-        self._progress.start()
+        if self._console.is_terminal:
+            self._progress.start()
+
+    def detail(self, text: str) -> None:
+        """Say what the step under way is at."""
+        self._progress.update(self._task, description=f"{self._text}: {text}")
 
     def end(self, mark: str = "[green]✓[/green]") -> None:
-        """Write the line of the step under way, if there is one."""
-        text, seconds = self._text, time.monotonic() - self._began
-        self.clear()
-        if text:
+        """End the step under way, if there is one."""
+        if self._console.is_terminal:
+            self._progress.stop()
+        if self._text and self._kept:
             room = WIDTH - len("  ✓ ") - len(" 000.0 s")
-            self._console.print(f"  {mark} {text:<{room}} {seconds:5.1f} s")
-
-    def clear(self) -> None:
-        """Forget the step under way."""
-        self._progress.stop()
+            seconds = time.monotonic() - self._began
+            self._console.print(f"  {mark} {escape(self._text):<{room}} {seconds:5.1f} s")
         self._text = ""
 
 
@@ -88,9 +94,9 @@ class Screen:
         self._console.print(Text(text, style))
 
     @contextmanager
-    def steps(self) -> Iterator[Steps]:
+    def steps(self, *, kept: bool = True) -> Iterator[Steps]:
         """Show steps until the block ends; the last one has failed if it ends by an error."""
-        steps = Steps(self._console)
+        steps = Steps(self._console, kept=kept)
         try:
             yield steps
         except BaseException:
@@ -98,40 +104,34 @@ class Screen:
             raise
         steps.end()
 
-    @contextmanager
-    def spinner(self, text: str) -> Iterator[None]:
-        """Show on a terminal what is being done, and leave no trace of it."""
-        steps = Steps(self._console)
-        steps.begin(text)
-        try:
-            yield
-        finally:
-            steps.clear()
-
     def clients(self, counts: Mapping[str, Sequence[int]]) -> None:
         """Show how many images of each digit every client has."""
-        self._console.print(
-            f"\n  {'images of':<12}" + "".join(f"{digit:>5}" for digit in range(10)) + "    all"
-        )
+        digits = "".join(f"{digit:>5}" for digit in range(10))
+        self._console.print(f"\n  {'images of':<12}{digits}    all")
         for client, row in counts.items():
             cells = "".join(f"{count or '·':>5}" for count in row)
             self._console.print(f"  {client:<12}{cells}{sum(row):>7}")
 
     def round_heads(self) -> None:
         """Write the heads of the rounds' columns."""
-        self._console.print("\n  round  together  best alone  mean alone  averaged update")
+        self._console.print(
+            "\n                  each one alone\n"
+            "  round  together   best   mean  averaged update, against numpy"
+        )
 
-    def round_line(self, number: int, accuracies: Accuracies, comparison: Comparison) -> None:
+    def round_line(
+        self, number: int, accuracies: Accuracies, comparison: Comparison, seconds: float
+    ) -> None:
         """Write a round's line."""
         together, best, mean = (f"{share:.1%}" for share in accuracies)
-        self._console.print(
-            f"  {number:>5}  [bold]{together:>8}[/bold]  {best:>10}  {mean:>10}  "
-            + _verdict(comparison)
-        )
+        line = Text(f"  {number:>5}  ").append(f"{together:>8}", "bold")
+        line.append(f"  {best:>5}  {mean:>5}  ").append(_verdict(comparison))
+        line.pad_right(WIDTH - len(line) - len(" 000.0 s"))
+        self._console.print(line.append(f" {seconds:5.1f} s"))
 
     def comparison(self, comparison: Comparison) -> None:
         """Write how a round's result compares with the plain numpy loop's."""
-        self._console.print(f"  averaged update: {_verdict(comparison)}")
+        self._console.print(Text("  averaged update, against numpy: ").append(_verdict(comparison)))
 
     def summary(self, outcomes: Sequence[Outcome]) -> None:
         """Write the table of all rounds."""
@@ -162,11 +162,11 @@ def size(nbytes: float) -> str:
     return f"{kib:,.0f} KiB" if kib < 1024 else f"{kib / 1024:,.1f} MiB"
 
 
-def _verdict(comparison: Comparison) -> str:
-    text = f"{comparison.tensors} tensors, {comparison.nbytes:,} bytes: "
+def _verdict(comparison: Comparison) -> Text:
+    text = Text(f"{comparison.tensors} tensors, {comparison.nbytes:,} bytes ")
     if comparison.identical:
-        return text + "[green]identical[/green]"
-    return text + f"[bold red]{len(comparison.differing)} differ[/bold red]"
+        return text.append("identical", "green")
+    return text.append(f"({len(comparison.differing)} tensors differ)", "bold red")
 
 
 def _figures(manifest: Mapping[str, Any]) -> list[str]:

@@ -50,6 +50,13 @@ class FederatedTraining:
         self._alone = dict.fromkeys(CLIENTS, self.model)
         self._round = 0
 
+    def images_by_digit(self) -> dict[str, list[int]]:
+        """Count each client's images of 0, 1, …, 9."""
+        return {
+            client: np.bincount(labels, minlength=10).tolist()
+            for client, (_, labels) in self.clients.items()
+        }
+
     def train(self) -> dict[str, Update]:
         """Train one round at every client, and return how each would change the model.
 

@@ -1,7 +1,6 @@
 """The averaged update on its way from S3, into memory or a file."""
 
 import contextlib
-import os
 import secrets
 import threading
 from collections.abc import Callable
@@ -53,7 +52,7 @@ def download_file(
                     file.write(chunk)
 
             _download(store, source, write, progress)
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()

@@ -25,12 +25,20 @@ class StoreError(GradshardError):
     """S3 refused a request, or went on failing after the retries."""
 
 
+class ServiceError(GradshardError):
+    """An AWS service besides S3 refused a request or cannot be reached."""
+
+
 class RoundNotFoundError(GradshardError):
     """There is no round of that name."""
 
 
 class RoundExistsError(GradshardError):
     """A round of that name was opened before, in other terms."""
+
+
+class RoundStateError(GradshardError):
+    """The round is not, or no longer, at the point where that can be done."""
 
 
 class RoundFailed(GradshardError):  # noqa: N818 - the outcome a caller waits for, not a fault of the call

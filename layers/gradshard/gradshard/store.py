@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import boto3
@@ -50,6 +51,7 @@ class ListedObject(NamedTuple):
     key: str
     etag: str
     nbytes: int
+    modified: datetime
 
 
 class Part(NamedTuple):
@@ -320,7 +322,9 @@ class Store:
             ):
                 self.traffic.puts += 1  # a LIST is priced as a PUT
                 for entry in page.get("Contents", []):
-                    yield ListedObject(entry["Key"], entry["ETag"], entry["Size"])
+                    yield ListedObject(
+                        entry["Key"], entry["ETag"], entry["Size"], entry["LastModified"]
+                    )
 
     def create_upload(self, key: str, metadata: dict[str, str] | None = None) -> str:
         """Begin a multipart upload and return its id."""
@@ -402,10 +406,25 @@ class Store:
         return [upload["UploadId"] for upload in uploads]
 
 
-def make_client(connections: int = 16) -> "S3Client":
-    """Make an S3 client with gradshard's settings from the environment."""
+def make_client(
+    connections: int = 16,
+    *,
+    session: boto3.Session | None = None,
+    endpoint_url: str | None = None,
+) -> "S3Client":
+    """Make an S3 client with gradshard's settings.
+
+    Parameters
+    ----------
+    connections
+        How many may be open at once.
+    session, endpoint_url
+        Where the client belongs; the environment says so if these do not.
+    """
     custom_endpoint = bool(
-        os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint_url
+        or os.environ.get("AWS_ENDPOINT_URL_S3")
+        or os.environ.get("AWS_ENDPOINT_URL")
     )
     config = Config(
         max_pool_connections=connections,
@@ -419,7 +438,7 @@ def make_client(connections: int = 16) -> "S3Client":
         s3={"addressing_style": "path" if custom_endpoint else "auto"},
     )
     try:
-        return boto3.client("s3", config=config)
+        return (session or boto3).client("s3", config=config, endpoint_url=endpoint_url)
     except (BotoCoreError, ValueError) as error:
         raise StoreError(f"cannot reach S3: {error}") from None
 

@@ -55,7 +55,7 @@ def unpack(data: bytearray) -> dict[str, Array]:
 
     BF16 becomes ``ml_dtypes.bfloat16``.
     """
-    end = PREFIX_BYTES + header_length(data[:PREFIX_BYTES], len(data))
+    end = PREFIX_BYTES + header_length(bytes(data[:PREFIX_BYTES]), len(data))
     layout, _, offset = parse_header(bytes(data[PREFIX_BYTES:end]), len(data))
     arrays: dict[str, Array] = {}
     for tensor in layout.tensors:
@@ -122,4 +122,5 @@ def _bfloat16() -> np.dtype[Any]:
     # Only updates that hold BF16 pay for the import.
     import ml_dtypes
 
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype

@@ -199,7 +199,7 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
     UpdateError
         The content changed meanwhile.
     """
-    tell = progress or (lambda done, total: None)
+    tell = progress or _tell_nobody
     if content.nbytes < PART_BYTES:
         body = content.read(0, content.nbytes)
         store.put_bytes(key, body, content_type=CONTENT_TYPE)
@@ -210,6 +210,10 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
     store.complete_upload(key, upload_id, parts)
     if store.head(key) is None:
         raise StoreError(f"{key}: the upload was given up by another one; submit again")
+
+
+def _tell_nobody(_done: int, _total: int) -> None:
+    pass
 
 
 def etag(content: Content) -> str:

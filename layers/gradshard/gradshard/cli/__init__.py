@@ -1,0 +1,24 @@
+"""The command line."""
+
+import click
+
+from gradshard.cli import local, plan, rounds, show, watch
+from gradshard.cli.common import Commands
+
+
+@click.group(cls=Commands, invoke_without_command=True)
+@click.version_option(package_name="gradshard")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Average the model updates of federated-learning rounds on AWS, or on this machine."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+main.add_command(local.local)
+main.add_command(rounds.open_)
+main.add_command(rounds.submit)
+main.add_command(watch.watch)
+main.add_command(show.show)
+main.add_command(rounds.fetch)
+main.add_command(plan.plan)

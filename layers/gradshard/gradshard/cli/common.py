@@ -1,0 +1,176 @@
+"""What all commands share: options, one line for an error, text that is safe on a terminal."""
+
+import contextlib
+import functools
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
+
+import click
+from botocore.exceptions import BotoCoreError, ClientError
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.text import Text
+
+from gradshard.errors import EngineError, GradshardError
+from gradshard.federation import Federation
+from gradshard.local import DEFAULT_PORT
+
+PATIENCE_SECONDS: Final = 1.0
+"""What takes longer gets a progress bar."""
+
+_DEBUG: Final = "gradshard.debug"
+_USERS_ERRORS: Final = (
+    GradshardError,
+    BotoCoreError,
+    ClientError,
+    OSError,
+    click.UsageError,
+)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Commands(click.Group):
+    """A group whose commands answer a user's error with one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except _USERS_ERRORS as error:
+            if ctx.meta.get(_DEBUG):
+                raise
+            raise _Failure(_message(error)) from None
+
+
+class _Failure(click.ClickException):
+    def show(self, file: Any = None) -> None:
+        click.echo(f"gradshard: {self.message}", err=True, file=file)
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else "gradshard"
+        return plain(f"{error.format_message()} See `{path} --help`.")
+    if isinstance(error, EngineError):
+        # Ends with lines of a log.
+        return "\n".join(plain(line) for line in str(error).splitlines())
+    if isinstance(error, OSError) and error.filename is not None:
+        return plain(f"{error.filename}: {error.strerror}")
+    return plain(str(error) or type(error).__name__)
+
+
+def plain(text: object) -> str:
+    """Return text with what could steer a terminal escaped; clients' ids and reasons may."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in str(text)
+    )
+
+
+def cell(text: object, style: str = "") -> Text:
+    """Return text for rich, in which square brackets mean nothing."""
+    return Text(plain(text), style)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(document, indent=2))
+
+
+def debuggable(command: Command) -> Command:
+    """Add ``--debug``."""
+
+    def remember(context: click.Context, _option: click.Parameter, debug: bool) -> None:
+        context.meta[_DEBUG] = debug
+
+    return click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=remember,
+        help="Show the traceback of an error.",
+    )(command)
+
+
+def connected(command: Command) -> Command:
+    """Add ``--stack``, ``--local`` and ``--port``, given as one ``federation``."""
+
+    @functools.wraps(command)
+    def connecting(*, stack: str, local: bool, port: int, **arguments: Any) -> Any:
+        return command(federation=Federation(stack, local=local, port=port), **arguments)
+
+    local_option = click.option("--local", is_flag=True, help="Use the local engine, not AWS.")
+    stack_option = click.option(
+        "--stack", default="gradshard", show_default=True, help="The deployed application."
+    )
+    # Shown in the opposite order.
+    return stack_option(local_option(port_option(debuggable(connecting))))  # type: ignore[return-value]
+
+
+def port_option(command: Command) -> Command:
+    """Add ``--port``."""
+    return click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=DEFAULT_PORT,
+        show_default=True,
+        help="The local engine's port.",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """Add ``--json``, given as ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")(command)
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a function to tell of bytes done; a bar shows them on a terminal, after a second."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _done, _total: None
+        return
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=console,
+        transient=True,
+    )
+    task = bar.add_task(plain(title), total=None)
+    # A timer, since the first part of a slow upload may take a while to be told of.
+    timer = threading.Timer(PATIENCE_SECONDS, bar.start)
+    timer.start()
+    try:
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+    finally:
+        timer.cancel()
+        timer.join()
+        bar.stop()
+
+
+@contextlib.contextmanager
+def waiting(title: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is being waited for; give a function to change it."""
+    with Console(stderr=True).status(cell(title)) as status:
+        yield lambda line: status.update(cell(line))
+
+
+def megabytes(nbytes: float) -> str:
+    """Return a size as people read it."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= size:
+            return f"{nbytes / size:.1f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def dollars(amount: float) -> str:
+    """Return a price per thousand rounds, which is what shows in cents."""
+    return f"${1000 * amount:.2f} per 1000 rounds"

@@ -1,0 +1,165 @@
+"""``gradshard plan``: what a round would take, before there is one."""
+
+import re
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from gradshard import limits, planning
+from gradshard.cli.common import (
+    cell,
+    debuggable,
+    dollars,
+    json_option,
+    megabytes,
+    port_option,
+    print_json,
+)
+from gradshard.errors import SpecError
+from gradshard.federation import Federation
+from gradshard.planning import Projection
+from gradshard.spec import MAX_CLIENTS, MAX_SHARDS
+
+DEFAULT_MEMORY_MB: Final = 256
+"""The template's."""
+
+DEFAULT_ARCHITECTURE: Final = "arm64"
+MEMORIES_MB: Final = (128, 192, 256, 384, 512, 1024, 1769, 3008)
+
+TELLING: Final = 0.85
+"""A row of the table takes at most this fraction of the time of the one below it."""
+
+_SIZE: Final = re.compile(
+    r"(?P<number>\d+(?:\.\d*)?(?:e\+?\d+)?) *(?:(?P<prefix>[kmgt])?(?P<binary>i)?b)?", re.IGNORECASE
+)
+_POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+class Size(click.ParamType):
+    """A number of bytes: 512MB, 1GiB, 43.5MB or 5e9."""
+
+    name = "size"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None or (match["binary"] and not match["prefix"]):
+            self.fail(f"{value!r} is not a size such as 512MB, 1GiB or 5e9.", param, ctx)
+        unit = (1024 if match["binary"] else 1000) ** _POWERS[(match["prefix"] or "").lower()]
+        nbytes: int = round(float(match["number"]) * unit)
+        if not 1 <= nbytes <= 2**50:
+            self.fail(f"{value!r} is not between 1 byte and 1 PiB.", param, ctx)
+        return nbytes
+
+
+@click.command()
+@click.option("--size", type=Size(), required=True, help="Of an update: 512MB, 1GiB, 5e9.")
+@click.option("--clients", type=click.IntRange(1, MAX_CLIENTS), required=True, metavar="N")
+@click.option("--shards", type=click.IntRange(1, MAX_SHARDS), metavar="M", help="A given M.")
+@click.option("--within", type=float, metavar="S", help="Or how long aggregating may take.")
+@click.option(
+    "--memory",
+    type=click.IntRange(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
+    metavar="MB",
+    help=f"Of the aggregator; that of the stack, or {DEFAULT_MEMORY_MB}.",
+)
+@click.option(
+    "--architecture",
+    type=click.Choice(sorted(limits.DOLLARS_PER_GB_SECOND)),
+    help=f"Of the aggregator; that of the stack, or {DEFAULT_ARCHITECTURE}.",
+)
+@click.option("--stack", help="Plan for what is deployed there.")
+@click.option("--local", is_flag=True, help="Plan for what the local engine runs.")
+@port_option
+@json_option
+@debuggable
+def plan(
+    size: int,
+    clients: int,
+    shards: int | None,
+    within: float | None,
+    memory: int | None,
+    architecture: str | None,
+    stack: str | None,
+    local: bool,
+    port: int,
+    as_json: bool,
+) -> None:
+    """Show what aggregating a round would take, and what the planner would choose.
+
+    Asks AWS nothing unless a stack is named.
+    """
+    if shards is not None and within is not None:
+        raise SpecError("give --shards or --within, not both: one decides the other")
+    if within is not None and within <= 0:
+        raise SpecError(f"--within is {within:g}, not a number of seconds above zero")
+    if stack or local:
+        deployed = Federation(stack or "gradshard", local=local, port=port).stack
+        memory = memory or int(deployed.output("AggregatorMemory"))
+        architecture = architecture or deployed.output("Architecture")
+    memory = memory or DEFAULT_MEMORY_MB
+    architecture = architecture or DEFAULT_ARCHITECTURE
+    choice, notes = planning.choose(
+        size, clients, memory_mb=memory, architecture=architecture, shards=shards, within=within
+    )
+    frontier = planning.frontier(
+        size,
+        clients,
+        architecture=architecture,
+        memories=sorted({*MEMORIES_MB, memory}),
+        shards=shards,
+    )
+    if as_json:
+        print_json(
+            {
+                "nbytes": size,
+                "clients": clients,
+                "architecture": architecture,
+                "choice": choice.to_json(),
+                "notes": notes,
+                "frontier": [projection.to_json() for projection in frontier],
+            }
+        )
+        return
+    console = Console()
+    console.print(_table(_telling(frontier, choice), choice))
+    for note in notes:
+        console.print(cell(note))
+    console.print(
+        cell(
+            f"{clients} updates of {megabytes(size)} on {architecture}: at {memory} MB the planner "
+            f"takes M={choice.shards}, {choice.seconds:.1f} s, {dollars(choice.total_dollars)}"
+        )
+    )
+
+
+def _telling(frontier: list[Projection], choice: Projection) -> list[Projection]:
+    """Leave out of a long frontier what hardly differs from its neighbours; keep the choice."""
+    kept: list[Projection] = []
+    for projection in reversed(frontier):
+        if not kept or projection.seconds <= TELLING * kept[-1].seconds:
+            kept.append(projection)
+    fastest = frontier[:1]
+    rows = {(p.memory_mb, p.shards): p for p in [*kept, *fastest, choice]}
+    return sorted(rows.values(), key=lambda p: (p.seconds, p.total_dollars))
+
+
+def _table(rows: list[Projection], choice: Projection) -> Table:
+    table = Table()
+    for title in ("", "M", "memory MB", "used MB", "task s", "round s", "$ per 1000"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        chosen = (row.memory_mb, row.shards) == (choice.memory_mb, choice.shards)
+        table.add_row(
+            "→" if chosen else "",
+            str(row.shards),
+            str(row.memory_mb),
+            f"{row.needed_mb:.0f}",
+            f"{row.task_seconds:.1f}",
+            f"{row.seconds:.1f}",
+            f"{1000 * row.total_dollars:.2f}",
+            style="bold" if chosen else "",
+        )
+    return table

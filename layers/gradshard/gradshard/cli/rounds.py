@@ -1,0 +1,112 @@
+"""``gradshard open``, ``submit`` and ``fetch``: what is done to a round."""
+
+from pathlib import Path
+
+import click
+
+from gradshard.cli.common import (
+    connected,
+    json_option,
+    megabytes,
+    plain,
+    print_json,
+    progress_bar,
+    waiting,
+)
+from gradshard.federation import Federation
+from gradshard.spec import DEFAULT_DEADLINE
+
+
+@click.command("open")
+@click.argument("name", metavar="ROUND")
+@click.option("--client", "ids", metavar="ID", multiple=True, help="An expected client; repeat it.")
+@click.option("--clients", "count", type=int, metavar="N", help="Or how many, whoever they are.")
+@click.option(
+    "--min-clients",
+    type=int,
+    default=1,
+    show_default=True,
+    help="With fewer at the deadline the round fails.",
+)
+@click.option(
+    "--deadline",
+    type=int,
+    default=DEFAULT_DEADLINE,
+    show_default=True,
+    help="Seconds until no more updates are awaited.",
+)
+@click.option("--shards", type=int, metavar="M", help="Into how many to cut the update.")
+@click.option("--within", type=float, metavar="S", help="Or how long aggregating may take.")
+@click.option("--allow-nonfinite", is_flag=True, help="Average NaN and infinities too.")
+@json_option
+@connected
+def open_(
+    federation: Federation,
+    name: str,
+    ids: tuple[str, ...],
+    count: int | None,
+    min_clients: int,
+    deadline: int,
+    shards: int | None,
+    within: float | None,
+    allow_nonfinite: bool,
+    as_json: bool,
+) -> None:
+    """Open a round; again in the same terms does no harm."""
+    if bool(ids) == (count is not None):
+        raise click.UsageError(
+            "Give the expected clients by --client, or their number by --clients."
+        )
+    with waiting(f"opening round {name}"):
+        round_ = federation.open_round(
+            name,
+            list(ids) if count is None else count,
+            min_clients=min_clients,
+            deadline=deadline,
+            shards=shards,
+            within=within,
+            allow_nonfinite=allow_nonfinite,
+        )
+    if as_json:
+        print_json({"round": name, "bucket": federation.bucket, "spec": round_.terms().to_json()})
+    else:
+        expected = f"{len(ids) or count} client{'' if (len(ids) or count) == 1 else 's'}"
+        click.echo(f"round {plain(name)} is open for {expected}, for {deadline} s")
+
+
+@click.command()
+@click.argument("name", metavar="ROUND")
+@click.argument("client")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--samples",
+    type=int,
+    metavar="N",
+    help="On how many the client trained; needed unless the file's metadata has num_samples.",
+)
+@connected
+def submit(federation: Federation, name: str, client: str, file: Path, samples: int | None) -> None:
+    """Upload a client's update; an interrupted upload goes on from where it was."""
+    with progress_bar(f"submitting {file.name}") as tell:
+        federation.round(name).submit(client, file, samples, progress=tell)
+    size = megabytes(file.stat().st_size)
+    click.echo(f"submitted {plain(file)} ({size}) to round {plain(name)} as {plain(client)}")
+
+
+@click.command()
+@click.argument("name", metavar="ROUND")
+@click.option(
+    "-o",
+    "--output",
+    "file",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="Where to write the averaged update.",
+)
+@connected
+def fetch(federation: Federation, name: str, file: Path) -> None:
+    """Write the averaged update of a finished round to a file."""
+    with progress_bar(f"fetching {name}") as tell:
+        federation.round(name).fetch(file, progress=tell)
+    click.echo(f"wrote {plain(file)} ({megabytes(file.stat().st_size)})")

@@ -1,0 +1,127 @@
+"""``gradshard show``: a round at a glance."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from gradshard.cli.common import (
+    cell,
+    connected,
+    dollars,
+    json_option,
+    megabytes,
+    print_json,
+)
+from gradshard.federation import Federation
+
+_STYLES = {"completed": "green", "failed": "red"}
+
+
+@click.command()
+@click.argument("name", metavar="ROUND")
+@json_option
+@connected
+def show(federation: Federation, name: str, as_json: bool) -> None:
+    """Show a round: who took part, who did not and why, what it took."""
+    status = federation.round(name).status()
+    if as_json:
+        print_json(status)
+    else:
+        Console().print(Group(*render(status)))
+
+
+def render(status: dict[str, Any]) -> Iterable[RenderableType]:
+    """Yield the paragraphs of a round's status."""
+    yield _facts(status)
+    if contributors := (status["manifest"] or {}).get("contributors"):
+        yield _contributors(contributors)
+    elif status["arrived"]:
+        yield _arrived(status["arrived"])
+    for title, refusals in (("refused", status["refused"]), ("late", status["late"])):
+        if refusals:
+            yield _refusals(title, refusals)
+
+
+def _facts(status: dict[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    state = status["state"]
+    table.add_row("round", cell(status["round"]))
+    table.add_row("state", cell(state, _STYLES.get(state, "yellow")))
+    for name, value in (*_progress(status), *_outcome(status["manifest"] or {})):
+        table.add_row(name, cell(value))
+    return table
+
+
+def _progress(status: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    if status["cause"]:
+        yield "cause", status["cause"]
+    if status["opened_at"]:
+        yield "opened", status["opened_at"]
+    if status["state"] == "awaiting" and status["deadline_at"]:
+        yield "deadline", status["deadline_at"]
+    yield "updates", f"{len(status['arrived'])} of {expected(status)}"
+    if status["missing"]:
+        yield "missing", ", ".join(status["missing"])
+    plan = status["plan"]
+    if plan:
+        yield "update", f"{plan['tensors']} tensors, {megabytes(plan['nbytes'])}"
+        yield "shards", f"{status['shards_done']} of {plan['shards']} done"
+        for note in plan["notes"]:
+            yield "note", note
+        yield "projected", _projected(plan["projected"])
+
+
+def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    totals = manifest.get("totals")
+    if totals is None:
+        return
+    yield "seconds", f"{manifest['seconds']:.1f}, of them {totals['longest_seconds']:.1f} a task"
+    yield "read", f"{megabytes(totals['bytes_read'])} in {totals['gets']} GETs"
+    yield "written", f"{megabytes(totals['bytes_written'])} in {totals['puts']} PUTs"
+    yield "memory", f"{totals['peak_mb']:.0f} MB at most in a function"
+    yield "cost", f"{dollars(manifest['projected']['total_dollars'])}, as projected for AWS"
+
+
+def _projected(projection: dict[str, Any]) -> str:
+    return (
+        f"{projection['seconds']:.1f} s with {projection['memory_mb']} MB functions, "
+        f"{projection['needed_mb']:.0f} MB of that used"
+    )
+
+
+def expected(status: dict[str, Any]) -> int:
+    """Return how many clients a round expects."""
+    clients = status["spec"].get("clients", 0)
+    return clients if isinstance(clients, int) else len(clients)
+
+
+def _contributors(contributors: list[dict[str, Any]]) -> Table:
+    table = Table("contributor", title_justify="left")
+    for title in ("samples", "weight", "size"):
+        table.add_column(title, justify="right")
+    for entry in contributors:
+        table.add_row(
+            cell(entry["client"]),
+            cell(entry["samples"]),
+            cell(f"{entry['weight']:.4f}"),
+            cell(megabytes(entry["nbytes"])),
+        )
+    return table
+
+
+def _arrived(updates: list[dict[str, Any]]) -> Table:
+    table = Table("arrived")
+    table.add_column("size", justify="right")
+    for update in updates:
+        table.add_row(cell(update["client"]), cell(megabytes(update["nbytes"])))
+    return table
+
+
+def _refusals(title: str, refusals: list[dict[str, str]]) -> Table:
+    table = Table(title, "reason")
+    for refusal in refusals:
+        table.add_row(cell(refusal["client"]), cell(refusal["reason"]))
+    return table

@@ -1,0 +1,78 @@
+"""``gradshard watch``: a round as it happens."""
+
+from typing import Any
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from gradshard.cli.common import cell, connected, megabytes, plain
+from gradshard.cli.show import expected, render
+from gradshard.federation import Federation
+
+
+@click.command()
+@click.argument("name", metavar="ROUND")
+@connected
+def watch(federation: Federation, name: str) -> None:
+    """Watch a round until it ends; the exit code says how."""
+    console = Console()
+    round_ = federation.round(name)
+    if console.is_terminal:
+        with Live(console=console, transient=True) as live:
+            round_.wait(progress=lambda status: live.update(_bars(status)))
+        console.print(Group(*render(round_.status())))
+    else:
+        round_.wait(progress=_Lines())
+
+
+class _Lines:
+    """Prints a line whenever something has changed."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, status: dict[str, Any]) -> None:
+        line = f"{status['state']}: {_updates(status)}"
+        if status["plan"]:
+            line += f", {_shards(status)}, {megabytes(_bytes_read(status))} read"
+        if line != self._last:
+            click.echo(plain(line))
+            self._last = line
+
+
+def _bars(status: dict[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("round", cell(f"{status['round']}, {status['state']}"))
+    table.add_row(_bar(len(status["arrived"]), expected(status)), cell(_updates(status)))
+    plan = status["plan"]
+    if plan:
+        total = plan["nbytes"] * len(plan["contributors"])
+        read = _bytes_read(status)
+        table.add_row(_bar(status["shards_done"], plan["shards"]), cell(_shards(status)))
+        table.add_row(_bar(read, total), cell(f"{megabytes(read)} of {megabytes(total)} read"))
+    return table
+
+
+def _bar(done: int, total: int) -> ProgressBar:
+    return ProgressBar(total=total, completed=done, width=30)
+
+
+def _updates(status: dict[str, Any]) -> str:
+    text = f"{len(status['arrived'])} of {expected(status)} updates in"
+    if status["refused"]:
+        text += f" ({len(status['refused'])} refused)"
+    return text
+
+
+def _shards(status: dict[str, Any]) -> str:
+    return f"{status['shards_done']} of {status['plan']['shards']} shards done"
+
+
+def _bytes_read(status: dict[str, Any]) -> int:
+    """Return what the finished tasks have read of the updates; shards are of nearly equal size."""
+    plan = status["plan"]
+    whole = plan["nbytes"] * len(plan["contributors"])
+    return int(whole * status["shards_done"] / plan["shards"])

@@ -1,0 +1,412 @@
+"""The client library: open a round, submit updates to it, wait for it, fetch what it averaged."""
+
+import contextlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, overload
+
+from gradshard import limits, local
+from gradshard.downloads import download_bytes, download_file
+from gradshard.errors import (
+    RoundExistsError,
+    RoundFailed,
+    RoundNotFoundError,
+    RoundStateError,
+    SpecError,
+    UpdateError,
+    WaitTimeoutError,
+)
+from gradshard.keys import ObjectVersion, RoundKeys
+from gradshard.plan import Plan
+from gradshard.rounds.arrivals import read_spec
+from gradshard.rounds.finalize_round import COMPLETED
+from gradshard.spec import DEFAULT_DEADLINE, RoundSpec, parse_spec
+from gradshard.stack import Stack
+from gradshard.status import read_status
+from gradshard.tensors import Array, unpack
+from gradshard.uploads import Content, FileContent, Progress, TensorContent, etag, upload
+
+OPENING_SECONDS: Final = 20.0
+"""How long opening a round waits for its terms to appear."""
+
+FIRST_PAUSE_SECONDS: Final = 0.2
+LONGEST_PAUSE_SECONDS: Final = 2.0
+
+LOOKS_PER_EXECUTION: Final = 5
+"""Looks for a manifest between two at the execution, which Step Functions throttles."""
+
+PAYLOAD_ROOM_BYTES: Final = 4096
+"""What the state machine adds to a round's spec: its name, a time and a callback token."""
+
+
+class Federation:
+    """A deployed gradshard.
+
+    Parameters
+    ----------
+    stack
+        The name of its CloudFormation stack, which is asked for the rest when it is needed.
+    bucket
+        Its bucket, for clients that may not look at the stack.
+    state_machine
+        The ARN of its state machine, needed beside ``bucket`` to open rounds.
+    endpoint_url
+        Where AWS is, if not at AWS; ``AWS_ENDPOINT_URL`` says the same.
+    local
+        Use the local engine (``gradshard local up``).
+    port
+        The local engine's port.
+    """
+
+    def __init__(
+        self,
+        stack: str = "gradshard",
+        *,
+        bucket: str | None = None,
+        state_machine: str | None = None,
+        endpoint_url: str | None = None,
+        local: bool = False,
+        port: int = local.DEFAULT_PORT,
+    ) -> None:
+        self.stack = Stack(
+            stack,
+            bucket=bucket,
+            state_machine=state_machine,
+            endpoint_url=endpoint_url,
+            port=port if local else None,
+        )
+
+    @property
+    def bucket(self) -> str:
+        """The bucket's name."""
+        return self.stack.store.bucket
+
+    def open_round(
+        self,
+        name: str,
+        clients: Sequence[str] | int,
+        *,
+        min_clients: int = 1,
+        deadline: int = DEFAULT_DEADLINE,
+        shards: int | None = None,
+        within: float | None = None,
+        layout: Mapping[str, Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> "Round":
+        """Open a round; opening it again in the same terms gives the same round.
+
+        Parameters
+        ----------
+        name
+            The round's id.
+        clients, min_clients, deadline, shards, within, allow_nonfinite
+            As in :class:`gradshard.spec.RoundSpec`.
+        layout
+            ``{name: {"dtype": "F32", "shape": [10, 64]}, …}``, if every update must have it.
+
+        Raises
+        ------
+        SpecError
+            The terms make no sense.
+        RoundExistsError
+            There is such a round in other terms.
+        RoundFailed
+            It could not be opened.
+        """
+        fields: dict[str, Any] = {
+            "clients": clients,
+            "min_clients": min_clients,
+            "deadline": deadline,
+            "shards": shards,
+            "within": within,
+            "layout": layout,
+            "allow_nonfinite": allow_nonfinite,
+        }
+        spec = parse_spec(fields)
+        round_ = Round(self.stack, name)
+        payload = json.dumps(spec.to_json(), separators=(",", ":"))
+        most = limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
+        if len(payload) > most:
+            raise SpecError(
+                f"the round's terms are {len(payload)} bytes of JSON, over the {most} that Step "
+                "Functions takes; open it without a layout, or with shorter tensor names"
+            )
+        self.stack.start(round_.id, payload)
+        _await_terms(self.stack, round_, spec)
+        return round_
+
+    def round(self, name: str) -> "Round":
+        """Return a handle of a round that was opened before; nothing is looked up yet."""
+        return Round(self.stack, name)
+
+
+class Round:
+    """A round, as its clients and its operator see it.
+
+    Parameters
+    ----------
+    stack
+        Where it runs.
+    name
+        Its id.
+    """
+
+    def __init__(self, stack: Stack, name: str) -> None:
+        self.keys = RoundKeys(name)
+        self._stack = stack
+
+    def __repr__(self) -> str:
+        return f"Round({self.id!r})"
+
+    @property
+    def id(self) -> str:
+        """The round's id."""
+        return self.keys.round_id
+
+    def terms(self) -> RoundSpec:
+        """Return what the round was opened with.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        """
+        opened = read_spec(self._stack.store, self.keys)
+        if opened is not None:
+            return opened[0]
+        # It may just be opening.
+        execution = self._stack.execution(self.id)
+        if execution is None:
+            raise RoundNotFoundError(f"there is no round {self.id!r}")
+        if execution.failed:
+            raise RoundFailed(f"round {self.id!r} failed: {execution.reason}")
+        return parse_spec(execution.input)
+
+    def submit(
+        self,
+        client: str,
+        update: Mapping[str, Any] | str | Path,
+        samples: int | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> None:
+        """Upload a client's update; until the round is planned, the last one counts.
+
+        Tensors in memory are not copied, a file is not read whole: at most four parts of 16 MiB
+        are held. An interrupted upload of a large update is resumed by submitting it again.
+
+        Parameters
+        ----------
+        client
+            The client's id.
+        update
+            Tensors by name (numpy arrays or torch tensors), or the path of a .safetensors file.
+        samples
+            The number of samples it was trained on; a file may have it in its metadata, as
+            ``num_samples``.
+        progress
+            Called with the bytes sent and the total.
+
+        Raises
+        ------
+        UpdateError
+            The update could not be averaged, or its client is not expected; nothing was sent.
+        RoundNotFoundError
+            There is no such round.
+        RoundStateError
+            The round takes no more updates.
+        """
+        key = self.keys.update(client)
+        with contextlib.ExitStack() as opened:
+            content: Content
+            if isinstance(update, str | Path):
+                content = opened.enter_context(FileContent(Path(update), samples))
+            else:
+                content = TensorContent(update, _given(samples))
+            _check_fits(self.terms(), client, content, self.id)
+            if not self._is_counted(client, content):
+                upload(self._stack.store, key, content, progress)
+
+    def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Wait until the round has ended and return its manifest.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait at most.
+        progress
+            Called with :meth:`status` each time the round is looked at.
+
+        Raises
+        ------
+        RoundFailed
+            With the cause.
+        RoundNotFoundError
+            There is no such round.
+        WaitTimeoutError
+            The round goes on.
+        """
+        give_up = None if timeout is None else time.monotonic() + timeout
+        self.terms()
+        for looks in itertools.count():
+            manifest = self._manifest(check_execution=looks % LOOKS_PER_EXECUTION == 0)
+            if progress:
+                progress(self.status())
+            if manifest is not None:
+                return manifest
+            if give_up is not None and time.monotonic() >= give_up:
+                break
+            _pause(looks, give_up)
+        raise WaitTimeoutError(f"round {self.id!r} has not ended within {timeout:g} s")
+
+    def status(self) -> dict[str, Any]:
+        """Return how far the round is, as JSON.
+
+        ``state`` is ``awaiting``, ``aggregating``, ``completed`` or ``failed``; ``arrived``,
+        ``missing``, ``refused`` and ``late`` say who has and has not taken part, and why;
+        ``plan`` and ``shards_done`` how far the aggregation is; ``manifest`` is the record of a
+        round that has ended.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        """
+        return read_status(self._stack, self.keys)
+
+    def rejection(self, client: str) -> str | None:
+        """Return why the client's update was refused or came too late; None if it was not."""
+        record = self._stack.store.get_json(self.keys.rejection(client))
+        return None if record is None else str(record["reason"])
+
+    @overload
+    def fetch(self, *, progress: Progress | None = None) -> dict[str, Array]: ...
+
+    @overload
+    def fetch(self, path: str | Path, *, progress: Progress | None = None) -> Path: ...
+
+    def fetch(
+        self, path: str | Path | None = None, *, progress: Progress | None = None
+    ) -> dict[str, Array] | Path:
+        """Fetch the averaged update.
+
+        Parameters
+        ----------
+        path
+            The file to write, in a few MB of memory; it appears when it is whole.
+        progress
+            Called with the bytes received and the total.
+
+        Returns
+        -------
+        dict or Path
+            Arrays by name, which share one buffer; or ``path``.
+
+        Raises
+        ------
+        RoundFailed
+            There is none, with the cause.
+        RoundStateError
+            There is none yet.
+        """
+        manifest = self._manifest(check_execution=True)
+        if manifest is None:
+            self.terms()
+            raise RoundStateError(f"round {self.id!r} has not ended; wait for it first")
+        update = manifest["update"]
+        source = ObjectVersion(update["key"], update["version"], update["etag"], update["nbytes"])
+        if path is None:
+            return unpack(download_bytes(self._stack.store, source, progress))
+        download_file(self._stack.store, source, Path(path), progress)
+        return Path(path)
+
+    def _manifest(self, *, check_execution: bool) -> dict[str, Any] | None:
+        """Return the manifest of a completed round; None while it goes on."""
+        store = self._stack.store
+        manifest: dict[str, Any] | None = store.get_json(self.keys.manifest)
+        if manifest is None and check_execution:
+            execution = self._stack.execution(self.id)
+            # The manifest may have come between the two looks.
+            if execution and execution.failed:
+                manifest = store.get_json(self.keys.manifest)
+                if manifest is None:
+                    raise RoundFailed(f"round {self.id!r} failed: {execution.reason}")
+        if manifest is not None and manifest["status"] != COMPLETED:
+            raise RoundFailed(f"round {self.id!r} failed: {manifest['cause']}")
+        return manifest
+
+    def _is_counted(self, client: str, content: Content) -> bool:
+        """Whether this very update was planned already, so that its submission is a repetition.
+
+        Raises
+        ------
+        RoundStateError
+            The round takes no more updates, and has not got this one.
+        """
+        store = self._stack.store
+        fields = store.get_json(self.keys.plan)
+        if fields is None:
+            manifest = store.get_json(self.keys.manifest)
+            if manifest is None:
+                return False
+            raise RoundStateError(f"round {self.id!r} has ended ({manifest['status']})")
+        counted = {c.client: c.source.etag for c in Plan.from_json(fields).contributors}
+        if client in counted and counted[client] == etag(content):
+            return True
+        raise RoundStateError(
+            f"round {self.id!r} was planned at {fields['planned_at']} and takes no more updates"
+        )
+
+
+def _given(samples: int | None) -> int:
+    if samples is None:
+        raise UpdateError("samples is missing: the number of samples the client trained on")
+    return samples
+
+
+def _check_fits(spec: RoundSpec, client: str, content: Content, round_id: str) -> None:
+    if not spec.expects(client):
+        assert not isinstance(spec.clients, int)  # noqa: S101 - for mypy: then all are expected
+        raise UpdateError(
+            f"client {client!r} is not expected in round {round_id!r}, only "
+            f"{', '.join(spec.clients)}"
+        )
+    difference = spec.layout and spec.layout.difference(content.layout)
+    if difference:
+        raise UpdateError(
+            f"its layout is not the one round {round_id!r} was opened with: {difference}"
+        )
+
+
+def _await_terms(stack: Stack, round_: Round, spec: RoundSpec) -> None:
+    """Wait until the round is open in these terms; not for long, since early updates count too."""
+    give_up = time.monotonic() + OPENING_SECONDS
+    for looks in itertools.count():
+        opened = read_spec(stack.store, round_.keys)
+        execution = None if opened else stack.execution(round_.id)
+        if execution and execution.failed:
+            raise RoundFailed(f"round {round_.id!r} could not be opened: {execution.reason}")
+        terms = opened[0].to_json() if opened else execution and execution.input
+        if terms is not None and terms != spec.to_json():
+            raise RoundExistsError(
+                f"round {round_.id!r} was opened before, in other terms; choose another name"
+            )
+        if opened or time.monotonic() >= give_up:
+            return
+        _pause(looks, give_up)
+
+
+def _pause(looks: int, give_up: float | None) -> None:
+    """Sleep a little longer each time, but not past ``give_up``."""
+    seconds = min(FIRST_PAUSE_SECONDS * 1.2 ** min(looks, 50), LONGEST_PAUSE_SECONDS)
+    if give_up is not None:
+        seconds = min(seconds, max(0.0, give_up - time.monotonic()))
+    time.sleep(seconds)

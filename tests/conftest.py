@@ -1,0 +1,45 @@
+"""The local engine, started once for all tests that need it, on a free port."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from gradshard import local
+from gradshard.local import Engine
+from gradshard.store import Store
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A running engine with the application deployed by `sam`; boto3 talks to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        engine = local.up(0, bind=_docker_address())
+        for name, value in engine.environment.items():
+            patch.setenv(name, value)
+        yield engine
+        local.down(engine.port)
+
+
+@pytest.fixture(scope="session")
+def outputs(engine: Engine) -> dict[str, str]:
+    """The deployed stack's outputs."""
+    [stack] = boto3.client("cloudformation").describe_stacks(StackName="gradshard")["Stacks"]
+    return {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
+
+
+@pytest.fixture(scope="session")
+def store(outputs: dict[str, str]) -> Store:
+    """The deployed bucket."""
+    return Store(outputs["BucketName"], connections=80)
+
+
+def _docker_address() -> str | None:
+    """Where containers reach the engine, if there is Docker."""
+    bridge = Path("/sys/class/net/docker0")
+    return "172.17.0.1" if bridge.exists() else None

@@ -1,0 +1,487 @@
+"""A round's functions, called one after the other, over real HTTP."""
+
+import itertools
+import json
+import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import boto3
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+
+from gradshard import planning
+from gradshard.errors import PlanError
+from gradshard.keys import RoundKeys
+from gradshard.plan import Refusal
+from gradshard.planning import Shard
+from gradshard.rounds.abort_round import abort_round
+from gradshard.rounds.aggregate_shard import aggregate_shard
+from gradshard.rounds.collect_update import collect_update
+from gradshard.rounds.finalize_round import finalize_round
+from gradshard.rounds.plan_round import Aggregator, plan_round
+from gradshard.store import Store
+from tests import reference
+
+AGGREGATOR = Aggregator(memory_mb=512, architecture="arm64")
+COUNTER = itertools.count()
+Update = dict[str, reference.Array]
+
+
+class Round:
+    """A round without its state machine: the test is the machine."""
+
+    def __init__(self, store: Store, **spec: Any) -> None:
+        self.store, self.name = store, f"it-{next(COUNTER)}"
+        self.keys = RoundKeys(self.name)
+        record = {"round": self.name, "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
+        store.put_json(self.keys.spec, record)
+
+    def upload(self, client: str, body: bytes) -> str:
+        self.store.put_bytes(self.keys.update(client), body)
+        head = self.store.head(self.keys.update(client))
+        assert head is not None
+        return head.etag.strip('"')
+
+    def submit(self, client: str, update: Update, samples: Any = 1, **options: Any) -> str:
+        return self.upload(
+            client, reference.encode(update, {"num_samples": str(samples)}, **options)
+        )
+
+    def plan(self, attempt: int = 0, refused: Sequence[Refusal] = ()) -> dict[str, Any]:
+        return plan_round(
+            self.store, self.name, attempt=attempt, refused=refused, aggregator=AGGREGATOR
+        )
+
+    def tasks(self) -> list[dict[str, Any]]:
+        tasks: list[dict[str, Any]] = self.store.get_json(self.keys.tasks)
+        return tasks
+
+    def aggregate(self) -> None:
+        for task in self.tasks():
+            self.run(task)
+
+    def run(self, task: dict[str, Any]) -> dict[str, Any]:
+        return aggregate_shard(
+            self.store, task["round"], attempt=task["attempt"], shard=Shard(**task["shard"])
+        )
+
+    def go(self) -> dict[str, Any]:
+        """Plan, aggregate and finalize until the round has ended."""
+        outcome: dict[str, Any] = {"attempt": 0, "refused": []}
+        while True:
+            planned = self.plan(outcome["attempt"], [Refusal(**r) for r in outcome["refused"]])
+            if planned["status"] == "failed":
+                return planned
+            self.aggregate()
+            outcome = finalize_round(self.store, self.name)
+            if outcome["status"] == "completed":
+                return outcome
+
+    def result(self) -> bytes:
+        body = self.store.get_bytes(self.keys.result)
+        assert body is not None
+        return body
+
+    def manifest(self) -> dict[str, Any]:
+        manifest: dict[str, Any] = self.store.get_json(self.keys.manifest)
+        return manifest
+
+    def reason(self, client: str) -> str:
+        refusal = self.store.get_json(self.keys.rejection(client))
+        assert refusal is not None
+        return str(refusal["reason"])
+
+
+@pytest.fixture
+def open_round(store: Store) -> Callable[..., Round]:
+    return lambda **spec: Round(store, **spec)
+
+
+def small(seed: int) -> Update:
+    rng = np.random.default_rng(seed)
+    return {
+        "fc.weight": reference.random_tensor(rng, "F32", (17, 5)),
+        "fc.brain": reference.random_tensor(rng, "BF16", (9,)),
+        "fc.half": reference.random_tensor(rng, "F16", (2, 3)),
+        "fc.double": reference.random_tensor(rng, "F64", (3,)),
+        "bn.count": reference.random_tensor(rng, "I64", ()),
+        "bn.bytes": reference.random_tensor(rng, "U8", (3,)),
+        "empty": np.zeros((0, 4), np.float32),
+    }
+
+
+def assert_average(blob: bytes, updates: Sequence[Update], samples: Sequence[int]) -> None:
+    result, expected = reference.decode(blob), reference.average(updates, samples)
+    assert set(result) == set(expected)
+    for name, tensor in expected.items():
+        assert (result[name].dtype, result[name].shape) == (tensor.dtype, tensor.shape)
+        assert result[name].tobytes() == tensor.tobytes(), name
+
+
+@pytest.mark.parametrize("count", [1, 2, 64])
+def test_mixed_types_in_any_order_of_tensors(open_round: Callable[..., Round], count: int) -> None:
+    round_ = open_round(clients=count)
+    updates = {f"c{i:02}": small(i) for i in range(count)}
+    rng = np.random.default_rng(count)
+    for i, (client, update) in enumerate(reversed(updates.items())):
+        order = list(rng.permutation(list(update))) if i % 3 == 0 else list(update)
+        round_.submit(client, update, 3 * (count - i), order=order)
+    assert round_.go() == {"status": "completed"}
+    samples = [3 * (i + 1) for i in range(count)]
+    assert_average(round_.result(), list(updates.values()), samples)
+    read = dict(safetensors.deserialize(round_.result()))
+    assert read["empty"]["shape"] == [0, 4]
+
+
+def test_the_same_bits_whatever_m(open_round: Callable[..., Round]) -> None:
+    rng = np.random.default_rng(11)
+    updates = [
+        {
+            "w": rng.standard_normal(9_000_001).astype("f4"),
+            "b": rng.standard_normal(1_000_003).astype(ml_dtypes.bfloat16),
+            "n": np.array([i], "i8"),
+        }
+        for i in range(3)
+    ]
+    results = []
+    for shards in (1, 3, 6, None):
+        round_ = open_round(clients=3, **({"shards": shards} if shards else {}))
+        for i in (2, 0, 1):
+            round_.submit(f"c{i}", updates[i], 5 + i)
+        assert round_.plan()["shards"] == (shards or 1)
+        # Backwards and twice: neither order nor repetition may matter.
+        for task in [*reversed(round_.tasks()), round_.tasks()[0]]:
+            round_.run(task)
+        assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+        data = round_.result()
+        results.append(data[8 + int.from_bytes(data[:8], "little") :])
+    assert len(set(results)) == 1
+    assert_average(round_.result(), updates, [5, 6, 7])
+
+
+def blob(header: Any, data: bytes = b"1234") -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def w(start: int = 0, end: int = 4, dtype: str = "F32", shape: Sequence[int] = (1,)) -> Any:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+SAMPLES = {"num_samples": "1"}
+BAD = {
+    "no safetensors": (b"PK\x03\x04 a zip file", "not a safetensors object"),
+    "empty object": (b"", "not a safetensors object: 0 bytes"),
+    "cut header": (struct.pack("<Q", 5000) + b'{"w"', "5000 bytes is longer than the object"),
+    "cut data": (blob({"__metadata__": SAMPLES, "w": w()}, b"12"), "out of the object's 2"),
+    "no JSON": (struct.pack("<Q", 6) + b"{'w':}" + b"1234", "not JSON"),
+    "overlap": (
+        blob({"__metadata__": SAMPLES, "w": w(), "v": w(2, 6)}, b"123456"),
+        "'v' begins at byte 2, not 4",
+    ),
+    "wrong length": (blob({"__metadata__": SAMPLES, "w": w(shape=[3])}), "12 bytes"),
+    "unknown dtype": (blob({"__metadata__": SAMPLES, "w": w(dtype="F4")}), "dtype 'F4'"),
+    "no samples": (blob({"w": w()}), "num_samples is missing"),
+    "no number": (blob({"__metadata__": {"num_samples": "x"}, "w": w()}), "num_samples is 'x'"),
+    "other layout": (
+        blob({"__metadata__": SAMPLES, "w": w(0, 8, shape=[2])}, b"12345678"),
+        "tensor 'w' is F32 [2], not F32 [1]",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_update_costs_its_sender_the_round(
+    open_round: Callable[..., Round], what: str
+) -> None:
+    body, reason = BAD[what]
+    round_ = open_round(clients=["a", "bad", "c"], min_clients=2)
+    good = [{"w": np.array([3.0], "f4")}, {"w": np.array([6.0], "f4")}]
+    round_.submit("a", good[0])
+    round_.submit("c", good[1])
+    etag = round_.upload("bad", body)
+    collected = collect_update(round_.store, round_.keys.update("bad"), etag)
+    assert collected["status"] == ("accepted" if what == "other layout" else "refused")
+    assert round_.go() == {"status": "completed"}
+    assert_average(round_.result(), good, [1, 1])
+    assert reason in round_.reason("bad")
+    assert round_.keys.update("bad") in round_.reason("bad")
+    assert [r["client"] for r in round_.manifest()["refused"]] == ["bad"]
+
+
+def test_below_the_quorum_the_round_fails_with_all_reasons(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=["a", "b", "c"], min_clients=2)
+    round_.submit("a", small(1))
+    round_.upload("b", b"junk")
+    outcome = round_.plan()
+    assert (outcome["status"], outcome["error"]) == ("failed", "QuorumError")
+    assert "1 good updates, but min_clients is 2; missing: c; refused: b: " in outcome["cause"]
+    assert round_.store.open_uploads(round_.keys.result) == []
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_nan_is_refused_by_name_and_the_round_goes_on(
+    open_round: Callable[..., Round], shards: int
+) -> None:
+    rng = np.random.default_rng(5)
+    updates = [
+        {"a": np.ones(3, "f4"), "w": rng.standard_normal(5_000_000).astype("f4")}
+        for _ in range(4)
+    ]
+    updates[1]["w"][4_999_999] = np.nan
+    updates[2]["w"][17] = -np.inf
+    round_ = open_round(clients=4, shards=shards)
+    for i, update in enumerate(updates):
+        round_.submit(f"c{i}", update, i + 1)
+    assert round_.go() == {"status": "completed"}
+    assert "tensor 'w' holds a NaN or an infinity at element 4999999" in round_.reason("c1")
+    assert "tensor 'w' holds a NaN or an infinity at element 17" in round_.reason("c2")
+    manifest = round_.manifest()
+    assert [r["client"] for r in manifest["refused"]] == ["c1", "c2"]
+    assert manifest["attempts"] == 2
+    assert_average(round_.result(), [updates[0], updates[3]], [1, 4])
+    assert round_.store.open_uploads(round_.keys.result) == []
+
+
+def test_nan_is_averaged_where_that_is_allowed(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=2, allow_nonfinite=True)
+    updates = [{"w": np.array([1, np.nan, np.inf], "f4")}, {"w": np.array([1, 2, 3], "f4")}]
+    for i, update in enumerate(updates):
+        round_.submit(f"c{i}", update)
+    assert round_.go() == {"status": "completed"}
+    assert_average(round_.result(), updates, [1, 1])
+
+
+def test_a_sum_beyond_its_type_is_nobodys_fault(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=2)
+    largest = np.finfo(np.float32).max
+    updates = [{"w": np.array([largest, 1], "f4")}] * 3
+    for i, update in enumerate(updates):
+        round_.submit(f"c{i}", update, [1, 1, 1][i])
+    assert round_.go() == {"status": "completed"}
+    assert round_.manifest()["attempts"] == 1
+    assert_average(round_.result(), updates, [1, 1, 1])
+
+
+def test_the_declared_layout_wins_and_orders_the_result(open_round: Callable[..., Round]) -> None:
+    layout = {"b": {"dtype": "F32", "shape": [1]}, "a": {"dtype": "F32", "shape": [2]}}
+    round_ = open_round(clients=3, layout=layout)
+    good = {"a": np.array([1, 2], "f4"), "b": np.array([3], "f4")}
+    round_.submit("x", good)
+    for client in ("y", "z"):
+        round_.submit(client, {"a": np.array([1, 2], "f4")})
+    assert round_.go() == {"status": "completed"}
+    assert list(reference.decode(round_.result())) == ["b", "a"]
+    assert "(the one the round was opened with): tensor 'b' is missing" in round_.reason("y")
+
+
+def test_the_last_upload_before_planning_counts_and_later_ones_do_not(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=["a", "b"])
+    first, second, third = small(1), small(2), small(3)
+    round_.upload("a", b"junk")
+    collected = collect_update(round_.store, round_.keys.update("a"), "etag")
+    assert collected["status"] == "refused"
+    etag = round_.submit("a", first)
+    assert collect_update(round_.store, round_.keys.update("a"), etag)["status"] == "accepted"
+    assert round_.store.get_json(round_.keys.rejection("a")) is None
+    round_.submit("b", second, 4)
+    round_.plan()
+    # The event of the counted upload may come again; the upload itself may be replaced or deleted.
+    repeated = collect_update(round_.store, round_.keys.update("a"), etag)
+    assert (repeated["status"], "repeated" in repeated["reason"]) == ("ignored", True)
+    late = collect_update(
+        round_.store, round_.keys.update("a"), round_.submit("a", third)
+    )
+    assert late["status"] == "ignored"
+    assert "after the round was planned; the version uploaded before" in round_.reason("a")
+    round_.store.delete(round_.keys.update("b"))
+    assert round_.go() == {"status": "completed"}
+    assert_average(round_.result(), [first, second], [1, 4])
+    assert round_.manifest()["refused"] == []
+
+
+def test_who_is_not_expected(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=["a"])
+    round_.submit("a", small(1))
+    etag = round_.submit("stranger", small(2))
+    collected = collect_update(round_.store, round_.keys.update("stranger"), etag)
+    assert collected["status"] == "refused"
+    assert "client 'stranger' is not expected" in round_.reason("stranger")
+    assert round_.go() == {"status": "completed"}
+    assert_average(round_.result(), [small(1)], [1])
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["rounds/it-none/updates/a.safetensors", "rounds/../updates/a.safetensors", "elsewhere"],
+)
+def test_events_that_concern_no_round(store: Store, key: str) -> None:
+    assert collect_update(store, key, "etag")["status"] == "ignored"
+
+
+def test_an_upload_whose_name_is_a_path(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=1)
+    key = f"{round_.keys.updates}a/../b.safetensors"
+    outcome = collect_update(round_.store, key, "etag")
+    assert outcome["status"] == "ignored"
+    assert "'a/../b'" in outcome["reason"]
+
+
+def test_planning_twice_at_once_leaves_one_plan_and_one_upload(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=2)
+    for client in "ab":
+        round_.submit(client, small(1))
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(lambda _: round_.plan(), range(4)))
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+    uploads = round_.store.open_uploads(round_.keys.result)
+    assert uploads == [round_.store.get_json(round_.keys.plan)["upload_id"]]
+    assert round_.go() == {"status": "completed"}
+
+
+def test_a_task_of_an_attempt_given_up_writes_nothing(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=3)
+    updates = {c: small(i) for i, c in enumerate("abc")}
+    for client, update in updates.items():
+        round_.submit(client, update)
+    round_.plan()
+    [stale] = round_.tasks()
+    round_.plan(1, [Refusal("b", "a reason")])
+    assert round_.run(stale) == {"shard": 0, "attempt": 0, "superseded_by": 1}
+    with pytest.raises(PlanError, match="shard 0 of 1 has not been aggregated"):
+        finalize_round(round_.store, round_.name)
+    round_.aggregate()
+    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert_average(round_.result(), [updates["a"], updates["c"]], [1, 1])
+
+
+def test_finalizing_twice_is_once(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=1)
+    round_.submit("a", small(1))
+    assert round_.go() == {"status": "completed"}
+    manifest, result = round_.manifest(), round_.store.head(round_.keys.result)
+    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert (round_.manifest(), round_.store.head(round_.keys.result)) == (manifest, result)
+    assert manifest["update"]["etag"] == result.etag if result else False
+
+
+def test_nothing_is_seen_before_the_end_or_after_an_abort(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=1)
+    round_.submit("a", small(1))
+    round_.plan()
+    round_.aggregate()
+    assert round_.store.head(round_.keys.result) is None
+    cause = json.dumps({"errorMessage": "what broke", "errorType": "SomeError"})
+    outcome = abort_round(round_.store, round_.name, error="SomeError", cause=cause)
+    assert outcome == {"status": "failed", "error": "SomeError", "cause": "what broke"}
+    assert round_.store.open_uploads(round_.keys.result) == []
+    assert round_.manifest()["cause"] == "what broke"
+    again = abort_round(round_.store, round_.name, error="Other", cause="later")
+    assert again["cause"] == "what broke"
+    late = collect_update(round_.store, round_.keys.update("a"), round_.submit("a", small(2)))
+    assert late["status"] == "ignored"
+
+
+def test_an_abort_after_the_end_changes_nothing(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=1)
+    round_.submit("a", small(1))
+    round_.go()
+    outcome = abort_round(round_.store, round_.name, error="States.Timeout", cause="")
+    assert outcome == {"status": "completed"}
+    assert_average(round_.result(), [small(1)], [1])
+
+
+def test_finalizing_what_was_given_up_shows_nothing(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=1)
+    round_.submit("a", small(1))
+    round_.plan()
+    round_.aggregate()
+    round_.store.put_json(round_.keys.manifest, {"status": "failed", "cause": "given up"})
+    with pytest.raises(PlanError, match="was given up: given up"):
+        finalize_round(round_.store, round_.name)
+    assert round_.store.head(round_.keys.result) is None
+
+
+def test_a_failed_task_leaves_its_cause_for_the_abort(
+    open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    round_ = open_round(clients=1)
+    round_.submit("a", small(1))
+    round_.plan()
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("the disk is on fire")
+
+    monkeypatch.setattr("gradshard.aggregation.aggregate", broken)
+    with pytest.raises(OSError, match="on fire"):
+        round_.aggregate()
+    outcome = abort_round(
+        round_.store, round_.name, error="States.ExceedToleratedFailureThreshold", cause="one"
+    )
+    assert outcome["cause"] == "shard 0: OSError: the disk is on fire"
+
+
+def test_an_update_deleted_for_good_costs_its_sender_the_round(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=2)
+    for i, client in enumerate("ab"):
+        round_.submit(client, small(i))
+    round_.plan()
+    frozen = round_.store.head(round_.keys.update("b"))
+    assert frozen is not None
+    boto3.client("s3").delete_object(
+        Bucket=round_.store.bucket, Key=frozen.key, VersionId=frozen.version
+    )
+    assert round_.go() == {"status": "completed"}
+    assert "the planned version is gone" in round_.reason("b")
+    assert_average(round_.result(), [small(0)], [1])
+
+
+def test_what_does_not_fit_is_refused_before_any_upload(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=1)
+    round_.submit("a", small(1))
+    outcome = plan_round(
+        round_.store,
+        round_.name,
+        attempt=0,
+        refused=[],
+        aggregator=Aggregator(memory_mb=10, architecture="arm64"),
+    )
+    assert (outcome["status"], outcome["error"]) == ("failed", "PlanError")
+    assert "has 10; deploy with AggregatorMemory=" in outcome["cause"]
+    assert round_.store.open_uploads(round_.keys.result) == []
+
+
+def test_more_arrivals_than_a_round_takes(
+    open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradshard.rounds.plan_round.MAX_CLIENTS", 2)
+    round_ = open_round(clients=2)
+    for client in "cab":
+        round_.submit(client, small(1))
+    assert round_.go() == {"status": "completed"}
+    assert [c["client"] for c in round_.manifest()["contributors"]] == ["a", "b"]
+    assert "takes 2 clients" in round_.reason("c")
+
+
+def test_m_is_lowered_and_the_manifest_says_so(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=1, shards=1000)
+    round_.submit("a", {"w": np.ones(3_000_000, "f4")})
+    assert round_.go() == {"status": "completed"}
+    assert round_.manifest()["shards"] == planning.max_shards(12_000_000) == 2
+    assert round_.manifest()["notes"][0].startswith("M lowered from 1000 to 2")

@@ -1,0 +1,138 @@
+"""The store over real HTTP."""
+
+import os
+from collections.abc import Iterator
+
+import boto3
+import pytest
+
+from gradshard import store as stores
+from gradshard.errors import ChangedObjectError, StoreError
+from gradshard.local import Engine
+from gradshard.store import RangeStream, Store, make_client
+from tests.integration.proxy import Proxy, spoiling
+
+
+@pytest.fixture
+def proxy(engine: Engine) -> Iterator[Proxy]:
+    with spoiling(engine.port) as running:
+        yield running
+
+
+@pytest.fixture
+def spoiled(proxy: Proxy, store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    return Store(store.bucket, client=make_client())
+
+
+def read(stream: RangeStream, count: int) -> bytes:
+    buffer = bytearray(count)
+    stream.read_into(memoryview(buffer))
+    return bytes(buffer)
+
+
+def test_writes_only_what_it_was_told_it_replaces(store: Store) -> None:
+    assert store.put_json("t/conditional", 1, replaces=None)
+    assert not store.put_json("t/conditional", 2, replaces=None)
+    head = store.head("t/conditional")
+    assert head is not None
+    assert store.put_json("t/conditional", 3, replaces=head.etag)
+    assert not store.put_json("t/conditional", 4, replaces=head.etag)
+    assert store.get_json("t/conditional") == 3
+
+
+def test_what_is_not_there(store: Store) -> None:
+    assert store.get_json("t/none") is None
+    assert store.head("t/none") is None
+    assert store.get_head("t/none", 8) is None
+    assert list(store.list_objects("t/none")) == []
+    assert store.list_parts("t/none", "nothing") is None
+    store.abort_upload("t/none", "nothing")
+    store.complete_upload("t/none", "nothing", [])
+
+
+def test_an_object_of_no_bytes(store: Store) -> None:
+    store.put_bytes("t/empty", b"")
+    head = store.get_head("t/empty", 64)
+    assert head is not None
+    assert head[0] == b""
+    assert head[1].nbytes == 0
+
+
+def test_a_frozen_version_outlives_what_comes_later(store: Store) -> None:
+    store.put_bytes("t/frozen", b"first version")
+    frozen = store.head("t/frozen")
+    assert frozen is not None
+    store.put_bytes("t/frozen", b"second")
+    store.delete("t/frozen")
+    assert store.head("t/frozen") is None
+    assert read(RangeStream(store, frozen, [(6, 13), (0, 5)]), 12) == b"versionfirst"
+
+
+def test_a_version_that_is_gone_or_changed(store: Store) -> None:
+    store.put_bytes("t/gone", b"0123456789")
+    frozen = store.head("t/gone")
+    assert frozen is not None
+    with pytest.raises(ChangedObjectError, match="t/gone"):
+        RangeStream(store, frozen._replace(etag='"other"'), [(0, 4)]).open()
+    boto3.client("s3").delete_object(
+        Bucket=store.bucket, Key="t/gone", VersionId=frozen.version
+    )
+    with pytest.raises(ChangedObjectError, match="t/gone"):
+        RangeStream(store, frozen, [(0, 4)]).open()
+
+
+def test_no_reading_past_the_ranges(store: Store) -> None:
+    store.put_bytes("t/short", b"0123456789")
+    frozen = store.head("t/short")
+    assert frozen is not None
+    with pytest.raises(StoreError, match="past its ranges"):
+        read(RangeStream(store, frozen, [(2, 6)]), 5)
+
+
+def test_a_broken_stream_goes_on_from_the_byte_it_reached(
+    store: Store, spoiled: Store, proxy: Proxy
+) -> None:
+    data = os.urandom(1_000_000)
+    store.put_bytes("t/broken", data)
+    frozen = store.head("t/broken")
+    assert frozen is not None
+    proxy.spoils = [
+        lambda _, headers, body: (headers, body[:300_001]),  # cut short
+        lambda _, headers, body: (headers, b""),  # nothing at all
+        lambda _, headers, body: (headers | {"Content-Range": "bytes 0-9/10"}, body),
+        lambda _, headers, body: (headers, body[:1]),
+    ]
+    assert read(RangeStream(spoiled, frozen, [(0, 1_000_000)]), 1_000_000) == data
+    assert proxy.spoils == []
+    assert spoiled.traffic.retries == 4
+    assert spoiled.traffic.gets == 5
+
+
+def test_a_stream_that_stays_broken_is_given_up(
+    store: Store, spoiled: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores.time, "sleep", lambda _: None)
+    store.put_bytes("t/stubborn", b"x" * 100)
+    frozen = store.head("t/stubborn")
+    assert frozen is not None
+    proxy.spoils = [lambda _, headers, body: (headers, b"")] * 50
+    with pytest.raises(StoreError, match="t/stubborn: reading broke 6 times in a row at byte 0"):
+        read(RangeStream(spoiled, frozen, [(0, 100)]), 100)
+
+
+def test_parts_overwrite_themselves_and_appear_at_once(store: Store) -> None:
+    key, five = "t/parts", 5 * 1024 * 1024
+    upload = store.create_upload(key, {"k": "v"})
+    last = store.upload_part(key, upload, 2, b"end")
+    store.upload_part(key, upload, 1, b"a" * five)
+    first = store.upload_part(key, upload, 1, b"b" * five)
+    assert store.list_parts(key, upload) == [first, last]
+    assert store.open_uploads(key) == [upload]
+    assert store.head(key) is None
+    store.complete_upload(key, upload, [first, last])
+    store.complete_upload(key, upload, [first, last])
+    assert store.open_uploads(key) == []
+    head = store.head(key)
+    assert head is not None
+    assert store.get_range(head, five - 1, five + 3) == b"bend"
