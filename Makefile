@@ -1,5 +1,7 @@
 # Everything starts with `make`: each target first makes what it needs, from nothing but Python 3.13.
 
+export SAM_CLI_TELEMETRY := 0
+
 PYTHON := python3.13
 BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \

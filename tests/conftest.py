@@ -9,7 +9,6 @@ import pytest
 
 from gradshard import local
 from gradshard.local import Engine
-from gradshard.store import Store
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +30,6 @@ def outputs(engine: Engine) -> dict[str, str]:
     """The deployed stack's outputs."""
     [stack] = boto3.client("cloudformation").describe_stacks(StackName="gradshard")["Stacks"]
     return {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
-
-
-@pytest.fixture(scope="session")
-def store(outputs: dict[str, str]) -> Store:
-    """The deployed bucket."""
-    return Store(outputs["BucketName"], connections=80)
 
 
 def _docker_address() -> str | None:

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 NUMPY = {
     "F64": np.dtype("f8"),
@@ -31,15 +32,16 @@ def average(updates: Sequence[Mapping[str, Array]], samples: Sequence[int]) -> d
     total = sum(samples)
     result = {}
     for name, model in updates[0].items():
-        narrow = model.dtype.itemsize < 4 and model.dtype.kind not in "iu"
-        wide = np.float32 if narrow or model.dtype == np.float32 else np.float64
+        integer = model.dtype.kind in "iu"
+        wide = np.dtype("f8" if integer or model.dtype.itemsize == 8 else "f4")
+        weights = [np.array(n / total).astype(wide) for n in samples]
         with np.errstate(all="ignore"):
-            acc = updates[0][name].astype(wide) * wide(samples[0] / total)
-            for update, n in zip(updates[1:], samples[1:], strict=True):
-                acc = acc + update[name].astype(wide) * wide(n / total)
-            if model.dtype.kind in "iu":
+            acc: Array = updates[0][name].astype(wide) * weights[0]
+            for update, weight in zip(updates[1:], weights[1:], strict=True):
+                acc = acc + update[name].astype(wide) * weight
+            if integer:
                 acc = np.rint(acc)
-            result[name] = np.asarray(acc, wide).astype(model.dtype)
+            result[name] = np.asarray(acc).astype(model.dtype)
     return result
 
 
@@ -70,12 +72,13 @@ def decode(blob: bytes) -> dict[str, Array]:
     header = json.loads(blob[8 : 8 + length])
     header.pop("__metadata__", None)
     data = blob[8 + length :]
-    return {
+    tensors: dict[str, Array] = {
         name: np.frombuffer(
             data[entry["data_offsets"][0] : entry["data_offsets"][1]], NUMPY[entry["dtype"]]
         ).reshape(entry["shape"])
         for name, entry in header.items()
     }
+    return tensors
 
 
 def random_tensor(rng: np.random.Generator, dtype: str, shape: Sequence[int]) -> Array:
@@ -85,4 +88,5 @@ def random_tensor(rng: np.random.Generator, dtype: str, shape: Sequence[int]) ->
         bounds = np.iinfo(kind)
         low, high = max(bounds.min, -(2**40)), min(bounds.max, 2**40)
         return rng.integers(low, high, size=shape, dtype=kind, endpoint=True)
-    return np.asarray(rng.standard_normal(shape)).astype(kind)
+    drawn: Array = np.asarray(rng.standard_normal(shape)).astype(kind)
+    return drawn

@@ -13,7 +13,13 @@ store = Store(os.environ["GRADSHARD_BUCKET"])
 @observe.handler
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """End the round with its cause."""
-    outcome = abort_round(store, event["round"], error=event["error"], cause=event["cause"])
+    outcome = abort_round(
+        store,
+        event["round"],
+        error=event["error"],
+        cause=event["cause"],
+        shard=event.get("shard"),
+    )
     if outcome["status"] == "failed":
         observe.count("RoundsFailed")
     return outcome

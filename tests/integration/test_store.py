@@ -1,12 +1,12 @@
 """The store over real HTTP."""
 
 import os
+import time
 from collections.abc import Iterator
 
 import boto3
 import pytest
 
-from gradshard import store as stores
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.local import Engine
 from gradshard.store import RangeStream, Store, make_client
@@ -75,9 +75,7 @@ def test_a_version_that_is_gone_or_changed(store: Store) -> None:
     assert frozen is not None
     with pytest.raises(ChangedObjectError, match="t/gone"):
         RangeStream(store, frozen._replace(etag='"other"'), [(0, 4)]).open()
-    boto3.client("s3").delete_object(
-        Bucket=store.bucket, Key="t/gone", VersionId=frozen.version
-    )
+    boto3.client("s3").delete_object(Bucket=store.bucket, Key="t/gone", VersionId=frozen.version)
     with pytest.raises(ChangedObjectError, match="t/gone"):
         RangeStream(store, frozen, [(0, 4)]).open()
 
@@ -112,7 +110,7 @@ def test_a_broken_stream_goes_on_from_the_byte_it_reached(
 def test_a_stream_that_stays_broken_is_given_up(
     store: Store, spoiled: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     store.put_bytes("t/stubborn", b"x" * 100)
     frozen = store.head("t/stubborn")
     assert frozen is not None

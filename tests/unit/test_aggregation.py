@@ -55,7 +55,11 @@ def run(blobs: Sequence[bytes], samples: Sequence[int], shards: int, parts: int 
         sources = [
             MemorySource(
                 b"".join(
-                    blob[r.offset + max(r.start, start) - r.start : r.offset + min(r.end, end) - r.start]
+                    blob[
+                        r.offset + max(r.start, start) - r.start : r.offset
+                        + min(r.end, end)
+                        - r.start
+                    ]
                     for r in of
                     if r.start < end and start < r.end
                 )
@@ -145,17 +149,17 @@ def test_a_source_that_breaks_stops_the_task() -> None:
 
     header = parse_header(blob[8 : 8 + header_length(blob, len(blob))], len(blob))
     with pytest.raises(OSError, match="reset"):
-        aggregate(
-            [Broken(b"")], [1.0], header.layout.spans, Shard(0, 0, 40, 1, 1), MemorySink()
-        )
+        aggregate([Broken(b"")], [1.0], header.layout.spans, Shard(0, 0, 40, 1, 1), MemorySink())
 
 
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_who_sent_a_nan_is_found(dtype: str, bad: float) -> None:
     rng = np.random.default_rng(1)
-    updates = [{"a": np.arange(7, dtype="i4"), "w": reference.random_tensor(rng, dtype, (400_000,))}
-               for _ in range(3)]
+    updates = [
+        {"a": np.arange(7, dtype="i4"), "w": reference.random_tensor(rng, dtype, (400_000,))}
+        for _ in range(3)
+    ]
     updates[1]["w"][300_123] = bad
     blobs = [reference.encode(update) for update in updates]
     with pytest.raises(NonFiniteSumError) as caught:
@@ -170,7 +174,8 @@ def test_who_sent_a_nan_is_found(dtype: str, bad: float) -> None:
 
 def test_steps_end_on_elements() -> None:
     layout = parse_header(
-        (blob := reference.encode({"a": np.zeros(3, "i1"), "b": np.zeros(9, "f8")}))[8:-75], len(blob)
+        (blob := reference.encode({"a": np.zeros(3, "i1"), "b": np.zeros(9, "f8")}))[8:-75],
+        len(blob),
     ).layout
     walked = list(aggregation.steps(layout.spans, 0, layout.nbytes, 16))
     assert walked[0] == (0, 11)

@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "digits"))
 
 import data
+import demo
 import network
 import plain_numpy
 import resnet18
@@ -155,3 +156,56 @@ def test_comparison_names_what_differs():
     assert comparison.differing == ["gone", "new", "sign"]
     assert not comparison.identical
     assert plain_numpy.compare(expected, expected).identical
+
+
+@pytest.fixture
+def manifest():
+    return {
+        "status": "completed",
+        "contributors": [{"client": "a", "samples": 3}],
+        "refused": [],
+        "missing": [],
+        "shards": 1,
+        "seconds": 0.5,
+        "totals": {
+            "gets": 3,
+            "puts": 1,
+            "bytes_read": 80,
+            "bytes_written": 88,
+            "peak_mb": 80.0,
+            "seconds": 0.4,
+        },
+        "projected": {"needed_mb": 90.0, "total_dollars": 0.001},
+    }
+
+
+UPDATES = {"a": Update({"w": np.zeros(20, np.float32)}, samples=3)}
+
+
+def test_a_complete_manifest_has_no_problems(manifest):
+    assert demo.manifest_problems(manifest, UPDATES, shards=None) == []
+    assert demo.manifest_problems(manifest, UPDATES, shards=1) == []
+    assert demo.memory_problems(manifest) == []
+
+
+def test_what_is_off_in_a_manifest_is_named(manifest):
+    manifest["contributors"][0]["samples"] = 4
+    manifest["totals"]["bytes_read"] = 79
+
+    assert demo.manifest_problems(manifest, UPDATES, shards=2) == [
+        "the manifest's contributors cannot be right",
+        "the manifest's shards cannot be right",
+        "the manifest's totals.bytes_read cannot be right",
+    ]
+
+
+def test_what_a_manifest_lacks_is_named(manifest):
+    del manifest["totals"]["peak_mb"]
+
+    assert demo.manifest_problems(manifest, UPDATES, None) == ["the manifest has no 'peak_mb'"]
+
+
+def test_memory_over_the_plan_is_a_problem(manifest):
+    manifest["totals"]["peak_mb"] = 90.1
+
+    assert demo.memory_problems(manifest) == ["a function took 90.1 MB, over the planned 90"]

@@ -1,11 +1,13 @@
 """Headers as clients write them, good and bad."""
 
+import contextlib
 import json
 import struct
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 import safetensors.numpy
 from hypothesis import given
@@ -42,7 +44,7 @@ def entry(dtype: Any, shape: Any, start: Any, end: Any) -> dict[str, Any]:
 
 
 def test_reads_what_the_safetensors_library_writes() -> None:
-    tensors = {
+    tensors: dict[str, npt.NDArray[Any]] = {
         "fc.weight": np.ones((3, 4), np.float32),
         "fc.half": np.zeros((5,), np.float16),
         "fc.brain": np.zeros((2, 2), ml_dtypes.bfloat16),
@@ -126,26 +128,26 @@ def test_refuses_a_header_longer_than_we_read(monkeypatch: pytest.MonkeyPatch) -
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     for blob in (data, blob_of(data)):
-        try:
-            parse(blob)
-        except UpdateError as error:
-            assert str(error)
+        with contextlib.suppress(UpdateError):
+            assert parse(blob).layout.nbytes > 0
 
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.just("F32"),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "w"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["dtype", "shape", "data_offsets", "w"]), inner, max_size=4
+        )
+    ),
     max_leaves=12,
 )
 
 
 @given(st.dictionaries(st.text(max_size=3), JSON, max_size=3))
 def test_any_json_is_read_or_refused(header: dict[str, Any]) -> None:
-    try:
-        parse(blob_of(header, b"1234"))
-    except UpdateError as error:
-        assert str(error)
+    with contextlib.suppress(UpdateError):
+        assert parse(blob_of(header, b"1234")).layout.nbytes == 4
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,13 @@ def test_accepts_samples() -> None:
 
 def test_spans_merge_neighbours_and_skip_the_empty() -> None:
     packed = Layout.pack(
-        [("a", "F32", (2,)), ("b", "F32", ()), ("none", "I8", (0,)), ("c", "F32", (1,)), ("d", "I8", (3,))]
+        [
+            ("a", "F32", (2,)),
+            ("b", "F32", ()),
+            ("none", "I8", (0,)),
+            ("c", "F32", (1,)),
+            ("d", "I8", (3,)),
+        ]
     )
     assert packed.spans == (Span("F32", 0, 16), Span("I8", 16, 19))
 

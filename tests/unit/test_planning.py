@@ -1,5 +1,8 @@
 """Cutting, choosing, refusing, foreseeing."""
 
+import itertools
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,11 +12,13 @@ from gradshard.errors import PlanError
 from gradshard.layout import Layout
 from gradshard.limits import MIB
 
-ARM = {"architecture": "arm64"}
+ARM: Any = {"architecture": "arm64"}
 
 
 @given(
-    sizes=st.lists(st.tuples(st.sampled_from(["F32", "I8", "F64", "BF16"]), st.integers(1, 50)), min_size=1),
+    sizes=st.lists(
+        st.tuples(st.sampled_from(["F32", "I8", "F64", "BF16"]), st.integers(1, 50)), min_size=1
+    ),
     pieces=st.integers(1, 40),
 )
 def test_cuts_are_element_boundaries_in_order(sizes: list[tuple[str, int]], pieces: int) -> None:
@@ -24,7 +29,9 @@ def test_cuts_are_element_boundaries_in_order(sizes: list[tuple[str, int]], piec
     assert (positions[0], positions[-1]) == (0, layout.nbytes)
     boundaries = {layout.nbytes}
     for span in layout.spans:
-        boundaries.update(range(span.start, span.end, {"F32": 4, "I8": 1, "F64": 8, "BF16": 2}[span.dtype]))
+        boundaries.update(
+            range(span.start, span.end, {"F32": 4, "I8": 1, "F64": 8, "BF16": 2}[span.dtype])
+        )
     assert set(positions) <= boundaries
 
 
@@ -38,7 +45,7 @@ def test_parts_keep_s3s_limits(nbytes: int, shards: int) -> None:
     for shard in plan[:: max(1, m // 5)]:
         if m > 1 or shard.parts > 1:
             bounds = planning.cut(spans, shard.start, shard.end, shard.parts)
-            smallest = min(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+            smallest = min(b - a for a, b in itertools.pairwise(bounds))
             assert smallest >= limits.MIN_PART_BYTES
 
 
@@ -46,8 +53,10 @@ def test_lowers_m_and_says_so() -> None:
     projection, notes = planning.choose(60 * MIB, 5, memory_mb=512, shards=1000, **ARM)
     assert projection.shards == 11
     assert notes == [
-        "M lowered from 1000 to 11: shards of 62914560 bytes would fall under "
-        "the 5242880 bytes that S3 wants of a part"
+        (
+            "M lowered from 1000 to 11: shards of 62914560 bytes would fall under "
+            "the 5242880 bytes that S3 wants of a part"
+        )
     ]
 
 
@@ -89,7 +98,9 @@ def test_memory_projection_is_its_arithmetic() -> None:
 
 
 def test_memory_does_not_grow_with_the_update() -> None:
-    assert planning.project_memory(1024 * MIB, 1, 4) == planning.project_memory(64 * 1024 * MIB, 7, 4)
+    assert planning.project_memory(1024 * MIB, 1, 4) == planning.project_memory(
+        64 * 1024 * MIB, 7, 4
+    )
 
 
 def test_frontier_trades_seconds_for_dollars() -> None:

@@ -72,7 +72,9 @@ def test_who_is_awaited() -> None:
     assert counted.is_complete(["x", "y", "z"])
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".a", "-a", "a b", "a/b", "ä", "a\n", "a" * 65, None])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".a", "-a", "a b", "a/b", "ä", "a\n", "a" * 65, None]
+)
 def test_refuses_ids(name: object) -> None:
     with pytest.raises(SpecError, match="round id"):
         check_id("round", name)

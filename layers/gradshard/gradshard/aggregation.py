@@ -8,6 +8,7 @@ however many contributors there are; and since the contributors' order is the or
 additions, the result's bits do not depend on any of these sizes.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
@@ -129,9 +130,7 @@ def aggregate(
     bounds = cut(spans, shard.start, shard.end, shard.parts)
     pending: list[Future[Any]] = []
     with np.errstate(all="ignore"):
-        for number, (start, end) in enumerate(
-            zip(bounds, bounds[1:], strict=False), shard.first_part
-        ):
+        for number, (start, end) in enumerate(itertools.pairwise(bounds), shard.first_part):
             prefix = header if number == shard.first_part else b""
             part = bytearray(len(prefix) + end - start)
             part[: len(prefix)] = prefix

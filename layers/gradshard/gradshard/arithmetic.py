@@ -71,7 +71,7 @@ def finish(dtype: DType, accumulator: Array, out: Buffer) -> None:
     if dtype.name == "BF16":
         _narrow_to_bf16(accumulator, target)
     elif dtype.is_integer:
-        bounds = np.iinfo(dtype.storage)
+        bounds = np.iinfo(dtype.storage.name)
         # The largest 64-bit integers have no float64: stay at the one below.
         highest = np.nextafter(2.0 ** (8 * dtype.size - (bounds.min < 0)), 0)
         np.rint(accumulator, out=accumulator)

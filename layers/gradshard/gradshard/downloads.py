@@ -41,6 +41,8 @@ def download_file(
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory; name a file to write to")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     lock = threading.Lock()
     try:

@@ -41,7 +41,10 @@ class Contributor:
     def ranges(self, start: int, end: int) -> list[tuple[int, int]]:
         """Return the byte ranges of the object that hold the layout's [start, end)."""
         return [
-            (run.offset + max(run.start, start) - run.start, run.offset + min(run.end, end) - run.start)
+            (
+                run.offset + max(run.start, start) - run.start,
+                run.offset + min(run.end, end) - run.start,
+            )
             for run in self.runs
             if run.start < end and start < run.end
         ]

@@ -4,6 +4,7 @@ A plan is worked out from sizes alone: this module knows nothing of AWS but the 
 :mod:`gradshard.limits`.
 """
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,9 +28,12 @@ SLICE_BYTES: Final = 256 * 1024
 
 
 class Shard(NamedTuple):
-    """The byte range [start, end) of one task, and the parts of the upload it becomes."""
+    """The byte range [start, end) of one task, and the parts of the upload it becomes.
 
-    index: int
+    Shards are numbered from 0, parts as S3 does from 1.
+    """
+
+    number: int
     start: int
     end: int
     first_part: int
@@ -120,9 +124,9 @@ def cut_shards(spans: Sequence[Span], nbytes: int, shards: int) -> list[Shard]:
     nominal = part_bytes(nbytes)
     result: list[Shard] = []
     first_part = 1
-    for index, (start, end) in enumerate(zip(positions, positions[1:], strict=False)):
+    for number, (start, end) in enumerate(itertools.pairwise(positions)):
         parts = max(1, (end - start) // nominal)
-        result.append(Shard(index, start, end, first_part, parts))
+        result.append(Shard(number, start, end, first_part, parts))
         first_part += parts
     return result
 
@@ -156,7 +160,7 @@ def project_memory(nbytes: int, shards: int, contributors: int, plan_bytes: int 
 
 
 RESIDENT_MB: Final = 90.0
-"""Measured on x86-64 Linux: interpreter, numpy, boto3 with an S3 client, Powertools, the handler."""
+"""Measured on x86-64: interpreter, numpy, boto3 with an S3 client, Powertools, the handler."""
 
 STREAM_BYTES: Final = 256 * 1024
 """Measured: a connection's objects, TLS state and urllib3's buffer of one slice."""
@@ -213,10 +217,7 @@ def project(
         + 8 * limits.DOLLARS_PER_PUT,
         "orchestration": (limits.ROUND_TRANSITIONS + shards) * limits.DOLLARS_PER_TRANSITION
         + shards * limits.DOLLARS_PER_EXPRESS_REQUEST
-        + shards
-        * task_seconds
-        * limits.EXPRESS_MEMORY_GB
-        * limits.DOLLARS_PER_EXPRESS_GB_SECOND,
+        + shards * task_seconds * limits.EXPRESS_MEMORY_GB * limits.DOLLARS_PER_EXPRESS_GB_SECOND,
     }
     return Projection(
         shards=shards,
@@ -340,8 +341,7 @@ def frontier(
 def _network_seconds(nbytes: float) -> float:
     burst = min(nbytes, limits.BURST_BYTES)
     return (
-        burst / limits.BURST_BYTES_PER_SECOND
-        + (nbytes - burst) / limits.SUSTAINED_BYTES_PER_SECOND
+        burst / limits.BURST_BYTES_PER_SECOND + (nbytes - burst) / limits.SUSTAINED_BYTES_PER_SECOND
     )
 
 

@@ -1,5 +1,6 @@
 """What a round is asked for: checked once here, for the command line and the function alike."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -151,7 +152,7 @@ def _parse_clients(clients: Any) -> tuple[str, ...] | int:
     ids = tuple(sorted(check_id("client", client) for client in clients))
     if not 1 <= len(ids) <= MAX_CLIENTS:
         raise SpecError(f"clients has {len(ids)} ids; a round takes 1 to {MAX_CLIENTS}")
-    twice = next((a for a, b in zip(ids, ids[1:], strict=False) if a == b), None)
+    twice = next((a for a, b in itertools.pairwise(ids) if a == b), None)
     if twice is not None:
         raise SpecError(f"client {twice!r} is expected twice")
     return ids

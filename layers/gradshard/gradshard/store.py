@@ -130,7 +130,8 @@ class RangeStream:
         start, end = self._ranges[0]
         wanted = buffer[: min(len(buffer), end - start)]
         try:
-            count = self._current_body().readinto(wanted)
+            # Any buffer will do; botocore's types know files only.
+            count: int = self._current_body().readinto(wanted)  # type: ignore[arg-type]
             if count == 0:
                 raise OSError(f"the body ended {end - start} bytes short")
         except _BROKEN_STREAM as error:
@@ -193,13 +194,14 @@ class Store:
             The version is gone, has another ETag, or is shorter than the range.
         """
         self.traffic.gets += 1
+        version: Any = {"VersionId": source.version} if source.version else {}
         with _translated(source.key, changed=True):
             response = self._s3.get_object(
                 Bucket=self.bucket,
                 Key=source.key,
                 Range=f"bytes={start}-{end - 1}",
                 IfMatch=source.etag,
-                **({"VersionId": source.version} if source.version else {}),
+                **version,
             )
         expected = f"bytes {start}-{end - 1}/{source.nbytes}"
         if response.get("ContentRange") != expected:
@@ -309,10 +311,18 @@ class Store:
         body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
         return self.put_bytes(key, body, replaces=replaces)
 
-    def delete(self, key: str) -> None:
-        """Hide an object behind a delete marker, or remove it in a bucket without versions."""
-        with _translated(key):
-            self._s3.delete_object(Bucket=self.bucket, Key=key)
+    def delete(self, key: str, *, only: str | None = None) -> None:
+        """Hide an object behind a delete marker, or remove it in a bucket without versions.
+
+        With ``only``, an ETag, any other object than that stays.
+        """
+        condition: dict[str, Any] = {} if only is None else {"IfMatch": only}
+        try:
+            with _translated(key):
+                self._s3.delete_object(Bucket=self.bucket, Key=key, **condition)
+        except ClientError as error:
+            if _code(error) not in {"PreconditionFailed", "NoSuchKey"}:
+                raise
 
     def list_objects(self, prefix: str) -> Iterator[ListedObject]:
         """List the objects under a prefix, in the order of their keys."""
@@ -340,10 +350,11 @@ class Store:
 
     def upload_part(self, key: str, upload_id: str, number: int, data: bytes | bytearray) -> Part:
         """Store one part; a part of the same number is overwritten."""
+        body: Any = data  # botocore takes a bytearray as it is; its types do not say so
         self.traffic.puts += 1
         with _translated(key):
             response = self._s3.upload_part(
-                Bucket=self.bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=data
+                Bucket=self.bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=body
             )
         self.traffic.bytes_written += len(data)
         return Part(number, response["ETag"], len(data))
@@ -422,9 +433,7 @@ def make_client(
         Where the client belongs; the environment says so if these do not.
     """
     custom_endpoint = bool(
-        endpoint_url
-        or os.environ.get("AWS_ENDPOINT_URL_S3")
-        or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     )
     config = Config(
         max_pool_connections=connections,

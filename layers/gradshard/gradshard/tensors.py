@@ -90,7 +90,9 @@ def _raw(name: str, tensor: Any) -> tuple[str, Array]:
         return "BF16", np.ascontiguousarray(array).view(_BF16_BITS).reshape(array.shape)
     stored = array.dtype.newbyteorder("<")
     if stored not in _NAMES:
-        raise _unsupported(name, array.dtype)
+        raise UpdateError(
+            f"tensor {shorten(name)!r} has dtype {array.dtype}; supported: {', '.join(DTYPES)}"
+        )
     # ascontiguousarray makes a scalar one-dimensional.
     return _NAMES[stored], np.ascontiguousarray(array, stored).reshape(array.shape)
 
@@ -107,15 +109,11 @@ def _from_torch(name: str, tensor: Any) -> Array:
             bits: Array = tensor.detach().cpu().contiguous().view(torch.int16).numpy()
             return bits.view(_bfloat16())
         array: Array = tensor.numpy(force=True)
-    except (TypeError, RuntimeError, NotImplementedError):
-        raise _unsupported(name, tensor.dtype) from None
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise UpdateError(
+            f"tensor {shorten(name)!r} ({tensor.dtype}) cannot be read: {shorten(str(error))}"
+        ) from None
     return array
-
-
-def _unsupported(name: str, dtype: Any) -> UpdateError:
-    return UpdateError(
-        f"tensor {shorten(name)!r} has dtype {dtype}; supported: {', '.join(DTYPES)}"
-    )
 
 
 def _bfloat16() -> np.dtype[Any]:

@@ -171,6 +171,11 @@ def megabytes(nbytes: float) -> str:
     return f"{nbytes:.0f} B"
 
 
+def counted(number: int, thing: str) -> str:
+    """Return ``1 tensor`` or ``2 tensors``."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def dollars(amount: float) -> str:
     """Return a price per thousand rounds, which is what shows in cents."""
     return f"${1000 * amount:.2f} per 1000 rounds"

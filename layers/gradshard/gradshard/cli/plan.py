@@ -1,5 +1,6 @@
 """``gradshard plan``: what a round would take, before there is one."""
 
+import math
 import re
 from typing import Final
 
@@ -47,11 +48,11 @@ class Size(click.ParamType):
         match = _SIZE.fullmatch(str(value).strip())
         if match is None or (match["binary"] and not match["prefix"]):
             self.fail(f"{value!r} is not a size such as 512MB, 1GiB or 5e9.", param, ctx)
-        unit = (1024 if match["binary"] else 1000) ** _POWERS[(match["prefix"] or "").lower()]
-        nbytes: int = round(float(match["number"]) * unit)
+        unit: int = (1024 if match["binary"] else 1000) ** _POWERS[(match["prefix"] or "").lower()]
+        nbytes = float(match["number"]) * unit
         if not 1 <= nbytes <= 2**50:
             self.fail(f"{value!r} is not between 1 byte and 1 PiB.", param, ctx)
-        return nbytes
+        return round(nbytes)
 
 
 @click.command()
@@ -93,7 +94,7 @@ def plan(
     """
     if shards is not None and within is not None:
         raise SpecError("give --shards or --within, not both: one decides the other")
-    if within is not None and within <= 0:
+    if within is not None and not 0 < within < math.inf:
         raise SpecError(f"--within is {within:g}, not a number of seconds above zero")
     if stack or local:
         deployed = Federation(stack or "gradshard", local=local, port=port).stack

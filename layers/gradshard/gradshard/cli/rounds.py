@@ -6,6 +6,7 @@ import click
 
 from gradshard.cli.common import (
     connected,
+    counted,
     json_option,
     megabytes,
     plain,
@@ -70,7 +71,7 @@ def open_(
     if as_json:
         print_json({"round": name, "bucket": federation.bucket, "spec": round_.terms().to_json()})
     else:
-        expected = f"{len(ids) or count} client{'' if (len(ids) or count) == 1 else 's'}"
+        expected = counted(count or len(ids), "client")
         click.echo(f"round {plain(name)} is open for {expected}, for {deadline} s")
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from gradshard.cli.common import (
     cell,
     connected,
+    counted,
     dollars,
     json_option,
     megabytes,
@@ -67,7 +68,7 @@ def _progress(status: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield "missing", ", ".join(status["missing"])
     plan = status["plan"]
     if plan:
-        yield "update", f"{plan['tensors']} tensors, {megabytes(plan['nbytes'])}"
+        yield "update", f"{megabytes(plan['nbytes'])} in {counted(plan['tensors'], 'tensor')}"
         yield "shards", f"{status['shards_done']} of {plan['shards']} done"
         for note in plan["notes"]:
             yield "note", note
@@ -79,8 +80,8 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
     if totals is None:
         return
     yield "seconds", f"{manifest['seconds']:.1f}, of them {totals['longest_seconds']:.1f} a task"
-    yield "read", f"{megabytes(totals['bytes_read'])} in {totals['gets']} GETs"
-    yield "written", f"{megabytes(totals['bytes_written'])} in {totals['puts']} PUTs"
+    yield "read", f"{megabytes(totals['bytes_read'])} in {counted(totals['gets'], 'GET')}"
+    yield "written", f"{megabytes(totals['bytes_written'])} in {counted(totals['puts'], 'PUT')}"
     yield "memory", f"{totals['peak_mb']:.0f} MB at most in a function"
     yield "cost", f"{dollars(manifest['projected']['total_dollars'])}, as projected for AWS"
 

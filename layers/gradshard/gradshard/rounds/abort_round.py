@@ -10,9 +10,17 @@ from gradshard.rounds import services
 from gradshard.rounds.finalize_round import COMPLETED, FAILED
 from gradshard.store import Store
 
+MAX_CAUSE = 8_000
+"""Characters of a cause that are kept; Step Functions ends at 32,768 bytes."""
 
-def abort_round(store: Store, round_id: str, *, error: str, cause: str) -> dict[str, Any]:
+
+def abort_round(
+    store: Store, round_id: str, *, error: str, cause: str, shard: int | None = None
+) -> dict[str, Any]:
     """Record why a round failed and throw its unfinished result away; safe to repeat.
+
+    The first cause is the one that is kept: a failed task aborts the round itself, before the
+    machine does, which learns only that one of its tasks failed.
 
     Parameters
     ----------
@@ -23,6 +31,8 @@ def abort_round(store: Store, round_id: str, *, error: str, cause: str) -> dict[
     error, cause
         As the state machine caught them: for a function's exception, the cause is JSON with its
         ``errorType`` and ``errorMessage``.
+    shard
+        The task that failed, if it was one.
 
     Returns
     -------
@@ -31,13 +41,15 @@ def abort_round(store: Store, round_id: str, *, error: str, cause: str) -> dict[
         fact ended well and only the answer was lost.
     """
     error, cause = _plain(error, cause)
+    if shard is not None:
+        cause = f"shard {shard}: {cause}"
+    cause = cause[:MAX_CAUSE]
     try:
         keys = RoundKeys(round_id)
     except SpecError:
         # No object can be named after such a round; the execution alone keeps the cause.
         return {"status": FAILED, "error": error, "cause": cause}
     plan = store.get_json(keys.plan) or {}
-    cause = _first_failed_task(store, keys, plan) or cause
     manifest = {
         "round": round_id,
         "status": FAILED,
@@ -59,15 +71,6 @@ def abort_round(store: Store, round_id: str, *, error: str, cause: str) -> dict[
         "RoundFailed", {"round": round_id, "bucket": store.bucket, "cause": manifest["cause"]}
     )
     return {"status": FAILED, "error": manifest["error"], "cause": manifest["cause"]}
-
-
-def _first_failed_task(store: Store, keys: RoundKeys, plan: dict[str, Any]) -> str | None:
-    """Say why the first failed task failed; the Map that ran it says only that one did."""
-    for entry in store.list_objects(keys.reports):
-        report = store.get_json(entry.key)
-        if report and report["attempt"] == plan.get("attempt") and report["error"]:
-            return f"shard {report['shard']}: {report['error']}"
-    return None
 
 
 def _plain(error: str, cause: str) -> tuple[str, str]:

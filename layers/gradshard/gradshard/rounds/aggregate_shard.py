@@ -30,14 +30,10 @@ class _Upload:
         self._store, self._key, self._upload_id, self._pool = store, key, upload_id, pool
 
     def put(self, number: int, data: bytearray) -> "Future[Part]":
-        return self._pool.submit(
-            self._store.upload_part, self._key, self._upload_id, number, data
-        )
+        return self._pool.submit(self._store.upload_part, self._key, self._upload_id, number, data)
 
 
-def aggregate_shard(
-    store: Store, round_id: str, *, attempt: int, shard: Shard
-) -> dict[str, Any]:
+def aggregate_shard(store: Store, round_id: str, *, attempt: int, shard: Shard) -> dict[str, Any]:
     """Average one shard and report; safe to repeat, since parts overwrite themselves.
 
     Parameters
@@ -64,19 +60,11 @@ def aggregate_shard(
     plan = Plan.from_json(fields)
     if plan.attempt != attempt:
         # A straggler of an attempt that was given up; its upload is gone.
-        return {"shard": shard.index, "attempt": attempt, "superseded_by": plan.attempt}
-    try:
-        refused = _write_shard(store, keys, plan, shard)
-    except Exception as error:
-        # The machine's Map only says that a child failed; abort_round finds the cause here.
-        text = f"{type(error).__name__}: {error}"
-        report = {"shard": shard.index, "attempt": attempt, "error": text}
-        store.put_json(keys.report(shard.index), report)
-        raise
+        return {"shard": shard.number, "attempt": attempt, "superseded_by": plan.attempt}
+    refused = _write_shard(store, keys, plan, shard)
     report = {
-        "shard": shard.index,
+        "shard": shard.number,
         "attempt": attempt,
-        "error": None,
         "start": shard.start,
         "end": shard.end,
         "seconds": round(time.perf_counter() - wall, 3),
@@ -85,7 +73,7 @@ def aggregate_shard(
         **asdict(store.take_traffic()),
         "refused": [vars(refusal) for refusal in refused],
     }
-    store.put_json(keys.report(shard.index), report)
+    store.put_json(keys.report(shard.number), report)
     return report
 
 
@@ -102,7 +90,7 @@ def peak_memory_mb() -> float:
 def _write_shard(store: Store, keys: RoundKeys, plan: Plan, shard: Shard) -> list[Refusal]:
     """Aggregate; if an update turns out to be bad, say whose, and leave the shard unfinished."""
     header = b""
-    if shard.index == 0:
+    if shard.number == 0:
         header = store.get_bytes(keys.layout) or b""
         if len(header) != plan.header_bytes:
             raise PlanError(
@@ -157,9 +145,7 @@ def _opened(store: Store, plan: Plan, start: int, end: int) -> Iterator[list[Ran
             stream.close()
 
 
-def _nonfinite(
-    store: Store, keys: RoundKeys, plan: Plan, position: int, end: int
-) -> list[Refusal]:
+def _nonfinite(store: Store, keys: RoundKeys, plan: Plan, position: int, end: int) -> list[Refusal]:
     """Read on from where the sum went bad, and name client and tensor."""
     with _opened(store, plan, position, end) as streams:
         found = aggregation.find_nonfinite(streams, plan.spans, position, end)

@@ -58,11 +58,20 @@ def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
         arrivals.refuse(store, keys, update)
         outcome |= {"status": "refused", "reason": update.reason}
     else:
-        # A better upload than an earlier, refused one.
-        if store.head(keys.rejection(client)) is not None:
-            store.delete(keys.rejection(client))
+        _withdraw_earlier_refusal(store, keys, client, etag)
         outcome |= {"status": "accepted"}
     return outcome | {"resumed": arrivals.resume_if_complete(store, keys, spec)}
+
+
+def _withdraw_earlier_refusal(store: Store, keys: RoundKeys, client: str, etag: str) -> None:
+    """Take back the refusal of an upload that this one replaced."""
+    refusal = store.head(keys.rejection(client))
+    if refusal is None:
+        return
+    refused = store.get_json(keys.rejection(client)) or {}
+    if refused.get("etag", "").strip('"') != etag:
+        # Planning, at the same time, may be refusing this very upload: only that other one goes.
+        store.delete(keys.rejection(client), only=refusal.etag)
 
 
 def _late(store: Store, keys: RoundKeys, client: str, etag: str) -> Refusal | None:

@@ -13,9 +13,7 @@ from gradshard.store import Store
 READERS = 16
 COMPLETED = "completed"
 FAILED = "failed"
-NOT_IN_MANIFEST = {"attempt", "error", "refused"}
-
-
+NOT_IN_MANIFEST = {"attempt", "refused"}
 
 
 def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
@@ -64,11 +62,11 @@ def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
 def _read_reports(store: Store, keys: RoundKeys, plan: Plan) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(READERS) as pool:
         reports = list(
-            pool.map(lambda shard: store.get_json(keys.report(shard.index)), plan.shards)
+            pool.map(lambda shard: store.get_json(keys.report(shard.number)), plan.shards)
         )
     for shard, report in zip(plan.shards, reports, strict=True):
-        if report is None or report["attempt"] != plan.attempt or report["error"]:
-            raise PlanError(f"shard {shard.index} of {len(plan.shards)} has not been aggregated")
+        if report is None or report["attempt"] != plan.attempt:
+            raise PlanError(f"shard {shard.number} of {len(plan.shards)} has not been aggregated")
     return reports
 
 
@@ -102,9 +100,7 @@ def _complete(store: Store, keys: RoundKeys, plan: Plan) -> ObjectVersion:
     return source
 
 
-def _manifest(
-    plan: Plan, result: ObjectVersion, reports: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _manifest(plan: Plan, result: ObjectVersion, reports: list[dict[str, Any]]) -> dict[str, Any]:
     finished_at = datetime.now(UTC)
     planned = datetime.fromisoformat(plan.planned_at)
     totals: dict[str, Any] = {

@@ -1,7 +1,6 @@
 """Freeze who contributes, cut the update into shards, and start the upload of the result."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 

@@ -77,7 +77,5 @@ def schedule_deadline(round_id: str, at: datetime) -> None:
 def publish(detail_type: str, detail: dict[str, Any]) -> None:
     """Tell the account's default event bus how a round ended."""
     _events().put_events(
-        Entries=[
-            {"Source": EVENT_SOURCE, "DetailType": detail_type, "Detail": json.dumps(detail)}
-        ]
+        Entries=[{"Source": EVENT_SOURCE, "DetailType": detail_type, "Detail": json.dumps(detail)}]
     )

@@ -1,0 +1,83 @@
+"""Invariant 3: peak memory is under the projection, and does not grow with the update."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradshard.keys import RoundKeys
+from gradshard.layout import Layout, encode_header
+from gradshard.limits import MIB
+from gradshard.rounds.plan_round import Aggregator, plan_round
+from gradshard.store import Store
+
+# A fresh interpreter with what the function imports, and nothing of pytest's.
+RUN = """
+import json, runpy, sys
+handler = runpy.run_path(sys.argv[1])["handler"]
+class Context:
+    function_name = memory_limit_in_mb = invoked_function_arn = aws_request_id = "test"
+print(json.dumps(handler(json.load(sys.stdin), Context())), file=sys.stderr)
+"""
+# The engine holds the four updates in memory, so the suite does with less than a GiB each.
+LARGE_MIB = int(os.environ.get("GRADSHARD_TEST_LARGE_MIB", "384"))
+HANDLER = Path(__file__).parents[2] / "functions" / "aggregate_shard" / "app.py"
+
+
+def peak_mb(store: Store, name: str, clients: int, dtype: str, nbytes: int) -> tuple[float, float]:
+    """Aggregate one shard in a process of its own; return its peak and what was projected."""
+    keys = RoundKeys(name)
+    spec = {"clients": clients, "shards": 1}
+    store.put_json(
+        keys.spec, {"round": name, "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
+    )
+    size = {"F32": 4, "BF16": 2, "I8": 1}[dtype]
+    layout = Layout.pack([("w", dtype, (nbytes // size,))])
+    header = encode_header(layout, {"num_samples": "1"})
+    piece = np.random.default_rng(0).integers(0, 60, 8 * MIB, dtype="u1").tobytes()
+    for client in range(clients):
+        key = keys.update(f"c{client}")
+        upload = store.create_upload(key)
+        parts = [
+            store.upload_part(
+                key, upload, number, (header if number == 1 else b"") + piece[: nbytes - start]
+            )
+            for number, start in enumerate(range(0, nbytes, len(piece)), 1)
+        ]
+        store.complete_upload(key, upload, parts)
+    plan_round(store, name, attempt=0, refused=[], aggregator=Aggregator(3008, "arm64"))
+    [task] = store.get_json(keys.tasks)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUN, str(HANDLER)],
+        input=json.dumps(task),
+        env=os.environ
+        | {"GRADSHARD_BUCKET": store.bucket, "POWERTOOLS_METRICS_NAMESPACE": "gradshard"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stderr.splitlines()[-1])
+    assert report["bytes_read"] >= clients * nbytes
+    for client in range(clients):
+        store.delete(keys.update(f"c{client}"))
+    return report["peak_mb"], store.get_json(keys.plan)["projected"]["needed_mb"]
+
+
+@pytest.mark.parametrize(("clients", "dtype"), [(1, "F32"), (4, "BF16"), (20, "I8"), (64, "F32")])
+def test_the_peak_stays_under_the_projection(store: Store, clients: int, dtype: str) -> None:
+    peak, projected = peak_mb(store, f"memory-{clients}-{dtype}", clients, dtype, 20 * MIB)
+    print(f"{clients} clients, {dtype}: peak {peak} MB, projected {projected:.1f} MB")
+    assert peak <= projected
+    assert projected <= 1.5 * peak
+
+
+def test_the_peak_does_not_grow_with_the_update(store: Store) -> None:
+    small, _ = peak_mb(store, "memory-small", 4, "F32", 64 * MIB)
+    large, _ = peak_mb(store, "memory-large", 4, "F32", LARGE_MIB * MIB)
+    print(f"64 MiB: {small} MB; {LARGE_MIB} MiB: {large} MB")
+    assert abs(large - small) <= 16

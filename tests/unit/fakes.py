@@ -1,0 +1,133 @@
+"""A bucket in memory that fails when told to."""
+
+import hashlib
+import io
+import threading
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from gradshard.errors import ChangedObjectError, StoreError
+from gradshard.keys import ObjectVersion
+from gradshard.stack import Execution, Stack
+from gradshard.store import ANYTHING, ListedObject, Part, Store, Traffic
+
+
+def md5(data: bytes | bytearray) -> "hashlib._Hash":
+    return hashlib.md5(data, usedforsecurity=False)
+
+
+def etag_of(data: bytes | bytearray) -> str:
+    return f'"{md5(data).hexdigest()}"'
+
+
+class MemoryStore(Store):
+    """Objects and open uploads in dicts, with S3's ETags.
+
+    ``parts_until_failure`` is how many more parts are taken before the line is cut.
+    """
+
+    def __init__(self) -> None:
+        self.bucket = "memory"
+        self.traffic = Traffic()
+        self.objects: dict[str, bytes] = {}
+        self.etags: dict[str, str] = {}
+        self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
+        self.aborted: list[str] = []
+        self.sent: list[int] = []
+        self.parts_until_failure = 10_000
+        self._lock = threading.Lock()
+
+    def get_bytes(self, key: str) -> bytes | None:
+        return self.objects.get(key)
+
+    def get_body(self, source: ObjectVersion, start: int, end: int) -> Any:
+        if self.etags.get(source.key) != source.etag:
+            raise ChangedObjectError(source.key)
+        return io.BytesIO(self.objects[source.key][start:end])
+
+    def head(self, key: str) -> ObjectVersion | None:
+        if key not in self.objects:
+            return None
+        return ObjectVersion(key, "", self.etags[key], len(self.objects[key]))
+
+    def put_bytes(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        content_type: str = "application/json",  # noqa: ARG002
+        replaces: str | None = ANYTHING,  # noqa: ARG002
+    ) -> bool:
+        self.objects[key] = body
+        self.etags[key] = etag_of(body)
+        return True
+
+    def list_objects(self, prefix: str) -> Iterator[ListedObject]:
+        now = datetime.now(UTC)
+        for key in sorted(self.objects):
+            if key.startswith(prefix):
+                yield ListedObject(key, self.etags[key], len(self.objects[key]), now)
+
+    def create_upload(self, key: str, metadata: dict[str, str] | None = None) -> str:  # noqa: ARG002
+        upload_id = f"upload-{len(self.uploads) + len(self.aborted)}"
+        self.uploads[upload_id] = (key, {})
+        return upload_id
+
+    def upload_part(self, key: str, upload_id: str, number: int, data: bytes | bytearray) -> Part:
+        with self._lock:
+            if self.parts_until_failure == 0:
+                raise StoreError(f"{key}: the line is cut")
+            self.parts_until_failure -= 1
+            self.sent.append(number)
+            self.uploads[upload_id][1][number] = bytes(data)
+        return Part(number, etag_of(data), len(data))
+
+    def list_parts(self, key: str, upload_id: str) -> list[Part] | None:
+        if upload_id not in self.uploads or self.uploads[upload_id][0] != key:
+            return None
+        parts = self.uploads[upload_id][1]
+        return [Part(n, etag_of(parts[n]), len(parts[n])) for n in sorted(parts)]
+
+    def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
+        if upload_id not in self.uploads:
+            return
+        held = self.uploads.pop(upload_id)[1]
+        assert [(part.number, part.etag) for part in parts] == [
+            (number, etag_of(held[number])) for number in sorted(held)
+        ]
+        data = b"".join(held[part.number] for part in parts)
+        digests = b"".join(md5(held[part.number]).digest() for part in parts)
+        self.objects[key] = data
+        self.etags[key] = f'"{md5(digests).hexdigest()}-{len(parts)}"'
+
+    def abort_upload(self, key: str, upload_id: str) -> None:  # noqa: ARG002
+        self.uploads.pop(upload_id, None)
+        self.aborted.append(upload_id)
+
+    def open_uploads(self, key: str) -> list[str]:
+        return [upload_id for upload_id, (k, _) in reversed(self.uploads.items()) if k == key]
+
+
+class MemoryStack(Stack):
+    """A stack whose bucket is in memory and whose executions are what the test says."""
+
+    def __init__(self, store: MemoryStore, executions: dict[str, Execution] | None = None) -> None:
+        super().__init__("memory", bucket=None, state_machine=None, endpoint_url=None, port=None)
+        self.store = store
+        self.executions = executions or {}
+        self.started: list[str] = []
+
+    @property
+    def state_machine(self) -> str | None:
+        return "arn:aws:states:us-east-1:0:stateMachine:memory"
+
+    def output(self, name: str) -> str:
+        return {"AggregatorMemory": "512", "Architecture": "x86_64"}[name]
+
+    def start(self, round_id: str, payload: str) -> bool:
+        self.started.append(payload)
+        return round_id not in self.executions
+
+    def execution(self, round_id: str) -> Execution | None:
+        return self.executions.get(round_id)

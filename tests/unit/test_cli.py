@@ -1,0 +1,279 @@
+"""The command line, against a bucket in memory."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gradshard import federation, local
+from gradshard.cli import main
+from gradshard.cli.common import plain
+from gradshard.errors import RoundNotFoundError
+from gradshard.local import Engine
+from gradshard.stack import Stack
+from tests.unit.fakes import MemoryStack, MemoryStore
+from tests.unit.test_federation import OPENED, execution, plan_json
+
+
+class Result(NamedTuple):
+    """What a script sees of a command."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Result]
+
+MANIFEST: dict[str, Any] = {
+    "round": "r1",
+    "status": "completed",
+    "contributors": [{"client": "a", "samples": 7, "weight": 1.0, "nbytes": 124}],
+    "tasks": [{}, {}],
+    "totals": {
+        "gets": 5,
+        "puts": 3,
+        "bytes_read": 48_000_000,
+        "bytes_written": 24,
+        "peak_mb": 77.0,
+        "longest_seconds": 0.3,
+    },
+    "projected": {"total_dollars": 0.0014},
+    "seconds": 1.25,
+}
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture(autouse=True)
+def stack(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> MemoryStack:
+    stack = MemoryStack(store)
+    monkeypatch.setattr(federation, "Stack", lambda *_, **__: stack)
+    monkeypatch.setattr(federation, "FIRST_PAUSE_SECONDS", 0.01)
+    return stack
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: object) -> Result:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments], prog_name="gradshard")
+        code = ended.value.code
+        assert isinstance(code, int)
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def opened(store: MemoryStore) -> MemoryStore:
+    store.put_json("rounds/r1/spec.json", OPENED)
+    return store
+
+
+@pytest.fixture
+def finished(opened: MemoryStore) -> MemoryStore:
+    projected = {"seconds": 1.7, "memory_mb": 256, "needed_mb": 103.0}
+    opened.put_json("rounds/r1/plan.json", plan_json({"a": "x"}, projected=projected))
+    opened.put_json("rounds/r1/manifest.json", MANIFEST)
+    return opened
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    save_file({"w": np.ones(3)}, tmp_path / "u.safetensors")
+    return tmp_path / "u.safetensors"
+
+
+def assert_one_line(result: Result, text: str) -> None:
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("gradshard: ")
+    assert text in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_open_prints_one_json_document(run: Run, opened: MemoryStore) -> None:  # noqa: ARG001
+    result = run("open", "r1", "--client", "a", "--client", "b", "--deadline", 600, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {
+        "round": "r1",
+        "bucket": "memory",
+        "spec": OPENED["spec"],
+    }
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["open", "r1"], "--client"),
+        (["open", "r1", "--client", "a", "--clients", 3], "--client"),
+        (["open", "r1", "--clients", 0], "clients is 0"),
+        (["open", "r1", "--clients", 65], "clients is 65"),
+        (["open", "r1", "--clients", 2, "--min-clients", 3], "min_clients is 3"),
+        (["open", "r1", "--clients", 2, "--shards", 2, "--within", 9], "shards or within"),
+        (["open", "../r1", "--clients", 2], "round id '../r1'"),
+        (["open", "r\x1b[2J", "--clients", 2], r"round id 'r\x1b[2J'"),
+        (["submit", "r1", "a", "/no/such.file", "--samples", 3], "/no/such.file: No such file"),
+        (["submit", "r1", "a", "/no/such.file", "--samples", "x"], "--samples"),
+        (["show", "nope"], "there is no round 'nope'"),
+        (["watch", "nope"], "there is no round 'nope'"),
+        (["fetch", "nope", "-o", "x"], "there is no round 'nope'"),
+        (["fetch", "r1"], "--output"),
+        (["nosuch"], "nosuch"),
+    ],
+)
+def test_a_users_error_is_one_line(run: Run, arguments: list[Any], text: str) -> None:
+    assert_one_line(run(*arguments), text)
+
+
+def test_submit(run: Run, opened: MemoryStore, file: Path) -> None:
+    result = run("submit", "r1", "a", file, "--samples", 7)
+    assert result.exit_code == 0
+    assert "to round r1 as a" in result.stdout
+    assert "rounds/r1/updates/a.safetensors" in opened.objects
+
+
+def test_submit_of_a_bad_file(run: Run, opened: MemoryStore, tmp_path: Path) -> None:
+    (tmp_path / "junk").write_bytes(b"junkjunkjunk")
+    assert_one_line(run("submit", "r1", "a", tmp_path / "junk", "--samples", 7), "junk: not a safe")
+    assert "rounds/r1/updates/a.safetensors" not in opened.objects
+
+
+def test_debug_shows_the_traceback(run: Run) -> None:
+    with pytest.raises(RoundNotFoundError):
+        run("show", "nope", "--debug")
+
+
+def test_show_a_finished_round(run: Run, finished: MemoryStore) -> None:  # noqa: ARG001
+    result = run("show", "r1")
+    assert result.exit_code == 0
+    for text in ("completed", "48.0 MB in 5 GETs", "$1.40 per 1000 rounds", "NaN", "2 of 2 done"):
+        assert text in result.stdout
+
+
+def test_show_as_json(run: Run, finished: MemoryStore) -> None:  # noqa: ARG001
+    status = json.loads(run("show", "r1", "--json").stdout)
+    assert status["state"] == "completed"
+    assert status["manifest"] == MANIFEST
+
+
+def test_what_clients_wrote_cannot_steer_the_terminal(run: Run, opened: MemoryStore) -> None:
+    reason = "tensor '\x1b[2J\u202e[red]x\n' is odd"
+    opened.put_json("rounds/r1/rejected/a.json", {"client": "a", "reason": reason, "late": False})
+    opened.put_json("rounds/r1/manifest.json", {"status": "failed", "cause": reason})
+    for command in ("show", "watch"):
+        result = run(command, "r1")
+        output = result.stdout + result.stderr
+        assert "\x1b" not in output
+        assert "\u202e" not in output
+        assert r"\x1b[2J\u202e[red]x\n" in output.replace("\n", "").replace(" ", "")
+
+
+def test_watch_ends_well_with_the_round(run: Run, finished: MemoryStore) -> None:  # noqa: ARG001
+    result = run("watch", "r1")
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "completed: 0 of 2 updates in (1 refused), 2 of 2 shards done, 24 B read\n"
+    )
+
+
+def test_watch_fails_with_the_round(run: Run, opened: MemoryStore, stack: MemoryStack) -> None:
+    stack.executions["r1"] = execution("FAILED", cause="it burnt")
+    assert "rounds/r1/manifest.json" not in opened.objects
+    assert_one_line(run("watch", "r1"), "it burnt")
+
+
+def test_fetch_of_a_failed_round(run: Run, opened: MemoryStore, tmp_path: Path) -> None:
+    opened.put_json("rounds/r1/manifest.json", {"status": "failed", "cause": "nobody came"})
+    assert_one_line(run("fetch", "r1", "-o", tmp_path / "x"), "nobody came")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "nbytes"),
+    [
+        ("512MB", 512_000_000),
+        ("1GiB", 2**30),
+        ("43.5MB", 43_500_000),
+        ("5e9", 5 * 10**9),
+        ("7 kib", 7168),
+        ("100", 100),
+        ("100B", 100),
+    ],
+)
+def test_plan_reads_sizes(run: Run, size: str, nbytes: int) -> None:
+    result = run("plan", "--size", size, "--clients", 2, "--json")
+    assert json.loads(result.stdout)["nbytes"] == nbytes
+
+
+@pytest.mark.parametrize("size", ["", "MB", "1XB", "-1MB", "0", "1iB", "1e999", "nan"])
+def test_plan_refuses_other_sizes(run: Run, size: str) -> None:
+    assert_one_line(run("plan", "--size", size, "--clients", 2), "'--size'")
+
+
+def test_plan_prints_the_frontier_and_the_choice(run: Run) -> None:
+    result = run("plan", "--size", "512MB", "--clients", 20, "--within", 30)
+    assert result.exit_code == 0
+    assert result.stdout.count("→") == 1
+    assert "the planner takes M=" in " ".join(result.stdout.split())
+
+
+def test_plan_of_given_shards(run: Run) -> None:
+    document = json.loads(
+        run("plan", "--size", "512MB", "--clients", 20, "--shards", 4, "--json").stdout
+    )
+    assert document["choice"]["shards"] == 4
+    assert {projection["shards"] for projection in document["frontier"]} == {4}
+
+
+def test_plan_for_what_is_deployed(run: Run) -> None:
+    document = json.loads(
+        run("plan", "--size", "1GB", "--clients", 2, "--stack", "mine", "--json").stdout
+    )
+    assert document["choice"]["memory_mb"] == 512
+    assert document["architecture"] == "x86_64"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--shards", 2, "--within", 3], "not both"),
+        (["--within", 0.01], "no M aggregates within 0.01 s"),
+        (["--within", "nan"], "--within"),
+        (["--memory", 64], "--memory"),
+    ],
+)
+def test_plan_refuses(run: Run, options: list[Any], text: str) -> None:
+    assert_one_line(run("plan", "--size", "512MB", "--clients", 20, *options), text)
+
+
+@pytest.mark.parametrize("pid", [None, 42])
+def test_local_status_is_the_exit_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pid: int | None
+) -> None:
+    engine = Engine(port=4566, pid=pid, folder=tmp_path, deployed=pid is not None)
+    monkeypatch.setattr(local, "status", lambda _port: engine)
+    result = run("local", "status", "--json")
+    assert result.exit_code == (0 if pid else 1)
+    assert json.loads(result.stdout)["running"] is (pid is not None)
+
+
+def test_no_engine_is_said_plainly(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(federation, "Stack", Stack)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert_one_line(run("show", "r1", "--local"), "no local engine is running on port 4566")
+
+
+def test_plain_escapes_all_that_is_not_printed() -> None:
+    assert plain("a b\t\x9b\u2028é漢[b]\ud800") == r"a b\t\x9b\u2028é漢[b]\ud800"

@@ -1,0 +1,195 @@
+"""What is sent, and that it gets there whole."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load, save_file
+
+from gradshard import limits, uploads
+from gradshard.errors import StoreError, UpdateError
+from gradshard.uploads import FileContent, TensorContent, etag, upload
+from tests.unit.fakes import MemoryStore
+
+KEY = "rounds/r/updates/a.safetensors"
+TENSORS: dict[str, Any] = {
+    "w": np.arange(1000, dtype="f4"),
+    "e": np.empty(0, "f4"),
+    "n": np.int64(3),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "PART_BYTES", 512)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "update.safetensors"
+    save_file({"w": TENSORS["w"]}, path, metadata={"epoch": "3", "num_samples": "7"})
+    return path
+
+
+def test_any_range_can_be_read() -> None:
+    content = TensorContent(TENSORS, 5)
+    whole = content.read(0, content.nbytes)
+    assert len(whole) == content.nbytes
+    for start in range(0, content.nbytes, 97):
+        for end in (start + 1, start + 300, content.nbytes):
+            assert content.read(start, min(end, content.nbytes)) == whole[start:end]
+
+
+def test_tensors_arrive_with_their_samples(store: MemoryStore, tmp_path: Path) -> None:
+    upload(store, KEY, TensorContent(TENSORS, 5))
+    back = load(store.objects[KEY])
+    np.testing.assert_array_equal(back["w"], TENSORS["w"])
+    copy = tmp_path / "copy"
+    copy.write_bytes(store.objects[KEY])
+    with safe_open(copy, "np") as file:
+        assert file.metadata() == {"num_samples": "5"}
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(None, "7"), (512, "512")])
+def test_a_file_keeps_its_metadata(
+    store: MemoryStore, path: Path, tmp_path: Path, samples: int | None, expected: str
+) -> None:
+    with FileContent(path, samples) as content:
+        upload(store, KEY, content)
+    np.testing.assert_array_equal(load(store.objects[KEY])["w"], TENSORS["w"])
+    copy = tmp_path / "copy"
+    copy.write_bytes(store.objects[KEY])
+    with safe_open(copy, "np") as file:
+        assert file.metadata() == {"num_samples": expected, "epoch": "3"}
+
+
+def test_a_small_update_is_one_request(store: MemoryStore) -> None:
+    told: list[tuple[int, int]] = []
+    content = TensorContent({"w": np.ones(4)}, 1)
+    upload(store, KEY, content, lambda done, total: told.append((done, total)))
+    assert store.uploads == {}
+    assert store.sent == []
+    assert told == [(content.nbytes, content.nbytes)]
+
+
+def test_progress_grows_to_the_whole(store: MemoryStore) -> None:
+    told: list[tuple[int, int]] = []
+    content = TensorContent(TENSORS, 5)
+    upload(store, KEY, content, lambda done, total: told.append((done, total)))
+    assert told[0] == (0, content.nbytes)
+    assert told[-1] == (content.nbytes, content.nbytes)
+    assert told == sorted(told)
+
+
+def test_an_interrupted_upload_is_resumed(store: MemoryStore) -> None:
+    store.parts_until_failure = 3
+    with pytest.raises(StoreError, match="cut"):
+        upload(store, KEY, TensorContent(TENSORS, 5))
+    assert KEY not in store.objects
+    there = set(store.sent)
+    assert len(there) == 3
+
+    store.parts_until_failure, store.sent = 100, []
+    told: list[int] = []
+    content = TensorContent(TENSORS, 5)
+    upload(store, KEY, content, lambda done, _: told.append(done))
+    assert not there & set(store.sent)
+    assert told[0] == 3 * 512
+    assert store.objects[KEY] == content.read(0, content.nbytes)
+    assert store.uploads == {}
+    assert store.aborted == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({**TENSORS, "w": TENSORS["w"] + 1}, id="other values"),
+        pytest.param({"w": np.arange(200, dtype="f4")}, id="fewer parts"),
+    ],
+)
+def test_an_upload_of_other_content_is_thrown_away(
+    store: MemoryStore, other: dict[str, Any]
+) -> None:
+    store.parts_until_failure = 5
+    with pytest.raises(StoreError):
+        upload(store, KEY, TensorContent(TENSORS, 5))
+    store.parts_until_failure = 100
+    content = TensorContent(other, 5)
+    upload(store, KEY, content)
+    assert store.aborted == ["upload-0"]
+    assert store.uploads == {}
+    assert store.objects[KEY] == content.read(0, content.nbytes)
+
+
+def test_a_part_of_another_length_is_not_taken_over(store: MemoryStore) -> None:
+    content = TensorContent(TENSORS, 5)
+    store.uploads["old"] = (KEY, {1: content.read(0, 100)})
+    upload(store, KEY, content)
+    assert store.aborted == ["old"]
+
+
+def test_an_upload_given_up_by_another_says_so(store: MemoryStore) -> None:
+    store.complete_upload = lambda *_: None  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match="submit again"):
+        upload(store, KEY, TensorContent(TENSORS, 5))
+
+
+@pytest.mark.parametrize("tensors", [TENSORS, {"w": np.ones(2)}])
+def test_the_etag_is_foreseen(store: MemoryStore, tensors: dict[str, Any]) -> None:
+    content = TensorContent(tensors, 5)
+    upload(store, KEY, content)
+    assert etag(content) == store.etags[KEY]
+
+
+def test_parts_grow_where_there_would_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_PARTS", 4)
+    ranges = uploads._ranges(4001)
+    assert ranges == [(0, 1001), (1001, 2002), (2002, 3003), (3003, 4001)]
+
+
+@pytest.mark.parametrize("samples", [0, -1, 2**53 + 1, 1.5, "3", True, float("nan"), None])
+def test_samples_are_a_whole_number_above_zero(samples: Any) -> None:
+    with pytest.raises(UpdateError, match="samples is"):
+        TensorContent(TENSORS, samples)
+
+
+def test_samples_of_numpy_are_numbers_too() -> None:
+    assert uploads.check_samples(np.int64(12)) == "12"
+
+
+def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
+    save_file({"w": np.ones(3)}, tmp_path / "f")
+    with pytest.raises(UpdateError, match="num_samples is missing"):
+        FileContent(tmp_path / "f", None)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "0 bytes"),
+        (b"\xff" * 20, "not a safetensors object"),
+        (b"\x02\0\0\0\0\0\0\0[]", "not an object"),
+        (b"\x40\0\0\0\0\0\0\0{}", "longer than the object"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(tmp_path: Path, data: bytes, reason: str) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(UpdateError, match=rf"bad\.safetensors: .*{reason}"):
+        FileContent(path, 3)
+
+
+def test_a_file_that_changes_meanwhile_is_not_sent(store: MemoryStore, path: Path) -> None:
+    with FileContent(path, 3) as content:
+        os.truncate(path, 1000)
+        with pytest.raises(UpdateError, match="changed while"):
+            upload(store, KEY, content)
+    assert KEY not in store.objects
