@@ -17,11 +17,10 @@ from typing import Any, Final, NoReturn
 
 import plain_numpy
 import resnet18
+from gradshard import Federation, GradshardError, local
 from plain_numpy import Array, Update
 from screen import Outcome, Screen, Steps, size
 from training import CLIENTS, FederatedTraining
-
-from gradshard import Federation, GradshardError, local
 
 ROUNDS: Final = 5
 ADVANTAGE: Final = 0.10

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+import numpy as np
+
 import data
 import network
-import numpy as np
 from data import Samples
 from network import Parameters, Training
 from plain_numpy import Update

@@ -178,7 +178,7 @@ BAD = {
     "empty object": (b"", "not a safetensors object: 0 bytes"),
     "cut header": (struct.pack("<Q", 5000) + b'{"w"', "5000 bytes is longer than the object"),
     "cut data": (blob({"__metadata__": SAMPLES, "w": w()}, b"12"), "out of the object's 2"),
-    "no JSON": (struct.pack("<Q", 6) + b"{'w':}" + b"1234", "not JSON"),
+    "no JSON": (struct.pack("<Q", 6) + b"{'w':}" + b"1234", "not a JSON object"),
     "overlap": (
         blob({"__metadata__": SAMPLES, "w": w(), "v": w(2, 6)}, b"123456"),
         "'v' begins at byte 2, not 4",

@@ -73,6 +73,16 @@ def test_buys_time_with_shards() -> None:
     assert quicker.total_dollars > cheapest.total_dollars
 
 
+def test_takes_about_a_minute_when_nobody_is_in_a_hurry() -> None:
+    projection, _ = planning.choose(512 * MIB, 20, memory_mb=256, **ARM)
+    assert 30 < projection.seconds <= planning.UNHURRIED_SECONDS
+    # Where nothing takes less than a minute, more is no error: nobody asked for less.
+    most = planning.max_shards(300_000_000_000)
+    slow, _ = planning.choose(300_000_000_000, 30, memory_mb=3008, **ARM)
+    assert slow.shards <= most
+    assert slow.seconds > planning.UNHURRIED_SECONDS
+
+
 def test_refuses_too_little_memory_with_the_numbers() -> None:
     with pytest.raises(PlanError, match=r"needs \d+ MB and has 128; deploy with AggregatorMemory="):
         planning.choose(10**12, 4, memory_mb=128, **ARM)

@@ -176,7 +176,7 @@ def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
     [
         (b"", "0 bytes"),
         (b"\xff" * 20, "not a safetensors object"),
-        (b"\x02\0\0\0\0\0\0\0[]", "not an object"),
+        (b"\x02\0\0\0\0\0\0\0[]", "not a JSON object"),
         (b"\x40\0\0\0\0\0\0\0{}", "longer than the object"),
     ],
 )

@@ -292,12 +292,11 @@ def _parse_json(header: bytes) -> dict[str, Any]:
             object_pairs_hook=without_duplicates,
             parse_constant=refuse_constant,
         )
-        for name in entries:
-            name.encode("utf-8")  # a lone surrogate could never be written back
-    except (ValueError, RecursionError, AttributeError, TypeError) as error:
-        raise UpdateError(f"the header is not JSON: {shorten(str(error))}") from None
+        "".join(entries).encode("utf-8")  # a lone surrogate could never be written back
+    except (ValueError, RecursionError, TypeError) as error:
+        raise UpdateError(f"the header is not a JSON object: {shorten(str(error))}") from None
     if not isinstance(entries, dict):
-        raise UpdateError(f"the header is a JSON {type(entries).__name__}, not an object")
+        raise UpdateError(f"the header is not a JSON object but a {type(entries).__name__}")
     return entries
 
 

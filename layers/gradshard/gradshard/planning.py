@@ -27,6 +27,11 @@ SLICE_BYTES: Final = 256 * 1024
 """Bytes read at a time: small enough that numpy works on them in the processor's cache."""
 
 
+UNHURRIED_SECONDS: Final = 60.0
+"""The time budget when none is given, kept where it can be: the last few per cent of the price
+would be paid for with minutes, and with tasks so long that no retry fits."""
+
+
 class Shard(NamedTuple):
     """The byte range [start, end) of one task, and the parts of the upload it becomes.
 
@@ -241,6 +246,15 @@ def choose(
 ) -> tuple[Projection, list[str]]:
     """Choose M: the one asked for, or the cheapest that meets the time budget.
 
+    Parameters
+    ----------
+    nbytes, contributors, memory_mb, architecture, plan_bytes
+        As for :func:`project`.
+    shards
+        M, if it is given.
+    within
+        The time budget for the whole aggregation in seconds.
+
     Returns
     -------
     Projection
@@ -295,7 +309,10 @@ def choose(
             f"a task would take {min(p.task_seconds for p in roomy):.0f} s, over the "
             f"{limits.MAX_TASK_SECONDS:.0f} s that a task may; {change}"
         )
-    in_time = [p for p in quick if within is None or p.seconds <= within]
+    budget = UNHURRIED_SECONDS if within is None else within
+    in_time = [p for p in quick if p.seconds <= budget]
+    if within is None:
+        in_time = in_time or quick
     if not in_time:
         fastest = min(quick, key=lambda p: p.seconds)
         raise PlanError(

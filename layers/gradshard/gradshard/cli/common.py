@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
@@ -29,7 +30,26 @@ _USERS_ERRORS: Final = (
     click.UsageError,
 )
 
+_SECONDS: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?) *(?P<unit>[smhd]?)")
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Seconds(click.ParamType):
+    """A time: 90, 90s, 1.5m, 2h or 1d."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the seconds, as a whole number where they are one."""
+        match = _SECONDS.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a time such as 90, 90s, 1.5m or 2h.", param, ctx)
+        seconds = float(match["number"]) * _UNITS[match["unit"]]
+        return int(seconds) if seconds.is_integer() else seconds
 
 
 class Commands(click.Group):

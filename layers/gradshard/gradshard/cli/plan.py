@@ -10,6 +10,7 @@ from rich.table import Table
 
 from gradshard import limits, planning
 from gradshard.cli.common import (
+    Seconds,
     cell,
     debuggable,
     dollars,
@@ -59,7 +60,7 @@ class Size(click.ParamType):
 @click.option("--size", type=Size(), required=True, help="Of an update: 512MB, 1GiB, 5e9.")
 @click.option("--clients", type=click.IntRange(1, MAX_CLIENTS), required=True, metavar="N")
 @click.option("--shards", type=click.IntRange(1, MAX_SHARDS), metavar="M", help="A given M.")
-@click.option("--within", type=float, metavar="S", help="Or how long aggregating may take.")
+@click.option("--within", type=Seconds(), metavar="TIME", help="Or how long aggregating may take.")
 @click.option(
     "--memory",
     type=click.IntRange(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from gradshard.cli.common import (
+    Seconds,
     connected,
     counted,
     json_option,
@@ -31,13 +32,14 @@ from gradshard.spec import DEFAULT_DEADLINE
 )
 @click.option(
     "--deadline",
-    type=int,
+    type=Seconds(),
     default=DEFAULT_DEADLINE,
     show_default=True,
-    help="Seconds until no more updates are awaited.",
+    metavar="TIME",
+    help="Until no more updates are awaited: 90 (seconds), 30m, 2h.",
 )
 @click.option("--shards", type=int, metavar="M", help="Into how many to cut the update.")
-@click.option("--within", type=float, metavar="S", help="Or how long aggregating may take.")
+@click.option("--within", type=Seconds(), metavar="TIME", help="Or how long aggregating may take.")
 @click.option("--allow-nonfinite", is_flag=True, help="Average NaN and infinities too.")
 @json_option
 @connected
