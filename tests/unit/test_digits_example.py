@@ -4,6 +4,7 @@ import math
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ LABELS = np.repeat(np.arange(10), 40)
 
 
 @pytest.mark.parametrize("sizes", [(5, 4, 3), (5, 6, 4, 3)])
-def test_gradients_are_those_of_finite_differences(sizes):
+def test_gradients_are_those_of_finite_differences(sizes: tuple[int, ...]) -> None:
     rng = np.random.default_rng(7)
     # Double precision: a difference of two nearly equal float32 losses would be mostly rounding.
     parameters = {k: v.astype(np.float64) for k, v in network.initialise(sizes, seed=1).items()}
@@ -45,7 +46,7 @@ def test_gradients_are_those_of_finite_differences(sizes):
         np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-8, err_msg=name)
 
 
-def test_gradients_come_from_the_output_to_the_input():
+def test_gradients_come_from_the_output_to_the_input() -> None:
     parameters = network.initialise((4, 3, 2), seed=0)
 
     names = [n for n, _ in network.backpropagate(parameters, np.ones((1, 4)), np.array([1]))]
@@ -53,7 +54,7 @@ def test_gradients_come_from_the_output_to_the_input():
     assert names == ["layer1.weight", "layer1.bias", "layer0.weight", "layer0.bias"]
 
 
-def test_training_reduces_the_loss_and_leaves_its_input_alone():
+def test_training_reduces_the_loss_and_leaves_its_input_alone() -> None:
     samples, unseen = data.load(seed=0)
     before = network.initialise((64, 16, 10), seed=0)
     kept = {name: array.copy() for name, array in before.items()}
@@ -66,7 +67,7 @@ def test_training_reduces_the_loss_and_leaves_its_input_alone():
     assert all(np.array_equal(before[name], kept[name]) for name in before)
 
 
-def test_training_with_the_same_seed_gives_the_same_bits():
+def test_training_with_the_same_seed_gives_the_same_bits() -> None:
     samples, _ = data.load(seed=0)
     start = network.initialise((64, 8, 10), seed=3)
 
@@ -75,7 +76,7 @@ def test_training_with_the_same_seed_gives_the_same_bits():
     assert all(np.array_equal(once[name], again[name]) for name in once)
 
 
-def test_digits_are_loaded_as_float32_from_0_to_1_and_every_one_is_tested():
+def test_digits_are_loaded_as_float32_from_0_to_1_and_every_one_is_tested() -> None:
     train, test = data.load(seed=0)
 
     assert len(train.labels) + len(test.labels) == 1797
@@ -86,7 +87,9 @@ def test_digits_are_loaded_as_float32_from_0_to_1_and_every_one_is_tested():
 
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 100.0])
 @pytest.mark.parametrize("clients", [1, 5, 64])
-def test_split_gives_every_sample_to_one_client_and_some_to_each(clients, alpha):
+def test_split_gives_every_sample_to_one_client_and_some_to_each(
+    clients: int, alpha: float
+) -> None:
     parts = data.split(LABELS, clients, alpha, seed=4)
 
     assert len(parts) == clients
@@ -94,37 +97,38 @@ def test_split_gives_every_sample_to_one_client_and_some_to_each(clients, alpha)
     assert min(len(part) for part in parts) > 0
 
 
-def test_split_is_uneven_with_a_small_alpha_and_even_with_a_large_one():
-    def largest_share(alpha):
+def test_split_is_uneven_with_a_small_alpha_and_even_with_a_large_one() -> None:
+    def largest_share(alpha: float) -> float:
         """Of a client's most frequent label among its samples, averaged over clients."""
         parts = data.split(LABELS, 5, alpha, seed=0)
-        return np.mean([max(Counter(LABELS[part]).values()) / len(part) for part in parts])
+        shares = [max(Counter(LABELS[part]).values()) / len(part) for part in parts]
+        return float(np.mean(shares))
 
     assert largest_share(0.2) > 0.25
     assert largest_share(1000.0) < 0.13
 
 
-def test_split_depends_on_its_seed_alone():
+def test_split_depends_on_its_seed_alone() -> None:
     first, second, other = (data.split(LABELS, 5, 0.2, seed=seed) for seed in (1, 1, 2))
 
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_training_together_beats_every_client_alone():
+def test_training_together_beats_every_client_alone() -> None:
     training = FederatedTraining()
-    first = None
+    accuracies = []
     for _ in range(5):
         training.apply(plain_numpy.average(training.train()))
-        first = first or training.accuracies()
-    last = training.accuracies()
+        accuracies.append(training.accuracies())
+    first, *_, last = accuracies
 
     assert last.together > first.together + 0.1
     assert last.together > last.best_alone + 0.1
     assert last.best_alone > last.mean_alone
 
 
-def test_resnet18_has_its_parameters_and_its_counters():
+def test_resnet18_has_its_parameters_and_its_counters() -> None:
     shapes = resnet18.shapes()
 
     assert resnet18.trained_parameters() == resnet18.PARAMETERS
@@ -133,10 +137,10 @@ def test_resnet18_has_its_parameters_and_its_counters():
     assert sum(name.endswith("num_batches_tracked") for name in shapes) == 20
 
 
-def test_plain_loop_weighs_by_samples_and_rounds_integers_to_even():
+def test_plain_loop_weighs_by_samples_and_rounds_integers_to_even() -> None:
     updates = {
-        "b": Update({"w": np.float32([3.0]), "n": np.array(2)}, samples=1),
-        "a": Update({"w": np.float32([1.0]), "n": np.array(3)}, samples=1),
+        "b": Update({"w": np.array([3.0], np.float32), "n": np.array(2)}, samples=1),
+        "a": Update({"w": np.array([1.0], np.float32), "n": np.array(3)}, samples=1),
     }
 
     average = plain_numpy.average(updates)
@@ -147,7 +151,7 @@ def test_plain_loop_weighs_by_samples_and_rounds_integers_to_even():
     assert average["n"].dtype == np.int64
 
 
-def test_comparison_names_what_differs():
+def test_comparison_names_what_differs() -> None:
     expected = {"same": np.zeros(2), "sign": np.zeros(1), "gone": np.ones(1)}
     result = {"same": np.zeros(2), "sign": -np.zeros(1), "new": np.ones(1)}
 
@@ -159,7 +163,7 @@ def test_comparison_names_what_differs():
 
 
 @pytest.fixture
-def manifest():
+def manifest() -> dict[str, Any]:
     return {
         "status": "completed",
         "contributors": [{"client": "a", "samples": 3}],
@@ -182,13 +186,13 @@ def manifest():
 UPDATES = {"a": Update({"w": np.zeros(20, np.float32)}, samples=3)}
 
 
-def test_a_complete_manifest_has_no_problems(manifest):
+def test_a_complete_manifest_has_no_problems(manifest: dict[str, Any]) -> None:
     assert demo.manifest_problems(manifest, UPDATES, shards=None) == []
     assert demo.manifest_problems(manifest, UPDATES, shards=1) == []
     assert demo.memory_problems(manifest) == []
 
 
-def test_what_is_off_in_a_manifest_is_named(manifest):
+def test_what_is_off_in_a_manifest_is_named(manifest: dict[str, Any]) -> None:
     manifest["contributors"][0]["samples"] = 4
     manifest["totals"]["bytes_read"] = 79
 
@@ -199,13 +203,13 @@ def test_what_is_off_in_a_manifest_is_named(manifest):
     ]
 
 
-def test_what_a_manifest_lacks_is_named(manifest):
+def test_what_a_manifest_lacks_is_named(manifest: dict[str, Any]) -> None:
     del manifest["totals"]["peak_mb"]
 
     assert demo.manifest_problems(manifest, UPDATES, None) == ["the manifest has no 'peak_mb'"]
 
 
-def test_memory_over_the_plan_is_a_problem(manifest):
+def test_memory_over_the_plan_is_a_problem(manifest: dict[str, Any]) -> None:
     manifest["totals"]["peak_mb"] = 90.1
 
     assert demo.memory_problems(manifest) == ["a function took 90.1 MB, over the planned 90"]

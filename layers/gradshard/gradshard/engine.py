@@ -6,16 +6,21 @@ MiniStack 1.5.33 does instead; drop it when MiniStack does the same.
 
 import argparse
 import asyncio
+import json
 import os
 import resource
 import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
 _SCHEDULER_TICK: Final = 1  # seconds
+_EVENTS_AT_ONCE: Final = 4
+_EVENT_PAUSES: Final = (0, 1, 2)  # seconds before each attempt
 
 
 class _NamedError(str):
@@ -36,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _mend_max_concurrency_path()
     _mend_callback_failures()
     _mend_error_names()
+    _mend_events_to_functions()
     _mend_scheduler_tick()
     _serve(["127.0.0.1", *options.bind], options.port)
 
@@ -162,6 +168,31 @@ def _mend_error_names() -> None:
 
     lambda_runtime.Worker.invoke = invoke
     lambda_svc._execute_function_warm = execute
+
+
+def _mend_events_to_functions() -> None:
+    """Queue events for functions, and try twice more what fails, as AWS does.
+
+    MiniStack runs every event at once, each in a process of its own, and drops those that fail or
+    that are one too many: sixty updates arriving together would take a minute or lose one.
+    """
+    from ministack.services import eventbridge, lambda_svc
+
+    pool = ThreadPoolExecutor(_EVENTS_AT_ONCE)
+
+    def deliver(function: dict[str, Any], event: Any) -> None:
+        for pause in _EVENT_PAUSES:
+            time.sleep(pause)
+            if not lambda_svc._execute_function_with_config_scope(function, event).get("error"):
+                return
+
+    def dispatch(arn: str, payload: str) -> None:
+        function, config, _ = lambda_svc._get_func_record_for_ref(arn)
+        if function and config:
+            record = lambda_svc._execution_record_for_config(function, config)
+            pool.submit(deliver, record, json.loads(payload))
+
+    eventbridge._dispatch_to_lambda = dispatch
 
 
 def _mend_scheduler_tick() -> None:
