@@ -167,7 +167,7 @@ def _verdict(comparison: Comparison) -> Text:
     text = Text(f"{comparison.tensors} tensors, {comparison.nbytes:,} bytes ")
     if comparison.identical:
         return text.append("identical", "green")
-    return text.append(f"({len(comparison.differing)} tensors differ)", "bold red")
+    return text.append(f"({len(comparison.differing)} differ)", "bold red")
 
 
 def _figures(manifest: Mapping[str, Any]) -> list[str]:

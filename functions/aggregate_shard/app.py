@@ -6,18 +6,16 @@ from typing import Any
 from gradshard import observe
 from gradshard.planning import Shard
 from gradshard.rounds.aggregate_shard import aggregate_shard
-from gradshard.spec import MAX_CLIENTS
-from gradshard.store import Store
+from gradshard.wire import Wire
 
-# Every contributor's stream is open at once, while a part is on its way.
-store = Store(os.environ["GRADSHARD_BUCKET"], connections=MAX_CLIENTS + 1)
+wire = Wire(os.environ["GRADSHARD_BUCKET"], os.environ["GRADSHARD_BUCKET_HOST"])
 
 
 @observe.handler
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Do one task of the plan."""
     report = aggregate_shard(
-        store, event["round"], attempt=event["attempt"], shard=Shard(**event["shard"])
+        wire, event["round"], attempt=event["attempt"], shard=Shard(**event["shard"])
     )
     observe.count("Shards")
     observe.count("BytesRead", report.get("bytes_read", 0))

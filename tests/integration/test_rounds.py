@@ -1,5 +1,6 @@
 """A round's functions, called one after the other, over real HTTP."""
 
+import contextlib
 import itertools
 import json
 import struct
@@ -24,6 +25,7 @@ from gradshard.rounds.collect_update import collect_update
 from gradshard.rounds.finalize_round import finalize_round
 from gradshard.rounds.plan_round import Aggregator, plan_round
 from gradshard.store import Store
+from gradshard.wire import Wire
 from tests import reference
 
 AGGREGATOR = Aggregator(memory_mb=512, architecture="arm64")
@@ -65,9 +67,10 @@ class Round:
             self.run(task)
 
     def run(self, task: dict[str, Any]) -> dict[str, Any]:
-        return aggregate_shard(
-            self.store, task["round"], attempt=task["attempt"], shard=Shard(**task["shard"])
-        )
+        with contextlib.closing(Wire(self.store.bucket)) as wire:
+            return aggregate_shard(
+                wire, task["round"], attempt=task["attempt"], shard=Shard(**task["shard"])
+            )
 
     def go(self) -> dict[str, Any]:
         """Plan, aggregate and finalize until the round has ended."""

@@ -9,7 +9,8 @@ import pytest
 
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.local import Engine
-from gradshard.store import RangeStream, Store, make_client
+from gradshard.store import Store, make_client
+from gradshard.streams import RangeStream
 from tests.integration.proxy import Proxy, spoiling
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
 from gradshard.stack import Execution, Stack
-from gradshard.store import ANYTHING, ListedObject, Part, Store, Traffic
+from gradshard.store import ANYTHING, ListedObject, Part, Store
+from gradshard.streams import Traffic
 
 
 def md5(data: bytes | bytearray) -> "hashlib._Hash":
@@ -56,8 +57,8 @@ class MemoryStore(Store):
         key: str,
         body: bytes,
         *,
-        content_type: str = "application/json",  # noqa: ARG002
-        replaces: str | None = ANYTHING,  # noqa: ARG002
+        content_type: str = "application/json",
+        replaces: str | None = ANYTHING,
     ) -> bool:
         self.objects[key] = body
         self.etags[key] = etag_of(body)
@@ -69,7 +70,7 @@ class MemoryStore(Store):
             if key.startswith(prefix):
                 yield ListedObject(key, self.etags[key], len(self.objects[key]), now)
 
-    def create_upload(self, key: str, metadata: dict[str, str] | None = None) -> str:  # noqa: ARG002
+    def create_upload(self, key: str, metadata: dict[str, str] | None = None) -> str:
         upload_id = f"upload-{len(self.uploads) + len(self.aborted)}"
         self.uploads[upload_id] = (key, {})
         return upload_id
@@ -101,7 +102,7 @@ class MemoryStore(Store):
         self.objects[key] = data
         self.etags[key] = f'"{md5(digests).hexdigest()}-{len(parts)}"'
 
-    def abort_upload(self, key: str, upload_id: str) -> None:  # noqa: ARG002
+    def abort_upload(self, key: str, upload_id: str) -> None:
         self.uploads.pop(upload_id, None)
         self.aborted.append(upload_id)
 

@@ -115,7 +115,7 @@ def test_any_cut_gives_the_bits_of_a_plain_loop(
         for update in updates
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aggregation, "BLOCK_BYTES", 8 * block)
+        patch.setattr(aggregation, "block_bytes", lambda _: 8 * block)
         patch.setattr(aggregation, "SLICE_BYTES", 8 * max(1, block // 2))
         result = reference.decode(run(blobs, samples, shards, parts))
     expected = reference.average(updates, samples)

@@ -100,7 +100,7 @@ def assert_one_line(result: Result, text: str) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_open_prints_one_json_document(run: Run, opened: MemoryStore) -> None:  # noqa: ARG001
+def test_open_prints_one_json_document(run: Run, opened: MemoryStore) -> None:
     result = run("open", "r1", "--client", "a", "--client", "b", "--deadline", 600, "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {
@@ -153,14 +153,14 @@ def test_debug_shows_the_traceback(run: Run) -> None:
         run("show", "nope", "--debug")
 
 
-def test_show_a_finished_round(run: Run, finished: MemoryStore) -> None:  # noqa: ARG001
+def test_show_a_finished_round(run: Run, finished: MemoryStore) -> None:
     result = run("show", "r1")
     assert result.exit_code == 0
     for text in ("completed", "48.0 MB in 5 GETs", "$1.40 per 1000 rounds", "NaN", "2 of 2 done"):
         assert text in result.stdout
 
 
-def test_show_as_json(run: Run, finished: MemoryStore) -> None:  # noqa: ARG001
+def test_show_as_json(run: Run, finished: MemoryStore) -> None:
     status = json.loads(run("show", "r1", "--json").stdout)
     assert status["state"] == "completed"
     assert status["manifest"] == MANIFEST
@@ -178,7 +178,7 @@ def test_what_clients_wrote_cannot_steer_the_terminal(run: Run, opened: MemorySt
         assert r"\x1b[2J\u202e[red]x\n" in output.replace("\n", "").replace(" ", "")
 
 
-def test_watch_ends_well_with_the_round(run: Run, finished: MemoryStore) -> None:  # noqa: ARG001
+def test_watch_ends_well_with_the_round(run: Run, finished: MemoryStore) -> None:
     result = run("watch", "r1")
     assert result.exit_code == 0
     assert result.stdout == (

@@ -19,10 +19,7 @@ from gradshard import arithmetic
 from gradshard.dtypes import DTYPES, DType
 from gradshard.errors import GradshardError
 from gradshard.layout import Span
-from gradshard.planning import BLOCK_BYTES, SLICE_BYTES, Shard, clip, cut
-
-WIDENING = 8
-"""An element grows at most this much in its accumulator: 1-byte integers sum in float64."""
+from gradshard.planning import MAX_BLOCK_BYTES, SLICE_BYTES, WIDENING, Shard, block_bytes, clip, cut
 
 
 class Source(Protocol):
@@ -66,7 +63,7 @@ class _Workspace:
 
     def __init__(self) -> None:
         self._raw = memoryview(bytearray(SLICE_BYTES))
-        self._accumulator = np.empty(WIDENING * BLOCK_BYTES, np.uint8)
+        self._accumulator = np.empty(WIDENING * MAX_BLOCK_BYTES, np.uint8)
         self._scratch = np.empty(WIDENING * SLICE_BYTES, np.uint8)
 
     def carve(self, spans: Sequence[Span], start: int, end: int) -> list[_Slice]:
@@ -128,13 +125,14 @@ def aggregate(
     """
     workspace = _Workspace()
     bounds = cut(spans, shard.start, shard.end, shard.parts)
+    block_size = block_bytes(len(sources))
     pending: list[Future[Any]] = []
     with np.errstate(all="ignore"):
         for number, (start, end) in enumerate(itertools.pairwise(bounds), shard.first_part):
             prefix = header if number == shard.first_part else b""
             part = bytearray(len(prefix) + end - start)
             part[: len(prefix)] = prefix
-            for block_start, block_end in steps(spans, start, end, BLOCK_BYTES):
+            for block_start, block_end in steps(spans, start, end, block_size):
                 block = workspace.carve(spans, block_start, block_end)
                 _add_all(sources, weights, block)
                 if not (allow_nonfinite or _is_finite(block)):

@@ -10,7 +10,8 @@ from typing import Final
 
 from gradshard.keys import ObjectVersion
 from gradshard.limits import MIB
-from gradshard.store import RangeStream, Store
+from gradshard.store import Store
+from gradshard.streams import RangeStream
 from gradshard.uploads import Progress
 
 RANGE_BYTES: Final = 16 * MIB

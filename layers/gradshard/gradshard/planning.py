@@ -20,8 +20,9 @@ from gradshard.spec import MAX_SHARDS
 PART_BYTES: Final = 8 * MIB
 """A shard is uploaded in parts of this size up to twice it; two of them are in memory at once."""
 
-BLOCK_BYTES: Final = MIB
-"""Bytes of each contributor that are added before the next contributor's are."""
+MAX_BLOCK_BYTES: Final = MIB
+BUFFERED_BYTES: Final = 8 * MIB
+"""Bytes in the receive buffers of all connections together."""
 
 SLICE_BYTES: Final = 256 * 1024
 """Bytes read at a time: small enough that numpy works on them in the processor's cache."""
@@ -30,6 +31,16 @@ SLICE_BYTES: Final = 256 * 1024
 UNHURRIED_SECONDS: Final = 60.0
 """The time budget when none is given, kept where it can be: the last few per cent of the price
 would be paid for with minutes, and with tasks so long that no retry fits."""
+
+
+def block_bytes(contributors: int) -> int:
+    """Return how many bytes of each contributor are added before the next contributor's are.
+
+    A block is what a connection's receive buffer holds: while others are read it fills again, and
+    no connection ever waits for its turn with a full buffer for longer than it must.
+    """
+    unit = 64 * 1024
+    return max(unit, min(MAX_BLOCK_BYTES, BUFFERED_BYTES // contributors // unit * unit))
 
 
 class Shard(NamedTuple):
@@ -145,30 +156,39 @@ def clip(spans: Sequence[Span], start: int, end: int) -> Iterator[Span]:
         yield Span(span.dtype, max(span.start, start), min(span.end, end))
 
 
+RESIDENT_MB: Final = 40.0
+"""Measured, x86-64: the handler imported, with numpy, TLS and Powertools, 37.5."""
+
+RUNTIME_MB: Final = 12.0
+"""Lambda's own runtime client beside it; measured in its container."""
+
+STREAM_BYTES: Final = 192 * 1024
+"""Of a connection beside its receive buffer: its objects and OpenSSL's state and buffers."""
+
+PLAN_FACTOR: Final = 8
+"""Memory of the parsed plan, over the size of its JSON."""
+
+WIDENING: Final = 8
+"""An element grows at most this much in its accumulator: 1-byte integers sum in float64."""
+
+
 def project_memory(nbytes: int, shards: int, contributors: int, plan_bytes: int = 0) -> float:
     """Return the peak memory of one aggregator in MB, as an upper bound.
 
-    projected = resident + parts + block + scratch + streams + plan, where
+    projected = resident + runtime + parts + block + scratch + streams + plan, where
 
-    - *resident* is the interpreter with numpy, boto3, Powertools and Lambda's runtime client;
-    - *parts*: two outgoing ones, each up to twice the nominal size but never over the shard;
-    - *block* and *scratch* are in the accumulator's type, up to eight times the element's size;
-    - *streams*: a connection with its TLS state and buffers per contributor;
+    - *parts*: two outgoing ones;
+    - *block*, *scratch*: in the accumulator's type, up to eight times the element's size;
+    - *streams*: a connection per contributor, with the kernel's receive buffer, which is twice
+      what is asked for (socket(7));
     - *plan*: the parsed plan, which grows with the number of runs.
     """
     shard = -(-nbytes // shards)
-    part = min(2 * part_bytes(nbytes), shard + MIB)
-    widening = 8
-    fixed = SLICE_BYTES + widening * (BLOCK_BYTES + SLICE_BYTES)
-    streams = contributors * STREAM_BYTES
-    return RESIDENT_MB + (2 * part + fixed + streams + 8 * plan_bytes) / MIB
-
-
-RESIDENT_MB: Final = 90.0
-"""Measured on x86-64: interpreter, numpy, boto3 with an S3 client, Powertools, the handler."""
-
-STREAM_BYTES: Final = 256 * 1024
-"""Measured: a connection's objects, TLS state and urllib3's buffer of one slice."""
+    part = -(-shard // max(1, shard // part_bytes(nbytes)))
+    arithmetic = SLICE_BYTES + WIDENING * (block_bytes(contributors) + SLICE_BYTES)
+    streams = contributors * (STREAM_BYTES + 2 * block_bytes(contributors))
+    buffers = 2 * part + arithmetic + streams + PLAN_FACTOR * plan_bytes
+    return RESIDENT_MB + RUNTIME_MB + buffers / MIB
 
 
 def project(

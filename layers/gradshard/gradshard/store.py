@@ -1,12 +1,9 @@
-"""The one place that speaks to S3."""
+"""What everything but a task asks of S3; tasks use :mod:`gradshard.wire`."""
 
 import contextlib
 import json
 import os
-import random
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -24,24 +21,17 @@ from botocore.exceptions import (
 
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
+from gradshard.streams import MAX_ATTEMPTS, Body, RangeStream, Traffic
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
 
 READ_TIMEOUT_SECONDS: Final = 30
-MAX_ATTEMPTS: Final = 6
-"""Openings of a stream in a row that brought no byte, after which the task gives up."""
 
 ANYTHING: Final = "*"
 """For a write without a condition."""
 
-_BROKEN_STREAM: Final = (
-    IncompleteReadError,
-    ReadTimeoutError,
-    ResponseStreamingError,
-    OSError,
-)
 _GONE: Final = {"NoSuchKey", "NoSuchVersion", "PreconditionFailed", "InvalidRange", "412", "404"}
 
 
@@ -62,102 +52,20 @@ class Part(NamedTuple):
     nbytes: int
 
 
-@dataclass
-class Traffic:
-    """Requests and bytes since the store was made or the counts were last taken."""
+class _Body:
+    """botocore's body, whose every failure is an :class:`OSError`."""
 
-    gets: int = 0
-    puts: int = 0
-    retries: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
+    def __init__(self, body: "StreamingBody") -> None:
+        self._body = body
+        self.close = body.close
 
-
-class RangeStream:
-    """The bytes of some ranges of one object version, one after the other, as one stream.
-
-    A broken connection is opened again from the byte it reached, under the same version and
-    ETag. Requests are made when the first byte of a range is wanted, or by :meth:`open`.
-    """
-
-    def __init__(
-        self, store: "Store", source: ObjectVersion, ranges: Sequence[tuple[int, int]]
-    ) -> None:
-        self._store = store
-        self._source = source
-        self._ranges = [(start, end) for start, end in ranges if start < end]
-        self._body: StreamingBody | None = None
-        self._failures = 0
-
-    def open(self) -> None:
-        """Make the request for the current range already now; a failure shows when reading.
-
-        Raises
-        ------
-        ChangedObjectError
-            The version is gone, or has another ETag.
-        """
-        with contextlib.suppress(*_BROKEN_STREAM):
-            self._current_body()
-
-    def read_into(self, buffer: memoryview) -> None:
-        """Fill ``buffer`` with the next bytes.
-
-        Raises
-        ------
-        StoreError
-            The stream broke too often, or has no more bytes.
-        """
-        while len(buffer):
-            if not self._ranges:
-                raise StoreError(f"{self._source.key}: read {len(buffer)} bytes past its ranges")
-            count = self._read_some(buffer)
-            start, end = self._ranges[0]
-            buffer = buffer[count:]
-            self._store.traffic.bytes_read += count
-            if start + count == end:
-                self._ranges.pop(0)
-                self._drop()
-            else:
-                self._ranges[0] = (start + count, end)
-
-    def close(self) -> None:
-        """Give up the connection."""
-        self._drop()
-        self._ranges = []
-
-    def _read_some(self, buffer: memoryview) -> int:
-        start, end = self._ranges[0]
-        wanted = buffer[: min(len(buffer), end - start)]
+    def readinto(self, buffer: memoryview, /) -> int:
         try:
             # Any buffer will do; botocore's types know files only.
-            count: int = self._current_body().readinto(wanted)  # type: ignore[arg-type]
-            if count == 0:
-                raise OSError(f"the body ended {end - start} bytes short")
-        except _BROKEN_STREAM as error:
-            self._failures += 1
-            self._store.traffic.retries += 1
-            self._drop()
-            if self._failures >= MAX_ATTEMPTS:
-                raise StoreError(
-                    f"{self._source.key}: reading broke {self._failures} times in a row "
-                    f"at byte {start}: {error}"
-                ) from error
-            # Full jitter keeps many tasks from coming back at once.
-            time.sleep(random.uniform(0, 0.1 * 2**self._failures))  # noqa: S311 - no secret
-            return 0
-        self._failures = 0
+            count: int = self._body.readinto(buffer)  # type: ignore[arg-type]
+        except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError) as error:
+            raise OSError(str(error)) from error
         return count
-
-    def _current_body(self) -> "StreamingBody":
-        if self._body is None:
-            self._body = self._store.get_body(self._source, *self._ranges[0])
-        return self._body
-
-    def _drop(self) -> None:
-        if self._body is not None:
-            self._body.close()
-            self._body = None
 
 
 class Store:
@@ -185,7 +93,7 @@ class Store:
         taken, self.traffic = self.traffic, Traffic()
         return taken
 
-    def get_body(self, source: ObjectVersion, start: int, end: int) -> "StreamingBody":
+    def get_body(self, source: ObjectVersion, start: int, end: int) -> Body:
         """Open bytes [start, end) of an object version.
 
         Raises
@@ -208,7 +116,7 @@ class Store:
             response["Body"].close()
             # An OSError, so that a stream takes it for a broken connection and asks again.
             raise OSError(f"got {response.get('ContentRange')!r} instead of {expected!r}")
-        return response["Body"]
+        return _Body(response["Body"])
 
     def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
         """Read the first ``nbytes`` bytes of the newest version; None if there is no object."""

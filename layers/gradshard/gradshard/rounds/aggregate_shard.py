@@ -16,8 +16,9 @@ from gradshard.errors import ChangedObjectError, PlanError
 from gradshard.keys import RoundKeys
 from gradshard.layout import PREFIX_BYTES, parse_header
 from gradshard.plan import Plan, Refusal
-from gradshard.planning import Shard
-from gradshard.store import Part, RangeStream, Store
+from gradshard.planning import Shard, block_bytes
+from gradshard.streams import RangeStream
+from gradshard.wire import Wire
 
 OPENERS = 8
 """Streams opened at once: enough to hide the requests' latency."""
@@ -26,19 +27,19 @@ OPENERS = 8
 class _Upload:
     """Sends parts from a thread of its own, while the next ones are computed."""
 
-    def __init__(self, store: Store, key: str, upload_id: str, pool: ThreadPoolExecutor) -> None:
-        self._store, self._key, self._upload_id, self._pool = store, key, upload_id, pool
+    def __init__(self, wire: Wire, key: str, upload_id: str, pool: ThreadPoolExecutor) -> None:
+        self._wire, self._key, self._upload_id, self._pool = wire, key, upload_id, pool
 
-    def put(self, number: int, data: bytearray) -> "Future[Part]":
-        return self._pool.submit(self._store.upload_part, self._key, self._upload_id, number, data)
+    def put(self, number: int, data: bytearray) -> "Future[None]":
+        return self._pool.submit(self._wire.upload_part, self._key, self._upload_id, number, data)
 
 
-def aggregate_shard(store: Store, round_id: str, *, attempt: int, shard: Shard) -> dict[str, Any]:
+def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, shard: Shard) -> dict[str, Any]:
     """Average one shard and report; safe to repeat, since parts overwrite themselves.
 
     Parameters
     ----------
-    store
+    wire
         The bucket.
     round_id, attempt
         Which plan.
@@ -53,15 +54,16 @@ def aggregate_shard(store: Store, round_id: str, *, attempt: int, shard: Shard) 
     """
     keys = RoundKeys(round_id)
     wall, cpu = time.perf_counter(), time.process_time()
-    store.take_traffic()
-    fields = store.get_json(keys.plan)
+    _reset_peak_memory()
+    wire.take_traffic()
+    fields = wire.get_json(keys.plan)
     if fields is None:
         raise PlanError(f"{keys.plan} is missing")
     plan = Plan.from_json(fields)
     if plan.attempt != attempt:
         # A straggler of an attempt that was given up; its upload is gone.
         return {"shard": shard.number, "attempt": attempt, "superseded_by": plan.attempt}
-    refused = _write_shard(store, keys, plan, shard)
+    refused = _write_shard(wire, keys, plan, shard)
     report = {
         "shard": shard.number,
         "attempt": attempt,
@@ -70,15 +72,21 @@ def aggregate_shard(store: Store, round_id: str, *, attempt: int, shard: Shard) 
         "seconds": round(time.perf_counter() - wall, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),
         "peak_mb": round(peak_memory_mb(), 1),
-        **asdict(store.take_traffic()),
+        **asdict(wire.take_traffic()),
         "refused": [vars(refusal) for refusal in refused],
     }
-    store.put_json(keys.report(shard.number), report)
+    wire.put_json(keys.report(shard.number), report)
     return report
 
 
+def _reset_peak_memory() -> None:
+    """Forget the peak of a warm function's earlier tasks, where the kernel lets us."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mb() -> float:
-    """Return the most memory this process has had resident so far, in MB of 1024² bytes."""
+    """Return the most memory this process has had resident, in MB of 1024² bytes."""
     status = Path("/proc/self/status")
     if status.exists():
         # Not getrusage, whose figure outlives exec and so may be the parent's.
@@ -87,11 +95,11 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
-def _write_shard(store: Store, keys: RoundKeys, plan: Plan, shard: Shard) -> list[Refusal]:
+def _write_shard(wire: Wire, keys: RoundKeys, plan: Plan, shard: Shard) -> list[Refusal]:
     """Aggregate; if an update turns out to be bad, say whose, and leave the shard unfinished."""
     header = b""
     if shard.number == 0:
-        header = store.get_bytes(keys.layout) or b""
+        header = wire.get_bytes(keys.layout) or b""
         if len(header) != plan.header_bytes:
             raise PlanError(
                 f"{keys.layout} has {len(header)} bytes, not the planned {plan.header_bytes}"
@@ -100,7 +108,7 @@ def _write_shard(store: Store, keys: RoundKeys, plan: Plan, shard: Shard) -> lis
 
     def aggregate(*, allow_nonfinite: bool) -> None:
         with (
-            _opened(store, plan, shard.start, shard.end) as streams,
+            _opened(wire, plan, shard.start, shard.end) as streams,
             ThreadPoolExecutor(1) as pool,
         ):
             aggregation.aggregate(
@@ -108,7 +116,7 @@ def _write_shard(store: Store, keys: RoundKeys, plan: Plan, shard: Shard) -> lis
                 weights,
                 plan.spans,
                 shard,
-                _Upload(store, keys.result, plan.upload_id, pool),
+                _Upload(wire, keys.result, plan.upload_id, pool),
                 header=header,
                 allow_nonfinite=allow_nonfinite,
             )
@@ -116,13 +124,13 @@ def _write_shard(store: Store, keys: RoundKeys, plan: Plan, shard: Shard) -> lis
     try:
         aggregate(allow_nonfinite=plan.allow_nonfinite)
     except NonFiniteSumError as error:
-        refused = _nonfinite(store, keys, plan, error.position, shard.end)
+        refused = _nonfinite(wire, keys, plan, error.position, shard.end)
         if not refused:
             # Every addend is finite and only their sum is not: then that is the result.
             aggregate(allow_nonfinite=True)
         return refused
     except ChangedObjectError:
-        refused = _gone(store, plan, shard)
+        refused = _gone(wire, plan, shard)
         if not refused:
             raise
         return refused
@@ -130,10 +138,11 @@ def _write_shard(store: Store, keys: RoundKeys, plan: Plan, shard: Shard) -> lis
 
 
 @contextlib.contextmanager
-def _opened(store: Store, plan: Plan, start: int, end: int) -> Iterator[list[RangeStream]]:
+def _opened(wire: Wire, plan: Plan, start: int, end: int) -> Iterator[list[RangeStream]]:
     """Give every contributor's bytes [start, end) of the layout, all requests made at once."""
+    wire.receive_buffer_bytes = block_bytes(len(plan.contributors))
     streams = [
-        RangeStream(store, contributor.source, contributor.ranges(start, end))
+        RangeStream(wire, contributor.source, contributor.ranges(start, end))
         for contributor in plan.contributors
     ]
     try:
@@ -145,13 +154,13 @@ def _opened(store: Store, plan: Plan, start: int, end: int) -> Iterator[list[Ran
             stream.close()
 
 
-def _nonfinite(store: Store, keys: RoundKeys, plan: Plan, position: int, end: int) -> list[Refusal]:
+def _nonfinite(wire: Wire, keys: RoundKeys, plan: Plan, position: int, end: int) -> list[Refusal]:
     """Read on from where the sum went bad, and name client and tensor."""
-    with _opened(store, plan, position, end) as streams:
+    with _opened(wire, plan, position, end) as streams:
         found = aggregation.find_nonfinite(streams, plan.spans, position, end)
     if not found:
         return []
-    header = store.get_bytes(keys.layout) or b""
+    header = wire.get_bytes(keys.layout) or b""
     layout = parse_header(header[PREFIX_BYTES:], plan.header_bytes + plan.nbytes).layout
     refused = []
     for index, byte in sorted(found.items()):
@@ -164,11 +173,11 @@ def _nonfinite(store: Store, keys: RoundKeys, plan: Plan, position: int, end: in
     return refused
 
 
-def _gone(store: Store, plan: Plan, shard: Shard) -> list[Refusal]:
+def _gone(wire: Wire, plan: Plan, shard: Shard) -> list[Refusal]:
     """Find out whose planned version cannot be read any more."""
     refused = []
     for contributor in plan.contributors:
-        stream = RangeStream(store, contributor.source, contributor.ranges(shard.start, shard.end))
+        stream = RangeStream(wire, contributor.source, contributor.ranges(shard.start, shard.end))
         try:
             stream.open()
         except ChangedObjectError as error:

@@ -199,7 +199,7 @@ def _frozen(
         if layout is None:
             raise PlanError("no update has arrived")
         nbytes, spans, tensors = layout.nbytes, layout.spans, len(layout.tensors)
-        header = encode_header(layout, {"gradshard_round": keys.round_id})
+        header = encode_header(layout, {})
         header_bytes = len(header)
         store.put_bytes(keys.layout, header, content_type="application/octet-stream")
     projection, notes = planning.choose(

@@ -1,0 +1,142 @@
+"""Reading ranges of an object as one stream that mends itself."""
+
+import contextlib
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from gradshard.errors import StoreError
+from gradshard.keys import ObjectVersion
+
+MAX_ATTEMPTS: Final = 6
+"""Tries in a row that brought nothing, after which a request or a stream is given up."""
+
+
+@dataclass
+class Traffic:
+    """Requests and bytes since the counts were last taken."""
+
+    gets: int = 0
+    puts: int = 0
+    retries: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+
+class Body(Protocol):
+    """The bytes of one answer."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Read some bytes; 0 at the end. A broken connection is an :class:`OSError`."""
+
+    def close(self) -> None:
+        """Give up what has not been read."""
+
+
+class Opener(Protocol):
+    """Where ranges of objects come from."""
+
+    traffic: Traffic
+
+    def get_body(self, source: ObjectVersion, start: int, end: int) -> Body:
+        """Open bytes [start, end) of an object version.
+
+        Raises
+        ------
+        ChangedObjectError
+            The version is gone, or has another ETag.
+        OSError
+            The answer cannot be used, but another one may.
+        """
+
+
+def pause(failures: int) -> None:
+    """Wait before the next try, longer after each failure, never at the same time as others."""
+    time.sleep(random.uniform(0, 0.1 * 2**failures))  # noqa: S311 - no secret
+
+
+class RangeStream:
+    """The bytes of some ranges of one object version, one after the other, as one stream.
+
+    A broken connection is opened again from the byte it reached, under the same version and
+    ETag. Requests are made when the first byte of a range is wanted, or by :meth:`open`.
+    """
+
+    def __init__(
+        self, opener: Opener, source: ObjectVersion, ranges: Sequence[tuple[int, int]]
+    ) -> None:
+        self._opener = opener
+        self._source = source
+        self._ranges = [(start, end) for start, end in ranges if start < end]
+        self._body: Body | None = None
+        self._failures = 0
+
+    def open(self) -> None:
+        """Make the request for the current range already now; a failure shows when reading.
+
+        Raises
+        ------
+        ChangedObjectError
+            The version is gone, or has another ETag.
+        """
+        if self._ranges:
+            with contextlib.suppress(OSError):
+                self._current_body()
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the next bytes.
+
+        Raises
+        ------
+        StoreError
+            The stream broke too often, or has no more bytes.
+        """
+        while len(buffer):
+            if not self._ranges:
+                raise StoreError(f"{self._source.key}: read {len(buffer)} bytes past its ranges")
+            count = self._read_some(buffer)
+            start, end = self._ranges[0]
+            buffer = buffer[count:]
+            self._opener.traffic.bytes_read += count
+            if start + count == end:
+                self._ranges.pop(0)
+                self._drop()
+            else:
+                self._ranges[0] = (start + count, end)
+
+    def close(self) -> None:
+        """Give up the connection."""
+        self._drop()
+        self._ranges = []
+
+    def _read_some(self, buffer: memoryview) -> int:
+        start, end = self._ranges[0]
+        try:
+            count = self._current_body().readinto(buffer[: end - start])
+            if count == 0:
+                raise OSError(f"the body ended {end - start} bytes short")  # noqa: TRY301
+        except OSError as error:
+            self._failures += 1
+            self._opener.traffic.retries += 1
+            self._drop()
+            if self._failures >= MAX_ATTEMPTS:
+                raise StoreError(
+                    f"{self._source.key}: reading broke {self._failures} times in a row "
+                    f"at byte {start}: {error}"
+                ) from error
+            pause(self._failures)
+            return 0
+        self._failures = 0
+        return count
+
+    def _current_body(self) -> Body:
+        if self._body is None:
+            self._body = self._opener.get_body(self._source, *self._ranges[0])
+        return self._body
+
+    def _drop(self) -> None:
+        if self._body is not None:
+            self._body.close()
+            self._body = None

@@ -1,0 +1,292 @@
+"""The few S3 requests of a task, over the standard library's HTTP.
+
+A task reads ranges and writes parts, and pays for its memory by the second. boto3 with an S3 client
+takes 55 MiB of it and copies what it receives once more; this module takes 10 and reads from the
+socket straight into the task's buffer. Everything else goes through :mod:`gradshard.store`.
+"""
+
+import http.client
+import json
+import os
+import re
+import socket
+import ssl
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from http import HTTPStatus
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+from gradshard.errors import ChangedObjectError, StoreError
+from gradshard.keys import ObjectVersion
+from gradshard.sigv4 import Credentials, sign
+from gradshard.streams import MAX_ATTEMPTS, Traffic, pause
+
+TIMEOUT_SECONDS: Final = 30
+
+_TRANSIENT: Final = {
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+}
+_GONE: Final = {
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.PRECONDITION_FAILED,
+    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+}
+_MOST_OF_AN_ERROR: Final = 4096
+
+
+class _Answer:
+    """An answer whose body has not been read, and the connection it comes over."""
+
+    def __init__(
+        self, wire: "Wire", connection: http.client.HTTPConnection, answer: http.client.HTTPResponse
+    ) -> None:
+        self._wire, self._connection, self._answer = wire, connection, answer
+        self.status = answer.status
+        self.header = answer.getheader
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        try:
+            return self._answer.readinto(buffer)
+        except http.client.HTTPException as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+    def read(self) -> bytes:
+        try:
+            return self._answer.read()
+        except http.client.HTTPException as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        """Keep the connection for the next request if nothing is left on it."""
+        if self._answer.isclosed() and not self._answer.will_close:
+            self._wire.keep(self._connection)
+        else:
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Wire:
+    """A round's bucket, as a task sees it.
+
+    Parameters
+    ----------
+    bucket
+        Its name.
+    host
+        Its host name at AWS, such as ``bucket.s3.eu-central-1.amazonaws.com``. Not used where
+        ``AWS_ENDPOINT_URL`` or ``AWS_ENDPOINT_URL_S3`` says that S3 is elsewhere.
+
+    Attributes
+    ----------
+    traffic
+        What was asked for so far.
+    receive_buffer_bytes
+        The kernel's buffer for each connection that is used from now on; 0: the kernel's choice.
+    """
+
+    def __init__(self, bucket: str, host: str = "") -> None:
+        self.bucket = bucket
+        self.traffic = Traffic()
+        self.receive_buffer_bytes = 0
+        elsewhere = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        url = urlsplit(elsewhere or f"https://{host}")
+        self._secure = url.scheme == "https"
+        self._host = url.netloc
+        # An endpoint that is not AWS has no host name for each bucket.
+        self._root = f"/{bucket}/" if elsewhere else "/"
+        self._idle: list[http.client.HTTPConnection] = []
+
+    def take_traffic(self) -> Traffic:
+        """Return the counts so far and begin anew."""
+        taken, self.traffic = self.traffic, Traffic()
+        return taken
+
+    def keep(self, connection: http.client.HTTPConnection) -> None:
+        """Take back a connection that is ready for another request."""
+        self._idle.append(connection)
+
+    def close(self) -> None:
+        """Close the connections that are kept for further requests."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def get_body(self, source: ObjectVersion, start: int, end: int) -> _Answer:
+        """Open bytes [start, end) of an object version.
+
+        Raises
+        ------
+        ChangedObjectError
+            The version is gone, has another ETag, or is shorter than the range.
+        StoreError
+            S3 refuses.
+        OSError
+            S3 answered with something else.
+        """
+        self.traffic.gets += 1
+        query = {"versionId": source.version} if source.version else {}
+        headers = {"range": f"bytes={start}-{end - 1}", "if-match": source.etag}
+        answer = self._request("GET", source.key, query, headers)
+        expected = f"bytes {start}-{end - 1}/{source.nbytes}"
+        if answer.status == HTTPStatus.PARTIAL_CONTENT:
+            if (got := answer.header("Content-Range")) == expected:
+                return answer
+            answer.close()
+            raise OSError(f"got {got!r} instead of {expected!r}")
+        with answer:
+            if answer.status in _GONE:
+                raise ChangedObjectError(
+                    f"{source.key}: the planned version is gone ({_code(answer)})"
+                )
+            raise _refused("GET", source.key, answer)
+
+    def get_bytes(self, key: str) -> bytes | None:
+        """Read a small object; None if there is none."""
+        self.traffic.gets += 1
+        for failures in range(1, MAX_ATTEMPTS + 1):
+            with self._request("GET", key) as answer:
+                if answer.status == HTTPStatus.NOT_FOUND:
+                    return None
+                if answer.status != HTTPStatus.OK:
+                    raise _refused("GET", key, answer)
+                try:
+                    body = answer.read()
+                except OSError as error:
+                    self._note(failures, "GET", key, error)
+                    continue
+            self.traffic.bytes_read += len(body)
+            return body
+        raise AssertionError("unreachable: _note raises at the last failure")
+
+    def get_json(self, key: str) -> Any:
+        """Read a JSON object; None if there is none."""
+        body = self.get_bytes(key)
+        return None if body is None else json.loads(body)
+
+    def put_json(self, key: str, value: Any) -> None:
+        """Write a JSON object."""
+        body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        self._put(key, {}, body, "application/json")
+
+    def upload_part(self, key: str, upload_id: str, number: int, data: bytearray) -> None:
+        """Store one part; a part of the same number is overwritten.
+
+        Raises
+        ------
+        StoreError
+            S3 refuses, or went on failing.
+        """
+        query = {"partNumber": str(number), "uploadId": upload_id}
+        self._put(key, query, data, "application/octet-stream")
+
+    def _put(
+        self, key: str, query: Mapping[str, str], body: bytes | bytearray, content_type: str
+    ) -> None:
+        self.traffic.puts += 1
+        with self._request("PUT", key, query, {"content-type": content_type}, body) as answer:
+            if answer.status != HTTPStatus.OK:
+                raise _refused("PUT", key, answer)
+            answer.read()
+        self.traffic.bytes_written += len(body)
+
+    def _request(
+        self,
+        method: str,
+        key: str,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | bytearray = b"",
+    ) -> _Answer:
+        """Make a request, again while it fails as requests to S3 do now and then."""
+        failures = 0
+        while True:
+            reused = bool(self._idle)
+            connection = self._connection()
+            target, signed = sign(
+                method,
+                self._host,
+                self._root + key,
+                query or {},
+                headers or {},
+                body,
+                region=os.environ["AWS_REGION"],
+                credentials=_credentials(),
+                now=datetime.now(UTC),
+            )
+            try:
+                if connection.sock is None:
+                    connection.connect()
+                self._bound_receive_buffer(connection.sock)
+                connection.request(method, target, body or None, signed)
+                answer = _Answer(self, connection, connection.getresponse())
+                if answer.status not in _TRANSIENT:
+                    return answer
+                with answer:
+                    raise OSError(f"S3 answered {answer.status} {_code(answer)}")  # noqa: TRY301
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if reused:
+                    # S3 closes idle connections, and most likely the others too.
+                    self.close()
+                    continue
+                failures += 1
+                self._note(failures, method, key, error)
+
+    def _bound_receive_buffer(self, connected: socket.socket) -> None:
+        # Left alone, the kernel lets each grow to several MB, and they are the function's memory.
+        if self.receive_buffer_bytes:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_bytes)
+
+    def _note(self, failures: int, method: str, key: str, error: Exception) -> None:
+        """Count a failure, and wait or give up."""
+        if failures >= MAX_ATTEMPTS:
+            raise StoreError(
+                f"{key}: {method} failed {failures} times in a row: {type(error).__name__}: {error}"
+            ) from error
+        self.traffic.retries += 1
+        pause(failures)
+
+    def _connection(self) -> http.client.HTTPConnection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return (
+                http.client.HTTPSConnection(
+                    self._host, timeout=TIMEOUT_SECONDS, context=self._tls_context
+                )
+                if self._secure
+                else http.client.HTTPConnection(self._host, timeout=TIMEOUT_SECONDS)
+            )
+
+    @cached_property
+    def _tls_context(self) -> ssl.SSLContext:
+        # One for all connections: the certificates it holds are a MB or two.
+        return ssl.create_default_context()
+
+
+def _credentials() -> Credentials:
+    # Lambda gives a function its role's credentials in these variables.
+    return Credentials(
+        os.environ["AWS_ACCESS_KEY_ID"],
+        os.environ["AWS_SECRET_ACCESS_KEY"],
+        os.environ.get("AWS_SESSION_TOKEN", ""),
+    )
+
+
+def _code(answer: _Answer) -> str:
+    found = re.search(rb"<Code>(\w+)</Code>", answer.read()[:_MOST_OF_AN_ERROR])
+    return found[1].decode() if found else str(answer.status)
+
+
+def _refused(method: str, key: str, answer: _Answer) -> StoreError:
+    return StoreError(f"{key}: S3 answered {method} with {answer.status} {_code(answer)}")

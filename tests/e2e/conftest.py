@@ -1,0 +1,22 @@
+"""The deployed application, as its users have it."""
+
+import boto3
+import pytest
+
+from gradshard import Federation
+from gradshard.local import Engine
+from tests.e2e.deployed import Deployed
+
+
+@pytest.fixture(scope="session")
+def federation(engine: Engine) -> Federation:
+    """The client library, which finds the engine in the environment."""
+    return Federation()
+
+
+@pytest.fixture(scope="session")
+def deployed(outputs: dict[str, str]) -> Deployed:
+    """The application's bucket, functions and state machine, past the client library."""
+    return Deployed(
+        outputs, boto3.client("s3"), boto3.client("lambda"), boto3.client("stepfunctions")
+    )

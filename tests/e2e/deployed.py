@@ -1,0 +1,88 @@
+"""The deployed application as AWS shows it, for what the client library does not do."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_stepfunctions import SFNClient
+
+T = TypeVar("T")
+
+
+def until(look: Callable[[], T | None], seconds: float = 60) -> T:
+    """Look again and again until there is something."""
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        if found := look():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"nothing came within {seconds} s")
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The stack's outputs, and clients to use them with."""
+
+    outputs: dict[str, str]
+    s3: "S3Client"
+    functions: "BaseClient"
+    states: "SFNClient"
+
+    @property
+    def bucket(self) -> str:
+        return self.outputs["BucketName"]
+
+    def put(self, round_id: str, client: str, body: bytes) -> str:
+        """Upload an update as a client without the library would; return its ETag."""
+        key = f"rounds/{round_id}/updates/{client}.safetensors"
+        return self.s3.put_object(Bucket=self.bucket, Key=key, Body=body)["ETag"].strip('"')
+
+    def read(self, key: str) -> bytes:
+        return self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+    def update(self, round_id: str, client: str) -> bytes:
+        return self.read(f"rounds/{round_id}/updates/{client}.safetensors")
+
+    def keys(self, prefix: str) -> list[str]:
+        listed = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix)
+        return [entry["Key"] for entry in listed.get("Contents", [])]
+
+    def open_uploads(self, round_id: str) -> list[str]:
+        listed = self.s3.list_multipart_uploads(Bucket=self.bucket, Prefix=f"rounds/{round_id}/")
+        return [upload["Key"] for upload in listed.get("Uploads", [])]
+
+    def call(self, function: str, event: dict[str, Any]) -> Any:
+        """Invoke a function by the name of its folder; raise what it raises."""
+        name = "".join(word.capitalize() for word in function.split("_"))
+        answer = self.functions.invoke(  # type: ignore[attr-defined]
+            FunctionName=self.outputs[f"{name}FunctionName"], Payload=json.dumps(event)
+        )
+        payload = json.loads(answer["Payload"].read())
+        assert "FunctionError" not in answer, payload
+        return payload
+
+    def start(self, round_id: str, spec: str) -> None:
+        """Start an execution past the library's checks."""
+        self.states.start_execution(
+            stateMachineArn=self.outputs["RoundStateMachineArn"], name=round_id, input=spec
+        )
+
+    def execution(self, round_id: str) -> dict[str, Any]:
+        """Describe a round's execution."""
+        machine = self.outputs["RoundStateMachineArn"]
+        arn = f"{machine.replace(':stateMachine:', ':execution:')}:{round_id}"
+        return dict(self.states.describe_execution(executionArn=arn))
+
+    def ended(self, round_id: str) -> dict[str, Any]:
+        """Wait for a round's execution to end, and describe it."""
+
+        def look() -> dict[str, Any] | None:
+            execution = self.execution(round_id)
+            return execution if execution["status"] != "RUNNING" else None
+
+        return until(look)
