@@ -87,6 +87,7 @@ def random_tensor(rng: np.random.Generator, dtype: str, shape: Sequence[int]) ->
     if kind.kind in "iu":
         bounds = np.iinfo(kind)
         low, high = max(bounds.min, -(2**40)), min(bounds.max, 2**40)
-        return rng.integers(low, high, size=shape, dtype=kind, endpoint=True)
-    drawn: Array = np.asarray(rng.standard_normal(shape)).astype(kind)
-    return drawn
+        whole: Array = np.asarray(rng.integers(low, high, shape, dtype="i8", endpoint=True))
+        return whole.astype(kind)
+    drawn: Array = np.asarray(rng.standard_normal(shape))
+    return drawn.astype(kind)

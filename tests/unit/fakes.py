@@ -11,7 +11,7 @@ from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
 from gradshard.stack import Execution, Stack
 from gradshard.store import ANYTHING, ListedObject, Part, Store
-from gradshard.streams import Traffic
+from gradshard.streams import Meter
 
 
 def md5(data: bytes | bytearray) -> "hashlib._Hash":
@@ -30,7 +30,7 @@ class MemoryStore(Store):
 
     def __init__(self) -> None:
         self.bucket = "memory"
-        self.traffic = Traffic()
+        self.meter = Meter()
         self.objects: dict[str, bytes] = {}
         self.etags: dict[str, str] = {}
         self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}

@@ -21,7 +21,7 @@ from botocore.exceptions import (
 
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
-from gradshard.streams import MAX_ATTEMPTS, Body, RangeStream, Traffic
+from gradshard.streams import MAX_ATTEMPTS, Body, Meter, RangeStream
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -85,13 +85,8 @@ class Store:
         self, bucket: str, *, connections: int = 16, client: "S3Client | None" = None
     ) -> None:
         self.bucket = bucket
-        self.traffic = Traffic()
+        self.meter = Meter()
         self._s3 = client or make_client(connections)
-
-    def take_traffic(self) -> Traffic:
-        """Return the counts so far and begin anew."""
-        taken, self.traffic = self.traffic, Traffic()
-        return taken
 
     def get_body(self, source: ObjectVersion, start: int, end: int) -> Body:
         """Open bytes [start, end) of an object version.
@@ -101,7 +96,7 @@ class Store:
         ChangedObjectError
             The version is gone, has another ETag, or is shorter than the range.
         """
-        self.traffic.gets += 1
+        self.meter.add(gets=1)
         version: Any = {"VersionId": source.version} if source.version else {}
         with _translated(source.key, changed=True):
             response = self._s3.get_object(
@@ -120,7 +115,7 @@ class Store:
 
     def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
         """Read the first ``nbytes`` bytes of the newest version; None if there is no object."""
-        self.traffic.gets += 1
+        self.meter.add(gets=1)
         try:
             with _translated(key):
                 response = self._s3.get_object(
@@ -133,7 +128,7 @@ class Store:
             if _code(error) == "InvalidRange":  # an object of no bytes at all has no range
                 return b"", self.head(key) or ObjectVersion(key, "", "", 0)
             raise
-        self.traffic.bytes_read += len(body)
+        self.meter.add(bytes_read=len(body))
         size = int(response["ContentRange"].rpartition("/")[2])
         return body, ObjectVersion(key, response.get("VersionId", ""), response["ETag"], size)
 
@@ -145,7 +140,7 @@ class Store:
 
     def get_bytes(self, key: str) -> bytes | None:
         """Read a small object; None if there is none."""
-        self.traffic.gets += 1
+        self.meter.add(gets=1)
         try:
             with _translated(key):
                 body = self._s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
@@ -153,7 +148,7 @@ class Store:
             if _code(error) == "NoSuchKey":
                 return None
             raise
-        self.traffic.bytes_read += len(body)
+        self.meter.add(bytes_read=len(body))
         return body
 
     def get_json(self, key: str) -> Any:
@@ -163,7 +158,7 @@ class Store:
 
     def head(self, key: str) -> ObjectVersion | None:
         """Look at the newest version of an object; None if there is none."""
-        self.traffic.gets += 1
+        self.meter.add(gets=1)
         try:
             with _translated(key):
                 response = self._s3.head_object(Bucket=self.bucket, Key=key)
@@ -200,7 +195,7 @@ class Store:
             condition = {"IfNoneMatch": "*"}
         elif replaces != ANYTHING:
             condition = {"IfMatch": replaces}
-        self.traffic.puts += 1
+        self.meter.add(puts=1)
         try:
             with _translated(key):
                 self._s3.put_object(
@@ -211,7 +206,7 @@ class Store:
             if condition and _code(error) in {"PreconditionFailed", "ConditionalRequestConflict"}:
                 return False
             raise
-        self.traffic.bytes_written += len(body)
+        self.meter.add(bytes_written=len(body))
         return True
 
     def put_json(self, key: str, value: Any, *, replaces: str | None = ANYTHING) -> bool:
@@ -238,7 +233,7 @@ class Store:
             for page in self._s3.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=prefix
             ):
-                self.traffic.puts += 1  # a LIST is priced as a PUT
+                self.meter.add(puts=1)  # a LIST is priced as a PUT
                 for entry in page.get("Contents", []):
                     yield ListedObject(
                         entry["Key"], entry["ETag"], entry["Size"], entry["LastModified"]
@@ -246,7 +241,7 @@ class Store:
 
     def create_upload(self, key: str, metadata: dict[str, str] | None = None) -> str:
         """Begin a multipart upload and return its id."""
-        self.traffic.puts += 1
+        self.meter.add(puts=1)
         with _translated(key):
             response = self._s3.create_multipart_upload(
                 Bucket=self.bucket,
@@ -259,12 +254,12 @@ class Store:
     def upload_part(self, key: str, upload_id: str, number: int, data: bytes | bytearray) -> Part:
         """Store one part; a part of the same number is overwritten."""
         body: Any = data  # botocore takes a bytearray as it is; its types do not say so
-        self.traffic.puts += 1
+        self.meter.add(puts=1)
         with _translated(key):
             response = self._s3.upload_part(
                 Bucket=self.bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=body
             )
-        self.traffic.bytes_written += len(data)
+        self.meter.add(bytes_written=len(data))
         return Part(number, response["ETag"], len(data))
 
     def list_parts(self, key: str, upload_id: str) -> list[Part] | None:
@@ -275,7 +270,7 @@ class Store:
                 for page in self._s3.get_paginator("list_parts").paginate(
                     Bucket=self.bucket, Key=key, UploadId=upload_id
                 ):
-                    self.traffic.gets += 1
+                    self.meter.add(gets=1)
                     parts += [
                         Part(p["PartNumber"], p["ETag"], p["Size"]) for p in page.get("Parts", [])
                     ]
@@ -291,7 +286,7 @@ class Store:
         Completing twice is no error: the second time S3 knows the upload no more, and the caller
         looks at the object.
         """
-        self.traffic.puts += 1
+        self.meter.add(puts=1)
         try:
             with _translated(key):
                 self._s3.complete_multipart_upload(
@@ -317,7 +312,7 @@ class Store:
 
     def open_uploads(self, key: str) -> list[str]:
         """List the ids of the unfinished uploads to ``key``, newest first."""
-        self.traffic.puts += 1
+        self.meter.add(puts=1)
         with _translated(key):
             response = self._s3.list_multipart_uploads(Bucket=self.bucket, Prefix=key)
         uploads = [u for u in response.get("Uploads", []) if u["Key"] == key]

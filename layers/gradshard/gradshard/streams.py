@@ -2,7 +2,9 @@
 
 import contextlib
 import random
+import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -25,6 +27,25 @@ class Traffic:
     bytes_written: int = 0
 
 
+class Meter:
+    """Counts traffic, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, **counts: int) -> None:
+        """Count, by the names of :class:`Traffic`'s fields."""
+        with self._lock:
+            self._counts.update(counts)
+
+    def take(self) -> Traffic:
+        """Return the counts so far and begin anew."""
+        with self._lock:
+            taken, self._counts = self._counts, Counter()
+        return Traffic(**taken)
+
+
 class Body(Protocol):
     """The bytes of one answer."""
 
@@ -38,7 +59,7 @@ class Body(Protocol):
 class Opener(Protocol):
     """Where ranges of objects come from."""
 
-    traffic: Traffic
+    meter: Meter
 
     def get_body(self, source: ObjectVersion, start: int, end: int) -> Body:
         """Open bytes [start, end) of an object version.
@@ -99,7 +120,7 @@ class RangeStream:
             count = self._read_some(buffer)
             start, end = self._ranges[0]
             buffer = buffer[count:]
-            self._opener.traffic.bytes_read += count
+            self._opener.meter.add(bytes_read=count)
             if start + count == end:
                 self._ranges.pop(0)
                 self._drop()
@@ -119,7 +140,7 @@ class RangeStream:
                 raise OSError(f"the body ended {end - start} bytes short")  # noqa: TRY301
         except OSError as error:
             self._failures += 1
-            self._opener.traffic.retries += 1
+            self._opener.meter.add(retries=1)
             self._drop()
             if self._failures >= MAX_ATTEMPTS:
                 raise StoreError(

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
 from gradshard.sigv4 import Credentials, sign
-from gradshard.streams import MAX_ATTEMPTS, Traffic, pause
+from gradshard.streams import MAX_ATTEMPTS, Meter, pause
 
 TIMEOUT_SECONDS: Final = 30
 
@@ -89,15 +89,15 @@ class Wire:
 
     Attributes
     ----------
-    traffic
-        What was asked for so far.
+    meter
+        What was asked for.
     receive_buffer_bytes
         The kernel's buffer for each connection that is used from now on; 0: the kernel's choice.
     """
 
     def __init__(self, bucket: str, host: str = "") -> None:
         self.bucket = bucket
-        self.traffic = Traffic()
+        self.meter = Meter()
         self.receive_buffer_bytes = 0
         elsewhere = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         url = urlsplit(elsewhere or f"https://{host}")
@@ -106,11 +106,6 @@ class Wire:
         # An endpoint that is not AWS has no host name for each bucket.
         self._root = f"/{bucket}/" if elsewhere else "/"
         self._idle: list[http.client.HTTPConnection] = []
-
-    def take_traffic(self) -> Traffic:
-        """Return the counts so far and begin anew."""
-        taken, self.traffic = self.traffic, Traffic()
-        return taken
 
     def keep(self, connection: http.client.HTTPConnection) -> None:
         """Take back a connection that is ready for another request."""
@@ -133,7 +128,7 @@ class Wire:
         OSError
             S3 answered with something else.
         """
-        self.traffic.gets += 1
+        self.meter.add(gets=1)
         query = {"versionId": source.version} if source.version else {}
         headers = {"range": f"bytes={start}-{end - 1}", "if-match": source.etag}
         answer = self._request("GET", source.key, query, headers)
@@ -152,7 +147,7 @@ class Wire:
 
     def get_bytes(self, key: str) -> bytes | None:
         """Read a small object; None if there is none."""
-        self.traffic.gets += 1
+        self.meter.add(gets=1)
         for failures in range(1, MAX_ATTEMPTS + 1):
             with self._request("GET", key) as answer:
                 if answer.status == HTTPStatus.NOT_FOUND:
@@ -164,7 +159,7 @@ class Wire:
                 except OSError as error:
                     self._note(failures, "GET", key, error)
                     continue
-            self.traffic.bytes_read += len(body)
+            self.meter.add(bytes_read=len(body))
             return body
         raise AssertionError("unreachable: _note raises at the last failure")
 
@@ -192,12 +187,12 @@ class Wire:
     def _put(
         self, key: str, query: Mapping[str, str], body: bytes | bytearray, content_type: str
     ) -> None:
-        self.traffic.puts += 1
+        self.meter.add(puts=1)
         with self._request("PUT", key, query, {"content-type": content_type}, body) as answer:
             if answer.status != HTTPStatus.OK:
                 raise _refused("PUT", key, answer)
             answer.read()
-        self.traffic.bytes_written += len(body)
+        self.meter.add(bytes_written=len(body))
 
     def _request(
         self,
@@ -253,7 +248,7 @@ class Wire:
             raise StoreError(
                 f"{key}: {method} failed {failures} times in a row: {type(error).__name__}: {error}"
             ) from error
-        self.traffic.retries += 1
+        self.meter.add(retries=1)
         pause(failures)
 
     def _connection(self) -> http.client.HTTPConnection:

@@ -55,7 +55,7 @@ def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, shard: Shard) ->
     keys = RoundKeys(round_id)
     wall, cpu = time.perf_counter(), time.process_time()
     _reset_peak_memory()
-    wire.take_traffic()
+    wire.meter.take()
     fields = wire.get_json(keys.plan)
     if fields is None:
         raise PlanError(f"{keys.plan} is missing")
@@ -72,7 +72,7 @@ def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, shard: Shard) ->
         "seconds": round(time.perf_counter() - wall, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),
         "peak_mb": round(peak_memory_mb(), 1),
-        **asdict(wire.take_traffic()),
+        **asdict(wire.meter.take()),
         "refused": [vars(refusal) for refusal in refused],
     }
     wire.put_json(keys.report(shard.number), report)
