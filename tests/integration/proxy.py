@@ -1,4 +1,4 @@
-"""A proxy between the store and the engine that spoils answers on demand."""
+"""A proxy between a client and the engine that spoils answers on demand."""
 
 import http.client
 import threading
@@ -6,17 +6,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 
-Spoil = Callable[[str, dict[str, str], bytes], tuple[dict[str, str], bytes]]
-"""Given path, headers and body of a ranged answer: what the client gets instead."""
+
+class Answer(NamedTuple):
+    """What the engine said."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+Spoil = Callable[[Answer], Answer | None]
+"""What the client gets instead; None: a closed connection and no answer."""
 
 
 @dataclass
 class Proxy:
-    """A running proxy; ``spoils`` are used up one by one, by ranged GETs only."""
+    """A running proxy; ``spoils`` are used up one by one."""
 
     url: str
     spoils: list[Spoil] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -24,20 +35,31 @@ def spoiling(engine_port: int) -> Iterator[Proxy]:
     """Run a proxy in front of the engine."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        protocol_version = "HTTP/1.1"
+
+        def forward(self) -> None:
+            proxy.requests.append(self.command)
+            sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             upstream = http.client.HTTPConnection("127.0.0.1", engine_port)
-            upstream.request("GET", self.path, headers=dict(self.headers))
-            answer = upstream.getresponse()
-            headers, body = dict(answer.getheaders()), answer.read()
+            upstream.request(self.command, self.path, sent or None, dict(self.headers))
+            got = upstream.getresponse()
+            answer: Answer | None = Answer(got.status, dict(got.getheaders()), got.read())
             upstream.close()
-            if "Range" in self.headers and proxy.spoils:
-                headers, body = proxy.spoils.pop(0)(self.path, headers, body)
+            if proxy.spoils and answer:
+                answer = proxy.spoils.pop(0)(answer)
+            if answer is None:
+                self.close_connection = True
+                return
             self.send_response_only(answer.status)
-            for name, value in headers.items():
+            for name, value in answer.headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
-            self.close_connection = True
+            self.wfile.write(answer.body)
+            # A body shorter than announced ends with the connection.
+            announced = int(answer.headers.get("Content-Length", len(answer.body)))
+            self.close_connection = len(answer.body) != announced
+
+        do_GET = do_PUT = forward  # noqa: N815 - the library's names
 
         def log_message(self, *_: object) -> None:
             pass

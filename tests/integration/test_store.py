@@ -97,10 +97,10 @@ def test_a_broken_stream_goes_on_from_the_byte_it_reached(
     frozen = store.head("t/broken")
     assert frozen is not None
     proxy.spoils = [
-        lambda _, headers, body: (headers, body[:300_001]),  # cut short
-        lambda _, headers, body: (headers, b""),  # nothing at all
-        lambda _, headers, body: (headers | {"Content-Range": "bytes 0-9/10"}, body),
-        lambda _, headers, body: (headers, body[:1]),
+        lambda answer: answer._replace(body=answer.body[:300_001]),  # cut short
+        lambda answer: answer._replace(body=b""),
+        lambda answer: answer._replace(headers=answer.headers | {"Content-Range": "bytes 0-9/10"}),
+        lambda answer: answer._replace(body=answer.body[:1]),
     ]
     assert read(RangeStream(spoiled, frozen, [(0, 1_000_000)]), 1_000_000) == data
     assert proxy.spoils == []
@@ -115,7 +115,7 @@ def test_a_stream_that_stays_broken_is_given_up(
     store.put_bytes("t/stubborn", b"x" * 100)
     frozen = store.head("t/stubborn")
     assert frozen is not None
-    proxy.spoils = [lambda _, headers, body: (headers, b"")] * 50
+    proxy.spoils = [lambda answer: answer._replace(body=b"")] * 50
     with pytest.raises(StoreError, match="t/stubborn: reading broke 6 times in a row at byte 0"):
         read(RangeStream(spoiled, frozen, [(0, 100)]), 100)
 

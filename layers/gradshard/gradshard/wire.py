@@ -5,6 +5,7 @@ takes 55 MiB of it and copies what it receives once more; this module takes 10 a
 socket straight into the task's buffer. Everything else goes through :mod:`gradshard.store`.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -37,7 +38,6 @@ _GONE: Final = {
     HTTPStatus.PRECONDITION_FAILED,
     HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
 }
-_MOST_OF_AN_ERROR: Final = 4096
 
 
 class _Answer:
@@ -157,7 +157,7 @@ class Wire:
                 try:
                     body = answer.read()
                 except OSError as error:
-                    self._note(failures, "GET", key, error)
+                    self._note(failures, "GET", key, str(error))
                     continue
             self.meter.add(bytes_read=len(body))
             return body
@@ -224,30 +224,30 @@ class Wire:
                 self._bound_receive_buffer(connection.sock)
                 connection.request(method, target, body or None, signed)
                 answer = _Answer(self, connection, connection.getresponse())
-                if answer.status not in _TRANSIENT:
-                    return answer
-                with answer:
-                    raise OSError(f"S3 answered {answer.status} {_code(answer)}")  # noqa: TRY301
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 if reused:
                     # S3 closes idle connections, and most likely the others too.
                     self.close()
                     continue
-                failures += 1
-                self._note(failures, method, key, error)
+                failure = f"{type(error).__name__}: {error}"
+            else:
+                if answer.status not in _TRANSIENT:
+                    return answer
+                with answer:
+                    failure = f"S3 answered {answer.status} {_code(answer)}"
+            failures += 1
+            self._note(failures, method, key, failure)
 
     def _bound_receive_buffer(self, connected: socket.socket) -> None:
         # Left alone, the kernel lets each grow to several MB, and they are the function's memory.
         if self.receive_buffer_bytes:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_bytes)
 
-    def _note(self, failures: int, method: str, key: str, error: Exception) -> None:
+    def _note(self, failures: int, method: str, key: str, failure: str) -> None:
         """Count a failure, and wait or give up."""
         if failures >= MAX_ATTEMPTS:
-            raise StoreError(
-                f"{key}: {method} failed {failures} times in a row: {type(error).__name__}: {error}"
-            ) from error
+            raise StoreError(f"{key}: {method} failed {failures} times in a row: {failure}")
         self.meter.add(retries=1)
         pause(failures)
 
@@ -279,7 +279,9 @@ def _credentials() -> Credentials:
 
 
 def _code(answer: _Answer) -> str:
-    found = re.search(rb"<Code>(\w+)</Code>", answer.read()[:_MOST_OF_AN_ERROR])
+    found = None
+    with contextlib.suppress(OSError):
+        found = re.search(rb"<Code>(\w+)</Code>", answer.read())
     return found[1].decode() if found else str(answer.status)
 
 

@@ -1,0 +1,240 @@
+"""An HTTPS object server on the loopback interface: nginx, speaking just enough S3.
+
+Files are path-style GETs with ranges and If-Match. A PUT is answered with 200 once its body is in
+a file of its own, so that what a row wrote can be checked after every run, outside of its time.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import os
+import pwd
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+BUCKET: Final = "bench"
+_HOST: Final = "127.0.0.1"
+_START_SECONDS: Final = 10.0
+
+_CONFIGURATION: Final = """
+daemon off;
+user {user};
+worker_processes 1;
+pid {folder}/pid;
+error_log {folder}/error.log;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off;
+  log_format put '$request_uri $request_body_file';
+  client_body_temp_path {folder}/bodies;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  client_max_body_size 0;
+  keepalive_requests 1000000;
+  keepalive_timeout 600;
+  ssl_certificate {folder}/server.pem;
+  ssl_certificate_key {folder}/server.key;
+  root {folder}/objects;
+  server {{
+    listen {host}:{port} ssl;
+    location / {{
+      if ($request_method = PUT) {{ rewrite ^ /put last; }}
+    }}
+    location = /put {{
+      internal;
+      client_body_in_file_only on;
+      access_log {folder}/puts.log put;
+      proxy_pass http://unix:{folder}/discard.sock;
+      proxy_pass_request_body off;
+      proxy_set_header Content-Length "";
+    }}
+  }}
+  server {{
+    listen {host}:{limited_port} ssl;
+    # Passes of this size, each followed by the wait it earned: an even flow.
+    output_buffers 2 128k;
+    sendfile off;
+    limit_rate {rate};
+  }}
+  server {{
+    listen unix:{folder}/discard.sock;
+    location / {{ return 200; }}
+  }}
+}}
+"""
+
+
+def find() -> str | None:
+    """Return nginx's path, taking it out of Debian's package where it is not installed."""
+    installed = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if installed or not shutil.which("apt-get"):
+        return installed
+    # Unpacked, not installed: nothing is left on the machine and no service starts.
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "gradshard", "nginx")
+    unpacked = cache / "usr" / "sbin" / "nginx"
+    if not unpacked.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True)
+        subprocess.run(["apt-get", "download", "nginx"], cwd=cache, check=False, capture_output=True)
+        for package in cache.glob("nginx_*.deb"):
+            subprocess.run(["dpkg-deb", "-x", package, cache], check=False, capture_output=True)
+    works = unpacked.exists() and subprocess.run([unpacked, "-v"], check=False, capture_output=True)
+    return str(unpacked) if works and works.returncode == 0 else None
+
+
+class Nginx:
+    """A running server.
+
+    Attributes
+    ----------
+    url, limited_url
+        The endpoint, and the one whose connections are held to a rate.
+    environment
+        Variables that make a row talk to it and trust it.
+    """
+
+    transport = "HTTPS, nginx"
+
+    def __init__(self, folder: Path, port: int, limited_port: int) -> None:
+        self._folder = folder
+        self.url = f"https://{_HOST}:{port}"
+        self.limited_url = f"https://{_HOST}:{limited_port}"
+        authority = str(folder / "authority.pem")
+        self.environment = {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "SSL_CERT_FILE": authority,
+            "AWS_CA_BUNDLE": authority,
+        }
+
+    def path(self, key: str) -> Path:
+        """Return where an object's file stands; written there, it can be read at once."""
+        path = self._folder / "objects" / BUCKET / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def etag(self, key: str) -> str:
+        """Return an object's ETag, which is nginx's own."""
+        context = ssl.create_default_context(cafile=self.environment["SSL_CERT_FILE"])
+        host = self.url.removeprefix("https://")
+        with contextlib.closing(http.client.HTTPSConnection(host, context=context)) as connection:
+            connection.request("HEAD", f"/{BUCKET}/{key}")
+            answer = connection.getresponse()
+            etag = answer.getheader("ETag")
+        if answer.status != http.HTTPStatus.OK or not etag:
+            raise RuntimeError(f"nginx answered HEAD {key} with {answer.status}, ETag {etag}")
+        return etag
+
+    def take_written(self) -> dict[str, str]:
+        """Return what was PUT since last asked, request target → MD5, and forget it."""
+        log = self._folder / "puts.log"
+        written = {}
+        for line in log.read_text().splitlines():
+            target, body = line.rsplit(" ", 1)
+            with Path(body).open("rb") as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+            written[target.removeprefix(f"/{BUCKET}/")] = digest.hexdigest()
+            Path(body).unlink()
+        os.truncate(log, 0)
+        return written
+
+
+@contextlib.contextmanager
+def serve(binary: str, *, megabytes_per_second: int = 60) -> Iterator[Nginx]:
+    """Run a server with its files in a temporary folder.
+
+    Parameters
+    ----------
+    binary
+        nginx.
+    megabytes_per_second
+        What a connection to ``limited_url`` is held to, in MB of 10⁶ bytes.
+    """
+    with tempfile.TemporaryDirectory(prefix="gradshard-bench-") as name:
+        folder = Path(name)
+        (folder / "objects" / BUCKET).mkdir(parents=True)
+        _make_certificates(folder)
+        port, limited_port = _free_ports(2)
+        configuration = folder / "nginx.conf"
+        configuration.write_text(
+            _CONFIGURATION.format(
+                folder=folder,
+                user=pwd.getpwuid(os.getuid()).pw_name,
+                host=_HOST,
+                port=port,
+                limited_port=limited_port,
+                rate=megabytes_per_second * 1_000_000,
+            )
+        )
+        error_log = folder / "error.log"
+        process = subprocess.Popen(
+            [binary, "-e", error_log, "-p", folder, "-c", configuration],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            _await(process, port, error_log)
+            yield Nginx(folder, port, limited_port)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _await(process: "subprocess.Popen[bytes]", port: int, error_log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection((_HOST, port), timeout=1):
+            return
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"nginx did not start:\n{error_log.read_text()}")
+        time.sleep(0.05)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((_HOST, 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def _make_certificates(folder: Path) -> None:
+    """Make an authority for this one run, and a server's certificate that it signed."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl(
+        *("req", "-x509", *key, "-days", "2", "-subj", "/CN=gradshard benchmarks"),
+        *("-addext", "keyUsage=critical,keyCertSign"),
+        *("-keyout", "authority.key", "-out", "authority.pem"),
+    )
+    openssl(
+        *("req", *key, "-subj", f"/CN={_HOST}", "-keyout", "server.key", "-out", "server.csr"),
+    )
+    (folder / "extensions").write_text(
+        f"subjectAltName=IP:{_HOST}\nauthorityKeyIdentifier=keyid\n"
+    )
+    openssl(
+        *("x509", "-req", "-in", "server.csr", "-days", "2", "-CAcreateserial"),
+        *("-CA", "authority.pem", "-CAkey", "authority.key"),
+        *("-extfile", "extensions", "-out", "server.pem"),
+    )

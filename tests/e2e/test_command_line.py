@@ -1,0 +1,165 @@
+"""The `gradshard` command as users type it."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gradshard.local import Engine
+from tests import reference
+
+pytestmark = pytest.mark.e2e
+
+COMMAND = Path(sys.executable).with_name("gradshard")
+
+
+def gradshard(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def said(*arguments: object) -> str:
+    """Run a command that must succeed and be silent about it but for its answer."""
+    done = gradshard(*arguments)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout
+
+
+def said_json(*arguments: object) -> Any:
+    return json.loads(said(*arguments, "--json"))
+
+
+@pytest.fixture(scope="module")
+def updates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files as the safetensors library writes them."""
+    folder = tmp_path_factory.mktemp("updates")
+    rng = np.random.default_rng(3)
+    files = {}
+    for client in "ab":
+        files[client] = folder / f"{client}.safetensors"
+        tensors = {
+            "fc.weight": reference.random_tensor(rng, "F32", (50, 40)),
+            "fc.bias": reference.random_tensor(rng, "F16", (40,)),
+            "bn.num_batches_tracked": reference.random_tensor(rng, "I64", ()),
+        }
+        # The number of samples in the file, or given on the command line.
+        save_file(tensors, files[client], {"num_samples": "7"} if client == "b" else None)
+    return files
+
+
+def test_a_round_from_open_to_fetch(
+    engine: Engine, updates: dict[str, Path], tmp_path: Path
+) -> None:
+    opening = ("open", "typed", "--client", "a", "--client", "b", "--min-clients", 2)
+    assert "round typed is open for 2 clients" in said(*opening)
+    opened = said_json(*opening)
+    assert (opened["round"], opened["spec"]["clients"]) == ("typed", ["a", "b"])
+
+    assert "as a" in said("submit", "typed", "a", updates["a"], "--samples", 5)
+    awaiting = said_json("show", "typed")
+    assert (awaiting["state"], awaiting["missing"]) == ("awaiting", ["b"])
+    said("submit", "typed", "b", updates["b"])
+
+    last_line = said("watch", "typed").splitlines()[-1]
+    assert last_line.startswith("completed: 2 of 2 updates in, 1 of 1 shards done")
+
+    shown = said("show", "typed", "--local", "--port", engine.port)
+    assert all(word in shown for word in ("completed", "2 of 2", "contributor", "MB at most"))
+    status = said_json("show", "typed")
+    assert (status["state"], status["missing"], status["refused"]) == ("completed", [], [])
+    samples = [(c["client"], c["samples"]) for c in status["manifest"]["contributors"]]
+    assert samples == [("a", 5), ("b", 7)]
+
+    file = tmp_path / "average.safetensors"
+    assert str(file) in said("fetch", "typed", "-o", file)
+    result = load_file(file)
+    expected = reference.average([load_file(updates[client]) for client in "ab"], [5, 7])
+    assert set(result) == set(expected)
+    for name, tensor in expected.items():
+        assert (result[name].dtype, result[name].shape) == (tensor.dtype, tensor.shape)
+        assert result[name].tobytes() == tensor.tobytes(), name
+
+
+def test_a_failed_round_fails_its_watcher(engine: Engine) -> None:
+    said("open", "watched", "--clients", 1, "--deadline", 1)
+    done = gradshard("watch", "watched")
+    assert_one_line(done, "round 'watched' failed: 0 good updates, but min_clients is 1")
+    assert "0 good updates" in said("show", "watched")
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], message: str) -> None:
+    assert done.returncode == 1, done
+    [line] = done.stderr.splitlines()
+    assert line.startswith("gradshard: ")
+    assert message in line
+
+
+def test_users_errors_are_one_line(
+    engine: Engine, updates: dict[str, Path], tmp_path: Path
+) -> None:
+    said("open", "slips", "--client", "a", "--deadline", 600)
+    missing, junk = tmp_path / "missing.safetensors", tmp_path / "junk.safetensors"
+    junk.write_bytes(b"PK\x03\x04")
+    a = updates["a"]
+    for arguments, message in (
+        (("submit", "slips", "a", missing, "--samples", 1), f"{missing}: No such file"),
+        (("submit", "slips", "a", junk, "--samples", 1), f"{junk}: not a safetensors object"),
+        (("submit", "slips", "a", a, "--samples", 0), "samples is 0, not from 1"),
+        (("submit", "slips", "a", a), "num_samples is missing"),
+        (("submit", "slips", "eve", a, "--samples", 1), "client 'eve' is not expected"),
+        (("submit", "slips", "../a", a, "--samples", 1), "client id '../a' is not"),
+        (("submit", "unheard", "a", a, "--samples", 1), "there is no round 'unheard'"),
+        (("show", "unheard"), "there is no round 'unheard'"),
+        (("watch", "unheard"), "there is no round 'unheard'"),
+        (("fetch", "unheard", "-o", tmp_path / "x"), "there is no round 'unheard'"),
+        (("fetch", "slips", "-o", tmp_path / "x"), "has not ended"),
+        (("open", "slips", "--clients", 9), "in other terms"),
+        (("open", "more", "--clients", 65), "clients is 65, not a whole number from 1 to 64"),
+        (("open", "neither"), "Give the expected clients"),
+        (("show", "slips", "--stack", "nowhere"), "there is no stack 'nowhere'"),
+        (("show", "slips", "--local", "--port", unused_port()), "no local engine is running"),
+        (("sho", "slips"), "No such command"),
+    ):
+        assert_one_line(gradshard(*arguments), message)
+    assert said_json("show", "slips")["arrived"] == []
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_endpoint_that_does_not_answer(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused_port()}")
+    assert_one_line(gradshard("show", "typed"), "is the local engine running")
+
+
+def test_no_credentials(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert_one_line(gradshard("show", "typed"), "no AWS credentials found")
+
+
+def test_plan_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused_port()}")
+    asked = ("plan", "--size", "512MB", "--clients", 20, "--shards", 4, "--memory", 512)
+    plan = said_json(*asked)
+    assert (plan["nbytes"], plan["choice"]["shards"], plan["choice"]["memory_mb"]) == (
+        512_000_000,
+        4,
+        512,
+    )
+    assert plan["choice"]["total_dollars"] == pytest.approx(sum(plan["choice"]["dollars"].values()))
+    assert "M=4" in said(*asked)
+    # A plan for what is deployed has to ask.
+    assert_one_line(gradshard(*asked, "--stack", "gradshard"), "is the local engine running")

@@ -1,0 +1,355 @@
+"""The definition of the round's state machine, executed with stand-ins for its functions."""
+
+import io
+import itertools
+import json
+import re
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from samcli.yamlhelper import yaml_parse
+
+from gradshard.store import Store
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "statemachine" / "round.asl.json").read_text()
+DEFINITION: dict[str, Any] = json.loads(TEXT)
+PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
+ROLE = "arn:aws:iam::000000000000:role/stub"
+SECOND = timedelta(seconds=1)
+SECONDS = 60
+
+# What a stand-in does when it is called for the n-th time in a scenario: `[what, ...]`, the last
+# entry from then on.
+STUB = """
+import json, os, pathlib
+
+def handler(event, context):
+    role, scenario = os.environ["ROLE"], event["round"]
+    answers = json.loads(os.environ["ANSWERS"])[scenario]
+    calls = pathlib.Path(os.environ["CALLS"], scenario)
+    with calls.open("a") as file:
+        file.write(json.dumps([role, event]) + "\\n")
+    earlier = sum(json.loads(line)[0] == role for line in calls.read_text().splitlines()) - 1
+    what, *value = answers[min(earlier, len(answers) - 1)]
+    if what == "raise":
+        raise type(value[0], (Exception,), {})(value[1])
+    if what == "resume" or what == "give up":
+        import boto3
+        states = boto3.client("stepfunctions")
+        if what == "resume":
+            states.send_task_success(taskToken=event["token"], output=json.dumps(value[0]))
+        else:
+            states.send_task_failure(taskToken=event["token"], error=value[0], cause=value[1])
+    if what == "tasks":
+        tasks = {"bucket": "integration", "key": f"machine/{scenario}.json"}
+        return {"status": "planned", "attempt": event["attempt"], "tasks": tasks, "concurrency": 2}
+    return value[0] if value else None
+"""
+Answer = list[Any]
+
+SHARDS = 3
+REFUSED = [{"client": "b", "reason": "NaN"}]
+KEPT = {"status": "failed", "error": "KeptError", "cause": "the cause that is kept"}
+
+STRAIGHT: dict[str, list[Answer]] = {
+    "OpenRound": [["resume", {"reason": "complete"}]],
+    "PlanRound": [["tasks"]],
+    "AggregateShard": [["return", {"peak_mb": 70}]],
+    "FinalizeRound": [["return", {"status": "completed"}]],
+    "AbortRound": [["return", KEPT]],
+}
+SCENARIOS: dict[str, dict[str, list[Answer]]] = {
+    "straight": {},
+    "replanned": {
+        "FinalizeRound": [
+            ["return", {"status": "replan", "attempt": 1, "refused": REFUSED}],
+            ["return", {"status": "completed"}],
+        ]
+    },
+    "plan-refused": {
+        "PlanRound": [["return", {"status": "failed", "error": "QuorumError", "cause": "1 of 2"}]]
+    },
+    "plan-raises": {"PlanRound": [["raise", "PlanError", "spec.json is missing"]]},
+    "plan-stumbles": {"PlanRound": [["raise", "OSError", "a hiccup"], ["tasks"]]},
+    "shard-raises": {"AggregateShard": [["raise", "ChangedObjectError", "b is gone"]]},
+    "finalize-raises": {"FinalizeRound": [["raise", "StoreError", "2 parts, not 3"]]},
+    "answer-lost": {
+        "FinalizeRound": [["raise", "OSError", "reset"]],
+        "AbortRound": [["return", {"status": "completed"}]],
+    },
+    "terms-refused": {"OpenRound": [["give up", "SpecError", "clients is missing"]]},
+    "open-raises": {"OpenRound": [["raise", "StoreError", "AccessDenied"]]},
+    "forgotten": {"OpenRound": [["return"]]},
+}
+FAILED = ("FAILED", KEPT["error"], KEPT["cause"])
+SUCCEEDED = ("SUCCEEDED", "", "")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a scenario went."""
+
+    execution: dict[str, Any]
+    states: list[str]
+    children: list[dict[str, Any]]
+    calls: list[tuple[str, dict[str, Any]]]
+
+    @property
+    def outcome(self) -> tuple[str, str, str]:
+        return outcome_of(self.execution)
+
+    def events(self, function: str) -> list[dict[str, Any]]:
+        return [event for name, event in self.calls if name == function]
+
+
+def outcome_of(execution: dict[str, Any]) -> tuple[str, str, str]:
+    return execution["status"], execution.get("error", ""), execution.get("cause", "")
+
+
+def tasks_of(scenario: str) -> list[dict[str, Any]]:
+    return [
+        {"round": scenario, "attempt": 0, "shard": {"number": number}} for number in range(SHARDS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """Every scenario, some at a time."""
+    calls = tmp_path_factory.mktemp("calls")
+    functions = {f"{role}Function": create_function(role, calls) for role in STRAIGHT}
+    machine = create_machine("machine", functions)
+    impatient = create_machine("impatient", functions, opening_seconds=1)
+
+    def run(scenario: str) -> Run:
+        store.put_json(f"machine/{scenario}.json", tasks_of(scenario))
+        (calls / scenario).touch()
+        return execute(impatient if scenario == "forgotten" else machine, scenario, calls)
+
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(SCENARIOS, pool.map(run, SCENARIOS), strict=True))
+
+
+def create_function(role: str, calls: Path) -> str:
+    """Create a stand-in; return its ARN."""
+    package = io.BytesIO()
+    with zipfile.ZipFile(package, "w") as archive:
+        archive.writestr("app.py", STUB)
+    answers = {name: (STRAIGHT | scenario)[role] for name, scenario in SCENARIOS.items()}
+    arn: str = boto3.client("lambda").create_function(
+        FunctionName=f"stub-{role}",
+        Runtime="python3.13",
+        Role=ROLE,
+        Handler="app.handler",
+        Timeout=30,
+        Code={"ZipFile": package.getvalue()},
+        Environment={
+            "Variables": {"ROLE": role, "ANSWERS": json.dumps(answers), "CALLS": str(calls)}
+        },
+    )["FunctionArn"]
+    return arn
+
+
+def create_machine(name: str, functions: dict[str, str], opening_seconds: int | None = None) -> str:
+    """Create a state machine of the definition, less patient; return its ARN."""
+    provided = {"Partition": "aws", **functions}
+    definition = json.loads(PLACEHOLDER.sub(lambda match: provided[match[1]], TEXT))
+    for state in states_of(definition):
+        for retry in state.get("Retry", []):
+            if retry["MaxAttempts"] > 0:
+                retry |= {"MaxAttempts": 1, "IntervalSeconds": 1, "BackoffRate": 1}
+    if opening_seconds:
+        definition["States"]["OpenRound"]["TimeoutSeconds"] = opening_seconds
+    return boto3.client("stepfunctions").create_state_machine(
+        name=name, definition=json.dumps(definition), roleArn=ROLE
+    )["stateMachineArn"]
+
+
+def execute(machine: str, scenario: str, calls: Path) -> Run:
+    """Run a scenario to its end."""
+    states = boto3.client("stepfunctions")
+    arn = states.start_execution(stateMachineArn=machine, name=scenario, input='{"clients": 2}')[
+        "executionArn"
+    ]
+    give_up = time.monotonic() + SECONDS
+    while (execution := states.describe_execution(executionArn=arn))["status"] == "RUNNING":
+        assert time.monotonic() < give_up, f"{scenario} has not ended"
+        time.sleep(0.1)
+    history = states.get_execution_history(executionArn=arn, maxResults=1000)["events"]
+    children = [
+        child["executionArn"]
+        for map_run in states.list_map_runs(executionArn=arn)["mapRuns"]
+        for child in states.list_executions(mapRunArn=map_run["mapRunArn"])["executions"]
+    ]
+    return Run(
+        dict(execution),
+        [e["stateEnteredEventDetails"]["name"] for e in history if "stateEnteredEventDetails" in e],
+        [dict(states.describe_execution(executionArn=child)) for child in children],
+        [tuple(json.loads(line)) for line in (calls / scenario).read_text().splitlines()],
+    )
+
+
+def states_of(machine: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Walk a definition's states, those of its maps too."""
+    for state in machine["States"].values():
+        yield state
+        if "ItemProcessor" in state:
+            yield from states_of(state["ItemProcessor"])
+
+
+def strings_of(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for entry in itertools.chain(value, value.values()):
+            yield from strings_of(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from strings_of(entry)
+
+
+# ------------------------------------------------------------------------------- the definition
+
+
+def test_substitutions_stand_in_strings_and_the_template_provides_them() -> None:
+    in_strings = [name for text in strings_of(DEFINITION) for name in PLACEHOLDER.findall(text)]
+    assert len(in_strings) == TEXT.count("${")
+    template = yaml_parse((ROOT / "template.yaml").read_text())
+    machine = template["Resources"]["RoundStateMachine"]["Properties"]
+    assert set(machine["DefinitionSubstitutions"]) == set(in_strings)
+
+
+def test_every_task_retries_and_what_it_gives_up_is_caught() -> None:
+    tasks = [state for state in states_of(DEFINITION) if state["Type"] == "Task"]
+    assert len(tasks) == 6
+    for task in tasks:
+        assert [retry["ErrorEquals"] for retry in task["Retry"]][-1] == ["States.ALL"]
+        aborting = "AbortRound" in json.dumps(task["Parameters"])
+        assert aborting or task["Catch"][-1]["ErrorEquals"] == ["States.ALL"]
+
+
+def test_every_state_is_reached(runs: dict[str, Run]) -> None:
+    reached = {state for run in runs.values() for state in run.states}
+    assert reached == set(DEFINITION["States"])
+
+
+def test_every_state_within_the_map_is_reached(runs: dict[str, Run]) -> None:
+    # Express executions keep no history: look at what their states leave behind.
+    run = runs["shard-raises"]
+    assert set(DEFINITION["States"]["AggregateShards"]["ItemProcessor"]["States"]) == {
+        "AggregateShard",
+        "GiveUp",
+        "ShardFailed",
+    }
+    assert len(run.events("AggregateShard")) == SHARDS
+    assert [event for event in run.events("AbortRound") if "shard" in event]
+    assert [outcome_of(child) for child in run.children] == [FAILED] * SHARDS
+
+
+# ------------------------------------------------------------------------------- its executions
+
+
+def test_the_straight_path(runs: dict[str, Run]) -> None:
+    run = runs["straight"]
+    assert run.outcome == SUCCEEDED
+    [opened] = run.events("OpenRound")
+    assert (opened["round"], opened["spec"]) == ("straight", {"clients": 2})
+    assert abs(datetime.fromisoformat(opened["started"]) - run.execution["startDate"]) < SECOND
+    assert run.events("PlanRound") == [{"round": "straight", "attempt": 0, "refused": []}]
+    tasks = sorted(run.events("AggregateShard"), key=lambda task: task["shard"]["number"])
+    assert tasks == tasks_of("straight")
+    assert run.events("FinalizeRound") == [{"round": "straight"}]
+    assert run.events("AbortRound") == []
+
+
+def test_a_second_plan_knows_who_was_refused(runs: dict[str, Run]) -> None:
+    run = runs["replanned"]
+    assert run.outcome == SUCCEEDED
+    assert run.events("PlanRound") == [
+        {"round": "replanned", "attempt": 0, "refused": []},
+        {"round": "replanned", "attempt": 1, "refused": REFUSED},
+    ]
+    assert len(run.events("AggregateShard")) == 2 * SHARDS
+    assert len(run.events("FinalizeRound")) == 2
+
+
+def test_a_refused_plan_aborts_with_its_cause(runs: dict[str, Run]) -> None:
+    run = runs["plan-refused"]
+    assert run.outcome == FAILED
+    event = {"round": "plan-refused", "error": "QuorumError", "cause": "1 of 2"}
+    assert run.events("AbortRound") == [event]
+    assert run.events("AggregateShard") == []
+
+
+@pytest.mark.parametrize(
+    ("scenario", "function", "error", "message", "calls"),
+    [
+        ("plan-raises", "PlanRound", "PlanError", "spec.json is missing", 1),
+        ("finalize-raises", "FinalizeRound", "StoreError", "2 parts, not 3", 2),
+        ("open-raises", "OpenRound", "StoreError", "AccessDenied", 2),
+    ],
+)
+def test_a_function_that_raises_aborts_the_round(
+    runs: dict[str, Run], scenario: str, function: str, error: str, message: str, calls: int
+) -> None:
+    run = runs[scenario]
+    assert run.outcome == FAILED
+    [aborted] = run.events("AbortRound")
+    assert (aborted["round"], aborted["error"]) == (scenario, error)
+    assert json.loads(aborted["cause"])["errorMessage"] == message
+    # The same input would fail again with our own errors; a store's failure may pass.
+    assert len(run.events(function)) == calls
+
+
+def test_a_hiccup_is_tried_again(runs: dict[str, Run]) -> None:
+    run = runs["plan-stumbles"]
+    assert run.outcome == SUCCEEDED
+    first, second = run.events("PlanRound")
+    assert first == second
+    assert run.events("AbortRound") == []
+
+
+def test_a_failed_shard_aborts_the_round_with_its_own_cause(runs: dict[str, Run]) -> None:
+    run = runs["shard-raises"]
+    assert run.outcome == FAILED
+    *by_shards, by_machine = run.events("AbortRound")
+    for event in by_shards:
+        assert (event["round"], event["error"]) == ("shard-raises", "ChangedObjectError")
+        assert json.loads(event["cause"])["errorMessage"] == "b is gone"
+    tried = [task["shard"]["number"] for task in run.events("AggregateShard")]
+    assert sorted(event["shard"] for event in by_shards) == sorted(tried) == [0, 1, 2]
+    # The machine itself learns no more than that a child failed.
+    assert set(by_machine) == {"round", "error", "cause"}
+    assert by_machine["error"] == "States.ExceedToleratedFailureThreshold"
+    assert run.events("FinalizeRound") == []
+
+
+def test_a_late_failure_does_not_undo_a_finished_round(runs: dict[str, Run]) -> None:
+    run = runs["answer-lost"]
+    assert run.outcome == SUCCEEDED
+    assert len(run.events("AbortRound")) == 1
+
+
+def test_terms_that_open_round_gives_up_abort_the_round(runs: dict[str, Run]) -> None:
+    run = runs["terms-refused"]
+    assert run.outcome == FAILED
+    assert len(run.events("OpenRound")) == 1
+    event = {"round": "terms-refused", "error": "SpecError", "cause": "clients is missing"}
+    assert run.events("AbortRound") == [event]
+
+
+def test_a_round_that_nobody_resumes_ends(runs: dict[str, Run]) -> None:
+    run = runs["forgotten"]
+    assert run.outcome == FAILED
+    assert len(run.events("OpenRound")) == 1
+    [aborted] = run.events("AbortRound")
+    assert aborted["error"] == "States.Timeout"
+    assert aborted["cause"].startswith("Neither the last update nor the deadline")

@@ -1,0 +1,173 @@
+"""A task's own requests over real HTTP, with what can go wrong on the way."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from gradshard.errors import ChangedObjectError, StoreError
+from gradshard.local import Engine
+from gradshard.store import Store
+from gradshard.streams import RangeStream
+from gradshard.wire import Wire
+from tests.integration.proxy import Answer, Proxy, spoiling
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def proxy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with spoiling(engine.port) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+        yield running
+
+
+@pytest.fixture
+def wire(proxy: Proxy, store: Store) -> Iterator[Wire]:
+    with contextlib.closing(Wire(store.bucket)) as wire:
+        yield wire
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+
+
+def failing(status: int, code: str) -> "Answer":
+    body = f"<Error><Code>{code}</Code></Error>".encode()
+    return Answer(status, {"Content-Length": str(len(body))}, body)
+
+
+def read(wire: Wire, store: Store, key: str, start: int, end: int) -> bytes:
+    source = store.head(key)
+    assert source is not None
+    buffer = bytearray(end - start)
+    with contextlib.closing(RangeStream(wire, source, [(start, end)])) as stream:
+        stream.read_into(memoryview(buffer))
+    return bytes(buffer)
+
+
+def test_reads_what_the_store_wrote(wire: Wire, store: Store) -> None:
+    store.put_json("w/ä b.json", {"a": [1]})
+    assert wire.get_json("w/ä b.json") == {"a": [1]}
+    assert wire.get_json("w/none") is None
+    data = os.urandom(3 * MIB)
+    store.put_bytes("w/data", data)
+    assert read(wire, store, "w/data", 17, 2 * MIB) == data[17 : 2 * MIB]
+    traffic = wire.meter.take()
+    assert (traffic.gets, traffic.retries) == (3, 0)
+    assert traffic.bytes_read == 9 + 2 * MIB - 17
+
+
+def test_writes_what_the_store_reads(wire: Wire, store: Store) -> None:
+    wire.put_json("w/report", {"b": 2})
+    assert store.get_json("w/report") == {"b": 2}
+    upload = store.create_upload("w/parts")
+    wire.upload_part("w/parts", upload, 2, bytearray(b"end"))
+    wire.upload_part("w/parts", upload, 1, bytearray(5 * MIB))
+    wire.upload_part("w/parts", upload, 1, bytearray(b"x" * 5 * MIB))
+    parts = store.list_parts("w/parts", upload)
+    assert parts is not None
+    store.complete_upload("w/parts", upload, parts)
+    assert store.get_bytes("w/parts") == b"x" * 5 * MIB + b"end"
+    assert wire.meter.take().puts == 4
+
+
+def test_connections_are_used_again(wire: Wire, store: Store) -> None:
+    store.put_json("w/again", 1)
+    for _ in range(5):
+        wire.get_json("w/again")
+    assert len(wire._idle) == 1
+
+
+def test_what_fails_now_and_then_is_tried_again(
+    wire: Wire, store: Store, proxy: Proxy, no_waiting: None
+) -> None:
+    store.put_json("w/flaky", 1)
+    proxy.spoils = [
+        lambda _: failing(500, "InternalError"),
+        lambda _: failing(503, "SlowDown"),
+        lambda _: None,
+        lambda answer: answer._replace(body=b""),
+    ]
+    assert wire.get_json("w/flaky") == 1
+    # A kept connection that is closed unanswered is no failure of S3's.
+    assert wire.meter.take().retries == 3
+    proxy.spoils = [lambda _: failing(503, "SlowDown"), lambda _: None]
+    wire.put_json("w/flaky", 2)
+    assert store.get_json("w/flaky") == 2
+
+
+def test_what_keeps_failing_is_given_up(wire: Wire, proxy: Proxy, no_waiting: None) -> None:
+    proxy.spoils = [lambda _: failing(503, "SlowDown")] * 9
+    with pytest.raises(StoreError, match=r"w/slow: PUT failed 6 times in a row.*503 SlowDown"):
+        wire.put_json("w/slow", 1)
+
+
+def test_a_refusal_is_not_tried_again(wire: Wire, proxy: Proxy) -> None:
+    proxy.spoils = [lambda _: failing(403, "AccessDenied")] * 2
+    with pytest.raises(StoreError, match="w/mine: S3 answered GET with 403 AccessDenied"):
+        wire.get_bytes("w/mine")
+    with pytest.raises(StoreError, match="w/mine: S3 answered PUT with 403 AccessDenied"):
+        wire.put_json("w/mine", 1)
+    assert proxy.requests == ["GET", "PUT"]
+
+
+def test_many_stale_connections_are_one_new_one(wire: Wire, store: Store, proxy: Proxy) -> None:
+    """S3 closes what a warm function left idle; 64 of them must not look like 64 failures."""
+    store.put_bytes("w/stale", b"x" * 64)
+    source = store.head("w/stale")
+    assert source is not None
+    streams = [RangeStream(wire, source, [(0, 64)]) for _ in range(12)]
+    for stream in streams:
+        stream.open()
+    for stream in streams:
+        stream.read_into(memoryview(bytearray(64)))
+    assert len(wire._idle) == 12
+    for connection in wire._idle:
+        assert connection.sock is not None
+        connection.sock.shutdown(2)
+    assert wire.get_bytes("w/stale") == b"x" * 64
+    assert wire.meter.take().retries == 0
+    assert len(wire._idle) == 1
+
+
+def test_a_stream_goes_on_from_the_byte_it_reached(
+    wire: Wire, store: Store, proxy: Proxy, no_waiting: None
+) -> None:
+    data = os.urandom(MIB)
+    store.put_bytes("w/broken", data)
+    proxy.spoils = [
+        lambda answer: answer._replace(body=answer.body[:300_001]),
+        lambda _: None,
+        lambda _: failing(500, "InternalError"),
+        lambda answer: answer._replace(headers=answer.headers | {"Content-Range": "bytes 0-9/10"}),
+        lambda answer: answer._replace(body=b""),
+    ]
+    assert read(wire, store, "w/broken", 0, MIB) == data
+    assert proxy.spoils == []
+
+
+def test_another_version_is_never_read(wire: Wire, store: Store) -> None:
+    store.put_bytes("w/changed", b"first")
+    source = store.head("w/changed")
+    assert source is not None
+    store.put_bytes("w/changed", b"later")
+    buffer = bytearray(5)
+    with contextlib.closing(RangeStream(wire, source, [(0, 5)])) as stream:
+        stream.read_into(memoryview(buffer))
+    assert buffer == b"first"
+    with pytest.raises(ChangedObjectError, match="w/changed: the planned version is gone"):
+        RangeStream(wire, source._replace(etag='"other"'), [(0, 5)]).open()
+
+
+def test_receive_buffers_are_bounded(wire: Wire, store: Store) -> None:
+    wire.receive_buffer_bytes = 64 * 1024
+    store.put_json("w/bounded", 1)
+    wire.get_json("w/bounded")
+    [connection] = wire._idle
+    assert connection.sock is not None
+    # The kernel doubles what is asked for, socket(7).
+    assert connection.sock.getsockopt(1, 8) == 128 * 1024
