@@ -7,6 +7,7 @@ a file of its own, so that what a row wrote can be checked after every run, outs
 import contextlib
 import hashlib
 import http.client
+import json
 import os
 import pwd
 import shutil
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 BUCKET: Final = "bench"
 _HOST: Final = "127.0.0.1"
@@ -128,6 +129,10 @@ class Nginx:
         path = self._folder / "objects" / BUCKET / key
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def put_json(self, key: str, value: Any) -> None:
+        """Write a JSON object."""
+        self.path(key).write_text(json.dumps(value))
 
     def etag(self, key: str) -> str:
         """Return an object's ETag, which is nginx's own."""

@@ -1,0 +1,57 @@
+"""What every row does around its work: read the job, take the time and the memory, report.
+
+Imported by the rows, so it imports no more than any Python program has.
+"""
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Requests(NamedTuple):
+    """What a row asked of the object server."""
+
+    gets: int = 0
+    puts: int = 0
+
+
+Work = Callable[[], Requests]
+
+
+def measure(setup: Callable[[dict[str, Any]], Work]) -> None:
+    """Run a row on the job given on standard input; print what it took as the last line.
+
+    Parameters
+    ----------
+    setup
+        Makes the row's work from the job. Counts as memory, but not as time.
+    """
+    job = json.load(sys.stdin)
+    gc.collect()
+    idle = _memory_kib("VmRSS")
+    # Forget the peak of the imports: the kernel's documented way, proc(5).
+    Path("/proc/self/clear_refs").write_text("5")
+    work = setup(job)
+    wall, cpu = time.perf_counter(), time.process_time()
+    requests = work()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    result = {
+        "seconds": wall,
+        "cpu_seconds": cpu,
+        "idle_mib": idle / 1024,
+        # Not getrusage's ru_maxrss: it outlives exec, and so may be the parent's.
+        "peak_mib": (_memory_kib("VmHWM") - idle) / 1024,
+        **requests._asdict(),
+    }
+    print(json.dumps(result), flush=True)
+
+
+def _memory_kib(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")

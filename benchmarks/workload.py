@@ -1,0 +1,257 @@
+"""What the rows work on: clients' updates as files, a plan, and the bytes that must come out."""
+
+import hashlib
+import io
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.nginx import BUCKET, Nginx
+from gradshard import planning
+from gradshard.keys import ObjectVersion, RoundKeys
+from gradshard.layout import Layout, encode_header
+from gradshard.plan import Contributor, Plan, weigh
+from gradshard.planning import Shard
+
+RESNET_18: Final = 11_181_642
+VGG_16: Final = 134_301_514
+DISTINCT: Final = 4
+"""Different updates; further clients' files are links to these, weighted differently."""
+UPLOAD: Final = "benchmark"
+
+_MEMORY_MB: Final = 256
+_CHUNK: Final = 1 << 20
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size of round.
+
+    Parameters
+    ----------
+    clients
+        How many.
+    elements
+        float32 numbers in an update.
+    shards
+        M, or None for the planner's own choice.
+    whole
+        Whether a run does all shards, one after the other, or only the first.
+    """
+
+    clients: int
+    elements: int
+    shards: int | None
+    whole: bool
+
+    @property
+    def megabytes(self) -> int:
+        """An update's size in MB of 1024² bytes, as the papers name it."""
+        return round(self.elements * 4 / 2**20)
+
+    @property
+    def round_id(self) -> str:
+        """The name of its round."""
+        return f"{self.clients}x{self.megabytes}-M{self.shards or 'planner'}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case whose objects are on the server.
+
+    Attributes
+    ----------
+    job
+        What a row is told, as JSON.
+    shards
+        M.
+    projected_mb
+        What the planner expects of a task's memory.
+    client_bytes
+        How many bytes of client updates one run aggregates.
+    expected
+        What the rows must have written, target → MD5: the planned parts, the weighted sum as one
+        object, and the plain mean as ``.npy``.
+    """
+
+    case: Case
+    job: dict[str, Any]
+    shards: int
+    projected_mb: float
+    client_bytes: int
+    expected: dict[str, str]
+
+
+class Workloads:
+    """Makes updates once for all cases that share them."""
+
+    def __init__(self, server: Nginx) -> None:
+        self._server = server
+
+    def prepare(self, case: Case) -> Prepared:
+        """Put a case's objects on the server and work out what must come of them."""
+        layout = Layout.pack(
+            [("features", "F32", (case.elements - 10,)), ("classifier", "F32", (10,))]
+        )
+        header = encode_header(layout, {"num_samples": "1"})
+        plan, projection = self._plan(case, layout, len(header))
+        keys = RoundKeys(case.round_id)
+        self._server.path(keys.layout).write_bytes(encode_header(layout, {}))
+        paths = [self._server.path(c.source.key) for c in plan.contributors]
+        tasks = plan.tasks() if case.whole else plan.tasks()[:1]
+        shards: list[dict[str, Any]] = []
+        expected: dict[str, str] = {}
+        for task in tasks:
+            shard = Shard(**task["shard"])
+            updates = [
+                np.memmap(path, "<f4", "r", len(header) + shard.start, shape=_count(shard))
+                for path in paths
+            ]
+            weights = [c.weight for c in plan.contributors]
+            total, mean = _averages(updates, weights)
+            sum_key, mean_key = (f"{case.round_id}/{n}/{shard.number}" for n in ("sum", "mean"))
+            expected |= _parts(plan, shard, keys.result, encode_header(layout, {}), total)
+            expected[sum_key], expected[mean_key] = _md5(total.tobytes()), _md5(_npy(mean))
+            shards.append(
+                {
+                    "start": shard.start,
+                    "end": shard.end,
+                    "sum": sum_key,
+                    "mean": mean_key,
+                    "npy": list(self._precut(case, shard, updates)),
+                }
+            )
+        job = {
+            "bucket": BUCKET,
+            "tasks": tasks,
+            "shards": shards,
+            "clients": [
+                {
+                    "key": c.source.key,
+                    # Links share their path, so that what is loaded by path is loaded once.
+                    "path": str(paths[index % DISTINCT]),
+                    "data_offset": len(header),
+                    "weight": c.weight,
+                    "samples": c.samples,
+                }
+                for index, c in enumerate(plan.contributors)
+            ],
+        }
+        nbytes = sum(shard["end"] - shard["start"] for shard in shards)
+        return Prepared(
+            case, job, len(plan.shards), projection, nbytes * case.clients, expected
+        )
+
+    def _plan(self, case: Case, layout: Layout, data_offset: int) -> tuple[Plan, float]:
+        keys = RoundKeys(case.round_id)
+        contributors = []
+        for index in range(case.clients):
+            client = f"c{index:02d}"
+            path = self._server.path(keys.update(client))
+            if not path.exists():
+                os.link(self._update(case.elements, index % DISTINCT), path)
+            source = ObjectVersion(
+                keys.update(client), "", self._server.etag(keys.update(client)), path.stat().st_size
+            )
+            runs = layout.runs_in(layout, data_offset)
+            contributors.append(Contributor(client, source, 600 + 37 * index, 0.0, runs))
+        projection, notes = planning.choose(
+            layout.nbytes,
+            case.clients,
+            memory_mb=_MEMORY_MB,
+            architecture="arm64",
+            shards=case.shards,
+        )
+        plan = Plan(
+            round_id=case.round_id,
+            attempt=0,
+            contributors=weigh(contributors),
+            spans=layout.spans,
+            nbytes=layout.nbytes,
+            tensors=len(layout.tensors),
+            header_bytes=len(encode_header(layout, {})),
+            upload_id=UPLOAD,
+            shards=tuple(planning.cut_shards(layout.spans, layout.nbytes, projection.shards)),
+            allow_nonfinite=False,
+            refused=(),
+            missing=(),
+            notes=tuple(notes),
+            projected=projection.to_json(),
+            opened_at="",
+            planned_at="",
+        )
+        self._server.put_json(keys.plan, plan.to_json())
+        return plan, projection.needed_mb
+
+    def _update(self, elements: int, number: int) -> Path:
+        """Return the file of one of the distinct updates, as a client uploads it."""
+        path = self._server.path(f"updates/{elements}-{number}.safetensors")
+        if not path.exists():
+            layout = Layout.pack([("features", "F32", (elements - 10,)), ("classifier", "F32", (10,))])
+            rng = np.random.default_rng(number)
+            with path.open("wb") as file:
+                file.write(encode_header(layout, {"num_samples": "1"}))
+                for start in range(0, elements, _CHUNK):
+                    count = min(_CHUNK, elements - start)
+                    file.write(rng.standard_normal(count, np.float32).tobytes())
+        return path
+
+    def _precut(self, case: Case, shard: Shard, updates: list[Floats]) -> Iterator[str]:
+        """Write one ``.npy`` object per client, which is what the published code reads."""
+        for index, update in enumerate(updates):
+            key = f"{case.round_id}/npy/{shard.number}/c{index:02d}.npy"
+            path = self._server.path(key)
+            if index < DISTINCT:
+                np.save(path, update)
+            else:
+                first = self._server.path(f"{case.round_id}/npy/{shard.number}/c{index % DISTINCT:02d}.npy")
+                os.link(first, path)
+            yield key
+
+
+def _averages(updates: list[Floats], weights: list[float]) -> tuple[Floats, Floats]:
+    """Return the weighted sum and the plain mean, in client order, by a plain loop."""
+    total, mean = np.empty_like(updates[0]), np.empty_like(updates[0])
+    for start in range(0, len(total), _CHUNK):
+        pieces = [update[start : start + _CHUNK] for update in updates]
+        acc = pieces[0] * np.float32(weights[0])
+        plain = pieces[0]
+        for piece, weight in zip(pieces[1:], weights[1:], strict=True):
+            acc = acc + piece * np.float32(weight)
+            plain = plain + piece
+        total[start : start + _CHUNK] = acc
+        mean[start : start + _CHUNK] = plain / len(updates)
+    return total, mean
+
+
+def _parts(plan: Plan, shard: Shard, key: str, header: bytes, total: Floats) -> dict[str, str]:
+    data = memoryview(total).cast("B")
+    bounds = planning.cut(plan.spans, shard.start, shard.end, shard.parts)
+    return {
+        f"{key}?partNumber={number}&uploadId={plan.upload_id}": _md5(
+            (header if number == 1 else b"") + data[start - shard.start : end - shard.start]
+        )
+        for number, (start, end) in enumerate(itertools.pairwise(bounds), shard.first_part)
+    }
+
+
+def _npy(array: Floats) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _count(shard: Shard) -> int:
+    return (shard.end - shard.start) // 4
