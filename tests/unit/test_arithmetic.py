@@ -16,7 +16,8 @@ def mean(dtype: str, values: list[npt.NDArray[np.generic]], weights: list[float]
     scratch = np.empty_like(accumulator)
     with np.errstate(all="ignore"):
         for index, (value, weight) in enumerate(zip(values, weights, strict=True)):
-            add(kind, memoryview(value.tobytes()), weight, accumulator, scratch, first=index == 0)
+            elements = np.frombuffer(value.tobytes(), kind.storage)
+            add(kind, elements, weight, accumulator, scratch, first=index == 0)
         out = bytearray(len(values[0]) * kind.size)
         finish(kind, accumulator, out)
     return bytes(out)
@@ -64,12 +65,13 @@ def test_bfloat16_rounds_as_ml_dtypes_does() -> None:
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
 def test_finds_the_first_nonfinite(dtype: str) -> None:
     values = np.zeros(9, reference.NUMPY[dtype])
-    assert first_nonfinite(DTYPES[dtype], memoryview(values.tobytes())) is None
+    kind = DTYPES[dtype]
+    assert first_nonfinite(kind, np.frombuffer(values.tobytes(), kind.storage)) is None
     values[5] = np.inf
     values[7] = np.nan
-    assert first_nonfinite(DTYPES[dtype], memoryview(values.tobytes())) == 5
+    assert first_nonfinite(kind, np.frombuffer(values.tobytes(), kind.storage)) == 5
 
 
 def test_integers_are_always_finite() -> None:
-    assert first_nonfinite(DTYPES["I8"], memoryview(b"\xff")) is None
+    assert first_nonfinite(DTYPES["I8"], np.array([-1], "i1")) is None
     assert is_finite(DTYPES["I8"], np.array([np.inf]))

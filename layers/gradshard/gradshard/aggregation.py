@@ -48,7 +48,7 @@ class _Piece(NamedTuple):
     """Elements of one type within a slice, with the room to work on them."""
 
     dtype: DType
-    raw: memoryview
+    elements: arithmetic.Array
     accumulator: arithmetic.Array
     scratch: arithmetic.Array
 
@@ -79,7 +79,9 @@ class _Workspace:
                 pieces.append(
                     _Piece(
                         dtype,
-                        self._raw[span.start - slice_start : span.end - slice_start],
+                        np.frombuffer(
+                            self._raw, dtype.storage, count, offset=span.start - slice_start
+                        ),
                         self._accumulator[used : used + length].view(dtype.accumulator),
                         self._scratch[:length].view(dtype.accumulator),
                     )
@@ -169,11 +171,11 @@ def find_nonfinite(
             source.read_into(slice_.raw)
             position = slice_start
             for piece in slice_.pieces:
-                element = arithmetic.first_nonfinite(piece.dtype, piece.raw)
+                element = arithmetic.first_nonfinite(piece.dtype, piece.elements)
                 if element is not None:
                     found[index] = position + element * piece.dtype.size
                     break
-                position += len(piece.raw)
+                position += piece.elements.nbytes
     return found
 
 
@@ -198,8 +200,8 @@ def _add_all(sources: Sequence[Source], weights: Sequence[float], block: list[_S
     for index, (source, weight) in enumerate(zip(sources, weights, strict=True)):
         for slice_ in block:
             source.read_into(slice_.raw)
-            for dtype, raw, accumulator, scratch in slice_.pieces:
-                arithmetic.add(dtype, raw, weight, accumulator, scratch, first=index == 0)
+            for dtype, elements, accumulator, scratch in slice_.pieces:
+                arithmetic.add(dtype, elements, weight, accumulator, scratch, first=index == 0)
 
 
 def _is_finite(block: list[_Slice]) -> bool:
@@ -213,8 +215,9 @@ def _is_finite(block: list[_Slice]) -> bool:
 def _finish(block: list[_Slice], out: memoryview) -> None:
     for slice_ in block:
         for piece in slice_.pieces:
-            arithmetic.finish(piece.dtype, piece.accumulator, out[: len(piece.raw)])
-            out = out[len(piece.raw) :]
+            nbytes = piece.elements.nbytes
+            arithmetic.finish(piece.dtype, piece.accumulator, out[:nbytes])
+            out = out[nbytes:]
 
 
 def _wait(pending: list["Future[Any]"]) -> None:

@@ -14,8 +14,6 @@ import numpy.typing as npt
 from gradshard.dtypes import DType
 
 Array = npt.NDArray[Any]
-Buffer = memoryview | bytearray
-
 _BF16_SHIFT: Final = 16
 _BF16_QUIET: Final = np.uint32(0x40)
 
@@ -30,16 +28,16 @@ def weights_of(samples: list[int]) -> list[float]:
 
 
 def add(
-    dtype: DType, raw: Buffer, weight: float, accumulator: Array, scratch: Array, *, first: bool
+    dtype: DType, elements: Array, weight: float, accumulator: Array, scratch: Array, *, first: bool
 ) -> None:
-    """Add ``weight`` × the elements in ``raw`` to ``accumulator``.
+    """Add ``weight`` × ``elements`` to ``accumulator``.
 
     Parameters
     ----------
     dtype
-        The type of the elements in ``raw``.
-    raw
-        n elements as they stand in a safetensors object.
+        The type of the elements.
+    elements
+        n of them as they stand in a safetensors object, in ``dtype.storage``.
     weight
         Rounded to the accumulator's type before the multiplication.
     accumulator
@@ -51,8 +49,7 @@ def add(
     """
     factor = dtype.accumulator.type(weight)
     product = accumulator if first else scratch
-    elements = np.frombuffer(raw, dtype.storage)
-    if dtype.storage == dtype.accumulator:
+    if elements.dtype is accumulator.dtype:
         np.multiply(elements, factor, out=product)
     else:
         _widen(dtype, elements, product)
@@ -61,7 +58,7 @@ def add(
         np.add(accumulator, product, out=accumulator)
 
 
-def finish(dtype: DType, accumulator: Array, out: Buffer) -> None:
+def finish(dtype: DType, accumulator: Array, out: memoryview | bytearray) -> None:
     """Write the accumulator's numbers as elements of ``dtype`` to ``out``; spoils the former.
 
     Floating-point types round to nearest, ties to even; integers likewise, and are held within
@@ -90,11 +87,10 @@ def is_finite(dtype: DType, values: Array) -> bool:
     return dtype.is_integer or bool(np.isfinite(values).all())
 
 
-def first_nonfinite(dtype: DType, raw: Buffer) -> int | None:
+def first_nonfinite(dtype: DType, elements: Array) -> int | None:
     """Return the index of the first NaN or infinity among elements as a client sent them."""
     if dtype.is_integer:
         return None
-    elements = np.frombuffer(raw, dtype.storage)
     if dtype.name == "BF16":
         wide = np.empty(elements.shape, np.float32)
         _widen(dtype, elements, wide)
