@@ -388,6 +388,14 @@ def test_finalizing_twice_is_once(open_round: Callable[..., Round]) -> None:
     assert manifest["update"]["etag"] == result.etag if result else False
 
 
+def test_no_upload_is_left_open(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=1)
+    round_.submit("a", small(1))
+    round_.store.create_upload(round_.keys.result)  # of a planning that was killed
+    assert round_.go() == {"status": "completed"}
+    assert round_.store.open_uploads(round_.keys.result) == []
+
+
 def test_nothing_is_seen_before_the_end_or_after_an_abort(
     open_round: Callable[..., Round],
 ) -> None:

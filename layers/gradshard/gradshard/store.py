@@ -310,6 +310,11 @@ class Store:
             if _code(error) != "NoSuchUpload":
                 raise
 
+    def abort_open_uploads(self, key: str) -> None:
+        """Throw away every unfinished upload to ``key``."""
+        for upload_id in self.open_uploads(key):
+            self.abort_upload(key, upload_id)
+
     def open_uploads(self, key: str) -> list[str]:
         """List the ids of the unfinished uploads to ``key``, newest first."""
         self.meter.add(puts=1)

@@ -63,8 +63,7 @@ def abort_round(
         manifest = store.get_json(keys.manifest)
         if manifest["status"] == COMPLETED:
             return {"status": COMPLETED}
-    for upload_id in store.open_uploads(keys.result):
-        store.abort_upload(keys.result, upload_id)
+    store.abort_open_uploads(keys.result)
     if store.head(keys.result) is not None:
         store.delete(keys.result)
     services.publish(

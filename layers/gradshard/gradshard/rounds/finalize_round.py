@@ -55,6 +55,8 @@ def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
             # The round was given up while this function was at work: nothing may be seen of it.
             store.delete(keys.result)
             raise PlanError(f"round {round_id!r} was given up: {manifest['cause']}")
+    # A planning that was killed, or ran twice at once, may have left one behind.
+    store.abort_open_uploads(keys.result)
     services.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
     return {"status": COMPLETED}
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,8 @@ def _no_longer_waiting() -> contextlib.suppress:
 def schedule_deadline(round_id: str, at: datetime) -> None:
     """Have ``collect_update`` called at the deadline; twice for one round is once."""
     scheduler = _scheduler()
-    # A time in the past would be refused; EventBridge Scheduler fires within the minute anyway.
-    at = max(at, datetime.now(UTC))
+    # Never in the past, for which a schedule does not fire.
+    at = max(at, datetime.now(UTC) + timedelta(seconds=2))
     with contextlib.suppress(scheduler.exceptions.ConflictException):
         scheduler.create_schedule(
             Name=round_id,
