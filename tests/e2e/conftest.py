@@ -1,6 +1,5 @@
 """The deployed application, as its users have it."""
 
-import boto3
 import pytest
 
 from gradshard import Federation
@@ -15,8 +14,6 @@ def federation(engine: Engine) -> Federation:
 
 
 @pytest.fixture(scope="session")
-def deployed(outputs: dict[str, str]) -> Deployed:
+def deployed(engine: Engine) -> Deployed:
     """The application's bucket, functions and state machine, past the client library."""
-    return Deployed(
-        outputs, boto3.client("s3"), boto3.client("lambda"), boto3.client("stepfunctions")
-    )
+    return Deployed.of_stack("gradshard")

@@ -4,7 +4,9 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import boto3
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -32,6 +34,14 @@ class Deployed:
     s3: "S3Client"
     functions: "BaseClient"
     states: "SFNClient"
+
+    @classmethod
+    def of_stack(cls, name: str) -> Self:
+        """Look a stack up."""
+        [stack] = boto3.client("cloudformation").describe_stacks(StackName=name)["Stacks"]
+        outputs = {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
+        clients = boto3.client("s3"), boto3.client("lambda"), boto3.client("stepfunctions")
+        return cls(outputs, *clients)
 
     @property
     def bucket(self) -> str:

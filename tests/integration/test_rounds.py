@@ -298,7 +298,7 @@ def test_the_last_upload_before_planning_counts_and_later_ones_do_not(
     round_.plan()
     # The event of the counted upload may come again; the upload itself may be replaced or deleted.
     repeated = collect_update(round_.store, round_.keys.update("a"), etag)
-    assert (repeated["status"], "repeated" in repeated["reason"]) == ("ignored", True)
+    assert (repeated["status"], repeated["reason"]) == ("ignored", "planned already")
     late = collect_update(round_.store, round_.keys.update("a"), round_.submit("a", third))
     assert late["status"] == "ignored"
     assert "after the round was planned; the version uploaded before" in round_.reason("a")
@@ -319,6 +319,23 @@ def test_collecting_and_planning_refuse_one_upload_only_once(
     )
     assert collect_update(round_.store, round_.keys.update("a"), etag)["status"] == "accepted"
     assert round_.reason("a") == "layout"
+
+
+def test_a_refusal_does_not_outlive_the_upload_that_mended_it(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=1)
+    key = round_.keys.update("a")
+    collect_update(round_.store, key, round_.upload("a", b"junk"))
+    mended = round_.submit("a", small(1))
+    # Planned before the event of the better upload is handled.
+    assert round_.go() == {"status": "completed"}
+    assert collect_update(round_.store, key, mended)["status"] == "ignored"
+    assert round_.store.get_json(round_.keys.rejection("a")) is None
+    # A late upload's notice stays, whatever event comes again.
+    collect_update(round_.store, key, round_.submit("a", small(2)))
+    collect_update(round_.store, key, mended)
+    assert "after the round was planned" in round_.reason("a")
 
 
 def test_who_is_not_expected(open_round: Callable[..., Round]) -> None:

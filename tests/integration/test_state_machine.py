@@ -15,7 +15,7 @@ from typing import Any
 
 import boto3
 import pytest
-from samcli.yamlhelper import yaml_parse
+from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 
 from gradshard.store import Store
 

@@ -48,7 +48,9 @@ def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
         arrivals.refuse(store, keys, late)
         return outcome | {"status": "ignored", "reason": late.reason}
     if store.head(keys.plan) is not None:
-        return outcome | {"status": "ignored", "reason": "an event of before planning, repeated"}
+        # Planning knew of this upload before its event came.
+        _withdraw_earlier_refusal(store, keys, client, etag)
+        return outcome | {"status": "ignored", "reason": "planned already"}
 
     if spec.expects(client):
         update = arrivals.check_update(store, keys, client)
@@ -69,7 +71,7 @@ def _withdraw_earlier_refusal(store: Store, keys: RoundKeys, client: str, etag: 
     if refusal is None:
         return
     refused = store.get_json(keys.rejection(client)) or {}
-    if refused.get("etag", "").strip('"') != etag:
+    if refused.get("etag", "").strip('"') != etag and not refused.get("late"):
         # Planning, at the same time, may be refusing this very upload: only that other one goes.
         store.delete(keys.rejection(client), only=refusal.etag)
 

@@ -58,6 +58,8 @@ def schedule_deadline(round_id: str, at: datetime) -> None:
     scheduler = _scheduler()
     # Never in the past, for which a schedule does not fire.
     at = max(at, datetime.now(UTC) + timedelta(seconds=2))
+    # The expression has whole seconds; a deadline is not moved forward.
+    at += timedelta(microseconds=-at.microsecond % 1_000_000)
     with contextlib.suppress(scheduler.exceptions.ConflictException):
         scheduler.create_schedule(
             Name=round_id,

@@ -1,0 +1,65 @@
+"""What the local engine owes to our mending: here, how events reach functions."""
+
+import io
+import json
+import time
+import zipfile
+from pathlib import Path
+
+import boto3
+import pytest
+
+from gradshard.local import Engine
+
+STUB = """
+import json, os
+
+def handler(event, context):
+    number = event["detail"]["number"]
+    with open(os.environ["CALLS"], "a") as calls:
+        calls.write(json.dumps([number, os.getpid()]) + "\\n")
+    with open(os.environ["CALLS"]) as calls:
+        if number == 0 and sum(json.loads(line)[0] == 0 for line in calls) < 3:
+            raise RuntimeError("not yet")
+"""
+EVENTS = 20
+SECONDS = 60
+
+
+@pytest.fixture
+def calls(engine: Engine, tmp_path: Path) -> Path:
+    """Where a function that is woken by events writes which came, and in which process."""
+    file = tmp_path / "calls"
+    file.touch()
+    package = io.BytesIO()
+    with zipfile.ZipFile(package, "w") as archive:
+        archive.writestr("app.py", STUB)
+    arn = boto3.client("lambda").create_function(
+        FunctionName="woken",
+        Runtime="python3.13",
+        Role="arn:aws:iam::000000000000:role/stub",
+        Handler="app.handler",
+        Timeout=30,
+        Code={"ZipFile": package.getvalue()},
+        Environment={"Variables": {"CALLS": str(file)}},
+    )["FunctionArn"]
+    events = boto3.client("events")
+    events.put_rule(Name="wake", EventPattern=json.dumps({"source": ["test.engine"]}))
+    events.put_targets(Rule="wake", Targets=[{"Id": "woken", "Arn": arn}])
+    return file
+
+
+def test_events_queue_for_few_processes_and_failed_ones_come_again(calls: Path) -> None:
+    events = boto3.client("events")
+    for number in range(EVENTS):
+        detail = json.dumps({"number": number})
+        events.put_events(
+            Entries=[{"Source": "test.engine", "DetailType": "Number", "Detail": detail}]
+        )
+    give_up = time.monotonic() + SECONDS
+    while len(lines := calls.read_text().splitlines()) < EVENTS + 2:
+        assert time.monotonic() < give_up, lines
+        time.sleep(0.1)
+    numbers, processes = zip(*map(json.loads, lines), strict=True)
+    assert sorted(numbers) == [0, 0, *range(EVENTS)]
+    assert len(set(processes)) <= 4 + 2  # an exception ends its process
