@@ -39,7 +39,11 @@ def spoiling(engine_port: int) -> Iterator[Proxy]:
 
         def forward(self) -> None:
             proxy.requests.append(self.command)
-            sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            announced = int(self.headers.get("Content-Length", 0))
+            sent = self.rfile.read(announced)
+            if len(sent) != announced:  # the client gave up
+                self.close_connection = True
+                return
             upstream = http.client.HTTPConnection("127.0.0.1", engine_port)
             upstream.request(self.command, self.path, sent or None, dict(self.headers))
             got = upstream.getresponse()
@@ -56,8 +60,8 @@ def spoiling(engine_port: int) -> Iterator[Proxy]:
             self.end_headers()
             self.wfile.write(answer.body)
             # A body shorter than announced ends with the connection.
-            announced = int(answer.headers.get("Content-Length", len(answer.body)))
-            self.close_connection = len(answer.body) != announced
+            length = int(answer.headers.get("Content-Length", len(answer.body)))
+            self.close_connection = len(answer.body) != length
 
         do_GET = do_PUT = forward  # noqa: N815 - the library's names
 

@@ -1,5 +1,6 @@
 """Invariant 3: peak memory is under the projection, and does not grow with the update."""
 
+import io
 import json
 import os
 import subprocess
@@ -43,12 +44,10 @@ def peak_mb(store: Store, name: str, clients: int, dtype: str, nbytes: int) -> t
     for client in range(clients):
         key = keys.update(f"c{client}")
         upload = store.create_upload(key)
-        parts = [
-            store.upload_part(
-                key, upload, number, (header if number == 1 else b"") + piece[: nbytes - start]
-            )
-            for number, start in enumerate(range(0, nbytes, len(piece)), 1)
-        ]
+        parts = []
+        for number, start in enumerate(range(0, nbytes, len(piece)), 1):
+            body = (header if number == 1 else b"") + piece[: nbytes - start]
+            parts.append(store.upload_part(key, upload, number, io.BytesIO(body), len(body)))
         store.complete_upload(key, upload, parts)
     plan_round(store, name, attempt=0, refused=[], aggregator=Aggregator(3008, "arm64"))
     [task] = store.get_json(keys.tasks)

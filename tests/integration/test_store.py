@@ -1,5 +1,6 @@
 """The store over real HTTP."""
 
+import io
 import os
 import time
 from collections.abc import Iterator
@@ -123,9 +124,9 @@ def test_a_stream_that_stays_broken_is_given_up(
 def test_parts_overwrite_themselves_and_appear_at_once(store: Store) -> None:
     key, five = "t/parts", 5 * 1024 * 1024
     upload = store.create_upload(key, {"k": "v"})
-    last = store.upload_part(key, upload, 2, b"end")
-    store.upload_part(key, upload, 1, b"a" * five)
-    first = store.upload_part(key, upload, 1, b"b" * five)
+    last = store.upload_part(key, upload, 2, io.BytesIO(b"end"), 3)
+    store.upload_part(key, upload, 1, io.BytesIO(b"a" * five), five)
+    first = store.upload_part(key, upload, 1, io.BytesIO(b"b" * five), five)
     assert store.list_parts(key, upload) == [first, last]
     assert store.open_uploads(key) == [upload]
     assert store.head(key) is None

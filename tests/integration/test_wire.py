@@ -65,14 +65,44 @@ def test_writes_what_the_store_reads(wire: Wire, store: Store) -> None:
     wire.put_json("w/report", {"b": 2})
     assert store.get_json("w/report") == {"b": 2}
     upload = store.create_upload("w/parts")
-    wire.upload_part("w/parts", upload, 2, bytearray(b"end"))
-    wire.upload_part("w/parts", upload, 1, bytearray(5 * MIB))
-    wire.upload_part("w/parts", upload, 1, bytearray(b"x" * 5 * MIB))
+    for number, pieces in ((2, [b"end"]), (1, [b"y" * 5 * MIB]), (1, [b"x" * MIB] * 5)):
+        with wire.part("w/parts", upload, number, sum(map(len, pieces))) as part:
+            for piece in pieces:
+                part.write(memoryview(piece))
     parts = store.list_parts("w/parts", upload)
     assert parts is not None
     store.complete_upload("w/parts", upload, parts)
     assert store.get_bytes("w/parts") == b"x" * 5 * MIB + b"end"
     assert wire.meter.take().puts == 4
+
+
+def test_a_part_that_is_given_up_is_not_stored(wire: Wire, store: Store) -> None:
+    upload = store.create_upload("w/given-up")
+
+    def give_up() -> None:
+        with wire.part("w/given-up", upload, 1, 5 * MIB) as part:
+            part.write(b"x" * MIB)
+            raise ValueError("enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        give_up()
+    parts = store.list_parts("w/given-up", upload)
+    assert parts is not None
+    assert all(part.nbytes < 5 * MIB for part in parts)
+    store.abort_upload("w/given-up", upload)
+
+
+def test_a_part_that_s3_refuses_fails_the_task(wire: Wire, store: Store, proxy: Proxy) -> None:
+    for spoil, reason in (
+        (lambda _: failing(503, "SlowDown"), "S3 answered PUT with 503 SlowDown"),
+        (lambda _: None, "w/refused part 1: the connection broke after 3 bytes"),
+    ):
+        proxy.spoils = [spoil]
+        with (
+            pytest.raises(StoreError, match=reason),
+            wire.part("w/refused", "upload", 1, 3) as part,
+        ):
+            part.write(b"abc")
 
 
 def test_connections_are_used_again(wire: Wire, store: Store) -> None:

@@ -5,7 +5,7 @@ import io
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import IO, Any
 
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
@@ -75,7 +75,11 @@ class MemoryStore(Store):
         self.uploads[upload_id] = (key, {})
         return upload_id
 
-    def upload_part(self, key: str, upload_id: str, number: int, data: bytes | bytearray) -> Part:
+    def upload_part(
+        self, key: str, upload_id: str, number: int, body: IO[bytes], nbytes: int
+    ) -> Part:
+        data = body.read()
+        assert len(data) == nbytes
         with self._lock:
             if self.parts_until_failure == 0:
                 raise StoreError(f"{key}: the line is cut")

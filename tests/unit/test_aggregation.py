@@ -1,7 +1,6 @@
 """Invariant 1: the bits depend on contributors, weights, rule and order alone."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -27,20 +26,7 @@ class MemorySource:
         self.data = self.data[len(buffer) :]
 
 
-class MemorySink:
-    """Keeps parts by number; a part put again overwrites itself."""
-
-    def __init__(self) -> None:
-        self.parts: dict[int, bytes] = {}
-
-    def put(self, number: int, data: bytearray) -> "Future[None]":
-        self.parts[number] = bytes(data)
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
-
-
-def run(blobs: Sequence[bytes], samples: Sequence[int], shards: int, parts: int = 1) -> bytes:
+def run(blobs: Sequence[bytes], samples: Sequence[int], shards: int) -> bytes:
     """Aggregate whole objects, as the functions would with M = ``shards``."""
     headers = [
         parse_header(b[PREFIX_BYTES : PREFIX_BYTES + header_length(b, len(b))], len(b))
@@ -49,7 +35,8 @@ def run(blobs: Sequence[bytes], samples: Sequence[int], shards: int, parts: int 
     layout = headers[0].layout
     runs = [layout.runs_in(h.layout, h.data_offset) for h in headers]
     bounds = cut(layout.spans, 0, layout.nbytes, shards)
-    sink = MemorySink()
+    parts = [bytearray() for _ in range(shards)]
+    parts[0] += encode_header(layout, {})
     for index in reversed(range(shards)):
         start, end = bounds[index], bounds[index + 1]
         sources = [
@@ -70,11 +57,10 @@ def run(blobs: Sequence[bytes], samples: Sequence[int], shards: int, parts: int 
             sources,
             weights_of(list(samples)),
             layout.spans,
-            Shard(index, start, end, 1 + index * parts, parts),
-            sink,
-            header=encode_header(layout, {}) if index == 0 else b"",
+            Shard(index, start, end),
+            parts[index].extend,
         )
-    return b"".join(sink.parts[number] for number in sorted(sink.parts))
+    return b"".join(parts)
 
 
 TENSOR = st.tuples(
@@ -90,7 +76,6 @@ TENSOR = st.tuples(
     ),
     clients=st.integers(1, 6),
     shards=st.integers(1, 9),
-    parts=st.integers(1, 3),
     block=st.integers(2, 12),
     seed=st.integers(0, 2**32 - 1),
     data=st.data(),
@@ -99,7 +84,6 @@ def test_any_cut_gives_the_bits_of_a_plain_loop(
     tensors: list[tuple[str, tuple[int, ...]]],
     clients: int,
     shards: int,
-    parts: int,
     block: int,
     seed: int,
     data: st.DataObject,
@@ -117,7 +101,7 @@ def test_any_cut_gives_the_bits_of_a_plain_loop(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aggregation, "block_bytes", lambda _: 8 * block)
         patch.setattr(aggregation, "SLICE_BYTES", 8 * max(1, block // 2))
-        result = reference.decode(run(blobs, samples, shards, parts))
+        result = reference.decode(run(blobs, samples, shards))
     expected = reference.average(updates, samples)
     assert set(result) == set(expected)
     for name, tensor in expected.items():
@@ -134,7 +118,7 @@ def test_real_block_sizes_and_an_unequal_end() -> None:
     ]
     blobs = [reference.encode(update) for update in updates]
     expected = reference.average(updates, [5, 1, 3])
-    results = [run(blobs, [5, 1, 3], shards, parts) for shards, parts in ((1, 1), (3, 2), (11, 1))]
+    results = [run(blobs, [5, 1, 3], shards) for shards in (1, 3, 11)]
     assert results[0] == results[1] == results[2]
     for name, tensor in reference.decode(results[0]).items():
         assert tensor.tobytes() == expected[name].tobytes()
@@ -149,7 +133,7 @@ def test_a_source_that_breaks_stops_the_task() -> None:
 
     header = parse_header(blob[8 : 8 + header_length(blob, len(blob))], len(blob))
     with pytest.raises(OSError, match="reset"):
-        aggregate([Broken(b"")], [1.0], header.layout.spans, Shard(0, 0, 40, 1, 1), MemorySink())
+        aggregate([Broken(b"")], [1.0], header.layout.spans, Shard(0, 0, 40), bytearray().extend)
 
 
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
@@ -183,12 +167,11 @@ def test_steps_end_on_elements() -> None:
     assert all((stop - 3) % 8 == 0 for _, stop in walked)
 
 
-def test_cut_shards_numbers_parts_without_gaps() -> None:
+def test_shards_are_the_parts_from_one() -> None:
     spans = parse_header(
         (blob := reference.encode({"w": np.zeros(1000, "f4")}))[8:-4000], len(blob)
     ).layout.spans
     shards = cut_shards(spans, 4000, 3)
-    assert [s.first_part for s in shards] == [1, 2, 3]
-    assert shards[0].start == 0
-    assert shards[-1].end == 4000
+    assert [shard.part for shard in shards] == [1, 2, 3]
+    assert (shards[0].start, shards[-1].end) == (0, 4000)
     assert planning.max_shards(4000) == 1

@@ -52,7 +52,7 @@ def plan_json(contributors: dict[str, str], **fields: Any) -> dict[str, Any]:
         "tensors": 1,
         "header_bytes": 80,
         "upload_id": "u",
-        "shards": [[0, 0, 12, 1, 1], [1, 12, 24, 2, 1]],
+        "shards": [[0, 0, 12], [1, 12, 24]],
         "allow_nonfinite": False,
         "refused": [{"client": "b", "reason": "NaN", "etag": "", "late": False}],
         "missing": [],

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load, save_file
 
-from gradshard import limits, uploads
+from gradshard import planning, uploads
 from gradshard.errors import StoreError, UpdateError
 from gradshard.uploads import FileContent, TensorContent, etag, upload
 from tests.unit.fakes import MemoryStore
@@ -24,7 +24,8 @@ TENSORS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "PART_BYTES", 512)
+    monkeypatch.setattr(planning, "CLIENT_RANGE_BYTES", 512)
+    monkeypatch.setattr(planning, "CLIENT_RANGES", 1000)
 
 
 @pytest.fixture
@@ -147,12 +148,6 @@ def test_the_etag_is_foreseen(store: MemoryStore, tensors: dict[str, Any]) -> No
     content = TensorContent(tensors, 5)
     upload(store, KEY, content)
     assert etag(content) == store.etags[KEY]
-
-
-def test_parts_grow_where_there_would_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_PARTS", 4)
-    ranges = uploads._ranges(4001)
-    assert ranges == [(0, 1001), (1001, 2002), (2002, 3003), (3003, 4001)]
 
 
 @pytest.mark.parametrize("samples", [0, -1, 2**53 + 1, 1.5, "3", True, float("nan"), None])

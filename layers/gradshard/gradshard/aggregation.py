@@ -2,16 +2,13 @@
 
 All contributors' streams are open at once. Block by block, the next bytes of each contributor,
 in contributor order, are read into one small buffer and added to the block's accumulator; a
-finished block is rounded into the outgoing part, and a full part is uploaded while the next
-blocks are read. Memory is a block and two parts, whatever the size of shard and update and
-however many contributors there are; and since the contributors' order is the order of the
-additions, the result's bits do not depend on any of these sizes.
+finished block is rounded and written on at once. Memory is a few blocks, whatever the size of shard
+and update and however many contributors there are; and since the contributors' order is the order
+of the additions, the result's bits do not depend on any of these sizes.
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,7 +16,7 @@ from gradshard import arithmetic
 from gradshard.dtypes import DTYPES, DType
 from gradshard.errors import GradshardError
 from gradshard.layout import Span
-from gradshard.planning import MAX_BLOCK_BYTES, SLICE_BYTES, WIDENING, Shard, block_bytes, clip, cut
+from gradshard.planning import MAX_BLOCK_BYTES, SLICE_BYTES, WIDENING, Shard, block_bytes, clip
 
 
 class Source(Protocol):
@@ -27,13 +24,6 @@ class Source(Protocol):
 
     def read_into(self, buffer: memoryview) -> None:
         """Fill ``buffer`` with the next bytes; raise if there are not as many."""
-
-
-class PartSink(Protocol):
-    """Where the finished parts go."""
-
-    def put(self, number: int, data: bytearray) -> "Future[Any]":
-        """Begin to store a part; ``data`` is left alone until the future is done."""
 
 
 class NonFiniteSumError(GradshardError):
@@ -96,12 +86,11 @@ def aggregate(
     weights: Sequence[float],
     spans: Sequence[Span],
     shard: Shard,
-    sink: PartSink,
+    write: Callable[[memoryview], None],
     *,
-    header: bytes = b"",
     allow_nonfinite: bool = False,
 ) -> None:
-    """Write the weighted sum of one shard of all contributors to ``sink``, part by part.
+    """Write the weighted sum of one shard of all contributors.
 
     Parameters
     ----------
@@ -113,10 +102,8 @@ def aggregate(
         The whole layout's spans.
     shard
         The range to aggregate.
-    sink
-        Takes parts ``shard.first_part`` to ``shard.first_part + shard.parts - 1``, in order.
-    header
-        Bytes that come before the first part's.
+    write
+        Takes the result's bytes, piece by piece; may keep none of the memory it is given.
     allow_nonfinite
         Let NaN and infinities through.
 
@@ -126,25 +113,16 @@ def aggregate(
         An addend was not finite, and that is not allowed.
     """
     workspace = _Workspace()
-    bounds = cut(spans, shard.start, shard.end, shard.parts)
-    block_size = block_bytes(len(sources))
-    pending: list[Future[Any]] = []
+    size = block_bytes(len(sources))
+    finished = memoryview(bytearray(size))
     with np.errstate(all="ignore"):
-        for number, (start, end) in enumerate(itertools.pairwise(bounds), shard.first_part):
-            prefix = header if number == shard.first_part else b""
-            part = bytearray(len(prefix) + end - start)
-            part[: len(prefix)] = prefix
-            for block_start, block_end in steps(spans, start, end, block_size):
-                block = workspace.carve(spans, block_start, block_end)
-                _add_all(sources, weights, block)
-                if not (allow_nonfinite or _is_finite(block)):
-                    raise NonFiniteSumError(block_start)
-                offset = len(prefix) + block_start - start
-                _finish(block, memoryview(part)[offset : offset + block_end - block_start])
-            # At most one part is on its way while the next one fills: two in memory.
-            _wait(pending)
-            pending = [sink.put(number, part)]
-    _wait(pending)
+        for start, end in steps(spans, shard.start, shard.end, size):
+            block = workspace.carve(spans, start, end)
+            _add_all(sources, weights, block)
+            if not (allow_nonfinite or _is_finite(block)):
+                raise NonFiniteSumError(start)
+            _finish(block, finished[: end - start])
+            write(finished[: end - start])
 
 
 def find_nonfinite(
@@ -218,8 +196,3 @@ def _finish(block: list[_Slice], out: memoryview) -> None:
             nbytes = piece.elements.nbytes
             arithmetic.finish(piece.dtype, piece.accumulator, out[:nbytes])
             out = out[nbytes:]
-
-
-def _wait(pending: list["Future[Any]"]) -> None:
-    for future in pending:
-        future.result()

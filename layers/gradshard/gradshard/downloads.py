@@ -10,11 +10,11 @@ from typing import Final
 
 from gradshard.keys import ObjectVersion
 from gradshard.limits import MIB
+from gradshard.planning import client_ranges
 from gradshard.store import Store
 from gradshard.streams import RangeStream
 from gradshard.uploads import Progress
 
-RANGE_BYTES: Final = 16 * MIB
 THREADS: Final = 4
 SLICE_BYTES: Final = MIB
 """Bytes of each thread that are in memory at a time."""
@@ -69,8 +69,17 @@ def _download(
 ) -> None:
     """Read ranges side by side; each is opened again from where it broke."""
     stop = threading.Event()
+    counting = threading.Lock()
+    done = 0
 
-    def read(start: int, end: int) -> int:
+    def count(nbytes: int) -> None:
+        nonlocal done
+        with counting:
+            done += nbytes
+            if progress:
+                progress(done, source.nbytes)
+
+    def read(start: int, end: int) -> None:
         stream = RangeStream(store, source, [(start, end)])
         buffer = memoryview(bytearray(SLICE_BYTES))
         try:
@@ -80,21 +89,15 @@ def _download(
                 chunk = buffer[: min(SLICE_BYTES, end - position)]
                 stream.read_into(chunk)
                 write(position, chunk)
+                count(len(chunk))
         finally:
             stream.close()
-        return end - start
 
-    done = 0
     with ThreadPoolExecutor(THREADS) as pool:
-        futures = [
-            pool.submit(read, start, min(start + RANGE_BYTES, source.nbytes))
-            for start in range(0, source.nbytes, RANGE_BYTES)
-        ]
+        futures = [pool.submit(read, start, end) for start, end in client_ranges(source.nbytes)]
         try:
             for future in as_completed(futures):
-                done += future.result()
-                if progress:
-                    progress(done, source.nbytes)
+                future.result()
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)

@@ -195,8 +195,8 @@ class Round:
     ) -> None:
         """Upload a client's update; until the round is planned, the last one counts.
 
-        Tensors in memory are not copied, a file is not read whole: at most four parts of 16 MiB
-        are held. An interrupted upload of a large update is resumed by submitting it again.
+        Tensors in memory are not copied and a file is read as it is sent: a few MB are held. An
+        interrupted upload of a large update is resumed by submitting it again.
 
         Parameters
         ----------

@@ -9,7 +9,8 @@ MIB: Final = 1024 * 1024
 
 # S3, https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html (2026-11)
 MIN_PART_BYTES: Final = 5 * MIB
-MAX_PARTS: Final = 10_000
+MAX_PART_BYTES: Final = 5 * 1024 * MIB
+MAX_PUT_BYTES: Final = 5 * 1024 * MIB
 
 # Lambda, https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html (2026-11)
 MIN_MEMORY_MB: Final = 128
@@ -23,6 +24,9 @@ MAX_TASK_SECONDS: Final = 140.0
 
 # Step Functions, https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html (2026-11)
 MAX_PAYLOAD_BYTES: Final = 256 * 1024
+# Iterations of an inline Map at once, recalled from
+# https://docs.aws.amazon.com/step-functions/latest/dg/state-map-inline.html
+INLINE_ITERATIONS: Final = 40
 
 # Network of a function: sustained rate whatever its memory, after a burst (Bodner et al.,
 # arXiv 2501.07771, measured 2024). Of the 300 MiB of burst, half comes only once per environment.
@@ -34,8 +38,9 @@ BURST_BYTES: Final = 300 * MIB
 TASK_START_SECONDS: Final = 0.2
 # Assumed: the machine's transitions and the small functions around the tasks.
 ROUND_OVERHEAD_SECONDS: Final = 1.5
-# Assumed: what each of the small functions is billed for, per invocation.
-SMALL_FUNCTION_GB_SECONDS: Final = 0.25 * 0.3
+# Assumed: 0.3 s of each of the small functions, at the template's memory sizes.
+COLLECT_GB_SECONDS: Final = 0.5 * 0.3
+ROUND_GB_SECONDS: Final = (0.25 + 0.5 + 0.25) * 0.3  # open_round, plan_round, finalize_round
 
 # CPU seconds per GB of client bytes, HTTPS receive and arithmetic together: boto3's receive with
 # eight connections .86 plus numpy's .11, measured on loopback with a 2-core x86-64 machine.

@@ -1,4 +1,4 @@
-"""Cut an update into shards and parts, and foresee what aggregating them takes.
+"""Cut an update into shards, and foresee what aggregating them takes.
 
 A plan is worked out from sizes alone: this module knows nothing of AWS but the numbers in
 :mod:`gradshard.limits`.
@@ -13,12 +13,9 @@ from typing import Any, Final, NamedTuple
 from gradshard import limits
 from gradshard.dtypes import DTYPES
 from gradshard.errors import PlanError
-from gradshard.layout import Span
+from gradshard.layout import MAX_HEADER_BYTES, Span
 from gradshard.limits import MIB
 from gradshard.spec import MAX_SHARDS
-
-PART_BYTES: Final = 8 * MIB
-"""A shard is uploaded in parts of this size up to twice it; two of them are in memory at once."""
 
 MAX_BLOCK_BYTES: Final = MIB
 BUFFERED_BYTES: Final = 8 * MIB
@@ -28,9 +25,21 @@ SLICE_BYTES: Final = 256 * 1024
 """Bytes read at a time: small enough that numpy works on them in the processor's cache."""
 
 
+CLIENT_RANGE_BYTES: Final = 16 * MIB
+CLIENT_RANGES: Final = 8
+
 UNHURRIED_SECONDS: Final = 60.0
 """The time budget when none is given, kept where it can be: the last few per cent of the price
 would be paid for with minutes, and with tasks so long that no retry fits."""
+
+
+def client_ranges(nbytes: int) -> list[tuple[int, int]]:
+    """Return the ranges in which a client sends its update and fetches the result.
+
+    Each is a request that is paid for; eight lose little when one has to be repeated.
+    """
+    size = min(max(CLIENT_RANGE_BYTES, -(-nbytes // CLIENT_RANGES)), limits.MAX_PART_BYTES)
+    return [(start, min(start + size, nbytes)) for start in range(0, nbytes, size)]
 
 
 def block_bytes(contributors: int) -> int:
@@ -44,16 +53,16 @@ def block_bytes(contributors: int) -> int:
 
 
 class Shard(NamedTuple):
-    """The byte range [start, end) of one task, and the parts of the upload it becomes.
-
-    Shards are numbered from 0, parts as S3 does from 1.
-    """
+    """The byte range [start, end) of one task; numbered from 0."""
 
     number: int
     start: int
     end: int
-    first_part: int
-    parts: int
+
+    @property
+    def part(self) -> int:
+        """The part of the result's upload that it becomes; S3 numbers them from 1."""
+        return self.number + 1
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Projection:
         From the last update to the finished round.
     dollars
         By what it is paid for, per round: ``lambda``, ``s3_aggregators``, ``s3_clients``,
-        ``orchestration``.
+        ``s3_round``, ``orchestration``.
     """
 
     shards: int
@@ -122,9 +131,10 @@ def cut(spans: Sequence[Span], start: int, end: int, pieces: int) -> list[int]:
     return positions
 
 
-def part_bytes(nbytes: int) -> int:
-    """Return the nominal size of a part, such that the parts of an update do not exceed 10,000."""
-    return max(PART_BYTES, -(-nbytes // limits.MAX_PARTS))
+def min_shards(nbytes: int) -> int:
+    """Return the smallest M whose parts stay within S3's 5 GiB."""
+    # The first part carries the header, too.
+    return -(-nbytes // (limits.MAX_PART_BYTES - MAX_HEADER_BYTES - limits.MIB))
 
 
 def max_shards(nbytes: int) -> int:
@@ -135,16 +145,12 @@ def max_shards(nbytes: int) -> int:
 
 
 def cut_shards(spans: Sequence[Span], nbytes: int, shards: int) -> list[Shard]:
-    """Cut a layout into M shards and number the parts each becomes, from 1."""
+    """Cut a layout into M shards, each one part of the result's upload."""
     positions = cut(spans, 0, nbytes, shards)
-    nominal = part_bytes(nbytes)
-    result: list[Shard] = []
-    first_part = 1
-    for number, (start, end) in enumerate(itertools.pairwise(positions)):
-        parts = max(1, (end - start) // nominal)
-        result.append(Shard(number, start, end, first_part, parts))
-        first_part += parts
-    return result
+    return [
+        Shard(number, start, end)
+        for number, (start, end) in enumerate(itertools.pairwise(positions))
+    ]
 
 
 def clip(spans: Sequence[Span], start: int, end: int) -> Iterator[Span]:
@@ -172,23 +178,24 @@ WIDENING: Final = 8
 """An element grows at most this much in its accumulator: 1-byte integers sum in float64."""
 
 
-def project_memory(nbytes: int, shards: int, contributors: int, plan_bytes: int = 0) -> float:
+def project_memory(contributors: int, plan_bytes: int = 0) -> float:
     """Return the peak memory of one aggregator in MB, as an upper bound.
 
-    projected = resident + runtime + parts + block + scratch + streams + plan, where
+    projected = resident + runtime + block + scratch + streams + plan, where
 
-    - *parts*: two outgoing ones;
-    - *block*, *scratch*: in the accumulator's type, up to eight times the element's size;
+    - *block*, *scratch*: in the accumulator's type, up to eight times the element's size, and the
+      bytes read and written;
     - *streams*: a connection per contributor, with the kernel's receive buffer, which is twice
       what is asked for (socket(7));
     - *plan*: the parsed plan, which grows with the number of runs.
+
+    Neither the update's size nor M is in it.
     """
-    shard = -(-nbytes // shards)
-    part = -(-shard // max(1, shard // part_bytes(nbytes)))
-    arithmetic = SLICE_BYTES + WIDENING * (block_bytes(contributors) + SLICE_BYTES)
-    streams = contributors * (STREAM_BYTES + 2 * block_bytes(contributors))
-    buffers = 2 * part + arithmetic + streams + PLAN_FACTOR * plan_bytes
-    return RESIDENT_MB + RUNTIME_MB + buffers / MIB
+    block = block_bytes(contributors)
+    arithmetic = SLICE_BYTES + block + WIDENING * (block + SLICE_BYTES)
+    streams = (contributors + 1) * STREAM_BYTES + 2 * contributors * block
+    buffers = arithmetic + streams + PLAN_FACTOR * plan_bytes
+    return RESIDENT_MB + RUNTIME_MB + buffers / limits.MIB
 
 
 def project(
@@ -218,26 +225,31 @@ def project(
         Size of the plan's JSON, read by every task.
     """
     read_bytes = contributors * nbytes / shards
-    parts = max(1, nbytes // shards // part_bytes(nbytes))
     task_seconds = limits.TASK_START_SECONDS + max(
         _network_seconds(read_bytes),
         limits.CPU_SECONDS_PER_GB * read_bytes / 1e9 / min(1.0, memory_mb / limits.MB_PER_VCPU),
     )
     small_invocations = contributors + 3
+    client_parts = len(client_ranges(nbytes))
     gb_seconds = (
         shards * task_seconds * memory_mb / 1024
-        + small_invocations * limits.SMALL_FUNCTION_GB_SECONDS
+        + contributors * limits.COLLECT_GB_SECONDS
+        + limits.ROUND_GB_SECONDS
     )
     dollars = {
         "lambda": gb_seconds * limits.DOLLARS_PER_GB_SECOND[architecture]
         + (shards + small_invocations) * limits.DOLLARS_PER_INVOCATION,
-        # A task reads the plan and every contributor, and writes its parts and its report.
+        # A task reads the plan and every contributor, and writes its part and its report.
         "s3_aggregators": shards * (contributors + 1) * limits.DOLLARS_PER_GET
-        + shards * (parts + 1) * limits.DOLLARS_PER_PUT,
+        + shards * 2 * limits.DOLLARS_PER_PUT,
         # Each client uploads its update and fetches the result.
-        "s3_clients": contributors * (limits.DOLLARS_PER_PUT + limits.DOLLARS_PER_GET),
-        # Around the tasks: each arrival is a header read and a listing.
-        "s3_round": contributors * (2 * limits.DOLLARS_PER_GET + limits.DOLLARS_PER_PUT)
+        "s3_clients": contributors
+        * (
+            (client_parts + (3 if client_parts > 1 else 0)) * limits.DOLLARS_PER_PUT
+            + client_parts * limits.DOLLARS_PER_GET
+        ),
+        # An arrival is five reads and a listing; planning reads each header again.
+        "s3_round": contributors * (6 * limits.DOLLARS_PER_GET + limits.DOLLARS_PER_PUT)
         + shards * limits.DOLLARS_PER_GET
         + 8 * limits.DOLLARS_PER_PUT,
         "orchestration": (limits.ROUND_TRANSITIONS + shards) * limits.DOLLARS_PER_TRANSITION
@@ -247,7 +259,7 @@ def project(
     return Projection(
         shards=shards,
         memory_mb=memory_mb,
-        needed_mb=project_memory(nbytes, shards, contributors, plan_bytes),
+        needed_mb=project_memory(contributors, plan_bytes),
         task_seconds=task_seconds,
         seconds=task_seconds + limits.ROUND_OVERHEAD_SECONDS,
         dollars=dollars,
@@ -306,7 +318,14 @@ def choose(
             f"the {limits.MIN_PART_BYTES} bytes that S3 wants of a part"
         )
         shards = most
-    candidates = [projected(m) for m in ([shards] if shards else range(1, most + 1))]
+    fewest = min_shards(nbytes)
+    if fewest > most or (shards is not None and shards < fewest):
+        change = "ask for that many" if fewest <= most else f"a round takes at most {most}"
+        raise PlanError(
+            f"an update of {nbytes} bytes takes at least {fewest} shards, since S3 takes at most "
+            f"{limits.MAX_PART_BYTES} bytes in a part; {change}"
+        )
+    candidates = [projected(m) for m in ([shards] if shards else range(fewest, most + 1))]
     roomy = [p for p in candidates if p.needed_mb <= memory_mb]
     if not roomy:
         needed = min(p.needed_mb for p in candidates)

@@ -8,8 +8,10 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import quote
+
+UNSIGNED: Final = "UNSIGNED-PAYLOAD"
 
 
 class Credentials(NamedTuple):
@@ -26,7 +28,7 @@ def sign(
     path: str,
     query: Mapping[str, str],
     headers: Mapping[str, str],
-    payload: bytes | bytearray,
+    payload: bytes | None,
     *,
     region: str,
     credentials: Credentials,
@@ -43,7 +45,8 @@ def sign(
     headers
         Further headers, which are signed too.
     payload
-        The body, whose digest is signed: what arrives is what was sent.
+        The body, whose digest is signed: what arrives is what was sent. None for a body that is
+        not known yet, which TLS alone protects.
     region
         Of the bucket.
     credentials
@@ -59,7 +62,7 @@ def sign(
         All headers to send.
     """
     stamp = f"{now:%Y%m%dT%H%M%SZ}"
-    digest = hashlib.sha256(payload).hexdigest()
+    digest = UNSIGNED if payload is None else hashlib.sha256(payload).hexdigest()
     signed = {name.lower(): value.strip() for name, value in headers.items()}
     signed |= {"host": host, "x-amz-content-sha256": digest, "x-amz-date": stamp}
     if credentials.token:

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import boto3
 from botocore.config import Config
@@ -251,16 +251,17 @@ class Store:
             )
         return response["UploadId"]
 
-    def upload_part(self, key: str, upload_id: str, number: int, data: bytes | bytearray) -> Part:
+    def upload_part(
+        self, key: str, upload_id: str, number: int, body: IO[bytes], nbytes: int
+    ) -> Part:
         """Store one part; a part of the same number is overwritten."""
-        body: Any = data  # botocore takes a bytearray as it is; its types do not say so
         self.meter.add(puts=1)
         with _translated(key):
             response = self._s3.upload_part(
                 Bucket=self.bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=body
             )
-        self.meter.add(bytes_written=len(data))
-        return Part(number, response["ETag"], len(data))
+        self.meter.add(bytes_written=nbytes)
+        return Part(number, response["ETag"], nbytes)
 
     def list_parts(self, key: str, upload_id: str) -> list[Part] | None:
         """List an upload's parts by number; None if the upload is completed, aborted or unknown."""

@@ -5,6 +5,7 @@ upload of the same bytes finds them and sends only the others.
 """
 
 import hashlib
+import io
 import os
 import threading
 from bisect import bisect_right
@@ -14,7 +15,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
-from gradshard import limits
 from gradshard.errors import StoreError, UpdateError
 from gradshard.layout import (
     PREFIX_BYTES,
@@ -27,14 +27,15 @@ from gradshard.layout import (
     parse_samples,
 )
 from gradshard.limits import MIB
+from gradshard.planning import client_ranges
 from gradshard.store import Part, Store
 from gradshard.tensors import pack
 
-PART_BYTES: Final = 16 * MIB
-"""Updates from this size on go up in parts of this size."""
-
 THREADS: Final = 4
-"""Parts under way at once, each held in memory."""
+"""Parts under way at once."""
+
+CHUNK_BYTES: Final = MIB
+"""Bytes of each part that are in memory."""
 
 CONTENT_TYPE: Final = "application/octet-stream"
 
@@ -55,6 +56,34 @@ class Content(Protocol):
 
     def read(self, start: int, end: int) -> bytes:
         """Return bytes [start, end); several threads may read at once."""
+
+
+class _Range(io.RawIOBase):
+    """Bytes [start, end) of a content as a file, read as they are sent."""
+
+    def __init__(self, content: Content, start: int, end: int) -> None:
+        self._content, self._start, self._end = content, start, end
+        self._position = start
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origins = {io.SEEK_SET: self._start, io.SEEK_CUR: self._position, io.SEEK_END: self._end}
+        self._position = origins[whence] + offset
+        return self.tell()
+
+    def tell(self) -> int:
+        return self._position - self._start
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._end - self._position))
+        buffer[:count] = self._content.read(self._position, self._position + count)
+        self._position += count
+        return count
 
 
 class TensorContent:
@@ -176,10 +205,10 @@ def check_samples(samples: object) -> str:
 
 
 def upload(store: Store, key: str, content: Content, progress: Progress | None = None) -> None:
-    """Store an update under ``key``: in one request, or in parts when it is large.
+    """Store an update under ``key``: in one request, or in a few parts when it is large.
 
-    At most :data:`THREADS` parts are in memory. After a failure the parts that were stored stay,
-    and the next upload of the same content goes on from them.
+    Parts are read as they are sent, so memory is a few MB. After a failure the parts that were
+    stored stay, and the next upload of the same content goes on from them.
 
     Parameters
     ----------
@@ -200,7 +229,7 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
         The content changed meanwhile.
     """
     tell = progress or _tell_nobody
-    if content.nbytes < PART_BYTES:
+    if len(client_ranges(content.nbytes)) == 1:
         body = content.read(0, content.nbytes)
         store.put_bytes(key, body, content_type=CONTENT_TYPE)
         tell(content.nbytes, content.nbytes)
@@ -218,17 +247,11 @@ def _tell_nobody(_done: int, _total: int) -> None:
 
 def etag(content: Content) -> str:
     """Return the ETag, quotes included, that S3 gives the object that :func:`upload` makes."""
-    ranges = _ranges(content.nbytes)
+    ranges = client_ranges(content.nbytes)
     digests = [_digest(content, *range_) for range_ in ranges]
-    if content.nbytes < PART_BYTES:
+    if len(ranges) == 1:
         return f'"{digests[0].hex()}"'
     return f'"{hashlib.md5(b"".join(digests), usedforsecurity=False).hexdigest()}-{len(ranges)}"'
-
-
-def _ranges(nbytes: int) -> list[tuple[int, int]]:
-    """Cut the content into parts; the part numbered n is at index n - 1."""
-    size = max(PART_BYTES, -(-nbytes // limits.MAX_PARTS))
-    return [(start, min(start + size, nbytes)) for start in range(0, nbytes, size)]
 
 
 def _resumable(store: Store, key: str, content: Content) -> tuple[str, list[Part]]:
@@ -245,7 +268,7 @@ def _resumable(store: Store, key: str, content: Content) -> tuple[str, list[Part
 
 
 def _holds(content: Content, part: Part) -> bool:
-    ranges = _ranges(content.nbytes)
+    ranges = client_ranges(content.nbytes)
     if part.number > len(ranges):
         return False
     start, end = ranges[part.number - 1]
@@ -256,7 +279,10 @@ def _holds(content: Content, part: Part) -> bool:
 
 def _digest(content: Content, start: int, end: int) -> bytes:
     # The ETag of a part is its MD5: not for security, S3's choice.
-    return hashlib.md5(content.read(start, end), usedforsecurity=False).digest()
+    digest = hashlib.md5(usedforsecurity=False)
+    for position in range(start, end, CHUNK_BYTES):
+        digest.update(content.read(position, min(position + CHUNK_BYTES, end)))
+    return digest.digest()
 
 
 def _send(
@@ -273,12 +299,13 @@ def _send(
     tell(done, content.nbytes)
 
     def send(number: int, start: int, end: int) -> Part:
-        return store.upload_part(key, upload_id, number, content.read(start, end))
+        body = io.BufferedReader(_Range(content, start, end), CHUNK_BYTES)
+        return store.upload_part(key, upload_id, number, body, end - start)
 
     with ThreadPoolExecutor(THREADS) as pool:
         futures = [
             pool.submit(send, number, start, end)
-            for number, (start, end) in enumerate(_ranges(content.nbytes), 1)
+            for number, (start, end) in enumerate(client_ranges(content.nbytes), 1)
             if number not in parts
         ]
         for part in _finished(pool, futures):

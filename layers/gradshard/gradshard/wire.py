@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from http import HTTPStatus
@@ -74,6 +74,43 @@ class _Answer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class PartWriter:
+    """A part on its way."""
+
+    def __init__(self, connection: http.client.HTTPConnection, name: str) -> None:
+        self._connection, self._name = connection, name
+        self._sent = 0
+
+    def begin(self, target: str, headers: Mapping[str, str]) -> None:
+        """Send the request's head."""
+        with self._explained():
+            self._connection.putrequest("PUT", target, skip_host=True, skip_accept_encoding=True)
+            for name, value in headers.items():
+                self._connection.putheader(name, value)
+            self._connection.endheaders()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Send the next bytes."""
+        with self._explained():
+            self._connection.send(data)
+        self._sent += len(data)
+
+    def end(self) -> http.client.HTTPResponse:
+        """Return S3's answer to the whole part."""
+        with self._explained():
+            return self._connection.getresponse()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, http.client.HTTPException) as error:
+            raise StoreError(
+                f"{self._name}: the connection broke after {self._sent} bytes: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
 
 class Wire:
@@ -171,28 +208,50 @@ class Wire:
     def put_json(self, key: str, value: Any) -> None:
         """Write a JSON object."""
         body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
-        self._put(key, {}, body, "application/json")
-
-    def upload_part(self, key: str, upload_id: str, number: int, data: bytearray) -> None:
-        """Store one part; a part of the same number is overwritten.
-
-        Raises
-        ------
-        StoreError
-            S3 refuses, or went on failing.
-        """
-        query = {"partNumber": str(number), "uploadId": upload_id}
-        self._put(key, query, data, "application/octet-stream")
-
-    def _put(
-        self, key: str, query: Mapping[str, str], body: bytes | bytearray, content_type: str
-    ) -> None:
         self.meter.add(puts=1)
-        with self._request("PUT", key, query, {"content-type": content_type}, body) as answer:
+        headers = {"content-type": "application/json"}
+        with self._request("PUT", key, headers=headers, body=body) as answer:
             if answer.status != HTTPStatus.OK:
                 raise _refused("PUT", key, answer)
             answer.read()
         self.meter.add(bytes_written=len(body))
+
+    @contextlib.contextmanager
+    def part(self, key: str, upload_id: str, number: int, nbytes: int) -> Iterator["PartWriter"]:
+        """Store one part while it is being made; a part of the same number is overwritten.
+
+        There is no second try inside: what was sent is not kept. After an error the part is not
+        stored, and the task runs again.
+
+        Parameters
+        ----------
+        key, upload_id, number
+            Of the part.
+        nbytes
+            How many bytes will be written, which S3 wants to know first.
+
+        Raises
+        ------
+        StoreError
+            S3 refuses, or the connection broke.
+        """
+        self.meter.add(puts=1)
+        query = {"partNumber": str(number), "uploadId": upload_id}
+        target, headers = self._sign("PUT", key, query, {}, None)
+        connection = self._new_connection()
+        writer = PartWriter(connection, f"{key} part {number}")
+        try:
+            writer.begin(target, headers | {"content-length": str(nbytes)})
+            yield writer
+            answer = _Answer(self, connection, writer.end())
+            with answer:
+                if answer.status != HTTPStatus.OK:
+                    raise _refused("PUT", key, answer)  # noqa: TRY301
+                answer.read()
+        except BaseException:
+            connection.close()
+            raise
+        self.meter.add(bytes_written=nbytes)
 
     def _request(
         self,
@@ -200,24 +259,14 @@ class Wire:
         key: str,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-        body: bytes | bytearray = b"",
+        body: bytes = b"",
     ) -> _Answer:
         """Make a request, again while it fails as requests to S3 do now and then."""
         failures = 0
         while True:
             reused = bool(self._idle)
             connection = self._connection()
-            target, signed = sign(
-                method,
-                self._host,
-                self._root + key,
-                query or {},
-                headers or {},
-                body,
-                region=os.environ["AWS_REGION"],
-                credentials=_credentials(),
-                now=datetime.now(UTC),
-            )
+            target, signed = self._sign(method, key, query or {}, headers or {}, body)
             try:
                 if connection.sock is None:
                     connection.connect()
@@ -251,17 +300,38 @@ class Wire:
         self.meter.add(retries=1)
         pause(failures)
 
+    def _sign(
+        self,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        body: bytes | None,
+    ) -> tuple[str, dict[str, str]]:
+        return sign(
+            method,
+            self._host,
+            self._root + key,
+            query,
+            headers,
+            body,
+            region=os.environ["AWS_REGION"],
+            credentials=_credentials(),
+            now=datetime.now(UTC),
+        )
+
     def _connection(self) -> http.client.HTTPConnection:
         try:
             return self._idle.pop()
         except IndexError:
-            return (
-                http.client.HTTPSConnection(
-                    self._host, timeout=TIMEOUT_SECONDS, context=self._tls_context
-                )
-                if self._secure
-                else http.client.HTTPConnection(self._host, timeout=TIMEOUT_SECONDS)
-            )
+            return self._new_connection()
+
+    def _new_connection(self) -> http.client.HTTPConnection:
+        if not self._secure:
+            return http.client.HTTPConnection(self._host, timeout=TIMEOUT_SECONDS)
+        return http.client.HTTPSConnection(
+            self._host, timeout=TIMEOUT_SECONDS, context=self._tls_context
+        )
 
     @cached_property
     def _tls_context(self) -> ssl.SSLContext:

@@ -1,10 +1,10 @@
-"""One task: average one shard of all contributors into parts of the result."""
+"""One task: average one shard of all contributors into one part of the result."""
 
 import contextlib
 import resource
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,8 @@ OPENERS = 8
 """Streams opened at once: enough to hide the requests' latency."""
 
 
-class _Upload:
-    """Sends parts from a thread of its own, while the next ones are computed."""
-
-    def __init__(self, wire: Wire, key: str, upload_id: str, pool: ThreadPoolExecutor) -> None:
-        self._wire, self._key, self._upload_id, self._pool = wire, key, upload_id, pool
-
-    def put(self, number: int, data: bytearray) -> "Future[None]":
-        return self._pool.submit(self._wire.upload_part, self._key, self._upload_id, number, data)
-
-
 def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, shard: Shard) -> dict[str, Any]:
-    """Average one shard and report; safe to repeat, since parts overwrite themselves.
+    """Average one shard and report; safe to repeat, since a part overwrites itself.
 
     Parameters
     ----------
@@ -107,18 +97,14 @@ def _write_shard(wire: Wire, keys: RoundKeys, plan: Plan, shard: Shard) -> list[
     weights = [contributor.weight for contributor in plan.contributors]
 
     def aggregate(*, allow_nonfinite: bool) -> None:
+        nbytes = len(header) + shard.end - shard.start
         with (
             _opened(wire, plan, shard.start, shard.end) as streams,
-            ThreadPoolExecutor(1) as pool,
+            wire.part(keys.result, plan.upload_id, shard.part, nbytes) as part,
         ):
+            part.write(header)
             aggregation.aggregate(
-                streams,
-                weights,
-                plan.spans,
-                shard,
-                _Upload(wire, keys.result, plan.upload_id, pool),
-                header=header,
-                allow_nonfinite=allow_nonfinite,
+                streams, weights, plan.spans, shard, part.write, allow_nonfinite=allow_nonfinite
             )
 
     try:

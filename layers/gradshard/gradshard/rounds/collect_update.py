@@ -44,13 +44,10 @@ def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
     spec, _ = opened
 
     outcome: dict[str, Any] = {"round": keys.round_id, "client": client}
-    if late := _late(store, keys, client, etag):
-        arrivals.refuse(store, keys, late)
-        return outcome | {"status": "ignored", "reason": late.reason}
-    if store.head(keys.plan) is not None:
-        # Planning knew of this upload before its event came.
-        _withdraw_earlier_refusal(store, keys, client, etag)
-        return outcome | {"status": "ignored", "reason": "planned already"}
+    plan = store.get_json(keys.plan)
+    ended = store.get_json(keys.manifest) if plan is None else None
+    if plan is not None or ended is not None:
+        return outcome | _too_late(store, keys, client, etag, plan, ended)
 
     if spec.expects(client):
         update = arrivals.check_update(store, keys, client)
@@ -76,24 +73,30 @@ def _withdraw_earlier_refusal(store: Store, keys: RoundKeys, client: str, etag: 
         store.delete(keys.rejection(client), only=refusal.etag)
 
 
-def _late(store: Store, keys: RoundKeys, client: str, etag: str) -> Refusal | None:
-    """Tell an upload that came after planning from a repeated event of one that came before."""
-    fields = store.get_json(keys.plan)
-    if fields is None:
-        manifest = store.get_json(keys.manifest)
-        if manifest is None:
-            return None
-        reason = f"the round has ended ({manifest['status']}); this upload was ignored"
-        return Refusal(client, f"{keys.update(client)}: {reason}", etag, late=True)
-    plan = Plan.from_json(fields)
-    counted = {c.client: c.source.etag for c in plan.contributors}
-    known = counted | {refusal.client: refusal.etag for refusal in plan.refused}
-    if known.get(client, "").strip('"') == etag:
-        return None
-    which = (
-        "the version uploaded before is the one that counts"
-        if client in counted
-        else "the client takes no part in this round"
-    )
-    reason = f"{keys.update(client)}: uploaded after the round was planned; {which}"
-    return Refusal(client, reason, etag, late=True)
+def _too_late(
+    store: Store,
+    keys: RoundKeys,
+    client: str,
+    etag: str,
+    plan: dict[str, Any] | None,
+    ended: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Tell an upload that came after planning from the belated event of one that came before."""
+    if plan is not None:
+        frozen = Plan.from_json(plan)
+        counted = {c.client: c.source.etag for c in frozen.contributors}
+        known = counted | {refusal.client: refusal.etag for refusal in frozen.refused}
+        if known.get(client, "").strip('"') == etag:
+            _withdraw_earlier_refusal(store, keys, client, etag)
+            return {"status": "ignored", "reason": "planned already"}
+        which = (
+            "the version uploaded before is the one that counts"
+            if client in counted
+            else "the client takes no part in this round"
+        )
+        reason = f"{keys.update(client)}: uploaded after the round was planned; {which}"
+    else:
+        status = ended["status"] if ended else ""
+        reason = f"{keys.update(client)}: the round has ended ({status}); this upload was ignored"
+    arrivals.refuse(store, keys, Refusal(client, reason, etag, late=True))
+    return {"status": "ignored", "reason": reason}
