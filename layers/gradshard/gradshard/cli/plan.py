@@ -24,7 +24,7 @@ from gradshard.federation import Federation
 from gradshard.planning import Projection
 from gradshard.spec import MAX_CLIENTS, MAX_SHARDS
 
-DEFAULT_MEMORY_MB: Final = 256
+DEFAULT_MEMORY_MB: Final = 128
 """The template's."""
 
 DEFAULT_ARCHITECTURE: Final = "arm64"
