@@ -8,6 +8,7 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from gradshard import limits
@@ -120,11 +121,10 @@ def cut(spans: Sequence[Span], start: int, end: int, pieces: int) -> list[int]:
     list of int
         ``pieces + 1`` positions, the first ``start``, the last ``end``, never falling.
     """
-    starts = [span.start for span in spans]
     positions = [start]
     for piece in range(1, pieces):
         position = start + (end - start) * piece // pieces
-        span = spans[bisect_right(starts, position) - 1]
+        span = spans[_span_at(spans, position)]
         size = DTYPES[span.dtype].size
         positions.append(span.start + (position - span.start) // size * size)
     positions.append(end)
@@ -155,8 +155,8 @@ def cut_shards(spans: Sequence[Span], nbytes: int, shards: int) -> list[Shard]:
 
 def clip(spans: Sequence[Span], start: int, end: int) -> Iterator[Span]:
     """Yield the parts of ``spans`` that lie in [start, end)."""
-    first = bisect_right([span.start for span in spans], start) - 1
-    for span in spans[first:]:
+    for index in range(_span_at(spans, start), len(spans)):
+        span = spans[index]
         if span.start >= end:
             return
         yield Span(span.dtype, max(span.start, start), min(span.end, end))
@@ -392,6 +392,10 @@ def frontier(
         if not best or projection.total_dollars < best[-1].total_dollars:
             best.append(projection)
     return best
+
+
+def _span_at(spans: Sequence[Span], position: int) -> int:
+    return bisect_right(spans, position, key=attrgetter("start")) - 1
 
 
 def _network_seconds(nbytes: float) -> float:
