@@ -1,0 +1,1 @@
+"""The aggregator measured against its limit, against others, and on paper."""

@@ -1,0 +1,133 @@
+"""The published systems, as published: functions that hold whole inputs, one object after another.
+
+Their clients make one request for each object, as the paper counts.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gradshard import limits
+from gradshard.costing import published
+from gradshard.costing.published import Measurement
+from gradshard.costing.terms import (
+    PUBLISHED,
+    TITLES,
+    Bill,
+    Estimate,
+    Setting,
+    Tasks,
+    lambda_fl_levels,
+    lifl_levels,
+    price,
+)
+from gradshard.errors import PlanError
+from gradshard.limits import MIB
+
+
+def gradssharding(nbytes: int, setting: Setting) -> Estimate:
+    """Foresee GradsSharding: N·M objects, M functions that hold whole shards.
+
+    M, when it is not given, is the smallest of 4, 8, 16 … whose functions stay within the 3,008 MB
+    of the paper's account, which gives the M that it used.
+    """
+    m = setting.shards or 4
+    while not setting.shards and memory_mb(nbytes / m) > published.ACCOUNT_MEMORY_MB:
+        m *= 2
+    estimate = _estimate("gradssharding", nbytes, nbytes / m, [[setting.clients] * m], setting)
+    return replace(estimate, shards=m)
+
+
+def lambda_fl(nbytes: int, setting: Setting) -> Estimate:
+    """Foresee λ-FL."""
+    return _estimate("lambda_fl", nbytes, nbytes, lambda_fl_levels(setting.clients), setting)
+
+
+def lifl(nbytes: int, setting: Setting) -> Estimate:
+    """Foresee LIFL as the paper ran it: its hierarchy, without what Lambda cannot offer."""
+    return _estimate("lifl", nbytes, nbytes, lifl_levels(setting.clients), setting)
+
+
+def memory_mb(nbytes: float) -> int:
+    """Return the memory of a function that holds inputs of ``nbytes``."""
+    return math.ceil(published.COPIES_HELD * nbytes / MIB + published.FUNCTION_OVERHEAD_MB)
+
+
+def measured_bill(measurement: Measurement) -> Bill:
+    """Return the dollars of what was measured, from its seconds and memory.
+
+    The paper bills each function for its own seconds, not for the wall clock's: waiting for the
+    slowest costs nothing. Memory counts in 1024ths of a GB.
+    """
+    gb_seconds = sum(
+        level.functions * level.mean_seconds * measurement.memory_mb / 1024
+        for level in measurement.levels
+    )
+    tasks = [level.functions for level in measurement.levels]
+    if measurement.system == "gradssharding":
+        gets, client_requests = published.CLIENTS * tasks[0], published.CLIENTS * tasks[0]
+    else:
+        # Every level but the first reads what the one below it wrote.
+        gets, client_requests = published.CLIENTS + sum(tasks[:-1]), published.CLIENTS
+    return Bill(
+        gb_seconds * limits.DOLLARS_PER_GB_SECOND[published.ARCHITECTURE],
+        gets * limits.DOLLARS_PER_GET + sum(tasks) * limits.DOLLARS_PER_PUT,
+        client_requests * (limits.DOLLARS_PER_PUT + limits.DOLLARS_PER_GET),
+    )
+
+
+def modelled(measurement: Measurement) -> Estimate:
+    """Return the model's own answer for what was measured: its time, memory and dollars.
+
+    Without the seconds of a round around the tasks: the paper timed a pool of invocations.
+    """
+    systems = {"gradssharding": gradssharding, "lambda_fl": lambda_fl, "lifl": lifl}
+    setting = Setting(
+        bandwidth=PUBLISHED,
+        architecture=published.ARCHITECTURE,
+        shards=measurement.model.shards if measurement.system == "gradssharding" else None,
+    )
+    estimate = systems[measurement.system](measurement.model.nbytes, setting)
+    return replace(estimate, seconds=estimate.seconds - limits.ROUND_OVERHEAD_SECONDS)
+
+
+def _estimate(
+    system: str,
+    nbytes: int,
+    input_bytes: float,
+    levels: Sequence[Sequence[int]],
+    setting: Setting,
+) -> Estimate:
+    """Price functions, each of which reads its inputs, then writes the result it holds."""
+    memory = memory_mb(input_bytes)
+    if memory > limits.MAX_MEMORY_MB:
+        raise PlanError(
+            f"{TITLES[system]} holds inputs of {input_bytes / MIB:.0f} MB and needs "
+            f"{memory} MB a function, over Lambda's {limits.MAX_MEMORY_MB}"
+        )
+
+    def seconds(fan_in: int) -> float:
+        return (
+            limits.TASK_START_SECONDS
+            + (fan_in + 1) * setting.bandwidth.latency_seconds
+            + setting.reading_seconds(fan_in * input_bytes, memory)
+            + setting.bandwidth.seconds(input_bytes)
+        )
+
+    estimate = price(
+        system,
+        nbytes,
+        setting,
+        [[Tasks(1, seconds(fan_in)) for fan_in in level] for level in levels],
+        memory_mb=memory,
+        gets=sum(map(sum, levels)),
+        puts=sum(map(len, levels)),
+        # An object for each input of the first level, and as many read back.
+        client_requests=sum(levels[0]),
+    )
+    if estimate.task_seconds > published.TIMEOUT_SECONDS:
+        raise PlanError(
+            f"a function of {TITLES[system]} would take {estimate.task_seconds:.0f} s, over "
+            f"Lambda's {published.TIMEOUT_SECONDS:.0f}"
+        )
+    return estimate
