@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint build build-arm64 build-x86_64 test demo deploy requirements clean
+.PHONY: help setup format lint build build-arm64 build-x86_64 test bench demo deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -46,6 +46,10 @@ build-arm64 build-x86_64: build-%: setup ## Build for one architecture, on any h
 
 test: setup ## Run the unit, integration and end-to-end tests
 	$(BIN)/pytest
+
+# `make bench OPTIONS="--quick --json figures.json"`; see benchmarks/README.md.
+bench: setup ## Measure the aggregator against its limit and against others, 15 to 20 minutes
+	$(BIN)/python -m benchmarks $(OPTIONS)
 
 demo: setup ## Train a real model over the local engine, then average updates of ResNet-18's size
 	$(BIN)/python examples/digits/demo.py

@@ -7,7 +7,6 @@ a file of its own, so that what a row wrote can be checked after every run, outs
 import contextlib
 import hashlib
 import http.client
-import json
 import os
 import pwd
 import shutil
@@ -18,9 +17,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-BUCKET: Final = "bench"
+from benchmarks.servers import BUCKET, aws_environment
+
 _HOST: Final = "127.0.0.1"
 _START_SECONDS: Final = 10.0
 
@@ -60,13 +60,6 @@ http {{
     }}
   }}
   server {{
-    listen {host}:{limited_port} ssl;
-    # Passes of this size, each followed by the wait it earned: an even flow.
-    output_buffers 2 128k;
-    sendfile off;
-    limit_rate {rate};
-  }}
-  server {{
     listen unix:{folder}/discard.sock;
     location / {{ return 200; }}
   }}
@@ -86,7 +79,9 @@ def find() -> str | None:
         cache.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
             subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True)
-        subprocess.run(["apt-get", "download", "nginx"], cwd=cache, check=False, capture_output=True)
+        subprocess.run(
+            ["apt-get", "download", "nginx"], cwd=cache, check=False, capture_output=True
+        )
         for package in cache.glob("nginx_*.deb"):
             subprocess.run(["dpkg-deb", "-x", package, cache], check=False, capture_output=True)
     works = unpacked.exists() and subprocess.run([unpacked, "-v"], check=False, capture_output=True)
@@ -98,41 +93,39 @@ class Nginx:
 
     Attributes
     ----------
-    url, limited_url
-        The endpoint, and the one whose connections are held to a rate.
+    url
+        The endpoint.
+    folder
+        Where everything it has is: objects, certificates, logs.
     environment
         Variables that make a row talk to it and trust it.
     """
 
     transport = "HTTPS, nginx"
+    holds = 1 << 40
 
-    def __init__(self, folder: Path, port: int, limited_port: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder = folder
         self.url = f"https://{_HOST}:{port}"
-        self.limited_url = f"https://{_HOST}:{limited_port}"
         authority = str(folder / "authority.pem")
         self.environment = {
-            "AWS_ENDPOINT_URL": self.url,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            "AWS_EC2_METADATA_DISABLED": "true",
+            **aws_environment(self.url),
             "SSL_CERT_FILE": authority,
             "AWS_CA_BUNDLE": authority,
         }
 
     def path(self, key: str) -> Path:
         """Return where an object's file stands; written there, it can be read at once."""
-        path = self._folder / "objects" / BUCKET / key
+        path = self.folder / "objects" / BUCKET / key
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def put_json(self, key: str, value: Any) -> None:
-        """Write a JSON object."""
-        self.path(key).write_text(json.dumps(value))
+    def publish(self, key: str) -> None:
+        """Do nothing: files are served as they stand."""
+
+    def create_upload(self, key: str) -> str:  # noqa: ARG002
+        """Return an upload's id; parts of any are taken."""
+        return "benchmark"
 
     def etag(self, key: str) -> str:
         """Return an object's ETag, which is nginx's own."""
@@ -148,7 +141,7 @@ class Nginx:
 
     def take_written(self) -> dict[str, str]:
         """Return what was PUT since last asked, request target → MD5, and forget it."""
-        log = self._folder / "puts.log"
+        log = self.folder / "puts.log"
         written = {}
         for line in log.read_text().splitlines():
             target, body = line.rsplit(" ", 1)
@@ -161,21 +154,13 @@ class Nginx:
 
 
 @contextlib.contextmanager
-def serve(binary: str, *, megabytes_per_second: int = 60) -> Iterator[Nginx]:
-    """Run a server with its files in a temporary folder.
-
-    Parameters
-    ----------
-    binary
-        nginx.
-    megabytes_per_second
-        What a connection to ``limited_url`` is held to, in MB of 10⁶ bytes.
-    """
+def serve(binary: str) -> Iterator[Nginx]:
+    """Run nginx with its files in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="gradshard-bench-") as name:
         folder = Path(name)
         (folder / "objects" / BUCKET).mkdir(parents=True)
         _make_certificates(folder)
-        port, limited_port = _free_ports(2)
+        port = _free_port()
         configuration = folder / "nginx.conf"
         configuration.write_text(
             _CONFIGURATION.format(
@@ -183,8 +168,6 @@ def serve(binary: str, *, megabytes_per_second: int = 60) -> Iterator[Nginx]:
                 user=pwd.getpwuid(os.getuid()).pw_name,
                 host=_HOST,
                 port=port,
-                limited_port=limited_port,
-                rate=megabytes_per_second * 1_000_000,
             )
         )
         error_log = folder / "error.log"
@@ -196,7 +179,7 @@ def serve(binary: str, *, megabytes_per_second: int = 60) -> Iterator[Nginx]:
         )
         try:
             _await(process, port, error_log)
-            yield Nginx(folder, port, limited_port)
+            yield Nginx(folder, port)
         finally:
             process.terminate()
             process.wait()
@@ -212,12 +195,11 @@ def _await(process: "subprocess.Popen[bytes]", port: int, error_log: Path) -> No
         time.sleep(0.05)
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((_HOST, 0))
-        return [probe.getsockname()[1] for probe in probes]
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _make_certificates(folder: Path) -> None:
@@ -235,9 +217,7 @@ def _make_certificates(folder: Path) -> None:
     openssl(
         *("req", *key, "-subj", f"/CN={_HOST}", "-keyout", "server.key", "-out", "server.csr"),
     )
-    (folder / "extensions").write_text(
-        f"subjectAltName=IP:{_HOST}\nauthorityKeyIdentifier=keyid\n"
-    )
+    (folder / "extensions").write_text(f"subjectAltName=IP:{_HOST}\nauthorityKeyIdentifier=keyid\n")
     openssl(
         *("x509", "-req", "-in", "server.csr", "-days", "2", "-CAcreateserial"),
         *("-CA", "authority.pem", "-CAkey", "authority.key"),

@@ -2,9 +2,8 @@
 
 import hashlib
 import io
-import itertools
+import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.nginx import BUCKET, Nginx
+from benchmarks.servers import BUCKET, Server
 from gradshard import planning
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layout import Layout, encode_header
@@ -23,9 +22,8 @@ RESNET_18: Final = 11_181_642
 VGG_16: Final = 134_301_514
 DISTINCT: Final = 4
 """Different updates; further clients' files are links to these, weighted differently."""
-UPLOAD: Final = "benchmark"
 
-_MEMORY_MB: Final = 256
+_MEMORY_MB: Final = 128
 _CHUNK: Final = 1 << 20
 
 Floats = npt.NDArray[np.float32]
@@ -93,32 +91,30 @@ class Prepared:
 class Workloads:
     """Makes updates once for all cases that share them."""
 
-    def __init__(self, server: Nginx) -> None:
+    def __init__(self, server: Server) -> None:
         self._server = server
 
     def prepare(self, case: Case) -> Prepared:
         """Put a case's objects on the server and work out what must come of them."""
-        layout = Layout.pack(
-            [("features", "F32", (case.elements - 10,)), ("classifier", "F32", (10,))]
-        )
+        layout = _layout(case.elements)
         header = encode_header(layout, {"num_samples": "1"})
         plan, projection = self._plan(case, layout, len(header))
         keys = RoundKeys(case.round_id)
-        self._server.path(keys.layout).write_bytes(encode_header(layout, {}))
+        self._put(keys.layout, encode_header(layout, {}))
         paths = [self._server.path(c.source.key) for c in plan.contributors]
         tasks = plan.tasks() if case.whole else plan.tasks()[:1]
         shards: list[dict[str, Any]] = []
         expected: dict[str, str] = {}
         for task in tasks:
             shard = Shard(**task["shard"])
-            updates = [
+            updates: list[Floats] = [
                 np.memmap(path, "<f4", "r", len(header) + shard.start, shape=_count(shard))
                 for path in paths
             ]
             weights = [c.weight for c in plan.contributors]
             total, mean = _averages(updates, weights)
             sum_key, mean_key = (f"{case.round_id}/{n}/{shard.number}" for n in ("sum", "mean"))
-            expected |= _parts(plan, shard, keys.result, encode_header(layout, {}), total)
+            expected |= _part(plan, shard, keys.result, encode_header(layout, {}), total)
             expected[sum_key], expected[mean_key] = _md5(total.tobytes()), _md5(_npy(mean))
             shards.append(
                 {
@@ -126,7 +122,7 @@ class Workloads:
                     "end": shard.end,
                     "sum": sum_key,
                     "mean": mean_key,
-                    "npy": list(self._precut(case, shard, updates)),
+                    "npy": self._precut(case, shard, updates),
                 }
             )
         job = {
@@ -146,9 +142,7 @@ class Workloads:
             ],
         }
         nbytes = sum(shard["end"] - shard["start"] for shard in shards)
-        return Prepared(
-            case, job, len(plan.shards), projection, nbytes * case.clients, expected
-        )
+        return Prepared(case, job, len(plan.shards), projection, nbytes * case.clients, expected)
 
     def _plan(self, case: Case, layout: Layout, data_offset: int) -> tuple[Plan, float]:
         keys = RoundKeys(case.round_id)
@@ -158,6 +152,7 @@ class Workloads:
             path = self._server.path(keys.update(client))
             if not path.exists():
                 os.link(self._update(case.elements, index % DISTINCT), path)
+            self._server.publish(keys.update(client))
             source = ObjectVersion(
                 keys.update(client), "", self._server.etag(keys.update(client)), path.stat().st_size
             )
@@ -178,7 +173,7 @@ class Workloads:
             nbytes=layout.nbytes,
             tensors=len(layout.tensors),
             header_bytes=len(encode_header(layout, {})),
-            upload_id=UPLOAD,
+            upload_id=self._server.create_upload(keys.result),
             shards=tuple(planning.cut_shards(layout.spans, layout.nbytes, projection.shards)),
             allow_nonfinite=False,
             refused=(),
@@ -188,33 +183,41 @@ class Workloads:
             opened_at="",
             planned_at="",
         )
-        self._server.put_json(keys.plan, plan.to_json())
+        self._put(keys.plan, json.dumps(plan.to_json()).encode())
         return plan, projection.needed_mb
+
+    def _put(self, key: str, data: bytes) -> None:
+        self._server.path(key).write_bytes(data)
+        self._server.publish(key)
 
     def _update(self, elements: int, number: int) -> Path:
         """Return the file of one of the distinct updates, as a client uploads it."""
         path = self._server.path(f"updates/{elements}-{number}.safetensors")
         if not path.exists():
-            layout = Layout.pack([("features", "F32", (elements - 10,)), ("classifier", "F32", (10,))])
+            header = encode_header(_layout(elements), {"num_samples": "1"})
             rng = np.random.default_rng(number)
             with path.open("wb") as file:
-                file.write(encode_header(layout, {"num_samples": "1"}))
+                file.write(header)
                 for start in range(0, elements, _CHUNK):
                     count = min(_CHUNK, elements - start)
                     file.write(rng.standard_normal(count, np.float32).tobytes())
         return path
 
-    def _precut(self, case: Case, shard: Shard, updates: list[Floats]) -> Iterator[str]:
+    def _precut(self, case: Case, shard: Shard, updates: list[Floats]) -> list[str]:
         """Write one ``.npy`` object per client, which is what the published code reads."""
-        for index, update in enumerate(updates):
-            key = f"{case.round_id}/npy/{shard.number}/c{index:02d}.npy"
-            path = self._server.path(key)
+        keys = [f"{case.round_id}/npy/{shard.number}/c{i:02d}.npy" for i in range(len(updates))]
+        paths = [self._server.path(key) for key in keys]
+        for index, (update, key, path) in enumerate(zip(updates, keys, paths, strict=True)):
             if index < DISTINCT:
                 np.save(path, update)
             else:
-                first = self._server.path(f"{case.round_id}/npy/{shard.number}/c{index % DISTINCT:02d}.npy")
-                os.link(first, path)
-            yield key
+                os.link(paths[index % DISTINCT], path)
+            self._server.publish(key)
+        return keys
+
+
+def _layout(elements: int) -> Layout:
+    return Layout.pack([("features", "F32", (elements - 10,)), ("classifier", "F32", (10,))])
 
 
 def _averages(updates: list[Floats], weights: list[float]) -> tuple[Floats, Floats]:
@@ -232,15 +235,9 @@ def _averages(updates: list[Floats], weights: list[float]) -> tuple[Floats, Floa
     return total, mean
 
 
-def _parts(plan: Plan, shard: Shard, key: str, header: bytes, total: Floats) -> dict[str, str]:
-    data = memoryview(total).cast("B")
-    bounds = planning.cut(plan.spans, shard.start, shard.end, shard.parts)
-    return {
-        f"{key}?partNumber={number}&uploadId={plan.upload_id}": _md5(
-            (header if number == 1 else b"") + data[start - shard.start : end - shard.start]
-        )
-        for number, (start, end) in enumerate(itertools.pairwise(bounds), shard.first_part)
-    }
+def _part(plan: Plan, shard: Shard, key: str, header: bytes, total: Floats) -> dict[str, str]:
+    data = (header if shard.number == 0 else b"") + total.tobytes()
+    return {f"{key}?partNumber={shard.part}&uploadId={plan.upload_id}": _md5(data)}
 
 
 def _npy(array: Floats) -> bytes:

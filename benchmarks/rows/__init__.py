@@ -1,0 +1,1 @@
+"""The rows: each is a program that does its work once and prints what it took."""

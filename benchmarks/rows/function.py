@@ -25,7 +25,11 @@ def setup(job: dict[str, Any]) -> Work:
         if any(report["refused"] for report in reports):
             raise RuntimeError(f"refused: {reports}")
         return Requests(
-            sum(report["gets"] for report in reports), sum(report["puts"] + 1 for report in reports)
+            sum(report["gets"] for report in reports),
+            # The report itself is one more.
+            sum(report["puts"] + 1 for report in reports),
+            # Each task forgets the peak of the one before.
+            max(report["peak_mb"] for report in reports),
         )
 
     return work

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 
 class Requests(NamedTuple):
-    """What a row asked of the object server."""
+    """What a row asked of the object server, and its peak where it keeps that itself."""
 
     gets: int = 0
     puts: int = 0
+    peak_mib: float = 0.0
 
 
 Work = Callable[[], Requests]
@@ -32,9 +33,8 @@ def measure(setup: Callable[[dict[str, Any]], Work]) -> None:
     """
     job = json.load(sys.stdin)
     gc.collect()
-    idle = _memory_kib("VmRSS")
-    # Forget the peak of the imports: the kernel's documented way, proc(5).
-    Path("/proc/self/clear_refs").write_text("5")
+    idle = memory_kib("VmRSS")
+    reset_peak()
     work = setup(job)
     wall, cpu = time.perf_counter(), time.process_time()
     requests = work()
@@ -44,13 +44,20 @@ def measure(setup: Callable[[dict[str, Any]], Work]) -> None:
         "cpu_seconds": cpu,
         "idle_mib": idle / 1024,
         # Not getrusage's ru_maxrss: it outlives exec, and so may be the parent's.
-        "peak_mib": (_memory_kib("VmHWM") - idle) / 1024,
-        **requests._asdict(),
+        "peak_mib": max(requests.peak_mib, memory_kib("VmHWM") / 1024) - idle / 1024,
+        "gets": requests.gets,
+        "puts": requests.puts,
     }
     print(json.dumps(result), flush=True)
 
 
-def _memory_kib(field: str) -> int:
+def reset_peak() -> None:
+    """Forget the peak of the imports: the kernel's documented way, proc(5)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory_kib(field: str) -> int:
+    """Return a figure of this process's memory, by the kernel's name."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1])

@@ -18,7 +18,7 @@ def setup(job: dict[str, Any]) -> Work:
 
     def work() -> Requests:
         for shard in job["shards"]:
-            total = None
+            total: Any = None
             for key in shard["npy"]:
                 body = client.get_object(Bucket=job["bucket"], Key=key)["Body"].read()
                 gradient = np.load(io.BytesIO(body))

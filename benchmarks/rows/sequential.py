@@ -21,7 +21,7 @@ def setup(job: dict[str, Any]) -> Work:
     def add(contributor: dict[str, Any], shard: dict[str, Any], accumulator: Any) -> None:
         first = contributor["data_offset"] + shard["start"]
         last = contributor["data_offset"] + shard["end"] - 1
-        body = client.get_object(
+        body: Any = client.get_object(
             Bucket=job["bucket"], Key=contributor["key"], Range=f"bytes={first}-{last}"
         )["Body"]
         weight = np.float32(contributor["weight"])
@@ -44,9 +44,7 @@ def setup(job: dict[str, Any]) -> Work:
             accumulator = np.zeros((shard["end"] - shard["start"]) // 4, np.float32)
             for contributor in job["clients"]:
                 add(contributor, shard, accumulator)
-            client.put_object(
-                Bucket=job["bucket"], Key=shard["sum"], Body=memoryview(accumulator).cast("B")
-            )
+            client.put_object(Bucket=job["bucket"], Key=shard["sum"], Body=accumulator.tobytes())
         return Requests(len(job["shards"]) * len(job["clients"]), len(job["shards"]))
 
     return work

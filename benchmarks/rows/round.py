@@ -1,0 +1,139 @@
+"""plan_round and finalize_round of a round with many shards, with S3 played by a dictionary."""
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from benchmarks.rows.measure import memory_kib, reset_peak
+from gradshard.keys import ObjectVersion, RoundKeys
+from gradshard.layout import Layout, encode_header
+from gradshard.limits import MIB
+from gradshard.plan import Plan
+from gradshard.rounds import services
+from gradshard.rounds.finalize_round import finalize_round
+from gradshard.rounds.plan_round import Aggregator, plan_round
+from gradshard.store import ANYTHING, ListedObject, Part, Store
+
+CLIENTS: Final = 20
+LAYERS: Final = 200
+ETAG: Final = f'"{"0" * 32}"'
+
+
+class _Memory(Store):
+    """What planning and finalising ask of a bucket; updates are headers without their tensors."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.bucket = "memory"
+        self.objects: dict[str, bytes] = {}
+        self.header = encode_header(layout, {"num_samples": "600"})
+        self.nbytes = len(self.header) + layout.nbytes
+        self.result_bytes = 0
+        self.parts: list[Part] | None = None
+
+    def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion]:
+        return self.header[:nbytes], ObjectVersion(key, "", ETAG, self.nbytes)
+
+    def get_bytes(self, key: str) -> bytes | None:
+        return self.objects.get(key)
+
+    def head(self, key: str) -> ObjectVersion:
+        return ObjectVersion(key, "", ETAG, self.result_bytes)
+
+    def put_bytes(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        content_type: str = "",  # noqa: ARG002
+        replaces: str | None = ANYTHING,  # noqa: ARG002
+    ) -> bool:
+        self.objects[key] = body
+        return True
+
+    def list_objects(self, prefix: str) -> Iterator[ListedObject]:
+        for client in range(CLIENTS):
+            key = f"{prefix}c{client:02d}.safetensors"
+            yield ListedObject(key, ETAG, self.nbytes, datetime.now(UTC))
+
+    def create_upload(self, key: str, metadata: dict[str, str] | None = None) -> str:  # noqa: ARG002
+        return "upload"
+
+    def list_parts(self, key: str, upload_id: str) -> list[Part] | None:  # noqa: ARG002
+        return self.parts
+
+    def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None: ...
+
+    def abort_upload(self, key: str, upload_id: str) -> None: ...
+
+    def open_uploads(self, key: str) -> list[str]:  # noqa: ARG002
+        return []
+
+
+def measure(shards: int) -> dict[str, Any]:
+    """Plan and finalise a round of shards of 8 MiB."""
+    elements = shards * 8 * MIB // 4 // LAYERS * LAYERS
+    layout = Layout.pack((f"layer{i}", "F32", (elements // LAYERS,)) for i in range(LAYERS))
+    store, keys = _Memory(layout), RoundKeys("scale")
+    spec = {"clients": CLIENTS, "shards": shards}
+    record = {"round": "scale", "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
+    store.put_json(keys.spec, record)
+    services.publish = lambda *_: None
+
+    planned = _timed(
+        lambda: plan_round(
+            store, "scale", attempt=0, refused=[], aggregator=Aggregator(3008, "arm64")
+        )
+    )
+    plan = Plan.from_json(store.get_json(keys.plan))
+    _report(store, keys, plan)
+    finalised = _timed(lambda: finalize_round(store, "scale"))
+    if len(plan.shards) != shards:
+        raise RuntimeError(f"planned {len(plan.shards)} shards, not {shards}")
+    return {
+        "shards": len(plan.shards),
+        "plan_cpu_seconds": planned,
+        "finalise_cpu_seconds": finalised,
+    }
+
+
+def _report(store: _Memory, keys: RoundKeys, plan: Plan) -> None:
+    """Leave behind what the tasks would have."""
+    store.result_bytes = plan.header_bytes + plan.nbytes
+    store.parts = []
+    for shard in plan.shards:
+        head = plan.header_bytes if shard.number == 0 else 0
+        store.parts.append(Part(shard.part, ETAG, head + shard.end - shard.start))
+        counts = ("gets", "puts", "retries", "bytes_read", "bytes_written")
+        store.put_json(
+            keys.report(shard.number),
+            {
+                "shard": shard.number,
+                "attempt": plan.attempt,
+                "start": shard.start,
+                "end": shard.end,
+                **dict.fromkeys(counts, 1),
+                **dict.fromkeys(("seconds", "cpu_seconds", "peak_mb"), 1.0),
+                "refused": [],
+            },
+        )
+
+
+def _timed(work: Callable[[], dict[str, Any]]) -> float:
+    cpu = time.process_time()
+    outcome = work()
+    cpu = time.process_time() - cpu
+    if outcome["status"] not in {"planned", "completed"}:
+        raise RuntimeError(str(outcome))
+    return cpu
+
+
+if __name__ == "__main__":
+    gc.collect()
+    idle = memory_kib("VmRSS")
+    reset_peak()
+    result = measure(int(sys.argv[1]))
+    print(json.dumps(result | {"peak_mib": (memory_kib("VmHWM") - idle) / 1024}))

@@ -1,0 +1,55 @@
+"""What the rows need of an object server, whichever it is."""
+
+import os
+from pathlib import Path
+from typing import Final, Protocol
+
+BUCKET: Final = "bench"
+REGION: Final = "us-east-1"
+
+
+class Server(Protocol):
+    """An object server that runs.
+
+    Attributes
+    ----------
+    transport
+        What to print of it.
+    environment
+        Variables that make a row talk to it and trust it.
+    holds
+        How many bytes of objects it can be given.
+    """
+
+    transport: str
+    environment: dict[str, str]
+    holds: int
+
+    def path(self, key: str) -> Path:
+        """Return where an object's file is to be written."""
+
+    def publish(self, key: str) -> None:
+        """Serve the file that was written."""
+
+    def etag(self, key: str) -> str:
+        """Return an object's ETag."""
+
+    def create_upload(self, key: str) -> str:
+        """Start a multipart upload."""
+
+    def take_written(self) -> dict[str, str]:
+        """Return what was PUT since last asked, request target → MD5, and forget it."""
+
+
+def aws_environment(url: str) -> dict[str, str]:
+    """Return variables that make any AWS client talk to one endpoint and to nothing else."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
