@@ -90,7 +90,9 @@ class RangeStream:
     ) -> None:
         self._opener = opener
         self._source = source
-        self._ranges = [(start, end) for start, end in ranges if start < end]
+        self._ranges = [(start, end) for start, end in reversed(ranges) if start < end]
+        self._position, self._end = self._ranges.pop() if self._ranges else (0, 0)
+        self._opened_at = 0
         self._body: Body | None = None
         self._failures = 0
 
@@ -102,7 +104,7 @@ class RangeStream:
         ChangedObjectError
             The version is gone, or has another ETag.
         """
-        if self._ranges:
+        if self._position < self._end:
             with contextlib.suppress(OSError):
                 self._current_body()
 
@@ -114,30 +116,33 @@ class RangeStream:
         StoreError
             The stream broke too often, or has no more bytes.
         """
-        while len(buffer):
-            if not self._ranges:
-                raise StoreError(f"{self._source.key}: read {len(buffer)} bytes past its ranges")
-            count = self._read_some(buffer)
-            start, end = self._ranges[0]
-            buffer = buffer[count:]
-            self._opener.meter.add(bytes_read=count)
-            if start + count == end:
-                self._ranges.pop(0)
+        filled, wanted = 0, len(buffer)
+        while filled < wanted:
+            if self._position == self._end:
+                self._next_range(wanted - filled)
+            count = self._read_some(buffer[filled : filled + self._end - self._position])
+            filled += count
+            self._position += count
+            if self._position == self._end:
                 self._drop()
-            else:
-                self._ranges[0] = (start + count, end)
 
     def close(self) -> None:
         """Give up the connection."""
         self._drop()
         self._ranges = []
+        self._position = self._end
+
+    def _next_range(self, wanted: int) -> None:
+        if not self._ranges:
+            raise StoreError(f"{self._source.key}: read {wanted} bytes past its ranges")
+        self._position, self._end = self._ranges.pop()
 
     def _read_some(self, buffer: memoryview) -> int:
-        start, end = self._ranges[0]
         try:
-            count = self._current_body().readinto(buffer[: end - start])
+            count = (self._body or self._current_body()).readinto(buffer)
             if count == 0:
-                raise OSError(f"the body ended {end - start} bytes short")  # noqa: TRY301
+                missing = self._end - self._position
+                raise OSError(f"the body ended {missing} bytes short")  # noqa: TRY301
         except OSError as error:
             self._failures += 1
             self._opener.meter.add(retries=1)
@@ -145,7 +150,7 @@ class RangeStream:
             if self._failures >= MAX_ATTEMPTS:
                 raise StoreError(
                     f"{self._source.key}: reading broke {self._failures} times in a row "
-                    f"at byte {start}: {error}"
+                    f"at byte {self._position}: {error}"
                 ) from error
             pause(self._failures)
             return 0
@@ -154,10 +159,12 @@ class RangeStream:
 
     def _current_body(self) -> Body:
         if self._body is None:
-            self._body = self._opener.get_body(self._source, *self._ranges[0])
+            self._body = self._opener.get_body(self._source, self._position, self._end)
+            self._opened_at = self._position
         return self._body
 
     def _drop(self) -> None:
         if self._body is not None:
+            self._opener.meter.add(bytes_read=self._position - self._opened_at)
             self._body.close()
             self._body = None
