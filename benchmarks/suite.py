@@ -154,5 +154,5 @@ def whole_memory(case: Json) -> float:
     asked for (socket(7)).
     """
     row = case["rows"][FUNCTION.name]
-    buffers = 2 * case["clients"] * planning.block_bytes(case["clients"]) / 2**20
+    buffers = 2 * case["clients"] * planning.receive_buffer_bytes(case["clients"]) / 2**20
     return float(row["idle_mib"]["median"] + row["peak_mib"]["max"] + buffers + planning.RUNTIME_MB)

@@ -77,7 +77,7 @@ def test_the_peak_stays_under_the_projection(store: Store, clients: int, dtype: 
     peak, projected = peak_mb(store, f"memory-{clients}-{dtype}", clients, dtype, 20 * MIB)
     print(f"{clients} clients, {dtype}: peak {peak} MB, projected {projected:.1f} MB")
     # The process shows neither the kernel's buffers nor Lambda's runtime client.
-    whole = peak + planning.RUNTIME_MB + 2 * clients * planning.block_bytes(clients) / MIB
+    whole = peak + planning.RUNTIME_MB + 2 * clients * planning.receive_buffer_bytes(clients) / MIB
     assert whole <= projected
     assert projected <= 1.5 * whole
 

@@ -98,7 +98,7 @@ def test_refuses_a_budget_nothing_meets() -> None:
 
 def test_memory_projection_is_its_arithmetic() -> None:
     block, scratch, raw, written = 8 * 1, 8 * 0.25, 0.25, 1
-    streams = 5 * 0.1875 + 4 * 2 * 1
+    streams = 5 * 0.1875 + 4 * 2 * 2
     idle = planning.RESIDENT_MB + planning.RUNTIME_MB
     needed = planning.project_memory(4, plan_bytes=MIB)
     assert needed == idle + block + scratch + raw + written + streams + 8

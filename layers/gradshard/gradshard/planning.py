@@ -19,12 +19,11 @@ from gradshard.limits import MIB
 from gradshard.spec import MAX_SHARDS
 
 MAX_BLOCK_BYTES: Final = MIB
-BUFFERED_BYTES: Final = 8 * MIB
-"""Bytes in the receive buffers of all connections together."""
+ALL_BLOCKS_BYTES: Final = 10 * MIB
+"""Bytes of the blocks of all contributors together, half of what their receive buffers hold."""
 
 SLICE_BYTES: Final = 256 * 1024
 """Bytes read at a time: small enough that numpy works on them in the processor's cache."""
-
 
 CLIENT_RANGE_BYTES: Final = 16 * MIB
 CLIENT_RANGES: Final = 8
@@ -44,13 +43,19 @@ def client_ranges(nbytes: int) -> list[tuple[int, int]]:
 
 
 def block_bytes(contributors: int) -> int:
-    """Return how many bytes of each contributor are added before the next contributor's are.
-
-    A block is what a connection's receive buffer holds: while others are read it fills again, and
-    no connection ever waits for its turn with a full buffer for longer than it must.
-    """
+    """Return how many bytes of each contributor are added before the next contributor's are."""
     unit = 64 * 1024
-    return max(unit, min(MAX_BLOCK_BYTES, BUFFERED_BYTES // contributors // unit * unit))
+    return max(unit, min(MAX_BLOCK_BYTES, ALL_BLOCKS_BYTES // contributors // unit * unit))
+
+
+def receive_buffer_bytes(contributors: int) -> int:
+    """Return what the kernel may hold of each connection.
+
+    Left alone it may grow to 6 MB, and it is the function's memory. Two blocks: while the others
+    are read it fills again, and a turn seldom waits (bounded to one block, receiving took 15 %
+    more CPU: see docs/performance.md).
+    """
+    return 2 * block_bytes(contributors)
 
 
 class Shard(NamedTuple):
@@ -185,15 +190,16 @@ def project_memory(contributors: int, plan_bytes: int = 0) -> float:
 
     - *block*, *scratch*: in the accumulator's type, up to eight times the element's size, and the
       bytes read and written;
-    - *streams*: a connection per contributor, with the kernel's receive buffer, which is twice
-      what is asked for (socket(7));
+    - *streams*: a connection per contributor, with the kernel's receive buffer, which takes
+      twice what is asked for (socket(7));
     - *plan*: the parsed plan, which grows with the number of runs.
 
     Neither the update's size nor M is in it.
     """
     block = block_bytes(contributors)
     arithmetic = SLICE_BYTES + block + WIDENING * (block + SLICE_BYTES)
-    streams = (contributors + 1) * STREAM_BYTES + 2 * contributors * block
+    streams = (contributors + 1) * STREAM_BYTES
+    streams += 2 * contributors * receive_buffer_bytes(contributors)
     buffers = arithmetic + streams + PLAN_FACTOR * plan_bytes
     return RESIDENT_MB + RUNTIME_MB + buffers / limits.MIB
 

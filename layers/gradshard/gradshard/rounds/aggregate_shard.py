@@ -16,7 +16,7 @@ from gradshard.errors import ChangedObjectError, PlanError
 from gradshard.keys import RoundKeys
 from gradshard.layout import PREFIX_BYTES, parse_header
 from gradshard.plan import Plan, Refusal
-from gradshard.planning import Shard, block_bytes
+from gradshard.planning import Shard, receive_buffer_bytes
 from gradshard.streams import RangeStream
 from gradshard.wire import Wire
 
@@ -126,7 +126,7 @@ def _write_shard(wire: Wire, keys: RoundKeys, plan: Plan, shard: Shard) -> list[
 @contextlib.contextmanager
 def _opened(wire: Wire, plan: Plan, start: int, end: int) -> Iterator[list[RangeStream]]:
     """Give every contributor's bytes [start, end) of the layout, all requests made at once."""
-    wire.receive_buffer_bytes = block_bytes(len(plan.contributors))
+    wire.receive_buffer_bytes = receive_buffer_bytes(len(plan.contributors))
     streams = [
         RangeStream(wire, contributor.source, contributor.ranges(start, end))
         for contributor in plan.contributors
