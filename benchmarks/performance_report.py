@@ -1,0 +1,186 @@
+"""``python -m benchmarks.performance_report f.json``: a run's figures into docs/performance.md.
+
+Only what stands between the two marks is replaced; the words around it are written by hand.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
+BEGIN: Final = "<!-- figures: python -m benchmarks.performance_report f.json -->\n"
+END: Final = "<!-- end of figures -->\n"
+
+Figures = dict[str, Any]
+
+
+def main(arguments: list[str]) -> None:
+    """Read the JSON that ``make bench`` wrote, and write the page."""
+    [path] = arguments
+    report: Figures = json.loads(Path(path).read_text())
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(before + BEGIN + figures(report) + END + after)
+
+
+def figures(report: Figures) -> str:
+    """Return everything between the marks."""
+    sections = (machine, throughput, targets, rate_limited, ceiling, cold_start, scale)
+    return "\n" + "\n".join(section(report) for section in sections) + "\n"
+
+
+def machine(report: Figures) -> str:
+    """Say what it was measured on."""
+    m = report["machine"]
+    kernel, openssl = m["kernel"].split("-")[0], m["openssl"].rsplit(" ", 3)[0]
+    return (
+        f"Measured on {m['date']}: {m['cores']} cores of a shared {m['processor']}, "
+        f"Linux {kernel}, Python {m['python']}, {openssl}, numpy {m['numpy']}, boto3 {m['boto3']}. The server is "
+        "nginx over HTTPS on the loopback interface, on the same cores. Medians of "
+        f"{report['runs']} interleaved runs, least and most in brackets; GB are 10⁹ bytes of "
+        "client updates.\n"
+    )
+
+
+def throughput(report: Figures) -> str:
+    """Tabulate the rows."""
+    rows = []
+    for case in report["throughput"]:
+        tasks = "all tasks" if case["tasks"] == case["shards"] else "one task"
+        name = f"{case['clients']} × {case['megabytes']} MB, M={case['shards']}, {tasks}"
+        for row, f in case["rows"].items():
+            rows.append(
+                (
+                    name,
+                    row,
+                    _spread(f["gb_per_second"], 2),
+                    _spread(f["cpu_seconds_per_gb"], 2),
+                    _spread(f["peak_mib"], 1),
+                    *(f"{f[k]['median']:.0f}" for k in ("idle_mib", "gets", "puts")),
+                )
+            )
+            name = ""
+    titles = ("", "row", "GB/s", "CPU-s/GB", "peak MiB above idle", "idle MiB", "GETs", "PUTs")
+    return "## The table\n\n" + _table(titles, rows, left=2)
+
+
+def targets(report: Figures) -> str:
+    """Tabulate the targets, missed ones included."""
+    rows = [
+        (t["target"], t["wanted"], t["measured"], "met" if t["met"] else "**missed**")
+        for t in report["targets"]
+    ]
+    return "## Targets\n\n" + _table(("target", "wanted", "measured", ""), rows, left=4)
+
+
+def rate_limited(report: Figures) -> str:
+    """Tabulate what connections of a limited rate gave."""
+    rows = [
+        (
+            str(case["connections"]),
+            row,
+            _spread({name: rate / 1e6 for name, rate in f["rate"].items()}, 0),
+            f"{f['of_limit']:.2f}",
+        )
+        for case in report["rate_limited"]
+        for row, f in case["rows"].items()
+    ]
+    titles = ("connections", "row", "MB/s", "of connections × 60 MB/s")
+    return "## Each connection held to 60 MB/s\n\n" + _table(titles, rows, left=2)
+
+
+def ceiling(report: Figures) -> str:
+    """Tabulate what became of the containers."""
+    rows = [
+        (c["row"], c["what"], c["outcome"], _whole(c["peak_mb"]), _whole(c["container_mb"]))
+        for c in report.get("ceiling", [])
+    ]
+    titles = ("row", "shard", "outcome", "process's peak MB", "container's peak MB")
+    return (
+        "## The memory ceiling\n\n`sam local invoke` in a container of 128 MB, which the kernel "
+        "enforces, against the local engine over HTTP. The container's figure is what cannot be "
+        "given back, looked at ten times a second, the emulator's own 11 MiB included.\n\n"
+        + _table(titles, rows, left=3)
+    )
+
+
+def cold_start(report: Figures) -> str:
+    """Tabulate what importing the handlers takes."""
+    rows = [
+        (
+            name,
+            _spread(f["milliseconds"], 0),
+            _spread(f["cpu_seconds"], 3),
+            f"{f['resident_mib']['median']:.0f}",
+            f"{f['modules']['median']:.0f}",
+        )
+        for name, f in report["cold_start"].items()
+    ]
+    others = ", ".join(report["cold_start"]["aggregate_shard"]["others"])
+    return (
+        "## Cold start\n\nImporting a handler in a fresh interpreter:\n\n"
+        + _table(("function", "ms", "CPU-s", "resident MiB", "modules"), rows, left=1)
+        + f"\nBeyond the standard library `aggregate_shard` imports {others}.\n"
+    )
+
+
+def scale(report: Figures) -> str:
+    """Tabulate plans of large updates, and what planning takes."""
+    plans = [(str(p["gigabytes"]), str(p["clients"]), *_plan(p)) for p in report["scale"]["plans"]]
+    measured = [
+        (
+            f"{m['shards']:,}",
+            _spread(m["plan_cpu_seconds"], 3),
+            _spread(m["finalise_cpu_seconds"], 3),
+            _spread(m["peak_mib"], 1),
+        )
+        for m in report["scale"]["measured"]
+    ]
+    return (
+        "## Large updates, on paper\n\nThe cheapest M within a minute where there is one, in the "
+        "smallest function that does; float32, arm64, within every limit of S3, Step Functions and "
+        "Lambda.\n\n"
+        + _table(
+            ("GB", "clients", "memory MB", "M", "part MB", "used MB", "task s", "round s", "$"),
+            plans,
+            left=0,
+        )
+        + "\nPlanning and finalising, with S3 played by a dictionary, 20 clients, 200 tensors:\n\n"
+        + _table(
+            ("shards", "plan CPU-s", "finalise CPU-s", "peak MiB above idle"), measured, left=0
+        )
+    )
+
+
+def _plan(plan: Figures) -> tuple[str, ...]:
+    if "refused" in plan:
+        return ("refused", "", "", "", "", "", "")
+    return (
+        str(plan["memory_mb"]),
+        str(plan["shards"]),
+        f"{plan['part_mb']:.0f}",
+        f"{plan['needed_mb']:.0f}",
+        f"{plan['task_seconds']:.0f}",
+        f"{plan['seconds']:.0f}",
+        f"{plan['dollars']:.2f}",
+    )
+
+
+def _table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, left: int) -> str:
+    rule = ["---"] * left + ["--:"] * (len(titles) - left)
+    return "".join(f"| {' | '.join(row)} |\n" for row in (titles, tuple(rule), *rows))
+
+
+def _spread(figure: dict[str, float], digits: int) -> str:
+    median, least, most = (f"{figure[name]:,.{digits}f}" for name in ("median", "min", "max"))
+    return median if least == most else f"{median} ({least}–{most})"
+
+
+def _whole(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.0f}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
