@@ -37,7 +37,8 @@ def machine(report: Figures) -> str:
     kernel, openssl = m["kernel"].split("-")[0], m["openssl"].rsplit(" ", 3)[0]
     return (
         f"Measured on {m['date']}: {m['cores']} cores of a shared {m['processor']}, "
-        f"Linux {kernel}, Python {m['python']}, {openssl}, numpy {m['numpy']}, boto3 {m['boto3']}. The server is "
+        f"Linux {kernel}, Python {m['python']}, {openssl}, numpy {m['numpy']}, boto3 {m['boto3']}. "
+        "The server is "
         "nginx over HTTPS on the loopback interface, on the same cores. Medians of "
         f"{report['runs']} interleaved runs, least and most in brackets; GB are 10⁹ bytes of "
         "client updates.\n"

@@ -18,10 +18,10 @@ GIGABYTES: Final = (5, 50, 500)
 CLIENTS: Final = (20, MAX_CLIENTS)
 # 3,008 MB is the most that a new account's functions may have.
 MEMORIES_MB: Final = (128, 256, 512, 1024, 1769, 3008)
-SHARDS: Final = (10, 100, 1000)
+SHARDS: Final = (10, 100, 1000, 10_000)
 MAX_PARTS: Final = 10_000
-MAX_MAP_ITEMS: Final = 1000
-"""A round's most shards; a distributed Map takes 10,000 at once."""
+MAX_MAP_ITEMS: Final = 10_000
+"""Children that a distributed Map runs at once."""
 MAX_DESCRIPTORS: Final = 1024
 MAX_SECONDS: Final = 900
 

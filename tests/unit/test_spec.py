@@ -27,7 +27,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"clients": 3, "deadline": 1.5}, "deadline is 1.5"),
     ({"clients": 3, "deadline": 10**9}, "deadline"),
     ({"clients": 3, "shards": 0}, "shards is 0"),
-    ({"clients": 3, "shards": 1001}, "shards is 1001"),
+    ({"clients": 3, "shards": 10_001}, "shards is 10001"),
     ({"clients": 3, "within": -1}, "within is -1"),
     ({"clients": 3, "within": float("nan")}, "within is nan"),
     ({"clients": 3, "within": 5, "shards": 2}, "not both"),

@@ -339,17 +339,15 @@ def choose(
             f"an aggregator needs {needed:.0f} MB and has {memory_mb}; "
             f"deploy with AggregatorMemory={_round_up(needed)}"
         )
-    quick = [p for p in roomy if p.task_seconds <= limits.MAX_TASK_SECONDS]
+    quick = [p for p in roomy if _fits_in_time(p)]
     if not quick:
-        least = next(
-            (m for m in range(1, most + 1) if projected(m).task_seconds <= limits.MAX_TASK_SECONDS),
-            None,
-        )
-        change = (
-            f"ask for at least {least} shards"
-            if least
-            else "deploy with more AggregatorMemory, or average fewer clients a round"
-        )
+        least = next((m for m in range(fewest, most + 1) if _fits_in_time(projected(m))), None)
+        if least:
+            change = f"ask for at least {least} shards"
+        elif _network_seconds(contributors * nbytes / most) < limits.MAX_TASK_SECONDS:
+            change = "deploy with more AggregatorMemory, which is processor time"
+        else:
+            change = "average fewer clients a round"
         raise PlanError(
             f"a task would take {min(p.task_seconds for p in roomy):.0f} s, over the "
             f"{limits.MAX_TASK_SECONDS:.0f} s that a task may; {change}"
@@ -402,6 +400,10 @@ def frontier(
 
 def _span_at(spans: Sequence[Span], position: int) -> int:
     return bisect_right(spans, position, key=attrgetter("start")) - 1
+
+
+def _fits_in_time(projection: Projection) -> bool:
+    return projection.task_seconds <= limits.MAX_TASK_SECONDS
 
 
 def _network_seconds(nbytes: float) -> float:

@@ -12,7 +12,9 @@ from gradshard.layout import Layout
 MAX_CLIENTS: Final = 64
 """Streams a task may hold open at once, and so contributors of a one-level plan."""
 
-MAX_SHARDS: Final = 1000
+MAX_SHARDS: Final = 10_000
+"""Parts that S3 takes in one upload."""
+
 MAX_DEADLINE: Final = 7 * 24 * 3600
 DEFAULT_DEADLINE: Final = 3600
 
