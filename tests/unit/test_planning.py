@@ -137,5 +137,5 @@ def test_dollars_of_a_round_by_hand() -> None:
         (2 * 10 + 2) * 0.4e-6 + (2 + 2) * 5e-6
     )
     assert projection.dollars["s3_clients"] == pytest.approx(10 * ((3 + 3) * 5e-6 + 3 * 0.4e-6))
-    assert projection.task_seconds == pytest.approx(0.2 + max(200 / 1024, 0.97 * 200 * MIB / 1e9))
+    assert projection.task_seconds == pytest.approx(0.2 + max(200 / 1024, 1.2 * 200 * MIB / 1e9))
     assert projection.total_dollars == pytest.approx(sum(projection.dollars.values()))

@@ -42,9 +42,9 @@ ROUND_OVERHEAD_SECONDS: Final = 1.5
 COLLECT_GB_SECONDS: Final = 0.5 * 0.3
 ROUND_GB_SECONDS: Final = (0.25 + 0.5 + 0.25) * 0.3  # open_round, plan_round, finalize_round
 
-# CPU seconds per GB of client bytes, HTTPS receive and arithmetic together: boto3's receive with
-# eight connections .86 plus numpy's .11, measured on loopback with a 2-core x86-64 machine.
-CPU_SECONDS_PER_GB: Final = 0.97
+# CPU seconds per GB of client bytes of a whole task over HTTPS, 1.12 to 1.34 in docs/performance.md
+# (make bench, 2-core x86-64 machine, 2026-11).
+CPU_SECONDS_PER_GB: Final = 1.2
 
 # https://aws.amazon.com/lambda/pricing/ (2026-11)
 DOLLARS_PER_GB_SECOND: Final = {"x86_64": 0.0000166667, "arm64": 0.0000133334}
