@@ -305,8 +305,13 @@ def choose(
     PlanError
         Nothing fits; the text has the numbers and the smallest change that would do.
     """
-    notes: list[str] = []
-    most = max_shards(nbytes)
+    fewest, most, notes = _bounds(nbytes, shards)
+    needed = project_memory(contributors, plan_bytes)
+    if needed > memory_mb:
+        raise PlanError(
+            f"an aggregator needs {needed:.0f} MB and has {memory_mb}; "
+            f"deploy with AggregatorMemory={_round_up(needed)}"
+        )
 
     def projected(m: int) -> Projection:
         return project(
@@ -318,52 +323,58 @@ def choose(
             plan_bytes=plan_bytes,
         )
 
-    if shards is not None and shards > most:
-        notes.append(
-            f"M lowered from {shards} to {most}: shards of {nbytes} bytes would fall under "
-            f"the {limits.MIN_PART_BYTES} bytes that S3 wants of a part"
-        )
-        shards = most
-    fewest = min_shards(nbytes)
-    if fewest > most or (shards is not None and shards < fewest):
-        change = "ask for that many" if fewest <= most else f"a round takes at most {most}"
-        raise PlanError(
-            f"an update of {nbytes} bytes takes at least {fewest} shards, since S3 takes at most "
-            f"{limits.MAX_PART_BYTES} bytes in a part; {change}"
-        )
-    candidates = [projected(m) for m in ([shards] if shards else range(fewest, most + 1))]
-    roomy = [p for p in candidates if p.needed_mb <= memory_mb]
-    if not roomy:
-        needed = min(p.needed_mb for p in candidates)
-        raise PlanError(
-            f"an aggregator needs {needed:.0f} MB and has {memory_mb}; "
-            f"deploy with AggregatorMemory={_round_up(needed)}"
-        )
-    quick = [p for p in roomy if _fits_in_time(p)]
+    candidates = [projected(m) for m in range(fewest, most + 1)]
+    quick = [p for p in candidates if _fits_in_time(p)]
     if not quick:
-        least = next((m for m in range(fewest, most + 1) if _fits_in_time(projected(m))), None)
-        if least:
-            change = f"ask for at least {least} shards"
-        elif _network_seconds(contributors * nbytes / most) < limits.MAX_TASK_SECONDS:
-            change = "deploy with more AggregatorMemory, which is processor time"
-        else:
-            change = "average fewer clients a round"
-        raise PlanError(
-            f"a task would take {min(p.task_seconds for p in roomy):.0f} s, over the "
-            f"{limits.MAX_TASK_SECONDS:.0f} s that a task may; {change}"
+        larger = map(projected, range(fewest, max_shards(nbytes) + 1))
+        raise _too_slow(
+            candidates[-1], nbytes, contributors, next(filter(_fits_in_time, larger), None)
         )
     budget = UNHURRIED_SECONDS if within is None else within
     in_time = [p for p in quick if p.seconds <= budget]
-    if within is None:
-        in_time = in_time or quick
-    if not in_time:
+    if not in_time and within is not None:
         fastest = min(quick, key=lambda p: p.seconds)
         raise PlanError(
             f"no M aggregates within {within:g} s: the fastest, M={fastest.shards} at "
             f"{memory_mb} MB, takes {fastest.seconds:.1f} s; allow that, or deploy with more "
             "AggregatorMemory"
         )
-    return min(in_time, key=lambda p: (p.total_dollars, p.shards)), notes
+    return min(in_time or quick, key=lambda p: (p.total_dollars, p.shards)), notes
+
+
+def _bounds(nbytes: int, shards: int | None) -> tuple[int, int, list[str]]:
+    """Return the least and the largest M to consider, and what was changed to get there."""
+    fewest, most = min_shards(nbytes), max_shards(nbytes)
+    if fewest > most or (shards is not None and shards < fewest):
+        change = "ask for that many" if fewest <= most else f"a round takes at most {most}"
+        raise PlanError(
+            f"an update of {nbytes} bytes takes at least {fewest} shards, since S3 takes at most "
+            f"{limits.MAX_PART_BYTES} bytes in a part; {change}"
+        )
+    if shards is None:
+        return fewest, most, []
+    if shards <= most:
+        return shards, shards, []
+    note = (
+        f"M lowered from {shards} to {most}: cut into more, an update of {nbytes} bytes would have "
+        f"shards under the {limits.MIN_PART_BYTES} bytes that S3 wants of a part"
+    )
+    return most, most, [note]
+
+
+def _too_slow(
+    projection: Projection, nbytes: int, contributors: int, quicker: Projection | None
+) -> PlanError:
+    if quicker:
+        change = f"ask for at least {quicker.shards} shards"
+    elif _network_seconds(contributors * nbytes / max_shards(nbytes)) < limits.MAX_TASK_SECONDS:
+        change = "deploy with more AggregatorMemory, which is processor time"
+    else:
+        change = "average fewer clients a round"
+    return PlanError(
+        f"a task would take {projection.task_seconds:.0f} s, over the "
+        f"{limits.MAX_TASK_SECONDS:.0f} s that a task may; {change}"
+    )
 
 
 def frontier(
