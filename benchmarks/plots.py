@@ -10,11 +10,11 @@ from benchmarks.cost_plots import STYLE, WIDTH, Plot, Series
 from benchmarks.runs import ARITHMETIC, FLOWER, FUNCTION, PUBLISHED, RECEIVE, SEQUENTIAL
 from benchmarks.workload import VGG_16
 from gradshard import planning
+from gradshard.costing.published import SHARD_SWEEP_SECONDS
 
 COLORS: Final = {FUNCTION.name: 0, PUBLISHED.name: 1, SEQUENTIAL.name: 2, FLOWER.name: 3}
 MODEL_MEMORIES_MB: Final = (128, 256, 1769)
-PUBLISHED_SECONDS: Final = ((1.0, 188.8), (2.0, 97.8), (4.0, 59.8), (8.0, 26.9), (16.0, 22.3))
-"""Measured on AWS by the paper's author, arXiv 2604.22072."""
+PUBLISHED_SECONDS: Final = tuple((float(m), s) for m, s in SHARD_SWEEP_SECONDS.items())
 
 _LEFT: Final = 130
 _RIGHT: Final = 110

@@ -379,6 +379,41 @@ def test_planning_twice_at_once_leaves_one_plan_and_one_upload(
     assert round_.go() == {"status": "completed"}
 
 
+def test_planning_again_twice_at_once_leaves_one_plan_and_one_upload(
+    open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    round_ = open_round(clients=3)
+    for i, client in enumerate("abc"):
+        round_.submit(client, small(i))
+    round_.plan()
+    refused = [Refusal("b", "a reason")]
+    begin = round_.store.create_upload
+    inner: list[dict[str, Any]] = []
+
+    def overtaken(*args: Any) -> str:
+        """Let another planning of the same attempt begin and end while this one is at work."""
+        monkeypatch.undo()
+        inner.append(round_.plan(1, refused))
+        return begin(*args)
+
+    monkeypatch.setattr(round_.store, "create_upload", overtaken)
+    assert round_.plan(1, refused) == inner[0]
+    uploads = round_.store.open_uploads(round_.keys.result)
+    assert uploads == [round_.store.get_json(round_.keys.plan)["upload_id"]]
+    round_.aggregate()
+    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert_average(round_.result(), [small(0), small(2)], [1, 1])
+
+
+def test_a_plan_without_its_tasks_gets_them(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=1)
+    round_.submit("a", small(1))
+    round_.plan()
+    round_.store.delete(round_.keys.tasks)  # as if planning had been killed in between
+    round_.plan()
+    assert round_.go() == {"status": "completed"}
+
+
 def test_a_task_of_an_attempt_given_up_writes_nothing(open_round: Callable[..., Round]) -> None:
     round_ = open_round(clients=3)
     updates = {c: small(i) for i, c in enumerate("abc")}

@@ -10,12 +10,13 @@ MIB: Final = 1024 * 1024
 # S3, https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html (2026-11)
 MIN_PART_BYTES: Final = 5 * MIB
 MAX_PART_BYTES: Final = 5 * 1024 * MIB
-MAX_PUT_BYTES: Final = 5 * 1024 * MIB
 
 # Lambda, https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html (2026-11)
 MIN_MEMORY_MB: Final = 128
 MAX_MEMORY_MB: Final = 10_240
 MB_PER_VCPU: Final = 1_769
+# Sizes worth comparing, from the smallest to the largest of a new account.
+MEMORIES_MB: Final = (MIN_MEMORY_MB, 192, 256, 384, 512, 1024, MB_PER_VCPU, 3008)
 
 # Express executions end after five minutes,
 # https://docs.aws.amazon.com/step-functions/latest/dg/choosing-workflow-type.html (2026-11).

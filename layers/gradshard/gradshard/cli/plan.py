@@ -28,7 +28,6 @@ DEFAULT_MEMORY_MB: Final = 128
 """The template's."""
 
 DEFAULT_ARCHITECTURE: Final = "arm64"
-MEMORIES_MB: Final = (128, 192, 256, 384, 512, 1024, 1769, 3008)
 
 TELLING: Final = 0.85
 """A row of the table takes at most this fraction of the time of the one below it."""
@@ -110,7 +109,7 @@ def plan(
         size,
         clients,
         architecture=architecture,
-        memories=sorted({*MEMORIES_MB, memory}),
+        memories=sorted({*limits.MEMORIES_MB, memory}),
         shards=shards,
     )
     if as_json:

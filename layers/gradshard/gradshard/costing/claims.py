@@ -322,7 +322,6 @@ class Budget:
     choice: Estimate | None
 
 
-MEMORIES_MB: Final = (128, 192, 256, 384, 512, 1024, 1769, 3008)
 BUDGETS: Final = (120.0, 60.0, 30.0, 15.0, 10.0, 5.0, 3.0)
 
 
@@ -330,7 +329,7 @@ def budgets(model: Model, bandwidth: Bandwidth) -> list[Budget]:
     """Return what each time budget costs."""
     choices = [
         choice
-        for memory_mb in MEMORIES_MB
+        for memory_mb in limits.MEMORIES_MB
         for choice in own.choices(model.nbytes, Setting(bandwidth=bandwidth, memory_mb=memory_mb))
     ]
 

@@ -126,9 +126,8 @@ MEASUREMENTS: Final = (
     Measurement(SYNTHETIC_5GB, "gradssharding", 2370, 299.4, 84.80, 85.66, (Level(8, 274.458),)),
 )
 
-SHARD_SWEEP_MEMORY_MB: Final = 3008
 SHARD_SWEEP_SECONDS: Final = {1: 188.8, 2: 97.8, 4: 59.8, 8: 26.9, 16: 22.3}
-"""VGG-16 with GradsSharding: wall seconds by M."""
+"""VGG-16 with GradsSharding at 3,008 MB: wall seconds by M."""
 
 SLOWEST_READ_BYTES_PER_SECOND: Final = 44 * MIB
 FASTEST_READ_BYTES_PER_SECOND: Final = 57 * MIB

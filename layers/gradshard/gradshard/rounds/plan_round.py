@@ -66,17 +66,27 @@ def plan_round(
         and ``cause``.
     """
     keys = RoundKeys(round_id)
+    # Looked at before it is read: if another planning replaces it meanwhile, writing ours fails.
+    head = store.head(keys.plan) if attempt else None
     previous = store.get_json(keys.plan)
     if previous is not None and previous["attempt"] >= attempt:
         return _planned(store, keys, Plan.from_json(previous))
     try:
         plan = _make_plan(store, keys, attempt, refused, aggregator, previous)
+        if not store.put_json(keys.plan, plan.to_json(), replaces=head.etag if head else None):
+            # A planning that runs twice at once is settled here; the loser leaves nothing behind.
+            store.abort_upload(keys.result, plan.upload_id)
+            plan = Plan.from_json(store.get_json(keys.plan))
+        elif previous is not None:
+            store.abort_upload(keys.result, previous["upload_id"])
     except GradshardError as error:
         return {"status": "failed", "error": type(error).__name__, "cause": str(error)}
     return _planned(store, keys, plan)
 
 
 def _planned(store: Store, keys: RoundKeys, plan: Plan) -> dict[str, Any]:
+    # Always those of the plan in force, whoever made it and whatever was killed since.
+    store.put_json(keys.tasks, plan.tasks())
     return {
         "status": "planned",
         "attempt": plan.attempt,
@@ -102,23 +112,7 @@ def _make_plan(
     else:
         entrants = _readmit(Plan.from_json(previous), refused)
     _check_quorum(spec, entrants)
-    plan = _frozen(store, keys, attempt, spec, record["opened_at"], entrants, aggregator, previous)
-
-    # Written last: whoever reads the plan finds all it speaks of. A planning that runs twice at
-    # once is settled here; the loser leaves nothing behind.
-    store.put_json(keys.tasks, plan.tasks())
-    etag = None
-    if previous is not None:
-        head = store.head(keys.plan)
-        etag = head.etag if head else None
-    if not store.put_json(keys.plan, plan.to_json(), replaces=etag):
-        store.abort_upload(keys.result, plan.upload_id)
-        winner = Plan.from_json(store.get_json(keys.plan))
-        store.put_json(keys.tasks, winner.tasks())
-        return winner
-    if previous is not None:
-        store.abort_upload(keys.result, previous["upload_id"])
-    return plan
+    return _frozen(store, keys, attempt, spec, record["opened_at"], entrants, aggregator, previous)
 
 
 def _admit(store: Store, keys: RoundKeys, spec: RoundSpec) -> _Entrants:
