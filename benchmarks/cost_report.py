@@ -17,7 +17,7 @@ from gradshard.cli.common import megabytes
 from gradshard.cli.cost import describe, reproduction
 from gradshard.costing import SYSTEMS, claims, published, whole
 from gradshard.costing.claims import BANDWIDTHS, VARIANTS
-from gradshard.costing.terms import BURST, PUBLISHED, TITLES, Bandwidth, Estimate, Setting
+from gradshard.costing.terms import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.limits import MIB
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
@@ -224,7 +224,7 @@ def _systems_section() -> str:
         blocks += [f"### Bandwidth: {bandwidth.name}", _table(titles, rows)]
     blocks.append(
         "Where a system is missing it cannot run: at 10,240 MB what holds whole updates ends at "
-        f"{(limits.MAX_MEMORY_MB - published.FUNCTION_OVERHEAD_MB) // published.COPIES_HELD} MB of "
+        f"{(limits.MAX_MEMORY_MB - planning.WHOLE_OVERHEAD_MB) // planning.WHOLE_COPIES} MB of "
         "update. Streaming lifts that ceiling for trees as well; they then read "
         "(N + L)/N as much, L the number of partial sums, write every partial sum, and wait for "
         "one level after another."
@@ -370,7 +370,7 @@ def _round_claims_section() -> str:
     for claim in claims.ROUND_CLAIMS:
         rows = [
             (
-                variant.label if variant.exists else f"*not yet:* {variant.label}",
+                variant.label,
                 *(_money(claim.verdict(variant, bandwidth)) for bandwidth in BANDWIDTHS),
             )
             for variant in VARIANTS

@@ -27,22 +27,46 @@ NUMPY = {
 NAMES = {dtype: name for name, dtype in NUMPY.items()}
 
 
-def average(updates: Sequence[Mapping[str, Array]], samples: Sequence[int]) -> dict[str, Array]:
-    """Average updates, given in client order, tensor by tensor, in a plain loop."""
+def average(
+    updates: Sequence[Mapping[str, Array]],
+    samples: Sequence[int],
+    *,
+    tree: Sequence[int] = (),
+    counts: bool = False,
+) -> dict[str, Array]:
+    """Average updates, given in client order, tensor by tensor, in a plain loop.
+
+    With ``tree``, consecutive groups of these sizes are added first, level by level; with
+    ``counts``, updates are weighted by samples and the sum is divided in the end.
+    """
     total = sum(samples)
     result = {}
     for name, model in updates[0].items():
         integer = model.dtype.kind in "iu"
         wide = np.dtype("f8" if integer or model.dtype.itemsize == 8 else "f4")
-        weights = [np.array(n / total).astype(wide) for n in samples]
+        weights = [np.array(n if counts else n / total).astype(wide) for n in samples]
         with np.errstate(all="ignore"):
-            acc: Array = updates[0][name].astype(wide) * weights[0]
-            for update, weight in zip(updates[1:], weights[1:], strict=True):
-                acc = acc + update[name].astype(wide) * weight
+            sums: list[Array] = [
+                update[name].astype(wide) * weight
+                for update, weight in zip(updates, weights, strict=True)
+            ]
+            for size in [*tree, len(sums)]:
+                sums = [add_up(sums[at : at + size]) for at in range(0, len(sums), size)]
+            [acc] = sums
+            if counts:
+                acc = acc / np.array(total).astype(wide)
             if integer:
                 acc = np.rint(acc)
             result[name] = np.asarray(acc).astype(model.dtype)
     return result
+
+
+def add_up(addends: Sequence[Array]) -> Array:
+    """Add one after another."""
+    acc = addends[0]
+    for addend in addends[1:]:
+        acc = acc + addend
+    return acc
 
 
 def encode(

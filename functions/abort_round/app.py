@@ -18,7 +18,7 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
         event["round"],
         error=event["error"],
         cause=event["cause"],
-        shard=event.get("shard"),
+        task=event.get("task"),
     )
     if outcome["status"] == "failed":
         observe.count("RoundsFailed")

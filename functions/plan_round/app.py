@@ -5,25 +5,25 @@ from typing import Any
 
 from gradshard import observe
 from gradshard.plan import Refusal
-from gradshard.rounds.plan_round import Aggregator, plan_round
+from gradshard.planning import Aggregator
+from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.store import Store
 
 store = Store(os.environ["GRADSHARD_BUCKET"])
 aggregator = Aggregator(
     memory_mb=int(os.environ["GRADSHARD_AGGREGATOR_MEMORY"]),
     architecture=os.environ["GRADSHARD_ARCHITECTURE"],
+    concurrency=int(os.environ["GRADSHARD_MAP_CONCURRENCY"]),
 )
-concurrency = int(os.environ["GRADSHARD_MAP_CONCURRENCY"])
 
 
 @observe.handler
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
-    """Plan the round, or plan it again without those who were refused."""
-    outcome = plan_round(
-        store,
-        event["round"],
+    """Plan the round, its next groups, or the round again without those who were refused."""
+    call = Call(
+        visit=event["visit"],
+        reason=event["reason"],
         attempt=event["attempt"],
         refused=[Refusal(**refusal) for refusal in event["refused"]],
-        aggregator=aggregator,
     )
-    return outcome | {"concurrency": concurrency}
+    return plan_round(store, event["round"], call, aggregator=aggregator)

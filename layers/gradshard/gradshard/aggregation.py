@@ -1,13 +1,17 @@
-"""Lockstep: average one shard of all contributors, a block at a time.
+"""Lockstep: add up one byte range of all inputs, a block at a time.
 
-All contributors' streams are open at once. Block by block, the next bytes of each contributor,
-in contributor order, are read into one small buffer and added to the block's accumulator; a
-finished block is rounded and written on at once. Memory is a few blocks, whatever the size of shard
-and update and however many contributors there are; and since the contributors' order is the order
-of the additions, the result's bits do not depend on any of these sizes.
+All inputs' streams are open at once. Block by block, the next bytes of each input, in their order,
+are read into one small buffer and added to the block's accumulator; a finished block is rounded and
+written on at once. Memory is a few blocks, whatever the size of shard and update and however many
+contributors there are; and since the inputs' order is the order of the additions, the result's bits
+do not depend on any of these sizes.
+
+Inputs are updates, or partial sums of updates; what is written is the result, or a partial sum. An
+order of several levels keeps an accumulator for each.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,11 +20,12 @@ from gradshard import arithmetic
 from gradshard.dtypes import DTYPES, DType
 from gradshard.errors import GradshardError
 from gradshard.layout import Span
-from gradshard.planning import MAX_BLOCK_BYTES, SLICE_BYTES, WIDENING, Shard, block_bytes, clip
+from gradshard.orders import SEQUENTIAL, Order
+from gradshard.planning import SLICE_BYTES, WIDENING, block_bytes, clip
 
 
 class Source(Protocol):
-    """One contributor's bytes of a shard, in the order of the layout."""
+    """One input's bytes of a range, in the order of the layout."""
 
     def read_into(self, buffer: memoryview) -> None:
         """Fill ``buffer`` with the next bytes; raise if there are not as many."""
@@ -34,12 +39,51 @@ class NonFiniteSumError(GradshardError):
         self.position = position
 
 
+@dataclass(frozen=True)
+class Addition:
+    """What is to be added, and how.
+
+    Parameters
+    ----------
+    weights
+        One per input.
+    order
+        Of the additions.
+    of_sums
+        Whether inputs are partial sums, which hold accumulators, not elements.
+    to_sums
+        Whether a partial sum is written.
+    divisor
+        What the whole sum is divided by in the end.
+    allow_nonfinite
+        Let NaN and infinities through.
+    whole
+        Hold the whole range instead of blocks of it, as the published systems do.
+    """
+
+    weights: Sequence[float]
+    order: Order = SEQUENTIAL
+    of_sums: bool = False
+    to_sums: bool = False
+    divisor: int = 1
+    allow_nonfinite: bool = False
+    whole: bool = False
+
+    @property
+    def depth(self) -> int:
+        """How many accumulators it takes."""
+        return max(1, len(self.order))
+
+
 class _Piece(NamedTuple):
-    """Elements of one type within a slice, with the room to work on them."""
+    """Elements of one type within a slice, with the room to work on them.
+
+    The last of the accumulators is that of the whole sum.
+    """
 
     dtype: DType
     elements: arithmetic.Array
-    accumulator: arithmetic.Array
+    accumulators: list[arithmetic.Array]
     scratch: arithmetic.Array
 
 
@@ -49,80 +93,106 @@ class _Slice(NamedTuple):
 
 
 class _Workspace:
-    """The buffers of one task, made once and carved anew for each block."""
+    """The buffers of one task, made once and carved anew for each block.
 
-    def __init__(self) -> None:
-        self._raw = memoryview(bytearray(SLICE_BYTES))
-        self._accumulator = np.empty(WIDENING * MAX_BLOCK_BYTES, np.uint8)
-        self._scratch = np.empty(WIDENING * SLICE_BYTES, np.uint8)
+    Parameters
+    ----------
+    block
+        Bytes of the layout that are added before the next input's are.
+    depth
+        How many accumulators there are.
+    of_sums
+        Whether what is read is as wide as an accumulator.
+    slice_bytes
+        Bytes of the layout that are read at a time.
+    """
+
+    def __init__(
+        self, block: int, *, depth: int = 1, of_sums: bool = False, slice_bytes: int = SLICE_BYTES
+    ) -> None:
+        self._of_sums, self._slice_bytes = of_sums, slice_bytes
+        # Room for the widest; what is never touched takes no memory.
+        self._raw = memoryview(np.empty((WIDENING if of_sums else 1) * slice_bytes, np.uint8))
+        self._accumulators = [np.empty(WIDENING * block, np.uint8) for _ in range(depth)]
+        self._scratch = np.empty(WIDENING * slice_bytes, np.uint8)
 
     def carve(self, spans: Sequence[Span], start: int, end: int) -> list[_Slice]:
         """Lay out a block: its slices, and in each the pieces of one type."""
         slices: list[_Slice] = []
         used = 0
-        for slice_start, slice_end in steps(spans, start, end, SLICE_BYTES):
+        for slice_start, slice_end in steps(spans, start, end, self._slice_bytes):
             pieces: list[_Piece] = []
+            read = 0
             for span in clip(spans, slice_start, slice_end):
                 dtype = DTYPES[span.dtype]
                 count = (span.end - span.start) // dtype.size
+                stored = dtype.accumulator if self._of_sums else dtype.storage
                 length = count * dtype.accumulator.itemsize
                 pieces.append(
                     _Piece(
                         dtype,
-                        np.frombuffer(
-                            self._raw, dtype.storage, count, offset=span.start - slice_start
-                        ),
-                        self._accumulator[used : used + length].view(dtype.accumulator),
+                        np.frombuffer(self._raw, stored, count, offset=read),
+                        [
+                            a[used : used + length].view(dtype.accumulator)
+                            for a in self._accumulators
+                        ],
                         self._scratch[:length].view(dtype.accumulator),
                     )
                 )
+                read += count * stored.itemsize
                 used += -(-length // WIDENING) * WIDENING
-            slices.append(_Slice(self._raw[: slice_end - slice_start], pieces))
+            slices.append(_Slice(self._raw[:read], pieces))
         return slices
 
 
 def aggregate(
     sources: Sequence[Source],
-    weights: Sequence[float],
+    addition: Addition,
     spans: Sequence[Span],
-    shard: Shard,
+    start: int,
+    end: int,
     write: Callable[[memoryview], None],
-    *,
-    allow_nonfinite: bool = False,
 ) -> None:
-    """Write the weighted sum of one shard of all contributors.
+    """Write the weighted sum of a byte range of all inputs.
 
     Parameters
     ----------
     sources
-        One per contributor, in contributor order, each giving the shard's bytes.
-    weights
-        One per contributor, adding up to one.
+        One per input, in their order, each giving the range's bytes.
+    addition
+        How to add them.
     spans
         The whole layout's spans.
-    shard
-        The range to aggregate.
+    start, end
+        The range of the layout.
     write
-        Takes the result's bytes, piece by piece; may keep none of the memory it is given.
-    allow_nonfinite
-        Let NaN and infinities through.
+        Takes the sum's bytes, piece by piece; may keep none of the memory it is given.
 
     Raises
     ------
     NonFiniteSumError
         An addend was not finite, and that is not allowed.
     """
-    workspace = _Workspace()
-    size = block_bytes(len(sources))
-    finished = memoryview(bytearray(size))
+    size = end - start if addition.whole else block_bytes(len(sources), addition.depth)
+    workspace = _Workspace(
+        size,
+        depth=addition.depth,
+        of_sums=addition.of_sums,
+        slice_bytes=size if addition.whole else SLICE_BYTES,
+    )
+    finished = memoryview(bytearray(0 if addition.to_sums else size))
     with np.errstate(all="ignore"):
-        for start, end in steps(spans, shard.start, shard.end, size):
-            block = workspace.carve(spans, start, end)
-            _add_all(sources, weights, block)
-            if not (allow_nonfinite or _is_finite(block)):
-                raise NonFiniteSumError(start)
-            _finish(block, finished[: end - start])
-            write(finished[: end - start])
+        for block_start, block_end in steps(spans, start, end, size):
+            block = workspace.carve(spans, block_start, block_end)
+            _add_all(sources, addition, block)
+            if not (addition.allow_nonfinite or _is_finite(block)):
+                raise NonFiniteSumError(block_start)
+            if addition.to_sums:
+                for piece in _pieces(block):
+                    write(memoryview(piece.accumulators[-1]).cast("B"))
+            else:
+                _finish(block, addition.divisor, finished)
+                write(finished[: block_end - block_start])
 
 
 def find_nonfinite(
@@ -139,7 +209,7 @@ def find_nonfinite(
     start, end
         The range to search.
     """
-    workspace = _Workspace()
+    workspace = _Workspace(SLICE_BYTES)
     found: dict[int, int] = {}
     for slice_start, slice_end in steps(spans, start, end, SLICE_BYTES):
         [slice_] = workspace.carve(spans, slice_start, slice_end)
@@ -174,25 +244,47 @@ def steps(spans: Sequence[Span], start: int, end: int, size: int) -> Iterator[tu
         begin = stop
 
 
-def _add_all(sources: Sequence[Source], weights: Sequence[float], block: list[_Slice]) -> None:
-    for index, (source, weight) in enumerate(zip(sources, weights, strict=True)):
+def _add_all(sources: Sequence[Source], addition: Addition, block: list[_Slice]) -> None:
+    """Add every input's block to the first accumulator, and what is a group's sum to the next."""
+    group, *larger = addition.order or (len(sources),)
+    for index, (source, weight) in enumerate(zip(sources, addition.weights, strict=True)):
         for slice_ in block:
             source.read_into(slice_.raw)
-            for dtype, elements, accumulator, scratch in slice_.pieces:
-                arithmetic.add(dtype, elements, weight, accumulator, scratch, first=index == 0)
+            for dtype, elements, accumulators, scratch in slice_.pieces:
+                first = index % group == 0
+                arithmetic.add(dtype, elements, weight, accumulators[0], scratch, first=first)
+        _fold_groups(block, index, len(sources), group, larger)
+
+
+def _fold_groups(
+    block: list[_Slice], index: int, inputs: int, group: int, larger: Sequence[int]
+) -> None:
+    """After an input that ends its group, add the group's sum to the level above, and so on up."""
+    for level, size in enumerate(larger):
+        if (index + 1) % group and index + 1 < inputs:
+            return
+        first = index // group % size == 0
+        for piece in _pieces(block):
+            arithmetic.fold(piece.accumulators[level], piece.accumulators[level + 1], first=first)
+        group *= size
+
+
+def _pieces(block: list[_Slice]) -> Iterator[_Piece]:
+    for slice_ in block:
+        yield from slice_.pieces
 
 
 def _is_finite(block: list[_Slice]) -> bool:
     return all(
-        arithmetic.is_finite(piece.dtype, piece.accumulator)
-        for slice_ in block
-        for piece in slice_.pieces
+        arithmetic.is_finite(piece.dtype, piece.accumulators[-1]) for piece in _pieces(block)
     )
 
 
-def _finish(block: list[_Slice], out: memoryview) -> None:
-    for slice_ in block:
-        for piece in slice_.pieces:
-            nbytes = piece.elements.nbytes
-            arithmetic.finish(piece.dtype, piece.accumulator, out[:nbytes])
-            out = out[nbytes:]
+def _finish(block: list[_Slice], divisor: int, out: memoryview) -> None:
+    for piece in _pieces(block):
+        total = piece.accumulators[-1]
+        if divisor != 1:
+            arithmetic.divide(piece.dtype, total, divisor)
+        nbytes = len(total) * piece.dtype.size
+        arithmetic.finish(piece.dtype, total, out[:nbytes])
+        out = out[nbytes:]

@@ -7,7 +7,9 @@ from gradshard.layout import Layout
 
 
 def agree(
-    layouts: Mapping[str, Layout], declared: Layout | None
+    layouts: Mapping[str, Layout],
+    declared: Layout | None,
+    whose: str = "the one the round was opened with",
 ) -> tuple[Layout | None, dict[str, str]]:
     """Settle on the round's layout.
 
@@ -20,7 +22,9 @@ def agree(
     layouts
         By client id.
     declared
-        The layout the round was opened with, if any.
+        The layout that is settled already, if any.
+    whose
+        What that is, for those who differ from it.
 
     Returns
     -------
@@ -33,7 +37,7 @@ def agree(
         return None, {}
     clients = sorted(layouts)
     if declared is not None:
-        winner, which = declared, "the one the round was opened with"
+        winner, which = declared, whose
     else:
         # Counter.most_common keeps the order of insertion among equals: the first id's.
         shapes = {client: frozenset(layouts[client].shapes.items()) for client in clients}

@@ -1,9 +1,9 @@
 """Weighted addition of raw tensor bytes, one element type at a time.
 
 The order of floating-point operations is part of a result's definition: here it is
-``acc ← p·x`` for the first contributor and ``acc ← acc + p·x`` for each further one, multiply
+``acc ← p·x`` for the first input and ``acc ← acc + p·x`` for each further one, multiply
 and add rounded separately (numpy's ufuncs; a fused multiply-add or a BLAS call rounds
-otherwise). The caller brings the contributors in their order; these functions never reorder.
+otherwise). The caller brings the inputs in their order; these functions never reorder.
 """
 
 from typing import Any, Final
@@ -18,7 +18,7 @@ _BF16_SHIFT: Final = 16
 _BF16_QUIET: Final = np.uint32(0x40)
 
 
-def weights_of(samples: list[int]) -> list[float]:
+def shares_of(samples: list[int]) -> list[float]:
     """Return pᵢ = nᵢ / Σn, each one correctly rounded float64 division.
 
     Rounding on to the accumulator's type happens once, where the weight is applied.
@@ -45,7 +45,7 @@ def add(
     scratch
         Room for n numbers of ``dtype.accumulator``; its contents are lost.
     first
-        Whether this is the first contributor.
+        Whether this is the first of its group.
     """
     factor = dtype.accumulator.type(weight)
     product = accumulator if first else scratch
@@ -56,6 +56,22 @@ def add(
         np.multiply(product, factor, out=product)
     if not first:
         np.add(accumulator, product, out=accumulator)
+
+
+def fold(sums: Array, accumulator: Array, *, first: bool) -> None:
+    """Add a group's sum to the accumulator of the groups; overwrite it when ``first``.
+
+    The same bits as if the sum were written as a partial sum, read, and added with weight one.
+    """
+    if first:
+        np.copyto(accumulator, sums)
+    else:
+        np.add(accumulator, sums, out=accumulator)
+
+
+def divide(dtype: DType, accumulator: Array, divisor: int) -> None:
+    """Divide by the divisor, rounded to the accumulator's type first."""
+    np.divide(accumulator, dtype.accumulator.type(divisor), out=accumulator)
 
 
 def finish(dtype: DType, accumulator: Array, out: memoryview | bytearray) -> None:

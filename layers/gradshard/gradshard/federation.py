@@ -23,10 +23,11 @@ from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.plan import Plan
 from gradshard.rounds.arrivals import read_spec
 from gradshard.rounds.finalize_round import COMPLETED
-from gradshard.spec import DEFAULT_DEADLINE, RoundSpec, parse_spec
+from gradshard.spec import BLOCKS, DEFAULT_DEADLINE, SHARES, RoundSpec, parse_spec
 from gradshard.stack import Stack
 from gradshard.status import read_status
 from gradshard.tensors import Array, unpack
+from gradshard.topologies import AUTO
 from gradshard.uploads import Content, FileContent, Progress, TensorContent, etag, upload
 
 OPENING_SECONDS: Final = 20.0
@@ -91,10 +92,17 @@ class Federation:
         *,
         min_clients: int = 1,
         deadline: int = DEFAULT_DEADLINE,
+        topology: str = AUTO,
+        fan_in: int | None = None,
+        order: str | None = None,
+        weights: str = SHARES,
+        eager: bool = False,
+        hold: str = BLOCKS,
         shards: int | None = None,
         within: float | None = None,
         layout: Mapping[str, Any] | None = None,
         allow_nonfinite: bool = False,
+        updates_of: str | None = None,
     ) -> "Round":
         """Open a round; opening it again in the same terms gives the same round.
 
@@ -102,8 +110,11 @@ class Federation:
         ----------
         name
             The round's id.
-        clients, min_clients, deadline, shards, within, allow_nonfinite
+        clients, min_clients, deadline, topology, fan_in, weights, eager, hold, shards, within, \
+        allow_nonfinite, updates_of
             As in :class:`gradshard.spec.RoundSpec`.
+        order
+            ``sequential``, or such as ``tree:4,4``.
         layout
             ``{name: {"dtype": "F32", "shape": [10, 64]}, …}``, if every update must have it.
 
@@ -120,10 +131,17 @@ class Federation:
             "clients": clients,
             "min_clients": min_clients,
             "deadline": deadline,
+            "topology": topology,
+            "fan_in": fan_in,
+            "order": order,
+            "weights": weights,
+            "eager": eager,
+            "hold": hold,
             "shards": shards,
             "within": within,
             "layout": layout,
             "allow_nonfinite": allow_nonfinite,
+            "updates_of": updates_of,
         }
         spec = parse_spec(fields)
         round_ = Round(self.stack, name)
@@ -272,7 +290,7 @@ class Round:
 
         ``state`` is ``awaiting``, ``aggregating``, ``completed`` or ``failed``; ``arrived``,
         ``missing``, ``refused`` and ``late`` say who has and has not taken part, and why;
-        ``plan`` and ``shards_done`` how far the aggregation is; ``manifest`` is the record of a
+        ``plan`` and ``tasks_done`` how far the aggregation is; ``manifest`` is the record of a
         round that has ended.
 
         Raises

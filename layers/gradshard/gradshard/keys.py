@@ -64,12 +64,14 @@ class RoundKeys:
         root = f"{ROUNDS}{self.round_id}/"
         self.spec = f"{root}spec.json"
         self.callback = f"{root}callback.json"
+        self.deadline = f"{root}deadline.json"
         self.updates = f"{root}updates/"
         self.rejections = f"{root}rejected/"
         self.plan = f"{root}plan.json"
         self.layout = f"{root}layout.json"
-        self.tasks = f"{root}tasks/0.json"
-        self.reports = f"{root}reports/0/"
+        self.reports = f"{root}reports/"
+        self.partials = f"{root}partials/"
+        self._tasks = f"{root}tasks/"
         self.result = f"{root}update.safetensors"
         self.manifest = f"{root}manifest.json"
 
@@ -81,6 +83,14 @@ class RoundKeys:
         """Return the key under which a client reads why its update was refused."""
         return f"{self.rejections}{check_id('client', client)}.json"
 
-    def report(self, task: int) -> str:
+    def tasks(self, level: int) -> str:
+        """Return the key of what a level's map reads."""
+        return f"{self._tasks}{level}.json"
+
+    def report(self, level: int, task: int) -> str:
         """Return the key of what a task has to say of its work."""
-        return f"{self.reports}{task:05d}.json"
+        return f"{self.reports}{level}/{task:05d}.json"
+
+    def partial(self, attempt: int, level: int, task: int) -> str:
+        """Return the key of the partial sum that a task of any but the last level writes."""
+        return f"{self.partials}{attempt}/{level}/{task:05d}"

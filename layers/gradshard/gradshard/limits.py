@@ -25,8 +25,8 @@ MAX_TASK_SECONDS: Final = 140.0
 
 # Step Functions, https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html (2026-11)
 MAX_PAYLOAD_BYTES: Final = 256 * 1024
-# Iterations of an inline Map at once, recalled from
-# https://docs.aws.amazon.com/step-functions/latest/dg/state-map-inline.html
+# Iterations of an inline Map at once,
+# https://docs.aws.amazon.com/step-functions/latest/dg/state-map-inline.html (2026-11)
 INLINE_ITERATIONS: Final = 40
 
 # Network of a function: sustained rate whatever its memory, after a burst (Bodner et al.,
@@ -39,6 +39,8 @@ BURST_BYTES: Final = 300 * MIB
 TASK_START_SECONDS: Final = 0.2
 # Assumed: the machine's transitions and the small functions around the tasks.
 ROUND_OVERHEAD_SECONDS: Final = 1.5
+# Assumed: from the end of a level's last task to the start of the next level's first.
+LEVEL_OVERHEAD_SECONDS: Final = 0.3
 # Assumed: 0.3 s of each of the small functions, at the template's memory sizes.
 COLLECT_GB_SECONDS: Final = 0.5 * 0.3
 ROUND_GB_SECONDS: Final = (0.25 + 0.5 + 0.25) * 0.3  # open_round, plan_round, finalize_round
@@ -58,5 +60,5 @@ DOLLARS_PER_TRANSITION: Final = 0.025 / 1e3
 DOLLARS_PER_EXPRESS_REQUEST: Final = 1.00 / 1e6
 DOLLARS_PER_EXPRESS_GB_SECOND: Final = 0.00001667
 EXPRESS_MEMORY_GB: Final = 64 / 1024
-# Transitions of a round without its tasks: the states of round.asl.json on the straight path.
+# Transitions of a round without its levels and tasks: round.asl.json's states on the straight path.
 ROUND_TRANSITIONS: Final = 8

@@ -1,17 +1,18 @@
 """The plan of a round: who contributes with which weight, and which task does what."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, Self
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate, pairwise
+from typing import Any, Final, NamedTuple, Self
 
-from gradshard.arithmetic import weights_of
+from gradshard.arithmetic import shares_of
 from gradshard.keys import ObjectVersion
 from gradshard.layout import Run, Span
-from gradshard.planning import Shard
+from gradshard.orders import Order
+from gradshard.planning import cut_shards
+from gradshard.spec import COUNTS
 
 RULE: Final = "fedavg"
-TOPOLOGY: Final = "shards"
-ORDER: Final = "sequential"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Contributor:
     samples
         n, the number of samples it trained on.
     weight
-        p = n / Σn.
+        By which its update is multiplied: n / Σn, or n.
     runs
         Where the layout's bytes stand in its object.
     """
@@ -84,6 +85,57 @@ class Refusal:
     late: bool = False
 
 
+class Task(NamedTuple):
+    """What one function does: add some inputs over a byte range of the layout.
+
+    Parameters
+    ----------
+    level
+        From 0; the last level's tasks write the result.
+    number
+        Within its level, from 0; names its report and its partial sum.
+    start, end
+        The byte range.
+    first, stop
+        Its inputs: contributors [first, stop) at level 0, else the partial sums of the tasks with
+        these numbers, one level below.
+    """
+
+    level: int
+    number: int
+    start: int
+    end: int
+    first: int
+    stop: int
+
+    @property
+    def part(self) -> int:
+        """The part of the result that a task of the last level writes; S3 counts from 1."""
+        return self.number + 1
+
+
+@dataclass(frozen=True)
+class Level:
+    """Tasks that run side by side.
+
+    Parameters
+    ----------
+    groups
+        What each group adds: [first, stop) of the contributors, or of the groups one level below.
+        Empty where none of a group's clients takes part.
+    order
+        In which a task adds its group's; sequential unless a task executes a tree.
+    """
+
+    groups: tuple[tuple[int, int], ...]
+    order: Order
+
+
+def level_of(sizes: Sequence[int], order: Order) -> Level:
+    """Make a level of consecutive groups of these sizes."""
+    return Level(tuple(pairwise(accumulate(sizes, initial=0))), order)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What :func:`gradshard.rounds.plan_round` freezes and every task reads.
@@ -93,18 +145,29 @@ class Plan:
     round_id, attempt
         Whose plan, and how often contributors were refused while their updates were read: each
         time the round is planned again without them.
+    visit
+        The state machine's visit to planning that made it; the same one again changes nothing.
+    wave
+        The groups of level 0 that this planning set to work: all of them, but in an eager round.
+    awaited
+        The groups of level 0 whose contributors are not frozen yet: none, but in an eager round.
+    topology, order, weights, hold
+        As in :class:`gradshard.spec.RoundSpec`; the order as it came to be.
+    levels
+        The groups, level by level.
     contributors
-        In the order of their additions, which is that of their ids.
+        In the order of their ids, which is that of their additions; in an eager round, so within
+        each group.
     spans
         The layout's element types.
     nbytes, tensors
         Size of the layout, and the number of its tensors.
     header_bytes
-        Size of the result's header, which the first task writes.
+        Size of the result's header, which the first task of the last level writes.
     upload_id
         The multipart upload that becomes the result.
     shards
-        The tasks.
+        M.
     allow_nonfinite
         Whether NaN and infinities are averaged.
     refused, missing
@@ -119,13 +182,21 @@ class Plan:
 
     round_id: str
     attempt: int
+    visit: str
+    wave: tuple[int, ...]
+    awaited: tuple[int, ...]
+    topology: str
+    order: str
+    weights: str
+    hold: str
+    levels: tuple[Level, ...]
     contributors: tuple[Contributor, ...]
     spans: tuple[Span, ...]
     nbytes: int
     tensors: int
     header_bytes: int
     upload_id: str
-    shards: tuple[Shard, ...]
+    shards: int
     allow_nonfinite: bool
     refused: tuple[Refusal, ...]
     missing: tuple[str, ...]
@@ -134,65 +205,99 @@ class Plan:
     opened_at: str
     planned_at: str
 
-    def tasks(self) -> list[dict[str, Any]]:
-        """Return the items of the machine's Map: one task each."""
+    @property
+    def is_sealed(self) -> bool:
+        """Whether all contributors are frozen."""
+        return not self.awaited
+
+    @property
+    def divisor(self) -> int:
+        """What the whole sum is divided by, once, at the end."""
+        return sum(c.samples for c in self.contributors) if self.weights == COUNTS else 1
+
+    def is_last(self, level: int) -> bool:
+        """Whether a level's tasks write the result."""
+        return level == len(self.levels) - 1
+
+    def tasks(self, level: int) -> list[Task]:
+        """Return a level's tasks, of all waves, shard by shard; empty groups have none."""
+        groups = self.levels[level].groups
+        below = len(self.levels[level - 1].groups) if level else 0
         return [
-            {"round": self.round_id, "attempt": self.attempt, "shard": shard._asdict()}
-            for shard in self.shards
+            Task(
+                level,
+                shard.number * len(groups) + number,
+                shard.start,
+                shard.end,
+                shard.number * below + first,
+                shard.number * below + stop,
+            )
+            for shard in cut_shards(self.spans, self.nbytes, self.shards)
+            for number, (first, stop) in enumerate(groups)
+            if self.has_inputs(level, number)
         ]
+
+    def next_tasks(self) -> list[list[Task]]:
+        """Return what is to be done now, level by level: the wave, then what waits for all."""
+        width = len(self.levels[0].groups)
+        wave = [task for task in self.tasks(0) if task.number % width in self.wave]
+        above = range(1, len(self.levels)) if self.is_sealed else ()
+        return [wave, *(self.tasks(level) for level in above)]
+
+    def has_inputs(self, level: int, group: int) -> bool:
+        """Whether any contributor is behind a group."""
+        first, stop = self.levels[level].groups[group]
+        if level == 0:
+            return first < stop
+        return any(self.has_inputs(level - 1, below) for below in range(first, stop))
+
+    def inputs(self, task: Task) -> list[int]:
+        """Return the numbers of a task's inputs that are there."""
+        numbers = range(task.first, task.stop)
+        if task.level == 0:
+            return list(numbers)
+        below = len(self.levels[task.level - 1].groups)
+        return [n for n in numbers if self.has_inputs(task.level - 1, n % below)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON."""
-        return {
-            "round": self.round_id,
-            "attempt": self.attempt,
+        written = {field.name: getattr(self, field.name) for field in fields(self)}
+        return written | {
+            "round": written.pop("round_id"),
             "rule": RULE,
-            "topology": TOPOLOGY,
-            "order": ORDER,
+            "levels": [vars(level) for level in self.levels],
             "contributors": [contributor.to_json() for contributor in self.contributors],
-            "spans": self.spans,
-            "nbytes": self.nbytes,
-            "tensors": self.tensors,
-            "header_bytes": self.header_bytes,
-            "upload_id": self.upload_id,
-            "shards": self.shards,
-            "allow_nonfinite": self.allow_nonfinite,
             "refused": [vars(refusal) for refusal in self.refused],
-            "missing": self.missing,
-            "notes": self.notes,
-            "projected": self.projected,
-            "opened_at": self.opened_at,
-            "planned_at": self.planned_at,
         }
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Self:
+    def from_json(cls, written: dict[str, Any]) -> Self:
         """Read what :meth:`to_json` wrote."""
-        return cls(
-            round_id=fields["round"],
-            attempt=fields["attempt"],
-            contributors=tuple(Contributor.from_json(c) for c in fields["contributors"]),
-            spans=tuple(Span(*span) for span in fields["spans"]),
-            nbytes=fields["nbytes"],
-            tensors=fields["tensors"],
-            header_bytes=fields["header_bytes"],
-            upload_id=fields["upload_id"],
-            shards=tuple(Shard(*shard) for shard in fields["shards"]),
-            allow_nonfinite=fields["allow_nonfinite"],
-            refused=tuple(Refusal(**refusal) for refusal in fields["refused"]),
-            missing=tuple(fields["missing"]),
-            notes=tuple(fields["notes"]),
-            projected=fields["projected"],
-            opened_at=fields["opened_at"],
-            planned_at=fields["planned_at"],
-        )
+        read: dict[str, Any] = {
+            **{field.name: written.get(field.name) for field in fields(cls)},
+            "round_id": written["round"],
+            "levels": tuple(
+                Level(
+                    tuple((first, stop) for first, stop in level["groups"]), tuple(level["order"])
+                )
+                for level in written["levels"]
+            ),
+            "wave": tuple(written["wave"]),
+            "awaited": tuple(written["awaited"]),
+            "contributors": tuple(Contributor.from_json(c) for c in written["contributors"]),
+            "spans": tuple(Span(*span) for span in written["spans"]),
+            "refused": tuple(Refusal(**refusal) for refusal in written["refused"]),
+            "missing": tuple(written["missing"]),
+            "notes": tuple(written["notes"]),
+        }
+        return cls(**read)
 
 
-def weigh(contributors: Sequence[Contributor]) -> tuple[Contributor, ...]:
-    """Put contributors in their order and normalise their weights."""
-    ordered = sorted(contributors, key=lambda contributor: contributor.client)
-    weights = weights_of([contributor.samples for contributor in ordered])
+def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributor, ...]:
+    """Give contributors their weights: shares, or counts, which do not hang on the others."""
+    samples = [contributor.samples for contributor in contributors]
+    values = list(map(float, samples)) if weights == COUNTS else shares_of(samples)
     return tuple(
         replace(contributor, weight=weight)
-        for contributor, weight in zip(ordered, weights, strict=True)
+        for contributor, weight in zip(contributors, values, strict=True)
     )

@@ -5,18 +5,22 @@ A plan is worked out from sizes alone: this module knows nothing of AWS but the 
 """
 
 import itertools
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from gradshard import limits
+from gradshard import limits, pricing
 from gradshard.dtypes import DTYPES
 from gradshard.errors import PlanError
 from gradshard.layout import MAX_HEADER_BYTES, Span
 from gradshard.limits import MIB
-from gradshard.spec import MAX_SHARDS
+from gradshard.network import BURST, Bandwidth
+from gradshard.pricing import Bill, Requests, Tasks
+from gradshard.spec import MAX_SHARDS, WHOLE
+from gradshard.topologies import Levels
 
 MAX_BLOCK_BYTES: Final = MIB
 ALL_BLOCKS_BYTES: Final = 10 * MIB
@@ -42,33 +46,126 @@ def client_ranges(nbytes: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, nbytes)) for start in range(0, nbytes, size)]
 
 
-def block_bytes(contributors: int) -> int:
-    """Return how many bytes of each contributor are added before the next contributor's are."""
+def client_requests(nbytes: int) -> Requests:
+    """Return what a client asks of S3 to send its update and to fetch the result."""
+    ranges = len(client_ranges(nbytes))
+    return Requests(gets=ranges, puts=ranges + (3 if ranges > 1 else 0))
+
+
+def block_bytes(inputs: int, depth: int = 1) -> int:
+    """Return how many bytes of each input are added before the next input's are.
+
+    Parameters
+    ----------
+    inputs
+        How many streams a task has open.
+    depth
+        How many accumulators it keeps, one for each level of its order; together they take no
+        more room than one alone.
+    """
     unit = 64 * 1024
-    return max(unit, min(MAX_BLOCK_BYTES, ALL_BLOCKS_BYTES // contributors // unit * unit))
+    size = min(MAX_BLOCK_BYTES, ALL_BLOCKS_BYTES // inputs) // depth
+    return max(unit, size // unit * unit)
 
 
-def receive_buffer_bytes(contributors: int) -> int:
+def receive_buffer_bytes(inputs: int) -> int:
     """Return what the kernel may hold of each connection.
 
     Left alone it may grow to 6 MB, and it is the function's memory. Two blocks: while the others
     are read it fills again, and a turn seldom waits (bounded to one block, receiving took 15 %
     more CPU: see docs/performance.md).
     """
-    return 2 * block_bytes(contributors)
+    return 2 * block_bytes(inputs)
 
 
 class Shard(NamedTuple):
-    """The byte range [start, end) of one task; numbered from 0."""
+    """The byte range [start, end) of a layout; numbered from 0."""
 
     number: int
     start: int
     end: int
 
+
+@dataclass(frozen=True)
+class Load:
+    """What is to be averaged.
+
+    Parameters
+    ----------
+    nbytes
+        Size of an update's tensors.
+    levels
+        The topology's groups.
+    is_cut
+        Whether the planner may cut updates into shards.
+    sums_bytes
+        Size of a partial sum of a whole update; None where it has an update's size.
+    depth
+        The most accumulators a task keeps: the levels of its part of the order.
+    hold
+        ``blocks``, or ``whole`` for functions that hold whole inputs.
+    plan_bytes
+        Size of the plan's JSON, read by every task.
+    """
+
+    nbytes: int
+    levels: Levels
+    is_cut: bool = True
+    sums_bytes: int | None = None
+    depth: int = 1
+    hold: str = "blocks"
+    plan_bytes: int = 0
+
     @property
-    def part(self) -> int:
-        """The part of the result's upload that it becomes; S3 numbers them from 1."""
-        return self.number + 1
+    def contributors(self) -> int:
+        """How many updates are averaged."""
+        return sum(self.levels[0])
+
+    @property
+    def fan_in(self) -> int:
+        """The most inputs of a task."""
+        return max(map(max, self.levels))
+
+    def input_bytes(self, level: int) -> int:
+        """Size of what a level reads of each input, uncut."""
+        return self.nbytes if level == 0 or self.sums_bytes is None else self.sums_bytes
+
+
+@dataclass(frozen=True)
+class Aggregator:
+    """What the tasks run on.
+
+    Parameters
+    ----------
+    memory_mb
+        Configured memory, which is also the share of a processor.
+    architecture
+        ``arm64`` or ``x86_64``; decides the price.
+    bandwidth
+        Its network.
+    concurrency
+        How many functions may run at once; 0 for no limit.
+    """
+
+    memory_mb: int
+    architecture: str
+    bandwidth: Bandwidth = BURST
+    concurrency: int = 0
+
+    @property
+    def batch(self) -> int:
+        """How many tasks share an execution of the machine's map."""
+        return min(limits.INLINE_ITERATIONS, self.concurrency or limits.INLINE_ITERATIONS)
+
+    def task_seconds(self, nbytes: float) -> float:
+        """Return the duration of a task that reads ``nbytes``, all streams opened at once."""
+        processor = min(1.0, self.memory_mb / limits.MB_PER_VCPU)
+        cpu_seconds = limits.CPU_SECONDS_PER_GB * nbytes / 1e9
+        return (
+            limits.TASK_START_SECONDS
+            + self.bandwidth.latency_seconds
+            + max(self.bandwidth.seconds(nbytes), cpu_seconds / processor)
+        )
 
 
 @dataclass(frozen=True)
@@ -79,34 +176,43 @@ class Projection:
     ----------
     shards
         M.
+    tasks
+        Of all levels.
     memory_mb
         The aggregator's configured memory.
     needed_mb
         Peak memory of one aggregator, in MB of 1024² bytes as Lambda counts them.
     task_seconds
-        Duration of one task.
+        Duration of the longest task.
     seconds
         From the last update to the finished round.
-    dollars
-        By what it is paid for, per round: ``lambda``, ``s3_aggregators``, ``s3_clients``,
-        ``s3_round``, ``orchestration``.
+    gb_seconds
+        Of the aggregators.
+    requests
+        S3 requests of the aggregators.
+    bill
+        Dollars of the round.
     """
 
     shards: int
+    tasks: int
     memory_mb: int
     needed_mb: float
     task_seconds: float
     seconds: float
-    dollars: dict[str, float]
+    gb_seconds: float
+    requests: Requests
+    bill: Bill
 
     @property
     def total_dollars(self) -> float:
         """The whole round's price."""
-        return sum(self.dollars.values())
+        return self.bill.total
 
     def to_json(self) -> dict[str, Any]:
-        """Return the projection as JSON, the total included."""
-        return {**asdict(self), "total_dollars": self.total_dollars}
+        """Return the projection as JSON."""
+        fields = {**vars(self), **self.requests._asdict(), "dollars": self.bill.to_json()}
+        return {name: fields[name] for name in fields if name not in {"requests", "bill"}}
 
 
 def cut(spans: Sequence[Span], start: int, end: int, pieces: int) -> list[int]:
@@ -137,9 +243,9 @@ def cut(spans: Sequence[Span], start: int, end: int, pieces: int) -> list[int]:
 
 
 def min_shards(nbytes: int) -> int:
-    """Return the smallest M whose parts stay within S3's 5 GiB."""
+    """Return the smallest M whose parts, or partial sums, stay within S3's 5 GiB."""
     # The first part carries the header, too.
-    return -(-nbytes // (limits.MAX_PART_BYTES - MAX_HEADER_BYTES - limits.MIB))
+    return max(1, -(-nbytes // (limits.MAX_PART_BYTES - MAX_HEADER_BYTES - limits.MIB)))
 
 
 def max_shards(nbytes: int) -> int:
@@ -150,7 +256,7 @@ def max_shards(nbytes: int) -> int:
 
 
 def cut_shards(spans: Sequence[Span], nbytes: int, shards: int) -> list[Shard]:
-    """Cut a layout into M shards, each one part of the result's upload."""
+    """Cut a layout into M shards, each of which becomes a part of the result's upload."""
     positions = cut(spans, 0, nbytes, shards)
     return [
         Shard(number, start, end)
@@ -160,11 +266,19 @@ def cut_shards(spans: Sequence[Span], nbytes: int, shards: int) -> list[Shard]:
 
 def clip(spans: Sequence[Span], start: int, end: int) -> Iterator[Span]:
     """Yield the parts of ``spans`` that lie in [start, end)."""
-    for index in range(_span_at(spans, start), len(spans)):
+    for index in range(max(0, _span_at(spans, start)), len(spans)):
         span = spans[index]
         if span.start >= end:
             return
         yield Span(span.dtype, max(span.start, start), min(span.end, end))
+
+
+def sums_bytes(spans: Sequence[Span], start: int, end: int) -> int:
+    """Return the size of a partial sum of [start, end), whose elements are accumulators."""
+    return sum(
+        (span.end - span.start) // DTYPES[span.dtype].size * DTYPES[span.dtype].accumulator.itemsize
+        for span in clip(spans, start, end)
+    )
 
 
 RESIDENT_MB: Final = 40.0
@@ -179,114 +293,101 @@ STREAM_BYTES: Final = 192 * 1024
 PLAN_FACTOR: Final = 8
 """Memory of the parsed plan, over the size of its JSON."""
 
+PLAN_BYTES_PER_CLIENT: Final = 576
+"""Of the plan's JSON, for a contributor of one run."""
+
 WIDENING: Final = 8
 """An element grows at most this much in its accumulator: 1-byte integers sum in float64."""
 
+WHOLE_COPIES: Final = 3
+WHOLE_OVERHEAD_MB: Final = 450
+"""The published rule for functions that hold whole inputs: ⌈3 · input + 450⌉ MB of 1024² bytes, for
+the running sum, the object as it was read and the array made of it (Barrak 2026)."""
 
-def project_memory(contributors: int, plan_bytes: int = 0) -> float:
+
+def project_memory(inputs: int, plan_bytes: int = 0, depth: int = 1) -> float:
     """Return the peak memory of one aggregator in MB, as an upper bound.
 
-    projected = resident + runtime + block + scratch + streams + plan, where
+    projected = resident + runtime + accumulators + scratch + streams + plan, where
 
-    - *block*, *scratch*: in the accumulator's type, up to eight times the element's size, and the
-      bytes read and written;
-    - *streams*: a connection per contributor, with the kernel's receive buffer, which takes
-      twice what is asked for (socket(7));
-    - *plan*: the parsed plan, which grows with the number of runs.
+    - *accumulators*, *scratch*: up to eight times the elements' size, for a block at each of the
+      ``depth`` levels of the task's order, and the bytes read and written. A partial sum that is
+      read or written is as wide as its accumulator;
+    - *streams*: a connection per input, with the kernel's receive buffer, which takes twice what
+      is asked for (socket(7));
+    - *plan*: the parsed plan, which grows with the number of contributors and runs.
 
     Neither the update's size nor M is in it.
     """
-    block = block_bytes(contributors)
-    arithmetic = SLICE_BYTES + block + WIDENING * (block + SLICE_BYTES)
-    streams = (contributors + 1) * STREAM_BYTES
-    streams += 2 * contributors * receive_buffer_bytes(contributors)
+    block = block_bytes(inputs, depth)
+    arithmetic = WIDENING * (depth * block + 2 * SLICE_BYTES) + block
+    streams = (inputs + 1) * STREAM_BYTES
+    streams += 2 * inputs * receive_buffer_bytes(inputs)
     buffers = arithmetic + streams + PLAN_FACTOR * plan_bytes
     return RESIDENT_MB + RUNTIME_MB + buffers / limits.MIB
 
 
-def project(
-    nbytes: int,
-    contributors: int,
-    shards: int,
-    *,
-    memory_mb: int,
-    architecture: str,
-    plan_bytes: int = 0,
-) -> Projection:
-    """Foresee one aggregation.
+def needed_memory(load: Load, shards: int) -> float:
+    """Return the peak memory of one aggregator in MB, whatever it holds."""
+    if load.hold == WHOLE:
+        largest = max(load.input_bytes(level) for level in range(len(load.levels)))
+        return math.ceil(WHOLE_COPIES * largest / shards / MIB + WHOLE_OVERHEAD_MB)
+    return project_memory(load.fan_in, load.plan_bytes, load.depth)
 
-    Parameters
-    ----------
-    nbytes
-        Size of an update's tensors.
-    contributors
-        Number of updates.
-    shards
-        M.
-    memory_mb
-        The aggregator's configured memory, which is also its share of a processor.
-    architecture
-        ``arm64`` or ``x86_64``; decides the price.
-    plan_bytes
-        Size of the plan's JSON, read by every task.
-    """
-    read_bytes = contributors * nbytes / shards
-    task_seconds = limits.TASK_START_SECONDS + max(
-        _network_seconds(read_bytes),
-        limits.CPU_SECONDS_PER_GB * read_bytes / 1e9 / min(1.0, memory_mb / limits.MB_PER_VCPU),
-    )
-    small_invocations = contributors + 3
-    client_parts = len(client_ranges(nbytes))
+
+def project(load: Load, shards: int, aggregator: Aggregator) -> Projection:
+    """Foresee one aggregation with M shards."""
+    levels = [
+        [
+            Tasks(shards, aggregator.task_seconds(fan_in * load.input_bytes(level) / shards))
+            for fan_in in groups
+        ]
+        for level, groups in enumerate(load.levels)
+    ]
+    longest = [max(run.seconds for run in level) for level in levels]
+    tasks = shards * sum(map(len, load.levels))
     gb_seconds = (
-        shards * task_seconds * memory_mb / 1024
-        + contributors * limits.COLLECT_GB_SECONDS
-        + limits.ROUND_GB_SECONDS
+        aggregator.memory_mb / 1024 * sum(r.number * r.seconds for lv in levels for r in lv)
     )
-    dollars = {
-        "lambda": gb_seconds * limits.DOLLARS_PER_GB_SECOND[architecture]
-        + (shards + small_invocations) * limits.DOLLARS_PER_INVOCATION,
-        # A task reads the plan and every contributor, and writes its part and its report.
-        "s3_aggregators": shards * (contributors + 1) * limits.DOLLARS_PER_GET
-        + shards * 2 * limits.DOLLARS_PER_PUT,
-        # Each client uploads its update and fetches the result.
-        "s3_clients": contributors
-        * (
-            (client_parts + (3 if client_parts > 1 else 0)) * limits.DOLLARS_PER_PUT
-            + client_parts * limits.DOLLARS_PER_GET
-        ),
-        # An arrival is five reads and a listing; planning reads each header again.
-        "s3_round": contributors * (6 * limits.DOLLARS_PER_GET + limits.DOLLARS_PER_PUT)
-        + shards * limits.DOLLARS_PER_GET
-        + 8 * limits.DOLLARS_PER_PUT,
-        "orchestration": (limits.ROUND_TRANSITIONS + shards) * limits.DOLLARS_PER_TRANSITION
-        + shards * limits.DOLLARS_PER_EXPRESS_REQUEST
-        + shards * task_seconds * limits.EXPRESS_MEMORY_GB * limits.DOLLARS_PER_EXPRESS_GB_SECOND,
-    }
+    # A task reads the plan and its inputs, the first of the last level the header too; it writes
+    # its sum and its report.
+    requests = Requests(gets=shards * sum(map(sum, load.levels)) + tasks + 1, puts=2 * tasks)
+    by_client = client_requests(load.nbytes)
     return Projection(
         shards=shards,
-        memory_mb=memory_mb,
-        needed_mb=project_memory(contributors, plan_bytes),
-        task_seconds=task_seconds,
-        seconds=task_seconds + limits.ROUND_OVERHEAD_SECONDS,
-        dollars=dollars,
+        tasks=tasks,
+        memory_mb=aggregator.memory_mb,
+        needed_mb=needed_memory(load, shards),
+        task_seconds=max(longest),
+        seconds=sum(longest)
+        + limits.ROUND_OVERHEAD_SECONDS
+        + limits.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1),
+        gb_seconds=gb_seconds,
+        requests=requests,
+        bill=pricing.bill(
+            levels,
+            clients=load.contributors,
+            memory_mb=aggregator.memory_mb,
+            architecture=aggregator.architecture,
+            aggregators=requests,
+            by_clients=Requests(*(load.contributors * number for number in by_client)),
+            batch=aggregator.batch,
+        ),
     )
 
 
 def choose(
-    nbytes: int,
-    contributors: int,
+    load: Load,
+    aggregator: Aggregator,
     *,
-    memory_mb: int,
-    architecture: str,
     shards: int | None = None,
     within: float | None = None,
-    plan_bytes: int = 0,
 ) -> tuple[Projection, list[str]]:
     """Choose M: the one asked for, or the cheapest that meets the time budget.
 
     Parameters
     ----------
-    nbytes, contributors, memory_mb, architecture, plan_bytes
+    load, aggregator
         As for :func:`project`.
     shards
         M, if it is given.
@@ -305,70 +406,81 @@ def choose(
     PlanError
         Nothing fits; the text has the numbers and the smallest change that would do.
     """
-    fewest, most, notes = _bounds(nbytes, shards)
-    needed = project_memory(contributors, plan_bytes)
-    if needed > memory_mb:
-        raise PlanError(
-            f"an aggregator needs {needed:.0f} MB and has {memory_mb}; "
-            f"deploy with AggregatorMemory={_round_up(needed)}"
-        )
-
-    def projected(m: int) -> Projection:
-        return project(
-            nbytes,
-            contributors,
-            m,
-            memory_mb=memory_mb,
-            architecture=architecture,
-            plan_bytes=plan_bytes,
-        )
-
-    candidates = [projected(m) for m in range(fewest, most + 1)]
-    quick = [p for p in candidates if _fits_in_time(p)]
+    fewest, most, notes = _bounds(load, shards)
+    candidates = [project(load, m, aggregator) for m in range(fewest, most + 1)]
+    fitting = [p for p in candidates if p.needed_mb <= aggregator.memory_mb]
+    if not fitting:
+        raise _too_large(load, candidates[-1])
+    quick = [p for p in fitting if _fits_in_time(p)]
     if not quick:
-        larger = map(projected, range(fewest, max_shards(nbytes) + 1))
-        raise _too_slow(
-            candidates[-1], nbytes, contributors, next(filter(_fits_in_time, larger), None)
-        )
+        raise _too_slow(load, aggregator, fitting[-1])
     budget = UNHURRIED_SECONDS if within is None else within
     in_time = [p for p in quick if p.seconds <= budget]
     if not in_time and within is not None:
         fastest = min(quick, key=lambda p: p.seconds)
         raise PlanError(
             f"no M aggregates within {within:g} s: the fastest, M={fastest.shards} at "
-            f"{memory_mb} MB, takes {fastest.seconds:.1f} s; allow that, or deploy with more "
-            "AggregatorMemory"
+            f"{aggregator.memory_mb} MB, takes {fastest.seconds:.1f} s; allow that, or deploy with "
+            "more AggregatorMemory"
         )
     return min(in_time or quick, key=lambda p: (p.total_dollars, p.shards)), notes
 
 
-def _bounds(nbytes: int, shards: int | None) -> tuple[int, int, list[str]]:
+def _bounds(load: Load, shards: int | None) -> tuple[int, int, list[str]]:
     """Return the least and the largest M to consider, and what was changed to get there."""
-    fewest, most = min_shards(nbytes), max_shards(nbytes)
+    largest = max(load.nbytes, load.sums_bytes or 0) if len(load.levels) > 1 else load.nbytes
+    fewest, most = min_shards(largest), max_shards(load.nbytes) if load.is_cut else 1
     if fewest > most or (shards is not None and shards < fewest):
-        change = "ask for that many" if fewest <= most else f"a round takes at most {most}"
+        if not load.is_cut:
+            change = "take grid, whose tasks are cut"
+        else:
+            change = "ask for that many" if fewest <= most else f"a round takes at most {most}"
         raise PlanError(
-            f"an update of {nbytes} bytes takes at least {fewest} shards, since S3 takes at most "
-            f"{limits.MAX_PART_BYTES} bytes in a part; {change}"
+            f"an update of {load.nbytes} bytes takes at least {fewest} shards, since S3 takes at "
+            f"most {limits.MAX_PART_BYTES} bytes in a request; {change}"
         )
     if shards is None:
         return fewest, most, []
     if shards <= most:
         return shards, shards, []
     note = (
-        f"M lowered from {shards} to {most}: cut into more, an update of {nbytes} bytes would have "
-        f"shards under the {limits.MIN_PART_BYTES} bytes that S3 wants of a part"
+        f"M lowered from {shards} to {most}: cut into more, an update of {load.nbytes} bytes would "
+        f"have shards under the {limits.MIN_PART_BYTES} bytes that S3 wants of a part"
     )
     return most, most, [note]
 
 
-def _too_slow(
-    projection: Projection, nbytes: int, contributors: int, quicker: Projection | None
-) -> PlanError:
+def _too_large(load: Load, projection: Projection) -> PlanError:
+    needed, memory_mb = projection.needed_mb, projection.memory_mb
+    if load.hold == WHOLE:
+        text = (
+            f"an aggregator that holds whole updates of {load.nbytes / MIB:.0f} MB needs "
+            f"{needed:.0f} MB and has {memory_mb}"
+        )
+        if needed > limits.MAX_MEMORY_MB:
+            return PlanError(
+                f"{text}; no function has more than {limits.MAX_MEMORY_MB}: hold blocks instead"
+            )
+        return PlanError(
+            f"{text}; deploy with AggregatorMemory={_round_up(needed)}, or hold blocks"
+        )
+    return PlanError(
+        f"an aggregator needs {needed:.0f} MB and has {memory_mb}; "
+        f"deploy with AggregatorMemory={_round_up(needed)}"
+    )
+
+
+def _too_slow(load: Load, aggregator: Aggregator, projection: Projection) -> PlanError:
+    most = max_shards(load.nbytes) if load.is_cut else 1
+    larger = (project(load, m, aggregator) for m in range(projection.shards + 1, most + 1))
+    quicker = next(filter(_fits_in_time, larger), None)
+    unbounded = replace(aggregator, memory_mb=limits.MB_PER_VCPU)
     if quicker:
         change = f"ask for at least {quicker.shards} shards"
-    elif _network_seconds(contributors * nbytes / max_shards(nbytes)) < limits.MAX_TASK_SECONDS:
+    elif _fits_in_time(project(load, most, unbounded)):
         change = "deploy with more AggregatorMemory, which is processor time"
+    elif not load.is_cut:
+        change = "take shards or grid, whose tasks are cut"
     else:
         change = "average fewer clients a round"
     return PlanError(
@@ -378,27 +490,19 @@ def _too_slow(
 
 
 def frontier(
-    nbytes: int,
-    contributors: int,
-    *,
-    architecture: str,
-    memories: Sequence[int],
-    shards: int | None = None,
+    load: Load, aggregator: Aggregator, *, memories: Sequence[int], shards: int | None = None
 ) -> list[Projection]:
     """Return the choices of memory and M that no other beats on both seconds and dollars."""
-    most = max_shards(nbytes)
+    most = max_shards(load.nbytes) if load.is_cut else 1
+    fewest, most = (min(shards, most),) * 2 if shards else (1, most)
     choices = sorted(
         (
             projection
             for memory_mb in memories
-            for m in ([min(shards, most)] if shards else range(1, most + 1))
-            if (
-                projection := project(
-                    nbytes, contributors, m, memory_mb=memory_mb, architecture=architecture
-                )
-            ).needed_mb
+            for m in range(fewest, most + 1)
+            if (projection := project(load, m, replace(aggregator, memory_mb=memory_mb))).needed_mb
             <= memory_mb
-            and projection.task_seconds <= limits.MAX_TASK_SECONDS
+            and _fits_in_time(projection)
         ),
         key=lambda p: (p.seconds, p.total_dollars),
     )
@@ -415,13 +519,6 @@ def _span_at(spans: Sequence[Span], position: int) -> int:
 
 def _fits_in_time(projection: Projection) -> bool:
     return projection.task_seconds <= limits.MAX_TASK_SECONDS
-
-
-def _network_seconds(nbytes: float) -> float:
-    burst = min(nbytes, limits.BURST_BYTES)
-    return (
-        burst / limits.BURST_BYTES_PER_SECOND + (nbytes - burst) / limits.SUSTAINED_BYTES_PER_SECOND
-    )
 
 
 def _round_up(megabytes: float) -> int:

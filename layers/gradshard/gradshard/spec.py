@@ -1,16 +1,22 @@
 """What a round is asked for: checked once here, for the command line and the function alike."""
 
 import itertools
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
+from gradshard import orders, topologies
 from gradshard.errors import SpecError, UpdateError
 from gradshard.keys import check_id
 from gradshard.layout import Layout
+from gradshard.orders import Order
+from gradshard.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES, Levels
 
-MAX_CLIENTS: Final = 64
-"""Streams a task may hold open at once, and so contributors of a one-level plan."""
+MAX_CLIENTS: Final = MAX_FAN_IN**2
+"""A grid of two levels."""
 
 MAX_SHARDS: Final = 10_000
 """Parts that S3 takes in one upload."""
@@ -18,14 +24,29 @@ MAX_SHARDS: Final = 10_000
 MAX_DEADLINE: Final = 7 * 24 * 3600
 DEFAULT_DEADLINE: Final = 3600
 
+SHARES: Final = "shares"
+COUNTS: Final = "counts"
+WEIGHTS: Final = (SHARES, COUNTS)
+
+BLOCKS: Final = "blocks"
+WHOLE: Final = "whole"
+HOLDS: Final = (BLOCKS, WHOLE)
+
 _FIELDS: Final = {
     "clients",
     "min_clients",
     "deadline",
+    "topology",
+    "fan_in",
+    "order",
+    "weights",
+    "eager",
+    "hold",
     "shards",
     "within",
     "layout",
     "allow_nonfinite",
+    "updates_of",
 }
 
 
@@ -41,6 +62,21 @@ class RoundSpec:
         The quorum: with fewer valid updates at the deadline the round fails.
     deadline
         Seconds from the opening of the round after which no more updates are awaited.
+    topology
+        ``shards``, ``lambda_fl``, ``lifl``, ``grid``, or ``auto``: shards up to 64 contributors, a
+        grid beyond.
+    fan_in
+        Size of the topology's groups; None for its own rule.
+    order
+        The order of additions; None for the topology's natural one.
+    weights
+        ``shares``: each update is multiplied by nᵢ / Σn. ``counts``: by nᵢ, and the sum is divided
+        by Σn once, which other bits come of; then sums can begin before all counts are known.
+    eager
+        Let a group's sum begin when its updates are there, while others are still awaited.
+    hold
+        ``blocks``; or ``whole``, for comparison only: functions that hold whole updates, as the
+        published systems' do.
     shards
         M, or None to let the planner choose.
     within
@@ -49,15 +85,25 @@ class RoundSpec:
         The layout every update must have; None: that of the majority.
     allow_nonfinite
         Average NaN and infinities instead of refusing the update that holds them.
+    updates_of
+        Average the updates that were sent to this other round, as they are there; nobody is
+        awaited.
     """
 
     clients: tuple[str, ...] | int
     min_clients: int = 1
     deadline: int = DEFAULT_DEADLINE
+    topology: str = AUTO
+    fan_in: int | None = None
+    order: Order | None = None
+    weights: str = SHARES
+    eager: bool = False
+    hold: str = BLOCKS
     shards: int | None = None
     within: float | None = None
     layout: Layout | None = None
     allow_nonfinite: bool = False
+    updates_of: str | None = None
 
     @property
     def expected(self) -> int:
@@ -80,6 +126,38 @@ class RoundSpec:
             return len(set(arrived)) >= self.clients
         return not self.missing(arrived)
 
+    def levels(self, contributors: int) -> tuple[str, Levels]:
+        """Return the topology for so many contributors, and its groups.
+
+        Raises
+        ------
+        SpecError
+            A task would have too many inputs.
+        """
+        name = topologies.resolve(self.topology, contributors)
+        # Groups that were asked for, directly or by the order in which they are to be added.
+        sizes = (self.fan_in,) if self.fan_in else self.order or ()
+        return name, topologies.group(name, contributors, sizes)
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """Return the expected clients by groups of the first level, where ids were given."""
+        _, [sizes, *_] = self.levels(self.expected)
+        ids = iter(() if isinstance(self.clients, int) else self.clients)
+        return [tuple(itertools.islice(ids, size)) for size in sizes]
+
+    @cached_property
+    def capacity(self) -> int:
+        """The most contributors that can be averaged as asked for."""
+        most = min(MAX_CLIENTS, math.prod(self.order)) if self.order else MAX_CLIENTS
+        return bisect_right(range(1, most + 1), False, key=self._is_too_many)
+
+    def _is_too_many(self, contributors: int) -> bool:
+        try:
+            self.levels(contributors)
+        except SpecError:
+            return True
+        return False
+
     def to_json(self) -> dict[str, Any]:
         """Return the spec as the JSON that :func:`parse_spec` reads."""
         layout = self.layout and {
@@ -89,10 +167,17 @@ class RoundSpec:
             "clients": self.clients if isinstance(self.clients, int) else list(self.clients),
             "min_clients": self.min_clients,
             "deadline": self.deadline,
+            "topology": None if self.topology == AUTO else self.topology,
+            "fan_in": self.fan_in,
+            "order": None if self.order is None else orders.format_order(self.order),
+            "weights": None if self.weights == SHARES else self.weights,
+            "eager": self.eager or None,
+            "hold": None if self.hold == BLOCKS else self.hold,
             "shards": self.shards,
             "within": self.within,
             "layout": layout,
             "allow_nonfinite": self.allow_nonfinite or None,
+            "updates_of": self.updates_of,
         }
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -130,18 +215,53 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
         isinstance(within, bool) or not isinstance(within, int | float) or not 0 < within < 1e6
     ):
         raise SpecError(f"within is {within!r}, not a number of seconds above zero")
-    allow_nonfinite = fields.get("allow_nonfinite", False)
-    if not isinstance(allow_nonfinite, bool):
-        raise SpecError(f"allow_nonfinite is {allow_nonfinite!r}, not true or false")
-    return RoundSpec(
+    fan_in, order, updates_of = (fields.get(name) for name in ("fan_in", "order", "updates_of"))
+    spec = RoundSpec(
         clients=clients,
         min_clients=min_clients,
         deadline=_whole("deadline", fields.get("deadline", DEFAULT_DEADLINE), 1, MAX_DEADLINE),
+        topology=_one_of("topology", fields.get("topology", AUTO), (AUTO, *TOPOLOGIES)),
+        fan_in=None if fan_in is None else _whole("fan_in", fan_in, 2, MAX_FAN_IN),
+        order=None if order is None else orders.parse_order(order),
+        weights=_one_of("weights", fields.get("weights", SHARES), WEIGHTS),
+        eager=_flag(fields, "eager"),
+        hold=_one_of("hold", fields.get("hold", BLOCKS), HOLDS),
         shards=shards,
         within=within,
         layout=_parse_layout(fields.get("layout")),
-        allow_nonfinite=allow_nonfinite,
+        allow_nonfinite=_flag(fields, "allow_nonfinite"),
+        updates_of=None if updates_of is None else check_id("round", updates_of),
     )
+    _check_topology(spec)
+    return spec
+
+
+def _check_topology(spec: RoundSpec) -> None:
+    """Check what depends on more than one field, for as many contributors as are expected."""
+    name, levels = spec.levels(spec.expected)
+    topology = TOPOLOGIES[name]
+    if spec.shards is not None and not topology.is_cut:
+        raise SpecError(f"topology {name} adds whole updates: shards is for shards and grid")
+    if spec.fan_in is not None and name == "shards":
+        raise SpecError("topology shards has no groups: fan_in is for lambda_fl, lifl and grid")
+    if spec.order is not None:
+        orders.check_order(spec.order, spec.expected)
+        orders.split_order(spec.order, levels)
+    if spec.hold == WHOLE and topology.is_cut:
+        raise SpecError(f"hold whole is for lambda_fl and lifl, not for topology {name}")
+    if spec.eager:
+        _check_eager(spec, name)
+
+
+def _check_eager(spec: RoundSpec, name: str) -> None:
+    if name == "shards":
+        raise SpecError("eager needs groups: take topology lifl, lambda_fl or grid")
+    if isinstance(spec.clients, int):
+        raise SpecError("eager needs the clients' ids, not their number: groups are made of them")
+    if spec.weights != COUNTS:
+        raise SpecError("eager needs weights counts: shares are not known before all have arrived")
+    if spec.updates_of is not None:
+        raise SpecError(f"eager awaits updates, but those of round {spec.updates_of!r} are there")
 
 
 def _parse_clients(clients: Any) -> tuple[str, ...] | int:
@@ -177,6 +297,19 @@ def _parse_layout(layout: Any) -> Layout | None:
     if packed.nbytes == 0:
         raise SpecError("layout is empty: it holds no element of any tensor")
     return packed
+
+
+def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise SpecError(f"{name} is {value!r}, not one of {', '.join(choices)}")
+    return value
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise SpecError(f"{name} is {value!r}, not true or false")
+    return value
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:

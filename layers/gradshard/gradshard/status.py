@@ -43,7 +43,7 @@ def read_status(stack: Stack, keys: RoundKeys) -> dict[str, Any]:
         "refused": refused,
         "late": late,
         "plan": plan and _summary(plan),
-        "shards_done": _shards_done(store, keys, plan, manifest),
+        "tasks_done": _tasks_done(store, keys, plan, manifest),
         "manifest": manifest,
     }
 
@@ -102,7 +102,10 @@ def _summary(plan: dict[str, Any]) -> dict[str, Any]:
     return {
         "attempt": plan["attempt"],
         "contributors": [contributor["client"] for contributor in plan["contributors"]],
-        "shards": len(plan["shards"]),
+        "topology": plan["topology"],
+        "order": plan["order"],
+        "shards": plan["shards"],
+        "tasks": plan["shards"] * sum(len(level["groups"]) for level in plan["levels"]),
         "nbytes": plan["nbytes"],
         "tensors": plan["tensors"],
         "notes": plan["notes"],
@@ -111,7 +114,7 @@ def _summary(plan: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shards_done(
+def _tasks_done(
     store: Store, keys: RoundKeys, plan: dict[str, Any] | None, manifest: dict[str, Any] | None
 ) -> int:
     if plan is None:

@@ -227,6 +227,22 @@ class Store:
             if _code(error) not in {"PreconditionFailed", "NoSuchKey"}:
                 raise
 
+    def delete_versions(self, prefix: str) -> None:
+        """Remove every version of every object under a prefix, for good."""
+        with _translated(prefix):
+            for page in self._s3.get_paginator("list_object_versions").paginate(
+                Bucket=self.bucket, Prefix=prefix
+            ):
+                self.meter.add(puts=1)  # a LIST is priced as a PUT
+                found: list[Any] = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+                doomed: list[Any] = [
+                    {"Key": entry["Key"], "VersionId": entry["VersionId"]} for entry in found
+                ]
+                if doomed:
+                    self._s3.delete_objects(
+                        Bucket=self.bucket, Delete={"Objects": doomed, "Quiet": True}
+                    )
+
     def list_objects(self, prefix: str) -> Iterator[ListedObject]:
         """List the objects under a prefix, in the order of their keys."""
         with _translated(prefix):

@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import cached_property
 from http import HTTPStatus
@@ -76,8 +77,8 @@ class _Answer:
         self.close()
 
 
-class PartWriter:
-    """A part on its way."""
+class StreamWriter:
+    """A part or an object on its way."""
 
     def __init__(self, connection: http.client.HTTPConnection, name: str) -> None:
         self._connection, self._name = connection, name
@@ -98,7 +99,7 @@ class PartWriter:
         self._sent += len(data)
 
     def end(self) -> http.client.HTTPResponse:
-        """Return S3's answer to the whole part."""
+        """Return S3's answer to the whole."""
         with self._explained():
             return self._connection.getresponse()
 
@@ -167,7 +168,9 @@ class Wire:
         """
         self.meter.add(gets=1)
         query = {"versionId": source.version} if source.version else {}
-        headers = {"range": f"bytes={start}-{end - 1}", "if-match": source.etag}
+        headers = {"range": f"bytes={start}-{end - 1}"}
+        if source.etag:
+            headers["if-match"] = source.etag
         answer = self._request("GET", source.key, query, headers)
         expected = f"bytes {start}-{end - 1}/{source.nbytes}"
         if answer.status == HTTPStatus.PARTIAL_CONTENT:
@@ -216,17 +219,26 @@ class Wire:
             answer.read()
         self.meter.add(bytes_written=len(body))
 
-    @contextlib.contextmanager
-    def part(self, key: str, upload_id: str, number: int, nbytes: int) -> Iterator["PartWriter"]:
+    def part(
+        self, key: str, upload_id: str, number: int, nbytes: int
+    ) -> AbstractContextManager["StreamWriter"]:
         """Store one part while it is being made; a part of the same number is overwritten.
 
-        There is no second try inside: what was sent is not kept. After an error the part is not
+        As :meth:`object`, for a part of a multipart upload.
+        """
+        query = {"partNumber": str(number), "uploadId": upload_id}
+        return self._sending(key, query, nbytes, f"{key} part {number}")
+
+    def object(self, key: str, nbytes: int) -> AbstractContextManager["StreamWriter"]:
+        """Store one object while it is being made.
+
+        There is no second try inside: what was sent is not kept. After an error nothing is
         stored, and the task runs again.
 
         Parameters
         ----------
-        key, upload_id, number
-            Of the part.
+        key
+            Of the object.
         nbytes
             How many bytes will be written, which S3 wants to know first.
 
@@ -235,11 +247,16 @@ class Wire:
         StoreError
             S3 refuses, or the connection broke.
         """
+        return self._sending(key, {}, nbytes, key)
+
+    @contextlib.contextmanager
+    def _sending(
+        self, key: str, query: Mapping[str, str], nbytes: int, name: str
+    ) -> Iterator["StreamWriter"]:
         self.meter.add(puts=1)
-        query = {"partNumber": str(number), "uploadId": upload_id}
         target, headers = self._sign("PUT", key, query, {}, None)
         connection = self._new_connection()
-        writer = PartWriter(connection, f"{key} part {number}")
+        writer = StreamWriter(connection, name)
         try:
             writer.begin(target, headers | {"content-length": str(nbytes)})
             yield writer

@@ -17,6 +17,8 @@ from rich.text import Text
 from gradshard.errors import EngineError, GradshardError
 from gradshard.federation import Federation
 from gradshard.local import DEFAULT_PORT
+from gradshard.spec import BLOCKS, HOLDS
+from gradshard.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES
 
 PATIENCE_SECONDS: Final = 1.0
 """What takes longer gets a progress bar."""
@@ -131,6 +133,37 @@ def connected(command: Command) -> Command:
     )
     # Shown in the opposite order.
     return stack_option(local_option(port_option(debuggable(connecting))))  # type: ignore[return-value]
+
+
+def aggregation_options(command: Command) -> Command:
+    """Add ``--topology``, ``--fan-in``, ``--order`` and ``--hold``."""
+    options = (
+        click.option(
+            "--topology",
+            type=click.Choice((AUTO, *TOPOLOGIES)),
+            default=AUTO,
+            show_default=True,
+            help=f"Who adds up whose updates: shards up to {MAX_FAN_IN} clients, else a grid.",
+        ),
+        click.option(
+            "--fan-in", type=int, metavar="K", help="Size of the topology's groups; its own rule."
+        ),
+        click.option(
+            "--order",
+            metavar="ORDER",
+            help="Of the additions: sequential or tree:K,K,…; the topology's own.",
+        ),
+        click.option(
+            "--hold",
+            type=click.Choice(HOLDS),
+            default=BLOCKS,
+            show_default=True,
+            help="What functions hold: whole inputs, for comparison, as others' do.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def port_option(command: Command) -> Command:

@@ -21,8 +21,9 @@ from gradshard.cli.common import (
 from gradshard.cli.plan import DEFAULT_ARCHITECTURE, DEFAULT_MEMORY_MB, Size
 from gradshard.costing import SYSTEMS, claims, published, whole
 from gradshard.costing.claims import Comparison
-from gradshard.costing.terms import BURST, PUBLISHED, TITLES, Bandwidth, Estimate, Setting
+from gradshard.costing.terms import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.errors import PlanError, SpecError
+from gradshard.network import BURST, Bandwidth
 from gradshard.spec import MAX_SHARDS
 
 MAX_CLIENTS: Final = 1000

@@ -1,6 +1,5 @@
 """``gradshard plan``: what a round would take, before there is one."""
 
-import math
 import re
 from typing import Final
 
@@ -8,9 +7,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from gradshard import limits, planning
+from gradshard import limits, orders, planning
 from gradshard.cli.common import (
     Seconds,
+    aggregation_options,
     cell,
     debuggable,
     dollars,
@@ -19,10 +19,10 @@ from gradshard.cli.common import (
     port_option,
     print_json,
 )
-from gradshard.errors import SpecError
 from gradshard.federation import Federation
-from gradshard.planning import Projection
-from gradshard.spec import MAX_CLIENTS, MAX_SHARDS
+from gradshard.planning import PLAN_BYTES_PER_CLIENT, Aggregator, Load, Projection
+from gradshard.spec import MAX_CLIENTS, MAX_SHARDS, parse_spec
+from gradshard.topologies import TOPOLOGIES
 
 DEFAULT_MEMORY_MB: Final = 128
 """The template's."""
@@ -58,6 +58,7 @@ class Size(click.ParamType):
 @click.command()
 @click.option("--size", type=Size(), required=True, help="Of an update: 512MB, 1GiB, 5e9.")
 @click.option("--clients", type=click.IntRange(1, MAX_CLIENTS), required=True, metavar="N")
+@aggregation_options
 @click.option("--shards", type=click.IntRange(1, MAX_SHARDS), metavar="M", help="A given M.")
 @click.option("--within", type=Seconds(), metavar="TIME", help="Or how long aggregating may take.")
 @click.option(
@@ -79,6 +80,10 @@ class Size(click.ParamType):
 def plan(
     size: int,
     clients: int,
+    topology: str,
+    fan_in: int | None,
+    order: str | None,
+    hold: str,
     shards: int | None,
     within: float | None,
     memory: int | None,
@@ -92,25 +97,36 @@ def plan(
 
     Asks AWS nothing unless a stack is named.
     """
-    if shards is not None and within is not None:
-        raise SpecError("give --shards or --within, not both: one decides the other")
-    if within is not None and not 0 < within < math.inf:
-        raise SpecError(f"--within is {within:g}, not a number of seconds above zero")
+    terms = {
+        "clients": clients,
+        "topology": topology,
+        "fan_in": fan_in,
+        "order": order,
+        "hold": hold,
+        "shards": shards,
+        "within": within,
+    }
+    spec = parse_spec(terms)
+    name, levels = spec.levels(clients)
+    order_parts = orders.split_order(spec.order or orders.natural_order(levels), levels)
     if stack or local:
         deployed = Federation(stack or "gradshard", local=local, port=port).stack
         memory = memory or int(deployed.output("AggregatorMemory"))
         architecture = architecture or deployed.output("Architecture")
     memory = memory or DEFAULT_MEMORY_MB
     architecture = architecture or DEFAULT_ARCHITECTURE
-    choice, notes = planning.choose(
-        size, clients, memory_mb=memory, architecture=architecture, shards=shards, within=within
-    )
-    frontier = planning.frontier(
+    aggregator = Aggregator(memory, architecture)
+    load = Load(
         size,
-        clients,
-        architecture=architecture,
-        memories=sorted({*limits.MEMORIES_MB, memory}),
-        shards=shards,
+        levels,
+        is_cut=TOPOLOGIES[name].is_cut,
+        depth=max(1, *map(len, order_parts)),
+        hold=hold,
+        plan_bytes=PLAN_BYTES_PER_CLIENT * clients,
+    )
+    choice, notes = planning.choose(load, aggregator, shards=shards, within=within)
+    frontier = planning.frontier(
+        load, aggregator, memories=sorted({*limits.MEMORIES_MB, memory}), shards=shards
     )
     if as_json:
         print_json(
@@ -118,6 +134,8 @@ def plan(
                 "nbytes": size,
                 "clients": clients,
                 "architecture": architecture,
+                "topology": name,
+                "levels": levels,
                 "choice": choice.to_json(),
                 "notes": notes,
                 "frontier": [projection.to_json() for projection in frontier],
@@ -131,7 +149,8 @@ def plan(
     console.print(
         cell(
             f"{clients} updates of {megabytes(size)} on {architecture}: at {memory} MB the planner "
-            f"takes M={choice.shards}, {choice.seconds:.1f} s, {dollars(choice.total_dollars)}"
+            f"takes {name} of {choice.shards}, {choice.tasks} tasks, {choice.seconds:.1f} s, "
+            f"{dollars(choice.total_dollars)}"
         )
     )
 

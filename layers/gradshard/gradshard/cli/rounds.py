@@ -1,11 +1,13 @@
 """``gradshard open``, ``submit`` and ``fetch``: what is done to a round."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from gradshard.cli.common import (
     Seconds,
+    aggregation_options,
     connected,
     counted,
     json_option,
@@ -16,7 +18,7 @@ from gradshard.cli.common import (
     waiting,
 )
 from gradshard.federation import Federation
-from gradshard.spec import DEFAULT_DEADLINE
+from gradshard.spec import DEFAULT_DEADLINE, SHARES, WEIGHTS
 
 
 @click.command("open")
@@ -38,8 +40,14 @@ from gradshard.spec import DEFAULT_DEADLINE
     metavar="TIME",
     help="Until no more updates are awaited: 90 (seconds), 30m, 2h.",
 )
+@aggregation_options
+@click.option("--weights", type=click.Choice(WEIGHTS), default=SHARES, show_default=True)
+@click.option("--eager", is_flag=True, help="Add up a group when its updates are there.")
 @click.option("--shards", type=int, metavar="M", help="Into how many to cut the update.")
 @click.option("--within", type=Seconds(), metavar="TIME", help="Or how long aggregating may take.")
+@click.option(
+    "--updates-of", metavar="ROUND", help="Average what was sent to another round, as it is there."
+)
 @click.option("--allow-nonfinite", is_flag=True, help="Average NaN and infinities too.")
 @json_option
 @connected
@@ -50,10 +58,8 @@ def open_(
     count: int | None,
     min_clients: int,
     deadline: int,
-    shards: int | None,
-    within: float | None,
-    allow_nonfinite: bool,
     as_json: bool,
+    **terms: Any,
 ) -> None:
     """Open a round; again in the same terms does no harm."""
     if bool(ids) == (count is not None):
@@ -66,9 +72,7 @@ def open_(
             list(ids) if count is None else count,
             min_clients=min_clients,
             deadline=deadline,
-            shards=shards,
-            within=within,
-            allow_nonfinite=allow_nonfinite,
+            **terms,
         )
     if as_json:
         print_json({"round": name, "bucket": federation.bucket, "spec": round_.terms().to_json()})

@@ -69,7 +69,8 @@ def _progress(status: dict[str, Any]) -> Iterable[tuple[str, str]]:
     plan = status["plan"]
     if plan:
         yield "update", f"{megabytes(plan['nbytes'])} in {counted(plan['tensors'], 'tensor')}"
-        yield "shards", f"{status['shards_done']} of {plan['shards']} done"
+        yield "topology", f"{plan['topology']} of {plan['shards']}, order {plan['order']}"
+        yield "tasks", f"{status['tasks_done']} of {plan['tasks']} done"
         for note in plan["notes"]:
             yield "note", note
         yield "projected", _projected(plan["projected"])
@@ -83,7 +84,7 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "read", f"{megabytes(totals['bytes_read'])} in {counted(totals['gets'], 'GET')}"
     yield "written", f"{megabytes(totals['bytes_written'])} in {counted(totals['puts'], 'PUT')}"
     yield "memory", f"{totals['peak_mb']:.0f} MB at most in a function"
-    yield "cost", f"{dollars(manifest['projected']['total_dollars'])}, as projected for AWS"
+    yield "cost", f"{dollars(manifest['projected']['dollars']['total'])}, as projected for AWS"
 
 
 def _projected(projection: dict[str, Any]) -> str:

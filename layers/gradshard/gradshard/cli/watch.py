@@ -37,7 +37,7 @@ class _Lines:
     def __call__(self, status: dict[str, Any]) -> None:
         line = f"{status['state']}: {_updates(status)}"
         if status["plan"]:
-            line += f", {_shards(status)}, {megabytes(_bytes_read(status))} read"
+            line += f", {_tasks(status)}, {megabytes(_bytes_read(status))} read"
         if line != self._last:
             click.echo(plain(line))
             self._last = line
@@ -51,7 +51,7 @@ def _bars(status: dict[str, Any]) -> Table:
     if plan:
         total = plan["nbytes"] * len(plan["contributors"])
         read = _bytes_read(status)
-        table.add_row(_bar(status["shards_done"], plan["shards"]), cell(_shards(status)))
+        table.add_row(_bar(status["tasks_done"], plan["tasks"]), cell(_tasks(status)))
         table.add_row(_bar(read, total), cell(f"{megabytes(read)} of {megabytes(total)} read"))
     return table
 
@@ -67,12 +67,12 @@ def _updates(status: dict[str, Any]) -> str:
     return text
 
 
-def _shards(status: dict[str, Any]) -> str:
-    return f"{status['shards_done']} of {status['plan']['shards']} shards done"
+def _tasks(status: dict[str, Any]) -> str:
+    return f"{status['tasks_done']} of {status['plan']['tasks']} tasks done"
 
 
 def _bytes_read(status: dict[str, Any]) -> int:
     """Return what the finished tasks have read of the updates; shards are of nearly equal size."""
     plan = status["plan"]
     whole = plan["nbytes"] * len(plan["contributors"])
-    return int(whole * status["shards_done"] / plan["shards"])
+    return int(whole * status["tasks_done"] / plan["tasks"])

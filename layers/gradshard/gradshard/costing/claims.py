@@ -17,8 +17,10 @@ from typing import Any, Final, Literal
 from gradshard import limits
 from gradshard.costing import SYSTEMS, own, published
 from gradshard.costing.published import MODELS, Model
-from gradshard.costing.terms import BURST, PUBLISHED, Bandwidth, Bill, Estimate, Setting
+from gradshard.costing.terms import PUBLISHED, Estimate, Setting
 from gradshard.errors import PlanError
+from gradshard.network import BURST, Bandwidth
+from gradshard.pricing import Bill
 
 Column = Literal["full", "total"]
 """``full`` counts what the paper's column of that name counts, ``total`` everything."""
@@ -222,30 +224,25 @@ class Variant:
         What it is.
     setting
         Its setting, whatever the bandwidth.
-    exists
-        Whether that can be deployed today.
     one_request
         Whether clients are counted as the paper counts: one PUT and one GET each.
     """
 
     label: str
     setting: Setting
-    exists: bool = True
     one_request: bool = False
 
 
 DEFAULT: Final = Variant("128 MB, the default", Setting())
 DOUBLE: Final = Variant("256 MB", Setting(memory_mb=256))
-_BATCHED: Final = Variant("128 MB, batched fan-out", Setting(batched=True), exists=False)
 VARIANTS: Final = (
     DEFAULT,
     Variant("128 MB, x86-64", Setting(architecture="x86_64")),
     Variant("128 MB, no hurry", Setting(within=math.inf)),
     DOUBLE,
-    _BATCHED,
     *(
         replace(variant, label=f"{variant.label}; clients as the paper counts", one_request=True)
-        for variant in (DEFAULT, DOUBLE, _BATCHED)
+        for variant in (DEFAULT, DOUBLE)
     ),
 )
 
@@ -370,9 +367,9 @@ def fan_outs(seconds: float, shards: Sequence[int] = FAN_OUT_SHARDS) -> list[Fan
 
     ways: dict[str, Callable[[int], float]] = {
         "distributed Map, Standard children": lambda m: m * 2 * transition,
-        "distributed Map, Express children (as deployed)": lambda m: m * transition + express(m),
+        "distributed Map, Express children": lambda m: m * transition + express(m),
         "inline Map in the Standard machine": lambda m: m * transition,
-        "distributed Map, Express children of 40 tasks in an inline Map": lambda m: (
+        "distributed Map, Express children of 40 tasks in an inline Map (as deployed)": lambda m: (
             forties(m) * transition + express(forties(m))
         ),
     }

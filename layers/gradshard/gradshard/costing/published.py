@@ -133,11 +133,6 @@ SLOWEST_READ_BYTES_PER_SECOND: Final = 44 * MIB
 FASTEST_READ_BYTES_PER_SECOND: Final = 57 * MIB
 """What one function read from S3, one object after another ("MB/s" in the package are MiB/s)."""
 
-FUNCTION_OVERHEAD_MB: Final = 450
-COPIES_HELD: Final = 3
-"""Memory rule: ceil(3·input + 450) MB of 1024² bytes, for the running sum, the object as it was
-read and the array made of it. ResNet-18 ran with the rule of before: 2·input."""
-
 ACCOUNT_MEMORY_MB: Final = 3008
 """Cap of the account the paper used; Lambda's own is 10,240."""
 

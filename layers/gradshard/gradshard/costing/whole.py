@@ -7,22 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gradshard import limits
+from gradshard import limits, pricing, topologies
 from gradshard.costing import published
 from gradshard.costing.published import Measurement
-from gradshard.costing.terms import (
-    PUBLISHED,
-    TITLES,
-    Bill,
-    Estimate,
-    Setting,
-    Tasks,
-    lambda_fl_levels,
-    lifl_levels,
-    price,
-)
+from gradshard.costing.terms import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.errors import PlanError
 from gradshard.limits import MIB
+from gradshard.planning import WHOLE_COPIES, WHOLE_OVERHEAD_MB
+from gradshard.pricing import Bill, Requests, Tasks
 
 
 def gradssharding(nbytes: int, setting: Setting) -> Estimate:
@@ -40,17 +32,17 @@ def gradssharding(nbytes: int, setting: Setting) -> Estimate:
 
 def lambda_fl(nbytes: int, setting: Setting) -> Estimate:
     """Foresee λ-FL."""
-    return _estimate("lambda_fl", nbytes, nbytes, lambda_fl_levels(setting.clients), setting)
+    return _estimate("lambda_fl", nbytes, nbytes, topologies.lambda_fl(setting.clients), setting)
 
 
 def lifl(nbytes: int, setting: Setting) -> Estimate:
     """Foresee LIFL as the paper ran it: its hierarchy, without what Lambda cannot offer."""
-    return _estimate("lifl", nbytes, nbytes, lifl_levels(setting.clients), setting)
+    return _estimate("lifl", nbytes, nbytes, topologies.lifl(setting.clients), setting)
 
 
 def memory_mb(nbytes: float) -> int:
     """Return the memory of a function that holds inputs of ``nbytes``."""
-    return math.ceil(published.COPIES_HELD * nbytes / MIB + published.FUNCTION_OVERHEAD_MB)
+    return math.ceil(WHOLE_COPIES * nbytes / MIB + WHOLE_OVERHEAD_MB)
 
 
 def measured_bill(measurement: Measurement) -> Bill:
@@ -88,7 +80,9 @@ def modelled(measurement: Measurement) -> Estimate:
         shards=measurement.model.shards if measurement.system == "gradssharding" else None,
     )
     estimate = systems[measurement.system](measurement.model.nbytes, setting)
-    return replace(estimate, seconds=estimate.seconds - limits.ROUND_OVERHEAD_SECONDS)
+    levels = len(measurement.levels)
+    around = limits.ROUND_OVERHEAD_SECONDS + limits.LEVEL_OVERHEAD_SECONDS * (levels - 1)
+    return replace(estimate, seconds=estimate.seconds - around)
 
 
 def _estimate(
@@ -106,28 +100,46 @@ def _estimate(
             f"{memory} MB a function, over Lambda's {limits.MAX_MEMORY_MB}"
         )
 
+    aggregator = setting.aggregator(memory)
+
     def seconds(fan_in: int) -> float:
         return (
-            limits.TASK_START_SECONDS
-            + (fan_in + 1) * setting.bandwidth.latency_seconds
-            + setting.reading_seconds(fan_in * input_bytes, memory)
+            aggregator.task_seconds(fan_in * input_bytes)
+            # One request after another, and the result when all is read.
+            + fan_in * setting.bandwidth.latency_seconds
             + setting.bandwidth.seconds(input_bytes)
         )
 
-    estimate = price(
-        system,
-        nbytes,
-        setting,
-        [[Tasks(1, seconds(fan_in)) for fan_in in level] for level in levels],
-        memory_mb=memory,
-        gets=sum(map(sum, levels)),
-        puts=sum(map(len, levels)),
-        # An object for each input of the first level, and as many read back.
-        client_requests=sum(levels[0]),
-    )
-    if estimate.task_seconds > published.TIMEOUT_SECONDS:
+    priced = [[Tasks(1, seconds(fan_in)) for fan_in in level] for level in levels]
+    longest = [max(run.seconds for run in level) for level in priced]
+    if max(longest) > published.TIMEOUT_SECONDS:
         raise PlanError(
-            f"a function of {TITLES[system]} would take {estimate.task_seconds:.0f} s, over "
+            f"a function of {TITLES[system]} would take {max(longest):.0f} s, over "
             f"Lambda's {published.TIMEOUT_SECONDS:.0f}"
         )
-    return estimate
+    requests = Requests(gets=sum(map(sum, levels)), puts=sum(map(len, levels)))
+    # An object for each input of the first level, and as many read back.
+    by_clients = Requests(sum(levels[0]), sum(levels[0]))
+    bill = pricing.bill(
+        priced,
+        clients=setting.clients,
+        memory_mb=memory,
+        architecture=setting.architecture,
+        aggregators=requests,
+        by_clients=by_clients,
+    )
+    return Estimate(
+        system,
+        nbytes,
+        shards=1,
+        tasks=requests.puts,
+        memory_mb=memory,
+        task_seconds=max(longest),
+        seconds=sum(longest)
+        + limits.ROUND_OVERHEAD_SECONDS
+        + limits.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1),
+        gb_seconds=memory / 1024 * sum(run.seconds for level in priced for run in level),
+        gets=requests.gets,
+        puts=requests.puts,
+        bill=bill,
+    )

@@ -1,6 +1,7 @@
 """Give a round up: nothing half-written stays, and the cause is kept."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ MAX_CAUSE = 8_000
 
 
 def abort_round(
-    store: Store, round_id: str, *, error: str, cause: str, shard: int | None = None
+    store: Store, round_id: str, *, error: str, cause: str, task: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
     """Record why a round failed and throw its unfinished result away; safe to repeat.
 
@@ -31,8 +32,8 @@ def abort_round(
     error, cause
         As the state machine caught them: for a function's exception, the cause is JSON with its
         ``errorType`` and ``errorMessage``.
-    shard
-        The task that failed, if it was one.
+    task
+        The task that failed, if it was one: its ``level`` and ``number``.
 
     Returns
     -------
@@ -41,8 +42,8 @@ def abort_round(
         fact ended well and only the answer was lost.
     """
     error, cause = _plain(error, cause)
-    if shard is not None:
-        cause = f"shard {shard}: {cause}"
+    if task is not None:
+        cause = f"task {task['number']} of level {task['level']}: {cause}"
     cause = cause[:MAX_CAUSE]
     try:
         keys = RoundKeys(round_id)
@@ -64,6 +65,8 @@ def abort_round(
         if manifest["status"] == COMPLETED:
             return {"status": COMPLETED}
     store.abort_open_uploads(keys.result)
+    if len(plan.get("levels", [])) > 1:
+        store.delete_versions(keys.partials)
     if store.head(keys.result) is not None:
         store.delete(keys.result)
     services.publish(

@@ -1,5 +1,6 @@
 """Updates as they come: which have arrived, whether one is good, when nobody need be awaited."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -22,6 +23,10 @@ FIRST_READ_BYTES = 64 * 1024
 
 READERS = 8
 
+COMPLETE = "complete"
+DEADLINE = "deadline"
+"""Why a round goes on."""
+
 
 class Update(NamedTuple):
     """A good update."""
@@ -36,6 +41,11 @@ def read_spec(store: Store, keys: RoundKeys) -> tuple[RoundSpec, dict[str, Any]]
     """Return the terms of a round and its record of times; None if it was never opened."""
     record = store.get_json(keys.spec)
     return None if record is None else (parse_spec(record["spec"]), record)
+
+
+def sent_to(keys: RoundKeys, spec: RoundSpec) -> RoundKeys:
+    """Return the names of the round whose updates are averaged: mostly the round's own."""
+    return RoundKeys(spec.updates_of) if spec.updates_of else keys
 
 
 def arrived(store: Store, keys: RoundKeys) -> list[str]:
@@ -74,15 +84,48 @@ def refuse(store: Store, keys: RoundKeys, refusal: Refusal) -> None:
     store.put_json(keys.rejection(refusal.client), vars(refusal))
 
 
-def resume_if_complete(store: Store, keys: RoundKeys, spec: RoundSpec) -> bool:
-    """Let the round go on if every expected client has answered, with a good update or a bad one.
+def resume_if_due(store: Store, keys: RoundKeys, spec: RoundSpec) -> bool:
+    """Let the round go on if nobody need be awaited any longer.
+
+    That is when every expected client has answered, with a good update or a bad one; in an eager
+    round, when all of a group have.
 
     Both who opens a round and who collects an update end with this check, after they have
     written what the other one looks for; so whoever comes last sees everything.
     """
-    if not spec.is_complete(arrived(store, keys)):
+    if not _is_due(store, keys, spec):
         return False
-    return resume(store, keys, "complete")
+    return resume(store, keys, COMPLETE)
+
+
+def _is_due(store: Store, keys: RoundKeys, spec: RoundSpec) -> bool:
+    if spec.updates_of is not None:
+        return True
+    there = arrived(store, keys)
+    if not spec.eager:
+        return spec.is_complete(there)
+    plan = store.get_json(keys.plan)
+    return bool(ready_groups(spec, there, None if plan is None else plan["awaited"]))
+
+
+def ready_groups(spec: RoundSpec, there: Sequence[str], awaited: Sequence[int] | None) -> list[int]:
+    """Return the groups of an eager round that are awaited and whose clients have all answered.
+
+    Parameters
+    ----------
+    spec
+        The round's terms.
+    there
+        The clients that have answered.
+    awaited
+        The groups that are not planned yet; None for all.
+    """
+    answered = set(there)
+    return [
+        number
+        for number, clients in enumerate(spec.groups())
+        if (awaited is None or number in awaited) and answered.issuperset(clients)
+    ]
 
 
 def resume(store: Store, keys: RoundKeys, reason: str) -> bool:

@@ -1,17 +1,22 @@
 """An update arrived, or the deadline passed: check it, and let the round go on when it can."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from gradshard.errors import SpecError
 from gradshard.keys import RoundKeys, check_id, parse_update_key
 from gradshard.plan import Plan, Refusal
 from gradshard.rounds import arrivals
+from gradshard.spec import RoundSpec
 from gradshard.store import Store
 
 
 def deadline_passed(store: Store, round_id: str) -> dict[str, Any]:
     """Let the round go on with what has arrived; planning counts whether that is a quorum."""
-    resumed = arrivals.resume(store, RoundKeys(round_id), "deadline")
+    keys = RoundKeys(round_id)
+    # An eager round may be at work on a group, and looks for this before it waits again.
+    store.put_json(keys.deadline, {"passed_at": datetime.now(UTC).isoformat()})
+    resumed = arrivals.resume(store, keys, arrivals.DEADLINE)
     return {"round": round_id, "resumed": resumed}
 
 
@@ -45,8 +50,9 @@ def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
 
     outcome: dict[str, Any] = {"round": keys.round_id, "client": client}
     plan = store.get_json(keys.plan)
-    ended = store.get_json(keys.manifest) if plan is None else None
-    if plan is not None or ended is not None:
+    ended = store.get_json(keys.manifest) if plan is None or plan["awaited"] else None
+    is_late = plan is not None and not _is_awaited(spec, plan, client)
+    if is_late or ended is not None:
         return outcome | _too_late(store, keys, client, etag, plan, ended)
 
     if spec.expects(client):
@@ -59,7 +65,13 @@ def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
     else:
         _withdraw_earlier_refusal(store, keys, client, etag)
         outcome |= {"status": "accepted"}
-    return outcome | {"resumed": arrivals.resume_if_complete(store, keys, spec)}
+    return outcome | {"resumed": arrivals.resume_if_due(store, keys, spec)}
+
+
+def _is_awaited(spec: RoundSpec, plan: dict[str, Any], client: str) -> bool:
+    """Whether a client's group is not planned yet."""
+    groups = spec.groups() if plan["awaited"] else []
+    return any(client in groups[number] for number in plan["awaited"])
 
 
 def _withdraw_earlier_refusal(store: Store, keys: RoundKeys, client: str, etag: str) -> None:

@@ -6,14 +6,16 @@ from typing import Any
 
 from gradshard.errors import PlanError, StoreError
 from gradshard.keys import ObjectVersion, RoundKeys
-from gradshard.plan import ORDER, RULE, TOPOLOGY, Plan, Refusal
+from gradshard.plan import RULE, Plan, Refusal, Task
 from gradshard.rounds import arrivals, services
 from gradshard.store import Store
 
 READERS = 16
 COMPLETED = "completed"
 FAILED = "failed"
-NOT_IN_MANIFEST = {"attempt", "refused"}
+NOT_IN_MANIFEST = {"attempt", "refused", "is_written"}
+REPLAN = "replan"
+AWAITING = "awaiting"
 
 
 def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
@@ -22,8 +24,9 @@ def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``status`` ``completed``; or ``replan`` with the next ``attempt`` and the ``refused``
-        contributors, when some turned out to be bad while they were read.
+        ``status`` ``completed``; or ``awaiting`` in an eager round, while groups are missing; or
+        ``replan`` with the next ``attempt`` and the ``refused`` contributors, when some turned out
+        to be bad while they were read.
 
     Raises
     ------
@@ -37,13 +40,16 @@ def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
     if fields is None:
         raise PlanError(f"{keys.plan} is missing")
     plan = Plan.from_json(fields)
+    if not plan.is_sealed:
+        return {"status": AWAITING}
     reports = _read_reports(store, keys, plan)
     refused = _merge_refusals(reports)
     if refused:
         for refusal in refused:
             arrivals.refuse(store, keys, refusal)
         return {
-            "status": "replan",
+            "status": REPLAN,
+            "reason": REPLAN,
             "attempt": plan.attempt + 1,
             "refused": [vars(refusal) for refusal in refused],
         }
@@ -57,19 +63,25 @@ def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
             raise PlanError(f"round {round_id!r} was given up: {manifest['cause']}")
     # A planning that was killed, or ran twice at once, may have left one behind.
     store.abort_open_uploads(keys.result)
+    if len(plan.levels) > 1:
+        store.delete_versions(keys.partials)
     services.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
     return {"status": COMPLETED}
 
 
 def _read_reports(store: Store, keys: RoundKeys, plan: Plan) -> list[dict[str, Any]]:
-    with ThreadPoolExecutor(READERS) as pool:
-        reports = list(
-            pool.map(lambda shard: store.get_json(keys.report(shard.number)), plan.shards)
-        )
-    for shard, report in zip(plan.shards, reports, strict=True):
+    tasks = [task for level in range(len(plan.levels)) for task in plan.tasks(level)]
+
+    def read(task: Task) -> dict[str, Any]:
+        report: dict[str, Any] | None = store.get_json(keys.report(task.level, task.number))
         if report is None or report["attempt"] != plan.attempt:
-            raise PlanError(f"shard {shard.number} of {len(plan.shards)} has not been aggregated")
-    return reports
+            raise PlanError(
+                f"task {task.number} of level {task.level} has not been done, of {len(tasks)} tasks"
+            )
+        return report
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(read, tasks))
 
 
 def _merge_refusals(reports: list[dict[str, Any]]) -> list[Refusal]:
@@ -82,7 +94,7 @@ def _merge_refusals(reports: list[dict[str, Any]]) -> list[Refusal]:
 
 
 def _complete(store: Store, keys: RoundKeys, plan: Plan) -> ObjectVersion:
-    expected_parts = len(plan.shards)
+    expected_parts = plan.shards
     expected_bytes = plan.header_bytes + plan.nbytes
     parts = store.list_parts(keys.result, plan.upload_id)
     if parts is not None:
@@ -123,8 +135,10 @@ def _manifest(plan: Plan, result: ObjectVersion, reports: list[dict[str, Any]]) 
         "round": plan.round_id,
         "status": COMPLETED,
         "rule": RULE,
-        "topology": TOPOLOGY,
-        "order": ORDER,
+        "topology": plan.topology,
+        "order": plan.order,
+        "weights": plan.weights,
+        "hold": plan.hold,
         "update": {
             "key": result.key,
             "version": result.version,
@@ -146,7 +160,8 @@ def _manifest(plan: Plan, result: ObjectVersion, reports: list[dict[str, Any]]) 
         "refused": [vars(refusal) for refusal in plan.refused],
         "missing": plan.missing,
         "attempts": plan.attempt + 1,
-        "shards": len(plan.shards),
+        "shards": plan.shards,
+        "groups": [[stop - first for first, stop in level.groups] for level in plan.levels],
         "tasks": [
             {name: value for name, value in report.items() if name not in NOT_IN_MANIFEST}
             for report in reports

@@ -14,7 +14,7 @@ from gradshard.store import Store
 def open_round(
     store: Store, round_id: str, fields: Mapping[str, Any], *, started: str, token: str
 ) -> dict[str, Any]:
-    """Open a round; safe to repeat.
+    """Open a round, or let an eager one wait again; safe to repeat.
 
     Terms that make no sense fail the waiting execution with their :class:`GradshardError`.
 
@@ -39,8 +39,12 @@ def open_round(
         return {"round": round_id, "status": "refused", "reason": str(error)}
     store.put_json(keys.callback, {"token": token})
     services.schedule_deadline(round_id, deadline_at)
-    # Updates may have come before the spec was there to receive them.
-    resumed = arrivals.resume_if_complete(store, keys, spec)
+    # Updates may have come before the spec was there to receive them; and an eager round waits
+    # again after each group, maybe beyond its deadline.
+    if spec.eager and store.get_json(keys.deadline) is not None:
+        resumed = arrivals.resume(store, keys, arrivals.DEADLINE)
+    else:
+        resumed = arrivals.resume_if_due(store, keys, spec)
     return {"round": round_id, "status": "opened", "resumed": resumed}
 
 

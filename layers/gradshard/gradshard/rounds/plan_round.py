@@ -1,30 +1,47 @@
-"""Freeze who contributes, cut the update into shards, and start the upload of the result."""
+"""Freeze who contributes, plan the sums, and start the upload of the result."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from gradshard import planning
+from gradshard import orders, planning
 from gradshard.agreement import agree
 from gradshard.errors import GradshardError, PlanError
 from gradshard.keys import RoundKeys
-from gradshard.layout import Layout, encode_header
-from gradshard.plan import Contributor, Plan, Refusal, weigh
+from gradshard.layout import PREFIX_BYTES, Layout, Span, encode_header, parse_header
+from gradshard.orders import Order
+from gradshard.plan import Contributor, Level, Plan, Refusal, level_of, weigh
+from gradshard.planning import Aggregator, Load, Projection
 from gradshard.rounds import arrivals
 from gradshard.rounds.arrivals import Update
-from gradshard.spec import MAX_CLIENTS, RoundSpec
 from gradshard.store import Store
+from gradshard.topologies import TOPOLOGIES, Levels
 
 
 class QuorumError(GradshardError):
     """Fewer good updates than the round's ``min_clients``."""
 
 
-class Aggregator(NamedTuple):
-    """How the aggregator function is deployed."""
+class Call(NamedTuple):
+    """What the state machine plans for.
 
-    memory_mb: int
-    architecture: str
+    Parameters
+    ----------
+    visit
+        When it came to planning, ISO 8601: a call with the same time is a repetition.
+    reason
+        Why the round goes on.
+    attempt
+        0 the first time; one more each time contributors were refused while they were read.
+    refused
+        Whom the attempt before found to be bad.
+    """
+
+    visit: str
+    reason: str
+    attempt: int
+    refused: Sequence[Refusal]
 
 
 class _Entrants(NamedTuple):
@@ -37,14 +54,9 @@ class _Entrants(NamedTuple):
 
 
 def plan_round(
-    store: Store,
-    round_id: str,
-    *,
-    attempt: int,
-    refused: Sequence[Refusal],
-    aggregator: Aggregator,
+    store: Store, round_id: str, call: Call, *, aggregator: Aggregator
 ) -> dict[str, Any]:
-    """Plan a round; safe to repeat.
+    """Plan a round, or the next groups of an eager one; safe to repeat.
 
     Parameters
     ----------
@@ -52,175 +64,336 @@ def plan_round(
         The bucket.
     round_id
         The round.
-    attempt
-        0 the first time; one more each time contributors were refused while they were read.
-    refused
-        Whom the attempt before found to be bad.
+    call
+        What to plan for.
     aggregator
         What the tasks will run on.
 
     Returns
     -------
     dict
-        ``status`` ``planned`` with the object that lists the tasks; or ``failed`` with ``error``
-        and ``cause``.
+        ``status`` ``planned`` with, for each level, the object that lists its tasks; or ``failed``
+        with ``error`` and ``cause``.
     """
     keys = RoundKeys(round_id)
     # Looked at before it is read: if another planning replaces it meanwhile, writing ours fails.
-    head = store.head(keys.plan) if attempt else None
-    previous = store.get_json(keys.plan)
-    if previous is not None and previous["attempt"] >= attempt:
-        return _planned(store, keys, Plan.from_json(previous))
+    head = store.head(keys.plan)
+    previous = Plan.from_json(store.get_json(keys.plan)) if head else None
+    if previous is not None and _is_answered(previous, call):
+        return _planned(store, keys, previous, aggregator)
     try:
-        plan = _make_plan(store, keys, attempt, refused, aggregator, previous)
+        plan = _Planning(store, keys, call, aggregator, previous).plan()
         if not store.put_json(keys.plan, plan.to_json(), replaces=head.etag if head else None):
             # A planning that runs twice at once is settled here; the loser leaves nothing behind.
-            store.abort_upload(keys.result, plan.upload_id)
+            if previous is None or previous.upload_id != plan.upload_id:
+                store.abort_upload(keys.result, plan.upload_id)
             plan = Plan.from_json(store.get_json(keys.plan))
-        elif previous is not None:
-            store.abort_upload(keys.result, previous["upload_id"])
+        elif previous is not None and previous.upload_id != plan.upload_id:
+            store.abort_upload(keys.result, previous.upload_id)
     except GradshardError as error:
         return {"status": "failed", "error": type(error).__name__, "cause": str(error)}
-    return _planned(store, keys, plan)
+    return _planned(store, keys, plan, aggregator)
 
 
-def _planned(store: Store, keys: RoundKeys, plan: Plan) -> dict[str, Any]:
+def _is_answered(plan: Plan, call: Call) -> bool:
+    """Whether a plan is what a call asks for, or later."""
+    if plan.attempt == call.attempt:
+        # Times in ISO 8601: an earlier one is a belated repetition.
+        return plan.is_sealed or plan.visit >= call.visit
+    return plan.attempt > call.attempt
+
+
+def _planned(store: Store, keys: RoundKeys, plan: Plan, aggregator: Aggregator) -> dict[str, Any]:
+    levels = []
     # Always those of the plan in force, whoever made it and whatever was killed since.
-    store.put_json(keys.tasks, plan.tasks())
+    for level, tasks in enumerate(plan.next_tasks()):
+        items = [
+            {"round": plan.round_id, "attempt": plan.attempt, "task": task._asdict()}
+            for task in tasks
+        ]
+        batches = [
+            {"tasks": items[first : first + aggregator.batch]}
+            for first in range(0, len(items), aggregator.batch)
+        ]
+        store.put_json(keys.tasks(level), batches)
+        levels.append({"bucket": store.bucket, "key": keys.tasks(level)})
     return {
         "status": "planned",
         "attempt": plan.attempt,
-        "shards": len(plan.shards),
-        "tasks": {"bucket": store.bucket, "key": keys.tasks},
+        "shards": plan.shards,
+        "levels": levels,
+        "concurrency": aggregator.concurrency // aggregator.batch,
     }
 
 
-def _make_plan(
-    store: Store,
-    keys: RoundKeys,
-    attempt: int,
-    refused: Sequence[Refusal],
-    aggregator: Aggregator,
-    previous: dict[str, Any] | None,
-) -> Plan:
-    opened = arrivals.read_spec(store, keys)
-    if opened is None:
-        raise PlanError(f"round {keys.round_id!r} was never opened: {keys.spec} is missing")
-    spec, record = opened
-    if previous is None:
-        entrants = _admit(store, keys, spec)
-    else:
-        entrants = _readmit(Plan.from_json(previous), refused)
-    _check_quorum(spec, entrants)
-    return _frozen(store, keys, attempt, spec, record["opened_at"], entrants, aggregator, previous)
+class _Settled(NamedTuple):
+    """What of a layout the plan needs, once it is settled; of no bytes while it is not."""
+
+    spans: tuple[Span, ...] = ()
+    nbytes: int = 0
+    tensors: int = 0
+    header_bytes: int = 0
 
 
-def _admit(store: Store, keys: RoundKeys, spec: RoundSpec) -> _Entrants:
-    """Check every update that is there, and find out which layout the round has."""
-    there = arrivals.arrived(store, keys)
-    entitled = [client for client in there if spec.expects(client)]
-    refused = [
-        Refusal(client, f"the round takes {MAX_CLIENTS} clients, and others come before this one")
-        for client in entitled[MAX_CLIENTS:]
-    ]
-    updates: dict[str, Update] = {}
-    for update in arrivals.check_updates(store, keys, entitled[:MAX_CLIENTS]):
-        if isinstance(update, Update):
-            updates[update.client] = update
-        elif update is not None:
-            refused.append(update)
-    layouts = {client: update.header.layout for client, update in updates.items()}
-    layout, differences = agree(layouts, spec.layout)
-    for client, difference in differences.items():
-        source = updates.pop(client).source
-        refused.append(Refusal(client, f"{source.key}: {difference}", source.etag))
-    for refusal in refused:
-        arrivals.refuse(store, keys, refusal)
-    contributors = [
-        Contributor(
-            client=update.client,
-            source=update.source,
-            samples=update.samples,
-            weight=0.0,
-            runs=layout.runs_in(update.header.layout, update.header.data_offset),
+class _Grouping(NamedTuple):
+    """Who adds up whose updates.
+
+    Parameters
+    ----------
+    topology
+        Its name.
+    sizes
+        The groups' sizes, those of an eager round as if everybody came.
+    order
+        Of the additions.
+    levels
+        The groups.
+    contributors
+        In their order, with their weights.
+    """
+
+    topology: str
+    sizes: Levels
+    order: Order
+    levels: tuple[Level, ...]
+    contributors: tuple[Contributor, ...]
+
+
+class _Planning:
+    """One planning.
+
+    Parameters
+    ----------
+    store, keys
+        The bucket, and the names in it.
+    call, aggregator
+        As for :func:`plan_round`.
+    previous
+        The plan to go on from, if there is one.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        keys: RoundKeys,
+        call: Call,
+        aggregator: Aggregator,
+        previous: Plan | None,
+    ) -> None:
+        self._store, self._keys, self._call = store, keys, call
+        self._aggregator, self._previous = aggregator, previous
+        opened = arrivals.read_spec(store, keys)
+        if opened is None:
+            raise PlanError(f"round {keys.round_id!r} was never opened: {keys.spec} is missing")
+        self._spec, record = opened
+        self._opened_at = record["opened_at"]
+
+    def plan(self) -> Plan:
+        """Make the plan; nothing but the layout and an upload is written yet.
+
+        Raises
+        ------
+        QuorumError
+            There are too few good updates.
+        PlanError
+            They cannot be aggregated within the limits.
+        """
+        previous = self._previous
+        if previous is not None and self._call.attempt > previous.attempt:
+            return self._without_refused(previous)
+        there = arrivals.arrived(self._store, arrivals.sent_to(self._keys, self._spec))
+        wave, awaited = self._wave(there)
+        entrants = self._admit(self._members(there, wave) if self._spec.eager else there, there)
+        if previous is not None:
+            entrants = entrants._replace(
+                contributors=previous.contributors + entrants.contributors,
+                refused=previous.refused + entrants.refused,
+            )
+        if not awaited:
+            self._check_quorum(entrants)
+        if previous is not None and previous.nbytes:
+            plan = self._extended(previous, wave, entrants)
+        else:
+            plan = self._assembled(self._grouped(entrants.contributors), self._settle(entrants))
+        return replace(
+            plan,
+            wave=tuple(wave) if self._spec.eager else plan.wave,
+            awaited=tuple(awaited),
+            refused=entrants.refused,
+            missing=() if awaited else entrants.missing,
         )
-        for update in updates.values()
-        if layout is not None
-    ]
-    return _Entrants(weigh(contributors), layout, tuple(refused), spec.missing(there))
 
+    def _extended(self, previous: Plan, wave: list[int], entrants: _Entrants) -> Plan:
+        """Append a wave's contributors to an eager round's plan.
 
-def _readmit(previous: Plan, refused: Sequence[Refusal]) -> _Entrants:
-    """Leave out who was refused; versions frozen once stay frozen, and nobody is added."""
-    out = {refusal.client for refusal in refused}
-    return _Entrants(
-        weigh([c for c in previous.contributors if c.client not in out]),
-        None,
-        previous.refused + tuple(refused),
-        previous.missing,
-    )
+        Those before stay where they are: a task that runs twice finds its own.
+        """
+        groups, level = self._spec.groups(), list(previous.levels[0].groups)
+        first = len(previous.contributors)
+        for number in wave:
+            stop = first + sum(c.client in groups[number] for c in entrants.contributors[first:])
+            level[number] = (first, stop)
+            first = stop
+        return replace(
+            previous,
+            visit=self._call.visit,
+            levels=(replace(previous.levels[0], groups=tuple(level)), *previous.levels[1:]),
+            contributors=weigh(entrants.contributors, self._spec.weights),
+        )
 
+    def _without_refused(self, previous: Plan) -> Plan:
+        """Leave out who was refused; versions frozen once stay frozen, and nobody is added."""
+        out = {refusal.client for refusal in self._call.refused}
+        entrants = _Entrants(
+            tuple(c for c in previous.contributors if c.client not in out),
+            None,
+            previous.refused + tuple(self._call.refused),
+            previous.missing,
+        )
+        self._check_quorum(entrants)
+        settled = _Settled(previous.spans, previous.nbytes, previous.tensors, previous.header_bytes)
+        plan = self._assembled(self._grouped(entrants.contributors), settled)
+        return replace(plan, refused=entrants.refused, missing=entrants.missing)
 
-def _check_quorum(spec: RoundSpec, entrants: _Entrants) -> None:
-    count = len(entrants.contributors)
-    if count >= spec.min_clients:
-        return
-    text = f"{count} good updates, but min_clients is {spec.min_clients}"
-    if entrants.missing:
-        text += f"; missing: {', '.join(entrants.missing)}"
-    if entrants.refused:
-        reasons = "; ".join(f"{refusal.client}: {refusal.reason}" for refusal in entrants.refused)
-        text += f"; refused: {reasons}"
-    raise QuorumError(text)
+    def _wave(self, there: list[str]) -> tuple[list[int], list[int]]:
+        """Return an eager round's groups to plan now, and those still awaited after that."""
+        if not self._spec.eager:
+            return [], []
+        awaited: Sequence[int] = range(len(self._spec.groups()))
+        if self._previous is not None:
+            awaited = self._previous.awaited
+        if self._call.reason == arrivals.DEADLINE:
+            return list(awaited), []
+        ready = arrivals.ready_groups(self._spec, there, awaited)
+        return ready, [number for number in awaited if number not in ready]
 
+    def _members(self, there: list[str], wave: list[int]) -> list[str]:
+        groups = self._spec.groups()
+        return [client for number in wave for client in groups[number] if client in there]
 
-def _frozen(
-    store: Store,
-    keys: RoundKeys,
-    attempt: int,
-    spec: RoundSpec,
-    opened_at: str,
-    entrants: _Entrants,
-    aggregator: Aggregator,
-    previous: dict[str, Any] | None,
-) -> Plan:
-    if previous is not None:
-        plan = Plan.from_json(previous)
-        nbytes, spans = plan.nbytes, plan.spans
-        tensors, header_bytes = plan.tensors, plan.header_bytes
-    else:
+    def _admit(self, clients: list[str], there: list[str]) -> _Entrants:
+        """Check updates, and find out which layout the round has."""
+        spec, sent = self._spec, arrivals.sent_to(self._keys, self._spec)
+        entitled = [client for client in clients if spec.expects(client)]
+        room = spec.capacity if len(entitled) > spec.expected else len(entitled)
+        refused = [
+            Refusal(client, f"the round takes {room} clients, and others come before this one")
+            for client in entitled[room:]
+        ]
+        updates: dict[str, Update] = {}
+        for update in arrivals.check_updates(self._store, sent, entitled[:room]):
+            if isinstance(update, Update):
+                updates[update.client] = update
+            elif update is not None:
+                refused.append(update)
+        layout, differences = self._agree(updates)
+        for client, difference in differences.items():
+            source = updates.pop(client).source
+            refused.append(Refusal(client, f"{source.key}: {difference}", source.etag))
+        for refusal in refused:
+            arrivals.refuse(self._store, self._keys, refusal)
+        contributors = tuple(
+            Contributor(
+                client=update.client,
+                source=update.source,
+                samples=update.samples,
+                weight=0.0,
+                runs=layout.runs_in(update.header.layout, update.header.data_offset),
+            )
+            for update in updates.values()
+            if layout is not None
+        )
+        return _Entrants(contributors, layout, tuple(refused), spec.missing(there))
+
+    def _agree(self, updates: dict[str, Update]) -> tuple[Layout | None, dict[str, str]]:
+        layouts = {client: update.header.layout for client, update in updates.items()}
+        if self._previous is None or not self._previous.nbytes:
+            return agree(layouts, self._spec.layout)
+        header = self._store.get_bytes(self._keys.layout) or b""
+        settled = parse_header(header[PREFIX_BYTES:], len(header) + self._previous.nbytes).layout
+        return agree(layouts, settled, "that of the groups that were complete before")
+
+    def _check_quorum(self, entrants: _Entrants) -> None:
+        count, needed = len(entrants.contributors), self._spec.min_clients
+        if count >= needed:
+            return
+        text = f"{count} good updates, but min_clients is {needed}"
+        if entrants.missing:
+            text += f"; missing: {', '.join(entrants.missing)}"
+        if entrants.refused:
+            reasons = "; ".join(
+                f"{refusal.client}: {refusal.reason}" for refusal in entrants.refused
+            )
+            text += f"; refused: {reasons}"
+        raise QuorumError(text)
+
+    def _settle(self, entrants: _Entrants) -> _Settled:
+        """Keep the layout, as the header of the result."""
         layout = entrants.layout
         if layout is None:
-            raise PlanError("no update has arrived")
-        nbytes, spans, tensors = layout.nbytes, layout.spans, len(layout.tensors)
+            # The only clients of an eager round that have answered were refused.
+            return _Settled()
         header = encode_header(layout, {})
-        header_bytes = len(header)
-        store.put_bytes(keys.layout, header, content_type="application/octet-stream")
-    projection, notes = planning.choose(
-        nbytes,
-        len(entrants.contributors),
-        memory_mb=aggregator.memory_mb,
-        architecture=aggregator.architecture,
-        shards=spec.shards,
-        within=spec.within,
-        plan_bytes=sum(64 * len(c.runs) + 512 for c in entrants.contributors) + 64 * len(spans),
-    )
-    upload_id = store.create_upload(keys.result, {"gradshard-round": keys.round_id})
-    return Plan(
-        round_id=keys.round_id,
-        attempt=attempt,
-        contributors=entrants.contributors,
-        spans=spans,
-        nbytes=nbytes,
-        tensors=tensors,
-        header_bytes=header_bytes,
-        upload_id=upload_id,
-        shards=tuple(planning.cut_shards(spans, nbytes, projection.shards)),
-        allow_nonfinite=spec.allow_nonfinite,
-        refused=entrants.refused,
-        missing=entrants.missing,
-        notes=tuple(notes),
-        projected=projection.to_json(),
-        opened_at=opened_at,
-        planned_at=datetime.now(UTC).isoformat(),
-    )
+        self._store.put_bytes(self._keys.layout, header, content_type="application/octet-stream")
+        return _Settled(layout.spans, layout.nbytes, len(layout.tensors), len(header))
+
+    def _grouped(self, contributors: Sequence[Contributor]) -> _Grouping:
+        spec = self._spec
+        ordered = sorted(contributors, key=lambda contributor: contributor.client)
+        name, sizes = spec.levels(spec.expected if spec.eager else len(ordered))
+        order = orders.natural_order(sizes) if spec.order is None else spec.order
+        parts = orders.split_order(order, sizes)
+        first_level = list(sizes[0])
+        if spec.eager:
+            # Groups are of those who were expected, whoever came.
+            first_level = [sum(c.client in group for c in ordered) for group in spec.groups()]
+        levels = tuple(map(level_of, (first_level, *sizes[1:]), parts))
+        return _Grouping(name, sizes, order, levels, weigh(ordered, spec.weights))
+
+    def _choose(self, grouping: _Grouping, settled: _Settled) -> tuple[Projection, list[str]]:
+        spans, nbytes = settled.spans, settled.nbytes
+        runs = sum(len(contributor.runs) - 1 for contributor in grouping.contributors)
+        load = Load(
+            nbytes=nbytes,
+            levels=grouping.sizes,
+            is_cut=TOPOLOGIES[grouping.topology].is_cut,
+            sums_bytes=planning.sums_bytes(spans, 0, nbytes),
+            depth=max(1, *(len(level.order) for level in grouping.levels)),
+            hold=self._spec.hold,
+            plan_bytes=64 * (runs + len(spans))
+            + planning.PLAN_BYTES_PER_CLIENT * len(grouping.contributors),
+        )
+        return planning.choose(
+            load, self._aggregator, shards=self._spec.shards, within=self._spec.within
+        )
+
+    def _assembled(self, grouping: _Grouping, settled: _Settled) -> Plan:
+        """Put a plan together, with an upload of its own."""
+        spec, call, keys = self._spec, self._call, self._keys
+        projection, notes = self._choose(grouping, settled)
+        return Plan(
+            round_id=keys.round_id,
+            attempt=call.attempt,
+            visit=call.visit,
+            wave=tuple(range(len(grouping.levels[0].groups))),
+            awaited=(),
+            topology=grouping.topology,
+            order=orders.format_order(grouping.order),
+            weights=spec.weights,
+            hold=spec.hold,
+            levels=grouping.levels,
+            contributors=grouping.contributors,
+            spans=settled.spans,
+            nbytes=settled.nbytes,
+            tensors=settled.tensors,
+            header_bytes=settled.header_bytes,
+            upload_id=self._store.create_upload(keys.result, {"gradshard-round": keys.round_id}),
+            shards=projection.shards,
+            allow_nonfinite=spec.allow_nonfinite,
+            refused=(),
+            missing=(),
+            notes=tuple(notes),
+            projected=projection.to_json(),
+            opened_at=self._opened_at,
+            planned_at=datetime.now(UTC).isoformat(),
+        )

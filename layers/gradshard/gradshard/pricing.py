@@ -1,0 +1,144 @@
+"""What a round costs on AWS, from what it does: tasks with their seconds, requests, clients."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
+
+from gradshard import limits
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Dollars of one round, by what they are paid for.
+
+    Parameters
+    ----------
+    lambda_
+        GB-seconds of the aggregators.
+    s3_aggregators, s3_clients
+        S3 requests: the aggregators', and those of uploading updates and fetching the result.
+    requests
+        Lambda's fee for each invocation, of any function.
+    step_functions
+        Transitions, Express requests and their GB-seconds.
+    round_
+        Lambda and S3 of opening, collecting, planning and finalizing.
+    """
+
+    lambda_: float
+    s3_aggregators: float
+    s3_clients: float
+    requests: float = 0.0
+    step_functions: float = 0.0
+    round_: float = 0.0
+
+    @property
+    def aggregators(self) -> float:
+        """The paper's ``agg``: Lambda and the aggregators' S3 requests."""
+        return self.lambda_ + self.s3_aggregators
+
+    @property
+    def full(self) -> float:
+        """The paper's ``full``: with the clients' S3 requests."""
+        return self.aggregators + self.s3_clients
+
+    @property
+    def total(self) -> float:
+        """Everything."""
+        return self.full + self.requests + self.step_functions + self.round_
+
+    def minus(self, other: "Bill") -> "Bill":
+        """Return the difference, part by part."""
+        return Bill(
+            *(getattr(self, part.name) - getattr(other, part.name) for part in fields(self))
+        )
+
+    def to_json(self) -> dict[str, float]:
+        """Return the parts and the three sums."""
+        parts = {name.rstrip("_"): value for name, value in asdict(self).items()}
+        return parts | {"agg": self.aggregators, "full": self.full, "total": self.total}
+
+
+class Tasks(NamedTuple):
+    """As many tasks side by side that take as long."""
+
+    number: int
+    seconds: float
+
+
+Level = Sequence[Tasks]
+"""What runs side by side."""
+
+
+class Requests(NamedTuple):
+    """S3 requests by price; a LIST is priced as a PUT."""
+
+    gets: int
+    puts: int
+
+    @property
+    def dollars(self) -> float:
+        """What they cost."""
+        return self.gets * limits.DOLLARS_PER_GET + self.puts * limits.DOLLARS_PER_PUT
+
+
+def bill(
+    levels: Sequence[Level],
+    *,
+    clients: int,
+    memory_mb: int,
+    architecture: str,
+    aggregators: Requests,
+    by_clients: Requests,
+    batch: int = limits.INLINE_ITERATIONS,
+) -> Bill:
+    """Price a round.
+
+    Parameters
+    ----------
+    levels
+        The aggregators' tasks, one level after another.
+    clients
+        How many send an update.
+    memory_mb, architecture
+        Of the aggregators; the architecture is that of all functions.
+    aggregators, by_clients
+        Their S3 requests.
+    batch
+        Tasks that share an Express execution.
+    """
+    gb_second = limits.DOLLARS_PER_GB_SECOND[architecture]
+    tasks = sum(run.number for level in levels for run in level)
+    gb_seconds = memory_mb / 1024 * sum(run.number * run.seconds for lvl in levels for run in lvl)
+    small_gb_seconds = clients * limits.COLLECT_GB_SECONDS + limits.ROUND_GB_SECONDS
+    return Bill(
+        lambda_=gb_seconds * gb_second,
+        s3_aggregators=aggregators.dollars,
+        s3_clients=by_clients.dollars,
+        requests=(tasks + clients + 3) * limits.DOLLARS_PER_INVOCATION,
+        step_functions=_step_functions(levels, batch),
+        round_=small_gb_seconds * gb_second + _around(tasks, clients).dollars,
+    )
+
+
+def _around(tasks: int, clients: int) -> Requests:
+    """Count the requests of the small functions."""
+    # An arrival is four reads and a listing; planning reads each header again, and finalizing
+    # each report. The rest: spec, callback, layout, plan, tasks, the result's upload begun and
+    # completed, its parts and open uploads listed, the manifest.
+    return Requests(gets=clients * 5 + tasks + 6, puts=clients + 10)
+
+
+def _step_functions(levels: Sequence[Level], batch: int) -> float:
+    """Price the machine: a Map's state for each level, an Express execution for each batch."""
+    transitions, started, seconds = limits.ROUND_TRANSITIONS + len(levels), 0, 0.0
+    for level in levels:
+        children = -(-sum(run.number for run in level) // batch)
+        started += children
+        # A batch ends with its slowest task.
+        seconds += children * max(run.seconds for run in level)
+    return (
+        (transitions + started) * limits.DOLLARS_PER_TRANSITION
+        + started * limits.DOLLARS_PER_EXPRESS_REQUEST
+        + seconds * limits.EXPRESS_MEMORY_GB * limits.DOLLARS_PER_EXPRESS_GB_SECOND
+    )
