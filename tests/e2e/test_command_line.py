@@ -68,7 +68,7 @@ def test_a_round_from_open_to_fetch(
     said("submit", "typed", "b", updates["b"])
 
     last_line = said("watch", "typed").splitlines()[-1]
-    assert last_line.startswith("completed: 2 of 2 updates in, 1 of 1 shards done")
+    assert last_line.startswith("completed: 2 of 2 updates in, 1 of 1 tasks done")
 
     shown = said("show", "typed", "--local", "--port", engine.port)
     assert all(word in shown for word in ("completed", "2 of 2", "contributor", "MB at most"))
@@ -128,7 +128,8 @@ def test_users_errors_are_one_line(
         (("fetch", "unheard", "-o", tmp_path / "x"), "there is no round 'unheard'"),
         (("fetch", "slips", "-o", tmp_path / "x"), "has not ended"),
         (("open", "slips", "--clients", 9), "in other terms"),
-        (("open", "more", "--clients", 65), "clients is 65, not a whole number from 1 to 64"),
+        (("open", "more", "--clients", 4097), "clients is 4097, not a whole number from 1 to 4096"),
+        (("open", "more", "--clients", 65, "--topology", "shards"), "add 65 updates of 65 clients"),
         (("open", "neither"), "Give the expected clients"),
         (("show", "slips", "--stack", "nowhere"), "there is no stack 'nowhere'"),
         (("show", "slips", "--local", "--port", unused_port()), "no local engine is running"),

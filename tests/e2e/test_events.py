@@ -37,7 +37,7 @@ def test_the_events_of_a_round_in_order(deployed: Deployed) -> None:
     assert json.loads(deployed.read(planned["tasks"]["key"])) == [task]
 
     report = deployed.call("aggregate_shard", task)
-    nbytes = task["shard"]["end"]
+    nbytes = task["task"]["end"]
     assert report["bytes_read"] >= len(example_round.SAMPLES) * nbytes
     assert (report["bytes_written"] >= nbytes, report["refused"]) == (True, [])
 
@@ -60,7 +60,7 @@ def test_the_events_of_a_round_in_order(deployed: Deployed) -> None:
 def test_the_abort_event_alone(deployed: Deployed) -> None:
     example_round.remove(deployed)
     event = example_round.event("abort_round")
-    cause = "shard 0: " + json.loads(event["cause"])["errorMessage"]
+    cause = "task 0 of level 0: " + json.loads(event["cause"])["errorMessage"]
     aborted = deployed.call("abort_round", event)
     assert aborted == {"status": "failed", "error": event["error"], "cause": cause}
     assert json.loads(deployed.read("rounds/r1/manifest.json"))["cause"] == cause

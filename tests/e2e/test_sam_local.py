@@ -74,10 +74,10 @@ def test_a_task_runs_in_a_container_smaller_than_one_update(
     assert "errorMessage" not in report, report
     assert f"Memory Size: {MEMORY_MB} MB" in done.stderr
 
-    shard = example_round.event("aggregate_shard")["shard"]
-    assert shard["end"] > MEMORY_MB * 2**20
-    assert (report["start"], report["end"], report["refused"]) == (0, shard["end"], [])
-    assert report["bytes_read"] >= 3 * shard["end"]
+    task = example_round.event("aggregate_shard")["task"]
+    assert task["end"] > MEMORY_MB * 2**20
+    assert (report["start"], report["end"], report["refused"]) == (0, task["end"], [])
+    assert report["bytes_read"] >= 3 * task["end"]
     assert report["peak_mb"] < MEMORY_MB
     assert deployed.call("finalize_round", {"round": "r1"}) == {"status": "completed"}
     example_round.remove(deployed)

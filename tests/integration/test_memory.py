@@ -14,7 +14,8 @@ from gradshard import planning
 from gradshard.keys import RoundKeys
 from gradshard.layout import Layout, encode_header
 from gradshard.limits import MIB
-from gradshard.rounds.plan_round import Aggregator, plan_round
+from gradshard.planning import Aggregator
+from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.store import Store
 
 # A fresh interpreter with what the function imports, and nothing of pytest's.
@@ -49,8 +50,10 @@ def peak_mb(store: Store, name: str, clients: int, dtype: str, nbytes: int) -> t
             body = (header if number == 1 else b"") + piece[: nbytes - start]
             parts.append(store.upload_part(key, upload, number, io.BytesIO(body), len(body)))
         store.complete_upload(key, upload, parts)
-    plan_round(store, name, attempt=0, refused=[], aggregator=Aggregator(3008, "arm64"))
-    [task] = store.get_json(keys.tasks)
+    call = Call("2026-01-01T00:00:01Z", "complete", 0, [])
+    plan_round(store, name, call, aggregator=Aggregator(3008, "arm64"))
+    [batch] = store.get_json(keys.tasks(0))
+    [task] = batch["tasks"]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RUN, str(HANDLER)],
         input=json.dumps(task),

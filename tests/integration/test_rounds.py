@@ -1,7 +1,5 @@
 """A round's functions, called one after the other, over real HTTP."""
 
-import contextlib
-import itertools
 import json
 import struct
 from collections.abc import Callable, Sequence
@@ -16,113 +14,14 @@ import safetensors
 
 from gradshard import planning
 from gradshard.errors import PlanError
-from gradshard.keys import RoundKeys
 from gradshard.plan import Refusal
-from gradshard.planning import Shard
+from gradshard.planning import Aggregator
 from gradshard.rounds.abort_round import abort_round
-from gradshard.rounds.aggregate_shard import aggregate_shard
 from gradshard.rounds.collect_update import collect_update
 from gradshard.rounds.finalize_round import finalize_round
-from gradshard.rounds.plan_round import Aggregator, plan_round
 from gradshard.store import Store
-from gradshard.wire import Wire
 from tests import reference
-
-AGGREGATOR = Aggregator(memory_mb=512, architecture="arm64")
-COUNTER = itertools.count()
-Update = dict[str, reference.Array]
-
-
-class Round:
-    """A round without its state machine: the test is the machine."""
-
-    def __init__(self, store: Store, **spec: Any) -> None:
-        self.store, self.name = store, f"it-{next(COUNTER)}"
-        self.keys = RoundKeys(self.name)
-        record = {"round": self.name, "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
-        store.put_json(self.keys.spec, record)
-
-    def upload(self, client: str, body: bytes) -> str:
-        self.store.put_bytes(self.keys.update(client), body)
-        head = self.store.head(self.keys.update(client))
-        assert head is not None
-        return head.etag.strip('"')
-
-    def submit(self, client: str, update: Update, samples: Any = 1, **options: Any) -> str:
-        return self.upload(
-            client, reference.encode(update, {"num_samples": str(samples)}, **options)
-        )
-
-    def plan(self, attempt: int = 0, refused: Sequence[Refusal] = ()) -> dict[str, Any]:
-        return plan_round(
-            self.store, self.name, attempt=attempt, refused=refused, aggregator=AGGREGATOR
-        )
-
-    def tasks(self) -> list[dict[str, Any]]:
-        tasks: list[dict[str, Any]] = self.store.get_json(self.keys.tasks)
-        return tasks
-
-    def aggregate(self) -> None:
-        for task in self.tasks():
-            self.run(task)
-
-    def run(self, task: dict[str, Any]) -> dict[str, Any]:
-        with contextlib.closing(Wire(self.store.bucket)) as wire:
-            return aggregate_shard(
-                wire, task["round"], attempt=task["attempt"], shard=Shard(**task["shard"])
-            )
-
-    def go(self) -> dict[str, Any]:
-        """Plan, aggregate and finalize until the round has ended."""
-        outcome: dict[str, Any] = {"attempt": 0, "refused": []}
-        while True:
-            planned = self.plan(outcome["attempt"], [Refusal(**r) for r in outcome["refused"]])
-            if planned["status"] == "failed":
-                return planned
-            self.aggregate()
-            outcome = finalize_round(self.store, self.name)
-            if outcome["status"] == "completed":
-                return outcome
-
-    def result(self) -> bytes:
-        body = self.store.get_bytes(self.keys.result)
-        assert body is not None
-        return body
-
-    def manifest(self) -> dict[str, Any]:
-        manifest: dict[str, Any] = self.store.get_json(self.keys.manifest)
-        return manifest
-
-    def reason(self, client: str) -> str:
-        refusal = self.store.get_json(self.keys.rejection(client))
-        assert refusal is not None
-        return str(refusal["reason"])
-
-
-@pytest.fixture
-def open_round(store: Store) -> Callable[..., Round]:
-    return lambda **spec: Round(store, **spec)
-
-
-def small(seed: int) -> Update:
-    rng = np.random.default_rng(seed)
-    return {
-        "fc.weight": reference.random_tensor(rng, "F32", (17, 5)),
-        "fc.brain": reference.random_tensor(rng, "BF16", (9,)),
-        "fc.half": reference.random_tensor(rng, "F16", (2, 3)),
-        "fc.double": reference.random_tensor(rng, "F64", (3,)),
-        "bn.count": reference.random_tensor(rng, "I64", ()),
-        "bn.bytes": reference.random_tensor(rng, "U8", (3,)),
-        "empty": np.zeros((0, 4), np.float32),
-    }
-
-
-def assert_average(blob: bytes, updates: Sequence[Update], samples: Sequence[int]) -> None:
-    result, expected = reference.decode(blob), reference.average(updates, samples)
-    assert set(result) == set(expected)
-    for name, tensor in expected.items():
-        assert (result[name].dtype, result[name].shape) == (tensor.dtype, tensor.shape)
-        assert result[name].tobytes() == tensor.tobytes(), name
+from tests.integration.by_hand import Round, assert_average, small
 
 
 @pytest.mark.parametrize("count", [1, 2, 64])
@@ -409,7 +308,7 @@ def test_a_plan_without_its_tasks_gets_them(open_round: Callable[..., Round]) ->
     round_ = open_round(clients=1)
     round_.submit("a", small(1))
     round_.plan()
-    round_.store.delete(round_.keys.tasks)  # as if planning had been killed in between
+    round_.store.delete(round_.keys.tasks(0))  # as if planning had been killed in between
     round_.plan()
     assert round_.go() == {"status": "completed"}
 
@@ -422,8 +321,8 @@ def test_a_task_of_an_attempt_given_up_writes_nothing(open_round: Callable[..., 
     round_.plan()
     [stale] = round_.tasks()
     round_.plan(1, [Refusal("b", "a reason")])
-    assert round_.run(stale) == {"shard": 0, "attempt": 0, "superseded_by": 1}
-    with pytest.raises(PlanError, match="shard 0 of 1 has not been aggregated"):
+    assert round_.run(stale) == {"task": 0, "attempt": 0, "superseded_by": 1}
+    with pytest.raises(PlanError, match="task 0 of level 0 has not been done, of 1 tasks"):
         finalize_round(round_.store, round_.name)
     round_.aggregate()
     assert finalize_round(round_.store, round_.name) == {"status": "completed"}
@@ -491,8 +390,9 @@ def test_the_first_cause_is_kept(open_round: Callable[..., Round]) -> None:
     round_ = open_round(clients=1)
     round_.submit("a", small(1))
     round_.plan()
-    first = abort_round(round_.store, round_.name, error="OSError", cause="on fire", shard=3)
-    assert (first["error"], first["cause"]) == ("OSError", "shard 3: on fire")
+    task = {"level": 0, "number": 3}
+    first = abort_round(round_.store, round_.name, error="OSError", cause="on fire", task=task)
+    assert (first["error"], first["cause"]) == ("OSError", "task 3 of level 0: on fire")
     general = "States.ExceedToleratedFailureThreshold"
     assert abort_round(round_.store, round_.name, error=general, cause="one failed") == first
 
@@ -519,28 +419,19 @@ def test_what_does_not_fit_is_refused_before_any_upload(
 ) -> None:
     round_ = open_round(clients=1)
     round_.submit("a", small(1))
-    outcome = plan_round(
-        round_.store,
-        round_.name,
-        attempt=0,
-        refused=[],
-        aggregator=Aggregator(memory_mb=10, architecture="arm64"),
-    )
+    outcome = round_.plan(aggregator=Aggregator(memory_mb=10, architecture="arm64"))
     assert (outcome["status"], outcome["error"]) == ("failed", "PlanError")
     assert "has 10; deploy with AggregatorMemory=" in outcome["cause"]
     assert round_.store.open_uploads(round_.keys.result) == []
 
 
-def test_more_arrivals_than_a_round_takes(
-    open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gradshard.rounds.plan_round.MAX_CLIENTS", 2)
-    round_ = open_round(clients=2)
-    for client in "cab":
+def test_more_arrivals_than_a_round_takes(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=3, order="tree:2,2")
+    for client in "ecabd":
         round_.submit(client, small(1))
     assert round_.go() == {"status": "completed"}
-    assert [c["client"] for c in round_.manifest()["contributors"]] == ["a", "b"]
-    assert "takes 2 clients" in round_.reason("c")
+    assert [c["client"] for c in round_.manifest()["contributors"]] == ["a", "b", "c", "d"]
+    assert "takes 4 clients" in round_.reason("e")
 
 
 def test_m_is_lowered_and_the_manifest_says_so(open_round: Callable[..., Round]) -> None:

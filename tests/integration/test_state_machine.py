@@ -50,8 +50,12 @@ def handler(event, context):
         else:
             states.send_task_failure(taskToken=event["token"], error=value[0], cause=value[1])
     if what == "tasks":
-        tasks = {"bucket": "integration", "key": f"machine/{scenario}.json"}
-        return {"status": "planned", "attempt": event["attempt"], "tasks": tasks, "concurrency": 2}
+        levels = [
+            {"bucket": "integration", "key": f"machine/{scenario}-{level}.json"}
+            for level in range(value[0] if value else 1)
+        ]
+        answer = {"status": "planned", "attempt": event["attempt"], "concurrency": 2}
+        return answer | {"levels": levels}
     return value[0] if value else None
 """
 Answer = list[Any]
@@ -71,16 +75,34 @@ SCENARIOS: dict[str, dict[str, list[Answer]]] = {
     "straight": {},
     "replanned": {
         "FinalizeRound": [
-            ["return", {"status": "replan", "attempt": 1, "refused": REFUSED}],
+            ["return", {"status": "replan", "reason": "replan", "attempt": 1, "refused": REFUSED}],
             ["return", {"status": "completed"}],
         ]
+    },
+    "levels": {"PlanRound": [["tasks", 3]]},
+    "eager": {
+        "OpenRound": [
+            ["resume", {"reason": "complete"}],
+            ["resume", {"reason": "deadline"}],
+        ],
+        "FinalizeRound": [
+            ["return", {"status": "awaiting"}],
+            ["return", {"status": "completed"}],
+        ],
+    },
+    "level-raises": {
+        "PlanRound": [["tasks", 2]],
+        "AggregateShard": [
+            *[["return"]] * SHARDS,
+            ["raise", "ChangedObjectError", "a partial sum is gone"],
+        ],
     },
     "plan-refused": {
         "PlanRound": [["return", {"status": "failed", "error": "QuorumError", "cause": "1 of 2"}]]
     },
     "plan-raises": {"PlanRound": [["raise", "PlanError", "spec.json is missing"]]},
     "plan-stumbles": {"PlanRound": [["raise", "OSError", "a hiccup"], ["tasks"]]},
-    "shard-raises": {"AggregateShard": [["raise", "ChangedObjectError", "b is gone"]]},
+    "task-raises": {"AggregateShard": [["raise", "ChangedObjectError", "b is gone"]]},
     "finalize-raises": {"FinalizeRound": [["raise", "StoreError", "2 parts, not 3"]]},
     "answer-lost": {
         "FinalizeRound": [["raise", "OSError", "reset"]],
@@ -115,10 +137,17 @@ def outcome_of(execution: dict[str, Any]) -> tuple[str, str, str]:
     return execution["status"], execution.get("error", ""), execution.get("cause", "")
 
 
-def tasks_of(scenario: str) -> list[dict[str, Any]]:
+def tasks_of(scenario: str, level: int = 0) -> list[dict[str, Any]]:
     return [
-        {"round": scenario, "attempt": 0, "shard": {"number": number}} for number in range(SHARDS)
+        {"round": scenario, "attempt": 0, "task": {"level": level, "number": number}}
+        for number in range(SHARDS)
     ]
+
+
+def batches_of(scenario: str, level: int) -> list[dict[str, Any]]:
+    """A level's tasks in a batch of two and one of the rest."""
+    tasks = tasks_of(scenario, level)
+    return [{"tasks": tasks[:2]}, {"tasks": tasks[2:]}]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +159,8 @@ def runs(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ru
     impatient = create_machine("impatient", functions, opening_seconds=1)
 
     def run(scenario: str) -> Run:
-        store.put_json(f"machine/{scenario}.json", tasks_of(scenario))
+        for level in range(3):
+            store.put_json(f"machine/{scenario}-{level}.json", batches_of(scenario, level))
         (calls / scenario).touch()
         return execute(impatient if scenario == "forgotten" else machine, scenario, calls)
 
@@ -197,12 +227,16 @@ def execute(machine: str, scenario: str, calls: Path) -> Run:
     )
 
 
-def states_of(machine: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def named_states_of(machine: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Walk a definition's states, those of its maps too."""
-    for state in machine["States"].values():
-        yield state
+    for name, state in machine["States"].items():
+        yield name, state
         if "ItemProcessor" in state:
-            yield from states_of(state["ItemProcessor"])
+            yield from named_states_of(state["ItemProcessor"])
+
+
+def states_of(machine: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return (state for _, state in named_states_of(machine))
 
 
 def strings_of(value: Any) -> Iterator[str]:
@@ -243,15 +277,19 @@ def test_every_state_is_reached(runs: dict[str, Run]) -> None:
 
 def test_every_state_within_the_map_is_reached(runs: dict[str, Run]) -> None:
     # Express executions keep no history: look at what their states leave behind.
-    run = runs["shard-raises"]
-    assert set(DEFINITION["States"]["AggregateShards"]["ItemProcessor"]["States"]) == {
+    run = runs["task-raises"]
+    assert [
+        name for name, _ in named_states_of(DEFINITION) if name not in DEFINITION["States"]
+    ] == [
+        "AggregateLevel",
+        "AggregateBatch",
         "AggregateShard",
         "GiveUp",
-        "ShardFailed",
-    }
+        "TaskFailed",
+    ]
     assert len(run.events("AggregateShard")) == SHARDS
-    assert [event for event in run.events("AbortRound") if "shard" in event]
-    assert [outcome_of(child) for child in run.children] == [FAILED] * SHARDS
+    assert [event for event in run.events("AbortRound") if "task" in event]
+    assert [outcome_of(child) for child in run.children] == [FAILED] * 2
 
 
 # ------------------------------------------------------------------------------- its executions
@@ -263,9 +301,12 @@ def test_the_straight_path(runs: dict[str, Run]) -> None:
     [opened] = run.events("OpenRound")
     assert (opened["round"], opened["spec"]) == ("straight", {"clients": 2})
     assert abs(datetime.fromisoformat(opened["started"]) - run.execution["startDate"]) < SECOND
-    assert run.events("PlanRound") == [{"round": "straight", "attempt": 0, "refused": []}]
-    tasks = sorted(run.events("AggregateShard"), key=lambda task: task["shard"]["number"])
+    [planned] = run.events("PlanRound")
+    assert datetime.fromisoformat(planned.pop("visit")) >= run.execution["startDate"]
+    assert planned == {"round": "straight", "reason": "complete", "attempt": 0, "refused": []}
+    tasks = sorted(run.events("AggregateShard"), key=lambda event: event["task"]["number"])
     assert tasks == tasks_of("straight")
+    assert len(run.children) == 2
     assert run.events("FinalizeRound") == [{"round": "straight"}]
     assert run.events("AbortRound") == []
 
@@ -273,12 +314,39 @@ def test_the_straight_path(runs: dict[str, Run]) -> None:
 def test_a_second_plan_knows_who_was_refused(runs: dict[str, Run]) -> None:
     run = runs["replanned"]
     assert run.outcome == SUCCEEDED
-    assert run.events("PlanRound") == [
-        {"round": "replanned", "attempt": 0, "refused": []},
-        {"round": "replanned", "attempt": 1, "refused": REFUSED},
-    ]
+    first, second = run.events("PlanRound")
+    assert (first["reason"], first["attempt"], first["refused"]) == ("complete", 0, [])
+    assert (second["reason"], second["attempt"], second["refused"]) == ("replan", 1, REFUSED)
+    assert first["visit"] < second["visit"]
     assert len(run.events("AggregateShard")) == 2 * SHARDS
     assert len(run.events("FinalizeRound")) == 2
+
+
+def test_a_level_begins_when_the_one_before_it_is_done(runs: dict[str, Run]) -> None:
+    run = runs["levels"]
+    assert run.outcome == SUCCEEDED
+    levels = [event["task"]["level"] for event in run.events("AggregateShard")]
+    assert levels == [0] * SHARDS + [1] * SHARDS + [2] * SHARDS
+    assert len(run.events("FinalizeRound")) == 1
+
+
+def test_an_eager_round_waits_and_plans_again(runs: dict[str, Run]) -> None:
+    run = runs["eager"]
+    assert run.outcome == SUCCEEDED
+    first, second = run.events("OpenRound")
+    assert first["token"] != second["token"]
+    assert (first["spec"], first["started"]) == (second["spec"], second["started"])
+    visits = [(event["reason"], event["attempt"]) for event in run.events("PlanRound")]
+    assert visits == [("complete", 0), ("deadline", 0)]
+    assert len(run.events("AggregateShard")) == 2 * SHARDS
+
+
+def test_a_failed_level_begins_no_further_one(runs: dict[str, Run]) -> None:
+    run = runs["level-raises"]
+    assert run.outcome == FAILED
+    *by_tasks, _ = run.events("AbortRound")
+    assert {event["task"]["level"] for event in by_tasks} == {1}
+    assert run.events("FinalizeRound") == []
 
 
 def test_a_refused_plan_aborts_with_its_cause(runs: dict[str, Run]) -> None:
@@ -317,15 +385,15 @@ def test_a_hiccup_is_tried_again(runs: dict[str, Run]) -> None:
     assert run.events("AbortRound") == []
 
 
-def test_a_failed_shard_aborts_the_round_with_its_own_cause(runs: dict[str, Run]) -> None:
-    run = runs["shard-raises"]
+def test_a_failed_task_aborts_the_round_with_its_own_cause(runs: dict[str, Run]) -> None:
+    run = runs["task-raises"]
     assert run.outcome == FAILED
-    *by_shards, by_machine = run.events("AbortRound")
-    for event in by_shards:
-        assert (event["round"], event["error"]) == ("shard-raises", "ChangedObjectError")
+    *by_tasks, by_machine = run.events("AbortRound")
+    for event in by_tasks:
+        assert (event["round"], event["error"]) == ("task-raises", "ChangedObjectError")
         assert json.loads(event["cause"])["errorMessage"] == "b is gone"
-    tried = [task["shard"]["number"] for task in run.events("AggregateShard")]
-    assert sorted(event["shard"] for event in by_shards) == sorted(tried) == [0, 1, 2]
+    tried = [event["task"]["number"] for event in run.events("AggregateShard")]
+    assert sorted(event["task"]["number"] for event in by_tasks) == sorted(tried) == [0, 1, 2]
     # The machine itself learns no more than that a child failed.
     assert set(by_machine) == {"round", "error", "cause"}
     assert by_machine["error"] == "States.ExceedToleratedFailureThreshold"

@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gradshard.arithmetic import add, finish, first_nonfinite, is_finite, weights_of
+from gradshard.arithmetic import add, finish, first_nonfinite, is_finite, shares_of
 from gradshard.dtypes import DTYPES
 from tests import reference
 
@@ -24,8 +24,8 @@ def mean(dtype: str, values: list[npt.NDArray[np.generic]], weights: list[float]
 
 
 def test_weights_are_correctly_rounded_quotients() -> None:
-    assert weights_of([1, 2]) == [1 / 3, 2 / 3]
-    assert weights_of([2**53, 1]) == [2**53 / (2**53 + 1), 1 / (2**53 + 1)]
+    assert shares_of([1, 2]) == [1 / 3, 2 / 3]
+    assert shares_of([2**53, 1]) == [2**53 / (2**53 + 1), 1 / (2**53 + 1)]
 
 
 def test_the_first_product_is_not_added_to_zero() -> None:

@@ -21,7 +21,7 @@ from gradshard.errors import (
 )
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.plan import Plan
-from gradshard.rounds.arrivals import read_spec
+from gradshard.rounds.arrivals import is_awaited, read_spec
 from gradshard.rounds.finalize_round import COMPLETED
 from gradshard.spec import BLOCKS, DEFAULT_DEADLINE, SHARES, RoundSpec, parse_spec
 from gradshard.stack import Stack
@@ -244,8 +244,9 @@ class Round:
                 content = opened.enter_context(FileContent(Path(update), samples))
             else:
                 content = TensorContent(update, _given(samples))
-            _check_fits(self.terms(), client, content, self.id)
-            if not self._is_counted(client, content):
+            spec = self.terms()
+            _check_fits(spec, client, content, self.id)
+            if not self._is_counted(spec, client, content):
                 upload(self._stack.store, key, content, progress)
 
     def wait(
@@ -361,7 +362,7 @@ class Round:
             raise RoundFailed(f"round {self.id!r} failed: {manifest['cause']}")
         return manifest
 
-    def _is_counted(self, client: str, content: Content) -> bool:
+    def _is_counted(self, spec: RoundSpec, client: str, content: Content) -> bool:
         """Whether this very update was planned already, so that its submission is a repetition.
 
         Raises
@@ -376,6 +377,8 @@ class Round:
             if manifest is None:
                 return False
             raise RoundStateError(f"round {self.id!r} has ended ({manifest['status']})")
+        if is_awaited(spec, fields, client):
+            return False
         counted = {c.client: c.source.etag for c in Plan.from_json(fields).contributors}
         if client in counted and counted[client] == etag(content):
             return True

@@ -61,7 +61,7 @@ class RoundKeys:
 
     def __init__(self, round_id: str) -> None:
         self.round_id = check_id("round", round_id)
-        root = f"{ROUNDS}{self.round_id}/"
+        self.root = root = f"{ROUNDS}{self.round_id}/"
         self.spec = f"{root}spec.json"
         self.callback = f"{root}callback.json"
         self.deadline = f"{root}deadline.json"

@@ -141,6 +141,25 @@ class Stack:
             cause=found.get("cause", ""),
         )
 
+    def transitions(self, round_id: str) -> int:
+        """Count what a round's execution is charged for: its start, states, and children."""
+        if self.state_machine is None:
+            return 0
+        arn = self.state_machine.replace(":stateMachine:", ":execution:") + f":{round_id}"
+        states = self._states
+        with translated():
+            entered = sum(
+                event["type"].endswith("StateEntered")
+                for page in states.get_paginator("get_execution_history").paginate(executionArn=arn)
+                for event in page["events"]
+            )
+            children = sum(
+                states.describe_map_run(mapRunArn=run["mapRunArn"])["executionCounts"]["total"]
+                for page in states.get_paginator("list_map_runs").paginate(executionArn=arn)
+                for run in page["mapRuns"]
+            )
+        return 1 + entered + children
+
     def _machine_arn(self) -> str:
         if self.state_machine is None:
             raise ServiceError("to open a round, give state_machine= beside bucket=, or a stack")

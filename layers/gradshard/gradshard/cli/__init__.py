@@ -2,7 +2,7 @@
 
 import click
 
-from gradshard.cli import cost, local, plan, rounds, show, watch
+from gradshard.cli import compare, cost, local, plan, rounds, show, watch
 from gradshard.cli.common import Commands
 
 
@@ -22,4 +22,5 @@ main.add_command(watch.watch)
 main.add_command(show.show)
 main.add_command(rounds.fetch)
 main.add_command(plan.plan)
+main.add_command(compare.compare)
 main.add_command(cost.cost)

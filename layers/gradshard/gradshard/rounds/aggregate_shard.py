@@ -55,6 +55,7 @@ def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, task: Task) -> d
         # A straggler of an attempt that was given up; its upload is gone.
         return {"task": task.number, "attempt": attempt, "superseded_by": plan.attempt}
     refused, is_written = _Worker(wire, keys, plan, task).run()
+    wire.meter.add(puts=1)  # the report's own, which is too late to count itself
     report = {
         "level": task.level,
         "task": task.number,

@@ -128,6 +128,12 @@ def ready_groups(spec: RoundSpec, there: Sequence[str], awaited: Sequence[int] |
     ]
 
 
+def is_awaited(spec: RoundSpec, plan: dict[str, Any], client: str) -> bool:
+    """Whether an update still counts though there is a plan: its group is not planned yet."""
+    groups = spec.groups() if plan["awaited"] else []
+    return any(client in groups[number] for number in plan["awaited"])
+
+
 def resume(store: Store, keys: RoundKeys, reason: str) -> bool:
     """Let the round go on; False if it is not waiting."""
     callback = store.get_json(keys.callback)

@@ -7,7 +7,6 @@ from gradshard.errors import SpecError
 from gradshard.keys import RoundKeys, check_id, parse_update_key
 from gradshard.plan import Plan, Refusal
 from gradshard.rounds import arrivals
-from gradshard.spec import RoundSpec
 from gradshard.store import Store
 
 
@@ -51,7 +50,7 @@ def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
     outcome: dict[str, Any] = {"round": keys.round_id, "client": client}
     plan = store.get_json(keys.plan)
     ended = store.get_json(keys.manifest) if plan is None or plan["awaited"] else None
-    is_late = plan is not None and not _is_awaited(spec, plan, client)
+    is_late = plan is not None and not arrivals.is_awaited(spec, plan, client)
     if is_late or ended is not None:
         return outcome | _too_late(store, keys, client, etag, plan, ended)
 
@@ -66,12 +65,6 @@ def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
         _withdraw_earlier_refusal(store, keys, client, etag)
         outcome |= {"status": "accepted"}
     return outcome | {"resumed": arrivals.resume_if_due(store, keys, spec)}
-
-
-def _is_awaited(spec: RoundSpec, plan: dict[str, Any], client: str) -> bool:
-    """Whether a client's group is not planned yet."""
-    groups = spec.groups() if plan["awaited"] else []
-    return any(client in groups[number] for number in plan["awaited"])
 
 
 def _withdraw_earlier_refusal(store: Store, keys: RoundKeys, client: str, etag: str) -> None:

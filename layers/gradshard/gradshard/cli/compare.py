@@ -1,0 +1,129 @@
+"""``gradshard compare``: what each topology takes for the same updates."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from gradshard import comparison
+from gradshard.cli.common import (
+    cell,
+    connected,
+    json_option,
+    megabytes,
+    plain,
+    print_json,
+    waiting,
+)
+from gradshard.comparison import Outcome, Trial
+from gradshard.federation import Federation
+from gradshard.spec import MAX_SHARDS, SHARES, WEIGHTS
+from gradshard.topologies import TOPOLOGIES
+
+DIGEST_CHARACTERS = 8
+
+
+@click.command()
+@click.argument("name", metavar="ROUND")
+@click.option(
+    "--topology",
+    "names",
+    type=click.Choice(list(TOPOLOGIES)),
+    multiple=True,
+    help="Only this one; repeat it.",
+)
+@click.option("--order", metavar="ORDER", help="Of the additions, for all: tree:K,K,…")
+@click.option("--weights", type=click.Choice(WEIGHTS), default=SHARES, show_default=True)
+@click.option(
+    "--shards", type=click.IntRange(1, MAX_SHARDS), metavar="M", help="For what is cut: a given M."
+)
+@click.option(
+    "--whole", is_flag=True, help="Also trees whose functions hold whole updates, as published."
+)
+@json_option
+@connected
+def compare(
+    federation: Federation,
+    name: str,
+    names: tuple[str, ...],
+    whole: bool,
+    as_json: bool,
+    **terms: Any,
+) -> None:
+    """Aggregate the updates of a round in every topology, and show what each took.
+
+    Each topology adds in its natural order, and shards in the same order beside it, which must give
+    the same bytes. The trials are rounds of their own and are removed afterwards.
+    """
+    round_ = federation.round(name)
+    clients = len(comparison.contributors(round_))
+    chosen = comparison.trials(clients, names, whole=whole, **terms)
+    outcomes: list[Outcome] = []
+    with waiting(f"comparing on {clients} updates") as say:
+
+        def tell(trial: Trial) -> None:
+            say(f"{trial.label} ({len(outcomes) + 1} of {len(chosen)})")
+
+        outcomes.extend(comparison.compare(federation, round_, chosen, tell=tell))
+    agrees = comparison.agreement(outcomes)
+    if as_json:
+        print_json(
+            {
+                "round": name,
+                "clients": clients,
+                "agrees": agrees,
+                "outcomes": [outcome.to_json() for outcome in outcomes],
+            }
+        )
+    else:
+        _print(outcomes, agrees)
+    if not agrees:
+        raise click.ClickException("the same order gave other bytes: see the digests")
+
+
+_ROWS: tuple[tuple[str, Callable[[Outcome], object]], ...] = (
+    ("order", lambda o: o.order),
+    ("M", lambda o: o.shards),
+    ("tasks by level", lambda o: " ".join(str(o.shards * len(sizes)) for sizes in o.groups)),
+    ("read", lambda o: megabytes(o.bytes_read)),
+    ("written", lambda o: megabytes(o.bytes_written)),
+    ("GETs", lambda o: o.gets),
+    ("PUTs", lambda o: o.puts),
+    ("invocations", lambda o: o.invocations),
+    ("transitions", lambda o: o.transitions),
+    ("peak MB", lambda o: f"{o.peak_mb:.0f}"),
+    ("GB-seconds", lambda o: f"{o.gb_seconds:.3f}"),
+    ("seconds", lambda o: f"{o.seconds:.2f}"),
+    ("$ Lambda", lambda o: _dollars(o, "lambda")),
+    ("$ S3, tasks", lambda o: _dollars(o, "s3_aggregators")),
+    ("$ S3, clients", lambda o: _dollars(o, "s3_clients")),
+    ("$ Step Functions", lambda o: _dollars(o, "step_functions")),
+    ("$ the rest", lambda o: _dollars(o, "requests", "round")),
+    ("$ in all", lambda o: _dollars(o, "total")),
+    ("bytes (SHA-256)", lambda o: o.digest[:DIGEST_CHARACTERS]),
+)
+
+
+def _dollars(outcome: Outcome, *parts: str) -> str:
+    """Per thousand rounds."""
+    bill = outcome.bill.to_json() if outcome.bill else {}
+    return f"{1000 * sum(bill[part] for part in parts):.3f}"
+
+
+def _print(outcomes: list[Outcome], agrees: bool) -> None:
+    done = [outcome for outcome in outcomes if not outcome.refused]
+    table = Table()
+    for title in ("", *(outcome.trial.label for outcome in done)):
+        table.add_column(cell(title), justify="right" if title else "left")
+    for title, value in _ROWS:
+        table.add_row(cell(title), *(cell(value(outcome)) for outcome in done))
+    if done:
+        Console().print(table)
+        click.echo("Dollars are per 1000 rounds, at AWS's prices for what was measured here.")
+    for outcome in outcomes:
+        if outcome.refused:
+            click.echo(f"{plain(outcome.trial.label)}: {plain(outcome.refused)}")
+    if agrees and done:
+        click.echo("What added in the same order gave the same bytes.")

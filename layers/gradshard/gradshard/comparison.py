@@ -1,0 +1,272 @@
+"""Run several topologies on the updates of one round, and say what each took."""
+
+import hashlib
+import math
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from gradshard import pricing, topologies
+from gradshard.errors import GradshardError, RoundFailed, RoundStateError
+from gradshard.federation import Federation, Round
+from gradshard.keys import ObjectVersion, RoundKeys
+from gradshard.limits import MIB
+from gradshard.orders import format_order, natural_order
+from gradshard.planning import client_requests
+from gradshard.pricing import Bill, Requests, Tasks
+from gradshard.spec import BLOCKS, SHARES, WHOLE
+from gradshard.store import Store
+from gradshard.streams import RangeStream
+from gradshard.topologies import TOPOLOGIES
+
+FUNCTIONS_AROUND: Final = 3
+"""Invocations beside the tasks and an arrival for each client: open, plan, finalize."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to aggregate.
+
+    Parameters
+    ----------
+    label
+        For people.
+    topology, fan_in, order, weights, hold, shards
+        As in :class:`gradshard.spec.RoundSpec`.
+    """
+
+    label: str
+    topology: str
+    fan_in: int | None = None
+    order: str | None = None
+    weights: str = SHARES
+    hold: str = BLOCKS
+    shards: int | None = None
+
+    def terms(self) -> dict[str, Any]:
+        """Return what the trial's round is opened with."""
+        return {name: value for name, value in vars(self).items() if name != "label"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial took.
+
+    Parameters
+    ----------
+    trial
+        Which one.
+    refused
+        Why it could not run; nothing below is known then.
+    shards, tasks, order, groups
+        What was planned.
+    bytes_read, bytes_written, gets, puts
+        The tasks' traffic.
+    invocations
+        Of all functions, an arrival for each client included.
+    transitions
+        Of the state machine, counted in its history; children that were started are among them.
+    peak_mb
+        The most that a task had resident.
+    gb_seconds
+        Of the tasks.
+    seconds
+        From the plan to the finished round.
+    bill
+        What that costs on AWS, in dollars.
+    digest
+        SHA-256 of the result.
+    """
+
+    trial: Trial
+    refused: str = ""
+    shards: int = 0
+    tasks: int = 0
+    order: str = ""
+    groups: tuple[tuple[int, ...], ...] = ()
+    bytes_read: int = 0
+    bytes_written: int = 0
+    gets: int = 0
+    puts: int = 0
+    invocations: int = 0
+    transitions: int = 0
+    peak_mb: float = 0.0
+    gb_seconds: float = 0.0
+    seconds: float = 0.0
+    bill: Bill | None = None
+    digest: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as JSON."""
+        trial = vars(self.trial)
+        if self.refused:
+            return {**trial, "refused": self.refused}
+        measured = {k: value for k, value in vars(self).items() if k not in {"trial", "refused"}}
+        return {**trial, **measured, "bill": self.bill and self.bill.to_json()}
+
+
+def trials(
+    clients: int,
+    names: Sequence[str] = (),
+    *,
+    order: str | None = None,
+    weights: str = SHARES,
+    shards: int | None = None,
+    whole: bool = False,
+) -> list[Trial]:
+    """Return what is worth comparing for so many clients.
+
+    Each topology in its natural order, and in the same order what ``auto`` stands for, which must
+    give the same bytes; or all in one order.
+
+    Parameters
+    ----------
+    clients
+        N.
+    names
+        Only these topologies.
+    order, weights, shards
+        For all; M for those that are cut.
+    whole
+        Trees that hold whole updates, too.
+    """
+    alone = topologies.resolve(topologies.AUTO, clients)
+    found: dict[tuple[Any, ...], Trial] = {}
+
+    def add(trial: Trial) -> None:
+        if TOPOLOGIES[trial.topology].is_cut:
+            trial = replace(trial, shards=shards)
+        found.setdefault(tuple(trial.terms().values()), trial)
+
+    for name in names or [n for n in TOPOLOGIES if n != "shards" or n == alone]:
+        topology = TOPOLOGIES[name]
+        # A grid of so few would be one group.
+        small = name == "grid" and clients <= topologies.MAX_FAN_IN and order is None
+        fan_in = max(2, math.isqrt(clients - 1) + 1) if small else None
+        add(Trial(topology.title, name, fan_in, order, weights))
+        if order is None and name != "shards":
+            levels = topologies.group(name, clients, [fan_in] if fan_in else [])
+            natural = format_order(natural_order(levels))
+            add(Trial(f"{alone} {natural}", alone, None, natural, weights))
+        if whole and not topology.is_cut:
+            add(Trial(f"{topology.title}, whole", name, fan_in, order, weights, WHOLE))
+    return list(found.values())
+
+
+def compare(
+    federation: Federation,
+    round_: Round,
+    chosen: Sequence[Trial],
+    *,
+    tell: Callable[[Trial], None] = lambda _trial: None,
+) -> Iterator[Outcome]:
+    """Run trials one after the other on the updates that were sent to a round.
+
+    Each is a round of its own, which is removed afterwards.
+
+    Parameters
+    ----------
+    federation, round_
+        Where, and whose updates.
+    chosen
+        What to run.
+    tell
+        Called when a trial begins.
+    """
+    for trial in chosen:
+        tell(trial)
+        name = f"{round_.id[:40]}-{trial.topology}-{secrets.token_hex(4)}"
+        yield _run(federation, round_, trial, name)
+
+
+def contributors(round_: Round) -> list[str]:
+    """Return the clients whose updates can be compared on.
+
+    Raises
+    ------
+    RoundStateError
+        There are none.
+    """
+    status = round_.status()
+    refused = {refusal["client"] for refusal in status["refused"]}
+    there = [update["client"] for update in status["arrived"] if update["client"] not in refused]
+    if not there:
+        raise RoundStateError(f"no good update was sent to round {round_.id!r}: submit some first")
+    return there
+
+
+def _run(federation: Federation, round_: Round, trial: Trial, name: str) -> Outcome:
+    clients = contributors(round_)
+    try:
+        opened = federation.open_round(name, clients, updates_of=round_.id, **trial.terms())
+        manifest = opened.wait()
+    except RoundFailed as error:
+        return Outcome(trial, refused=str(error).partition("failed: ")[2])
+    except GradshardError as error:
+        return Outcome(trial, refused=str(error))
+    stack = federation.stack
+    update = manifest["update"]
+    source = ObjectVersion(update["key"], update["version"], update["etag"], update["nbytes"])
+    outcome = Outcome(
+        trial,
+        digest=_digest(stack.store, source),
+        transitions=stack.transitions(name),
+        bill=_bill(manifest, stack.output("Architecture"), source.nbytes),
+        **_measured(manifest),
+    )
+    stack.store.delete_versions(RoundKeys(name).root)
+    return outcome
+
+
+def _digest(store: Store, source: ObjectVersion) -> str:
+    stream, digest = RangeStream(store, source, [(0, source.nbytes)]), hashlib.sha256()
+    buffer = memoryview(bytearray(MIB))
+    for start in range(0, source.nbytes, MIB):
+        chunk = buffer[: min(MIB, source.nbytes - start)]
+        stream.read_into(chunk)
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _measured(manifest: dict[str, Any]) -> dict[str, Any]:
+    totals, memory_mb = manifest["totals"], manifest["projected"]["memory_mb"]
+    tasks, clients = len(manifest["tasks"]), len(manifest["contributors"])
+    return {
+        **{name: totals[name] for name in ("bytes_read", "bytes_written", "gets", "puts")},
+        "shards": manifest["shards"],
+        "tasks": tasks,
+        "order": manifest["order"],
+        "groups": tuple(map(tuple, manifest["groups"])),
+        "invocations": tasks + clients + FUNCTIONS_AROUND,
+        "peak_mb": totals["peak_mb"],
+        "gb_seconds": totals["seconds"] * memory_mb / 1024,
+        "seconds": manifest["seconds"],
+    }
+
+
+def _bill(manifest: dict[str, Any], architecture: str, nbytes: int) -> Bill:
+    """Price what was measured."""
+    levels: dict[int, list[Tasks]] = {}
+    for task in manifest["tasks"]:
+        levels.setdefault(task["level"], []).append(Tasks(1, task["seconds"]))
+    clients = len(manifest["contributors"])
+    by_client = client_requests(nbytes)
+    return pricing.bill(
+        list(levels.values()),
+        clients=clients,
+        memory_mb=manifest["projected"]["memory_mb"],
+        architecture=architecture,
+        aggregators=Requests(manifest["totals"]["gets"], manifest["totals"]["puts"]),
+        by_clients=Requests(*(clients * number for number in by_client)),
+    )
+
+
+def agreement(outcomes: Sequence[Outcome]) -> bool:
+    """Whether all that added in the same order with the same weights gave the same bytes."""
+    digests: dict[tuple[str, str], str] = {}
+    return all(
+        digests.setdefault((o.order, o.trial.weights), o.digest) == o.digest
+        for o in outcomes
+        if not o.refused
+    )

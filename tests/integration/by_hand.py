@@ -1,0 +1,121 @@
+"""A round without its state machine: its functions, called one after the other, over real HTTP."""
+
+import contextlib
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gradshard.keys import RoundKeys
+from gradshard.plan import Refusal, Task
+from gradshard.planning import Aggregator
+from gradshard.rounds.aggregate_shard import aggregate_shard
+from gradshard.rounds.finalize_round import finalize_round
+from gradshard.rounds.plan_round import Call, plan_round
+from gradshard.store import Store
+from gradshard.wire import Wire
+from tests import reference
+
+AGGREGATOR = Aggregator(memory_mb=512, architecture="arm64")
+COUNTER = itertools.count()
+Update = dict[str, reference.Array]
+
+
+class Round:
+    """A round without its state machine: the test is the machine."""
+
+    def __init__(self, store: Store, **spec: Any) -> None:
+        self.store, self.name = store, f"it-{next(COUNTER)}"
+        self.keys = RoundKeys(self.name)
+        self.aggregator = AGGREGATOR
+        record = {"round": self.name, "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
+        store.put_json(self.keys.spec, record)
+
+    def upload(self, client: str, body: bytes) -> str:
+        self.store.put_bytes(self.keys.update(client), body)
+        head = self.store.head(self.keys.update(client))
+        assert head is not None
+        return head.etag.strip('"')
+
+    def submit(self, client: str, update: Update, samples: Any = 1, **options: Any) -> str:
+        return self.upload(
+            client, reference.encode(update, {"num_samples": str(samples)}, **options)
+        )
+
+    def plan(
+        self,
+        attempt: int = 0,
+        refused: Sequence[Refusal] = (),
+        *,
+        visit: str = "2026-01-01T00:00:01Z",
+        reason: str = "complete",
+        aggregator: Aggregator | None = None,
+    ) -> dict[str, Any]:
+        call = Call(visit, reason, attempt, refused)
+        self.planned = plan_round(
+            self.store, self.name, call, aggregator=aggregator or self.aggregator
+        )
+        return self.planned
+
+    def tasks(self, level: int = 0) -> list[dict[str, Any]]:
+        batches = self.store.get_json(self.planned["levels"][level]["key"])
+        return [task for batch in batches for task in batch["tasks"]]
+
+    def aggregate(self) -> None:
+        for level in range(len(self.planned["levels"])):
+            for task in self.tasks(level):
+                self.run(task)
+
+    def run(self, task: dict[str, Any]) -> dict[str, Any]:
+        with contextlib.closing(Wire(self.store.bucket)) as wire:
+            return aggregate_shard(
+                wire, task["round"], attempt=task["attempt"], task=Task(**task["task"])
+            )
+
+    def go(self) -> dict[str, Any]:
+        """Plan, aggregate and finalize until the round has ended."""
+        outcome: dict[str, Any] = {"attempt": 0, "refused": []}
+        while True:
+            planned = self.plan(outcome["attempt"], [Refusal(**r) for r in outcome["refused"]])
+            if planned["status"] == "failed":
+                return planned
+            self.aggregate()
+            outcome = finalize_round(self.store, self.name)
+            if outcome["status"] == "completed":
+                return outcome
+
+    def result(self) -> bytes:
+        body = self.store.get_bytes(self.keys.result)
+        assert body is not None
+        return body
+
+    def manifest(self) -> dict[str, Any]:
+        manifest: dict[str, Any] = self.store.get_json(self.keys.manifest)
+        return manifest
+
+    def reason(self, client: str) -> str:
+        refusal = self.store.get_json(self.keys.rejection(client))
+        assert refusal is not None
+        return str(refusal["reason"])
+
+
+def small(seed: int) -> Update:
+    rng = np.random.default_rng(seed)
+    return {
+        "fc.weight": reference.random_tensor(rng, "F32", (17, 5)),
+        "fc.brain": reference.random_tensor(rng, "BF16", (9,)),
+        "fc.half": reference.random_tensor(rng, "F16", (2, 3)),
+        "fc.double": reference.random_tensor(rng, "F64", (3,)),
+        "bn.count": reference.random_tensor(rng, "I64", ()),
+        "bn.bytes": reference.random_tensor(rng, "U8", (3,)),
+        "empty": np.zeros((0, 4), np.float32),
+    }
+
+
+def assert_average(blob: bytes, updates: Sequence[Update], samples: Sequence[int]) -> None:
+    result, expected = reference.decode(blob), reference.average(updates, samples)
+    assert set(result) == set(expected)
+    for name, tensor in expected.items():
+        assert (result[name].dtype, result[name].shape) == (tensor.dtype, tensor.shape)
+        assert result[name].tobytes() == tensor.tobytes(), name

@@ -1,0 +1,358 @@
+"""Trees and grids: rounds of several levels, over real HTTP."""
+
+from collections.abc import Callable
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+
+from gradshard.errors import ChangedObjectError, PlanError
+from gradshard.plan import Refusal
+from gradshard.planning import Aggregator
+from gradshard.rounds import arrivals
+from gradshard.rounds.abort_round import abort_round
+from gradshard.rounds.collect_update import collect_update, deadline_passed
+from gradshard.rounds.finalize_round import finalize_round
+from tests import reference
+from tests.integration.by_hand import Round, Update, small
+
+CLIENTS = [f"c{number:02}" for number in range(13)]
+SAMPLES = [5, 1, 900, 17, 3, 64, 2, 250, 31, 8, 77, 410, 6]
+
+
+def submit_all(round_: Round) -> list[Update]:
+    updates = [small(seed) for seed in range(13)]
+    for client, update, samples in zip(CLIENTS, updates, SAMPLES, strict=True):
+        round_.submit(client, update, samples)
+    return updates
+
+
+def data_of(round_: Round) -> bytes:
+    blob = round_.result()
+    return blob[8 + int.from_bytes(blob[:8], "little") :]
+
+
+def expected(updates: list[Update], samples: list[int], **how: Any) -> bytes:
+    average = reference.average(updates, samples, **how)
+    return b"".join(np.ascontiguousarray(average[name]).tobytes() for name in updates[0])
+
+
+def versions_of(round_: Round) -> list[str]:
+    """Every version of every partial sum that is left."""
+    listed = boto3.client("s3").list_object_versions(
+        Bucket=round_.store.bucket, Prefix=round_.keys.partials
+    )
+    return [v["Key"] for v in [*listed.get("Versions", []), *listed.get("DeleteMarkers", [])]]
+
+
+@pytest.mark.parametrize(
+    ("terms", "order", "groups"),
+    [
+        ({}, "sequential", [[13]]),
+        ({"order": "tree:4,4"}, "tree:4,4", [[13]]),
+        ({"topology": "lambda_fl"}, "tree:4,4", [[4, 4, 4, 1], [4]]),
+        ({"topology": "lambda_fl", "fan_in": 7}, "tree:7,2", [[7, 6], [2]]),
+        ({"topology": "lambda_fl", "hold": "whole"}, "tree:4,4", [[4, 4, 4, 1], [4]]),
+        ({"topology": "lifl"}, "tree:3,3,2", [[3, 3, 3, 3, 1], [3, 2], [2]]),
+        ({"topology": "lifl", "weights": "counts"}, "tree:3,3,2", [[3, 3, 3, 3, 1], [3, 2], [2]]),
+        (
+            {"topology": "grid", "fan_in": 2},
+            "tree:2,2,2,2",
+            [[2] * 6 + [1], [2, 2, 2, 1], [2, 2], [2]],
+        ),
+        (
+            {"topology": "grid", "order": "tree:2,2,4"},
+            "tree:2,2,4",
+            [[2] * 6 + [1], [2, 2, 2, 1], [4]],
+        ),
+    ],
+)
+def test_every_topology_over_real_http(
+    open_round: Callable[..., Round], terms: dict[str, Any], order: str, groups: list[list[int]]
+) -> None:
+    round_ = open_round(clients=CLIENTS, **terms)
+    updates = submit_all(round_)
+    round_.aggregator = Aggregator(3008, "arm64", concurrency=3)
+    assert round_.go() == {"status": "completed"}
+    manifest = round_.manifest()
+    assert (manifest["order"], manifest["groups"]) == (order, groups)
+    assert manifest["topology"] == terms.get("topology", "shards")
+    sizes = [int(size) for size in order.partition(":")[2].split(",") if size]
+    counts = terms.get("weights") == "counts"
+    assert data_of(round_) == expected(updates, SAMPLES, tree=sizes, counts=counts)
+    assert len(manifest["tasks"]) == sum(map(len, groups))
+    assert versions_of(round_) == []
+
+
+def test_a_grid_is_cut_into_shards(open_round: Callable[..., Round]) -> None:
+    rng = np.random.default_rng(0)
+    updates = [
+        {
+            "w": rng.standard_normal(2_700_000, np.float32),
+            "i": rng.integers(-100, 100, 1_000_001, dtype="i1"),
+        }
+        for _ in range(5)
+    ]
+    results = []
+    for shards in (1, 2):
+        round_ = open_round(clients=5, topology="grid", fan_in=2, shards=shards)
+        for number, update in enumerate(updates):
+            round_.submit(f"c{number}", update, number + 1)
+        assert round_.go() == {"status": "completed"}
+        assert round_.manifest()["shards"] == shards
+        assert len(round_.manifest()["tasks"]) == shards * (3 + 2 + 1)
+        results.append(data_of(round_))
+    assert results[0] == results[1] == expected(updates, [1, 2, 3, 4, 5], tree=[2, 2, 2])
+
+
+def test_more_than_64_clients_make_a_grid(open_round: Callable[..., Round]) -> None:
+    updates = [{"w": np.full(3, seed, "f4") / 7} for seed in range(66)]
+    round_ = open_round(clients=66)
+    for number, update in enumerate(updates):
+        round_.submit(f"c{number:02}", update, number + 1)
+    assert round_.go() == {"status": "completed"}
+    manifest = round_.manifest()
+    assert (manifest["topology"], manifest["groups"]) == ("grid", [[33, 33], [2]])
+    assert data_of(round_) == expected(updates, list(range(1, 67)), tree=[33, 2])
+
+
+@pytest.mark.parametrize("topology", ["lambda_fl", "lifl"])
+def test_nan_in_a_leaf_costs_its_sender_the_round(
+    open_round: Callable[..., Round], topology: str
+) -> None:
+    round_ = open_round(clients=CLIENTS, topology=topology)
+    updates = submit_all(round_)
+    updates[7]["fc.weight"][3, 1] = np.nan
+    round_.submit("c07", updates[7], SAMPLES[7])
+    assert round_.go() == {"status": "completed"}
+    assert round_.manifest()["attempts"] == 2
+    assert "tensor 'fc.weight' holds a NaN or an infinity at element 16" in round_.reason("c07")
+    del updates[7]
+    tree = [int(size) for size in round_.manifest()["order"][5:].split(",")]
+    assert data_of(round_) == expected(updates, SAMPLES[:7] + SAMPLES[8:], tree=tree)
+    assert versions_of(round_) == []
+
+
+def test_a_sum_that_overflows_in_a_leaf_is_the_result(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=4, topology="lambda_fl", weights="counts")
+    updates = [{"w": np.array([3e38, 1.0], "f4")} for _ in range(4)]
+    for number, update in enumerate(updates):
+        round_.submit(f"c{number}", update, 2)
+    assert round_.go() == {"status": "completed"}
+    assert data_of(round_) == np.array([np.inf, 1.0], "f4").tobytes()
+
+
+def test_a_lost_partial_sum_fails_its_task(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=CLIENTS, topology="lambda_fl")
+    submit_all(round_)
+    round_.plan()
+    for task in round_.tasks(0):
+        round_.run(task)
+    round_.store.delete_versions(round_.keys.partial(0, 0, 2))
+    with pytest.raises(ChangedObjectError, match="partials/0/0/00002"):
+        round_.run(round_.tasks(1)[0])
+    abort_round(round_.store, round_.name, error="ChangedObjectError", cause="lost")
+    assert versions_of(round_) == []
+    assert round_.store.open_uploads(round_.keys.result) == []
+
+
+def test_doing_every_task_twice_changes_nothing(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=CLIENTS, topology="lifl")
+    updates = submit_all(round_)
+    round_.plan()
+    for level in range(3):
+        for task in [*reversed(round_.tasks(level)), *round_.tasks(level)]:
+            round_.run(task)
+    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert data_of(round_) == expected(updates, SAMPLES, tree=[3, 3, 2])
+
+
+def test_what_does_not_fit_whole_is_refused_with_both_numbers(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=CLIENTS, topology="lambda_fl", hold="whole")
+    submit_all(round_)
+    outcome = round_.plan(aggregator=Aggregator(128, "arm64"))
+    assert outcome["status"] == "failed"
+    assert "needs 451 MB and has 128; deploy with AggregatorMemory=" in outcome["cause"]
+
+
+def test_a_task_that_would_have_too_many_streams_fails_the_plan(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=3, topology="shards")
+    for number in range(66):
+        round_.submit(f"c{number:02}", {"w": np.ones(1, "f4")})
+    assert round_.go() == {"status": "completed"}
+    assert len(round_.manifest()["contributors"]) == 64
+    assert "takes 64 clients" in round_.reason("c65")
+
+
+# ---------------------------------------------------------------- the updates of another round
+
+
+def test_the_updates_of_another_round(open_round: Callable[..., Round]) -> None:
+    first = open_round(clients=CLIENTS)
+    updates = submit_all(first)
+    assert first.go() == {"status": "completed"}
+    second = open_round(clients=CLIENTS, topology="lifl", updates_of=first.name)
+    assert second.go() == {"status": "completed"}
+    assert data_of(second) == expected(updates, SAMPLES, tree=[3, 3, 2])
+    assert second.store.head(second.keys.update("c00")) is None
+    missing = open_round(clients=["a"], updates_of="nobody-opened-this")
+    assert "0 good updates" in missing.go()["cause"]
+
+
+# --------------------------------------------------------------------------------- eager rounds
+
+
+def eager(open_round: Callable[..., Round], **terms: Any) -> tuple[Round, list[Update]]:
+    """Open an eager round of 8 clients in groups of 2."""
+    clients = CLIENTS[:8]
+    round_ = open_round(clients=clients, topology="lifl", eager=True, weights="counts", **terms)
+    return round_, [small(seed) for seed in range(8)]
+
+
+def test_an_eager_leaf_starts_while_others_are_awaited(open_round: Callable[..., Round]) -> None:
+    round_, updates = eager(open_round)
+    seen: list[list[int]] = []
+    for visit, wave in enumerate([(2, 3), (6,), (7, 0, 1), (5, 4)]):
+        for index in wave:
+            round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
+        spec, _ = arrivals.read_spec(round_.store, round_.keys) or (None, None)
+        assert spec is not None
+        due = arrivals._is_due(round_.store, round_.keys, spec)
+        if not due:
+            seen.append([])
+            continue
+        round_.plan(visit=f"2026-01-01T00:00:0{visit}Z")
+        # The machine's repetition of a planning sets the same tasks to work.
+        again = round_.plan(visit=f"2026-01-01T00:00:0{visit}Z")
+        assert again == round_.planned
+        seen.append([task["task"]["number"] for task in round_.tasks(0)])
+        round_.aggregate()
+        outcome = finalize_round(round_.store, round_.name)
+    assert seen == [[1], [], [0, 3], [2]]
+    assert outcome == {"status": "completed"}
+    assert round_.manifest()["groups"] == [[2, 2, 2, 2], [2, 2], [2]]
+    result = expected(updates, SAMPLES[:8], tree=[2, 2, 2], counts=True)
+    assert data_of(round_) == result
+    alone = open_round(
+        clients=CLIENTS[:8], order="tree:2,2,2", weights="counts", updates_of=round_.name
+    )
+    assert alone.go() == {"status": "completed"}
+    assert data_of(alone) == result
+
+
+def test_an_eager_round_goes_on_with_who_is_there_at_the_deadline(
+    open_round: Callable[..., Round],
+) -> None:
+    round_, updates = eager(open_round)
+    for index in (0, 1, 3, 6, 7):
+        round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
+    round_.plan(visit="1")
+    assert len(round_.tasks(0)) == 2
+    round_.aggregate()
+    assert finalize_round(round_.store, round_.name) == {"status": "awaiting"}
+    # It is over while nobody waits: whoever waits next finds out.
+    assert deadline_passed(round_.store, round_.name)["resumed"] is False
+    assert round_.store.get_json(round_.keys.deadline) is not None
+    round_.plan(visit="2", reason="deadline")
+    round_.aggregate()
+    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    manifest = round_.manifest()
+    assert manifest["groups"] == [[2, 1, 0, 2], [2, 2], [2]]
+    assert manifest["missing"] == ["c02", "c04", "c05"]
+    there = [0, 1, 3, 6, 7]
+    groups = [[0, 1], [3], [6, 7]]
+    wide = np.dtype("f4")
+    name = "fc.weight"
+    sums = [
+        reference.add_up([updates[i][name] * np.array(SAMPLES[i], wide) for i in group])
+        for group in groups
+    ]
+    total = (sums[0] + sums[1]) + sums[2]
+    mean = total / np.array(sum(SAMPLES[i] for i in there), wide)
+    assert reference.decode(round_.result())[name].tobytes() == mean.tobytes()
+
+
+def test_a_group_that_was_refused_as_a_whole_holds_nobody_up(
+    open_round: Callable[..., Round],
+) -> None:
+    round_, updates = eager(open_round)
+    for client in CLIENTS[:2]:
+        round_.upload(client, b"not an update")
+    assert round_.plan(visit="1")["status"] == "planned"
+    assert round_.tasks(0) == []
+    round_.aggregate()
+    assert finalize_round(round_.store, round_.name) == {"status": "awaiting"}
+    for index in range(2, 8):
+        round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
+    round_.plan(visit="2")
+    round_.aggregate()
+    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert [c["client"] for c in round_.manifest()["contributors"]] == CLIENTS[2:8]
+    assert round_.store.open_uploads(round_.keys.result) == []
+    assert {refusal["client"] for refusal in round_.manifest()["refused"]} == {"c00", "c01"}
+
+
+def test_an_eager_round_has_the_layout_of_its_first_groups(
+    open_round: Callable[..., Round],
+) -> None:
+    round_, updates = eager(open_round)
+    for index in (0, 1):
+        round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
+    round_.plan(visit="1")
+    round_.aggregate()
+    for index in (2, 3, 4, 5, 6, 7):
+        round_.submit(CLIENTS[index], {"other": np.ones(4, "f4")}, 1)
+    round_.plan(visit="2")
+    round_.aggregate()
+    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert [c["client"] for c in round_.manifest()["contributors"]] == ["c00", "c01"]
+    assert "that of the groups that were complete before" in round_.reason("c04")
+
+
+def test_nan_in_an_eager_round_plans_all_groups_again(open_round: Callable[..., Round]) -> None:
+    round_, updates = eager(open_round)
+    updates[1]["fc.double"][0] = np.inf
+    for visit, wave in enumerate([range(4), range(4, 8)]):
+        for index in wave:
+            round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
+        round_.plan(visit=str(visit))
+        round_.aggregate()
+        outcome = finalize_round(round_.store, round_.name)
+    assert outcome["status"] == "replan"
+    refused = [Refusal(**fields) for fields in outcome["refused"]]
+    round_.plan(outcome["attempt"], refused, visit="3", reason=outcome["reason"])
+    assert len(round_.tasks(0)) == 4
+    round_.aggregate()
+    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert round_.manifest()["groups"] == [[1, 2, 2, 2], [2, 2], [2]]
+
+
+def test_an_update_after_its_group_was_planned_is_late_and_others_are_not(
+    open_round: Callable[..., Round],
+) -> None:
+    round_, updates = eager(open_round)
+    for index in (0, 1):
+        round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
+    round_.plan(visit="1")
+    etag = round_.submit("c00", updates[5], 1)
+    late = collect_update(round_.store, round_.keys.update("c00"), etag)
+    assert late["status"] == "ignored"
+    assert "uploaded after the round was planned" in late["reason"]
+    etag = round_.submit("c05", updates[5], 1)
+    in_time = collect_update(round_.store, round_.keys.update("c05"), etag)
+    assert in_time["status"] == "accepted"
+
+
+def test_finalizing_before_all_levels_are_done_is_refused(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=CLIENTS, topology="lambda_fl")
+    submit_all(round_)
+    round_.plan()
+    for task in round_.tasks(0):
+        round_.run(task)
+    with pytest.raises(PlanError, match="task 0 of level 1 has not been done, of 5 tasks"):
+        finalize_round(round_.store, round_.name)
