@@ -42,7 +42,7 @@ MANIFEST: dict[str, Any] = {
         "peak_mb": 77.0,
         "longest_seconds": 0.3,
     },
-    "projected": {"total_dollars": 0.0014},
+    "projected": {"dollars": {"total": 0.0014}},
     "seconds": 1.25,
 }
 
@@ -182,7 +182,7 @@ def test_watch_ends_well_with_the_round(run: Run, finished: MemoryStore) -> None
     result = run("watch", "r1")
     assert result.exit_code == 0
     assert result.stdout == (
-        "completed: 0 of 2 updates in (1 refused), 2 of 2 shards done, 24 B read\n"
+        "completed: 0 of 2 updates in (1 refused), 2 of 2 tasks done, 24 B read\n"
     )
 
 

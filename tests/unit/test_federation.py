@@ -52,7 +52,15 @@ def plan_json(contributors: dict[str, str], **fields: Any) -> dict[str, Any]:
         "tensors": 1,
         "header_bytes": 80,
         "upload_id": "u",
-        "shards": [[0, 0, 12], [1, 12, 24]],
+        "visit": "2026-01-01T00:00:59Z",
+        "wave": [0],
+        "awaited": [],
+        "topology": "shards",
+        "order": "sequential",
+        "weights": "shares",
+        "hold": "blocks",
+        "levels": [{"groups": [[0, len(contributors)]], "order": []}],
+        "shards": 2,
         "allow_nonfinite": False,
         "refused": [{"client": "b", "reason": "NaN", "etag": "", "late": False}],
         "missing": [],
@@ -244,10 +252,10 @@ class TestStatus:
 
     def test_while_aggregating(self, round_: Round, store: MemoryStore) -> None:
         store.put_json(round_.keys.plan, plan_json({"a": "x"}))
-        store.put_json(round_.keys.report(1), {})
+        store.put_json(round_.keys.report(0, 1), {})
         store.put_json(round_.keys.rejection("b"), {"client": "b", "reason": "slow", "late": True})
         status = round_.status()
-        assert (status["state"], status["shards_done"]) == ("aggregating", 1)
+        assert (status["state"], status["tasks_done"]) == ("aggregating", 1)
         assert status["plan"]["contributors"] == ["a"]
         assert status["refused"] == [{"client": "b", "reason": "NaN"}]
         assert status["late"] == [{"client": "b", "reason": "slow"}]
@@ -255,9 +263,9 @@ class TestStatus:
     def test_reports_of_an_attempt_given_up_do_not_count(
         self, round_: Round, store: MemoryStore
     ) -> None:
-        store.put_json(round_.keys.report(0), {})
+        store.put_json(round_.keys.report(0, 0), {})
         store.put_json(round_.keys.plan, plan_json({"a": "x"}, planned_at="2999-01-01T00:00:00Z"))
-        assert round_.status()["shards_done"] == 0
+        assert round_.status()["tasks_done"] == 0
 
     def test_of_no_round(self, stack: MemoryStack) -> None:
         with pytest.raises(RoundNotFoundError):
