@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshard import aggregation, orders, planning
-from gradshard.aggregation import Addition, NonFiniteSumError, aggregate, find_nonfinite
+from gradshard.aggregation import Addition, NonFiniteSumError, Zone, aggregate, find_nonfinite
 from gradshard.keys import ObjectVersion
 from gradshard.layout import PREFIX_BYTES, encode_header, header_length, parse_header
 from gradshard.plan import Contributor, Plan, level_of, weigh
@@ -105,8 +105,8 @@ def execute(plan: Plan, blobs: Sequence[bytes], *, whole: bool = False) -> bytes
                 )
                 for index in plan.inputs(task)
             ]
+            weights = [1.0 if number else plan.contributors[i].weight for i in plan.inputs(task)]
             addition = Addition(
-                [1.0 if number else plan.contributors[i].weight for i in plan.inputs(task)],
                 order=level.order,
                 of_sums=number > 0,
                 to_sums=not plan.is_last(number),
@@ -114,7 +114,8 @@ def execute(plan: Plan, blobs: Sequence[bytes], *, whole: bool = False) -> bytes
                 whole=whole,
             )
             out = bytearray()
-            aggregate(sources, addition, plan.spans, task.start, task.end, out.extend)
+            zone = Zone(task.start, task.end, weights)
+            aggregate(sources, [zone], addition, plan.spans, out.extend)
             written[task.number] = bytes(out)
             if not plan.is_last(number):
                 assert len(out) == sums_bytes(plan.spans, task.start, task.end)
@@ -265,7 +266,9 @@ def test_a_source_that_breaks_stops_the_task() -> None:
 
     header = parse_header(blob[8 : 8 + header_length(blob, len(blob))], len(blob))
     with pytest.raises(OSError, match="reset"):
-        aggregate([Broken(b"")], Addition([1.0]), header.layout.spans, 0, 40, bytearray().extend)
+        aggregate(
+            [Broken(b"")], [Zone(0, 40, [1.0])], Addition(), header.layout.spans, bytearray().extend
+        )
 
 
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
@@ -285,7 +288,8 @@ def test_who_sent_a_nan_is_found(dtype: str, bad: float) -> None:
     header = parse_header(blobs[0][8 : 8 + header_length(blobs[0], len(blobs[0]))], len(blobs[0]))
     start, end = caught.value.position, header.layout.nbytes
     sources = [MemorySource(blob[header.data_offset + start :]) for blob in blobs]
-    assert find_nonfinite(sources, header.layout.spans, start, end) == {1: 28 + 300_123 * size}
+    zone = Zone(start, end, [1.0] * 3)
+    assert find_nonfinite(sources, [zone], header.layout.spans) == {1: 28 + 300_123 * size}
 
 
 def test_steps_end_on_elements() -> None:

@@ -7,7 +7,8 @@ contributors there are; and since the inputs' order is the order of the addition
 do not depend on any of these sizes.
 
 Inputs are updates, or partial sums of updates; what is written is the result, or a partial sum. An
-order of several levels keeps an accumulator for each.
+order of several levels keeps an accumulator for each. Where nobody covers a stretch, its sum is
+zero; so is that of a group none of whose inputs covers it, and it is added as such.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,14 +40,20 @@ class NonFiniteSumError(GradshardError):
         self.position = position
 
 
+class Zone(NamedTuple):
+    """Bytes [start, end) of the layout in which inputs have these weights; None: not covered."""
+
+    start: int
+    end: int
+    weights: Sequence[float | None]
+
+
 @dataclass(frozen=True)
 class Addition:
-    """What is to be added, and how.
+    """How inputs are added.
 
     Parameters
     ----------
-    weights
-        One per input.
     order
         Of the additions.
     of_sums
@@ -61,7 +68,6 @@ class Addition:
         Hold the whole range instead of blocks of it, as the published systems do.
     """
 
-    weights: Sequence[float]
     order: Order = SEQUENTIAL
     of_sums: bool = False
     to_sums: bool = False
@@ -147,10 +153,9 @@ class _Workspace:
 
 def aggregate(
     sources: Sequence[Source],
+    zones: Sequence[Zone],
     addition: Addition,
     spans: Sequence[Span],
-    start: int,
-    end: int,
     write: Callable[[memoryview], None],
 ) -> None:
     """Write the weighted sum of a byte range of all inputs.
@@ -158,13 +163,13 @@ def aggregate(
     Parameters
     ----------
     sources
-        One per input, in their order, each giving the range's bytes.
+        One per input, in their order, each giving the bytes of the zones that it covers.
+    zones
+        The range, in stretches of different weights one behind the other.
     addition
-        How to add them.
+        How to add.
     spans
         The whole layout's spans.
-    start, end
-        The range of the layout.
     write
         Takes the sum's bytes, piece by piece; may keep none of the memory it is given.
 
@@ -173,7 +178,9 @@ def aggregate(
     NonFiniteSumError
         An addend was not finite, and that is not allowed.
     """
-    size = end - start if addition.whole else block_bytes(len(sources), addition.depth)
+    size = block_bytes(len(sources), addition.depth)
+    if addition.whole:
+        size = max(zone.end - zone.start for zone in zones)
     workspace = _Workspace(
         size,
         depth=addition.depth,
@@ -182,9 +189,9 @@ def aggregate(
     )
     finished = memoryview(bytearray(0 if addition.to_sums else size))
     with np.errstate(all="ignore"):
-        for block_start, block_end in steps(spans, start, end, size):
+        for weights, block_start, block_end in _blocks(zones, spans, size):
             block = workspace.carve(spans, block_start, block_end)
-            _add_all(sources, addition, block)
+            _add_all(sources, weights, addition.order, block)
             if not (addition.allow_nonfinite or _is_finite(block)):
                 raise NonFiniteSumError(block_start)
             if addition.to_sums:
@@ -196,25 +203,25 @@ def aggregate(
 
 
 def find_nonfinite(
-    sources: Sequence[Source], spans: Sequence[Span], start: int, end: int
+    sources: Sequence[Source], zones: Sequence[Zone], spans: Sequence[Span]
 ) -> dict[int, int]:
     """Find who sent NaN or infinity: contributor's index → byte position of their first one.
 
     Parameters
     ----------
     sources
-        Each giving the bytes [start, end) of the layout, read again for this purpose.
+        Each giving the bytes of the zones that it covers, read again for this purpose.
+    zones
+        What to search.
     spans
         The whole layout's spans.
-    start, end
-        The range to search.
     """
     workspace = _Workspace(SLICE_BYTES)
     found: dict[int, int] = {}
-    for slice_start, slice_end in steps(spans, start, end, SLICE_BYTES):
+    for weights, slice_start, slice_end in _blocks(zones, spans, SLICE_BYTES):
         [slice_] = workspace.carve(spans, slice_start, slice_end)
         for index, source in enumerate(sources):
-            if index in found:
+            if index in found or weights[index] is None:
                 continue
             source.read_into(slice_.raw)
             position = slice_start
@@ -244,16 +251,45 @@ def steps(spans: Sequence[Span], start: int, end: int, size: int) -> Iterator[tu
         begin = stop
 
 
-def _add_all(sources: Sequence[Source], addition: Addition, block: list[_Slice]) -> None:
+def clip_zones(zones: Sequence[Zone], start: int, end: int) -> list[Zone]:
+    """Return the parts of ``zones`` that lie in [start, end)."""
+    return [
+        zone._replace(start=max(zone.start, start), end=min(zone.end, end))
+        for zone in zones
+        if zone.start < end and start < zone.end
+    ]
+
+
+def _blocks(
+    zones: Sequence[Zone], spans: Sequence[Span], size: int
+) -> Iterator[tuple[Sequence[float | None], int, int]]:
+    for zone in zones:
+        for start, end in steps(spans, zone.start, zone.end, size):
+            yield zone.weights, start, end
+
+
+def _add_all(
+    sources: Sequence[Source],
+    weights: Sequence[float | None],
+    order: Order,
+    block: list[_Slice],
+) -> None:
     """Add every input's block to the first accumulator, and what is a group's sum to the next."""
-    group, *larger = addition.order or (len(sources),)
-    for index, (source, weight) in enumerate(zip(sources, addition.weights, strict=True)):
-        for slice_ in block:
-            source.read_into(slice_.raw)
-            for dtype, elements, accumulators, scratch in slice_.pieces:
-                first = index % group == 0
-                arithmetic.add(dtype, elements, weight, accumulators[0], scratch, first=first)
-        _fold_groups(block, index, len(sources), group, larger)
+    group, *larger = order or (len(sources),)
+    first = True
+    for index, (source, weight) in enumerate(zip(sources, weights, strict=True)):
+        if weight is not None:
+            for slice_ in block:
+                source.read_into(slice_.raw)
+                for dtype, elements, accumulators, scratch in slice_.pieces:
+                    arithmetic.add(dtype, elements, weight, accumulators[0], scratch, first=first)
+            first = False
+        if (index + 1) % group == 0 or index + 1 == len(sources):
+            if first:
+                for piece in _pieces(block):
+                    piece.accumulators[0].fill(0)
+            _fold_groups(block, index, len(sources), group, larger)
+            first = True
 
 
 def _fold_groups(

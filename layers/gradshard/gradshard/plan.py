@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import accumulate, pairwise
 from typing import Any, Final, NamedTuple, Self
 
+from gradshard.aggregation import Zone
 from gradshard.arithmetic import shares_of
 from gradshard.keys import ObjectVersion
 from gradshard.layout import Run, Span
@@ -209,6 +210,11 @@ class Plan:
     def is_sealed(self) -> bool:
         """Whether all contributors are frozen."""
         return not self.awaited
+
+    @property
+    def zones(self) -> list[Zone]:
+        """The contributors' weights, along the layout."""
+        return [Zone(0, self.nbytes, [contributor.weight for contributor in self.contributors])]
 
     @property
     def divisor(self) -> int:

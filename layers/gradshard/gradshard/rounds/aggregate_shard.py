@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradshard import aggregation
-from gradshard.aggregation import Addition, NonFiniteSumError
+from gradshard.aggregation import Addition, NonFiniteSumError, Zone, clip_zones
 from gradshard.dtypes import DTYPES
 from gradshard.errors import ChangedObjectError, PlanError
 from gradshard.keys import ObjectVersion, RoundKeys
@@ -135,7 +135,6 @@ class _Worker:
         plan, level = self._plan, self._task.level
         of_sums = level > 0
         return Addition(
-            [1.0 if of_sums else plan.contributors[index].weight for index in self._inputs],
             order=plan.levels[level].order,
             of_sums=of_sums,
             to_sums=not self._is_last,
@@ -146,12 +145,20 @@ class _Worker:
         )
 
     def _aggregate(self, addition: Addition) -> None:
-        task, header = self._task, self._header()
-        with self._opened(task.start) as streams, self._writer(len(header)) as writer:
+        header, zones = self._header(), self._zones(self._task.start)
+        with self._opened(self._task.start) as streams, self._writer(len(header)) as writer:
             writer.write(header)
-            aggregation.aggregate(
-                streams, addition, self._plan.spans, task.start, task.end, writer.write
-            )
+            aggregation.aggregate(streams, zones, addition, self._plan.spans, writer.write)
+
+    def _zones(self, start: int) -> list[Zone]:
+        """Return the weights of the task's inputs, from ``start`` on."""
+        task = self._task
+        if task.level > 0:
+            return [Zone(start, task.end, [1.0] * len(self._inputs))]
+        return [
+            zone._replace(weights=[zone.weights[index] for index in self._inputs])
+            for zone in clip_zones(self._plan.zones, start, task.end)
+        ]
 
     def _header(self) -> bytes:
         """Return what stands before the range's bytes: in the first part, the result's header."""
@@ -202,7 +209,7 @@ class _Worker:
         """Read on from where the sum went bad, and name client and tensor."""
         plan = self._plan
         with self._opened(position) as streams:
-            found = aggregation.find_nonfinite(streams, plan.spans, position, self._task.end)
+            found = aggregation.find_nonfinite(streams, self._zones(position), plan.spans)
         if not found:
             return []
         header = self._wire.get_bytes(self._keys.layout) or b""
