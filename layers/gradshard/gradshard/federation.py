@@ -1,6 +1,5 @@
 """The client library: open a round, submit updates to it, wait for it, fetch what it averaged."""
 
-import contextlib
 import itertools
 import json
 import time
@@ -27,7 +26,7 @@ from gradshard.spec import DEFAULT_DEADLINE, RoundSpec, parse_spec
 from gradshard.stack import Stack
 from gradshard.status import read_status
 from gradshard.tensors import Array, unpack
-from gradshard.uploads import Content, FileContent, Progress, TensorContent, etag, upload
+from gradshard.uploads import Content, Progress, content_of, has_etag, upload
 
 OPENING_SECONDS: Final = 20.0
 """How long opening a round waits for its terms to appear."""
@@ -195,8 +194,8 @@ class Round:
     ) -> None:
         """Upload a client's update; until the round is planned, the last one counts.
 
-        Tensors in memory are not copied and a file is read as it is sent: a few MB are held. An
-        interrupted upload of a large update is resumed by submitting it again.
+        Tensors in memory are not copied and a file is read as it is sent: a few MB are held. Where
+        the connection breaks, a large update goes up in parts, which submitting again resumes.
 
         Parameters
         ----------
@@ -220,12 +219,7 @@ class Round:
             The round takes no more updates.
         """
         key = self.keys.update(client)
-        with contextlib.ExitStack() as opened:
-            content: Content
-            if isinstance(update, str | Path):
-                content = opened.enter_context(FileContent(Path(update), samples))
-            else:
-                content = TensorContent(update, _given(samples))
+        with content_of(update, samples) as content:
             _check_fits(self.terms(), client, content, self.id)
             if not self._is_counted(client, content):
                 upload(self._stack.store, key, content, progress)
@@ -359,17 +353,11 @@ class Round:
                 return False
             raise RoundStateError(f"round {self.id!r} has ended ({manifest['status']})")
         counted = {c.client: c.source.etag for c in Plan.from_json(fields).contributors}
-        if client in counted and counted[client] == etag(content):
+        if client in counted and has_etag(content, counted[client]):
             return True
         raise RoundStateError(
             f"round {self.id!r} was planned at {fields['planned_at']} and takes no more updates"
         )
-
-
-def _given(samples: int | None) -> int:
-    if samples is None:
-        raise UpdateError("samples is missing: the number of samples the client trained on")
-    return samples
 
 
 def _check_fits(spec: RoundSpec, client: str, content: Content, round_id: str) -> None:

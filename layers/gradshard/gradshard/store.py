@@ -13,10 +13,12 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     EndpointConnectionError,
+    HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
     ReadTimeoutError,
     ResponseStreamingError,
+    UnseekableStreamError,
 )
 
 from gradshard.errors import ChangedObjectError, StoreError
@@ -209,6 +211,32 @@ class Store:
         self.meter.add(bytes_written=len(body))
         return True
 
+    def put_stream(self, key: str, body: IO[bytes], nbytes: int, *, content_type: str) -> bool:
+        """Write a large object in one request, read as it is sent.
+
+        What comes before the body is sent is handled as with any other request: retried, or raised.
+        After that the body, which cannot be rewound, stops botocore from sending it again.
+
+        Returns
+        -------
+        bool
+            False if the connection broke, or S3 failed, on the way; the object may be there or not.
+        """
+        self.meter.add(puts=1)
+        try:
+            with _translated(key):
+                self._s3.put_object(
+                    Bucket=self.bucket,
+                    Key=key,
+                    Body=body,
+                    ContentLength=nbytes,
+                    ContentType=content_type,
+                )
+        except (UnseekableStreamError, HTTPClientError):
+            return False
+        self.meter.add(bytes_written=nbytes)
+        return True
+
     def put_json(self, key: str, value: Any, *, replaces: str | None = ANYTHING) -> bool:
         """Write a JSON object as :meth:`put_bytes` does."""
         body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
@@ -352,8 +380,13 @@ def make_client(
         # S3 has no checksum for a range that is not a part, and lockstep never reads one whole.
         response_checksum_validation="when_required",
         request_checksum_calculation="when_required",
-        # bucket.localhost resolves on few machines.
-        s3={"addressing_style": "path" if custom_endpoint else "auto"},
+        s3={
+            # bucket.localhost resolves on few machines.
+            "addressing_style": "path" if custom_endpoint else "auto",
+            # Or botocore reads a body twice: once for its digest, then to send it. The bucket takes
+            # nothing but TLS, which protects it too.
+            "payload_signing_enabled": False,
+        },
     )
     try:
         return (session or boto3).client("s3", config=config, endpoint_url=endpoint_url)
