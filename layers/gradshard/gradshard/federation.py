@@ -15,10 +15,13 @@ from gradshard.errors import (
     RoundNotFoundError,
     RoundStateError,
     SpecError,
+    TicketError,
     UpdateError,
     WaitTimeoutError,
 )
 from gradshard.keys import ObjectVersion, RoundKeys
+from gradshard.layout import encode_header
+from gradshard.looking import pause_before_look
 from gradshard.plan import Plan
 from gradshard.rounds.arrivals import read_spec
 from gradshard.rounds.finalize_round import COMPLETED
@@ -26,16 +29,17 @@ from gradshard.spec import DEFAULT_DEADLINE, RoundSpec, parse_spec
 from gradshard.stack import Stack
 from gradshard.status import read_status
 from gradshard.tensors import Array, unpack
+from gradshard.tickets import DEFAULT_SECONDS, Ticket
 from gradshard.uploads import Content, Progress, content_of, has_etag, upload
 
 OPENING_SECONDS: Final = 20.0
 """How long opening a round waits for its terms to appear."""
 
-FIRST_PAUSE_SECONDS: Final = 0.2
-LONGEST_PAUSE_SECONDS: Final = 2.0
-
 LOOKS_PER_EXECUTION: Final = 5
 """Looks for a manifest between two at the execution, which Step Functions throttles."""
+
+METADATA_ROOM_BYTES: Final = 64 * 1024
+"""What a ticket leaves for a client's metadata where it goes by the round's layout."""
 
 PAYLOAD_ROOM_BYTES: Final = 4096
 """What the state machine adds to a round's spec: its name, a time and a callback token."""
@@ -224,6 +228,48 @@ class Round:
             if not self._is_counted(client, content):
                 upload(self._stack.store, key, content, progress)
 
+    def ticket(
+        self, client: str, *, expires: int = DEFAULT_SECONDS, max_bytes: int | None = None
+    ) -> Ticket:
+        """Make a ticket: with it a client that has no AWS credentials takes part in the round.
+
+        It uploads one update, once, and reads why it was refused and what was averaged; see
+        docs/tickets.md. It is a secret: whoever has it is that client.
+
+        Parameters
+        ----------
+        client
+            The client's id.
+        expires
+            Seconds from now, at most seven days. Temporary credentials end earlier, and the ticket
+            with them.
+        max_bytes
+            How long the update may be, its header included; by default what the round's layout
+            takes, if the round has one.
+
+        Raises
+        ------
+        UpdateError
+            The client is not expected.
+        TicketError
+            S3 takes no such time or size, or none was given and the round has no layout.
+        RoundNotFoundError
+            There is no such round.
+        """
+        spec = self.terms()
+        _check_expected(spec, client, self.id)
+        if max_bytes is None:
+            if spec.layout is None:
+                raise TicketError(
+                    f"round {self.id!r} has no layout to go by: give max_bytes (--max-size), how "
+                    "large the update may be"
+                )
+            header = len(encode_header(spec.layout, {}))
+            max_bytes = header + METADATA_ROOM_BYTES + spec.layout.nbytes
+        return Ticket.make(
+            self._stack.store, self.keys, client, expires=expires, max_bytes=max_bytes
+        )
+
     def wait(
         self,
         timeout: float | None = None,
@@ -258,7 +304,7 @@ class Round:
                 return manifest
             if give_up is not None and time.monotonic() >= give_up:
                 break
-            _pause(looks, give_up)
+            pause_before_look(looks, give_up)
         raise WaitTimeoutError(f"round {self.id!r} has not ended within {timeout:g} s")
 
     def status(self) -> dict[str, Any]:
@@ -360,13 +406,17 @@ class Round:
         )
 
 
-def _check_fits(spec: RoundSpec, client: str, content: Content, round_id: str) -> None:
+def _check_expected(spec: RoundSpec, client: str, round_id: str) -> None:
     if not spec.expects(client):
         assert not isinstance(spec.clients, int)  # noqa: S101 - for mypy: then all are expected
         raise UpdateError(
             f"client {client!r} is not expected in round {round_id!r}, only "
             f"{', '.join(spec.clients)}"
         )
+
+
+def _check_fits(spec: RoundSpec, client: str, content: Content, round_id: str) -> None:
+    _check_expected(spec, client, round_id)
     difference = spec.layout and spec.layout.difference(content.layout)
     if difference:
         raise UpdateError(
@@ -389,12 +439,4 @@ def _await_terms(stack: Stack, round_: Round, spec: RoundSpec) -> None:
             )
         if opened or time.monotonic() >= give_up:
             return
-        _pause(looks, give_up)
-
-
-def _pause(looks: int, give_up: float | None) -> None:
-    """Sleep a little longer each time, but not past ``give_up``."""
-    seconds = min(FIRST_PAUSE_SECONDS * 1.2 ** min(looks, 50), LONGEST_PAUSE_SECONDS)
-    if give_up is not None:
-        seconds = min(seconds, max(0.0, give_up - time.monotonic()))
-    time.sleep(seconds)
+        pause_before_look(looks, give_up)

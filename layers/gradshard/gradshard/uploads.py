@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol, Self
 
 from gradshard.errors import StoreError, UpdateError
 from gradshard.layout import (
+    MAX_HEADER_BYTES,
     PREFIX_BYTES,
     SAMPLES_KEY,
     Header,
@@ -242,6 +243,39 @@ class FileContent:
     def _stat(self) -> tuple[int, int]:
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns
+
+
+class Padded:
+    """A content made longer by spaces at the end of its header, which mean nothing there.
+
+    Parameters
+    ----------
+    content
+        What to send.
+    nbytes
+        How long it shall be, at least what it is.
+    """
+
+    def __init__(self, content: Content, nbytes: int) -> None:
+        self.layout, self.nbytes = content.layout, nbytes
+        self._content = content
+        self._shift = nbytes - content.nbytes
+        end = content.nbytes - content.layout.nbytes
+        header = content.read(PREFIX_BYTES, end) + b" " * self._shift
+        if len(header) > MAX_HEADER_BYTES:
+            raise UpdateError(
+                f"its header of {end - PREFIX_BYTES} bytes leaves no room for the {self._shift} to "
+                "fill it up with; shorten its metadata"
+            )
+        self._header = len(header).to_bytes(PREFIX_BYTES, "little") + header
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return bytes [start, end)."""
+        head = self._header[start:end]
+        begin = max(start, len(self._header))
+        if begin >= end:
+            return head
+        return head + self._content.read(begin - self._shift, end - self._shift)
 
 
 def check_samples(samples: object) -> str:
