@@ -130,6 +130,14 @@ class TestUploading:
             ticket.submit({"w": np.zeros(MAX_BYTES, "u1")}, 5)
         assert store.head(keys.update("a")) is None
 
+    def test_again_once_the_operator_deleted_the_update(
+        self, ticket: Ticket, store: Store, keys: RoundKeys
+    ) -> None:
+        ticket.submit(TENSORS, 5)
+        store.delete(keys.update("a"))
+        ticket.submit(OTHER, 5)
+        assert_holds(store, keys, OTHER)
+
     def test_not_after_the_round_has_ended(
         self, ticket: Ticket, store: Store, keys: RoundKeys
     ) -> None:

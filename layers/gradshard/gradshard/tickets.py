@@ -347,7 +347,6 @@ class Ticket:
             with contextlib.suppress(OSError):
                 answer = self._send("PUT", self._upload_urls[content.nbytes], headers, body)
                 if answer.status_code == 200:
-                    tell(content.nbytes, content.nbytes)
                     return
                 if answer.status_code == 412:
                     self._check_used_for(content)
@@ -375,7 +374,8 @@ class Ticket:
         if nbytes != content.nbytes or not has_etag(content, answer.headers["ETag"]):
             raise TicketError(
                 f"the ticket of client {self.client!r} was used already: another update, of "
-                f"{nbytes} bytes, is in round {self.round_id!r}, and a ticket uploads once"
+                f"{nbytes} bytes, is in round {self.round_id!r}; a ticket uploads once, unless the "
+                "round's operator deletes that update"
             )
         return True
 
