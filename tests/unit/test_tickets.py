@@ -43,8 +43,8 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
 
-    def make(*, token: str | None = None, **terms: int) -> Ticket:
-        session = boto3.Session("AKID", SECRET, token, "eu-central-1")
+    def make(*, token: str | None = None, region: str = "eu-central-1", **terms: int) -> Ticket:
+        session = boto3.Session("AKID", SECRET, token, region)
         store = Store("bucket", client=make_client(session=session))
         return Ticket.make(store, KEYS, "a", **({"expires": 600, "max_bytes": MAX_BYTES} | terms))
 
@@ -63,8 +63,17 @@ def verdict(
 
 class TestWhatIsSigned:
     @pytest.mark.parametrize("token", [None, "a session/token+="])
-    def test_opens_its_own_objects(self, make: Make, token: str | None) -> None:
-        ticket = make(token=token)
+    @pytest.mark.parametrize(
+        ("region", "host"),
+        [
+            ("eu-central-1", "bucket.s3.eu-central-1.amazonaws.com"),
+            ("us-east-1", "bucket.s3.amazonaws.com"),
+        ],
+    )
+    def test_opens_its_own_objects(
+        self, make: Make, token: str | None, region: str, host: str
+    ) -> None:
+        ticket = make(token=token, region=region)
         assert ticket.temporary == (token is not None)
         for length, url in ticket._upload_urls.items():
             assert verdict("PUT", url, UPLOAD_HEADERS | {"Content-Length": str(length)}) is None
@@ -79,7 +88,7 @@ class TestWhatIsSigned:
             assert urlsplit(url).path == f"/{key}"
             assert urlsplit(url).scheme == "https"
             # Of the region: from another one S3 would answer with a redirection.
-            assert urlsplit(url).hostname == "bucket.s3.eu-central-1.amazonaws.com"
+            assert urlsplit(url).hostname == host
 
     def test_uploads_nothing_larger(self, make: Make) -> None:
         ticket = make()
