@@ -1,6 +1,7 @@
 """The `gradshard` command as users type it."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -85,6 +86,39 @@ def test_a_round_from_open_to_fetch(
     for name, tensor in expected.items():
         assert (result[name].dtype, result[name].shape) == (tensor.dtype, tensor.shape)
         assert result[name].tobytes() == tensor.tobytes(), name
+
+
+def test_a_client_with_a_ticket_needs_no_credentials(
+    engine: Engine, updates: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said("open", "ticketed", "--client", "a", "--client", "b", "--min-clients", 2)
+    files = {client: tmp_path / f"{client}.ticket" for client in "ab"}
+    for client, file in files.items():
+        said("ticket", "ticketed", client, "-o", file, "--max-size", "1MB", "--expires", "10m")
+        assert file.stat().st_mode & 0o777 == 0o600
+    said("ticket", "ticketed", "a", "-o", tmp_path / "short", "--max-size", 9000, "--expires", 1)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    by_a, by_b = (("--ticket", files[client]) for client in "ab")
+
+    assert_one_line(gradshard("fetch", *by_a, "-o", tmp_path / "x"), "has not ended")
+    assert "to round ticketed as a" in said("submit", *by_a, updates["a"], "--samples", 5)
+    said("submit", *by_a, updates["a"], "--samples", 5)
+    assert_one_line(gradshard("submit", *by_a, updates["b"]), "was used already")
+    shown = said_json("show", *by_a)
+    assert (shown["state"], shown["uploaded"] > 0, shown["reason"]) == ("open", True, None)
+    expired = gradshard("submit", "--ticket", tmp_path / "short", updates["a"], "--samples", 5)
+    assert_one_line(expired, "it expired at")
+
+    said("submit", "ticketed", "b", updates["b"], *by_b)
+    assert said("watch", *by_a) == "completed\n"
+    assert "completed" in said("show", "ticketed", *by_b)
+    file = tmp_path / "average.safetensors"
+    assert str(file) in said("fetch", *by_b, "-o", file)
+    expected = reference.average([load_file(updates[client]) for client in "ab"], [5, 7])
+    for name, tensor in load_file(file).items():
+        assert tensor.tobytes() == expected[name].tobytes(), name
+    assert_one_line(gradshard("submit", *by_a, updates["b"]), "was used already")
 
 
 def test_a_failed_round_fails_its_watcher(engine: Engine) -> None:

@@ -23,10 +23,14 @@ Spoil = Callable[[Answer], Answer | None]
 
 @dataclass
 class Proxy:
-    """A running proxy; ``spoils`` are used up one by one."""
+    """A running proxy; ``spoils`` are used up one by one.
+
+    So are ``cuts``: after how many bytes of a request's body the connection is closed.
+    """
 
     url: str
     spoils: list[Spoil] = field(default_factory=list)
+    cuts: list[int] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
 
@@ -40,6 +44,10 @@ def spoiling(engine_port: int) -> Iterator[Proxy]:
         def forward(self) -> None:
             proxy.requests.append(self.command)
             announced = int(self.headers.get("Content-Length", 0))
+            if announced and proxy.cuts:
+                self.rfile.read(proxy.cuts.pop(0))
+                self.close_connection = True
+                return
             sent = self.rfile.read(announced)
             if len(sent) != announced:  # the client gave up
                 self.close_connection = True
@@ -63,7 +71,7 @@ def spoiling(engine_port: int) -> Iterator[Proxy]:
             length = int(answer.headers.get("Content-Length", len(answer.body)))
             self.close_connection = len(answer.body) != length
 
-        do_GET = do_PUT = forward  # noqa: N815 - the library's names
+        do_GET = do_HEAD = do_PUT = do_POST = forward  # noqa: N815 - the library's names
 
         def log_message(self, *_: object) -> None:
             pass

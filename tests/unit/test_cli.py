@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradshard import federation, local
+from gradshard import federation, local, looking
 from gradshard.cli import main
 from gradshard.cli.common import plain
 from gradshard.errors import RoundNotFoundError
 from gradshard.local import Engine
 from gradshard.stack import Stack
+from gradshard.tickets import Ticket
 from tests.unit.fakes import MemoryStack, MemoryStore
 from tests.unit.test_federation import OPENED, execution, plan_json
 
@@ -56,7 +57,7 @@ def store() -> MemoryStore:
 def stack(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> MemoryStack:
     stack = MemoryStack(store)
     monkeypatch.setattr(federation, "Stack", lambda *_, **__: stack)
-    monkeypatch.setattr(federation, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(looking, "FIRST_PAUSE_SECONDS", 0.01)
     return stack
 
 
@@ -128,6 +129,14 @@ def test_open_prints_one_json_document(run: Run, opened: MemoryStore) -> None:
         (["watch", "nope"], "there is no round 'nope'"),
         (["fetch", "nope", "-o", "x"], "there is no round 'nope'"),
         (["fetch", "r1"], "--output"),
+        (["fetch", "-o", "x"], "Give the ROUND, or a --ticket"),
+        (["show"], "Give the ROUND, or a --ticket"),
+        (["watch"], "Give the ROUND, or a --ticket"),
+        (["submit", "r1", "a"], "Give ROUND, CLIENT and FILE"),
+        (["submit"], "Give ROUND, CLIENT and FILE"),
+        (["submit", "--ticket", "t"], "Give ROUND, CLIENT and FILE"),
+        (["submit", "--ticket", "/no/such.ticket", "u"], "/no/such.ticket: No such file"),
+        (["ticket", "nope", "a", "--max-size", "1MB"], "there is no round 'nope'"),
         (["nosuch"], "nosuch"),
     ],
 )
@@ -140,6 +149,80 @@ def test_submit(run: Run, opened: MemoryStore, file: Path) -> None:
     assert result.exit_code == 0
     assert "to round r1 as a" in result.stdout
     assert "rounds/r1/updates/a.safetensors" in opened.objects
+
+
+@pytest.mark.usefixtures("opened")
+class TestTicket:
+    @pytest.fixture
+    def ticket(self, run: Run, opened: MemoryStore, tmp_path: Path) -> Path:
+        result = run("ticket", "r1", "a", "-o", tmp_path / "a.ticket", "--max-size", "2MB")
+        assert result.exit_code == 0
+        assert "one update of at most 2.0 MB by a to round r1, until 20" in result.stdout
+        assert "http" not in result.stdout
+        return tmp_path / "a.ticket"
+
+    def test_is_written_where_nothing_is(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        made = ("ticket", "r1", "a", "--max-size", "2MB", "--expires", "2h")
+        said = json.loads(run(*made, "--json").stdout)
+        assert (said["file"], said["max_bytes"], said["temporary"]) == (
+            "r1-a.ticket",
+            2_000_000,
+            False,
+        )
+        assert "X-Amz-Expires=7200" in Path("r1-a.ticket").read_text()
+        assert_one_line(run(*made), "r1-a.ticket: File exists")
+
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ([], "--max-size"),
+            (["--max-size", "6GB"], "max_bytes is 6000000000"),
+            (["--max-size", "1MB", "--expires", "8d"], "expires is 691200"),
+            (["--max-size", "1MB", "--expires", "1.5"], "expires is 1.5"),
+        ],
+    )
+    def test_that_cannot_be_made(
+        self, run: Run, tmp_path: Path, options: list[str], text: str
+    ) -> None:
+        assert_one_line(run("ticket", "r1", "a", "-o", tmp_path / "t", *options), text)
+        assert not (tmp_path / "t").exists()
+
+    def test_of_another_round_or_client(self, run: Run, ticket: Path, file: Path) -> None:
+        text = "a.ticket is a ticket of round 'r1', not 'r2'"
+        for command in (["show", "r2"], ["watch", "r2"], ["fetch", "r2", "-o", "x"]):
+            assert_one_line(run(*command, "--ticket", ticket), text)
+        submit = ("submit", "--ticket", ticket)
+        assert_one_line(run(*submit, "r2", "a", file), text)
+        assert_one_line(run(*submit, "r1", "b", file), "is a ticket of client 'a', not 'b'")
+
+    def test_that_is_another_file(self, run: Run, file: Path) -> None:
+        assert_one_line(run("show", "--ticket", file), "is not a ticket: give the file that")
+
+    def test_of_a_client_whose_refusal_would_steer_the_terminal(
+        self, run: Run, ticket: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Ticket, "wait", lambda _: None)
+        monkeypatch.setattr(Ticket, "rejection", lambda _: "tensor '\x1b[2J' holds NaN")
+        monkeypatch.setattr(
+            Ticket,
+            "status",
+            lambda self: {
+                "round": "r1",
+                "client": "a",
+                "state": "completed",
+                "uploaded": 5,
+                "reason": self.rejection(),
+                "expires_at": "2026",
+            },
+        )
+        for command in ("watch", "show"):
+            result = run(command, "--ticket", ticket)
+            assert result.exit_code == 0
+            assert "\x1b" not in result.stdout
+            assert r"tensor '\x1b[2J' holds NaN" in result.stdout
 
 
 def test_submit_of_a_bad_file(run: Run, opened: MemoryStore, tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from gradshard import federation as module
+from gradshard import looking
 from gradshard.errors import (
     RoundExistsError,
     RoundFailed,
     RoundNotFoundError,
     RoundStateError,
     SpecError,
+    TicketError,
     UpdateError,
     WaitTimeoutError,
 )
@@ -21,6 +23,7 @@ from gradshard.federation import Federation, Round
 from gradshard.layout import encode_header
 from gradshard.stack import Execution
 from gradshard.tensors import pack
+from gradshard.uploads import TensorContent
 from tests.unit.fakes import MemoryStack, MemoryStore
 
 TENSORS = {"w": np.arange(6, dtype="f4")}
@@ -75,7 +78,7 @@ def plan_json(contributors: dict[str, str], **fields: Any) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "OPENING_SECONDS", 0.05)
-    monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(looking, "FIRST_PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -306,3 +309,28 @@ class TestFetching:
     def test_too_early(self, round_: Round) -> None:
         with pytest.raises(RoundStateError, match="has not ended"):
             round_.fetch()
+
+
+class TestTickets:
+    def test_are_for_the_round_and_the_client(self, round_: Round) -> None:
+        ticket = round_.ticket("a", expires=60, max_bytes=5000)
+        assert (ticket.round_id, ticket.client, ticket.max_bytes) == ("r1", "a", 5000)
+        assert "/rounds/r1/updates/a.safetensors?X-Amz-Expires=60" in next(iter(ticket.upload))
+
+    def test_are_not_for_who_is_not_expected(self, round_: Round) -> None:
+        with pytest.raises(UpdateError, match="'eve' is not expected"):
+            round_.ticket("eve", max_bytes=5000)
+
+    def test_need_a_size(self, round_: Round) -> None:
+        with pytest.raises(TicketError, match="no layout to go by: give max_bytes"):
+            round_.ticket("a")
+
+    def test_take_what_the_rounds_layout_takes(self, round_: Round, store: MemoryStore) -> None:
+        layout = {"w": {"dtype": "F32", "shape": [6]}}
+        store.put_json("rounds/r1/spec.json", OPENED | {"spec": SPEC | {"layout": layout}})
+        content = TensorContent(TENSORS, 2**53)
+        assert content.nbytes <= round_.ticket("a").max_bytes <= content.nbytes + 64 * 1024
+
+    def test_need_a_round(self, stack: MemoryStack) -> None:
+        with pytest.raises(RoundNotFoundError):
+            Round(stack, "nope").ticket("a", max_bytes=5000)

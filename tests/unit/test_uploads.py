@@ -11,7 +11,7 @@ from safetensors.numpy import load, save_file
 
 from gradshard import planning, uploads
 from gradshard.errors import StoreError, UpdateError
-from gradshard.uploads import FileContent, TensorContent, etag, upload
+from gradshard.uploads import FileContent, TensorContent, has_etag, upload
 from tests.unit.fakes import MemoryStore
 
 KEY = "rounds/r/updates/a.safetensors"
@@ -26,11 +26,18 @@ TENSORS: dict[str, Any] = {
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "CLIENT_RANGE_BYTES", 512)
     monkeypatch.setattr(planning, "CLIENT_RANGES", 1000)
+    monkeypatch.setattr(uploads, "CHUNK_BYTES", 512)
 
 
 @pytest.fixture
 def store() -> MemoryStore:
     return MemoryStore()
+
+
+@pytest.fixture
+def in_parts(store: MemoryStore) -> None:
+    """Break whatever is sent in one request in its middle."""
+    store.cut_stream_after = 2000
 
 
 @pytest.fixture
@@ -81,6 +88,19 @@ def test_a_small_update_is_one_request(store: MemoryStore) -> None:
     assert told == [(content.nbytes, content.nbytes)]
 
 
+def test_a_large_update_is_one_request_too(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_other(*_: Any) -> Any:
+        raise AssertionError("one request is enough")
+
+    for name in ("open_uploads", "create_upload", "head"):
+        monkeypatch.setattr(store, name, none_other)
+    content = TensorContent(TENSORS, 5)
+    upload(store, KEY, content)
+    assert store.objects[KEY] == content.read(0, content.nbytes)
+
+
 def test_progress_grows_to_the_whole(store: MemoryStore) -> None:
     told: list[tuple[int, int]] = []
     content = TensorContent(TENSORS, 5)
@@ -88,8 +108,55 @@ def test_progress_grows_to_the_whole(store: MemoryStore) -> None:
     assert told[0] == (0, content.nbytes)
     assert told[-1] == (content.nbytes, content.nbytes)
     assert told == sorted(told)
+    assert len(told) >= content.nbytes // 512
 
 
+@pytest.mark.usefixtures("in_parts")
+def test_where_the_line_breaks_the_update_goes_up_in_parts(store: MemoryStore) -> None:
+    told: list[int] = []
+    content = TensorContent(TENSORS, 5)
+    upload(store, KEY, content, lambda done, _: told.append(done))
+    assert store.objects[KEY] == content.read(0, content.nbytes)
+    assert store.etags[KEY].endswith('-9"')
+    assert store.uploads == {}
+    # Begun again, in parts, and told as it is.
+    assert told.count(0) == 2
+    assert told[-1] == content.nbytes
+
+
+def test_the_largest_go_up_in_parts_from_the_start(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = TensorContent(TENSORS, 5)
+    monkeypatch.setattr(uploads, "ONE_REQUEST_BYTES", content.nbytes - 1)
+    upload(store, KEY, content)
+    assert len(store.sent) == 9
+    assert store.objects[KEY] == content.read(0, content.nbytes)
+
+
+def test_an_update_whose_answer_was_lost_is_not_sent_again(store: MemoryStore) -> None:
+    taken = store.put_stream
+
+    def lose_the_answer(*arguments: Any, **options: Any) -> bool:
+        taken(*arguments, **options)
+        return False
+
+    store.put_stream = lose_the_answer  # type: ignore[method-assign]
+    upload(store, KEY, TensorContent(TENSORS, 5))
+    assert store.sent == []
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_an_earlier_update_of_the_same_size_is_replaced(store: MemoryStore) -> None:
+    earlier = TensorContent({**TENSORS, "w": TENSORS["w"] + 1}, 5)
+    store.put_bytes(KEY, earlier.read(0, earlier.nbytes))
+    content = TensorContent(TENSORS, 5)
+    assert content.nbytes == earlier.nbytes
+    upload(store, KEY, content)
+    assert store.objects[KEY] == content.read(0, content.nbytes)
+
+
+@pytest.mark.usefixtures("in_parts")
 def test_an_interrupted_upload_is_resumed(store: MemoryStore) -> None:
     store.parts_until_failure = 3
     with pytest.raises(StoreError, match="cut"):
@@ -103,12 +170,13 @@ def test_an_interrupted_upload_is_resumed(store: MemoryStore) -> None:
     content = TensorContent(TENSORS, 5)
     upload(store, KEY, content, lambda done, _: told.append(done))
     assert not there & set(store.sent)
-    assert told[0] == 3 * 512
+    assert 3 * 512 in told
     assert store.objects[KEY] == content.read(0, content.nbytes)
     assert store.uploads == {}
     assert store.aborted == []
 
 
+@pytest.mark.usefixtures("in_parts")
 @pytest.mark.parametrize(
     "other",
     [
@@ -130,6 +198,7 @@ def test_an_upload_of_other_content_is_thrown_away(
     assert store.objects[KEY] == content.read(0, content.nbytes)
 
 
+@pytest.mark.usefixtures("in_parts")
 def test_a_part_of_another_length_is_not_taken_over(store: MemoryStore) -> None:
     content = TensorContent(TENSORS, 5)
     store.uploads["old"] = (KEY, {1: content.read(0, 100)})
@@ -137,6 +206,7 @@ def test_a_part_of_another_length_is_not_taken_over(store: MemoryStore) -> None:
     assert store.aborted == ["old"]
 
 
+@pytest.mark.usefixtures("in_parts")
 def test_an_upload_given_up_by_another_says_so(store: MemoryStore) -> None:
     store.complete_upload = lambda *_: None  # type: ignore[method-assign]
     with pytest.raises(StoreError, match="submit again"):
@@ -144,10 +214,21 @@ def test_an_upload_given_up_by_another_says_so(store: MemoryStore) -> None:
 
 
 @pytest.mark.parametrize("tensors", [TENSORS, {"w": np.ones(2)}])
-def test_the_etag_is_foreseen(store: MemoryStore, tensors: dict[str, Any]) -> None:
+@pytest.mark.parametrize("cut", [None, 2000])
+def test_the_etag_is_recognised(
+    store: MemoryStore, tensors: dict[str, Any], cut: int | None
+) -> None:
+    store.cut_stream_after = cut
     content = TensorContent(tensors, 5)
     upload(store, KEY, content)
-    assert etag(content) == store.etags[KEY]
+    assert has_etag(content, store.etags[KEY])
+    assert not has_etag(TensorContent(tensors, 6), store.etags[KEY])
+
+
+def test_the_etag_of_other_parts_is_another(store: MemoryStore) -> None:
+    content = TensorContent(TENSORS, 5)
+    assert not has_etag(content, f'"{"0" * 32}-9"')
+    assert not has_etag(content, f'"{"0" * 32}-8"')
 
 
 @pytest.mark.parametrize("samples", [0, -1, 2**53 + 1, 1.5, "3", True, float("nan"), None])
@@ -182,7 +263,11 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, data: bytes, reason: str)
         FileContent(path, 3)
 
 
-def test_a_file_that_changes_meanwhile_is_not_sent(store: MemoryStore, path: Path) -> None:
+@pytest.mark.parametrize("cut", [None, 2000])
+def test_a_file_that_changes_meanwhile_is_not_sent(
+    store: MemoryStore, path: Path, cut: int | None
+) -> None:
+    store.cut_stream_after = cut
     with FileContent(path, 3) as content:
         os.truncate(path, 1000)
         with pytest.raises(UpdateError, match="changed while"):

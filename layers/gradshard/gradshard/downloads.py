@@ -11,8 +11,7 @@ from typing import Final
 from gradshard.keys import ObjectVersion
 from gradshard.limits import MIB
 from gradshard.planning import client_ranges
-from gradshard.store import Store
-from gradshard.streams import RangeStream
+from gradshard.streams import Opener, RangeStream
 from gradshard.uploads import Progress
 
 THREADS: Final = 4
@@ -21,7 +20,7 @@ SLICE_BYTES: Final = MIB
 
 
 def download_bytes(
-    store: Store, source: ObjectVersion, progress: Progress | None = None
+    opener: Opener, source: ObjectVersion, progress: Progress | None = None
 ) -> bytearray:
     """Read an object version into memory, once."""
     data = bytearray(source.nbytes)
@@ -29,12 +28,12 @@ def download_bytes(
     def write(position: int, chunk: memoryview) -> None:
         data[position : position + len(chunk)] = chunk
 
-    _download(store, source, write, progress)
+    _download(opener, source, write, progress)
     return data
 
 
 def download_file(
-    store: Store, source: ObjectVersion, path: Path, progress: Progress | None = None
+    opener: Opener, source: ObjectVersion, path: Path, progress: Progress | None = None
 ) -> None:
     """Write an object version to a file, which appears when it is whole.
 
@@ -54,7 +53,7 @@ def download_file(
                     file.seek(position)
                     file.write(chunk)
 
-            _download(store, source, write, progress)
+            _download(opener, source, write, progress)
         partial.replace(path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -62,7 +61,7 @@ def download_file(
 
 
 def _download(
-    store: Store,
+    opener: Opener,
     source: ObjectVersion,
     write: Callable[[int, memoryview], None],
     progress: Progress | None,
@@ -80,7 +79,7 @@ def _download(
                 progress(done, source.nbytes)
 
     def read(start: int, end: int) -> None:
-        stream = RangeStream(store, source, [(start, end)])
+        stream = RangeStream(opener, source, [(start, end)])
         buffer = memoryview(bytearray(SLICE_BYTES))
         try:
             for position in range(start, end, SLICE_BYTES):

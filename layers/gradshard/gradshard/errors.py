@@ -45,6 +45,13 @@ class RoundFailed(GradshardError):  # noqa: N818 - the outcome a caller waits fo
     """The round ended without an averaged update; the text is the recorded cause."""
 
 
+class TicketError(GradshardError):
+    """A ticket cannot be made or read, or does not open what was asked for.
+
+    The text never holds its URLs.
+    """
+
+
 class WaitTimeoutError(GradshardError):
     """The round has not ended within the time the caller was willing to wait."""
 

@@ -1,6 +1,5 @@
 """The client library: open a round, submit updates to it, wait for it, fetch what it averaged."""
 
-import contextlib
 import itertools
 import json
 import time
@@ -16,10 +15,13 @@ from gradshard.errors import (
     RoundNotFoundError,
     RoundStateError,
     SpecError,
+    TicketError,
     UpdateError,
     WaitTimeoutError,
 )
 from gradshard.keys import ObjectVersion, RoundKeys
+from gradshard.layout import encode_header
+from gradshard.looking import pause_before_look
 from gradshard.plan import Plan
 from gradshard.rounds.arrivals import is_awaited, read_spec
 from gradshard.rounds.finalize_round import COMPLETED
@@ -27,17 +29,18 @@ from gradshard.spec import BLOCKS, DEFAULT_DEADLINE, SHARES, RoundSpec, parse_sp
 from gradshard.stack import Stack
 from gradshard.status import read_status
 from gradshard.tensors import Array, unpack
+from gradshard.tickets import DEFAULT_SECONDS, Ticket
 from gradshard.topologies import AUTO
-from gradshard.uploads import Content, FileContent, Progress, TensorContent, etag, upload
+from gradshard.uploads import Content, Progress, content_of, has_etag, upload
 
 OPENING_SECONDS: Final = 20.0
 """How long opening a round waits for its terms to appear."""
 
-FIRST_PAUSE_SECONDS: Final = 0.2
-LONGEST_PAUSE_SECONDS: Final = 2.0
-
 LOOKS_PER_EXECUTION: Final = 5
 """Looks for a manifest between two at the execution, which Step Functions throttles."""
+
+METADATA_ROOM_BYTES: Final = 64 * 1024
+"""What a ticket leaves for a client's metadata where it goes by the round's layout."""
 
 PAYLOAD_ROOM_BYTES: Final = 4096
 """What the state machine adds to a round's spec: its name, a time and a callback token."""
@@ -213,8 +216,8 @@ class Round:
     ) -> None:
         """Upload a client's update; until the round is planned, the last one counts.
 
-        Tensors in memory are not copied and a file is read as it is sent: a few MB are held. An
-        interrupted upload of a large update is resumed by submitting it again.
+        Tensors in memory are not copied and a file is read as it is sent: a few MB are held. Where
+        the connection breaks, a large update goes up in parts, which submitting again resumes.
 
         Parameters
         ----------
@@ -238,16 +241,53 @@ class Round:
             The round takes no more updates.
         """
         key = self.keys.update(client)
-        with contextlib.ExitStack() as opened:
-            content: Content
-            if isinstance(update, str | Path):
-                content = opened.enter_context(FileContent(Path(update), samples))
-            else:
-                content = TensorContent(update, _given(samples))
+        with content_of(update, samples) as content:
             spec = self.terms()
             _check_fits(spec, client, content, self.id)
             if not self._is_counted(spec, client, content):
                 upload(self._stack.store, key, content, progress)
+
+    def ticket(
+        self, client: str, *, expires: int = DEFAULT_SECONDS, max_bytes: int | None = None
+    ) -> Ticket:
+        """Make a ticket: with it a client that has no AWS credentials takes part in the round.
+
+        It uploads one update, once, and reads why it was refused and what was averaged; see
+        docs/tickets.md. It is a secret: whoever has it is that client.
+
+        Parameters
+        ----------
+        client
+            The client's id.
+        expires
+            Seconds from now, at most seven days. Temporary credentials end earlier, and the ticket
+            with them.
+        max_bytes
+            How long the update may be, its header included; by default what the round's layout
+            takes, if the round has one.
+
+        Raises
+        ------
+        UpdateError
+            The client is not expected.
+        TicketError
+            S3 takes no such time or size, or none was given and the round has no layout.
+        RoundNotFoundError
+            There is no such round.
+        """
+        spec = self.terms()
+        _check_expected(spec, client, self.id)
+        if max_bytes is None:
+            if spec.layout is None:
+                raise TicketError(
+                    f"round {self.id!r} has no layout to go by: give max_bytes (--max-size), how "
+                    "large the update may be"
+                )
+            header = len(encode_header(spec.layout, {}))
+            max_bytes = header + METADATA_ROOM_BYTES + spec.layout.nbytes
+        return Ticket.make(
+            self._stack.store, self.keys, client, expires=expires, max_bytes=max_bytes
+        )
 
     def wait(
         self,
@@ -283,7 +323,7 @@ class Round:
                 return manifest
             if give_up is not None and time.monotonic() >= give_up:
                 break
-            _pause(looks, give_up)
+            pause_before_look(looks, give_up)
         raise WaitTimeoutError(f"round {self.id!r} has not ended within {timeout:g} s")
 
     def status(self) -> dict[str, Any]:
@@ -380,26 +420,24 @@ class Round:
         if is_awaited(spec, fields, client):
             return False
         counted = {c.client: c.source.etag for c in Plan.from_json(fields).contributors}
-        if client in counted and counted[client] == etag(content):
+        if client in counted and has_etag(content, counted[client]):
             return True
         raise RoundStateError(
             f"round {self.id!r} was planned at {fields['planned_at']} and takes no more updates"
         )
 
 
-def _given(samples: int | None) -> int:
-    if samples is None:
-        raise UpdateError("samples is missing: the number of samples the client trained on")
-    return samples
-
-
-def _check_fits(spec: RoundSpec, client: str, content: Content, round_id: str) -> None:
+def _check_expected(spec: RoundSpec, client: str, round_id: str) -> None:
     if not spec.expects(client):
         assert not isinstance(spec.clients, int)  # noqa: S101 - for mypy: then all are expected
         raise UpdateError(
             f"client {client!r} is not expected in round {round_id!r}, only "
             f"{', '.join(spec.clients)}"
         )
+
+
+def _check_fits(spec: RoundSpec, client: str, content: Content, round_id: str) -> None:
+    _check_expected(spec, client, round_id)
     difference = spec.layout and spec.layout.difference(content.layout)
     if difference:
         raise UpdateError(
@@ -422,12 +460,4 @@ def _await_terms(stack: Stack, round_: Round, spec: RoundSpec) -> None:
             )
         if opened or time.monotonic() >= give_up:
             return
-        _pause(looks, give_up)
-
-
-def _pause(looks: int, give_up: float | None) -> None:
-    """Sleep a little longer each time, but not past ``give_up``."""
-    seconds = min(FIRST_PAUSE_SECONDS * 1.2 ** min(looks, 50), LONGEST_PAUSE_SECONDS)
-    if give_up is not None:
-        seconds = min(seconds, max(0.0, give_up - time.monotonic()))
-    time.sleep(seconds)
+        pause_before_look(looks, give_up)

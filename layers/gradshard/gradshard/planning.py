@@ -38,7 +38,7 @@ would be paid for with minutes, and with tasks so long that no retry fits."""
 
 
 def client_ranges(nbytes: int) -> list[tuple[int, int]]:
-    """Return the ranges in which a client sends its update and fetches the result.
+    """Return the ranges in which a client fetches the result, and sends an update in parts.
 
     Each is a request that is paid for; eight lose little when one has to be repeated.
     """

@@ -13,10 +13,12 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     EndpointConnectionError,
+    HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
     ReadTimeoutError,
     ResponseStreamingError,
+    UnseekableStreamError,
 )
 
 from gradshard.errors import ChangedObjectError, StoreError
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
 
+CONNECT_TIMEOUT_SECONDS: Final = 10
 READ_TIMEOUT_SECONDS: Final = 30
 
 ANYTHING: Final = "*"
@@ -209,6 +212,54 @@ class Store:
         self.meter.add(bytes_written=len(body))
         return True
 
+    def put_stream(self, key: str, body: IO[bytes], nbytes: int, *, content_type: str) -> bool:
+        """Write a large object in one request, read as it is sent.
+
+        What comes before the body is sent is handled as with any other request: retried, or raised.
+        After that the body, which cannot be rewound, stops botocore from sending it again.
+
+        Returns
+        -------
+        bool
+            False if the connection broke, or S3 failed, on the way; the object may be there or not.
+        """
+        self.meter.add(puts=1)
+        try:
+            with _translated(key):
+                self._s3.put_object(
+                    Bucket=self.bucket,
+                    Key=key,
+                    Body=body,
+                    ContentLength=nbytes,
+                    ContentType=content_type,
+                )
+        except (UnseekableStreamError, HTTPClientError):
+            return False
+        self.meter.add(bytes_written=nbytes)
+        return True
+
+    def presign_new(self, key: str, nbytes: int, seconds: int) -> str:
+        """Return a URL with which anyone may PUT an object of just this length, if there is none.
+
+        The request must have both in its headers, ``Content-Length`` and ``If-None-Match: *``: they
+        are signed.
+        """
+        with _translated(key):
+            return self._s3.generate_presigned_url(
+                "put_object",
+                {"Bucket": self.bucket, "Key": key, "ContentLength": nbytes, "IfNoneMatch": "*"},
+                seconds,
+            )
+
+    def presign_read(self, key: str, seconds: int, *, head: bool = False) -> str:
+        """Return a URL with which anyone may GET an object's newest version, or only HEAD it."""
+        with _translated(key):
+            return self._s3.generate_presigned_url(
+                "head_object" if head else "get_object",
+                {"Bucket": self.bucket, "Key": key},
+                seconds,
+            )
+
     def put_json(self, key: str, value: Any, *, replaces: str | None = ANYTHING) -> bool:
         """Write a JSON object as :meth:`put_bytes` does."""
         body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
@@ -362,14 +413,22 @@ def make_client(
     )
     config = Config(
         max_pool_connections=connections,
-        connect_timeout=10,
+        connect_timeout=CONNECT_TIMEOUT_SECONDS,
         read_timeout=READ_TIMEOUT_SECONDS,
         retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
         # S3 has no checksum for a range that is not a part, and lockstep never reads one whole.
         response_checksum_validation="when_required",
         request_checksum_calculation="when_required",
-        # bucket.localhost resolves on few machines.
-        s3={"addressing_style": "path" if custom_endpoint else "auto"},
+        # For presigned URLs botocore would take version 2, which signs no headers.
+        signature_version="s3v4",
+        s3={
+            # bucket.localhost resolves on few machines. On AWS, "auto" would leave the region out
+            # of the host of presigned URLs.
+            "addressing_style": "path" if custom_endpoint else "virtual",
+            # Or botocore reads a body twice: once for its digest, then to send it. The bucket takes
+            # nothing but TLS, which protects it too.
+            "payload_signing_enabled": False,
+        },
     )
     try:
         return (session or boto3).client("s3", config=config, endpoint_url=endpoint_url)

@@ -1,9 +1,12 @@
 """An update on its way to S3: what is sent, and how it gets there whole.
 
-A large update goes up in parts. When that is interrupted, the parts that arrived stay; the next
-upload of the same bytes finds them and sends only the others.
+Most updates are one PUT, since each request is paid for. Where the connection breaks in the middle
+of a large one, and from the start for the largest, they go up in parts. When that is interrupted
+too, the parts that arrived stay; the next upload in parts of the same bytes finds them and sends
+only the others.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -17,6 +20,7 @@ from typing import Any, Final, Protocol, Self
 
 from gradshard.errors import StoreError, UpdateError
 from gradshard.layout import (
+    MAX_HEADER_BYTES,
     PREFIX_BYTES,
     SAMPLES_KEY,
     Header,
@@ -36,6 +40,13 @@ THREADS: Final = 4
 
 CHUNK_BYTES: Final = MIB
 """Bytes of each part that are in memory."""
+
+ONE_REQUEST_BYTES: Final = 1024 * MIB
+"""What is sent in one PUT at first.
+
+That is one request instead of eleven. A connection that breaks costs at most this, once: a minute
+and a half at 100 Mbit/s, after which the parts take over. S3 would take five times as much.
+"""
 
 CONTENT_TYPE: Final = "application/octet-stream"
 
@@ -59,11 +70,15 @@ class Content(Protocol):
 
 
 class _Range(io.RawIOBase):
-    """Bytes [start, end) of a content as a file, read as they are sent."""
+    """Bytes [start, end) of a content as a file, read as they are sent.
+
+    ``failure`` is why the content could not be read; botocore hides it in an error of its own.
+    """
 
     def __init__(self, content: Content, start: int, end: int) -> None:
         self._content, self._start, self._end = content, start, end
         self._position = start
+        self.failure: Exception | None = None
 
     def readable(self) -> bool:
         return True
@@ -72,6 +87,8 @@ class _Range(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if self.failure:  # sending it again would fail again
+            raise io.UnsupportedOperation("the content cannot be read")
         origins = {io.SEEK_SET: self._start, io.SEEK_CUR: self._position, io.SEEK_END: self._end}
         self._position = origins[whence] + offset
         return self.tell()
@@ -81,9 +98,51 @@ class _Range(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         count = max(0, min(len(buffer), self._end - self._position))
-        buffer[:count] = self._content.read(self._position, self._position + count)
+        try:
+            buffer[:count] = self._content.read(self._position, self._position + count)
+        except (UpdateError, OSError) as error:
+            self.failure = error
+            raise
         self._position += count
         return count
+
+
+class _Whole(_Range):
+    """All bytes of a content; tells of its progress, and cannot go back once it has begun."""
+
+    def __init__(self, content: Content, tell: Progress) -> None:
+        super().__init__(content, 0, content.nbytes)
+        self._tell = tell
+        self._begun = False
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if self._begun:
+            raise io.UnsupportedOperation("sent once")
+        return super().seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer)
+        self._begun = True
+        if count:
+            self._tell(self._position, self._end)
+        return count
+
+
+class SentOnce(io.BufferedReader):
+    """A content as a file that is read as it is sent, and sent once.
+
+    It cannot be rewound: botocore would send it from the beginning up to six times, each time with
+    the same chance to break.
+    """
+
+    def __init__(self, content: Content, tell: Progress) -> None:
+        self._source = _Whole(content, tell)
+        super().__init__(self._source, CHUNK_BYTES)
+
+    def check(self) -> None:
+        """Raise why the content could not be read, if it could not."""
+        if self._source.failure:
+            raise self._source.failure
 
 
 class TensorContent:
@@ -186,6 +245,39 @@ class FileContent:
         return status.st_size, status.st_mtime_ns
 
 
+class Padded:
+    """A content made longer by spaces at the end of its header, which mean nothing there.
+
+    Parameters
+    ----------
+    content
+        What to send.
+    nbytes
+        How long it shall be, at least what it is.
+    """
+
+    def __init__(self, content: Content, nbytes: int) -> None:
+        self.layout, self.nbytes = content.layout, nbytes
+        self._content = content
+        self._shift = nbytes - content.nbytes
+        end = content.nbytes - content.layout.nbytes
+        header = content.read(PREFIX_BYTES, end) + b" " * self._shift
+        if len(header) > MAX_HEADER_BYTES:
+            raise UpdateError(
+                f"its header of {end - PREFIX_BYTES} bytes leaves no room for the {self._shift} to "
+                "fill it up with; shorten its metadata"
+            )
+        self._header = len(header).to_bytes(PREFIX_BYTES, "little") + header
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return bytes [start, end)."""
+        head = self._header[start:end]
+        begin = max(start, len(self._header))
+        if begin >= end:
+            return head
+        return head + self._content.read(begin - self._shift, end - self._shift)
+
+
 def check_samples(samples: object) -> str:
     """Return a number of samples as the metadata holds it.
 
@@ -204,11 +296,29 @@ def check_samples(samples: object) -> str:
     return text
 
 
-def upload(store: Store, key: str, content: Content, progress: Progress | None = None) -> None:
-    """Store an update under ``key``: in one request, or in a few parts when it is large.
+@contextlib.contextmanager
+def content_of(update: Mapping[str, Any] | str | Path, samples: int | None) -> Iterator[Content]:
+    """Open what a client submits: tensors by name, or the path of a .safetensors file.
 
-    Parts are read as they are sent, so memory is a few MB. After a failure the parts that were
-    stored stay, and the next upload of the same content goes on from them.
+    Raises
+    ------
+    UpdateError
+        It could not be averaged.
+    """
+    if isinstance(update, str | Path):
+        with FileContent(Path(update), samples) as content:
+            yield content
+    elif samples is None:
+        raise UpdateError("samples is missing: the number of samples the client trained on")
+    else:
+        yield TensorContent(update, samples)
+
+
+def upload(store: Store, key: str, content: Content, progress: Progress | None = None) -> None:
+    """Store an update under ``key``: in one request, or in parts if that breaks or is too large.
+
+    It is read as it is sent, so memory is a few MB. After a failure the parts that were stored
+    stay, and the next upload of the same content in parts goes on from them.
 
     Parameters
     ----------
@@ -219,7 +329,7 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
     content
         What to store.
     progress
-        Called after each part, in this thread.
+        Called as bytes are sent, in this thread; with fewer than before when parts take over.
 
     Raises
     ------
@@ -228,11 +338,14 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
     UpdateError
         The content changed meanwhile.
     """
-    tell = progress or _tell_nobody
+    tell = progress or tell_nobody
     if len(client_ranges(content.nbytes)) == 1:
+        # Little enough to be sent again.
         body = content.read(0, content.nbytes)
         store.put_bytes(key, body, content_type=CONTENT_TYPE)
         tell(content.nbytes, content.nbytes)
+        return
+    if content.nbytes <= ONE_REQUEST_BYTES and _put(store, key, content, tell):
         return
     upload_id, held = _resumable(store, key, content)
     parts = _send(store, key, upload_id, content, held, tell)
@@ -241,17 +354,32 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
         raise StoreError(f"{key}: the upload was given up by another one; submit again")
 
 
-def _tell_nobody(_done: int, _total: int) -> None:
-    pass
+def _put(store: Store, key: str, content: Content, tell: Progress) -> bool:
+    """Send a content in one request; False if that broke on the way."""
+    tell(0, content.nbytes)
+    body = SentOnce(content, tell)
+    if store.put_stream(key, body, content.nbytes, content_type=CONTENT_TYPE):
+        return True
+    body.check()
+    # All of it may have arrived but the answer: a second time, it could come after the planning.
+    there = store.head(key)
+    return there is not None and there.nbytes == content.nbytes and has_etag(content, there.etag)
 
 
-def etag(content: Content) -> str:
-    """Return the ETag, quotes included, that S3 gives the object that :func:`upload` makes."""
+def tell_nobody(_done: int, _total: int) -> None:
+    """Be the progress that nobody asked for."""
+
+
+def has_etag(content: Content, etag: str) -> bool:
+    """Whether :func:`upload` of the content, in either way, makes an object of that ETag."""
     ranges = client_ranges(content.nbytes)
-    digests = [_digest(content, *range_) for range_ in ranges]
-    if len(ranges) == 1:
-        return f'"{digests[0].hex()}"'
-    return f'"{hashlib.md5(b"".join(digests), usedforsecurity=False).hexdigest()}-{len(ranges)}"'
+    digest, _, parts = etag.strip('"').partition("-")
+    if not parts:
+        return digest == _digest(content, 0, content.nbytes).hex()
+    if parts != str(len(ranges)):
+        return False
+    digests = b"".join(_digest(content, *range_) for range_ in ranges)
+    return digest == hashlib.md5(digests, usedforsecurity=False).hexdigest()
 
 
 def _resumable(store: Store, key: str, content: Content) -> tuple[str, list[Part]]:
@@ -299,8 +427,14 @@ def _send(
     tell(done, content.nbytes)
 
     def send(number: int, start: int, end: int) -> Part:
-        body = io.BufferedReader(_Range(content, start, end), CHUNK_BYTES)
-        return store.upload_part(key, upload_id, number, body, end - start)
+        source = _Range(content, start, end)
+        body = io.BufferedReader(source, CHUNK_BYTES)
+        try:
+            return store.upload_part(key, upload_id, number, body, end - start)
+        except Exception:
+            if source.failure:
+                raise source.failure from None
+            raise
 
     with ThreadPoolExecutor(THREADS) as pool:
         futures = [

@@ -2,7 +2,7 @@
 
 import click
 
-from gradshard.cli import compare, cost, local, plan, rounds, show, watch
+from gradshard.cli import compare, cost, local, plan, rounds, show, ticket, watch
 from gradshard.cli.common import Commands
 
 
@@ -17,6 +17,7 @@ def main(context: click.Context) -> None:
 
 main.add_command(local.local)
 main.add_command(rounds.open_)
+main.add_command(ticket.ticket)
 main.add_command(rounds.submit)
 main.add_command(watch.watch)
 main.add_command(show.show)

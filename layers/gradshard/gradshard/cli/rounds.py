@@ -1,5 +1,6 @@
 """``gradshard open``, ``submit`` and ``fetch``: what is done to a round."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gradshard.cli.common import (
     progress_bar,
     waiting,
 )
+from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.federation import Federation
 from gradshard.spec import DEFAULT_DEADLINE, SHARES, WEIGHTS
 
@@ -82,26 +84,40 @@ def open_(
 
 
 @click.command()
-@click.argument("name", metavar="ROUND")
-@click.argument("client")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("arguments", metavar="[ROUND CLIENT] FILE", nargs=-1)
 @click.option(
     "--samples",
     type=int,
     metavar="N",
     help="On how many the client trained; needed unless the file's metadata has num_samples.",
 )
+@ticket_option
 @connected
-def submit(federation: Federation, name: str, client: str, file: Path, samples: int | None) -> None:
-    """Upload a client's update; an interrupted upload goes on from where it was."""
+def submit(
+    federation: Federation, arguments: tuple[str, ...], samples: int | None, ticket: Path | None
+) -> None:
+    """Upload a client's update.
+
+    ROUND and CLIENT are needed unless a --ticket says them.
+    """
+    if len(arguments) != 3 and not (ticket and len(arguments) == 1):
+        raise click.UsageError("Give ROUND, CLIENT and FILE, or FILE and a --ticket.")
+    *whose, path = arguments
+    if ticket:
+        opened = load(ticket, *whose)
+        name, client, send = opened.round_id, opened.client, opened.submit
+    else:
+        name, client = whose
+        send = partial(federation.round(name).submit, client)
+    file = Path(path)
     with progress_bar(f"submitting {file.name}") as tell:
-        federation.round(name).submit(client, file, samples, progress=tell)
+        send(file, samples, progress=tell)
     size = megabytes(file.stat().st_size)
     click.echo(f"submitted {plain(file)} ({size}) to round {plain(name)} as {plain(client)}")
 
 
 @click.command()
-@click.argument("name", metavar="ROUND")
+@click.argument("name", metavar="[ROUND]", required=False)
 @click.option(
     "-o",
     "--output",
@@ -111,9 +127,11 @@ def submit(federation: Federation, name: str, client: str, file: Path, samples: 
     metavar="FILE",
     help="Where to write the averaged update.",
 )
+@ticket_option
 @connected
-def fetch(federation: Federation, name: str, file: Path) -> None:
+def fetch(federation: Federation, name: str | None, file: Path, ticket: Path | None) -> None:
     """Write the averaged update of a finished round to a file."""
-    with progress_bar(f"fetching {name}") as tell:
-        federation.round(name).fetch(file, progress=tell)
+    source = load(ticket, name) if ticket else federation.round(named(name))
+    with progress_bar(f"fetching {file.name}") as tell:
+        source.fetch(file, progress=tell)
     click.echo(f"wrote {plain(file)} ({megabytes(file.stat().st_size)})")

@@ -1,6 +1,7 @@
 """``gradshard show``: a round at a glance."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,22 +17,44 @@ from gradshard.cli.common import (
     megabytes,
     print_json,
 )
+from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.federation import Federation
 
 _STYLES = {"completed": "green", "failed": "red"}
 
 
 @click.command()
-@click.argument("name", metavar="ROUND")
+@click.argument("name", metavar="[ROUND]", required=False)
+@ticket_option
 @json_option
 @connected
-def show(federation: Federation, name: str, as_json: bool) -> None:
-    """Show a round: who took part, who did not and why, what it took."""
-    status = federation.round(name).status()
+def show(federation: Federation, name: str | None, ticket: Path | None, as_json: bool) -> None:
+    """Show a round: who took part, who did not and why, what it took.
+
+    With a --ticket: whether the round has ended, and what became of its client's update.
+    """
+    if ticket:
+        status, paragraphs = load(ticket, name).status(), _part
+    else:
+        status, paragraphs = federation.round(named(name)).status(), render
     if as_json:
         print_json(status)
     else:
-        Console().print(Group(*render(status)))
+        Console().print(Group(*paragraphs(status)))
+
+
+def _part(status: dict[str, Any]) -> Iterable[RenderableType]:
+    """Yield the paragraphs of what a ticket's client may know."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("round", cell(status["round"]))
+    table.add_row("state", cell(status["state"], _STYLES.get(status["state"], "yellow")))
+    table.add_row("client", cell(status["client"]))
+    sent = status["uploaded"]
+    table.add_row("update", cell("not there" if sent is None else megabytes(sent)))
+    if status["reason"]:
+        table.add_row("refused", cell(status["reason"]))
+    table.add_row("ticket", cell(f"until {status['expires_at']}"))
+    yield table
 
 
 def render(status: dict[str, Any]) -> Iterable[RenderableType]:

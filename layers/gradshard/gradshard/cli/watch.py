@@ -1,5 +1,6 @@
 """``gradshard watch``: a round as it happens."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -8,24 +9,37 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from gradshard.cli.common import cell, connected, megabytes, plain
+from gradshard.cli.common import cell, connected, megabytes, plain, waiting
 from gradshard.cli.show import expected, render
+from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.federation import Federation
+from gradshard.tickets import Ticket
 
 
 @click.command()
-@click.argument("name", metavar="ROUND")
+@click.argument("name", metavar="[ROUND]", required=False)
+@ticket_option
 @connected
-def watch(federation: Federation, name: str) -> None:
+def watch(federation: Federation, name: str | None, ticket: Path | None) -> None:
     """Watch a round until it ends; the exit code says how."""
+    if ticket:
+        _watch_ticket(load(ticket, name))
+        return
     console = Console()
-    round_ = federation.round(name)
+    round_ = federation.round(named(name))
     if console.is_terminal:
         with Live(console=console, transient=True) as live:
             round_.wait(progress=lambda status: live.update(_bars(status)))
         console.print(Group(*render(round_.status())))
     else:
         round_.wait(progress=_Lines())
+
+
+def _watch_ticket(ticket: Ticket) -> None:
+    with waiting(f"waiting for round {ticket.round_id} to end"):
+        ticket.wait()
+    reason = ticket.rejection()
+    click.echo("completed" if reason is None else f"completed without this update: {plain(reason)}")
 
 
 class _Lines:

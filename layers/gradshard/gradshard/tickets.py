@@ -1,0 +1,517 @@
+"""Tickets: with one, a client without AWS credentials takes part in one round.
+
+A ticket is a few presigned URLs: S3 checks each one's signature, and with it the object's key, the
+method, the time, and for the upload that there is no object yet and how long it is. A signature
+holds for one length only, so a ticket has one for each of up to a thousand lengths, and the client
+fills its update's header up with spaces to the next of them.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NoReturn, Self, overload
+
+from botocore.awsrequest import AWSRequest, AWSResponse
+from botocore.exceptions import BotoCoreError
+from botocore.httpsession import URLLib3Session
+from botocore.utils import get_environ_proxies
+from urllib3.exceptions import HTTPError
+
+from gradshard import limits
+from gradshard.downloads import download_bytes, download_file
+from gradshard.errors import (
+    ChangedObjectError,
+    RoundFailed,
+    RoundStateError,
+    SpecError,
+    TicketError,
+    UpdateError,
+    WaitTimeoutError,
+)
+from gradshard.keys import ObjectVersion, RoundKeys, check_id
+from gradshard.looking import pause_before_look
+from gradshard.store import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, Store
+from gradshard.streams import MAX_ATTEMPTS, Body, Meter, pause
+from gradshard.tensors import Array, unpack
+from gradshard.uploads import (
+    Content,
+    Padded,
+    Progress,
+    SentOnce,
+    content_of,
+    has_etag,
+    tell_nobody,
+)
+
+VERSION: Final = 1
+"""Of the file's form."""
+
+MAX_SECONDS: Final = 7 * 24 * 3600
+"""How long S3 takes a presigned URL,
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-presigned-url.html (2026-11)."""
+
+DEFAULT_SECONDS: Final = 24 * 3600
+
+MAX_LENGTHS: Final = 1024
+"""Filling up then costs at most a thousandth of the largest update; the file has 100 kB."""
+
+MIN_STEP_BYTES: Final = 64 * 1024
+"""Steps finer than this would save no request: so much of an update is read for its header."""
+
+MAX_FILE_BYTES: Final = limits.MIB
+"""What is larger is no ticket, but perhaps the update."""
+
+UPLOAD_ATTEMPTS: Final = 3
+"""Of a whole update each."""
+
+_SIGNATURE: Final = "&X-Amz-Signature="
+_URL: Final = re.compile(r"https?://\S+")
+_CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
+
+
+def lengths(max_bytes: int) -> range:
+    """Return the lengths an update may be filled up to, the longest first."""
+    return range(max_bytes, 0, -max(MIN_STEP_BYTES, -(-max_bytes // MAX_LENGTHS)))
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What opens one client's part in one round; whoever has it is that client.
+
+    Its URLs are secrets, and are in no error and no ``repr``.
+
+    Parameters
+    ----------
+    round_id, client
+        Whose part.
+    expires_at
+        When S3 refuses it, or earlier if the credentials end that it was made with.
+    max_bytes
+        How long an update may be, its header included.
+    upload
+        Beginnings of URLs for a PUT, and for each the ends by length.
+    uploaded_url
+        For a HEAD of the update.
+    rejection_url
+        For a GET of why it was refused.
+    ended_url
+        For a HEAD of the manifest, which is there when the round has ended. What it says names
+        the other clients, so it cannot be read.
+    result_url
+        For a GET of the averaged update.
+    """
+
+    round_id: str
+    client: str
+    expires_at: datetime
+    max_bytes: int
+    upload: Mapping[str, Mapping[str, str]] = field(repr=False)
+    uploaded_url: str = field(repr=False)
+    rejection_url: str = field(repr=False)
+    ended_url: str = field(repr=False)
+    result_url: str = field(repr=False)
+
+    @classmethod
+    def make(
+        cls, store: Store, keys: RoundKeys, client: str, *, expires: int, max_bytes: int
+    ) -> Self:
+        """Make a ticket with the credentials of a bucket's store; nothing is asked of S3.
+
+        Raises
+        ------
+        TicketError
+            S3 takes no such time or size.
+        """
+        given: dict[str, tuple[Any, int]] = {
+            "expires": (expires, MAX_SECONDS),
+            "max_bytes": (max_bytes, limits.MAX_PART_BYTES),
+        }
+        for name, (value, most) in given.items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise TicketError(
+                    f"{name} is {value!r}, not a whole number from 1 to {most}, the most that S3 "
+                    "takes"
+                )
+        expires_at = datetime.now(UTC) + timedelta(seconds=expires)
+        key = keys.update(client)
+        upload: dict[str, dict[str, str]] = {}
+        for length in lengths(max_bytes):
+            url = store.presign_new(key, length, expires)
+            # All but the signature is the same, unless a second has passed.
+            begin, mark, end = url.partition(_SIGNATURE)
+            upload.setdefault(begin + mark, {})[str(length)] = end
+        return cls(
+            round_id=keys.round_id,
+            client=client,
+            expires_at=expires_at,
+            max_bytes=max_bytes,
+            upload=upload,
+            uploaded_url=store.presign_read(key, expires, head=True),
+            rejection_url=store.presign_read(keys.rejection(client), expires),
+            ended_url=store.presign_read(keys.manifest, expires, head=True),
+            result_url=store.presign_read(keys.result, expires),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Ticket":
+        """Read a ticket's file.
+
+        Raises
+        ------
+        TicketError
+            It is none.
+        """
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        try:
+            return _parse(data)
+        except (ValueError, KeyError, TypeError, AttributeError, SpecError):
+            raise TicketError(
+                f"{path} is not a ticket: give the file that `gradshard ticket` wrote"
+            ) from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the ticket to a new file that only its owner can read."""
+        record = {item.name: getattr(self, item.name) for item in fields(self)}
+        record |= {"ticket": VERSION, "expires_at": self.expires_at.isoformat(timespec="seconds")}
+        # Made with its mode, and never opened to others meanwhile.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(record, file, separators=(",", ":"))
+
+    def submit(
+        self,
+        update: Mapping[str, Any] | str | Path,
+        samples: int | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> None:
+        """Upload the client's update, which the ticket allows once.
+
+        The same update again is no error. One that breaks is sent from the beginning, three times
+        at most.
+
+        Parameters
+        ----------
+        update, samples, progress
+            As :meth:`gradshard.federation.Round.submit` takes them.
+
+        Raises
+        ------
+        UpdateError
+            The update could not be averaged, or is too large; nothing was sent.
+        RoundStateError
+            The round has ended.
+        TicketError
+            The ticket was used for another update, or S3 takes it no more.
+        """
+        with content_of(update, samples) as content:
+            if content.nbytes > self.max_bytes:
+                raise UpdateError(
+                    f"the update is {content.nbytes} bytes, over the {self.max_bytes} of the "
+                    "ticket; ask for one for larger updates"
+                )
+            padded = Padded(content, min(n for n in self._upload_urls if n >= content.nbytes))
+            if self._has(padded):
+                return
+            if self.has_ended():
+                raise RoundStateError(
+                    f"round {self.round_id!r} has ended; ask for a ticket of the next one"
+                )
+            self._put(padded, progress or tell_nobody)
+
+    def rejection(self) -> str | None:
+        """Return why the client's update was refused or came too late; None if it was not."""
+        answer = self._ask("GET", self.rejection_url)
+        return None if answer is None else str(json.loads(answer.content)["reason"])
+
+    def has_ended(self) -> bool:
+        """Whether the round has ended, well or not."""
+        return self._ask("HEAD", self.ended_url) is not None
+
+    def status(self) -> dict[str, Any]:
+        """Return what the ticket's holder may know of the round, as JSON.
+
+        ``state`` is ``open``, ``completed`` or ``failed``; ``uploaded`` the bytes of the client's
+        update, and ``reason`` why it was refused or came too late, or None.
+        """
+        answer = self._ask("HEAD", self.uploaded_url)
+        state = "open"
+        if self.has_ended():
+            state = "failed" if self._find_result() is None else "completed"
+        return {
+            "round": self.round_id,
+            "client": self.client,
+            "state": state,
+            "uploaded": None if answer is None else int(answer.headers["Content-Length"]),
+            "reason": self.rejection(),
+            "expires_at": self.expires_at.isoformat(timespec="seconds"),
+            "max_bytes": self.max_bytes,
+        }
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the round has ended well.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait at most.
+
+        Raises
+        ------
+        RoundFailed
+            There is no averaged update.
+        WaitTimeoutError
+            The round goes on.
+        """
+        give_up = None if timeout is None else time.monotonic() + timeout
+        for looks in itertools.count():
+            if self.has_ended():
+                self._ended_result()
+                return
+            if give_up is not None and time.monotonic() >= give_up:
+                break
+            pause_before_look(looks, give_up)
+        raise WaitTimeoutError(f"round {self.round_id!r} has not ended within {timeout:g} s")
+
+    @overload
+    def fetch(self, *, progress: Progress | None = None) -> dict[str, Array]: ...
+
+    @overload
+    def fetch(self, path: str | Path, *, progress: Progress | None = None) -> Path: ...
+
+    def fetch(
+        self, path: str | Path | None = None, *, progress: Progress | None = None
+    ) -> dict[str, Array] | Path:
+        """Fetch the averaged update, as :meth:`gradshard.federation.Round.fetch` does.
+
+        Raises
+        ------
+        RoundFailed
+            There is none.
+        RoundStateError
+            There is none yet.
+        """
+        if not self.has_ended():
+            raise RoundStateError(f"round {self.round_id!r} has not ended; wait for it first")
+        source, reader = self._ended_result(), _Reader(self)
+        if path is None:
+            return unpack(download_bytes(reader, source, progress))
+        download_file(reader, source, Path(path), progress)
+        return Path(path)
+
+    @property
+    def temporary(self) -> bool:
+        """Whether it was made with credentials that end on their own."""
+        return "X-Amz-Security-Token=" in self.result_url
+
+    @property
+    def _upload_urls(self) -> dict[int, str]:
+        return {
+            int(length): begin + end
+            for begin, ends in self.upload.items()
+            for length, end in ends.items()
+        }
+
+    @cached_property
+    def _session(self) -> URLLib3Session:
+        # botocore's way to HTTP, without its clients: it can wait for 100 Continue, and knows
+        # proxies and certificates by the same variables.
+        settings: dict[str, Any] = {
+            "verify": os.environ.get("AWS_CA_BUNDLE") or True,
+            "proxies": get_environ_proxies(self.result_url),
+            "timeout": (CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS),
+        }
+        return URLLib3Session(**settings)
+
+    def _put(self, content: Content, tell: Progress) -> None:
+        for failures in range(UPLOAD_ATTEMPTS):
+            if failures:
+                pause(failures)
+            body = SentOnce(content, tell)
+            headers: dict[str, Any] = {
+                "Content-Length": str(content.nbytes),
+                "If-None-Match": "*",
+                # A refusal then comes before the body is sent. In bytes botocore looks for it.
+                "Expect": b"100-continue",
+            }
+            tell(0, content.nbytes)
+            with contextlib.suppress(OSError):
+                answer = self._send("PUT", self._upload_urls[content.nbytes], headers, body)
+                if answer.status_code == 200:
+                    return
+                if answer.status_code == 412:
+                    self._check_used_for(content)
+                    return
+                # 409: another upload of the same object is under way, and may yet fail.
+                if answer.status_code != 409 and answer.status_code < 500:
+                    self._refused(answer)
+            body.check()
+        raise TicketError(
+            f"uploading to round {self.round_id!r} broke {UPLOAD_ATTEMPTS} times; submit it again"
+        )
+
+    def _has(self, content: Content) -> bool:
+        """Whether this very update is there already.
+
+        Raises
+        ------
+        TicketError
+            Another one is.
+        """
+        answer = self._ask("HEAD", self.uploaded_url)
+        if answer is None:
+            return False
+        nbytes = int(answer.headers["Content-Length"])
+        if nbytes != content.nbytes or not has_etag(content, answer.headers["ETag"]):
+            raise TicketError(
+                f"the ticket of client {self.client!r} was used already: another update, of "
+                f"{nbytes} bytes, is in round {self.round_id!r}; a ticket uploads once, unless the "
+                "round's operator deletes that update"
+            )
+        return True
+
+    def _check_used_for(self, content: Content) -> None:
+        # Of an attempt before, whose answer was lost; or of someone else who has the ticket.
+        if not self._has(content):
+            raise TicketError(
+                f"the update of client {self.client!r} in round {self.round_id!r} was taken away "
+                "meanwhile; ask the round's operator"
+            )
+
+    def _find_result(self) -> ObjectVersion | None:
+        """Return the averaged update; None if there is none."""
+        answer = self._ask("GET", self.result_url, {"Range": "bytes=0-0"})
+        if answer is None:
+            return None
+        nbytes = int(answer.headers["Content-Range"].rpartition("/")[2])
+        key = RoundKeys(self.round_id).result
+        return ObjectVersion(key, "", answer.headers["ETag"], nbytes)
+
+    def _ended_result(self) -> ObjectVersion:
+        source = self._find_result()
+        if source is None:
+            raise RoundFailed(
+                f"round {self.round_id!r} failed; its operator can see why "
+                f"(gradshard show {self.round_id})"
+            )
+        return source
+
+    def _ask(
+        self, method: str, url: str, headers: Mapping[str, str] | None = None
+    ) -> AWSResponse | None:
+        """Make a request without a body, again where it breaks; None if there is no object."""
+        for failures in range(MAX_ATTEMPTS):
+            if failures:
+                pause(failures)
+            with contextlib.suppress(OSError):
+                answer = self._send(method, url, headers or {})
+                if answer.status_code == 404:
+                    return None
+                if answer.status_code < 300:
+                    return answer
+                if answer.status_code < 500:
+                    self._refused(answer)
+        raise TicketError(
+            f"S3 does not answer for round {self.round_id!r}, {MAX_ATTEMPTS} times in a row; see "
+            "whether this machine is connected, and try again"
+        )
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, Any],
+        body: SentOnce | None = None,
+        *,
+        stream: bool = False,
+    ) -> AWSResponse:
+        """Make a request once.
+
+        Raises
+        ------
+        OSError
+            The connection broke. Why is not said: botocore's errors hold the URL.
+        """
+        request = AWSRequest(method, url, headers, body, stream_output=stream)
+        try:
+            return self._session.send(request.prepare())
+        except BotoCoreError as error:
+            raise OSError(f"the connection broke ({type(error).__name__})") from None
+
+    def _refused(self, answer: AWSResponse) -> NoReturn:
+        """Say why S3 does not take the ticket; of its answer only the code, which is plain."""
+        if datetime.now(UTC) >= self.expires_at:
+            why = f"it expired at {self.expires_at.isoformat(timespec='seconds')}"
+        else:
+            code = _CODE.search(answer.content)
+            why = (
+                f"S3 answered {code[1].decode() if code else answer.status_code}: the credentials "
+                "it was made with have ended, or may not do this"
+            )
+        raise TicketError(
+            f"the ticket of client {self.client!r} in round {self.round_id!r} is not valid: {why}; "
+            "ask the round's operator for another"
+        )
+
+
+class _Reader:
+    """The averaged update, by a ticket."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.meter = Meter()
+        self._ticket = ticket
+
+    def get_body(self, source: ObjectVersion, start: int, end: int) -> Body:
+        """Open bytes [start, end) of the update."""
+        self.meter.add(gets=1)
+        headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": source.etag}
+        answer = self._ticket._send("GET", self._ticket.result_url, headers, stream=True)
+        if answer.status_code in {404, 412}:
+            raise ChangedObjectError(f"{source.key}: it changed while it was fetched")
+        if 400 <= answer.status_code < 500:
+            self._ticket._refused(answer)
+        expected = f"bytes {start}-{end - 1}/{source.nbytes}"
+        if answer.headers.get("Content-Range") != expected:
+            answer.raw.close()
+            raise OSError(f"S3 answered {answer.status_code}")
+        return _Body(answer)
+
+
+class _Body:
+    """An answer's body, whose failures are errors without its URL."""
+
+    def __init__(self, answer: AWSResponse) -> None:
+        self._raw = answer.raw
+        self.close = answer.raw.close
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        try:
+            count: int = self._raw.readinto(buffer)
+        except HTTPError as error:
+            raise OSError(f"the connection broke ({type(error).__name__})") from None
+        return count
+
+
+def _parse(data: bytes) -> Ticket:
+    """Read a ticket's file, or fail in one of a few ways."""
+    record = json.loads(data)
+    if record.pop("ticket") != VERSION or len(data) > MAX_FILE_BYTES:
+        raise ValueError("of another form")
+    ticket = Ticket(**record | {"expires_at": datetime.fromisoformat(record["expires_at"])})
+    check_id("round", ticket.round_id)
+    check_id("client", ticket.client)
+    reads = (ticket.uploaded_url, ticket.rejection_url, ticket.ended_url, ticket.result_url)
+    if not all(_URL.fullmatch(url) for url in (*reads, *ticket._upload_urls.values())):
+        raise ValueError("no URL")
+    if max(ticket._upload_urls) != ticket.max_bytes or ticket.expires_at.tzinfo is None:
+        raise ValueError("at odds with itself")
+    return ticket

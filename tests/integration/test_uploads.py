@@ -1,0 +1,137 @@
+"""Updates on their way to S3, over real HTTP."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gradshard.errors import StoreError, UpdateError
+from gradshard.layout import Layout, encode_header
+from gradshard.limits import MIB
+from gradshard.local import Engine
+from gradshard.store import Store, make_client
+from gradshard.uploads import CHUNK_BYTES, FileContent, has_etag, upload
+from tests.integration.proxy import Answer, Proxy, spoiling
+
+LARGE = 40 * MIB
+
+
+class Counted:
+    """An update of many bytes that are made as they are read, and counted."""
+
+    def __init__(self, data_bytes: int) -> None:
+        self.layout = Layout.pack([("w", "U8", (data_bytes,))])
+        self._header = encode_header(self.layout, {"num_samples": "3"})
+        self.nbytes = len(self._header) + data_bytes
+        self.reads: list[int] = []
+        self._lock = threading.Lock()
+
+    def read(self, start: int, end: int) -> bytes:
+        with self._lock:
+            self.reads.append(end - start)
+        pattern = b"0123456789abcdef"
+        body = pattern * ((end - start) // 16 + 2)
+        data = body[start % 16 : start % 16 + end - start]
+        return self._header[start:end] + data[max(0, len(self._header) - start) :]
+
+
+@pytest.fixture
+def proxy(engine: Engine) -> Iterator[Proxy]:
+    with spoiling(engine.port) as running:
+        yield running
+
+
+@pytest.fixture
+def proxied(proxy: Proxy, store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    return Store(store.bucket, client=make_client())
+
+
+def assert_whole(store: Store, key: str, content: Counted) -> None:
+    assert store.get_bytes(key) == content.read(0, content.nbytes)
+    head = store.head(key)
+    assert head is not None
+    assert has_etag(content, head.etag)
+    assert store.open_uploads(key) == []
+
+
+def test_a_large_update_is_one_put_that_reads_it_once(
+    store: Store, proxied: Store, proxy: Proxy
+) -> None:
+    content = Counted(LARGE)
+    told: list[int] = []
+    upload(proxied, "u/once", content, lambda done, _: told.append(done))
+    assert proxy.requests == ["PUT"]
+    assert sum(content.reads) == content.nbytes
+    assert max(content.reads) <= CHUNK_BYTES
+    assert len(told) > 40
+    assert told == sorted(told)
+    assert_whole(store, "u/once", content)
+
+
+def test_a_connection_that_breaks_in_the_middle(store: Store, proxied: Store, proxy: Proxy) -> None:
+    proxy.cuts = [LARGE // 2]
+    content = Counted(LARGE)
+    told: list[int] = []
+    upload(proxied, "u/broken", content, lambda done, _: told.append(done))
+    # The PUT, a look whether it arrived after all, then the listing, the parts, a look again.
+    assert proxy.requests[:4] == ["PUT", "HEAD", "GET", "POST"]
+    assert proxy.requests[4:] == ["PUT", "PUT", "PUT", "POST", "HEAD"]
+    assert told.count(0) == 2
+    assert told[-1] == content.nbytes
+    assert_whole(store, "u/broken", content)
+
+
+def test_parts_that_break_too_are_sent_again(store: Store, proxied: Store, proxy: Proxy) -> None:
+    proxy.cuts = [5 * MIB, 3 * MIB, 2 * MIB]
+    content = Counted(LARGE)
+    upload(proxied, "u/broken-parts", content)
+    assert_whole(store, "u/broken-parts", content)
+
+
+def test_an_answer_that_says_s3_failed(store: Store, proxied: Store, proxy: Proxy) -> None:
+    def failed(answer: Answer) -> Answer:
+        body = b"<Error><Code>InternalError</Code></Error>"
+        return Answer(500, {"Content-Length": str(len(body))}, body)
+
+    proxy.spoils = [failed]
+    content = Counted(LARGE)
+    upload(proxied, "u/failed", content)
+    # The engine had taken it, whatever it said.
+    assert proxy.requests == ["PUT", "HEAD"]
+    assert_whole(store, "u/failed", content)
+
+
+def test_a_lost_answer_is_looked_up(store: Store, proxied: Store, proxy: Proxy) -> None:
+    proxy.spoils = [lambda _: None]
+    content = Counted(LARGE)
+    upload(proxied, "u/lost", content)
+    assert proxy.requests == ["PUT", "HEAD"]
+    assert_whole(store, "u/lost", content)
+
+
+def test_a_refusal_is_not_sent_in_parts(proxied: Store, proxy: Proxy) -> None:
+    def refused(_: Answer) -> Answer:
+        body = b"<Error><Code>AccessDenied</Code></Error>"
+        return Answer(403, {"Content-Length": str(len(body))}, body)
+
+    proxy.spoils = [refused]
+    with pytest.raises(StoreError, match="u/refused: S3 answered AccessDenied"):
+        upload(proxied, "u/refused", Counted(LARGE))
+    assert proxy.requests == ["PUT"]
+
+
+def test_a_file_that_changes_on_the_way_is_told_at_once(
+    proxied: Store, proxy: Proxy, tmp_path: Path
+) -> None:
+    path = tmp_path / "update.safetensors"
+    path.write_bytes(Counted(LARGE).read(0, Counted(LARGE).nbytes))
+
+    def change(done: int, _: int) -> None:
+        if done > LARGE // 2:
+            path.touch()
+
+    with FileContent(path, None) as content, pytest.raises(UpdateError, match="was changed while"):
+        upload(proxied, "u/changed", content, change)
+    assert proxy.requests == ["PUT"]

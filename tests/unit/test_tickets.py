@@ -1,0 +1,300 @@
+"""What a ticket opens and what it does not, as far as that is in what is signed."""
+
+import json
+import stat
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradshard import tickets
+from gradshard.errors import TicketError, UpdateError
+from gradshard.keys import RoundKeys
+from gradshard.layout import (
+    MAX_HEADER_BYTES,
+    PREFIX_BYTES,
+    Layout,
+    encode_header,
+    header_length,
+    parse_header,
+)
+from gradshard.limits import MAX_PART_BYTES
+from gradshard.store import Store, make_client
+from gradshard.tickets import MAX_LENGTHS, MAX_SECONDS, Ticket, lengths
+from gradshard.uploads import Padded, TensorContent
+from tests.presigned import refusal
+
+SECRET = "a secret"
+KEYS = RoundKeys("r1")
+MAX_BYTES = 200_000
+Make = Callable[..., Ticket]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Give what makes tickets for AWS, where nobody is asked."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def make(*, token: str | None = None, region: str = "eu-central-1", **terms: int) -> Ticket:
+        session = boto3.Session("AKID", SECRET, token, region)
+        store = Store("bucket", client=make_client(session=session))
+        return Ticket.make(store, KEYS, "a", **({"expires": 600, "max_bytes": MAX_BYTES} | terms))
+
+    return make
+
+
+UPLOAD_HEADERS = {"Content-Length": str(MAX_BYTES), "If-None-Match": "*"}
+
+
+def verdict(
+    method: str, url: str, headers: dict[str, str] | None = None, *, later: float = 0
+) -> str | None:
+    now = datetime.now(UTC) + timedelta(seconds=later)
+    return refusal(method, url, headers or {}, SECRET, now=now)
+
+
+class TestWhatIsSigned:
+    @pytest.mark.parametrize("token", [None, "a session/token+="])
+    @pytest.mark.parametrize(
+        ("region", "host"),
+        [
+            ("eu-central-1", "bucket.s3.eu-central-1.amazonaws.com"),
+            ("us-east-1", "bucket.s3.amazonaws.com"),
+        ],
+    )
+    def test_opens_its_own_objects(
+        self, make: Make, token: str | None, region: str, host: str
+    ) -> None:
+        ticket = make(token=token, region=region)
+        assert ticket.temporary == (token is not None)
+        for length, url in ticket._upload_urls.items():
+            assert verdict("PUT", url, UPLOAD_HEADERS | {"Content-Length": str(length)}) is None
+            assert urlsplit(url).path == f"/{KEYS.update('a')}"
+        for method, url, key in (
+            ("HEAD", ticket.uploaded_url, KEYS.update("a")),
+            ("GET", ticket.rejection_url, KEYS.rejection("a")),
+            ("HEAD", ticket.ended_url, KEYS.manifest),
+            ("GET", ticket.result_url, KEYS.result),
+        ):
+            assert verdict(method, url) is None
+            assert urlsplit(url).path == f"/{key}"
+            assert urlsplit(url).scheme == "https"
+            # Of the region: from another one S3 would answer with a redirection.
+            assert urlsplit(url).hostname == host
+
+    def test_uploads_nothing_larger(self, make: Make) -> None:
+        ticket = make()
+        url = ticket._upload_urls[MAX_BYTES]
+        assert max(ticket._upload_urls) == MAX_BYTES
+        for wrong in (
+            {"Content-Length": str(MAX_BYTES + 1), "If-None-Match": "*"},
+            {"Transfer-Encoding": "chunked", "If-None-Match": "*"},
+        ):
+            assert verdict("PUT", url, wrong) is not None
+
+    def test_uploads_only_where_there_is_nothing(self, make: Make) -> None:
+        url = make()._upload_urls[MAX_BYTES]
+        length = {"Content-Length": str(MAX_BYTES)}
+        assert verdict("PUT", url, length) == "a signed header is missing"
+        other = length | {"If-None-Match": '"x"'}
+        assert verdict("PUT", url, other) == "the signature does not match"
+
+    def test_opens_no_other_object(self, make: Make) -> None:
+        ticket = make()
+        for url, method in (
+            (ticket._upload_urls[MAX_BYTES], "PUT"),
+            (ticket.rejection_url, "GET"),
+            (ticket.result_url, "GET"),
+        ):
+            path = urlsplit(url).path
+            for other in (
+                KEYS.update("b"),
+                KEYS.manifest,
+                KEYS.plan,
+                "rounds/r2/update.safetensors",
+            ):
+                assert verdict(method, url.replace(path, f"/{other}"), UPLOAD_HEADERS) is not None
+            assert verdict(method, f"{url}&versionId=x", UPLOAD_HEADERS) is not None
+            assert verdict(method, f"{url}&uploadId=x&partNumber=1", UPLOAD_HEADERS) is not None
+            assert verdict(method, url.replace("//bucket", "//other"), UPLOAD_HEADERS) is not None
+            assert (
+                verdict(method, url, UPLOAD_HEADERS | {"x-amz-copy-source": "/bucket/k"})
+                is not None
+            )
+
+    def test_opens_with_no_other_method(self, make: Make) -> None:
+        ticket = make()
+        for url, right in (
+            (ticket._upload_urls[MAX_BYTES], "PUT"),
+            (ticket.uploaded_url, "HEAD"),
+            (ticket.ended_url, "HEAD"),
+            (ticket.rejection_url, "GET"),
+            (ticket.result_url, "GET"),
+        ):
+            for method in {"GET", "HEAD", "PUT", "POST", "DELETE"} - {right}:
+                assert verdict(method, url, UPLOAD_HEADERS) is not None, (url, method)
+
+    def test_opens_nothing_after_its_time(self, make: Make) -> None:
+        ticket = make(expires=600)
+        assert verdict("GET", ticket.result_url, later=590) is None
+        for method, url in (
+            ("PUT", ticket._upload_urls[MAX_BYTES]),
+            ("HEAD", ticket.uploaded_url),
+            ("HEAD", ticket.ended_url),
+            ("GET", ticket.rejection_url),
+            ("GET", ticket.result_url),
+        ):
+            assert verdict(method, url, UPLOAD_HEADERS, later=601) == "expired"
+            longer = url.replace("X-Amz-Expires=600", "X-Amz-Expires=6000")
+            assert verdict(method, longer, UPLOAD_HEADERS, later=601) is not None
+        assert abs(ticket.expires_at - datetime.now(UTC) - timedelta(seconds=600)).seconds < 5
+
+    def test_of_two_seconds_is_whole(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        seconds = iter((1, 1, 1, 2))
+        monkeypatch.setattr(
+            Store,
+            "presign_new",
+            lambda _, key, nbytes, __: f"https://s3/{key}?{next(seconds)}&X-Amz-Signature={nbytes}",
+        )
+        ticket = make()
+        assert len(ticket.upload) == 2
+        assert len(ticket._upload_urls) == 4
+
+
+class TestTerms:
+    @pytest.mark.parametrize(
+        ("terms", "text"),
+        [
+            ({"expires": 0}, "expires is 0, not a whole number from 1 to 604800"),
+            ({"expires": MAX_SECONDS + 1}, "expires is 604801"),
+            ({"expires": 1.5}, r"expires is 1\.5"),
+            ({"expires": True}, "expires is True"),
+            ({"max_bytes": 0}, "max_bytes is 0"),
+            ({"max_bytes": MAX_PART_BYTES + 1}, "max_bytes is 5368709121"),
+        ],
+    )
+    def test_that_s3_does_not_take(self, make: Make, terms: dict[str, Any], text: str) -> None:
+        with pytest.raises(TicketError, match=text):
+            make(**terms)
+
+    @given(st.integers(1, MAX_PART_BYTES), st.data())
+    def test_a_length_for_every_update(self, most: int, data: st.DataObject) -> None:
+        found = lengths(most)
+        assert found[0] == most
+        assert len(found) <= MAX_LENGTHS
+        nbytes = data.draw(st.integers(1, most))
+        fitting = min(n for n in found if n >= nbytes)
+        assert fitting - nbytes < max(64 * 1024, most // MAX_LENGTHS + 1)
+
+
+TENSORS: dict[str, Any] = {"w": np.arange(100, dtype="f4"), "n": np.int64(3)}
+
+
+class TestPadded:
+    @pytest.mark.parametrize("more", [0, 1, 7, 8, 1000])
+    def test_is_the_same_update(self, more: int) -> None:
+        content = TensorContent(TENSORS, 5)
+        padded = Padded(content, content.nbytes + more)
+        whole = padded.read(0, padded.nbytes)
+        assert len(whole) == content.nbytes + more
+        end = PREFIX_BYTES + header_length(whole[:PREFIX_BYTES], len(whole))
+        header = parse_header(whole[PREFIX_BYTES:end], len(whole))
+        assert (header.layout, header.metadata) == (content.layout, {"num_samples": "5"})
+        assert whole[end:] == content.read(content.nbytes - content.layout.nbytes, content.nbytes)
+
+    def test_any_range_can_be_read(self) -> None:
+        content = TensorContent(TENSORS, 5)
+        padded = Padded(content, content.nbytes + 333)
+        whole = padded.read(0, padded.nbytes)
+        for start in range(0, padded.nbytes, 61):
+            for end in (start + 1, start + 300, padded.nbytes):
+                assert padded.read(start, min(end, padded.nbytes)) == whole[start:end]
+
+    def test_whose_header_would_be_refused(self) -> None:
+        content = TensorContent(TENSORS, 5)
+        with pytest.raises(UpdateError, match="leaves no room for the 16777216"):
+            Padded(content, content.nbytes + MAX_HEADER_BYTES)
+
+
+class TestFile:
+    def test_is_read_as_it_was_written(self, make: Make, tmp_path: Path) -> None:
+        ticket = make()
+        ticket.save(tmp_path / "t")
+        read = Ticket.load(tmp_path / "t")
+        assert read.expires_at == ticket.expires_at.replace(microsecond=0)
+        assert (read.round_id, read.client, read.max_bytes) == ("r1", "a", MAX_BYTES)
+        assert read._upload_urls == ticket._upload_urls
+        assert read.result_url == ticket.result_url
+
+    def test_is_its_owners_only(self, make: Make, tmp_path: Path) -> None:
+        make().save(tmp_path / "t")
+        assert stat.S_IMODE((tmp_path / "t").stat().st_mode) == 0o600
+
+    def test_takes_no_other_files_place(self, make: Make, tmp_path: Path) -> None:
+        (tmp_path / "t").write_text("mine")
+        with pytest.raises(FileExistsError):
+            make().save(tmp_path / "t")
+        assert (tmp_path / "t").read_text() == "mine"
+
+    def test_of_the_largest_updates_can_be_read_too(self, make: Make, tmp_path: Path) -> None:
+        ticket = make(max_bytes=MAX_PART_BYTES, token="x" * 1500)
+        ticket.save(tmp_path / "t")
+        assert (tmp_path / "t").stat().st_size < 150_000
+        assert len(Ticket.load(tmp_path / "t")._upload_urls) == MAX_LENGTHS
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"ticket": 2},
+            {"round_id": "../r"},
+            {"client": "a\x1b"},
+            {"client": None},
+            {"expires_at": "soon"},
+            {"expires_at": "2026-01-01T00:00:00"},
+            {"max_bytes": 7},
+            {"max_bytes": "many"},
+            {"upload": {}},
+            {"upload": {"file:///etc/passwd": {str(MAX_BYTES): ""}}},
+            {"result_url": "file:///etc/passwd"},
+            {"result_url": 3},
+            {"more": 1},
+        ],
+    )
+    def test_that_is_no_ticket_is_refused(
+        self, make: Make, tmp_path: Path, change: dict[str, Any]
+    ) -> None:
+        make().save(tmp_path / "t")
+        record = json.loads((tmp_path / "t").read_text())
+        (tmp_path / "t").write_text(json.dumps(record | change))
+        with pytest.raises(TicketError, match="t is not a ticket"):
+            Ticket.load(tmp_path / "t")
+
+    @pytest.mark.parametrize("data", [b"", b"[]", b"3", b"{}", b"\xff\xfe", b"{" * 100_000])
+    def test_of_anything_else_is_refused(self, tmp_path: Path, data: bytes) -> None:
+        (tmp_path / "t").write_bytes(data)
+        with pytest.raises(TicketError, match="not a ticket"):
+            Ticket.load(tmp_path / "t")
+
+    def test_that_is_an_update_is_not_read_whole(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tickets, "MAX_FILE_BYTES", 100)
+        layout = Layout.pack([("w", "U8", (1000,))])
+        (tmp_path / "u").write_bytes(encode_header(layout, {}) + bytes(1000))
+        with pytest.raises(TicketError, match="u is not a ticket"):
+            Ticket.load(tmp_path / "u")
+
+
+def test_a_tickets_secrets_are_not_shown(make: Make) -> None:
+    ticket = make()
+    assert "Signature" not in repr(ticket)
+    assert "http" not in repr(ticket)
+    assert "round_id='r1', client='a'" in repr(ticket)
