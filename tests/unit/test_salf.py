@@ -33,7 +33,7 @@ from gradshard.salf import (
 
 LAYERS = tuple(Layer(name, (f"{name}.w",)) for name in ("first", "second", "third", "last"))
 CLIENTS = ("a", "b", "c", "d", "e")
-ROUNDS = 40_000
+ROUNDS = 20_000
 
 
 def depth(reached: int) -> Coverage:
@@ -218,7 +218,7 @@ def assert_mean(simulated: tuple[Any, Any], expected: Any) -> None:
 def assert_biased(simulated: tuple[Any, Any], full: float) -> None:
     """All layers but the last one are, by far more than chance makes of it."""
     mean, error = simulated
-    assert np.all(np.abs(mean - full)[:-1] > 8 * error[:-1]), (mean, full, error)
+    assert np.all(np.abs(mean - full)[:-1] > 6 * error[:-1]), (mean, full, error)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -239,7 +239,7 @@ def test_salf_is_unbiased_for_uniform_depths_and_the_others_are_off_as_predicted
     assert_mean(drop, full * somebody[0])
     assert_biased(fill, full)
     assert_biased(drop, full)
-    assert abs(fedavg[0][0] - full) > 8 * fedavg[1][0]
+    assert abs(fedavg[0][0] - full) > 6 * fedavg[1][0]
 
 
 @pytest.mark.parametrize("seed", [3, 4])
