@@ -197,7 +197,7 @@ def main() -> int:
             [
                 (
                     curve.label,
-                    *(percent(curve.figures[key]) for key in ("last", "mean_over_rounds")),
+                    *(program.percent(curve.figures[key]) for key in ("last", "mean_over_rounds")),
                 )
                 for curve in panel.curves
             ],
@@ -218,12 +218,6 @@ def main() -> int:
         panels,
     )
     return 0
-
-
-def percent(shares: Sequence[float]) -> str:
-    """Return mean and spread in percent."""
-    spread = np.std(shares, ddof=1) if len(shares) > 1 else 0.0
-    return f"{100 * np.mean(shares):.1f} ± {100 * spread:.1f}"
 
 
 if __name__ == "__main__":

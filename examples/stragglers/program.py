@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -75,6 +76,12 @@ def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> No
     for row in rows:
         drawn.add_row(*row)
     Console(highlight=False).print(drawn)
+
+
+def percent(shares: Sequence[float]) -> str:
+    """Return mean and spread in percent."""
+    spread = np.std(shares, ddof=1) if len(shares) > 1 else 0.0
+    return f"{100 * np.mean(shares):.1f} ± {100 * spread:.1f}"
 
 
 def _positive(text: str) -> int:
