@@ -1,13 +1,15 @@
 """Train with clients whose devices are not equally fast, each given work that fits its own.
 
-Compares FedAvg, where fast devices wait for the slowest, with assignments in the manner of AMBLE, with
-and without normalising the weights by local steps: the model's accuracy against virtual seconds, on
-scikit-learn's digits. Writes amble.svg and amble.json.
+Compares FedAvg, where fast devices wait for the slowest, with assignments in the manner of AMBLE:
+the model's accuracy against virtual seconds, on scikit-learn's digits. Writes amble.svg and
+amble.json.
 """
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -27,10 +29,14 @@ from stragglers.curves import Curve, Floats, Panel
 
 SIZES: Final = (64, 32, 16, 10)
 BASE: Final = Terms(batch_size=16, epochs=1, learning_rate=0.05)
+LEARNING_RATES: Final = (0.05, 0.2)
+"""One that suits clients with larger steps, and one that suits those without."""
 
 FEDAVG: Final = "FedAvg"
 AMBLE: Final = "AMBLE"
+EPOCHS: Final = "AMBLE, epochs only"
 NORMALISED: Final = "AMBLE, normalised"
+WAYS: Final = (FEDAVG, AMBLE, EPOCHS, NORMALISED)
 
 GRID_POINTS: Final = 200
 GOAL: Final = 0.9
@@ -58,15 +64,23 @@ class Run(NamedTuple):
 
 
 def train(
-    way: str, split: str, clients: int, fastest: float, rounds: int, seed: int, backend: Backend
+    way: str,
+    base: Terms,
+    split: str,
+    clients: int,
+    fastest: float,
+    rounds: int,
+    seed: int,
+    backend: Backend,
 ) -> Run:
     """Train for so many rounds; a seed has its own model, images, devices and batches."""
+    terms = replace(base, max_batch_size=base.batch_size) if way == EPOCHS else base
     digits = splits.load(split, clients, seed)
     devices = clock.devices(list(digits.clients), fastest, seed)
     samples = {client: len(images.labels) for client, images in digits.clients.items()}
     model = network.initialise(SIZES, seed)
     time = clock.Clock()
-    assignments = Assignments(BASE)
+    assignments = Assignments(terms)
     seconds, accuracies, epochs = np.empty(rounds), np.empty(rounds), 0
     for number in range(rounds):
         work = {client: assignments.of(client) for client in digits.clients}
@@ -82,7 +96,7 @@ def train(
                 samples[client], settings.batch_size, settings.epochs
             )
         if way == NORMALISED:
-            change = InMemory().weighted(updates, normalised(work, samples))
+            change = InMemory().weighted(updates, normalised(work, samples, base))
         else:
             change = backend.average(updates, samples)
         model = {name: array + change[name] for name, array in model.items()}
@@ -90,7 +104,7 @@ def train(
         seconds[number], accuracies[number] = time.now, network.accuracy(model, *digits.test)
         epochs += sum(settings.epochs for settings in work.values())
         if way != FEDAVG:
-            assignments = assign(BASE, reports(work, samples, took), assignments.speeds)
+            assignments = assign(terms, reports(work, samples, took), assignments.speeds)
     return Run(seconds, accuracies, time.idle_share, epochs / rounds / clients)
 
 
@@ -111,12 +125,14 @@ def reports(
     }
 
 
-def normalised(work: Mapping[str, Assignment], samples: Mapping[str, int]) -> dict[str, float]:
+def normalised(
+    work: Mapping[str, Assignment], samples: Mapping[str, int], base: Terms
+) -> dict[str, float]:
     """Return weights that make up for how far each client went."""
     went = [
         progress(
             settings.epochs * clock.steps_per_epoch(samples[client], settings.batch_size),
-            settings.learning_rate / BASE.learning_rate,
+            settings.learning_rate / base.learning_rate,
         )
         for client, settings in work.items()
     ]
@@ -125,17 +141,25 @@ def normalised(work: Mapping[str, Assignment], samples: Mapping[str, int]) -> di
 
 
 def run(
-    ways: Sequence[str], clients: int, fastest: float, rounds: int, seeds: int, backend: Backend
+    ways: Sequence[str],
+    learning_rates: Sequence[float],
+    clients: int,
+    fastest: float,
+    rounds: int,
+    seeds: int,
+    backend: Backend,
 ) -> list[Panel]:
-    """Train in every way with every split and seed."""
+    """Train in every way with every learning rate, split and seed."""
     panels = []
-    with program.ticker(len(splits.SPLITS) * len(ways) * seeds) as ticker:
-        for split in splits.SPLITS:
+    cases = list(itertools.product(splits.SPLITS, learning_rates))
+    with program.ticker(len(cases) * len(ways) * seeds) as ticker:
+        for split, rate in cases:
+            title = f"{clients} clients, speeds 1 to {fastest:g}, {split}, learning rate {rate:g}"
+            base = replace(BASE, learning_rate=rate)
             runs: dict[str, list[Run]] = {way: [] for way in ways}
-            for way in ways:
-                for seed in range(seeds):
-                    runs[way].append(train(way, split, clients, fastest, rounds, seed, backend))
-                    ticker.done(f"{split}: {way}")
+            for way, seed in itertools.product(ways, range(seeds)):
+                runs[way].append(train(way, base, split, clients, fastest, rounds, seed, backend))
+                ticker.done(f"{split}, {rate:g}: {way}")
             # As far as every training has come.
             end = min(run.seconds[-1] for way in ways for run in runs[way])
             times = np.linspace(0.0, end, GRID_POINTS)
@@ -143,7 +167,6 @@ def run(
                 Curve.of(way, times, [run.at(times) for run in runs[way]], figures(runs[way], end))
                 for way in ways
             ]
-            title = f"{clients} clients, speeds 1 to {fastest:g}, {split}"
             panels.append(Panel(title, "virtual seconds", curves))
     return panels
 
@@ -168,6 +191,14 @@ def main() -> int:
         help="speed of the fastest device, the slowest's being 1",
     )
     options.add_argument(
+        "--learning-rates",
+        type=float,
+        nargs="+",
+        default=LEARNING_RATES,
+        metavar="RATE",
+        help="the base settings' learning rate",
+    )
+    options.add_argument(
         "--engine",
         action="store_true",
         help="average in rounds on the local engine, about 2 s each, instead of in memory; "
@@ -176,10 +207,20 @@ def main() -> int:
     given = options.parse_args()
     if not given.fastest >= 1:
         options.error(f"--fastest is {given.fastest}, under the slowest's 1")
-    ways = (FEDAVG, AMBLE) if given.engine else (FEDAVG, AMBLE, NORMALISED)
+    if not min(given.learning_rates) > 0:
+        options.error(f"--learning-rates has {min(given.learning_rates)}, not above 0")
+    ways = [way for way in WAYS if not (given.engine and way == NORMALISED)]
     with contextlib.ExitStack() as opened:
         backend: Backend = opened.enter_context(engine()) if given.engine else InMemory()
-        panels = run(ways, given.clients, given.fastest, given.rounds, given.seeds, backend)
+        panels = run(
+            ways,
+            given.learning_rates,
+            given.clients,
+            given.fastest,
+            given.rounds,
+            given.seeds,
+            backend,
+        )
     for panel in panels:
         program.table(
             panel.title,

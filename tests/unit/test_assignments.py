@@ -38,10 +38,20 @@ def test_the_slowest_keeps_the_base_and_the_others_work_while_they_would_wait() 
 
     assert found.target_seconds == 80.0
     assert found.of("slow") == Assignment(16, 2, 0.05, 80.0)
-    assert found.of("fast") == Assignment(64, 8, 0.2, 80.0)
-    # 2.67 times as fast: 5 epochs of 15 s each, and a batch of 40.
-    assert found.of("middle") == Assignment(40, 5, 0.05 * 40 / 16, 75.0)
+    assert found.of("fast") == Assignment(32, 8, 0.1, 80.0)
+    # 2.67 times as fast: 5 epochs of 15 s each.
+    assert found.of("middle") == Assignment(32, 5, 0.1, 75.0)
     assert found.notes == ()
+
+
+def test_within_its_bounds_the_batch_grows_as_the_epochs_do_and_the_rate_with_it() -> None:
+    terms = replace(TERMS, max_batch_size=128, max_learning_rate=0.15)
+    reports = {"slow": report(80.0), "fast": report(20.0), "middle": report(30.0)}
+
+    found = assign(terms, reports)
+
+    assert found.of("fast") == Assignment(64, 8, 0.15, 80.0)
+    assert found.of("middle") == Assignment(40, 5, 0.05 * 40 / 16, 75.0)
 
 
 def test_a_client_with_few_samples_has_time_for_more_epochs() -> None:
@@ -58,10 +68,10 @@ def test_settings_stay_within_their_bounds() -> None:
     assert (found.epochs, found.batch_size, found.learning_rate) == (6, 24, 0.06)
 
 
-def test_nobody_does_more_than_eight_times_the_base_unless_allowed() -> None:
+def test_nobody_does_much_more_than_the_base_unless_allowed() -> None:
     reports = {"slow": report(1000.0, samples=1000), "fast": report(1.0, samples=1000)}
 
-    assert assign(TERMS, reports).of("fast") == Assignment(128, 16, 0.4, 8.0)
+    assert assign(TERMS, reports).of("fast") == Assignment(32, 16, 0.1, 8.0)
     assert assign(replace(TERMS, max_epochs=100), reports).of("fast").epochs == 100
 
 
@@ -206,7 +216,7 @@ def test_whoever_reports_what_settings_are_bounded_and_fit_the_slowest(
         assert assignment.seconds is not None
         assert assignment.seconds <= target * (1 + 1e-6)
         assert epochs <= assignment.epochs <= 8 * epochs
-        assert batch_size <= assignment.batch_size <= 8 * batch_size
+        assert batch_size <= assignment.batch_size <= 2 * batch_size
         growth = assignment.batch_size / batch_size
         assert assignment.learning_rate == pytest.approx(0.1 * growth)
         # One epoch more would be one too many.

@@ -12,8 +12,8 @@ this project's own:
 - *Epochs.* Work is samples gone through. A client gets as many epochs as fit the target: the time
   that the slowest client of the last round is predicted to take in the base settings, or the
   operator's.
-- *Batch.* It grows as the epochs do, so that, within bounds, a client makes as many local steps as
-  in the base settings, each with less noise.
+- *Batch.* It grows as the epochs do, so that, up to its bound, a client makes as many local steps
+  as in the base settings, each with less noise; from there on it makes more of them.
 - *Learning rate.* η = η₀ · batch / base batch.
 
 The slowest client keeps the base settings; so does one of which nothing is known.
@@ -38,6 +38,10 @@ MAX_COUNT: Final = 2**53
 FORGET_ROUNDS: Final = 20
 """A client that has been away for more rounds is new again."""
 
+MOST: Final = {"batch_size": 2, "epochs": 8, "learning_rate": 2}
+"""The highest settings, as multiples of the base, where none are given. A learning rate that suits
+the base does not survive being scaled by 8 (docs/stragglers.md), so the batch ends early."""
+
 SLACK: Final = 1e-9
 """What rounding may cost, relatively: a client that fits the target exactly is to fit."""
 
@@ -52,8 +56,8 @@ class Terms:
         The base settings, which the slowest client and new ones have.
     min_batch_size, max_batch_size, min_epochs, max_epochs, min_learning_rate, max_learning_rate
         Bounds. None as the lowest stands for the base settings, so that nobody does less; as the
-        highest for 8 times them. A client that cannot meet the operator's target does less only if
-        ``min_epochs`` allows it.
+        highest for them times :data:`MOST`. A client that cannot meet the operator's target does
+        less only if ``min_epochs`` allows it.
     target_seconds
         The time a client's training should take; None: the slowest client's.
     smoothing
@@ -76,7 +80,7 @@ class Terms:
         """Return the lowest and highest of ``batch_size``, ``epochs`` or ``learning_rate``."""
         base = getattr(self, name)
         low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
-        return (base if low is None else low, 8 * base if high is None else high)
+        return (base if low is None else low, MOST[name] * base if high is None else high)
 
     def to_json(self) -> dict[str, Any]:
         """Return what :func:`parse_terms` reads."""
