@@ -200,18 +200,23 @@ def main() -> int:
     )
     options.add_argument(
         "--engine",
-        action="store_true",
-        help="average in rounds on the local engine, about 2 s each, instead of in memory; "
-        "without normalised weights, which rounds do not have",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="PORT",
+        help="average in rounds, about 2 s each, on the local engine at this port or, without "
+        "one, on an engine of this run's own; weights cannot be normalised there",
     )
     given = options.parse_args()
     if not given.fastest >= 1:
         options.error(f"--fastest is {given.fastest}, under the slowest's 1")
     if not min(given.learning_rates) > 0:
         options.error(f"--learning-rates has {min(given.learning_rates)}, not above 0")
-    ways = [way for way in WAYS if not (given.engine and way == NORMALISED)]
+    ways = [way for way in WAYS if given.engine is None or way != NORMALISED]
     with contextlib.ExitStack() as opened:
-        backend: Backend = opened.enter_context(engine()) if given.engine else InMemory()
+        backend: Backend = InMemory()
+        if given.engine is not None:
+            backend = opened.enter_context(engine(given.engine))
         panels = run(
             ways,
             given.learning_rates,

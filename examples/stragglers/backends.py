@@ -7,13 +7,15 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from gradshard import Federation, local
+import demo
+from gradshard import Federation
 from gradshard.arithmetic import add, finish, weights_of
 from gradshard.dtypes import DTYPES
 from gradshard.layers import coverage_of, layers_of
 from gradshard.layout import Layout
 from gradshard.salf import PartialRule, effective_weights
 from network import Array, Parameters
+from screen import Screen
 
 WAIT_SECONDS: Final = 180
 
@@ -120,14 +122,17 @@ class Engine:
 
 
 @contextmanager
-def engine() -> Iterator[Engine]:
-    """Have the local engine with the application deployed to it; one that ran is left running."""
-    was_running = local.status().running
-    try:
-        yield Engine(Federation(local=True, port=local.up().port))
-    finally:
-        if not was_running:
-            local.down()
+def engine(port: int) -> Iterator[Engine]:
+    """Have an engine with the application deployed to it; one that ran before is left running.
+
+    Parameters
+    ----------
+    port
+        The engine's; 0 for one of this program's own, on any free port.
+    """
+    port = port or demo.free_port()
+    with demo.engine(port, Screen()):
+        yield Engine(Federation(local=True, port=port))
 
 
 def _weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
