@@ -52,7 +52,7 @@ class Curve:
     def to_json(self) -> dict[str, Any]:
         """Return the numbers behind the plot."""
         return {
-            "x": self.x.tolist(),
+            "x": self.x.round(4).tolist(),
             "mean": self.mean.round(5).tolist(),
             "spread": self.spread.round(5).tolist(),
             **self.figures,
@@ -155,10 +155,11 @@ class _Drawing:
         return pieces
 
     def _lines(self) -> list[str]:
+        """Draw the first curves last: where some coincide, the first is seen."""
         return [
             f'  <path class="line s{color}" d="M{self._path(curve.x, curve.mean)}"/>'
             for color, curve in enumerate(self._panel.curves)
-        ]
+        ][::-1]
 
     def _path(self, xs: Floats, ys: Floats) -> str:
         places = (self._at(x, y) for x, y in zip(xs.tolist(), ys.tolist(), strict=True))

@@ -61,7 +61,7 @@ def write(
     numbers = {"settings": settings, "panels": {panel.title: panel.to_json() for panel in panels}}
     for suffix, text in (
         ("svg", svg(title, panels)),
-        ("json", json.dumps(numbers, indent=1) + "\n"),
+        ("json", json.dumps(numbers) + "\n"),
     ):
         path = folder / f"{name}.{suffix}"
         path.write_text(text)

@@ -10,7 +10,7 @@ contributor and layer. The aggregation then adds up as it always does.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -465,46 +465,55 @@ def _weigh_salf(
     contributors = sorted(coverage)
     missed = misses(rule.participation, clients, layers)
     counted = samples if rule.by_samples else dict.fromkeys(contributors, 1)
+    expected = _expected_by_layer(rule.participation, clients, layers, missed)
     weighed = []
     for index, (layer, p) in enumerate(zip(layers, missed, strict=True)):
         there = [client for client in contributors if coverage[client][index]]
-        weights: dict[str, float]
         if rule.balanced:
-            shares = _expected_by_client(rule.participation, clients, there, layers, index, p)
-            never = next((client for client in there if shares[client] == 0), None)
-            if never is not None:
-                raise SpecError(
-                    f"reach of client {never!r} is 0 for layer {layer.name!r}, which it has "
-                    "reached; give it a probability above zero"
-                )
-            weights = {
-                client: _target(client, counted, len(clients)) / (len(there) * shares[client])
-                for client in there
-            }
+            weights = _balanced(layer, there, counted, len(clients), next(expected))
         else:
-            weights = {
-                client: share / (1.0 - p) for client, share in _shares(there, counted).items()
-            }
+            shares = _shares(there, counted)
+            weights = {client: share / (1.0 - p) for client, share in shares.items()}
         weighed.append(LayerWeights(layer, p, tuple(map(weights.get, contributors))))
     return tuple(weighed)
 
 
-def _expected_by_client(
+def _expected_by_layer(
     participation: GivenMisses | Participation,
     clients: Sequence[Client],
-    contributors: Sequence[str],
     layers: Sequence[Layer],
-    index: int,
-    p: float,
-) -> dict[str, float]:
-    """Return e of a layer by contributor."""
+    missed: Sequence[float],
+) -> Iterator[dict[Client, float]]:
+    """Yield e by client, layer by layer."""
     if isinstance(participation, GivenMisses):
         # All that is known is p: clients are taken to be alike.
-        return dict.fromkeys(contributors, (1.0 - p) / len(clients))
-    reached = [participation.reach(client, layers)[index] for client in clients]
-    shares = dict(zip(clients, expected_shares(reached), strict=True))
+        for p in missed:
+            yield dict.fromkeys(clients, (1.0 - p) / len(clients))
+    else:
+        by_client = [participation.reach(client, layers) for client in clients]
+        for reached in zip(*by_client, strict=True):
+            yield dict(zip(clients, expected_shares(reached), strict=True))
+
+
+def _balanced(
+    layer: Layer,
+    there: Sequence[str],
+    samples: Mapping[str, int],
+    users: int,
+    expected: Mapping[Client, float],
+) -> dict[str, float]:
+    """Return t / (k · e) by contributor."""
     # A contributor that was not expected by name is one of those known by number only.
-    return {client: shares[client if client in shares else None] for client in contributors}
+    shares = {client: expected[client if client in expected else None] for client in there}
+    never = next((client for client in there if shares[client] == 0), None)
+    if never is not None:
+        raise SpecError(
+            f"reach of client {never!r} is 0 for layer {layer.name!r}, which it has reached; "
+            "give it a probability above zero"
+        )
+    return {
+        client: _target(client, samples, users) / (len(there) * shares[client]) for client in there
+    }
 
 
 def _target(client: str, samples: Mapping[str, int], users: int) -> float:
