@@ -21,7 +21,7 @@ The slowest client keeps the base settings; so does one of which nothing is know
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Self
 
 from gradshard.errors import SpecError
@@ -179,13 +179,13 @@ class Assignments:
 
     terms: Terms
     target_seconds: float | None = None
-    clients: Mapping[str, Assignment] | None = None
-    speeds: Mapping[str, Speed] | None = None
+    clients: Mapping[str, Assignment] = field(default_factory=dict)
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def of(self, client: str) -> Assignment:
         """Return a client's assignment: the base settings if nothing is known of it."""
-        return (self.clients or {}).get(client) or _base(self.terms)
+        return self.clients.get(client) or _base(self.terms)
 
     def to_json(self) -> dict[str, Any]:
         """Return the document; ``new_clients`` is for those not named in it."""
@@ -193,8 +193,8 @@ class Assignments:
             "terms": self.terms.to_json(),
             "target_seconds": self.target_seconds,
             "new_clients": asdict(_base(self.terms)),
-            "clients": {client: asdict(a) for client, a in (self.clients or {}).items()},
-            "speeds": {client: asdict(speed) for client, speed in (self.speeds or {}).items()},
+            "clients": {client: asdict(a) for client, a in self.clients.items()},
+            "speeds": {client: asdict(speed) for client, speed in self.speeds.items()},
             "notes": list(self.notes),
         }
 
@@ -223,7 +223,7 @@ def parse_terms(stated: Mapping[str, Any]) -> Terms:
     SpecError
         One is unknown, missing or out of its bounds, or the base settings are.
     """
-    names = [field.name for field in fields(Terms)]
+    names = [entry.name for entry in fields(Terms)]
     unknown = sorted(stated.keys() - set(names))
     if unknown:
         raise SpecError(f"unknown field {unknown[0]!r}; assignments have {', '.join(names)}")
@@ -294,7 +294,7 @@ def assign(
     notes = [f"{client}: {note}" for client in sorted(reports) for note in reports[client].notes]
     speeds = _remember(reports, history or {}, terms.smoothing)
     if not speeds:
-        return Assignments(terms, terms.target_seconds, {}, {}, tuple(notes))
+        return Assignments(terms, terms.target_seconds, notes=tuple(notes))
     present = [speed for speed in speeds.values() if speed.unseen == 0] or list(speeds.values())
     target = terms.target_seconds
     if target is None:
