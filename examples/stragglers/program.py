@@ -1,0 +1,91 @@
+"""What the two programs have in common: options, progress, and files written."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from stragglers.curves import Panel, svg
+
+
+def parser(
+    description: str | None, *, clients: int, rounds: int, seeds: int
+) -> argparse.ArgumentParser:
+    """Return the options that both programs have, with these defaults."""
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    options.add_argument(
+        "-o", "--output", type=Path, default=Path(), help="folder for the plot and the numbers"
+    )
+    for name, default, text in (
+        ("clients", clients, "number of clients"),
+        ("rounds", rounds, "rounds of each training"),
+        ("seeds", seeds, "trainings of each kind, each with a seed of its own"),
+    ):
+        options.add_argument(f"--{name}", type=_positive, default=default, help=text)
+    return options
+
+
+class Ticker:
+    """A bar that moves on with every training."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=total)
+
+    def done(self, what: str) -> None:
+        """Tell that one more training has ended."""
+        self._progress.update(self._task, advance=1, description=what)
+
+
+@contextmanager
+def ticker(total: int) -> Iterator[Ticker]:
+    """Show how far the trainings are."""
+    with Progress(transient=True) as progress:
+        yield Ticker(progress, total)
+
+
+def write(
+    folder: Path, name: str, title: str, settings: dict[str, Any], panels: Sequence[Panel]
+) -> None:
+    """Write the plot and the numbers behind it, and say where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {"settings": settings, "panels": {panel.title: panel.to_json() for panel in panels}}
+    for suffix, text in (
+        ("svg", svg(title, panels)),
+        ("json", json.dumps(numbers) + "\n"),
+    ):
+        path = folder / f"{name}.{suffix}"
+        path.write_text(text)
+        print(f"wrote {path}")
+
+
+def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first column is text and whose others are figures."""
+    drawn = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for index, head in enumerate(heads):
+        drawn.add_column(head, justify="left" if index == 0 else "right")
+    for row in rows:
+        drawn.add_row(*row)
+    Console(highlight=False).print(drawn)
+
+
+def percent(shares: Sequence[float]) -> str:
+    """Return mean and spread in percent."""
+    spread = np.std(shares, ddof=1) if len(shares) > 1 else 0.0
+    return f"{100 * np.mean(shares):.1f} ± {100 * spread:.1f}"
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above zero")
+    return number

@@ -1,0 +1,55 @@
+"""The digits of one run: shared out over clients alike, or unevenly."""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+import data
+from data import Samples
+
+IID: Final = "IID"
+NON_IID: Final = "non-IID"
+SPLITS: Final = (IID, NON_IID)
+
+ALPHA: Final = 0.3
+"""Of the non-IID split's Dirichlet distribution: most of a digit is at a few clients."""
+
+
+class Digits(NamedTuple):
+    """Each client's images, and those that nobody trains on."""
+
+    clients: dict[str, Samples]
+    test: Samples
+
+
+def load(split: str, clients: int, seed: int) -> Digits:
+    """Share the digits out over clients.
+
+    Parameters
+    ----------
+    split
+        ``IID``: at random, in shares that differ by one image at most; ``non-IID``: by
+        :func:`data.split`.
+    clients
+        How many.
+    seed
+        The same seed gives the same images to the same clients.
+    """
+    train, test = data.load(seed)
+    if split == IID:
+        order = np.random.default_rng(seed).permutation(len(train.labels))
+        parts = np.array_split(order, clients)
+    else:
+        parts = data.split(train.labels, clients, ALPHA, seed)
+    return Digits(
+        {
+            client: Samples(train.images[part], train.labels[part])
+            for client, part in zip(names(clients), parts, strict=True)
+        },
+        test,
+    )
+
+
+def names(clients: int) -> list[str]:
+    """Return ids in whose order, as text, the clients' numbers are."""
+    return [f"client-{number:02}" for number in range(1, clients + 1)]
