@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, overload
 
 from gradshard import limits, local
+from gradshard.arithmetic import SHARES
 from gradshard.downloads import download_bytes, download_file
 from gradshard.errors import (
     RoundExistsError,
@@ -23,9 +24,10 @@ from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layout import encode_header
 from gradshard.looking import pause_before_look
 from gradshard.plan import Plan
+from gradshard.planning import BLOCKS
 from gradshard.rounds.arrivals import is_awaited, read_spec
 from gradshard.rounds.finalize_round import COMPLETED
-from gradshard.spec import BLOCKS, DEFAULT_DEADLINE, SHARES, RoundSpec, parse_spec
+from gradshard.spec import DEFAULT_DEADLINE, RoundSpec, parse_spec
 from gradshard.stack import Stack
 from gradshard.status import read_status
 from gradshard.tensors import Array, unpack

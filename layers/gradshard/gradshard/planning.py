@@ -19,8 +19,12 @@ from gradshard.layout import MAX_HEADER_BYTES, Span
 from gradshard.limits import MIB
 from gradshard.network import BURST, Bandwidth
 from gradshard.pricing import Bill, Requests, Tasks
-from gradshard.spec import MAX_SHARDS, WHOLE
 from gradshard.topologies import Levels
+
+BLOCKS: Final = "blocks"
+WHOLE: Final = "whole"
+HOLDS: Final = (BLOCKS, WHOLE)
+"""What a task holds of its inputs: blocks, or all as the published systems' functions do."""
 
 MAX_BLOCK_BYTES: Final = MIB
 ALL_BLOCKS_BYTES: Final = 10 * MIB
@@ -113,7 +117,7 @@ class Load:
     is_cut: bool = True
     sums_bytes: int | None = None
     depth: int = 1
-    hold: str = "blocks"
+    hold: str = BLOCKS
     plan_bytes: int = 0
 
     @property
@@ -252,7 +256,7 @@ def max_shards(nbytes: int) -> int:
     """Return the largest M whose parts all reach S3's 5 MiB."""
     # A cut moves by less than an element, so a shard may come out that much smaller.
     largest_element = max(dtype.size for dtype in DTYPES.values())
-    return max(1, min(MAX_SHARDS, nbytes // (limits.MIN_PART_BYTES + largest_element)))
+    return max(1, min(limits.MAX_PARTS, nbytes // (limits.MIN_PART_BYTES + largest_element)))
 
 
 def cut_shards(spans: Sequence[Span], nbytes: int, shards: int) -> list[Shard]:

@@ -17,7 +17,7 @@ from rich.text import Text
 from gradshard.errors import EngineError, GradshardError
 from gradshard.federation import Federation
 from gradshard.local import DEFAULT_PORT
-from gradshard.spec import BLOCKS, HOLDS
+from gradshard.planning import BLOCKS, HOLDS
 from gradshard.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES
 
 PATIENCE_SECONDS: Final = 1.0

@@ -24,7 +24,6 @@ from gradshard.costing.claims import Comparison
 from gradshard.costing.terms import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.errors import PlanError, SpecError
 from gradshard.network import BURST, Bandwidth
-from gradshard.spec import MAX_SHARDS
 
 MAX_CLIENTS: Final = 1000
 SYSTEM: Final = click.Choice(list(SYSTEMS))
@@ -72,7 +71,7 @@ WIDE: Final = 136
     metavar="N",
 )
 @click.option("--system", "systems", type=SYSTEM, multiple=True, help="Only this one; repeated.")
-@click.option("--shards", type=click.IntRange(1, MAX_SHARDS), metavar="M", help="A given M.")
+@click.option("--shards", type=click.IntRange(1, limits.MAX_PARTS), metavar="M", help="A given M.")
 @click.option("--within", type=Seconds(), metavar="TIME", help="How long gradshard may take.")
 @click.option(
     "--memory",

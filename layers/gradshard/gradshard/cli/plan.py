@@ -21,7 +21,7 @@ from gradshard.cli.common import (
 )
 from gradshard.federation import Federation
 from gradshard.planning import PLAN_BYTES_PER_CLIENT, Aggregator, Load, Projection
-from gradshard.spec import MAX_CLIENTS, MAX_SHARDS, parse_spec
+from gradshard.spec import MAX_CLIENTS, parse_spec
 from gradshard.topologies import TOPOLOGIES
 
 DEFAULT_MEMORY_MB: Final = 128
@@ -59,7 +59,7 @@ class Size(click.ParamType):
 @click.option("--size", type=Size(), required=True, help="Of an update: 512MB, 1GiB, 5e9.")
 @click.option("--clients", type=click.IntRange(1, MAX_CLIENTS), required=True, metavar="N")
 @aggregation_options
-@click.option("--shards", type=click.IntRange(1, MAX_SHARDS), metavar="M", help="A given M.")
+@click.option("--shards", type=click.IntRange(1, limits.MAX_PARTS), metavar="M", help="A given M.")
 @click.option("--within", type=Seconds(), metavar="TIME", help="Or how long aggregating may take.")
 @click.option(
     "--memory",

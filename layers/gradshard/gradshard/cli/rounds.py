@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from gradshard.arithmetic import SHARES, WEIGHTS
 from gradshard.cli.common import (
     Seconds,
     aggregation_options,
@@ -20,7 +21,7 @@ from gradshard.cli.common import (
 )
 from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.federation import Federation
-from gradshard.spec import DEFAULT_DEADLINE, SHARES, WEIGHTS
+from gradshard.spec import DEFAULT_DEADLINE
 
 
 @click.command("open")

@@ -16,8 +16,7 @@ from gradshard.errors import ChangedObjectError, PlanError
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layout import PREFIX_BYTES, parse_header
 from gradshard.plan import Plan, Refusal, Task
-from gradshard.planning import receive_buffer_bytes, sums_bytes
-from gradshard.spec import WHOLE
+from gradshard.planning import WHOLE, receive_buffer_bytes, sums_bytes
 from gradshard.streams import RangeStream
 from gradshard.wire import StreamWriter, Wire
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from gradshard.errors import UpdateError
-from gradshard.keys import ObjectVersion, RoundKeys, parse_update_key
+from gradshard.keys import UPDATE_SUFFIX, ObjectVersion, RoundKeys, is_id, parse_update_key
 from gradshard.layout import (
     PREFIX_BYTES,
     Header,
@@ -54,10 +54,23 @@ def arrived(store: Store, keys: RoundKeys) -> list[str]:
     return sorted(key.client for key in parsed if key)
 
 
+def progressed(store: Store, keys: RoundKeys) -> list[str]:
+    """List the clients of which there are some layers so far."""
+    keys_there = (entry.key for entry in store.list_objects(keys.progresses))
+    names = (key.removeprefix(keys.progresses).removesuffix(UPDATE_SUFFIX) for key in keys_there)
+    return sorted(name for name in names if is_id(name))
+
+
 def check_update(store: Store, keys: RoundKeys, client: str) -> Update | Refusal | None:
-    """Read and check the header of a client's newest upload; None if there is none."""
+    """Read and check the header of a client's newest upload; None if there is none.
+
+    Where it has sent no update, what it has sent of it so far is taken.
+    """
     key = keys.update(client)
     head = store.get_head(key, FIRST_READ_BYTES)
+    if head is None:
+        key = keys.progress(client)
+        head = store.get_head(key, FIRST_READ_BYTES)
     if head is None:
         return None
     data, source = head

@@ -6,7 +6,7 @@ from typing import Any
 
 from gradshard.errors import PlanError, StoreError
 from gradshard.keys import ObjectVersion, RoundKeys
-from gradshard.plan import RULE, Plan, Refusal, Task
+from gradshard.plan import Plan, Refusal, Task
 from gradshard.rounds import arrivals, services
 from gradshard.store import Store
 
@@ -134,7 +134,7 @@ def _manifest(plan: Plan, result: ObjectVersion, reports: list[dict[str, Any]]) 
     return {
         "round": plan.round_id,
         "status": COMPLETED,
-        "rule": RULE,
+        "rule": plan.rule,
         "topology": plan.topology,
         "order": plan.order,
         "weights": plan.weights,
