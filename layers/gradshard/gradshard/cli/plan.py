@@ -149,8 +149,8 @@ def plan(
     console.print(
         cell(
             f"{clients} updates of {megabytes(size)} on {architecture}: at {memory} MB the planner "
-            f"takes {name} of {choice.shards}, {choice.tasks} tasks, {choice.seconds:.1f} s, "
-            f"{dollars(choice.total_dollars)}"
+            f"takes M={choice.shards} ({TOPOLOGIES[name].title}, {choice.tasks} tasks), "
+            f"{choice.seconds:.1f} s, {dollars(choice.total_dollars)}"
         )
     )
 
