@@ -234,7 +234,9 @@ def test_transitions_are_those_of_the_state_machine() -> None:
     path = [machine["StartAt"]]
     while "Next" in (state := machine["States"][path[-1]]) or state["Type"] == "Choice":
         # A plan that was made is the only choice that is not the default.
-        planned = [c["Next"] for c in state.get("Choices", ()) if c.get("StringEquals") == "planned"]
+        planned = [
+            c["Next"] for c in state.get("Choices", ()) if c.get("StringEquals") == "planned"
+        ]
         path.append(planned[0] if planned else state.get("Next") or state["Default"])
     # From the start to the first state, and from each to the next or the end.
     assert len(path) + 1 == limits.ROUND_TRANSITIONS
