@@ -172,9 +172,7 @@ def _show_systems(size: int, systems: tuple[str, ...], setting: Setting, as_json
         )
     )
     if setting.clients > MAX_FAN_IN:
-        console.print(
-            f"beyond {MAX_FAN_IN} clients gradshard's shards are those of a grid"
-        )
+        console.print(f"beyond {MAX_FAN_IN} clients gradshard's shards are those of a grid")
 
 
 def _systems_table(estimates: list[Estimate]) -> Table:
