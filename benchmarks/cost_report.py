@@ -454,10 +454,10 @@ What it is paid for, with tasks of the default memory:
 
 {_table(titles, rows)}
 
-For GPT-2 Large and the synthetic 5 GB Lambda's part decides. Functions that wait for S3 are paid for
-waiting, and slower ones need more shards to be done within a minute, each with its reads; at *burst*
-they do not wait, the processor's share decides, and more bandwidth changes nothing. What the minute
-costs shows in *no hurry*, what sending in parts costs in *clients as the paper counts*.
+For GPT-2 Large and the synthetic 5 GB Lambda's part decides. Functions that wait for S3 are paid
+for waiting, and slower ones need more shards to be done within a minute, each with its reads; at
+*burst* they do not wait, the processor's share decides, and more bandwidth changes nothing. What
+the minute costs shows in *no hurry*, what sending in parts costs in *clients as the paper counts*.
 
 For VGG-16 the fees beside Lambda's decide: ${1000 * fixed:.2f} at *burst*, where the bound is
 ${1000 * claims.ROUND_CLAIMS[0].bound:.2f}. A round's states alone are
@@ -468,8 +468,8 @@ The published numbers that the bounds are taken from count one PUT and one GET a
 ${1000 * published.CLIENTS * once:.2f} with λ-FL. gradshard's clients pay
 ${1000 * vgg16.bill.s3_clients:.2f} a round of VGG-16, one PUT and {parts.gets} GETs each, and
 ${1000 * gpt2.bill.s3_clients:.2f} beyond {planning.SINGLE_PUT_BYTES // MIB} MiB: {parts.puts}
-PUT-class requests and {parts.gets} GETs, whatever the size. *Clients as the paper counts* gives them
-one of each, which S3 takes up to 5 GiB and which a broken connection would cost whole.
+PUT-class requests and {parts.gets} GETs, whatever the size. *Clients as the paper counts* gives
+them one of each, which S3 takes up to 5 GiB and which a broken connection would cost whole.
 """
 
 
@@ -515,9 +515,9 @@ for the level.
 {_table(titles, rows)}
 
 A child of a Standard machine costs two transitions whatever it lasts, an Express one its seconds:
-for tasks of more than {even:.0f} s an Express child of its own costs more. As deployed, children take
-up to {limits.INLINE_ITERATIONS} tasks each and run them in an inline Map, which is free there: for
-M ≤ {limits.INLINE_ITERATIONS} one transition, one request and the slowest task's seconds once. What
+for tasks of more than {even:.0f} s an Express child of its own costs more. As deployed, children
+take up to {limits.INLINE_ITERATIONS} tasks each and run them in an inline Map, which is free there:
+for M ≤ {limits.INLINE_ITERATIONS} one transition, one request and the slowest task's seconds once. What
 that saves over an Express child for each task:
 
 {_table(("model", "M", "one child a task", "as deployed", "saved"), saved)}
@@ -546,10 +546,10 @@ def _assumptions_section() -> str:
 - {limits.CPU_SECONDS_PER_GB} CPU-seconds a GB received and added, for every system alike; a
 processor
   is {limits.MB_PER_VCPU} MB.
-- Functions are warm. Storage, logs, traces and what clients pay to wait are not counted, nor are the
-  schedule and the event of a round, $0.002 per thousand.
-- Every function of a level starts at once: the account's concurrency is at least M. Updates' headers
-  are within 64 KiB, and nothing is tried twice.
+- Functions are warm. Storage, logs, traces and what clients pay to wait are not counted, nor are
+  the schedule and the event of a round, $0.002 per thousand.
+- Every function of a level starts at once: the account's concurrency is at least M. Updates'
+  headers are within 64 KiB, and nothing is tried twice.
 - Tasks of the streamed trees are held to Lambda's {published.TIMEOUT_SECONDS:.0f} s, not to the
   five minutes of an Express child, and are charged as its children all the same; beyond 5 GiB they
   are cut as often as S3 demands, which the planner refuses.

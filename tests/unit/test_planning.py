@@ -1,5 +1,6 @@
 """Cutting, choosing, refusing, foreseeing."""
 
+import itertools
 import math
 from collections import Counter
 from dataclasses import replace
@@ -109,7 +110,7 @@ def test_considers_every_small_m_and_steps_of_under_a_hundredth(fewest: int, spa
     assert (counts[0], counts[-1]) == (fewest, most)
     small = min(most, 256)
     assert [m for m in counts if m <= small] == list(range(fewest, small + 1))
-    assert all(m < after <= 1.01 * m or after == m + 1 for m, after in zip(counts, counts[1:]))
+    assert all(m < after <= 1.01 * m or after == m + 1 for m, after in itertools.pairwise(counts))
 
 
 @pytest.mark.parametrize("clients", [20, 1000])
@@ -146,7 +147,7 @@ def test_refuses_a_task_that_takes_too_long() -> None:
         planning.choose(one_level(4 * 10**12, 64), arm(3008))
     with pytest.raises(PlanError, match=r"over the 140 s .*; deploy with more AggregatorMemory"):
         planning.choose(one_level(15 * 10**11, 64), arm(128))
-    with pytest.raises(PlanError, match="over the 140 s .*; take shards or grid, whose tasks are"):
+    with pytest.raises(PlanError, match=r"over the 140 s .*; take shards or grid, whose tasks are"):
         planning.choose(tree(5 * 10**9, 60), arm(3008))
 
 
@@ -156,7 +157,7 @@ def test_refuses_a_budget_nothing_meets() -> None:
 
 
 def test_refuses_parts_beyond_s3s_largest() -> None:
-    with pytest.raises(PlanError, match="takes at least 2 shards, since S3 .*; ask for that many"):
+    with pytest.raises(PlanError, match=r"takes at least 2 shards, since S3 .*; ask for that many"):
         planning.choose(one_level(6 * GIB, 1), arm(1769), shards=1)
     with pytest.raises(PlanError, match="a round takes at most 10000"):
         planning.choose(one_level(60 * 1024 * GIB, 1), arm(1769))
@@ -322,7 +323,7 @@ def test_levels_by_hand() -> None:
     )
     assert projection.tasks == 2 * (3 + 1)
     assert projection.gb_seconds == pytest.approx(2 * (2 * leaf + last + root) * 1769 / 1024)
-    # Seven updates and three sums of each shard, a plan a task, the header once; a sum and a report.
+    # Seven updates and three sums a shard, a plan a task, the header once; a sum and a report.
     assert projection.requests == Requests(gets=2 * (7 + 3) + 8 + 1, puts=2 * 8)
 
 

@@ -89,7 +89,7 @@ class _Pages:
     def paginate(self, *, Prefix: str = "", **_: Any) -> Iterator[dict[str, Any]]:  # noqa: N803
         self._s3.asked[PUT] += 1  # as LISTs are
         found = {key: size for key, (_, size) in self._s3.objects.items() if key.startswith(Prefix)}
-        yield {
+        pages: dict[str, dict[str, Any]] = {
             "list_objects_v2": {
                 "Contents": [
                     {"Key": key, "ETag": "", "Size": size, "LastModified": datetime.now(UTC)}
@@ -103,7 +103,8 @@ class _Pages:
                     for number, size in enumerate(self._s3.parts, 1)
                 ]
             },
-        }[self._operation]
+        }
+        yield pages[self._operation]
 
 
 class _Body:

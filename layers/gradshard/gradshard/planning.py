@@ -39,8 +39,8 @@ CLIENT_RANGE_BYTES: Final = 16 * MIB
 CLIENT_RANGES: Final = 8
 
 EVERY_SHARD_COUNT: Final = 128
-"""Up to twice this the planner considers every M, beyond that steps of less than 1 %, which leave 761
-of 10,000; the best of them costs hardly more than the best of all."""
+"""Up to twice this the planner considers every M, beyond that steps of less than 1 %, which leave
+761 of 10,000; the best of them costs hardly more than the best of all."""
 
 UNHURRIED_SECONDS: Final = 60.0
 """The time budget when none is given, kept where it can be: the last few per cent of the price
