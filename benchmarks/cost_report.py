@@ -516,9 +516,9 @@ for the level.
 
 A child of a Standard machine costs two transitions whatever it lasts, an Express one its seconds:
 for tasks of more than {even:.0f} s an Express child of its own costs more. As deployed, children
-take up to {limits.INLINE_ITERATIONS} tasks each and run them in an inline Map, which is free there:
-for M ≤ {limits.INLINE_ITERATIONS} one transition, one request and the slowest task's seconds once. What
-that saves over an Express child for each task:
+take up to {limits.INLINE_ITERATIONS} tasks each and run them in an inline Map, which is free there.
+For M ≤ {limits.INLINE_ITERATIONS} that is one transition, one request and the slowest task's
+seconds once. What it saves over an Express child for each task:
 
 {_table(("model", "M", "one child a task", "as deployed", "saved"), saved)}
 
