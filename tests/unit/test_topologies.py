@@ -138,6 +138,11 @@ def test_sizes_that_were_asked_for(name: str, sizes: list[int], levels: Levels) 
     assert topologies.group(name, 20, sizes) == levels
 
 
+def test_refuses_groups_that_are_too_wide_though_the_last_is_not() -> None:
+    with pytest.raises(SpecError, match="grid would have a task add 65 updates of 150 clients"):
+        topologies.group("grid", 150, [65])
+
+
 def test_refuses_a_root_of_too_many_sums() -> None:
     with pytest.raises(
         SpecError,
