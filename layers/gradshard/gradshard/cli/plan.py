@@ -12,6 +12,7 @@ from gradshard.cli.common import (
     Seconds,
     aggregation_options,
     cell,
+    counted,
     debuggable,
     dollars,
     json_option,
@@ -148,8 +149,9 @@ def plan(
         console.print(cell(note))
     console.print(
         cell(
-            f"{clients} updates of {megabytes(size)} on {architecture}: at {memory} MB the planner "
-            f"takes M={choice.shards} ({TOPOLOGIES[name].title}, {choice.tasks} tasks), "
+            f"{counted(clients, 'update')} of {megabytes(size)} on {architecture}: at {memory} MB "
+            f"the planner takes M={choice.shards} ({TOPOLOGIES[name].title}, "
+            f"{counted(choice.tasks, 'task')}), "
             f"{choice.seconds:.1f} s, {dollars(choice.total_dollars)}"
         )
     )
