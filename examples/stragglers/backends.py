@@ -9,7 +9,7 @@ import numpy as np
 
 import demo
 from gradshard import Federation
-from gradshard.arithmetic import add, finish, weights_of
+from gradshard.arithmetic import add, finish, shares_of
 from gradshard.dtypes import DTYPES
 from gradshard.layers import coverage_of, layers_of
 from gradshard.layout import Layout
@@ -39,7 +39,7 @@ class InMemory:
     def average(self, updates: Mapping[str, Parameters], samples: Mapping[str, int]) -> Parameters:
         """Return the mean of all clients' updates, weighted by their samples."""
         clients = sorted(updates)
-        weights = weights_of([samples[client] for client in clients])
+        weights = shares_of([samples[client] for client in clients])
         return self.weighted(updates, dict(zip(clients, weights, strict=True)))
 
     def weighted(

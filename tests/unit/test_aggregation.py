@@ -73,6 +73,8 @@ def make_plan(
         order=orders.format_order(found),
         weights=weights,
         hold="blocks",
+        rule="fedavg",
+        layers=(),
         levels=tuple(map(level_of, sizes, orders.split_order(found, sizes))),
         contributors=weigh(contributors, weights),
         spans=layout.spans,

@@ -11,6 +11,8 @@ MIB: Final = 1024 * 1024
 MIN_PART_BYTES: Final = 5 * MIB
 MAX_PART_BYTES: Final = 5 * 1024 * MIB
 MAX_PARTS: Final = 10_000
+# Entries of a listing's page, be they objects, versions or parts; the same page (2026-11).
+LISTED_ENTRIES: Final = 1000
 
 # Lambda, https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html (2026-11)
 MIN_MEMORY_MB: Final = 128

@@ -108,25 +108,59 @@ def bill(
         Tasks that share an Express execution.
     """
     gb_second = limits.DOLLARS_PER_GB_SECOND[architecture]
-    tasks = sum(run.number for level in levels for run in level)
+    tasks = [sum(run.number for run in level) for level in levels]
     gb_seconds = memory_mb / 1024 * sum(run.number * run.seconds for lvl in levels for run in lvl)
-    small_gb_seconds = clients * limits.COLLECT_GB_SECONDS + limits.ROUND_GB_SECONDS
+    # collect_update runs for each client, and at the deadline, which passes after the round, too.
+    collected = clients + 1
+    small_gb_seconds = collected * limits.COLLECT_GB_SECONDS + limits.ROUND_GB_SECONDS
     return Bill(
         lambda_=gb_seconds * gb_second,
         s3_aggregators=aggregators.dollars,
         s3_clients=by_clients.dollars,
-        requests=(tasks + clients + 3) * limits.DOLLARS_PER_INVOCATION,
+        requests=(sum(tasks) + collected + 3) * limits.DOLLARS_PER_INVOCATION,
         step_functions=_step_functions(levels, batch),
-        round_=small_gb_seconds * gb_second + _around(tasks, clients).dollars,
+        round_=small_gb_seconds * gb_second + around(tasks, clients).dollars,
     )
 
 
-def _around(tasks: int, clients: int) -> Requests:
-    """Count the requests of the small functions."""
-    # An arrival is four reads and a listing; planning reads each header again, and finalizing
-    # each report. The rest: spec, callback, layout, plan, tasks, the result's upload begun and
-    # completed, its parts and open uploads listed, the manifest.
-    return Requests(gets=clients * 5 + tasks + 6, puts=clients + 10)
+def around(tasks: Sequence[int], clients: int) -> Requests:
+    """Count the small functions' requests in a round that goes straight through.
+
+    tests/unit/test_pricing.py has the functions make them.
+
+    Parameters
+    ----------
+    tasks
+        Of each level; the last one's are the parts of the result.
+    clients
+        How many send an update, each one once.
+    """
+    *below, parts = tasks
+    return Requests(
+        # An arrival: spec, plan, manifest, the update's header, an earlier refusal. Planning: each
+        # header again, the plan there may be, spec. Finalizing: plan, reports, the result. And the
+        # callback, with which the last arrival resumes the round and the deadline would.
+        gets=5 * clients + (clients + 2) + (sum(tasks) + 2) + 2,
+        # Opening: spec, callback, a listing. An arrival: a listing. Planning: a listing, layout,
+        # upload, plan, tasks. Finalizing: the parts' listing, completion, manifest, open uploads,
+        # and partial sums. The deadline's note.
+        puts=3
+        + _growing_pages(clients)
+        + (_pages(clients) + 3 + len(tasks))
+        + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0))
+        + 1,
+    )
+
+
+def _pages(entries: int) -> int:
+    """Return the requests of a listing."""
+    return max(1, -(-entries // limits.LISTED_ENTRIES))
+
+
+def _growing_pages(entries: int) -> int:
+    """Return the requests of a listing after each of so many entries has come."""
+    full, rest = divmod(entries, limits.LISTED_ENTRIES)
+    return limits.LISTED_ENTRIES * full * (full + 1) // 2 + rest * (full + 1)
 
 
 def _step_functions(levels: Sequence[Level], batch: int) -> float:

@@ -31,7 +31,7 @@ from gradshard.layout import (
     parse_samples,
 )
 from gradshard.limits import MIB
-from gradshard.planning import client_ranges
+from gradshard.planning import SINGLE_PUT_BYTES, client_ranges
 from gradshard.store import Part, Store
 from gradshard.tensors import pack
 
@@ -40,13 +40,6 @@ THREADS: Final = 4
 
 CHUNK_BYTES: Final = MIB
 """Bytes of each part that are in memory."""
-
-ONE_REQUEST_BYTES: Final = 1024 * MIB
-"""What is sent in one PUT at first.
-
-That is one request instead of eleven. A connection that breaks costs at most this, once: a minute
-and a half at 100 Mbit/s, after which the parts take over. S3 would take five times as much.
-"""
 
 CONTENT_TYPE: Final = "application/octet-stream"
 
@@ -345,7 +338,7 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
         store.put_bytes(key, body, content_type=CONTENT_TYPE)
         tell(content.nbytes, content.nbytes)
         return
-    if content.nbytes <= ONE_REQUEST_BYTES and _put(store, key, content, tell):
+    if content.nbytes <= SINGLE_PUT_BYTES and _put(store, key, content, tell):
         return
     upload_id, held = _resumable(store, key, content)
     parts = _send(store, key, upload_id, content, held, tell)

@@ -12,6 +12,7 @@ from gradshard.cli.common import (
     Seconds,
     aggregation_options,
     cell,
+    counted,
     debuggable,
     dollars,
     json_option,
@@ -148,9 +149,10 @@ def plan(
         console.print(cell(note))
     console.print(
         cell(
-            f"{clients} updates of {megabytes(size)} on {architecture}: at {memory} MB the planner "
-            f"takes {name} of {choice.shards}, {choice.tasks} tasks, {choice.seconds:.1f} s, "
-            f"{dollars(choice.total_dollars)}"
+            f"{counted(clients, 'update')} of {megabytes(size)} on {architecture}: at {memory} MB "
+            f"the planner takes M={choice.shards} ({TOPOLOGIES[name].title}, "
+            f"{counted(choice.tasks, 'task')}), "
+            f"{choice.seconds:.1f} s, {dollars(choice.total_dollars)}"
         )
     )
 
