@@ -2,7 +2,7 @@
 
 import click
 
-from gradshard.cli import compare, cost, local, plan, rounds, show, watch
+from gradshard.cli import compare, cost, deploy, local, plan, rounds, show, watch
 from gradshard.cli.common import Commands
 
 
@@ -15,6 +15,7 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+main.add_command(deploy.deploy)
 main.add_command(local.local)
 main.add_command(rounds.open_)
 main.add_command(rounds.submit)
