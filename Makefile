@@ -54,8 +54,8 @@ bench: setup ## Measure the aggregator against its limit and against others, 15 
 demo: setup ## Train a real model over the local engine, then average updates of ResNet-18's size
 	$(BIN)/python examples/digits/demo.py
 
-deploy: build ## Deploy to AWS, asking for what it needs
-	$(BIN)/sam deploy --guided
+deploy: setup ## Deploy to AWS, asking for what it needs
+	$(BIN)/gradshard deploy --guided
 
 requirements: setup ## Pin the newest allowed versions again
 	$(UV_COMPILE) --upgrade --extra local --group dev --output-file requirements-dev.txt pyproject.toml
