@@ -69,7 +69,7 @@ def delta(before: StateDict, after: StateDict) -> dict[str, "Tensor"]:
     with torch.no_grad():
         for name, new in after.items():
             old = before[name]
-            if not _is_tensor(name, new) or not _is_tensor(name, old):
+            if not is_tensor(name, new) or not is_tensor(name, old):
                 continue
             _check_same(name, old, new)
             if new.dtype not in _FLOATS | _INTEGERS:
@@ -129,6 +129,26 @@ def apply(state_dict: StateDict, update: Mapping[str, Any], scale: float = 1.0) 
     return result  # type: ignore[no-any-return]
 
 
+def is_tensor(name: str, value: Any) -> bool:
+    """Whether an entry of a ``state_dict`` is a tensor whose elements can be read.
+
+    Raises
+    ------
+    UpdateError
+        It is a tensor of another kind.
+    """
+    if not isinstance(value, torch.Tensor):
+        return False
+    shown = shorten(name)
+    if value.layout != torch.strided:
+        raise UpdateError(f"tensor {shown!r} is sparse ({value.layout}): make it dense, to_dense()")
+    if value.is_quantized:
+        raise UpdateError(f"tensor {shown!r} is quantized ({value.dtype}): dequantize() it first")
+    if value.is_meta:
+        raise UpdateError(f"tensor {shown!r} is on the meta device and has no elements")
+    return True
+
+
 def _add_once(
     name: str,
     old: Any,
@@ -138,7 +158,7 @@ def _add_once(
     new: dict[Any, "Tensor"],
 ) -> None:
     """Make the new tensor of ``old``, unless another of its names has made it already."""
-    if not _is_tensor(name, old):
+    if not is_tensor(name, old):
         raise UpdateError(f"{shorten(name)!r} is no tensor in the model, but one in the update")
     _check_change(name, old, change)
     identity = _identity(old)
@@ -208,26 +228,6 @@ def _identity(tensor: "Tensor") -> tuple[Any, ...]:
     )
 
 
-def _is_tensor(name: str, value: Any) -> bool:
-    """Whether an entry is a tensor whose elements can be read.
-
-    Raises
-    ------
-    UpdateError
-        It is a tensor of another kind.
-    """
-    if not isinstance(value, torch.Tensor):
-        return False
-    shown = shorten(name)
-    if value.layout != torch.strided:
-        raise UpdateError(f"tensor {shown!r} is sparse ({value.layout}): make it dense, to_dense()")
-    if value.is_quantized:
-        raise UpdateError(f"tensor {shown!r} is quantized ({value.dtype}): dequantize() it first")
-    if value.is_meta:
-        raise UpdateError(f"tensor {shown!r} is on the meta device and has no elements")
-    return True
-
-
 def _check_names(before: StateDict, after: StateDict) -> None:
     for one, other, where in ((before, after, "before"), (after, before, "after")):
         alone = next((name for name in one if name not in other), None)
@@ -260,7 +260,7 @@ def _bytes(tensor: "Tensor") -> "Tensor":
 
 def _check_change(name: str, old: "Tensor", change: "Tensor") -> None:
     shown = shorten(name)
-    if not _is_tensor(name, change) or change.shape != old.shape:
+    if not is_tensor(name, change) or change.shape != old.shape:
         raise UpdateError(
             f"tensor {shown!r} of the update has shape {list(change.shape)}, but the model's has "
             f"{list(old.shape)}"

@@ -2,7 +2,7 @@
 
 import click
 
-from gradshard.cli import compare, cost, deploy, local, plan, rounds, show, watch
+from gradshard.cli import compare, convert, cost, deploy, local, plan, rounds, show, watch
 from gradshard.cli.common import Commands
 
 
@@ -17,6 +17,7 @@ def main(context: click.Context) -> None:
 
 main.add_command(deploy.deploy)
 main.add_command(local.local)
+main.add_command(convert.convert)
 main.add_command(rounds.open_)
 main.add_command(rounds.submit)
 main.add_command(watch.watch)
