@@ -1,8 +1,10 @@
 """State dicts and updates, with the real PyTorch: `make test-torch`."""
 
+import re
 import subprocess
 import sys
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -304,6 +306,30 @@ def test_every_element_arrives_as_it_was() -> None:
     layout, views = pack({"w": data})
     stored = dict(deserialize(encode_header(layout, {}) + b"".join(views)))["w"]
     assert (stored["dtype"], stored["data"]) == ("BF16", data.view(torch.int16).numpy().tobytes())
+
+
+def test_the_documented_client_trains_and_takes_the_average() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
+    [snippet] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    submitted: dict[str, Any] = {}
+
+    class Round:
+        def submit(self, client: str, update: dict[str, Any], samples: int) -> None:
+            submitted.update(sent(update))
+
+        def wait(self) -> None: ...
+
+        def fetch(self) -> dict[str, np.ndarray]:
+            return {name: array / 2 for name, array in submitted.items()}
+
+    def train(model: Any) -> None:
+        with torch.no_grad():
+            model.weight += 1
+
+    model = torch.nn.Linear(2, 2, bias=False)
+    expected = model.weight.detach() + 0.5
+    exec(snippet, {"model": model, "train": train, "round_": Round()})  # noqa: S102 - our own page
+    torch.testing.assert_close(model.weight.detach(), expected)
 
 
 def test_nothing_else_imports_torch() -> None:
