@@ -71,11 +71,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     made(uv, "pip", "install", "--quiet", "--python", python, f"{wheel}[local]")
     folder = top / "empty"
     folder.mkdir()
-    kept = {"PIP_CERT", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "HTTPS_PROXY", "https_proxy"}
-    environment = {name: os.environ[name] for name in kept & os.environ.keys()}
-    # Not the path of these tests, where another `gradshard` and `sam` are.
-    environment |= {"PATH": "/usr/bin:/bin", "HOME": str(top), "SAM_CLI_TELEMETRY": "0"}
-    return Installed(python, folder, environment | {"NO_PROXY": "127.0.0.1,localhost"})
+    # The machine's settings for pip stay, not those of other tests' engine or of this environment.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("AWS_", "PYTHON")) and name != "VIRTUAL_ENV"
+    }
+    environment |= {
+        "PATH": "/usr/bin:/bin",
+        "XDG_CACHE_HOME": str(top / "cache"),
+        "NO_PROXY": "127.0.0.1,localhost",
+        "SAM_CLI_TELEMETRY": "0",
+    }
+    return Installed(python, folder, environment)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from gradshard import convert as converting
 from gradshard.convert import convert
+from gradshard.dtypes import DTYPES
 from gradshard.errors import UpdateError
 from tests.unit.test_cli import Run, assert_one_line, run
 
@@ -73,6 +74,7 @@ def test_every_array_of_an_npz_arrives(
     assert done.left_out == []
     assert done.nbytes == target.stat().st_size
     assert told[-1] == (done.nbytes, done.nbytes)
+    assert all(t.start % DTYPES[t.dtype].size == 0 for t in done.layout.tensors)
     back = load_file(target)
     assert set(back) == set(arrays)
     for name, array in arrays.items():

@@ -169,6 +169,15 @@ def test_tied_tensors_that_were_copied_apart_have_the_same_layout() -> None:
     assert layout == apart
 
 
+def test_views_of_the_same_memory_are_not_tied() -> None:
+    def views(matrix: Any) -> dict[str, Any]:
+        return {"whole": matrix, "transposed": matrix.T, "first row": matrix[:1]}
+
+    before, after = views(torch.zeros(2, 2)), views(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    new = apply(before, sent(delta(before, after)))
+    assert all(torch.equal(new[name], after[name]) for name in after)
+
+
 def test_tied_tensors_with_different_changes_are_refused() -> None:
     state = Tied().state_dict()
     update = {"embedding.weight": torch.ones(5, 3), "head.weight": torch.zeros(5, 3)}
