@@ -443,5 +443,14 @@ def test_no_engine_is_said_plainly(
     assert_one_line(run("show", "r1", "--local"), "no local engine is running on port 4566")
 
 
+def test_shells_complete_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_GRADSHARD_COMPLETE", "zsh_source")
+    assert "#compdef gradshard" in run().stdout
+    monkeypatch.setenv("_GRADSHARD_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "gradshard con")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert run().stdout == "plain,convert\n"
+
+
 def test_plain_escapes_all_that_is_not_printed() -> None:
     assert plain("a b\t\x9b\u2028é漢[b]\ud800") == r"a b\t\x9b\u2028é漢[b]\ud800"

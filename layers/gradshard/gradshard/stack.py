@@ -178,7 +178,7 @@ class Stack:
                 raise
             raise ServiceError(
                 f"there is no stack {self.name!r} in {self._session.region_name}: deploy it "
-                "(sam deploy), or name another (--stack)"
+                "(gradshard deploy), or name another (--stack)"
             ) from None
         return {o["OutputKey"]: o["OutputValue"] for o in stack.get("Outputs", [])}
 

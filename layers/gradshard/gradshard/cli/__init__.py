@@ -2,7 +2,7 @@
 
 import click
 
-from gradshard.cli import compare, cost, local, plan, rounds, show, ticket, watch
+from gradshard.cli import compare, convert, cost, deploy, local, plan, rounds, show, ticket, watch
 from gradshard.cli.common import Commands
 
 
@@ -15,7 +15,9 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+main.add_command(deploy.deploy)
 main.add_command(local.local)
+main.add_command(convert.convert)
 main.add_command(rounds.open_)
 main.add_command(ticket.ticket)
 main.add_command(rounds.submit)
