@@ -334,7 +334,8 @@ class _Planning:
         layout, differences = self._agree(updates)
         coverage: dict[str, Coverage] = {}
         if layout is not None:
-            differences = self._unusable(layout, updates, coverage) | differences
+            agreeing = {c: update for c, update in updates.items() if c not in differences}
+            differences |= self._unusable(layout, agreeing, coverage)
         for client, difference in differences.items():
             source = updates.pop(client).source
             refused.append(Refusal(client, f"{source.key}: {difference}", source.etag))
@@ -513,6 +514,7 @@ class _Planning:
             hold=spec.hold,
             rule=FEDAVG if spec.rule is None else spec.rule.name,
             layers=self._layers(grouping, settled, coverage),
+            assignments=spec.assignments and spec.assignments.to_json(),
             levels=grouping.levels,
             contributors=grouping.contributors,
             spans=settled.spans,
