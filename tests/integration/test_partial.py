@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.errors import PlanError
 from gradshard.keys import RoundKeys
 from gradshard.planning import Aggregator
 from gradshard.rounds.finalize_round import finalize_round
+from gradshard.rounds.plan_round import QuorumError
 from tests import reference
 from tests.integration.by_hand import Round, Update
 
@@ -230,7 +232,8 @@ def test_p_estimated_from_rounds_before(open_round: Callable[..., Round]) -> Non
     assert found["fc2"] == pytest.approx((1 - 3 / 4) ** 8)
     bad = open_round(clients=CLIENTS, rule={"name": "salf", "p": p | {"rounds": ["unheard"]}})
     submit_all(bad)
-    assert "p cannot be estimated from round 'unheard'" in bad.go()["cause"]
+    with pytest.raises(PlanError, match="p cannot be estimated from round 'unheard'"):
+        bad.go()
 
 
 # ------------------------------------------------------------------------ reports, assignments
@@ -316,4 +319,5 @@ def test_keys_of_progress_are_not_updates(open_round: Callable[..., Round]) -> N
     round_ = open_round(clients=1)
     round_.aggregator = Aggregator(512, "arm64")
     round_.store.put_bytes(round_.keys.progress("a"), b"anything")
-    assert "0 good updates" in round_.go()["cause"]
+    with pytest.raises(QuorumError, match="0 good updates"):
+        round_.go()

@@ -54,7 +54,7 @@ def handler(event, context):
             {"bucket": "integration", "key": f"machine/{scenario}-{level}.json"}
             for level in range(value[0] if value else 1)
         ]
-        answer = {"status": "planned", "attempt": event["attempt"], "concurrency": 2}
+        answer = {"attempt": event["attempt"], "concurrency": 2}
         return answer | {"levels": levels}
     return value[0] if value else None
 """
@@ -97,9 +97,7 @@ SCENARIOS: dict[str, dict[str, list[Answer]]] = {
             ["raise", "ChangedObjectError", "a partial sum is gone"],
         ],
     },
-    "plan-refused": {
-        "PlanRound": [["return", {"status": "failed", "error": "QuorumError", "cause": "1 of 2"}]]
-    },
+    "plan-refused": {"PlanRound": [["raise", "QuorumError", "1 of 2"]]},
     "plan-raises": {"PlanRound": [["raise", "PlanError", "spec.json is missing"]]},
     "plan-stumbles": {"PlanRound": [["raise", "OSError", "a hiccup"], ["tasks"]]},
     "task-raises": {"AggregateShard": [["raise", "ChangedObjectError", "b is gone"]]},
@@ -403,17 +401,10 @@ def test_a_failed_level_begins_no_further_one(runs: dict[str, Run]) -> None:
     assert run.events("FinalizeRound") == []
 
 
-def test_a_refused_plan_aborts_with_its_cause(runs: dict[str, Run]) -> None:
-    run = runs["plan-refused"]
-    assert run.outcome == FAILED
-    event = {"round": "plan-refused", "error": "QuorumError", "cause": "1 of 2"}
-    assert run.events("AbortRound") == [event]
-    assert run.events("AggregateShard") == []
-
-
 @pytest.mark.parametrize(
     ("scenario", "function", "error", "message", "tries"),
     [
+        ("plan-refused", "PlanRound", "QuorumError", "1 of 2", 1),
         ("plan-raises", "PlanRound", "PlanError", "spec.json is missing", 1),
         ("finalize-raises", "FinalizeRound", "StoreError", "2 parts, not 3", 2),
         ("open-raises", "OpenRound", "StoreError", "AccessDenied", 2),
