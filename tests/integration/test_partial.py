@@ -9,8 +9,8 @@ import pytest
 from gradshard.errors import PlanError
 from gradshard.keys import RoundKeys
 from gradshard.planning import Aggregator
+from gradshard.rounds.admission import QuorumError
 from gradshard.rounds.finalize_round import finalize_round
-from gradshard.rounds.plan_round import QuorumError
 from tests import reference
 from tests.integration.by_hand import Round, Update
 

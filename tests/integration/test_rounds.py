@@ -17,9 +17,9 @@ from gradshard.errors import PlanError
 from gradshard.plan import Refusal
 from gradshard.planning import Aggregator
 from gradshard.rounds.abort_round import abort_round
+from gradshard.rounds.admission import QuorumError
 from gradshard.rounds.collect_update import collect_update
 from gradshard.rounds.finalize_round import finalize_round
-from gradshard.rounds.plan_round import QuorumError
 from gradshard.store import Store
 from tests import reference
 from tests.integration.by_hand import Round, assert_average, small

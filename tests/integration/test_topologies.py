@@ -12,9 +12,9 @@ from gradshard.plan import Refusal
 from gradshard.planning import Aggregator
 from gradshard.rounds import arrivals
 from gradshard.rounds.abort_round import abort_round
+from gradshard.rounds.admission import QuorumError
 from gradshard.rounds.collect_update import collect_update, deadline_passed
 from gradshard.rounds.finalize_round import finalize_round
-from gradshard.rounds.plan_round import QuorumError
 from tests import reference
 from tests.integration.by_hand import Round, Update, small
 

@@ -1,17 +1,16 @@
 """Freeze who contributes, plan the sums, and start the upload of the result."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from gradshard import orders, planning
-from gradshard.agreement import agree
 from gradshard.arithmetic import STEPS
-from gradshard.assignments import normalised_weights, parse_report
-from gradshard.errors import GradshardError, PlanError, UpdateError
+from gradshard.assignments import normalised_weights
+from gradshard.errors import PlanError
 from gradshard.keys import RoundKeys
-from gradshard.layers import Coverage, Layer, coverage_of, layers_of
+from gradshard.layers import Coverage, Layer, layers_of
 from gradshard.layout import PREFIX_BYTES, Layout, Span, encode_header, parse_header
 from gradshard.orders import Order
 from gradshard.plan import (
@@ -25,24 +24,11 @@ from gradshard.plan import (
     weigh,
 )
 from gradshard.planning import Aggregator, Load, Projection
-from gradshard.rounds import arrivals
-from gradshard.rounds.arrivals import Update
-from gradshard.salf import (
-    PastRound,
-    PastRounds,
-    check_usable,
-    effective_weights,
-    estimate_reach,
-)
+from gradshard.rounds import admission, arrivals
+from gradshard.rounds.admission import Entrants
+from gradshard.salf import PastRound, PastRounds, effective_weights, estimate_reach
 from gradshard.store import Store
 from gradshard.topologies import TOPOLOGIES, Levels
-
-NAMED: Final = 20
-"""Clients that an error names."""
-
-
-class QuorumError(GradshardError):
-    """Fewer good updates than the round's ``min_clients``."""
 
 
 class Call(NamedTuple):
@@ -64,16 +50,6 @@ class Call(NamedTuple):
     reason: str
     attempt: int
     refused: Sequence[Refusal]
-
-
-class _Entrants(NamedTuple):
-    """Who takes part, and who does not."""
-
-    contributors: tuple[Contributor, ...]
-    layout: Layout | None
-    refused: tuple[Refusal, ...]
-    missing: tuple[str, ...]
-    coverage: dict[str, Coverage]
 
 
 def plan_round(
@@ -232,14 +208,20 @@ class _Planning:
             return self._without_refused(previous)
         there = self._there()
         wave, awaited = self._wave(there)
-        entrants = self._admit(self._members(there, wave) if self._spec.eager else there, there)
+        entrants = admission.admit(
+            self._store,
+            self._keys,
+            self._spec,
+            self._members(there, wave) if self._spec.eager else there,
+            settled=self._settled_layout(),
+        )
         if previous is not None:
             entrants = entrants._replace(
                 contributors=previous.contributors + entrants.contributors,
                 refused=previous.refused + entrants.refused,
             )
         if not awaited:
-            self._check_quorum(entrants)
+            admission.check_quorum(entrants, self._spec, self._spec.missing(there))
         if previous is not None and previous.nbytes:
             plan = self._extended(previous, wave, entrants)
         else:
@@ -250,10 +232,10 @@ class _Planning:
             wave=tuple(wave) if self._spec.eager else plan.wave,
             awaited=tuple(awaited),
             refused=entrants.refused,
-            missing=() if awaited else entrants.missing,
+            missing=() if awaited else self._spec.missing(there),
         )
 
-    def _extended(self, previous: Plan, wave: list[int], entrants: _Entrants) -> Plan:
+    def _extended(self, previous: Plan, wave: list[int], entrants: Entrants) -> Plan:
         """Append a wave's contributors to an eager round's plan.
 
         Those before stay where they are: a task that runs twice finds its own.
@@ -274,18 +256,17 @@ class _Planning:
     def _without_refused(self, previous: Plan) -> Plan:
         """Leave out who was refused; versions frozen once stay frozen, and nobody is added."""
         out = {refusal.client for refusal in self._call.refused}
-        entrants = _Entrants(
+        entrants = Entrants(
             tuple(c for c in previous.contributors if c.client not in out),
             None,
             previous.refused + tuple(self._call.refused),
-            previous.missing,
             {
                 contributor.client: tuple(layer.weights[i] is not None for layer in previous.layers)
                 for i, contributor in enumerate(previous.contributors)
                 if contributor.client not in out
             },
         )
-        self._check_quorum(entrants)
+        admission.check_quorum(entrants, self._spec, previous.missing)
         settled = _Settled(
             previous.spans,
             previous.nbytes,
@@ -295,7 +276,7 @@ class _Planning:
         )
         grouping = self._grouped(entrants.contributors)
         plan = self._assembled(grouping, settled, entrants.coverage)
-        return replace(plan, refused=entrants.refused, missing=entrants.missing)
+        return replace(plan, refused=entrants.refused, missing=previous.missing)
 
     def _there(self) -> list[str]:
         """List the clients of which there is an update, or some of it where that counts."""
@@ -321,89 +302,14 @@ class _Planning:
         groups = self._spec.groups()
         return [client for number in wave for client in groups[number] if client in there]
 
-    def _admit(self, clients: list[str], there: list[str]) -> _Entrants:
-        """Check updates, and find out which layout the round has."""
-        spec, sent = self._spec, arrivals.sent_to(self._keys, self._spec)
-        entitled = [client for client in clients if spec.expects(client)]
-        room = spec.capacity if len(entitled) > spec.expected else len(entitled)
-        refused = [
-            Refusal(client, f"the round takes {room} clients, and others come before this one")
-            for client in entitled[room:]
-        ]
-        updates: dict[str, Update] = {}
-        for update in arrivals.check_updates(self._store, sent, entitled[:room]):
-            if isinstance(update, Update):
-                updates[update.client] = update
-            elif update is not None:
-                refused.append(update)
-        layout, differences = self._agree(updates)
-        coverage: dict[str, Coverage] = {}
-        if layout is not None:
-            agreeing = {c: update for c, update in updates.items() if c not in differences}
-            differences |= self._unusable(layout, agreeing, coverage)
-        for client, difference in differences.items():
-            source = updates.pop(client).source
-            refused.append(Refusal(client, f"{source.key}: {difference}", source.etag))
-        for refusal in refused:
-            arrivals.refuse(self._store, self._keys, refusal)
-        contributors = tuple(
-            Contributor(
-                client=update.client,
-                source=update.source,
-                samples=update.samples,
-                weight=0.0,
-                runs=layout.runs_in(update.header.layout, update.header.data_offset),
-                report=self._report(update),
-            )
-            for update in updates.values()
-            if layout is not None
-        )
-        return _Entrants(contributors, layout, tuple(refused), spec.missing(there), coverage)
-
-    def _report(self, update: Update) -> dict[str, Any] | None:
-        if self._spec.assignments is None and self._spec.weights != STEPS:
-            return None
-        return asdict(parse_report(update.samples, update.header.metadata))
-
-    def _unusable(
-        self, layout: Layout, updates: dict[str, Update], coverage: dict[str, Coverage]
-    ) -> dict[str, str]:
-        """Say which updates the rule has no use for, and why; note what the others cover."""
-        spec, why = self._spec, {}
-        layers = layers_of(layout, spec.layers) if spec.rule is not None else ()
-        for client, update in updates.items():
-            try:
-                if spec.weights == STEPS:
-                    _check_steps(update)
-                if spec.rule is not None:
-                    covered = coverage_of(layers, update.header.layout.shapes)
-                    check_usable(spec.rule, layers, covered)
-                    coverage[client] = covered
-            except UpdateError as error:
-                why[client] = str(error)
-        return why
-
-    def _agree(self, updates: dict[str, Update]) -> tuple[Layout | None, dict[str, str]]:
-        layouts = {client: update.header.layout for client, update in updates.items()}
+    def _settled_layout(self) -> Layout | None:
+        """Return the layout that an eager round's earlier groups have settled."""
         if self._previous is None or not self._previous.nbytes:
-            return agree(layouts, self._spec.layout, partial=self._spec.rule is not None)
+            return None
         header = self._store.get_bytes(self._keys.layout) or b""
-        settled = parse_header(header[PREFIX_BYTES:], len(header) + self._previous.nbytes).layout
-        return agree(layouts, settled, "that of the groups that were complete before")
+        return parse_header(header[PREFIX_BYTES:], len(header) + self._previous.nbytes).layout
 
-    def _check_quorum(self, entrants: _Entrants) -> None:
-        count, needed = len(entrants.contributors), self._spec.min_clients
-        if count >= needed:
-            return
-        text = f"{count} good updates, but min_clients is {needed}"
-        if entrants.missing:
-            text += f"; missing: {_first_of(entrants.missing, ', ')}"
-        if entrants.refused:
-            reasons = [f"{refusal.client}: {refusal.reason}" for refusal in entrants.refused]
-            text += f"; refused: {_first_of(reasons, '; ')}"
-        raise QuorumError(text)
-
-    def _settle(self, entrants: _Entrants) -> _Settled:
+    def _settle(self, entrants: Entrants) -> _Settled:
         """Keep the layout, as the header of the result."""
         layout = entrants.layout
         if layout is None:
@@ -534,16 +440,3 @@ class _Planning:
             opened_at=self._opened_at,
             planned_at=datetime.now(UTC).isoformat(),
         )
-
-
-def _first_of(names: Sequence[str], separator: str) -> str:
-    """Join names, not so many that an error's text would be cut off."""
-    more = len(names) - NAMED
-    return separator.join(names[:NAMED]) + (f"{separator}and {more} more" if more > 0 else "")
-
-
-def _check_steps(update: Update) -> None:
-    report = parse_report(update.samples, update.header.metadata)
-    if report.steps is None:
-        note = next((note for note in report.notes if note.startswith("steps")), "steps is missing")
-        raise UpdateError(f"weights by steps need the client's local steps in its metadata: {note}")

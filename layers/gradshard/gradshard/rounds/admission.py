@@ -1,0 +1,170 @@
+"""Who takes part in a round: which of the updates that are there can be averaged together."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final, NamedTuple
+
+from gradshard.agreement import agree
+from gradshard.arithmetic import STEPS
+from gradshard.assignments import parse_report
+from gradshard.errors import GradshardError, UpdateError
+from gradshard.keys import RoundKeys
+from gradshard.layers import Coverage, coverage_of, layers_of
+from gradshard.layout import Layout
+from gradshard.plan import Contributor, Refusal
+from gradshard.rounds import arrivals
+from gradshard.rounds.arrivals import Update
+from gradshard.salf import check_usable
+from gradshard.spec import RoundSpec
+from gradshard.store import Store
+
+NAMED: Final = 20
+"""Clients that an error names."""
+
+
+class QuorumError(GradshardError):
+    """Fewer good updates than the round's ``min_clients``."""
+
+
+class Entrants(NamedTuple):
+    """Who takes part, and who does not.
+
+    Parameters
+    ----------
+    contributors
+        The good updates, without weights yet.
+    layout
+        The round's; None while there is no good update.
+    refused
+        The bad ones.
+    coverage
+        Which layers each contributor of partial updates holds.
+    """
+
+    contributors: tuple[Contributor, ...]
+    layout: Layout | None
+    refused: tuple[Refusal, ...]
+    coverage: dict[str, Coverage]
+
+
+def admit(
+    store: Store,
+    keys: RoundKeys,
+    spec: RoundSpec,
+    clients: Sequence[str],
+    *,
+    settled: Layout | None,
+) -> Entrants:
+    """Check updates, and tell the senders of those that are refused.
+
+    Parameters
+    ----------
+    store, keys, spec
+        The round.
+    clients
+        Whose updates are there, sorted.
+    settled
+        The layout that the round has already, if it has one.
+    """
+    entitled = [client for client in clients if spec.expects(client)]
+    room = spec.capacity if len(entitled) > spec.expected else len(entitled)
+    refused = [
+        Refusal(client, f"the round takes {room} clients, and others come before this one")
+        for client in entitled[room:]
+    ]
+    updates: dict[str, Update] = {}
+    for update in arrivals.check_updates(store, arrivals.sent_to(keys, spec), entitled[:room]):
+        if isinstance(update, Update):
+            updates[update.client] = update
+        elif update is not None:
+            refused.append(update)
+    layout, differences = _agree(spec, updates, settled)
+    coverage: dict[str, Coverage] = {}
+    if layout is not None:
+        agreeing = {c: update for c, update in updates.items() if c not in differences}
+        differences |= _unusable(spec, layout, agreeing, coverage)
+    for client, difference in differences.items():
+        source = updates.pop(client).source
+        refused.append(Refusal(client, f"{source.key}: {difference}", source.etag))
+    for refusal in refused:
+        arrivals.refuse(store, keys, refusal)
+    contributors = tuple(
+        Contributor(
+            client=update.client,
+            source=update.source,
+            samples=update.samples,
+            weight=0.0,
+            runs=layout.runs_in(update.header.layout, update.header.data_offset),
+            report=_report(spec, update),
+        )
+        for update in updates.values()
+        if layout is not None
+    )
+    return Entrants(contributors, layout, tuple(refused), coverage)
+
+
+def check_quorum(entrants: Entrants, spec: RoundSpec, missing: Sequence[str]) -> None:
+    """Check that enough clients take part.
+
+    Raises
+    ------
+    QuorumError
+        They are too few; the text says who is missing, and why others were refused.
+    """
+    count = len(entrants.contributors)
+    if count >= spec.min_clients:
+        return
+    text = f"{count} good updates, but min_clients is {spec.min_clients}"
+    if missing:
+        text += f"; missing: {_first_of(missing, ', ')}"
+    if entrants.refused:
+        reasons = [f"{refusal.client}: {refusal.reason}" for refusal in entrants.refused]
+        text += f"; refused: {_first_of(reasons, '; ')}"
+    raise QuorumError(text)
+
+
+def _first_of(names: Sequence[str], separator: str) -> str:
+    """Join names, not so many that an error's text would be cut off."""
+    more = len(names) - NAMED
+    return separator.join(names[:NAMED]) + (f"{separator}and {more} more" if more > 0 else "")
+
+
+def _agree(
+    spec: RoundSpec, updates: dict[str, Update], settled: Layout | None
+) -> tuple[Layout | None, dict[str, str]]:
+    layouts = {client: update.header.layout for client, update in updates.items()}
+    if settled is not None:
+        return agree(layouts, settled, "that of the groups that were complete before")
+    return agree(layouts, spec.layout, partial=spec.rule is not None)
+
+
+def _unusable(
+    spec: RoundSpec, layout: Layout, updates: dict[str, Update], coverage: dict[str, Coverage]
+) -> dict[str, str]:
+    """Say which updates the rule has no use for, and why; note what the others cover."""
+    why: dict[str, str] = {}
+    layers = layers_of(layout, spec.layers) if spec.rule is not None else ()
+    for client, update in updates.items():
+        try:
+            if spec.weights == STEPS:
+                _check_steps(update)
+            if spec.rule is not None:
+                covered = coverage_of(layers, update.header.layout.shapes)
+                check_usable(spec.rule, layers, covered)
+                coverage[client] = covered
+        except UpdateError as error:
+            why[client] = str(error)
+    return why
+
+
+def _check_steps(update: Update) -> None:
+    report = parse_report(update.samples, update.header.metadata)
+    if report.steps is None:
+        note = next((note for note in report.notes if note.startswith("steps")), "steps is missing")
+        raise UpdateError(f"weights by steps need the client's local steps in its metadata: {note}")
+
+
+def _report(spec: RoundSpec, update: Update) -> dict[str, Any] | None:
+    if spec.assignments is None and spec.weights != STEPS:
+        return None
+    return asdict(parse_report(update.samples, update.header.metadata))
