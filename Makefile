@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint audit build build-arm64 build-x86_64 test bench demo deploy requirements clean
+.PHONY: help setup format lint audit build build-arm64 build-x86_64 test test-client test-torch bench demo deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -55,6 +55,32 @@ build-arm64 build-x86_64: build-%: setup ## Build for one architecture, on any h
 test: setup ## Run the unit, integration and end-to-end tests
 	$(BIN)/pytest
 
+# Names or paths of interpreters; what is not here is said and passed over.
+CLIENT_PYTHONS := python3.11 python3.12 python3.13
+TEST_PACKAGES := hypothesis pytest pytest-socket safetensors scikit-learn
+
+test-client: setup ## Run the unit tests of the built wheel, without extras, with each Python for clients
+	@rm -rf dist && $(BIN)/python -m hatchling build --target wheel >/dev/null
+	@tested=; for python in $(CLIENT_PYTHONS); do \
+		"$$python" -c '' 2>/dev/null || { echo "$$python is not here: NOT tested"; continue; }; \
+		echo "$$python"; \
+		$(BIN)/uv venv --quiet --clear --python "$$python" .venv-client || exit 1; \
+		$(BIN)/uv pip install --quiet --python .venv-client/bin/python dist/*.whl $(TEST_PACKAGES) || exit 1; \
+		.venv-client/bin/python -m pytest -q -p no:cacheprovider tests/unit || exit 1; \
+		tested="$$tested $$python"; \
+	done; echo "tested with:$${tested:- none}"; test -n "$$tested"
+
+# Plain `torch` brings gigabytes of CUDA where pip finds no other build; a CPU build does.
+TORCH_PYTHON := $(PYTHON)
+TORCH := torch
+TORCH_TESTS := tests/unit/test_torch.py tests/unit/test_tensors.py tests/unit/test_convert.py
+
+test-torch: setup ## Run the tests that need PyTorch, in an environment of their own
+	$(TORCH_PYTHON) -m venv .venv-torch
+	.venv-torch/bin/pip install --quiet --disable-pip-version-check $(TORCH) . $(TEST_PACKAGES)
+	.venv-torch/bin/python -c 'import torch; print("PyTorch", torch.__version__)'
+	.venv-torch/bin/python -m pytest -q -p no:cacheprovider $(TORCH_TESTS)
+
 # `make bench OPTIONS="--quick --json figures.json"`; see benchmarks/README.md.
 bench: setup ## Measure the aggregator against its limit and against others, 15 to 20 minutes
 	$(BIN)/python -m benchmarks $(OPTIONS)
@@ -62,8 +88,8 @@ bench: setup ## Measure the aggregator against its limit and against others, 15 
 demo: setup ## Train a real model over the local engine, then average updates of ResNet-18's size
 	$(BIN)/python examples/digits/demo.py
 
-deploy: build ## Deploy to AWS, asking for what it needs
-	$(BIN)/sam deploy --guided
+deploy: setup ## Deploy to AWS, asking for what it needs
+	$(BIN)/gradshard deploy --guided
 
 requirements: setup ## Pin the newest allowed versions again
 	$(UV_COMPILE) --upgrade --extra local --group dev --output-file requirements-dev.txt pyproject.toml
@@ -71,5 +97,5 @@ requirements: setup ## Pin the newest allowed versions again
 		--output-file layers/gradshard/requirements.txt
 
 clean: ## Remove everything made here
-	rm -rf .venv .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-client .venv-torch .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -26,7 +26,8 @@ from gradshard.keys import RoundKeys
 from gradshard.layout import Layout, encode_header
 from gradshard.limits import MIB
 from gradshard.plan import Plan
-from gradshard.rounds.plan_round import Aggregator, plan_round
+from gradshard.planning import Aggregator, cut_shards
+from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.store import Store
 
 IMAGE: Final = "public.ecr.aws/lambda/python:3.13-x86_64"
@@ -138,11 +139,11 @@ def _round(server: Engine, clients: int, nbytes: int) -> tuple[Json, dict[str, s
         )
         product = piece * np.float32(count / sum(samples))
         total = product if total is None else total + product
-    plan_round(
-        store, keys.round_id, attempt=0, refused=[], aggregator=Aggregator(MEMORY_MB, "x86_64")
-    )
+    call = Call("2026-01-01T00:00:01", "complete", 0, [])
+    plan_round(store, keys.round_id, call, aggregator=Aggregator(MEMORY_MB, "x86_64"))
     plan = Plan.from_json(store.get_json(keys.plan))
-    [task] = plan.tasks()
+    [batch] = store.get_json(keys.tasks(0))
+    [task] = batch["tasks"]
     assert total is not None
     return task, _expected(plan, total.tobytes(), encode_header(layout, {}))
 
@@ -173,11 +174,11 @@ def _upload(server: Engine, key: str, header: bytes, piece: Any, nbytes: int) ->
 
 def _expected(plan: Plan, piece: bytes, header: bytes) -> dict[str, str]:
     """Return the part's MD5 by its number: the header, then the mean, which repeats too."""
-    [shard] = plan.shards
+    [shard] = cut_shards(plan.spans, plan.nbytes, plan.shards)
     digest = hashlib.md5(header, usedforsecurity=False)
     for start in range(shard.start, shard.end, len(piece)):
         digest.update(piece[: shard.end - start])
-    return {str(shard.part): digest.hexdigest()}
+    return {"1": digest.hexdigest()}
 
 
 def _function(

@@ -19,6 +19,7 @@ from gradshard.costing import SYSTEMS, claims, published, whole
 from gradshard.costing.claims import BANDWIDTHS, VARIANTS
 from gradshard.costing.terms import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.limits import MIB
+from gradshard.network import BURST, Bandwidth
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
 PAPER: Final = Setting(bandwidth=PUBLISHED, architecture=published.ARCHITECTURE)
@@ -89,9 +90,11 @@ around a round. `gradshard cost` computes all of this for any size; nothing here
 AWS by this project.
 
 Clients' requests are counted as each system's clients make them. The published systems' make one
-PUT and one GET for an object, as the paper counts. gradshard's make as few below
-{planning.CLIENT_RANGE_BYTES // MIB} MiB; above, they send and fetch in up to {most} requests, so
-that a broken connection does not cost the whole, and an upload takes three requests more.
+PUT and one GET for an object, as the paper counts. gradshard's send an update of up to
+{planning.SINGLE_PUT_BYTES // MIB} MiB in one PUT, a larger one in {most} parts with three requests
+more, so that a broken connection does not cost the whole; above
+{planning.CLIENT_RANGE_BYTES // MIB} MiB they fetch the result in up to {most} ranges, for the same
+reason.
 
 ![Dollars against size](cost-size.svg)
 
@@ -131,7 +134,11 @@ rounds are arm64, everything counted, clients as they are built. ✓ holds, ✗ 
 
 {_table(("claim", "tasks of", *_names()), rows)}
 
-The sections below have the working, and what would have to change where a claim does not hold.
+Of the whole rounds, with tasks of the default memory:
+
+{chr(10).join(map(_in_words, claims.ROUND_CLAIMS))}
+
+The sections below have the working, and what decides where a claim does not hold.
 """
 
 
@@ -362,10 +369,7 @@ def _names() -> list[str]:
 def _round_claims_section() -> str:
     blocks = [
         "## Claims: a whole round, everything counted",
-        (
-            "arm64 unless it says otherwise; the planner's M, within a minute. *Not yet* marks "
-            "what cannot be deployed: it shows what would have to change."
-        ),
+        "arm64 unless it says otherwise; the planner's M, within a minute.",
     ]
     for claim in claims.ROUND_CLAIMS:
         rows = [
@@ -396,39 +400,77 @@ def _money(verdict: claims.Verdict) -> str:
     return f"${1000 * verdict.value:.2f} {_mark(verdict)}"
 
 
+def _in_words(claim: claims.RoundClaim) -> str:
+    """Say at which bandwidths a claim holds as deployed."""
+    verdicts = [
+        (bandwidth.name, claim.verdict(claims.DEFAULT, bandwidth)) for bandwidth in BANDWIDTHS
+    ]
+    holds = ", ".join(name for name, verdict in verdicts if verdict.holds)
+    fails = ", ".join(
+        f"{name} (${1000 * (verdict.value - verdict.bound):.2f} over)"
+        for name, verdict in verdicts
+        if not verdict.holds
+    )
+    found = [f"holds at {holds}"] if holds else []
+    found += [f"does not hold at {fails}"] if fails else []
+    return f"- {claim.model.name} at ${1000 * claim.bound:.2f} {'; it '.join(found)}."
+
+
 def _what_decides() -> str:
     rows = []
     for claim in claims.ROUND_CLAIMS:
-        estimate = SYSTEMS["shards"](claim.model.nbytes, claims.DEFAULT.setting)
-        bill = estimate.bill
-        amounts = (
-            *(bill.lambda_, bill.s3_aggregators, bill.s3_clients),
-            *(bill.requests, bill.step_functions, bill.round_, bill.total, claim.bound),
-        )
-        rows.append(
-            (
-                claim.model.name,
-                str(estimate.shards),
-                *(f"{1000 * amount:.2f}" for amount in amounts),
+        for bandwidth in BANDWIDTHS:
+            estimate = SYSTEMS["shards"](
+                claim.model.nbytes, replace(claims.DEFAULT.setting, bandwidth=bandwidth)
             )
-        )
+            bill = estimate.bill
+            amounts = (
+                *(bill.lambda_, bill.s3_aggregators, bill.s3_clients, bill.requests),
+                *(bill.step_functions, bill.round_, bill.total - bill.lambda_, bill.total),
+            )
+            rows.append(
+                (
+                    claim.model.name,
+                    bandwidth.name,
+                    str(estimate.shards),
+                    *(f"{1000 * amount:.2f}" for amount in amounts),
+                    f"{1000 * claim.bound:.2f} {_mark(claims.Verdict(bill.total, claim.bound))}",
+                )
+            )
     titles = (
-        *("model", "M", "Lambda", "S3 aggregators", "S3 clients"),
-        *("requests", "Step Functions", "round", "total", "bound"),
+        *("model", "bandwidth", "M", "Lambda", "S3 aggregators", "S3 clients", "requests"),
+        *("Step Functions", "round", "all but Lambda", "total", "bound"),
     )
-    ranges = len(planning.client_ranges(published.VGG16.nbytes))
-    clients = SYSTEMS["shards"](published.VGG16.nbytes, claims.DEFAULT.setting).bill.s3_clients
+    vgg16 = SYSTEMS["shards"](published.VGG16.nbytes, claims.DEFAULT.setting)
+    fixed = vgg16.bill.total - vgg16.bill.lambda_
+    listings = published.CLIENTS * limits.DOLLARS_PER_PUT
+    gpt2 = SYSTEMS["shards"](published.GPT2_LARGE.nbytes, claims.DEFAULT.setting)
+    parts = planning.client_requests(published.GPT2_LARGE.nbytes)
     once = limits.DOLLARS_PER_PUT + limits.DOLLARS_PER_GET
     return f"""
-What it is paid for, at the default and the planner's bandwidth:
+### What decides
+
+What it is paid for, with tasks of the default memory:
 
 {_table(titles, rows)}
 
+For GPT-2 Large and the synthetic 5 GB Lambda's part decides. Functions that wait for S3 are paid
+for waiting, and slower ones need more shards to be done within a minute, each with its reads; at
+*burst* they do not wait, the processor's share decides, and more bandwidth changes nothing. What
+the minute costs shows in *no hurry*, what sending in parts costs in *clients as the paper counts*.
+
+For VGG-16 the fees beside Lambda's decide: ${1000 * fixed:.2f} at *burst*, where the bound is
+${1000 * claims.ROUND_CLAIMS[0].bound:.2f}. A round's states alone are
+${1000 * (limits.ROUND_TRANSITIONS + 1) * limits.DOLLARS_PER_TRANSITION:.2f}. Each arrival looks
+for a few of the other clients before it lists them all: a listing at every one would be
+${1000 * listings:.2f} more.
+
 The published numbers that the bounds are taken from count one PUT and one GET a client and object:
-${1000 * published.CLIENTS * once:.2f} with λ-FL. gradshard's clients make {ranges + 3} PUT-class
-requests and {ranges} GETs above {(ranges - 1) * planning.CLIENT_RANGE_BYTES // MIB} MiB, which is
-${1000 * clients:.2f} a round, whatever the size. *Clients as the paper counts* gives them one of
-each, which S3 takes up to 5 GiB and which a broken connection would cost whole.
+${1000 * published.CLIENTS * once:.2f} with λ-FL. gradshard's clients pay
+${1000 * vgg16.bill.s3_clients:.2f} a round of VGG-16, one PUT and {parts.gets} GETs each, and
+${1000 * gpt2.bill.s3_clients:.2f} beyond {planning.SINGLE_PUT_BYTES // MIB} MiB: {parts.puts}
+PUT-class requests and {parts.gets} GETs, whatever the size. *Clients as the paper counts* gives
+them one of each, which S3 takes up to 5 GiB and which a broken connection would cost whole.
 """
 
 
@@ -464,22 +506,33 @@ def _fan_out_section() -> str:
         for way in claims.fan_outs(seconds)
     ]
     titles = ("", *(f"M={m}" for m in claims.FAN_OUT_SHARDS))
+    saved = [_saved_by_batches(model) for model in published.MODELS]
     return f"""
 ## The fan-out's own fee
 
-Of tasks of {seconds:.0f} s, beside the round's other {limits.ROUND_TRANSITIONS} transitions.
+Of tasks of {seconds:.0f} s, beside the round's other {limits.ROUND_TRANSITIONS} transitions and one
+for the level.
 
 {_table(titles, rows)}
 
 A child of a Standard machine costs two transitions whatever it lasts, an Express one its seconds:
-for tasks of more than {even:.0f} s the Express children that are deployed cost more. The cheapest
-that stays simple is the last: the machine as it is, whose children take up to
-{limits.INLINE_ITERATIONS} tasks each (`ItemBatcher`) and run them in an inline Map. One child
-for
-M ≤ {limits.INLINE_ITERATIONS} is charged one transition, one request and its seconds once. It
-is not
-deployed yet, and not run on AWS.
+for tasks of more than {even:.0f} s an Express child of its own costs more. As deployed, children
+take up to {limits.INLINE_ITERATIONS} tasks each and run them in an inline Map, which is free there.
+For M ≤ {limits.INLINE_ITERATIONS} that is one transition, one request and the slowest task's
+seconds once. What it saves over an Express child for each task:
+
+{_table(("model", "M", "one child a task", "as deployed", "saved"), saved)}
+
+It was run on the local engine, not on AWS.
 """
+
+
+def _saved_by_batches(model: published.Model) -> tuple[str, ...]:
+    estimate = SYSTEMS["shards"](model.nbytes, claims.DEFAULT.setting)
+    ways = claims.fan_outs(estimate.task_seconds, (estimate.shards,))
+    each, batched = ways[claims.EXPRESS_EACH].dollars[0], ways[claims.AS_DEPLOYED].dollars[0]
+    amounts = (f"{1000 * amount:.2f}" for amount in (each, batched, each - batched))
+    return (model.name, str(estimate.shards), *amounts)
 
 
 def _assumptions_section() -> str:
@@ -494,10 +547,13 @@ def _assumptions_section() -> str:
 - {limits.CPU_SECONDS_PER_GB} CPU-seconds a GB received and added, for every system alike; a
 processor
   is {limits.MB_PER_VCPU} MB.
-- Functions are warm. Storage, logs, traces and what clients pay to wait are not counted.
-- Every function of a round starts at once: the account's concurrency is at least M.
+- Functions are warm. Storage, logs, traces and what clients pay to wait are not counted, nor are
+  the schedule and the event of a round, $0.002 per thousand.
+- Every function of a level starts at once: the account's concurrency is at least M. Updates'
+  headers are within 64 KiB, and nothing is tried twice.
 - Tasks of the streamed trees are held to Lambda's {published.TIMEOUT_SECONDS:.0f} s, not to the
-  five minutes of an Express child, and are charged as its children all the same.
+  five minutes of an Express child, and are charged as its children all the same; beyond 5 GiB they
+  are cut as often as S3 demands, which the planner refuses.
 """
 
 

@@ -11,6 +11,7 @@ from benchmarks.runs import ARITHMETIC, FLOWER, FUNCTION, PUBLISHED, RECEIVE, SE
 from benchmarks.workload import VGG_16
 from gradshard import planning
 from gradshard.costing.published import SHARD_SWEEP_SECONDS
+from gradshard.planning import Aggregator, Load
 
 COLORS: Final = {FUNCTION.name: 0, PUBLISHED.name: 1, SEQUENTIAL.name: 2, FLOWER.name: 3}
 MODEL_MEMORIES_MB: Final = (128, 256, 1769)
@@ -122,18 +123,14 @@ def memory(cases: Sequence[Json]) -> str:
 
 def seconds() -> str:
     """Lines: a round's seconds against M, as the planner's bandwidth model has it."""
-    most = planning.max_shards(4 * VGG_16)
+    load = Load(4 * VGG_16, ((20,),))
+    most = planning.max_shards(load.nbytes)
     series = [
         Series(
             f"{memory_mb:,} MB",
             color,
             line=[
-                (
-                    float(m),
-                    planning.project(
-                        4 * VGG_16, 20, m, memory_mb=memory_mb, architecture="arm64"
-                    ).seconds,
-                )
+                (float(m), planning.project(load, m, Aggregator(memory_mb, "arm64")).seconds)
                 for m in _steps(most)
             ],
         )

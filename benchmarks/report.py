@@ -114,10 +114,10 @@ def _scale(results: Json) -> Iterator[Table]:
         return
     table = _table(
         "Planned, not run: the cheapest M of one round",
-        *("update GB", "clients", "memory MB", "M", "part MB", "used MB"),
+        *("update GB", "clients", "topology", "memory MB", "M", "tasks", "part MB", "used MB"),
         *("task s", "round s", "$"),
     )
-    remarks: list[str] = [scale["clients"]]
+    remarks: list[str] = []
     for row in scale["plans"]:
         if "refused" in row:
             remarks.append(f"{row['gigabytes']} GB × {row['clients']}: refused, {row['refused']}")
@@ -128,8 +128,10 @@ def _scale(results: Json) -> Iterator[Table]:
         table.add_row(
             f"{row['gigabytes']:g}",
             str(row["clients"]),
+            row["topology"],
             str(row["memory_mb"]),
             str(row["shards"]),
+            str(row["tasks"]),
             f"{row['part_mb']:.1f}",
             f"{row['needed_mb']:.0f}",
             f"{row['task_seconds']:.0f}",
@@ -140,11 +142,13 @@ def _scale(results: Json) -> Iterator[Table]:
     yield table
     table = _table(
         "Planning and finalising, S3 in memory",
-        *("shards", "plan CPU-s", "finalise CPU-s", "peak MiB above idle"),
+        *("shards", "clients", "tasks", "plan CPU-s", "finalise CPU-s", "peak MiB above idle"),
     )
     for row in scale["measured"]:
         table.add_row(
             str(row["shards"]),
+            str(row["clients"]),
+            str(row["tasks"]),
             _spread(row["plan_cpu_seconds"], 3),
             _spread(row["finalise_cpu_seconds"], 3),
             _spread(row["peak_mib"], 1),

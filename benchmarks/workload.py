@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.servers import BUCKET, Server
-from gradshard import planning
+from gradshard import orders, planning
+from gradshard.arithmetic import SHARES
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layout import Layout, encode_header
-from gradshard.plan import Contributor, Plan, weigh
-from gradshard.planning import Shard
+from gradshard.plan import FEDAVG, Contributor, Plan, Task, level_of, weigh
+from gradshard.planning import BLOCKS, PLAN_BYTES_PER_CLIENT, Aggregator, Load
 
 RESNET_18: Final = 11_181_642
 VGG_16: Final = 134_301_514
@@ -102,32 +103,33 @@ class Workloads:
         keys = RoundKeys(case.round_id)
         self._put(keys.layout, encode_header(layout, {}))
         paths = [self._server.path(c.source.key) for c in plan.contributors]
-        tasks = plan.tasks() if case.whole else plan.tasks()[:1]
+        tasks = plan.tasks(0)[: None if case.whole else 1]
         shards: list[dict[str, Any]] = []
         expected: dict[str, str] = {}
         for task in tasks:
-            shard = Shard(**task["shard"])
             updates: list[Floats] = [
-                np.memmap(path, "<f4", "r", len(header) + shard.start, shape=_count(shard))
+                np.memmap(path, "<f4", "r", len(header) + task.start, shape=_count(task))
                 for path in paths
             ]
             weights = [c.weight for c in plan.contributors]
             total, mean = _averages(updates, weights)
-            sum_key, mean_key = (f"{case.round_id}/{n}/{shard.number}" for n in ("sum", "mean"))
-            expected |= _part(plan, shard, keys.result, encode_header(layout, {}), total)
+            sum_key, mean_key = (f"{case.round_id}/{n}/{task.number}" for n in ("sum", "mean"))
+            expected |= _part(plan, task, keys.result, encode_header(layout, {}), total)
             expected[sum_key], expected[mean_key] = _md5(total.tobytes()), _md5(_npy(mean))
             shards.append(
                 {
-                    "start": shard.start,
-                    "end": shard.end,
+                    "start": task.start,
+                    "end": task.end,
                     "sum": sum_key,
                     "mean": mean_key,
-                    "npy": self._precut(case, shard, updates),
+                    "npy": self._precut(case, task, updates),
                 }
             )
         job = {
             "bucket": BUCKET,
-            "tasks": tasks,
+            "tasks": [
+                {"round": case.round_id, "attempt": 0, "task": task._asdict()} for task in tasks
+            ],
             "shards": shards,
             "clients": [
                 {
@@ -142,7 +144,7 @@ class Workloads:
             ],
         }
         nbytes = sum(shard["end"] - shard["start"] for shard in shards)
-        return Prepared(case, job, len(plan.shards), projection, nbytes * case.clients, expected)
+        return Prepared(case, job, plan.shards, projection, nbytes * case.clients, expected)
 
     def _plan(self, case: Case, layout: Layout, data_offset: int) -> tuple[Plan, float]:
         keys = RoundKeys(case.round_id)
@@ -159,22 +161,35 @@ class Workloads:
             runs = layout.runs_in(layout, data_offset)
             contributors.append(Contributor(client, source, 600 + 37 * index, 0.0, runs))
         projection, notes = planning.choose(
-            layout.nbytes,
-            case.clients,
-            memory_mb=_MEMORY_MB,
-            architecture="arm64",
+            Load(
+                layout.nbytes,
+                ((case.clients,),),
+                plan_bytes=PLAN_BYTES_PER_CLIENT * case.clients,
+            ),
+            Aggregator(_MEMORY_MB, "arm64"),
             shards=case.shards,
         )
         plan = Plan(
             round_id=case.round_id,
             attempt=0,
-            contributors=weigh(contributors),
+            visit="",
+            wave=(0,),
+            awaited=(),
+            topology="shards",
+            order=orders.format_order(orders.SEQUENTIAL),
+            weights=SHARES,
+            hold=BLOCKS,
+            rule=FEDAVG,
+            layers=(),
+            assignments=None,
+            levels=(level_of([case.clients], orders.SEQUENTIAL),),
+            contributors=weigh(contributors, SHARES),
             spans=layout.spans,
             nbytes=layout.nbytes,
             tensors=len(layout.tensors),
             header_bytes=len(encode_header(layout, {})),
             upload_id=self._server.create_upload(keys.result),
-            shards=tuple(planning.cut_shards(layout.spans, layout.nbytes, projection.shards)),
+            shards=projection.shards,
             allow_nonfinite=False,
             refused=(),
             missing=(),
@@ -203,9 +218,9 @@ class Workloads:
                     file.write(rng.standard_normal(count, np.float32).tobytes())
         return path
 
-    def _precut(self, case: Case, shard: Shard, updates: list[Floats]) -> list[str]:
+    def _precut(self, case: Case, task: Task, updates: list[Floats]) -> list[str]:
         """Write one ``.npy`` object per client, which is what the published code reads."""
-        keys = [f"{case.round_id}/npy/{shard.number}/c{i:02d}.npy" for i in range(len(updates))]
+        keys = [f"{case.round_id}/npy/{task.number}/c{i:02d}.npy" for i in range(len(updates))]
         paths = [self._server.path(key) for key in keys]
         for index, (update, key, path) in enumerate(zip(updates, keys, paths, strict=True)):
             if index < DISTINCT:
@@ -235,9 +250,9 @@ def _averages(updates: list[Floats], weights: list[float]) -> tuple[Floats, Floa
     return total, mean
 
 
-def _part(plan: Plan, shard: Shard, key: str, header: bytes, total: Floats) -> dict[str, str]:
-    data = (header if shard.number == 0 else b"") + total.tobytes()
-    return {f"{key}?partNumber={shard.part}&uploadId={plan.upload_id}": _md5(data)}
+def _part(plan: Plan, task: Task, key: str, header: bytes, total: Floats) -> dict[str, str]:
+    data = (header if task.number == 0 else b"") + total.tobytes()
+    return {f"{key}?partNumber={task.part}&uploadId={plan.upload_id}": _md5(data)}
 
 
 def _npy(array: Floats) -> bytes:
@@ -250,5 +265,5 @@ def _md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-def _count(shard: Shard) -> int:
-    return (shard.end - shard.start) // 4
+def _count(task: Task) -> int:
+    return (task.end - task.start) // 4

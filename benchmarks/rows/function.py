@@ -26,8 +26,7 @@ def setup(job: dict[str, Any]) -> Work:
             raise RuntimeError(f"refused: {reports}")
         return Requests(
             sum(report["gets"] for report in reports),
-            # The report itself is one more.
-            sum(report["puts"] + 1 for report in reports),
+            sum(report["puts"] for report in reports),
             # Each task forgets the peak of the one before.
             max(report["peak_mb"] for report in reports),
         )

@@ -13,12 +13,12 @@ from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layout import Layout, encode_header
 from gradshard.limits import MIB
 from gradshard.plan import Plan
+from gradshard.planning import Aggregator
 from gradshard.rounds import services
 from gradshard.rounds.finalize_round import finalize_round
-from gradshard.rounds.plan_round import Aggregator, plan_round
+from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.store import ANYTHING, ListedObject, Part, Store
 
-CLIENTS: Final = 20
 LAYERS: Final = 200
 ETAG: Final = f'"{"0" * 32}"'
 
@@ -26,8 +26,8 @@ ETAG: Final = f'"{"0" * 32}"'
 class _Memory(Store):
     """What planning and finalising ask of a bucket; updates are headers without their tensors."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.bucket = "memory"
+    def __init__(self, layout: Layout, clients: int) -> None:
+        self.bucket, self.clients = "memory", clients
         self.objects: dict[str, bytes] = {}
         self.header = encode_header(layout, {"num_samples": "600"})
         self.nbytes = len(self.header) + layout.nbytes
@@ -40,8 +40,9 @@ class _Memory(Store):
     def get_bytes(self, key: str) -> bytes | None:
         return self.objects.get(key)
 
-    def head(self, key: str) -> ObjectVersion:
-        return ObjectVersion(key, "", ETAG, self.result_bytes)
+    def head(self, key: str) -> ObjectVersion | None:
+        # The result, once it is whole; there was no plan before.
+        return ObjectVersion(key, "", ETAG, self.result_bytes) if self.result_bytes else None
 
     def put_bytes(
         self,
@@ -55,8 +56,8 @@ class _Memory(Store):
         return True
 
     def list_objects(self, prefix: str) -> Iterator[ListedObject]:
-        for client in range(CLIENTS):
-            key = f"{prefix}c{client:02d}.safetensors"
+        for client in range(self.clients):
+            key = f"{prefix}c{client:04d}.safetensors"
             yield ListedObject(key, ETAG, self.nbytes, datetime.now(UTC))
 
     def create_upload(self, key: str, metadata: dict[str, str] | None = None) -> str:  # noqa: ARG002
@@ -69,32 +70,33 @@ class _Memory(Store):
 
     def abort_upload(self, key: str, upload_id: str) -> None: ...
 
+    def delete_versions(self, prefix: str) -> None: ...
+
     def open_uploads(self, key: str) -> list[str]:  # noqa: ARG002
         return []
 
 
-def measure(shards: int) -> dict[str, Any]:
+def measure(shards: int, clients: int) -> dict[str, Any]:
     """Plan and finalise a round of shards of 8 MiB."""
     elements = shards * 8 * MIB // 4 // LAYERS * LAYERS
     layout = Layout.pack((f"layer{i}", "F32", (elements // LAYERS,)) for i in range(LAYERS))
-    store, keys = _Memory(layout), RoundKeys("scale")
-    spec = {"clients": CLIENTS, "shards": shards}
+    store, keys = _Memory(layout, clients), RoundKeys("scale")
+    spec = {"clients": clients, "shards": shards}
     record = {"round": "scale", "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
     store.put_json(keys.spec, record)
     services.publish = lambda *_: None
 
-    planned = _timed(
-        lambda: plan_round(
-            store, "scale", attempt=0, refused=[], aggregator=Aggregator(3008, "arm64")
-        )
-    )
+    call = Call("2026-01-01T00:00:01", "complete", 0, [])
+    planned = _timed(lambda: plan_round(store, "scale", call, aggregator=Aggregator(3008, "arm64")))
     plan = Plan.from_json(store.get_json(keys.plan))
     _report(store, keys, plan)
     finalised = _timed(lambda: finalize_round(store, "scale"))
-    if len(plan.shards) != shards:
-        raise RuntimeError(f"planned {len(plan.shards)} shards, not {shards}")
+    if plan.shards != shards:
+        raise RuntimeError(f"planned {plan.shards} shards, not {shards}")
     return {
-        "shards": len(plan.shards),
+        "shards": plan.shards,
+        "clients": clients,
+        "tasks": plan.shards * sum(len(level.groups) for level in plan.levels),
         "plan_cpu_seconds": planned,
         "finalise_cpu_seconds": finalised,
     }
@@ -104,19 +106,22 @@ def _report(store: _Memory, keys: RoundKeys, plan: Plan) -> None:
     """Leave behind what the tasks would have."""
     store.result_bytes = plan.header_bytes + plan.nbytes
     store.parts = []
-    for shard in plan.shards:
-        head = plan.header_bytes if shard.number == 0 else 0
-        store.parts.append(Part(shard.part, ETAG, head + shard.end - shard.start))
-        counts = ("gets", "puts", "retries", "bytes_read", "bytes_written")
+    counts = ("gets", "puts", "retries", "bytes_read", "bytes_written")
+    for task in (task for level in range(len(plan.levels)) for task in plan.tasks(level)):
+        if plan.is_last(task.level):
+            head = plan.header_bytes if task.number == 0 else 0
+            store.parts.append(Part(task.part, ETAG, head + task.end - task.start))
         store.put_json(
-            keys.report(shard.number),
+            keys.report(task.level, task.number),
             {
-                "shard": shard.number,
+                "level": task.level,
+                "task": task.number,
                 "attempt": plan.attempt,
-                "start": shard.start,
-                "end": shard.end,
+                "start": task.start,
+                "end": task.end,
                 **dict.fromkeys(counts, 1),
                 **dict.fromkeys(("seconds", "cpu_seconds", "peak_mb"), 1.0),
+                "is_written": True,
                 "refused": [],
             },
         )
@@ -135,5 +140,5 @@ if __name__ == "__main__":
     gc.collect()
     idle = memory_kib("VmRSS")
     reset_peak()
-    result = measure(int(sys.argv[1]))
+    result = measure(*map(int, sys.argv[1:]))
     print(json.dumps(result | {"peak_mib": (memory_kib("VmHWM") - idle) / 1024}))

@@ -1,6 +1,7 @@
 """The command line, against a bucket in memory."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ MANIFEST: dict[str, Any] = {
         "longest_seconds": 0.3,
     },
     "projected": {"dollars": {"total": 0.0014}},
+    "waited_seconds": 42.0,
     "seconds": 1.25,
 }
 
@@ -118,7 +120,7 @@ def test_open_prints_one_json_document(run: Run, opened: MemoryStore) -> None:
         (["open", "r1"], "--client"),
         (["open", "r1", "--client", "a", "--clients", 3], "--client"),
         (["open", "r1", "--clients", 0], "clients is 0"),
-        (["open", "r1", "--clients", 65], "clients is 65"),
+        (["open", "r1", "--clients", 4097], "clients is 4097"),
         (["open", "r1", "--clients", 2, "--min-clients", 3], "min_clients is 3"),
         (["open", "r1", "--clients", 2, "--shards", 2, "--within", 9], "shards or within"),
         (["open", "../r1", "--clients", 2], "round id '../r1'"),
@@ -316,6 +318,10 @@ def test_plan_of_given_shards(run: Run) -> None:
     )
     assert document["choice"]["shards"] == 4
     assert {projection["shards"] for projection in document["frontier"]} == {4}
+    dollars = document["choice"]["dollars"]
+    assert dollars["total"] == pytest.approx(
+        dollars["full"] + sum(dollars[part] for part in ("requests", "step_functions", "round"))
+    )
 
 
 def test_plan_for_what_is_deployed(run: Run) -> None:
@@ -326,6 +332,54 @@ def test_plan_for_what_is_deployed(run: Run) -> None:
     assert document["architecture"] == "x86_64"
 
 
+def test_plan_of_more_clients_than_a_task_holds_is_a_grid(run: Run) -> None:
+    result = run("plan", "--size", "5GB", "--clients", 1000, "--json")
+    document = json.loads(result.stdout)
+    assert document["topology"] == "grid"
+    assert document["levels"] == [[63] * 15 + [55], [16]]
+    assert document["choice"]["tasks"] == 17 * document["choice"]["shards"]
+    assert document["choice"]["needed_mb"] <= 128
+
+
+@pytest.mark.parametrize(
+    ("options", "topology", "levels", "memory_mb"),
+    [
+        (["--topology", "lambda_fl"], "lambda_fl", [[5] * 4, [4]], 128),
+        (["--topology", "lifl", "--fan-in", 5], "lifl", [[5] * 4, [4]], 128),
+        (["--order", "tree:4,5"], "shards", [[20]], 128),
+        (["--topology", "grid", "--order", "tree:4,5"], "grid", [[4] * 5, [5]], 128),
+        # 3 · 500,000,000 bytes are 1430.5 MB.
+        (
+            ["--topology", "lambda_fl", "--hold", "whole", "--memory", 1984],
+            "lambda_fl",
+            [[5] * 4, [4]],
+            1881,
+        ),
+    ],
+)
+def test_plan_in_a_topology(
+    run: Run, options: list[Any], topology: str, levels: list[list[int]], memory_mb: int
+) -> None:
+    result = run("plan", "--size", "500MB", "--clients", 20, *options, "--json")
+    document = json.loads(result.stdout)
+    assert (document["topology"], document["levels"]) == (topology, levels)
+    assert document["choice"]["tasks"] == document["choice"]["shards"] * sum(map(len, levels))
+    if memory_mb > 128:
+        assert document["choice"]["needed_mb"] == memory_mb
+    else:
+        assert document["choice"]["needed_mb"] <= memory_mb
+    assert run("plan", "--size", "500MB", "--clients", 20, *options).exit_code == 0
+
+
+@pytest.mark.parametrize("clients", [20, 1000])
+@pytest.mark.parametrize("size", ["5GB", "50GB", "500GB"])
+def test_plan_is_quick_whatever_the_size(run: Run, size: str, clients: int) -> None:
+    began = time.process_time()
+    assert run("plan", "--size", size, "--clients", clients).exit_code == 0
+    # Thrice what it takes: enough to tell 700 M from 10,000.
+    assert time.process_time() - began < 2.5
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -333,10 +387,42 @@ def test_plan_for_what_is_deployed(run: Run) -> None:
         (["--within", 0.01], "no M aggregates within 0.01 s"),
         (["--within", "nan"], "--within"),
         (["--memory", 64], "--memory"),
+        (["--topology", "ring"], "'ring' is not one of"),
+        (["--topology", "lambda_fl", "--fan-in", 1], "fan_in is 1"),
+        (["--topology", "lambda_fl", "--shards", 2], "lambda_fl adds whole updates"),
+        (["--fan-in", 4], "topology shards has no groups"),
+        (["--order", "tree:3,5"], "adds 20 contributors up to 2 sums, not to one: give tree:3,5,2"),
+        (["--order", "tree:"], "order is 'tree:'"),
+        (["--hold", "whole"], "hold whole is for lambda_fl and lifl"),
+        (
+            ["--topology", "lambda_fl", "--hold", "whole"],
+            "needs 1915 MB and has 128; deploy with AggregatorMemory=1920, or hold blocks",
+        ),
     ],
 )
 def test_plan_refuses(run: Run, options: list[Any], text: str) -> None:
     assert_one_line(run("plan", "--size", "512MB", "--clients", 20, *options), text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--size", "5GB", "--clients", 4097], "4097"),
+        (["--size", "6GB", "--clients", 20, "--topology", "lifl"], "at least 2 shards, since S3"),
+        (
+            ["--size", "500GB", "--clients", 20, "--shards", 10],
+            "an update of 500000000000 bytes takes at least 94 shards",
+        ),
+        (["--size", "100TB", "--clients", 2], "a round takes at most 10000"),
+        (["--size", "5GB", "--clients", 65, "--topology", "shards"], "over the 64 streams"),
+        (
+            ["--size", "5GB", "--clients", 20, "--topology", "lifl", "--hold", "whole"],
+            "needs 14756 MB and has 128; no function has more than 10240",
+        ),
+    ],
+)
+def test_plan_refuses_beyond_the_limits(run: Run, arguments: list[Any], text: str) -> None:
+    assert_one_line(run("plan", *arguments), text)
 
 
 @pytest.mark.parametrize("pid", [None, 42])
@@ -356,6 +442,15 @@ def test_no_engine_is_said_plainly(
     monkeypatch.setattr(federation, "Stack", Stack)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert_one_line(run("show", "r1", "--local"), "no local engine is running on port 4566")
+
+
+def test_shells_complete_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_GRADSHARD_COMPLETE", "zsh_source")
+    assert "#compdef gradshard" in run().stdout
+    monkeypatch.setenv("_GRADSHARD_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "gradshard con")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert run().stdout == "plain,convert\n"
 
 
 def test_plain_escapes_all_that_is_not_printed() -> None:

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from benchmarks import cost_report
 
-from gradshard import limits, planning
+from gradshard import limits, planning, pricing
 from gradshard.cli import main
 from gradshard.cli.plan import DEFAULT_ARCHITECTURE, DEFAULT_MEMORY_MB
-from gradshard.costing import SYSTEMS, claims, own, published, terms, whole
+from gradshard.costing import SYSTEMS, claims, own, published, whole
 from gradshard.costing.published import MEASUREMENTS, VGG16, Measurement
-from gradshard.costing.terms import BURST, PUBLISHED, Bandwidth, Bill, Setting
+from gradshard.costing.terms import PUBLISHED, Setting
 from gradshard.errors import PlanError
 from gradshard.limits import MIB
+from gradshard.network import BURST, Bandwidth
+from gradshard.planning import Aggregator, Load
 
 GRADS_SHARDING_VGG16 = next(m for m in MEASUREMENTS if m.model is VGG16)
 
@@ -55,11 +57,25 @@ def test_a_published_bill_by_hand() -> None:
 
 def test_a_streaming_task_by_hand() -> None:
     setting = Setting(bandwidth=Bandwidth("10 MB/s", 10e6, latency_seconds=0.1), memory_mb=1769)
-    assert own.task_seconds(1e9, setting) == pytest.approx(0.2 + 0.1 + 100)
-    # A sixteenth of a processor receives 1 / (16 · CPU seconds per GB) GB a second.
+    assert setting.aggregator().task_seconds(1e9) == pytest.approx(0.2 + 0.1 + 100)
+    # A fourteenth of a processor takes 14 times as long.
     fast = replace(setting, bandwidth=Bandwidth("1 TB/s", 1e12), memory_mb=128)
-    cpu = limits.CPU_SECONDS_PER_GB * 1769 / 128
-    assert own.task_seconds(1e9, fast) == pytest.approx(0.2 + cpu)
+    assert fast.aggregator().task_seconds(1e9) == pytest.approx(0.2 + 1.2 * 1769 / 128)
+
+
+def test_a_task_that_holds_whole_inputs_by_hand() -> None:
+    aggregator = Aggregator(1769, "arm64", Bandwidth("10 MB/s", 10e6, latency_seconds=0.1))
+    # Three requests, one after another, then the result in a fourth.
+    assert aggregator.whole_task_seconds(3, 1e8, 2e8) == pytest.approx(0.2 + 4 * 0.1 + 30 + 20)
+
+
+def test_a_burst_comes_first_and_is_faster() -> None:
+    # 300 MiB at 1 GiB/s, the rest at 75 MiB/s.
+    assert BURST.seconds(100 * MIB) == pytest.approx(100 / 1024)
+    assert BURST.seconds(1050 * MIB) == pytest.approx(300 / 1024 + 10)
+    twice = BURST.scaled(2)
+    assert twice.seconds(1050 * MIB) == pytest.approx(150 / 1024 + 5)
+    assert (twice.name, BURST.scaled(1).name) == ("burst +100%", "burst")
 
 
 def test_a_tree_by_hand() -> None:
@@ -70,20 +86,26 @@ def test_a_tree_by_hand() -> None:
     leaf = root = 0.2 + 3 * 0.5 + 2 * 2 + 2  # two leaves of two clients, a root of two sums
     assert estimate.memory_mb == 3 * 128 + 450
     assert estimate.tasks == 3
-    assert estimate.seconds == pytest.approx(leaf + root + 1.5)
+    assert estimate.seconds == pytest.approx(leaf + root + 1.5 + 0.3)
     assert estimate.gb_seconds == pytest.approx((2 * leaf + root) * 834 / 1024)
     assert (estimate.gets, estimate.puts) == (4 + 2, 2 + 1)
-    assert estimate.bill.requests == pytest.approx((3 + 4 + 3) * 0.2e-6)
+    # Three tasks, four arrivals, the deadline and three more functions.
+    assert estimate.bill.requests == pytest.approx((3 + 4 + 1 + 3) * 0.2e-6)
+    # An execution for each level: the leaves share one.
     assert estimate.bill.step_functions == pytest.approx(
-        (limits.ROUND_TRANSITIONS + 2 + 3) * 0.025e-3
-        + 3 * 1e-6
-        + (2 * leaf + root) * 64 / 1024 * 0.00001667
+        (limits.ROUND_TRANSITIONS + 2 + 2) * 0.025e-3
+        + 2 * 1e-6
+        + (leaf + root) * 64 / 1024 * 0.00001667
     )
     assert estimate.bill.s3_clients == pytest.approx(4 * (5e-6 + 0.4e-6))
-    small = 4 * limits.COLLECT_GB_SECONDS + limits.ROUND_GB_SECONDS
-    arrivals = 4 * (6 * 0.4e-6 + 5e-6)
-    # Planning's and finalizing's requests, and a read of each task's report.
-    rest = 8 * 5e-6 + 3 * 0.4e-6
+    small = 5 * 0.5 * 0.3 + (0.25 + 0.5 + 0.25) * 0.3
+    # With three others the looks are C(3 - m, j) / C(3, j) over m and j: 1, 1 + 1/3, 1 + 2/3 + 1/3,
+    # and 3, and only the last arrival lists.
+    assert pricing._looks(4) == pytest.approx((1 + 4 / 3 + 2 + 3, 1))
+    arrivals = (4 * 6 + 7) * 0.4e-6 + 5e-6
+    # Opening, planning two levels, finalizing with its partial sums, the deadline; and a read of
+    # each task's report.
+    rest = (2 + 6 + 5 + 1) * 5e-6 + (1 + 2 + 2 + 2 + 3) * 0.4e-6
     assert estimate.bill.round_ == pytest.approx(small * 0.0000166667 + arrivals + rest)
 
 
@@ -91,27 +113,36 @@ def test_a_streamed_tree_by_hand() -> None:
     setting = Setting(4, Bandwidth("1 MiB/s", MIB))
     estimate = SYSTEMS["lambda_fl_streamed"](160 * MIB, setting)
     assert (estimate.tasks, estimate.memory_mb) == (3, setting.memory_mb)
-    assert estimate.seconds == pytest.approx(2 * (0.2 + 320) + 1.5)
-    # Six inputs and three plans; a part and a report each, and two uploads of partial sums.
-    assert (estimate.gets, estimate.puts) == (6 + 3, 3 * 2 + 2 * 2)
+    assert estimate.seconds == pytest.approx(2 * (0.2 + 320) + 1.5 + 0.3)
+    # Six inputs, three plans and a header; a sum and a report each.
+    assert (estimate.gets, estimate.puts) == (6 + 3 + 1, 3 * 2)
 
 
 @pytest.mark.parametrize("nbytes", [10**6, 43_000_000, VGG16.nbytes, 3 * 10**9])
 @pytest.mark.parametrize("memory_mb", [128, 512])
 def test_shards_are_the_planners(nbytes: int, memory_mb: int) -> None:
-    choice, _ = planning.choose(nbytes, 20, memory_mb=memory_mb, architecture="arm64")
-    estimate = own.shards(nbytes, Setting(memory_mb=memory_mb))
-    assert estimate.shards == choice.shards
-    assert estimate.seconds == pytest.approx(choice.seconds)
-    assert estimate.task_seconds == pytest.approx(choice.task_seconds)
-    bill = estimate.bill
-    assert bill.total == pytest.approx(choice.total_dollars)
-    assert bill.s3_aggregators == pytest.approx(choice.dollars["s3_aggregators"])
-    assert bill.s3_clients == pytest.approx(choice.dollars["s3_clients"])
-    assert bill.step_functions == pytest.approx(choice.dollars["orchestration"])
-    assert bill.lambda_ + bill.round_ + bill.requests == pytest.approx(
-        choice.dollars["lambda"] + choice.dollars["s3_round"]
+    plan_bytes = 20 * planning.PLAN_BYTES_PER_CLIENT
+    choice, _ = planning.choose(
+        Load(nbytes, ((20,),), plan_bytes=plan_bytes), Aggregator(memory_mb, "arm64")
     )
+    estimate = own.shards(nbytes, Setting(memory_mb=memory_mb))
+    assert (estimate.shards, estimate.tasks) == (choice.shards, choice.tasks)
+    assert (estimate.seconds, estimate.task_seconds) == (choice.seconds, choice.task_seconds)
+    assert (estimate.gb_seconds, estimate.bill) == (choice.gb_seconds, choice.bill)
+
+
+def test_shards_of_more_clients_than_a_task_holds_are_a_grid() -> None:
+    estimate = own.shards(5 * 10**9, Setting(clients=200))
+    # Four groups of fifty, and one task over their sums, for each shard.
+    assert estimate.tasks == 5 * estimate.shards
+    assert estimate.gets == estimate.shards * (200 + 4) + estimate.tasks + 1
+
+
+def test_a_given_m_is_taken() -> None:
+    assert own.shards(VGG16.nbytes, Setting(shards=7)).shards == 7
+    # Beyond what S3 takes it is the largest that it does: 512 MiB of parts of 5 MiB.
+    assert own.shards(VGG16.nbytes, Setting(shards=5000)).shards == 102
+    assert [choice.shards for choice in own.choices(VGG16.nbytes, Setting(shards=7))] == [7]
 
 
 def test_the_default_is_what_is_deployed_by_default() -> None:
@@ -124,29 +155,6 @@ def test_the_default_is_what_is_deployed_by_default() -> None:
         assert variant.label.startswith(f"{variant.setting.memory_mb} MB")
 
 
-def test_bursts_are_the_planners() -> None:
-    for megabytes in (10, 299, 301, 5000):
-        projected = planning.project(
-            megabytes * MIB, 1, 1, memory_mb=10_240, architecture="arm64"
-        ).task_seconds
-        seconds = own.task_seconds(megabytes * MIB, Setting(memory_mb=10_240))
-        assert seconds == pytest.approx(projected)
-
-
-def test_levels() -> None:
-    assert terms.lambda_fl_levels(20) == [[5, 5, 5, 5], [4]]
-    assert terms.lambda_fl_levels(13) == [[4, 4, 4, 1], [4]]
-    assert terms.lifl_levels(20) == [[3] * 6 + [2], [3, 3, 1], [3]]
-    assert terms.lifl_levels(27) == [[3] * 9, [3] * 3, [3]]
-    for clients in range(1, 300):
-        for levels in (terms.lambda_fl_levels(clients), terms.lifl_levels(clients)):
-            inputs = clients
-            for level in levels:
-                assert sum(level) == inputs
-                inputs = len(level)
-            assert inputs == 1
-
-
 def test_refuses_what_no_function_holds_with_the_numbers() -> None:
     with pytest.raises(
         PlanError, match=r"λ-FL holds inputs of 4000 MB and needs 12450 MB .* 10240"
@@ -154,20 +162,21 @@ def test_refuses_what_no_function_holds_with_the_numbers() -> None:
         SYSTEMS["lambda_fl"](4000 * MIB, Setting())
     with pytest.raises(PlanError, match=r"would take \d+ s, over Lambda's 900"):
         SYSTEMS["lambda_fl"](3000 * MIB, Setting(bandwidth=PUBLISHED.scaled(0.3)))
-    with pytest.raises(PlanError, match=r"no M takes at most 0\.1 s"):
+    with pytest.raises(PlanError, match=r"no M aggregates within 0\.1 s"):
         SYSTEMS["shards"](10**9, Setting(within=0.1))
 
 
-@pytest.mark.parametrize("nbytes", [10 * MIB, 40 * MIB, 160 * MIB, 2000 * MIB])
-def test_clients_pay_for_the_requests_that_they_make(nbytes: int) -> None:
-    parts = len(planning.client_ranges(nbytes))
-    puts = parts + 3 if parts > 1 else 1
+@pytest.mark.parametrize(
+    ("nbytes", "puts", "gets"),
+    [(10 * MIB, 1, 1), (40 * MIB, 1, 3), (160 * MIB, 1, 8), (2000 * MIB, 8 + 3, 8)],
+)
+def test_clients_pay_for_the_requests_that_they_make(nbytes: int, puts: int, gets: int) -> None:
     clients = {
         system: foresee(nbytes, Setting(10, PUBLISHED, shards=8)).bill.s3_clients
         for system, foresee in SYSTEMS.items()
     }
     for system in ("shards", "lambda_fl_streamed", "lifl_streamed"):
-        assert clients[system] == pytest.approx(10 * (puts * 5e-6 + parts * 0.4e-6))
+        assert clients[system] == pytest.approx(10 * (puts * 5e-6 + gets * 0.4e-6))
     for system in ("lambda_fl", "lifl"):
         assert clients[system] == pytest.approx(10 * (5e-6 + 0.4e-6))
     assert clients["gradssharding"] == pytest.approx(10 * 8 * (5e-6 + 0.4e-6))
@@ -225,13 +234,13 @@ def test_claims_of_a_whole_round_count_all_that_the_planner_does(claim: claims.R
     for variant in (claims.DEFAULT, claims.DOUBLE):
         verdict = claim.verdict(variant, BURST)
         choice, _ = planning.choose(
-            claim.model.nbytes, 20, memory_mb=variant.setting.memory_mb, architecture="arm64"
+            Load(claim.model.nbytes, ((20,),)), Aggregator(variant.setting.memory_mb, "arm64")
         )
         assert verdict.value == pytest.approx(choice.total_dollars)
         assert verdict.bound == pytest.approx(cell.full_dollars / 1000 / claim.fraction)
         assert verdict.holds == (choice.total_dollars <= verdict.bound)
         as_paper = claim.verdict(replace(variant, one_request=True), BURST)
-        saved = choice.dollars["s3_clients"] - 20 * (5e-6 + 0.4e-6)
+        saved = choice.bill.s3_clients - 20 * (5e-6 + 0.4e-6)
         assert verdict.value - as_paper.value == pytest.approx(saved)
 
 
@@ -251,19 +260,15 @@ def test_fan_outs_by_hand() -> None:
     ]
 
 
-def test_batched_is_what_its_fan_out_saves() -> None:
-    plain, batched = (
-        own.shards(VGG16.nbytes, Setting(shards=50, batched=batched)) for batched in (False, True)
+def test_the_fan_out_as_deployed_is_the_one_that_is_priced() -> None:
+    load = Load(VGG16.nbytes, ((20,),))
+    together, alone = (
+        planning.project(load, 50, Aggregator(128, "arm64", concurrency=concurrency))
+        for concurrency in (0, 1)
     )
-    _, now, _, then = (way.dollars[0] for way in claims.fan_outs(plain.task_seconds, (50,)))
-    assert plain.bill.total - batched.bill.total == pytest.approx(now - then)
-
-
-def test_bills_add_up() -> None:
-    bill = Bill(1, 2, 3, 4, 5, 6)
-    assert (bill.aggregators, bill.full, bill.total) == (3, 6, 21)
-    assert bill.minus(Bill(1, 1, 1, 1, 1, 1)) == Bill(0, 1, 2, 3, 4, 5)
-    assert bill.to_json()["lambda"] == 1
+    ways = [way.dollars[0] for way in claims.fan_outs(together.task_seconds, (50,))]
+    saved = ways[claims.EXPRESS_EACH] - ways[claims.AS_DEPLOYED]
+    assert alone.total_dollars - together.total_dollars == pytest.approx(saved)
 
 
 def test_a_budget_is_kept_at_the_least_price() -> None:
@@ -301,6 +306,15 @@ def test_command_puts_the_systems_side_by_side(capsys: pytest.CaptureFixture[str
     assert "60 MB/s" in out
 
 
+def test_command_says_that_many_clients_shards_are_a_grid(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    note = "beyond 64 clients gradshard's shards are those of a grid"
+    assert note in run(capsys, "--size", "1GB", "--clients", 65)[1]
+    assert note not in run(capsys, "--size", "1GB", "--clients", 64)[1]
+    assert run(capsys, "--size", "500GB", "--clients", 4096, "--system", "shards")[0] == 0
+
+
 def test_command_reproduces_what_was_published(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--published", "--json")
     rows = json.loads(out)
@@ -334,8 +348,9 @@ def test_command_finds_crossovers(capsys: pytest.CaptureFixture[str]) -> None:
         (["--size", "5GB", "--system", "lifl"], "needs 14756 MB a function, over Lambda's 10240"),
         (
             ["--size", "1TB", "--shards", 1, "--system", "shards"],
-            "M=1 does not average updates of 1000000000000 bytes",
+            "an update of 1000000000000 bytes takes at least 187 shards",
         ),
+        (["--size", "1GB", "--clients", 4097], "4097"),
         (["--crossover", "shards", "shards"], "two different systems"),
         (["--crossover", "shards", "tree"], "'tree' is not one of"),
     ],

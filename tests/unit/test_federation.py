@@ -47,6 +47,7 @@ def plan_json(contributors: dict[str, str], **fields: Any) -> dict[str, Any]:
                 "samples": 1,
                 "weight": 0.5,
                 "runs": [],
+                "report": None,
             }
             for client, etag in contributors.items()
         ],
@@ -62,6 +63,9 @@ def plan_json(contributors: dict[str, str], **fields: Any) -> dict[str, Any]:
         "order": "sequential",
         "weights": "shares",
         "hold": "blocks",
+        "rule": "fedavg",
+        "layers": [],
+        "assignments": None,
         "levels": [{"groups": [[0, len(contributors)]], "order": []}],
         "shards": 2,
         "allow_nonfinite": False,

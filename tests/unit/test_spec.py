@@ -11,7 +11,8 @@ from gradshard.spec import parse_spec
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "clients is missing"),
     ({"clients": 0}, "clients is 0"),
-    ({"clients": 65}, "clients is 65"),
+    ({"clients": 4097}, "clients is 4097, not a whole number from 1 to 4096"),
+    ({"clients": [f"c{i}" for i in range(4097)]}, "4097 ids; a round takes 1 to 4096"),
     ({"clients": True}, "clients is True"),
     ({"clients": "a"}, "neither a list of ids nor a number"),
     ({"clients": []}, "0 ids"),
@@ -36,6 +37,48 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"clients": 3, "layout": {"w": {"dtype": "F8", "shape": [1]}}}, "F8"),
     ({"clients": 3, "layout": {"w": {"dtype": "F32", "shape": [0]}}}, "empty"),
     ({"clients": 3, "dead_line": 5}, "unknown field 'dead_line'"),
+    ({"clients": 3, "topology": "ring"}, "topology is 'ring', not one of auto, shards, lambda_fl"),
+    ({"clients": 3, "topology": ["grid"]}, "topology is"),
+    ({"clients": 65, "topology": "shards"}, "add 65 updates of 65 clients, over the 64 .* grid"),
+    ({"clients": 9, "topology": "grid", "fan_in": 1}, "fan_in is 1, not a .* from 2 to 64"),
+    ({"clients": 9, "topology": "grid", "fan_in": 65}, "fan_in is 65"),
+    ({"clients": 9, "topology": "grid", "fan_in": 2.0}, "fan_in is 2.0"),
+    ({"clients": 9, "topology": "grid", "fan_in": True}, "fan_in is True"),
+    ({"clients": 9, "fan_in": 3}, "topology shards has no groups: fan_in is for lambda_fl, lifl"),
+    (
+        {"clients": 200, "topology": "lambda_fl", "fan_in": 2},
+        "add 100 partial sums of 200 clients, over the 64 streams",
+    ),
+    ({"clients": 9, "topology": "lambda_fl", "shards": 2}, "lambda_fl adds whole updates: shards"),
+    ({"clients": 9, "order": "random"}, "order is 'random', neither sequential nor such as tree"),
+    ({"clients": 9, "order": [3, 3]}, r"order is \[3, 3\]"),
+    ({"clients": 9, "order": "tree:3,2"}, "adds 9 contributors up to 2 sums.* give tree:3,2,2"),
+    ({"clients": 9, "order": "tree:3,3,2"}, "9 contributors are one sum after 2: give tree:3,3"),
+    (
+        {"clients": 9, "topology": "grid", "fan_in": 2, "order": "tree:3,3"},
+        "order tree:3,3 is not one that the topology can add in.* give tree:2,2,2,2",
+    ),
+    ({"clients": 200, "order": "sequential"}, "order sequential is not one .* give tree:50,4"),
+    ({"clients": 9, "weights": "equal"}, "weights is 'equal', not one of shares, counts"),
+    ({"clients": 9, "hold": "all"}, "hold is 'all', not one of blocks, whole"),
+    ({"clients": 9, "hold": "whole"}, "hold whole is for lambda_fl and lifl, not for topology sh"),
+    ({"clients": 200, "hold": "whole"}, "not for topology grid"),
+    ({"clients": 9, "eager": 1}, "eager is 1, not true or false"),
+    ({"clients": ["a", "b"], "eager": True}, "eager needs groups: take topology lifl"),
+    ({"clients": 9, "topology": "lifl", "eager": True}, "eager needs the clients' ids"),
+    ({"clients": list("abc"), "topology": "lifl", "eager": True}, "eager needs weights counts"),
+    (
+        {
+            "clients": list("abc"),
+            "topology": "lifl",
+            "eager": True,
+            "weights": "counts",
+            "updates_of": "r0",
+        },
+        "eager awaits updates, but those of round 'r0' are there",
+    ),
+    ({"clients": 9, "updates_of": "../r0"}, "round id '../r0'"),
+    ({"clients": 9, "updates_of": 3}, "round id 3"),
 ]
 
 
@@ -57,6 +100,81 @@ def test_survives_json() -> None:
     spec = parse_spec(fields)
     assert spec.clients == ("a", "b")
     assert parse_spec(spec.to_json()) == spec
+
+
+def test_how_to_add_survives_json() -> None:
+    eager = {
+        "clients": ["a", "b", "c", "d"],
+        "topology": "lifl",
+        "fan_in": 2,
+        "order": "tree:2,2",
+        "weights": "counts",
+        "eager": True,
+        "hold": "whole",
+    }
+    spec = parse_spec(eager)
+    assert (spec.topology, spec.fan_in, spec.order) == ("lifl", 2, (2, 2))
+    assert (spec.weights, spec.eager, spec.hold) == ("counts", True, "whole")
+    again = {"clients": 4, "order": "sequential", "updates_of": "r0"}
+    for fields in (eager, again):
+        spec = parse_spec(fields)
+        assert parse_spec(spec.to_json()) == spec
+        assert fields.items() <= spec.to_json().items()
+
+
+def test_says_nothing_of_what_is_as_usual() -> None:
+    spec = parse_spec({"clients": 2})
+    assert spec.to_json() == {"clients": 2, "min_clients": 1, "deadline": 3600}
+    assert (spec.topology, spec.weights, spec.hold) == ("auto", "shares", "blocks")
+    # Sequential is an order that was asked for; none is the topology's own.
+    assert spec.order is None
+    assert parse_spec({"clients": 2, "order": "sequential"}).order == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "topology", "levels"),
+    [
+        ({"clients": 20}, "shards", ((20,),)),
+        ({"clients": 200}, "grid", ((50,) * 4, (4,))),
+        # An order's groups are the topology's, where it has any.
+        ({"clients": 20, "topology": "grid", "order": "tree:4,5"}, "grid", ((4,) * 5, (5,))),
+        ({"clients": 20, "order": "tree:4,5"}, "shards", ((20,),)),
+        ({"clients": 200, "order": "tree:4,50"}, "grid", ((4,) * 50, (50,))),
+        # A larger fan-in executes a subtree in each task.
+        (
+            {"clients": 20, "topology": "lambda_fl", "fan_in": 4, "order": "tree:2,2,5"},
+            "lambda_fl",
+            ((4,) * 5, (5,)),
+        ),
+    ],
+)
+def test_groups_are_the_topologys_or_the_orders(
+    fields: dict[str, Any], topology: str, levels: tuple[tuple[int, ...], ...]
+) -> None:
+    spec = parse_spec(fields)
+    assert spec.levels(spec.expected) == (topology, levels)
+
+
+def test_groups_of_named_clients_go_by_their_ids() -> None:
+    terms = {"clients": list("gfedcba"), "topology": "grid", "fan_in": 3}
+    assert parse_spec(terms).groups() == [("a", "b", "c"), ("d", "e", "f"), ("g",)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "capacity"),
+    [
+        ({"clients": 2}, 4096),
+        ({"clients": 2, "topology": "shards"}, 64),
+        ({"clients": 9, "topology": "lambda_fl", "fan_in": 2}, 128),
+        ({"clients": 9, "topology": "lifl", "fan_in": 2}, 256),
+        ({"clients": 9, "topology": "lambda_fl"}, 4096),
+        ({"clients": 9, "order": "tree:3,3"}, 9),
+    ],
+)
+def test_capacity_is_the_most_that_can_be_added_as_asked_for(
+    fields: dict[str, Any], capacity: int
+) -> None:
+    assert parse_spec(fields).capacity == capacity
 
 
 def test_who_is_awaited() -> None:

@@ -1,5 +1,6 @@
 """Arrays and tensors to bytes and back."""
 
+import importlib
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -188,3 +189,10 @@ def test_torch_tensors(torch: SimpleNamespace) -> None:
 def test_torch_types_that_numpy_lacks_are_refused(torch: SimpleNamespace) -> None:
     with pytest.raises(UpdateError, match=r"'w' \(float8_e5m2\) cannot be read"):
         pack({"w": torch.tensor(np.ones(1, "u1"), "float8_e5m2")})
+
+
+def test_without_torch_its_module_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "gradshard.torch", raising=False)
+    with pytest.raises(ImportError, match=r"pip install 'gradshard\[torch\]'"):
+        importlib.import_module("gradshard.torch")

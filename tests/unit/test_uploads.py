@@ -128,7 +128,7 @@ def test_the_largest_go_up_in_parts_from_the_start(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = TensorContent(TENSORS, 5)
-    monkeypatch.setattr(uploads, "ONE_REQUEST_BYTES", content.nbytes - 1)
+    monkeypatch.setattr(uploads, "SINGLE_PUT_BYTES", content.nbytes - 1)
     upload(store, KEY, content)
     assert len(store.sent) == 9
     assert store.objects[KEY] == content.read(0, content.nbytes)

@@ -10,6 +10,8 @@ def agree(
     layouts: Mapping[str, Layout],
     declared: Layout | None,
     whose: str = "the one the round was opened with",
+    *,
+    partial: bool = False,
 ) -> tuple[Layout | None, dict[str, str]]:
     """Settle on the round's layout.
 
@@ -25,6 +27,8 @@ def agree(
         The layout that is settled already, if any.
     whose
         What that is, for those who differ from it.
+    partial
+        Whether updates may lack tensors. The majority is then that of the updates with the most.
 
     Returns
     -------
@@ -39,15 +43,17 @@ def agree(
     if declared is not None:
         winner, which = declared, whose
     else:
+        most = max(len(layout.tensors) for layout in layouts.values())
+        voters = [c for c in clients if not partial or len(layouts[c].tensors) == most]
         # Counter.most_common keeps the order of insertion among equals: the first id's.
-        shapes = {client: frozenset(layouts[client].shapes.items()) for client in clients}
-        majority, count = Counter(shapes[client] for client in clients).most_common(1)[0]
-        agreeing = [client for client in clients if shapes[client] == majority]
+        shapes = {client: frozenset(layouts[client].shapes.items()) for client in voters}
+        majority, count = Counter(shapes[client] for client in voters).most_common(1)[0]
+        agreeing = [client for client in voters if shapes[client] == majority]
         winner = Counter(layouts[client] for client in agreeing).most_common(1)[0][0]
         which = f"that of {count} of the {len(clients)} updates, client {agreeing[0]!r} the first"
     differences = {
         client: f"its layout is not the round's ({which}): {difference}"
         for client in clients
-        if (difference := winner.difference(layouts[client])) is not None
+        if (difference := winner.difference(layouts[client], partial=partial)) is not None
     }
     return winner, differences

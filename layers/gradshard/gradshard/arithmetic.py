@@ -14,6 +14,13 @@ import numpy.typing as npt
 from gradshard.dtypes import DType
 
 Array = npt.NDArray[Any]
+
+SHARES: Final = "shares"
+COUNTS: Final = "counts"
+STEPS: Final = "steps"
+WEIGHTS: Final = (SHARES, COUNTS, STEPS)
+"""Weights of updates: see :class:`gradshard.spec.RoundSpec`."""
+
 _BF16_SHIFT: Final = 16
 _BF16_QUIET: Final = np.uint32(0x40)
 
@@ -97,8 +104,8 @@ def finish(dtype: DType, accumulator: Array, out: memoryview | bytearray) -> Non
 def is_finite(dtype: DType, values: Array) -> bool:
     """Whether accumulated numbers hold no NaN and no infinity.
 
-    A weight is positive and at most one, so a sum is finite unless an addend is not: checking
-    the sum once spares checking every contributor.
+    A sum is finite unless an addend is not, or it overflows: checking the sum once spares
+    checking every contributor.
     """
     return dtype.is_integer or bool(np.isfinite(values).all())
 

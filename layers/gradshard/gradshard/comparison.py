@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from gradshard import pricing, topologies
+from gradshard.arithmetic import SHARES
 from gradshard.errors import GradshardError, RoundFailed, RoundStateError
 from gradshard.federation import Federation, Round
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.limits import MIB
 from gradshard.orders import format_order, natural_order
-from gradshard.planning import client_requests
+from gradshard.planning import BLOCKS, WHOLE, client_requests
 from gradshard.pricing import Bill, Requests, Tasks
-from gradshard.spec import BLOCKS, SHARES, WHOLE
 from gradshard.store import Store
 from gradshard.streams import RangeStream
 from gradshard.topologies import TOPOLOGIES

@@ -58,3 +58,7 @@ class WaitTimeoutError(GradshardError):
 
 class EngineError(GradshardError):
     """The local engine cannot be started, reached or stopped."""
+
+
+class DeployError(GradshardError):
+    """The application cannot be built or deployed from this machine."""

@@ -34,6 +34,11 @@ def check_id(kind: str, name: object) -> str:
     return name
 
 
+def is_id(name: str) -> bool:
+    """Whether ``name`` may name a round or a client."""
+    return _ID.fullmatch(name) is not None
+
+
 class ObjectVersion(NamedTuple):
     """One immutable version of an object; ``version`` is empty in a bucket without versions."""
 
@@ -66,6 +71,7 @@ class RoundKeys:
         self.callback = f"{root}callback.json"
         self.deadline = f"{root}deadline.json"
         self.updates = f"{root}updates/"
+        self.progresses = f"{root}progress/"
         self.rejections = f"{root}rejected/"
         self.plan = f"{root}plan.json"
         self.layout = f"{root}layout.json"
@@ -74,10 +80,15 @@ class RoundKeys:
         self._tasks = f"{root}tasks/"
         self.result = f"{root}update.safetensors"
         self.manifest = f"{root}manifest.json"
+        self.assignments = f"{root}assignments.json"
 
     def update(self, client: str) -> str:
         """Return the key of a client's update."""
         return f"{self.updates}{check_id('client', client)}{UPDATE_SUFFIX}"
+
+    def progress(self, client: str) -> str:
+        """Return the key of what a client has so far; counted if no update follows in time."""
+        return f"{self.progresses}{check_id('client', client)}{UPDATE_SUFFIX}"
 
     def rejection(self, client: str) -> str:
         """Return the key under which a client reads why its update was refused."""

@@ -114,6 +114,19 @@ def check_depth(layers: Sequence[Layer], covered: Coverage) -> None:
         )
 
 
+def check_naming(naming: Any) -> Naming:
+    """Return layers given by hand, as JSON holds them, if they make sense.
+
+    Raises
+    ------
+    SpecError
+        They do not.
+    """
+    _parse_naming(naming)
+    checked: Naming = naming
+    return checked
+
+
 def _parse_naming(naming: Any) -> dict[str, str]:
     """Return prefix → layer, in the order of the layers."""
     if isinstance(naming, str) or not isinstance(naming, Mapping | Sequence):

@@ -111,27 +111,33 @@ class Layout:
         Parameters
         ----------
         other
-            A layout of the same tensors, in any order.
+            A layout of the same tensors, or of some of them, in any order.
         data_offset
             Where the tensor bytes begin in the object.
         """
         offsets = {tensor.name: data_offset + tensor.start for tensor in other.tensors}
         runs: list[Run] = []
         for tensor in self.tensors:
-            if tensor.start == tensor.end:
+            if tensor.start == tensor.end or tensor.name not in offsets:
                 continue
             run = Run(tensor.start, tensor.end, offsets[tensor.name])
             last = runs[-1] if runs else None
-            if last and last.offset + (last.end - last.start) == run.offset:
+            follows = last and last.end == run.start
+            if last and follows and last.offset + (last.end - last.start) == run.offset:
                 runs[-1] = last._replace(end=run.end)
             else:
                 runs.append(run)
         return tuple(runs)
 
-    def difference(self, other: "Layout") -> str | None:
-        """Say how ``other`` first differs from this layout, in this layout's order."""
+    def difference(self, other: "Layout", *, partial: bool = False) -> str | None:
+        """Say how ``other`` first differs from this layout, in this layout's order.
+
+        With ``partial`` it may lack tensors.
+        """
         for tensor in self.tensors:
             theirs = other.shapes.get(tensor.name)
+            if theirs is None and partial:
+                continue
             if theirs is None:
                 return f"tensor {tensor.name!r} is missing"
             if theirs != (tensor.dtype, tensor.shape):

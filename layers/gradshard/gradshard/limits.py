@@ -10,6 +10,9 @@ MIB: Final = 1024 * 1024
 # S3, https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html (2026-11)
 MIN_PART_BYTES: Final = 5 * MIB
 MAX_PART_BYTES: Final = 5 * 1024 * MIB
+MAX_PARTS: Final = 10_000
+# Entries of a listing's page, be they objects, versions or parts; the same page (2026-11).
+LISTED_ENTRIES: Final = 1000
 
 # Lambda, https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html (2026-11)
 MIN_MEMORY_MB: Final = 128
@@ -61,4 +64,4 @@ DOLLARS_PER_EXPRESS_REQUEST: Final = 1.00 / 1e6
 DOLLARS_PER_EXPRESS_GB_SECOND: Final = 0.00001667
 EXPRESS_MEMORY_GB: Final = 64 / 1024
 # Transitions of a round without its levels and tasks: round.asl.json's states on the straight path.
-ROUND_TRANSITIONS: Final = 8
+ROUND_TRANSITIONS: Final = 7

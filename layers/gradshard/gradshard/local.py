@@ -6,9 +6,8 @@ in the engine's memory and go with it.
 """
 
 import contextlib
-import hashlib
 import http.client
-import json
+import importlib.util
 import os
 import platform
 import shutil
@@ -18,19 +17,18 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from gradshard import application
 from gradshard.errors import EngineError
 
 DEFAULT_PORT: Final = 4566
 REGION: Final = "us-east-1"
 CREDENTIALS: Final = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
-_ROOT: Final = Path(__file__).resolve().parents[3]
-_DEPLOYED: Final = ("template.yaml", "samconfig.toml", "statemachine", "functions", "layers")
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 10.0
 
@@ -129,30 +127,25 @@ def up(
     Raises
     ------
     EngineError
-        When the checkout is not there, the port is taken, or a command fails.
+        When the engine cannot run here, the port is taken, or a command fails.
+    DeployError
+        When `sam`, or what it builds with, is not installed.
     """
-    if not (_ROOT / "template.yaml").is_file():
-        raise EngineError(
-            f"no template.yaml in {_ROOT}: the local engine deploys the application from a "
-            "checkout of gradshard, with the package installed from it (`make setup`)"
-        )
-    if sys.platform != "linux":
-        raise EngineError(
-            "the local engine runs functions with the layer's Linux libraries, not on "
-            f"{sys.platform}: use Linux, in a container or a virtual machine if need be"
-        )
+    _check_machine()
     tell = progress or _say_nothing
     engine = status(port or _free_port())
     if not engine.running:
         tell(f"starting the engine on port {engine.port}")
         _start(engine, bind)
-    fingerprint = _fingerprint()
+    fingerprint = application.fingerprint()
     deployed = engine.folder / "deployed"
     if not deployed.exists() or deployed.read_text() != fingerprint:
-        tell("building the application")
-        _sam(engine, "build", "--build-dir", str(engine.folder / "build"))
-        tell("deploying the application")
-        _sam(engine, "deploy", "--template-file", str(engine.folder / "build" / "template.yaml"))
+        with application.folder() as sources:
+            tell("building the application")
+            _sam(engine, sources, "build", "--build-dir", str(engine.folder / "build"))
+            tell("deploying the application")
+            built = engine.folder / "build" / "template.yaml"
+            _sam(engine, sources, "deploy", "--template-file", str(built))
         deployed.write_text(fingerprint)
     tell(f"ready at {engine.url}")
     return status(engine.port)
@@ -176,6 +169,27 @@ def down(port: int = DEFAULT_PORT) -> bool:
         _stop(engine.pid)
     shutil.rmtree(engine.folder, ignore_errors=True)
     return engine.running
+
+
+def _check_machine() -> None:
+    """Check that the functions can run here, before anything is started."""
+    if sys.platform != "linux":
+        raise EngineError(
+            "the local engine runs functions with the layer's Linux libraries, not on "
+            f"{sys.platform}: use Linux, in a container or a virtual machine if need be"
+        )
+    version = platform.python_version()
+    if not version.startswith(f"{application.RUNTIME}."):
+        raise EngineError(
+            f"the local engine runs the functions with its own interpreter, Python {version}, and "
+            f"they need {application.RUNTIME}: install gradshard[local] under that"
+        )
+    if importlib.util.find_spec("ministack") is None:
+        raise EngineError(
+            "the local engine is not installed: `pip install 'gradshard[local]'` installs it"
+        )
+    application.find_sam()
+    application.check_builder()
 
 
 def _say_nothing(line: str) -> None:
@@ -246,20 +260,18 @@ def _stop(pid: int) -> None:
     raise EngineError(f"the engine's processes (group {pid}) cannot be stopped")
 
 
-def _sam(engine: Engine, command: str, *arguments: str) -> None:
-    """Run one `sam` command with the checkout's `local` environment against the engine."""
-    config = _ROOT / "samconfig.toml"
-    sam = shutil.which("sam", path=_search_path())
-    if sam is None:
-        raise EngineError("`sam` is not installed: `make setup` installs it")
-    line = [sam, command, "--config-file", str(config), "--config-env", "local", *arguments]
+def _sam(engine: Engine, sources: Path, command: str, *arguments: str) -> None:
+    """Run one `sam` command with the application's `local` environment against the engine."""
+    config = sources / "samconfig.toml"
+    line = [application.find_sam(), command]
+    line += ["--config-file", str(config), "--config-env", "local", *arguments]
     line += ["--parameter-overrides", *_parameters(config, engine)]
     with (engine.folder / "sam.log").open("a") as log:
         log.write(f"$ {' '.join(line)}\n")
         log.flush()
         done = subprocess.run(  # noqa: S603 - our own arguments, no shell
             line,
-            cwd=_ROOT,
+            cwd=sources,
             env=_child_environment(engine),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -286,33 +298,11 @@ def _child_environment(engine: Engine) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"]))
     return own | engine.environment | {
-        "PATH": _search_path(),
+        "PATH": application.search_path(),
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
         "SAM_CLI_TELEMETRY": "0",
     }  # fmt: skip
-
-
-def _search_path() -> str:
-    # `sam` stands beside this interpreter, and looks for python3.13 on the path.
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-
-
-def _fingerprint() -> str:
-    """Return a digest of all that is deployed."""
-    digest = hashlib.sha256()
-    for path in sorted(_deployed_files()):
-        digest.update(json.dumps([str(path.relative_to(_ROOT)), path.stat().st_size]).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _deployed_files() -> Iterator[Path]:
-    for name in _DEPLOYED:
-        top = _ROOT / name
-        for path in [top] if top.is_file() else top.rglob("*"):
-            if path.is_file() and path.suffix != ".pyc":
-                yield path
 
 
 def _read_pid(folder: Path) -> int | None:

@@ -95,7 +95,7 @@ def split_order(order: Order, levels: Levels) -> tuple[Order, ...]:
         inputs, size = sum(sizes), 1
         part: list[int] = []
         while groups(inputs, size) != sizes:
-            if not rest or size > max(sizes):
+            if not rest:
                 raise _mismatch(order, levels)
             part.append(rest.pop(0))
             size *= part[-1]

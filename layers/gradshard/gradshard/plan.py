@@ -6,14 +6,14 @@ from itertools import accumulate, pairwise
 from typing import Any, Final, NamedTuple, Self
 
 from gradshard.aggregation import Zone
-from gradshard.arithmetic import shares_of
+from gradshard.arithmetic import COUNTS, shares_of
 from gradshard.keys import ObjectVersion
 from gradshard.layout import Run, Span
 from gradshard.orders import Order
 from gradshard.planning import cut_shards
-from gradshard.spec import COUNTS
 
-RULE: Final = "fedavg"
+FEDAVG: Final = "fedavg"
+"""The rule of rounds of whole updates."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,11 @@ class Contributor:
     samples
         n, the number of samples it trained on.
     weight
-        By which its update is multiplied: n / Σn, or n.
+        By which its update is multiplied: n / Σn, or n. Partial updates have weights by layer.
     runs
-        Where the layout's bytes stand in its object.
+        Where the layout's bytes stand in its object; a partial update has not all of them.
+    report
+        What it says of its training (:class:`gradshard.assignments.Report`), where that is used.
     """
 
     client: str
@@ -39,6 +41,7 @@ class Contributor:
     samples: int
     weight: float
     runs: tuple[Run, ...]
+    report: dict[str, Any] | None = None
 
     def ranges(self, start: int, end: int) -> list[tuple[int, int]]:
         """Return the byte ranges of the object that hold the layout's [start, end)."""
@@ -59,6 +62,7 @@ class Contributor:
             "samples": self.samples,
             "weight": self.weight,
             "runs": self.runs,
+            "report": self.report,
         }
 
     @classmethod
@@ -70,6 +74,7 @@ class Contributor:
             fields["samples"],
             fields["weight"],
             tuple(Run(*run) for run in fields["runs"]),
+            fields["report"],
         )
 
 
@@ -84,6 +89,27 @@ class Refusal:
     reason: str
     etag: str = ""
     late: bool = False
+
+
+class WeighedLayer(NamedTuple):
+    """A layer of partial updates.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    ranges
+        Where its tensors stand in the layout.
+    missed
+        p, the probability that nobody reaches it; None where the rule has none.
+    weights
+        The contributors' effective weights, in their order; None for those that lack it.
+    """
+
+    name: str
+    ranges: tuple[tuple[int, int], ...]
+    missed: float | None
+    weights: tuple[float | None, ...]
 
 
 class Task(NamedTuple):
@@ -154,6 +180,12 @@ class Plan:
         The groups of level 0 whose contributors are not frozen yet: none, but in an eager round.
     topology, order, weights, hold
         As in :class:`gradshard.spec.RoundSpec`; the order as it came to be.
+    rule
+        How partial updates are averaged, or ``fedavg`` of whole ones.
+    layers
+        Those of partial updates; none where updates are whole.
+    assignments
+        In which terms clients are told what to do next; None: not at all.
     levels
         The groups, level by level.
     contributors
@@ -190,6 +222,9 @@ class Plan:
     order: str
     weights: str
     hold: str
+    rule: str
+    layers: tuple[WeighedLayer, ...]
+    assignments: dict[str, Any] | None
     levels: tuple[Level, ...]
     contributors: tuple[Contributor, ...]
     spans: tuple[Span, ...]
@@ -214,6 +249,12 @@ class Plan:
     @property
     def zones(self) -> list[Zone]:
         """The contributors' weights, along the layout."""
+        if self.layers:
+            return sorted(
+                Zone(start, end, layer.weights)
+                for layer in self.layers
+                for start, end in layer.ranges
+            )
         return [Zone(0, self.nbytes, [contributor.weight for contributor in self.contributors])]
 
     @property
@@ -270,7 +311,6 @@ class Plan:
         written = {field.name: getattr(self, field.name) for field in fields(self)}
         return written | {
             "round": written.pop("round_id"),
-            "rule": RULE,
             "levels": [vars(level) for level in self.levels],
             "contributors": [contributor.to_json() for contributor in self.contributors],
             "refused": [vars(refusal) for refusal in self.refused],
@@ -287,6 +327,10 @@ class Plan:
                     tuple((first, stop) for first, stop in level["groups"]), tuple(level["order"])
                 )
                 for level in written["levels"]
+            ),
+            "layers": tuple(
+                WeighedLayer(name, tuple(map(tuple, ranges)), missed, tuple(weights))
+                for name, ranges, missed, weights in written["layers"]
             ),
             "wave": tuple(written["wave"]),
             "awaited": tuple(written["awaited"]),

@@ -6,9 +6,11 @@ A plan is worked out from sizes alone: this module knows nothing of AWS but the 
 
 import itertools
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -19,8 +21,12 @@ from gradshard.layout import MAX_HEADER_BYTES, Span
 from gradshard.limits import MIB
 from gradshard.network import BURST, Bandwidth
 from gradshard.pricing import Bill, Requests, Tasks
-from gradshard.spec import MAX_SHARDS, WHOLE
 from gradshard.topologies import Levels
+
+BLOCKS: Final = "blocks"
+WHOLE: Final = "whole"
+HOLDS: Final = (BLOCKS, WHOLE)
+"""What a task holds of its inputs: blocks, or all as the published systems' functions do."""
 
 MAX_BLOCK_BYTES: Final = MIB
 ALL_BLOCKS_BYTES: Final = 10 * MIB
@@ -29,8 +35,17 @@ ALL_BLOCKS_BYTES: Final = 10 * MIB
 SLICE_BYTES: Final = 256 * 1024
 """Bytes read at a time: small enough that numpy works on them in the processor's cache."""
 
+SINGLE_PUT_BYTES: Final = 1024 * MIB
+"""What a client sends in one PUT at first, instead of eleven requests. A connection that breaks
+costs at most this, once: a minute and a half at 100 Mbit/s, after which the parts take over. S3
+would take five times as much."""
+
 CLIENT_RANGE_BYTES: Final = 16 * MIB
 CLIENT_RANGES: Final = 8
+
+EVERY_SHARD_COUNT: Final = 128
+"""Up to twice this the planner considers every M, beyond that steps of less than 1 %, which leave
+761 of 10,000; the best of them costs hardly more than the best of all."""
 
 UNHURRIED_SECONDS: Final = 60.0
 """The time budget when none is given, kept where it can be: the last few per cent of the price
@@ -49,7 +64,8 @@ def client_ranges(nbytes: int) -> list[tuple[int, int]]:
 def client_requests(nbytes: int) -> Requests:
     """Return what a client asks of S3 to send its update and to fetch the result."""
     ranges = len(client_ranges(nbytes))
-    return Requests(gets=ranges, puts=ranges + (3 if ranges > 1 else 0))
+    # In parts: begun, completed, and a look at whether an earlier try left any behind.
+    return Requests(gets=ranges, puts=1 if nbytes <= SINGLE_PUT_BYTES else ranges + 3)
 
 
 def block_bytes(inputs: int, depth: int = 1) -> int:
@@ -113,7 +129,7 @@ class Load:
     is_cut: bool = True
     sums_bytes: int | None = None
     depth: int = 1
-    hold: str = "blocks"
+    hold: str = BLOCKS
     plan_bytes: int = 0
 
     @property
@@ -126,9 +142,22 @@ class Load:
         """The most inputs of a task."""
         return max(map(max, self.levels))
 
+    @cached_property
+    def fan_ins(self) -> list[Counter[int]]:
+        """How many groups there are of each size, level by level."""
+        return [Counter(sizes) for sizes in self.levels]
+
     def input_bytes(self, level: int) -> int:
         """Size of what a level reads of each input, uncut."""
-        return self.nbytes if level == 0 or self.sums_bytes is None else self.sums_bytes
+        return self.nbytes if level == 0 else self._sum_bytes
+
+    def output_bytes(self, level: int) -> int:
+        """Size of what a level writes for each group, uncut."""
+        return self.nbytes if level == len(self.levels) - 1 else self._sum_bytes
+
+    @property
+    def _sum_bytes(self) -> int:
+        return self.nbytes if self.sums_bytes is None else self.sums_bytes
 
 
 @dataclass(frozen=True)
@@ -165,6 +194,19 @@ class Aggregator:
             limits.TASK_START_SECONDS
             + self.bandwidth.latency_seconds
             + max(self.bandwidth.seconds(nbytes), cpu_seconds / processor)
+        )
+
+    def whole_task_seconds(self, fan_in: int, input_bytes: float, output_bytes: float) -> float:
+        """Return the duration of a task that holds whole inputs.
+
+        It reads one after another, each after a request of its own, and writes when all is added.
+        """
+        return (
+            self.task_seconds(fan_in * input_bytes)
+            # The first input's latency is in there already.
+            + (fan_in - 1) * self.bandwidth.latency_seconds
+            + self.bandwidth.latency_seconds
+            + self.bandwidth.seconds(output_bytes)
         )
 
 
@@ -252,7 +294,7 @@ def max_shards(nbytes: int) -> int:
     """Return the largest M whose parts all reach S3's 5 MiB."""
     # A cut moves by less than an element, so a shard may come out that much smaller.
     largest_element = max(dtype.size for dtype in DTYPES.values())
-    return max(1, min(MAX_SHARDS, nbytes // (limits.MIN_PART_BYTES + largest_element)))
+    return max(1, min(limits.MAX_PARTS, nbytes // (limits.MIN_PART_BYTES + largest_element)))
 
 
 def cut_shards(spans: Sequence[Span], nbytes: int, shards: int) -> list[Shard]:
@@ -337,12 +379,16 @@ def needed_memory(load: Load, shards: int) -> float:
 
 def project(load: Load, shards: int, aggregator: Aggregator) -> Projection:
     """Foresee one aggregation with M shards."""
+
+    def seconds(level: int, fan_in: int) -> float:
+        read, written = load.input_bytes(level) / shards, load.output_bytes(level) / shards
+        if load.hold == WHOLE:
+            return aggregator.whole_task_seconds(fan_in, read, written)
+        return aggregator.task_seconds(fan_in * read)
+
     levels = [
-        [
-            Tasks(shards, aggregator.task_seconds(fan_in * load.input_bytes(level) / shards))
-            for fan_in in groups
-        ]
-        for level, groups in enumerate(load.levels)
+        [Tasks(shards * number, seconds(level, fan_in)) for fan_in, number in fan_ins.items()]
+        for level, fan_ins in enumerate(load.fan_ins)
     ]
     longest = [max(run.seconds for run in level) for level in levels]
     tasks = shards * sum(map(len, load.levels))
@@ -407,7 +453,7 @@ def choose(
         Nothing fits; the text has the numbers and the smallest change that would do.
     """
     fewest, most, notes = _bounds(load, shards)
-    candidates = [project(load, m, aggregator) for m in range(fewest, most + 1)]
+    candidates = [project(load, m, aggregator) for m in shard_counts(fewest, most)]
     fitting = [p for p in candidates if p.needed_mb <= aggregator.memory_mb]
     if not fitting:
         raise _too_large(load, candidates[-1])
@@ -426,18 +472,33 @@ def choose(
     return min(in_time or quick, key=lambda p: (p.total_dollars, p.shards)), notes
 
 
+def shard_counts(fewest: int, most: int) -> list[int]:
+    """Return the M from ``fewest`` to ``most`` that are worth projecting, both among them.
+
+    The largest is the quickest, so leaving some out makes no round impossible.
+    """
+    counts, m = [], fewest
+    while m < most:
+        counts.append(m)
+        m += max(1, m // EVERY_SHARD_COUNT)
+    return [*counts, most]
+
+
 def _bounds(load: Load, shards: int | None) -> tuple[int, int, list[str]]:
     """Return the least and the largest M to consider, and what was changed to get there."""
-    largest = max(load.nbytes, load.sums_bytes or 0) if len(load.levels) > 1 else load.nbytes
+    largest = max(map(load.output_bytes, range(len(load.levels))))
     fewest, most = min_shards(largest), max_shards(load.nbytes) if load.is_cut else 1
     if fewest > most or (shards is not None and shards < fewest):
         if not load.is_cut:
             change = "take grid, whose tasks are cut"
         else:
             change = "ask for that many" if fewest <= most else f"a round takes at most {most}"
+        what = f"an update of {load.nbytes} bytes"
+        if largest > load.nbytes:
+            what += f", whose partial sums have {largest},"
         raise PlanError(
-            f"an update of {load.nbytes} bytes takes at least {fewest} shards, since S3 takes at "
-            f"most {limits.MAX_PART_BYTES} bytes in a request; {change}"
+            f"{what} takes at least {fewest} shards, since S3 takes at most "
+            f"{limits.MAX_PART_BYTES} bytes in a request; {change}"
         )
     if shards is None:
         return fewest, most, []
@@ -472,11 +533,12 @@ def _too_large(load: Load, projection: Projection) -> PlanError:
 
 def _too_slow(load: Load, aggregator: Aggregator, projection: Projection) -> PlanError:
     most = max_shards(load.nbytes) if load.is_cut else 1
-    larger = (project(load, m, aggregator) for m in range(projection.shards + 1, most + 1))
-    quicker = next(filter(_fits_in_time, larger), None)
+    larger = range(projection.shards + 1, most + 1)
+    # More shards are never slower.
+    enough = bisect_left(larger, True, key=lambda m: _fits_in_time(project(load, m, aggregator)))
     unbounded = replace(aggregator, memory_mb=limits.MB_PER_VCPU)
-    if quicker:
-        change = f"ask for at least {quicker.shards} shards"
+    if enough < len(larger):
+        change = f"ask for at least {larger[enough]} shards"
     elif _fits_in_time(project(load, most, unbounded)):
         change = "deploy with more AggregatorMemory, which is processor time"
     elif not load.is_cut:
@@ -493,13 +555,13 @@ def frontier(
     load: Load, aggregator: Aggregator, *, memories: Sequence[int], shards: int | None = None
 ) -> list[Projection]:
     """Return the choices of memory and M that no other beats on both seconds and dollars."""
-    most = max_shards(load.nbytes) if load.is_cut else 1
-    fewest, most = (min(shards, most),) * 2 if shards else (1, most)
+    fewest, most, _ = _bounds(load, shards)
+    counts = shard_counts(fewest, most)
     choices = sorted(
         (
             projection
             for memory_mb in memories
-            for m in range(fewest, most + 1)
+            for m in counts
             if (projection := project(load, m, replace(aggregator, memory_mb=memory_mb))).needed_mb
             <= memory_mb
             and _fits_in_time(projection)
@@ -522,4 +584,4 @@ def _fits_in_time(projection: Projection) -> bool:
 
 
 def _round_up(megabytes: float) -> int:
-    return max(limits.MIN_MEMORY_MB, -(-int(megabytes + 1) // 64) * 64)
+    return max(limits.MIN_MEMORY_MB, math.ceil(megabytes / 64) * 64)

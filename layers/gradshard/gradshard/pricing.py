@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from gradshard import limits
+
+LOOKS: Final = 8
+"""Expected clients that an arrival looks for before it lists all."""
 
 
 @dataclass(frozen=True)
@@ -108,25 +111,73 @@ def bill(
         Tasks that share an Express execution.
     """
     gb_second = limits.DOLLARS_PER_GB_SECOND[architecture]
-    tasks = sum(run.number for level in levels for run in level)
+    tasks = [sum(run.number for run in level) for level in levels]
     gb_seconds = memory_mb / 1024 * sum(run.number * run.seconds for lvl in levels for run in lvl)
-    small_gb_seconds = clients * limits.COLLECT_GB_SECONDS + limits.ROUND_GB_SECONDS
+    # collect_update runs for each client, and at the deadline, which passes after the round, too.
+    collected = clients + 1
+    small_gb_seconds = collected * limits.COLLECT_GB_SECONDS + limits.ROUND_GB_SECONDS
     return Bill(
         lambda_=gb_seconds * gb_second,
         s3_aggregators=aggregators.dollars,
         s3_clients=by_clients.dollars,
-        requests=(tasks + clients + 3) * limits.DOLLARS_PER_INVOCATION,
+        requests=(sum(tasks) + collected + 3) * limits.DOLLARS_PER_INVOCATION,
         step_functions=_step_functions(levels, batch),
-        round_=small_gb_seconds * gb_second + _around(tasks, clients).dollars,
+        round_=small_gb_seconds * gb_second + around(tasks, clients).dollars,
     )
 
 
-def _around(tasks: int, clients: int) -> Requests:
-    """Count the requests of the small functions."""
-    # An arrival is four reads and a listing; planning reads each header again, and finalizing
-    # each report. The rest: spec, callback, layout, plan, tasks, the result's upload begun and
-    # completed, its parts and open uploads listed, the manifest.
-    return Requests(gets=clients * 5 + tasks + 6, puts=clients + 10)
+def around(tasks: Sequence[int], clients: int) -> Requests:
+    """Count the small functions' requests in a round that goes straight through.
+
+    Clients are expected by name; how many others an arrival looks for is what is to be expected.
+    tests/unit/test_pricing.py has the functions make them.
+
+    Parameters
+    ----------
+    tasks
+        Of each level; the last one's are the parts of the result.
+    clients
+        How many send an update, each one once.
+    """
+    *below, parts = tasks
+    looks, listings = _looks(clients)
+    return Requests(
+        # Opening: a look for a client. An arrival: spec, plan, manifest, the update's header, an
+        # earlier refusal, and looks for others. Planning: each header again, the plan there may
+        # be, spec. Finalizing: plan, reports, the result. And the callback, with which the last
+        # arrival resumes the round and the deadline would.
+        gets=1 + 5 * clients + round(looks) + (clients + 2) + (sum(tasks) + 2) + 2,
+        # Opening: spec, callback. An arrival: a listing, seldom. Planning: a listing, layout,
+        # upload, plan, tasks. Finalizing: the parts' listing, completion, manifest, open uploads,
+        # and partial sums. The deadline's note.
+        puts=2
+        + round(listings * _pages(clients))
+        + (_pages(clients) + 3 + len(tasks))
+        + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0))
+        + 1,
+    )
+
+
+def _pages(entries: int) -> int:
+    """Return the requests of a listing."""
+    return max(1, -(-entries // limits.LISTED_ENTRIES))
+
+
+def _looks(clients: int) -> tuple[float, float]:
+    """Return how many looks and listings all arrivals together are to be expected to make.
+
+    With m of the N - 1 others missing, the first j looked for are all there with probability
+    C(N-1-m, j) / C(N-1, j); the next one is looked for only then, and all are listed only if LOOKS
+    were there.
+    """
+    others, looks, listings = clients - 1, 0.0, 0.0
+    for missing in range(clients):
+        all_there = 1.0
+        for looked in range(min(LOOKS, others)):
+            looks += all_there
+            all_there *= max(0, others - missing - looked) / (others - looked)
+        listings += all_there
+    return looks, listings
 
 
 def _step_functions(levels: Sequence[Level], batch: int) -> float:

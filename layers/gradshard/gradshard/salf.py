@@ -16,7 +16,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
-from gradshard.errors import SpecError
+from gradshard.errors import SpecError, UpdateError
+from gradshard.keys import check_id
 from gradshard.layers import Coverage, Layer, check_depth
 
 SALF: Final = "salf"
@@ -136,6 +137,27 @@ class ClientReach:
 
 
 @dataclass(frozen=True)
+class PastRounds:
+    """Estimated from rounds that have ended: :func:`estimate_reach` makes a model of their records.
+
+    Parameters
+    ----------
+    rounds
+        Their ids.
+    """
+
+    rounds: tuple[str, ...]
+
+    def to_json(self) -> Any:
+        """Return it as JSON."""
+        return {"model": "rounds", "rounds": list(self.rounds)}
+
+
+Stated = GivenMisses | PastRounds | Participation
+"""What a rule may say of p."""
+
+
+@dataclass(frozen=True)
 class PastRound:
     """Who reached what in a round that has ended.
 
@@ -175,7 +197,7 @@ class PartialRule:
     """
 
     name: str
-    participation: GivenMisses | Participation | None = None
+    participation: Stated | None = None
     by_samples: bool = False
     balanced: bool = False
 
@@ -247,15 +269,16 @@ def parse_rule(fields: Mapping[str, Any]) -> PartialRule:
     )
 
 
-def parse_participation(stated: Any) -> GivenMisses | Participation:
+def parse_participation(stated: Any) -> Stated:
     """Read what gives p from JSON.
 
     Parameters
     ----------
     stated
         A number from 0 to under 1, ``{layer: number}``, ``{"model": "uniform"}``,
-        ``{"model": "poisson", "mean": number or {client: number}}``, or
-        ``{"model": "clients", "reach": {client: number or {layer: number}}}``.
+        ``{"model": "poisson", "mean": number or {client: number}}``,
+        ``{"model": "clients", "reach": {client: number or {layer: number}}}``, or
+        ``{"model": "rounds", "rounds": [id, …]}``.
 
     Raises
     ------
@@ -280,9 +303,14 @@ def parse_participation(stated: Any) -> GivenMisses | Participation:
         return ClientReach(
             {client: _numbers(f"reach of client {client!r}", q, 1.0) for client, q in reach.items()}
         )
+    if model == "rounds" and stated.keys() == {"model", "rounds"}:
+        rounds = stated["rounds"]
+        if isinstance(rounds, str) or not isinstance(rounds, Sequence) or not rounds:
+            raise SpecError(f"rounds is {rounds!r}, not a list of rounds that have ended")
+        return PastRounds(tuple(check_id("round", name) for name in rounds))
     raise SpecError(
         f"the model of p is {model!r} with {', '.join(sorted(stated))}; it is uniform, poisson "
-        "with mean, or clients with reach"
+        "with mean, clients with reach, or rounds with rounds"
     )
 
 
@@ -350,6 +378,23 @@ def misses(
                 "reach it, so no average can stand for it; give them longer, or leave it out"
             )
     return missed
+
+
+def check_usable(rule: PartialRule, layers: Sequence[Layer], covered: Coverage) -> None:
+    """Check that a rule has a use for an update that covers these layers.
+
+    Raises
+    ------
+    UpdateError
+        Under ``salf`` it covers a layer but not a later one; under ``drop`` not all layers.
+    """
+    if rule.name == SALF:
+        check_depth(layers, covered)
+    if rule.name == DROP and not all(covered):
+        raise UpdateError(
+            f"rule drop counts complete updates only, and {covered.count(False)} of "
+            f"{len(covered)} layers are missing, {layers[covered.index(False)].name!r} the first"
+        )
 
 
 def effective_weights(
@@ -461,7 +506,8 @@ def _weigh_salf(
     coverage: Mapping[str, Coverage],
     samples: Mapping[str, int],
 ) -> tuple[LayerWeights, ...]:
-    assert rule.participation is not None  # noqa: S101 - for mypy: PartialRule has seen to it
+    if rule.participation is None or isinstance(rule.participation, PastRounds):
+        raise SpecError("rule salf needs p, or a model that gives it")
     contributors = sorted(coverage)
     missed = misses(rule.participation, clients, layers)
     counted = samples if rule.by_samples else dict.fromkeys(contributors, 1)

@@ -6,31 +6,25 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from gradshard import orders, topologies
+from gradshard import limits, orders, topologies
+from gradshard.arithmetic import COUNTS, SHARES, WEIGHTS
+from gradshard.assignments import Terms, parse_terms
 from gradshard.errors import SpecError, UpdateError
 from gradshard.keys import check_id
+from gradshard.layers import Naming, check_naming, layers_of
 from gradshard.layout import Layout
 from gradshard.orders import Order
+from gradshard.planning import BLOCKS, HOLDS, WHOLE
+from gradshard.salf import RULES, PartialRule, parse_rule
 from gradshard.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES, Levels
 
 MAX_CLIENTS: Final = MAX_FAN_IN**2
 """A grid of two levels."""
 
-MAX_SHARDS: Final = 10_000
-"""Parts that S3 takes in one upload."""
-
 MAX_DEADLINE: Final = 7 * 24 * 3600
 DEFAULT_DEADLINE: Final = 3600
-
-SHARES: Final = "shares"
-COUNTS: Final = "counts"
-WEIGHTS: Final = (SHARES, COUNTS)
-
-BLOCKS: Final = "blocks"
-WHOLE: Final = "whole"
-HOLDS: Final = (BLOCKS, WHOLE)
 
 _FIELDS: Final = {
     "clients",
@@ -40,6 +34,9 @@ _FIELDS: Final = {
     "fan_in",
     "order",
     "weights",
+    "rule",
+    "layers",
+    "assignments",
     "eager",
     "hold",
     "shards",
@@ -48,6 +45,25 @@ _FIELDS: Final = {
     "allow_nonfinite",
     "updates_of",
 }
+
+
+class AssignmentTerms(NamedTuple):
+    """In which terms clients are told what to do next.
+
+    Parameters
+    ----------
+    terms
+        The base settings and bounds.
+    after
+        The round before, whose assignments hold the clients' speeds so far; None for the first.
+    """
+
+    terms: Terms
+    after: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return self.terms.to_json() | ({"after": self.after} if self.after else {})
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,14 @@ class RoundSpec:
     weights
         ``shares``: each update is multiplied by nᵢ / Σn. ``counts``: by nᵢ, and the sum is divided
         by Σn once, which other bits come of; then sums can begin before all counts are known.
+        ``steps``: shares normalised by the local steps that clients report
+        (:func:`gradshard.assignments.normalised_weights`).
+    rule
+        How partial updates are averaged; None: whole updates only, by FedAvg.
+    layers
+        The layers of partial updates, if not given by the tensors' names.
+    assignments
+        In which terms ``finalize_round`` says what each client should do next; None: not at all.
     eager
         Let a group's sum begin when its updates are there, while others are still awaited.
     hold
@@ -97,6 +121,9 @@ class RoundSpec:
     fan_in: int | None = None
     order: Order | None = None
     weights: str = SHARES
+    rule: PartialRule | None = None
+    layers: Naming | None = None
+    assignments: AssignmentTerms | None = None
     eager: bool = False
     hold: str = BLOCKS
     shards: int | None = None
@@ -171,6 +198,9 @@ class RoundSpec:
             "fan_in": self.fan_in,
             "order": None if self.order is None else orders.format_order(self.order),
             "weights": None if self.weights == SHARES else self.weights,
+            "rule": self.rule and self.rule.to_json(),
+            "layers": self.layers,
+            "assignments": self.assignments and self.assignments.to_json(),
             "eager": self.eager or None,
             "hold": None if self.hold == BLOCKS else self.hold,
             "shards": self.shards,
@@ -210,12 +240,13 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     if shards is not None and within is not None:
         raise SpecError("give shards or within, not both: one decides the other")
     if shards is not None:
-        shards = _whole("shards", shards, 1, MAX_SHARDS)
+        shards = _whole("shards", shards, 1, limits.MAX_PARTS)
     if within is not None and (
         isinstance(within, bool) or not isinstance(within, int | float) or not 0 < within < 1e6
     ):
         raise SpecError(f"within is {within!r}, not a number of seconds above zero")
     fan_in, order, updates_of = (fields.get(name) for name in ("fan_in", "order", "updates_of"))
+    assignments = fields.get("assignments")
     spec = RoundSpec(
         clients=clients,
         min_clients=min_clients,
@@ -224,6 +255,9 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
         fan_in=None if fan_in is None else _whole("fan_in", fan_in, 2, MAX_FAN_IN),
         order=None if order is None else orders.parse_order(order),
         weights=_one_of("weights", fields.get("weights", SHARES), WEIGHTS),
+        rule=_parse_rule(fields.get("rule")),
+        layers=_parse_layers(fields.get("layers")),
+        assignments=None if assignments is None else parse_assignment_terms(assignments),
         eager=_flag(fields, "eager"),
         hold=_one_of("hold", fields.get("hold", BLOCKS), HOLDS),
         shards=shards,
@@ -233,7 +267,53 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
         updates_of=None if updates_of is None else check_id("round", updates_of),
     )
     _check_topology(spec)
+    _check_rule(spec)
     return spec
+
+
+def _parse_rule(rule: Any) -> PartialRule | None:
+    if rule is None:
+        return None
+    if isinstance(rule, str):
+        rule = {"name": rule}
+    if not isinstance(rule, Mapping):
+        raise SpecError(f"rule is {rule!r}, neither {', '.join(RULES)} nor {{name: …, …}}")
+    return parse_rule(rule)
+
+
+def _parse_layers(naming: Any) -> Naming | None:
+    return None if naming is None else check_naming(naming)
+
+
+def parse_assignment_terms(stated: Any) -> AssignmentTerms:
+    """Read the terms of assignments: the fields of :class:`Terms`, and ``after``.
+
+    Raises
+    ------
+    SpecError
+        They make no sense.
+    """
+    if not isinstance(stated, Mapping):
+        raise SpecError(f"assignments is {stated!r}, not {{batch_size: …, epochs: …, …}}")
+    fields = dict(stated)
+    after = fields.pop("after", None)
+    return AssignmentTerms(parse_terms(fields), None if after is None else check_id("round", after))
+
+
+def _check_rule(spec: RoundSpec) -> None:
+    """Check what the rule for partial updates goes with."""
+    if spec.rule is None:
+        if spec.layers is not None:
+            raise SpecError("layers is for rounds of partial updates: give a rule, too")
+        return
+    if spec.weights != SHARES:
+        raise SpecError(
+            f"rule {spec.rule.name} has weights of its own, layer by layer: leave out weights"
+        )
+    if spec.hold == WHOLE:
+        raise SpecError(f"hold whole is of whole updates: leave out rule {spec.rule.name}")
+    if spec.layers is not None and spec.layout is not None:
+        layers_of(spec.layout, spec.layers)
 
 
 def _check_topology(spec: RoundSpec) -> None:

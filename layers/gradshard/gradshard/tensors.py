@@ -42,7 +42,7 @@ def pack(tensors: Mapping[str, Any]) -> tuple[Layout, list[memoryview]]:
     UpdateError
         A tensor is of an unsupported type, or there is not one element.
     """
-    arrays = [(_checked(name), *_raw(name, tensor)) for name, tensor in tensors.items()]
+    arrays = [(check_name(name), *as_stored(name, tensor)) for name, tensor in tensors.items()]
     arrays.sort(key=lambda entry: -entry[2].itemsize)
     layout = Layout.pack((name, dtype, array.shape) for name, dtype, array in arrays)
     if layout.nbytes == 0:
@@ -66,7 +66,14 @@ def unpack(data: bytearray) -> dict[str, Array]:
     return arrays
 
 
-def _checked(name: object) -> str:
+def check_name(name: object) -> str:
+    """Return the name of a tensor.
+
+    Raises
+    ------
+    UpdateError
+        A safetensors header cannot hold it.
+    """
     if not isinstance(name, str):
         raise UpdateError(f"tensor name {name!r} is not text")
     if name == _METADATA:
@@ -78,8 +85,14 @@ def _checked(name: object) -> str:
     return name
 
 
-def _raw(name: str, tensor: Any) -> tuple[str, Array]:
-    """Return a tensor's dtype and its elements, contiguous and as safetensors stores them."""
+def as_stored(name: str, tensor: Any) -> tuple[str, Array]:
+    """Return a tensor's dtype and its elements, contiguous and as safetensors stores them.
+
+    Raises
+    ------
+    UpdateError
+        The tensor is of an unsupported type.
+    """
     if _is_torch(tensor):
         array = _from_torch(name, tensor)
     elif isinstance(tensor, int | float) or hasattr(tensor, "__array__"):

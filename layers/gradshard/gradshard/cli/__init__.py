@@ -2,7 +2,19 @@
 
 import click
 
-from gradshard.cli import compare, cost, local, plan, rounds, show, ticket, watch
+from gradshard.cli import (
+    assignment,
+    compare,
+    convert,
+    cost,
+    deploy,
+    local,
+    plan,
+    rounds,
+    show,
+    ticket,
+    watch,
+)
 from gradshard.cli.common import Commands
 
 
@@ -15,13 +27,16 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+main.add_command(deploy.deploy)
 main.add_command(local.local)
+main.add_command(convert.convert)
 main.add_command(rounds.open_)
 main.add_command(ticket.ticket)
 main.add_command(rounds.submit)
 main.add_command(watch.watch)
 main.add_command(show.show)
 main.add_command(rounds.fetch)
+main.add_command(assignment.assignment)
 main.add_command(plan.plan)
 main.add_command(compare.compare)
 main.add_command(cost.cost)

@@ -17,7 +17,7 @@ from rich.text import Text
 from gradshard.errors import EngineError, GradshardError
 from gradshard.federation import Federation
 from gradshard.local import DEFAULT_PORT
-from gradshard.spec import BLOCKS, HOLDS
+from gradshard.planning import BLOCKS, HOLDS
 from gradshard.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES
 
 PATIENCE_SECONDS: Final = 1.0
@@ -52,6 +52,21 @@ class Seconds(click.ParamType):
             self.fail(f"{value!r} is not a time such as 90, 90s, 1.5m or 2h.", param, ctx)
         seconds = float(match["number"]) * _UNITS[match["unit"]]
         return int(seconds) if seconds.is_integer() else seconds
+
+
+class Stated(click.ParamType):
+    """A name, or JSON where it begins as JSON does."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the JSON, or the text itself."""
+        if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not JSON: {error}.", param, ctx)
 
 
 class Commands(click.Group):

@@ -7,7 +7,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from gradshard import comparison
+from gradshard import comparison, limits
+from gradshard.arithmetic import COUNTS, SHARES
 from gradshard.cli.common import (
     cell,
     connected,
@@ -19,7 +20,6 @@ from gradshard.cli.common import (
 )
 from gradshard.comparison import Outcome, Trial
 from gradshard.federation import Federation
-from gradshard.spec import MAX_SHARDS, SHARES, WEIGHTS
 from gradshard.topologies import TOPOLOGIES
 
 DIGEST_CHARACTERS = 8
@@ -35,9 +35,12 @@ DIGEST_CHARACTERS = 8
     help="Only this one; repeat it.",
 )
 @click.option("--order", metavar="ORDER", help="Of the additions, for all: tree:K,K,…")
-@click.option("--weights", type=click.Choice(WEIGHTS), default=SHARES, show_default=True)
+@click.option("--weights", type=click.Choice((SHARES, COUNTS)), default=SHARES, show_default=True)
 @click.option(
-    "--shards", type=click.IntRange(1, MAX_SHARDS), metavar="M", help="For what is cut: a given M."
+    "--shards",
+    type=click.IntRange(1, limits.MAX_PARTS),
+    metavar="M",
+    help="For what is cut: a given M.",
 )
 @click.option(
     "--whole", is_flag=True, help="Also trees whose functions hold whole updates, as published."

@@ -24,9 +24,9 @@ from gradshard.costing.claims import Comparison
 from gradshard.costing.terms import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.errors import PlanError, SpecError
 from gradshard.network import BURST, Bandwidth
-from gradshard.spec import MAX_SHARDS
+from gradshard.spec import MAX_CLIENTS
+from gradshard.topologies import MAX_FAN_IN
 
-MAX_CLIENTS: Final = 1000
 SYSTEM: Final = click.Choice(list(SYSTEMS))
 
 
@@ -72,7 +72,7 @@ WIDE: Final = 136
     metavar="N",
 )
 @click.option("--system", "systems", type=SYSTEM, multiple=True, help="Only this one; repeated.")
-@click.option("--shards", type=click.IntRange(1, MAX_SHARDS), metavar="M", help="A given M.")
+@click.option("--shards", type=click.IntRange(1, limits.MAX_PARTS), metavar="M", help="A given M.")
 @click.option("--within", type=Seconds(), metavar="TIME", help="How long gradshard may take.")
 @click.option(
     "--memory",
@@ -171,6 +171,8 @@ def _show_systems(size: int, systems: tuple[str, ...], setting: Setting, as_json
             "counts; clients' requests are as each system's clients make them"
         )
     )
+    if setting.clients > MAX_FAN_IN:
+        console.print(f"beyond {MAX_FAN_IN} clients gradshard's shards are those of a grid")
 
 
 def _systems_table(estimates: list[Estimate]) -> Table:

@@ -12,6 +12,7 @@ from gradshard.cli.common import (
     Seconds,
     aggregation_options,
     cell,
+    counted,
     debuggable,
     dollars,
     json_option,
@@ -21,7 +22,7 @@ from gradshard.cli.common import (
 )
 from gradshard.federation import Federation
 from gradshard.planning import PLAN_BYTES_PER_CLIENT, Aggregator, Load, Projection
-from gradshard.spec import MAX_CLIENTS, MAX_SHARDS, parse_spec
+from gradshard.spec import MAX_CLIENTS, parse_spec
 from gradshard.topologies import TOPOLOGIES
 
 DEFAULT_MEMORY_MB: Final = 128
@@ -59,7 +60,7 @@ class Size(click.ParamType):
 @click.option("--size", type=Size(), required=True, help="Of an update: 512MB, 1GiB, 5e9.")
 @click.option("--clients", type=click.IntRange(1, MAX_CLIENTS), required=True, metavar="N")
 @aggregation_options
-@click.option("--shards", type=click.IntRange(1, MAX_SHARDS), metavar="M", help="A given M.")
+@click.option("--shards", type=click.IntRange(1, limits.MAX_PARTS), metavar="M", help="A given M.")
 @click.option("--within", type=Seconds(), metavar="TIME", help="Or how long aggregating may take.")
 @click.option(
     "--memory",
@@ -148,9 +149,10 @@ def plan(
         console.print(cell(note))
     console.print(
         cell(
-            f"{clients} updates of {megabytes(size)} on {architecture}: at {memory} MB the planner "
-            f"takes {name} of {choice.shards}, {choice.tasks} tasks, {choice.seconds:.1f} s, "
-            f"{dollars(choice.total_dollars)}"
+            f"{counted(clients, 'update')} of {megabytes(size)} on {architecture}: at {memory} MB "
+            f"the planner takes M={choice.shards} ({TOPOLOGIES[name].title}, "
+            f"{counted(choice.tasks, 'task')}), "
+            f"{choice.seconds:.1f} s, {dollars(choice.total_dollars)}"
         )
     )
 

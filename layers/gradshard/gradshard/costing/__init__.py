@@ -1,5 +1,7 @@
 r"""What a round costs on AWS, by system: gradshard's shards beside the published systems.
 
+gradshard's ``shards`` are what its planner takes for as many clients: a grid beyond 64.
+
 Pure arithmetic over :mod:`gradshard.limits` and :mod:`gradshard.costing.published`. For functions f
 of a system, with m_f MB and t_f seconds each,
 
@@ -13,7 +15,7 @@ of a system, with m_f MB and t_f seconds each,
 The first two are the paper's ``agg`` column, the first three its ``full`` column; it counts none
 of the others. They are counted here as if gradshard's state machine ran every system. Clients'
 requests are those that each system's clients make: one for an object with the published systems,
-as the paper counts, and :func:`gradshard.planning.client_ranges` with gradshard.
+as the paper counts, and :func:`gradshard.planning.client_requests` with gradshard.
 
 Time: a function that reads r bytes in g GETs takes
 

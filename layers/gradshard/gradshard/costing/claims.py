@@ -2,7 +2,8 @@
 
 Everything is computed from :mod:`gradshard.costing`; nothing here is a typed-in result.
 
-gradshard's clients send and fetch a large update in a few requests, the published systems' in one.
+gradshard's clients send a very large update and fetch a large result in a few requests, the
+published systems' in one.
 Where like is counted with like, the trees' clients are given gradshard's requests: that is the same
 as leaving clients out of the difference.
 """
@@ -346,6 +347,9 @@ class FanOut:
 
 
 FAN_OUT_SHARDS: Final = (1, 4, 16, 36, 200)
+EXPRESS_EACH: Final = 1
+AS_DEPLOYED: Final = 3
+"""Of the ways that :func:`fan_outs` returns: an Express execution a task, and one for forty."""
 
 
 def fan_outs(seconds: float, shards: Sequence[int] = FAN_OUT_SHARDS) -> list[FanOut]:

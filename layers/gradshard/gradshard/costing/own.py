@@ -24,13 +24,14 @@ def shards(nbytes: int, setting: Setting) -> Estimate:
 
 
 def choices(nbytes: int, setting: Setting) -> list[Estimate]:
-    """Return a round of shards for every M that fits, or the M given, whatever the time budget."""
+    """Return a round of shards for each M that fits, or the M given, whatever the time budget."""
     load, aggregator = _load(nbytes, topologies.AUTO, setting), setting.aggregator()
     fewest, most = planning.min_shards(nbytes), planning.max_shards(nbytes)
     if setting.shards is not None:
         most = min(setting.shards, most)
         fewest = max(fewest, most)
-    projections = (planning.project(load, m, aggregator) for m in range(fewest, most + 1))
+    counts = planning.shard_counts(fewest, most)
+    projections = (planning.project(load, m, aggregator) for m in counts)
     return [
         _estimate("shards", nbytes, projection)
         for projection in projections

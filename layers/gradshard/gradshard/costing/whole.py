@@ -102,15 +102,10 @@ def _estimate(
 
     aggregator = setting.aggregator(memory)
 
-    def seconds(fan_in: int) -> float:
-        return (
-            aggregator.task_seconds(fan_in * input_bytes)
-            # One request after another, and the result when all is read.
-            + fan_in * setting.bandwidth.latency_seconds
-            + setting.bandwidth.seconds(input_bytes)
-        )
-
-    priced = [[Tasks(1, seconds(fan_in)) for fan_in in level] for level in levels]
+    priced = [
+        [Tasks(1, aggregator.whole_task_seconds(fan_in, input_bytes, input_bytes)) for fan_in in lv]
+        for lv in levels
+    ]
     longest = [max(run.seconds for run in level) for level in priced]
     if max(longest) > published.TIMEOUT_SECONDS:
         raise PlanError(

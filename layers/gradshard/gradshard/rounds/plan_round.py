@@ -1,22 +1,44 @@
 """Freeze who contributes, plan the sums, and start the upload of the result."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gradshard import orders, planning
 from gradshard.agreement import agree
-from gradshard.errors import GradshardError, PlanError
+from gradshard.arithmetic import STEPS
+from gradshard.assignments import normalised_weights, parse_report
+from gradshard.errors import GradshardError, PlanError, UpdateError
 from gradshard.keys import RoundKeys
+from gradshard.layers import Coverage, Layer, coverage_of, layers_of
 from gradshard.layout import PREFIX_BYTES, Layout, Span, encode_header, parse_header
 from gradshard.orders import Order
-from gradshard.plan import Contributor, Level, Plan, Refusal, level_of, weigh
+from gradshard.plan import (
+    FEDAVG,
+    Contributor,
+    Level,
+    Plan,
+    Refusal,
+    WeighedLayer,
+    level_of,
+    weigh,
+)
 from gradshard.planning import Aggregator, Load, Projection
 from gradshard.rounds import arrivals
 from gradshard.rounds.arrivals import Update
+from gradshard.salf import (
+    PastRound,
+    PastRounds,
+    check_usable,
+    effective_weights,
+    estimate_reach,
+)
 from gradshard.store import Store
 from gradshard.topologies import TOPOLOGIES, Levels
+
+NAMED: Final = 20
+"""Clients that an error names."""
 
 
 class QuorumError(GradshardError):
@@ -51,6 +73,7 @@ class _Entrants(NamedTuple):
     layout: Layout | None
     refused: tuple[Refusal, ...]
     missing: tuple[str, ...]
+    coverage: dict[str, Coverage]
 
 
 def plan_round(
@@ -72,8 +95,14 @@ def plan_round(
     Returns
     -------
     dict
-        ``status`` ``planned`` with, for each level, the object that lists its tasks; or ``failed``
-        with ``error`` and ``cause``.
+        ``attempt``, M, and for each level the object that lists its tasks.
+
+    Raises
+    ------
+    QuorumError
+        There are too few good updates.
+    PlanError
+        They cannot be aggregated within the limits.
     """
     keys = RoundKeys(round_id)
     # Looked at before it is read: if another planning replaces it meanwhile, writing ours fails.
@@ -81,17 +110,14 @@ def plan_round(
     previous = Plan.from_json(store.get_json(keys.plan)) if head else None
     if previous is not None and _is_answered(previous, call):
         return _planned(store, keys, previous, aggregator)
-    try:
-        plan = _Planning(store, keys, call, aggregator, previous).plan()
-        if not store.put_json(keys.plan, plan.to_json(), replaces=head.etag if head else None):
-            # A planning that runs twice at once is settled here; the loser leaves nothing behind.
-            if previous is None or previous.upload_id != plan.upload_id:
-                store.abort_upload(keys.result, plan.upload_id)
-            plan = Plan.from_json(store.get_json(keys.plan))
-        elif previous is not None and previous.upload_id != plan.upload_id:
-            store.abort_upload(keys.result, previous.upload_id)
-    except GradshardError as error:
-        return {"status": "failed", "error": type(error).__name__, "cause": str(error)}
+    plan = _Planning(store, keys, call, aggregator, previous).plan()
+    if not store.put_json(keys.plan, plan.to_json(), replaces=head.etag if head else None):
+        # A planning that runs twice at once is settled here; the loser leaves nothing behind.
+        if previous is None or previous.upload_id != plan.upload_id:
+            store.abort_upload(keys.result, plan.upload_id)
+        plan = Plan.from_json(store.get_json(keys.plan))
+    elif previous is not None and previous.upload_id != plan.upload_id:
+        store.abort_upload(keys.result, previous.upload_id)
     return _planned(store, keys, plan, aggregator)
 
 
@@ -118,7 +144,6 @@ def _planned(store: Store, keys: RoundKeys, plan: Plan, aggregator: Aggregator) 
         store.put_json(keys.tasks(level), batches)
         levels.append({"bucket": store.bucket, "key": keys.tasks(level)})
     return {
-        "status": "planned",
         "attempt": plan.attempt,
         "shards": plan.shards,
         "levels": levels,
@@ -127,12 +152,16 @@ def _planned(store: Store, keys: RoundKeys, plan: Plan, aggregator: Aggregator) 
 
 
 class _Settled(NamedTuple):
-    """What of a layout the plan needs, once it is settled; of no bytes while it is not."""
+    """What of a layout the plan needs, once it is settled; of no bytes while it is not.
+
+    ``layers`` are those of partial updates, and where they stand.
+    """
 
     spans: tuple[Span, ...] = ()
     nbytes: int = 0
     tensors: int = 0
     header_bytes: int = 0
+    layers: tuple[tuple[Layer, tuple[tuple[int, int], ...]], ...] = ()
 
 
 class _Grouping(NamedTuple):
@@ -201,7 +230,7 @@ class _Planning:
         previous = self._previous
         if previous is not None and self._call.attempt > previous.attempt:
             return self._without_refused(previous)
-        there = arrivals.arrived(self._store, arrivals.sent_to(self._keys, self._spec))
+        there = self._there()
         wave, awaited = self._wave(there)
         entrants = self._admit(self._members(there, wave) if self._spec.eager else there, there)
         if previous is not None:
@@ -214,7 +243,8 @@ class _Planning:
         if previous is not None and previous.nbytes:
             plan = self._extended(previous, wave, entrants)
         else:
-            plan = self._assembled(self._grouped(entrants.contributors), self._settle(entrants))
+            grouping = self._grouped(entrants.contributors)
+            plan = self._assembled(grouping, self._settle(entrants), entrants.coverage)
         return replace(
             plan,
             wave=tuple(wave) if self._spec.eager else plan.wave,
@@ -238,7 +268,7 @@ class _Planning:
             previous,
             visit=self._call.visit,
             levels=(replace(previous.levels[0], groups=tuple(level)), *previous.levels[1:]),
-            contributors=weigh(entrants.contributors, self._spec.weights),
+            contributors=self._weighed(entrants.contributors),
         )
 
     def _without_refused(self, previous: Plan) -> Plan:
@@ -249,11 +279,31 @@ class _Planning:
             None,
             previous.refused + tuple(self._call.refused),
             previous.missing,
+            {
+                contributor.client: tuple(layer.weights[i] is not None for layer in previous.layers)
+                for i, contributor in enumerate(previous.contributors)
+                if contributor.client not in out
+            },
         )
         self._check_quorum(entrants)
-        settled = _Settled(previous.spans, previous.nbytes, previous.tensors, previous.header_bytes)
-        plan = self._assembled(self._grouped(entrants.contributors), settled)
+        settled = _Settled(
+            previous.spans,
+            previous.nbytes,
+            previous.tensors,
+            previous.header_bytes,
+            tuple((Layer(layer.name, ()), layer.ranges) for layer in previous.layers),
+        )
+        grouping = self._grouped(entrants.contributors)
+        plan = self._assembled(grouping, settled, entrants.coverage)
         return replace(plan, refused=entrants.refused, missing=entrants.missing)
+
+    def _there(self) -> list[str]:
+        """List the clients of which there is an update, or some of it where that counts."""
+        sent = arrivals.sent_to(self._keys, self._spec)
+        there = arrivals.arrived(self._store, sent)
+        if self._spec.rule is None:
+            return there
+        return sorted({*there, *arrivals.progressed(self._store, sent)})
 
     def _wave(self, there: list[str]) -> tuple[list[int], list[int]]:
         """Return an eager round's groups to plan now, and those still awaited after that."""
@@ -287,6 +337,10 @@ class _Planning:
             elif update is not None:
                 refused.append(update)
         layout, differences = self._agree(updates)
+        coverage: dict[str, Coverage] = {}
+        if layout is not None:
+            agreeing = {c: update for c, update in updates.items() if c not in differences}
+            differences |= self._unusable(layout, agreeing, coverage)
         for client, difference in differences.items():
             source = updates.pop(client).source
             refused.append(Refusal(client, f"{source.key}: {difference}", source.etag))
@@ -299,16 +353,40 @@ class _Planning:
                 samples=update.samples,
                 weight=0.0,
                 runs=layout.runs_in(update.header.layout, update.header.data_offset),
+                report=self._report(update),
             )
             for update in updates.values()
             if layout is not None
         )
-        return _Entrants(contributors, layout, tuple(refused), spec.missing(there))
+        return _Entrants(contributors, layout, tuple(refused), spec.missing(there), coverage)
+
+    def _report(self, update: Update) -> dict[str, Any] | None:
+        if self._spec.assignments is None and self._spec.weights != STEPS:
+            return None
+        return asdict(parse_report(update.samples, update.header.metadata))
+
+    def _unusable(
+        self, layout: Layout, updates: dict[str, Update], coverage: dict[str, Coverage]
+    ) -> dict[str, str]:
+        """Say which updates the rule has no use for, and why; note what the others cover."""
+        spec, why = self._spec, {}
+        layers = layers_of(layout, spec.layers) if spec.rule is not None else ()
+        for client, update in updates.items():
+            try:
+                if spec.weights == STEPS:
+                    _check_steps(update)
+                if spec.rule is not None:
+                    covered = coverage_of(layers, update.header.layout.shapes)
+                    check_usable(spec.rule, layers, covered)
+                    coverage[client] = covered
+            except UpdateError as error:
+                why[client] = str(error)
+        return why
 
     def _agree(self, updates: dict[str, Update]) -> tuple[Layout | None, dict[str, str]]:
         layouts = {client: update.header.layout for client, update in updates.items()}
         if self._previous is None or not self._previous.nbytes:
-            return agree(layouts, self._spec.layout)
+            return agree(layouts, self._spec.layout, partial=self._spec.rule is not None)
         header = self._store.get_bytes(self._keys.layout) or b""
         settled = parse_header(header[PREFIX_BYTES:], len(header) + self._previous.nbytes).layout
         return agree(layouts, settled, "that of the groups that were complete before")
@@ -319,12 +397,10 @@ class _Planning:
             return
         text = f"{count} good updates, but min_clients is {needed}"
         if entrants.missing:
-            text += f"; missing: {', '.join(entrants.missing)}"
+            text += f"; missing: {_first_of(entrants.missing, ', ')}"
         if entrants.refused:
-            reasons = "; ".join(
-                f"{refusal.client}: {refusal.reason}" for refusal in entrants.refused
-            )
-            text += f"; refused: {reasons}"
+            reasons = [f"{refusal.client}: {refusal.reason}" for refusal in entrants.refused]
+            text += f"; refused: {_first_of(reasons, '; ')}"
         raise QuorumError(text)
 
     def _settle(self, entrants: _Entrants) -> _Settled:
@@ -335,7 +411,18 @@ class _Planning:
             return _Settled()
         header = encode_header(layout, {})
         self._store.put_bytes(self._keys.layout, header, content_type="application/octet-stream")
-        return _Settled(layout.spans, layout.nbytes, len(layout.tensors), len(header))
+        layers = layers_of(layout, self._spec.layers) if self._spec.rule is not None else ()
+        stand = {tensor.name: (tensor.start, tensor.end) for tensor in layout.tensors}
+        return _Settled(
+            layout.spans,
+            layout.nbytes,
+            len(layout.tensors),
+            len(header),
+            tuple(
+                (layer, tuple(stand[t] for t in layer.tensors if stand[t][0] < stand[t][1]))
+                for layer in layers
+            ),
+        )
 
     def _grouped(self, contributors: Sequence[Contributor]) -> _Grouping:
         spec = self._spec
@@ -348,7 +435,52 @@ class _Planning:
             # Groups are of those who were expected, whoever came.
             first_level = [sum(c.client in group for c in ordered) for group in spec.groups()]
         levels = tuple(map(level_of, (first_level, *sizes[1:]), parts))
-        return _Grouping(name, sizes, order, levels, weigh(ordered, spec.weights))
+        return _Grouping(name, sizes, order, levels, self._weighed(ordered))
+
+    def _weighed(self, contributors: Sequence[Contributor]) -> tuple[Contributor, ...]:
+        if self._spec.weights != STEPS:
+            return weigh(contributors, self._spec.weights)
+        # Whoever reported no steps was refused.
+        steps = [(contributor.report or {})["steps"] for contributor in contributors]
+        weights = normalised_weights([c.samples for c in contributors], steps)
+        return tuple(
+            replace(contributor, weight=weight)
+            for contributor, weight in zip(contributors, weights, strict=True)
+        )
+
+    def _layers(
+        self, grouping: _Grouping, settled: _Settled, coverage: dict[str, Coverage]
+    ) -> tuple[WeighedLayer, ...]:
+        """Weigh each layer of partial updates."""
+        rule, names = self._spec.rule, [c.client for c in grouping.contributors]
+        if rule is None or not names:
+            return ()
+        layers = [layer for layer, _ in settled.layers]
+        expected: list[str | None]
+        if isinstance(self._spec.clients, int):
+            expected = [*names, *[None] * (self._spec.clients - len(names))]
+        else:
+            expected = list(self._spec.clients)
+        if isinstance(rule.participation, PastRounds):
+            known = [client for client in expected if client is not None]
+            past = [self._past_round(name) for name in rule.participation.rounds]
+            rule = replace(rule, participation=estimate_reach(past, known, layers))
+        samples = {contributor.client: contributor.samples for contributor in grouping.contributors}
+        weighed = effective_weights(rule, layers, expected, coverage, samples)
+        return tuple(
+            WeighedLayer(layer.name, ranges, found.missed, found.weights)
+            for (layer, ranges), found in zip(settled.layers, weighed, strict=True)
+        )
+
+    def _past_round(self, name: str) -> PastRound:
+        manifest = self._store.get_json(RoundKeys(name).manifest) or {}
+        if "layers" not in manifest:
+            raise PlanError(
+                f"p cannot be estimated from round {name!r}: it is no completed round of partial "
+                "updates; name others, or give p"
+            )
+        covered = {layer["name"]: frozenset(layer["weights"]) for layer in manifest["layers"]}
+        return PastRound(frozenset(manifest["expected"]), covered)
 
     def _choose(self, grouping: _Grouping, settled: _Settled) -> tuple[Projection, list[str]]:
         spans, nbytes = settled.spans, settled.nbytes
@@ -367,7 +499,9 @@ class _Planning:
             load, self._aggregator, shards=self._spec.shards, within=self._spec.within
         )
 
-    def _assembled(self, grouping: _Grouping, settled: _Settled) -> Plan:
+    def _assembled(
+        self, grouping: _Grouping, settled: _Settled, coverage: dict[str, Coverage]
+    ) -> Plan:
         """Put a plan together, with an upload of its own."""
         spec, call, keys = self._spec, self._call, self._keys
         projection, notes = self._choose(grouping, settled)
@@ -381,6 +515,9 @@ class _Planning:
             order=orders.format_order(grouping.order),
             weights=spec.weights,
             hold=spec.hold,
+            rule=FEDAVG if spec.rule is None else spec.rule.name,
+            layers=self._layers(grouping, settled, coverage),
+            assignments=spec.assignments and spec.assignments.to_json(),
             levels=grouping.levels,
             contributors=grouping.contributors,
             spans=settled.spans,
@@ -397,3 +534,16 @@ class _Planning:
             opened_at=self._opened_at,
             planned_at=datetime.now(UTC).isoformat(),
         )
+
+
+def _first_of(names: Sequence[str], separator: str) -> str:
+    """Join names, not so many that an error's text would be cut off."""
+    more = len(names) - NAMED
+    return separator.join(names[:NAMED]) + (f"{separator}and {more} more" if more > 0 else "")
+
+
+def _check_steps(update: Update) -> None:
+    report = parse_report(update.samples, update.header.metadata)
+    if report.steps is None:
+        note = next((note for note in report.notes if note.startswith("steps")), "steps is missing")
+        raise UpdateError(f"weights by steps need the client's local steps in its metadata: {note}")

@@ -1,0 +1,65 @@
+"""``gradshard convert``: files of other programs to safetensors."""
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from gradshard import convert as converting
+from gradshard.cli.common import (
+    counted,
+    debuggable,
+    json_option,
+    megabytes,
+    plain,
+    print_json,
+    progress_bar,
+)
+
+SHOWN: Final = 20
+"""So many entries that were left out are listed; --json has all."""
+
+
+@click.command()
+@click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="The .safetensors file to write.",
+)
+@click.option("--samples", type=int, metavar="N", help="Put num_samples into the metadata.")
+@click.option(
+    "--key", metavar="NAME", help="Under which a checkpoint has the state_dict, if that is unclear."
+)
+@json_option
+@debuggable
+def convert(
+    source: Path, target: Path, samples: int | None, key: str | None, as_json: bool
+) -> None:
+    """Write the tensors of an .npz or a torch checkpoint as a .safetensors file.
+
+    Says what it left out. Objects in the file are never unpickled.
+    """
+    with progress_bar(f"converting {source.name}") as tell:
+        done = converting.convert(source, target, samples=samples, key=key, progress=tell)
+    if as_json:
+        print_json(
+            {
+                "file": str(target),
+                "nbytes": done.nbytes,
+                "tensors": len(done.layout.tensors),
+                "num_samples": samples,
+                "left_out": [entry._asdict() for entry in done.left_out],
+            }
+        )
+        return
+    tensors = counted(len(done.layout.tensors), "tensor")
+    click.echo(f"wrote {plain(target)} ({tensors}, {megabytes(done.nbytes)})")
+    for entry in done.left_out[:SHOWN]:
+        click.echo(f"left out {plain(entry.name)}: {plain(entry.reason)}")
+    if len(done.left_out) > SHOWN:
+        click.echo(f"left out {len(done.left_out) - SHOWN} more; --json lists them")

@@ -1,0 +1,161 @@
+"""The built wheel in an environment of its own, used from an empty folder: no checkout in reach."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gradshard import __file__ as package
+from gradshard import application
+from tests import reference
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(package).parents[3]
+SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The environment that has the wheel, and the folder of whoever uses it."""
+
+    python: Path
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *command: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run one of the environment's commands in the empty folder."""
+        name, *arguments = map(str, command)
+        return subprocess.run(
+            [self.python.with_name(name), *arguments],
+            cwd=self.folder,
+            env=self.environment | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+        )
+
+    def said(self, *arguments: object, **variables: str) -> str:
+        """Run `gradshard`, which must succeed."""
+        done = self.run("gradshard", *arguments, **variables)
+        assert done.returncode == 0, done
+        return done.stdout
+
+
+def made(*command: object) -> None:
+    done = subprocess.run(
+        [*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=SECONDS
+    )
+    assert done.returncode == 0, done
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    top = tmp_path_factory.mktemp("installed")
+    python = top / "venv" / "bin" / "python"
+    made(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", top)
+    [wheel] = top.glob("*.whl")
+    # With pip, which `sam build` runs.
+    made(sys.executable, "-m", "venv", top / "venv")
+    uv = Path(sys.executable).with_name("uv")
+    made(uv, "pip", "install", "--quiet", "--python", python, f"{wheel}[local]")
+    folder = top / "empty"
+    folder.mkdir()
+    # The machine's settings for pip stay, not those of other tests' engine or of this environment.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("AWS_", "PYTHON")) and name != "VIRTUAL_ENV"
+    }
+    environment |= {
+        "PATH": "/usr/bin:/bin",
+        "XDG_CACHE_HOME": str(top / "cache"),
+        "NO_PROXY": "127.0.0.1,localhost",
+        "SAM_CLI_TELEMETRY": "0",
+    }
+    return Installed(python, folder, environment)
+
+
+@pytest.fixture(scope="module")
+def port(installed: Installed) -> Iterator[int]:
+    """A local engine that the installed command started."""
+    said = installed.said("local", "up", "--port", 0)
+    url = re.search(r"http://127\.0\.0\.1:(\d+)", said)
+    assert url, said
+    port = int(url[1])
+    yield port
+    assert installed.said("local", "down", "--port", port) == (
+        f"the engine on port {port} was stopped\n"
+    )
+
+
+def status(installed: Installed, port: int) -> dict[str, Any]:
+    done = installed.run("gradshard", "local", "status", "--port", port, "--json")
+    document: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (0 if document["deployed"] else 1)
+    return document
+
+
+def test_the_command_and_the_library_are_there(installed: Installed) -> None:
+    assert re.fullmatch(r"gradshard, version \d+\.\d+\.\d+\n", installed.said("--version"))
+    plan = json.loads(installed.said("plan", "--size", "512MB", "--clients", 20, "--json"))
+    assert plan["choice"]["shards"] >= 1
+    asked = installed.run("python", "-c", "import gradshard; print(gradshard.Federation)")
+    assert "gradshard.federation.Federation" in asked.stdout, asked
+    typed = "import gradshard, pathlib; print((pathlib.Path(gradshard.__path__[0]) / 'py.typed'))"
+    assert Path(installed.run("python", "-c", typed).stdout.strip()).is_file()
+
+
+def test_the_wheel_carries_exactly_what_the_checkout_deploys(installed: Installed) -> None:
+    asked = installed.run(
+        "python",
+        "-c",
+        "from gradshard import application as a; print(a.checkout(), a.fingerprint())",
+    )
+    assert asked.stdout == f"None {application.fingerprint()}\n", asked
+
+
+def test_a_round_without_a_checkout(installed: Installed, port: int, tmp_path: Path) -> None:
+    assert status(installed, port)["deployed"] is True
+    local = ("--local", "--port", port)
+    installed.said("open", "r1", "--client", "a", "--client", "b", *local)
+    rng = np.random.default_rng(5)
+    updates = [{"w": reference.random_tensor(rng, "F32", (40, 30))} for _ in "ab"]
+    for client, update in zip("ab", updates, strict=True):
+        save_file(update, tmp_path / client)
+        installed.said("submit", "r1", client, tmp_path / client, "--samples", 3, *local)
+    assert "completed" in installed.said("watch", "r1", *local)
+    installed.said("fetch", "r1", "-o", "average.safetensors", *local)
+    average = load_file(installed.folder / "average.safetensors")
+    assert average["w"].tobytes() == reference.average(updates, [3, 3])["w"].tobytes()
+
+
+def test_deploying_from_an_empty_folder_takes_sams_options(installed: Installed, port: int) -> None:
+    aws = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    deployed = installed.run(
+        *("gradshard", "deploy", "--stack-name", "mine", "--no-confirm-changeset"),
+        *("--parameter-overrides", "Architecture=x86_64", "AggregatorMemory=192"),
+        **aws,
+    )
+    assert deployed.returncode == 0, deployed
+    # The layer is for the processor that the functions are for.
+    built = re.findall(r"architecture: (\w+)", deployed.stderr + deployed.stdout)
+    assert set(built) == {"x86_64"}, deployed
+    asked = ("plan", "--stack", "mine", "--size", "1MB", "--clients", 2, "--json")
+    plan = json.loads(installed.said(*asked, **aws))
+    assert (plan["architecture"], plan["choice"]["memory_mb"]) == ("x86_64", 192)
