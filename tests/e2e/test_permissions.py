@@ -93,6 +93,8 @@ def rounds(federation: Federation, deployed: Deployed) -> None:
     eager(federation)
     failed_tree(federation, deployed)
     given_up(federation, deployed)
+    cut_off(federation, deployed)
+    assigned(federation)
     late(federation, deployed)
 
 
@@ -178,6 +180,35 @@ def given_up(federation: Federation, deployed: Deployed) -> None:
     deployed.call("collect_update", {"round": "iam-given-up", "deadline": True})
     assert deployed.ended("iam-given-up")["cause"] == "by hand"
     assert round_.keys.result not in deployed.keys(round_.keys.root)
+
+
+def cut_off(federation: Federation, deployed: Deployed) -> None:
+    """Updates that grow, with long headers; then a round whose rule looks at this one."""
+    layers = {
+        layer: {f"{layer}.{'w' * 100}{number}": np.ones(1, "f4") for number in range(600)}
+        for layer in ("first", "last")
+    }
+    earlier = "iam-cut-off-uniform"
+    for participation in ({"model": "uniform"}, {"model": "rounds", "rounds": [earlier]}):
+        name = f"iam-cut-off-{participation['model']}"
+        rule = {"name": "salf", "p": participation}
+        round_ = federation.open_round(name, ["a", "b"], rule=rule, deadline=8)
+        round_.submit("a", layers["first"] | layers["last"], 1)
+        round_.growing("b", 1).add(layers["last"])
+        # As if it had sent all, and deleted it again.
+        gone = {"key": round_.keys.update("b"), "etag": "gone"}
+        deployed.call("collect_update", {"detail": {"object": gone}})
+        round_.wait(SECONDS)
+
+
+def assigned(federation: Federation) -> None:
+    """A round whose assignments go on from those of another."""
+    terms: dict[str, Any] = {"batch_size": 16, "epochs": 1, "learning_rate": 0.1}
+    training = {"train_seconds": 3.0, "batch_size": 16, "epochs": 1, "steps": 10}
+    for name, after in (("iam-week-1", {}), ("iam-week-2", {"after": "iam-week-1"})):
+        round_ = federation.open_round(name, ["a"], assignments=terms | after, deadline=600)
+        round_.submit("a", update(1), 160, training=training)
+        round_.wait(SECONDS)
 
 
 def late(federation: Federation, deployed: Deployed) -> None:

@@ -95,8 +95,7 @@ def _cut(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_line(record: Mapping[str, Any]) -> str:
     """Return a log line: ASCII only, so that no client's text moves a reader's cursor."""
-    # JSON lets DEL, the one control character of ASCII above the blank, pass.
-    return json.dumps(record, separators=(",", ":"), default=str).replace("\x7f", "\\u007f")
+    return json.dumps(record, separators=(",", ":"), default=str)
 
 
 def usage(context: Context, started: float) -> dict[str, float]:
