@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint build build-arm64 build-x86_64 test test-client test-torch bench demo deploy requirements clean
+.PHONY: help setup format lint audit build build-arm64 build-x86_64 test test-client test-torch bench demo deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -37,6 +37,14 @@ lint: setup ## Check style, types and the template
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/sam validate --lint --region us-east-1
+
+# --strict: a package that cannot be looked up is a failure, not a gap in a list that looks clean.
+audit: setup ## Look every pinned dependency up in the database of known vulnerabilities (pypi.org)
+	@$(BIN)/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+		-r requirements-dev.txt -r layers/gradshard/requirements.txt || { \
+		echo 'NOT AUDITED, or vulnerable: see above. "not found on PyPI" or a failed connection means that' \
+			'pypi.org/pypi/<package>/<version>/json cannot be read from here (a mirror rarely has it):' \
+			'run `make audit` where it can.' >&2; exit 1; }
 
 build: setup ## Build for the architecture of samconfig.toml's [default]
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/sam build

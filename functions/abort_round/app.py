@@ -10,16 +10,18 @@ from gradshard.store import Store
 store = Store(os.environ["GRADSHARD_BUCKET"])
 
 
-@observe.handler
+def measures(event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float]:
+    """Count a failed round once: each of its tasks may have aborted it before the machine does."""
+    return {"RoundsFailed": 1} if outcome["status"] == "failed" and "task" not in event else {}
+
+
+@observe.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """End the round with its cause."""
-    outcome = abort_round(
+    return abort_round(
         store,
         event["round"],
         error=event["error"],
         cause=event["cause"],
         task=event.get("task"),
     )
-    if outcome["status"] == "failed":
-        observe.count("RoundsFailed")
-    return outcome

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from gradshard import observe
+from gradshard import tasklog
 from gradshard.plan import Task
 from gradshard.rounds.aggregate_shard import aggregate_shard
 from gradshard.wire import Wire
@@ -11,12 +11,22 @@ from gradshard.wire import Wire
 wire = Wire(os.environ["GRADSHARD_BUCKET"], os.environ["GRADSHARD_BUCKET_HOST"])
 
 
-@observe.handler
+def measures(_event: dict[str, Any], report: dict[str, Any]) -> dict[str, float]:
+    """Measure a task, unless its plan was given up meanwhile."""
+    if "superseded_by" in report:
+        return {}
+    return {
+        "Tasks": 1,
+        "TaskSeconds": report["seconds"],
+        "BytesRead": report["bytes_read"],
+        "BytesWritten": report["bytes_written"],
+        "Retries": report["retries"],
+    }
+
+
+@tasklog.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Do one task of the plan."""
-    report = aggregate_shard(
+    return aggregate_shard(
         wire, event["round"], attempt=event["attempt"], task=Task(**event["task"])
     )
-    observe.count("Tasks")
-    observe.count("BytesRead", report.get("bytes_read", 0))
-    return report

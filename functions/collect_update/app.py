@@ -10,12 +10,18 @@ from gradshard.store import Store
 store = Store(os.environ["GRADSHARD_BUCKET"])
 
 
-@observe.handler
+def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float]:
+    """Count an update by what became of it."""
+    if "status" not in outcome:  # a deadline's
+        return {}
+    status = "late" if outcome.get("late") else outcome["status"]
+    return {f"Updates{status.capitalize()}": 1}
+
+
+@observe.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Take note of what happened, and let the round go on when it can."""
     if "deadline" in event:
         return deadline_passed(store, event["round"])
     uploaded = event["detail"]["object"]
-    outcome = collect_update(store, uploaded["key"], uploaded["etag"])
-    observe.count(f"Updates{outcome['status'].capitalize()}")
-    return outcome
+    return collect_update(store, uploaded["key"], uploaded["etag"])

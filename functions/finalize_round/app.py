@@ -10,10 +10,18 @@ from gradshard.store import Store
 store = Store(os.environ["GRADSHARD_BUCKET"])
 
 
-@observe.handler
+def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float]:
+    """Count a round that completed, or that is planned again without some."""
+    if outcome["status"] == "completed":
+        return {"RoundsCompleted": 1}
+    if outcome["status"] == "replan":
+        return {"Replans": 1, "UpdatesRefused": len(outcome["refused"])}
+    return {}
+
+
+@observe.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """End the round well, or have it planned again without those who were refused."""
     outcome = finalize_round(store, event["round"])
-    if outcome["status"] == "completed":
-        observe.count("RoundsCompleted")
+    observe.refused(outcome.get("refused", []))
     return outcome

@@ -10,7 +10,7 @@ from gradshard.store import Store
 store = Store(os.environ["GRADSHARD_BUCKET"])
 
 
-@observe.handler
+@observe.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Open the round that an execution of the state machine stands for."""
     return open_round(

@@ -17,7 +17,7 @@ aggregator = Aggregator(
 )
 
 
-@observe.handler
+@observe.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Plan the round, its next groups, or the round again without those who were refused."""
     call = Call(

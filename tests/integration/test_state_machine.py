@@ -24,6 +24,20 @@ TEXT = (ROOT / "statemachine" / "round.asl.json").read_text()
 DEFINITION: dict[str, Any] = json.loads(TEXT)
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 ROLE = "arn:aws:iam::000000000000:role/stub"
+TRUST = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {
+            "Effect": "Allow",
+            "Principal": {"Service": ["lambda.amazonaws.com", "states.amazonaws.com"]},
+            "Action": "sts:AssumeRole",
+        }
+    ],
+}
+ANSWERING = {
+    "Version": "2012-10-17",
+    "Statement": [{"Effect": "Allow", "Action": "states:SendTask*", "Resource": "*"}],
+}
 SECOND = timedelta(seconds=1)
 SECONDS = 60
 
@@ -159,6 +173,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def functions(store: Store, calls: Path) -> dict[str, str]:
     """The stand-ins, by the names the definition has for them."""
+    create_role()
     for scenario in (*SCENARIOS, AWAITING):
         for level in range(3):
             store.put_json(f"machine/{scenario}-{level}.json", batches_of(scenario, level))
@@ -182,6 +197,13 @@ def runs(functions: dict[str, str], machine: str, calls: Path) -> dict[str, Run]
 
     with ThreadPoolExecutor(4) as pool:
         return dict(zip(SCENARIOS, pool.map(run, SCENARIOS), strict=True))
+
+
+def create_role() -> None:
+    """Let the stand-ins answer; the engine holds them to it."""
+    iam = boto3.client("iam")
+    iam.create_role(RoleName="stub", AssumeRolePolicyDocument=json.dumps(TRUST))
+    iam.put_role_policy(RoleName="stub", PolicyName="answer", PolicyDocument=json.dumps(ANSWERING))
 
 
 def create_function(role: str, calls: Path) -> str:

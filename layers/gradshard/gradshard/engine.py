@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bind", action="append", default=[], metavar="ADDRESS")
     options = parser.parse_args(arguments)
     _configure(options.port)
+    _mend_transport()
+    _mend_schedule_arns()
+    _tell_decisions()
     _mend_versioned_ranges()
     _mend_max_concurrency_path()
     _mend_nested_history()
@@ -53,6 +57,8 @@ def _configure(port: int) -> None:
         GATEWAY_PORT=str(port),
         # Functions inherit the engine's environment: they must talk to this engine, no other.
         AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}",
+        # As on AWS: functions have their role's permissions and no others, signatures are verified.
+        AUTH="true",
         # Two engines would compete for these fixed ports, and nothing here uses them.
         IOT_MTLS_ENABLED="0",
         SFTP_ENABLED="0",
@@ -61,6 +67,64 @@ def _configure(port: int) -> None:
         # With a Docker daemon in reach it would remove the containers of other engines.
         DOCKER_HOST="unix:///nonexistent",
     )
+
+
+def _mend_transport() -> None:
+    """Take every request for one over TLS, which AWS is spoken to with.
+
+    This engine listens to plain HTTP, and MiniStack holds requests to the bucket's policy, which
+    refuses that.
+    """
+    from ministack import app
+
+    pin_request_origin = app.pin_request_origin
+
+    def pin(source_ip: str, _secure: bool) -> None:
+        pin_request_origin(source_ip, secure_transport=True)
+
+    app.pin_request_origin = pin
+
+
+def _tell_decisions() -> None:
+    """Write to the log what each role asked for and whether it may, as CloudTrail would.
+
+    A line is ``iam allowed ROLE ACTION RESOURCE``, or ``iam denied …``.
+    """
+    from ministack.core import iam_evaluator
+
+    enforce = iam_evaluator.enforce
+
+    def tell(
+        key: str, action: str, service: str, region: str, resource_arn: str = "*", **more: Any
+    ) -> Any:
+        denied = enforce(key, action, service, region, resource_arn, **more)
+        caller = iam_evaluator.resolve_caller_identity(key) or {}
+        _, assumed, role = caller.get("userArn", "").partition(":assumed-role/")
+        if assumed:
+            decision = "denied" if denied else "allowed"
+            line = f"iam {decision} {role.partition('/')[0]} {action} {resource_arn}\n"
+            # Not print, which writes a line's end apart, maybe after another thread's line.
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        return denied
+
+    iam_evaluator.enforce = tell
+
+
+def _mend_schedule_arns() -> None:
+    """Name a schedule's group when IAM asks what is to be made; MiniStack says ``default``."""
+    from ministack.core import iam_actions
+
+    extract_resource_arn = iam_actions.extract_resource_arn
+
+    def extract(service: str, method: str, path: str, headers: Any, body: bytes, *rest: Any) -> str:
+        arn: str = extract_resource_arn(service, method, path, headers, body, *rest)
+        if service == "scheduler" and ":schedule/default/" in arn and body:
+            group = json.loads(body).get("GroupName", "default")
+            arn = arn.replace(":schedule/default/", f":schedule/{group}/")
+        return arn
+
+    iam_actions.extract_resource_arn = extract
 
 
 def _mend_versioned_ranges() -> None:

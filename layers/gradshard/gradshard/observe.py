@@ -1,31 +1,80 @@
-"""The functions' logger and metrics, and the wrapper that every handler wears."""
+"""What the functions log and measure, and the wrapper that their handlers wear.
 
+``aggregate_shard`` wears that of :mod:`gradshard.tasklog` instead, for the same lines and metrics.
+"""
+
+import time
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from aws_lambda_powertools import Logger, Metrics
-from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-logger = Logger()
-metrics = Metrics()
+from gradshard.signals import (
+    NAMESPACE,
+    UNITS,
+    Event,
+    Measures,
+    Outcome,
+    failure,
+    shortened,
+    subject,
+    to_line,
+    usage,
+)
 
-Handler = Callable[[dict[str, Any], LambdaContext], dict[str, Any]]
+logger = Logger(json_serializer=to_line)
+metrics = Metrics(namespace=NAMESPACE)
+
+Handler = Callable[[Event, LambdaContext], Outcome]
 
 
-def handler(function: Handler) -> Handler:
-    """Log the invocation's context and outcome, and flush the metrics."""
-
-    @logger.inject_lambda_context(clear_state=True)
-    @metrics.log_metrics(raise_on_empty_metrics=False)
-    def observed(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-        outcome = function(event, context)
-        logger.info("done", extra={"outcome": outcome})
-        return outcome
-
-    return observed  # type: ignore[no-any-return]
+def nothing(_event: Event, _outcome: Outcome) -> dict[str, float]:
+    """Add to no metric."""
+    return {}
 
 
-def count(name: str, value: float = 1) -> None:
-    """Add to a metric that counts."""
-    metrics.add_metric(name, MetricUnit.Count, value)
+def handler(measures: Measures = nothing) -> Callable[[Handler], Handler]:
+    """Log what an invocation is about and how it ended, and measure it.
+
+    Parameters
+    ----------
+    measures
+        What to add to the metrics, of an event and its outcome.
+    """
+
+    def wrap(function: Handler) -> Handler:
+        @logger.inject_lambda_context(clear_state=True)
+        @metrics.log_metrics
+        @wraps(function)
+        def observed(event: Event, context: LambdaContext) -> Outcome:
+            logger.append_keys(**subject(event))
+            started = time.perf_counter()
+            try:
+                outcome = function(event, context)
+            except Exception as error:
+                told = _measured(usage(context, started)) | failure(error)
+                logger.error("failed", extra=told)  # noqa: TRY400 - the runtime logs the traceback
+                raise
+            measured = _measured(usage(context, started) | dict(measures(event, outcome)))
+            logger.info("done", extra=measured | {"outcome": shortened(outcome)})
+            return outcome
+
+        return observed
+
+    return wrap
+
+
+def refused(refusals: list[dict[str, Any]]) -> None:
+    """Log a line for each client whose update was refused."""
+    for refusal in refusals:
+        told = {"contributor": refusal["client"], "reason": refusal["reason"]}
+        logger.warning("refused", extra=shortened(told))
+
+
+def _measured(values: dict[str, float]) -> dict[str, Any]:
+    """Add to the metrics, and return the same for the log line."""
+    for name, value in values.items():
+        metrics.add_metric(name, UNITS[name], value)
+    return dict(values)

@@ -34,7 +34,8 @@ def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``status`` is ``accepted``, ``refused`` or ``ignored``, the latter two with a ``reason``.
+        ``status`` is ``accepted``, ``refused`` or ``ignored``, the latter two with a ``reason``;
+        ``late`` is true of an update that came after planning.
     """
     parsed = parse_update_key(key)
     try:
@@ -104,4 +105,4 @@ def _too_late(
         status = ended["status"] if ended else ""
         reason = f"{keys.update(client)}: the round has ended ({status}); this upload was ignored"
     arrivals.refuse(store, keys, Refusal(client, reason, etag, late=True))
-    return {"status": "ignored", "reason": reason}
+    return {"status": "ignored", "reason": reason, "late": True}

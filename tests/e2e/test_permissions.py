@@ -1,0 +1,271 @@
+"""The functions' roles, by what whole rounds ask of them: the local engine evaluates IAM.
+
+Every function runs with its role's credentials. What the rounds below may not do, they fail at;
+what no round does, no role need allow.
+"""
+
+import fnmatch
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import boto3
+import numpy as np
+import pytest
+from botocore.exceptions import ClientError
+
+from gradshard import Federation, RoundFailed
+from gradshard.local import Engine
+from tests import reference
+from tests.e2e.deployed import Deployed, until
+
+pytestmark = pytest.mark.e2e
+
+SECONDS = 120
+ROLES = (
+    "OpenRoundFunctionRole",
+    "CollectUpdateFunctionRole",
+    "PlanRoundFunctionRole",
+    "AggregateShardFunctionRole",
+    "FinalizeRoundFunctionRole",
+    "AbortRoundFunctionRole",
+)
+DECISION = re.compile(r"iam (allowed|denied) gradshard-(\w+)-\w+ (\S+) (\S+)")
+
+
+class Permission(NamedTuple):
+    role: str
+    action: str
+    resource: str
+
+
+UNUSED = {
+    # Passed on by the engine without asking IAM.
+    ("OpenRoundFunctionRole", "iam:PassRole"),
+    # What cannot be delivered goes to the queue; the engine tries three times and drops it.
+    ("CollectUpdateFunctionRole", "sqs:SendMessage"),
+    # Not a request: it has S3 answer 404 instead of 403 where an object is not there.
+    ("AggregateShardFunctionRole", "s3:ListBucket"),
+    ("FinalizeRoundFunctionRole", "s3:ListBucket"),
+    ("AbortRoundFunctionRole", "s3:ListBucket"),
+}
+"""What no round here uses, or the engine does not ask IAM for."""
+
+
+def update(seed: int) -> dict[str, reference.Array]:
+    return {"w": np.random.default_rng(seed).standard_normal(50, np.float32)}
+
+
+def asked(engine: Engine) -> Iterator[tuple[str, Permission]]:
+    """What roles asked for so far, and how that was decided."""
+    for decision, role, action, resource in DECISION.findall(engine.log.read_text()):
+        yield decision, Permission(role, action, resource)
+
+
+def granted() -> Iterator[Permission]:
+    """What the deployed roles allow."""
+    iam = boto3.client("iam")
+    for role in iam.list_roles(MaxItems=1000)["Roles"]:
+        found = re.fullmatch(r"gradshard-(\w+)-\w+", role["RoleName"])
+        if found is None or found[1] not in ROLES:
+            continue
+        for policy in iam.list_role_policies(RoleName=role["RoleName"])["PolicyNames"]:
+            answer = iam.get_role_policy(RoleName=role["RoleName"], PolicyName=policy)
+            document: Any = answer["PolicyDocument"]
+            document = json.loads(document) if isinstance(document, str) else document
+            for statement in document["Statement"]:
+                for action in as_list(statement["Action"]):
+                    for resource in as_list(statement["Resource"]):
+                        yield Permission(found[1], action, resource)
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+@pytest.fixture(scope="module")
+def rounds(federation: Federation, deployed: Deployed) -> None:
+    """Rounds of every kind, so that every function comes to do all that it ever does."""
+    plain(federation, deployed)
+    early(federation, deployed)
+    tree_with_nan(federation)
+    eager(federation)
+    failed_tree(federation, deployed)
+    given_up(federation, deployed)
+    cut_off(federation, deployed)
+    assigned(federation)
+    late(federation, deployed)
+
+
+def plain(federation: Federation, deployed: Deployed) -> None:
+    """Shards; one client mends what was refused, one does not; a killed planning left an upload."""
+    round_ = federation.open_round("iam-plain", clients=["a", "b", "c"], deadline=600)
+    for client in "ac":
+        deployed.put("iam-plain", client, b"junk")
+    until(lambda: round_.rejection("a"))
+    round_.submit("a", update(1), samples=1)
+    until(lambda: round_.rejection("a") is None)
+    deployed.s3.create_multipart_upload(Bucket=deployed.bucket, Key=round_.keys.result)
+    round_.submit("b", update(2), samples=1)
+    round_.wait(SECONDS)
+    assert deployed.open_uploads("iam-plain") == []
+
+
+def early(federation: Federation, deployed: Deployed) -> None:
+    """The update comes before its round, and its header is longer than is read at first."""
+    tensors = {f"{'w' * 100}{number}": np.ones(1, "f4") for number in range(1000)}
+    body = reference.encode(tensors, {"num_samples": "1"})
+    deployed.put("iam-early", "a", body)
+    federation.open_round("iam-early", clients=["a"], deadline=600).wait(SECONDS)
+    # Too early for its own event to be looked at.
+    round_ = federation.open_round("iam-long", clients=["a"], deadline=600)
+    deployed.put("iam-long", "a", body)
+    round_.wait(SECONDS)
+
+
+def tree_with_nan(federation: Federation) -> None:
+    """Two levels of partial sums, planned again without one client."""
+    round_ = federation.open_round("iam-tree", 5, topology="lambda_fl", deadline=600)
+    for number in range(5):
+        tensors = update(number)
+        if number == 2:
+            tensors["w"][7] = np.nan
+        round_.submit(f"c{number}", tensors, samples=1)
+    manifest = round_.wait(SECONDS)
+    assert [refusal["client"] for refusal in manifest["refused"]] == ["c2"]
+
+
+def eager(federation: Federation) -> None:
+    """A group before the others, and the rest at the deadline."""
+    clients = [f"c{i}" for i in range(4)]
+    round_ = federation.open_round(
+        "iam-eager", clients, topology="lifl", eager=True, weights="counts", deadline=10
+    )
+    for i in (0, 1, 3):
+        round_.submit(clients[i], update(i), samples=1)
+    manifest = round_.wait(SECONDS)
+    assert manifest["missing"] == ["c2"]
+
+
+def failed_tree(federation: Federation, deployed: Deployed) -> None:
+    """Partial sums are there when too few clients remain: nothing of them stays."""
+    round_ = federation.open_round(
+        "iam-failed", 7, topology="lambda_fl", min_clients=7, deadline=600
+    )
+    # As if the upload had been completed, and the answer lost.
+    deployed.s3.put_object(Bucket=deployed.bucket, Key=round_.keys.result, Body=b"")
+    for number in range(7):
+        tensors = update(number)
+        if number == 6:
+            tensors["w"][7] = np.inf
+        round_.submit(f"c{number}", tensors, samples=1)
+    with pytest.raises(RoundFailed, match="min_clients is 7"):
+        round_.wait(SECONDS)
+    assert deployed.ended("iam-failed")["status"] == "FAILED"
+    assert deployed.keys("rounds/iam-failed/partials/") == []
+    assert round_.keys.result not in deployed.keys(round_.keys.root)
+    deployed.start("iam-senseless", '{"clients": 0}')
+    assert deployed.ended("iam-senseless")["error"] == "SpecError"
+
+
+def given_up(federation: Federation, deployed: Deployed) -> None:
+    """Somebody gives the round up while it is averaged: no result may be seen."""
+    round_ = federation.open_round("iam-given-up", clients=2, deadline=600)
+    round_.submit("a", update(1), samples=1)
+    manifest = {"round": "iam-given-up", "status": "failed", "error": "Stopped", "cause": "by hand"}
+    deployed.s3.put_object(
+        Bucket=deployed.bucket, Key=round_.keys.manifest, Body=json.dumps(manifest).encode()
+    )
+    deployed.call("collect_update", {"round": "iam-given-up", "deadline": True})
+    assert deployed.ended("iam-given-up")["cause"] == "by hand"
+    assert round_.keys.result not in deployed.keys(round_.keys.root)
+
+
+def cut_off(federation: Federation, deployed: Deployed) -> None:
+    """Updates that grow, with long headers; then a round whose rule looks at this one."""
+    layers = {
+        layer: {f"{layer}.{'w' * 100}{number}": np.ones(1, "f4") for number in range(600)}
+        for layer in ("first", "last")
+    }
+    earlier = "iam-cut-off-uniform"
+    for participation in ({"model": "uniform"}, {"model": "rounds", "rounds": [earlier]}):
+        name = f"iam-cut-off-{participation['model']}"
+        rule = {"name": "salf", "p": participation}
+        round_ = federation.open_round(name, ["a", "b"], rule=rule, deadline=8)
+        round_.submit("a", layers["first"] | layers["last"], 1)
+        round_.growing("b", 1).add(layers["last"])
+        # As if it had sent all, and deleted it again.
+        gone = {"key": round_.keys.update("b"), "etag": "gone"}
+        deployed.call("collect_update", {"detail": {"object": gone}})
+        round_.wait(SECONDS)
+
+
+def assigned(federation: Federation) -> None:
+    """A round whose assignments go on from those of another."""
+    terms: dict[str, Any] = {"batch_size": 16, "epochs": 1, "learning_rate": 0.1}
+    training = {"train_seconds": 3.0, "batch_size": 16, "epochs": 1, "steps": 10}
+    for name, after in (("iam-week-1", {}), ("iam-week-2", {"after": "iam-week-1"})):
+        round_ = federation.open_round(name, ["a"], assignments=terms | after, deadline=600)
+        round_.submit("a", update(1), 160, training=training)
+        round_.wait(SECONDS)
+
+
+def late(federation: Federation, deployed: Deployed) -> None:
+    """An upload after the end."""
+    round_ = federation.round("iam-plain")
+    deployed.put("iam-plain", "b", reference.encode(update(3), {"num_samples": "1"}))
+    until(lambda: round_.rejection("b"))
+
+
+@pytest.mark.usefixtures("rounds")
+def test_no_function_asks_for_what_its_role_does_not_allow(engine: Engine) -> None:
+    decided = list(asked(engine))
+    assert {permission.role for _, permission in decided} >= set(ROLES)
+    assert [permission for decision, permission in decided if decision == "denied"] == []
+
+
+@pytest.mark.usefixtures("rounds")
+def test_every_permission_of_a_function_is_used(engine: Engine) -> None:
+    used = {permission for decision, permission in asked(engine) if decision == "allowed"}
+    unused = {
+        grant
+        for grant in granted()
+        if not any(
+            (grant.role, grant.action) == (use.role, use.action)
+            and (use.resource == "*" or fnmatch.fnmatchcase(use.resource, grant.resource))
+            for use in used
+        )
+    }
+    found = sorted(" ".join(grant) for grant in unused if grant[:2] not in UNUSED)
+    assert "\n".join(found) == ""
+
+
+@pytest.mark.usefixtures("rounds")
+def test_a_function_may_not_do_what_is_another_functions(
+    engine: Engine, deployed: Deployed
+) -> None:
+    """The engine's denials are real: with a task's role, what planning and clients may."""
+    role = next(
+        role["Arn"]
+        for role in boto3.client("iam").list_roles(MaxItems=1000)["Roles"]
+        if "AggregateShardFunctionRole" in role["RoleName"]
+    )
+    session = boto3.client("sts").assume_role(RoleArn=role, RoleSessionName="try")["Credentials"]
+    s3 = boto3.client(
+        "s3",
+        aws_access_key_id=session["AccessKeyId"],
+        aws_secret_access_key=session["SecretAccessKey"],
+        aws_session_token=session["SessionToken"],
+    )
+    place: dict[str, Any] = {"Bucket": deployed.bucket}
+    s3.get_object(Key="rounds/iam-plain/plan.json", **place)
+    for refused in (
+        lambda: s3.get_object(Key="rounds/iam-plain/callback.json", **place),
+        lambda: s3.get_object(Key="rounds/iam-plain/updates/a.safetensors", **place),
+        lambda: s3.put_object(Key="rounds/iam-plain/updates/a.safetensors", Body=b"", **place),
+        lambda: s3.put_object(Key="rounds/iam-plain/manifest.json", Body=b"", **place),
+        lambda: s3.delete_object(Key="rounds/iam-plain/update.safetensors", **place),
+    ):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            refused()

@@ -1,0 +1,414 @@
+"""The template as `sam` transforms it: who may do what, what is refused, what is watched."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
+from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
+from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
+
+from gradshard import signals
+from gradshard.keys import RoundKeys
+
+ROOT = Path(__file__).parents[2]
+
+FUNCTIONS = [
+    "OpenRoundFunction",
+    "CollectUpdateFunction",
+    "PlanRoundFunction",
+    "AggregateShardFunction",
+    "FinalizeRoundFunction",
+    "AbortRoundFunction",
+]
+
+ANYTHING_BY = {
+    ("OpenRoundFunctionRole", "states:SendTaskSuccess"): "the token names the execution",
+    ("OpenRoundFunctionRole", "states:SendTaskFailure"): "the token names the execution",
+    ("CollectUpdateFunctionRole", "states:SendTaskSuccess"): "the token names the execution",
+} | {
+    ("RoundStateMachineRole", f"logs:{action}"): "log delivery has no resource to name"
+    for action in (
+        "CreateLogDelivery",
+        "GetLogDelivery",
+        "UpdateLogDelivery",
+        "DeleteLogDelivery",
+        "ListLogDeliveries",
+        "PutResourcePolicy",
+        "DescribeResourcePolicies",
+        "DescribeLogGroups",
+    )
+}
+"""Who may do what to ``*``, and why it cannot be narrower."""
+
+MANAGED = {
+    "AWSLambdaBasicExecutionRole": "SAM adds it: writing logs, to any log group",
+    "AWSXrayWriteOnlyAccess": "SAM adds it for tracing, which has no resource to name",
+}
+"""AWS's own policies that roles have, and why."""
+
+WHOLE_BUCKET = {
+    "s3:ListBucket": "a missing object is told from a forbidden one; no prefix holds for that",
+    "s3:ListBucketVersions": "partial sums are removed by version",
+    "s3:ListBucketMultipartUploads": "an upload left by a killed planning is found and aborted",
+}
+"""What is allowed on the bucket as a whole, and why. Reading or writing objects never is."""
+
+
+class Grant(NamedTuple):
+    role: str
+    action: str
+    resource: str
+
+
+def transformed() -> dict[str, Any]:
+    template = yaml_parse((ROOT / "template.yaml").read_text())
+    for resource in template["Resources"].values():
+        for local in ("CodeUri", "ContentUri", "DefinitionUri"):
+            if local in resource.get("Properties", {}):
+                # As after `sam package`; nothing is fetched.
+                resource["Properties"][local] = "s3://bucket/key"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        found: dict[str, Any] = Translator({}, Parser()).translate(template, {})
+    return found
+
+
+TEMPLATE = transformed()
+RESOURCES: dict[str, dict[str, Any]] = TEMPLATE["Resources"]
+
+
+def of_type(kind: str) -> dict[str, dict[str, Any]]:
+    found = {name: r["Properties"] for name, r in RESOURCES.items() if r["Type"] == kind}
+    assert found, f"the template has no {kind}"
+    return found
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def shown(value: Any) -> str:
+    """An ARN or reference as text."""
+    if isinstance(value, str):
+        return value
+    [(function, argument)] = value.items()
+    if function == "Fn::Sub":
+        return str(argument)
+    return "${" + (".".join(argument) if function == "Fn::GetAtt" else argument) + "}"
+
+
+def statements() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every statement that a role has, inline or attached."""
+    for role, properties in of_type("AWS::IAM::Role").items():
+        for policy in properties.get("Policies", []):
+            for statement in as_list(policy["PolicyDocument"]["Statement"]):
+                yield role, statement
+    for properties in of_type("AWS::IAM::Policy").values():
+        for role in properties["Roles"]:
+            for statement in as_list(properties["PolicyDocument"]["Statement"]):
+                yield shown(role)[2:-1], statement
+
+
+def grants() -> list[Grant]:
+    return [
+        Grant(role, action, shown(resource))
+        for role, statement in statements()
+        for action in as_list(statement["Action"])
+        for resource in as_list(statement["Resource"])
+    ]
+
+
+def patterns_of_a_rounds_objects() -> set[str]:
+    """Every object of a round, and every folder, as policies name them."""
+    names = vars(RoundKeys("r"))
+    ends = {value.removeprefix("rounds/r/") for value in names.values() if "/" in value}
+    ends -= {""}
+    return {f"${{Bucket.Arn}}/rounds/*/{end}{'*' * end.endswith('/')}" for end in ends}
+
+
+# ------------------------------------------------------------------------------------- the roles
+
+
+def test_every_function_has_a_role_of_its_own() -> None:
+    roles = [shown(function["Role"]) for function in of_type("AWS::Lambda::Function").values()]
+    assert sorted(roles) == sorted(f"${{{name}Role.Arn}}" for name in FUNCTIONS)
+
+
+def test_statements_allow_and_name_what_they_allow() -> None:
+    for _, statement in statements():
+        assert statement["Effect"] == "Allow"
+        assert {"NotAction", "NotResource"}.isdisjoint(statement)
+
+
+def test_no_role_may_do_any_action() -> None:
+    assert [grant for grant in grants() if "*" in grant.action or "?" in grant.action] == []
+
+
+def test_who_may_act_on_anything_is_listed_with_a_reason() -> None:
+    assert {(role, action) for role, action, resource in grants() if resource == "*"} == set(
+        ANYTHING_BY
+    )
+
+
+def test_policies_of_aws_are_listed_with_a_reason() -> None:
+    attached = {
+        shown(arn).rpartition("/")[2]
+        for role in of_type("AWS::IAM::Role").values()
+        for arn in role.get("ManagedPolicyArns", [])
+    }
+    assert attached == set(MANAGED)
+
+
+def test_no_role_reads_or_writes_more_of_the_bucket_than_kinds_of_objects() -> None:
+    of_s3 = [grant for grant in grants() if grant.action.startswith("s3:")]
+    on_bucket = {grant.action for grant in of_s3 if grant.resource == "${Bucket.Arn}"}
+    assert on_bucket == set(WHOLE_BUCKET)
+    named = {grant.resource for grant in of_s3} - {"${Bucket.Arn}"}
+    assert named <= patterns_of_a_rounds_objects()
+
+
+def test_no_function_may_change_an_update() -> None:
+    writing = [
+        grant
+        for grant in grants()
+        if re.search("/(updates|progress)/", grant.resource)
+        and not grant.action.startswith("s3:GetObject")
+    ]
+    assert writing == []
+
+
+def test_the_state_machine_invokes_its_functions_and_nothing_else() -> None:
+    invoking = {(role, resource) for role, action, resource in grants() if "Invoke" in action}
+    machines = [name for name in FUNCTIONS if name != "CollectUpdateFunction"]
+    assert invoking == {("RoundStateMachineRole", f"${{{name}.Arn}}") for name in machines} | {
+        ("ScheduleRole", "${CollectUpdateFunction.Arn}")
+    }
+
+
+def test_other_services_are_let_in_for_this_stack_only() -> None:
+    for role in of_type("AWS::IAM::Role").values():
+        for statement in role["AssumeRolePolicyDocument"]["Statement"]:
+            [service] = as_list(statement["Principal"]["Service"])
+            assert service in {"lambda.amazonaws.com", "states.amazonaws.com"} or (
+                statement["Condition"]["StringEquals"].keys()
+                == {"aws:SourceAccount", "aws:SourceArn"}
+            )
+    for permission in of_type("AWS::Lambda::Permission").values():
+        assert permission["Principal"] == "events.amazonaws.com"
+        assert shown(permission["SourceArn"]) == "${CollectUpdateFunctionUpdateArrived.Arn}"
+    [queue] = of_type("AWS::SQS::QueuePolicy").values()
+    for statement in queue["PolicyDocument"]["Statement"]:
+        assert statement["Principal"] == {"Service": "events.amazonaws.com"}
+        assert "aws:SourceArn" in statement["Condition"]["ArnEquals"]
+
+
+def test_the_key_opens_nothing_but_this_bucket() -> None:
+    keyed = [(role, s) for role, s in statements() if "kms:" in json.dumps(s["Action"])]
+    actions = {role: set(as_list(statement["Action"])) for role, statement in keyed}
+    both = {"kms:Decrypt", "kms:GenerateDataKey"}
+    assert actions == {f"{name}Role": both for name in FUNCTIONS} | {
+        "RoundStateMachineRole": {"kms:Decrypt"}
+    }
+    for _, statement in keyed:
+        assert shown(statement["Resource"]) == "${KmsKeyArn}"
+        condition = statement["Condition"]
+        assert shown(condition["StringEquals"]["kms:ViaService"]) == (
+            "s3.${AWS::Region}.amazonaws.com"
+        )
+        context = condition["StringLike"]["kms:EncryptionContext:aws:s3:arn"]
+        assert [shown(arn) for arn in context] == ["${Bucket.Arn}", "${Bucket.Arn}/*"]
+    for policy in ("FunctionsUseKey", "MachineReadsWithKey"):
+        assert RESOURCES[policy]["Condition"] == "HasKmsKey"
+
+
+# ------------------------------------------------------------------------------------ the bucket
+
+
+def bucket() -> dict[str, Any]:
+    [found] = of_type("AWS::S3::Bucket").values()
+    return found
+
+
+def test_the_bucket_is_closed_to_the_public() -> None:
+    assert bucket()["PublicAccessBlockConfiguration"] == {
+        "BlockPublicAcls": True,
+        "BlockPublicPolicy": True,
+        "IgnorePublicAcls": True,
+        "RestrictPublicBuckets": True,
+    }
+    [rule] = bucket()["OwnershipControls"]["Rules"]
+    assert rule == {"ObjectOwnership": "BucketOwnerEnforced"}
+
+
+def test_the_bucket_and_its_objects_stay_when_the_stack_goes() -> None:
+    assert RESOURCES["Bucket"]["DeletionPolicy"] == "Retain"
+    assert RESOURCES["Bucket"]["UpdateReplacePolicy"] == "Retain"
+
+
+def test_the_bucket_keeps_versions() -> None:
+    assert bucket()["VersioningConfiguration"] == {"Status": "Enabled"}
+
+
+def test_the_bucket_encrypts_with_the_key_that_is_given() -> None:
+    [rule] = bucket()["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+    default = rule["ServerSideEncryptionByDefault"]
+    assert default["SSEAlgorithm"] == {"Fn::If": ["HasKmsKey", "aws:kms", "AES256"]}
+    assert default["KMSMasterKeyID"]["Fn::If"][:2] == ["HasKmsKey", {"Ref": "KmsKeyArn"}]
+    assert rule["BucketKeyEnabled"] == {"Fn::If": ["HasKmsKey", True, False]}
+
+
+def denials() -> dict[str, dict[str, Any]]:
+    [policy] = of_type("AWS::S3::BucketPolicy").values()
+    found = policy["PolicyDocument"]["Statement"]
+    assert {(s["Effect"], s["Principal"]) for s in found} == {("Deny", "*")}
+    return {statement["Sid"]: statement for statement in found}
+
+
+def test_the_bucket_refuses_everything_over_plain_http() -> None:
+    denial = denials()["DenyPlainHttp"]
+    assert denial["Condition"] == {"Bool": {"aws:SecureTransport": False}}
+    assert denial["Action"] == "s3:*"
+    assert [shown(arn) for arn in denial["Resource"]] == ["${Bucket.Arn}", "${Bucket.Arn}/*"]
+
+
+@pytest.mark.parametrize(
+    ("sid", "header", "but"),
+    [
+        ("DenyCustomerKeys", "x-amz-server-side-encryption-customer-algorithm", None),
+        (
+            "DenyOtherKmsKeys",
+            "x-amz-server-side-encryption-aws-kms-key-id",
+            {"Fn::If": ["HasKmsKey", {"Ref": "KmsKeyArn"}, "none"]},
+        ),
+        ("DenyArchiving", "x-amz-storage-class", "STANDARD"),
+    ],
+)
+def test_the_bucket_refuses_what_the_functions_could_not_read(
+    sid: str, header: str, but: Any
+) -> None:
+    denial = denials()[sid]
+    assert (denial["Action"], shown(denial["Resource"])) == ("s3:PutObject", "${Bucket.Arn}/*")
+    condition = {"Null": {f"s3:{header}": False}}
+    if but is not None:
+        condition["StringNotEquals"] = {f"s3:{header}": but}
+    assert denial["Condition"] == condition
+
+
+def test_forgotten_uploads_go_after_a_day_and_rounds_when_the_operator_says() -> None:
+    rules = {rule["Id"]: rule for rule in bucket()["LifecycleConfiguration"]["Rules"]}
+    uploads = rules["AbortForgottenUploads"]
+    assert uploads["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
+    assert "Prefix" not in uploads
+    assert rules["DeleteOldRounds"]["ExpirationInDays"] == {"Ref": "RetentionDays"}
+    assert {rule["Status"] for rule in rules.values()} == {"Enabled"}
+
+
+# ---------------------------------------------------------------------------- what is watched
+
+AWS_METRICS = {
+    # https://docs.aws.amazon.com/step-functions/latest/dg/procedure-cw-metrics.html
+    "AWS/States": {"ExecutionsStarted", "ExecutionsFailed", "ExecutionsAborted"},
+    # https://docs.aws.amazon.com/lambda/latest/dg/monitoring-metrics-types.html
+    "AWS/Lambda": {"Errors", "Throttles", "ConcurrentExecutions"},
+    # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-available-cloudwatch-metrics.html
+    "AWS/SQS": {"ApproximateNumberOfMessagesVisible"},
+    # https://docs.aws.amazon.com/scheduler/latest/UserGuide/monitoring-cloudwatch.html
+    "AWS/Scheduler": {"InvocationDroppedCount"},
+}
+DIMENSIONS = {
+    "gradshard": "service",
+    "AWS/States": "StateMachineArn",
+    "AWS/Lambda": "FunctionName",
+    "AWS/SQS": "QueueName",
+    "AWS/Scheduler": "ScheduleGroup",
+}
+ALARMS = of_type("AWS::CloudWatch::Alarm")
+STACK = "${AWS::StackName}"
+
+
+def assert_emitted(namespace: str, metric: str, dimension: str, value: str) -> None:
+    emitted = {**AWS_METRICS, signals.NAMESPACE: set(signals.UNITS)}[namespace]
+    assert metric in emitted
+    assert dimension == DIMENSIONS[namespace]
+    if namespace == signals.NAMESPACE:
+        assert value == STACK
+    else:
+        assert value[2:-1].partition(".")[0] in RESOURCES
+
+
+def test_the_functions_name_their_metrics_after_the_stack() -> None:
+    for function in of_type("AWS::Lambda::Function").values():
+        service = function["Environment"]["Variables"]["POWERTOOLS_SERVICE_NAME"]
+        assert shown(service) == STACK
+
+
+@pytest.mark.parametrize("name", ALARMS)
+def test_alarms_watch_what_is_emitted(name: str) -> None:
+    alarm = ALARMS[name]
+    [dimension] = alarm["Dimensions"]
+    assert_emitted(
+        alarm["Namespace"], alarm["MetricName"], dimension["Name"], shown(dimension["Value"])
+    )
+    assert alarm["TreatMissingData"] == "notBreaching"
+    told = [{"Ref": "AlarmTopic"}]
+    assert alarm["AlarmActions"] == {"Fn::If": ["HasAlarmEmail", told, {"Ref": "AWS::NoValue"}]}
+
+
+def test_every_alarm_says_where_its_answer_is() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    headings = {heading.strip() for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+    for alarm in ALARMS.values():
+        end = shown(alarm["AlarmName"]).removeprefix(f"{STACK}-")
+        assert alarm["AlarmDescription"].endswith(f": docs/operations.md#{end}")
+        assert end.replace("-", " ").capitalize() in headings
+
+
+def test_there_are_alarms_for_each_way_to_lose_a_round() -> None:
+    watched = {alarm["MetricName"] for alarm in ALARMS.values()}
+    assert watched == {
+        "ExecutionsFailed",
+        "ExecutionsAborted",
+        "MemoryUsed",
+        "TimeUsed",
+        "Throttles",
+        "ApproximateNumberOfMessagesVisible",
+        "InvocationDroppedCount",
+    }
+
+
+def test_nobody_is_told_unless_an_address_is_given() -> None:
+    assert RESOURCES["AlarmTopic"]["Condition"] == "HasAlarmEmail"
+
+
+def test_the_dashboard_shows_what_is_emitted() -> None:
+    [dashboard] = of_type("AWS::CloudWatch::Dashboard").values()
+    body = json.loads(shown(dashboard["DashboardBody"]))
+    for name in re.findall(r"\$\{([^}]*)\}", json.dumps(body)):
+        assert name.partition(".")[0] in RESOURCES or name.startswith("AWS::")
+    shown_metrics = []
+    for widget in body["widgets"]:
+        properties = widget["properties"]
+        for namespace, metric, dimension, value, *_ in properties.get("metrics", []):
+            assert_emitted(namespace, metric, dimension, value)
+            shown_metrics.append(metric)
+        for alarm in properties.get("alarms", []):
+            assert alarm.removeprefix("${").removesuffix(".Arn}") in ALARMS
+        assert widget["x"] + widget["width"] <= 24
+    assert set(signals.UNITS) <= set(shown_metrics)
+    [alarms] = [w["properties"]["alarms"] for w in body["widgets"] if w["type"] == "alarm"]
+    assert len(alarms) == len(ALARMS)
+
+
+def test_what_collect_update_cannot_take_note_of_is_kept() -> None:
+    queue = "${UndeliveredEvents.Arn}"
+    [config] = of_type("AWS::Lambda::EventInvokeConfig").values()
+    assert shown(config["FunctionName"]) == "${CollectUpdateFunction}"
+    assert shown(config["DestinationConfig"]["OnFailure"]["Destination"]) == queue
+    [rule] = of_type("AWS::Events::Rule").values()
+    assert [shown(target["DeadLetterConfig"]["Arn"]) for target in rule["Targets"]] == [queue]
+    [kept] = of_type("AWS::SQS::Queue").values()
+    assert kept["SqsManagedSseEnabled"] is True
