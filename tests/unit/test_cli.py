@@ -12,11 +12,11 @@ from safetensors.numpy import save_file
 
 from gradshard import federation, local, looking
 from gradshard.cli import main
-from gradshard.cli.common import plain
 from gradshard.errors import RoundNotFoundError
 from gradshard.local import Engine
 from gradshard.stack import Stack
 from gradshard.tickets import Ticket
+from gradshard.wording import plain
 from tests.unit.fakes import MemoryStack, MemoryStore
 from tests.unit.test_federation import OPENED, execution, plan_json
 

@@ -8,17 +8,10 @@ import click
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from gradshard.cli.common import (
-    cell,
-    connected,
-    counted,
-    dollars,
-    json_option,
-    megabytes,
-    print_json,
-)
+from gradshard.cli.common import cell, connected, dollars, json_option, print_json
 from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.federation import Federation
+from gradshard.wording import counted, megabytes
 
 _STYLES = {"completed": "green", "failed": "red"}
 

@@ -9,11 +9,12 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from gradshard.cli.common import cell, connected, megabytes, plain, waiting
+from gradshard.cli.common import cell, connected, waiting
 from gradshard.cli.show import expected, render
 from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.federation import Federation
 from gradshard.tickets import Ticket
+from gradshard.wording import megabytes, plain
 
 
 @click.command()
