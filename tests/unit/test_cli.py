@@ -35,7 +35,7 @@ MANIFEST: dict[str, Any] = {
     "round": "r1",
     "status": "completed",
     "contributors": [{"client": "a", "samples": 7, "weight": 1.0, "nbytes": 124}],
-    "tasks": [{}, {}],
+    "tasks": [{"level": 0}, {"level": 0}],
     "totals": {
         "gets": 5,
         "puts": 3,
