@@ -19,17 +19,17 @@ def megabytes(nbytes: float) -> str:
 
 def counted(number: int, thing: str) -> str:
     """Return ``1 tensor`` or ``2 tensors``."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
     """Return a time as people read it."""
-    if seconds < 1:
+    if 0 < seconds < 1:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} min {rest:02} s"
+        return f"{minutes} min" + (f" {rest:02} s" if rest else "")
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min"
+    return f"{hours} h" + (f" {minutes:02} min" if minutes else "")

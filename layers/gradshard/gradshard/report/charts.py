@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from gradshard.report.markup import Markup, tag
+from gradshard.wording import duration
 
 SIDE: Final = 1000
 """Width and height of a drawing before it is stretched."""
@@ -19,10 +20,11 @@ MAX_BAR: Final = 60
 
 
 class Axis(NamedTuple):
-    """From 0 to ``high``, with labelled ticks."""
+    """From 0 to ``high``, with labelled ticks; those of numbers are ruled across."""
 
     high: float
     ticks: Sequence[tuple[float, str]]
+    is_ruled: bool = True
 
     def at(self, value: float) -> float:
         """Return where a value stands, from 0 to :data:`SIDE`."""
@@ -51,6 +53,16 @@ def axis(high: float, label: Callable[[float], str], *, whole: bool = False) -> 
     return Axis(steps * step, [(n * step, label(n * step)) for n in range(steps + 1)])
 
 
+def time_axis(high: float) -> Axis:
+    """Return an axis of seconds, with ticks at times of the clock where it is that long."""
+    steps = (15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400)
+    step = next((step for step in steps if 4 * step >= high), 2 * 86_400)
+    if high <= 40:
+        return axis(high, duration)
+    count = math.ceil(high / step)
+    return Axis(count * step, [(n * step, duration(n * step)) for n in range(count + 1)])
+
+
 def numbered(names: Sequence[str]) -> Axis:
     """Return an axis for bars, one for each name; beyond a few only some are labelled."""
     every = max(1, math.ceil(len(names) / 6))
@@ -76,6 +88,8 @@ class Picture:
         Names of its styles.
     height
         In rem.
+    is_named
+        The y axis has names instead of numbers, which take more room.
     """
 
     title: str
@@ -85,10 +99,15 @@ class Picture:
     y: Axis
     legend: Sequence[tuple[str, str]] = ()
     height: float = 11
+    is_named: bool = False
 
     def html(self) -> Markup:
         """Return the figure."""
-        lines = [_path("grid", f"M0 {SIDE - self.y.at(v)}H{SIDE}") for v, _ in self.y.ticks]
+        lines = [
+            _path("grid", f"M0 {SIDE - self.y.at(v)}H{SIDE}")
+            for v, _ in self.y.ticks
+            if self.y.is_ruled
+        ]
         drawing = tag(
             "svg",
             *lines,
@@ -103,7 +122,7 @@ class Picture:
             _labels("ys", "bottom", self.y),
             drawing,
             _labels("xs", "left", self.x),
-            class_="plot",
+            class_="plot named" if self.is_named else "plot",
             style=f"--height:{self.height:g}rem",
         )
         return tag("figure", tag("figcaption", self.title), plot, self._legend())
@@ -117,7 +136,12 @@ class Picture:
 
 def _labels(class_: str, edge: str, scale: Axis) -> Markup:
     spans = (
-        tag("span", label, style=f"{edge}:{scale.at(value) / 10:g}%")
+        tag(
+            "span",
+            label,
+            class_="last" if scale.at(value) == SIDE else None,
+            style=f"{edge}:{scale.at(value) / 10:g}%",
+        )
         for value, label in scale.ticks
         if label
     )

@@ -12,11 +12,13 @@ from gradshard.topologies import AUTO
 
 Facts = dict[str, Any]
 
-AVERAGED: Final = "averaged"
+COUNTED: Final = "counted"
 REFUSED: Final = "refused"
 LATE: Final = "late"
 WAITING: Final = "waiting"
-"""What became of an upload; waiting: its round has not been planned."""
+UNUSED: Final = "unused"
+"""What became of an upload. Those that count were planned with; unused are those of a round that
+ended otherwise than by them."""
 
 _TASK_FIELDS: Final = (
     "level",
@@ -61,7 +63,7 @@ def facts_of(
     done = [_timed(task) for task in sorted(tasks, key=lambda t: (t["level"], t["task"]))]
     contributors = manifest.get("contributors") or _planned(plan)
     uploads = _uploads(status, contributors, growing)
-    counted = {u["client"]: u["arrived_at"] for u in uploads if u["fate"] == AVERAGED}
+    counted = {u["client"]: u["arrived_at"] for u in uploads if u["fate"] == COUNTED}
     projected = manifest.get("projected") or plan.get("projected") or {}
     clients = status["spec"].get("clients", 0)
     return {
@@ -182,13 +184,15 @@ def _uploads(
 
     def fate(upload: Mapping[str, Any]) -> str:
         if averaged.get(upload["client"]) == upload["etag"]:
-            return AVERAGED
+            return COUNTED
         if upload["client"] in late:
             return LATE
-        return REFUSED if upload["client"] in refused else WAITING
+        if upload["client"] in refused:
+            return REFUSED
+        return UNUSED if status["manifest"] else WAITING
 
     # A growing update stays beside the finished one that takes its place.
-    finished = {u["client"] for u in status["arrived"] if fate(u) in {AVERAGED, WAITING}}
+    finished = {u["client"] for u in status["arrived"] if fate(u) in {COUNTED, WAITING}}
     partial = [upload for upload in growing if upload["client"] not in finished]
     found = [
         {

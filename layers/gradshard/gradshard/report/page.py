@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gradshard.report.charts import (
+    Axis,
     Picture,
     axis,
     columns,
     numbered,
+    time_axis,
 )
 from gradshard.report.facts import Facts, compared
 from gradshard.report.markup import Markup, joined, named, tag
@@ -39,7 +41,7 @@ _MEASURES: Final = (
     _Measure("contributors", "Contributors", lambda n: f"{n:.0f}", whole=True),
     _Measure("refused", "Refused", lambda n: f"{n:.0f}", whole=True),
     _Measure("waited_seconds", "Waited for updates", duration),
-    _Measure("seconds", "Seconds of aggregation", duration),
+    _Measure("seconds", "Time of aggregation", duration),
     _Measure("bytes_read", "Bytes read by tasks", megabytes),
     _Measure("dollars", "Dollars per 1000 such rounds, as measured", _dollars),
     _Measure("cold_starts", "Cold starts", lambda n: f"{n:.0f}", whole=True),
@@ -117,12 +119,18 @@ def _written(measure: _Measure, entry: Mapping[str, Any]) -> str:
     return "unknown" if value is None else measure.write(value)
 
 
+def _axis(measure: _Measure, high: float) -> Axis:
+    if measure.write is duration:
+        return time_axis(high)
+    return axis(high, lambda value: measure.write(value).replace(".0 ", " "), whole=measure.whole)
+
+
 def _trend(measure: _Measure, entries: Sequence[Mapping[str, Any]]) -> Markup:
     values = [entry[measure.name] for entry in entries]
     known = [value for value in values if value is not None]
     if not known:
         return joined()
-    y = axis(max(known), measure.write, whole=measure.whole)
+    y = _axis(measure, max(known))
     bars = [
         (value or 0, "c0", f"{n}: {entry['round']}, {_written(measure, entry)}")
         for n, (value, entry) in enumerate(zip(values, entries, strict=True), 1)

@@ -18,10 +18,11 @@ from gradshard.report.charts import (
     level,
     line,
     numbered,
+    time_axis,
 )
-from gradshard.report.facts import AVERAGED, LATE, REFUSED, WAITING, Facts
+from gradshard.report.facts import COUNTED, LATE, REFUSED, UNUSED, WAITING, Facts
 from gradshard.report.markup import Markup, joined, named, tag
-from gradshard.report.tables import NUMBER, Column, facts_table, table
+from gradshard.report.tables import NUMBER, TIME, Column, facts_table, table
 from gradshard.wording import counted, duration, megabytes
 
 ONE_BY_ONE: Final = 64
@@ -38,7 +39,7 @@ MOST_REASON: Final = 1_000
 
 COLORS: Final = ("c0", "c1", "c2", "c3")
 
-FATES: Final = {AVERAGED: "c0", REFUSED: "bad", LATE: "c1", WAITING: "mute"}
+FATES: Final = {COUNTED: "c0", REFUSED: "bad", LATE: "c1", WAITING: "c3", UNUSED: "mute"}
 
 PARTS: Final = {
     "lambda": "Lambda, tasks",
@@ -152,10 +153,7 @@ def _summary(facts: Facts) -> Iterable[tuple[str, str, str]]:
 
 
 def _terms(facts: Facts) -> Markup:
-    groups = [
-        f"{counted(len(sizes), 'group')} of {min(sizes)} to {max(sizes)}"
-        for sizes in facts["groups"]
-    ]
+    groups = [f"{counted(len(sizes), 'group')} of {_range(sizes)}" for sizes in facts["groups"]]
     rows: list[tuple[str, object]] = [
         ("topology", facts["topology"]),
         ("order of additions", facts["order"] or "the topology's own"),
@@ -174,6 +172,11 @@ def _terms(facts: Facts) -> Markup:
         rows.append(("updates of", tag("span", "round ", named(facts["updates_of"]))))
     rows += [("note", named(note)) for note in facts["notes"]]
     return facts_table("Terms and times", rows)
+
+
+def _range(sizes: Sequence[int]) -> str:
+    least, most = min(sizes), max(sizes)
+    return f"{most}" if least == most else f"{least} to {most}"
 
 
 def _moment(written: str | None) -> str:
@@ -212,7 +215,7 @@ def _weights(contributors: Sequence[Facts], detail: Detail) -> Markup:
             Column("samples", NUMBER),
             Column("weight", NUMBER),
             Column("size", NUMBER),
-            Column("arrived"),
+            Column("arrived", TIME),
         ],
         rows,
         most=detail.rows,
@@ -281,14 +284,14 @@ def _uploads(facts: Facts) -> Markup:
         return tag("p", "No update is there.")
     after = [max(0.0, _seconds(opened_at, upload["arrived_at"])) for upload in uploads]
     waited = facts["waited_seconds"]
-    x = axis(max(*after, waited or 0, 1), duration)
+    x = time_axis(max(*after, waited or 0, 1))
     y = axis(len(uploads), lambda n: f"{n:,.0f}", whole=True)
     shapes = [line(_steps(after, x.high), x, y, "mute")]
     if waited is not None:
         at = x.at(waited)
         shapes.append(tag("path", class_="line dash c2", d=f"M{at:g} 0V1000"))
     fates = [upload["fate"] for upload in uploads]
-    special = [n for n, fate in enumerate(fates) if len(uploads) <= ONE_BY_ONE or fate != AVERAGED]
+    special = [n for n, fate in enumerate(fates) if len(uploads) <= ONE_BY_ONE or fate != COUNTED]
     for fate, style in FATES.items():
         points = [
             (after[n], n + 1.0, f"{uploads[n]['client']}: {fate}, {duration(after[n])}")
@@ -332,7 +335,7 @@ def _gantt(facts: Facts) -> Markup:
         ((task["level"], *_ran(task, facts["planned_at"]), task) for task in tasks),
         key=lambda run: run[:3],
     )
-    x = axis(max(end for _, _, end, _ in runs), duration)
+    x = time_axis(max(end for _, _, end, _ in runs))
     levels = sorted({run[0] for run in runs})
     legend = [(_color(n), f"level {n}") for n in levels]
     note = tag(
@@ -428,7 +431,7 @@ def _tasks(facts: Facts, detail: Detail) -> Iterable[Markup]:
             Column("task", NUMBER),
             *(Column(name, NUMBER) for name in ("s", "CPU s", "MB", "read", "written", "retries")),
             Column("cold"),
-            Column("ended"),
+            Column("ended", TIME),
         ],
         [_task_row(task) for task in slowest],
         most=detail.rows,
@@ -532,6 +535,7 @@ def _layers(facts: Facts, detail: Detail) -> Iterable[Markup]:
                 for n, row in enumerate(rows)
                 if n % max(1, len(rows) // 6) == 0
             ],
+            is_ruled=False,
         ),
         [("c0", f"up to {max(weights, default=0):.4g}")],
         height=min(24.0, 3 + 1.2 * len(rows)),
@@ -589,7 +593,11 @@ def _cost(facts: Facts) -> Iterable[Markup]:
         bills.insert(0, ("measured", measured, "c0"))
     high = max(bill[part] for _, bill, _ in bills for part in PARTS)
     x = axis(1000 * high, lambda value: f"${value:g}")
-    y = Axis(len(PARTS), [(len(PARTS) - n - 0.5, f"{n + 1}") for n in range(len(PARTS))])
+    y = Axis(
+        len(PARTS),
+        [(len(PARTS) - n - 0.5, title) for n, title in enumerate(PARTS.values())],
+        is_ruled=False,
+    )
     width = 0.7 / len(bills)
     bars = [
         Box(
@@ -609,16 +617,18 @@ def _cost(facts: Facts) -> Iterable[Markup]:
         x,
         y,
         [(style, f"as {name}") for name, _, style in bills],
+        height=2.5 * len(PARTS),
+        is_named=True,
     ).html()
     yield table(
         "Dollars per 1000 such rounds",
-        [Column("", NUMBER), Column("part"), *(Column(name, NUMBER) for name, _, _ in bills)],
+        [Column("part"), *(Column(name, NUMBER) for name, _, _ in bills)],
         [
             *(
-                [f"{n}", title, *(_dollars(bill[part]) for _, bill, _ in bills)]
-                for n, (part, title) in enumerate(PARTS.items(), 1)
+                [title, *(_dollars(bill[part]) for _, bill, _ in bills)]
+                for part, title in PARTS.items()
             ),
-            ["", tag("strong", "in all"), *(_dollars(bill["total"]) for _, bill, _ in bills)],
+            [tag("strong", "in all"), *(_dollars(bill["total"]) for _, bill, _ in bills)],
         ],
     )
     yield tag(

@@ -24,8 +24,8 @@ section.round { border-top: 1px solid var(--edge); margin-top: 2.5rem; padding-t
 .awaiting, .aggregating { color: var(--warn) }
 .cause { border-left: .25rem solid var(--bad); background: var(--card); padding: .5rem .75rem;
   margin: 1rem 0 }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .5rem;
-  margin: 1rem 0; padding: 0 }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(max(8.5rem, 22%), 1fr));
+  gap: .5rem; margin: 1rem 0; padding: 0 }
 .tiles div { background: var(--card); border-radius: .5rem; padding: .6rem .75rem }
 .tiles dt { color: var(--dim); font-size: .8rem } .tiles dd { margin: 0; font-size: 1.15rem }
 .tiles dd small { display: block; color: var(--dim); font-size: .8rem; line-height: 1.35 }
@@ -41,6 +41,9 @@ figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .6rem }
 .ys span { position: absolute; right: .5rem; transform: translateY(50%); white-space: nowrap }
 .xs { grid-column: 2; position: relative; height: 1.6rem }
 .xs span { position: absolute; top: .25rem; transform: translateX(-50%); white-space: nowrap }
+.xs span.last { transform: translateX(-100%); left: calc(100% + 1.25rem) !important }
+.plot.named { grid-template-columns: minmax(7rem, 14rem) 1fr }
+.plot.named .ys span { white-space: normal; left: 0; text-align: right; line-height: 1.2 }
 .grid { stroke: var(--edge); vector-effect: non-scaling-stroke; fill: none }
 .line { fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke }
 .dash { stroke-dasharray: 6 4 }
@@ -52,15 +55,16 @@ figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .6rem }
   padding: 0 0 0 4rem; font-size: .8rem; color: var(--dim) }
 .legend i { display: inline-block; width: .7rem; height: .7rem; border-radius: .15rem;
   background: var(--c); margin-right: .4rem }
-.scroll { overflow-x: auto; max-width: 100% }
+.scroll { overflow-x: auto; max-width: 100%; margin-top: .75rem }
 .scroll:focus-visible, summary:focus-visible, a:focus-visible { outline: 2px solid var(--c0) }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
 caption { text-align: left; font-weight: 600; padding: .25rem 0 }
 th, td { text-align: left; vertical-align: top; padding: .25rem 1rem .25rem 0;
   border-bottom: 1px solid var(--edge); overflow-wrap: normal }
-th { font-weight: 600 } thead th { color: var(--dim); white-space: nowrap }
+th { font-weight: 600 } thead th { color: var(--dim); vertical-align: bottom }
 th.name, td.name { overflow-wrap: anywhere; min-width: 7rem }
-td.number, th.number { text-align: right; white-space: nowrap }
+td.number, th.number { text-align: right } td.number, td.time { white-space: nowrap }
+figure + .scroll { margin-top: 1.25rem }
 summary { cursor: pointer; padding: .35rem 0; color: var(--c0); font-size: .9rem }
 details { margin: .25rem 0 }
 @media print {

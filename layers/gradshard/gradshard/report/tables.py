@@ -7,13 +7,14 @@ from gradshard.report.markup import Markup, joined, tag
 
 NAME: Final = "name"
 NUMBER: Final = "number"
+TIME: Final = "time"
 
 FOLD_AFTER: Final = 12
 """Longer tables are folded until they are asked for."""
 
 
 class Column(NamedTuple):
-    """A column's heading, and what is in it: a name, which may break, or a number."""
+    """A column's heading, and what is in it: a name, which may break, a number or a time."""
 
     heading: str
     kind: str = NAME
