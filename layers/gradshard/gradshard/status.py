@@ -12,6 +12,9 @@ from gradshard.store import ListedObject
 
 READERS: Final = 16
 
+AGGREGATING: Final = "aggregating"
+"""A round's state from its planning to its end."""
+
 
 def read_status(stack: Stack, keys: RoundKeys) -> dict[str, Any]:
     """Return how far a round is, as JSON.
@@ -199,7 +202,7 @@ def _state(
         return str(manifest["status"])
     if execution and execution.failed:
         return "failed"
-    return "aggregating" if plan is not None else "awaiting"
+    return AGGREGATING if plan is not None else "awaiting"
 
 
 def _cause(manifest: dict[str, Any] | None, execution: Execution | None) -> str | None:

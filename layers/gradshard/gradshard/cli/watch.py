@@ -15,7 +15,7 @@ from gradshard.cli.show import STATE_STYLES, expected, render
 from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.federation import Federation
 from gradshard.pace import bytes_read, pace
-from gradshard.status import Observer
+from gradshard.status import AGGREGATING, Observer
 from gradshard.tickets import Ticket
 from gradshard.wording import duration, megabytes, plain
 
@@ -119,7 +119,7 @@ class View:
         if going.bytes_read:
             text += f", {megabytes(going.bytes_per_second)}/s"
         table.add_row(_bar(going.bytes_read, whole), cell(text))
-        if going.seconds_left is not None:
+        if going.seconds_left is not None and status["state"] == AGGREGATING:
             table.add_row("time left", cell(f"about {duration(going.seconds_left)}"))
         if going.dollars is not None:
             table.add_row("cost so far", cell(f"about ${going.dollars:.6f}"))

@@ -163,11 +163,9 @@ def _terms(facts: Facts) -> Markup:
         ("M, shards", "not planned" if facts["shards"] is None else f"{facts['shards']:,}"),
         ("levels", "; ".join(groups) or "not planned"),
         ("planned", counted(facts["attempts"], "time")),
-        ("opened", _moment(facts["opened_at"])),
-        ("deadline", _moment(facts["deadline_at"])),
-        ("planned at", _moment(facts["planned_at"])),
-        ("finished", _moment(facts["finished_at"])),
     ]
+    times = ("opened_at", "deadline_at", "planned_at", "finished_at")
+    rows += [(n.replace("_", " "), _moment(facts[n])) for n in times if facts[n] is not None]
     if facts["updates_of"]:
         rows.append(("updates of", tag("span", "round ", named(facts["updates_of"]))))
     rows += [("note", named(note)) for note in facts["notes"]]
@@ -188,9 +186,7 @@ def _moment(written: str | None) -> str:
 def _people(facts: Facts, detail: Detail) -> Markup:
     contributors = facts["contributors"]
     return joined(
-        _weights(contributors, detail)
-        if contributors
-        else tag("p", "Nobody's update was averaged."),
+        _weights(contributors, detail) if contributors else tag("p", "No update counts."),
         _reasons("Refused", facts["refused"], detail),
         _reasons("Too late, or replaced after planning", facts["late"], detail),
         _missing(facts["missing"], detail),
