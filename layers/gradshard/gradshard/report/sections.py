@@ -629,9 +629,9 @@ def _cost(facts: Facts) -> Iterable[Markup]:
     )
     yield tag(
         "p",
-        "At AWS's list prices. Measured: the tasks' seconds and requests, whatever machine they "
-        "ran on; Step Functions and the small functions as modelled. Projected: what the planner "
-        "expected of AWS.",
+        "At AWS's list prices. Measured: the seconds and requests of the tasks that have reported, "
+        "whatever machine they ran on; Step Functions and the small functions as modelled. "
+        "Projected: what the planner expected of AWS.",
         class_="dim small",
     )
 

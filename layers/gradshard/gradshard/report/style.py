@@ -42,7 +42,8 @@ figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .6rem }
 .xs { grid-column: 2; position: relative; height: 1.6rem }
 .xs span { position: absolute; top: .25rem; transform: translateX(-50%); white-space: nowrap }
 .xs span.last { transform: translateX(-100%); left: calc(100% + 1.25rem) !important }
-.plot.named { grid-template-columns: minmax(7rem, 14rem) 1fr }
+.plot.named { grid-template-columns: 14rem 1fr }
+@media (max-width: 40rem) { .plot.named { grid-template-columns: 6.5rem 1fr } }
 .plot.named .ys span { white-space: normal; left: 0; text-align: right; line-height: 1.2 }
 .grid { stroke: var(--edge); vector-effect: non-scaling-stroke; fill: none }
 .line { fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke }
