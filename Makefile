@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint audit build build-arm64 build-x86_64 test test-client test-torch bench demo deploy requirements clean
+.PHONY: help setup format lint audit build build-arm64 build-x86_64 test test-client test-torch test-browser bench demo deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -81,6 +81,14 @@ test-torch: setup ## Run the tests that need PyTorch, in an environment of their
 	.venv-torch/bin/python -c 'import torch; print("PyTorch", torch.__version__)'
 	.venv-torch/bin/python -m pytest -q -p no:cacheprovider $(TORCH_TESTS)
 
+# A Chromium that is here, the one that CHROMIUM= names, or playwright's own; SCREENSHOTS=FOLDER keeps
+# what it saw.
+test-browser: setup ## Look at the page of `gradshard report` in headless Chromium
+	$(PYTHON) -m venv .venv-browser
+	.venv-browser/bin/pip install --quiet --disable-pip-version-check playwright . $(TEST_PACKAGES)
+	CHROMIUM="$(CHROMIUM)" SCREENSHOTS="$(SCREENSHOTS)" \
+		.venv-browser/bin/python -m pytest -q -p no:cacheprovider tests/browser
+
 # `make bench OPTIONS="--quick --json figures.json"`; see benchmarks/README.md.
 bench: setup ## Measure the aggregator against its limit and against others, 15 to 20 minutes
 	$(BIN)/python -m benchmarks $(OPTIONS)
@@ -97,5 +105,5 @@ requirements: setup ## Pin the newest allowed versions again
 		--output-file layers/gradshard/requirements.txt
 
 clean: ## Remove everything made here
-	rm -rf .venv .venv-client .venv-torch .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-client .venv-torch .venv-browser .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -13,13 +13,13 @@ from typing import Final
 
 from benchmarks.cost_plots import Plot, Series
 from gradshard import limits, planning
-from gradshard.cli.common import megabytes
 from gradshard.cli.cost import describe, reproduction
 from gradshard.costing import SYSTEMS, claims, published, whole
 from gradshard.costing.claims import BANDWIDTHS, VARIANTS
 from gradshard.costing.terms import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.limits import MIB
 from gradshard.network import BURST, Bandwidth
+from gradshard.wording import megabytes
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
 PAPER: Final = Setting(bandwidth=PUBLISHED, architecture=published.ARCHITECTURE)

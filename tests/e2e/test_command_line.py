@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,45 @@ def test_a_client_with_a_ticket_needs_no_credentials(
     for name, tensor in load_file(file).items():
         assert tensor.tobytes() == expected[name].tobytes(), name
     assert_one_line(gradshard("submit", *by_a, updates["b"]), "was used already")
+
+
+def test_a_report_of_rounds_that_ended_and_one_that_goes_on(
+    engine: Engine, updates: dict[str, Path], tmp_path: Path
+) -> None:
+    said("open", "told", "--client", "a", "--client", "b", "--deadline", 600)
+    for client in "ab":
+        said("submit", "told", client, updates[client], "--samples", 5)
+    said("watch", "told")
+    said("open", "starved", "--clients", 1, "--deadline", 1)
+    gradshard("watch", "starved")
+    said("open", "going", "--clients", 1, "--deadline", 600)
+
+    rounds = ("told", "starved", "going")
+    document = said_json("report", *rounds)
+    told, starved, going = document["rounds"]
+    assert [facts["state"] for facts in document["rounds"]] == ["completed", "failed", "awaiting"]
+    assert "0 good updates" in starved["cause"]
+    assert going["uploads"] == []
+    [task] = told["tasks"]
+    # S3 tells whole seconds.
+    second = timedelta(seconds=1)
+    planned, ended, finished = (
+        datetime.fromisoformat(moment)
+        for moment in (told["planned_at"], task["ended_at"], told["finished_at"])
+    )
+    assert planned - second <= ended <= finished + second
+    assert {upload["fate"] for upload in told["uploads"]} == {"counted"}
+    assert all(entry["arrived_at"] for entry in told["contributors"])
+    assert told["dollars"]["measured"]["total"] == pytest.approx(
+        told["dollars"]["projected"]["total"], rel=0.5
+    )
+
+    file = tmp_path / "page.html"
+    assert "page.html: 3 rounds, " in said("report", *rounds, "-o", file)
+    written = file.read_text()
+    assert all(f"<bdi>{name}</bdi>" in written for name in rounds)
+    assert "0 good updates" in written
+    assert_one_line(gradshard("report", "told", "unheard"), "there is no round 'unheard'")
 
 
 def test_a_failed_round_fails_its_watcher(engine: Engine) -> None:

@@ -1,22 +1,27 @@
 """The command line, against a bucket in memory."""
 
+import io
 import json
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import save_file
 
-from gradshard import federation, local, looking
-from gradshard.cli import main
-from gradshard.cli.common import plain
+from gradshard import federation, local, looking, planning
+from gradshard.cli import main, watch
 from gradshard.errors import RoundNotFoundError
+from gradshard.federation import Federation
 from gradshard.local import Engine
+from gradshard.planning import Aggregator, Load
 from gradshard.stack import Stack
 from gradshard.tickets import Ticket
+from gradshard.wording import plain
 from tests.unit.fakes import MemoryStack, MemoryStore
 from tests.unit.test_federation import OPENED, execution, plan_json
 
@@ -35,7 +40,7 @@ MANIFEST: dict[str, Any] = {
     "round": "r1",
     "status": "completed",
     "contributors": [{"client": "a", "samples": 7, "weight": 1.0, "nbytes": 124}],
-    "tasks": [{}, {}],
+    "tasks": [{"level": 0}, {"level": 0}],
     "totals": {
         "gets": 5,
         "puts": 3,
@@ -47,6 +52,25 @@ MANIFEST: dict[str, Any] = {
     "projected": {"dollars": {"total": 0.0014}},
     "waited_seconds": 42.0,
     "seconds": 1.25,
+}
+
+REPORT: dict[str, Any] = {
+    "level": 0,
+    "task": 0,
+    "attempt": 0,
+    "start": 0,
+    "end": 12,
+    "seconds": 1.5,
+    "cpu_seconds": 0.2,
+    "peak_mb": 41.0,
+    "gets": 3,
+    "puts": 2,
+    "retries": 0,
+    "bytes_read": 12,
+    "bytes_written": 12,
+    "is_cold": True,
+    "is_written": True,
+    "refused": [],
 }
 
 
@@ -484,3 +508,108 @@ def test_cost_at_given_prices(run: Run) -> None:
 )
 def test_prices_that_are_none(run: Run, price: str, text: str) -> None:
     assert_one_line(run("cost", "--size", "1GB", "--price", price), text)
+
+
+class TestReport:
+    @pytest.fixture
+    def reported(self, opened: MemoryStore) -> MemoryStore:
+        """Give a round of two tasks, of which one has been done."""
+        projected = planning.project(Load(24, ((1,),)), 2, Aggregator(512, "x86_64")).to_json()
+        opened.put_json("rounds/r1/plan.json", plan_json({"a": "x"}, projected=projected))
+        opened.put_json("rounds/r1/reports/0/00000.json", REPORT)
+        return opened
+
+    def test_writes_one_page(self, run: Run, reported: MemoryStore, tmp_path: Path) -> None:
+        result = run("report", "r1", "-o", tmp_path / "page.html")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert "page.html: 1 round, " in result.stdout
+        written = (tmp_path / "page.html").read_text()
+        assert written.startswith("<!DOCTYPE html>")
+        assert "1 of 2" in written
+
+    def test_goes_to_a_file_of_its_own_name_where_none_is_given(
+        self, run: Run, reported: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert run("report", "r1").exit_code == 0
+        assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+    def test_as_json_has_what_the_page_shows_and_writes_none(
+        self, run: Run, reported: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        document = json.loads(run("report", "r1", "r1", "--json").stdout)
+        [facts] = document["rounds"]
+        assert (facts["state"], facts["tasks_done"], facts["tasks_planned"]) == (
+            "aggregating",
+            1,
+            2,
+        )
+        assert facts["tasks"][0]["seconds"] == 1.5
+        assert facts["dollars"]["measured"]["lambda"] > 0
+        assert [entry["round"] for entry in document["compared"]] == ["r1"]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_of_an_unknown_round(self, run: Run, reported: MemoryStore, tmp_path: Path) -> None:
+        result = run("report", "r1", "nope", "-o", tmp_path / "page.html")
+        assert_one_line(result, "there is no round 'nope'")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_into_a_folder_that_is_not_there(
+        self, run: Run, reported: MemoryStore, tmp_path: Path
+    ) -> None:
+        result = run("report", "r1", "-o", tmp_path / "no" / "page.html")
+        assert_one_line(result, "page.html: No such file or directory")
+
+    def test_of_no_round(self, run: Run) -> None:
+        assert_one_line(run("report"), "Missing argument")
+
+    def test_of_a_round_that_failed_without_a_manifest(
+        self, run: Run, opened: MemoryStore, stack: MemoryStack, tmp_path: Path
+    ) -> None:
+        stack.executions["r1"] = execution("FAILED", cause="it burnt")
+        assert run("report", "r1", "-o", tmp_path / "page.html").exit_code == 0
+        assert "it burnt" in (tmp_path / "page.html").read_text()
+
+
+class TestWatchOnATerminal:
+    def test_shows_the_latest_arrivals_refusals_pace_and_cost(
+        self, opened: MemoryStore, stack: MemoryStack
+    ) -> None:
+        projected = planning.project(Load(2**20, ((7,),)), 4, Aggregator(512, "x86_64")).to_json()
+        clients = {f"c{n}": "x" for n in range(7)}
+        opened.put_json(
+            "rounds/r1/plan.json", plan_json(clients, shards=4, nbytes=2**20, projected=projected)
+        )
+        for client in clients:
+            opened.put_bytes(f"rounds/r1/updates/{client}.safetensors", b"1234")
+        for number in range(2):
+            opened.put_json(f"rounds/r1/reports/0/0000{number}.json", REPORT | {"task": number})
+        reason = "tensor '\x1b[2J' is odd"
+        record = {"client": "eve", "reason": reason, "late": False}
+        opened.put_json("rounds/r1/rejected/eve.json", record)
+        seen = self.seen(stack)
+        for text in (
+            "r1 ", "aggregating, open for 1 min", "7 of 2 updates in (2 refused)",
+            "2 of 4 tasks done", "3.7 MB of 7.3 MB read, 122.3 kB/s", "time left", "cost so far",
+            "c6", r"tensor '\x1b[2J' is odd",
+        ):  # fmt: skip
+            assert text in seen, text
+        # Five of the seven.
+        assert seen.count("4 B") == 5
+
+    def test_awaiting_says_how_long_the_deadline_is_off(
+        self, opened: MemoryStore, stack: MemoryStack
+    ) -> None:
+        assert "awaiting, open for 1 min 30 s, 8 min 30 s to the deadline" in self.seen(stack)
+
+    @staticmethod
+    def seen(stack: MemoryStack) -> str:
+        connected = Federation()
+        connected.stack = stack
+        observer = connected.round("r1").observer()
+        status = observer.look(check_execution=False)
+        console = Console(width=100, file=io.StringIO(), record=True)
+        now = datetime.fromisoformat(str(OPENED["opened_at"])) + timedelta(seconds=90)
+        console.print(watch.View(observer, connected).render(status, now))
+        return console.export_text()

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from gradshard import pricing, topologies
+from gradshard import billing, topologies
 from gradshard.arithmetic import SHARES
 from gradshard.errors import GradshardError, RoundFailed, RoundStateError
 from gradshard.federation import Federation, Round
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.limits import MIB
 from gradshard.orders import check_order, format_order, natural_order, parse_order
-from gradshard.planning import BLOCKS, WHOLE, client_requests
-from gradshard.pricing import Bill, Requests, Tasks
+from gradshard.planning import BLOCKS, WHOLE
+from gradshard.pricing import Bill
 from gradshard.store import Store
 from gradshard.streams import RangeStream
 from gradshard.topologies import TOPOLOGIES
@@ -219,7 +219,13 @@ def _run(federation: Federation, round_: Round, trial: Trial, name: str) -> Outc
         trial,
         digest=_digest(stack.store, source),
         transitions=stack.transitions(name),
-        bill=_bill(manifest, stack.output("Architecture"), source.nbytes),
+        bill=billing.measured(
+            manifest["tasks"],
+            clients=len(manifest["contributors"]),
+            memory_mb=manifest["projected"]["memory_mb"],
+            architecture=stack.output("Architecture"),
+            nbytes=source.nbytes,
+        ),
         **_measured(manifest),
     )
     stack.store.delete_versions(RoundKeys(name).root)
@@ -250,23 +256,6 @@ def _measured(manifest: dict[str, Any]) -> dict[str, Any]:
         "gb_seconds": totals["seconds"] * memory_mb / 1024,
         "seconds": manifest["seconds"],
     }
-
-
-def _bill(manifest: dict[str, Any], architecture: str, nbytes: int) -> Bill:
-    """Price what was measured."""
-    levels: dict[int, list[Tasks]] = {}
-    for task in manifest["tasks"]:
-        levels.setdefault(task["level"], []).append(Tasks(1, task["seconds"]))
-    clients = len(manifest["contributors"])
-    by_client = client_requests(nbytes)
-    return pricing.bill(
-        list(levels.values()),
-        clients=clients,
-        memory_mb=manifest["projected"]["memory_mb"],
-        architecture=architecture,
-        aggregators=Requests(manifest["totals"]["gets"], manifest["totals"]["puts"]),
-        by_clients=Requests(*(clients * number for number in by_client)),
-    )
 
 
 def agreement(outcomes: Sequence[Outcome]) -> bool:

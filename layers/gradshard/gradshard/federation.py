@@ -31,7 +31,7 @@ from gradshard.rounds.arrivals import is_awaited, read_spec
 from gradshard.rounds.finalize_round import COMPLETED
 from gradshard.spec import DEFAULT_DEADLINE, RoundSpec, parse_spec
 from gradshard.stack import Stack
-from gradshard.status import read_status
+from gradshard.status import Observer, read_status
 from gradshard.store import Store
 from gradshard.tensors import Array, unpack
 from gradshard.tickets import DEFAULT_SECONDS, Ticket
@@ -373,6 +373,7 @@ class Round:
         timeout: float | None = None,
         *,
         progress: Callable[[dict[str, Any]], None] | None = None,
+        observer: Observer | None = None,
     ) -> dict[str, Any]:
         """Wait until the round has ended and return its manifest.
 
@@ -382,6 +383,8 @@ class Round:
             Seconds to wait at most.
         progress
             Called with :meth:`status` each time the round is looked at.
+        observer
+            What looks, for who wants to ask more of it in ``progress``.
 
         Raises
         ------
@@ -393,11 +396,12 @@ class Round:
             The round goes on.
         """
         give_up = None if timeout is None else time.monotonic() + timeout
+        observer = observer or self.observer()
         self.terms()
         for looks in itertools.count():
             manifest = self._manifest(check_execution=looks % LOOKS_PER_EXECUTION == 0)
             if progress:
-                progress(self.status())
+                progress(observer.look(check_execution=False))
             if manifest is not None:
                 return manifest
             if give_up is not None and time.monotonic() >= give_up:
@@ -419,6 +423,10 @@ class Round:
             There is no such round.
         """
         return read_status(self._stack, self.keys)
+
+    def observer(self) -> Observer:
+        """Return what looks at the round again and again, reading only what is new."""
+        return Observer(self._stack, self.keys)
 
     def rejection(self, client: str) -> str | None:
         """Return why the client's update was refused or came too late; None if it was not."""

@@ -1,15 +1,19 @@
 """How far a round is, read off its objects."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, Final
 
 from gradshard.errors import RoundNotFoundError
-from gradshard.keys import RoundKeys, parse_update_key
+from gradshard.keys import UPDATE_SUFFIX, RoundKeys, is_id, parse_update_key
 from gradshard.stack import Execution, Stack
-from gradshard.store import Store
+from gradshard.store import ListedObject
 
-READERS: Final = 8
+READERS: Final = 16
+
+AGGREGATING: Final = "aggregating"
+"""A round's state from its planning to its end."""
 
 
 def read_status(stack: Stack, keys: RoundKeys) -> dict[str, Any]:
@@ -20,32 +24,175 @@ def read_status(stack: Stack, keys: RoundKeys) -> dict[str, Any]:
     RoundNotFoundError
         There is no such round.
     """
-    store = stack.store
-    # From the end to the beginning, so that what is seen together was true together.
-    manifest = store.get_json(keys.manifest)
-    plan = store.get_json(keys.plan)
-    record = store.get_json(keys.spec)
-    execution = stack.execution(keys.round_id) if manifest is None else None
-    if record is None and execution is None and manifest is None:
-        raise RoundNotFoundError(f"there is no round {keys.round_id!r}")
-    record = record or {"spec": execution.input if execution else {}}
-    arrived = _arrived(store, keys)
-    refused, late = _rejections(store, keys, plan)
-    return {
-        "round": keys.round_id,
-        "state": _state(manifest, plan, execution),
-        "cause": _cause(manifest, execution),
-        "opened_at": record.get("opened_at"),
-        "deadline_at": record.get("deadline_at"),
-        "spec": record["spec"],
-        "arrived": arrived,
-        "missing": _missing(record["spec"], arrived),
-        "refused": refused,
-        "late": late,
-        "plan": plan and _summary(plan),
-        "tasks_done": _tasks_done(store, keys, plan, manifest),
-        "manifest": manifest,
-    }
+    return Observer(stack, keys).look()
+
+
+class Observer:
+    """Looks at a round, again and again, and reads only what is new.
+
+    A look lists the round's objects, a request for each 1,000 of them, and reads those of spec,
+    plan, manifest and rejections that it has not read before in that version.
+
+    Parameters
+    ----------
+    stack
+        Where the round runs.
+    keys
+        The names of its objects.
+    """
+
+    def __init__(self, stack: Stack, keys: RoundKeys) -> None:
+        self._stack, self._keys = stack, keys
+        self._listed: dict[str, ListedObject] = {}
+        self._sent: tuple[ListedObject, ...] | None = None
+        self._read: dict[str, tuple[str, Any]] = {}
+
+    def look(self, *, check_execution: bool = True) -> dict[str, Any]:
+        """Return how far the round is, as JSON.
+
+        Parameters
+        ----------
+        check_execution
+            Whether to ask the state machine, too, of a round that has no manifest yet: it alone
+            knows of one that failed without.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        """
+        keys = self._keys
+        self._listed = {entry.key: entry for entry in self._stack.store.list_objects(keys.root)}
+        record, plan, manifest = self._get([keys.spec, keys.plan, keys.manifest])
+        execution = None
+        if manifest is None and (check_execution or record is None):
+            execution = self._stack.execution(keys.round_id)
+        if record is None and execution is None and manifest is None:
+            raise RoundNotFoundError(f"there is no round {keys.round_id!r}")
+        record = record or {"spec": execution.input if execution else {}}
+        arrived = _arrived(self._updates(record["spec"]))
+        refused, late = self._rejections(plan)
+        done = self._tasks_done(plan, manifest)
+        return {
+            "round": keys.round_id,
+            "state": _state(manifest, plan, execution),
+            "cause": _cause(manifest, execution),
+            "opened_at": record.get("opened_at"),
+            "deadline_at": record.get("deadline_at"),
+            "spec": record["spec"],
+            "arrived": arrived,
+            "missing": _missing(record["spec"], arrived),
+            "refused": refused,
+            "late": late,
+            "plan": plan and _summary(plan),
+            "tasks_done": sum(done),
+            "tasks_done_by_level": done,
+            "manifest": manifest,
+        }
+
+    def tasks(self, most: int | None = None) -> list[dict[str, Any]]:
+        """Return what the tasks reported that were finished at the last look, and ``ended_at``.
+
+        That is when S3 has the report from, to the second; None where the report is gone.
+
+        Parameters
+        ----------
+        most
+            How many reports to read that have not been read before; the others are left out. The
+            manifest of a completed round has them all.
+        """
+        plan, manifest = self._get([self._keys.plan, self._keys.manifest])
+        if plan is None:
+            return []
+        entries = self._finished(plan)
+        if manifest is not None and "tasks" in manifest:
+            ended = {entry.key: entry.modified.isoformat() for entry in entries}
+            return [
+                {**task, "ended_at": ended.get(self._keys.report(task["level"], task["task"]))}
+                for task in manifest["tasks"]
+            ]
+        self._get([entry.key for entry in entries if not self._is_read(entry)][:most])
+        found = [
+            {**self._read[entry.key][1], "ended_at": entry.modified.isoformat()}
+            for entry in entries
+            if self._is_read(entry)
+        ]
+        return [report for report in found if report["attempt"] == plan["attempt"]]
+
+    def plan(self) -> dict[str, Any] | None:
+        """Return the plan as it was at the last look."""
+        plan: dict[str, Any] | None = self._get([self._keys.plan])[0]
+        return plan
+
+    def growing(self) -> list[dict[str, Any]]:
+        """Return what clients had sent of partial updates, as ``arrived`` has the others."""
+        prefix = self._keys.progresses
+        return [
+            _arrival(client, entry)
+            for entry in self._under(prefix)
+            if is_id(client := entry.key.removeprefix(prefix).removesuffix(UPDATE_SUFFIX))
+        ]
+
+    def _updates(self, spec: dict[str, Any]) -> Iterable[ListedObject]:
+        source = spec.get("updates_of")
+        if source is None:
+            return self._under(self._keys.updates)
+        if self._sent is None:  # they are there when the round is opened
+            self._sent = tuple(self._stack.store.list_objects(RoundKeys(source).updates))
+        return self._sent
+
+    def _under(self, prefix: str) -> Iterator[ListedObject]:
+        return (entry for key, entry in self._listed.items() if key.startswith(prefix))
+
+    def _is_read(self, entry: ListedObject) -> bool:
+        return entry.key in self._read and self._read[entry.key][0] == entry.etag
+
+    def _get(self, keys: Sequence[str]) -> list[Any]:
+        """Return JSON objects as far as they are listed, reading those that have changed."""
+        store = self._stack.store
+        changed = [
+            key for key in keys if key in self._listed and not self._is_read(self._listed[key])
+        ]
+        with ThreadPoolExecutor(READERS) as pool:
+            for key, document in zip(changed, pool.map(store.get_json, changed), strict=True):
+                if document is not None:
+                    self._read[key] = (self._listed[key].etag, document)
+        return [self._read[key][1] if key in self._read else None for key in keys]
+
+    def _rejections(
+        self, plan: dict[str, Any] | None
+    ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+        """Return who was refused and who came too late, with the reasons, by client."""
+        records = self._get([entry.key for entry in self._under(self._keys.rejections)])
+        written = [record for record in records if record is not None]
+        # A late upload's reason takes the place of an earlier refusal's, which the plan still has.
+        refused = {
+            refusal["client"]: refusal["reason"] for refusal in (plan or {}).get("refused", [])
+        }
+        refused |= {record["client"]: record["reason"] for record in written if not record["late"]}
+        late = {record["client"]: record["reason"] for record in written if record["late"]}
+        return _by_client(refused), _by_client(late)
+
+    def _finished(self, plan: dict[str, Any]) -> list[ListedObject]:
+        # Older reports are those of an attempt that was given up. S3 tells whole seconds.
+        planned_at = datetime.fromisoformat(plan["planned_at"]).replace(microsecond=0)
+        return [entry for entry in self._under(self._keys.reports) if entry.modified >= planned_at]
+
+    def _tasks_done(
+        self, plan: dict[str, Any] | None, manifest: dict[str, Any] | None
+    ) -> list[int]:
+        """Return how many tasks of each level are done."""
+        if plan is None:
+            return []
+        done = [0] * len(plan["levels"])
+        if manifest is not None and "tasks" in manifest:
+            levels: Iterable[int] = (task["level"] for task in manifest["tasks"])
+        else:
+            keys = (entry.key for entry in self._finished(plan))
+            levels = (int(key.removeprefix(self._keys.reports).split("/")[0]) for key in keys)
+        for level in levels:
+            done[level] += 1
+        return done
 
 
 def _state(
@@ -55,7 +202,7 @@ def _state(
         return str(manifest["status"])
     if execution and execution.failed:
         return "failed"
-    return "aggregating" if plan is not None else "awaiting"
+    return AGGREGATING if plan is not None else "awaiting"
 
 
 def _cause(manifest: dict[str, Any] | None, execution: Execution | None) -> str | None:
@@ -64,12 +211,19 @@ def _cause(manifest: dict[str, Any] | None, execution: Execution | None) -> str 
     return execution.reason if execution and execution.failed else None
 
 
-def _arrived(store: Store, keys: RoundKeys) -> list[dict[str, Any]]:
+def _arrived(entries: Iterable[ListedObject]) -> list[dict[str, Any]]:
     return [
-        {"client": key.client, "nbytes": entry.nbytes}
-        for entry in store.list_objects(keys.updates)
-        if (key := parse_update_key(entry.key))
+        _arrival(key.client, entry) for entry in entries if (key := parse_update_key(entry.key))
     ]
+
+
+def _arrival(client: str, entry: ListedObject) -> dict[str, Any]:
+    return {
+        "client": client,
+        "nbytes": entry.nbytes,
+        "etag": entry.etag,
+        "arrived_at": entry.modified.isoformat(),
+    }
 
 
 def _missing(spec: dict[str, Any], arrived: list[dict[str, Any]]) -> list[str]:
@@ -79,48 +233,23 @@ def _missing(spec: dict[str, Any], arrived: list[dict[str, Any]]) -> list[str]:
     return sorted(set(clients) - {update["client"] for update in arrived})
 
 
-def _rejections(
-    store: Store, keys: RoundKeys, plan: dict[str, Any] | None
-) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Return who was refused and who came too late, with the reasons, by client."""
-    listed = [entry.key for entry in store.list_objects(keys.rejections)]
-    with ThreadPoolExecutor(READERS) as pool:
-        records = list(pool.map(store.get_json, listed))
-    written = [record for record in records if record is not None]
-    # A late upload's reason takes the place of an earlier refusal's, which the plan still has.
-    refused = {refusal["client"]: refusal["reason"] for refusal in (plan or {}).get("refused", [])}
-    refused |= {record["client"]: record["reason"] for record in written if not record["late"]}
-    late = {record["client"]: record["reason"] for record in written if record["late"]}
-    return _by_client(refused), _by_client(late)
-
-
 def _by_client(reasons: dict[str, str]) -> list[dict[str, str]]:
     return [{"client": client, "reason": reasons[client]} for client in sorted(reasons)]
 
 
 def _summary(plan: dict[str, Any]) -> dict[str, Any]:
+    by_level = [plan["shards"] * len(level["groups"]) for level in plan["levels"]]
     return {
         "attempt": plan["attempt"],
         "contributors": [contributor["client"] for contributor in plan["contributors"]],
         "topology": plan["topology"],
         "order": plan["order"],
         "shards": plan["shards"],
-        "tasks": plan["shards"] * sum(len(level["groups"]) for level in plan["levels"]),
+        "tasks": sum(by_level),
+        "tasks_by_level": by_level,
         "nbytes": plan["nbytes"],
         "tensors": plan["tensors"],
         "notes": plan["notes"],
         "projected": plan["projected"],
         "planned_at": plan["planned_at"],
     }
-
-
-def _tasks_done(
-    store: Store, keys: RoundKeys, plan: dict[str, Any] | None, manifest: dict[str, Any] | None
-) -> int:
-    if plan is None:
-        return 0
-    if manifest is not None and "tasks" in manifest:
-        return len(manifest["tasks"])
-    # Older reports are those of an attempt that was given up. S3 tells whole seconds.
-    planned_at = datetime.fromisoformat(plan["planned_at"]).replace(microsecond=0)
-    return sum(entry.modified >= planned_at for entry in store.list_objects(keys.reports))

@@ -10,6 +10,7 @@ from gradshard.cli import (
     deploy,
     local,
     plan,
+    report,
     rounds,
     show,
     ticket,
@@ -35,6 +36,7 @@ main.add_command(ticket.ticket)
 main.add_command(rounds.submit)
 main.add_command(watch.watch)
 main.add_command(show.show)
+main.add_command(report.report)
 main.add_command(rounds.fetch)
 main.add_command(assignment.assignment)
 main.add_command(plan.plan)

@@ -4,8 +4,9 @@ from dataclasses import asdict
 
 import click
 
-from gradshard.cli.common import connected, json_option, plain, print_json
+from gradshard.cli.common import connected, json_option, print_json
 from gradshard.federation import Federation
+from gradshard.wording import plain
 
 
 @click.command()

@@ -19,6 +19,7 @@ from gradshard.federation import Federation
 from gradshard.local import DEFAULT_PORT
 from gradshard.planning import BLOCKS, HOLDS
 from gradshard.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES
+from gradshard.wording import plain
 
 PATIENCE_SECONDS: Final = 1.0
 """What takes longer gets a progress bar."""
@@ -102,14 +103,6 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return plain(f"{error.filename}: {error.strerror}")
     return plain(str(error) or type(error).__name__)
-
-
-def plain(text: object) -> str:
-    """Return text with what could steer a terminal escaped; clients' ids and reasons may."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in str(text)
-    )
 
 
 def cell(text: object, style: str = "") -> Text:
@@ -232,19 +225,6 @@ def waiting(title: str) -> Iterator[Callable[[str], None]]:
     """Show on a terminal what is being waited for; give a function to change it."""
     with Console(stderr=True).status(cell(title)) as status:
         yield lambda line: status.update(cell(line))
-
-
-def megabytes(nbytes: float) -> str:
-    """Return a size as people read it."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= size:
-            return f"{nbytes / size:.1f} {unit}"
-    return f"{nbytes:.0f} B"
-
-
-def counted(number: int, thing: str) -> str:
-    """Return ``1 tensor`` or ``2 tensors``."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def dollars(amount: float) -> str:

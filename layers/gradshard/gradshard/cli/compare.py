@@ -9,19 +9,11 @@ from rich.table import Table
 
 from gradshard import comparison, limits
 from gradshard.arithmetic import COUNTS, SHARES
-from gradshard.cli.common import (
-    WIDE,
-    cell,
-    connected,
-    json_option,
-    megabytes,
-    plain,
-    print_json,
-    waiting,
-)
+from gradshard.cli.common import WIDE, cell, connected, json_option, print_json, waiting
 from gradshard.comparison import Outcome, Trial
 from gradshard.federation import Federation
 from gradshard.topologies import TOPOLOGIES
+from gradshard.wording import megabytes, plain
 
 DIGEST_CHARACTERS: Final = 8
 

@@ -6,15 +6,8 @@ from typing import Final
 import click
 
 from gradshard import convert as converting
-from gradshard.cli.common import (
-    counted,
-    debuggable,
-    json_option,
-    megabytes,
-    plain,
-    print_json,
-    progress_bar,
-)
+from gradshard.cli.common import debuggable, json_option, print_json, progress_bar
+from gradshard.wording import counted, megabytes, plain
 
 SHOWN: Final = 20
 """So many entries that were left out are listed; --json has all."""

@@ -11,15 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradshard import limits
-from gradshard.cli.common import (
-    WIDE,
-    Seconds,
-    cell,
-    debuggable,
-    json_option,
-    megabytes,
-    print_json,
-)
+from gradshard.cli.common import WIDE, Seconds, cell, debuggable, json_option, print_json
 from gradshard.cli.plan import DEFAULT_ARCHITECTURE, DEFAULT_MEMORY_MB, Size
 from gradshard.costing import SYSTEMS, claims, published, whole
 from gradshard.costing.claims import Comparison
@@ -29,6 +21,7 @@ from gradshard.network import BURST, Bandwidth
 from gradshard.pricing import Prices
 from gradshard.spec import MAX_CLIENTS
 from gradshard.topologies import MAX_FAN_IN
+from gradshard.wording import megabytes
 
 SYSTEM: Final = click.Choice(list(SYSTEMS))
 

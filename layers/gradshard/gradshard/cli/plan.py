@@ -12,11 +12,9 @@ from gradshard.cli.common import (
     Seconds,
     aggregation_options,
     cell,
-    counted,
     debuggable,
     dollars,
     json_option,
-    megabytes,
     port_option,
     print_json,
 )
@@ -24,6 +22,7 @@ from gradshard.federation import Federation
 from gradshard.planning import PLAN_BYTES_PER_CLIENT, Aggregator, Load, Projection
 from gradshard.spec import MAX_CLIENTS, parse_spec
 from gradshard.topologies import TOPOLOGIES
+from gradshard.wording import counted, megabytes
 
 DEFAULT_MEMORY_MB: Final = 128
 """The template's."""

@@ -12,10 +12,7 @@ from gradshard.cli.common import (
     Stated,
     aggregation_options,
     connected,
-    counted,
     json_option,
-    megabytes,
-    plain,
     print_json,
     progress_bar,
     waiting,
@@ -23,6 +20,7 @@ from gradshard.cli.common import (
 from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.federation import Federation
 from gradshard.spec import DEFAULT_DEADLINE
+from gradshard.wording import counted, megabytes, plain
 
 
 @click.command("open")

@@ -8,19 +8,12 @@ import click
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from gradshard.cli.common import (
-    cell,
-    connected,
-    counted,
-    dollars,
-    json_option,
-    megabytes,
-    print_json,
-)
+from gradshard.cli.common import cell, connected, dollars, json_option, print_json
 from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.federation import Federation
+from gradshard.wording import counted, megabytes
 
-_STYLES = {"completed": "green", "failed": "red"}
+STATE_STYLES = {"completed": "green", "failed": "red"}
 
 
 @click.command()
@@ -47,7 +40,7 @@ def _part(status: dict[str, Any]) -> Iterable[RenderableType]:
     """Yield the paragraphs of what a ticket's client may know."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("round", cell(status["round"]))
-    table.add_row("state", cell(status["state"], _STYLES.get(status["state"], "yellow")))
+    table.add_row("state", cell(status["state"], STATE_STYLES.get(status["state"], "yellow")))
     table.add_row("client", cell(status["client"]))
     sent = status["uploaded"]
     table.add_row("update", cell("not there" if sent is None else megabytes(sent)))
@@ -75,7 +68,7 @@ def _facts(status: dict[str, Any]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     state = status["state"]
     table.add_row("round", cell(status["round"]))
-    table.add_row("state", cell(state, _STYLES.get(state, "yellow")))
+    table.add_row("state", cell(state, STATE_STYLES.get(state, "yellow")))
     for name, value in (*_progress(status), *_outcome(status["manifest"] or {})):
         table.add_row(name, cell(value))
     return table

@@ -6,18 +6,12 @@ from typing import Any, TypeVar
 
 import click
 
-from gradshard.cli.common import (
-    Seconds,
-    connected,
-    json_option,
-    megabytes,
-    plain,
-    print_json,
-)
+from gradshard.cli.common import Seconds, connected, json_option, print_json
 from gradshard.cli.plan import Size
 from gradshard.errors import TicketError
 from gradshard.federation import Federation
 from gradshard.tickets import DEFAULT_SECONDS, Ticket
+from gradshard.wording import megabytes, plain
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -1,19 +1,32 @@
 """``gradshard watch``: a round as it happens."""
 
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from gradshard.cli.common import cell, connected, megabytes, plain, waiting
-from gradshard.cli.show import expected, render
+from gradshard.cli.common import cell, connected, waiting
+from gradshard.cli.show import STATE_STYLES, expected, render
 from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.federation import Federation
+from gradshard.pace import bytes_read, pace
+from gradshard.status import AGGREGATING, Observer
 from gradshard.tickets import Ticket
+from gradshard.wording import duration, megabytes, plain
+
+REPORTS_PER_LOOK: Final = 32
+"""Of finished tasks; the others are taken for average ones."""
+
+LATEST: Final = 5
+"""Arrivals and refusals that are shown."""
+
+BAR_WIDTH: Final = 30
+REASON_CHARACTERS: Final = 200
 
 
 @click.command()
@@ -21,18 +34,27 @@ from gradshard.tickets import Ticket
 @ticket_option
 @connected
 def watch(federation: Federation, name: str | None, ticket: Path | None) -> None:
-    """Watch a round until it ends; the exit code says how."""
+    """Watch a round until it ends; the exit code says how.
+
+    On a terminal: arrivals, refusals and tasks as they come, throughput, time left, cost so far.
+    Elsewhere a line whenever something has changed.
+    """
     if ticket:
         _watch_ticket(load(ticket, name))
         return
     console = Console()
     round_ = federation.round(named(name))
-    if console.is_terminal:
-        with Live(console=console, transient=True) as live:
-            round_.wait(progress=lambda status: live.update(_bars(status)))
-        console.print(Group(*render(round_.status())))
-    else:
+    if not console.is_terminal:
         round_.wait(progress=_Lines())
+        return
+    observer = round_.observer()
+    view = View(observer, federation)
+    with Live(console=console, transient=True) as live:
+        round_.wait(
+            progress=lambda status: live.update(view.render(status, datetime.now(UTC))),
+            observer=observer,
+        )
+    console.print(Group(*render(round_.status())))
 
 
 def _watch_ticket(ticket: Ticket) -> None:
@@ -51,27 +73,97 @@ class _Lines:
     def __call__(self, status: dict[str, Any]) -> None:
         line = f"{status['state']}: {_updates(status)}"
         if status["plan"]:
-            line += f", {_tasks(status)}, {megabytes(_bytes_read(status))} read"
+            line += f", {_tasks(status)}, {megabytes(bytes_read(status))} read"
         if line != self._last:
             click.echo(plain(line))
             self._last = line
 
 
-def _bars(status: dict[str, Any]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("round", cell(f"{status['round']}, {status['state']}"))
-    table.add_row(_bar(len(status["arrived"]), expected(status)), cell(_updates(status)))
-    plan = status["plan"]
-    if plan:
-        total = plan["nbytes"] * len(plan["contributors"])
-        read = _bytes_read(status)
-        table.add_row(_bar(status["tasks_done"], plan["tasks"]), cell(_tasks(status)))
-        table.add_row(_bar(read, total), cell(f"{megabytes(read)} of {megabytes(total)} read"))
-    return table
+class View:
+    """What a terminal shows of a round that goes on.
+
+    Parameters
+    ----------
+    observer
+        What looks at the round.
+    federation
+        Where it runs.
+    """
+
+    def __init__(self, observer: Observer, federation: Federation) -> None:
+        self._observer, self._federation = observer, federation
+        self._refusals: dict[str, str] = {}
+
+    def render(self, status: dict[str, Any], now: datetime) -> RenderableType:
+        """Return the view of a status."""
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(no_wrap=True)
+        state = status["state"]
+        table.add_row(cell(status["round"]), cell(_since(status, now), STATE_STYLES.get(state, "")))
+        table.add_row(_bar(len(status["arrived"]), expected(status)), cell(_updates(status)))
+        if status["plan"]:
+            self._add_tasks(table, status, now)
+        return Group(table, *self._latest(status))
+
+    def _add_tasks(self, table: Table, status: dict[str, Any], now: datetime) -> None:
+        plan = status["plan"]
+        levels = list(zip(status["tasks_done_by_level"], plan["tasks_by_level"], strict=True))
+        for level, (done, total) in enumerate(levels):
+            of_level = f" of level {level}" if len(levels) > 1 else ""
+            table.add_row(_bar(done, total), cell(f"{done} of {total} tasks{of_level} done"))
+        architecture = self._federation.stack.output("Architecture")
+        tasks = self._observer.tasks(REPORTS_PER_LOOK)
+        going = pace(status, tasks, now=now, architecture=architecture)
+        whole = plan["nbytes"] * len(plan["contributors"])
+        text = f"{megabytes(going.bytes_read)} of {megabytes(whole)} read"
+        if going.bytes_read:
+            text += f", {megabytes(going.bytes_per_second)}/s"
+        table.add_row(_bar(going.bytes_read, whole), cell(text))
+        if going.seconds_left is not None and status["state"] == AGGREGATING:
+            table.add_row("time left", cell(f"about {duration(going.seconds_left)}"))
+        if going.dollars is not None:
+            table.add_row("cost so far", cell(f"about ${going.dollars:.6f}"))
+
+    def _latest(self, status: dict[str, Any]) -> list[RenderableType]:
+        """Return the last arrivals and refusals, the newest first."""
+        for refusal in (*status["refused"], *status["late"]):
+            # Who was refused and comes too late afterwards is news.
+            if self._refusals.get(refusal["client"]) != refusal["reason"]:
+                self._refusals.pop(refusal["client"], None)
+                self._refusals[refusal["client"]] = refusal["reason"]
+        found: list[RenderableType] = []
+        arrivals = sorted(status["arrived"], key=lambda update: str(update["arrived_at"]))
+        if arrivals:
+            table = Table("last arrivals", "size", "at", box=None, pad_edge=False)
+            for update in reversed(arrivals[-LATEST:]):
+                at = datetime.fromisoformat(update["arrived_at"]).astimezone()
+                table.add_row(
+                    cell(update["client"]), cell(megabytes(update["nbytes"])), f"{at:%H:%M:%S}"
+                )
+            found += ["", table]
+        if self._refusals:
+            table = Table("last refusals", "reason", box=None, pad_edge=False)
+            for client, reason in reversed(list(self._refusals.items())[-LATEST:]):
+                table.add_row(cell(client), cell(reason[:REASON_CHARACTERS], "red"))
+            found += ["", table]
+        return found
+
+
+def _since(status: dict[str, Any], now: datetime) -> str:
+    text = str(status["state"])
+    if status["opened_at"]:
+        text += f", open for {duration(_passed(status['opened_at'], now))}"
+    if status["state"] == "awaiting" and status["deadline_at"]:
+        text += f", {duration(max(0.0, -_passed(status['deadline_at'], now)))} to the deadline"
+    return text
+
+
+def _passed(since: str, now: datetime) -> float:
+    return (now - datetime.fromisoformat(since)).total_seconds()
 
 
 def _bar(done: int, total: int) -> ProgressBar:
-    return ProgressBar(total=total, completed=done, width=30)
+    return ProgressBar(total=total, completed=done, width=BAR_WIDTH)
 
 
 def _updates(status: dict[str, Any]) -> str:
@@ -83,10 +175,3 @@ def _updates(status: dict[str, Any]) -> str:
 
 def _tasks(status: dict[str, Any]) -> str:
     return f"{status['tasks_done']} of {status['plan']['tasks']} tasks done"
-
-
-def _bytes_read(status: dict[str, Any]) -> int:
-    """Return what the finished tasks have read of the updates; shards are of nearly equal size."""
-    plan = status["plan"]
-    whole = plan["nbytes"] * len(plan["contributors"])
-    return int(whole * status["tasks_done"] / plan["tasks"])

@@ -1,0 +1,45 @@
+"""What a round that ran costs at AWS's prices, from what its tasks reported."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gradshard import pricing
+from gradshard.planning import client_requests
+from gradshard.pricing import Bill, Requests, Tasks
+
+
+def measured(
+    reports: Sequence[Mapping[str, Any]],
+    *,
+    clients: int,
+    memory_mb: int,
+    architecture: str,
+    nbytes: int,
+) -> Bill:
+    """Price what was measured.
+
+    Parameters
+    ----------
+    reports
+        Of the tasks, at least one: ``level``, ``seconds``, ``gets`` and ``puts`` are read.
+    clients
+        How many took part.
+    memory_mb, architecture
+        Of the aggregators.
+    nbytes
+        Of the result, and so of an update.
+    """
+    levels: dict[int, list[Tasks]] = {}
+    for report in reports:
+        levels.setdefault(report["level"], []).append(Tasks(1, report["seconds"]))
+    by_client = client_requests(nbytes)
+    return pricing.bill(
+        list(levels.values()),
+        clients=clients,
+        memory_mb=memory_mb,
+        architecture=architecture,
+        aggregators=Requests(
+            sum(report["gets"] for report in reports), sum(report["puts"] for report in reports)
+        ),
+        by_clients=Requests(*(clients * number for number in by_client)),
+    )

@@ -1,0 +1,57 @@
+"""``gradshard report``: a page about rounds."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from gradshard.cli.common import connected, json_option, print_json, waiting
+from gradshard.federation import Federation
+from gradshard.report.facts import Facts, compared, facts_of
+from gradshard.report.page import page
+from gradshard.wording import counted, megabytes, plain
+
+
+@click.command()
+@click.argument("names", metavar="ROUND…", nargs=-1, required=True)
+@click.option(
+    "--output",
+    "-o",
+    "output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="report.html",
+    show_default=True,
+    help="The page to write.",
+)
+@json_option
+@connected
+def report(federation: Federation, names: tuple[str, ...], output: Path, as_json: bool) -> None:
+    """Write a page about rounds: who took part, when, what it took and cost, and how they compare.
+
+    It is one file, which needs no network. With --json the data behind it is printed instead.
+    """
+    with waiting("reading") as say:
+        rounds: list[Facts] = []
+        for name in dict.fromkeys(names):
+            say(f"reading round {name}")
+            rounds.append(_facts(federation, name))
+    if as_json:
+        print_json({"rounds": rounds, "compared": compared(rounds)})
+        return
+    written = page(rounds, made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}").encode()
+    output.write_bytes(written)
+    click.echo(
+        f"{plain(output)}: {counted(len(rounds), 'round')}, {megabytes(len(written))}; "
+        "open it in a browser"
+    )
+
+
+def _facts(federation: Federation, name: str) -> Facts:
+    observer = federation.round(name).observer()
+    return facts_of(
+        observer.look(),
+        plan=observer.plan(),
+        tasks=observer.tasks(),
+        growing=observer.growing(),
+        architecture=federation.stack.output("Architecture"),
+    )

@@ -1,0 +1,260 @@
+"""What is known of a round, as JSON that no longer needs the round's objects."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from gradshard import billing
+from gradshard.arithmetic import SHARES
+from gradshard.plan import FEDAVG
+from gradshard.planning import BLOCKS
+from gradshard.topologies import AUTO
+
+Facts = dict[str, Any]
+
+COUNTED: Final = "counted"
+REFUSED: Final = "refused"
+LATE: Final = "late"
+WAITING: Final = "waiting"
+UNUSED: Final = "unused"
+"""What became of an upload. Those that count were planned with; unused are those of a round that
+ended otherwise than by them."""
+
+_TASK_FIELDS: Final = (
+    "level",
+    "task",
+    "start",
+    "end",
+    "seconds",
+    "cpu_seconds",
+    "peak_mb",
+    "gets",
+    "puts",
+    "retries",
+    "bytes_read",
+    "bytes_written",
+    "is_cold",
+    "ended_at",
+)
+
+
+def facts_of(
+    status: Mapping[str, Any],
+    *,
+    plan: Mapping[str, Any] | None,
+    tasks: Sequence[Mapping[str, Any]],
+    growing: Sequence[Mapping[str, Any]],
+    architecture: str,
+) -> Facts:
+    """Return what is known of a round.
+
+    Parameters
+    ----------
+    status, plan
+        As :meth:`gradshard.status.Observer.look` and ``plan`` return them.
+    tasks
+        What the tasks reported, with ``ended_at``.
+    growing
+        What clients have sent of partial updates.
+    architecture
+        Of the functions, for their price.
+    """
+    manifest, plan = status["manifest"] or {}, plan or {}
+    done = [_timed(task) for task in sorted(tasks, key=lambda t: (t["level"], t["task"]))]
+    contributors = manifest.get("contributors") or _planned(plan)
+    uploads = _uploads(status, contributors, growing)
+    counted = {u["client"]: u["arrived_at"] for u in uploads if u["fate"] == COUNTED}
+    projected = manifest.get("projected") or plan.get("projected") or {}
+    clients = status["spec"].get("clients", 0)
+    return {
+        "round": status["round"],
+        "state": status["state"],
+        "cause": status["cause"],
+        "error": manifest.get("error"),
+        "opened_at": status["opened_at"],
+        "deadline_at": status["deadline_at"],
+        "planned_at": plan.get("planned_at"),
+        "finished_at": manifest.get("finished_at"),
+        "waited_seconds": _between(status["opened_at"], plan.get("planned_at")),
+        "seconds": _between(plan.get("planned_at"), manifest.get("finished_at")),
+        "expected": clients if isinstance(clients, int) else len(clients),
+        "min_clients": status["spec"].get("min_clients", 1),
+        "updates_of": status["spec"].get("updates_of"),
+        **_terms(status["spec"], plan),
+        "shards": plan.get("shards"),
+        "groups": [
+            [stop - first for first, stop in lvl["groups"]] for lvl in plan.get("levels", [])
+        ],
+        "nbytes": plan.get("nbytes"),
+        "tensors": plan.get("tensors"),
+        "attempts": plan["attempt"] + 1 if plan else 0,
+        "notes": list(plan.get("notes", [])),
+        "contributors": [
+            {
+                **{name: entry[name] for name in ("client", "samples", "weight", "nbytes")},
+                "arrived_at": counted.get(entry["client"]),
+            }
+            for entry in contributors
+        ],
+        "refused": status["refused"],
+        "late": status["late"],
+        "missing": manifest.get("missing") or plan.get("missing") or status["missing"],
+        "uploads": uploads,
+        "layers": manifest.get("layers") or _layers(plan),
+        "tasks_planned": (status["plan"] or {}).get("tasks", 0),
+        "tasks_done": status["tasks_done"],
+        "tasks": done,
+        "totals": _totals(done),
+        "projected": projected,
+        "dollars": {
+            "projected": projected.get("dollars"),
+            "measured": _measured(done, contributors, plan, projected, architecture),
+        },
+    }
+
+
+def compared(rounds: Sequence[Facts]) -> list[Facts]:
+    """Return the numbers by which rounds are compared; None where they are not known."""
+    return [
+        {
+            "round": facts["round"],
+            "state": facts["state"],
+            "contributors": len(facts["contributors"]),
+            "refused": len(facts["refused"]),
+            "seconds": facts["seconds"],
+            "waited_seconds": facts["waited_seconds"],
+            "dollars": (facts["dollars"]["measured"] or {}).get("total"),
+            **{
+                name: facts["totals"].get(name) for name in ("bytes_read", "cold_starts", "peak_mb")
+            },
+        }
+        for facts in rounds
+    ]
+
+
+def _terms(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> Facts:
+    """Return how the round averages: as planned, else as it was opened."""
+    rule = spec.get("rule") or FEDAVG
+    asked = {
+        "topology": spec.get("topology", AUTO),
+        "order": spec.get("order"),
+        "rule": rule["name"] if isinstance(rule, dict) else rule,
+        "weights": spec.get("weights", SHARES),
+        "hold": spec.get("hold", BLOCKS),
+    }
+    return {name: plan.get(name, value) for name, value in asked.items()}
+
+
+def _planned(plan: Mapping[str, Any]) -> list[Facts]:
+    """Return a plan's contributors as a manifest has them."""
+    return [
+        {
+            "client": entry["client"],
+            "samples": entry["samples"],
+            "weight": None if plan["layers"] else entry["weight"],
+            "nbytes": entry["source"]["nbytes"],
+            "etag": entry["source"]["etag"],
+        }
+        for entry in plan.get("contributors", [])
+    ]
+
+
+def _layers(plan: Mapping[str, Any]) -> list[Facts]:
+    """Return a plan's layers as a manifest has them."""
+    clients = [entry["client"] for entry in plan.get("contributors", [])]
+    return [
+        {
+            "name": name,
+            "p": missed,
+            "weights": {c: w for c, w in zip(clients, weights, strict=True) if w is not None},
+        }
+        for name, _ranges, missed, weights in plan.get("layers", [])
+    ]
+
+
+def _uploads(
+    status: Mapping[str, Any],
+    contributors: Sequence[Mapping[str, Any]],
+    growing: Sequence[Mapping[str, Any]],
+) -> list[Facts]:
+    """Return uploads in the order of their arrival, with what became of them."""
+    averaged = {entry["client"]: entry["etag"] for entry in contributors}
+    refused = {entry["client"] for entry in status["refused"]}
+    late = {entry["client"] for entry in status["late"]}
+
+    def fate(upload: Mapping[str, Any]) -> str:
+        if averaged.get(upload["client"]) == upload["etag"]:
+            return COUNTED
+        if upload["client"] in late:
+            return LATE
+        if upload["client"] in refused:
+            return REFUSED
+        return UNUSED if status["manifest"] else WAITING
+
+    # A growing update stays beside the finished one that takes its place.
+    finished = {u["client"] for u in status["arrived"] if fate(u) in {COUNTED, WAITING}}
+    partial = [upload for upload in growing if upload["client"] not in finished]
+    found = [
+        {
+            "client": upload["client"],
+            "nbytes": upload["nbytes"],
+            "arrived_at": upload["arrived_at"],
+            "fate": fate(upload),
+        }
+        for upload in (*status["arrived"], *partial)
+    ]
+    return sorted(found, key=lambda upload: (upload["arrived_at"], upload["client"]))
+
+
+def _timed(task: Mapping[str, Any]) -> Facts:
+    """Return a task's report with ``began_at``, which follows from its end and its seconds."""
+    ended_at, began_at = task["ended_at"], None
+    if ended_at is not None:
+        began = datetime.fromisoformat(ended_at) - timedelta(seconds=task["seconds"])
+        began_at = began.isoformat()
+    return {**{name: task[name] for name in _TASK_FIELDS}, "began_at": began_at}
+
+
+def _totals(tasks: Sequence[Facts]) -> Facts:
+    if not tasks:
+        return {}
+    summed = (
+        "seconds",
+        "cpu_seconds",
+        "gets",
+        "puts",
+        "retries",
+        "bytes_read",
+        "bytes_written",
+    )
+    return {
+        **{name: sum(task[name] for task in tasks) for name in summed},
+        "cold_starts": sum(task["is_cold"] for task in tasks),
+        "peak_mb": max(task["peak_mb"] for task in tasks),
+        "longest_seconds": max(task["seconds"] for task in tasks),
+    }
+
+
+def _measured(
+    tasks: Sequence[Facts],
+    contributors: Sequence[Mapping[str, Any]],
+    plan: Mapping[str, Any],
+    projected: Mapping[str, Any],
+    architecture: str,
+) -> dict[str, float] | None:
+    if not tasks or "memory_mb" not in projected:
+        return None
+    return billing.measured(
+        tasks,
+        clients=len(contributors),
+        memory_mb=projected["memory_mb"],
+        architecture=architecture,
+        nbytes=plan["header_bytes"] + plan["nbytes"],
+    ).to_json()
+
+
+def _between(begin: str | None, end: str | None) -> float | None:
+    if begin is None or end is None:
+        return None
+    passed = datetime.fromisoformat(end) - datetime.fromisoformat(begin)
+    return round(passed.total_seconds(), 3)

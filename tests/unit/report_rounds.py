@@ -1,0 +1,183 @@
+"""Rounds to report on: what an observer would return of them."""
+
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from gradshard import planning
+from gradshard.planning import Aggregator, Load
+from gradshard.report.facts import Facts, facts_of
+
+OPENED: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
+PLANNED: Final = OPENED + timedelta(minutes=7, milliseconds=400)
+
+HOSTILE: Final = "<script>alert(1)</script>\"'\u202e\x1b[31m\n{x}</style>"
+
+
+def sample(
+    name: str = "r1",
+    *,
+    clients: int = 8,
+    groups: int = 1,
+    shards: int = 4,
+    layers: int = 0,
+    state: str = "completed",
+    cause: str | None = None,
+    done: float = 1.0,
+    seed: int = 0,
+    reason: str = "tensor 'fc.weight' holds a NaN or an infinity at element 3",
+) -> Facts:
+    """Return the facts of a round as :func:`facts_of` makes them."""
+    rng = random.Random(seed)  # noqa: S311 - figures for a picture
+    ids = [f"client-{n:04}" for n in range(clients)]
+    nbytes = 44_700_000
+    sizes = [[clients]] if groups == 1 else [_sizes(clients, groups), [groups]]
+    projection = planning.project(
+        Load(nbytes, tuple(map(tuple, sizes))), shards, Aggregator(256, "arm64")
+    )
+    contributors = [_contributor(client, rng, clients, layers) for client in ids]
+    plan: dict[str, Any] = {
+        "attempt": 0,
+        "topology": "shards" if groups == 1 else "grid",
+        "order": "sequential",
+        "rule": "salf" if layers else "fedavg",
+        "weights": "shares",
+        "hold": "blocks",
+        "levels": [{"groups": _bounds(level), "order": []} for level in sizes],
+        "contributors": contributors,
+        "layers": _layers(contributors, layers, rng),
+        "nbytes": nbytes,
+        "header_bytes": 9_000,
+        "tensors": 62,
+        "shards": shards,
+        "notes": [],
+        "missing": ["gone-1", "gone-2"],
+        "projected": projection.to_json(),
+        "planned_at": PLANNED.isoformat(),
+    }
+    tasks = _tasks(sizes, shards, rng)
+    tasks = tasks[: round(len(tasks) * done)]
+    arrived = [
+        {
+            "client": c["client"],
+            "nbytes": c["source"]["nbytes"],
+            "etag": c["source"]["etag"],
+            "arrived_at": (OPENED + timedelta(seconds=rng.triangular(5, 410, 60))).isoformat(),
+        }
+        for c in contributors
+    ]
+    bad = {
+        "nbytes": nbytes,
+        "etag": "bad",
+        "arrived_at": (OPENED + timedelta(minutes=3)).isoformat(),
+    }
+    late = {
+        "nbytes": nbytes,
+        "etag": "l",
+        "arrived_at": (PLANNED + timedelta(seconds=2)).isoformat(),
+    }
+    finished = max((datetime.fromisoformat(task["ended_at"]) for task in tasks), default=PLANNED)
+    manifest: dict[str, Any] | None = None
+    if state == "completed":
+        manifest = {
+            "status": state,
+            "contributors": [
+                {
+                    "client": c["client"],
+                    "samples": c["samples"],
+                    "weight": None if layers else c["weight"],
+                    "nbytes": c["source"]["nbytes"],
+                    "etag": c["source"]["etag"],
+                }
+                for c in contributors
+            ],
+            "missing": plan["missing"],
+            "projected": plan["projected"],
+            "finished_at": (finished + timedelta(seconds=0.4)).isoformat(),
+        }
+    elif state == "failed":
+        manifest = {"status": state, "error": "QuorumError", "finished_at": finished.isoformat()}
+    is_planned = state != "awaiting"
+    status = {
+        "round": name,
+        "state": state,
+        "cause": cause,
+        "opened_at": OPENED.isoformat(),
+        "deadline_at": (OPENED + timedelta(minutes=30)).isoformat(),
+        "spec": {"clients": clients + 4, "min_clients": 3},
+        "arrived": [*arrived, {"client": "mallory", **bad}, {"client": "tardy", **late}],
+        "missing": [],
+        "refused": [{"client": "mallory", "reason": reason}],
+        "late": [{"client": "tardy", "reason": "the round was planned before this update came"}],
+        "plan": {"tasks": shards * sum(map(len, sizes))} if is_planned else None,
+        "tasks_done": len(tasks) if is_planned else 0,
+        "manifest": manifest,
+    }
+    return facts_of(
+        status,
+        plan=plan if is_planned else None,
+        tasks=tasks if is_planned else [],
+        growing=[],
+        architecture="arm64",
+    )
+
+
+def _sizes(clients: int, groups: int) -> list[int]:
+    return [clients // groups + (n < clients % groups) for n in range(groups)]
+
+
+def _bounds(sizes: list[int]) -> list[list[int]]:
+    return [[sum(sizes[:n]), sum(sizes[: n + 1])] for n in range(len(sizes))]
+
+
+def _contributor(client: str, rng: random.Random, clients: int, layers: int) -> dict[str, Any]:
+    samples = rng.randrange(200, 3_000)
+    return {
+        "client": client,
+        "samples": samples,
+        "weight": samples / (1_600 * clients),
+        "source": {"nbytes": 44_709_000, "etag": f'"{client}"'},
+        "reached": rng.randrange(1, layers + 1) if layers else 0,
+    }
+
+
+def _layers(contributors: list[dict[str, Any]], layers: int, rng: random.Random) -> list[Any]:
+    found = []
+    for n in range(layers):
+        weights = [
+            rng.uniform(0.5, 1.5) / len(contributors) if c["reached"] >= layers - n else None
+            for c in contributors
+        ]
+        found.append([f"block.{n}.conv", [], (1 - (n + 1) / (layers + 1)) ** 3, weights])
+    return found
+
+
+def _tasks(sizes: list[list[int]], shards: int, rng: random.Random) -> list[dict[str, Any]]:
+    tasks, at = [], PLANNED + timedelta(seconds=0.3)
+    for level, groups in enumerate(sizes):
+        longest = 0.0
+        for number in range(shards * len(groups)):
+            seconds = rng.triangular(1.5, 7, 2.2)
+            longest = max(longest, seconds)
+            ended = at + timedelta(seconds=seconds + rng.random() * 0.8)
+            tasks.append(
+                {
+                    "level": level,
+                    "task": number,
+                    "attempt": 0,
+                    "start": 0,
+                    "end": 1,
+                    "seconds": round(seconds, 3),
+                    "cpu_seconds": round(seconds / 3, 3),
+                    "peak_mb": round(rng.uniform(41, 47), 1),
+                    "gets": groups[0] + 2,
+                    "puts": 2,
+                    "retries": int(rng.random() < 0.05),
+                    "bytes_read": 44_700_000 * groups[0] // shards,
+                    "bytes_written": 44_700_000 // shards,
+                    "is_cold": rng.random() < 0.3,
+                    "ended_at": ended.replace(microsecond=0).isoformat(),
+                }
+            )
+        at += timedelta(seconds=longest + 1)
+    return tasks

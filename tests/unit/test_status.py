@@ -1,0 +1,127 @@
+"""Looking at a round, again and again."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from gradshard.keys import RoundKeys
+from gradshard.status import Observer
+from tests.unit.fakes import MemoryStack, MemoryStore
+from tests.unit.test_federation import OPENED, SPEC, plan_json
+
+
+class CountingStore(MemoryStore):
+    """Counts what is read and listed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: Counter[str] = Counter()
+
+    def get_bytes(self, key: str) -> bytes | None:
+        self.read[key] += 1
+        return super().get_bytes(key)
+
+    def list_objects(self, prefix: str) -> Any:
+        self.read[prefix] += 1
+        return super().list_objects(prefix)
+
+
+@pytest.fixture
+def store() -> CountingStore:
+    store = CountingStore()
+    store.put_json("rounds/r1/spec.json", OPENED)
+    return store
+
+
+@pytest.fixture
+def observer(store: CountingStore) -> Observer:
+    return Observer(MemoryStack(store), RoundKeys("r1"))
+
+
+def reject(store: MemoryStore, client: str, reason: str) -> None:
+    record = {"client": client, "reason": reason, "late": False}
+    store.put_json(f"rounds/r1/rejected/{client}.json", record)
+
+
+def report(store: MemoryStore, number: int, attempt: int = 0) -> None:
+    fields = {"level": 0, "task": number, "attempt": attempt}
+    store.put_json(f"rounds/r1/reports/0/{number:05d}.json", fields)
+
+
+def test_a_second_look_lists_once_and_reads_nothing_again(
+    observer: Observer, store: CountingStore
+) -> None:
+    store.put_json("rounds/r1/plan.json", plan_json({"a": "x"}))
+    reject(store, "eve", "NaN")
+    first = observer.look(check_execution=False)
+    assert store.read.pop("rounds/r1/") == 1
+    assert set(store.read.values()) == {1}
+    store.read.clear()
+    assert observer.look(check_execution=False) == first
+    assert store.read == {"rounds/r1/": 1}
+
+
+def test_what_has_changed_is_read_again(observer: Observer, store: CountingStore) -> None:
+    reject(store, "eve", "too short")
+    assert observer.look()["refused"] == [{"client": "eve", "reason": "too short"}]
+    reject(store, "eve", "too long")
+    store.read.clear()
+    assert observer.look()["refused"] == [{"client": "eve", "reason": "too long"}]
+    assert store.read == {"rounds/r1/": 1, "rounds/r1/rejected/eve.json": 1}
+
+
+def test_reports_are_read_a_few_at_a_time_and_once_each(
+    observer: Observer, store: CountingStore
+) -> None:
+    store.put_json("rounds/r1/plan.json", plan_json({"a": "x"}, shards=5))
+    for number in range(5):
+        report(store, number)
+    observer.look()
+    assert [task["task"] for task in observer.tasks(2)] == [0, 1]
+    assert [task["task"] for task in observer.tasks(2)] == [0, 1, 2, 3]
+    assert [task["task"] for task in observer.tasks()] == [0, 1, 2, 3, 4]
+    assert {n for key, n in store.read.items() if "reports" in key} == {1}
+
+
+def test_reports_of_an_attempt_that_was_given_up_are_left_out(
+    observer: Observer, store: CountingStore
+) -> None:
+    store.put_json("rounds/r1/plan.json", plan_json({"a": "x"}, attempt=1))
+    report(store, 0, attempt=0)
+    report(store, 1, attempt=1)
+    observer.look()
+    assert [task["task"] for task in observer.tasks()] == [1]
+
+
+def test_a_completed_rounds_tasks_are_its_manifests_with_the_times_of_their_reports(
+    observer: Observer, store: CountingStore
+) -> None:
+    tasks = [{"level": 0, "task": 0}, {"level": 0, "task": 1}]
+    store.put_json("rounds/r1/plan.json", plan_json({"a": "x"}))
+    store.put_json("rounds/r1/manifest.json", {"status": "completed", "tasks": tasks})
+    report(store, 0)
+    assert observer.look()["tasks_done_by_level"] == [2]
+    first, second = observer.tasks()
+    assert first["ended_at"] is not None
+    assert second == {"level": 0, "task": 1, "ended_at": None}
+    assert not any("reports" in key for key in store.read)
+
+
+def test_updates_that_were_sent_to_another_round_are_listed_once(
+    observer: Observer, store: CountingStore
+) -> None:
+    store.put_json("rounds/r1/spec.json", OPENED | {"spec": SPEC | {"updates_of": "r0"}})
+    store.put_bytes("rounds/r0/updates/a.safetensors", b"12")
+    for _ in range(2):
+        assert [update["client"] for update in observer.look()["arrived"]] == ["a"]
+    assert store.read["rounds/r0/updates/"] == 1
+
+
+def test_growing_updates_are_told_apart_from_what_clients_may_not_be_called(
+    observer: Observer, store: CountingStore
+) -> None:
+    store.put_bytes("rounds/r1/progress/a.safetensors", b"12")
+    store.put_bytes("rounds/r1/progress/a/b.safetensors", b"12")
+    observer.look()
+    assert [update["client"] for update in observer.growing()] == ["a"]
