@@ -64,8 +64,12 @@ def make_strategy(name: str) -> FedAvg:
 def ask_names(grid: Grid, nodes: Sequence[int]) -> dict[int, str]:
     """Ask clients for their names: node ids are random, and additions would go another way."""
     messages = [Message(RecordDict(), dst_node_id=n, message_type=MessageType.QUERY) for n in nodes]
-    replies = grid.send_and_receive(messages, timeout=60)
-    return {reply.metadata.src_node_id: reply.content["client"]["name"] for reply in replies}
+    replies = grid.send_and_receive(messages, timeout=300)
+    return {
+        reply.metadata.src_node_id: reply.content["client"]["name"]
+        for reply in replies
+        if reply.has_content()
+    }
 
 
 class FedAvgInOrder(FedAvg):  # type: ignore[misc]  # flwr is not installed where mypy runs

@@ -110,7 +110,8 @@ class S3FedAvg(FedAvg):  # type: ignore[misc]  # flwr is not installed where myp
     terms
         Further terms of the rounds: see :meth:`gradshard.Federation.open_round`.
     client_names
-        Gives each node its client id. The order of the ids is the order of the additions.
+        Gives nodes their client ids; who gets none is left out of the round. The order of the ids
+        is that of the additions.
     ticket_seconds
         How long a client may take, from its message to the end of its upload.
     **options
@@ -160,8 +161,7 @@ class S3FedAvg(FedAvg):  # type: ignore[misc]  # flwr is not installed where myp
             return []
         place = self._place(server_round, arrays)
         nodes = [message.metadata.dst_node_id for message in messages]
-        self._names = dict(self.client_names(grid, nodes))
-        _check_names(self._names, nodes)
+        self._names = _named(self.client_names(grid, nodes), nodes)
         keys = self._keys(server_round)
         order = self._order(place)
         header = len(encode_header(place.layout, {}))
@@ -182,6 +182,7 @@ class S3FedAvg(FedAvg):  # type: ignore[misc]  # flwr is not installed where myp
                 },
             )
             for node, message in zip(nodes, messages, strict=True)
+            if node in self._names
         ]
 
     def configure_evaluate(
@@ -435,17 +436,23 @@ def _failure(reply: Message, round_id: str) -> str | None:
     return None
 
 
-def _check_names(names: Mapping[int, str], nodes: Sequence[int]) -> None:
-    nameless = [node for node in nodes if node not in names]
-    if nameless:
-        raise SpecError(f"client_names gives node {nameless[0]} no name: name every node")
-    given = [names[node] for node in nodes]
+def _named(names: Mapping[int, str], nodes: Sequence[int]) -> dict[int, str]:
+    """Return the names of those nodes that have one; the others may be gone, and are logged."""
+    named = {node: names[node] for node in nodes if node in names}
+    if len(named) < len(nodes):
+        _LOG.warning(
+            "configure_train: client_names gave %d of %d nodes no name; they are left out",
+            len(nodes) - len(named),
+            len(nodes),
+        )
+    given = list(named.values())
     twice = next((name for name in given if given.count(name) > 1), None)
     if twice is not None:
         raise SpecError(
             f"client_names gives {given.count(twice)} nodes the name {twice!r}: each needs its "
             "own, or the first upload keeps out the other"
         )
+    return named
 
 
 def _with_order(message: Message, order: Mapping[str, Any]) -> Message:
