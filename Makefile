@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint build build-arm64 build-x86_64 test test-client test-torch bench demo deploy requirements clean
+.PHONY: help setup format lint build build-arm64 build-x86_64 test test-client test-torch test-flower bench demo deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -73,6 +73,16 @@ test-torch: setup ## Run the tests that need PyTorch, in an environment of their
 	.venv-torch/bin/python -c 'import torch; print("PyTorch", torch.__version__)'
 	.venv-torch/bin/python -m pytest -q -p no:cacheprovider $(TORCH_TESTS)
 
+# Its requirements are at odds with those of the local engine, which is .venv's.
+FLOWER_PYTHON := $(PYTHON)
+FLOWER := flwr[simulation]
+
+test-flower: setup ## Run the tests that need Flower, in an environment of their own, with a local engine
+	$(FLOWER_PYTHON) -m venv .venv-flower
+	.venv-flower/bin/pip install --quiet --disable-pip-version-check '$(FLOWER)' . $(TEST_PACKAGES)
+	.venv-flower/bin/python -c 'import flwr; print("Flower", flwr.__version__)'
+	$(BIN)/python -m tests.flower .venv-flower/bin/python
+
 # `make bench OPTIONS="--quick --json figures.json"`; see benchmarks/README.md.
 bench: setup ## Measure the aggregator against its limit and against others, 15 to 20 minutes
 	$(BIN)/python -m benchmarks $(OPTIONS)
@@ -89,5 +99,5 @@ requirements: setup ## Pin the newest allowed versions again
 		--output-file layers/gradshard/requirements.txt
 
 clean: ## Remove everything made here
-	rm -rf .venv .venv-client .venv-torch .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-client .venv-flower .venv-torch .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -prune -exec rm -rf {} +

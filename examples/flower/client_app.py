@@ -1,14 +1,10 @@
 """The ClientApp: an ordinary one, but for its mod."""
 
-from typing import Any
-
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 import task
 from gradshard.flower import s3_mod
-
-Context = Any
 
 # The one line that is not as in any other ClientApp: without the mod it is Flower's alone.
 app = ClientApp(mods=[s3_mod])

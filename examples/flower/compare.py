@@ -1,7 +1,7 @@
 """Train the same model with Flower's FedAvg and with gradshard's: the bits, and the memory.
 
 Each training has a process of its own, Flower's simulation engine with the ServerApp in it. Exits
-with 1 if a bit differs. Needs `gradshard local up`, or AWS; see README.md.
+with 1 if a bit differs. Needs `gradshard local up`, or a deployed stack; see README.md.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from gradshard.local import DEFAULT_PORT, environment
+from gradshard import local
 
 HERE: Final = Path(__file__).resolve().parent
 
@@ -23,24 +23,30 @@ HERE: Final = Path(__file__).resolve().parent
 def main() -> int:
     """Train, compare, and return the process's exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="the local engine's")
-    parser.add_argument("--aws", action="store_true", help="not the local engine, but AWS")
+    parser.add_argument("--port", type=int, help="the local engine's (default: as the shell says)")
     parser.add_argument("--model-mb", type=int, default=0, help="a large model, a multiple of 8")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     variables = os.environ | {"EXAMPLE_MODEL_MB": str(options.model_mb)}
-    variables |= {} if options.aws else environment(options.port)
+    if options.port is not None:
+        variables |= local.status(options.port).environment
     with tempfile.TemporaryDirectory() as folder:
         figures = {
-            strategy: simulate(strategy, Path(folder) / f"{strategy}.npz", options.rounds, variables)
-            for strategy in ("flower", "s3")
+            strategy: simulate(
+                strategy, Path(folder) / f"{strategy}.npz", options.rounds, variables
+            )
+            for strategy in ("flower", "s3", "s3-references")
         }
-        differing = differences(Path(folder) / "flower.npz", Path(folder) / "s3.npz")
-    print(f"{'':22}{'peak MB':>10}{'seconds':>10}")
+        differing = {
+            name
+            for strategy in ("s3", "s3-references")
+            for name in differences(Path(folder) / "flower.npz", Path(folder) / f"{strategy}.npz")
+        }
+    print(f"{'strategy':16}{'peak MB':>10}{'seconds':>10}")
     for strategy, figure in figures.items():
-        print(f"{strategy:22}{figure['peak_bytes'] / 1e6:10,.0f}{figure['seconds']:10.0f}")
+        print(f"{strategy:16}{figure['peak_bytes'] / 1e6:10,.0f}{figure['seconds']:10.0f}")
     if differing:
-        print(f"The models differ: {', '.join(differing)}.")
+        print(f"The models differ: {', '.join(sorted(differing))}.")
         return 1
     print("The models are identical, bit for bit.")
     return 0

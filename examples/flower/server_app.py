@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 import task
 from gradshard import Federation
 from gradshard.flower import S3FedAvg
-
-Context = Any
 
 S3: Final = "s3"
 S3_REFERENCES: Final = "s3-references"
@@ -34,12 +32,11 @@ def main(grid: Grid, _context: Context) -> None:
         num_rounds=int(os.environ["EXAMPLE_ROUNDS"]),
         evaluate_fn=None if task.MODEL_MB or not keeps_arrays() else evaluate,
     )
-    output = Path(os.environ["EXAMPLE_OUTPUT"])
-    if isinstance(strategy, S3FedAvg) and not strategy.keep_arrays:
-        strategy.fetch(output.with_suffix(".safetensors"))
-        return
-    with output.open("wb") as file:
-        np.savez(file, **task.model_of(result.arrays))
+    # The whole model at once only now, and only for the comparison: fetch(path) spares it.
+    arrays = result.arrays if keeps_arrays() else strategy.fetch()
+    model: dict[str, Any] = task.model_of(arrays)
+    with Path(os.environ["EXAMPLE_OUTPUT"]).open("wb") as file:
+        np.savez(file, **model)
 
 
 def keeps_arrays() -> bool:
@@ -72,7 +69,7 @@ def ask_names(grid: Grid, nodes: Sequence[int]) -> dict[int, str]:
     }
 
 
-class FedAvgInOrder(FedAvg):  # type: ignore[misc]  # flwr is not installed where mypy runs
+class FedAvgInOrder(FedAvg):
     """Flower's FedAvg, given the replies by client and not as they arrive.
 
     Floating-point sums depend on the order: Flower's own differ from run to run in the last bits.

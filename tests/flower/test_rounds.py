@@ -12,13 +12,13 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: `make test-flower`")
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict  # noqa: E402
-from flwr.serverapp.strategy import FedAdam, FedAvg  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp.strategy import FedAdam, FedAvg
+from safetensors.numpy import load_file
 
-from gradshard import Federation  # noqa: E402
-from gradshard.flower import RECORD, S3FedAvg, s3_mod  # noqa: E402
-from tests.flower.clients import (  # noqa: E402
+from gradshard import Federation
+from gradshard.flower import RECORD, S3FedAvg, s3_mod
+from tests.flower.clients import (
     DirectGrid,
     Model,
     client_app,

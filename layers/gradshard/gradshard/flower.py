@@ -36,7 +36,15 @@ from gradshard.tickets import DEFAULT_SECONDS, Ticket
 from gradshard.uploads import content_of, upload
 
 try:
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+    from flwr.app import (
+        Array,
+        ArrayRecord,
+        ConfigRecord,
+        Context,
+        Message,
+        MetricRecord,
+        RecordDict,
+    )
     from flwr.serverapp import Grid
     from flwr.serverapp.strategy import FedAvg
     from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
@@ -46,7 +54,6 @@ except ImportError:
         name="flwr",
     ) from None
 
-Context = Any
 Numpy = npt.NDArray[Any]
 ClientNames = Callable[[Grid, Sequence[int]], Mapping[int, str]]
 
@@ -78,7 +85,7 @@ class _Place(NamedTuple):
     names: tuple[str, ...]
 
 
-class S3FedAvg(FedAvg):  # type: ignore[misc]  # flwr is not installed where mypy runs
+class S3FedAvg(FedAvg):
     """Flower's FedAvg, averaged by gradshard from what clients uploaded to S3.
 
     Every message to a client says where the model is and carries a ticket to upload with: the
