@@ -56,8 +56,8 @@ def train(model: Parameters, partition: int, server_round: int) -> tuple[Paramet
     seed = 1000 * server_round + partition
     if MODEL_MB:
         rng = np.random.default_rng(seed)
-        for array in model.values():
-            array += rng.standard_normal(array.shape, np.float32) * np.float32(0.01)
+        for name in model:
+            model[name] += rng.standard_normal(model[name].shape, np.float32) * np.float32(0.01)
         return model, 100 + 7 * partition
     samples = _clients()[partition]
     trained = network.train(model, samples.images, samples.labels, _LOCAL, seed)

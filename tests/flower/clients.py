@@ -28,9 +28,9 @@ def model_of(record: ArrayRecord) -> Model:
     return {name: array.numpy() for name, array in record.items()}
 
 
-def client_app(train: Training, mods: list[Any]) -> ClientApp:
+def client_app(train: Training, mods: list[Any], *, app: ClientApp | None = None) -> ClientApp:
     """An ordinary app, whose training is given the model, the node and the round."""
-    app = ClientApp(mods=mods)
+    app = app or ClientApp(mods=mods)
 
     @app.train()
     def _train(message: Message, context: Context) -> Message:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -112,6 +113,20 @@ class TestWithoutTrouble:
     def test_the_same_app_serves_flowers_own_strategy(self) -> None:
         without = DirectGrid({node: client_app(trained, []) for node in NODES})
         assert bits(train(FedAvg(), grid()).arrays) == bits(train(FedAvg(), without).arrays)
+
+    def test_the_pages_lines_are_enough(self) -> None:
+        page = (Path(__file__).parents[2] / "docs" / "flower.md").read_text()
+        client, server = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        names: dict[str, Any] = {}
+        exec(client, names)  # noqa: S102 - our own page
+        app = client_app(trained, [], app=names["app"])
+        names |= {
+            "grid": DirectGrid(dict.fromkeys(NODES, app)),
+            "initial_arrays": record_of(initial()),
+        }
+        exec(server, names)  # noqa: S102
+        # Two of four nodes are sampled for the evaluation, all for the training.
+        assert bits(names["result"].arrays) == bits(train(FedAvg(), grid(), 2).arrays)
 
 
 class TestBadInput:
