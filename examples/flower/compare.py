@@ -1,7 +1,8 @@
 """Train the same model with Flower's FedAvg and with gradshard's: the bits, and the memory.
 
-Each training has a process of its own, Flower's simulation engine with the ServerApp in it. Exits
-with 1 if a bit differs. Needs `gradshard local up`, or a deployed stack; see README.md.
+Each training has processes of its own: Flower's simulation engine with the ServerApp in it, or with
+`--processes` a SuperLink, SuperNodes and a ServerApp. Exits with 1 if a bit differs. Needs
+`gradshard local up`, or a deployed stack; see README.md.
 """
 
 import argparse
@@ -15,9 +16,12 @@ from typing import Any, Final
 
 import numpy as np
 
+import processes
 from gradshard import local
 
 HERE: Final = Path(__file__).resolve().parent
+STRATEGIES: Final = ("flower", "s3", "s3-references")
+"""Flower's first, which the others are held against."""
 
 
 def main() -> int:
@@ -26,22 +30,32 @@ def main() -> int:
     parser.add_argument("--port", type=int, help="the local engine's (default: as the shell says)")
     parser.add_argument("--model-mb", type=int, default=0, help="a large model, a multiple of 8")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument(
+        "--processes", action="store_true", help="Flower's processes, not its simulation engine"
+    )
     options = parser.parse_args()
-    variables = os.environ | {"EXAMPLE_MODEL_MB": str(options.model_mb)}
+    settings = {
+        "EXAMPLE_MODEL_MB": str(options.model_mb),
+        "EXAMPLE_ROUNDS": str(options.rounds),
+        "EXAMPLE_CLIENTS": str(options.clients),
+    }
     if options.port is not None:
-        variables |= local.status(options.port).environment
-    with tempfile.TemporaryDirectory() as folder:
-        figures = {
-            strategy: simulate(
-                strategy, Path(folder) / f"{strategy}.npz", options.rounds, variables
-            )
-            for strategy in ("flower", "s3", "s3-references")
-        }
-        differing = {
-            name
-            for strategy in ("s3", "s3-references")
-            for name in differences(Path(folder) / "flower.npz", Path(folder) / f"{strategy}.npz")
-        }
+        settings |= local.status(options.port).environment
+    figures = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for strategy in STRATEGIES:
+            output = folder / f"{strategy}.npz"
+            settings |= {"EXAMPLE_STRATEGY": strategy, "EXAMPLE_OUTPUT": str(output)}
+            report = output.with_suffix(".json")
+            if options.processes:
+                processes.train(folder, options.clients, os.environ | settings, report)
+            else:
+                simulate(os.environ | settings)
+            figures[strategy] = json.loads(report.read_text())
+        reference, *others = (folder / f"{strategy}.npz" for strategy in STRATEGIES)
+        differing = {name for other in others for name in differences(reference, other)}
     print(f"{'strategy':16}{'peak MB':>10}{'seconds':>10}")
     for strategy, figure in figures.items():
         print(f"{strategy:16}{figure['peak_bytes'] / 1e6:10,.0f}{figure['seconds']:10.0f}")
@@ -52,17 +66,12 @@ def main() -> int:
     return 0
 
 
-def simulate(
-    strategy: str, output: Path, rounds: int, variables: dict[str, str]
-) -> dict[str, float]:
-    """Train in a process of its own, and return what it says it took."""
-    command = [sys.executable, str(HERE / "simulate.py"), strategy]
-    command += ["--rounds", str(rounds), "-o", str(output)]
-    ended = subprocess.run(  # noqa: S603 - the example's own program
-        command, env=variables, stdout=subprocess.PIPE, check=True, text=True
+def simulate(variables: dict[str, str]) -> None:
+    """Train in a process of its own, with what Flower says on standard error."""
+    command = [sys.executable, str(HERE / "simulate.py")]
+    subprocess.run(  # noqa: S603 - the example's own program
+        command, env=variables, stdout=sys.stderr, check=True
     )
-    figures: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
-    return figures
 
 
 def differences(one: Path, other: Path) -> list[str]:

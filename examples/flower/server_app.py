@@ -1,6 +1,9 @@
 """The ServerApp: with Flower's FedAvg, or with gradshard's in its place."""
 
+import json
 import os
+import resource
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +27,8 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, _context: Context) -> None:
-    """Train for some rounds, and write the model to a file."""
+    """Train for some rounds; write the model to a file, and what it took to another."""
+    began = time.monotonic()
     strategy = make_strategy(os.environ["EXAMPLE_STRATEGY"])
     result = strategy.start(
         grid=grid,
@@ -32,11 +36,18 @@ def main(grid: Grid, _context: Context) -> None:
         num_rounds=int(os.environ["EXAMPLE_ROUNDS"]),
         evaluate_fn=None if task.MODEL_MB or not keeps_arrays() else evaluate,
     )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     # The whole model at once only now, and only for the comparison: fetch(path) spares it.
     arrays = result.arrays if keeps_arrays() else strategy.fetch()
     model: dict[str, Any] = task.model_of(arrays)
-    with Path(os.environ["EXAMPLE_OUTPUT"]).open("wb") as file:
+    output = Path(os.environ["EXAMPLE_OUTPUT"])
+    with output.open("wb") as file:
         np.savez(file, **model)
+    figures = {"peak_bytes": peak, "seconds": time.monotonic() - began}
+    # Under its name only when it is whole: others wait for it.
+    unfinished = output.with_suffix(".part")
+    unfinished.write_text(json.dumps(figures))
+    unfinished.replace(output.with_suffix(".json"))
 
 
 def keeps_arrays() -> bool:

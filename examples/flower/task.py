@@ -20,9 +20,9 @@ from network import Training
 Parameters = dict[str, npt.NDArray[Any]]
 
 SEED: Final = 0
-CLIENTS: Final = 8
+CLIENTS: Final = int(os.environ.get("EXAMPLE_CLIENTS", "8"))
 MODEL_MB: Final = int(os.environ.get("EXAMPLE_MODEL_MB", "0"))
-"""0 for the network of examples/digits. In the environment, since each client is a process."""
+"""0 for the network of examples/digits."""
 
 _SIZES: Final = (64, 64, 32, 10)
 _LOCAL: Final = Training(epochs=3, batch_size=16, learning_rate=0.05, momentum=0.9)
