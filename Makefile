@@ -73,7 +73,7 @@ test-torch: setup ## Run the tests that need PyTorch, in an environment of their
 	.venv-torch/bin/python -c 'import torch; print("PyTorch", torch.__version__)'
 	.venv-torch/bin/python -m pytest -q -p no:cacheprovider $(TORCH_TESTS)
 
-# Its requirements are at odds with those of the local engine, which is .venv's.
+# Not into .venv: sam wants requests 2.32, Flower 2.33.
 FLOWER_PYTHON := $(PYTHON)
 FLOWER := flwr[simulation]
 
