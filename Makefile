@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint audit build build-arm64 build-x86_64 test test-client test-torch test-browser bench demo deploy requirements clean
+.PHONY: help setup format lint audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower bench demo deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -89,6 +89,16 @@ test-browser: setup ## Look at the page of `gradshard report` in headless Chromi
 	CHROMIUM="$(CHROMIUM)" SCREENSHOTS="$(SCREENSHOTS)" \
 		.venv-browser/bin/python -m pytest -q -p no:cacheprovider tests/browser
 
+# Not into .venv: sam wants requests 2.32, Flower 2.33.
+FLOWER_PYTHON := $(PYTHON)
+FLOWER := flwr[simulation]
+
+test-flower: setup ## Run the tests that need Flower, in an environment of their own, with a local engine
+	$(FLOWER_PYTHON) -m venv .venv-flower
+	.venv-flower/bin/pip install --quiet --disable-pip-version-check '$(FLOWER)' . $(TEST_PACKAGES)
+	.venv-flower/bin/python -c 'import flwr; print("Flower", flwr.__version__)'
+	$(BIN)/python -m tests.flower .venv-flower/bin/python
+
 # `make bench OPTIONS="--quick --json figures.json"`; see benchmarks/README.md.
 bench: setup ## Measure the aggregator against its limit and against others, 15 to 20 minutes
 	$(BIN)/python -m benchmarks $(OPTIONS)
@@ -105,5 +115,5 @@ requirements: setup ## Pin the newest allowed versions again
 		--output-file layers/gradshard/requirements.txt
 
 clean: ## Remove everything made here
-	rm -rf .venv .venv-client .venv-torch .venv-browser .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-flower .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -prune -exec rm -rf {} +

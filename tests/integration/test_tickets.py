@@ -334,3 +334,23 @@ class TestTheRoundsEnd:
             with pytest.raises(RoundFailed, match="failed; its operator can see why"):
                 ask()
         assert ticket.status()["state"] == "failed"
+
+
+class TestReading:
+    @pytest.fixture
+    def reading(self, store: Store, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch) -> Ticket:
+        """Give a ticket for one object, through a message, and take the credentials away."""
+        made = Ticket.reading(store, keys, "reader", f"{keys.root}model", expires=600)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+            monkeypatch.delenv(name, raising=False)
+        return Ticket.loads(made.dumps())
+
+    def test_fetches_the_object(self, reading: Ticket, store: Store, keys: RoundKeys) -> None:
+        with pytest.raises(RoundStateError, match="has not ended"):
+            reading.fetch()
+        store.put_bytes(f"{keys.root}model", reference.encode(TENSORS, {}))
+        np.testing.assert_array_equal(reading.fetch()["w"], TENSORS["w"])
+
+    def test_uploads_nothing(self, reading: Ticket) -> None:
+        with pytest.raises(UpdateError, match="over the 0 of the ticket"):
+            reading.submit(TENSORS, 5)

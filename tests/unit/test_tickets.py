@@ -298,3 +298,20 @@ def test_a_tickets_secrets_are_not_shown(make: Make) -> None:
     assert "Signature" not in repr(ticket)
     assert "http" not in repr(ticket)
     assert "round_id='r1', client='a'" in repr(ticket)
+
+
+class TestText:
+    def test_is_read_as_it_was_given(self, make: Make) -> None:
+        ticket = make()
+        read = Ticket.loads(ticket.dumps())
+        assert read._upload_urls == ticket._upload_urls
+        assert (read.client, read.result_url) == ("a", ticket.result_url)
+
+    def test_that_is_no_ticket_is_refused(self) -> None:
+        with pytest.raises(TicketError, match="the text is not a ticket"):
+            Ticket.loads("{}")
+
+
+def test_lengths_no_update_can_have_are_not_signed(make: Make) -> None:
+    signed = make(max_bytes=MAX_BYTES, min_bytes=MAX_BYTES - 100)._upload_urls
+    assert [*signed] == [MAX_BYTES]

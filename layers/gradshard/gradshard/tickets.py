@@ -77,9 +77,10 @@ _URL: Final = re.compile(r"https?://\S+")
 _CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 
 
-def lengths(max_bytes: int) -> range:
-    """Return the lengths an update may be filled up to, the longest first."""
-    return range(max_bytes, 0, -max(MIN_STEP_BYTES, -(-max_bytes // MAX_LENGTHS)))
+def lengths(max_bytes: int, min_bytes: int = 1) -> range:
+    """Return the lengths an update of ``min_bytes`` or more may be filled up to, longest first."""
+    step = max(MIN_STEP_BYTES, -(-max_bytes // MAX_LENGTHS))
+    return range(max_bytes, min_bytes - 1, -step)
 
 
 @dataclass(frozen=True)
@@ -121,29 +122,31 @@ class Ticket:
 
     @classmethod
     def make(
-        cls, store: Store, keys: RoundKeys, client: str, *, expires: int, max_bytes: int
+        cls,
+        store: Store,
+        keys: RoundKeys,
+        client: str,
+        *,
+        expires: int,
+        max_bytes: int,
+        min_bytes: int = 1,
     ) -> Self:
         """Make a ticket with the credentials of a bucket's store; nothing is asked of S3.
+
+        Each length takes a millisecond to sign: whoever knows that updates have ``min_bytes`` at
+        least spares those below.
 
         Raises
         ------
         TicketError
             S3 takes no such time or size.
         """
-        given: dict[str, tuple[Any, int]] = {
-            "expires": (expires, MAX_SECONDS),
-            "max_bytes": (max_bytes, limits.MAX_PART_BYTES),
-        }
-        for name, (value, most) in given.items():
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                raise TicketError(
-                    f"{name} is {value!r}, not a whole number from 1 to {most}, the most that S3 "
-                    "takes"
-                )
+        _check_given("expires", expires, MAX_SECONDS)
+        _check_given("max_bytes", max_bytes, limits.MAX_PART_BYTES)
         expires_at = datetime.now(UTC) + timedelta(seconds=expires)
         key = keys.update(client)
         upload: dict[str, dict[str, str]] = {}
-        for length in lengths(max_bytes):
+        for length in lengths(max_bytes, min_bytes):
             url = store.presign_new(key, length, expires)
             # All but the signature is the same, unless a second has passed.
             begin, mark, end = url.partition(_SIGNATURE)
@@ -161,6 +164,42 @@ class Ticket:
         )
 
     @classmethod
+    def reading(cls, store: Store, keys: RoundKeys, client: str, key: str, *, expires: int) -> Self:
+        """Make a ticket that uploads nothing, and fetches the object ``key`` when it is there.
+
+        Raises
+        ------
+        TicketError
+            S3 takes no such time.
+        """
+        _check_given("expires", expires, MAX_SECONDS)
+        return cls(
+            round_id=keys.round_id,
+            client=client,
+            expires_at=datetime.now(UTC) + timedelta(seconds=expires),
+            max_bytes=0,
+            upload={},
+            uploaded_url=store.presign_read(keys.update(client), expires, head=True),
+            rejection_url=store.presign_read(keys.rejection(client), expires),
+            ended_url=store.presign_read(key, expires, head=True),
+            result_url=store.presign_read(key, expires),
+        )
+
+    @classmethod
+    def loads(cls, text: str) -> "Ticket":
+        """Read what :meth:`dumps` gave.
+
+        Raises
+        ------
+        TicketError
+            It is no ticket.
+        """
+        ticket = _parse(text.encode())
+        if ticket is None:
+            raise TicketError("the text is not a ticket: give what Ticket.dumps gave")
+        return ticket
+
+    @classmethod
     def load(cls, path: str | Path) -> "Ticket":
         """Read a ticket's file.
 
@@ -170,22 +209,25 @@ class Ticket:
             It is none.
         """
         with Path(path).open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        try:
-            return _parse(data)
-        except (ValueError, KeyError, TypeError, AttributeError, SpecError):
+            ticket = _parse(file.read(MAX_FILE_BYTES + 1))
+        if ticket is None:
             raise TicketError(
                 f"{path} is not a ticket: give the file that `gradshard ticket` wrote"
-            ) from None
+            )
+        return ticket
 
     def save(self, path: str | Path) -> None:
         """Write the ticket to a new file that only its owner can read."""
-        record = {item.name: getattr(self, item.name) for item in fields(self)}
-        record |= {"ticket": VERSION, "expires_at": self.expires_at.isoformat(timespec="seconds")}
         # Made with its mode, and never opened to others meanwhile.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(record, file, separators=(",", ":"))
+            file.write(self.dumps())
+
+    def dumps(self) -> str:
+        """Return the ticket as its file holds it: a secret, as the file is."""
+        record = {item.name: getattr(self, item.name) for item in fields(self)}
+        record |= {"ticket": VERSION, "expires_at": self.expires_at.isoformat(timespec="seconds")}
+        return json.dumps(record, separators=(",", ":"))
 
     def submit(
         self,
@@ -502,8 +544,23 @@ class _Body:
         return count
 
 
-def _parse(data: bytes) -> Ticket:
-    """Read a ticket's file, or fail in one of a few ways."""
+def _check_given(name: str, value: Any, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise TicketError(
+            f"{name} is {value!r}, not a whole number from 1 to {most}, the most that S3 takes"
+        )
+
+
+def _parse(data: bytes) -> Ticket | None:
+    """Read a ticket; None if it is none."""
+    try:
+        return _parsed(data)
+    except (ValueError, KeyError, TypeError, AttributeError, SpecError):
+        return None
+
+
+def _parsed(data: bytes) -> Ticket:
+    """Read a ticket, or fail in one of a few ways."""
     record = json.loads(data)
     if record.pop("ticket") != VERSION or len(data) > MAX_FILE_BYTES:
         raise ValueError("of another form")
@@ -513,6 +570,6 @@ def _parse(data: bytes) -> Ticket:
     reads = (ticket.uploaded_url, ticket.rejection_url, ticket.ended_url, ticket.result_url)
     if not all(_URL.fullmatch(url) for url in (*reads, *ticket._upload_urls.values())):
         raise ValueError("no URL")
-    if max(ticket._upload_urls) != ticket.max_bytes or ticket.expires_at.tzinfo is None:
+    if max(ticket._upload_urls, default=0) != ticket.max_bytes or ticket.expires_at.tzinfo is None:
         raise ValueError("at odds with itself")
     return ticket

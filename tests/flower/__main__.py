@@ -1,0 +1,31 @@
+"""`make test-flower`: start a local engine, and run what needs Flower with the Python given.
+
+Flower and the engine do not go into one environment, so the engine is this process's.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from typing import Final
+
+from gradshard import local
+
+TESTS: Final = ("tests/unit/test_flower.py", "tests/flower")
+
+
+def main(python: str) -> int:
+    """Run the tests, and return pytest's exit code."""
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache
+        engine = local.up(0)
+        try:
+            command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+            variables = os.environ | engine.environment | {"FLWR_TELEMETRY_ENABLED": "0"}
+            return subprocess.run(command, env=variables, check=False).returncode
+        finally:
+            local.down(engine.port)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,157 @@
+"""What Flower sends and gets, as far as no S3 is needed, with Flower: `make test-flower`."""
+
+import importlib
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradshard.errors import SpecError, UpdateError
+from gradshard.federation import Federation
+from tests.unit.fakes import MemoryStack, MemoryStore
+
+
+def test_without_flower_the_import_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "gradshard.flower", raising=False)
+    monkeypatch.setitem(sys.modules, "flwr.app", None)
+    monkeypatch.setitem(sys.modules, "flwr", None)
+    with pytest.raises(ImportError, match=r"pip install 'gradshard\[flower\]'"):
+        importlib.import_module("gradshard.flower")
+
+
+class TestWithFlower:
+    @pytest.fixture(autouse=True)
+    def _needs_flower(self) -> None:
+        pytest.importorskip("flwr", reason="Flower is not installed: `make test-flower`")
+
+    def strategy(self, **options: Any) -> Any:
+        from gradshard.flower import S3FedAvg
+
+        federation = Federation(bucket="memory")
+        federation.stack = MemoryStack(MemoryStore())
+        return S3FedAvg(federation, run="r", fraction_evaluate=0.0, **options)
+
+    def send(self, strategy: Any, nodes: tuple[int, ...], model: dict[str, Any]) -> list[Any]:
+        from flwr.app import ConfigRecord
+
+        from tests.flower.clients import DirectGrid, record_of
+
+        strategy.min_train_nodes = strategy.min_available_nodes = len(nodes)
+        grid = DirectGrid(dict.fromkeys(nodes))
+        return list(strategy.configure_train(1, record_of(model), ConfigRecord(), grid))
+
+    def reply(self, message: Any, metrics: dict[str, Any], **models: Any) -> Any:
+        """What the mod makes of a training that ends with these metrics and models."""
+        from flwr.app import Message, MetricRecord, RecordDict
+
+        from gradshard.flower import _uploading
+        from gradshard.tickets import Ticket
+        from tests.flower.clients import record_of
+
+        records = {name: record_of(model) for name, model in models.items()}
+        answer = Message(RecordDict(records | {"metrics": MetricRecord(metrics)}), reply_to=message)
+        order = message.content["gradshard"]
+        layout = self.layout_of(MODEL)
+        return _uploading(answer, Ticket.loads(order["ticket"]), layout, order["weighted-by"])
+
+    def layout_of(self, model: dict[str, Any]) -> Any:
+        from gradshard.tensors import pack
+
+        return pack(model)[0]
+
+    @pytest.mark.parametrize(
+        "array",
+        [
+            np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
+            np.array(3, np.int64),
+            np.zeros((0, 2)),
+            np.arange(5, dtype=">f8"),
+            np.arange(12, dtype=np.float16).reshape(3, 4)[:, ::2],
+        ],
+        ids=["fortran", "scalar", "empty", "big-endian", "strided"],
+    )
+    def test_an_array_is_seen_where_it_is(self, array: Any) -> None:
+        from flwr.app import Array
+
+        from gradshard.flower import _view
+
+        view = _view(Array(array))
+        np.testing.assert_array_equal(view, array, strict=True)
+        assert not view.flags.owndata
+
+    def test_every_message_has_its_own_ticket_and_no_model(self) -> None:
+        from gradshard.tickets import Ticket
+
+        messages = self.send(self.strategy(), (5, 40), MODEL)
+        tickets = [Ticket.loads(m.content["gradshard"]["ticket"]) for m in messages]
+        assert {t.client for t in tickets} == {"00000000000000000005", "00000000000000000040"}
+        assert {t.round_id for t in tickets} == {"r-1"}
+        assert all(not m.content["arrays"] for m in messages)
+
+    def test_a_ticket_signs_few_lengths(self) -> None:
+        from gradshard.tickets import Ticket
+
+        large = {"w": np.zeros(1 << 22, np.float32)}
+        [message, _] = self.send(self.strategy(), (1, 2), large)
+        assert len(Ticket.loads(message.content["gradshard"]["ticket"])._upload_urls) <= 2
+
+    def test_the_model_is_uploaded_once_for_all_clients(self) -> None:
+        strategy = self.strategy()
+        self.send(strategy, (1, 2, 3), MODEL)
+        assert [*strategy.federation.stack.store.objects] == ["rounds/r-1/model.safetensors"]
+
+    def test_two_clients_of_one_name_are_an_error(self) -> None:
+        strategy = self.strategy(client_names=lambda _, nodes: dict.fromkeys(nodes, "a"))
+        with pytest.raises(SpecError, match="2 nodes the name 'a': each needs its own"):
+            self.send(strategy, (1, 2), MODEL)
+
+    def test_a_client_without_a_name_is_left_out(self, caplog: pytest.LogCaptureFixture) -> None:
+        strategy = self.strategy(client_names=lambda _, nodes: {2: "b"})
+        [message] = self.send(strategy, (1, 2), MODEL)
+        assert message.metadata.dst_node_id == 2
+        assert "gave 1 of 2 nodes no name" in caplog.text
+
+    @pytest.mark.parametrize("samples", [0.5, [3], None])
+    def test_a_weight_that_is_no_count_is_an_error(self, samples: Any) -> None:
+        [message, _] = self.send(self.strategy(), (1, 2), MODEL)
+        metrics = {} if samples is None else {"num-examples": samples}
+        with pytest.raises(UpdateError, match=r"'num-examples' is .*, not a whole number above"):
+            self.reply(message, metrics, arrays=MODEL)
+
+    def test_a_reply_with_two_models_is_an_error(self) -> None:
+        [message, _] = self.send(self.strategy(), (1, 2), MODEL)
+        with pytest.raises(UpdateError, match="2 ArrayRecords and 1 MetricRecords"):
+            self.reply(message, {"num-examples": 1}, arrays=MODEL, more=MODEL)
+
+    def test_another_layout_is_an_error_before_anything_is_sent(self) -> None:
+        [message, _] = self.send(self.strategy(), (1, 2), MODEL)
+        other = {"w": np.zeros((3, 2), np.float32)}
+        with pytest.raises(UpdateError, match=r"tensor 'w' is F32 \[3, 2\], not F32 \[2, 3\]"):
+            self.reply(message, {"num-examples": 1}, arrays=other)
+
+    def test_a_client_without_the_mod_is_named(self, caplog: pytest.LogCaptureFixture) -> None:
+        from flwr.app import Message, MetricRecord, RecordDict
+
+        strategy = self.strategy()
+        messages = self.send(strategy, (1, 2), MODEL)
+        replies = []
+        for message in messages:
+            content = RecordDict({"metrics": MetricRecord({"num-examples": 1})})
+            replies.append(Message(content, reply_to=message))
+            replies[-1].metadata.__dict__["_src_node_id"] = message.metadata.dst_node_id
+        arrays, metrics = strategy.aggregate_train(1, replies)
+        assert arrays is None
+        assert metrics["gradshard-contributors"] == 0
+        assert "No upload of node 2 (00000000000000000002)" in caplog.text
+        assert "its ClientApp needs mods=[gradshard.flower.s3_mod]" in caplog.text
+        assert not strategy.federation.stack.started
+
+    def test_no_model_before_the_first_round(self) -> None:
+        from gradshard.errors import RoundStateError
+
+        with pytest.raises(RoundStateError, match="run 'r' has no model yet"):
+            self.strategy().fetch()
+
+
+MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
