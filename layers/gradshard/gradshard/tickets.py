@@ -72,6 +72,16 @@ MAX_FILE_BYTES: Final = limits.MIB
 UPLOAD_ATTEMPTS: Final = 3
 """Of a whole update each."""
 
+NOT_A_TICKET: Final = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    SpecError,
+    RecursionError,
+)
+"""What reading some other file as a ticket ends in."""
+
 _SIGNATURE: Final = "&X-Amz-Signature="
 _URL: Final = re.compile(r"https?://\S+")
 _CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
@@ -173,7 +183,7 @@ class Ticket:
             data = file.read(MAX_FILE_BYTES + 1)
         try:
             return _parse(data)
-        except (ValueError, KeyError, TypeError, AttributeError, SpecError):
+        except NOT_A_TICKET:
             raise TicketError(
                 f"{path} is not a ticket: give the file that `gradshard ticket` wrote"
             ) from None
@@ -502,7 +512,7 @@ class _Body:
 
 
 def _parse(data: bytes) -> Ticket:
-    """Read a ticket's file, or fail in one of a few ways."""
+    """Read a ticket's file, or fail in one of the ways of :data:`NOT_A_TICKET`."""
     record = json.loads(data)
     if record.pop("ticket") != VERSION or len(data) > MAX_FILE_BYTES:
         raise ValueError("of another form")
