@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower bench demo deploy requirements clean
+.PHONY: help setup format lint audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower fuzz bench demo deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -99,6 +99,20 @@ test-flower: setup ## Run the tests that need Flower, in an environment of their
 	.venv-flower/bin/python -c 'import flwr; print("Flower", flwr.__version__)'
 	$(BIN)/python -m tests.flower .venv-flower/bin/python
 
+# Atheris has no wheels but for Linux on x86-64, so it is no requirement of `make setup`.
+FUZZ_TARGETS := update header pair report key ticket
+FUZZ_RUNS := 1000000
+
+fuzz: setup ## Fuzz what reads bytes from clients, guided by coverage: FUZZ_RUNS inputs for each target
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/pip install --quiet --disable-pip-version-check atheris==3.1.0 .
+	@mkdir -p .fuzz && cd .fuzz && for target in $(FUZZ_TARGETS); do \
+		mkdir -p $$target; echo "$$target: $(FUZZ_RUNS) inputs"; \
+		PYTHONPATH=$(CURDIR):$(CURDIR)/layers/gradshard ../.venv-fuzz/bin/python -m tests.fuzz $$target $$target \
+			-runs=$(FUZZ_RUNS) >$$target.log 2>&1 || { tail -30 $$target.log; exit 1; }; \
+		grep '^stat::' $$target.log; \
+	done
+
 # `make bench OPTIONS="--quick --json figures.json"`; see benchmarks/README.md.
 bench: setup ## Measure the aggregator against its limit and against others, 15 to 20 minutes
 	$(BIN)/python -m benchmarks $(OPTIONS)
@@ -115,5 +129,5 @@ requirements: setup ## Pin the newest allowed versions again
 		--output-file layers/gradshard/requirements.txt
 
 clean: ## Remove everything made here
-	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-flower .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-flower .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -prune -exec rm -rf {} +

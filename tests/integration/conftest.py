@@ -1,6 +1,6 @@
 """A bucket of the tests' own, whose events wake none of the deployed functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import boto3
 import pytest
@@ -23,3 +23,22 @@ def store(engine: Engine) -> Store:
 def open_round(store: Store) -> Callable[..., Round]:
     """Open a round by hand, in these terms."""
     return lambda **spec: Round(store, **spec)
+
+
+@pytest.fixture(scope="module")
+def function_environment(store: Store) -> Iterator[None]:
+    """What the functions find in their environment, when they work on this bucket."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "GRADSHARD_BUCKET": store.bucket,
+            "GRADSHARD_BUCKET_HOST": "",
+            "GRADSHARD_AGGREGATOR_MEMORY": "512",
+            "GRADSHARD_ARCHITECTURE": "arm64",
+            "GRADSHARD_MAP_CONCURRENCY": "0",
+            "GRADSHARD_SCHEDULE_GROUP": "gradshard-deadlines",
+            "GRADSHARD_SCHEDULE_ROLE_ARN": "arn:aws:iam::000000000000:role/nobody",
+            "GRADSHARD_COLLECT_FUNCTION_ARN": "arn:aws:lambda:us-east-1:000000000000:function:none",
+            "POWERTOOLS_METRICS_NAMESPACE": "gradshard",
+        }.items():
+            patch.setenv(name, value)
+        yield

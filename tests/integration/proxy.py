@@ -1,6 +1,10 @@
 """A proxy between a client and the engine that spoils answers on demand."""
 
+import contextlib
 import http.client
+import random
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,64 +25,193 @@ Spoil = Callable[[Answer], Answer | None]
 """What the client gets instead; None: a closed connection and no answer."""
 
 
+class Fault(NamedTuple):
+    """What breaks, at the first request that it matches.
+
+    Parameters
+    ----------
+    kind
+        Before the engine hears of the request: ``500``, ``503`` or ``200`` (an error, in the body
+        too) instead of an answer, ``reset``, or ``half sent`` (a reset within the request's body).
+        After the engine has answered: ``unseen`` (a reset instead of the answer), ``late`` (the
+        answer comes when the client has gone), ``reset in body``, ``reset at end``, ``cut``,
+        ``stall`` (no more bytes after half of them), ``range`` (another Content-Range).
+    method, path
+        The request's method, and what its path contains.
+    """
+
+    kind: str
+    method: str = ""
+    path: str = ""
+
+
+BEFORE = {"500": "InternalError", "503": "SlowDown", "200": "InternalError"}
+CODES = {"500": 500, "503": 503, "200": 200}
+
+
 @dataclass
 class Proxy:
-    """A running proxy; ``spoils`` are used up one by one.
+    """A running proxy; ``spoils`` and ``faults`` are used up one by one.
 
     So are ``cuts``: after how many bytes of a request's body the connection is closed.
+
+    ``throttled`` of all requests are answered with 503. ``watch`` is told of every request, by
+    its path, ``before`` and ``after`` the engine has it.
     """
 
     url: str
     spoils: list[Spoil] = field(default_factory=list)
     cuts: list[int] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    throttled: float = 0.0
+    injected: int = 0
+    watch: Callable[[str, str], None] = lambda *_: None
+    _seen: int = 0
+    _strikes: dict[int, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _random: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311
+
+    def strike(self, number: int, kind: str) -> None:
+        """Break one of the requests to come, by its number."""
+        with self._lock:
+            self._strikes, self._seen = {number: kind}, 0
+
+    def fault_for(self, method: str, path: str) -> str:
+        """Return the kind of fault that a request gets, and use it up."""
+        with self._lock:
+            self._seen += 1
+            if self._seen - 1 in self._strikes:
+                self.injected += 1
+                return self._strikes.pop(self._seen - 1)
+            for fault in self.faults:
+                if fault.method in {"", method} and fault.path in path:
+                    self.faults.remove(fault)
+                    self.injected += 1
+                    return fault.kind
+            if self.throttled and self._random.random() < self.throttled:
+                self.injected += 1
+                return "503"
+        return ""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: Proxy
+    engine_port: int
+
+    def forward(self) -> None:
+        proxy = self.proxy
+        proxy.requests.append(self.command)
+        announced = int(self.headers.get("Content-Length", 0))
+        if announced and proxy.cuts:
+            self.rfile.read(proxy.cuts.pop(0))
+            self.close_connection = True
+            return
+        kind = proxy.fault_for(self.command, self.path)
+        sent = self.rfile.read(announced // 2 if kind == "half sent" else announced)
+        if kind in {"reset", "half sent"}:
+            self._reset()
+            return
+        if len(sent) != announced:  # the client gave up
+            self.close_connection = True
+            return
+        if kind in BEFORE:
+            self._answer(error(CODES[kind], BEFORE[kind]))
+            return
+        proxy.watch("before", self.path)
+        answer: Answer | None = self._ask(sent)
+        proxy.watch("after", self.path)
+        if proxy.spoils and answer:
+            answer = proxy.spoils.pop(0)(answer)
+        if answer is None:
+            self.close_connection = True
+        else:
+            self._answer(answer, kind)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815 - the library's names
+
+    def _ask(self, sent: bytes) -> Answer:
+        upstream = http.client.HTTPConnection("127.0.0.1", self.engine_port)
+        upstream.request(self.command, self.path, sent or None, dict(self.headers))
+        got = upstream.getresponse()
+        answer = Answer(got.status, dict(got.getheaders()), got.read())
+        upstream.close()
+        return answer
+
+    def _answer(self, answer: Answer, kind: str = "") -> None:
+        if kind == "unseen":
+            self._reset()
+            return
+        if kind == "late":
+            self._await_end()
+        if kind == "range":
+            answer = answer._replace(headers=answer.headers | {"content-range": "bytes 0-9/10"})
+        # A client that is killed, or that gives up, is no failure of the proxy's.
+        with contextlib.suppress(OSError):
+            self._send(answer, kind)
+
+    def _send(self, answer: Answer, kind: str) -> None:
+        self.send_response_only(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        body = answer.body
+        if kind in {"reset in body", "cut", "stall"}:
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+        if kind == "stall":
+            self._await_end()
+        elif kind.startswith("reset"):
+            self._reset()
+        # A body shorter than announced ends with the connection.
+        length = int(answer.headers.get("Content-Length", len(body)))
+        self.close_connection = len(body) != length or bool(kind)
+
+    def _reset(self) -> None:
+        """Close the connection as a host does that knows nothing of it."""
+        self.close_connection = True
+        linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        # The handler's files hold the socket open, too.
+        self.rfile.close()
+        self.connection.close()
+
+    def _await_end(self) -> None:
+        """Wait until the client has closed the connection."""
+        with contextlib.suppress(OSError):
+            self.connection.recv(1)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of connections that broke: they are to."""
+
+
+def error(status: int, code: str) -> Answer:
+    """Return what S3 answers to a request it refuses."""
+    body = f'<?xml version="1.0"?><Error><Code>{code}</Code></Error>'.encode()
+    return Answer(status, {"Content-Length": str(len(body))}, body)
 
 
 @contextmanager
 def spoiling(engine_port: int) -> Iterator[Proxy]:
     """Run a proxy in front of the engine."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    class Handler(_Handler):
+        pass
 
-        def forward(self) -> None:
-            proxy.requests.append(self.command)
-            announced = int(self.headers.get("Content-Length", 0))
-            if announced and proxy.cuts:
-                self.rfile.read(proxy.cuts.pop(0))
-                self.close_connection = True
-                return
-            sent = self.rfile.read(announced)
-            if len(sent) != announced:  # the client gave up
-                self.close_connection = True
-                return
-            upstream = http.client.HTTPConnection("127.0.0.1", engine_port)
-            upstream.request(self.command, self.path, sent or None, dict(self.headers))
-            got = upstream.getresponse()
-            answer: Answer | None = Answer(got.status, dict(got.getheaders()), got.read())
-            upstream.close()
-            if proxy.spoils and answer:
-                answer = proxy.spoils.pop(0)(answer)
-            if answer is None:
-                self.close_connection = True
-                return
-            self.send_response_only(answer.status)
-            for name, value in answer.headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(answer.body)
-            # A body shorter than announced ends with the connection.
-            length = int(answer.headers.get("Content-Length", len(answer.body)))
-            self.close_connection = len(answer.body) != length
-
-        do_GET = do_HEAD = do_PUT = do_POST = forward  # noqa: N815 - the library's names
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    proxy = Proxy(f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever)
+    server = _Server(("127.0.0.1", 0), Handler)
+    proxy = Handler.proxy = Proxy(f"http://127.0.0.1:{server.server_port}")
+    Handler.engine_port = engine_port
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
         yield proxy

@@ -112,6 +112,15 @@ def test_connections_are_used_again(wire: Wire, store: Store) -> None:
     assert len(wire._idle) == 1
 
 
+def test_what_is_sent_leaves_no_connection_behind(wire: Wire, store: Store) -> None:
+    store.put_json("w/sent", 1)
+    for _ in range(5):
+        wire.get_json("w/sent")
+        with wire.object("w/sent", 1) as writer:
+            writer.write(b"2")
+        assert len(wire._idle) == 1
+
+
 def test_what_fails_now_and_then_is_tried_again(
     wire: Wire, store: Store, proxy: Proxy, no_waiting: None
 ) -> None:

@@ -182,7 +182,20 @@ def test_work_is_known_from_steps_where_epochs_are_missing() -> None:
     assert "its speed is not known" in unknown.notes[0]
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "x", "", "9" * 400, "²"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0" * 19 + "1" + "9" * 5000,
+        "0" * 19 + "1" + "9" * 400,
+        "0",
+        "-1",
+        "1.5",
+        "x",
+        "",
+        "9" * 400,
+        "²",
+    ],
+)
 def test_counts_that_are_none_are_not_believed(text: str) -> None:
     found = parse_report(100, {"train_seconds": "8", "epochs": text})
 

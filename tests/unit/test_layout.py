@@ -83,6 +83,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "deeply nested": (blob_of(b"[" * 200_000), "not a JSON object"),
     "a huge number": (blob_of(b'{"a":' + b"9" * 10_000 + b"}"), "not a JSON object"),
     "a lone surrogate": (blob_of(b'{"\\ud800": 1}'), "not a JSON object"),
+    "a lone surrogate in metadata": (
+        blob_of(b'{"__metadata__": {"k": "\\udc00"}, "a": 1}'),
+        "half a character",
+    ),
     "a list": (blob_of([]), "not a JSON object but a list"),
     "a key twice": (blob_of(b'{"a": 1, "a": 2}'), "twice"),
     "metadata no map": (blob_of({"__metadata__": {"n": 1}}), "__metadata__"),

@@ -289,7 +289,8 @@ def parse_report(samples: int, metadata: Mapping[str, str]) -> Report:
         text = metadata.get(name)
         if text is None:
             continue
-        if text.isascii() and text.isdigit() and 1 <= int(text[:20]) <= MAX_COUNT:
+        whole = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_COUNT))
+        if whole and 1 <= int(text) <= MAX_COUNT:
             counts[name] = int(text)
         else:
             notes.append(f"{name} is {shorten(text)!r}, not a whole number from 1 to 2**53")

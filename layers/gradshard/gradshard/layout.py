@@ -6,6 +6,7 @@ that aggregation asks of a layout: which element types lie in a byte range (*spa
 where a client that orders its tensors differently keeps those bytes (*runs*).
 """
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,11 @@ MAX_HEADER_BYTES: Final = 16 * 1024 * 1024
 whose parsing would take more memory than a function has."""
 
 FORMAT_HEADER_BYTES: Final = 100_000_000
+MAX_HEADER_VALUES: Final = 1_420_000
+"""The most commas, colons and opening brackets in a header: 14 for each of 100,000 tensors of four
+dimensions, and some for metadata. What JSON becomes when it is parsed goes by these, up to 200
+bytes each, not by its length: 16 MiB of empty lists would be 400 MiB."""
+
 MAX_DIMENSIONS: Final = 64
 MAX_SAMPLES: Final = 2**53
 """Counts up to here are exact in float64, so a weight is one correctly rounded division."""
@@ -139,14 +145,16 @@ class Layout:
             if theirs is None and partial:
                 continue
             if theirs is None:
-                return f"tensor {tensor.name!r} is missing"
+                return f"tensor {shorten(tensor.name)!r} is missing"
             if theirs != (tensor.dtype, tensor.shape):
                 return (
-                    f"tensor {tensor.name!r} is {theirs[0]} {list(theirs[1])}, "
-                    f"not {tensor.dtype} {list(tensor.shape)}"
+                    f"tensor {shorten(tensor.name)!r} is {theirs[0]} {_shown(theirs[1])}, "
+                    f"not {tensor.dtype} {_shown(tensor.shape)}"
                 )
         extra = next((t.name for t in other.tensors if t.name not in self.shapes), None)
-        return None if extra is None else f"tensor {extra!r} is not in the round's layout"
+        if extra is None:
+            return None
+        return f"tensor {shorten(extra)!r} is not in the round's layout"
 
     def tensor_at(self, position: int) -> Tensor:
         """Return the tensor that holds byte ``position``."""
@@ -219,7 +227,8 @@ def parse_header(header: bytes, object_bytes: int) -> Header:
         if tensor.start != position:
             what = "overlaps the bytes before it" if tensor.start < position else "leaves a hole"
             raise UpdateError(
-                f"tensor {tensor.name!r} begins at byte {tensor.start}, not {position}: it {what}"
+                f"tensor {shorten(tensor.name)!r} begins at byte {tensor.start}, not {position}: "
+                f"it {what}"
             )
         position = tensor.end
     if position != data_bytes:
@@ -269,6 +278,10 @@ def shorten(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def _shown(shape: Sequence[int]) -> str:
+    return shorten(str(list(shape)))
+
+
 def _byte_length(name: str, dtype: str, shape: Sequence[int]) -> int:
     if dtype not in DTYPES:
         raise UpdateError(
@@ -292,6 +305,12 @@ def _parse_json(header: bytes) -> dict[str, Any]:
     def refuse_constant(text: str) -> float:
         raise ValueError(f"{text} is not JSON")
 
+    values = sum(map(header.count, (b",", b":", b"[", b"{")))
+    if values > MAX_HEADER_VALUES:
+        raise UpdateError(
+            f"header of {len(header)} bytes has {values} commas, colons and opening brackets, over "
+            f"the {MAX_HEADER_VALUES} that gradshard reads; join tensors, or shorten the metadata"
+        )
     try:
         entries = json.loads(
             header.decode("utf-8"),
@@ -309,6 +328,10 @@ def _parse_json(header: bytes) -> dict[str, Any]:
 def _parse_metadata(metadata: Any) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise UpdateError("the header's __metadata__ is not a map from text to text")
+    try:
+        "".join(itertools.chain(metadata, metadata.values())).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UpdateError("the header's __metadata__ holds half a character") from None
     return metadata
 
 
@@ -326,7 +349,8 @@ def _parse_tensor(name: str, entry: Any, data_bytes: int) -> Tensor:
     start, end = offsets
     if not 0 <= start <= end <= data_bytes:
         raise UpdateError(
-            f"tensor {shown!r} fills bytes {start} to {end}, out of the object's {data_bytes}"
+            f"tensor {shown!r} fills bytes {shorten(str(start))} to {shorten(str(end))}, out of "
+            f"the object's {data_bytes}"
         )
     expected = _byte_length(shown, dtype, shape)
     if end - start != expected:

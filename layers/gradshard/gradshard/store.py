@@ -23,17 +23,30 @@ from botocore.exceptions import (
 
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
-from gradshard.streams import MAX_ATTEMPTS, Body, Meter, RangeStream
+from gradshard.streams import MAX_ATTEMPTS, Body, Meter, RangeStream, pause
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
 CONNECT_TIMEOUT_SECONDS: Final = 10
 READ_TIMEOUT_SECONDS: Final = 30
 
 ANYTHING: Final = "*"
 """For a write without a condition."""
+
+_MEANT: Final = {
+    "404",
+    "412",
+    "ConditionalRequestConflict",
+    "InvalidRange",
+    "NoSuchKey",
+    "NoSuchUpload",
+    "NoSuchVersion",
+    "PreconditionFailed",
+}
+"""Answers that are no failure, or that only the caller can judge."""
 
 _GONE: Final = {"NoSuchKey", "NoSuchVersion", "PreconditionFailed", "InvalidRange", "412", "404"}
 
@@ -118,22 +131,39 @@ class Store:
 
     def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
         """Read the first ``nbytes`` bytes of the newest version; None if there is no object."""
-        self.meter.add(gets=1)
         try:
-            with _translated(key):
-                response = self._s3.get_object(
-                    Bucket=self.bucket, Key=key, Range=f"bytes=0-{nbytes - 1}"
-                )
-                body = response["Body"].read()
+            body, response = self._get(key, nbytes)
         except ClientError as error:
             if _code(error) == "NoSuchKey":
                 return None
             if _code(error) == "InvalidRange":  # an object of no bytes at all has no range
                 return b"", self.head(key) or ObjectVersion(key, "", "", 0)
             raise
-        self.meter.add(bytes_read=len(body))
         size = int(response["ContentRange"].rpartition("/")[2])
         return body, ObjectVersion(key, response.get("VersionId", ""), response["ETag"], size)
+
+    def _get(self, key: str, nbytes: int | None = None) -> tuple[bytes, "GetObjectOutputTypeDef"]:
+        """Read an object, or its first bytes, in one piece: again while that breaks."""
+        wanted: Any = {} if nbytes is None else {"Range": f"bytes=0-{nbytes - 1}"}
+        for failures in range(1, MAX_ATTEMPTS + 1):
+            self.meter.add(gets=1)
+            with _translated(key):
+                response = self._s3.get_object(Bucket=self.bucket, Key=key, **wanted)
+                try:
+                    body = response["Body"].read()
+                    _check_first(response, body, nbytes)
+                except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError) as error:
+                    # botocore tries a request again, but not the reading of its answer.
+                    failure = str(error)
+                except OSError as error:
+                    failure = str(error)
+                else:
+                    self.meter.add(bytes_read=len(body))
+                    return body, response
+            if failures < MAX_ATTEMPTS:
+                self.meter.add(retries=1)
+                pause(failures)
+        raise StoreError(f"{key}: reading broke {MAX_ATTEMPTS} times in a row: {failure}")
 
     def get_range(self, source: ObjectVersion, start: int, end: int) -> bytes:
         """Read bytes [start, end) of an object version."""
@@ -143,16 +173,12 @@ class Store:
 
     def get_bytes(self, key: str) -> bytes | None:
         """Read a small object; None if there is none."""
-        self.meter.add(gets=1)
         try:
-            with _translated(key):
-                body = self._s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+            return self._get(key)[0]
         except ClientError as error:
             if _code(error) == "NoSuchKey":
                 return None
             raise
-        self.meter.add(bytes_read=len(body))
-        return body
 
     def get_json(self, key: str) -> Any:
         """Read a JSON object; None if there is none."""
@@ -206,9 +232,14 @@ class Store:
                 )
         except ClientError as error:
             # 409: another conditional write of the same key is under way, and wins.
-            if condition and _code(error) in {"PreconditionFailed", "ConditionalRequestConflict"}:
+            if not condition or _code(error) not in {
+                "PreconditionFailed",
+                "ConditionalRequestConflict",
+            }:
+                raise
+            # What is there may be this very write, whose first answer was lost on the way.
+            if self.get_bytes(key) != body:
                 return False
-            raise
         self.meter.add(bytes_written=len(body))
         return True
 
@@ -224,8 +255,8 @@ class Store:
             False if the connection broke, or S3 failed, on the way; the object may be there or not.
         """
         self.meter.add(puts=1)
-        try:
-            with _translated(key):
+        with _translated(key):
+            try:
                 self._s3.put_object(
                     Bucket=self.bucket,
                     Key=key,
@@ -233,8 +264,8 @@ class Store:
                     ContentLength=nbytes,
                     ContentType=content_type,
                 )
-        except (UnseekableStreamError, HTTPClientError):
-            return False
+            except (UnseekableStreamError, HTTPClientError):
+                return False
         self.meter.add(bytes_written=nbytes)
         return True
 
@@ -289,10 +320,13 @@ class Store:
                 doomed: list[Any] = [
                     {"Key": entry["Key"], "VersionId": entry["VersionId"]} for entry in found
                 ]
-                if doomed:
-                    self._s3.delete_objects(
-                        Bucket=self.bucket, Delete={"Objects": doomed, "Quiet": True}
-                    )
+                if not doomed:
+                    continue
+                done = self._s3.delete_objects(
+                    Bucket=self.bucket, Delete={"Objects": doomed, "Quiet": True}
+                )
+                for failed in done.get("Errors", []):
+                    raise StoreError(f"{failed.get('Key')}: S3 answered {failed.get('Code')}")
 
     def list_objects(self, prefix: str) -> Iterator[ListedObject]:
         """List the objects under a prefix, in the order of their keys."""
@@ -438,7 +472,7 @@ def make_client(
 
 @contextlib.contextmanager
 def _translated(key: str, *, changed: bool = False) -> Iterator[None]:
-    """Turn what boto3 raises into gradshard's errors; let :class:`ClientError` codes through.
+    """Turn what boto3 raises into gradshard's errors; let answers through that callers look at.
 
     With ``changed``, answers that mean *this version is not there* become
     :class:`ChangedObjectError`.
@@ -449,7 +483,7 @@ def _translated(key: str, *, changed: bool = False) -> Iterator[None]:
         code = _code(error)
         if changed and code in _GONE:
             raise ChangedObjectError(f"{key}: the planned version is gone ({code})") from None
-        if code in {"AccessDenied", "403", "NoSuchBucket"}:
+        if code not in _MEANT:
             raise StoreError(f"{key}: S3 answered {code}: {error}") from None
         raise
     except NoCredentialsError:
@@ -460,6 +494,19 @@ def _translated(key: str, *, changed: bool = False) -> Iterator[None]:
         raise StoreError(
             f"{error}; is the local engine running (gradshard local status)?"
         ) from None
+    except BotoCoreError as error:
+        raise StoreError(f"{key}: {type(error).__name__}: {error}") from error
+
+
+def _check_first(response: "GetObjectOutputTypeDef", body: bytes, nbytes: int | None) -> None:
+    """Check that an answer holds the first bytes, where those were asked for."""
+    if nbytes is None:
+        return
+    got = response.get("ContentRange", "")
+    size = got.rpartition("/")[2]
+    first = min(nbytes, int(size)) if size.isdecimal() else 0
+    if got != f"bytes 0-{first - 1}/{size}" or len(body) != first:
+        raise OSError(f"got {got!r} and {len(body)} bytes instead of the first {nbytes}")
 
 
 def _code(error: ClientError) -> str:

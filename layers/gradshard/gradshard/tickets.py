@@ -72,6 +72,16 @@ MAX_FILE_BYTES: Final = limits.MIB
 UPLOAD_ATTEMPTS: Final = 3
 """Of a whole update each."""
 
+NOT_A_TICKET: Final = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    SpecError,
+    RecursionError,
+)
+"""What reading some other file as a ticket ends in."""
+
 _SIGNATURE: Final = "&X-Amz-Signature="
 _URL: Final = re.compile(r"https?://\S+")
 _CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
@@ -555,12 +565,12 @@ def _parse(data: bytes) -> Ticket | None:
     """Read a ticket; None if it is none."""
     try:
         return _parsed(data)
-    except (ValueError, KeyError, TypeError, AttributeError, SpecError):
+    except NOT_A_TICKET:
         return None
 
 
 def _parsed(data: bytes) -> Ticket:
-    """Read a ticket, or fail in one of a few ways."""
+    """Read a ticket, or fail in one of the ways of :data:`NOT_A_TICKET`."""
     record = json.loads(data)
     if record.pop("ticket") != VERSION or len(data) > MAX_FILE_BYTES:
         raise ValueError("of another form")

@@ -261,13 +261,13 @@ class Wire:
             writer.begin(target, headers | {"content-length": str(nbytes)})
             yield writer
             answer = _Answer(self, connection, writer.end())
-            with answer:
-                if answer.status != HTTPStatus.OK:
-                    raise _refused("PUT", key, answer)  # noqa: TRY301
-                answer.read()
-        except BaseException:
+            if answer.status != HTTPStatus.OK:
+                raise _refused("PUT", key, answer)
+            answer.read()
+        finally:
+            # Always new, since what is sent from it cannot be sent again; and never kept, or a warm
+            # function would have one more with every task.
             connection.close()
-            raise
         self.meter.add(bytes_written=nbytes)
 
     def _request(

@@ -1,6 +1,7 @@
 """Updates as they come: which have arrived, whether one is good, when nobody need be awaited."""
 
 import random
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from gradshard.keys import UPDATE_SUFFIX, ObjectVersion, RoundKeys, is_id, parse
 from gradshard.layout import (
     PREFIX_BYTES,
     Header,
+    Layout,
     header_length,
     parse_header,
     parse_samples,
@@ -24,6 +26,9 @@ FIRST_READ_BYTES = 64 * 1024
 """The header of most models is shorter than this, so that one request reads it."""
 
 READERS = 8
+
+_LARGE_HEADER = threading.Lock()
+"""Held while one longer than that is in memory as bytes, text and JSON: up to 20 times its size."""
 
 COMPLETE = "complete"
 DEADLINE = "deadline"
@@ -77,21 +82,37 @@ def check_update(store: Store, keys: RoundKeys, client: str) -> Update | Refusal
         return None
     data, source = head
     try:
-        end = PREFIX_BYTES + header_length(data, source.nbytes)
-        if end > len(data):
-            data += store.get_range(source, len(data), end)
-        header = parse_header(data[PREFIX_BYTES:end], source.nbytes)
+        header = _read_header(store, source, data)
         return Update(client, source, header, parse_samples(header.metadata))
     except UpdateError as error:
         return Refusal(client, f"{key}: {error}", source.etag)
 
 
+def _read_header(store: Store, source: ObjectVersion, data: bytes) -> Header:
+    """Parse an update's header, the first bytes of which have been read."""
+    end = PREFIX_BYTES + header_length(data, source.nbytes)
+    if end <= len(data):
+        return parse_header(data[PREFIX_BYTES:end], source.nbytes)
+    with _LARGE_HEADER:
+        return parse_header(store.get_range(source, PREFIX_BYTES, end), source.nbytes)
+
+
 def check_updates(
     store: Store, keys: RoundKeys, clients: list[str]
 ) -> list[Update | Refusal | None]:
-    """Check several clients' updates side by side."""
+    """Check several clients' updates side by side; equal layouts are in memory once."""
+    layouts: dict[Layout, Layout] = {}
+
+    def check(client: str) -> Update | Refusal | None:
+        update = check_update(store, keys, client)
+        if not isinstance(update, Update):
+            return update
+        header = update.header
+        layout = layouts.setdefault(header.layout, header.layout)
+        return update._replace(header=header._replace(layout=layout))
+
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda client: check_update(store, keys, client), clients))
+        return list(pool.map(check, clients))
 
 
 def refuse(store: Store, keys: RoundKeys, refusal: Refusal) -> None:

@@ -63,7 +63,9 @@ def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
         arrivals.refuse(store, keys, update)
         outcome |= {"status": "refused", "reason": update.reason}
     else:
-        _withdraw_earlier_refusal(store, keys, client, etag)
+        # By what is there: the event may be a belated one, of an upload that was replaced.
+        there = etag if update is None else update.source.etag.strip('"')
+        _withdraw_earlier_refusal(store, keys, client, there)
         outcome |= {"status": "accepted"}
     return outcome | {"resumed": arrivals.resume_if_due(store, keys, spec, client)}
 
@@ -92,8 +94,11 @@ def _too_late(
         frozen = Plan.from_json(plan)
         counted = {c.client: c.source.etag for c in frozen.contributors}
         known = counted | {refusal.client: refusal.etag for refusal in frozen.refused}
-        if known.get(client, "").strip('"') == etag:
-            _withdraw_earlier_refusal(store, keys, client, etag)
+        planned = known.get(client, "").strip('"')
+        newest = store.head(keys.update(client))
+        # The event may also be a belated one, of an upload that was replaced before the planning.
+        if planned and planned in {etag, newest.etag.strip('"') if newest else ""}:
+            _withdraw_earlier_refusal(store, keys, client, planned)
             return {"status": "ignored", "reason": "planned already"}
         which = (
             "the version uploaded before is the one that counts"

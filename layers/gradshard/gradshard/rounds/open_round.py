@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from gradshard.errors import GradshardError, RoundExistsError
+from gradshard.errors import GradshardError, RoundExistsError, StoreError
 from gradshard.keys import RoundKeys
 from gradshard.rounds import arrivals, services
 from gradshard.spec import RoundSpec, parse_spec
@@ -34,6 +34,8 @@ def open_round(
     try:
         keys, spec = RoundKeys(round_id), parse_spec(fields)
         deadline_at = _write_spec(store, keys, spec, datetime.fromisoformat(started))
+    except StoreError:
+        raise  # no fault of the terms: the machine tries again
     except GradshardError as error:
         services.give_up(token, type(error).__name__, str(error))
         return {"round": round_id, "status": "refused", "reason": str(error)}

@@ -1,0 +1,129 @@
+"""Events that come twice, late, in another order or never; callers and deployments in between."""
+
+import io
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import boto3
+import pytest
+
+from gradshard import Federation, local
+from gradshard.local import Engine
+from gradshard.store import Store
+from tests import reference
+from tests.e2e.deployed import Deployed, until
+from tests.e2e.test_application import SECONDS, assert_average, contributors, update
+
+pytestmark = pytest.mark.e2e
+
+
+def blob(seed: int) -> bytes:
+    return reference.encode(update(seed), {"num_samples": str(seed)})
+
+
+@pytest.fixture
+def no_events(engine: Engine) -> Iterator[None]:
+    """Updates wake nobody."""
+    events = boto3.client("events")
+    names = [rule["Name"] for rule in events.list_rules()["Rules"] if "Collect" in rule["Name"]]
+    assert names
+    for name in names:
+        events.disable_rule(Name=name)
+    yield
+    for name in names:
+        events.enable_rule(Name=name)
+
+
+def test_when_every_event_is_lost_the_deadline_carries_the_round(
+    no_events: None, federation: Federation, deployed: Deployed
+) -> None:
+    round_ = federation.open_round("lost", clients=["a", "b", "c"], min_clients=2, deadline=8)
+    seeds = {"a": 1, "b": 2}
+    etags = {client: deployed.put("lost", client, blob(seed)) for client, seed in seeds.items()}
+    manifest = round_.wait(SECONDS)
+    assert (contributors(manifest), manifest["missing"]) == (["a", "b"], ["c"])
+    assert_average(round_.fetch(), [update(1), update(2)], [1, 2])
+    # They come after all, when everything is over.
+    for client, etag in etags.items():
+        event = {"detail": {"object": {"key": round_.keys.update(client), "etag": etag}}}
+        outcome = deployed.call("collect_update", event)
+        assert (outcome["status"], outcome["reason"]) == ("ignored", "planned already")
+        assert round_.rejection(client) is None
+    assert round_.wait(SECONDS) == manifest
+
+
+def test_events_in_any_order_and_twice(
+    no_events: None, federation: Federation, deployed: Deployed
+) -> None:
+    for number, order in enumerate(itertools.permutations(range(3))):
+        name = f"order-{number}"
+        round_ = federation.open_round(name, clients=["a", "b"], deadline=600)
+        uploads = [("a", deployed.put(name, "a", b"junk"))]
+        uploads += [
+            ("a", deployed.put(name, "a", blob(1))),
+            ("b", deployed.put(name, "b", blob(2))),
+        ]
+        for client, etag in [uploads[index] for index in (*order, *order)]:
+            event = {"detail": {"object": {"key": round_.keys.update(client), "etag": etag}}}
+            deployed.call("collect_update", event)
+        manifest = round_.wait(SECONDS)
+        assert (contributors(manifest), manifest["refused"]) == (["a", "b"], [])
+        assert_average(round_.fetch(), [update(1), update(2)], [1, 2])
+        assert round_.rejection("a") is None
+
+
+def test_a_client_that_never_ends_its_upload_is_not_waited_for(
+    federation: Federation, deployed: Deployed
+) -> None:
+    deployed.put("endless", "a", blob(1))
+    key = "rounds/endless/updates/b.safetensors"
+    store = Store(deployed.bucket)
+    upload = store.create_upload(key)
+    store.upload_part(key, upload, 1, io.BytesIO(blob(2)[:50]), 50)
+    round_ = federation.open_round("endless", clients=["a", "b"], min_clients=1, deadline=2)
+    manifest = round_.wait(SECONDS)
+    assert (contributors(manifest), manifest["missing"]) == (["a"], ["b"])
+    # What it has sent is its own, and goes after a day (AbortForgottenUploads).
+    assert deployed.open_uploads("endless") == [key]
+    store.abort_upload(key, upload)
+
+
+def test_two_callers_open_one_round_at_once(federation: Federation, deployed: Deployed) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        rounds = list(
+            pool.map(lambda _: Federation().open_round("both", clients=2, deadline=600), range(4))
+        )
+    for seed, client in enumerate("ab", 1):
+        rounds[seed].submit(client, update(seed), samples=seed)
+    manifests = [round_.wait(SECONDS) for round_ in rounds]
+    assert all(manifest == manifests[0] for manifest in manifests)
+    assert_average(rounds[0].fetch(), [update(1), update(2)], [1, 2])
+    assert deployed.ended("both")["status"] == "SUCCEEDED"
+
+
+def test_twenty_rounds_at_once(federation: Federation, deployed: Deployed) -> None:
+    names = [f"twenty-{number}" for number in range(20)]
+    rounds = [federation.open_round(name, clients=2, deadline=600) for name in names]
+    with ThreadPoolExecutor(8) as pool:
+        for number, round_ in enumerate(rounds):
+            for seed, client in enumerate("ab", 1):
+                pool.submit(round_.submit, client, update(10 * number + seed), samples=seed)
+    for number, round_ in enumerate(rounds):
+        round_.wait(SECONDS)
+        assert_average(round_.fetch(), [update(10 * number + 1), update(10 * number + 2)], [1, 2])
+    assert [name for name in names if deployed.open_uploads(name)] == []
+
+
+def test_a_round_that_is_open_while_the_stack_is_deployed_again(
+    engine: Engine, federation: Federation, deployed: Deployed
+) -> None:
+    round_ = federation.open_round("updated", clients=["a", "b"], deadline=600)
+    round_.submit("a", update(1), samples=1)
+    (engine.folder / "deployed").write_text("another version")
+    local.up(engine.port)
+    round_.submit("b", update(2), samples=2)
+    assert contributors(round_.wait(SECONDS)) == ["a", "b"]
+    assert_average(round_.fetch(), [update(1), update(2)], [1, 2])
+    assert deployed.ended("updated")["status"] == "SUCCEEDED"
+    assert until(lambda: local.status(engine.port).deployed)

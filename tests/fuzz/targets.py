@@ -1,0 +1,172 @@
+"""What reads bytes that a client wrote, each as a function of bytes that must not break.
+
+A target raises only where an invariant does not hold. What is refused must be refused by the
+error that its caller expects, in words that are short and can be printed.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from gradshard.agreement import agree
+from gradshard.assignments import Terms, assign, parse_report
+from gradshard.errors import SpecError, UpdateError
+from gradshard.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
+from gradshard.layers import check_depth, coverage_of, layers_of
+from gradshard.layout import (
+    MAX_HEADER_BYTES,
+    PREFIX_BYTES,
+    SAMPLES_KEY,
+    Header,
+    encode_header,
+    parse_header,
+    parse_samples,
+)
+from gradshard.plan import Refusal
+from gradshard.rounds import arrivals
+from gradshard.tickets import NOT_A_TICKET, _parsed
+
+MAX_REASON: Final = 2_000
+"""Characters of a refusal: its client reads it, and the machine carries it in 256 KiB for all."""
+
+MAX_READ: Final = 100_000
+"""Header bytes that are made up where an object says it has more than it has; more is slow."""
+
+KEYS: Final = RoundKeys("r")
+TERMS: Final = Terms(batch_size=8, epochs=1, learning_rate=0.1)
+
+
+class _Memory:
+    """A bucket of one update, as :mod:`gradshard.rounds.arrivals` reads it."""
+
+    def __init__(self, blob: bytes, nbytes: int) -> None:
+        self._blob, self._source = blob, ObjectVersion("key", "v", '"etag"', nbytes)
+
+    def get_head(self, _key: str, nbytes: int) -> tuple[bytes, ObjectVersion]:
+        return self._blob[:nbytes], self._source
+
+    def get_range(self, _source: ObjectVersion, start: int, end: int) -> bytes:
+        data = self._blob[start:end]
+        return data + b" " * (end - start - len(data))
+
+
+def update(data: bytes) -> None:
+    """An object as it lies in the bucket; the first byte says whether it is as long as it says."""
+    blob = data[1:]
+    declared = int.from_bytes(blob[:PREFIX_BYTES], "little")
+    is_read = declared < MAX_READ or declared > MAX_HEADER_BYTES
+    nbytes = PREFIX_BYTES + declared + data[0] if data[:1] > b"\x80" and is_read else len(blob)
+    _check_update(blob, nbytes)
+
+
+def header(data: bytes) -> None:
+    """A header that stands in an object of the size it speaks of last."""
+    numbers = re.findall(rb"\d{1,12}", data)
+    nbytes = PREFIX_BYTES + len(data) + int(numbers[-1] if numbers else 0)
+    _check_update(len(data).to_bytes(PREFIX_BYTES, "little") + data, nbytes)
+
+
+def pair(data: bytes) -> None:
+    """Two headers, with a zero byte between them, of updates that are to be averaged."""
+    found: dict[str, Header] = {}
+    for client, text in zip("ab", data.split(b"\0", 1), strict=False):
+        numbers = re.findall(rb"\d{1,12}", text)
+        nbytes = PREFIX_BYTES + len(text) + int(numbers[-1] if numbers else 0)
+        try:
+            found[client] = parse_header(text, nbytes)
+        except UpdateError as error:
+            _check_reason(error)
+    layouts = {client: parsed.layout for client, parsed in found.items()}
+    for partial in (False, True):
+        winner, why = agree(layouts, None, partial=partial)
+        for reason in why.values():
+            _check_reason(reason)
+        for client in layouts.keys() - why.keys():
+            assert winner is not None
+            _check_runs(winner, found[client])
+            layers = layers_of(winner)
+            try:
+                check_depth(layers, coverage_of(layers, layouts[client].shapes))
+            except UpdateError as error:
+                _check_reason(error)
+
+
+def report(data: bytes) -> None:
+    """Metadata: fields and values by turns, a line each."""
+    names = [SAMPLES_KEY, "train_seconds", "batch_size", "epochs", "steps"]
+    lines = data.decode("utf-8", "surrogateescape").split("\n")
+    metadata = dict(zip(names, lines, strict=False))
+    try:
+        samples = parse_samples(metadata)
+    except UpdateError as error:
+        _check_reason(error)
+        samples = 1
+    parsed = parse_report(samples, metadata)
+    for note in parsed.notes:
+        _check_reason(note)
+    json.dumps(assign(TERMS, {"a": parsed}).to_json(), allow_nan=False)
+
+
+def key(data: bytes) -> None:
+    """The key of an object, as an event gives it."""
+    text = data.decode("utf-8", "replace")
+    parsed = parse_update_key(text)
+    if parsed is None:
+        return
+    try:
+        keys, client = RoundKeys(parsed.round_id), check_id("client", parsed.client)
+    except SpecError as error:
+        _check_reason(error)
+        return
+    assert keys.update(client) == text
+    assert keys.rejection(client).startswith(keys.root)
+
+
+def ticket(data: bytes) -> None:
+    """A ticket's file."""
+    with contextlib.suppress(*NOT_A_TICKET):
+        _parsed(data)
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    target.__name__: target for target in (update, header, pair, report, key, ticket)
+}
+
+
+def _check_update(blob: bytes, nbytes: int) -> None:
+    store: Any = _Memory(blob, nbytes)
+    found = arrivals.check_update(store, KEYS, "c")
+    if isinstance(found, Refusal):
+        _check_reason(found.reason)
+        return
+    assert found is not None
+    layout = found.header.layout
+    position = 0
+    for tensor in layout.tensors:
+        assert tensor.start == position <= tensor.end
+        position = tensor.end
+    assert position == nbytes - found.header.data_offset > 0
+    assert [span.end for span in layout.spans][-1] == position
+    rewritten = encode_header(layout, found.header.metadata)
+    again = parse_header(rewritten[PREFIX_BYTES:], len(rewritten) + position)
+    assert again.layout.shapes == layout.shapes
+    assert again.metadata == found.header.metadata
+    _check_runs(layout, found.header)
+    for note in parse_report(found.samples, found.header.metadata).notes:
+        _check_reason(note)
+
+
+def _check_runs(layout: Any, parsed: Header) -> None:
+    runs = layout.runs_in(parsed.layout, parsed.data_offset)
+    assert sum(run.end - run.start for run in runs) == parsed.layout.nbytes
+    for run in runs:
+        assert run.offset >= parsed.data_offset
+
+
+def _check_reason(reason: object) -> None:
+    text = str(reason)
+    assert len(text) <= MAX_REASON, len(text)
+    text.encode()
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text), text

@@ -1,0 +1,228 @@
+"""Functions that are killed, starved, too slow, or there twice: the bytes stay the same."""
+
+import os
+import random
+import re
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from gradshard.local import Engine
+from gradshard.store import Store
+from tests.integration.forks import Lane, lane
+from tests.integration.machine import EAGER, FUNCTIONS, TREE, FunctionError, Machine
+from tests.integration.proxy import Fault, Proxy, spoiling
+
+KILLS = int(os.environ.get("GRADSHARD_TEST_KILLS", "24"))
+TERMS = [{}, TREE, EAGER]
+
+
+@pytest.fixture(scope="module")
+def proxy(engine: Engine) -> Iterator[Proxy]:
+    with spoiling(engine.port) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lanes(function_environment: None, proxy: Proxy) -> Iterator[list[Lane]]:
+    """Two machines over the proxy, and one past it."""
+    with lane() as calm, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        with lane() as first, lane() as second:
+            yield [first, second, calm]
+
+
+@pytest.fixture(autouse=True)
+def _unwatched(proxy: Proxy) -> Iterator[None]:
+    yield
+    proxy.watch = lambda *_: None
+    proxy.faults = []
+
+
+class Killer:
+    """Calls functions and kills one of them, by the number of a request or after a time."""
+
+    def __init__(self, lane: Lane, proxy: Proxy, seed: int) -> None:
+        self.lane, self.proxy = lane, proxy
+        self.random = random.Random(seed)  # noqa: S311
+        self.function = FUNCTIONS[seed % len(FUNCTIONS)]
+        # Nothing comes to the aid of who gives a round up, and is killed twice.
+        self.times = 1 if self.function == "abort_round" else self.random.choice([1, 1, 1, 2])
+        self.killed = 0
+
+    def __call__(self, function: str, event: dict[str, Any]) -> dict[str, Any]:
+        if function != self.function or self.killed == self.times:
+            return self.lane(function, event)
+        number = self.random.choice([None, *range(8)])
+        moment = self.random.choice(["before", "after"])
+        seen: Counter[str] = Counter()
+
+        def watch(when: str, _path: str) -> None:
+            seen[when] += 1
+            if when == moment and seen[when] - 1 == number:
+                self.lane.signal(signal.SIGKILL)
+
+        self.proxy.watch = watch
+        timer = threading.Timer(self.random.random() / 5, self.lane.signal, [signal.SIGKILL])
+        if number is None:
+            timer.start()
+        try:
+            return self.lane(function, event)
+        except FunctionError as failure:
+            self.killed += failure.error == "Runtime.ExitError"
+            raise
+        finally:
+            timer.cancel()
+            self.proxy.watch = lambda *_: None
+
+
+def test_functions_killed_at_random_moments(lanes: list[Lane], proxy: Proxy, store: Store) -> None:
+    outcomes: Counter[str] = Counter()
+    for seed in range(KILLS):
+        killer = Killer(lanes[0], proxy, seed)
+        terms = dict(TERMS[seed // len(FUNCTIONS) % len(TERMS)])
+        machine = Machine(killer, store, terms)
+        if killer.function == "abort_round":  # which takes a round that fails
+            machine.terms = terms = {"min_clients": 4}
+            machine.lost = {"d"}
+        manifest = machine.run()
+        machine.check(manifest, lanes[2])
+        outcomes[f"{killer.function} {manifest['status']}"] += 1
+        outcomes["killed"] += killer.killed
+        if manifest["status"] == "failed" and killer.function != "abort_round":
+            assert killer.killed == 2
+            assert f"{killer.function} was killed" in manifest["cause"]
+        if seed % 20 == 19:
+            print(f"{seed + 1} rounds: {dict(outcomes)}", flush=True)
+    assert outcomes["killed"] > KILLS / 3
+
+
+@pytest.mark.parametrize("terms", TERMS, ids=["shards", "tree", "eager"])
+def test_every_function_twice_at_once(
+    lanes: list[Lane], store: Store, terms: dict[str, Any]
+) -> None:
+    def twice(function: str, event: dict[str, Any]) -> dict[str, Any]:
+        with ThreadPoolExecutor(2) as pool:
+            calls = [pool.submit(one, function, event) for one in lanes[:2]]
+        first, second = (call.result() for call in calls)
+        if function in {"plan_round", "finalize_round"}:
+            assert first == second
+        return second
+
+    machine = Machine(twice, store, terms)
+    manifest = machine.run()
+    assert manifest["status"] == "completed"
+    machine.check(manifest, lanes[2])
+
+
+@pytest.mark.parametrize("wakes", ["before the end", "after the end"])
+@pytest.mark.parametrize("terms", TERMS[:2], ids=["shards", "tree"])
+def test_a_task_that_goes_on_when_another_has_done_it(
+    lanes: list[Lane], proxy: Proxy, store: Store, terms: dict[str, Any], wakes: str
+) -> None:
+    slow, quick, calm = lanes
+    asleep = threading.Event()
+
+    def stop(when: str, path: str) -> None:
+        if when == "after" and "/updates/a." in path and not asleep.is_set():
+            asleep.set()
+            slow.signal(signal.SIGSTOP)
+
+    with ThreadPoolExecutor(1) as pool:
+        stragglers: list[Any] = []
+
+        def call(function: str, event: dict[str, Any]) -> dict[str, Any]:
+            if function == "aggregate_shard" and not stragglers:
+                proxy.watch = stop
+                stragglers.append(pool.submit(slow, function, event))
+                assert asleep.wait(30)
+            if function == "finalize_round" and wakes == "before the end":
+                slow.signal(signal.SIGCONT)
+                stragglers[0].result()
+            return quick(function, event)
+
+        machine = Machine(call, store, terms)
+        manifest = machine.run()
+        slow.signal(signal.SIGCONT)
+        if wakes == "after the end" and terms == {}:
+            with pytest.raises(FunctionError, match="NoSuchUpload"):
+                stragglers[0].result()
+        else:
+            stragglers[0].result()
+    assert manifest["status"] == "completed"
+    if wakes == "after the end" and terms == TREE:
+        # What nobody awaits any more stays until the round's objects expire.
+        assert set(machine.versions(machine.keys.partials)) == {machine.keys.partial(0, 0, 0)}
+        store.delete_versions(machine.keys.partials)
+    machine.check(manifest, calm)
+
+
+def test_a_round_that_is_given_up_while_a_task_is_at_work(
+    lanes: list[Lane], proxy: Proxy, store: Store
+) -> None:
+    slow, quick, calm = lanes
+    asleep = threading.Event()
+
+    def stop(when: str, path: str) -> None:
+        if when == "after" and "/updates/a." in path and not asleep.is_set():
+            asleep.set()
+            slow.signal(signal.SIGSTOP)
+
+    def call(function: str, event: dict[str, Any]) -> dict[str, Any]:
+        if function != "aggregate_shard":
+            return quick(function, event)
+        proxy.watch = stop
+        with ThreadPoolExecutor(1) as pool:
+            task = pool.submit(slow, function, event)
+            assert asleep.wait(30)
+            given_up = {"round": event["round"], "error": "SomeError", "cause": "no more"}
+            assert quick("abort_round", given_up)["status"] == "failed"
+            slow.signal(signal.SIGCONT)
+            return task.result()
+
+    machine = Machine(call, store, {})
+    manifest = machine.run()
+    assert (manifest["status"], manifest["cause"]) == ("failed", "no more")
+    machine.check(manifest, calm)
+
+
+def test_a_task_out_of_memory(lanes: list[Lane], store: Store) -> None:
+    def starved(times: int) -> Machine:
+        calls = Counter[str]()
+
+        def call(function: str, event: dict[str, Any]) -> dict[str, Any]:
+            calls[function] += 1
+            is_starved = function == "aggregate_shard" and calls[function] <= times
+            lanes[0].spare_mb = 1 if is_starved else None
+            return lanes[0](function, event)
+
+        return Machine(call, store, {})
+
+    machine = starved(1)
+    machine.check(manifest := machine.run(), lanes[2])
+    assert manifest["status"] == "completed"
+    machine = starved(99)
+    machine.check(manifest := machine.run(), lanes[2])
+    assert manifest["status"] == "failed"
+    assert re.match(r"task 0 of level 0: ", manifest["cause"])
+    assert manifest["error"] in {"MemoryError", "RuntimeError"}
+
+
+def test_a_task_past_its_timeout(lanes: list[Lane], proxy: Proxy, store: Store) -> None:
+    def call(function: str, event: dict[str, Any]) -> dict[str, Any]:
+        is_slow = function == "aggregate_shard"
+        proxy.faults = [Fault("stall", "GET", "/updates/")] * 99 if is_slow else []
+        lanes[0].seconds = 1.0 if is_slow else 60.0
+        return lanes[0](function, event)
+
+    machine = Machine(call, store, {})
+    manifest = machine.run()
+    lanes[0].seconds = 60.0
+    assert (manifest["status"], manifest["error"]) == ("failed", "Sandbox.Timedout")
+    assert manifest["cause"] == "task 0 of level 0: timed out after 1.0 seconds"
+    machine.check(manifest, lanes[2])

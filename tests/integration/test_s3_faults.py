@@ -1,0 +1,200 @@
+"""Rounds over an S3 that breaks: the right bytes, or a cause, and nothing left behind."""
+
+import contextlib
+import os
+import random
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gradshard import store as stores
+from gradshard import wire as wires
+from gradshard.local import Engine
+from gradshard.store import Store
+from tests.integration.machine import EAGER, TREE, Call, Machine, in_this_process
+from tests.integration.proxy import Fault, Proxy, spoiling
+
+pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
+
+KINDS = [
+    "500",
+    "503",
+    "reset",
+    "half sent",
+    "unseen",
+    "late",
+    "reset in body",
+    "reset at end",
+    "cut",
+    "stall",
+    "range",
+]
+# Every kind of fault at every request of a round: some 600 rounds. Else some of them.
+EVERY = bool(os.environ.get("GRADSHARD_TEST_EVERY_FAULT"))
+MOMENTS = 1
+
+
+@pytest.fixture(scope="module")
+def environment(function_environment: None) -> Iterator[None]:
+    """Nothing waits for long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wires, "TIMEOUT_SECONDS", 0.3)
+        patch.setattr(stores, "READ_TIMEOUT_SECONDS", 0.3)
+        yield
+
+
+@pytest.fixture(scope="module")
+def unspoiled(environment: None) -> Iterator[Call]:
+    with in_this_process() as call:
+        yield call
+
+
+@pytest.fixture(scope="module")
+def proxy(engine: Engine) -> Iterator[Proxy]:
+    with spoiling(engine.port) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def spoiled(environment: None, unspoiled: Call, proxy: Proxy) -> Iterator[Call]:
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        call = stack.enter_context(in_this_process())
+        patch.undo()
+        yield call
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+
+
+def go(machine: Machine, unspoiled: Call) -> dict[str, Any]:
+    manifest = machine.run()
+    machine.check(manifest, unspoiled)
+    return manifest
+
+
+@pytest.fixture(scope="module", params=[{}, TREE, EAGER], ids=["shards", "tree", "eager"])
+def counted(
+    request: pytest.FixtureRequest, spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store
+) -> tuple[dict[str, Any], int]:
+    """Terms, and how many requests a round makes in which nothing breaks."""
+    proxy.requests.clear()
+    assert go(Machine(spoiled, store, request.param), unspoiled)["status"] == "completed"
+    return request.param, len(proxy.requests)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_fault_at_any_request_changes_nothing(
+    spoiled: Call,
+    unspoiled: Call,
+    proxy: Proxy,
+    store: Store,
+    counted: tuple[dict[str, Any], int],
+    kind: str,
+) -> None:
+    terms, count = counted
+    moments: Any = range(count)
+    if not EVERY:
+        moments = random.Random(f"{kind} {terms}").sample(moments, MOMENTS)  # noqa: S311
+    for moment in moments:
+        proxy.strike(moment, kind)
+        manifest = go(Machine(spoiled, store, terms), unspoiled)
+        assert manifest["status"] == "completed", (moment, manifest)
+    print(f"{kind}: {len(moments)} rounds of {count} requests")
+
+
+@pytest.mark.parametrize("terms", [{}, TREE, EAGER], ids=["shards", "tree", "eager"])
+def test_a_tenth_of_all_requests_throttled(
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store, terms: dict[str, Any]
+) -> None:
+    proxy.throttled, before = 0.1, proxy.injected
+    try:
+        assert go(Machine(spoiled, store, terms), unspoiled)["status"] == "completed"
+    finally:
+        proxy.throttled = 0.0
+    assert proxy.injected > before
+
+
+@pytest.mark.parametrize(
+    ("terms", "fault", "cause"),
+    [
+        ({}, Fault("503", "PUT", "/spec.json"), r"/spec\.json.*SlowDown"),
+        ({}, Fault("500", "GET", "/spec.json"), r"/spec\.json.*InternalError"),
+        ({}, Fault("reset", "PUT", "/plan.json"), r"/plan\.json.*[Cc]onnection"),
+        ({}, Fault("stall", "GET", "/plan.json"), r"/plan\.json.*timed out"),
+        ({}, Fault("503", "POST", "update.safetensors?uploads"), r"update\.safetensors.*SlowDown"),
+        ({}, Fault("cut", "GET", "updates/b."), r"updates/b\.safetensors"),
+        ({}, Fault("range", "GET", "updates/c."), r"updates/c\.safetensors.*bytes 0-9/10"),
+        ({}, Fault("stall", "GET", "updates/c."), r"updates/c\.safetensors.*Read timeout"),
+        ({}, Fault("503", "PUT", "partNumber=1"), r"task 0 of level 0: .*update\.safe.* SlowDown"),
+        ({}, Fault("half sent", "PUT", "partNumber=1"), r"task 0 of level 0: .*part 1: the conne"),
+        ({}, Fault("late", "PUT", "partNumber=1"), r"task 0 of level 0: .*part 1: .*timed out"),
+        ({}, Fault("500", "PUT", "/reports/0/00000"), r"task 0 of level 0: .*reports/0/00000"),
+        (TREE, Fault("unseen", "PUT", "/partials/0/0/00001"), r"task 1 of level 0: .*partials/0/0"),
+        (TREE, Fault("cut", "GET", "/partials/0/0/00001"), r"task 0 of level 1: .*partials/0/0/0"),
+        ({}, Fault("200", "POST", "update.safetensors?uploadId"), r"update\.safe.*InternalError"),
+        ({}, Fault("503", "PUT", "/manifest.json"), r"/manifest\.json.*SlowDown"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, Fault) else "",
+)
+def test_what_stays_broken_fails_the_round_and_is_named(
+    spoiled: Call,
+    unspoiled: Call,
+    proxy: Proxy,
+    store: Store,
+    terms: dict[str, Any],
+    fault: Fault,
+    cause: str,
+) -> None:
+    machine = Machine(spoiled, store, terms)
+    proxy.faults = [fault] * 1000
+
+    def call(function: str, event: dict[str, Any]) -> dict[str, Any]:
+        # The machine's last resort comes when the fault has passed, or nothing could be written.
+        if function == "abort_round":
+            proxy.faults = []
+        return spoiled(function, event)
+
+    machine.call = call
+    try:
+        manifest = machine.run()
+    finally:
+        proxy.faults = []
+    assert manifest["status"] == "failed"
+    assert re.search(cause, manifest["cause"], re.DOTALL), manifest["cause"]
+    machine.check(manifest, unspoiled)
+
+
+def test_completing_that_succeeds_unseen_is_a_success(
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store
+) -> None:
+    """The second request finds no upload, and S3 says 404: the object is looked at."""
+    for kind in ("unseen", "late", "cut"):
+        proxy.faults = [Fault(kind, "POST", "update.safetensors?uploadId")]
+        assert go(Machine(spoiled, store, {}), unspoiled)["status"] == "completed"
+        assert proxy.faults == []
+
+
+@pytest.mark.parametrize("name", ["spec", "plan", "manifest"])
+def test_what_is_written_once_and_unseen_is_not_taken_for_anothers(
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store, name: str
+) -> None:
+    """The second request finds the object there, and S3 says 412."""
+    for kind in ("unseen", "late"):
+        proxy.faults = [Fault(kind, "PUT", f"/{name}.json")]
+        assert go(Machine(spoiled, store, {}), unspoiled)["status"] == "completed"
+        assert proxy.faults == []
+
+
+def test_a_part_that_is_stored_unseen_is_stored_again(
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store
+) -> None:
+    for kind in ("unseen", "late", "reset at end"):
+        proxy.faults = [Fault(kind, "PUT", "partNumber=1")]
+        assert go(Machine(spoiled, store, {}), unspoiled)["status"] == "completed"
+        assert proxy.faults == []
