@@ -20,8 +20,9 @@ from gradshard.store import Store
 from gradshard.streams import RangeStream
 from gradshard.topologies import TOPOLOGIES
 
-FUNCTIONS_AROUND: Final = 3
-"""Invocations beside the tasks and an arrival for each client: open, plan, finalize."""
+FUNCTIONS_AROUND: Final = 4
+"""Invocations beside the tasks and an arrival for each client: open, plan, finalize, and
+``collect_update`` at the deadline, which passes after the round, too."""
 
 
 @dataclass(frozen=True)
