@@ -461,8 +461,9 @@ the minute costs shows in *no hurry*, what sending in parts costs in *clients as
 
 For VGG-16 the fees beside Lambda's decide: ${1000 * fixed:.2f} at *burst*, where the bound is
 ${1000 * claims.ROUND_CLAIMS[0].bound:.2f}. A round's states alone are
-${1000 * (limits.ROUND_TRANSITIONS + 1) * limits.DOLLARS_PER_TRANSITION:.2f}; that `collect_update`
-lists the updates at each arrival is ${1000 * listings:.2f}.
+${1000 * (limits.ROUND_TRANSITIONS + 1) * limits.DOLLARS_PER_TRANSITION:.2f}. Each arrival looks
+for a few of the other clients before it lists them all: a listing at every one would be
+${1000 * listings:.2f} more.
 
 The published numbers that the bounds are taken from count one PUT and one GET a client and object:
 ${1000 * published.CLIENTS * once:.2f} with λ-FL. gradshard's clients pay

@@ -181,6 +181,7 @@ class Workloads:
             hold=BLOCKS,
             rule=FEDAVG,
             layers=(),
+            assignments=None,
             levels=(level_of([case.clients], orders.SEQUENTIAL),),
             contributors=weigh(contributors, SHARES),
             spans=layout.spans,

@@ -5,7 +5,6 @@ the model's accuracy against virtual seconds, on scikit-learn's digits. Writes a
 amble.json.
 """
 
-import contextlib
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from gradshard.assignments import (
     progress,
 )
 from stragglers import clock, network, program, splits
-from stragglers.backends import Backend, InMemory, engine
+from stragglers.backends import Backend, InMemory, chosen
 from stragglers.curves import Curve, Floats, Panel
 
 SIZES: Final = (64, 32, 16, 10)
@@ -198,25 +197,14 @@ def main() -> int:
         metavar="RATE",
         help="the base settings' learning rate",
     )
-    options.add_argument(
-        "--engine",
-        type=int,
-        nargs="?",
-        const=0,
-        metavar="PORT",
-        help="average in rounds, about 2 s each, on the local engine at this port or, without "
-        "one, on an engine of this run's own; weights cannot be normalised there",
-    )
+    program.add_engine(options, "; weights are not normalised there")
     given = options.parse_args()
     if not given.fastest >= 1:
         options.error(f"--fastest is {given.fastest}, under the slowest's 1")
     if not min(given.learning_rates) > 0:
         options.error(f"--learning-rates has {min(given.learning_rates)}, not above 0")
     ways = [way for way in WAYS if given.engine is None or way != NORMALISED]
-    with contextlib.ExitStack() as opened:
-        backend: Backend = InMemory()
-        if given.engine is not None:
-            backend = opened.enter_context(engine(given.engine))
+    with chosen(given.engine) as backend:
         panels = run(
             ways,
             given.learning_rates,

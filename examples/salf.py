@@ -13,7 +13,7 @@ import numpy as np
 
 from gradshard.salf import ClientReach, PartialRule
 from stragglers import network, program, splits
-from stragglers.backends import InMemory
+from stragglers.backends import Backend, chosen
 from stragglers.curves import Curve, Floats, Panel
 from stragglers.splits import IID, NON_IID, Digits
 
@@ -39,7 +39,7 @@ FEW: Final = 3
 class Setting:
     """Who takes part.
 
-    network.Parameters
+    Parameters
     ----------
     split
         How the digits are shared out.
@@ -76,7 +76,7 @@ class Setting:
 class Clients:
     """The clients' side: one step of gradient descent each round, on a batch of their own images.
 
-    network.Parameters
+    Parameters
     ----------
     digits
         Their images.
@@ -115,12 +115,12 @@ class Clients:
         return update
 
 
-def train(rule: str, setting: Setting, rounds: int, seed: int) -> Floats:
+def train(rule: str, setting: Setting, rounds: int, seed: int, backend: Backend) -> Floats:
     """Return the accuracy after each round; a seed has its own model, batches and depths."""
     digits = splits.load(setting.split, setting.clients, seed)
     clients = Clients(digits, seed)
     model = network.initialise(SIZES, seed)
-    average = averager(rule, setting, list(digits.clients), model)
+    average = averager(rule, setting, list(digits.clients), model, backend)
     rng = np.random.default_rng([seed, 1])
     accuracies = np.empty(rounds)
     for number in range(rounds):
@@ -133,10 +133,13 @@ def train(rule: str, setting: Setting, rounds: int, seed: int) -> Floats:
 
 
 def averager(
-    rule: str, setting: Setting, clients: Sequence[str], model: network.Parameters
+    rule: str,
+    setting: Setting,
+    clients: Sequence[str],
+    model: network.Parameters,
+    backend: Backend,
 ) -> Callable[[Mapping[str, network.Parameters]], network.Parameters]:
     """Return what averages a round's updates, all clients counting alike."""
-    backend = InMemory()
     alike = dict.fromkeys(clients, 1)
     if rule == FULL:
         return lambda updates: backend.average(updates, alike)
@@ -150,7 +153,7 @@ def averager(
     return lambda updates: backend.average_partial(updates, alike, partial, clients, model)
 
 
-def run(settings: Sequence[Setting], rounds: int, seeds: int) -> list[Panel]:
+def run(settings: Sequence[Setting], rounds: int, seeds: int, backend: Backend) -> list[Panel]:
     """Train in every setting by every rule with every seed."""
     panels = []
     with program.ticker(len(settings) * len(RULES) * seeds) as ticker:
@@ -159,7 +162,7 @@ def run(settings: Sequence[Setting], rounds: int, seeds: int) -> list[Panel]:
             for rule in RULES:
                 runs = []
                 for seed in range(seeds):
-                    runs.append(train(rule, setting, rounds, seed))
+                    runs.append(train(rule, setting, rounds, seed, backend))
                     ticker.done(f"{setting.title}: {rule}")
                 curves.append(Curve.of(rule, np.arange(1.0, rounds + 1), runs, figures(runs)))
             panels.append(Panel(setting.title, "round", curves))
@@ -180,6 +183,7 @@ def main() -> int:
     options.add_argument(
         "--stragglers", type=float, default=0.9, metavar="SHARE", help="share of stragglers"
     )
+    program.add_engine(options)
     given = options.parse_args()
     if not 0 <= given.stragglers <= 1:
         options.error(f"--stragglers is {given.stragglers}, not a share from 0 to 1")
@@ -189,7 +193,8 @@ def main() -> int:
         Setting(NON_IID, given.clients, stragglers),
         Setting(IID, FEW, FEW),
     ]
-    panels = run(settings, given.rounds, given.seeds)
+    with chosen(given.engine) as backend:
+        panels = run(settings, given.rounds, given.seeds, backend)
     for panel in panels:
         program.table(
             panel.title,

@@ -23,10 +23,32 @@ _F32: Final = DTYPES["F32"]
 
 
 class Backend(Protocol):
-    """Averages complete updates."""
+    """Averages updates."""
 
     def average(self, updates: Mapping[str, Parameters], samples: Mapping[str, int]) -> Parameters:
         """Return the mean of all clients' updates, weighted by their samples."""
+
+    def average_partial(
+        self,
+        updates: Mapping[str, Parameters],
+        samples: Mapping[str, int],
+        rule: PartialRule,
+        clients: Sequence[str],
+        model: Parameters,
+    ) -> Parameters:
+        """Average updates of which some hold the last layers only.
+
+        Parameters
+        ----------
+        updates, samples
+            By contributor.
+        rule
+            How.
+        clients
+            All that were expected, sorted.
+        model
+            Names and shapes of all tensors.
+        """
 
 
 class InMemory:
@@ -61,19 +83,7 @@ class InMemory:
         clients: Sequence[str],
         model: Parameters,
     ) -> Parameters:
-        """Average updates of which some hold the last layers only.
-
-        Parameters
-        ----------
-        updates, samples
-            By contributor.
-        rule
-            How.
-        clients
-            All that were expected, sorted.
-        model
-            Names and shapes of all tensors.
-        """
+        """Average updates of which some hold the last layers only."""
         layout = Layout.pack((name, "F32", array.shape) for name, array in model.items())
         layers = layers_of(layout)
         coverage = {client: coverage_of(layers, update) for client, update in updates.items()}
@@ -110,26 +120,55 @@ class Engine:
 
     def average(self, updates: Mapping[str, Parameters], samples: Mapping[str, int]) -> Parameters:
         """Return the mean of all clients' updates, weighted by their samples."""
-        self._rounds += 1
-        round_ = self._federation.open_round(
-            f"stragglers-{self._run}-{self._rounds}", list(updates), min_clients=len(updates)
+        return self._round(updates, samples, list(updates), partial=False)
+
+    def average_partial(
+        self,
+        updates: Mapping[str, Parameters],
+        samples: Mapping[str, int],
+        rule: PartialRule,
+        clients: Sequence[str],
+        model: Parameters,
+    ) -> Parameters:
+        """Average updates of which some hold the last layers only."""
+        layout = {
+            name: {"dtype": "F32", "shape": list(array.shape)} for name, array in model.items()
+        }
+        return self._round(
+            updates, samples, clients, partial=True, rule=rule.to_json(), layout=layout
         )
+
+    def _round(
+        self,
+        updates: Mapping[str, Parameters],
+        samples: Mapping[str, int],
+        clients: Sequence[str],
+        *,
+        partial: bool,
+        **terms: Any,
+    ) -> Parameters:
+        self._rounds += 1
+        name = f"stragglers-{self._run}-{self._rounds}"
+        round_ = self._federation.open_round(name, clients, **terms)
         for client, update in updates.items():
-            round_.submit(client, update, samples[client])
+            round_.submit(client, update, samples[client], partial=partial)
         round_.wait(timeout=WAIT_SECONDS)
         average: dict[str, Any] = round_.fetch()
         return average
 
 
 @contextmanager
-def engine(port: int) -> Iterator[Engine]:
-    """Have an engine with the application deployed to it; one that ran before is left running.
+def chosen(port: int | None) -> Iterator[Backend]:
+    """Give what averages: memory, or an engine; one that ran before is left running.
 
     Parameters
     ----------
     port
-        The engine's; 0 for one of this program's own, on any free port.
+        None for memory; the engine's, or 0 for one of this program's own, on any free port.
     """
+    if port is None:
+        yield InMemory()
+        return
     port = port or demo.free_port()
     with demo.engine(port, Screen()):
         yield Engine(Federation(local=True, port=port))

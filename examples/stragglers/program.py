@@ -15,6 +15,19 @@ from rich.table import Table
 from stragglers.curves import Panel, svg
 
 
+def add_engine(options: argparse.ArgumentParser, more: str = "") -> None:
+    """Add ``--engine``, the port for :func:`stragglers.backends.chosen`."""
+    options.add_argument(
+        "--engine",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="PORT",
+        help="average in rounds, about 2 s each, on the local engine at this port or, without "
+        f"one, on an engine of this run's own{more}",
+    )
+
+
 def parser(
     description: str | None, *, clients: int, rounds: int, seeds: int
 ) -> argparse.ArgumentParser:

@@ -32,9 +32,10 @@ def test_the_events_of_a_round_in_order(deployed: Deployed) -> None:
     assert collected == {"round": "r1", "client": "c", "status": "accepted", "resumed": False}
 
     planned = deployed.call("plan_round", example_round.event("plan_round"))
-    assert (planned["status"], planned["shards"]) == ("planned", 1)
+    assert (planned["attempt"], planned["shards"]) == (0, 1)
     task = example_round.event("aggregate_shard")
-    assert json.loads(deployed.read(planned["tasks"]["key"])) == [task]
+    [level] = planned["levels"]
+    assert json.loads(deployed.read(level["key"])) == [{"tasks": [task]}]
 
     report = deployed.call("aggregate_shard", task)
     nbytes = task["task"]["end"]

@@ -77,9 +77,7 @@ class Round:
         """Plan, aggregate and finalize until the round has ended."""
         outcome: dict[str, Any] = {"attempt": 0, "refused": []}
         while True:
-            planned = self.plan(outcome["attempt"], [Refusal(**r) for r in outcome["refused"]])
-            if planned["status"] == "failed":
-                return planned
+            self.plan(outcome["attempt"], [Refusal(**r) for r in outcome["refused"]])
             self.aggregate()
             outcome = finalize_round(self.store, self.name)
             if outcome["status"] == "completed":

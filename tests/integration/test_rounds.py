@@ -19,6 +19,7 @@ from gradshard.planning import Aggregator
 from gradshard.rounds.abort_round import abort_round
 from gradshard.rounds.collect_update import collect_update
 from gradshard.rounds.finalize_round import finalize_round
+from gradshard.rounds.plan_round import QuorumError
 from gradshard.store import Store
 from tests import reference
 from tests.integration.by_hand import Round, assert_average, small
@@ -121,9 +122,9 @@ def test_below_the_quorum_the_round_fails_with_all_reasons(
     round_ = open_round(clients=["a", "b", "c"], min_clients=2)
     round_.submit("a", small(1))
     round_.upload("b", b"junk")
-    outcome = round_.plan()
-    assert (outcome["status"], outcome["error"]) == ("failed", "QuorumError")
-    assert "1 good updates, but min_clients is 2; missing: c; refused: b: " in outcome["cause"]
+    text = "1 good updates, but min_clients is 2; missing: c; refused: b: "
+    with pytest.raises(QuorumError, match=text):
+        round_.plan()
     assert round_.store.open_uploads(round_.keys.result) == []
 
 
@@ -419,9 +420,8 @@ def test_what_does_not_fit_is_refused_before_any_upload(
 ) -> None:
     round_ = open_round(clients=1)
     round_.submit("a", small(1))
-    outcome = round_.plan(aggregator=Aggregator(memory_mb=10, architecture="arm64"))
-    assert (outcome["status"], outcome["error"]) == ("failed", "PlanError")
-    assert "has 10; deploy with AggregatorMemory=" in outcome["cause"]
+    with pytest.raises(PlanError, match="has 10; deploy with AggregatorMemory="):
+        round_.plan(aggregator=Aggregator(memory_mb=10, architecture="arm64"))
     assert round_.store.open_uploads(round_.keys.result) == []
 
 

@@ -75,6 +75,7 @@ def make_plan(
         hold="blocks",
         rule="fedavg",
         layers=(),
+        assignments=None,
         levels=tuple(map(level_of, sizes, orders.split_order(found, sizes))),
         contributors=weigh(contributors, weights),
         spans=layout.spans,

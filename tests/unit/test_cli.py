@@ -45,6 +45,7 @@ MANIFEST: dict[str, Any] = {
         "longest_seconds": 0.3,
     },
     "projected": {"dollars": {"total": 0.0014}},
+    "waited_seconds": 42.0,
     "seconds": 1.25,
 }
 

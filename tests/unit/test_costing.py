@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from benchmarks import cost_report
 
-from gradshard import limits, planning
+from gradshard import limits, planning, pricing
 from gradshard.cli import main
 from gradshard.cli.plan import DEFAULT_ARCHITECTURE, DEFAULT_MEMORY_MB
 from gradshard.costing import SYSTEMS, claims, own, published, whole
@@ -99,10 +99,13 @@ def test_a_tree_by_hand() -> None:
     )
     assert estimate.bill.s3_clients == pytest.approx(4 * (5e-6 + 0.4e-6))
     small = 5 * 0.5 * 0.3 + (0.25 + 0.5 + 0.25) * 0.3
-    arrivals = 4 * (6 * 0.4e-6 + 5e-6)
+    # With three others the looks are C(3 - m, j) / C(3, j) over m and j: 1, 1 + 1/3, 1 + 2/3 + 1/3,
+    # and 3, and only the last arrival lists.
+    assert pricing._looks(4) == pytest.approx((1 + 4 / 3 + 2 + 3, 1))
+    arrivals = (4 * 6 + 7) * 0.4e-6 + 5e-6
     # Opening, planning two levels, finalizing with its partial sums, the deadline; and a read of
     # each task's report.
-    rest = (3 + 6 + 5 + 1) * 5e-6 + (2 + 2 + 2 + 3) * 0.4e-6
+    rest = (2 + 6 + 5 + 1) * 5e-6 + (1 + 2 + 2 + 2 + 3) * 0.4e-6
     assert estimate.bill.round_ == pytest.approx(small * 0.0000166667 + arrivals + rest)
 
 

@@ -65,6 +65,7 @@ def plan_json(contributors: dict[str, str], **fields: Any) -> dict[str, Any]:
         "hold": "blocks",
         "rule": "fedavg",
         "layers": [],
+        "assignments": None,
         "levels": [{"groups": [[0, len(contributors)]], "order": []}],
         "shards": 2,
         "allow_nonfinite": False,

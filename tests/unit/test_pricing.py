@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -138,34 +139,42 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_functions_make_the_requests_that_are_priced(
-    terms: dict[str, Any], tasks: list[int]
+    monkeypatch: pytest.MonkeyPatch, terms: dict[str, Any], tasks: list[int]
 ) -> None:
     clients = 5 if len(tasks) == 3 else 3
+    names = [f"c{client}" for client in range(clients)]
     s3 = CountedS3()
     store, keys = Store("b", client=s3), RoundKeys("r")  # type: ignore[arg-type]
     layout = Layout.pack([("w", "F32", (3 * MIB,))])
     update = encode_header(layout, {"num_samples": "1"})
 
-    open_round(store, "r", {"clients": clients} | terms, started="2026-01-01T00:00:00", token="t")
-    for client in range(clients):
-        key = keys.update(f"c{client}")
+    open_round(store, "r", {"clients": names} | terms, started="2026-01-01T00:00:00Z", token="t")
+    # They come from the last to the first, and look from the first on: c0 is always missing.
+    monkeypatch.setattr(random, "sample", lambda names, count: sorted(names)[:count])
+    for client in reversed(names):
+        key = keys.update(client)
         s3.objects[key] = (update, len(update) + layout.nbytes)
         assert collect_update(store, key, _etag(update).strip('"'))["status"] == "accepted"
     call = Call("2026-01-01T00:00:01", "complete", 0, [])
-    assert plan_round(store, "r", call, aggregator=Aggregator(128, "arm64"))["status"] == "planned"
+    plan_round(store, "r", call, aggregator=Aggregator(128, "arm64"))
     plan = Plan.from_json(json.loads(s3.objects[keys.plan][0]))
     assert [len(plan.tasks(level)) for level in range(len(tasks))] == tasks
     _do_tasks(s3, keys, plan)
     assert finalize_round(store, "r")["status"] == "completed"
     deadline_passed(store, "r")
 
+    monkeypatch.setattr(pricing, "_looks", lambda _: (2 * (clients - 1), 1.0))
     assert pricing.around(tasks, clients) == Requests(s3.asked[GET], s3.asked[PUT])
 
 
 def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
     """Leave behind what the tasks would, uncounted."""
     figures = ("gets", "puts", "retries", "bytes_read", "bytes_written", "seconds", "cpu_seconds")
-    report = dict.fromkeys((*figures, "peak_mb"), 1) | {"attempt": 0, "refused": []}
+    report = dict.fromkeys((*figures, "peak_mb"), 1) | {
+        "attempt": 0,
+        "is_cold": False,
+        "refused": [],
+    }
     for level in range(len(plan.levels)):
         for task in plan.tasks(level):
             s3.objects[keys.report(level, task.number)] = (json.dumps(report).encode(), 1)
@@ -176,11 +185,30 @@ def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
                 s3.objects[keys.partial(0, level, task.number)] = (b"", 1)
 
 
-def test_listings_of_many_have_pages() -> None:
+@pytest.mark.parametrize("clients", [1, 2, 9, 40])
+def test_looks_are_those_of_arrivals_in_random_order(clients: int) -> None:
+    rng = random.Random(clients)  # noqa: S311 - no secret
+    looks = listings = 0
+    for _ in range(3000):
+        order = rng.sample(range(clients), clients)
+        for turn, arriving in enumerate(order):
+            there = set(order[: turn + 1])
+            others = [client for client in range(clients) if client != arriving]
+            for looked_for in rng.sample(others, min(8, len(others))):
+                looks += 1
+                if looked_for not in there:
+                    break
+            else:
+                listings += 1
+    assert pricing._looks(clients) == pytest.approx((looks / 3000, listings / 3000), rel=0.05)
+
+
+def test_listings_of_many_have_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pricing, "_looks", lambda clients: (2.0 * clients, 4.0))
     one, many = pricing.around([1], 1), pricing.around([1], 2500)
-    assert many.gets - one.gets == 2499 * 6
-    # Arrivals list 1,000 times a page, 1,000 times two and 500 times three; planning lists three.
-    assert many.puts - one.puts == (1000 + 2000 + 1500 - 1) + 2
+    assert many.gets - one.gets == 2499 * (6 + 2)
+    # Four listings of three pages, and planning's.
+    assert many.puts - one.puts == 4 * 2 + 2
     # 2,001 parts, and 4,002 partial sums of one level, whose tasks are one object more.
     deep = pricing.around([4002, 2001], 1)
     assert deep.puts - one.puts == 2 + 5 + 1
@@ -201,14 +229,15 @@ def test_tasks_in_batches_by_hand() -> None:
     # 81 tasks are three executions of as long as the slowest, two tasks are one.
     started, seconds = 3 + 1, 3 * 30 + 5
     assert bill.step_functions == pytest.approx(
-        (8 + 2 + started) * 0.025e-3 + started * 1e-6 + seconds * 0.0625 * 0.00001667
+        (7 + 2 + started) * 0.025e-3 + started * 1e-6 + seconds * 0.0625 * 0.00001667
     )
     assert bill.lambda_ == pytest.approx((800 + 30 + 10) * 0.5 * 0.0000166667)
     assert bill.s3_aggregators == pytest.approx(1000 * 0.4e-6 + 100 * 5e-6)
     assert bill.s3_clients == pytest.approx(70 * 0.4e-6 + 14 * 5e-6)
     # 83 tasks, seven arrivals, the deadline, and three more functions.
     assert bill.requests == pytest.approx((83 + 7 + 1 + 3) * 0.2e-6)
-    around = (5 * 7 + 9 + 85 + 2) * 0.4e-6 + (3 + 7 + 6 + 5 + 1) * 5e-6
+    looks, listings = (round(number) for number in pricing._looks(7))
+    around = (1 + 5 * 7 + looks + 9 + 85 + 2) * 0.4e-6 + (2 + listings + 6 + 5 + 1) * 5e-6
     assert bill.round_ == pytest.approx(
         (8 * 0.5 * 0.3 + (0.25 + 0.5 + 0.25) * 0.3) * 0.0000166667 + around
     )

@@ -24,8 +24,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Self
 
-from gradshard.errors import SpecError
+from gradshard.errors import SpecError, UpdateError
 from gradshard.layout import shorten
+
+REPORTED: Final = ("train_seconds", "batch_size", "epochs", "steps")
+"""What clients say of their training, in the metadata of their updates."""
 
 MAX_TRAIN_SECONDS: Final = 7 * 24 * 3600.0
 """As long as a round may be open; who trained for longer is not believed."""
@@ -246,6 +249,25 @@ def parse_terms(stated: Mapping[str, Any]) -> Terms:
                 f"{low!r} to {high!r}"
             )
     return terms
+
+
+def report_metadata(training: Mapping[str, float]) -> dict[str, str]:
+    """Return what a client says of its training as the metadata of its update.
+
+    Parameters
+    ----------
+    training
+        Any of ``train_seconds``, ``batch_size``, ``epochs`` and ``steps``.
+
+    Raises
+    ------
+    UpdateError
+        It says something else.
+    """
+    unknown = sorted(training.keys() - set(REPORTED))
+    if unknown:
+        raise UpdateError(f"training has {unknown[0]!r}; it may have {', '.join(REPORTED)}")
+    return {name: str(value) for name, value in training.items()}
 
 
 def parse_report(samples: int, metadata: Mapping[str, str]) -> Report:

@@ -9,6 +9,7 @@ from typing import Any, Final, overload
 
 from gradshard import limits, local
 from gradshard.arithmetic import SHARES
+from gradshard.assignments import Assignment, Assignments
 from gradshard.downloads import download_bytes, download_file
 from gradshard.errors import (
     RoundExistsError,
@@ -21,6 +22,7 @@ from gradshard.errors import (
     WaitTimeoutError,
 )
 from gradshard.keys import ObjectVersion, RoundKeys
+from gradshard.layers import Naming
 from gradshard.layout import encode_header
 from gradshard.looking import pause_before_look
 from gradshard.plan import Plan
@@ -30,6 +32,7 @@ from gradshard.rounds.finalize_round import COMPLETED
 from gradshard.spec import DEFAULT_DEADLINE, RoundSpec, parse_spec
 from gradshard.stack import Stack
 from gradshard.status import read_status
+from gradshard.store import Store
 from gradshard.tensors import Array, unpack
 from gradshard.tickets import DEFAULT_SECONDS, Ticket
 from gradshard.topologies import AUTO
@@ -101,6 +104,9 @@ class Federation:
         fan_in: int | None = None,
         order: str | None = None,
         weights: str = SHARES,
+        rule: str | Mapping[str, Any] | None = None,
+        layers: Naming | None = None,
+        assignments: Mapping[str, Any] | None = None,
         eager: bool = False,
         hold: str = BLOCKS,
         shards: int | None = None,
@@ -120,6 +126,16 @@ class Federation:
             As in :class:`gradshard.spec.RoundSpec`.
         order
             ``sequential``, or such as ``tree:4,4``.
+        rule
+            How partial updates are averaged: ``fedavg``, ``fill``, ``drop``, or such as
+            ``{"name": "salf", "p": {"model": "uniform"}}`` (:func:`gradshard.salf.parse_rule`).
+        layers
+            The layers of partial updates, if not given by the tensors' names
+            (:func:`gradshard.layers.layers_of`).
+        assignments
+            In which terms the round ends with what each client should do next: ``batch_size``,
+            ``epochs``, ``learning_rate`` and bounds (:class:`gradshard.assignments.Terms`), and
+            ``after``, the round before.
         layout
             ``{name: {"dtype": "F32", "shape": [10, 64]}, …}``, if every update must have it.
 
@@ -140,6 +156,9 @@ class Federation:
             "fan_in": fan_in,
             "order": order,
             "weights": weights,
+            "rule": rule,
+            "layers": layers,
+            "assignments": assignments,
             "eager": eager,
             "hold": hold,
             "shards": shards,
@@ -160,6 +179,10 @@ class Federation:
         self.stack.start(round_.id, payload)
         _await_terms(self.stack, round_, spec)
         return round_
+
+    def assignment(self, name: str, client: str) -> Assignment:
+        """Return a client's settings for a round; see :meth:`Round.assignment`."""
+        return self.round(name).assignment(client)
 
     def round(self, name: str) -> "Round":
         """Return a handle of a round that was opened before; nothing is looked up yet."""
@@ -189,6 +212,11 @@ class Round:
         """The round's id."""
         return self.keys.round_id
 
+    @property
+    def store(self) -> Store:
+        """The bucket it is in."""
+        return self._stack.store
+
     def terms(self) -> RoundSpec:
         """Return what the round was opened with.
 
@@ -214,6 +242,8 @@ class Round:
         update: Mapping[str, Any] | str | Path,
         samples: int | None = None,
         *,
+        partial: bool = False,
+        training: Mapping[str, float] | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Upload a client's update; until the round is planned, the last one counts.
@@ -230,6 +260,12 @@ class Round:
         samples
             The number of samples it was trained on; a file may have it in its metadata, as
             ``num_samples``.
+        partial
+            It holds only some of the round's layers, and that is all the client has; the round's
+            rule must allow that.
+        training
+            What the client says of its training: ``train_seconds``, ``batch_size``, ``epochs``
+            and ``steps``, as far as they are known.
         progress
             Called with the bytes sent and the total.
 
@@ -243,11 +279,52 @@ class Round:
             The round takes no more updates.
         """
         key = self.keys.update(client)
-        with content_of(update, samples) as content:
+        with content_of(update, samples, training) as content:
             spec = self.terms()
-            _check_fits(spec, client, content, self.id)
+            _check_fits(spec, client, content, self.id, partial=partial)
             if not self._is_counted(spec, client, content):
                 upload(self._stack.store, key, content, progress)
+
+    def growing(
+        self, client: str, samples: int, *, training: Mapping[str, float] | None = None
+    ) -> "GrowingUpdate":
+        """Begin a partial update that grows, layer by layer, as back-propagation reaches them.
+
+        What has been added when the deadline passes is counted.
+
+        Raises
+        ------
+        UpdateError
+            The round takes whole updates only, or the client is not expected.
+        """
+        spec = self.terms()
+        _check_expected(spec, client, self.id)
+        _check_partial(spec, self.id)
+        return GrowingUpdate(self, spec, client, samples, training)
+
+    def assignment(self, client: str) -> Assignment:
+        """Return the settings with which a client should train for this round.
+
+        They are what the round before, of which this one's ``assignments`` tell, ended with; the
+        base settings for a client of which nothing is known.
+
+        Raises
+        ------
+        RoundStateError
+            The round was opened without assignments, or the one before has not ended.
+        """
+        stated = self.terms().assignments
+        if stated is None:
+            raise RoundStateError(f"round {self.id!r} was opened without assignments")
+        if stated.after is None:
+            return Assignments(stated.terms).of(client)
+        document = self._stack.store.get_json(RoundKeys(stated.after).assignments)
+        if document is None:
+            raise RoundStateError(
+                f"round {stated.after!r}, the one before {self.id!r}, has not ended with "
+                "assignments; wait for it"
+            )
+        return Assignments.from_json(document).of(client)
 
     def ticket(
         self, client: str, *, expires: int = DEFAULT_SECONDS, max_bytes: int | None = None
@@ -438,9 +515,64 @@ def _check_expected(spec: RoundSpec, client: str, round_id: str) -> None:
         )
 
 
-def _check_fits(spec: RoundSpec, client: str, content: Content, round_id: str) -> None:
+class GrowingUpdate:
+    """A client's update as far as it has come; see :meth:`Round.growing`.
+
+    Every addition sends all tensors so far: the last layers, which come first, are sent again with
+    each layer that follows.
+    """
+
+    def __init__(
+        self,
+        round_: Round,
+        spec: RoundSpec,
+        client: str,
+        samples: int,
+        training: Mapping[str, float] | None,
+    ) -> None:
+        self._round, self._spec, self._client = round_, spec, client
+        self._samples, self._training = samples, training
+        self._tensors: dict[str, Any] = {}
+
+    def add(self, tensors: Mapping[str, Any]) -> None:
+        """Send further tensors, all of a layer or of several.
+
+        Raises
+        ------
+        UpdateError
+            They could not be averaged; what was sent before stays.
+        """
+        tensors = self._tensors | dict(tensors)
+        with content_of(tensors, self._samples, self._training) as content:
+            _check_fits(self._spec, self._client, content, self._round.id, partial=True)
+            upload(self._round.store, self._round.keys.progress(self._client), content)
+        self._tensors = tensors
+
+    def finish(self, *, training: Mapping[str, float] | None = None) -> None:
+        """Say that this is all: the round awaits this client no longer."""
+        self._round.submit(
+            self._client,
+            self._tensors,
+            self._samples,
+            partial=True,
+            training=self._training if training is None else training,
+        )
+
+
+def _check_partial(spec: RoundSpec, round_id: str) -> None:
+    if spec.rule is None:
+        raise UpdateError(
+            f"round {round_id!r} averages whole updates only; open it with a rule for partial ones"
+        )
+
+
+def _check_fits(
+    spec: RoundSpec, client: str, content: Content, round_id: str, *, partial: bool = False
+) -> None:
     _check_expected(spec, client, round_id)
-    difference = spec.layout and spec.layout.difference(content.layout)
+    if partial:
+        _check_partial(spec, round_id)
+    difference = spec.layout and spec.layout.difference(content.layout, partial=partial)
     if difference:
         raise UpdateError(
             f"its layout is not the one round {round_id!r} was opened with: {difference}"

@@ -80,6 +80,7 @@ class RoundKeys:
         self._tasks = f"{root}tasks/"
         self.result = f"{root}update.safetensors"
         self.manifest = f"{root}manifest.json"
+        self.assignments = f"{root}assignments.json"
 
     def update(self, client: str) -> str:
         """Return the key of a client's update."""

@@ -64,4 +64,4 @@ DOLLARS_PER_EXPRESS_REQUEST: Final = 1.00 / 1e6
 DOLLARS_PER_EXPRESS_GB_SECOND: Final = 0.00001667
 EXPRESS_MEMORY_GB: Final = 64 / 1024
 # Transitions of a round without its levels and tasks: round.asl.json's states on the straight path.
-ROUND_TRANSITIONS: Final = 8
+ROUND_TRANSITIONS: Final = 7

@@ -184,6 +184,8 @@ class Plan:
         How partial updates are averaged, or ``fedavg`` of whole ones.
     layers
         Those of partial updates; none where updates are whole.
+    assignments
+        In which terms clients are told what to do next; None: not at all.
     levels
         The groups, level by level.
     contributors
@@ -222,6 +224,7 @@ class Plan:
     hold: str
     rule: str
     layers: tuple[WeighedLayer, ...]
+    assignments: dict[str, Any] | None
     levels: tuple[Level, ...]
     contributors: tuple[Contributor, ...]
     spans: tuple[Span, ...]

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from gradshard import limits
+
+LOOKS: Final = 8
+"""Expected clients that an arrival looks for before it lists all."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ def bill(
 def around(tasks: Sequence[int], clients: int) -> Requests:
     """Count the small functions' requests in a round that goes straight through.
 
+    Clients are expected by name; how many others an arrival looks for is what is to be expected.
     tests/unit/test_pricing.py has the functions make them.
 
     Parameters
@@ -136,16 +140,18 @@ def around(tasks: Sequence[int], clients: int) -> Requests:
         How many send an update, each one once.
     """
     *below, parts = tasks
+    looks, listings = _looks(clients)
     return Requests(
-        # An arrival: spec, plan, manifest, the update's header, an earlier refusal. Planning: each
-        # header again, the plan there may be, spec. Finalizing: plan, reports, the result. And the
-        # callback, with which the last arrival resumes the round and the deadline would.
-        gets=5 * clients + (clients + 2) + (sum(tasks) + 2) + 2,
-        # Opening: spec, callback, a listing. An arrival: a listing. Planning: a listing, layout,
+        # Opening: a look for a client. An arrival: spec, plan, manifest, the update's header, an
+        # earlier refusal, and looks for others. Planning: each header again, the plan there may
+        # be, spec. Finalizing: plan, reports, the result. And the callback, with which the last
+        # arrival resumes the round and the deadline would.
+        gets=1 + 5 * clients + round(looks) + (clients + 2) + (sum(tasks) + 2) + 2,
+        # Opening: spec, callback. An arrival: a listing, seldom. Planning: a listing, layout,
         # upload, plan, tasks. Finalizing: the parts' listing, completion, manifest, open uploads,
         # and partial sums. The deadline's note.
-        puts=3
-        + _growing_pages(clients)
+        puts=2
+        + round(listings * _pages(clients))
         + (_pages(clients) + 3 + len(tasks))
         + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0))
         + 1,
@@ -157,10 +163,21 @@ def _pages(entries: int) -> int:
     return max(1, -(-entries // limits.LISTED_ENTRIES))
 
 
-def _growing_pages(entries: int) -> int:
-    """Return the requests of a listing after each of so many entries has come."""
-    full, rest = divmod(entries, limits.LISTED_ENTRIES)
-    return limits.LISTED_ENTRIES * full * (full + 1) // 2 + rest * (full + 1)
+def _looks(clients: int) -> tuple[float, float]:
+    """Return how many looks and listings all arrivals together are to be expected to make.
+
+    With m of the N - 1 others missing, the first j looked for are all there with probability
+    C(N-1-m, j) / C(N-1, j); the next one is looked for only then, and all are listed only if LOOKS
+    were there.
+    """
+    others, looks, listings = clients - 1, 0.0, 0.0
+    for missing in range(clients):
+        all_there = 1.0
+        for looked in range(min(LOOKS, others)):
+            looks += all_there
+            all_there *= max(0, others - missing - looked) / (others - looked)
+        listings += all_there
+    return looks, listings
 
 
 def _step_functions(levels: Sequence[Level], batch: int) -> float:

@@ -246,6 +246,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     ):
         raise SpecError(f"within is {within!r}, not a number of seconds above zero")
     fan_in, order, updates_of = (fields.get(name) for name in ("fan_in", "order", "updates_of"))
+    assignments = fields.get("assignments")
     spec = RoundSpec(
         clients=clients,
         min_clients=min_clients,
@@ -256,7 +257,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
         weights=_one_of("weights", fields.get("weights", SHARES), WEIGHTS),
         rule=_parse_rule(fields.get("rule")),
         layers=_parse_layers(fields.get("layers")),
-        assignments=_parse_assignments(fields.get("assignments")),
+        assignments=None if assignments is None else parse_assignment_terms(assignments),
         eager=_flag(fields, "eager"),
         hold=_one_of("hold", fields.get("hold", BLOCKS), HOLDS),
         shards=shards,
@@ -284,9 +285,14 @@ def _parse_layers(naming: Any) -> Naming | None:
     return None if naming is None else check_naming(naming)
 
 
-def _parse_assignments(stated: Any) -> AssignmentTerms | None:
-    if stated is None:
-        return None
+def parse_assignment_terms(stated: Any) -> AssignmentTerms:
+    """Read the terms of assignments: the fields of :class:`Terms`, and ``after``.
+
+    Raises
+    ------
+    SpecError
+        They make no sense.
+    """
     if not isinstance(stated, Mapping):
         raise SpecError(f"assignments is {stated!r}, not {{batch_size: …, epochs: …, …}}")
     fields = dict(stated)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from mypy_boto3_stepfunctions import SFNClient
 
 CONNECTIONS: Final = 16
+
+ENDING_SECONDS: Final = 30.0
+ENDING_PAUSE_SECONDS: Final = 0.2
 
 # Few attempts: whoever mistyped an endpoint should not wait long to hear of it.
 _CONFIG: Final = Config(
@@ -142,9 +146,20 @@ class Stack:
         )
 
     def transitions(self, round_id: str) -> int:
-        """Count what a round's execution is charged for: its start, states, and children."""
+        """Count what a round's execution is charged for: its start, states, and children.
+
+        The manifest is written before the execution has ended, which is waited for.
+        """
         if self.state_machine is None:
             return 0
+        give_up = time.monotonic() + ENDING_SECONDS
+        while (running := self.execution(round_id)) and running.status == "RUNNING":
+            if time.monotonic() >= give_up:
+                raise ServiceError(
+                    f"round {round_id!r} has its manifest, but its execution has not ended after "
+                    f"{ENDING_SECONDS:g} s"
+                )
+            time.sleep(ENDING_PAUSE_SECONDS)
         arn = self.state_machine.replace(":stateMachine:", ":execution:") + f":{round_id}"
         states = self._states
         with translated():

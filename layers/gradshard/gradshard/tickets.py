@@ -192,6 +192,7 @@ class Ticket:
         update: Mapping[str, Any] | str | Path,
         samples: int | None = None,
         *,
+        training: Mapping[str, float] | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Upload the client's update, which the ticket allows once.
@@ -201,7 +202,7 @@ class Ticket:
 
         Parameters
         ----------
-        update, samples, progress
+        update, samples, training, progress
             As :meth:`gradshard.federation.Round.submit` takes them.
 
         Raises
@@ -213,7 +214,7 @@ class Ticket:
         TicketError
             The ticket was used for another update, or S3 takes it no more.
         """
-        with content_of(update, samples) as content:
+        with content_of(update, samples, training) as content:
             if content.nbytes > self.max_bytes:
                 raise UpdateError(
                     f"the update is {content.nbytes} bytes, over the {self.max_bytes} of the "

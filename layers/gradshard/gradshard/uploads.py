@@ -18,6 +18,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
+from gradshard.assignments import report_metadata
 from gradshard.errors import StoreError, UpdateError
 from gradshard.layout import (
     MAX_HEADER_BYTES,
@@ -147,11 +148,17 @@ class TensorContent:
         As :func:`gradshard.tensors.pack` takes them.
     samples
         The number of samples the client trained on.
+    metadata
+        What else stands in the header.
     """
 
-    def __init__(self, tensors: Mapping[str, Any], samples: int) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Any], samples: int, metadata: Mapping[str, str] | None = None
+    ) -> None:
         self.layout, views = pack(tensors)
-        header = encode_header(self.layout, {SAMPLES_KEY: check_samples(samples)})
+        header = encode_header(
+            self.layout, {**(metadata or {}), SAMPLES_KEY: check_samples(samples)}
+        )
         self._pieces = [memoryview(header), *views]
         *self._starts, self.nbytes = accumulate(map(len, self._pieces), initial=0)
 
@@ -177,24 +184,28 @@ class FileContent:
         The file.
     samples
         The number of samples; None if the file's metadata has ``num_samples``.
+    metadata
+        What is to stand in the header besides what does.
     """
 
-    def __init__(self, path: Path, samples: int | None) -> None:
+    def __init__(
+        self, path: Path, samples: int | None, metadata: Mapping[str, str] | None = None
+    ) -> None:
         self._path = path
         self._file = path.open("rb")
         self._lock = threading.Lock()
         try:
             self._version = self._stat()
             header = self._read_header()
-            metadata = dict(header.metadata)
+            written = {**header.metadata, **(metadata or {})}
             if samples is not None:
-                metadata[SAMPLES_KEY] = check_samples(samples)
-            parse_samples(metadata)
+                written[SAMPLES_KEY] = check_samples(samples)
+            parse_samples(written)
         except UpdateError as error:
             self._file.close()
             raise UpdateError(f"{path}: {error}") from None
         self.layout = header.layout
-        self._header = encode_header(header.layout, metadata)
+        self._header = encode_header(header.layout, written)
         # From a position in the update to the one in the file, beyond the header.
         self._shift = header.data_offset - len(self._header)
         self.nbytes = len(self._header) + header.layout.nbytes
@@ -290,21 +301,33 @@ def check_samples(samples: object) -> str:
 
 
 @contextlib.contextmanager
-def content_of(update: Mapping[str, Any] | str | Path, samples: int | None) -> Iterator[Content]:
+def content_of(
+    update: Mapping[str, Any] | str | Path,
+    samples: int | None,
+    training: Mapping[str, float] | None = None,
+) -> Iterator[Content]:
     """Open what a client submits: tensors by name, or the path of a .safetensors file.
+
+    Parameters
+    ----------
+    update, samples
+        The update.
+    training
+        What the client says of its training (:func:`gradshard.assignments.report_metadata`).
 
     Raises
     ------
     UpdateError
         It could not be averaged.
     """
+    metadata = report_metadata(training or {})
     if isinstance(update, str | Path):
-        with FileContent(Path(update), samples) as content:
+        with FileContent(Path(update), samples, metadata) as content:
             yield content
     elif samples is None:
         raise UpdateError("samples is missing: the number of samples the client trained on")
     else:
-        yield TensorContent(update, samples)
+        yield TensorContent(update, samples, metadata)
 
 
 def upload(store: Store, key: str, content: Content, progress: Progress | None = None) -> None:

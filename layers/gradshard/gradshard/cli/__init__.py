@@ -2,7 +2,19 @@
 
 import click
 
-from gradshard.cli import compare, convert, cost, deploy, local, plan, rounds, show, ticket, watch
+from gradshard.cli import (
+    assignment,
+    compare,
+    convert,
+    cost,
+    deploy,
+    local,
+    plan,
+    rounds,
+    show,
+    ticket,
+    watch,
+)
 from gradshard.cli.common import Commands
 
 
@@ -24,6 +36,7 @@ main.add_command(rounds.submit)
 main.add_command(watch.watch)
 main.add_command(show.show)
 main.add_command(rounds.fetch)
+main.add_command(assignment.assignment)
 main.add_command(plan.plan)
 main.add_command(compare.compare)
 main.add_command(cost.cost)

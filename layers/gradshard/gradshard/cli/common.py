@@ -54,6 +54,21 @@ class Seconds(click.ParamType):
         return int(seconds) if seconds.is_integer() else seconds
 
 
+class Stated(click.ParamType):
+    """A name, or JSON where it begins as JSON does."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the JSON, or the text itself."""
+        if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not JSON: {error}.", param, ctx)
+
+
 class Commands(click.Group):
     """A group whose commands answer a user's error with one line and exit code 1."""
 

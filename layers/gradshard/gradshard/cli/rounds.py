@@ -9,6 +9,7 @@ import click
 from gradshard.arithmetic import SHARES, WEIGHTS
 from gradshard.cli.common import (
     Seconds,
+    Stated,
     aggregation_options,
     connected,
     counted,
@@ -45,6 +46,17 @@ from gradshard.spec import DEFAULT_DEADLINE
 )
 @aggregation_options
 @click.option("--weights", type=click.Choice(WEIGHTS), default=SHARES, show_default=True)
+@click.option(
+    "--rule",
+    type=Stated(),
+    help="Take partial updates: fedavg, fill, drop, or as JSON, for salf with p.",
+)
+@click.option("--layers", type=Stated(), help="Of partial updates, as JSON; by tensors' names.")
+@click.option(
+    "--assignments",
+    type=Stated(),
+    help="Say in the end what clients should do next: the base settings, as JSON.",
+)
 @click.option("--eager", is_flag=True, help="Add up a group when its updates are there.")
 @click.option("--shards", type=int, metavar="M", help="Into how many to cut the update.")
 @click.option("--within", type=Seconds(), metavar="TIME", help="Or how long aggregating may take.")
@@ -92,10 +104,22 @@ def open_(
     metavar="N",
     help="On how many the client trained; needed unless the file's metadata has num_samples.",
 )
+@click.option(
+    "--partial", "is_partial", is_flag=True, help="It holds only some layers, and that is all."
+)
+@click.option("--train-seconds", type=float, help="How long the client trained.")
+@click.option("--batch-size", type=int, help="With which batches.")
+@click.option("--epochs", type=int, help="For how many epochs.")
+@click.option("--steps", type=int, help="In how many local steps.")
 @ticket_option
 @connected
 def submit(
-    federation: Federation, arguments: tuple[str, ...], samples: int | None, ticket: Path | None
+    federation: Federation,
+    arguments: tuple[str, ...],
+    samples: int | None,
+    is_partial: bool,
+    ticket: Path | None,
+    **training: float | None,
 ) -> None:
     """Upload a client's update.
 
@@ -109,10 +133,11 @@ def submit(
         name, client, send = opened.round_id, opened.client, opened.submit
     else:
         name, client = whose
-        send = partial(federation.round(name).submit, client)
+        send = partial(federation.round(name).submit, client, partial=is_partial)
     file = Path(path)
+    said = {name: value for name, value in training.items() if value is not None}
     with progress_bar(f"submitting {file.name}") as tell:
-        send(file, samples, progress=tell)
+        send(file, samples, training=said, progress=tell)
     size = megabytes(file.stat().st_size)
     click.echo(f"submitted {plain(file)} ({size}) to round {plain(name)} as {plain(client)}")
 

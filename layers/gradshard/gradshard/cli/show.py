@@ -62,6 +62,8 @@ def render(status: dict[str, Any]) -> Iterable[RenderableType]:
     yield _facts(status)
     if contributors := (status["manifest"] or {}).get("contributors"):
         yield _contributors(contributors)
+        if layers := status["manifest"].get("layers"):
+            yield _layers(layers)
     elif status["arrived"]:
         yield _arrived(status["arrived"])
     for title, refusals in (("refused", status["refused"]), ("late", status["late"])):
@@ -103,6 +105,7 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
     totals = manifest.get("totals")
     if totals is None:
         return
+    yield "waited", f"{manifest['waited_seconds']:.1f} s for updates, while no function ran"
     yield "seconds", f"{manifest['seconds']:.1f}, of them {totals['longest_seconds']:.1f} a task"
     yield "read", f"{megabytes(totals['bytes_read'])} in {counted(totals['gets'], 'GET')}"
     yield "written", f"{megabytes(totals['bytes_written'])} in {counted(totals['puts'], 'PUT')}"
@@ -131,9 +134,19 @@ def _contributors(contributors: list[dict[str, Any]]) -> Table:
         table.add_row(
             cell(entry["client"]),
             cell(entry["samples"]),
-            cell(f"{entry['weight']:.4f}"),
+            cell("by layer" if entry["weight"] is None else f"{entry['weight']:.4f}"),
             cell(megabytes(entry["nbytes"])),
         )
+    return table
+
+
+def _layers(layers: list[dict[str, Any]]) -> Table:
+    table = Table("layer")
+    for title in ("covered by", "p"):
+        table.add_column(title, justify="right")
+    for layer in layers:
+        p = "" if layer["p"] is None else f"{layer['p']:.4g}"
+        table.add_row(cell(layer["name"]), cell(len(layer["weights"])), cell(p))
     return table
 
 

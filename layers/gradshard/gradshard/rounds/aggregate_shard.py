@@ -65,11 +65,22 @@ def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, task: Task) -> d
         "cpu_seconds": round(time.process_time() - cpu, 3),
         "peak_mb": round(peak_memory_mb(), 1),
         **asdict(wire.meter.take()),
+        "is_cold": _is_cold(),
         "is_written": is_written,
         "refused": [vars(refusal) for refusal in refused],
     }
     wire.put_json(keys.report(task.level, task.number), report)
     return report
+
+
+def _is_cold() -> bool:
+    """Whether this is the first task of its process."""
+    global _has_run
+    was_cold, _has_run = not _has_run, True
+    return was_cold
+
+
+_has_run = False
 
 
 def _reset_peak_memory() -> None:

@@ -1,5 +1,6 @@
 """Updates as they come: which have arrived, whether one is good, when nobody need be awaited."""
 
+import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from gradshard.layout import (
     parse_samples,
 )
 from gradshard.plan import Refusal
+from gradshard.pricing import LOOKS
 from gradshard.rounds import services
 from gradshard.spec import RoundSpec, parse_spec
 from gradshard.store import Store
@@ -97,7 +99,7 @@ def refuse(store: Store, keys: RoundKeys, refusal: Refusal) -> None:
     store.put_json(keys.rejection(refusal.client), vars(refusal))
 
 
-def resume_if_due(store: Store, keys: RoundKeys, spec: RoundSpec) -> bool:
+def resume_if_due(store: Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
     """Let the round go on if nobody need be awaited any longer.
 
     That is when every expected client has answered, with a good update or a bad one; in an eager
@@ -105,20 +107,41 @@ def resume_if_due(store: Store, keys: RoundKeys, spec: RoundSpec) -> bool:
 
     Both who opens a round and who collects an update end with this check, after they have
     written what the other one looks for; so whoever comes last sees everything.
+
+    Parameters
+    ----------
+    store, keys, spec
+        The round.
+    arriving
+        The client whose update is known to be there.
     """
-    if not _is_due(store, keys, spec):
+    if not _is_due(store, keys, spec, arriving):
         return False
     return resume(store, keys, COMPLETE)
 
 
-def _is_due(store: Store, keys: RoundKeys, spec: RoundSpec) -> bool:
+def _is_due(store: Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
     if spec.updates_of is not None:
         return True
+    if not spec.eager and _is_anyone_missing(store, keys, spec, arriving):
+        return False
     there = arrived(store, keys)
     if not spec.eager:
         return spec.is_complete(there)
     plan = store.get_json(keys.plan)
     return bool(ready_groups(spec, there, None if plan is None else plan["awaited"]))
+
+
+def _is_anyone_missing(store: Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:
+    """Look for a few of the expected clients, at random; whether one is missing.
+
+    A listing costs as much as a dozen looks, and while many are missing one or two looks do.
+    """
+    if isinstance(spec.clients, int):
+        return False
+    others = [client for client in spec.clients if client != arriving]
+    looked_for = random.sample(others, min(LOOKS, len(others)))
+    return any(store.head(keys.update(client)) is None for client in looked_for)
 
 
 def ready_groups(spec: RoundSpec, there: Sequence[str], awaited: Sequence[int] | None) -> list[int]:

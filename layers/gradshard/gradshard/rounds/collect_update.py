@@ -64,7 +64,7 @@ def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
     else:
         _withdraw_earlier_refusal(store, keys, client, etag)
         outcome |= {"status": "accepted"}
-    return outcome | {"resumed": arrivals.resume_if_due(store, keys, spec)}
+    return outcome | {"resumed": arrivals.resume_if_due(store, keys, spec, client)}
 
 
 def _withdraw_earlier_refusal(store: Store, keys: RoundKeys, client: str, etag: str) -> None:

@@ -4,10 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
+from gradshard.assignments import Assignments, Report, assign
 from gradshard.errors import PlanError, StoreError
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.plan import Plan, Refusal, Task
 from gradshard.rounds import arrivals, services
+from gradshard.spec import parse_assignment_terms
 from gradshard.store import Store
 
 READERS = 16
@@ -53,6 +55,8 @@ def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
             "attempt": plan.attempt + 1,
             "refused": [vars(refusal) for refusal in refused],
         }
+    if plan.assignments is not None:
+        store.put_json(keys.assignments, _assign(store, plan, plan.assignments).to_json())
     result = _complete(store, keys, plan)
     manifest = _manifest(plan, result, reports)
     if not store.put_json(keys.manifest, manifest, replaces=None):
@@ -93,6 +97,15 @@ def _merge_refusals(reports: list[dict[str, Any]]) -> list[Refusal]:
     return [merged[client] for client in sorted(merged)]
 
 
+def _assign(store: Store, plan: Plan, terms: dict[str, Any]) -> Assignments:
+    """Decide what clients should do next, from what they said of their training."""
+    stated = parse_assignment_terms(terms)
+    before = stated.after and store.get_json(RoundKeys(stated.after).assignments)
+    history = Assignments.from_json(before).speeds if before else {}
+    reports = {c.client: Report(**c.report) for c in plan.contributors if c.report}
+    return assign(stated.terms, reports, history)
+
+
 def _complete(store: Store, keys: RoundKeys, plan: Plan) -> ObjectVersion:
     expected_parts = plan.shards
     expected_bytes = plan.header_bytes + plan.nbytes
@@ -117,6 +130,7 @@ def _complete(store: Store, keys: RoundKeys, plan: Plan) -> ObjectVersion:
 def _manifest(plan: Plan, result: ObjectVersion, reports: list[dict[str, Any]]) -> dict[str, Any]:
     finished_at = datetime.now(UTC)
     planned = datetime.fromisoformat(plan.planned_at)
+    opened = datetime.fromisoformat(plan.opened_at)
     totals: dict[str, Any] = {
         name: sum(report[name] for report in reports)
         for name in (
@@ -129,6 +143,7 @@ def _manifest(plan: Plan, result: ObjectVersion, reports: list[dict[str, Any]]) 
             "cpu_seconds",
         )
     }
+    totals["cold_starts"] = sum(report["is_cold"] for report in reports)
     totals["peak_mb"] = max(report["peak_mb"] for report in reports)
     totals["longest_seconds"] = max(report["seconds"] for report in reports)
     return {
@@ -150,7 +165,8 @@ def _manifest(plan: Plan, result: ObjectVersion, reports: list[dict[str, Any]]) 
             {
                 "client": contributor.client,
                 "samples": contributor.samples,
-                "weight": contributor.weight,
+                # Partial updates have weights by layer.
+                "weight": None if plan.layers else contributor.weight,
                 "nbytes": contributor.source.nbytes,
                 "etag": contributor.source.etag,
                 "version": contributor.source.version,
@@ -169,8 +185,33 @@ def _manifest(plan: Plan, result: ObjectVersion, reports: list[dict[str, Any]]) 
         "totals": totals,
         "projected": plan.projected,
         "notes": plan.notes,
+        **_partial(plan),
         "opened_at": plan.opened_at,
         "planned_at": plan.planned_at,
         "finished_at": finished_at.isoformat(),
+        "waited_seconds": round((planned - opened).total_seconds(), 3),
         "seconds": round((finished_at - planned).total_seconds(), 3),
+    }
+
+
+def _partial(plan: Plan) -> dict[str, Any]:
+    """Return what the manifest has of partial updates besides: layers, and who was expected."""
+    if not plan.layers:
+        return {}
+    clients = [contributor.client for contributor in plan.contributors]
+    expected = {*clients, *plan.missing, *(refusal.client for refusal in plan.refused)}
+    return {
+        "layers": [
+            {
+                "name": layer.name,
+                "p": layer.missed,
+                "weights": {
+                    client: weight
+                    for client, weight in zip(clients, layer.weights, strict=True)
+                    if weight is not None
+                },
+            }
+            for layer in plan.layers
+        ],
+        "expected": sorted(expected),
     }

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gradshard import orders, planning
 from gradshard.agreement import agree
@@ -36,6 +36,9 @@ from gradshard.salf import (
 )
 from gradshard.store import Store
 from gradshard.topologies import TOPOLOGIES, Levels
+
+NAMED: Final = 20
+"""Clients that an error names."""
 
 
 class QuorumError(GradshardError):
@@ -92,8 +95,14 @@ def plan_round(
     Returns
     -------
     dict
-        ``status`` ``planned`` with, for each level, the object that lists its tasks; or ``failed``
-        with ``error`` and ``cause``.
+        ``attempt``, M, and for each level the object that lists its tasks.
+
+    Raises
+    ------
+    QuorumError
+        There are too few good updates.
+    PlanError
+        They cannot be aggregated within the limits.
     """
     keys = RoundKeys(round_id)
     # Looked at before it is read: if another planning replaces it meanwhile, writing ours fails.
@@ -101,17 +110,14 @@ def plan_round(
     previous = Plan.from_json(store.get_json(keys.plan)) if head else None
     if previous is not None and _is_answered(previous, call):
         return _planned(store, keys, previous, aggregator)
-    try:
-        plan = _Planning(store, keys, call, aggregator, previous).plan()
-        if not store.put_json(keys.plan, plan.to_json(), replaces=head.etag if head else None):
-            # A planning that runs twice at once is settled here; the loser leaves nothing behind.
-            if previous is None or previous.upload_id != plan.upload_id:
-                store.abort_upload(keys.result, plan.upload_id)
-            plan = Plan.from_json(store.get_json(keys.plan))
-        elif previous is not None and previous.upload_id != plan.upload_id:
-            store.abort_upload(keys.result, previous.upload_id)
-    except GradshardError as error:
-        return {"status": "failed", "error": type(error).__name__, "cause": str(error)}
+    plan = _Planning(store, keys, call, aggregator, previous).plan()
+    if not store.put_json(keys.plan, plan.to_json(), replaces=head.etag if head else None):
+        # A planning that runs twice at once is settled here; the loser leaves nothing behind.
+        if previous is None or previous.upload_id != plan.upload_id:
+            store.abort_upload(keys.result, plan.upload_id)
+        plan = Plan.from_json(store.get_json(keys.plan))
+    elif previous is not None and previous.upload_id != plan.upload_id:
+        store.abort_upload(keys.result, previous.upload_id)
     return _planned(store, keys, plan, aggregator)
 
 
@@ -138,7 +144,6 @@ def _planned(store: Store, keys: RoundKeys, plan: Plan, aggregator: Aggregator) 
         store.put_json(keys.tasks(level), batches)
         levels.append({"bucket": store.bucket, "key": keys.tasks(level)})
     return {
-        "status": "planned",
         "attempt": plan.attempt,
         "shards": plan.shards,
         "levels": levels,
@@ -334,7 +339,8 @@ class _Planning:
         layout, differences = self._agree(updates)
         coverage: dict[str, Coverage] = {}
         if layout is not None:
-            differences = self._unusable(layout, updates, coverage) | differences
+            agreeing = {c: update for c, update in updates.items() if c not in differences}
+            differences |= self._unusable(layout, agreeing, coverage)
         for client, difference in differences.items():
             source = updates.pop(client).source
             refused.append(Refusal(client, f"{source.key}: {difference}", source.etag))
@@ -391,12 +397,10 @@ class _Planning:
             return
         text = f"{count} good updates, but min_clients is {needed}"
         if entrants.missing:
-            text += f"; missing: {', '.join(entrants.missing)}"
+            text += f"; missing: {_first_of(entrants.missing, ', ')}"
         if entrants.refused:
-            reasons = "; ".join(
-                f"{refusal.client}: {refusal.reason}" for refusal in entrants.refused
-            )
-            text += f"; refused: {reasons}"
+            reasons = [f"{refusal.client}: {refusal.reason}" for refusal in entrants.refused]
+            text += f"; refused: {_first_of(reasons, '; ')}"
         raise QuorumError(text)
 
     def _settle(self, entrants: _Entrants) -> _Settled:
@@ -513,6 +517,7 @@ class _Planning:
             hold=spec.hold,
             rule=FEDAVG if spec.rule is None else spec.rule.name,
             layers=self._layers(grouping, settled, coverage),
+            assignments=spec.assignments and spec.assignments.to_json(),
             levels=grouping.levels,
             contributors=grouping.contributors,
             spans=settled.spans,
@@ -529,6 +534,12 @@ class _Planning:
             opened_at=self._opened_at,
             planned_at=datetime.now(UTC).isoformat(),
         )
+
+
+def _first_of(names: Sequence[str], separator: str) -> str:
+    """Join names, not so many that an error's text would be cut off."""
+    more = len(names) - NAMED
+    return separator.join(names[:NAMED]) + (f"{separator}and {more} more" if more > 0 else "")
 
 
 def _check_steps(update: Update) -> None:

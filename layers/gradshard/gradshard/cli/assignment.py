@@ -1,0 +1,26 @@
+"""``gradshard assignment``: with which settings a client should train for a round."""
+
+from dataclasses import asdict
+
+import click
+
+from gradshard.cli.common import connected, json_option, plain, print_json
+from gradshard.federation import Federation
+
+
+@click.command()
+@click.argument("name", metavar="ROUND")
+@click.argument("client")
+@json_option
+@connected
+def assignment(federation: Federation, name: str, client: str, as_json: bool) -> None:
+    """Show a client's batch size, epochs and learning rate for a round."""
+    settings = federation.assignment(name, client)
+    if as_json:
+        print_json({"round": name, "client": client, **asdict(settings)})
+        return
+    predicted = "" if settings.seconds is None else f", predicted to take {settings.seconds:.3g} s"
+    click.echo(
+        f"{plain(client)} for round {plain(name)}: batch size {settings.batch_size}, "
+        f"epochs {settings.epochs}, learning rate {settings.learning_rate:g}{predicted}"
+    )
