@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Final, NamedTuple
 
 from gradshard import limits
@@ -163,6 +164,7 @@ def _pages(entries: int) -> int:
     return max(1, -(-entries // limits.LISTED_ENTRIES))
 
 
+@cache
 def _looks(clients: int) -> tuple[float, float]:
     """Return how many looks and listings all arrivals together are to be expected to make.
 
