@@ -232,7 +232,7 @@ def _digest(store: Store, source: ObjectVersion) -> str:
 
 def _measured(manifest: dict[str, Any]) -> dict[str, Any]:
     totals, memory_mb = manifest["totals"], manifest["projected"]["memory_mb"]
-    tasks, clients = len(manifest["tasks"]), len(manifest["contributors"])
+    tasks, clients = totals["tasks"], len(manifest["contributors"])
     return {
         **{name: totals[name] for name in ("bytes_read", "bytes_written", "gets", "puts")},
         "shards": manifest["shards"],
@@ -248,6 +248,9 @@ def _measured(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _bill(manifest: dict[str, Any], architecture: str, nbytes: int) -> Bill:
     """Price what was measured."""
+    if not manifest["tasks"]:
+        tasks = manifest["totals"]["tasks"]
+        raise GradshardError(f"a round of {tasks} tasks lists none of them, so it has no price")
     levels: dict[int, list[Tasks]] = {}
     for task in manifest["tasks"]:
         levels.setdefault(task["level"], []).append(Tasks(1, task["seconds"]))

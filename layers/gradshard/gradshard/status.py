@@ -119,8 +119,8 @@ def _tasks_done(
 ) -> int:
     if plan is None:
         return 0
-    if manifest is not None and "tasks" in manifest:
-        return len(manifest["tasks"])
+    if manifest is not None and "totals" in manifest:
+        return int(manifest["totals"]["tasks"])
     # Older reports are those of an attempt that was given up. S3 tells whole seconds.
     planned_at = datetime.fromisoformat(plan["planned_at"]).replace(microsecond=0)
     return sum(entry.modified >= planned_at for entry in store.list_objects(keys.reports))
