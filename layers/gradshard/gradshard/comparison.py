@@ -13,7 +13,7 @@ from gradshard.errors import GradshardError, RoundFailed, RoundStateError
 from gradshard.federation import Federation, Round
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.limits import MIB
-from gradshard.orders import format_order, natural_order
+from gradshard.orders import check_order, format_order, natural_order, parse_order
 from gradshard.planning import BLOCKS, WHOLE, client_requests
 from gradshard.pricing import Bill, Requests, Tasks
 from gradshard.store import Store
@@ -131,7 +131,14 @@ def trials(
         For all; M for those that are cut.
     whole
         Trees that hold whole updates, too.
+
+    Raises
+    ------
+    SpecError
+        The order does not add up so many clients.
     """
+    if order is not None:
+        check_order(parse_order(order), clients)
     alone = topologies.resolve(topologies.AUTO, clients)
     found: dict[tuple[Any, ...], Trial] = {}
 

@@ -23,6 +23,9 @@ from gradshard.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES
 PATIENCE_SECONDS: Final = 1.0
 """What takes longer gets a progress bar."""
 
+WIDE: Final = 136
+"""Characters of a table that has more columns than most terminals."""
+
 _DEBUG: Final = "gradshard.debug"
 _USERS_ERRORS: Final = (
     GradshardError,

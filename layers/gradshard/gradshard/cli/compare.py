@@ -1,7 +1,7 @@
 """``gradshard compare``: what each topology takes for the same updates."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -10,6 +10,7 @@ from rich.table import Table
 from gradshard import comparison, limits
 from gradshard.arithmetic import COUNTS, SHARES
 from gradshard.cli.common import (
+    WIDE,
     cell,
     connected,
     json_option,
@@ -22,7 +23,7 @@ from gradshard.comparison import Outcome, Trial
 from gradshard.federation import Federation
 from gradshard.topologies import TOPOLOGIES
 
-DIGEST_CHARACTERS = 8
+DIGEST_CHARACTERS: Final = 8
 
 
 @click.command()
@@ -84,6 +85,8 @@ def compare(
         _print(outcomes, agrees)
     if not agrees:
         raise click.ClickException("the same order gave other bytes: see the digests")
+    if all(outcome.refused for outcome in outcomes):
+        raise click.ClickException("none of the topologies could run: see above why")
 
 
 _ROWS: tuple[tuple[str, Callable[[Outcome], object]], ...] = (
@@ -119,11 +122,12 @@ def _print(outcomes: list[Outcome], agrees: bool) -> None:
     done = [outcome for outcome in outcomes if not outcome.refused]
     table = Table()
     for title in ("", *(outcome.trial.label for outcome in done)):
-        table.add_column(cell(title), justify="right" if title else "left")
+        table.add_column(cell(title), justify="right" if title else "left", no_wrap=not title)
     for title, value in _ROWS:
         table.add_row(cell(title), *(cell(value(outcome)) for outcome in done))
     if done:
-        Console().print(table)
+        # A column for each trial: where the terminal is narrower, it wraps.
+        Console(width=max(Console().width, WIDE)).print(table)
         click.echo("Dollars are per 1000 rounds, at AWS's prices for what was measured here.")
     for outcome in outcomes:
         if outcome.refused:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from gradshard import limits
 from gradshard.cli.common import (
+    WIDE,
     Seconds,
     cell,
     debuggable,
@@ -55,9 +56,6 @@ class Speed(click.ParamType):
                 ctx,
             )
         return Bandwidth(f"{rate:g} MB/s", rate * 1e6)
-
-
-WIDE: Final = 136
 
 
 @click.command()
