@@ -29,7 +29,7 @@ MAX_SECONDS: Final = 900
 REQUEST_CPU_SECONDS: Final = 0.001
 """boto3's, on a whole processor: what finalizing pays for each report that it reads."""
 FINALIZE_MEMORY_MB: Final = 256
-FINALIZE_SECONDS: Final = 300
+FINALIZE_SECONDS: Final = 900
 """The template's."""
 
 Json = dict[str, Any]

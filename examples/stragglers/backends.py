@@ -180,6 +180,5 @@ def _weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
     for index, (array, weight) in enumerate(zip(arrays, weights, strict=True)):
         elements = np.ascontiguousarray(array, _F32.storage).reshape(-1)
         add(_F32, elements, weight, accumulator, scratch, first=index == 0)
-    result = np.empty(arrays[0].shape, _F32.storage)
-    finish(_F32, accumulator, memoryview(result).cast("B"))
-    return result
+    result = np.frombuffer(finish(_F32, accumulator, scratch), _F32.storage)
+    return result.reshape(arrays[0].shape)

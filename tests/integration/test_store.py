@@ -11,7 +11,7 @@ import pytest
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.local import Engine
 from gradshard.store import Store, make_client
-from gradshard.streams import RangeStream
+from gradshard.streams import RangeStream, Traffic
 from tests.integration.proxy import Proxy, spoiling
 
 
@@ -127,7 +127,10 @@ def test_parts_overwrite_themselves_and_appear_at_once(store: Store) -> None:
     last = store.upload_part(key, upload, 2, io.BytesIO(b"end"), 3)
     store.upload_part(key, upload, 1, io.BytesIO(b"a" * five), five)
     first = store.upload_part(key, upload, 1, io.BytesIO(b"b" * five), five)
+    store.meter.take()
     assert store.list_parts(key, upload) == [first, last]
+    # A LIST is priced as a PUT.
+    assert store.meter.take() == Traffic(puts=1)
     assert store.open_uploads(key) == [upload]
     assert store.head(key) is None
     store.complete_upload(key, upload, [first, last])

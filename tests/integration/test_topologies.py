@@ -107,6 +107,24 @@ def test_a_grid_is_cut_into_shards(open_round: Callable[..., Round]) -> None:
     assert results[0] == results[1] == expected(updates, [1, 2, 3, 4, 5], tree=[2, 2, 2])
 
 
+@pytest.mark.parametrize(("most", "listed"), [(5, 5), (4, 0)])
+def test_a_manifest_lists_tasks_only_if_they_are_not_too_many(
+    open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch, most: int, listed: int
+) -> None:
+    monkeypatch.setattr("gradshard.rounds.finalize_round.MOST_LISTED", most)
+    monkeypatch.setattr("gradshard.rounds.finalize_round.READ_AT_A_TIME", 2)
+    round_ = open_round(clients=CLIENTS, topology="lambda_fl")
+    submit_all(round_)
+    assert round_.go() == {"status": "completed"}
+    manifest, keys = round_.manifest(), round_.store.list_objects(round_.keys.reports)
+    reports = [round_.store.get_json(entry.key) for entry in keys]
+    assert (len(manifest["tasks"]), len(reports)) == (listed, 5)
+    assert manifest["totals"]["tasks"] == 5
+    for name in ("gets", "puts", "bytes_read", "bytes_written"):
+        assert manifest["totals"][name] == sum(report[name] for report in reports)
+    assert manifest["totals"]["peak_mb"] == max(report["peak_mb"] for report in reports)
+
+
 def test_more_than_64_clients_make_a_grid(open_round: Callable[..., Round]) -> None:
     updates = [{"w": np.full(3, seed, "f4") / 7} for seed in range(66)]
     round_ = open_round(clients=66)

@@ -12,7 +12,7 @@ from gradshard.local import Engine
 from gradshard.store import Store
 from gradshard.streams import RangeStream
 from gradshard.wire import Wire
-from tests.integration.proxy import Answer, Proxy, spoiling
+from tests.integration.proxy import Answer, Proxy, Spoil, spoiling
 
 MIB = 1024 * 1024
 
@@ -187,6 +187,45 @@ def test_a_stream_goes_on_from_the_byte_it_reached(
     ]
     assert read(wire, store, "w/broken", 0, MIB) == data
     assert proxy.spoils == []
+
+
+def closing(answer: Answer) -> Answer:
+    return answer._replace(headers=answer.headers | {"Connection": "close"})
+
+
+def in_chunks(answer: Answer) -> Answer:
+    headers = {k: v for k, v in answer.headers.items() if k.lower() != "content-length"}
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(answer.body), answer.body)
+    return answer._replace(headers=headers | {"Transfer-Encoding": "chunked"}, body=body)
+
+
+@pytest.mark.parametrize("spoil", [closing, in_chunks])
+@pytest.mark.parametrize("nbytes", [5, MIB])
+def test_a_range_is_read_however_its_length_is_told(
+    wire: Wire, store: Store, proxy: Proxy, spoil: Spoil, nbytes: int
+) -> None:
+    data = os.urandom(nbytes)
+    store.put_bytes("w/told", data)
+    proxy.spoils = [spoil]
+    assert read(wire, store, "w/told", 0, nbytes) == data
+    assert wire.meter.take().retries == 0
+
+
+def test_a_connection_is_used_again_only_if_its_range_was_read_to_the_end(
+    wire: Wire, store: Store
+) -> None:
+    data = os.urandom(MIB)
+    store.put_bytes("w/range", data)
+    assert read(wire, store, "w/range", 0, MIB) == data
+    [connection] = wire._idle
+    assert read(wire, store, "w/range", 9, MIB) == data[9:]
+    assert wire._idle == [connection]
+    source = store.head("w/range")
+    assert source is not None
+    stream = RangeStream(wire, source, [(0, MIB)])
+    stream.read_into(memoryview(bytearray(MIB - 1)))
+    stream.close()
+    assert wire._idle == []
 
 
 def test_another_version_is_never_read(wire: Wire, store: Store) -> None:

@@ -42,6 +42,7 @@ MANIFEST: dict[str, Any] = {
     "contributors": [{"client": "a", "samples": 7, "weight": 1.0, "nbytes": 124}],
     "tasks": [{"level": 0}, {"level": 0}],
     "totals": {
+        "tasks": 2,
         "gets": 5,
         "puts": 3,
         "bytes_read": 48_000_000,

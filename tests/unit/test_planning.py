@@ -184,11 +184,11 @@ def test_partial_sums_of_a_grid_stay_within_s3s_largest_object() -> None:
 
 
 def test_memory_projection_is_its_arithmetic() -> None:
-    block, scratch, raw, written = 8 * 1, 8 * 0.25, 8 * 0.25, 1
+    block, scratch, raw = 8 * 1, 8 * 0.25, 8 * 0.25
     streams = 5 * 0.1875 + 4 * 2 * 2
     idle = planning.RESIDENT_MB + planning.RUNTIME_MB
     needed = planning.project_memory(4, plan_bytes=MIB)
-    assert needed == idle + block + scratch + raw + written + streams + 8
+    assert needed == idle + block + scratch + raw + streams + 8
 
 
 def test_accumulators_of_an_order_share_the_room_of_one() -> None:
@@ -202,7 +202,7 @@ def test_accumulators_of_an_order_share_the_room_of_one() -> None:
     # Never less than 64 KiB: of 64 inputs each has 160 KiB, two times 64.
     assert [planning.block_bytes(64, depth) for depth in (1, 2, 6)] == [131072, 65536, 65536]
     alone, nested = (planning.project_memory(4, depth=depth) for depth in (1, 3))
-    assert alone - nested == pytest.approx((8 * 1 + 1) - (8 * 3 * 0.3125 + 0.3125))
+    assert alone - nested == pytest.approx(8 * 1 - 8 * 3 * 0.3125)
 
 
 @given(
@@ -221,6 +221,9 @@ def test_whole_inputs_follow_the_published_rule() -> None:
     assert planning.needed_memory(load, 1) == 1987
     # The largest input counts: here a sum of four bytes for each two.
     assert planning.needed_memory(replace(load, sums_bytes=2 * load.nbytes), 1) == 3524
+    # Unless the sum alone is wider than the rule grants: here it has eight bytes for each one.
+    alone = Load(100 * MIB, ((4,),), hold="whole", sums_bytes=800 * MIB)
+    assert planning.needed_memory(alone, 1) == 100 + 800 + 450
     assert planning.needed_memory(replace(load, hold="blocks"), 1) < 128
 
 
@@ -240,6 +243,28 @@ def test_refuses_whole_inputs_with_both_numbers() -> None:
         PlanError, match=r"4000 MB needs 12450 MB and has 3008; no function has more than 10240"
     ):
         planning.choose(tree(4000 * MIB, 20, hold="whole"), arm(3008))
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "waves"),
+    # Batches of at most 40 run whole: 50 at once are 40, 100 are 80.
+    [(0, 1), (1, 120), (7, 18), (50, 3), (100, 2), (120, 1), (1000, 1)],
+)
+def test_a_limit_on_functions_makes_tasks_come_in_waves(concurrency: int, waves: int) -> None:
+    limited = planning.project(one_level(GIB, 4), 120, arm(512, concurrency=concurrency))
+    free = planning.project(one_level(GIB, 4), 120, arm(512))
+    assert limited.task_seconds == free.task_seconds
+    assert limited.seconds - free.seconds == pytest.approx((waves - 1) * free.task_seconds)
+
+
+def test_waves_are_counted_level_by_level() -> None:
+    # 10 tasks and 3 over their sums, four functions: three waves and one.
+    load = Load(GIB, ((2,) * 10, (3, 3, 4)))
+    aggregator = arm(512, concurrency=4)
+    below, above = (aggregator.task_seconds(n * GIB) for n in (2, 4))
+    around = limits.ROUND_OVERHEAD_SECONDS + limits.LEVEL_OVERHEAD_SECONDS
+    projection = planning.project(load, 1, aggregator)
+    assert projection.seconds == pytest.approx(3 * below + above + around)
 
 
 def test_frontier_trades_seconds_for_dollars() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from gradshard import limits, pricing
+from gradshard import comparison, limits, pricing
 from gradshard.keys import RoundKeys
 from gradshard.layout import Layout, encode_header
 from gradshard.limits import MIB
@@ -292,3 +292,16 @@ def test_bills_add_up() -> None:
         "full": 6,
         "total": 21,
     }
+
+
+def test_a_comparison_counts_the_invocations_that_are_billed() -> None:
+    bill = pricing.bill(
+        [[Tasks(3, 1.0)]],
+        clients=5,
+        memory_mb=128,
+        architecture="arm64",
+        aggregators=Requests(0, 0),
+        by_clients=Requests(0, 0),
+    )
+    invocations = 3 + 5 + comparison.FUNCTIONS_AROUND
+    assert bill.requests == pytest.approx(invocations * limits.DOLLARS_PER_INVOCATION)

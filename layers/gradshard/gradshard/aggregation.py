@@ -109,26 +109,26 @@ class _Workspace:
         How many accumulators there are.
     of_sums
         Whether what is read is as wide as an accumulator.
-    slice_bytes
-        Bytes of the layout that are read at a time.
+    whole
+        Whether a block of an input is kept, and not one slice of it.
     """
 
     def __init__(
-        self, block: int, *, depth: int = 1, of_sums: bool = False, slice_bytes: int = SLICE_BYTES
+        self, block: int, *, depth: int = 1, of_sums: bool = False, whole: bool = False
     ) -> None:
-        self._of_sums, self._slice_bytes = of_sums, slice_bytes
+        self._of_sums, self._whole = of_sums, whole
         # Room for the widest; what is never touched takes no memory.
-        self._raw = memoryview(np.empty((WIDENING if of_sums else 1) * slice_bytes, np.uint8))
+        raw = (WIDENING if of_sums else 1) * (block if whole else SLICE_BYTES)
+        self._raw = memoryview(np.empty(raw, np.uint8))
         self._accumulators = [np.empty(WIDENING * block, np.uint8) for _ in range(depth)]
-        self._scratch = np.empty(WIDENING * slice_bytes, np.uint8)
+        self._scratch = np.empty(WIDENING * SLICE_BYTES, np.uint8)
 
     def carve(self, spans: Sequence[Span], start: int, end: int) -> list[_Slice]:
         """Lay out a block: its slices, and in each the pieces of one type."""
         slices: list[_Slice] = []
-        used = 0
-        for slice_start, slice_end in steps(spans, start, end, self._slice_bytes):
+        begin = read = used = 0
+        for slice_start, slice_end in steps(spans, start, end, SLICE_BYTES):
             pieces: list[_Piece] = []
-            read = 0
             for span in clip(spans, slice_start, slice_end):
                 dtype = DTYPES[span.dtype]
                 count = (span.end - span.start) // dtype.size
@@ -147,7 +147,8 @@ class _Workspace:
                 )
                 read += count * stored.itemsize
                 used += -(-length // WIDENING) * WIDENING
-            slices.append(_Slice(self._raw[:read], pieces))
+            slices.append(_Slice(self._raw[begin:read], pieces))
+            begin = read = read if self._whole else 0
         return slices
 
 
@@ -182,24 +183,16 @@ def aggregate(
     if addition.whole:
         size = max(zone.end - zone.start for zone in zones)
     workspace = _Workspace(
-        size,
-        depth=addition.depth,
-        of_sums=addition.of_sums,
-        slice_bytes=size if addition.whole else SLICE_BYTES,
+        size, depth=addition.depth, of_sums=addition.of_sums, whole=addition.whole
     )
-    finished = memoryview(bytearray(0 if addition.to_sums else size))
     with np.errstate(all="ignore"):
         for weights, block_start, block_end in _blocks(zones, spans, size):
             block = workspace.carve(spans, block_start, block_end)
             _add_all(sources, weights, addition.order, block)
             if not (addition.allow_nonfinite or _is_finite(block)):
                 raise NonFiniteSumError(block_start)
-            if addition.to_sums:
-                for piece in _pieces(block):
-                    write(memoryview(piece.accumulators[-1]).cast("B"))
-            else:
-                _finish(block, addition.divisor, finished)
-                write(finished[: block_end - block_start])
+            for piece in _pieces(block):
+                write(_finish(piece, addition))
 
 
 def find_nonfinite(
@@ -316,11 +309,10 @@ def _is_finite(block: list[_Slice]) -> bool:
     )
 
 
-def _finish(block: list[_Slice], divisor: int, out: memoryview) -> None:
-    for piece in _pieces(block):
-        total = piece.accumulators[-1]
-        if divisor != 1:
-            arithmetic.divide(piece.dtype, total, divisor)
-        nbytes = len(total) * piece.dtype.size
-        arithmetic.finish(piece.dtype, total, out[:nbytes])
-        out = out[nbytes:]
+def _finish(piece: _Piece, addition: Addition) -> memoryview:
+    total = piece.accumulators[-1]
+    if addition.to_sums:
+        return arithmetic.bytes_of(total)
+    if addition.divisor != 1:
+        arithmetic.divide(piece.dtype, total, addition.divisor)
+    return arithmetic.finish(piece.dtype, total, piece.scratch)

@@ -81,13 +81,29 @@ def divide(dtype: DType, accumulator: Array, divisor: int) -> None:
     np.divide(accumulator, dtype.accumulator.type(divisor), out=accumulator)
 
 
-def finish(dtype: DType, accumulator: Array, out: memoryview | bytearray) -> None:
-    """Write the accumulator's numbers as elements of ``dtype`` to ``out``; spoils the former.
+def finish(dtype: DType, accumulator: Array, scratch: Array) -> memoryview:
+    """Return the accumulator's numbers as elements of ``dtype``; spoils it and ``scratch``.
 
     Floating-point types round to nearest, ties to even; integers likewise, and are held within
-    their type's bounds.
+    their type's bounds. Where accumulators and elements are of one type nothing is copied.
+
+    Parameters
+    ----------
+    dtype
+        The type of the elements.
+    accumulator
+        n numbers of ``dtype.accumulator``.
+    scratch
+        Room for as many.
+
+    Returns
+    -------
+    memoryview
+        The elements' bytes, in the memory of one of the two.
     """
-    target = np.frombuffer(out, dtype.storage)
+    if dtype.storage == accumulator.dtype:
+        return bytes_of(accumulator)
+    target = scratch.view(dtype.storage)[: len(accumulator)]
     if dtype.name == "BF16":
         _narrow_to_bf16(accumulator, target)
     elif dtype.is_integer:
@@ -99,6 +115,12 @@ def finish(dtype: DType, accumulator: Array, out: memoryview | bytearray) -> Non
         np.copyto(target, accumulator, casting="unsafe")
     else:
         np.copyto(target, accumulator, casting="same_kind")
+    return bytes_of(target)
+
+
+def bytes_of(numbers: Array) -> memoryview:
+    """Return the memory of an array."""
+    return numbers.view(np.uint8).data
 
 
 def is_finite(dtype: DType, values: Array) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradshard import pricing
+from gradshard.errors import GradshardError
 from gradshard.planning import client_requests
 from gradshard.pricing import Bill, Requests, Tasks
 
@@ -28,7 +29,14 @@ def measured(
         Of the aggregators.
     nbytes
         Of the result, and so of an update.
+
+    Raises
+    ------
+    GradshardError
+        There are no reports, as of a round of more tasks than its manifest lists.
     """
+    if not reports:
+        raise GradshardError("no task's report is there to be priced")
     levels: dict[int, list[Tasks]] = {}
     for report in reports:
         levels.setdefault(report["level"], []).append(Tasks(1, report["seconds"]))

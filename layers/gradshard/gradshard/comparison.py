@@ -20,8 +20,9 @@ from gradshard.store import Store
 from gradshard.streams import RangeStream
 from gradshard.topologies import TOPOLOGIES
 
-FUNCTIONS_AROUND: Final = 3
-"""Invocations beside the tasks and an arrival for each client: open, plan, finalize."""
+FUNCTIONS_AROUND: Final = 4
+"""Invocations beside the tasks and an arrival for each client: open, plan, finalize, and
+``collect_update`` at the deadline, which passes after the round, too."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ def _digest(store: Store, source: ObjectVersion) -> str:
 
 def _measured(manifest: dict[str, Any]) -> dict[str, Any]:
     totals, memory_mb = manifest["totals"], manifest["projected"]["memory_mb"]
-    tasks, clients = len(manifest["tasks"]), len(manifest["contributors"])
+    tasks, clients = totals["tasks"], len(manifest["contributors"])
     return {
         **{name: totals[name] for name in ("bytes_read", "bytes_written", "gets", "puts")},
         "shards": manifest["shards"],

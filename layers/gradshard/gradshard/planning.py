@@ -149,14 +149,15 @@ class Load:
 
     def input_bytes(self, level: int) -> int:
         """Size of what a level reads of each input, uncut."""
-        return self.nbytes if level == 0 else self._sum_bytes
+        return self.nbytes if level == 0 else self.sum_bytes
 
     def output_bytes(self, level: int) -> int:
         """Size of what a level writes for each group, uncut."""
-        return self.nbytes if level == len(self.levels) - 1 else self._sum_bytes
+        return self.nbytes if level == len(self.levels) - 1 else self.sum_bytes
 
     @property
-    def _sum_bytes(self) -> int:
+    def sum_bytes(self) -> int:
+        """Size of a sum of whole updates."""
         return self.nbytes if self.sums_bytes is None else self.sums_bytes
 
 
@@ -188,6 +189,11 @@ class Aggregator:
     def batch(self) -> int:
         """How many tasks share an execution of the machine's map."""
         return min(limits.INLINE_ITERATIONS, self.concurrency or limits.INLINE_ITERATIONS)
+
+    def waves(self, tasks: int) -> int:
+        """Return how many times as long as one task so many take; batches run whole."""
+        at_once = self.concurrency // self.batch * self.batch
+        return -(-tasks // at_once) if at_once else 1
 
     def task_seconds(self, nbytes: float) -> float:
         """Return the duration of a task that reads ``nbytes``, all streams opened at once."""
@@ -356,8 +362,8 @@ def project_memory(inputs: int, plan_bytes: int = 0, depth: int = 1) -> float:
     projected = resident + runtime + accumulators + scratch + streams + plan, where
 
     - *accumulators*, *scratch*: up to eight times the elements' size, for a block at each of the
-      ``depth`` levels of the task's order, and the bytes read and written. A partial sum that is
-      read or written is as wide as its accumulator;
+      ``depth`` levels of the task's order, and the bytes read. A partial sum that is read is as
+      wide as its accumulator;
     - *streams*: a connection per input, with the kernel's receive buffer, which takes twice what
       is asked for (socket(7));
     - *plan*: the parsed plan, which grows with the number of contributors and runs.
@@ -365,7 +371,7 @@ def project_memory(inputs: int, plan_bytes: int = 0, depth: int = 1) -> float:
     Neither the update's size nor M is in it.
     """
     block = block_bytes(inputs, depth)
-    arithmetic = WIDENING * (depth * block + 2 * SLICE_BYTES) + block
+    arithmetic = WIDENING * (depth * block + 2 * SLICE_BYTES)
     streams = (inputs + 1) * STREAM_BYTES
     streams += 2 * inputs * receive_buffer_bytes(inputs)
     buffers = arithmetic + streams + PLAN_FACTOR * plan_bytes
@@ -376,7 +382,9 @@ def needed_memory(load: Load, shards: int) -> float:
     """Return the peak memory of one aggregator in MB, whatever it holds."""
     if load.hold == WHOLE:
         largest = max(load.input_bytes(level) for level in range(len(load.levels)))
-        return math.ceil(WHOLE_COPIES * largest / shards / MIB + WHOLE_OVERHEAD_MB)
+        # What is held here is an input and the sums; wide sums may be more than the rule grants.
+        held = max(WHOLE_COPIES * largest, largest + load.depth * load.sum_bytes)
+        return math.ceil(held / shards / MIB + WHOLE_OVERHEAD_MB)
     return project_memory(load.fan_in, load.plan_bytes, load.depth)
 
 
@@ -408,7 +416,10 @@ def project(load: Load, shards: int, aggregator: Aggregator) -> Projection:
         memory_mb=aggregator.memory_mb,
         needed_mb=needed_memory(load, shards),
         task_seconds=max(longest),
-        seconds=sum(longest)
+        seconds=sum(
+            seconds * aggregator.waves(sum(run.number for run in level))
+            for seconds, level in zip(longest, levels, strict=True)
+        )
         + limits.ROUND_OVERHEAD_SECONDS
         + limits.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1),
         gb_seconds=gb_seconds,
@@ -479,7 +490,7 @@ def choose(
 def shard_counts(fewest: int, most: int) -> list[int]:
     """Return the M from ``fewest`` to ``most`` that are worth projecting, both among them.
 
-    The largest is the quickest, so leaving some out makes no round impossible.
+    The largest has the quickest tasks, so leaving some out makes no round impossible.
     """
     counts, m = [], fewest
     while m < most:
@@ -538,7 +549,7 @@ def _too_large(load: Load, projection: Projection) -> PlanError:
 def _too_slow(load: Load, aggregator: Aggregator, projection: Projection) -> PlanError:
     most = max_shards(load.nbytes) if load.is_cut else 1
     larger = range(projection.shards + 1, most + 1)
-    # More shards are never slower.
+    # With more shards a task is never slower.
     enough = bisect_left(larger, True, key=lambda m: _fits_in_time(project(load, m, aggregator)))
     unbounded = replace(aggregator, memory_mb=limits.MB_PER_VCPU)
     if enough < len(larger):

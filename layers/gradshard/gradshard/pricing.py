@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from functools import cache
 from typing import Final, NamedTuple
 
 from gradshard import limits
@@ -201,7 +201,7 @@ def _pages(entries: int) -> int:
     return max(1, -(-entries // limits.LISTED_ENTRIES))
 
 
-@lru_cache
+@cache
 def _looks(clients: int) -> tuple[float, float]:
     """Return how many looks and listings all arrivals together are to be expected to make.
 

@@ -99,13 +99,13 @@ class Observer:
         ----------
         most
             How many reports to read that have not been read before; the others are left out. The
-            manifest of a completed round has them all.
+            manifest of a completed round has them all, unless they are too many.
         """
         plan, manifest = self._get([self._keys.plan, self._keys.manifest])
         if plan is None:
             return []
         entries = self._finished(plan)
-        if manifest is not None and "tasks" in manifest:
+        if manifest is not None and manifest.get("tasks"):
             ended = {entry.key: entry.modified.isoformat() for entry in entries}
             return [
                 {**task, "ended_at": ended.get(self._keys.report(task["level"], task["task"]))}
@@ -184,14 +184,11 @@ class Observer:
         """Return how many tasks of each level are done."""
         if plan is None:
             return []
+        if manifest is not None and "groups" in manifest:
+            return [manifest["shards"] * sum(map(bool, sizes)) for sizes in manifest["groups"]]
         done = [0] * len(plan["levels"])
-        if manifest is not None and "tasks" in manifest:
-            levels: Iterable[int] = (task["level"] for task in manifest["tasks"])
-        else:
-            keys = (entry.key for entry in self._finished(plan))
-            levels = (int(key.removeprefix(self._keys.reports).split("/")[0]) for key in keys)
-        for level in levels:
-            done[level] += 1
+        for entry in self._finished(plan):
+            done[int(entry.key.removeprefix(self._keys.reports).split("/")[0])] += 1
         return done
 
 

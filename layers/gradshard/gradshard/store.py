@@ -372,7 +372,7 @@ class Store:
                 for page in self._s3.get_paginator("list_parts").paginate(
                     Bucket=self.bucket, Key=key, UploadId=upload_id
                 ):
-                    self.meter.add(gets=1)
+                    self.meter.add(puts=1)  # a LIST is priced as a PUT
                     parts += [
                         Part(p["PartNumber"], p["ETag"], p["Size"]) for p in page.get("Parts", [])
                     ]

@@ -1,8 +1,9 @@
 """Make the result appear, and write the manifest, last."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from gradshard.assignments import Assignments, Report, assign
 from gradshard.errors import PlanError, StoreError
@@ -13,9 +14,21 @@ from gradshard.spec import parse_assignment_terms
 from gradshard.store import Store
 
 READERS = 16
+READ_AT_A_TIME = 1024
 COMPLETED = "completed"
 FAILED = "failed"
 NOT_IN_MANIFEST = {"attempt", "refused", "is_written"}
+SUMMED = (
+    "gets",
+    "puts",
+    "retries",
+    "bytes_read",
+    "bytes_written",
+    "seconds",
+    "cpu_seconds",
+)
+MOST_LISTED: Final = 10_000
+"""Tasks up to which a manifest lists each; it is read whole, and here held in memory."""
 REPLAN = "replan"
 AWAITING = "awaiting"
 
@@ -44,8 +57,10 @@ def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
     plan = Plan.from_json(fields)
     if not plan.is_sealed:
         return {"status": AWAITING}
-    reports = _read_reports(store, keys, plan)
-    refused = _merge_refusals(reports)
+    tally = _Tally()
+    for report in _read_reports(store, keys, plan):
+        tally.add(report)
+    refused = tally.refused()
     if refused:
         for refusal in refused:
             arrivals.refuse(store, keys, refusal)
@@ -58,7 +73,7 @@ def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
     if plan.assignments is not None:
         store.put_json(keys.assignments, _assign(store, plan, plan.assignments).to_json())
     result = _complete(store, keys, plan)
-    manifest = _manifest(plan, result, reports)
+    manifest = _manifest(plan, result, tally)
     if not store.put_json(keys.manifest, manifest, replaces=None):
         manifest = store.get_json(keys.manifest)
         if manifest["status"] != COMPLETED:
@@ -73,7 +88,42 @@ def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
     return {"status": COMPLETED}
 
 
-def _read_reports(store: Store, keys: RoundKeys, plan: Plan) -> list[dict[str, Any]]:
+class _Tally:
+    """What there is to say of all tasks, without keeping all that each of them said."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = dict.fromkeys(("tasks", *SUMMED, "cold_starts"), 0)
+        self._peak_mb = self._longest = 0.0
+        self._refused: dict[str, Refusal] = {}
+        self._listed: list[dict[str, Any]] = []
+
+    def add(self, report: dict[str, Any]) -> None:
+        for name in SUMMED:
+            self._sums[name] += report[name]
+        self._sums["tasks"] += 1
+        self._sums["cold_starts"] += report["is_cold"]
+        self._peak_mb = max(self._peak_mb, report["peak_mb"])
+        self._longest = max(self._longest, report["seconds"])
+        for fields in report["refused"]:
+            # The first shard that found a client's update bad says why.
+            self._refused.setdefault(fields["client"], Refusal(**fields))
+        if len(self._listed) <= MOST_LISTED:
+            record = {name: value for name, value in report.items() if name not in NOT_IN_MANIFEST}
+            self._listed.append(record)
+
+    def refused(self) -> list[Refusal]:
+        """One refusal a client."""
+        return [self._refused[client] for client in sorted(self._refused)]
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Each task's record, or none where there are too many."""
+        return self._listed if len(self._listed) <= MOST_LISTED else []
+
+    def totals(self) -> dict[str, Any]:
+        return {**self._sums, "peak_mb": self._peak_mb, "longest_seconds": self._longest}
+
+
+def _read_reports(store: Store, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
     tasks = [task for level in range(len(plan.levels)) for task in plan.tasks(level)]
 
     def read(task: Task) -> dict[str, Any]:
@@ -85,16 +135,9 @@ def _read_reports(store: Store, keys: RoundKeys, plan: Plan) -> list[dict[str, A
         return report
 
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(read, tasks))
-
-
-def _merge_refusals(reports: list[dict[str, Any]]) -> list[Refusal]:
-    """One refusal a client: that of the first shard that found it bad."""
-    merged: dict[str, Refusal] = {}
-    for report in reports:
-        for fields in report["refused"]:
-            merged.setdefault(fields["client"], Refusal(**fields))
-    return [merged[client] for client in sorted(merged)]
+        # All at once would be as many futures, and reports waiting to be looked at.
+        for first in range(0, len(tasks), READ_AT_A_TIME):
+            yield from pool.map(read, tasks[first : first + READ_AT_A_TIME])
 
 
 def _assign(store: Store, plan: Plan, terms: dict[str, Any]) -> Assignments:
@@ -127,25 +170,10 @@ def _complete(store: Store, keys: RoundKeys, plan: Plan) -> ObjectVersion:
     return source
 
 
-def _manifest(plan: Plan, result: ObjectVersion, reports: list[dict[str, Any]]) -> dict[str, Any]:
+def _manifest(plan: Plan, result: ObjectVersion, tally: _Tally) -> dict[str, Any]:
     finished_at = datetime.now(UTC)
     planned = datetime.fromisoformat(plan.planned_at)
     opened = datetime.fromisoformat(plan.opened_at)
-    totals: dict[str, Any] = {
-        name: sum(report[name] for report in reports)
-        for name in (
-            "gets",
-            "puts",
-            "retries",
-            "bytes_read",
-            "bytes_written",
-            "seconds",
-            "cpu_seconds",
-        )
-    }
-    totals["cold_starts"] = sum(report["is_cold"] for report in reports)
-    totals["peak_mb"] = max(report["peak_mb"] for report in reports)
-    totals["longest_seconds"] = max(report["seconds"] for report in reports)
     return {
         "round": plan.round_id,
         "status": COMPLETED,
@@ -178,11 +206,8 @@ def _manifest(plan: Plan, result: ObjectVersion, reports: list[dict[str, Any]]) 
         "attempts": plan.attempt + 1,
         "shards": plan.shards,
         "groups": [[stop - first for first, stop in level.groups] for level in plan.levels],
-        "tasks": [
-            {name: value for name, value in report.items() if name not in NOT_IN_MANIFEST}
-            for report in reports
-        ],
-        "totals": totals,
+        "tasks": tally.tasks(),
+        "totals": tally.totals(),
         "projected": plan.projected,
         "notes": plan.notes,
         **_partial(plan),
