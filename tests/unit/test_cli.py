@@ -39,6 +39,8 @@ Run = Callable[..., Result]
 MANIFEST: dict[str, Any] = {
     "round": "r1",
     "status": "completed",
+    "shards": 2,
+    "groups": [[1]],
     "contributors": [{"client": "a", "samples": 7, "weight": 1.0, "nbytes": 124}],
     "tasks": [{"level": 0}, {"level": 0}],
     "totals": {

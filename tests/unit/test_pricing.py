@@ -41,6 +41,9 @@ class CountedS3:
     def get_object(self, *, Key: str, Range: str = "", **_: Any) -> dict[str, Any]:  # noqa: N803
         self.asked[GET] += 1
         body, size = self._found(Key)
+        if Range:
+            last = int(Range.rpartition("-")[2])
+            body = body.ljust(min(last + 1, size), b"\0")
         return {
             "Body": _Body(body),
             "ContentRange": f"{Range.replace('=', ' ')}/{size}",
@@ -59,8 +62,9 @@ class CountedS3:
     def delete_object(self, **_: Any) -> None:
         self.asked[FREE] += 1
 
-    def delete_objects(self, **_: Any) -> None:
+    def delete_objects(self, **_: Any) -> dict[str, Any]:
         self.asked[FREE] += 1
+        return {}
 
     def create_multipart_upload(self, **_: Any) -> dict[str, str]:
         self.asked[PUT] += 1

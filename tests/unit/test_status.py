@@ -99,7 +99,8 @@ def test_a_completed_rounds_tasks_are_its_manifests_with_the_times_of_their_repo
 ) -> None:
     tasks = [{"level": 0, "task": 0}, {"level": 0, "task": 1}]
     store.put_json("rounds/r1/plan.json", plan_json({"a": "x"}))
-    store.put_json("rounds/r1/manifest.json", {"status": "completed", "tasks": tasks})
+    manifest = {"status": "completed", "shards": 2, "groups": [[1]], "tasks": tasks}
+    store.put_json("rounds/r1/manifest.json", manifest)
     report(store, 0)
     assert observer.look()["tasks_done_by_level"] == [2]
     first, second = observer.tasks()
