@@ -59,6 +59,14 @@ def main() -> int:
     print(f"{'strategy':16}{'peak MB':>10}{'seconds':>10}")
     for strategy, figure in figures.items():
         print(f"{strategy:16}{figure['peak_bytes'] / 1e6:10,.0f}{figure['seconds']:10.0f}")
+    for strategy, figure in figures.items():
+        # A slow machine may fail a client or a round, which has nothing to do with bits.
+        for number, contributors in figure["contributors"].items():
+            if contributors < options.clients:
+                print(
+                    f"{strategy}: {contributors} of {options.clients} clients took part in round "
+                    f"{number}; its log says why."
+                )
     if differing:
         print(f"The models differ: {', '.join(sorted(differing))}.")
         return 1

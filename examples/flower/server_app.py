@@ -43,7 +43,14 @@ def main(grid: Grid, _context: Context) -> None:
     output = Path(os.environ["EXAMPLE_OUTPUT"])
     with output.open("wb") as file:
         np.savez(file, **model)
-    figures = {"peak_bytes": peak, "seconds": time.monotonic() - began}
+    figures = {
+        "peak_bytes": peak,
+        "seconds": time.monotonic() - began,
+        "contributors": {
+            number: metrics.get("gradshard-contributors", task.CLIENTS)
+            for number, metrics in result.train_metrics_clientapp.items()
+        },
+    }
     # Under its name only when it is whole: others wait for it.
     unfinished = output.with_suffix(".part")
     unfinished.write_text(json.dumps(figures))

@@ -20,7 +20,8 @@ def compared(*options: str) -> tuple[str, dict[str, float]]:
     ended = subprocess.run(
         [sys.executable, COMPARE, *options], capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
+    told = [line for line in ended.stderr.splitlines() if "WARNING" in line or "ERROR" in line]
+    assert ended.returncode == 0, "\n".join([ended.stdout, *told])
     *table, verdict = ended.stdout.splitlines()
     return verdict, {line.split()[0]: float(line.split()[1].replace(",", "")) for line in table[1:]}
 
