@@ -48,7 +48,7 @@ LEVEL_OVERHEAD_SECONDS: Final = 0.3
 COLLECT_GB_SECONDS: Final = 0.5 * 0.3
 ROUND_GB_SECONDS: Final = (0.25 + 0.5 + 0.25) * 0.3  # open_round, plan_round, finalize_round
 
-# CPU seconds per GB of client bytes of a whole task over HTTPS, 1.12 to 1.34 in docs/performance.md
+# CPU seconds per GB of client bytes of a whole task over HTTPS, 1.15 to 1.26 in docs/performance.md
 # (make bench, 2-core x86-64 machine, 2026-11).
 CPU_SECONDS_PER_GB: Final = 1.2
 
