@@ -99,14 +99,14 @@ import numpy as np
 from gradshard import aggregation
 from gradshard.aggregation import Addition, Zone
 from gradshard.layout import Span
-from gradshard.rounds.aggregate_shard import _reset_peak_memory, peak_memory_mb
+from gradshard.memory import peak_memory_mb, reset_peak_memory
 
 class Ones:
     def read_into(self, buffer):
         np.frombuffer(buffer, np.uint8)[:] = 1
 
 dtype, nbytes, of_sums, to_sums = sys.argv[1], *map(int, sys.argv[2:])
-_reset_peak_memory()
+reset_peak_memory()
 idle = peak_memory_mb()
 aggregation.aggregate(
     [Ones()] * 3,

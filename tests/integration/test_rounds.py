@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+from botocore.exceptions import ClientError
 
 from gradshard import planning
 from gradshard.errors import PlanError
@@ -440,3 +441,23 @@ def test_m_is_lowered_and_the_manifest_says_so(open_round: Callable[..., Round])
     assert round_.go() == {"status": "completed"}
     assert round_.manifest()["shards"] == planning.max_shards(12_000_000) == 2
     assert round_.manifest()["notes"][0].startswith("M lowered from 1000 to 2")
+
+
+def test_an_update_that_s3_does_not_give_costs_its_sender_the_round(
+    open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    round_ = open_round(clients=2)
+    for client in "ab":
+        round_.submit(client, small(1))
+    get_object = round_.store._s3.get_object
+
+    def archived(**asked: Any) -> Any:
+        if asked["Key"] == round_.keys.update("b"):
+            raise ClientError({"Error": {"Code": "InvalidObjectState"}}, "GetObject")
+        return get_object(**asked)
+
+    monkeypatch.setattr(round_.store._s3, "get_object", archived)
+    assert round_.go() == {"status": "completed"}
+    assert [c["client"] for c in round_.manifest()["contributors"]] == ["a"]
+    monkeypatch.undo()
+    assert "S3 answered InvalidObjectState" in round_.reason("b")

@@ -25,6 +25,10 @@ class StoreError(GradshardError):
     """S3 refused a request, or went on failing after the retries."""
 
 
+class UnreadableObjectError(StoreError):
+    """S3 has an object but does not give it: it is archived, or under a key that is not ours."""
+
+
 class ServiceError(GradshardError):
     """An AWS service besides S3 refused a request or cannot be reached."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from gradshard.keys import parse_update_key
-from gradshard.rounds.aggregate_shard import peak_memory_mb
+from gradshard.memory import peak_memory_mb
 
 NAMESPACE: Final = "gradshard"
 

@@ -21,7 +21,7 @@ from botocore.exceptions import (
     UnseekableStreamError,
 )
 
-from gradshard.errors import ChangedObjectError, StoreError
+from gradshard.errors import ChangedObjectError, StoreError, UnreadableObjectError
 from gradshard.keys import ObjectVersion
 from gradshard.streams import MAX_ATTEMPTS, Body, Meter, RangeStream, pause
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_SECONDS: Final = 10
 READ_TIMEOUT_SECONDS: Final = 30
+
+_UNREADABLE: Final = {"AccessDenied", "InvalidObjectState"}
 
 ANYTHING: Final = "*"
 """For a write without a condition."""
@@ -483,6 +485,8 @@ def _translated(key: str, *, changed: bool = False) -> Iterator[None]:
         code = _code(error)
         if changed and code in _GONE:
             raise ChangedObjectError(f"{key}: the planned version is gone ({code})") from None
+        if code in _UNREADABLE:
+            raise UnreadableObjectError(f"{key}: S3 answered {code}: {error}") from None
         if code not in _MEANT:
             raise StoreError(f"{key}: S3 answered {code}: {error}") from None
         raise

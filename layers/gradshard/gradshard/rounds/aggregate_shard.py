@@ -1,12 +1,10 @@
 """One task: add some inputs over one byte range, into a part of the result or a partial sum."""
 
 import contextlib
-import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from gradshard import aggregation
@@ -15,6 +13,7 @@ from gradshard.dtypes import DTYPES
 from gradshard.errors import ChangedObjectError, PlanError
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layout import PREFIX_BYTES, parse_header
+from gradshard.memory import peak_memory_mb, reset_peak_memory
 from gradshard.plan import Plan, Refusal, Task
 from gradshard.planning import WHOLE, receive_buffer_bytes, sums_bytes
 from gradshard.streams import RangeStream
@@ -44,7 +43,7 @@ def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, task: Task) -> d
     """
     keys = RoundKeys(round_id)
     wall, cpu = time.perf_counter(), time.process_time()
-    _reset_peak_memory()
+    reset_peak_memory()
     wire.meter.take()
     fields = wire.get_json(keys.plan)
     if fields is None:
@@ -81,22 +80,6 @@ def _is_cold() -> bool:
 
 
 _has_run = False
-
-
-def _reset_peak_memory() -> None:
-    """Forget the peak of a warm function's earlier tasks, where the kernel lets us."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_mb() -> float:
-    """Return the most memory this process has had resident, in MB of 1024² bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage, whose figure outlives exec and so may be the parent's.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
 class _Worker:

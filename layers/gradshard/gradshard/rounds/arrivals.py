@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from gradshard.errors import UpdateError
+from gradshard.errors import UnreadableObjectError, UpdateError
 from gradshard.keys import UPDATE_SUFFIX, ObjectVersion, RoundKeys, is_id, parse_update_key
 from gradshard.layout import (
     PREFIX_BYTES,
@@ -74,10 +74,13 @@ def check_update(store: Store, keys: RoundKeys, client: str) -> Update | Refusal
     Where it has sent no update, what it has sent of it so far is taken.
     """
     key = keys.update(client)
-    head = store.get_head(key, FIRST_READ_BYTES)
-    if head is None:
-        key = keys.progress(client)
+    try:
         head = store.get_head(key, FIRST_READ_BYTES)
+        if head is None:
+            key = keys.progress(client)
+            head = store.get_head(key, FIRST_READ_BYTES)
+    except UnreadableObjectError as error:
+        return Refusal(client, str(error))
     if head is None:
         return None
     data, source = head
