@@ -20,7 +20,7 @@ from gradshard.errors import PlanError
 from gradshard.layout import MAX_HEADER_BYTES, Span
 from gradshard.limits import MIB
 from gradshard.network import BURST, Bandwidth
-from gradshard.pricing import Bill, Requests, Tasks
+from gradshard.pricing import US_EAST_1, Bill, Prices, Requests, Tasks
 from gradshard.topologies import Levels
 
 BLOCKS: Final = "blocks"
@@ -175,12 +175,15 @@ class Aggregator:
         Its network.
     concurrency
         How many functions may run at once; 0 for no limit.
+    prices
+        What AWS asks for them and all around.
     """
 
     memory_mb: int
     architecture: str
     bandwidth: Bandwidth = BURST
     concurrency: int = 0
+    prices: Prices = US_EAST_1
 
     @property
     def batch(self) -> int:
@@ -429,6 +432,7 @@ def project(load: Load, shards: int, aggregator: Aggregator) -> Projection:
             aggregators=requests,
             by_clients=Requests(*(load.contributors * number for number in by_client)),
             batch=aggregator.batch,
+            prices=aggregator.prices,
         ),
     )
 

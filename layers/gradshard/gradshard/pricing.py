@@ -2,13 +2,49 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from gradshard import limits
 
 LOOKS: Final = 8
 """Expected clients that an arrival looks for before it lists all."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Dollars, in the units of AWS's price pages; by default those of us-east-1.
+
+    Parameters
+    ----------
+    gb_second_x86_64, gb_second_arm64
+        Lambda, by architecture.
+    invocations_per_million
+        Lambda's fee.
+    put_per_1000, get_per_1000
+        S3; PUT stands for COPY, POST and LIST too.
+    transitions_per_1000
+        Step Functions, Standard.
+    express_per_million, express_gb_second
+        Step Functions, Express.
+    """
+
+    gb_second_x86_64: float = limits.DOLLARS_PER_GB_SECOND["x86_64"]
+    gb_second_arm64: float = limits.DOLLARS_PER_GB_SECOND["arm64"]
+    invocations_per_million: float = 1e6 * limits.DOLLARS_PER_INVOCATION
+    put_per_1000: float = 1e3 * limits.DOLLARS_PER_PUT
+    get_per_1000: float = 1e3 * limits.DOLLARS_PER_GET
+    transitions_per_1000: float = 1e3 * limits.DOLLARS_PER_TRANSITION
+    express_per_million: float = 1e6 * limits.DOLLARS_PER_EXPRESS_REQUEST
+    express_gb_second: float = limits.DOLLARS_PER_EXPRESS_GB_SECOND
+
+    def gb_second(self, architecture: str) -> float:
+        """Return the price of a GB-second of an architecture."""
+        return {"x86_64": self.gb_second_x86_64, "arm64": self.gb_second_arm64}[architecture]
+
+    def s3(self, requests: "Requests") -> float:
+        """Return the price of S3 requests."""
+        return requests.gets * self.get_per_1000 / 1e3 + requests.puts * self.put_per_1000 / 1e3
 
 
 @dataclass(frozen=True)
@@ -80,10 +116,8 @@ class Requests(NamedTuple):
     gets: int
     puts: int
 
-    @property
-    def dollars(self) -> float:
-        """What they cost."""
-        return self.gets * limits.DOLLARS_PER_GET + self.puts * limits.DOLLARS_PER_PUT
+
+US_EAST_1: Final = Prices()
 
 
 def bill(
@@ -95,6 +129,7 @@ def bill(
     aggregators: Requests,
     by_clients: Requests,
     batch: int = limits.INLINE_ITERATIONS,
+    prices: Prices = US_EAST_1,
 ) -> Bill:
     """Price a round.
 
@@ -110,8 +145,10 @@ def bill(
         Their S3 requests.
     batch
         Tasks that share an Express execution.
+    prices
+        What AWS asks.
     """
-    gb_second = limits.DOLLARS_PER_GB_SECOND[architecture]
+    gb_second = prices.gb_second(architecture)
     tasks = [sum(run.number for run in level) for level in levels]
     gb_seconds = memory_mb / 1024 * sum(run.number * run.seconds for lvl in levels for run in lvl)
     # collect_update runs for each client, and at the deadline, which passes after the round, too.
@@ -119,11 +156,11 @@ def bill(
     small_gb_seconds = collected * limits.COLLECT_GB_SECONDS + limits.ROUND_GB_SECONDS
     return Bill(
         lambda_=gb_seconds * gb_second,
-        s3_aggregators=aggregators.dollars,
-        s3_clients=by_clients.dollars,
-        requests=(sum(tasks) + collected + 3) * limits.DOLLARS_PER_INVOCATION,
-        step_functions=_step_functions(levels, batch),
-        round_=small_gb_seconds * gb_second + around(tasks, clients).dollars,
+        s3_aggregators=prices.s3(aggregators),
+        s3_clients=prices.s3(by_clients),
+        requests=(sum(tasks) + collected + 3) * prices.invocations_per_million / 1e6,
+        step_functions=_step_functions(levels, batch, prices),
+        round_=small_gb_seconds * gb_second + prices.s3(around(tasks, clients)),
     )
 
 
@@ -164,7 +201,7 @@ def _pages(entries: int) -> int:
     return max(1, -(-entries // limits.LISTED_ENTRIES))
 
 
-@cache
+@lru_cache
 def _looks(clients: int) -> tuple[float, float]:
     """Return how many looks and listings all arrivals together are to be expected to make.
 
@@ -182,7 +219,7 @@ def _looks(clients: int) -> tuple[float, float]:
     return looks, listings
 
 
-def _step_functions(levels: Sequence[Level], batch: int) -> float:
+def _step_functions(levels: Sequence[Level], batch: int, prices: Prices) -> float:
     """Price the machine: a Map's state for each level, an Express execution for each batch."""
     transitions, started, seconds = limits.ROUND_TRANSITIONS + len(levels), 0, 0.0
     for level in levels:
@@ -191,7 +228,7 @@ def _step_functions(levels: Sequence[Level], batch: int) -> float:
         # A batch ends with its slowest task.
         seconds += children * max(run.seconds for run in level)
     return (
-        (transitions + started) * limits.DOLLARS_PER_TRANSITION
-        + started * limits.DOLLARS_PER_EXPRESS_REQUEST
-        + seconds * limits.EXPRESS_MEMORY_GB * limits.DOLLARS_PER_EXPRESS_GB_SECOND
+        (transitions + started) * prices.transitions_per_1000 / 1e3
+        + started * prices.express_per_million / 1e6
+        + seconds * limits.EXPRESS_MEMORY_GB * prices.express_gb_second
     )

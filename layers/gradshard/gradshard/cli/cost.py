@@ -1,7 +1,8 @@
 """``gradshard cost``: what a round costs, beside the published systems; no round is needed."""
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from typing import Any, Final
 
 import click
@@ -25,10 +26,37 @@ from gradshard.costing.claims import Comparison
 from gradshard.costing.terms import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.errors import PlanError, SpecError
 from gradshard.network import BURST, Bandwidth
+from gradshard.pricing import Prices
 from gradshard.spec import MAX_CLIENTS
 from gradshard.topologies import MAX_FAN_IN
 
 SYSTEM: Final = click.Choice(list(SYSTEMS))
+
+
+PRICES: Final = tuple(field.name for field in fields(Prices))
+
+
+class Price(click.ParamType):
+    """A price by its name, such as put_per_1000=0.0054."""
+
+    name = "price"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        """Return name and dollars."""
+        if isinstance(value, tuple):
+            return value
+        name, _, amount = str(value).partition("=")
+        if name not in PRICES:
+            self.fail(f"{value!r} names no price; there are {', '.join(PRICES)}.", param, ctx)
+        try:
+            dollars = float(amount)
+        except ValueError:
+            dollars = math.nan
+        if not 0 <= dollars < math.inf:
+            self.fail(f"{amount!r} of {value!r} is not a number of dollars.", param, ctx)
+        return name, dollars
 
 
 class Speed(click.ParamType):
@@ -94,6 +122,14 @@ class Speed(click.ParamType):
     metavar="published|burst|NUMBER",
     help="Of every function: as the paper measured, as the planner assumes, or MB/s.",
 )
+@click.option(
+    "--price",
+    "prices",
+    type=Price(),
+    multiple=True,
+    metavar="NAME=DOLLARS",
+    help=f"Another region's, repeated: {', '.join(PRICES)}.",
+)
 @json_option
 @debuggable
 def cost(
@@ -128,12 +164,15 @@ def _setting(
     memory: int,
     architecture: str,
     bandwidth: Bandwidth,
+    prices: Sequence[tuple[str, float]],
 ) -> Setting:
     if shards is not None and within is not None:
         raise SpecError("give --shards or --within, not both: one decides the other")
     if within is not None and within <= 0:
         raise SpecError(f"--within is {within:g}, not a number of seconds above zero")
-    return Setting(clients, bandwidth, architecture, memory, shards, within)
+    return Setting(
+        clients, bandwidth, architecture, memory, shards, within, replace(Prices(), **dict(prices))
+    )
 
 
 def _show_systems(size: int, systems: tuple[str, ...], setting: Setting, as_json: bool) -> None:
@@ -153,6 +192,7 @@ def _show_systems(size: int, systems: tuple[str, ...], setting: Setting, as_json
                 "clients": setting.clients,
                 "architecture": setting.architecture,
                 "bandwidth": setting.bandwidth.name,
+                "prices": asdict(setting.prices),
                 "systems": [estimate.to_json() for estimate in estimates],
                 "refused": refusals,
             }

@@ -21,7 +21,7 @@ from gradshard.costing.published import MODELS, Model
 from gradshard.costing.terms import PUBLISHED, Estimate, Setting
 from gradshard.errors import PlanError
 from gradshard.network import BURST, Bandwidth
-from gradshard.pricing import Bill
+from gradshard.pricing import Bill, Requests
 
 Column = Literal["full", "total"]
 """``full`` counts what the paper's column of that name counts, ``total`` everything."""
@@ -271,8 +271,8 @@ class RoundClaim:
             return Verdict(math.inf, self.bound)
         bill = ours.bill
         if variant.one_request:
-            requests = setting.clients * (limits.DOLLARS_PER_PUT + limits.DOLLARS_PER_GET)
-            bill = replace(bill, s3_clients=requests)
+            requests = Requests(setting.clients, setting.clients)
+            bill = replace(bill, s3_clients=setting.prices.s3(requests))
         return Verdict(bill.total, self.bound)
 
 

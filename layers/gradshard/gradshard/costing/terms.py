@@ -7,7 +7,7 @@ from gradshard import limits
 from gradshard.costing import published
 from gradshard.network import BURST, Bandwidth
 from gradshard.planning import Aggregator
-from gradshard.pricing import Bill
+from gradshard.pricing import US_EAST_1, Bill, Prices
 
 TITLES: Final = {
     "shards": "gradshard shards",
@@ -47,6 +47,8 @@ class Setting:
         M; None for each system's own choice.
     within
         Time budget of gradshard's own choice of M; None for the planner's.
+    prices
+        Of whatever the system.
     """
 
     clients: int = published.CLIENTS
@@ -55,10 +57,13 @@ class Setting:
     memory_mb: int = limits.MIN_MEMORY_MB
     shards: int | None = None
     within: float | None = None
+    prices: Prices = US_EAST_1
 
     def aggregator(self, memory_mb: int | None = None) -> Aggregator:
         """Return what tasks run on, with another memory than gradshard's if need be."""
-        return Aggregator(memory_mb or self.memory_mb, self.architecture, self.bandwidth)
+        return Aggregator(
+            memory_mb or self.memory_mb, self.architecture, self.bandwidth, prices=self.prices
+        )
 
 
 @dataclass(frozen=True)

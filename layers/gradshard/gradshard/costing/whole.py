@@ -14,7 +14,7 @@ from gradshard.costing.terms import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.errors import PlanError
 from gradshard.limits import MIB
 from gradshard.planning import WHOLE_COPIES, WHOLE_OVERHEAD_MB
-from gradshard.pricing import Bill, Requests, Tasks
+from gradshard.pricing import US_EAST_1, Bill, Requests, Tasks
 
 
 def gradssharding(nbytes: int, setting: Setting) -> Estimate:
@@ -62,9 +62,9 @@ def measured_bill(measurement: Measurement) -> Bill:
         # Every level but the first reads what the one below it wrote.
         gets, client_requests = published.CLIENTS + sum(tasks[:-1]), published.CLIENTS
     return Bill(
-        gb_seconds * limits.DOLLARS_PER_GB_SECOND[published.ARCHITECTURE],
-        gets * limits.DOLLARS_PER_GET + sum(tasks) * limits.DOLLARS_PER_PUT,
-        client_requests * (limits.DOLLARS_PER_PUT + limits.DOLLARS_PER_GET),
+        gb_seconds * US_EAST_1.gb_second(published.ARCHITECTURE),
+        US_EAST_1.s3(Requests(gets, sum(tasks))),
+        US_EAST_1.s3(Requests(client_requests, client_requests)),
     )
 
 
@@ -122,6 +122,7 @@ def _estimate(
         architecture=setting.architecture,
         aggregators=requests,
         by_clients=by_clients,
+        prices=setting.prices,
     )
     return Estimate(
         system,
