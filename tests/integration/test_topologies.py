@@ -162,6 +162,22 @@ def test_a_sum_that_overflows_in_a_leaf_is_the_result(open_round: Callable[..., 
     assert data_of(round_) == np.array([np.inf, 1.0], "f4").tobytes()
 
 
+def test_giving_up_what_was_completed_removes_what_its_end_left_behind(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=CLIENTS, topology="lambda_fl")
+    submit_all(round_)
+    assert round_.go() == {"status": "completed"}
+    # As if finalize_round had been killed, twice, right after its manifest.
+    round_.store.create_upload(round_.keys.result)
+    round_.store.put_bytes(round_.keys.partial(0, 0, 0), b"a sum")
+    outcome = abort_round(round_.store, round_.name, error="Runtime.ExitError", cause="killed")
+    assert outcome == {"status": "completed"}
+    assert round_.store.open_uploads(round_.keys.result) == []
+    assert versions_of(round_) == []
+    assert round_.store.head(round_.keys.result) is not None
+
+
 def test_a_lost_partial_sum_fails_its_task(open_round: Callable[..., Round]) -> None:
     round_ = open_round(clients=CLIENTS, topology="lambda_fl")
     submit_all(round_)

@@ -62,11 +62,13 @@ def abort_round(
     }
     if not store.put_json(keys.manifest, manifest, replaces=None):
         manifest = store.get_json(keys.manifest)
-        if manifest["status"] == COMPLETED:
-            return {"status": COMPLETED}
+    # Of a round that ended well, too: finalize_round may have died between its manifest and this.
     store.abort_open_uploads(keys.result)
     if len(plan.get("levels", [])) > 1:
         store.delete_versions(keys.partials)
+    if manifest["status"] == COMPLETED:
+        services.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
+        return {"status": COMPLETED}
     if store.head(keys.result) is not None:
         store.delete(keys.result)
     services.publish(
