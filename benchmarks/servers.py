@@ -52,4 +52,6 @@ def aws_environment(url: str) -> dict[str, str]:
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
+        # For the functions' log lines.
+        "POWERTOOLS_SERVICE_NAME": "gradshard",
     }

@@ -10,6 +10,10 @@ import pytest
 from gradshard import local
 from gradshard.local import Engine
 
+# What the template gives every function; Powertools looks when it is imported, whoever does first.
+os.environ["POWERTOOLS_SERVICE_NAME"] = "stack"
+os.environ["POWERTOOLS_METRICS_NAMESPACE"] = "gradshard"
+
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:

@@ -16,6 +16,10 @@ class _Context:
     function_name = invoked_function_arn = aws_request_id = "benchmark"
     memory_limit_in_mb = 128
 
+    def get_remaining_time_in_millis(self) -> int:
+        """Return what is left of the time."""
+        return 285_000
+
 
 def setup(job: dict[str, Any]) -> Work:
     """Invoke it once per task, one after the other, as a warm function is."""

@@ -125,15 +125,15 @@ def test_a_client_with_a_ticket_needs_no_credentials(
 def test_a_report_of_rounds_that_ended_and_one_that_goes_on(
     engine: Engine, updates: dict[str, Path], tmp_path: Path
 ) -> None:
-    said("open", "told", "--client", "a", "--client", "b", "--deadline", 600)
+    said("open", "reported", "--client", "a", "--client", "b", "--deadline", 600)
     for client in "ab":
-        said("submit", "told", client, updates[client], "--samples", 5)
-    said("watch", "told")
+        said("submit", "reported", client, updates[client], "--samples", 5)
+    said("watch", "reported")
     said("open", "starved", "--clients", 1, "--deadline", 1)
     gradshard("watch", "starved")
     said("open", "going", "--clients", 1, "--deadline", 600)
 
-    rounds = ("told", "starved", "going")
+    rounds = ("reported", "starved", "going")
     document = said_json("report", *rounds)
     told, starved, going = document["rounds"]
     assert [facts["state"] for facts in document["rounds"]] == ["completed", "failed", "awaiting"]
@@ -158,7 +158,7 @@ def test_a_report_of_rounds_that_ended_and_one_that_goes_on(
     written = file.read_text()
     assert all(f"<bdi>{name}</bdi>" in written for name in rounds)
     assert "0 good updates" in written
-    assert_one_line(gradshard("report", "told", "unheard"), "there is no round 'unheard'")
+    assert_one_line(gradshard("report", "reported", "unheard"), "there is no round 'unheard'")
 
 
 def test_a_failed_round_fails_its_watcher(engine: Engine) -> None:

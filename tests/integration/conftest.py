@@ -38,7 +38,6 @@ def function_environment(store: Store) -> Iterator[None]:
             "GRADSHARD_SCHEDULE_GROUP": "gradshard-deadlines",
             "GRADSHARD_SCHEDULE_ROLE_ARN": "arn:aws:iam::000000000000:role/nobody",
             "GRADSHARD_COLLECT_FUNCTION_ARN": "arn:aws:lambda:us-east-1:000000000000:function:none",
-            "POWERTOOLS_METRICS_NAMESPACE": "gradshard",
         }.items():
             patch.setenv(name, value)
         yield
