@@ -34,10 +34,15 @@ def calls(engine: Engine, tmp_path: Path) -> Path:
     package = io.BytesIO()
     with zipfile.ZipFile(package, "w") as archive:
         archive.writestr("app.py", STUB)
+    trust = {"Effect": "Allow", "Principal": "*", "Action": "sts:AssumeRole"}
+    role = boto3.client("iam").create_role(
+        RoleName="woken",
+        AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [trust]}),
+    )["Role"]["Arn"]
     arn = boto3.client("lambda").create_function(
         FunctionName="woken",
         Runtime="python3.13",
-        Role="arn:aws:iam::000000000000:role/stub",
+        Role=role,
         Handler="app.handler",
         Timeout=30,
         Code={"ZipFile": package.getvalue()},
