@@ -196,7 +196,7 @@ def manifest_problems(
             "totals.bytes_written": totals["bytes_written"] >= client_bytes / len(updates),
             "totals.peak_mb": totals["peak_mb"] > 0,
             "seconds": manifest["seconds"] > 0 and totals["seconds"] > 0,
-            "projected.total_dollars": projected["total_dollars"] > 0,
+            "projected.dollars.total": projected["dollars"]["total"] > 0,
         }
     except KeyError as error:
         return [f"the manifest has no {error}"]

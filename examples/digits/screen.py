@@ -180,5 +180,5 @@ def _figures(manifest: Mapping[str, Any]) -> list[str]:
         str(totals["puts"]),
         f"{manifest['seconds']:.1f}",
         f"{totals['peak_mb']:.0f}",
-        f"{1000 * manifest['projected']['total_dollars']:.2f}",
+        f"{1000 * manifest['projected']['dollars']['total']:.2f}",
     ]

@@ -179,7 +179,7 @@ def manifest() -> dict[str, Any]:
             "peak_mb": 80.0,
             "seconds": 0.4,
         },
-        "projected": {"needed_mb": 90.0, "total_dollars": 0.001},
+        "projected": {"needed_mb": 90.0, "dollars": {"total": 0.001}},
     }
 
 
