@@ -7,7 +7,7 @@ number of contributors to those sizes: a new one is one such function and its li
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, repeat
 from typing import Final, NamedTuple
 
@@ -79,7 +79,7 @@ def grid(contributors: int, sizes: Sequence[int] = ()) -> Levels:
     return tuple(levels)
 
 
-def _tree(inputs: int, sizes: "Sequence[int] | chain[int]") -> Levels:
+def _tree(inputs: int, sizes: Iterable[int]) -> Levels:
     """Group level by level until one group is left."""
     levels: list[tuple[int, ...]] = []
     for size in sizes:
