@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from gradshard.keys import RoundKeys
+from gradshard.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard.plan import Refusal, Task
 from gradshard.planning import Aggregator
+from gradshard.rounds import models
 from gradshard.rounds.aggregate_shard import aggregate_shard
 from gradshard.rounds.finalize_round import finalize_round
+from gradshard.rounds.models import Version
 from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.store import Store
 from gradshard.wire import Wire
@@ -29,7 +31,15 @@ class Round:
         self.store, self.name = store, f"it-{next(COUNTER)}"
         self.keys = RoundKeys(self.name)
         self.aggregator = AGGREGATOR
-        record = {"round": self.name, "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
+        began_from = spec.pop("model_version", None)
+        record: dict[str, Any] = {
+            "round": self.name,
+            "spec": spec,
+            "opened_at": "2026-01-01T00:00:00+00:00",
+        }
+        if "apply" in spec:
+            newest = models.current(store, spec["apply"]["model"])
+            record["model_version"] = began_from or (newest.number if newest else None)
         store.put_json(self.keys.spec, record)
 
     def upload(self, client: str, body: bytes) -> str:
@@ -96,6 +106,18 @@ class Round:
         refusal = self.store.get_json(self.keys.rejection(client))
         assert refusal is not None
         return str(refusal["reason"])
+
+
+def put_model(store: Store, name: str, tensors: Update) -> None:
+    """Make a model's first version, of an object as any safetensors writer makes it."""
+    key = ModelKeys(name).put("first")
+    body = reference.encode(tensors, {"format": "pt"})
+    store.put_bytes(key, body)
+    source = store.head(key)
+    assert source is not None
+    offset = 8 + int.from_bytes(body[:8], "little")
+    models.reserve(store, Version(name, 1, StoredTensors(source, offset)))
+    models.note_current(store, name)
 
 
 def small(seed: int) -> Update:

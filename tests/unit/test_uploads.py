@@ -231,7 +231,7 @@ def test_the_etag_of_other_parts_is_another(store: MemoryStore) -> None:
     assert not has_etag(content, f'"{"0" * 32}-8"')
 
 
-@pytest.mark.parametrize("samples", [0, -1, 2**53 + 1, 1.5, "3", True, float("nan"), None])
+@pytest.mark.parametrize("samples", [0, -1, 2**53 + 1, 1.5, "3", True, float("nan")])
 def test_samples_are_a_whole_number_above_zero(samples: Any) -> None:
     with pytest.raises(UpdateError, match="samples is"):
         TensorContent(TENSORS, samples)

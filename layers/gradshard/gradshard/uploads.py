@@ -140,25 +140,27 @@ class SentOnce(io.BufferedReader):
 
 
 class TensorContent:
-    """An update of tensors in memory, which are not copied.
+    """An update, or a model, of tensors in memory, which are not copied.
 
     Parameters
     ----------
     tensors
         As :func:`gradshard.tensors.pack` takes them.
     samples
-        The number of samples the client trained on.
+        The number of samples the client trained on; None for a model.
     metadata
         What else stands in the header.
     """
 
     def __init__(
-        self, tensors: Mapping[str, Any], samples: int, metadata: Mapping[str, str] | None = None
+        self,
+        tensors: Mapping[str, Any],
+        samples: int | None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.layout, views = pack(tensors)
-        header = encode_header(
-            self.layout, {**(metadata or {}), SAMPLES_KEY: check_samples(samples)}
-        )
+        said = {} if samples is None else {SAMPLES_KEY: check_samples(samples)}
+        header = encode_header(self.layout, {**(metadata or {}), **said})
         self._pieces = [memoryview(header), *views]
         *self._starts, self.nbytes = accumulate(map(len, self._pieces), initial=0)
 
@@ -174,9 +176,9 @@ class TensorContent:
 
 
 class FileContent:
-    """An update in a .safetensors file, read as it is sent.
+    """An update, or a model, in a .safetensors file, read as it is sent.
 
-    Its header is written anew with the number of samples in it.
+    An update's header is written anew with the number of samples in it.
 
     Parameters
     ----------
@@ -186,10 +188,17 @@ class FileContent:
         The number of samples; None if the file's metadata has ``num_samples``.
     metadata
         What is to stand in the header besides what does.
+    is_model
+        It is a model, which has no samples.
     """
 
     def __init__(
-        self, path: Path, samples: int | None, metadata: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        samples: int | None,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        is_model: bool = False,
     ) -> None:
         self._path = path
         self._file = path.open("rb")
@@ -200,7 +209,8 @@ class FileContent:
             written = {**header.metadata, **(metadata or {})}
             if samples is not None:
                 written[SAMPLES_KEY] = check_samples(samples)
-            parse_samples(written)
+            if not is_model:
+                parse_samples(written)
         except UpdateError as error:
             self._file.close()
             raise UpdateError(f"{path}: {error}") from None
@@ -328,6 +338,22 @@ def content_of(
         raise UpdateError("samples is missing: the number of samples the client trained on")
     else:
         yield TensorContent(update, samples, metadata)
+
+
+@contextlib.contextmanager
+def model_content_of(model: Mapping[str, Any] | str | Path) -> Iterator[Content]:
+    """Open a model: tensors by name, or the path of a .safetensors file.
+
+    Raises
+    ------
+    UpdateError
+        It could not be averaged.
+    """
+    if isinstance(model, str | Path):
+        with FileContent(Path(model), None, is_model=True) as content:
+            yield content
+    else:
+        yield TensorContent(model, None)
 
 
 def upload(store: Store, key: str, content: Content, progress: Progress | None = None) -> None:

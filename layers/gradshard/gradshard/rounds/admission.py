@@ -54,6 +54,7 @@ def admit(
     clients: Sequence[str],
     *,
     settled: Layout | None,
+    whose: str = "",
 ) -> Entrants:
     """Check updates, and tell the senders of those that are refused.
 
@@ -63,8 +64,8 @@ def admit(
         The round.
     clients
         Whose updates are there, sorted.
-    settled
-        The layout that the round has already, if it has one.
+    settled, whose
+        The layout that the round has already, if it has one, and what it comes from.
     """
     entitled = [client for client in clients if spec.expects(client)]
     room = spec.capacity if len(entitled) > spec.expected else len(entitled)
@@ -78,7 +79,7 @@ def admit(
             updates[update.client] = update
         elif update is not None:
             refused.append(update)
-    layout, differences = _agree(spec, updates, settled)
+    layout, differences = _agree(spec, updates, settled, whose)
     coverage: dict[str, Coverage] = {}
     if layout is not None:
         agreeing = {c: update for c, update in updates.items() if c not in differences}
@@ -130,12 +131,13 @@ def _first_of(names: Sequence[str], separator: str) -> str:
 
 
 def _agree(
-    spec: RoundSpec, updates: dict[str, Update], settled: Layout | None
+    spec: RoundSpec, updates: dict[str, Update], settled: Layout | None, whose: str
 ) -> tuple[Layout | None, dict[str, str]]:
     layouts = {client: update.header.layout for client, update in updates.items()}
+    partial = spec.rule is not None
     if settled is not None:
-        return agree(layouts, settled, "that of the groups that were complete before")
-    return agree(layouts, spec.layout, partial=spec.rule is not None)
+        return agree(layouts, settled, whose, partial=partial)
+    return agree(layouts, spec.layout, partial=partial)
 
 
 def _unusable(
