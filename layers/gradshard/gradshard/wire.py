@@ -2,7 +2,8 @@
 
 A task reads ranges and writes parts, and pays for its memory by the second. boto3 with an S3 client
 takes 55 MiB of it and copies what it receives once more; this module takes 10 and reads from the
-socket straight into the task's buffer. Everything else goes through :mod:`gradshard.store`.
+socket straight into the task's buffer. Tasks' reports are read with it too, since a request costs a
+third of boto3's. Everything else goes through :mod:`gradshard.store`.
 """
 
 import contextlib
@@ -16,7 +17,6 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
@@ -145,7 +145,7 @@ class StreamWriter:
 
 
 class Wire:
-    """A round's bucket, as a task sees it.
+    """A round's bucket, as a task sees it; several threads may ask at once.
 
     Parameters
     ----------
@@ -169,7 +169,8 @@ class Wire:
         self.receive_buffer_bytes = 0
         elsewhere = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         url = urlsplit(elsewhere or f"https://{host}")
-        self._secure = url.scheme == "https"
+        # One for all connections: the certificates it holds are a MB or two.
+        self._tls = ssl.create_default_context() if url.scheme == "https" else None
         self._host = url.netloc
         # An endpoint that is not AWS has no host name for each bucket.
         self._root = f"/{bucket}/" if elsewhere else "/"
@@ -312,11 +313,11 @@ class Wire:
         """Make a request, again while it fails as requests to S3 do now and then."""
         failures = 0
         while True:
-            reused = bool(self._idle)
             connection = self._connection()
+            reused = connection.sock is not None
             target, signed = self._sign(method, key, query or {}, headers or {}, body)
             try:
-                if connection.sock is None:
+                if not reused:
                     connection.connect()
                 self._bound_receive_buffer(connection.sock)
                 connection.request(method, target, body or None, signed)
@@ -375,16 +376,9 @@ class Wire:
             return self._new_connection()
 
     def _new_connection(self) -> http.client.HTTPConnection:
-        if not self._secure:
+        if self._tls is None:
             return http.client.HTTPConnection(self._host, timeout=TIMEOUT_SECONDS)
-        return http.client.HTTPSConnection(
-            self._host, timeout=TIMEOUT_SECONDS, context=self._tls_context
-        )
-
-    @cached_property
-    def _tls_context(self) -> ssl.SSLContext:
-        # One for all connections: the certificates it holds are a MB or two.
-        return ssl.create_default_context()
+        return http.client.HTTPSConnection(self._host, timeout=TIMEOUT_SECONDS, context=self._tls)
 
 
 def _credentials() -> Credentials:
