@@ -97,9 +97,10 @@ class _Direct(_Answer):
         if self._early is None:
             # What http.client has read beyond the head, all of it.
             self._early = io.BytesIO(self.response.read1(io.DEFAULT_BUFFER_SIZE))
-        filled = self._early.readinto(buffer)
+        filled, wanted = self._early.readinto(buffer), len(buffer)
         receive = self.connection.sock.recv_into
-        while filled < len(buffer) and (count := receive(buffer[filled:])):
+        # Told how many, a socket with TLS does not find it out with a view of its own.
+        while filled < wanted and (count := receive(buffer[filled:], wanted - filled)):
             filled += count
         self._left -= filled
         if self._left == 0:
