@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
 from gradshard.sigv4 import Credentials, sign
-from gradshard.streams import MAX_ATTEMPTS, Meter, pause
+from gradshard.streams import MAX_ATTEMPTS, Meter, pause, told
 
 TIMEOUT_SECONDS: Final = 30
 
@@ -221,7 +221,8 @@ class Wire:
     def get_bytes(self, key: str) -> bytes | None:
         """Read a small object; None if there is none."""
         self.meter.add(gets=1)
-        for failures in range(1, MAX_ATTEMPTS + 1):
+        failures: list[str] = []
+        while True:
             with self._request("GET", key) as answer:
                 if answer.status == HTTPStatus.NOT_FOUND:
                     return None
@@ -230,11 +231,11 @@ class Wire:
                 try:
                     body = answer.read()
                 except OSError as error:
-                    self._note(failures, "GET", key, str(error))
+                    failures.append(str(error))
+                    self._note(failures, "GET", key)
                     continue
             self.meter.add(bytes_read=len(body))
             return body
-        raise AssertionError("unreachable: _note raises at the last failure")
 
     def get_json(self, key: str) -> Any:
         """Read a JSON object; None if there is none."""
@@ -312,7 +313,7 @@ class Wire:
         body: bytes = b"",
     ) -> _Answer:
         """Make a request, again while it fails as requests to S3 do now and then."""
-        failures = 0
+        failures: list[str] = []
         while True:
             connection = self._connection()
             reused = connection.sock is not None
@@ -329,26 +330,27 @@ class Wire:
                     # S3 closes idle connections, and most likely the others too.
                     self.close()
                     continue
-                failure = f"{type(error).__name__}: {error}"
+                failures.append(f"{type(error).__name__}: {error}")
             else:
                 if answer.status not in _TRANSIENT:
                     return answer
                 with answer:
-                    failure = f"S3 answered {answer.status} {_code(answer)}"
-            failures += 1
-            self._note(failures, method, key, failure)
+                    failures.append(f"S3 answered {answer.status} {_code(answer)}")
+            self._note(failures, method, key)
 
     def _bound_receive_buffer(self, connected: socket.socket) -> None:
         # Left alone, the kernel lets each grow to several MB, and they are the function's memory.
         if self.receive_buffer_bytes:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_bytes)
 
-    def _note(self, failures: int, method: str, key: str, failure: str) -> None:
-        """Count a failure, and wait or give up."""
-        if failures >= MAX_ATTEMPTS:
-            raise StoreError(f"{key}: {method} failed {failures} times in a row: {failure}")
+    def _note(self, failures: Sequence[str], method: str, key: str) -> None:
+        """Count the last failure, and wait or give up."""
+        if len(failures) >= MAX_ATTEMPTS:
+            raise StoreError(
+                f"{key}: {method} failed {len(failures)} times in a row: {told(failures)}"
+            )
         self.meter.add(retries=1)
-        pause(failures)
+        pause(len(failures))
 
     def _sign(
         self,
