@@ -275,7 +275,9 @@ def _invoke(server: Engine, template: Path, function: str, event: Json, *options
     killed = re.search(
         r"signal: killed|OutOfMemory|exited with|Runtime exited", done.stderr + done.stdout
     )
-    if isinstance(answer, dict) and "errorMessage" not in answer:
+    if isinstance(answer, dict) and "errorMessage" in answer:
+        ended = KILLED if killed else f"failed: {answer['errorMessage']}"
+    elif isinstance(answer, dict):
         ended = "answered"
     else:
         ended = KILLED if killed else f"failed: {(done.stdout or done.stderr)[-300:]}"

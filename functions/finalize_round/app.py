@@ -6,8 +6,10 @@ from typing import Any
 from gradshard import observe
 from gradshard.rounds.finalize_round import finalize_round
 from gradshard.store import Store
+from gradshard.wire import Wire
 
 store = Store(os.environ["GRADSHARD_BUCKET"])
+wire = Wire(os.environ["GRADSHARD_BUCKET"], os.environ["GRADSHARD_BUCKET_HOST"])
 
 
 def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float]:
@@ -22,6 +24,6 @@ def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float
 @observe.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """End the round well, or have it planned again without those who were refused."""
-    outcome = finalize_round(store, event["round"])
+    outcome = finalize_round(store, wire, event["round"])
     observe.refused(outcome.get("refused", []))
     return outcome

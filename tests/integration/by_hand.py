@@ -83,13 +83,17 @@ class Round:
                 wire, task["round"], attempt=task["attempt"], task=Task(**task["task"])
             )
 
+    def finalize(self) -> dict[str, Any]:
+        with contextlib.closing(Wire(self.store.bucket)) as wire:
+            return finalize_round(self.store, wire, self.name)
+
     def go(self) -> dict[str, Any]:
         """Plan, aggregate and finalize until the round has ended."""
         outcome: dict[str, Any] = {"attempt": 0, "refused": []}
         while True:
             self.plan(outcome["attempt"], [Refusal(**r) for r in outcome["refused"]])
             self.aggregate()
-            outcome = finalize_round(self.store, self.name)
+            outcome = self.finalize()
             if outcome["status"] == "completed":
                 return outcome
 

@@ -104,7 +104,7 @@ def in_this_process() -> Iterator[Call]:
     for module in modules.values():
         if "store" in module:
             module["store"]._s3.close()
-        else:
+        if "wire" in module:
             module["wire"].close()
 
 

@@ -11,7 +11,6 @@ from gradshard.errors import ModelNotFoundError, ModelStateError, PlanError
 from gradshard.keys import ModelKeys
 from gradshard.rounds import models
 from gradshard.rounds.abort_round import abort_round
-from gradshard.rounds.finalize_round import finalize_round
 from gradshard.rounds.models import Version
 from gradshard.store import Store
 from tests import reference
@@ -130,9 +129,9 @@ def test_a_task_may_run_twice_and_late(open_round: Callable[..., Round], store: 
     round_.plan()
     for task in [*round_.tasks(), *round_.tasks()]:
         round_.run(task)
-    assert finalize_round(store, round_.name) == {"status": "completed"}
+    assert round_.finalize() == {"status": "completed"}
     made = current(store, "twice")
-    assert finalize_round(store, round_.name) == {"status": "completed"}
+    assert round_.finalize() == {"status": "completed"}
     assert current(store, "twice") == made
     assert [version.number for version in models.history(store, "twice")] == [1, 2]
 
@@ -189,9 +188,9 @@ def test_two_rounds_of_one_version_cannot_both_count(
         round_.submit("a", small(2))
         round_.plan()
         round_.aggregate()
-    finalize_round(store, first.name)
+    first.finalize()
     with pytest.raises(ModelStateError, match=f"version 2 .* is that of round '{first.name}'"):
-        finalize_round(store, second.name)
+        second.finalize()
     abort_round(store, second.name, error="ModelStateError", cause="…")
     assert second.manifest()["status"] == "failed"
     assert no_open_uploads(second)
@@ -229,7 +228,7 @@ def test_a_round_that_dies_while_it_ends_counts_whole_or_not_at_all(
         ),
     )
     with pytest.raises(KeyboardInterrupt):
-        finalize_round(store, round_.name)
+        round_.finalize()
     monkeypatch.undo()
     # What is reserved does not count before the manifest says so; then it does.
     assert current(store, name).number == (1 if killed == "reserved" else 2)

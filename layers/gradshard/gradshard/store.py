@@ -23,7 +23,7 @@ from botocore.exceptions import (
 
 from gradshard.errors import ChangedObjectError, StoreError, UnreadableObjectError
 from gradshard.keys import ObjectVersion
-from gradshard.streams import MAX_ATTEMPTS, Body, Meter, RangeStream, pause
+from gradshard.streams import MAX_ATTEMPTS, Body, Meter, RangeStream, pause, told
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -147,25 +147,29 @@ class Store:
     def _get(self, key: str, nbytes: int | None = None) -> tuple[bytes, "GetObjectOutputTypeDef"]:
         """Read an object, or its first bytes, in one piece: again while that breaks."""
         wanted: Any = {} if nbytes is None else {"Range": f"bytes=0-{nbytes - 1}"}
-        for failures in range(1, MAX_ATTEMPTS + 1):
+        failures: list[str] = []
+        while len(failures) < MAX_ATTEMPTS:
+            if failures:
+                self.meter.add(retries=1)
+                pause(len(failures))
             self.meter.add(gets=1)
             with _translated(key):
                 response = self._s3.get_object(Bucket=self.bucket, Key=key, **wanted)
                 try:
                     body = response["Body"].read()
                     _check_first(response, body, nbytes)
-                except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError) as error:
+                except (
+                    IncompleteReadError,
+                    ReadTimeoutError,
+                    ResponseStreamingError,
+                    OSError,
+                ) as error:
                     # botocore tries a request again, but not the reading of its answer.
-                    failure = str(error)
-                except OSError as error:
-                    failure = str(error)
+                    failures.append(str(error))
                 else:
                     self.meter.add(bytes_read=len(body))
                     return body, response
-            if failures < MAX_ATTEMPTS:
-                self.meter.add(retries=1)
-                pause(failures)
-        raise StoreError(f"{key}: reading broke {MAX_ATTEMPTS} times in a row: {failure}")
+        raise StoreError(f"{key}: reading broke {MAX_ATTEMPTS} times in a row: {told(failures)}")
 
     def get_range(self, source: ObjectVersion, start: int, end: int) -> bytes:
         """Read bytes [start, end) of an object version."""

@@ -13,6 +13,7 @@ from gradshard.rounds import COMPLETED, arrivals, models, services
 from gradshard.rounds.models import Version
 from gradshard.spec import parse_assignment_terms
 from gradshard.store import Store
+from gradshard.wire import Wire
 
 READERS = 16
 READ_AT_A_TIME = 1024
@@ -32,8 +33,15 @@ REPLAN = "replan"
 AWAITING = "awaiting"
 
 
-def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
+def finalize_round(store: Store, wire: Wire, round_id: str) -> dict[str, Any]:
     """Complete the round's upload and record the round; safe to repeat.
+
+    Parameters
+    ----------
+    store, wire
+        The bucket; what tasks wrote in it, of which there may be tens of thousands.
+    round_id
+        Which round.
 
     Returns
     -------
@@ -57,7 +65,7 @@ def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
     if not plan.is_sealed:
         return {"status": AWAITING}
     tally = _Tally()
-    for report in _read_reports(store, keys, plan):
+    for report in _read_reports(wire, keys, plan):
         tally.add(report)
     refused = tally.refused()
     if refused:
@@ -134,11 +142,11 @@ def _conclude(store: Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> None:
     services.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
 
 
-def _read_reports(store: Store, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
+def _read_reports(wire: Wire, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
     tasks = [task for level in range(len(plan.levels)) for task in plan.tasks(level)]
 
     def read(task: Task) -> dict[str, Any]:
-        report: dict[str, Any] | None = store.get_json(keys.report(task.level, task.number))
+        report: dict[str, Any] | None = wire.get_json(keys.report(task.level, task.number))
         if report is None or report["attempt"] != plan.attempt:
             raise PlanError(
                 f"task {task.number} of level {task.level} has not been done, of {len(tasks)} tasks"
