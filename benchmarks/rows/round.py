@@ -86,7 +86,7 @@ def measure(shards: int, clients: int) -> dict[str, Any]:
     store.put_json(keys.spec, record)
     services.publish = lambda *_: None
 
-    call = Call("2026-01-01T00:00:01", "complete", 0, [])
+    call = Call("2026-01-01T00:00:01", "complete", 0)
     planned = _timed(lambda: plan_round(store, "scale", call, aggregator=Aggregator(3008, "arm64")))
     plan = Plan.from_json(store.get_json(keys.plan))
     _report(store, keys, plan)

@@ -52,7 +52,7 @@ def peak_mb(store: Store, name: str, clients: int, dtype: str, nbytes: int) -> t
             body = (header if number == 1 else b"") + piece[: nbytes - start]
             parts.append(store.upload_part(key, upload, number, io.BytesIO(body), len(body)))
         store.complete_upload(key, upload, parts)
-    call = Call("2026-01-01T00:00:01Z", "complete", 0, [])
+    call = Call("2026-01-01T00:00:01Z", "complete", 0)
     plan_round(store, name, call, aggregator=Aggregator(3008, "arm64"))
     [batch] = store.get_json(keys.tasks(0))
     [task] = batch["tasks"]

@@ -1,5 +1,6 @@
 """A bucket in memory that fails when told to."""
 
+import contextlib
 import hashlib
 import io
 import threading
@@ -45,7 +46,7 @@ class MemoryStore(Store):
         return self.objects.get(key)
 
     def get_body(self, source: ObjectVersion, start: int, end: int) -> Any:
-        if self.etags.get(source.key) != source.etag:
+        if source.etag not in {"", self.etags.get(source.key)} or source.key not in self.objects:
             raise ChangedObjectError(source.key)
         return io.BytesIO(self.objects[source.key][start:end])
 
@@ -53,6 +54,10 @@ class MemoryStore(Store):
         if key not in self.objects:
             return None
         return ObjectVersion(key, "", self.etags[key], len(self.objects[key]))
+
+    def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
+        found = self.head(key)
+        return None if found is None else (self.objects[key][:nbytes], found)
 
     def put_bytes(
         self,
@@ -62,9 +67,20 @@ class MemoryStore(Store):
         content_type: str = "application/json",
         replaces: str | None = ANYTHING,
     ) -> bool:
+        if replaces not in {ANYTHING, self.etags.get(key)}:
+            return False
         self.objects[key] = body
         self.etags[key] = etag_of(body)
         return True
+
+    def delete(self, key: str, *, only: str | None = None) -> None:
+        if only in {None, self.etags.get(key)}:
+            self.objects.pop(key, None)
+            self.etags.pop(key, None)
+
+    def delete_versions(self, prefix: str) -> None:
+        for key in [key for key in self.objects if key.startswith(prefix)]:
+            self.delete(key)
 
     def put_stream(self, key: str, body: IO[bytes], nbytes: int, *, content_type: str) -> bool:
         try:
@@ -131,6 +147,33 @@ class MemoryStore(Store):
 
     def open_uploads(self, key: str) -> list[str]:
         return [upload_id for upload_id, (k, _) in reversed(self.uploads.items()) if k == key]
+
+
+class MemoryWire:
+    """What tasks ask of the bucket in memory."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self.meter = Meter()
+        self.receive_buffer_bytes = 0
+        self.get_body = store.get_body
+        self.get_bytes = store.get_bytes
+        self.get_json = store.get_json
+        self.put_json = store.put_json
+
+    @contextlib.contextmanager
+    def part(self, key: str, upload_id: str, number: int, nbytes: int) -> Iterator[io.BytesIO]:
+        body = io.BytesIO()
+        yield body
+        body.seek(0)
+        self._store.upload_part(key, upload_id, number, body, nbytes)
+
+    @contextlib.contextmanager
+    def object(self, key: str, nbytes: int) -> Iterator[io.BytesIO]:
+        body = io.BytesIO()
+        yield body
+        assert len(body.getvalue()) == nbytes
+        self._store.put_bytes(key, body.getvalue())
 
 
 class MemoryStack(Stack):

@@ -174,7 +174,8 @@ class Federation:
         if len(payload) > most:
             raise SpecError(
                 f"the round's terms are {len(payload)} bytes of JSON, over the {most} that Step "
-                "Functions takes; open it without a layout, or with shorter tensor names"
+                "Functions takes; give the clients' number or shorter ids, and no layout or "
+                "shorter tensor names"
             )
         self.stack.start(round_.id, payload)
         _await_terms(self.stack, round_, spec)

@@ -86,8 +86,7 @@ def admit(
     for client, difference in differences.items():
         source = updates.pop(client).source
         refused.append(Refusal(client, f"{source.key}: {difference}", source.etag))
-    for refusal in refused:
-        arrivals.refuse(store, keys, refusal)
+    arrivals.refuse_all(store, keys, refused)
     contributors = tuple(
         Contributor(
             client=update.client,

@@ -12,7 +12,7 @@ from gradshard.aggregation import Addition, NonFiniteSumError, Zone, clip_zones
 from gradshard.dtypes import DTYPES
 from gradshard.errors import ChangedObjectError, PlanError
 from gradshard.keys import ObjectVersion, RoundKeys
-from gradshard.layout import PREFIX_BYTES, parse_header
+from gradshard.layout import PREFIX_BYTES, parse_header, shorten
 from gradshard.memory import peak_memory_mb, reset_peak_memory
 from gradshard.plan import Plan, Refusal, Task
 from gradshard.planning import WHOLE, receive_buffer_bytes, sums_bytes
@@ -212,8 +212,8 @@ class _Worker:
             contributor, tensor = plan.contributors[self._inputs[index]], layout.tensor_at(byte)
             element = (byte - tensor.start) // DTYPES[tensor.dtype].size
             reason = (
-                f"{contributor.source.key}: tensor {tensor.name!r} holds a NaN or an infinity at "
-                f"element {element}"
+                f"{contributor.source.key}: tensor {shorten(tensor.name)!r} holds a NaN or an "
+                f"infinity at element {element}"
             )
             refused.append(Refusal(contributor.client, reason, contributor.source.etag))
         return refused

@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 from gradshard.errors import UnreadableObjectError, UpdateError
@@ -121,6 +122,12 @@ def check_updates(
 def refuse(store: Store, keys: RoundKeys, refusal: Refusal) -> None:
     """Write the reason where its client can read it."""
     store.put_json(keys.rejection(refusal.client), vars(refusal))
+
+
+def refuse_all(store: Store, keys: RoundKeys, refusals: Sequence[Refusal]) -> None:
+    """Write several clients' reasons side by side: there may be thousands."""
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(partial(refuse, store, keys), refusals))
 
 
 def resume_if_due(store: Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
