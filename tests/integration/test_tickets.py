@@ -84,7 +84,7 @@ def raw(
 
 
 def assert_holds(store: Store, keys: RoundKeys, tensors: Mapping[str, reference.Array]) -> None:
-    update = check_update(store, keys, "a")
+    update = check_update(store, keys, "a", partial=False)
     assert isinstance(update, tuple), update
     assert not isinstance(update, Refusal)
     body = store.get_bytes(keys.update("a"))
@@ -97,7 +97,7 @@ class TestUploading:
         told: list[tuple[int, int]] = []
         ticket.submit(TENSORS, 5, progress=lambda *step: told.append(step))
         assert_holds(store, keys, TENSORS)
-        update = check_update(store, keys, "a")
+        update = check_update(store, keys, "a", partial=False)
         assert update is not None
         assert not isinstance(update, Refusal)
         assert update.samples == 5

@@ -73,7 +73,9 @@ def admit(
         for client in entitled[room:]
     ]
     updates: dict[str, Update] = {}
-    for update in arrivals.check_updates(store, arrivals.sent_to(keys, spec), entitled[:room]):
+    sent = arrivals.sent_to(keys, spec)
+    partial = spec.rule is not None
+    for update in arrivals.check_updates(store, sent, entitled[:room], partial=partial):
         if isinstance(update, Update):
             updates[update.client] = update
         elif update is not None:

@@ -69,15 +69,18 @@ def progressed(store: Store, keys: RoundKeys) -> list[str]:
     return sorted(name for name in names if is_id(name))
 
 
-def check_update(store: Store, keys: RoundKeys, client: str) -> Update | Refusal | None:
+def check_update(
+    store: Store, keys: RoundKeys, client: str, *, partial: bool
+) -> Update | Refusal | None:
     """Read and check the header of a client's newest upload; None if there is none.
 
-    Where it has sent no update, what it has sent of it so far is taken.
+    In a round of ``partial`` updates, where it has sent no update, what it has sent of it so far
+    is taken.
     """
     key = keys.update(client)
     try:
         head = store.get_head(key, FIRST_READ_BYTES)
-        if head is None:
+        if head is None and partial:
             key = keys.progress(client)
             head = store.get_head(key, FIRST_READ_BYTES)
     except UnreadableObjectError as error:
@@ -102,13 +105,13 @@ def _read_header(store: Store, source: ObjectVersion, data: bytes) -> Header:
 
 
 def check_updates(
-    store: Store, keys: RoundKeys, clients: list[str]
+    store: Store, keys: RoundKeys, clients: list[str], *, partial: bool
 ) -> list[Update | Refusal | None]:
     """Check several clients' updates side by side; equal layouts are in memory once."""
     layouts: dict[Layout, Layout] = {}
 
     def check(client: str) -> Update | Refusal | None:
-        update = check_update(store, keys, client)
+        update = check_update(store, keys, client, partial=partial)
         if not isinstance(update, Update):
             return update
         header = update.header
