@@ -51,6 +51,7 @@ class _Memory(Store):
         *,
         content_type: str = "",  # noqa: ARG002
         replaces: str | None = ANYTHING,  # noqa: ARG002
+        sha256: str = "",  # noqa: ARG002
     ) -> bool:
         self.objects[key] = body
         return True
@@ -60,7 +61,7 @@ class _Memory(Store):
             key = f"{prefix}c{client:04d}.safetensors"
             yield ListedObject(key, ETAG, self.nbytes, datetime.now(UTC))
 
-    def create_upload(self, key: str, metadata: dict[str, str] | None = None) -> str:  # noqa: ARG002
+    def create_upload(self, *_: Any, **__: Any) -> str:
         return "upload"
 
     def list_parts(self, key: str, upload_id: str) -> list[Part] | None:  # noqa: ARG002

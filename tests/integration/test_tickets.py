@@ -45,6 +45,13 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "pause", lambda _: None)
 
 
+@pytest.fixture(params=["store", "encrypted"])
+def store(request: pytest.FixtureRequest) -> Store:
+    """A bucket whose ETags are MD5s, and one under a KMS key."""
+    found: Store = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture
 def keys(store: Store) -> RoundKeys:
     """Give a round of its own."""

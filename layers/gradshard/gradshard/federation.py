@@ -36,7 +36,7 @@ from gradshard.store import Store
 from gradshard.tensors import Array, unpack
 from gradshard.tickets import DEFAULT_SECONDS, Ticket
 from gradshard.topologies import AUTO
-from gradshard.uploads import Content, Progress, content_of, has_etag, upload
+from gradshard.uploads import Content, Progress, content_of, has_checksum, upload
 
 OPENING_SECONDS: Final = 20.0
 """How long opening a round waits for its terms to appear."""
@@ -507,9 +507,11 @@ class Round:
             raise RoundStateError(f"round {self.id!r} has ended ({manifest['status']})")
         if is_awaited(spec, fields, client):
             return False
-        counted = {c.client: c.source.etag for c in Plan.from_json(fields).contributors}
-        if client in counted and has_etag(content, counted[client]):
-            return True
+        counted = {c.client: c.source for c in Plan.from_json(fields).contributors}
+        if (source := counted.get(client)) is not None:
+            checksum = store.checksum(source.key, etag=source.etag)
+            if checksum is not None and has_checksum(content, checksum):
+                return True
         raise RoundStateError(
             f"round {self.id!r} was planned at {fields['planned_at']} and takes no more updates"
         )
