@@ -62,7 +62,9 @@ class Round:
         reason: str = "complete",
         aggregator: Aggregator | None = None,
     ) -> dict[str, Any]:
-        call = Call(visit, reason, attempt, refused)
+        if refused:  # as finalize_round leaves it
+            self.store.put_json(self.keys.refused(attempt - 1), [vars(r) for r in refused])
+        call = Call(visit, reason, attempt)
         self.planned = plan_round(
             self.store, self.name, call, aggregator=aggregator or self.aggregator
         )
@@ -89,9 +91,9 @@ class Round:
 
     def go(self) -> dict[str, Any]:
         """Plan, aggregate and finalize until the round has ended."""
-        outcome: dict[str, Any] = {"attempt": 0, "refused": []}
+        outcome: dict[str, Any] = {"attempt": 0}
         while True:
-            self.plan(outcome["attempt"], [Refusal(**r) for r in outcome["refused"]])
+            self.plan(outcome["attempt"])
             self.aggregate()
             outcome = self.finalize()
             if outcome["status"] == "completed":

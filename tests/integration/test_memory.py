@@ -77,7 +77,7 @@ def peak_mb(
     store.put_json(keys.spec, opened | {"model_version": 1})
     for client in range(clients):
         write(store, keys.update(f"c{client}"), layout)
-    call = Call("2026-01-01T00:00:01Z", "complete", 0, [])
+    call = Call("2026-01-01T00:00:01Z", "complete", 0)
     plan_round(store, name, call, aggregator=Aggregator(3008, "arm64"))
     [batch] = store.get_json(keys.tasks(0))
     [task] = batch["tasks"]

@@ -186,7 +186,7 @@ def test_the_functions_make_the_requests_that_are_priced(
         key = keys.update(client)
         s3.objects[key] = (update, len(update) + layout.nbytes)
         assert collect_update(store, key, _etag(update).strip('"'))["status"] == "accepted"
-    call = Call("2026-01-01T00:00:01", "complete", 0, [])
+    call = Call("2026-01-01T00:00:01", "complete", 0)
     plan_round(store, "r", call, aggregator=Aggregator(128, "arm64"))
     plan = Plan.from_json(json.loads(s3.objects[keys.plan][0]))
     assert [len(plan.tasks(level)) for level in range(len(tasks))] == tasks

@@ -39,7 +39,7 @@ from gradshard.store import Store
 from gradshard.tensors import Array
 from gradshard.tickets import DEFAULT_SECONDS, Ticket
 from gradshard.topologies import AUTO
-from gradshard.uploads import Content, Progress, content_of, has_etag, upload
+from gradshard.uploads import Content, Progress, content_of, has_checksum, upload
 
 OPENING_SECONDS: Final = 20.0
 """How long opening a round waits for its terms to appear."""
@@ -183,7 +183,8 @@ class Federation:
         if len(payload) > most:
             raise SpecError(
                 f"the round's terms are {len(payload)} bytes of JSON, over the {most} that Step "
-                "Functions takes; open it without a layout, or with shorter tensor names"
+                "Functions takes; give the clients' number or shorter ids, and no layout or "
+                "shorter tensor names"
             )
         self.stack.start(round_.id, payload)
         _await_terms(self.stack, round_, spec)
@@ -583,9 +584,11 @@ class Round:
             raise RoundStateError(f"round {self.id!r} has ended ({manifest['status']})")
         if is_awaited(spec, fields, client):
             return False
-        counted = {c.client: c.source.etag for c in Plan.from_json(fields).contributors}
-        if client in counted and has_etag(content, counted[client]):
-            return True
+        counted = {c.client: c.source for c in Plan.from_json(fields).contributors}
+        if (source := counted.get(client)) is not None:
+            checksum = store.checksum(source.key, etag=source.etag)
+            if checksum is not None and has_checksum(content, checksum):
+                return True
         raise RoundStateError(
             f"round {self.id!r} was planned at {fields['planned_at']} and takes no more updates"
         )

@@ -92,6 +92,7 @@ class RoundKeys:
         self.updates = f"{root}updates/"
         self.progresses = f"{root}progress/"
         self.rejections = f"{root}rejected/"
+        self.refusals = f"{root}refusals/"
         self.plan = f"{root}plan.json"
         self.layout = f"{root}layout.json"
         self.state_layout = f"{root}state-layout.json"
@@ -113,6 +114,10 @@ class RoundKeys:
     def rejection(self, client: str) -> str:
         """Return the key under which a client reads why its update was refused."""
         return f"{self.rejections}{check_id('client', client)}.json"
+
+    def refused(self, attempt: int) -> str:
+        """Return the key of whom an attempt found to be bad, and the next one leaves out."""
+        return f"{self.refusals}{attempt}.json"
 
     def tasks(self, level: int) -> str:
         """Return the key of what a level's map reads."""

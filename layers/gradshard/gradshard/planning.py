@@ -497,7 +497,15 @@ def choose(
         Nothing fits; the text has the numbers and the smallest change that would do.
     """
     fewest, most, notes = _bounds(load, shards)
-    candidates = [project(load, m, aggregator) for m in shard_counts(fewest, most)]
+    projected = [project(load, m, aggregator) for m in shard_counts(fewest, most)]
+    startable = limits.MAX_CHILDREN * aggregator.batch
+    candidates = [p for p in projected if p.tasks <= startable]
+    if not candidates:
+        raise PlanError(
+            f"{projected[0].tasks} tasks are over the {startable} that the state machine follows "
+            f"with {aggregator.batch} in an execution; deploy with a larger MapConcurrency, or ask "
+            "for fewer shards"
+        )
     fitting = [p for p in candidates if p.needed_mb <= aggregator.memory_mb]
     if not fitting:
         raise _too_large(load, candidates[-1])

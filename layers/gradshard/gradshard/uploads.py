@@ -4,8 +4,12 @@ Most updates are one PUT, since each request is paid for. Where the connection b
 of a large one, and from the start for the largest, they go up in parts. When that is interrupted
 too, the parts that arrived stay; the next upload in parts of the same bytes finds them and sends
 only the others.
+
+What is there already is known by its SHA-256, which S3 checks and keeps; an ETag does not tell it
+under a KMS key. So every byte is read once more than it is sent.
 """
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -384,7 +388,7 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
     if len(client_ranges(content.nbytes)) == 1:
         # Little enough to be sent again.
         body = content.read(0, content.nbytes)
-        store.put_bytes(key, body, content_type=CONTENT_TYPE)
+        store.put_bytes(key, body, content_type=CONTENT_TYPE, sha256=checksum_of(content))
         tell(content.nbytes, content.nbytes)
         return
     if content.nbytes <= SINGLE_PUT_BYTES and _put(store, key, content, tell):
@@ -399,29 +403,34 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
 def _put(store: Store, key: str, content: Content, tell: Progress) -> bool:
     """Send a content in one request; False if that broke on the way."""
     tell(0, content.nbytes)
+    checksum = checksum_of(content)
     body = SentOnce(content, tell)
-    if store.put_stream(key, body, content.nbytes, content_type=CONTENT_TYPE):
+    if store.put_stream(key, body, content.nbytes, content_type=CONTENT_TYPE, sha256=checksum):
         return True
     body.check()
     # All of it may have arrived but the answer: a second time, it could come after the planning.
-    there = store.head(key)
-    return there is not None and there.nbytes == content.nbytes and has_etag(content, there.etag)
+    return store.checksum(key) == checksum
 
 
 def tell_nobody(_done: int, _total: int) -> None:
     """Be the progress that nobody asked for."""
 
 
-def has_etag(content: Content, etag: str) -> bool:
-    """Whether :func:`upload` of the content, in either way, makes an object of that ETag."""
+def checksum_of(content: Content) -> str:
+    """Return a content's SHA-256, in base64 as S3 has it."""
+    return _base64(_digest(content, 0, content.nbytes))
+
+
+def has_checksum(content: Content, checksum: str) -> bool:
+    """Whether :func:`upload` of the content, in either way, makes an object of that checksum."""
     ranges = client_ranges(content.nbytes)
-    digest, _, parts = etag.strip('"').partition("-")
+    digest, _, parts = checksum.partition("-")
     if not parts:
-        return digest == _digest(content, 0, content.nbytes).hex()
+        return digest == checksum_of(content)
     if parts != str(len(ranges)):
         return False
     digests = b"".join(_digest(content, *range_) for range_ in ranges)
-    return digest == hashlib.md5(digests, usedforsecurity=False).hexdigest()
+    return digest == _base64(hashlib.sha256(digests).digest())
 
 
 def _resumable(store: Store, key: str, content: Content) -> tuple[str, list[Part]]:
@@ -434,7 +443,7 @@ def _resumable(store: Store, key: str, content: Content) -> tuple[str, list[Part
             return upload_id, held
         # Other content of the same client, which this one replaces.
         store.abort_upload(key, upload_id)
-    return store.create_upload(key), []
+    return store.create_upload(key, checked=True), []
 
 
 def _holds(content: Content, part: Part) -> bool:
@@ -444,15 +453,18 @@ def _holds(content: Content, part: Part) -> bool:
     start, end = ranges[part.number - 1]
     if part.nbytes != end - start:
         return False
-    return part.etag.strip('"') == _digest(content, start, end).hex()
+    return part.sha256 == _base64(_digest(content, start, end))
 
 
 def _digest(content: Content, start: int, end: int) -> bytes:
-    # The ETag of a part is its MD5: not for security, S3's choice.
-    digest = hashlib.md5(usedforsecurity=False)
+    digest = hashlib.sha256()
     for position in range(start, end, CHUNK_BYTES):
         digest.update(content.read(position, min(position + CHUNK_BYTES, end)))
     return digest.digest()
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
 
 
 def _send(
@@ -469,10 +481,11 @@ def _send(
     tell(done, content.nbytes)
 
     def send(number: int, start: int, end: int) -> Part:
+        checksum = _base64(_digest(content, start, end))
         source = _Range(content, start, end)
         body = io.BufferedReader(source, CHUNK_BYTES)
         try:
-            return store.upload_part(key, upload_id, number, body, end - start)
+            return store.upload_part(key, upload_id, number, body, end - start, checksum)
         except Exception:
             if source.failure:
                 raise source.failure from None

@@ -11,9 +11,6 @@ from gradshard.plan import next_keys
 from gradshard.rounds import COMPLETED, FAILED, arrivals, models, services
 from gradshard.store import Store
 
-MAX_CAUSE = 8_000
-"""Characters of a cause that are kept; Step Functions ends at 32,768 bytes."""
-
 
 def abort_round(
     store: Store, round_id: str, *, error: str, cause: str, task: Mapping[str, int] | None = None
@@ -44,7 +41,7 @@ def abort_round(
     error, cause = _plain(error, cause)
     if task is not None:
         cause = f"task {task['number']} of level {task['level']}: {cause}"
-    cause = cause[:MAX_CAUSE]
+    cause = cause[: services.MAX_CAUSE]
     try:
         keys = RoundKeys(round_id)
     except SpecError:

@@ -74,7 +74,9 @@ def admit(
         for client in entitled[room:]
     ]
     updates: dict[str, Update] = {}
-    for update in arrivals.check_updates(store, arrivals.sent_to(keys, spec), entitled[:room]):
+    sent = arrivals.sent_to(keys, spec)
+    partial = spec.rule is not None
+    for update in arrivals.check_updates(store, sent, entitled[:room], partial=partial):
         if isinstance(update, Update):
             updates[update.client] = update
         elif update is not None:
@@ -87,8 +89,7 @@ def admit(
     for client, difference in differences.items():
         source = updates.pop(client).source
         refused.append(Refusal(client, f"{source.key}: {difference}", source.etag))
-    for refusal in refused:
-        arrivals.refuse(store, keys, refusal)
+    arrivals.refuse_all(store, keys, refused)
     contributors = tuple(
         Contributor(
             client=update.client,

@@ -13,7 +13,7 @@ from gradshard.applying import Applier, NonFiniteModelError, Write
 from gradshard.dtypes import DTYPES
 from gradshard.errors import ChangedObjectError, PlanError
 from gradshard.keys import ObjectVersion, RoundKeys
-from gradshard.layout import PREFIX_BYTES, Layout, parse_header
+from gradshard.layout import PREFIX_BYTES, Layout, parse_header, shorten
 from gradshard.memory import peak_memory_mb, reset_peak_memory
 from gradshard.plan import Output, Plan, Refusal, Task
 from gradshard.planning import WHOLE, receive_buffer_bytes, sums_bytes
@@ -306,6 +306,6 @@ class _Worker:
 
 
 def _element_at(layout: Layout, position: int) -> tuple[str, int]:
-    """Return the tensor that holds byte ``position`` of the layout, and which element it is."""
+    """Name the tensor that holds byte ``position`` of the layout, and say which element it is."""
     tensor = layout.tensor_at(position)
-    return tensor.name, (position - tensor.start) // DTYPES[tensor.dtype].size
+    return shorten(tensor.name), (position - tensor.start) // DTYPES[tensor.dtype].size

@@ -69,13 +69,15 @@ def finalize_round(store: Store, wire: Wire, round_id: str) -> dict[str, Any]:
         tally.add(report)
     refused = tally.refused()
     if refused:
-        for refusal in refused:
-            arrivals.refuse(store, keys, refusal)
+        arrivals.refuse_all(store, keys, refused)
+        written = [vars(refusal) for refusal in refused]
+        # Apart from what clients read, which a later upload of theirs replaces.
+        store.put_json(keys.refused(plan.attempt), written)
         return {
             "status": REPLAN,
             "reason": REPLAN,
             "attempt": plan.attempt + 1,
-            "refused": [vars(refusal) for refusal in refused],
+            "refused": written,
         }
     _conclude(store, keys, plan, tally)
     return {"status": COMPLETED}

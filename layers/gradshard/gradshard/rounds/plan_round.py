@@ -46,14 +46,11 @@ class Call(NamedTuple):
         Why the round goes on.
     attempt
         0 the first time; one more each time contributors were refused while they were read.
-    refused
-        Whom the attempt before found to be bad.
     """
 
     visit: str
     reason: str
     attempt: int
-    refused: Sequence[Refusal]
 
 
 def plan_round(
@@ -268,11 +265,12 @@ class _Planning:
 
     def _without_refused(self, previous: Plan) -> Plan:
         """Leave out who was refused; versions frozen once stay frozen, and nobody is added."""
-        out = {refusal.client for refusal in self._call.refused}
+        refused = self._refused_by(previous)
+        out = {refusal.client for refusal in refused}
         entrants = Entrants(
             tuple(c for c in previous.contributors if c.client not in out),
             None,
-            previous.refused + tuple(self._call.refused),
+            previous.refused + refused,
             {
                 contributor.client: tuple(layer.weights[i] is not None for layer in previous.layers)
                 for i, contributor in enumerate(previous.contributors)
@@ -291,6 +289,17 @@ class _Planning:
         grouping = self._grouped(entrants.contributors)
         plan = self._assembled(grouping, settled, entrants.coverage)
         return replace(plan, refused=entrants.refused, missing=previous.missing)
+
+    def _refused_by(self, plan: Plan) -> tuple[Refusal, ...]:
+        """Read whom a plan's tasks found to be bad, in the versions that it froze.
+
+        What stands in the rejections that clients read is of any upload, an older or a later one.
+        """
+        key = self._keys.refused(plan.attempt)
+        written = self._store.get_json(key)
+        if written is None:
+            raise PlanError(f"{key} is missing")
+        return tuple(Refusal(**fields) for fields in written)
 
     def _there(self) -> list[str]:
         """List the clients of which there is an update, or some of it where that counts."""
