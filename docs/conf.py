@@ -38,6 +38,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+maximum_signature_line_length = 88
 # Optional packages, which the documentation is built without.
 autodoc_mock_imports = ["flwr", "torch"]
 # Types of other projects have no page here, nor have those inside the package.

@@ -1,6 +1,7 @@
 """Every page's blocks are run, or say why not; what is not run is parsed."""
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import click
 import pytest
 
 from gradshard.cli import main
-from tests.docs.pages import PAGES, RUN, SHOWN, PageError, blocks, inline_code
+from tests.docs.pages import PAGES, ROOT, RUN, SHOWN, PageError, blocks, inline_code
 from tests.docs.parsing import ParseError, options_of, parse, parse_shell, sam_command
 from tests.docs.session import console_steps, is_alike
 
@@ -141,6 +142,18 @@ def test_output_is_compared_without_numbers_and_widths(shown: str, said: str, al
 
 def test_a_terminal_is_taken_apart() -> None:
     assert console_steps("$ a \\\n    b\nout\n$ c\n") == [("a \\\n    b", "out\n"), ("c", "")]
+
+
+def test_the_client_in_another_language_has_only_the_standard_library() -> None:
+    [client] = [
+        block
+        for block in blocks(ROOT / "docs" / "formats.md")
+        if block.language == "python" and "http.client" in block.text
+    ]
+    imported = re.findall(r"^(?:from|import) (\w+)", client.text, re.MULTILINE)
+    assert len(imported) > 4
+    assert set(imported) <= sys.stdlib_module_names
+    assert (client.not_run, client.run_by) == (None, None)
 
 
 def test_what_is_run_is_run_by_someone() -> None:
