@@ -624,12 +624,16 @@ class GrowingUpdate:
     def add(self, tensors: Mapping[str, Any]) -> None:
         """Send further tensors, all of a layer or of several.
 
+        They stand before those that were sent already, as layers reached later are nearer to the
+        input, so that the update has its layers in their order.
+
         Raises
         ------
         UpdateError
             They could not be averaged; what was sent before stays.
         """
-        tensors = self._tensors | dict(tensors)
+        before = {name: t for name, t in self._tensors.items() if name not in tensors}
+        tensors = {**tensors, **before}
         with content_of(tensors, self._samples, self._training) as content:
             self._round.check_fits(self._client, content, partial=True)
             upload(self._round.store, self._round.keys.progress(self._client), content)
