@@ -13,6 +13,8 @@ from samtranslator.translator.translator import Translator  # type: ignore[impor
 
 from gradshard import signals
 from gradshard.keys import RoundKeys
+from gradshard.rounds import services
+from gradshard.spec import MAX_DEADLINE
 
 ROOT = Path(__file__).parents[2]
 
@@ -412,3 +414,22 @@ def test_what_collect_update_cannot_take_note_of_is_kept() -> None:
     assert [shown(target["DeadLetterConfig"]["Arn"]) for target in rule["Targets"]] == [queue]
     [kept] = of_type("AWS::SQS::Queue").values()
     assert kept["SqsManagedSseEnabled"] is True
+    # Deadlines: the scheduler sends with the role it invokes with, and is told where by open_round.
+    sending = {(role, shown(resource)) for role, action, resource in grants() if "sqs:" in action}
+    assert sending == {("CollectUpdateFunctionRole", queue), ("ScheduleRole", queue)}
+    opening = of_type("AWS::Lambda::Function")["OpenRoundFunction"]["Environment"]["Variables"]
+    assert shown(opening["GRADSHARD_UNDELIVERED_ARN"]) == queue
+
+
+def test_what_is_not_delivered_stays_longer_than_a_round_and_than_who_is_on_call_sleeps() -> None:
+    [kept] = of_type("AWS::SQS::Queue").values()
+    assert kept["MessageRetentionPeriod"] > MAX_DEADLINE
+    alarm = ALARMS["EventsUndeliveredAlarm"]
+    assert shown(alarm["Dimensions"][0]["Value"]) == "${UndeliveredEvents.QueueName}"
+
+
+def test_the_machine_gives_a_round_up_after_the_longest_deadline() -> None:
+    definition = json.loads((ROOT / "statemachine" / "round.asl.json").read_text())
+    waiting = definition["States"]["OpenRound"]
+    assert waiting["TimeoutSeconds"] > MAX_DEADLINE + services.DEADLINE_SECONDS
+    assert waiting["Catch"][0] == {"ErrorEquals": ["States.Timeout"], "Next": "RoundForgotten"}
