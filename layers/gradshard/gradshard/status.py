@@ -93,9 +93,7 @@ class Observer:
         }
 
     def tasks(self, most: int | None = None) -> list[dict[str, Any]]:
-        """Return what the tasks reported that were finished at the last look, and ``ended_at``.
-
-        That is when S3 has the report from, to the second; None where the report is gone.
+        """Return what the tasks reported that were finished at the last look.
 
         Parameters
         ----------
@@ -106,21 +104,14 @@ class Observer:
         plan, manifest = self._get([self._keys.plan, self._keys.manifest])
         if plan is None:
             return []
-        entries = self._finished(plan)
         if manifest is not None and manifest.get("tasks"):
-            ended = {entry.key: entry.modified.isoformat() for entry in entries}
-            return [
-                {**task, "ended_at": ended.get(self._keys.report(task["level"], task["task"]))}
-                for task in manifest["tasks"]
-            ]
+            listed: list[dict[str, Any]] = manifest["tasks"]
+            return listed
+        entries = self._finished(plan)
         unread = [entry.key for entry in entries if not self._is_read(entry)][:most]
         self._get(unread, of_others=True)
-        found = [
-            {**report, "ended_at": entry.modified.isoformat()}
-            for entry in entries
-            if self._is_read(entry) and (report := self._read[entry.key][1]) is not None
-        ]
-        return [report for report in found if report["attempt"] == plan["attempt"]]
+        found = [self._read[entry.key][1] for entry in entries if self._is_read(entry)]
+        return [report for report in found if report and report["attempt"] == plan["attempt"]]
 
     def plan(self) -> dict[str, Any] | None:
         """Return the plan as it was at the last look."""
