@@ -70,10 +70,6 @@ def coordinator(outputs: dict[str, str]) -> dict[str, Any]:
     )
 
 
-def client(outputs: dict[str, str], name: str) -> dict[str, Any]:
-    return policy("client", CLIENT=name, BUCKET=outputs["BucketName"])
-
-
 def test_the_coordinators_policy_opens_and_follows_rounds(
     outputs: dict[str, str], become: Become
 ) -> None:
@@ -102,34 +98,3 @@ def test_every_statement_of_the_coordinators_policy_is_needed(
         federation = Federation()
         with pytest.raises((GradshardError, ClientError), match="AccessDenied"):
             federation.open_round(f"policy-less-{number}", ["a"], deadline=600).status()
-
-
-def test_the_clients_policy_takes_part_as_that_client_only(
-    outputs: dict[str, str], become: Become
-) -> None:
-    everyone = Federation()
-    rounds = everyone.open_round("policy-part", ["a", "b"], deadline=600)
-    everyone.open_round("policy-grow", ["a"], rule="fedavg", deadline=600)
-    everyone.open_round(
-        "policy-work",
-        ["a"],
-        assignments={"batch_size": 1, "epochs": 1, "learning_rate": 0.1},
-        deadline=600,
-    )
-    become(client(outputs, "a"))
-    mine = Federation(bucket=outputs["BucketName"])
-    round_ = mine.round("policy-part")
-    round_.submit("a", UPDATE, samples=1)
-    with pytest.raises(GradshardError, match="AccessDenied"):
-        round_.submit("b", UPDATE, samples=1)
-    grown = mine.round("policy-grow").growing("a", 1)
-    grown.add(UPDATE)
-    grown.finish()
-    assert round_.rejection("a") is None
-    assert mine.round("policy-work").assignment("a").epochs == 1
-    rounds.submit("b", UPDATE, samples=1)
-    rounds.wait(SECONDS)
-    # Nor the others' updates.
-    with pytest.raises(GradshardError, match="AccessDenied"):
-        round_.store.get_json(round_.keys.update("b"))
-    assert list(round_.fetch()) == ["w"]

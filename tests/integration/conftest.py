@@ -51,6 +51,7 @@ def function_environment(store: Store) -> Iterator[None]:
             "GRADSHARD_MAP_CONCURRENCY": "0",
             "GRADSHARD_SCHEDULE_GROUP": "gradshard-deadlines",
             "GRADSHARD_SCHEDULE_ROLE_ARN": "arn:aws:iam::000000000000:role/nobody",
+            "GRADSHARD_UNDELIVERED_ARN": "arn:aws:sqs:us-east-1:000000000000:nowhere",
             "GRADSHARD_COLLECT_FUNCTION_ARN": "arn:aws:lambda:us-east-1:000000000000:function:none",
         }.items():
             patch.setenv(name, value)

@@ -195,8 +195,8 @@ class Machine:
         """Plan, do the tasks and finalize until nothing more can be done for now."""
         for visit in itertools.count():
             time = f"2026-01-01T00:{len(self.sent):02}:{visit:02}Z"
-            event = {"round": self.name, "visit": time, **outcome}
-            event.pop("status", None)
+            carried = {name: outcome[name] for name in ("reason", "attempt")}
+            event = {"round": self.name, "visit": time, **carried}
             planned = self.step("PlanRound", "plan_round", event)
             for level in planned["levels"]:
                 for batch in self.store.get_json(level["key"]):

@@ -63,6 +63,7 @@ REPORT: dict[str, Any] = {
     "attempt": 0,
     "start": 0,
     "end": 12,
+    "started_at": "2026-01-01T00:01:00.250+00:00",
     "seconds": 1.5,
     "cpu_seconds": 0.2,
     "peak_mb": 41.0,

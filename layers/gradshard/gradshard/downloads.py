@@ -35,7 +35,11 @@ def fetch_tensors(
 def fetch_tensors(
     opener: Opener, source: ObjectVersion, path: str | Path | None, progress: Progress | None
 ) -> dict[str, Array] | Path:
-    """Fetch a safetensors object into arrays, which share one buffer, or into a file."""
+    """Fetch a safetensors object into arrays, which share one buffer, or into a file.
+
+    By its ETag alone: to name its version, a client would need s3:GetObjectVersion.
+    """
+    source = source._replace(version="")
     if path is None:
         return unpack(download_bytes(opener, source, progress))
     download_file(opener, source, Path(path), progress)

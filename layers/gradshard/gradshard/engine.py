@@ -305,7 +305,7 @@ def _mend_error_names() -> None:
 
 
 def _mend_events_to_functions() -> None:
-    """Queue events for functions, and try twice more what fails, as AWS does.
+    """Queue events for functions, try twice more what fails, then pass it on, as AWS does.
 
     MiniStack runs every event at once, each in a process of its own, and drops those that fail or
     that are one too many: sixty updates arriving together would take a minute or lose one.
@@ -317,8 +317,16 @@ def _mend_events_to_functions() -> None:
     def deliver(function: dict[str, Any], event: Any) -> None:
         for pause in _EVENT_PAUSES:
             time.sleep(pause)
-            if not lambda_svc._execute_function_with_config_scope(function, event).get("error"):
+            result = lambda_svc._execute_function_with_config_scope(function, event)
+            if not result.get("error"):
                 return
+        config = (function.get("event_invoke_configs") or {}).get("$LATEST") or {}
+        destination = config.get("DestinationConfig", {}).get("OnFailure", {}).get("Destination")
+        if destination:
+            name = function["config"]["FunctionName"]
+            lambda_svc._run_with_function_config_scope(
+                function, lambda_svc._route_async_failure, destination, name, event, result
+            )
 
     def dispatch(arn: str, payload: str) -> None:
         function, config, _ = lambda_svc._get_func_record_for_ref(arn)

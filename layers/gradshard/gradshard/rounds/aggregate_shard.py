@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from gradshard import aggregation
@@ -43,7 +44,7 @@ def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, task: Task) -> d
         the contributors that turned out to be bad.
     """
     keys = RoundKeys(round_id)
-    wall, cpu = time.perf_counter(), time.process_time()
+    started_at, wall, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
     reset_peak_memory()
     wire.meter.take()
     fields = wire.get_json(keys.plan)
@@ -61,6 +62,7 @@ def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, task: Task) -> d
         "attempt": attempt,
         "start": task.start,
         "end": task.end,
+        "started_at": started_at.isoformat(timespec="milliseconds"),
         "seconds": round(time.perf_counter() - wall, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),
         "peak_mb": round(peak_memory_mb(), 1),

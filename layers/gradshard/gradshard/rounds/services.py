@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 EVENT_SOURCE = "gradshard"
 
+DEADLINE_SECONDS = 3600
+"""How long the scheduler tries to deliver a deadline; then it goes to the queue of what was not,
+and somebody is told. A day, which is the scheduler's most, were too long a silence."""
+
 MAX_CAUSE = 8_000
 """Characters of a cause that are kept; Step Functions ends at 32,768 of them."""
 
@@ -75,6 +79,11 @@ def schedule_deadline(round_id: str, at: datetime) -> None:
                 "Arn": os.environ["GRADSHARD_COLLECT_FUNCTION_ARN"],
                 "RoleArn": os.environ["GRADSHARD_SCHEDULE_ROLE_ARN"],
                 "Input": json.dumps({"round": round_id, "deadline": True}),
+                "RetryPolicy": {
+                    "MaximumEventAgeInSeconds": DEADLINE_SECONDS,
+                    "MaximumRetryAttempts": 185,  # the most: the age decides
+                },
+                "DeadLetterConfig": {"Arn": os.environ["GRADSHARD_UNDELIVERED_ARN"]},
             },
         )
 
