@@ -52,6 +52,7 @@ class _Memory(Store):
         *,
         content_type: str = "",  # noqa: ARG002
         replaces: str | None = ANYTHING,  # noqa: ARG002
+        sha256: str = "",  # noqa: ARG002
     ) -> bool:
         self.objects[key] = body
         return True
@@ -61,7 +62,7 @@ class _Memory(Store):
             key = f"{prefix}c{client:04d}.safetensors"
             yield ListedObject(key, ETAG, self.nbytes, datetime.now(UTC))
 
-    def create_upload(self, key: str, metadata: dict[str, str] | None = None) -> str:  # noqa: ARG002
+    def create_upload(self, *_: Any, **__: Any) -> str:
         return "upload"
 
     def list_parts(self, key: str, upload_id: str) -> list[Part] | None:  # noqa: ARG002
@@ -97,7 +98,7 @@ def measure(shards: int, clients: int) -> dict[str, Any]:
     store.put_json(keys.spec, record)
     services.publish = lambda *_: None
 
-    call = Call("2026-01-01T00:00:01", "complete", 0, [])
+    call = Call("2026-01-01T00:00:01", "complete", 0)
     planned = _timed(lambda: plan_round(store, "scale", call, aggregator=Aggregator(3008, "arm64")))
     plan = Plan.from_json(store.get_json(keys.plan))
     _report(store, keys, plan)

@@ -17,7 +17,7 @@ def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float
     if outcome["status"] == "completed":
         return {"RoundsCompleted": 1}
     if outcome["status"] == "replan":
-        return {"Replans": 1, "UpdatesRefused": len(outcome["refused"])}
+        return {"Replans": 1, "UpdatesRefused": outcome["refused"]}
     return {}
 
 
@@ -25,5 +25,8 @@ def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """End the round well, or have it planned again without those who were refused."""
     outcome = finalize_round(store, wire, event["round"])
-    observe.refused(outcome.get("refused", []))
+    if "refused" in outcome:
+        observe.refused(outcome["refused"])
+        # A state takes 256 KiB: of thousands of refusals, their number.
+        outcome["refused"] = len(outcome["refused"])
     return outcome

@@ -160,7 +160,7 @@ class Machine:
                 if client not in self.lost:
                     self.submit(client)
                 self.collect(client)
-            outcome = self.aggregate({"reason": "complete", "attempt": 0, "refused": []})
+            outcome = self.aggregate({"reason": "complete", "attempt": 0})
         assert outcome["status"] == "completed"
 
     def open(self) -> None:

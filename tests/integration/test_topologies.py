@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from gradshard.errors import ChangedObjectError, PlanError
-from gradshard.plan import Refusal
 from gradshard.planning import Aggregator
 from gradshard.rounds import arrivals
 from gradshard.rounds.abort_round import abort_round
@@ -359,8 +358,7 @@ def test_nan_in_an_eager_round_plans_all_groups_again(open_round: Callable[..., 
         round_.aggregate()
         outcome = round_.finalize()
     assert outcome["status"] == "replan"
-    refused = [Refusal(**fields) for fields in outcome["refused"]]
-    round_.plan(outcome["attempt"], refused, visit="3", reason=outcome["reason"])
+    round_.plan(outcome["attempt"], visit="3", reason=outcome["reason"])
     assert len(round_.tasks(0)) == 4
     round_.aggregate()
     assert round_.finalize() == {"status": "completed"}

@@ -36,7 +36,7 @@ _INTEGERS: Final = {
 
 
 def delta(before: StateDict, after: StateDict) -> dict[str, "Tensor"]:
-    """Return what training changed, as an update for :meth:`gradshard.Round.submit`.
+    """Return what training changed, as an update for :meth:`gradshard.federation.Round.submit`.
 
     Floating-point differences keep their type and device. Integer ones, such as BatchNorm's
     ``num_batches_tracked``, become int64, so that an unsigned number may fall; their mean is
@@ -94,8 +94,8 @@ def apply(state_dict: StateDict, update: Mapping[str, Any], scale: float = 1.0) 
     state_dict
         The model's ``state_dict()``; it stays as it is.
     update
-        What :meth:`gradshard.Round.fetch` returns, or tensors of any device. What it lacks stays
-        unchanged, so an update may be of a part of the model.
+        What :meth:`gradshard.federation.Round.fetch` returns, or tensors of any device. What it
+        lacks stays unchanged, so an update may be of a part of the model.
     scale
         By how much to multiply the update: a server's learning rate.
 
