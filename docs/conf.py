@@ -60,6 +60,7 @@ html_title = f"gradshard {release}"
 html_short_title = "gradshard"
 html_static_path = ["assets"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_extra_path = ["assets/root"]
 html_copy_source = False
 html_show_sphinx = False
