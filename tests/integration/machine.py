@@ -104,7 +104,7 @@ def in_this_process() -> Iterator[Call]:
     for module in modules.values():
         if "store" in module:
             module["store"]._s3.close()
-        else:
+        if "wire" in module:
             module["wire"].close()
 
 
@@ -160,7 +160,7 @@ class Machine:
                 if client not in self.lost:
                     self.submit(client)
                 self.collect(client)
-            outcome = self.aggregate({"reason": "complete", "attempt": 0, "refused": []})
+            outcome = self.aggregate({"reason": "complete", "attempt": 0})
         assert outcome["status"] == "completed"
 
     def open(self) -> None:

@@ -45,6 +45,13 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "pause", lambda _: None)
 
 
+@pytest.fixture(params=["store", "encrypted"])
+def store(request: pytest.FixtureRequest) -> Store:
+    """A bucket whose ETags are MD5s, and one under a KMS key."""
+    found: Store = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture
 def keys(store: Store) -> RoundKeys:
     """Give a round of its own."""
@@ -84,7 +91,7 @@ def raw(
 
 
 def assert_holds(store: Store, keys: RoundKeys, tensors: Mapping[str, reference.Array]) -> None:
-    update = check_update(store, keys, "a")
+    update = check_update(store, keys, "a", partial=False)
     assert isinstance(update, tuple), update
     assert not isinstance(update, Refusal)
     body = store.get_bytes(keys.update("a"))
@@ -97,7 +104,7 @@ class TestUploading:
         told: list[tuple[int, int]] = []
         ticket.submit(TENSORS, 5, progress=lambda *step: told.append(step))
         assert_holds(store, keys, TENSORS)
-        update = check_update(store, keys, "a")
+        update = check_update(store, keys, "a", partial=False)
         assert update is not None
         assert not isinstance(update, Refusal)
         assert update.samples == 5

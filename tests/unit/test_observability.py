@@ -107,7 +107,7 @@ EVENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "open_round": ({"round": "r1", "spec": {}, "started": "", "token": ""}, {"status": "opened"}),
     "collect_update": (uploaded("rounds/r1/updates/a.safetensors"), {"status": "accepted"}),
     "plan_round": (
-        {"round": "r1", "visit": "", "reason": "", "attempt": 1, "refused": []},
+        {"round": "r1", "visit": "", "reason": "", "attempt": 1},
         {"status": "planned"},
     ),
     "aggregate_shard": ({"round": "r1", "attempt": 1}, REPORT),
@@ -241,8 +241,10 @@ def test_every_metric_is_measured_somewhere() -> None:
 
 def test_a_client_refused_while_it_was_read_has_a_line_of_its_own(said: Said) -> None:
     outcome = {"status": "replan", "refused": REFUSED}
-    line = line_of(said.by("finalize_round", {"round": "r1"}, outcome), "refused")
+    lines = said.by("finalize_round", {"round": "r1"}, outcome)
+    line = line_of(lines, "refused")
     assert (line["round"], line["contributor"], line["reason"]) == ("r1", "a", "NaN")
+    assert line_of(lines, "done")["outcome"] == {"status": "replan", "refused": 1}
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,13 @@ def grants() -> list[Grant]:
     ]
 
 
+MODELS = {
+    "${Bucket.Arn}/models/*.json": "which version is current, and each version's record",
+    "${Bucket.Arn}/models/*.safetensors": "models, whether a round made them or somebody put them",
+    "${Bucket.Arn}/models/*/rounds/*.safetensors": "what rounds make: models, optimizers' state",
+}
+
+
 def patterns_of_a_rounds_objects() -> set[str]:
     """Every object of a round, and every folder, as policies name them."""
     names = vars(RoundKeys("r"))
@@ -168,7 +175,13 @@ def test_no_role_reads_or_writes_more_of_the_bucket_than_kinds_of_objects() -> N
     on_bucket = {grant.action for grant in of_s3 if grant.resource == "${Bucket.Arn}"}
     assert on_bucket == set(WHOLE_BUCKET)
     named = {grant.resource for grant in of_s3} - {"${Bucket.Arn}"}
-    assert named <= patterns_of_a_rounds_objects()
+    assert named <= patterns_of_a_rounds_objects() | set(MODELS)
+
+
+def test_no_function_may_change_a_model_that_somebody_put() -> None:
+    reading = {"s3:GetObject", "s3:GetObjectVersion"}
+    actions = {g.action for g in grants() if g.resource == "${Bucket.Arn}/models/*.safetensors"}
+    assert actions <= reading
 
 
 def test_no_function_may_change_an_update() -> None:

@@ -1,4 +1,4 @@
-"""The averaged update on its way from S3, into memory or a file."""
+"""An averaged update or a model on its way from S3, into memory or a file."""
 
 import contextlib
 import secrets
@@ -6,17 +6,40 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Final
+from typing import Final, overload
 
 from gradshard.keys import ObjectVersion
 from gradshard.limits import MIB
 from gradshard.planning import client_ranges
 from gradshard.streams import Opener, RangeStream
+from gradshard.tensors import Array, unpack
 from gradshard.uploads import Progress
 
 THREADS: Final = 4
 SLICE_BYTES: Final = MIB
 """Bytes of each thread that are in memory at a time."""
+
+
+@overload
+def fetch_tensors(
+    opener: Opener, source: ObjectVersion, path: None, progress: Progress | None
+) -> dict[str, Array]: ...
+
+
+@overload
+def fetch_tensors(
+    opener: Opener, source: ObjectVersion, path: str | Path | None, progress: Progress | None
+) -> dict[str, Array] | Path: ...
+
+
+def fetch_tensors(
+    opener: Opener, source: ObjectVersion, path: str | Path | None, progress: Progress | None
+) -> dict[str, Array] | Path:
+    """Fetch a safetensors object into arrays, which share one buffer, or into a file."""
+    if path is None:
+        return unpack(download_bytes(opener, source, progress))
+    download_file(opener, source, Path(path), progress)
+    return Path(path)
 
 
 def download_bytes(

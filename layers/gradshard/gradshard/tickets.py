@@ -46,8 +46,8 @@ from gradshard.uploads import (
     Padded,
     Progress,
     SentOnce,
+    checksum_of,
     content_of,
-    has_etag,
     tell_nobody,
 )
 
@@ -273,13 +273,14 @@ class Ticket:
                     "ticket; ask for one for larger updates"
                 )
             padded = Padded(content, min(n for n in self._upload_urls if n >= content.nbytes))
-            if self._has(padded):
+            mark = _mark_of(padded)
+            if self._has(padded, mark):
                 return
             if self.has_ended():
                 raise RoundStateError(
                     f"round {self.round_id!r} has ended; ask for a ticket of the next one"
                 )
-            self._put(padded, progress or tell_nobody)
+            self._put(padded, mark, progress or tell_nobody)
 
     def rejection(self) -> str | None:
         """Return why the client's update was refused or came too late; None if it was not."""
@@ -385,7 +386,7 @@ class Ticket:
         }
         return URLLib3Session(**settings)
 
-    def _put(self, content: Content, tell: Progress) -> None:
+    def _put(self, content: Content, mark: str, tell: Progress) -> None:
         for failures in range(UPLOAD_ATTEMPTS):
             if failures:
                 pause(failures)
@@ -393,6 +394,7 @@ class Ticket:
             headers: dict[str, Any] = {
                 "Content-Length": str(content.nbytes),
                 "If-None-Match": "*",
+                "Content-Disposition": mark,
                 # A refusal then comes before the body is sent. In bytes botocore looks for it.
                 "Expect": b"100-continue",
             }
@@ -402,7 +404,7 @@ class Ticket:
                 if answer.status_code == 200:
                     return
                 if answer.status_code == 412:
-                    self._check_used_for(content)
+                    self._check_used_for(content, mark)
                     return
                 # 409: another upload of the same object is under way, and may yet fail.
                 if answer.status_code != 409 and answer.status_code < 500:
@@ -412,7 +414,7 @@ class Ticket:
             f"uploading to round {self.round_id!r} broke {UPLOAD_ATTEMPTS} times; submit it again"
         )
 
-    def _has(self, content: Content) -> bool:
+    def _has(self, content: Content, mark: str) -> bool:
         """Whether this very update is there already.
 
         Raises
@@ -424,7 +426,7 @@ class Ticket:
         if answer is None:
             return False
         nbytes = int(answer.headers["Content-Length"])
-        if nbytes != content.nbytes or not has_etag(content, answer.headers["ETag"]):
+        if nbytes != content.nbytes or answer.headers.get("Content-Disposition") != mark:
             raise TicketError(
                 f"the ticket of client {self.client!r} was used already: another update, of "
                 f"{nbytes} bytes, is in round {self.round_id!r}; a ticket uploads once, unless the "
@@ -432,9 +434,9 @@ class Ticket:
             )
         return True
 
-    def _check_used_for(self, content: Content) -> None:
+    def _check_used_for(self, content: Content, mark: str) -> None:
         # Of an attempt before, whose answer was lost; or of someone else who has the ticket.
-        if not self._has(content):
+        if not self._has(content, mark):
             raise TicketError(
                 f"the update of client {self.client!r} in round {self.round_id!r} was taken away "
                 "meanwhile; ask the round's operator"
@@ -514,6 +516,15 @@ class Ticket:
             f"the ticket of client {self.client!r} in round {self.round_id!r} is not valid: {why}; "
             "ask the round's operator for another"
         )
+
+
+def _mark_of(content: Content) -> str:
+    """Return by what an update's sender knows it again: a header that S3 keeps, with its SHA-256.
+
+    S3's own checksum is a header that a ticket would have to sign, before there is an update; and
+    an ETag is not the MD5 of the bytes under a KMS key.
+    """
+    return f'attachment; sha256="{checksum_of(content)}"'
 
 
 class _Reader:

@@ -4,8 +4,12 @@ Most updates are one PUT, since each request is paid for. Where the connection b
 of a large one, and from the start for the largest, they go up in parts. When that is interrupted
 too, the parts that arrived stay; the next upload in parts of the same bytes finds them and sends
 only the others.
+
+What is there already is known by its SHA-256, which S3 checks and keeps; an ETag does not tell it
+under a KMS key. So every byte is read once more than it is sent.
 """
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -140,25 +144,27 @@ class SentOnce(io.BufferedReader):
 
 
 class TensorContent:
-    """An update of tensors in memory, which are not copied.
+    """An update, or a model, of tensors in memory, which are not copied.
 
     Parameters
     ----------
     tensors
         As :func:`gradshard.tensors.pack` takes them.
     samples
-        The number of samples the client trained on.
+        The number of samples the client trained on; None for a model.
     metadata
         What else stands in the header.
     """
 
     def __init__(
-        self, tensors: Mapping[str, Any], samples: int, metadata: Mapping[str, str] | None = None
+        self,
+        tensors: Mapping[str, Any],
+        samples: int | None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.layout, views = pack(tensors)
-        header = encode_header(
-            self.layout, {**(metadata or {}), SAMPLES_KEY: check_samples(samples)}
-        )
+        said = {} if samples is None else {SAMPLES_KEY: check_samples(samples)}
+        header = encode_header(self.layout, {**(metadata or {}), **said})
         self._pieces = [memoryview(header), *views]
         *self._starts, self.nbytes = accumulate(map(len, self._pieces), initial=0)
 
@@ -174,9 +180,9 @@ class TensorContent:
 
 
 class FileContent:
-    """An update in a .safetensors file, read as it is sent.
+    """An update, or a model, in a .safetensors file, read as it is sent.
 
-    Its header is written anew with the number of samples in it.
+    An update's header is written anew with the number of samples in it.
 
     Parameters
     ----------
@@ -186,10 +192,17 @@ class FileContent:
         The number of samples; None if the file's metadata has ``num_samples``.
     metadata
         What is to stand in the header besides what does.
+    is_model
+        It is a model, which has no samples.
     """
 
     def __init__(
-        self, path: Path, samples: int | None, metadata: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        samples: int | None,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        is_model: bool = False,
     ) -> None:
         self._path = path
         self._file = path.open("rb")
@@ -200,7 +213,8 @@ class FileContent:
             written = {**header.metadata, **(metadata or {})}
             if samples is not None:
                 written[SAMPLES_KEY] = check_samples(samples)
-            parse_samples(written)
+            if not is_model:
+                parse_samples(written)
         except UpdateError as error:
             self._file.close()
             raise UpdateError(f"{path}: {error}") from None
@@ -330,6 +344,22 @@ def content_of(
         yield TensorContent(update, samples, metadata)
 
 
+@contextlib.contextmanager
+def model_content_of(model: Mapping[str, Any] | str | Path) -> Iterator[Content]:
+    """Open a model: tensors by name, or the path of a .safetensors file.
+
+    Raises
+    ------
+    UpdateError
+        It could not be averaged.
+    """
+    if isinstance(model, str | Path):
+        with FileContent(Path(model), None, is_model=True) as content:
+            yield content
+    else:
+        yield TensorContent(model, None)
+
+
 def upload(store: Store, key: str, content: Content, progress: Progress | None = None) -> None:
     """Store an update under ``key``: in one request, or in parts if that breaks or is too large.
 
@@ -358,7 +388,7 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
     if len(client_ranges(content.nbytes)) == 1:
         # Little enough to be sent again.
         body = content.read(0, content.nbytes)
-        store.put_bytes(key, body, content_type=CONTENT_TYPE)
+        store.put_bytes(key, body, content_type=CONTENT_TYPE, sha256=checksum_of(content))
         tell(content.nbytes, content.nbytes)
         return
     if content.nbytes <= SINGLE_PUT_BYTES and _put(store, key, content, tell):
@@ -373,29 +403,34 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
 def _put(store: Store, key: str, content: Content, tell: Progress) -> bool:
     """Send a content in one request; False if that broke on the way."""
     tell(0, content.nbytes)
+    checksum = checksum_of(content)
     body = SentOnce(content, tell)
-    if store.put_stream(key, body, content.nbytes, content_type=CONTENT_TYPE):
+    if store.put_stream(key, body, content.nbytes, content_type=CONTENT_TYPE, sha256=checksum):
         return True
     body.check()
     # All of it may have arrived but the answer: a second time, it could come after the planning.
-    there = store.head(key)
-    return there is not None and there.nbytes == content.nbytes and has_etag(content, there.etag)
+    return store.checksum(key) == checksum
 
 
 def tell_nobody(_done: int, _total: int) -> None:
     """Be the progress that nobody asked for."""
 
 
-def has_etag(content: Content, etag: str) -> bool:
-    """Whether :func:`upload` of the content, in either way, makes an object of that ETag."""
+def checksum_of(content: Content) -> str:
+    """Return a content's SHA-256, in base64 as S3 has it."""
+    return _base64(_digest(content, 0, content.nbytes))
+
+
+def has_checksum(content: Content, checksum: str) -> bool:
+    """Whether :func:`upload` of the content, in either way, makes an object of that checksum."""
     ranges = client_ranges(content.nbytes)
-    digest, _, parts = etag.strip('"').partition("-")
+    digest, _, parts = checksum.partition("-")
     if not parts:
-        return digest == _digest(content, 0, content.nbytes).hex()
+        return digest == checksum_of(content)
     if parts != str(len(ranges)):
         return False
     digests = b"".join(_digest(content, *range_) for range_ in ranges)
-    return digest == hashlib.md5(digests, usedforsecurity=False).hexdigest()
+    return digest == _base64(hashlib.sha256(digests).digest())
 
 
 def _resumable(store: Store, key: str, content: Content) -> tuple[str, list[Part]]:
@@ -408,7 +443,7 @@ def _resumable(store: Store, key: str, content: Content) -> tuple[str, list[Part
             return upload_id, held
         # Other content of the same client, which this one replaces.
         store.abort_upload(key, upload_id)
-    return store.create_upload(key), []
+    return store.create_upload(key, checked=True), []
 
 
 def _holds(content: Content, part: Part) -> bool:
@@ -418,15 +453,18 @@ def _holds(content: Content, part: Part) -> bool:
     start, end = ranges[part.number - 1]
     if part.nbytes != end - start:
         return False
-    return part.etag.strip('"') == _digest(content, start, end).hex()
+    return part.sha256 == _base64(_digest(content, start, end))
 
 
 def _digest(content: Content, start: int, end: int) -> bytes:
-    # The ETag of a part is its MD5: not for security, S3's choice.
-    digest = hashlib.md5(usedforsecurity=False)
+    digest = hashlib.sha256()
     for position in range(start, end, CHUNK_BYTES):
         digest.update(content.read(position, min(position + CHUNK_BYTES, end)))
     return digest.digest()
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
 
 
 def _send(
@@ -443,10 +481,11 @@ def _send(
     tell(done, content.nbytes)
 
     def send(number: int, start: int, end: int) -> Part:
+        checksum = _base64(_digest(content, start, end))
         source = _Range(content, start, end)
         body = io.BufferedReader(source, CHUNK_BYTES)
         try:
-            return store.upload_part(key, upload_id, number, body, end - start)
+            return store.upload_part(key, upload_id, number, body, end - start, checksum)
         except Exception:
             if source.failure:
                 raise source.failure from None

@@ -7,12 +7,9 @@ from typing import Any
 
 from gradshard.errors import SpecError
 from gradshard.keys import RoundKeys
-from gradshard.rounds import services
-from gradshard.rounds.finalize_round import COMPLETED, FAILED
+from gradshard.plan import next_keys
+from gradshard.rounds import COMPLETED, FAILED, arrivals, models, services
 from gradshard.store import Store
-
-MAX_CAUSE = 8_000
-"""Characters of a cause that are kept; Step Functions ends at 32,768 bytes."""
 
 
 def abort_round(
@@ -44,7 +41,7 @@ def abort_round(
     error, cause = _plain(error, cause)
     if task is not None:
         cause = f"task {task['number']} of level {task['level']}: {cause}"
-    cause = cause[:MAX_CAUSE]
+    cause = cause[: services.MAX_CAUSE]
     try:
         keys = RoundKeys(round_id)
     except SpecError:
@@ -62,15 +59,22 @@ def abort_round(
     }
     if not store.put_json(keys.manifest, manifest, replaces=None):
         manifest = store.get_json(keys.manifest)
+    opened = arrivals.read_spec(store, keys)
+    terms = opened and opened[0].apply
+    outputs = [keys.result, *(next_keys(terms, round_id) if terms else ())]
     # Of a round that ended well, too: finalize_round may have died between its manifest and this.
-    store.abort_open_uploads(keys.result)
+    for key in outputs:
+        store.abort_open_uploads(key)
     if len(plan.get("levels", [])) > 1:
         store.delete_versions(keys.partials)
     if manifest["status"] == COMPLETED:
+        if terms:
+            models.note_current(store, terms.model)
         services.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
         return {"status": COMPLETED}
-    if store.head(keys.result) is not None:
-        store.delete(keys.result)
+    for key in outputs:
+        if store.head(key) is not None:
+            store.delete(key)
     services.publish(
         "RoundFailed", {"round": round_id, "bucket": store.bucket, "cause": manifest["cause"]}
     )

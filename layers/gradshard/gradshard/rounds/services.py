@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 EVENT_SOURCE = "gradshard"
 
+MAX_CAUSE = 8_000
+"""Characters of a cause that are kept; Step Functions ends at 32,768 of them."""
+
 
 @cache
 def _states() -> "SFNClient":
@@ -43,7 +46,7 @@ def resume(token: str, reason: str) -> bool:
 def give_up(token: str, error: str, cause: str) -> None:
     """Have the state machine fail at its wait for updates."""
     with _no_longer_waiting():
-        _states().send_task_failure(taskToken=token, error=error, cause=cause)
+        _states().send_task_failure(taskToken=token, error=error, cause=cause[:MAX_CAUSE])
 
 
 def _no_longer_waiting() -> contextlib.suppress:
