@@ -73,7 +73,7 @@ test-client: setup ## Run the unit tests of the built wheel, without extras, wit
 # Plain `torch` brings gigabytes of CUDA where pip finds no other build; a CPU build does.
 TORCH_PYTHON := $(PYTHON)
 TORCH := torch
-TORCH_TESTS := tests/unit/test_torch.py tests/unit/test_tensors.py tests/unit/test_convert.py
+TORCH_TESTS := tests/unit/test_torch.py tests/unit/test_tensors.py tests/unit/test_convert.py tests/docs/test_torch.py
 
 test-torch: setup ## Run the tests that need PyTorch, in an environment of their own
 	$(TORCH_PYTHON) -m venv .venv-torch
@@ -83,7 +83,7 @@ test-torch: setup ## Run the tests that need PyTorch, in an environment of their
 
 # A Chromium that is here, the one that CHROMIUM= names, or playwright's own; SCREENSHOTS=FOLDER keeps
 # what it saw.
-test-browser: setup ## Look at the page of `gradshard report` in headless Chromium
+test-browser: docs ## Look at the page of `gradshard report`, and at the site, in headless Chromium
 	$(PYTHON) -m venv .venv-browser
 	.venv-browser/bin/pip install --quiet --disable-pip-version-check playwright . $(TEST_PACKAGES)
 	CHROMIUM="$(CHROMIUM)" SCREENSHOTS="$(SCREENSHOTS)" \

@@ -77,7 +77,7 @@ class Session:
         # Lines are the page's in a traceback.
         code = compile("\n" * block.line + text, str(block.path), "exec")
         with contextlib.chdir(self.folder):
-            exec(code, self._names)  # noqa: S102 - that is what it is for
+            exec(code, self._names)
 
     def _shell(self, text: str, block: Block, exit_code: int = 0) -> str:
         """Run commands; what they exported and where they went is kept."""

@@ -158,7 +158,7 @@ def test_the_client_in_another_language_has_only_the_standard_library() -> None:
 
 def test_what_is_run_is_run_by_someone() -> None:
     targets = {b.run_by for path in PAGES for b in blocks(path) if b.language in RUN and b.run_by}
-    assert targets <= {"make test-flower", "make test-torch"}
+    assert targets == {"make test-flower", "make test-torch"}
 
 
 def test_blocks_that_are_not_run_say_why() -> None:

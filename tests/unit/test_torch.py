@@ -379,7 +379,7 @@ def test_the_documented_client_trains_and_takes_the_average() -> None:
 
     model = torch.nn.Linear(2, 2, bias=False)
     expected = model.weight.detach() + 0.5
-    exec(snippet, {"model": model, "train": train, "round_": Round()})  # noqa: S102 - our own page
+    exec(snippet, {"model": model, "train": train, "round_": Round()})
     torch.testing.assert_close(model.weight.detach(), expected)
 
 
