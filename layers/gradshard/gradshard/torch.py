@@ -2,8 +2,8 @@
 
 A client sends ``delta(before, after)``; whoever keeps the model goes on with
 ``apply(state_dict, update)``. Where the federation keeps it, ``tensors(state_dict)`` is its first
-version, and ``load(state_dict, model)`` the one to train. Importing this module imports torch; the rest of gradshard does not,
-and takes torch tensors all the same.
+version, and ``load(state_dict, model)`` the one to train. Importing this module imports torch; the
+rest of gradshard does not, and takes torch tensors all the same.
 """
 
 import copy
