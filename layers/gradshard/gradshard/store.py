@@ -284,6 +284,50 @@ class Store:
                 seconds,
             )
 
+    def presign_part(self, key: str, upload_id: str, number: int, nbytes: int, seconds: int) -> str:
+        """Return a URL with which anyone may PUT one part, of just this length, to an upload.
+
+        ``Content-Length`` is signed.
+        """
+        with _translated(key):
+            return self._s3.generate_presigned_url(
+                "upload_part",
+                {
+                    "Bucket": self.bucket,
+                    "Key": key,
+                    "UploadId": upload_id,
+                    "PartNumber": number,
+                    "ContentLength": nbytes,
+                },
+                seconds,
+            )
+
+    def presign_parts(self, key: str, upload_id: str, seconds: int) -> str:
+        """Return a URL with which anyone may GET the list of an upload's first thousand parts."""
+        with _translated(key):
+            return self._s3.generate_presigned_url(
+                "list_parts",
+                {"Bucket": self.bucket, "Key": key, "UploadId": upload_id},
+                seconds,
+            )
+
+    def presign_completion(self, key: str, upload_id: str, seconds: int) -> str:
+        """Return a URL with which anyone may POST an upload's completion, if there is no object.
+
+        ``If-None-Match: *`` is signed.
+        """
+        with _translated(key):
+            return self._s3.generate_presigned_url(
+                "complete_multipart_upload",
+                {
+                    "Bucket": self.bucket,
+                    "Key": key,
+                    "UploadId": upload_id,
+                    "IfNoneMatch": "*",
+                },
+                seconds,
+            )
+
     def presign_read(self, key: str, seconds: int, *, head: bool = False) -> str:
         """Return a URL with which anyone may GET an object's newest version, or only HEAD it."""
         with _translated(key):
