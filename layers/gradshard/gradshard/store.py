@@ -539,11 +539,16 @@ def _translated(key: str, *, changed: bool = False) -> Iterator[None]:
             "no AWS credentials found: configure them (aws configure), or use --local"
         ) from None
     except EndpointConnectionError as error:
-        raise StoreError(
-            f"{error}; is the local engine running (gradshard local status)?"
-        ) from None
+        raise StoreError(unreachable(error)) from None
     except BotoCoreError as error:
         raise StoreError(f"{key}: {type(error).__name__}: {error}") from error
+
+
+def unreachable(error: EndpointConnectionError) -> str:
+    """Say what to look at when nobody answers."""
+    if ".amazonaws.com" in str(error):
+        return f"{error}; is this machine connected, and is the region right (AWS_DEFAULT_REGION)?"
+    return f"{error}; is the local engine running (gradshard local status)?"
 
 
 def _check_first(response: "GetObjectOutputTypeDef", body: bytes, nbytes: int | None) -> None:
