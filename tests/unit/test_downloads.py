@@ -1,5 +1,6 @@
 """A file on its way from S3: whole under its name, and what has arrived is not fetched again."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,18 @@ def test_nothing_stays_on_a_full_disk(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(downloads, "_download", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as failed:
         download_file(store, source_of(store), tmp_path / "f")
+    assert failed.value.filename == str(tmp_path / "f")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_is_told_before_anything_is_fetched(
+    store: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=3000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"5\.1 kB are needed on this disk, and 3\.0 kB are free"):
+        download_file(store, source_of(store), tmp_path / "f")
+    assert store.asked == []
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,8 @@ def stack() -> Stack:
 
 def test_an_endpoint_that_is_no_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "garbage")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name in ("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "us-east-1")
     with pytest.raises(ServiceError, match="Invalid endpoint: garbage; AWS_ENDPOINT_URL is not"):
         stack().start("r", "{}")
     with pytest.raises(ServiceError, match="Invalid endpoint: garbage; AWS_ENDPOINT_URL is not"):

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import IO, Final
 
+from gradshard.appearing import check_room, check_target, naming
 from gradshard.errors import StoreError
 from gradshard.keys import ObjectVersion
 from gradshard.limits import MIB
@@ -48,18 +49,16 @@ def download_file(
     Until then the bytes are in a hidden file beside it; memory is a few MB. That file stays when
     the connection is lost or the user interrupts, and goes when anything else fails.
     """
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory; name a file to write to")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    check_target(path)
     # Another version of the object is another file.
     version = hashlib.sha256("\n".join(map(str, source)).encode()).hexdigest()[:_NAME_DIGITS]
     partial = path.with_name(f".{path.name}.{version}.part")
     lock = threading.Lock()
     partial.touch()
     try:
-        with partial.open("r+b") as file:
+        with naming(path), partial.open("r+b") as file:
             reached = _take_reached(file, source)
+            check_room(path, source.nbytes - _done(reached, source))
 
             def write(position: int, chunk: memoryview) -> None:
                 with lock:
@@ -77,6 +76,10 @@ def download_file(
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _done(reached: Sequence[int], source: ObjectVersion) -> int:
+    return sum(reached) - sum(_nothing(source))
 
 
 def _nothing(source: ObjectVersion) -> list[int]:
@@ -116,7 +119,7 @@ def _download(
     stop = threading.Event()
     counting = threading.Lock()
     ranges = client_ranges(source.nbytes)
-    done = sum(reached) - sum(start for start, _ in ranges)
+    done = _done(reached, source)
     if progress:
         progress(done, source.nbytes)
 
