@@ -9,11 +9,12 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
 from gradshard.appearing import check_room, check_target, naming
+from gradshard.crew import side_by_side
 from gradshard.errors import StoreError
 from gradshard.keys import ObjectVersion
 from gradshard.limits import MIB
@@ -52,11 +53,11 @@ def download_file(
     check_target(path)
     # Another version of the object is another file.
     version = hashlib.sha256("\n".join(map(str, source)).encode()).hexdigest()[:_NAME_DIGITS]
-    partial = path.with_name(f".{path.name}.{version}.part")
+    unfinished = path.with_name(f".{path.name}.{version}.part")
     lock = threading.Lock()
-    partial.touch()
+    unfinished.touch()
     try:
-        with naming(path), partial.open("r+b") as file:
+        with naming(path), unfinished.open("r+b") as file:
             reached = _take_reached(file, source)
             check_room(path, source.nbytes - _done(reached, source))
 
@@ -68,13 +69,15 @@ def download_file(
             try:
                 _download(opener, source, write, reached, progress)
             except (KeyboardInterrupt, StoreError):
-                _leave_reached(file, source, reached)
+                # A thread that waits for a dead line may yet wake up.
+                with lock:
+                    _leave_reached(file, source, reached)
                 raise
-        partial.replace(path)
+        unfinished.replace(path)
     except (KeyboardInterrupt, StoreError):
         raise
     except BaseException:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
 
 
@@ -143,11 +146,9 @@ def _download(
         finally:
             stream.close()
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        futures = [pool.submit(read, number, end) for number, (_, end) in enumerate(ranges)]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        finally:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+    jobs = [partial(read, number, end) for number, (_, end) in enumerate(ranges)]
+    try:
+        for _ in side_by_side(jobs, THREADS, stop):
+            pass
+    finally:
+        stop.set()

@@ -13,12 +13,13 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Final, Protocol, Self
 
 from gradshard.assignments import report_metadata
+from gradshard.crew import side_by_side
 from gradshard.errors import StoreError, UpdateError
 from gradshard.layout import (
     MAX_HEADER_BYTES,
@@ -114,7 +115,7 @@ class _Parts:
         self._done, self._total, self._tell = done, total, tell
         self._reached: dict[int, int] = {}
         self._lock = threading.Lock()
-        self.stopped = False
+        self.stop = threading.Event()
 
     def reach(self, number: int, nbytes: int) -> None:
         """Note how many bytes of a part are sent: fewer than before where it is begun again."""
@@ -132,7 +133,7 @@ class _PartBody(_Range):
         self._number, self._parts = number, parts
 
     def readinto(self, buffer: Any) -> int:
-        if self._parts.stopped:
+        if self._parts.stop.is_set():
             self.failure = InterruptedError("the upload was stopped")
             raise self.failure
         count = super().readinto(buffer)
@@ -494,19 +495,11 @@ def send_parts(
                 raise source.failure from None
             raise
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        futures = [
-            pool.submit(send_one, number, start, end)
-            for number, (start, end) in enumerate(ranges, 1)
-            if number not in parts
-        ]
-        try:
-            for future in as_completed(futures):
-                part = future.result()
-                parts[part.number] = part
-        except KeyboardInterrupt:
-            under_way.stopped = True
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    jobs = [
+        partial(send_one, number, start, end)
+        for number, (start, end) in enumerate(ranges, 1)
+        if number not in parts
+    ]
+    for part in side_by_side(jobs, THREADS, under_way.stop):
+        parts[part.number] = part
     return [parts[number] for number in sorted(parts)]
