@@ -88,7 +88,7 @@ def test_a_client_that_never_ends_its_upload_is_not_waited_for(
     round_ = federation.open_round("endless", clients=["a", "b"], min_clients=1, deadline=2)
     manifest = round_.wait(SECONDS)
     assert (contributors(manifest), manifest["missing"]) == (["a"], ["b"])
-    # What it has sent is its own, and goes after a day (AbortForgottenUploads).
+    # What it has sent is its own, and goes after a week (AbortForgottenUploads).
     assert deployed.open_uploads("endless") == [key]
     store.abort_upload(key, upload)
 

@@ -209,7 +209,7 @@ class TestTicket:
         ("options", "text"),
         [
             ([], "--max-size"),
-            (["--max-size", "6GB"], "max_bytes is 6000000000"),
+            (["--max-size", "3TB"], "max_bytes is 3000000000000"),
             (["--max-size", "1MB", "--expires", "8d"], "expires is 691200"),
             (["--max-size", "1MB", "--expires", "1.5"], "expires is 1.5"),
         ],

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+pytest.importorskip("samcli", reason="sam is not installed: `make setup`")
+
 from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
 from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
@@ -14,6 +17,7 @@ from samtranslator.translator.translator import Translator  # type: ignore[impor
 from gradshard.keys import RoundKeys
 from gradshard.rounds import services
 from gradshard.spec import MAX_DEADLINE
+from gradshard.tickets import MAX_SECONDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -315,7 +319,9 @@ def test_the_bucket_refuses_what_the_functions_could_not_read(
 def test_forgotten_uploads_go_after_a_day_and_rounds_when_the_operator_says() -> None:
     rules = {rule["Id"]: rule for rule in bucket()["LifecycleConfiguration"]["Rules"]}
     uploads = rules["AbortForgottenUploads"]
-    assert uploads["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
+    assert uploads["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
+    # As long as a ticket may last, which is for an upload that is begun when it is made.
+    assert MAX_SECONDS == 7 * 24 * 3600
     assert "Prefix" not in uploads
     assert rules["DeleteOldRounds"]["ExpirationInDays"] == {"Ref": "RetentionDays"}
     assert {rule["Status"] for rule in rules.values()} == {"Enabled"}

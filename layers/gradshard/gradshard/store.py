@@ -324,6 +324,50 @@ class Store:
                 seconds,
             )
 
+    def presign_part(self, key: str, upload_id: str, number: int, nbytes: int, seconds: int) -> str:
+        """Return a URL with which anyone may PUT one part, of just this length, to an upload.
+
+        ``Content-Length`` is signed.
+        """
+        with _translated(key):
+            return self._s3.generate_presigned_url(
+                "upload_part",
+                {
+                    "Bucket": self.bucket,
+                    "Key": key,
+                    "UploadId": upload_id,
+                    "PartNumber": number,
+                    "ContentLength": nbytes,
+                },
+                seconds,
+            )
+
+    def presign_parts(self, key: str, upload_id: str, seconds: int) -> str:
+        """Return a URL with which anyone may GET the list of an upload's first thousand parts."""
+        with _translated(key):
+            return self._s3.generate_presigned_url(
+                "list_parts",
+                {"Bucket": self.bucket, "Key": key, "UploadId": upload_id},
+                seconds,
+            )
+
+    def presign_completion(self, key: str, upload_id: str, seconds: int) -> str:
+        """Return a URL with which anyone may POST an upload's completion, if there is no object.
+
+        ``If-None-Match: *`` is signed.
+        """
+        with _translated(key):
+            return self._s3.generate_presigned_url(
+                "complete_multipart_upload",
+                {
+                    "Bucket": self.bucket,
+                    "Key": key,
+                    "UploadId": upload_id,
+                    "IfNoneMatch": "*",
+                },
+                seconds,
+            )
+
     def presign_read(self, key: str, seconds: int, *, head: bool = False) -> str:
         """Return a URL with which anyone may GET an object's newest version, or only HEAD it."""
         with _translated(key):
@@ -549,11 +593,16 @@ def _translated(key: str, *, changed: bool = False) -> Iterator[None]:
             "no AWS credentials found: configure them (aws configure), or use --local"
         ) from None
     except EndpointConnectionError as error:
-        raise StoreError(
-            f"{error}; is the local engine running (gradshard local status)?"
-        ) from None
+        raise StoreError(unreachable(error)) from None
     except BotoCoreError as error:
         raise StoreError(f"{key}: {type(error).__name__}: {error}") from error
+
+
+def unreachable(error: EndpointConnectionError) -> str:
+    """Say what to look at when nobody answers."""
+    if ".amazonaws.com" in str(error):
+        return f"{error}; is this machine connected, and is the region right (AWS_DEFAULT_REGION)?"
+    return f"{error}; is the local engine running (gradshard local status)?"
 
 
 def _check_first(response: "GetObjectOutputTypeDef", body: bytes, nbytes: int | None) -> None:
