@@ -56,9 +56,12 @@ def sent_to(keys: RoundKeys, spec: RoundSpec) -> RoundKeys:
 
 
 def arrived(store: Store, keys: RoundKeys) -> list[str]:
-    """List the clients whose updates are there, good or bad, sorted."""
+    """List the clients whose updates are there, good or bad, sorted.
+
+    What has a name that is no client's is nobody's update: whoever may write here chooses the key.
+    """
     parsed = (parse_update_key(entry.key) for entry in store.list_objects(keys.updates))
-    return sorted(key.client for key in parsed if key)
+    return sorted(key.client for key in parsed if key and is_id(key.client))
 
 
 def progressed(store: Store, keys: RoundKeys) -> list[str]:
