@@ -17,6 +17,7 @@ from gradshard import planning
 from gradshard.errors import PlanError
 from gradshard.plan import Refusal
 from gradshard.planning import Aggregator
+from gradshard.rounds import arrivals, services
 from gradshard.rounds.abort_round import abort_round
 from gradshard.rounds.admission import QuorumError
 from gradshard.rounds.collect_update import collect_update
@@ -366,6 +367,27 @@ def test_nothing_is_seen_before_the_end_or_after_an_abort(
     assert again["cause"] == "what broke"
     late = collect_update(round_.store, round_.keys.update("a"), round_.submit("a", small(2)))
     assert late["status"] == "ignored"
+
+
+def test_a_belated_opening_does_not_take_the_round_its_token(
+    open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call of open_round has a token of its own, and the machine takes the newest only."""
+    round_ = open_round(clients=1)
+    with ThreadPoolExecutor(4) as pool:
+        tokens = ["newest", "belated", "more belated", "newest"]
+        list(pool.map(lambda t: arrivals.keep_token(round_.store, round_.keys, t), tokens))
+    arrivals.keep_token(round_.store, round_.keys, "the most belated")
+    asked: list[str] = []
+
+    def resume(token: str, reason: str) -> bool:
+        asked.append(token)
+        return token == "newest"
+
+    monkeypatch.setattr(services, "resume", resume)
+    assert arrivals.resume(round_.store, round_.keys, "complete")
+    assert asked[0] == "the most belated"
+    assert asked[-1] == "newest"
 
 
 def test_an_abort_after_the_end_changes_nothing(open_round: Callable[..., Round]) -> None:
