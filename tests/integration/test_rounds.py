@@ -369,6 +369,17 @@ def test_nothing_is_seen_before_the_end_or_after_an_abort(
     assert late["status"] == "ignored"
 
 
+def test_planning_what_was_given_up_leaves_no_upload(open_round: Callable[..., Round]) -> None:
+    """A planning that the machine took for dead may go on when all is over."""
+    round_ = open_round(clients=1)
+    round_.submit("a", small(1))
+    abort_round(round_.store, round_.name, error="SomeError", cause="no more")
+    with pytest.raises(PlanError, match="has ended"):
+        round_.plan()
+    assert round_.store.open_uploads(round_.keys.result) == []
+    assert round_.manifest()["cause"] == "no more"
+
+
 def test_a_belated_opening_does_not_take_the_round_its_token(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
 ) -> None:

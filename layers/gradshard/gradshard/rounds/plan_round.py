@@ -78,7 +78,7 @@ def plan_round(
     QuorumError
         There are too few good updates.
     PlanError
-        They cannot be aggregated within the limits.
+        They cannot be aggregated within the limits, or the round was given up meanwhile.
     """
     keys = RoundKeys(round_id)
     # Looked at before it is read: if another planning replaces it meanwhile, writing ours fails.
@@ -94,6 +94,11 @@ def plan_round(
         plan = Plan.from_json(store.get_json(keys.plan))
     elif previous is not None and previous.upload_id != plan.upload_id:
         store.abort_upload(keys.result, previous.upload_id)
+    # Who gives a round up writes the manifest and then looks for uploads; here it is the other way
+    # round, so that the later one sees what the other did.
+    if store.head(keys.manifest) is not None:
+        store.abort_upload(keys.result, plan.upload_id)
+        raise PlanError(f"round {round_id!r} has ended: there is nothing to plan")
     return _planned(store, keys, plan, aggregator)
 
 
