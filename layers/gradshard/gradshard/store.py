@@ -133,14 +133,20 @@ class Store:
 
     def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
         """Read the first ``nbytes`` bytes of the newest version; None if there is no object."""
-        try:
-            body, response = self._get(key, nbytes)
-        except ClientError as error:
-            if _code(error) == "NoSuchKey":
-                return None
-            if _code(error) == "InvalidRange":  # an object of no bytes at all has no range
-                return b"", self.head(key) or ObjectVersion(key, "", "", 0)
-            raise
+        while True:
+            try:
+                body, response = self._get(key, nbytes)
+                break
+            except ClientError as error:
+                if _code(error) == "NoSuchKey":
+                    return None
+                if _code(error) != "InvalidRange":
+                    raise
+                # An object of no bytes at all has no range. The one that is looked at may be
+                # another that has taken its place; then that is read.
+                found = self.head(key)
+                if found is None or found.nbytes == 0:
+                    return b"", found or ObjectVersion(key, "", "", 0)
         size = int(response["ContentRange"].rpartition("/")[2])
         return body, ObjectVersion(key, response.get("VersionId", ""), response["ETag"], size)
 
