@@ -35,7 +35,9 @@ class Fault(NamedTuple):
         too) instead of an answer, ``reset``, or ``half sent`` (a reset within the request's body).
         After the engine has answered: ``unseen`` (a reset instead of the answer), ``late`` (the
         answer comes when the client has gone), ``reset in body``, ``reset at end``, ``cut``,
-        ``stall`` (no more bytes after half of them), ``range`` (another Content-Range).
+        ``stall`` (no more bytes after half of them), ``range`` (another
+        Content-Range), ``half`` and ``empty`` (that much of the body, and a Content-Length that
+        says so).
     method, path
         The request's method, and what its path contains.
     """
@@ -97,6 +99,8 @@ class Proxy:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Else each answer's body waits 40 ms for the client to acknowledge its head.
+    disable_nagle_algorithm = True
     proxy: Proxy
     engine_port: int
 
@@ -147,6 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._await_end()
         if kind == "range":
             answer = answer._replace(headers=answer.headers | {"content-range": "bytes 0-9/10"})
+        if kind in {"half", "empty"}:
+            answer = shortened(answer, len(answer.body) // 2 if kind == "half" else 0)
         # A client that is killed, or that gives up, is no failure of the proxy's.
         with contextlib.suppress(OSError):
             self._send(answer, kind)
@@ -199,6 +205,14 @@ def error(status: int, code: str) -> Answer:
     """Return what S3 answers to a request it refuses."""
     body = f'<?xml version="1.0"?><Error><Code>{code}</Code></Error>'.encode()
     return Answer(status, {"Content-Length": str(len(body))}, body)
+
+
+def shortened(answer: Answer, nbytes: int) -> Answer:
+    """Return an answer whose body is shorter, by all it says."""
+    headers = {k: v for k, v in answer.headers.items() if k.lower() != "content-length"}
+    return answer._replace(
+        headers=headers | {"Content-Length": str(nbytes)}, body=answer.body[:nbytes]
+    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import safetensors
 from botocore.exceptions import ClientError
 
 from gradshard import planning
-from gradshard.errors import PlanError
+from gradshard.errors import BrokenObjectError, PlanError
 from gradshard.plan import Refusal
 from gradshard.planning import Aggregator
 from gradshard.rounds import arrivals, services
@@ -378,6 +378,28 @@ def test_planning_what_was_given_up_leaves_no_upload(open_round: Callable[..., R
         round_.plan()
     assert round_.store.open_uploads(round_.keys.result) == []
     assert round_.manifest()["cause"] == "no more"
+
+
+@pytest.mark.parametrize("junk", [b"", b'{"half": [1', b"\xff"])
+def test_a_round_whose_plan_cannot_be_read_is_given_up(
+    open_round: Callable[..., Round], junk: bytes
+) -> None:
+    round_ = open_round(clients=["a", "b"], topology="lambda_fl", fan_in=2)
+    for client in "ab":
+        round_.submit(client, small(1))
+    round_.plan()
+    for task in round_.tasks():
+        round_.run(task)
+    round_.store.put_bytes(round_.keys.plan, junk)
+    with pytest.raises(
+        BrokenObjectError, match=r"/plan\.json: \d+ bytes that are no JSON"
+    ) as caught:
+        finalize_round(round_.store, round_.name)
+    cause = str(caught.value)
+    assert abort_round(round_.store, round_.name, error="E", cause=cause)["status"] == "failed"
+    assert round_.manifest()["cause"] == cause
+    assert round_.store.open_uploads(round_.keys.result) == []
+    assert list(round_.store.list_objects(round_.keys.partials)) == []
 
 
 def test_a_belated_opening_does_not_take_the_round_its_token(

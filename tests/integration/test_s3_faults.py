@@ -31,6 +31,8 @@ KINDS = [
     "cut",
     "stall",
     "range",
+    "half",
+    "empty",
 ]
 # Every kind of fault at every request of a round: some 600 rounds. Else some of them.
 EVERY = bool(os.environ.get("GRADSHARD_TEST_EVERY_FAULT"))
@@ -137,6 +139,20 @@ def test_a_tenth_of_all_requests_throttled(
         ({}, Fault("500", "PUT", "/reports/0/00000"), r"task 0 of level 0: .*reports/0/00000"),
         (TREE, Fault("unseen", "PUT", "/partials/0/0/00001"), r"task 1 of level 0: .*partials/0/0"),
         (TREE, Fault("cut", "GET", "/partials/0/0/00001"), r"task 0 of level 1: .*partials/0/0/0"),
+        ({}, Fault("half", "GET", "/spec.json"), r"/spec\.json: \d+ bytes that are no JSON"),
+        ({}, Fault("half", "GET", "/plan.json"), r"task 0 .*/plan\.json: \d+ bytes that are no"),
+        (
+            {},
+            Fault("empty", "GET", "/plan.json"),
+            r"task 0 of level 0: .*/plan\.json: 0 bytes that",
+        ),
+        ({}, Fault("half", "GET", "/layout.json"), r"task 0 .*/layout\.json has \d+ bytes, not"),
+        ({}, Fault("half", "GET", "/reports/"), r"/reports/0/00000\.json: \d+ bytes that are no"),
+        ({}, Fault("empty", "GET", "list-type=2"), r"/updates/: S3's answer has no 'KeyCount'"),
+        ({}, Fault("half", "GET", "list-type=2"), r"/updates/: S3 answered 500"),
+        ({}, Fault("empty", "GET", "updates/c."), r"updates/c\.safetensors: .* 0 bytes instead"),
+        ({}, Fault("empty", "POST", "?uploads"), r"update\.safetensors: S3's answer has no 'Upl"),
+        ({}, Fault("empty", "GET", "?uploadId"), r"update\.safetensors: 0 parts of 0 bytes"),
         ({}, Fault("200", "POST", "update.safetensors?uploadId"), r"update\.safe.*InternalError"),
         ({}, Fault("503", "PUT", "/manifest.json"), r"/manifest\.json.*SlowDown"),
     ],

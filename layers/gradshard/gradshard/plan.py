@@ -7,7 +7,8 @@ from typing import Any, Final, NamedTuple, Self
 
 from gradshard.aggregation import Zone
 from gradshard.arithmetic import COUNTS, shares_of
-from gradshard.keys import ObjectVersion
+from gradshard.errors import BrokenObjectError
+from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layout import Run, Span
 from gradshard.orders import Order
 from gradshard.planning import cut_shards
@@ -240,6 +241,21 @@ class Plan:
     projected: dict[str, Any]
     opened_at: str
     planned_at: str
+
+    def check_header(self, header: bytes | None) -> bytes:
+        """Return the result's header as it was read, if it is the one that was planned.
+
+        Raises
+        ------
+        BrokenObjectError
+            It is not.
+        """
+        if header is None or len(header) != self.header_bytes:
+            raise BrokenObjectError(
+                f"{RoundKeys(self.round_id).layout} has {len(header or b'')} bytes, not the "
+                f"planned {self.header_bytes}"
+            )
+        return header
 
     @property
     def is_sealed(self) -> bool:

@@ -8,7 +8,6 @@ socket straight into the task's buffer. Everything else goes through :mod:`grads
 import contextlib
 import http.client
 import io
-import json
 import os
 import re
 import socket
@@ -21,6 +20,7 @@ from http import HTTPStatus
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
+from gradshard import documents
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
 from gradshard.sigv4 import Credentials, sign
@@ -237,11 +237,11 @@ class Wire:
     def get_json(self, key: str) -> Any:
         """Read a JSON object; None if there is none."""
         body = self.get_bytes(key)
-        return None if body is None else json.loads(body)
+        return None if body is None else documents.decode(key, body)
 
     def put_json(self, key: str, value: Any) -> None:
         """Write a JSON object."""
-        body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        body = documents.encode(value)
         self.meter.add(puts=1)
         headers = {"content-type": "application/json"}
         with self._request("PUT", key, headers=headers, body=body) as answer:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from gradshard.errors import SpecError
+from gradshard.errors import BrokenObjectError, SpecError
 from gradshard.keys import RoundKeys
 from gradshard.rounds import services
 from gradshard.rounds.finalize_round import COMPLETED, FAILED
@@ -50,7 +50,12 @@ def abort_round(
     except SpecError:
         # No object can be named after such a round; the execution alone keeps the cause.
         return {"status": FAILED, "error": error, "cause": cause}
-    plan = store.get_json(keys.plan) or {}
+    try:
+        plan = store.get_json(keys.plan) or {}
+        has_partials = len(plan.get("levels", [])) > 1
+    except BrokenObjectError:
+        # Maybe that is why the round is given up: what it would name is looked for.
+        plan, has_partials = {}, True
     manifest = {
         "round": round_id,
         "status": FAILED,
@@ -60,12 +65,13 @@ def abort_round(
         "missing": plan.get("missing", []),
         "finished_at": datetime.now(UTC).isoformat(),
     }
-    if not store.put_json(keys.manifest, manifest, replaces=None):
-        manifest = store.get_json(keys.manifest)
+    is_first = store.put_json(keys.manifest, manifest, replaces=None)
     # Of a round that ended well, too: finalize_round may have died between its manifest and this.
     store.abort_open_uploads(keys.result)
-    if len(plan.get("levels", [])) > 1:
+    if has_partials:
         store.delete_versions(keys.partials)
+    if not is_first:
+        manifest = store.get_json(keys.manifest)
     if manifest["status"] == COMPLETED:
         services.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
         return {"status": COMPLETED}

@@ -157,13 +157,7 @@ class _Worker:
         """Return what stands before the range's bytes: in the first part, the result's header."""
         if not self._is_last or self._task.number > 0:
             return b""
-        header = self._wire.get_bytes(self._keys.layout) or b""
-        if len(header) != self._plan.header_bytes:
-            raise PlanError(
-                f"{self._keys.layout} has {len(header)} bytes, not the planned "
-                f"{self._plan.header_bytes}"
-            )
-        return header
+        return self._plan.check_header(self._wire.get_bytes(self._keys.layout))
 
     def _writer(self, header_bytes: int) -> contextlib.AbstractContextManager[StreamWriter]:
         plan, task, keys = self._plan, self._task, self._keys
@@ -205,7 +199,7 @@ class _Worker:
             found = aggregation.find_nonfinite(streams, self._zones(position), plan.spans)
         if not found:
             return []
-        header = self._wire.get_bytes(self._keys.layout) or b""
+        header = plan.check_header(self._wire.get_bytes(self._keys.layout))
         layout = parse_header(header[PREFIX_BYTES:], plan.header_bytes + plan.nbytes).layout
         refused = []
         for index, byte in sorted(found.items()):

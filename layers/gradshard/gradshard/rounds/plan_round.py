@@ -311,7 +311,7 @@ class _Planning:
         """Return the layout that an eager round's earlier groups have settled."""
         if self._previous is None or not self._previous.nbytes:
             return None
-        header = self._store.get_bytes(self._keys.layout) or b""
+        header = self._previous.check_header(self._store.get_bytes(self._keys.layout))
         return parse_header(header[PREFIX_BYTES:], len(header) + self._previous.nbytes).layout
 
     def _settle(self, entrants: Entrants) -> _Settled:
