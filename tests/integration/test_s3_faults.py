@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gradshard import store as stores
+from gradshard import streams
 from gradshard import wire as wires
 from gradshard.local import Engine
 from gradshard.store import Store
@@ -45,6 +46,7 @@ def environment(function_environment: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wires, "TIMEOUT_SECONDS", 0.3)
         patch.setattr(stores, "READ_TIMEOUT_SECONDS", 0.3)
+        patch.setattr(streams, "PATIENCE_SECONDS", 0.3)
         yield
 
 
@@ -150,6 +152,7 @@ def test_a_tenth_of_all_requests_throttled(
         ({}, Fault("half", "GET", "/reports/"), r"/reports/0/00000\.json: \d+ bytes that are no"),
         ({}, Fault("empty", "GET", "list-type=2"), r"/updates/: S3's answer has no 'KeyCount'"),
         ({}, Fault("half", "GET", "list-type=2"), r"/updates/: S3 answered 500"),
+        ({}, Fault("drip", "GET", "updates/c.safetensors?v"), r"updates/c\.saf.* bytes in 0.3 s"),
         ({}, Fault("empty", "GET", "updates/c."), r"updates/c\.safetensors: .* 0 bytes instead"),
         ({}, Fault("empty", "POST", "?uploads"), r"update\.safetensors: S3's answer has no 'Upl"),
         ({}, Fault("empty", "GET", "?uploadId"), r"update\.safetensors: 0 parts of 0 bytes"),
@@ -205,6 +208,16 @@ def test_what_is_written_once_and_unseen_is_not_taken_for_anothers(
         proxy.faults = [Fault(kind, "PUT", f"/{name}.json")]
         assert go(Machine(spoiled, store, {}), unspoiled)["status"] == "completed"
         assert proxy.faults == []
+
+
+def test_a_connection_that_drips_is_opened_again(
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store
+) -> None:
+    """Each byte comes in time, and a shard would take a year."""
+    proxy.faults = [Fault("drip", "GET", "updates/c.safetensors?versionId")] * 2
+    manifest = go(Machine(spoiled, store, {}), unspoiled)
+    assert (manifest["status"], manifest["totals"]["retries"]) == ("completed", 2)
+    assert proxy.faults == []
 
 
 def test_a_part_that_is_stored_unseen_is_stored_again(

@@ -100,7 +100,7 @@ class _Pages:
                 "Contents": [
                     {"Key": key, "ETag": "", "Size": size, "LastModified": datetime.now(UTC)}
                     for key, size in found.items()
-                ]
+                ],
             },
             "list_object_versions": {"Versions": [{"Key": k, "VersionId": ""} for k in found]},
             "list_parts": {

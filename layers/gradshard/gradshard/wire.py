@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from http import HTTPStatus
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
-from gradshard import documents
+from gradshard import documents, streams
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
 from gradshard.sigv4 import Credentials, sign
@@ -99,8 +100,12 @@ class _Direct(_Answer):
             self._early = io.BytesIO(self.response.read1(io.DEFAULT_BUFFER_SIZE))
         filled = self._early.readinto(buffer)
         receive = self.connection.sock.recv_into
+        # The socket's timeout is of one call, which a byte is enough to end.
+        give_up = time.monotonic() + streams.PATIENCE_SECONDS
         while filled < len(buffer) and (count := receive(buffer[filled:])):
             filled += count
+            if time.monotonic() >= give_up:
+                break
         self._left -= filled
         if self._left == 0:
             self.response.close()
