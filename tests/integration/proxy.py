@@ -6,6 +6,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +36,9 @@ class Fault(NamedTuple):
         too) instead of an answer, ``reset``, or ``half sent`` (a reset within the request's body).
         After the engine has answered: ``unseen`` (a reset instead of the answer), ``late`` (the
         answer comes when the client has gone), ``reset in body``, ``reset at end``, ``cut``,
-        ``stall`` (no more bytes after half of them), ``range`` (another Content-Range).
+        ``stall`` (no more bytes after half of them), ``drip`` (one at a time), ``range`` (another
+        Content-Range), ``half`` and ``empty`` (that much of the body, and a Content-Length that
+        says so).
     method, path
         The request's method, and what its path contains.
     """
@@ -45,6 +48,7 @@ class Fault(NamedTuple):
     path: str = ""
 
 
+DRIP_SECONDS = 0.05
 BEFORE = {"500": "InternalError", "503": "SlowDown", "200": "InternalError"}
 CODES = {"500": 500, "503": 503, "200": 200}
 
@@ -97,6 +101,10 @@ class Proxy:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Kept, for tests that do not let anybody sleep.
+    pause = staticmethod(time.sleep)
+    # Else each answer's body waits 40 ms for the client to acknowledge its head.
+    disable_nagle_algorithm = True
     proxy: Proxy
     engine_port: int
 
@@ -147,6 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._await_end()
         if kind == "range":
             answer = answer._replace(headers=answer.headers | {"content-range": "bytes 0-9/10"})
+        if kind in {"half", "empty"}:
+            answer = shortened(answer, len(answer.body) // 2 if kind == "half" else 0)
         # A client that is killed, or that gives up, is no failure of the proxy's.
         with contextlib.suppress(OSError):
             self._send(answer, kind)
@@ -157,6 +167,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         body = answer.body
+        if kind == "drip":
+            for at in range(len(body)):
+                self.wfile.write(body[at : at + 1])
+                self.pause(DRIP_SECONDS)
         if kind in {"reset in body", "cut", "stall"}:
             body = body[: len(body) // 2]
         self.wfile.write(body)
@@ -199,6 +213,14 @@ def error(status: int, code: str) -> Answer:
     """Return what S3 answers to a request it refuses."""
     body = f'<?xml version="1.0"?><Error><Code>{code}</Code></Error>'.encode()
     return Answer(status, {"Content-Length": str(len(body))}, body)
+
+
+def shortened(answer: Answer, nbytes: int) -> Answer:
+    """Return an answer whose body is shorter, by all it says."""
+    headers = {k: v for k, v in answer.headers.items() if k.lower() != "content-length"}
+    return answer._replace(
+        headers=headers | {"Content-Length": str(nbytes)}, body=answer.body[:nbytes]
+    )
 
 
 @contextmanager

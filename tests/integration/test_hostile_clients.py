@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from gradshard.rounds import arrivals
 from gradshard.rounds.admission import QuorumError
 from gradshard.rounds.arrivals import FIRST_READ_BYTES
 from gradshard.rounds.collect_update import collect_update
@@ -40,6 +41,24 @@ def test_a_thousand_updates_at_once(open_round: Callable[..., Round]) -> None:
     tree = [int(size) for size in manifest["order"].removeprefix("tree:").split(",")]
     expected = reference.average(updates, range(1, 1001), tree=tree)
     assert reference.decode(round_.result())["w"].tobytes() == expected["w"].tobytes()
+
+
+@pytest.mark.parametrize("name", ["ä", "..", "a%2Fb", "a b", "x" * 255, "a/b", ".a", "a\nb", "\\"])
+@pytest.mark.parametrize("clients", [2, ["a", "b"]], ids=["a number", "ids"])
+def test_what_has_no_clients_name_is_nobodys_update(
+    open_round: Callable[..., Round], clients: int | list[str], name: str
+) -> None:
+    """Whoever may write to the bucket chooses the key, and counts neither as arrived nor as bad."""
+    round_ = open_round(clients=clients, min_clients=2)
+    round_.submit("a", {"w": np.ones(1, "f4")})
+    key = f"{round_.keys.updates}{name}.safetensors"
+    round_.store.put_bytes(key, b"of nobody")
+    assert collect_update(round_.store, key, "etag")["status"] == "ignored"
+    assert arrivals.arrived(round_.store, round_.keys) == ["a"]
+    round_.submit("b", {"w": np.ones(1, "f4")})
+    assert round_.go() == {"status": "completed"}
+    assert [c["client"] for c in round_.manifest()["contributors"]] == ["a", "b"]
+    assert round_.manifest()["refused"] == []
 
 
 def test_a_name_of_megabytes_does_not_stand_in_the_cause(

@@ -14,9 +14,10 @@ import safetensors
 from botocore.exceptions import ClientError
 
 from gradshard import planning
-from gradshard.errors import PlanError
+from gradshard.errors import BrokenObjectError, PlanError
 from gradshard.plan import Refusal
 from gradshard.planning import Aggregator
+from gradshard.rounds import arrivals, services
 from gradshard.rounds.abort_round import abort_round
 from gradshard.rounds.admission import QuorumError
 from gradshard.rounds.collect_update import collect_update
@@ -365,6 +366,60 @@ def test_nothing_is_seen_before_the_end_or_after_an_abort(
     assert again["cause"] == "what broke"
     late = collect_update(round_.store, round_.keys.update("a"), round_.submit("a", small(2)))
     assert late["status"] == "ignored"
+
+
+def test_planning_what_was_given_up_leaves_no_upload(open_round: Callable[..., Round]) -> None:
+    """A planning that the machine took for dead may go on when all is over."""
+    round_ = open_round(clients=1)
+    round_.submit("a", small(1))
+    abort_round(round_.store, round_.name, error="SomeError", cause="no more")
+    with pytest.raises(PlanError, match="has ended"):
+        round_.plan()
+    assert round_.store.open_uploads(round_.keys.result) == []
+    assert round_.manifest()["cause"] == "no more"
+
+
+@pytest.mark.parametrize("junk", [b"", b'{"half": [1', b"\xff"])
+def test_a_round_whose_plan_cannot_be_read_is_given_up(
+    open_round: Callable[..., Round], junk: bytes
+) -> None:
+    round_ = open_round(clients=["a", "b"], topology="lambda_fl", fan_in=2)
+    for client in "ab":
+        round_.submit(client, small(1))
+    round_.plan()
+    for task in round_.tasks():
+        round_.run(task)
+    round_.store.put_bytes(round_.keys.plan, junk)
+    with pytest.raises(
+        BrokenObjectError, match=r"/plan\.json: \d+ bytes that are no JSON"
+    ) as caught:
+        round_.finalize()
+    cause = str(caught.value)
+    assert abort_round(round_.store, round_.name, error="E", cause=cause)["status"] == "failed"
+    assert round_.manifest()["cause"] == cause
+    assert round_.store.open_uploads(round_.keys.result) == []
+    assert list(round_.store.list_objects(round_.keys.partials)) == []
+
+
+def test_a_belated_opening_does_not_take_the_round_its_token(
+    open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call of open_round has a token of its own, and the machine takes the newest only."""
+    round_ = open_round(clients=1)
+    with ThreadPoolExecutor(4) as pool:
+        tokens = ["newest", "belated", "more belated", "newest"]
+        list(pool.map(lambda t: arrivals.keep_token(round_.store, round_.keys, t), tokens))
+    arrivals.keep_token(round_.store, round_.keys, "the most belated")
+    asked: list[str] = []
+
+    def resume(token: str, reason: str) -> bool:
+        asked.append(token)
+        return token == "newest"
+
+    monkeypatch.setattr(services, "resume", resume)
+    assert arrivals.resume(round_.store, round_.keys, "complete")
+    assert asked[0] == "the most belated"
+    assert asked[-1] == "newest"
 
 
 def test_an_abort_after_the_end_changes_nothing(open_round: Callable[..., Round]) -> None:

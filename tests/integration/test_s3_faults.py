@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gradshard import store as stores
+from gradshard import streams
 from gradshard import wire as wires
 from gradshard.local import Engine
 from gradshard.store import Store
@@ -31,6 +32,8 @@ KINDS = [
     "cut",
     "stall",
     "range",
+    "half",
+    "empty",
 ]
 # Every kind of fault at every request of a round: some 600 rounds. Else some of them.
 EVERY = bool(os.environ.get("GRADSHARD_TEST_EVERY_FAULT"))
@@ -43,6 +46,7 @@ def environment(function_environment: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wires, "TIMEOUT_SECONDS", 0.3)
         patch.setattr(stores, "READ_TIMEOUT_SECONDS", 0.3)
+        patch.setattr(streams, "PATIENCE_SECONDS", 0.3)
         yield
 
 
@@ -137,6 +141,21 @@ def test_a_tenth_of_all_requests_throttled(
         ({}, Fault("500", "PUT", "/reports/0/00000"), r"task 0 of level 0: .*reports/0/00000"),
         (TREE, Fault("unseen", "PUT", "/partials/0/0/00001"), r"task 1 of level 0: .*partials/0/0"),
         (TREE, Fault("cut", "GET", "/partials/0/0/00001"), r"task 0 of level 1: .*partials/0/0/0"),
+        ({}, Fault("half", "GET", "/spec.json"), r"/spec\.json: \d+ bytes that are no JSON"),
+        ({}, Fault("half", "GET", "/plan.json"), r"task 0 .*/plan\.json: \d+ bytes that are no"),
+        (
+            {},
+            Fault("empty", "GET", "/plan.json"),
+            r"task 0 of level 0: .*/plan\.json: 0 bytes that",
+        ),
+        ({}, Fault("half", "GET", "/layout.json"), r"task 0 .*/layout\.json has \d+ bytes, not"),
+        ({}, Fault("half", "GET", "/reports/"), r"/reports/0/00000\.json: \d+ bytes that are no"),
+        ({}, Fault("empty", "GET", "list-type=2"), r"/updates/: S3's answer has no 'KeyCount'"),
+        ({}, Fault("half", "GET", "list-type=2"), r"/updates/: S3 answered 500"),
+        ({}, Fault("drip", "GET", "updates/c.safetensors?v"), r"updates/c\.saf.* bytes in 0.3 s"),
+        ({}, Fault("empty", "GET", "updates/c."), r"updates/c\.safetensors: .* 0 bytes instead"),
+        ({}, Fault("empty", "POST", "?uploads"), r"update\.safetensors: S3's answer has no 'Upl"),
+        ({}, Fault("empty", "GET", "?uploadId"), r"update\.safetensors: 0 parts of 0 bytes"),
         ({}, Fault("200", "POST", "update.safetensors?uploadId"), r"update\.safe.*InternalError"),
         ({}, Fault("503", "PUT", "/manifest.json"), r"/manifest\.json.*SlowDown"),
     ],
@@ -189,6 +208,16 @@ def test_what_is_written_once_and_unseen_is_not_taken_for_anothers(
         proxy.faults = [Fault(kind, "PUT", f"/{name}.json")]
         assert go(Machine(spoiled, store, {}), unspoiled)["status"] == "completed"
         assert proxy.faults == []
+
+
+def test_a_connection_that_drips_is_opened_again(
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store
+) -> None:
+    """Each byte comes in time, and a shard would take a year."""
+    proxy.faults = [Fault("drip", "GET", "updates/c.safetensors?versionId")] * 2
+    manifest = go(Machine(spoiled, store, {}), unspoiled)
+    assert (manifest["status"], manifest["totals"]["retries"]) == ("completed", 2)
+    assert proxy.faults == []
 
 
 def test_a_part_that_is_stored_unseen_is_stored_again(

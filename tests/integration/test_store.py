@@ -9,6 +9,7 @@ import boto3
 import pytest
 
 from gradshard.errors import ChangedObjectError, StoreError
+from gradshard.keys import ObjectVersion
 from gradshard.local import Engine
 from gradshard.store import Store, make_client
 from gradshard.streams import RangeStream, Traffic
@@ -59,6 +60,18 @@ def test_an_object_of_no_bytes(store: Store) -> None:
     assert head is not None
     assert head[0] == b""
     assert head[1].nbytes == 0
+
+
+def test_an_object_of_no_bytes_that_is_replaced_while_it_is_looked_at(store: Store) -> None:
+    class Replacing(Store):
+        def head(self, key: str) -> ObjectVersion | None:
+            self.put_bytes(key, b"something")
+            return super().head(key)
+
+    store.put_bytes("s/replaced", b"")
+    found = Replacing(store.bucket).get_head("s/replaced", 4)
+    assert found is not None
+    assert (found[0], found[1].nbytes) == (b"some", 9)
 
 
 def test_a_frozen_version_outlives_what_comes_later(store: Store) -> None:

@@ -108,10 +108,11 @@ class _Pages:
         found = {key: size for key, (_, size) in self._s3.objects.items() if key.startswith(Prefix)}
         pages: dict[str, dict[str, Any]] = {
             "list_objects_v2": {
+                "KeyCount": len(found),
                 "Contents": [
                     {"Key": key, "ETag": "", "Size": size, "LastModified": datetime.now(UTC)}
                     for key, size in found.items()
-                ]
+                ],
             },
             "list_object_versions": {"Versions": [{"Key": k, "VersionId": ""} for k in found]},
             "list_parts": {
@@ -269,7 +270,7 @@ def test_tasks_in_batches_by_hand() -> None:
     # 83 tasks, seven arrivals, the deadline, and three more functions.
     assert bill.requests == pytest.approx((83 + 7 + 1 + 3) * 0.2e-6)
     looks, listings = (round(number) for number in pricing._looks(7))
-    around = (1 + 5 * 7 + looks + 9 + 85 + 2) * 0.4e-6 + (2 + listings + 6 + 5 + 1) * 5e-6
+    around = (1 + 5 * 7 + looks + 10 + 85 + 2) * 0.4e-6 + (2 + listings + 6 + 5 + 1) * 5e-6
     assert bill.round_ == pytest.approx(
         (8 * 0.5 * 0.3 + (0.25 + 0.5 + 0.25) * 0.3) * 0.0000166667 + around
     )

@@ -29,6 +29,10 @@ class UnreadableObjectError(StoreError):
     """S3 has an object but does not give it: it is archived, or under a key that is not ours."""
 
 
+class BrokenObjectError(StoreError):
+    """An object of a round's own is not what was written; the next read may give what was."""
+
+
 class ServiceError(GradshardError):
     """An AWS service besides S3 refused a request or cannot be reached."""
 

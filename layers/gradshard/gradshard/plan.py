@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from gradshard.aggregation import Zone
 from gradshard.arithmetic import COUNTS, shares_of
+from gradshard.errors import BrokenObjectError
 from gradshard.keys import ModelKeys, ObjectVersion, RoundKeys, StoredTensors
 from gradshard.layout import Run, Span
 from gradshard.optimizers import ApplyTerms, parse_apply
@@ -184,6 +185,21 @@ class Output(NamedTuple):
     header_key: str
     header_bytes: int
     nbytes: int
+
+    def check_header(self, header: bytes | None) -> bytes:
+        """Return the header as it was read, if it is the one that was planned.
+
+        Raises
+        ------
+        BrokenObjectError
+            It is not.
+        """
+        if header is None or len(header) != self.header_bytes:
+            raise BrokenObjectError(
+                f"{self.header_key} has {len(header or b'')} bytes, not the planned "
+                f"{self.header_bytes}"
+            )
+        return header
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,9 @@ def _cause(manifest: dict[str, Any] | None, execution: Execution | None) -> str 
 
 def _arrived(entries: Iterable[ListedObject]) -> list[dict[str, Any]]:
     return [
-        _arrival(key.client, entry) for entry in entries if (key := parse_update_key(entry.key))
+        _arrival(key.client, entry)
+        for entry in entries
+        if (key := parse_update_key(entry.key)) and is_id(key.client)
     ]
 
 

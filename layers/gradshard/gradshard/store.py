@@ -1,7 +1,6 @@
 """What everything but a task asks of S3; tasks use :mod:`gradshard.wire`."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -21,6 +20,7 @@ from botocore.exceptions import (
     UnseekableStreamError,
 )
 
+from gradshard import documents
 from gradshard.errors import ChangedObjectError, StoreError, UnreadableObjectError
 from gradshard.keys import ObjectVersion
 from gradshard.streams import MAX_ATTEMPTS, Body, Meter, RangeStream, pause, told
@@ -134,14 +134,20 @@ class Store:
 
     def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
         """Read the first ``nbytes`` bytes of the newest version; None if there is no object."""
-        try:
-            body, response = self._get(key, nbytes)
-        except ClientError as error:
-            if _code(error) == "NoSuchKey":
-                return None
-            if _code(error) == "InvalidRange":  # an object of no bytes at all has no range
-                return b"", self.head(key) or ObjectVersion(key, "", "", 0)
-            raise
+        while True:
+            try:
+                body, response = self._get(key, nbytes)
+                break
+            except ClientError as error:
+                if _code(error) == "NoSuchKey":
+                    return None
+                if _code(error) != "InvalidRange":
+                    raise
+                # An object of no bytes at all has no range. The one that is looked at may be
+                # another that has taken its place; then that is read.
+                found = self.head(key)
+                if found is None or found.nbytes == 0:
+                    return b"", found or ObjectVersion(key, "", "", 0)
         size = int(response["ContentRange"].rpartition("/")[2])
         return body, ObjectVersion(key, response.get("VersionId", ""), response["ETag"], size)
 
@@ -190,7 +196,7 @@ class Store:
     def get_json(self, key: str) -> Any:
         """Read a JSON object; None if there is none."""
         body = self.get_bytes(key)
-        return None if body is None else json.loads(body)
+        return None if body is None else documents.decode(key, body)
 
     def head(self, key: str) -> ObjectVersion | None:
         """Look at the newest version of an object; None if there is none."""
@@ -198,12 +204,12 @@ class Store:
         try:
             with _translated(key):
                 response = self._s3.head_object(Bucket=self.bucket, Key=key)
+                version = response.get("VersionId", "")
+                return ObjectVersion(key, version, response["ETag"], response["ContentLength"])
         except ClientError as error:
             if _code(error) in {"404", "NoSuchKey"}:
                 return None
             raise
-        version = response.get("VersionId", "")
-        return ObjectVersion(key, version, response["ETag"], response["ContentLength"])
 
     def checksum(self, key: str, *, etag: str | None = None) -> str | None:
         """Return the SHA-256 that S3 checked an object by, in base64; empty if it was sent without.
@@ -379,8 +385,7 @@ class Store:
 
     def put_json(self, key: str, value: Any, *, replaces: str | None = ANYTHING) -> bool:
         """Write a JSON object as :meth:`put_bytes` does."""
-        body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
-        return self.put_bytes(key, body, replaces=replaces)
+        return self.put_bytes(key, documents.encode(value), replaces=replaces)
 
     def delete(self, key: str, *, only: str | None = None) -> None:
         """Hide an object behind a delete marker, or remove it in a bucket without versions.
@@ -421,7 +426,9 @@ class Store:
                 Bucket=self.bucket, Prefix=prefix
             ):
                 self.meter.add(puts=1)  # a LIST is priced as a PUT
-                for entry in page.get("Contents", []):
+                # An answer that is none must not look like a prefix with nothing under it.
+                entries = page["Contents"] if page["KeyCount"] else []
+                for entry in entries:
                     yield ListedObject(
                         entry["Key"], entry["ETag"], entry["Size"], entry["LastModified"]
                     )
@@ -440,7 +447,7 @@ class Store:
                 Metadata=metadata or {},
                 **algorithm,
             )
-        return response["UploadId"]
+            return response["UploadId"]
 
     def upload_part(
         self, key: str, upload_id: str, number: int, body: IO[bytes], nbytes: int, sha256: str = ""
@@ -457,8 +464,8 @@ class Store:
                 Body=body,
                 **checked,
             )
-        self.meter.add(bytes_written=nbytes)
-        return Part(number, response["ETag"], nbytes, sha256)
+            self.meter.add(bytes_written=nbytes)
+            return Part(number, response["ETag"], nbytes, sha256)
 
     def list_parts(self, key: str, upload_id: str) -> list[Part] | None:
         """List an upload's parts by number; None if the upload is completed, aborted or unknown."""
@@ -588,6 +595,8 @@ def _translated(key: str, *, changed: bool = False) -> Iterator[None]:
         if code not in _MEANT:
             raise StoreError(f"{key}: S3 answered {code}: {error}") from None
         raise
+    except KeyError as error:
+        raise StoreError(f"{key}: S3's answer has no {error}") from error
     except NoCredentialsError:
         raise StoreError(
             "no AWS credentials found: configure them (aws configure), or use --local"

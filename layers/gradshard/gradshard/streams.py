@@ -16,6 +16,10 @@ MAX_ATTEMPTS: Final = 6
 """Tries in a row that brought nothing, after which a request or a stream is given up."""
 
 
+PATIENCE_SECONDS: Final = 30
+"""How long a read may take to fill its buffer, of 256 KiB mostly: S3 gives a hundred times that."""
+
+
 @dataclass
 class Traffic:
     """Requests and bytes since the counts were last taken."""
@@ -50,7 +54,10 @@ class Body(Protocol):
     """The bytes of one answer."""
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """Read some bytes; 0 at the end. A broken connection is an :class:`OSError`."""
+        """Read some bytes; 0 at the end. A broken connection is an :class:`OSError`.
+
+        A buffer that is not filled within :data:`PATIENCE_SECONDS` is returned as it is.
+        """
 
     def close(self) -> None:
         """Give up what has not been read."""
@@ -89,8 +96,9 @@ def told(failures: Iterable[str]) -> str:
 class RangeStream:
     """The bytes of some ranges of one object version, one after the other, as one stream.
 
-    A broken connection is opened again from the byte it reached, under the same version and
-    ETag. Requests are made when the first byte of a range is wanted, or by :meth:`open`.
+    A connection that breaks, or that drips, is opened again from the byte it reached, under the
+    same version and ETag. Requests are made when the first byte of a range is wanted, or by
+    :meth:`open`.
     """
 
     def __init__(
@@ -103,6 +111,7 @@ class RangeStream:
         self._opened_at = 0
         self._body: Body | None = None
         self._failures: list[str] = []
+        self._drips = False
 
     def open(self) -> None:
         """Make the request for the current range already now; a failure shows when reading.
@@ -133,6 +142,8 @@ class RangeStream:
             self._position += count
             if self._position == self._end:
                 self._drop()
+            elif self._drips:
+                self._fail(f"{count} bytes in {PATIENCE_SECONDS} s")
 
     def close(self) -> None:
         """Give up the connection."""
@@ -147,24 +158,33 @@ class RangeStream:
 
     def _read_some(self, buffer: memoryview) -> int:
         try:
-            count = (self._body or self._current_body()).readinto(buffer)
+            body = self._body or self._current_body()
+            begun = time.monotonic()
+            count = body.readinto(buffer)
             if count == 0:
                 missing = self._end - self._position
                 raise OSError(f"the body ended {missing} bytes short")  # noqa: TRY301
         except OSError as error:
-            self._failures.append(str(error))
-            self._opener.meter.add(retries=1)
-            self._drop()
-            failures = len(self._failures)
-            if failures >= MAX_ATTEMPTS:
-                raise StoreError(
-                    f"{self._source.key}: reading broke {failures} times in a row "
-                    f"at byte {self._position}: {told(self._failures)}"
-                ) from error
-            pause(failures)
+            self._fail(str(error))
             return 0
-        self._failures.clear()
+        self._drips = count < len(buffer) and time.monotonic() - begun >= PATIENCE_SECONDS
+        if not self._drips:
+            self._failures.clear()
         return count
+
+    def _fail(self, why: str) -> None:
+        """Give up the connection, and the stream if that has happened too often."""
+        self._failures.append(why)
+        self._drips = False
+        self._opener.meter.add(retries=1)
+        self._drop()
+        failures = len(self._failures)
+        if failures >= MAX_ATTEMPTS:
+            raise StoreError(
+                f"{self._source.key}: reading broke {failures} times in a row "
+                f"at byte {self._position}: {told(self._failures)}"
+            )
+        pause(failures)
 
     def _current_body(self) -> Body:
         if self._body is None:

@@ -9,11 +9,11 @@ third of boto3's. Everything else goes through :mod:`gradshard.store`.
 import contextlib
 import http.client
 import io
-import json
 import os
 import re
 import socket
 import ssl
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from http import HTTPStatus
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
+from gradshard import documents, streams
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
 from gradshard.sigv4 import Credentials, sign
@@ -99,9 +100,13 @@ class _Direct(_Answer):
             self._early = io.BytesIO(self.response.read1(io.DEFAULT_BUFFER_SIZE))
         filled, wanted = self._early.readinto(buffer), len(buffer)
         receive = self.connection.sock.recv_into
+        # The socket's timeout is of one call, which a byte is enough to end.
+        give_up = time.monotonic() + streams.PATIENCE_SECONDS
         # Told how many, a socket with TLS does not find it out with a view of its own.
         while filled < wanted and (count := receive(buffer[filled:], wanted - filled)):
             filled += count
+            if time.monotonic() >= give_up:
+                break
         self._left -= filled
         if self._left == 0:
             self.response.close()
@@ -240,11 +245,11 @@ class Wire:
     def get_json(self, key: str) -> Any:
         """Read a JSON object; None if there is none."""
         body = self.get_bytes(key)
-        return None if body is None else json.loads(body)
+        return None if body is None else documents.decode(key, body)
 
     def put_json(self, key: str, value: Any) -> None:
         """Write a JSON object."""
-        body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        body = documents.encode(value)
         self.meter.add(puts=1)
         headers = {"content-type": "application/json"}
         with self._request("PUT", key, headers=headers, body=body) as answer:

@@ -1,12 +1,13 @@
 """Give a round up: nothing half-written stays, and the cause is kept."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from gradshard.errors import SpecError
+from gradshard.errors import BrokenObjectError, SpecError
 from gradshard.keys import RoundKeys
+from gradshard.optimizers import ApplyTerms
 from gradshard.plan import next_keys
 from gradshard.rounds import COMPLETED, FAILED, arrivals, models, services
 from gradshard.store import Store
@@ -47,7 +48,12 @@ def abort_round(
     except SpecError:
         # No object can be named after such a round; the execution alone keeps the cause.
         return {"status": FAILED, "error": error, "cause": cause}
-    plan = store.get_json(keys.plan) or {}
+    try:
+        plan = store.get_json(keys.plan) or {}
+        has_partials = len(plan.get("levels", [])) > 1
+    except BrokenObjectError:
+        # Maybe that is why the round is given up: what it would name is looked for.
+        plan, has_partials = {}, True
     manifest = {
         "round": round_id,
         "status": FAILED,
@@ -57,28 +63,42 @@ def abort_round(
         "missing": plan.get("missing", []),
         "finished_at": datetime.now(UTC).isoformat(),
     }
-    if not store.put_json(keys.manifest, manifest, replaces=None):
-        manifest = store.get_json(keys.manifest)
-    opened = arrivals.read_spec(store, keys)
-    terms = opened and opened[0].apply
+    is_first = store.put_json(keys.manifest, manifest, replaces=None)
+    terms = _apply_terms(store, keys)
     outputs = [keys.result, *(next_keys(terms, round_id) if terms else ())]
     # Of a round that ended well, too: finalize_round may have died between its manifest and this.
     for key in outputs:
         store.abort_open_uploads(key)
-    if len(plan.get("levels", [])) > 1:
+    if has_partials:
         store.delete_versions(keys.partials)
+    if not is_first:
+        manifest = store.get_json(keys.manifest)
     if manifest["status"] == COMPLETED:
         if terms:
             models.note_current(store, terms.model)
         services.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
         return {"status": COMPLETED}
-    for key in outputs:
-        if store.head(key) is not None:
-            store.delete(key)
+    _drop(store, outputs)
     services.publish(
         "RoundFailed", {"round": round_id, "bucket": store.bucket, "cause": manifest["cause"]}
     )
     return {"status": FAILED, "error": manifest["error"], "cause": manifest["cause"]}
+
+
+def _apply_terms(store: Store, keys: RoundKeys) -> ApplyTerms | None:
+    """Read from the round's terms whether it makes a version of a model."""
+    try:
+        opened = arrivals.read_spec(store, keys)
+    except BrokenObjectError:
+        return None
+    return None if opened is None else opened[0].apply
+
+
+def _drop(store: Store, keys: Sequence[str]) -> None:
+    """Delete what was completed before the round failed."""
+    for key in keys:
+        if store.head(key) is not None:
+            store.delete(key)
 
 
 def _plain(error: str, cause: str) -> tuple[str, str]:

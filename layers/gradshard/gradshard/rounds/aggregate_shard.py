@@ -171,12 +171,7 @@ class _Worker:
         """Write the task's part of an object; in the first one, its header comes first."""
         header = b""
         if self._task.number == 0:
-            header = self._wire.get_bytes(output.header_key) or b""
-            if len(header) != output.header_bytes:
-                raise PlanError(
-                    f"{output.header_key} has {len(header)} bytes, not the planned "
-                    f"{output.header_bytes}"
-                )
+            header = output.check_header(self._wire.get_bytes(output.header_key))
         part, whole = self._task.part, len(header) + nbytes
         with self._wire.part(output.key, output.upload_id, part, whole) as writer:
             writer.write(header)
@@ -277,9 +272,9 @@ class _Worker:
         return refused
 
     def _layout(self) -> Layout:
-        header = self._wire.get_bytes(self._keys.layout) or b""
-        nbytes = self._plan.header_bytes + self._plan.nbytes
-        return parse_header(header[PREFIX_BYTES:], nbytes).layout
+        update = self._plan.outputs[0]
+        header = update.check_header(self._wire.get_bytes(update.header_key))
+        return parse_header(header[PREFIX_BYTES:], len(header) + update.nbytes).layout
 
     def _gone(self) -> list[Refusal]:
         """Find out whose planned version cannot be read any more."""

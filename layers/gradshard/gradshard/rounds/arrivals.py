@@ -31,6 +31,9 @@ READERS = 8
 _LARGE_HEADER = threading.Lock()
 """Held while one longer than that is in memory as bytes, text and JSON: up to 20 times its size."""
 
+TOKENS_KEPT = 8
+"""More calls of open_round than can be under way at once."""
+
 COMPLETE = "complete"
 DEADLINE = "deadline"
 """Why a round goes on."""
@@ -57,9 +60,12 @@ def sent_to(keys: RoundKeys, spec: RoundSpec) -> RoundKeys:
 
 
 def arrived(store: Store, keys: RoundKeys) -> list[str]:
-    """List the clients whose updates are there, good or bad, sorted."""
+    """List the clients whose updates are there, good or bad, sorted.
+
+    What has a name that is no client's is nobody's update: whoever may write here chooses the key.
+    """
     parsed = (parse_update_key(entry.key) for entry in store.list_objects(keys.updates))
-    return sorted(key.client for key in parsed if key)
+    return sorted(key.client for key in parsed if key and is_id(key.client))
 
 
 def progressed(store: Store, keys: RoundKeys) -> list[str]:
@@ -207,4 +213,20 @@ def is_awaited(spec: RoundSpec, plan: dict[str, Any], client: str) -> bool:
 def resume(store: Store, keys: RoundKeys, reason: str) -> bool:
     """Let the round go on; False if it is not waiting."""
     callback = store.get_json(keys.callback)
-    return callback is not None and services.resume(callback["token"], reason)
+    tokens = callback["tokens"] if callback else []
+    return any(services.resume(token, reason) for token in reversed(tokens))
+
+
+def keep_token(store: Store, keys: RoundKeys, token: str) -> None:
+    """Keep the token with which the round is resumed, beside those of earlier calls.
+
+    Every call of ``open_round`` has a token of its own, of which the machine takes the newest only;
+    and a call that it took for dead may write after the one that took its place.
+    """
+    tokens, replaces = [token], None
+    while not store.put_json(keys.callback, {"tokens": tokens}, replaces=replaces):
+        # Looked at before it is read: if it is replaced meanwhile, writing fails again.
+        head = store.head(keys.callback)
+        kept = store.get_json(keys.callback)["tokens"] if head else []
+        tokens = [*(other for other in kept if other != token), token][-TOKENS_KEPT:]
+        replaces = head.etag if head else None

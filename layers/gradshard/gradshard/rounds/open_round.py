@@ -39,7 +39,7 @@ def open_round(
     except GradshardError as error:
         services.give_up(token, type(error).__name__, str(error))
         return {"round": round_id, "status": "refused", "reason": str(error)}
-    store.put_json(keys.callback, {"token": token})
+    arrivals.keep_token(store, keys, token)
     services.schedule_deadline(round_id, deadline_at)
     # Updates may have come before the spec was there to receive them; and an eager round waits
     # again after each group, maybe beyond its deadline.

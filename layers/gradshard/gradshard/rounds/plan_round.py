@@ -79,7 +79,7 @@ def plan_round(
     QuorumError
         There are too few good updates.
     PlanError
-        They cannot be aggregated within the limits.
+        They cannot be aggregated within the limits, or the round was given up meanwhile.
     """
     keys = RoundKeys(round_id)
     # Looked at before it is read: if another planning replaces it meanwhile, writing ours fails.
@@ -95,6 +95,11 @@ def plan_round(
         plan = Plan.from_json(store.get_json(keys.plan))
     elif previous is not None and previous.upload_id != plan.upload_id:
         _abort_uploads(store, previous)
+    # Who gives a round up writes the manifest and then looks for uploads; here it is the other way
+    # round, so that the later one sees what the other did.
+    if store.head(keys.manifest) is not None:
+        _abort_uploads(store, plan)
+        raise PlanError(f"round {round_id!r} has ended: there is nothing to plan")
     return _planned(store, keys, plan, aggregator)
 
 
@@ -345,7 +350,7 @@ class _Planning:
             return models.layout_of(self._store, self._model.tensors), whose
         if self._previous is None or not self._previous.nbytes:
             return None, ""
-        header = self._store.get_bytes(self._keys.layout) or b""
+        header = self._previous.outputs[0].check_header(self._store.get_bytes(self._keys.layout))
         layout = parse_header(header[PREFIX_BYTES:], len(header) + self._previous.nbytes).layout
         return layout, "that of the groups that were complete before"
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 
+from gradshard.errors import ServiceError
+
 if TYPE_CHECKING:
     from mypy_boto3_events import EventBridgeClient
     from mypy_boto3_scheduler import EventBridgeSchedulerClient
@@ -89,7 +91,19 @@ def schedule_deadline(round_id: str, at: datetime) -> None:
 
 
 def publish(detail_type: str, detail: dict[str, Any]) -> None:
-    """Tell the account's default event bus how a round ended."""
-    _events().put_events(
+    """Tell the account's default event bus how a round ended.
+
+    Raises
+    ------
+    ServiceError
+        It did not take the event: it says so of each entry, in an answer that is no error.
+    """
+    answer = _events().put_events(
         Entries=[{"Source": EVENT_SOURCE, "DetailType": detail_type, "Detail": json.dumps(detail)}]
     )
+    if answer["FailedEntryCount"]:
+        [entry] = answer["Entries"]
+        raise ServiceError(
+            f"EventBridge did not take {detail_type} of round {detail['round']!r}: "
+            f"{entry.get('ErrorCode')}: {entry.get('ErrorMessage')}"
+        )
