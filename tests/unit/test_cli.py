@@ -304,6 +304,14 @@ def test_watch_fails_with_the_round(run: Run, opened: MemoryStore, stack: Memory
     assert_one_line(run("watch", "r1"), "it burnt")
 
 
+def test_a_round_that_is_opened_again_after_its_end_says_so(
+    run: Run, finished: MemoryStore
+) -> None:
+    terms = ("open", "r1", "--client", "a", "--client", "b", "--deadline", 600)
+    finished.put_json("rounds/r1/spec.json", OPENED)
+    assert "r1 was opened before, in these terms, and has ended" in run(*terms).stdout
+
+
 def test_fetch_of_a_failed_round(run: Run, opened: MemoryStore, tmp_path: Path) -> None:
     opened.put_json("rounds/r1/manifest.json", {"status": "failed", "cause": "nobody came"})
     assert_one_line(run("fetch", "r1", "-o", tmp_path / "x"), "nobody came")

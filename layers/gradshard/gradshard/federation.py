@@ -428,6 +428,10 @@ class Round:
         """Return what looks at the round again and again, reading only what is new."""
         return Observer(self._stack, self.keys)
 
+    def has_ended(self) -> bool:
+        """Whether the round has ended, well or not."""
+        return self.store.head(self.keys.manifest) is not None
+
     def rejection(self, client: str) -> str | None:
         """Return why the client's update was refused or came too late; None if it was not."""
         record = self._stack.store.get_json(self.keys.rejection(client))

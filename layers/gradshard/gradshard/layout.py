@@ -184,8 +184,8 @@ def header_length(prefix: bytes, object_bytes: int) -> int:
     length = int.from_bytes(prefix[:PREFIX_BYTES], "little")
     if length > FORMAT_HEADER_BYTES:
         raise UpdateError(
-            f"not a safetensors object: its header would be {length} bytes, "
-            f"over the format's {FORMAT_HEADER_BYTES}"
+            f"not a safetensors object: its first {PREFIX_BYTES} bytes would announce a header of "
+            f"{length} bytes, over the format's {FORMAT_HEADER_BYTES}"
         )
     if PREFIX_BYTES + length > object_bytes:
         raise UpdateError(

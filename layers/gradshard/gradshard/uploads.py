@@ -43,6 +43,9 @@ THREADS: Final = 4
 CHUNK_BYTES: Final = MIB
 """Bytes of each part that are in memory."""
 
+ZIP_MAGIC: Final = b"PK\x03\x04"
+"""As eight bytes of length this would be a header of petabytes."""
+
 CONTENT_TYPE: Final = "application/octet-stream"
 
 Progress = Callable[[int, int], None]
@@ -240,6 +243,11 @@ class FileContent:
             written = {**header.metadata, **(metadata or {})}
             if samples is not None:
                 written[SAMPLES_KEY] = check_samples(samples)
+            if SAMPLES_KEY not in written:
+                raise UpdateError(  # noqa: TRY301 - as the others, with the file's name
+                    f"{SAMPLES_KEY} is missing from its metadata: give samples (--samples), on how "
+                    "many the client trained"
+                )
             parse_samples(written)
         except UpdateError as error:
             self._file.close()
@@ -281,6 +289,11 @@ class FileContent:
     def _read_header(self) -> Header:
         nbytes = self._version[0]
         prefix = self._read_file(0, PREFIX_BYTES)
+        if prefix.startswith(ZIP_MAGIC):
+            raise UpdateError(
+                "a zip file, such as an .npz or a torch checkpoint: `gradshard convert` makes a "
+                ".safetensors file of it"
+            )
         end = PREFIX_BYTES + header_length(prefix, nbytes)
         return parse_header(self._read_file(PREFIX_BYTES, end), nbytes)
 

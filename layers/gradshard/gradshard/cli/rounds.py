@@ -89,6 +89,8 @@ def open_(
         )
     if as_json:
         print_json({"round": name, "bucket": federation.bucket, "spec": round_.terms().to_json()})
+    elif federation.round(name).has_ended():
+        click.echo(f"round {plain(name)} was opened before, in these terms, and has ended")
     else:
         expected = counted(count or len(ids), "client")
         click.echo(f"round {plain(name)} is open for {expected}, for {deadline} s")
