@@ -93,6 +93,10 @@ class Layout:
         """Bytes of all tensors."""
         return self.tensors[-1].end if self.tensors else 0
 
+    def to_json(self) -> dict[str, Any]:
+        """Return dtypes and shapes by name, as a round's terms have them."""
+        return {t.name: {"dtype": t.dtype, "shape": list(t.shape)} for t in self.tensors}
+
     @cached_property
     def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """What two updates must agree on: dtype and shape by name, whatever the order."""

@@ -302,6 +302,18 @@ class FileContent:
         return status.st_size, status.st_mtime_ns
 
 
+def layout_of(path: Path) -> Layout:
+    """Read the layout of a .safetensors file.
+
+    Raises
+    ------
+    UpdateError
+        It is none.
+    """
+    with FileContent(path, samples=1) as content:
+        return content.layout
+
+
 class Padded:
     """A content made longer by spaces at the end of its header, which mean nothing there.
 

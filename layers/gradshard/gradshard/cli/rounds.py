@@ -20,6 +20,7 @@ from gradshard.cli.common import (
 from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.federation import Federation
 from gradshard.spec import DEFAULT_DEADLINE
+from gradshard.uploads import layout_of
 from gradshard.wording import counted, megabytes, plain
 
 
@@ -61,6 +62,12 @@ from gradshard.wording import counted, megabytes, plain
 @click.option(
     "--updates-of", metavar="ROUND", help="Average what was sent to another round, as it is there."
 )
+@click.option(
+    "--layout",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A .safetensors file; all updates must have tensors of its names, types and shapes.",
+)
 @click.option("--allow-nonfinite", is_flag=True, help="Average NaN and infinities too.")
 @json_option
 @connected
@@ -71,6 +78,7 @@ def open_(
     count: int | None,
     min_clients: int,
     deadline: int,
+    layout: Path | None,
     as_json: bool,
     **terms: Any,
 ) -> None:
@@ -85,6 +93,7 @@ def open_(
             list(ids) if count is None else count,
             min_clients=min_clients,
             deadline=deadline,
+            layout=None if layout is None else layout_of(layout).to_json(),
             **terms,
         )
     if as_json:
