@@ -365,7 +365,13 @@ class Round:
             header = len(encode_header(spec.layout, {}))
             max_bytes = header + METADATA_ROOM_BYTES + spec.layout.nbytes
         return Ticket.make(
-            self._stack.store, self.keys, client, expires=expires, max_bytes=max_bytes
+            self._stack.store,
+            self.keys,
+            client,
+            expires=expires,
+            max_bytes=max_bytes,
+            # A rule takes parts of it, too.
+            layout=None if spec.rule else spec.layout,
         )
 
     def wait(

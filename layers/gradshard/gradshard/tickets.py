@@ -38,6 +38,7 @@ from gradshard.errors import (
     WaitTimeoutError,
 )
 from gradshard.keys import ObjectVersion, RoundKeys, check_id
+from gradshard.layout import Layout
 from gradshard.looking import pause_before_look
 from gradshard.planning import SINGLE_PUT_BYTES
 from gradshard.store import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, Part, Store
@@ -86,6 +87,7 @@ NOT_A_TICKET: Final = (
     TypeError,
     AttributeError,
     SpecError,
+    UpdateError,
     RecursionError,
 )
 """What reading some other file as a ticket ends in."""
@@ -119,6 +121,9 @@ class Ticket:
         Beginnings of URLs for a PUT, and for each the ends by length; none if there are ``parts``.
     parts
         What an update goes up with that may be too large for one PUT.
+    layout
+        What the update's tensors must be (:meth:`gradshard.layout.Layout.to_json`), if that is
+        known: the ticket is not to be used up by an update that would be refused.
     uploaded_url
         For a HEAD of the update.
     rejection_url
@@ -140,6 +145,7 @@ class Ticket:
     ended_url: str = field(repr=False)
     result_url: str = field(repr=False)
     parts: PartUrls | None = field(default=None, repr=False)
+    layout: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @classmethod
     def make(
@@ -151,6 +157,7 @@ class Ticket:
         expires: int,
         max_bytes: int,
         min_bytes: int = 1,
+        layout: Layout | None = None,
         single_put_bytes: int = SINGLE_PUT_BYTES,
     ) -> Self:
         """Make a ticket with the credentials of a bucket's store.
@@ -192,6 +199,7 @@ class Ticket:
             ended_url=store.presign_read(keys.manifest, expires, head=True),
             result_url=store.presign_read(keys.result, expires),
             parts=parts,
+            layout=None if layout is None else layout.to_json(),
         )
 
     @classmethod
@@ -294,6 +302,7 @@ class Ticket:
                     f"the update is {content.nbytes} bytes, over the {self.max_bytes} of the "
                     "ticket; ask for one for larger updates"
                 )
+            self._check_layout(content)
             padded = Padded(content, self._fitting(content.nbytes))
             if self._has(padded):
                 return
@@ -399,6 +408,14 @@ class Ticket:
             for begin, ends in self.upload.items()
             for length, end in ends.items()
         }
+
+    def _check_layout(self, content: Content) -> None:
+        expected = None if self.layout is None else _layout(self.layout)
+        difference = expected and expected.difference(content.layout)
+        if difference:
+            raise UpdateError(
+                f"its layout is not the one round {self.round_id!r} was opened with: {difference}"
+            )
 
     def _fitting(self, nbytes: int) -> int:
         """Return the least length that the ticket takes and an update can be filled up to."""
@@ -660,6 +677,10 @@ def _code(answer: AWSResponse) -> str | None:
     return found[1].decode() if found else None
 
 
+def _layout(tensors: Mapping[str, Any]) -> Layout:
+    return Layout.pack((name, of["dtype"], of["shape"]) for name, of in tensors.items())
+
+
 def _check_given(name: str, value: Any, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise TicketError(
@@ -689,6 +710,8 @@ def _parsed(data: bytes) -> Ticket:
     uploads = (*ticket._upload_urls.values(), *(parts.urls() if parts else ()))
     if not all(_URL.fullmatch(url) for url in (*reads, *uploads)):
         raise ValueError("no URL")
+    if ticket.layout is not None:
+        _layout(ticket.layout)
     if parts and ticket.upload:
         raise ValueError("two ways to upload")
     most = max(ticket._upload_urls, default=0)
