@@ -291,8 +291,8 @@ class FileContent:
         prefix = self._read_file(0, PREFIX_BYTES)
         if prefix.startswith(ZIP_MAGIC):
             raise UpdateError(
-                "a zip file, such as an .npz or a torch checkpoint: `gradshard convert` makes a "
-                ".safetensors file of it"
+                "not a safetensors object but a zip file, such as an .npz or a torch checkpoint: "
+                "`gradshard convert` makes a .safetensors file of it"
             )
         end = PREFIX_BYTES + header_length(prefix, nbytes)
         return parse_header(self._read_file(PREFIX_BYTES, end), nbytes)
