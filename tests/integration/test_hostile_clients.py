@@ -19,7 +19,7 @@ def test_a_header_of_100_mb_is_refused_by_number(open_round: Callable[..., Round
     round_.submit("a", {"w": np.ones(1, "f4")})
     for nbytes, reason in (
         (99_000_000, "header of 99000000 bytes is over the 16777216 that gradshard reads"),
-        (101_000_000, "its header would be 101000000 bytes, over the format's 100000000"),
+        (101_000_000, "would announce a header of 101000000 bytes, over the format's 100000000"),
     ):
         etag = round_.upload("b", nbytes.to_bytes(8, "little") + bytes(nbytes))
         round_.store.meter.take()

@@ -24,6 +24,7 @@ from gradshard.errors import (
     WaitTimeoutError,
 )
 from gradshard.keys import RoundKeys
+from gradshard.layout import Layout
 from gradshard.limits import MIB
 from gradshard.local import Engine
 from gradshard.plan import Refusal
@@ -139,6 +140,18 @@ class TestUploading:
         with pytest.raises(UpdateError, match="bytes, over the 100000 of the ticket"):
             ticket.submit({"w": np.zeros(MAX_BYTES, "u1")}, 5)
         assert store.head(keys.update("a")) is None
+
+    def test_of_another_layout_does_not_use_the_ticket_up(
+        self, store: Store, keys: RoundKeys
+    ) -> None:
+        layout = Layout.pack([("w", "F32", (1000,))])
+        made = Ticket.make(store, keys, "a", expires=600, max_bytes=MAX_BYTES, layout=layout)
+        ticket = Ticket.loads(made.dumps())
+        with pytest.raises(UpdateError, match=r"tensor 'w' is F64 \[1000\], not F32 \[1000\]"):
+            ticket.submit({"w": np.zeros(1000)}, 5)
+        assert store.head(keys.update("a")) is None
+        ticket.submit(TENSORS, 5)
+        assert_holds(store, keys, TENSORS)
 
     def test_again_once_the_operator_deleted_the_update(
         self, ticket: Ticket, store: Store, keys: RoundKeys

@@ -305,6 +305,30 @@ def test_watch_fails_with_the_round(run: Run, opened: MemoryStore, stack: Memory
     assert_one_line(run("watch", "r1"), "it burnt")
 
 
+def test_a_round_that_is_opened_again_after_its_end_says_so(
+    run: Run, finished: MemoryStore
+) -> None:
+    terms = ("open", "r1", "--client", "a", "--client", "b", "--deadline", 600)
+    finished.put_json("rounds/r1/spec.json", OPENED)
+    assert "r1 was opened before, in these terms, and has ended" in run(*terms).stdout
+
+
+def test_a_round_with_the_layout_of_a_file(
+    run: Run, stack: MemoryStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(federation, "OPENING_SECONDS", 0.0)
+    # Not an update: it says nothing of samples.
+    save_file({"w": np.zeros((3, 2), "f4"), "b": np.zeros(2, "i8")}, tmp_path / "model")
+    run("open", "r1", "--clients", 2, "--layout", tmp_path / "model")
+    assert json.loads(stack.started[0])["layout"] == {
+        "w": {"dtype": "F32", "shape": [3, 2]},
+        "b": {"dtype": "I64", "shape": [2]},
+    }
+    (tmp_path / "other").write_bytes(b"x")
+    asked = ("open", "r1", "--clients", 2, "--layout", tmp_path / "other")
+    assert_one_line(run(*asked), "other: not a safetensors object")
+
+
 def test_fetch_of_a_failed_round(run: Run, opened: MemoryStore, tmp_path: Path) -> None:
     opened.put_json("rounds/r1/manifest.json", {"status": "failed", "cause": "nobody came"})
     assert_one_line(run("fetch", "r1", "-o", tmp_path / "x"), "nobody came")

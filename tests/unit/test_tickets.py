@@ -47,7 +47,8 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     def make(*, token: str | None = None, region: str = "eu-central-1", **terms: int) -> Ticket:
         session = boto3.Session("AKID", SECRET, token, region)
         store = Store("bucket", client=make_client(session=session))
-        return Ticket.make(store, KEYS, "a", **({"expires": 600, "max_bytes": MAX_BYTES} | terms))
+        given: dict[str, Any] = {"expires": 600, "max_bytes": MAX_BYTES, **terms}
+        return Ticket.make(store, KEYS, "a", **given)
 
     monkeypatch.setattr(Store, "create_upload", lambda *_: "an/upload+id=")
     return make
@@ -396,6 +397,9 @@ class TestFile:
             {"expires_at": "soon"},
             {"expires_at": "2026-01-01T00:00:00"},
             {"max_bytes": 7},
+            {"layout": {"w": {"dtype": "F31", "shape": []}}},
+            {"layout": ["w"]},
+            {"layout": {"w": 3}},
             {"max_bytes": "many"},
             {"upload": {}},
             {"upload": {"file:///etc/passwd": {str(MAX_BYTES): ""}}},

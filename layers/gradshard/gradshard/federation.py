@@ -408,8 +408,8 @@ class Round:
         """
         spec, record = self._opened()
         _check_expected(spec, client, self.id)
+        layout = self._layout(spec, record)
         if max_bytes is None:
-            layout = self._layout(spec, record)
             if layout is None:
                 raise TicketError(
                     f"round {self.id!r} has no layout to go by: give max_bytes (--max-size), how "
@@ -418,7 +418,14 @@ class Round:
             header = len(encode_header(layout, {}))
             max_bytes = header + METADATA_ROOM_BYTES + layout.nbytes
         return Ticket.make(
-            self._stack.store, self.keys, client, expires=expires, max_bytes=max_bytes
+            self._stack.store,
+            self.keys,
+            client,
+            expires=expires,
+            max_bytes=max_bytes,
+            # A rule takes parts of it, too.
+            layout=None if spec.rule else layout,
+            model=self.model().tensors.source if spec.apply else None,
         )
 
     def wait(
@@ -480,6 +487,10 @@ class Round:
     def observer(self) -> Observer:
         """Return what looks at the round again and again, reading only what is new."""
         return Observer(self._stack, self.keys)
+
+    def has_ended(self) -> bool:
+        """Whether the round has ended, well or not."""
+        return self.store.head(self.keys.manifest) is not None
 
     def rejection(self, client: str) -> str | None:
         """Return why the client's update was refused or came too late; None if it was not."""

@@ -333,7 +333,7 @@ class S3FedAvg(FedAvg):
 
     def _average(self, place: _Place, clients: Sequence[str]) -> dict[str, Any]:
         """Have a round, and return its manifest; one without contributors where it failed."""
-        layout = {t.name: {"dtype": t.dtype, "shape": t.shape} for t in place.layout.tensors}
+        layout = place.layout.to_json()
         fits = len(json.dumps(layout)) <= LAYOUT_BYTES
         terms = {"layout": layout} if fits else {}
         round_ = self.federation.open_round(

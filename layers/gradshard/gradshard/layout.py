@@ -93,6 +93,10 @@ class Layout:
         """Bytes of all tensors."""
         return self.tensors[-1].end if self.tensors else 0
 
+    def to_json(self) -> dict[str, Any]:
+        """Return dtypes and shapes by name, as a round's terms have them."""
+        return {t.name: {"dtype": t.dtype, "shape": list(t.shape)} for t in self.tensors}
+
     @cached_property
     def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """What two updates must agree on: dtype and shape by name, whatever the order."""
@@ -184,8 +188,8 @@ def header_length(prefix: bytes, object_bytes: int) -> int:
     length = int.from_bytes(prefix[:PREFIX_BYTES], "little")
     if length > FORMAT_HEADER_BYTES:
         raise UpdateError(
-            f"not a safetensors object: its header would be {length} bytes, "
-            f"over the format's {FORMAT_HEADER_BYTES}"
+            f"not a safetensors object: its first {PREFIX_BYTES} bytes would announce a header of "
+            f"{length} bytes, over the format's {FORMAT_HEADER_BYTES}"
         )
     if PREFIX_BYTES + length > object_bytes:
         raise UpdateError(

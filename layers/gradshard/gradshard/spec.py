@@ -192,9 +192,7 @@ class RoundSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as the JSON that :func:`parse_spec` reads."""
-        layout = self.layout and {
-            t.name: {"dtype": t.dtype, "shape": list(t.shape)} for t in self.layout.tensors
-        }
+        layout = self.layout and self.layout.to_json()
         fields = {
             "clients": self.clients if isinstance(self.clients, int) else list(self.clients),
             "min_clients": self.min_clients,

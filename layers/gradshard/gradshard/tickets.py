@@ -27,7 +27,7 @@ from botocore.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError
 
 from gradshard import limits, ticketparts
-from gradshard.downloads import download_bytes, download_file
+from gradshard.downloads import fetch_tensors
 from gradshard.errors import (
     ChangedObjectError,
     RoundFailed,
@@ -38,11 +38,12 @@ from gradshard.errors import (
     WaitTimeoutError,
 )
 from gradshard.keys import ObjectVersion, RoundKeys, check_id
+from gradshard.layout import Layout
 from gradshard.looking import pause_before_look
 from gradshard.planning import SINGLE_PUT_BYTES
 from gradshard.store import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, Part, Store
 from gradshard.streams import MAX_ATTEMPTS, Body, Meter, pause
-from gradshard.tensors import Array, unpack
+from gradshard.tensors import Array
 from gradshard.ticketparts import PartUrls
 from gradshard.uploads import (
     Content,
@@ -87,6 +88,7 @@ NOT_A_TICKET: Final = (
     TypeError,
     AttributeError,
     SpecError,
+    UpdateError,
     RecursionError,
 )
 """What reading some other file as a ticket ends in."""
@@ -120,6 +122,11 @@ class Ticket:
         Beginnings of URLs for a PUT, and for each the ends by length; none if there are ``parts``.
     parts
         What an update goes up with that may be too large for one PUT.
+    layout
+        What the update's tensors must be (:meth:`gradshard.layout.Layout.to_json`), if that is
+        known: the ticket is not to be used up by an update that would be refused.
+    model
+        Of a round that is applied, the model to train: ``url`` for a GET, ``etag`` and ``nbytes``.
     uploaded_url
         For a HEAD of the update.
     rejection_url
@@ -141,6 +148,8 @@ class Ticket:
     ended_url: str = field(repr=False)
     result_url: str = field(repr=False)
     parts: PartUrls | None = field(default=None, repr=False)
+    layout: Mapping[str, Any] | None = field(default=None, repr=False)
+    model: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @classmethod
     def make(
@@ -152,6 +161,8 @@ class Ticket:
         expires: int,
         max_bytes: int,
         min_bytes: int = 1,
+        layout: Layout | None = None,
+        model: ObjectVersion | None = None,
         single_put_bytes: int = SINGLE_PUT_BYTES,
     ) -> Self:
         """Make a ticket with the credentials of a bucket's store.
@@ -193,6 +204,14 @@ class Ticket:
             ended_url=store.presign_read(keys.manifest, expires, head=True),
             result_url=store.presign_read(keys.result, expires),
             parts=parts,
+            layout=_bounded(layout),
+            model=None
+            if model is None
+            else {
+                "url": store.presign_read(model.key, expires),
+                "etag": model.etag,
+                "nbytes": model.nbytes,
+            },
         )
 
     @classmethod
@@ -295,6 +314,7 @@ class Ticket:
                     f"the update is {content.nbytes} bytes, over the {self.max_bytes} of the "
                     "ticket; ask for one for larger updates"
                 )
+            self._check_layout(content)
             padded = Padded(content, self._fitting(content.nbytes))
             if self._has(padded):
                 return
@@ -382,11 +402,30 @@ class Ticket:
         """
         if not self.has_ended():
             raise RoundStateError(f"round {self.round_id!r} has not ended; wait for it first")
-        source, reader = self._ended_result(), _Reader(self)
-        if path is None:
-            return unpack(download_bytes(reader, source, progress))
-        download_file(reader, source, Path(path), progress)
-        return Path(path)
+        reader = _Reader(self, self.result_url)
+        return fetch_tensors(reader, self._ended_result(), path, progress)
+
+    @overload
+    def fetch_model(self, *, progress: Progress | None = None) -> dict[str, Array]: ...
+
+    @overload
+    def fetch_model(self, path: str | Path, *, progress: Progress | None = None) -> Path: ...
+
+    def fetch_model(
+        self, path: str | Path | None = None, *, progress: Progress | None = None
+    ) -> dict[str, Array] | Path:
+        """Fetch the model to train, as :meth:`gradshard.federation.Round.fetch_model` does.
+
+        Raises
+        ------
+        RoundStateError
+            The round is not applied to a model.
+        """
+        if self.model is None:
+            raise RoundStateError(f"round {self.round_id!r} is not applied to a model")
+        url, etag, nbytes = self.model["url"], self.model["etag"], self.model["nbytes"]
+        source = ObjectVersion(f"the model of round {self.round_id!r}", "", etag, nbytes)
+        return fetch_tensors(_Reader(self, url), source, path, progress)
 
     @property
     def temporary(self) -> bool:
@@ -400,6 +439,14 @@ class Ticket:
             for begin, ends in self.upload.items()
             for length, end in ends.items()
         }
+
+    def _check_layout(self, content: Content) -> None:
+        expected = None if self.layout is None else _layout(self.layout)
+        difference = expected and expected.difference(content.layout)
+        if difference:
+            raise UpdateError(
+                f"its layout is not the one round {self.round_id!r} was opened with: {difference}"
+            )
 
     def _fitting(self, nbytes: int) -> int:
         """Return the least length that the ticket takes and an update can be filled up to."""
@@ -644,17 +691,17 @@ def _mark_of(content: Content) -> str:
 
 
 class _Reader:
-    """The averaged update, by a ticket."""
+    """What a ticket has a URL for."""
 
-    def __init__(self, ticket: Ticket) -> None:
+    def __init__(self, ticket: Ticket, url: str) -> None:
         self.meter = Meter()
-        self._ticket = ticket
+        self._ticket, self._url = ticket, url
 
     def get_body(self, source: ObjectVersion, start: int, end: int) -> Body:
-        """Open bytes [start, end) of the update."""
+        """Open bytes [start, end) of it."""
         self.meter.add(gets=1)
         headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": source.etag}
-        answer = self._ticket._send("GET", self._ticket.result_url, headers, stream=True)
+        answer = self._ticket._send("GET", self._url, headers, stream=True)
         if answer.status_code in {404, 412}:
             raise ChangedObjectError(f"{source.key}: it changed while it was fetched")
         if 400 <= answer.status_code < 500:
@@ -687,6 +734,16 @@ def _code(answer: AWSResponse) -> str | None:
     return found[1].decode() if found else None
 
 
+def _bounded(layout: Layout | None) -> dict[str, Any] | None:
+    """Return a layout as a ticket has it, unless its file would become too large for that."""
+    stated = None if layout is None else layout.to_json()
+    return stated if len(json.dumps(stated)) <= MAX_FILE_BYTES // 2 else None
+
+
+def _layout(tensors: Mapping[str, Any]) -> Layout:
+    return Layout.pack((name, of["dtype"], of["shape"]) for name, of in tensors.items())
+
+
 def _check_given(name: str, value: Any, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise TicketError(
@@ -716,6 +773,14 @@ def _parsed(data: bytes) -> Ticket:
     uploads = (*ticket._upload_urls.values(), *(parts.urls() if parts else ()))
     if not all(_URL.fullmatch(url) for url in (*reads, *uploads)):
         raise ValueError("no URL")
+    if ticket.layout is not None:
+        _layout(ticket.layout)
+    if ticket.model is not None and not (
+        _URL.fullmatch(ticket.model["url"])
+        and type(ticket.model["nbytes"]) is int
+        and isinstance(ticket.model["etag"], str)
+    ):
+        raise ValueError("no model")
     if parts and ticket.upload:
         raise ValueError("two ways to upload")
     most = max(ticket._upload_urls, default=0)

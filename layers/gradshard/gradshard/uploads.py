@@ -47,6 +47,9 @@ THREADS: Final = 4
 CHUNK_BYTES: Final = MIB
 """Bytes of each part that are in memory."""
 
+ZIP_MAGIC: Final = b"PK\x03\x04"
+"""As eight bytes of length this would be a header of petabytes."""
+
 CONTENT_TYPE: Final = "application/octet-stream"
 
 Progress = Callable[[int, int], None]
@@ -254,7 +257,7 @@ class FileContent:
             if samples is not None:
                 written[SAMPLES_KEY] = check_samples(samples)
             if not is_model:
-                parse_samples(written)
+                _check_said(written)
         except UpdateError as error:
             self._file.close()
             raise UpdateError(f"{path}: {error}") from None
@@ -295,12 +298,29 @@ class FileContent:
     def _read_header(self) -> Header:
         nbytes = self._version[0]
         prefix = self._read_file(0, PREFIX_BYTES)
+        if prefix.startswith(ZIP_MAGIC):
+            raise UpdateError(
+                "not a safetensors object but a zip file, such as an .npz or a torch checkpoint: "
+                "`gradshard convert` makes a .safetensors file of it"
+            )
         end = PREFIX_BYTES + header_length(prefix, nbytes)
         return parse_header(self._read_file(PREFIX_BYTES, end), nbytes)
 
     def _stat(self) -> tuple[int, int]:
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns
+
+
+def layout_of(path: Path) -> Layout:
+    """Read the layout of a .safetensors file.
+
+    Raises
+    ------
+    UpdateError
+        It is none.
+    """
+    with FileContent(path, samples=1) as content:
+        return content.layout
 
 
 class Padded:
@@ -352,6 +372,15 @@ def check_samples(samples: object) -> str:
     except UpdateError:
         raise UpdateError(f"samples is {text}, not from 1 to 2**53") from None
     return text
+
+
+def _check_said(metadata: Mapping[str, str]) -> None:
+    if SAMPLES_KEY not in metadata:
+        raise UpdateError(
+            f"{SAMPLES_KEY} is missing from its metadata: give samples (--samples), on how many "
+            "the client trained"
+        )
+    parse_samples(metadata)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from gradshard.cli.common import (
     print_json,
     progress_bar,
 )
+from gradshard.cli.ticket import load, ticket_option
 from gradshard.federation import Federation
 from gradshard.optimizers import DEFAULT_MODEL
 from gradshard.rounds.models import Version
@@ -81,11 +82,17 @@ def show(federation: Federation, name: str, as_json: bool) -> None:
 )
 @click.option("--version", "number", type=int, metavar="N", help="Which; else the current one.")
 @name_option
+@ticket_option
 @connected
-def fetch(federation: Federation, file: Path, number: int | None, name: str) -> None:
-    """Write the model to a file."""
+def fetch(
+    federation: Federation, file: Path, number: int | None, name: str, ticket: Path | None
+) -> None:
+    """Write the model to a file; with a --ticket, the one that its round began from."""
     with progress_bar(f"fetching {file.name}") as tell:
-        federation.model(name).fetch(file, version=number, progress=tell)
+        if ticket:
+            load(ticket).fetch_model(file, progress=tell)
+        else:
+            federation.model(name).fetch(file, version=number, progress=tell)
     click.echo(f"wrote {plain(file)} ({megabytes(file.stat().st_size)})")
 
 

@@ -20,6 +20,7 @@ from gradshard.cli.common import (
 from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.federation import Federation
 from gradshard.spec import DEFAULT_DEADLINE
+from gradshard.uploads import layout_of
 from gradshard.wording import counted, megabytes, plain
 
 
@@ -68,6 +69,12 @@ from gradshard.wording import counted, megabytes, plain
     help="Make the model's next version: fedavg, fedavgm, fedadagrad, fedyogi, fedadam, or as JSON "
     "with learning_rate and the like.",
 )
+@click.option(
+    "--layout",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A .safetensors file; all updates must have tensors of its names, types and shapes.",
+)
 @click.option("--allow-nonfinite", is_flag=True, help="Average NaN and infinities too.")
 @json_option
 @connected
@@ -78,6 +85,7 @@ def open_(
     count: int | None,
     min_clients: int,
     deadline: int,
+    layout: Path | None,
     as_json: bool,
     **terms: Any,
 ) -> None:
@@ -92,10 +100,13 @@ def open_(
             list(ids) if count is None else count,
             min_clients=min_clients,
             deadline=deadline,
+            layout=None if layout is None else layout_of(layout).to_json(),
             **terms,
         )
     if as_json:
         print_json({"round": name, "bucket": federation.bucket, "spec": round_.terms().to_json()})
+    elif federation.round(name).has_ended():
+        click.echo(f"round {plain(name)} was opened before, in these terms, and has ended")
     else:
         expected = counted(count or len(ids), "client")
         click.echo(f"round {plain(name)} is open for {expected}, for {deadline} s")
