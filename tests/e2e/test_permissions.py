@@ -172,15 +172,23 @@ def failed_tree(federation: Federation, deployed: Deployed) -> None:
 
 
 def given_up(federation: Federation, deployed: Deployed) -> None:
-    """Somebody gives the round up while it is averaged: no result may be seen."""
+    """Somebody gives the round up while it is planned, or averaged: no result may be seen."""
+    manifest = {"round": "iam-given-up", "status": "failed", "error": "Stopped", "cause": "by hand"}
+    place: Any = {"Bucket": deployed.bucket, "Body": json.dumps(manifest).encode()}
     round_ = federation.open_round("iam-given-up", clients=2, deadline=600)
     round_.submit("a", update(1), samples=1)
-    manifest = {"round": "iam-given-up", "status": "failed", "error": "Stopped", "cause": "by hand"}
-    deployed.s3.put_object(
-        Bucket=deployed.bucket, Key=round_.keys.manifest, Body=json.dumps(manifest).encode()
-    )
+    deployed.s3.put_object(Key=round_.keys.manifest, **place)
     deployed.call("collect_update", {"round": "iam-given-up", "deadline": True})
     assert deployed.ended("iam-given-up")["cause"] == "by hand"
+    assert round_.keys.result not in deployed.keys(round_.keys.root)
+
+    round_ = federation.open_round("iam-given-up-late", clients=1, deadline=600)
+    round_.submit("a", update(1), samples=1)
+    round_.wait(SECONDS)
+    # As if it had been given up between the result and the manifest.
+    deployed.s3.put_object(Key=round_.keys.manifest, **place)
+    with pytest.raises(AssertionError, match="was given up: by hand"):
+        deployed.call("finalize_round", {"round": round_.id})
     assert round_.keys.result not in deployed.keys(round_.keys.root)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +15,7 @@ import safetensors
 from botocore.exceptions import ClientError
 
 from gradshard import planning
-from gradshard.errors import BrokenObjectError, PlanError
+from gradshard.errors import BrokenObjectError, PlanError, StoreError
 from gradshard.plan import Refusal
 from gradshard.planning import Aggregator
 from gradshard.rounds import arrivals, services
@@ -440,6 +441,33 @@ def test_finalizing_what_was_given_up_shows_nothing(open_round: Callable[..., Ro
     with pytest.raises(PlanError, match="was given up: given up"):
         round_.finalize()
     assert round_.store.head(round_.keys.result) is None
+
+
+def test_finalizing_twice_and_giving_up_at_once(open_round: Callable[..., Round]) -> None:
+    """Whoever writes the manifest first decides; the other leaves nothing that denies it."""
+
+    def finalize(round_: Round) -> str:
+        try:
+            return str(round_.finalize()["status"])
+        except (PlanError, StoreError):
+            return "failed"
+
+    def give_up(round_: Round, seconds: float) -> str:
+        time.sleep(seconds)
+        return str(abort_round(round_.store, round_.name, error="E", cause="why")["status"])
+
+    for number in range(8):
+        round_ = open_round(clients=1)
+        round_.submit("a", small(1))
+        round_.plan()
+        round_.aggregate()
+        with ThreadPoolExecutor(3) as pool:
+            ends = [pool.submit(finalize, round_) for _ in range(2)]
+            ends.append(pool.submit(give_up, round_, 0.03 * number))
+        outcomes = {end.result() for end in ends}
+        assert outcomes == {round_.manifest()["status"]}
+        assert round_.store.open_uploads(round_.keys.result) == []
+        assert (round_.store.head(round_.keys.result) is None) == (outcomes == {"failed"})
 
 
 def test_the_first_cause_is_kept(open_round: Callable[..., Round]) -> None:

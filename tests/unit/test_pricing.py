@@ -78,7 +78,7 @@ class CountedS3:
 
     def list_multipart_uploads(self, **_: Any) -> dict[str, Any]:
         self.asked[PUT] += 1
-        return {}
+        return {"IsTruncated": False}
 
     def get_paginator(self, operation: str) -> "_Pages":
         return _Pages(self, operation)
@@ -108,7 +108,6 @@ class _Pages:
         found = {key: size for key, (_, size) in self._s3.objects.items() if key.startswith(Prefix)}
         pages: dict[str, dict[str, Any]] = {
             "list_objects_v2": {
-                "KeyCount": len(found),
                 "Contents": [
                     {"Key": key, "ETag": "", "Size": size, "LastModified": datetime.now(UTC)}
                     for key, size in found.items()
@@ -122,7 +121,7 @@ class _Pages:
                 ]
             },
         }
-        yield pages[self._operation]
+        yield pages[self._operation] | {"IsTruncated": False}
 
 
 class _Body:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -407,6 +407,7 @@ class Store:
                 Bucket=self.bucket, Prefix=prefix
             ):
                 self.meter.add(puts=1)  # a LIST is priced as a PUT
+                _check_answered(page)
                 found: list[Any] = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
                 doomed: list[Any] = [
                     {"Key": entry["Key"], "VersionId": entry["VersionId"]} for entry in found
@@ -426,9 +427,8 @@ class Store:
                 Bucket=self.bucket, Prefix=prefix
             ):
                 self.meter.add(puts=1)  # a LIST is priced as a PUT
-                # An answer that is none must not look like a prefix with nothing under it.
-                entries = page["Contents"] if page["KeyCount"] else []
-                for entry in entries:
+                _check_answered(page)
+                for entry in page.get("Contents", []):
                     yield ListedObject(
                         entry["Key"], entry["ETag"], entry["Size"], entry["LastModified"]
                     )
@@ -529,6 +529,7 @@ class Store:
         self.meter.add(puts=1)
         with _translated(key):
             response = self._s3.list_multipart_uploads(Bucket=self.bucket, Prefix=key)
+            _check_answered(response)
         uploads = [u for u in response.get("Uploads", []) if u["Key"] == key]
         uploads.sort(key=lambda upload: upload["Initiated"], reverse=True)
         return [upload["UploadId"] for upload in uploads]
@@ -612,6 +613,18 @@ def unreachable(error: EndpointConnectionError) -> str:
     if ".amazonaws.com" in str(error):
         return f"{error}; is this machine connected, and is the region right (AWS_DEFAULT_REGION)?"
     return f"{error}; is the local engine running (gradshard local status)?"
+
+
+def _check_answered(listing: Mapping[str, Any]) -> None:
+    """Check that a listing is one: an answer of nothing looks like a prefix with nothing under it.
+
+    Raises
+    ------
+    KeyError
+        It lacks what every listing says.
+    """
+    if "IsTruncated" not in listing:
+        raise KeyError("IsTruncated")
 
 
 def _check_first(response: "GetObjectOutputTypeDef", body: bytes, nbytes: int | None) -> None:
