@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower fuzz bench demo deploy requirements clean
+.PHONY: help setup format lint audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower fuzz bench docs docs-serve docs-tables demo deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -73,7 +73,7 @@ test-client: setup ## Run the unit tests of the built wheel, without extras, wit
 # Plain `torch` brings gigabytes of CUDA where pip finds no other build; a CPU build does.
 TORCH_PYTHON := $(PYTHON)
 TORCH := torch
-TORCH_TESTS := tests/unit/test_torch.py tests/unit/test_tensors.py tests/unit/test_convert.py
+TORCH_TESTS := tests/unit/test_torch.py tests/unit/test_tensors.py tests/unit/test_convert.py tests/docs/test_torch.py
 
 test-torch: setup ## Run the tests that need PyTorch, in an environment of their own
 	$(TORCH_PYTHON) -m venv .venv-torch
@@ -83,7 +83,7 @@ test-torch: setup ## Run the tests that need PyTorch, in an environment of their
 
 # A Chromium that is here, the one that CHROMIUM= names, or playwright's own; SCREENSHOTS=FOLDER keeps
 # what it saw.
-test-browser: setup ## Look at the page of `gradshard report` in headless Chromium
+test-browser: docs ## Look at the page of `gradshard report`, and at the site, in headless Chromium
 	$(PYTHON) -m venv .venv-browser
 	.venv-browser/bin/pip install --quiet --disable-pip-version-check playwright . $(TEST_PACKAGES)
 	CHROMIUM="$(CHROMIUM)" SCREENSHOTS="$(SCREENSHOTS)" \
@@ -117,6 +117,20 @@ fuzz: setup ## Fuzz what reads bytes from clients, guided by coverage: FUZZ_RUNS
 bench: setup ## Measure the aggregator against its limit and against others, 15 to 20 minutes
 	$(BIN)/python -m benchmarks $(OPTIONS)
 
+# -W: a link or an anchor that leads nowhere fails, as do docstrings that cannot be read.
+SPHINX := $(BIN)/sphinx-build --nitpicky --fail-on-warning --keep-going --quiet --conf-dir docs
+
+docs: setup ## Build the documentation site into site/
+	@rm -rf site
+	$(SPHINX) . site
+	@echo 'site/index.html'
+
+docs-serve: docs ## Show the site at http://localhost:8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
+
+docs-tables: setup ## Write the tables of commands and settings into docs/ anew
+	$(BIN)/python -m docs.tables
+
 demo: setup ## Train a real model over the local engine, then average updates of ResNet-18's size
 	$(BIN)/python examples/digits/demo.py
 
@@ -124,10 +138,10 @@ deploy: setup ## Deploy to AWS, asking for what it needs
 	$(BIN)/gradshard deploy --guided
 
 requirements: setup ## Pin the newest allowed versions again
-	$(UV_COMPILE) --upgrade --extra local --group dev --output-file requirements-dev.txt pyproject.toml
+	$(UV_COMPILE) --upgrade --extra local --group dev --group docs --output-file requirements-dev.txt pyproject.toml
 	$(UV_COMPILE) --upgrade --constraint requirements-dev.txt --group layer \
 		--output-file layers/gradshard/requirements.txt
 
 clean: ## Remove everything made here
-	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-flower .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-flower .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -80,7 +80,7 @@ def measure(results: dict[str, Any], wanted: set[str], *, quick: bool, say: suit
     began = time.monotonic()
     rows = [row for row in runs.ROWS if row.name in wanted]
     with contextlib.ExitStack() as stack:
-        if rows or "rate-limited" in wanted:
+        if rows or wanted & {"rate-limited", "scale"}:
             server = stack.enter_context(_object_server(notes))
             results["server"] = server.transport
         if rows:
@@ -95,12 +95,12 @@ def measure(results: dict[str, Any], wanted: set[str], *, quick: bool, say: suit
                 )
             else:
                 notes.append("rate-limited: needs nginx's files and certificate")
+        if "scale" in wanted:
+            say("planning and finalising many shards")
+            results["scale"] = scale.measure(times, server)
     if "cold-start" in wanted:
         say("importing handlers")
         results["cold_start"] = coldstart.measure(times)
-    if "scale" in wanted:
-        say("planning and finalising many shards")
-        results["scale"] = scale.measure(times)
     if "ceiling" in wanted:
         results["ceiling"] = ceiling.measure(notes=notes, say=say)
     results["minutes"] = (time.monotonic() - began) / 60

@@ -139,7 +139,7 @@ def _round(server: Engine, clients: int, nbytes: int) -> tuple[Json, dict[str, s
         )
         product = piece * np.float32(count / sum(samples))
         total = product if total is None else total + product
-    call = Call("2026-01-01T00:00:01", "complete", 0, [])
+    call = Call("2026-01-01T00:00:01", "complete", 0)
     plan_round(store, keys.round_id, call, aggregator=Aggregator(MEMORY_MB, "x86_64"))
     plan = Plan.from_json(store.get_json(keys.plan))
     [batch] = store.get_json(keys.tasks(0))
@@ -275,7 +275,9 @@ def _invoke(server: Engine, template: Path, function: str, event: Json, *options
     killed = re.search(
         r"signal: killed|OutOfMemory|exited with|Runtime exited", done.stderr + done.stdout
     )
-    if isinstance(answer, dict) and "errorMessage" not in answer:
+    if isinstance(answer, dict) and "errorMessage" in answer:
+        ended = KILLED if killed else f"failed: {answer['errorMessage']}"
+    elif isinstance(answer, dict):
         ended = "answered"
     else:
         ended = KILLED if killed else f"failed: {(done.stdout or done.stderr)[-300:]}"

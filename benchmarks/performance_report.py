@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import runs
+
 PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN: Final = "<!-- figures: python -m benchmarks.performance_report f.json -->\n"
 END: Final = "<!-- end of figures -->\n"
@@ -35,13 +37,16 @@ def machine(report: Figures) -> str:
     """Say what it was measured on."""
     m = report["machine"]
     kernel, openssl = m["kernel"].split("-")[0], m["openssl"].rsplit(" ", 3)[0]
+    loads = sorted(case["load"] for case in report["throughput"])
     return (
         f"Measured on {m['date']}: {m['cores']} cores of a shared {m['processor']}, "
         f"Linux {kernel}, Python {m['python']}, {openssl}, numpy {m['numpy']}, boto3 {m['boto3']}. "
         "The server is "
         "nginx over HTTPS on the loopback interface, on the same cores. Medians of "
         f"{report['runs']} interleaved runs, least and most in brackets; GB are 10⁹ bytes of "
-        "client updates.\n"
+        f"client updates. The load was {loads[0]:.0f} to {loads[-1]:.0f}; where least and most are "
+        f"farther apart than {100 * runs.WIDE:.0f} % of the median it stands as *noisy*, and says "
+        "little.\n"
     )
 
 
@@ -56,8 +61,8 @@ def throughput(report: Figures) -> str:
                 (
                     name,
                     row,
-                    _spread(f["gb_per_second"], 2),
-                    _spread(f["cpu_seconds_per_gb"], 2),
+                    _timed(f["gb_per_second"], 2),
+                    _timed(f["cpu_seconds_per_gb"], 2),
                     _spread(f["peak_mib"], 1),
                     *(f"{f[k]['median']:.0f}" for k in ("idle_mib", "gets", "puts")),
                 )
@@ -82,7 +87,7 @@ def rate_limited(report: Figures) -> str:
         (
             str(case["connections"]),
             row,
-            _spread({name: rate / 1e6 for name, rate in f["rate"].items()}, 0),
+            _timed({name: rate / 1e6 for name, rate in f["rate"].items()}, 0),
             f"{f['of_limit']:.2f}",
         )
         for case in report["rate_limited"]
@@ -152,9 +157,10 @@ def scale(report: Figures) -> str:
     return (
         "## Large updates, on paper\n\nThe cheapest M within a minute where there is one, in the "
         "smallest function in which every limit is kept: parts, payloads, Map items, descriptors, "
-        "a task's seconds and memory, and finalizing's seconds at a millisecond of a whole "
-        "processor for each report. float32, arm64. All tasks of a level run at once, which takes "
-        "a raised quota of functions beyond 1,000. "
+        "a task's seconds and memory, and finalizing's seconds at "
+        f"{1000 * report['scale']['report_cpu_seconds']['median']:.2f} ms of a whole processor for "
+        "each report, which reading it takes over HTTPS. float32, arm64. All tasks of a level run "
+        "at once, which takes a raised quota of functions beyond 1,000. "
         + (f"Over a limit: {'; '.join(over)}.\n\n" if over else "None is over a limit.\n\n")
         + _table(
             (
@@ -199,6 +205,10 @@ def _table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, left: in
 def _spread(figure: dict[str, float], digits: int) -> str:
     median, least, most = (f"{figure[name]:,.{digits}f}" for name in ("median", "min", "max"))
     return median if least == most else f"{median} ({least}–{most})"
+
+
+def _timed(figure: dict[str, float], digits: int) -> str:
+    return _spread(figure, digits) + (" *noisy*" if runs.is_wide(figure) else "")
 
 
 def _whole(figure: float | None) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import runs
+
 Json = dict[str, Any]
 
 
@@ -36,8 +38,8 @@ def _throughput(results: Json) -> Iterator[Table]:
         for name, row in case["rows"].items():
             table.add_row(
                 name,
-                _spread(row["gb_per_second"], 2),
-                _spread(row["cpu_seconds_per_gb"], 3),
+                _timed(row["gb_per_second"], 2),
+                _timed(row["cpu_seconds_per_gb"], 3),
                 _spread(row["peak_mib"], 1),
                 f"{row['idle_mib']['median']:.1f}",
                 f"{row['gets']['median']:.0f}",
@@ -60,9 +62,7 @@ def _rate_limited(results: Json) -> Iterator[Table]:
     for case in results["rate_limited"]:
         for name, row in case["rows"].items():
             rate = {key: value / 1e6 for key, value in row["rate"].items()}
-            table.add_row(
-                str(case["connections"]), name, _spread(rate, 0), f"{row['of_limit']:.2f}"
-            )
+            table.add_row(str(case["connections"]), name, _timed(rate, 0), f"{row['of_limit']:.2f}")
     yield table
 
 
@@ -140,8 +140,11 @@ def _scale(results: Json) -> Iterator[Table]:
         )
     table.caption = "\n".join(remarks or ["all within every limit"])
     yield table
+    seconds = scale["report_cpu_seconds"]
+    milliseconds = {name: 1000 * value for name, value in seconds.items()}
     table = _table(
-        "Planning and finalising, S3 in memory",
+        "Planning and finalising, S3 in memory; "
+        f"reading a report over the network takes {_spread(milliseconds, 2)} CPU-ms more",
         *("shards", "clients", "tasks", "plan CPU-s", "finalise CPU-s", "peak MiB above idle"),
     )
     for row in scale["measured"]:
@@ -180,6 +183,10 @@ def _table(title: str, *columns: str) -> Table:
 def _spread(figure: dict[str, float], digits: int) -> str:
     middle, least, most = (f"{figure[key]:.{digits}f}" for key in ("median", "min", "max"))
     return middle if least == most else f"{middle} ({least}–{most})"
+
+
+def _timed(figure: dict[str, float], digits: int) -> str:
+    return _spread(figure, digits) + (" noisy" if runs.is_wide(figure) else "")
 
 
 def _figure(value: float | None) -> str:

@@ -15,6 +15,8 @@ from benchmarks.servers import BUCKET, Server
 from benchmarks.workload import Prepared
 
 ROOT: Final = Path(__file__).parents[1]
+WIDE: Final = 0.3
+"""Of the median: least and most farther apart are what the machine did, not the row."""
 PYTHONPATH: Final = f"{ROOT}{os.pathsep}{ROOT / 'layers' / 'gradshard'}"
 
 
@@ -144,6 +146,11 @@ def interleave(
 def summary(values: Sequence[float]) -> dict[str, float]:
     """Return median, least and most."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def is_wide(figure: dict[str, float]) -> bool:
+    """Whether runs differ too much for their median to say anything."""
+    return figure["max"] - figure["min"] > WIDE * figure["median"]
 
 
 def summarise(results: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:

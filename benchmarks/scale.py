@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from benchmarks import runs
-from benchmarks.servers import aws_environment
+from benchmarks.rows.round import report_of
+from benchmarks.servers import BUCKET, Server, aws_environment
 from gradshard import limits, planning, topologies
 from gradshard.errors import PlanError
 from gradshard.plan import Task
@@ -26,8 +27,8 @@ MAX_MAP_ITEMS: Final = 10_000
 """Children that a distributed Map runs at once."""
 MAX_DESCRIPTORS: Final = 1024
 MAX_SECONDS: Final = 900
-REQUEST_CPU_SECONDS: Final = 0.001
-"""boto3's, on a whole processor: what finalizing pays for each report that it reads."""
+REPORTS: Final = 2000
+"""How many are read to find out what one costs."""
 FINALIZE_MEMORY_MB: Final = 256
 FINALIZE_SECONDS: Final = 900
 """The template's."""
@@ -35,15 +36,20 @@ FINALIZE_SECONDS: Final = 900
 Json = dict[str, Any]
 
 
-def measure(times: int) -> Json:
-    """Plan on paper, and time planning and finalising with S3 in memory."""
+def measure(times: int, server: Server) -> Json:
+    """Plan on paper, and time planning and finalising, S3 in memory, and reading of reports."""
+    report = _read_reports(times, server)
+    seconds = report["median"]
     return {
-        "plans": [_plan(gigabytes, clients) for gigabytes in GIGABYTES for clients in CLIENTS],
+        "report_cpu_seconds": report,
+        "plans": [
+            _plan(gigabytes, clients, seconds) for gigabytes in GIGABYTES for clients in CLIENTS
+        ],
         "measured": [_measured(shards, clients, times) for shards, clients in MEASURED],
     }
 
 
-def _plan(gigabytes: int, clients: int) -> Json:
+def _plan(gigabytes: int, clients: int, report_seconds: float) -> Json:
     """Plan in the smallest function in which every limit is kept; else in the smallest that can."""
     name = topologies.resolve(topologies.AUTO, clients)
     load = Load(
@@ -70,7 +76,7 @@ def _plan(gigabytes: int, clients: int) -> Json:
                 "task_seconds": projection.task_seconds,
                 "seconds": projection.seconds,
                 "dollars": projection.total_dollars,
-                "over": list(_over(projection, load, aggregator)),
+                "over": list(_over(projection, load, aggregator, report_seconds)),
             }
         )
     if not planned:
@@ -79,7 +85,9 @@ def _plan(gigabytes: int, clients: int) -> Json:
     return row | min(planned, key=lambda plan: len(plan["over"]))
 
 
-def _over(projection: Projection, load: Load, aggregator: Aggregator) -> Iterator[str]:
+def _over(
+    projection: Projection, load: Load, aggregator: Aggregator, report_seconds: float
+) -> Iterator[str]:
     """Name the limits that a plan would break."""
     part = load.nbytes / projection.shards
     # What travels between states: one item of the Map; what tasks find is left in S3.
@@ -100,32 +108,51 @@ def _over(projection: Projection, load: Load, aggregator: Aggregator) -> Iterato
         ("descriptors", load.fan_in + 16, MAX_DESCRIPTORS),
         ("task seconds", projection.task_seconds, min(MAX_SECONDS, limits.MAX_TASK_SECONDS)),
         ("memory", projection.needed_mb, min(projection.memory_mb, MEMORIES_MB[-1])),
-        ("finalizing seconds", _finalize_seconds(projection.tasks), FINALIZE_SECONDS),
+        (
+            "finalizing seconds",
+            projection.tasks * report_seconds * limits.MB_PER_VCPU / FINALIZE_MEMORY_MB,
+            FINALIZE_SECONDS,
+        ),
     ):
         if value > most:
             yield f"{name} {abs(value):.0f}"
 
 
-def _finalize_seconds(tasks: int) -> float:
-    return tasks * REQUEST_CPU_SECONDS * limits.MB_PER_VCPU / FINALIZE_MEMORY_MB
+def _read_reports(times: int, server: Server) -> dict[str, float]:
+    """Return the processor time, of a whole one, that finalizing pays for each report."""
+    keys = [f"reports/{number}" for number in range(REPORTS)]
+    task = Task(0, 0, 0, 0, 0, 0)
+    for key in keys:
+        server.path(key).write_text(json.dumps(report_of(task, 0)))
+        server.publish(key)
+    job = json.dumps({"bucket": BUCKET, "keys": keys})
+    found = [_row(["reports"], server.environment, job) for _ in range(times)]
+    return runs.summary([result["cpu_seconds"] / REPORTS for result in found])
 
 
 def _measured(shards: int, clients: int, times: int) -> Json:
-    found: list[Json] = []
-    for _ in range(times):
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.rows.round", str(shards), str(clients)],
-            cwd=runs.ROOT,
-            env=os.environ | aws_environment("http://127.0.0.1:9") | {"OPENBLAS_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"planning {shards} shards failed:\n{done.stderr[-2000:]}")
-        found.append(json.loads(done.stdout.splitlines()[-1]))
+    environment = aws_environment("http://127.0.0.1:9")
+    found = [_row(["round", str(shards), str(clients)], environment) for _ in range(times)]
     figures = ("plan_cpu_seconds", "finalise_cpu_seconds", "peak_mib")
     return {
         **{name: found[0][name] for name in ("shards", "clients", "tasks")},
         **{figure: runs.summary([result[figure] for result in found]) for figure in figures},
     }
+
+
+def _row(command: list[str], environment: Mapping[str, str], job: str = "") -> Json:
+    """Run a row in a fresh process."""
+    module, *arguments = command
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.rows.{module}", *arguments],
+        input=job,
+        cwd=runs.ROOT,
+        env=os.environ | environment | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": runs.PYTHONPATH},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    result: Json = json.loads(done.stdout.splitlines()[-1])
+    return result

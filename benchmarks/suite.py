@@ -1,5 +1,6 @@
 """The table: every row on every size of round, and what follows for the targets."""
 
+import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -71,6 +72,7 @@ def _measure(
         "tasks": len(prepared.job["tasks"]),
         "client_gb": prepared.client_bytes / 1e9,
         "projected_mb": prepared.projected_mb,
+        "load": os.getloadavg()[0],
         "rows": {
             row.name: {"what": row.what, "runs": times, **runs.summarise(measured[row.name])}
             for row in rows

@@ -189,6 +189,7 @@ class Workloads:
             tensors=len(layout.tensors),
             header_bytes=len(encode_header(layout, {})),
             upload_id=self._server.create_upload(keys.result),
+            next_model=None,
             shards=projection.shards,
             allow_nonfinite=False,
             refused=(),

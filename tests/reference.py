@@ -61,6 +61,59 @@ def average(
     return result
 
 
+def step(
+    optimizer: str,
+    settings: Mapping[str, float],
+    number: int,
+    model: Mapping[str, Array],
+    update: Mapping[str, Array],
+    state: Mapping[str, Mapping[str, Array]],
+    *,
+    models: bool = False,
+) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
+    """Take a server optimizer's step, tensor by tensor; ``state`` is empty before the first.
+
+    Sums are formed as :func:`average` forms them; with ``models`` the update is the average model.
+    """
+    result: dict[str, Array] = {}
+    kept: dict[str, dict[str, Array]] = {"momentum": {}, "variance": {}}
+    for name, tensor in model.items():
+        integer = tensor.dtype.kind in "iu"
+        wide = np.dtype("f8" if integer or tensor.dtype.itemsize == 8 else "f4")
+        x, u = tensor.astype(wide), update[name].astype(wide)
+        d = u - x if models else u
+        none = np.zeros(x.shape, wide)
+        m = state["momentum"][name] if state else none
+        v = state["variance"][name] if state and name in state["variance"] else none
+        rate = settings["learning_rate"]
+        if optimizer == "fedavg":
+            new = u if models and rate == 1 else x + rate * d
+        elif optimizer == "fedavgm":
+            m = settings["momentum"] * m + d
+            new = x + rate * m
+        elif optimizer == "fedadagrad":
+            v = v + d * d
+            new = x + rate * d / (np.sqrt(v) + settings["tau"])
+        else:
+            first, second = settings["beta_1"], settings["beta_2"]
+            m = first * m + (1 - first) * d
+            if optimizer == "fedyogi":
+                v = v - (1 - second) * (d * d) * np.sign(v - d * d)
+                new = x + rate * m / (np.sqrt(v) + settings["tau"])
+            else:
+                v = second * v + (1 - second) * (d * d)
+                grown = number + 1.0
+                wider = rate * np.sqrt(1 - np.power(second, grown)) / (1 - np.power(first, grown))
+                new = x + np.float64(wider) * m / (np.sqrt(v) + settings["tau"])
+        new = np.asarray(new).astype(wide)
+        kept["momentum"][name], kept["variance"][name] = m, v
+        if integer:
+            bounds = np.iinfo(tensor.dtype)
+            new = np.clip(np.rint(new), float(bounds.min), float(bounds.max))
+        result[name] = new.astype(tensor.dtype)
+    return result, kept
+
+
 def add_up(addends: Sequence[Array]) -> Array:
     """Add one after another."""
     acc = addends[0]

@@ -12,12 +12,13 @@ from benchmarks.rows.measure import memory_kib, reset_peak
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layout import Layout, encode_header
 from gradshard.limits import MIB
-from gradshard.plan import Plan
+from gradshard.plan import Plan, Task
 from gradshard.planning import Aggregator
 from gradshard.rounds import services
 from gradshard.rounds.finalize_round import finalize_round
 from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.store import ANYTHING, ListedObject, Part, Store
+from gradshard.wire import Wire
 
 LAYERS: Final = 200
 ETAG: Final = f'"{"0" * 32}"'
@@ -51,6 +52,7 @@ class _Memory(Store):
         *,
         content_type: str = "",  # noqa: ARG002
         replaces: str | None = ANYTHING,  # noqa: ARG002
+        sha256: str = "",  # noqa: ARG002
     ) -> bool:
         self.objects[key] = body
         return True
@@ -60,7 +62,7 @@ class _Memory(Store):
             key = f"{prefix}c{client:04d}.safetensors"
             yield ListedObject(key, ETAG, self.nbytes, datetime.now(UTC))
 
-    def create_upload(self, key: str, metadata: dict[str, str] | None = None) -> str:  # noqa: ARG002
+    def create_upload(self, *_: Any, **__: Any) -> str:
         return "upload"
 
     def list_parts(self, key: str, upload_id: str) -> list[Part] | None:  # noqa: ARG002
@@ -76,6 +78,16 @@ class _Memory(Store):
         return []
 
 
+class _MemoryWire(Wire):
+    """The same bucket, as a task sees it."""
+
+    def __init__(self, store: _Memory) -> None:
+        self.store = store
+
+    def get_bytes(self, key: str) -> bytes | None:
+        return self.store.objects.get(key)
+
+
 def measure(shards: int, clients: int) -> dict[str, Any]:
     """Plan and finalise a round of shards of 8 MiB."""
     elements = shards * 8 * MIB // 4 // LAYERS * LAYERS
@@ -86,11 +98,11 @@ def measure(shards: int, clients: int) -> dict[str, Any]:
     store.put_json(keys.spec, record)
     services.publish = lambda *_: None
 
-    call = Call("2026-01-01T00:00:01", "complete", 0, [])
+    call = Call("2026-01-01T00:00:01", "complete", 0)
     planned = _timed(lambda: plan_round(store, "scale", call, aggregator=Aggregator(3008, "arm64")))
     plan = Plan.from_json(store.get_json(keys.plan))
     _report(store, keys, plan)
-    finalised = _timed(lambda: finalize_round(store, "scale"))
+    finalised = _timed(lambda: finalize_round(store, _MemoryWire(store), "scale"))
     if keys.manifest not in store.objects:
         raise RuntimeError("the round was not completed")
     if plan.shards != shards:
@@ -108,26 +120,27 @@ def _report(store: _Memory, keys: RoundKeys, plan: Plan) -> None:
     """Leave behind what the tasks would have."""
     store.result_bytes = plan.header_bytes + plan.nbytes
     store.parts = []
-    counts = ("gets", "puts", "retries", "bytes_read", "bytes_written")
     for task in (task for level in range(len(plan.levels)) for task in plan.tasks(level)):
         if plan.is_last(task.level):
             head = plan.header_bytes if task.number == 0 else 0
             store.parts.append(Part(task.part, ETAG, head + task.end - task.start))
-        store.put_json(
-            keys.report(task.level, task.number),
-            {
-                "level": task.level,
-                "task": task.number,
-                "attempt": plan.attempt,
-                "start": task.start,
-                "end": task.end,
-                **dict.fromkeys(counts, 1),
-                **dict.fromkeys(("seconds", "cpu_seconds", "peak_mb"), 1.0),
-                "is_cold": False,
-                "is_written": True,
-                "refused": [],
-            },
-        )
+        store.put_json(keys.report(task.level, task.number), report_of(task, plan.attempt))
+
+
+def report_of(task: Task, attempt: int) -> dict[str, Any]:
+    """Return what a task reports."""
+    return {
+        "level": task.level,
+        "task": task.number,
+        "attempt": attempt,
+        "start": task.start,
+        "end": task.end,
+        **dict.fromkeys(("gets", "puts", "retries", "bytes_read", "bytes_written"), 1),
+        **dict.fromkeys(("seconds", "cpu_seconds", "peak_mb"), 1.0),
+        "is_cold": False,
+        "is_written": True,
+        "refused": [],
+    }
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -4,7 +4,6 @@ import os
 from typing import Any
 
 from gradshard import observe
-from gradshard.plan import Refusal
 from gradshard.planning import Aggregator
 from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.store import Store
@@ -20,10 +19,5 @@ aggregator = Aggregator(
 @observe.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Plan the round, its next groups, or the round again without those who were refused."""
-    call = Call(
-        visit=event["visit"],
-        reason=event["reason"],
-        attempt=event["attempt"],
-        refused=[Refusal(**refusal) for refusal in event["refused"]],
-    )
+    call = Call(visit=event["visit"], reason=event["reason"], attempt=event["attempt"])
     return plan_round(store, event["round"], call, aggregator=aggregator)

@@ -2,14 +2,18 @@
 
 import io
 import itertools
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import boto3
 import pytest
 
 from gradshard import Federation, local
+from gradshard.errors import WaitTimeoutError
 from gradshard.local import Engine
+from gradshard.rounds import services
 from gradshard.store import Store
 from tests import reference
 from tests.e2e.deployed import Deployed, until
@@ -84,9 +88,86 @@ def test_a_client_that_never_ends_its_upload_is_not_waited_for(
     round_ = federation.open_round("endless", clients=["a", "b"], min_clients=1, deadline=2)
     manifest = round_.wait(SECONDS)
     assert (contributors(manifest), manifest["missing"]) == (["a"], ["b"])
-    # What it has sent is its own, and goes after a day (AbortForgottenUploads).
+    # What it has sent is its own, and goes after a week (AbortForgottenUploads).
     assert deployed.open_uploads("endless") == [key]
     store.abort_upload(key, upload)
+
+
+def undelivered(deployed: Deployed, about: str) -> list[dict[str, Any]]:
+    """Take from the queue what collect_update could not take note of, of one round."""
+    queue = boto3.client("sqs")
+    url = deployed.outputs["UndeliveredEventsUrl"]
+    found = []
+    for message in queue.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages", []):
+        body = json.loads(message["Body"])
+        if about in message["Body"]:
+            found.append(body)
+            queue.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+    return found
+
+
+def test_a_deadline_that_fails_is_kept_and_can_be_delivered_by_hand(
+    federation: Federation, deployed: Deployed
+) -> None:
+    round_ = federation.open_round("unwoken", clients=["a", "b"], min_clients=1, deadline=3)
+    deployed.put("unwoken", "a", blob(1))
+    token = deployed.read(round_.keys.callback)
+    # What the function cannot read, it fails at, whenever it is tried.
+    place: Any = {"Bucket": deployed.bucket, "Key": round_.keys.callback}
+    deployed.s3.put_object(**place, Body=b"{")
+    [message] = until(lambda: undelivered(deployed, "unwoken"))
+    assert message["requestPayload"] == {"round": "unwoken", "deadline": True}
+    assert message["responsePayload"]["errorType"] == "JSONDecodeError"
+    assert round_.status()["state"] == "awaiting"
+    # As docs/operations.md has it: mend what was wrong, then say again what is in the queue.
+    deployed.s3.put_object(**place, Body=token)
+    deployed.call("collect_update", message["requestPayload"])
+    assert contributors(round_.wait(SECONDS)) == ["a"]
+
+
+def test_an_event_that_fails_is_kept_and_the_update_counts_all_the_same(
+    federation: Federation, deployed: Deployed
+) -> None:
+    deployed.s3.put_object(Bucket=deployed.bucket, Key="rounds/unnoted/spec.json", Body=b"{")
+    deployed.put("unnoted", "a", blob(1))
+    [message] = until(lambda: undelivered(deployed, "unnoted"))
+    uploaded = message["requestPayload"]["detail"]["object"]
+    assert uploaded["key"] == "rounds/unnoted/updates/a.safetensors"
+    deployed.s3.delete_object(Bucket=deployed.bucket, Key="rounds/unnoted/spec.json")
+    round_ = federation.open_round("unnoted", clients=["a"], deadline=600)
+    assert contributors(round_.wait(SECONDS)) == ["a"]
+
+
+def test_a_deadline_says_how_long_it_is_tried_and_where_it_goes_then(
+    federation: Federation, deployed: Deployed
+) -> None:
+    federation.open_round("scheduled", clients=["a"], deadline=600)
+    scheduler, group = boto3.client("scheduler"), "gradshard-deadlines"
+    target = scheduler.get_schedule(Name="scheduled", GroupName=group)["Target"]
+    assert target["RetryPolicy"]["MaximumEventAgeInSeconds"] == services.DEADLINE_SECONDS
+    queue = boto3.client("sqs").get_queue_attributes(
+        QueueUrl=deployed.outputs["UndeliveredEventsUrl"], AttributeNames=["QueueArn"]
+    )["Attributes"]
+    assert target["DeadLetterConfig"]["Arn"] == queue["QueueArn"]
+    role = target["RoleArn"].rpartition("/")[2]
+    policies = boto3.client("iam")
+    [name] = policies.list_role_policies(RoleName=role)["PolicyNames"]
+    document: Any = policies.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
+    document = json.loads(document) if isinstance(document, str) else document
+    allowed = {s["Action"]: s["Resource"] for s in document["Statement"]}
+    assert allowed == {"lambda:InvokeFunction": target["Arn"], "sqs:SendMessage": queue["QueueArn"]}
+
+
+def test_a_round_whose_deadline_was_taken_away_can_be_woken(
+    federation: Federation, deployed: Deployed
+) -> None:
+    round_ = federation.open_round("untimed", clients=["a", "b"], min_clients=1, deadline=3)
+    boto3.client("scheduler").delete_schedule(Name="untimed", GroupName="gradshard-deadlines")
+    round_.submit("a", update(1), samples=1)
+    with pytest.raises(WaitTimeoutError):
+        round_.wait(6)
+    deployed.call("collect_update", {"round": "untimed", "deadline": True})
+    assert contributors(round_.wait(SECONDS)) == ["a"]
 
 
 def test_two_callers_open_one_round_at_once(federation: Federation, deployed: Deployed) -> None:

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gradshard import __file__ as package
 from gradshard import application
 from tests import reference
+from tests.docs.pages import ROOT, RUN, blocks
+from tests.docs.session import Session, port_shim
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(package).parents[3]
 SECONDS = 240
 
 
@@ -123,6 +123,20 @@ def test_the_wheel_carries_exactly_what_the_checkout_deploys(installed: Installe
         "from gradshard import application as a; print(a.checkout(), a.fingerprint())",
     )
     assert asked.stdout == f"None {application.fingerprint()}\n", asked
+
+
+def test_getting_started_as_it_stands(installed: Installed, port: int, tmp_path: Path) -> None:
+    commands = installed.python.parent
+    session = Session(
+        tmp_path / "empty",
+        (port_shim(tmp_path / "commands", commands / "gradshard", port), commands),
+        port=port,
+        python=installed.python,
+        variables=installed.environment,
+    )
+    for block in blocks(ROOT / "docs" / "getting-started.md"):
+        if block.language in RUN and not block.not_run:
+            session.run(block)
 
 
 def test_a_round_without_a_checkout(installed: Installed, port: int, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from botocore.exceptions import ClientError
 
-from gradshard import Federation, RoundFailed
+from gradshard import Federation, Round, RoundFailed
+from gradshard.keys import ModelKeys
 from gradshard.local import Engine
 from tests import reference
 from tests.e2e.deployed import Deployed, until
@@ -95,6 +96,7 @@ def rounds(federation: Federation, deployed: Deployed) -> None:
     given_up(federation, deployed)
     cut_off(federation, deployed)
     assigned(federation)
+    applied(federation, deployed)
     late(federation, deployed)
 
 
@@ -217,6 +219,51 @@ def assigned(federation: Federation) -> None:
         round_ = federation.open_round(name, ["a"], assignments=terms | after, deadline=600)
         round_.submit("a", update(1), 160, training=training)
         round_.wait(SECONDS)
+
+
+def applied(federation: Federation, deployed: Deployed) -> None:
+    """Rounds that make versions of a model: planned again, failed, given up, aborted too late."""
+    model = federation.model("iam")
+    model.put({"w": np.zeros(50, np.float32)})
+    terms: dict[str, Any] = {
+        "clients": 2,
+        "deadline": 600,
+        "apply": {"optimizer": "fedadam", "model": "iam"},
+    }
+
+    def begin(name: str, *, bad: bool = False, **more: Any) -> Round:
+        round_ = federation.open_round(name, **terms | more)
+        made = ModelKeys("iam").next_model(name)
+        # What a killed planning, and a killed finalizing, left behind.
+        deployed.s3.create_multipart_upload(Bucket=deployed.bucket, Key=made)
+        deployed.s3.put_object(Bucket=deployed.bucket, Key=made, Body=b"")
+        round_.submit("a", update(1), samples=1)
+        if name != "iam-next-given-up":
+            tensors = update(2)
+            tensors["w"][7] = np.nan if bad else 1
+            round_.submit("b", tensors, samples=1)
+        return round_
+
+    begin("iam-next-1", bad=True).wait(SECONDS)
+    # As if nobody had noted which version is current.
+    deployed.s3.delete_object(Bucket=deployed.bucket, Key=ModelKeys("iam").current)
+    begin("iam-next-2").wait(SECONDS)
+    aborted = {"round": "iam-next-2", "error": "Timeout", "cause": "too late"}
+    assert deployed.call("abort_round", aborted) == {"status": "completed"}
+    with pytest.raises(RoundFailed, match="min_clients is 2"):
+        begin("iam-next-failed", bad=True, min_clients=2).wait(SECONDS)
+    round_ = begin("iam-next-given-up")
+    manifest = {"round": round_.id, "status": "failed", "error": "Stopped", "cause": "by hand"}
+    deployed.s3.put_object(
+        Bucket=deployed.bucket, Key=round_.keys.manifest, Body=json.dumps(manifest).encode()
+    )
+    deployed.call("collect_update", {"round": round_.id, "deadline": True})
+    assert deployed.ended(round_.id)["status"] == "FAILED"
+    assert [version.round_id for version in model.history()] == [None, "iam-next-1", "iam-next-2"]
+    made = [key for key in deployed.keys("models/iam/rounds/") if "failed" in key or "given" in key]
+    assert made == []
+    uploads = deployed.s3.list_multipart_uploads(Bucket=deployed.bucket, Prefix="models/iam/")
+    assert uploads.get("Uploads", []) == []
 
 
 def late(federation: Federation, deployed: Deployed) -> None:

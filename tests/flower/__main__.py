@@ -11,7 +11,7 @@ from typing import Final
 
 from gradshard import local
 
-TESTS: Final = ("tests/unit/test_flower.py", "tests/flower")
+TESTS: Final = ("tests/unit/test_optimizers.py", "tests/unit/test_flower.py", "tests/flower")
 
 
 def main(python: str) -> int:

@@ -38,3 +38,38 @@ def test_the_server_does_not_grow_by_its_clients_models() -> None:
     # Eight clients' models at least in one, three models and their making at most in the other.
     assert peaks["flower"] > peaks["s3-references"] + 8 * model
     assert peaks["s3"] < peaks["s3-references"] + 4 * model
+
+
+@pytest.mark.parametrize(
+    ("failures", "text", "outcome"),
+    [
+        (4, "The current node timed out during startup.", "5 attempts"),
+        (5, "The current node timed out during startup.", "The current node timed out"),
+        (1, "no such thing", "no such thing"),
+    ],
+)
+def test_ray_is_started_again_where_the_machine_was_too_busy(
+    failures: int, text: str, outcome: str
+) -> None:
+    script = f"""
+import sys
+sys.path.insert(0, {str(COMPARE.parent)!r})
+import ray
+attempts = []
+def init(**_):
+    attempts.append(1)
+    if len(attempts) <= {failures}:
+        raise Exception({text!r})
+ray.init, ray.shutdown = init, lambda: None
+import simulate
+try:
+    simulate.start_ray()
+except Exception as error:
+    print(error)
+else:
+    print(len(attempts), "attempts")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert outcome in ended.stdout, ended.stderr

@@ -118,13 +118,13 @@ class TestWithoutTrouble:
         page = (Path(__file__).parents[2] / "docs" / "flower.md").read_text()
         client, server = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
         names: dict[str, Any] = {}
-        exec(client, names)  # noqa: S102 - our own page
+        exec(client, names)
         app = client_app(trained, [], app=names["app"])
         names |= {
             "grid": DirectGrid(dict.fromkeys(NODES, app)),
             "initial_arrays": record_of(initial()),
         }
-        exec(server, names)  # noqa: S102
+        exec(server, names)
         # Two of four nodes are sampled for the evaluation, all for the training.
         assert bits(names["result"].arrays) == bits(train(FedAvg(), grid(), 2).arrays)
 

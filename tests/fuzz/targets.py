@@ -137,7 +137,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
 
 def _check_update(blob: bytes, nbytes: int) -> None:
     store: Any = _Memory(blob, nbytes)
-    found = arrivals.check_update(store, KEYS, "c")
+    found = arrivals.check_update(store, KEYS, "c", partial=False)
     if isinstance(found, Refusal):
         _check_reason(found.reason)
         return

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from gradshard.keys import RoundKeys
+from gradshard.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard.plan import Refusal, Task
 from gradshard.planning import Aggregator
+from gradshard.rounds import models
 from gradshard.rounds.aggregate_shard import aggregate_shard
 from gradshard.rounds.finalize_round import finalize_round
+from gradshard.rounds.models import Version
 from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.store import Store
 from gradshard.wire import Wire
@@ -29,7 +31,15 @@ class Round:
         self.store, self.name = store, f"it-{next(COUNTER)}"
         self.keys = RoundKeys(self.name)
         self.aggregator = AGGREGATOR
-        record = {"round": self.name, "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
+        began_from = spec.pop("model_version", None)
+        record: dict[str, Any] = {
+            "round": self.name,
+            "spec": spec,
+            "opened_at": "2026-01-01T00:00:00+00:00",
+        }
+        if "apply" in spec:
+            newest = models.current(store, spec["apply"]["model"])
+            record["model_version"] = began_from or (newest.number if newest else None)
         store.put_json(self.keys.spec, record)
 
     def upload(self, client: str, body: bytes) -> str:
@@ -52,7 +62,9 @@ class Round:
         reason: str = "complete",
         aggregator: Aggregator | None = None,
     ) -> dict[str, Any]:
-        call = Call(visit, reason, attempt, refused)
+        if refused:  # as finalize_round leaves it
+            self.store.put_json(self.keys.refused(attempt - 1), [vars(r) for r in refused])
+        call = Call(visit, reason, attempt)
         self.planned = plan_round(
             self.store, self.name, call, aggregator=aggregator or self.aggregator
         )
@@ -73,13 +85,17 @@ class Round:
                 wire, task["round"], attempt=task["attempt"], task=Task(**task["task"])
             )
 
+    def finalize(self) -> dict[str, Any]:
+        with contextlib.closing(Wire(self.store.bucket)) as wire:
+            return finalize_round(self.store, wire, self.name)
+
     def go(self) -> dict[str, Any]:
         """Plan, aggregate and finalize until the round has ended."""
-        outcome: dict[str, Any] = {"attempt": 0, "refused": []}
+        outcome: dict[str, Any] = {"attempt": 0}
         while True:
-            self.plan(outcome["attempt"], [Refusal(**r) for r in outcome["refused"]])
+            self.plan(outcome["attempt"])
             self.aggregate()
-            outcome = finalize_round(self.store, self.name)
+            outcome = self.finalize()
             if outcome["status"] == "completed":
                 return outcome
 
@@ -96,6 +112,18 @@ class Round:
         refusal = self.store.get_json(self.keys.rejection(client))
         assert refusal is not None
         return str(refusal["reason"])
+
+
+def put_model(store: Store, name: str, tensors: Update) -> None:
+    """Make a model's first version, of an object as any safetensors writer makes it."""
+    key = ModelKeys(name).put("first")
+    body = reference.encode(tensors, {"format": "pt"})
+    store.put_bytes(key, body)
+    source = store.head(key)
+    assert source is not None
+    offset = 8 + int.from_bytes(body[:8], "little")
+    models.reserve(store, Version(name, 1, StoredTensors(source, offset)))
+    models.note_current(store, name)
 
 
 def small(seed: int) -> Update:

@@ -1,6 +1,7 @@
 """A bucket of the tests' own, whose events wake none of the deployed functions."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import boto3
 import pytest
@@ -17,6 +18,19 @@ def store(engine: Engine) -> Store:
     s3.create_bucket(Bucket="integration")
     s3.put_bucket_versioning(Bucket="integration", VersioningConfiguration={"Status": "Enabled"})
     return Store("integration", connections=80)
+
+
+@pytest.fixture(scope="session")
+def encrypted(engine: Engine) -> Store:
+    """A bucket under a KMS key: its ETags say nothing of the bytes."""
+    s3, name = boto3.client("s3"), "integration-kms"
+    key = boto3.client("kms").create_key()["KeyMetadata"]["Arn"]
+    s3.create_bucket(Bucket=name)
+    s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    default: Any = {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}
+    rules: Any = {"Rules": [{"ApplyServerSideEncryptionByDefault": default}]}
+    s3.put_bucket_encryption(Bucket=name, ServerSideEncryptionConfiguration=rules)
+    return Store(name, connections=80)
 
 
 @pytest.fixture
@@ -37,6 +51,7 @@ def function_environment(store: Store) -> Iterator[None]:
             "GRADSHARD_MAP_CONCURRENCY": "0",
             "GRADSHARD_SCHEDULE_GROUP": "gradshard-deadlines",
             "GRADSHARD_SCHEDULE_ROLE_ARN": "arn:aws:iam::000000000000:role/nobody",
+            "GRADSHARD_UNDELIVERED_ARN": "arn:aws:sqs:us-east-1:000000000000:nowhere",
             "GRADSHARD_COLLECT_FUNCTION_ARN": "arn:aws:lambda:us-east-1:000000000000:function:none",
         }.items():
             patch.setenv(name, value)

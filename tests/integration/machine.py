@@ -104,7 +104,7 @@ def in_this_process() -> Iterator[Call]:
     for module in modules.values():
         if "store" in module:
             module["store"]._s3.close()
-        else:
+        if "wire" in module:
             module["wire"].close()
 
 
@@ -160,7 +160,7 @@ class Machine:
                 if client not in self.lost:
                     self.submit(client)
                 self.collect(client)
-            outcome = self.aggregate({"reason": "complete", "attempt": 0, "refused": []})
+            outcome = self.aggregate({"reason": "complete", "attempt": 0})
         assert outcome["status"] == "completed"
 
     def open(self) -> None:
@@ -195,8 +195,8 @@ class Machine:
         """Plan, do the tasks and finalize until nothing more can be done for now."""
         for visit in itertools.count():
             time = f"2026-01-01T00:{len(self.sent):02}:{visit:02}Z"
-            event = {"round": self.name, "visit": time, **outcome}
-            event.pop("status", None)
+            carried = {name: outcome[name] for name in ("reason", "attempt")}
+            event = {"round": self.name, "visit": time, **carried}
             planned = self.step("PlanRound", "plan_round", event)
             for level in planned["levels"]:
                 for batch in self.store.get_json(level["key"]):

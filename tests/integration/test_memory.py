@@ -6,15 +6,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gradshard import planning
-from gradshard.keys import RoundKeys
+from gradshard.applying import state_layout
+from gradshard.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard.layout import Layout, encode_header
 from gradshard.limits import MIB
 from gradshard.planning import WHOLE, Aggregator, Load
+from gradshard.rounds import models
+from gradshard.rounds.models import Version
 from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.store import Store
 
@@ -33,26 +37,47 @@ LARGE_MIB = int(os.environ.get("GRADSHARD_TEST_LARGE_MIB", "384"))
 HANDLER = Path(__file__).parents[2] / "functions" / "aggregate_shard" / "app.py"
 
 
-def peak_mb(store: Store, name: str, clients: int, dtype: str, nbytes: int) -> tuple[float, float]:
+PIECE = np.random.default_rng(0).integers(0, 60, 8 * MIB, dtype="u1").tobytes()
+
+
+def write(store: Store, key: str, layout: Layout) -> StoredTensors:
+    """Store an object of a layout, filled with small numbers, whichever type they are read as."""
+    header = encode_header(layout, {"num_samples": "1"})
+    upload = store.create_upload(key)
+    parts = []
+    for number, start in enumerate(range(0, layout.nbytes, len(PIECE)), 1):
+        body = (header if number == 1 else b"") + PIECE[: layout.nbytes - start]
+        parts.append(store.upload_part(key, upload, number, io.BytesIO(body), len(body)))
+    store.complete_upload(key, upload, parts)
+    source = store.head(key)
+    assert source is not None
+    return StoredTensors(source, len(header))
+
+
+def peak_mb(
+    store: Store, name: str, clients: int, dtype: str, nbytes: int, *, applied: bool = False
+) -> tuple[float, float]:
     """Aggregate one shard in a process of its own; return its peak and what was projected."""
     keys = RoundKeys(name)
-    spec = {"clients": clients, "shards": 1}
-    store.put_json(
-        keys.spec, {"round": name, "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
-    )
+    spec: dict[str, Any] = {"clients": clients, "shards": 1}
     size = {"F32": 4, "BF16": 2, "I8": 1}[dtype]
     layout = Layout.pack([("w", dtype, (nbytes // size,))])
-    header = encode_header(layout, {"num_samples": "1"})
-    piece = np.random.default_rng(0).integers(0, 60, 8 * MIB, dtype="u1").tobytes()
+    if applied:
+        spec |= {"apply": {"optimizer": "fedadam", "model": name}}
+        of_model = ModelKeys(name)
+        # As a round before made it.
+        tensors = write(store, of_model.next_model("before"), layout)
+        state = {
+            slot: write(store, of_model.state("before", slot), state_layout(layout))
+            for slot in ("momentum", "variance")
+        }
+        by: dict[str, Any] = {"optimizer": {"optimizer": "fedadam"}, "steps": 1, "state": state}
+        models.reserve(store, Version(name, 1, tensors, **by))
+    opened = {"round": name, "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
+    store.put_json(keys.spec, opened | {"model_version": 1})
     for client in range(clients):
-        key = keys.update(f"c{client}")
-        upload = store.create_upload(key)
-        parts = []
-        for number, start in enumerate(range(0, nbytes, len(piece)), 1):
-            body = (header if number == 1 else b"") + piece[: nbytes - start]
-            parts.append(store.upload_part(key, upload, number, io.BytesIO(body), len(body)))
-        store.complete_upload(key, upload, parts)
-    call = Call("2026-01-01T00:00:01Z", "complete", 0, [])
+        write(store, keys.update(f"c{client}"), layout)
+    call = Call("2026-01-01T00:00:01Z", "complete", 0)
     plan_round(store, name, call, aggregator=Aggregator(3008, "arm64"))
     [batch] = store.get_json(keys.tasks(0))
     [task] = batch["tasks"]
@@ -84,6 +109,19 @@ def test_the_peak_stays_under_the_projection(store: Store, clients: int, dtype: 
     whole = peak + planning.RUNTIME_MB + 2 * clients * planning.receive_buffer_bytes(clients) / MIB
     assert whole <= projected
     assert projected <= 1.5 * whole
+
+
+@pytest.mark.parametrize(("clients", "dtype"), [(4, "F32"), (64, "F32"), (4, "I8")])
+def test_so_does_the_peak_of_applying(store: Store, clients: int, dtype: str) -> None:
+    name = f"memory-applied-{clients}-{dtype}"
+    peak, projected = peak_mb(store, name, clients, dtype, 10 * MIB, applied=True)
+    print(f"{clients} clients, {dtype}, applied: peak {peak} MB, projected {projected:.1f} MB")
+    receiving = 2 * (clients + 3) * planning.receive_buffer_bytes(clients)
+    whole = peak + planning.RUNTIME_MB + receiving / MIB
+    assert whole <= projected
+    assert projected <= 1.5 * whole
+    # In the smallest function there is, still.
+    assert projected <= 128
 
 
 def test_the_peak_does_not_grow_with_the_update(store: Store) -> None:

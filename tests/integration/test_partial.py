@@ -10,7 +10,6 @@ from gradshard.errors import PlanError
 from gradshard.keys import RoundKeys
 from gradshard.planning import Aggregator
 from gradshard.rounds.admission import QuorumError
-from gradshard.rounds.finalize_round import finalize_round
 from tests import reference
 from tests.integration.by_hand import Round, Update
 
@@ -210,7 +209,7 @@ def test_what_a_client_has_so_far_counts_at_the_deadline(open_round: Callable[..
     round_.submit("c", updates[2], SAMPLES[2])
     round_.plan(reason="deadline")
     round_.aggregate()
-    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert round_.finalize() == {"status": "completed"}
     assert round_.manifest()["missing"] == []
     assert_result(round_, loop(updates, shares))
 

@@ -22,7 +22,6 @@ from gradshard.rounds import arrivals, services
 from gradshard.rounds.abort_round import abort_round
 from gradshard.rounds.admission import QuorumError
 from gradshard.rounds.collect_update import collect_update
-from gradshard.rounds.finalize_round import finalize_round
 from gradshard.store import Store
 from tests import reference
 from tests.integration.by_hand import Round, assert_average, small
@@ -62,7 +61,7 @@ def test_the_same_bits_whatever_m(open_round: Callable[..., Round]) -> None:
         # Backwards and twice: neither order nor repetition may matter.
         for task in [*reversed(round_.tasks()), round_.tasks()[0]]:
             round_.run(task)
-        assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+        assert round_.finalize() == {"status": "completed"}
         data = round_.result()
         results.append(data[8 + int.from_bytes(data[:8], "little") :])
     assert len(set(results)) == 1
@@ -304,7 +303,7 @@ def test_planning_again_twice_at_once_leaves_one_plan_and_one_upload(
     uploads = round_.store.open_uploads(round_.keys.result)
     assert uploads == [round_.store.get_json(round_.keys.plan)["upload_id"]]
     round_.aggregate()
-    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert round_.finalize() == {"status": "completed"}
     assert_average(round_.result(), [small(0), small(2)], [1, 1])
 
 
@@ -327,9 +326,9 @@ def test_a_task_of_an_attempt_given_up_writes_nothing(open_round: Callable[..., 
     round_.plan(1, [Refusal("b", "a reason")])
     assert round_.run(stale) == {"task": 0, "attempt": 0, "superseded_by": 1}
     with pytest.raises(PlanError, match="task 0 of level 0 has not been done, of 1 tasks"):
-        finalize_round(round_.store, round_.name)
+        round_.finalize()
     round_.aggregate()
-    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert round_.finalize() == {"status": "completed"}
     assert_average(round_.result(), [updates["a"], updates["c"]], [1, 1])
 
 
@@ -338,7 +337,7 @@ def test_finalizing_twice_is_once(open_round: Callable[..., Round]) -> None:
     round_.submit("a", small(1))
     assert round_.go() == {"status": "completed"}
     manifest, result = round_.manifest(), round_.store.head(round_.keys.result)
-    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert round_.finalize() == {"status": "completed"}
     assert (round_.manifest(), round_.store.head(round_.keys.result)) == (manifest, result)
     assert manifest["update"]["etag"] == result.etag if result else False
 
@@ -395,7 +394,7 @@ def test_a_round_whose_plan_cannot_be_read_is_given_up(
     with pytest.raises(
         BrokenObjectError, match=r"/plan\.json: \d+ bytes that are no JSON"
     ) as caught:
-        finalize_round(round_.store, round_.name)
+        round_.finalize()
     cause = str(caught.value)
     assert abort_round(round_.store, round_.name, error="E", cause=cause)["status"] == "failed"
     assert round_.manifest()["cause"] == cause
@@ -440,7 +439,7 @@ def test_finalizing_what_was_given_up_shows_nothing(open_round: Callable[..., Ro
     round_.aggregate()
     round_.store.put_json(round_.keys.manifest, {"status": "failed", "cause": "given up"})
     with pytest.raises(PlanError, match="was given up: given up"):
-        finalize_round(round_.store, round_.name)
+        round_.finalize()
     assert round_.store.head(round_.keys.result) is None
 
 
@@ -449,7 +448,7 @@ def test_finalizing_twice_and_giving_up_at_once(open_round: Callable[..., Round]
 
     def finalize(round_: Round) -> str:
         try:
-            return str(finalize_round(round_.store, round_.name)["status"])
+            return str(round_.finalize()["status"])
         except (PlanError, StoreError):
             return "failed"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import io
 import itertools
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, load_file, save_file
 
-from gradshard import looking, streams, tickets
+from gradshard import looking, streams, ticketparts, tickets
 from gradshard.errors import (
     RoundFailed,
     RoundStateError,
@@ -28,9 +29,11 @@ from gradshard.local import Engine
 from gradshard.plan import Refusal
 from gradshard.rounds.arrivals import check_update, refuse
 from gradshard.store import Store, make_client
+from gradshard.ticketparts import PartUrls
 from gradshard.tickets import Ticket
+from gradshard.uploads import Padded, TensorContent
 from tests import reference
-from tests.integration.proxy import Answer, Proxy, spoiling
+from tests.integration.proxy import Answer, Fault, Proxy, spoiling
 
 COUNTER = itertools.count()
 TENSORS = {"w": np.arange(1000, dtype="f4")}
@@ -43,6 +46,13 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looking, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(tickets, "pause", lambda _: None)
     monkeypatch.setattr(streams, "pause", lambda _: None)
+
+
+@pytest.fixture(params=["store", "encrypted"])
+def store(request: pytest.FixtureRequest) -> Store:
+    """A bucket whose ETags are MD5s, and one under a KMS key."""
+    found: Store = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture
@@ -84,7 +94,7 @@ def raw(
 
 
 def assert_holds(store: Store, keys: RoundKeys, tensors: Mapping[str, reference.Array]) -> None:
-    update = check_update(store, keys, "a")
+    update = check_update(store, keys, "a", partial=False)
     assert isinstance(update, tuple), update
     assert not isinstance(update, Refusal)
     body = store.get_bytes(keys.update("a"))
@@ -97,7 +107,7 @@ class TestUploading:
         told: list[tuple[int, int]] = []
         ticket.submit(TENSORS, 5, progress=lambda *step: told.append(step))
         assert_holds(store, keys, TENSORS)
-        update = check_update(store, keys, "a")
+        update = check_update(store, keys, "a", partial=False)
         assert update is not None
         assert not isinstance(update, Refusal)
         assert update.samples == 5
@@ -301,6 +311,274 @@ class TestLines:
         with pytest.raises(TicketError, match="S3 does not answer for round") as failed:
             proxied.rejection()
         assert "http" not in str(failed.value)
+
+
+class TestInParts:
+    """Updates that may be too large for one PUT."""
+
+    MAX_BYTES = 70 * MIB
+
+    @pytest.fixture
+    def large(self) -> dict[str, reference.Array]:
+        return {"w": np.arange(60 * MIB // 4, dtype="f4")}
+
+    @pytest.fixture
+    def parted(self, proxied: Ticket, proxy: Proxy, store: Store, keys: RoundKeys) -> Ticket:
+        """Give a ticket for parts of 17.5 MiB, the first of up to 35, through the proxy."""
+        behind = Store(store.bucket, client=make_client(endpoint_url=proxy.url))
+        made = Ticket.make(
+            behind, keys, "a", expires=600, max_bytes=self.MAX_BYTES, single_put_bytes=MIB
+        )
+        proxy.requests.clear()
+        return Ticket.loads(made.dumps())
+
+    @pytest.fixture
+    def urls(self, parted: Ticket) -> PartUrls:
+        assert parted.parts
+        return parted.parts
+
+    @pytest.mark.parametrize("nbytes", [4, MIB, 34 * MIB, 36 * MIB, 60 * MIB, 69 * MIB])
+    def test_an_update_of_any_size(
+        self, parted: Ticket, store: Store, keys: RoundKeys, nbytes: int
+    ) -> None:
+        tensors = {"w": np.arange(nbytes // 4, dtype="f4")}
+        told: list[tuple[int, int]] = []
+        parted.submit(tensors, 5, progress=lambda *step: told.append(step))
+        assert_holds(store, keys, tensors)
+        assert told == sorted(told)
+        assert told[0][0] == 0
+        assert told[-1][0] == told[-1][1] <= self.MAX_BYTES
+        assert len(told) > nbytes // (2 * MIB)
+        assert store.open_uploads(keys.update("a")) == []
+
+    def test_the_same_update_again_is_no_error_and_another_is(
+        self,
+        parted: Ticket,
+        proxy: Proxy,
+        store: Store,
+        encrypted: Store,
+        large: dict[str, reference.Array],
+    ) -> None:
+        parted.submit(large, 5)
+        assert proxy.requests == ["HEAD", "HEAD", "GET", "PUT", "PUT", "PUT", "POST"]
+        proxy.requests.clear()
+        if store is encrypted:
+            with pytest.raises(TicketError, match="whether it is this one cannot be told"):
+                parted.submit(large, 5)
+        else:
+            parted.submit(large, 5)
+        assert proxy.requests == ["HEAD"]
+        with pytest.raises(TicketError, match="of client 'a' was used already"):
+            parted.submit(large, 6)
+
+    def test_a_larger_update_is_not_sent(self, parted: Ticket, proxy: Proxy) -> None:
+        with pytest.raises(UpdateError, match="over the 73400320 of the ticket"):
+            parted.submit({"w": np.zeros(self.MAX_BYTES, "u1")}, 5)
+        assert proxy.requests == []
+
+    def test_an_interrupted_upload_goes_on(
+        self,
+        parted: Ticket,
+        proxy: Proxy,
+        store: Store,
+        encrypted: Store,
+        keys: RoundKeys,
+        large: dict[str, reference.Array],
+        urls: PartUrls,
+    ) -> None:
+        def interrupt(done: int, _total: int) -> None:
+            if done:
+                raise KeyboardInterrupt
+
+        [upload_id] = store.open_uploads(keys.update("a"))
+        with pytest.raises(KeyboardInterrupt):
+            parted.submit(large, 5, progress=interrupt)
+        # Whichever parts came through, this one is among them.
+        content = TensorContent(large, 5)
+        padded = Padded(content, urls.fitting(content.nbytes))
+        start, end = urls.ranges(padded.nbytes)[1]
+        body = io.BytesIO(padded.read(start, end))
+        store.upload_part(keys.update("a"), upload_id, 2, body, end - start)
+        held = store.list_parts(keys.update("a"), upload_id) or []
+        # Under a KMS key none is known again, and all are sent anew.
+        known = [] if store is encrypted else held
+        proxy.requests.clear()
+        told: list[int] = []
+        parted.submit(large, 5, progress=lambda done, _: told.append(done))
+        assert proxy.requests.count("PUT") == 3 - len(known)
+        assert told[0] == sum(part.nbytes for part in known)
+        assert_holds(store, keys, large)
+
+    def test_parts_of_another_update_are_sent_anew(
+        self,
+        parted: Ticket,
+        proxy: Proxy,
+        store: Store,
+        keys: RoundKeys,
+        large: dict[str, reference.Array],
+    ) -> None:
+        proxy.faults = [Fault("500", "POST")] * streams.MAX_ATTEMPTS
+        with pytest.raises(TicketError, match="did not finish the upload"):
+            parted.submit({"w": large["w"] + 1}, 5)
+        parted.submit(large, 5)
+        assert_holds(store, keys, large)
+
+    @pytest.mark.parametrize(
+        "faults",
+        [
+            pytest.param([Fault("half sent", "PUT")] * 4, id="broken lines"),
+            pytest.param([Fault("unseen", "PUT"), Fault("unseen", "POST")], id="lost answers"),
+            pytest.param([Fault("200", "POST"), Fault("503", "POST")], id="failing completions"),
+            pytest.param([Fault("503", "PUT"), Fault("reset", "GET")], id="failures"),
+        ],
+    )
+    def test_what_breaks_is_tried_again(
+        self,
+        parted: Ticket,
+        proxy: Proxy,
+        store: Store,
+        keys: RoundKeys,
+        large: dict[str, reference.Array],
+        faults: list[Fault],
+    ) -> None:
+        proxy.faults = [*faults]
+        parted.submit(large, 5)
+        assert proxy.faults == []
+        assert_holds(store, keys, large)
+
+    def test_a_part_that_keeps_breaking_is_given_up(
+        self, parted: Ticket, proxy: Proxy, large: dict[str, reference.Array]
+    ) -> None:
+        proxy.faults = [Fault("reset", "PUT", "partNumber=2")] * streams.MAX_ATTEMPTS
+        with pytest.raises(TicketError, match=r"part 2 .* broke 6 times; submit again") as failed:
+            parted.submit(large, 5)
+        assert "http" not in str(failed.value)
+
+    def test_a_file_that_changes_on_the_way(self, parted: Ticket, tmp_path: Path) -> None:
+        path = tmp_path / "u"
+        save_file({"w": np.zeros(10 * MIB, "f4")}, path, {"num_samples": "7"})
+        with pytest.raises(UpdateError, match="was changed while"):
+            parted.submit(path, progress=lambda done, _: path.touch())
+
+    def test_parts_another_program_has_overwritten(
+        self, parted: Ticket, urls: PartUrls, large: dict[str, reference.Array]
+    ) -> None:
+        ranges = urls.ranges(urls.fitting(large["w"].nbytes + 200))
+        nbytes = ranges[1][1] - ranges[1][0]
+
+        def overwrite(done: int, total: int) -> None:
+            if done == total:
+                for _ in range(20):
+                    time.sleep(0.05)
+                    raw("PUT", urls.put(2, nbytes), {"Content-Length": str(nbytes)}, bytes(nbytes))
+
+        with pytest.raises(TicketError, match=r"\(InvalidPart\): another program"):
+            parted.submit(large, 5, progress=overwrite)
+        parted.submit(large, 5)
+
+    def test_whose_upload_is_gone_says_so(
+        self, parted: Ticket, store: Store, keys: RoundKeys, large: dict[str, reference.Array]
+    ) -> None:
+        store.abort_open_uploads(keys.update("a"))
+        with pytest.raises(TicketError, match=r"is gone.* another ticket"):
+            parted.submit(large, 5)
+
+    def put(self, url: str, nbytes: int, **headers: str) -> int:
+        return raw("PUT", url, {"Content-Length": str(nbytes), **headers}, bytes(nbytes))
+
+    def test_s3_refuses_another_length(self, urls: PartUrls) -> None:
+        for number, nbytes in ((1, 18 * MIB), (2, urls.nbytes)):
+            length = next(n for n in map(int, _signed(urls)) if n >= nbytes)
+            length = length if number == 1 else nbytes
+            url = urls.put(number, length)
+            assert self.put(url, length) == 200
+            for other in (length - 1, length + 1):
+                assert self.put(url, other) == 403
+
+    def test_s3_refuses_another_place(
+        self, parted: Ticket, urls: PartUrls, store: Store, keys: RoundKeys
+    ) -> None:
+        other_id = store.create_upload(keys.update("b"))
+        url = urls.put(2, urls.nbytes)
+        [upload_id] = store.open_uploads(keys.update("a"))
+        for old, new in (
+            (keys.update("a"), keys.update("b")),
+            (f"rounds/{keys.round_id}/", "rounds/other/"),
+            ("partNumber=2", "partNumber=3"),
+            ("partNumber=2", "partNumber=9"),
+            (upload_id, other_id),
+        ):
+            changed = url.replace(old, new)
+            assert changed != url
+            assert self.put(changed, urls.nbytes) == 403
+        for old, new in ((keys.update("a"), keys.update("b")), (upload_id, other_id)):
+            assert raw("GET", urls.listing.replace(old, new)) == 403
+            body = ticketparts.completion([])
+            headers = {"If-None-Match": "*"}
+            assert raw("POST", urls.completion.replace(old, new), headers, body) == 403
+
+    def test_s3_refuses_another_method(self, urls: PartUrls, store: Store, keys: RoundKeys) -> None:
+        part = urls.put(2, urls.nbytes)
+        for url, right in ((part, "PUT"), (urls.listing, "GET"), (urls.completion, "POST")):
+            for method in {"GET", "HEAD", "POST", "PUT", "DELETE"} - {right}:
+                headers = {"If-None-Match": "*", "Content-Length": "0"}
+                assert raw(method, url, headers) == 403, (method, url)
+        assert store.open_uploads(keys.update("a"))
+
+    def test_s3_makes_an_update_once(
+        self,
+        parted: Ticket,
+        urls: PartUrls,
+        store: Store,
+        keys: RoundKeys,
+        large: dict[str, reference.Array],
+    ) -> None:
+        """Not where there is one, nor without asking, nor a second one by the same upload."""
+        nbytes = min(map(int, _signed(urls)))
+        assert self.put(urls.put(1, nbytes), nbytes) == 200
+        body = ticketparts.completion(store.list_parts(keys.update("a"), _only(store, keys)) or [])
+        store.put_json(keys.update("a"), "there already")
+        assert raw("POST", urls.completion, {"If-None-Match": "*"}, body) == 412
+        for headers in ({}, {"If-None-Match": '"x"'}, {"If-Match": "*"}):
+            assert raw("POST", urls.completion, headers, body) == 403
+        assert store.get_json(keys.update("a")) == "there already"
+        with pytest.raises(TicketError, match="was used already"):
+            parted.submit(large, 5)
+        store.delete(keys.update("a"))
+        parted.submit(large, 5)
+        assert self.put(urls.put(1, nbytes), nbytes) == 404
+
+    def test_s3_refuses_a_later_time(self, store: Store, keys: RoundKeys) -> None:
+        ticket = Ticket.make(store, keys, "a", expires=1, max_bytes=20 * MIB, single_put_bytes=1)
+        assert ticket.parts
+        time.sleep(2.1)
+        nbytes = min(map(int, _signed(ticket.parts)))
+        assert self.put(ticket.parts.put(1, nbytes), nbytes) == 403
+        assert raw("GET", ticket.parts.listing) == 403
+        headers = {"If-None-Match": "*"}
+        assert raw("POST", ticket.parts.completion, headers, ticketparts.completion([])) == 403
+        with pytest.raises(TicketError, match="it expired at"):
+            ticket.submit(TENSORS, 5)
+
+    def test_two_tickets_of_one_client_upload_once(
+        self, parted: Ticket, store: Store, keys: RoundKeys, large: dict[str, reference.Array]
+    ) -> None:
+        other = Ticket.make(
+            store, keys, "a", expires=600, max_bytes=self.MAX_BYTES, single_put_bytes=MIB
+        )
+        parted.submit(large, 5)
+        with pytest.raises(TicketError, match="was used already"):
+            other.submit(large, 6)
+        assert_holds(store, keys, large)
+
+
+def _signed(urls: PartUrls) -> list[str]:
+    return sorted((length for ends in urls.first.values() for length in ends), key=int)
+
+
+def _only(store: Store, keys: RoundKeys) -> str:
+    [upload_id] = store.open_uploads(keys.update("a"))
+    return upload_id
 
 
 class TestTheRoundsEnd:

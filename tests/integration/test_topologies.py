@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 
 from gradshard.errors import ChangedObjectError, PlanError
-from gradshard.plan import Refusal
 from gradshard.planning import Aggregator
 from gradshard.rounds import arrivals
 from gradshard.rounds.abort_round import abort_round
 from gradshard.rounds.admission import QuorumError
 from gradshard.rounds.collect_update import collect_update, deadline_passed
-from gradshard.rounds.finalize_round import finalize_round
 from tests import reference
 from tests.integration.by_hand import Round, Update, small
 
@@ -199,7 +197,7 @@ def test_doing_every_task_twice_changes_nothing(open_round: Callable[..., Round]
     for level in range(3):
         for task in [*reversed(round_.tasks(level)), *round_.tasks(level)]:
             round_.run(task)
-    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert round_.finalize() == {"status": "completed"}
     assert data_of(round_) == expected(updates, SAMPLES, tree=[3, 3, 2])
 
 
@@ -268,7 +266,7 @@ def test_an_eager_leaf_starts_while_others_are_awaited(open_round: Callable[...,
         assert again == round_.planned
         seen.append([task["task"]["number"] for task in round_.tasks(0)])
         round_.aggregate()
-        outcome = finalize_round(round_.store, round_.name)
+        outcome = round_.finalize()
     assert seen == [[1], [], [0, 3], [2]]
     assert outcome == {"status": "completed"}
     assert round_.manifest()["groups"] == [[2, 2, 2, 2], [2, 2], [2]]
@@ -290,13 +288,13 @@ def test_an_eager_round_goes_on_with_who_is_there_at_the_deadline(
     round_.plan(visit="1")
     assert len(round_.tasks(0)) == 2
     round_.aggregate()
-    assert finalize_round(round_.store, round_.name) == {"status": "awaiting"}
+    assert round_.finalize() == {"status": "awaiting"}
     # It is over while nobody waits: whoever waits next finds out.
     assert deadline_passed(round_.store, round_.name)["resumed"] is False
     assert round_.store.get_json(round_.keys.deadline) is not None
     round_.plan(visit="2", reason="deadline")
     round_.aggregate()
-    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert round_.finalize() == {"status": "completed"}
     manifest = round_.manifest()
     assert manifest["groups"] == [[2, 1, 0, 2], [2, 2], [2]]
     assert manifest["missing"] == ["c02", "c04", "c05"]
@@ -322,12 +320,12 @@ def test_a_group_that_was_refused_as_a_whole_holds_nobody_up(
     round_.plan(visit="1")
     assert round_.tasks(0) == []
     round_.aggregate()
-    assert finalize_round(round_.store, round_.name) == {"status": "awaiting"}
+    assert round_.finalize() == {"status": "awaiting"}
     for index in range(2, 8):
         round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
     round_.plan(visit="2")
     round_.aggregate()
-    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert round_.finalize() == {"status": "completed"}
     assert [c["client"] for c in round_.manifest()["contributors"]] == CLIENTS[2:8]
     assert round_.store.open_uploads(round_.keys.result) == []
     assert {refusal["client"] for refusal in round_.manifest()["refused"]} == {"c00", "c01"}
@@ -345,7 +343,7 @@ def test_an_eager_round_has_the_layout_of_its_first_groups(
         round_.submit(CLIENTS[index], {"other": np.ones(4, "f4")}, 1)
     round_.plan(visit="2")
     round_.aggregate()
-    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert round_.finalize() == {"status": "completed"}
     assert [c["client"] for c in round_.manifest()["contributors"]] == ["c00", "c01"]
     assert "that of the groups that were complete before" in round_.reason("c04")
 
@@ -358,13 +356,12 @@ def test_nan_in_an_eager_round_plans_all_groups_again(open_round: Callable[..., 
             round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
         round_.plan(visit=str(visit))
         round_.aggregate()
-        outcome = finalize_round(round_.store, round_.name)
+        outcome = round_.finalize()
     assert outcome["status"] == "replan"
-    refused = [Refusal(**fields) for fields in outcome["refused"]]
-    round_.plan(outcome["attempt"], refused, visit="3", reason=outcome["reason"])
+    round_.plan(outcome["attempt"], visit="3", reason=outcome["reason"])
     assert len(round_.tasks(0)) == 4
     round_.aggregate()
-    assert finalize_round(round_.store, round_.name) == {"status": "completed"}
+    assert round_.finalize() == {"status": "completed"}
     assert round_.manifest()["groups"] == [[1, 2, 2, 2], [2, 2], [2]]
 
 
@@ -391,4 +388,4 @@ def test_finalizing_before_all_levels_are_done_is_refused(open_round: Callable[.
     for task in round_.tasks(0):
         round_.run(task)
     with pytest.raises(PlanError, match="task 0 of level 1 has not been done, of 5 tasks"):
-        finalize_round(round_.store, round_.name)
+        round_.finalize()

@@ -145,6 +145,21 @@ def test_what_keeps_failing_is_given_up(wire: Wire, proxy: Proxy, no_waiting: No
         wire.put_json("w/slow", 1)
 
 
+def test_what_is_given_up_says_why_each_try_failed(
+    wire: Wire, store: Store, proxy: Proxy, no_waiting: None
+) -> None:
+    slow, broken = (lambda _: failing(503, "SlowDown")), (lambda _: failing(500, "InternalError"))
+    proxy.spoils = [lambda _: None, slow, slow, broken, broken, slow]
+    each = "RemoteDisconnected: .*; 3 × S3 answered 503 SlowDown; 2 × S3 answered 500 InternalError"
+    with pytest.raises(StoreError, match=f"w/odd: GET failed 6 times in a row: {each}$"):
+        wire.get_bytes("w/odd")
+    store.put_bytes("w/cut", b"whole")
+    cut = lambda answer: answer._replace(body=b"")  # noqa: E731
+    proxy.spoils = [cut] * 6
+    with pytest.raises(StoreError, match=r"w/cut: GET failed 6 times in a row: 6 × IncompleteRead"):
+        wire.get_bytes("w/cut")
+
+
 def test_a_refusal_is_not_tried_again(wire: Wire, proxy: Proxy) -> None:
     proxy.spoils = [lambda _: failing(403, "AccessDenied")] * 2
     with pytest.raises(StoreError, match="w/mine: S3 answered GET with 403 AccessDenied"):

@@ -1,9 +1,39 @@
 """Unit tests have no network."""
 
+from types import ModuleType
+
 import pytest
 from pytest_socket import disable_socket
+
+from gradshard.rounds import services
+from tests.unit.in_memory import Machine, Told, load
+from tests.unit.test_observability import ENVIRONMENT
 
 
 @pytest.fixture(autouse=True)
 def no_network() -> None:
     disable_socket()
+
+
+@pytest.fixture
+def told() -> Told:
+    """What services besides S3 were told."""
+    return Told()
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, told: Told) -> Machine:
+    """A round's machine, whose services besides S3 only listen."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(services, "_states", lambda: told)
+    monkeypatch.setattr(services, "_events", lambda: told)
+    monkeypatch.setattr(services, "schedule_deadline", lambda *_: None)
+    modules: dict[str, ModuleType] = {}
+
+    def function(name: str) -> ModuleType:
+        if name not in modules:
+            modules[name] = load(name)
+        return modules[name]
+
+    return Machine(function)

@@ -1,7 +1,10 @@
 """A bucket in memory that fails when told to."""
 
+import base64
+import contextlib
 import hashlib
 import io
+import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -22,19 +25,26 @@ def etag_of(data: bytes | bytearray) -> str:
     return f'"{md5(data).hexdigest()}"'
 
 
+def sha256_of(data: bytes | bytearray) -> str:
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+
 class MemoryStore(Store):
-    """Objects and open uploads in dicts, with S3's ETags.
+    """Objects and open uploads in dicts, with S3's ETags; under a KMS key those say nothing.
 
     ``parts_until_failure`` is how many more parts are taken before the line is cut, and
     ``cut_stream_after`` at how many bytes a streamed object breaks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, kms: bool = False) -> None:
         self.bucket = "memory"
+        self._etag_of = (lambda _: f'"{secrets.token_hex(16)}"') if kms else etag_of
         self.meter = Meter()
         self.objects: dict[str, bytes] = {}
         self.etags: dict[str, str] = {}
+        self.checksums: dict[str, str] = {}
         self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
+        self.parts: dict[tuple[str, int], Part] = {}
         self.aborted: list[str] = []
         self.sent: list[int] = []
         self.parts_until_failure = 10_000
@@ -45,7 +55,7 @@ class MemoryStore(Store):
         return self.objects.get(key)
 
     def get_body(self, source: ObjectVersion, start: int, end: int) -> Any:
-        if self.etags.get(source.key) != source.etag:
+        if source.etag not in {"", self.etags.get(source.key)} or source.key not in self.objects:
             raise ChangedObjectError(source.key)
         return io.BytesIO(self.objects[source.key][start:end])
 
@@ -54,6 +64,10 @@ class MemoryStore(Store):
             return None
         return ObjectVersion(key, "", self.etags[key], len(self.objects[key]))
 
+    def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
+        found = self.head(key)
+        return None if found is None else (self.objects[key][:nbytes], found)
+
     def put_bytes(
         self,
         key: str,
@@ -61,12 +75,33 @@ class MemoryStore(Store):
         *,
         content_type: str = "application/json",
         replaces: str | None = ANYTHING,
+        sha256: str = "",
     ) -> bool:
+        if replaces not in {ANYTHING, self.etags.get(key)}:
+            return False
         self.objects[key] = body
-        self.etags[key] = etag_of(body)
+        self.etags[key] = self._etag_of(body)
+        self.checksums[key] = sha256
+        assert not sha256 or sha256 == sha256_of(body)
         return True
 
-    def put_stream(self, key: str, body: IO[bytes], nbytes: int, *, content_type: str) -> bool:
+    def checksum(self, key: str, *, etag: str | None = None) -> str | None:
+        if key not in self.objects or etag not in {None, self.etags[key]}:
+            return None
+        return self.checksums[key]
+
+    def delete(self, key: str, *, only: str | None = None) -> None:
+        if only in {None, self.etags.get(key)}:
+            self.objects.pop(key, None)
+            self.etags.pop(key, None)
+
+    def delete_versions(self, prefix: str) -> None:
+        for key in [key for key in self.objects if key.startswith(prefix)]:
+            self.delete(key)
+
+    def put_stream(
+        self, key: str, body: IO[bytes], nbytes: int, *, content_type: str, sha256: str
+    ) -> bool:
         try:
             if self.cut_stream_after is not None:
                 body.read(self.cut_stream_after)
@@ -75,7 +110,7 @@ class MemoryStore(Store):
         except (UpdateError, OSError):  # as botocore does
             return False
         assert len(data) == nbytes
-        return self.put_bytes(key, data, content_type=content_type)
+        return self.put_bytes(key, data, content_type=content_type, sha256=sha256)
 
     def presign_new(self, key: str, nbytes: int, seconds: int) -> str:
         return f"https://memory/{key}?X-Amz-Expires={seconds}&X-Amz-Signature=put{nbytes}"
@@ -89,41 +124,44 @@ class MemoryStore(Store):
             if key.startswith(prefix):
                 yield ListedObject(key, self.etags[key], len(self.objects[key]), now)
 
-    def create_upload(self, key: str, metadata: dict[str, str] | None = None) -> str:
+    def create_upload(
+        self, key: str, metadata: dict[str, str] | None = None, *, checked: bool = False
+    ) -> str:
         upload_id = f"upload-{len(self.uploads) + len(self.aborted)}"
         self.uploads[upload_id] = (key, {})
         return upload_id
 
     def upload_part(
-        self, key: str, upload_id: str, number: int, body: IO[bytes], nbytes: int
+        self, key: str, upload_id: str, number: int, body: IO[bytes], nbytes: int, sha256: str = ""
     ) -> Part:
         data = body.read()
         assert len(data) == nbytes
+        assert not sha256 or sha256 == sha256_of(data)
+        part = Part(number, self._etag_of(data), nbytes, sha256)
         with self._lock:
             if self.parts_until_failure == 0:
                 raise StoreError(f"{key}: the line is cut")
             self.parts_until_failure -= 1
             self.sent.append(number)
             self.uploads[upload_id][1][number] = bytes(data)
-        return Part(number, etag_of(data), len(data))
+            self.parts[upload_id, number] = part
+        return part
 
     def list_parts(self, key: str, upload_id: str) -> list[Part] | None:
         if upload_id not in self.uploads or self.uploads[upload_id][0] != key:
             return None
-        parts = self.uploads[upload_id][1]
-        return [Part(n, etag_of(parts[n]), len(parts[n])) for n in sorted(parts)]
+        return [self.parts[upload_id, number] for number in sorted(self.uploads[upload_id][1])]
 
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
         if upload_id not in self.uploads:
             return
         held = self.uploads.pop(upload_id)[1]
-        assert [(part.number, part.etag) for part in parts] == [
-            (number, etag_of(held[number])) for number in sorted(held)
-        ]
-        data = b"".join(held[part.number] for part in parts)
+        assert list(parts) == [self.parts[upload_id, number] for number in sorted(held)]
+        self.objects[key] = b"".join(held[part.number] for part in parts)
         digests = b"".join(md5(held[part.number]).digest() for part in parts)
-        self.objects[key] = data
-        self.etags[key] = f'"{md5(digests).hexdigest()}-{len(parts)}"'
+        self.etags[key] = f'{self._etag_of(digests)[:-1]}-{len(parts)}"'
+        checked = b"".join(base64.b64decode(part.sha256) for part in parts)
+        self.checksums[key] = f"{sha256_of(checked)}-{len(parts)}" if checked else ""
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         self.uploads.pop(upload_id, None)
@@ -131,6 +169,33 @@ class MemoryStore(Store):
 
     def open_uploads(self, key: str) -> list[str]:
         return [upload_id for upload_id, (k, _) in reversed(self.uploads.items()) if k == key]
+
+
+class MemoryWire:
+    """What tasks ask of the bucket in memory."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self.meter = Meter()
+        self.receive_buffer_bytes = 0
+        self.get_body = store.get_body
+        self.get_bytes = store.get_bytes
+        self.get_json = store.get_json
+        self.put_json = store.put_json
+
+    @contextlib.contextmanager
+    def part(self, key: str, upload_id: str, number: int, nbytes: int) -> Iterator[io.BytesIO]:
+        body = io.BytesIO()
+        yield body
+        body.seek(0)
+        self._store.upload_part(key, upload_id, number, body, nbytes)
+
+    @contextlib.contextmanager
+    def object(self, key: str, nbytes: int) -> Iterator[io.BytesIO]:
+        body = io.BytesIO()
+        yield body
+        assert len(body.getvalue()) == nbytes
+        self._store.put_bytes(key, body.getvalue())
 
 
 class MemoryStack(Stack):

@@ -76,7 +76,7 @@ def sample(
         "etag": "l",
         "arrived_at": (PLANNED + timedelta(seconds=2)).isoformat(),
     }
-    finished = max((datetime.fromisoformat(task["ended_at"]) for task in tasks), default=PLANNED)
+    finished = max(map(_ended, tasks), default=PLANNED)
     manifest: dict[str, Any] | None = None
     if state == "completed":
         manifest = {
@@ -122,6 +122,10 @@ def sample(
     )
 
 
+def _ended(task: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(task["started_at"]) + timedelta(seconds=task["seconds"])
+
+
 def _sizes(clients: int, groups: int) -> list[int]:
     return [clients // groups + (n < clients % groups) for n in range(groups)]
 
@@ -159,7 +163,7 @@ def _tasks(sizes: list[list[int]], shards: int, rng: random.Random) -> list[dict
         for number in range(shards * len(groups)):
             seconds = rng.triangular(1.5, 7, 2.2)
             longest = max(longest, seconds)
-            ended = at + timedelta(seconds=seconds + rng.random() * 0.8)
+            started = at + timedelta(seconds=rng.random() * 0.8)
             tasks.append(
                 {
                     "level": level,
@@ -176,7 +180,7 @@ def _tasks(sizes: list[list[int]], shards: int, rng: random.Random) -> list[dict
                     "bytes_read": 44_700_000 * groups[0] // shards,
                     "bytes_written": 44_700_000 // shards,
                     "is_cold": rng.random() < 0.3,
-                    "ended_at": ended.replace(microsecond=0).isoformat(),
+                    "started_at": started.isoformat(timespec="milliseconds"),
                 }
             )
         at += timedelta(seconds=longest + 1)

@@ -83,6 +83,7 @@ def make_plan(
         tensors=len(layout.tensors),
         header_bytes=0,
         upload_id="",
+        next_model=None,
         shards=shards,
         allow_nonfinite=False,
         refused=(),

@@ -63,6 +63,7 @@ REPORT: dict[str, Any] = {
     "attempt": 0,
     "start": 0,
     "end": 12,
+    "started_at": "2026-01-01T00:01:00.250+00:00",
     "seconds": 1.5,
     "cpu_seconds": 0.2,
     "peak_mb": 41.0,
@@ -208,7 +209,7 @@ class TestTicket:
         ("options", "text"),
         [
             ([], "--max-size"),
-            (["--max-size", "6GB"], "max_bytes is 6000000000"),
+            (["--max-size", "3TB"], "max_bytes is 3000000000000"),
             (["--max-size", "1MB", "--expires", "8d"], "expires is 691200"),
             (["--max-size", "1MB", "--expires", "1.5"], "expires is 1.5"),
         ],

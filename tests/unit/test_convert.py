@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable
@@ -353,3 +354,14 @@ class TestCheckpoints:
         (tmp_path / "in.pt").write_bytes(checkpoint_of(b"junk"))
         with pytest.raises(UpdateError, match="cannot be read as a torch checkpoint"):
             convert(tmp_path / "in.pt", target)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "a.npz", w=np.ones(1000))
+    usage = shutil.disk_usage(tmp_path)._replace(free=3000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"8\.\d kB are needed on this disk, and 3\.0 kB are free"):
+        convert(tmp_path / "a.npz", tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]

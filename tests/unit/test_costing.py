@@ -105,7 +105,7 @@ def test_a_tree_by_hand() -> None:
     arrivals = (4 * 6 + 7) * 0.4e-6 + 5e-6
     # Opening, planning two levels, finalizing with its partial sums, the deadline; and a read of
     # each task's report.
-    rest = (2 + 6 + 5 + 1) * 5e-6 + (1 + 2 + 3 + 2 + 3) * 0.4e-6
+    rest = (2 + 6 + 5 + 1) * 5e-6 + (1 + 3 + 2 + 2 + 3) * 0.4e-6
     assert estimate.bill.round_ == pytest.approx(small * 0.0000166667 + arrivals + rest)
 
 

@@ -20,6 +20,7 @@ from gradshard.errors import (
     WaitTimeoutError,
 )
 from gradshard.federation import Federation, Round
+from gradshard.keys import RoundKeys
 from gradshard.layout import encode_header
 from gradshard.stack import Execution
 from gradshard.tensors import pack
@@ -43,7 +44,12 @@ def plan_json(contributors: dict[str, str], **fields: Any) -> dict[str, Any]:
         "contributors": [
             {
                 "client": client,
-                "source": {"key": client, "version": "", "etag": etag, "nbytes": 1},
+                "source": {
+                    "key": RoundKeys("r1").update(client),
+                    "version": "",
+                    "etag": etag,
+                    "nbytes": 1,
+                },
                 "samples": 1,
                 "weight": 0.5,
                 "runs": [],
@@ -85,9 +91,10 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looking, "FIRST_PAUSE_SECONDS", 0.01)
 
 
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
+@pytest.fixture(params=["", "kms"])
+def store(request: pytest.FixtureRequest) -> MemoryStore:
+    """A bucket whose ETags are MD5s, and one where they say nothing of the bytes."""
+    return MemoryStore(kms=bool(request.param))
 
 
 @pytest.fixture

@@ -32,7 +32,8 @@ blob = WORST[sys.argv[1]]()
 blob = len(blob).to_bytes(8, "little") + blob
 store = _Memory(blob, len(blob) + 400_000)
 before = peak_mb()
-found = arrivals.check_updates(store, KEYS, [f"c{i}" for i in range(int(sys.argv[2]))])
+clients = [f"c{i}" for i in range(int(sys.argv[2]))]
+found = arrivals.check_updates(store, KEYS, clients, partial=False)
 print(round(peak_mb() - before), {type(update).__name__ for update in found})
 """
 FILL = MAX_HEADER_BYTES - 64

@@ -163,6 +163,26 @@ def test_refuses_parts_beyond_s3s_largest() -> None:
         planning.choose(one_level(60 * 1024 * GIB, 1), arm(1769))
 
 
+def test_applying_reads_and_writes_model_and_state_besides() -> None:
+    plain, adam = one_level(100 * MIB, 4), one_level(100 * MIB, 4, applied=2)
+    one, other = (planning.project(x, 5, arm(128)) for x in (plain, adam))
+    # Five tasks read and write three more objects each, and the first one three headers.
+    assert other.requests.gets - one.requests.gets == 5 * 3 + 3
+    assert other.requests.puts - one.requests.puts == 5 * 3
+    # Seven inputs' bytes are read where there were four.
+    assert other.task_seconds == arm(128).task_seconds(7 * 20 * MIB)
+    assert other.needed_mb > one.needed_mb
+    assert other.bill.total > one.bill.total
+
+
+def test_a_state_wider_than_the_model_decides_the_fewest_shards() -> None:
+    wide = one_level(2 * GIB, 4, sums_bytes=16 * GIB, applied=1)
+    projection, _ = planning.choose(wide, arm(128))
+    assert projection.shards >= 4
+    with pytest.raises(PlanError, match="whose optimizer's state has 17179869184"):
+        planning.choose(wide, arm(128), shards=3)
+
+
 def test_refuses_trees_beyond_s3s_largest_object() -> None:
     with pytest.raises(
         PlanError, match=r"6442450944 bytes takes at least 2 shards.* 5368709120 .*; take grid"

@@ -13,7 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from gradshard import comparison, limits, pricing
-from gradshard.keys import RoundKeys
+from gradshard.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard.layout import Layout, encode_header
 from gradshard.limits import MIB
 from gradshard.plan import Plan
@@ -22,9 +22,11 @@ from gradshard.pricing import Bill, Requests, Tasks
 from gradshard.rounds import services
 from gradshard.rounds.collect_update import collect_update, deadline_passed
 from gradshard.rounds.finalize_round import finalize_round
+from gradshard.rounds.models import Version
 from gradshard.rounds.open_round import open_round
 from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.store import Store
+from gradshard.wire import Wire
 
 MACHINE = Path(__file__).parents[2] / "statemachine" / "round.asl.json"
 GET, PUT, FREE = "GET", "PUT", "free"
@@ -42,8 +44,8 @@ class CountedS3:
         self.asked[GET] += 1
         body, size = self._found(Key)
         if Range:
-            last = int(Range.rpartition("-")[2])
-            body = body.ljust(min(last + 1, size), b"\0")
+            first, last = map(int, Range.removeprefix("bytes=").split("-"))
+            body = body.ljust(min(last + 1, size), b"\0")[first:]
         return {
             "Body": _Body(body),
             "ContentRange": f"{Range.replace('=', ' ')}/{size}",
@@ -87,6 +89,16 @@ class CountedS3:
         return self.objects[key]
 
 
+class CountedWire(Wire):
+    """The same bucket, as a task sees it."""
+
+    def __init__(self, s3: CountedS3) -> None:
+        self._s3 = s3
+
+    def get_bytes(self, key: str) -> bytes:
+        return self._s3.get_object(Key=key)["Body"].read()  # type: ignore[no-any-return]
+
+
 class _Pages:
     def __init__(self, s3: CountedS3, operation: str) -> None:
         self._s3, self._operation = s3, operation
@@ -119,6 +131,13 @@ class _Body:
     def read(self) -> bytes:
         return self.data
 
+    def readinto(self, buffer: memoryview) -> int:
+        buffer[:] = self.data[: len(buffer)]
+        return len(buffer)
+
+    def close(self) -> None:
+        pass
+
 
 def _etag(body: bytes) -> str:
     return f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
@@ -136,6 +155,8 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("terms", "tasks"),
     [
+        ({"shards": 2, "apply": "fedavg"}, [2]),
+        ({"topology": "lambda_fl", "apply": "fedadam"}, [2, 1]),
         ({"shards": 1}, [1]),
         ({"shards": 2}, [2]),
         ({"topology": "lambda_fl"}, [2, 1]),
@@ -152,6 +173,12 @@ def test_the_functions_make_the_requests_that_are_priced(
     layout = Layout.pack([("w", "F32", (3 * MIB,))])
     update = encode_header(layout, {"num_samples": "1"})
 
+    model = encode_header(layout, {})
+    s3.objects["models/model/puts/1.safetensors"] = (model, len(model) + layout.nbytes)
+    source = ObjectVersion("models/model/puts/1.safetensors", "", "", len(model) + layout.nbytes)
+    first = Version("model", 1, StoredTensors(source, len(model))).to_json()
+    s3.objects["models/model/current.json"] = (json.dumps(first).encode(), 1)
+
     open_round(store, "r", {"clients": names} | terms, started="2026-01-01T00:00:00Z", token="t")
     # They come from the last to the first, and look from the first on: c0 is always missing.
     monkeypatch.setattr(random, "sample", lambda names, count: sorted(names)[:count])
@@ -159,16 +186,17 @@ def test_the_functions_make_the_requests_that_are_priced(
         key = keys.update(client)
         s3.objects[key] = (update, len(update) + layout.nbytes)
         assert collect_update(store, key, _etag(update).strip('"'))["status"] == "accepted"
-    call = Call("2026-01-01T00:00:01", "complete", 0, [])
+    call = Call("2026-01-01T00:00:01", "complete", 0)
     plan_round(store, "r", call, aggregator=Aggregator(128, "arm64"))
     plan = Plan.from_json(json.loads(s3.objects[keys.plan][0]))
     assert [len(plan.tasks(level)) for level in range(len(tasks))] == tasks
     _do_tasks(s3, keys, plan)
-    assert finalize_round(store, "r")["status"] == "completed"
+    assert finalize_round(store, CountedWire(s3), "r")["status"] == "completed"
     deadline_passed(store, "r")
 
     monkeypatch.setattr(pricing, "_looks", lambda _: (2 * (clients - 1), 1.0))
-    assert pricing.around(tasks, clients) == Requests(s3.asked[GET], s3.asked[PUT])
+    models = {"fedavg": 1, "fedadam": 3}.get(terms.get("apply", ""), 0)
+    assert pricing.around(tasks, clients, models) == Requests(s3.asked[GET], s3.asked[PUT])
 
 
 def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:

@@ -4,16 +4,20 @@ import itertools
 import json
 import re
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gradshard.report import charts
 from gradshard.report.facts import Facts, compared, facts_of
 from gradshard.report.markup import joined, tag, text
 from gradshard.report.page import page
+from gradshard.report.sections import _gantt
+from tests.unit.in_memory import OPENED as OPENED_ROUND
+from tests.unit.in_memory import Machine
 from tests.unit.report_rounds import HOSTILE, OPENED, PLANNED, sample
 
 VOID = {"br", "link", "meta"}
@@ -180,20 +184,41 @@ class TestLargeRounds:
         assert "(7,000 more characters)" in text
 
 
-class TestFacts:
-    def test_a_tasks_beginning_is_its_end_less_its_seconds(self) -> None:
-        for task in sample()["tasks"]:
-            began, ended = (
-                datetime.fromisoformat(task[f"{name}_at"]) for name in ("began", "ended")
-            )
-            assert (ended - began).total_seconds() == pytest.approx(task["seconds"])
+@pytest.mark.filterwarnings("ignore:No application metrics")
+def test_a_task_says_when_it_began(machine: Machine) -> None:
+    machine.open(clients=4, topology="lambda_fl")
+    for name in "abcd":
+        machine.submit(name, {"w": np.ones(1, "f4")})
+    assert machine.turn(OPENED_ROUND) == {"status": "completed"}
+    manifest = machine.store.get_json(machine.keys.manifest)
+    stated = [task["started_at"] for task in manifest["tasks"]]
+    assert all(re.fullmatch(r"[0-9-]{10}T[0-9:]{8}\.[0-9]{3}\+00:00", at) for at in stated)
+    planned, *started, finished = map(
+        datetime.fromisoformat, (manifest["planned_at"], *stated, manifest["finished_at"])
+    )
+    # The two of the leaves and then the root's; to the millisecond, which is cut off.
+    assert len(started) == 3
+    moments = [planned - timedelta(milliseconds=1), *started, finished]
+    assert moments == sorted(moments)
 
-    def test_a_task_whose_report_is_gone_has_no_time(self) -> None:
-        facts = sample()
-        task = {**facts["tasks"][0], "ended_at": None}
-        facts = again(tasks=[task])
-        assert facts["tasks"][0]["began_at"] is None
-        assert "Functions" not in read(facts).text
+
+class TestFacts:
+    def test_a_tasks_beginning_is_what_its_function_says(self) -> None:
+        written = {**sample()["tasks"][0], "started_at": "2026-11-20T12:00:01.234+00:00"}
+        [task] = again(tasks=[{**written, "seconds": 0.512}])["tasks"]
+        assert task["started_at"] == "2026-11-20T12:00:01.234+00:00"
+        assert task["ended_at"] == "2026-11-20T12:00:01.746000+00:00"
+
+    def test_tasks_of_less_than_a_second_are_drawn_where_they_ran(self) -> None:
+        """Not where a clock of whole seconds has them: one behind the other, side by side."""
+        one = {**sample()["tasks"][0], "seconds": 0.1}
+        starts = [(PLANNED + timedelta(milliseconds=ms)).isoformat() for ms in (100, 300, 500)]
+        tasks = [{**one, "task": n, "started_at": at} for n, at in enumerate(starts)]
+        drawn = str(_gantt(again(tasks=tasks)))
+        bars = re.findall(r"M([0-9.]+) [0-9.]+v-[0-9.]+h([0-9.]+)v", drawn)
+        found = sorted((float(x), float(x) + float(width)) for x, width in bars)
+        assert len(found) == 3
+        assert all(before[1] < after[0] for before, after in itertools.pairwise(found))
 
     def test_uploads_come_with_what_became_of_them(self) -> None:
         fates = {upload["client"]: upload["fate"] for upload in sample(clients=2)["uploads"]}
@@ -253,7 +278,7 @@ def upload(client: str, etag: str = "e") -> dict[str, Any]:
 
 
 def task(seconds: float) -> dict[str, Any]:
-    return {**sample()["tasks"][0], "seconds": seconds, "ended_at": None}
+    return {**sample()["tasks"][0], "seconds": seconds}
 
 
 def again(

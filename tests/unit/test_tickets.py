@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshard import tickets
+from gradshard import ticketparts, tickets
 from gradshard.errors import TicketError, UpdateError
 from gradshard.keys import RoundKeys
 from gradshard.layout import (
@@ -25,8 +25,9 @@ from gradshard.layout import (
     header_length,
     parse_header,
 )
-from gradshard.limits import MAX_PART_BYTES
-from gradshard.store import Store, make_client
+from gradshard.limits import LISTED_ENTRIES, MAX_PART_BYTES, MIB, MIN_PART_BYTES
+from gradshard.store import Part, Store, make_client
+from gradshard.ticketparts import MAX_UPDATE_BYTES, PartUrls
 from gradshard.tickets import MAX_LENGTHS, MAX_SECONDS, Ticket, lengths
 from gradshard.uploads import Padded, TensorContent
 from tests.presigned import refusal
@@ -48,6 +49,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
         store = Store("bucket", client=make_client(session=session))
         return Ticket.make(store, KEYS, "a", **({"expires": 600, "max_bytes": MAX_BYTES} | terms))
 
+    monkeypatch.setattr(Store, "create_upload", lambda *_: "an/upload+id=")
     return make
 
 
@@ -178,7 +180,7 @@ class TestTerms:
             ({"expires": 1.5}, r"expires is 1\.5"),
             ({"expires": True}, "expires is True"),
             ({"max_bytes": 0}, "max_bytes is 0"),
-            ({"max_bytes": MAX_PART_BYTES + 1}, "max_bytes is 5368709121"),
+            ({"max_bytes": MAX_UPDATE_BYTES + 1}, "max_bytes is 2684354560001"),
         ],
     )
     def test_that_s3_does_not_take(self, make: Make, terms: dict[str, Any], text: str) -> None:
@@ -193,6 +195,140 @@ class TestTerms:
         nbytes = data.draw(st.integers(1, most))
         fitting = min(n for n in found if n >= nbytes)
         assert fitting - nbytes < max(64 * 1024, most // MAX_LENGTHS + 1)
+
+
+LARGE = 6_000_000_000
+
+
+class TestParts:
+    """What is signed for an upload in parts."""
+
+    @pytest.fixture
+    def urls(self, make: Make) -> PartUrls:
+        ticket = Ticket.loads(make(max_bytes=LARGE, token="a session/token+=").dumps())
+        assert ticket.parts
+        assert ticket.upload == {}
+        return ticket.parts
+
+    def test_opens_its_own_upload(self, urls: PartUrls) -> None:
+        sizes = {number: end - start for number, (start, end) in enumerate(urls.ranges(LARGE), 1)}
+        assert sum(sizes.values()) == LARGE
+        for number, nbytes in sizes.items():
+            url = urls.put(number, nbytes)
+            assert verdict("PUT", url, {"Content-Length": str(nbytes)}) is None
+            assert urlsplit(url).path == f"/{KEYS.update('a')}"
+            for wrong in (
+                {"Content-Length": str(nbytes + 1)},
+                {"Transfer-Encoding": "chunked"},
+                # A part is not to be copied from another object.
+                {"Content-Length": str(nbytes), "x-amz-copy-source": "/bucket/k"},
+            ):
+                assert verdict("PUT", url, wrong) is not None
+            assert verdict("POST", url, {"Content-Length": str(nbytes)}) is not None
+            assert verdict("PUT", url, {"Content-Length": str(nbytes)}, later=601) == "expired"
+        assert verdict("GET", urls.listing) is None
+        assert verdict("DELETE", urls.listing) is not None
+        assert verdict("POST", urls.completion, {"If-None-Match": "*"}) is None
+        assert verdict("POST", urls.completion) == "a signed header is missing"
+        assert verdict("DELETE", urls.completion, {"If-None-Match": "*"}) is not None
+
+    def test_is_begun_only_where_one_put_may_not_do(self, make: Make) -> None:
+        assert make(max_bytes=1024 * MIB).parts is None
+        assert make(max_bytes=1024 * MIB + 1).parts is not None
+
+    @pytest.mark.parametrize("most", [LARGE, MAX_UPDATE_BYTES, 1024 * MIB + 1])
+    def test_can_be_read_from_its_file(self, make: Make, tmp_path: Path, most: int) -> None:
+        ticket = make(max_bytes=most, token="x" * 1500)
+        ticket.save(tmp_path / "t")
+        assert (tmp_path / "t").stat().st_size < 250_000
+        assert Ticket.load(tmp_path / "t").parts == ticket.parts
+
+    @given(st.integers(1, MAX_UPDATE_BYTES), st.data())
+    def test_takes_every_update_up_to_its_size_and_no_byte_more(
+        self, most: int, data: st.DataObject
+    ) -> None:
+        least = data.draw(st.integers(1, most))
+        urls = PartUrls.make(Signing(), "k", expires=60, max_bytes=most, min_bytes=least)
+        lengths = {int(length) for ends in urls.first.values() for length in ends}
+        others = [number for ends in urls.others.values() for number in ends]
+        assert max(lengths) + len(others) * urls.nbytes == most
+        assert urls.takes(most)
+        assert not urls.takes(most + 1)
+        assert len(lengths) <= 2 * ticketparts.STEPS
+        assert max(*lengths, urls.nbytes) <= MAX_PART_BYTES
+        assert len(others) < LISTED_ENTRIES
+
+        nbytes = data.draw(st.integers(least, most))
+        fitting = urls.fitting(nbytes)
+        assert nbytes <= fitting <= most
+        # What is filled up stands in the header.
+        assert fitting - nbytes < MAX_HEADER_BYTES // 2
+        ranges = urls.ranges(fitting)
+        assert [start for start, _ in ranges] == [0, *(end for _, end in ranges[:-1])]
+        assert ranges[-1][1] == fitting
+        assert all(end - start >= MIN_PART_BYTES for start, end in ranges[:-1])
+        for number, (start, end) in enumerate(ranges, 1):
+            assert urls.put(number, end - start).startswith(f"part{number}")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"nbytes": 0},
+            {"nbytes": "17"},
+            {"nbytes": 1},
+            {"first": {}},
+            {"others": {}},
+            {"others": {"https://s3/": {"3": "x"}}},
+            {"first": {"file:///etc/passwd": {"1": ""}}},
+            {"listing": "file:///etc/passwd"},
+            {"completion": None},
+            {"more": 1},
+        ],
+    )
+    def test_that_are_none_are_refused(self, make: Make, change: dict[str, Any]) -> None:
+        record = json.loads(make(max_bytes=LARGE).dumps())
+        with pytest.raises(TicketError, match="is not a ticket"):
+            Ticket.loads(json.dumps(record | {"parts": record["parts"] | change}))
+
+    def test_beside_one_put_are_refused(self, make: Make) -> None:
+        record = json.loads(make(max_bytes=LARGE).dumps())
+        upload = {"https://s3/": {str(LARGE): "x"}}
+        with pytest.raises(TicketError, match="is not a ticket"):
+            Ticket.loads(json.dumps(record | {"upload": upload}))
+
+    def test_a_list_of_them_is_read_as_s3_gives_it(self) -> None:
+        listed = b"""<?xml version="1.0" encoding="UTF-8"?>
+            <ListPartsResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Bucket>b</Bucket>
+            <Key>k</Key><UploadId>u</UploadId><IsTruncated>false</IsTruncated>
+            <Part><PartNumber>1</PartNumber><LastModified>2026-11-10T20:48:34.000Z</LastModified>
+            <ETag>&quot;7778aef83f66abc1fa1e8477f296d394&quot;</ETag><Size>10485760</Size></Part>
+            <Part><ETag>"aaaa18db4cc2f85cedef654fccc4a4x8"</ETag><PartNumber>3</PartNumber>
+            <Size>7</Size><ChecksumCRC32>x</ChecksumCRC32></Part></ListPartsResult>"""
+        assert ticketparts.listed(listed) == [
+            Part(1, '"7778aef83f66abc1fa1e8477f296d394"', 10485760),
+            Part(3, '"aaaa18db4cc2f85cedef654fccc4a4x8"', 7),
+        ]
+
+
+class Signing(Store):
+    """Signs so that a test can read what was signed."""
+
+    def __init__(self) -> None:
+        pass
+
+    def create_upload(
+        self, key: str, metadata: dict[str, str] | None = None, *, checked: bool = False
+    ) -> str:
+        return "u"
+
+    def presign_part(self, key: str, upload_id: str, number: int, nbytes: int, seconds: int) -> str:
+        return f"part{number}?partNumber={number}&X-Amz-Signature={nbytes}"
+
+    def presign_parts(self, key: str, upload_id: str, seconds: int) -> str:
+        return "list"
+
+    def presign_completion(self, key: str, upload_id: str, seconds: int) -> str:
+        return "complete"
 
 
 TENSORS: dict[str, Any] = {"w": np.arange(100, dtype="f4"), "n": np.int64(3)}
@@ -245,7 +381,7 @@ class TestFile:
         assert (tmp_path / "t").read_text() == "mine"
 
     def test_of_the_largest_updates_can_be_read_too(self, make: Make, tmp_path: Path) -> None:
-        ticket = make(max_bytes=MAX_PART_BYTES, token="x" * 1500)
+        ticket = make(max_bytes=1024 * MIB, token="x" * 1500)
         ticket.save(tmp_path / "t")
         assert (tmp_path / "t").stat().st_size < 150_000
         assert len(Ticket.load(tmp_path / "t")._upload_urls) == MAX_LENGTHS

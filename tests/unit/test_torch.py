@@ -18,7 +18,7 @@ from gradshard.tensors import pack, unpack
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: `make test-torch`")
 
-from gradshard.torch import apply, delta  # noqa: E402 - only with torch
+from gradshard.torch import apply, delta, load, tensors  # noqa: E402 - only with torch
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 INTEGERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16]
@@ -65,6 +65,48 @@ def test_a_model_is_trained_averaged_and_goes_on() -> None:
             step = np.float32(0.5) * (after[name].numpy() - tensor.numpy())
             assert new[name].numpy().tobytes() == (tensor.numpy() + step).tobytes(), name
     assert new["1.num_batches_tracked"].item() == 2  # 1.5, half to even
+
+
+def test_a_model_goes_through_the_federation_and_comes_back() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).bfloat16()
+    model.register_buffer("mask", torch.tensor([True, False]))
+    model.register_buffer("level", torch.tensor([250], dtype=torch.uint8))
+    state = model.state_dict()
+    kept = sent(tensors(state))
+    # Of the layout that its updates have.
+    assert pack(tensors(state))[0].shapes == pack(delta(state, state))[0].shapes
+    fresh = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    loaded = load(fresh, kept)
+    for name, tensor in state.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], torch.zeros(2) > 0 if name == "mask" else tensor), name
+        assert not fresh[name].any()
+    # A round may have taken it out of the narrow type's bounds.
+    assert load(fresh, {"level": np.array([300])})["level"].item() == 255
+
+
+def test_tied_tensors_are_loaded_as_one() -> None:
+    state = Tied().state_dict()
+    loaded = load(state, sent(tensors(state)))
+    assert len({tensor.data_ptr() for tensor in state.values()}) < len(state)
+    for one in state:
+        for other in state:
+            tied = state[one].data_ptr() == state[other].data_ptr()
+            assert (loaded[one] is loaded[other]) == tied
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"v": np.ones(2)}, "'v' of the model that was fetched is not in the model"),
+        ({"w": np.ones(3)}, r"'w' of the model that was fetched has shape \[3\]"),
+        ({"w": np.ones(2, "i8")}, "'w' of the model that was fetched is torch.int64"),
+    ],
+)
+def test_models_that_do_not_fit(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(UpdateError, match=message):
+        load({"w": torch.ones(2)}, model)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -337,7 +379,7 @@ def test_the_documented_client_trains_and_takes_the_average() -> None:
 
     model = torch.nn.Linear(2, 2, bias=False)
     expected = model.weight.detach() + 0.5
-    exec(snippet, {"model": model, "train": train, "round_": Round()})  # noqa: S102 - our own page
+    exec(snippet, {"model": model, "train": train, "round_": Round()})
     torch.testing.assert_close(model.weight.detach(), expected)
 
 

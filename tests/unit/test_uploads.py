@@ -1,5 +1,6 @@
 """What is sent, and that it gets there whole."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from safetensors.numpy import load, save_file
 
 from gradshard import planning, uploads
 from gradshard.errors import StoreError, UpdateError
-from gradshard.uploads import FileContent, TensorContent, has_etag, upload
-from tests.unit.fakes import MemoryStore
+from gradshard.uploads import FileContent, TensorContent, has_checksum, upload
+from tests.unit.fakes import MemoryStore, sha256_of
 
 KEY = "rounds/r/updates/a.safetensors"
 TENSORS: dict[str, Any] = {
@@ -29,9 +30,10 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "CHUNK_BYTES", 512)
 
 
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
+@pytest.fixture(params=["", "kms"])
+def store(request: pytest.FixtureRequest) -> MemoryStore:
+    """A bucket whose ETags are MD5s, and one where they say nothing of the bytes."""
+    return MemoryStore(kms=bool(request.param))
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def test_a_large_update_is_one_request_too(
     def none_other(*_: Any) -> Any:
         raise AssertionError("one request is enough")
 
-    for name in ("open_uploads", "create_upload", "head"):
+    for name in ("open_uploads", "create_upload", "head", "checksum"):
         monkeypatch.setattr(store, name, none_other)
     content = TensorContent(TENSORS, 5)
     upload(store, KEY, content)
@@ -201,9 +203,11 @@ def test_an_upload_of_other_content_is_thrown_away(
 @pytest.mark.usefixtures("in_parts")
 def test_a_part_of_another_length_is_not_taken_over(store: MemoryStore) -> None:
     content = TensorContent(TENSORS, 5)
-    store.uploads["old"] = (KEY, {1: content.read(0, 100)})
+    upload_id = store.create_upload(KEY, checked=True)
+    head = content.read(0, 100)
+    store.upload_part(KEY, upload_id, 1, io.BytesIO(head), 100, sha256_of(head))
     upload(store, KEY, content)
-    assert store.aborted == ["old"]
+    assert store.aborted == [upload_id]
 
 
 @pytest.mark.usefixtures("in_parts")
@@ -215,23 +219,31 @@ def test_an_upload_given_up_by_another_says_so(store: MemoryStore) -> None:
 
 @pytest.mark.parametrize("tensors", [TENSORS, {"w": np.ones(2)}])
 @pytest.mark.parametrize("cut", [None, 2000])
-def test_the_etag_is_recognised(
+def test_what_is_there_is_recognised(
     store: MemoryStore, tensors: dict[str, Any], cut: int | None
 ) -> None:
     store.cut_stream_after = cut
     content = TensorContent(tensors, 5)
     upload(store, KEY, content)
-    assert has_etag(content, store.etags[KEY])
-    assert not has_etag(TensorContent(tensors, 6), store.etags[KEY])
+    assert has_checksum(content, store.checksums[KEY])
+    assert not has_checksum(TensorContent(tensors, 6), store.checksums[KEY])
 
 
-def test_the_etag_of_other_parts_is_another(store: MemoryStore) -> None:
+@pytest.mark.parametrize("checksum", ["", "-9", f"{'0' * 43}=", f"{'0' * 43}=-9", f"{'0' * 43}=-8"])
+def test_what_is_there_without_that_checksum_is_another(checksum: str) -> None:
+    assert not has_checksum(TensorContent(TENSORS, 5), checksum)
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_parts_that_came_without_a_checksum_are_not_taken_over(store: MemoryStore) -> None:
     content = TensorContent(TENSORS, 5)
-    assert not has_etag(content, f'"{"0" * 32}-9"')
-    assert not has_etag(content, f'"{"0" * 32}-8"')
+    upload_id = store.create_upload(KEY)
+    store.upload_part(KEY, upload_id, 1, io.BytesIO(content.read(0, 512)), 512)
+    upload(store, KEY, content)
+    assert store.aborted == [upload_id]
 
 
-@pytest.mark.parametrize("samples", [0, -1, 2**53 + 1, 1.5, "3", True, float("nan"), None])
+@pytest.mark.parametrize("samples", [0, -1, 2**53 + 1, 1.5, "3", True, float("nan")])
 def test_samples_are_a_whole_number_above_zero(samples: Any) -> None:
     with pytest.raises(UpdateError, match="samples is"):
         TensorContent(TENSORS, samples)

@@ -6,13 +6,14 @@ from gradshard.errors import GradshardError, RoundFailed
 
 if TYPE_CHECKING:
     from gradshard.federation import Federation, Round
+    from gradshard.model import Model
 
-__all__ = ["Federation", "GradshardError", "Round", "RoundFailed"]
+__all__ = ["Federation", "GradshardError", "Model", "Round", "RoundFailed"]
 
 
 def __getattr__(name: str) -> Any:
     # The functions import this package too, and have no use for the client library.
-    if name in {"Federation", "Round"}:
+    if name in {"Federation", "Model", "Round"}:
         from gradshard import federation
 
         return getattr(federation, name)

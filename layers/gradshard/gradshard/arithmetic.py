@@ -123,6 +123,19 @@ def bytes_of(numbers: Array) -> memoryview:
     return numbers.view(np.uint8).data
 
 
+def widened(dtype: DType, elements: memoryview) -> Array:
+    """Return elements as they stand in a safetensors object in their accumulator's type.
+
+    Where the two are one type, nothing is copied.
+    """
+    stored = np.frombuffer(elements, dtype.storage)
+    if dtype.storage == dtype.accumulator:
+        return stored
+    wide = np.empty(len(stored), dtype.accumulator)
+    _widen(dtype, stored, wide)
+    return wide
+
+
 def is_finite(dtype: DType, values: Array) -> bool:
     """Whether accumulated numbers hold no NaN and no infinity.
 

@@ -20,6 +20,7 @@ from typing import IO, Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gradshard.appearing import check_room, check_target, naming
 from gradshard.dtypes import DTYPES
 from gradshard.errors import UpdateError
 from gradshard.layout import SAMPLES_KEY, Layout, encode_header, shorten
@@ -140,7 +141,7 @@ def convert(
             raise UpdateError(f"{source} holds no tensor that can be averaged{_why(opened)}")
         header = encode_header(layout, metadata)
         total = len(header) + layout.nbytes
-        with _appearing(target) as file:
+        with _appearing(target, total) as file:
             file.write(header)
             done = len(header)
             for entry in entries:
@@ -177,15 +178,13 @@ def _reading(source: Path, entry: _Entry) -> Iterator[memoryview]:
 
 
 @contextlib.contextmanager
-def _appearing(path: Path) -> Iterator[IO[bytes]]:
+def _appearing(path: Path, nbytes: int) -> Iterator[IO[bytes]]:
     """Open a file that takes its name when it is whole, and leaves nothing when it fails."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory; name a file to write to")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    check_target(path)
+    check_room(path, nbytes)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with partial.open("xb") as file:
+        with naming(path), partial.open("xb") as file:
             yield file
         partial.replace(path)
     finally:

@@ -6,9 +6,11 @@ MiniStack 1.5.33 does instead; drop it when MiniStack does the same.
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import resource
+import secrets
 import sys
 import tempfile
 import time
@@ -17,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from http import HTTPStatus
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 _SCHEDULER_TICK: Final = 1  # seconds
@@ -42,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _mend_schedule_arns()
     _tell_decisions()
     _mend_versioned_ranges()
+    _mend_etags_under_kms()
     _mend_max_concurrency_path()
     _mend_nested_history()
     _mend_callback_failures()
@@ -154,6 +158,53 @@ def _mend_versioned_ranges() -> None:
     s3._get_object = get
 
 
+def _mend_etags_under_kms() -> None:
+    """Give objects under a KMS key an ETag that is not the MD5 of their bytes.
+
+    MiniStack's is, whatever the bucket encrypts with; programs that take one for the other would
+    go unnoticed.
+    """
+    from ministack.services import s3
+
+    put_object, upload_part, md5_hash = s3._put_object, s3._upload_part, s3.md5_hash
+    complete_upload = s3._complete_multipart_upload
+    storing: ContextVar[bool] = ContextVar("storing", default=False)
+    joining: ContextVar[bool] = ContextVar("joining", default=False)
+
+    def put(bucket: str, key: str, body: bytes, headers: dict[str, str]) -> Any:
+        sse, _ = s3._resolve_sse_write_headers(headers, bucket)
+        return within(storing, sse, put_object, bucket, key, body, headers)
+
+    def part(bucket: str, key: str, body: bytes, query: Any, headers: dict[str, str]) -> Any:
+        return within(storing, sse_of(query), upload_part, bucket, key, body, query, headers)
+
+    def complete(bucket: str, key: str, body: bytes, query: Any, *rest: Any) -> Any:
+        return within(joining, sse_of(query), complete_upload, bucket, key, body, query, *rest)
+
+    def sse_of(query: Any) -> Any:
+        return s3._stored_sse_headers(s3._multipart_uploads.get(s3._qp(query, "uploadId")) or {})
+
+    def within(var: ContextVar[bool], sse: Any, call: Any, *given: Any) -> Any:
+        algorithm = (sse or {}).get("x-amz-server-side-encryption", "")
+        outer = var.set(algorithm.startswith("aws:kms"))
+        try:
+            return call(*given)
+        finally:
+            var.reset(outer)
+
+    def hash_of(body: bytes) -> str:
+        return secrets.token_hex(16) if storing.get() else str(md5_hash(body))
+
+    def md5(data: bytes = b"") -> Any:
+        salt = secrets.token_bytes(16) if joining.get() else b""
+        return hashlib.md5(data + salt, usedforsecurity=False)
+
+    s3._put_object, s3._upload_part, s3.md5_hash = put, part, hash_of
+    s3._complete_multipart_upload = complete
+    # The module's own name for the library, for the ETag of joined parts.
+    s3.hashlib = SimpleNamespace(**{**vars(hashlib), "md5": md5})
+
+
 def _mend_max_concurrency_path() -> None:
     """Honour ``MaxConcurrencyPath`` of a distributed map, which MiniStack ignores."""
     from ministack.services import stepfunctions
@@ -254,7 +305,7 @@ def _mend_error_names() -> None:
 
 
 def _mend_events_to_functions() -> None:
-    """Queue events for functions, and try twice more what fails, as AWS does.
+    """Queue events for functions, try twice more what fails, then pass it on, as AWS does.
 
     MiniStack runs every event at once, each in a process of its own, and drops those that fail or
     that are one too many: sixty updates arriving together would take a minute or lose one.
@@ -266,8 +317,16 @@ def _mend_events_to_functions() -> None:
     def deliver(function: dict[str, Any], event: Any) -> None:
         for pause in _EVENT_PAUSES:
             time.sleep(pause)
-            if not lambda_svc._execute_function_with_config_scope(function, event).get("error"):
+            result = lambda_svc._execute_function_with_config_scope(function, event)
+            if not result.get("error"):
                 return
+        config = (function.get("event_invoke_configs") or {}).get("$LATEST") or {}
+        destination = config.get("DestinationConfig", {}).get("OnFailure", {}).get("Destination")
+        if destination:
+            name = function["config"]["FunctionName"]
+            lambda_svc._run_with_function_config_scope(
+                function, lambda_svc._route_async_failure, destination, name, event, result
+            )
 
     def dispatch(arn: str, payload: str) -> None:
         function, config, _ = lambda_svc._get_func_record_for_ref(arn)

@@ -53,6 +53,14 @@ class RoundFailed(GradshardError):  # noqa: N818 - the outcome a caller waits fo
     """The round ended without an averaged update; the text is the recorded cause."""
 
 
+class ModelNotFoundError(GradshardError):
+    """There is no model, or no version of it, of that name."""
+
+
+class ModelStateError(GradshardError):
+    """The model has moved on since the round, or whoever changes it, looked at it."""
+
+
 class TicketError(GradshardError):
     """A ticket cannot be made or read, or does not open what was asked for.
 

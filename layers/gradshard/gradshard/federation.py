@@ -10,7 +10,7 @@ from typing import Any, Final, overload
 from gradshard import limits, local
 from gradshard.arithmetic import SHARES
 from gradshard.assignments import Assignment, Assignments
-from gradshard.downloads import download_bytes, download_file
+from gradshard.downloads import fetch_tensors
 from gradshard.errors import (
     RoundExistsError,
     RoundFailed,
@@ -23,20 +23,23 @@ from gradshard.errors import (
 )
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layers import Naming
-from gradshard.layout import encode_header
+from gradshard.layout import Layout, encode_header
 from gradshard.looking import pause_before_look
+from gradshard.model import Model
+from gradshard.optimizers import DEFAULT_MODEL
 from gradshard.plan import Plan
 from gradshard.planning import BLOCKS
+from gradshard.rounds import COMPLETED
 from gradshard.rounds.arrivals import is_awaited, read_spec
-from gradshard.rounds.finalize_round import COMPLETED
+from gradshard.rounds.models import Version, layout_of, read_version
 from gradshard.spec import DEFAULT_DEADLINE, RoundSpec, parse_spec
 from gradshard.stack import Stack
 from gradshard.status import Observer, read_status
 from gradshard.store import Store
-from gradshard.tensors import Array, unpack
+from gradshard.tensors import Array
 from gradshard.tickets import DEFAULT_SECONDS, Ticket
 from gradshard.topologies import AUTO
-from gradshard.uploads import Content, Progress, content_of, has_etag, upload
+from gradshard.uploads import Content, Progress, content_of, has_checksum, upload
 
 OPENING_SECONDS: Final = 20.0
 """How long opening a round waits for its terms to appear."""
@@ -114,6 +117,7 @@ class Federation:
         layout: Mapping[str, Any] | None = None,
         allow_nonfinite: bool = False,
         updates_of: str | None = None,
+        apply: str | Mapping[str, Any] | None = None,
     ) -> "Round":
         """Open a round; opening it again in the same terms gives the same round.
 
@@ -138,6 +142,10 @@ class Federation:
             ``after``, the round before.
         layout
             ``{name: {"dtype": "F32", "shape": [10, 64]}, …}``, if every update must have it.
+        apply
+            How the averaged update becomes the next version of the model: ``fedavg``,
+            ``fedavgm``, ``fedadagrad``, ``fedyogi``, ``fedadam``, or such as ``{"optimizer":
+            "fedadam", "learning_rate": 0.01}`` (:func:`gradshard.optimizers.parse_apply`).
 
         Raises
         ------
@@ -166,6 +174,7 @@ class Federation:
             "layout": layout,
             "allow_nonfinite": allow_nonfinite,
             "updates_of": updates_of,
+            "apply": apply,
         }
         spec = parse_spec(fields)
         round_ = Round(self.stack, name)
@@ -174,11 +183,16 @@ class Federation:
         if len(payload) > most:
             raise SpecError(
                 f"the round's terms are {len(payload)} bytes of JSON, over the {most} that Step "
-                "Functions takes; open it without a layout, or with shorter tensor names"
+                "Functions takes; give the clients' number or shorter ids, and no layout or "
+                "shorter tensor names"
             )
         self.stack.start(round_.id, payload)
         _await_terms(self.stack, round_, spec)
         return round_
+
+    def model(self, name: str = DEFAULT_MODEL) -> Model:
+        """Return a handle of the federation's model; nothing is looked up yet."""
+        return Model(self.stack, name)
 
     def assignment(self, name: str, client: str) -> Assignment:
         """Return a client's settings for a round; see :meth:`Round.assignment`."""
@@ -225,16 +239,55 @@ class Round:
         RoundNotFoundError
             There is no such round.
         """
+        return self._opened()[0]
+
+    def model(self) -> Version:
+        """Return the version of the model that the round began from, for clients to train.
+
+        Raises
+        ------
+        RoundStateError
+            The round is not applied to a model, or is just being opened.
+        RoundNotFoundError
+            There is no such round.
+        """
+        spec, record = self._opened()
+        if spec.apply is None:
+            raise RoundStateError(f"round {self.id!r} is not applied to a model")
+        if record is None:
+            raise RoundStateError(f"round {self.id!r} is just being opened; try again")
+        return read_version(self._stack.store, spec.apply.model, record["model_version"])
+
+    @overload
+    def fetch_model(self, *, progress: Progress | None = None) -> dict[str, Array]: ...
+
+    @overload
+    def fetch_model(self, path: str | Path, *, progress: Progress | None = None) -> Path: ...
+
+    def fetch_model(
+        self, path: str | Path | None = None, *, progress: Progress | None = None
+    ) -> dict[str, Array] | Path:
+        """Fetch the model that the round began from, as :meth:`fetch` does the average.
+
+        Raises
+        ------
+        RoundStateError
+            The round is not applied to a model, or is just being opened.
+        """
+        return fetch_tensors(self._stack.store, self.model().tensors.source, path, progress)
+
+    def _opened(self) -> tuple[RoundSpec, dict[str, Any] | None]:
+        """Return the round's terms, and the record of its opening, once that is there."""
         opened = read_spec(self._stack.store, self.keys)
         if opened is not None:
-            return opened[0]
+            return opened
         # It may just be opening.
         execution = self._stack.execution(self.id)
         if execution is None:
             raise RoundNotFoundError(f"there is no round {self.id!r}")
         if execution.failed:
             raise RoundFailed(f"round {self.id!r} failed: {execution.reason}")
-        return parse_spec(execution.input)
+        return parse_spec(execution.input), None
 
     def submit(
         self,
@@ -280,8 +333,7 @@ class Round:
         """
         key = self.keys.update(client)
         with content_of(update, samples, training) as content:
-            spec = self.terms()
-            _check_fits(spec, client, content, self.id, partial=partial)
+            spec = self.check_fits(client, content, partial=partial)
             if not self._is_counted(spec, client, content):
                 upload(self._stack.store, key, content, progress)
 
@@ -300,7 +352,7 @@ class Round:
         spec = self.terms()
         _check_expected(spec, client, self.id)
         _check_partial(spec, self.id)
-        return GrowingUpdate(self, spec, client, samples, training)
+        return GrowingUpdate(self, client, samples, training)
 
     def assignment(self, client: str) -> Assignment:
         """Return the settings with which a client should train for this round.
@@ -354,16 +406,17 @@ class Round:
         RoundNotFoundError
             There is no such round.
         """
-        spec = self.terms()
+        spec, record = self._opened()
         _check_expected(spec, client, self.id)
         if max_bytes is None:
-            if spec.layout is None:
+            layout = self._layout(spec, record)
+            if layout is None:
                 raise TicketError(
                     f"round {self.id!r} has no layout to go by: give max_bytes (--max-size), how "
                     "large the update may be"
                 )
-            header = len(encode_header(spec.layout, {}))
-            max_bytes = header + METADATA_ROOM_BYTES + spec.layout.nbytes
+            header = len(encode_header(layout, {}))
+            max_bytes = header + METADATA_ROOM_BYTES + layout.nbytes
         return Ticket.make(
             self._stack.store, self.keys, client, expires=expires, max_bytes=max_bytes
         )
@@ -469,10 +522,7 @@ class Round:
             raise RoundStateError(f"round {self.id!r} has not ended; wait for it first")
         update = manifest["update"]
         source = ObjectVersion(update["key"], update["version"], update["etag"], update["nbytes"])
-        if path is None:
-            return unpack(download_bytes(self._stack.store, source, progress))
-        download_file(self._stack.store, source, Path(path), progress)
-        return Path(path)
+        return fetch_tensors(self._stack.store, source, path, progress)
 
     def _manifest(self, *, check_execution: bool) -> dict[str, Any] | None:
         """Return the manifest of a completed round; None while it goes on."""
@@ -488,6 +538,34 @@ class Round:
         if manifest is not None and manifest["status"] != COMPLETED:
             raise RoundFailed(f"round {self.id!r} failed: {manifest['cause']}")
         return manifest
+
+    def check_fits(self, client: str, content: Content, *, partial: bool) -> RoundSpec:
+        """Check that an update may be sent, and return the round's terms.
+
+        Raises
+        ------
+        UpdateError
+            Its client is not expected, or its layout is not the round's.
+        """
+        spec, record = self._opened()
+        _check_expected(spec, client, self.id)
+        if partial:
+            _check_partial(spec, self.id)
+        layout = self._layout(spec, record)
+        difference = layout and layout.difference(content.layout, partial=partial)
+        if difference:
+            raise UpdateError(
+                f"its layout is not the one round {self.id!r} was opened with: {difference}"
+            )
+        return spec
+
+    def _layout(self, spec: RoundSpec, record: dict[str, Any] | None) -> Layout | None:
+        """Return the layout that updates must have, if that is known: the model's, or a stated."""
+        if spec.apply is None or record is None:
+            return spec.layout
+        store = self._stack.store
+        version = read_version(store, spec.apply.model, record["model_version"])
+        return layout_of(store, version.tensors)
 
     def _is_counted(self, spec: RoundSpec, client: str, content: Content) -> bool:
         """Whether this very update was planned already, so that its submission is a repetition.
@@ -506,9 +584,11 @@ class Round:
             raise RoundStateError(f"round {self.id!r} has ended ({manifest['status']})")
         if is_awaited(spec, fields, client):
             return False
-        counted = {c.client: c.source.etag for c in Plan.from_json(fields).contributors}
-        if client in counted and has_etag(content, counted[client]):
-            return True
+        counted = {c.client: c.source for c in Plan.from_json(fields).contributors}
+        if (source := counted.get(client)) is not None:
+            checksum = store.checksum(source.key, etag=source.etag)
+            if checksum is not None and has_checksum(content, checksum):
+                return True
         raise RoundStateError(
             f"round {self.id!r} was planned at {fields['planned_at']} and takes no more updates"
         )
@@ -533,26 +613,29 @@ class GrowingUpdate:
     def __init__(
         self,
         round_: Round,
-        spec: RoundSpec,
         client: str,
         samples: int,
         training: Mapping[str, float] | None,
     ) -> None:
-        self._round, self._spec, self._client = round_, spec, client
+        self._round, self._client = round_, client
         self._samples, self._training = samples, training
         self._tensors: dict[str, Any] = {}
 
     def add(self, tensors: Mapping[str, Any]) -> None:
         """Send further tensors, all of a layer or of several.
 
+        They stand before those that were sent already, as layers reached later are nearer to the
+        input, so that the update has its layers in their order.
+
         Raises
         ------
         UpdateError
             They could not be averaged; what was sent before stays.
         """
-        tensors = self._tensors | dict(tensors)
+        before = {name: t for name, t in self._tensors.items() if name not in tensors}
+        tensors = {**tensors, **before}
         with content_of(tensors, self._samples, self._training) as content:
-            _check_fits(self._spec, self._client, content, self._round.id, partial=True)
+            self._round.check_fits(self._client, content, partial=True)
             upload(self._round.store, self._round.keys.progress(self._client), content)
         self._tensors = tensors
 
@@ -571,19 +654,6 @@ def _check_partial(spec: RoundSpec, round_id: str) -> None:
     if spec.rule is None:
         raise UpdateError(
             f"round {round_id!r} averages whole updates only; open it with a rule for partial ones"
-        )
-
-
-def _check_fits(
-    spec: RoundSpec, client: str, content: Content, round_id: str, *, partial: bool = False
-) -> None:
-    _check_expected(spec, client, round_id)
-    if partial:
-        _check_partial(spec, round_id)
-    difference = spec.layout and spec.layout.difference(content.layout, partial=partial)
-    if difference:
-        raise UpdateError(
-            f"its layout is not the one round {round_id!r} was opened with: {difference}"
         )
 
 

@@ -5,6 +5,9 @@ ClientApp. Models then pass between clients and S3: neither the server nor Flowe
 them. Importing this module imports flwr; the rest of gradshard does not.
 """
 
+# Annotations stay unread, so that the documentation can be built without Flower.
+from __future__ import annotations
+
 import io
 import json
 import logging
@@ -115,7 +118,7 @@ class S3FedAvg(FedAvg):
     deadline
         Seconds a round waits for uploads that were announced and are not there.
     terms
-        Further terms of the rounds: see :meth:`gradshard.Federation.open_round`.
+        Further terms of the rounds: see :meth:`gradshard.federation.Federation.open_round`.
     client_names
         Gives nodes their client ids; who gets none is left out of the round. The order of the ids
         is that of the additions.

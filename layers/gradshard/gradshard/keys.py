@@ -1,11 +1,13 @@
 """The names of a round's objects, and what may be part of them."""
 
 import re
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, Self
 
 from gradshard.errors import SpecError
 
 ROUNDS: Final = "rounds/"
+MODELS: Final = "models/"
 UPDATE_SUFFIX: Final = ".safetensors"
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -48,6 +50,23 @@ class ObjectVersion(NamedTuple):
     nbytes: int
 
 
+class StoredTensors(NamedTuple):
+    """A safetensors object, and where in it the tensors' bytes begin."""
+
+    source: ObjectVersion
+    data_offset: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {**self.source._asdict(), "data_offset": self.data_offset}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        source = {name: fields[name] for name in ObjectVersion._fields}
+        return cls(ObjectVersion(**source), fields["data_offset"])
+
+
 class UpdateKey(NamedTuple):
     """Round and client of an update's key."""
 
@@ -73,8 +92,10 @@ class RoundKeys:
         self.updates = f"{root}updates/"
         self.progresses = f"{root}progress/"
         self.rejections = f"{root}rejected/"
+        self.refusals = f"{root}refusals/"
         self.plan = f"{root}plan.json"
         self.layout = f"{root}layout.json"
+        self.state_layout = f"{root}state-layout.json"
         self.reports = f"{root}reports/"
         self.partials = f"{root}partials/"
         self._tasks = f"{root}tasks/"
@@ -94,6 +115,10 @@ class RoundKeys:
         """Return the key under which a client reads why its update was refused."""
         return f"{self.rejections}{check_id('client', client)}.json"
 
+    def refused(self, attempt: int) -> str:
+        """Return the key of whom an attempt found to be bad, and the next one leaves out."""
+        return f"{self.refusals}{attempt}.json"
+
     def tasks(self, level: int) -> str:
         """Return the key of what a level's map reads."""
         return f"{self._tasks}{level}.json"
@@ -105,3 +130,35 @@ class RoundKeys:
     def partial(self, attempt: int, level: int, task: int) -> str:
         """Return the key of the partial sum that a task of any but the last level writes."""
         return f"{self.partials}{attempt}/{level}/{task:05d}"
+
+
+class ModelKeys:
+    """The keys of one model's objects."""
+
+    def __init__(self, name: str) -> None:
+        self.name = check_id("model", name)
+        root = f"{MODELS}{self.name}/"
+        self.current = f"{root}current.json"
+        self.versions = f"{root}versions/"
+        self._rounds = f"{root}rounds/"
+        self._puts = f"{root}puts/"
+
+    def version(self, number: int) -> str:
+        """Return the key of a version's record."""
+        return f"{self.versions}{number:08}.json"
+
+    def made_by(self, round_id: str) -> str:
+        """Return the prefix of what a round makes."""
+        return f"{self._rounds}{check_id('round', round_id)}/"
+
+    def next_model(self, round_id: str) -> str:
+        """Return the key of the model that a round makes."""
+        return f"{self.made_by(round_id)}model{UPDATE_SUFFIX}"
+
+    def state(self, round_id: str, name: str) -> str:
+        """Return the key of what the optimizer keeps after a round."""
+        return f"{self.made_by(round_id)}{name}{UPDATE_SUFFIX}"
+
+    def put(self, name: str) -> str:
+        """Return the key of a model that was put there whole."""
+        return f"{self._puts}{name}{UPDATE_SUFFIX}"

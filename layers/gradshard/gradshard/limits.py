@@ -28,6 +28,8 @@ MAX_TASK_SECONDS: Final = 140.0
 
 # Step Functions, https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html (2026-11)
 MAX_PAYLOAD_BYTES: Final = 256 * 1024
+# What a distributed Map gives back has an entry of each child: an empty object and a comma.
+MAX_CHILDREN: Final = MAX_PAYLOAD_BYTES // len("{},")
 # Iterations of an inline Map at once,
 # https://docs.aws.amazon.com/step-functions/latest/dg/state-map-inline.html (2026-11)
 INLINE_ITERATIONS: Final = 40

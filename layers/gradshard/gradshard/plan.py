@@ -8,10 +8,11 @@ from typing import Any, Final, NamedTuple, Self
 from gradshard.aggregation import Zone
 from gradshard.arithmetic import COUNTS, shares_of
 from gradshard.errors import BrokenObjectError
-from gradshard.keys import ObjectVersion, RoundKeys
+from gradshard.keys import ModelKeys, ObjectVersion, RoundKeys, StoredTensors
 from gradshard.layout import Run, Span
+from gradshard.optimizers import ApplyTerms, parse_apply
 from gradshard.orders import Order
-from gradshard.planning import cut_shards
+from gradshard.planning import cut_shards, sums_bytes
 
 FEDAVG: Final = "fedavg"
 """The rule of rounds of whole updates."""
@@ -164,6 +165,95 @@ def level_of(sizes: Sequence[int], order: Order) -> Level:
     return Level(tuple(pairwise(accumulate(sizes, initial=0))), order)
 
 
+class Output(NamedTuple):
+    """An object that the tasks of the last level write, a part each.
+
+    Parameters
+    ----------
+    key
+        Its name.
+    upload_id
+        The multipart upload that becomes it.
+    header_key, header_bytes
+        Where its safetensors header is, which the first task writes, and how long that is.
+    nbytes
+        Of its tensors.
+    """
+
+    key: str
+    upload_id: str
+    header_key: str
+    header_bytes: int
+    nbytes: int
+
+    def check_header(self, header: bytes | None) -> bytes:
+        """Return the header as it was read, if it is the one that was planned.
+
+        Raises
+        ------
+        BrokenObjectError
+            It is not.
+        """
+        if header is None or len(header) != self.header_bytes:
+            raise BrokenObjectError(
+                f"{self.header_key} has {len(header or b'')} bytes, not the planned "
+                f"{self.header_bytes}"
+            )
+        return header
+
+
+@dataclass(frozen=True)
+class NextModel:
+    """The version of the model that a round makes.
+
+    Parameters
+    ----------
+    terms
+        How the update is applied.
+    version
+        Its number.
+    step
+        t: which step of the optimizer makes it, from 1.
+    model
+        The model before.
+    state
+        The optimizer's state before; none at its first step.
+    uploads
+        The multipart uploads that become the model and the state.
+    state_header_bytes
+        Size of a state's header.
+    """
+
+    terms: ApplyTerms
+    version: int
+    step: int
+    model: StoredTensors
+    state: tuple[StoredTensors, ...]
+    uploads: tuple[str, ...]
+    state_header_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return vars(self) | {
+            "terms": self.terms.to_json(),
+            "model": self.model.to_json(),
+            "state": [kept.to_json() for kept in self.state],
+        }
+
+    @classmethod
+    def from_json(cls, written: dict[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        return cls(
+            **written
+            | {
+                "terms": parse_apply(written["terms"]),
+                "model": StoredTensors.from_json(written["model"]),
+                "state": tuple(StoredTensors.from_json(kept) for kept in written["state"]),
+                "uploads": tuple(written["uploads"]),
+            }
+        )
+
+
 @dataclass(frozen=True)
 class Plan:
     """What :func:`gradshard.rounds.plan_round` freezes and every task reads.
@@ -200,6 +290,8 @@ class Plan:
         Size of the result's header, which the first task of the last level writes.
     upload_id
         The multipart upload that becomes the result.
+    next_model
+        The version of the model that the round makes, if it applies its update.
     shards
         M.
     allow_nonfinite
@@ -233,6 +325,7 @@ class Plan:
     tensors: int
     header_bytes: int
     upload_id: str
+    next_model: NextModel | None
     shards: int
     allow_nonfinite: bool
     refused: tuple[Refusal, ...]
@@ -241,21 +334,6 @@ class Plan:
     projected: dict[str, Any]
     opened_at: str
     planned_at: str
-
-    def check_header(self, header: bytes | None) -> bytes:
-        """Return the result's header as it was read, if it is the one that was planned.
-
-        Raises
-        ------
-        BrokenObjectError
-            It is not.
-        """
-        if header is None or len(header) != self.header_bytes:
-            raise BrokenObjectError(
-                f"{RoundKeys(self.round_id).layout} has {len(header or b'')} bytes, not the "
-                f"planned {self.header_bytes}"
-            )
-        return header
 
     @property
     def is_sealed(self) -> bool:
@@ -272,6 +350,30 @@ class Plan:
                 for start, end in layer.ranges
             )
         return [Zone(0, self.nbytes, [contributor.weight for contributor in self.contributors])]
+
+    @property
+    def outputs(self) -> list[Output]:
+        """What the last level writes: the averaged update first, then model and state."""
+        keys, new = RoundKeys(self.round_id), self.next_model
+        update = Output(keys.result, self.upload_id, keys.layout, self.header_bytes, self.nbytes)
+        if new is None:
+            return [update]
+        (model_key, *state_keys), (model_id, *state_ids) = (
+            next_keys(new.terms, self.round_id),
+            new.uploads,
+        )
+        model = update._replace(key=model_key, upload_id=model_id)
+        state = [
+            Output(
+                key,
+                upload_id,
+                keys.state_layout,
+                new.state_header_bytes,
+                sums_bytes(self.spans, 0, self.nbytes),
+            )
+            for key, upload_id in zip(state_keys, state_ids, strict=True)
+        ]
+        return [update, model, *state]
 
     @property
     def divisor(self) -> int:
@@ -330,11 +432,13 @@ class Plan:
             "levels": [vars(level) for level in self.levels],
             "contributors": [contributor.to_json() for contributor in self.contributors],
             "refused": [vars(refusal) for refusal in self.refused],
+            "next_model": self.next_model and self.next_model.to_json(),
         }
 
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> Self:
         """Read what :meth:`to_json` wrote."""
+        new = written.get("next_model")
         read: dict[str, Any] = {
             **{field.name: written.get(field.name) for field in fields(cls)},
             "round_id": written["round"],
@@ -355,8 +459,15 @@ class Plan:
             "refused": tuple(Refusal(**refusal) for refusal in written["refused"]),
             "missing": tuple(written["missing"]),
             "notes": tuple(written["notes"]),
+            "next_model": new and NextModel.from_json(new),
         }
         return cls(**read)
+
+
+def next_keys(terms: ApplyTerms, round_id: str) -> list[str]:
+    """Return the keys of what applying makes: of the model, then of the optimizer's state."""
+    keys = ModelKeys(terms.model)
+    return [keys.next_model(round_id), *(keys.state(round_id, name) for name in terms.state)]
 
 
 def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributor, ...]:

@@ -122,6 +122,9 @@ class Load:
         ``blocks``, or ``whole`` for functions that hold whole inputs.
     plan_bytes
         Size of the plan's JSON, read by every task.
+    applied
+        Where the update is applied to the model: how many objects of state the server optimizer
+        has. None where it is not.
     """
 
     nbytes: int
@@ -131,6 +134,7 @@ class Load:
     depth: int = 1
     hold: str = BLOCKS
     plan_bytes: int = 0
+    applied: int | None = None
 
     @property
     def contributors(self) -> int:
@@ -154,6 +158,16 @@ class Load:
     def output_bytes(self, level: int) -> int:
         """Size of what a level writes for each group, uncut."""
         return self.nbytes if level == len(self.levels) - 1 else self.sum_bytes
+
+    @property
+    def models(self) -> int:
+        """How many objects applying reads and writes beside the update: model and state."""
+        return 0 if self.applied is None else 1 + self.applied
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of what applying reads, uncut; it writes as much."""
+        return 0 if self.applied is None else self.nbytes + self.applied * self.sum_bytes
 
     @property
     def sum_bytes(self) -> int:
@@ -355,7 +369,12 @@ WHOLE_OVERHEAD_MB: Final = 450
 the running sum, the object as it was read and the array made of it (Barrak 2026)."""
 
 
-def project_memory(inputs: int, plan_bytes: int = 0, depth: int = 1) -> float:
+STEP_BYTES: Final = 12 * 32 * 1024 * 8
+"""Of a server optimizer's step: model, update, state before and after and what lies between, at
+most a dozen arrays of :data:`gradshard.applying.STEP_ELEMENTS` float64."""
+
+
+def project_memory(inputs: int, plan_bytes: int = 0, depth: int = 1, models: int = 0) -> float:
     """Return the peak memory of one aggregator in MB, as an upper bound.
 
     projected = resident + runtime + accumulators + scratch + streams + plan, where
@@ -365,15 +384,19 @@ def project_memory(inputs: int, plan_bytes: int = 0, depth: int = 1) -> float:
       wide as its accumulator;
     - *streams*: a connection per input, with the kernel's receive buffer, which takes twice what
       is asked for (socket(7));
-    - *plan*: the parsed plan, which grows with the number of contributors and runs.
+    - *plan*: the parsed plan, which grows with the number of contributors and runs;
+    - *step*: where the update is applied, a stream to read and one to write for each of
+      ``models``, and what the step takes.
 
     Neither the update's size nor M is in it.
     """
     block = block_bytes(inputs, depth)
     arithmetic = WIDENING * (depth * block + 2 * SLICE_BYTES)
     streams = (inputs + 1) * STREAM_BYTES
-    streams += 2 * inputs * receive_buffer_bytes(inputs)
-    buffers = arithmetic + streams + PLAN_FACTOR * plan_bytes
+    streams += 2 * (inputs + models) * receive_buffer_bytes(inputs)
+    streams += 2 * models * STREAM_BYTES
+    step = STEP_BYTES if models else 0
+    buffers = arithmetic + streams + step + PLAN_FACTOR * plan_bytes
     return RESIDENT_MB + RUNTIME_MB + buffers / limits.MIB
 
 
@@ -384,7 +407,7 @@ def needed_memory(load: Load, shards: int) -> float:
         # What is held here is an input and the sums; wide sums may be more than the rule grants.
         held = max(WHOLE_COPIES * largest, largest + load.depth * load.sum_bytes)
         return math.ceil(held / shards / MIB + WHOLE_OVERHEAD_MB)
-    return project_memory(load.fan_in, load.plan_bytes, load.depth)
+    return project_memory(load.fan_in, load.plan_bytes, load.depth, load.models)
 
 
 def project(load: Load, shards: int, aggregator: Aggregator) -> Projection:
@@ -394,6 +417,8 @@ def project(load: Load, shards: int, aggregator: Aggregator) -> Projection:
         read, written = load.input_bytes(level) / shards, load.output_bytes(level) / shards
         if load.hold == WHOLE:
             return aggregator.whole_task_seconds(fan_in, read, written)
+        if level == len(load.levels) - 1:
+            return aggregator.task_seconds(fan_in * read + load.model_bytes / shards)
         return aggregator.task_seconds(fan_in * read)
 
     levels = [
@@ -405,9 +430,13 @@ def project(load: Load, shards: int, aggregator: Aggregator) -> Projection:
     gb_seconds = (
         aggregator.memory_mb / 1024 * sum(r.number * r.seconds for lv in levels for r in lv)
     )
-    # A task reads the plan and its inputs, the first of the last level the header too; it writes
-    # its sum and its report.
-    requests = Requests(gets=shards * sum(map(sum, load.levels)) + tasks + 1, puts=2 * tasks)
+    # A task reads the plan and its inputs, the first of the last level the headers too; it writes
+    # its sum and its report. The last level's read and write model and state besides.
+    applying = shards * load.models
+    requests = Requests(
+        gets=shards * sum(map(sum, load.levels)) + tasks + 1 + load.models + applying,
+        puts=2 * tasks + applying,
+    )
     by_client = client_requests(load.nbytes)
     return Projection(
         shards=shards,
@@ -431,6 +460,7 @@ def project(load: Load, shards: int, aggregator: Aggregator) -> Projection:
             aggregators=requests,
             by_clients=Requests(*(load.contributors * number for number in by_client)),
             batch=aggregator.batch,
+            models=load.models,
             prices=aggregator.prices,
         ),
     )
@@ -467,7 +497,15 @@ def choose(
         Nothing fits; the text has the numbers and the smallest change that would do.
     """
     fewest, most, notes = _bounds(load, shards)
-    candidates = [project(load, m, aggregator) for m in shard_counts(fewest, most)]
+    projected = [project(load, m, aggregator) for m in shard_counts(fewest, most)]
+    startable = limits.MAX_CHILDREN * aggregator.batch
+    candidates = [p for p in projected if p.tasks <= startable]
+    if not candidates:
+        raise PlanError(
+            f"{projected[0].tasks} tasks are over the {startable} that the state machine follows "
+            f"with {aggregator.batch} in an execution; deploy with a larger MapConcurrency, or ask "
+            "for fewer shards"
+        )
     fitting = [p for p in candidates if p.needed_mb <= aggregator.memory_mb]
     if not fitting:
         raise _too_large(load, candidates[-1])
@@ -501,6 +539,8 @@ def shard_counts(fewest: int, most: int) -> list[int]:
 def _bounds(load: Load, shards: int | None) -> tuple[int, int, list[str]]:
     """Return the least and the largest M to consider, and what was changed to get there."""
     largest = max(map(load.output_bytes, range(len(load.levels))))
+    if load.applied:
+        largest = max(largest, load.sum_bytes)
     fewest, most = min_shards(largest), max_shards(load.nbytes) if load.is_cut else 1
     if fewest > most or (shards is not None and shards < fewest):
         if not load.is_cut:
@@ -509,7 +549,8 @@ def _bounds(load: Load, shards: int | None) -> tuple[int, int, list[str]]:
             change = "ask for that many" if fewest <= most else f"a round takes at most {most}"
         what = f"an update of {load.nbytes} bytes"
         if largest > load.nbytes:
-            what += f", whose partial sums have {largest},"
+            wide = "optimizer's state has" if load.applied else "partial sums have"
+            what += f", whose {wide} {largest},"
         raise PlanError(
             f"{what} takes at least {fewest} shards, since S3 takes at most "
             f"{limits.MAX_PART_BYTES} bytes in a request; {change}"

@@ -116,6 +116,10 @@ class Requests(NamedTuple):
     gets: int
     puts: int
 
+    def plus(self, other: "Requests") -> "Requests":
+        """Return the sum."""
+        return Requests(self.gets + other.gets, self.puts + other.puts)
+
 
 US_EAST_1: Final = Prices()
 
@@ -129,6 +133,7 @@ def bill(
     aggregators: Requests,
     by_clients: Requests,
     batch: int = limits.INLINE_ITERATIONS,
+    models: int = 0,
     prices: Prices = US_EAST_1,
 ) -> Bill:
     """Price a round.
@@ -145,6 +150,8 @@ def bill(
         Their S3 requests.
     batch
         Tasks that share an Express execution.
+    models
+        Objects that are written beside the update, where it is applied: model and state.
     prices
         What AWS asks.
     """
@@ -160,11 +167,11 @@ def bill(
         s3_clients=prices.s3(by_clients),
         requests=(sum(tasks) + collected + 3) * prices.invocations_per_million / 1e6,
         step_functions=_step_functions(levels, batch, prices),
-        round_=small_gb_seconds * gb_second + prices.s3(around(tasks, clients)),
+        round_=small_gb_seconds * gb_second + prices.s3(around(tasks, clients, models)),
     )
 
 
-def around(tasks: Sequence[int], clients: int) -> Requests:
+def around(tasks: Sequence[int], clients: int, models: int = 0) -> Requests:
     """Count the small functions' requests in a round that goes straight through.
 
     Clients are expected by name; how many others an arrival looks for is what is to be expected.
@@ -176,10 +183,12 @@ def around(tasks: Sequence[int], clients: int) -> Requests:
         Of each level; the last one's are the parts of the result.
     clients
         How many send an update, each one once.
+    models
+        Objects that are written beside the update, where it is applied.
     """
     *below, parts = tasks
     looks, listings = _looks(clients)
-    return Requests(
+    counted = Requests(
         # Opening: a look for a client. An arrival: spec, plan, manifest, the update's header, an
         # earlier refusal, and looks for others. Planning: each header again, the plan there may
         # be, the manifest, spec. Finalizing: plan, reports, the result. And the callback, with
@@ -193,6 +202,22 @@ def around(tasks: Sequence[int], clients: int) -> Requests:
         + (_pages(clients) + 3 + len(tasks))
         + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0))
         + 1,
+    )
+    return counted.plus(_applying(parts, models))
+
+
+def _applying(parts: int, models: int) -> Requests:
+    """Count the small functions' requests for the model of a round that is applied."""
+    if not models:
+        return Requests(0, 0)
+    return Requests(
+        # Opening and planning: which version is current, by two objects each; and the model's
+        # header. Finalizing: each object as it came to be; and that the new version, its round's
+        # manifest and no version after it make it current.
+        gets=2 + 2 + 1 + models + 4,
+        # Planning: an upload each, and a header for the state. Finalizing: for each the parts'
+        # listing, completion and open uploads; the version and that it is current.
+        puts=models + (models > 1) + models * (_pages(parts) + 2) + 2,
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from gradshard.errors import SpecError, UpdateError
 from gradshard.keys import check_id
 from gradshard.layers import Coverage, Layer, check_depth
+from gradshard.layout import shorten
 
 SALF: Final = "salf"
 FEDAVG: Final = "fedavg"
@@ -374,8 +375,9 @@ def misses(
     for layer, p in zip(layers, missed, strict=True):
         if p >= 1.0:
             raise SpecError(
-                f"p of layer {layer.name!r} is {p}: none of the {len(clients)} clients would ever "
-                "reach it, so no average can stand for it; give them longer, or leave it out"
+                f"p of layer {shorten(layer.name)!r} is {p}: none of the {len(clients)} clients "
+                "would ever reach it, so no average can stand for it; give them longer, or leave "
+                "it out"
             )
     return missed
 
@@ -393,7 +395,8 @@ def check_usable(rule: PartialRule, layers: Sequence[Layer], covered: Coverage) 
     if rule.name == DROP and not all(covered):
         raise UpdateError(
             f"rule drop counts complete updates only, and {covered.count(False)} of "
-            f"{len(covered)} layers are missing, {layers[covered.index(False)].name!r} the first"
+            f"{len(covered)} layers are missing, "
+            f"{shorten(layers[covered.index(False)].name)!r} the first"
         )
 
 

@@ -15,6 +15,7 @@ from gradshard.errors import SpecError, UpdateError
 from gradshard.keys import check_id
 from gradshard.layers import Naming, check_naming, layers_of
 from gradshard.layout import Layout
+from gradshard.optimizers import MODELS, ApplyTerms, parse_apply
 from gradshard.orders import Order
 from gradshard.planning import BLOCKS, HOLDS, WHOLE
 from gradshard.salf import RULES, PartialRule, parse_rule
@@ -44,6 +45,7 @@ _FIELDS: Final = {
     "layout",
     "allow_nonfinite",
     "updates_of",
+    "apply",
 }
 
 
@@ -112,6 +114,8 @@ class RoundSpec:
     updates_of
         Average the updates that were sent to this other round, as they are there; nobody is
         awaited.
+    apply
+        How the averaged update is applied to the federation's model; None: not at all.
     """
 
     clients: tuple[str, ...] | int
@@ -131,6 +135,7 @@ class RoundSpec:
     layout: Layout | None = None
     allow_nonfinite: bool = False
     updates_of: str | None = None
+    apply: ApplyTerms | None = None
 
     @property
     def expected(self) -> int:
@@ -208,6 +213,7 @@ class RoundSpec:
             "layout": layout,
             "allow_nonfinite": self.allow_nonfinite or None,
             "updates_of": self.updates_of,
+            "apply": self.apply and self.apply.to_json(),
         }
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -246,7 +252,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     ):
         raise SpecError(f"within is {within!r}, not a number of seconds above zero")
     fan_in, order, updates_of = (fields.get(name) for name in ("fan_in", "order", "updates_of"))
-    assignments = fields.get("assignments")
+    assignments, apply = fields.get("assignments"), fields.get("apply")
     spec = RoundSpec(
         clients=clients,
         min_clients=min_clients,
@@ -265,9 +271,11 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
         layout=_parse_layout(fields.get("layout")),
         allow_nonfinite=_flag(fields, "allow_nonfinite"),
         updates_of=None if updates_of is None else check_id("round", updates_of),
+        apply=None if apply is None else parse_apply(apply),
     )
     _check_topology(spec)
     _check_rule(spec)
+    _check_apply(spec)
     return spec
 
 
@@ -314,6 +322,21 @@ def _check_rule(spec: RoundSpec) -> None:
         raise SpecError(f"hold whole is of whole updates: leave out rule {spec.rule.name}")
     if spec.layers is not None and spec.layout is not None:
         layers_of(spec.layout, spec.layers)
+
+
+def _check_apply(spec: RoundSpec) -> None:
+    """Check what applying the update goes with."""
+    if spec.apply is None:
+        return
+    if spec.layout is not None:
+        raise SpecError("a round that is applied has the model's layout: leave out layout")
+    if spec.hold == WHOLE:
+        raise SpecError("hold whole is for comparison only: leave out apply")
+    if spec.apply.updates == MODELS and spec.rule is not None:
+        raise SpecError(
+            f"apply: updates models cannot be partial, since what nobody sends is no change: "
+            f"send deltas, or leave out rule {spec.rule.name}"
+        )
 
 
 def _check_topology(spec: RoundSpec) -> None:

@@ -21,7 +21,7 @@ from botocore.exceptions import (
 
 from gradshard import local
 from gradshard.errors import EngineError, ServiceError
-from gradshard.store import Store, make_client
+from gradshard.store import Store, make_client, unreachable
 
 if TYPE_CHECKING:
     from mypy_boto3_cloudformation import CloudFormationClient
@@ -248,8 +248,10 @@ def translated() -> Iterator[None]:
             "no AWS region is configured: set AWS_DEFAULT_REGION, or use --local"
         ) from None
     except EndpointConnectionError as error:
-        raise ServiceError(
-            f"{error}; is the local engine running (gradshard local status)?"
-        ) from None
+        raise ServiceError(unreachable(error)) from None
     except BotoCoreError as error:
         raise ServiceError(str(error)) from error
+    except ValueError as error:
+        if "endpoint" not in str(error):
+            raise
+        raise ServiceError(f"{error}; AWS_ENDPOINT_URL is not a URL such as http://…") from None

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
-from gradshard.errors import RoundNotFoundError
+from gradshard.errors import RoundNotFoundError, UnreadableObjectError
 from gradshard.keys import UPDATE_SUFFIX, RoundKeys, is_id, parse_update_key
 from gradshard.stack import Execution, Stack
 from gradshard.store import ListedObject
@@ -31,7 +32,8 @@ class Observer:
     """Looks at a round, again and again, and reads only what is new.
 
     A look lists the round's objects, a request for each 1,000 of them, and reads those of spec,
-    plan, manifest and rejections that it has not read before in that version.
+    plan, manifest and rejections that it has not read before in that version. A client may not
+    read what is told to the others, which is left out.
 
     Parameters
     ----------
@@ -91,9 +93,7 @@ class Observer:
         }
 
     def tasks(self, most: int | None = None) -> list[dict[str, Any]]:
-        """Return what the tasks reported that were finished at the last look, and ``ended_at``.
-
-        That is when S3 has the report from, to the second; None where the report is gone.
+        """Return what the tasks reported that were finished at the last look.
 
         Parameters
         ----------
@@ -104,20 +104,14 @@ class Observer:
         plan, manifest = self._get([self._keys.plan, self._keys.manifest])
         if plan is None:
             return []
-        entries = self._finished(plan)
         if manifest is not None and manifest.get("tasks"):
-            ended = {entry.key: entry.modified.isoformat() for entry in entries}
-            return [
-                {**task, "ended_at": ended.get(self._keys.report(task["level"], task["task"]))}
-                for task in manifest["tasks"]
-            ]
-        self._get([entry.key for entry in entries if not self._is_read(entry)][:most])
-        found = [
-            {**self._read[entry.key][1], "ended_at": entry.modified.isoformat()}
-            for entry in entries
-            if self._is_read(entry)
-        ]
-        return [report for report in found if report["attempt"] == plan["attempt"]]
+            listed: list[dict[str, Any]] = manifest["tasks"]
+            return listed
+        entries = self._finished(plan)
+        unread = [entry.key for entry in entries if not self._is_read(entry)][:most]
+        self._get(unread, of_others=True)
+        found = [self._read[entry.key][1] for entry in entries if self._is_read(entry)]
+        return [report for report in found if report and report["attempt"] == plan["attempt"]]
 
     def plan(self) -> dict[str, Any] | None:
         """Return the plan as it was at the last look."""
@@ -147,23 +141,37 @@ class Observer:
     def _is_read(self, entry: ListedObject) -> bool:
         return entry.key in self._read and self._read[entry.key][0] == entry.etag
 
-    def _get(self, keys: Sequence[str]) -> list[Any]:
-        """Return JSON objects as far as they are listed, reading those that have changed."""
-        store = self._stack.store
+    def _get(self, keys: Sequence[str], *, of_others: bool = False) -> list[Any]:
+        """Return JSON objects as far as they are listed, reading those that have changed.
+
+        Those ``of_others`` may be forbidden: then they are None, and not asked for again.
+        """
         changed = [
             key for key in keys if key in self._listed and not self._is_read(self._listed[key])
         ]
+        read = partial(self._read_json, of_others=of_others)
         with ThreadPoolExecutor(READERS) as pool:
-            for key, document in zip(changed, pool.map(store.get_json, changed), strict=True):
-                if document is not None:
+            for key, (is_there, document) in zip(changed, pool.map(read, changed), strict=True):
+                if is_there:
                     self._read[key] = (self._listed[key].etag, document)
         return [self._read[key][1] if key in self._read else None for key in keys]
+
+    def _read_json(self, key: str, *, of_others: bool) -> tuple[bool, Any]:
+        """Return whether there is an object, and what it holds; None where that is forbidden."""
+        try:
+            document = self._stack.store.get_json(key)
+        except UnreadableObjectError:
+            if not of_others:
+                raise
+            return True, None
+        return document is not None, document
 
     def _rejections(
         self, plan: dict[str, Any] | None
     ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         """Return who was refused and who came too late, with the reasons, by client."""
-        records = self._get([entry.key for entry in self._under(self._keys.rejections)])
+        listed = [entry.key for entry in self._under(self._keys.rejections)]
+        records = self._get(listed, of_others=True)
         written = [record for record in records if record is not None]
         # A late upload's reason takes the place of an earlier refusal's, which the plan still has.
         refused = {

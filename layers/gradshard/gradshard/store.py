@@ -23,7 +23,7 @@ from botocore.exceptions import (
 from gradshard import documents
 from gradshard.errors import ChangedObjectError, StoreError, UnreadableObjectError
 from gradshard.keys import ObjectVersion
-from gradshard.streams import MAX_ATTEMPTS, Body, Meter, RangeStream, pause
+from gradshard.streams import MAX_ATTEMPTS, Body, Meter, RangeStream, pause, told
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -63,11 +63,12 @@ class ListedObject(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of an upload as S3 holds it."""
+    """A part of an upload as S3 holds it; ``sha256`` in base64, if it was sent with one."""
 
     number: int
     etag: str
     nbytes: int
+    sha256: str = ""
 
 
 class _Body:
@@ -153,25 +154,29 @@ class Store:
     def _get(self, key: str, nbytes: int | None = None) -> tuple[bytes, "GetObjectOutputTypeDef"]:
         """Read an object, or its first bytes, in one piece: again while that breaks."""
         wanted: Any = {} if nbytes is None else {"Range": f"bytes=0-{nbytes - 1}"}
-        for failures in range(1, MAX_ATTEMPTS + 1):
+        failures: list[str] = []
+        while len(failures) < MAX_ATTEMPTS:
+            if failures:
+                self.meter.add(retries=1)
+                pause(len(failures))
             self.meter.add(gets=1)
             with _translated(key):
                 response = self._s3.get_object(Bucket=self.bucket, Key=key, **wanted)
                 try:
                     body = response["Body"].read()
                     _check_first(response, body, nbytes)
-                except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError) as error:
+                except (
+                    IncompleteReadError,
+                    ReadTimeoutError,
+                    ResponseStreamingError,
+                    OSError,
+                ) as error:
                     # botocore tries a request again, but not the reading of its answer.
-                    failure = str(error)
-                except OSError as error:
-                    failure = str(error)
+                    failures.append(str(error))
                 else:
                     self.meter.add(bytes_read=len(body))
                     return body, response
-            if failures < MAX_ATTEMPTS:
-                self.meter.add(retries=1)
-                pause(failures)
-        raise StoreError(f"{key}: reading broke {MAX_ATTEMPTS} times in a row: {failure}")
+        raise StoreError(f"{key}: reading broke {MAX_ATTEMPTS} times in a row: {told(failures)}")
 
     def get_range(self, source: ObjectVersion, start: int, end: int) -> bytes:
         """Read bytes [start, end) of an object version."""
@@ -206,6 +211,29 @@ class Store:
                 return None
             raise
 
+    def checksum(self, key: str, *, etag: str | None = None) -> str | None:
+        """Return the SHA-256 that S3 checked an object by, in base64; empty if it was sent without.
+
+        Of an upload in parts it is that of the parts' ones, with a hyphen and their number. An ETag
+        says nothing of the bytes: under a KMS key it is not their MD5.
+
+        Returns
+        -------
+        str or None
+            None if there is no object, or another than that of ``etag``.
+        """
+        self.meter.add(gets=1)
+        try:
+            with _translated(key):
+                response = self._s3.head_object(Bucket=self.bucket, Key=key, ChecksumMode="ENABLED")
+        except ClientError as error:
+            if _code(error) in {"404", "NoSuchKey"}:
+                return None
+            raise
+        if etag not in {None, response["ETag"]}:
+            return None
+        return response.get("ChecksumSHA256", "")
+
     def put_bytes(
         self,
         key: str,
@@ -213,11 +241,14 @@ class Store:
         *,
         content_type: str = "application/json",
         replaces: str | None = ANYTHING,
+        sha256: str = "",
     ) -> bool:
         """Write a small object, if it is still what the caller takes it for.
 
         Parameters
         ----------
+        sha256
+            Of the body, in base64: S3 checks and keeps it.
         replaces
             :data:`ANYTHING`; None to write only where there is no object; or the ETag of the
             one that may be replaced.
@@ -228,6 +259,7 @@ class Store:
             False if there is another object than ``replaces``.
         """
         condition: dict[str, Any] = {}
+        checked: dict[str, Any] = {"ChecksumSHA256": sha256} if sha256 else {}
         if replaces is None:
             condition = {"IfNoneMatch": "*"}
         elif replaces != ANYTHING:
@@ -236,7 +268,12 @@ class Store:
         try:
             with _translated(key):
                 self._s3.put_object(
-                    Bucket=self.bucket, Key=key, Body=body, ContentType=content_type, **condition
+                    Bucket=self.bucket,
+                    Key=key,
+                    Body=body,
+                    ContentType=content_type,
+                    **condition,
+                    **checked,
                 )
         except ClientError as error:
             # 409: another conditional write of the same key is under way, and wins.
@@ -251,8 +288,10 @@ class Store:
         self.meter.add(bytes_written=len(body))
         return True
 
-    def put_stream(self, key: str, body: IO[bytes], nbytes: int, *, content_type: str) -> bool:
-        """Write a large object in one request, read as it is sent.
+    def put_stream(
+        self, key: str, body: IO[bytes], nbytes: int, *, content_type: str, sha256: str
+    ) -> bool:
+        """Write a large object in one request, read as it is sent; S3 checks its SHA-256.
 
         What comes before the body is sent is handled as with any other request: retried, or raised.
         After that the body, which cannot be rewound, stops botocore from sending it again.
@@ -271,6 +310,7 @@ class Store:
                     Body=body,
                     ContentLength=nbytes,
                     ContentType=content_type,
+                    ChecksumSHA256=sha256,
                 )
             except (UnseekableStreamError, HTTPClientError):
                 return False
@@ -287,6 +327,50 @@ class Store:
             return self._s3.generate_presigned_url(
                 "put_object",
                 {"Bucket": self.bucket, "Key": key, "ContentLength": nbytes, "IfNoneMatch": "*"},
+                seconds,
+            )
+
+    def presign_part(self, key: str, upload_id: str, number: int, nbytes: int, seconds: int) -> str:
+        """Return a URL with which anyone may PUT one part, of just this length, to an upload.
+
+        ``Content-Length`` is signed.
+        """
+        with _translated(key):
+            return self._s3.generate_presigned_url(
+                "upload_part",
+                {
+                    "Bucket": self.bucket,
+                    "Key": key,
+                    "UploadId": upload_id,
+                    "PartNumber": number,
+                    "ContentLength": nbytes,
+                },
+                seconds,
+            )
+
+    def presign_parts(self, key: str, upload_id: str, seconds: int) -> str:
+        """Return a URL with which anyone may GET the list of an upload's first thousand parts."""
+        with _translated(key):
+            return self._s3.generate_presigned_url(
+                "list_parts",
+                {"Bucket": self.bucket, "Key": key, "UploadId": upload_id},
+                seconds,
+            )
+
+    def presign_completion(self, key: str, upload_id: str, seconds: int) -> str:
+        """Return a URL with which anyone may POST an upload's completion, if there is no object.
+
+        ``If-None-Match: *`` is signed.
+        """
+        with _translated(key):
+            return self._s3.generate_presigned_url(
+                "complete_multipart_upload",
+                {
+                    "Bucket": self.bucket,
+                    "Key": key,
+                    "UploadId": upload_id,
+                    "IfNoneMatch": "*",
+                },
                 seconds,
             )
 
@@ -349,29 +433,39 @@ class Store:
                         entry["Key"], entry["ETag"], entry["Size"], entry["LastModified"]
                     )
 
-    def create_upload(self, key: str, metadata: dict[str, str] | None = None) -> str:
-        """Begin a multipart upload and return its id."""
+    def create_upload(
+        self, key: str, metadata: dict[str, str] | None = None, *, checked: bool = False
+    ) -> str:
+        """Begin a multipart upload and return its id; ``checked`` if parts bring their SHA-256."""
         self.meter.add(puts=1)
+        algorithm: dict[str, Any] = {"ChecksumAlgorithm": "SHA256"} if checked else {}
         with _translated(key):
             response = self._s3.create_multipart_upload(
                 Bucket=self.bucket,
                 Key=key,
                 ContentType="application/octet-stream",
                 Metadata=metadata or {},
+                **algorithm,
             )
             return response["UploadId"]
 
     def upload_part(
-        self, key: str, upload_id: str, number: int, body: IO[bytes], nbytes: int
+        self, key: str, upload_id: str, number: int, body: IO[bytes], nbytes: int, sha256: str = ""
     ) -> Part:
-        """Store one part; a part of the same number is overwritten."""
+        """Store one part, which S3 checks if it has its SHA-256; the same number is overwritten."""
         self.meter.add(puts=1)
+        checked: dict[str, Any] = {"ChecksumSHA256": sha256} if sha256 else {}
         with _translated(key):
             response = self._s3.upload_part(
-                Bucket=self.bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=body
+                Bucket=self.bucket,
+                Key=key,
+                UploadId=upload_id,
+                PartNumber=number,
+                Body=body,
+                **checked,
             )
             self.meter.add(bytes_written=nbytes)
-            return Part(number, response["ETag"], nbytes)
+            return Part(number, response["ETag"], nbytes, sha256)
 
     def list_parts(self, key: str, upload_id: str) -> list[Part] | None:
         """List an upload's parts by number; None if the upload is completed, aborted or unknown."""
@@ -383,7 +477,8 @@ class Store:
                 ):
                     self.meter.add(puts=1)  # a LIST is priced as a PUT
                     parts += [
-                        Part(p["PartNumber"], p["ETag"], p["Size"]) for p in page.get("Parts", [])
+                        Part(p["PartNumber"], p["ETag"], p["Size"], p.get("ChecksumSHA256", ""))
+                        for p in page.get("Parts", [])
                     ]
         except ClientError as error:
             if _code(error) == "NoSuchUpload":
@@ -398,15 +493,18 @@ class Store:
         looks at the object.
         """
         self.meter.add(puts=1)
+        named: list[Any] = [
+            {"PartNumber": part.number, "ETag": part.etag}
+            | ({"ChecksumSHA256": part.sha256} if part.sha256 else {})
+            for part in parts
+        ]
         try:
             with _translated(key):
                 self._s3.complete_multipart_upload(
                     Bucket=self.bucket,
                     Key=key,
                     UploadId=upload_id,
-                    MultipartUpload={
-                        "Parts": [{"PartNumber": p.number, "ETag": p.etag} for p in parts]
-                    },
+                    MultipartUpload={"Parts": named},
                 )
         except ClientError as error:
             if _code(error) != "NoSuchUpload":
@@ -505,9 +603,7 @@ def _translated(key: str, *, changed: bool = False) -> Iterator[None]:
             "no AWS credentials found: configure them (aws configure), or use --local"
         ) from None
     except EndpointConnectionError as error:
-        raise StoreError(
-            f"{error}; is the local engine running (gradshard local status)?"
-        ) from None
+        raise StoreError(unreachable(error)) from None
     except BotoCoreError as error:
         raise StoreError(f"{key}: {type(error).__name__}: {error}") from error
 
@@ -522,6 +618,13 @@ def _check_answered(listing: Mapping[str, Any]) -> None:
     """
     if "IsTruncated" not in listing:
         raise KeyError("IsTruncated")
+
+
+def unreachable(error: EndpointConnectionError) -> str:
+    """Say what to look at when nobody answers."""
+    if ".amazonaws.com" in str(error):
+        return f"{error}; is this machine connected, and is the region right (AWS_DEFAULT_REGION)?"
+    return f"{error}; is the local engine running (gradshard local status)?"
 
 
 def _check_first(response: "GetObjectOutputTypeDef", body: bytes, nbytes: int | None) -> None:

@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -85,6 +85,14 @@ def pause(failures: int) -> None:
     time.sleep(random.uniform(0, 0.1 * 2**failures))  # noqa: S311 - no secret
 
 
+def told(failures: Iterable[str]) -> str:
+    """Say what went wrong, each reason once and how often, the first one first."""
+    return "; ".join(
+        f"{number} × {reason}" if number > 1 else reason
+        for reason, number in Counter(failures).items()
+    )
+
+
 class RangeStream:
     """The bytes of some ranges of one object version, one after the other, as one stream.
 
@@ -102,7 +110,7 @@ class RangeStream:
         self._position, self._end = self._ranges.pop() if self._ranges else (0, 0)
         self._opened_at = 0
         self._body: Body | None = None
-        self._failures = 0
+        self._failures: list[str] = []
         self._drips = False
 
     def open(self) -> None:
@@ -161,21 +169,22 @@ class RangeStream:
             return 0
         self._drips = count < len(buffer) and time.monotonic() - begun >= PATIENCE_SECONDS
         if not self._drips:
-            self._failures = 0
+            self._failures.clear()
         return count
 
     def _fail(self, why: str) -> None:
         """Give up the connection, and the stream if that has happened too often."""
-        self._failures += 1
+        self._failures.append(why)
         self._drips = False
         self._opener.meter.add(retries=1)
         self._drop()
-        if self._failures >= MAX_ATTEMPTS:
+        failures = len(self._failures)
+        if failures >= MAX_ATTEMPTS:
             raise StoreError(
-                f"{self._source.key}: reading broke {self._failures} times in a row "
-                f"at byte {self._position}: {why}"
+                f"{self._source.key}: reading broke {failures} times in a row "
+                f"at byte {self._position}: {told(self._failures)}"
             )
-        pause(self._failures)
+        pause(failures)
 
     def _current_body(self) -> Body:
         if self._body is None:

@@ -3,7 +3,8 @@
 A ticket is a few presigned URLs: S3 checks each one's signature, and with it the object's key, the
 method, the time, and for the upload that there is no object yet and how long it is. A signature
 holds for one length only, so a ticket has one for each of up to a thousand lengths, and the client
-fills its update's header up with spaces to the next of them.
+fills its update's header up with spaces to the next of them. Large updates go up in parts, each of
+which has URLs of its own (:mod:`gradshard.ticketparts`).
 """
 
 import contextlib
@@ -13,11 +14,11 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NoReturn, Self, overload
+from typing import IO, Any, Final, NoReturn, Self, overload
 
 from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.exceptions import BotoCoreError
@@ -25,7 +26,7 @@ from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError
 
-from gradshard import limits
+from gradshard import limits, ticketparts
 from gradshard.downloads import download_bytes, download_file
 from gradshard.errors import (
     ChangedObjectError,
@@ -38,16 +39,21 @@ from gradshard.errors import (
 )
 from gradshard.keys import ObjectVersion, RoundKeys, check_id
 from gradshard.looking import pause_before_look
-from gradshard.store import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, Store
+from gradshard.planning import SINGLE_PUT_BYTES
+from gradshard.store import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, Part, Store
 from gradshard.streams import MAX_ATTEMPTS, Body, Meter, pause
 from gradshard.tensors import Array, unpack
+from gradshard.ticketparts import PartUrls
 from gradshard.uploads import (
     Content,
     Padded,
     Progress,
     SentOnce,
+    checksum_of,
     content_of,
     has_etag,
+    holds_by_etag,
+    send_parts,
     tell_nobody,
 )
 
@@ -71,6 +77,9 @@ MAX_FILE_BYTES: Final = limits.MIB
 
 UPLOAD_ATTEMPTS: Final = 3
 """Of a whole update each."""
+
+PASSING: Final = frozenset({"RequestTimeout", "ConditionalRequestConflict", "OperationAborted"})
+"""Refusals of S3 that another attempt may not meet: of a slow line, or of two requests at once."""
 
 NOT_A_TICKET: Final = (
     ValueError,
@@ -108,7 +117,9 @@ class Ticket:
     max_bytes
         How long an update may be, its header included.
     upload
-        Beginnings of URLs for a PUT, and for each the ends by length.
+        Beginnings of URLs for a PUT, and for each the ends by length; none if there are ``parts``.
+    parts
+        What an update goes up with that may be too large for one PUT.
     uploaded_url
         For a HEAD of the update.
     rejection_url
@@ -129,6 +140,7 @@ class Ticket:
     rejection_url: str = field(repr=False)
     ended_url: str = field(repr=False)
     result_url: str = field(repr=False)
+    parts: PartUrls | None = field(default=None, repr=False)
 
     @classmethod
     def make(
@@ -140,23 +152,32 @@ class Ticket:
         expires: int,
         max_bytes: int,
         min_bytes: int = 1,
+        single_put_bytes: int = SINGLE_PUT_BYTES,
     ) -> Self:
-        """Make a ticket with the credentials of a bucket's store; nothing is asked of S3.
+        """Make a ticket with the credentials of a bucket's store.
 
-        Each length takes a millisecond to sign: whoever knows that updates have ``min_bytes`` at
-        least spares those below.
+        Nothing is asked of S3, unless ``max_bytes`` is over ``single_put_bytes``: then an upload in
+        parts is begun. Each length takes a millisecond to sign: whoever knows that updates have
+        ``min_bytes`` at least spares those below.
 
         Raises
         ------
         TicketError
             S3 takes no such time or size.
+        StoreError
+            S3 begins no upload.
         """
         _check_given("expires", expires, MAX_SECONDS)
-        _check_given("max_bytes", max_bytes, limits.MAX_PART_BYTES)
+        _check_given("max_bytes", max_bytes, ticketparts.MAX_UPDATE_BYTES)
         expires_at = datetime.now(UTC) + timedelta(seconds=expires)
         key = keys.update(client)
         upload: dict[str, dict[str, str]] = {}
-        for length in lengths(max_bytes, min_bytes):
+        parts: PartUrls | None = None
+        if max_bytes > single_put_bytes:
+            parts = PartUrls.make(
+                store, key, expires=expires, max_bytes=max_bytes, min_bytes=min_bytes
+            )
+        for length in () if parts else lengths(max_bytes, min_bytes):
             url = store.presign_new(key, length, expires)
             # All but the signature is the same, unless a second has passed.
             begin, mark, end = url.partition(_SIGNATURE)
@@ -171,6 +192,7 @@ class Ticket:
             rejection_url=store.presign_read(keys.rejection(client), expires),
             ended_url=store.presign_read(keys.manifest, expires, head=True),
             result_url=store.presign_read(keys.result, expires),
+            parts=parts,
         )
 
     @classmethod
@@ -235,7 +257,7 @@ class Ticket:
 
     def dumps(self) -> str:
         """Return the ticket as its file holds it: a secret, as the file is."""
-        record = {item.name: getattr(self, item.name) for item in fields(self)}
+        record = asdict(self)
         record |= {"ticket": VERSION, "expires_at": self.expires_at.isoformat(timespec="seconds")}
         return json.dumps(record, separators=(",", ":"))
 
@@ -249,8 +271,9 @@ class Ticket:
     ) -> None:
         """Upload the client's update, which the ticket allows once.
 
-        The same update again is no error. One that breaks is sent from the beginning, three times
-        at most.
+        The same update again is no error. Where the connection breaks, a PUT is sent from the
+        beginning, three times at most; of an upload in parts only the part that broke, and what
+        has arrived stays for the next submission.
 
         Parameters
         ----------
@@ -272,14 +295,18 @@ class Ticket:
                     f"the update is {content.nbytes} bytes, over the {self.max_bytes} of the "
                     "ticket; ask for one for larger updates"
                 )
-            padded = Padded(content, min(n for n in self._upload_urls if n >= content.nbytes))
+            padded = Padded(content, self._fitting(content.nbytes))
             if self._has(padded):
                 return
             if self.has_ended():
                 raise RoundStateError(
                     f"round {self.round_id!r} has ended; ask for a ticket of the next one"
                 )
-            self._put(padded, progress or tell_nobody)
+            tell = progress or tell_nobody
+            if self.parts:
+                self._put_parts(self.parts, padded, tell)
+            else:
+                self._put(padded, tell)
 
     def rejection(self) -> str | None:
         """Return why the client's update was refused or came too late; None if it was not."""
@@ -374,6 +401,12 @@ class Ticket:
             for length, end in ends.items()
         }
 
+    def _fitting(self, nbytes: int) -> int:
+        """Return the least length that the ticket takes and an update can be filled up to."""
+        if self.parts:
+            return self.parts.fitting(nbytes)
+        return min(n for n in self._upload_urls if n >= nbytes)
+
     @cached_property
     def _session(self) -> URLLib3Session:
         # botocore's way to HTTP, without its clients: it can wait for 100 Continue, and knows
@@ -386,6 +419,7 @@ class Ticket:
         return URLLib3Session(**settings)
 
     def _put(self, content: Content, tell: Progress) -> None:
+        mark = _mark_of(content)
         for failures in range(UPLOAD_ATTEMPTS):
             if failures:
                 pause(failures)
@@ -393,6 +427,7 @@ class Ticket:
             headers: dict[str, Any] = {
                 "Content-Length": str(content.nbytes),
                 "If-None-Match": "*",
+                "Content-Disposition": mark,
                 # A refusal then comes before the body is sent. In bytes botocore looks for it.
                 "Expect": b"100-continue",
             }
@@ -404,12 +439,76 @@ class Ticket:
                 if answer.status_code == 412:
                     self._check_used_for(content)
                     return
-                # 409: another upload of the same object is under way, and may yet fail.
-                if answer.status_code != 409 and answer.status_code < 500:
-                    self._refused(answer)
+                self._check_passing(answer)
             body.check()
         raise TicketError(
             f"uploading to round {self.round_id!r} broke {UPLOAD_ATTEMPTS} times; submit it again"
+        )
+
+    def _put_parts(self, urls: PartUrls, content: Content, tell: Progress) -> None:
+        """Send what parts of an update are not there yet, and make the update of them."""
+        ranges = urls.ranges(content.nbytes)
+        answer = self._ask("GET", urls.listing)
+        if answer is None:
+            raise self._gone()
+        there = ticketparts.listed(answer.content)
+        held = [part for part in there if holds_by_etag(content, part, ranges)]
+
+        def send(number: int, body: IO[bytes], nbytes: int) -> Part:
+            return self._put_part(urls.put(number, nbytes), number, body, nbytes)
+
+        sent = send_parts(content, ranges, held, send, tell)
+        self._complete(urls, content, ticketparts.completion(sent))
+
+    def _put_part(self, url: str, number: int, body: IO[bytes], nbytes: int) -> Part:
+        headers = {"Content-Length": str(nbytes), "Expect": b"100-continue"}
+        for failures in range(MAX_ATTEMPTS):
+            if failures:
+                pause(failures)
+                body.seek(0)
+            with contextlib.suppress(OSError):
+                answer = self._send("PUT", url, headers, body)
+                if answer.status_code == 200:
+                    return Part(number, answer.headers["ETag"], nbytes)
+                if answer.status_code == 404:
+                    raise self._gone()
+                self._check_passing(answer)
+        raise TicketError(
+            f"uploading part {number} to round {self.round_id!r} broke {MAX_ATTEMPTS} times; "
+            "submit again: what has arrived is not sent again"
+        )
+
+    def _complete(self, urls: PartUrls, content: Content, body: bytes) -> None:
+        for failures in range(MAX_ATTEMPTS):
+            if failures:
+                pause(failures)
+            with contextlib.suppress(OSError):
+                answer = self._send("POST", urls.completion, {"If-None-Match": "*"}, body)
+                # S3 begins to answer before it is done: the status says nothing of a failure.
+                if answer.status_code == 200 and not _code(answer):
+                    return
+                # 404: of an attempt before, whose answer was lost.
+                if answer.status_code in {404, 412}:
+                    self._check_used_for(content)
+                    return
+                if answer.status_code == 400:
+                    raise TicketError(
+                        f"S3 cannot put the parts of client {self.client!r} in round "
+                        f"{self.round_id!r} together ({_code(answer)}): another program sent some "
+                        "with the same ticket meanwhile; submit again"
+                    )
+                if answer.status_code != 200:
+                    self._check_passing(answer)
+        raise TicketError(
+            f"S3 did not finish the upload to round {self.round_id!r}, {MAX_ATTEMPTS} times in a "
+            "row; submit again: what has arrived is not sent again"
+        )
+
+    def _gone(self) -> TicketError:
+        return TicketError(
+            f"the upload of client {self.client!r} to round {self.round_id!r} that the ticket was "
+            "made for is gone: its update was taken away, or it lay unfinished for too long; ask "
+            "the round's operator for another ticket"
         )
 
     def _has(self, content: Content) -> bool:
@@ -423,14 +522,29 @@ class Ticket:
         answer = self._ask("HEAD", self.uploaded_url)
         if answer is None:
             return False
+        if self._is_of(answer, content):
+            return True
         nbytes = int(answer.headers["Content-Length"])
-        if nbytes != content.nbytes or not has_etag(content, answer.headers["ETag"]):
+        under_kms = answer.headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
+        if self.parts and under_kms and nbytes == content.nbytes:
             raise TicketError(
-                f"the ticket of client {self.client!r} was used already: another update, of "
-                f"{nbytes} bytes, is in round {self.round_id!r}; a ticket uploads once, unless the "
-                "round's operator deletes that update"
+                f"the ticket of client {self.client!r} was used already: an update of {nbytes} "
+                f"bytes is in round {self.round_id!r}; whether it is this one cannot be told, "
+                "since it was sent in parts and is under a KMS key"
             )
-        return True
+        raise TicketError(
+            f"the ticket of client {self.client!r} was used already: another update, of "
+            f"{nbytes} bytes, is in round {self.round_id!r}; a ticket uploads once, unless the "
+            "round's operator deletes that update"
+        )
+
+    def _is_of(self, answer: AWSResponse, content: Content) -> bool:
+        """Whether an update that is there, as S3 answers, is this one."""
+        if int(answer.headers["Content-Length"]) != content.nbytes:
+            return False
+        if self.parts is None:
+            return bool(answer.headers.get("Content-Disposition") == _mark_of(content))
+        return has_etag(content, answer.headers["ETag"], self.parts.ranges(content.nbytes))
 
     def _check_used_for(self, content: Content) -> None:
         # Of an attempt before, whose answer was lost; or of someone else who has the ticket.
@@ -483,7 +597,7 @@ class Ticket:
         method: str,
         url: str,
         headers: Mapping[str, Any],
-        body: SentOnce | None = None,
+        body: IO[bytes] | bytes | None = None,
         *,
         stream: bool = False,
     ) -> AWSResponse:
@@ -500,20 +614,33 @@ class Ticket:
         except BotoCoreError as error:
             raise OSError(f"the connection broke ({type(error).__name__})") from None
 
+    def _check_passing(self, answer: AWSResponse) -> None:
+        """Raise what S3 answers for good; return if another attempt may fare better."""
+        if answer.status_code < 500 and _code(answer) not in PASSING and answer.status_code != 409:
+            self._refused(answer)
+
     def _refused(self, answer: AWSResponse) -> NoReturn:
         """Say why S3 does not take the ticket; of its answer only the code, which is plain."""
         if datetime.now(UTC) >= self.expires_at:
             why = f"it expired at {self.expires_at.isoformat(timespec='seconds')}"
         else:
-            code = _CODE.search(answer.content)
             why = (
-                f"S3 answered {code[1].decode() if code else answer.status_code}: the credentials "
+                f"S3 answered {_code(answer) or answer.status_code}: the credentials "
                 "it was made with have ended, or may not do this"
             )
         raise TicketError(
             f"the ticket of client {self.client!r} in round {self.round_id!r} is not valid: {why}; "
             "ask the round's operator for another"
         )
+
+
+def _mark_of(content: Content) -> str:
+    """Return by what an update's sender knows it again: a header that S3 keeps, with its SHA-256.
+
+    S3's own checksum is a header that a ticket would have to sign, before there is an update; and
+    an ETag is not the MD5 of the bytes under a KMS key.
+    """
+    return f'attachment; sha256="{checksum_of(content)}"'
 
 
 class _Reader:
@@ -554,6 +681,12 @@ class _Body:
         return count
 
 
+def _code(answer: AWSResponse) -> str | None:
+    """Return the name of S3's error, if its answer has one."""
+    found = _CODE.search(answer.content)
+    return found[1].decode() if found else None
+
+
 def _check_given(name: str, value: Any, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise TicketError(
@@ -574,12 +707,19 @@ def _parsed(data: bytes) -> Ticket:
     record = json.loads(data)
     if record.pop("ticket") != VERSION or len(data) > MAX_FILE_BYTES:
         raise ValueError("of another form")
-    ticket = Ticket(**record | {"expires_at": datetime.fromisoformat(record["expires_at"])})
+    parts = None if record["parts"] is None else PartUrls(**record["parts"])
+    record |= {"expires_at": datetime.fromisoformat(record["expires_at"]), "parts": parts}
+    ticket = Ticket(**record)
     check_id("round", ticket.round_id)
     check_id("client", ticket.client)
     reads = (ticket.uploaded_url, ticket.rejection_url, ticket.ended_url, ticket.result_url)
-    if not all(_URL.fullmatch(url) for url in (*reads, *ticket._upload_urls.values())):
+    uploads = (*ticket._upload_urls.values(), *(parts.urls() if parts else ()))
+    if not all(_URL.fullmatch(url) for url in (*reads, *uploads)):
         raise ValueError("no URL")
-    if max(ticket._upload_urls, default=0) != ticket.max_bytes or ticket.expires_at.tzinfo is None:
+    if parts and ticket.upload:
+        raise ValueError("two ways to upload")
+    most = max(ticket._upload_urls, default=0)
+    takes_most = parts.takes(ticket.max_bytes) if parts else most == ticket.max_bytes
+    if not takes_most or ticket.expires_at.tzinfo is None:
         raise ValueError("at odds with itself")
     return ticket

@@ -1,13 +1,14 @@
 """PyTorch models and updates: a ``state_dict`` in, a ``state_dict`` out.
 
 A client sends ``delta(before, after)``; whoever keeps the model goes on with
-``apply(state_dict, update)``. Importing this module imports torch; the rest of gradshard does not,
-and takes torch tensors all the same.
+``apply(state_dict, update)``. Where the federation keeps it, ``tensors(state_dict)`` is its first
+version, and ``load(state_dict, model)`` the one to train. Importing this module imports torch; the
+rest of gradshard does not, and takes torch tensors all the same.
 """
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -36,7 +37,7 @@ _INTEGERS: Final = {
 
 
 def delta(before: StateDict, after: StateDict) -> dict[str, "Tensor"]:
-    """Return what training changed, as an update for :meth:`gradshard.Round.submit`.
+    """Return what training changed, as an update for :meth:`gradshard.federation.Round.submit`.
 
     Floating-point differences keep their type and device. Integer ones, such as BatchNorm's
     ``num_batches_tracked``, become int64, so that an unsigned number may fall; their mean is
@@ -94,8 +95,8 @@ def apply(state_dict: StateDict, update: Mapping[str, Any], scale: float = 1.0) 
     state_dict
         The model's ``state_dict()``; it stays as it is.
     update
-        What :meth:`gradshard.Round.fetch` returns, or tensors of any device. What it lacks stays
-        unchanged, so an update may be of a part of the model.
+        What :meth:`gradshard.federation.Round.fetch` returns, or tensors of any device. What it
+        lacks stays unchanged, so an update may be of a part of the model.
     scale
         By how much to multiply the update: a server's learning rate.
 
@@ -113,16 +114,81 @@ def apply(state_dict: StateDict, update: Mapping[str, Any], scale: float = 1.0) 
     """
     if not math.isfinite(scale):
         raise UpdateError(f"scale is {scale}, not a finite number")
-    extra = next((name for name in update if name not in state_dict), None)
+    return _renewed(state_dict, update, "the update", lambda old, change: _sum(old, change, scale))
+
+
+def tensors(state_dict: StateDict) -> dict[str, "Tensor"]:
+    """Return what of a model can be averaged, for :meth:`gradshard.model.Model.put`.
+
+    The layout is that of its updates (:func:`delta`): integers become int64, and what is left out
+    there is left out here.
+
+    Raises
+    ------
+    UpdateError
+        A tensor is sparse, quantized or has no elements.
+    """
+    return {
+        name: value.detach().to(torch.int64) if value.dtype in _INTEGERS else value.detach()
+        for name, value in state_dict.items()
+        if is_tensor(name, value) and value.dtype in _FLOATS | _INTEGERS
+    }
+
+
+def load(state_dict: StateDict, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's ``state_dict`` with the values of a version of the federation's model.
+
+    Parameters
+    ----------
+    state_dict
+        The model's ``state_dict()``; it stays as it is.
+    model
+        What :meth:`gradshard.federation.Round.fetch_model` or :meth:`gradshard.model.Model.fetch`
+        return. What it lacks stays as it is.
+
+    Returns
+    -------
+    dict
+        As of :func:`apply`.
+
+    Raises
+    ------
+    UpdateError
+        It has a tensor that the model has not, or of another shape or kind; or two names of one
+        tensor have different values.
+    """
+    return _renewed(state_dict, model, "the model that was fetched", _replaced)
+
+
+def _renewed(
+    state_dict: StateDict,
+    values: Mapping[str, Any],
+    source: str,
+    make: Callable[["Tensor", "Tensor"], "Tensor"],
+) -> dict[str, Any]:
+    """Make each tensor of which there is a value anew, from itself and that."""
+    extra = next((name for name in values if name not in state_dict), None)
     if extra is not None:
-        raise UpdateError(f"tensor {shorten(str(extra))!r} of the update is not in the model")
-    changes: dict[Any, tuple[str, Tensor]] = {}
+        raise UpdateError(f"tensor {shorten(str(extra))!r} of {source} is not in the model")
+    used: dict[Any, tuple[str, Tensor]] = {}
     new: dict[Any, Tensor] = {}
     # A shallow copy keeps the class and the versions that modules note beside their tensors.
     result: Any = copy.copy(state_dict)
     with torch.no_grad():
-        for name, change in update.items():
-            _add_once(name, state_dict[name], _as_tensor(name, change), scale, changes, new)
+        for name, given in values.items():
+            old, value = state_dict[name], _as_tensor(name, given, source)
+            _check_fits(name, old, value, source)
+            identity = _identity(old)
+            if identity not in new:
+                used[identity], new[identity] = (name, value), make(old, value)
+                continue
+            # Another of its names has made it already.
+            other, same = used[identity]
+            if not torch.equal(same, value):
+                raise UpdateError(
+                    f"{shorten(other)!r} and {shorten(name)!r} are one tensor in the model, but "
+                    f"differ in {source}: leave one of them out"
+                )
         for name, old in state_dict.items():
             if isinstance(old, torch.Tensor) and _identity(old) in new:
                 result[name] = new[_identity(old)]
@@ -149,31 +215,6 @@ def is_tensor(name: str, value: Any) -> bool:
     return True
 
 
-def _add_once(
-    name: str,
-    old: Any,
-    change: "Tensor",
-    scale: float,
-    changes: dict[Any, tuple[str, "Tensor"]],
-    new: dict[Any, "Tensor"],
-) -> None:
-    """Make the new tensor of ``old``, unless another of its names has made it already."""
-    if not is_tensor(name, old):
-        raise UpdateError(f"{shorten(name)!r} is no tensor in the model, but one in the update")
-    _check_change(name, old, change)
-    identity = _identity(old)
-    if identity not in new:
-        changes[identity] = name, change
-        new[identity] = _sum(old, change, scale)
-        return
-    other, same = changes[identity]
-    if not torch.equal(same, change):
-        raise UpdateError(
-            f"{shorten(other)!r} and {shorten(name)!r} are one tensor in the model, but the update "
-            "has different changes for them: leave one of them out"
-        )
-
-
 def _difference(old: "Tensor", new: "Tensor") -> "Tensor":
     old = old.to(new.device)
     if new.dtype in _INTEGERS:
@@ -196,8 +237,15 @@ def _sum(old: "Tensor", change: "Tensor", scale: float) -> "Tensor":
     return result.copy_(change.float().mul(scale).add_(old.float()))
 
 
-def _as_tensor(name: str, value: Any) -> "Tensor":
-    """Return a tensor of the update, which may be an array, as a tensor."""
+def _replaced(old: "Tensor", value: "Tensor") -> "Tensor":
+    if old.dtype in _INTEGERS:
+        bounds = torch.iinfo(old.dtype)
+        value = value.to(torch.int64).clamp(bounds.min, bounds.max)
+    return torch.empty_like(old, requires_grad=False).copy_(value)
+
+
+def _as_tensor(name: str, value: Any, source: str) -> "Tensor":
+    """Return a tensor, which may be an array, as a tensor."""
     if isinstance(value, torch.Tensor):
         return value
     array = np.asarray(value)
@@ -207,7 +255,7 @@ def _as_tensor(name: str, value: Any) -> "Tensor":
             return _from_numpy(array.view(np.int16)).view(torch.bfloat16)
         return _from_numpy(array)
     except TypeError as error:
-        raise UpdateError(f"tensor {shorten(name)!r} of the update: {error}") from None
+        raise UpdateError(f"tensor {shorten(name)!r} of {source}: {error}") from None
 
 
 def _from_numpy(array: "np.ndarray[Any, Any]") -> "Tensor":
@@ -258,18 +306,20 @@ def _bytes(tensor: "Tensor") -> "Tensor":
     return tensor.detach().cpu().resolve_conj().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _check_change(name: str, old: "Tensor", change: "Tensor") -> None:
+def _check_fits(name: str, old: Any, value: "Tensor", source: str) -> None:
     shown = shorten(name)
-    if not is_tensor(name, change) or change.shape != old.shape:
+    if not is_tensor(name, old):
+        raise UpdateError(f"{shown!r} is no tensor in the model, but one in {source}")
+    if not is_tensor(name, value) or value.shape != old.shape:
         raise UpdateError(
-            f"tensor {shown!r} of the update has shape {list(change.shape)}, but the model's has "
+            f"tensor {shown!r} of {source} has shape {list(value.shape)}, but the model's has "
             f"{list(old.shape)}"
         )
     for kind, types in (("floating-point", _FLOATS), ("integer", _INTEGERS)):
         if old.dtype in types:
-            if change.dtype not in types:
+            if value.dtype not in types:
                 raise UpdateError(
-                    f"tensor {shown!r} of the update is {change.dtype}, but the model's is {kind} "
+                    f"tensor {shown!r} of {source} is {value.dtype}, but the model's is {kind} "
                     f"({old.dtype})"
                 )
             return

@@ -4,8 +4,12 @@ Most updates are one PUT, since each request is paid for. Where the connection b
 of a large one, and from the start for the largest, they go up in parts. When that is interrupted
 too, the parts that arrived stay; the next upload in parts of the same bytes finds them and sends
 only the others.
+
+What is there already is known by its SHA-256, which S3 checks and keeps; an ETag does not tell it
+under a KMS key. So every byte is read once more than it is sent.
 """
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -13,12 +17,13 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import IO, Any, Final, Protocol, Self
 
 from gradshard.assignments import report_metadata
+from gradshard.crew import side_by_side
 from gradshard.errors import StoreError, UpdateError
 from gradshard.layout import (
     MAX_HEADER_BYTES,
@@ -45,7 +50,13 @@ CHUNK_BYTES: Final = MIB
 CONTENT_TYPE: Final = "application/octet-stream"
 
 Progress = Callable[[int, int], None]
-"""Told the bytes done and the total."""
+"""Told the bytes done and the total; by several threads, but never by two at once."""
+
+Ranges = Sequence[tuple[int, int]]
+"""Where parts begin and end, by number."""
+
+SendPart = Callable[[int, IO[bytes], int], Part]
+"""Stores a part, given its number, its bytes as a file, and how many those are."""
 
 
 class Content(Protocol):
@@ -101,6 +112,39 @@ class _Range(io.RawIOBase):
         return count
 
 
+class _Parts:
+    """How far the parts of a content are that are sent side by side."""
+
+    def __init__(self, done: int, total: int, tell: Progress) -> None:
+        self._done, self._total, self._tell = done, total, tell
+        self._reached: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self.stop = threading.Event()
+
+    def reach(self, number: int, nbytes: int) -> None:
+        """Note how many bytes of a part are sent: fewer than before where it is begun again."""
+        with self._lock:
+            self._done += nbytes - self._reached.get(number, 0)
+            self._reached[number] = nbytes
+            self._tell(self._done, self._total)
+
+
+class _PartBody(_Range):
+    """Bytes [start, end) of a content as one part, which counts itself, and can be stopped."""
+
+    def __init__(self, content: Content, number: int, span: tuple[int, int], parts: _Parts) -> None:
+        super().__init__(content, *span)
+        self._number, self._parts = number, parts
+
+    def readinto(self, buffer: Any) -> int:
+        if self._parts.stop.is_set():
+            self.failure = InterruptedError("the upload was stopped")
+            raise self.failure
+        count = super().readinto(buffer)
+        self._parts.reach(self._number, self.tell())
+        return count
+
+
 class _Whole(_Range):
     """All bytes of a content; tells of its progress, and cannot go back once it has begun."""
 
@@ -140,25 +184,27 @@ class SentOnce(io.BufferedReader):
 
 
 class TensorContent:
-    """An update of tensors in memory, which are not copied.
+    """An update, or a model, of tensors in memory, which are not copied.
 
     Parameters
     ----------
     tensors
         As :func:`gradshard.tensors.pack` takes them.
     samples
-        The number of samples the client trained on.
+        The number of samples the client trained on; None for a model.
     metadata
         What else stands in the header.
     """
 
     def __init__(
-        self, tensors: Mapping[str, Any], samples: int, metadata: Mapping[str, str] | None = None
+        self,
+        tensors: Mapping[str, Any],
+        samples: int | None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.layout, views = pack(tensors)
-        header = encode_header(
-            self.layout, {**(metadata or {}), SAMPLES_KEY: check_samples(samples)}
-        )
+        said = {} if samples is None else {SAMPLES_KEY: check_samples(samples)}
+        header = encode_header(self.layout, {**(metadata or {}), **said})
         self._pieces = [memoryview(header), *views]
         *self._starts, self.nbytes = accumulate(map(len, self._pieces), initial=0)
 
@@ -174,9 +220,9 @@ class TensorContent:
 
 
 class FileContent:
-    """An update in a .safetensors file, read as it is sent.
+    """An update, or a model, in a .safetensors file, read as it is sent.
 
-    Its header is written anew with the number of samples in it.
+    An update's header is written anew with the number of samples in it.
 
     Parameters
     ----------
@@ -186,10 +232,17 @@ class FileContent:
         The number of samples; None if the file's metadata has ``num_samples``.
     metadata
         What is to stand in the header besides what does.
+    is_model
+        It is a model, which has no samples.
     """
 
     def __init__(
-        self, path: Path, samples: int | None, metadata: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        samples: int | None,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        is_model: bool = False,
     ) -> None:
         self._path = path
         self._file = path.open("rb")
@@ -200,7 +253,8 @@ class FileContent:
             written = {**header.metadata, **(metadata or {})}
             if samples is not None:
                 written[SAMPLES_KEY] = check_samples(samples)
-            parse_samples(written)
+            if not is_model:
+                parse_samples(written)
         except UpdateError as error:
             self._file.close()
             raise UpdateError(f"{path}: {error}") from None
@@ -330,6 +384,22 @@ def content_of(
         yield TensorContent(update, samples, metadata)
 
 
+@contextlib.contextmanager
+def model_content_of(model: Mapping[str, Any] | str | Path) -> Iterator[Content]:
+    """Open a model: tensors by name, or the path of a .safetensors file.
+
+    Raises
+    ------
+    UpdateError
+        It could not be averaged.
+    """
+    if isinstance(model, str | Path):
+        with FileContent(Path(model), None, is_model=True) as content:
+            yield content
+    else:
+        yield TensorContent(model, None)
+
+
 def upload(store: Store, key: str, content: Content, progress: Progress | None = None) -> None:
     """Store an update under ``key``: in one request, or in parts if that breaks or is too large.
 
@@ -345,7 +415,7 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
     content
         What to store.
     progress
-        Called as bytes are sent, in this thread; with fewer than before when parts take over.
+        Called as bytes are sent; with fewer than before when parts take over, or are sent again.
 
     Raises
     ------
@@ -358,13 +428,19 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
     if len(client_ranges(content.nbytes)) == 1:
         # Little enough to be sent again.
         body = content.read(0, content.nbytes)
-        store.put_bytes(key, body, content_type=CONTENT_TYPE)
+        store.put_bytes(key, body, content_type=CONTENT_TYPE, sha256=checksum_of(content))
         tell(content.nbytes, content.nbytes)
         return
     if content.nbytes <= SINGLE_PUT_BYTES and _put(store, key, content, tell):
         return
     upload_id, held = _resumable(store, key, content)
-    parts = _send(store, key, upload_id, content, held, tell)
+    ranges = client_ranges(content.nbytes)
+
+    def send(number: int, body: IO[bytes], nbytes: int) -> Part:
+        checksum = _checksum(content, ranges[number - 1])
+        return store.upload_part(key, upload_id, number, body, nbytes, checksum)
+
+    parts = send_parts(content, ranges, held, send, tell)
     store.complete_upload(key, upload_id, parts)
     if store.head(key) is None:
         raise StoreError(f"{key}: the upload was given up by another one; submit again")
@@ -373,102 +449,123 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
 def _put(store: Store, key: str, content: Content, tell: Progress) -> bool:
     """Send a content in one request; False if that broke on the way."""
     tell(0, content.nbytes)
+    checksum = checksum_of(content)
     body = SentOnce(content, tell)
-    if store.put_stream(key, body, content.nbytes, content_type=CONTENT_TYPE):
+    if store.put_stream(key, body, content.nbytes, content_type=CONTENT_TYPE, sha256=checksum):
         return True
     body.check()
     # All of it may have arrived but the answer: a second time, it could come after the planning.
-    there = store.head(key)
-    return there is not None and there.nbytes == content.nbytes and has_etag(content, there.etag)
+    return store.checksum(key) == checksum
 
 
 def tell_nobody(_done: int, _total: int) -> None:
     """Be the progress that nobody asked for."""
 
 
-def has_etag(content: Content, etag: str) -> bool:
-    """Whether :func:`upload` of the content, in either way, makes an object of that ETag."""
+def checksum_of(content: Content) -> str:
+    """Return a content's SHA-256, in base64 as S3 has it."""
+    return _checksum(content, (0, content.nbytes))
+
+
+def has_checksum(content: Content, checksum: str) -> bool:
+    """Whether :func:`upload` of the content, in either way, makes an object of that checksum."""
     ranges = client_ranges(content.nbytes)
-    digest, _, parts = etag.strip('"').partition("-")
+    digest, _, parts = checksum.partition("-")
     if not parts:
-        return digest == _digest(content, 0, content.nbytes).hex()
+        return digest == checksum_of(content)
     if parts != str(len(ranges)):
         return False
     digests = b"".join(_digest(content, *range_) for range_ in ranges)
-    return digest == hashlib.md5(digests, usedforsecurity=False).hexdigest()
+    return digest == _base64(hashlib.sha256(digests).digest())
 
 
 def _resumable(store: Store, key: str, content: Content) -> tuple[str, list[Part]]:
     """Find an interrupted upload of the same content with the parts it has, or begin one."""
+    ranges = client_ranges(content.nbytes)
     for upload_id in store.open_uploads(key):
         held = store.list_parts(key, upload_id)
         if held is None:
             continue
-        if all(_holds(content, part) for part in held):
+        if all(_holds(content, part, ranges) for part in held):
             return upload_id, held
         # Other content of the same client, which this one replaces.
         store.abort_upload(key, upload_id)
-    return store.create_upload(key), []
+    return store.create_upload(key, checked=True), []
 
 
-def _holds(content: Content, part: Part) -> bool:
-    ranges = client_ranges(content.nbytes)
+def _holds(content: Content, part: Part, ranges: Ranges) -> bool:
+    """Whether a part that S3 has is one of the content's, cut so."""
+    return _is_one_of(part, ranges) and part.sha256 == _checksum(content, ranges[part.number - 1])
+
+
+def holds_by_etag(content: Content, part: Part, ranges: Ranges) -> bool:
+    """Whether a part that came without a SHA-256 is one of the content's, cut so.
+
+    The ETag of a part is its MD5: not for security, S3's choice. Under a KMS key it is not, and no
+    part is known again.
+    """
+    if not _is_one_of(part, ranges):
+        return False
+    return part.etag.strip('"') == _digest(content, *ranges[part.number - 1], "md5").hex()
+
+
+def _is_one_of(part: Part, ranges: Ranges) -> bool:
     if part.number > len(ranges):
         return False
     start, end = ranges[part.number - 1]
-    if part.nbytes != end - start:
+    return part.nbytes == end - start
+
+
+def has_etag(content: Content, etag: str, ranges: Ranges) -> bool:
+    """Whether an upload in such parts makes an object of that ETag, unless under a KMS key."""
+    digest, _, parts = etag.strip('"').partition("-")
+    if parts != str(len(ranges)):
         return False
-    return part.etag.strip('"') == _digest(content, start, end).hex()
+    digests = b"".join(_digest(content, *range_, "md5") for range_ in ranges)
+    return digest == hashlib.md5(digests, usedforsecurity=False).hexdigest()
 
 
-def _digest(content: Content, start: int, end: int) -> bytes:
-    # The ETag of a part is its MD5: not for security, S3's choice.
-    digest = hashlib.md5(usedforsecurity=False)
+def _digest(content: Content, start: int, end: int, algorithm: str = "sha256") -> bytes:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     for position in range(start, end, CHUNK_BYTES):
         digest.update(content.read(position, min(position + CHUNK_BYTES, end)))
     return digest.digest()
 
 
-def _send(
-    store: Store,
-    key: str,
-    upload_id: str,
-    content: Content,
-    held: Sequence[Part],
-    tell: Progress,
+def _checksum(content: Content, range_: tuple[int, int]) -> str:
+    return _base64(_digest(content, *range_))
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
+
+
+def send_parts(
+    content: Content, ranges: Ranges, held: Sequence[Part], send: SendPart, tell: Progress
 ) -> list[Part]:
-    """Send the parts that are not held yet; return all, by number."""
+    """Send the parts that are not held yet, some at a time; return all, by number.
+
+    After a failure nothing more is begun; after the user's interruption nothing more is sent.
+    """
     parts = {part.number: part for part in held}
     done = sum(part.nbytes for part in held)
     tell(done, content.nbytes)
+    under_way = _Parts(done, content.nbytes, tell)
 
-    def send(number: int, start: int, end: int) -> Part:
-        source = _Range(content, start, end)
-        body = io.BufferedReader(source, CHUNK_BYTES)
+    def send_one(number: int, start: int, end: int) -> Part:
+        source = _PartBody(content, number, (start, end), under_way)
         try:
-            return store.upload_part(key, upload_id, number, body, end - start)
+            return send(number, io.BufferedReader(source, CHUNK_BYTES), end - start)
         except Exception:
             if source.failure:
                 raise source.failure from None
             raise
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        futures = [
-            pool.submit(send, number, start, end)
-            for number, (start, end) in enumerate(client_ranges(content.nbytes), 1)
-            if number not in parts
-        ]
-        for part in _finished(pool, futures):
-            parts[part.number] = part
-            done += part.nbytes
-            tell(done, content.nbytes)
+    jobs = [
+        partial(send_one, number, start, end)
+        for number, (start, end) in enumerate(ranges, 1)
+        if number not in parts
+    ]
+    for part in side_by_side(jobs, THREADS, under_way.stop):
+        parts[part.number] = part
     return [parts[number] for number in sorted(parts)]
-
-
-def _finished(pool: ThreadPoolExecutor, futures: Sequence["Future[Part]"]) -> Iterator[Part]:
-    try:
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        # After a failure, or the user's interruption, nothing more is begun.
-        pool.shutdown(wait=False, cancel_futures=True)

@@ -2,7 +2,8 @@
 
 A task reads ranges and writes parts, and pays for its memory by the second. boto3 with an S3 client
 takes 55 MiB of it and copies what it receives once more; this module takes 10 and reads from the
-socket straight into the task's buffer. Everything else goes through :mod:`gradshard.store`.
+socket straight into the task's buffer. Tasks' reports are read with it too, since a request costs a
+third of boto3's. Everything else goes through :mod:`gradshard.store`.
 """
 
 import contextlib
@@ -13,10 +14,9 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
@@ -25,7 +25,7 @@ from gradshard import documents, streams
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
 from gradshard.sigv4 import Credentials, sign
-from gradshard.streams import MAX_ATTEMPTS, Meter, pause
+from gradshard.streams import MAX_ATTEMPTS, Meter, pause, told
 
 TIMEOUT_SECONDS: Final = 30
 
@@ -98,11 +98,12 @@ class _Direct(_Answer):
         if self._early is None:
             # What http.client has read beyond the head, all of it.
             self._early = io.BytesIO(self.response.read1(io.DEFAULT_BUFFER_SIZE))
-        filled = self._early.readinto(buffer)
+        filled, wanted = self._early.readinto(buffer), len(buffer)
         receive = self.connection.sock.recv_into
         # The socket's timeout is of one call, which a byte is enough to end.
         give_up = time.monotonic() + streams.PATIENCE_SECONDS
-        while filled < len(buffer) and (count := receive(buffer[filled:])):
+        # Told how many, a socket with TLS does not find it out with a view of its own.
+        while filled < wanted and (count := receive(buffer[filled:], wanted - filled)):
             filled += count
             if time.monotonic() >= give_up:
                 break
@@ -150,7 +151,7 @@ class StreamWriter:
 
 
 class Wire:
-    """A round's bucket, as a task sees it.
+    """A round's bucket, as a task sees it; several threads may ask at once.
 
     Parameters
     ----------
@@ -174,7 +175,8 @@ class Wire:
         self.receive_buffer_bytes = 0
         elsewhere = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         url = urlsplit(elsewhere or f"https://{host}")
-        self._secure = url.scheme == "https"
+        # One for all connections: the certificates it holds are a MB or two.
+        self._tls = ssl.create_default_context() if url.scheme == "https" else None
         self._host = url.netloc
         # An endpoint that is not AWS has no host name for each bucket.
         self._root = f"/{bucket}/" if elsewhere else "/"
@@ -224,7 +226,8 @@ class Wire:
     def get_bytes(self, key: str) -> bytes | None:
         """Read a small object; None if there is none."""
         self.meter.add(gets=1)
-        for failures in range(1, MAX_ATTEMPTS + 1):
+        failures: list[str] = []
+        while True:
             with self._request("GET", key) as answer:
                 if answer.status == HTTPStatus.NOT_FOUND:
                     return None
@@ -233,11 +236,11 @@ class Wire:
                 try:
                     body = answer.read()
                 except OSError as error:
-                    self._note(failures, "GET", key, str(error))
+                    failures.append(str(error))
+                    self._note(failures, "GET", key)
                     continue
             self.meter.add(bytes_read=len(body))
             return body
-        raise AssertionError("unreachable: _note raises at the last failure")
 
     def get_json(self, key: str) -> Any:
         """Read a JSON object; None if there is none."""
@@ -315,13 +318,13 @@ class Wire:
         body: bytes = b"",
     ) -> _Answer:
         """Make a request, again while it fails as requests to S3 do now and then."""
-        failures = 0
+        failures: list[str] = []
         while True:
-            reused = bool(self._idle)
             connection = self._connection()
+            reused = connection.sock is not None
             target, signed = self._sign(method, key, query or {}, headers or {}, body)
             try:
-                if connection.sock is None:
+                if not reused:
                     connection.connect()
                 self._bound_receive_buffer(connection.sock)
                 connection.request(method, target, body or None, signed)
@@ -332,26 +335,27 @@ class Wire:
                     # S3 closes idle connections, and most likely the others too.
                     self.close()
                     continue
-                failure = f"{type(error).__name__}: {error}"
+                failures.append(f"{type(error).__name__}: {error}")
             else:
                 if answer.status not in _TRANSIENT:
                     return answer
                 with answer:
-                    failure = f"S3 answered {answer.status} {_code(answer)}"
-            failures += 1
-            self._note(failures, method, key, failure)
+                    failures.append(f"S3 answered {answer.status} {_code(answer)}")
+            self._note(failures, method, key)
 
     def _bound_receive_buffer(self, connected: socket.socket) -> None:
         # Left alone, the kernel lets each grow to several MB, and they are the function's memory.
         if self.receive_buffer_bytes:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_bytes)
 
-    def _note(self, failures: int, method: str, key: str, failure: str) -> None:
-        """Count a failure, and wait or give up."""
-        if failures >= MAX_ATTEMPTS:
-            raise StoreError(f"{key}: {method} failed {failures} times in a row: {failure}")
+    def _note(self, failures: Sequence[str], method: str, key: str) -> None:
+        """Count the last failure, and wait or give up."""
+        if len(failures) >= MAX_ATTEMPTS:
+            raise StoreError(
+                f"{key}: {method} failed {len(failures)} times in a row: {told(failures)}"
+            )
         self.meter.add(retries=1)
-        pause(failures)
+        pause(len(failures))
 
     def _sign(
         self,
@@ -380,16 +384,9 @@ class Wire:
             return self._new_connection()
 
     def _new_connection(self) -> http.client.HTTPConnection:
-        if not self._secure:
+        if self._tls is None:
             return http.client.HTTPConnection(self._host, timeout=TIMEOUT_SECONDS)
-        return http.client.HTTPSConnection(
-            self._host, timeout=TIMEOUT_SECONDS, context=self._tls_context
-        )
-
-    @cached_property
-    def _tls_context(self) -> ssl.SSLContext:
-        # One for all connections: the certificates it holds are a MB or two.
-        return ssl.create_default_context()
+        return http.client.HTTPSConnection(self._host, timeout=TIMEOUT_SECONDS, context=self._tls)
 
 
 def _credentials() -> Credentials:

@@ -9,6 +9,7 @@ from gradshard.cli import (
     cost,
     deploy,
     local,
+    model,
     plan,
     report,
     rounds,
@@ -31,6 +32,7 @@ def main(context: click.Context) -> None:
 main.add_command(deploy.deploy)
 main.add_command(local.local)
 main.add_command(convert.convert)
+main.add_command(model.model)
 main.add_command(rounds.open_)
 main.add_command(ticket.ticket)
 main.add_command(rounds.submit)

@@ -96,7 +96,7 @@ class _Failure(click.ClickException):
 def _message(error: BaseException) -> str:
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "gradshard"
-        return plain(f"{error.format_message()} See `{path} --help`.")
+        return plain(f"{error.format_message().rstrip('.')}. See `{path} --help`.")
     if isinstance(error, EngineError):
         # Ends with lines of a log.
         return "\n".join(plain(line) for line in str(error).splitlines())

@@ -19,6 +19,7 @@ from gradshard.cli.common import (
     print_json,
 )
 from gradshard.federation import Federation
+from gradshard.optimizers import OPTIMIZERS
 from gradshard.planning import PLAN_BYTES_PER_CLIENT, Aggregator, Load, Projection
 from gradshard.spec import MAX_CLIENTS, parse_spec
 from gradshard.topologies import TOPOLOGIES
@@ -72,6 +73,9 @@ class Size(click.ParamType):
     type=click.Choice(sorted(limits.DOLLARS_PER_GB_SECOND)),
     help=f"Of the aggregator; that of the stack, or {DEFAULT_ARCHITECTURE}.",
 )
+@click.option(
+    "--apply", type=click.Choice(list(OPTIMIZERS)), help="Plan for a round that is applied."
+)
 @click.option("--stack", help="Plan for what is deployed there.")
 @click.option("--local", is_flag=True, help="Plan for what the local engine runs.")
 @port_option
@@ -88,6 +92,7 @@ def plan(
     within: float | None,
     memory: int | None,
     architecture: str | None,
+    apply: str | None,
     stack: str | None,
     local: bool,
     port: int,
@@ -105,6 +110,7 @@ def plan(
         "hold": hold,
         "shards": shards,
         "within": within,
+        "apply": apply,
     }
     spec = parse_spec(terms)
     name, levels = spec.levels(clients)
@@ -123,6 +129,7 @@ def plan(
         depth=max(1, *map(len, order_parts)),
         hold=hold,
         plan_bytes=PLAN_BYTES_PER_CLIENT * clients,
+        applied=None if apply is None else len(OPTIMIZERS[apply].state),
     )
     choice, notes = planning.choose(load, aggregator, shards=shards, within=within)
     frontier = planning.frontier(

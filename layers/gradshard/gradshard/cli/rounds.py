@@ -61,6 +61,13 @@ from gradshard.wording import counted, megabytes, plain
 @click.option(
     "--updates-of", metavar="ROUND", help="Average what was sent to another round, as it is there."
 )
+@click.option(
+    "--apply",
+    type=Stated(),
+    metavar="OPTIMIZER",
+    help="Make the model's next version: fedavg, fedavgm, fedadagrad, fedyogi, fedadam, or as JSON "
+    "with learning_rate and the like.",
+)
 @click.option("--allow-nonfinite", is_flag=True, help="Average NaN and infinities too.")
 @json_option
 @connected

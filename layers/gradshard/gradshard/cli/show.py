@@ -98,6 +98,8 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
     totals = manifest.get("totals")
     if totals is None:
         return
+    if model := manifest.get("model"):
+        yield "model", f"version {model['version']} of {model['model']}"
     yield "waited", f"{manifest['waited_seconds']:.1f} s for updates, while no function ran"
     yield "seconds", f"{manifest['seconds']:.1f}, of them {totals['longest_seconds']:.1f} a task"
     yield "read", f"{megabytes(totals['bytes_read'])} in {counted(totals['gets'], 'GET')}"

@@ -34,7 +34,7 @@ _TASK_FIELDS: Final = (
     "bytes_read",
     "bytes_written",
     "is_cold",
-    "ended_at",
+    "started_at",
 )
 
 
@@ -53,7 +53,7 @@ def facts_of(
     status, plan
         As :meth:`gradshard.status.Observer.look` and ``plan`` return them.
     tasks
-        What the tasks reported, with ``ended_at``.
+        What the tasks reported.
     growing
         What clients have sent of partial updates.
     architecture
@@ -207,12 +207,9 @@ def _uploads(
 
 
 def _timed(task: Mapping[str, Any]) -> Facts:
-    """Return a task's report with ``began_at``, which follows from its end and its seconds."""
-    ended_at, began_at = task["ended_at"], None
-    if ended_at is not None:
-        began = datetime.fromisoformat(ended_at) - timedelta(seconds=task["seconds"])
-        began_at = began.isoformat()
-    return {**{name: task[name] for name in _TASK_FIELDS}, "began_at": began_at}
+    """Return a task's report with ``ended_at``, which follows from its start and its seconds."""
+    ended = datetime.fromisoformat(task["started_at"]) + timedelta(seconds=task["seconds"])
+    return {**{name: task[name] for name in _TASK_FIELDS}, "ended_at": ended.isoformat()}
 
 
 def _totals(tasks: Sequence[Facts]) -> Facts:

@@ -324,7 +324,7 @@ def _seconds(begin: str, end: str) -> float:
 
 def _gantt(facts: Facts) -> Markup:
     """Draw when tasks ran: each one, or how many did."""
-    tasks = [task for task in facts["tasks"] if task["began_at"] is not None]
+    tasks = facts["tasks"]
     if not tasks:
         return Markup("")
     runs = sorted(
@@ -336,8 +336,7 @@ def _gantt(facts: Facts) -> Markup:
     legend = [(_color(n), f"level {n}") for n in levels]
     note = tag(
         "p",
-        "A task's end is when S3 has its report from, to the second; its beginning, that less its "
-        "seconds.",
+        "Each function's own clock says when a task began; its end is that and its seconds.",
         class_="dim small",
     )
     description = (
@@ -371,8 +370,8 @@ def _color(of_level: int) -> str:
 
 
 def _ran(task: Facts, planned_at: str) -> tuple[float, float]:
-    """Return from when to when, in seconds after planning; S3's seconds are cut off."""
-    begin = max(0.0, _seconds(planned_at, task["began_at"]))
+    """Return from when to when, in seconds after planning; two functions' clocks may differ."""
+    begin = max(0.0, _seconds(planned_at, task["started_at"]))
     return begin, begin + task["seconds"]
 
 

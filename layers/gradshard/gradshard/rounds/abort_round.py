@@ -1,18 +1,16 @@
 """Give a round up: nothing half-written stays, and the cause is kept."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from gradshard.errors import BrokenObjectError, SpecError
 from gradshard.keys import RoundKeys
-from gradshard.rounds import services
-from gradshard.rounds.finalize_round import COMPLETED, FAILED
+from gradshard.optimizers import ApplyTerms
+from gradshard.plan import next_keys
+from gradshard.rounds import COMPLETED, FAILED, arrivals, models, services
 from gradshard.store import Store
-
-MAX_CAUSE = 8_000
-"""Characters of a cause that are kept; Step Functions ends at 32,768 bytes."""
 
 
 def abort_round(
@@ -44,7 +42,7 @@ def abort_round(
     error, cause = _plain(error, cause)
     if task is not None:
         cause = f"task {task['number']} of level {task['level']}: {cause}"
-    cause = cause[:MAX_CAUSE]
+    cause = cause[: services.MAX_CAUSE]
     try:
         keys = RoundKeys(round_id)
     except SpecError:
@@ -66,21 +64,41 @@ def abort_round(
         "finished_at": datetime.now(UTC).isoformat(),
     }
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
+    terms = _apply_terms(store, keys)
+    outputs = [keys.result, *(next_keys(terms, round_id) if terms else ())]
     # Of a round that ended well, too: finalize_round may have died between its manifest and this.
-    store.abort_open_uploads(keys.result)
+    for key in outputs:
+        store.abort_open_uploads(key)
     if has_partials:
         store.delete_versions(keys.partials)
     if not is_first:
         manifest = store.get_json(keys.manifest)
     if manifest["status"] == COMPLETED:
+        if terms:
+            models.note_current(store, terms.model)
         services.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
         return {"status": COMPLETED}
-    if store.head(keys.result) is not None:
-        store.delete(keys.result)
+    _drop(store, outputs)
     services.publish(
         "RoundFailed", {"round": round_id, "bucket": store.bucket, "cause": manifest["cause"]}
     )
     return {"status": FAILED, "error": manifest["error"], "cause": manifest["cause"]}
+
+
+def _apply_terms(store: Store, keys: RoundKeys) -> ApplyTerms | None:
+    """Read from the round's terms whether it makes a version of a model."""
+    try:
+        opened = arrivals.read_spec(store, keys)
+    except BrokenObjectError:
+        return None
+    return None if opened is None else opened[0].apply
+
+
+def _drop(store: Store, keys: Sequence[str]) -> None:
+    """Delete what was completed before the round failed."""
+    for key in keys:
+        if store.head(key) is not None:
+            store.delete(key)
 
 
 def _plain(error: str, cause: str) -> tuple[str, str]:

@@ -54,6 +54,7 @@ def admit(
     clients: Sequence[str],
     *,
     settled: Layout | None,
+    whose: str = "",
 ) -> Entrants:
     """Check updates, and tell the senders of those that are refused.
 
@@ -63,8 +64,8 @@ def admit(
         The round.
     clients
         Whose updates are there, sorted.
-    settled
-        The layout that the round has already, if it has one.
+    settled, whose
+        The layout that the round has already, if it has one, and what it comes from.
     """
     entitled = [client for client in clients if spec.expects(client)]
     room = spec.capacity if len(entitled) > spec.expected else len(entitled)
@@ -73,12 +74,14 @@ def admit(
         for client in entitled[room:]
     ]
     updates: dict[str, Update] = {}
-    for update in arrivals.check_updates(store, arrivals.sent_to(keys, spec), entitled[:room]):
+    sent = arrivals.sent_to(keys, spec)
+    partial = spec.rule is not None
+    for update in arrivals.check_updates(store, sent, entitled[:room], partial=partial):
         if isinstance(update, Update):
             updates[update.client] = update
         elif update is not None:
             refused.append(update)
-    layout, differences = _agree(spec, updates, settled)
+    layout, differences = _agree(spec, updates, settled, whose)
     coverage: dict[str, Coverage] = {}
     if layout is not None:
         agreeing = {c: update for c, update in updates.items() if c not in differences}
@@ -86,8 +89,7 @@ def admit(
     for client, difference in differences.items():
         source = updates.pop(client).source
         refused.append(Refusal(client, f"{source.key}: {difference}", source.etag))
-    for refusal in refused:
-        arrivals.refuse(store, keys, refusal)
+    arrivals.refuse_all(store, keys, refused)
     contributors = tuple(
         Contributor(
             client=update.client,
@@ -130,12 +132,13 @@ def _first_of(names: Sequence[str], separator: str) -> str:
 
 
 def _agree(
-    spec: RoundSpec, updates: dict[str, Update], settled: Layout | None
+    spec: RoundSpec, updates: dict[str, Update], settled: Layout | None, whose: str
 ) -> tuple[Layout | None, dict[str, str]]:
     layouts = {client: update.header.layout for client, update in updates.items()}
+    partial = spec.rule is not None
     if settled is not None:
-        return agree(layouts, settled, "that of the groups that were complete before")
-    return agree(layouts, spec.layout, partial=spec.rule is not None)
+        return agree(layouts, settled, whose, partial=partial)
+    return agree(layouts, spec.layout, partial=partial)
 
 
 def _unusable(

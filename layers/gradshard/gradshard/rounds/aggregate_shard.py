@@ -5,16 +5,18 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from gradshard import aggregation
 from gradshard.aggregation import Addition, NonFiniteSumError, Zone, clip_zones
+from gradshard.applying import Applier, NonFiniteModelError, Write
 from gradshard.dtypes import DTYPES
 from gradshard.errors import ChangedObjectError, PlanError
 from gradshard.keys import ObjectVersion, RoundKeys
-from gradshard.layout import PREFIX_BYTES, parse_header
+from gradshard.layout import PREFIX_BYTES, Layout, parse_header, shorten
 from gradshard.memory import peak_memory_mb, reset_peak_memory
-from gradshard.plan import Plan, Refusal, Task
+from gradshard.plan import Output, Plan, Refusal, Task
 from gradshard.planning import WHOLE, receive_buffer_bytes, sums_bytes
 from gradshard.streams import RangeStream
 from gradshard.wire import StreamWriter, Wire
@@ -42,7 +44,7 @@ def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, task: Task) -> d
         the contributors that turned out to be bad.
     """
     keys = RoundKeys(round_id)
-    wall, cpu = time.perf_counter(), time.process_time()
+    started_at, wall, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
     reset_peak_memory()
     wire.meter.take()
     fields = wire.get_json(keys.plan)
@@ -60,6 +62,7 @@ def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, task: Task) -> d
         "attempt": attempt,
         "start": task.start,
         "end": task.end,
+        "started_at": started_at.isoformat(timespec="milliseconds"),
         "seconds": round(time.perf_counter() - wall, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),
         "peak_mb": round(peak_memory_mb(), 1),
@@ -138,10 +141,13 @@ class _Worker:
         )
 
     def _aggregate(self, addition: Addition) -> None:
-        header, zones = self._header(), self._zones(self._task.start)
-        with self._opened(self._task.start) as streams, self._writer(len(header)) as writer:
-            writer.write(header)
-            aggregation.aggregate(streams, zones, addition, self._plan.spans, writer.write)
+        zones = self._zones(self._task.start)
+        with (
+            self._opened(self._task.start) as streams,
+            self._writer() as writer,
+            self._applied(writer.write) as write,
+        ):
+            aggregation.aggregate(streams, zones, addition, self._plan.spans, write)
 
     def _zones(self, start: int) -> list[Zone]:
         """Return the weights of the task's inputs, from ``start`` on."""
@@ -153,31 +159,85 @@ class _Worker:
             for zone in clip_zones(self._plan.zones, start, task.end)
         ]
 
-    def _header(self) -> bytes:
-        """Return what stands before the range's bytes: in the first part, the result's header."""
-        if not self._is_last or self._task.number > 0:
-            return b""
-        return self._plan.check_header(self._wire.get_bytes(self._keys.layout))
-
-    def _writer(self, header_bytes: int) -> contextlib.AbstractContextManager[StreamWriter]:
-        plan, task, keys = self._plan, self._task, self._keys
+    def _writer(self) -> contextlib.AbstractContextManager[StreamWriter]:
+        plan, task = self._plan, self._task
         if self._is_last:
-            nbytes = header_bytes + task.end - task.start
-            return self._wire.part(keys.result, plan.upload_id, task.part, nbytes)
+            return self._part(plan.outputs[0], task.end - task.start)
         nbytes = sums_bytes(plan.spans, task.start, task.end)
-        return self._wire.object(keys.partial(plan.attempt, task.level, task.number), nbytes)
+        return self._wire.object(self._keys.partial(plan.attempt, task.level, task.number), nbytes)
+
+    @contextlib.contextmanager
+    def _part(self, output: Output, nbytes: int) -> Iterator[StreamWriter]:
+        """Write the task's part of an object; in the first one, its header comes first."""
+        header = b""
+        if self._task.number == 0:
+            header = output.check_header(self._wire.get_bytes(output.header_key))
+        part, whole = self._task.part, len(header) + nbytes
+        with self._wire.part(output.key, output.upload_id, part, whole) as writer:
+            writer.write(header)
+            yield writer
+
+    @contextlib.contextmanager
+    def _applied(self, write: Write) -> Iterator[Write]:
+        """Have what is written of the update applied to the model, where the round does that."""
+        new, start, end = self._plan.next_model, self._task.start, self._task.end
+        if new is None or not self._is_last:
+            yield write
+            return
+        spans, allow_nonfinite = self._plan.spans, self._plan.allow_nonfinite
+        before, nbytes = sums_bytes(spans, 0, start), sums_bytes(spans, start, end)
+        ranges = [(start, end), *([(before, before + nbytes)] * len(new.state))]
+        streams = [
+            RangeStream(self._wire, kept.source, [(kept.data_offset + a, kept.data_offset + b)])
+            for kept, (a, b) in zip((new.model, *new.state), ranges, strict=True)
+        ]
+        _, model, *state = self._plan.outputs
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._all_open(streams))
+            applier = Applier(
+                new.terms,
+                new.step,
+                spans,
+                start,
+                model=streams[0],
+                state=streams[1:],
+                write_model=stack.enter_context(self._part(model, end - start)).write,
+                write_state=[stack.enter_context(self._part(kept, nbytes)).write for kept in state],
+                allow_nonfinite=allow_nonfinite,
+            )
+
+            def write_and_apply(data: memoryview) -> None:
+                write(data)
+                applier.write(data)
+
+            try:
+                yield write_and_apply
+            except NonFiniteModelError as error:
+                tensor, element = _element_at(self._layout(), error.position)
+                raise PlanError(
+                    f"{new.terms.optimizer} with learning_rate "
+                    f"{new.terms.settings['learning_rate']:g} would make a NaN or an infinity of "
+                    f"element {element} of the model's tensor {tensor!r}; open a round with a "
+                    "lower one"
+                ) from None
 
     @contextlib.contextmanager
     def _opened(self, start: int) -> Iterator[list[RangeStream]]:
-        """Give every input's bytes from ``start`` on, all requests made at once."""
+        """Give every input's bytes from ``start`` on."""
         self._wire.receive_buffer_bytes = receive_buffer_bytes(len(self._inputs))
         streams = [self._stream(index, start) for index in self._inputs]
+        with self._all_open(streams):
+            yield streams
+
+    @contextlib.contextmanager
+    def _all_open(self, streams: list[RangeStream]) -> Iterator[None]:
+        """Make all streams' requests at once."""
         try:
             # Who holds whole updates reads one after the other.
             if self._plan.hold != WHOLE:
                 with ThreadPoolExecutor(OPENERS) as pool:
                     list(pool.map(RangeStream.open, streams))
-            yield streams
+            yield
         finally:
             for stream in streams:
                 stream.close()
@@ -199,18 +259,22 @@ class _Worker:
             found = aggregation.find_nonfinite(streams, self._zones(position), plan.spans)
         if not found:
             return []
-        header = plan.check_header(self._wire.get_bytes(self._keys.layout))
-        layout = parse_header(header[PREFIX_BYTES:], plan.header_bytes + plan.nbytes).layout
+        layout = self._layout()
         refused = []
         for index, byte in sorted(found.items()):
-            contributor, tensor = plan.contributors[self._inputs[index]], layout.tensor_at(byte)
-            element = (byte - tensor.start) // DTYPES[tensor.dtype].size
+            contributor = plan.contributors[self._inputs[index]]
+            tensor, element = _element_at(layout, byte)
             reason = (
-                f"{contributor.source.key}: tensor {tensor.name!r} holds a NaN or an infinity at "
+                f"{contributor.source.key}: tensor {tensor!r} holds a NaN or an infinity at "
                 f"element {element}"
             )
             refused.append(Refusal(contributor.client, reason, contributor.source.etag))
         return refused
+
+    def _layout(self) -> Layout:
+        update = self._plan.outputs[0]
+        header = update.check_header(self._wire.get_bytes(update.header_key))
+        return parse_header(header[PREFIX_BYTES:], len(header) + update.nbytes).layout
 
     def _gone(self) -> list[Refusal]:
         """Find out whose planned version cannot be read any more."""
@@ -236,3 +300,9 @@ class _Worker:
         return any(
             r and r["attempt"] == self._plan.attempt and not r["is_written"] for r in reports
         )
+
+
+def _element_at(layout: Layout, position: int) -> tuple[str, int]:
+    """Name the tensor that holds byte ``position`` of the layout, and say which element it is."""
+    tensor = layout.tensor_at(position)
+    return shorten(tensor.name), (position - tensor.start) // DTYPES[tensor.dtype].size

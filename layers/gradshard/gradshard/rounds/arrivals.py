@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 from gradshard.errors import UnreadableObjectError, UpdateError
@@ -74,15 +75,18 @@ def progressed(store: Store, keys: RoundKeys) -> list[str]:
     return sorted(name for name in names if is_id(name))
 
 
-def check_update(store: Store, keys: RoundKeys, client: str) -> Update | Refusal | None:
+def check_update(
+    store: Store, keys: RoundKeys, client: str, *, partial: bool
+) -> Update | Refusal | None:
     """Read and check the header of a client's newest upload; None if there is none.
 
-    Where it has sent no update, what it has sent of it so far is taken.
+    In a round of ``partial`` updates, where it has sent no update, what it has sent of it so far
+    is taken.
     """
     key = keys.update(client)
     try:
         head = store.get_head(key, FIRST_READ_BYTES)
-        if head is None:
+        if head is None and partial:
             key = keys.progress(client)
             head = store.get_head(key, FIRST_READ_BYTES)
     except UnreadableObjectError as error:
@@ -107,13 +111,13 @@ def _read_header(store: Store, source: ObjectVersion, data: bytes) -> Header:
 
 
 def check_updates(
-    store: Store, keys: RoundKeys, clients: list[str]
+    store: Store, keys: RoundKeys, clients: list[str], *, partial: bool
 ) -> list[Update | Refusal | None]:
     """Check several clients' updates side by side; equal layouts are in memory once."""
     layouts: dict[Layout, Layout] = {}
 
     def check(client: str) -> Update | Refusal | None:
-        update = check_update(store, keys, client)
+        update = check_update(store, keys, client, partial=partial)
         if not isinstance(update, Update):
             return update
         header = update.header
@@ -127,6 +131,12 @@ def check_updates(
 def refuse(store: Store, keys: RoundKeys, refusal: Refusal) -> None:
     """Write the reason where its client can read it."""
     store.put_json(keys.rejection(refusal.client), vars(refusal))
+
+
+def refuse_all(store: Store, keys: RoundKeys, refusals: Sequence[Refusal]) -> None:
+    """Write several clients' reasons side by side: there may be thousands."""
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(partial(refuse, store, keys), refusals))
 
 
 def resume_if_due(store: Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:

@@ -56,7 +56,7 @@ def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
         return outcome | _too_late(store, keys, client, etag, plan, ended)
 
     if spec.expects(client):
-        update = arrivals.check_update(store, keys, client)
+        update = arrivals.check_update(store, keys, client, partial=spec.rule is not None)
     else:
         update = Refusal(client, f"{key}: client {client!r} is not expected in this round", etag)
     if isinstance(update, Refusal):

@@ -1,22 +1,22 @@
 """Make the result appear, and write the manifest, last."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from gradshard.assignments import Assignments, Report, assign
 from gradshard.errors import PlanError, StoreError
-from gradshard.keys import ObjectVersion, RoundKeys
-from gradshard.plan import Plan, Refusal, Task
-from gradshard.rounds import arrivals, services
+from gradshard.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard.plan import Output, Plan, Refusal, Task
+from gradshard.rounds import COMPLETED, arrivals, models, services
+from gradshard.rounds.models import Version
 from gradshard.spec import parse_assignment_terms
 from gradshard.store import Store
+from gradshard.wire import Wire
 
 READERS = 16
 READ_AT_A_TIME = 1024
-COMPLETED = "completed"
-FAILED = "failed"
 NOT_IN_MANIFEST = {"attempt", "refused", "is_written"}
 SUMMED = (
     "gets",
@@ -33,8 +33,15 @@ REPLAN = "replan"
 AWAITING = "awaiting"
 
 
-def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
+def finalize_round(store: Store, wire: Wire, round_id: str) -> dict[str, Any]:
     """Complete the round's upload and record the round; safe to repeat.
+
+    Parameters
+    ----------
+    store, wire
+        The bucket; what tasks wrote in it, of which there may be tens of thousands.
+    round_id
+        Which round.
 
     Returns
     -------
@@ -58,33 +65,21 @@ def finalize_round(store: Store, round_id: str) -> dict[str, Any]:
     if not plan.is_sealed:
         return {"status": AWAITING}
     tally = _Tally()
-    for report in _read_reports(store, keys, plan):
+    for report in _read_reports(wire, keys, plan):
         tally.add(report)
     refused = tally.refused()
     if refused:
-        for refusal in refused:
-            arrivals.refuse(store, keys, refusal)
+        arrivals.refuse_all(store, keys, refused)
+        written = [vars(refusal) for refusal in refused]
+        # Apart from what clients read, which a later upload of theirs replaces.
+        store.put_json(keys.refused(plan.attempt), written)
         return {
             "status": REPLAN,
             "reason": REPLAN,
             "attempt": plan.attempt + 1,
-            "refused": [vars(refusal) for refusal in refused],
+            "refused": written,
         }
-    if plan.assignments is not None:
-        store.put_json(keys.assignments, _assign(store, plan, plan.assignments).to_json())
-    result = _complete(store, keys, plan)
-    manifest = _manifest(plan, result, tally)
-    if not store.put_json(keys.manifest, manifest, replaces=None):
-        manifest = store.get_json(keys.manifest)
-        if manifest["status"] != COMPLETED:
-            # The round was given up while this function was at work: nothing may be seen of it.
-            store.delete(keys.result)
-            raise PlanError(f"round {round_id!r} was given up: {manifest['cause']}")
-    # A planning that was killed, or ran twice at once, may have left one behind.
-    store.abort_open_uploads(keys.result)
-    if len(plan.levels) > 1:
-        store.delete_versions(keys.partials)
-    services.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
+    _conclude(store, keys, plan, tally)
     return {"status": COMPLETED}
 
 
@@ -123,11 +118,37 @@ class _Tally:
         return {**self._sums, "peak_mb": self._peak_mb, "longest_seconds": self._longest}
 
 
-def _read_reports(store: Store, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
+def _conclude(store: Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> None:
+    """Have everything appear: the objects, what they mean for the model, the manifest."""
+    if plan.assignments is not None:
+        store.put_json(keys.assignments, _assign(store, plan, plan.assignments).to_json())
+    result, *made = (_complete(store, output, plan.shards) for output in plan.outputs)
+    version = _next_version(plan, made)
+    if version is not None:
+        version = models.reserve(store, version)
+    manifest = _manifest(plan, result, tally, version)
+    if not store.put_json(keys.manifest, manifest, replaces=None):
+        manifest = store.get_json(keys.manifest)
+        if manifest["status"] != COMPLETED:
+            # The round was given up while this function was at work: nothing may be seen of it.
+            for output in plan.outputs:
+                store.delete(output.key)
+            raise PlanError(f"round {plan.round_id!r} was given up: {manifest['cause']}")
+    if version is not None:
+        models.note_current(store, version.model)
+    # A planning that was killed, or ran twice at once, may have left one behind.
+    for output in plan.outputs:
+        store.abort_open_uploads(output.key)
+    if len(plan.levels) > 1:
+        store.delete_versions(keys.partials)
+    services.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
+
+
+def _read_reports(wire: Wire, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
     tasks = [task for level in range(len(plan.levels)) for task in plan.tasks(level)]
 
     def read(task: Task) -> dict[str, Any]:
-        report: dict[str, Any] | None = store.get_json(keys.report(task.level, task.number))
+        report: dict[str, Any] | None = wire.get_json(keys.report(task.level, task.number))
         if report is None or report["attempt"] != plan.attempt:
             raise PlanError(
                 f"task {task.number} of level {task.level} has not been done, of {len(tasks)} tasks"
@@ -149,28 +170,49 @@ def _assign(store: Store, plan: Plan, terms: dict[str, Any]) -> Assignments:
     return assign(stated.terms, reports, history)
 
 
-def _complete(store: Store, keys: RoundKeys, plan: Plan) -> ObjectVersion:
-    expected_parts = plan.shards
-    expected_bytes = plan.header_bytes + plan.nbytes
-    parts = store.list_parts(keys.result, plan.upload_id)
+def _complete(store: Store, output: Output, shards: int) -> ObjectVersion:
+    key, expected_bytes = output.key, output.header_bytes + output.nbytes
+    parts = store.list_parts(key, output.upload_id)
     if parts is not None:
         nbytes = sum(part.nbytes for part in parts)
-        if len(parts) != expected_parts or nbytes != expected_bytes:
+        if len(parts) != shards or nbytes != expected_bytes:
             raise StoreError(
-                f"{keys.result}: {len(parts)} parts of {nbytes} bytes were uploaded, "
-                f"not {expected_parts} of {expected_bytes}"
+                f"{key}: {len(parts)} parts of {nbytes} bytes were uploaded, "
+                f"not {shards} of {expected_bytes}"
             )
-        store.complete_upload(keys.result, plan.upload_id, parts)
+        store.complete_upload(key, output.upload_id, parts)
     # Without parts the upload was completed before, and only the answer was lost.
-    source = store.head(keys.result)
+    source = store.head(key)
     if source is None or source.nbytes != expected_bytes:
         raise StoreError(
-            f"{keys.result} has {source.nbytes if source else 'no'} bytes, not {expected_bytes}"
+            f"{key} has {source.nbytes if source else 'no'} bytes, not {expected_bytes}"
         )
     return source
 
 
-def _manifest(plan: Plan, result: ObjectVersion, tally: _Tally) -> dict[str, Any]:
+def _next_version(plan: Plan, made: Sequence[ObjectVersion]) -> Version | None:
+    """Return the version of the model that the round made, if it applied its update."""
+    new = plan.next_model
+    if new is None:
+        return None
+    tensors, *state = (
+        StoredTensors(source, output.header_bytes)
+        for source, output in zip(made, plan.outputs[1:], strict=True)
+    )
+    return Version(
+        new.terms.model,
+        new.version,
+        tensors,
+        round_id=plan.round_id,
+        optimizer=new.terms.to_json(),
+        steps=new.step,
+        state=dict(zip(new.terms.state, state, strict=True)),
+    )
+
+
+def _manifest(
+    plan: Plan, result: ObjectVersion, tally: _Tally, version: Version | None
+) -> dict[str, Any]:
     finished_at = datetime.now(UTC)
     planned = datetime.fromisoformat(plan.planned_at)
     opened = datetime.fromisoformat(plan.opened_at)
@@ -210,6 +252,7 @@ def _manifest(plan: Plan, result: ObjectVersion, tally: _Tally) -> dict[str, Any
         "totals": tally.totals(),
         "projected": plan.projected,
         "notes": plan.notes,
+        "model": version and version.to_json(),
         **_partial(plan),
         "opened_at": plan.opened_at,
         "planned_at": plan.planned_at,

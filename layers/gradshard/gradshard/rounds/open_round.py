@@ -6,7 +6,7 @@ from typing import Any
 
 from gradshard.errors import GradshardError, RoundExistsError, StoreError
 from gradshard.keys import RoundKeys
-from gradshard.rounds import arrivals, services
+from gradshard.rounds import arrivals, models, services
 from gradshard.spec import RoundSpec, parse_spec
 from gradshard.store import Store
 
@@ -58,6 +58,14 @@ def _write_spec(store: Store, keys: RoundKeys, spec: RoundSpec, opened_at: datet
         "opened_at": opened_at.isoformat(),
         "deadline_at": deadline_at.isoformat(),
     }
-    if not store.put_json(keys.spec, record, replaces=None) and store.get_json(keys.spec) != record:
-        raise RoundExistsError(f"round {keys.round_id!r} was opened before; choose another name")
+    base = {}
+    if spec.apply is not None:
+        base = {"model_version": models.read_current(store, spec.apply.model).number}
+    if not store.put_json(keys.spec, record | base, replaces=None):
+        there = store.get_json(keys.spec)
+        # From which version the round began was settled the first time.
+        if {name: there.get(name) for name in record} != record:
+            raise RoundExistsError(
+                f"round {keys.round_id!r} was opened before; choose another name"
+            )
     return deadline_at

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from gradshard import orders, planning
+from gradshard.applying import state_layout
 from gradshard.arithmetic import STEPS
 from gradshard.assignments import normalised_weights
-from gradshard.errors import PlanError
+from gradshard.errors import ModelStateError, PlanError
 from gradshard.keys import RoundKeys
 from gradshard.layers import Coverage, Layer, layers_of
 from gradshard.layout import PREFIX_BYTES, Layout, Span, encode_header, parse_header
@@ -17,15 +18,18 @@ from gradshard.plan import (
     FEDAVG,
     Contributor,
     Level,
+    NextModel,
     Plan,
     Refusal,
     WeighedLayer,
     level_of,
+    next_keys,
     weigh,
 )
 from gradshard.planning import Aggregator, Load, Projection
-from gradshard.rounds import admission, arrivals
+from gradshard.rounds import admission, arrivals, models
 from gradshard.rounds.admission import Entrants
+from gradshard.rounds.models import Version
 from gradshard.salf import PastRound, PastRounds, effective_weights, estimate_reach
 from gradshard.store import Store
 from gradshard.topologies import TOPOLOGIES, Levels
@@ -42,14 +46,11 @@ class Call(NamedTuple):
         Why the round goes on.
     attempt
         0 the first time; one more each time contributors were refused while they were read.
-    refused
-        Whom the attempt before found to be bad.
     """
 
     visit: str
     reason: str
     attempt: int
-    refused: Sequence[Refusal]
 
 
 def plan_round(
@@ -90,14 +91,14 @@ def plan_round(
     if not store.put_json(keys.plan, plan.to_json(), replaces=head.etag if head else None):
         # A planning that runs twice at once is settled here; the loser leaves nothing behind.
         if previous is None or previous.upload_id != plan.upload_id:
-            store.abort_upload(keys.result, plan.upload_id)
+            _abort_uploads(store, plan)
         plan = Plan.from_json(store.get_json(keys.plan))
     elif previous is not None and previous.upload_id != plan.upload_id:
-        store.abort_upload(keys.result, previous.upload_id)
+        _abort_uploads(store, previous)
     # Who gives a round up writes the manifest and then looks for uploads; here it is the other way
     # round, so that the later one sees what the other did.
     if store.head(keys.manifest) is not None:
-        store.abort_upload(keys.result, plan.upload_id)
+        _abort_uploads(store, plan)
         raise PlanError(f"round {round_id!r} has ended: there is nothing to plan")
     return _planned(store, keys, plan, aggregator)
 
@@ -108,6 +109,11 @@ def _is_answered(plan: Plan, call: Call) -> bool:
         # Times in ISO 8601: an earlier one is a belated repetition.
         return plan.is_sealed or plan.visit >= call.visit
     return plan.attempt > call.attempt
+
+
+def _abort_uploads(store: Store, plan: Plan) -> None:
+    for output in plan.outputs:
+        store.abort_upload(output.key, output.upload_id)
 
 
 def _planned(store: Store, keys: RoundKeys, plan: Plan, aggregator: Aggregator) -> dict[str, Any]:
@@ -143,6 +149,7 @@ class _Settled(NamedTuple):
     tensors: int = 0
     header_bytes: int = 0
     layers: tuple[tuple[Layer, tuple[tuple[int, int], ...]], ...] = ()
+    state_header_bytes: int = 0
 
 
 class _Grouping(NamedTuple):
@@ -197,6 +204,7 @@ class _Planning:
             raise PlanError(f"round {keys.round_id!r} was never opened: {keys.spec} is missing")
         self._spec, record = opened
         self._opened_at = record["opened_at"]
+        self._model = self._model_before(record.get("model_version"))
 
     def plan(self) -> Plan:
         """Make the plan; nothing but the layout and an upload is written yet.
@@ -213,12 +221,14 @@ class _Planning:
             return self._without_refused(previous)
         there = self._there()
         wave, awaited = self._wave(there)
+        settled, whose = self._settled_layout()
         entrants = admission.admit(
             self._store,
             self._keys,
             self._spec,
             self._members(there, wave) if self._spec.eager else there,
-            settled=self._settled_layout(),
+            settled=settled,
+            whose=whose,
         )
         if previous is not None:
             entrants = entrants._replace(
@@ -260,11 +270,12 @@ class _Planning:
 
     def _without_refused(self, previous: Plan) -> Plan:
         """Leave out who was refused; versions frozen once stay frozen, and nobody is added."""
-        out = {refusal.client for refusal in self._call.refused}
+        refused = self._refused_by(previous)
+        out = {refusal.client for refusal in refused}
         entrants = Entrants(
             tuple(c for c in previous.contributors if c.client not in out),
             None,
-            previous.refused + tuple(self._call.refused),
+            previous.refused + refused,
             {
                 contributor.client: tuple(layer.weights[i] is not None for layer in previous.layers)
                 for i, contributor in enumerate(previous.contributors)
@@ -278,10 +289,22 @@ class _Planning:
             previous.tensors,
             previous.header_bytes,
             tuple((Layer(layer.name, ()), layer.ranges) for layer in previous.layers),
+            previous.next_model.state_header_bytes if previous.next_model else 0,
         )
         grouping = self._grouped(entrants.contributors)
         plan = self._assembled(grouping, settled, entrants.coverage)
         return replace(plan, refused=entrants.refused, missing=previous.missing)
+
+    def _refused_by(self, plan: Plan) -> tuple[Refusal, ...]:
+        """Read whom a plan's tasks found to be bad, in the versions that it froze.
+
+        What stands in the rejections that clients read is of any upload, an older or a later one.
+        """
+        key = self._keys.refused(plan.attempt)
+        written = self._store.get_json(key)
+        if written is None:
+            raise PlanError(f"{key} is missing")
+        return tuple(Refusal(**fields) for fields in written)
 
     def _there(self) -> list[str]:
         """List the clients of which there is an update, or some of it where that counts."""
@@ -307,12 +330,29 @@ class _Planning:
         groups = self._spec.groups()
         return [client for number in wave for client in groups[number] if client in there]
 
-    def _settled_layout(self) -> Layout | None:
-        """Return the layout that an eager round's earlier groups have settled."""
-        if self._previous is None or not self._previous.nbytes:
+    def _model_before(self, began_from: int | None) -> Version | None:
+        """Return the version of the model that the update is applied to."""
+        terms = self._spec.apply
+        if terms is None:
             return None
-        header = self._previous.check_header(self._store.get_bytes(self._keys.layout))
-        return parse_header(header[PREFIX_BYTES:], len(header) + self._previous.nbytes).layout
+        newest = models.read_current(self._store, terms.model)
+        if newest.number != began_from:
+            raise ModelStateError(
+                f"round {self._keys.round_id!r} began from version {began_from} of model "
+                f"{terms.model!r}, but version {newest.number} is current; open a new round"
+            )
+        return newest
+
+    def _settled_layout(self) -> tuple[Layout | None, str]:
+        """Return the layout that is settled, by the model or an eager round's earlier groups."""
+        if self._model is not None:
+            whose = f"that of version {self._model.number} of model {self._model.model!r}"
+            return models.layout_of(self._store, self._model.tensors), whose
+        if self._previous is None or not self._previous.nbytes:
+            return None, ""
+        header = self._previous.outputs[0].check_header(self._store.get_bytes(self._keys.layout))
+        layout = parse_header(header[PREFIX_BYTES:], len(header) + self._previous.nbytes).layout
+        return layout, "that of the groups that were complete before"
 
     def _settle(self, entrants: Entrants) -> _Settled:
         """Keep the layout, as the header of the result."""
@@ -322,6 +362,12 @@ class _Planning:
             return _Settled()
         header = encode_header(layout, {})
         self._store.put_bytes(self._keys.layout, header, content_type="application/octet-stream")
+        state_header = b""
+        if self._spec.apply is not None and self._spec.apply.state:
+            state_header = encode_header(state_layout(layout), {})
+            self._store.put_bytes(
+                self._keys.state_layout, state_header, content_type="application/octet-stream"
+            )
         layers = layers_of(layout, self._spec.layers) if self._spec.rule is not None else ()
         stand = {tensor.name: (tensor.start, tensor.end) for tensor in layout.tensors}
         return _Settled(
@@ -333,6 +379,7 @@ class _Planning:
                 (layer, tuple(stand[t] for t in layer.tensors if stand[t][0] < stand[t][1]))
                 for layer in layers
             ),
+            len(state_header),
         )
 
     def _grouped(self, contributors: Sequence[Contributor]) -> _Grouping:
@@ -405,6 +452,7 @@ class _Planning:
             hold=self._spec.hold,
             plan_bytes=64 * (runs + len(spans))
             + planning.PLAN_BYTES_PER_CLIENT * len(grouping.contributors),
+            applied=None if self._spec.apply is None else len(self._spec.apply.state),
         )
         return planning.choose(
             load, self._aggregator, shards=self._spec.shards, within=self._spec.within
@@ -435,7 +483,8 @@ class _Planning:
             nbytes=settled.nbytes,
             tensors=settled.tensors,
             header_bytes=settled.header_bytes,
-            upload_id=self._store.create_upload(keys.result, {"gradshard-round": keys.round_id}),
+            upload_id=self._create_upload(keys.result),
+            next_model=self._next_model(settled),
             shards=projection.shards,
             allow_nonfinite=spec.allow_nonfinite,
             refused=(),
@@ -444,4 +493,25 @@ class _Planning:
             projected=projection.to_json(),
             opened_at=self._opened_at,
             planned_at=datetime.now(UTC).isoformat(),
+        )
+
+    def _create_upload(self, key: str) -> str:
+        return self._store.create_upload(key, {"gradshard-round": self._keys.round_id})
+
+    def _next_model(self, settled: _Settled) -> NextModel | None:
+        """Begin the uploads of the model and of the optimizer's state, if there shall be any."""
+        terms, before = self._spec.apply, self._model
+        if terms is None or before is None:
+            return None
+        # Another optimizer's state would be of no use.
+        goes_on = (before.optimizer or {}).get("optimizer") == terms.optimizer
+        keys = next_keys(terms, self._keys.round_id)
+        return NextModel(
+            terms=terms,
+            version=before.number + 1,
+            step=before.steps + 1 if goes_on else 1,
+            model=before.tensors,
+            state=tuple(before.state[name] for name in terms.state) if goes_on else (),
+            uploads=tuple(self._create_upload(key) for key in keys),
+            state_header_bytes=settled.state_header_bytes,
         )

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 EVENT_SOURCE = "gradshard"
 
+DEADLINE_SECONDS = 3600
+"""How long the scheduler tries to deliver a deadline; then it goes to the queue of what was not,
+and somebody is told. A day, which is the scheduler's most, were too long a silence."""
+
+MAX_CAUSE = 8_000
+"""Characters of a cause that are kept; Step Functions ends at 32,768 of them."""
+
 
 @cache
 def _states() -> "SFNClient":
@@ -45,7 +52,7 @@ def resume(token: str, reason: str) -> bool:
 def give_up(token: str, error: str, cause: str) -> None:
     """Have the state machine fail at its wait for updates."""
     with _no_longer_waiting():
-        _states().send_task_failure(taskToken=token, error=error, cause=cause)
+        _states().send_task_failure(taskToken=token, error=error, cause=cause[:MAX_CAUSE])
 
 
 def _no_longer_waiting() -> contextlib.suppress:
@@ -74,6 +81,11 @@ def schedule_deadline(round_id: str, at: datetime) -> None:
                 "Arn": os.environ["GRADSHARD_COLLECT_FUNCTION_ARN"],
                 "RoleArn": os.environ["GRADSHARD_SCHEDULE_ROLE_ARN"],
                 "Input": json.dumps({"round": round_id, "deadline": True}),
+                "RetryPolicy": {
+                    "MaximumEventAgeInSeconds": DEADLINE_SECONDS,
+                    "MaximumRetryAttempts": 185,  # the most: the age decides
+                },
+                "DeadLetterConfig": {"Arn": os.environ["GRADSHARD_UNDELIVERED_ARN"]},
             },
         )
 

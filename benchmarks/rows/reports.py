@@ -1,0 +1,26 @@
+"""Reading tasks' reports as ``finalize_round`` does, from a real server."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from benchmarks.rows.measure import Requests, Work, measure
+from gradshard.rounds.finalize_round import READERS
+from gradshard.wire import Wire
+
+
+def setup(job: dict[str, Any]) -> Work:
+    """Read all of them."""
+    wire = Wire(job["bucket"])
+
+    def work() -> Requests:
+        with ThreadPoolExecutor(READERS) as pool:
+            reports = list(pool.map(wire.get_json, job["keys"]))
+        if None in reports:
+            raise RuntimeError("a report is missing")
+        return Requests(len(reports))
+
+    return work
+
+
+if __name__ == "__main__":
+    measure(setup)

@@ -1,0 +1,181 @@
+"""Tables that say what the code says: `make docs-tables` writes them into the pages anew.
+
+In a page such a table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. NAME is a
+command (`gradshard open`), or one of `parameters`, `outputs` and `functions`, of template.yaml.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
+
+from gradshard.cli import main as gradshard
+
+DOCS: Final = Path(__file__).parent
+PAGES: Final = tuple(DOCS / name for name in ("commands.md", "settings.md"))
+
+_TABLE: Final = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+_WHERE: Final = ("--stack", "--local", "--port")
+_EVERYWHERE: Final = ("--debug", "--help")
+
+
+def filled(page: str) -> str:
+    """Return a page's text with its tables as they should be."""
+    return _TABLE.sub(lambda found: f"{found[1]}\n{table(found[2]).strip()}\n\n{found[3]}", page)
+
+
+def named(page: str) -> list[str]:
+    """Return the names of a page's tables."""
+    return [found[2] for found in _TABLE.finditer(page)]
+
+
+def table(name: str) -> str:
+    """Return one table.
+
+    Raises
+    ------
+    KeyError
+        There is no such command, or no such part of the template.
+    """
+    if name.startswith("gradshard "):
+        return "".join(_of_command(name, commands()[name]))
+    return "".join(
+        {"parameters": _of_parameters, "outputs": _of_outputs, "functions": _of_functions}[name]()
+    )
+
+
+def commands() -> dict[str, click.Command]:
+    """Return every command that does something, by its name."""
+    return dict(_commands("gradshard", gradshard))
+
+
+def _commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        for inner, member in command.commands.items():
+            yield from _commands(f"{name} {inner}", member)
+    else:
+        yield name, command
+
+
+def _of_command(name: str, command: click.Command) -> Iterator[str]:
+    context = click.Context(command, info_name=name, terminal_width=1000)
+    usage = " ".join([name, *command.collect_usage_pieces(context)])
+    yield f"```text\n{usage}\n```\n\n"
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    own = [o for o in options if not {*o.opts} & {*_WHERE, *_EVERYWHERE}]
+    connected = [o.opts[0] for o in options if o.opts[0] in _WHERE]
+    if own:
+        yield from _rows(
+            ("option", "", "default"),
+            ((_option(o), _text(o.help or ""), _default(o)) for o in own),
+        )
+        yield "\n"
+    if connected:
+        names = ", ".join(f"`{name}`" for name in connected)
+        yield f"Also {names}: [which application](#which-application).\n\n"
+
+
+def _option(option: click.Option) -> str:
+    names = ", ".join(f"`{name}`" for name in option.opts)
+    if option.is_flag:
+        return names
+    if isinstance(option.type, click.Choice):
+        value = " \\| ".join(f"`{choice}`" for choice in option.type.choices)
+        return f"{names} {value}"
+    value = option.make_metavar() if option.metavar is None else option.metavar
+    return f"{names} {_text(_PLAIN_METAVARS.get(value, value))}"
+
+
+_PLAIN_METAVARS: Final = {"INTEGER": "N", "INTEGER RANGE": "N", "FLOAT": "NUMBER", "TEXT": "NAME"}
+
+
+def _default(option: click.Option) -> str:
+    if option.required:
+        return "required"
+    if option.multiple or option.is_flag or option.default is None:
+        return ""
+    return f"`{option.default}`"
+
+
+def _template() -> dict[str, Any]:
+    document: dict[str, Any] = yaml_parse((DOCS.parent / "template.yaml").read_text())
+    return document
+
+
+def _of_parameters() -> Iterator[str]:
+    template = _template()
+    interface = template["Metadata"]["AWS::CloudFormation::Interface"]
+    rows = []
+    for group in interface["ParameterGroups"]:
+        for name in group["Parameters"]:
+            of = template["Parameters"][name]
+            default = f"`{of['Default']}`" if of["Default"] != "" else "empty"
+            rows.append((f"`{name}`", _text(of["Description"]), _bounds(of), default))
+    yield from _rows(("parameter", "", "values", "default"), rows)
+
+
+def _bounds(of: Mapping[str, Any]) -> str:
+    if "AllowedValues" in of:
+        return ", ".join(f"`{value}`" for value in of["AllowedValues"])
+    if "MinValue" in of:
+        return f"{of['MinValue']} to {of['MaxValue']}"
+    return _text(of["ConstraintDescription"].removeprefix("must be "))
+
+
+def _value(value: Any) -> str:
+    return f"`{value['Ref']}`" if isinstance(value, dict) else str(value)
+
+
+def _of_outputs() -> Iterator[str]:
+    outputs = _template()["Outputs"]
+    yield from _rows(
+        ("output", ""), ((f"`{name}`", _text(of["Description"])) for name, of in outputs.items())
+    )
+
+
+def _of_functions() -> Iterator[str]:
+    template = _template()
+    shared = template["Globals"]["Function"]["Environment"]["Variables"]
+    rows = []
+    for of in template["Resources"].values():
+        if of["Type"] != "AWS::Serverless::Function":
+            continue
+        properties = of["Properties"]
+        own = properties.get("Environment", {}).get("Variables", {})
+        rows.append(
+            (
+                f"`{Path(properties['CodeUri']).name}`",
+                _value(properties["MemorySize"]),
+                f"{properties['Timeout']} s",
+                ", ".join(f"`{name}`" for name in own),
+            )
+        )
+    yield from _rows(("function", "memory, MB", "timeout", "variables of its own"), rows)
+    yield "\n"
+    yield f"All functions have {', '.join(f'`{name}`' for name in shared)}.\n"
+
+
+def _rows(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(heads)} |\n".replace("  ", " ")
+    yield f"|{'---|' * len(heads)}\n"
+    for row in rows:
+        yield f"| {' | '.join(row)} |\n".replace("  ", " ")
+
+
+def _text(text: str) -> str:
+    """Return text for a table's cell."""
+    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
+
+
+def write() -> None:
+    """Write all tables anew."""
+    for page in PAGES:
+        text = page.read_text()
+        page.write_text(filled(text))
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,48 @@
+"""Files that take their name when they are whole."""
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from gradshard.wording import megabytes
+
+
+def check_target(path: Path) -> None:
+    """Check that a file can be written.
+
+    Raises
+    ------
+    OSError
+        It is a directory, or in none.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory; name a file to write to")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+
+
+def check_room(path: Path, nbytes: int) -> None:
+    """Check that the disk has room for so many bytes more, before the first is fetched or made.
+
+    Raises
+    ------
+    OSError
+        It has not.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if free < nbytes:
+        what = f"{megabytes(nbytes)} are needed on this disk, and {megabytes(free)} are free"
+        raise OSError(errno.ENOSPC, what, str(path))
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in what the system says of writing to it, such as that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise

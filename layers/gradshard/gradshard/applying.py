@@ -1,0 +1,133 @@
+"""Apply an averaged update to the model while it is written, a few elements at a time.
+
+A task that writes a shard of the averaged update reads the same shard of the model, and of the
+optimizer's state, takes the server optimizer's step, and writes those shards anew. The step starts
+from the update as it is written, rounded to its type: model and update alone say what the next
+model is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import numpy as np
+
+from gradshard import arithmetic
+from gradshard.aggregation import Source
+from gradshard.dtypes import DTYPES, DType
+from gradshard.errors import GradshardError
+from gradshard.layout import Layout, Span
+from gradshard.optimizers import ApplyTerms
+from gradshard.planning import clip
+
+STEP_ELEMENTS: Final = 32 * 1024
+"""Elements of a step: with all that it takes in float64 they stay in the processor's cache."""
+
+Write = Callable[[memoryview], None]
+
+
+class NonFiniteModelError(GradshardError):
+    """The step makes a NaN or an infinity of the element at byte ``position`` of the layout."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the model would not be finite at byte {position}")
+        self.position = position
+
+
+def state_layout(layout: Layout) -> Layout:
+    """Return the layout of an optimizer's state: the model's tensors, in their accumulators."""
+    return Layout.pack(
+        (tensor.name, _STATE_DTYPES[DTYPES[tensor.dtype].accumulator.name], tensor.shape)
+        for tensor in layout.tensors
+    )
+
+
+_STATE_DTYPES: Final = {"float32": "F32", "float64": "F64"}
+
+
+class Applier:
+    """Takes a shard of the averaged update as it is written, and writes model and state.
+
+    Parameters
+    ----------
+    terms
+        The optimizer.
+    number
+        t, of this step, from 1.
+    spans
+        The whole layout's spans.
+    start
+        Where the shard begins in the layout.
+    model
+        The model's bytes, from there on.
+    state
+        The state's, before this step; none at the first one.
+    write_model, write_state
+        Take the bytes after the step.
+    allow_nonfinite
+        Let NaN and infinities through.
+    """
+
+    def __init__(
+        self,
+        terms: ApplyTerms,
+        number: int,
+        spans: Sequence[Span],
+        start: int,
+        *,
+        model: Source,
+        state: Sequence[Source],
+        write_model: Write,
+        write_state: Sequence[Write],
+        allow_nonfinite: bool,
+    ) -> None:
+        self._terms, self._number = terms, number
+        self._spans, self._position = spans, start
+        self._model, self._state = model, state
+        self._write_model, self._write_state = write_model, write_state
+        self._allow_nonfinite = allow_nonfinite
+
+    def write(self, update: memoryview) -> None:
+        """Take the update's next bytes, of whole elements.
+
+        Raises
+        ------
+        NonFiniteModelError
+            The next model would not be finite, and that is not allowed.
+        """
+        with np.errstate(all="ignore"):
+            for dtype, elements in self._elements(update):
+                self._step(dtype, elements)
+
+    def _elements(self, update: memoryview) -> Iterator[tuple[DType, memoryview]]:
+        taken = 0
+        for span in list(clip(self._spans, self._position, self._position + len(update))):
+            dtype, left = DTYPES[span.dtype], span.end - span.start
+            while left:
+                nbytes = min(left, STEP_ELEMENTS * dtype.size)
+                yield dtype, update[taken : taken + nbytes]
+                self._position += nbytes
+                taken += nbytes
+                left -= nbytes
+
+    def _step(self, dtype: DType, update: memoryview) -> None:
+        average = arithmetic.widened(dtype, update)
+        model = arithmetic.widened(dtype, _read(self._model, len(update)))
+        state = [
+            np.frombuffer(_read(source, average.nbytes), dtype.accumulator)
+            for source in self._state
+        ] or [np.zeros_like(average) for _ in self._terms.state]
+        model, state = self._terms.step(self._number, model, average, state)
+        for write, values in zip(self._write_state, state, strict=True):
+            write(arithmetic.bytes_of(values))
+        finished = arithmetic.finish(dtype, model, np.empty_like(model))
+        if not self._allow_nonfinite:
+            first = arithmetic.first_nonfinite(dtype, np.frombuffer(finished, dtype.storage))
+            if first is not None:
+                raise NonFiniteModelError(self._position + first * dtype.size)
+        self._write_model(finished)
+
+
+def _read(source: Source, nbytes: int) -> memoryview:
+    buffer = memoryview(bytearray(nbytes))
+    source.read_into(buffer)
+    return buffer

@@ -1,0 +1,100 @@
+"""The policies of docs/deploying.md suffice, and no more: the local engine evaluates IAM."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+from botocore.exceptions import ClientError
+
+from gradshard import Federation, GradshardError
+from gradshard.local import REGION, Engine
+from tests.docs.pages import ROOT
+
+pytestmark = pytest.mark.e2e
+
+PAGE = (ROOT / "docs" / "deploying.md").read_text()
+ACCOUNT = "000000000000"
+SECONDS = 120
+UPDATE = {"w": np.ones(4, np.float32)}
+
+Become = Callable[..., None]
+
+
+def policy(name: str, **given: str) -> dict[str, Any]:
+    """Read one of the page's policies, with what it leaves open."""
+    [text] = re.findall(rf"<!-- policy: {name} -->\n```json\n(.*?)```", PAGE, re.DOTALL)
+    for word, value in given.items():
+        assert word in text
+        text = text.replace(word, value)
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
+@pytest.fixture
+def become(engine: Engine, outputs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Become:
+    """Take a role that has a policy; what it may not do fails from then on."""
+    machine = outputs["RoundStateMachineArn"]
+
+    def become(document: dict[str, Any]) -> None:
+        iam = boto3.client("iam")
+        name = f"docs-{abs(hash(json.dumps(document)))}"
+        trust = {
+            "Version": "2012-10-17",
+            "Statement": [
+                {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
+            ],
+        }
+        role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))["Role"]
+        iam.put_role_policy(RoleName=name, PolicyName="docs", PolicyDocument=json.dumps(document))
+        taken = boto3.client("sts").assume_role(RoleArn=role["Arn"], RoleSessionName="docs")
+        credentials = taken["Credentials"]
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", credentials["AccessKeyId"])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", credentials["SecretAccessKey"])
+        monkeypatch.setenv("AWS_SESSION_TOKEN", credentials["SessionToken"])
+
+    assert ACCOUNT in machine
+    return become
+
+
+def coordinator(outputs: dict[str, str]) -> dict[str, Any]:
+    return policy(
+        "coordinator",
+        REGION=REGION,
+        ACCOUNT=ACCOUNT,
+        STATE_MACHINE=outputs["RoundStateMachineArn"].rpartition(":")[2],
+        BUCKET=outputs["BucketName"],
+    )
+
+
+def test_the_coordinators_policy_opens_and_follows_rounds(
+    outputs: dict[str, str], become: Become
+) -> None:
+    everyone = Federation()
+    assert everyone.bucket  # with the credentials of now
+    become(coordinator(outputs))
+    federation = Federation()
+    round_ = federation.open_round("policy-open", ["a"], deadline=600)
+    assert round_.status()["missing"] == ["a"]
+    with pytest.raises(GradshardError, match="AccessDenied"):
+        round_.submit("a", UPDATE, samples=1)
+    everyone.round("policy-open").submit("a", UPDATE, samples=1)
+    assert round_.wait(SECONDS)["status"] == "completed"
+    assert list(round_.fetch()) == ["w"]
+
+
+def test_every_statement_of_the_coordinators_policy_is_needed(
+    outputs: dict[str, str], become: Become
+) -> None:
+    whole = coordinator(outputs)
+    for number, statement in enumerate(whole["Statement"]):
+        if statement["Action"] == "s3:ListBucket":
+            continue  # no request by itself: it makes a 404 of a 403
+        less = {**whole, "Statement": [s for s in whole["Statement"] if s is not statement]}
+        become(less)
+        federation = Federation()
+        with pytest.raises((GradshardError, ClientError), match="AccessDenied"):
+            federation.open_round(f"policy-less-{number}", ["a"], deadline=600).status()

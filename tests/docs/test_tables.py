@@ -1,0 +1,70 @@
+"""What pages list of commands, settings and terms is what there is."""
+
+import inspect
+import re
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+from docs import tables
+
+from gradshard import Federation, spec
+from gradshard.spec import RoundSpec
+from tests.docs.pages import ROOT
+
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+FORMATS = (ROOT / "docs" / "formats.md").read_text()
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.stem)
+def test_tables_are_as_the_code_has_them(page: Path) -> None:
+    text = page.read_text()
+    assert tables.filled(text) == text, f"`make docs-tables` writes {page.name} anew"
+
+
+def test_a_table_that_is_older_than_the_code_is_seen() -> None:
+    page = "<!-- table: gradshard fetch -->\nold\n<!-- end of table -->\n"
+    assert "| `-o`, `--output` FILE |" in tables.filled(page)
+
+
+def test_every_command_is_described_under_its_name() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text()
+    assert sorted(tables.named(text)) == sorted(tables.commands())
+    headings = re.findall(r"^##+ (gradshard .+)$", text, re.MULTILINE)
+    assert set(headings) >= set(tables.commands())
+
+
+def test_every_variable_that_is_read_is_described() -> None:
+    code = [*(ROOT / "layers").rglob("*.py"), *(ROOT / "functions").rglob("*.py")]
+    pattern = r"environ(?:\.get)?[\[(]\"(\w+)\""
+    read = {name for path in code for name in re.findall(pattern, path.read_text())}
+    set_ = set(re.findall(r"^ {8,10}([A-Z][A-Z_]+): ", TEMPLATE_VARIABLES, re.MULTILINE))
+    assert read >= {"GRADSHARD_BUCKET", "XDG_CACHE_HOME"}
+    assert set_ >= {"GRADSHARD_BUCKET", "OPENBLAS_NUM_THREADS", "GRADSHARD_SCHEDULE_GROUP"}
+    described = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", SETTINGS))
+    assert read | set_ <= described | {"PATH"}
+    # And nothing that is gone.
+    ours = {name for name in described if name.startswith("GRADSHARD_")}
+    assert ours <= read | set_
+
+
+TEMPLATE_VARIABLES = "\n".join(
+    re.findall(
+        r"^ +Variables:\n((?: {8,}.+\n)+)", (ROOT / "template.yaml").read_text(), re.MULTILINE
+    )
+)
+
+
+def test_the_terms_of_a_round_are_those_of_the_page() -> None:
+    section = FORMATS.partition("## Opening a round\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (.+?) \|$", section, re.MULTILINE)
+    stated = dict(rows)
+    known = {field.name: field.default for field in fields(RoundSpec)}
+    assert stated.keys() == known.keys() == spec._FIELDS
+    arguments = inspect.signature(Federation.open_round).parameters.keys()
+    assert known.keys() <= arguments
+    for name, default in known.items():
+        if default not in (None, MISSING):
+            text = str(default).lower() if isinstance(default, bool) else str(default)
+            assert stated[name].strip("`") == text, name
+        assert (default is MISSING) == (stated[name] == "required"), name

@@ -1,0 +1,45 @@
+"""docs/clients.md's lines on PyTorch, as they stand: `make test-torch`."""
+
+from typing import Any
+
+import pytest
+
+from gradshard.layout import encode_header
+from gradshard.tensors import Array, pack, unpack
+from tests.docs.pages import ROOT, blocks
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: `make test-torch`")
+
+
+class OneClientsRound:
+    """A round of a single client, whose average is its update; no engine is in this environment."""
+
+    def submit(self, client: str, update: dict[str, Any], samples: int) -> None:
+        layout, views = pack(update)
+        self._sent = bytearray(encode_header(layout, {}) + b"".join(views))
+
+    def wait(self) -> None:
+        assert self._sent
+
+    def fetch(self) -> dict[str, Array]:
+        return unpack(self._sent)
+
+
+def test_a_model_goes_on_from_the_average() -> None:
+    [block] = [b for b in blocks(ROOT / "docs" / "clients.md") if b.run_by == "make test-torch"]
+    model = torch.nn.Linear(4, 3)
+    trained: dict[str, Any] = {}
+
+    def train(model: Any) -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+        trained.update({name: t.clone() for name, t in model.state_dict().items()})
+        assert not torch.equal(trained["bias"], before_training["bias"])
+
+    before_training = {name: t.clone() for name, t in model.state_dict().items()}
+    names = {"model": model, "train": train, "round_": OneClientsRound()}
+    exec(block.text, names)
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(tensor, trained[name])
+        assert not torch.equal(tensor, before_training[name])

@@ -1,0 +1,48 @@
+"""Which of the objects that clients send are looked at."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradshard.keys import RoundKeys
+from gradshard.rounds import arrivals, services
+from gradshard.rounds.arrivals import Update
+from gradshard.rounds.collect_update import collect_update
+from tests import reference
+from tests.unit.fakes import MemoryStore
+
+KEYS = RoundKeys("r")
+
+
+def growing(body: bytes) -> MemoryStore:
+    """Return a bucket where a client has begun an update and not ended it."""
+    store = MemoryStore()
+    store.put_bytes(KEYS.progress("a"), body)
+    return store
+
+
+GOOD = reference.encode({"w": np.ones(1, "f4")}, {"num_samples": "1"})
+
+
+@pytest.mark.parametrize("body", [GOOD, b"junk"])
+def test_what_has_come_of_an_update_counts_for_nothing_where_whole_updates_do(body: bytes) -> None:
+    assert arrivals.check_update(growing(body), KEYS, "a", partial=False) is None
+    assert arrivals.check_updates(growing(body), KEYS, ["a"], partial=False) == [None]
+
+
+def test_what_has_come_of_an_update_counts_by_a_rule_for_partial_ones() -> None:
+    found = arrivals.check_update(growing(GOOD), KEYS, "a", partial=True)
+    assert isinstance(found, Update)
+    assert found.source.key == KEYS.progress("a")
+
+
+def test_an_update_that_is_gone_again_is_not_refused_for_what_came_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(services, "resume", lambda *_: True)
+    store = growing(b"junk")
+    terms: dict[str, Any] = {"clients": ["a", "b"]}
+    store.put_json(KEYS.spec, {"spec": terms})
+    assert collect_update(store, KEYS.update("a"), "gone")["status"] == "accepted"
+    assert store.get_json(KEYS.rejection("a")) is None
