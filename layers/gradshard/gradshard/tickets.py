@@ -123,8 +123,8 @@ class Ticket:
     parts
         What an update goes up with that may be too large for one PUT.
     layout
-        What the update's tensors must be (:meth:`gradshard.layout.Layout.to_json`), if that is
-        known: the ticket is not to be used up by an update that would be refused.
+        What the update's tensors must be, as a round's terms have it, if that is known: the ticket
+        is not to be used up by an update that would be refused.
     model
         Of a round that is applied, the model to train: ``url`` for a GET, ``etag`` and ``nbytes``.
     uploaded_url
