@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
@@ -186,6 +187,19 @@ def port_option(command: Command) -> Command:
         show_default=True,
         help="The local engine's port.",
     )(command)
+
+
+def output_option(what: str) -> Callable[[Command], Command]:
+    """Add ``-o``, the file to write, given as ``file``."""
+    return click.option(
+        "-o",
+        "--output",
+        "file",
+        type=click.Path(path_type=Path),
+        required=True,
+        metavar="FILE",
+        help=what,
+    )
 
 
 def json_option(command: Command) -> Command:

@@ -6,7 +6,13 @@ from typing import Final
 import click
 
 from gradshard import convert as converting
-from gradshard.cli.common import debuggable, json_option, print_json, progress_bar
+from gradshard.cli.common import (
+    debuggable,
+    json_option,
+    output_option,
+    print_json,
+    progress_bar,
+)
 from gradshard.wording import counted, megabytes, plain
 
 SHOWN: Final = 20
@@ -15,34 +21,24 @@ SHOWN: Final = 20
 
 @click.command()
 @click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    "target",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="The .safetensors file to write.",
-)
+@output_option("The .safetensors file to write.")
 @click.option("--samples", type=int, metavar="N", help="Put num_samples into the metadata.")
 @click.option(
     "--key", metavar="NAME", help="Under which a checkpoint has the state_dict, if that is unclear."
 )
 @json_option
 @debuggable
-def convert(
-    source: Path, target: Path, samples: int | None, key: str | None, as_json: bool
-) -> None:
+def convert(source: Path, file: Path, samples: int | None, key: str | None, as_json: bool) -> None:
     """Write the tensors of an .npz or a torch checkpoint as a .safetensors file.
 
     Says what it left out. Objects in the file are never unpickled.
     """
     with progress_bar(f"converting {source.name}") as tell:
-        done = converting.convert(source, target, samples=samples, key=key, progress=tell)
+        done = converting.convert(source, file, samples=samples, key=key, progress=tell)
     if as_json:
         print_json(
             {
-                "file": str(target),
+                "file": str(file),
                 "nbytes": done.nbytes,
                 "tensors": len(done.layout.tensors),
                 "num_samples": samples,
@@ -51,7 +47,7 @@ def convert(
         )
         return
     tensors = counted(len(done.layout.tensors), "tensor")
-    click.echo(f"wrote {plain(target)} ({tensors}, {megabytes(done.nbytes)})")
+    click.echo(f"wrote {plain(file)} ({tensors}, {megabytes(done.nbytes)})")
     for entry in done.left_out[:SHOWN]:
         click.echo(f"left out {plain(entry.name)}: {plain(entry.reason)}")
     if len(done.left_out) > SHOWN:

@@ -11,6 +11,7 @@ from gradshard.cli.common import (
     cell,
     connected,
     json_option,
+    output_option,
     print_json,
     progress_bar,
 )
@@ -71,15 +72,7 @@ def show(federation: Federation, name: str, as_json: bool) -> None:
 
 
 @model.command()
-@click.option(
-    "-o",
-    "--output",
-    "file",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="Where to write the model.",
-)
+@output_option("Where to write the model.")
 @click.option("--version", "number", type=int, metavar="N", help="Which; else the current one.")
 @name_option
 @ticket_option

@@ -13,6 +13,7 @@ from gradshard.cli.common import (
     aggregation_options,
     connected,
     json_option,
+    output_option,
     print_json,
     progress_bar,
     waiting,
@@ -160,15 +161,7 @@ def submit(
 
 @click.command()
 @click.argument("name", metavar="[ROUND]", required=False)
-@click.option(
-    "-o",
-    "--output",
-    "file",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="Where to write the averaged update.",
-)
+@output_option("Where to write the averaged update.")
 @ticket_option
 @connected
 def fetch(federation: Federation, name: str | None, file: Path, ticket: Path | None) -> None:

@@ -80,6 +80,7 @@ def facts_of(
         "expected": clients if isinstance(clients, int) else len(clients),
         "min_clients": status["spec"].get("min_clients", 1),
         "updates_of": status["spec"].get("updates_of"),
+        "model": manifest.get("model"),
         **_terms(status["spec"], plan),
         "shards": plan.get("shards"),
         "groups": [

@@ -168,6 +168,9 @@ def _terms(facts: Facts) -> Markup:
     rows += [(n.replace("_", " "), _moment(facts[n])) for n in times if facts[n] is not None]
     if facts["updates_of"]:
         rows.append(("updates of", tag("span", "round ", named(facts["updates_of"]))))
+    if model := facts["model"]:
+        made = f"version {model['version']} of {model['model']}, by {model['optimizer']['optimizer']}"
+        rows.append(("model", named(made)))
     rows += [("note", named(note)) for note in facts["notes"]]
     return facts_table("Terms and times", rows)
 
