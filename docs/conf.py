@@ -45,8 +45,8 @@ autodoc_mock_imports = ["flwr", "torch"]
 nitpick_ignore_regex = [
     ("py:(class|obj|data)", r"(?!gradshard\.).*"),
     (
-        "py:class",
-        r"gradshard\.(keys|layers|layout|optimizers|plan|salf|spec|stack|status|store|tickets|torch|uploads)\..*",
+        "py:(class|meth)",
+        r"gradshard\.(keys|layers|layout|optimizers|plan|salf|spec|stack|status|store|ticketparts|tickets|torch|uploads)\..*",
     ),
 ]
 napoleon_google_docstring = False
