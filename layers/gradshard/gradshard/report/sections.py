@@ -169,7 +169,8 @@ def _terms(facts: Facts) -> Markup:
     if facts["updates_of"]:
         rows.append(("updates of", tag("span", "round ", named(facts["updates_of"]))))
     if model := facts["model"]:
-        made = f"version {model['version']} of {model['model']}, by {model['optimizer']['optimizer']}"
+        optimizer = model["optimizer"]["optimizer"]
+        made = f"version {model['version']} of {model['model']}, by {optimizer}"
         rows.append(("model", named(made)))
     rows += [("note", named(note)) for note in facts["notes"]]
     return facts_table("Terms and times", rows)
