@@ -117,7 +117,7 @@ def test_a_deadline_that_fails_is_kept_and_can_be_delivered_by_hand(
     deployed.s3.put_object(**place, Body=b"{")
     [message] = until(lambda: undelivered(deployed, "unwoken"))
     assert message["requestPayload"] == {"round": "unwoken", "deadline": True}
-    assert message["responsePayload"]["errorType"] == "JSONDecodeError"
+    assert message["responsePayload"]["errorType"] == "BrokenObjectError"
     assert round_.status()["state"] == "awaiting"
     # As docs/operations.md has it: mend what was wrong, then say again what is in the queue.
     deployed.s3.put_object(**place, Body=token)
