@@ -1,4 +1,4 @@
-"""docs/clients.md's lines on PyTorch, as they stand: `make test-torch`."""
+"""The pages' lines on PyTorch, as they stand: `make test-torch`."""
 
 from typing import Any
 
@@ -11,12 +11,17 @@ from tests.docs.pages import ROOT, blocks
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: `make test-torch`")
 
 
+def written(tensors: dict[str, Any]) -> bytearray:
+    """Return tensors as a safetensors object holds them."""
+    layout, views = pack(tensors)
+    return bytearray(encode_header(layout, {}) + b"".join(views))
+
+
 class OneClientsRound:
     """A round of a single client, whose average is its update; no engine is in this environment."""
 
     def submit(self, client: str, update: dict[str, Any], samples: int) -> None:
-        layout, views = pack(update)
-        self._sent = bytearray(encode_header(layout, {}) + b"".join(views))
+        self._sent = written(update)
 
     def wait(self) -> None:
         assert self._sent
@@ -43,3 +48,35 @@ def test_a_model_goes_on_from_the_average() -> None:
     for name, tensor in model.state_dict().items():
         assert torch.allclose(tensor, trained[name])
         assert not torch.equal(tensor, before_training[name])
+
+
+class OneClientsFederation(OneClientsRound):
+    """A federation of a single client, its model and its only round."""
+
+    def model(self) -> "OneClientsFederation":
+        return self
+
+    def put(self, model: dict[str, Any]) -> None:
+        self._model = written(model)
+
+    def open_round(self, name: str, clients: list[str], apply: str) -> "OneClientsFederation":
+        assert apply == "fedavg"
+        return self
+
+    def fetch_model(self) -> dict[str, Array]:
+        return unpack(self._model)
+
+
+def test_the_federations_model_is_loaded_trained_and_submitted() -> None:
+    [block] = [b for b in blocks(ROOT / "docs" / "models.md") if b.run_by == "make test-torch"]
+    net, federation = torch.nn.Linear(4, 3), OneClientsFederation()
+
+    def train(model: Any) -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+
+    exec(block.text, {"net": net, "train": train, "federation": federation})
+    model, change = federation.fetch_model(), federation.fetch()
+    for name, tensor in net.state_dict().items():
+        assert torch.allclose(tensor, torch.from_numpy(model[name] + change[name])), name
