@@ -238,27 +238,32 @@ def applied(federation: Federation, deployed: Deployed) -> None:
         deployed.s3.create_multipart_upload(Bucket=deployed.bucket, Key=made)
         deployed.s3.put_object(Bucket=deployed.bucket, Key=made, Body=b"")
         round_.submit("a", update(1), samples=1)
-        if name != "iam-next-given-up":
-            tensors = update(2)
-            tensors["w"][7] = np.nan if bad else 1
-            round_.submit("b", tensors, samples=1)
+        tensors = update(2)
+        tensors["w"][7] = np.nan if bad else 1
+        round_.submit("b", tensors, samples=1)
         return round_
 
+    def forget_current() -> None:
+        """As if nobody had noted which version is current."""
+        deployed.s3.delete_object(Bucket=deployed.bucket, Key=ModelKeys("iam").current)
+
     begin("iam-next-1", bad=True).wait(SECONDS)
-    # As if nobody had noted which version is current.
-    deployed.s3.delete_object(Bucket=deployed.bucket, Key=ModelKeys("iam").current)
+    forget_current()
     begin("iam-next-2").wait(SECONDS)
     aborted = {"round": "iam-next-2", "error": "Timeout", "cause": "too late"}
     assert deployed.call("abort_round", aborted) == {"status": "completed"}
     with pytest.raises(RoundFailed, match="min_clients is 2"):
         begin("iam-next-failed", bad=True, min_clients=2).wait(SECONDS)
     round_ = begin("iam-next-given-up")
+    round_.wait(SECONDS)
+    # As if it had been given up between its version's reservation and the manifest.
+    forget_current()
     manifest = {"round": round_.id, "status": "failed", "error": "Stopped", "cause": "by hand"}
     deployed.s3.put_object(
         Bucket=deployed.bucket, Key=round_.keys.manifest, Body=json.dumps(manifest).encode()
     )
-    deployed.call("collect_update", {"round": round_.id, "deadline": True})
-    assert deployed.ended(round_.id)["status"] == "FAILED"
+    with pytest.raises(AssertionError, match="was given up: by hand"):
+        deployed.call("finalize_round", {"round": round_.id})
     assert [version.round_id for version in model.history()] == [None, "iam-next-1", "iam-next-2"]
     made = [key for key in deployed.keys("models/iam/rounds/") if "failed" in key or "given" in key]
     assert made == []
