@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradshard.keys import RoundKeys
+from gradshard.keys import ModelKeys, RoundKeys
+from gradshard.rounds import models
+from gradshard.rounds.models import Version
 from gradshard.store import Store
 from tests import reference
-from tests.integration.by_hand import Update, small
+from tests.integration.by_hand import Update, put_model, small
 
 ROOT = Path(__file__).parents[2]
 FUNCTIONS = sorted(folder.name for folder in (ROOT / "functions").iterdir())
@@ -29,8 +31,10 @@ DELIVERIES = 3
 COUNTER = itertools.count()
 CLIENTS = ["a", "b", "c", "d"]
 SAMPLES = [5, 1, 900, 17]
+MODEL: Update = small(99)
 UPDATES: list[Update] = [small(seed) for seed in range(4)]
 TREE: dict[str, Any] = {"topology": "lambda_fl"}
+APPLIED: dict[str, Any] = {"shards": 1, "apply": {"optimizer": "fedadam", "learning_rate": 0.5}}
 EAGER: dict[str, Any] = {"topology": "lambda_fl", "eager": True, "weights": "counts"}
 
 Call = Callable[[str, dict[str, Any]], dict[str, Any]]
@@ -138,6 +142,13 @@ class Machine:
         self.name = f"machine-{next(COUNTER)}"
         self.keys = RoundKeys(self.name)
         self.sent: dict[str, str] = {}
+        self.before: Version | None = None
+        if apply := self.terms.get("apply"):
+            self.terms = {**self.terms, "apply": {"model": self.name, **apply}}
+            name = self.terms["apply"]["model"]
+            if models.current(self.store, name) is None:
+                put_model(self.store, name, MODEL)
+            self.before = models.current(self.store, name)
 
     # ------------------------------------------------------------------------------ the round
 
@@ -246,6 +257,7 @@ class Machine:
         else:
             assert manifest["cause"]
             assert result is None
+        self.check_model(has_next=manifest["status"] == "completed")
         for client in self.sent:
             stored = self.store.get_bytes(self.keys.update(client))
             assert stored is not None
@@ -261,7 +273,32 @@ class Machine:
             return
         repeated = Machine(again, self.store, terms, self.clients, self.updates, self.samples)
         assert repeated.run()["status"] == "completed"
+        repeated.check_model(has_next=True)
         repeated.check_result(self.store.get_bytes(repeated.keys.result) or b"")
+
+    def check_model(self, *, has_next: bool) -> None:
+        """Check that the model has a next version, or that nothing of one is there."""
+        if self.before is None:
+            return
+        name = self.before.model
+        now = models.current(self.store, name)
+        assert now is not None
+        assert now.number == self.before.number + has_next
+        listed = self.store._s3.list_multipart_uploads(
+            Bucket=self.store.bucket, Prefix=f"models/{name}/"
+        )
+        assert listed.get("Uploads", []) == []
+        made = list(self.store.list_objects(ModelKeys(name).made_by(self.name)))
+        assert len(made) == (3 if has_next else 0)
+        if has_next and now.steps == 1:
+            average = reference.average(self.updates, self.samples)
+            settings = dict(now.optimizer or {})
+            expected, _ = reference.step("fedadam", settings, 1, MODEL, average, {})
+            blob = self.store.get_bytes(now.tensors.source.key)
+            found = reference.decode(blob or b"")
+            assert {n: t.tobytes() for n, t in found.items()} == {
+                n: t.tobytes() for n, t in expected.items()
+            }
 
     def check_result(self, blob: bytes) -> None:
         tree = [2, 2] if self.terms.get("topology") == "lambda_fl" else []

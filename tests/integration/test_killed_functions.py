@@ -15,11 +15,11 @@ import pytest
 from gradshard.local import Engine
 from gradshard.store import Store
 from tests.integration.forks import Lane, lane
-from tests.integration.machine import EAGER, FUNCTIONS, TREE, FunctionError, Machine
+from tests.integration.machine import APPLIED, EAGER, FUNCTIONS, TREE, FunctionError, Machine
 from tests.integration.proxy import Fault, Proxy, spoiling
 
 KILLS = int(os.environ.get("GRADSHARD_TEST_KILLS", "24"))
-TERMS = [{}, TREE, EAGER]
+TERMS = [{}, TREE, EAGER, APPLIED]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,8 @@ def test_functions_killed_at_random_moments(lanes: list[Lane], proxy: Proxy, sto
         terms = dict(TERMS[seed // len(FUNCTIONS) % len(TERMS)])
         machine = Machine(killer, store, terms)
         if killer.function == "abort_round":  # which takes a round that fails
-            machine.terms = terms = {"min_clients": 4}
+            terms = {name: term for name, term in machine.terms.items() if name == "apply"}
+            machine.terms = terms | {"min_clients": 4}
             machine.lost = {"d"}
         manifest = machine.run()
         machine.check(manifest, lanes[2])
@@ -102,7 +103,7 @@ def test_functions_killed_at_random_moments(lanes: list[Lane], proxy: Proxy, sto
     assert outcomes["killed"] > KILLS / 3
 
 
-@pytest.mark.parametrize("terms", TERMS, ids=["shards", "tree", "eager"])
+@pytest.mark.parametrize("terms", TERMS, ids=["shards", "tree", "eager", "applied"])
 def test_every_function_twice_at_once(
     lanes: list[Lane], store: Store, terms: dict[str, Any]
 ) -> None:

@@ -15,7 +15,7 @@ from gradshard import streams
 from gradshard import wire as wires
 from gradshard.local import Engine
 from gradshard.store import Store
-from tests.integration.machine import EAGER, TREE, Call, Machine, in_this_process
+from tests.integration.machine import APPLIED, EAGER, TREE, Call, Machine, in_this_process
 from tests.integration.proxy import Fault, Proxy, spoiling
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
@@ -82,7 +82,10 @@ def go(machine: Machine, unspoiled: Call) -> dict[str, Any]:
     return manifest
 
 
-@pytest.fixture(scope="module", params=[{}, TREE, EAGER], ids=["shards", "tree", "eager"])
+KINDS_OF_ROUNDS = {"shards": {}, "tree": TREE, "eager": EAGER, "applied": APPLIED}
+
+
+@pytest.fixture(scope="module", params=KINDS_OF_ROUNDS.values(), ids=KINDS_OF_ROUNDS)
 def counted(
     request: pytest.FixtureRequest, spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store
 ) -> tuple[dict[str, Any], int]:
@@ -112,7 +115,7 @@ def test_one_fault_at_any_request_changes_nothing(
     print(f"{kind}: {len(moments)} rounds of {count} requests")
 
 
-@pytest.mark.parametrize("terms", [{}, TREE, EAGER], ids=["shards", "tree", "eager"])
+@pytest.mark.parametrize("terms", KINDS_OF_ROUNDS.values(), ids=KINDS_OF_ROUNDS)
 def test_a_tenth_of_all_requests_throttled(
     spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store, terms: dict[str, Any]
 ) -> None:

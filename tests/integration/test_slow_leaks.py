@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from gradshard.store import Store
-from tests.integration.machine import EAGER, TREE, Machine, in_this_process
+from tests.integration.machine import APPLIED, EAGER, TREE, Machine, in_this_process
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
 ROUNDS = int(os.environ.get("GRADSHARD_TEST_ROUNDS", "30"))
-TERMS = [{}, TREE, EAGER]
+TERMS = [{}, TREE, EAGER, APPLIED]
 WARM_UP = 6
 """Rounds after which everything has been imported and connected."""
 
