@@ -82,10 +82,10 @@ def go(machine: Machine, unspoiled: Call) -> dict[str, Any]:
     return manifest
 
 
-KINDS_OF_ROUNDS = {"shards": {}, "tree": TREE, "eager": EAGER, "applied": APPLIED}
+KINDS_OF_ROUNDS: dict[str, dict[str, Any]] = {"shards": {}, "tree": TREE, "eager": EAGER, "applied": APPLIED}
 
 
-@pytest.fixture(scope="module", params=KINDS_OF_ROUNDS.values(), ids=KINDS_OF_ROUNDS)
+@pytest.fixture(scope="module", params=KINDS_OF_ROUNDS.values(), ids=[*KINDS_OF_ROUNDS])
 def counted(
     request: pytest.FixtureRequest, spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store
 ) -> tuple[dict[str, Any], int]:
@@ -115,7 +115,7 @@ def test_one_fault_at_any_request_changes_nothing(
     print(f"{kind}: {len(moments)} rounds of {count} requests")
 
 
-@pytest.mark.parametrize("terms", KINDS_OF_ROUNDS.values(), ids=KINDS_OF_ROUNDS)
+@pytest.mark.parametrize("terms", KINDS_OF_ROUNDS.values(), ids=[*KINDS_OF_ROUNDS])
 def test_a_tenth_of_all_requests_throttled(
     spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store, terms: dict[str, Any]
 ) -> None:
