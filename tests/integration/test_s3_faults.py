@@ -82,7 +82,12 @@ def go(machine: Machine, unspoiled: Call) -> dict[str, Any]:
     return manifest
 
 
-KINDS_OF_ROUNDS: dict[str, dict[str, Any]] = {"shards": {}, "tree": TREE, "eager": EAGER, "applied": APPLIED}
+KINDS_OF_ROUNDS: dict[str, dict[str, Any]] = {
+    "shards": {},
+    "tree": TREE,
+    "eager": EAGER,
+    "applied": APPLIED,
+}
 
 
 @pytest.fixture(scope="module", params=KINDS_OF_ROUNDS.values(), ids=[*KINDS_OF_ROUNDS])
