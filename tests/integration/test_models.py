@@ -261,6 +261,12 @@ def test_a_model_that_would_not_be_finite_fails_the_round(
     abort_round(store, round_.name, error="PlanError", cause="…")
     assert no_open_uploads(round_)
     assert current(store, "wild").number == 1
+    # Its square would, and the element would never move again.
+    round_ = open_round(clients=1, apply=apply("wild", "fedadagrad"))
+    round_.submit("a", update)
+    round_.plan()
+    with pytest.raises(PlanError, match=r"element 39999 .* the optimizer's state there"):
+        round_.aggregate()
 
 
 def test_no_such_model(open_round: Callable[..., Round], store: Store) -> None:

@@ -26,7 +26,7 @@ Write = Callable[[memoryview], None]
 
 
 class NonFiniteModelError(GradshardError):
-    """The step makes a NaN or an infinity of the element at byte ``position`` of the layout."""
+    """The step makes a NaN or an infinity of model or state at byte ``position`` of the layout."""
 
     def __init__(self, position: int) -> None:
         super().__init__(f"the model would not be finite at byte {position}")
@@ -42,6 +42,7 @@ def state_layout(layout: Layout) -> Layout:
 
 
 _STATE_DTYPES: Final = {"float32": "F32", "float64": "F64"}
+_FLOAT: Final = DTYPES["F64"]
 
 
 class Applier:
@@ -92,7 +93,7 @@ class Applier:
         Raises
         ------
         NonFiniteModelError
-            The next model would not be finite, and that is not allowed.
+            The next model, or the state, would not be finite, and that is not allowed.
         """
         with np.errstate(all="ignore"):
             for dtype, elements in self._elements(update):
@@ -117,13 +118,18 @@ class Applier:
             for source in self._state
         ] or [np.zeros_like(average) for _ in self._terms.state]
         model, state = self._terms.step(self._number, model, average, state)
-        for write, values in zip(self._write_state, state, strict=True):
-            write(arithmetic.bytes_of(values))
         finished = arithmetic.finish(dtype, model, np.empty_like(model))
         if not self._allow_nonfinite:
-            first = arithmetic.first_nonfinite(dtype, np.frombuffer(finished, dtype.storage))
-            if first is not None:
-                raise NonFiniteModelError(self._position + first * dtype.size)
+            firsts = [
+                arithmetic.first_nonfinite(dtype, np.frombuffer(finished, dtype.storage)),
+                # A square that overflows would freeze its element for good.
+                *(arithmetic.first_nonfinite(_FLOAT, values) for values in state),
+            ]
+            found = [first for first in firsts if first is not None]
+            if found:
+                raise NonFiniteModelError(self._position + min(found) * dtype.size)
+        for write, values in zip(self._write_state, state, strict=True):
+            write(arithmetic.bytes_of(values))
         self._write_model(finished)
 
 

@@ -217,8 +217,8 @@ class _Worker:
                 raise PlanError(
                     f"{new.terms.optimizer} with learning_rate "
                     f"{new.terms.settings['learning_rate']:g} would make a NaN or an infinity of "
-                    f"element {element} of the model's tensor {tensor!r}; open a round with a "
-                    "lower one"
+                    f"element {element} of the model's tensor {tensor!r}, or of the optimizer's "
+                    "state there; open a round with a lower one, or leave out who sent it"
                 ) from None
 
     @contextlib.contextmanager

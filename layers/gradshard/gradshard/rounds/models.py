@@ -10,15 +10,19 @@ rounds that began from one version cannot both reserve the next.
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from gradshard.errors import ModelNotFoundError, ModelStateError
 from gradshard.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard.layout import PREFIX_BYTES, Layout, parse_header
 from gradshard.rounds import COMPLETED, FAILED
 from gradshard.store import Store
+
+READERS: Final = 16
+"""Records read at once."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,9 @@ def history(store: Store, name: str) -> list[Version]:
         There is no such model.
     """
     newest = read_current(store, name)
-    records = (store.get_json(entry.key) for entry in store.list_objects(ModelKeys(name).versions))
+    keys = [entry.key for entry in store.list_objects(ModelKeys(name).versions)]
+    with ThreadPoolExecutor(READERS) as pool:
+        records = list(pool.map(store.get_json, keys))
     # A reservation of a round that goes on, or failed, is the last one.
     return [Version.from_json(r) for r in records if r and r["version"] <= newest.number]
 
