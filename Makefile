@@ -90,11 +90,12 @@ test-browser: docs ## Look at the page of `gradshard report`, and at the site, i
 		.venv-browser/bin/python -m pytest -q -p no:cacheprovider tests/browser
 
 # Not into .venv: sam wants requests 2.32, Flower 2.33.
-FLOWER_PYTHON := $(PYTHON)
+# Not FLOWER_PYTHON, by which the benchmarks are told of a Python that has it.
+FLOWER_BASE_PYTHON := $(PYTHON)
 FLOWER := flwr[simulation]
 
 test-flower: setup ## Run the tests that need Flower, in an environment of their own, with a local engine
-	$(FLOWER_PYTHON) -m venv .venv-flower
+	$(FLOWER_BASE_PYTHON) -m venv .venv-flower
 	.venv-flower/bin/pip install --quiet --disable-pip-version-check '$(FLOWER)' . $(TEST_PACKAGES)
 	.venv-flower/bin/python -c 'import flwr; print("Flower", flwr.__version__)'
 	$(BIN)/python -m tests.flower .venv-flower/bin/python
