@@ -107,7 +107,7 @@ def test_marks_belong_to_the_block_that_follows() -> None:
         ("aws s3api head-object --bucket b", "--key is missing"),
         ("aws s3api behead-object --bucket b", "no operation behead-object"),
         ("aws s3api head-object --bucket b --key k --hat red", "no option --hat"),
-        ("make test-flower FLOWER_PYTHON=python3.12", None),
+        ("make test-flower FLOWER_BASE_PYTHON=python3.12", None),
         ("make tests", "no target tests"),
         ("python -m benchmarks.loud", "no module benchmarks.loud"),
         ("gradshard plan &&", "syntax error"),
