@@ -177,7 +177,7 @@ class Federation:
             "apply": apply,
         }
         spec = parse_spec(fields)
-        round_ = Round(self.stack, name)
+        keys = RoundKeys(name)
         payload = json.dumps(spec.to_json(), separators=(",", ":"))
         most = limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
         if len(payload) > most:
@@ -186,7 +186,8 @@ class Federation:
                 "Functions takes; give the clients' number or shorter ids, and no layout or "
                 "shorter tensor names"
             )
-        self.stack.start(round_.id, payload)
+        is_new = self.stack.start(keys.round_id, payload)
+        round_ = Round(self.stack, name, is_new=is_new)
         _await_terms(self.stack, round_, spec)
         return round_
 
@@ -212,10 +213,13 @@ class Round:
         Where it runs.
     name
         Its id.
+    is_new
+        Whether opening it has just taken the name, not found it taken by a round that has ended.
     """
 
-    def __init__(self, stack: Stack, name: str) -> None:
+    def __init__(self, stack: Stack, name: str, *, is_new: bool = False) -> None:
         self.keys = RoundKeys(name)
+        self.is_new = is_new
         self._stack = stack
 
     def __repr__(self) -> str:

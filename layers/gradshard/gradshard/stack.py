@@ -117,7 +117,7 @@ class Stack:
         return self._outputs[name]
 
     def start(self, round_id: str, payload: str) -> bool:
-        """Start a round's execution; False if its name is taken."""
+        """Start a round's execution; False if it ran before and has ended, or in other terms."""
         states = self._states
         try:
             with translated():

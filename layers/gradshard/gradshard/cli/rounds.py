@@ -106,7 +106,7 @@ def open_(
         )
     if as_json:
         print_json({"round": name, "bucket": federation.bucket, "spec": round_.terms().to_json()})
-    elif federation.round(name).has_ended():
+    elif not round_.is_new and round_.has_ended():
         click.echo(f"round {plain(name)} was opened before, in these terms, and has ended")
     else:
         expected = counted(count or len(ids), "client")
