@@ -8,6 +8,7 @@ import fnmatch
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import boto3
@@ -249,6 +250,9 @@ def applied(federation: Federation, deployed: Deployed) -> None:
 
     begin("iam-next-1", bad=True).wait(SECONDS)
     forget_current()
+    # And as if a round had been stopped while it ended, long ago.
+    stopped = replace(model.version(1), number=3, round_id="iam-next-gone").to_json()
+    federation.stack.store.put_json(ModelKeys("iam").version(3), stopped)
     begin("iam-next-2").wait(SECONDS)
     aborted = {"round": "iam-next-2", "error": "Timeout", "cause": "too late"}
     assert deployed.call("abort_round", aborted) == {"status": "completed"}

@@ -1,6 +1,7 @@
 """Rounds that are applied to the federation's model: tasks, versions, and what may go wrong."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -201,6 +202,25 @@ def test_two_rounds_of_one_version_cannot_both_count(
     late.submit("a", small(2))
     with pytest.raises(ModelStateError, match=r"began from version 1 .* but version 2 is current"):
         late.plan()
+
+
+def test_a_number_is_not_taken_for_ever_by_a_round_that_never_ended(
+    open_round: Callable[..., Round], store: Store
+) -> None:
+    put_model(store, "stopped", small(1))
+    stopped, after = (open_round(clients=1, apply=apply("stopped")) for _ in range(2))
+    first = current(store, "stopped")
+    reserved = replace(first, number=2, round_id=stopped.name)
+    models.reserve(store, reserved)
+    after.submit("a", small(2))
+    after.plan()
+    after.aggregate()
+    # While the round is there, it may go on.
+    with pytest.raises(ModelStateError, match=f"version 2 .* is that of round '{stopped.name}'"):
+        after.finalize()
+    store.delete_versions(stopped.keys.root)
+    assert after.finalize() == {"status": "completed"}
+    assert current(store, "stopped").round_id == after.name
 
 
 @pytest.mark.parametrize("killed", ["reserved", "manifest"])

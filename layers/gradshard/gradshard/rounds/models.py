@@ -221,8 +221,16 @@ def _counts(store: Store, record: Mapping[str, Any]) -> bool:
 
 
 def _is_void(store: Store, record: Mapping[str, Any]) -> bool:
-    """Whether a version was reserved by a round that failed."""
-    return record["round"] is not None and _status(store, record["round"]) == FAILED
+    """Whether a version was reserved by a round that failed, or that is gone without an end.
+
+    Rounds go after RetentionDays and models stay: the number must not be taken for ever.
+    """
+    if record["round"] is None:
+        return False
+    status = _status(store, record["round"])
+    return status == FAILED or (
+        status is None and store.head(RoundKeys(record["round"]).spec) is None
+    )
 
 
 def _status(store: Store, round_id: str) -> str | None:
@@ -232,7 +240,4 @@ def _status(store: Store, round_id: str) -> str | None:
 
 def _taken(new: Version, there: Mapping[str, Any]) -> str:
     whose = "was put there" if there["round"] is None else f"is that of round {there['round']!r}"
-    return (
-        f"version {new.number} of model {new.model!r} {whose}, not one that this round can make; "
-        "go on from it with a new round"
-    )
+    return f"version {new.number} of model {new.model!r} {whose}; go on from that one"
