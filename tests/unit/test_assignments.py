@@ -252,7 +252,7 @@ def test_the_document_is_read_back_as_it_was_written() -> None:
         ({"epochs": 1.5}, r"epochs is 1\.5, not a whole number"),
         ({"epochs": True}, "epochs is True"),
         ({"learning_rate": math.nan}, "learning_rate is nan, not a number above zero"),
-        ({"learning_rate": None}, "learning_rate is None"),
+        ({"learning_rate": None}, "learning_rate of the base settings is missing"),
         ({"target_seconds": -1}, "target_seconds is -1"),
         ({"smoothing": 2}, "smoothing is 2, not over 0 and at most 1"),
         ({"max_epochs": 1}, "epochs is 2 in the base settings, out of its bounds 2 to 1"),

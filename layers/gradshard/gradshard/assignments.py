@@ -219,7 +219,7 @@ def parse_terms(stated: Mapping[str, Any]) -> Terms:
     Parameters
     ----------
     stated
-        The fields of :class:`Terms`.
+        The fields of :class:`Terms`; None is as good as left out.
 
     Raises
     ------
@@ -230,15 +230,14 @@ def parse_terms(stated: Mapping[str, Any]) -> Terms:
     unknown = sorted(stated.keys() - set(names))
     if unknown:
         raise SpecError(f"unknown field {unknown[0]!r}; assignments have {', '.join(names)}")
+    given = {name: value for name, value in stated.items() if value is not None}
     settings = ("batch_size", "epochs", "learning_rate")
-    missing = next((name for name in settings if name not in stated), None)
+    missing = next((name for name in settings if name not in given), None)
     if missing is not None:
         raise SpecError(f"{missing} of the base settings is missing")
-    for name, value in stated.items():
-        if value is None and name not in settings:
-            continue
+    for name, value in given.items():
         _check_number(name, value, whole=name.endswith(("batch_size", "epochs")))
-    terms = Terms(**stated)
+    terms = Terms(**given)
     if terms.smoothing > 1:
         raise SpecError(f"smoothing is {terms.smoothing!r}, not over 0 and at most 1")
     for name in settings:
