@@ -16,7 +16,7 @@ import io
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -471,8 +471,8 @@ def upload(store: Store, key: str, content: Content, progress: Progress | None =
 
     parts = send_parts(content, ranges, held, send, tell)
     store.complete_upload(key, upload_id, parts)
-    if store.head(key) is None:
-        raise StoreError(f"{key}: the upload was given up by another one; submit again")
+    if store.checksum(key) != _joined(base64.b64decode(part.sha256) for part in parts):
+        raise StoreError(f"{key}: another upload got in the way; submit again")
 
 
 def _put(store: Store, key: str, content: Content, tell: Progress) -> bool:
@@ -499,13 +499,11 @@ def checksum_of(content: Content) -> str:
 def has_checksum(content: Content, checksum: str) -> bool:
     """Whether :func:`upload` of the content, in either way, makes an object of that checksum."""
     ranges = client_ranges(content.nbytes)
-    digest, _, parts = checksum.partition("-")
-    if not parts:
-        return digest == checksum_of(content)
-    if parts != str(len(ranges)):
+    if "-" not in checksum:
+        return checksum == checksum_of(content)
+    if not checksum.endswith(f"-{len(ranges)}"):
         return False
-    digests = b"".join(_digest(content, *range_) for range_ in ranges)
-    return digest == _base64(hashlib.sha256(digests).digest())
+    return checksum == _joined(_digest(content, *range_) for range_ in ranges)
 
 
 def _resumable(store: Store, key: str, content: Content) -> tuple[str, list[Part]]:
@@ -563,6 +561,12 @@ def _digest(content: Content, start: int, end: int, algorithm: str = "sha256") -
 
 def _checksum(content: Content, range_: tuple[int, int]) -> str:
     return _base64(_digest(content, *range_))
+
+
+def _joined(digests: Iterable[bytes]) -> str:
+    """Return the checksum that S3 gives an object of parts that have these."""
+    parts = list(digests)
+    return f"{_base64(hashlib.sha256(b''.join(parts)).digest())}-{len(parts)}"
 
 
 def _base64(digest: bytes) -> str:
