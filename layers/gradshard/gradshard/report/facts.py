@@ -99,7 +99,7 @@ def facts_of(
         ],
         "refused": status["refused"],
         "late": status["late"],
-        "missing": manifest.get("missing") or plan.get("missing") or status["missing"],
+        "missing": status["missing"],
         "uploads": uploads,
         "layers": manifest.get("layers") or _layers(plan),
         "tasks_planned": (status["plan"] or {}).get("tasks", 0),
