@@ -80,17 +80,6 @@ def sample(
     if state == "completed":
         manifest = {
             "status": state,
-            "contributors": [
-                {
-                    "client": c["client"],
-                    "samples": c["samples"],
-                    "weight": None if layers else c["weight"],
-                    "nbytes": c["source"]["nbytes"],
-                    "etag": c["source"]["etag"],
-                }
-                for c in contributors
-            ],
-            "projected": plan["projected"],
             "finished_at": (finished + timedelta(seconds=0.4)).isoformat(),
         }
     elif state == "failed":
