@@ -13,7 +13,7 @@ from benchmarks.servers import BUCKET, Server, aws_environment
 from gradshard import limits, planning, topologies
 from gradshard.errors import PlanError
 from gradshard.plan import Task
-from gradshard.planning import PLAN_BYTES_PER_CLIENT, Aggregator, Load, Projection
+from gradshard.planning import Aggregator, Load, Projection
 
 GIGABYTES: Final = (5, 50, 500)
 CLIENTS: Final = (20, 1000)
@@ -55,7 +55,7 @@ def _plan(gigabytes: int, clients: int, report_seconds: float) -> Json:
     load = Load(
         gigabytes * 10**9,
         topologies.group(name, clients),
-        plan_bytes=PLAN_BYTES_PER_CLIENT * clients,
+        plan_bytes=planning.plan_bytes(clients),
     )
     row: Json = {"gigabytes": gigabytes, "clients": clients, "topology": name}
     planned: list[Json] = []

@@ -17,7 +17,7 @@ from gradshard.arithmetic import SHARES
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layout import Layout, encode_header
 from gradshard.plan import FEDAVG, Contributor, Plan, Task, level_of, weigh
-from gradshard.planning import BLOCKS, PLAN_BYTES_PER_CLIENT, Aggregator, Load
+from gradshard.planning import BLOCKS, Aggregator, Load
 
 RESNET_18: Final = 11_181_642
 VGG_16: Final = 134_301_514
@@ -164,7 +164,7 @@ class Workloads:
             Load(
                 layout.nbytes,
                 ((case.clients,),),
-                plan_bytes=PLAN_BYTES_PER_CLIENT * case.clients,
+                plan_bytes=planning.plan_bytes(case.clients),
             ),
             Aggregator(_MEMORY_MB, "arm64"),
             shards=case.shards,

@@ -121,7 +121,7 @@ def test_a_streamed_tree_by_hand() -> None:
 @pytest.mark.parametrize("nbytes", [10**6, 43_000_000, VGG16.nbytes, 3 * 10**9])
 @pytest.mark.parametrize("memory_mb", [128, 512])
 def test_shards_are_the_planners(nbytes: int, memory_mb: int) -> None:
-    plan_bytes = 20 * planning.PLAN_BYTES_PER_CLIENT
+    plan_bytes = planning.plan_bytes(20)
     choice, _ = planning.choose(
         Load(nbytes, ((20,),), plan_bytes=plan_bytes), Aggregator(memory_mb, "arm64")
     )

@@ -15,7 +15,7 @@ from gradshard.errors import PlanError
 from gradshard.layout import Layout, Span
 from gradshard.limits import MIB
 from gradshard.network import Bandwidth
-from gradshard.planning import PLAN_BYTES_PER_CLIENT, Aggregator, Load
+from gradshard.planning import Aggregator, Load
 from gradshard.pricing import Requests
 
 GIB = 1024 * MIB
@@ -231,7 +231,7 @@ def test_accumulators_of_an_order_share_the_room_of_one() -> None:
     contributors=st.integers(1, topologies.MAX_FAN_IN**2),
 )
 def test_any_task_fits_the_smallest_function(inputs: int, depth: int, contributors: int) -> None:
-    needed = planning.project_memory(inputs, PLAN_BYTES_PER_CLIENT * contributors, depth)
+    needed = planning.project_memory(inputs, planning.plan_bytes(contributors), depth)
     assert needed < limits.MIN_MEMORY_MB
 
 

@@ -20,7 +20,7 @@ from gradshard.cli.common import (
 )
 from gradshard.federation import Federation
 from gradshard.optimizers import OPTIMIZERS
-from gradshard.planning import PLAN_BYTES_PER_CLIENT, Aggregator, Load, Projection
+from gradshard.planning import Aggregator, Load, Projection
 from gradshard.spec import MAX_CLIENTS, parse_spec
 from gradshard.topologies import TOPOLOGIES
 from gradshard.wording import counted, megabytes
@@ -128,7 +128,7 @@ def plan(
         is_cut=TOPOLOGIES[name].is_cut,
         depth=max(1, *map(len, order_parts)),
         hold=hold,
-        plan_bytes=PLAN_BYTES_PER_CLIENT * clients,
+        plan_bytes=planning.plan_bytes(clients),
         applied=None if apply is None else len(OPTIMIZERS[apply].state),
     )
     choice, notes = planning.choose(load, aggregator, shards=shards, within=within)

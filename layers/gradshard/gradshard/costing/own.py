@@ -4,7 +4,7 @@ from gradshard import limits, planning, topologies
 from gradshard.costing import published
 from gradshard.costing.terms import TITLES, Estimate, Setting
 from gradshard.errors import PlanError
-from gradshard.planning import PLAN_BYTES_PER_CLIENT, Load, Projection
+from gradshard.planning import Load, Projection
 from gradshard.topologies import TOPOLOGIES
 
 
@@ -73,7 +73,7 @@ def _load(nbytes: int, topology: str, setting: Setting) -> Load:
         nbytes,
         topologies.group(name, setting.clients),
         is_cut=TOPOLOGIES[name].is_cut,
-        plan_bytes=PLAN_BYTES_PER_CLIENT * setting.clients,
+        plan_bytes=planning.plan_bytes(setting.clients),
     )
 
 

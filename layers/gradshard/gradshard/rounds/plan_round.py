@@ -442,7 +442,7 @@ class _Planning:
 
     def _choose(self, grouping: _Grouping, settled: _Settled) -> tuple[Projection, list[str]]:
         spans, nbytes = settled.spans, settled.nbytes
-        runs = sum(len(contributor.runs) - 1 for contributor in grouping.contributors)
+        further_runs = sum(len(contributor.runs) - 1 for contributor in grouping.contributors)
         load = Load(
             nbytes=nbytes,
             levels=grouping.sizes,
@@ -450,8 +450,11 @@ class _Planning:
             sums_bytes=planning.sums_bytes(spans, 0, nbytes),
             depth=max(1, *(len(level.order) for level in grouping.levels)),
             hold=self._spec.hold,
-            plan_bytes=64 * (runs + len(spans))
-            + planning.PLAN_BYTES_PER_CLIENT * len(grouping.contributors),
+            plan_bytes=planning.plan_bytes(
+                len(grouping.contributors),
+                layers=len(settled.layers),
+                stretches=further_runs + len(spans),
+            ),
             applied=None if self._spec.apply is None else len(self._spec.apply.state),
         )
         return planning.choose(
