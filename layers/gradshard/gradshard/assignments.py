@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Self
 
+from gradshard.arithmetic import shares_of
 from gradshard.errors import SpecError, UpdateError
 from gradshard.layout import shorten
 
@@ -378,8 +379,7 @@ def normalised_weights(samples: Sequence[int], steps: Sequence[float]) -> list[f
                 f"contributor {index} made {tau!r} local steps; weights can be normalised only "
                 "where all report theirs, a number above zero"
             )
-    total = sum(samples)
-    shares = [n / total for n in samples]
+    shares = shares_of(list(samples))
     mean = math.fsum(share * tau for share, tau in zip(shares, steps, strict=True))
     return [share * (mean / tau) for share, tau in zip(shares, steps, strict=True)]
 

@@ -376,9 +376,12 @@ WHOLE_OVERHEAD_MB: Final = 450
 the running sum, the object as it was read and the array made of it (Barrak 2026)."""
 
 
-STEP_BYTES: Final = 12 * 32 * 1024 * 8
-"""Of a server optimizer's step: model, update, state before and after and what lies between, at
-most a dozen arrays of :data:`gradshard.applying.STEP_ELEMENTS` float64."""
+STEP_ELEMENTS: Final = 32 * 1024
+"""Of a server optimizer's step: with all that it takes in float64 they stay in the processor's
+cache."""
+
+STEP_BYTES: Final = 12 * STEP_ELEMENTS * 8
+"""Model, update, state before and after, what lies between: a dozen arrays of float64 at most."""
 
 
 def plan_bytes(contributors: int, *, layers: int = 0, stretches: int = 0) -> int:

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from gradshard import billing
 from gradshard.arithmetic import SHARES
-from gradshard.plan import FEDAVG
 from gradshard.planning import BLOCKS
+from gradshard.salf import FEDAVG
 from gradshard.topologies import AUTO
 
 Facts = dict[str, Any]
