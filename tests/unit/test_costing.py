@@ -142,7 +142,6 @@ def test_a_given_m_is_taken() -> None:
     assert own.shards(VGG16.nbytes, Setting(shards=7)).shards == 7
     # Beyond what S3 takes it is the largest that it does: 512 MiB of parts of 5 MiB.
     assert own.shards(VGG16.nbytes, Setting(shards=5000)).shards == 102
-    assert [choice.shards for choice in own.choices(VGG16.nbytes, Setting(shards=7))] == [7]
 
 
 def test_the_default_is_what_is_deployed_by_default() -> None:
