@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
+CONNECTIONS: Final = 16
 CONNECT_TIMEOUT_SECONDS: Final = 10
 READ_TIMEOUT_SECONDS: Final = 30
 
@@ -90,7 +91,7 @@ class Store:
     """
 
     def __init__(
-        self, bucket: str, *, connections: int = 16, client: "S3Client | None" = None
+        self, bucket: str, *, connections: int = CONNECTIONS, client: "S3Client | None" = None
     ) -> None:
         self.bucket = bucket
         self.meter = Meter()
@@ -492,7 +493,7 @@ class Store:
 
 
 def make_client(
-    connections: int = 16,
+    connections: int = CONNECTIONS,
     *,
     session: boto3.Session | None = None,
     endpoint_url: str | None = None,
