@@ -1,6 +1,5 @@
 """``gradshard plan``: what a round would take, before there is one."""
 
-import re
 from typing import Final
 
 import click
@@ -10,6 +9,7 @@ from rich.table import Table
 from gradshard import limits, orders, planning
 from gradshard.cli.common import (
     Seconds,
+    Size,
     aggregation_options,
     cell,
     debuggable,
@@ -32,28 +32,6 @@ DEFAULT_ARCHITECTURE: Final = "arm64"
 
 TELLING: Final = 0.85
 """A row of the table takes at most this fraction of the time of the one below it."""
-
-_SIZE: Final = re.compile(
-    r"(?P<number>\d+(?:\.\d*)?(?:e\+?\d+)?) *(?:(?P<prefix>[kmgt])?(?P<binary>i)?b)?", re.IGNORECASE
-)
-_POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-
-
-class Size(click.ParamType):
-    """A number of bytes: 512MB, 1GiB, 43.5MB or 5e9."""
-
-    name = "size"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes."""
-        match = _SIZE.fullmatch(str(value).strip())
-        if match is None or (match["binary"] and not match["prefix"]):
-            self.fail(f"{value!r} is not a size such as 512MB, 1GiB or 5e9.", param, ctx)
-        unit: int = (1024 if match["binary"] else 1000) ** _POWERS[(match["prefix"] or "").lower()]
-        nbytes = float(match["number"]) * unit
-        if not 1 <= nbytes <= 2**50:
-            self.fail(f"{value!r} is not between 1 byte and 1 PiB.", param, ctx)
-        return round(nbytes)
 
 
 @click.command()
