@@ -319,7 +319,7 @@ def layout_of(path: Path) -> Layout:
     UpdateError
         It is none.
     """
-    with FileContent(path, samples=1) as content:
+    with FileContent(path, None, is_model=True) as content:
         return content.layout
 
 
