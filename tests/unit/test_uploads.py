@@ -211,6 +211,17 @@ def test_a_part_of_another_length_is_not_taken_over(store: MemoryStore) -> None:
 
 
 @pytest.mark.usefixtures("in_parts")
+def test_a_part_beyond_the_contents_last_is_not_taken_over(store: MemoryStore) -> None:
+    content = TensorContent(TENSORS, 5)
+    upload_id = store.create_upload(KEY, checked=True)
+    beyond = len(planning.client_ranges(content.nbytes)) + 1
+    store.upload_part(KEY, upload_id, beyond, io.BytesIO(b"x"), 1, sha256_of(b"x"))
+    upload(store, KEY, content)
+    assert store.aborted == [upload_id]
+    assert store.objects[KEY] == content.read(0, content.nbytes)
+
+
+@pytest.mark.usefixtures("in_parts")
 def test_an_upload_given_up_by_another_says_so(store: MemoryStore) -> None:
     store.complete_upload = lambda *_: None  # type: ignore[method-assign]
     with pytest.raises(StoreError, match="submit again"):
