@@ -225,6 +225,17 @@ class TestSubmitting:
         with pytest.raises(RoundStateError, match="planned"):
             round_.submit("b", TENSORS, samples=3)
 
+    def test_to_a_group_that_an_eager_round_still_awaits(
+        self, round_: Round, store: MemoryStore
+    ) -> None:
+        terms = {"clients": list("abcd"), "topology": "lambda_fl", "eager": True}
+        store.put_json(round_.keys.spec, OPENED | {"spec": terms | {"weights": "counts"}})
+        store.put_json(round_.keys.plan, plan_json({}, awaited=[1]))
+        round_.submit("c", TENSORS, samples=3)
+        assert round_.keys.update("c") in store.objects
+        with pytest.raises(RoundStateError, match="planned"):
+            round_.submit("a", TENSORS, samples=3)
+
 
 class TestWaiting:
     def test_returns_the_manifest(self, round_: Round, store: MemoryStore) -> None:
