@@ -1,6 +1,6 @@
 """``gradshard plan``: what a round would take, before there is one."""
 
-from typing import Final
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -62,35 +62,19 @@ TELLING: Final = 0.85
 def plan(
     size: int,
     clients: int,
-    topology: str,
-    fan_in: int | None,
-    order: str | None,
-    hold: str,
-    shards: int | None,
-    within: float | None,
     memory: int | None,
     architecture: str | None,
-    apply: str | None,
     stack: str | None,
     local: bool,
     port: int,
     as_json: bool,
+    **terms: Any,
 ) -> None:
     """Show what aggregating a round would take, and what the planner would choose.
 
     Asks AWS nothing unless a stack is named.
     """
-    terms = {
-        "clients": clients,
-        "topology": topology,
-        "fan_in": fan_in,
-        "order": order,
-        "hold": hold,
-        "shards": shards,
-        "within": within,
-        "apply": apply,
-    }
-    spec = parse_spec(terms)
+    spec = parse_spec({"clients": clients, **terms})
     name, levels = spec.levels(clients)
     order_parts = orders.split_order(spec.order or orders.natural_order(levels), levels)
     if stack or local:
@@ -105,13 +89,13 @@ def plan(
         levels,
         is_cut=TOPOLOGIES[name].is_cut,
         depth=max(1, *map(len, order_parts)),
-        hold=hold,
+        hold=spec.hold,
         plan_bytes=planning.plan_bytes(clients),
-        applied=None if apply is None else len(OPTIMIZERS[apply].state),
+        applied=None if spec.apply is None else len(spec.apply.state),
     )
-    choice, notes = planning.choose(load, aggregator, shards=shards, within=within)
+    choice, notes = planning.choose(load, aggregator, shards=spec.shards, within=spec.within)
     frontier = planning.frontier(
-        load, aggregator, memories=sorted({*limits.MEMORIES_MB, memory}), shards=shards
+        load, aggregator, memories=sorted({*limits.MEMORIES_MB, memory}), shards=spec.shards
     )
     if as_json:
         print_json(
