@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from gradshard import uploads
+from gradshard.contents import FileContent
 from gradshard.errors import StoreError, UpdateError
 from gradshard.layout import Layout, encode_header
 from gradshard.limits import MIB
 from gradshard.local import Engine
 from gradshard.store import Part, Store, make_client
-from gradshard.uploads import CHUNK_BYTES, FileContent, has_checksum, upload
+from gradshard.uploads import CHUNK_BYTES, has_checksum, upload
 from tests.integration.proxy import Answer, Proxy, spoiling
 
 LARGE = 40 * MIB

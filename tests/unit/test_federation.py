@@ -9,6 +9,7 @@ import pytest
 
 from gradshard import federation as module
 from gradshard import looking
+from gradshard.contents import TensorContent
 from gradshard.errors import (
     RoundExistsError,
     RoundFailed,
@@ -24,7 +25,6 @@ from gradshard.keys import RoundKeys
 from gradshard.layout import encode_header
 from gradshard.stack import Execution
 from gradshard.tensors import pack
-from gradshard.uploads import TensorContent
 from tests.unit.fakes import MemoryStack, MemoryStore
 
 TENSORS = {"w": np.arange(6, dtype="f4")}

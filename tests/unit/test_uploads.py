@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.numpy import load, save_file
 
 from gradshard import planning, uploads
+from gradshard.contents import FileContent, TensorContent, check_samples
 from gradshard.errors import StoreError, UpdateError
-from gradshard.uploads import FileContent, TensorContent, has_checksum, upload
+from gradshard.uploads import has_checksum, upload
 from tests.unit.fakes import MemoryStore, sha256_of
 
 KEY = "rounds/r/updates/a.safetensors"
@@ -261,7 +262,7 @@ def test_samples_are_a_whole_number_above_zero(samples: Any) -> None:
 
 
 def test_samples_of_numpy_are_numbers_too() -> None:
-    assert uploads.check_samples(np.int64(12)) == "12"
+    assert check_samples(np.int64(12)) == "12"
 
 
 def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:

@@ -22,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshard.appearing import check_room, check_target, naming
+from gradshard.contents import check_samples
 from gradshard.dtypes import DTYPES
 from gradshard.errors import UpdateError
 from gradshard.layout import SAMPLES_KEY, Layout, encode_header, shorten
 from gradshard.limits import MIB
 from gradshard.tensors import as_stored, check_name
-from gradshard.uploads import Progress, check_samples
+from gradshard.uploads import Progress
 
 CHUNK_BYTES: Final = MIB
 

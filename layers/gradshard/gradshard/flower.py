@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshard import limits
+from gradshard.contents import model_content_of
 from gradshard.downloads import download_file
 from gradshard.dtypes import DTYPES
 from gradshard.errors import RoundFailed, RoundStateError, SpecError, UpdateError
@@ -36,7 +37,7 @@ from gradshard.layout import (
 )
 from gradshard.tensors import pack
 from gradshard.tickets import DEFAULT_SECONDS, Ticket
-from gradshard.uploads import model_content_of, upload
+from gradshard.uploads import upload
 
 try:
     from flwr.app import (
