@@ -267,8 +267,8 @@ def test_refuses_whole_inputs_with_both_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("concurrency", "waves"),
-    # Batches of at most 40 run whole: 50 at once are 40, 100 are 80.
-    [(0, 1), (1, 120), (7, 18), (50, 3), (100, 2), (120, 1), (1000, 1)],
+    # Batches of at most 40 run whole: 60 at once are 40, 100 are 80.
+    [(0, 1), (1, 120), (7, 18), (60, 3), (100, 2), (120, 1), (1000, 1)],
 )
 def test_a_limit_on_functions_makes_tasks_come_in_waves(concurrency: int, waves: int) -> None:
     limited = planning.project(one_level(GIB, 4), 120, arm(512, concurrency=concurrency))
