@@ -31,7 +31,7 @@ COLUMNS = [
     "tasks",
     "seconds to submit",
     "seconds after that",
-    "MB of a task",
+    "MB of a task, at most",
     "MB of the engine",
 ]
 
@@ -84,10 +84,8 @@ def main() -> None:
     engine = local.up(0, progress=print)
     try:
         os.environ.update(engine.environment)
-        print(
-            "| | clients | MiB each | topology | tasks | submit s | then s | task MB | engine MB |"
-        )
-        print("|---|---|---|---|---|---|---|---|---|")
+        print(f"| {' | '.join(COLUMNS)} |")
+        print("|---" * len(COLUMNS) + "|")
         for scenario in scenarios:
             print(run(scenario, engine), flush=True)
     finally:

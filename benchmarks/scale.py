@@ -13,16 +13,13 @@ from benchmarks.servers import BUCKET, Server, aws_environment
 from gradshard import limits, planning, topologies
 from gradshard.errors import PlanError
 from gradshard.plan import Task
-from gradshard.planning import PLAN_BYTES_PER_CLIENT, Aggregator, Load, Projection
+from gradshard.planning import Aggregator, Load, Projection
 
 GIGABYTES: Final = (5, 50, 500)
 CLIENTS: Final = (20, 1000)
-# 3,008 MB is the most that a new account's functions may have.
-MEMORIES_MB: Final = limits.MEMORIES_MB
 MEASURED: Final = ((10, 20), (100, 20), (1000, 20), (10_000, 20), (3750, 1000))
 """Shards and clients of the rounds that are planned and finalised."""
 
-MAX_PARTS: Final = 10_000
 MAX_MAP_ITEMS: Final = 10_000
 """Children that a distributed Map runs at once."""
 MAX_DESCRIPTORS: Final = 1024
@@ -55,11 +52,11 @@ def _plan(gigabytes: int, clients: int, report_seconds: float) -> Json:
     load = Load(
         gigabytes * 10**9,
         topologies.group(name, clients),
-        plan_bytes=PLAN_BYTES_PER_CLIENT * clients,
+        plan_bytes=planning.plan_bytes(clients),
     )
     row: Json = {"gigabytes": gigabytes, "clients": clients, "topology": name}
     planned: list[Json] = []
-    for memory_mb in MEMORIES_MB:
+    for memory_mb in limits.MEMORIES_MB:
         aggregator = Aggregator(memory_mb, "arm64")
         try:
             projection, _ = planning.choose(load, aggregator)
@@ -95,7 +92,7 @@ def _over(
     item = {"round": "r" * 64, "attempt": 9, "task": task._asdict()}
     most_at_once = max(projection.shards * len(groups) for groups in load.levels)
     for name, value, most in (
-        ("parts", projection.shards, MAX_PARTS),
+        ("parts", projection.shards, limits.MAX_PARTS),
         ("smallest part", -part, -limits.MIN_PART_BYTES),
         ("largest part", part, limits.MAX_PART_BYTES),
         (
@@ -107,7 +104,7 @@ def _over(
         # A connection per input, one to upload, and the process's own few.
         ("descriptors", load.fan_in + 16, MAX_DESCRIPTORS),
         ("task seconds", projection.task_seconds, min(MAX_SECONDS, limits.MAX_TASK_SECONDS)),
-        ("memory", projection.needed_mb, min(projection.memory_mb, MEMORIES_MB[-1])),
+        ("memory", projection.needed_mb, min(projection.memory_mb, limits.MEMORIES_MB[-1])),
         (
             "finalizing seconds",
             projection.tasks * report_seconds * limits.MB_PER_VCPU / FINALIZE_MEMORY_MB,

@@ -16,8 +16,9 @@ from gradshard import orders, planning
 from gradshard.arithmetic import SHARES
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layout import Layout, encode_header
-from gradshard.plan import FEDAVG, Contributor, Plan, Task, level_of, weigh
-from gradshard.planning import BLOCKS, PLAN_BYTES_PER_CLIENT, Aggregator, Load
+from gradshard.plan import Contributor, Plan, Task, level_of, weigh
+from gradshard.planning import BLOCKS, Aggregator, Load
+from gradshard.salf import FEDAVG
 
 RESNET_18: Final = 11_181_642
 VGG_16: Final = 134_301_514
@@ -164,7 +165,7 @@ class Workloads:
             Load(
                 layout.nbytes,
                 ((case.clients,),),
-                plan_bytes=PLAN_BYTES_PER_CLIENT * case.clients,
+                plan_bytes=planning.plan_bytes(case.clients),
             ),
             Aggregator(_MEMORY_MB, "arm64"),
             shards=case.shards,

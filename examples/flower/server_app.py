@@ -20,7 +20,6 @@ from gradshard.flower import S3FedAvg
 S3: Final = "s3"
 S3_REFERENCES: Final = "s3-references"
 FLOWER: Final = "flower"
-STRATEGIES: Final = (FLOWER, S3, S3_REFERENCES)
 
 app = ServerApp()
 

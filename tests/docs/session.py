@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from tests.docs.pages import SHELL, Block
+from tests.docs.pages import Block
 
 SECONDS: Final = 120
 
@@ -150,11 +150,6 @@ def port_shim(folder: Path, real: Path, port: int) -> Path:
     )
     shim.chmod(0o755)
     return folder
-
-
-def is_shell(block: Block) -> bool:
-    """Whether a block is for a shell."""
-    return block.language in SHELL
 
 
 COMMANDS: Final = Path(sys.executable).parent

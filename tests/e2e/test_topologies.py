@@ -81,7 +81,9 @@ def test_comparing_13_clients_of_uneven_counts_and_mixed_types(
     assert [key for key in deployed.keys("rounds/uneven-") if key] == []
 
 
-def test_one_order_for_all_gives_one_digest(engine: Engine, federation: Federation) -> None:
+def test_one_order_for_all_gives_one_digest(
+    engine: Engine, federation: Federation, deployed: Deployed
+) -> None:
     round_ = federation.open_round("ordered", 6)
     for number in range(6):
         round_.submit(f"c{number}", mixed(number), number + 1)
@@ -95,6 +97,8 @@ def test_one_order_for_all_gives_one_digest(engine: Engine, federation: Federati
     assert len(refused) == 2
     memory = f"needs 451 MB and has {federation.stack.output('AggregatorMemory')}"
     assert all(memory in text for text in refused)
+    # Nothing of the trials is left, of those that failed neither.
+    assert deployed.keys("rounds/ordered-") == []
 
 
 def test_200_clients_make_a_grid(

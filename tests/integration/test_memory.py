@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard import planning
+from gradshard import documents, planning
 from gradshard.applying import state_layout
 from gradshard.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard.layout import Layout, encode_header
@@ -21,6 +21,7 @@ from gradshard.rounds import models
 from gradshard.rounds.models import Version
 from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.store import Store
+from tests.unit.test_federation import plan_json
 
 # A fresh interpreter with what the function imports, and nothing of pytest's.
 RUN = """
@@ -129,6 +130,43 @@ def test_the_peak_does_not_grow_with_the_update(store: Store) -> None:
     large, _ = peak_mb(store, "memory-large", 4, "F32", LARGE_MIB * MIB)
     print(f"64 MiB: {small} MB; {LARGE_MIB} MiB: {large} MB")
     assert abs(large - small) <= 16
+
+
+# Reads a plan as a task does; prints how much memory that takes.
+READ = """
+import json, sys
+from pathlib import Path
+from gradshard.memory import peak_memory_mb, reset_peak_memory
+from gradshard.plan import Plan
+
+reset_peak_memory()
+idle = peak_memory_mb()
+zones = Plan.from_json(json.loads(Path(sys.argv[1]).read_bytes())).zones
+print(peak_memory_mb() - idle)
+"""
+
+
+@pytest.mark.parametrize(("clients", "layers"), [(4096, 0), (1000, 200), (4096, 60)])
+def test_a_plan_takes_no_more_than_is_projected(tmp_path: Path, clients: int, layers: int) -> None:
+    plan = plan_json({f"client-{n:05}": f'"{n:032x}"' for n in range(clients)})
+    for contributor in plan["contributors"]:
+        contributor |= {"runs": [[0, 40_000_000, 9_000]], "samples": 12_345}
+        contributor["source"]["version"] = "v" * 32
+    weights = np.random.default_rng(0).random((layers, clients)).tolist()
+    plan["layers"] = [
+        [f"layer.{n}", [[1_000 * n, 1_000 * n + 999]], 0.123456789, of_layer]
+        for n, of_layer in enumerate(weights)
+    ]
+    path = tmp_path / "plan.json"
+    path.write_bytes(documents.encode(plan))
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True
+    )
+    projected = planning.PLAN_FACTOR * planning.plan_bytes(clients, layers=layers) / MIB
+    print(
+        f"{clients} clients, {layers} layers: {done.stdout.strip()} MB, projected {projected:.1f}"
+    )
+    assert float(done.stdout) <= projected
 
 
 # Adds inputs that are held whole; prints the peak above the idle interpreter in MB.

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load, load_file, save_file
 
 from gradshard import looking, streams, ticketparts, tickets
+from gradshard.contents import Padded, TensorContent
 from gradshard.errors import (
     RoundFailed,
     RoundStateError,
@@ -32,7 +33,6 @@ from gradshard.rounds.arrivals import check_update, refuse
 from gradshard.store import Store, make_client
 from gradshard.ticketparts import PartUrls
 from gradshard.tickets import Ticket
-from gradshard.uploads import Padded, TensorContent
 from tests import reference
 from tests.integration.proxy import Answer, Fault, Proxy, spoiling
 

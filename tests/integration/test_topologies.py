@@ -264,6 +264,8 @@ def test_an_eager_leaf_starts_while_others_are_awaited(open_round: Callable[...,
         # The machine's repetition of a planning sets the same tasks to work.
         again = round_.plan(visit=f"2026-01-01T00:00:0{visit}Z")
         assert again == round_.planned
+        # Sums of sums wait until all groups are there.
+        assert len(again["levels"]) == (3 if len(seen) == 3 else 1)
         seen.append([task["task"]["number"] for task in round_.tasks(0)])
         round_.aggregate()
         outcome = round_.finalize()

@@ -1,17 +1,21 @@
 """Updates on their way to S3, over real HTTP."""
 
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gradshard import uploads
+from gradshard.contents import FileContent
 from gradshard.errors import StoreError, UpdateError
 from gradshard.layout import Layout, encode_header
 from gradshard.limits import MIB
 from gradshard.local import Engine
-from gradshard.store import Store, make_client
-from gradshard.uploads import CHUNK_BYTES, FileContent, has_checksum, upload
+from gradshard.store import Part, Store, make_client
+from gradshard.uploads import CHUNK_BYTES, has_checksum, upload
 from tests.integration.proxy import Answer, Proxy, spoiling
 
 LARGE = 40 * MIB
@@ -116,6 +120,30 @@ def test_a_lost_answer_is_looked_up(store: Store, proxied: Store, proxy: Proxy) 
     upload(proxied, "u/lost", content)
     assert proxy.requests == ["PUT", "HEAD"]
     assert_whole(store, "u/lost", content)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_an_upload_that_another_gives_up_is_no_success(
+    store: Store, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    monkeypatch.setattr(uploads, "SINGLE_PUT_BYTES", 0)
+    key, content = f"u/given-up-{parts}", Counted(LARGE)
+    store.put_bytes(key, b"an earlier update")
+    taken = store.upload_part
+    one_at_a_time = threading.Lock()
+    sent = itertools.count(1)
+
+    def upload_part(key: str, upload_id: str, number: int, *rest: Any) -> Part:
+        with one_at_a_time:
+            part = taken(key, upload_id, number, *rest)
+            if next(sent) == parts:
+                store.abort_upload(key, upload_id)
+            return part
+
+    monkeypatch.setattr(store, "upload_part", upload_part)
+    with pytest.raises(StoreError, match=f"{key}: .*another.*submit again"):
+        upload(store, key, content)
+    assert store.get_bytes(key) == b"an earlier update"
 
 
 def test_a_refusal_is_not_sent_in_parts(proxied: Store, proxy: Proxy) -> None:

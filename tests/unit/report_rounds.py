@@ -51,7 +51,6 @@ def sample(
         "tensors": 62,
         "shards": shards,
         "notes": [],
-        "missing": ["gone-1", "gone-2"],
         "projected": projection.to_json(),
         "planned_at": PLANNED.isoformat(),
     }
@@ -81,18 +80,6 @@ def sample(
     if state == "completed":
         manifest = {
             "status": state,
-            "contributors": [
-                {
-                    "client": c["client"],
-                    "samples": c["samples"],
-                    "weight": None if layers else c["weight"],
-                    "nbytes": c["source"]["nbytes"],
-                    "etag": c["source"]["etag"],
-                }
-                for c in contributors
-            ],
-            "missing": plan["missing"],
-            "projected": plan["projected"],
             "finished_at": (finished + timedelta(seconds=0.4)).isoformat(),
         }
     elif state == "failed":
@@ -106,7 +93,7 @@ def sample(
         "deadline_at": (OPENED + timedelta(minutes=30)).isoformat(),
         "spec": {"clients": clients + 4, "min_clients": 3},
         "arrived": [*arrived, {"client": "mallory", **bad}, {"client": "tardy", **late}],
-        "missing": [],
+        "missing": ["gone-1", "gone-2"],
         "refused": [{"client": "mallory", "reason": reason}],
         "late": [{"client": "tardy", "reason": "the round was planned before this update came"}],
         "plan": {"tasks": shards * sum(map(len, sizes))} if is_planned else None,

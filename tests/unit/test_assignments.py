@@ -82,6 +82,12 @@ def test_a_batch_does_not_outgrow_the_clients_samples() -> None:
     assert found.of("fast").learning_rate == 0.05 * 20 / 16
 
 
+def test_a_batch_larger_than_the_clients_samples_is_kept_where_it_is_the_base() -> None:
+    terms = replace(TERMS, min_batch_size=1)
+    found = assign(terms, {"slow": report(80.0), "few": report(1.0, samples=4)})
+    assert found.of("few").batch_size == 16
+
+
 def test_the_operators_target_wins_over_the_slowest_clients_time() -> None:
     found = assign(
         replace(TERMS, target_seconds=160.0), {"slow": report(80.0), "fast": report(20.0)}
@@ -252,7 +258,7 @@ def test_the_document_is_read_back_as_it_was_written() -> None:
         ({"epochs": 1.5}, r"epochs is 1\.5, not a whole number"),
         ({"epochs": True}, "epochs is True"),
         ({"learning_rate": math.nan}, "learning_rate is nan, not a number above zero"),
-        ({"learning_rate": None}, "learning_rate is None"),
+        ({"learning_rate": None}, "learning_rate of the base settings is missing"),
         ({"target_seconds": -1}, "target_seconds is -1"),
         ({"smoothing": 2}, "smoothing is 2, not over 0 and at most 1"),
         ({"max_epochs": 1}, "epochs is 2 in the base settings, out of its bounds 2 to 1"),

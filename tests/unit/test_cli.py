@@ -367,6 +367,13 @@ def test_plan_prints_the_frontier_and_the_choice(run: Run) -> None:
     assert "the planner takes M=" in " ".join(result.stdout.split())
 
 
+def test_plan_leaves_out_what_hardly_differs(run: Run) -> None:
+    arguments = ("plan", "--size", "5GB", "--clients", 20)
+    frontier = json.loads(run(*arguments, "--json").stdout)["frontier"]
+    rows = [line for line in run(*arguments).stdout.splitlines() if line.count("│") > 2]
+    assert 5 < len(rows) < len(frontier) / 2
+
+
 def test_plan_of_given_shards(run: Run) -> None:
     document = json.loads(
         run("plan", "--size", "512MB", "--clients", 20, "--shards", 4, "--json").stdout

@@ -120,12 +120,17 @@ def test_what_a_killed_process_left_is_fetched_anew(
     assert (tmp_path / "f").read_bytes() == DATA
 
 
-def test_positions_out_of_their_ranges_are_not_believed(store: Counting, tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [b"[1000, 3000", b"[-1, 2000", b"[1000, 999"])
+def test_positions_out_of_their_ranges_are_not_believed(
+    store: Counting, tmp_path: Path, first: bytes
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         download_file(store, source_of(store), tmp_path / "f", interrupted_at(2000))
     [partial] = tmp_path.iterdir()
-    partial.write_bytes(b"x" * len(DATA) + b"[1000, 3000, 3000, 4000, 5000, 5120]")
-    download_file(store, source_of(store), tmp_path / "f")
+    partial.write_bytes(b"x" * len(DATA) + first + b", 3000, 4000, 5000, 5120]")
+    told: list[int] = []
+    download_file(store, source_of(store), tmp_path / "f", lambda done, _: told.append(done))
+    assert told[0] == 0
     assert (tmp_path / "f").read_bytes() == DATA
 
 

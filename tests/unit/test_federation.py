@@ -9,6 +9,7 @@ import pytest
 
 from gradshard import federation as module
 from gradshard import looking
+from gradshard.contents import TensorContent
 from gradshard.errors import (
     RoundExistsError,
     RoundFailed,
@@ -24,7 +25,6 @@ from gradshard.keys import RoundKeys
 from gradshard.layout import encode_header
 from gradshard.stack import Execution
 from gradshard.tensors import pack
-from gradshard.uploads import TensorContent
 from tests.unit.fakes import MemoryStack, MemoryStore
 
 TENSORS = {"w": np.arange(6, dtype="f4")}
@@ -224,6 +224,17 @@ class TestSubmitting:
             round_.submit("a", TENSORS, samples=4)
         with pytest.raises(RoundStateError, match="planned"):
             round_.submit("b", TENSORS, samples=3)
+
+    def test_to_a_group_that_an_eager_round_still_awaits(
+        self, round_: Round, store: MemoryStore
+    ) -> None:
+        terms = {"clients": list("abcd"), "topology": "lambda_fl", "eager": True}
+        store.put_json(round_.keys.spec, OPENED | {"spec": terms | {"weights": "counts"}})
+        store.put_json(round_.keys.plan, plan_json({}, awaited=[1]))
+        round_.submit("c", TENSORS, samples=3)
+        assert round_.keys.update("c") in store.objects
+        with pytest.raises(RoundStateError, match="planned"):
+            round_.submit("a", TENSORS, samples=3)
 
 
 class TestWaiting:

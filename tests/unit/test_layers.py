@@ -70,7 +70,7 @@ def test_a_prefix_ends_at_a_dot() -> None:
         (["conv", "block"], "tensor 'scale' is in none of the 2 layers"),
         (["conv", "block", "scale", "fc"], "layer 'fc' holds no tensor of the 5"),
         ({"a": ["conv"], "b": ["conv"]}, "prefix 'conv' is given twice: for layer 'a' and for 'b'"),
-        (["conv", "conv"], "names a prefix twice"),
+        (["conv", "conv"], "prefix 'conv' is given twice"),
         ("conv", "neither a list of prefixes nor"),
         ({"a": "conv"}, "layer 'a' is 'conv', not a list of prefixes"),
         ({"a": [""]}, "layer 'a' has prefix ''"),

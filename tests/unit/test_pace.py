@@ -12,6 +12,7 @@ PLANNED = datetime(2026, 3, 1, tzinfo=UTC)
 
 def status(*done: int, of: tuple[int, ...] = (4,)) -> dict[str, Any]:
     return {
+        "spec": {},
         "plan": {
             "nbytes": 1_000,
             "contributors": ["a", "b"],

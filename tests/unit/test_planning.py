@@ -15,7 +15,7 @@ from gradshard.errors import PlanError
 from gradshard.layout import Layout, Span
 from gradshard.limits import MIB
 from gradshard.network import Bandwidth
-from gradshard.planning import PLAN_BYTES_PER_CLIENT, Aggregator, Load
+from gradshard.planning import Aggregator, Load
 from gradshard.pricing import Requests
 
 GIB = 1024 * MIB
@@ -231,7 +231,7 @@ def test_accumulators_of_an_order_share_the_room_of_one() -> None:
     contributors=st.integers(1, topologies.MAX_FAN_IN**2),
 )
 def test_any_task_fits_the_smallest_function(inputs: int, depth: int, contributors: int) -> None:
-    needed = planning.project_memory(inputs, PLAN_BYTES_PER_CLIENT * contributors, depth)
+    needed = planning.project_memory(inputs, planning.plan_bytes(contributors), depth)
     assert needed < limits.MIN_MEMORY_MB
 
 
@@ -267,8 +267,8 @@ def test_refuses_whole_inputs_with_both_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("concurrency", "waves"),
-    # Batches of at most 40 run whole: 50 at once are 40, 100 are 80.
-    [(0, 1), (1, 120), (7, 18), (50, 3), (100, 2), (120, 1), (1000, 1)],
+    # Batches of at most 40 run whole: 60 at once are 40, 100 are 80.
+    [(0, 1), (1, 120), (7, 18), (60, 3), (100, 2), (120, 1), (1000, 1)],
 )
 def test_a_limit_on_functions_makes_tasks_come_in_waves(concurrency: int, waves: int) -> None:
     limited = planning.project(one_level(GIB, 4), 120, arm(512, concurrency=concurrency))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from gradshard import comparison, limits, pricing
+from gradshard import limits, pricing
 from gradshard.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard.layout import Layout, encode_header
 from gradshard.limits import MIB
@@ -326,7 +326,7 @@ def test_bills_add_up() -> None:
     }
 
 
-def test_a_comparison_counts_the_invocations_that_are_billed() -> None:
+def test_every_invocation_is_billed() -> None:
     bill = pricing.bill(
         [[Tasks(3, 1.0)]],
         clients=5,
@@ -335,5 +335,6 @@ def test_a_comparison_counts_the_invocations_that_are_billed() -> None:
         aggregators=Requests(0, 0),
         by_clients=Requests(0, 0),
     )
-    invocations = 3 + 5 + comparison.FUNCTIONS_AROUND
-    assert bill.requests == pytest.approx(invocations * limits.DOLLARS_PER_INVOCATION)
+    # Tasks, arrivals, and open, plan, finalize and the deadline.
+    assert pricing.invocations(3, 5) == 3 + 5 + 4
+    assert bill.requests == pytest.approx((3 + 5 + 4) * limits.DOLLARS_PER_INVOCATION)

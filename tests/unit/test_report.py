@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.pricing import US_EAST_1, around
 from gradshard.report import charts
 from gradshard.report.facts import Facts, compared, facts_of
 from gradshard.report.markup import joined, tag, text
@@ -250,6 +251,16 @@ class TestFacts:
         assert two["lambda"] - one["lambda"] == pytest.approx(0.25 * 0.0000133334)
         assert again(tasks=[])["dollars"]["measured"] is None
 
+    def test_dollars_as_measured_have_what_applying_takes_besides(self) -> None:
+        plain, applied = (
+            again(tasks=[task(1.0)], apply=apply)["dollars"]["measured"]
+            for apply in (None, {"optimizer": "fedadam"})
+        )
+        # The model and two objects of state, as the planner counts them.
+        besides = US_EAST_1.s3(around([1], 1, models=3)) - US_EAST_1.s3(around([1], 1))
+        assert besides > 0
+        assert applied["round"] - plain["round"] == pytest.approx(besides)
+
     def test_a_round_that_was_not_planned_has_the_terms_it_was_opened_with(self) -> None:
         facts = facts_of(
             {
@@ -287,28 +298,25 @@ def again(
     arrived: list[dict[str, Any]] | None = None,
     growing: list[dict[str, Any]] | None = None,
     contributors: dict[str, str] | None = None,
+    apply: Any = None,
 ) -> Facts:
     """Return the facts of a completed round that has just this."""
     entries = [
-        {"client": client, "samples": 1, "weight": 1.0, "nbytes": 5, "etag": etag}
+        {"client": client, "samples": 1, "weight": 1.0, "source": {"nbytes": 5, "etag": etag}}
         for client, etag in (contributors or {"a": "e"}).items()
     ]
-    manifest = {
-        "contributors": entries,
-        "missing": [],
-        "projected": {"memory_mb": 256, "dollars": None},
-        "finished_at": PLANNED.isoformat(),
-    }
+    manifest = {"finished_at": PLANNED.isoformat()}
     plan = {
         "attempt": 0, "levels": [{"groups": [[0, 1]]}], "nbytes": 5, "header_bytes": 8,
         "tensors": 1, "shards": 1, "planned_at": PLANNED.isoformat(), "layers": [],
+        "contributors": entries, "projected": {"memory_mb": 256, "dollars": None},
     }  # fmt: skip
     return facts_of(
         {
             "round": "r", "state": "completed", "cause": None, "manifest": manifest,
             "plan": {"tasks": 1}, "opened_at": OPENED.isoformat(), "deadline_at": None,
             "tasks_done": 1, "arrived": arrived or [], "missing": [], "refused": [], "late": [],
-            "spec": {"clients": 1},
+            "spec": {"clients": 1, "apply": apply},
         },
         plan=plan, tasks=tasks or [], growing=growing or [], architecture="arm64",
     )  # fmt: skip

@@ -1,12 +1,17 @@
 """What a round may be asked for."""
 
+import dataclasses
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from gradshard.assignments import Terms
 from gradshard.errors import SpecError
 from gradshard.keys import RoundKeys, check_id, parse_update_key
-from gradshard.spec import parse_spec
+from gradshard.spec import RoundSpec, parse_spec
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "clients is missing"),
@@ -79,6 +84,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"clients": 9, "updates_of": "../r0"}, "round id '../r0'"),
     ({"clients": 9, "updates_of": 3}, "round id 3"),
+    ({"clients": 9, "rule": "fill", "layers": [["w"]]}, r"prefix \['w'\], which is not text"),
+    ({"clients": 9, "rule": "fill", "layers": ["w", "w"]}, "prefix 'w' is given twice"),
 ]
 
 
@@ -86,6 +93,38 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_refuses(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(SpecError, match=reason):
         parse_spec(fields)
+
+
+_WORDS = ("w", "a", "salf", "lifl", "fedadam", "tree:2,2", "counts", "poisson", "F32", "optimizer")
+_NAMES = (
+    *("name", "p", "model", "mean", "reach", "rounds", "dtype", "shape", "batch_size", "epochs"),
+    *("learning_rate", "smoothing", "max_epochs", "target_seconds", "after", "optimizer", "w"),
+)
+_JSON = st.recursive(
+    st.sampled_from((None, True, 0, 1, 3, -1, 0.5, 1e300, float("nan"), *_WORDS)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(_NAMES), inner, min_size=1, max_size=3)
+    ),
+    max_leaves=6,
+)
+_BASE = {"batch_size": 8, "epochs": 2, "learning_rate": 0.1}
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(RoundSpec)]), _JSON),
+    st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(Terms)]), _JSON),
+)
+def test_whatever_is_asked_for_is_terms_or_refused(
+    fields: dict[str, Any], assignments: dict[str, Any]
+) -> None:
+    for asked in ({"clients": 4, **fields}, {"clients": 4, "assignments": _BASE | assignments}):
+        try:
+            spec = parse_spec(asked)
+        except SpecError:
+            continue
+        assert parse_spec(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 def test_survives_json() -> None:

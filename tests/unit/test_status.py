@@ -124,3 +124,26 @@ def test_growing_updates_are_told_apart_from_what_clients_may_not_be_called(
     store.put_bytes("rounds/r1/progress/a/b.safetensors", b"12")
     observer.look()
     assert [update["client"] for update in observer.growing()] == ["a"]
+
+
+def test_who_counts_with_a_growing_update_is_not_missing(
+    observer: Observer, store: CountingStore
+) -> None:
+    store.put_bytes("rounds/r1/progress/a.safetensors", b"12")
+    assert observer.look()["missing"] == ["a", "b"]
+    store.put_json("rounds/r1/plan.json", plan_json({"a": "x"}, missing=["b"], refused=[]))
+    assert observer.look()["missing"] == ["b"]
+
+
+def test_who_came_too_late_is_not_missing_either(observer: Observer, store: CountingStore) -> None:
+    store.put_json("rounds/r1/plan.json", plan_json({"a": "x"}, missing=["b"], refused=[]))
+    store.put_bytes("rounds/r1/updates/b.safetensors", b"12")
+    assert observer.look()["missing"] == []
+
+
+def test_while_groups_of_an_eager_round_are_awaited_so_are_their_clients(
+    observer: Observer, store: CountingStore
+) -> None:
+    store.put_json("rounds/r1/plan.json", plan_json({}, awaited=[1], refused=[]))
+    store.put_bytes("rounds/r1/updates/a.safetensors", b"12")
+    assert observer.look()["missing"] == ["b"]

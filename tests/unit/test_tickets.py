@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradshard import ticketparts, tickets
+from gradshard.contents import Padded, TensorContent
 from gradshard.errors import TicketError, UpdateError
 from gradshard.keys import RoundKeys
 from gradshard.layout import (
@@ -29,7 +30,6 @@ from gradshard.limits import LISTED_ENTRIES, MAX_PART_BYTES, MIB, MIN_PART_BYTES
 from gradshard.store import Part, Store, make_client
 from gradshard.ticketparts import MAX_UPDATE_BYTES, PartUrls
 from gradshard.tickets import MAX_LENGTHS, MAX_SECONDS, Ticket, lengths
-from gradshard.uploads import Padded, TensorContent
 from tests.presigned import refusal
 
 SECRET = "a secret"

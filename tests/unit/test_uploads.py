@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.numpy import load, save_file
 
 from gradshard import planning, uploads
+from gradshard.contents import FileContent, TensorContent, check_samples
 from gradshard.errors import StoreError, UpdateError
-from gradshard.uploads import FileContent, TensorContent, has_checksum, upload
+from gradshard.uploads import has_checksum, upload
 from tests.unit.fakes import MemoryStore, sha256_of
 
 KEY = "rounds/r/updates/a.safetensors"
@@ -211,6 +212,17 @@ def test_a_part_of_another_length_is_not_taken_over(store: MemoryStore) -> None:
 
 
 @pytest.mark.usefixtures("in_parts")
+def test_a_part_beyond_the_contents_last_is_not_taken_over(store: MemoryStore) -> None:
+    content = TensorContent(TENSORS, 5)
+    upload_id = store.create_upload(KEY, checked=True)
+    beyond = len(planning.client_ranges(content.nbytes)) + 1
+    store.upload_part(KEY, upload_id, beyond, io.BytesIO(b"x"), 1, sha256_of(b"x"))
+    upload(store, KEY, content)
+    assert store.aborted == [upload_id]
+    assert store.objects[KEY] == content.read(0, content.nbytes)
+
+
+@pytest.mark.usefixtures("in_parts")
 def test_an_upload_given_up_by_another_says_so(store: MemoryStore) -> None:
     store.complete_upload = lambda *_: None  # type: ignore[method-assign]
     with pytest.raises(StoreError, match="submit again"):
@@ -250,7 +262,7 @@ def test_samples_are_a_whole_number_above_zero(samples: Any) -> None:
 
 
 def test_samples_of_numpy_are_numbers_too() -> None:
-    assert uploads.check_samples(np.int64(12)) == "12"
+    assert check_samples(np.int64(12)) == "12"
 
 
 def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:

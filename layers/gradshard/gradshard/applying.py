@@ -17,10 +17,7 @@ from gradshard.dtypes import DTYPES, DType
 from gradshard.errors import GradshardError
 from gradshard.layout import Layout, Span
 from gradshard.optimizers import ApplyTerms
-from gradshard.planning import clip
-
-STEP_ELEMENTS: Final = 32 * 1024
-"""Elements of a step: with all that it takes in float64 they stay in the processor's cache."""
+from gradshard.planning import STEP_ELEMENTS, clip
 
 Write = Callable[[memoryview], None]
 

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Self
 
+from gradshard.arithmetic import shares_of
 from gradshard.errors import SpecError, UpdateError
 from gradshard.layout import shorten
 
@@ -219,7 +220,7 @@ def parse_terms(stated: Mapping[str, Any]) -> Terms:
     Parameters
     ----------
     stated
-        The fields of :class:`Terms`.
+        The fields of :class:`Terms`; None is as good as left out.
 
     Raises
     ------
@@ -230,15 +231,14 @@ def parse_terms(stated: Mapping[str, Any]) -> Terms:
     unknown = sorted(stated.keys() - set(names))
     if unknown:
         raise SpecError(f"unknown field {unknown[0]!r}; assignments have {', '.join(names)}")
+    given = {name: value for name, value in stated.items() if value is not None}
     settings = ("batch_size", "epochs", "learning_rate")
-    missing = next((name for name in settings if name not in stated), None)
+    missing = next((name for name in settings if name not in given), None)
     if missing is not None:
         raise SpecError(f"{missing} of the base settings is missing")
-    for name, value in stated.items():
-        if value is None and name not in settings:
-            continue
+    for name, value in given.items():
         _check_number(name, value, whole=name.endswith(("batch_size", "epochs")))
-    terms = Terms(**stated)
+    terms = Terms(**given)
     if terms.smoothing > 1:
         raise SpecError(f"smoothing is {terms.smoothing!r}, not over 0 and at most 1")
     for name in settings:
@@ -379,8 +379,7 @@ def normalised_weights(samples: Sequence[int], steps: Sequence[float]) -> list[f
                 f"contributor {index} made {tau!r} local steps; weights can be normalised only "
                 "where all report theirs, a number above zero"
             )
-    total = sum(samples)
-    shares = [n / total for n in samples]
+    shares = shares_of(list(samples))
     mean = math.fsum(share * tau for share, tau in zip(shares, steps, strict=True))
     return [share * (mean / tau) for share, tau in zip(shares, steps, strict=True)]
 

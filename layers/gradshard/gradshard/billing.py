@@ -5,6 +5,7 @@ from typing import Any
 
 from gradshard import pricing
 from gradshard.errors import GradshardError
+from gradshard.optimizers import parse_apply
 from gradshard.planning import client_requests
 from gradshard.pricing import Bill, Requests, Tasks
 
@@ -16,6 +17,7 @@ def measured(
     memory_mb: int,
     architecture: str,
     nbytes: int,
+    apply: Any = None,
 ) -> Bill:
     """Price what was measured.
 
@@ -29,6 +31,8 @@ def measured(
         Of the aggregators.
     nbytes
         Of the result, and so of an update.
+    apply
+        How the round's terms have its update applied to the model, if they do.
 
     Raises
     ------
@@ -50,4 +54,5 @@ def measured(
             sum(report["gets"] for report in reports), sum(report["puts"] for report in reports)
         ),
         by_clients=Requests(*(clients * number for number in by_client)),
+        models=0 if apply is None else 1 + len(parse_apply(apply).state),
     )

@@ -5,9 +5,9 @@ import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
-from gradshard import billing, topologies
+from gradshard import billing, pricing, topologies
 from gradshard.arithmetic import SHARES
 from gradshard.errors import GradshardError, RoundFailed, RoundStateError
 from gradshard.federation import Federation, Round
@@ -16,13 +16,10 @@ from gradshard.limits import MIB
 from gradshard.orders import check_order, format_order, natural_order, parse_order
 from gradshard.planning import BLOCKS, WHOLE
 from gradshard.pricing import Bill
+from gradshard.stack import Stack
 from gradshard.store import Store
 from gradshard.streams import RangeStream
 from gradshard.topologies import TOPOLOGIES
-
-FUNCTIONS_AROUND: Final = 4
-"""Invocations beside the tasks and an arrival for each client: open, plan, finalize, and
-``collect_update`` at the deadline, which passes after the round, too."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,7 @@ def compare(
 ) -> Iterator[Outcome]:
     """Run trials one after the other on the updates that were sent to a round.
 
-    Each is a round of its own, which is removed afterwards.
+    Each is a round of its own, which is removed when it has ended, well or not.
 
     Parameters
     ----------
@@ -210,13 +207,19 @@ def _run(federation: Federation, round_: Round, trial: Trial, name: str) -> Outc
         opened = federation.open_round(name, clients, updates_of=round_.id, **trial.terms())
         manifest = opened.wait()
     except RoundFailed as error:
-        return Outcome(trial, refused=str(error).partition("failed: ")[2])
+        outcome = Outcome(trial, refused=str(error).partition("failed: ")[2] or str(error))
     except GradshardError as error:
         return Outcome(trial, refused=str(error))
-    stack = federation.stack
+    else:
+        outcome = _outcome(federation.stack, trial, name, manifest)
+    federation.stack.store.delete_versions(RoundKeys(name).root)
+    return outcome
+
+
+def _outcome(stack: Stack, trial: Trial, name: str, manifest: dict[str, Any]) -> Outcome:
     update = manifest["update"]
     source = ObjectVersion(update["key"], update["version"], update["etag"], update["nbytes"])
-    outcome = Outcome(
+    return Outcome(
         trial,
         digest=_digest(stack.store, source),
         transitions=stack.transitions(name),
@@ -229,8 +232,6 @@ def _run(federation: Federation, round_: Round, trial: Trial, name: str) -> Outc
         ),
         **_measured(manifest),
     )
-    stack.store.delete_versions(RoundKeys(name).root)
-    return outcome
 
 
 def _digest(store: Store, source: ObjectVersion) -> str:
@@ -252,7 +253,7 @@ def _measured(manifest: dict[str, Any]) -> dict[str, Any]:
         "tasks": tasks,
         "order": manifest["order"],
         "groups": tuple(map(tuple, manifest["groups"])),
-        "invocations": tasks + clients + FUNCTIONS_AROUND,
+        "invocations": pricing.invocations(tasks, clients),
         "peak_mb": totals["peak_mb"],
         "gb_seconds": totals["seconds"] * memory_mb / 1024,
         "seconds": manifest["seconds"],

@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
@@ -21,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshard.appearing import check_room, check_target, naming
+from gradshard.contents import check_samples
 from gradshard.dtypes import DTYPES
 from gradshard.errors import UpdateError
 from gradshard.layout import SAMPLES_KEY, Layout, encode_header, shorten
 from gradshard.limits import MIB
 from gradshard.tensors import as_stored, check_name
-from gradshard.uploads import Progress, check_samples
+from gradshard.uploads import Progress
 
 CHUNK_BYTES: Final = MIB
 
@@ -182,13 +184,13 @@ def _appearing(path: Path, nbytes: int) -> Iterator[IO[bytes]]:
     """Open a file that takes its name when it is whole, and leaves nothing when it fails."""
     check_target(path)
     check_room(path, nbytes)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with naming(path), partial.open("xb") as file:
+        with naming(path), unfinished.open("xb") as file:
             yield file
-        partial.replace(path)
+        unfinished.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -231,9 +233,9 @@ class _Npz(_Source):
             if name == member.filename:
                 self.left_out.append(LeftOut(name, "not an array (.npy)"))
             else:
-                yield from self.entry_or_note(name, lambda n, m=member: self._look(n, m))  # type: ignore[misc]
+                yield from self.entry_or_note(name, partial(self._look, member))
 
-    def _look(self, name: str, member: zipfile.ZipInfo) -> _Entry:
+    def _look(self, member: zipfile.ZipInfo, name: str) -> _Entry:
         """Read the head of an array."""
         try:
             with self._archive.open(member) as file:
@@ -329,9 +331,9 @@ class _Checkpoint(_Source):
 
     def entries(self) -> Iterator[_Entry]:
         for name, tensor in self._tensors.items():
-            yield from self.entry_or_note(name, lambda n, t=tensor: self._look(n, t))  # type: ignore[misc]
+            yield from self.entry_or_note(name, partial(self._look, tensor))
 
-    def _look(self, name: str, tensor: Any) -> _Entry:
+    def _look(self, tensor: Any, name: str) -> _Entry:
         import torch
 
         from gradshard.torch import is_tensor

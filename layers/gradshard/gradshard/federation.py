@@ -10,6 +10,7 @@ from typing import Any, Final, overload
 from gradshard import limits, local
 from gradshard.arithmetic import SHARES
 from gradshard.assignments import Assignment, Assignments
+from gradshard.contents import Content, content_of
 from gradshard.downloads import fetch_tensors
 from gradshard.errors import (
     RoundExistsError,
@@ -39,7 +40,7 @@ from gradshard.store import Store
 from gradshard.tensors import Array
 from gradshard.tickets import DEFAULT_SECONDS, Ticket
 from gradshard.topologies import AUTO
-from gradshard.uploads import Content, Progress, content_of, has_checksum, upload
+from gradshard.uploads import Progress, has_checksum, upload
 
 OPENING_SECONDS: Final = 20.0
 """How long opening a round waits for its terms to appear."""

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshard import limits
+from gradshard.contents import model_content_of
 from gradshard.downloads import download_file
 from gradshard.dtypes import DTYPES
 from gradshard.errors import RoundFailed, RoundStateError, SpecError, UpdateError
@@ -36,7 +37,7 @@ from gradshard.layout import (
 )
 from gradshard.tensors import pack
 from gradshard.tickets import DEFAULT_SECONDS, Ticket
-from gradshard.uploads import content_of, upload
+from gradshard.uploads import upload
 
 try:
     from flwr.app import (
@@ -287,7 +288,7 @@ class S3FedAvg(FedAvg):
             keys = self._keys(server_round)
             key = f"{keys.root}model.safetensors"
             tensors = {name: _view(array) for name, array in arrays.items()}
-            with content_of(tensors, samples=1) as content:
+            with model_content_of(tensors) as content:
                 upload(self.federation.stack.store, key, content)
                 place = _Place(keys.round_id, key, content.layout, tuple(arrays))
             self._model = arrays, place

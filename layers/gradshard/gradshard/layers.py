@@ -131,11 +131,9 @@ def _parse_naming(naming: Any) -> dict[str, str]:
     """Return prefix → layer, in the order of the layers."""
     if isinstance(naming, str) or not isinstance(naming, Mapping | Sequence):
         raise SpecError(f"layers is {naming!r}, neither a list of prefixes nor {{layer: prefixes}}")
-    entries = naming if isinstance(naming, Mapping) else {prefix: [prefix] for prefix in naming}
-    if len(entries) != len(naming):
-        raise SpecError("layers names a prefix twice")
+    entries = naming.items() if isinstance(naming, Mapping) else [(p, [p]) for p in naming]
     layer_of: dict[str, str] = {}
-    for layer, prefixes in entries.items():
+    for layer, prefixes in entries:
         if isinstance(prefixes, str) or not isinstance(prefixes, Sequence):
             raise SpecError(f"layer {layer!r} is {prefixes!r}, not a list of prefixes")
         for prefix in prefixes:

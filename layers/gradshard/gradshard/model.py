@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, overload
 
+from gradshard.contents import model_content_of
 from gradshard.downloads import fetch_tensors
 from gradshard.errors import ModelStateError
 from gradshard.keys import ModelKeys, StoredTensors
@@ -13,7 +14,7 @@ from gradshard.rounds import models
 from gradshard.rounds.models import Version
 from gradshard.stack import Stack
 from gradshard.tensors import Array
-from gradshard.uploads import Progress, model_content_of, upload
+from gradshard.uploads import Progress, upload
 
 
 class Model:

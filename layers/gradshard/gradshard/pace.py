@@ -69,6 +69,7 @@ def pace(
         memory_mb=plan["projected"]["memory_mb"],
         architecture=architecture,
         nbytes=plan["nbytes"],
+        apply=status["spec"].get("apply"),
     )
     return Pace(read, read / elapsed, _left(status, tasks, elapsed), bill.total)
 

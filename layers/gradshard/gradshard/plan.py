@@ -3,19 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, pairwise
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from gradshard.aggregation import Zone
 from gradshard.arithmetic import COUNTS, shares_of
 from gradshard.errors import BrokenObjectError
 from gradshard.keys import ModelKeys, ObjectVersion, RoundKeys, StoredTensors
-from gradshard.layout import Run, Span
+from gradshard.layout import PREFIX_BYTES, Layout, Run, Span, parse_header
 from gradshard.optimizers import ApplyTerms, parse_apply
 from gradshard.orders import Order
 from gradshard.planning import cut_shards, sums_bytes
-
-FEDAVG: Final = "fedavg"
-"""The rule of rounds of whole updates."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +197,11 @@ class Output(NamedTuple):
                 f"{self.header_bytes}"
             )
         return header
+
+    def layout(self, header: bytes | None) -> Layout:
+        """Read the layout that the header says, as :meth:`check_header` lets it through."""
+        header = self.check_header(header)
+        return parse_header(header[PREFIX_BYTES:], len(header) + self.nbytes).layout
 
 
 @dataclass(frozen=True)

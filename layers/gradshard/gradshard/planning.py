@@ -360,6 +360,13 @@ PLAN_FACTOR: Final = 8
 PLAN_BYTES_PER_CLIENT: Final = 576
 """Of the plan's JSON, for a contributor of one run."""
 
+PLAN_BYTES_PER_WEIGHT: Final = 11
+"""For a contributor's weight in a layer of partial updates: half of its JSON, since a number takes
+less memory for its length than an object does (measured: 83 bytes, text and all)."""
+
+PLAN_BYTES_PER_STRETCH: Final = 64
+"""For a span, or a further run of a contributor."""
+
 WIDENING: Final = 8
 """An element grows at most this much in its accumulator: 1-byte integers sum in float64."""
 
@@ -369,9 +376,28 @@ WHOLE_OVERHEAD_MB: Final = 450
 the running sum, the object as it was read and the array made of it (Barrak 2026)."""
 
 
-STEP_BYTES: Final = 12 * 32 * 1024 * 8
-"""Of a server optimizer's step: model, update, state before and after and what lies between, at
-most a dozen arrays of :data:`gradshard.applying.STEP_ELEMENTS` float64."""
+STEP_ELEMENTS: Final = 32 * 1024
+"""Of a server optimizer's step: with all that it takes in float64 they stay in the processor's
+cache."""
+
+STEP_BYTES: Final = 12 * STEP_ELEMENTS * 8
+"""Model, update, state before and after, what lies between: a dozen arrays of float64 at most."""
+
+
+def plan_bytes(contributors: int, *, layers: int = 0, stretches: int = 0) -> int:
+    """Return the size of a plan's JSON, as far as it counts for a task's memory.
+
+    Parameters
+    ----------
+    contributors
+        How many there are, each with a run and with a weight for each of the layers.
+    layers
+        Those of partial updates.
+    stretches
+        Spans, and contributors' further runs.
+    """
+    each = PLAN_BYTES_PER_CLIENT + PLAN_BYTES_PER_WEIGHT * layers
+    return each * contributors + PLAN_BYTES_PER_STRETCH * stretches
 
 
 def project_memory(inputs: int, plan_bytes: int = 0, depth: int = 1, models: int = 0) -> float:
@@ -384,7 +410,7 @@ def project_memory(inputs: int, plan_bytes: int = 0, depth: int = 1, models: int
       wide as its accumulator;
     - *streams*: a connection per input, with the kernel's receive buffer, which takes twice what
       is asked for (socket(7));
-    - *plan*: the parsed plan, which grows with the number of contributors and runs;
+    - *plan*: the parsed plan, which grows with the number of contributors, layers and runs;
     - *step*: where the update is applied, a stream to read and one to write for each of
       ``models``, and what the step takes.
 

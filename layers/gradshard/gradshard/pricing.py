@@ -158,17 +158,25 @@ def bill(
     gb_second = prices.gb_second(architecture)
     tasks = [sum(run.number for run in level) for level in levels]
     gb_seconds = memory_mb / 1024 * sum(run.number * run.seconds for lvl in levels for run in lvl)
-    # collect_update runs for each client, and at the deadline, which passes after the round, too.
-    collected = clients + 1
-    small_gb_seconds = collected * limits.COLLECT_GB_SECONDS + limits.ROUND_GB_SECONDS
+    small_gb_seconds = _collected(clients) * limits.COLLECT_GB_SECONDS + limits.ROUND_GB_SECONDS
     return Bill(
         lambda_=gb_seconds * gb_second,
         s3_aggregators=prices.s3(aggregators),
         s3_clients=prices.s3(by_clients),
-        requests=(sum(tasks) + collected + 3) * prices.invocations_per_million / 1e6,
+        requests=invocations(sum(tasks), clients) * prices.invocations_per_million / 1e6,
         step_functions=_step_functions(levels, batch, prices),
         round_=small_gb_seconds * gb_second + prices.s3(around(tasks, clients, models)),
     )
+
+
+def invocations(tasks: int, clients: int) -> int:
+    """Count a round's invocations: of its tasks, and of open, collect, plan and finalize."""
+    return tasks + _collected(clients) + 3
+
+
+def _collected(clients: int) -> int:
+    # An arrival each, and the deadline, which passes after the round, too.
+    return clients + 1
 
 
 def around(tasks: Sequence[int], clients: int, models: int = 0) -> Requests:

@@ -16,13 +16,14 @@ from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
+from gradshard.arithmetic import shares_of
 from gradshard.errors import SpecError, UpdateError
 from gradshard.keys import check_id
 from gradshard.layers import Coverage, Layer, check_depth
 from gradshard.layout import shorten
 
 SALF: Final = "salf"
-FEDAVG: Final = "fedavg"
+FEDAVG: Final = "fedavg"  # of whole updates, too
 FILL: Final = "fill"
 DROP: Final = "drop"
 RULES: Final = (SALF, FEDAVG, FILL, DROP)
@@ -571,8 +572,8 @@ def _target(client: str, samples: Mapping[str, int], users: int) -> float:
 
 
 def _shares(clients: Sequence[str], samples: Mapping[str, int]) -> dict[str, float]:
-    total = sum(samples[client] for client in clients)
-    return {client: samples[client] / total for client in clients}
+    shares = shares_of([samples[client] for client in clients])
+    return dict(zip(clients, shares, strict=True))
 
 
 def _of_client(what: str, stated: Mapping[str, T], client: Client) -> T:

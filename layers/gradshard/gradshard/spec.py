@@ -1,12 +1,13 @@
 """What a round is asked for: checked once here, for the command line and the function alike."""
 
+import dataclasses
 import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from gradshard import limits, orders, topologies
 from gradshard.arithmetic import COUNTS, SHARES, WEIGHTS
@@ -27,26 +28,7 @@ MAX_CLIENTS: Final = MAX_FAN_IN**2
 MAX_DEADLINE: Final = 7 * 24 * 3600
 DEFAULT_DEADLINE: Final = 3600
 
-_FIELDS: Final = {
-    "clients",
-    "min_clients",
-    "deadline",
-    "topology",
-    "fan_in",
-    "order",
-    "weights",
-    "rule",
-    "layers",
-    "assignments",
-    "eager",
-    "hold",
-    "shards",
-    "within",
-    "layout",
-    "allow_nonfinite",
-    "updates_of",
-    "apply",
-}
+Parsed = TypeVar("Parsed")
 
 
 class AssignmentTerms(NamedTuple):
@@ -232,44 +214,41 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     """
     if not isinstance(fields, Mapping):
         raise SpecError(f"a round's spec is a JSON object, not {type(fields).__name__}")
-    unknown = sorted(fields.keys() - _FIELDS)
+    known = {field.name for field in dataclasses.fields(RoundSpec)}
+    unknown = sorted(fields.keys() - known)
     if unknown:
-        raise SpecError(f"unknown field {unknown[0]!r}; a spec has {', '.join(sorted(_FIELDS))}")
+        raise SpecError(f"unknown field {unknown[0]!r}; a spec has {', '.join(sorted(known))}")
     clients = _parse_clients(fields.get("clients"))
     expected = clients if isinstance(clients, int) else len(clients)
     min_clients = _whole("min_clients", fields.get("min_clients", 1), 1, MAX_CLIENTS)
     if min_clients > expected:
         raise SpecError(f"min_clients is {min_clients}, over the {expected} expected clients")
-    shards, within = fields.get("shards"), fields.get("within")
-    if shards is not None and within is not None:
+    if fields.get("shards") is not None and fields.get("within") is not None:
         raise SpecError("give shards or within, not both: one decides the other")
-    if shards is not None:
-        shards = _whole("shards", shards, 1, limits.MAX_PARTS)
-    if within is not None and (
-        isinstance(within, bool) or not isinstance(within, int | float) or not 0 < within < 1e6
-    ):
-        raise SpecError(f"within is {within!r}, not a number of seconds above zero")
-    fan_in, order, updates_of = (fields.get(name) for name in ("fan_in", "order", "updates_of"))
-    assignments, apply = fields.get("assignments"), fields.get("apply")
+
+    def given(name: str, parse: Callable[[Any], Parsed]) -> Parsed | None:
+        stated = fields.get(name)
+        return None if stated is None else parse(stated)
+
     spec = RoundSpec(
         clients=clients,
         min_clients=min_clients,
         deadline=_whole("deadline", fields.get("deadline", DEFAULT_DEADLINE), 1, MAX_DEADLINE),
         topology=_one_of("topology", fields.get("topology", AUTO), (AUTO, *TOPOLOGIES)),
-        fan_in=None if fan_in is None else _whole("fan_in", fan_in, 2, MAX_FAN_IN),
-        order=None if order is None else orders.parse_order(order),
+        fan_in=given("fan_in", lambda fan_in: _whole("fan_in", fan_in, 2, MAX_FAN_IN)),
+        order=given("order", orders.parse_order),
         weights=_one_of("weights", fields.get("weights", SHARES), WEIGHTS),
-        rule=_parse_rule(fields.get("rule")),
-        layers=_parse_layers(fields.get("layers")),
-        assignments=None if assignments is None else parse_assignment_terms(assignments),
+        rule=given("rule", _parse_rule),
+        layers=given("layers", check_naming),
+        assignments=given("assignments", parse_assignment_terms),
         eager=_flag(fields, "eager"),
         hold=_one_of("hold", fields.get("hold", BLOCKS), HOLDS),
-        shards=shards,
-        within=within,
-        layout=_parse_layout(fields.get("layout")),
+        shards=given("shards", lambda shards: _whole("shards", shards, 1, limits.MAX_PARTS)),
+        within=given("within", _check_within),
+        layout=given("layout", _parse_layout),
         allow_nonfinite=_flag(fields, "allow_nonfinite"),
-        updates_of=None if updates_of is None else check_id("round", updates_of),
-        apply=None if apply is None else parse_apply(apply),
+        updates_of=given("updates_of", lambda name: check_id("round", name)),
+        apply=given("apply", parse_apply),
     )
     _check_topology(spec)
     _check_rule(spec)
@@ -277,18 +256,18 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     return spec
 
 
-def _parse_rule(rule: Any) -> PartialRule | None:
-    if rule is None:
-        return None
+def _check_within(within: Any) -> float:
+    if isinstance(within, bool) or not isinstance(within, int | float) or not 0 < within < 1e6:
+        raise SpecError(f"within is {within!r}, not a number of seconds above zero")
+    return within
+
+
+def _parse_rule(rule: Any) -> PartialRule:
     if isinstance(rule, str):
         rule = {"name": rule}
     if not isinstance(rule, Mapping):
         raise SpecError(f"rule is {rule!r}, neither {', '.join(RULES)} nor {{name: …, …}}")
     return parse_rule(rule)
-
-
-def _parse_layers(naming: Any) -> Naming | None:
-    return None if naming is None else check_naming(naming)
 
 
 def parse_assignment_terms(stated: Any) -> AssignmentTerms:
@@ -381,9 +360,7 @@ def _parse_clients(clients: Any) -> tuple[str, ...] | int:
     return ids
 
 
-def _parse_layout(layout: Any) -> Layout | None:
-    if layout is None:
-        return None
+def _parse_layout(layout: Any) -> Layout:
     if not isinstance(layout, Mapping) or not all(
         isinstance(entry, Mapping)
         and isinstance(entry.get("dtype"), str)

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from mypy_boto3_cloudformation import CloudFormationClient
     from mypy_boto3_stepfunctions import SFNClient
 
-CONNECTIONS: Final = 16
-
 ENDING_SECONDS: Final = 30.0
 ENDING_PAUSE_SECONDS: Final = 0.2
 
@@ -84,14 +82,14 @@ class Stack:
         self.name = name
         self._bucket = bucket
         self._state_machine = state_machine
-        self._endpoint_url = endpoint_url
+        self._given_endpoint_url = endpoint_url
         self._port = port
 
     @cached_property
     def store(self) -> Store:
         """The bucket."""
         bucket = self._bucket or self.output("BucketName")
-        client = make_client(CONNECTIONS, session=self._session, endpoint_url=self._endpoint_url)
+        client = make_client(session=self._session, endpoint_url=self._endpoint_url)
         return Store(bucket, client=client)
 
     @property
@@ -132,7 +130,7 @@ class Stack:
         """Look at a round's execution; None if there is none, or no machine to ask."""
         if self.state_machine is None:
             return None
-        arn = self.state_machine.replace(":stateMachine:", ":execution:") + f":{round_id}"
+        arn = self._execution_arn(round_id)
         try:
             with translated():
                 found = self._states.describe_execution(executionArn=arn)
@@ -160,8 +158,7 @@ class Stack:
                     f"{ENDING_SECONDS:g} s"
                 )
             time.sleep(ENDING_PAUSE_SECONDS)
-        arn = self.state_machine.replace(":stateMachine:", ":execution:") + f":{round_id}"
-        states = self._states
+        arn, states = self._execution_arn(round_id), self._states
         with translated():
             entered = sum(
                 event["type"].endswith("StateEntered")
@@ -179,6 +176,9 @@ class Stack:
         if self.state_machine is None:
             raise ServiceError("to open a round, give state_machine= beside bucket=, or a stack")
         return self.state_machine
+
+    def _execution_arn(self, round_id: str) -> str:
+        return f"{self._machine_arn().replace(':stateMachine:', ':execution:')}:{round_id}"
 
     @cached_property
     def _outputs(self) -> dict[str, str]:
@@ -206,17 +206,22 @@ class Stack:
 
     @cached_property
     def _session(self) -> boto3.Session:
+        if self._port is not None:
+            return _local_session()
+        with translated():
+            return boto3.Session()
+
+    @cached_property
+    def _endpoint_url(self) -> str | None:
         if self._port is None:
-            with translated():
-                return boto3.Session()
+            return self._given_endpoint_url
         engine = local.status(self._port)
         if not engine.running:
             raise EngineError(
                 f"no local engine is running on port {self._port}: start it with "
                 "`gradshard local up`"
             )
-        self._endpoint_url = engine.url
-        return _local_session()
+        return engine.url
 
 
 def _local_session() -> boto3.Session:

@@ -83,7 +83,7 @@ class Observer:
             "deadline_at": record.get("deadline_at"),
             "spec": record["spec"],
             "arrived": arrived,
-            "missing": _missing(record["spec"], arrived),
+            "missing": _missing(record["spec"], plan, arrived),
             "refused": refused,
             "late": late,
             "plan": plan and _summary(plan),
@@ -233,8 +233,12 @@ def _arrival(client: str, entry: ListedObject) -> dict[str, Any]:
     }
 
 
-def _missing(spec: dict[str, Any], arrived: list[dict[str, Any]]) -> list[str]:
+def _missing(
+    spec: dict[str, Any], plan: dict[str, Any] | None, arrived: list[dict[str, Any]]
+) -> list[str]:
     clients = spec.get("clients")
+    if plan is not None and not plan["awaited"]:
+        clients = plan["missing"]  # whose growing update counts is not
     if not isinstance(clients, list):
         return []
     return sorted(set(clients) - {update["client"] for update in arrived})

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
+CONNECTIONS: Final = 16
 CONNECT_TIMEOUT_SECONDS: Final = 10
 READ_TIMEOUT_SECONDS: Final = 30
 
@@ -38,19 +39,8 @@ _UNREADABLE: Final = {"AccessDenied", "InvalidObjectState"}
 ANYTHING: Final = "*"
 """For a write without a condition."""
 
-_MEANT: Final = {
-    "404",
-    "412",
-    "ConditionalRequestConflict",
-    "InvalidRange",
-    "NoSuchKey",
-    "NoSuchUpload",
-    "NoSuchVersion",
-    "PreconditionFailed",
-}
-"""Answers that are no failure, or that only the caller can judge."""
-
-_GONE: Final = {"NoSuchKey", "NoSuchVersion", "PreconditionFailed", "InvalidRange", "412", "404"}
+# Numbers are the codes of answers without a body.
+_GONE: Final = ("NoSuchKey", "NoSuchVersion", "PreconditionFailed", "InvalidRange", "412", "404")
 
 
 class ListedObject(NamedTuple):
@@ -101,7 +91,7 @@ class Store:
     """
 
     def __init__(
-        self, bucket: str, *, connections: int = 16, client: "S3Client | None" = None
+        self, bucket: str, *, connections: int = CONNECTIONS, client: "S3Client | None" = None
     ) -> None:
         self.bucket = bucket
         self.meter = Meter()
@@ -117,14 +107,19 @@ class Store:
         """
         self.meter.add(gets=1)
         version: Any = {"VersionId": source.version} if source.version else {}
-        with _translated(source.key, changed=True):
-            response = self._s3.get_object(
-                Bucket=self.bucket,
-                Key=source.key,
-                Range=f"bytes={start}-{end - 1}",
-                IfMatch=source.etag,
-                **version,
-            )
+        try:
+            with _translated(source.key, *_GONE):
+                response = self._s3.get_object(
+                    Bucket=self.bucket,
+                    Key=source.key,
+                    Range=f"bytes={start}-{end - 1}",
+                    IfMatch=source.etag,
+                    **version,
+                )
+        except ClientError as error:
+            raise ChangedObjectError(
+                f"{source.key}: the planned version is gone ({_code(error)})"
+            ) from None
         expected = f"bytes {start}-{end - 1}/{source.nbytes}"
         if response.get("ContentRange") != expected:
             response["Body"].close()
@@ -141,8 +136,6 @@ class Store:
             except ClientError as error:
                 if _code(error) == "NoSuchKey":
                     return None
-                if _code(error) != "InvalidRange":
-                    raise
                 # An object of no bytes at all has no range. The one that is looked at may be
                 # another that has taken its place; then that is read.
                 found = self.head(key)
@@ -160,7 +153,7 @@ class Store:
                 self.meter.add(retries=1)
                 pause(len(failures))
             self.meter.add(gets=1)
-            with _translated(key):
+            with _translated(key, "NoSuchKey", "InvalidRange"):
                 response = self._s3.get_object(Bucket=self.bucket, Key=key, **wanted)
                 try:
                     body = response["Body"].read()
@@ -188,10 +181,8 @@ class Store:
         """Read a small object; None if there is none."""
         try:
             return self._get(key)[0]
-        except ClientError as error:
-            if _code(error) == "NoSuchKey":
-                return None
-            raise
+        except ClientError:  # NoSuchKey: without a range none is invalid
+            return None
 
     def get_json(self, key: str) -> Any:
         """Read a JSON object; None if there is none."""
@@ -200,16 +191,8 @@ class Store:
 
     def head(self, key: str) -> ObjectVersion | None:
         """Look at the newest version of an object; None if there is none."""
-        self.meter.add(gets=1)
-        try:
-            with _translated(key):
-                response = self._s3.head_object(Bucket=self.bucket, Key=key)
-                version = response.get("VersionId", "")
-                return ObjectVersion(key, version, response["ETag"], response["ContentLength"])
-        except ClientError as error:
-            if _code(error) in {"404", "NoSuchKey"}:
-                return None
-            raise
+        found = self._look(key)
+        return found and found[0]
 
     def checksum(self, key: str, *, etag: str | None = None) -> str | None:
         """Return the SHA-256 that S3 checked an object by, in base64; empty if it was sent without.
@@ -222,17 +205,20 @@ class Store:
         str or None
             None if there is no object, or another than that of ``etag``.
         """
+        found = self._look(key, ChecksumMode="ENABLED")
+        return None if found is None or etag not in {None, found[0].etag} else found[1]
+
+    def _look(self, key: str, **options: Any) -> tuple[ObjectVersion, str] | None:
+        """Look at the newest version of an object, and its SHA-256 if that is asked for."""
         self.meter.add(gets=1)
         try:
-            with _translated(key):
-                response = self._s3.head_object(Bucket=self.bucket, Key=key, ChecksumMode="ENABLED")
-        except ClientError as error:
-            if _code(error) in {"404", "NoSuchKey"}:
-                return None
-            raise
-        if etag not in {None, response["ETag"]}:
+            with _translated(key, "404", "NoSuchKey"):
+                found = self._s3.head_object(Bucket=self.bucket, Key=key, **options)
+                version = found.get("VersionId", "")
+                source = ObjectVersion(key, version, found["ETag"], found["ContentLength"])
+        except ClientError:
             return None
-        return response.get("ChecksumSHA256", "")
+        return source, found.get("ChecksumSHA256", "")
 
     def put_bytes(
         self,
@@ -247,11 +233,13 @@ class Store:
 
         Parameters
         ----------
-        sha256
-            Of the body, in base64: S3 checks and keeps it.
+        key, body, content_type
+            The object.
         replaces
             :data:`ANYTHING`; None to write only where there is no object; or the ETag of the
             one that may be replaced.
+        sha256
+            Of the body, in base64: S3 checks and keeps it.
 
         Returns
         -------
@@ -264,9 +252,11 @@ class Store:
             condition = {"IfNoneMatch": "*"}
         elif replaces != ANYTHING:
             condition = {"IfMatch": replaces}
+        # A conflict: another conditional write of the same key is under way, and wins.
+        beaten = ("PreconditionFailed", "ConditionalRequestConflict") if condition else ()
         self.meter.add(puts=1)
         try:
-            with _translated(key):
+            with _translated(key, *beaten):
                 self._s3.put_object(
                     Bucket=self.bucket,
                     Key=key,
@@ -275,13 +265,7 @@ class Store:
                     **condition,
                     **checked,
                 )
-        except ClientError as error:
-            # 409: another conditional write of the same key is under way, and wins.
-            if not condition or _code(error) not in {
-                "PreconditionFailed",
-                "ConditionalRequestConflict",
-            }:
-                raise
+        except ClientError:
             # What is there may be this very write, whose first answer was lost on the way.
             if self.get_bytes(key) != body:
                 return False
@@ -323,64 +307,36 @@ class Store:
         The request must have both in its headers, ``Content-Length`` and ``If-None-Match: *``: they
         are signed.
         """
-        with _translated(key):
-            return self._s3.generate_presigned_url(
-                "put_object",
-                {"Bucket": self.bucket, "Key": key, "ContentLength": nbytes, "IfNoneMatch": "*"},
-                seconds,
-            )
+        return self._presign("put_object", key, seconds, ContentLength=nbytes, IfNoneMatch="*")
 
     def presign_part(self, key: str, upload_id: str, number: int, nbytes: int, seconds: int) -> str:
         """Return a URL with which anyone may PUT one part, of just this length, to an upload.
 
         ``Content-Length`` is signed.
         """
-        with _translated(key):
-            return self._s3.generate_presigned_url(
-                "upload_part",
-                {
-                    "Bucket": self.bucket,
-                    "Key": key,
-                    "UploadId": upload_id,
-                    "PartNumber": number,
-                    "ContentLength": nbytes,
-                },
-                seconds,
-            )
+        part = {"UploadId": upload_id, "PartNumber": number, "ContentLength": nbytes}
+        return self._presign("upload_part", key, seconds, **part)
 
     def presign_parts(self, key: str, upload_id: str, seconds: int) -> str:
         """Return a URL with which anyone may GET the list of an upload's first thousand parts."""
-        with _translated(key):
-            return self._s3.generate_presigned_url(
-                "list_parts",
-                {"Bucket": self.bucket, "Key": key, "UploadId": upload_id},
-                seconds,
-            )
+        return self._presign("list_parts", key, seconds, UploadId=upload_id)
 
     def presign_completion(self, key: str, upload_id: str, seconds: int) -> str:
         """Return a URL with which anyone may POST an upload's completion, if there is no object.
 
         ``If-None-Match: *`` is signed.
         """
-        with _translated(key):
-            return self._s3.generate_presigned_url(
-                "complete_multipart_upload",
-                {
-                    "Bucket": self.bucket,
-                    "Key": key,
-                    "UploadId": upload_id,
-                    "IfNoneMatch": "*",
-                },
-                seconds,
-            )
+        what = {"UploadId": upload_id, "IfNoneMatch": "*"}
+        return self._presign("complete_multipart_upload", key, seconds, **what)
 
     def presign_read(self, key: str, seconds: int, *, head: bool = False) -> str:
         """Return a URL with which anyone may GET an object's newest version, or only HEAD it."""
+        return self._presign("head_object" if head else "get_object", key, seconds)
+
+    def _presign(self, operation: str, key: str, seconds: int, **signed: Any) -> str:
         with _translated(key):
             return self._s3.generate_presigned_url(
-                "head_object" if head else "get_object",
-                {"Bucket": self.bucket, "Key": key},
-                seconds,
+                operation, {"Bucket": self.bucket, "Key": key, **signed}, seconds
             )
 
     def put_json(self, key: str, value: Any, *, replaces: str | None = ANYTHING) -> bool:
@@ -393,12 +349,11 @@ class Store:
         With ``only``, an ETag, any other object than that stays.
         """
         condition: dict[str, Any] = {} if only is None else {"IfMatch": only}
-        try:
-            with _translated(key):
-                self._s3.delete_object(Bucket=self.bucket, Key=key, **condition)
-        except ClientError as error:
-            if _code(error) not in {"PreconditionFailed", "NoSuchKey"}:
-                raise
+        with (
+            contextlib.suppress(ClientError),
+            _translated(key, "PreconditionFailed", "NoSuchKey"),
+        ):
+            self._s3.delete_object(Bucket=self.bucket, Key=key, **condition)
 
     def delete_versions(self, prefix: str) -> None:
         """Remove every version of every object under a prefix, for good."""
@@ -452,26 +407,38 @@ class Store:
     def upload_part(
         self, key: str, upload_id: str, number: int, body: IO[bytes], nbytes: int, sha256: str = ""
     ) -> Part:
-        """Store one part, which S3 checks if it has its SHA-256; the same number is overwritten."""
+        """Store one part, which S3 checks if it has its SHA-256; the same number is overwritten.
+
+        Raises
+        ------
+        StoreError
+            S3 refuses, or the upload is completed, aborted or unknown.
+        """
         self.meter.add(puts=1)
         checked: dict[str, Any] = {"ChecksumSHA256": sha256} if sha256 else {}
-        with _translated(key):
-            response = self._s3.upload_part(
-                Bucket=self.bucket,
-                Key=key,
-                UploadId=upload_id,
-                PartNumber=number,
-                Body=body,
-                **checked,
-            )
-            self.meter.add(bytes_written=nbytes)
-            return Part(number, response["ETag"], nbytes, sha256)
+        try:
+            with _translated(key, "NoSuchUpload"):
+                response = self._s3.upload_part(
+                    Bucket=self.bucket,
+                    Key=key,
+                    UploadId=upload_id,
+                    PartNumber=number,
+                    Body=body,
+                    **checked,
+                )
+                part = Part(number, response["ETag"], nbytes, sha256)
+        except ClientError:
+            raise StoreError(
+                f"{key}: the upload is gone, most likely for another one; submit again"
+            ) from None
+        self.meter.add(bytes_written=nbytes)
+        return part
 
     def list_parts(self, key: str, upload_id: str) -> list[Part] | None:
         """List an upload's parts by number; None if the upload is completed, aborted or unknown."""
         parts: list[Part] = []
         try:
-            with _translated(key):
+            with _translated(key, "NoSuchUpload"):
                 for page in self._s3.get_paginator("list_parts").paginate(
                     Bucket=self.bucket, Key=key, UploadId=upload_id
                 ):
@@ -480,10 +447,8 @@ class Store:
                         Part(p["PartNumber"], p["ETag"], p["Size"], p.get("ChecksumSHA256", ""))
                         for p in page.get("Parts", [])
                     ]
-        except ClientError as error:
-            if _code(error) == "NoSuchUpload":
-                return None
-            raise
+        except ClientError:
+            return None
         return parts
 
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
@@ -498,26 +463,18 @@ class Store:
             | ({"ChecksumSHA256": part.sha256} if part.sha256 else {})
             for part in parts
         ]
-        try:
-            with _translated(key):
-                self._s3.complete_multipart_upload(
-                    Bucket=self.bucket,
-                    Key=key,
-                    UploadId=upload_id,
-                    MultipartUpload={"Parts": named},
-                )
-        except ClientError as error:
-            if _code(error) != "NoSuchUpload":
-                raise
+        with contextlib.suppress(ClientError), _translated(key, "NoSuchUpload"):
+            self._s3.complete_multipart_upload(
+                Bucket=self.bucket,
+                Key=key,
+                UploadId=upload_id,
+                MultipartUpload={"Parts": named},
+            )
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Throw an upload's parts away; no error if they are gone already."""
-        try:
-            with _translated(key):
-                self._s3.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
-        except ClientError as error:
-            if _code(error) != "NoSuchUpload":
-                raise
+        with contextlib.suppress(ClientError), _translated(key, "NoSuchUpload"):
+            self._s3.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
 
     def abort_open_uploads(self, key: str) -> None:
         """Throw away every unfinished upload to ``key``."""
@@ -536,7 +493,7 @@ class Store:
 
 
 def make_client(
-    connections: int = 16,
+    connections: int = CONNECTIONS,
     *,
     session: boto3.Session | None = None,
     endpoint_url: str | None = None,
@@ -579,23 +536,19 @@ def make_client(
 
 
 @contextlib.contextmanager
-def _translated(key: str, *, changed: bool = False) -> Iterator[None]:
-    """Turn what boto3 raises into gradshard's errors; let answers through that callers look at.
+def _translated(key: str, *meant: str) -> Iterator[None]:
+    """Turn what boto3 raises into gradshard's errors.
 
-    With ``changed``, answers that mean *this version is not there* become
-    :class:`ChangedObjectError`.
+    S3's answers of the codes ``meant``, which the caller judges, stay a :class:`ClientError`.
     """
     try:
         yield
     except ClientError as error:
         code = _code(error)
-        if changed and code in _GONE:
-            raise ChangedObjectError(f"{key}: the planned version is gone ({code})") from None
-        if code in _UNREADABLE:
-            raise UnreadableObjectError(f"{key}: S3 answered {code}: {error}") from None
-        if code not in _MEANT:
-            raise StoreError(f"{key}: S3 answered {code}: {error}") from None
-        raise
+        if code in meant:
+            raise
+        failure = UnreadableObjectError if code in _UNREADABLE else StoreError
+        raise failure(f"{key}: S3 answered {code}: {error}") from None
     except KeyError as error:
         raise StoreError(f"{key}: S3's answer has no {error}") from error
     except NoCredentialsError:

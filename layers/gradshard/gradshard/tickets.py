@@ -27,6 +27,7 @@ from botocore.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError
 
 from gradshard import limits, ticketparts
+from gradshard.contents import Content, Padded, content_of
 from gradshard.downloads import fetch_tensors
 from gradshard.errors import (
     ChangedObjectError,
@@ -46,12 +47,9 @@ from gradshard.streams import MAX_ATTEMPTS, Body, Meter, pause
 from gradshard.tensors import Array
 from gradshard.ticketparts import PartUrls
 from gradshard.uploads import (
-    Content,
-    Padded,
     Progress,
     SentOnce,
     checksum_of,
-    content_of,
     has_etag,
     holds_by_etag,
     send_parts,
@@ -762,7 +760,7 @@ def _parse(data: bytes) -> Ticket | None:
 def _parsed(data: bytes) -> Ticket:
     """Read a ticket, or fail in one of the ways of :data:`NOT_A_TICKET`."""
     record = json.loads(data)
-    if record.pop("ticket") != VERSION or len(data) > MAX_FILE_BYTES:
+    if record.pop("ticket") != VERSION:
         raise ValueError("of another form")
     parts = None if record["parts"] is None else PartUrls(**record["parts"])
     record |= {"expires_at": datetime.fromisoformat(record["expires_at"]), "parts": parts}

@@ -40,6 +40,11 @@ _USERS_ERRORS: Final = (
 _SECONDS: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?) *(?P<unit>[smhd]?)")
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
+_SIZE: Final = re.compile(
+    r"(?P<number>\d+(?:\.\d*)?(?:e\+?\d+)?) *(?:(?P<prefix>[kmgt])?(?P<binary>i)?b)?", re.IGNORECASE
+)
+_POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -57,6 +62,23 @@ class Seconds(click.ParamType):
             self.fail(f"{value!r} is not a time such as 90, 90s, 1.5m or 2h.", param, ctx)
         seconds = float(match["number"]) * _UNITS[match["unit"]]
         return int(seconds) if seconds.is_integer() else seconds
+
+
+class Size(click.ParamType):
+    """A number of bytes: 512MB, 1GiB, 43.5MB or 5e9."""
+
+    name = "size"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None or (match["binary"] and not match["prefix"]):
+            self.fail(f"{value!r} is not a size such as 512MB, 1GiB or 5e9.", param, ctx)
+        unit: int = (1024 if match["binary"] else 1000) ** _POWERS[(match["prefix"] or "").lower()]
+        nbytes = float(match["number"]) * unit
+        if not 1 <= nbytes <= 2**50:
+            self.fail(f"{value!r} is not between 1 byte and 1 PiB.", param, ctx)
+        return round(nbytes)
 
 
 class Stated(click.ParamType):
@@ -189,14 +211,18 @@ def port_option(command: Command) -> Command:
     )(command)
 
 
-def output_option(what: str) -> Callable[[Command], Command]:
+def output_option(
+    what: str, *, required: bool = True, default: str | None = None
+) -> Callable[[Command], Command]:
     """Add ``-o``, the file to write, given as ``file``."""
     return click.option(
         "-o",
         "--output",
         "file",
         type=click.Path(path_type=Path),
-        required=True,
+        required=required and default is None,
+        default=default,
+        show_default=True,
         metavar="FILE",
         help=what,
     )

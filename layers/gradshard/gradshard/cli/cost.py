@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gradshard import limits
-from gradshard.cli.common import WIDE, Seconds, cell, debuggable, json_option, print_json
-from gradshard.cli.plan import DEFAULT_ARCHITECTURE, DEFAULT_MEMORY_MB, Size
+from gradshard.cli.common import WIDE, Seconds, Size, cell, debuggable, json_option, print_json
+from gradshard.cli.plan import DEFAULT_ARCHITECTURE, DEFAULT_MEMORY_MB
 from gradshard.costing import SYSTEMS, claims, published, whole
 from gradshard.costing.claims import Comparison
 from gradshard.costing.terms import PUBLISHED, TITLES, Estimate, Setting

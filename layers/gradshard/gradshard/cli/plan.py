@@ -1,7 +1,6 @@
 """``gradshard plan``: what a round would take, before there is one."""
 
-import re
-from typing import Final
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -10,6 +9,7 @@ from rich.table import Table
 from gradshard import limits, orders, planning
 from gradshard.cli.common import (
     Seconds,
+    Size,
     aggregation_options,
     cell,
     debuggable,
@@ -20,7 +20,7 @@ from gradshard.cli.common import (
 )
 from gradshard.federation import Federation
 from gradshard.optimizers import OPTIMIZERS
-from gradshard.planning import PLAN_BYTES_PER_CLIENT, Aggregator, Load, Projection
+from gradshard.planning import Aggregator, Load, Projection
 from gradshard.spec import MAX_CLIENTS, parse_spec
 from gradshard.topologies import TOPOLOGIES
 from gradshard.wording import counted, megabytes
@@ -32,28 +32,6 @@ DEFAULT_ARCHITECTURE: Final = "arm64"
 
 TELLING: Final = 0.85
 """A row of the table takes at most this fraction of the time of the one below it."""
-
-_SIZE: Final = re.compile(
-    r"(?P<number>\d+(?:\.\d*)?(?:e\+?\d+)?) *(?:(?P<prefix>[kmgt])?(?P<binary>i)?b)?", re.IGNORECASE
-)
-_POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-
-
-class Size(click.ParamType):
-    """A number of bytes: 512MB, 1GiB, 43.5MB or 5e9."""
-
-    name = "size"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes."""
-        match = _SIZE.fullmatch(str(value).strip())
-        if match is None or (match["binary"] and not match["prefix"]):
-            self.fail(f"{value!r} is not a size such as 512MB, 1GiB or 5e9.", param, ctx)
-        unit: int = (1024 if match["binary"] else 1000) ** _POWERS[(match["prefix"] or "").lower()]
-        nbytes = float(match["number"]) * unit
-        if not 1 <= nbytes <= 2**50:
-            self.fail(f"{value!r} is not between 1 byte and 1 PiB.", param, ctx)
-        return round(nbytes)
 
 
 @click.command()
@@ -84,35 +62,19 @@ class Size(click.ParamType):
 def plan(
     size: int,
     clients: int,
-    topology: str,
-    fan_in: int | None,
-    order: str | None,
-    hold: str,
-    shards: int | None,
-    within: float | None,
     memory: int | None,
     architecture: str | None,
-    apply: str | None,
     stack: str | None,
     local: bool,
     port: int,
     as_json: bool,
+    **terms: Any,
 ) -> None:
     """Show what aggregating a round would take, and what the planner would choose.
 
     Asks AWS nothing unless a stack is named.
     """
-    terms = {
-        "clients": clients,
-        "topology": topology,
-        "fan_in": fan_in,
-        "order": order,
-        "hold": hold,
-        "shards": shards,
-        "within": within,
-        "apply": apply,
-    }
-    spec = parse_spec(terms)
+    spec = parse_spec({"clients": clients, **terms})
     name, levels = spec.levels(clients)
     order_parts = orders.split_order(spec.order or orders.natural_order(levels), levels)
     if stack or local:
@@ -127,13 +89,13 @@ def plan(
         levels,
         is_cut=TOPOLOGIES[name].is_cut,
         depth=max(1, *map(len, order_parts)),
-        hold=hold,
-        plan_bytes=PLAN_BYTES_PER_CLIENT * clients,
-        applied=None if apply is None else len(OPTIMIZERS[apply].state),
+        hold=spec.hold,
+        plan_bytes=planning.plan_bytes(clients),
+        applied=None if spec.apply is None else len(spec.apply.state),
     )
-    choice, notes = planning.choose(load, aggregator, shards=shards, within=within)
+    choice, notes = planning.choose(load, aggregator, shards=spec.shards, within=spec.within)
     frontier = planning.frontier(
-        load, aggregator, memories=sorted({*limits.MEMORIES_MB, memory}), shards=shards
+        load, aggregator, memories=sorted({*limits.MEMORIES_MB, memory}), shards=spec.shards
     )
     if as_json:
         print_json(

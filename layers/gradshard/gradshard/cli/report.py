@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from gradshard.cli.common import connected, json_option, print_json, waiting
+from gradshard.cli.common import connected, json_option, output_option, print_json, waiting
 from gradshard.federation import Federation
 from gradshard.report.facts import Facts, compared, facts_of
 from gradshard.report.page import page
@@ -14,18 +14,10 @@ from gradshard.wording import counted, megabytes, plain
 
 @click.command()
 @click.argument("names", metavar="ROUND…", nargs=-1, required=True)
-@click.option(
-    "--output",
-    "-o",
-    "output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default="report.html",
-    show_default=True,
-    help="The page to write.",
-)
+@output_option("The page to write.", default="report.html")
 @json_option
 @connected
-def report(federation: Federation, names: tuple[str, ...], output: Path, as_json: bool) -> None:
+def report(federation: Federation, names: tuple[str, ...], file: Path, as_json: bool) -> None:
     """Write a page about rounds: who took part, when, what it took and cost, and how they compare.
 
     It is one file, which needs no network. With --json the data behind it is printed instead.
@@ -39,9 +31,9 @@ def report(federation: Federation, names: tuple[str, ...], output: Path, as_json
         print_json({"rounds": rounds, "compared": compared(rounds)})
         return
     written = page(rounds, made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}").encode()
-    output.write_bytes(written)
+    file.write_bytes(written)
     click.echo(
-        f"{plain(output)}: {counted(len(rounds), 'round')}, {megabytes(len(written))}; "
+        f"{plain(file)}: {counted(len(rounds), 'round')}, {megabytes(len(written))}; "
         "open it in a browser"
     )
 

@@ -19,9 +19,9 @@ from gradshard.cli.common import (
     waiting,
 )
 from gradshard.cli.ticket import load, named, ticket_option
+from gradshard.contents import layout_of
 from gradshard.federation import Federation
 from gradshard.spec import DEFAULT_DEADLINE
-from gradshard.uploads import layout_of
 from gradshard.wording import counted, megabytes, plain
 
 

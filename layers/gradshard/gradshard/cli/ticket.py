@@ -6,8 +6,14 @@ from typing import Any, TypeVar
 
 import click
 
-from gradshard.cli.common import Seconds, connected, json_option, print_json
-from gradshard.cli.plan import Size
+from gradshard.cli.common import (
+    Seconds,
+    Size,
+    connected,
+    json_option,
+    output_option,
+    print_json,
+)
 from gradshard.errors import TicketError
 from gradshard.federation import Federation
 from gradshard.tickets import DEFAULT_SECONDS, Ticket
@@ -19,14 +25,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 @click.command()
 @click.argument("name", metavar="ROUND")
 @click.argument("client")
-@click.option(
-    "-o",
-    "--output",
-    "file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Where to write it; ROUND-CLIENT.ticket by default.",
-)
+@output_option("Where to write it; ROUND-CLIENT.ticket by default.", required=False)
 @click.option(
     "--expires",
     type=Seconds(),

@@ -325,11 +325,7 @@ BUDGETS: Final = (120.0, 60.0, 30.0, 15.0, 10.0, 5.0, 3.0)
 
 def budgets(model: Model, bandwidth: Bandwidth) -> list[Budget]:
     """Return what each time budget costs."""
-    choices = [
-        choice
-        for memory_mb in limits.MEMORIES_MB
-        for choice in own.choices(model.nbytes, Setting(bandwidth=bandwidth, memory_mb=memory_mb))
-    ]
+    choices = own.frontier(model.nbytes, Setting(bandwidth=bandwidth))
 
     def cheapest(within: float) -> Estimate | None:
         quick = (choice for choice in choices if choice.seconds <= within)

@@ -4,7 +4,7 @@ from gradshard import limits, planning, topologies
 from gradshard.costing import published
 from gradshard.costing.terms import TITLES, Estimate, Setting
 from gradshard.errors import PlanError
-from gradshard.planning import PLAN_BYTES_PER_CLIENT, Load, Projection
+from gradshard.planning import Load, Projection
 from gradshard.topologies import TOPOLOGIES
 
 
@@ -23,21 +23,11 @@ def shards(nbytes: int, setting: Setting) -> Estimate:
     return _estimate("shards", nbytes, projection)
 
 
-def choices(nbytes: int, setting: Setting) -> list[Estimate]:
-    """Return a round of shards for each M that fits, or the M given, whatever the time budget."""
-    load, aggregator = _load(nbytes, topologies.AUTO, setting), setting.aggregator()
-    fewest, most = planning.min_shards(nbytes), planning.max_shards(nbytes)
-    if setting.shards is not None:
-        most = min(setting.shards, most)
-        fewest = max(fewest, most)
-    counts = planning.shard_counts(fewest, most)
-    projections = (planning.project(load, m, aggregator) for m in counts)
-    return [
-        _estimate("shards", nbytes, projection)
-        for projection in projections
-        if projection.needed_mb <= setting.memory_mb
-        and projection.task_seconds <= limits.MAX_TASK_SECONDS
-    ]
+def frontier(nbytes: int, setting: Setting) -> list[Estimate]:
+    """Return the choices of memory and M that no other beats on both seconds and dollars."""
+    load = _load(nbytes, topologies.AUTO, setting)
+    projections = planning.frontier(load, setting.aggregator(), memories=limits.MEMORIES_MB)
+    return [_estimate("shards", nbytes, projection) for projection in projections]
 
 
 def lambda_fl(nbytes: int, setting: Setting) -> Estimate:
@@ -73,7 +63,7 @@ def _load(nbytes: int, topology: str, setting: Setting) -> Load:
         nbytes,
         topologies.group(name, setting.clients),
         is_cut=TOPOLOGIES[name].is_cut,
-        plan_bytes=PLAN_BYTES_PER_CLIENT * setting.clients,
+        plan_bytes=planning.plan_bytes(setting.clients),
     )
 
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from gradshard import billing
 from gradshard.arithmetic import SHARES
-from gradshard.plan import FEDAVG
 from gradshard.planning import BLOCKS
+from gradshard.salf import FEDAVG
 from gradshard.topologies import AUTO
 
 Facts = dict[str, Any]
@@ -61,10 +61,10 @@ def facts_of(
     """
     manifest, plan = status["manifest"] or {}, plan or {}
     done = [_timed(task) for task in sorted(tasks, key=lambda t: (t["level"], t["task"]))]
-    contributors = manifest.get("contributors") or _planned(plan)
+    contributors = _contributors(plan)
     uploads = _uploads(status, contributors, growing)
     counted = {u["client"]: u["arrived_at"] for u in uploads if u["fate"] == COUNTED}
-    projected = manifest.get("projected") or plan.get("projected") or {}
+    projected = plan.get("projected") or {}
     clients = status["spec"].get("clients", 0)
     return {
         "round": status["round"],
@@ -99,9 +99,9 @@ def facts_of(
         ],
         "refused": status["refused"],
         "late": status["late"],
-        "missing": manifest.get("missing") or plan.get("missing") or status["missing"],
+        "missing": status["missing"],
         "uploads": uploads,
-        "layers": manifest.get("layers") or _layers(plan),
+        "layers": _layers(plan),
         "tasks_planned": (status["plan"] or {}).get("tasks", 0),
         "tasks_done": status["tasks_done"],
         "tasks": done,
@@ -109,7 +109,7 @@ def facts_of(
         "projected": projected,
         "dollars": {
             "projected": projected.get("dollars"),
-            "measured": _measured(done, contributors, plan, projected, architecture),
+            "measured": _measured(status["spec"], done, contributors, plan, architecture),
         },
     }
 
@@ -146,7 +146,7 @@ def _terms(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> Facts:
     return {name: plan.get(name, value) for name, value in asked.items()}
 
 
-def _planned(plan: Mapping[str, Any]) -> list[Facts]:
+def _contributors(plan: Mapping[str, Any]) -> list[Facts]:
     """Return a plan's contributors as a manifest has them."""
     return [
         {
@@ -234,20 +234,21 @@ def _totals(tasks: Sequence[Facts]) -> Facts:
 
 
 def _measured(
+    spec: Mapping[str, Any],
     tasks: Sequence[Facts],
     contributors: Sequence[Mapping[str, Any]],
     plan: Mapping[str, Any],
-    projected: Mapping[str, Any],
     architecture: str,
 ) -> dict[str, float] | None:
-    if not tasks or "memory_mb" not in projected:
+    if not tasks:
         return None
     return billing.measured(
         tasks,
         clients=len(contributors),
-        memory_mb=projected["memory_mb"],
+        memory_mb=plan["projected"]["memory_mb"],
         architecture=architecture,
         nbytes=plan["header_bytes"] + plan["nbytes"],
+        apply=spec.get("apply"),
     ).to_json()
 
 

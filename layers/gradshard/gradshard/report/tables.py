@@ -52,14 +52,7 @@ def table(
         )
         for row in shown
     )
-    whole = tag(
-        "div",
-        tag("table", tag("caption", caption), tag("thead", tag("tr", *heads)), tag("tbody", *body)),
-        class_="scroll",
-        role="region",
-        tabindex=0,
-        aria_label=caption,
-    )
+    whole = _scrolling(caption, tag("thead", tag("tr", *heads)), tag("tbody", *body))
     if len(shown) < len(rows):
         note = f"The first {len(shown):,} of {len(rows):,}; gradshard report --json has them all."
         whole = joined(whole, tag("p", note, class_="dim small"))
@@ -71,9 +64,13 @@ def table(
 def facts_table(caption: str, rows: Sequence[tuple[str, object]]) -> Markup:
     """Return a table of names and values."""
     body = (tag("tr", tag("th", name, scope="row"), tag("td", value)) for name, value in rows)
+    return _scrolling(caption, tag("tbody", *body))
+
+
+def _scrolling(caption: str, *groups: Markup) -> Markup:
     return tag(
         "div",
-        tag("table", tag("caption", caption), tag("tbody", *body)),
+        tag("table", tag("caption", caption), *groups),
         class_="scroll",
         role="region",
         tabindex=0,

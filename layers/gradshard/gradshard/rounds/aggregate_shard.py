@@ -14,7 +14,7 @@ from gradshard.applying import Applier, NonFiniteModelError, Write
 from gradshard.dtypes import DTYPES
 from gradshard.errors import ChangedObjectError, PlanError
 from gradshard.keys import ObjectVersion, RoundKeys
-from gradshard.layout import PREFIX_BYTES, Layout, parse_header, shorten
+from gradshard.layout import Layout, shorten
 from gradshard.memory import peak_memory_mb, reset_peak_memory
 from gradshard.plan import Output, Plan, Refusal, Task
 from gradshard.planning import WHOLE, receive_buffer_bytes, sums_bytes
@@ -273,8 +273,7 @@ class _Worker:
 
     def _layout(self) -> Layout:
         update = self._plan.outputs[0]
-        header = update.check_header(self._wire.get_bytes(update.header_key))
-        return parse_header(header[PREFIX_BYTES:], len(header) + update.nbytes).layout
+        return update.layout(self._wire.get_bytes(update.header_key))
 
     def _gone(self) -> list[Refusal]:
         """Find out whose planned version cannot be read any more."""

@@ -12,10 +12,9 @@ from gradshard.assignments import normalised_weights
 from gradshard.errors import ModelStateError, PlanError
 from gradshard.keys import RoundKeys
 from gradshard.layers import Coverage, Layer, layers_of
-from gradshard.layout import PREFIX_BYTES, Layout, Span, encode_header, parse_header
+from gradshard.layout import Layout, Span, encode_header
 from gradshard.orders import Order
 from gradshard.plan import (
-    FEDAVG,
     Contributor,
     Level,
     NextModel,
@@ -30,7 +29,7 @@ from gradshard.planning import Aggregator, Load, Projection
 from gradshard.rounds import admission, arrivals, models
 from gradshard.rounds.admission import Entrants
 from gradshard.rounds.models import Version
-from gradshard.salf import PastRound, PastRounds, effective_weights, estimate_reach
+from gradshard.salf import FEDAVG, PastRound, PastRounds, effective_weights, estimate_reach
 from gradshard.store import Store
 from gradshard.topologies import TOPOLOGIES, Levels
 
@@ -350,8 +349,7 @@ class _Planning:
             return models.layout_of(self._store, self._model.tensors), whose
         if self._previous is None or not self._previous.nbytes:
             return None, ""
-        header = self._previous.outputs[0].check_header(self._store.get_bytes(self._keys.layout))
-        layout = parse_header(header[PREFIX_BYTES:], len(header) + self._previous.nbytes).layout
+        layout = self._previous.outputs[0].layout(self._store.get_bytes(self._keys.layout))
         return layout, "that of the groups that were complete before"
 
     def _settle(self, entrants: Entrants) -> _Settled:
@@ -442,7 +440,7 @@ class _Planning:
 
     def _choose(self, grouping: _Grouping, settled: _Settled) -> tuple[Projection, list[str]]:
         spans, nbytes = settled.spans, settled.nbytes
-        runs = sum(len(contributor.runs) - 1 for contributor in grouping.contributors)
+        further_runs = sum(len(contributor.runs) - 1 for contributor in grouping.contributors)
         load = Load(
             nbytes=nbytes,
             levels=grouping.sizes,
@@ -450,8 +448,11 @@ class _Planning:
             sums_bytes=planning.sums_bytes(spans, 0, nbytes),
             depth=max(1, *(len(level.order) for level in grouping.levels)),
             hold=self._spec.hold,
-            plan_bytes=64 * (runs + len(spans))
-            + planning.PLAN_BYTES_PER_CLIENT * len(grouping.contributors),
+            plan_bytes=planning.plan_bytes(
+                len(grouping.contributors),
+                layers=len(settled.layers),
+                stretches=further_runs + len(spans),
+            ),
             applied=None if self._spec.apply is None else len(self._spec.apply.state),
         )
         return planning.choose(
