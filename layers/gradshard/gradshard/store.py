@@ -2,9 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 
 import boto3
 from botocore.config import Config
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+
+T = TypeVar("T")
 
 CONNECT_TIMEOUT_SECONDS: Final = 10
 READ_TIMEOUT_SECONDS: Final = 30
@@ -193,10 +195,16 @@ class Store:
                 return None
             raise
 
-    def get_json(self, key: str) -> Any:
-        """Read a JSON object; None if there is none."""
+    @overload
+    def get_json(self, key: str) -> Any: ...
+
+    @overload
+    def get_json(self, key: str, read: Callable[[Any], T]) -> T | None: ...
+
+    def get_json(self, key: str, read: Callable[[Any], Any] = documents.as_it_is) -> Any:
+        """Read a JSON object, as :func:`gradshard.documents.decode` does; None if there is none."""
         body = self.get_bytes(key)
-        return None if body is None else documents.decode(key, body)
+        return None if body is None else documents.decode(key, body, read)
 
     def head(self, key: str) -> ObjectVersion | None:
         """Look at the newest version of an object; None if there is none."""

@@ -14,11 +14,11 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar, overload
 from urllib.parse import urlsplit
 
 from gradshard import documents, streams
@@ -26,6 +26,8 @@ from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
 from gradshard.sigv4 import Credentials, sign
 from gradshard.streams import MAX_ATTEMPTS, Meter, pause, told
+
+T = TypeVar("T")
 
 TIMEOUT_SECONDS: Final = 30
 
@@ -242,10 +244,16 @@ class Wire:
             self.meter.add(bytes_read=len(body))
             return body
 
-    def get_json(self, key: str) -> Any:
-        """Read a JSON object; None if there is none."""
+    @overload
+    def get_json(self, key: str) -> Any: ...
+
+    @overload
+    def get_json(self, key: str, read: Callable[[Any], T]) -> T | None: ...
+
+    def get_json(self, key: str, read: Callable[[Any], Any] = documents.as_it_is) -> Any:
+        """Read a JSON object, as :func:`gradshard.documents.decode` does; None if there is none."""
         body = self.get_bytes(key)
-        return None if body is None else documents.decode(key, body)
+        return None if body is None else documents.decode(key, body, read)
 
     def put_json(self, key: str, value: Any) -> None:
         """Write a JSON object."""
