@@ -23,12 +23,12 @@ from botocore.exceptions import (
 from gradshard import documents
 from gradshard.errors import ChangedObjectError, StoreError, UnreadableObjectError
 from gradshard.keys import ObjectVersion
-from gradshard.streams import MAX_ATTEMPTS, Body, Meter, RangeStream, pause, told
+from gradshard.streams import MAX_ATTEMPTS, Body, Meter, RangeStream, advice, pause, told
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
 
 T = TypeVar("T")
 
@@ -41,6 +41,7 @@ ANYTHING: Final = "*"
 """For a write without a condition."""
 
 _MEANT: Final = {
+    "403",
     "404",
     "412",
     "ConditionalRequestConflict",
@@ -208,16 +209,12 @@ class Store:
 
     def head(self, key: str) -> ObjectVersion | None:
         """Look at the newest version of an object; None if there is none."""
-        self.meter.add(gets=1)
-        try:
-            with _translated(key):
-                response = self._s3.head_object(Bucket=self.bucket, Key=key)
-                version = response.get("VersionId", "")
-                return ObjectVersion(key, version, response["ETag"], response["ContentLength"])
-        except ClientError as error:
-            if _code(error) in {"404", "NoSuchKey"}:
+        with _translated(key):
+            response = self._look(key)
+            if response is None:
                 return None
-            raise
+            version = response.get("VersionId", "")
+            return ObjectVersion(key, version, response["ETag"], response["ContentLength"])
 
     def checksum(self, key: str, *, etag: str | None = None) -> str | None:
         """Return the SHA-256 that S3 checked an object by, in base64; empty if it was sent without.
@@ -230,17 +227,24 @@ class Store:
         str or None
             None if there is no object, or another than that of ``etag``.
         """
+        response = self._look(key, ChecksumMode="ENABLED")
+        if response is None or etag not in {None, response["ETag"]}:
+            return None
+        return response.get("ChecksumSHA256", "")
+
+    def _look(self, key: str, **more: Any) -> "HeadObjectOutputTypeDef | None":
+        """Make a HEAD request; None if there is no object."""
         self.meter.add(gets=1)
         try:
             with _translated(key):
-                response = self._s3.head_object(Bucket=self.bucket, Key=key, ChecksumMode="ENABLED")
+                return self._s3.head_object(Bucket=self.bucket, Key=key, **more)
         except ClientError as error:
             if _code(error) in {"404", "NoSuchKey"}:
                 return None
-            raise
-        if etag not in {None, response["ETag"]}:
-            return None
-        return response.get("ChecksumSHA256", "")
+            # Its answer has no body to say why; that of a GET has.
+            with _translated(key):
+                self._s3.get_object(Bucket=self.bucket, Key=key, Range="bytes=0-0")
+            raise StoreError(f"{key}: S3 answered {error}") from None
 
     def put_bytes(
         self,
@@ -599,11 +603,11 @@ def _translated(key: str, *, changed: bool = False) -> Iterator[None]:
         code = _code(error)
         if changed and code in _GONE:
             raise ChangedObjectError(f"{key}: the planned version is gone ({code})") from None
-        if code in _UNREADABLE:
-            raise UnreadableObjectError(f"{key}: S3 answered {code}: {error}") from None
-        if code not in _MEANT:
-            raise StoreError(f"{key}: S3 answered {code}: {error}") from None
-        raise
+        if code in _MEANT:
+            raise
+        is_kept_back = code in _UNREADABLE and error.operation_name == "GetObject"
+        kind = UnreadableObjectError if is_kept_back else StoreError
+        raise kind(f"{key}: S3 answered {code}: {error}{advice(code)}") from None
     except KeyError as error:
         raise StoreError(f"{key}: S3's answer has no {error}") from error
     except NoCredentialsError:
