@@ -109,12 +109,24 @@ def undelivered(deployed: Deployed, about: str) -> list[dict[str, Any]]:
 def test_a_deadline_that_fails_is_kept_and_can_be_delivered_by_hand(
     federation: Federation, deployed: Deployed
 ) -> None:
-    round_ = federation.open_round("unwoken", clients=["a", "b"], min_clients=1, deadline=3)
-    deployed.put("unwoken", "a", blob(1))
-    token = deployed.read(round_.keys.callback)
+    rounds = [
+        federation.open_round(name, clients=["a", "b"], min_clients=1, deadline=3)
+        for name in ("unwoken", "woken")
+    ]
+    round_, other = rounds
+    # One loses its tokens where the deadline has them, too.
+    scheduler, named = boto3.client("scheduler"), ("Name", "GroupName", "ScheduleExpression")
+    schedule: Any = scheduler.get_schedule(Name="unwoken", GroupName="gradshard-deadlines")
+    kept = {name: schedule[name] for name in (*named, "Target", "FlexibleTimeWindow")}
+    kept["Target"]["Input"] = json.dumps({"round": "unwoken", "deadline": True})
+    scheduler.update_schedule(**kept)
     # What the function cannot read, it fails at, whenever it is tried.
     place: Any = {"Bucket": deployed.bucket, "Key": round_.keys.callback}
-    deployed.s3.put_object(**place, Body=b"{")
+    token = deployed.read(round_.keys.callback)
+    for one in rounds:
+        deployed.put(one.id, "a", blob(1))
+        deployed.s3.put_object(Bucket=deployed.bucket, Key=one.keys.callback, Body=b"{")
+    assert contributors(other.wait(SECONDS)) == ["a"]
     [message] = until(lambda: undelivered(deployed, "unwoken"))
     assert message["requestPayload"] == {"round": "unwoken", "deadline": True}
     assert message["responsePayload"]["errorType"] == "BrokenObjectError"

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
@@ -32,11 +33,13 @@ class Fault(NamedTuple):
     Parameters
     ----------
     kind
-        Before the engine hears of the request: ``500``, ``503`` or ``200`` (an error, in the body
-        too) instead of an answer, ``reset``, or ``half sent`` (a reset within the request's body).
+        Before the engine hears of the request: ``500``, ``503``, ``denied`` or ``200`` (an error,
+        in the body too) instead of an answer, ``reset``, or ``half sent`` (a reset within the
+        request's body).
         After the engine has answered: ``unseen`` (a reset instead of the answer), ``late`` (the
         answer comes when the client has gone), ``reset in body``, ``reset at end``, ``cut``,
-        ``stall`` (no more bytes after half of them), ``drip`` (one at a time), ``range`` (another
+        ``stall`` (no more bytes after half of them), ``hold`` (the other half when the proxy's
+        ``gate`` is opened), ``drip`` (one at a time), ``range`` (another
         Content-Range), ``half`` and ``empty`` (that much of the body, and a Content-Length that
         says so).
     method, path
@@ -49,8 +52,15 @@ class Fault(NamedTuple):
 
 
 DRIP_SECONDS = 0.05
-BEFORE = {"500": "InternalError", "503": "SlowDown", "200": "InternalError"}
-CODES = {"500": 500, "503": 503, "200": 200}
+BEFORE = {
+    "500": (500, "InternalError"),
+    "503": (503, "SlowDown"),
+    "200": (200, "InternalError"),
+    "denied": (403, "AccessDenied"),
+    "skewed": (403, "RequestTimeTooSkewed"),
+}
+MOST_SKEW = timedelta(minutes=15)
+"""As S3 has it."""
 
 
 @dataclass
@@ -60,7 +70,8 @@ class Proxy:
     So are ``cuts``: after how many bytes of a request's body the connection is closed.
 
     ``throttled`` of all requests are answered with 503. ``watch`` is told of every request, by
-    its path, ``before`` and ``after`` the engine has it.
+    its path: ``begun`` when the first byte of its body is there, ``before`` and ``after`` the
+    engine has it.
     """
 
     url: str
@@ -71,6 +82,9 @@ class Proxy:
     throttled: float = 0.0
     injected: int = 0
     watch: Callable[[str, str], None] = lambda *_: None
+    gate: threading.Event = field(default_factory=threading.Event)
+    go_away: Callable[[], None] = lambda: None
+    come_back: Callable[[], None] = lambda: None
     _seen: int = 0
     _strikes: dict[int, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -116,8 +130,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(proxy.cuts.pop(0))
             self.close_connection = True
             return
-        kind = proxy.fault_for(self.command, self.path)
-        sent = self.rfile.read(announced // 2 if kind == "half sent" else announced)
+        kind = proxy.fault_for(self.command, self.path) or self._skew()
+        sent = self.rfile.read(min(announced, 1))
+        proxy.watch("begun", self.path)
+        rest = announced - len(sent)
+        sent += self.rfile.read(rest // 2 if kind == "half sent" else rest)
         if kind in {"reset", "half sent"}:
             self._reset()
             return
@@ -125,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if kind in BEFORE:
-            self._answer(error(CODES[kind], BEFORE[kind]))
+            self._answer(error(*BEFORE[kind]))
             return
         proxy.watch("before", self.path)
         answer: Answer | None = self._ask(sent)
@@ -138,6 +155,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(answer, kind)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815 - the library's names
+
+    def _skew(self) -> str:
+        """Return the fault of a request whose sender's clock is off."""
+        said = self.headers.get("x-amz-date")
+        if not said:
+            return ""
+        off = datetime.strptime(said, "%Y%m%dT%H%M%S%z") - datetime.now(UTC)
+        return "skewed" if abs(off) > MOST_SKEW else ""
 
     def _ask(self, sent: bytes) -> Answer:
         upstream = http.client.HTTPConnection("127.0.0.1", self.engine_port)
@@ -171,9 +196,13 @@ class _Handler(BaseHTTPRequestHandler):
             for at in range(len(body)):
                 self.wfile.write(body[at : at + 1])
                 self.pause(DRIP_SECONDS)
-        if kind in {"reset in body", "cut", "stall"}:
+        if kind in {"reset in body", "cut", "stall", "hold"}:
             body = body[: len(body) // 2]
         self.wfile.write(body)
+        if kind == "hold":
+            self.proxy.gate.wait(30)
+            self.wfile.write(answer.body[len(body) :])
+            body = answer.body
         if kind == "stall":
             self._await_end()
         elif kind.startswith("reset"):
@@ -205,6 +234,40 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
+    def server_activate(self) -> None:
+        self.connections: set[socket.socket] = set()
+        super().server_activate()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        self.connections.add(request)
+        try:
+            super().finish_request(request, client_address)
+        finally:
+            self.connections.discard(request)
+
+    def begin(self) -> None:
+        self.thread = threading.Thread(target=self.serve_forever, args=(0.02,))
+        self.thread.start()
+
+    def end(self) -> None:
+        self.shutdown()
+        self.server_close()
+        self.thread.join()
+
+    def go_away(self) -> None:
+        """Refuse connections, and break those that are open: a host that is not there."""
+        self.end()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def come_back(self) -> None:
+        """Listen again, on the same port."""
+        self.socket = socket.socket(self.address_family, self.socket_type)
+        self.server_bind()
+        self.server_activate()
+        self.begin()
+
     def handle_error(self, *_: object) -> None:
         """Say nothing of connections that broke: they are to."""
 
@@ -232,12 +295,10 @@ def spoiling(engine_port: int) -> Iterator[Proxy]:
 
     server = _Server(("127.0.0.1", 0), Handler)
     proxy = Handler.proxy = Proxy(f"http://127.0.0.1:{server.server_port}")
+    proxy.go_away, proxy.come_back = server.go_away, server.come_back
     Handler.engine_port = engine_port
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
+    server.begin()
     try:
         yield proxy
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        server.end()

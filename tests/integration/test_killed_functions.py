@@ -1,5 +1,6 @@
 """Functions that are killed, starved, too slow, or there twice: the bytes stay the same."""
 
+import json
 import os
 import random
 import signal
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import boto3
+import numpy as np
 import pytest
 
 from gradshard.local import Engine
@@ -19,6 +22,8 @@ from tests.integration.proxy import Fault, Proxy, spoiling
 
 KILLS = int(os.environ.get("GRADSHARD_TEST_KILLS", "24"))
 TERMS = [{}, TREE, EAGER, APPLIED]
+# Three blocks of a task each.
+LARGE = [{"w": np.full(3 << 18, 1 + client, np.float32)} for client in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +165,129 @@ def test_a_task_that_goes_on_when_another_has_done_it(
         assert set(machine.versions(machine.keys.partials)) == {machine.keys.partial(0, 0, 0)}
         store.delete_versions(machine.keys.partials)
     machine.check(manifest, calm)
+
+
+@pytest.mark.parametrize("wakes", ["before the end", "after the end", "given up"])
+def test_a_task_stopped_while_it_sends_its_part(
+    lanes: list[Lane], proxy: Proxy, store: Store, wakes: str
+) -> None:
+    """Another does its work meanwhile; then it goes on sending, where that still counts or not."""
+    slow, quick, calm = lanes
+    asleep = threading.Event()
+    proxy.gate.clear()
+    # It has sent the first of its blocks, and waits for the next, when it is stopped.
+    proxy.faults = [Fault("hold", "GET", "/updates/d.safetensors?versionId")]
+
+    def stop(when: str, path: str) -> None:
+        if when == "begun" and "partNumber" in path and not asleep.is_set():
+            asleep.set()
+            slow.signal(signal.SIGSTOP)
+
+    with ThreadPoolExecutor(1) as pool:
+        stragglers: list[Any] = []
+
+        def call(function: str, event: dict[str, Any]) -> dict[str, Any]:
+            if function == "aggregate_shard" and not stragglers:
+                proxy.watch = stop
+                stragglers.append(pool.submit(slow, function, event))
+                assert asleep.wait(30)
+                proxy.gate.set()
+            if function == "finalize_round" and wakes == "given up":
+                raise FunctionError("SomeError", "no more")
+            if function == "finalize_round" and wakes == "before the end":
+                slow.signal(signal.SIGCONT)
+                stragglers[0].result()
+            return quick(function, event)
+
+        machine = Machine(call, store, {"shards": 1}, updates=LARGE)
+        manifest = machine.run()
+        slow.signal(signal.SIGCONT)
+        if wakes == "before the end":
+            stragglers[0].result()
+        else:
+            with pytest.raises(FunctionError, match="NoSuchUpload"):
+                stragglers[0].result()
+    assert proxy.faults == []
+    assert manifest["status"] == ("failed" if wakes == "given up" else "completed")
+    machine.check(manifest, calm)
+
+
+def test_one_of_two_openings_is_killed(lanes: list[Lane], proxy: Proxy, store: Store) -> None:
+    """The other's token stays, there and in the deadline's schedule, whatever the first one did."""
+    first, second, calm = lanes
+    scheduler, killed = boto3.client("scheduler"), 0
+    for number in range(KILLS // 4):
+        seen = Counter[str]()
+        moment = ["before", "after"][number % 2]
+
+        def kill(
+            when: str, _path: str, seen: Counter[str] = seen, number: int = number, at: str = moment
+        ) -> None:
+            seen[when] += 1
+            if when == at and seen[when] == 1 + number:
+                first.signal(signal.SIGKILL)
+
+        proxy.watch = kill
+        machine = Machine(calm, store, {})
+        spec = {"clients": list(machine.clients), "deadline": 3600}
+        opening = {"round": machine.name, "spec": spec, "started": "2026-01-01T00:00:00+00:00"}
+        with ThreadPoolExecutor(2) as pool:
+            doomed = pool.submit(first, "open_round", opening | {"token": "first"})
+            other = pool.submit(second, "open_round", opening | {"token": "second"})
+        killed += doomed.exception() is not None
+        assert other.result()["status"] == "opened"
+        proxy.watch = lambda *_: None
+        kept = store.get_json(machine.keys.callback)["tokens"]
+        name, group = machine.name, "gradshard-deadlines"
+        target = scheduler.get_schedule(Name=name, GroupName=group)["Target"]
+        told = json.loads(target["Input"])["tokens"]
+        assert "second" in kept
+        assert "second" in told
+        if number % 3 == 0:
+            manifest = machine.run()
+            assert manifest["status"] == "completed"
+            machine.check(manifest, calm)
+    assert killed > 1
+
+
+@pytest.mark.parametrize("ends", ["completed", "failed"])
+def test_what_drips_waits_for_the_functions_timeout(
+    lanes: list[Lane], proxy: Proxy, store: Store, ends: str
+) -> None:
+    """Each function but a task's, once: a byte at a time comes in time, and never ends."""
+    drips = {
+        "collect_update": Fault("drip", "GET", "/spec.json"),
+        "plan_round": Fault("drip", "GET", "/updates/b."),
+        "finalize_round": Fault("drip", "GET", "/plan.json"),
+        "abort_round": Fault("drip", "GET", "/spec.json"),
+    }
+    timed_out = []
+
+    def call(function: str, event: dict[str, Any]) -> dict[str, Any]:
+        drip = drips.pop(function, None)
+        proxy.faults = [drip] if drip else []
+        lanes[0].seconds = 1.0 if drip else 60.0
+        try:
+            return lanes[0](function, event)
+        except FunctionError as failure:
+            timed_out.append((function, failure.error))
+            raise
+        finally:
+            lanes[0].seconds = 60.0
+
+    machine = Machine(call, store, {} if ends == "completed" else {"min_clients": 4})
+    if ends == "failed":
+        machine.lost = {"d"}
+        drips = {"abort_round": drips["abort_round"]}
+    due = [(function, "Sandbox.Timedout") for function in drips if function != "abort_round"]
+    manifest = machine.run()
+    assert manifest["status"] == ends
+    if ends == "failed":
+        assert timed_out[1:] == [("abort_round", "Sandbox.Timedout")]
+        assert "missing: d" in manifest["cause"]
+    else:
+        assert timed_out == due
+    machine.check(manifest, lanes[2])
 
 
 def test_a_round_that_is_given_up_while_a_task_is_at_work(

@@ -438,7 +438,8 @@ def test_finalizing_what_was_given_up_shows_nothing(open_round: Callable[..., Ro
     round_.submit("a", small(1))
     round_.plan()
     round_.aggregate()
-    round_.store.put_json(round_.keys.manifest, {"status": "failed", "cause": "given up"})
+    given_up = {"status": "failed", "error": "E", "cause": "given up"}
+    round_.store.put_json(round_.keys.manifest, given_up)
     with pytest.raises(PlanError, match="was given up: given up"):
         round_.finalize()
     assert round_.store.head(round_.keys.result) is None

@@ -4,9 +4,12 @@ import contextlib
 import os
 import random
 import re
+import sys
+import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from datetime import datetime, timedelta, tzinfo
+from typing import Any, Self
 
 import pytest
 
@@ -15,7 +18,15 @@ from gradshard import streams
 from gradshard import wire as wires
 from gradshard.local import Engine
 from gradshard.store import Store
-from tests.integration.machine import APPLIED, EAGER, TREE, Call, Machine, in_this_process
+from tests.integration.machine import (
+    APPLIED,
+    EAGER,
+    TREE,
+    Call,
+    FunctionError,
+    Machine,
+    in_this_process,
+)
 from tests.integration.proxy import Fault, Proxy, spoiling
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
@@ -166,6 +177,9 @@ def test_a_tenth_of_all_requests_throttled(
         ({}, Fault("empty", "GET", "?uploadId"), r"update\.safetensors: 0 parts of 0 bytes"),
         ({}, Fault("200", "POST", "update.safetensors?uploadId"), r"update\.safe.*InternalError"),
         ({}, Fault("503", "PUT", "/manifest.json"), r"/manifest\.json.*SlowDown"),
+        ({}, Fault("denied", "PUT", "/plan.json"), r"/plan\.json.*AccessDenied.*PutObj.* to whom"),
+        ({}, Fault("denied", "PUT", "partNumber=1"), r"update\.s.* PUT .*AccessDenied.* to whom"),
+        ({}, Fault("skewed", "GET", "/plan.json"), r"plan\.json: .*TooSkewed.* the clock of this"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, Fault) else "",
 )
@@ -226,6 +240,144 @@ def test_a_connection_that_drips_is_opened_again(
     manifest = go(Machine(spoiled, store, {}), unspoiled)
     assert (manifest["status"], manifest["totals"]["retries"]) == ("completed", 2)
     assert proxy.faults == []
+
+
+def test_reports_that_drip_are_asked_for_again(
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store
+) -> None:
+    """There are thousands of them; other documents wait for their function's timeout."""
+    proxy.faults = [Fault("drip", "GET", "/reports/0/00000")] * 2
+    asked: list[str] = []
+    proxy.watch = lambda when, path: asked.append(path) if when == "after" else None
+    try:
+        assert go(Machine(spoiled, store, {}), unspoiled)["status"] == "completed"
+    finally:
+        proxy.watch = lambda *_: None
+    assert proxy.faults == []
+    assert sum("/reports/0/00000" in path for path in asked) == 4  # one was the PUT
+
+
+class Outage:
+    """S3 is not there, from a request on, until those who try again have waited so often."""
+
+    def __init__(self, proxy: Proxy, moment: int, waits: int) -> None:
+        self._proxy, self._moment, self._waits = proxy, moment, waits
+        self._lock = threading.Lock()
+        self.has_begun = self.is_over = False
+
+    def watch(self, when: str, _path: str) -> None:
+        with self._lock:
+            self._moment -= when == "before"
+            if self._moment < 0 and not self.has_begun:
+                self.has_begun = True
+                self._proxy.go_away()
+
+    def wait(self, _seconds: float) -> None:
+        with self._lock:
+            self._waits -= self.has_begun
+            if self._waits <= 0:
+                self._end()
+
+    def end(self) -> None:
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        if self.has_begun and not self.is_over:
+            self.is_over = True
+            self._proxy.come_back()
+
+
+# A request is tried six times, so it waits five; the machine calls a function four times.
+@pytest.mark.parametrize("waits", [4, 12, 10**6], ids=["shorter", "longer", "too long"])
+def test_s3_refuses_connections_for_a_while(
+    spoiled: Call,
+    unspoiled: Call,
+    proxy: Proxy,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    waits: int,
+) -> None:
+    for terms in (TREE, APPLIED):
+        outage = Outage(proxy, random.Random(f"{waits} {terms}").randrange(50), waits)  # noqa: S311
+        monkeypatch.setattr(time, "sleep", outage.wait)
+
+        def call(function: str, event: dict[str, Any], outage: Outage = outage) -> dict[str, Any]:
+            if function == "abort_round":
+                outage.end()  # or nothing could be written
+            return spoiled(function, event)
+
+        proxy.watch = outage.watch
+        machine = Machine(call, store, terms)
+        try:
+            manifest = machine.run()
+        finally:
+            proxy.watch = lambda *_: None
+            outage.end()
+        assert outage.has_begun
+        monkeypatch.setattr(time, "sleep", lambda _: None)
+        machine.check(manifest, unspoiled)
+        if waits == 10**6:
+            assert re.search(
+                rf"Could not connect.*/{machine.name}/|/{machine.name}/.* refused",
+                manifest["cause"],
+            )
+        else:
+            assert manifest["status"] == "completed", manifest
+
+
+class Clock(datetime):
+    """A machine's clock, ``off`` by so much and ``drift`` more each time it is looked at."""
+
+    off = drift = timedelta()
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        Clock.off += Clock.drift
+        return super().now(tz) + Clock.off
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Clock]]:
+    """That of everything but the proxy."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("gradshard") and getattr(module, "datetime", None) is datetime:
+            monkeypatch.setattr(module, "datetime", Clock)
+    monkeypatch.setattr("botocore.compat.datetime.datetime", Clock)
+    yield Clock
+    Clock.off = Clock.drift = timedelta()
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store, clock: type[Clock]
+) -> None:
+    """As long as S3 takes its requests."""
+    for terms in KINDS_OF_ROUNDS.values():
+        clock.off, clock.drift = timedelta(minutes=14), timedelta(seconds=-3)
+        assert go(Machine(spoiled, store, terms), unspoiled)["status"] == "completed"
+
+
+def test_a_machine_whose_clock_is_off_is_named_and_another_does_its_work(
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store, clock: type[Clock]
+) -> None:
+    failures: list[FunctionError] = []
+
+    def call(function: str, event: dict[str, Any]) -> dict[str, Any]:
+        clock.off = timedelta(minutes=0 if function == failing[-1] else 20)
+        failing.append(function)
+        try:
+            return spoiled(function, event)
+        except FunctionError as failure:
+            failures.append(failure)
+            raise
+
+    failing = [""]
+    manifest = Machine(call, store, {}).run()
+    assert manifest["status"] == "completed"
+    assert len(failures) > 4
+    for failure in failures:
+        assert "RequestTimeTooSkewed" in str(failure), failure
+        assert "set it" in str(failure), failure
 
 
 def test_a_part_that_is_stored_unseen_is_stored_again(

@@ -156,7 +156,9 @@ def test_what_is_given_up_says_why_each_try_failed(
     store.put_bytes("w/cut", b"whole")
     cut = lambda answer: answer._replace(body=b"")  # noqa: E731
     proxy.spoils = [cut] * 6
-    with pytest.raises(StoreError, match=r"w/cut: GET failed 6 times in a row: 6 × IncompleteRead"):
+    with pytest.raises(
+        StoreError, match=r"w/cut: GET failed 6 times in a row: 6 × the body ended 5 bytes"
+    ):
         wire.get_bytes("w/cut")
 
 

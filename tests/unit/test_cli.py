@@ -282,7 +282,7 @@ def test_show_as_json(run: Run, finished: MemoryStore) -> None:
 def test_what_clients_wrote_cannot_steer_the_terminal(run: Run, opened: MemoryStore) -> None:
     reason = "tensor '\x1b[2J\u202e[red]x\n' is odd"
     opened.put_json("rounds/r1/rejected/a.json", {"client": "a", "reason": reason, "late": False})
-    opened.put_json("rounds/r1/manifest.json", {"status": "failed", "cause": reason})
+    opened.put_json("rounds/r1/manifest.json", {"status": "failed", "error": "E", "cause": reason})
     for command in ("show", "watch"):
         result = run(command, "r1")
         output = result.stdout + result.stderr
@@ -333,7 +333,9 @@ def test_a_round_with_the_layout_of_a_file(
 
 
 def test_fetch_of_a_failed_round(run: Run, opened: MemoryStore, tmp_path: Path) -> None:
-    opened.put_json("rounds/r1/manifest.json", {"status": "failed", "cause": "nobody came"})
+    opened.put_json(
+        "rounds/r1/manifest.json", {"status": "failed", "error": "E", "cause": "nobody came"}
+    )
     assert_one_line(run("fetch", "r1", "-o", tmp_path / "x"), "nobody came")
     assert list(tmp_path.iterdir()) == []
 

@@ -62,6 +62,7 @@ def plan_json(contributors: dict[str, str], **fields: Any) -> dict[str, Any]:
         "tensors": 1,
         "header_bytes": 80,
         "upload_id": "u",
+        "next_model": None,
         "visit": "2026-01-01T00:00:59Z",
         "wave": [0],
         "awaited": [],
@@ -209,7 +210,9 @@ class TestSubmitting:
             Round(stack, "nope").submit("a", TENSORS, samples=3)
 
     def test_to_a_round_that_has_ended(self, round_: Round, store: MemoryStore) -> None:
-        store.put_json(round_.keys.manifest, {"status": "failed", "cause": "nobody came"})
+        store.put_json(
+            round_.keys.manifest, {"status": "failed", "error": "E", "cause": "nobody came"}
+        )
         with pytest.raises(RoundStateError, match="has ended"):
             round_.submit("a", TENSORS, samples=3)
 
@@ -243,7 +246,9 @@ class TestWaiting:
         assert round_.wait() == {"status": "completed"}
 
     def test_raises_the_cause(self, round_: Round, store: MemoryStore) -> None:
-        store.put_json(round_.keys.manifest, {"status": "failed", "cause": "nobody came"})
+        store.put_json(
+            round_.keys.manifest, {"status": "failed", "error": "E", "cause": "nobody came"}
+        )
         with pytest.raises(RoundFailed, match="nobody came"):
             round_.wait()
 

@@ -30,7 +30,7 @@ from gradshard.model import Model
 from gradshard.optimizers import DEFAULT_MODEL
 from gradshard.plan import Plan
 from gradshard.planning import BLOCKS
-from gradshard.rounds import COMPLETED
+from gradshard.rounds import COMPLETED, ending
 from gradshard.rounds.arrivals import is_awaited, read_spec
 from gradshard.rounds.models import Version, layout_of, read_version
 from gradshard.spec import DEFAULT_DEADLINE, RoundSpec, parse_spec
@@ -375,13 +375,14 @@ class Round:
             raise RoundStateError(f"round {self.id!r} was opened without assignments")
         if stated.after is None:
             return Assignments(stated.terms).of(client)
-        document = self._stack.store.get_json(RoundKeys(stated.after).assignments)
+        key = RoundKeys(stated.after).assignments
+        document = self._stack.store.get_json(key, Assignments.from_json)
         if document is None:
             raise RoundStateError(
                 f"round {stated.after!r}, the one before {self.id!r}, has not ended with "
                 "assignments; wait for it"
             )
-        return Assignments.from_json(document).of(client)
+        return document.of(client)
 
     def ticket(
         self, client: str, *, expires: int = DEFAULT_SECONDS, max_bytes: int | None = None
@@ -543,12 +544,12 @@ class Round:
     def _manifest(self, *, check_execution: bool) -> dict[str, Any] | None:
         """Return the manifest of a completed round; None while it goes on."""
         store = self._stack.store
-        manifest: dict[str, Any] | None = store.get_json(self.keys.manifest)
+        manifest: dict[str, Any] | None = store.get_json(self.keys.manifest, ending)
         if manifest is None and check_execution:
             execution = self._stack.execution(self.id)
             # The manifest may have come between the two looks.
             if execution and execution.failed:
-                manifest = store.get_json(self.keys.manifest)
+                manifest = store.get_json(self.keys.manifest, ending)
                 if manifest is None:
                     raise RoundFailed(f"round {self.id!r} failed: {execution.reason}")
         if manifest is not None and manifest["status"] != COMPLETED:
@@ -592,21 +593,21 @@ class Round:
             The round takes no more updates, and has not got this one.
         """
         store = self._stack.store
-        fields = store.get_json(self.keys.plan)
-        if fields is None:
-            manifest = store.get_json(self.keys.manifest)
+        plan = store.get_json(self.keys.plan, Plan.from_json)
+        if plan is None:
+            manifest = store.get_json(self.keys.manifest, ending)
             if manifest is None:
                 return False
             raise RoundStateError(f"round {self.id!r} has ended ({manifest['status']})")
-        if is_awaited(spec, fields, client):
+        if is_awaited(spec, plan, client):
             return False
-        counted = {c.client: c.source for c in Plan.from_json(fields).contributors}
+        counted = {c.client: c.source for c in plan.contributors}
         if (source := counted.get(client)) is not None:
             checksum = store.checksum(source.key, etag=source.etag)
             if checksum is not None and has_checksum(content, checksum):
                 return True
         raise RoundStateError(
-            f"round {self.id!r} was planned at {fields['planned_at']} and takes no more updates"
+            f"round {self.id!r} was planned at {plan.planned_at} and takes no more updates"
         )
 
 

@@ -440,10 +440,10 @@ class Plan:
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> Self:
         """Read what :meth:`to_json` wrote."""
-        new = written.get("next_model")
+        written = written | {"round_id": written["round"]}
+        new = written["next_model"]
         read: dict[str, Any] = {
-            **{field.name: written.get(field.name) for field in fields(cls)},
-            "round_id": written["round"],
+            **{field.name: written[field.name] for field in fields(cls)},
             "levels": tuple(
                 Level(
                     tuple((first, stop) for first, stop in level["groups"]), tuple(level["order"])

@@ -2,9 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 
 import boto3
 from botocore.config import Config
@@ -23,12 +23,14 @@ from botocore.exceptions import (
 from gradshard import documents
 from gradshard.errors import ChangedObjectError, StoreError, UnreadableObjectError
 from gradshard.keys import ObjectVersion
-from gradshard.streams import MAX_ATTEMPTS, Body, Meter, RangeStream, pause, told
+from gradshard.streams import MAX_ATTEMPTS, Body, Meter, RangeStream, advice, pause, told
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+
+T = TypeVar("T")
 
 CONNECTIONS: Final = 16
 CONNECT_TIMEOUT_SECONDS: Final = 10
@@ -184,10 +186,16 @@ class Store:
         except ClientError:  # NoSuchKey: without a range none is invalid
             return None
 
-    def get_json(self, key: str) -> Any:
-        """Read a JSON object; None if there is none."""
+    @overload
+    def get_json(self, key: str) -> Any: ...
+
+    @overload
+    def get_json(self, key: str, read: Callable[[Any], T]) -> T | None: ...
+
+    def get_json(self, key: str, read: Callable[[Any], Any] = documents.as_it_is) -> Any:
+        """Read a JSON object, as :func:`gradshard.documents.decode` does; None if there is none."""
         body = self.get_bytes(key)
-        return None if body is None else documents.decode(key, body)
+        return None if body is None else documents.decode(key, body, read)
 
     def head(self, key: str) -> ObjectVersion | None:
         """Look at the newest version of an object; None if there is none."""
@@ -212,12 +220,17 @@ class Store:
         """Look at the newest version of an object, and its SHA-256 if that is asked for."""
         self.meter.add(gets=1)
         try:
-            with _translated(key, "404", "NoSuchKey"):
+            with _translated(key, "404", "NoSuchKey", "403"):
                 found = self._s3.head_object(Bucket=self.bucket, Key=key, **options)
                 version = found.get("VersionId", "")
                 source = ObjectVersion(key, version, found["ETag"], found["ContentLength"])
-        except ClientError:
-            return None
+        except ClientError as error:
+            if _code(error) != "403":
+                return None
+            # Its answer has no body to say why; that of a GET has.
+            with _translated(key):
+                self._s3.get_object(Bucket=self.bucket, Key=key, Range="bytes=0-0")
+            raise StoreError(f"{key}: S3 answered {error}") from None
         return source, found.get("ChecksumSHA256", "")
 
     def put_bytes(
@@ -547,8 +560,9 @@ def _translated(key: str, *meant: str) -> Iterator[None]:
         code = _code(error)
         if code in meant:
             raise
-        failure = UnreadableObjectError if code in _UNREADABLE else StoreError
-        raise failure(f"{key}: S3 answered {code}: {error}") from None
+        is_kept_back = code in _UNREADABLE and error.operation_name == "GetObject"
+        failure = UnreadableObjectError if is_kept_back else StoreError
+        raise failure(f"{key}: S3 answered {code}: {error}{advice(code)}") from None
     except KeyError as error:
         raise StoreError(f"{key}: S3's answer has no {error}") from error
     except NoCredentialsError:

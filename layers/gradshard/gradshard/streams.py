@@ -1,6 +1,7 @@
 """Reading ranges of an object as one stream that mends itself."""
 
 import contextlib
+import os
 import random
 import threading
 import time
@@ -15,6 +16,8 @@ from gradshard.keys import ObjectVersion
 MAX_ATTEMPTS: Final = 6
 """Tries in a row that brought nothing, after which a request or a stream is given up."""
 
+
+READ_AT_A_TIME: Final = 256 * 1024
 
 PATIENCE_SECONDS: Final = 30
 """How long a read may take to fill its buffer, of 256 KiB mostly: S3 gives a hundred times that."""
@@ -91,6 +94,40 @@ def told(failures: Iterable[str]) -> str:
         f"{number} × {reason}" if number > 1 else reason
         for reason, number in Counter(failures).items()
     )
+
+
+def advice(code: str) -> str:
+    """Say what an error of S3's leaves unsaid: to whom something is denied, or what to do."""
+    if code == "AccessDenied":
+        function = os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
+        if function:
+            return f"; that is denied to the role of function {function}"
+        return "; `aws sts get-caller-identity` says to whom that is denied"
+    if code == "RequestTimeTooSkewed":
+        return "; the clock of this machine is more than 15 minutes off: set it"
+    return ""
+
+
+def read_whole(body: Body, nbytes: int) -> bytes:
+    """Read a body to its end.
+
+    Raises
+    ------
+    OSError
+        It ended too early, or drips.
+    """
+    data = memoryview(bytearray(nbytes))
+    filled = 0
+    while filled < nbytes:
+        wanted = data[filled : filled + READ_AT_A_TIME]
+        begun = time.monotonic()
+        count = body.readinto(wanted)
+        filled += count
+        if count == 0:
+            raise OSError(f"the body ended {nbytes - filled} bytes short")
+        if count < len(wanted) and time.monotonic() - begun >= PATIENCE_SECONDS:
+            raise OSError(f"{count} bytes in {PATIENCE_SECONDS} s")
+    return bytes(data)
 
 
 class RangeStream:

@@ -14,18 +14,20 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar, overload
 from urllib.parse import urlsplit
 
 from gradshard import documents, streams
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
 from gradshard.sigv4 import Credentials, sign
-from gradshard.streams import MAX_ATTEMPTS, Meter, pause, told
+from gradshard.streams import MAX_ATTEMPTS, Meter, advice, pause, told
+
+T = TypeVar("T")
 
 TIMEOUT_SECONDS: Final = 30
 
@@ -67,6 +69,11 @@ class _Answer:
             return self.response.read()
         except http.client.HTTPException as error:
             raise OSError(f"{type(error).__name__}: {error}") from error
+
+    def direct(self) -> "_Answer":
+        """Return the quickest way to the body, which has patience, too."""
+        is_kept = self.connection.sock is not None
+        return _Direct(self) if is_kept and self.response.length else self
 
     def close(self) -> None:
         """Keep the connection for the next request if nothing is left on it."""
@@ -212,8 +219,7 @@ class Wire:
         expected = f"bytes {start}-{end - 1}/{source.nbytes}"
         if answer.status == HTTPStatus.PARTIAL_CONTENT:
             if (got := answer.header("Content-Range")) == expected:
-                is_kept = answer.connection.sock is not None
-                return _Direct(answer) if is_kept and answer.response.length else answer
+                return answer.direct()
             answer.close()
             raise OSError(f"got {got!r} instead of {expected!r}")
         with answer:
@@ -234,7 +240,7 @@ class Wire:
                 if answer.status != HTTPStatus.OK:
                     raise _refused("GET", key, answer)
                 try:
-                    body = answer.read()
+                    body = streams.read_whole(answer.direct(), answer.response.length or 0)
                 except OSError as error:
                     failures.append(str(error))
                     self._note(failures, "GET", key)
@@ -242,10 +248,16 @@ class Wire:
             self.meter.add(bytes_read=len(body))
             return body
 
-    def get_json(self, key: str) -> Any:
-        """Read a JSON object; None if there is none."""
+    @overload
+    def get_json(self, key: str) -> Any: ...
+
+    @overload
+    def get_json(self, key: str, read: Callable[[Any], T]) -> T | None: ...
+
+    def get_json(self, key: str, read: Callable[[Any], Any] = documents.as_it_is) -> Any:
+        """Read a JSON object, as :func:`gradshard.documents.decode` does; None if there is none."""
         body = self.get_bytes(key)
-        return None if body is None else documents.decode(key, body)
+        return None if body is None else documents.decode(key, body, read)
 
     def put_json(self, key: str, value: Any) -> None:
         """Write a JSON object."""
@@ -399,11 +411,24 @@ def _credentials() -> Credentials:
 
 
 def _code(answer: _Answer) -> str:
-    found = None
+    return _said(answer)[0]
+
+
+def _said(answer: _Answer) -> tuple[str, str]:
+    """Return code and message of S3's error."""
+    body = b""
     with contextlib.suppress(OSError):
-        found = re.search(rb"<Code>(\w+)</Code>", answer.read())
-    return found[1].decode() if found else str(answer.status)
+        body = answer.read()
+    code = re.search(rb"<Code>(\w+)</Code>", body)
+    message = re.search(rb"<Message>([^<]*)</Message>", body)
+    return (
+        code[1].decode() if code else str(answer.status),
+        f": {message[1].decode(errors='replace')}" if message else "",
+    )
 
 
 def _refused(method: str, key: str, answer: _Answer) -> StoreError:
-    return StoreError(f"{key}: S3 answered {method} with {answer.status} {_code(answer)}")
+    code, message = _said(answer)
+    return StoreError(
+        f"{key}: S3 answered {method} with {answer.status} {code}{message}{advice(code)}"
+    )

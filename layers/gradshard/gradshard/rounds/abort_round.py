@@ -8,8 +8,8 @@ from typing import Any
 from gradshard.errors import BrokenObjectError, SpecError
 from gradshard.keys import RoundKeys
 from gradshard.optimizers import ApplyTerms
-from gradshard.plan import next_keys
-from gradshard.rounds import COMPLETED, FAILED, arrivals, models, services
+from gradshard.plan import Plan, next_keys
+from gradshard.rounds import COMPLETED, FAILED, arrivals, ending, models, services
 from gradshard.store import Store
 
 
@@ -49,18 +49,18 @@ def abort_round(
         # No object can be named after such a round; the execution alone keeps the cause.
         return {"status": FAILED, "error": error, "cause": cause}
     try:
-        plan = store.get_json(keys.plan) or {}
-        has_partials = len(plan.get("levels", [])) > 1
+        plan = store.get_json(keys.plan, Plan.from_json)
+        has_partials = plan is not None and len(plan.levels) > 1
     except BrokenObjectError:
         # Maybe that is why the round is given up: what it would name is looked for.
-        plan, has_partials = {}, True
+        plan, has_partials = None, True
     manifest = {
         "round": round_id,
         "status": FAILED,
         "error": error,
         "cause": cause,
-        "refused": plan.get("refused", []),
-        "missing": plan.get("missing", []),
+        "refused": [vars(refusal) for refusal in plan.refused] if plan else [],
+        "missing": plan.missing if plan else [],
         "finished_at": datetime.now(UTC).isoformat(),
     }
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
@@ -72,7 +72,7 @@ def abort_round(
     if has_partials:
         store.delete_versions(keys.partials)
     if not is_first:
-        manifest = store.get_json(keys.manifest)
+        manifest = store.get_json(keys.manifest, ending) or manifest
     if manifest["status"] == COMPLETED:
         if terms:
             models.note_current(store, terms.model)

@@ -47,10 +47,9 @@ def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, task: Task) -> d
     started_at, wall, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
     reset_peak_memory()
     wire.meter.take()
-    fields = wire.get_json(keys.plan)
-    if fields is None:
+    plan = wire.get_json(keys.plan, Plan.from_json)
+    if plan is None:
         raise PlanError(f"{keys.plan} is missing")
-    plan = Plan.from_json(fields)
     if plan.attempt != attempt:
         # A straggler of an attempt that was given up; its upload is gone.
         return {"task": task.number, "attempt": attempt, "superseded_by": plan.attempt}

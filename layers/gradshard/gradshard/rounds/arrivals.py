@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
-from gradshard.errors import UnreadableObjectError, UpdateError
+from gradshard.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
 from gradshard.keys import UPDATE_SUFFIX, ObjectVersion, RoundKeys, is_id, parse_update_key
 from gradshard.layout import (
     PREFIX_BYTES,
@@ -17,7 +17,7 @@ from gradshard.layout import (
     parse_header,
     parse_samples,
 )
-from gradshard.plan import Refusal
+from gradshard.plan import Plan, Refusal
 from gradshard.pricing import LOOKS
 from gradshard.rounds import services
 from gradshard.spec import RoundSpec, parse_spec
@@ -50,8 +50,7 @@ class Update(NamedTuple):
 
 def read_spec(store: Store, keys: RoundKeys) -> tuple[RoundSpec, dict[str, Any]] | None:
     """Return the terms of a round and its record of times; None if it was never opened."""
-    record = store.get_json(keys.spec)
-    return None if record is None else (parse_spec(record["spec"]), record)
+    return store.get_json(keys.spec, lambda record: (parse_spec(record["spec"]), record))
 
 
 def sent_to(keys: RoundKeys, spec: RoundSpec) -> RoundKeys:
@@ -168,8 +167,8 @@ def _is_due(store: Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") 
     there = arrived(store, keys)
     if not spec.eager:
         return spec.is_complete(there)
-    plan = store.get_json(keys.plan)
-    return bool(ready_groups(spec, there, None if plan is None else plan["awaited"]))
+    awaited = store.get_json(keys.plan, lambda plan: tuple(plan["awaited"]))
+    return bool(ready_groups(spec, there, awaited))
 
 
 def _is_anyone_missing(store: Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:
@@ -204,29 +203,56 @@ def ready_groups(spec: RoundSpec, there: Sequence[str], awaited: Sequence[int] |
     ]
 
 
-def is_awaited(spec: RoundSpec, plan: dict[str, Any], client: str) -> bool:
+def is_awaited(spec: RoundSpec, plan: Plan, client: str) -> bool:
     """Whether an update still counts though there is a plan: its group is not planned yet."""
-    groups = spec.groups() if plan["awaited"] else []
-    return any(client in groups[number] for number in plan["awaited"])
+    groups = spec.groups() if plan.awaited else []
+    return any(client in groups[number] for number in plan.awaited)
 
 
-def resume(store: Store, keys: RoundKeys, reason: str) -> bool:
-    """Let the round go on; False if it is not waiting."""
-    callback = store.get_json(keys.callback)
-    tokens = callback["tokens"] if callback else []
-    return any(services.resume(token, reason) for token in reversed(tokens))
+def resume(store: Store, keys: RoundKeys, reason: str, known: Sequence[str] = ()) -> bool:
+    """Let the round go on; False if it is not waiting.
+
+    Parameters
+    ----------
+    store, keys, reason
+        The round, and why it goes on.
+    known
+        Tokens from elsewhere, in case those that were kept are lost.
+    """
+    try:
+        tokens = _kept_tokens(store, keys)
+    except StoreError:
+        if not known:
+            raise
+        tokens = []
+    newest_first = dict.fromkeys(reversed([*known, *tokens]))
+    return any(services.resume(token, reason) for token in newest_first)
 
 
-def keep_token(store: Store, keys: RoundKeys, token: str) -> None:
+def keep_token(store: Store, keys: RoundKeys, token: str) -> list[str]:
     """Keep the token with which the round is resumed, beside those of earlier calls.
 
     Every call of ``open_round`` has a token of its own, of which the machine takes the newest only;
     and a call that it took for dead may write after the one that took its place.
+
+    Returns
+    -------
+    list of str
+        All that are kept.
     """
     tokens, replaces = [token], None
     while not store.put_json(keys.callback, {"tokens": tokens}, replaces=replaces):
         # Looked at before it is read: if it is replaced meanwhile, writing fails again.
         head = store.head(keys.callback)
-        kept = store.get_json(keys.callback)["tokens"] if head else []
+        try:
+            kept = _kept_tokens(store, keys)
+        except BrokenObjectError:
+            kept = []  # this call's is the one that is waited for, most likely
         tokens = [*(other for other in kept if other != token), token][-TOKENS_KEPT:]
         replaces = head.etag if head else None
+    return tokens
+
+
+def _kept_tokens(store: Store, keys: RoundKeys) -> list[str]:
+    read = store.get_json(keys.callback, lambda callback: list(map(str, callback["tokens"])))
+    return read or []

@@ -1,21 +1,30 @@
 """An update arrived, or the deadline passed: check it, and let the round go on when it can."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from gradshard.errors import SpecError
 from gradshard.keys import RoundKeys, check_id, parse_update_key
 from gradshard.plan import Plan, Refusal
-from gradshard.rounds import arrivals
+from gradshard.rounds import arrivals, ending
 from gradshard.store import Store
 
 
-def deadline_passed(store: Store, round_id: str) -> dict[str, Any]:
-    """Let the round go on with what has arrived; planning counts whether that is a quorum."""
+def deadline_passed(store: Store, round_id: str, tokens: Sequence[str] = ()) -> dict[str, Any]:
+    """Let the round go on with what has arrived; planning counts whether that is a quorum.
+
+    Parameters
+    ----------
+    store, round_id
+        The round.
+    tokens
+        Those that the deadline was told when it was set.
+    """
     keys = RoundKeys(round_id)
     # An eager round may be at work on a group, and looks for this before it waits again.
     store.put_json(keys.deadline, {"passed_at": datetime.now(UTC).isoformat()})
-    resumed = arrivals.resume(store, keys, arrivals.DEADLINE)
+    resumed = arrivals.resume(store, keys, arrivals.DEADLINE, tokens)
     return {"round": round_id, "resumed": resumed}
 
 
@@ -49,8 +58,8 @@ def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
     spec, _ = opened
 
     outcome: dict[str, Any] = {"round": keys.round_id, "client": client}
-    plan = store.get_json(keys.plan)
-    ended = store.get_json(keys.manifest) if plan is None or plan["awaited"] else None
+    plan = store.get_json(keys.plan, Plan.from_json)
+    ended = store.get_json(keys.manifest, ending) if plan is None or plan.awaited else None
     is_late = plan is not None and not arrivals.is_awaited(spec, plan, client)
     if is_late or ended is not None:
         return outcome | _too_late(store, keys, client, etag, plan, ended)
@@ -86,14 +95,13 @@ def _too_late(
     keys: RoundKeys,
     client: str,
     etag: str,
-    plan: dict[str, Any] | None,
+    plan: Plan | None,
     ended: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Tell an upload that came after planning from the belated event of one that came before."""
     if plan is not None:
-        frozen = Plan.from_json(plan)
-        counted = {c.client: c.source.etag for c in frozen.contributors}
-        known = counted | {refusal.client: refusal.etag for refusal in frozen.refused}
+        counted = {c.client: c.source.etag for c in plan.contributors}
+        known = counted | {refusal.client: refusal.etag for refusal in plan.refused}
         planned = known.get(client, "").strip('"')
         newest = store.head(keys.update(client))
         # The event may also be a belated one, of an upload that was replaced before the planning.

@@ -9,7 +9,7 @@ from gradshard.assignments import Assignments, Report, assign
 from gradshard.errors import PlanError, StoreError
 from gradshard.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard.plan import Output, Plan, Refusal, Task
-from gradshard.rounds import COMPLETED, arrivals, models, services
+from gradshard.rounds import COMPLETED, arrivals, ending, models, services
 from gradshard.rounds.models import Version
 from gradshard.spec import parse_assignment_terms
 from gradshard.store import Store
@@ -58,10 +58,9 @@ def finalize_round(store: Store, wire: Wire, round_id: str) -> dict[str, Any]:
         The result is not what the tasks were to make of it.
     """
     keys = RoundKeys(round_id)
-    fields = store.get_json(keys.plan)
-    if fields is None:
+    plan = store.get_json(keys.plan, Plan.from_json)
+    if plan is None:
         raise PlanError(f"{keys.plan} is missing")
-    plan = Plan.from_json(fields)
     if not plan.is_sealed:
         return {"status": AWAITING}
     tally = _Tally()
@@ -99,9 +98,9 @@ class _Tally:
         self._sums["cold_starts"] += report["is_cold"]
         self._peak_mb = max(self._peak_mb, report["peak_mb"])
         self._longest = max(self._longest, report["seconds"])
-        for fields in report["refused"]:
+        for refusal in report["refused"]:
             # The first shard that found a client's update bad says why.
-            self._refused.setdefault(fields["client"], Refusal(**fields))
+            self._refused.setdefault(refusal.client, refusal)
         if len(self._listed) <= MOST_LISTED:
             record = {name: value for name, value in report.items() if name not in NOT_IN_MANIFEST}
             self._listed.append(record)
@@ -128,7 +127,7 @@ def _conclude(store: Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> None:
         version = models.reserve(store, version)
     manifest = _manifest(plan, result, tally, version)
     if not store.put_json(keys.manifest, manifest, replaces=None):
-        manifest = store.get_json(keys.manifest)
+        manifest = store.get_json(keys.manifest, ending) or manifest
         if manifest["status"] != COMPLETED:
             # The round was given up while this function was at work: nothing may be seen of it.
             for output in plan.outputs:
@@ -148,7 +147,7 @@ def _read_reports(wire: Wire, keys: RoundKeys, plan: Plan) -> Iterator[dict[str,
     tasks = [task for level in range(len(plan.levels)) for task in plan.tasks(level)]
 
     def read(task: Task) -> dict[str, Any]:
-        report: dict[str, Any] | None = wire.get_json(keys.report(task.level, task.number))
+        report = wire.get_json(keys.report(task.level, task.number), _checked)
         if report is None or report["attempt"] != plan.attempt:
             raise PlanError(
                 f"task {task.number} of level {task.level} has not been done, of {len(tasks)} tasks"
@@ -161,11 +160,18 @@ def _read_reports(wire: Wire, keys: RoundKeys, plan: Plan) -> Iterator[dict[str,
             yield from pool.map(read, tasks[first : first + READ_AT_A_TIME])
 
 
+def _checked(report: dict[str, Any]) -> dict[str, Any]:
+    """Return a report if it has what is added up of it."""
+    sum(report[name] for name in (*SUMMED, "attempt", "is_cold", "peak_mb"))
+    return report | {"refused": [Refusal(**refusal) for refusal in report["refused"]]}
+
+
 def _assign(store: Store, plan: Plan, terms: dict[str, Any]) -> Assignments:
     """Decide what clients should do next, from what they said of their training."""
     stated = parse_assignment_terms(terms)
-    before = stated.after and store.get_json(RoundKeys(stated.after).assignments)
-    history = Assignments.from_json(before).speeds if before else {}
+    earlier = stated.after and RoundKeys(stated.after).assignments
+    before = store.get_json(earlier, Assignments.from_json) if earlier else None
+    history = before.speeds if before else {}
     reports = {c.client: Report(**c.report) for c in plan.contributors if c.report}
     return assign(stated.terms, reports, history)
 

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, Self
 
 from gradshard.errors import ModelNotFoundError, ModelStateError
 from gradshard.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard.layout import PREFIX_BYTES, Layout, parse_header
-from gradshard.rounds import COMPLETED, FAILED
+from gradshard.rounds import COMPLETED, FAILED, ending
 from gradshard.store import Store
 
 READERS: Final = 16
@@ -108,13 +109,12 @@ def current(store: Store, name: str) -> Version | None:
     mostly not there.
     """
     keys = ModelKeys(name)
-    noted = store.get_json(keys.current)
-    newest = None if noted is None else Version.from_json(noted)
+    newest = store.get_json(keys.current, Version.from_json)
     while True:
-        following = store.get_json(keys.version(newest.number + 1 if newest else 1))
+        following = _read(store, keys.version(newest.number + 1 if newest else 1))
         if following is None or not _counts(store, following):
             return newest
-        newest = Version.from_json(following)
+        newest = following
 
 
 def read_current(store: Store, name: str) -> Version:
@@ -142,12 +142,12 @@ def read_version(store: Store, name: str, number: int) -> Version:
         There is none of that number.
     """
     newest = read_current(store, name)
-    record = store.get_json(ModelKeys(name).version(number)) if number <= newest.number else None
-    if record is None:
+    version = _read(store, ModelKeys(name).version(number)) if number <= newest.number else None
+    if version is None:
         raise ModelNotFoundError(
             f"model {name!r} has no version {number}; the newest is {newest.number}"
         )
-    return Version.from_json(record)
+    return version
 
 
 def history(store: Store, name: str) -> list[Version]:
@@ -161,9 +161,9 @@ def history(store: Store, name: str) -> list[Version]:
     newest = read_current(store, name)
     keys = [entry.key for entry in store.list_objects(ModelKeys(name).versions)]
     with ThreadPoolExecutor(READERS) as pool:
-        records = list(pool.map(store.get_json, keys))
+        versions = list(pool.map(partial(_read, store), keys))
     # A reservation of a round that goes on, or failed, is the last one.
-    return [Version.from_json(r) for r in records if r and r["version"] <= newest.number]
+    return [v for v in versions if v and v.number <= newest.number]
 
 
 def layout_of(store: Store, tensors: StoredTensors) -> Layout:
@@ -196,11 +196,11 @@ def reserve(store: Store, new: Version) -> Version:
     key = ModelKeys(new.model).version(new.number)
     while not store.put_json(key, new.to_json(), replaces=None):
         head = store.head(key)
-        there = store.get_json(key)
+        there = _read(store, key)
         if head is None or there is None:
             continue
-        if new.round_id is not None and there["round"] == new.round_id:
-            return Version.from_json(there)
+        if new.round_id is not None and there.round_id == new.round_id:
+            return there
         if not _is_void(store, there):
             raise ModelStateError(_taken(new, there))
         if store.put_json(key, new.to_json(), replaces=head.etag):
@@ -215,29 +215,33 @@ def note_current(store: Store, name: str) -> None:
         store.put_json(ModelKeys(name).current, newest.to_json())
 
 
-def _counts(store: Store, record: Mapping[str, Any]) -> bool:
+def _read(store: Store, key: str) -> Version | None:
+    return store.get_json(key, Version.from_json)
+
+
+def _counts(store: Store, version: Version) -> bool:
     """Whether a version's number is taken for good."""
-    return record["round"] is None or _status(store, record["round"]) == COMPLETED
+    return version.round_id is None or _status(store, version.round_id) == COMPLETED
 
 
-def _is_void(store: Store, record: Mapping[str, Any]) -> bool:
+def _is_void(store: Store, version: Version) -> bool:
     """Whether a version was reserved by a round that failed, or that is gone without an end.
 
     Rounds go after RetentionDays and models stay: the number must not be taken for ever.
     """
-    if record["round"] is None:
+    if version.round_id is None:
         return False
-    status = _status(store, record["round"])
+    status = _status(store, version.round_id)
     return status == FAILED or (
-        status is None and store.head(RoundKeys(record["round"]).spec) is None
+        status is None and store.head(RoundKeys(version.round_id).spec) is None
     )
 
 
 def _status(store: Store, round_id: str) -> str | None:
-    manifest = store.get_json(RoundKeys(round_id).manifest)
+    manifest = store.get_json(RoundKeys(round_id).manifest, ending)
     return None if manifest is None else str(manifest["status"])
 
 
-def _taken(new: Version, there: Mapping[str, Any]) -> str:
-    whose = "was put there" if there["round"] is None else f"is that of round {there['round']!r}"
+def _taken(new: Version, there: Version) -> str:
+    whose = "was put there" if there.round_id is None else f"is that of round {there.round_id!r}"
     return f"version {new.number} of model {new.model!r} {whose}; go on from that one"

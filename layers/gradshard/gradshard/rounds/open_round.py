@@ -39,11 +39,11 @@ def open_round(
     except GradshardError as error:
         services.give_up(token, type(error).__name__, str(error))
         return {"round": round_id, "status": "refused", "reason": str(error)}
-    arrivals.keep_token(store, keys, token)
-    services.schedule_deadline(round_id, deadline_at)
+    tokens = arrivals.keep_token(store, keys, token)
+    services.schedule_deadline(round_id, deadline_at, tokens)
     # Updates may have come before the spec was there to receive them; and an eager round waits
     # again after each group, maybe beyond its deadline.
-    if spec.eager and store.get_json(keys.deadline) is not None:
+    if spec.eager and store.head(keys.deadline) is not None:
         resumed = arrivals.resume(store, keys, arrivals.DEADLINE)
     else:
         resumed = arrivals.resume_if_due(store, keys, spec)
@@ -62,9 +62,9 @@ def _write_spec(store: Store, keys: RoundKeys, spec: RoundSpec, opened_at: datet
     if spec.apply is not None:
         base = {"model_version": models.read_current(store, spec.apply.model).number}
     if not store.put_json(keys.spec, record | base, replaces=None):
-        there = store.get_json(keys.spec)
         # From which version the round began was settled the first time.
-        if {name: there.get(name) for name in record} != record:
+        there = store.get_json(keys.spec, lambda there: {name: there.get(name) for name in record})
+        if there != record:
             raise RoundExistsError(
                 f"round {keys.round_id!r} was opened before; choose another name"
             )

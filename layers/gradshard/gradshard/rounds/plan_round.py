@@ -83,7 +83,7 @@ def plan_round(
     keys = RoundKeys(round_id)
     # Looked at before it is read: if another planning replaces it meanwhile, writing ours fails.
     head = store.head(keys.plan)
-    previous = Plan.from_json(store.get_json(keys.plan)) if head else None
+    previous = store.get_json(keys.plan, Plan.from_json) if head else None
     if previous is not None and _is_answered(previous, call):
         return _planned(store, keys, previous, aggregator)
     plan = _Planning(store, keys, call, aggregator, previous).plan()
@@ -91,7 +91,7 @@ def plan_round(
         # A planning that runs twice at once is settled here; the loser leaves nothing behind.
         if previous is None or previous.upload_id != plan.upload_id:
             _abort_uploads(store, plan)
-        plan = Plan.from_json(store.get_json(keys.plan))
+        plan = _read(store, keys)
     elif previous is not None and previous.upload_id != plan.upload_id:
         _abort_uploads(store, previous)
     # Who gives a round up writes the manifest and then looks for uploads; here it is the other way
@@ -100,6 +100,13 @@ def plan_round(
         _abort_uploads(store, plan)
         raise PlanError(f"round {round_id!r} has ended: there is nothing to plan")
     return _planned(store, keys, plan, aggregator)
+
+
+def _read(store: Store, keys: RoundKeys) -> Plan:
+    plan = store.get_json(keys.plan, Plan.from_json)
+    if plan is None:
+        raise PlanError(f"{keys.plan} is missing")
+    return plan
 
 
 def _is_answered(plan: Plan, call: Call) -> bool:
@@ -300,10 +307,10 @@ class _Planning:
         What stands in the rejections that clients read is of any upload, an older or a later one.
         """
         key = self._keys.refused(plan.attempt)
-        written = self._store.get_json(key)
-        if written is None:
+        refused = self._store.get_json(key, lambda written: tuple(Refusal(**r) for r in written))
+        if refused is None:
             raise PlanError(f"{key} is missing")
-        return tuple(Refusal(**fields) for fields in written)
+        return refused
 
     def _there(self) -> list[str]:
         """List the clients of which there is an update, or some of it where that counts."""

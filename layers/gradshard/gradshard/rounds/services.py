@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -62,32 +63,41 @@ def _no_longer_waiting() -> contextlib.suppress:
     )
 
 
-def schedule_deadline(round_id: str, at: datetime) -> None:
-    """Have ``collect_update`` called at the deadline; twice for one round is once."""
+def schedule_deadline(round_id: str, at: datetime, tokens: Sequence[str]) -> None:
+    """Have ``collect_update`` called at the deadline; twice for one round is once.
+
+    It is told the tokens with which the round is resumed: should those on S3 be lost, the round
+    goes on all the same.
+    """
     scheduler = _scheduler()
     # Never in the past, for which a schedule does not fire.
     at = max(at, datetime.now(UTC) + timedelta(seconds=2))
     # The expression has whole seconds; a deadline is not moved forward.
     at += timedelta(microseconds=-at.microsecond % 1_000_000)
-    with contextlib.suppress(scheduler.exceptions.ConflictException):
-        scheduler.create_schedule(
-            Name=round_id,
-            GroupName=os.environ["GRADSHARD_SCHEDULE_GROUP"],
-            ScheduleExpression=f"at({at:%Y-%m-%dT%H:%M:%S})",
-            ScheduleExpressionTimezone="UTC",
-            FlexibleTimeWindow={"Mode": "OFF"},
-            ActionAfterCompletion="DELETE",
-            Target={
-                "Arn": os.environ["GRADSHARD_COLLECT_FUNCTION_ARN"],
-                "RoleArn": os.environ["GRADSHARD_SCHEDULE_ROLE_ARN"],
-                "Input": json.dumps({"round": round_id, "deadline": True}),
-                "RetryPolicy": {
-                    "MaximumEventAgeInSeconds": DEADLINE_SECONDS,
-                    "MaximumRetryAttempts": 185,  # the most: the age decides
-                },
-                "DeadLetterConfig": {"Arn": os.environ["GRADSHARD_UNDELIVERED_ARN"]},
+    schedule: Any = {
+        "Name": round_id,
+        "GroupName": os.environ["GRADSHARD_SCHEDULE_GROUP"],
+        "ScheduleExpression": f"at({at:%Y-%m-%dT%H:%M:%S})",
+        "ScheduleExpressionTimezone": "UTC",
+        "FlexibleTimeWindow": {"Mode": "OFF"},
+        "ActionAfterCompletion": "DELETE",
+        "Target": {
+            "Arn": os.environ["GRADSHARD_COLLECT_FUNCTION_ARN"],
+            "RoleArn": os.environ["GRADSHARD_SCHEDULE_ROLE_ARN"],
+            "Input": json.dumps({"round": round_id, "deadline": True, "tokens": tokens}),
+            "RetryPolicy": {
+                "MaximumEventAgeInSeconds": DEADLINE_SECONDS,
+                "MaximumRetryAttempts": 185,  # the most: the age decides
             },
-        )
+            "DeadLetterConfig": {"Arn": os.environ["GRADSHARD_UNDELIVERED_ARN"]},
+        },
+    }
+    try:
+        scheduler.create_schedule(**schedule)
+    except scheduler.exceptions.ConflictException:
+        # There is none to update if it has just been due.
+        with contextlib.suppress(scheduler.exceptions.ResourceNotFoundException):
+            scheduler.update_schedule(**schedule)
 
 
 def publish(detail_type: str, detail: dict[str, Any]) -> None:
