@@ -53,6 +53,9 @@ _MEANT: Final = {
 }
 """Answers that are no failure, or that only the caller can judge."""
 
+_OTHERWISE: Final = {"412", "NoSuchKey", "PreconditionFailed"}
+"""Answers to a write whose condition does not hold; the second where there should be an object."""
+
 _GONE: Final = {"NoSuchKey", "NoSuchVersion", "PreconditionFailed", "InvalidRange", "412", "404"}
 
 
@@ -276,29 +279,32 @@ class Store:
             condition = {"IfNoneMatch": "*"}
         elif replaces != ANYTHING:
             condition = {"IfMatch": replaces}
-        self.meter.add(puts=1)
-        try:
-            with _translated(key):
-                self._s3.put_object(
-                    Bucket=self.bucket,
-                    Key=key,
-                    Body=body,
-                    ContentType=content_type,
-                    **condition,
-                    **checked,
-                )
-        except ClientError as error:
-            # 409: another conditional write of the same key is under way, and wins.
-            if not condition or _code(error) not in {
-                "PreconditionFailed",
-                "ConditionalRequestConflict",
-            }:
-                raise
-            # What is there may be this very write, whose first answer was lost on the way.
-            if self.get_bytes(key) != body:
-                return False
+        wanted: Any = {"Body": body, "ContentType": content_type, **condition, **checked}
+        # What is there may be this very write, whose first answer was lost on the way.
+        if not self._put(key, wanted) and self.get_bytes(key) != body:
+            return False
         self.meter.add(bytes_written=len(body))
         return True
+
+    def _put(self, key: str, wanted: Any) -> bool:
+        """Write an object; False if what its conditions ask for is not so."""
+        failures = 0
+        while True:
+            self.meter.add(puts=1)
+            try:
+                with _translated(key):
+                    self._s3.put_object(Bucket=self.bucket, Key=key, **wanted)
+            except ClientError as error:
+                failures += 1
+                if _code(error) in _OTHERWISE:
+                    return False
+                # Another conditional write is under way, and may yet fail: S3 says to try again.
+                if _code(error) != "ConditionalRequestConflict" or failures == MAX_ATTEMPTS:
+                    raise StoreError(f"{key}: S3 answered {error}") from None
+                self.meter.add(retries=1)
+                pause(failures)
+            else:
+                return True
 
     def put_stream(
         self, key: str, body: IO[bytes], nbytes: int, *, content_type: str, sha256: str
