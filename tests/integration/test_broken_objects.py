@@ -103,6 +103,23 @@ def test_what_was_overwritten_with_junk_fails_the_round_and_is_named(
     machine.check(manifest, call)
 
 
+def test_a_model_is_not_begun_by_a_round_that_lost_its_terms(call: Call, store: Store) -> None:
+    """Which uploads are to be given up then says the plan alone."""
+    breaking = Breaking(call, store, "finalize_round")
+    machine = Machine(breaking, store, APPLIED)
+    breaking.key, breaking.junk = machine.keys.report(0, 0), b"[]"
+
+    def lost(function: str, event: dict[str, Any]) -> dict[str, Any]:
+        if function == "abort_round":
+            store.put_bytes(machine.keys.spec, b"[]")
+        return breaking(function, event)
+
+    machine.call = lost
+    manifest = machine.run()
+    assert manifest["status"] == "failed"
+    machine.check(manifest, call)
+
+
 def test_a_manifest_that_is_junk_is_named_and_nothing_is_left_open(
     call: Call, store: Store
 ) -> None:

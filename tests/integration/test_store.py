@@ -13,7 +13,7 @@ from gradshard.keys import ObjectVersion
 from gradshard.local import Engine
 from gradshard.store import Store, make_client
 from gradshard.streams import RangeStream, Traffic
-from tests.integration.proxy import Proxy, spoiling
+from tests.integration.proxy import Fault, Proxy, spoiling
 
 
 @pytest.fixture
@@ -93,6 +93,30 @@ def test_a_version_that_is_gone_or_changed(store: Store) -> None:
     boto3.client("s3").delete_object(Bucket=store.bucket, Key="t/gone", VersionId=frozen.version)
     with pytest.raises(ChangedObjectError, match="t/gone"):
         RangeStream(store, frozen, [(0, 4)]).open()
+
+
+def test_a_conditional_write_that_meets_another_is_tried_again(
+    store: Store, spoiled: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one may fail, and then there is nothing."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    proxy.faults = [Fault("conflict")] * 5
+    assert spoiled.put_json("t/met", 1, replaces=None)
+    proxy.faults = [Fault("conflict")] * 5
+    assert not spoiled.put_json("t/met", 2, replaces=None)
+    assert store.get_json("t/met") == 1
+    proxy.faults = [Fault("conflict")] * 6
+    with pytest.raises(StoreError, match=r"t/never: S3 answered 6 times: .*RequestConflict"):
+        spoiled.put_json("t/never", 1, replaces=None)
+
+
+def test_a_write_in_place_of_what_is_gone_is_none(store: Store) -> None:
+    store.put_json("t/was", 1)
+    head = store.head("t/was")
+    assert head is not None
+    store.delete("t/was")
+    assert not store.put_json("t/was", 2, replaces=head.etag)
+    assert store.head("t/was") is None
 
 
 def test_no_reading_past_the_ranges(store: Store) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from gradshard.errors import BrokenObjectError
 from gradshard.keys import RoundKeys
 from gradshard.status import Observer
 from tests.unit.fakes import MemoryStack, MemoryStore
@@ -47,6 +48,22 @@ def reject(store: MemoryStore, client: str, reason: str) -> None:
 def report(store: MemoryStore, number: int, attempt: int = 0) -> None:
     fields = {"level": 0, "task": number, "attempt": attempt}
     store.put_json(f"rounds/r1/reports/0/{number:05d}.json", fields)
+
+
+@pytest.mark.parametrize("junk", [b"{", b"[]", b"{}", b"null"])
+def test_junk_does_not_keep_the_cause_from_who_looks(
+    observer: Observer, store: CountingStore, junk: bytes
+) -> None:
+    for name in ("spec", "plan", "rejected/a", "reports/0/00000"):
+        store.put_bytes(f"rounds/r1/{name}.json", junk)
+    cause = f"rounds/r1/plan.json: {junk!r}"
+    store.put_json("rounds/r1/manifest.json", {"status": "failed", "error": "E", "cause": cause})
+    status = observer.look()
+    assert (status["state"], status["cause"]) == ("failed", cause)
+    assert observer.tasks() == []
+    store.put_bytes("rounds/r1/manifest.json", junk)
+    with pytest.raises(BrokenObjectError, match=r"rounds/r1/manifest\.json"):
+        observer.look()
 
 
 def test_a_second_look_lists_once_and_reads_nothing_again(

@@ -1,13 +1,15 @@
 """How far a round is, read off its objects."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
-from gradshard.errors import RoundNotFoundError, UnreadableObjectError
+from gradshard.errors import BrokenObjectError, RoundNotFoundError, UnreadableObjectError
 from gradshard.keys import UPDATE_SUFFIX, RoundKeys, is_id, parse_update_key
+from gradshard.plan import Plan
+from gradshard.rounds import ending
 from gradshard.stack import Execution, Stack
 from gradshard.store import ListedObject
 
@@ -157,14 +159,33 @@ class Observer:
         return [self._read[key][1] if key in self._read else None for key in keys]
 
     def _read_json(self, key: str, *, of_others: bool) -> tuple[bool, Any]:
-        """Return whether there is an object, and what it holds; None where that is forbidden."""
+        """Return whether there is an object, and what it holds; None where that is forbidden.
+
+        Or junk: the round fails of that, and its manifest says so.
+        """
         try:
-            document = self._stack.store.get_json(key)
+            document = self._stack.store.get_json(key, self._form(key))
         except UnreadableObjectError:
             if not of_others:
                 raise
             return True, None
+        except BrokenObjectError:
+            if key == self._keys.manifest:
+                raise
+            return True, None
         return document is not None, document
+
+    def _form(self, key: str) -> Callable[[Any], Any]:
+        """Return what checks that a document is of the form that it should have."""
+        keys = self._keys
+        if key == keys.manifest:
+            return ending
+        if key == keys.plan:
+            return lambda plan: Plan.from_json(plan) and plan
+        needed = {keys.spec: ["spec"]}.get(key, [])
+        if key.startswith(keys.rejections):
+            needed = ["client", "reason", "late"]
+        return lambda document: document | {name: document[name] for name in needed}
 
     def _rejections(
         self, plan: dict[str, Any] | None

@@ -44,6 +44,10 @@ ANYTHING: Final = "*"
 # Numbers are the codes of answers without a body.
 _GONE: Final = ("NoSuchKey", "NoSuchVersion", "PreconditionFailed", "InvalidRange", "412", "404")
 
+_CONFLICT: Final = "ConditionalRequestConflict"
+_OTHERWISE: Final = ("PreconditionFailed", "NoSuchKey")
+"""Answers to a write whose condition does not hold; the second where there should be an object."""
+
 
 class ListedObject(NamedTuple):
     """An object as a listing shows it."""
@@ -265,25 +269,33 @@ class Store:
             condition = {"IfNoneMatch": "*"}
         elif replaces != ANYTHING:
             condition = {"IfMatch": replaces}
-        # A conflict: another conditional write of the same key is under way, and wins.
-        beaten = ("PreconditionFailed", "ConditionalRequestConflict") if condition else ()
-        self.meter.add(puts=1)
-        try:
-            with _translated(key, *beaten):
-                self._s3.put_object(
-                    Bucket=self.bucket,
-                    Key=key,
-                    Body=body,
-                    ContentType=content_type,
-                    **condition,
-                    **checked,
-                )
-        except ClientError:
-            # What is there may be this very write, whose first answer was lost on the way.
-            if self.get_bytes(key) != body:
-                return False
+        wanted: Any = {"Body": body, "ContentType": content_type, **condition, **checked}
+        # What is there may be this very write, whose first answer was lost on the way.
+        if not self._put(key, wanted) and self.get_bytes(key) != body:
+            return False
         self.meter.add(bytes_written=len(body))
         return True
+
+    def _put(self, key: str, wanted: Any) -> bool:
+        """Write an object; False if its condition does not hold."""
+        failures = 0
+        while True:
+            self.meter.add(puts=1)
+            try:
+                with _translated(key, *_OTHERWISE, _CONFLICT):
+                    self._s3.put_object(Bucket=self.bucket, Key=key, **wanted)
+            except ClientError as error:
+                if _code(error) != _CONFLICT:
+                    return False
+                # Another write of the key is under way, and may yet fail: S3 wants to be asked
+                # again, which botocore does not do.
+                failures += 1
+                if failures == MAX_ATTEMPTS:
+                    raise StoreError(f"{key}: S3 answered {failures} times: {error}") from None
+                self.meter.add(retries=1)
+                pause(failures)
+            else:
+                return True
 
     def put_stream(
         self, key: str, body: IO[bytes], nbytes: int, *, content_type: str, sha256: str

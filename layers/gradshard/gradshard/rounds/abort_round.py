@@ -64,7 +64,7 @@ def abort_round(
         "finished_at": datetime.now(UTC).isoformat(),
     }
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
-    terms = _apply_terms(store, keys)
+    terms = _apply_terms(store, keys, plan)
     outputs = [keys.result, *(next_keys(terms, round_id) if terms else ())]
     # Of a round that ended well, too: finalize_round may have died between its manifest and this.
     for key in outputs:
@@ -85,8 +85,10 @@ def abort_round(
     return {"status": FAILED, "error": manifest["error"], "cause": manifest["cause"]}
 
 
-def _apply_terms(store: Store, keys: RoundKeys) -> ApplyTerms | None:
-    """Read from the round's terms whether it makes a version of a model."""
+def _apply_terms(store: Store, keys: RoundKeys, plan: Plan | None) -> ApplyTerms | None:
+    """Read from the round's plan, or its terms, whether it makes a version of a model."""
+    if plan is not None:
+        return plan.next_model and plan.next_model.terms
     try:
         opened = arrivals.read_spec(store, keys)
     except BrokenObjectError:

@@ -9,7 +9,7 @@ from gradshard import orders, planning
 from gradshard.applying import state_layout
 from gradshard.arithmetic import STEPS
 from gradshard.assignments import normalised_weights
-from gradshard.errors import ModelStateError, PlanError
+from gradshard.errors import ModelStateError, PlanError, StoreError
 from gradshard.keys import RoundKeys
 from gradshard.layers import Coverage, Layer, layers_of
 from gradshard.layout import Layout, Span, encode_header
@@ -105,7 +105,7 @@ def plan_round(
 def _read(store: Store, keys: RoundKeys) -> Plan:
     plan = store.get_json(keys.plan, Plan.from_json)
     if plan is None:
-        raise PlanError(f"{keys.plan} is missing")
+        raise StoreError(f"{keys.plan} is missing, and was there a moment ago")
     return plan
 
 
