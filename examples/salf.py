@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from gradshard.salf import ClientReach, PartialRule
+from gradshard.participation import ClientReach
+from gradshard.salf import PartialRule
 from stragglers import network, program, splits
 from stragglers.backends import Backend, chosen
 from stragglers.curves import Curve, Floats, Panel

@@ -385,12 +385,13 @@ def test_planning_what_was_given_up_leaves_no_upload(open_round: Callable[..., R
 def test_a_round_whose_plan_cannot_be_read_is_given_up(
     open_round: Callable[..., Round], junk: bytes
 ) -> None:
-    round_ = open_round(clients=["a", "b"], topology="lambda_fl", fan_in=2)
-    for client in "ab":
+    round_ = open_round(clients=["a", "b", "c"], topology="lambda_fl", fan_in=2)
+    for client in "abc":
         round_.submit(client, small(1))
     round_.plan()
     for task in round_.tasks():
         round_.run(task)
+    assert len(list(round_.store.list_objects(round_.keys.partials))) == 2
     round_.store.put_bytes(round_.keys.plan, junk)
     with pytest.raises(
         BrokenObjectError, match=r"/plan\.json: \d+ bytes that are no JSON"

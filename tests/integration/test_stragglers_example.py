@@ -8,7 +8,8 @@ import pytest
 
 from gradshard import Federation
 from gradshard.local import Engine
-from gradshard.salf import PartialRule, UniformDepth
+from gradshard.participation import UniformDepth
+from gradshard.salf import PartialRule
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 

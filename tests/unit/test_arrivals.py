@@ -46,3 +46,21 @@ def test_an_update_that_is_gone_again_is_not_refused_for_what_came_before_it(
     store.put_json(KEYS.spec, {"spec": terms})
     assert collect_update(store, KEYS.update("a"), "gone")["status"] == "accepted"
     assert store.get_json(KEYS.rejection("a")) is None
+
+
+def test_an_update_to_a_round_that_failed_before_it_was_planned_is_late() -> None:
+    store = MemoryStore()
+    store.put_json(KEYS.spec, {"spec": {"clients": ["a", "b"]}})
+    store.put_json(KEYS.manifest, {"status": "failed", "cause": "nobody came"})
+    store.put_bytes(KEYS.update("a"), GOOD)
+    outcome = collect_update(store, KEYS.update("a"), "e")
+    assert (outcome["status"], outcome["late"]) == ("ignored", True)
+    assert "the round has ended (failed)" in store.get_json(KEYS.rejection("a"))["reason"]
+
+
+def test_the_newest_tokens_are_kept() -> None:
+    store = MemoryStore()
+    tokens = [f"token-{number}" for number in range(arrivals.TOKENS_KEPT + 3)]
+    for token in tokens:
+        arrivals.keep_token(store, KEYS, token)
+    assert store.get_json(KEYS.callback)["tokens"] == tokens[3:]

@@ -14,22 +14,20 @@ from hypothesis import strategies as st
 
 from gradshard.errors import SpecError, UpdateError
 from gradshard.layers import Coverage, Layer
-from gradshard.salf import (
+from gradshard.participation import (
     Client,
     ClientReach,
     GivenMisses,
-    PartialRule,
     Participation,
     PastRound,
     PoissonDepth,
     UniformDepth,
-    effective_weights,
     estimate_reach,
     expected_shares,
     misses,
     parse_participation,
-    parse_rule,
 )
+from gradshard.salf import PartialRule, effective_weights, parse_rule
 
 LAYERS = tuple(Layer(name, (f"{name}.w",)) for name in ("first", "second", "third", "last"))
 CLIENTS = ("a", "b", "c", "d", "e")

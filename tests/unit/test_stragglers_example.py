@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import amble
 import salf
-from gradshard.salf import PartialRule, UniformDepth
+from gradshard.participation import UniformDepth
+from gradshard.salf import PartialRule
 from stragglers import clock, network, splits
 from stragglers.backends import InMemory
 from stragglers.clock import Clock, Device

@@ -212,6 +212,17 @@ def test_a_part_of_another_length_is_not_taken_over(store: MemoryStore) -> None:
 
 
 @pytest.mark.usefixtures("in_parts")
+def test_the_upload_of_a_ticket_that_waits_is_left_alone(store: MemoryStore) -> None:
+    # It was begun for parts without a checksum: S3 takes none with one.
+    waiting = store.create_upload(KEY)
+    content = TensorContent(TENSORS, 5)
+    upload(store, KEY, content)
+    assert store.objects[KEY] == content.read(0, content.nbytes)
+    assert store.list_parts(KEY, waiting) == []
+    assert store.aborted == []
+
+
+@pytest.mark.usefixtures("in_parts")
 def test_a_part_beyond_the_contents_last_is_not_taken_over(store: MemoryStore) -> None:
     content = TensorContent(TENSORS, 5)
     upload_id = store.create_upload(KEY, checked=True)

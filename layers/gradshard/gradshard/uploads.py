@@ -233,7 +233,8 @@ def _resumable(store: Store, key: str, content: Content) -> tuple[str, list[Part
     ranges = client_ranges(content.nbytes)
     for upload_id in store.open_uploads(key):
         held = store.list_parts(key, upload_id)
-        if held is None:
+        if not held:
+            # Nothing to go on from: it is gone, or a ticket's, which takes no checksums.
             continue
         if all(_holds(content, part, ranges) for part in held):
             return upload_id, held

@@ -14,6 +14,7 @@ from gradshard.keys import RoundKeys
 from gradshard.layers import Coverage, Layer, layers_of
 from gradshard.layout import Layout, Span, encode_header
 from gradshard.orders import Order
+from gradshard.participation import PastRound, PastRounds, estimate_reach
 from gradshard.plan import (
     Contributor,
     Level,
@@ -29,7 +30,7 @@ from gradshard.planning import Aggregator, Load, Projection
 from gradshard.rounds import admission, arrivals, models
 from gradshard.rounds.admission import Entrants
 from gradshard.rounds.models import Version
-from gradshard.salf import FEDAVG, PastRound, PastRounds, effective_weights, estimate_reach
+from gradshard.salf import FEDAVG, effective_weights
 from gradshard.store import Store
 from gradshard.topologies import TOPOLOGIES, Levels
 
