@@ -76,6 +76,21 @@ def test_writes_what_the_store_reads(wire: Wire, store: Store) -> None:
     assert wire.meter.take().puts == 4
 
 
+def test_a_part_is_not_begun_before_there_is_something_to_send(
+    wire: Wire, store: Store, proxy: Proxy
+) -> None:
+    upload = store.create_upload("w/late")
+    with wire.part("w/late", upload, 1, 5, b"he") as part:
+        time.sleep(0.2)
+        # S3 would give up on a request that is open for long and sends nothing.
+        assert proxy.requests == []
+        part.write(b"llo")
+    parts = store.list_parts("w/late", upload)
+    assert parts is not None
+    store.complete_upload("w/late", upload, parts)
+    assert store.get_bytes("w/late") == b"hello"
+
+
 def test_a_part_that_is_given_up_is_not_stored(wire: Wire, store: Store) -> None:
     upload = store.create_upload("w/given-up")
 
