@@ -32,13 +32,13 @@ class Fault(NamedTuple):
     Parameters
     ----------
     kind
-        Before the engine hears of the request: ``500``, ``503`` or ``200`` (an error, in the body
-        too) instead of an answer, ``reset``, or ``half sent`` (a reset within the request's body).
-        After the engine has answered: ``unseen`` (a reset instead of the answer), ``late`` (the
-        answer comes when the client has gone), ``reset in body``, ``reset at end``, ``cut``,
-        ``stall`` (no more bytes after half of them), ``drip`` (one at a time), ``range`` (another
-        Content-Range), ``half`` and ``empty`` (that much of the body, and a Content-Length that
-        says so).
+        Before the engine hears of the request: ``500``, ``503``, ``409`` (as conditional writes are
+        answered) or ``200`` (an error, in the body too) instead of an answer, ``reset``, or ``half
+        sent`` (a reset within the request's body). After the engine has answered: ``unseen`` (a
+        reset instead of the answer), ``late`` (the answer comes when the client has gone), ``reset
+        in body``, ``reset at end``, ``cut``, ``stall`` (no more bytes after half of them), ``drip``
+        (one at a time), ``range`` (another Content-Range), ``half`` and ``empty`` (that much of the
+        body, and a Content-Length that says so).
     method, path
         The request's method, and what its path contains.
     """
@@ -49,8 +49,12 @@ class Fault(NamedTuple):
 
 
 DRIP_SECONDS = 0.05
-BEFORE = {"500": "InternalError", "503": "SlowDown", "200": "InternalError"}
-CODES = {"500": 500, "503": 503, "200": 200}
+BEFORE = {
+    "500": "InternalError",
+    "503": "SlowDown",
+    "409": "ConditionalRequestConflict",
+    "200": "InternalError",
+}
 
 
 @dataclass
@@ -125,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if kind in BEFORE:
-            self._answer(error(CODES[kind], BEFORE[kind]))
+            self._answer(error(int(kind), BEFORE[kind]))
             return
         proxy.watch("before", self.path)
         answer: Answer | None = self._ask(sent)

@@ -12,8 +12,8 @@ from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.keys import ObjectVersion
 from gradshard.local import Engine
 from gradshard.store import Store, make_client
-from gradshard.streams import RangeStream, Traffic
-from tests.integration.proxy import Proxy, spoiling
+from gradshard.streams import MAX_ATTEMPTS, RangeStream, Traffic
+from tests.integration.proxy import Fault, Proxy, spoiling
 
 
 @pytest.fixture
@@ -42,6 +42,30 @@ def test_writes_only_what_it_was_told_it_replaces(store: Store) -> None:
     assert store.put_json("t/conditional", 3, replaces=head.etag)
     assert not store.put_json("t/conditional", 4, replaces=head.etag)
     assert store.get_json("t/conditional") == 3
+
+
+def test_what_it_was_told_it_replaces_is_gone(store: Store) -> None:
+    store.put_json("t/gone", 1)
+    head = store.head("t/gone")
+    assert head is not None
+    store.delete("t/gone")
+    assert not store.put_json("t/gone", 2, replaces=head.etag)
+    assert store.get_json("t/gone") is None
+
+
+def test_a_write_in_conflict_with_another_is_asked_for_again(
+    proxy: Proxy, spoiled: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    proxy.faults = [Fault("409"), Fault("409")]
+    assert spoiled.put_json("t/conflict", 1, replaces=None)
+    assert spoiled.get_json("t/conflict") == 1
+    assert spoiled.meter.take().retries == 2
+    proxy.faults = [Fault("409")]
+    assert not spoiled.put_json("t/conflict", 2, replaces=None)
+    proxy.faults = [Fault("409")] * MAX_ATTEMPTS
+    with pytest.raises(StoreError, match=r"t/conflict: S3 answered 6 times .*RequestConflict"):
+        spoiled.put_json("t/conflict", 3, replaces='"another"')
 
 
 def test_what_is_not_there(store: Store) -> None:

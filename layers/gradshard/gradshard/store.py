@@ -50,6 +50,9 @@ _MEANT: Final = {
 }
 """Answers that are no failure, or that only the caller can judge."""
 
+_ANOTHER: Final = {"PreconditionFailed", "NoSuchKey"}
+"""Answers that there is another object than the one to be replaced, or none."""
+
 _GONE: Final = {"NoSuchKey", "NoSuchVersion", "PreconditionFailed", "InvalidRange", "412", "404"}
 
 
@@ -264,27 +267,35 @@ class Store:
             condition = {"IfNoneMatch": "*"}
         elif replaces != ANYTHING:
             condition = {"IfMatch": replaces}
-        self.meter.add(puts=1)
-        try:
-            with _translated(key):
-                self._s3.put_object(
-                    Bucket=self.bucket,
-                    Key=key,
-                    Body=body,
-                    ContentType=content_type,
-                    **condition,
-                    **checked,
-                )
-        except ClientError as error:
-            # 409: another conditional write of the same key is under way, and wins.
-            if not condition or _code(error) not in {
-                "PreconditionFailed",
-                "ConditionalRequestConflict",
-            }:
-                raise
-            # What is there may be this very write, whose first answer was lost on the way.
-            if self.get_bytes(key) != body:
-                return False
+        failures = 0
+        while True:
+            self.meter.add(puts=1)
+            try:
+                with _translated(key):
+                    self._s3.put_object(
+                        Bucket=self.bucket,
+                        Key=key,
+                        Body=body,
+                        ContentType=content_type,
+                        **condition,
+                        **checked,
+                    )
+                break
+            except ClientError as error:
+                if condition and _code(error) in _ANOTHER:
+                    # What is there may be this very write, whose first answer was lost on the way.
+                    if self.get_bytes(key) != body:
+                        return False
+                    break
+                if _code(error) != "ConditionalRequestConflict":
+                    raise
+                # Another write or deletion of the same key is under way, and may yet fail: S3 wants
+                # to be asked again, which botocore does not.
+                failures += 1
+                if failures == MAX_ATTEMPTS:
+                    raise StoreError(f"{key}: S3 answered {failures} times with {error}") from None
+                self.meter.add(retries=1)
+                pause(failures)
         self.meter.add(bytes_written=len(body))
         return True
 
