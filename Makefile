@@ -37,6 +37,7 @@ lint: setup ## Check style, types and the template
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/sam validate --lint --region us-east-1
+	$(BIN)/cfn-lint --include-experimental --regions ALL_REGIONS --template template.yaml
 
 # --strict: a package that cannot be looked up is a failure, not a gap in a list that looks clean.
 audit: setup ## Look every pinned dependency up in the database of known vulnerabilities (pypi.org)
