@@ -1,5 +1,6 @@
 """The template as `sam` transforms it: who may do what, what is refused, what is watched."""
 
+import fnmatch
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -229,6 +230,25 @@ def test_the_state_machine_invokes_its_functions_and_nothing_else() -> None:
     assert invoking == {("RoundStateMachineRole", f"${{{name}.Arn}}") for name in machines} | {
         ("ScheduleRole", "${CollectUpdateFunction.Arn}")
     }
+
+
+def test_the_machine_may_read_tasks_and_start_follow_and_redrive_its_children() -> None:
+    """What the engine asks no role for, in the names that the machine and its definition have.
+
+    https://docs.aws.amazon.com/step-functions/latest/dg/iam-policies-eg-dist-map.html
+    """
+    [machine] = of_type("AWS::StepFunctions::StateMachine").values()
+    here, name = "states:${AWS::Region}:${AWS::AccountId}", shown(machine["StateMachineName"])
+    arns = "arn:${AWS::Partition}:" + here
+    granted = {(g.action, g.resource) for g in grants() if g.role == "RoundStateMachineRole"}
+    assert granted >= {
+        ("s3:GetObject", "${Bucket.Arn}/rounds/*/tasks/*"),
+        ("states:StartExecution", f"{arns}:stateMachine:{name}"),
+        ("states:DescribeExecution", f"{arns}:execution:{name}:*"),
+        ("states:StopExecution", f"{arns}:execution:{name}:*"),
+        ("states:RedriveExecution", f"{arns}:execution:{name}/*:*"),
+    }
+    assert fnmatch.fnmatch(RoundKeys("r").tasks(0), "rounds/*/tasks/*")
 
 
 def test_other_services_are_let_in_for_this_stack_only() -> None:
