@@ -28,6 +28,7 @@ from gradshard.sigv4 import Credentials, sign
 from gradshard.streams import MAX_ATTEMPTS, Meter, pause, told
 
 TIMEOUT_SECONDS: Final = 30
+"""For S3 to take or to answer what is sent; what is read is waited for less long."""
 
 _TRANSIENT: Final = {
     HTTPStatus.TOO_MANY_REQUESTS,
@@ -312,7 +313,7 @@ class Wire:
         self, key: str, query: Mapping[str, str], nbytes: int, name: str, start: bytes = b""
     ) -> Iterator["StreamWriter"]:
         self.meter.add(puts=1)
-        connection = self._new_connection()
+        connection = self._new_connection(TIMEOUT_SECONDS)
 
         def head() -> tuple[str, dict[str, str]]:
             target, headers = self._sign("PUT", key, query, {}, None)
@@ -403,12 +404,12 @@ class Wire:
         try:
             return self._idle.pop()
         except IndexError:
-            return self._new_connection()
+            return self._new_connection(streams.PATIENCE_SECONDS)
 
-    def _new_connection(self) -> http.client.HTTPConnection:
+    def _new_connection(self, timeout: float) -> http.client.HTTPConnection:
         if self._tls is None:
-            return http.client.HTTPConnection(self._host, timeout=TIMEOUT_SECONDS)
-        return http.client.HTTPSConnection(self._host, timeout=TIMEOUT_SECONDS, context=self._tls)
+            return http.client.HTTPConnection(self._host, timeout=timeout)
+        return http.client.HTTPSConnection(self._host, timeout=timeout, context=self._tls)
 
 
 def _credentials() -> Credentials:
