@@ -37,6 +37,7 @@ lint: setup ## Check style, types and the template
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/sam validate --lint --region us-east-1
+	$(BIN)/cfn-lint --include-experimental --regions ALL_REGIONS --template template.yaml
 
 # OPTIONS are pip-audit's, such as --ignore-vuln.
 audit: setup ## Audit what is pinned: against the index, and the database of known vulnerabilities

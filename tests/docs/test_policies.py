@@ -11,6 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from gradshard import Federation, GradshardError
+from gradshard.comparison import Outcome, compare, trials
 from gradshard.local import REGION, Engine
 from tests.docs.pages import ROOT
 
@@ -60,9 +61,9 @@ def become(engine: Engine, outputs: dict[str, str], monkeypatch: pytest.MonkeyPa
     return become
 
 
-def coordinator(outputs: dict[str, str]) -> dict[str, Any]:
+def coordinator(outputs: dict[str, str], name: str = "coordinator") -> dict[str, Any]:
     return policy(
-        "coordinator",
+        name,
         REGION=REGION,
         ACCOUNT=ACCOUNT,
         STATE_MACHINE=outputs["RoundStateMachineArn"].rpartition(":")[2],
@@ -98,3 +99,24 @@ def test_every_statement_of_the_coordinators_policy_is_needed(
         federation = Federation()
         with pytest.raises((GradshardError, ClientError), match="AccessDenied"):
             federation.open_round(f"policy-less-{number}", ["a"], deadline=600).status()
+
+
+def test_the_comparers_policy_runs_trials_and_every_statement_of_it_is_needed(
+    outputs: dict[str, str], become: Become
+) -> None:
+    round_ = Federation().open_round("policy-compare", ["a"], deadline=600)
+    round_.submit("a", UPDATE, samples=1)
+    round_.wait(SECONDS)
+    chosen = trials(1, ["shards"])
+    both = [*coordinator(outputs)["Statement"], *coordinator(outputs, "comparer")["Statement"]]
+
+    def compared(statements: list[Any]) -> list[Outcome]:
+        become({"Version": "2012-10-17", "Statement": statements})
+        federation = Federation()
+        return list(compare(federation, federation.round("policy-compare"), chosen))
+
+    [outcome] = compared(both)
+    assert (outcome.refused, outcome.tasks) == ("", 1)
+    for statement in coordinator(outputs, "comparer")["Statement"]:
+        with pytest.raises((GradshardError, ClientError), match="AccessDenied"):
+            compared([other for other in both if other != statement])

@@ -7,14 +7,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from gradshard import streams
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.local import Engine
 from gradshard.store import Store
 from gradshard.streams import RangeStream
 from gradshard.wire import Wire
-from tests.integration.proxy import Answer, Proxy, Spoil, spoiling
+from tests.integration.proxy import Answer, Fault, Proxy, Spoil, spoiling
 
 MIB = 1024 * 1024
+
+S3_PATIENCE_SECONDS = 20
+"""With a body that rests, as users report; the error is RequestTimeout."""
 
 
 @pytest.fixture
@@ -74,6 +78,45 @@ def test_writes_what_the_store_reads(wire: Wire, store: Store) -> None:
     store.complete_upload("w/parts", upload, parts)
     assert store.get_bytes("w/parts") == b"x" * 5 * MIB + b"end"
     assert wire.meter.take().puts == 4
+
+
+def test_a_part_is_not_begun_before_there_is_something_to_send(
+    wire: Wire, store: Store, proxy: Proxy
+) -> None:
+    upload = store.create_upload("w/late")
+    with wire.part("w/late", upload, 1, 5, b"he") as part:
+        time.sleep(0.2)
+        # S3 would give up on a request that is open for long and sends nothing.
+        assert proxy.requests == []
+        part.write(b"llo")
+    parts = store.list_parts("w/late", upload)
+    assert parts is not None
+    store.complete_upload("w/late", upload, parts)
+    assert store.get_bytes("w/late") == b"hello"
+
+
+def test_a_part_of_a_header_alone(wire: Wire, store: Store) -> None:
+    """As of an update all of whose tensors are empty."""
+    upload = store.create_upload("w/header")
+    with wire.part("w/header", upload, 1, 2, b"he"):
+        pass
+    parts = store.list_parts("w/header", upload)
+    assert parts is not None
+    assert [part.nbytes for part in parts] == [2]
+
+
+def test_a_read_that_rests_is_given_up_before_s3_gives_up_on_the_part_that_waits_for_it(
+    wire: Wire, store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert streams.PATIENCE_SECONDS < S3_PATIENCE_SECONDS
+    monkeypatch.setattr(streams, "PATIENCE_SECONDS", 0.3)
+    data = os.urandom(MIB)
+    store.put_bytes("w/rests", data)
+    proxy.faults = [Fault("stall", "GET", "w/rests")]
+    begun = time.monotonic()
+    assert read(wire, store, "w/rests", 0, MIB) == data
+    assert time.monotonic() - begun < 10
+    assert wire.meter.take().retries == 1
 
 
 def test_a_part_that_is_given_up_is_not_stored(wire: Wire, store: Store) -> None:

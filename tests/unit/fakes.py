@@ -184,8 +184,11 @@ class MemoryWire:
         self.put_json = store.put_json
 
     @contextlib.contextmanager
-    def part(self, key: str, upload_id: str, number: int, nbytes: int) -> Iterator[io.BytesIO]:
+    def part(
+        self, key: str, upload_id: str, number: int, nbytes: int, start: bytes = b""
+    ) -> Iterator[io.BytesIO]:
         body = io.BytesIO()
+        body.write(start)
         yield body
         body.seek(0)
         self._store.upload_part(key, upload_id, number, body, nbytes)

@@ -1,8 +1,10 @@
 """The template as `sam` transforms it: who may do what, what is refused, what is watched."""
 
+import fnmatch
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +63,29 @@ WHOLE_BUCKET = {
     "s3:ListBucketMultipartUploads": "an upload left by a killed planning is found and aborted",
 }
 """What is allowed on the bucket as a whole, and why. Reading or writing objects never is."""
+
+
+MAX_STACK_NAME = 54
+"""Characters: what is left of a schedule group's name."""
+
+NAMING = {
+    "AlarmName",
+    "BucketName",
+    "DashboardName",
+    "FunctionName",
+    "LayerName",
+    "LogGroupName",
+    "Name",
+    "QueueName",
+    "RoleName",
+    "StateMachineName",
+    "TopicName",
+}
+
+SERVICES: dict[str, Any] = json.loads(
+    files("cfnlint.data.AdditionalSpecs").joinpath("Policies.json").read_text()
+)
+"""What IAM knows of each service, as cfn-lint has it from AWS's Service Authorization Reference."""
 
 
 class Grant(NamedTuple):
@@ -207,6 +232,25 @@ def test_the_state_machine_invokes_its_functions_and_nothing_else() -> None:
     }
 
 
+def test_the_machine_may_read_tasks_and_start_follow_and_redrive_its_children() -> None:
+    """What the engine asks no role for, in the names that the machine and its definition have.
+
+    https://docs.aws.amazon.com/step-functions/latest/dg/iam-policies-eg-dist-map.html
+    """
+    [machine] = of_type("AWS::StepFunctions::StateMachine").values()
+    here, name = "states:${AWS::Region}:${AWS::AccountId}", shown(machine["StateMachineName"])
+    arns = "arn:${AWS::Partition}:" + here
+    granted = {(g.action, g.resource) for g in grants() if g.role == "RoundStateMachineRole"}
+    assert granted >= {
+        ("s3:GetObject", "${Bucket.Arn}/rounds/*/tasks/*"),
+        ("states:StartExecution", f"{arns}:stateMachine:{name}"),
+        ("states:DescribeExecution", f"{arns}:execution:{name}:*"),
+        ("states:StopExecution", f"{arns}:execution:{name}:*"),
+        ("states:RedriveExecution", f"{arns}:execution:{name}/*:*"),
+    }
+    assert fnmatch.fnmatch(RoundKeys("r").tasks(0), "rounds/*/tasks/*")
+
+
 def test_other_services_are_let_in_for_this_stack_only() -> None:
     for role in of_type("AWS::IAM::Role").values():
         for statement in role["AssumeRolePolicyDocument"]["Statement"]:
@@ -235,12 +279,156 @@ def test_the_key_opens_nothing_but_this_bucket() -> None:
         assert shown(statement["Resource"]) == "${KmsKeyArn}"
         condition = statement["Condition"]
         assert shown(condition["StringEquals"]["kms:ViaService"]) == (
-            "s3.${AWS::Region}.amazonaws.com"
+            "s3.${AWS::Region}.${AWS::URLSuffix}"
         )
         context = condition["StringLike"]["kms:EncryptionContext:aws:s3:arn"]
         assert [shown(arn) for arn in context] == ["${Bucket.Arn}", "${Bucket.Arn}/*"]
     for policy in ("FunctionsUseKey", "MachineReadsWithKey"):
         assert RESOURCES[policy]["Condition"] == "HasKmsKey"
+
+
+# ------------------------------------------------------------------------ what AWS knows and takes
+
+
+def as_aws_has_it(text: str) -> str:
+    """An ARN or a name of the longest kind that the template makes."""
+    values = {
+        "AWS::Partition": "aws-us-gov",
+        "AWS::Region": "ap-southeast-2",
+        "AWS::AccountId": "1" * 12,
+        "AWS::StackName": "s" * MAX_STACK_NAME,
+        "AWS::URLSuffix": "amazonaws.com",
+        "Bucket.Arn": "arn:aws-us-gov:s3:::" + "b" * 63,
+        "KmsKeyArn": f"arn:aws-us-gov:kms:ap-southeast-2:{'1' * 12}:key/{'k' * 36}",
+        "ScheduleGroup": "g" * 64,
+        "ScheduleRole.Arn": f"arn:aws-us-gov:iam::{'1' * 12}:role/{'r' * 64}",
+        "UndeliveredEvents.Arn": f"arn:aws-us-gov:sqs:ap-southeast-2:{'1' * 12}:{'q' * 80}",
+    } | {
+        f"{name}.Arn": f"arn:aws-us-gov:lambda:ap-southeast-2:{'1' * 12}:function:{'f' * 64}"
+        for name in FUNCTIONS
+    }
+    return re.sub(r"\$\{([\w:.]+)\}", lambda found: values[found[1]], text)
+
+
+def matches(resource: str, kind: str, formats: list[str]) -> bool:
+    """Whether an ARN is of a kind of resource, of which AWS's list has the form."""
+    if kind in {"bucket", "object"} and ("/" in resource) != (kind == "object"):
+        return False
+    patterns = (re.sub(r"\$\{\w+\}", "[^:]*", arn) for arn in formats)
+    return any(re.fullmatch(pattern, resource) for pattern in patterns)
+
+
+def unknown_to_aws(granted: Iterable[Grant]) -> list[Grant]:
+    """Grants of actions that there are not, or on what they are not asked for.
+
+    A policy of either kind is valid, and allows nothing.
+    """
+    return [grant for grant in granted if not _is_known(grant)]
+
+
+def _is_known(grant: Grant) -> bool:
+    service, action = grant.action.split(":")
+    known = SERVICES[service]["Actions"].get(action.lower())
+    if known is None:
+        return False
+    kinds = known.get("Resources", [])
+    if not kinds:
+        return grant.resource == "*"
+    resource = as_aws_has_it(grant.resource)
+    kept = SERVICES[service]["Resources"]
+    return any(matches(resource, kind, kept[kind]["ARNFormats"]) for kind in kinds)
+
+
+def test_every_action_is_one_of_aws_on_a_resource_that_it_takes() -> None:
+    assert unknown_to_aws(grants()) == []
+
+
+@pytest.mark.parametrize(
+    ("action", "resource"),
+    [
+        ("s3:ListParts", "${Bucket.Arn}/*"),  # the request's name, not the action's
+        ("s3:ListBucket", "${Bucket.Arn}/*"),
+        ("s3:GetObject", "${Bucket.Arn}"),
+        ("states:SendTaskSuccess", "arn:aws:states:r:1:stateMachine:m"),
+        ("states:DescribeMapRun", "arn:aws:states:r:1:execution:m:*"),
+        ("scheduler:CreateSchedule", "arn:aws:scheduler:r:1:schedule-group/g"),
+    ],
+)
+def test_an_action_on_what_it_is_not_asked_for_is_found(action: str, resource: str) -> None:
+    grant = Grant("role", action, resource)
+    assert unknown_to_aws([grant]) == [grant]
+
+
+def test_the_policies_of_the_documentation_name_actions_and_resources_of_aws() -> None:
+    page = (ROOT / "docs" / "deploying.md").read_text()
+    texts = [(ROOT / "docs" / "client-policy.json").read_text()]
+    texts += re.findall(r"<!-- policy: \w+ -->\n```json\n(.*?)```", page, re.DOTALL)
+    assert len(texts) == 3
+    granted = [
+        Grant("", action, resource)
+        for text in texts
+        for statement in json.loads(text)["Statement"]
+        for action in as_list(statement["Action"])
+        for resource in as_list(statement["Resource"])
+    ]
+    assert unknown_to_aws(granted) == []
+
+
+def test_what_a_role_may_do_fits_into_it() -> None:
+    """IAM takes 10,240 characters of a role's inline policies, white space not counted."""
+    said: dict[str, int] = {}
+    for role, statement in statements():
+        text = json.dumps(json.loads(as_aws_has_it(flat(statement))), separators=(",", ":"))
+        said[role] = said.get(role, 0) + len(text) + 100
+    assert max(said.values()) <= 10_240
+
+
+def flat(statement: dict[str, Any]) -> str:
+    """A statement with its references as text."""
+    return json.dumps(
+        statement
+        | {"Resource": [shown(resource) for resource in as_list(statement["Resource"])]}
+        | {"Condition": "c" * 200}
+    )
+
+
+NAMES = {
+    "AWS::CloudWatch::Alarm": ("AlarmName", 255),
+    "AWS::CloudWatch::Dashboard": ("DashboardName", 255),
+    # SAM names it; stacks number their versions of it together.
+    "AWS::Lambda::LayerVersion": ("LayerName", 140),
+    "AWS::Logs::LogGroup": ("LogGroupName", 512),
+    "AWS::Scheduler::ScheduleGroup": ("Name", 64),
+    "AWS::StepFunctions::StateMachine": ("StateMachineName", 80),
+}
+"""Where the template gives a name, and how long that may be."""
+
+
+def test_names_are_short_enough_for_every_stack_that_the_documentation_allows() -> None:
+    page = (ROOT / "docs" / "deploying.md").read_text()
+    assert f"at most {MAX_STACK_NAME} characters" in page
+    longest = {
+        kind: max(len(as_aws_has_it(shown(found[key]))) for found in of_type(kind).values())
+        for kind, (key, _) in NAMES.items()
+    }
+    assert all(longest[kind] <= limit for kind, (_, limit) in NAMES.items())
+    # It is what the shortest of them leaves.
+    assert longest["AWS::Scheduler::ScheduleGroup"] == 64
+
+
+def test_only_what_is_known_to_need_one_has_a_name() -> None:
+    """Names of others, made by CloudFormation, keep stacks of an account apart."""
+    for resource in RESOURCES.values():
+        properties = set(resource.get("Properties", {}))
+        if resource["Type"] in {"AWS::Lambda::EventInvokeConfig", "AWS::Lambda::Permission"}:
+            properties.remove("FunctionName")  # whose they are
+        named = sorted(properties & NAMING)
+        assert named == ([NAMES[resource["Type"]][0]] if resource["Type"] in NAMES else [])
+
+
+def test_a_name_that_is_the_accounts_tells_regions_apart() -> None:
+    [dashboard] = of_type("AWS::CloudWatch::Dashboard").values()
+    assert shown(dashboard["DashboardName"]) == "${AWS::StackName}-${AWS::Region}"
 
 
 # ------------------------------------------------------------------------------------ the bucket
@@ -263,7 +451,8 @@ def test_the_bucket_is_closed_to_the_public() -> None:
 
 
 def test_the_bucket_and_its_objects_stay_when_the_stack_goes() -> None:
-    assert RESOURCES["Bucket"]["DeletionPolicy"] == "Retain"
+    # Once it has been made: a first deployment that fails leaves none behind.
+    assert RESOURCES["Bucket"]["DeletionPolicy"] == "RetainExceptOnCreate"
     assert RESOURCES["Bucket"]["UpdateReplacePolicy"] == "Retain"
 
 

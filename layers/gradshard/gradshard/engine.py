@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     _configure(options.port)
     _mend_transport()
-    _mend_schedule_arns()
+    _mend_asked_arns()
     _tell_decisions()
     _mend_versioned_ranges()
     _mend_etags_under_kms()
@@ -115,8 +115,8 @@ def _tell_decisions() -> None:
     iam_evaluator.enforce = tell
 
 
-def _mend_schedule_arns() -> None:
-    """Name a schedule's group when IAM asks what is to be made; MiniStack says ``default``."""
+def _mend_asked_arns() -> None:
+    """Tell IAM of a schedule's group, and of a map run; MiniStack says ``default``, and nothing."""
     from ministack.core import iam_actions
 
     extract_resource_arn = iam_actions.extract_resource_arn
@@ -126,6 +126,8 @@ def _mend_schedule_arns() -> None:
         if service == "scheduler" and ":schedule/default/" in arn and body:
             group = json.loads(body).get("GroupName", "default")
             arn = arn.replace(":schedule/default/", f":schedule/{group}/")
+        if service == "states" and arn == "*" and body:
+            arn = json.loads(body).get("mapRunArn", arn)
         return arn
 
     iam_actions.extract_resource_arn = extract

@@ -181,7 +181,7 @@ class Observer:
         if key == keys.manifest:
             return ending
         if key == keys.plan:
-            return lambda plan: Plan.from_json(plan) and plan
+            return lambda plan: (Plan.from_json(plan), plan)[1]
         needed = {keys.spec: ["spec"]}.get(key, [])
         if key.startswith(keys.rejections):
             needed = ["client", "reason", "late"]

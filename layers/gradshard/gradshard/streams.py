@@ -19,8 +19,10 @@ MAX_ATTEMPTS: Final = 6
 
 READ_AT_A_TIME: Final = 256 * 1024
 
-PATIENCE_SECONDS: Final = 30
-"""How long a read may take to fill its buffer, of 256 KiB mostly: S3 gives a hundred times that."""
+PATIENCE_SECONDS: Final = 15
+"""How long a read may take to fill its buffer, of 256 KiB mostly: S3 gives a hundred times that.
+
+Shorter than S3's own patience, of some 20 s, with the part that waits for what is read."""
 
 
 @dataclass

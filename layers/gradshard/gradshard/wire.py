@@ -30,6 +30,7 @@ from gradshard.streams import MAX_ATTEMPTS, Meter, advice, pause, told
 T = TypeVar("T")
 
 TIMEOUT_SECONDS: Final = 30
+"""For S3 to take or to answer what is sent; what is read is waited for less long."""
 
 _TRANSIENT: Final = {
     HTTPStatus.TOO_MANY_REQUESTS,
@@ -121,30 +122,50 @@ class _Direct(_Answer):
 
 
 class StreamWriter:
-    """A part or an object on its way."""
+    """A part or an object on its way.
 
-    def __init__(self, connection: http.client.HTTPConnection, name: str) -> None:
+    Its request is made when the first byte is there: S3 gives up on a body that rests for some 20 s
+    (``RequestTimeout``), and who holds whole updates reads for longer before there is a sum.
+    """
+
+    def __init__(
+        self,
+        connection: http.client.HTTPConnection,
+        name: str,
+        head: Callable[[], tuple[str, dict[str, str]]],
+        start: bytes,
+    ) -> None:
         self._connection, self._name = connection, name
+        self._head, self._start = head, start
+        self._has_begun = False
         self._sent = 0
-
-    def begin(self, target: str, headers: Mapping[str, str]) -> None:
-        """Send the request's head."""
-        with self._explained():
-            self._connection.putrequest("PUT", target, skip_host=True, skip_accept_encoding=True)
-            for name, value in headers.items():
-                self._connection.putheader(name, value)
-            self._connection.endheaders()
 
     def write(self, data: bytes | memoryview) -> None:
         """Send the next bytes."""
         with self._explained():
-            self._connection.send(data)
-        self._sent += len(data)
+            if not self._has_begun:
+                self._begin()
+            self._send(data)
 
     def end(self) -> http.client.HTTPResponse:
         """Return S3's answer to the whole."""
         with self._explained():
+            if not self._has_begun:
+                self._begin()
             return self._connection.getresponse()
+
+    def _begin(self) -> None:
+        self._has_begun = True
+        target, headers = self._head()
+        self._connection.putrequest("PUT", target, skip_host=True, skip_accept_encoding=True)
+        for name, value in headers.items():
+            self._connection.putheader(name, value)
+        self._connection.endheaders()
+        self._send(self._start)
+
+    def _send(self, data: bytes | memoryview) -> None:
+        self._connection.send(data)
+        self._sent += len(data)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -271,14 +292,15 @@ class Wire:
         self.meter.add(bytes_written=len(body))
 
     def part(
-        self, key: str, upload_id: str, number: int, nbytes: int
+        self, key: str, upload_id: str, number: int, nbytes: int, start: bytes = b""
     ) -> AbstractContextManager["StreamWriter"]:
         """Store one part while it is being made; a part of the same number is overwritten.
 
-        As :meth:`object`, for a part of a multipart upload.
+        As :meth:`object`, for a part of a multipart upload. ``start`` is what it begins with, of
+        its ``nbytes``, before what is written.
         """
         query = {"partNumber": str(number), "uploadId": upload_id}
-        return self._sending(key, query, nbytes, f"{key} part {number}")
+        return self._sending(key, query, nbytes, f"{key} part {number}", start)
 
     def object(self, key: str, nbytes: int) -> AbstractContextManager["StreamWriter"]:
         """Store one object while it is being made.
@@ -302,14 +324,17 @@ class Wire:
 
     @contextlib.contextmanager
     def _sending(
-        self, key: str, query: Mapping[str, str], nbytes: int, name: str
+        self, key: str, query: Mapping[str, str], nbytes: int, name: str, start: bytes = b""
     ) -> Iterator["StreamWriter"]:
         self.meter.add(puts=1)
-        target, headers = self._sign("PUT", key, query, {}, None)
-        connection = self._new_connection()
-        writer = StreamWriter(connection, name)
+        connection = self._new_connection(TIMEOUT_SECONDS)
+
+        def head() -> tuple[str, dict[str, str]]:
+            target, headers = self._sign("PUT", key, query, {}, None)
+            return target, headers | {"content-length": str(nbytes)}
+
+        writer = StreamWriter(connection, name, head, start)
         try:
-            writer.begin(target, headers | {"content-length": str(nbytes)})
             yield writer
             answer = _Answer(self, connection, writer.end())
             if answer.status != HTTPStatus.OK:
@@ -393,12 +418,12 @@ class Wire:
         try:
             return self._idle.pop()
         except IndexError:
-            return self._new_connection()
+            return self._new_connection(streams.PATIENCE_SECONDS)
 
-    def _new_connection(self) -> http.client.HTTPConnection:
+    def _new_connection(self, timeout: float) -> http.client.HTTPConnection:
         if self._tls is None:
-            return http.client.HTTPConnection(self._host, timeout=TIMEOUT_SECONDS)
-        return http.client.HTTPSConnection(self._host, timeout=TIMEOUT_SECONDS, context=self._tls)
+            return http.client.HTTPConnection(self._host, timeout=timeout)
+        return http.client.HTTPSConnection(self._host, timeout=timeout, context=self._tls)
 
 
 def _credentials() -> Credentials:

@@ -88,7 +88,7 @@ def abort_round(
 def _apply_terms(store: Store, keys: RoundKeys, plan: Plan | None) -> ApplyTerms | None:
     """Read from the round's plan, or its terms, whether it makes a version of a model."""
     if plan is not None:
-        return plan.next_model and plan.next_model.terms
+        return plan.next_model.terms if plan.next_model else None
     try:
         opened = arrivals.read_spec(store, keys)
     except BrokenObjectError:

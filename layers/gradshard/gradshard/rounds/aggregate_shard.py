@@ -172,8 +172,7 @@ class _Worker:
         if self._task.number == 0:
             header = output.check_header(self._wire.get_bytes(output.header_key))
         part, whole = self._task.part, len(header) + nbytes
-        with self._wire.part(output.key, output.upload_id, part, whole) as writer:
-            writer.write(header)
+        with self._wire.part(output.key, output.upload_id, part, whole, header) as writer:
             yield writer
 
     @contextlib.contextmanager
