@@ -137,8 +137,8 @@ class TestOpening:
 
     @pytest.mark.usefixtures("round_")
     def test_twice_in_other_terms(self, federation: Federation) -> None:
-        with pytest.raises(RoundExistsError, match="'r1'"):
-            federation.open_round("r1", clients=["a", "c"], deadline=600)
+        with pytest.raises(RoundExistsError, match=r"'r1' .* other terms \(clients, min_clients\)"):
+            federation.open_round("r1", clients=["a", "c"], min_clients=2, deadline=600)
 
     def test_in_other_terms_before_the_first_is_open(
         self, federation: Federation, stack: MemoryStack
@@ -149,7 +149,7 @@ class TestOpening:
 
     def test_tells_why_it_failed(self, federation: Federation, stack: MemoryStack) -> None:
         stack.executions["r1"] = execution("FAILED", cause="no permission")
-        with pytest.raises(RoundFailed, match="no permission"):
+        with pytest.raises(RoundFailed, match=r"first used \(no permission\); choose another name"):
             federation.open_round("r1", clients=["a", "b"], deadline=600)
 
     def test_refuses_terms_too_long_for_step_functions(self, federation: Federation) -> None:

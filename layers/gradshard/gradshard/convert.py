@@ -8,7 +8,6 @@ a MiB at a time, a checkpoint mapped into memory.
 import contextlib
 import math
 import re
-import secrets
 import warnings
 import zipfile
 import zlib
@@ -21,7 +20,7 @@ from typing import IO, Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradshard.appearing import check_room, check_target, naming
+from gradshard.appearing import appearing
 from gradshard.contents import check_samples
 from gradshard.dtypes import DTYPES
 from gradshard.errors import UpdateError
@@ -143,7 +142,7 @@ def convert(
             raise UpdateError(f"{source} holds no tensor that can be averaged{_why(opened)}")
         header = encode_header(layout, metadata)
         total = len(header) + layout.nbytes
-        with _appearing(target, total) as file:
+        with appearing(target, total) as file:
             file.write(header)
             done = len(header)
             for entry in entries:
@@ -177,20 +176,6 @@ def _reading(source: Path, entry: _Entry) -> Iterator[memoryview]:
         raise UpdateError(f"{shown} of shape {list(entry.shape)} does not fit in memory") from None
     if missing:
         raise UpdateError(f"{shown} ends {missing} bytes early: the file is damaged")
-
-
-@contextlib.contextmanager
-def _appearing(path: Path, nbytes: int) -> Iterator[IO[bytes]]:
-    """Open a file that takes its name when it is whole, and leaves nothing when it fails."""
-    check_target(path)
-    check_room(path, nbytes)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with naming(path), unfinished.open("xb") as file:
-            yield file
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
