@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshard.appearing import appearing
-from gradshard.contents import check_samples
+from gradshard.contents import ZIP_MAGIC, check_samples
 from gradshard.dtypes import DTYPES
 from gradshard.errors import UpdateError
 from gradshard.layout import SAMPLES_KEY, Layout, encode_header, shorten
@@ -183,6 +183,11 @@ def _open(path: Path, key: str | None) -> Iterator[_Source]:
     """Open a file by what is in it."""
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
+            file.seek(0)
+            if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
+                raise UpdateError(
+                    f"{path} begins as a zip file and lacks the end of one: get it again, whole"
+                )
             raise UpdateError(
                 f"{path} is neither an .npz nor a torch checkpoint. A .safetensors file needs no "
                 "conversion; a checkpoint older than torch 1.6 is to be saved anew (torch.save)"

@@ -154,6 +154,8 @@ class Federation:
             The terms make no sense.
         RoundExistsError
             There is such a round in other terms.
+        RoundNotFoundError
+            There is no round ``updates_of``.
         RoundFailed
             It could not be opened.
         """
@@ -187,6 +189,8 @@ class Federation:
                 "Functions takes; give the clients' number or shorter ids, and no layout or "
                 "shorter tensor names"
             )
+        if updates_of is not None and read_spec(self.stack.store, RoundKeys(updates_of)) is None:
+            raise RoundNotFoundError.of(updates_of)
         is_new = self.stack.start(keys.round_id, payload)
         round_ = Round(self.stack, name, is_new=is_new)
         _await_terms(self.stack, round_, spec)
