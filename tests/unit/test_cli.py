@@ -578,6 +578,9 @@ def test_shells_complete_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("COMP_WORDS", "gradshard con")
     monkeypatch.setenv("COMP_CWORD", "1")
     assert run().stdout == "plain,convert\n"
+    monkeypatch.setenv("COMP_WORDS", "gradshard submit r1 a up")
+    monkeypatch.setenv("COMP_CWORD", "4")
+    assert run().stdout == "file,up\n"
 
 
 def test_plain_escapes_all_that_is_not_printed() -> None:
