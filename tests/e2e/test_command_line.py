@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +223,24 @@ def test_users_errors_are_one_line(
 def test_an_endpoint_that_does_not_answer(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused_port()}")
     assert_one_line(gradshard("show", "typed"), "is the local engine running")
+
+
+class Portal(BaseHTTPRequestHandler):
+    """Answers everything with a page, as what stands between a network and its guests does."""
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html><p>Welcome<br></html>")
+
+
+def test_an_endpoint_that_is_not_aws(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Portal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        asked = gradshard("show", "typed")
+        server.shutdown()
+    assert_one_line(asked, "the answer is not one of AWS's")
 
 
 def test_no_credentials(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

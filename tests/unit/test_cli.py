@@ -1,20 +1,27 @@
 """The command line, against a bucket in memory."""
 
+import errno
 import io
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from safetensors.numpy import save_file
 
 from gradshard import federation, local, looking, planning
-from gradshard.cli import main, watch
+from gradshard.cli import main, show, watch
 from gradshard.errors import RoundNotFoundError
 from gradshard.federation import Federation
 from gradshard.local import Engine
@@ -131,6 +138,12 @@ def assert_one_line(result: Result, text: str) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def drawn(picture: RenderableType, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(picture)
+    return console.export_text()
+
+
 def test_open_prints_one_json_document(run: Run, opened: MemoryStore) -> None:
     result = run("open", "r1", "--client", "a", "--client", "b", "--deadline", 600, "--json")
     assert result.exit_code == 0
@@ -152,6 +165,7 @@ def test_open_prints_one_json_document(run: Run, opened: MemoryStore) -> None:
         (["open", "r1", "--clients", 2, "--min-clients", 3], "min_clients is 3"),
         (["open", "r1", "--clients", 2, "--shards", 2, "--within", 9], "shards or within"),
         (["open", "../r1", "--clients", 2], "round id '../r1'"),
+        (["open", "mönday", "--clients", 2], "'mönday' is not 1 to 64 ASCII letters"),
         (["open", "r\x1b[2J", "--clients", 2], r"round id 'r\x1b[2J'"),
         (["submit", "r1", "a", "/no/such.file", "--samples", 3], "/no/such.file: No such file"),
         (["submit", "r1", "a", "/no/such.file", "--samples", "x"], "--samples"),
@@ -203,7 +217,16 @@ class TestTicket:
             False,
         )
         assert "X-Amz-Expires=7200" in Path("r1-a.ticket").read_text()
-        assert_one_line(run(*made), "r1-a.ticket: File exists")
+        assert_one_line(run(*made), "r1-a.ticket: is there already")
+
+    def test_leaves_no_half_of_itself(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr(Ticket, "dumps", Mock(side_effect=full))
+        result = run("ticket", "r1", "a", "-o", tmp_path / "t", "--max-size", "2MB")
+        assert_one_line(result, f"{tmp_path}/t: No space left on device")
+        assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize(
         ("options", "text"),
@@ -505,7 +528,47 @@ def test_no_engine_is_said_plainly(
 ) -> None:
     monkeypatch.setattr(federation, "Stack", Stack)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert_one_line(run("show", "r1", "--local"), "no local engine is running on port 4566")
+    said = "no local engine is running on port 4566: start it with `gradshard local up`"
+    assert_one_line(run("show", "r1", "--local"), said)
+    said = "no local engine is running on port 4999: start it with `gradshard local up --port 4999`"
+    assert_one_line(run("show", "r1", "--local", "--port", 4999), said)
+
+
+def test_who_interrupts_is_answered_in_one_line(
+    run: Run, opened: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(federation.Round, "status", Mock(side_effect=KeyboardInterrupt))
+    assert_one_line(run("show", "r1"), "interrupted; the same command may be given again")
+
+
+def test_who_interrupts_while_the_command_loads_is_answered_too(tmp_path: Path) -> None:
+    slow = "import sys, time\nprint('loading', file=sys.stderr, flush=True)\ntime.sleep(60)"
+    (tmp_path / "boto3.py").write_text(slow)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    with subprocess.Popen(
+        [sys.executable, "-m", "gradshard", "show", "r1"],
+        env=os.environ | {"PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stderr is not None
+        assert command.stderr.readline() == "loading\n"
+        command.send_signal(signal.SIGINT)
+        said = command.stderr.read()
+    assert said == "gradshard: interrupted; the same command may be given again\n"
+    assert command.returncode == 1
+
+
+def test_a_narrow_terminal_cuts_nothing_off(finished: MemoryStore, stack: MemoryStack) -> None:
+    contributors = [
+        {"client": f"hospital-number-{number}", "samples": 7, "weight": 0.5, "nbytes": 124}
+        for number in (1, 2)
+    ]
+    finished.put_json("rounds/r1/manifest.json", MANIFEST | {"contributors": contributors})
+    seen = drawn(Group(*show.render(federation.Round(stack, "r1").status())), width=40)
+    rows = [line for line in seen.splitlines() if line.startswith("│")]
+    assert "…" not in "".join(rows)
+    assert "".join(row.split()[1] for row in rows[:2]) == "hospital-number-1"
 
 
 def test_shells_complete_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,6 +578,9 @@ def test_shells_complete_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("COMP_WORDS", "gradshard con")
     monkeypatch.setenv("COMP_CWORD", "1")
     assert run().stdout == "plain,convert\n"
+    monkeypatch.setenv("COMP_WORDS", "gradshard submit r1 a up")
+    monkeypatch.setenv("COMP_CWORD", "4")
+    assert run().stdout == "file,up\n"
 
 
 def test_plain_escapes_all_that_is_not_printed() -> None:
@@ -599,7 +665,7 @@ class TestReport:
         self, run: Run, reported: MemoryStore, tmp_path: Path
     ) -> None:
         result = run("report", "r1", "-o", tmp_path / "no" / "page.html")
-        assert_one_line(result, "page.html: No such file or directory")
+        assert_one_line(result, f"there is no folder {tmp_path}/no to write page.html to")
 
     def test_of_no_round(self, run: Run) -> None:
         assert_one_line(run("report"), "Missing argument")
@@ -610,6 +676,16 @@ class TestReport:
         stack.executions["r1"] = execution("FAILED", cause="it burnt")
         assert run("report", "r1", "-o", tmp_path / "page.html").exit_code == 0
         assert "it burnt" in (tmp_path / "page.html").read_text()
+
+    def test_leaves_the_page_that_was_there_when_the_disk_is_full(
+        self, run: Run, reported: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "page.html").write_text("the one before")
+        usage = shutil.disk_usage(tmp_path)._replace(free=3)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        result = run("report", "r1", "-o", tmp_path / "page.html")
+        assert_one_line(result, "are needed on this disk, and 3 B are free")
+        assert (tmp_path / "page.html").read_text() == "the one before"
 
 
 class TestWatchOnATerminal:
@@ -643,13 +719,18 @@ class TestWatchOnATerminal:
     ) -> None:
         assert "awaiting, open for 1 min 30 s, 8 min 30 s to the deadline" in self.seen(stack)
 
+    def test_fits_a_narrow_terminal(self, opened: MemoryStore, stack: MemoryStack) -> None:
+        for client in "ab":
+            opened.put_bytes(f"rounds/r1/updates/{client}.safetensors", b"1234")
+        seen = self.seen(stack, width=40)
+        assert "…" not in seen
+        assert "2 of 2 updates" in seen
+
     @staticmethod
-    def seen(stack: MemoryStack) -> str:
+    def seen(stack: MemoryStack, width: int = 100) -> str:
         connected = Federation()
         connected.stack = stack
         observer = connected.round("r1").observer()
         status = observer.look(check_execution=False)
-        console = Console(width=100, file=io.StringIO(), record=True)
         now = datetime.fromisoformat(str(OPENED["opened_at"])) + timedelta(seconds=90)
-        console.print(watch.View(observer, connected).render(status, now))
-        return console.export_text()
+        return drawn(watch.View(observer, connected).render(status, now), width)

@@ -165,7 +165,7 @@ def test_bytes_that_changed_in_the_archive_are_noticed(
 
 
 def test_files_of_other_kinds(tmp_path: Path, target: Path, trap: Path) -> None:
-    for data in (b"", b"junk", pickle.dumps(Trap()), np.ones(3).tobytes(), b"PK\x03\x04 junk"):
+    for data in (b"", b"junk", pickle.dumps(Trap()), np.ones(3).tobytes()):
         (tmp_path / "in").write_bytes(data)
         with pytest.raises(UpdateError, match=r"neither an \.npz nor a torch checkpoint"):
             convert(tmp_path / "in", target)
@@ -213,10 +213,12 @@ def test_the_commands_errors_are_one_line(
 ) -> None:
     path = npz(w=np.ones(2))
     (tmp_path / "junk").write_bytes(b"junk")
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:-20])
     out = tmp_path / "out"
     for arguments, text in (
         ((tmp_path / "none", "-o", out), "none: No such file"),
         ((tmp_path / "junk", "-o", out), "neither an .npz"),
+        ((tmp_path / "cut", "-o", out), "lacks the end of one: get it again"),
         ((path, "-o", tmp_path / "no" / "out"), "there is no folder"),
         ((path, "-o", tmp_path), "is a directory"),
         ((path, "-o", out, "--samples", 0), "samples is 0"),

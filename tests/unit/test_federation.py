@@ -1,6 +1,7 @@
 """Opening, submitting, waiting and fetching, against a bucket in memory."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,8 @@ class TestOpening:
 
     @pytest.mark.usefixtures("round_")
     def test_twice_in_other_terms(self, federation: Federation) -> None:
-        with pytest.raises(RoundExistsError, match="'r1'"):
-            federation.open_round("r1", clients=["a", "c"], deadline=600)
+        with pytest.raises(RoundExistsError, match=r"'r1' .* other terms \(clients, min_clients\)"):
+            federation.open_round("r1", clients=["a", "c"], min_clients=2, deadline=600)
 
     def test_in_other_terms_before_the_first_is_open(
         self, federation: Federation, stack: MemoryStack
@@ -149,8 +150,15 @@ class TestOpening:
 
     def test_tells_why_it_failed(self, federation: Federation, stack: MemoryStack) -> None:
         stack.executions["r1"] = execution("FAILED", cause="no permission")
-        with pytest.raises(RoundFailed, match="no permission"):
+        with pytest.raises(RoundFailed, match=r"first used \(no permission\); choose another name"):
             federation.open_round("r1", clients=["a", "b"], deadline=600)
+
+    def test_of_updates_of_a_round_that_is_not_there(
+        self, federation: Federation, stack: MemoryStack
+    ) -> None:
+        with pytest.raises(RoundNotFoundError, match="no round 'r0'"):
+            federation.open_round("r1", clients=["a"], updates_of="r0")
+        assert not stack.started
 
     def test_refuses_terms_too_long_for_step_functions(self, federation: Federation) -> None:
         layout = {f"t{i:0100}": {"dtype": "F32", "shape": [1]} for i in range(2000)}
@@ -164,6 +172,14 @@ class TestOpening:
 
 
 class TestSubmitting:
+    @pytest.mark.parametrize("seconds", [-4, 0, math.inf, math.nan])
+    def test_says_what_cannot_be_of_the_training(
+        self, round_: Round, store: MemoryStore, seconds: float
+    ) -> None:
+        with pytest.raises(UpdateError, match=r"train_seconds is .*, not a number above zero"):
+            round_.submit("a", TENSORS, samples=3, training={"train_seconds": seconds})
+        assert "rounds/r1/updates/a.safetensors" not in store.objects
+
     def test_uploads(self, round_: Round, store: MemoryStore) -> None:
         round_.submit("a", TENSORS, samples=3)
         assert "rounds/r1/updates/a.safetensors" in store.objects

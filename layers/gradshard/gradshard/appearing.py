@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from gradshard.wording import megabytes
 
@@ -46,3 +48,17 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+
+
+@contextlib.contextmanager
+def appearing(path: Path, nbytes: int) -> Iterator[IO[bytes]]:
+    """Open a file that takes its name when it is whole, and leaves nothing when it fails."""
+    check_target(path)
+    check_room(path, nbytes)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with naming(path), unfinished.open("xb") as file:
+            yield file
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -267,6 +267,9 @@ def report_metadata(training: Mapping[str, float]) -> dict[str, str]:
     unknown = sorted(training.keys() - set(REPORTED))
     if unknown:
         raise UpdateError(f"training has {unknown[0]!r}; it may have {', '.join(REPORTED)}")
+    for name, value in training.items():
+        if not 0 < value < math.inf:
+            raise UpdateError(f"{name} is {value}, not a number above zero")
     return {name: str(value) for name, value in training.items()}
 
 

@@ -8,7 +8,6 @@ a MiB at a time, a checkpoint mapped into memory.
 import contextlib
 import math
 import re
-import secrets
 import warnings
 import zipfile
 import zlib
@@ -21,8 +20,8 @@ from typing import IO, Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradshard.appearing import check_room, check_target, naming
-from gradshard.contents import check_samples
+from gradshard.appearing import appearing
+from gradshard.contents import ZIP_MAGIC, check_samples
 from gradshard.dtypes import DTYPES
 from gradshard.errors import UpdateError
 from gradshard.layout import SAMPLES_KEY, Layout, encode_header, shorten
@@ -143,7 +142,7 @@ def convert(
             raise UpdateError(f"{source} holds no tensor that can be averaged{_why(opened)}")
         header = encode_header(layout, metadata)
         total = len(header) + layout.nbytes
-        with _appearing(target, total) as file:
+        with appearing(target, total) as file:
             file.write(header)
             done = len(header)
             for entry in entries:
@@ -180,24 +179,15 @@ def _reading(source: Path, entry: _Entry) -> Iterator[memoryview]:
 
 
 @contextlib.contextmanager
-def _appearing(path: Path, nbytes: int) -> Iterator[IO[bytes]]:
-    """Open a file that takes its name when it is whole, and leaves nothing when it fails."""
-    check_target(path)
-    check_room(path, nbytes)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with naming(path), unfinished.open("xb") as file:
-            yield file
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
 def _open(path: Path, key: str | None) -> Iterator[_Source]:
     """Open a file by what is in it."""
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
+            file.seek(0)
+            if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
+                raise UpdateError(
+                    f"{path} begins as a zip file and lacks the end of one: get it again, whole"
+                )
             raise UpdateError(
                 f"{path} is neither an .npz nor a torch checkpoint. A .safetensors file needs no "
                 "conversion; a checkpoint older than torch 1.6 is to be saved anew (torch.save)"

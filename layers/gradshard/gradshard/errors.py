@@ -1,5 +1,7 @@
 """The errors of gradshard: each names the object and the number that is off, and what to do."""
 
+from typing import Self
+
 
 class GradshardError(Exception):
     """Something a user can mend; its text is written to be read by them."""
@@ -39,6 +41,11 @@ class ServiceError(GradshardError):
 
 class RoundNotFoundError(GradshardError):
     """There is no round of that name."""
+
+    @classmethod
+    def of(cls, round_id: str) -> Self:
+        """Make one that says what to do."""
+        return cls(f"there is no round {round_id!r}: look at the name, or open it first")
 
 
 class RoundExistsError(GradshardError):

@@ -154,6 +154,8 @@ class Federation:
             The terms make no sense.
         RoundExistsError
             There is such a round in other terms.
+        RoundNotFoundError
+            There is no round ``updates_of``.
         RoundFailed
             It could not be opened.
         """
@@ -187,6 +189,8 @@ class Federation:
                 "Functions takes; give the clients' number or shorter ids, and no layout or "
                 "shorter tensor names"
             )
+        if updates_of is not None and read_spec(self.stack.store, RoundKeys(updates_of)) is None:
+            raise RoundNotFoundError.of(updates_of)
         is_new = self.stack.start(keys.round_id, payload)
         round_ = Round(self.stack, name, is_new=is_new)
         _await_terms(self.stack, round_, spec)
@@ -289,7 +293,7 @@ class Round:
         # It may just be opening.
         execution = self._stack.execution(self.id)
         if execution is None:
-            raise RoundNotFoundError(f"there is no round {self.id!r}")
+            raise RoundNotFoundError.of(self.id)
         if execution.failed:
             raise RoundFailed(f"round {self.id!r} failed: {execution.reason}")
         return parse_spec(execution.input), None
@@ -674,6 +678,11 @@ def _check_partial(spec: RoundSpec, round_id: str) -> None:
         )
 
 
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of the terms that are not the same."""
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
+
+
 def _await_terms(stack: Stack, round_: Round, spec: RoundSpec) -> None:
     """Wait until the round is open in these terms; not for long, since early updates count too."""
     give_up = time.monotonic() + OPENING_SECONDS
@@ -681,11 +690,16 @@ def _await_terms(stack: Stack, round_: Round, spec: RoundSpec) -> None:
         opened = read_spec(stack.store, round_.keys)
         execution = None if opened else stack.execution(round_.id)
         if execution and execution.failed:
-            raise RoundFailed(f"round {round_.id!r} could not be opened: {execution.reason}")
+            when = "" if round_.is_new else "when its name was first used "
+            raise RoundFailed(
+                f"round {round_.id!r} could not be opened {when}({execution.reason}); "
+                "choose another name, since that one is taken now"
+            )
         terms = opened[0].to_json() if opened else execution and execution.input
-        if terms is not None and terms != spec.to_json():
+        if terms is not None and (others := _differing(terms, spec.to_json())):
             raise RoundExistsError(
-                f"round {round_.id!r} was opened before, in other terms; choose another name"
+                f"round {round_.id!r} was opened before, in other terms ({', '.join(others)}); "
+                "choose another name"
             )
         if opened or time.monotonic() >= give_up:
             return

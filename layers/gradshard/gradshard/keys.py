@@ -30,8 +30,8 @@ def check_id(kind: str, name: object) -> str:
     if not isinstance(name, str) or not _ID.fullmatch(name):
         shown = name if not isinstance(name, str) or len(name) <= 80 else name[:79] + "…"
         raise SpecError(
-            f"{kind} id {shown!r} is not 1 to 64 letters, digits, dots, underscores or hyphens "
-            "that begin with a letter or digit"
+            f"{kind} id {shown!r} is not 1 to 64 ASCII letters, digits, dots, underscores or "
+            "hyphens that begin with a letter or digit"
         )
     return name
 

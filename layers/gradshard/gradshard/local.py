@@ -17,12 +17,13 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from gradshard import application
+from gradshard.appearing import naming
 from gradshard.errors import EngineError
 
 DEFAULT_PORT: Final = 4566
@@ -65,6 +66,11 @@ class Engine:
     def url(self) -> str:
         """Its endpoint, for every AWS service."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def starting(self) -> str:
+        """The command that starts it."""
+        return "gradshard local up" + (f" --port {self.port}" if self.port != DEFAULT_PORT else "")
 
     @property
     def log(self) -> Path:
@@ -133,20 +139,22 @@ def up(
     """
     _check_machine()
     tell = progress or _say_nothing
-    engine = status(port or _free_port())
-    if not engine.running:
-        tell(f"starting the engine on port {engine.port}")
-        _start(engine, bind)
-    fingerprint = application.fingerprint()
-    deployed = engine.folder / "deployed"
-    if not deployed.exists() or deployed.read_text() != fingerprint:
-        with application.folder() as sources:
-            tell("building the application")
-            _sam(engine, sources, "build", "--build-dir", str(engine.folder / "build"))
-            tell("deploying the application")
-            built = engine.folder / "build" / "template.yaml"
-            _sam(engine, sources, "deploy", "--template-file", str(built))
-        deployed.write_text(fingerprint)
+    port = port or _free_port()
+    with _alone(port):
+        engine = status(port)
+        if not engine.running:
+            tell(f"starting the engine on port {engine.port}")
+            _start(engine, bind)
+        fingerprint = application.fingerprint()
+        deployed = engine.folder / "deployed"
+        if not deployed.exists() or deployed.read_text() != fingerprint:
+            with application.folder() as sources:
+                tell("building the application")
+                _sam(engine, sources, "build", "--build-dir", str(engine.folder / "build"))
+                tell("deploying the application")
+                built = engine.folder / "build" / "template.yaml"
+                _sam(engine, sources, "deploy", "--template-file", str(built))
+            deployed.write_text(fingerprint)
     tell(f"ready at {engine.url}")
     return status(engine.port)
 
@@ -201,6 +209,18 @@ def _folder(port: int) -> Path:
     return Path(cache) / "gradshard" / f"engine-{port}"
 
 
+@contextlib.contextmanager
+def _alone(port: int) -> Iterator[None]:
+    """Wait until nobody else starts the engine of a port, or deploys to it."""
+    import fcntl  # which Windows has not, where this module is for clients
+
+    folder = _folder(port)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -209,15 +229,9 @@ def _free_port() -> int:
 
 
 def _start(engine: Engine, bind: str | None) -> None:
-    with socket.socket() as probe:
-        # As a server does: the closed connections of an engine just stopped do not count.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", engine.port))
-        except OSError as error:
-            raise EngineError(
-                f"port {engine.port} cannot be used ({error.strerror}): choose another with --port"
-            ) from error
+    for address, option in (("127.0.0.1", "--port"), (bind, "--bind")):
+        if address:
+            _check_address(address, engine.port, option)
     shutil.rmtree(engine.folder, ignore_errors=True)  # of an engine that was killed
     temporary = engine.folder / "tmp"
     temporary.mkdir(parents=True)
@@ -236,7 +250,12 @@ def _start(engine: Engine, bind: str | None) -> None:
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
     )
-    (engine.folder / "pid").write_text(str(pid))
+    try:
+        with naming(engine.folder):
+            (engine.folder / "pid").write_text(str(pid))
+    except OSError:
+        _stop(pid)
+        raise
     deadline = time.monotonic() + _START_SECONDS
     while not _answers(engine.port):
         # Not _is_alive: a process just spawned has no command line yet.
@@ -246,6 +265,21 @@ def _start(engine: Engine, bind: str | None) -> None:
             down(engine.port)
             raise EngineError(f"the engine did not start:\n{tail}")
         time.sleep(0.1)
+
+
+def _check_address(address: str, port: int, option: str) -> None:
+    """Check that an engine could listen there."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As a server does: the closed connections of an engine just stopped do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise EngineError(
+                f"port {port} of {address} cannot be used ({error.strerror}): choose another with "
+                f"{option}"
+            ) from error
 
 
 def _stop(pid: int) -> None:

@@ -18,6 +18,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     NoRegionError,
 )
+from botocore.parsers import ResponseParserError
 
 from gradshard import local
 from gradshard.errors import EngineError, ServiceError
@@ -219,7 +220,7 @@ class Stack:
         if not engine.running:
             raise EngineError(
                 f"no local engine is running on port {self._port}: start it with "
-                "`gradshard local up`"
+                f"`{engine.starting}`"
             )
         return engine.url
 
@@ -254,6 +255,12 @@ def translated() -> Iterator[None]:
         ) from None
     except EndpointConnectionError as error:
         raise ServiceError(unreachable(error)) from None
+    except ResponseParserError as error:
+        # Only of S3's answers botocore makes an error of its own kinds.
+        reason = str(error).partition(". ")[0]
+        raise ServiceError(
+            f"the answer is not one of AWS's ({reason}); is AWS_ENDPOINT_URL right?"
+        ) from None
     except BotoCoreError as error:
         raise ServiceError(str(error)) from error
     except ValueError as error:

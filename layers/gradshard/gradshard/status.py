@@ -72,7 +72,7 @@ class Observer:
         if manifest is None and (check_execution or record is None):
             execution = self._stack.execution(keys.round_id)
         if record is None and execution is None and manifest is None:
-            raise RoundNotFoundError(f"there is no round {keys.round_id!r}")
+            raise RoundNotFoundError.of(keys.round_id)
         record = record or {"spec": execution.input if execution else {}}
         arrived = _arrived(self._updates(record["spec"]))
         refused, late = self._rejections(plan)

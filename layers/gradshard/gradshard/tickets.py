@@ -8,6 +8,7 @@ which has URLs of its own (:mod:`gradshard.ticketparts`).
 """
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -27,6 +28,7 @@ from botocore.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError
 
 from gradshard import limits, ticketparts
+from gradshard.appearing import naming
 from gradshard.contents import Content, Padded, content_of
 from gradshard.downloads import fetch_tensors
 from gradshard.errors import (
@@ -266,11 +268,26 @@ class Ticket:
         return ticket
 
     def save(self, path: str | Path) -> None:
-        """Write the ticket to a new file that only its owner can read."""
-        # Made with its mode, and never opened to others meanwhile.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(self.dumps())
+        """Write the ticket to a new file that only its owner can read.
+
+        Raises
+        ------
+        OSError
+            The file is there already, or cannot be written; then there is none.
+        """
+        path = Path(path)
+        try:
+            # Made with its mode, and never opened to others meanwhile.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            what = "is there already, and may be a ticket in use: delete it, or name another file"
+            raise FileExistsError(errno.EEXIST, what, str(path)) from None
+        try:
+            with naming(path), os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(self.dumps())
+        except BaseException:
+            path.unlink()
+            raise
 
     def dumps(self) -> str:
         """Return the ticket as its file holds it: a secret, as the file is."""

@@ -1,5 +1,9 @@
 """How text and numbers are put for people, on a terminal and on a page."""
 
+from typing import Final
+
+INTERRUPTED: Final = "interrupted; the same command may be given again"
+
 
 def plain(text: object) -> str:
     """Return text with what could steer a terminal escaped; clients' ids and reasons may."""

@@ -20,7 +20,7 @@ from gradshard.federation import Federation
 from gradshard.local import DEFAULT_PORT
 from gradshard.planning import BLOCKS, HOLDS
 from gradshard.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES
-from gradshard.wording import plain
+from gradshard.wording import INTERRUPTED, plain
 
 PATIENCE_SECONDS: Final = 1.0
 """What takes longer gets a progress bar."""
@@ -105,6 +105,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise
+        except KeyboardInterrupt:
+            raise _Failure(INTERRUPTED) from None
         except _USERS_ERRORS as error:
             if ctx.meta.get(_DEBUG):
                 raise
@@ -123,14 +125,14 @@ def _message(error: BaseException) -> str:
     if isinstance(error, EngineError):
         # Ends with lines of a log.
         return "\n".join(plain(line) for line in str(error).splitlines())
-    if isinstance(error, OSError) and error.filename is not None:
-        return plain(f"{error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and error.strerror is not None:
+        return plain(": ".join(str(part) for part in (error.filename, error.strerror) if part))
     return plain(str(error) or type(error).__name__)
 
 
 def cell(text: object, style: str = "") -> Text:
-    """Return text for rich, in which square brackets mean nothing."""
-    return Text(plain(text), style)
+    """Return text for rich, in which square brackets mean nothing; none of it is cut off."""
+    return Text(plain(text), style, overflow="fold")
 
 
 def print_json(document: Any) -> None:

@@ -69,7 +69,9 @@ def status(port: int, as_json: bool) -> None:
     elif ready:
         click.echo(f"running at {engine.url} (process {engine.pid}); log: {engine.log}")
     elif engine.running:
-        click.echo(f"running at {engine.url}, but the application is not deployed: run `up`")
+        click.echo(
+            f"running at {engine.url}, but the application is not deployed: `{engine.starting}`"
+        )
     else:
-        click.echo(f"not running on port {port}; start it with `gradshard local up`")
+        click.echo(f"not running on port {port}; start it with `{engine.starting}`")
     sys.exit(0 if ready else 1)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from gradshard.appearing import appearing
 from gradshard.cli.common import connected, json_option, output_option, print_json, waiting
 from gradshard.federation import Federation
 from gradshard.report.facts import Facts, compared, facts_of
@@ -31,7 +32,8 @@ def report(federation: Federation, names: tuple[str, ...], file: Path, as_json: 
         print_json({"rounds": rounds, "compared": compared(rounds)})
         return
     written = page(rounds, made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}").encode()
-    file.write_bytes(written)
+    with appearing(file, len(written)) as whole:
+        whole.write(written)
     click.echo(
         f"{plain(file)}: {counted(len(rounds), 'round')}, {megabytes(len(written))}; "
         "open it in a browser"

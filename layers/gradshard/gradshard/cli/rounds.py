@@ -114,7 +114,7 @@ def open_(
 
 
 @click.command()
-@click.argument("arguments", metavar="[ROUND CLIENT] FILE", nargs=-1)
+@click.argument("arguments", type=click.Path(), metavar="[ROUND CLIENT] FILE", nargs=-1)
 @click.option(
     "--samples",
     type=int,

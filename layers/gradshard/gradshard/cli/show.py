@@ -1,6 +1,7 @@
 """``gradshard show``: a round at a glance."""
 
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,9 @@ def _progress(status: dict[str, Any]) -> Iterable[tuple[str, str]]:
     if status["cause"]:
         yield "cause", status["cause"]
     if status["opened_at"]:
-        yield "opened", status["opened_at"]
+        yield "opened", _to_the_second(status["opened_at"])
     if status["state"] == "awaiting" and status["deadline_at"]:
-        yield "deadline", status["deadline_at"]
+        yield "deadline", _to_the_second(status["deadline_at"])
     yield "updates", f"{len(status['arrived'])} of {expected(status)}"
     if status["missing"]:
         yield "missing", ", ".join(status["missing"])
@@ -92,6 +93,10 @@ def _progress(status: dict[str, Any]) -> Iterable[tuple[str, str]]:
         for note in plan["notes"]:
             yield "note", note
         yield "projected", _projected(plan["projected"])
+
+
+def _to_the_second(time: str) -> str:
+    return datetime.fromisoformat(time).isoformat(timespec="seconds")
 
 
 def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:

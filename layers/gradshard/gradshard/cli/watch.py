@@ -25,7 +25,9 @@ REPORTS_PER_LOOK: Final = 32
 LATEST: Final = 5
 """Arrivals and refusals that are shown."""
 
-BAR_WIDTH: Final = 30
+BAR_WIDTH: Final = 20
+"""At most, so that what stands beside it has room on a terminal of 80 columns."""
+
 REASON_CHARACTERS: Final = 200
 
 
@@ -97,7 +99,7 @@ class View:
     def render(self, status: dict[str, Any], now: datetime) -> RenderableType:
         """Return the view of a status."""
         table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(no_wrap=True)
+        table.add_column(max_width=BAR_WIDTH)
         state = status["state"]
         table.add_row(cell(status["round"]), cell(_since(status, now), STATE_STYLES.get(state, "")))
         table.add_row(_bar(len(status["arrived"]), expected(status)), cell(_updates(status)))
@@ -163,7 +165,7 @@ def _passed(since: str, now: datetime) -> float:
 
 
 def _bar(done: int, total: int) -> ProgressBar:
-    return ProgressBar(total=total, completed=done, width=BAR_WIDTH)
+    return ProgressBar(total=total, completed=done)
 
 
 def _updates(status: dict[str, Any]) -> str:

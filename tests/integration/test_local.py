@@ -1,0 +1,77 @@
+"""What starts the local engine, where it cannot start or two start it at once."""
+
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradshard import local
+from gradshard.errors import EngineError
+
+NOBODYS = "203.0.113.7"
+"""An address of the block for documentation, which no machine has."""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "gradshard"
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that something else listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        yield port
+
+
+def test_a_port_that_is_taken(taken: int) -> None:
+    with pytest.raises(EngineError, match=rf"port {taken} .* choose another with --port"):
+        local.up(taken)
+    assert not local.status(taken).running
+
+
+def test_an_address_that_is_not_this_machines() -> None:
+    with pytest.raises(EngineError, match=rf"{NOBODYS} cannot .* choose another with --bind"):
+        local.up(0, bind=NOBODYS)
+
+
+def test_who_starts_the_same_engine_waits_for_the_first() -> None:
+    entered = threading.Event()
+
+    def second() -> None:
+        with local._alone(4571):
+            entered.set()
+
+    thread = threading.Thread(target=second)
+    with local._alone(4571):
+        thread.start()
+        assert not entered.wait(0.3)
+        with local._alone(4572):
+            pass  # another engine's
+    thread.join(10)
+    assert entered.is_set()
+
+
+def test_an_engine_that_cannot_be_remembered_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def spawn(*_: Any, **__: Any) -> int:
+        # Where its id is to be written nothing can be, as on a full disk.
+        [folder] = cache.glob("engine-*/")
+        (folder / "pid").mkdir()
+        started.append(subprocess.Popen(["sleep", "60"], start_new_session=True))
+        return started[0].pid
+
+    monkeypatch.setattr(local, "_check_machine", lambda: None)  # which starts processes too
+    monkeypatch.setattr("os.posix_spawn", spawn)
+    with pytest.raises(IsADirectoryError):
+        local.up(0)
+    assert started[0].wait(10) != 0
