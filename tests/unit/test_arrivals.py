@@ -51,7 +51,7 @@ def test_an_update_that_is_gone_again_is_not_refused_for_what_came_before_it(
 def test_an_update_to_a_round_that_failed_before_it_was_planned_is_late() -> None:
     store = MemoryStore()
     store.put_json(KEYS.spec, {"spec": {"clients": ["a", "b"]}})
-    store.put_json(KEYS.manifest, {"status": "failed", "cause": "nobody came"})
+    store.put_json(KEYS.manifest, {"status": "failed", "error": "QuorumError", "cause": "no one"})
     store.put_bytes(KEYS.update("a"), GOOD)
     outcome = collect_update(store, KEYS.update("a"), "e")
     assert (outcome["status"], outcome["late"]) == ("ignored", True)

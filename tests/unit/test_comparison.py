@@ -3,7 +3,7 @@
 import pytest
 
 from gradshard import comparison
-from gradshard.comparison import Trial
+from gradshard.comparison import Outcome, Trial
 from gradshard.errors import RoundFailed
 from gradshard.federation import Federation, Round
 from tests.unit.fakes import MemoryStack, MemoryStore
@@ -33,3 +33,28 @@ def test_a_trial_that_failed_says_why(
     [outcome] = comparison.compare(federation, Round(stack, "r1"), [Trial("shards", "shards")])
     assert outcome.refused == reason
     assert outcome.to_json()["refused"] == reason
+
+
+def test_trials_of_few_clients_are_in_groups_and_beside_them_shards_in_their_orders() -> None:
+    found = comparison.trials(13)
+    assert [(trial.label, trial.fan_in, trial.order) for trial in found] == [
+        ("shards", None, None),
+        ("λ-FL", None, None),
+        ("shards tree:4,4", None, "tree:4,4"),
+        ("LIFL", None, None),
+        ("shards tree:3,3,2", None, "tree:3,3,2"),
+        ("grid", 4, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("order", "weights", "agree"),
+    [("sequential", "shares", False), ("sequential", "counts", True), ("tree:2,2", "shares", True)],
+)
+def test_only_the_same_order_and_weights_must_give_the_same_bytes(
+    order: str, weights: str, agree: bool
+) -> None:
+    one = Outcome(Trial("one", "shards"), order="sequential", digest="a")
+    other = Outcome(Trial("other", "shards", weights=weights), order=order, digest="b")
+    refused = Outcome(Trial("none", "lifl"), refused="no room", order="sequential")
+    assert comparison.agreement([one, refused, other]) is agree

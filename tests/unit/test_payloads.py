@@ -12,6 +12,7 @@ import pytest
 from gradshard import limits, planning
 from gradshard.errors import PlanError
 from gradshard.planning import Aggregator, Load
+from gradshard.rounds import services
 from gradshard.rounds.collect_update import collect_update
 from gradshard.spec import MAX_CLIENTS
 from tests import reference
@@ -86,7 +87,7 @@ def test_a_cause_as_long_as_step_functions_has_it(
     room = MAX_CAUSE - len(as_lambda_says("StoreError", ""))
     cause = as_lambda_says("StoreError", character * (room // len(json.dumps(character)[1:-1])))
     answer = machine.step("abort_round", error="StoreError", cause=cause)
-    assert 1_000 < len(answer["cause"]) <= MAX_CAUSE
+    assert 1_000 < len(answer["cause"]) <= services.MAX_CAUSE
     assert len(told.events) == 1
 
 

@@ -1,11 +1,12 @@
 """Looking at a round, again and again."""
 
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from gradshard.errors import BrokenObjectError
+from gradshard.errors import BrokenObjectError, UnreadableObjectError
 from gradshard.keys import RoundKeys
 from gradshard.status import Observer
 from tests.unit.fakes import MemoryStack, MemoryStore
@@ -164,3 +165,45 @@ def test_while_groups_of_an_eager_round_are_awaited_so_are_their_clients(
     store.put_json("rounds/r1/plan.json", plan_json({}, awaited=[1], refused=[]))
     store.put_bytes("rounds/r1/updates/a.safetensors", b"12")
     assert observer.look()["missing"] == ["b"]
+
+
+def test_a_report_of_the_second_in_which_the_round_was_planned_counts(
+    observer: Observer, store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned_at = datetime(2026, 1, 1, 0, 1, 0, 900_000, UTC)
+    store.put_json("rounds/r1/plan.json", plan_json({"a": "x"}, planned_at=planned_at.isoformat()))
+    report(store, 0)
+    listed = [
+        # S3 says when in whole seconds.
+        entry._replace(modified=planned_at.replace(microsecond=0))
+        for entry in store.list_objects("rounds/r1/")
+    ]
+    monkeypatch.setattr(store, "list_objects", lambda _: iter(listed))
+    assert observer.look()["tasks_done"] == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "raises"), [("plan.json", True), ("spec.json", True), ("rejected/b.json", False)]
+)
+def test_only_what_others_are_told_may_be_forbidden(
+    observer: Observer,
+    store: CountingStore,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+    raises: bool,
+) -> None:
+    store.put_json("rounds/r1/plan.json", plan_json({"a": "x"}, refused=[]))
+    reject(store, "b", "NaN")
+    read = store.get_bytes
+
+    def get_bytes(wanted: str) -> bytes | None:
+        if wanted == f"rounds/r1/{key}":
+            raise UnreadableObjectError(wanted)
+        return read(wanted)
+
+    monkeypatch.setattr(store, "get_bytes", get_bytes)
+    if raises:
+        with pytest.raises(UnreadableObjectError):
+            observer.look()
+    else:
+        assert observer.look()["refused"] == []

@@ -214,7 +214,7 @@ def port_option(command: Command) -> Command:
 
 
 def output_option(
-    what: str, *, required: bool = True, default: str | None = None
+    what: str, *, required: bool = True, **settings: Any
 ) -> Callable[[Command], Command]:
     """Add ``-o``, the file to write, given as ``file``."""
     return click.option(
@@ -222,11 +222,11 @@ def output_option(
         "--output",
         "file",
         type=click.Path(path_type=Path),
-        required=required and default is None,
-        default=default,
+        required=required,
         show_default=True,
         metavar="FILE",
         help=what,
+        **settings,  # newer clicks take a default of None for one
     )
 
 

@@ -15,7 +15,7 @@ from gradshard.wording import counted, megabytes, plain
 
 @click.command()
 @click.argument("names", metavar="ROUND…", nargs=-1, required=True)
-@output_option("The page to write.", default="report.html")
+@output_option("The page to write.", required=False, default="report.html")
 @json_option
 @connected
 def report(federation: Federation, names: tuple[str, ...], file: Path, as_json: bool) -> None:
