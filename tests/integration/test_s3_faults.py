@@ -248,7 +248,7 @@ def test_what_s3_is_too_busy_to_take_is_made_again(
 ) -> None:
     """Oftener than the machine tries: a tenth of all requests are that, of some task of many."""
     path = "/partials/" if terms is TREE else "partNumber=1"
-    proxy.faults = [Fault("503", "PUT", path), Fault("half sent", "PUT", path)] * 4
+    proxy.faults = [Fault(kind, "PUT", path) for kind in ("503", "half sent", "rested")] * 3
     assert go(Machine(spoiled, store, terms), unspoiled)["status"] == "completed"
     assert proxy.faults == []
 

@@ -339,8 +339,6 @@ class Wire:
         try:
             yield writer
             answer = _Answer(self, connection, writer.end())
-            if answer.status in _TRANSIENT:
-                raise UnsentError(str(_refused("PUT", key, answer)))
             if answer.status != HTTPStatus.OK:
                 raise _refused("PUT", key, answer)
             answer.read()
@@ -458,6 +456,8 @@ def _said(answer: _Answer) -> tuple[str, str]:
 
 def _refused(method: str, key: str, answer: _Answer) -> StoreError:
     code, message = _said(answer)
-    return StoreError(
+    # RequestTimeout: of a body that rested, since what it was made from did.
+    is_passing = answer.status in _TRANSIENT or code == "RequestTimeout"
+    return (UnsentError if is_passing else StoreError)(
         f"{key}: S3 answered {method} with {answer.status} {code}{message}{advice(code)}"
     )
