@@ -16,7 +16,7 @@ from gradshard import orders, planning
 from gradshard.arithmetic import SHARES
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layout import Layout, encode_header
-from gradshard.plan import Contributor, Plan, Task, level_of, weigh
+from gradshard.plan import Contributor, Plan, Task, digest_of, level_of, weigh
 from gradshard.planning import BLOCKS, Aggregator, Load
 from gradshard.salf import FEDAVG
 
@@ -188,7 +188,8 @@ class Workloads:
             spans=layout.spans,
             nbytes=layout.nbytes,
             tensors=len(layout.tensors),
-            header_bytes=len(encode_header(layout, {})),
+            header_bytes=len(header := encode_header(layout, {})),
+            header_sha256=digest_of(header),
             upload_id=self._server.create_upload(keys.result),
             next_model=None,
             shards=projection.shards,

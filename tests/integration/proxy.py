@@ -34,8 +34,8 @@ class Fault(NamedTuple):
     ----------
     kind
         Before the engine hears of the request: ``500``, ``503``, ``denied``, ``skewed``,
-        ``conflict`` or ``200`` (an error, in the body too) instead of an answer, ``reset``, or
-        ``half sent`` (a reset within the request's body).
+        ``conflict``, ``rested`` or ``200`` (an error, in the body too) instead of an answer,
+        ``reset``, or ``half sent`` (a reset within the request's body).
         After the engine has answered: ``unseen`` (a reset instead of the answer), ``late`` (the
         answer comes when the client has gone), ``reset in body``, ``reset at end``, ``cut``,
         ``stall`` (no more bytes after half of them), ``hold`` (the other half when the proxy's
@@ -56,6 +56,7 @@ BEFORE = {
     "500": (500, "InternalError"),
     "503": (503, "SlowDown"),
     "200": (200, "InternalError"),
+    "rested": (400, "RequestTimeout"),
     "conflict": (409, "ConditionalRequestConflict"),
     "denied": (403, "AccessDenied"),
     "skewed": (403, "RequestTimeTooSkewed"),

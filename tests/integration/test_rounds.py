@@ -24,7 +24,7 @@ from gradshard.rounds.admission import QuorumError
 from gradshard.rounds.collect_update import collect_update
 from gradshard.store import Store
 from tests import reference
-from tests.integration.by_hand import Round, assert_average, small
+from tests.integration.by_hand import Round, assert_average, put_model, small
 
 
 @pytest.mark.parametrize("count", [1, 2, 64])
@@ -402,6 +402,36 @@ def test_a_round_whose_plan_cannot_be_read_is_given_up(
     assert round_.manifest()["cause"] == cause
     assert round_.store.open_uploads(round_.keys.result) == []
     assert list(round_.store.list_objects(round_.keys.partials)) == []
+
+
+@pytest.mark.parametrize("stands", ["layout", "state_layout"])
+def test_a_belated_planning_does_not_rename_the_tensors(
+    store: Store, monkeypatch: pytest.MonkeyPatch, stands: str
+) -> None:
+    """It writes the layout of uploads that were replaced since, as long as the one that counts."""
+    round_ = Round(store, clients=1)
+    tensors = {"w1": np.ones(3, np.float32)}
+    if stands == "state_layout":
+        put_model(store, round_.name, tensors)
+        terms = {"model": round_.name, "optimizer": "fedadam", "learning_rate": 0.5}
+        round_ = Round(store, clients=1, apply=terms)
+    round_.submit("a", tensors)
+    kept: dict[str, bytes] = {}
+    put_bytes = Store.put_bytes
+
+    def put(self: Store, key: str, body: bytes, **options: Any) -> bool:
+        if key == getattr(round_.keys, stands):
+            kept[key] = body.replace(b"w1", b"w2")
+        return put_bytes(self, key, body, **options)
+
+    monkeypatch.setattr(Store, "put_bytes", put)
+    round_.plan()
+    monkeypatch.undo()
+    for key, belated in kept.items():
+        store.put_bytes(key, belated)
+    with pytest.raises(BrokenObjectError, match=r"layout\.json is not the one that was planned"):
+        round_.aggregate()
+    assert kept
 
 
 def test_a_belated_opening_does_not_take_the_round_its_token(

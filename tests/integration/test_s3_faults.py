@@ -244,6 +244,17 @@ def test_a_connection_that_drips_is_opened_again(
     assert proxy.faults == []
 
 
+@pytest.mark.parametrize("terms", [TREE, APPLIED], ids=["tree", "applied"])
+def test_what_s3_is_too_busy_to_take_is_made_again(
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store, terms: dict[str, Any]
+) -> None:
+    """Oftener than the machine tries: a tenth of all requests are that, of some task of many."""
+    path = "/partials/" if terms is TREE else "partNumber=1"
+    proxy.faults = [Fault(kind, "PUT", path) for kind in ("503", "half sent", "rested")] * 3
+    assert go(Machine(spoiled, store, terms), unspoiled)["status"] == "completed"
+    assert proxy.faults == []
+
+
 def test_reports_that_drip_are_asked_for_again(
     spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store
 ) -> None:

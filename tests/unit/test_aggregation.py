@@ -82,6 +82,7 @@ def make_plan(
         nbytes=layout.nbytes,
         tensors=len(layout.tensors),
         header_bytes=0,
+        header_sha256="",
         upload_id="",
         next_model=None,
         shards=shards,

@@ -62,6 +62,7 @@ def plan_json(contributors: dict[str, str], **fields: Any) -> dict[str, Any]:
         "nbytes": 24,
         "tensors": 1,
         "header_bytes": 80,
+        "header_sha256": "",
         "upload_id": "u",
         "next_model": None,
         "visit": "2026-01-01T00:00:59Z",

@@ -27,6 +27,10 @@ class StoreError(GradshardError):
     """S3 refused a request, or went on failing after the retries."""
 
 
+class UnsentError(StoreError):
+    """What was streamed to S3 was not taken, now: it is not kept, and has to be made again."""
+
+
 class UnreadableObjectError(StoreError):
     """S3 has an object but does not give it: it is archived, or under a key that is not ours."""
 

@@ -1,5 +1,6 @@
 """The plan of a round: who contributes with which weight, and which task does what."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, pairwise
@@ -171,8 +172,9 @@ class Output(NamedTuple):
         Its name.
     upload_id
         The multipart upload that becomes it.
-    header_key, header_bytes
-        Where its safetensors header is, which the first task writes, and how long that is.
+    header_key, header_bytes, header_sha256
+        Where its safetensors header is, which the first task writes, how long that is, and its
+        digest.
     nbytes
         Of its tensors.
     """
@@ -181,6 +183,7 @@ class Output(NamedTuple):
     upload_id: str
     header_key: str
     header_bytes: int
+    header_sha256: str
     nbytes: int
 
     def check_header(self, header: bytes | None) -> bytes:
@@ -196,12 +199,20 @@ class Output(NamedTuple):
                 f"{self.header_key} has {len(header or b'')} bytes, not the planned "
                 f"{self.header_bytes}"
             )
+        if digest_of(header) != self.header_sha256:
+            # A belated planning's, of other uploads.
+            raise BrokenObjectError(f"{self.header_key} is not the one that was planned")
         return header
 
     def layout(self, header: bytes | None) -> Layout:
         """Read the layout that the header says, as :meth:`check_header` lets it through."""
         header = self.check_header(header)
         return parse_header(header[PREFIX_BYTES:], len(header) + self.nbytes).layout
+
+
+def digest_of(header: bytes) -> str:
+    """Return the SHA-256 by which a header is known."""
+    return hashlib.sha256(header).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -222,8 +233,8 @@ class NextModel:
         The optimizer's state before; none at its first step.
     uploads
         The multipart uploads that become the model and the state.
-    state_header_bytes
-        Size of a state's header.
+    state_header_bytes, state_header_sha256
+        Size and digest of a state's header.
     """
 
     terms: ApplyTerms
@@ -233,6 +244,7 @@ class NextModel:
     state: tuple[StoredTensors, ...]
     uploads: tuple[str, ...]
     state_header_bytes: int
+    state_header_sha256: str
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -288,8 +300,8 @@ class Plan:
         The layout's element types.
     nbytes, tensors
         Size of the layout, and the number of its tensors.
-    header_bytes
-        Size of the result's header, which the first task of the last level writes.
+    header_bytes, header_sha256
+        Size and digest of the result's header, which the first task of the last level writes.
     upload_id
         The multipart upload that becomes the result.
     next_model
@@ -326,6 +338,7 @@ class Plan:
     nbytes: int
     tensors: int
     header_bytes: int
+    header_sha256: str
     upload_id: str
     next_model: NextModel | None
     shards: int
@@ -357,7 +370,8 @@ class Plan:
     def outputs(self) -> list[Output]:
         """What the last level writes: the averaged update first, then model and state."""
         keys, new = RoundKeys(self.round_id), self.next_model
-        update = Output(keys.result, self.upload_id, keys.layout, self.header_bytes, self.nbytes)
+        header = (keys.layout, self.header_bytes, self.header_sha256)
+        update = Output(keys.result, self.upload_id, *header, self.nbytes)
         if new is None:
             return [update]
         (model_key, *state_keys), (model_id, *state_ids) = (
@@ -371,6 +385,7 @@ class Plan:
                 upload_id,
                 keys.state_layout,
                 new.state_header_bytes,
+                new.state_header_sha256,
                 sums_bytes(self.spans, 0, self.nbytes),
             )
             for key, upload_id in zip(state_keys, state_ids, strict=True)

@@ -22,7 +22,7 @@ from typing import Any, Final, Self, TypeVar, overload
 from urllib.parse import urlsplit
 
 from gradshard import documents, streams
-from gradshard.errors import ChangedObjectError, StoreError
+from gradshard.errors import ChangedObjectError, StoreError, UnsentError
 from gradshard.keys import ObjectVersion
 from gradshard.sigv4 import Credentials, sign
 from gradshard.streams import MAX_ATTEMPTS, Meter, advice, pause, told
@@ -172,7 +172,7 @@ class StreamWriter:
         try:
             yield
         except (OSError, http.client.HTTPException) as error:
-            raise StoreError(
+            raise UnsentError(
                 f"{self._name}: the connection broke after {self._sent} bytes: "
                 f"{type(error).__name__}: {error}"
             ) from error
@@ -306,7 +306,7 @@ class Wire:
         """Store one object while it is being made.
 
         There is no second try inside: what was sent is not kept. After an error nothing is
-        stored, and the task runs again.
+        stored, and has to be made again.
 
         Parameters
         ----------
@@ -317,8 +317,10 @@ class Wire:
 
         Raises
         ------
+        UnsentError
+            S3 is busy, or the connection broke.
         StoreError
-            S3 refuses, or the connection broke.
+            S3 refuses.
         """
         return self._sending(key, {}, nbytes, key)
 
@@ -454,6 +456,8 @@ def _said(answer: _Answer) -> tuple[str, str]:
 
 def _refused(method: str, key: str, answer: _Answer) -> StoreError:
     code, message = _said(answer)
-    return StoreError(
+    # RequestTimeout: of a body that rested, since what it was made from did.
+    is_passing = answer.status in _TRANSIENT or code == "RequestTimeout"
+    return (UnsentError if is_passing else StoreError)(
         f"{key}: S3 answered {method} with {answer.status} {code}{message}{advice(code)}"
     )

@@ -12,17 +12,20 @@ from gradshard import aggregation
 from gradshard.aggregation import Addition, NonFiniteSumError, Zone, clip_zones
 from gradshard.applying import Applier, NonFiniteModelError, Write
 from gradshard.dtypes import DTYPES
-from gradshard.errors import ChangedObjectError, PlanError
+from gradshard.errors import ChangedObjectError, PlanError, UnsentError
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layout import Layout, shorten
 from gradshard.memory import peak_memory_mb, reset_peak_memory
 from gradshard.plan import Output, Plan, Refusal, Task
 from gradshard.planning import WHOLE, receive_buffer_bytes, sums_bytes
-from gradshard.streams import RangeStream
+from gradshard.streams import RangeStream, pause
 from gradshard.wire import StreamWriter, Wire
 
 OPENERS = 8
 """Streams opened at once: enough to hide the requests' latency."""
+
+SENDINGS = 3
+"""Tries of a sum that S3 is too busy to take. The machine has more, each a new task."""
 
 
 def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, task: Task) -> dict[str, Any]:
@@ -140,6 +143,16 @@ class _Worker:
         )
 
     def _aggregate(self, addition: Addition) -> None:
+        """Aggregate, again where S3 does not take the sum: what was sent is not kept."""
+        for failures in range(1, SENDINGS):
+            try:
+                return self._aggregate_once(addition)
+            except UnsentError:
+                self._wire.meter.add(retries=1)
+                pause(failures)
+        return self._aggregate_once(addition)
+
+    def _aggregate_once(self, addition: Addition) -> None:
         zones = self._zones(self._task.start)
         with (
             self._opened(self._task.start) as streams,

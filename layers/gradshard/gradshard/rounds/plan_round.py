@@ -22,6 +22,7 @@ from gradshard.plan import (
     Plan,
     Refusal,
     WeighedLayer,
+    digest_of,
     level_of,
     next_keys,
     weigh,
@@ -155,8 +156,10 @@ class _Settled(NamedTuple):
     nbytes: int = 0
     tensors: int = 0
     header_bytes: int = 0
+    header_sha256: str = ""
     layers: tuple[tuple[Layer, tuple[tuple[int, int], ...]], ...] = ()
     state_header_bytes: int = 0
+    state_header_sha256: str = ""
 
 
 class _Grouping(NamedTuple):
@@ -295,8 +298,13 @@ class _Planning:
             previous.nbytes,
             previous.tensors,
             previous.header_bytes,
+            previous.header_sha256,
             tuple((Layer(layer.name, ()), layer.ranges) for layer in previous.layers),
-            previous.next_model.state_header_bytes if previous.next_model else 0,
+            *(
+                (previous.next_model.state_header_bytes, previous.next_model.state_header_sha256)
+                if previous.next_model
+                else ()
+            ),
         )
         grouping = self._grouped(entrants.contributors)
         plan = self._assembled(grouping, settled, entrants.coverage)
@@ -381,11 +389,13 @@ class _Planning:
             layout.nbytes,
             len(layout.tensors),
             len(header),
+            digest_of(header),
             tuple(
                 (layer, tuple(stand[t] for t in layer.tensors if stand[t][0] < stand[t][1]))
                 for layer in layers
             ),
             len(state_header),
+            digest_of(state_header),
         )
 
     def _grouped(self, contributors: Sequence[Contributor]) -> _Grouping:
@@ -492,6 +502,7 @@ class _Planning:
             nbytes=settled.nbytes,
             tensors=settled.tensors,
             header_bytes=settled.header_bytes,
+            header_sha256=settled.header_sha256,
             upload_id=self._create_upload(keys.result),
             next_model=self._next_model(settled),
             shards=projection.shards,
@@ -523,4 +534,5 @@ class _Planning:
             state=tuple(before.state[name] for name in terms.state) if goes_on else (),
             uploads=tuple(self._create_upload(key) for key in keys),
             state_header_bytes=settled.state_header_bytes,
+            state_header_sha256=settled.state_header_sha256,
         )
