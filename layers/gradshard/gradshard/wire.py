@@ -174,8 +174,16 @@ class StreamWriter:
         except (OSError, http.client.HTTPException) as error:
             raise StoreError(
                 f"{self._name}: the connection broke after {self._sent} bytes: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{self._last_word(error)}"
             ) from error
+
+    def _last_word(self, error: Exception) -> str:
+        """Return what S3 said before it closed the connection: it need not hear all to refuse."""
+        if isinstance(error, BrokenPipeError | ConnectionResetError):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                answer = self._connection.getresponse()
+                return f"; S3 had answered {answer.status} {_code(answer)}"
+        return ""
 
 
 class Wire:
@@ -435,11 +443,11 @@ def _credentials() -> Credentials:
     )
 
 
-def _code(answer: _Answer) -> str:
+def _code(answer: _Answer | http.client.HTTPResponse) -> str:
     return _said(answer)[0]
 
 
-def _said(answer: _Answer) -> tuple[str, str]:
+def _said(answer: _Answer | http.client.HTTPResponse) -> tuple[str, str]:
     """Return code and message of S3's error."""
     body = b""
     with contextlib.suppress(OSError):
