@@ -169,7 +169,9 @@ def test_a_refusal_before_all_is_sent_is_told(wire: Wire, monkeypatch: pytest.Mo
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=refuse, args=(server,), daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        with pytest.raises(StoreError, match=r"broke after .*; S3 had answered 403 AccessDenied"):
+        with pytest.raises(
+            StoreError, match=r"broke after .*; S3 had answered with 403 AccessDenied"
+        ):
             send(Wire(wire.bucket))
 
 

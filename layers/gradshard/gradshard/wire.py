@@ -182,7 +182,7 @@ class StreamWriter:
         if isinstance(error, BrokenPipeError | ConnectionResetError):
             with contextlib.suppress(OSError, http.client.HTTPException):
                 answer = self._connection.getresponse()
-                return f"; S3 had answered {answer.status} {_code(answer)}"
+                return f"; S3 had answered with {answer.status} {_reason(answer)}"
         return ""
 
 
@@ -443,7 +443,7 @@ def _credentials() -> Credentials:
     )
 
 
-def _code(answer: _Answer | http.client.HTTPResponse) -> str:
+def _code(answer: _Answer) -> str:
     return _said(answer)[0]
 
 
@@ -461,7 +461,9 @@ def _said(answer: _Answer | http.client.HTTPResponse) -> tuple[str, str]:
 
 
 def _refused(method: str, key: str, answer: _Answer) -> StoreError:
+    return StoreError(f"{key}: S3 answered {method} with {answer.status} {_reason(answer)}")
+
+
+def _reason(answer: _Answer | http.client.HTTPResponse) -> str:
     code, message = _said(answer)
-    return StoreError(
-        f"{key}: S3 answered {method} with {answer.status} {code}{message}{advice(code)}"
-    )
+    return f"{code}{message}{advice(code)}"
