@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -146,6 +148,31 @@ def test_a_part_that_s3_refuses_fails_the_task(wire: Wire, store: Store, proxy: 
             wire.part("w/refused", "upload", 1, 3) as part,
         ):
             part.write(b"abc")
+
+
+def test_a_refusal_before_all_is_sent_is_told(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As S3 does: it answers what it has heard enough of, and closes the connection."""
+
+    def refuse(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(64 * 1024)
+            body = b"<Error><Code>AccessDenied</Code></Error>"
+            head = f"HTTP/1.1 403 Forbidden\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+
+    def send(to: Wire) -> None:
+        with to.part("w/refused", "upload", 1, 1024 * MIB) as part:
+            for _ in range(1024):
+                part.write(bytes(MIB))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=refuse, args=(server,), daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(
+            StoreError, match=r"broke after .*; S3 had answered with 403 AccessDenied"
+        ):
+            send(Wire(wire.bucket))
 
 
 def test_connections_are_used_again(wire: Wire, store: Store) -> None:

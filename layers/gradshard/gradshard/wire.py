@@ -174,8 +174,16 @@ class StreamWriter:
         except (OSError, http.client.HTTPException) as error:
             raise UnsentError(
                 f"{self._name}: the connection broke after {self._sent} bytes: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{self._last_word(error)}"
             ) from error
+
+    def _last_word(self, error: Exception) -> str:
+        """Return what S3 said before it closed the connection: it need not hear all to refuse."""
+        if isinstance(error, BrokenPipeError | ConnectionResetError):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                answer = self._connection.getresponse()
+                return f"; S3 had answered with {_said(answer)[1]}"
+        return ""
 
 
 class Wire:
@@ -441,23 +449,21 @@ def _code(answer: _Answer) -> str:
     return _said(answer)[0]
 
 
-def _said(answer: _Answer) -> tuple[str, str]:
-    """Return code and message of S3's error."""
+def _said(answer: _Answer | http.client.HTTPResponse) -> tuple[str, str]:
+    """Return the code of S3's error, and the whole of what there is to say of it."""
     body = b""
     with contextlib.suppress(OSError):
         body = answer.read()
-    code = re.search(rb"<Code>(\w+)</Code>", body)
+    found = re.search(rb"<Code>(\w+)</Code>", body)
     message = re.search(rb"<Message>([^<]*)</Message>", body)
-    return (
-        code[1].decode() if code else str(answer.status),
-        f": {message[1].decode(errors='replace')}" if message else "",
-    )
+    code = found[1].decode() if found else str(answer.status)
+    said = f": {message[1].decode(errors='replace')}" if message else ""
+    return code, f"{answer.status} {code}{said}{advice(code)}"
 
 
 def _refused(method: str, key: str, answer: _Answer) -> StoreError:
-    code, message = _said(answer)
+    code, reason = _said(answer)
     # RequestTimeout: of a body that rested, since what it was made from did.
     is_passing = answer.status in _TRANSIENT or code == "RequestTimeout"
-    return (UnsentError if is_passing else StoreError)(
-        f"{key}: S3 answered {method} with {answer.status} {code}{message}{advice(code)}"
-    )
+    refused = UnsentError if is_passing else StoreError
+    return refused(f"{key}: S3 answered {method} with {reason}")
