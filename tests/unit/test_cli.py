@@ -545,8 +545,11 @@ def test_who_interrupts_while_the_command_loads_is_answered_too(tmp_path: Path) 
     slow = "import sys, time\nprint('loading', file=sys.stderr, flush=True)\ntime.sleep(60)"
     (tmp_path / "boto3.py").write_text(slow)
     path = os.pathsep.join([str(tmp_path), *sys.path])
+    # A process in the background is started so that it ignores interrupts.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from gradshard.__main__ import main; main()"
     with subprocess.Popen(
-        [sys.executable, "-m", "gradshard", "show", "r1"],
+        [sys.executable, "-c", code, "show", "r1"],
         env=os.environ | {"PYTHONPATH": path},
         stderr=subprocess.PIPE,
         text=True,
