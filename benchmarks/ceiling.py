@@ -22,11 +22,12 @@ import numpy as np
 from benchmarks import engine, runs
 from benchmarks.engine import Engine
 from benchmarks.servers import BUCKET
+from gradshard.cutting import cut_shards
 from gradshard.keys import RoundKeys
 from gradshard.layout import Layout, encode_header
 from gradshard.limits import MIB
 from gradshard.plan import Plan
-from gradshard.planning import Aggregator, cut_shards
+from gradshard.planning import Aggregator
 from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.store import Store
 

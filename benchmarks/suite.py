@@ -9,7 +9,7 @@ from benchmarks import runs
 from benchmarks.runs import ARITHMETIC, FLOWER, FUNCTION, PUBLISHED, RECEIVE, SEQUENTIAL, Row
 from benchmarks.servers import Server
 from benchmarks.workload import RESNET_18, VGG_16, Case, Prepared, Workloads
-from gradshard import planning
+from gradshard import cutting, planning
 
 CASES: Final = (
     Case(20, RESNET_18, None, whole=True),
@@ -156,5 +156,5 @@ def whole_memory(case: Json) -> float:
     asked for (socket(7)).
     """
     row = case["rows"][FUNCTION.name]
-    buffers = 2 * case["clients"] * planning.receive_buffer_bytes(case["clients"]) / 2**20
+    buffers = 2 * case["clients"] * cutting.receive_buffer_bytes(case["clients"]) / 2**20
     return float(row["idle_mib"]["median"] + row["peak_mib"]["max"] + buffers + planning.RUNTIME_MB)

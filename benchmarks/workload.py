@@ -14,10 +14,11 @@ import numpy.typing as npt
 from benchmarks.servers import BUCKET, Server
 from gradshard import orders, planning
 from gradshard.arithmetic import SHARES
+from gradshard.cutting import BLOCKS
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layout import Layout, encode_header
 from gradshard.plan import Contributor, Plan, Task, digest_of, level_of, weigh
-from gradshard.planning import BLOCKS, Aggregator, Load
+from gradshard.planning import Aggregator, Load
 from gradshard.salf import FEDAVG
 
 RESNET_18: Final = 11_181_642

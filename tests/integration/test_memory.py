@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard import documents, planning
+from gradshard import cutting, documents, planning
 from gradshard.applying import state_layout
+from gradshard.cutting import WHOLE
 from gradshard.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard.layout import Layout, encode_header
 from gradshard.limits import MIB
-from gradshard.planning import WHOLE, Aggregator, Load
+from gradshard.planning import Aggregator, Load
 from gradshard.rounds import models
 from gradshard.rounds.models import Version
 from gradshard.rounds.plan_round import Call, plan_round
@@ -107,7 +108,7 @@ def test_the_peak_stays_under_the_projection(store: Store, clients: int, dtype: 
     peak, projected = peak_mb(store, f"memory-{clients}-{dtype}", clients, dtype, 20 * MIB)
     print(f"{clients} clients, {dtype}: peak {peak} MB, projected {projected:.1f} MB")
     # The process shows neither the kernel's buffers nor Lambda's runtime client.
-    whole = peak + planning.RUNTIME_MB + 2 * clients * planning.receive_buffer_bytes(clients) / MIB
+    whole = peak + planning.RUNTIME_MB + 2 * clients * cutting.receive_buffer_bytes(clients) / MIB
     assert whole <= projected
     assert projected <= 1.5 * whole
 
@@ -117,7 +118,7 @@ def test_so_does_the_peak_of_applying(store: Store, clients: int, dtype: str) ->
     name = f"memory-applied-{clients}-{dtype}"
     peak, projected = peak_mb(store, name, clients, dtype, 10 * MIB, applied=True)
     print(f"{clients} clients, {dtype}, applied: peak {peak} MB, projected {projected:.1f} MB")
-    receiving = 2 * (clients + 3) * planning.receive_buffer_bytes(clients)
+    receiving = 2 * (clients + 3) * cutting.receive_buffer_bytes(clients)
     whole = peak + planning.RUNTIME_MB + receiving / MIB
     assert whole <= projected
     assert projected <= 1.5 * whole

@@ -170,7 +170,8 @@ def test_a_tenth_of_all_requests_throttled(
         ({}, Fault("half", "GET", "/layout.json"), r"task 0 .*/layout\.json has \d+ bytes, not"),
         ({}, Fault("half", "GET", "/reports/"), r"/reports/0/00000\.json: \d+ bytes that are no"),
         ({}, Fault("empty", "GET", "list-type=2"), r"/updates/: S3's answer has no 'IsTru"),
-        ({}, Fault("half", "GET", "list-type=2"), r"/updates/: S3 answered 500"),
+        # A connection that is kept may be closed just when the last try takes it.
+        ({}, Fault("half", "GET", "list-type=2"), r"/updates/: (S3 answered 500|ConnectionClosed)"),
         ({}, Fault("drip", "GET", "updates/c.safetensors?v"), r"updates/c\.saf.* bytes in 0.3 s"),
         ({}, Fault("empty", "GET", "updates/c."), r"updates/c\.safetensors: .* 0 bytes instead"),
         ({}, Fault("empty", "POST", "?uploads"), r"update\.safetensors: S3's answer has no 'Upl"),

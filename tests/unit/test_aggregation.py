@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from gradshard import aggregation, orders, planning
 from gradshard.aggregation import Addition, NonFiniteSumError, Zone, aggregate, find_nonfinite
+from gradshard.cutting import cut_shards, sums_bytes
 from gradshard.keys import ObjectVersion
 from gradshard.layout import PREFIX_BYTES, encode_header, header_length, parse_header
 from gradshard.plan import Contributor, Plan, level_of, weigh
-from gradshard.planning import cut_shards, sums_bytes
 from gradshard.spec import parse_spec
 from tests import reference
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshard import limits, planning, topologies
+from gradshard import cutting, limits, planning, topologies
 from gradshard.errors import PlanError
 from gradshard.layout import Layout, Span
 from gradshard.limits import MIB
@@ -41,7 +41,7 @@ def tree(nbytes: int, clients: int, **options: Any) -> Load:
 )
 def test_cuts_are_element_boundaries_in_order(sizes: list[tuple[str, int]], pieces: int) -> None:
     layout = Layout.pack((f"t{i}", dtype, (n,)) for i, (dtype, n) in enumerate(sizes))
-    positions = planning.cut(layout.spans, 0, layout.nbytes, pieces)
+    positions = cutting.cut(layout.spans, 0, layout.nbytes, pieces)
     assert len(positions) == pieces + 1
     assert positions == sorted(positions)
     assert (positions[0], positions[-1]) == (0, layout.nbytes)
@@ -57,7 +57,7 @@ def test_cuts_are_element_boundaries_in_order(sizes: list[tuple[str, int]], piec
 def test_parts_keep_s3s_limits(nbytes: int, shards: int) -> None:
     spans = Layout.pack([("w", "F32", (nbytes // 4,))]).spans
     m = min(shards, planning.max_shards(nbytes))
-    cuts = planning.cut_shards(spans, nbytes, m)
+    cuts = cutting.cut_shards(spans, nbytes, m)
     sizes = [shard.end - shard.start for shard in cuts]
     assert [shard.number for shard in cuts] == list(range(m))
     assert m == 1 or min(sizes) >= limits.MIN_PART_BYTES
@@ -67,8 +67,8 @@ def test_parts_keep_s3s_limits(nbytes: int, shards: int) -> None:
 def test_a_partial_sum_is_as_wide_as_its_accumulators() -> None:
     spans = (Span("BF16", 0, 100), Span("I8", 100, 107), Span("F64", 107, 123))
     # 50 in four bytes, 7 in eight, 2 in eight.
-    assert planning.sums_bytes(spans, 0, 123) == 200 + 56 + 16
-    assert planning.sums_bytes(spans, 98, 102) == 4 + 16
+    assert cutting.sums_bytes(spans, 0, 123) == 200 + 56 + 16
+    assert cutting.sums_bytes(spans, 98, 102) == 4 + 16
 
 
 def test_lowers_m_and_says_so() -> None:
@@ -213,14 +213,14 @@ def test_memory_projection_is_its_arithmetic() -> None:
 
 def test_accumulators_of_an_order_share_the_room_of_one() -> None:
     # A MiB of four inputs; a third of it is 341 KiB, five times 64; a sixth 170, twice 64.
-    assert [planning.block_bytes(4, depth) for depth in (1, 2, 3, 6)] == [
+    assert [cutting.block_bytes(4, depth) for depth in (1, 2, 3, 6)] == [
         MIB,
         MIB // 2,
         5 * 64 * 1024,
         2 * 64 * 1024,
     ]
     # Never less than 64 KiB: of 64 inputs each has 160 KiB, two times 64.
-    assert [planning.block_bytes(64, depth) for depth in (1, 2, 6)] == [131072, 65536, 65536]
+    assert [cutting.block_bytes(64, depth) for depth in (1, 2, 6)] == [131072, 65536, 65536]
     alone, nested = (planning.project_memory(4, depth=depth) for depth in (1, 3))
     assert alone - nested == pytest.approx(8 * 1 - 8 * 3 * 0.3125)
 

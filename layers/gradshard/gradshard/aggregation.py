@@ -18,11 +18,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from gradshard import arithmetic
+from gradshard.cutting import SLICE_BYTES, WIDENING, block_bytes, clip
 from gradshard.dtypes import DTYPES, DType
 from gradshard.errors import GradshardError
 from gradshard.layout import Span
 from gradshard.orders import SEQUENTIAL, Order
-from gradshard.planning import SLICE_BYTES, WIDENING, block_bytes, clip
 
 
 class Source(Protocol):

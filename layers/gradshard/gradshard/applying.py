@@ -13,11 +13,11 @@ import numpy as np
 
 from gradshard import arithmetic
 from gradshard.aggregation import Source
+from gradshard.cutting import STEP_ELEMENTS, clip
 from gradshard.dtypes import DTYPES, DType
 from gradshard.errors import GradshardError
 from gradshard.layout import Layout, Span
 from gradshard.optimizers import ApplyTerms
-from gradshard.planning import STEP_ELEMENTS, clip
 
 Write = Callable[[memoryview], None]
 

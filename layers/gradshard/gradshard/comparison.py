@@ -9,12 +9,12 @@ from typing import Any
 
 from gradshard import billing, pricing, topologies
 from gradshard.arithmetic import SHARES
+from gradshard.cutting import BLOCKS, WHOLE
 from gradshard.errors import GradshardError, RoundFailed, RoundStateError
 from gradshard.federation import Federation, Round
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.limits import MIB
 from gradshard.orders import check_order, format_order, natural_order, parse_order
-from gradshard.planning import BLOCKS, WHOLE
 from gradshard.pricing import Bill
 from gradshard.stack import Stack
 from gradshard.store import Store

@@ -11,6 +11,7 @@ from gradshard import limits, local
 from gradshard.arithmetic import SHARES
 from gradshard.assignments import Assignment, Assignments
 from gradshard.contents import Content, content_of
+from gradshard.cutting import BLOCKS
 from gradshard.downloads import fetch_tensors
 from gradshard.errors import (
     RoundExistsError,
@@ -29,7 +30,6 @@ from gradshard.looking import pause_before_look
 from gradshard.model import Model
 from gradshard.optimizers import DEFAULT_MODEL
 from gradshard.plan import Plan
-from gradshard.planning import BLOCKS
 from gradshard.rounds import COMPLETED, ending
 from gradshard.rounds.arrivals import is_awaited, read_spec
 from gradshard.rounds.models import Version, layout_of, read_version

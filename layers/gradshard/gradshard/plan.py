@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, Self
 
 from gradshard.aggregation import Zone
 from gradshard.arithmetic import COUNTS, shares_of
+from gradshard.cutting import cut_shards, sums_bytes
 from gradshard.errors import BrokenObjectError
 from gradshard.keys import ModelKeys, ObjectVersion, RoundKeys, StoredTensors
 from gradshard.layout import PREFIX_BYTES, Layout, Run, Span, parse_header
 from gradshard.optimizers import ApplyTerms, parse_apply
 from gradshard.orders import Order
-from gradshard.planning import cut_shards, sums_bytes
 
 
 @dataclass(frozen=True)

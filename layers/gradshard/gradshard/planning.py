@@ -1,39 +1,34 @@
-"""Cut an update into shards, and foresee what aggregating them takes.
+"""Choose into how many shards an update is cut: foresee what aggregating them takes.
 
 A plan is worked out from sizes alone: this module knows nothing of AWS but the numbers in
 :mod:`gradshard.limits`.
 """
 
-import itertools
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from gradshard import limits, pricing
+from gradshard.cutting import (
+    BLOCKS,
+    SLICE_BYTES,
+    STEP_ELEMENTS,
+    WHOLE,
+    WIDENING,
+    block_bytes,
+    receive_buffer_bytes,
+)
 from gradshard.dtypes import DTYPES
 from gradshard.errors import PlanError
-from gradshard.layout import MAX_HEADER_BYTES, Span
+from gradshard.layout import MAX_HEADER_BYTES
 from gradshard.limits import MIB
 from gradshard.network import BURST, Bandwidth
 from gradshard.pricing import US_EAST_1, Bill, Prices, Requests, Tasks
 from gradshard.topologies import Levels
-
-BLOCKS: Final = "blocks"
-WHOLE: Final = "whole"
-HOLDS: Final = (BLOCKS, WHOLE)
-"""What a task holds of its inputs: blocks, or all as the published systems' functions do."""
-
-MAX_BLOCK_BYTES: Final = MIB
-ALL_BLOCKS_BYTES: Final = 10 * MIB
-"""Bytes of the blocks of all contributors together, half of what their receive buffers hold."""
-
-SLICE_BYTES: Final = 256 * 1024
-"""Bytes read at a time: small enough that numpy works on them in the processor's cache."""
 
 SINGLE_PUT_BYTES: Final = 1024 * MIB
 """What a client sends in one PUT at first, instead of eleven requests. A connection that breaks
@@ -66,40 +61,6 @@ def client_requests(nbytes: int) -> Requests:
     ranges = len(client_ranges(nbytes))
     # In parts: begun, completed, and a look at whether an earlier try left any behind.
     return Requests(gets=ranges, puts=1 if nbytes <= SINGLE_PUT_BYTES else ranges + 3)
-
-
-def block_bytes(inputs: int, depth: int = 1) -> int:
-    """Return how many bytes of each input are added before the next input's are.
-
-    Parameters
-    ----------
-    inputs
-        How many streams a task has open.
-    depth
-        How many accumulators it keeps, one for each level of its order; together they take no
-        more room than one alone.
-    """
-    unit = 64 * 1024
-    size = min(MAX_BLOCK_BYTES, ALL_BLOCKS_BYTES // inputs) // depth
-    return max(unit, size // unit * unit)
-
-
-def receive_buffer_bytes(inputs: int) -> int:
-    """Return what the kernel may hold of each connection.
-
-    Left alone it may grow to 6 MB, and it is the function's memory. Two blocks: while the others
-    are read it fills again, and a turn seldom waits (bounded to one block, receiving took 15 %
-    more CPU: see docs/performance.md).
-    """
-    return 2 * block_bytes(inputs)
-
-
-class Shard(NamedTuple):
-    """The byte range [start, end) of a layout; numbered from 0."""
-
-    number: int
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -279,33 +240,6 @@ class Projection:
         return {name: fields[name] for name in fields if name not in {"requests", "bill"}}
 
 
-def cut(spans: Sequence[Span], start: int, end: int, pieces: int) -> list[int]:
-    """Cut [start, end) into nearly equal pieces on element boundaries.
-
-    Parameters
-    ----------
-    spans
-        The whole layout's spans.
-    start, end
-        Element boundaries themselves.
-    pieces
-        How many; at least one.
-
-    Returns
-    -------
-    list of int
-        ``pieces + 1`` positions, the first ``start``, the last ``end``, never falling.
-    """
-    positions = [start]
-    for piece in range(1, pieces):
-        position = start + (end - start) * piece // pieces
-        span = spans[_span_at(spans, position)]
-        size = DTYPES[span.dtype].size
-        positions.append(span.start + (position - span.start) // size * size)
-    positions.append(end)
-    return positions
-
-
 def min_shards(nbytes: int) -> int:
     """Return the smallest M whose parts, or partial sums, stay within S3's 5 GiB."""
     # The first part carries the header, too.
@@ -317,32 +251,6 @@ def max_shards(nbytes: int) -> int:
     # A cut moves by less than an element, so a shard may come out that much smaller.
     largest_element = max(dtype.size for dtype in DTYPES.values())
     return max(1, min(limits.MAX_PARTS, nbytes // (limits.MIN_PART_BYTES + largest_element)))
-
-
-def cut_shards(spans: Sequence[Span], nbytes: int, shards: int) -> list[Shard]:
-    """Cut a layout into M shards, each of which becomes a part of the result's upload."""
-    positions = cut(spans, 0, nbytes, shards)
-    return [
-        Shard(number, start, end)
-        for number, (start, end) in enumerate(itertools.pairwise(positions))
-    ]
-
-
-def clip(spans: Sequence[Span], start: int, end: int) -> Iterator[Span]:
-    """Yield the parts of ``spans`` that lie in [start, end)."""
-    for index in range(max(0, _span_at(spans, start)), len(spans)):
-        span = spans[index]
-        if span.start >= end:
-            return
-        yield Span(span.dtype, max(span.start, start), min(span.end, end))
-
-
-def sums_bytes(spans: Sequence[Span], start: int, end: int) -> int:
-    """Return the size of a partial sum of [start, end), whose elements are accumulators."""
-    return sum(
-        (span.end - span.start) // DTYPES[span.dtype].size * DTYPES[span.dtype].accumulator.itemsize
-        for span in clip(spans, start, end)
-    )
 
 
 RESIDENT_MB: Final = 40.0
@@ -367,18 +275,11 @@ less memory for its length than an object does (measured: 83 bytes, text and all
 PLAN_BYTES_PER_STRETCH: Final = 64
 """For a span, or a further run of a contributor."""
 
-WIDENING: Final = 8
-"""An element grows at most this much in its accumulator: 1-byte integers sum in float64."""
-
 WHOLE_COPIES: Final = 3
 WHOLE_OVERHEAD_MB: Final = 450
 """The published rule for functions that hold whole inputs: ⌈3 · input + 450⌉ MB of 1024² bytes, for
 the running sum, the object as it was read and the array made of it (Barrak 2026)."""
 
-
-STEP_ELEMENTS: Final = 32 * 1024
-"""Of a server optimizer's step: with all that it takes in float64 they stay in the processor's
-cache."""
 
 STEP_BYTES: Final = 12 * STEP_ELEMENTS * 8
 """Model, update, state before and after, what lies between: a dozen arrays of float64 at most."""
@@ -654,10 +555,6 @@ def frontier(
         if not best or projection.total_dollars < best[-1].total_dollars:
             best.append(projection)
     return best
-
-
-def _span_at(spans: Sequence[Span], position: int) -> int:
-    return bisect_right(spans, position, key=attrgetter("start")) - 1
 
 
 def _fits_in_time(projection: Projection) -> bool:

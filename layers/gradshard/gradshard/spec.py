@@ -12,13 +12,13 @@ from typing import Any, Final, NamedTuple, TypeVar
 from gradshard import limits, orders, topologies
 from gradshard.arithmetic import COUNTS, SHARES, WEIGHTS
 from gradshard.assignments import Terms, parse_terms
+from gradshard.cutting import BLOCKS, HOLDS, WHOLE
 from gradshard.errors import SpecError, UpdateError
 from gradshard.keys import check_id
 from gradshard.layers import Naming, check_naming, layers_of
 from gradshard.layout import Layout
 from gradshard.optimizers import MODELS, ApplyTerms, parse_apply
 from gradshard.orders import Order
-from gradshard.planning import BLOCKS, HOLDS, WHOLE
 from gradshard.salf import RULES, PartialRule, parse_rule
 from gradshard.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES, Levels
 

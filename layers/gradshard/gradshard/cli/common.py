@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
+from gradshard.cutting import BLOCKS, HOLDS
 from gradshard.errors import EngineError, GradshardError
 from gradshard.federation import Federation
 from gradshard.local import DEFAULT_PORT
-from gradshard.planning import BLOCKS, HOLDS
 from gradshard.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES
 from gradshard.wording import INTERRUPTED, plain
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from gradshard import billing
 from gradshard.arithmetic import SHARES
-from gradshard.planning import BLOCKS
+from gradshard.cutting import BLOCKS
 from gradshard.salf import FEDAVG
 from gradshard.topologies import AUTO
 

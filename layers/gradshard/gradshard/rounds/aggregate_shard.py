@@ -11,13 +11,13 @@ from typing import Any
 from gradshard import aggregation
 from gradshard.aggregation import Addition, NonFiniteSumError, Zone, clip_zones
 from gradshard.applying import Applier, NonFiniteModelError, Write
+from gradshard.cutting import WHOLE, receive_buffer_bytes, sums_bytes
 from gradshard.dtypes import DTYPES
 from gradshard.errors import ChangedObjectError, PlanError, UnsentError
 from gradshard.keys import ObjectVersion, RoundKeys
 from gradshard.layout import Layout, shorten
 from gradshard.memory import peak_memory_mb, reset_peak_memory
 from gradshard.plan import Output, Plan, Refusal, Task
-from gradshard.planning import WHOLE, receive_buffer_bytes, sums_bytes
 from gradshard.streams import RangeStream, pause
 from gradshard.wire import StreamWriter, Wire
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from gradshard import orders, planning
+from gradshard import cutting, orders, planning
 from gradshard.applying import state_layout
 from gradshard.arithmetic import STEPS
 from gradshard.assignments import normalised_weights
@@ -463,7 +463,7 @@ class _Planning:
             nbytes=nbytes,
             levels=grouping.sizes,
             is_cut=TOPOLOGIES[grouping.topology].is_cut,
-            sums_bytes=planning.sums_bytes(spans, 0, nbytes),
+            sums_bytes=cutting.sums_bytes(spans, 0, nbytes),
             depth=max(1, *(len(level.order) for level in grouping.levels)),
             hold=self._spec.hold,
             plan_bytes=planning.plan_bytes(
