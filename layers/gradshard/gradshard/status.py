@@ -181,7 +181,7 @@ class Observer:
         if key == keys.manifest:
             return ending
         if key == keys.plan:
-            return lambda plan: (Plan.from_json(plan), plan)[1]
+            return _checked_plan
         needed = {keys.spec: ["spec"]}.get(key, [])
         if key.startswith(keys.rejections):
             needed = ["client", "reason", "late"]
@@ -267,6 +267,12 @@ def _missing(
 
 def _by_client(reasons: dict[str, str]) -> list[dict[str, str]]:
     return [{"client": client, "reason": reasons[client]} for client in sorted(reasons)]
+
+
+def _checked_plan(plan: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan's JSON if it is one."""
+    Plan.from_json(plan)
+    return plan
 
 
 def _summary(plan: dict[str, Any]) -> dict[str, Any]:
