@@ -219,7 +219,7 @@ class Round:
     name
         Its id.
     is_new
-        Whether opening it has just taken the name, not found it taken by a round that has ended.
+        Whether it was just opened, and its name was not that of a round that had ended by then.
     """
 
     def __init__(self, stack: Stack, name: str, *, is_new: bool = False) -> None:

@@ -10,14 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from gradshard.cutting import SLICE_BYTES
 from gradshard.errors import StoreError
 from gradshard.keys import ObjectVersion
 
 MAX_ATTEMPTS: Final = 6
 """Tries in a row that brought nothing, after which a request or a stream is given up."""
 
-
-READ_AT_A_TIME: Final = 256 * 1024
 
 PATIENCE_SECONDS: Final = 15
 """How long a read may take to fill its buffer, of 256 KiB mostly: S3 gives a hundred times that.
@@ -121,7 +120,7 @@ def read_whole(body: Body, nbytes: int) -> bytes:
     data = memoryview(bytearray(nbytes))
     filled = 0
     while filled < nbytes:
-        wanted = data[filled : filled + READ_AT_A_TIME]
+        wanted = data[filled : filled + SLICE_BYTES]
         begun = time.monotonic()
         count = body.readinto(wanted)
         filled += count

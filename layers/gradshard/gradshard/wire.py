@@ -172,18 +172,19 @@ class StreamWriter:
         try:
             yield
         except (OSError, http.client.HTTPException) as error:
+            if (answer := self._early_answer(error)) is not None:
+                raise _refused("PUT", self._name, answer) from error
             raise UnsentError(
                 f"{self._name}: the connection broke after {self._sent} bytes: "
-                f"{type(error).__name__}: {error}{self._last_word(error)}"
+                f"{type(error).__name__}: {error}"
             ) from error
 
-    def _last_word(self, error: Exception) -> str:
+    def _early_answer(self, error: Exception) -> http.client.HTTPResponse | None:
         """Return what S3 said before it closed the connection: it need not hear all to refuse."""
         if isinstance(error, BrokenPipeError | ConnectionResetError):
             with contextlib.suppress(OSError, http.client.HTTPException):
-                answer = self._connection.getresponse()
-                return f"; S3 had answered with {_said(answer)[1]}"
-        return ""
+                return self._connection.getresponse()
+        return None
 
 
 class Wire:
@@ -461,7 +462,7 @@ def _said(answer: _Answer | http.client.HTTPResponse) -> tuple[str, str]:
     return code, f"{answer.status} {code}{said}{advice(code)}"
 
 
-def _refused(method: str, key: str, answer: _Answer) -> StoreError:
+def _refused(method: str, key: str, answer: _Answer | http.client.HTTPResponse) -> StoreError:
     code, reason = _said(answer)
     # RequestTimeout: of a body that rested, since what it was made from did.
     is_passing = answer.status in _TRANSIENT or code == "RequestTimeout"
