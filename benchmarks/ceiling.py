@@ -22,14 +22,14 @@ import numpy as np
 from benchmarks import engine, runs
 from benchmarks.engine import Engine
 from benchmarks.servers import BUCKET
-from gradshard.cutting import cut_shards
-from gradshard.keys import RoundKeys
-from gradshard.layout import Layout, encode_header
-from gradshard.limits import MIB
-from gradshard.plan import Plan
-from gradshard.planning import Aggregator
+from gradshard.aggregation.sharding import cut_shards
+from gradshard.formats.keys import RoundKeys
+from gradshard.formats.layout import Layout, encode_header
+from gradshard.planning.limits import MIB
+from gradshard.planning.plan import Plan
+from gradshard.planning.planner import LambdaConfig
 from gradshard.rounds.plan_round import Call, plan_round
-from gradshard.store import Store
+from gradshard.s3.store import S3Store
 
 IMAGE: Final = "public.ecr.aws/lambda/python:3.13-x86_64"
 HOST: Final = "172.17.0.1"
@@ -121,7 +121,7 @@ def _build(folder: Path) -> None:
 
 def _round(server: Engine, clients: int, nbytes: int) -> tuple[Json, dict[str, str]]:
     """Upload updates and plan one shard of them; return the task and its parts' MD5s."""
-    store, keys = Store(BUCKET, client=server.s3), RoundKeys(f"ceiling-{clients}")
+    store, keys = S3Store(BUCKET, client=server.s3), RoundKeys(f"ceiling-{clients}")
     terms = {"clients": clients, "shards": 1}
     record = {"round": keys.round_id, "spec": terms, "opened_at": "2026-01-01T00:00:00+00:00"}
     store.put_json(keys.spec, record)
@@ -141,7 +141,7 @@ def _round(server: Engine, clients: int, nbytes: int) -> tuple[Json, dict[str, s
         product = piece * np.float32(count / sum(samples))
         total = product if total is None else total + product
     call = Call("2026-01-01T00:00:01", "complete", 0)
-    plan_round(store, keys.round_id, call, aggregator=Aggregator(MEMORY_MB, "x86_64"))
+    plan_round(store, keys.round_id, call, aggregator=LambdaConfig(MEMORY_MB, "x86_64"))
     plan = Plan.from_json(store.get_json(keys.plan))
     [batch] = store.get_json(keys.tasks(0))
     [task] = batch["tasks"]
@@ -205,7 +205,7 @@ def _function(
     }
     if result["outcome"] == "answered":
         keys = RoundKeys(task["round"])
-        store = Store(BUCKET, client=server.s3)
+        store = S3Store(BUCKET, client=server.s3)
         plan = Plan.from_json(store.get_json(keys.plan))
         parts = store.list_parts(keys.result, plan.upload_id) or []
         written = {str(part.number): part.etag.strip('"') for part in parts}

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.cost_plots import Plot, Series
-from gradshard import limits, planning
 from gradshard.cli.cost import describe, reproduction
-from gradshard.costing import SYSTEMS, claims, published, whole
-from gradshard.costing.claims import BANDWIDTHS, VARIANTS
-from gradshard.costing.terms import PUBLISHED, TITLES, Estimate, Setting
-from gradshard.limits import MIB
-from gradshard.network import BURST, Bandwidth
-from gradshard.wording import megabytes
+from gradshard.papers import SYSTEMS, claims, measurements, published_systems
+from gradshard.papers.claims import BANDWIDTHS, VARIANTS
+from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
+from gradshard.planning import limits, planner
+from gradshard.planning.bandwidth import BURST, Bandwidth
+from gradshard.planning.limits import MIB
+from gradshard.utils.text import format_size
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
-PAPER: Final = Setting(bandwidth=PUBLISHED, architecture=published.ARCHITECTURE)
+PAPER: Final = Setting(bandwidth=PUBLISHED, architecture=measurements.ARCHITECTURE)
 COLUMNS: Final[tuple[claims.Column, ...]] = ("full", "total")
 COUNTED: Final = {"full": "as the paper counts", "total": "everything counted"}
 SIDE_BY_SIDE: Final = ("shards", "gradssharding", "lambda_fl", "lifl")
@@ -77,23 +77,23 @@ def _items(block: str) -> Iterator[str]:
 
 
 def _head() -> str:
-    most = len(planning.client_ranges(published.VGG16.nbytes))
+    most = len(planner.client_ranges(measurements.VGG16.nbytes))
     return f"""
 <!-- Written by `python -m benchmarks.cost_report`; change that, not this. -->
 
 # What a round costs
 
-Dollars are per thousand rounds of {published.CLIENTS} clients, prices those of us-east-1. *full* is
-what the paper of GradsSharding counts: Lambda's GB-seconds and the S3 requests of aggregators and
-clients. *total* adds what it leaves out: the request fee, Step Functions, and the small functions
-around a round. `gradshard cost` computes all of this for any size; nothing here was measured on
-AWS by this project.
+Dollars are per thousand rounds of {measurements.CLIENTS} clients, prices those of us-east-1. *full*
+is what the paper of GradsSharding counts: Lambda's GB-seconds and the S3 requests of aggregators
+and clients. *total* adds what it leaves out: the request fee, Step Functions, and the small
+functions around a round. `gradshard cost` computes all of this for any size; nothing here was
+measured on AWS by this project.
 
 Clients' requests are counted as each system's clients make them. The published systems' make one
 PUT and one GET for an object, as the paper counts. gradshard's send an update of up to
-{planning.SINGLE_PUT_BYTES // MIB} MiB in one PUT, a larger one in {most} parts with three requests
+{planner.SINGLE_PUT_BYTES // MIB} MiB in one PUT, a larger one in {most} parts with three requests
 more, so that a broken connection does not cost the whole; above
-{planning.CLIENT_RANGE_BYTES // MIB} MiB they fetch the result in up to {most} ranges, for the same
+{planner.CLIENT_RANGE_BYTES // MIB} MiB they fetch the result in up to {most} ranges, for the same
 reason.
 
 ![Dollars against size](cost-size.svg)
@@ -188,7 +188,7 @@ are not
 what is billed: functions end at different times, and the paper bills each for its own clock
 (means of
 the eight warm runs in its replication package). Billing the wall seconds instead would give
-${_from_wall(published.RESNET18):.3f} and ${_from_wall(published.VGG16):.2f} for
+${_from_wall(measurements.RESNET18):.3f} and ${_from_wall(measurements.VGG16):.2f} for
 GradsSharding's *agg*
 of ResNet-18 and VGG-16. *full* is printed to cents, which is up to 0.8 % of ResNet-18's.
 
@@ -203,12 +203,12 @@ slowest.
 """
 
 
-def _from_wall(model: published.Model) -> float:
-    cell = published.measured(model, "gradssharding")
+def _from_wall(model: measurements.Model) -> float:
+    cell = measurements.measured(model, "gradssharding")
     assert cell is not None
     (level,) = cell.levels
     wall = replace(cell, levels=(replace(level, mean_seconds=cell.wall_seconds),))
-    return 1000 * whole.measured_bill(wall).aggregators
+    return 1000 * published_systems.measured_bill(wall).aggregators
 
 
 def _systems_section() -> str:
@@ -220,7 +220,7 @@ def _systems_section() -> str:
         setting = replace(PAPER, bandwidth=bandwidth)
         rows = [
             (model.name, *_row(estimate))
-            for model in published.MODELS
+            for model in measurements.MODELS
             for system in SYSTEMS
             if (estimate := claims.estimate(system, model.nbytes, setting))
         ]
@@ -231,7 +231,7 @@ def _systems_section() -> str:
         blocks += [f"### Bandwidth: {bandwidth.name}", _table(titles, rows)]
     blocks.append(
         "Where a system is missing it cannot run: at 10,240 MB what holds whole updates ends at "
-        f"{(limits.MAX_MEMORY_MB - planning.WHOLE_OVERHEAD_MB) // planning.WHOLE_COPIES} MB of "
+        f"{(limits.MAX_MEMORY_MB - planner.WHOLE_OVERHEAD_MB) // planner.WHOLE_COPIES} MB of "
         "update. Streaming lifts that ceiling for trees as well; they then read "
         "(N + L)/N as much, L the number of partial sums, write every partial sum, and wait for "
         "one level after another."
@@ -275,7 +275,7 @@ def _crossover_section() -> str:
 
 At the published bandwidth, with the terms that decide just above the crossing. Straight lines
 through
-the paper's own two cells put GradsSharding and λ-FL at {megabytes(claims.published_crossover())}.
+the paper's own two cells put GradsSharding and λ-FL at {format_size(claims.published_crossover())}.
 
 {chr(10).join(lines)}
 """
@@ -303,7 +303,7 @@ def _trees_section() -> str:
         claims.compare(
             "shards",
             "lambda_fl_streamed",
-            replace(PAPER, bandwidth=bandwidth, within=math.inf),
+            replace(PAPER, bandwidth=bandwidth, time_budget=math.inf),
             "total",
             smallest=claims.FROM_BYTES,
         ).worst_ratio
@@ -441,11 +441,11 @@ def _what_decides() -> str:
         *("model", "bandwidth", "M", "Lambda", "S3 aggregators", "S3 clients", "requests"),
         *("Step Functions", "round", "all but Lambda", "total", "bound"),
     )
-    vgg16 = SYSTEMS["shards"](published.VGG16.nbytes, claims.DEFAULT.setting)
+    vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
     fixed = vgg16.bill.total - vgg16.bill.lambda_
-    listings = published.CLIENTS * limits.DOLLARS_PER_PUT
-    gpt2 = SYSTEMS["shards"](published.GPT2_LARGE.nbytes, claims.DEFAULT.setting)
-    parts = planning.client_requests(published.GPT2_LARGE.nbytes)
+    listings = measurements.CLIENTS * limits.DOLLARS_PER_PUT
+    gpt2 = SYSTEMS["shards"](measurements.GPT2_LARGE.nbytes, claims.DEFAULT.setting)
+    parts = planner.client_requests(measurements.GPT2_LARGE.nbytes)
     once = limits.DOLLARS_PER_PUT + limits.DOLLARS_PER_GET
     return f"""
 ### What decides
@@ -466,9 +466,9 @@ for a few of the other clients before it lists them all: a listing at every one 
 ${1000 * listings:.2f} more.
 
 The published numbers that the bounds are taken from count one PUT and one GET a client and object:
-${1000 * published.CLIENTS * once:.2f} with λ-FL. gradshard's clients pay
+${1000 * measurements.CLIENTS * once:.2f} with λ-FL. gradshard's clients pay
 ${1000 * vgg16.bill.s3_clients:.2f} a round of VGG-16, one PUT and {parts.gets} GETs each, and
-${1000 * gpt2.bill.s3_clients:.2f} beyond {planning.SINGLE_PUT_BYTES // MIB} MiB: {parts.puts}
+${1000 * gpt2.bill.s3_clients:.2f} beyond {planner.SINGLE_PUT_BYTES // MIB} MiB: {parts.puts}
 PUT-class requests and {parts.gets} GETs, whatever the size. *Clients as the paper counts* gives
 them one of each, which S3 takes up to 5 GiB and which a broken connection would cost whole.
 """
@@ -476,13 +476,13 @@ them one of each, which S3 takes up to 5 GiB and which a broken connection would
 
 def _budget_section() -> str:
     blocks = ["## What a time budget costs", "The cheapest memory and M; arm64, total."]
-    for model in (published.VGG16, published.SYNTHETIC_5GB):
+    for model in (measurements.VGG16, measurements.SYNTHETIC_5GB):
         columns = [claims.budgets(model, bandwidth) for bandwidth in (BURST, PUBLISHED)]
         rows = [
-            (f"{budgets[0].within:g} s", *(_choice(budget.choice) for budget in budgets))
+            (f"{budgets[0].time_budget:g} s", *(_choice(budget.choice) for budget in budgets))
             for budgets in zip(*columns, strict=True)
         ]
-        blocks += [f"### {model.name}", _table(("within", BURST.name, PUBLISHED.name), rows)]
+        blocks += [f"### {model.name}", _table(("time_budget", BURST.name, PUBLISHED.name), rows)]
     return "\n\n".join(blocks)
 
 
@@ -496,7 +496,7 @@ def _choice(choice: Estimate | None) -> str:
 
 
 def _fan_out_section() -> str:
-    seconds = SYSTEMS["shards"](published.VGG16.nbytes, claims.DEFAULT.setting).task_seconds
+    seconds = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting).task_seconds
     # An Express child's seconds cost what a second transition would.
     even = (limits.DOLLARS_PER_TRANSITION - limits.DOLLARS_PER_EXPRESS_REQUEST) / (
         limits.EXPRESS_MEMORY_GB * limits.DOLLARS_PER_EXPRESS_GB_SECOND
@@ -506,7 +506,7 @@ def _fan_out_section() -> str:
         for way in claims.fan_outs(seconds)
     ]
     titles = ("", *(f"M={m}" for m in claims.FAN_OUT_SHARDS))
-    saved = [_saved_by_batches(model) for model in published.MODELS]
+    saved = [_saved_by_batches(model) for model in measurements.MODELS]
     return f"""
 ## The fan-out's own fee
 
@@ -527,7 +527,7 @@ It was run on the local engine, not on AWS.
 """
 
 
-def _saved_by_batches(model: published.Model) -> tuple[str, ...]:
+def _saved_by_batches(model: measurements.Model) -> tuple[str, ...]:
     estimate = SYSTEMS["shards"](model.nbytes, claims.DEFAULT.setting)
     ways = claims.fan_outs(estimate.task_seconds, (estimate.shards,))
     each, batched = ways[claims.EXPRESS_EACH].dollars[0], ways[claims.AS_DEPLOYED].dollars[0]
@@ -551,9 +551,9 @@ processor
   the schedule and the event of a round, $0.002 per thousand.
 - Every function of a level starts at once: the account's concurrency is at least M. Updates'
   headers are within 64 KiB, and nothing is tried twice.
-- Tasks of the streamed trees are held to Lambda's {published.TIMEOUT_SECONDS:.0f} s, not to the
+- Tasks of the streamed trees are held to Lambda's {measurements.TIMEOUT_SECONDS:.0f} s, not to the
   five minutes of an Express child, and are charged as its children all the same; beyond 5 GiB they
-  are cut as often as S3 demands, which the planner refuses.
+  are cut as often as S3 demands, which the planner rejects.
 """
 
 
@@ -578,7 +578,7 @@ def _size_plot() -> Plot:
             ],
             [
                 (cell.model.nbytes, cell.full_dollars)
-                for cell in published.MEASUREMENTS
+                for cell in measurements.MEASUREMENTS
                 if cell.system == system
             ],
         )
@@ -602,7 +602,7 @@ def _size_plot() -> Plot:
 
 
 def _shards_plot() -> Plot:
-    model = published.VGG16
+    model = measurements.VGG16
     shard_counts = [*range(1, 17), *range(18, 101, 2)]
     ours = Setting(memory_mb=limits.MB_PER_VCPU)
 
@@ -626,7 +626,7 @@ def _shards_plot() -> Plot:
                 "GradsSharding, modelled",
                 1,
                 line("gradssharding", PAPER),
-                list(published.SHARD_SWEEP_SECONDS.items()),
+                list(measurements.SHARD_SWEEP_SECONDS.items()),
             ),
             Series("shards, published MB/s", 0, line("shards", replace(ours, bandwidth=PUBLISHED))),
             Series("shards, burst", 0, line("shards", ours), dashed=True),

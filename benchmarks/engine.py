@@ -100,7 +100,7 @@ def serve(*, bind: str | None = None) -> Iterator[Engine]:
         folder = Path(name)
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "gradshard.engine", "--port", str(port)),
+                *(sys.executable, "-m", "gradshard.deployment.engine_process", "--port", str(port)),
                 *(("--bind", bind) if bind else ()),
             ],
             env=os.environ | {"TMPDIR": name},

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from tests import reference
 
-from gradshard import Federation, local
-from gradshard.limits import MIB
-from gradshard.local import Engine
-from gradshard.store import Store
+from gradshard import Federation
+from gradshard.deployment import local_engine
+from gradshard.deployment.local_engine import Engine
+from gradshard.planning.limits import MIB
+from gradshard.s3.store import S3Store
 
 COLUMNS = [
     "",
@@ -81,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small scenarios, a minute")
     scenarios = QUICK if parser.parse_args().quick else SCENARIOS
-    engine = local.up(0, progress=print)
+    engine = local_engine.up(0, progress=print)
     try:
         os.environ.update(engine.environment)
         print(f"| {' | '.join(COLUMNS)} |")
@@ -89,17 +90,17 @@ def main() -> None:
         for scenario in scenarios:
             print(run(scenario, engine), flush=True)
     finally:
-        local.down(engine.port)
+        local_engine.down(engine.port)
 
 
 def run(scenario: Scenario, engine: Engine) -> str:
     """Run one scenario; return its row."""
     federation = Federation()
-    store = Store(federation.bucket, connections=2 * SENDERS)
+    store = S3Store(federation.bucket, connections=2 * SENDERS)
     names = [f"load-{scenario.clients}-{number}" for number in range(scenario.rounds)]
     updates = [update(seed, scenario.mib) for seed in range(DISTINCT)]
     rounds = [
-        federation.open_round(name, scenario.clients, deadline=SECONDS, **scenario.terms)
+        federation.open_round(name, scenario.clients, timeout=SECONDS, **scenario.terms)
         for name in names
     ]
     begun = time.monotonic()
@@ -116,12 +117,12 @@ def run(scenario: Scenario, engine: Engine) -> str:
     ended = time.monotonic()
     expected = None
     for round_, manifest in zip(rounds, manifests, strict=True):
-        assert len(manifest["contributors"]) == scenario.clients, manifest["refused"]
+        assert len(manifest["contributors"]) == scenario.clients, manifest["rejected"]
         expected = expected or average(scenario, manifest, updates)
         result = round_.fetch()
         assert all(result[name].tobytes() == expected[name].tobytes() for name in expected)
         assert store.open_uploads(round_.keys.result) == []
-        assert list(store.list_objects(round_.keys.partials)) == []
+        assert list(store.list_objects(round_.keys.partial_sums)) == []
     size = memory_mb(engine.pid or 0)
     for round_ in rounds:
         store.delete_versions(round_.keys.root)

@@ -183,8 +183,8 @@ def scale(report: Figures) -> str:
 
 
 def _plan(plan: Figures) -> tuple[str, ...]:
-    if "refused" in plan:
-        return ("refused", "", "", "", "", "", "", "")
+    if "rejected" in plan:
+        return ("rejected", "", "", "", "", "", "", "")
     return (
         str(plan["memory_mb"]),
         f"{plan['shards']:,}",

@@ -9,9 +9,9 @@ from typing import Any, Final
 from benchmarks.cost_plots import STYLE, WIDTH, Plot, Series
 from benchmarks.runs import ARITHMETIC, FLOWER, FUNCTION, PUBLISHED, RECEIVE, SEQUENTIAL
 from benchmarks.workload import VGG_16
-from gradshard import planning
-from gradshard.costing.published import SHARD_SWEEP_SECONDS
-from gradshard.planning import Aggregator, Load
+from gradshard.papers.measurements import SHARD_SWEEP_SECONDS
+from gradshard.planning import planner
+from gradshard.planning.planner import LambdaConfig, Workload
 
 COLORS: Final = {FUNCTION.name: 0, PUBLISHED.name: 1, SEQUENTIAL.name: 2, FLOWER.name: 3}
 MODEL_MEMORIES_MB: Final = (128, 256, 1769)
@@ -123,14 +123,14 @@ def memory(cases: Sequence[Json]) -> str:
 
 def seconds() -> str:
     """Lines: a round's seconds against M, as the planner's bandwidth model has it."""
-    load = Load(4 * VGG_16, ((20,),))
-    most = planning.max_shards(load.nbytes)
+    load = Workload(4 * VGG_16, ((20,),))
+    most = planner.max_shards(load.nbytes)
     series = [
         Series(
             f"{memory_mb:,} MB",
             color,
             line=[
-                (float(m), planning.project(load, m, Aggregator(memory_mb, "arm64")).seconds)
+                (float(m), planner.project(load, m, LambdaConfig(memory_mb, "arm64")).seconds)
                 for m in _steps(most)
             ],
         )

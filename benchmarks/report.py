@@ -119,8 +119,8 @@ def _scale(results: Json) -> Iterator[Table]:
     )
     remarks: list[str] = []
     for row in scale["plans"]:
-        if "refused" in row:
-            remarks.append(f"{row['gigabytes']} GB × {row['clients']}: refused, {row['refused']}")
+        if "rejected" in row:
+            remarks.append(f"{row['gigabytes']} GB × {row['clients']}: rejected, {row['rejected']}")
             continue
         remarks += [
             f"{row['gigabytes']} GB × {row['clients']}: over {limit}" for limit in row["over"]

@@ -10,10 +10,11 @@ from typing import Any, Final
 from benchmarks import runs
 from benchmarks.rows.round import report_of
 from benchmarks.servers import BUCKET, Server, aws_environment
-from gradshard import limits, planning, topologies
+from gradshard.aggregation import topologies
 from gradshard.errors import PlanError
-from gradshard.plan import Task
-from gradshard.planning import Aggregator, Load, Projection
+from gradshard.planning import limits, planner
+from gradshard.planning.plan import Task
+from gradshard.planning.planner import LambdaConfig, Projection, Workload
 
 GIGABYTES: Final = (5, 50, 500)
 CLIENTS: Final = (20, 1000)
@@ -49,19 +50,19 @@ def measure(times: int, server: Server) -> Json:
 def _plan(gigabytes: int, clients: int, report_seconds: float) -> Json:
     """Plan in the smallest function in which every limit is kept; else in the smallest that can."""
     name = topologies.resolve(topologies.AUTO, clients)
-    load = Load(
+    load = Workload(
         gigabytes * 10**9,
         topologies.group(name, clients),
-        plan_bytes=planning.plan_bytes(clients),
+        plan_bytes=planner.plan_bytes(clients),
     )
     row: Json = {"gigabytes": gigabytes, "clients": clients, "topology": name}
     planned: list[Json] = []
     for memory_mb in limits.MEMORIES_MB:
-        aggregator = Aggregator(memory_mb, "arm64")
+        aggregator = LambdaConfig(memory_mb, "arm64")
         try:
-            projection, _ = planning.choose(load, aggregator)
+            projection, _ = planner.choose(load, aggregator)
         except PlanError as error:
-            row["refused"] = str(error)
+            row["rejected"] = str(error)
             continue
         planned.append(
             {
@@ -78,12 +79,12 @@ def _plan(gigabytes: int, clients: int, report_seconds: float) -> Json:
         )
     if not planned:
         return row
-    row.pop("refused", None)
+    row.pop("rejected", None)
     return row | min(planned, key=lambda plan: len(plan["over"]))
 
 
 def _over(
-    projection: Projection, load: Load, aggregator: Aggregator, report_seconds: float
+    projection: Projection, load: Workload, aggregator: LambdaConfig, report_seconds: float
 ) -> Iterator[str]:
     """Name the limits that a plan would break."""
     part = load.nbytes / projection.shards

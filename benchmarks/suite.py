@@ -9,7 +9,8 @@ from benchmarks import runs
 from benchmarks.runs import ARITHMETIC, FLOWER, FUNCTION, PUBLISHED, RECEIVE, SEQUENTIAL, Row
 from benchmarks.servers import Server
 from benchmarks.workload import RESNET_18, VGG_16, Case, Prepared, Workloads
-from gradshard import cutting, planning
+from gradshard.aggregation import sharding
+from gradshard.planning import planner
 
 CASES: Final = (
     Case(20, RESNET_18, None, whole=True),
@@ -156,5 +157,5 @@ def whole_memory(case: Json) -> float:
     asked for (socket(7)).
     """
     row = case["rows"][FUNCTION.name]
-    buffers = 2 * case["clients"] * cutting.receive_buffer_bytes(case["clients"]) / 2**20
-    return float(row["idle_mib"]["median"] + row["peak_mib"]["max"] + buffers + planning.RUNTIME_MB)
+    buffers = 2 * case["clients"] * sharding.receive_buffer_bytes(case["clients"]) / 2**20
+    return float(row["idle_mib"]["median"] + row["peak_mib"]["max"] + buffers + planner.RUNTIME_MB)

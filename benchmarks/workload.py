@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.servers import BUCKET, Server
-from gradshard import orders, planning
-from gradshard.arithmetic import SHARES
-from gradshard.cutting import BLOCKS
-from gradshard.keys import ObjectVersion, RoundKeys
-from gradshard.layout import Layout, encode_header
-from gradshard.plan import Contributor, Plan, Task, digest_of, level_of, weigh
-from gradshard.planning import Aggregator, Load
-from gradshard.salf import FEDAVG
+from gradshard.aggregation import addition_order
+from gradshard.aggregation.arithmetic import SHARES
+from gradshard.aggregation.sharding import BLOCKS
+from gradshard.formats.keys import ObjectVersion, RoundKeys
+from gradshard.formats.layout import Layout, encode_header
+from gradshard.planning import planner
+from gradshard.planning.plan import Contributor, Plan, Task, digest_of, level_of, weigh
+from gradshard.planning.planner import LambdaConfig, Workload
+from gradshard.stragglers.salf import FEDAVG
 
 RESNET_18: Final = 11_181_642
 VGG_16: Final = 134_301_514
@@ -162,13 +163,13 @@ class Workloads:
             )
             runs = layout.runs_in(layout, data_offset)
             contributors.append(Contributor(client, source, 600 + 37 * index, 0.0, runs))
-        projection, notes = planning.choose(
-            Load(
+        projection, notes = planner.choose(
+            Workload(
                 layout.nbytes,
                 ((case.clients,),),
-                plan_bytes=planning.plan_bytes(case.clients),
+                plan_bytes=planner.plan_bytes(case.clients),
             ),
-            Aggregator(_MEMORY_MB, "arm64"),
+            LambdaConfig(_MEMORY_MB, "arm64"),
             shards=case.shards,
         )
         plan = Plan(
@@ -178,13 +179,13 @@ class Workloads:
             wave=(0,),
             awaited=(),
             topology="shards",
-            order=orders.format_order(orders.SEQUENTIAL),
+            order=addition_order.format_order(addition_order.SEQUENTIAL),
             weights=SHARES,
             hold=BLOCKS,
             rule=FEDAVG,
             layers=(),
             assignments=None,
-            levels=(level_of([case.clients], orders.SEQUENTIAL),),
+            levels=(level_of([case.clients], addition_order.SEQUENTIAL),),
             contributors=weigh(contributors, SHARES),
             spans=layout.spans,
             nbytes=layout.nbytes,
@@ -195,7 +196,7 @@ class Workloads:
             next_model=None,
             shards=projection.shards,
             allow_nonfinite=False,
-            refused=(),
+            rejected=(),
             missing=(),
             notes=tuple(notes),
             projected=projection.to_json(),

@@ -13,11 +13,11 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from gradshard.assignments import (
+from gradshard.stragglers.assignments import (
     Assignment,
     Assignments,
+    AssignmentSettings,
     Report,
-    Terms,
     assign,
     normalised_weights,
     progress,
@@ -27,7 +27,7 @@ from stragglers.backends import Backend, InMemory, chosen
 from stragglers.curves import Curve, Floats, Panel
 
 SIZES: Final = (64, 32, 16, 10)
-BASE: Final = Terms(batch_size=16, epochs=1, learning_rate=0.05)
+BASE: Final = AssignmentSettings(batch_size=16, epochs=1, learning_rate=0.05)
 LEARNING_RATES: Final = (0.05, 0.2)
 """One that suits clients with larger steps, and one that suits those without."""
 
@@ -64,7 +64,7 @@ class Run(NamedTuple):
 
 def train(
     way: str,
-    base: Terms,
+    base: AssignmentSettings,
     split: str,
     clients: int,
     fastest: float,
@@ -125,7 +125,7 @@ def reports(
 
 
 def normalised(
-    work: Mapping[str, Assignment], samples: Mapping[str, int], base: Terms
+    work: Mapping[str, Assignment], samples: Mapping[str, int], base: AssignmentSettings
 ) -> dict[str, float]:
     """Return weights that make up for how far each client went."""
     went = [

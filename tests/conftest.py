@@ -7,8 +7,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from gradshard import local
-from gradshard.local import Engine
+from gradshard.deployment import local_engine
+from gradshard.deployment.local_engine import Engine
 
 # What the template gives every function; Powertools looks when it is imported, whoever does first.
 os.environ["POWERTOOLS_SERVICE_NAME"] = "stack"
@@ -22,11 +22,11 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
-        engine = local.up(0, bind=_docker_address())
+        engine = local_engine.up(0, bind=_docker_address())
         for name, value in engine.environment.items():
             patch.setenv(name, value)
         yield engine
-        local.down(engine.port)
+        local_engine.down(engine.port)
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl, quote, urlsplit
 
 
-def refusal(
+def rejection(
     method: str, url: str, headers: Mapping[str, str], secret: str, *, now: datetime
 ) -> str | None:
-    """Return why S3 would refuse a request; None if it would not."""
+    """Return why S3 would reject a request; None if it would not."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query, strict_parsing=True))
     signature = query.pop("X-Amz-Signature")

@@ -10,7 +10,7 @@ SLICE = 64 * 1024  # elements
 
 
 def setup(job: dict[str, Any]) -> Work:
-    """Load the distinct updates of all shards; clients share them as they share their files."""
+    """Workload the distinct updates of all shards; clients share them as they share their files."""
     weights = [np.float32(client["weight"]) for client in job["clients"]]
     shards = []
     for shard in job["shards"]:

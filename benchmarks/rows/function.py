@@ -26,8 +26,8 @@ def setup(job: dict[str, Any]) -> Work:
 
     def work() -> Requests:
         reports = [handler(task, _Context()) for task in job["tasks"]]
-        if any(report["refused"] for report in reports):
-            raise RuntimeError(f"refused: {reports}")
+        if any(report["rejected"] for report in reports):
+            raise RuntimeError(f"rejected: {reports}")
         return Requests(
             sum(report["gets"] for report in reports),
             sum(report["puts"] for report in reports),

@@ -5,12 +5,12 @@ from typing import Any
 
 from benchmarks.rows.measure import Requests, Work, measure
 from gradshard.rounds.finalize_round import READERS
-from gradshard.wire import Wire
+from gradshard.s3.task_client import TaskS3Client
 
 
 def setup(job: dict[str, Any]) -> Work:
     """Read all of them."""
-    wire = Wire(job["bucket"])
+    wire = TaskS3Client(job["bucket"])
 
     def work() -> Requests:
         with ThreadPoolExecutor(READERS) as pool:

@@ -9,22 +9,22 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from benchmarks.rows.measure import memory_kib, reset_peak
-from gradshard.keys import ObjectVersion, RoundKeys
-from gradshard.layout import Layout, encode_header
-from gradshard.limits import MIB
-from gradshard.plan import Plan, Task
-from gradshard.planning import Aggregator
-from gradshard.rounds import services
+from gradshard.formats.keys import ObjectVersion, RoundKeys
+from gradshard.formats.layout import Layout, encode_header
+from gradshard.planning.limits import MIB
+from gradshard.planning.plan import Plan, Task
+from gradshard.planning.planner import LambdaConfig
+from gradshard.rounds import aws_callbacks
 from gradshard.rounds.finalize_round import finalize_round
 from gradshard.rounds.plan_round import Call, plan_round
-from gradshard.store import ANYTHING, ListedObject, Part, Store
-from gradshard.wire import Wire
+from gradshard.s3.store import ANYTHING, ListedObject, Part, S3Store
+from gradshard.s3.task_client import TaskS3Client
 
 LAYERS: Final = 200
 ETAG: Final = f'"{"0" * 32}"'
 
 
-class _Memory(Store):
+class _Memory(S3Store):
     """What planning and finalising ask of a bucket; updates are headers without their tensors."""
 
     def __init__(self, layout: Layout, clients: int) -> None:
@@ -78,7 +78,7 @@ class _Memory(Store):
         return []
 
 
-class _MemoryWire(Wire):
+class _MemoryWire(TaskS3Client):
     """The same bucket, as a task sees it."""
 
     def __init__(self, store: _Memory) -> None:
@@ -96,10 +96,12 @@ def measure(shards: int, clients: int) -> dict[str, Any]:
     spec = {"clients": clients, "shards": shards}
     record = {"round": "scale", "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
     store.put_json(keys.spec, record)
-    services.publish = lambda *_: None
+    aws_callbacks.publish = lambda *_: None
 
     call = Call("2026-01-01T00:00:01", "complete", 0)
-    planned = _timed(lambda: plan_round(store, "scale", call, aggregator=Aggregator(3008, "arm64")))
+    planned = _timed(
+        lambda: plan_round(store, "scale", call, aggregator=LambdaConfig(3008, "arm64"))
+    )
     plan = Plan.from_json(store.get_json(keys.plan))
     _report(store, keys, plan)
     finalised = _timed(lambda: finalize_round(store, _MemoryWire(store), "scale"))
@@ -124,7 +126,7 @@ def _report(store: _Memory, keys: RoundKeys, plan: Plan) -> None:
         if plan.is_last(task.level):
             head = plan.header_bytes if task.number == 0 else 0
             store.parts.append(Part(task.part, ETAG, head + task.end - task.start))
-        store.put_json(keys.report(task.level, task.number), report_of(task, plan.attempt))
+        store.put_json(keys.task_report(task.level, task.number), report_of(task, plan.attempt))
 
 
 def report_of(task: Task, attempt: int) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def report_of(task: Task, attempt: int) -> dict[str, Any]:
         **dict.fromkeys(("seconds", "cpu_seconds", "peak_mb"), 1.0),
         "is_cold": False,
         "is_written": True,
-        "refused": [],
+        "rejected": [],
     }
 
 

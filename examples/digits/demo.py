@@ -17,7 +17,8 @@ from typing import Any, Final, NoReturn
 
 import plain_numpy
 import resnet18
-from gradshard import Federation, GradshardError, local
+from gradshard import Federation, GradshardError
+from gradshard.deployment import local_engine
 from plain_numpy import Array, Update
 from screen import Outcome, Screen, Steps, size
 from training import CLIENTS, FederatedTraining
@@ -29,7 +30,7 @@ ADVANTAGE: Final = 0.10
 LARGE_CLIENTS: Final = 8
 LARGE_SHARDS: Final = 4
 
-DEADLINE_SECONDS: Final = 120
+TIMEOUT_SECONDS: Final = 120
 WAIT_SECONDS: Final = 180
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED: Final = 130
@@ -78,11 +79,11 @@ def run(port: int, screen: Screen) -> list[Outcome]:
 @contextmanager
 def engine(port: int, screen: Screen) -> Iterator[None]:
     """Have an engine with the application deployed to it; one that ran before is left running."""
-    was_running = local.status(port).running
+    was_running = local_engine.status(port).running
     screen.title("The application, deployed by `sam` to an engine on this machine")
     try:
         with screen.steps() as steps:
-            local.up(port, progress=steps.begin)
+            local_engine.up(port, progress=steps.begin)
         yield
     finally:
         if not was_running:
@@ -92,7 +93,7 @@ def engine(port: int, screen: Screen) -> Iterator[None]:
             screen.title("Clean-up")
             with screen.steps() as steps:
                 steps.begin("stopping the engine")
-                local.down(port)
+                local_engine.down(port)
 
 
 def train_digits(federation: Federation, name: str, screen: Screen) -> list[Outcome]:
@@ -158,7 +159,7 @@ def average_updates(
         name,
         clients=list(updates),
         min_clients=len(updates),
-        deadline=DEADLINE_SECONDS,
+        timeout=TIMEOUT_SECONDS,
         shards=shards,
     )
     steps.begin(f"uploading {size(sum(nbytes(update) for update in updates.values()))}")
@@ -188,7 +189,7 @@ def manifest_problems(
             "status": manifest["status"] == "completed",
             "contributors": {c["client"]: c["samples"] for c in manifest["contributors"]}
             == {client: update.samples for client, update in updates.items()},
-            "refused, missing": not manifest["refused"] and not manifest["missing"],
+            "rejected, missing": not manifest["rejected"] and not manifest["missing"],
             "shards": manifest["shards"] == (shards or manifest["shards"]) >= 1,
             "totals.gets": totals["gets"] >= manifest["shards"] * len(updates),
             "totals.puts": totals["puts"] >= manifest["shards"],

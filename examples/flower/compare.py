@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 import processes
-from gradshard import local
+from gradshard.deployment import local_engine
 
 HERE: Final = Path(__file__).resolve().parent
 STRATEGIES: Final = ("flower", "s3", "s3-references")
@@ -41,7 +41,7 @@ def main() -> int:
         "EXAMPLE_CLIENTS": str(options.clients),
     }
     if options.port is not None:
-        settings |= local.status(options.port).environment
+        settings |= local_engine.status(options.port).environment
     figures = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

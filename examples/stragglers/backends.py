@@ -9,11 +9,11 @@ import numpy as np
 
 import demo
 from gradshard import Federation
-from gradshard.arithmetic import add, finish, shares_of
-from gradshard.dtypes import DTYPES
-from gradshard.layers import coverage_of, layers_of
-from gradshard.layout import Layout
-from gradshard.salf import PartialRule, effective_weights
+from gradshard.aggregation.arithmetic import add, finish, shares_of
+from gradshard.formats.dtypes import DTYPES
+from gradshard.formats.layout import Layout
+from gradshard.stragglers.layers import coverage_of, layers_of
+from gradshard.stragglers.salf import PartialRule, effective_weights
 from network import Array, Parameters
 from screen import Screen
 

@@ -3,11 +3,11 @@
 import os
 from typing import Any
 
-from gradshard import observe
+from gradshard.observability import powertools
 from gradshard.rounds.abort_round import abort_round
-from gradshard.store import Store
+from gradshard.s3.store import S3Store
 
-store = Store(os.environ["GRADSHARD_BUCKET"])
+store = S3Store(os.environ["GRADSHARD_BUCKET"])
 
 
 def measures(event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float]:
@@ -15,7 +15,7 @@ def measures(event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float]
     return {"RoundsFailed": 1} if outcome["status"] == "failed" and "task" not in event else {}
 
 
-@observe.handler(measures)
+@powertools.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """End the round with its cause."""
     return abort_round(

@@ -3,12 +3,12 @@
 import os
 from typing import Any
 
-from gradshard import tasklog
-from gradshard.plan import Task
+from gradshard.observability import emf
+from gradshard.planning.plan import Task
 from gradshard.rounds.aggregate_shard import aggregate_shard
-from gradshard.wire import Wire
+from gradshard.s3.task_client import TaskS3Client
 
-wire = Wire(os.environ["GRADSHARD_BUCKET"], os.environ["GRADSHARD_BUCKET_HOST"])
+wire = TaskS3Client(os.environ["GRADSHARD_BUCKET"], os.environ["GRADSHARD_BUCKET_HOST"])
 
 
 def measures(_event: dict[str, Any], report: dict[str, Any]) -> dict[str, float]:
@@ -24,7 +24,7 @@ def measures(_event: dict[str, Any], report: dict[str, Any]) -> dict[str, float]
     }
 
 
-@tasklog.handler(measures)
+@emf.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Do one task of the plan."""
     return aggregate_shard(

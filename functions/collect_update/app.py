@@ -3,11 +3,11 @@
 import os
 from typing import Any
 
-from gradshard import observe
+from gradshard.observability import powertools
 from gradshard.rounds.collect_update import collect_update, deadline_passed
-from gradshard.store import Store
+from gradshard.s3.store import S3Store
 
-store = Store(os.environ["GRADSHARD_BUCKET"])
+store = S3Store(os.environ["GRADSHARD_BUCKET"])
 
 
 def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float]:
@@ -18,7 +18,7 @@ def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float
     return {f"Updates{status.capitalize()}": 1}
 
 
-@observe.handler(measures)
+@powertools.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Take note of what happened, and let the round go on when it can."""
     if "deadline" in event:

@@ -3,13 +3,13 @@
 import os
 from typing import Any
 
-from gradshard import observe
+from gradshard.observability import powertools
 from gradshard.rounds.finalize_round import finalize_round
-from gradshard.store import Store
-from gradshard.wire import Wire
+from gradshard.s3.store import S3Store
+from gradshard.s3.task_client import TaskS3Client
 
-store = Store(os.environ["GRADSHARD_BUCKET"])
-wire = Wire(os.environ["GRADSHARD_BUCKET"], os.environ["GRADSHARD_BUCKET_HOST"])
+store = S3Store(os.environ["GRADSHARD_BUCKET"])
+wire = TaskS3Client(os.environ["GRADSHARD_BUCKET"], os.environ["GRADSHARD_BUCKET_HOST"])
 
 
 def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float]:
@@ -17,16 +17,16 @@ def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float
     if outcome["status"] == "completed":
         return {"RoundsCompleted": 1}
     if outcome["status"] == "replan":
-        return {"Replans": 1, "UpdatesRefused": outcome["refused"]}
+        return {"Replans": 1, "UpdatesRejected": outcome["rejected"]}
     return {}
 
 
-@observe.handler(measures)
+@powertools.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
-    """End the round well, or have it planned again without those who were refused."""
+    """End the round well, or have it planned again without those who were rejected."""
     outcome = finalize_round(store, wire, event["round"])
-    if "refused" in outcome:
-        observe.refused(outcome["refused"])
-        # A state takes 256 KiB: of thousands of refusals, their number.
-        outcome["refused"] = len(outcome["refused"])
+    if "rejected" in outcome:
+        powertools.rejected(outcome["rejected"])
+        # A state takes 256 KiB: of thousands of rejections, their number.
+        outcome["rejected"] = len(outcome["rejected"])
     return outcome

@@ -3,14 +3,14 @@
 import os
 from typing import Any
 
-from gradshard import observe
+from gradshard.observability import powertools
 from gradshard.rounds.open_round import open_round
-from gradshard.store import Store
+from gradshard.s3.store import S3Store
 
-store = Store(os.environ["GRADSHARD_BUCKET"])
+store = S3Store(os.environ["GRADSHARD_BUCKET"])
 
 
-@observe.handler()
+@powertools.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Open the round that an execution of the state machine stands for."""
     return open_round(

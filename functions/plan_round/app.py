@@ -3,21 +3,21 @@
 import os
 from typing import Any
 
-from gradshard import observe
-from gradshard.planning import Aggregator
+from gradshard.observability import powertools
+from gradshard.planning.planner import LambdaConfig
 from gradshard.rounds.plan_round import Call, plan_round
-from gradshard.store import Store
+from gradshard.s3.store import S3Store
 
-store = Store(os.environ["GRADSHARD_BUCKET"])
-aggregator = Aggregator(
+store = S3Store(os.environ["GRADSHARD_BUCKET"])
+aggregator = LambdaConfig(
     memory_mb=int(os.environ["GRADSHARD_AGGREGATOR_MEMORY"]),
     architecture=os.environ["GRADSHARD_ARCHITECTURE"],
     concurrency=int(os.environ["GRADSHARD_MAP_CONCURRENCY"]),
 )
 
 
-@observe.handler()
+@powertools.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
-    """Plan the round, its next groups, or the round again without those who were refused."""
+    """Plan the round, its next groups, or the round again without those who were rejected."""
     call = Call(visit=event["visit"], reason=event["reason"], attempt=event["attempt"])
     return plan_round(store, event["round"], call, aggregator=aggregator)

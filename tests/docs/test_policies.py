@@ -11,8 +11,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from gradshard import Federation, GradshardError
-from gradshard.comparison import Outcome, compare, trials
-from gradshard.local import REGION, Engine
+from gradshard.deployment.local_engine import REGION, Engine
+from gradshard.papers.topology_trials import Outcome, compare, trials
 from tests.docs.pages import ROOT
 
 pytestmark = pytest.mark.e2e
@@ -78,7 +78,7 @@ def test_the_coordinators_policy_opens_and_follows_rounds(
     assert everyone.bucket  # with the credentials of now
     become(coordinator(outputs))
     federation = Federation()
-    round_ = federation.open_round("policy-open", ["a"], deadline=600)
+    round_ = federation.open_round("policy-open", ["a"], timeout=600)
     assert round_.status()["missing"] == ["a"]
     with pytest.raises(GradshardError, match="AccessDenied"):
         round_.submit("a", UPDATE, samples=1)
@@ -98,13 +98,13 @@ def test_every_statement_of_the_coordinators_policy_is_needed(
         become(less)
         federation = Federation()
         with pytest.raises((GradshardError, ClientError), match="AccessDenied"):
-            federation.open_round(f"policy-less-{number}", ["a"], deadline=600).status()
+            federation.open_round(f"policy-less-{number}", ["a"], timeout=600).status()
 
 
 def test_the_comparers_policy_runs_trials_and_every_statement_of_it_is_needed(
     outputs: dict[str, str], become: Become
 ) -> None:
-    round_ = Federation().open_round("policy-compare", ["a"], deadline=600)
+    round_ = Federation().open_round("policy-compare", ["a"], timeout=600)
     round_.submit("a", UPDATE, samples=1)
     round_.wait(SECONDS)
     chosen = trials(1, ["shards"])
@@ -116,7 +116,7 @@ def test_the_comparers_policy_runs_trials_and_every_statement_of_it_is_needed(
         return list(compare(federation, federation.round("policy-compare"), chosen))
 
     [outcome] = compared(both)
-    assert (outcome.refused, outcome.tasks) == ("", 1)
+    assert (outcome.rejected, outcome.tasks) == ("", 1)
     for statement in coordinator(outputs, "comparer")["Statement"]:
         with pytest.raises((GradshardError, ClientError), match="AccessDenied"):
             compared([other for other in both if other != statement])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gradshard.local import Engine
+from gradshard.deployment.local_engine import Engine
 from tests.docs.pages import PAGES, RUN, blocks
 from tests.docs.session import COMMANDS, Session, port_shim
 

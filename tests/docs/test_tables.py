@@ -9,7 +9,7 @@ import pytest
 from docs import tables
 
 from gradshard import Federation
-from gradshard.spec import RoundSpec
+from gradshard.planning.spec import RoundSpec
 from tests.docs.pages import ROOT
 
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from gradshard.layout import encode_header
-from gradshard.tensors import Array, pack, unpack
+from gradshard.formats.layout import encode_header
+from gradshard.formats.tensors import Array, pack, unpack
 from tests.docs.pages import ROOT, blocks
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: `make test-torch`")

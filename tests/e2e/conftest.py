@@ -3,7 +3,7 @@
 import pytest
 
 from gradshard import Federation
-from gradshard.local import Engine
+from gradshard.deployment.local_engine import Engine
 from tests.e2e.deployed import Deployed
 
 

@@ -14,7 +14,7 @@ import safetensors
 
 from gradshard import Federation, Round, RoundFailed
 from gradshard.errors import RoundExistsError, RoundStateError, UpdateError
-from gradshard.limits import MIB
+from gradshard.planning.limits import MIB
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 
@@ -71,7 +71,7 @@ def test_a_round_of_mixed_types(federation: Federation, deployed: Deployed) -> N
         }
         for client in "ab"
     }
-    round_ = federation.open_round("mixed", clients=["a", "b"], min_clients=1, deadline=600)
+    round_ = federation.open_round("mixed", clients=["a", "b"], min_clients=1, timeout=600)
     round_.submit("b", updates["b"], samples=100)
     round_.submit("a", updates["a"], samples=512)
     manifest = round_.wait(SECONDS)
@@ -100,7 +100,7 @@ def test_the_same_bytes_whatever_m_and_order(
     results = set()
     for shards, order in ((1, (0, 1, 2, 3, 4)), (3, (4, 2, 0, 3, 1)), (None, (3, 4, 1, 0, 2))):
         name = f"m-{shards}"
-        round_ = federation.open_round(name, clients=5, shards=shards, deadline=600)
+        round_ = federation.open_round(name, clients=5, shards=shards, timeout=600)
         for i in order:
             round_.submit(f"c{i}", updates[i], samples=100 + i)
         manifest = round_.wait(SECONDS)
@@ -119,7 +119,7 @@ def test_at_the_deadline_the_round_goes_on_with_the_rest(
     # Before the round, lest a slow machine miss the short deadline.
     for client, seed in (("a", 1), ("c", 2)):
         deployed.put("missing", client, reference.encode(update(seed), {"num_samples": str(seed)}))
-    round_ = federation.open_round("missing", clients=["a", "b", "c"], min_clients=2, deadline=2)
+    round_ = federation.open_round("missing", clients=["a", "b", "c"], min_clients=2, timeout=2)
     manifest = round_.wait(SECONDS)
     assert (contributors(manifest), manifest["missing"]) == (["a", "c"], ["b"])
     assert_average(round_.fetch(), [update(1), update(2)], [1, 2])
@@ -130,11 +130,11 @@ def test_below_the_quorum_the_round_fails_with_all_reasons(
 ) -> None:
     deployed.put("quorum", "a", reference.encode(update(1), {"num_samples": "1"}))
     deployed.put("quorum", "b", b"not an update at all")
-    round_ = federation.open_round("quorum", clients=["a", "b", "c"], min_clients=2, deadline=2)
+    round_ = federation.open_round("quorum", clients=["a", "b", "c"], min_clients=2, timeout=2)
     with pytest.raises(RoundFailed) as failure:
         round_.wait(SECONDS)
     cause = str(failure.value)
-    assert "1 good updates, but min_clients is 2; missing: c; refused: b: " in cause
+    assert "1 good updates, but min_clients is 2; missing: c; rejected: b: " in cause
     assert "rounds/quorum/updates/b.safetensors: " in cause
     execution = deployed.ended("quorum")
     assert (execution["status"], execution["error"]) == ("FAILED", "QuorumError")
@@ -151,7 +151,7 @@ def test_a_corrupt_update_and_a_nan_cost_their_senders_the_round(
     federation: Federation, deployed: Deployed
 ) -> None:
     clients = ["corrupt", "fine", "nan", "well"]
-    round_ = federation.open_round("bad", clients=clients, min_clients=2, deadline=600)
+    round_ = federation.open_round("bad", clients=clients, min_clients=2, timeout=600)
     nan = update(9)
     nan["fc.weight"][6, 4] = np.nan
     corrupt = reference.encode(update(8), {"num_samples": "3"})[:-1]
@@ -163,7 +163,7 @@ def test_a_corrupt_update_and_a_nan_cost_their_senders_the_round(
     manifest = round_.wait(SECONDS)
     assert_average(round_.fetch(), [update(1), update(2)], [3, 5])
     assert contributors(manifest) == ["fine", "well"]
-    assert [refusal["client"] for refusal in manifest["refused"]] == ["corrupt", "nan"]
+    assert [rejection["client"] for rejection in manifest["rejected"]] == ["corrupt", "nan"]
     assert manifest["attempts"] == 2
     assert round_.rejection("fine") is None
     assert "'fc.weight' holds a NaN or an infinity at element 34" in rejection(round_, "nan")
@@ -174,7 +174,7 @@ def test_a_corrupt_update_and_a_nan_cost_their_senders_the_round(
 
 
 def test_too_few_remain_after_a_nan(federation: Federation, deployed: Deployed) -> None:
-    round_ = federation.open_round("few", clients=["a", "b"], min_clients=2, deadline=600)
+    round_ = federation.open_round("few", clients=["a", "b"], min_clients=2, timeout=600)
     nan = update(1)
     nan["fc.weight"][0, 0] = -np.inf
     round_.submit("a", update(2), samples=1)
@@ -186,20 +186,22 @@ def test_too_few_remain_after_a_nan(federation: Federation, deployed: Deployed) 
     assert "rounds/few/update.safetensors" not in deployed.keys("rounds/few/")
 
 
-def test_a_refused_update_can_be_mended_in_time(federation: Federation, deployed: Deployed) -> None:
-    round_ = federation.open_round("mended", clients=["a", "b"], deadline=600)
+def test_a_rejected_update_can_be_mended_in_time(
+    federation: Federation, deployed: Deployed
+) -> None:
+    round_ = federation.open_round("mended", clients=["a", "b"], timeout=600)
     deployed.put("mended", "a", b"junk")
     assert "not a safetensors object" in rejection(round_, "a")
     round_.submit("a", update(1), samples=1)
     until(lambda: round_.rejection("a") is None)
     round_.submit("b", update(2), samples=1)
     manifest = round_.wait(SECONDS)
-    assert (contributors(manifest), manifest["refused"]) == (["a", "b"], [])
+    assert (contributors(manifest), manifest["rejected"]) == (["a", "b"], [])
     assert_average(round_.fetch(), [update(1), update(2)], [1, 1])
 
 
 def test_the_last_upload_before_planning_counts(federation: Federation) -> None:
-    round_ = federation.open_round("twice", clients=["a", "b"], deadline=600)
+    round_ = federation.open_round("twice", clients=["a", "b"], timeout=600)
     for seed in (1, 2, 3):
         round_.submit("a", update(seed), samples=seed)
     round_.submit("b", update(4), samples=4)
@@ -208,7 +210,7 @@ def test_the_last_upload_before_planning_counts(federation: Federation) -> None:
 
 
 def test_a_number_of_clients_whoever_they_are(federation: Federation) -> None:
-    federation.open_round("anyone", clients=3, deadline=600)
+    federation.open_round("anyone", clients=3, timeout=600)
     # A client need not know more than the bucket.
     round_ = Federation(bucket=federation.bucket).round("anyone")
     for i, client in enumerate(("zoe", "0", "Max-1"), 1):
@@ -220,7 +222,7 @@ def test_a_number_of_clients_whoever_they_are(federation: Federation) -> None:
 def test_opening_twice_is_once_but_not_in_other_terms(
     federation: Federation, deployed: Deployed
 ) -> None:
-    terms: dict[str, Any] = {"clients": ["b", "a"], "min_clients": 1, "deadline": 600}
+    terms: dict[str, Any] = {"clients": ["b", "a"], "min_clients": 1, "timeout": 600}
     round_ = federation.open_round("again", **terms)
     federation.open_round("again", **terms)
     with pytest.raises(RoundExistsError, match="'again' was opened before, in other terms"):
@@ -266,14 +268,14 @@ def test_a_name_that_no_object_can_have(deployed: Deployed) -> None:
 
 def test_an_update_may_come_before_its_round(federation: Federation, deployed: Deployed) -> None:
     deployed.put("early", "a", reference.encode(update(1), {"num_samples": "1"}))
-    round_ = federation.open_round("early", clients=["a"], deadline=600)
+    round_ = federation.open_round("early", clients=["a"], timeout=600)
     assert contributors(round_.wait(SECONDS)) == ["a"]
     assert_average(round_.fetch(), [update(1)], [1])
 
 
 def test_a_late_upload_is_ignored_and_told_so(federation: Federation, deployed: Deployed) -> None:
     deployed.put("late", "a", reference.encode(update(1), {"num_samples": "1"}))
-    round_ = federation.open_round("late", clients=["a", "b"], min_clients=1, deadline=2)
+    round_ = federation.open_round("late", clients=["a", "b"], min_clients=1, timeout=2)
     manifest = round_.wait(SECONDS)
     for client in "ab":
         deployed.put("late", client, reference.encode(update(2), {"num_samples": "1"}))
@@ -287,8 +289,8 @@ def test_a_late_upload_is_ignored_and_told_so(federation: Federation, deployed: 
     assert_average(round_.fetch(), [update(1)], [1])
 
 
-def test_who_is_not_expected_is_refused(federation: Federation, deployed: Deployed) -> None:
-    round_ = federation.open_round("closed", clients=["a"], deadline=600)
+def test_who_is_not_expected_is_rejected(federation: Federation, deployed: Deployed) -> None:
+    round_ = federation.open_round("closed", clients=["a"], timeout=600)
     with pytest.raises(UpdateError, match="client 'eve' is not expected in round 'closed', only a"):
         round_.submit("eve", update(1), samples=1)
     deployed.put("closed", "eve", reference.encode(update(1), {"num_samples": "1"}))
@@ -298,7 +300,7 @@ def test_who_is_not_expected_is_refused(federation: Federation, deployed: Deploy
 
 
 def test_an_event_that_comes_twice_is_once(federation: Federation, deployed: Deployed) -> None:
-    round_ = federation.open_round("echo", clients=["a", "b"], deadline=600)
+    round_ = federation.open_round("echo", clients=["a", "b"], timeout=600)
     etag = deployed.put("echo", "a", reference.encode(update(1), {"num_samples": "1"}))
     event = {"detail": {"object": {"key": round_.keys.update("a"), "etag": etag}}}
     for _ in range(2):
@@ -310,13 +312,13 @@ def test_an_event_that_comes_twice_is_once(federation: Federation, deployed: Dep
     assert (repeated["status"], repeated["reason"]) == ("ignored", "planned already")
     assert round_.rejection("a") is None
     # So may the deadline.
-    assert not deployed.call("collect_update", {"round": "echo", "deadline": True})["resumed"]
+    assert not deployed.call("collect_update", {"round": "echo", "timeout": True})["resumed"]
     assert round_.wait(SECONDS) == manifest
     assert_average(round_.fetch(), [update(1), update(2)], [1, 1])
 
 
 def test_two_rounds_at_once(federation: Federation) -> None:
-    rounds = [federation.open_round(f"side-{i}", clients=2, deadline=600) for i in range(2)]
+    rounds = [federation.open_round(f"side-{i}", clients=2, timeout=600) for i in range(2)]
     for i, client in itertools.product(range(2), "ab"):
         rounds[i].submit(client, update(10 * i + ord(client)), samples=1)
     for i, round_ in enumerate(rounds):
@@ -326,14 +328,14 @@ def test_two_rounds_at_once(federation: Federation) -> None:
 
 
 def test_sixty_four_clients_all_at_once(federation: Federation) -> None:
-    round_ = federation.open_round("many", clients=64, deadline=600)
+    round_ = federation.open_round("many", clients=64, timeout=600)
     with ThreadPoolExecutor(16) as pool:
         for submitted in [
             pool.submit(round_.submit, f"c{i:02}", update(i), samples=i + 1) for i in range(64)
         ]:
             submitted.result()
     manifest = round_.wait(SECONDS)
-    assert (len(manifest["contributors"]), manifest["refused"]) == (64, [])
+    assert (len(manifest["contributors"]), manifest["rejected"]) == (64, [])
     assert_average(round_.fetch(), map(update, range(64)), range(1, 65))
 
 
@@ -344,7 +346,7 @@ def test_others_are_told_how_a_round_ended(federation: Federation, deployed: Dep
     events.put_rule(Name="ends", EventPattern=json.dumps({"source": ["gradshard"]}))
     arn = attributes["Attributes"]["QueueArn"]
     events.put_targets(Rule="ends", Targets=[{"Id": "queue", "Arn": arn}])
-    federation.open_round("told", clients=1, deadline=600).submit("a", update(1), samples=1)
+    federation.open_round("told", clients=1, timeout=600).submit("a", update(1), samples=1)
     deployed.start("told-not", '{"clients": 0}')
     told: dict[str, dict[str, Any]] = {}
 

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from botocore.exceptions import ClientError
 
-from gradshard import Federation, uploads
-from gradshard.local import Engine
-from gradshard.store import Store
+from gradshard import Federation
+from gradshard.client import uploads
+from gradshard.deployment.local_engine import Engine
+from gradshard.s3.store import S3Store
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 from tests.e2e.test_permissions import Permission, as_list
@@ -82,8 +83,8 @@ def asked(engine: Engine) -> Iterator[tuple[str, Permission]]:
 
 
 def take_part(federation: Federation, become: Callable[[], Federation]) -> None:
-    """Submit, look, wait, fetch, and submit again, beside a client whose update is refused."""
-    opened = federation.open_round("policed-plain", clients=["a", "b"], deadline=600)
+    """Submit, look, wait, fetch, and submit again, beside a client whose update is rejected."""
+    opened = federation.open_round("policed-plain", clients=["a", "b"], timeout=600)
     opened.store.put_bytes(opened.keys.update("b"), b"junk")
     until(lambda: opened.rejection("b"))
     round_ = become().round("policed-plain")
@@ -94,8 +95,8 @@ def take_part(federation: Federation, become: Callable[[], Federation]) -> None:
     assert [c["client"] for c in manifest["contributors"]] == ["a"]
     assert states[-1] == "completed"
     status = round_.status()
-    # Why the other one was refused stands in the plan; the note to it is its own.
-    assert [refusal["client"] for refusal in status["refused"]] == ["b"]
+    # Why the other one was rejected stands in the plan; the note to it is its own.
+    assert [rejection["client"] for rejection in status["rejected"]] == ["b"]
     assert round_.fetch()["first.w"].tobytes() == update(1)["first.w"].tobytes()
     assert round_.rejection("a") is None
     round_.submit("a", update(1), samples=3)
@@ -110,7 +111,7 @@ def test_a_client_takes_part(
     take_part(federation, as_client)
     denied = {asking.resource for decision, asking in asked(engine) if decision == "denied"}
     bucket = f"arn:aws:s3:::{deployed.bucket}"
-    assert denied == {f"{bucket}/rounds/policed-plain/rejected/b.json"}
+    assert denied == {f"{bucket}/rounds/policed-plain/rejections/b.json"}
 
 
 def test_a_client_sends_in_parts_what_grows_and_reads_its_assignment(
@@ -120,14 +121,14 @@ def test_a_client_sends_in_parts_what_grows_and_reads_its_assignment(
 ) -> None:
     terms: dict[str, Any] = {"batch_size": 16, "epochs": 1, "learning_rate": 0.1}
     training = {"train_seconds": 3.0, "batch_size": 16, "epochs": 1, "steps": 10}
-    federation.open_round("policed-1", ["a"], assignments=terms, deadline=600)
+    federation.open_round("policed-1", ["a"], assignments=terms, timeout=600)
     after = terms | {"after": "policed-1"}
-    federation.open_round("policed-2", ["a"], assignments=after, rule="fedavg", deadline=600)
+    federation.open_round("policed-2", ["a"], assignments=after, rule="fedavg", timeout=600)
     monkeypatch.setattr(uploads, "SINGLE_PUT_BYTES", 0)
     client = as_client()
     first = client.round("policed-1")
     # Of an upload that broke: its parts are looked at, and thrown away.
-    broken = Store(client.bucket)
+    broken = S3Store(client.bucket)
     upload_id = broken.create_upload(first.keys.update("a"))
     broken.upload_part(first.keys.update("a"), upload_id, 1, io.BytesIO(b"other"), 5)
     first.submit("a", update(1, 5_000_000), samples=160, training=training)
@@ -135,7 +136,7 @@ def test_a_client_sends_in_parts_what_grows_and_reads_its_assignment(
     assert broken.list_parts(first.keys.update("a"), upload_id) is None
     second = client.round("policed-2")
     assert second.assignment("a").batch_size >= 16
-    growing = second.growing("a", 160, training=training)
+    growing = second.layer_upload("a", 160, training=training)
     growing.add(update(2, 5_000_000))
     growing.finish()
     second.wait(SECONDS)
@@ -145,7 +146,9 @@ def test_a_client_trains_the_model(
     federation: Federation, as_client: Callable[[], Federation]
 ) -> None:
     federation.model("policed").put(update(3))
-    federation.open_round("policed-model", ["a"], apply={"model": "policed"}, deadline=600)
+    federation.open_round(
+        "policed-model", ["a"], server_optimizer={"model": "policed"}, timeout=600
+    )
     round_ = as_client().round("policed-model")
     assert round_.fetch_model()["first.w"].tobytes() == update(3)["first.w"].tobytes()
     round_.submit("a", update(4), samples=1)
@@ -167,12 +170,12 @@ def test_a_client_may_do_nothing_else(credentials: dict[str, str], deployed: Dep
         "rounds/policed-plain/updates/b.safetensors",
     )
     s3.head_object(Key=own, **place)
-    for refused in (
+    for rejected in (
         lambda: s3.get_object(Key=others, **place),
         lambda: s3.put_object(Key=others, Body=b"", **place),
         lambda: s3.get_object(Key="rounds/policed-plain/callback.json", **place),
-        lambda: s3.get_object(Key="rounds/policed-plain/rejected/b.json", **place),
-        lambda: s3.get_object(Key="rounds/policed-plain/reports/0/00000.json", **place),
+        lambda: s3.get_object(Key="rounds/policed-plain/rejections/b.json", **place),
+        lambda: s3.get_object(Key="rounds/policed-plain/task-reports/0/00000.json", **place),
         lambda: s3.get_object(Key="rounds/other/manifest.json", **place),
         lambda: s3.put_object(Key="rounds/policed-plain/manifest.json", Body=b"", **place),
         lambda: s3.put_object(Key="rounds/policed-plain/update.safetensors", Body=b"", **place),
@@ -180,7 +183,7 @@ def test_a_client_may_do_nothing_else(credentials: dict[str, str], deployed: Dep
         lambda: s3.put_object(Key="models/policed/current.json", Body=b"", **place),
     ):
         with pytest.raises(ClientError, match="AccessDenied"):
-            refused()
+            rejected()
 
 
 def test_a_client_uses_all_that_it_may(engine: Engine, deployed: Deployed) -> None:
@@ -191,7 +194,7 @@ def test_a_client_uses_all_that_it_may(engine: Engine, deployed: Deployed) -> No
             for resource in as_list(statement["Resource"]):
                 # What is sent in parts goes to either folder, here to one.
                 in_parts = action in {"s3:ListMultipartUploadParts", "s3:AbortMultipartUpload"}
-                named = resource.replace("/progress/", "/updates/") if in_parts else resource
+                named = resource.replace("/partial-updates/", "/updates/") if in_parts else resource
                 assert any(
                     use.action == action and fnmatch.fnmatchcase(use.resource, named)
                     for use in used

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gradshard.local import Engine
+from gradshard.deployment.local_engine import Engine
 from tests import reference
 
 pytestmark = pytest.mark.e2e
@@ -77,7 +77,7 @@ def test_a_round_from_open_to_fetch(
     shown = said("show", "typed", "--local", "--port", engine.port)
     assert all(word in shown for word in ("completed", "2 of 2", "contributor", "MB at most"))
     status = said_json("show", "typed")
-    assert (status["state"], status["missing"], status["refused"]) == ("completed", [], [])
+    assert (status["state"], status["missing"], status["rejected"]) == ("completed", [], [])
     samples = [(c["client"], c["samples"]) for c in status["manifest"]["contributors"]]
     assert samples == [("a", 5), ("b", 7)]
 
@@ -127,13 +127,13 @@ def test_a_client_with_a_ticket_needs_no_credentials(
 def test_a_report_of_rounds_that_ended_and_one_that_goes_on(
     engine: Engine, updates: dict[str, Path], tmp_path: Path
 ) -> None:
-    said("open", "reported", "--client", "a", "--client", "b", "--deadline", 600)
+    said("open", "reported", "--client", "a", "--client", "b", "--timeout", 600)
     for client in "ab":
         said("submit", "reported", client, updates[client], "--samples", 5)
     said("watch", "reported")
-    said("open", "starved", "--clients", 1, "--deadline", 1)
+    said("open", "starved", "--clients", 1, "--timeout", 1)
     gradshard("watch", "starved")
-    said("open", "going", "--clients", 1, "--deadline", 600)
+    said("open", "going", "--clients", 1, "--timeout", 600)
 
     rounds = ("reported", "starved", "going")
     document = said_json("report", *rounds)
@@ -168,7 +168,7 @@ def test_a_report_of_rounds_that_ended_and_one_that_goes_on(
 
 
 def test_a_failed_round_fails_its_watcher(engine: Engine) -> None:
-    said("open", "watched", "--clients", 1, "--deadline", 1)
+    said("open", "watched", "--clients", 1, "--timeout", 1)
     done = gradshard("watch", "watched")
     assert_one_line(done, "round 'watched' failed: 0 good updates, but min_clients is 1")
     assert "0 good updates" in said("show", "watched")
@@ -191,7 +191,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], message: str) -> Non
 def test_users_errors_are_one_line(
     engine: Engine, updates: dict[str, Path], tmp_path: Path
 ) -> None:
-    said("open", "slips", "--client", "a", "--deadline", 600)
+    said("open", "slips", "--client", "a", "--timeout", 600)
     missing, junk = tmp_path / "missing.safetensors", tmp_path / "junk.safetensors"
     junk.write_bytes(b"PK\x03\x04")
     a = updates["a"]

@@ -40,7 +40,7 @@ def test_the_events_of_a_round_in_order(deployed: Deployed) -> None:
     report = deployed.call("aggregate_shard", task)
     nbytes = task["task"]["end"]
     assert report["bytes_read"] >= len(example_round.SAMPLES) * nbytes
-    assert (report["bytes_written"] >= nbytes, report["refused"]) == (True, [])
+    assert (report["bytes_written"] >= nbytes, report["rejected"]) == (True, [])
 
     finalized = deployed.call("finalize_round", example_round.event("finalize_round"))
     assert finalized == {"status": "completed"}

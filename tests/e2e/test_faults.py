@@ -10,11 +10,12 @@ from typing import Any
 import boto3
 import pytest
 
-from gradshard import Federation, local
+from gradshard import Federation
+from gradshard.deployment import local_engine
+from gradshard.deployment.local_engine import Engine
 from gradshard.errors import WaitTimeoutError
-from gradshard.local import Engine
-from gradshard.rounds import services
-from gradshard.store import Store
+from gradshard.rounds import aws_callbacks
+from gradshard.s3.store import S3Store
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 from tests.e2e.test_application import SECONDS, assert_average, contributors, update
@@ -42,7 +43,7 @@ def no_events(engine: Engine) -> Iterator[None]:
 def test_when_every_event_is_lost_the_deadline_carries_the_round(
     no_events: None, federation: Federation, deployed: Deployed
 ) -> None:
-    round_ = federation.open_round("lost", clients=["a", "b", "c"], min_clients=2, deadline=8)
+    round_ = federation.open_round("lost", clients=["a", "b", "c"], min_clients=2, timeout=8)
     seeds = {"a": 1, "b": 2}
     etags = {client: deployed.put("lost", client, blob(seed)) for client, seed in seeds.items()}
     manifest = round_.wait(SECONDS)
@@ -62,7 +63,7 @@ def test_events_in_any_order_and_twice(
 ) -> None:
     for number, order in enumerate(itertools.permutations(range(3))):
         name = f"order-{number}"
-        round_ = federation.open_round(name, clients=["a", "b"], deadline=600)
+        round_ = federation.open_round(name, clients=["a", "b"], timeout=600)
         uploads = [("a", deployed.put(name, "a", b"junk"))]
         uploads += [
             ("a", deployed.put(name, "a", blob(1))),
@@ -72,7 +73,7 @@ def test_events_in_any_order_and_twice(
             event = {"detail": {"object": {"key": round_.keys.update(client), "etag": etag}}}
             deployed.call("collect_update", event)
         manifest = round_.wait(SECONDS)
-        assert (contributors(manifest), manifest["refused"]) == (["a", "b"], [])
+        assert (contributors(manifest), manifest["rejected"]) == (["a", "b"], [])
         assert_average(round_.fetch(), [update(1), update(2)], [1, 2])
         assert round_.rejection("a") is None
 
@@ -82,10 +83,10 @@ def test_a_client_that_never_ends_its_upload_is_not_waited_for(
 ) -> None:
     deployed.put("endless", "a", blob(1))
     key = "rounds/endless/updates/b.safetensors"
-    store = Store(deployed.bucket)
+    store = S3Store(deployed.bucket)
     upload = store.create_upload(key)
     store.upload_part(key, upload, 1, io.BytesIO(blob(2)[:50]), 50)
-    round_ = federation.open_round("endless", clients=["a", "b"], min_clients=1, deadline=2)
+    round_ = federation.open_round("endless", clients=["a", "b"], min_clients=1, timeout=2)
     manifest = round_.wait(SECONDS)
     assert (contributors(manifest), manifest["missing"]) == (["a"], ["b"])
     # What it has sent is its own, and goes after a week (AbortForgottenUploads).
@@ -110,7 +111,7 @@ def test_a_deadline_that_fails_is_kept_and_can_be_delivered_by_hand(
     federation: Federation, deployed: Deployed
 ) -> None:
     rounds = [
-        federation.open_round(name, clients=["a", "b"], min_clients=1, deadline=3)
+        federation.open_round(name, clients=["a", "b"], min_clients=1, timeout=3)
         for name in ("unwoken", "woken")
     ]
     round_, other = rounds
@@ -118,7 +119,7 @@ def test_a_deadline_that_fails_is_kept_and_can_be_delivered_by_hand(
     scheduler, named = boto3.client("scheduler"), ("Name", "GroupName", "ScheduleExpression")
     schedule: Any = scheduler.get_schedule(Name="unwoken", GroupName="gradshard-deadlines")
     kept = {name: schedule[name] for name in (*named, "Target", "FlexibleTimeWindow")}
-    kept["Target"]["Input"] = json.dumps({"round": "unwoken", "deadline": True})
+    kept["Target"]["Input"] = json.dumps({"round": "unwoken", "timeout": True})
     scheduler.update_schedule(**kept)
     # What the function cannot read, it fails at, whenever it is tried.
     place: Any = {"Bucket": deployed.bucket, "Key": round_.keys.callback}
@@ -128,7 +129,7 @@ def test_a_deadline_that_fails_is_kept_and_can_be_delivered_by_hand(
         deployed.s3.put_object(Bucket=deployed.bucket, Key=one.keys.callback, Body=b"{")
     assert contributors(other.wait(SECONDS)) == ["a"]
     [message] = until(lambda: undelivered(deployed, "unwoken"))
-    assert message["requestPayload"] == {"round": "unwoken", "deadline": True}
+    assert message["requestPayload"] == {"round": "unwoken", "timeout": True}
     assert message["responsePayload"]["errorType"] == "BrokenObjectError"
     assert round_.status()["state"] == "awaiting"
     # As docs/operations.md has it: mend what was wrong, then say again what is in the queue.
@@ -146,17 +147,17 @@ def test_an_event_that_fails_is_kept_and_the_update_counts_all_the_same(
     uploaded = message["requestPayload"]["detail"]["object"]
     assert uploaded["key"] == "rounds/unnoted/updates/a.safetensors"
     deployed.s3.delete_object(Bucket=deployed.bucket, Key="rounds/unnoted/spec.json")
-    round_ = federation.open_round("unnoted", clients=["a"], deadline=600)
+    round_ = federation.open_round("unnoted", clients=["a"], timeout=600)
     assert contributors(round_.wait(SECONDS)) == ["a"]
 
 
 def test_a_deadline_says_how_long_it_is_tried_and_where_it_goes_then(
     federation: Federation, deployed: Deployed
 ) -> None:
-    federation.open_round("scheduled", clients=["a"], deadline=600)
+    federation.open_round("scheduled", clients=["a"], timeout=600)
     scheduler, group = boto3.client("scheduler"), "gradshard-deadlines"
     target = scheduler.get_schedule(Name="scheduled", GroupName=group)["Target"]
-    assert target["RetryPolicy"]["MaximumEventAgeInSeconds"] == services.DEADLINE_SECONDS
+    assert target["RetryPolicy"]["MaximumEventAgeInSeconds"] == aws_callbacks.TIMEOUT_SECONDS
     queue = boto3.client("sqs").get_queue_attributes(
         QueueUrl=deployed.outputs["UndeliveredEventsUrl"], AttributeNames=["QueueArn"]
     )["Attributes"]
@@ -173,19 +174,19 @@ def test_a_deadline_says_how_long_it_is_tried_and_where_it_goes_then(
 def test_a_round_whose_deadline_was_taken_away_can_be_woken(
     federation: Federation, deployed: Deployed
 ) -> None:
-    round_ = federation.open_round("untimed", clients=["a", "b"], min_clients=1, deadline=3)
+    round_ = federation.open_round("untimed", clients=["a", "b"], min_clients=1, timeout=3)
     boto3.client("scheduler").delete_schedule(Name="untimed", GroupName="gradshard-deadlines")
     round_.submit("a", update(1), samples=1)
     with pytest.raises(WaitTimeoutError):
         round_.wait(6)
-    deployed.call("collect_update", {"round": "untimed", "deadline": True})
+    deployed.call("collect_update", {"round": "untimed", "timeout": True})
     assert contributors(round_.wait(SECONDS)) == ["a"]
 
 
 def test_two_callers_open_one_round_at_once(federation: Federation, deployed: Deployed) -> None:
     with ThreadPoolExecutor(4) as pool:
         rounds = list(
-            pool.map(lambda _: Federation().open_round("both", clients=2, deadline=600), range(4))
+            pool.map(lambda _: Federation().open_round("both", clients=2, timeout=600), range(4))
         )
     for seed, client in enumerate("ab", 1):
         rounds[seed].submit(client, update(seed), samples=seed)
@@ -197,7 +198,7 @@ def test_two_callers_open_one_round_at_once(federation: Federation, deployed: De
 
 def test_twenty_rounds_at_once(federation: Federation, deployed: Deployed) -> None:
     names = [f"twenty-{number}" for number in range(20)]
-    rounds = [federation.open_round(name, clients=2, deadline=600) for name in names]
+    rounds = [federation.open_round(name, clients=2, timeout=600) for name in names]
     with ThreadPoolExecutor(8) as pool:
         for number, round_ in enumerate(rounds):
             for seed, client in enumerate("ab", 1):
@@ -211,12 +212,12 @@ def test_twenty_rounds_at_once(federation: Federation, deployed: Deployed) -> No
 def test_a_round_that_is_open_while_the_stack_is_deployed_again(
     engine: Engine, federation: Federation, deployed: Deployed
 ) -> None:
-    round_ = federation.open_round("updated", clients=["a", "b"], deadline=600)
+    round_ = federation.open_round("updated", clients=["a", "b"], timeout=600)
     round_.submit("a", update(1), samples=1)
     (engine.folder / "deployed").write_text("another version")
-    local.up(engine.port)
+    local_engine.up(engine.port)
     round_.submit("b", update(2), samples=2)
     assert contributors(round_.wait(SECONDS)) == ["a", "b"]
     assert_average(round_.fetch(), [update(1), update(2)], [1, 2])
     assert deployed.ended("updated")["status"] == "SUCCEEDED"
-    assert until(lambda: local.status(engine.port).deployed)
+    assert until(lambda: local_engine.status(engine.port).deployed)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gradshard import application
+from gradshard.deployment import application
 from tests import reference
 from tests.docs.pages import ROOT, RUN, blocks
 from tests.docs.session import Session, port_shim
@@ -111,7 +111,7 @@ def test_the_command_and_the_library_are_there(installed: Installed) -> None:
     plan = json.loads(installed.said("plan", "--size", "512MB", "--clients", 20, "--json"))
     assert plan["choice"]["shards"] >= 1
     asked = installed.run("python", "-c", "import gradshard; print(gradshard.Federation)")
-    assert "gradshard.federation.Federation" in asked.stdout, asked
+    assert "gradshard.client.federation.Federation" in asked.stdout, asked
     typed = "import gradshard, pathlib; print((pathlib.Path(gradshard.__path__[0]) / 'py.typed'))"
     assert Path(installed.run("python", "-c", typed).stdout.strip()).is_file()
 

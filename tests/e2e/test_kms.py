@@ -14,9 +14,10 @@ import boto3
 import numpy as np
 import pytest
 
-from gradshard import Federation, application, local
+from gradshard import Federation
+from gradshard.deployment import application, local_engine
+from gradshard.deployment.local_engine import Engine
 from gradshard.errors import RoundStateError, TicketError
-from gradshard.local import Engine
 from tests import reference
 from tests.e2e.deployed import Deployed
 
@@ -39,10 +40,10 @@ def stack(engine: Engine, key: str) -> Iterator[Deployed]:
     built = engine.folder / "build" / "template.yaml"
     with application.folder() as sources:
         config = sources / "samconfig.toml"
-        given = [*local._parameters(config, engine), f"KmsKeyArn={key}"]
+        given = [*local_engine._parameters(config, engine), f"KmsKeyArn={key}"]
         line = [application.find_sam(), "deploy", "--template-file", str(built)]
         line += ["--config-file", str(config), "--config-env", "local", "--stack-name", STACK]
-        environment = local._child_environment(engine)
+        environment = local_engine._child_environment(engine)
         done = subprocess.run(
             [*line, "--parameter-overrides", *given],
             cwd=sources,
@@ -72,7 +73,7 @@ def test_a_whole_round(stack: Deployed, key: str) -> None:
     """Five clients, one by ticket, one with NaN, over two levels of partial sums."""
     federation = Federation(stack=STACK)
     names = list("abcde")
-    round_ = federation.open_round("kms", names, topology="lambda_fl", deadline=600)
+    round_ = federation.open_round("kms", names, topology="lambda_fl", timeout=600)
     updates = {name: update(number) for number, name in enumerate(names)}
     updates["d"]["w"][7] = np.nan
     ticket = round_.ticket("b", max_bytes=100_000)
@@ -85,7 +86,7 @@ def test_a_whole_round(stack: Deployed, key: str) -> None:
         round_.submit(name, updates[name], samples=1)
     manifest = round_.wait(SECONDS)
 
-    assert [refusal["client"] for refusal in manifest["refused"]] == ["d"]
+    assert [rejection["client"] for rejection in manifest["rejected"]] == ["d"]
     assert manifest["attempts"] == 2
     counted = ["a", "b", "c", "e"]
     tree = [int(size) for size in manifest["order"].removeprefix("tree:").split(",")]

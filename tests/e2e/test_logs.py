@@ -37,7 +37,7 @@ def lines_of(round_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_a_round_is_followed_by_its_name(federation: Federation, deployed: Deployed) -> None:
-    round_ = federation.open_round("logged", clients=["a", "b"], topology="lambda_fl", deadline=600)
+    round_ = federation.open_round("logged", clients=["a", "b"], topology="lambda_fl", timeout=600)
     for client in "ab":
         round_.submit(client, {"w": np.ones(3, "f4")}, samples=1)
     manifest = round_.wait(120)

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from gradshard import Federation, RoundFailed
 from gradshard.cli import main
+from gradshard.client.tickets import Ticket
 from gradshard.errors import ModelNotFoundError, ModelStateError, RoundStateError, UpdateError
-from gradshard.tickets import Ticket
 from tests import reference
 from tests.e2e.deployed import Deployed
 
@@ -51,7 +51,7 @@ def test_a_federation_trains_its_model_round_by_round(federation: Federation) ->
     state: dict[str, dict[str, reference.Array]] = {}
     for number in range(1, 4):
         round_ = federation.open_round(
-            f"loop-{number}", CLIENTS, apply={"optimizer": "fedyogi", "model": "loop"}
+            f"loop-{number}", CLIENTS, server_optimizer={"optimizer": "fedyogi", "model": "loop"}
         )
         sent = []
         for client in CLIENTS:
@@ -70,7 +70,7 @@ def test_a_federation_trains_its_model_round_by_round(federation: Federation) ->
     third = bits(model.fetch(version=3))
     assert model.roll_back(2).number == 5
     round_ = federation.open_round(
-        "loop-again", CLIENTS, apply={"optimizer": "fedyogi", "model": "loop"}
+        "loop-again", CLIENTS, server_optimizer={"optimizer": "fedyogi", "model": "loop"}
     )
     for client in CLIENTS:
         round_.submit(client, train(round_.fetch_model(), client), SAMPLES[client])
@@ -91,7 +91,7 @@ def test_a_federation_trains_its_model_round_by_round(federation: Federation) ->
 
 def test_an_update_of_another_model_is_not_sent(federation: Federation) -> None:
     federation.model("shape").put(tensors(0))
-    round_ = federation.open_round("shape-1", ["a"], apply={"model": "shape"})
+    round_ = federation.open_round("shape-1", ["a"], server_optimizer={"model": "shape"})
     other = {**tensors(1), "fc.bias": np.zeros(33, "f4")}
     with pytest.raises(UpdateError, match=r"tensor 'fc\.bias' is F32"):
         round_.submit("a", other, 1)
@@ -101,7 +101,7 @@ def test_an_update_of_another_model_is_not_sent(federation: Federation) -> None:
     round_.submit("a", tensors(1), 1)
     round_.wait(SECONDS)
     # The size of a ticket's update goes by the model, too.
-    again = federation.open_round("shape-2", ["a"], apply={"model": "shape"})
+    again = federation.open_round("shape-2", ["a"], server_optimizer={"model": "shape"})
     ticket = Ticket.loads(again.ticket("a").dumps())
     assert bits(ticket.fetch_model()) == bits(again.fetch_model())
     with pytest.raises(UpdateError, match=r"tensor 'fc\.bias' is F32"):
@@ -118,14 +118,14 @@ def test_a_round_whose_model_moved_on_fails_and_says_so(
 ) -> None:
     model = federation.model("moved")
     model.put(tensors(0))
-    round_ = federation.open_round("moved-1", ["a"], apply={"model": "moved"})
+    round_ = federation.open_round("moved-1", ["a"], server_optimizer={"model": "moved"})
     model.put(tensors(1))
     round_.submit("a", tensors(2), 1)
     with pytest.raises(RoundFailed, match=r"from version 1 of model 'moved', but version 2 is"):
         round_.wait(SECONDS)
     assert deployed.open_uploads("moved-1") == []
     with pytest.raises(RoundFailed, match="there is no model 'none'"):
-        federation.open_round("moved-2", ["a"], apply={"model": "none"}).wait(SECONDS)
+        federation.open_round("moved-2", ["a"], server_optimizer={"model": "none"}).wait(SECONDS)
     with pytest.raises(RoundStateError, match="'moved-3' is not applied to a model"):
         federation.open_round("moved-3", ["a"]).fetch_model()
 
@@ -146,7 +146,7 @@ def test_by_command(
         "model", "put", "m.safetensors", *named
     )
     apply = json.dumps({"optimizer": "fedavgm", "learning_rate": 0.5, "model": "command"})
-    gradshard("open", "command-1", "--client", "a", "--apply", apply)
+    gradshard("open", "command-1", "--client", "a", "--server-optimizer", apply)
     safetensors.numpy.save_file({"w": np.arange(10, dtype="f4")}, "u.safetensors")
     gradshard("submit", "command-1", "a", "u.safetensors", "--samples", "3")
     federation.round("command-1").wait(SECONDS)

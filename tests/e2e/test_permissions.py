@@ -17,8 +17,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from gradshard import Federation, Round, RoundFailed
-from gradshard.keys import ModelKeys
-from gradshard.local import Engine
+from gradshard.deployment.local_engine import Engine
+from gradshard.formats.keys import ModelKeys
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 
@@ -102,8 +102,8 @@ def rounds(federation: Federation, deployed: Deployed) -> None:
 
 
 def plain(federation: Federation, deployed: Deployed) -> None:
-    """Shards; one client mends what was refused, one does not; a killed planning left an upload."""
-    round_ = federation.open_round("iam-plain", clients=["a", "b", "c"], deadline=600)
+    """Shards; one client mends what was rejected, one does not; a killed planning left an upload."""
+    round_ = federation.open_round("iam-plain", clients=["a", "b", "c"], timeout=600)
     for client in "ac":
         deployed.put("iam-plain", client, b"junk")
     until(lambda: round_.rejection("a"))
@@ -120,30 +120,30 @@ def early(federation: Federation, deployed: Deployed) -> None:
     tensors = {f"{'w' * 100}{number}": np.ones(1, "f4") for number in range(1000)}
     body = reference.encode(tensors, {"num_samples": "1"})
     deployed.put("iam-early", "a", body)
-    federation.open_round("iam-early", clients=["a"], deadline=600).wait(SECONDS)
+    federation.open_round("iam-early", clients=["a"], timeout=600).wait(SECONDS)
     # Too early for its own event to be looked at.
-    round_ = federation.open_round("iam-long", clients=["a"], deadline=600)
+    round_ = federation.open_round("iam-long", clients=["a"], timeout=600)
     deployed.put("iam-long", "a", body)
     round_.wait(SECONDS)
 
 
 def tree_with_nan(federation: Federation) -> None:
     """Two levels of partial sums, planned again without one client."""
-    round_ = federation.open_round("iam-tree", 5, topology="lambda_fl", deadline=600)
+    round_ = federation.open_round("iam-tree", 5, topology="lambda_fl", timeout=600)
     for number in range(5):
         tensors = update(number)
         if number == 2:
             tensors["w"][7] = np.nan
         round_.submit(f"c{number}", tensors, samples=1)
     manifest = round_.wait(SECONDS)
-    assert [refusal["client"] for refusal in manifest["refused"]] == ["c2"]
+    assert [rejection["client"] for rejection in manifest["rejected"]] == ["c2"]
 
 
 def eager(federation: Federation) -> None:
     """A group before the others, and the rest at the deadline."""
     clients = [f"c{i}" for i in range(4)]
     round_ = federation.open_round(
-        "iam-eager", clients, topology="lifl", eager=True, weights="counts", deadline=10
+        "iam-eager", clients, topology="lifl", eager=True, weights="counts", timeout=10
     )
     for i in (0, 1, 3):
         round_.submit(clients[i], update(i), samples=1)
@@ -154,7 +154,7 @@ def eager(federation: Federation) -> None:
 def failed_tree(federation: Federation, deployed: Deployed) -> None:
     """Partial sums are there when too few clients remain: nothing of them stays."""
     round_ = federation.open_round(
-        "iam-failed", 7, topology="lambda_fl", min_clients=7, deadline=600
+        "iam-failed", 7, topology="lambda_fl", min_clients=7, timeout=600
     )
     # As if the upload had been completed, and the answer lost.
     deployed.s3.put_object(Bucket=deployed.bucket, Key=round_.keys.result, Body=b"")
@@ -166,7 +166,7 @@ def failed_tree(federation: Federation, deployed: Deployed) -> None:
     with pytest.raises(RoundFailed, match="min_clients is 7"):
         round_.wait(SECONDS)
     assert deployed.ended("iam-failed")["status"] == "FAILED"
-    assert deployed.keys("rounds/iam-failed/partials/") == []
+    assert deployed.keys("rounds/iam-failed/partial-sums/") == []
     assert round_.keys.result not in deployed.keys(round_.keys.root)
     deployed.start("iam-senseless", '{"clients": 0}')
     assert deployed.ended("iam-senseless")["error"] == "SpecError"
@@ -176,14 +176,14 @@ def given_up(federation: Federation, deployed: Deployed) -> None:
     """Somebody gives the round up while it is planned, or averaged: no result may be seen."""
     manifest = {"round": "iam-given-up", "status": "failed", "error": "Stopped", "cause": "by hand"}
     place: Any = {"Bucket": deployed.bucket, "Body": json.dumps(manifest).encode()}
-    round_ = federation.open_round("iam-given-up", clients=2, deadline=600)
+    round_ = federation.open_round("iam-given-up", clients=2, timeout=600)
     round_.submit("a", update(1), samples=1)
     deployed.s3.put_object(Key=round_.keys.manifest, **place)
-    deployed.call("collect_update", {"round": "iam-given-up", "deadline": True})
+    deployed.call("collect_update", {"round": "iam-given-up", "timeout": True})
     assert deployed.ended("iam-given-up")["cause"] == "by hand"
     assert round_.keys.result not in deployed.keys(round_.keys.root)
 
-    round_ = federation.open_round("iam-given-up-late", clients=1, deadline=600)
+    round_ = federation.open_round("iam-given-up-late", clients=1, timeout=600)
     round_.submit("a", update(1), samples=1)
     round_.wait(SECONDS)
     # As if it had been given up between the result and the manifest.
@@ -203,9 +203,9 @@ def cut_off(federation: Federation, deployed: Deployed) -> None:
     for participation in ({"model": "uniform"}, {"model": "rounds", "rounds": [earlier]}):
         name = f"iam-cut-off-{participation['model']}"
         rule = {"name": "salf", "p": participation}
-        round_ = federation.open_round(name, ["a", "b"], rule=rule, deadline=8)
+        round_ = federation.open_round(name, ["a", "b"], rule=rule, timeout=8)
         round_.submit("a", layers["first"] | layers["last"], 1)
-        round_.growing("b", 1).add(layers["last"])
+        round_.layer_upload("b", 1).add(layers["last"])
         # As if it had sent all, and deleted it again.
         gone = {"key": round_.keys.update("b"), "etag": "gone"}
         deployed.call("collect_update", {"detail": {"object": gone}})
@@ -217,7 +217,7 @@ def assigned(federation: Federation) -> None:
     terms: dict[str, Any] = {"batch_size": 16, "epochs": 1, "learning_rate": 0.1}
     training = {"train_seconds": 3.0, "batch_size": 16, "epochs": 1, "steps": 10}
     for name, after in (("iam-week-1", {}), ("iam-week-2", {"after": "iam-week-1"})):
-        round_ = federation.open_round(name, ["a"], assignments=terms | after, deadline=600)
+        round_ = federation.open_round(name, ["a"], assignments=terms | after, timeout=600)
         round_.submit("a", update(1), 160, training=training)
         round_.wait(SECONDS)
 
@@ -228,8 +228,8 @@ def applied(federation: Federation, deployed: Deployed) -> None:
     model.put({"w": np.zeros(50, np.float32)})
     terms: dict[str, Any] = {
         "clients": 2,
-        "deadline": 600,
-        "apply": {"optimizer": "fedadam", "model": "iam"},
+        "timeout": 600,
+        "server_optimizer": {"optimizer": "fedadam", "model": "iam"},
     }
 
     def begin(name: str, *, bad: bool = False, **more: Any) -> Round:
@@ -324,7 +324,7 @@ def test_a_function_may_not_do_what_is_another_functions(
     )
     place: dict[str, Any] = {"Bucket": deployed.bucket}
     s3.get_object(Key="rounds/iam-plain/plan.json", **place)
-    for refused in (
+    for rejected in (
         lambda: s3.get_object(Key="rounds/iam-plain/callback.json", **place),
         lambda: s3.get_object(Key="rounds/iam-plain/updates/a.safetensors", **place),
         lambda: s3.put_object(Key="rounds/iam-plain/updates/a.safetensors", Body=b"", **place),
@@ -332,4 +332,4 @@ def test_a_function_may_not_do_what_is_another_functions(
         lambda: s3.delete_object(Key="rounds/iam-plain/update.safetensors", **place),
     ):
         with pytest.raises(ClientError, match="AccessDenied"):
-            refused()
+            rejected()

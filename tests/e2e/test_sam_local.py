@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gradshard.local import Engine
+from gradshard.deployment.local_engine import Engine
 from tests.e2e import example_round
 from tests.e2e.deployed import Deployed
 
@@ -76,7 +76,7 @@ def test_a_task_runs_in_a_container_smaller_than_one_update(
 
     task = example_round.event("aggregate_shard")["task"]
     assert task["end"] > MEMORY_MB * 2**20
-    assert (report["start"], report["end"], report["refused"]) == (0, task["end"], [])
+    assert (report["start"], report["end"], report["rejected"]) == (0, task["end"], [])
     assert report["bytes_read"] >= 3 * task["end"]
     assert report["peak_mb"] < MEMORY_MB
     assert deployed.call("finalize_round", {"round": "r1"}) == {"status": "completed"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gradshard.local import Engine
+from gradshard.deployment.local_engine import Engine
 from tests.e2e import example_round
 from tests.e2e.deployed import Deployed
 
@@ -42,7 +42,7 @@ def test_a_function_takes_its_event(deployed: Deployed) -> None:
 
 def test_the_state_machine_opens_a_round_and_is_waited_for(deployed: Deployed) -> None:
     round_id = "invoked"
-    terms = json.dumps({"clients": 1, "deadline": 1})
+    terms = json.dumps({"clients": 1, "timeout": 1})
     said = invoked("RoundStateMachine", "--parameter", f"name={round_id}", "-e", terms)
     assert "0 good updates, but min_clients is 1" in said
     assert json.loads(deployed.read(f"rounds/{round_id}/manifest.json"))["status"] == "failed"

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradshard import Federation
+from gradshard.deployment.local_engine import Engine
 from gradshard.errors import RoundStateError, UpdateError
-from gradshard.local import Engine
 from tests import reference
 from tests.e2e.deployed import Deployed
 
@@ -46,16 +46,16 @@ def test_layers_from_whoever_reached_them(engine: Engine, federation: Federation
         "cut-off",
         ["a", "b", "c", "d"],
         rule={"name": "salf", "p": {"model": "uniform"}},
-        deadline=8,
+        timeout=8,
     )
     a, b, c = (model(seed) for seed in range(3))
     round_.submit("a", a, 5)
     round_.submit("b", of(b, "last"), 1, partial=True)
-    growing = round_.growing("c", 2)
+    growing = round_.layer_upload("c", 2)
     growing.add(of(c, "last"))
     growing.add(of(c, "middle"))
     with pytest.raises(UpdateError, match="open it with a rule for partial ones"):
-        federation.open_round("strict", 2).growing("c", 2)
+        federation.open_round("strict", 2).layer_upload("c", 2)
     # d sends nothing, and c is cut off before it reaches the first layer.
     manifest = round_.wait(60)
     assert manifest["missing"] == ["d"]
@@ -79,8 +79,8 @@ def test_layers_from_whoever_reached_them(engine: Engine, federation: Federation
 def test_an_update_that_grew_to_its_end_is_awaited_no_longer(
     engine: Engine, federation: Federation
 ) -> None:
-    round_ = federation.open_round("grown", ["a"], rule="fedavg", deadline=600)
-    growing = round_.growing("a", 3)
+    round_ = federation.open_round("grown", ["a"], rule="fedavg", timeout=600)
+    growing = round_.layer_upload("a", 3)
     for layer in ("last", "middle", "first"):
         growing.add(of(model(0), layer))
     growing.finish()
@@ -128,7 +128,7 @@ def test_assignments_from_round_to_round(
 
 
 def test_slips_are_one_line(engine: Engine, federation: Federation, tmp_path: Path) -> None:
-    federation.open_round("plain", ["a"], deadline=600)
+    federation.open_round("plain", ["a"], timeout=600)
     file = tmp_path / "a.safetensors"
     save_file(model(0), file)
     cases: list[tuple[tuple[Any, ...], str]] = [

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard import Federation, limits
-from gradshard.local import Engine
+from gradshard import Federation
+from gradshard.deployment.local_engine import Engine
+from gradshard.planning import limits
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 
@@ -90,13 +91,13 @@ def test_one_order_for_all_gives_one_digest(
     round_.wait(60)
     found = compare("ordered", "--order", "tree:2,3", "--whole")
     outcomes = found["outcomes"]
-    done = [outcome for outcome in outcomes if "refused" not in outcome]
+    done = [outcome for outcome in outcomes if "rejected" not in outcome]
     assert [outcome["label"] for outcome in done] == ["shards", "λ-FL", "LIFL", "grid"]
     assert len({outcome["digest"] for outcome in done}) == 1
-    refused = [outcome["refused"] for outcome in outcomes if "refused" in outcome]
-    assert len(refused) == 2
+    rejected = [outcome["rejected"] for outcome in outcomes if "rejected" in outcome]
+    assert len(rejected) == 2
     memory = f"needs 451 MB and has {federation.stack.output('AggregatorMemory')}"
-    assert all(memory in text for text in refused)
+    assert all(memory in text for text in rejected)
     # Nothing of the trials is left, of those that failed neither.
     assert deployed.keys("rounds/ordered-") == []
 
@@ -113,7 +114,7 @@ def test_200_clients_make_a_grid(
     assert len(manifest["contributors"]) == 200
     expected = reference.average(updates, range(1, 201), tree=[50, 4])
     assert round_.fetch()["w"].tobytes() == expected["w"].tobytes()
-    assert deployed.keys("rounds/crowd/partials/") == []
+    assert deployed.keys("rounds/crowd/partial-sums/") == []
 
 
 def test_an_eager_leaf_runs_while_others_train(
@@ -121,12 +122,12 @@ def test_an_eager_leaf_runs_while_others_train(
 ) -> None:
     clients = [f"c{i}" for i in range(4)]
     round_ = federation.open_round(
-        "eager", clients, topology="lifl", eager=True, weights="counts", deadline=600
+        "eager", clients, topology="lifl", eager=True, weights="counts", timeout=600
     )
     updates = [mixed(i) for i in range(4)]
     for i in (0, 1):
         round_.submit(clients[i], updates[i], i + 1)
-    until(lambda: deployed.keys("rounds/eager/reports/0/"))
+    until(lambda: deployed.keys("rounds/eager/task-reports/0/"))
     assert round_.status()["state"] == "aggregating"
     for i in (3, 2):
         round_.submit(clients[i], updates[i], i + 1)
@@ -141,7 +142,7 @@ def test_an_eager_leaf_runs_while_others_train(
 def test_an_eager_round_ends_at_its_deadline(engine: Engine, federation: Federation) -> None:
     clients = [f"c{i}" for i in range(4)]
     round_ = federation.open_round(
-        "hasty", clients, topology="lambda_fl", eager=True, weights="counts", deadline=8
+        "hasty", clients, topology="lambda_fl", eager=True, weights="counts", timeout=8
     )
     started = time.monotonic()
     for i in (0, 1, 3):

@@ -9,22 +9,26 @@ import sys
 import tempfile
 from typing import Final
 
-from gradshard import local
+from gradshard.deployment import local_engine
 
-TESTS: Final = ("tests/unit/test_optimizers.py", "tests/unit/test_flower.py", "tests/flower")
+TESTS: Final = (
+    "tests/unit/aggregation/test_server_optimizers.py",
+    "tests/unit/test_flower.py",
+    "tests/flower",
+)
 
 
 def main(python: str) -> int:
     """Run the tests, and return pytest's exit code."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = cache
-        engine = local.up(0)
+        engine = local_engine.up(0)
         try:
             command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
             variables = os.environ | engine.environment | {"FLWR_TELEMETRY_ENABLED": "0"}
             return subprocess.run(command, env=variables, check=False).returncode
         finally:
-            local.down(engine.port)
+            local_engine.down(engine.port)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class TestWithoutTrouble:
         assert bits(ours.arrays) == bits(theirs.arrays)
         for metrics in ours.train_metrics_clientapp.values():
             assert metrics.pop("gradshard-contributors") == len(NODES)
-            assert (metrics.pop("gradshard-refused"), metrics.pop("gradshard-missing")) == (0, 0)
+            assert (metrics.pop("gradshard-rejected"), metrics.pop("gradshard-missing")) == (0, 0)
         assert ours.train_metrics_clientapp == theirs.train_metrics_clientapp
         assert ours.evaluate_metrics_clientapp == theirs.evaluate_metrics_clientapp
 
@@ -150,7 +150,7 @@ class TestBadInput:
             message.content["arrays"] = record_of(initial())
             return call_next(message, context)
 
-        strategy = s3(deadline=5, fraction_evaluate=0.0)
+        strategy = s3(timeout=5, fraction_evaluate=0.0)
         with caplog.at_level(logging.WARNING, "flwr"):
             result = train(strategy, grid(node30=client_app(trained, [liar, blind])))
         assert "Client 00000000000000000030 says it has uploaded" in caplog.text
@@ -158,7 +158,7 @@ class TestBadInput:
         assert (metrics["gradshard-contributors"], metrics["gradshard-missing"]) == (3, 1)
         assert bits(result.arrays) == bits(average_of([7, 100, 2**63 + 11]))
 
-    def test_nan_is_refused_with_its_reason_and_the_others_are_averaged(
+    def test_nan_is_rejected_with_its_reason_and_the_others_are_averaged(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         def broken(model: Model, node: int, server_round: int) -> tuple[Model, float]:
@@ -169,9 +169,9 @@ class TestBadInput:
         strategy = s3(fraction_evaluate=0.0)
         with caplog.at_level(logging.WARNING, "flwr"):
             result = train(strategy, grid(node100=client_app(broken, [s3_mod])))
-        assert "Refused" in caplog.text
+        assert "Rejected" in caplog.text
         assert "second" in caplog.text
-        assert result.train_metrics_clientapp[1]["gradshard-refused"] == 1
+        assert result.train_metrics_clientapp[1]["gradshard-rejected"] == 1
         assert result.train_metrics_clientapp[1]["node"] == pytest.approx(mean_node({100}))
         assert bits(result.arrays) == bits(average_of([7, 30, 2**63 + 11]))
 
@@ -210,7 +210,7 @@ class TestBadInput:
         assert result.train_metrics_clientapp[1]["gradshard-contributors"] == 0
         assert result.train_metrics_clientapp[2]["gradshard-contributors"] == 4
 
-    def test_a_quorum_lost_to_refusals_fails_the_round_alone(
+    def test_a_quorum_lost_to_rejections_fails_the_round_alone(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         def broken(model: Model, node: int, server_round: int) -> tuple[Model, float]:
@@ -224,7 +224,7 @@ class TestBadInput:
         assert f"round '{strategy.run}-1' failed" in caplog.text
         assert "first" in caplog.text
         assert not result.arrays
-        assert result.train_metrics_clientapp[1]["gradshard-refused"] == 1
+        assert result.train_metrics_clientapp[1]["gradshard-rejected"] == 1
 
 
 def average_of(nodes: Iterable[int]) -> ArrayRecord:

@@ -1,6 +1,6 @@
 """What reads bytes that a client wrote, each as a function of bytes that must not break.
 
-A target raises only where an invariant does not hold. What is refused must be refused by the
+A target raises only where an invariant does not hold. What is rejected must be rejected by the
 error that its caller expects, in words that are short and can be printed.
 """
 
@@ -10,12 +10,10 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from gradshard.agreement import agree
-from gradshard.assignments import Terms, assign, parse_report
+from gradshard.client.tickets import NOT_A_TICKET, _parsed
 from gradshard.errors import SpecError, UpdateError
-from gradshard.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
-from gradshard.layers import check_depth, coverage_of, layers_of
-from gradshard.layout import (
+from gradshard.formats.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
+from gradshard.formats.layout import (
     MAX_HEADER_BYTES,
     PREFIX_BYTES,
     SAMPLES_KEY,
@@ -24,18 +22,20 @@ from gradshard.layout import (
     parse_header,
     parse_samples,
 )
-from gradshard.plan import Refusal
+from gradshard.planning.plan import Rejection
 from gradshard.rounds import arrivals
-from gradshard.tickets import NOT_A_TICKET, _parsed
+from gradshard.rounds.layout_vote import agree
+from gradshard.stragglers.assignments import AssignmentSettings, assign, parse_report
+from gradshard.stragglers.layers import check_depth, coverage_of, layers_of
 
 MAX_REASON: Final = 2_000
-"""Characters of a refusal: its client reads it, and the machine carries it in 256 KiB for all."""
+"""Characters of a rejection: its client reads it, and the machine carries it in 256 KiB for all."""
 
 MAX_READ: Final = 100_000
 """Header bytes that are made up where an object says it has more than it has; more is slow."""
 
 KEYS: Final = RoundKeys("r")
-TERMS: Final = Terms(batch_size=8, epochs=1, learning_rate=0.1)
+TERMS: Final = AssignmentSettings(batch_size=8, epochs=1, learning_rate=0.1)
 
 
 class _Memory:
@@ -138,7 +138,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
 def _check_update(blob: bytes, nbytes: int) -> None:
     store: Any = _Memory(blob, nbytes)
     found = arrivals.check_update(store, KEYS, "c", partial=False)
-    if isinstance(found, Refusal):
+    if isinstance(found, Rejection):
         _check_reason(found.reason)
         return
     assert found is not None

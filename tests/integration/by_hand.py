@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from gradshard.keys import ModelKeys, RoundKeys, StoredTensors
-from gradshard.plan import Refusal, Task
-from gradshard.planning import Aggregator
-from gradshard.rounds import models
+from gradshard.formats.keys import ModelKeys, RoundKeys, StoredTensors
+from gradshard.planning.plan import Rejection, Task
+from gradshard.planning.planner import LambdaConfig
+from gradshard.records import model_registry
+from gradshard.records.model_registry import Version
 from gradshard.rounds.aggregate_shard import aggregate_shard
 from gradshard.rounds.finalize_round import finalize_round
-from gradshard.rounds.models import Version
 from gradshard.rounds.plan_round import Call, plan_round
-from gradshard.store import Store
-from gradshard.wire import Wire
+from gradshard.s3.store import S3Store
+from gradshard.s3.task_client import TaskS3Client
 from tests import reference
 
-AGGREGATOR = Aggregator(memory_mb=512, architecture="arm64")
+AGGREGATOR = LambdaConfig(memory_mb=512, architecture="arm64")
 COUNTER = itertools.count()
 Update = dict[str, reference.Array]
 
@@ -27,7 +27,7 @@ Update = dict[str, reference.Array]
 class Round:
     """A round without its state machine: the test is the machine."""
 
-    def __init__(self, store: Store, **spec: Any) -> None:
+    def __init__(self, store: S3Store, **spec: Any) -> None:
         self.store, self.name = store, f"it-{next(COUNTER)}"
         self.keys = RoundKeys(self.name)
         self.aggregator = AGGREGATOR
@@ -37,8 +37,8 @@ class Round:
             "spec": spec,
             "opened_at": "2026-01-01T00:00:00+00:00",
         }
-        if "apply" in spec:
-            newest = models.current(store, spec["apply"]["model"])
+        if "server_optimizer" in spec:
+            newest = model_registry.current(store, spec["server_optimizer"]["model"])
             record["model_version"] = began_from or (newest.number if newest else None)
         store.put_json(self.keys.spec, record)
 
@@ -56,14 +56,14 @@ class Round:
     def plan(
         self,
         attempt: int = 0,
-        refused: Sequence[Refusal] = (),
+        rejected: Sequence[Rejection] = (),
         *,
         visit: str = "2026-01-01T00:00:01Z",
         reason: str = "complete",
-        aggregator: Aggregator | None = None,
+        aggregator: LambdaConfig | None = None,
     ) -> dict[str, Any]:
-        if refused:  # as finalize_round leaves it
-            self.store.put_json(self.keys.refused(attempt - 1), [vars(r) for r in refused])
+        if rejected:  # as finalize_round leaves it
+            self.store.put_json(self.keys.replan(attempt - 1), [vars(r) for r in rejected])
         call = Call(visit, reason, attempt)
         self.planned = plan_round(
             self.store, self.name, call, aggregator=aggregator or self.aggregator
@@ -80,13 +80,13 @@ class Round:
                 self.run(task)
 
     def run(self, task: dict[str, Any]) -> dict[str, Any]:
-        with contextlib.closing(Wire(self.store.bucket)) as wire:
+        with contextlib.closing(TaskS3Client(self.store.bucket)) as wire:
             return aggregate_shard(
                 wire, task["round"], attempt=task["attempt"], task=Task(**task["task"])
             )
 
     def finalize(self) -> dict[str, Any]:
-        with contextlib.closing(Wire(self.store.bucket)) as wire:
+        with contextlib.closing(TaskS3Client(self.store.bucket)) as wire:
             return finalize_round(self.store, wire, self.name)
 
     def go(self) -> dict[str, Any]:
@@ -109,12 +109,12 @@ class Round:
         return manifest
 
     def reason(self, client: str) -> str:
-        refusal = self.store.get_json(self.keys.rejection(client))
-        assert refusal is not None
-        return str(refusal["reason"])
+        rejection = self.store.get_json(self.keys.rejection(client))
+        assert rejection is not None
+        return str(rejection["reason"])
 
 
-def put_model(store: Store, name: str, tensors: Update) -> None:
+def put_model(store: S3Store, name: str, tensors: Update) -> None:
     """Make a model's first version, of an object as any safetensors writer makes it."""
     key = ModelKeys(name).put("first")
     body = reference.encode(tensors, {"format": "pt"})
@@ -122,8 +122,8 @@ def put_model(store: Store, name: str, tensors: Update) -> None:
     source = store.head(key)
     assert source is not None
     offset = 8 + int.from_bytes(body[:8], "little")
-    models.reserve(store, Version(name, 1, StoredTensors(source, offset)))
-    models.note_current(store, name)
+    model_registry.reserve(store, Version(name, 1, StoredTensors(source, offset)))
+    model_registry.note_current(store, name)
 
 
 def small(seed: int) -> Update:

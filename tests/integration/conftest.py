@@ -6,22 +6,22 @@ from typing import Any
 import boto3
 import pytest
 
-from gradshard.local import Engine
-from gradshard.store import Store
+from gradshard.deployment.local_engine import Engine
+from gradshard.s3.store import S3Store
 from tests.integration.by_hand import Round
 
 
 @pytest.fixture(scope="session")
-def store(engine: Engine) -> Store:
+def store(engine: Engine) -> S3Store:
     """An empty bucket with versions."""
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="integration")
     s3.put_bucket_versioning(Bucket="integration", VersioningConfiguration={"Status": "Enabled"})
-    return Store("integration", connections=80)
+    return S3Store("integration", connections=80)
 
 
 @pytest.fixture(scope="session")
-def encrypted(engine: Engine) -> Store:
+def encrypted(engine: Engine) -> S3Store:
     """A bucket under a KMS key: its ETags say nothing of the bytes."""
     s3, name = boto3.client("s3"), "integration-kms"
     key = boto3.client("kms").create_key()["KeyMetadata"]["Arn"]
@@ -30,17 +30,17 @@ def encrypted(engine: Engine) -> Store:
     default: Any = {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}
     rules: Any = {"Rules": [{"ApplyServerSideEncryptionByDefault": default}]}
     s3.put_bucket_encryption(Bucket=name, ServerSideEncryptionConfiguration=rules)
-    return Store(name, connections=80)
+    return S3Store(name, connections=80)
 
 
 @pytest.fixture
-def open_round(store: Store) -> Callable[..., Round]:
+def open_round(store: S3Store) -> Callable[..., Round]:
     """Open a round by hand, in these terms."""
     return lambda **spec: Round(store, **spec)
 
 
 @pytest.fixture(scope="module")
-def function_environment(store: Store) -> Iterator[None]:
+def function_environment(store: S3Store) -> Iterator[None]:
     """What the functions find in their environment, when they work on this bucket."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {

@@ -28,7 +28,7 @@ class Lane:
         The process at work.
     spare_mb
         Memory a function may take beyond what it has at its start; None for any. One that is
-        refused more and does not end well is killed, as Lambda kills it.
+        rejected more and does not end well is killed, as Lambda kills it.
     seconds
         Its timeout.
     """
@@ -126,7 +126,7 @@ def _outcome(handler: Any, call: dict[str, Any]) -> dict[str, Any]:
         return {"answer": handler(call["event"], Context())}
     except Exception as error:  # noqa: BLE001 - as Lambda does
         if call["spare_mb"] is not None:
-            # What Python raises where memory is refused depends on what it was about to do.
+            # What Python raises where memory is rejected depends on what it was about to do.
             os.kill(os.getpid(), signal.SIGKILL)
         return {"error": type(error).__name__, "message": str(error)}
 

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradshard.keys import ModelKeys, RoundKeys
-from gradshard.rounds import models
-from gradshard.rounds.models import Version
-from gradshard.store import Store
+from gradshard.formats.keys import ModelKeys, RoundKeys
+from gradshard.records import model_registry
+from gradshard.records.model_registry import Version
+from gradshard.s3.store import S3Store
 from tests import reference
 from tests.integration.by_hand import Update, put_model, small
 
@@ -34,7 +34,10 @@ SAMPLES = [5, 1, 900, 17]
 MODEL: Update = small(99)
 UPDATES: list[Update] = [small(seed) for seed in range(4)]
 TREE: dict[str, Any] = {"topology": "lambda_fl"}
-APPLIED: dict[str, Any] = {"shards": 1, "apply": {"optimizer": "fedadam", "learning_rate": 0.5}}
+APPLIED: dict[str, Any] = {
+    "shards": 1,
+    "server_optimizer": {"optimizer": "fedadam", "learning_rate": 0.5},
+}
 EAGER: dict[str, Any] = {"topology": "lambda_fl", "eager": True, "weights": "counts"}
 
 Call = Callable[[str, dict[str, Any]], dict[str, Any]]
@@ -131,7 +134,7 @@ class Machine:
     """
 
     call: Call
-    store: Store
+    store: S3Store
     terms: Mapping[str, Any]
     clients: Sequence[str] = tuple(CLIENTS)
     updates: Sequence[Update] = tuple(UPDATES)
@@ -143,12 +146,12 @@ class Machine:
         self.keys = RoundKeys(self.name)
         self.sent: dict[str, str] = {}
         self.before: Version | None = None
-        if apply := self.terms.get("apply"):
-            self.terms = {**self.terms, "apply": {"model": self.name, **apply}}
-            name = self.terms["apply"]["model"]
-            if models.current(self.store, name) is None:
+        if apply := self.terms.get("server_optimizer"):
+            self.terms = {**self.terms, "server_optimizer": {"model": self.name, **apply}}
+            name = self.terms["server_optimizer"]["model"]
+            if model_registry.current(self.store, name) is None:
                 put_model(self.store, name, MODEL)
-            self.before = models.current(self.store, name)
+            self.before = model_registry.current(self.store, name)
 
     # ------------------------------------------------------------------------------ the round
 
@@ -175,13 +178,13 @@ class Machine:
         assert outcome["status"] == "completed"
 
     def open(self) -> None:
-        spec = {"clients": list(self.clients), "deadline": 3600, **self.terms}
+        spec = {"clients": list(self.clients), "timeout": 3600, **self.terms}
         event = {"round": self.name, "spec": spec, "started": "2026-01-01T00:00:00+00:00"}
         opened = self.step("OpenRound", "open_round", event | {"token": "nobody-waits"})
         assert opened["status"] == "opened"
 
     def submit(self, client: str) -> None:
-        if "updates_of" in self.terms:
+        if "updates_from" in self.terms:
             return
         index = self.clients.index(client)
         blob = reference.encode(self.updates[index], {"num_samples": str(self.samples[index])})
@@ -249,7 +252,7 @@ class Machine:
         ``again`` calls functions that nothing breaks.
         """
         assert self.store.open_uploads(self.keys.result) == []
-        assert list(self.versions(self.keys.partials)) == []
+        assert list(self.versions(self.keys.partial_sums)) == []
         result = self.store.get_bytes(self.keys.result)
         if manifest["status"] == "completed":
             assert result is not None
@@ -266,7 +269,7 @@ class Machine:
         for client in self.clients:
             if client not in self.sent:  # an eager round failed before it was its turn
                 self.submit(client)
-        terms = {**self.terms, "updates_of": self.name}
+        terms = {**self.terms, "updates_from": self.name}
         if terms.pop("eager", False):
             terms["weights"] = "counts"
         if self.lost:
@@ -281,7 +284,7 @@ class Machine:
         if self.before is None:
             return
         name = self.before.model
-        now = models.current(self.store, name)
+        now = model_registry.current(self.store, name)
         assert now is not None
         assert now.number == self.before.number + has_next
         listed = self.store._s3.list_multipart_uploads(

@@ -275,7 +275,7 @@ class _Server(ThreadingHTTPServer):
 
 
 def error(status: int, code: str) -> Answer:
-    """Return what S3 answers to a request it refuses."""
+    """Return what S3 answers to a request it rejects."""
     body = f'<?xml version="1.0"?><Error><Code>{code}</Code></Error>'.encode()
     return Answer(status, {"Content-Length": str(len(body))}, body)
 

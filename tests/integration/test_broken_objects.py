@@ -9,9 +9,9 @@ from typing import Any
 import boto3
 import pytest
 
-from gradshard.keys import ModelKeys, RoundKeys
-from gradshard.rounds import arrivals, services
-from gradshard.store import Store
+from gradshard.formats.keys import ModelKeys, RoundKeys
+from gradshard.rounds import arrivals, aws_callbacks
+from gradshard.s3.store import S3Store
 from tests.integration.machine import (
     APPLIED,
     EAGER,
@@ -42,7 +42,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 class Breaking:
     """Calls functions; before the first call of one of them an object is overwritten."""
 
-    def __init__(self, call: Call, store: Store, function: str) -> None:
+    def __init__(self, call: Call, store: S3Store, function: str) -> None:
         self.call, self.store, self.function = call, store, function
         self.key, self.junk = "", b""
 
@@ -72,7 +72,7 @@ class Breaking:
 )
 def test_what_was_overwritten_with_junk_fails_the_round_and_is_named(
     call: Call,
-    store: Store,
+    store: S3Store,
     terms: dict[str, Any],
     name: str,
     junk: bytes,
@@ -85,7 +85,7 @@ def test_what_was_overwritten_with_junk_fails_the_round_and_is_named(
     key = breaking.key = {
         "spec": machine.keys.spec,
         "plan": machine.keys.plan,
-        "report": machine.keys.report(0, 0),
+        "report": machine.keys.task_report(0, 0),
         "layout": machine.keys.layout,
         "current": model.current,
         "version": model.version(2),
@@ -101,11 +101,11 @@ def test_what_was_overwritten_with_junk_fails_the_round_and_is_named(
     machine.check(manifest, call)
 
 
-def test_a_model_is_not_begun_by_a_round_that_lost_its_terms(call: Call, store: Store) -> None:
+def test_a_model_is_not_begun_by_a_round_that_lost_its_terms(call: Call, store: S3Store) -> None:
     """Which uploads are to be given up then says the plan alone."""
     breaking = Breaking(call, store, "finalize_round")
     machine = Machine(breaking, store, APPLIED)
-    breaking.key, breaking.junk = machine.keys.report(0, 0), b"[]"
+    breaking.key, breaking.junk = machine.keys.task_report(0, 0), b"[]"
 
     def lost(function: str, event: dict[str, Any]) -> dict[str, Any]:
         if function == "abort_round":
@@ -119,7 +119,7 @@ def test_a_model_is_not_begun_by_a_round_that_lost_its_terms(call: Call, store: 
 
 
 def test_a_manifest_that_is_junk_is_named_and_nothing_is_left_open(
-    call: Call, store: Store
+    call: Call, store: S3Store
 ) -> None:
     breaking = Breaking(call, store, "finalize_round")
     machine = Machine(breaking, store, TREE)
@@ -127,12 +127,12 @@ def test_a_manifest_that_is_junk_is_named_and_nothing_is_left_open(
     with pytest.raises(FunctionError, match=rf"{breaking.key}: {OTHER}: KeyError: 'status'"):
         machine.run()
     assert store.open_uploads(machine.keys.result) == []
-    assert list(machine.versions(machine.keys.partials)) == []
+    assert list(machine.versions(machine.keys.partial_sums)) == []
 
 
 @pytest.mark.parametrize("junk", [b"{", b"[]", b'{"tokens": null}', None])
 def test_a_round_whose_tokens_are_lost_is_resumed_by_its_deadline(
-    call: Call, store: Store, monkeypatch: pytest.MonkeyPatch, junk: bytes | None
+    call: Call, store: S3Store, monkeypatch: pytest.MonkeyPatch, junk: bytes | None
 ) -> None:
     asked: list[str] = []
 
@@ -140,12 +140,12 @@ def test_a_round_whose_tokens_are_lost_is_resumed_by_its_deadline(
         asked.append(token)
         return True
 
-    monkeypatch.setattr(services, "resume", resume)
+    monkeypatch.setattr(aws_callbacks, "resume", resume)
     keys = RoundKeys("lost-tokens")
     opening = {
         "round": keys.round_id,
         "started": "2026-01-01T00:00:00+00:00",
-        "spec": {"clients": ["a"], "deadline": 3600},
+        "spec": {"clients": ["a"], "timeout": 3600},
     }
     for token in ("first", "second"):
         call("open_round", opening | {"token": token})

@@ -9,7 +9,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from gradshard.local import Engine
+from gradshard.deployment.local_engine import Engine
 
 STUB = """
 import json, os

@@ -14,7 +14,7 @@ from tests import reference
 from tests.integration.by_hand import Round
 
 
-def test_a_header_of_100_mb_is_refused_by_number(open_round: Callable[..., Round]) -> None:
+def test_a_header_of_100_mb_is_rejected_by_number(open_round: Callable[..., Round]) -> None:
     round_ = open_round(clients=["a", "b"], min_clients=1)
     round_.submit("a", {"w": np.ones(1, "f4")})
     for nbytes, reason in (
@@ -37,7 +37,7 @@ def test_a_thousand_updates_at_once(open_round: Callable[..., Round]) -> None:
         list(pool.map(lambda i: round_.submit(f"c{i:04}", updates[i], i + 1), range(1000)))
     assert round_.go() == {"status": "completed"}
     manifest = round_.manifest()
-    assert (len(manifest["contributors"]), manifest["refused"]) == (1000, [])
+    assert (len(manifest["contributors"]), manifest["rejected"]) == (1000, [])
     tree = [int(size) for size in manifest["order"].removeprefix("tree:").split(",")]
     expected = reference.average(updates, range(1, 1001), tree=tree)
     assert reference.decode(round_.result())["w"].tobytes() == expected["w"].tobytes()
@@ -58,7 +58,7 @@ def test_what_has_no_clients_name_is_nobodys_update(
     round_.submit("b", {"w": np.ones(1, "f4")})
     assert round_.go() == {"status": "completed"}
     assert [c["client"] for c in round_.manifest()["contributors"]] == ["a", "b"]
-    assert round_.manifest()["refused"] == []
+    assert round_.manifest()["rejected"] == []
 
 
 def test_a_name_of_megabytes_does_not_stand_in_the_cause(

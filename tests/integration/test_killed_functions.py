@@ -14,8 +14,8 @@ import boto3
 import numpy as np
 import pytest
 
-from gradshard.local import Engine
-from gradshard.store import Store
+from gradshard.deployment.local_engine import Engine
+from gradshard.s3.store import S3Store
 from tests.integration.forks import Lane, lane
 from tests.integration.machine import APPLIED, EAGER, FUNCTIONS, TREE, FunctionError, Machine
 from tests.integration.proxy import Fault, Proxy, spoiling
@@ -85,14 +85,18 @@ class Killer:
             self.proxy.watch = lambda *_: None
 
 
-def test_functions_killed_at_random_moments(lanes: list[Lane], proxy: Proxy, store: Store) -> None:
+def test_functions_killed_at_random_moments(
+    lanes: list[Lane], proxy: Proxy, store: S3Store
+) -> None:
     outcomes: Counter[str] = Counter()
     for seed in range(KILLS):
         killer = Killer(lanes[0], proxy, seed)
         terms = dict(TERMS[seed // len(FUNCTIONS) % len(TERMS)])
         machine = Machine(killer, store, terms)
         if killer.function == "abort_round":  # which takes a round that fails
-            terms = {name: term for name, term in machine.terms.items() if name == "apply"}
+            terms = {
+                name: term for name, term in machine.terms.items() if name == "server_optimizer"
+            }
             machine.terms = terms | {"min_clients": 4}
             machine.lost = {"d"}
         manifest = machine.run()
@@ -109,7 +113,7 @@ def test_functions_killed_at_random_moments(lanes: list[Lane], proxy: Proxy, sto
 
 @pytest.mark.parametrize("terms", TERMS, ids=["shards", "tree", "eager", "applied"])
 def test_every_function_twice_at_once(
-    lanes: list[Lane], store: Store, terms: dict[str, Any]
+    lanes: list[Lane], store: S3Store, terms: dict[str, Any]
 ) -> None:
     def twice(function: str, event: dict[str, Any]) -> dict[str, Any]:
         with ThreadPoolExecutor(2) as pool:
@@ -128,7 +132,7 @@ def test_every_function_twice_at_once(
 @pytest.mark.parametrize("wakes", ["before the end", "after the end"])
 @pytest.mark.parametrize("terms", TERMS[:2], ids=["shards", "tree"])
 def test_a_task_that_goes_on_when_another_has_done_it(
-    lanes: list[Lane], proxy: Proxy, store: Store, terms: dict[str, Any], wakes: str
+    lanes: list[Lane], proxy: Proxy, store: S3Store, terms: dict[str, Any], wakes: str
 ) -> None:
     slow, quick, calm = lanes
     asleep = threading.Event()
@@ -162,14 +166,16 @@ def test_a_task_that_goes_on_when_another_has_done_it(
     assert manifest["status"] == "completed"
     if wakes == "after the end" and terms == TREE:
         # What nobody awaits any more stays until the round's objects expire.
-        assert set(machine.versions(machine.keys.partials)) == {machine.keys.partial(0, 0, 0)}
-        store.delete_versions(machine.keys.partials)
+        assert set(machine.versions(machine.keys.partial_sums)) == {
+            machine.keys.partial_sum(0, 0, 0)
+        }
+        store.delete_versions(machine.keys.partial_sums)
     machine.check(manifest, calm)
 
 
 @pytest.mark.parametrize("wakes", ["before the end", "after the end", "given up"])
 def test_a_task_stopped_while_it_sends_its_part(
-    lanes: list[Lane], proxy: Proxy, store: Store, wakes: str
+    lanes: list[Lane], proxy: Proxy, store: S3Store, wakes: str
 ) -> None:
     """Another does its work meanwhile; then it goes on sending, where that still counts or not."""
     slow, quick, calm = lanes
@@ -212,7 +218,7 @@ def test_a_task_stopped_while_it_sends_its_part(
     machine.check(manifest, calm)
 
 
-def test_one_of_two_openings_is_killed(lanes: list[Lane], proxy: Proxy, store: Store) -> None:
+def test_one_of_two_openings_is_killed(lanes: list[Lane], proxy: Proxy, store: S3Store) -> None:
     """The other's token stays, there and in the deadline's schedule, whatever the first one did."""
     first, second, calm = lanes
     scheduler, killed = boto3.client("scheduler"), 0
@@ -229,7 +235,7 @@ def test_one_of_two_openings_is_killed(lanes: list[Lane], proxy: Proxy, store: S
 
         proxy.watch = kill
         machine = Machine(calm, store, {})
-        spec = {"clients": list(machine.clients), "deadline": 3600}
+        spec = {"clients": list(machine.clients), "timeout": 3600}
         opening = {"round": machine.name, "spec": spec, "started": "2026-01-01T00:00:00+00:00"}
         with ThreadPoolExecutor(2) as pool:
             doomed = pool.submit(first, "open_round", opening | {"token": "first"})
@@ -252,7 +258,7 @@ def test_one_of_two_openings_is_killed(lanes: list[Lane], proxy: Proxy, store: S
 
 @pytest.mark.parametrize("ends", ["completed", "failed"])
 def test_what_drips_waits_for_the_functions_timeout(
-    lanes: list[Lane], proxy: Proxy, store: Store, ends: str
+    lanes: list[Lane], proxy: Proxy, store: S3Store, ends: str
 ) -> None:
     """Each function but a task's, once: a byte at a time comes in time, and never ends."""
     drips = {
@@ -291,7 +297,7 @@ def test_what_drips_waits_for_the_functions_timeout(
 
 
 def test_a_round_that_is_given_up_while_a_task_is_at_work(
-    lanes: list[Lane], proxy: Proxy, store: Store
+    lanes: list[Lane], proxy: Proxy, store: S3Store
 ) -> None:
     slow, quick, calm = lanes
     asleep = threading.Event()
@@ -319,7 +325,7 @@ def test_a_round_that_is_given_up_while_a_task_is_at_work(
     machine.check(manifest, calm)
 
 
-def test_a_task_out_of_memory(lanes: list[Lane], store: Store) -> None:
+def test_a_task_out_of_memory(lanes: list[Lane], store: S3Store) -> None:
     def starved(times: int) -> Machine:
         calls = Counter[str]()
 
@@ -340,7 +346,7 @@ def test_a_task_out_of_memory(lanes: list[Lane], store: Store) -> None:
     assert manifest["cause"] == "task 0 of level 0: aggregate_shard was killed: signal 9"
 
 
-def test_a_task_past_its_timeout(lanes: list[Lane], proxy: Proxy, store: Store) -> None:
+def test_a_task_past_its_timeout(lanes: list[Lane], proxy: Proxy, store: S3Store) -> None:
     def call(function: str, event: dict[str, Any]) -> dict[str, Any]:
         is_slow = function == "aggregate_shard"
         proxy.faults = [Fault("stall", "GET", "/updates/")] * 99 if is_slow else []

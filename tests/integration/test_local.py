@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gradshard import local
+from gradshard.deployment import local_engine
 from gradshard.errors import EngineError
 
 NOBODYS = "203.0.113.7"
@@ -32,27 +32,27 @@ def taken() -> Iterator[int]:
 
 def test_a_port_that_is_taken(taken: int) -> None:
     with pytest.raises(EngineError, match=rf"port {taken} .* choose another with --port"):
-        local.up(taken)
-    assert not local.status(taken).running
+        local_engine.up(taken)
+    assert not local_engine.status(taken).running
 
 
 def test_an_address_that_is_not_this_machines() -> None:
     with pytest.raises(EngineError, match=rf"{NOBODYS} cannot .* choose another with --bind"):
-        local.up(0, bind=NOBODYS)
+        local_engine.up(0, bind=NOBODYS)
 
 
 def test_who_starts_the_same_engine_waits_for_the_first() -> None:
     entered = threading.Event()
 
     def second() -> None:
-        with local._alone(4571):
+        with local_engine._alone(4571):
             entered.set()
 
     thread = threading.Thread(target=second)
-    with local._alone(4571):
+    with local_engine._alone(4571):
         thread.start()
         assert not entered.wait(0.3)
-        with local._alone(4572):
+        with local_engine._alone(4572):
             pass  # another engine's
     thread.join(10)
     assert entered.is_set()
@@ -70,9 +70,9 @@ def test_an_engine_that_cannot_be_remembered_is_stopped(
         started.append(subprocess.Popen(["sleep", "60"], start_new_session=True))
         return started[0].pid
 
-    monkeypatch.setattr(local, "_check_machine", lambda: None)  # which starts processes too
+    monkeypatch.setattr(local_engine, "_check_machine", lambda: None)  # which starts processes too
     monkeypatch.setattr("os.posix_spawn", spawn)
     with pytest.raises(IsADirectoryError):
-        local.up(0)
-    assert not local._group_is_alive(started[0].pid)
+        local_engine.up(0)
+    assert not local_engine._group_is_alive(started[0].pid)
     started[0].wait()

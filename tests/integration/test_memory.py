@@ -11,18 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard import cutting, documents, planning
-from gradshard.applying import state_layout
-from gradshard.cutting import WHOLE
-from gradshard.keys import ModelKeys, RoundKeys, StoredTensors
-from gradshard.layout import Layout, encode_header
-from gradshard.limits import MIB
-from gradshard.planning import Aggregator, Load
-from gradshard.rounds import models
-from gradshard.rounds.models import Version
+from gradshard.aggregation import sharding
+from gradshard.aggregation.optimizer_step import state_layout
+from gradshard.aggregation.sharding import WHOLE
+from gradshard.formats import json_records
+from gradshard.formats.keys import ModelKeys, RoundKeys, StoredTensors
+from gradshard.formats.layout import Layout, encode_header
+from gradshard.planning import planner
+from gradshard.planning.limits import MIB
+from gradshard.planning.planner import LambdaConfig, Workload
+from gradshard.records import model_registry
+from gradshard.records.model_registry import Version
 from gradshard.rounds.plan_round import Call, plan_round
-from gradshard.store import Store
-from tests.unit.test_federation import plan_json
+from gradshard.s3.store import S3Store
+from tests.unit.client.test_federation import plan_json
 
 # A fresh interpreter with what the function imports, and nothing of pytest's.
 RUN = """
@@ -42,8 +44,8 @@ HANDLER = Path(__file__).parents[2] / "functions" / "aggregate_shard" / "app.py"
 PIECE = np.random.default_rng(0).integers(0, 60, 8 * MIB, dtype="u1").tobytes()
 
 
-def write(store: Store, key: str, layout: Layout) -> StoredTensors:
-    """Store an object of a layout, filled with small numbers, whichever type they are read as."""
+def write(store: S3Store, key: str, layout: Layout) -> StoredTensors:
+    """S3Store an object of a layout, filled with small numbers, whichever type they are read as."""
     header = encode_header(layout, {"num_samples": "1"})
     upload = store.create_upload(key)
     parts = []
@@ -57,7 +59,7 @@ def write(store: Store, key: str, layout: Layout) -> StoredTensors:
 
 
 def peak_mb(
-    store: Store, name: str, clients: int, dtype: str, nbytes: int, *, applied: bool = False
+    store: S3Store, name: str, clients: int, dtype: str, nbytes: int, *, applied: bool = False
 ) -> tuple[float, float]:
     """Aggregate one shard in a process of its own; return its peak and what was projected."""
     keys = RoundKeys(name)
@@ -65,7 +67,7 @@ def peak_mb(
     size = {"F32": 4, "BF16": 2, "I8": 1}[dtype]
     layout = Layout.pack([("w", dtype, (nbytes // size,))])
     if applied:
-        spec |= {"apply": {"optimizer": "fedadam", "model": name}}
+        spec |= {"server_optimizer": {"optimizer": "fedadam", "model": name}}
         of_model = ModelKeys(name)
         # As a round before made it.
         tensors = write(store, of_model.next_model("before"), layout)
@@ -74,13 +76,13 @@ def peak_mb(
             for slot in ("momentum", "variance")
         }
         by: dict[str, Any] = {"optimizer": {"optimizer": "fedadam"}, "steps": 1, "state": state}
-        models.reserve(store, Version(name, 1, tensors, **by))
+        model_registry.reserve(store, Version(name, 1, tensors, **by))
     opened = {"round": name, "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
     store.put_json(keys.spec, opened | {"model_version": 1})
     for client in range(clients):
         write(store, keys.update(f"c{client}"), layout)
     call = Call("2026-01-01T00:00:01Z", "complete", 0)
-    plan_round(store, name, call, aggregator=Aggregator(3008, "arm64"))
+    plan_round(store, name, call, aggregator=LambdaConfig(3008, "arm64"))
     [batch] = store.get_json(keys.tasks(0))
     [task] = batch["tasks"]
     done = subprocess.run(
@@ -104,29 +106,29 @@ def peak_mb(
 
 
 @pytest.mark.parametrize(("clients", "dtype"), [(1, "F32"), (4, "BF16"), (20, "I8"), (64, "F32")])
-def test_the_peak_stays_under_the_projection(store: Store, clients: int, dtype: str) -> None:
+def test_the_peak_stays_under_the_projection(store: S3Store, clients: int, dtype: str) -> None:
     peak, projected = peak_mb(store, f"memory-{clients}-{dtype}", clients, dtype, 20 * MIB)
     print(f"{clients} clients, {dtype}: peak {peak} MB, projected {projected:.1f} MB")
     # The process shows neither the kernel's buffers nor Lambda's runtime client.
-    whole = peak + planning.RUNTIME_MB + 2 * clients * cutting.receive_buffer_bytes(clients) / MIB
+    whole = peak + planner.RUNTIME_MB + 2 * clients * sharding.receive_buffer_bytes(clients) / MIB
     assert whole <= projected
     assert projected <= 1.5 * whole
 
 
 @pytest.mark.parametrize(("clients", "dtype"), [(4, "F32"), (64, "F32"), (4, "I8")])
-def test_so_does_the_peak_of_applying(store: Store, clients: int, dtype: str) -> None:
+def test_so_does_the_peak_of_applying(store: S3Store, clients: int, dtype: str) -> None:
     name = f"memory-applied-{clients}-{dtype}"
     peak, projected = peak_mb(store, name, clients, dtype, 10 * MIB, applied=True)
     print(f"{clients} clients, {dtype}, applied: peak {peak} MB, projected {projected:.1f} MB")
-    receiving = 2 * (clients + 3) * cutting.receive_buffer_bytes(clients)
-    whole = peak + planning.RUNTIME_MB + receiving / MIB
+    receiving = 2 * (clients + 3) * sharding.receive_buffer_bytes(clients)
+    whole = peak + planner.RUNTIME_MB + receiving / MIB
     assert whole <= projected
     assert projected <= 1.5 * whole
     # In the smallest function there is, still.
     assert projected <= 128
 
 
-def test_the_peak_does_not_grow_with_the_update(store: Store) -> None:
+def test_the_peak_does_not_grow_with_the_update(store: S3Store) -> None:
     small, _ = peak_mb(store, "memory-small", 4, "F32", 64 * MIB)
     large, _ = peak_mb(store, "memory-large", 4, "F32", LARGE_MIB * MIB)
     print(f"64 MiB: {small} MB; {LARGE_MIB} MiB: {large} MB")
@@ -159,11 +161,11 @@ def test_a_plan_takes_no_more_than_is_projected(tmp_path: Path, clients: int, la
         for n, of_layer in enumerate(weights)
     ]
     path = tmp_path / "plan.json"
-    path.write_bytes(documents.encode(plan))
+    path.write_bytes(json_records.encode(plan))
     done = subprocess.run(
         [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True
     )
-    projected = planning.PLAN_FACTOR * planning.plan_bytes(clients, layers=layers) / MIB
+    projected = planner.PLAN_FACTOR * planner.plan_bytes(clients, layers=layers) / MIB
     print(
         f"{clients} clients, {layers} layers: {done.stdout.strip()} MB, projected {projected:.1f}"
     )
@@ -209,6 +211,8 @@ def test_whole_inputs_stay_under_the_projection(dtype: str, task: str) -> None:
         check=True,
     )
     levels = ((3,),) if task == "only" else ((3, 3), (2,))
-    needed = planning.needed_memory(Load(nbytes, levels, sums_bytes=wide * nbytes, hold=WHOLE), 1)
+    needed = planner.needed_memory(
+        Workload(nbytes, levels, sums_bytes=wide * nbytes, hold=WHOLE), 1
+    )
     # The interpreter is what the rule's constant is for; of that, here, slices and little else.
-    assert float(done.stdout) < needed - planning.WHOLE_OVERHEAD_MB + 16
+    assert float(done.stdout) < needed - planner.WHOLE_OVERHEAD_MB + 16

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from gradshard.errors import ModelNotFoundError, ModelStateError, PlanError
-from gradshard.keys import ModelKeys
-from gradshard.rounds import models
+from gradshard.formats.keys import ModelKeys
+from gradshard.records import model_registry
+from gradshard.records.model_registry import Version
 from gradshard.rounds.abort_round import abort_round
-from gradshard.rounds.models import Version
-from gradshard.store import Store
+from gradshard.s3.store import S3Store
 from tests import reference
 from tests.integration.by_hand import Round, Update, put_model, small
 
@@ -25,14 +25,14 @@ def apply(name: str, optimizer: str = "fedavg", **settings: Any) -> dict[str, An
     return {"optimizer": optimizer, "model": name, **settings}
 
 
-def read(store: Store, version: Version) -> dict[str, reference.Array]:
+def read(store: S3Store, version: Version) -> dict[str, reference.Array]:
     body = store.get_bytes(version.tensors.source.key)
     assert body is not None
     return reference.decode(body)
 
 
-def current(store: Store, name: str) -> Version:
-    found = models.current(store, name)
+def current(store: S3Store, name: str) -> Version:
+    found = model_registry.current(store, name)
     assert found is not None
     return found
 
@@ -51,7 +51,7 @@ def submit_all(round_: Round, updates: Sequence[Update]) -> None:
 
 @pytest.mark.parametrize("optimizer", ALL)
 def test_rounds_go_on_from_each_other_in_all_types(
-    open_round: Callable[..., Round], store: Store, optimizer: str
+    open_round: Callable[..., Round], store: S3Store, optimizer: str
 ) -> None:
     name = f"types-{optimizer}"
     model: Mapping[str, reference.Array] = small(50)
@@ -78,7 +78,7 @@ def test_rounds_go_on_from_each_other_in_all_types(
 
 @pytest.mark.parametrize("updates", ["deltas", "models"])
 def test_the_same_bits_whatever_m_and_topology(
-    open_round: Callable[..., Round], store: Store, updates: str
+    open_round: Callable[..., Round], store: S3Store, updates: str
 ) -> None:
     rng = np.random.default_rng(3)
     model: Update = {
@@ -123,7 +123,7 @@ def test_the_same_bits_whatever_m_and_topology(
         assert_equal(read(store, current(store, name)), expected)
 
 
-def test_a_task_may_run_twice_and_late(open_round: Callable[..., Round], store: Store) -> None:
+def test_a_task_may_run_twice_and_late(open_round: Callable[..., Round], store: S3Store) -> None:
     put_model(store, "twice", small(1))
     round_ = open_round(clients=3, apply=apply("twice", "fedadam"))
     submit_all(round_, [small(2), small(3), small(4)])
@@ -134,11 +134,11 @@ def test_a_task_may_run_twice_and_late(open_round: Callable[..., Round], store: 
     made = current(store, "twice")
     assert round_.finalize() == {"status": "completed"}
     assert current(store, "twice") == made
-    assert [version.number for version in models.history(store, "twice")] == [1, 2]
+    assert [version.number for version in model_registry.history(store, "twice")] == [1, 2]
 
 
 def test_whoever_sends_nan_is_left_out_of_the_model(
-    open_round: Callable[..., Round], store: Store
+    open_round: Callable[..., Round], store: S3Store
 ) -> None:
     put_model(store, "nan", small(1))
     round_ = open_round(clients=3, apply=apply("nan", "fedavgm"))
@@ -153,7 +153,7 @@ def test_whoever_sends_nan_is_left_out_of_the_model(
     assert no_open_uploads(round_)
 
 
-def test_another_optimizer_begins_anew(open_round: Callable[..., Round], store: Store) -> None:
+def test_another_optimizer_begins_anew(open_round: Callable[..., Round], store: S3Store) -> None:
     put_model(store, "other", small(1))
     model: Mapping[str, reference.Array] = small(1)
     for optimizer in ("fedadam", "fedavgm", "fedadam"):
@@ -166,8 +166,8 @@ def test_another_optimizer_begins_anew(open_round: Callable[..., Round], store: 
     assert_equal(read(store, current(store, "other")), model)
 
 
-def test_an_update_of_another_layout_is_refused(
-    open_round: Callable[..., Round], store: Store
+def test_an_update_of_another_layout_is_rejected(
+    open_round: Callable[..., Round], store: S3Store
 ) -> None:
     put_model(store, "layout", small(1))
     round_ = open_round(clients=3, apply=apply("layout"))
@@ -181,7 +181,7 @@ def test_an_update_of_another_layout_is_refused(
 
 
 def test_two_rounds_of_one_version_cannot_both_count(
-    open_round: Callable[..., Round], store: Store
+    open_round: Callable[..., Round], store: S3Store
 ) -> None:
     put_model(store, "race", small(1))
     first, second = (open_round(clients=1, apply=apply("race")) for _ in range(2))
@@ -205,13 +205,13 @@ def test_two_rounds_of_one_version_cannot_both_count(
 
 
 def test_a_number_is_not_taken_for_ever_by_a_round_that_never_ended(
-    open_round: Callable[..., Round], store: Store
+    open_round: Callable[..., Round], store: S3Store
 ) -> None:
     put_model(store, "stopped", small(1))
     stopped, after = (open_round(clients=1, apply=apply("stopped")) for _ in range(2))
     first = current(store, "stopped")
     reserved = replace(first, number=2, round_id=stopped.name)
-    models.reserve(store, reserved)
+    model_registry.reserve(store, reserved)
     after.submit("a", small(2))
     after.plan()
     after.aggregate()
@@ -225,7 +225,7 @@ def test_a_number_is_not_taken_for_ever_by_a_round_that_never_ended(
 
 @pytest.mark.parametrize("killed", ["reserved", "manifest"])
 def test_a_round_that_dies_while_it_ends_counts_whole_or_not_at_all(
-    open_round: Callable[..., Round], store: Store, monkeypatch: pytest.MonkeyPatch, killed: str
+    open_round: Callable[..., Round], store: S3Store, monkeypatch: pytest.MonkeyPatch, killed: str
 ) -> None:
     name = f"killed-{killed}"
     put_model(store, name, small(1))
@@ -237,9 +237,9 @@ def test_a_round_that_dies_while_it_ends_counts_whole_or_not_at_all(
     def die(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    put_json = Store.put_json
+    put_json = S3Store.put_json
     monkeypatch.setattr(
-        Store,
+        S3Store,
         "put_json",
         lambda store, key, value, **more: (
             die()
@@ -266,7 +266,7 @@ def test_a_round_that_dies_while_it_ends_counts_whole_or_not_at_all(
 
 
 def test_a_model_that_would_not_be_finite_fails_the_round(
-    open_round: Callable[..., Round], store: Store
+    open_round: Callable[..., Round], store: S3Store
 ) -> None:
     put_model(store, "wild", {"w": np.ones(40_000, "f4")})
     update = {"w": np.ones(40_000, "f4")}
@@ -289,16 +289,16 @@ def test_a_model_that_would_not_be_finite_fails_the_round(
         round_.aggregate()
 
 
-def test_no_such_model(open_round: Callable[..., Round], store: Store) -> None:
-    assert models.current(store, "nobody") is None
+def test_no_such_model(open_round: Callable[..., Round], store: S3Store) -> None:
+    assert model_registry.current(store, "nobody") is None
     with pytest.raises(ModelNotFoundError, match="there is no model 'nobody': put one there first"):
         open_round(clients=1, apply=apply("nobody"), model_version=1).plan()
     put_model(store, "one", small(1))
     with pytest.raises(ModelNotFoundError, match="'one' has no version 7; the newest is 1"):
-        models.read_version(store, "one", 7)
+        model_registry.read_version(store, "one", 7)
 
 
-def test_versions_outlive_their_rounds(open_round: Callable[..., Round], store: Store) -> None:
+def test_versions_outlive_their_rounds(open_round: Callable[..., Round], store: S3Store) -> None:
     put_model(store, "old", small(1))
     for _ in range(3):
         round_ = open_round(clients=1, apply=apply("old"))
@@ -307,8 +307,8 @@ def test_versions_outlive_their_rounds(open_round: Callable[..., Round], store: 
         # As the bucket's lifecycle does after RetentionDays.
         store.delete_versions(round_.keys.root)
     assert current(store, "old").number == 4
-    assert [version.number for version in models.history(store, "old")] == [1, 2, 3, 4]
-    assert models.read_version(store, "old", 2).number == 2
+    assert [version.number for version in model_registry.history(store, "old")] == [1, 2, 3, 4]
+    assert model_registry.read_version(store, "old", 2).number == 2
 
 
 def no_open_uploads(round_: Round) -> bool:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from gradshard.errors import PlanError
-from gradshard.keys import RoundKeys
-from gradshard.planning import Aggregator
+from gradshard.formats.keys import RoundKeys
+from gradshard.planning.planner import LambdaConfig
 from gradshard.rounds.admission import QuorumError
 from tests import reference
 from tests.integration.by_hand import Round, Update
@@ -87,7 +87,7 @@ def test_eight_clients_of_which_five_are_partial(
     shards: int,
 ) -> None:
     # So small an update would be one shard; the engine takes parts of any size.
-    monkeypatch.setattr("gradshard.limits.MIN_PART_BYTES", 1)
+    monkeypatch.setattr("gradshard.planning.limits.MIN_PART_BYTES", 1)
     round_ = open_round(clients=CLIENTS, rule=rule, shards=shards)
     updates = submit_all(round_)
     assert round_.go() == {"status": "completed"}
@@ -117,7 +117,7 @@ def test_p_of_uniform_depth_stands_in_the_manifest(open_round: Callable[..., Rou
 def test_a_layer_that_nobody_covers_is_zero_and_costs_no_read(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard.limits.MIN_PART_BYTES", 1)
+    monkeypatch.setattr("gradshard.planning.limits.MIN_PART_BYTES", 1)
     layout = {
         name: {"dtype": "F32", "shape": list(tensor.shape)} for name, tensor in whole(0).items()
     }
@@ -139,7 +139,7 @@ def test_partial_updates_in_trees(open_round: Callable[..., Round], topology: st
     submit_all(tree)
     assert tree.go() == {"status": "completed"}
     order = tree.manifest()["order"]
-    alone = open_round(order=order, updates_of=tree.name, **terms)
+    alone = open_round(order=order, updates_from=tree.name, **terms)
     assert alone.go() == {"status": "completed"}
     assert alone.result() == tree.result()
 
@@ -162,7 +162,7 @@ def test_partial_updates_need_a_rule(open_round: Callable[..., Round]) -> None:
     assert "tensor 'conv1.weight' is missing" in round_.reason("c1")
 
 
-def test_what_no_rule_can_use_is_refused_by_name(open_round: Callable[..., Round]) -> None:
+def test_what_no_rule_can_use_is_rejected_by_name(open_round: Callable[..., Round]) -> None:
     round_ = open_round(clients=CLIENTS, rule={"name": "salf", "p": 0.5})
     submit_all(round_)
     first, second = whole(0), whole(1)
@@ -203,7 +203,7 @@ def test_what_a_client_has_so_far_counts_at_the_deadline(open_round: Callable[..
     round_.submit("a", updates[0], SAMPLES[0])
     for client, update, samples in zip("bc", updates[1:], SAMPLES[1:], strict=False):
         body = reference.encode(update, {"num_samples": str(samples)})
-        round_.store.put_bytes(round_.keys.progress(client), body)
+        round_.store.put_bytes(round_.keys.partial_update(client), body)
     # A later, whole answer takes the place of what there was before.
     updates[2] = last(whole(3), 3)
     round_.submit("c", updates[2], SAMPLES[2])
@@ -314,9 +314,9 @@ def test_the_first_task_of_a_process_is_told_from_warm_ones(
 
 def test_keys_of_progress_are_not_updates(open_round: Callable[..., Round]) -> None:
     keys = RoundKeys("r")
-    assert keys.progress("a") == "rounds/r/progress/a.safetensors"
+    assert keys.partial_update("a") == "rounds/r/partial-updates/a.safetensors"
     round_ = open_round(clients=1)
-    round_.aggregator = Aggregator(512, "arm64")
-    round_.store.put_bytes(round_.keys.progress("a"), b"anything")
+    round_.aggregator = LambdaConfig(512, "arm64")
+    round_.store.put_bytes(round_.keys.partial_update("a"), b"anything")
     with pytest.raises(QuorumError, match="0 good updates"):
         round_.go()

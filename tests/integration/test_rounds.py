@@ -14,15 +14,15 @@ import pytest
 import safetensors
 from botocore.exceptions import ClientError
 
-from gradshard import planning
 from gradshard.errors import BrokenObjectError, PlanError, StoreError
-from gradshard.plan import Refusal
-from gradshard.planning import Aggregator
-from gradshard.rounds import arrivals, services
+from gradshard.planning import planner
+from gradshard.planning.plan import Rejection
+from gradshard.planning.planner import LambdaConfig
+from gradshard.rounds import arrivals, aws_callbacks
 from gradshard.rounds.abort_round import abort_round
 from gradshard.rounds.admission import QuorumError
 from gradshard.rounds.collect_update import collect_update
-from gradshard.store import Store
+from gradshard.s3.store import S3Store
 from tests import reference
 from tests.integration.by_hand import Round, assert_average, put_model, small
 
@@ -110,12 +110,12 @@ def test_a_bad_update_costs_its_sender_the_round(
     round_.submit("c", good[1])
     etag = round_.upload("bad", body)
     collected = collect_update(round_.store, round_.keys.update("bad"), etag)
-    assert collected["status"] == ("accepted" if what == "other layout" else "refused")
+    assert collected["status"] == ("accepted" if what == "other layout" else "rejected")
     assert round_.go() == {"status": "completed"}
     assert_average(round_.result(), good, [1, 1])
     assert reason in round_.reason("bad")
     assert round_.keys.update("bad") in round_.reason("bad")
-    assert [r["client"] for r in round_.manifest()["refused"]] == ["bad"]
+    assert [r["client"] for r in round_.manifest()["rejected"]] == ["bad"]
 
 
 def test_below_the_quorum_the_round_fails_with_all_reasons(
@@ -124,14 +124,14 @@ def test_below_the_quorum_the_round_fails_with_all_reasons(
     round_ = open_round(clients=["a", "b", "c"], min_clients=2)
     round_.submit("a", small(1))
     round_.upload("b", b"junk")
-    text = "1 good updates, but min_clients is 2; missing: c; refused: b: "
+    text = "1 good updates, but min_clients is 2; missing: c; rejected: b: "
     with pytest.raises(QuorumError, match=text):
         round_.plan()
     assert round_.store.open_uploads(round_.keys.result) == []
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_nan_is_refused_by_name_and_the_round_goes_on(
+def test_nan_is_rejected_by_name_and_the_round_goes_on(
     open_round: Callable[..., Round], shards: int
 ) -> None:
     rng = np.random.default_rng(5)
@@ -147,7 +147,7 @@ def test_nan_is_refused_by_name_and_the_round_goes_on(
     assert "tensor 'w' holds a NaN or an infinity at element 4999999" in round_.reason("c1")
     assert "tensor 'w' holds a NaN or an infinity at element 17" in round_.reason("c2")
     manifest = round_.manifest()
-    assert [r["client"] for r in manifest["refused"]] == ["c1", "c2"]
+    assert [r["client"] for r in manifest["rejected"]] == ["c1", "c2"]
     assert manifest["attempts"] == 2
     assert_average(round_.result(), [updates[0], updates[3]], [1, 4])
     assert round_.store.open_uploads(round_.keys.result) == []
@@ -192,7 +192,7 @@ def test_the_last_upload_before_planning_counts_and_later_ones_do_not(
     first, second, third = small(1), small(2), small(3)
     round_.upload("a", b"junk")
     collected = collect_update(round_.store, round_.keys.update("a"), "etag")
-    assert collected["status"] == "refused"
+    assert collected["status"] == "rejected"
     etag = round_.submit("a", first)
     assert collect_update(round_.store, round_.keys.update("a"), etag)["status"] == "accepted"
     assert round_.store.get_json(round_.keys.rejection("a")) is None
@@ -207,15 +207,15 @@ def test_the_last_upload_before_planning_counts_and_later_ones_do_not(
     round_.store.delete(round_.keys.update("b"))
     assert round_.go() == {"status": "completed"}
     assert_average(round_.result(), [first, second], [1, 4])
-    assert round_.manifest()["refused"] == []
+    assert round_.manifest()["rejected"] == []
 
 
-def test_collecting_and_planning_refuse_one_upload_only_once(
+def test_collecting_and_planning_reject_one_upload_only_once(
     open_round: Callable[..., Round],
 ) -> None:
     round_ = open_round(clients=2)
     etag = round_.submit("a", {"w": np.ones(2, "f4")})
-    # Planning has refused this very upload while its event was on the way.
+    # Planning has rejected this very upload while its event was on the way.
     round_.store.put_json(
         round_.keys.rejection("a"), {"client": "a", "reason": "layout", "etag": f'"{etag}"'}
     )
@@ -223,7 +223,7 @@ def test_collecting_and_planning_refuse_one_upload_only_once(
     assert round_.reason("a") == "layout"
 
 
-def test_a_refusal_does_not_outlive_the_upload_that_mended_it(
+def test_a_rejection_does_not_outlive_the_upload_that_mended_it(
     open_round: Callable[..., Round],
 ) -> None:
     round_ = open_round(clients=1)
@@ -245,7 +245,7 @@ def test_who_is_not_expected(open_round: Callable[..., Round]) -> None:
     round_.submit("a", small(1))
     etag = round_.submit("stranger", small(2))
     collected = collect_update(round_.store, round_.keys.update("stranger"), etag)
-    assert collected["status"] == "refused"
+    assert collected["status"] == "rejected"
     assert "client 'stranger' is not expected" in round_.reason("stranger")
     assert round_.go() == {"status": "completed"}
     assert_average(round_.result(), [small(1)], [1])
@@ -255,7 +255,7 @@ def test_who_is_not_expected(open_round: Callable[..., Round]) -> None:
     "key",
     ["rounds/it-none/updates/a.safetensors", "rounds/../updates/a.safetensors", "elsewhere"],
 )
-def test_events_that_concern_no_round(store: Store, key: str) -> None:
+def test_events_that_concern_no_round(store: S3Store, key: str) -> None:
     assert collect_update(store, key, "etag")["status"] == "ignored"
 
 
@@ -288,18 +288,18 @@ def test_planning_again_twice_at_once_leaves_one_plan_and_one_upload(
     for i, client in enumerate("abc"):
         round_.submit(client, small(i))
     round_.plan()
-    refused = [Refusal("b", "a reason")]
+    rejected = [Rejection("b", "a reason")]
     begin = round_.store.create_upload
     inner: list[dict[str, Any]] = []
 
     def overtaken(*args: Any) -> str:
         """Let another planning of the same attempt begin and end while this one is at work."""
         monkeypatch.undo()
-        inner.append(round_.plan(1, refused))
+        inner.append(round_.plan(1, rejected))
         return begin(*args)
 
     monkeypatch.setattr(round_.store, "create_upload", overtaken)
-    assert round_.plan(1, refused) == inner[0]
+    assert round_.plan(1, rejected) == inner[0]
     uploads = round_.store.open_uploads(round_.keys.result)
     assert uploads == [round_.store.get_json(round_.keys.plan)["upload_id"]]
     round_.aggregate()
@@ -324,7 +324,7 @@ def test_a_task_of_an_attempt_given_up_writes_nothing(open_round: Callable[..., 
     round_.plan()
     [stale] = round_.tasks()
     round_.run(stale)  # its report stays where that of the next attempt will be
-    round_.plan(1, [Refusal("b", "a reason")])
+    round_.plan(1, [Rejection("b", "a reason")])
     assert round_.run(stale) == {"task": 0, "attempt": 0, "superseded_by": 1}
     with pytest.raises(PlanError, match="task 0 of level 0 has not been done, of 1 tasks"):
         round_.finalize()
@@ -391,7 +391,7 @@ def test_a_round_whose_plan_cannot_be_read_is_given_up(
     round_.plan()
     for task in round_.tasks():
         round_.run(task)
-    assert len(list(round_.store.list_objects(round_.keys.partials))) == 2
+    assert len(list(round_.store.list_objects(round_.keys.partial_sums))) == 2
     round_.store.put_bytes(round_.keys.plan, junk)
     with pytest.raises(
         BrokenObjectError, match=r"/plan\.json: \d+ bytes that are no JSON"
@@ -401,12 +401,12 @@ def test_a_round_whose_plan_cannot_be_read_is_given_up(
     assert abort_round(round_.store, round_.name, error="E", cause=cause)["status"] == "failed"
     assert round_.manifest()["cause"] == cause
     assert round_.store.open_uploads(round_.keys.result) == []
-    assert list(round_.store.list_objects(round_.keys.partials)) == []
+    assert list(round_.store.list_objects(round_.keys.partial_sums)) == []
 
 
 @pytest.mark.parametrize("stands", ["layout", "state_layout"])
 def test_a_belated_planning_does_not_rename_the_tensors(
-    store: Store, monkeypatch: pytest.MonkeyPatch, stands: str
+    store: S3Store, monkeypatch: pytest.MonkeyPatch, stands: str
 ) -> None:
     """It writes the layout of uploads that were replaced since, as long as the one that counts."""
     round_ = Round(store, clients=1)
@@ -417,14 +417,14 @@ def test_a_belated_planning_does_not_rename_the_tensors(
         round_ = Round(store, clients=1, apply=terms)
     round_.submit("a", tensors)
     kept: dict[str, bytes] = {}
-    put_bytes = Store.put_bytes
+    put_bytes = S3Store.put_bytes
 
-    def put(self: Store, key: str, body: bytes, **options: Any) -> bool:
+    def put(self: S3Store, key: str, body: bytes, **options: Any) -> bool:
         if key == getattr(round_.keys, stands):
             kept[key] = body.replace(b"w1", b"w2")
         return put_bytes(self, key, body, **options)
 
-    monkeypatch.setattr(Store, "put_bytes", put)
+    monkeypatch.setattr(S3Store, "put_bytes", put)
     round_.plan()
     monkeypatch.undo()
     for key, belated in kept.items():
@@ -449,7 +449,7 @@ def test_a_belated_opening_does_not_take_the_round_its_token(
         asked.append(token)
         return token == "newest"
 
-    monkeypatch.setattr(services, "resume", resume)
+    monkeypatch.setattr(aws_callbacks, "resume", resume)
     assert arrivals.resume(round_.store, round_.keys, "complete")
     assert asked[0] == "the most belated"
     assert asked[-1] == "newest"
@@ -531,13 +531,13 @@ def test_an_update_deleted_for_good_costs_its_sender_the_round(
     assert_average(round_.result(), [small(0)], [1])
 
 
-def test_what_does_not_fit_is_refused_before_any_upload(
+def test_what_does_not_fit_is_rejected_before_any_upload(
     open_round: Callable[..., Round],
 ) -> None:
     round_ = open_round(clients=1)
     round_.submit("a", small(1))
     with pytest.raises(PlanError, match="has 10; deploy with AggregatorMemory="):
-        round_.plan(aggregator=Aggregator(memory_mb=10, architecture="arm64"))
+        round_.plan(aggregator=LambdaConfig(memory_mb=10, architecture="arm64"))
     assert round_.store.open_uploads(round_.keys.result) == []
 
 
@@ -554,7 +554,7 @@ def test_m_is_lowered_and_the_manifest_says_so(open_round: Callable[..., Round])
     round_ = open_round(clients=1, shards=1000)
     round_.submit("a", {"w": np.ones(3_000_000, "f4")})
     assert round_.go() == {"status": "completed"}
-    assert round_.manifest()["shards"] == planning.max_shards(12_000_000) == 2
+    assert round_.manifest()["shards"] == planner.max_shards(12_000_000) == 2
     assert round_.manifest()["notes"][0].startswith("M lowered from 1000 to 2")
 
 

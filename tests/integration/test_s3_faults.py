@@ -13,11 +13,11 @@ from typing import Any, Self
 
 import pytest
 
-from gradshard import store as stores
-from gradshard import streams
-from gradshard import wire as wires
-from gradshard.local import Engine
-from gradshard.store import Store
+from gradshard.deployment.local_engine import Engine
+from gradshard.s3 import store as stores
+from gradshard.s3 import streams
+from gradshard.s3 import task_client as wires
+from gradshard.s3.store import S3Store
 from tests.integration.machine import (
     APPLIED,
     EAGER,
@@ -103,7 +103,7 @@ KINDS_OF_ROUNDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=KINDS_OF_ROUNDS.values(), ids=[*KINDS_OF_ROUNDS])
 def counted(
-    request: pytest.FixtureRequest, spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store
+    request: pytest.FixtureRequest, spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store
 ) -> tuple[dict[str, Any], int]:
     """Terms, and how many requests a round makes in which nothing breaks."""
     proxy.requests.clear()
@@ -116,7 +116,7 @@ def test_one_fault_at_any_request_changes_nothing(
     spoiled: Call,
     unspoiled: Call,
     proxy: Proxy,
-    store: Store,
+    store: S3Store,
     counted: tuple[dict[str, Any], int],
     kind: str,
 ) -> None:
@@ -133,7 +133,7 @@ def test_one_fault_at_any_request_changes_nothing(
 
 @pytest.mark.parametrize("terms", KINDS_OF_ROUNDS.values(), ids=[*KINDS_OF_ROUNDS])
 def test_a_tenth_of_all_requests_throttled(
-    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store, terms: dict[str, Any]
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store, terms: dict[str, Any]
 ) -> None:
     proxy.throttled, before = 0.1, proxy.injected
     try:
@@ -157,9 +157,17 @@ def test_a_tenth_of_all_requests_throttled(
         ({}, Fault("503", "PUT", "partNumber=1"), r"task 0 of level 0: .*update\.safe.* SlowDown"),
         ({}, Fault("half sent", "PUT", "partNumber=1"), r"task 0 of level 0: .*part 1: the conne"),
         ({}, Fault("late", "PUT", "partNumber=1"), r"task 0 of level 0: .*part 1: .*timed out"),
-        ({}, Fault("500", "PUT", "/reports/0/00000"), r"task 0 of level 0: .*reports/0/00000"),
-        (TREE, Fault("unseen", "PUT", "/partials/0/0/00001"), r"task 1 of level 0: .*partials/0/0"),
-        (TREE, Fault("cut", "GET", "/partials/0/0/00001"), r"task 0 of level 1: .*partials/0/0/0"),
+        ({}, Fault("500", "PUT", "/task-reports/0/00000"), r"task 0 of level 0: .*reports/0/00000"),
+        (
+            TREE,
+            Fault("unseen", "PUT", "/partial-sums/0/0/00001"),
+            r"task 1 of level 0: .*partials/0/0",
+        ),
+        (
+            TREE,
+            Fault("cut", "GET", "/partial-sums/0/0/00001"),
+            r"task 0 of level 1: .*partials/0/0/0",
+        ),
         ({}, Fault("half", "GET", "/spec.json"), r"/spec\.json: \d+ bytes that are no JSON"),
         ({}, Fault("half", "GET", "/plan.json"), r"task 0 .*/plan\.json: \d+ bytes that are no"),
         (
@@ -167,8 +175,12 @@ def test_a_tenth_of_all_requests_throttled(
             Fault("empty", "GET", "/plan.json"),
             r"task 0 of level 0: .*/plan\.json: 0 bytes that",
         ),
-        ({}, Fault("half", "GET", "/layout.json"), r"task 0 .*/layout\.json has \d+ bytes, not"),
-        ({}, Fault("half", "GET", "/reports/"), r"/reports/0/00000\.json: \d+ bytes that are no"),
+        ({}, Fault("half", "GET", "/layout.header"), r"task 0 .*/layout\.json has \d+ bytes, not"),
+        (
+            {},
+            Fault("half", "GET", "/reports/"),
+            r"/task-reports/0/00000\.json: \d+ bytes that are no",
+        ),
         ({}, Fault("empty", "GET", "list-type=2"), r"/updates/: S3's answer has no 'IsTru"),
         # A connection that is kept may be closed just when the last try takes it.
         ({}, Fault("half", "GET", "list-type=2"), r"/updates/: (S3 answered 500|ConnectionClosed)"),
@@ -188,7 +200,7 @@ def test_what_stays_broken_fails_the_round_and_is_named(
     spoiled: Call,
     unspoiled: Call,
     proxy: Proxy,
-    store: Store,
+    store: S3Store,
     terms: dict[str, Any],
     fault: Fault,
     cause: str,
@@ -213,7 +225,7 @@ def test_what_stays_broken_fails_the_round_and_is_named(
 
 
 def test_completing_that_succeeds_unseen_is_a_success(
-    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store
 ) -> None:
     """The second request finds no upload, and S3 says 404: the object is looked at."""
     for kind in ("unseen", "late", "cut"):
@@ -224,7 +236,7 @@ def test_completing_that_succeeds_unseen_is_a_success(
 
 @pytest.mark.parametrize("name", ["spec", "plan", "manifest"])
 def test_what_is_written_once_and_unseen_is_not_taken_for_anothers(
-    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store, name: str
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store, name: str
 ) -> None:
     """The second request finds the object there, and S3 says 412."""
     for kind in ("unseen", "late"):
@@ -234,7 +246,7 @@ def test_what_is_written_once_and_unseen_is_not_taken_for_anothers(
 
 
 def test_a_connection_that_drips_is_opened_again(
-    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store
 ) -> None:
     """Each byte comes in time, and a shard would take a year."""
     proxy.faults = [Fault("drip", "GET", "updates/c.safetensors?versionId")] * 2
@@ -247,20 +259,20 @@ def test_a_connection_that_drips_is_opened_again(
 
 @pytest.mark.parametrize("terms", [TREE, APPLIED], ids=["tree", "applied"])
 def test_what_s3_is_too_busy_to_take_is_made_again(
-    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store, terms: dict[str, Any]
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store, terms: dict[str, Any]
 ) -> None:
     """Oftener than the machine tries: a tenth of all requests are that, of some task of many."""
-    path = "/partials/" if terms is TREE else "partNumber=1"
+    path = "/partial-sums/" if terms is TREE else "partNumber=1"
     proxy.faults = [Fault(kind, "PUT", path) for kind in ("503", "half sent", "rested")] * 3
     assert go(Machine(spoiled, store, terms), unspoiled)["status"] == "completed"
     assert proxy.faults == []
 
 
 def test_reports_that_drip_are_asked_for_again(
-    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store
 ) -> None:
     """There are thousands of them; other documents wait for their function's timeout."""
-    proxy.faults = [Fault("drip", "GET", "/reports/0/00000")] * 2
+    proxy.faults = [Fault("drip", "GET", "/task-reports/0/00000")] * 2
     asked: list[str] = []
     proxy.watch = lambda when, path: asked.append(path) if when == "after" else None
     try:
@@ -268,7 +280,7 @@ def test_reports_that_drip_are_asked_for_again(
     finally:
         proxy.watch = lambda *_: None
     assert proxy.faults == []
-    assert sum("/reports/0/00000" in path for path in asked) >= 4  # one was the PUT
+    assert sum("/task-reports/0/00000" in path for path in asked) >= 4  # one was the PUT
 
 
 class Outage:
@@ -304,11 +316,11 @@ class Outage:
 
 # A request is tried six times, so it waits five; the machine calls a function four times.
 @pytest.mark.parametrize("waits", [4, 12, 10**6], ids=["shorter", "longer", "too long"])
-def test_s3_refuses_connections_for_a_while(
+def test_s3_rejects_connections_for_a_while(
     spoiled: Call,
     unspoiled: Call,
     proxy: Proxy,
-    store: Store,
+    store: S3Store,
     monkeypatch: pytest.MonkeyPatch,
     waits: int,
 ) -> None:
@@ -333,7 +345,7 @@ def test_s3_refuses_connections_for_a_while(
         machine.check(manifest, unspoiled)
         if waits == 10**6:
             assert re.search(
-                rf"Could not connect.*/{machine.name}/|/{machine.name}/.* refused",
+                rf"Could not connect.*/{machine.name}/|/{machine.name}/.* rejected",
                 manifest["cause"],
             )
         else:
@@ -363,7 +375,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Clock]]:
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(
-    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store, clock: type[Clock]
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store, clock: type[Clock]
 ) -> None:
     """As long as S3 takes its requests."""
     for terms in KINDS_OF_ROUNDS.values():
@@ -372,7 +384,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(
 
 
 def test_a_machine_whose_clock_is_off_is_named_and_another_does_its_work(
-    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store, clock: type[Clock]
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store, clock: type[Clock]
 ) -> None:
     failures: list[FunctionError] = []
 
@@ -395,7 +407,7 @@ def test_a_machine_whose_clock_is_off_is_named_and_another_does_its_work(
 
 
 def test_a_part_that_is_stored_unseen_is_stored_again(
-    spoiled: Call, unspoiled: Call, proxy: Proxy, store: Store
+    spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store
 ) -> None:
     for kind in ("unseen", "late", "reset at end"):
         proxy.faults = [Fault(kind, "PUT", "partNumber=1")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gradshard.store import Store
+from gradshard.s3.store import S3Store
 from tests.integration.machine import APPLIED, EAGER, TREE, Machine, in_this_process
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
@@ -28,7 +28,7 @@ def descriptors() -> int:
 
 
 def test_memory_descriptors_and_threads_level(
-    function_environment: None, store: Store, monkeypatch: pytest.MonkeyPatch
+    function_environment: None, store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # pytest keeps every line that is logged until the test has ended.
     monkeypatch.setattr(logging.getLogger(), "handlers", [])

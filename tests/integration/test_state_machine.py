@@ -17,7 +17,7 @@ import boto3
 import pytest
 from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 
-from gradshard.store import Store
+from gradshard.s3.store import S3Store
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "statemachine" / "round.asl.json").read_text()
@@ -88,7 +88,7 @@ SCENARIOS: dict[str, dict[str, list[Answer]]] = {
     "straight": {},
     "replanned": {
         "FinalizeRound": [
-            ["return", {"status": "replan", "reason": "replan", "attempt": 1, "refused": 2}],
+            ["return", {"status": "replan", "reason": "replan", "attempt": 1, "rejected": 2}],
             ["return", {"status": "completed"}],
         ]
     },
@@ -110,7 +110,7 @@ SCENARIOS: dict[str, dict[str, list[Answer]]] = {
             ["raise", "ChangedObjectError", "a partial sum is gone"],
         ],
     },
-    "plan-refused": {"PlanRound": [["raise", "QuorumError", "1 of 2"]]},
+    "plan-rejected": {"PlanRound": [["raise", "QuorumError", "1 of 2"]]},
     "plan-raises": {"PlanRound": [["raise", "PlanError", "spec.json is missing"]]},
     "plan-stumbles": {"PlanRound": [["raise", "OSError", "a hiccup"], ["tasks"]]},
     "task-raises": {"AggregateShard": [["raise", "ChangedObjectError", "b is gone"]]},
@@ -119,7 +119,7 @@ SCENARIOS: dict[str, dict[str, list[Answer]]] = {
         "FinalizeRound": [["raise", "OSError", "reset"]],
         "AbortRound": [["return", {"status": "completed"}]],
     },
-    "terms-refused": {"OpenRound": [["give up", "SpecError", "clients is missing"]]},
+    "terms-rejected": {"OpenRound": [["give up", "SpecError", "clients is missing"]]},
     "open-raises": {"OpenRound": [["raise", "StoreError", "AccessDenied"]]},
     "forgotten": {"OpenRound": [["return"]]},
 }
@@ -170,7 +170,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def functions(store: Store, calls: Path) -> dict[str, str]:
+def functions(store: S3Store, calls: Path) -> dict[str, str]:
     """The stand-ins, by the names the definition has for them."""
     create_role()
     for scenario in (*SCENARIOS, AWAITING):
@@ -390,7 +390,7 @@ def test_a_second_plan_knows_that_it_is_the_second(runs: dict[str, Run]) -> None
     first, second = run.events("PlanRound")
     assert (first["reason"], first["attempt"]) == ("complete", 0)
     assert (second["reason"], second["attempt"]) == ("replan", 1)
-    # Who was refused is in S3: a state could not carry thousands.
+    # Who was rejected is in S3: a state could not carry thousands.
     assert first.keys() == second.keys() == {"round", "visit", "reason", "attempt"}
     assert first["visit"] < second["visit"]
     assert len(run.events("AggregateShard")) == 2 * SHARDS
@@ -427,7 +427,7 @@ def test_a_failed_level_begins_no_further_one(runs: dict[str, Run]) -> None:
 @pytest.mark.parametrize(
     ("scenario", "function", "error", "message", "tries"),
     [
-        ("plan-refused", "PlanRound", "QuorumError", "1 of 2", 1),
+        ("plan-rejected", "PlanRound", "QuorumError", "1 of 2", 1),
         ("plan-raises", "PlanRound", "PlanError", "spec.json is missing", 1),
         ("finalize-raises", "FinalizeRound", "StoreError", "2 parts, not 3", 2),
         ("open-raises", "OpenRound", "StoreError", "AccessDenied", 2),
@@ -475,10 +475,10 @@ def test_a_late_failure_does_not_undo_a_finished_round(runs: dict[str, Run]) -> 
 
 
 def test_terms_that_open_round_gives_up_abort_the_round(runs: dict[str, Run]) -> None:
-    run = runs["terms-refused"]
+    run = runs["terms-rejected"]
     assert run.outcome == FAILED
     assert len(run.events("OpenRound")) == 1
-    event = {"round": "terms-refused", "error": "SpecError", "cause": "clients is missing"}
+    event = {"round": "terms-rejected", "error": "SpecError", "cause": "clients is missing"}
     assert run.events("AbortRound") == [event]
 
 

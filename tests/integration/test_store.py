@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import boto3
 import pytest
 
+from gradshard.deployment.local_engine import Engine
 from gradshard.errors import ChangedObjectError, StoreError
-from gradshard.keys import ObjectVersion
-from gradshard.local import Engine
-from gradshard.store import Store, make_client
-from gradshard.streams import RangeStream, Traffic
+from gradshard.formats.keys import ObjectVersion
+from gradshard.s3.store import S3Store, make_client
+from gradshard.s3.streams import RangeStream, Traffic
 from tests.integration.proxy import Fault, Proxy, spoiling
 
 
@@ -23,9 +23,9 @@ def proxy(engine: Engine) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def spoiled(proxy: Proxy, store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+def spoiled(proxy: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> S3Store:
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    return Store(store.bucket, client=make_client())
+    return S3Store(store.bucket, client=make_client())
 
 
 def read(stream: RangeStream, count: int) -> bytes:
@@ -34,7 +34,7 @@ def read(stream: RangeStream, count: int) -> bytes:
     return bytes(buffer)
 
 
-def test_writes_only_what_it_was_told_it_replaces(store: Store) -> None:
+def test_writes_only_what_it_was_told_it_replaces(store: S3Store) -> None:
     assert store.put_json("t/conditional", 1, replaces=None)
     assert not store.put_json("t/conditional", 2, replaces=None)
     head = store.head("t/conditional")
@@ -44,7 +44,7 @@ def test_writes_only_what_it_was_told_it_replaces(store: Store) -> None:
     assert store.get_json("t/conditional") == 3
 
 
-def test_what_is_not_there(store: Store) -> None:
+def test_what_is_not_there(store: S3Store) -> None:
     assert store.get_json("t/none") is None
     assert store.head("t/none") is None
     assert store.get_head("t/none", 8) is None
@@ -54,7 +54,7 @@ def test_what_is_not_there(store: Store) -> None:
     store.complete_upload("t/none", "nothing", [])
 
 
-def test_an_object_of_no_bytes(store: Store) -> None:
+def test_an_object_of_no_bytes(store: S3Store) -> None:
     store.put_bytes("t/empty", b"")
     head = store.get_head("t/empty", 64)
     assert head is not None
@@ -62,8 +62,8 @@ def test_an_object_of_no_bytes(store: Store) -> None:
     assert head[1].nbytes == 0
 
 
-def test_an_object_of_no_bytes_that_is_replaced_while_it_is_looked_at(store: Store) -> None:
-    class Replacing(Store):
+def test_an_object_of_no_bytes_that_is_replaced_while_it_is_looked_at(store: S3Store) -> None:
+    class Replacing(S3Store):
         def head(self, key: str) -> ObjectVersion | None:
             self.put_bytes(key, b"something")
             return super().head(key)
@@ -74,7 +74,7 @@ def test_an_object_of_no_bytes_that_is_replaced_while_it_is_looked_at(store: Sto
     assert (found[0], found[1].nbytes) == (b"some", 9)
 
 
-def test_a_frozen_version_outlives_what_comes_later(store: Store) -> None:
+def test_a_frozen_version_outlives_what_comes_later(store: S3Store) -> None:
     store.put_bytes("t/frozen", b"first version")
     frozen = store.head("t/frozen")
     assert frozen is not None
@@ -84,7 +84,7 @@ def test_a_frozen_version_outlives_what_comes_later(store: Store) -> None:
     assert read(RangeStream(store, frozen, [(6, 13), (0, 5)]), 12) == b"versionfirst"
 
 
-def test_a_version_that_is_gone_or_changed(store: Store) -> None:
+def test_a_version_that_is_gone_or_changed(store: S3Store) -> None:
     store.put_bytes("t/gone", b"0123456789")
     frozen = store.head("t/gone")
     assert frozen is not None
@@ -96,7 +96,7 @@ def test_a_version_that_is_gone_or_changed(store: Store) -> None:
 
 
 def test_a_conditional_write_that_meets_another_is_tried_again(
-    store: Store, spoiled: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    store: S3Store, spoiled: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one may fail, and then there is nothing."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
@@ -110,7 +110,7 @@ def test_a_conditional_write_that_meets_another_is_tried_again(
         spoiled.put_json("t/never", 1, replaces=None)
 
 
-def test_a_write_in_place_of_what_is_gone_is_none(store: Store) -> None:
+def test_a_write_in_place_of_what_is_gone_is_none(store: S3Store) -> None:
     store.put_json("t/was", 1)
     head = store.head("t/was")
     assert head is not None
@@ -119,7 +119,7 @@ def test_a_write_in_place_of_what_is_gone_is_none(store: Store) -> None:
     assert store.head("t/was") is None
 
 
-def test_no_reading_past_the_ranges(store: Store) -> None:
+def test_no_reading_past_the_ranges(store: S3Store) -> None:
     store.put_bytes("t/short", b"0123456789")
     frozen = store.head("t/short")
     assert frozen is not None
@@ -128,7 +128,7 @@ def test_no_reading_past_the_ranges(store: Store) -> None:
 
 
 def test_a_broken_stream_goes_on_from_the_byte_it_reached(
-    store: Store, spoiled: Store, proxy: Proxy
+    store: S3Store, spoiled: S3Store, proxy: Proxy
 ) -> None:
     data = os.urandom(1_000_000)
     store.put_bytes("t/broken", data)
@@ -147,7 +147,7 @@ def test_a_broken_stream_goes_on_from_the_byte_it_reached(
 
 
 def test_a_stream_that_stays_broken_is_given_up(
-    store: Store, spoiled: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    store: S3Store, spoiled: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
     store.put_bytes("t/stubborn", b"x" * 100)
@@ -159,7 +159,7 @@ def test_a_stream_that_stays_broken_is_given_up(
         read(RangeStream(spoiled, frozen, [(0, 100)]), 100)
 
 
-def test_parts_overwrite_themselves_and_appear_at_once(store: Store) -> None:
+def test_parts_overwrite_themselves_and_appear_at_once(store: S3Store) -> None:
     key, five = "t/parts", 5 * 1024 * 1024
     upload = store.create_upload(key, {"k": "v"})
     last = store.upload_part(key, upload, 2, io.BytesIO(b"end"), 3)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from gradshard import Federation
-from gradshard.local import Engine
-from gradshard.participation import UniformDepth
-from gradshard.salf import PartialRule
+from gradshard.deployment.local_engine import Engine
+from gradshard.stragglers.participation import UniformDepth
+from gradshard.stragglers.salf import PartialRule
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 

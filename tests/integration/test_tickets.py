@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, load_file, save_file
 
-from gradshard import looking, streams, ticketparts, tickets
-from gradshard.contents import Padded, TensorContent
+from gradshard.client import ticket_parts, tickets
+from gradshard.client.ticket_parts import PartUrls
+from gradshard.client.tickets import Ticket
+from gradshard.client.upload_source import Padded, TensorContent
+from gradshard.deployment.local_engine import Engine
 from gradshard.errors import (
     RoundFailed,
     RoundStateError,
@@ -24,15 +27,14 @@ from gradshard.errors import (
     UpdateError,
     WaitTimeoutError,
 )
-from gradshard.keys import RoundKeys
-from gradshard.layout import Layout
-from gradshard.limits import MIB
-from gradshard.local import Engine
-from gradshard.plan import Refusal
-from gradshard.rounds.arrivals import check_update, refuse
-from gradshard.store import Store, make_client
-from gradshard.ticketparts import PartUrls
-from gradshard.tickets import Ticket
+from gradshard.formats.keys import RoundKeys
+from gradshard.formats.layout import Layout
+from gradshard.planning.limits import MIB
+from gradshard.planning.plan import Rejection
+from gradshard.rounds.arrivals import check_update, reject
+from gradshard.s3 import streams
+from gradshard.s3.store import S3Store, make_client
+from gradshard.utils import polling
 from tests import reference
 from tests.integration.proxy import Answer, Fault, Proxy, spoiling
 
@@ -44,26 +46,26 @@ MAX_BYTES = 100_000
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(polling, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(tickets, "pause", lambda _: None)
     monkeypatch.setattr(streams, "pause", lambda _: None)
 
 
 @pytest.fixture(params=["store", "encrypted"])
-def store(request: pytest.FixtureRequest) -> Store:
+def store(request: pytest.FixtureRequest) -> S3Store:
     """A bucket whose ETags are MD5s, and one under a KMS key."""
-    found: Store = request.getfixturevalue(request.param)
+    found: S3Store = request.getfixturevalue(request.param)
     return found
 
 
 @pytest.fixture
-def keys(store: Store) -> RoundKeys:
+def keys(store: S3Store) -> RoundKeys:
     """Give a round of its own."""
     return RoundKeys(f"ticketed-{next(COUNTER)}")
 
 
 @pytest.fixture
-def ticket(store: Store, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch) -> Ticket:
+def ticket(store: S3Store, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch) -> Ticket:
     """Give a ticket, and take the credentials away."""
     ticket = Ticket.make(store, keys, "a", expires=600, max_bytes=MAX_BYTES)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
@@ -78,9 +80,11 @@ def proxy(engine: Engine) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def proxied(proxy: Proxy, store: Store, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch) -> Ticket:
+def proxied(
+    proxy: Proxy, store: S3Store, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch
+) -> Ticket:
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    behind = Store(store.bucket, client=make_client())
+    behind = S3Store(store.bucket, client=make_client())
     return Ticket.make(behind, keys, "a", expires=600, max_bytes=50 * MIB)
 
 
@@ -94,55 +98,57 @@ def raw(
         return connection.getresponse().status
 
 
-def assert_holds(store: Store, keys: RoundKeys, tensors: Mapping[str, reference.Array]) -> None:
+def assert_holds(store: S3Store, keys: RoundKeys, tensors: Mapping[str, reference.Array]) -> None:
     update = check_update(store, keys, "a", partial=False)
     assert isinstance(update, tuple), update
-    assert not isinstance(update, Refusal)
+    assert not isinstance(update, Rejection)
     body = store.get_bytes(keys.update("a"))
     assert body is not None
     np.testing.assert_array_equal(load(body)["w"], tensors["w"])
 
 
 class TestUploading:
-    def test_tensors(self, ticket: Ticket, store: Store, keys: RoundKeys) -> None:
+    def test_tensors(self, ticket: Ticket, store: S3Store, keys: RoundKeys) -> None:
         told: list[tuple[int, int]] = []
         ticket.submit(TENSORS, 5, progress=lambda *step: told.append(step))
         assert_holds(store, keys, TENSORS)
         update = check_update(store, keys, "a", partial=False)
         assert update is not None
-        assert not isinstance(update, Refusal)
+        assert not isinstance(update, Rejection)
         assert update.samples == 5
         assert update.source.nbytes in tickets.lengths(MAX_BYTES)
         assert told[0][0] == 0
         assert told[-1] == (update.source.nbytes, update.source.nbytes)
 
     def test_a_file_by_a_ticket_in_a_file(
-        self, ticket: Ticket, store: Store, keys: RoundKeys, tmp_path: Path
+        self, ticket: Ticket, store: S3Store, keys: RoundKeys, tmp_path: Path
     ) -> None:
         save_file(TENSORS, tmp_path / "u", {"num_samples": "7"})
         ticket.save(tmp_path / "t")
         Ticket.load(tmp_path / "t").submit(tmp_path / "u")
         assert_holds(store, keys, TENSORS)
 
-    def test_the_same_update_again_is_no_error(self, ticket: Ticket, store: Store) -> None:
+    def test_the_same_update_again_is_no_error(self, ticket: Ticket, store: S3Store) -> None:
         ticket.submit(TENSORS, 5)
         ticket.submit(TENSORS, 5)
 
-    def test_another_update_is_refused(self, ticket: Ticket, store: Store, keys: RoundKeys) -> None:
+    def test_another_update_is_rejected(
+        self, ticket: Ticket, store: S3Store, keys: RoundKeys
+    ) -> None:
         ticket.submit(TENSORS, 5)
         with pytest.raises(TicketError, match="of client 'a' was used already"):
             ticket.submit(OTHER, 5)
         assert_holds(store, keys, TENSORS)
 
     def test_a_larger_update_is_not_sent(
-        self, ticket: Ticket, store: Store, keys: RoundKeys
+        self, ticket: Ticket, store: S3Store, keys: RoundKeys
     ) -> None:
         with pytest.raises(UpdateError, match="bytes, over the 100000 of the ticket"):
             ticket.submit({"w": np.zeros(MAX_BYTES, "u1")}, 5)
         assert store.head(keys.update("a")) is None
 
     def test_of_another_layout_does_not_use_the_ticket_up(
-        self, store: Store, keys: RoundKeys
+        self, store: S3Store, keys: RoundKeys
     ) -> None:
         layout = Layout.pack([("w", "F32", (1000,))])
         made = Ticket.make(store, keys, "a", expires=600, max_bytes=MAX_BYTES, layout=layout)
@@ -154,7 +160,7 @@ class TestUploading:
         assert_holds(store, keys, TENSORS)
 
     def test_again_once_the_operator_deleted_the_update(
-        self, ticket: Ticket, store: Store, keys: RoundKeys
+        self, ticket: Ticket, store: S3Store, keys: RoundKeys
     ) -> None:
         ticket.submit(TENSORS, 5)
         store.delete(keys.update("a"))
@@ -162,14 +168,14 @@ class TestUploading:
         assert_holds(store, keys, OTHER)
 
     def test_not_after_the_round_has_ended(
-        self, ticket: Ticket, store: Store, keys: RoundKeys
+        self, ticket: Ticket, store: S3Store, keys: RoundKeys
     ) -> None:
         store.put_json(keys.manifest, {})
         with pytest.raises(RoundStateError, match="has ended"):
             ticket.submit(TENSORS, 5)
 
 
-class TestWhatS3Refuses:
+class TestWhatS3Rejects:
     """The engine does as S3 would, whoever sends what."""
 
     def put(self, ticket: Ticket, nbytes: int, url: str = "", **headers: str) -> int:
@@ -188,12 +194,12 @@ class TestWhatS3Refuses:
             length = {"Content-Length": str(MAX_BYTES)}
             assert raw("PUT", url, length | headers, bytes(MAX_BYTES)) == 403
 
-    def test_another_length(self, ticket: Ticket, store: Store, keys: RoundKeys) -> None:
+    def test_another_length(self, ticket: Ticket, store: S3Store, keys: RoundKeys) -> None:
         for nbytes in (MAX_BYTES + 1, MAX_BYTES - 1, 2 * MAX_BYTES):
             assert self.put(ticket, nbytes) == 403
         assert store.head(keys.update("a")) is None
 
-    def test_another_key(self, ticket: Ticket, store: Store, keys: RoundKeys) -> None:
+    def test_another_key(self, ticket: Ticket, store: S3Store, keys: RoundKeys) -> None:
         url = ticket._upload_urls[MAX_BYTES]
         for key in (keys.update("b"), keys.manifest, "rounds/other/updates/a.safetensors"):
             other = url.replace(keys.update("a"), key)
@@ -205,7 +211,7 @@ class TestWhatS3Refuses:
         other = ticket.rejection_url.replace(keys.rejection("a"), keys.rejection("b"))
         assert raw("GET", other) == 403
 
-    def test_another_method(self, ticket: Ticket, store: Store, keys: RoundKeys) -> None:
+    def test_another_method(self, ticket: Ticket, store: S3Store, keys: RoundKeys) -> None:
         store.put_json(keys.manifest, {"contributors": ["b"]})
         store.put_json(keys.update("a"), "my update")
         store.put_json(keys.result, "the average")
@@ -219,7 +225,7 @@ class TestWhatS3Refuses:
             assert raw(method, ticket.result_url) == 403
         assert store.get_json(keys.update("a")) == "my update"
 
-    def test_a_later_time(self, store: Store, keys: RoundKeys) -> None:
+    def test_a_later_time(self, store: S3Store, keys: RoundKeys) -> None:
         ticket = Ticket.make(store, keys, "a", expires=1, max_bytes=MAX_BYTES)
         time.sleep(2.1)
         assert self.put(ticket, MAX_BYTES) == 403
@@ -229,13 +235,13 @@ class TestWhatS3Refuses:
         with pytest.raises(TicketError, match="it expired at"):
             ticket.submit(TENSORS, 5)
 
-    def test_credentials_that_are_not_valid(self, store: Store, keys: RoundKeys) -> None:
+    def test_credentials_that_are_not_valid(self, store: S3Store, keys: RoundKeys) -> None:
         session = boto3.Session("test", "another")
-        stranger = Store(store.bucket, client=make_client(session=session))
+        stranger = S3Store(store.bucket, client=make_client(session=session))
         ticket = Ticket.make(stranger, keys, "a", expires=600, max_bytes=MAX_BYTES)
-        with pytest.raises(TicketError, match="SignatureDoesNotMatch") as refused:
+        with pytest.raises(TicketError, match="SignatureDoesNotMatch") as rejected:
             ticket.rejection()
-        assert "http" not in str(refused.value)
+        assert "http" not in str(rejected.value)
         with pytest.raises(TicketError, match="credentials"):
             ticket.submit(TENSORS, 5)
 
@@ -251,7 +257,7 @@ class TestLines:
         self,
         proxied: Ticket,
         proxy: Proxy,
-        store: Store,
+        store: S3Store,
         keys: RoundKeys,
         large: dict[str, reference.Array],
     ) -> None:
@@ -269,7 +275,7 @@ class TestLines:
         assert "http" not in str(failed.value)
 
     def test_an_answer_that_was_lost_is_looked_up(
-        self, proxied: Ticket, proxy: Proxy, store: Store, keys: RoundKeys
+        self, proxied: Ticket, proxy: Proxy, store: S3Store, keys: RoundKeys
     ) -> None:
         def passed(answer: Answer) -> Answer:
             return answer
@@ -286,7 +292,7 @@ class TestLines:
             proxied.submit(path, progress=lambda done, _: path.touch())
 
     def test_a_download_that_breaks_goes_on(
-        self, proxied: Ticket, proxy: Proxy, store: Store, keys: RoundKeys, tmp_path: Path
+        self, proxied: Ticket, proxy: Proxy, store: S3Store, keys: RoundKeys, tmp_path: Path
     ) -> None:
         average = {"w": np.arange(5 * MIB, dtype="f4")}
         store.put_bytes(keys.result, reference.encode(average, {}))
@@ -305,7 +311,7 @@ class TestLines:
         np.testing.assert_array_equal(load_file(tmp_path / "average")["w"], average["w"])
 
     def test_a_download_that_keeps_breaking_tells_no_url(
-        self, proxied: Ticket, proxy: Proxy, store: Store, keys: RoundKeys
+        self, proxied: Ticket, proxy: Proxy, store: S3Store, keys: RoundKeys
     ) -> None:
         store.put_bytes(keys.result, reference.encode(TENSORS, {}))
         store.put_json(keys.manifest, {})
@@ -336,9 +342,9 @@ class TestInParts:
         return {"w": np.arange(60 * MIB // 4, dtype="f4")}
 
     @pytest.fixture
-    def parted(self, proxied: Ticket, proxy: Proxy, store: Store, keys: RoundKeys) -> Ticket:
+    def parted(self, proxied: Ticket, proxy: Proxy, store: S3Store, keys: RoundKeys) -> Ticket:
         """Give a ticket for parts of 17.5 MiB, the first of up to 35, through the proxy."""
-        behind = Store(store.bucket, client=make_client(endpoint_url=proxy.url))
+        behind = S3Store(store.bucket, client=make_client(endpoint_url=proxy.url))
         made = Ticket.make(
             behind, keys, "a", expires=600, max_bytes=self.MAX_BYTES, single_put_bytes=MIB
         )
@@ -352,7 +358,7 @@ class TestInParts:
 
     @pytest.mark.parametrize("nbytes", [4, MIB, 34 * MIB, 36 * MIB, 60 * MIB, 69 * MIB])
     def test_an_update_of_any_size(
-        self, parted: Ticket, store: Store, keys: RoundKeys, nbytes: int
+        self, parted: Ticket, store: S3Store, keys: RoundKeys, nbytes: int
     ) -> None:
         tensors = {"w": np.arange(nbytes // 4, dtype="f4")}
         told: list[tuple[int, int]] = []
@@ -368,8 +374,8 @@ class TestInParts:
         self,
         parted: Ticket,
         proxy: Proxy,
-        store: Store,
-        encrypted: Store,
+        store: S3Store,
+        encrypted: S3Store,
         large: dict[str, reference.Array],
     ) -> None:
         parted.submit(large, 5)
@@ -393,8 +399,8 @@ class TestInParts:
         self,
         parted: Ticket,
         proxy: Proxy,
-        store: Store,
-        encrypted: Store,
+        store: S3Store,
+        encrypted: S3Store,
         keys: RoundKeys,
         large: dict[str, reference.Array],
         urls: PartUrls,
@@ -426,7 +432,7 @@ class TestInParts:
         self,
         parted: Ticket,
         proxy: Proxy,
-        store: Store,
+        store: S3Store,
         keys: RoundKeys,
         large: dict[str, reference.Array],
     ) -> None:
@@ -449,7 +455,7 @@ class TestInParts:
         self,
         parted: Ticket,
         proxy: Proxy,
-        store: Store,
+        store: S3Store,
         keys: RoundKeys,
         large: dict[str, reference.Array],
         faults: list[Fault],
@@ -490,7 +496,7 @@ class TestInParts:
         parted.submit(large, 5)
 
     def test_whose_upload_is_gone_says_so(
-        self, parted: Ticket, store: Store, keys: RoundKeys, large: dict[str, reference.Array]
+        self, parted: Ticket, store: S3Store, keys: RoundKeys, large: dict[str, reference.Array]
     ) -> None:
         store.abort_open_uploads(keys.update("a"))
         with pytest.raises(TicketError, match=r"is gone.* another ticket"):
@@ -499,7 +505,7 @@ class TestInParts:
     def put(self, url: str, nbytes: int, **headers: str) -> int:
         return raw("PUT", url, {"Content-Length": str(nbytes), **headers}, bytes(nbytes))
 
-    def test_s3_refuses_another_length(self, urls: PartUrls) -> None:
+    def test_s3_rejects_another_length(self, urls: PartUrls) -> None:
         for number, nbytes in ((1, 18 * MIB), (2, urls.nbytes)):
             length = next(n for n in map(int, _signed(urls)) if n >= nbytes)
             length = length if number == 1 else nbytes
@@ -508,8 +514,8 @@ class TestInParts:
             for other in (length - 1, length + 1):
                 assert self.put(url, other) == 403
 
-    def test_s3_refuses_another_place(
-        self, parted: Ticket, urls: PartUrls, store: Store, keys: RoundKeys
+    def test_s3_rejects_another_place(
+        self, parted: Ticket, urls: PartUrls, store: S3Store, keys: RoundKeys
     ) -> None:
         other_id = store.create_upload(keys.update("b"))
         url = urls.put(2, urls.nbytes)
@@ -526,11 +532,13 @@ class TestInParts:
             assert self.put(changed, urls.nbytes) == 403
         for old, new in ((keys.update("a"), keys.update("b")), (upload_id, other_id)):
             assert raw("GET", urls.listing.replace(old, new)) == 403
-            body = ticketparts.completion([])
+            body = ticket_parts.completion([])
             headers = {"If-None-Match": "*"}
             assert raw("POST", urls.completion.replace(old, new), headers, body) == 403
 
-    def test_s3_refuses_another_method(self, urls: PartUrls, store: Store, keys: RoundKeys) -> None:
+    def test_s3_rejects_another_method(
+        self, urls: PartUrls, store: S3Store, keys: RoundKeys
+    ) -> None:
         part = urls.put(2, urls.nbytes)
         for url, right in ((part, "PUT"), (urls.listing, "GET"), (urls.completion, "POST")):
             for method in {"GET", "HEAD", "POST", "PUT", "DELETE"} - {right}:
@@ -542,14 +550,14 @@ class TestInParts:
         self,
         parted: Ticket,
         urls: PartUrls,
-        store: Store,
+        store: S3Store,
         keys: RoundKeys,
         large: dict[str, reference.Array],
     ) -> None:
         """Not where there is one, nor without asking, nor a second one by the same upload."""
         nbytes = min(map(int, _signed(urls)))
         assert self.put(urls.put(1, nbytes), nbytes) == 200
-        body = ticketparts.completion(store.list_parts(keys.update("a"), _only(store, keys)) or [])
+        body = ticket_parts.completion(store.list_parts(keys.update("a"), _only(store, keys)) or [])
         store.put_json(keys.update("a"), "there already")
         assert raw("POST", urls.completion, {"If-None-Match": "*"}, body) == 412
         for headers in ({}, {"If-None-Match": '"x"'}, {"If-Match": "*"}):
@@ -561,7 +569,7 @@ class TestInParts:
         parted.submit(large, 5)
         assert self.put(urls.put(1, nbytes), nbytes) == 404
 
-    def test_s3_refuses_a_later_time(self, store: Store, keys: RoundKeys) -> None:
+    def test_s3_rejects_a_later_time(self, store: S3Store, keys: RoundKeys) -> None:
         ticket = Ticket.make(store, keys, "a", expires=1, max_bytes=20 * MIB, single_put_bytes=1)
         assert ticket.parts
         time.sleep(2.1)
@@ -569,12 +577,12 @@ class TestInParts:
         assert self.put(ticket.parts.put(1, nbytes), nbytes) == 403
         assert raw("GET", ticket.parts.listing) == 403
         headers = {"If-None-Match": "*"}
-        assert raw("POST", ticket.parts.completion, headers, ticketparts.completion([])) == 403
+        assert raw("POST", ticket.parts.completion, headers, ticket_parts.completion([])) == 403
         with pytest.raises(TicketError, match="it expired at"):
             ticket.submit(TENSORS, 5)
 
     def test_two_tickets_of_one_client_upload_once(
-        self, parted: Ticket, store: Store, keys: RoundKeys, large: dict[str, reference.Array]
+        self, parted: Ticket, store: S3Store, keys: RoundKeys, large: dict[str, reference.Array]
     ) -> None:
         other = Ticket.make(
             store, keys, "a", expires=600, max_bytes=self.MAX_BYTES, single_put_bytes=MIB
@@ -589,15 +597,15 @@ def _signed(urls: PartUrls) -> list[str]:
     return sorted((length for ends in urls.first.values() for length in ends), key=int)
 
 
-def _only(store: Store, keys: RoundKeys) -> str:
+def _only(store: S3Store, keys: RoundKeys) -> str:
     [upload_id] = store.open_uploads(keys.update("a"))
     return upload_id
 
 
 class TestTheRoundsEnd:
-    def test_a_refusal_is_read(self, ticket: Ticket, store: Store, keys: RoundKeys) -> None:
+    def test_a_rejection_is_read(self, ticket: Ticket, store: S3Store, keys: RoundKeys) -> None:
         assert ticket.rejection() is None
-        refuse(store, keys, Refusal("a", "it holds NaN", "etag"))
+        reject(store, keys, Rejection("a", "it holds NaN", "etag"))
         assert ticket.rejection() == "it holds NaN"
 
     def test_an_open_round(self, ticket: Ticket) -> None:
@@ -609,7 +617,7 @@ class TestTheRoundsEnd:
         assert ticket.status()["state"] == "open"
         assert ticket.status()["uploaded"] is None
 
-    def test_a_completed_one(self, ticket: Ticket, store: Store, keys: RoundKeys) -> None:
+    def test_a_completed_one(self, ticket: Ticket, store: S3Store, keys: RoundKeys) -> None:
         ticket.submit(TENSORS, 5)
         store.put_bytes(keys.result, reference.encode(TENSORS, {}))
         store.put_json(keys.manifest, {})
@@ -619,7 +627,7 @@ class TestTheRoundsEnd:
         assert (status["state"], status["reason"]) == ("completed", None)
         assert status["uploaded"] in tickets.lengths(MAX_BYTES)
 
-    def test_a_failed_one(self, ticket: Ticket, store: Store, keys: RoundKeys) -> None:
+    def test_a_failed_one(self, ticket: Ticket, store: S3Store, keys: RoundKeys) -> None:
         store.put_json(keys.manifest, {"status": "failed", "cause": "b was bad"})
         for ask in (ticket.wait, ticket.fetch):
             with pytest.raises(RoundFailed, match="failed; its operator can see why"):
@@ -629,14 +637,14 @@ class TestTheRoundsEnd:
 
 class TestReading:
     @pytest.fixture
-    def reading(self, store: Store, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch) -> Ticket:
+    def reading(self, store: S3Store, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch) -> Ticket:
         """Give a ticket for one object, through a message, and take the credentials away."""
         made = Ticket.reading(store, keys, "reader", f"{keys.root}model", expires=600)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
             monkeypatch.delenv(name, raising=False)
         return Ticket.loads(made.dumps())
 
-    def test_fetches_the_object(self, reading: Ticket, store: Store, keys: RoundKeys) -> None:
+    def test_fetches_the_object(self, reading: Ticket, store: S3Store, keys: RoundKeys) -> None:
         with pytest.raises(RoundStateError, match="has not ended"):
             reading.fetch()
         store.put_bytes(f"{keys.root}model", reference.encode(TENSORS, {}))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradshard.errors import ChangedObjectError, PlanError
-from gradshard.planning import Aggregator
+from gradshard.planning.planner import LambdaConfig
 from gradshard.rounds import arrivals
 from gradshard.rounds.abort_round import abort_round
 from gradshard.rounds.admission import QuorumError
@@ -40,7 +40,7 @@ def expected(updates: list[Update], samples: list[int], **how: Any) -> bytes:
 def versions_of(round_: Round) -> list[str]:
     """Every version of every partial sum that is left."""
     listed = boto3.client("s3").list_object_versions(
-        Bucket=round_.store.bucket, Prefix=round_.keys.partials
+        Bucket=round_.store.bucket, Prefix=round_.keys.partial_sums
     )
     return [v["Key"] for v in [*listed.get("Versions", []), *listed.get("DeleteMarkers", [])]]
 
@@ -72,7 +72,7 @@ def test_every_topology_over_real_http(
 ) -> None:
     round_ = open_round(clients=CLIENTS, **terms)
     updates = submit_all(round_)
-    round_.aggregator = Aggregator(3008, "arm64", concurrency=3)
+    round_.aggregator = LambdaConfig(3008, "arm64", concurrency=3)
     assert round_.go() == {"status": "completed"}
     manifest = round_.manifest()
     assert (manifest["order"], manifest["groups"]) == (order, groups)
@@ -114,7 +114,7 @@ def test_a_manifest_lists_tasks_only_if_they_are_not_too_many(
     round_ = open_round(clients=CLIENTS, topology="lambda_fl")
     submit_all(round_)
     assert round_.go() == {"status": "completed"}
-    manifest, keys = round_.manifest(), round_.store.list_objects(round_.keys.reports)
+    manifest, keys = round_.manifest(), round_.store.list_objects(round_.keys.task_reports)
     reports = [round_.store.get_json(entry.key) for entry in keys]
     assert (len(manifest["tasks"]), len(reports)) == (listed, 5)
     assert manifest["totals"]["tasks"] == 5
@@ -168,7 +168,7 @@ def test_giving_up_what_was_completed_removes_what_its_end_left_behind(
     assert round_.go() == {"status": "completed"}
     # As if finalize_round had been killed, twice, right after its manifest.
     round_.store.create_upload(round_.keys.result)
-    round_.store.put_bytes(round_.keys.partial(0, 0, 0), b"a sum")
+    round_.store.put_bytes(round_.keys.partial_sum(0, 0, 0), b"a sum")
     outcome = abort_round(round_.store, round_.name, error="Runtime.ExitError", cause="killed")
     assert outcome == {"status": "completed"}
     assert round_.store.open_uploads(round_.keys.result) == []
@@ -182,7 +182,7 @@ def test_a_lost_partial_sum_fails_its_task(open_round: Callable[..., Round]) -> 
     round_.plan()
     for task in round_.tasks(0):
         round_.run(task)
-    round_.store.delete_versions(round_.keys.partial(0, 0, 2))
+    round_.store.delete_versions(round_.keys.partial_sum(0, 0, 2))
     with pytest.raises(ChangedObjectError, match="partials/0/0/00002"):
         round_.run(round_.tasks(1)[0])
     abort_round(round_.store, round_.name, error="ChangedObjectError", cause="lost")
@@ -201,14 +201,14 @@ def test_doing_every_task_twice_changes_nothing(open_round: Callable[..., Round]
     assert data_of(round_) == expected(updates, SAMPLES, tree=[3, 3, 2])
 
 
-def test_what_does_not_fit_whole_is_refused_with_both_numbers(
+def test_what_does_not_fit_whole_is_rejected_with_both_numbers(
     open_round: Callable[..., Round],
 ) -> None:
     round_ = open_round(clients=CLIENTS, topology="lambda_fl", hold="whole")
     submit_all(round_)
     text = "needs 451 MB and has 128; deploy with AggregatorMemory="
     with pytest.raises(PlanError, match=text):
-        round_.plan(aggregator=Aggregator(128, "arm64"))
+        round_.plan(aggregator=LambdaConfig(128, "arm64"))
 
 
 def test_a_task_that_would_have_too_many_streams_fails_the_plan(
@@ -229,11 +229,11 @@ def test_the_updates_of_another_round(open_round: Callable[..., Round]) -> None:
     first = open_round(clients=CLIENTS)
     updates = submit_all(first)
     assert first.go() == {"status": "completed"}
-    second = open_round(clients=CLIENTS, topology="lifl", updates_of=first.name)
+    second = open_round(clients=CLIENTS, topology="lifl", updates_from=first.name)
     assert second.go() == {"status": "completed"}
     assert data_of(second) == expected(updates, SAMPLES, tree=[3, 3, 2])
     assert second.store.head(second.keys.update("c00")) is None
-    missing = open_round(clients=["a"], updates_of="nobody-opened-this")
+    missing = open_round(clients=["a"], updates_from="nobody-opened-this")
     with pytest.raises(QuorumError, match="0 good updates"):
         missing.go()
 
@@ -275,7 +275,7 @@ def test_an_eager_leaf_starts_while_others_are_awaited(open_round: Callable[...,
     result = expected(updates, SAMPLES[:8], tree=[2, 2, 2], counts=True)
     assert data_of(round_) == result
     alone = open_round(
-        clients=CLIENTS[:8], order="tree:2,2,2", weights="counts", updates_of=round_.name
+        clients=CLIENTS[:8], order="tree:2,2,2", weights="counts", updates_from=round_.name
     )
     assert alone.go() == {"status": "completed"}
     assert data_of(alone) == result
@@ -313,7 +313,7 @@ def test_an_eager_round_goes_on_with_who_is_there_at_the_deadline(
     assert reference.decode(round_.result())[name].tobytes() == mean.tobytes()
 
 
-def test_a_group_that_was_refused_as_a_whole_holds_nobody_up(
+def test_a_group_that_was_rejected_as_a_whole_holds_nobody_up(
     open_round: Callable[..., Round],
 ) -> None:
     round_, updates = eager(open_round)
@@ -330,7 +330,7 @@ def test_a_group_that_was_refused_as_a_whole_holds_nobody_up(
     assert round_.finalize() == {"status": "completed"}
     assert [c["client"] for c in round_.manifest()["contributors"]] == CLIENTS[2:8]
     assert round_.store.open_uploads(round_.keys.result) == []
-    assert {refusal["client"] for refusal in round_.manifest()["refused"]} == {"c00", "c01"}
+    assert {rejection["client"] for rejection in round_.manifest()["rejected"]} == {"c00", "c01"}
 
 
 def test_an_eager_round_has_the_layout_of_its_first_groups(
@@ -383,7 +383,9 @@ def test_an_update_after_its_group_was_planned_is_late_and_others_are_not(
     assert in_time["status"] == "accepted"
 
 
-def test_finalizing_before_all_levels_are_done_is_refused(open_round: Callable[..., Round]) -> None:
+def test_finalizing_before_all_levels_are_done_is_rejected(
+    open_round: Callable[..., Round],
+) -> None:
     round_ = open_round(clients=CLIENTS, topology="lambda_fl")
     submit_all(round_)
     round_.plan()

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from gradshard import uploads
-from gradshard.contents import FileContent
+from gradshard.client import uploads
+from gradshard.client.upload_source import FileContent
+from gradshard.client.uploads import CHUNK_BYTES, has_checksum, upload
+from gradshard.deployment.local_engine import Engine
 from gradshard.errors import StoreError, UpdateError
-from gradshard.layout import Layout, encode_header
-from gradshard.limits import MIB
-from gradshard.local import Engine
-from gradshard.store import Part, Store, make_client
-from gradshard.uploads import CHUNK_BYTES, has_checksum, upload
+from gradshard.formats.layout import Layout, encode_header
+from gradshard.planning.limits import MIB
+from gradshard.s3.store import Part, S3Store, make_client
 from tests.integration.proxy import Answer, Proxy, spoiling
 
 LARGE = 40 * MIB
@@ -41,9 +41,9 @@ class Counted:
 
 
 @pytest.fixture(params=["store", "encrypted"])
-def store(request: pytest.FixtureRequest) -> Store:
+def store(request: pytest.FixtureRequest) -> S3Store:
     """A bucket whose ETags are MD5s, and one under a KMS key."""
-    found: Store = request.getfixturevalue(request.param)
+    found: S3Store = request.getfixturevalue(request.param)
     return found
 
 
@@ -54,12 +54,12 @@ def proxy(engine: Engine) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def proxied(proxy: Proxy, store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+def proxied(proxy: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> S3Store:
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    return Store(store.bucket, client=make_client())
+    return S3Store(store.bucket, client=make_client())
 
 
-def assert_whole(store: Store, key: str, content: Counted) -> None:
+def assert_whole(store: S3Store, key: str, content: Counted) -> None:
     assert store.get_bytes(key) == content.read(0, content.nbytes)
     checksum = store.checksum(key)
     assert checksum is not None
@@ -68,7 +68,7 @@ def assert_whole(store: Store, key: str, content: Counted) -> None:
 
 
 def test_a_large_update_is_one_put_that_reads_it_once_more_than_it_sends_it(
-    store: Store, proxied: Store, proxy: Proxy
+    store: S3Store, proxied: S3Store, proxy: Proxy
 ) -> None:
     content = Counted(LARGE)
     told: list[int] = []
@@ -81,7 +81,9 @@ def test_a_large_update_is_one_put_that_reads_it_once_more_than_it_sends_it(
     assert_whole(store, "u/once", content)
 
 
-def test_a_connection_that_breaks_in_the_middle(store: Store, proxied: Store, proxy: Proxy) -> None:
+def test_a_connection_that_breaks_in_the_middle(
+    store: S3Store, proxied: S3Store, proxy: Proxy
+) -> None:
     proxy.cuts = [LARGE // 2]
     content = Counted(LARGE)
     told: list[int] = []
@@ -94,14 +96,16 @@ def test_a_connection_that_breaks_in_the_middle(store: Store, proxied: Store, pr
     assert_whole(store, "u/broken", content)
 
 
-def test_parts_that_break_too_are_sent_again(store: Store, proxied: Store, proxy: Proxy) -> None:
+def test_parts_that_break_too_are_sent_again(
+    store: S3Store, proxied: S3Store, proxy: Proxy
+) -> None:
     proxy.cuts = [5 * MIB, 3 * MIB, 2 * MIB]
     content = Counted(LARGE)
     upload(proxied, "u/broken-parts", content)
     assert_whole(store, "u/broken-parts", content)
 
 
-def test_an_answer_that_says_s3_failed(store: Store, proxied: Store, proxy: Proxy) -> None:
+def test_an_answer_that_says_s3_failed(store: S3Store, proxied: S3Store, proxy: Proxy) -> None:
     def failed(answer: Answer) -> Answer:
         body = b"<Error><Code>InternalError</Code></Error>"
         return Answer(500, {"Content-Length": str(len(body))}, body)
@@ -114,7 +118,7 @@ def test_an_answer_that_says_s3_failed(store: Store, proxied: Store, proxy: Prox
     assert_whole(store, "u/failed", content)
 
 
-def test_a_lost_answer_is_looked_up(store: Store, proxied: Store, proxy: Proxy) -> None:
+def test_a_lost_answer_is_looked_up(store: S3Store, proxied: S3Store, proxy: Proxy) -> None:
     proxy.spoils = [lambda _: None]
     content = Counted(LARGE)
     upload(proxied, "u/lost", content)
@@ -124,7 +128,7 @@ def test_a_lost_answer_is_looked_up(store: Store, proxied: Store, proxy: Proxy) 
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_an_upload_that_another_gives_up_is_no_success(
-    store: Store, monkeypatch: pytest.MonkeyPatch, parts: int
+    store: S3Store, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
     monkeypatch.setattr(uploads, "SINGLE_PUT_BYTES", 0)
     key, content = f"u/given-up-{parts}", Counted(LARGE)
@@ -146,19 +150,19 @@ def test_an_upload_that_another_gives_up_is_no_success(
     assert store.get_bytes(key) == b"an earlier update"
 
 
-def test_a_refusal_is_not_sent_in_parts(proxied: Store, proxy: Proxy) -> None:
-    def refused(_: Answer) -> Answer:
+def test_a_rejection_is_not_sent_in_parts(proxied: S3Store, proxy: Proxy) -> None:
+    def rejected(_: Answer) -> Answer:
         body = b"<Error><Code>AccessDenied</Code></Error>"
         return Answer(403, {"Content-Length": str(len(body))}, body)
 
-    proxy.spoils = [refused]
-    with pytest.raises(StoreError, match="u/refused: S3 answered AccessDenied"):
-        upload(proxied, "u/refused", Counted(LARGE))
+    proxy.spoils = [rejected]
+    with pytest.raises(StoreError, match="u/rejected: S3 answered AccessDenied"):
+        upload(proxied, "u/rejected", Counted(LARGE))
     assert proxy.requests == ["PUT"]
 
 
 def test_a_file_that_changes_on_the_way_is_told_at_once(
-    proxied: Store, proxy: Proxy, tmp_path: Path
+    proxied: S3Store, proxy: Proxy, tmp_path: Path
 ) -> None:
     path = tmp_path / "update.safetensors"
     path.write_bytes(Counted(LARGE).read(0, Counted(LARGE).nbytes))

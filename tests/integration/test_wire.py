@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from gradshard import streams
+from gradshard.deployment.local_engine import Engine
 from gradshard.errors import ChangedObjectError, StoreError
-from gradshard.local import Engine
-from gradshard.store import Store
-from gradshard.streams import RangeStream
-from gradshard.wire import Wire
+from gradshard.s3 import streams
+from gradshard.s3.store import S3Store
+from gradshard.s3.streams import RangeStream
+from gradshard.s3.task_client import TaskS3Client
 from tests.integration.proxy import Answer, Fault, Proxy, Spoil, spoiling
 
 MIB = 1024 * 1024
@@ -31,8 +31,8 @@ def proxy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def wire(proxy: Proxy, store: Store) -> Iterator[Wire]:
-    with contextlib.closing(Wire(store.bucket)) as wire:
+def wire(proxy: Proxy, store: S3Store) -> Iterator[TaskS3Client]:
+    with contextlib.closing(TaskS3Client(store.bucket)) as wire:
         yield wire
 
 
@@ -46,7 +46,7 @@ def failing(status: int, code: str) -> "Answer":
     return Answer(status, {"Content-Length": str(len(body))}, body)
 
 
-def read(wire: Wire, store: Store, key: str, start: int, end: int) -> bytes:
+def read(wire: TaskS3Client, store: S3Store, key: str, start: int, end: int) -> bytes:
     source = store.head(key)
     assert source is not None
     buffer = bytearray(end - start)
@@ -55,7 +55,7 @@ def read(wire: Wire, store: Store, key: str, start: int, end: int) -> bytes:
     return bytes(buffer)
 
 
-def test_reads_what_the_store_wrote(wire: Wire, store: Store) -> None:
+def test_reads_what_the_store_wrote(wire: TaskS3Client, store: S3Store) -> None:
     store.put_json("w/ä b.json", {"a": [1]})
     assert wire.get_json("w/ä b.json") == {"a": [1]}
     assert wire.get_json("w/none") is None
@@ -67,7 +67,7 @@ def test_reads_what_the_store_wrote(wire: Wire, store: Store) -> None:
     assert traffic.bytes_read == 9 + 2 * MIB - 17
 
 
-def test_writes_what_the_store_reads(wire: Wire, store: Store) -> None:
+def test_writes_what_the_store_reads(wire: TaskS3Client, store: S3Store) -> None:
     wire.put_json("w/report", {"b": 2})
     assert store.get_json("w/report") == {"b": 2}
     upload = store.create_upload("w/parts")
@@ -83,7 +83,7 @@ def test_writes_what_the_store_reads(wire: Wire, store: Store) -> None:
 
 
 def test_a_part_is_not_begun_before_there_is_something_to_send(
-    wire: Wire, store: Store, proxy: Proxy
+    wire: TaskS3Client, store: S3Store, proxy: Proxy
 ) -> None:
     upload = store.create_upload("w/late")
     with wire.part("w/late", upload, 1, 5, b"he") as part:
@@ -97,7 +97,7 @@ def test_a_part_is_not_begun_before_there_is_something_to_send(
     assert store.get_bytes("w/late") == b"hello"
 
 
-def test_a_part_of_a_header_alone(wire: Wire, store: Store) -> None:
+def test_a_part_of_a_header_alone(wire: TaskS3Client, store: S3Store) -> None:
     """As of an update all of whose tensors are empty."""
     upload = store.create_upload("w/header")
     with wire.part("w/header", upload, 1, 2, b"he"):
@@ -108,7 +108,7 @@ def test_a_part_of_a_header_alone(wire: Wire, store: Store) -> None:
 
 
 def test_a_read_that_rests_is_given_up_before_s3_gives_up_on_the_part_that_waits_for_it(
-    wire: Wire, store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    wire: TaskS3Client, store: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert streams.PATIENCE_SECONDS < S3_PATIENCE_SECONDS
     monkeypatch.setattr(streams, "PATIENCE_SECONDS", 0.3)
@@ -121,7 +121,7 @@ def test_a_read_that_rests_is_given_up_before_s3_gives_up_on_the_part_that_waits
     assert wire.meter.take().retries == 1
 
 
-def test_a_part_that_is_given_up_is_not_stored(wire: Wire, store: Store) -> None:
+def test_a_part_that_is_given_up_is_not_stored(wire: TaskS3Client, store: S3Store) -> None:
     upload = store.create_upload("w/given-up")
 
     def give_up() -> None:
@@ -137,23 +137,27 @@ def test_a_part_that_is_given_up_is_not_stored(wire: Wire, store: Store) -> None
     store.abort_upload("w/given-up", upload)
 
 
-def test_a_part_that_s3_refuses_fails_the_task(wire: Wire, store: Store, proxy: Proxy) -> None:
+def test_a_part_that_s3_rejects_fails_the_task(
+    wire: TaskS3Client, store: S3Store, proxy: Proxy
+) -> None:
     for spoil, reason in (
         (lambda _: failing(503, "SlowDown"), "S3 answered PUT with 503 SlowDown"),
-        (lambda _: None, "w/refused part 1: the connection broke after 3 bytes"),
+        (lambda _: None, "w/rejected part 1: the connection broke after 3 bytes"),
     ):
         proxy.spoils = [spoil]
         with (
             pytest.raises(StoreError, match=reason),
-            wire.part("w/refused", "upload", 1, 3) as part,
+            wire.part("w/rejected", "upload", 1, 3) as part,
         ):
             part.write(b"abc")
 
 
-def test_a_refusal_before_all_is_sent_is_told(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rejection_before_all_is_sent_is_told(
+    wire: TaskS3Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As S3 does: it answers what it has heard enough of, and closes the connection."""
 
-    def refuse(server: socket.socket) -> None:
+    def reject(server: socket.socket) -> None:
         connection, _ = server.accept()
         with connection:
             connection.recv(64 * 1024)
@@ -161,29 +165,29 @@ def test_a_refusal_before_all_is_sent_is_told(wire: Wire, monkeypatch: pytest.Mo
             head = f"HTTP/1.1 403 Forbidden\r\nContent-Length: {len(body)}\r\n\r\n"
             connection.sendall(head.encode() + body)
 
-    def send(to: Wire) -> None:
-        with to.part("w/refused", "upload", 1, 1024 * MIB) as part:
+    def send(to: TaskS3Client) -> None:
+        with to.part("w/rejected", "upload", 1, 1024 * MIB) as part:
             for _ in range(1024):
                 part.write(bytes(MIB))
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=refuse, args=(server,), daemon=True).start()
+        threading.Thread(target=reject, args=(server,), daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        refused = "part 1: S3 answered PUT with 403 AccessDenied"
-        with pytest.raises(StoreError, match=refused) as caught:
-            send(Wire(wire.bucket))
+        rejected = "part 1: S3 answered PUT with 403 AccessDenied"
+        with pytest.raises(StoreError, match=rejected) as caught:
+            send(TaskS3Client(wire.bucket))
     # Not one that is worth another try.
     assert caught.type is StoreError
 
 
-def test_connections_are_used_again(wire: Wire, store: Store) -> None:
+def test_connections_are_used_again(wire: TaskS3Client, store: S3Store) -> None:
     store.put_json("w/again", 1)
     for _ in range(5):
         wire.get_json("w/again")
     assert len(wire._idle) == 1
 
 
-def test_what_is_sent_leaves_no_connection_behind(wire: Wire, store: Store) -> None:
+def test_what_is_sent_leaves_no_connection_behind(wire: TaskS3Client, store: S3Store) -> None:
     store.put_json("w/sent", 1)
     for _ in range(5):
         wire.get_json("w/sent")
@@ -193,7 +197,7 @@ def test_what_is_sent_leaves_no_connection_behind(wire: Wire, store: Store) -> N
 
 
 def test_what_fails_now_and_then_is_tried_again(
-    wire: Wire, store: Store, proxy: Proxy, no_waiting: None
+    wire: TaskS3Client, store: S3Store, proxy: Proxy, no_waiting: None
 ) -> None:
     store.put_json("w/flaky", 1)
     proxy.spoils = [
@@ -210,14 +214,14 @@ def test_what_fails_now_and_then_is_tried_again(
     assert store.get_json("w/flaky") == 2
 
 
-def test_what_keeps_failing_is_given_up(wire: Wire, proxy: Proxy, no_waiting: None) -> None:
+def test_what_keeps_failing_is_given_up(wire: TaskS3Client, proxy: Proxy, no_waiting: None) -> None:
     proxy.spoils = [lambda _: failing(503, "SlowDown")] * 9
     with pytest.raises(StoreError, match=r"w/slow: PUT failed 6 times in a row.*503 SlowDown"):
         wire.put_json("w/slow", 1)
 
 
 def test_what_is_given_up_says_why_each_try_failed(
-    wire: Wire, store: Store, proxy: Proxy, no_waiting: None
+    wire: TaskS3Client, store: S3Store, proxy: Proxy, no_waiting: None
 ) -> None:
     slow, broken = (lambda _: failing(503, "SlowDown")), (lambda _: failing(500, "InternalError"))
     proxy.spoils = [lambda _: None, slow, slow, broken, broken, slow]
@@ -233,7 +237,7 @@ def test_what_is_given_up_says_why_each_try_failed(
         wire.get_bytes("w/cut")
 
 
-def test_a_refusal_is_not_tried_again(wire: Wire, proxy: Proxy) -> None:
+def test_a_rejection_is_not_tried_again(wire: TaskS3Client, proxy: Proxy) -> None:
     proxy.spoils = [lambda _: failing(403, "AccessDenied")] * 2
     with pytest.raises(StoreError, match="w/mine: S3 answered GET with 403 AccessDenied"):
         wire.get_bytes("w/mine")
@@ -242,7 +246,9 @@ def test_a_refusal_is_not_tried_again(wire: Wire, proxy: Proxy) -> None:
     assert proxy.requests == ["GET", "PUT"]
 
 
-def test_many_stale_connections_are_one_new_one(wire: Wire, store: Store, proxy: Proxy) -> None:
+def test_many_stale_connections_are_one_new_one(
+    wire: TaskS3Client, store: S3Store, proxy: Proxy
+) -> None:
     """S3 closes what a warm function left idle; 64 of them must not look like 64 failures."""
     store.put_bytes("w/stale", b"x" * 64)
     source = store.head("w/stale")
@@ -262,7 +268,7 @@ def test_many_stale_connections_are_one_new_one(wire: Wire, store: Store, proxy:
 
 
 def test_a_stream_goes_on_from_the_byte_it_reached(
-    wire: Wire, store: Store, proxy: Proxy, no_waiting: None
+    wire: TaskS3Client, store: S3Store, proxy: Proxy, no_waiting: None
 ) -> None:
     data = os.urandom(MIB)
     store.put_bytes("w/broken", data)
@@ -290,7 +296,7 @@ def in_chunks(answer: Answer) -> Answer:
 @pytest.mark.parametrize("spoil", [closing, in_chunks])
 @pytest.mark.parametrize("nbytes", [5, MIB])
 def test_a_range_is_read_however_its_length_is_told(
-    wire: Wire, store: Store, proxy: Proxy, spoil: Spoil, nbytes: int
+    wire: TaskS3Client, store: S3Store, proxy: Proxy, spoil: Spoil, nbytes: int
 ) -> None:
     data = os.urandom(nbytes)
     store.put_bytes("w/told", data)
@@ -300,7 +306,7 @@ def test_a_range_is_read_however_its_length_is_told(
 
 
 def test_a_connection_is_used_again_only_if_its_range_was_read_to_the_end(
-    wire: Wire, store: Store
+    wire: TaskS3Client, store: S3Store
 ) -> None:
     data = os.urandom(MIB)
     store.put_bytes("w/range", data)
@@ -316,7 +322,7 @@ def test_a_connection_is_used_again_only_if_its_range_was_read_to_the_end(
     assert wire._idle == []
 
 
-def test_another_version_is_never_read(wire: Wire, store: Store) -> None:
+def test_another_version_is_never_read(wire: TaskS3Client, store: S3Store) -> None:
     store.put_bytes("w/changed", b"first")
     source = store.head("w/changed")
     assert source is not None
@@ -329,7 +335,7 @@ def test_another_version_is_never_read(wire: Wire, store: Store) -> None:
         RangeStream(wire, source._replace(etag='"other"'), [(0, 5)]).open()
 
 
-def test_receive_buffers_are_bounded(wire: Wire, store: Store) -> None:
+def test_receive_buffers_are_bounded(wire: TaskS3Client, store: S3Store) -> None:
     wire.receive_buffer_bytes = 64 * 1024
     store.put_json("w/bounded", 1)
     wire.get_json("w/bounded")

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import IO, Any
 
+from gradshard.client.stack import Execution, Stack
 from gradshard.errors import ChangedObjectError, StoreError, UpdateError
-from gradshard.keys import ObjectVersion
-from gradshard.stack import Execution, Stack
-from gradshard.store import ANYTHING, ListedObject, Part, Store
-from gradshard.streams import Meter
+from gradshard.formats.keys import ObjectVersion
+from gradshard.s3.store import ANYTHING, ListedObject, Part, S3Store
+from gradshard.s3.streams import Meter
 
 
 def md5(data: bytes | bytearray) -> "hashlib._Hash":
@@ -29,7 +29,7 @@ def sha256_of(data: bytes | bytearray) -> str:
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
-class MemoryStore(Store):
+class MemoryStore(S3Store):
     """Objects and open uploads in dicts, with S3's ETags; under a KMS key those say nothing.
 
     ``parts_until_failure`` is how many more parts are taken before the line is cut, and

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from gradshard import limits
-from gradshard.keys import RoundKeys
+from gradshard.formats.keys import RoundKeys
+from gradshard.planning import limits
 from tests import reference
 from tests.unit.fakes import MemoryStore, MemoryWire
-from tests.unit.test_observability import Context
+from tests.unit.observability.test_powertools import Context
 
 ROOT = Path(__file__).parents[2]
 DEFINITION: dict[str, Any] = json.loads((ROOT / "statemachine" / "round.asl.json").read_text())

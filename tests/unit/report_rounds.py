@@ -4,8 +4,8 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from gradshard import planning
-from gradshard.planning import Aggregator, Load
+from gradshard.planning import planner
+from gradshard.planning.planner import LambdaConfig, Workload
 from gradshard.report.facts import Facts, facts_of
 
 OPENED: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -32,8 +32,8 @@ def sample(
     ids = [f"client-{n:04}" for n in range(clients)]
     nbytes = 44_700_000
     sizes = [[clients]] if groups == 1 else [_sizes(clients, groups), [groups]]
-    projection = planning.project(
-        Load(nbytes, tuple(map(tuple, sizes))), shards, Aggregator(256, "arm64")
+    projection = planner.project(
+        Workload(nbytes, tuple(map(tuple, sizes))), shards, LambdaConfig(256, "arm64")
     )
     contributors = [_contributor(client, rng, clients, layers) for client in ids]
     plan: dict[str, Any] = {
@@ -94,7 +94,7 @@ def sample(
         "spec": {"clients": clients + 4, "min_clients": 3},
         "arrived": [*arrived, {"client": "mallory", **bad}, {"client": "tardy", **late}],
         "missing": ["gone-1", "gone-2"],
-        "refused": [{"client": "mallory", "reason": reason}],
+        "rejected": [{"client": "mallory", "reason": reason}],
         "late": [{"client": "tardy", "reason": "the round was planned before this update came"}],
         "plan": {"tasks": shards * sum(map(len, sizes))} if is_planned else None,
         "tasks_done": len(tasks) if is_planned else 0,

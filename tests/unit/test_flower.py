@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.federation import Federation
 from gradshard.errors import SpecError, UpdateError
-from gradshard.federation import Federation
 from tests.unit.fakes import MemoryStack, MemoryStore
 
 
@@ -45,8 +45,8 @@ class TestWithFlower:
         """What the mod makes of a training that ends with these metrics and models."""
         from flwr.app import Message, MetricRecord, RecordDict
 
+        from gradshard.client.tickets import Ticket
         from gradshard.flower import _uploading
-        from gradshard.tickets import Ticket
         from tests.flower.clients import record_of
 
         records = {name: record_of(model) for name, model in models.items()}
@@ -56,7 +56,7 @@ class TestWithFlower:
         return _uploading(answer, Ticket.loads(order["ticket"]), layout, order["weighted-by"])
 
     def layout_of(self, model: dict[str, Any]) -> Any:
-        from gradshard.tensors import pack
+        from gradshard.formats.tensors import pack
 
         return pack(model)[0]
 
@@ -81,7 +81,7 @@ class TestWithFlower:
         assert not view.flags.owndata
 
     def test_every_message_has_its_own_ticket_and_no_model(self) -> None:
-        from gradshard.tickets import Ticket
+        from gradshard.client.tickets import Ticket
 
         messages = self.send(self.strategy(), (5, 40), MODEL)
         tickets = [Ticket.loads(m.content["gradshard"]["ticket"]) for m in messages]
@@ -90,7 +90,7 @@ class TestWithFlower:
         assert all(not m.content["arrays"] for m in messages)
 
     def test_a_ticket_signs_few_lengths(self) -> None:
-        from gradshard.tickets import Ticket
+        from gradshard.client.tickets import Ticket
 
         large = {"w": np.zeros(1 << 22, np.float32)}
         [message, _] = self.send(self.strategy(), (1, 2), large)

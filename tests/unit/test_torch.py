@@ -13,8 +13,8 @@ import pytest
 from safetensors import deserialize
 
 from gradshard.errors import UpdateError
-from gradshard.layout import encode_header
-from gradshard.tensors import pack, unpack
+from gradshard.formats.layout import encode_header
+from gradshard.formats.tensors import pack, unpack
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: `make test-torch`")
 
@@ -220,7 +220,7 @@ def test_views_of_the_same_memory_are_not_tied() -> None:
     assert all(torch.equal(new[name], after[name]) for name in after)
 
 
-def test_tied_tensors_with_different_changes_are_refused() -> None:
+def test_tied_tensors_with_different_changes_are_rejected() -> None:
     state = Tied().state_dict()
     update = {"embedding.weight": torch.ones(5, 3), "head.weight": torch.zeros(5, 3)}
     with pytest.raises(UpdateError, match=r"'embedding.weight' and 'head.weight' are one tensor"):
@@ -290,7 +290,7 @@ def odd_tensors() -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["sparse", "quantized", "meta"])
 @pytest.mark.filterwarnings("ignore")  # torch's own, of quantization to come
-def test_tensors_without_plain_elements_are_refused(kind: str) -> None:
+def test_tensors_without_plain_elements_are_rejected(kind: str) -> None:
     tensor = odd_tensors()[kind]
     with pytest.raises(UpdateError, match=f"'w' is.*{kind}"):
         delta({"w": tensor}, {"w": tensor})
@@ -346,7 +346,7 @@ def test_the_memory_of_a_torch_tensor_is_not_copied() -> None:
         assert address == tensor.data_ptr()
 
 
-def test_other_types_of_torch_are_refused_by_name() -> None:
+def test_other_types_of_torch_are_rejected_by_name() -> None:
     for tensor in (torch.ones(1, dtype=torch.complex64), torch.ones(1).to(torch.float8_e5m2)):
         with pytest.raises(UpdateError, match=r"'w'.*(complex64|float8)"):
             pack({"w": tensor})
@@ -385,6 +385,6 @@ def test_the_documented_client_trains_and_takes_the_average() -> None:
 
 
 def test_nothing_else_imports_torch() -> None:
-    code = "import sys, gradshard.federation, gradshard.cli, gradshard.tensors; "
+    code = "import sys, gradshard.client.federation, gradshard.cli, gradshard.tensors; "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 from gradshard.errors import GradshardError, RoundFailed
 
 if TYPE_CHECKING:
-    from gradshard.federation import Federation, Round
-    from gradshard.model import Model
+    from gradshard.client.federation import Federation, Round
+    from gradshard.client.model import Model
 
 __all__ = ["Federation", "GradshardError", "Model", "Round", "RoundFailed"]
 
@@ -14,7 +14,7 @@ __all__ = ["Federation", "GradshardError", "Model", "Round", "RoundFailed"]
 def __getattr__(name: str) -> Any:
     # The functions import this package too, and have no use for the client library.
     if name in {"Federation", "Model", "Round"}:
-        from gradshard import federation
+        from gradshard.client import federation
 
         return getattr(federation, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

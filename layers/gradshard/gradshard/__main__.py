@@ -4,7 +4,7 @@ import os
 import signal
 from types import FrameType
 
-from gradshard.wording import INTERRUPTED
+from gradshard.utils.text import INTERRUPTED
 
 
 def main() -> None:

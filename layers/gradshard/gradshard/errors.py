@@ -24,7 +24,7 @@ class ChangedObjectError(GradshardError):
 
 
 class StoreError(GradshardError):
-    """S3 refused a request, or went on failing after the retries."""
+    """S3 rejected a request, or went on failing after the retries."""
 
 
 class UnsentError(StoreError):
@@ -40,7 +40,7 @@ class BrokenObjectError(StoreError):
 
 
 class ServiceError(GradshardError):
-    """An AWS service besides S3 refused a request or cannot be reached."""
+    """An AWS service besides S3 rejected a request or cannot be reached."""
 
 
 class RoundNotFoundError(GradshardError):

@@ -20,14 +20,15 @@ from typing import Any, Final, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
-from gradshard import limits
-from gradshard.contents import model_content_of
-from gradshard.downloads import download_file
-from gradshard.dtypes import DTYPES
+from gradshard.client.downloads import download_file
+from gradshard.client.federation import METADATA_ROOM_BYTES, Federation
+from gradshard.client.tickets import DEFAULT_SECONDS, Ticket
+from gradshard.client.upload_source import model_content_of
+from gradshard.client.uploads import upload
 from gradshard.errors import RoundFailed, RoundStateError, SpecError, UpdateError
-from gradshard.federation import METADATA_ROOM_BYTES, Federation
-from gradshard.keys import RoundKeys
-from gradshard.layout import (
+from gradshard.formats.dtypes import DTYPES
+from gradshard.formats.keys import RoundKeys
+from gradshard.formats.layout import (
     PREFIX_BYTES,
     Header,
     Layout,
@@ -35,9 +36,8 @@ from gradshard.layout import (
     header_length,
     parse_header,
 )
-from gradshard.tensors import pack
-from gradshard.tickets import DEFAULT_SECONDS, Ticket
-from gradshard.uploads import upload
+from gradshard.formats.tensors import pack
+from gradshard.planning import limits
 
 try:
     from flwr.app import (
@@ -64,7 +64,7 @@ ClientNames = Callable[[Grid, Sequence[int]], Mapping[int, str]]
 RECORD: Final = "gradshard"
 """The ConfigRecord of a message that is between :class:`S3FedAvg` and :func:`s3_mod`."""
 
-UPLOADED_DEADLINE: Final = 60
+UPLOADED_TIMEOUT: Final = 60
 """Seconds a round waits for uploads that clients say they have made: S3 has them at once."""
 
 LAYOUT_BYTES: Final = limits.MAX_PAYLOAD_BYTES // 2
@@ -119,7 +119,7 @@ class S3FedAvg(FedAvg):
     deadline
         Seconds a round waits for uploads that were announced and are not there.
     terms
-        Further terms of the rounds: see :meth:`gradshard.federation.Federation.open_round`.
+        Further terms of the rounds: see :meth:`gradshard.client.federation.Federation.open_round`.
     client_names
         Gives nodes their client ids; who gets none is left out of the round. The order of the ids
         is that of the additions.
@@ -136,7 +136,7 @@ class S3FedAvg(FedAvg):
         run: str | None = None,
         keep_arrays: bool = True,
         quorum: int = 1,
-        deadline: int = UPLOADED_DEADLINE,
+        timeout: int = UPLOADED_TIMEOUT,
         terms: Mapping[str, Any] | None = None,
         client_names: ClientNames = by_number,
         ticket_seconds: int = DEFAULT_SECONDS,
@@ -147,8 +147,8 @@ class S3FedAvg(FedAvg):
         self.run = run or f"flower-{uuid.uuid4().hex[:12]}"
         self.keep_arrays = keep_arrays
         self.quorum = quorum
-        self.deadline = deadline
-        self.terms = dict(terms or {})
+        self.timeout = timeout
+        self.round_options = dict(terms or {})
         self.client_names = client_names
         self.ticket_seconds = ticket_seconds
         self._names: dict[int, str] = {}
@@ -228,19 +228,19 @@ class S3FedAvg(FedAvg):
             round_id=self._keys(server_round).round_id, key=self._keys(server_round).result
         )
         manifest = self._average(place, sorted(uploaded))
-        refused, missing = manifest["refused"], manifest["missing"]
-        for refusal in refused:
-            _LOG.warning("\t> Refused: %s", refusal["reason"])
+        rejected, missing = manifest["rejected"], manifest["missing"]
+        for rejection in rejected:
+            _LOG.warning("\t> Rejected: %s", rejection["reason"])
         for client in missing:
             _LOG.warning(
                 "\t> Client %s says it has uploaded to round '%s', which had nothing of it after "
                 "%d s",
                 client,
                 place.round_id,
-                self.deadline,
+                self.timeout,
             )
         clients = [contributor["client"] for contributor in manifest["contributors"]]
-        counts = _counts(len(clients), len(refused), len(missing))
+        counts = _counts(len(clients), len(rejected), len(missing))
         if not clients:
             return None, MetricRecord(counts)
         metrics = self.train_metrics_aggr_fn(
@@ -341,15 +341,15 @@ class S3FedAvg(FedAvg):
             place.round_id,
             list(clients),
             min_clients=max(1, self.quorum),
-            deadline=self.deadline,
-            **terms | self.terms,
+            timeout=self.timeout,
+            **terms | self.round_options,
         )
         try:
             return round_.wait()
         except RoundFailed as error:
             _LOG.error("aggregate_train: %s; the model stays as it is", error)
             status = round_.status()
-            return {key: status[key] for key in ("refused", "missing")} | {"contributors": []}
+            return {key: status[key] for key in ("rejected", "missing")} | {"contributors": []}
 
     def _fetched(self, place: _Place) -> ArrayRecord:
         """Return a round's average as Flower has it, and remember where it is."""
@@ -475,10 +475,10 @@ def _with_order(message: Message, order: Mapping[str, Any]) -> Message:
     )
 
 
-def _counts(contributors: int, refused: int, missing: int) -> dict[str, int]:
+def _counts(contributors: int, rejected: int, missing: int) -> dict[str, int]:
     return {
         "gradshard-contributors": contributors,
-        "gradshard-refused": refused,
+        "gradshard-rejected": rejected,
         "gradshard-missing": missing,
     }
 

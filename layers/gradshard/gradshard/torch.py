@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from gradshard.errors import UpdateError
-from gradshard.layout import shorten
+from gradshard.formats.layout import shorten
 
 try:
     import torch
@@ -37,7 +37,7 @@ _INTEGERS: Final = {
 
 
 def delta(before: StateDict, after: StateDict) -> dict[str, "Tensor"]:
-    """Return what training changed, as an update for :meth:`gradshard.federation.Round.submit`.
+    """Return what training changed, as an update for :meth:`gradshard.client.federation.Round.submit`.
 
     Floating-point differences keep their type and device. Integer ones, such as BatchNorm's
     ``num_batches_tracked``, become int64, so that an unsigned number may fall; their mean is
@@ -95,8 +95,8 @@ def apply(state_dict: StateDict, update: Mapping[str, Any], scale: float = 1.0) 
     state_dict
         The model's ``state_dict()``; it stays as it is.
     update
-        What :meth:`gradshard.federation.Round.fetch` returns, or tensors of any device. What it
-        lacks stays unchanged, so an update may be of a part of the model.
+        What :meth:`gradshard.client.federation.Round.fetch` returns, or tensors of any device. What
+        it lacks stays unchanged, so an update may be of a part of the model.
     scale
         By how much to multiply the update: a server's learning rate.
 
@@ -118,7 +118,7 @@ def apply(state_dict: StateDict, update: Mapping[str, Any], scale: float = 1.0) 
 
 
 def tensors(state_dict: StateDict) -> dict[str, "Tensor"]:
-    """Return what of a model can be averaged, for :meth:`gradshard.model.Model.put`.
+    """Return what of a model can be averaged, for :meth:`gradshard.client.model.Model.put`.
 
     The layout is that of its updates (:func:`delta`): integers become int64, and what is left out
     there is left out here.
@@ -143,8 +143,8 @@ def load(state_dict: StateDict, model: Mapping[str, Any]) -> dict[str, Any]:
     state_dict
         The model's ``state_dict()``; it stays as it is.
     model
-        What :meth:`gradshard.federation.Round.fetch_model` or :meth:`gradshard.model.Model.fetch`
-        return. What it lacks stays as it is.
+        What :meth:`gradshard.client.federation.Round.fetch_model` or
+        :meth:`gradshard.client.model.Model.fetch` return. What it lacks stays as it is.
 
     Returns
     -------

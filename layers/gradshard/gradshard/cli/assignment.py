@@ -5,8 +5,8 @@ from dataclasses import asdict
 import click
 
 from gradshard.cli.common import connected, json_option, print_json
-from gradshard.federation import Federation
-from gradshard.wording import plain
+from gradshard.client.federation import Federation
+from gradshard.utils.text import escape_terminal
 
 
 @click.command()
@@ -22,6 +22,6 @@ def assignment(federation: Federation, name: str, client: str, as_json: bool) ->
         return
     predicted = "" if settings.seconds is None else f", predicted to take {settings.seconds:.3g} s"
     click.echo(
-        f"{plain(client)} for round {plain(name)}: batch size {settings.batch_size}, "
+        f"{escape_terminal(client)} for round {escape_terminal(name)}: batch size {settings.batch_size}, "
         f"epochs {settings.epochs}, learning rate {settings.learning_rate:g}{predicted}"
     )

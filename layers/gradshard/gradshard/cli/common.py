@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
-from gradshard.cutting import BLOCKS, HOLDS
+from gradshard.aggregation.sharding import BLOCKS, HOLDS
+from gradshard.aggregation.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES
+from gradshard.client.federation import Federation
+from gradshard.deployment.local_engine import DEFAULT_PORT
 from gradshard.errors import EngineError, GradshardError
-from gradshard.federation import Federation
-from gradshard.local import DEFAULT_PORT
-from gradshard.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES
-from gradshard.wording import INTERRUPTED, plain
+from gradshard.utils.text import INTERRUPTED, escape_terminal
 
 PATIENCE_SECONDS: Final = 1.0
 """What takes longer gets a progress bar."""
@@ -121,18 +121,20 @@ class _Failure(click.ClickException):
 def _message(error: BaseException) -> str:
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "gradshard"
-        return plain(f"{error.format_message().rstrip('.')}. See `{path} --help`.")
+        return escape_terminal(f"{error.format_message().rstrip('.')}. See `{path} --help`.")
     if isinstance(error, EngineError):
         # Ends with lines of a log.
-        return "\n".join(plain(line) for line in str(error).splitlines())
+        return "\n".join(escape_terminal(line) for line in str(error).splitlines())
     if isinstance(error, OSError) and error.strerror is not None:
-        return plain(": ".join(str(part) for part in (error.filename, error.strerror) if part))
-    return plain(str(error) or type(error).__name__)
+        return escape_terminal(
+            ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+        )
+    return escape_terminal(str(error) or type(error).__name__)
 
 
 def cell(text: object, style: str = "") -> Text:
     """Return text for rich, in which square brackets mean nothing; none of it is cut off."""
-    return Text(plain(text), style, overflow="fold")
+    return Text(escape_terminal(text), style, overflow="fold")
 
 
 def print_json(document: Any) -> None:
@@ -250,7 +252,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         console=console,
         transient=True,
     )
-    task = bar.add_task(plain(title), total=None)
+    task = bar.add_task(escape_terminal(title), total=None)
     # A timer, since the first part of a slow upload may take a while to be told of.
     timer = threading.Timer(PATIENCE_SECONDS, bar.start)
     timer.start()

@@ -7,13 +7,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from gradshard import comparison, limits
-from gradshard.arithmetic import COUNTS, SHARES
+from gradshard.aggregation.arithmetic import COUNTS, SHARES
+from gradshard.aggregation.topologies import TOPOLOGIES
 from gradshard.cli.common import WIDE, cell, connected, json_option, print_json, waiting
-from gradshard.comparison import Outcome, Trial
-from gradshard.federation import Federation
-from gradshard.topologies import TOPOLOGIES
-from gradshard.wording import megabytes, plain
+from gradshard.client.federation import Federation
+from gradshard.papers import topology_trials
+from gradshard.papers.topology_trials import Outcome, Trial
+from gradshard.planning import limits
+from gradshard.utils.text import escape_terminal, format_size
 
 DIGEST_CHARACTERS: Final = 8
 
@@ -46,7 +47,7 @@ def compare(
     names: tuple[str, ...],
     whole: bool,
     as_json: bool,
-    **terms: Any,
+    **options: Any,
 ) -> None:
     """Aggregate the updates of a round in every topology, and show what each took.
 
@@ -54,16 +55,16 @@ def compare(
     the same bytes. The trials are rounds of their own and are removed afterwards.
     """
     round_ = federation.round(name)
-    clients = len(comparison.contributors(round_))
-    chosen = comparison.trials(clients, names, whole=whole, **terms)
+    clients = len(topology_trials.contributors(round_))
+    chosen = topology_trials.trials(clients, names, whole=whole, **options)
     outcomes: list[Outcome] = []
     with waiting(f"comparing on {clients} updates") as say:
 
         def tell(trial: Trial) -> None:
             say(f"{trial.label} ({len(outcomes) + 1} of {len(chosen)})")
 
-        outcomes.extend(comparison.compare(federation, round_, chosen, tell=tell))
-    agrees = comparison.agreement(outcomes)
+        outcomes.extend(topology_trials.compare(federation, round_, chosen, tell=tell))
+    agrees = topology_trials.agreement(outcomes)
     if as_json:
         print_json(
             {
@@ -77,7 +78,7 @@ def compare(
         _print(outcomes, agrees)
     if not agrees:
         raise click.ClickException("the same order gave other bytes: see the digests")
-    if all(outcome.refused for outcome in outcomes):
+    if all(outcome.rejected for outcome in outcomes):
         raise click.ClickException("none of the topologies could run: see above why")
 
 
@@ -85,8 +86,8 @@ _ROWS: tuple[tuple[str, Callable[[Outcome], object]], ...] = (
     ("order", lambda o: o.order),
     ("M", lambda o: o.shards),
     ("tasks by level", lambda o: " ".join(str(o.shards * len(sizes)) for sizes in o.groups)),
-    ("read", lambda o: megabytes(o.bytes_read)),
-    ("written", lambda o: megabytes(o.bytes_written)),
+    ("read", lambda o: format_size(o.bytes_read)),
+    ("written", lambda o: format_size(o.bytes_written)),
     ("GETs", lambda o: o.gets),
     ("PUTs", lambda o: o.puts),
     ("invocations", lambda o: o.invocations),
@@ -111,7 +112,7 @@ def _dollars(outcome: Outcome, *parts: str) -> str:
 
 
 def _print(outcomes: list[Outcome], agrees: bool) -> None:
-    done = [outcome for outcome in outcomes if not outcome.refused]
+    done = [outcome for outcome in outcomes if not outcome.rejected]
     table = Table()
     for title in ("", *(outcome.trial.label for outcome in done)):
         table.add_column(cell(title), justify="right" if title else "left", no_wrap=not title)
@@ -122,7 +123,9 @@ def _print(outcomes: list[Outcome], agrees: bool) -> None:
         Console(width=max(Console().width, WIDE)).print(table)
         click.echo("Dollars are per 1000 rounds, at AWS's prices for what was measured here.")
     for outcome in outcomes:
-        if outcome.refused:
-            click.echo(f"{plain(outcome.trial.label)}: {plain(outcome.refused)}")
+        if outcome.rejected:
+            click.echo(
+                f"{escape_terminal(outcome.trial.label)}: {escape_terminal(outcome.rejected)}"
+            )
     if agrees and done:
         click.echo("What added in the same order gave the same bytes.")

@@ -5,15 +5,9 @@ from typing import Final
 
 import click
 
-from gradshard import convert as converting
-from gradshard.cli.common import (
-    debuggable,
-    json_option,
-    output_option,
-    print_json,
-    progress_bar,
-)
-from gradshard.wording import counted, megabytes, plain
+from gradshard.cli.common import debuggable, json_option, output_option, print_json, progress_bar
+from gradshard.client import conversion as converting
+from gradshard.utils.text import escape_terminal, format_size, pluralize
 
 SHOWN: Final = 20
 """So many entries that were left out are listed; --json has all."""
@@ -46,9 +40,9 @@ def convert(source: Path, file: Path, samples: int | None, key: str | None, as_j
             }
         )
         return
-    tensors = counted(len(done.layout.tensors), "tensor")
-    click.echo(f"wrote {plain(file)} ({tensors}, {megabytes(done.nbytes)})")
+    tensors = pluralize(len(done.layout.tensors), "tensor")
+    click.echo(f"wrote {escape_terminal(file)} ({tensors}, {format_size(done.nbytes)})")
     for entry in done.left_out[:SHOWN]:
-        click.echo(f"left out {plain(entry.name)}: {plain(entry.reason)}")
+        click.echo(f"left out {escape_terminal(entry.name)}: {escape_terminal(entry.reason)}")
     if len(done.left_out) > SHOWN:
         click.echo(f"left out {len(done.left_out) - SHOWN} more; --json lists them")

@@ -10,18 +10,18 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from gradshard import limits
+from gradshard.aggregation.topologies import MAX_FAN_IN
 from gradshard.cli.common import WIDE, Seconds, Size, cell, debuggable, json_option, print_json
 from gradshard.cli.plan import DEFAULT_ARCHITECTURE, DEFAULT_MEMORY_MB
-from gradshard.costing import SYSTEMS, claims, published, whole
-from gradshard.costing.claims import Comparison
-from gradshard.costing.terms import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.errors import PlanError, SpecError
-from gradshard.network import BURST, Bandwidth
-from gradshard.pricing import Prices
-from gradshard.spec import MAX_CLIENTS
-from gradshard.topologies import MAX_FAN_IN
-from gradshard.wording import megabytes
+from gradshard.papers import SYSTEMS, claims, measurements, published_systems
+from gradshard.papers.claims import Comparison
+from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
+from gradshard.planning import limits
+from gradshard.planning.bandwidth import BURST, Bandwidth
+from gradshard.planning.pricing import Prices
+from gradshard.planning.spec import MAX_CLIENTS
+from gradshard.utils.text import format_size
 
 SYSTEM: Final = click.Choice(list(SYSTEMS))
 
@@ -86,13 +86,13 @@ class Speed(click.ParamType):
 @click.option(
     "--clients",
     type=click.IntRange(1, MAX_CLIENTS),
-    default=published.CLIENTS,
+    default=measurements.CLIENTS,
     show_default=True,
     metavar="N",
 )
 @click.option("--system", "systems", type=SYSTEM, multiple=True, help="Only this one; repeated.")
 @click.option("--shards", type=click.IntRange(1, limits.MAX_PARTS), metavar="M", help="A given M.")
-@click.option("--within", type=Seconds(), metavar="TIME", help="How long gradshard may take.")
+@click.option("--time-budget", type=Seconds(), metavar="TIME", help="How long gradshard may take.")
 @click.option(
     "--memory",
     type=click.IntRange(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
@@ -153,31 +153,37 @@ def _setting(
     *,
     clients: int,
     shards: int | None,
-    within: float | None,
+    time_budget: float | None,
     memory: int,
     architecture: str,
     bandwidth: Bandwidth,
     prices: Sequence[tuple[str, float]],
 ) -> Setting:
-    if shards is not None and within is not None:
-        raise SpecError("give --shards or --within, not both: one decides the other")
-    if within is not None and within <= 0:
-        raise SpecError(f"--within is {within:g}, not a number of seconds above zero")
+    if shards is not None and time_budget is not None:
+        raise SpecError("give --shards or --time-budget, not both: one decides the other")
+    if time_budget is not None and time_budget <= 0:
+        raise SpecError(f"--time-budget is {time_budget:g}, not a number of seconds above zero")
     return Setting(
-        clients, bandwidth, architecture, memory, shards, within, replace(Prices(), **dict(prices))
+        clients,
+        bandwidth,
+        architecture,
+        memory,
+        shards,
+        time_budget,
+        replace(Prices(), **dict(prices)),
     )
 
 
 def _show_systems(size: int, systems: tuple[str, ...], setting: Setting, as_json: bool) -> None:
     estimates: list[Estimate] = []
-    refusals: dict[str, str] = {}
+    rejections: dict[str, str] = {}
     for system in systems:
         try:
             estimates.append(SYSTEMS[system](size, setting))
         except PlanError as error:
-            refusals[system] = str(error)
+            rejections[system] = str(error)
     if not estimates:
-        raise PlanError("; ".join(refusals.values()))
+        raise PlanError("; ".join(rejections.values()))
     if as_json:
         print_json(
             {
@@ -187,17 +193,17 @@ def _show_systems(size: int, systems: tuple[str, ...], setting: Setting, as_json
                 "bandwidth": setting.bandwidth.name,
                 "prices": asdict(setting.prices),
                 "systems": [estimate.to_json() for estimate in estimates],
-                "refused": refusals,
+                "rejected": rejections,
             }
         )
         return
     console = Console()
     console.print(_systems_table(estimates))
-    for refusal in refusals.values():
-        console.print(cell(refusal))
+    for rejection in rejections.values():
+        console.print(cell(rejection))
     console.print(
         cell(
-            f"dollars per 1000 rounds; {setting.clients} updates of {megabytes(size)} on "
+            f"dollars per 1000 rounds; {setting.clients} updates of {format_size(size)} on "
             f"{setting.architecture}, bandwidth {setting.bandwidth.name}. full is what the paper "
             "counts; clients' requests are as each system's clients make them"
         )
@@ -237,9 +243,9 @@ def _thousand(dollars: float) -> str:
 def reproduction() -> list[dict[str, Any]]:
     """Return the published cells beside what the model makes of them, dollars per 1000 rounds."""
     rows = []
-    for cell_ in published.MEASUREMENTS:
-        bill = whole.measured_bill(cell_)
-        model = whole.modelled(cell_)
+    for cell_ in measurements.MEASUREMENTS:
+        bill = published_systems.measured_bill(cell_)
+        model = published_systems.modelled(cell_)
         rows.append(
             {
                 "model": cell_.model.name,
@@ -331,17 +337,17 @@ def describe(comparison: Comparison) -> list[str]:
     """Return a comparison in words."""
     counted = "as the paper counts" if comparison.column == "full" else "everything counted"
     cheaper = TITLES[comparison.cheaper_first]
-    lines = [f"{counted}: from {megabytes(comparison.smallest)} {cheaper} is cheaper"]
+    lines = [f"{counted}: from {format_size(comparison.smallest)} {cheaper} is cheaper"]
     for crossover in comparison.crossovers:
         decisive = ", ".join(
             f"{name} {1000 * amount:+.2f}"
             for name, amount in claims.deciding(crossover, comparison.column)
         )
         lines.append(
-            f"  from {megabytes(crossover.nbytes)} {TITLES[crossover.cheaper_above]} is; "
+            f"  from {format_size(crossover.nbytes)} {TITLES[crossover.cheaper_above]} is; "
             f"{TITLES[comparison.first]} less {TITLES[comparison.second]}, $ per 1000: {decisive}"
         )
-    lines.append(f"  up to {megabytes(comparison.largest)}, where one ends or the scan does")
+    lines.append(f"  up to {format_size(comparison.largest)}, where one ends or the scan does")
     return lines
 
 

@@ -2,8 +2,8 @@
 
 import click
 
-from gradshard import deploy as deploying
 from gradshard.cli.common import debuggable
+from gradshard.deployment import deploy as deploying
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -4,15 +4,8 @@ import sys
 
 import click
 
-from gradshard import local as engines
-from gradshard.cli.common import (
-    Commands,
-    debuggable,
-    json_option,
-    port_option,
-    print_json,
-    waiting,
-)
+from gradshard.cli.common import Commands, debuggable, json_option, port_option, print_json, waiting
+from gradshard.deployment import local_engine as engines
 
 
 @click.group(cls=Commands, invoke_without_command=True)

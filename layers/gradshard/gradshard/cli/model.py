@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from gradshard.aggregation.server_optimizers import DEFAULT_MODEL
 from gradshard.cli.common import (
     Commands,
     cell,
@@ -16,10 +17,9 @@ from gradshard.cli.common import (
     progress_bar,
 )
 from gradshard.cli.ticket import load, ticket_option
-from gradshard.federation import Federation
-from gradshard.optimizers import DEFAULT_MODEL
-from gradshard.rounds.models import Version
-from gradshard.wording import counted, megabytes, plain
+from gradshard.client.federation import Federation
+from gradshard.records.model_registry import Version
+from gradshard.utils.text import escape_terminal, format_size, pluralize
 
 name_option = click.option(
     "--name", default=DEFAULT_MODEL, show_default=True, help="Which model, if there are several."
@@ -29,7 +29,7 @@ name_option = click.option(
 @click.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def model(context: click.Context) -> None:
-    """Keep the federation's model: rounds opened with --apply make its next version."""
+    """Keep the federation's model: rounds opened with --server-optimizer make its next version."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -43,7 +43,7 @@ def put(federation: Federation, file: Path, name: str, as_json: bool) -> None:
     """Make a version of a .safetensors FILE: the first one, or one to go on from."""
     with progress_bar(f"putting {file.name}") as tell:
         version = federation.model(name).put(file, progress=tell)
-    _tell(version, f"put {plain(file)} there", as_json=as_json)
+    _tell(version, f"put {escape_terminal(file)} there", as_json=as_json)
 
 
 @model.command()
@@ -66,7 +66,7 @@ def show(federation: Federation, name: str, as_json: bool) -> None:
             cell(_origin(version)),
             cell((version.optimizer or {}).get("optimizer", "")),
             cell(version.steps or ""),
-            cell(megabytes(version.tensors.source.nbytes)),
+            cell(format_size(version.tensors.source.nbytes)),
         )
     Console().print(table)
 
@@ -86,7 +86,7 @@ def fetch(
             load(ticket).fetch_model(file, progress=tell)
         else:
             federation.model(name).fetch(file, version=number, progress=tell)
-    click.echo(f"wrote {plain(file)} ({megabytes(file.stat().st_size)})")
+    click.echo(f"wrote {escape_terminal(file)} ({format_size(file.stat().st_size)})")
 
 
 @model.command("roll-back")
@@ -113,7 +113,7 @@ def prune(federation: Federation, keep: int, name: str, as_json: bool) -> None:
     if as_json:
         print_json([version.to_json() for version in deleted])
     else:
-        click.echo(f"deleted {counted(len(deleted), 'version')} of model {plain(name)}")
+        click.echo(f"deleted {pluralize(len(deleted), 'version')} of model {escape_terminal(name)}")
 
 
 def _origin(version: Version) -> str:
@@ -126,4 +126,6 @@ def _tell(version: Version, what: str, *, as_json: bool) -> None:
     if as_json:
         print_json(version.to_json())
     else:
-        click.echo(f"{what}: version {version.number} of model {plain(version.model)} is current")
+        click.echo(
+            f"{what}: version {version.number} of model {escape_terminal(version.model)} is current"
+        )

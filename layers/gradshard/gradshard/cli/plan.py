@@ -6,7 +6,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from gradshard import limits, orders, planning
+from gradshard.aggregation import addition_order
+from gradshard.aggregation.server_optimizers import OPTIMIZERS
+from gradshard.aggregation.topologies import TOPOLOGIES
 from gradshard.cli.common import (
     Seconds,
     Size,
@@ -18,12 +20,11 @@ from gradshard.cli.common import (
     port_option,
     print_json,
 )
-from gradshard.federation import Federation
-from gradshard.optimizers import OPTIMIZERS
-from gradshard.planning import Aggregator, Load, Projection
-from gradshard.spec import MAX_CLIENTS, parse_spec
-from gradshard.topologies import TOPOLOGIES
-from gradshard.wording import counted, megabytes
+from gradshard.client.federation import Federation
+from gradshard.planning import limits, planner
+from gradshard.planning.planner import LambdaConfig, Projection, Workload
+from gradshard.planning.spec import MAX_CLIENTS, parse_spec
+from gradshard.utils.text import format_size, pluralize
 
 DEFAULT_MEMORY_MB: Final = 128
 """The template's."""
@@ -39,7 +40,9 @@ TELLING: Final = 0.85
 @click.option("--clients", type=click.IntRange(1, MAX_CLIENTS), required=True, metavar="N")
 @aggregation_options
 @click.option("--shards", type=click.IntRange(1, limits.MAX_PARTS), metavar="M", help="A given M.")
-@click.option("--within", type=Seconds(), metavar="TIME", help="Or how long aggregating may take.")
+@click.option(
+    "--time-budget", type=Seconds(), metavar="TIME", help="Or how long aggregating may take."
+)
 @click.option(
     "--memory",
     type=click.IntRange(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
@@ -52,7 +55,9 @@ TELLING: Final = 0.85
     help=f"Of the aggregator; that of the stack, or {DEFAULT_ARCHITECTURE}.",
 )
 @click.option(
-    "--apply", type=click.Choice(list(OPTIMIZERS)), help="Plan for a round that is applied."
+    "--server-optimizer",
+    type=click.Choice(list(OPTIMIZERS)),
+    help="Plan for a round that is applied.",
 )
 @click.option("--stack", help="Plan for what is deployed there.")
 @click.option("--local", is_flag=True, help="Plan for what the local engine runs.")
@@ -68,33 +73,37 @@ def plan(
     local: bool,
     port: int,
     as_json: bool,
-    **terms: Any,
+    **options: Any,
 ) -> None:
     """Show what aggregating a round would take, and what the planner would choose.
 
     Asks AWS nothing unless a stack is named.
     """
-    spec = parse_spec({"clients": clients, **terms})
+    spec = parse_spec({"clients": clients, **options})
     name, levels = spec.levels(clients)
-    order_parts = orders.split_order(spec.order or orders.natural_order(levels), levels)
+    order_parts = addition_order.split_order(
+        spec.order or addition_order.natural_order(levels), levels
+    )
     if stack or local:
         deployed = Federation(stack or "gradshard", local=local, port=port).stack
         memory = memory or int(deployed.output("AggregatorMemory"))
         architecture = architecture or deployed.output("Architecture")
     memory = memory or DEFAULT_MEMORY_MB
     architecture = architecture or DEFAULT_ARCHITECTURE
-    aggregator = Aggregator(memory, architecture)
-    load = Load(
+    aggregator = LambdaConfig(memory, architecture)
+    load = Workload(
         size,
         levels,
         is_cut=TOPOLOGIES[name].is_cut,
         depth=max(1, *map(len, order_parts)),
         hold=spec.hold,
-        plan_bytes=planning.plan_bytes(clients),
-        applied=None if spec.apply is None else len(spec.apply.state),
+        plan_bytes=planner.plan_bytes(clients),
+        applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
     )
-    choice, notes = planning.choose(load, aggregator, shards=spec.shards, within=spec.within)
-    frontier = planning.frontier(
+    choice, notes = planner.choose(
+        load, aggregator, shards=spec.shards, time_budget=spec.time_budget
+    )
+    frontier = planner.frontier(
         load, aggregator, memories=sorted({*limits.MEMORIES_MB, memory}), shards=spec.shards
     )
     if as_json:
@@ -117,9 +126,9 @@ def plan(
         console.print(cell(note))
     console.print(
         cell(
-            f"{counted(clients, 'update')} of {megabytes(size)} on {architecture}: at {memory} MB "
+            f"{pluralize(clients, 'update')} of {format_size(size)} on {architecture}: at {memory} MB "
             f"the planner takes M={choice.shards} ({TOPOLOGIES[name].title}, "
-            f"{counted(choice.tasks, 'task')}), "
+            f"{pluralize(choice.tasks, 'task')}), "
             f"{choice.seconds:.1f} s, {dollars(choice.total_dollars)}"
         )
     )

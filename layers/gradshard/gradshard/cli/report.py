@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from gradshard.appearing import appearing
 from gradshard.cli.common import connected, json_option, output_option, print_json, waiting
-from gradshard.federation import Federation
+from gradshard.client.federation import Federation
 from gradshard.report.facts import Facts, compared, facts_of
 from gradshard.report.page import page
-from gradshard.wording import counted, megabytes, plain
+from gradshard.utils.atomic_file import atomic_file
+from gradshard.utils.text import escape_terminal, format_size, pluralize
 
 
 @click.command()
@@ -32,10 +32,10 @@ def report(federation: Federation, names: tuple[str, ...], file: Path, as_json: 
         print_json({"rounds": rounds, "compared": compared(rounds)})
         return
     written = page(rounds, made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}").encode()
-    with appearing(file, len(written)) as whole:
+    with atomic_file(file, len(written)) as whole:
         whole.write(written)
     click.echo(
-        f"{plain(file)}: {counted(len(rounds), 'round')}, {megabytes(len(written))}; "
+        f"{escape_terminal(file)}: {pluralize(len(rounds), 'round')}, {format_size(len(written))}; "
         "open it in a browser"
     )
 
@@ -43,7 +43,7 @@ def report(federation: Federation, names: tuple[str, ...], file: Path, as_json: 
 def _facts(federation: Federation, name: str) -> Facts:
     observer = federation.round(name).observer()
     return facts_of(
-        observer.look(),
+        observer.poll(),
         plan=observer.plan(),
         tasks=observer.tasks(),
         growing=observer.growing(),

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gradshard.arithmetic import SHARES, WEIGHTS
+from gradshard.aggregation.arithmetic import SHARES, WEIGHTS
 from gradshard.cli.common import (
     Seconds,
     Stated,
@@ -19,10 +19,10 @@ from gradshard.cli.common import (
     waiting,
 )
 from gradshard.cli.ticket import load, named, ticket_option
-from gradshard.contents import layout_of
-from gradshard.federation import Federation
-from gradshard.spec import DEFAULT_DEADLINE
-from gradshard.wording import counted, megabytes, plain
+from gradshard.client.federation import Federation
+from gradshard.client.upload_source import layout_of
+from gradshard.planning.spec import DEFAULT_TIMEOUT
+from gradshard.utils.text import escape_terminal, format_size, pluralize
 
 
 @click.command("open")
@@ -37,9 +37,9 @@ from gradshard.wording import counted, megabytes, plain
     help="With fewer at the deadline the round fails.",
 )
 @click.option(
-    "--deadline",
+    "--timeout",
     type=Seconds(),
-    default=DEFAULT_DEADLINE,
+    default=DEFAULT_TIMEOUT,
     show_default=True,
     metavar="TIME",
     help="Until no more updates are awaited: 90 (seconds), 30m, 2h.",
@@ -59,12 +59,16 @@ from gradshard.wording import counted, megabytes, plain
 )
 @click.option("--eager", is_flag=True, help="Add up a group when its updates are there.")
 @click.option("--shards", type=int, metavar="M", help="Into how many to cut the update.")
-@click.option("--within", type=Seconds(), metavar="TIME", help="Or how long aggregating may take.")
 @click.option(
-    "--updates-of", metavar="ROUND", help="Average what was sent to another round, as it is there."
+    "--time-budget", type=Seconds(), metavar="TIME", help="Or how long aggregating may take."
 )
 @click.option(
-    "--apply",
+    "--updates-from",
+    metavar="ROUND",
+    help="Average what was sent to another round, as it is there.",
+)
+@click.option(
+    "--server-optimizer",
     type=Stated(),
     metavar="OPTIMIZER",
     help="Make the model's next version: fedavg, fedavgm, fedadagrad, fedyogi, fedadam, or as JSON "
@@ -85,10 +89,10 @@ def open_(
     ids: tuple[str, ...],
     count: int | None,
     min_clients: int,
-    deadline: int,
+    timeout: int,
     layout: Path | None,
     as_json: bool,
-    **terms: Any,
+    **options: Any,
 ) -> None:
     """Open a round; again in the same terms does no harm."""
     if bool(ids) == (count is not None):
@@ -100,17 +104,19 @@ def open_(
             name,
             list(ids) if count is None else count,
             min_clients=min_clients,
-            deadline=deadline,
+            timeout=timeout,
             layout=None if layout is None else layout_of(layout).to_json(),
-            **terms,
+            **options,
         )
     if as_json:
-        print_json({"round": name, "bucket": federation.bucket, "spec": round_.terms().to_json()})
+        print_json({"round": name, "bucket": federation.bucket, "spec": round_.spec().to_json()})
     elif not round_.is_new and round_.has_ended():
-        click.echo(f"round {plain(name)} was opened before, in these terms, and has ended")
+        click.echo(
+            f"round {escape_terminal(name)} was opened before, in these terms, and has ended"
+        )
     else:
-        expected = counted(count or len(ids), "client")
-        click.echo(f"round {plain(name)} is open for {expected}, for {deadline} s")
+        expected = pluralize(count or len(ids), "client")
+        click.echo(f"round {escape_terminal(name)} is open for {expected}, for {timeout} s")
 
 
 @click.command()
@@ -155,8 +161,10 @@ def submit(
     said = {name: value for name, value in training.items() if value is not None}
     with progress_bar(f"submitting {file.name}") as tell:
         send(file, samples, training=said, progress=tell)
-    size = megabytes(file.stat().st_size)
-    click.echo(f"submitted {plain(file)} ({size}) to round {plain(name)} as {plain(client)}")
+    size = format_size(file.stat().st_size)
+    click.echo(
+        f"submitted {escape_terminal(file)} ({size}) to round {escape_terminal(name)} as {escape_terminal(client)}"
+    )
 
 
 @click.command()
@@ -169,4 +177,4 @@ def fetch(federation: Federation, name: str | None, file: Path, ticket: Path | N
     source = load(ticket, name) if ticket else federation.round(named(name))
     with progress_bar(f"fetching {file.name}") as tell:
         source.fetch(file, progress=tell)
-    click.echo(f"wrote {plain(file)} ({megabytes(file.stat().st_size)})")
+    click.echo(f"wrote {escape_terminal(file)} ({format_size(file.stat().st_size)})")

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from gradshard.cli.common import cell, connected, dollars, json_option, print_json
 from gradshard.cli.ticket import load, named, ticket_option
-from gradshard.federation import Federation
-from gradshard.wording import counted, megabytes
+from gradshard.client.federation import Federation
+from gradshard.utils.text import format_size, pluralize
 
 STATE_STYLES = {"completed": "green", "failed": "red"}
 
@@ -44,9 +44,9 @@ def _part(status: dict[str, Any]) -> Iterable[RenderableType]:
     table.add_row("state", cell(status["state"], STATE_STYLES.get(status["state"], "yellow")))
     table.add_row("client", cell(status["client"]))
     sent = status["uploaded"]
-    table.add_row("update", cell("not there" if sent is None else megabytes(sent)))
+    table.add_row("update", cell("not there" if sent is None else format_size(sent)))
     if status["reason"]:
-        table.add_row("refused", cell(status["reason"]))
+        table.add_row("rejected", cell(status["reason"]))
     table.add_row("ticket", cell(f"until {status['expires_at']}"))
     yield table
 
@@ -60,9 +60,9 @@ def render(status: dict[str, Any]) -> Iterable[RenderableType]:
             yield _layers(layers)
     elif status["arrived"]:
         yield _arrived(status["arrived"])
-    for title, refusals in (("refused", status["refused"]), ("late", status["late"])):
-        if refusals:
-            yield _refusals(title, refusals)
+    for title, rejections in (("rejected", status["rejected"]), ("late", status["late"])):
+        if rejections:
+            yield _rejections(title, rejections)
 
 
 def _facts(status: dict[str, Any]) -> Table:
@@ -87,7 +87,7 @@ def _progress(status: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield "missing", ", ".join(status["missing"])
     plan = status["plan"]
     if plan:
-        yield "update", f"{megabytes(plan['nbytes'])} in {counted(plan['tensors'], 'tensor')}"
+        yield "update", f"{format_size(plan['nbytes'])} in {pluralize(plan['tensors'], 'tensor')}"
         yield "topology", f"{plan['topology']} of {plan['shards']}, order {plan['order']}"
         yield "tasks", f"{status['tasks_done']} of {plan['tasks']} done"
         for note in plan["notes"]:
@@ -107,8 +107,8 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield "model", f"version {model['version']} of {model['model']}"
     yield "waited", f"{manifest['waited_seconds']:.1f} s for updates, while no function ran"
     yield "seconds", f"{manifest['seconds']:.1f}, of them {totals['longest_seconds']:.1f} a task"
-    yield "read", f"{megabytes(totals['bytes_read'])} in {counted(totals['gets'], 'GET')}"
-    yield "written", f"{megabytes(totals['bytes_written'])} in {counted(totals['puts'], 'PUT')}"
+    yield "read", f"{format_size(totals['bytes_read'])} in {pluralize(totals['gets'], 'GET')}"
+    yield "written", f"{format_size(totals['bytes_written'])} in {pluralize(totals['puts'], 'PUT')}"
     yield "memory", f"{totals['peak_mb']:.0f} MB at most in a function"
     yield "cost", f"{dollars(manifest['projected']['dollars']['total'])}, as projected for AWS"
 
@@ -135,7 +135,7 @@ def _contributors(contributors: list[dict[str, Any]]) -> Table:
             cell(entry["client"]),
             cell(entry["samples"]),
             cell("by layer" if entry["weight"] is None else f"{entry['weight']:.4f}"),
-            cell(megabytes(entry["nbytes"])),
+            cell(format_size(entry["nbytes"])),
         )
     return table
 
@@ -154,12 +154,12 @@ def _arrived(updates: list[dict[str, Any]]) -> Table:
     table = Table("arrived")
     table.add_column("size", justify="right")
     for update in updates:
-        table.add_row(cell(update["client"]), cell(megabytes(update["nbytes"])))
+        table.add_row(cell(update["client"]), cell(format_size(update["nbytes"])))
     return table
 
 
-def _refusals(title: str, refusals: list[dict[str, str]]) -> Table:
+def _rejections(title: str, rejections: list[dict[str, str]]) -> Table:
     table = Table(title, "reason")
-    for refusal in refusals:
-        table.add_row(cell(refusal["client"]), cell(refusal["reason"]))
+    for rejection in rejections:
+        table.add_row(cell(rejection["client"]), cell(rejection["reason"]))
     return table

@@ -6,18 +6,11 @@ from typing import Any, TypeVar
 
 import click
 
-from gradshard.cli.common import (
-    Seconds,
-    Size,
-    connected,
-    json_option,
-    output_option,
-    print_json,
-)
+from gradshard.cli.common import Seconds, Size, connected, json_option, output_option, print_json
+from gradshard.client.federation import Federation
+from gradshard.client.tickets import DEFAULT_SECONDS, Ticket
 from gradshard.errors import TicketError
-from gradshard.federation import Federation
-from gradshard.tickets import DEFAULT_SECONDS, Ticket
-from gradshard.wording import megabytes, plain
+from gradshard.utils.text import escape_terminal, format_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -72,7 +65,7 @@ def ticket(
         )
         return
     click.echo(
-        f"wrote {plain(file)}: one update of at most {megabytes(made.max_bytes)} by {client} to "
+        f"wrote {escape_terminal(file)}: one update of at most {format_size(made.max_bytes)} by {client} to "
         f"round {name}, until {until}"
     )
     if made.temporary:

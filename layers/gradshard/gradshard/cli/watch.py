@@ -13,17 +13,17 @@ from rich.table import Table
 from gradshard.cli.common import cell, connected, waiting
 from gradshard.cli.show import STATE_STYLES, expected, render
 from gradshard.cli.ticket import load, named, ticket_option
-from gradshard.federation import Federation
-from gradshard.pace import bytes_read, pace
-from gradshard.status import AGGREGATING, Observer
-from gradshard.tickets import Ticket
-from gradshard.wording import duration, megabytes, plain
+from gradshard.client.eta import bytes_read, pace
+from gradshard.client.federation import Federation
+from gradshard.client.status import AGGREGATING, StatusPoller
+from gradshard.client.tickets import Ticket
+from gradshard.utils.text import escape_terminal, format_duration, format_size
 
 REPORTS_PER_LOOK: Final = 32
 """Of finished tasks; the others are taken for average ones."""
 
 LATEST: Final = 5
-"""Arrivals and refusals that are shown."""
+"""Arrivals and rejections that are shown."""
 
 BAR_WIDTH: Final = 20
 """At most, so that what stands beside it has room on a terminal of 80 columns."""
@@ -38,7 +38,7 @@ REASON_CHARACTERS: Final = 200
 def watch(federation: Federation, name: str | None, ticket: Path | None) -> None:
     """Watch a round until it ends; the exit code says how.
 
-    On a terminal: arrivals, refusals and tasks as they come, throughput, time left, cost so far.
+    On a terminal: arrivals, rejections and tasks as they come, throughput, time left, cost so far.
     Elsewhere a line whenever something has changed.
     """
     if ticket:
@@ -63,7 +63,11 @@ def _watch_ticket(ticket: Ticket) -> None:
     with waiting(f"waiting for round {ticket.round_id} to end"):
         ticket.wait()
     reason = ticket.rejection()
-    click.echo("completed" if reason is None else f"completed without this update: {plain(reason)}")
+    click.echo(
+        "completed"
+        if reason is None
+        else f"completed without this update: {escape_terminal(reason)}"
+    )
 
 
 class _Lines:
@@ -75,9 +79,9 @@ class _Lines:
     def __call__(self, status: dict[str, Any]) -> None:
         line = f"{status['state']}: {_updates(status)}"
         if status["plan"]:
-            line += f", {_tasks(status)}, {megabytes(bytes_read(status))} read"
+            line += f", {_tasks(status)}, {format_size(bytes_read(status))} read"
         if line != self._last:
-            click.echo(plain(line))
+            click.echo(escape_terminal(line))
             self._last = line
 
 
@@ -92,9 +96,9 @@ class View:
         Where it runs.
     """
 
-    def __init__(self, observer: Observer, federation: Federation) -> None:
+    def __init__(self, observer: StatusPoller, federation: Federation) -> None:
         self._observer, self._federation = observer, federation
-        self._refusals: dict[str, str] = {}
+        self._rejections: dict[str, str] = {}
 
     def render(self, status: dict[str, Any], now: datetime) -> RenderableType:
         """Return the view of a status."""
@@ -117,22 +121,22 @@ class View:
         tasks = self._observer.tasks(REPORTS_PER_LOOK)
         going = pace(status, tasks, now=now, architecture=architecture)
         whole = plan["nbytes"] * len(plan["contributors"])
-        text = f"{megabytes(going.bytes_read)} of {megabytes(whole)} read"
+        text = f"{format_size(going.bytes_read)} of {format_size(whole)} read"
         if going.bytes_read:
-            text += f", {megabytes(going.bytes_per_second)}/s"
+            text += f", {format_size(going.bytes_per_second)}/s"
         table.add_row(_bar(going.bytes_read, whole), cell(text))
         if going.seconds_left is not None and status["state"] == AGGREGATING:
-            table.add_row("time left", cell(f"about {duration(going.seconds_left)}"))
+            table.add_row("time left", cell(f"about {format_duration(going.seconds_left)}"))
         if going.dollars is not None:
             table.add_row("cost so far", cell(f"about ${going.dollars:.6f}"))
 
     def _latest(self, status: dict[str, Any]) -> list[RenderableType]:
-        """Return the last arrivals and refusals, the newest first."""
-        for refusal in (*status["refused"], *status["late"]):
-            # Who was refused and comes too late afterwards is news.
-            if self._refusals.get(refusal["client"]) != refusal["reason"]:
-                self._refusals.pop(refusal["client"], None)
-                self._refusals[refusal["client"]] = refusal["reason"]
+        """Return the last arrivals and rejections, the newest first."""
+        for rejection in (*status["rejected"], *status["late"]):
+            # Who was rejected and comes too late afterwards is news.
+            if self._rejections.get(rejection["client"]) != rejection["reason"]:
+                self._rejections.pop(rejection["client"], None)
+                self._rejections[rejection["client"]] = rejection["reason"]
         found: list[RenderableType] = []
         arrivals = sorted(status["arrived"], key=lambda update: str(update["arrived_at"]))
         if arrivals:
@@ -140,12 +144,12 @@ class View:
             for update in reversed(arrivals[-LATEST:]):
                 at = datetime.fromisoformat(update["arrived_at"]).astimezone()
                 table.add_row(
-                    cell(update["client"]), cell(megabytes(update["nbytes"])), f"{at:%H:%M:%S}"
+                    cell(update["client"]), cell(format_size(update["nbytes"])), f"{at:%H:%M:%S}"
                 )
             found += ["", table]
-        if self._refusals:
-            table = Table("last refusals", "reason", box=None, pad_edge=False)
-            for client, reason in reversed(list(self._refusals.items())[-LATEST:]):
+        if self._rejections:
+            table = Table("last rejections", "reason", box=None, pad_edge=False)
+            for client, reason in reversed(list(self._rejections.items())[-LATEST:]):
                 table.add_row(cell(client), cell(reason[:REASON_CHARACTERS], "red"))
             found += ["", table]
         return found
@@ -154,9 +158,11 @@ class View:
 def _since(status: dict[str, Any], now: datetime) -> str:
     text = str(status["state"])
     if status["opened_at"]:
-        text += f", open for {duration(_passed(status['opened_at'], now))}"
+        text += f", open for {format_duration(_passed(status['opened_at'], now))}"
     if status["state"] == "awaiting" and status["deadline_at"]:
-        text += f", {duration(max(0.0, -_passed(status['deadline_at'], now)))} to the deadline"
+        text += (
+            f", {format_duration(max(0.0, -_passed(status['deadline_at'], now)))} to the deadline"
+        )
     return text
 
 
@@ -170,8 +176,8 @@ def _bar(done: int, total: int) -> ProgressBar:
 
 def _updates(status: dict[str, Any]) -> str:
     text = f"{len(status['arrived'])} of {expected(status)} updates in"
-    if status["refused"]:
-        text += f" ({len(status['refused'])} refused)"
+    if status["rejected"]:
+        text += f" ({len(status['rejected'])} rejected)"
     return text
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from gradshard.report.markup import Markup, tag
-from gradshard.wording import duration
+from gradshard.utils.text import format_duration
 
 SIDE: Final = 1000
 """Width and height of a drawing before it is stretched."""
@@ -58,9 +58,9 @@ def time_axis(high: float) -> Axis:
     steps = (15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400)
     step = next((step for step in steps if 4 * step >= high), 2 * 86_400)
     if high <= 40:
-        return axis(high, duration)
+        return axis(high, format_duration)
     count = math.ceil(high / step)
-    return Axis(count * step, [(n * step, duration(n * step)) for n in range(count + 1)])
+    return Axis(count * step, [(n * step, format_duration(n * step)) for n in range(count + 1)])
 
 
 def numbered(names: Sequence[str]) -> Axis:

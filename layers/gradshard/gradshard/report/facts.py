@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from gradshard import billing
-from gradshard.arithmetic import SHARES
-from gradshard.cutting import BLOCKS
-from gradshard.salf import FEDAVG
-from gradshard.topologies import AUTO
+from gradshard.aggregation.arithmetic import SHARES
+from gradshard.aggregation.sharding import BLOCKS
+from gradshard.aggregation.topologies import AUTO
+from gradshard.client import round_cost
+from gradshard.stragglers.salf import FEDAVG
 
 Facts = dict[str, Any]
 
 COUNTED: Final = "counted"
-REFUSED: Final = "refused"
+REJECTED: Final = "rejected"
 LATE: Final = "late"
 WAITING: Final = "waiting"
 UNUSED: Final = "unused"
@@ -51,7 +51,7 @@ def facts_of(
     Parameters
     ----------
     status, plan
-        As :meth:`gradshard.status.Observer.look` and ``plan`` return them.
+        As :meth:`gradshard.client.status.StatusPoller.poll` and ``plan`` return them.
     tasks
         What the tasks reported.
     growing
@@ -79,7 +79,7 @@ def facts_of(
         "seconds": _between(plan.get("planned_at"), manifest.get("finished_at")),
         "expected": clients if isinstance(clients, int) else len(clients),
         "min_clients": status["spec"].get("min_clients", 1),
-        "updates_of": status["spec"].get("updates_of"),
+        "updates_from": status["spec"].get("updates_from"),
         "model": manifest.get("model"),
         **_terms(status["spec"], plan),
         "shards": plan.get("shards"),
@@ -97,7 +97,7 @@ def facts_of(
             }
             for entry in contributors
         ],
-        "refused": status["refused"],
+        "rejected": status["rejected"],
         "late": status["late"],
         "missing": status["missing"],
         "uploads": uploads,
@@ -121,7 +121,7 @@ def compared(rounds: Sequence[Facts]) -> list[Facts]:
             "round": facts["round"],
             "state": facts["state"],
             "contributors": len(facts["contributors"]),
-            "refused": len(facts["refused"]),
+            "rejected": len(facts["rejected"]),
             "seconds": facts["seconds"],
             "waited_seconds": facts["waited_seconds"],
             "dollars": (facts["dollars"]["measured"] or {}).get("total"),
@@ -180,7 +180,7 @@ def _uploads(
 ) -> list[Facts]:
     """Return uploads in the order of their arrival, with what became of them."""
     averaged = {entry["client"]: entry["etag"] for entry in contributors}
-    refused = {entry["client"] for entry in status["refused"]}
+    rejected = {entry["client"] for entry in status["rejected"]}
     late = {entry["client"] for entry in status["late"]}
 
     def fate(upload: Mapping[str, Any]) -> str:
@@ -188,8 +188,8 @@ def _uploads(
             return COUNTED
         if upload["client"] in late:
             return LATE
-        if upload["client"] in refused:
-            return REFUSED
+        if upload["client"] in rejected:
+            return REJECTED
         return UNUSED if status["manifest"] else WAITING
 
     # A growing update stays beside the finished one that takes its place.
@@ -242,13 +242,13 @@ def _measured(
 ) -> dict[str, float] | None:
     if not tasks:
         return None
-    return billing.measured(
+    return round_cost.measured(
         tasks,
         clients=len(contributors),
         memory_mb=plan["projected"]["memory_mb"],
         architecture=architecture,
         nbytes=plan["header_bytes"] + plan["nbytes"],
-        apply=spec.get("apply"),
+        server_optimizer=spec.get("server_optimizer"),
     ).to_json()
 
 

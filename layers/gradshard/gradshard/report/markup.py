@@ -3,7 +3,7 @@
 import html
 from typing import Final
 
-from gradshard.wording import plain
+from gradshard.utils.text import escape_terminal
 
 _VOID: Final = {"br", "link", "meta"}
 
@@ -20,7 +20,7 @@ def text(content: object) -> Markup:
     Nothing of it can become an element, leave an attribute or change the direction of what follows:
     characters that are not printed are shown by their escapes.
     """
-    return content if isinstance(content, Markup) else Markup(html.escape(plain(content)))
+    return content if isinstance(content, Markup) else Markup(html.escape(escape_terminal(content)))
 
 
 def tag(element: str, /, *children: object, **attributes: object) -> Markup:

@@ -4,20 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gradshard.report.charts import (
-    Axis,
-    Picture,
-    axis,
-    columns,
-    numbered,
-    time_axis,
-)
+from gradshard.report.charts import Axis, Picture, axis, columns, numbered, time_axis
 from gradshard.report.facts import Facts, compared
 from gradshard.report.markup import Markup, joined, named, tag
 from gradshard.report.sections import Detail, round_section
 from gradshard.report.style import STYLE
 from gradshard.report.tables import NUMBER, Column, table
-from gradshard.wording import counted, duration, megabytes
+from gradshard.utils.text import format_duration, format_size, pluralize
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Nothing is run and nothing fetched, whatever a client may have called its tensors."""
@@ -39,10 +32,10 @@ def _dollars(amount: float) -> str:
 
 _MEASURES: Final = (
     _Measure("contributors", "Contributors", lambda n: f"{n:.0f}", whole=True),
-    _Measure("refused", "Refused", lambda n: f"{n:.0f}", whole=True),
-    _Measure("waited_seconds", "Waited for updates", duration),
-    _Measure("seconds", "Time of aggregation", duration),
-    _Measure("bytes_read", "Bytes read by tasks", megabytes),
+    _Measure("rejected", "Rejected", lambda n: f"{n:.0f}", whole=True),
+    _Measure("waited_seconds", "Waited for updates", format_duration),
+    _Measure("seconds", "Time of aggregation", format_duration),
+    _Measure("bytes_read", "Bytes read by tasks", format_size),
     _Measure("dollars", "Dollars per 1000 such rounds, as measured", _dollars),
     _Measure("cold_starts", "Cold starts", lambda n: f"{n:.0f}", whole=True),
     _Measure("peak_mb", "Most memory of a task", lambda n: f"{n:.0f} MB"),
@@ -61,7 +54,7 @@ def page(rounds: Sequence[Facts], *, made_at: str) -> str:
     """
     detail = Detail.for_rounds(len(rounds))
     names = [facts["round"] for facts in rounds]
-    title = f"Round {names[0]}" if len(names) == 1 else counted(len(names), "round")
+    title = f"Round {names[0]}" if len(names) == 1 else pluralize(len(names), "round")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -120,7 +113,7 @@ def _written(measure: _Measure, entry: Mapping[str, Any]) -> str:
 
 
 def _axis(measure: _Measure, high: float) -> Axis:
-    if measure.write is duration:
+    if measure.write is format_duration:
         return time_axis(high)
     return axis(high, lambda value: measure.write(value).replace(".0 ", " "), whole=measure.whole)
 
@@ -138,7 +131,7 @@ def _trend(measure: _Measure, entries: Sequence[Mapping[str, Any]]) -> Markup:
     picture = Picture(
         measure.title,
         f"From {measure.write(min(known))} to {measure.write(max(known))} in "
-        f"{counted(len(known), 'round')}.",
+        f"{pluralize(len(known), 'round')}.",
         columns(bars, y),
         numbered([f"{n}" for n in range(1, len(entries) + 1)]),
         y,

@@ -20,10 +20,10 @@ from gradshard.report.charts import (
     numbered,
     time_axis,
 )
-from gradshard.report.facts import COUNTED, LATE, REFUSED, UNUSED, WAITING, Facts
+from gradshard.report.facts import COUNTED, LATE, REJECTED, UNUSED, WAITING, Facts
 from gradshard.report.markup import Markup, joined, named, tag
 from gradshard.report.tables import NUMBER, TIME, Column, facts_table, table
-from gradshard.wording import counted, duration, megabytes
+from gradshard.utils.text import format_duration, format_size, pluralize
 
 ONE_BY_ONE: Final = 64
 """More than so many tasks or uploads are drawn together."""
@@ -39,7 +39,7 @@ MOST_REASON: Final = 1_000
 
 COLORS: Final = ("c0", "c1", "c2", "c3")
 
-FATES: Final = {COUNTED: "c0", REFUSED: "bad", LATE: "c1", WAITING: "c3", UNUSED: "mute"}
+FATES: Final = {COUNTED: "c0", REJECTED: "bad", LATE: "c1", WAITING: "c3", UNUSED: "mute"}
 
 PARTS: Final = {
     "lambda": "Lambda, tasks",
@@ -122,30 +122,30 @@ def _tiles(facts: Facts) -> Markup:
 
 def _summary(facts: Facts) -> Iterable[tuple[str, str, str]]:
     totals = facts["totals"]
-    refused = f", {len(facts['refused'])} refused" if facts["refused"] else ""
+    rejected = f", {len(facts['rejected'])} rejected" if facts["rejected"] else ""
     yield (
         "Contributors",
         f"{len(facts['contributors']):,} of {facts['expected']:,}",
-        f"quorum {facts['min_clients']:,}{refused}",
+        f"quorum {facts['min_clients']:,}{rejected}",
     )
     if facts["seconds"] is not None:
         waited = facts["waited_seconds"]
-        note = "" if waited is None else f"after {duration(waited)} of waiting"
-        yield "Aggregation", duration(facts["seconds"]), note
+        note = "" if waited is None else f"after {format_duration(waited)} of waiting"
+        yield "Aggregation", format_duration(facts["seconds"]), note
     if facts["tasks_planned"]:
         note = f"M = {facts['shards']:,}"
         yield "Tasks", f"{facts['tasks_done']:,} of {facts['tasks_planned']:,}", note
     if facts["nbytes"] is not None:
-        yield "Update", megabytes(facts["nbytes"]), counted(facts["tensors"], "tensor")
+        yield "Update", format_size(facts["nbytes"]), pluralize(facts["tensors"], "tensor")
     if totals:
-        yield "Read", megabytes(totals["bytes_read"]), counted(totals["gets"], "GET")
+        yield "Read", format_size(totals["bytes_read"]), pluralize(totals["gets"], "GET")
         needed = facts["projected"].get("needed_mb")
         note = "" if needed is None else f"{needed:.0f} MB projected"
         yield "Most memory", f"{totals['peak_mb']:.0f} MB", note
         yield (
             "Cold starts",
             f"{totals['cold_starts']:,}",
-            f"of {counted(len(facts['tasks']), 'task')}",
+            f"of {pluralize(len(facts['tasks']), 'task')}",
         )
     measured = facts["dollars"]["measured"]
     if measured:
@@ -153,7 +153,7 @@ def _summary(facts: Facts) -> Iterable[tuple[str, str, str]]:
 
 
 def _terms(facts: Facts) -> Markup:
-    groups = [f"{counted(len(sizes), 'group')} of {_range(sizes)}" for sizes in facts["groups"]]
+    groups = [f"{pluralize(len(sizes), 'group')} of {_range(sizes)}" for sizes in facts["groups"]]
     rows: list[tuple[str, object]] = [
         ("topology", facts["topology"]),
         ("order of additions", facts["order"] or "the topology's own"),
@@ -162,12 +162,12 @@ def _terms(facts: Facts) -> Markup:
         ("functions hold", facts["hold"]),
         ("M, shards", "not planned" if facts["shards"] is None else f"{facts['shards']:,}"),
         ("levels", "; ".join(groups) or "not planned"),
-        ("planned", counted(facts["attempts"], "time")),
+        ("planned", pluralize(facts["attempts"], "time")),
     ]
     times = ("opened_at", "deadline_at", "planned_at", "finished_at")
     rows += [(n.replace("_", " "), _moment(facts[n])) for n in times if facts[n] is not None]
-    if facts["updates_of"]:
-        rows.append(("updates of", tag("span", "round ", named(facts["updates_of"]))))
+    if facts["updates_from"]:
+        rows.append(("updates of", tag("span", "round ", named(facts["updates_from"]))))
     if model := facts["model"]:
         optimizer = model["optimizer"]["optimizer"]
         made = f"version {model['version']} of {model['model']}, by {optimizer}"
@@ -191,7 +191,7 @@ def _people(facts: Facts, detail: Detail) -> Markup:
     contributors = facts["contributors"]
     return joined(
         _weights(contributors, detail) if contributors else tag("p", "No update counts."),
-        _reasons("Refused", facts["refused"], detail),
+        _reasons("Rejected", facts["rejected"], detail),
         _reasons("Too late, or replaced after planning", facts["late"], detail),
         _missing(facts["missing"], detail),
     )
@@ -203,7 +203,7 @@ def _weights(contributors: Sequence[Facts], detail: Detail) -> Markup:
             named(entry["client"]),
             f"{entry['samples']:,}",
             "by layer" if entry["weight"] is None else f"{entry['weight']:.5g}",
-            megabytes(entry["nbytes"]),
+            format_size(entry["nbytes"]),
             _moment(entry["arrived_at"]),
         ]
         for entry in contributors
@@ -262,10 +262,10 @@ def _bars(
     return Picture(title, description, shapes, numbers, y, legend).html()
 
 
-def _reasons(title: str, refusals: Sequence[Facts], detail: Detail) -> Markup:
-    if not refusals:
+def _reasons(title: str, rejections: Sequence[Facts], detail: Detail) -> Markup:
+    if not rejections:
         return Markup("")
-    rows = [[named(entry["client"]), named(_cut(entry["reason"]))] for entry in refusals]
+    rows = [[named(entry["client"]), named(_cut(entry["reason"]))] for entry in rejections]
     return table(title, [Column("client"), Column("reason")], rows, most=detail.rows)
 
 
@@ -277,8 +277,8 @@ def _missing(missing: Sequence[str], detail: Detail) -> Markup:
 
 
 def _uploads(facts: Facts) -> Markup:
-    if facts["updates_of"]:
-        return tag("p", "Its updates were sent to round ", named(facts["updates_of"]), ".")
+    if facts["updates_from"]:
+        return tag("p", "Its updates were sent to round ", named(facts["updates_from"]), ".")
     uploads, opened_at = facts["uploads"], facts["opened_at"]
     if not uploads or opened_at is None:
         return tag("p", "No update is there.")
@@ -294,7 +294,7 @@ def _uploads(facts: Facts) -> Markup:
     special = [n for n, fate in enumerate(fates) if len(uploads) <= ONE_BY_ONE or fate != COUNTED]
     for fate, style in FATES.items():
         points = [
-            (after[n], n + 1.0, f"{uploads[n]['client']}: {fate}, {duration(after[n])}")
+            (after[n], n + 1.0, f"{uploads[n]['client']}: {fate}, {format_duration(after[n])}")
             for n in special[:MOST_POINTS]
             if fates[n] == fate
         ]
@@ -305,7 +305,7 @@ def _uploads(facts: Facts) -> Markup:
     counts = ", ".join(f"{fates.count(fate)} {fate}" for fate in FATES if fate in fates)
     return Picture(
         f"Uploads since the round was opened: {counts}",
-        f"The first after {duration(after[0])}, the last after {duration(after[-1])}.",
+        f"The first after {format_duration(after[0])}, the last after {format_duration(after[-1])}.",
         shapes,
         x,
         y,
@@ -344,7 +344,7 @@ def _gantt(facts: Facts) -> Markup:
         class_="dim small",
     )
     description = (
-        f"{counted(len(tasks), 'task')}, the last one done {duration(max(r[2] for r in runs))} "
+        f"{pluralize(len(tasks), 'task')}, the last one done {format_duration(max(r[2] for r in runs))} "
         "after planning."
     )
     if len(runs) <= ONE_BY_ONE:
@@ -395,8 +395,8 @@ def _running(runs: Sequence[tuple[float, float]], end: float) -> list[tuple[floa
 def _hint(task: Facts) -> str:
     cold = ", cold start" if task["is_cold"] else ""
     return (
-        f"level {task['level']}, task {task['task']}: {duration(task['seconds'])}, "
-        f"{task['peak_mb']:.0f} MB, {megabytes(task['bytes_read'])} read{cold}"
+        f"level {task['level']}, task {task['task']}: {format_duration(task['seconds'])}, "
+        f"{task['peak_mb']:.0f} MB, {format_size(task['bytes_read'])} read{cold}"
     )
 
 
@@ -483,8 +483,8 @@ def _level_row(of: int, tasks: Sequence[Facts]) -> list[str]:
         f"{len(tasks):,}",
         *(f"{value:.2f}" for value in (min(seconds), median(seconds), max(seconds))),
         f"{max(task['peak_mb'] for task in tasks):.0f}",
-        megabytes(summed["bytes_read"]),
-        megabytes(summed["bytes_written"]),
+        format_size(summed["bytes_read"]),
+        format_size(summed["bytes_written"]),
         *(f"{summed[name]:,}" for name in ("gets", "puts", "retries", "is_cold")),
     ]
 
@@ -496,8 +496,8 @@ def _task_row(task: Facts) -> list[str]:
         f"{task['seconds']:.2f}",
         f"{task['cpu_seconds']:.2f}",
         f"{task['peak_mb']:.0f}",
-        megabytes(task["bytes_read"]),
-        megabytes(task["bytes_written"]),
+        format_size(task["bytes_read"]),
+        format_size(task["bytes_written"]),
         f"{task['retries']:,}",
         "yes" if task["is_cold"] else "",
         _moment(task["ended_at"]),
@@ -521,7 +521,7 @@ def _layers(facts: Facts, detail: Detail) -> Iterable[Markup]:
     )
     yield Picture(
         f"Weight by client (down) and layer (across, from the input){together}",
-        f"{counted(len(clients), 'client')} and {counted(len(layers), 'layer')}; the deeper the "
+        f"{pluralize(len(clients), 'client')} and {pluralize(len(layers), 'layer')}; the deeper the "
         f"colour the larger the weight, at most {max(weights, default=0):.4g}; empty where a "
         "client lacks the layer.",
         heat_map(cells, "c0"),

@@ -5,16 +5,17 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from gradshard.aggregation.server_optimizers import ServerOptimizer
 from gradshard.errors import BrokenObjectError, SpecError
-from gradshard.keys import RoundKeys
-from gradshard.optimizers import ApplyTerms
-from gradshard.plan import Plan, next_keys
-from gradshard.rounds import COMPLETED, FAILED, arrivals, ending, models, services
-from gradshard.store import Store
+from gradshard.formats.keys import RoundKeys
+from gradshard.planning.plan import Plan, next_keys
+from gradshard.records import model_registry
+from gradshard.rounds import COMPLETED, FAILED, arrivals, aws_callbacks, ending
+from gradshard.s3.store import S3Store
 
 
 def abort_round(
-    store: Store, round_id: str, *, error: str, cause: str, task: Mapping[str, int] | None = None
+    store: S3Store, round_id: str, *, error: str, cause: str, task: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
     """Record why a round failed and throw its unfinished result away; safe to repeat.
 
@@ -42,7 +43,7 @@ def abort_round(
     error, cause = _plain(error, cause)
     if task is not None:
         cause = f"task {task['number']} of level {task['level']}: {cause}"
-    cause = cause[: services.MAX_CAUSE]
+    cause = cause[: aws_callbacks.MAX_CAUSE]
     try:
         keys = RoundKeys(round_id)
     except SpecError:
@@ -59,44 +60,44 @@ def abort_round(
         "status": FAILED,
         "error": error,
         "cause": cause,
-        "refused": [vars(refusal) for refusal in plan.refused] if plan else [],
+        "rejected": [vars(rejection) for rejection in plan.rejected] if plan else [],
         "missing": plan.missing if plan else [],
         "finished_at": datetime.now(UTC).isoformat(),
     }
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
-    terms = _apply_terms(store, keys, plan)
-    outputs = [keys.result, *(next_keys(terms, round_id) if terms else ())]
+    server_optimizer = _apply_terms(store, keys, plan)
+    outputs = [keys.result, *(next_keys(server_optimizer, round_id) if server_optimizer else ())]
     # Of a round that ended well, too: finalize_round may have died between its manifest and this.
     for key in outputs:
         store.abort_open_uploads(key)
     if has_partials:
-        store.delete_versions(keys.partials)
+        store.delete_versions(keys.partial_sums)
     if not is_first:
         manifest = store.get_json(keys.manifest, ending) or manifest
     if manifest["status"] == COMPLETED:
-        if terms:
-            models.note_current(store, terms.model)
-        services.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
+        if server_optimizer:
+            model_registry.note_current(store, server_optimizer.model)
+        aws_callbacks.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
         return {"status": COMPLETED}
     _drop(store, outputs)
-    services.publish(
+    aws_callbacks.publish(
         "RoundFailed", {"round": round_id, "bucket": store.bucket, "cause": manifest["cause"]}
     )
     return {"status": FAILED, "error": manifest["error"], "cause": manifest["cause"]}
 
 
-def _apply_terms(store: Store, keys: RoundKeys, plan: Plan | None) -> ApplyTerms | None:
-    """Read from the round's plan, or its terms, whether it makes a version of a model."""
+def _apply_terms(store: S3Store, keys: RoundKeys, plan: Plan | None) -> ServerOptimizer | None:
+    """Read from the round's plan, or its server_optimizer, whether it makes a version of a model."""
     if plan is not None:
-        return plan.next_model.terms if plan.next_model else None
+        return plan.next_model.server_optimizer if plan.next_model else None
     try:
         opened = arrivals.read_spec(store, keys)
     except BrokenObjectError:
         return None
-    return None if opened is None else opened[0].apply
+    return None if opened is None else opened[0].server_optimizer
 
 
-def _drop(store: Store, keys: Sequence[str]) -> None:
+def _drop(store: S3Store, keys: Sequence[str]) -> None:
     """Delete what was completed before the round failed."""
     for key in keys:
         if store.head(key) is not None:

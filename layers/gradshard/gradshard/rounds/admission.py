@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
-from gradshard.agreement import agree
-from gradshard.arithmetic import STEPS
-from gradshard.assignments import parse_report
+from gradshard.aggregation.arithmetic import STEPS
 from gradshard.errors import GradshardError, UpdateError
-from gradshard.keys import RoundKeys
-from gradshard.layers import Coverage, coverage_of, layers_of
-from gradshard.layout import Layout
-from gradshard.plan import Contributor, Refusal
+from gradshard.formats.keys import RoundKeys
+from gradshard.formats.layout import Layout
+from gradshard.planning.plan import Contributor, Rejection
+from gradshard.planning.spec import RoundSpec
 from gradshard.rounds import arrivals
 from gradshard.rounds.arrivals import Update
-from gradshard.salf import check_usable
-from gradshard.spec import RoundSpec
-from gradshard.store import Store
+from gradshard.rounds.layout_vote import agree
+from gradshard.s3.store import S3Store
+from gradshard.stragglers.assignments import parse_report
+from gradshard.stragglers.layers import Coverage, coverage_of, layers_of
+from gradshard.stragglers.salf import check_usable
 
 NAMED: Final = 20
 """Clients that an error names."""
@@ -26,7 +26,7 @@ class QuorumError(GradshardError):
     """Fewer good updates than the round's ``min_clients``."""
 
 
-class Entrants(NamedTuple):
+class Admission(NamedTuple):
     """Who takes part, and who does not.
 
     Parameters
@@ -35,7 +35,7 @@ class Entrants(NamedTuple):
         The good updates, without weights yet.
     layout
         The round's; None while there is no good update.
-    refused
+    rejected
         The bad ones.
     coverage
         Which layers each contributor of partial updates holds.
@@ -43,20 +43,20 @@ class Entrants(NamedTuple):
 
     contributors: tuple[Contributor, ...]
     layout: Layout | None
-    refused: tuple[Refusal, ...]
+    rejected: tuple[Rejection, ...]
     coverage: dict[str, Coverage]
 
 
 def admit(
-    store: Store,
+    store: S3Store,
     keys: RoundKeys,
     spec: RoundSpec,
     clients: Sequence[str],
     *,
     settled: Layout | None,
     whose: str = "",
-) -> Entrants:
-    """Check updates, and tell the senders of those that are refused.
+) -> Admission:
+    """Check updates, and tell the senders of those that are rejected.
 
     Parameters
     ----------
@@ -69,8 +69,8 @@ def admit(
     """
     entitled = [client for client in clients if spec.expects(client)]
     room = spec.capacity if len(entitled) > spec.expected else len(entitled)
-    refused = [
-        Refusal(client, f"the round takes {room} clients, and others come before this one")
+    rejected = [
+        Rejection(client, f"the round takes {room} clients, and others come before this one")
         for client in entitled[room:]
     ]
     updates: dict[str, Update] = {}
@@ -80,7 +80,7 @@ def admit(
         if isinstance(update, Update):
             updates[update.client] = update
         elif update is not None:
-            refused.append(update)
+            rejected.append(update)
     layout, differences = _agree(spec, updates, settled, whose)
     coverage: dict[str, Coverage] = {}
     if layout is not None:
@@ -88,8 +88,8 @@ def admit(
         differences |= _unusable(spec, layout, agreeing, coverage)
     for client, difference in differences.items():
         source = updates.pop(client).source
-        refused.append(Refusal(client, f"{source.key}: {difference}", source.etag))
-    arrivals.refuse_all(store, keys, refused)
+        rejected.append(Rejection(client, f"{source.key}: {difference}", source.etag))
+    arrivals.reject_all(store, keys, rejected)
     contributors = tuple(
         Contributor(
             client=update.client,
@@ -102,26 +102,28 @@ def admit(
         for update in updates.values()
         if layout is not None
     )
-    return Entrants(contributors, layout, tuple(refused), coverage)
+    return Admission(contributors, layout, tuple(rejected), coverage)
 
 
-def check_quorum(entrants: Entrants, spec: RoundSpec, missing: Sequence[str]) -> None:
+def check_quorum(admission_result: Admission, spec: RoundSpec, missing: Sequence[str]) -> None:
     """Check that enough clients take part.
 
     Raises
     ------
     QuorumError
-        They are too few; the text says who is missing, and why others were refused.
+        They are too few; the text says who is missing, and why others were rejected.
     """
-    count = len(entrants.contributors)
+    count = len(admission_result.contributors)
     if count >= spec.min_clients:
         return
     text = f"{count} good updates, but min_clients is {spec.min_clients}"
     if missing:
         text += f"; missing: {_first_of(missing, ', ')}"
-    if entrants.refused:
-        reasons = [f"{refusal.client}: {refusal.reason}" for refusal in entrants.refused]
-        text += f"; refused: {_first_of(reasons, '; ')}"
+    if admission_result.rejected:
+        reasons = [
+            f"{rejection.client}: {rejection.reason}" for rejection in admission_result.rejected
+        ]
+        text += f"; rejected: {_first_of(reasons, '; ')}"
     raise QuorumError(text)
 
 

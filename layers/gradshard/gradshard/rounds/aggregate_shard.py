@@ -8,18 +8,18 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from gradshard import aggregation
-from gradshard.aggregation import Addition, NonFiniteSumError, Zone, clip_zones
-from gradshard.applying import Applier, NonFiniteModelError, Write
-from gradshard.cutting import WHOLE, receive_buffer_bytes, sums_bytes
-from gradshard.dtypes import DTYPES
+from gradshard.aggregation import kernel
+from gradshard.aggregation.kernel import Addition, NonFiniteSumError, Zone, clip_zones
+from gradshard.aggregation.optimizer_step import Applier, NonFiniteModelError, Write
+from gradshard.aggregation.sharding import WHOLE, receive_buffer_bytes, sums_bytes
 from gradshard.errors import ChangedObjectError, PlanError, UnsentError
-from gradshard.keys import ObjectVersion, RoundKeys
-from gradshard.layout import Layout, shorten
-from gradshard.memory import peak_memory_mb, reset_peak_memory
-from gradshard.plan import Output, Plan, Refusal, Task
-from gradshard.streams import RangeStream, pause
-from gradshard.wire import StreamWriter, Wire
+from gradshard.formats.dtypes import DTYPES
+from gradshard.formats.keys import ObjectVersion, RoundKeys
+from gradshard.formats.layout import Layout, shorten
+from gradshard.observability.memory import peak_memory_mb, reset_peak_memory
+from gradshard.planning.plan import Output, Plan, Rejection, Task
+from gradshard.s3.streams import RangeStream, sleep_backoff
+from gradshard.s3.task_client import StreamWriter, TaskS3Client
 
 OPENERS = 8
 """Streams opened at once: enough to hide the requests' latency."""
@@ -28,7 +28,9 @@ SENDINGS = 3
 """Tries of a sum that S3 is too busy to take. The machine has more, each a new task."""
 
 
-def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, task: Task) -> dict[str, Any]:
+def aggregate_shard(
+    wire: TaskS3Client, round_id: str, *, attempt: int, task: Task
+) -> dict[str, Any]:
     """Do one task and report; safe to repeat, since what it writes overwrites itself.
 
     Parameters
@@ -56,7 +58,7 @@ def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, task: Task) -> d
     if plan.attempt != attempt:
         # A straggler of an attempt that was given up; its upload is gone.
         return {"task": task.number, "attempt": attempt, "superseded_by": plan.attempt}
-    refused, is_written = _Worker(wire, keys, plan, task).run()
+    rejected, is_written = _Worker(wire, keys, plan, task).run()
     wire.meter.add(puts=1)  # the report's own, which is too late to count itself
     report = {
         "level": task.level,
@@ -71,9 +73,9 @@ def aggregate_shard(wire: Wire, round_id: str, *, attempt: int, task: Task) -> d
         **asdict(wire.meter.take()),
         "is_cold": _is_cold(),
         "is_written": is_written,
-        "refused": [vars(refusal) for refusal in refused],
+        "rejected": [vars(rejection) for rejection in rejected],
     }
-    wire.put_json(keys.report(task.level, task.number), report)
+    wire.put_json(keys.task_report(task.level, task.number), report)
     return report
 
 
@@ -98,17 +100,17 @@ class _Worker:
         What to do.
     """
 
-    def __init__(self, wire: Wire, keys: RoundKeys, plan: Plan, task: Task) -> None:
+    def __init__(self, wire: TaskS3Client, keys: RoundKeys, plan: Plan, task: Task) -> None:
         self._wire, self._keys, self._plan, self._task = wire, keys, plan, task
         self._inputs = plan.inputs(task)
         self._is_last = plan.is_last(task.level)
 
-    def run(self) -> tuple[list[Refusal], bool]:
+    def run(self) -> tuple[list[Rejection], bool]:
         """Aggregate; if an update turns out to be bad, say whose, and leave the range unwritten.
 
         Returns
         -------
-        list of Refusal
+        list of Rejection
             The bad updates.
         bool
             Whether the sum was written: else the round is planned again.
@@ -117,16 +119,16 @@ class _Worker:
         try:
             self._aggregate(addition)
         except NonFiniteSumError as error:
-            refused = self._nonfinite(error.position)
-            if not refused:
+            rejected = self._nonfinite(error.position)
+            if not rejected:
                 # Every addend is finite and only their sum is not: then that is the result.
                 self._aggregate(replace(addition, allow_nonfinite=True))
-            return refused, not refused
+            return rejected, not rejected
         except ChangedObjectError:
-            refused = self._gone()
-            if not refused and not self._is_called_off():
+            rejected = self._gone()
+            if not rejected and not self._is_called_off():
                 raise
-            return refused, False
+            return rejected, False
         return [], True
 
     def _addition(self) -> Addition:
@@ -149,7 +151,7 @@ class _Worker:
                 return self._aggregate_once(addition)
             except UnsentError:
                 self._wire.meter.add(retries=1)
-                pause(failures)
+                sleep_backoff(failures)
         return self._aggregate_once(addition)
 
     def _aggregate_once(self, addition: Addition) -> None:
@@ -159,7 +161,7 @@ class _Worker:
             self._writer() as writer,
             self._applied(writer.write) as write,
         ):
-            aggregation.aggregate(streams, zones, addition, self._plan.spans, write)
+            kernel.aggregate(streams, zones, addition, self._plan.spans, write)
 
     def _zones(self, start: int) -> list[Zone]:
         """Return the weights of the task's inputs, from ``start`` on."""
@@ -176,7 +178,9 @@ class _Worker:
         if self._is_last:
             return self._part(plan.outputs[0], task.end - task.start)
         nbytes = sums_bytes(plan.spans, task.start, task.end)
-        return self._wire.object(self._keys.partial(plan.attempt, task.level, task.number), nbytes)
+        return self._wire.object(
+            self._keys.partial_sum(plan.attempt, task.level, task.number), nbytes
+        )
 
     @contextlib.contextmanager
     def _part(self, output: Output, nbytes: int) -> Iterator[StreamWriter]:
@@ -206,7 +210,7 @@ class _Worker:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._all_open(streams))
             applier = Applier(
-                new.terms,
+                new.server_optimizer,
                 new.step,
                 spans,
                 start,
@@ -226,8 +230,8 @@ class _Worker:
             except NonFiniteModelError as error:
                 tensor, element = _element_at(self._layout(), error.position)
                 raise PlanError(
-                    f"{new.terms.optimizer} with learning_rate "
-                    f"{new.terms.settings['learning_rate']:g} would make a NaN or an infinity of "
+                    f"{new.server_optimizer.optimizer} with learning_rate "
+                    f"{new.server_optimizer.settings['learning_rate']:g} would make a NaN or an infinity of "
                     f"element {element} of the model's tensor {tensor!r}, or of the optimizer's "
                     "state there; open a round with a lower one, or leave out who sent it"
                 ) from None
@@ -260,18 +264,18 @@ class _Worker:
             return RangeStream(self._wire, contributor.source, contributor.ranges(start, task.end))
         nbytes = sums_bytes(plan.spans, task.start, task.end)
         # Any version will do: a task writes the same bytes whenever it runs.
-        key = self._keys.partial(plan.attempt, task.level - 1, index)
+        key = self._keys.partial_sum(plan.attempt, task.level - 1, index)
         return RangeStream(self._wire, ObjectVersion(key, "", "", nbytes), [(0, nbytes)])
 
-    def _nonfinite(self, position: int) -> list[Refusal]:
+    def _nonfinite(self, position: int) -> list[Rejection]:
         """Read on from where the sum went bad, and name client and tensor."""
         plan = self._plan
         with self._opened(position) as streams:
-            found = aggregation.find_nonfinite(streams, self._zones(position), plan.spans)
+            found = kernel.find_nonfinite(streams, self._zones(position), plan.spans)
         if not found:
             return []
         layout = self._layout()
-        refused = []
+        rejected = []
         for index, byte in sorted(found.items()):
             contributor = plan.contributors[self._inputs[index]]
             tensor, element = _element_at(layout, byte)
@@ -279,33 +283,33 @@ class _Worker:
                 f"{contributor.source.key}: tensor {tensor!r} holds a NaN or an infinity at "
                 f"element {element}"
             )
-            refused.append(Refusal(contributor.client, reason, contributor.source.etag))
-        return refused
+            rejected.append(Rejection(contributor.client, reason, contributor.source.etag))
+        return rejected
 
     def _layout(self) -> Layout:
         update = self._plan.outputs[0]
         return update.layout(self._wire.get_bytes(update.header_key))
 
-    def _gone(self) -> list[Refusal]:
+    def _gone(self) -> list[Rejection]:
         """Find out whose planned version cannot be read any more."""
-        refused = []
+        rejected = []
         for index in self._inputs if self._task.level == 0 else ():
             contributor = self._plan.contributors[index]
             stream = self._stream(index, self._task.start)
             try:
                 stream.open()
             except ChangedObjectError as error:
-                reason = Refusal(contributor.client, str(error), contributor.source.etag)
-                refused.append(reason)
+                reason = Rejection(contributor.client, str(error), contributor.source.etag)
+                rejected.append(reason)
             finally:
                 stream.close()
-        return refused
+        return rejected
 
     def _is_called_off(self) -> bool:
-        """Whether a partial sum is missing because of an update that was refused below."""
+        """Whether a partial sum is missing because of an update that was rejected below."""
         if self._task.level == 0:
             return False
-        keys = (self._keys.report(self._task.level - 1, number) for number in self._inputs)
+        keys = (self._keys.task_report(self._task.level - 1, number) for number in self._inputs)
         reports = (self._wire.get_json(key) for key in keys)
         return any(
             r and r["attempt"] == self._plan.attempt and not r["is_written"] for r in reports

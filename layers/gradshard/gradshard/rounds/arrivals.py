@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from gradshard.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
-from gradshard.keys import UPDATE_SUFFIX, ObjectVersion, RoundKeys, is_id, parse_update_key
-from gradshard.layout import (
+from gradshard.formats.keys import UPDATE_SUFFIX, ObjectVersion, RoundKeys, is_id, parse_update_key
+from gradshard.formats.layout import (
     PREFIX_BYTES,
     Header,
     Layout,
@@ -17,11 +17,11 @@ from gradshard.layout import (
     parse_header,
     parse_samples,
 )
-from gradshard.plan import Plan, Refusal
-from gradshard.pricing import LOOKS
-from gradshard.rounds import services
-from gradshard.spec import RoundSpec, parse_spec
-from gradshard.store import Store
+from gradshard.planning.plan import Plan, Rejection
+from gradshard.planning.pricing import HEADS_BEFORE_LIST
+from gradshard.planning.spec import RoundSpec, parse_spec
+from gradshard.rounds import aws_callbacks
+from gradshard.s3.store import S3Store
 
 FIRST_READ_BYTES = 64 * 1024
 """The header of most models is shorter than this, so that one request reads it."""
@@ -48,17 +48,17 @@ class Update(NamedTuple):
     samples: int
 
 
-def read_spec(store: Store, keys: RoundKeys) -> tuple[RoundSpec, dict[str, Any]] | None:
+def read_spec(store: S3Store, keys: RoundKeys) -> tuple[RoundSpec, dict[str, Any]] | None:
     """Return the terms of a round and its record of times; None if it was never opened."""
     return store.get_json(keys.spec, lambda record: (parse_spec(record["spec"]), record))
 
 
 def sent_to(keys: RoundKeys, spec: RoundSpec) -> RoundKeys:
     """Return the names of the round whose updates are averaged: mostly the round's own."""
-    return RoundKeys(spec.updates_of) if spec.updates_of else keys
+    return RoundKeys(spec.updates_from) if spec.updates_from else keys
 
 
-def arrived(store: Store, keys: RoundKeys) -> list[str]:
+def arrived(store: S3Store, keys: RoundKeys) -> list[str]:
     """List the clients whose updates are there, good or bad, sorted.
 
     What has a name that is no client's is nobody's update: whoever may write here chooses the key.
@@ -67,16 +67,18 @@ def arrived(store: Store, keys: RoundKeys) -> list[str]:
     return sorted(key.client for key in parsed if key and is_id(key.client))
 
 
-def progressed(store: Store, keys: RoundKeys) -> list[str]:
+def progressed(store: S3Store, keys: RoundKeys) -> list[str]:
     """List the clients of which there are some layers so far."""
-    keys_there = (entry.key for entry in store.list_objects(keys.progresses))
-    names = (key.removeprefix(keys.progresses).removesuffix(UPDATE_SUFFIX) for key in keys_there)
+    keys_there = (entry.key for entry in store.list_objects(keys.partial_updates))
+    names = (
+        key.removeprefix(keys.partial_updates).removesuffix(UPDATE_SUFFIX) for key in keys_there
+    )
     return sorted(name for name in names if is_id(name))
 
 
 def check_update(
-    store: Store, keys: RoundKeys, client: str, *, partial: bool
-) -> Update | Refusal | None:
+    store: S3Store, keys: RoundKeys, client: str, *, partial: bool
+) -> Update | Rejection | None:
     """Read and check the header of a client's newest upload; None if there is none.
 
     In a round of ``partial`` updates, where it has sent no update, what it has sent of it so far
@@ -86,10 +88,10 @@ def check_update(
     try:
         head = store.get_head(key, FIRST_READ_BYTES)
         if head is None and partial:
-            key = keys.progress(client)
+            key = keys.partial_update(client)
             head = store.get_head(key, FIRST_READ_BYTES)
     except UnreadableObjectError as error:
-        return Refusal(client, str(error))
+        return Rejection(client, str(error))
     if head is None:
         return None
     data, source = head
@@ -97,10 +99,10 @@ def check_update(
         header = _read_header(store, source, data)
         return Update(client, source, header, parse_samples(header.metadata))
     except UpdateError as error:
-        return Refusal(client, f"{key}: {error}", source.etag)
+        return Rejection(client, f"{key}: {error}", source.etag)
 
 
-def _read_header(store: Store, source: ObjectVersion, data: bytes) -> Header:
+def _read_header(store: S3Store, source: ObjectVersion, data: bytes) -> Header:
     """Parse an update's header, the first bytes of which have been read."""
     end = PREFIX_BYTES + header_length(data, source.nbytes)
     if end <= len(data):
@@ -110,12 +112,12 @@ def _read_header(store: Store, source: ObjectVersion, data: bytes) -> Header:
 
 
 def check_updates(
-    store: Store, keys: RoundKeys, clients: list[str], *, partial: bool
-) -> list[Update | Refusal | None]:
+    store: S3Store, keys: RoundKeys, clients: list[str], *, partial: bool
+) -> list[Update | Rejection | None]:
     """Check several clients' updates side by side; equal layouts are in memory once."""
     layouts: dict[Layout, Layout] = {}
 
-    def check(client: str) -> Update | Refusal | None:
+    def check(client: str) -> Update | Rejection | None:
         update = check_update(store, keys, client, partial=partial)
         if not isinstance(update, Update):
             return update
@@ -127,18 +129,18 @@ def check_updates(
         return list(pool.map(check, clients))
 
 
-def refuse(store: Store, keys: RoundKeys, refusal: Refusal) -> None:
+def reject(store: S3Store, keys: RoundKeys, rejection: Rejection) -> None:
     """Write the reason where its client can read it."""
-    store.put_json(keys.rejection(refusal.client), vars(refusal))
+    store.put_json(keys.rejection(rejection.client), vars(rejection))
 
 
-def refuse_all(store: Store, keys: RoundKeys, refusals: Sequence[Refusal]) -> None:
+def reject_all(store: S3Store, keys: RoundKeys, rejections: Sequence[Rejection]) -> None:
     """Write several clients' reasons side by side: there may be thousands."""
     with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(partial(refuse, store, keys), refusals))
+        list(pool.map(partial(reject, store, keys), rejections))
 
 
-def resume_if_due(store: Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
+def resume_if_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
     """Let the round go on if nobody need be awaited any longer.
 
     That is when every expected client has answered, with a good update or a bad one; in an eager
@@ -159,8 +161,8 @@ def resume_if_due(store: Store, keys: RoundKeys, spec: RoundSpec, arriving: str 
     return resume(store, keys, COMPLETE)
 
 
-def _is_due(store: Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
-    if spec.updates_of is not None:
+def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
+    if spec.updates_from is not None:
         return True
     if not spec.eager and _is_anyone_missing(store, keys, spec, arriving):
         return False
@@ -171,7 +173,7 @@ def _is_due(store: Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") 
     return bool(ready_groups(spec, there, awaited))
 
 
-def _is_anyone_missing(store: Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:
+def _is_anyone_missing(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:
     """Look for a few of the expected clients, at random; whether one is missing.
 
     A listing costs as much as a dozen looks, and while many are missing one or two looks do.
@@ -179,7 +181,7 @@ def _is_anyone_missing(store: Store, keys: RoundKeys, spec: RoundSpec, arriving:
     if isinstance(spec.clients, int):
         return False
     others = [client for client in spec.clients if client != arriving]
-    looked_for = random.sample(others, min(LOOKS, len(others)))
+    looked_for = random.sample(others, min(HEADS_BEFORE_LIST, len(others)))
     return any(store.head(keys.update(client)) is None for client in looked_for)
 
 
@@ -209,7 +211,7 @@ def is_awaited(spec: RoundSpec, plan: Plan, client: str) -> bool:
     return any(client in groups[number] for number in plan.awaited)
 
 
-def resume(store: Store, keys: RoundKeys, reason: str, known: Sequence[str] = ()) -> bool:
+def resume(store: S3Store, keys: RoundKeys, reason: str, known: Sequence[str] = ()) -> bool:
     """Let the round go on; False if it is not waiting.
 
     Parameters
@@ -226,10 +228,10 @@ def resume(store: Store, keys: RoundKeys, reason: str, known: Sequence[str] = ()
             raise
         tokens = []
     newest_first = dict.fromkeys(reversed([*known, *tokens]))
-    return any(services.resume(token, reason) for token in newest_first)
+    return any(aws_callbacks.resume(token, reason) for token in newest_first)
 
 
-def keep_token(store: Store, keys: RoundKeys, token: str) -> list[str]:
+def keep_token(store: S3Store, keys: RoundKeys, token: str) -> list[str]:
     """Keep the token with which the round is resumed, beside those of earlier calls.
 
     Every call of ``open_round`` has a token of its own, of which the machine takes the newest only;
@@ -253,6 +255,6 @@ def keep_token(store: Store, keys: RoundKeys, token: str) -> list[str]:
     return tokens
 
 
-def _kept_tokens(store: Store, keys: RoundKeys) -> list[str]:
+def _kept_tokens(store: S3Store, keys: RoundKeys) -> list[str]:
     read = store.get_json(keys.callback, lambda callback: list(map(str, callback["tokens"])))
     return read or []

@@ -5,13 +5,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gradshard.errors import SpecError
-from gradshard.keys import RoundKeys, check_id, parse_update_key
-from gradshard.plan import Plan, Refusal
+from gradshard.formats.keys import RoundKeys, check_id, parse_update_key
+from gradshard.planning.plan import Plan, Rejection
 from gradshard.rounds import arrivals, ending
-from gradshard.store import Store
+from gradshard.s3.store import S3Store
 
 
-def deadline_passed(store: Store, round_id: str, tokens: Sequence[str] = ()) -> dict[str, Any]:
+def deadline_passed(store: S3Store, round_id: str, tokens: Sequence[str] = ()) -> dict[str, Any]:
     """Let the round go on with what has arrived; planning counts whether that is a quorum.
 
     Parameters
@@ -28,7 +28,7 @@ def deadline_passed(store: Store, round_id: str, tokens: Sequence[str] = ()) -> 
     return {"round": round_id, "resumed": resumed}
 
 
-def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
+def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
     """Take note of an uploaded update; safe to repeat.
 
     Parameters
@@ -43,7 +43,7 @@ def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``status`` is ``accepted``, ``refused`` or ``ignored``, the latter two with a ``reason``;
+        ``status`` is ``accepted``, ``rejected`` or ``ignored``, the latter two with a ``reason``;
         ``late`` is true of an update that came after planning.
     """
     parsed = parse_update_key(key)
@@ -67,31 +67,31 @@ def collect_update(store: Store, key: str, etag: str) -> dict[str, Any]:
     if spec.expects(client):
         update = arrivals.check_update(store, keys, client, partial=spec.rule is not None)
     else:
-        update = Refusal(client, f"{key}: client {client!r} is not expected in this round", etag)
-    if isinstance(update, Refusal):
-        arrivals.refuse(store, keys, update)
-        outcome |= {"status": "refused", "reason": update.reason}
+        update = Rejection(client, f"{key}: client {client!r} is not expected in this round", etag)
+    if isinstance(update, Rejection):
+        arrivals.reject(store, keys, update)
+        outcome |= {"status": "rejected", "reason": update.reason}
     else:
         # By what is there: the event may be a belated one, of an upload that was replaced.
         there = etag if update is None else update.source.etag.strip('"')
-        _withdraw_earlier_refusal(store, keys, client, there)
+        _withdraw_earlier_rejection(store, keys, client, there)
         outcome |= {"status": "accepted"}
     return outcome | {"resumed": arrivals.resume_if_due(store, keys, spec, client)}
 
 
-def _withdraw_earlier_refusal(store: Store, keys: RoundKeys, client: str, etag: str) -> None:
-    """Take back the refusal of an upload that this one replaced."""
-    refusal = store.head(keys.rejection(client))
-    if refusal is None:
+def _withdraw_earlier_rejection(store: S3Store, keys: RoundKeys, client: str, etag: str) -> None:
+    """Take back the rejection of an upload that this one replaced."""
+    rejection = store.head(keys.rejection(client))
+    if rejection is None:
         return
-    refused = store.get_json(keys.rejection(client)) or {}
-    if refused.get("etag", "").strip('"') != etag and not refused.get("late"):
-        # Planning, at the same time, may be refusing this very upload: only that other one goes.
-        store.delete(keys.rejection(client), only=refusal.etag)
+    rejected = store.get_json(keys.rejection(client)) or {}
+    if rejected.get("etag", "").strip('"') != etag and not rejected.get("late"):
+        # Planning, at the same time, may be rejecting this very upload: only that other one goes.
+        store.delete(keys.rejection(client), only=rejection.etag)
 
 
 def _too_late(
-    store: Store,
+    store: S3Store,
     keys: RoundKeys,
     client: str,
     etag: str,
@@ -101,12 +101,12 @@ def _too_late(
     """Tell an upload that came after planning from the belated event of one that came before."""
     if plan is not None:
         counted = {c.client: c.source.etag for c in plan.contributors}
-        known = counted | {refusal.client: refusal.etag for refusal in plan.refused}
+        known = counted | {rejection.client: rejection.etag for rejection in plan.rejected}
         planned = known.get(client, "").strip('"')
         newest = store.head(keys.update(client))
         # The event may also be a belated one, of an upload that was replaced before the planning.
         if planned and planned in {etag, newest.etag.strip('"') if newest else ""}:
-            _withdraw_earlier_refusal(store, keys, client, planned)
+            _withdraw_earlier_rejection(store, keys, client, planned)
             return {"status": "ignored", "reason": "planned already"}
         which = (
             "the version uploaded before is the one that counts"
@@ -117,5 +117,5 @@ def _too_late(
     else:
         status = ended["status"] if ended else ""
         reason = f"{keys.update(client)}: the round has ended ({status}); this upload was ignored"
-    arrivals.refuse(store, keys, Refusal(client, reason, etag, late=True))
+    arrivals.reject(store, keys, Rejection(client, reason, etag, late=True))
     return {"status": "ignored", "reason": reason, "late": True}

@@ -5,19 +5,20 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from gradshard.assignments import Assignments, Report, assign
 from gradshard.errors import PlanError, StoreError
-from gradshard.keys import ObjectVersion, RoundKeys, StoredTensors
-from gradshard.plan import Output, Plan, Refusal, Task
-from gradshard.rounds import COMPLETED, arrivals, ending, models, services
-from gradshard.rounds.models import Version
-from gradshard.spec import parse_assignment_terms
-from gradshard.store import Store
-from gradshard.wire import Wire
+from gradshard.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard.planning.plan import Output, Plan, Rejection, Task
+from gradshard.planning.spec import parse_assignment_spec
+from gradshard.records import model_registry
+from gradshard.records.model_registry import Version
+from gradshard.rounds import COMPLETED, arrivals, aws_callbacks, ending
+from gradshard.s3.store import S3Store
+from gradshard.s3.task_client import TaskS3Client
+from gradshard.stragglers.assignments import Assignments, Report, assign
 
 READERS = 16
 READ_AT_A_TIME = 1024
-NOT_IN_MANIFEST = {"attempt", "refused", "is_written"}
+NOT_IN_MANIFEST = {"attempt", "rejected", "is_written"}
 SUMMED = (
     "gets",
     "puts",
@@ -33,7 +34,7 @@ REPLAN = "replan"
 AWAITING = "awaiting"
 
 
-def finalize_round(store: Store, wire: Wire, round_id: str) -> dict[str, Any]:
+def finalize_round(store: S3Store, wire: TaskS3Client, round_id: str) -> dict[str, Any]:
     """Complete the round's upload and record the round; safe to repeat.
 
     Parameters
@@ -47,7 +48,7 @@ def finalize_round(store: Store, wire: Wire, round_id: str) -> dict[str, Any]:
     -------
     dict
         ``status`` ``completed``; or ``awaiting`` in an eager round, while groups are missing; or
-        ``replan`` with the next ``attempt`` and the ``refused`` contributors, when some turned out
+        ``replan`` with the next ``attempt`` and the ``rejected`` contributors, when some turned out
         to be bad while they were read.
 
     Raises
@@ -66,17 +67,17 @@ def finalize_round(store: Store, wire: Wire, round_id: str) -> dict[str, Any]:
     tally = _Tally()
     for report in _read_reports(wire, keys, plan):
         tally.add(report)
-    refused = tally.refused()
-    if refused:
-        arrivals.refuse_all(store, keys, refused)
-        written = [vars(refusal) for refusal in refused]
+    rejected = tally.rejected()
+    if rejected:
+        arrivals.reject_all(store, keys, rejected)
+        written = [vars(rejection) for rejection in rejected]
         # Apart from what clients read, which a later upload of theirs replaces.
-        store.put_json(keys.refused(plan.attempt), written)
+        store.put_json(keys.replan(plan.attempt), written)
         return {
             "status": REPLAN,
             "reason": REPLAN,
             "attempt": plan.attempt + 1,
-            "refused": written,
+            "rejected": written,
         }
     _conclude(store, keys, plan, tally)
     return {"status": COMPLETED}
@@ -88,7 +89,7 @@ class _Tally:
     def __init__(self) -> None:
         self._sums: dict[str, float] = dict.fromkeys(("tasks", *SUMMED, "cold_starts"), 0)
         self._peak_mb = self._longest = 0.0
-        self._refused: dict[str, Refusal] = {}
+        self._rejected: dict[str, Rejection] = {}
         self._listed: list[dict[str, Any]] = []
 
     def add(self, report: dict[str, Any]) -> None:
@@ -98,16 +99,16 @@ class _Tally:
         self._sums["cold_starts"] += report["is_cold"]
         self._peak_mb = max(self._peak_mb, report["peak_mb"])
         self._longest = max(self._longest, report["seconds"])
-        for refusal in report["refused"]:
+        for rejection in report["rejected"]:
             # The first shard that found a client's update bad says why.
-            self._refused.setdefault(refusal.client, refusal)
+            self._rejected.setdefault(rejection.client, rejection)
         if len(self._listed) <= MOST_LISTED:
             record = {name: value for name, value in report.items() if name not in NOT_IN_MANIFEST}
             self._listed.append(record)
 
-    def refused(self) -> list[Refusal]:
-        """One refusal a client."""
-        return [self._refused[client] for client in sorted(self._refused)]
+    def rejected(self) -> list[Rejection]:
+        """One rejection a client."""
+        return [self._rejected[client] for client in sorted(self._rejected)]
 
     def tasks(self) -> list[dict[str, Any]]:
         """Each task's record, or none where there are too many."""
@@ -117,14 +118,14 @@ class _Tally:
         return {**self._sums, "peak_mb": self._peak_mb, "longest_seconds": self._longest}
 
 
-def _conclude(store: Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> None:
+def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> None:
     """Have everything appear: the objects, what they mean for the model, the manifest."""
     if plan.assignments is not None:
         store.put_json(keys.assignments, _assign(store, plan, plan.assignments).to_json())
     result, *made = (_complete(store, output, plan.shards) for output in plan.outputs)
     version = _next_version(plan, made)
     if version is not None:
-        version = models.reserve(store, version)
+        version = model_registry.reserve(store, version)
     manifest = _manifest(plan, result, tally, version)
     if not store.put_json(keys.manifest, manifest, replaces=None):
         manifest = store.get_json(keys.manifest, ending) or manifest
@@ -134,20 +135,20 @@ def _conclude(store: Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> None:
                 store.delete(output.key)
             raise PlanError(f"round {plan.round_id!r} was given up: {manifest['cause']}")
     if version is not None:
-        models.note_current(store, version.model)
+        model_registry.note_current(store, version.model)
     # A planning that was killed, or ran twice at once, may have left one behind.
     for output in plan.outputs:
         store.abort_open_uploads(output.key)
     if len(plan.levels) > 1:
-        store.delete_versions(keys.partials)
-    services.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
+        store.delete_versions(keys.partial_sums)
+    aws_callbacks.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
 
 
-def _read_reports(wire: Wire, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
+def _read_reports(wire: TaskS3Client, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
     tasks = [task for level in range(len(plan.levels)) for task in plan.tasks(level)]
 
     def read(task: Task) -> dict[str, Any]:
-        report = wire.get_json(keys.report(task.level, task.number), _checked)
+        report = wire.get_json(keys.task_report(task.level, task.number), _checked)
         if report is None or report["attempt"] != plan.attempt:
             raise PlanError(
                 f"task {task.number} of level {task.level} has not been done, of {len(tasks)} tasks"
@@ -163,20 +164,20 @@ def _read_reports(wire: Wire, keys: RoundKeys, plan: Plan) -> Iterator[dict[str,
 def _checked(report: dict[str, Any]) -> dict[str, Any]:
     """Return a report if it has what is added up of it."""
     sum(report[name] for name in (*SUMMED, "attempt", "is_cold", "peak_mb"))
-    return report | {"refused": [Refusal(**refusal) for refusal in report["refused"]]}
+    return report | {"rejected": [Rejection(**rejection) for rejection in report["rejected"]]}
 
 
-def _assign(store: Store, plan: Plan, terms: dict[str, Any]) -> Assignments:
+def _assign(store: S3Store, plan: Plan, terms: dict[str, Any]) -> Assignments:
     """Decide what clients should do next, from what they said of their training."""
-    stated = parse_assignment_terms(terms)
+    stated = parse_assignment_spec(terms)
     earlier = stated.after and RoundKeys(stated.after).assignments
     before = store.get_json(earlier, Assignments.from_json) if earlier else None
     history = before.speeds if before else {}
     reports = {c.client: Report(**c.report) for c in plan.contributors if c.report}
-    return assign(stated.terms, reports, history)
+    return assign(stated.settings, reports, history)
 
 
-def _complete(store: Store, output: Output, shards: int) -> ObjectVersion:
+def _complete(store: S3Store, output: Output, shards: int) -> ObjectVersion:
     key, expected_bytes = output.key, output.header_bytes + output.nbytes
     parts = store.list_parts(key, output.upload_id)
     if parts is not None:
@@ -206,13 +207,13 @@ def _next_version(plan: Plan, made: Sequence[ObjectVersion]) -> Version | None:
         for source, output in zip(made, plan.outputs[1:], strict=True)
     )
     return Version(
-        new.terms.model,
+        new.server_optimizer.model,
         new.version,
         tensors,
         round_id=plan.round_id,
-        optimizer=new.terms.to_json(),
+        optimizer=new.server_optimizer.to_json(),
         steps=new.step,
-        state=dict(zip(new.terms.state, state, strict=True)),
+        state=dict(zip(new.server_optimizer.state, state, strict=True)),
     )
 
 
@@ -249,7 +250,7 @@ def _manifest(
             }
             for contributor in plan.contributors
         ],
-        "refused": [vars(refusal) for refusal in plan.refused],
+        "rejected": [vars(rejection) for rejection in plan.rejected],
         "missing": plan.missing,
         "attempts": plan.attempt + 1,
         "shards": plan.shards,
@@ -273,7 +274,7 @@ def _partial(plan: Plan) -> dict[str, Any]:
     if not plan.layers:
         return {}
     clients = [contributor.client for contributor in plan.contributors]
-    expected = {*clients, *plan.missing, *(refusal.client for refusal in plan.refused)}
+    expected = {*clients, *plan.missing, *(rejection.client for rejection in plan.rejected)}
     return {
         "layers": [
             {

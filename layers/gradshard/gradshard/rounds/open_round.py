@@ -5,14 +5,15 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gradshard.errors import GradshardError, RoundExistsError, StoreError
-from gradshard.keys import RoundKeys
-from gradshard.rounds import arrivals, models, services
-from gradshard.spec import RoundSpec, parse_spec
-from gradshard.store import Store
+from gradshard.formats.keys import RoundKeys
+from gradshard.planning.spec import RoundSpec, parse_spec
+from gradshard.records import model_registry
+from gradshard.rounds import arrivals, aws_callbacks
+from gradshard.s3.store import S3Store
 
 
 def open_round(
-    store: Store, round_id: str, fields: Mapping[str, Any], *, started: str, token: str
+    store: S3Store, round_id: str, fields: Mapping[str, Any], *, started: str, token: str
 ) -> dict[str, Any]:
     """Open a round, or let an eager one wait again; safe to repeat.
 
@@ -37,10 +38,10 @@ def open_round(
     except StoreError:
         raise  # no fault of the terms: the machine tries again
     except GradshardError as error:
-        services.give_up(token, type(error).__name__, str(error))
-        return {"round": round_id, "status": "refused", "reason": str(error)}
+        aws_callbacks.give_up(token, type(error).__name__, str(error))
+        return {"round": round_id, "status": "rejected", "reason": str(error)}
     tokens = arrivals.keep_token(store, keys, token)
-    services.schedule_deadline(round_id, deadline_at, tokens)
+    aws_callbacks.schedule_deadline(round_id, deadline_at, tokens)
     # Updates may have come before the spec was there to receive them; and an eager round waits
     # again after each group, maybe beyond its deadline.
     if spec.eager and store.head(keys.deadline) is not None:
@@ -50,8 +51,8 @@ def open_round(
     return {"round": round_id, "status": "opened", "resumed": resumed}
 
 
-def _write_spec(store: Store, keys: RoundKeys, spec: RoundSpec, opened_at: datetime) -> datetime:
-    deadline_at = opened_at + timedelta(seconds=spec.deadline)
+def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: datetime) -> datetime:
+    deadline_at = opened_at + timedelta(seconds=spec.timeout)
     record = {
         "round": keys.round_id,
         "spec": spec.to_json(),
@@ -59,8 +60,10 @@ def _write_spec(store: Store, keys: RoundKeys, spec: RoundSpec, opened_at: datet
         "deadline_at": deadline_at.isoformat(),
     }
     base = {}
-    if spec.apply is not None:
-        base = {"model_version": models.read_current(store, spec.apply.model).number}
+    if spec.server_optimizer is not None:
+        base = {
+            "model_version": model_registry.read_current(store, spec.server_optimizer.model).number
+        }
     if not store.put_json(keys.spec, record | base, replaces=None):
         # From which version the round began was settled the first time.
         there = store.get_json(keys.spec, lambda there: {name: there.get(name) for name in record})

@@ -5,35 +5,37 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from gradshard import cutting, orders, planning
-from gradshard.applying import state_layout
-from gradshard.arithmetic import STEPS
-from gradshard.assignments import normalised_weights
+from gradshard.aggregation import addition_order, sharding
+from gradshard.aggregation.addition_order import Order
+from gradshard.aggregation.arithmetic import STEPS
+from gradshard.aggregation.optimizer_step import state_layout
+from gradshard.aggregation.topologies import TOPOLOGIES, Levels
 from gradshard.errors import ModelStateError, PlanError, StoreError
-from gradshard.keys import RoundKeys
-from gradshard.layers import Coverage, Layer, layers_of
-from gradshard.layout import Layout, Span, encode_header
-from gradshard.orders import Order
-from gradshard.participation import PastRound, PastRounds, estimate_reach
-from gradshard.plan import (
+from gradshard.formats.keys import RoundKeys
+from gradshard.formats.layout import Layout, Span, encode_header
+from gradshard.planning import planner
+from gradshard.planning.plan import (
     Contributor,
     Level,
     NextModel,
     Plan,
-    Refusal,
-    WeighedLayer,
+    PlannedLayer,
+    Rejection,
     digest_of,
     level_of,
     next_keys,
     weigh,
 )
-from gradshard.planning import Aggregator, Load, Projection
-from gradshard.rounds import admission, arrivals, models
-from gradshard.rounds.admission import Entrants
-from gradshard.rounds.models import Version
-from gradshard.salf import FEDAVG, effective_weights
-from gradshard.store import Store
-from gradshard.topologies import TOPOLOGIES, Levels
+from gradshard.planning.planner import LambdaConfig, Projection, Workload
+from gradshard.records import model_registry
+from gradshard.records.model_registry import Version
+from gradshard.rounds import admission, arrivals
+from gradshard.rounds.admission import Admission
+from gradshard.s3.store import S3Store
+from gradshard.stragglers.assignments import normalised_weights
+from gradshard.stragglers.layers import Coverage, Layer, layers_of
+from gradshard.stragglers.participation import PastRound, PastRounds, estimate_reach
+from gradshard.stragglers.salf import FEDAVG, effective_weights
 
 
 class Call(NamedTuple):
@@ -46,7 +48,7 @@ class Call(NamedTuple):
     reason
         Why the round goes on.
     attempt
-        0 the first time; one more each time contributors were refused while they were read.
+        0 the first time; one more each time contributors were rejected while they were read.
     """
 
     visit: str
@@ -55,7 +57,7 @@ class Call(NamedTuple):
 
 
 def plan_round(
-    store: Store, round_id: str, call: Call, *, aggregator: Aggregator
+    store: S3Store, round_id: str, call: Call, *, aggregator: LambdaConfig
 ) -> dict[str, Any]:
     """Plan a round, or the next groups of an eager one; safe to repeat.
 
@@ -104,7 +106,7 @@ def plan_round(
     return _planned(store, keys, plan, aggregator)
 
 
-def _read(store: Store, keys: RoundKeys) -> Plan:
+def _read(store: S3Store, keys: RoundKeys) -> Plan:
     plan = store.get_json(keys.plan, Plan.from_json)
     if plan is None:
         raise StoreError(f"{keys.plan} is missing, and was there a moment ago")
@@ -119,12 +121,14 @@ def _is_answered(plan: Plan, call: Call) -> bool:
     return plan.attempt > call.attempt
 
 
-def _abort_uploads(store: Store, plan: Plan) -> None:
+def _abort_uploads(store: S3Store, plan: Plan) -> None:
     for output in plan.outputs:
         store.abort_upload(output.key, output.upload_id)
 
 
-def _planned(store: Store, keys: RoundKeys, plan: Plan, aggregator: Aggregator) -> dict[str, Any]:
+def _planned(
+    store: S3Store, keys: RoundKeys, plan: Plan, aggregator: LambdaConfig
+) -> dict[str, Any]:
     levels = []
     # Always those of the plan in force, whoever made it and whatever was killed since.
     for level, tasks in enumerate(plan.next_tasks()):
@@ -201,10 +205,10 @@ class _Planning:
 
     def __init__(
         self,
-        store: Store,
+        store: S3Store,
         keys: RoundKeys,
         call: Call,
-        aggregator: Aggregator,
+        aggregator: LambdaConfig,
         previous: Plan | None,
     ) -> None:
         self._store, self._keys, self._call = store, keys, call
@@ -228,11 +232,11 @@ class _Planning:
         """
         previous = self._previous
         if previous is not None and self._call.attempt > previous.attempt:
-            return self._without_refused(previous)
+            return self._replanned(previous)
         there = self._there()
         wave, awaited = self._wave(there)
         settled, whose = self._settled_layout()
-        entrants = admission.admit(
+        admission_result = admission.admit(
             self._store,
             self._keys,
             self._spec,
@@ -241,26 +245,28 @@ class _Planning:
             whose=whose,
         )
         if previous is not None:
-            entrants = entrants._replace(
-                contributors=previous.contributors + entrants.contributors,
-                refused=previous.refused + entrants.refused,
+            admission_result = admission_result._replace(
+                contributors=previous.contributors + admission_result.contributors,
+                rejected=previous.rejected + admission_result.rejected,
             )
         if not awaited:
-            admission.check_quorum(entrants, self._spec, self._spec.missing(there))
+            admission.check_quorum(admission_result, self._spec, self._spec.missing(there))
         if previous is not None and previous.nbytes:
-            plan = self._extended(previous, wave, entrants)
+            plan = self._extended(previous, wave, admission_result)
         else:
-            grouping = self._grouped(entrants.contributors)
-            plan = self._assembled(grouping, self._settle(entrants), entrants.coverage)
+            grouping = self._grouped(admission_result.contributors)
+            plan = self._assembled(
+                grouping, self._settle(admission_result), admission_result.coverage
+            )
         return replace(
             plan,
             wave=tuple(wave) if self._spec.eager else plan.wave,
             awaited=tuple(awaited),
-            refused=entrants.refused,
+            rejected=admission_result.rejected,
             missing=() if awaited else self._spec.missing(there),
         )
 
-    def _extended(self, previous: Plan, wave: list[int], entrants: Entrants) -> Plan:
+    def _extended(self, previous: Plan, wave: list[int], admission_result: Admission) -> Plan:
         """Append a wave's contributors to an eager round's plan.
 
         Those before stay where they are: a task that runs twice finds its own.
@@ -268,31 +274,33 @@ class _Planning:
         groups, level = self._spec.groups(), list(previous.levels[0].groups)
         first = len(previous.contributors)
         for number in wave:
-            stop = first + sum(c.client in groups[number] for c in entrants.contributors[first:])
+            stop = first + sum(
+                c.client in groups[number] for c in admission_result.contributors[first:]
+            )
             level[number] = (first, stop)
             first = stop
         return replace(
             previous,
             visit=self._call.visit,
             levels=(replace(previous.levels[0], groups=tuple(level)), *previous.levels[1:]),
-            contributors=self._weighed(entrants.contributors),
+            contributors=self._weighed(admission_result.contributors),
         )
 
-    def _without_refused(self, previous: Plan) -> Plan:
-        """Leave out who was refused; versions frozen once stay frozen, and nobody is added."""
-        refused = self._refused_by(previous)
-        out = {refusal.client for refusal in refused}
-        entrants = Entrants(
+    def _replanned(self, previous: Plan) -> Plan:
+        """Leave out who was rejected; versions frozen once stay frozen, and nobody is added."""
+        rejected = self._rejected_by(previous)
+        out = {rejection.client for rejection in rejected}
+        admission_result = Admission(
             tuple(c for c in previous.contributors if c.client not in out),
             None,
-            previous.refused + refused,
+            previous.rejected + rejected,
             {
                 contributor.client: tuple(layer.weights[i] is not None for layer in previous.layers)
                 for i, contributor in enumerate(previous.contributors)
                 if contributor.client not in out
             },
         )
-        admission.check_quorum(entrants, self._spec, previous.missing)
+        admission.check_quorum(admission_result, self._spec, previous.missing)
         settled = _Settled(
             previous.spans,
             previous.nbytes,
@@ -306,20 +314,20 @@ class _Planning:
                 else ()
             ),
         )
-        grouping = self._grouped(entrants.contributors)
-        plan = self._assembled(grouping, settled, entrants.coverage)
-        return replace(plan, refused=entrants.refused, missing=previous.missing)
+        grouping = self._grouped(admission_result.contributors)
+        plan = self._assembled(grouping, settled, admission_result.coverage)
+        return replace(plan, rejected=admission_result.rejected, missing=previous.missing)
 
-    def _refused_by(self, plan: Plan) -> tuple[Refusal, ...]:
+    def _rejected_by(self, plan: Plan) -> tuple[Rejection, ...]:
         """Read whom a plan's tasks found to be bad, in the versions that it froze.
 
         What stands in the rejections that clients read is of any upload, an older or a later one.
         """
-        key = self._keys.refused(plan.attempt)
-        refused = self._store.get_json(key, lambda written: tuple(Refusal(**r) for r in written))
-        if refused is None:
+        key = self._keys.replan(plan.attempt)
+        rejected = self._store.get_json(key, lambda written: tuple(Rejection(**r) for r in written))
+        if rejected is None:
             raise PlanError(f"{key} is missing")
-        return refused
+        return rejected
 
     def _there(self) -> list[str]:
         """List the clients of which there is an update, or some of it where that counts."""
@@ -347,14 +355,14 @@ class _Planning:
 
     def _model_before(self, began_from: int | None) -> Version | None:
         """Return the version of the model that the update is applied to."""
-        terms = self._spec.apply
-        if terms is None:
+        optimizer = self._spec.server_optimizer
+        if optimizer is None:
             return None
-        newest = models.read_current(self._store, terms.model)
+        newest = model_registry.read_current(self._store, optimizer.model)
         if newest.number != began_from:
             raise ModelStateError(
                 f"round {self._keys.round_id!r} began from version {began_from} of model "
-                f"{terms.model!r}, but version {newest.number} is current; open a new round"
+                f"{optimizer.model!r}, but version {newest.number} is current; open a new round"
             )
         return newest
 
@@ -362,22 +370,22 @@ class _Planning:
         """Return the layout that is settled, by the model or an eager round's earlier groups."""
         if self._model is not None:
             whose = f"that of version {self._model.number} of model {self._model.model!r}"
-            return models.layout_of(self._store, self._model.tensors), whose
+            return model_registry.layout_of(self._store, self._model.tensors), whose
         if self._previous is None or not self._previous.nbytes:
             return None, ""
         layout = self._previous.outputs[0].layout(self._store.get_bytes(self._keys.layout))
         return layout, "that of the groups that were complete before"
 
-    def _settle(self, entrants: Entrants) -> _Settled:
+    def _settle(self, admission_result: Admission) -> _Settled:
         """Keep the layout, as the header of the result."""
-        layout = entrants.layout
+        layout = admission_result.layout
         if layout is None:
-            # The only clients of an eager round that have answered were refused.
+            # The only clients of an eager round that have answered were rejected.
             return _Settled()
         header = encode_header(layout, {})
         self._store.put_bytes(self._keys.layout, header, content_type="application/octet-stream")
         state_header = b""
-        if self._spec.apply is not None and self._spec.apply.state:
+        if self._spec.server_optimizer is not None and self._spec.server_optimizer.state:
             state_header = encode_header(state_layout(layout), {})
             self._store.put_bytes(
                 self._keys.state_layout, state_header, content_type="application/octet-stream"
@@ -402,8 +410,8 @@ class _Planning:
         spec = self._spec
         ordered = sorted(contributors, key=lambda contributor: contributor.client)
         name, sizes = spec.levels(spec.expected if spec.eager else len(ordered))
-        order = orders.natural_order(sizes) if spec.order is None else spec.order
-        parts = orders.split_order(order, sizes)
+        order = addition_order.natural_order(sizes) if spec.order is None else spec.order
+        parts = addition_order.split_order(order, sizes)
         first_level = list(sizes[0])
         if spec.eager:
             # Groups are of those who were expected, whoever came.
@@ -414,7 +422,7 @@ class _Planning:
     def _weighed(self, contributors: Sequence[Contributor]) -> tuple[Contributor, ...]:
         if self._spec.weights != STEPS:
             return weigh(contributors, self._spec.weights)
-        # Whoever reported no steps was refused.
+        # Whoever reported no steps was rejected.
         steps = [(contributor.report or {})["steps"] for contributor in contributors]
         weights = normalised_weights([c.samples for c in contributors], steps)
         return tuple(
@@ -424,7 +432,7 @@ class _Planning:
 
     def _layers(
         self, grouping: _Grouping, settled: _Settled, coverage: dict[str, Coverage]
-    ) -> tuple[WeighedLayer, ...]:
+    ) -> tuple[PlannedLayer, ...]:
         """Weigh each layer of partial updates."""
         rule, names = self._spec.rule, [c.client for c in grouping.contributors]
         if rule is None or not names:
@@ -442,7 +450,7 @@ class _Planning:
         samples = {contributor.client: contributor.samples for contributor in grouping.contributors}
         weighed = effective_weights(rule, layers, expected, coverage, samples)
         return tuple(
-            WeighedLayer(layer.name, ranges, found.missed, found.weights)
+            PlannedLayer(layer.name, ranges, found.missed, found.weights)
             for (layer, ranges), found in zip(settled.layers, weighed, strict=True)
         )
 
@@ -459,22 +467,24 @@ class _Planning:
     def _choose(self, grouping: _Grouping, settled: _Settled) -> tuple[Projection, list[str]]:
         spans, nbytes = settled.spans, settled.nbytes
         further_runs = sum(len(contributor.runs) - 1 for contributor in grouping.contributors)
-        load = Load(
+        load = Workload(
             nbytes=nbytes,
             levels=grouping.sizes,
             is_cut=TOPOLOGIES[grouping.topology].is_cut,
-            sums_bytes=cutting.sums_bytes(spans, 0, nbytes),
+            sums_bytes=sharding.sums_bytes(spans, 0, nbytes),
             depth=max(1, *(len(level.order) for level in grouping.levels)),
             hold=self._spec.hold,
-            plan_bytes=planning.plan_bytes(
+            plan_bytes=planner.plan_bytes(
                 len(grouping.contributors),
                 layers=len(settled.layers),
                 stretches=further_runs + len(spans),
             ),
-            applied=None if self._spec.apply is None else len(self._spec.apply.state),
+            applied=None
+            if self._spec.server_optimizer is None
+            else len(self._spec.server_optimizer.state),
         )
-        return planning.choose(
-            load, self._aggregator, shards=self._spec.shards, within=self._spec.within
+        return planner.choose(
+            load, self._aggregator, shards=self._spec.shards, time_budget=self._spec.time_budget
         )
 
     def _assembled(
@@ -490,7 +500,7 @@ class _Planning:
             wave=tuple(range(len(grouping.levels[0].groups))),
             awaited=(),
             topology=grouping.topology,
-            order=orders.format_order(grouping.order),
+            order=addition_order.format_order(grouping.order),
             weights=spec.weights,
             hold=spec.hold,
             rule=FEDAVG if spec.rule is None else spec.rule.name,
@@ -507,7 +517,7 @@ class _Planning:
             next_model=self._next_model(settled),
             shards=projection.shards,
             allow_nonfinite=spec.allow_nonfinite,
-            refused=(),
+            rejected=(),
             missing=(),
             notes=tuple(notes),
             projected=projection.to_json(),
@@ -520,18 +530,18 @@ class _Planning:
 
     def _next_model(self, settled: _Settled) -> NextModel | None:
         """Begin the uploads of the model and of the optimizer's state, if there shall be any."""
-        terms, before = self._spec.apply, self._model
-        if terms is None or before is None:
+        optimizer, before = self._spec.server_optimizer, self._model
+        if optimizer is None or before is None:
             return None
         # Another optimizer's state would be of no use.
-        goes_on = (before.optimizer or {}).get("optimizer") == terms.optimizer
-        keys = next_keys(terms, self._keys.round_id)
+        goes_on = (before.optimizer or {}).get("optimizer") == optimizer.optimizer
+        keys = next_keys(optimizer, self._keys.round_id)
         return NextModel(
-            terms=terms,
+            server_optimizer=optimizer,
             version=before.number + 1,
             step=before.steps + 1 if goes_on else 1,
             model=before.tensors,
-            state=tuple(before.state[name] for name in terms.state) if goes_on else (),
+            state=tuple(before.state[name] for name in optimizer.state) if goes_on else (),
             uploads=tuple(self._create_upload(key) for key in keys),
             state_header_bytes=settled.state_header_bytes,
             state_header_sha256=settled.state_header_sha256,

@@ -1,0 +1,1 @@
+"""The weighted sum over byte ranges: kernel, arithmetic, order of additions, sharding, topologies."""

@@ -1,0 +1,318 @@
+"""Lockstep: add up one byte range of all inputs, a block at a time.
+
+All inputs' streams are open at once. Block by block, the next bytes of each input, in their order,
+are read into one small buffer and added to the block's accumulator; a finished block is rounded and
+written on at once. Memory is a few blocks, whatever the size of shard and update and however many
+contributors there are; and since the inputs' order is the order of the additions, the result's bits
+do not depend on any of these sizes.
+
+Inputs are updates, or partial sums of updates; what is written is the result, or a partial sum. An
+order of several levels keeps an accumulator for each. Where nobody covers a stretch, its sum is
+zero; so is that of a group none of whose inputs covers it, and it is added as such.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from gradshard.aggregation import arithmetic
+from gradshard.aggregation.addition_order import SEQUENTIAL, Order
+from gradshard.aggregation.sharding import SLICE_BYTES, WIDENING, block_bytes, clip
+from gradshard.errors import GradshardError
+from gradshard.formats.dtypes import DTYPES, DType
+from gradshard.formats.layout import Span
+
+
+class Source(Protocol):
+    """One input's bytes of a range, in the order of the layout."""
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the next bytes; raise if there are not as many."""
+
+
+class NonFiniteSumError(GradshardError):
+    """The sum holds a NaN or an infinity at or after byte ``position`` of the layout."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the sum is not finite from byte {position} on")
+        self.position = position
+
+
+class Zone(NamedTuple):
+    """Bytes [start, end) of the layout in which inputs have these weights; None: not covered."""
+
+    start: int
+    end: int
+    weights: Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Addition:
+    """How inputs are added.
+
+    Parameters
+    ----------
+    order
+        Of the additions.
+    of_sums
+        Whether inputs are partial sums, which hold accumulators, not elements.
+    to_sums
+        Whether a partial sum is written.
+    divisor
+        What the whole sum is divided by in the end.
+    allow_nonfinite
+        Let NaN and infinities through.
+    whole
+        Hold the whole range instead of blocks of it, as the published systems do.
+    """
+
+    order: Order = SEQUENTIAL
+    of_sums: bool = False
+    to_sums: bool = False
+    divisor: int = 1
+    allow_nonfinite: bool = False
+    whole: bool = False
+
+    @property
+    def depth(self) -> int:
+        """How many accumulators it takes."""
+        return max(1, len(self.order))
+
+
+class _Piece(NamedTuple):
+    """Elements of one type within a slice, with the room to work on them.
+
+    The last of the accumulators is that of the whole sum.
+    """
+
+    dtype: DType
+    elements: arithmetic.Array
+    accumulators: list[arithmetic.Array]
+    scratch: arithmetic.Array
+
+
+class _Slice(NamedTuple):
+    raw: memoryview
+    pieces: list[_Piece]
+
+
+class _Workspace:
+    """The buffers of one task, made once and carved anew for each block.
+
+    Parameters
+    ----------
+    block
+        Bytes of the layout that are added before the next input's are.
+    depth
+        How many accumulators there are.
+    of_sums
+        Whether what is read is as wide as an accumulator.
+    whole
+        Whether a block of an input is kept, and not one slice of it.
+    """
+
+    def __init__(
+        self, block: int, *, depth: int = 1, of_sums: bool = False, whole: bool = False
+    ) -> None:
+        self._of_sums, self._whole = of_sums, whole
+        # Room for the widest; what is never touched takes no memory.
+        raw = (WIDENING if of_sums else 1) * (block if whole else SLICE_BYTES)
+        self._raw = memoryview(np.empty(raw, np.uint8))
+        self._accumulators = [np.empty(WIDENING * block, np.uint8) for _ in range(depth)]
+        self._scratch = np.empty(WIDENING * SLICE_BYTES, np.uint8)
+
+    def carve(self, spans: Sequence[Span], start: int, end: int) -> list[_Slice]:
+        """Lay out a block: its slices, and in each the pieces of one type."""
+        slices: list[_Slice] = []
+        begin = read = used = 0
+        for slice_start, slice_end in steps(spans, start, end, SLICE_BYTES):
+            pieces: list[_Piece] = []
+            for span in clip(spans, slice_start, slice_end):
+                dtype = DTYPES[span.dtype]
+                count = (span.end - span.start) // dtype.size
+                stored = dtype.accumulator if self._of_sums else dtype.storage
+                length = count * dtype.accumulator.itemsize
+                pieces.append(
+                    _Piece(
+                        dtype,
+                        np.frombuffer(self._raw, stored, count, offset=read),
+                        [
+                            a[used : used + length].view(dtype.accumulator)
+                            for a in self._accumulators
+                        ],
+                        self._scratch[:length].view(dtype.accumulator),
+                    )
+                )
+                read += count * stored.itemsize
+                used += -(-length // WIDENING) * WIDENING
+            slices.append(_Slice(self._raw[begin:read], pieces))
+            begin = read = read if self._whole else 0
+        return slices
+
+
+def aggregate(
+    sources: Sequence[Source],
+    zones: Sequence[Zone],
+    addition: Addition,
+    spans: Sequence[Span],
+    write: Callable[[memoryview], None],
+) -> None:
+    """Write the weighted sum of a byte range of all inputs.
+
+    Parameters
+    ----------
+    sources
+        One per input, in their order, each giving the bytes of the zones that it covers.
+    zones
+        The range, in stretches of different weights one behind the other.
+    addition
+        How to add.
+    spans
+        The whole layout's spans.
+    write
+        Takes the sum's bytes, piece by piece; may keep none of the memory it is given.
+
+    Raises
+    ------
+    NonFiniteSumError
+        An addend was not finite, and that is not allowed.
+    """
+    size = block_bytes(len(sources), addition.depth)
+    if addition.whole:
+        size = max(zone.end - zone.start for zone in zones)
+    workspace = _Workspace(
+        size, depth=addition.depth, of_sums=addition.of_sums, whole=addition.whole
+    )
+    with np.errstate(all="ignore"):
+        for weights, block_start, block_end in _blocks(zones, spans, size):
+            block = workspace.carve(spans, block_start, block_end)
+            _add_all(sources, weights, addition.order, block)
+            if not (addition.allow_nonfinite or _is_finite(block)):
+                raise NonFiniteSumError(block_start)
+            for piece in _pieces(block):
+                write(_finish(piece, addition))
+
+
+def find_nonfinite(
+    sources: Sequence[Source], zones: Sequence[Zone], spans: Sequence[Span]
+) -> dict[int, int]:
+    """Find who sent NaN or infinity: contributor's index → byte position of their first one.
+
+    Parameters
+    ----------
+    sources
+        Each giving the bytes of the zones that it covers, read again for this purpose.
+    zones
+        What to search.
+    spans
+        The whole layout's spans.
+    """
+    workspace = _Workspace(SLICE_BYTES)
+    found: dict[int, int] = {}
+    for weights, slice_start, slice_end in _blocks(zones, spans, SLICE_BYTES):
+        [slice_] = workspace.carve(spans, slice_start, slice_end)
+        for index, source in enumerate(sources):
+            if index in found or weights[index] is None:
+                continue
+            source.read_into(slice_.raw)
+            position = slice_start
+            for piece in slice_.pieces:
+                element = arithmetic.first_nonfinite(piece.dtype, piece.elements)
+                if element is not None:
+                    found[index] = position + element * piece.dtype.size
+                    break
+                position += piece.elements.nbytes
+    return found
+
+
+def steps(spans: Sequence[Span], start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    """Walk [start, end) in steps of at most ``size`` bytes that end on element boundaries."""
+    pieces = list(clip(spans, start, end))
+    begin = start
+    index = 0
+    while begin < end:
+        stop = min(begin + size, end)
+        while pieces[index].end < stop:
+            index += 1
+        if stop < end:
+            span = pieces[index]
+            element = DTYPES[span.dtype].size
+            stop = span.start + (stop - span.start) // element * element
+        yield begin, stop
+        begin = stop
+
+
+def clip_zones(zones: Sequence[Zone], start: int, end: int) -> list[Zone]:
+    """Return the parts of ``zones`` that lie in [start, end)."""
+    return [
+        zone._replace(start=max(zone.start, start), end=min(zone.end, end))
+        for zone in zones
+        if zone.start < end and start < zone.end
+    ]
+
+
+def _blocks(
+    zones: Sequence[Zone], spans: Sequence[Span], size: int
+) -> Iterator[tuple[Sequence[float | None], int, int]]:
+    for zone in zones:
+        for start, end in steps(spans, zone.start, zone.end, size):
+            yield zone.weights, start, end
+
+
+def _add_all(
+    sources: Sequence[Source],
+    weights: Sequence[float | None],
+    order: Order,
+    block: list[_Slice],
+) -> None:
+    """Add every input's block to the first accumulator, and what is a group's sum to the next."""
+    group, *larger = order or (len(sources),)
+    first = True
+    for index, (source, weight) in enumerate(zip(sources, weights, strict=True)):
+        if weight is not None:
+            for slice_ in block:
+                source.read_into(slice_.raw)
+                for dtype, elements, accumulators, scratch in slice_.pieces:
+                    arithmetic.add(dtype, elements, weight, accumulators[0], scratch, first=first)
+            first = False
+        if (index + 1) % group == 0 or index + 1 == len(sources):
+            if first:
+                for piece in _pieces(block):
+                    piece.accumulators[0].fill(0)
+            _fold_groups(block, index, len(sources), group, larger)
+            first = True
+
+
+def _fold_groups(
+    block: list[_Slice], index: int, inputs: int, group: int, larger: Sequence[int]
+) -> None:
+    """After an input that ends its group, add the group's sum to the level above, and so on up."""
+    for level, size in enumerate(larger):
+        if (index + 1) % group and index + 1 < inputs:
+            return
+        first = index // group % size == 0
+        for piece in _pieces(block):
+            arithmetic.fold(piece.accumulators[level], piece.accumulators[level + 1], first=first)
+        group *= size
+
+
+def _pieces(block: list[_Slice]) -> Iterator[_Piece]:
+    for slice_ in block:
+        yield from slice_.pieces
+
+
+def _is_finite(block: list[_Slice]) -> bool:
+    return all(
+        arithmetic.is_finite(piece.dtype, piece.accumulators[-1]) for piece in _pieces(block)
+    )
+
+
+def _finish(piece: _Piece, addition: Addition) -> memoryview:
+    total = piece.accumulators[-1]
+    if addition.to_sums:
+        return arithmetic.bytes_of(total)
+    if addition.divisor != 1:
+        arithmetic.divide(piece.dtype, total, addition.divisor)
+    return arithmetic.finish(piece.dtype, total, piece.scratch)

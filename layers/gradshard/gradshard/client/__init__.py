@@ -1,0 +1,1 @@
+"""The client library: federations, rounds, models, tickets, uploads and downloads."""

@@ -1,0 +1,98 @@
+"""How fast a round goes, and what it has cost so far, judged by the tasks that are done."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from gradshard.client import round_cost
+
+
+class Pace(NamedTuple):
+    """A round that is aggregated.
+
+    Parameters
+    ----------
+    bytes_read
+        What the finished tasks have read of the updates; shards are of nearly equal size.
+    bytes_per_second
+        Of them since the round was planned.
+    seconds_left
+        Until the round ends, as the planner projected it, longer or shorter as the longest
+        finished task was; None before one is finished.
+    dollars
+        What has been paid for so far, the tasks that were not looked at taken for average ones.
+    """
+
+    bytes_read: int
+    bytes_per_second: float
+    seconds_left: float | None
+    dollars: float | None
+
+
+def bytes_read(status: Mapping[str, Any]) -> int:
+    """Return what the finished tasks have read of the updates, which level 0 does."""
+    plan = status["plan"]
+    whole = plan["nbytes"] * len(plan["contributors"])
+    return int(whole * status["tasks_done_by_level"][0] / plan["tasks_by_level"][0])
+
+
+def pace(
+    status: Mapping[str, Any],
+    tasks: Sequence[Mapping[str, Any]],
+    *,
+    now: datetime,
+    architecture: str,
+) -> Pace:
+    """Judge a round that has been planned.
+
+    Parameters
+    ----------
+    status
+        As :meth:`gradshard.client.status.StatusPoller.poll` returns it.
+    tasks
+        What some of the finished tasks reported.
+    now
+        When it was looked at.
+    architecture
+        Of the functions, for their price.
+    """
+    plan = status["plan"]
+    # The clocks of the function that planned and of who watches are two.
+    elapsed = max((now - datetime.fromisoformat(plan["planned_at"])).total_seconds(), 0.001)
+    read = bytes_read(status)
+    if not tasks:
+        return Pace(read, read / elapsed, None, None)
+    bill = round_cost.measured(
+        [*tasks, *_average(tasks, status["tasks_done_by_level"])],
+        clients=len(plan["contributors"]),
+        memory_mb=plan["projected"]["memory_mb"],
+        architecture=architecture,
+        nbytes=plan["nbytes"],
+        server_optimizer=status["spec"].get("server_optimizer"),
+    )
+    return Pace(read, read / elapsed, _left(status, tasks, elapsed), bill.total)
+
+
+def _average(tasks: Sequence[Mapping[str, Any]], done: Sequence[int]) -> list[dict[str, Any]]:
+    """Stand in for the finished tasks whose reports were not read."""
+    found = []
+    for level, count in enumerate(done):
+        known = [task for task in tasks if task["level"] == level] or tasks
+        average = {
+            name: fmean(task[name] for task in known) for name in ("seconds", "gets", "puts")
+        }
+        unread = count - sum(task["level"] == level for task in tasks)
+        found += [{"level": level, **average}] * unread
+    return found
+
+
+def _left(status: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]], elapsed: float) -> float:
+    plan = status["plan"]
+    projected = plan["projected"]
+    longest = max(task["seconds"] for task in tasks)
+    left = projected["seconds"] * longest / projected["task_seconds"] - elapsed
+    if left > 0:
+        return float(left)
+    # It takes longer than its tasks made believe: then as it has gone so far.
+    return float(elapsed * (1 - status["tasks_done"] / plan["tasks"]))

@@ -1,0 +1,1 @@
+"""Deploy the application, to AWS or to the local engine."""

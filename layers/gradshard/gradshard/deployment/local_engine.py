@@ -1,0 +1,393 @@
+"""The application on one machine: an engine process, and the same template deployed to it by `sam`.
+
+Each engine is known by its port and keeps everything it has (its process id, its log, what was
+built, its functions' files) in one folder of the user's cache, which `down` removes. Objects live
+in the engine's memory and go with it.
+"""
+
+import contextlib
+import http.client
+import importlib.util
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gradshard.deployment import application
+from gradshard.errors import EngineError
+from gradshard.utils.atomic_file import add_path_to_errors
+
+DEFAULT_PORT: Final = 4566
+REGION: Final = "us-east-1"
+CREDENTIALS: Final = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+
+_START_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 10.0
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A local engine, running or not.
+
+    Attributes
+    ----------
+    port
+        The port it listens on.
+    pid
+        Its process id, or None when it is not running.
+    folder
+        Where it keeps its files while it runs.
+    deployed
+        Whether the application was deployed to it.
+    """
+
+    port: int
+    pid: int | None
+    folder: Path
+    deployed: bool
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is alive."""
+        return self.pid is not None
+
+    @property
+    def url(self) -> str:
+        """Its endpoint, for every AWS service."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def starting(self) -> str:
+        """The command that starts it."""
+        return "gradshard local up" + (f" --port {self.port}" if self.port != DEFAULT_PORT else "")
+
+    @property
+    def log(self) -> Path:
+        """What it wrote; functions write to CloudWatch Logs, which it plays too."""
+        return self.folder / "engine.log"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that make any AWS client talk to it, and to nothing else."""
+        return {
+            **CREDENTIALS,
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_REGION": REGION,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+def status(port: int = DEFAULT_PORT) -> Engine:
+    """Look at the engine of a port.
+
+    Parameters
+    ----------
+    port
+        The engine's port.
+
+    Returns
+    -------
+    Engine
+        The engine; its `pid` is None when it is not running.
+    """
+    folder = _folder(port)
+    pid = _read_pid(folder)
+    deployed = pid is not None and (folder / "deployed").exists()
+    return Engine(port=port, pid=pid, folder=folder, deployed=deployed)
+
+
+def up(
+    port: int = DEFAULT_PORT, *, bind: str | None = None, progress: Progress | None = None
+) -> Engine:
+    """Start an engine unless it runs, and deploy the application unless what it has is the same.
+
+    Parameters
+    ----------
+    port
+        The port to listen on; 0 for any free one.
+    bind
+        One more address to listen on beside 127.0.0.1, such as Docker's 172.17.0.1. An engine
+        that runs already keeps the addresses it was started with.
+    progress
+        Told what is being done, one line at a time.
+
+    Returns
+    -------
+    Engine
+        The running engine.
+
+    Raises
+    ------
+    EngineError
+        When the engine cannot run here, the port is taken, or a command fails.
+    DeployError
+        When `sam`, or what it builds with, is not installed.
+    """
+    _check_machine()
+    tell = progress or _say_nothing
+    port = port or _free_port()
+    with _alone(port):
+        engine = status(port)
+        if not engine.running:
+            tell(f"starting the engine on port {engine.port}")
+            _start(engine, bind)
+        fingerprint = application.fingerprint()
+        deployed = engine.folder / "deployed"
+        if not deployed.exists() or deployed.read_text() != fingerprint:
+            with application.folder() as sources:
+                tell("building the application")
+                _sam(engine, sources, "build", "--build-dir", str(engine.folder / "build"))
+                tell("deploying the application")
+                built = engine.folder / "build" / "template.yaml"
+                _sam(engine, sources, "deploy", "--template-file", str(built))
+            deployed.write_text(fingerprint)
+    tell(f"ready at {engine.url}")
+    return status(engine.port)
+
+
+def down(port: int = DEFAULT_PORT) -> bool:
+    """Stop an engine with its functions and remove its files.
+
+    Parameters
+    ----------
+    port
+        The engine's port.
+
+    Returns
+    -------
+    bool
+        Whether there was one running.
+    """
+    engine = status(port)
+    if engine.pid is not None:
+        _stop(engine.pid)
+    shutil.rmtree(engine.folder, ignore_errors=True)
+    return engine.running
+
+
+def _check_machine() -> None:
+    """Check that the functions can run here, before anything is started."""
+    if sys.platform != "linux":
+        raise EngineError(
+            "the local engine runs functions with the layer's Linux libraries, not on "
+            f"{sys.platform}: use Linux, in a container or a virtual machine if need be"
+        )
+    version = platform.python_version()
+    if not version.startswith(f"{application.RUNTIME}."):
+        raise EngineError(
+            f"the local engine runs the functions with its own interpreter, Python {version}, and "
+            f"they need {application.RUNTIME}: install gradshard[local] under that"
+        )
+    if importlib.util.find_spec("ministack") is None:
+        raise EngineError(
+            "the local engine is not installed: `pip install 'gradshard[local]'` installs it"
+        )
+    application.find_sam()
+    application.check_builder()
+
+
+def _say_nothing(line: str) -> None:
+    pass
+
+
+def _folder(port: int) -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "gradshard" / f"engine-{port}"
+
+
+@contextlib.contextmanager
+def _alone(port: int) -> Iterator[None]:
+    """Wait until nobody else starts the engine of a port, or deploys to it."""
+    import fcntl  # which Windows has not, where this module is for clients
+
+    folder = _folder(port)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _start(engine: Engine, bind: str | None) -> None:
+    for address, option in (("127.0.0.1", "--port"), (bind, "--bind")):
+        if address:
+            _check_address(address, engine.port, option)
+    shutil.rmtree(engine.folder, ignore_errors=True)  # of an engine that was killed
+    temporary = engine.folder / "tmp"
+    temporary.mkdir(parents=True)
+    command = [
+        sys.executable,
+        "-m",
+        "gradshard.deployment.engine_process",
+        "--port",
+        str(engine.port),
+    ]
+    command += ["--bind", bind] if bind else []
+    log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    # A session of its own: it outlives this process, and with its functions is one group to stop.
+    pid = os.posix_spawn(
+        sys.executable,
+        command,
+        _child_environment(engine) | {"TMPDIR": str(temporary)},
+        setsid=True,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(engine.log), log, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+    )
+    try:
+        with add_path_to_errors(engine.folder):
+            (engine.folder / "pid").write_text(str(pid))
+    except OSError:
+        _stop(pid)
+        raise
+    deadline = time.monotonic() + _START_SECONDS
+    while not _answers(engine.port):
+        # Not _is_alive: a process just spawned has no command line yet.
+        ended, _ = os.waitpid(pid, os.WNOHANG)
+        if ended or time.monotonic() > deadline:
+            tail = _tail(engine.log)
+            down(engine.port)
+            raise EngineError(f"the engine did not start:\n{tail}")
+        time.sleep(0.1)
+
+
+def _check_address(address: str, port: int, option: str) -> None:
+    """Check that an engine could listen there."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As a server does: the closed connections of an engine just stopped do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise EngineError(
+                f"port {port} of {address} cannot be used ({error.strerror}): choose another with "
+                f"{option}"
+            ) from error
+
+
+def _stop(pid: int) -> None:
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, sign)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while time.monotonic() < deadline:
+            if not _group_is_alive(pid):
+                return
+            time.sleep(0.05)
+    raise EngineError(f"the engine's processes (group {pid}) cannot be stopped")
+
+
+def _sam(engine: Engine, sources: Path, command: str, *arguments: str) -> None:
+    """Run one `sam` command with the application's `local` environment against the engine."""
+    config = sources / "samconfig.toml"
+    line = [application.find_sam(), command]
+    line += ["--config-file", str(config), "--config-env", "local", *arguments]
+    line += ["--parameter-overrides", *_parameters(config, engine)]
+    with (engine.folder / "sam.log").open("a") as log:
+        log.write(f"$ {' '.join(line)}\n")
+        log.flush()
+        done = subprocess.run(  # noqa: S603 - our own arguments, no shell
+            line,
+            cwd=sources,
+            env=_child_environment(engine),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise EngineError(
+            f"`sam {command}` failed; the end of {log.name}:\n{_tail(Path(log.name))}"
+        )
+
+
+def _parameters(config: Path, engine: Engine) -> list[str]:
+    """Return the environment's template parameters, with this machine's processor and engine."""
+    environment = tomllib.loads(config.read_text())["local"]["global"]["parameters"]
+    parameters = dict(pair.split("=", 1) for pair in environment["parameter_overrides"])
+    arm = platform.machine() in {"aarch64", "arm64"}
+    parameters |= {"Architecture": "arm64" if arm else "x86_64", "EndpointUrl": engine.url}
+    return [f"{name}={value}" for name, value in parameters.items()]
+
+
+def _child_environment(engine: Engine) -> dict[str, str]:
+    # None of the user's AWS variables: a profile or a session token would win over these.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"]))
+    return own | engine.environment | {
+        "PATH": application.search_path(),
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
+        "SAM_CLI_TELEMETRY": "0",
+    }  # fmt: skip
+
+
+def _read_pid(folder: Path) -> int | None:
+    try:
+        pid = int((folder / "pid").read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if _is_alive(pid) else None
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process runs and is an engine, not another that got its id later."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)  # collects one that this process started and that has ended
+    try:
+        return b"gradshard.deployment.engine_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _group_is_alive(group: int) -> bool:
+    """Whether a process of the group still runs; one that ended uncollected (Z) does not."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(group, os.WNOHANG)
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _parent, its_group, *_ = stat.read_text().rpartition(")")[2].split()
+            if int(its_group) == group and state != "Z":
+                return True
+    return False
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", "/_ministack/ready")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _tail(path: Path, lines: int = 15) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return "(no log)"

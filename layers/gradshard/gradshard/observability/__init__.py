@@ -1,0 +1,1 @@
+"""Log fields, metrics and memory of the functions."""

@@ -1,0 +1,1 @@
+"""Partial updates and slow devices: SALF, participation, layers, AMBLE's assignments."""

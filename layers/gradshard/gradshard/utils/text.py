@@ -1,0 +1,39 @@
+"""How text and numbers are put for people, on a terminal and on a page."""
+
+from typing import Final
+
+INTERRUPTED: Final = "interrupted; the same command may be given again"
+
+
+def escape_terminal(text: object) -> str:
+    """Return text with what could steer a terminal escaped; clients' ids and reasons may."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in str(text)
+    )
+
+
+def format_size(nbytes: float) -> str:
+    """Return a size as people read it."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= size:
+            return f"{nbytes / size:.1f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def pluralize(number: int, thing: str) -> str:
+    """Return ``1 tensor`` or ``2 tensors``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time as people read it."""
+    if 0 < seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min" + (f" {rest:02} s" if rest else "")
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h" + (f" {minutes:02} min" if minutes else "")

@@ -1,0 +1,328 @@
+"""Invariant 1: the bits depend on contributors, weights, rule and order alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradshard.aggregation import addition_order, kernel
+from gradshard.aggregation.kernel import (
+    Addition,
+    NonFiniteSumError,
+    Zone,
+    aggregate,
+    find_nonfinite,
+)
+from gradshard.aggregation.sharding import cut_shards, sums_bytes
+from gradshard.formats.keys import ObjectVersion
+from gradshard.formats.layout import PREFIX_BYTES, encode_header, header_length, parse_header
+from gradshard.planning import planner
+from gradshard.planning.plan import Contributor, Plan, level_of, weigh
+from gradshard.planning.spec import parse_spec
+from tests import reference
+
+
+class MemorySource:
+    """A contributor whose bytes are in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = memoryview(data)
+
+    def read_into(self, buffer: memoryview) -> None:
+        buffer[:] = self.data[: len(buffer)]
+        self.data = self.data[len(buffer) :]
+
+
+def ranges_of(contributor: Contributor, blob: bytes, start: int, end: int) -> bytes:
+    return b"".join(blob[first:stop] for first, stop in contributor.ranges(start, end))
+
+
+def make_plan(
+    blobs: Sequence[bytes],
+    samples: Sequence[int],
+    *,
+    topology: str = "shards",
+    fan_in: int | None = None,
+    order: str | None = None,
+    weights: str = "shares",
+    shards: int = 1,
+) -> Plan:
+    """Plan for these objects as plan_round does, with M whatever S3 would say."""
+    fields = {"topology": topology, "fan_in": fan_in, "order": order, "weights": weights}
+    spec = parse_spec({"clients": len(blobs)} | {k: v for k, v in fields.items() if v is not None})
+    headers = [
+        parse_header(b[PREFIX_BYTES : PREFIX_BYTES + header_length(b, len(b))], len(b))
+        for b in blobs
+    ]
+    layout = headers[0].layout
+    contributors = [
+        Contributor(
+            f"c{i:03d}",
+            ObjectVersion("", "", "", len(blobs[i])),
+            n,
+            0.0,
+            layout.runs_in(headers[i].layout, headers[i].data_offset),
+        )
+        for i, n in enumerate(samples)
+    ]
+    name, sizes = spec.levels(len(blobs))
+    found = spec.order if spec.order is not None else addition_order.natural_order(sizes)
+    return Plan(
+        round_id="r",
+        attempt=0,
+        visit="",
+        wave=tuple(range(len(sizes[0]))),
+        awaited=(),
+        topology=name,
+        order=addition_order.format_order(found),
+        weights=weights,
+        hold="blocks",
+        rule="fedavg",
+        layers=(),
+        assignments=None,
+        levels=tuple(map(level_of, sizes, addition_order.split_order(found, sizes))),
+        contributors=weigh(contributors, weights),
+        spans=layout.spans,
+        nbytes=layout.nbytes,
+        tensors=len(layout.tensors),
+        header_bytes=0,
+        header_sha256="",
+        upload_id="",
+        next_model=None,
+        shards=shards,
+        allow_nonfinite=False,
+        rejected=(),
+        missing=(),
+        notes=(),
+        projected={},
+        opened_at="",
+        planned_at="",
+    )
+
+
+def execute(plan: Plan, blobs: Sequence[bytes], *, whole: bool = False) -> bytes:
+    """Do a plan's tasks in memory, level by level, last ones first; return the result's data."""
+    written: dict[int, bytes] = {}
+    for number, level in enumerate(plan.levels):
+        below, written = written, {}
+        for task in reversed(plan.tasks(number)):
+            sources = [
+                MemorySource(
+                    below[index]
+                    if number
+                    else ranges_of(plan.contributors[index], blobs[index], task.start, task.end)
+                )
+                for index in plan.inputs(task)
+            ]
+            weights = [1.0 if number else plan.contributors[i].weight for i in plan.inputs(task)]
+            addition = Addition(
+                order=level.order,
+                of_sums=number > 0,
+                to_sums=not plan.is_last(number),
+                divisor=plan.divisor if plan.is_last(number) else 1,
+                whole=whole,
+            )
+            out = bytearray()
+            zone = Zone(task.start, task.end, weights)
+            aggregate(sources, [zone], addition, plan.spans, out.extend)
+            written[task.number] = bytes(out)
+            if not plan.is_last(number):
+                assert len(out) == sums_bytes(plan.spans, task.start, task.end)
+    return b"".join(written[task.number] for task in plan.tasks(len(plan.levels) - 1))
+
+
+def run(blobs: Sequence[bytes], samples: Sequence[int], shards: int, **options: Any) -> bytes:
+    """Aggregate whole objects, as the functions would with M = ``shards``."""
+    plan = make_plan(blobs, samples, shards=shards, **options)
+    layout = parse_header(
+        blobs[0][PREFIX_BYTES : PREFIX_BYTES + header_length(blobs[0], len(blobs[0]))],
+        len(blobs[0]),
+    ).layout
+    return encode_header(layout, {}) + execute(plan, blobs)
+
+
+def assert_average(blob: bytes, expected: dict[str, reference.Array]) -> None:
+    result = reference.decode(blob)
+    assert set(result) == set(expected)
+    for name, tensor in expected.items():
+        assert (result[name].dtype, result[name].shape) == (tensor.dtype, tensor.shape)
+        assert result[name].tobytes() == tensor.tobytes(), name
+
+
+TENSOR = st.tuples(
+    st.sampled_from(sorted(reference.NUMPY)),
+    st.lists(st.integers(0, 7), max_size=3).map(tuple),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    tensors=st.lists(TENSOR, min_size=1, max_size=6).filter(
+        lambda ts: any(int(np.prod(shape)) for _, shape in ts)
+    ),
+    clients=st.integers(1, 6),
+    shards=st.integers(1, 9),
+    block=st.integers(2, 12),
+    seed=st.integers(0, 2**32 - 1),
+    data=st.data(),
+)
+def test_any_cut_gives_the_bits_of_a_plain_loop(
+    tensors: list[tuple[str, tuple[int, ...]]],
+    clients: int,
+    shards: int,
+    block: int,
+    seed: int,
+    data: st.DataObject,
+) -> None:
+    rng = np.random.default_rng(seed)
+    updates = [
+        {f"t{i}": reference.random_tensor(rng, *t) for i, t in enumerate(tensors)}
+        for _ in range(clients)
+    ]
+    samples = [int(n) for n in rng.integers(1, 10_000, clients)]
+    blobs = [
+        reference.encode(update, order=data.draw(st.permutations(list(update))))
+        for update in updates
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "block_bytes", lambda *_: 8 * block)
+        patch.setattr(kernel, "SLICE_BYTES", 8 * max(1, block // 2))
+        result = run(blobs, samples, shards)
+    assert_average(result, reference.average(updates, samples))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    tensors=st.lists(TENSOR, min_size=1, max_size=5).filter(
+        lambda ts: any(int(np.prod(shape)) for _, shape in ts)
+    ),
+    clients=st.integers(1, 40),
+    fan_in=st.none() | st.integers(2, 9),
+    shards=st.integers(1, 5),
+    block=st.integers(2, 12),
+    weights=st.sampled_from(["shares", "counts"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_in_the_same_order_every_topology_gives_the_same_bits(
+    tensors: list[tuple[str, tuple[int, ...]]],
+    clients: int,
+    fan_in: int | None,
+    shards: int,
+    block: int,
+    weights: str,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    updates = [
+        {f"t{i}": reference.random_tensor(rng, *t) for i, t in enumerate(tensors)}
+        for _ in range(clients)
+    ]
+    samples = [int(n) for n in rng.integers(1, 10_000, clients)]
+    blobs = [reference.encode(update) for update in updates]
+    options: dict[str, Any] = {"weights": weights}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "block_bytes", lambda *_: 8 * block)
+        patch.setattr(kernel, "SLICE_BYTES", 8 * max(1, block // 2))
+        for topology, m in (("lambda_fl", 1), ("lifl", 1), ("grid", shards)):
+            tree = make_plan(blobs, samples, topology=topology, fan_in=fan_in, shards=m, **options)
+            data = execute(tree, blobs)
+            # In the topology's natural order, one task over all contributors does the same.
+            alone = make_plan(blobs, samples, order=tree.order, shards=shards, **options)
+            assert len(alone.levels) == 1
+            assert execute(alone, blobs) == data
+            # And so does another topology that is told the order.
+            told = make_plan(blobs, samples, topology="grid", order=tree.order, **options)
+            assert execute(told, blobs) == data
+            expected = reference.average(
+                updates,
+                samples,
+                tree=addition_order.parse_order(tree.order),
+                counts=weights == "counts",
+            )
+            assert data == b"".join(
+                np.ascontiguousarray(expected[name]).tobytes() for name in updates[0]
+            )
+
+
+def test_whole_inputs_give_the_same_bits() -> None:
+    rng = np.random.default_rng(5)
+    updates = [
+        {"a": reference.random_tensor(rng, "BF16", (70_001,)), "b": np.arange(9, dtype="i1")}
+        for _ in range(7)
+    ]
+    blobs = [reference.encode(update) for update in updates]
+    plan = make_plan(blobs, [1, 2, 3, 4, 5, 6, 7], topology="lambda_fl")
+    assert execute(plan, blobs, whole=True) == execute(plan, blobs)
+
+
+def test_real_block_sizes_and_an_unequal_end() -> None:
+    rng = np.random.default_rng(3)
+    shapes = [("F32", (300_001,)), ("BF16", (700_003,)), ("I8", (5,)), ("F64", (131_073,))]
+    updates = [
+        {f"t{i}": reference.random_tensor(rng, *t) for i, t in enumerate(shapes)} for _ in range(3)
+    ]
+    blobs = [reference.encode(update) for update in updates]
+    expected = reference.average(updates, [5, 1, 3])
+    results = [run(blobs, [5, 1, 3], shards) for shards in (1, 3, 11)]
+    assert results[0] == results[1] == results[2]
+    for name, tensor in reference.decode(results[0]).items():
+        assert tensor.tobytes() == expected[name].tobytes()
+
+
+def test_a_source_that_breaks_stops_the_task() -> None:
+    blob = reference.encode({"w": np.ones(10, np.float32)})
+
+    class Broken(MemorySource):
+        def read_into(self, buffer: memoryview) -> None:
+            raise OSError("reset")
+
+    header = parse_header(blob[8 : 8 + header_length(blob, len(blob))], len(blob))
+    with pytest.raises(OSError, match="reset"):
+        aggregate(
+            [Broken(b"")], [Zone(0, 40, [1.0])], Addition(), header.layout.spans, bytearray().extend
+        )
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_who_sent_a_nan_is_found(dtype: str, bad: float) -> None:
+    rng = np.random.default_rng(1)
+    updates = [
+        {"a": np.arange(7, dtype="i4"), "w": reference.random_tensor(rng, dtype, (400_000,))}
+        for _ in range(3)
+    ]
+    updates[1]["w"][300_123] = bad
+    blobs = [reference.encode(update) for update in updates]
+    with pytest.raises(NonFiniteSumError) as caught:
+        run(blobs, [1, 2, 3], 1)
+    size = reference.NUMPY[dtype].itemsize
+    assert caught.value.position <= 28 + 300_123 * size
+    header = parse_header(blobs[0][8 : 8 + header_length(blobs[0], len(blobs[0]))], len(blobs[0]))
+    start, end = caught.value.position, header.layout.nbytes
+    sources = [MemorySource(blob[header.data_offset + start :]) for blob in blobs]
+    zone = Zone(start, end, [1.0] * 3)
+    assert find_nonfinite(sources, [zone], header.layout.spans) == {1: 28 + 300_123 * size}
+
+
+def test_steps_end_on_elements() -> None:
+    layout = parse_header(
+        (blob := reference.encode({"a": np.zeros(3, "i1"), "b": np.zeros(9, "f8")}))[8:-75],
+        len(blob),
+    ).layout
+    walked = list(kernel.steps(layout.spans, 0, layout.nbytes, 16))
+    assert walked[0] == (0, 11)
+    assert walked[-1][1] == 75
+    assert all((stop - 3) % 8 == 0 for _, stop in walked)
+
+
+def test_shards_cover_the_layout() -> None:
+    spans = parse_header(
+        (blob := reference.encode({"w": np.zeros(1000, "f4")}))[8:-4000], len(blob)
+    ).layout.spans
+    shards = cut_shards(spans, 4000, 3)
+    assert [shard.number for shard in shards] == [0, 1, 2]
+    assert (shards[0].start, shards[-1].end) == (0, 4000)
+    assert planner.max_shards(4000) == 1

@@ -1,0 +1,197 @@
+"""The state machine's definition, held against what Step Functions takes.
+
+The local engine runs what AWS would reject, and cfn-lint looks at no definition in a file. Sources:
+https://states-language.net/spec.html, and of what AWS has besides
+https://docs.aws.amazon.com/step-functions/latest/dg/concepts-amazon-states-language.html.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradshard import errors
+from gradshard.rounds import admission
+
+ROOT = Path(__file__).parents[3]
+DEFINITION: dict[str, Any] = json.loads((ROOT / "statemachine" / "round.asl.json").read_text())
+
+ANY = {"Type", "Comment"}
+PATHS = {"InputPath", "OutputPath"}
+END = {"Next", "End"}
+CAUGHT = {"ResultPath", "ResultSelector", "Retry", "Catch"}
+FIELDS = {
+    "Task": {"Resource", "Parameters", "TimeoutSeconds", "HeartbeatSeconds"} | PATHS | END | CAUGHT,
+    "Map": {
+        "ItemsPath",
+        "ItemReader",
+        "ItemSelector",
+        "ItemBatcher",
+        "ItemProcessor",
+        "MaxConcurrency",
+        "MaxConcurrencyPath",
+        "Label",
+    }
+    | PATHS
+    | END
+    | CAUGHT,
+    "Pass": {"Result", "Parameters", "ResultPath"} | PATHS | END,
+    "Choice": {"Choices", "Default"} | PATHS,
+    "Fail": {"Error", "ErrorPath", "Cause", "CausePath"},
+    "Succeed": PATHS,
+}
+"""What a state of each type may have, with JSONPath."""
+
+NEEDED = {"Task": "Resource", "Map": "ItemProcessor", "Choice": "Choices"}
+DISTRIBUTED_ALONE = {"ItemReader", "ItemBatcher", "Label"}
+RETRYING = {
+    "Comment",
+    "ErrorEquals",
+    "IntervalSeconds",
+    "MaxAttempts",
+    "BackoffRate",
+    "MaxDelaySeconds",
+    "JitterStrategy",
+}
+CATCHING = {"Comment", "ErrorEquals", "ResultPath", "Next"}
+
+OF_STATES = {f"States.{name}" for name in ("ALL", "Timeout", "DataLimitExceeded")}
+OF_LAMBDA = {
+    "Lambda.TooManyRequestsException",
+    "Lambda.Unknown",
+    "Runtime.ExitError",
+    "Runtime.OutOfMemory",
+    "Sandbox.Timedout",
+}
+"""Names that AWS gives, and that are handled apart."""
+
+Scope = dict[str, Any]
+"""A machine, or what a map runs for each item."""
+
+
+def scopes(machine: Scope = DEFINITION) -> Iterator[Scope]:
+    yield machine
+    for state in machine["States"].values():
+        if state["Type"] == "Map":
+            yield from scopes(state["ItemProcessor"])
+
+
+STATES = {name: state for scope in scopes() for name, state in scope["States"].items()}
+
+
+def mode(state: dict[str, Any]) -> str:
+    return str(state["ItemProcessor"]["ProcessorConfig"]["Mode"])
+
+
+def rules(state: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = state.get(kind, [])
+    return found
+
+
+def test_states_have_names_of_their_own() -> None:
+    assert len(STATES) == sum(len(scope["States"]) for scope in scopes())
+    assert all(len(name) <= 80 for name in STATES)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_has_what_its_type_may_have(name: str) -> None:
+    state = STATES[name]
+    kind = state["Type"]
+    assert set(state) <= ANY | FIELDS[kind]
+    assert NEEDED.get(kind, "Type") in state
+    assert ("Next" in state) + ("End" in state) == (kind not in {"Choice", "Fail", "Succeed"})
+    assert state.get("End", True) is True
+
+
+def test_every_transition_leads_to_a_state_beside_and_all_are_reached() -> None:
+    for scope in scopes():
+        targets = {scope["StartAt"]}
+        for state in scope["States"].values():
+            targets |= {state[key] for key in ("Next", "Default") if key in state}
+            targets |= {rule["Next"] for rule in rules(state, "Catch")}
+            targets |= {choice["Next"] for choice in state.get("Choices", [])}
+        assert targets == set(scope["States"])
+
+
+@pytest.mark.parametrize("name", [n for n, state in STATES.items() if state["Type"] == "Map"])
+def test_a_map_has_what_its_mode_may_have(name: str) -> None:
+    state = STATES[name]
+    config = state["ItemProcessor"]["ProcessorConfig"]
+    assert set(state["ItemProcessor"]) == {"ProcessorConfig", "StartAt", "States"}
+    assert not {"MaxConcurrency", "MaxConcurrencyPath"} <= set(state)
+    if config["Mode"] == "INLINE":
+        assert set(config) == {"Mode"}
+        assert DISTRIBUTED_ALONE.isdisjoint(state)
+        return
+    assert config == {"Mode": "DISTRIBUTED", "ExecutionType": "EXPRESS"}
+    assert len(state["Label"]) <= 40
+    assert set(state["ItemReader"]) == {"Resource", "ReaderConfig", "Parameters"}
+    assert state["ItemReader"]["ReaderConfig"] == {"InputType": "JSON"}
+
+
+def test_children_are_express_executions_that_wait_for_nobody_and_start_no_further_ones() -> None:
+    [children] = [
+        state["ItemProcessor"]
+        for state in STATES.values()
+        if state["Type"] == "Map" and mode(state) == "DISTRIBUTED"
+    ]
+    for scope in scopes(children):
+        for state in scope["States"].values():
+            assert state["Type"] != "Map" or mode(state) == "INLINE"
+            assert ".waitForTaskToken" not in state.get("Resource", "")
+            assert ".sync" not in state.get("Resource", "")
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_retries_and_catches_are_such_as_aws_takes(name: str) -> None:
+    state = STATES[name]
+    for kind, fields in (("Retry", RETRYING), ("Catch", CATCHING)):
+        for rule in rules(state, kind):
+            assert set(rule) <= fields
+            assert rule["ErrorEquals"]
+        # A wildcard stands alone, and last.
+        before = [error for rule in rules(state, kind)[:-1] for error in rule["ErrorEquals"]]
+        assert "States.ALL" not in before
+        for rule in rules(state, kind)[-1:]:
+            assert "States.ALL" not in rule["ErrorEquals"] or len(rule["ErrorEquals"]) == 1
+    for rule in rules(state, "Retry"):
+        interval = rule.get("IntervalSeconds", 1)
+        assert 1 <= interval < rule.get("MaxDelaySeconds", 31_622_400) <= 31_622_400
+        assert rule.get("BackoffRate", 2) >= 1
+        assert rule.get("JitterStrategy", "NONE") in {"FULL", "NONE"}
+
+
+def test_errors_are_known_names() -> None:
+    ours = {name for module in (errors, admission) for name in vars(module)}
+    for state in STATES.values():
+        for rule in (*rules(state, "Retry"), *rules(state, "Catch")):
+            assert set(rule["ErrorEquals"]) <= OF_STATES | OF_LAMBDA | ours
+
+
+def test_what_runs_out_of_memory_is_tried_once_more_whatever_lambda_calls_it() -> None:
+    killed = {"Lambda.Unknown", "Runtime.ExitError", "Runtime.OutOfMemory"}
+    for state in STATES.values():
+        if state["Type"] == "Task":
+            [rule] = [rule for rule in state["Retry"] if killed & set(rule["ErrorEquals"])]
+            assert killed <= set(rule["ErrorEquals"])
+            assert rule["MaxAttempts"] == 1
+
+
+def test_what_is_computed_is_a_path_of_the_input_or_the_context() -> None:
+    def values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                yield from values(inner, name)
+        elif isinstance(value, list):
+            for inner in value:
+                yield from values(inner, key)
+        else:
+            yield key, value
+
+    for key, value in values(DEFINITION):
+        if key.endswith((".$", "Path")) and value is not None:
+            assert value == "$" or value.startswith(("$.", "$$."))
+        elif key != "Variable":
+            assert not str(value).startswith("$.")

@@ -1,0 +1,590 @@
+"""The template as `sam` transforms it: who may do what, what is rejected, what is watched."""
+
+import fnmatch
+import json
+import re
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+pytest.importorskip("samcli", reason="sam is not installed: `make setup`")
+
+from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
+from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
+from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
+
+from gradshard.client.tickets import MAX_SECONDS
+from gradshard.formats.keys import RoundKeys
+from gradshard.planning.spec import MAX_TIMEOUT
+from gradshard.rounds import aws_callbacks
+
+ROOT = Path(__file__).parents[3]
+
+FUNCTIONS = [
+    "OpenRoundFunction",
+    "CollectUpdateFunction",
+    "PlanRoundFunction",
+    "AggregateShardFunction",
+    "FinalizeRoundFunction",
+    "AbortRoundFunction",
+]
+
+ANYTHING_BY = {
+    ("OpenRoundFunctionRole", "states:SendTaskSuccess"): "the token names the execution",
+    ("OpenRoundFunctionRole", "states:SendTaskFailure"): "the token names the execution",
+    ("CollectUpdateFunctionRole", "states:SendTaskSuccess"): "the token names the execution",
+} | {
+    ("RoundStateMachineRole", f"logs:{action}"): "log delivery has no resource to name"
+    for action in (
+        "CreateLogDelivery",
+        "GetLogDelivery",
+        "UpdateLogDelivery",
+        "DeleteLogDelivery",
+        "ListLogDeliveries",
+        "PutResourcePolicy",
+        "DescribeResourcePolicies",
+        "DescribeLogGroups",
+    )
+}
+"""Who may do what to ``*``, and why it cannot be narrower."""
+
+MANAGED = {
+    "AWSLambdaBasicExecutionRole": "SAM adds it: writing logs, to any log group",
+    "AWSXrayWriteOnlyAccess": "SAM adds it for tracing, which has no resource to name",
+}
+"""AWS's own policies that roles have, and why."""
+
+WHOLE_BUCKET = {
+    "s3:ListBucket": "a missing object is told from a forbidden one; no prefix holds for that",
+    "s3:ListBucketVersions": "partial sums are removed by version",
+    "s3:ListBucketMultipartUploads": "an upload left by a killed planning is found and aborted",
+}
+"""What is allowed on the bucket as a whole, and why. Reading or writing objects never is."""
+
+
+MAX_STACK_NAME = 54
+"""Characters: what is left of a schedule group's name."""
+
+NAMING = {
+    "AlarmName",
+    "BucketName",
+    "DashboardName",
+    "FunctionName",
+    "LayerName",
+    "LogGroupName",
+    "Name",
+    "QueueName",
+    "RoleName",
+    "StateMachineName",
+    "TopicName",
+}
+
+SERVICES: dict[str, Any] = json.loads(
+    files("cfnlint.data.AdditionalSpecs").joinpath("Policies.json").read_text()
+)
+"""What IAM knows of each service, as cfn-lint has it from AWS's Service Authorization Reference."""
+
+
+class Grant(NamedTuple):
+    role: str
+    action: str
+    resource: str
+
+
+def transformed() -> dict[str, Any]:
+    template = yaml_parse((ROOT / "template.yaml").read_text())
+    for resource in template["Resources"].values():
+        for local in ("CodeUri", "ContentUri", "DefinitionUri"):
+            if local in resource.get("Properties", {}):
+                # As after `sam package`; nothing is fetched.
+                resource["Properties"][local] = "s3://bucket/key"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        found: dict[str, Any] = Translator({}, Parser()).translate(template, {})
+    return found
+
+
+TEMPLATE = transformed()
+RESOURCES: dict[str, dict[str, Any]] = TEMPLATE["Resources"]
+
+
+def of_type(kind: str) -> dict[str, dict[str, Any]]:
+    found = {name: r["Properties"] for name, r in RESOURCES.items() if r["Type"] == kind}
+    assert found, f"the template has no {kind}"
+    return found
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def shown(value: Any) -> str:
+    """An ARN or reference as text."""
+    if isinstance(value, str):
+        return value
+    [(function, argument)] = value.items()
+    if function == "Fn::Sub":
+        return str(argument)
+    return "${" + (".".join(argument) if function == "Fn::GetAtt" else argument) + "}"
+
+
+def statements() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every statement that a role has, inline or attached."""
+    for role, properties in of_type("AWS::IAM::Role").items():
+        for policy in properties.get("Policies", []):
+            for statement in as_list(policy["PolicyDocument"]["Statement"]):
+                yield role, statement
+    for properties in of_type("AWS::IAM::Policy").values():
+        for role in properties["Roles"]:
+            for statement in as_list(properties["PolicyDocument"]["Statement"]):
+                yield shown(role)[2:-1], statement
+
+
+def grants() -> list[Grant]:
+    return [
+        Grant(role, action, shown(resource))
+        for role, statement in statements()
+        for action in as_list(statement["Action"])
+        for resource in as_list(statement["Resource"])
+    ]
+
+
+MODELS = {
+    "${Bucket.Arn}/models/*.json": "which version is current, and each version's record",
+    "${Bucket.Arn}/models/*.safetensors": "models, whether a round made them or somebody put them",
+    "${Bucket.Arn}/models/*/rounds/*.safetensors": "what rounds make: models, optimizers' state",
+}
+
+
+def patterns_of_a_rounds_objects() -> set[str]:
+    """Every object of a round, and every folder, as policies name them."""
+    names = vars(RoundKeys("r"))
+    ends = {value.removeprefix("rounds/r/") for value in names.values() if "/" in value}
+    ends -= {""}
+    return {f"${{Bucket.Arn}}/rounds/*/{end}{'*' * end.endswith('/')}" for end in ends}
+
+
+# ------------------------------------------------------------------------------------- the roles
+
+
+def test_every_function_has_a_role_of_its_own() -> None:
+    roles = [shown(function["Role"]) for function in of_type("AWS::Lambda::Function").values()]
+    assert sorted(roles) == sorted(f"${{{name}Role.Arn}}" for name in FUNCTIONS)
+
+
+def test_statements_allow_and_name_what_they_allow() -> None:
+    for _, statement in statements():
+        assert statement["Effect"] == "Allow"
+        assert {"NotAction", "NotResource"}.isdisjoint(statement)
+
+
+def test_no_role_may_do_any_action() -> None:
+    assert [grant for grant in grants() if "*" in grant.action or "?" in grant.action] == []
+
+
+def test_who_may_act_on_anything_is_listed_with_a_reason() -> None:
+    assert {(role, action) for role, action, resource in grants() if resource == "*"} == set(
+        ANYTHING_BY
+    )
+
+
+def test_policies_of_aws_are_listed_with_a_reason() -> None:
+    attached = {
+        shown(arn).rpartition("/")[2]
+        for role in of_type("AWS::IAM::Role").values()
+        for arn in role.get("ManagedPolicyArns", [])
+    }
+    assert attached == set(MANAGED)
+
+
+def test_no_role_reads_or_writes_more_of_the_bucket_than_kinds_of_objects() -> None:
+    of_s3 = [grant for grant in grants() if grant.action.startswith("s3:")]
+    on_bucket = {grant.action for grant in of_s3 if grant.resource == "${Bucket.Arn}"}
+    assert on_bucket == set(WHOLE_BUCKET)
+    named = {grant.resource for grant in of_s3} - {"${Bucket.Arn}"}
+    assert named <= patterns_of_a_rounds_objects() | set(MODELS)
+
+
+def test_no_function_may_change_a_model_that_somebody_put() -> None:
+    reading = {"s3:GetObject", "s3:GetObjectVersion"}
+    actions = {g.action for g in grants() if g.resource == "${Bucket.Arn}/models/*.safetensors"}
+    assert actions <= reading
+
+
+def test_no_function_may_change_an_update() -> None:
+    writing = [
+        grant
+        for grant in grants()
+        if re.search("/(updates|progress)/", grant.resource)
+        and not grant.action.startswith("s3:GetObject")
+    ]
+    assert writing == []
+
+
+def test_the_state_machine_invokes_its_functions_and_nothing_else() -> None:
+    invoking = {(role, resource) for role, action, resource in grants() if "Invoke" in action}
+    machines = [name for name in FUNCTIONS if name != "CollectUpdateFunction"]
+    assert invoking == {("RoundStateMachineRole", f"${{{name}.Arn}}") for name in machines} | {
+        ("ScheduleRole", "${CollectUpdateFunction.Arn}")
+    }
+
+
+def test_the_machine_may_read_tasks_and_start_follow_and_redrive_its_children() -> None:
+    """What the engine asks no role for, in the names that the machine and its definition have.
+
+    https://docs.aws.amazon.com/step-functions/latest/dg/iam-policies-eg-dist-map.html
+    """
+    [machine] = of_type("AWS::StepFunctions::StateMachine").values()
+    here, name = "states:${AWS::Region}:${AWS::AccountId}", shown(machine["StateMachineName"])
+    arns = "arn:${AWS::Partition}:" + here
+    granted = {(g.action, g.resource) for g in grants() if g.role == "RoundStateMachineRole"}
+    assert granted >= {
+        ("s3:GetObject", "${Bucket.Arn}/rounds/*/tasks/*"),
+        ("states:StartExecution", f"{arns}:stateMachine:{name}"),
+        ("states:DescribeExecution", f"{arns}:execution:{name}:*"),
+        ("states:StopExecution", f"{arns}:execution:{name}:*"),
+        ("states:RedriveExecution", f"{arns}:execution:{name}/*:*"),
+    }
+    assert fnmatch.fnmatch(RoundKeys("r").tasks(0), "rounds/*/tasks/*")
+
+
+def test_other_services_are_let_in_for_this_stack_only() -> None:
+    for role in of_type("AWS::IAM::Role").values():
+        for statement in role["AssumeRolePolicyDocument"]["Statement"]:
+            [service] = as_list(statement["Principal"]["Service"])
+            assert service in {"lambda.amazonaws.com", "states.amazonaws.com"} or (
+                statement["Condition"]["StringEquals"].keys()
+                == {"aws:SourceAccount", "aws:SourceArn"}
+            )
+    for permission in of_type("AWS::Lambda::Permission").values():
+        assert permission["Principal"] == "events.amazonaws.com"
+        assert shown(permission["SourceArn"]) == "${CollectUpdateFunctionUpdateArrived.Arn}"
+    [queue] = of_type("AWS::SQS::QueuePolicy").values()
+    for statement in queue["PolicyDocument"]["Statement"]:
+        assert statement["Principal"] == {"Service": "events.amazonaws.com"}
+        assert "aws:SourceArn" in statement["Condition"]["ArnEquals"]
+
+
+def test_the_key_opens_nothing_but_this_bucket() -> None:
+    keyed = [(role, s) for role, s in statements() if "kms:" in json.dumps(s["Action"])]
+    actions = {role: set(as_list(statement["Action"])) for role, statement in keyed}
+    both = {"kms:Decrypt", "kms:GenerateDataKey"}
+    assert actions == {f"{name}Role": both for name in FUNCTIONS} | {
+        "RoundStateMachineRole": {"kms:Decrypt"}
+    }
+    for _, statement in keyed:
+        assert shown(statement["Resource"]) == "${KmsKeyArn}"
+        condition = statement["Condition"]
+        assert shown(condition["StringEquals"]["kms:ViaService"]) == (
+            "s3.${AWS::Region}.${AWS::URLSuffix}"
+        )
+        context = condition["StringLike"]["kms:EncryptionContext:aws:s3:arn"]
+        assert [shown(arn) for arn in context] == ["${Bucket.Arn}", "${Bucket.Arn}/*"]
+    for policy in ("FunctionsUseKey", "MachineReadsWithKey"):
+        assert RESOURCES[policy]["Condition"] == "HasKmsKey"
+
+
+# ------------------------------------------------------------------------ what AWS knows and takes
+
+
+def as_aws_has_it(text: str) -> str:
+    """An ARN or a name of the longest kind that the template makes."""
+    values = {
+        "AWS::Partition": "aws-us-gov",
+        "AWS::Region": "ap-southeast-2",
+        "AWS::AccountId": "1" * 12,
+        "AWS::StackName": "s" * MAX_STACK_NAME,
+        "AWS::URLSuffix": "amazonaws.com",
+        "Bucket.Arn": "arn:aws-us-gov:s3:::" + "b" * 63,
+        "KmsKeyArn": f"arn:aws-us-gov:kms:ap-southeast-2:{'1' * 12}:key/{'k' * 36}",
+        "ScheduleGroup": "g" * 64,
+        "ScheduleRole.Arn": f"arn:aws-us-gov:iam::{'1' * 12}:role/{'r' * 64}",
+        "UndeliveredEvents.Arn": f"arn:aws-us-gov:sqs:ap-southeast-2:{'1' * 12}:{'q' * 80}",
+    } | {
+        f"{name}.Arn": f"arn:aws-us-gov:lambda:ap-southeast-2:{'1' * 12}:function:{'f' * 64}"
+        for name in FUNCTIONS
+    }
+    return re.sub(r"\$\{([\w:.]+)\}", lambda found: values[found[1]], text)
+
+
+def matches(resource: str, kind: str, formats: list[str]) -> bool:
+    """Whether an ARN is of a kind of resource, of which AWS's list has the form."""
+    if kind in {"bucket", "object"} and ("/" in resource) != (kind == "object"):
+        return False
+    patterns = (re.sub(r"\$\{\w+\}", "[^:]*", arn) for arn in formats)
+    return any(re.fullmatch(pattern, resource) for pattern in patterns)
+
+
+def unknown_to_aws(granted: Iterable[Grant]) -> list[Grant]:
+    """Grants of actions that there are not, or on what they are not asked for.
+
+    A policy of either kind is valid, and allows nothing.
+    """
+    return [grant for grant in granted if not _is_known(grant)]
+
+
+def _is_known(grant: Grant) -> bool:
+    service, action = grant.action.split(":")
+    known = SERVICES[service]["Actions"].get(action.lower())
+    if known is None:
+        return False
+    kinds = known.get("Resources", [])
+    if not kinds:
+        return grant.resource == "*"
+    resource = as_aws_has_it(grant.resource)
+    kept = SERVICES[service]["Resources"]
+    return any(matches(resource, kind, kept[kind]["ARNFormats"]) for kind in kinds)
+
+
+def test_every_action_is_one_of_aws_on_a_resource_that_it_takes() -> None:
+    assert unknown_to_aws(grants()) == []
+
+
+@pytest.mark.parametrize(
+    ("action", "resource"),
+    [
+        ("s3:ListParts", "${Bucket.Arn}/*"),  # the request's name, not the action's
+        ("s3:ListBucket", "${Bucket.Arn}/*"),
+        ("s3:GetObject", "${Bucket.Arn}"),
+        ("states:SendTaskSuccess", "arn:aws:states:r:1:stateMachine:m"),
+        ("states:DescribeMapRun", "arn:aws:states:r:1:execution:m:*"),
+        ("scheduler:CreateSchedule", "arn:aws:scheduler:r:1:schedule-group/g"),
+    ],
+)
+def test_an_action_on_what_it_is_not_asked_for_is_found(action: str, resource: str) -> None:
+    grant = Grant("role", action, resource)
+    assert unknown_to_aws([grant]) == [grant]
+
+
+def test_the_policies_of_the_documentation_name_actions_and_resources_of_aws() -> None:
+    page = (ROOT / "docs" / "deploying.md").read_text()
+    texts = [(ROOT / "docs" / "client-policy.json").read_text()]
+    texts += re.findall(r"<!-- policy: \w+ -->\n```json\n(.*?)```", page, re.DOTALL)
+    assert len(texts) == 3
+    granted = [
+        Grant("", action, resource)
+        for text in texts
+        for statement in json.loads(text)["Statement"]
+        for action in as_list(statement["Action"])
+        for resource in as_list(statement["Resource"])
+    ]
+    assert unknown_to_aws(granted) == []
+
+
+def test_what_a_role_may_do_fits_into_it() -> None:
+    """IAM takes 10,240 characters of a role's inline policies, white space not counted."""
+    said: dict[str, int] = {}
+    for role, statement in statements():
+        text = json.dumps(json.loads(as_aws_has_it(flat(statement))), separators=(",", ":"))
+        said[role] = said.get(role, 0) + len(text) + 100
+    assert max(said.values()) <= 10_240
+
+
+def flat(statement: dict[str, Any]) -> str:
+    """A statement with its references as text."""
+    return json.dumps(
+        statement
+        | {"Resource": [shown(resource) for resource in as_list(statement["Resource"])]}
+        | {"Condition": "c" * 200}
+    )
+
+
+NAMES = {
+    "AWS::CloudWatch::Alarm": ("AlarmName", 255),
+    "AWS::CloudWatch::Dashboard": ("DashboardName", 255),
+    # SAM names it; stacks number their versions of it together.
+    "AWS::Lambda::LayerVersion": ("LayerName", 140),
+    "AWS::Logs::LogGroup": ("LogGroupName", 512),
+    "AWS::Scheduler::ScheduleGroup": ("Name", 64),
+    "AWS::StepFunctions::StateMachine": ("StateMachineName", 80),
+}
+"""Where the template gives a name, and how long that may be."""
+
+
+def test_names_are_short_enough_for_every_stack_that_the_documentation_allows() -> None:
+    page = (ROOT / "docs" / "deploying.md").read_text()
+    assert f"at most {MAX_STACK_NAME} characters" in page
+    longest = {
+        kind: max(len(as_aws_has_it(shown(found[key]))) for found in of_type(kind).values())
+        for kind, (key, _) in NAMES.items()
+    }
+    assert all(longest[kind] <= limit for kind, (_, limit) in NAMES.items())
+    # It is what the shortest of them leaves.
+    assert longest["AWS::Scheduler::ScheduleGroup"] == 64
+
+
+def test_only_what_is_known_to_need_one_has_a_name() -> None:
+    """Names of others, made by CloudFormation, keep stacks of an account apart."""
+    for resource in RESOURCES.values():
+        properties = set(resource.get("Properties", {}))
+        if resource["Type"] in {"AWS::Lambda::EventInvokeConfig", "AWS::Lambda::Permission"}:
+            properties.remove("FunctionName")  # whose they are
+        named = sorted(properties & NAMING)
+        assert named == ([NAMES[resource["Type"]][0]] if resource["Type"] in NAMES else [])
+
+
+def test_a_name_that_is_the_accounts_tells_regions_apart() -> None:
+    [dashboard] = of_type("AWS::CloudWatch::Dashboard").values()
+    assert shown(dashboard["DashboardName"]) == "${AWS::StackName}-${AWS::Region}"
+
+
+# ------------------------------------------------------------------------------------ the bucket
+
+
+def bucket() -> dict[str, Any]:
+    [found] = of_type("AWS::S3::Bucket").values()
+    return found
+
+
+def test_the_bucket_is_closed_to_the_public() -> None:
+    assert bucket()["PublicAccessBlockConfiguration"] == {
+        "BlockPublicAcls": True,
+        "BlockPublicPolicy": True,
+        "IgnorePublicAcls": True,
+        "RestrictPublicBuckets": True,
+    }
+    [rule] = bucket()["OwnershipControls"]["Rules"]
+    assert rule == {"ObjectOwnership": "BucketOwnerEnforced"}
+
+
+def test_the_bucket_and_its_objects_stay_when_the_stack_goes() -> None:
+    # Once it has been made: a first deployment that fails leaves none behind.
+    assert RESOURCES["Bucket"]["DeletionPolicy"] == "RetainExceptOnCreate"
+    assert RESOURCES["Bucket"]["UpdateReplacePolicy"] == "Retain"
+
+
+def test_the_bucket_keeps_versions() -> None:
+    assert bucket()["VersioningConfiguration"] == {"Status": "Enabled"}
+
+
+def test_the_bucket_encrypts_with_the_key_that_is_given() -> None:
+    [rule] = bucket()["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+    default = rule["ServerSideEncryptionByDefault"]
+    assert default["SSEAlgorithm"] == {"Fn::If": ["HasKmsKey", "aws:kms", "AES256"]}
+    assert default["KMSMasterKeyID"]["Fn::If"][:2] == ["HasKmsKey", {"Ref": "KmsKeyArn"}]
+    assert rule["BucketKeyEnabled"] == {"Fn::If": ["HasKmsKey", True, False]}
+
+
+def denials() -> dict[str, dict[str, Any]]:
+    [policy] = of_type("AWS::S3::BucketPolicy").values()
+    found = policy["PolicyDocument"]["Statement"]
+    assert {(s["Effect"], s["Principal"]) for s in found} == {("Deny", "*")}
+    return {statement["Sid"]: statement for statement in found}
+
+
+def test_the_bucket_rejects_everything_over_plain_http() -> None:
+    denial = denials()["DenyPlainHttp"]
+    assert denial["Condition"] == {"Bool": {"aws:SecureTransport": False}}
+    assert denial["Action"] == "s3:*"
+    assert [shown(arn) for arn in denial["Resource"]] == ["${Bucket.Arn}", "${Bucket.Arn}/*"]
+
+
+@pytest.mark.parametrize(
+    ("sid", "header", "but"),
+    [
+        ("DenyCustomerKeys", "x-amz-server-side-encryption-customer-algorithm", None),
+        (
+            "DenyOtherKmsKeys",
+            "x-amz-server-side-encryption-aws-kms-key-id",
+            {"Fn::If": ["HasKmsKey", {"Ref": "KmsKeyArn"}, "none"]},
+        ),
+        ("DenyArchiving", "x-amz-storage-class", "STANDARD"),
+    ],
+)
+def test_the_bucket_rejects_what_the_functions_could_not_read(
+    sid: str, header: str, but: Any
+) -> None:
+    denial = denials()[sid]
+    assert (denial["Action"], shown(denial["Resource"])) == ("s3:PutObject", "${Bucket.Arn}/*")
+    condition = {"Null": {f"s3:{header}": False}}
+    if but is not None:
+        condition["StringNotEquals"] = {f"s3:{header}": but}
+    assert denial["Condition"] == condition
+
+
+def test_forgotten_uploads_go_after_a_day_and_rounds_when_the_operator_says() -> None:
+    rules = {rule["Id"]: rule for rule in bucket()["LifecycleConfiguration"]["Rules"]}
+    uploads = rules["AbortForgottenUploads"]
+    assert uploads["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
+    # As long as a ticket may last, which is for an upload that is begun when it is made.
+    assert MAX_SECONDS == 7 * 24 * 3600
+    assert "Prefix" not in uploads
+    assert rules["DeleteOldRounds"]["ExpirationInDays"] == {"Ref": "RetentionDays"}
+    assert {rule["Status"] for rule in rules.values()} == {"Enabled"}
+
+
+# ---------------------------------------------------------------------------- what is watched
+
+ALARMS = of_type("AWS::CloudWatch::Alarm")
+STACK = "${AWS::StackName}"
+
+
+def test_the_functions_name_their_metrics_after_the_stack() -> None:
+    for function in of_type("AWS::Lambda::Function").values():
+        service = function["Environment"]["Variables"]["POWERTOOLS_SERVICE_NAME"]
+        assert shown(service) == STACK
+
+
+def test_alarms_tell_whoever_is_to_be_told() -> None:
+    for alarm in ALARMS.values():
+        told = [{"Ref": "AlarmTopic"}]
+        assert alarm["AlarmActions"] == {"Fn::If": ["HasAlarmEmail", told, {"Ref": "AWS::NoValue"}]}
+
+
+def test_every_alarm_says_where_its_answer_is() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    headings = {heading.strip() for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+    for alarm in ALARMS.values():
+        end = shown(alarm["AlarmName"]).removeprefix(f"{STACK}-")
+        assert alarm["AlarmDescription"].endswith(f": docs/operations.md#{end}")
+        assert end.replace("-", " ").capitalize() in headings
+
+
+def test_there_are_alarms_for_each_way_to_lose_a_round() -> None:
+    watched = {alarm["MetricName"] for alarm in ALARMS.values()}
+    assert watched == {
+        "ExecutionsFailed",
+        "ExecutionsAborted",
+        "MemoryUsed",
+        "TimeUsed",
+        "Throttles",
+        "ApproximateNumberOfMessagesVisible",
+        "InvocationDroppedCount",
+    }
+
+
+def test_nobody_is_told_unless_an_address_is_given() -> None:
+    assert RESOURCES["AlarmTopic"]["Condition"] == "HasAlarmEmail"
+
+
+def test_what_collect_update_cannot_take_note_of_is_kept() -> None:
+    queue = "${UndeliveredEvents.Arn}"
+    [config] = of_type("AWS::Lambda::EventInvokeConfig").values()
+    assert shown(config["FunctionName"]) == "${CollectUpdateFunction}"
+    assert shown(config["DestinationConfig"]["OnFailure"]["Destination"]) == queue
+    [rule] = of_type("AWS::Events::Rule").values()
+    assert [shown(target["DeadLetterConfig"]["Arn"]) for target in rule["Targets"]] == [queue]
+    [kept] = of_type("AWS::SQS::Queue").values()
+    assert kept["SqsManagedSseEnabled"] is True
+    # Deadlines: the scheduler sends with the role it invokes with, and is told where by open_round.
+    sending = {(role, shown(resource)) for role, action, resource in grants() if "sqs:" in action}
+    assert sending == {("CollectUpdateFunctionRole", queue), ("ScheduleRole", queue)}
+    opening = of_type("AWS::Lambda::Function")["OpenRoundFunction"]["Environment"]["Variables"]
+    assert shown(opening["GRADSHARD_UNDELIVERED_ARN"]) == queue
+
+
+def test_what_is_not_delivered_stays_longer_than_a_round_and_than_who_is_on_call_sleeps() -> None:
+    [kept] = of_type("AWS::SQS::Queue").values()
+    assert kept["MessageRetentionPeriod"] > MAX_TIMEOUT
+    alarm = ALARMS["EventsUndeliveredAlarm"]
+    assert shown(alarm["Dimensions"][0]["Value"]) == "${UndeliveredEvents.QueueName}"
+
+
+def test_the_machine_gives_a_round_up_after_the_longest_deadline() -> None:
+    definition = json.loads((ROOT / "statemachine" / "round.asl.json").read_text())
+    waiting = definition["States"]["OpenRound"]
+    assert waiting["TimeoutSeconds"] > MAX_TIMEOUT + aws_callbacks.TIMEOUT_SECONDS
+    assert waiting["Catch"][0] == {"ErrorEquals": ["States.Timeout"], "Next": "RoundForgotten"}

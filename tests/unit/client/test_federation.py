@@ -1,0 +1,380 @@
+"""Opening, submitting, waiting and fetching, against a bucket in memory."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradshard.client import federation as module
+from gradshard.client.federation import Federation, Round
+from gradshard.client.stack import Execution
+from gradshard.client.upload_source import TensorContent
+from gradshard.errors import (
+    RoundExistsError,
+    RoundFailed,
+    RoundNotFoundError,
+    RoundStateError,
+    SpecError,
+    TicketError,
+    UpdateError,
+    WaitTimeoutError,
+)
+from gradshard.formats.keys import RoundKeys
+from gradshard.formats.layout import encode_header
+from gradshard.formats.tensors import pack
+from gradshard.utils import polling
+from tests.unit.fakes import MemoryStack, MemoryStore
+
+TENSORS = {"w": np.arange(6, dtype="f4")}
+SPEC = {"clients": ["a", "b"], "min_clients": 1, "timeout": 600}
+OPENED = {
+    "round": "r1",
+    "spec": SPEC,
+    "opened_at": "2026-01-01T00:00:00+00:00",
+    "deadline_at": "2026-01-01T00:10:00+00:00",
+}
+
+
+def plan_json(contributors: dict[str, str], **fields: Any) -> dict[str, Any]:
+    return {
+        "round": "r1",
+        "attempt": 0,
+        "contributors": [
+            {
+                "client": client,
+                "source": {
+                    "key": RoundKeys("r1").update(client),
+                    "version": "",
+                    "etag": etag,
+                    "nbytes": 1,
+                },
+                "samples": 1,
+                "weight": 0.5,
+                "runs": [],
+                "report": None,
+            }
+            for client, etag in contributors.items()
+        ],
+        "spans": [],
+        "nbytes": 24,
+        "tensors": 1,
+        "header_bytes": 80,
+        "header_sha256": "",
+        "upload_id": "u",
+        "next_model": None,
+        "visit": "2026-01-01T00:00:59Z",
+        "wave": [0],
+        "awaited": [],
+        "topology": "shards",
+        "order": "sequential",
+        "weights": "shares",
+        "hold": "blocks",
+        "rule": "fedavg",
+        "layers": [],
+        "assignments": None,
+        "levels": [{"groups": [[0, len(contributors)]], "order": []}],
+        "shards": 2,
+        "allow_nonfinite": False,
+        "rejected": [{"client": "b", "reason": "NaN", "etag": "", "late": False}],
+        "missing": [],
+        "notes": [],
+        "projected": {},
+        "opened_at": OPENED["opened_at"],
+        "planned_at": "2026-01-01T00:01:00+00:00",
+        **fields,
+    }
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OPENING_SECONDS", 0.05)
+    monkeypatch.setattr(polling, "FIRST_PAUSE_SECONDS", 0.01)
+
+
+@pytest.fixture(params=["", "kms"])
+def store(request: pytest.FixtureRequest) -> MemoryStore:
+    """A bucket whose ETags are MD5s, and one where they say nothing of the bytes."""
+    return MemoryStore(kms=bool(request.param))
+
+
+@pytest.fixture
+def stack(store: MemoryStore) -> MemoryStack:
+    return MemoryStack(store)
+
+
+@pytest.fixture
+def round_(stack: MemoryStack, store: MemoryStore) -> Round:
+    """Give a round that is open."""
+    store.put_json("rounds/r1/spec.json", OPENED)
+    return Round(stack, "r1")
+
+
+@pytest.fixture
+def federation(stack: MemoryStack) -> Federation:
+    federation = Federation()
+    federation.stack = stack
+    return federation
+
+
+def execution(status: str, **fields: Any) -> Execution:
+    return Execution(**({"status": status, "input": SPEC, "error": "", "cause": ""} | fields))
+
+
+class TestOpening:
+    def test_starts_an_execution_of_the_spec(
+        self, federation: Federation, stack: MemoryStack
+    ) -> None:
+        round_ = federation.open_round("r1", clients=["b", "a"], timeout=600)
+        assert [json.loads(payload) for payload in stack.started] == [SPEC]
+        assert round_.id == "r1"
+
+    def test_twice_in_the_same_terms(
+        self, federation: Federation, stack: MemoryStack, round_: Round
+    ) -> None:
+        stack.executions["r1"] = execution("SUCCEEDED")
+        assert federation.open_round("r1", clients=["a", "b"], timeout=600).id == round_.id
+
+    @pytest.mark.usefixtures("round_")
+    def test_twice_in_other_terms(self, federation: Federation) -> None:
+        with pytest.raises(RoundExistsError, match=r"'r1' .* other terms \(clients, min_clients\)"):
+            federation.open_round("r1", clients=["a", "c"], min_clients=2, timeout=600)
+
+    def test_in_other_terms_before_the_first_is_open(
+        self, federation: Federation, stack: MemoryStack
+    ) -> None:
+        stack.executions["r1"] = execution("RUNNING")
+        with pytest.raises(RoundExistsError):
+            federation.open_round("r1", clients=3)
+
+    def test_tells_why_it_failed(self, federation: Federation, stack: MemoryStack) -> None:
+        stack.executions["r1"] = execution("FAILED", cause="no permission")
+        with pytest.raises(RoundFailed, match=r"first used \(no permission\); choose another name"):
+            federation.open_round("r1", clients=["a", "b"], timeout=600)
+
+    def test_of_updates_of_a_round_that_is_not_there(
+        self, federation: Federation, stack: MemoryStack
+    ) -> None:
+        with pytest.raises(RoundNotFoundError, match="no round 'r0'"):
+            federation.open_round("r1", clients=["a"], updates_from="r0")
+        assert not stack.started
+
+    def test_rejects_terms_too_long_for_step_functions(self, federation: Federation) -> None:
+        layout = {f"t{i:0100}": {"dtype": "F32", "shape": [1]} for i in range(2000)}
+        with pytest.raises(SpecError, match="bytes of JSON"):
+            federation.open_round("r1", clients=3, layout=layout)
+
+    @pytest.mark.parametrize("name", ["../up", "", "a/b", "x" * 65, "\x1b[31m"])
+    def test_rejects_path_characters(self, federation: Federation, name: str) -> None:
+        with pytest.raises(SpecError, match="round id"):
+            federation.open_round(name, clients=3)
+
+
+class TestSubmitting:
+    @pytest.mark.parametrize("seconds", [-4, 0, math.inf, math.nan])
+    def test_says_what_cannot_be_of_the_training(
+        self, round_: Round, store: MemoryStore, seconds: float
+    ) -> None:
+        with pytest.raises(UpdateError, match=r"train_seconds is .*, not a number above zero"):
+            round_.submit("a", TENSORS, samples=3, training={"train_seconds": seconds})
+        assert "rounds/r1/updates/a.safetensors" not in store.objects
+
+    def test_uploads(self, round_: Round, store: MemoryStore) -> None:
+        round_.submit("a", TENSORS, samples=3)
+        assert "rounds/r1/updates/a.safetensors" in store.objects
+
+    def test_to_a_round_that_is_just_opening(self, stack: MemoryStack, store: MemoryStore) -> None:
+        stack.executions["r2"] = execution("RUNNING")
+        Round(stack, "r2").submit("a", TENSORS, samples=3)
+        assert "rounds/r2/updates/a.safetensors" in store.objects
+
+    @pytest.mark.parametrize(
+        ("client", "update", "samples", "error", "reason"),
+        [
+            ("c", TENSORS, 3, UpdateError, "'c' is not expected in round 'r1'"),
+            ("a/b", TENSORS, 3, SpecError, "client id"),
+            ("a", TENSORS, None, UpdateError, "samples is missing"),
+            ("a", TENSORS, 0, UpdateError, "samples is 0"),
+            ("a", {}, 3, UpdateError, "empty"),
+            ("a", {"w": np.ones(1, bool)}, 3, UpdateError, "'w'"),
+            ("a", "/no/such.safetensors", 3, FileNotFoundError, "such"),
+        ],
+    )
+    def test_bad_ones_are_not_sent(
+        self,
+        round_: Round,
+        store: MemoryStore,
+        client: str,
+        update: Any,
+        samples: Any,
+        error: type[Exception],
+        reason: str,
+    ) -> None:
+        with pytest.raises(error, match=reason):
+            round_.submit(client, update, samples)
+        assert list(store.objects) == ["rounds/r1/spec.json"]
+
+    def test_of_another_layout_is_not_sent(self, round_: Round, store: MemoryStore) -> None:
+        spec = SPEC | {"layout": {"w": {"dtype": "F32", "shape": [2]}}}
+        store.put_json("rounds/r1/spec.json", OPENED | {"spec": spec})
+        with pytest.raises(UpdateError, match=r"F32 \[6\], not F32 \[2\]"):
+            round_.submit("a", TENSORS, samples=3)
+
+    def test_to_no_round(self, stack: MemoryStack) -> None:
+        with pytest.raises(RoundNotFoundError, match="'nope'"):
+            Round(stack, "nope").submit("a", TENSORS, samples=3)
+
+    def test_to_a_round_that_has_ended(self, round_: Round, store: MemoryStore) -> None:
+        store.put_json(
+            round_.keys.manifest, {"status": "failed", "error": "E", "cause": "nobody came"}
+        )
+        with pytest.raises(RoundStateError, match="has ended"):
+            round_.submit("a", TENSORS, samples=3)
+
+    def test_after_planning_only_what_counts_already(
+        self, round_: Round, store: MemoryStore
+    ) -> None:
+        round_.submit("a", TENSORS, samples=3)
+        counted = store.etags[round_.keys.update("a")]
+        store.put_json(round_.keys.plan, plan_json({"a": counted}))
+        round_.submit("a", TENSORS, samples=3)
+        with pytest.raises(RoundStateError, match="planned"):
+            round_.submit("a", TENSORS, samples=4)
+        with pytest.raises(RoundStateError, match="planned"):
+            round_.submit("b", TENSORS, samples=3)
+
+    def test_to_a_group_that_an_eager_round_still_awaits(
+        self, round_: Round, store: MemoryStore
+    ) -> None:
+        terms = {"clients": list("abcd"), "topology": "lambda_fl", "eager": True}
+        store.put_json(round_.keys.spec, OPENED | {"spec": terms | {"weights": "counts"}})
+        store.put_json(round_.keys.plan, plan_json({}, awaited=[1]))
+        round_.submit("c", TENSORS, samples=3)
+        assert round_.keys.update("c") in store.objects
+        with pytest.raises(RoundStateError, match="planned"):
+            round_.submit("a", TENSORS, samples=3)
+
+
+class TestWaiting:
+    def test_returns_the_manifest(self, round_: Round, store: MemoryStore) -> None:
+        store.put_json(round_.keys.manifest, {"status": "completed"})
+        assert round_.wait() == {"status": "completed"}
+
+    def test_raises_the_cause(self, round_: Round, store: MemoryStore) -> None:
+        store.put_json(
+            round_.keys.manifest, {"status": "failed", "error": "E", "cause": "nobody came"}
+        )
+        with pytest.raises(RoundFailed, match="nobody came"):
+            round_.wait()
+
+    def test_sees_that_the_execution_died(self, round_: Round, stack: MemoryStack) -> None:
+        stack.executions["r1"] = execution("ABORTED")
+        with pytest.raises(RoundFailed, match="ABORTED"):
+            round_.wait()
+
+    def test_gives_up(self, round_: Round) -> None:
+        seen: list[str] = []
+        with pytest.raises(WaitTimeoutError, match=r"within 0\.05 s"):
+            round_.wait(timeout=0.05, progress=lambda status: seen.append(status["state"]))
+        assert set(seen) == {"awaiting"}
+
+    def test_for_no_round(self, stack: MemoryStack) -> None:
+        with pytest.raises(RoundNotFoundError):
+            Round(stack, "nope").wait()
+
+
+class TestStatus:
+    def test_while_awaiting(self, round_: Round, store: MemoryStore) -> None:
+        round_.submit("a", TENSORS, samples=3)
+        store.put_json(round_.keys.rejection("a"), {"client": "a", "reason": "bad", "late": False})
+        status = round_.status()
+        assert status["state"] == "awaiting"
+        assert [update["client"] for update in status["arrived"]] == ["a"]
+        assert status["missing"] == ["b"]
+        assert status["rejected"] == [{"client": "a", "reason": "bad"}]
+        assert round_.rejection("a") == "bad"
+        assert round_.rejection("b") is None
+
+    def test_while_aggregating(self, round_: Round, store: MemoryStore) -> None:
+        store.put_json(round_.keys.plan, plan_json({"a": "x"}))
+        store.put_json(round_.keys.task_report(0, 1), {})
+        store.put_json(round_.keys.rejection("b"), {"client": "b", "reason": "slow", "late": True})
+        status = round_.status()
+        assert (status["state"], status["tasks_done"]) == ("aggregating", 1)
+        assert status["plan"]["contributors"] == ["a"]
+        assert status["rejected"] == [{"client": "b", "reason": "NaN"}]
+        assert status["late"] == [{"client": "b", "reason": "slow"}]
+
+    def test_reports_of_an_attempt_given_up_do_not_count(
+        self, round_: Round, store: MemoryStore
+    ) -> None:
+        store.put_json(round_.keys.task_report(0, 0), {})
+        store.put_json(round_.keys.plan, plan_json({"a": "x"}, planned_at="2999-01-01T00:00:00Z"))
+        assert round_.status()["tasks_done"] == 0
+
+    def test_of_no_round(self, stack: MemoryStack) -> None:
+        with pytest.raises(RoundNotFoundError):
+            Round(stack, "nope").status()
+
+
+class TestFetching:
+    @pytest.fixture
+    def finished(self, round_: Round, store: MemoryStore) -> Round:
+        layout, views = pack(TENSORS)
+        data = encode_header(layout, {}) + b"".join(views)
+        store.put_bytes(round_.keys.result, data)
+        update = {"key": round_.keys.result, "version": "", "nbytes": len(data)}
+        update["etag"] = store.etags[round_.keys.result]
+        store.put_json(round_.keys.manifest, {"status": "completed", "update": update})
+        return round_
+
+    def test_arrays(self, finished: Round) -> None:
+        np.testing.assert_array_equal(finished.fetch()["w"], TENSORS["w"])
+
+    def test_a_file(self, finished: Round, store: MemoryStore, tmp_path: Path) -> None:
+        path = tmp_path / "update.safetensors"
+        assert finished.fetch(path) == path
+        assert path.read_bytes() == store.objects[finished.keys.result]
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_a_failure_leaves_no_file(
+        self, finished: Round, store: MemoryStore, tmp_path: Path
+    ) -> None:
+        store.etags[finished.keys.result] = '"other"'
+        path = tmp_path / "update.safetensors"
+        path.write_text("the one before")
+        with pytest.raises(Exception, match=r"update\.safetensors"):
+            finished.fetch(path)
+        assert path.read_text() == "the one before"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_too_early(self, round_: Round) -> None:
+        with pytest.raises(RoundStateError, match="has not ended"):
+            round_.fetch()
+
+
+class TestTickets:
+    def test_are_for_the_round_and_the_client(self, round_: Round) -> None:
+        ticket = round_.ticket("a", expires=60, max_bytes=5000)
+        assert (ticket.round_id, ticket.client, ticket.max_bytes) == ("r1", "a", 5000)
+        assert "/rounds/r1/updates/a.safetensors?X-Amz-Expires=60" in next(iter(ticket.upload))
+
+    def test_are_not_for_who_is_not_expected(self, round_: Round) -> None:
+        with pytest.raises(UpdateError, match="'eve' is not expected"):
+            round_.ticket("eve", max_bytes=5000)
+
+    def test_need_a_size(self, round_: Round) -> None:
+        with pytest.raises(TicketError, match="no layout to go by: give max_bytes"):
+            round_.ticket("a")
+
+    def test_take_what_the_rounds_layout_takes(self, round_: Round, store: MemoryStore) -> None:
+        layout = {"w": {"dtype": "F32", "shape": [6]}}
+        store.put_json("rounds/r1/spec.json", OPENED | {"spec": SPEC | {"layout": layout}})
+        content = TensorContent(TENSORS, 2**53)
+        assert content.nbytes <= round_.ticket("a").max_bytes <= content.nbytes + 64 * 1024
+
+    def test_need_a_round(self, stack: MemoryStack) -> None:
+        with pytest.raises(RoundNotFoundError):
+            Round(stack, "nope").ticket("a", max_bytes=5000)

@@ -1,0 +1,193 @@
+"""Deploying: where the application and its tools are, and what `sam` is told."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from gradshard.deployment import application, deploy, local_engine
+from gradshard.deployment.deploy import parse_options
+from gradshard.errors import DeployError, EngineError
+
+SAM = """\
+#!/bin/sh
+for word in "$@"; do printf '%s\\n' "$word"; done > "{log}.$1"
+exit {code}
+"""
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of tools that is the whole path."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def add_tool(folder: Path, name: str, text: str = "#!/bin/sh\nexit 0\n") -> None:
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def sam(tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `sam` that keeps what it was told; the current folder is empty."""
+    add_tool(tools, "sam", SAM.format(log=tmp_path / "told", code=0))
+    add_tool(tools, "python3.13")
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return tmp_path
+
+
+def told(sam: Path, command: str) -> list[str]:
+    return (sam / f"told.{command}").read_text().splitlines()
+
+
+def test_building_and_deploying_have_the_same_parameters(sam: Path) -> None:
+    deploy.deploy(["--stack-name", "x", "--parameter-overrides", "Architecture=x86_64", "A=1 B="])
+    for command in ("build", "deploy"):
+        words = told(sam, command)
+        start = words.index("--parameter-overrides") + 1
+        assert words[start : start + 3] == ['Architecture="x86_64"', 'A="1"', 'B=""']
+    assert told(sam, "deploy")[-2:] == ["--stack-name", "x"]
+    assert "--stack-name" not in told(sam, "build")
+
+
+def test_without_parameters_the_templates_processor_is_built_for(sam: Path) -> None:
+    deploy.deploy([])
+    assert 'Architecture="arm64"' in told(sam, "build")
+
+
+def test_saved_answers_are_built_for_and_new_ones_win(sam: Path) -> None:
+    Path("gradshard.toml").write_text(
+        "version = 0.1\n[default.deploy.parameters]\n"
+        'parameter_overrides = "Architecture=\\"x86_64\\" RetentionDays=\\"9\\""\n'
+    )
+    deploy.deploy(["--parameter-overrides=RetentionDays=12"])
+    words = told(sam, "build")
+    assert {'Architecture="x86_64"', 'RetentionDays="12"'} <= set(words)
+    assert words[words.index("--config-file") + 1] == str(Path.cwd() / "gradshard.toml")
+
+
+def test_another_applications_settings_are_left_alone(sam: Path) -> None:
+    Path("samconfig.toml").write_text('[default.global.parameters]\nstack_name = "theirs"\n')
+    deploy.deploy([])
+    config = Path(told(sam, "deploy")[told(sam, "deploy").index("--config-file") + 1])
+    assert config.parent != Path.cwd()
+    assert not Path("gradshard.toml").exists()
+
+
+def test_the_guide_keeps_its_answers_in_this_folder(sam: Path) -> None:
+    deploy.deploy(["--guided"])
+    words = told(sam, "deploy")
+    assert words[words.index("--config-file") + 1] == str(Path.cwd() / "gradshard.toml")
+    assert "CAPABILITY_IAM" in Path("gradshard.toml").read_text()
+
+
+def test_answering_the_guide_with_another_processor_is_an_error(sam: Path, tools: Path) -> None:
+    answered = 'printf "[default.deploy.parameters]\\nparameter_overrides = '
+    answered += "'Architecture=x86_64'\" > gradshard.toml"
+    add_tool(tools, "sam", f'#!/bin/sh\n[ "$1" = build ] || {answered}\n')
+    with pytest.raises(DeployError, match=r"answered x86_64.*built for arm64.*once more"):
+        deploy.deploy(["-g"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--parameter-overrides"], "--parameter-overrides lacks its value"),
+        (["--config-env"], "--config-env lacks its value"),
+        (["--parameter-overrides", "Architecture"], "'Architecture' is not of the form NAME=VALUE"),
+        (["--parameter-overrides", 'A="x'], "cannot be read"),
+        (["--parameter-overrides", "ParameterKey=A,ParameterValue=b"], "NAME=VALUE"),
+        (["-t", "other.yaml"], "-t is not for `gradshard deploy`"),
+        (["--template-file=x"], "--template-file is not for `gradshard deploy`"),
+    ],
+)
+def test_options_that_make_no_sense_are_rejected(arguments: list[str], message: str) -> None:
+    with pytest.raises(DeployError, match=message):
+        parse_options(arguments)
+
+
+def test_other_options_are_passed_on_in_their_order() -> None:
+    given = ["--region", "eu-west-1", "--config-env", "prod", "--tags", "a=1", "b=2", "-g"]
+    options = parse_options(given)
+    assert options.environment == "prod"
+    assert options.rest == ("--region", "eu-west-1", "--tags", "a=1", "b=2", "-g")
+    assert options.guided
+
+
+def test_settings_that_are_not_toml(sam: Path) -> None:
+    Path("gradshard.toml").write_text("stack_name: x\n")
+    with pytest.raises(DeployError, match=r"gradshard\.toml is not TOML"):
+        deploy.deploy([])
+
+
+def test_a_failing_sam_is_an_error_and_nothing_is_deployed(sam: Path, tools: Path) -> None:
+    add_tool(tools, "sam", SAM.format(log=sam / "told", code=3))
+    with pytest.raises(DeployError, match=r"`sam build` failed \(exit code 3\)"):
+        deploy.deploy([])
+    assert not (sam / "told.deploy").exists()
+
+
+@pytest.mark.parametrize(
+    ("present", "message"),
+    [
+        ({}, "`sam` is not installed"),
+        ({"sam": 0}, r"python3\.13 is not on the path"),
+        ({"sam": 0, "python3.13": 1}, r"python3\.13 cannot run pip"),
+    ],
+)
+def test_missing_tools_are_named(tools: Path, present: dict[str, int], message: str) -> None:
+    for name, code in present.items():
+        add_tool(tools, name, f"#!/bin/sh\nexit {code}\n")
+    with pytest.raises(DeployError, match=message):
+        deploy.deploy([])
+
+
+def test_the_local_engine_needs_the_functions_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application, "RUNTIME", "3.99")
+    with pytest.raises(EngineError, match=r"Python 3\.\d+\.\d+, and they need 3\.99"):
+        local_engine.up(0)
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package as a wheel installs it, from which `gradshard.deployment.application` reads."""
+    package = tmp_path / "site-packages" / "gradshard"
+    for name in ("__init__.py", "app/template.yaml", "app/functions/f/app.py", "app/f.pyc"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(name)
+    monkeypatch.setattr(application, "_PACKAGE", package)
+    monkeypatch.setattr(application, "_CARRIED", package / "app")
+    return package
+
+
+def test_an_installed_application_is_put_together_and_removed_again(wheel: Path) -> None:
+    assert application.checkout() is None
+    with application.folder() as folder:
+        found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert found == {
+        "template.yaml",
+        "functions/f/app.py",
+        "layers/gradshard/gradshard/__init__.py",
+    }
+    assert not folder.exists()
+
+
+def test_the_fingerprint_is_of_all_that_is_deployed(wheel: Path) -> None:
+    before = application.fingerprint()
+    (wheel / "app" / "f.pyc").write_text("made by the interpreter")
+    assert application.fingerprint() == before
+    (wheel / "__init__.py").write_text("other code")
+    assert application.fingerprint() != before
+
+
+def test_a_package_without_the_application(wheel: Path) -> None:
+    shutil.rmtree(wheel / "app")
+    with pytest.raises(DeployError, match=r"no application beside the package"):
+        application.files()

@@ -1,0 +1,148 @@
+"""What a client may write: rejected in short words, in little memory; never a crash."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradshard.errors import UpdateError
+from gradshard.formats.layout import MAX_HEADER_BYTES, MAX_HEADER_VALUES, Layout, parse_header
+from tests.fuzz.targets import TARGETS
+
+SEEDS = Path(__file__).parents[2] / "fuzz" / "seeds"
+WORDS = [
+    json.loads(f'"{line[1:-1]}"'.replace("\\\\", "\\u005c"))
+    for line in (SEEDS / "words.txt").read_text().splitlines()
+]
+
+# Of the functions that read headers, 512 MB: what is left beside the interpreter and boto3.
+ROOM_MB = 512 - 100
+CHECK = """
+import sys
+from gradshard.rounds import arrivals
+from tests.fuzz.targets import KEYS, _Memory
+from tests.unit.formats.test_hostile_updates import WORST, peak_mb
+blob = WORST[sys.argv[1]]()
+blob = len(blob).to_bytes(8, "little") + blob
+store = _Memory(blob, len(blob) + 400_000)
+before = peak_mb()
+clients = [f"c{i}" for i in range(int(sys.argv[2]))]
+found = arrivals.check_updates(store, KEYS, clients, partial=False)
+print(round(peak_mb() - before), {type(update).__name__ for update in found})
+"""
+FILL = MAX_HEADER_BYTES - 64
+
+
+def peak_mb() -> float:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def tensors(count: int) -> bytes:
+    return b'{"__metadata__":{"num_samples":"1"},%s}' % b",".join(
+        b'"layer.%d.weight":{"dtype":"F32","shape":[1,1,1,1],"data_offsets":[%d,%d]}'
+        % (number, 4 * number, 4 * number + 4)
+        for number in range(count)
+    )
+
+
+WORST: dict[str, Callable[[], bytes]] = {
+    "lists": lambda: b'{"a":[%s[]]}' % (b"[]," * (FILL // 3)),
+    "lists, as many as are read": lambda: b'{"a":[%s[]]}' % (b"[]," * (MAX_HEADER_VALUES // 2 - 9)),
+    "keys, as many as are read": lambda: (
+        b'{"a":{%s}}' % b",".join(b'"%06x":0' % i for i in range(MAX_HEADER_VALUES // 2 - 9))
+    ),
+    "texts": lambda: b'{"a":[%s"bc"]}' % (b'"bc",' * (MAX_HEADER_VALUES - 9)),
+    "wide characters": lambda: b'{"a":"%s%s"}' % ("\U0001f600".encode(), b"x" * FILL),
+    "100,000 tensors": lambda: tensors(100_000),
+}
+
+
+@pytest.mark.parametrize("what", WORST)
+def test_the_worst_headers_of_several_clients_fit_into_a_function(what: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, what, "4"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    peak, kinds = done.stdout.split(maxsplit=1)
+    print(f"{what}: {peak} MB, {kinds}")
+    assert int(peak) < ROOM_MB
+    assert ("Update" in kinds) == (what == "100,000 tensors")
+
+
+def test_as_many_values_as_are_read_are_rejected_by_number_when_there_are_more() -> None:
+    with pytest.raises(UpdateError, match=rf"has 2840000 commas.*over the {MAX_HEADER_VALUES}"):
+        parse_header(b"[" * (2 * MAX_HEADER_VALUES), 10**9)
+
+
+def test_100_000_tensors_are_read() -> None:
+    header = tensors(100_000)
+    layout = parse_header(header, 8 + len(header) + 400_000).layout
+    assert (len(layout.tensors), layout.spans) == (100_000, (("F32", 0, 400_000),))
+
+
+@pytest.mark.parametrize("depth", [10, 1_000, 9_000, 30_000, 1_000_000])
+def test_json_of_any_depth_is_rejected(depth: int) -> None:
+    nested = b"[" * depth + b"]" * depth
+    for text in (
+        nested,
+        b'{"a":%s}' % nested,
+        b'{"__metadata__":%s}' % nested,
+        b'{"a":{"dtype":"F32","shape":%s,"data_offsets":[0,4]}}' % nested,
+    ):
+        with pytest.raises(UpdateError) as error:
+            parse_header(text, 8 + len(text) + 4)
+        assert len(str(error.value)) < 300
+
+
+def test_a_reason_is_short_whatever_the_names_are() -> None:
+    name = "n" * 1_000_000
+    long = Layout.pack([(name, "F32", (1,) * 64)])
+    other = Layout.pack([(name, "F32", (1,) * 63)])
+    short = Layout.pack([("m", "F32", (1,))])
+    for reason in (long.difference(other), long.difference(short), short.difference(long)):
+        assert reason is not None
+        assert len(reason) < 300
+    for start, end in ((2, 6), (6, 10), (int("9" * 4000), 4)):
+        entry = {"dtype": "F32", "shape": [1], "data_offsets": [start, end]}
+        text = json.dumps({"a": {**entry, "data_offsets": [0, 4]}, name: entry}).encode()
+        with pytest.raises(UpdateError) as error:
+            parse_header(text, 8 + len(text) + 10)
+        assert len(str(error.value)) < 300
+
+
+def seeds(target: str) -> list[bytes]:
+    return [file.read_bytes() for file in sorted((SEEDS / target).iterdir())]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_fuzz_seeds_hold(target: str) -> None:
+    assert seeds(target)
+    for seed in seeds(target):
+        TARGETS[target](seed)
+
+
+@st.composite
+def mutated(draw: Any, target: str) -> bytes:
+    """Cut pieces out of the seeds, and put others, words and noise in."""
+    words = [word.encode("utf-8", "replace") for word in WORDS]
+    pieces = st.one_of(st.binary(max_size=12), st.sampled_from(words), st.just(b""))
+    data: bytes = draw(st.one_of(st.sampled_from(seeds(target)), st.binary(max_size=300)))
+    for _ in range(draw(st.integers(0, 4))):
+        start = draw(st.integers(0, len(data)))
+        end = draw(st.integers(start, min(len(data), start + 20)))
+        data = data[:start] + draw(pieces) + data[end:]
+    return data
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_fuzz_briefly(target: str, data: st.DataObject) -> None:
+    TARGETS[target](data.draw(mutated(target)))

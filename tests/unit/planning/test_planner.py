@@ -1,0 +1,414 @@
+"""Cutting, choosing, rejecting, foreseeing."""
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradshard.aggregation import sharding, topologies
+from gradshard.errors import PlanError
+from gradshard.formats.layout import Layout, Span
+from gradshard.planning import limits, planner
+from gradshard.planning.bandwidth import Bandwidth
+from gradshard.planning.limits import MIB
+from gradshard.planning.planner import LambdaConfig, Workload
+from gradshard.planning.pricing import Requests
+
+GIB = 1024 * MIB
+
+
+def arm(memory_mb: int, **options: Any) -> LambdaConfig:
+    return LambdaConfig(memory_mb, "arm64", **options)
+
+
+def one_level(nbytes: int, clients: int, **options: Any) -> Workload:
+    return Workload(nbytes, ((clients,),), **options)
+
+
+def tree(nbytes: int, clients: int, **options: Any) -> Workload:
+    return Workload(nbytes, topologies.lambda_fl(clients), is_cut=False, **options)
+
+
+@given(
+    sizes=st.lists(
+        st.tuples(st.sampled_from(["F32", "I8", "F64", "BF16"]), st.integers(1, 50)), min_size=1
+    ),
+    pieces=st.integers(1, 40),
+)
+def test_cuts_are_element_boundaries_in_order(sizes: list[tuple[str, int]], pieces: int) -> None:
+    layout = Layout.pack((f"t{i}", dtype, (n,)) for i, (dtype, n) in enumerate(sizes))
+    positions = sharding.cut(layout.spans, 0, layout.nbytes, pieces)
+    assert len(positions) == pieces + 1
+    assert positions == sorted(positions)
+    assert (positions[0], positions[-1]) == (0, layout.nbytes)
+    boundaries = {layout.nbytes}
+    for span in layout.spans:
+        boundaries.update(
+            range(span.start, span.end, {"F32": 4, "I8": 1, "F64": 8, "BF16": 2}[span.dtype])
+        )
+    assert set(positions) <= boundaries
+
+
+@given(nbytes=st.integers(1, 10**13).map(lambda n: n // 4 * 4 + 4), shards=st.integers(1, 1000))
+def test_parts_keep_s3s_limits(nbytes: int, shards: int) -> None:
+    spans = Layout.pack([("w", "F32", (nbytes // 4,))]).spans
+    m = min(shards, planner.max_shards(nbytes))
+    cuts = sharding.cut_shards(spans, nbytes, m)
+    sizes = [shard.end - shard.start for shard in cuts]
+    assert [shard.number for shard in cuts] == list(range(m))
+    assert m == 1 or min(sizes) >= limits.MIN_PART_BYTES
+    assert m < planner.min_shards(nbytes) or max(sizes) < limits.MAX_PART_BYTES
+
+
+def test_a_partial_sum_is_as_wide_as_its_accumulators() -> None:
+    spans = (Span("BF16", 0, 100), Span("I8", 100, 107), Span("F64", 107, 123))
+    # 50 in four bytes, 7 in eight, 2 in eight.
+    assert sharding.sums_bytes(spans, 0, 123) == 200 + 56 + 16
+    assert sharding.sums_bytes(spans, 98, 102) == 4 + 16
+
+
+def test_lowers_m_and_says_so() -> None:
+    projection, notes = planner.choose(one_level(60 * MIB, 5), arm(512), shards=1000)
+    assert projection.shards == 11
+    [note] = notes
+    assert note.startswith("M lowered from 1000 to 11: cut into more, an update of 62914560 bytes")
+    assert "under the 5242880 bytes that S3 wants of a part" in note
+
+
+def test_takes_the_m_that_was_asked_for() -> None:
+    projection, notes = planner.choose(one_level(60 * MIB, 5), arm(512), shards=7)
+    assert (projection.shards, notes) == (7, [])
+
+
+def test_buys_time_with_shards() -> None:
+    load = one_level(512 * MIB, 20)
+    cheapest, _ = planner.choose(load, arm(128))
+    quicker, _ = planner.choose(load, arm(128), time_budget=20)
+    assert cheapest.seconds > 20 >= quicker.seconds
+    assert quicker.shards > cheapest.shards
+    assert quicker.total_dollars > cheapest.total_dollars
+
+
+def test_takes_about_a_minute_when_nobody_is_in_a_hurry() -> None:
+    projection, _ = planner.choose(one_level(512 * MIB, 20), arm(256))
+    assert 30 < projection.seconds <= planner.UNHURRIED_SECONDS
+    # Where nothing takes less than a minute, more is no error: nobody asked for less.
+    most = planner.max_shards(3_500_000_000_000)
+    slow, _ = planner.choose(one_level(3_500_000_000_000, 30), arm(3008))
+    assert slow.shards <= most
+    assert slow.seconds > planner.UNHURRIED_SECONDS
+
+
+@given(fewest=st.integers(1, 300), span=st.integers(0, 9700))
+def test_considers_every_small_m_and_steps_of_under_a_hundredth(fewest: int, span: int) -> None:
+    most = fewest + span
+    counts = planner.shard_counts(fewest, most)
+    assert (counts[0], counts[-1]) == (fewest, most)
+    small = min(most, 256)
+    assert [m for m in counts if m <= small] == list(range(fewest, small + 1))
+    assert all(m < after <= 1.01 * m or after == m + 1 for m, after in itertools.pairwise(counts))
+
+
+@pytest.mark.parametrize("clients", [20, 1000])
+@pytest.mark.parametrize("time_budget", [None, 120.0])
+def test_no_m_is_cheaper_by_a_hundredth_than_the_chosen_one(
+    clients: int, time_budget: float | None
+) -> None:
+    load = Workload(60 * 10**9, topologies.grid(clients))
+    chosen, _ = planner.choose(load, arm(256), time_budget=time_budget)
+    most = planner.max_shards(load.nbytes)
+    everything = [planner.project(load, m, arm(256)) for m in range(1, most + 1)]
+    budget = time_budget or planner.UNHURRIED_SECONDS
+    fitting = [p for p in everything if p.seconds <= budget and p.task_seconds <= 140]
+    assert chosen.seconds <= budget
+    assert chosen.total_dollars <= 1.01 * min(p.total_dollars for p in fitting)
+
+
+def test_rejects_too_little_memory_with_the_numbers() -> None:
+    with pytest.raises(PlanError, match=r"needs \d+ MB and has 60; deploy with AggregatorMemory="):
+        planner.choose(one_level(10**9, 4), arm(60))
+
+
+def test_rejects_a_task_that_takes_too_long() -> None:
+    with pytest.raises(
+        PlanError, match=r"over the 140 s .*; ask for at least \d+ shards"
+    ) as caught:
+        planner.choose(one_level(4 * 10**9, 20), arm(512), shards=1)
+    # That many are enough, and one less is not.
+    enough = int(str(caught.value).split()[-2])
+    load = one_level(4 * 10**9, 20)
+    assert planner.project(load, enough, arm(512)).task_seconds <= 140
+    assert planner.project(load, enough - 1, arm(512)).task_seconds > 140
+    with pytest.raises(PlanError, match="over the 140 s that a task may; average fewer clients"):
+        planner.choose(one_level(4 * 10**12, 64), arm(3008))
+    with pytest.raises(PlanError, match=r"over the 140 s .*; deploy with more AggregatorMemory"):
+        planner.choose(one_level(15 * 10**11, 64), arm(128))
+    with pytest.raises(PlanError, match=r"over the 140 s .*; take shards or grid, whose tasks are"):
+        planner.choose(tree(5 * 10**9, 60), arm(3008))
+
+
+def test_rejects_a_budget_nothing_meets() -> None:
+    with pytest.raises(PlanError, match=r"no M aggregates within 0.1 s: the fastest, M=\d+"):
+        planner.choose(one_level(10**9, 20), arm(512), time_budget=0.1)
+
+
+def test_rejects_parts_beyond_s3s_largest() -> None:
+    with pytest.raises(PlanError, match=r"takes at least 2 shards, since S3 .*; ask for that many"):
+        planner.choose(one_level(6 * GIB, 1), arm(1769), shards=1)
+    with pytest.raises(PlanError, match="a round takes at most 10000"):
+        planner.choose(one_level(60 * 1024 * GIB, 1), arm(1769))
+
+
+def test_applying_reads_and_writes_model_and_state_besides() -> None:
+    plain, adam = one_level(100 * MIB, 4), one_level(100 * MIB, 4, applied=2)
+    one, other = (planner.project(x, 5, arm(128)) for x in (plain, adam))
+    # Five tasks read and write three more objects each, and the first one three headers.
+    assert other.requests.gets - one.requests.gets == 5 * 3 + 3
+    assert other.requests.puts - one.requests.puts == 5 * 3
+    # Seven inputs' bytes are read where there were four.
+    assert other.task_seconds == arm(128).task_seconds(7 * 20 * MIB)
+    assert other.needed_mb > one.needed_mb
+    assert other.bill.total > one.bill.total
+
+
+def test_a_state_wider_than_the_model_decides_the_fewest_shards() -> None:
+    wide = one_level(2 * GIB, 4, sums_bytes=16 * GIB, applied=1)
+    projection, _ = planner.choose(wide, arm(128))
+    assert projection.shards >= 4
+    with pytest.raises(PlanError, match="whose optimizer's state has 17179869184"):
+        planner.choose(wide, arm(128), shards=3)
+
+
+def test_rejects_trees_beyond_s3s_largest_object() -> None:
+    with pytest.raises(
+        PlanError, match=r"6442450944 bytes takes at least 2 shards.* 5368709120 .*; take grid"
+    ):
+        planner.choose(tree(6 * GIB, 20), arm(3008))
+    # Bytes are summed in float64: partial sums of eight times the size.
+    wide = tree(GIB, 20, sums_bytes=8 * GIB)
+    with pytest.raises(PlanError, match=r"whose partial sums have 8589934592, takes at least 2 "):
+        planner.choose(wide, arm(3008))
+    assert planner.choose(replace(wide, levels=((4,),)), arm(3008))[0].tasks == 1
+
+
+def test_partial_sums_of_a_grid_stay_within_s3s_largest_object() -> None:
+    load = Workload(2 * GIB, ((2, 2), (2,)), sums_bytes=16 * GIB)
+    projection, _ = planner.choose(load, arm(3008), time_budget=math.inf)
+    assert projection.shards >= 4
+    for p in planner.frontier(load, arm(3008), memories=[3008]):
+        assert p.shards >= 4
+
+
+def test_memory_projection_is_its_arithmetic() -> None:
+    block, scratch, raw = 8 * 1, 8 * 0.25, 8 * 0.25
+    streams = 5 * 0.1875 + 4 * 2 * 2
+    idle = planner.RESIDENT_MB + planner.RUNTIME_MB
+    needed = planner.project_memory(4, plan_bytes=MIB)
+    assert needed == idle + block + scratch + raw + streams + 8
+
+
+def test_accumulators_of_an_order_share_the_room_of_one() -> None:
+    # A MiB of four inputs; a third of it is 341 KiB, five times 64; a sixth 170, twice 64.
+    assert [sharding.block_bytes(4, depth) for depth in (1, 2, 3, 6)] == [
+        MIB,
+        MIB // 2,
+        5 * 64 * 1024,
+        2 * 64 * 1024,
+    ]
+    # Never less than 64 KiB: of 64 inputs each has 160 KiB, two times 64.
+    assert [sharding.block_bytes(64, depth) for depth in (1, 2, 6)] == [131072, 65536, 65536]
+    alone, nested = (planner.project_memory(4, depth=depth) for depth in (1, 3))
+    assert alone - nested == pytest.approx(8 * 1 - 8 * 3 * 0.3125)
+
+
+@given(
+    inputs=st.integers(1, topologies.MAX_FAN_IN),
+    depth=st.integers(1, 6),
+    contributors=st.integers(1, topologies.MAX_FAN_IN**2),
+)
+def test_any_task_fits_the_smallest_function(inputs: int, depth: int, contributors: int) -> None:
+    needed = planner.project_memory(inputs, planner.plan_bytes(contributors), depth)
+    assert needed < limits.MIN_MEMORY_MB
+
+
+def test_whole_inputs_follow_the_published_rule() -> None:
+    # ⌈3 · 512.3 + 450⌉: the paper's VGG-16.
+    load = tree(4 * 134_301_514, 20, hold="whole")
+    assert planner.needed_memory(load, 1) == 1987
+    # The largest input counts: here a sum of four bytes for each two.
+    assert planner.needed_memory(replace(load, sums_bytes=2 * load.nbytes), 1) == 3524
+    # Unless the sum alone is wider than the rule grants: here it has eight bytes for each one.
+    alone = Workload(100 * MIB, ((4,),), hold="whole", sums_bytes=800 * MIB)
+    assert planner.needed_memory(alone, 1) == 100 + 800 + 450
+    assert planner.needed_memory(replace(load, hold="blocks"), 1) < 128
+
+
+def test_rejects_whole_inputs_with_both_numbers() -> None:
+    load = tree(500 * MIB, 20, hold="whole")
+    with pytest.raises(
+        PlanError,
+        match=r"whole updates of 500 MB needs 1950 MB and has 128; deploy with "
+        r"AggregatorMemory=1984, or hold blocks",
+    ):
+        planner.choose(load, arm(128))
+    assert planner.choose(load, arm(1984))[0].needed_mb == 1950
+    # What is a multiple of 64 already is enough as it is: 3 · 510 + 450 = 1980, 3 · 490 = 1470 …
+    with pytest.raises(PlanError, match=r"needs 1920 MB and has 128; .*AggregatorMemory=1920,"):
+        planner.choose(tree(490 * MIB, 20, hold="whole"), arm(128))
+    with pytest.raises(
+        PlanError, match=r"4000 MB needs 12450 MB and has 3008; no function has more than 10240"
+    ):
+        planner.choose(tree(4000 * MIB, 20, hold="whole"), arm(3008))
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "waves"),
+    # Batches of at most 40 run whole: 60 at once are 40, 100 are 80.
+    [(0, 1), (1, 120), (7, 18), (60, 3), (100, 2), (120, 1), (1000, 1)],
+)
+def test_a_limit_on_functions_makes_tasks_come_in_waves(concurrency: int, waves: int) -> None:
+    limited = planner.project(one_level(GIB, 4), 120, arm(512, concurrency=concurrency))
+    free = planner.project(one_level(GIB, 4), 120, arm(512))
+    assert limited.task_seconds == free.task_seconds
+    assert limited.seconds - free.seconds == pytest.approx((waves - 1) * free.task_seconds)
+
+
+def test_waves_are_counted_level_by_level() -> None:
+    # 10 tasks and 3 over their sums, four functions: three waves and one.
+    load = Workload(GIB, ((2,) * 10, (3, 3, 4)))
+    aggregator = arm(512, concurrency=4)
+    below, above = (aggregator.task_seconds(n * GIB) for n in (2, 4))
+    around = limits.ROUND_OVERHEAD_SECONDS + limits.LEVEL_OVERHEAD_SECONDS
+    projection = planner.project(load, 1, aggregator)
+    assert projection.seconds == pytest.approx(3 * below + above + around)
+
+
+def test_frontier_trades_seconds_for_dollars() -> None:
+    frontier = planner.frontier(one_level(512 * MIB, 20), arm(128), memories=[256, 512, 1769])
+    seconds = [p.seconds for p in frontier]
+    dollars = [p.total_dollars for p in frontier]
+    assert seconds == sorted(seconds)
+    assert dollars == sorted(dollars, reverse=True)
+    assert len(frontier) > 3
+
+
+def test_frontier_offers_nothing_that_cannot_be_planned() -> None:
+    # Where each task pays an execution of its own and nothing bursts, fewer are always cheaper.
+    plain = arm(1769, bandwidth=Bandwidth("75 MiB/s", 75 * MIB), concurrency=1)
+    frontier = planner.frontier(one_level(6 * GIB, 1), plain, memories=[1769])
+    # But one part of 6 GiB is none of S3's.
+    assert frontier[-1].shards == 2
+    whole = tree(500 * MIB, 20, hold="whole")
+    assert [p.memory_mb for p in planner.frontier(whole, arm(128), memories=[1769, 3008])] == [3008]
+
+
+def test_clients_fetch_large_results_in_few_ranges() -> None:
+    assert planner.client_ranges(16 * MIB) == [(0, 16 * MIB)]
+    assert planner.client_ranges(16 * MIB + 1) == [(0, 16 * MIB), (16 * MIB, 16 * MIB + 1)]
+    assert len(planner.client_ranges(10**10)) == 8
+    assert max(end - start for start, end in planner.client_ranges(10**12)) == 5 * 1024**3
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "requests"),
+    [
+        (16 * MIB, Requests(gets=1, puts=1)),
+        (40 * MIB, Requests(gets=3, puts=1)),
+        (GIB, Requests(gets=8, puts=1)),
+        # Eight parts, begun, completed, and a listing.
+        (GIB + 1, Requests(gets=8, puts=11)),
+        # 19 parts of 5 GiB, and a last one of less.
+        (96 * GIB, Requests(gets=20, puts=23)),
+    ],
+)
+def test_clients_requests(nbytes: int, requests: Requests) -> None:
+    assert planner.client_requests(nbytes) == requests
+
+
+def test_dollars_of_a_round_by_hand() -> None:
+    projection = planner.project(one_level(40 * MIB, 10), 2, arm(1769))
+    bill = projection.bill
+    # Each task reads the plan and ten inputs, the first the header; it writes a part and a report.
+    assert projection.requests == Requests(gets=2 * 10 + 2 + 1, puts=2 + 2)
+    assert bill.s3_aggregators == pytest.approx(23 * 0.4e-6 + 4 * 5e-6)
+    assert bill.s3_clients == pytest.approx(10 * (5e-6 + 3 * 0.4e-6))
+    task = 0.2 + max(200 / 1024, 1.2 * 200 * MIB / 1e9)
+    assert projection.task_seconds == pytest.approx(task)
+    assert projection.gb_seconds == pytest.approx(2 * task * 1769 / 1024)
+    assert bill.lambda_ == pytest.approx(projection.gb_seconds * 0.0000133334)
+    assert bill.step_functions == pytest.approx(
+        # Both tasks share one execution.
+        (limits.ROUND_TRANSITIONS + 1 + 1) * 0.025e-3 + 1e-6 + task / 16 * 0.00001667
+    )
+    assert projection.total_dollars == pytest.approx(
+        bill.lambda_
+        + bill.s3_aggregators
+        + bill.s3_clients
+        + bill.requests
+        + bill.step_functions
+        + bill.round_
+    )
+
+
+def test_levels_by_hand() -> None:
+    # Seven updates of two bytes an element by threes, M = 2; sums are of four bytes.
+    slow = Bandwidth("10 MiB/s", 10 * MIB)
+    load = Workload(100 * MIB, ((3, 3, 1), (3,)), sums_bytes=200 * MIB)
+    projection = planner.project(load, 2, arm(1769, bandwidth=slow))
+    leaf, last, root = (0.2 + mib / 10 for mib in (3 * 50, 50, 3 * 100))
+    assert projection.task_seconds == pytest.approx(root)
+    assert projection.seconds == pytest.approx(
+        leaf + root + limits.ROUND_OVERHEAD_SECONDS + limits.LEVEL_OVERHEAD_SECONDS
+    )
+    assert projection.tasks == 2 * (3 + 1)
+    assert projection.gb_seconds == pytest.approx(2 * (2 * leaf + last + root) * 1769 / 1024)
+    # Seven updates and three sums a shard, a plan a task, the header once; a sum and a report.
+    assert projection.requests == Requests(gets=2 * (7 + 3) + 8 + 1, puts=2 * 8)
+
+
+def test_levels_of_whole_inputs_by_hand() -> None:
+    slow = Bandwidth("10 MiB/s", 10 * MIB, latency_seconds=0.5)
+    load = tree(100 * MIB, 4, hold="whole", sums_bytes=200 * MIB)
+    projection = planner.project(load, 1, arm(1769, bandwidth=slow))
+    # Two inputs after one another, then the sum, each after its request.
+    leaf, root = 0.2 + 3 * 0.5 + 20 + 20, 0.2 + 3 * 0.5 + 40 + 10
+    assert projection.task_seconds == pytest.approx(root)
+    assert projection.gb_seconds == pytest.approx((2 * leaf + root) * 1769 / 1024)
+
+
+@pytest.mark.parametrize(("concurrency", "batch"), [(0, 40), (4, 4), (40, 40), (1000, 40)])
+def test_batches_are_of_what_may_run_at_once(concurrency: int, batch: int) -> None:
+    assert arm(128, concurrency=concurrency).batch == batch
+
+
+def test_fewer_at_once_are_more_executions() -> None:
+    load = one_level(100 * MIB, 2)
+    forty, four = (
+        planner.project(load, 8, arm(1769, concurrency=concurrency)) for concurrency in (0, 4)
+    )
+    each = 0.025e-3 + 1e-6 + forty.task_seconds / 16 * 0.00001667
+    assert four.total_dollars - forty.total_dollars == pytest.approx(each)
+
+
+def test_projection_as_json_has_its_dollars_by_part() -> None:
+    written = planner.project(one_level(40 * MIB, 10), 2, arm(1769)).to_json()
+    assert written["dollars"]["total"] == pytest.approx(
+        sum(
+            written["dollars"][part]
+            for part in (
+                *("lambda", "s3_aggregators", "s3_clients", "requests", "step_functions", "round"),
+            )
+        )
+    )
+    assert (written["shards"], written["gets"], written["puts"]) == (2, 23, 4)
+
+
+def test_a_load_counts_its_groups() -> None:
+    load = Workload(8, topologies.grid(1000))
+    assert load.fan_ins == [Counter({63: 15, 55: 1}), Counter({16: 1})]
+    assert (load.contributors, load.fan_in) == (1000, 63)

@@ -1,0 +1,340 @@
+"""What a round is charged for: by hand, and as its functions do it."""
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from gradshard.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard.formats.layout import Layout, encode_header
+from gradshard.planning import limits, pricing
+from gradshard.planning.limits import MIB
+from gradshard.planning.plan import Plan
+from gradshard.planning.planner import LambdaConfig
+from gradshard.planning.pricing import Bill, Requests, Tasks
+from gradshard.records.model_registry import Version
+from gradshard.rounds import aws_callbacks
+from gradshard.rounds.collect_update import collect_update, deadline_passed
+from gradshard.rounds.finalize_round import finalize_round
+from gradshard.rounds.open_round import open_round
+from gradshard.rounds.plan_round import Call, plan_round
+from gradshard.s3.store import S3Store
+from gradshard.s3.task_client import TaskS3Client
+
+MACHINE = Path(__file__).parents[3] / "statemachine" / "round.asl.json"
+GET, PUT, FREE = "GET", "PUT", "free"
+
+
+class CountedS3:
+    """A bucket that counts what each request is priced as; objects are a size and an ETag."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.objects: dict[str, tuple[bytes, int]] = {}
+        self.parts: list[int] = []
+
+    def get_object(self, *, Key: str, Range: str = "", **_: Any) -> dict[str, Any]:  # noqa: N803
+        self.asked[GET] += 1
+        body, size = self._found(Key)
+        if Range:
+            first, last = map(int, Range.removeprefix("bytes=").split("-"))
+            body = body.ljust(min(last + 1, size), b"\0")[first:]
+        return {
+            "Body": _Body(body),
+            "ContentRange": f"{Range.replace('=', ' ')}/{size}",
+            "ETag": _etag(body),
+        }
+
+    def head_object(self, *, Key: str, **_: Any) -> dict[str, Any]:  # noqa: N803
+        self.asked[GET] += 1
+        body, size = self._found(Key)
+        return {"ETag": _etag(body), "ContentLength": size}
+
+    def put_object(self, *, Key: str, Body: bytes, **_: Any) -> None:  # noqa: N803
+        self.asked[PUT] += 1
+        self.objects[Key] = (Body, len(Body))
+
+    def delete_object(self, **_: Any) -> None:
+        self.asked[FREE] += 1
+
+    def delete_objects(self, **_: Any) -> dict[str, Any]:
+        self.asked[FREE] += 1
+        return {}
+
+    def create_multipart_upload(self, **_: Any) -> dict[str, str]:
+        self.asked[PUT] += 1
+        return {"UploadId": "u"}
+
+    def complete_multipart_upload(self, *, Key: str, **_: Any) -> None:  # noqa: N803
+        self.asked[PUT] += 1
+        self.objects[Key] = (b"", sum(self.parts))
+
+    def list_multipart_uploads(self, **_: Any) -> dict[str, Any]:
+        self.asked[PUT] += 1
+        return {"IsTruncated": False}
+
+    def get_paginator(self, operation: str) -> "_Pages":
+        return _Pages(self, operation)
+
+    def _found(self, key: str) -> tuple[bytes, int]:
+        if key not in self.objects:
+            raise ClientError({"Error": {"Code": "NoSuchKey"}}, "GetObject")
+        return self.objects[key]
+
+
+class CountedWire(TaskS3Client):
+    """The same bucket, as a task sees it."""
+
+    def __init__(self, s3: CountedS3) -> None:
+        self._s3 = s3
+
+    def get_bytes(self, key: str) -> bytes:
+        return self._s3.get_object(Key=key)["Body"].read()  # type: ignore[no-any-return]
+
+
+class _Pages:
+    def __init__(self, s3: CountedS3, operation: str) -> None:
+        self._s3, self._operation = s3, operation
+
+    def paginate(self, *, Prefix: str = "", **_: Any) -> Iterator[dict[str, Any]]:  # noqa: N803
+        self._s3.asked[PUT] += 1  # as LISTs are
+        found = {key: size for key, (_, size) in self._s3.objects.items() if key.startswith(Prefix)}
+        pages: dict[str, dict[str, Any]] = {
+            "list_objects_v2": {
+                "Contents": [
+                    {"Key": key, "ETag": "", "Size": size, "LastModified": datetime.now(UTC)}
+                    for key, size in found.items()
+                ],
+            },
+            "list_object_versions": {"Versions": [{"Key": k, "VersionId": ""} for k in found]},
+            "list_parts": {
+                "Parts": [
+                    {"PartNumber": number, "ETag": "", "Size": size}
+                    for number, size in enumerate(self._s3.parts, 1)
+                ]
+            },
+        }
+        yield pages[self._operation] | {"IsTruncated": False}
+
+
+class _Body:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def read(self) -> bytes:
+        return self.data
+
+    def readinto(self, buffer: memoryview) -> int:
+        buffer[:] = self.data[: len(buffer)]
+        return len(buffer)
+
+    def close(self) -> None:
+        pass
+
+
+def _etag(body: bytes) -> str:
+    return f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No state machine is there to be resumed, no schedule and no bus."""
+    monkeypatch.setattr(aws_callbacks, "resume", lambda *_: True)
+    monkeypatch.setattr(aws_callbacks, "schedule_deadline", lambda *_: None)
+    monkeypatch.setattr(aws_callbacks, "publish", lambda *_: None)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(
+    ("terms", "tasks"),
+    [
+        ({"shards": 2, "server_optimizer": "fedavg"}, [2]),
+        ({"topology": "lambda_fl", "server_optimizer": "fedadam"}, [2, 1]),
+        ({"shards": 1}, [1]),
+        ({"shards": 2}, [2]),
+        ({"topology": "lambda_fl"}, [2, 1]),
+        ({"topology": "grid", "fan_in": 2, "shards": 2}, [6, 4, 2]),
+    ],
+)
+def test_the_functions_make_the_requests_that_are_priced(
+    monkeypatch: pytest.MonkeyPatch, terms: dict[str, Any], tasks: list[int]
+) -> None:
+    clients = 5 if len(tasks) == 3 else 3
+    names = [f"c{client}" for client in range(clients)]
+    s3 = CountedS3()
+    store, keys = S3Store("b", client=s3), RoundKeys("r")  # type: ignore[arg-type]
+    layout = Layout.pack([("w", "F32", (3 * MIB,))])
+    update = encode_header(layout, {"num_samples": "1"})
+
+    model = encode_header(layout, {})
+    s3.objects["models/model/puts/1.safetensors"] = (model, len(model) + layout.nbytes)
+    source = ObjectVersion("models/model/puts/1.safetensors", "", "", len(model) + layout.nbytes)
+    first = Version("model", 1, StoredTensors(source, len(model))).to_json()
+    s3.objects["models/model/current.json"] = (json.dumps(first).encode(), 1)
+
+    open_round(store, "r", {"clients": names} | terms, started="2026-01-01T00:00:00Z", token="t")
+    # They come from the last to the first, and look from the first on: c0 is always missing.
+    monkeypatch.setattr(random, "sample", lambda names, count: sorted(names)[:count])
+    for client in reversed(names):
+        key = keys.update(client)
+        s3.objects[key] = (update, len(update) + layout.nbytes)
+        assert collect_update(store, key, _etag(update).strip('"'))["status"] == "accepted"
+    call = Call("2026-01-01T00:00:01", "complete", 0)
+    plan_round(store, "r", call, aggregator=LambdaConfig(128, "arm64"))
+    plan = Plan.from_json(json.loads(s3.objects[keys.plan][0]))
+    assert [len(plan.tasks(level)) for level in range(len(tasks))] == tasks
+    _do_tasks(s3, keys, plan)
+    assert finalize_round(store, CountedWire(s3), "r")["status"] == "completed"
+    deadline_passed(store, "r")
+
+    monkeypatch.setattr(pricing, "_looks", lambda _: (2 * (clients - 1), 1.0))
+    models = {"fedavg": 1, "fedadam": 3}.get(terms.get("server_optimizer", ""), 0)
+    assert pricing.around(tasks, clients, models) == Requests(s3.asked[GET], s3.asked[PUT])
+
+
+def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
+    """Leave behind what the tasks would, uncounted."""
+    figures = ("gets", "puts", "retries", "bytes_read", "bytes_written", "seconds", "cpu_seconds")
+    report = dict.fromkeys((*figures, "peak_mb"), 1) | {
+        "attempt": 0,
+        "is_cold": False,
+        "rejected": [],
+    }
+    for level in range(len(plan.levels)):
+        for task in plan.tasks(level):
+            s3.objects[keys.task_report(level, task.number)] = (json.dumps(report).encode(), 1)
+            if plan.is_last(level):
+                header = plan.header_bytes if task.number == 0 else 0
+                s3.parts.append(header + task.end - task.start)
+            else:
+                s3.objects[keys.partial_sum(0, level, task.number)] = (b"", 1)
+
+
+@pytest.mark.parametrize("clients", [1, 2, 9, 40])
+def test_looks_are_those_of_arrivals_in_random_order(clients: int) -> None:
+    rng = random.Random(clients)  # noqa: S311 - no secret
+    looks = listings = 0
+    for _ in range(3000):
+        order = rng.sample(range(clients), clients)
+        for turn, arriving in enumerate(order):
+            there = set(order[: turn + 1])
+            others = [client for client in range(clients) if client != arriving]
+            for looked_for in rng.sample(others, min(8, len(others))):
+                looks += 1
+                if looked_for not in there:
+                    break
+            else:
+                listings += 1
+    assert pricing._looks(clients) == pytest.approx((looks / 3000, listings / 3000), rel=0.05)
+
+
+def test_listings_of_many_have_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pricing, "_looks", lambda clients: (2.0 * clients, 4.0))
+    one, many = pricing.around([1], 1), pricing.around([1], 2500)
+    assert many.gets - one.gets == 2499 * (6 + 2)
+    # Four listings of three pages, and planning's.
+    assert many.puts - one.puts == 4 * 2 + 2
+    # 2,001 parts, and 4,002 partial sums of one level, whose tasks are one object more.
+    deep = pricing.around([4002, 2001], 1)
+    assert deep.puts - one.puts == 2 + 5 + 1
+    assert deep.gets - one.gets == 6002
+
+
+def test_tasks_in_batches_by_hand() -> None:
+    levels = [[Tasks(80, 10.0), Tasks(1, 30.0)], [Tasks(2, 5.0)]]
+    bill = pricing.bill(
+        levels,
+        clients=7,
+        memory_mb=512,
+        architecture="x86_64",
+        aggregators=Requests(1000, 100),
+        by_clients=Requests(70, 14),
+        batch=40,
+    )
+    # 81 tasks are three executions of as long as the slowest, two tasks are one.
+    started, seconds = 3 + 1, 3 * 30 + 5
+    assert bill.step_functions == pytest.approx(
+        (7 + 2 + started) * 0.025e-3 + started * 1e-6 + seconds * 0.0625 * 0.00001667
+    )
+    assert bill.lambda_ == pytest.approx((800 + 30 + 10) * 0.5 * 0.0000166667)
+    assert bill.s3_aggregators == pytest.approx(1000 * 0.4e-6 + 100 * 5e-6)
+    assert bill.s3_clients == pytest.approx(70 * 0.4e-6 + 14 * 5e-6)
+    # 83 tasks, seven arrivals, the deadline, and three more functions.
+    assert bill.requests == pytest.approx((83 + 7 + 1 + 3) * 0.2e-6)
+    looks, listings = (round(number) for number in pricing._looks(7))
+    around = (1 + 5 * 7 + looks + 10 + 85 + 2) * 0.4e-6 + (2 + listings + 6 + 5 + 1) * 5e-6
+    assert bill.round_ == pytest.approx(
+        (8 * 0.5 * 0.3 + (0.25 + 0.5 + 0.25) * 0.3) * 0.0000166667 + around
+    )
+
+
+def test_tasks_alone_pay_an_execution_each() -> None:
+    def step_functions(batch: int) -> float:
+        return pricing.bill(
+            [[Tasks(40, 60.0)]],
+            clients=1,
+            memory_mb=128,
+            architecture="arm64",
+            aggregators=Requests(0, 0),
+            by_clients=Requests(0, 0),
+            batch=batch,
+        ).step_functions
+
+    each = 0.025e-3 + 1e-6 + 60 * 0.0625 * 0.00001667
+    assert step_functions(1) - step_functions(40) == pytest.approx(39 * each)
+
+
+def test_transitions_are_those_of_the_state_machine() -> None:
+    machine = json.loads(MACHINE.read_text())
+    path = [machine["StartAt"]]
+    while "Next" in (state := machine["States"][path[-1]]) or state["Type"] == "Choice":
+        # A plan that was made is the only choice that is not the default.
+        planned = [
+            c["Next"] for c in state.get("Choices", ()) if c.get("StringEquals") == "planned"
+        ]
+        path.append(planned[0] if planned else state.get("Next") or state["Default"])
+    # From the start to the first state, and from each to the next or the end.
+    assert len(path) + 1 == limits.ROUND_TRANSITIONS
+    level = machine["States"]["AggregateLevels"]["ItemProcessor"]
+    assert list(level["States"]) == ["AggregateLevel"]
+    batches = level["States"]["AggregateLevel"]["ItemProcessor"]
+    assert batches["ProcessorConfig"] == {"Mode": "DISTRIBUTED", "ExecutionType": "EXPRESS"}
+    assert list(batches["States"]) == ["AggregateBatch"]
+
+
+def test_bills_add_up() -> None:
+    bill = Bill(1, 2, 3, 4, 5, 6)
+    assert (bill.aggregators, bill.full, bill.total) == (3, 6, 21)
+    assert bill.minus(Bill(1, 1, 1, 1, 1, 1)) == Bill(0, 1, 2, 3, 4, 5)
+    assert bill.to_json() == {
+        "lambda": 1,
+        "s3_aggregators": 2,
+        "s3_clients": 3,
+        "requests": 4,
+        "step_functions": 5,
+        "round": 6,
+        "agg": 3,
+        "full": 6,
+        "total": 21,
+    }
+
+
+def test_every_invocation_is_billed() -> None:
+    bill = pricing.bill(
+        [[Tasks(3, 1.0)]],
+        clients=5,
+        memory_mb=128,
+        architecture="arm64",
+        aggregators=Requests(0, 0),
+        by_clients=Requests(0, 0),
+    )
+    # Tasks, arrivals, and open, plan, finalize and the deadline.
+    assert pricing.invocations(3, 5) == 3 + 5 + 4
+    assert bill.requests == pytest.approx((3 + 5 + 4) * limits.DOLLARS_PER_INVOCATION)

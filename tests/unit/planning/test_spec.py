@@ -1,0 +1,246 @@
+"""What a round may be asked for."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradshard.errors import SpecError
+from gradshard.formats.keys import RoundKeys, check_id, parse_update_key
+from gradshard.planning.spec import RoundSpec, parse_spec
+from gradshard.stragglers.assignments import AssignmentSettings
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({}, "clients is missing"),
+    ({"clients": 0}, "clients is 0"),
+    ({"clients": 4097}, "clients is 4097, not a whole number from 1 to 4096"),
+    ({"clients": [f"c{i}" for i in range(4097)]}, "4097 ids; a round takes 1 to 4096"),
+    ({"clients": True}, "clients is True"),
+    ({"clients": "a"}, "neither a list of ids nor a number"),
+    ({"clients": []}, "0 ids"),
+    ({"clients": ["a", "b", "a"]}, "'a' is expected twice"),
+    ({"clients": ["a/b"]}, "'a/b'"),
+    ({"clients": ["../x"]}, "'../x'"),
+    ({"clients": [""]}, "''"),
+    ({"clients": ["x" * 65]}, "1 to 64"),
+    ({"clients": [3]}, "3"),
+    ({"clients": 3, "min_clients": 4}, "over the 3 expected"),
+    ({"clients": 3, "min_clients": 0}, "min_clients is 0"),
+    ({"clients": 3, "timeout": 0}, "deadline is 0"),
+    ({"clients": 3, "timeout": 1.5}, "deadline is 1.5"),
+    ({"clients": 3, "timeout": 10**9}, "deadline"),
+    ({"clients": 3, "shards": 0}, "shards is 0"),
+    ({"clients": 3, "shards": 10_001}, "shards is 10001"),
+    ({"clients": 3, "time_budget": -1}, "time_budget is -1"),
+    ({"clients": 3, "time_budget": float("nan")}, "time_budget is nan"),
+    ({"clients": 3, "time_budget": 5, "shards": 2}, "not both"),
+    ({"clients": 3, "allow_nonfinite": "yes"}, "'yes'"),
+    ({"clients": 3, "layout": []}, "layout"),
+    ({"clients": 3, "layout": {"w": {"dtype": "F8", "shape": [1]}}}, "F8"),
+    ({"clients": 3, "layout": {"w": {"dtype": "F32", "shape": [0]}}}, "empty"),
+    ({"clients": 3, "dead_line": 5}, "unknown field 'dead_line'"),
+    ({"clients": 3, "topology": "ring"}, "topology is 'ring', not one of auto, shards, lambda_fl"),
+    ({"clients": 3, "topology": ["grid"]}, "topology is"),
+    ({"clients": 65, "topology": "shards"}, "add 65 updates of 65 clients, over the 64 .* grid"),
+    ({"clients": 9, "topology": "grid", "fan_in": 1}, "fan_in is 1, not a .* from 2 to 64"),
+    ({"clients": 9, "topology": "grid", "fan_in": 65}, "fan_in is 65"),
+    ({"clients": 9, "topology": "grid", "fan_in": 2.0}, "fan_in is 2.0"),
+    ({"clients": 9, "topology": "grid", "fan_in": True}, "fan_in is True"),
+    ({"clients": 9, "fan_in": 3}, "topology shards has no groups: fan_in is for lambda_fl, lifl"),
+    (
+        {"clients": 200, "topology": "lambda_fl", "fan_in": 2},
+        "add 100 partial sums of 200 clients, over the 64 streams",
+    ),
+    ({"clients": 9, "topology": "lambda_fl", "shards": 2}, "lambda_fl adds whole updates: shards"),
+    ({"clients": 9, "order": "random"}, "order is 'random', neither sequential nor such as tree"),
+    ({"clients": 9, "order": [3, 3]}, r"order is \[3, 3\]"),
+    ({"clients": 9, "order": "tree:3,2"}, "adds 9 contributors up to 2 sums.* give tree:3,2,2"),
+    ({"clients": 9, "order": "tree:3,3,2"}, "9 contributors are one sum after 2: give tree:3,3"),
+    (
+        {"clients": 9, "topology": "grid", "fan_in": 2, "order": "tree:3,3"},
+        "order tree:3,3 is not one that the topology can add in.* give tree:2,2,2,2",
+    ),
+    ({"clients": 200, "order": "sequential"}, "order sequential is not one .* give tree:50,4"),
+    ({"clients": 9, "weights": "equal"}, "weights is 'equal', not one of shares, counts"),
+    ({"clients": 9, "hold": "all"}, "hold is 'all', not one of blocks, whole"),
+    ({"clients": 9, "hold": "whole"}, "hold whole is for lambda_fl and lifl, not for topology sh"),
+    ({"clients": 200, "hold": "whole"}, "not for topology grid"),
+    ({"clients": 9, "eager": 1}, "eager is 1, not true or false"),
+    ({"clients": ["a", "b"], "eager": True}, "eager needs groups: take topology lifl"),
+    ({"clients": 9, "topology": "lifl", "eager": True}, "eager needs the clients' ids"),
+    ({"clients": list("abc"), "topology": "lifl", "eager": True}, "eager needs weights counts"),
+    (
+        {
+            "clients": list("abc"),
+            "topology": "lifl",
+            "eager": True,
+            "weights": "counts",
+            "updates_from": "r0",
+        },
+        "eager awaits updates, but those of round 'r0' are there",
+    ),
+    ({"clients": 9, "updates_from": "../r0"}, "round id '../r0'"),
+    ({"clients": 9, "updates_from": 3}, "round id 3"),
+    ({"clients": 9, "rule": "fill", "layers": [["w"]]}, r"prefix \['w'\], which is not text"),
+    ({"clients": 9, "rule": "fill", "layers": ["w", "w"]}, "prefix 'w' is given twice"),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason"), BAD)
+def test_rejects(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(SpecError, match=reason):
+        parse_spec(fields)
+
+
+_WORDS = ("w", "a", "salf", "lifl", "fedadam", "tree:2,2", "counts", "poisson", "F32", "optimizer")
+_NAMES = (
+    *("name", "p", "model", "mean", "reach", "rounds", "dtype", "shape", "batch_size", "epochs"),
+    *("learning_rate", "smoothing", "max_epochs", "target_seconds", "after", "optimizer", "w"),
+)
+_JSON = st.recursive(
+    st.sampled_from((None, True, 0, 1, 3, -1, 0.5, 1e300, float("nan"), *_WORDS)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(_NAMES), inner, min_size=1, max_size=3)
+    ),
+    max_leaves=6,
+)
+_BASE = {"batch_size": 8, "epochs": 2, "learning_rate": 0.1}
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(RoundSpec)]), _JSON),
+    st.dictionaries(
+        st.sampled_from([f.name for f in dataclasses.fields(AssignmentSettings)]), _JSON
+    ),
+)
+def test_whatever_is_asked_for_is_terms_or_rejected(
+    fields: dict[str, Any], assignments: dict[str, Any]
+) -> None:
+    for asked in ({"clients": 4, **fields}, {"clients": 4, "assignments": _BASE | assignments}):
+        try:
+            spec = parse_spec(asked)
+        except SpecError:
+            continue
+        assert parse_spec(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_survives_json() -> None:
+    fields = {
+        "clients": ["b", "a"],
+        "min_clients": 2,
+        "timeout": 60,
+        "time_budget": 2.5,
+        "layout": {"w": {"dtype": "F32", "shape": [2, 3]}, "b": {"dtype": "I8", "shape": []}},
+        "allow_nonfinite": True,
+    }
+    spec = parse_spec(fields)
+    assert spec.clients == ("a", "b")
+    assert parse_spec(spec.to_json()) == spec
+
+
+def test_how_to_add_survives_json() -> None:
+    eager = {
+        "clients": ["a", "b", "c", "d"],
+        "topology": "lifl",
+        "fan_in": 2,
+        "order": "tree:2,2",
+        "weights": "counts",
+        "eager": True,
+        "hold": "whole",
+    }
+    spec = parse_spec(eager)
+    assert (spec.topology, spec.fan_in, spec.order) == ("lifl", 2, (2, 2))
+    assert (spec.weights, spec.eager, spec.hold) == ("counts", True, "whole")
+    again = {"clients": 4, "order": "sequential", "updates_from": "r0"}
+    for fields in (eager, again):
+        spec = parse_spec(fields)
+        assert parse_spec(spec.to_json()) == spec
+        assert fields.items() <= spec.to_json().items()
+
+
+def test_says_nothing_of_what_is_as_usual() -> None:
+    spec = parse_spec({"clients": 2})
+    assert spec.to_json() == {"clients": 2, "min_clients": 1, "timeout": 3600}
+    assert (spec.topology, spec.weights, spec.hold) == ("auto", "shares", "blocks")
+    # Sequential is an order that was asked for; none is the topology's own.
+    assert spec.order is None
+    assert parse_spec({"clients": 2, "order": "sequential"}).order == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "topology", "levels"),
+    [
+        ({"clients": 20}, "shards", ((20,),)),
+        ({"clients": 200}, "grid", ((50,) * 4, (4,))),
+        # An order's groups are the topology's, where it has any.
+        ({"clients": 20, "topology": "grid", "order": "tree:4,5"}, "grid", ((4,) * 5, (5,))),
+        ({"clients": 20, "order": "tree:4,5"}, "shards", ((20,),)),
+        ({"clients": 200, "order": "tree:4,50"}, "grid", ((4,) * 50, (50,))),
+        # A larger fan-in executes a subtree in each task.
+        (
+            {"clients": 20, "topology": "lambda_fl", "fan_in": 4, "order": "tree:2,2,5"},
+            "lambda_fl",
+            ((4,) * 5, (5,)),
+        ),
+    ],
+)
+def test_groups_are_the_topologys_or_the_orders(
+    fields: dict[str, Any], topology: str, levels: tuple[tuple[int, ...], ...]
+) -> None:
+    spec = parse_spec(fields)
+    assert spec.levels(spec.expected) == (topology, levels)
+
+
+def test_groups_of_named_clients_go_by_their_ids() -> None:
+    terms = {"clients": list("gfedcba"), "topology": "grid", "fan_in": 3}
+    assert parse_spec(terms).groups() == [("a", "b", "c"), ("d", "e", "f"), ("g",)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "capacity"),
+    [
+        ({"clients": 2}, 4096),
+        ({"clients": 2, "topology": "shards"}, 64),
+        ({"clients": 9, "topology": "lambda_fl", "fan_in": 2}, 128),
+        ({"clients": 9, "topology": "lifl", "fan_in": 2}, 256),
+        ({"clients": 9, "topology": "lambda_fl"}, 4096),
+        ({"clients": 9, "order": "tree:3,3"}, 9),
+    ],
+)
+def test_capacity_is_the_most_that_can_be_added_as_asked_for(
+    fields: dict[str, Any], capacity: int
+) -> None:
+    assert parse_spec(fields).capacity == capacity
+
+
+def test_who_is_awaited() -> None:
+    named = parse_spec({"clients": ["a", "b"]})
+    assert named.missing(["b", "x"]) == ("a",)
+    assert not named.is_complete(["b", "x"])
+    assert named.is_complete(["a", "b"])
+    assert named.expects("a")
+    assert not named.expects("x")
+    counted = parse_spec({"clients": 2})
+    assert counted.expects("x")
+    assert not counted.is_complete(["x"])
+    assert counted.is_complete(["x", "y", "z"])
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".a", "-a", "a b", "a/b", "ä", "a\n", "a" * 65, None]
+)
+def test_rejects_ids(name: object) -> None:
+    with pytest.raises(SpecError, match="round id"):
+        check_id("round", name)
+
+
+def test_update_keys() -> None:
+    assert parse_update_key(RoundKeys("r1").update("a.b")) == ("r1", "a.b")
+    assert parse_update_key("rounds/r1/updates/a/b.safetensors") == ("r1", "a/b")
+    assert parse_update_key("rounds/r1/update.safetensors") is None
+    assert parse_update_key("rounds/r1/updates/a.npy") is None

@@ -1,0 +1,66 @@
+"""Which of the objects that clients send are looked at."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradshard.formats.keys import RoundKeys
+from gradshard.rounds import arrivals, aws_callbacks
+from gradshard.rounds.arrivals import Update
+from gradshard.rounds.collect_update import collect_update
+from tests import reference
+from tests.unit.fakes import MemoryStore
+
+KEYS = RoundKeys("r")
+
+
+def growing(body: bytes) -> MemoryStore:
+    """Return a bucket where a client has begun an update and not ended it."""
+    store = MemoryStore()
+    store.put_bytes(KEYS.partial_update("a"), body)
+    return store
+
+
+GOOD = reference.encode({"w": np.ones(1, "f4")}, {"num_samples": "1"})
+
+
+@pytest.mark.parametrize("body", [GOOD, b"junk"])
+def test_what_has_come_of_an_update_counts_for_nothing_where_whole_updates_do(body: bytes) -> None:
+    assert arrivals.check_update(growing(body), KEYS, "a", partial=False) is None
+    assert arrivals.check_updates(growing(body), KEYS, ["a"], partial=False) == [None]
+
+
+def test_what_has_come_of_an_update_counts_by_a_rule_for_partial_ones() -> None:
+    found = arrivals.check_update(growing(GOOD), KEYS, "a", partial=True)
+    assert isinstance(found, Update)
+    assert found.source.key == KEYS.partial_update("a")
+
+
+def test_an_update_that_is_gone_again_is_not_rejected_for_what_came_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(aws_callbacks, "resume", lambda *_: True)
+    store = growing(b"junk")
+    terms: dict[str, Any] = {"clients": ["a", "b"]}
+    store.put_json(KEYS.spec, {"spec": terms})
+    assert collect_update(store, KEYS.update("a"), "gone")["status"] == "accepted"
+    assert store.get_json(KEYS.rejection("a")) is None
+
+
+def test_an_update_to_a_round_that_failed_before_it_was_planned_is_late() -> None:
+    store = MemoryStore()
+    store.put_json(KEYS.spec, {"spec": {"clients": ["a", "b"]}})
+    store.put_json(KEYS.manifest, {"status": "failed", "error": "QuorumError", "cause": "no one"})
+    store.put_bytes(KEYS.update("a"), GOOD)
+    outcome = collect_update(store, KEYS.update("a"), "e")
+    assert (outcome["status"], outcome["late"]) == ("ignored", True)
+    assert "the round has ended (failed)" in store.get_json(KEYS.rejection("a"))["reason"]
+
+
+def test_the_newest_tokens_are_kept() -> None:
+    store = MemoryStore()
+    tokens = [f"token-{number}" for number in range(arrivals.TOKENS_KEPT + 3)]
+    for token in tokens:
+        arrivals.keep_token(store, KEYS, token)
+    assert store.get_json(KEYS.callback)["tokens"] == tokens[3:]
