@@ -16,10 +16,10 @@ from gradshard.cli.cost import describe, reproduction
 from gradshard.papers import SYSTEMS, claims, measurements, published_systems
 from gradshard.papers.claims import BANDWIDTHS, VARIANTS
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
-from gradshard.planning import limits, planner
+from gradshard.planning import limits, planner, transfers
 from gradshard.planning.bandwidth import BURST, Bandwidth
-from gradshard.planning.limits import MIB
 from gradshard.utils.text import format_size
+from gradshard.utils.units import MIB
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
 PAPER: Final = Setting(bandwidth=PUBLISHED, architecture=measurements.ARCHITECTURE)
@@ -77,7 +77,7 @@ def _items(block: str) -> Iterator[str]:
 
 
 def _head() -> str:
-    most = len(planner.client_ranges(measurements.VGG16.nbytes))
+    most = len(transfers.client_ranges(measurements.VGG16.nbytes))
     return f"""
 <!-- Written by `python -m benchmarks.cost_report`; change that, not this. -->
 
@@ -91,9 +91,9 @@ measured on AWS by this project.
 
 Clients' requests are counted as each system's clients make them. The published systems' make one
 PUT and one GET for an object, as the paper counts. gradshard's send an update of up to
-{planner.SINGLE_PUT_BYTES // MIB} MiB in one PUT, a larger one in {most} parts with three requests
+{transfers.SINGLE_PUT_BYTES // MIB} MiB in one PUT, a larger one in {most} parts with three requests
 more, so that a broken connection does not cost the whole; above
-{planner.CLIENT_RANGE_BYTES // MIB} MiB they fetch the result in up to {most} ranges, for the same
+{transfers.CLIENT_RANGE_BYTES // MIB} MiB they fetch the result in up to {most} ranges, for the same
 reason.
 
 ![Dollars against size](cost-size.svg)
@@ -468,7 +468,7 @@ ${1000 * listings:.2f} more.
 The published numbers that the bounds are taken from count one PUT and one GET a client and object:
 ${1000 * measurements.CLIENTS * once:.2f} with λ-FL. gradshard's clients pay
 ${1000 * vgg16.bill.s3_clients:.2f} a round of VGG-16, one PUT and {parts.gets} GETs each, and
-${1000 * gpt2.bill.s3_clients:.2f} beyond {planner.SINGLE_PUT_BYTES // MIB} MiB: {parts.puts}
+${1000 * gpt2.bill.s3_clients:.2f} beyond {transfers.SINGLE_PUT_BYTES // MIB} MiB: {parts.puts}
 PUT-class requests and {parts.gets} GETs, whatever the size. *Clients as the paper counts* gives
 them one of each, which S3 takes up to 5 GiB and which a broken connection would cost whole.
 """
@@ -482,7 +482,7 @@ def _budget_section() -> str:
             (f"{budgets[0].time_budget:g} s", *(_choice(budget.choice) for budget in budgets))
             for budgets in zip(*columns, strict=True)
         ]
-        blocks += [f"### {model.name}", _table(("time_budget", BURST.name, PUBLISHED.name), rows)]
+        blocks += [f"### {model.name}", _table(("time budget", BURST.name, PUBLISHED.name), rows)]
     return "\n\n".join(blocks)
 
 

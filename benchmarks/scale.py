@@ -15,6 +15,7 @@ from gradshard.errors import PlanError
 from gradshard.planning import limits, planner
 from gradshard.planning.plan import Task
 from gradshard.planning.planner import LambdaConfig, Projection, Workload
+from gradshard.utils.units import MIB
 
 GIGABYTES: Final = (5, 50, 500)
 CLIENTS: Final = (20, 1000)
@@ -69,7 +70,7 @@ def _plan(gigabytes: int, clients: int, report_seconds: float) -> Json:
                 "memory_mb": memory_mb,
                 "shards": projection.shards,
                 "tasks": projection.tasks,
-                "part_mb": load.nbytes / projection.shards / limits.MIB,
+                "part_mb": load.nbytes / projection.shards / MIB,
                 "needed_mb": projection.needed_mb,
                 "task_seconds": projection.task_seconds,
                 "seconds": projection.seconds,

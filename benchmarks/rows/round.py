@@ -11,7 +11,6 @@ from typing import Any, Final
 from benchmarks.rows.measure import memory_kib, reset_peak
 from gradshard.formats.keys import ObjectVersion, RoundKeys
 from gradshard.formats.layout import Layout, encode_header
-from gradshard.planning.limits import MIB
 from gradshard.planning.plan import Plan, Task
 from gradshard.planning.planner import LambdaConfig
 from gradshard.rounds import aws_callbacks
@@ -19,6 +18,7 @@ from gradshard.rounds.finalize_round import finalize_round
 from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.s3.store import ANYTHING, ListedObject, Part, S3Store
 from gradshard.s3.task_client import TaskS3Client
+from gradshard.utils.units import MIB
 
 LAYERS: Final = 200
 ETAG: Final = f'"{"0" * 32}"'

@@ -14,7 +14,7 @@ import safetensors
 
 from gradshard import Federation, Round, RoundFailed
 from gradshard.errors import RoundExistsError, RoundStateError, UpdateError
-from gradshard.planning.limits import MIB
+from gradshard.utils.units import MIB
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 

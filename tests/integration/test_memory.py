@@ -18,12 +18,12 @@ from gradshard.formats import json_records
 from gradshard.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard.formats.layout import Layout, encode_header
 from gradshard.planning import planner
-from gradshard.planning.limits import MIB
 from gradshard.planning.planner import LambdaConfig, Workload
 from gradshard.records import model_registry
 from gradshard.records.model_registry import Version
 from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.s3.store import S3Store
+from gradshard.utils.units import MIB
 from tests.unit.client.test_federation import plan_json
 
 # A fresh interpreter with what the function imports, and nothing of pytest's.

@@ -29,12 +29,12 @@ from gradshard.errors import (
 )
 from gradshard.formats.keys import RoundKeys
 from gradshard.formats.layout import Layout
-from gradshard.planning.limits import MIB
 from gradshard.planning.plan import Rejection
 from gradshard.rounds.arrivals import check_update, reject
 from gradshard.s3 import streams
 from gradshard.s3.store import S3Store, make_client
 from gradshard.utils import polling
+from gradshard.utils.units import MIB
 from tests import reference
 from tests.integration.proxy import Answer, Fault, Proxy, spoiling
 

@@ -9,6 +9,7 @@ import pytest
 
 from gradshard.errors import ChangedObjectError, PlanError
 from gradshard.planning.planner import LambdaConfig
+from gradshard.records.round_spec import read_spec
 from gradshard.rounds import arrivals
 from gradshard.rounds.abort_round import abort_round
 from gradshard.rounds.admission import QuorumError
@@ -254,7 +255,7 @@ def test_an_eager_leaf_starts_while_others_are_awaited(open_round: Callable[...,
     for visit, wave in enumerate([(2, 3), (6,), (7, 0, 1), (5, 4)]):
         for index in wave:
             round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
-        spec, _ = arrivals.read_spec(round_.store, round_.keys) or (None, None)
+        spec, _ = read_spec(round_.store, round_.keys) or (None, None)
         assert spec is not None
         due = arrivals._is_due(round_.store, round_.keys, spec)
         if not due:

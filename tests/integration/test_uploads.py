@@ -14,8 +14,8 @@ from gradshard.client.uploads import CHUNK_BYTES, has_checksum, upload
 from gradshard.deployment.local_engine import Engine
 from gradshard.errors import StoreError, UpdateError
 from gradshard.formats.layout import Layout, encode_header
-from gradshard.planning.limits import MIB
 from gradshard.s3.store import Part, S3Store, make_client
+from gradshard.utils.units import MIB
 from tests.integration.proxy import Answer, Proxy, spoiling
 
 LARGE = 40 * MIB

@@ -1,6 +1,8 @@
-"""Imports point one way: the order of modules in CONTRIBUTING.md is that of the code."""
+"""Imports point one way: the order of folders in CONTRIBUTING.md is that of the code."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,21 +18,24 @@ SOURCES = {
     if path.relative_to(PACKAGE).parts[0] not in {"app", "__init__.py"}
 }
 AWS = {"boto3", "botocore", "http", "mypy_boto3_s3", "socket", "ssl", "urllib", "urllib3"}
-"""By which AWS is spoken to."""
+"""Modules that speak to AWS."""
+
+HELPERS = {"examples", "application"}
+"""Folders of tests/unit that test something beside the package."""
 
 
 def lines() -> list[list[str]]:
-    """Read the order, from the top: modules and packages of a line may import each other."""
-    text = (ROOT / "CONTRIBUTING.md").read_text().partition("imports point one way")[2]
-    return [line.split() for line in text.split("```")[1].splitlines()[1:]]
+    """Read the order of folders from the top; a line may hold several."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("Imports point downwards only")[2]
+    rows = text.split("```")[1].splitlines()[1:]
+    return [row.partition("  ")[0].split() for row in rows]
 
 
 LEVELS = {name: level for level, names in enumerate(lines()) for name in names}
-S3 = LEVELS["store"]
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Name what a file imports, wherever in it."""
+    """Name what a file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -40,27 +45,60 @@ def imported(path: Path) -> Iterator[str]:
             yield from found if node.module == "gradshard" else [node.module]
 
 
-def part(module: str) -> str:
-    """Return the module or package right below gradshard that a module is in."""
+def folder(module: str) -> str:
+    """Return the folder, or top-level module, right below gradshard that a module is in."""
     return module.split(".")[1]
 
 
-def test_every_module_has_its_place() -> None:
-    assert {part(module) for module in SOURCES} == set(LEVELS)
+def test_every_folder_has_its_place() -> None:
+    assert {folder(module) for module in SOURCES} == set(LEVELS)
 
 
 @pytest.mark.parametrize("module", sorted(SOURCES))
-def test_a_module_imports_from_its_line_and_those_below(module: str) -> None:
-    level = LEVELS[part(module)]
+def test_a_module_imports_from_its_own_folder_and_those_below(module: str) -> None:
+    level = LEVELS[folder(module)]
     for name in imported(SOURCES[module]):
         if name.startswith("gradshard."):
-            assert LEVELS[part(name)] >= level, f"{module} imports {name}, which stands above it"
-        elif level > S3:
+            same = folder(name) == folder(module)
+            assert same or LEVELS[folder(name)] > level, f"{module} imports {name}"
+        elif level > LEVELS["s3"]:
             assert name.partition(".")[0] not in AWS, f"{module} imports {name}"
+
+
+def test_the_client_library_imports_no_function() -> None:
+    for module in SOURCES:
+        if folder(module) in {"client", "torch", "flower"}:
+            for name in imported(SOURCES[module]):
+                assert not name.startswith("gradshard.rounds"), f"{module} imports {name}"
 
 
 def test_functions_import_no_client() -> None:
     for path in (ROOT / "functions").rglob("*.py"):
         for name in imported(path):
             if name.startswith("gradshard."):
-                assert LEVELS[part(name)] >= LEVELS["rounds"], f"{path} imports {name}"
+                assert LEVELS[folder(name)] >= LEVELS["rounds"], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("gradshard.rounds.aggregate_shard", ["boto3", "botocore", "gradshard.planning.planner"]),
+        (
+            "gradshard.rounds.aggregate_shard",
+            ["gradshard.planning.pricing", "aws_lambda_powertools"],
+        ),
+        ("gradshard.client.uploads", ["gradshard.planning.pricing", "gradshard.planning.planner"]),
+    ],
+)
+def test_a_module_does_not_load_what_it_has_no_use_for(module: str, unwanted: list[str]) -> None:
+    program = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not set(unwanted) & set(loaded)
+
+
+def test_folders_of_tests_are_those_of_the_package() -> None:
+    for path in (ROOT / "tests" / "unit").iterdir():
+        if path.is_dir() and path.name not in {"__pycache__", *HELPERS}:
+            assert (PACKAGE / path.name).is_dir(), f"{path} tests no folder of the package"

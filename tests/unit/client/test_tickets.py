@@ -28,8 +28,9 @@ from gradshard.formats.layout import (
     header_length,
     parse_header,
 )
-from gradshard.planning.limits import LISTED_ENTRIES, MAX_PART_BYTES, MIB, MIN_PART_BYTES
+from gradshard.planning.limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
 from gradshard.s3.store import Part, S3Store, make_client
+from gradshard.utils.units import MIB
 from tests.presigned import rejection
 
 SECRET = "a secret"

@@ -14,7 +14,7 @@ from gradshard.client import uploads
 from gradshard.client.upload_source import FileContent, TensorContent, check_samples
 from gradshard.client.uploads import has_checksum, upload
 from gradshard.errors import StoreError, UpdateError
-from gradshard.planning import planner
+from gradshard.planning import planner, transfers
 from tests.unit.fakes import MemoryStore, sha256_of
 
 KEY = "rounds/r/updates/a.safetensors"
@@ -227,7 +227,7 @@ def test_the_upload_of_a_ticket_that_waits_is_left_alone(store: MemoryStore) -> 
 def test_a_part_beyond_the_contents_last_is_not_taken_over(store: MemoryStore) -> None:
     content = TensorContent(TENSORS, 5)
     upload_id = store.create_upload(KEY, checked=True)
-    beyond = len(planner.client_ranges(content.nbytes)) + 1
+    beyond = len(transfers.client_ranges(content.nbytes)) + 1
     store.upload_part(KEY, upload_id, beyond, io.BytesIO(b"x"), 1, sha256_of(b"x"))
     upload(store, KEY, content)
     assert store.aborted == [upload_id]

@@ -17,8 +17,8 @@ from gradshard.papers.estimate import PUBLISHED, Setting
 from gradshard.papers.measurements import MEASUREMENTS, VGG16, Measurement
 from gradshard.planning import limits, planner, pricing
 from gradshard.planning.bandwidth import BURST, Bandwidth
-from gradshard.planning.limits import MIB
 from gradshard.planning.planner import LambdaConfig, Workload
+from gradshard.utils.units import MIB
 
 GRADS_SHARDING_VGG16 = next(m for m in MEASUREMENTS if m.model is VGG16)
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from gradshard.aggregation import sharding, topologies
 from gradshard.errors import PlanError
 from gradshard.formats.layout import Layout, Span
-from gradshard.planning import limits, planner
+from gradshard.planning import limits, planner, transfers
 from gradshard.planning.bandwidth import Bandwidth
-from gradshard.planning.limits import MIB
 from gradshard.planning.planner import LambdaConfig, Workload
 from gradshard.planning.pricing import Requests
+from gradshard.utils.units import MIB
 
 GIB = 1024 * MIB
 
@@ -308,10 +308,10 @@ def test_frontier_offers_nothing_that_cannot_be_planned() -> None:
 
 
 def test_clients_fetch_large_results_in_few_ranges() -> None:
-    assert planner.client_ranges(16 * MIB) == [(0, 16 * MIB)]
-    assert planner.client_ranges(16 * MIB + 1) == [(0, 16 * MIB), (16 * MIB, 16 * MIB + 1)]
-    assert len(planner.client_ranges(10**10)) == 8
-    assert max(end - start for start, end in planner.client_ranges(10**12)) == 5 * 1024**3
+    assert transfers.client_ranges(16 * MIB) == [(0, 16 * MIB)]
+    assert transfers.client_ranges(16 * MIB + 1) == [(0, 16 * MIB), (16 * MIB, 16 * MIB + 1)]
+    assert len(transfers.client_ranges(10**10)) == 8
+    assert max(end - start for start, end in transfers.client_ranges(10**12)) == 5 * 1024**3
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from botocore.exceptions import ClientError
 from gradshard.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard.formats.layout import Layout, encode_header
 from gradshard.planning import limits, pricing
-from gradshard.planning.limits import MIB
 from gradshard.planning.plan import Plan
 from gradshard.planning.planner import LambdaConfig
 from gradshard.planning.pricing import Bill, Requests, Tasks
@@ -27,6 +26,7 @@ from gradshard.rounds.open_round import open_round
 from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.s3.store import S3Store
 from gradshard.s3.task_client import TaskS3Client
+from gradshard.utils.units import MIB
 
 MACHINE = Path(__file__).parents[3] / "statemachine" / "round.asl.json"
 GET, PUT, FREE = "GET", "PUT", "free"

@@ -15,6 +15,7 @@ from gradshard.planning.planner import LambdaConfig, Workload
 from gradshard.planning.spec import MAX_CLIENTS
 from gradshard.rounds import aws_callbacks
 from gradshard.rounds.collect_update import collect_update
+from gradshard.utils.units import MIB
 from tests import reference
 from tests.unit.in_memory import MAX_CAUSE, OPENED, Machine, Told, size
 
@@ -100,10 +101,10 @@ def test_terms_that_are_wrong_at_length(machine: Machine, told: Told) -> None:
 def test_children_are_as_few_as_their_map_can_hand_back() -> None:
     """Each leaves an empty object; a map that hands back more than 256 KiB fails."""
     load = Workload(
-        nbytes=5 * limits.MIB * 9000,
+        nbytes=5 * MIB * 9000,
         levels=((64,) * 64, (64,)),
         is_cut=True,
-        sums_bytes=5 * limits.MIB * 9000,
+        sums_bytes=5 * MIB * 9000,
         depth=1,
     )
     assert size([{}] * limits.MAX_CHILDREN) <= MOST < size([{}] * (limits.MAX_CHILDREN + 1))

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from gradshard.formats.dtypes import DTYPES
 from gradshard.formats.layout import Span
-from gradshard.planning.limits import MIB
+from gradshard.utils.units import MIB
 
 BLOCKS: Final = "blocks"
 WHOLE: Final = "whole"

@@ -26,8 +26,8 @@ from gradshard.errors import UpdateError
 from gradshard.formats.dtypes import DTYPES
 from gradshard.formats.layout import SAMPLES_KEY, Layout, encode_header, shorten
 from gradshard.formats.tensors import as_stored, check_name
-from gradshard.planning.limits import MIB
 from gradshard.utils.atomic_file import atomic_file
+from gradshard.utils.units import MIB
 
 CHUNK_BYTES: Final = MIB
 

@@ -17,11 +17,11 @@ from gradshard.client.uploads import Progress
 from gradshard.errors import StoreError
 from gradshard.formats.keys import ObjectVersion
 from gradshard.formats.tensors import Array, unpack
-from gradshard.planning.limits import MIB
-from gradshard.planning.planner import client_ranges
+from gradshard.planning.transfers import client_ranges
 from gradshard.s3.streams import Opener, RangeStream
 from gradshard.utils.atomic_file import add_path_to_errors, check_disk_space, check_output_path
 from gradshard.utils.parallel import run_parallel
+from gradshard.utils.units import MIB
 
 THREADS: Final = 4
 SLICE_BYTES: Final = MIB

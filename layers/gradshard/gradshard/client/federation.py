@@ -35,9 +35,9 @@ from gradshard.formats.tensors import Array
 from gradshard.planning import limits
 from gradshard.planning.plan import Plan
 from gradshard.planning.spec import DEFAULT_TIMEOUT, RoundSpec, parse_spec
+from gradshard.records.manifest import COMPLETED, parse_manifest
 from gradshard.records.model_registry import Version, layout_of, read_version
-from gradshard.rounds import COMPLETED, ending
-from gradshard.rounds.arrivals import is_awaited, read_spec
+from gradshard.records.round_spec import read_spec
 from gradshard.s3.store import S3Store
 from gradshard.stragglers.assignments import Assignment, Assignments
 from gradshard.stragglers.layers import Naming
@@ -555,12 +555,12 @@ class Round:
     def _manifest(self, *, check_execution: bool) -> dict[str, Any] | None:
         """Return the manifest of a completed round; None while it goes on."""
         store = self._stack.store
-        manifest: dict[str, Any] | None = store.get_json(self.keys.manifest, ending)
+        manifest: dict[str, Any] | None = store.get_json(self.keys.manifest, parse_manifest)
         if manifest is None and check_execution:
             execution = self._stack.execution(self.id)
             # The manifest may have come between the two looks.
             if execution and execution.failed:
-                manifest = store.get_json(self.keys.manifest, ending)
+                manifest = store.get_json(self.keys.manifest, parse_manifest)
                 if manifest is None:
                     raise RoundFailed(f"round {self.id!r} failed: {execution.reason}")
         if manifest is not None and manifest["status"] != COMPLETED:
@@ -606,11 +606,11 @@ class Round:
         store = self._stack.store
         plan = store.get_json(self.keys.plan, Plan.from_json)
         if plan is None:
-            manifest = store.get_json(self.keys.manifest, ending)
+            manifest = store.get_json(self.keys.manifest, parse_manifest)
             if manifest is None:
                 return False
             raise RoundStateError(f"round {self.id!r} has ended ({manifest['status']})")
-        if is_awaited(spec, plan, client):
+        if spec.awaits(client, plan.awaited):
             return False
         counted = {c.client: c.source for c in plan.contributors}
         if (source := counted.get(client)) is not None:

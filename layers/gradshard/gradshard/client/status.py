@@ -10,7 +10,7 @@ from gradshard.client.stack import Execution, Stack
 from gradshard.errors import BrokenObjectError, RoundNotFoundError, UnreadableObjectError
 from gradshard.formats.keys import UPDATE_SUFFIX, RoundKeys, is_id, parse_update_key
 from gradshard.planning.plan import Plan
-from gradshard.rounds import ending
+from gradshard.records.manifest import parse_manifest
 from gradshard.s3.store import ListedObject
 
 READERS: Final = 16
@@ -179,7 +179,7 @@ class StatusPoller:
         """Return what checks that a document is of the form that it should have."""
         keys = self._keys
         if key == keys.manifest:
-            return ending
+            return parse_manifest
         if key == keys.plan:
             return _checked_plan
         needed = {keys.spec: ["spec"]}.get(key, [])

@@ -13,12 +13,13 @@ from typing import Final, Self
 
 from gradshard.planning import limits
 from gradshard.s3.store import Part, S3Store
+from gradshard.utils.units import MIB
 
 PARTS: Final = 32
 """Into how many lengths the largest update is cut. Each part is a request that is paid for, and
 four are under way at once, so that an interruption costs an eighth of the upload at most."""
 
-MIN_BYTES: Final = 16 * limits.MIB
+MIN_BYTES: Final = 16 * MIB
 MAX_BYTES: Final = limits.MAX_PART_BYTES // 2
 """Of a part: the first has up to twice that."""
 

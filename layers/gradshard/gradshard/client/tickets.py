@@ -52,12 +52,12 @@ from gradshard.errors import (
 from gradshard.formats.keys import ObjectVersion, RoundKeys, check_id
 from gradshard.formats.layout import Layout
 from gradshard.formats.tensors import Array
-from gradshard.planning import limits
-from gradshard.planning.planner import SINGLE_PUT_BYTES
+from gradshard.planning.transfers import SINGLE_PUT_BYTES
 from gradshard.s3.store import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, Part, S3Store
 from gradshard.s3.streams import MAX_ATTEMPTS, Body, Meter, sleep_backoff
 from gradshard.utils.atomic_file import add_path_to_errors
 from gradshard.utils.polling import sleep_before_poll
+from gradshard.utils.units import MIB
 
 VERSION: Final = 1
 """Of the file's form."""
@@ -74,7 +74,7 @@ MAX_LENGTHS: Final = 1024
 MIN_STEP_BYTES: Final = 64 * 1024
 """Steps finer than this would save no request: so much of an update is read for its header."""
 
-MAX_FILE_BYTES: Final = limits.MIB
+MAX_FILE_BYTES: Final = MIB
 """What is larger is no ticket, but perhaps the update."""
 
 UPLOAD_ATTEMPTS: Final = 3

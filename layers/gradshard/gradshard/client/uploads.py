@@ -19,10 +19,10 @@ from typing import IO, Any, Final
 
 from gradshard.client.upload_source import Content
 from gradshard.errors import StoreError, UpdateError
-from gradshard.planning.limits import MIB
-from gradshard.planning.planner import SINGLE_PUT_BYTES, client_ranges
+from gradshard.planning.transfers import SINGLE_PUT_BYTES, client_ranges
 from gradshard.s3.store import Part, S3Store
 from gradshard.utils.parallel import run_parallel
+from gradshard.utils.units import MIB
 
 THREADS: Final = 4
 """Parts under way at once."""

@@ -12,7 +12,7 @@ at e8e54fc, results/rq3_cross_architecture/rq3_*.json: ``shard_durations_s``,
 from dataclasses import dataclass
 from typing import Final
 
-from gradshard.planning.limits import MIB
+from gradshard.utils.units import MIB
 
 CLIENTS: Final = 20
 ARCHITECTURE: Final = "x86_64"

@@ -13,9 +13,9 @@ from gradshard.papers import measurements
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.papers.measurements import Measurement
 from gradshard.planning import limits, pricing
-from gradshard.planning.limits import MIB
 from gradshard.planning.planner import WHOLE_COPIES, WHOLE_OVERHEAD_MB
 from gradshard.planning.pricing import US_EAST_1, Bill, Requests, Tasks
+from gradshard.utils.units import MIB
 
 
 def gradssharding(nbytes: int, setting: Setting) -> Estimate:

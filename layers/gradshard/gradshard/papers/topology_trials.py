@@ -23,10 +23,10 @@ from gradshard.client.stack import Stack
 from gradshard.errors import GradshardError, RoundFailed, RoundStateError
 from gradshard.formats.keys import ObjectVersion, RoundKeys
 from gradshard.planning import pricing
-from gradshard.planning.limits import MIB
 from gradshard.planning.pricing import Bill
 from gradshard.s3.store import S3Store
 from gradshard.s3.streams import RangeStream
+from gradshard.utils.units import MIB
 
 
 @dataclass(frozen=True)

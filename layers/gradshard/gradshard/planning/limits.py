@@ -5,7 +5,7 @@ Numbers go stale; this is the one place to change them. Prices are us-east-1's.
 
 from typing import Final
 
-MIB: Final = 1024 * 1024
+from gradshard.utils.units import MIB
 
 # S3, https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html (2026-11)
 MIN_PART_BYTES: Final = 5 * MIB

@@ -27,16 +27,9 @@ from gradshard.formats.dtypes import DTYPES
 from gradshard.formats.layout import MAX_HEADER_BYTES
 from gradshard.planning import limits, pricing
 from gradshard.planning.bandwidth import BURST, Bandwidth
-from gradshard.planning.limits import MIB
 from gradshard.planning.pricing import US_EAST_1, Bill, Prices, Requests, Tasks
-
-SINGLE_PUT_BYTES: Final = 1024 * MIB
-"""What a client sends in one PUT at first, instead of eleven requests. A connection that breaks
-costs at most this, once: a minute and a half at 100 Mbit/s, after which the parts take over. S3
-would take five times as much."""
-
-CLIENT_RANGE_BYTES: Final = 16 * MIB
-CLIENT_RANGES: Final = 8
+from gradshard.planning.transfers import SINGLE_PUT_BYTES, client_ranges
+from gradshard.utils.units import MIB
 
 EVERY_SHARD_COUNT: Final = 128
 """Up to twice this the planner considers every M, beyond that steps of less than 1 %, which leave
@@ -45,15 +38,6 @@ EVERY_SHARD_COUNT: Final = 128
 UNHURRIED_SECONDS: Final = 60.0
 """The time budget when none is given, kept where it can be: the last few per cent of the price
 would be paid for with minutes, and with tasks so long that no retry fits."""
-
-
-def client_ranges(nbytes: int) -> list[tuple[int, int]]:
-    """Return the ranges in which a client fetches the result, and sends an update in parts.
-
-    Each is a request that is paid for; eight lose little when one has to be repeated.
-    """
-    size = min(max(CLIENT_RANGE_BYTES, -(-nbytes // CLIENT_RANGES)), limits.MAX_PART_BYTES)
-    return [(start, min(start + size, nbytes)) for start in range(0, nbytes, size)]
 
 
 def client_requests(nbytes: int) -> Requests:
@@ -243,7 +227,7 @@ class Projection:
 def min_shards(nbytes: int) -> int:
     """Return the smallest M whose parts, or partial sums, stay within S3's 5 GiB."""
     # The first part carries the header, too.
-    return max(1, -(-nbytes // (limits.MAX_PART_BYTES - MAX_HEADER_BYTES - limits.MIB)))
+    return max(1, -(-nbytes // (limits.MAX_PART_BYTES - MAX_HEADER_BYTES - MIB)))
 
 
 def max_shards(nbytes: int) -> int:
@@ -324,7 +308,7 @@ def project_memory(inputs: int, plan_bytes: int = 0, depth: int = 1, models: int
     streams += 2 * models * STREAM_BYTES
     step = STEP_BYTES if models else 0
     buffers = arithmetic + streams + step + PLAN_FACTOR * plan_bytes
-    return RESIDENT_MB + RUNTIME_MB + buffers / limits.MIB
+    return RESIDENT_MB + RUNTIME_MB + buffers / MIB
 
 
 def needed_memory(load: Workload, shards: int) -> float:

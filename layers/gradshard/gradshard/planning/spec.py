@@ -160,6 +160,11 @@ class RoundSpec:
         ids = iter(() if isinstance(self.clients, int) else self.clients)
         return [tuple(itertools.islice(ids, size)) for size in sizes]
 
+    def awaits(self, client: str, groups: Sequence[int]) -> bool:
+        """Whether a client is in one of an eager round's groups, given by their numbers."""
+        members = self.groups() if groups else []
+        return any(client in members[number] for number in groups)
+
     @cached_property
     def capacity(self) -> int:
         """The most contributors that can be averaged as asked for."""

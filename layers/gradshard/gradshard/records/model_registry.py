@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 from gradshard.errors import ModelNotFoundError, ModelStateError
 from gradshard.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard.formats.layout import PREFIX_BYTES, Layout, parse_header
-from gradshard.rounds import COMPLETED, FAILED, ending
+from gradshard.records.manifest import COMPLETED, FAILED, parse_manifest
 from gradshard.s3.store import S3Store
 
 READERS: Final = 16
@@ -239,7 +239,7 @@ def _is_void(store: S3Store, version: Version) -> bool:
 
 
 def _status(store: S3Store, round_id: str) -> str | None:
-    manifest = store.get_json(RoundKeys(round_id).manifest, ending)
+    manifest = store.get_json(RoundKeys(round_id).manifest, parse_manifest)
     return None if manifest is None else str(manifest["status"])
 
 

@@ -10,7 +10,9 @@ from gradshard.errors import BrokenObjectError, SpecError
 from gradshard.formats.keys import RoundKeys
 from gradshard.planning.plan import Plan, next_keys
 from gradshard.records import model_registry
-from gradshard.rounds import COMPLETED, FAILED, arrivals, aws_callbacks, ending
+from gradshard.records.manifest import COMPLETED, FAILED, parse_manifest
+from gradshard.records.round_spec import read_spec
+from gradshard.rounds import aws_callbacks
 from gradshard.s3.store import S3Store
 
 
@@ -73,7 +75,7 @@ def abort_round(
     if has_partials:
         store.delete_versions(keys.partial_sums)
     if not is_first:
-        manifest = store.get_json(keys.manifest, ending) or manifest
+        manifest = store.get_json(keys.manifest, parse_manifest) or manifest
     if manifest["status"] == COMPLETED:
         if server_optimizer:
             model_registry.note_current(store, server_optimizer.model)
@@ -91,7 +93,7 @@ def _apply_terms(store: S3Store, keys: RoundKeys, plan: Plan | None) -> ServerOp
     if plan is not None:
         return plan.next_model.server_optimizer if plan.next_model else None
     try:
-        opened = arrivals.read_spec(store, keys)
+        opened = read_spec(store, keys)
     except BrokenObjectError:
         return None
     return None if opened is None else opened[0].server_optimizer

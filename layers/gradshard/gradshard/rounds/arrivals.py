@@ -5,7 +5,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gradshard.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
 from gradshard.formats.keys import UPDATE_SUFFIX, ObjectVersion, RoundKeys, is_id, parse_update_key
@@ -17,9 +17,9 @@ from gradshard.formats.layout import (
     parse_header,
     parse_samples,
 )
-from gradshard.planning.plan import Plan, Rejection
+from gradshard.planning.plan import Rejection
 from gradshard.planning.pricing import HEADS_BEFORE_LIST
-from gradshard.planning.spec import RoundSpec, parse_spec
+from gradshard.planning.spec import RoundSpec
 from gradshard.rounds import aws_callbacks
 from gradshard.s3.store import S3Store
 
@@ -46,11 +46,6 @@ class Update(NamedTuple):
     source: ObjectVersion
     header: Header
     samples: int
-
-
-def read_spec(store: S3Store, keys: RoundKeys) -> tuple[RoundSpec, dict[str, Any]] | None:
-    """Return the terms of a round and its record of times; None if it was never opened."""
-    return store.get_json(keys.spec, lambda record: (parse_spec(record["spec"]), record))
 
 
 def sent_to(keys: RoundKeys, spec: RoundSpec) -> RoundKeys:
@@ -203,12 +198,6 @@ def ready_groups(spec: RoundSpec, there: Sequence[str], awaited: Sequence[int] |
         for number, clients in enumerate(spec.groups())
         if (awaited is None or number in awaited) and answered.issuperset(clients)
     ]
-
-
-def is_awaited(spec: RoundSpec, plan: Plan, client: str) -> bool:
-    """Whether an update still counts though there is a plan: its group is not planned yet."""
-    groups = spec.groups() if plan.awaited else []
-    return any(client in groups[number] for number in plan.awaited)
 
 
 def resume(store: S3Store, keys: RoundKeys, reason: str, known: Sequence[str] = ()) -> bool:

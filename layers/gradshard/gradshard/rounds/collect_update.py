@@ -7,7 +7,9 @@ from typing import Any
 from gradshard.errors import SpecError
 from gradshard.formats.keys import RoundKeys, check_id, parse_update_key
 from gradshard.planning.plan import Plan, Rejection
-from gradshard.rounds import arrivals, ending
+from gradshard.records.manifest import parse_manifest
+from gradshard.records.round_spec import read_spec
+from gradshard.rounds import arrivals
 from gradshard.s3.store import S3Store
 
 
@@ -52,15 +54,15 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
         client = check_id("client", parsed.client) if parsed else ""
     except SpecError as error:
         return {"status": "ignored", "reason": str(error)}
-    opened = arrivals.read_spec(store, keys) if keys else None
+    opened = read_spec(store, keys) if keys else None
     if keys is None or opened is None:
         return {"status": "ignored", "reason": f"{key}: there is no such round"}
     spec, _ = opened
 
     outcome: dict[str, Any] = {"round": keys.round_id, "client": client}
     plan = store.get_json(keys.plan, Plan.from_json)
-    ended = store.get_json(keys.manifest, ending) if plan is None or plan.awaited else None
-    is_late = plan is not None and not arrivals.is_awaited(spec, plan, client)
+    ended = store.get_json(keys.manifest, parse_manifest) if plan is None or plan.awaited else None
+    is_late = plan is not None and not spec.awaits(client, plan.awaited)
     if is_late or ended is not None:
         return outcome | _too_late(store, keys, client, etag, plan, ended)
 

@@ -10,8 +10,9 @@ from gradshard.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard.planning.plan import Output, Plan, Rejection, Task
 from gradshard.planning.spec import parse_assignment_spec
 from gradshard.records import model_registry
+from gradshard.records.manifest import COMPLETED, parse_manifest
 from gradshard.records.model_registry import Version
-from gradshard.rounds import COMPLETED, arrivals, aws_callbacks, ending
+from gradshard.rounds import arrivals, aws_callbacks
 from gradshard.s3.store import S3Store
 from gradshard.s3.task_client import TaskS3Client
 from gradshard.stragglers.assignments import Assignments, Report, assign
@@ -128,7 +129,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
         version = model_registry.reserve(store, version)
     manifest = _manifest(plan, result, tally, version)
     if not store.put_json(keys.manifest, manifest, replaces=None):
-        manifest = store.get_json(keys.manifest, ending) or manifest
+        manifest = store.get_json(keys.manifest, parse_manifest) or manifest
         if manifest["status"] != COMPLETED:
             # The round was given up while this function was at work: nothing may be seen of it.
             for output in plan.outputs:

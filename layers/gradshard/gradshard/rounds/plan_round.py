@@ -29,6 +29,7 @@ from gradshard.planning.plan import (
 from gradshard.planning.planner import LambdaConfig, Projection, Workload
 from gradshard.records import model_registry
 from gradshard.records.model_registry import Version
+from gradshard.records.round_spec import read_spec
 from gradshard.rounds import admission, arrivals
 from gradshard.rounds.admission import Admission
 from gradshard.s3.store import S3Store
@@ -213,7 +214,7 @@ class _Planning:
     ) -> None:
         self._store, self._keys, self._call = store, keys, call
         self._aggregator, self._previous = aggregator, previous
-        opened = arrivals.read_spec(store, keys)
+        opened = read_spec(store, keys)
         if opened is None:
             raise PlanError(f"round {keys.round_id!r} was never opened: {keys.spec} is missing")
         self._spec, record = opened
