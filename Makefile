@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower fuzz bench docs docs-serve docs-tables demo deploy requirements clean
+.PHONY: help setup format lint check coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower fuzz bench docs docs-serve docs-tables demo deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list

@@ -10,7 +10,7 @@ from gradshard.client import downloads
 from gradshard.client.downloads import download_bytes, download_file
 from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.formats.keys import ObjectVersion
-from gradshard.planning import planner
+from gradshard.planning import transfers
 from tests.unit.fakes import MemoryStore
 
 KEY = "rounds/r/update.safetensors"
@@ -34,8 +34,8 @@ class Counting(MemoryStore):
 
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "CLIENT_RANGE_BYTES", 1000)
-    monkeypatch.setattr(planner, "CLIENT_RANGES", 1000)
+    monkeypatch.setattr(transfers, "CLIENT_RANGE_BYTES", 1000)
+    monkeypatch.setattr(transfers, "CLIENT_RANGES", 1000)
     monkeypatch.setattr(downloads, "SLICE_BYTES", 100)
     # One after the other: what is there when a test interrupts is no matter of chance.
     monkeypatch.setattr(downloads, "THREADS", 1)

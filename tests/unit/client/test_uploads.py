@@ -14,7 +14,7 @@ from gradshard.client import uploads
 from gradshard.client.upload_source import FileContent, TensorContent, check_samples
 from gradshard.client.uploads import has_checksum, upload
 from gradshard.errors import StoreError, UpdateError
-from gradshard.planning import planner, transfers
+from gradshard.planning import transfers
 from tests.unit.fakes import MemoryStore, sha256_of
 
 KEY = "rounds/r/updates/a.safetensors"
@@ -27,8 +27,8 @@ TENSORS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "CLIENT_RANGE_BYTES", 512)
-    monkeypatch.setattr(planner, "CLIENT_RANGES", 1000)
+    monkeypatch.setattr(transfers, "CLIENT_RANGE_BYTES", 512)
+    monkeypatch.setattr(transfers, "CLIENT_RANGES", 1000)
     monkeypatch.setattr(uploads, "CHUNK_BYTES", 512)
 
 

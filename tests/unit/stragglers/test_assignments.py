@@ -248,7 +248,7 @@ def test_the_document_is_read_back_as_it_was_written() -> None:
 
     assert Assignments.from_json(written) == document
     assert written["new_clients"]["epochs"] == 2
-    assert parse_assignment_settings(written["terms"]) == terms
+    assert parse_assignment_settings(written["settings"]) == terms
 
 
 @pytest.mark.parametrize(
