@@ -39,6 +39,12 @@ lint: setup ## Check style, types and the template
 	$(BIN)/sam validate --lint --region us-east-1
 	$(BIN)/cfn-lint --include-experimental --regions ALL_REGIONS --template template.yaml
 
+check: setup ## Check style and types, and run the unit tests, in about a minute
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest --quiet --numprocesses auto --dist loadfile tests/unit
+
 # OPTIONS are pip-audit's, such as --ignore-vuln.
 audit: setup ## Audit what is pinned: against the index, and the database of known vulnerabilities
 	$(BIN)/python audit.py $(OPTIONS)
@@ -49,8 +55,11 @@ build: setup ## Build for the architecture of samconfig.toml's [default]
 build-arm64 build-x86_64: build-%: setup ## Build for one architecture, on any host
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/sam build --build-dir .aws-sam/$*/build --parameter-overrides Architecture=$*
 
-test: setup ## Run the unit, integration and end-to-end tests
-	$(BIN)/pytest
+# Tests mostly wait for the engine, so there are more workers than processors. Each starts an engine of its own.
+WORKERS := 4
+
+test: setup ## Run the unit, integration and end-to-end tests, and measure what they cover
+	COVERAGE_CORE=sysmon $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=
 
 # Names or paths of interpreters; what is not here is said and passed over.
 CLIENT_PYTHONS := python3.11 python3.12 python3.13

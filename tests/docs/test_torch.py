@@ -59,8 +59,10 @@ class OneClientsFederation(OneClientsRound):
     def put(self, model: dict[str, Any]) -> None:
         self._model = written(model)
 
-    def open_round(self, name: str, clients: list[str], apply: str) -> "OneClientsFederation":
-        assert apply == "fedavg"
+    def open_round(
+        self, name: str, clients: list[str], server_optimizer: str
+    ) -> "OneClientsFederation":
+        assert server_optimizer == "fedavg"
         return self
 
     def fetch_model(self) -> dict[str, Array]:

@@ -10,6 +10,17 @@ from gradshard.deployment.local_engine import Engine
 from gradshard.s3.store import S3Store
 from tests.integration.by_hand import Round
 
+BUCKETS: list[S3Store] = []
+"""The buckets that fixtures here made."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _emptied() -> Iterator[None]:
+    """Empty the buckets after each module: the engine holds objects in memory."""
+    yield
+    for bucket in BUCKETS:
+        bucket.delete_versions("")
+
 
 @pytest.fixture(scope="session")
 def store(engine: Engine) -> S3Store:
@@ -17,7 +28,8 @@ def store(engine: Engine) -> S3Store:
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="integration")
     s3.put_bucket_versioning(Bucket="integration", VersioningConfiguration={"Status": "Enabled"})
-    return S3Store("integration", connections=80)
+    BUCKETS.append(S3Store("integration", connections=80))
+    return BUCKETS[-1]
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +42,8 @@ def encrypted(engine: Engine) -> S3Store:
     default: Any = {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}
     rules: Any = {"Rules": [{"ApplyServerSideEncryptionByDefault": default}]}
     s3.put_bucket_encryption(Bucket=name, ServerSideEncryptionConfiguration=rules)
-    return S3Store(name, connections=80)
+    BUCKETS.append(S3Store(name, connections=80))
+    return BUCKETS[-1]
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_rounds_go_on_from_each_other_in_all_types(
     put_model(store, name, small(50))
     terms = apply(name, optimizer, learning_rate=0.25)
     for number in range(1, 4):
-        round_ = open_round(clients=3, apply=terms)
+        round_ = open_round(clients=3, server_optimizer=terms)
         updates = [
             {key: small(10 * number + i)[key] for key in reversed(list(model))} for i in range(3)
         ]
@@ -116,7 +116,7 @@ def test_the_same_bits_whatever_m_and_topology(
                 clients=3,
                 order="tree:2,2",
                 **terms,
-                apply=apply(name, "fedadam", updates=updates),
+                server_optimizer=apply(name, "fedadam", updates=updates),
             )
             submit_all(round_, sent)
             assert round_.go() == {"status": "completed"}
@@ -125,7 +125,7 @@ def test_the_same_bits_whatever_m_and_topology(
 
 def test_a_task_may_run_twice_and_late(open_round: Callable[..., Round], store: S3Store) -> None:
     put_model(store, "twice", small(1))
-    round_ = open_round(clients=3, apply=apply("twice", "fedadam"))
+    round_ = open_round(clients=3, server_optimizer=apply("twice", "fedadam"))
     submit_all(round_, [small(2), small(3), small(4)])
     round_.plan()
     for task in [*round_.tasks(), *round_.tasks()]:
@@ -141,7 +141,7 @@ def test_whoever_sends_nan_is_left_out_of_the_model(
     open_round: Callable[..., Round], store: S3Store
 ) -> None:
     put_model(store, "nan", small(1))
-    round_ = open_round(clients=3, apply=apply("nan", "fedavgm"))
+    round_ = open_round(clients=3, server_optimizer=apply("nan", "fedavgm"))
     updates = [small(2), small(3), small(4)]
     bad = {**updates[1], "fc.half": np.full((2, 3), np.nan, "f2")}
     submit_all(round_, [updates[0], bad, updates[2]])
@@ -157,7 +157,7 @@ def test_another_optimizer_begins_anew(open_round: Callable[..., Round], store: 
     put_model(store, "other", small(1))
     model: Mapping[str, reference.Array] = small(1)
     for optimizer in ("fedadam", "fedavgm", "fedadam"):
-        round_ = open_round(clients=1, apply=apply("other", optimizer))
+        round_ = open_round(clients=1, server_optimizer=apply("other", optimizer))
         round_.submit("a", small(2))
         assert round_.go() == {"status": "completed"}
         settings = round_.manifest()["model"]["optimizer"]
@@ -170,7 +170,7 @@ def test_an_update_of_another_layout_is_rejected(
     open_round: Callable[..., Round], store: S3Store
 ) -> None:
     put_model(store, "layout", small(1))
-    round_ = open_round(clients=3, apply=apply("layout"))
+    round_ = open_round(clients=3, server_optimizer=apply("layout"))
     # Even where the majority has the other layout.
     other = {**small(2), "fc.weight": np.zeros((5, 17), "f4")}
     submit_all(round_, [other, small(3), other])
@@ -184,7 +184,7 @@ def test_two_rounds_of_one_version_cannot_both_count(
     open_round: Callable[..., Round], store: S3Store
 ) -> None:
     put_model(store, "race", small(1))
-    first, second = (open_round(clients=1, apply=apply("race")) for _ in range(2))
+    first, second = (open_round(clients=1, server_optimizer=apply("race")) for _ in range(2))
     for round_ in (first, second):
         round_.submit("a", small(2))
         round_.plan()
@@ -198,7 +198,7 @@ def test_two_rounds_of_one_version_cannot_both_count(
     assert store.head(ModelKeys("race").next_model(second.name)) is None
     assert current(store, "race").round_id == first.name
     # A third one sees at planning that it is too late, before anything is computed.
-    late = open_round(clients=1, apply=apply("race"), model_version=1)
+    late = open_round(clients=1, server_optimizer=apply("race"), model_version=1)
     late.submit("a", small(2))
     with pytest.raises(ModelStateError, match=r"began from version 1 .* but version 2 is current"):
         late.plan()
@@ -208,7 +208,7 @@ def test_a_number_is_not_taken_for_ever_by_a_round_that_never_ended(
     open_round: Callable[..., Round], store: S3Store
 ) -> None:
     put_model(store, "stopped", small(1))
-    stopped, after = (open_round(clients=1, apply=apply("stopped")) for _ in range(2))
+    stopped, after = (open_round(clients=1, server_optimizer=apply("stopped")) for _ in range(2))
     first = current(store, "stopped")
     reserved = replace(first, number=2, round_id=stopped.name)
     model_registry.reserve(store, reserved)
@@ -229,7 +229,7 @@ def test_a_round_that_dies_while_it_ends_counts_whole_or_not_at_all(
 ) -> None:
     name = f"killed-{killed}"
     put_model(store, name, small(1))
-    round_ = open_round(clients=1, apply=apply(name))
+    round_ = open_round(clients=1, server_optimizer=apply(name))
     round_.submit("a", small(2))
     round_.plan()
     round_.aggregate()
@@ -258,7 +258,7 @@ def test_a_round_that_dies_while_it_ends_counts_whole_or_not_at_all(
     noted = store.get_json(ModelKeys(name).current)
     assert noted["version"] == current(store, name).number == (1 if killed == "reserved" else 2)
     # And the next round goes on, in the place of one that failed.
-    after = open_round(clients=1, apply=apply(name))
+    after = open_round(clients=1, server_optimizer=apply(name))
     after.submit("a", small(2))
     assert after.go() == {"status": "completed"}
     assert current(store, name).number == (2 if killed == "reserved" else 3)
@@ -271,7 +271,7 @@ def test_a_model_that_would_not_be_finite_fails_the_round(
     put_model(store, "wild", {"w": np.ones(40_000, "f4")})
     update = {"w": np.ones(40_000, "f4")}
     update["w"][39_999] = 1e30
-    round_ = open_round(clients=1, apply=apply("wild", learning_rate=1e30))
+    round_ = open_round(clients=1, server_optimizer=apply("wild", learning_rate=1e30))
     round_.submit("a", update)
     round_.plan()
     with pytest.raises(
@@ -282,7 +282,7 @@ def test_a_model_that_would_not_be_finite_fails_the_round(
     assert no_open_uploads(round_)
     assert current(store, "wild").number == 1
     # Its square would, and the element would never move again.
-    round_ = open_round(clients=1, apply=apply("wild", "fedadagrad"))
+    round_ = open_round(clients=1, server_optimizer=apply("wild", "fedadagrad"))
     round_.submit("a", update)
     round_.plan()
     with pytest.raises(PlanError, match=r"element 39999 .* the optimizer's state there"):
@@ -292,7 +292,7 @@ def test_a_model_that_would_not_be_finite_fails_the_round(
 def test_no_such_model(open_round: Callable[..., Round], store: S3Store) -> None:
     assert model_registry.current(store, "nobody") is None
     with pytest.raises(ModelNotFoundError, match="there is no model 'nobody': put one there first"):
-        open_round(clients=1, apply=apply("nobody"), model_version=1).plan()
+        open_round(clients=1, server_optimizer=apply("nobody"), model_version=1).plan()
     put_model(store, "one", small(1))
     with pytest.raises(ModelNotFoundError, match="'one' has no version 7; the newest is 1"):
         model_registry.read_version(store, "one", 7)
@@ -301,7 +301,7 @@ def test_no_such_model(open_round: Callable[..., Round], store: S3Store) -> None
 def test_versions_outlive_their_rounds(open_round: Callable[..., Round], store: S3Store) -> None:
     put_model(store, "old", small(1))
     for _ in range(3):
-        round_ = open_round(clients=1, apply=apply("old"))
+        round_ = open_round(clients=1, server_optimizer=apply("old"))
         round_.submit("a", small(2))
         round_.go()
         # As the bucket's lifecycle does after RetentionDays.

@@ -414,7 +414,7 @@ def test_a_belated_planning_does_not_rename_the_tensors(
     if stands == "state_layout":
         put_model(store, round_.name, tensors)
         terms = {"model": round_.name, "optimizer": "fedadam", "learning_rate": 0.5}
-        round_ = Round(store, clients=1, apply=terms)
+        round_ = Round(store, clients=1, server_optimizer=terms)
     round_.submit("a", tensors)
     kept: dict[str, bytes] = {}
     put_bytes = S3Store.put_bytes

@@ -1,1 +1,1 @@
-"""The weighted sum over byte ranges: kernel, arithmetic, order of additions, sharding, topologies."""
+"""The weighted sum over byte ranges: kernel, arithmetic, sharding, topologies."""

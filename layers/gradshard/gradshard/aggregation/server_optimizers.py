@@ -213,7 +213,8 @@ def parse_server_optimizer(stated: Any) -> ServerOptimizer:
         stated = {"optimizer": stated}
     if not isinstance(stated, Mapping):
         raise SpecError(
-            f"server_optimizer is {stated!r}, neither {', '.join(OPTIMIZERS)} nor {{optimizer: …, …}}"
+            f"server_optimizer is {stated!r}, neither {', '.join(OPTIMIZERS)} "
+            "nor {optimizer: …, …}"
         )
     fields = dict(stated)
     name = fields.pop("optimizer", FEDAVG)
@@ -231,7 +232,8 @@ def parse_server_optimizer(stated: Any) -> ServerOptimizer:
     unknown = sorted(fields.keys() - defaults.keys())
     if unknown:
         raise SpecError(
-            f"server_optimizer: {name} has no {unknown[0]!r}; its settings are {', '.join(defaults)}"
+            f"server_optimizer: {name} has no {unknown[0]!r}; "
+            f"its settings are {', '.join(defaults)}"
         )
     settings = {key: _number(key, fields.get(key, value)) for key, value in defaults.items()}
     return ServerOptimizer(name, settings, updates, model)

@@ -126,8 +126,8 @@ def plan(
         console.print(cell(note))
     console.print(
         cell(
-            f"{pluralize(clients, 'update')} of {format_size(size)} on {architecture}: at {memory} MB "
-            f"the planner takes M={choice.shards} ({TOPOLOGIES[name].title}, "
+            f"{pluralize(clients, 'update')} of {format_size(size)} on {architecture}: "
+            f"at {memory} MB the planner takes M={choice.shards} ({TOPOLOGIES[name].title}, "
             f"{pluralize(choice.tasks, 'task')}), "
             f"{choice.seconds:.1f} s, {dollars(choice.total_dollars)}"
         )

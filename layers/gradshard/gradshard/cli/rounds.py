@@ -163,7 +163,8 @@ def submit(
         send(file, samples, training=said, progress=tell)
     size = format_size(file.stat().st_size)
     click.echo(
-        f"submitted {escape_terminal(file)} ({size}) to round {escape_terminal(name)} as {escape_terminal(client)}"
+        f"submitted {escape_terminal(file)} ({size}) to round {escape_terminal(name)} "
+        f"as {escape_terminal(client)}"
     )
 
 

@@ -65,8 +65,8 @@ def ticket(
         )
         return
     click.echo(
-        f"wrote {escape_terminal(file)}: one update of at most {format_size(made.max_bytes)} by {client} to "
-        f"round {name}, until {until}"
+        f"wrote {escape_terminal(file)}: one update of at most {format_size(made.max_bytes)} "
+        f"by {client} to round {name}, until {until}"
     )
     if made.temporary:
         click.echo("it was made with temporary credentials: if they end earlier, so does it")

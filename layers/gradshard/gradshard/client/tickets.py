@@ -81,7 +81,7 @@ UPLOAD_ATTEMPTS: Final = 3
 """Of a whole update each."""
 
 PASSING: Final = frozenset({"RequestTimeout", "ConditionalRequestConflict", "OperationAborted"})
-"""Rejections of S3 that another attempt may not meet: of a slow line, or of two requests at once."""
+"""Errors of S3 that another attempt may not meet: a slow line, or two requests at once."""
 
 NOT_A_TICKET: Final = (
     ValueError,

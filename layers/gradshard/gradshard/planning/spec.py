@@ -323,8 +323,8 @@ def _check_apply(spec: RoundSpec) -> None:
         raise SpecError("hold whole is for comparison only: leave out apply")
     if spec.server_optimizer.updates == MODELS and spec.rule is not None:
         raise SpecError(
-            f"server_optimizer: updates models cannot be partial, since what nobody sends is no change: "
-            f"send deltas, or leave out rule {spec.rule.name}"
+            "server_optimizer: updates models cannot be partial, since what nobody sends is no "
+            f"change: send deltas, or leave out rule {spec.rule.name}"
         )
 
 

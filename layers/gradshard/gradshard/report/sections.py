@@ -305,7 +305,8 @@ def _uploads(facts: Facts) -> Markup:
     counts = ", ".join(f"{fates.count(fate)} {fate}" for fate in FATES if fate in fates)
     return Picture(
         f"Uploads since the round was opened: {counts}",
-        f"The first after {format_duration(after[0])}, the last after {format_duration(after[-1])}.",
+        f"The first after {format_duration(after[0])}, "
+        f"the last after {format_duration(after[-1])}.",
         shapes,
         x,
         y,
@@ -344,8 +345,8 @@ def _gantt(facts: Facts) -> Markup:
         class_="dim small",
     )
     description = (
-        f"{pluralize(len(tasks), 'task')}, the last one done {format_duration(max(r[2] for r in runs))} "
-        "after planning."
+        f"{pluralize(len(tasks), 'task')}, "
+        f"the last one done {format_duration(max(r[2] for r in runs))} after planning."
     )
     if len(runs) <= ONE_BY_ONE:
         y = Axis(len(runs), ())
@@ -521,8 +522,8 @@ def _layers(facts: Facts, detail: Detail) -> Iterable[Markup]:
     )
     yield Picture(
         f"Weight by client (down) and layer (across, from the input){together}",
-        f"{pluralize(len(clients), 'client')} and {pluralize(len(layers), 'layer')}; the deeper the "
-        f"colour the larger the weight, at most {max(weights, default=0):.4g}; empty where a "
+        f"{pluralize(len(clients), 'client')} and {pluralize(len(layers), 'layer')}; "
+        f"the deeper the colour the larger the weight, at most {max(weights, default=0):.4g}; empty where a "
         "client lacks the layer.",
         heat_map(cells, "c0"),
         numbered([f"{col[0] + 1}" for col in cols]),

@@ -89,7 +89,7 @@ def abort_round(
 
 
 def _apply_terms(store: S3Store, keys: RoundKeys, plan: Plan | None) -> ServerOptimizer | None:
-    """Read from the round's plan, or its server_optimizer, whether it makes a version of a model."""
+    """Return the server optimizer of a round that makes a version of a model."""
     if plan is not None:
         return plan.next_model.server_optimizer if plan.next_model else None
     try:

@@ -286,7 +286,7 @@ class TaskS3Client:
     def get_json(self, key: str, read: Callable[[Any], T]) -> T | None: ...
 
     def get_json(self, key: str, read: Callable[[Any], Any] = json_records.as_it_is) -> Any:
-        """Read a JSON object, as :func:`gradshard.formats.json_records.decode` does; None if there is none."""
+        """Read a JSON object with :func:`~gradshard.formats.json_records.decode`, or None."""
         body = self.get_bytes(key)
         return None if body is None else json_records.decode(key, body, read)
 

@@ -1,1 +1,1 @@
-"""Polling, atomic files, parallel jobs, text and units: used anywhere, about nothing of gradshard."""
+"""Polling, atomic files, parallel jobs, text and units: nothing here is about learning."""
