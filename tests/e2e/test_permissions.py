@@ -102,7 +102,7 @@ def rounds(federation: Federation, deployed: Deployed) -> None:
 
 
 def plain(federation: Federation, deployed: Deployed) -> None:
-    """Shards; one client mends a rejected update, one does not; a killed planning left an upload."""
+    """Shards; one client mends a rejected update, one not; a killed planning left an upload."""
     round_ = federation.open_round("iam-plain", clients=["a", "b", "c"], timeout=600)
     for client in "ac":
         deployed.put("iam-plain", client, b"junk")

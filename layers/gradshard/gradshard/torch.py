@@ -37,7 +37,7 @@ _INTEGERS: Final = {
 
 
 def delta(before: StateDict, after: StateDict) -> dict[str, "Tensor"]:
-    """Return what training changed, an update for :meth:`~gradshard.client.federation.Round.submit`.
+    """Return what training changed, for :meth:`~gradshard.client.federation.Round.submit`.
 
     Floating-point differences keep their type and device. Integer ones, such as BatchNorm's
     ``num_batches_tracked``, become int64, so that an unsigned number may fall; their mean is

@@ -23,5 +23,6 @@ def assignment(federation: Federation, name: str, client: str, as_json: bool) ->
     predicted = "" if settings.seconds is None else f", predicted to take {settings.seconds:.3g} s"
     click.echo(
         f"{escape_terminal(client)} for round {escape_terminal(name)}: "
-        f"batch size {settings.batch_size}, epochs {settings.epochs}, learning rate {settings.learning_rate:g}{predicted}"
+        f"batch size {settings.batch_size}, epochs {settings.epochs}, "
+        f"learning rate {settings.learning_rate:g}{predicted}"
     )

@@ -523,8 +523,8 @@ def _layers(facts: Facts, detail: Detail) -> Iterable[Markup]:
     yield Picture(
         f"Weight by client (down) and layer (across, from the input){together}",
         f"{pluralize(len(clients), 'client')} and {pluralize(len(layers), 'layer')}; "
-        f"the deeper the colour the larger the weight, at most {max(weights, default=0):.4g}; empty where a "
-        "client lacks the layer.",
+        f"the deeper the colour the larger the weight, at most {max(weights, default=0):.4g}; "
+        "empty where a client lacks the layer.",
         heat_map(cells, "c0"),
         numbered([f"{col[0] + 1}" for col in cols]),
         # Rows are counted from the top.

@@ -231,8 +231,8 @@ class _Worker:
                 tensor, element = _element_at(self._layout(), error.position)
                 raise PlanError(
                     f"{new.server_optimizer.optimizer} with learning_rate "
-                    f"{new.server_optimizer.settings['learning_rate']:g} would make a NaN or an infinity of "
-                    f"element {element} of the model's tensor {tensor!r}, or of the optimizer's "
+                    f"{new.server_optimizer.settings['learning_rate']:g} would make a NaN or an "
+                    f"infinity of element {element} of the model's tensor {tensor!r}, or of the optimizer's "
                     "state there; open a round with a lower one, or leave out who sent it"
                 ) from None
 
