@@ -232,8 +232,9 @@ class _Worker:
                 raise PlanError(
                     f"{new.server_optimizer.optimizer} with learning_rate "
                     f"{new.server_optimizer.settings['learning_rate']:g} would make a NaN or an "
-                    f"infinity of element {element} of the model's tensor {tensor!r}, or of the optimizer's "
-                    "state there; open a round with a lower one, or leave out who sent it"
+                    f"infinity of element {element} of the model's tensor {tensor!r}, or of the "
+                    "optimizer's state there; open a round with a lower one, or leave out whoever "
+                    "sent it"
                 ) from None
 
     @contextlib.contextmanager
