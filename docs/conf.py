@@ -27,6 +27,7 @@ include_patterns = [
     "CHANGELOG.md",
     "benchmarks/README.md",
     "docs/*.md",
+    "docs/decisions/*.md",
 ]
 exclude_patterns = [".*", "dist", "site", "layers", "functions", "tests", "examples"]
 
@@ -44,10 +45,7 @@ autodoc_mock_imports = ["flwr", "torch"]
 # Types of other projects have no page here, nor have those inside the package.
 nitpick_ignore_regex = [
     ("py:(class|obj|data)", r"(?!gradshard\.).*"),
-    (
-        "py:class",
-        r"gradshard\.(contents|keys|layers|layout|optimizers|participation|plan|salf|spec|stack|status|store|ticketparts|tickets|torch|uploads)\..*",
-    ),
+    ("py:class", r"gradshard\.(aggregation|client|formats|planning|s3|stragglers|torch)\..*"),
 ]
 napoleon_google_docstring = False
 napoleon_use_rtype = False
