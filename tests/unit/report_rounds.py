@@ -104,7 +104,7 @@ def sample(
         status,
         plan=plan if is_planned else None,
         tasks=tasks if is_planned else [],
-        growing=[],
+        partial_updates=[],
         architecture="arm64",
     )
 

@@ -141,7 +141,7 @@ def test_growing_updates_are_told_apart_from_what_clients_may_not_be_called(
     store.put_bytes("rounds/r1/partial-updates/a.safetensors", b"12")
     store.put_bytes("rounds/r1/partial-updates/a/b.safetensors", b"12")
     observer.poll()
-    assert [update["client"] for update in observer.growing()] == ["a"]
+    assert [update["client"] for update in observer.partial_updates()] == ["a"]
 
 
 def test_who_counts_with_a_growing_update_is_not_missing(

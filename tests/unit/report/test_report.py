@@ -235,12 +235,12 @@ class TestFacts:
         assert facts["contributors"][0]["arrived_at"] is None
         assert [found["fate"] for found in facts["uploads"]] == ["unused"]
 
-    def test_a_growing_update_counts_where_no_finished_one_does(self) -> None:
-        facts = again(growing=[upload("a", etag="grown")], contributors={"a": "grown"})
+    def test_a_partial_update_counts_where_no_finished_one_does(self) -> None:
+        facts = again(partial_updates=[upload("a", etag="grown")], contributors={"a": "grown"})
         assert facts["contributors"][0]["arrived_at"] == OPENED.isoformat()
         both = again(
             arrived=[upload("a", etag="done")],
-            growing=[upload("a", etag="grown")],
+            partial_updates=[upload("a", etag="grown")],
             contributors={"a": "done"},
         )
         assert len(both["uploads"]) == 1
@@ -269,7 +269,7 @@ class TestFacts:
                 "arrived": [upload("a")], "missing": ["b"], "rejected": [], "late": [],
                 "spec": {"clients": ["a", "b"], "rule": {"name": "salf", "p": 0.2}},
             },
-            plan=None, tasks=[], growing=[], architecture="arm64",
+            plan=None, tasks=[], partial_updates=[], architecture="arm64",
         )  # fmt: skip
         assert (facts["rule"], facts["topology"], facts["expected"]) == ("salf", "auto", 2)
         assert facts["uploads"][0]["fate"] == "waiting"
@@ -296,7 +296,7 @@ def again(
     *,
     tasks: list[dict[str, Any]] | None = None,
     arrived: list[dict[str, Any]] | None = None,
-    growing: list[dict[str, Any]] | None = None,
+    partial_updates: list[dict[str, Any]] | None = None,
     contributors: dict[str, str] | None = None,
     server_optimizer: Any = None,
 ) -> Facts:
@@ -318,7 +318,7 @@ def again(
             "tasks_done": 1, "arrived": arrived or [], "missing": [], "rejected": [], "late": [],
             "spec": {"clients": 1, "server_optimizer": server_optimizer},
         },
-        plan=plan, tasks=tasks or [], growing=growing or [], architecture="arm64",
+        plan=plan, tasks=tasks or [], partial_updates=partial_updates or [], architecture="arm64",
     )  # fmt: skip
 
 

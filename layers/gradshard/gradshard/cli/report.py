@@ -46,6 +46,6 @@ def _facts(federation: Federation, name: str) -> Facts:
         observer.poll(),
         plan=observer.plan(),
         tasks=observer.tasks(),
-        growing=observer.growing(),
+        partial_updates=observer.partial_updates(),
         architecture=federation.stack.output("Architecture"),
     )

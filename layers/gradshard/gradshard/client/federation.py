@@ -632,7 +632,7 @@ def _check_expected(spec: RoundSpec, client: str, round_id: str) -> None:
 
 
 class LayerUpload:
-    """A client's update as far as it has come; see :meth:`Round.growing`.
+    """A client's update as far as it has come; see :meth:`Round.layer_upload`.
 
     Every addition sends all tensors so far: the last layers, which come first, are sent again with
     each layer that follows.

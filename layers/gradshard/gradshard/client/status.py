@@ -120,7 +120,7 @@ class StatusPoller:
         plan: dict[str, Any] | None = self._get([self._keys.plan])[0]
         return plan
 
-    def growing(self) -> list[dict[str, Any]]:
+    def partial_updates(self) -> list[dict[str, Any]]:
         """Return what clients had sent of partial updates, as ``arrived`` has the others."""
         prefix = self._keys.partial_updates
         return [

@@ -43,7 +43,7 @@ def facts_of(
     *,
     plan: Mapping[str, Any] | None,
     tasks: Sequence[Mapping[str, Any]],
-    growing: Sequence[Mapping[str, Any]],
+    partial_updates: Sequence[Mapping[str, Any]],
     architecture: str,
 ) -> Facts:
     """Return what is known of a round.
@@ -54,7 +54,7 @@ def facts_of(
         As :meth:`gradshard.client.status.StatusPoller.poll` and ``plan`` return them.
     tasks
         What the tasks reported.
-    growing
+    partial_updates
         What clients have sent of partial updates.
     architecture
         Of the functions, for their price.
@@ -62,7 +62,7 @@ def facts_of(
     manifest, plan = status["manifest"] or {}, plan or {}
     done = [_timed(task) for task in sorted(tasks, key=lambda t: (t["level"], t["task"]))]
     contributors = _contributors(plan)
-    uploads = _uploads(status, contributors, growing)
+    uploads = _uploads(status, contributors, partial_updates)
     counted = {u["client"]: u["arrived_at"] for u in uploads if u["fate"] == COUNTED}
     projected = plan.get("projected") or {}
     clients = status["spec"].get("clients", 0)
@@ -176,7 +176,7 @@ def _layers(plan: Mapping[str, Any]) -> list[Facts]:
 def _uploads(
     status: Mapping[str, Any],
     contributors: Sequence[Mapping[str, Any]],
-    growing: Sequence[Mapping[str, Any]],
+    partial_updates: Sequence[Mapping[str, Any]],
 ) -> list[Facts]:
     """Return uploads in the order of their arrival, with what became of them."""
     averaged = {entry["client"]: entry["etag"] for entry in contributors}
@@ -192,9 +192,9 @@ def _uploads(
             return REJECTED
         return UNUSED if status["manifest"] else WAITING
 
-    # A growing update stays beside the finished one that takes its place.
+    # A partial update stays beside the finished one that takes its place.
     finished = {u["client"] for u in status["arrived"] if fate(u) in {COUNTED, WAITING}}
-    partial = [upload for upload in growing if upload["client"] not in finished]
+    partial = [upload for upload in partial_updates if upload["client"] not in finished]
     found = [
         {
             "client": upload["client"],
