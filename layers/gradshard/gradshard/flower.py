@@ -68,7 +68,7 @@ UPLOADED_TIMEOUT: Final = 60
 """Seconds a round waits for uploads that clients say they have made: S3 has them at once."""
 
 LAYOUT_BYTES: Final = limits.MAX_PAYLOAD_BYTES // 2
-"""A layout longer than this in JSON is left out of a round's terms, which are bounded."""
+"""A layout longer than this in JSON is left out of a round's spec, which are bounded."""
 
 _READER: Final = "reader"
 _NUMPY: Final = "numpy.ndarray"
@@ -118,8 +118,8 @@ class S3FedAvg(FedAvg):
         With fewer uploads a round fails, and training goes on from the model before.
     deadline
         Seconds a round waits for uploads that were announced and are not there.
-    terms
-        Further terms of the rounds: see :meth:`gradshard.client.federation.Federation.open_round`.
+    round_options
+        More options of the rounds: see :meth:`gradshard.client.federation.Federation.open_round`.
     client_names
         Gives nodes their client ids; who gets none is left out of the round. The order of the ids
         is that of the additions.
@@ -137,7 +137,7 @@ class S3FedAvg(FedAvg):
         keep_arrays: bool = True,
         quorum: int = 1,
         timeout: int = UPLOADED_TIMEOUT,
-        terms: Mapping[str, Any] | None = None,
+        round_options: Mapping[str, Any] | None = None,
         client_names: ClientNames = by_number,
         ticket_seconds: int = DEFAULT_SECONDS,
         **options: Any,
@@ -148,7 +148,7 @@ class S3FedAvg(FedAvg):
         self.keep_arrays = keep_arrays
         self.quorum = quorum
         self.timeout = timeout
-        self.round_options = dict(terms or {})
+        self.round_options = dict(round_options or {})
         self.client_names = client_names
         self.ticket_seconds = ticket_seconds
         self._names: dict[int, str] = {}
@@ -336,13 +336,13 @@ class S3FedAvg(FedAvg):
         """Have a round, and return its manifest; one without contributors where it failed."""
         layout = place.layout.to_json()
         fits = len(json.dumps(layout)) <= LAYOUT_BYTES
-        terms = {"layout": layout} if fits else {}
+        layout_option = {"layout": layout} if fits else {}
         round_ = self.federation.open_round(
             place.round_id,
             list(clients),
             min_clients=max(1, self.quorum),
             timeout=self.timeout,
-            **terms | self.round_options,
+            **layout_option | self.round_options,
         )
         try:
             return round_.wait()
