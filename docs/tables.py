@@ -54,8 +54,11 @@ def commands() -> dict[str, click.Command]:
 
 def _commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
     if isinstance(command, click.Group):
-        for inner, member in command.commands.items():
-            yield from _commands(f"{name} {inner}", member)
+        context = click.Context(command)
+        for inner in command.list_commands(context):
+            member = command.get_command(context, inner)
+            if member is not None:
+                yield from _commands(f"{name} {inner}", member)
     else:
         yield name, command
 

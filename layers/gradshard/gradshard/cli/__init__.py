@@ -1,46 +1,52 @@
 """The command line."""
 
+from typing import Final
+
 import click
 
-from gradshard.cli import (
-    assignment,
-    compare,
-    convert,
-    cost,
-    deploy,
-    local,
-    model,
-    plan,
-    report,
-    rounds,
-    show,
-    ticket,
-    watch,
+from gradshard.cli.group import Lazy, LazyCommands
+
+SECTIONS: Final = {
+    "Rounds": [
+        Lazy("open", "rounds", "open_", "Open a round for some clients."),
+        Lazy("show", "show", "show", "Show a round: clients, rejections, time and cost."),
+        Lazy("watch", "watch", "watch", "Follow a round until it ends."),
+        Lazy("fetch", "rounds", "fetch", "Write the average of a completed round to a file."),
+        Lazy("report", "report", "report", "Write a page about rounds, for a browser."),
+    ],
+    "Clients": [
+        Lazy("submit", "rounds", "submit", "Upload a client's update."),
+        Lazy("ticket", "ticket", "ticket", "Make a ticket for a client without credentials."),
+        Lazy("assignment", "assignment", "assignment", "Show what a client should train next."),
+        Lazy("convert", "convert", "convert", "Convert .npz and PyTorch files to safetensors."),
+    ],
+    "Model": [
+        Lazy("model", "model", "model", "Put, fetch, show and prune versions of the model."),
+    ],
+    "Planning": [
+        Lazy("plan", "plan", "plan", "Show what a round would take in time and money."),
+        Lazy("cost", "cost", "cost", "Compare a round's cost with the published systems'."),
+        Lazy("compare", "compare", "compare", "Run several topologies on the same updates."),
+    ],
+    "Application": [
+        Lazy("deploy", "deploy", "deploy", "Build the application and deploy it to AWS."),
+        Lazy("local", "local", "local", "Run the application on this machine."),
+    ],
+}
+
+
+@click.group(
+    cls=LazyCommands,
+    sections=SECTIONS,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-from gradshard.cli.common import Commands
-
-
-@click.group(cls=Commands, invoke_without_command=True)
 @click.version_option(package_name="gradshard")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Average the model updates of federated-learning rounds on AWS, or on this machine."""
+    """Average the model updates of federated-learning rounds on AWS, or on this machine.
+
+    Exit codes: 0 success, 1 error, 2 wrong usage, 3 the round has failed.
+    """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-main.add_command(deploy.deploy)
-main.add_command(local.local)
-main.add_command(convert.convert)
-main.add_command(model.model)
-main.add_command(rounds.open_)
-main.add_command(ticket.ticket)
-main.add_command(rounds.submit)
-main.add_command(watch.watch)
-main.add_command(show.show)
-main.add_command(report.report)
-main.add_command(rounds.fetch)
-main.add_command(assignment.assignment)
-main.add_command(plan.plan)
-main.add_command(compare.compare)
-main.add_command(cost.cost)

@@ -15,7 +15,11 @@ from gradshard.utils.text import escape_terminal
 @json_option
 @connected
 def assignment(federation: Federation, name: str, client: str, as_json: bool) -> None:
-    """Show a client's batch size, epochs and learning rate for a round."""
+    """Show what a client should train next.
+
+    That is a batch size, a number of epochs and a learning rate, for a round opened with
+    --assignments.
+    """
     settings = federation.assignment(name, client)
     if as_json:
         print_json({"round": name, "client": client, **asdict(settings)})

@@ -1,4 +1,4 @@
-"""What all commands share: options, one line for an error, text that is safe on a terminal."""
+"""What commands share: options, progress bars, text that is safe on a terminal."""
 
 import contextlib
 import functools
@@ -10,32 +10,22 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
-from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
 from gradshard.aggregation.sharding import BLOCKS, HOLDS
 from gradshard.aggregation.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES
+from gradshard.cli.group import DEBUG
 from gradshard.client.federation import Federation
 from gradshard.deployment.local_engine import DEFAULT_PORT
-from gradshard.errors import EngineError, GradshardError
-from gradshard.utils.text import INTERRUPTED, escape_terminal
+from gradshard.utils.text import escape_terminal
 
 PATIENCE_SECONDS: Final = 1.0
 """What takes longer gets a progress bar."""
 
 WIDE: Final = 136
 """Characters of a table that has more columns than most terminals."""
-
-_DEBUG: Final = "gradshard.debug"
-_USERS_ERRORS: Final = (
-    GradshardError,
-    BotoCoreError,
-    ClientError,
-    OSError,
-    click.UsageError,
-)
 
 _SECONDS: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?) *(?P<unit>[smhd]?)")
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -96,42 +86,6 @@ class Stated(click.ParamType):
             self.fail(f"{value!r} is not JSON: {error}.", param, ctx)
 
 
-class Commands(click.Group):
-    """A group whose commands answer a user's error with one line and exit code 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise
-        except KeyboardInterrupt:
-            raise _Failure(INTERRUPTED) from None
-        except _USERS_ERRORS as error:
-            if ctx.meta.get(_DEBUG):
-                raise
-            raise _Failure(_message(error)) from None
-
-
-class _Failure(click.ClickException):
-    def show(self, file: Any = None) -> None:
-        click.echo(f"gradshard: {self.message}", err=True, file=file)
-
-
-def _message(error: BaseException) -> str:
-    if isinstance(error, click.UsageError):
-        path = error.ctx.command_path if error.ctx else "gradshard"
-        return escape_terminal(f"{error.format_message().rstrip('.')}. See `{path} --help`.")
-    if isinstance(error, EngineError):
-        # Ends with lines of a log.
-        return "\n".join(escape_terminal(line) for line in str(error).splitlines())
-    if isinstance(error, OSError) and error.strerror is not None:
-        return escape_terminal(
-            ": ".join(str(part) for part in (error.filename, error.strerror) if part)
-        )
-    return escape_terminal(str(error) or type(error).__name__)
-
-
 def cell(text: object, style: str = "") -> Text:
     """Return text for rich, in which square brackets mean nothing; none of it is cut off."""
     return Text(escape_terminal(text), style, overflow="fold")
@@ -146,7 +100,7 @@ def debuggable(command: Command) -> Command:
     """Add ``--debug``."""
 
     def remember(context: click.Context, _option: click.Parameter, debug: bool) -> None:
-        context.meta[_DEBUG] = debug
+        context.meta[DEBUG] = debug
 
     return click.option(
         "--debug",

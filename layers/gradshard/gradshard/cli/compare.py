@@ -49,10 +49,10 @@ def compare(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Aggregate the updates of a round in every topology, and show what each took.
+    """Run several topologies on the same updates.
 
-    Each topology adds in its natural order, and shards in the same order beside it, which must give
-    the same bytes. The trials are rounds of their own and are removed afterwards.
+    Each topology adds in its natural order, and shards add in the same order, which must give the
+    same bytes. The trials are rounds of their own and are removed afterwards.
     """
     round_ = federation.round(name)
     clients = len(topology_trials.contributors(round_))

@@ -23,9 +23,9 @@ SHOWN: Final = 20
 @json_option
 @debuggable
 def convert(source: Path, file: Path, samples: int | None, key: str | None, as_json: bool) -> None:
-    """Write the tensors of an .npz or a torch checkpoint as a .safetensors file.
+    """Convert .npz and PyTorch files to safetensors.
 
-    Says what it left out. Objects in the file are never unpickled.
+    It prints what it left out. Objects in the file are never unpickled.
     """
     with progress_bar(f"converting {source.name}") as tell:
         done = converting.convert(source, file, samples=samples, key=key, progress=tell)

@@ -133,9 +133,9 @@ def cost(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Show what a round costs with each system, by what it is paid for.
+    """Compare a round's cost with the published systems'.
 
-    Give one of --size, --published and --crossover. Asks AWS nothing.
+    Give one of --size, --published and --crossover. It asks AWS nothing.
     """
     if sum((size is not None, reproduce, crossover is not None)) != 1:
         raise SpecError("give one of --size, --published and --crossover")

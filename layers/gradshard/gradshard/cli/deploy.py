@@ -10,10 +10,10 @@ from gradshard.deployment import deploy as deploying
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[SAM OPTIONS]...")
 @debuggable
 def deploy(options: tuple[str, ...]) -> None:
-    """Build the application and deploy it to AWS, with `sam`.
+    """Build the application and deploy it to AWS.
 
-    All options are those of `sam deploy`; --guided asks for what it needs, and keeps the answers in
-    gradshard.toml in this folder. --parameter-overrides Architecture=x86_64 builds for that
-    processor too.
+    It runs `sam` and takes the options of `sam deploy`. --guided asks for what is needed, and keeps
+    the answers in gradshard.toml in this folder. --parameter-overrides Architecture=x86_64 builds
+    for that processor.
     """
     deploying.deploy(options)

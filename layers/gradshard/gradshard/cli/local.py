@@ -4,7 +4,8 @@ import sys
 
 import click
 
-from gradshard.cli.common import Commands, debuggable, json_option, port_option, print_json, waiting
+from gradshard.cli.common import debuggable, json_option, port_option, print_json, waiting
+from gradshard.cli.group import Commands
 from gradshard.deployment import local_engine as engines
 
 

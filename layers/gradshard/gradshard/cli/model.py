@@ -8,7 +8,6 @@ from rich.table import Table
 
 from gradshard.aggregation.server_optimizers import DEFAULT_MODEL
 from gradshard.cli.common import (
-    Commands,
     cell,
     connected,
     json_option,
@@ -16,6 +15,7 @@ from gradshard.cli.common import (
     print_json,
     progress_bar,
 )
+from gradshard.cli.group import Commands
 from gradshard.cli.ticket import load, ticket_option
 from gradshard.client.federation import Federation
 from gradshard.records.model_registry import Version
@@ -29,7 +29,10 @@ name_option = click.option(
 @click.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def model(context: click.Context) -> None:
-    """Keep the federation's model: rounds opened with --server-optimizer make its next version."""
+    """Put, fetch, show and prune versions of the model.
+
+    A round opened with --server-optimizer makes the next version.
+    """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 

@@ -75,9 +75,9 @@ def plan(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Show what aggregating a round would take, and what the planner would choose.
+    """Show what a round would take in time and money.
 
-    Asks AWS nothing unless a stack is named.
+    It asks AWS nothing, unless a stack is named.
     """
     spec = parse_spec({"clients": clients, **options})
     name, levels = spec.levels(clients)

@@ -19,9 +19,10 @@ from gradshard.utils.text import escape_terminal, format_size, pluralize
 @json_option
 @connected
 def report(federation: Federation, names: tuple[str, ...], file: Path, as_json: bool) -> None:
-    """Write a page about rounds: who took part, when, what it took and cost, and how they compare.
+    """Write a page about rounds, for a browser.
 
-    It is one file, which needs no network. With --json the data behind it is printed instead.
+    The page is one file and needs no network. It says who took part, what each round took and cost,
+    and how the rounds compare. With --json the data behind it is printed instead.
     """
     with waiting("reading") as say:
         rounds: list[Facts] = []

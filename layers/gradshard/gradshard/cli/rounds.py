@@ -94,7 +94,10 @@ def open_(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Open a round; again in the same terms does no harm."""
+    """Open a round for some clients.
+
+    Opening it again with the same options does no harm.
+    """
     if bool(ids) == (count is not None):
         raise click.UsageError(
             "Give the expected clients by --client, or their number by --clients."
@@ -174,7 +177,7 @@ def submit(
 @ticket_option
 @connected
 def fetch(federation: Federation, name: str | None, file: Path, ticket: Path | None) -> None:
-    """Write the averaged update of a finished round to a file."""
+    """Write the average of a completed round to a file."""
     source = load(ticket, name) if ticket else federation.round(named(name))
     with progress_bar(f"fetching {file.name}") as tell:
         source.fetch(file, progress=tell)

@@ -23,9 +23,9 @@ STATE_STYLES = {"completed": "green", "failed": "red"}
 @json_option
 @connected
 def show(federation: Federation, name: str | None, ticket: Path | None, as_json: bool) -> None:
-    """Show a round: who took part, who did not and why, what it took.
+    """Show a round: clients, rejections, time and cost.
 
-    With a --ticket: whether the round has ended, and what became of its client's update.
+    With a --ticket, show whether the round has ended and what became of the client's update.
     """
     if ticket:
         status, paragraphs = load(ticket, name).status(), _part

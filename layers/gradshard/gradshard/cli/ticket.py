@@ -44,9 +44,9 @@ def ticket(
     max_size: int | None,
     as_json: bool,
 ) -> None:
-    """Make a ticket, with which a client without AWS credentials takes part in a round.
+    """Make a ticket for a client without credentials.
 
-    The file is a secret: whoever has it is that client.
+    The client takes part in one round with it. The file is a secret: whoever has it is that client.
     """
     made = federation.round(name).ticket(client, expires=expires, max_bytes=max_size)
     file = file or Path(f"{name}-{client}.ticket")

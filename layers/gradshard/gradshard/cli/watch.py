@@ -36,10 +36,11 @@ REASON_CHARACTERS: Final = 200
 @ticket_option
 @connected
 def watch(federation: Federation, name: str | None, ticket: Path | None) -> None:
-    """Watch a round until it ends; the exit code says how.
+    """Follow a round until it ends.
 
-    On a terminal: arrivals, rejections and tasks as they come, throughput, time left, cost so far.
-    Elsewhere a line whenever something has changed.
+    On a terminal it shows arrivals, rejections, tasks, throughput, time left and cost. Elsewhere it
+    prints a line whenever something has changed. The exit code is 0 if the round completed, and 3
+    if it failed.
     """
     if ticket:
         _watch_ticket(load(ticket, name))

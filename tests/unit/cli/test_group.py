@@ -1,0 +1,61 @@
+"""The top of the command line: it loads little, helps with mistakes, and tells errors apart."""
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+from gradshard.cli import SECTIONS, main
+from gradshard.cli.group import Commands, Lazy
+from gradshard.errors import RoundFailed, SpecError
+
+LAZY = [lazy for members in SECTIONS.values() for lazy in members]
+
+
+@pytest.mark.parametrize("lazy", LAZY, ids=lambda lazy: lazy.name)
+def test_the_help_of_a_command_begins_with_its_line_in_the_list(lazy: Lazy) -> None:
+    command = lazy.load()
+    assert command.name == lazy.name
+    assert (command.help or "").startswith(f"{lazy.help}\n") or command.help == lazy.help
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_and_version_load_no_command(arguments: list[str]) -> None:
+    program = (
+        "import sys, atexit; from gradshard.cli import main\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    )
+    loaded = {name.partition(".")[0] for name in done.stderr.split()}
+    assert not loaded & {"boto3", "botocore", "numpy", "rich"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(SpecError("x"), 1), (click.UsageError("x"), 2), (RoundFailed("x"), 3)]
+)
+def test_exit_codes_tell_errors_apart(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.group(cls=Commands)
+    def group() -> None: ...
+
+    @group.command()
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        group(["fail"])
+    assert ended.value.code == code
+    assert capsys.readouterr().err.startswith("gradshard: x")
+
+
+def test_a_mistyped_command_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["opne"], prog_name="gradshard")
+    assert ended.value.code == 2
+    assert "Did you mean `gradshard open`?" in capsys.readouterr().err
