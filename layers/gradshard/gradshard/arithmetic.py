@@ -136,13 +136,28 @@ def widened(dtype: DType, elements: memoryview) -> Array:
     return wide
 
 
-def is_finite(dtype: DType, values: Array) -> bool:
-    """Whether accumulated numbers hold no NaN and no infinity.
+def first_overflow(numbers: Array, bound: float) -> int | None:
+    """Return the index of the first number that is a NaN or not under a bound.
 
-    A sum is finite unless an addend is not, or it overflows: checking the sum once spares
-    checking every contributor.
+    Two passes without memory of their own, as the numbers of every sum go through this.
+
+    Parameters
+    ----------
+    numbers
+        Of an accumulator's type.
+    bound
+        The least magnitude that is too large: ``dtype.overflow`` where the numbers become
+        elements, infinity where they are written as they are.
     """
-    return dtype.is_integer or bool(np.isfinite(values).all())
+    # A NaN is the least and the largest number, and compares as false.
+    if numbers.min(initial=0) > -bound and numbers.max(initial=0) < bound:
+        return None
+    return int(overflows(numbers, bound).argmax())
+
+
+def overflows(numbers: Array, bound: float) -> npt.NDArray[np.bool_]:
+    """Tell of each number whether it is a NaN or not under a bound."""
+    return ~(np.abs(numbers) < bound)
 
 
 def first_nonfinite(dtype: DType, elements: Array) -> int | None:

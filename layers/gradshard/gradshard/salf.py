@@ -9,6 +9,7 @@ This module turns a rule and who covers what into *effective weights*, one float
 contributor and layer. The aggregation then adds up as it always does.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -280,9 +281,16 @@ def _balanced(
             f"reach of client {never!r} is 0 for layer {layer.name!r}, which it has reached; "
             "give it a probability above zero"
         )
-    return {
+    weights = {
         client: _target(client, samples, users) / (len(there) * shares[client]) for client in there
     }
+    huge = next((client for client in there if not math.isfinite(weights[client])), None)
+    if huge is not None:
+        raise SpecError(
+            f"reach of client {huge!r} gives {shares[huge]:g} as its share of layer "
+            f"{layer.name!r}, and its weight is the inverse: give it a larger probability"
+        )
+    return weights
 
 
 def _target(client: str, samples: Mapping[str, int], users: int) -> float:

@@ -118,15 +118,15 @@ def check_quorum(entrants: Entrants, spec: RoundSpec, missing: Sequence[str]) ->
         return
     text = f"{count} good updates, but min_clients is {spec.min_clients}"
     if missing:
-        text += f"; missing: {_first_of(missing, ', ')}"
+        text += f"; missing: {first_of(missing, ', ')}"
     if entrants.refused:
         reasons = [f"{refusal.client}: {refusal.reason}" for refusal in entrants.refused]
-        text += f"; refused: {_first_of(reasons, '; ')}"
+        text += f"; refused: {first_of(reasons, '; ')}"
     raise QuorumError(text)
 
 
-def _first_of(names: Sequence[str], separator: str) -> str:
-    """Join names, not so many that an error's text would be cut off."""
+def first_of(names: Sequence[str], separator: str) -> str:
+    """Join names, not so many that an error's text would be cut off (:data:`NAMED`)."""
     more = len(names) - NAMED
     return separator.join(names[:NAMED]) + (f"{separator}and {more} more" if more > 0 else "")
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gradshard import cutting, orders, planning
 from gradshard.applying import state_layout
 from gradshard.arithmetic import STEPS
-from gradshard.assignments import normalised_weights
+from gradshard.assignments import bounded_steps, normalised_weights, note_bounded_steps
 from gradshard.errors import ModelStateError, PlanError, StoreError
 from gradshard.keys import RoundKeys
 from gradshard.layers import Coverage, Layer, layers_of
@@ -34,6 +34,10 @@ from gradshard.rounds.models import Version
 from gradshard.salf import FEDAVG, effective_weights
 from gradshard.store import Store
 from gradshard.topologies import TOPOLOGIES, Levels
+
+MOST_ATTEMPTS: Final = 100
+"""Plans of a round. Each reads all updates again, and takes some 30 of the 25,000 events that an
+execution may have."""
 
 
 class Call(NamedTuple):
@@ -281,6 +285,7 @@ class _Planning:
     def _without_refused(self, previous: Plan) -> Plan:
         """Leave out who was refused; versions frozen once stay frozen, and nobody is added."""
         refused = self._refused_by(previous)
+        self._check_attempts(previous.refused + refused)
         out = {refusal.client for refusal in refused}
         entrants = Entrants(
             tuple(c for c in previous.contributors if c.client not in out),
@@ -309,6 +314,16 @@ class _Planning:
         grouping = self._grouped(entrants.contributors)
         plan = self._assembled(grouping, settled, entrants.coverage)
         return replace(plan, refused=entrants.refused, missing=previous.missing)
+
+    def _check_attempts(self, refused: Sequence[Refusal]) -> None:
+        """Fail a round that many clients have had planned again, one after the other."""
+        if self._call.attempt >= MOST_ATTEMPTS:
+            names = admission.first_of([refusal.client for refusal in refused], ", ")
+            raise PlanError(
+                f"round {self._keys.round_id!r} was planned {MOST_ATTEMPTS} times, and each time "
+                f"updates were rejected while they were read: {names}; open a new round of the "
+                "other clients' updates (updates_of)"
+            )
 
     def _refused_by(self, plan: Plan) -> tuple[Refusal, ...]:
         """Read whom a plan's tasks found to be bad, in the versions that it froze.
@@ -414,8 +429,7 @@ class _Planning:
     def _weighed(self, contributors: Sequence[Contributor]) -> tuple[Contributor, ...]:
         if self._spec.weights != STEPS:
             return weigh(contributors, self._spec.weights)
-        # Whoever reported no steps was refused.
-        steps = [(contributor.report or {})["steps"] for contributor in contributors]
+        steps = bounded_steps(list(_steps_of(contributors).values()))
         weights = normalised_weights([c.samples for c in contributors], steps)
         return tuple(
             replace(contributor, weight=weight)
@@ -483,6 +497,8 @@ class _Planning:
         """Put a plan together, with an upload of its own."""
         spec, call, keys = self._spec, self._call, self._keys
         projection, notes = self._choose(grouping, settled)
+        if spec.weights == STEPS:
+            notes += note_bounded_steps(_steps_of(grouping.contributors))
         return Plan(
             round_id=keys.round_id,
             attempt=call.attempt,
@@ -536,3 +552,8 @@ class _Planning:
             state_header_bytes=settled.state_header_bytes,
             state_header_sha256=settled.state_header_sha256,
         )
+
+
+def _steps_of(contributors: Sequence[Contributor]) -> dict[str, int]:
+    """Return the local steps by client; whoever reported none was refused."""
+    return {c.client: (c.report or {})["steps"] for c in contributors}
