@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gradshard.errors import PlanError
 from gradshard.orders import parse_order
-from gradshard.rounds import models, plan_round
+from gradshard.rounds import aggregate_shard, models, overflow, plan_round
 from gradshard.rounds.admission import QuorumError
 from tests import reference
 from tests.integration.by_hand import put_model
@@ -367,3 +367,123 @@ def test_models_that_are_sent_whole(machine: Machine) -> None:
     sent: dict[str, Sent] = {c: (of("F32", 1.5, 1), 1) for c in ("a", "b", "c")}
     manifest = run(machine, {**sent, "eve": (of("F32", 1, -1e25), 1)}, **terms)
     assert rejected(manifest) == ["eve"]
+
+
+@settings(
+    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    rounds=st.lists(
+        st.lists(st.lists(VALUES, min_size=3, max_size=3), min_size=1, max_size=4),
+        min_size=1,
+        max_size=3,
+    ),
+    optimizer=st.sampled_from(["fedavg", "fedavgm", "fedadagrad", "fedyogi", "fedadam"]),
+    learning_rate=st.sampled_from([0.1, 1.0, 1e20, 1e38]),
+    dtype=st.sampled_from([*FLOATS, "I64"]),
+    updates=st.sampled_from(["deltas", "models"]),
+)
+def test_whatever_is_sent_model_and_state_stay_finite(
+    machine: Machine,
+    rounds: Sequence[Sequence[Sequence[float]]],
+    optimizer: str,
+    learning_rate: float,
+    dtype: str,
+    updates: str,
+) -> None:
+    kind = reference.NUMPY[dtype]
+    most = 2.0**40 if kind.kind == "i" else float(ml_dtypes.finfo(kind).max)
+    model: Mapping[str, reference.Array] = of(dtype, 1, 1, 1)
+    state: Mapping[str, Mapping[str, reference.Array]] = {}
+    terms = applied(machine, model, optimizer, learning_rate=learning_rate, updates=updates)
+    name, done = terms["apply"]["model"], 0
+    for clients in rounds:
+        sent: dict[str, Sent] = {
+            f"c{i}": (of(dtype, *np.clip(values, -most, most)), 1)
+            for i, values in enumerate(clients)
+        }
+        before = models.current(machine.store, name)
+        try:
+            manifest = run(machine, sent, **terms)
+        except (QuorumError, PlanError) as error:
+            cause = str(error)
+            assert models.current(machine.store, name) == before
+            if "whatever clients send" not in cause:
+                assert all(f"{client}: " in cause for client in sent)
+            continue
+        done += 1
+        left = [sent[client][0] for client in sorted(set(sent) - set(rejected(manifest)))]
+        average = reference.average(left, [1] * len(left))
+        with np.errstate(all="ignore"):
+            model, state = reference.step(
+                optimizer,
+                manifest["model"]["optimizer"],
+                done,
+                model,
+                average,
+                state,
+                models=updates == "models",
+            )
+        found = tensors_of(machine, name)
+        assert all(map(is_finite, [average, *found]))
+        assert found[0]["w"].tobytes() == model["w"].tobytes()
+
+
+# ------------------------------------------------------------------------------- other paths
+
+
+def test_a_nan_and_an_overflow_in_one_round(machine: Machine) -> None:
+    sent: dict[str, Sent] = {c: (of("F32", 1, 1, 1), 1) for c in ("a", "b")}
+    sent |= {"eve": (of("F32", 3e38, 1, 1), 2**53), "mallory": (of("F32", 1, 1, np.nan), 1)}
+    for topology in ("shards", "lambda_fl"):
+        manifest = run(machine, sent, weights="counts", topology=topology)
+        assert sorted(rejected(manifest)) == ["eve", "mallory"]
+        assert result_of(machine)["w"].tolist() == [1, 1, 1]
+
+
+def test_groups_that_are_added_while_others_are_awaited(machine: Machine) -> None:
+    value = float(np.finfo("f4").max) / 2**10
+    sent = {f"c{i}": {"w": np.array([1, value], "f4")} for i in range(6)}
+    machine.begin("eager")
+    machine.open(clients=sorted(sent), topology="lambda_fl", fan_in=2, eager=True, weights="counts")
+
+    def submit(*clients: str) -> None:
+        for client in clients:
+            samples = {"c5": 2**10 - 1, "c0": 2}.get(client, 1)
+            body = reference.encode(sent[client], {"num_samples": str(samples)})
+            machine.store.put_bytes(machine.keys.update(client), body)
+
+    submit("c4", "c5")
+    assert machine.turn(OPENED)["status"] == "awaiting"
+    submit("c0", "c1", "c2", "c3")
+    outcome = machine.turn(OPENED)
+    assert outcome["status"] == "replan"
+    assert machine.turn(outcome) == {"status": "completed"}
+    manifest = machine.store.get_json(machine.keys.manifest)
+    assert rejected(manifest) == ["c5"]
+    assert is_finite(result_of(machine))
+
+
+def test_a_version_that_is_gone_while_its_element_is_read_costs_its_sender(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = float(np.finfo("f4").max) / 2**10
+    sent: dict[str, Sent] = {f"c{i}": (of("F32", 1, value), 2**8) for i in range(4)}
+    sent["c2"] = (of("F32", 1, value), 2**9)
+    machine.begin("gone")
+    machine.open(clients=4, weights="counts", topology="lambda_fl")
+    for client, (update, samples, *_) in sent.items():
+        body = reference.encode(update, {"num_samples": str(samples)})
+        machine.store.put_bytes(machine.keys.update(client), body)
+    found = overflow.reject_largest
+
+    def after_deletion(*arguments: Any) -> Any:
+        machine.store.delete(machine.keys.update("c3"))
+        return found(*arguments)
+
+    monkeypatch.setattr(aggregate_shard, "reject_largest", after_deletion)
+    outcome = machine.turn(OPENED)
+    monkeypatch.undo()
+    assert (outcome["status"], outcome["refused"]) == ("replan", 1)
+    assert machine.turn(outcome) == {"status": "completed"}
+    assert rejected(machine.store.get_json(machine.keys.manifest)) == ["c3"]

@@ -410,6 +410,16 @@ def test_a_p_that_does_not_fit_the_round_is_refused(
         misses(participation, CLIENTS, LAYERS)
 
 
+def test_a_reach_whose_weight_would_be_infinite_is_refused() -> None:
+    reach = ClientReach({"a": 1.0, "b": 1e-310})
+    rule = PartialRule("salf", reach, balanced=True)
+
+    with pytest.raises(SpecError, match=r"'b' gives .* share of layer 'last', .* larger"):
+        effective_weights(
+            rule, LAYERS, ["a", "b"], {"b": (False,) * (len(LAYERS) - 1) + (True,)}, {"b": 1}
+        )
+
+
 def test_a_layer_reached_by_a_client_that_never_reaches_it_is_refused() -> None:
     reach = ClientReach({"a": 1.0, "b": 0.0})
     rule = PartialRule("salf", reach, balanced=True)

@@ -131,7 +131,8 @@ def reject_largest_step(wire: Wire, plan: Plan, task: Task, position: int) -> li
         where = _element_at(wire, plan, position)
         raise PlanError(
             f"{reason(*where)}, whatever clients send: look at version {new.version - 1} of model "
-            f"{terms.model!r}, or open a round with a lower learning rate"
+            f"{terms.model!r}, and go back to one before it, or open a round with a lower learning "
+            "rate"
         )
     advice = "; if honest clients are rejected so, open a round with a lower learning rate"
     return _reject(wire, plan, task, position, survives, reason, advice=advice)
