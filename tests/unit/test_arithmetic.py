@@ -75,16 +75,17 @@ def test_integers_are_always_finite() -> None:
 
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
 def test_an_overflow_is_what_becomes_an_infinity(dtype: str) -> None:
-    kind, most = DTYPES[dtype], float(ml_dtypes.finfo(reference.NUMPY[dtype]).max)
-    wide = kind.accumulator.type
-    bound = wide(kind.overflow)
-    below = np.nextafter(bound, wide(0)) if np.isfinite(bound) else wide(most)
+    kind, stored = DTYPES[dtype], reference.NUMPY[dtype]
+    most, wide = float(ml_dtypes.finfo(stored).max), kind.accumulator
+    below = most
+    if np.isfinite(kind.overflow):
+        below = float(np.nextafter(np.array(kind.overflow, wide), np.array(0, wide)))
     values = np.array([0, most, -most, below, -below], wide)
     assert first_overflow(values, kind.overflow) is None
-    assert np.isfinite(values.astype(reference.NUMPY[dtype]).astype("f8")).all()
+    assert np.isfinite(values.astype(stored).astype("f8")).all()
     with np.errstate(all="ignore"):
-        for bad in (bound, -bound, wide("inf"), wide("-inf"), wide("nan")):
-            spoiled = np.append(values, [bad, bad]).astype(wide)
+        for bad in (kind.overflow, -kind.overflow, np.inf, -np.inf, np.nan):
+            spoiled = np.append(values, np.array([bad, bad], wide))
             assert first_overflow(spoiled, kind.overflow) == 5
-            assert not np.isfinite(spoiled.astype(reference.NUMPY[dtype]).astype("f8"))[5]
+            assert not np.isfinite(spoiled.astype(stored).astype("f8"))[5]
     assert first_overflow(np.empty(0, wide), kind.overflow) is None

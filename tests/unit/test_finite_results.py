@@ -290,6 +290,66 @@ def to_reject(sent: Mapping[str, Sent], counts: bool) -> list[str]:
     return sorted(out)
 
 
+@settings(
+    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    clients=st.lists(
+        st.tuples(st.integers(0, 2), st.lists(VALUES, min_size=3, max_size=3)),
+        min_size=1,
+        max_size=6,
+    ),
+    dtype=st.sampled_from([*FLOATS, "I16"]),
+    rule=st.sampled_from(["fedavg", "fill", "drop", "salf", "balanced"]),
+    p=st.sampled_from([0.05, 0.3, 0.9, 1 - 2**-40]),
+    shards=st.booleans(),
+)
+def test_whatever_is_sent_of_it_every_layer_is_finite(
+    machine: Machine,
+    clients: Sequence[tuple[int, Sequence[float]]],
+    dtype: str,
+    rule: str,
+    p: float,
+    shards: bool,
+) -> None:
+    """Clients send the last of three layers, or the last two, or all."""
+    kind, names = reference.NUMPY[dtype], ["a.w", "b.w", "c.w"]
+    most = 100.0 if kind.kind == "i" else float(ml_dtypes.finfo(kind).max)
+    sent: dict[str, Sent] = {
+        f"c{i}": (
+            {
+                name: np.array([np.clip(value, -most, most)]).astype(kind)
+                for name, value in list(zip(names, values, strict=True))[first:]
+            },
+            1 + i,
+        )
+        for i, (first, values) in enumerate(clients)
+    }
+    given_rule: dict[str, Any] = {"name": rule}
+    if rule in {"salf", "balanced"}:
+        given_rule = {"name": "salf", "p": p, "balanced": rule == "balanced"}
+    layout = {name: {"dtype": dtype, "shape": [1]} for name in names}
+    topology = {"topology": "shards"} if shards else {"topology": "grid", "fan_in": 2}
+    try:
+        manifest = run(machine, sent, rule=given_rule, layout=layout, **topology)
+    except QuorumError as error:
+        cause = str(error)
+        assert all(f"{client}: " in cause for client in sent)
+        return
+    result = result_of(machine)
+    assert is_finite(result)
+    wide = np.dtype("f8" if kind.kind == "i" or kind.itemsize == 8 else "f4")
+    for layer in manifest["layers"] if shards else ():
+        name, total = f"{layer['name']}.w", None
+        for client, weight in sorted(layer["weights"].items()):
+            product = sent[client][0][name].astype(wide) * np.array(weight).astype(wide)
+            total = product if total is None else total + product
+        total = np.zeros(1, wide) if total is None else total
+        if kind.kind == "i":
+            total = np.clip(np.rint(total), np.iinfo(kind).min, np.iinfo(kind).max)
+        assert result[name].tobytes() == total.astype(kind).tobytes()
+
+
 # ------------------------------------------------------------------------ overflowing steps
 
 
@@ -465,7 +525,7 @@ def test_groups_that_are_added_while_others_are_awaited(machine: Machine) -> Non
 
 
 def test_a_version_that_is_gone_while_its_element_is_read_costs_its_sender(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine,
 ) -> None:
     value = float(np.finfo("f4").max) / 2**10
     sent: dict[str, Sent] = {f"c{i}": (of("F32", 1, value), 2**8) for i in range(4)}
@@ -481,9 +541,9 @@ def test_a_version_that_is_gone_while_its_element_is_read_costs_its_sender(
         machine.store.delete(machine.keys.update("c3"))
         return found(*arguments)
 
-    monkeypatch.setattr(aggregate_shard, "reject_largest", after_deletion)
-    outcome = machine.turn(OPENED)
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aggregate_shard, "reject_largest", after_deletion)
+        outcome = machine.turn(OPENED)
     assert (outcome["status"], outcome["refused"]) == ("replan", 1)
     assert machine.turn(outcome) == {"status": "completed"}
     assert rejected(machine.store.get_json(machine.keys.manifest)) == ["c3"]

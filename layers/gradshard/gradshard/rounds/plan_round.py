@@ -36,8 +36,8 @@ from gradshard.store import Store
 from gradshard.topologies import TOPOLOGIES, Levels
 
 MOST_ATTEMPTS: Final = 100
-"""Plans of a round. Each reads all updates again, and takes some 30 of the 25,000 events that an
-execution may have."""
+"""Plans of a round. Each has all updates read again, and takes up to 40 of the 25,000 events that
+an execution may have."""
 
 
 class Call(NamedTuple):
