@@ -410,8 +410,9 @@ def test_a_p_that_does_not_fit_the_round_is_refused(
         misses(participation, CLIENTS, LAYERS)
 
 
-def test_a_reach_whose_weight_would_be_infinite_is_refused() -> None:
-    reach = ClientReach({"a": 1.0, "b": 1e-310})
+@pytest.mark.parametrize("least", [1e-310, 1e-205])
+def test_a_reach_whose_weight_would_be_huge_is_refused(least: float) -> None:
+    reach = ClientReach({"a": 1.0, "b": least})
     rule = PartialRule("salf", reach, balanced=True)
 
     with pytest.raises(SpecError, match=r"'b' gives .* share of layer 'last', .* larger"):

@@ -310,7 +310,8 @@ def _finish(piece: _Piece, addition: Addition, position: int) -> memoryview:
     dtype, total = piece.dtype, piece.accumulators[-1]
     if addition.divisor != 1:
         arithmetic.divide(dtype, total, addition.divisor)
-    if not addition.allow_nonfinite:
+    # Weights are far too small for sums of integers (salf.MAX_WEIGHT).
+    if not (addition.allow_nonfinite or dtype.is_integer):
         # A NaN or an infinity stays one, whatever is added, so one look at the sum is enough.
         bound = math.inf if addition.to_sums else dtype.overflow
         first = arithmetic.first_overflow(total, bound)

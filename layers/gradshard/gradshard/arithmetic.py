@@ -6,6 +6,7 @@ and add rounded separately (numpy's ufuncs; a fused multiply-add or a BLAS call 
 otherwise). The caller brings the inputs in their order; these functions never reorder.
 """
 
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -139,8 +140,6 @@ def widened(dtype: DType, elements: memoryview) -> Array:
 def first_overflow(numbers: Array, bound: float) -> int | None:
     """Return the index of the first number that is a NaN or not under a bound.
 
-    Two passes without memory of their own, as the numbers of every sum go through this.
-
     Parameters
     ----------
     numbers
@@ -149,8 +148,13 @@ def first_overflow(numbers: Array, bound: float) -> int | None:
         The least magnitude that is too large: ``dtype.overflow`` where the numbers become
         elements, infinity where they are written as they are.
     """
-    # A NaN is the least and the largest number, and compares as false.
-    if numbers.min(initial=0) > -bound and numbers.max(initial=0) < bound:
+    # The numbers of every sum go through this: one pass where that will do, else two without memory
+    # of their own. A NaN is the least and the largest number, and compares as false.
+    if bound == math.inf:
+        is_good = np.isfinite(numbers).all()
+    else:
+        is_good = numbers.min(initial=0) > -bound and numbers.max(initial=0) < bound
+    if is_good:
         return None
     return int(overflows(numbers, bound).argmax())
 

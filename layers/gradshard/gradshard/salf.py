@@ -9,7 +9,6 @@ This module turns a rule and who covers what into *effective weights*, one float
 contributor and layer. The aggregation then adds up as it always does.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -34,6 +33,9 @@ FEDAVG: Final = "fedavg"  # of whole updates, too
 FILL: Final = "fill"
 DROP: Final = "drop"
 RULES: Final = (SALF, FEDAVG, FILL, DROP)
+
+MAX_WEIGHT: Final = 1e200
+"""Of a contributor in a layer. 4,096 times it, times any integer, is a finite float64."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,7 @@ def _balanced(
     weights = {
         client: _target(client, samples, users) / (len(there) * shares[client]) for client in there
     }
-    huge = next((client for client in there if not math.isfinite(weights[client])), None)
+    huge = next((client for client in there if weights[client] > MAX_WEIGHT), None)
     if huge is not None:
         raise SpecError(
             f"reach of client {huge!r} gives {shares[huge]:g} as its share of layer "
