@@ -8,11 +8,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradshard.errors import ModelNotFoundError, ModelStateError, PlanError
+from gradshard.errors import ModelNotFoundError, ModelStateError
 from gradshard.formats.keys import ModelKeys
 from gradshard.records import model_registry
 from gradshard.records.model_registry import Version
 from gradshard.rounds.abort_round import abort_round
+from gradshard.rounds.admission import QuorumError
 from gradshard.s3.store import S3Store
 from tests import reference
 from tests.integration.by_hand import Round, Update, put_model, small
@@ -273,20 +274,38 @@ def test_a_model_that_would_not_be_finite_fails_the_round(
     update["w"][39_999] = 1e30
     round_ = open_round(clients=1, server_optimizer=apply("wild", learning_rate=1e30))
     round_.submit("a", update)
-    round_.plan()
     with pytest.raises(
-        PlanError, match=r"learning_rate 1e\+30 .* element 39999 of the model's tensor 'w'"
+        QuorumError,
+        match=r"a: .* learning_rate 1e\+30 .* element 39999 of the model's tensor 'w'.* 1e\+30 "
+        "there with weight 1, .* a lower learning rate",
     ):
-        round_.aggregate()
-    abort_round(store, round_.name, error="PlanError", cause="…")
+        round_.go()
+    abort_round(store, round_.name, error="QuorumError", cause="…")
     assert no_open_uploads(round_)
     assert current(store, "wild").number == 1
     # Its square would, and the element would never move again.
     round_ = open_round(clients=1, server_optimizer=apply("wild", "fedadagrad"))
     round_.submit("a", update)
-    round_.plan()
-    with pytest.raises(PlanError, match=r"element 39999 .* the optimizer's state there"):
-        round_.aggregate()
+    with pytest.raises(QuorumError, match=r"element 39999 .* the optimizer's state there"):
+        round_.go()
+
+
+def test_who_makes_the_next_model_overflow_is_left_out(
+    open_round: Callable[..., Round], store: S3Store
+) -> None:
+    model = small(1)
+    put_model(store, "large", model)
+    updates = [small(2), small(3), small(4)]
+    large = {**updates[1], "fc.weight": updates[1]["fc.weight"].copy()}
+    large["fc.weight"][3, 1] = 1e25
+    terms: list[dict[str, Any]] = [{}, {"topology": "lambda_fl", "fan_in": 2}]
+    for number, more in enumerate(terms):
+        round_ = open_round(clients=3, apply=apply("large", "fedadam"), **more)
+        submit_all(round_, [updates[0], large, updates[2]])
+        assert round_.go() == {"status": "completed"}
+        assert "element 16 of the model's tensor 'fc.weight'" in round_.reason("c1")
+        assert current(store, "large").number == 2 + number
+    assert no_open_uploads(round_)
 
 
 def test_no_such_model(open_round: Callable[..., Round], store: S3Store) -> None:

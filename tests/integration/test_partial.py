@@ -298,6 +298,17 @@ def test_weights_by_local_steps(open_round: Callable[..., Round]) -> None:
     assert "steps is 'many', not a whole number" in round_.reason("c")
 
 
+def test_steps_that_nobody_believes_count_within_bounds(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=3, weights="steps")
+    for client, steps in (("a", 20), ("b", 20), ("eve", 2**53)):
+        submit_reporting(round_, client, 1, report(1.0, steps))
+    assert round_.go() == {"status": "completed"}
+    weights = [c["weight"] for c in round_.manifest()["contributors"]]
+    assert weights == pytest.approx([80 / 20 / 3, 80 / 20 / 3, 80 / 200 / 3])
+    [note] = round_.manifest()["notes"]
+    assert note.endswith("a factor of 10 of their median: eve 9007199254740992 as 200")
+
+
 def test_the_first_task_of_a_process_is_told_from_warm_ones(
     open_round: Callable[..., Round],
 ) -> None:

@@ -152,13 +152,45 @@ def test_nan_in_a_leaf_costs_its_sender_the_round(
     assert versions_of(round_) == []
 
 
-def test_a_sum_that_overflows_in_a_leaf_is_the_result(open_round: Callable[..., Round]) -> None:
-    round_ = open_round(clients=4, topology="lambda_fl", weights="counts")
+def test_a_sum_that_overflows_is_the_result_only_where_that_is_allowed(
+    open_round: Callable[..., Round],
+) -> None:
     updates = [{"w": np.array([3e38, 1.0], "f4")} for _ in range(4)]
+    for allowed in (True, False):
+        round_ = open_round(
+            clients=4, topology="lambda_fl", weights="counts", allow_nonfinite=allowed
+        )
+        for number, update in enumerate(updates):
+            round_.submit(f"c{number}", update, 2)
+        if allowed:
+            assert round_.go() == {"status": "completed"}
+            assert data_of(round_) == np.array([np.inf, 1.0], "f4").tobytes()
+            continue
+        with pytest.raises(QuorumError, match="a partial sum would overflow F32 at element 0"):
+            round_.go()
+
+
+@pytest.mark.parametrize("level", ["leaf", "root"])
+def test_who_makes_a_sum_overflow_is_found_from_any_level(
+    open_round: Callable[..., Round], level: str
+) -> None:
+    """In a leaf alone, or only together with what another leaf adds."""
+    round_ = open_round(clients=9, topology="grid", fan_in=3, weights="counts", shards=2)
+    updates = [{"w": np.ones(3_000_001, "f4")} for _ in range(9)]
+    samples = [1] * 9
+    samples[7] = 2**53 if level == "leaf" else 2
+    updates[7]["w"][2_999_999] = 1.5e38
+    updates[1]["w"][2_999_999] = 1.5e38
     for number, update in enumerate(updates):
-        round_.submit(f"c{number}", update, 2)
+        round_.submit(f"c{number}", update, samples[number])
     assert round_.go() == {"status": "completed"}
-    assert data_of(round_) == np.array([np.inf, 1.0], "f4").tobytes()
+    assert round_.manifest()["attempts"] == 2
+    assert [rejection["client"] for rejection in round_.manifest()["rejected"]] == ["c7"]
+    sums = "the averaged update" if level == "root" else "a partial sum"
+    assert f"{sums} would overflow F32 at element 2999999 of tensor 'w'" in round_.reason("c7")
+    left = [number for number in range(9) if number != 7]
+    expected = reference.average([updates[n] for n in left], [1] * 8, tree=(3, 3), counts=True)
+    assert data_of(round_) == expected["w"].tobytes()
 
 
 def test_giving_up_what_was_completed_removes_what_its_end_left_behind(

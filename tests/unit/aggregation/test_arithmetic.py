@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gradshard.aggregation.arithmetic import add, finish, first_nonfinite, is_finite, shares_of
+from gradshard.aggregation.arithmetic import add, finish, first_nonfinite, first_overflow, shares_of
 from gradshard.formats.dtypes import DTYPES
 from tests import reference
 
@@ -71,4 +71,21 @@ def test_finds_the_first_nonfinite(dtype: str) -> None:
 
 def test_integers_are_always_finite() -> None:
     assert first_nonfinite(DTYPES["I8"], np.array([-1], "i1")) is None
-    assert is_finite(DTYPES["I8"], np.array([np.inf]))
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+def test_an_overflow_is_what_becomes_an_infinity(dtype: str) -> None:
+    kind, stored = DTYPES[dtype], reference.NUMPY[dtype]
+    most, wide = float(ml_dtypes.finfo(stored).max), kind.accumulator
+    below = most
+    if np.isfinite(kind.overflow):
+        below = float(np.nextafter(np.array(kind.overflow, wide), np.array(0, wide)))
+    values = np.array([0, most, -most, below, -below], wide)
+    assert first_overflow(values, kind.overflow) is None
+    assert np.isfinite(values.astype(stored).astype("f8")).all()
+    with np.errstate(all="ignore"):
+        for bad in (kind.overflow, -kind.overflow, np.inf, -np.inf, np.nan):
+            spoiled = np.append(values, np.array([bad, bad], wide))
+            assert first_overflow(spoiled, kind.overflow) == 5
+            assert not np.isfinite(spoiled.astype(stored).astype("f8"))[5]
+    assert first_overflow(np.empty(0, wide), kind.overflow) is None

@@ -1,6 +1,7 @@
 """Invariant 1: the bits depend on contributors, weights, rule and order alone."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -305,6 +306,21 @@ def test_who_sent_a_nan_is_found(dtype: str, bad: float) -> None:
     sources = [MemorySource(blob[header.data_offset + start :]) for blob in blobs]
     zone = Zone(start, end, [1.0] * 3)
     assert find_nonfinite(sources, [zone], header.layout.spans) == {1: 28 + 300_123 * size}
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("F32", 3e38), ("F16", 6e4), ("BF16", 3e38)])
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_written_is_finite_or_said_not_to_be(dtype: str, value: float, whole: bool) -> None:
+    """Finite updates whose weights add up to more than one, in the last element of a block."""
+    update = {"a": np.ones(300_000, "f4"), "w": np.ones(99, reference.NUMPY[dtype])}
+    update["w"][98] = value
+    blobs = [reference.encode(update)] * 2
+    plan = make_plan(blobs, [1, 1], topology="lambda_fl", fan_in=2)
+    heavy = [replace(contributor, weight=0.9) for contributor in plan.contributors]
+    with pytest.raises(NonFiniteSumError) as caught:
+        execute(replace(plan, contributors=tuple(heavy)), blobs, whole=whole)
+    assert caught.value.position == 1_200_000 + 98 * reference.NUMPY[dtype].itemsize
+    assert execute(plan, blobs, whole=whole) == blobs[0][-plan.nbytes :]
 
 
 def test_steps_end_on_elements() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +20,9 @@ from gradshard.stragglers.assignments import (
     Report,
     Speed,
     assign,
+    bounded_steps,
     normalised_weights,
+    note_bounded_steps,
     parse_assignment_settings,
     parse_report,
     progress,
@@ -320,6 +323,51 @@ def test_normalising_ends_at_the_optimum_that_was_meant() -> None:
 
     assert end(normalised=True) == pytest.approx(0.5, abs=0.02)
     assert end(normalised=False) > 0.9
+
+
+@given(
+    honest=st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 30)), min_size=2, max_size=12),
+    claim=st.tuples(st.integers(1, 2**53), st.integers(1, 2**53)),
+    place=st.integers(0, 12),
+)
+def test_one_client_cannot_scale_the_average_by_the_steps_it_claims(
+    honest: list[tuple[int, int]], claim: tuple[int, int], place: int
+) -> None:
+    clients = [*honest[:place], claim, *honest[place:]]
+    samples, steps = zip(*clients, strict=True)
+    rng = np.random.default_rng(place)
+    updates = rng.standard_normal((len(clients), 5))
+    updates /= np.linalg.norm(updates, axis=1, keepdims=True)
+
+    counted = bounded_steps(steps)
+    weights = np.array(normalised_weights(samples, counted))
+
+    least, most = min(tau for _, tau in honest), max(tau for _, tau in honest)
+    assert all(least / 10 <= tau <= most * 10 for tau in counted)
+    shares = np.array(samples) / sum(samples)
+    assert (weights <= 100 * shares * (1 + 1e-9)).all()
+    assert weights.sum() <= (10 + 1 / 10) ** 2 / 4 * (1 + 1e-9)
+    assert np.linalg.norm(weights @ updates) <= 25.6
+    if least == most:
+        assert weights.sum() <= 11**2 / 40 * (1 + 1e-9)
+
+
+def test_steps_near_their_median_are_what_they_are() -> None:
+    assert bounded_steps([100, 10, 1000]) == [100, 10, 1000]
+    assert bounded_steps([100, 9, 1001, 100]) == [100, 10, 1000, 100]
+    assert bounded_steps([3]) == [3]
+    # The lower median of two is the smaller one.
+    assert bounded_steps([1, 2**53]) == [1, 10]
+    assert bounded_steps([]) == []
+
+
+def test_who_claims_steps_beyond_the_bounds_is_noted() -> None:
+    assert note_bounded_steps({"a": 5, "b": 50, "c": 7}) == []
+    assert note_bounded_steps({"a": 5, "eve": 2**53, "z": 7}) == [
+        "steps count within a factor of 10 of their median: eve 9007199254740992 as 70"
+    ]
+    [note] = note_bounded_steps({f"c{i:02}": 1 if i < 30 else 100 for i in range(60 - 1)})
+    assert note.endswith("c49 100 as 10 and 9 more")
 
 
 @pytest.mark.parametrize("steps", [0, -1, math.inf, math.nan])

@@ -410,6 +410,17 @@ def test_a_p_that_does_not_fit_the_round_is_rejected(
         misses(participation, CLIENTS, LAYERS)
 
 
+@pytest.mark.parametrize("least", [1e-310, 1e-205])
+def test_a_reach_whose_weight_would_be_huge_is_rejected(least: float) -> None:
+    reach = ClientReach({"a": 1.0, "b": least})
+    rule = PartialRule("salf", reach, balanced=True)
+
+    with pytest.raises(SpecError, match=r"'b' gives .* share of layer 'last', .* larger"):
+        effective_weights(
+            rule, LAYERS, ["a", "b"], {"b": (False,) * (len(LAYERS) - 1) + (True,)}, {"b": 1}
+        )
+
+
 def test_a_layer_reached_by_a_client_that_never_reaches_it_is_rejected() -> None:
     reach = ClientReach({"a": 1.0, "b": 0.0})
     rule = PartialRule("salf", reach, balanced=True)

@@ -6,6 +6,7 @@ and add rounded separately (numpy's ufuncs; a fused multiply-add or a BLAS call 
 otherwise). The caller brings the inputs in their order; these functions never reorder.
 """
 
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -136,13 +137,31 @@ def widened(dtype: DType, elements: memoryview) -> Array:
     return wide
 
 
-def is_finite(dtype: DType, values: Array) -> bool:
-    """Whether accumulated numbers hold no NaN and no infinity.
+def first_overflow(numbers: Array, bound: float) -> int | None:
+    """Return the index of the first number that is a NaN or not under a bound.
 
-    A sum is finite unless an addend is not, or it overflows: checking the sum once spares
-    checking every contributor.
+    Parameters
+    ----------
+    numbers
+        Of an accumulator's type.
+    bound
+        The least magnitude that is too large: ``dtype.overflow`` where the numbers become
+        elements, infinity where they are written as they are.
     """
-    return dtype.is_integer or bool(np.isfinite(values).all())
+    # The numbers of every sum go through this: one pass where that will do, else two without memory
+    # of their own. A NaN is the least and the largest number, and compares as false.
+    if bound == math.inf:
+        is_good = np.isfinite(numbers).all()
+    else:
+        is_good = numbers.min(initial=0) > -bound and numbers.max(initial=0) < bound
+    if is_good:
+        return None
+    return int(overflows(numbers, bound).argmax())
+
+
+def overflows(numbers: Array, bound: float) -> npt.NDArray[np.bool_]:
+    """Tell of each number whether it is a NaN or not under a bound."""
+    return ~(np.abs(numbers) < bound)
 
 
 def first_nonfinite(dtype: DType, elements: Array) -> int | None:

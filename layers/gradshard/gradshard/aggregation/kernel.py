@@ -11,6 +11,7 @@ order of several levels keeps an accumulator for each. Where nobody covers a str
 zero; so is that of a group none of whose inputs covers it, and it is added as such.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -33,10 +34,10 @@ class Source(Protocol):
 
 
 class NonFiniteSumError(GradshardError):
-    """The sum holds a NaN or an infinity at or after byte ``position`` of the layout."""
+    """What would be written has its first NaN or infinity at byte ``position`` of the layout."""
 
     def __init__(self, position: int) -> None:
-        super().__init__(f"the sum is not finite from byte {position} on")
+        super().__init__(f"the sum is not finite at byte {position}")
         self.position = position
 
 
@@ -177,7 +178,8 @@ def aggregate(
     Raises
     ------
     NonFiniteSumError
-        An addend was not finite, and that is not allowed.
+        An addend is not finite, or the sum overflows the type in which it is written, and that is
+        not allowed.
     """
     size = block_bytes(len(sources), addition.depth)
     if addition.whole:
@@ -189,10 +191,10 @@ def aggregate(
         for weights, block_start, block_end in _blocks(zones, spans, size):
             block = workspace.carve(spans, block_start, block_end)
             _add_all(sources, weights, addition.order, block)
-            if not (addition.allow_nonfinite or _is_finite(block)):
-                raise NonFiniteSumError(block_start)
+            position = block_start
             for piece in _pieces(block):
-                write(_finish(piece, addition))
+                write(_finish(piece, addition, position))
+                position += len(piece.elements) * piece.dtype.size
 
 
 def find_nonfinite(
@@ -303,16 +305,18 @@ def _pieces(block: list[_Slice]) -> Iterator[_Piece]:
         yield from slice_.pieces
 
 
-def _is_finite(block: list[_Slice]) -> bool:
-    return all(
-        arithmetic.is_finite(piece.dtype, piece.accumulators[-1]) for piece in _pieces(block)
-    )
-
-
-def _finish(piece: _Piece, addition: Addition) -> memoryview:
-    total = piece.accumulators[-1]
+def _finish(piece: _Piece, addition: Addition, position: int) -> memoryview:
+    """Return a finished piece's bytes; it stands at byte ``position`` of the layout."""
+    dtype, total = piece.dtype, piece.accumulators[-1]
+    if addition.divisor != 1:
+        arithmetic.divide(dtype, total, addition.divisor)
+    # Weights are far too small for sums of integers (salf.MAX_WEIGHT).
+    if not (addition.allow_nonfinite or dtype.is_integer):
+        # A NaN or an infinity stays one, whatever is added, so one look at the sum is enough.
+        bound = math.inf if addition.to_sums else dtype.overflow
+        first = arithmetic.first_overflow(total, bound)
+        if first is not None:
+            raise NonFiniteSumError(position + first * dtype.size)
     if addition.to_sums:
         return arithmetic.bytes_of(total)
-    if addition.divisor != 1:
-        arithmetic.divide(piece.dtype, total, addition.divisor)
-    return arithmetic.finish(piece.dtype, total, piece.scratch)
+    return arithmetic.finish(dtype, total, piece.scratch)

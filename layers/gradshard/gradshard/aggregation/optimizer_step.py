@@ -6,6 +6,7 @@ from the update as it is written, rounded to its type: model and update alone sa
 model is.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -39,7 +40,6 @@ def state_layout(layout: Layout) -> Layout:
 
 
 _STATE_DTYPES: Final = {"float32": "F32", "float64": "F64"}
-_FLOAT: Final = DTYPES["F64"]
 
 
 class Applier:
@@ -115,16 +115,16 @@ class Applier:
             for source in self._state
         ] or [np.zeros_like(average) for _ in self._optimizer.state]
         model, state = self._optimizer.step(self._number, model, average, state)
-        finished = arithmetic.finish(dtype, model, np.empty_like(model))
         if not self._allow_nonfinite:
             firsts = [
-                arithmetic.first_nonfinite(dtype, np.frombuffer(finished, dtype.storage)),
+                arithmetic.first_overflow(model, dtype.overflow),
                 # A square that overflows would freeze its element for good.
-                *(arithmetic.first_nonfinite(_FLOAT, values) for values in state),
+                *(arithmetic.first_overflow(values, math.inf) for values in state),
             ]
             found = [first for first in firsts if first is not None]
             if found:
                 raise NonFiniteModelError(self._position + min(found) * dtype.size)
+        finished = arithmetic.finish(dtype, model, np.empty_like(model))
         for write, values in zip(self._write_state, state, strict=True):
             write(arithmetic.bytes_of(values))
         self._write_model(finished)

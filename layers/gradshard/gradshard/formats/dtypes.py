@@ -1,5 +1,6 @@
 """The element types an update may hold, and the type each is accumulated in."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,12 +22,15 @@ class DType:
     accumulator
         The numpy type the weighted sum is formed in. F16 and BF16 sum in F32;
         integers in F64, which is exact for values below 2**53.
+    overflow
+        The least magnitude of an accumulator that becomes an infinity as an element.
     """
 
     name: str
     size: int
     storage: np.dtype[np.generic]
     accumulator: np.dtype[np.generic]
+    overflow: float
 
     @property
     def is_integer(self) -> bool:
@@ -34,9 +38,14 @@ class DType:
         return self.storage.kind in "iu" and self.name != "BF16"
 
 
+_NARROW: Final = {"F16": float.fromhex("0x1.ffep15"), "BF16": float.fromhex("0x1.ffp127")}
+"""Half a unit above the largest element: ties go to even, which is the infinity."""
+
+
 def _dtype(name: str, storage: str, accumulator: str) -> DType:
     stored = np.dtype(storage)
-    return DType(name, stored.itemsize, stored, np.dtype(accumulator))
+    overflow = _NARROW.get(name, math.inf)
+    return DType(name, stored.itemsize, stored, np.dtype(accumulator), overflow)
 
 
 DTYPES: Final[dict[str, DType]] = {

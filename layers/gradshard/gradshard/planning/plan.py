@@ -442,6 +442,13 @@ class Plan:
         below = len(self.levels[task.level - 1].groups)
         return [n for n in numbers if self.has_inputs(task.level - 1, n % below)]
 
+    def contributors_behind(self, task: Task) -> list[int]:
+        """Return the numbers of all contributors whose updates are in a task's sum."""
+        numbers = [task.number % len(self.levels[task.level].groups)]
+        for level in reversed(self.levels[: task.level + 1]):
+            numbers = [below for number in numbers for below in range(*level.groups[number])]
+        return numbers
+
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON."""
         written = {field.name: getattr(self, field.name) for field in fields(self)}

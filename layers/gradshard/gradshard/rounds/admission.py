@@ -118,17 +118,17 @@ def check_quorum(admission_result: Admission, spec: RoundSpec, missing: Sequence
         return
     text = f"{count} good updates, but min_clients is {spec.min_clients}"
     if missing:
-        text += f"; missing: {_first_of(missing, ', ')}"
+        text += f"; missing: {first_of(missing, ', ')}"
     if admission_result.rejected:
         reasons = [
             f"{rejection.client}: {rejection.reason}" for rejection in admission_result.rejected
         ]
-        text += f"; rejected: {_first_of(reasons, '; ')}"
+        text += f"; rejected: {first_of(reasons, '; ')}"
     raise QuorumError(text)
 
 
-def _first_of(names: Sequence[str], separator: str) -> str:
-    """Join names, not so many that an error's text would be cut off."""
+def first_of(names: Sequence[str], separator: str) -> str:
+    """Join names, not so many that an error's text would be cut off (:data:`NAMED`)."""
     more = len(names) - NAMED
     return separator.join(names[:NAMED]) + (f"{separator}and {more} more" if more > 0 else "")
 

@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,11 +13,11 @@ from gradshard.aggregation.kernel import Addition, NonFiniteSumError, Zone, clip
 from gradshard.aggregation.optimizer_step import Applier, NonFiniteModelError, Write
 from gradshard.aggregation.sharding import WHOLE, receive_buffer_bytes, sums_bytes
 from gradshard.errors import ChangedObjectError, PlanError, UnsentError
-from gradshard.formats.dtypes import DTYPES
 from gradshard.formats.keys import ObjectVersion, RoundKeys
-from gradshard.formats.layout import Layout, shorten
+from gradshard.formats.layout import Layout
 from gradshard.observability.memory import peak_memory_mb, reset_peak_memory
 from gradshard.planning.plan import Output, Plan, Rejection, Task
+from gradshard.rounds.overflow import element_at, reject_largest, reject_largest_step
 from gradshard.s3.streams import RangeStream, sleep_backoff
 from gradshard.s3.task_client import StreamWriter, TaskS3Client
 
@@ -115,32 +115,36 @@ class _Worker:
         bool
             Whether the sum was written: else the round is planned again.
         """
-        addition = self._addition()
         try:
-            self._aggregate(addition)
-        except NonFiniteSumError as error:
-            rejected = self._nonfinite(error.position)
-            if not rejected:
-                # Every addend is finite and only their sum is not: then that is the result.
-                self._aggregate(replace(addition, allow_nonfinite=True))
-            return rejected, not rejected
+            rejected = self._sum()
         except ChangedObjectError:
             rejected = self._gone()
             if not rejected and not self._is_called_off():
                 raise
             return rejected, False
-        return [], True
+        return rejected, not rejected
+
+    def _sum(self) -> list[Rejection]:
+        """Aggregate; return whose updates keep the sum, or what is made of it, from being finite.
+
+        If there are any, nothing was written.
+        """
+        try:
+            self._aggregate(self._addition())
+        except NonFiniteSumError as error:
+            return self._nonfinite(error.position)
+        except NonFiniteModelError as error:
+            return reject_largest_step(self._wire, self._plan, self._task, error.position)
+        return []
 
     def _addition(self) -> Addition:
         plan, level = self._plan, self._task.level
-        of_sums = level > 0
         return Addition(
             order=plan.levels[level].order,
-            of_sums=of_sums,
+            of_sums=level > 0,
             to_sums=not self._is_last,
             divisor=plan.divisor if self._is_last else 1,
-            # Updates are checked where they are read; a sum of finite ones is the result.
-            allow_nonfinite=plan.allow_nonfinite or of_sums,
+            allow_nonfinite=plan.allow_nonfinite,
             whole=plan.hold == WHOLE,
         )
 
@@ -225,17 +229,7 @@ class _Worker:
                 write(data)
                 applier.write(data)
 
-            try:
-                yield write_and_apply
-            except NonFiniteModelError as error:
-                tensor, element = _element_at(self._layout(), error.position)
-                raise PlanError(
-                    f"{new.server_optimizer.optimizer} with learning_rate "
-                    f"{new.server_optimizer.settings['learning_rate']:g} would make a NaN or an "
-                    f"infinity of element {element} of the model's tensor {tensor!r}, or of the "
-                    "optimizer's state there; open a round with a lower one, or leave out whoever "
-                    "sent it"
-                ) from None
+            yield write_and_apply
 
     @contextlib.contextmanager
     def _opened(self, start: int) -> Iterator[list[RangeStream]]:
@@ -269,17 +263,18 @@ class _Worker:
         return RangeStream(self._wire, ObjectVersion(key, "", "", nbytes), [(0, nbytes)])
 
     def _nonfinite(self, position: int) -> list[Rejection]:
-        """Read on from where the sum went bad, and name client and tensor."""
-        plan = self._plan
-        with self._opened(position) as streams:
-            found = kernel.find_nonfinite(streams, self._zones(position), plan.spans)
+        """Name who sent a NaN or an infinity from where the sum went bad, or makes it overflow."""
+        plan, found = self._plan, dict[int, int]()
+        if self._task.level == 0:
+            with self._opened(position) as streams:
+                found = kernel.find_nonfinite(streams, self._zones(position), plan.spans)
         if not found:
-            return []
+            return reject_largest(self._wire, plan, self._task, position)
         layout = self._layout()
         rejected = []
         for index, byte in sorted(found.items()):
             contributor = plan.contributors[self._inputs[index]]
-            tensor, element = _element_at(layout, byte)
+            tensor, element = element_at(layout, byte)
             reason = (
                 f"{contributor.source.key}: tensor {tensor!r} holds a NaN or an infinity at "
                 f"element {element}"
@@ -315,9 +310,3 @@ class _Worker:
         return any(
             r and r["attempt"] == self._plan.attempt and not r["is_written"] for r in reports
         )
-
-
-def _element_at(layout: Layout, position: int) -> tuple[str, int]:
-    """Name the tensor that holds byte ``position`` of the layout, and say which element it is."""
-    tensor = layout.tensor_at(position)
-    return shorten(tensor.name), (position - tensor.start) // DTYPES[tensor.dtype].size

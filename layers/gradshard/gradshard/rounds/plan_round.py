@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gradshard.aggregation import addition_order, sharding
 from gradshard.aggregation.addition_order import Order
@@ -33,10 +33,14 @@ from gradshard.records.round_spec import read_spec
 from gradshard.rounds import admission, arrivals
 from gradshard.rounds.admission import Admission
 from gradshard.s3.store import S3Store
-from gradshard.stragglers.assignments import normalised_weights
+from gradshard.stragglers.assignments import bounded_steps, normalised_weights, note_bounded_steps
 from gradshard.stragglers.layers import Coverage, Layer, layers_of
 from gradshard.stragglers.participation import PastRound, PastRounds, estimate_reach
 from gradshard.stragglers.salf import FEDAVG, effective_weights
+
+MOST_ATTEMPTS: Final = 100
+"""Plans of a round. Each has all updates read again, and takes up to 40 of the 25,000 events that
+an execution may have."""
 
 
 class Call(NamedTuple):
@@ -290,6 +294,7 @@ class _Planning:
     def _replanned(self, previous: Plan) -> Plan:
         """Leave out who was rejected; versions frozen once stay frozen, and nobody is added."""
         rejected = self._rejected_by(previous)
+        self._check_attempts(previous.rejected + rejected)
         out = {rejection.client for rejection in rejected}
         admission_result = Admission(
             tuple(c for c in previous.contributors if c.client not in out),
@@ -318,6 +323,16 @@ class _Planning:
         grouping = self._grouped(admission_result.contributors)
         plan = self._assembled(grouping, settled, admission_result.coverage)
         return replace(plan, rejected=admission_result.rejected, missing=previous.missing)
+
+    def _check_attempts(self, rejected: Sequence[Rejection]) -> None:
+        """Fail a round that many clients have had planned again, one after the other."""
+        if self._call.attempt >= MOST_ATTEMPTS:
+            names = admission.first_of([rejection.client for rejection in rejected], ", ")
+            raise PlanError(
+                f"round {self._keys.round_id!r} was planned {MOST_ATTEMPTS} times, and each time "
+                f"updates were rejected while they were read: {names}; open a new round of the "
+                "other clients' updates (updates_from)"
+            )
 
     def _rejected_by(self, plan: Plan) -> tuple[Rejection, ...]:
         """Read whom a plan's tasks found to be bad, in the versions that it froze.
@@ -423,8 +438,7 @@ class _Planning:
     def _weighed(self, contributors: Sequence[Contributor]) -> tuple[Contributor, ...]:
         if self._spec.weights != STEPS:
             return weigh(contributors, self._spec.weights)
-        # Whoever reported no steps was rejected.
-        steps = [(contributor.report or {})["steps"] for contributor in contributors]
+        steps = bounded_steps(list(_steps_of(contributors).values()))
         weights = normalised_weights([c.samples for c in contributors], steps)
         return tuple(
             replace(contributor, weight=weight)
@@ -494,6 +508,8 @@ class _Planning:
         """Put a plan together, with an upload of its own."""
         spec, call, keys = self._spec, self._call, self._keys
         projection, notes = self._choose(grouping, settled)
+        if spec.weights == STEPS:
+            notes += note_bounded_steps(_steps_of(grouping.contributors))
         return Plan(
             round_id=keys.round_id,
             attempt=call.attempt,
@@ -547,3 +563,8 @@ class _Planning:
             state_header_bytes=settled.state_header_bytes,
             state_header_sha256=settled.state_header_sha256,
         )
+
+
+def _steps_of(contributors: Sequence[Contributor]) -> dict[str, int]:
+    """Return the local steps by client; whoever reported none was rejected."""
+    return {c.client: (c.report or {})["steps"] for c in contributors}

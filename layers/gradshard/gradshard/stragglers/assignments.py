@@ -46,6 +46,13 @@ MOST: Final = {"batch_size": 2, "epochs": 8, "learning_rate": 2}
 """The highest settings, as multiples of the base, where none are given. A learning rate that suits
 the base does not survive being scaled by 8 (docs/stragglers.md), so the batch ends early."""
 
+STEPS_FACTOR: Final = 10
+"""How far from the median of a round's steps a client's count. Assignments ask for no more than
+8 times the base's epochs (:data:`MOST`), which is within it."""
+
+NOTED: Final = 20
+"""Clients that a note names."""
+
 SLACK: Final = 1e-9
 """What rounding may cost, relatively: a client that fits the target exactly is to fit."""
 
@@ -355,6 +362,50 @@ def progress(steps: int, learning_rate_ratio: float = 1.0, momentum: float = 0.0
     """
     rest = 1.0 - momentum
     return learning_rate_ratio * (steps - momentum * (1.0 - momentum**steps) / rest) / rest
+
+
+def bounded_steps(steps: Sequence[float]) -> list[float]:
+    """Clip local steps to a factor F of 10 around their median, below and above.
+
+    Nobody can check what a client says of its steps. Unclipped, one that claims 2**53 would scale
+    all other updates up (τ'), and one that claims a single step its own (1 / τ). Of clipped steps,
+    a normalised weight is at most F² = 100 times its client's share, and all weights together are
+    at most (F + 1/F)² / 4 = 25.5 (Kantorovich's inequality); if all clients but one made equally
+    many steps, at most (F + 1)² / 4F = 3.025.
+
+    The median is the lower one, and each client counts once: as long as over half of the clients
+    are honest, it is within the range of their steps.
+
+    Parameters
+    ----------
+    steps
+        τ of each client, above zero.
+
+    Returns
+    -------
+    list of float
+        In the same order; those within the bounds as they are.
+    """
+    if not steps:
+        return []
+    median = sorted(steps)[(len(steps) - 1) // 2]
+    low, high = median / STEPS_FACTOR, median * STEPS_FACTOR
+    return [low if tau < low else min(tau, high) for tau in steps]
+
+
+def note_bounded_steps(steps: Mapping[str, int]) -> list[str]:
+    """Return a note that names the clients whose steps are out of the bounds, if there are any."""
+    bounded = bounded_steps(list(steps.values()))
+    clipped = [
+        f"{client} {stated} as {counted:g}"
+        for (client, stated), counted in zip(steps.items(), bounded, strict=True)
+        if counted != stated
+    ]
+    if not clipped:
+        return []
+    more = f" and {len(clipped) - NOTED} more" if len(clipped) > NOTED else ""
+    shown = ", ".join(clipped[:NOTED]) + more
+    return [f"steps count within a factor of {STEPS_FACTOR} of their median: {shown}"]
 
 
 def normalised_weights(samples: Sequence[int], steps: Sequence[float]) -> list[float]:

@@ -34,6 +34,9 @@ FILL: Final = "fill"
 DROP: Final = "drop"
 RULES: Final = (SALF, FEDAVG, FILL, DROP)
 
+MAX_WEIGHT: Final = 1e200
+"""Of a contributor in a layer. 4,096 times it, times any integer, is a finite float64."""
+
 
 @dataclass(frozen=True)
 class PartialRule:
@@ -281,9 +284,16 @@ def _balanced(
             f"reach of client {never!r} is 0 for layer {layer.name!r}, which it has reached; "
             "give it a probability above zero"
         )
-    return {
+    weights = {
         client: _target(client, samples, users) / (len(there) * shares[client]) for client in there
     }
+    huge = next((client for client in there if weights[client] > MAX_WEIGHT), None)
+    if huge is not None:
+        raise SpecError(
+            f"reach of client {huge!r} gives {shares[huge]:g} as its share of layer "
+            f"{layer.name!r}, and its weight is the inverse: give it a larger probability"
+        )
+    return weights
 
 
 def _target(client: str, samples: Mapping[str, int], users: int) -> float:
