@@ -122,7 +122,14 @@ def test_a_client_sends_in_parts_what_grows_and_reads_its_assignment(
     training = {"train_seconds": 3.0, "batch_size": 16, "epochs": 1, "steps": 10}
     federation.open_round("policed-1", ["a"], assignments=terms, deadline=600)
     after = terms | {"after": "policed-1"}
-    federation.open_round("policed-2", ["a"], assignments=after, rule="fedavg", deadline=600)
+    federation.open_round(
+        "policed-2",
+        ["a"],
+        assignments=after,
+        rule="fedavg",
+        deadline=600,
+        layout=update(2, 5_000_000),
+    )
     monkeypatch.setattr(uploads, "SINGLE_PUT_BYTES", 0)
     client = as_client()
     first = client.round("policed-1")

@@ -143,7 +143,13 @@ def eager(federation: Federation) -> None:
     """A group before the others, and the rest at the deadline."""
     clients = [f"c{i}" for i in range(4)]
     round_ = federation.open_round(
-        "iam-eager", clients, topology="lifl", eager=True, weights="counts", deadline=10
+        "iam-eager",
+        clients,
+        topology="lifl",
+        eager=True,
+        weights="counts",
+        deadline=10,
+        layout=update(0),
     )
     for i in (0, 1, 3):
         round_.submit(clients[i], update(i), samples=1)
@@ -203,7 +209,9 @@ def cut_off(federation: Federation, deployed: Deployed) -> None:
     for participation in ({"model": "uniform"}, {"model": "rounds", "rounds": [earlier]}):
         name = f"iam-cut-off-{participation['model']}"
         rule = {"name": "salf", "p": participation}
-        round_ = federation.open_round(name, ["a", "b"], rule=rule, deadline=8)
+        round_ = federation.open_round(
+            name, ["a", "b"], rule=rule, deadline=8, layout=layers["first"] | layers["last"]
+        )
         round_.submit("a", layers["first"] | layers["last"], 1)
         round_.growing("b", 1).add(layers["last"])
         # As if it had sent all, and deleted it again.

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from gradshard.agreement import agree
+from gradshard.agreement import differences, majority
 from gradshard.assignments import Terms, assign, parse_report
-from gradshard.errors import SpecError, UpdateError
+from gradshard.errors import PlanError, SpecError, UpdateError
 from gradshard.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
 from gradshard.layers import check_depth, coverage_of, layers_of
 from gradshard.layout import (
@@ -79,12 +79,18 @@ def pair(data: bytes) -> None:
         except UpdateError as error:
             _check_reason(error)
     layouts = {client: parsed.layout for client, parsed in found.items()}
+    if not layouts:
+        return
+    try:
+        winner, whose = majority(layouts)
+    except PlanError as error:
+        _check_reason(error)
+        winner, whose = layouts["a"], "that of client 'a'"
     for partial in (False, True):
-        winner, why = agree(layouts, None, partial=partial)
+        why = differences(layouts, winner, whose, partial=partial)
         for reason in why.values():
             _check_reason(reason)
         for client in layouts.keys() - why.keys():
-            assert winner is not None
             _check_runs(winner, found[client])
             layers = layers_of(winner)
             try:

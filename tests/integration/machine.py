@@ -21,7 +21,7 @@ from gradshard.rounds import models
 from gradshard.rounds.models import Version
 from gradshard.store import Store
 from tests import reference
-from tests.integration.by_hand import Update, put_model, small
+from tests.integration.by_hand import Update, layout_of, put_model, small
 
 ROOT = Path(__file__).parents[2]
 FUNCTIONS = sorted(folder.name for folder in (ROOT / "functions").iterdir())
@@ -35,7 +35,12 @@ MODEL: Update = small(99)
 UPDATES: list[Update] = [small(seed) for seed in range(4)]
 TREE: dict[str, Any] = {"topology": "lambda_fl"}
 APPLIED: dict[str, Any] = {"shards": 1, "apply": {"optimizer": "fedadam", "learning_rate": 0.5}}
-EAGER: dict[str, Any] = {"topology": "lambda_fl", "eager": True, "weights": "counts"}
+EAGER: dict[str, Any] = {
+    "topology": "lambda_fl",
+    "eager": True,
+    "weights": "counts",
+    "layout": layout_of(UPDATES[0]),
+}
 
 Call = Callable[[str, dict[str, Any]], dict[str, Any]]
 """Invokes a function by the name of its folder."""

@@ -10,7 +10,7 @@ from typing import Any, Final, overload
 from gradshard import limits, local
 from gradshard.arithmetic import SHARES
 from gradshard.assignments import Assignment, Assignments
-from gradshard.contents import Content, content_of
+from gradshard.contents import Content, content_of, layout_terms
 from gradshard.cutting import BLOCKS
 from gradshard.downloads import fetch_tensors
 from gradshard.errors import (
@@ -33,7 +33,7 @@ from gradshard.plan import Plan
 from gradshard.rounds import COMPLETED, ending
 from gradshard.rounds.arrivals import is_awaited, read_spec
 from gradshard.rounds.models import Version, layout_of, read_version
-from gradshard.spec import DEFAULT_DEADLINE, RoundSpec, parse_spec
+from gradshard.spec import DEFAULT_DEADLINE, RoundSpec, parse_new_spec, parse_spec
 from gradshard.stack import Stack
 from gradshard.status import Observer, read_status
 from gradshard.store import Store
@@ -102,7 +102,7 @@ class Federation:
         name: str,
         clients: Sequence[str] | int,
         *,
-        min_clients: int = 1,
+        min_clients: int | None = None,
         deadline: int = DEFAULT_DEADLINE,
         topology: str = AUTO,
         fan_in: int | None = None,
@@ -115,7 +115,7 @@ class Federation:
         hold: str = BLOCKS,
         shards: int | None = None,
         within: float | None = None,
-        layout: Mapping[str, Any] | None = None,
+        layout: Mapping[str, Any] | str | Path | None = None,
         allow_nonfinite: bool = False,
         updates_of: str | None = None,
         apply: str | Mapping[str, Any] | None = None,
@@ -142,7 +142,10 @@ class Federation:
             ``epochs``, ``learning_rate`` and bounds (:class:`gradshard.assignments.Terms`), and
             ``after``, the round before.
         layout
-            ``{name: {"dtype": "F32", "shape": [10, 64]}, …}``, if every update must have it.
+            The layout that every update must have: the path of a .safetensors file with tensors
+            of its names, types and shapes, such tensors by name, or ``{name: {"dtype": "F32",
+            "shape": [10, 64]}, …}``. Partial updates and eager rounds need it, unless the round is
+            applied to a model.
         apply
             How the averaged update becomes the next version of the model: ``fedavg``,
             ``fedavgm``, ``fedadagrad``, ``fedyogi``, ``fedadam``, or such as ``{"optimizer":
@@ -151,7 +154,9 @@ class Federation:
         Raises
         ------
         SpecError
-            The terms make no sense.
+            The terms make no sense, or are too long.
+        UpdateError
+            ``layout`` is of a file or of tensors that could not be averaged.
         RoundExistsError
             There is such a round in other terms.
         RoundNotFoundError
@@ -174,12 +179,12 @@ class Federation:
             "hold": hold,
             "shards": shards,
             "within": within,
-            "layout": layout,
+            "layout": None if layout is None else layout_terms(layout),
             "allow_nonfinite": allow_nonfinite,
             "updates_of": updates_of,
             "apply": apply,
         }
-        spec = parse_spec(fields)
+        spec = parse_new_spec(fields)
         keys = RoundKeys(name)
         payload = json.dumps(spec.to_json(), separators=(",", ":"))
         most = limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES

@@ -19,7 +19,6 @@ from gradshard.cli.common import (
     waiting,
 )
 from gradshard.cli.ticket import load, named, ticket_option
-from gradshard.contents import layout_of
 from gradshard.federation import Federation
 from gradshard.spec import DEFAULT_DEADLINE
 from gradshard.wording import counted, megabytes, plain
@@ -32,8 +31,7 @@ from gradshard.wording import counted, megabytes, plain
 @click.option(
     "--min-clients",
     type=int,
-    default=1,
-    show_default=True,
+    show_default="more than half of the clients",
     help="With fewer at the deadline the round fails.",
 )
 @click.option(
@@ -74,7 +72,9 @@ from gradshard.wording import counted, megabytes, plain
     "--layout",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A .safetensors file; all updates must have tensors of its names, types and shapes.",
+    help="A .safetensors file; all updates must have tensors of its names, types and shapes. "
+    "--rule and --eager need it, or --apply.",
+    show_default="that of more than half of the updates",
 )
 @click.option("--allow-nonfinite", is_flag=True, help="Average NaN and infinities too.")
 @json_option
@@ -84,7 +84,7 @@ def open_(
     name: str,
     ids: tuple[str, ...],
     count: int | None,
-    min_clients: int,
+    min_clients: int | None,
     deadline: int,
     layout: Path | None,
     as_json: bool,
@@ -101,7 +101,7 @@ def open_(
             list(ids) if count is None else count,
             min_clients=min_clients,
             deadline=deadline,
-            layout=None if layout is None else layout_of(layout).to_json(),
+            layout=layout,
             **terms,
         )
     if as_json:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
-from gradshard.agreement import agree
+from gradshard.agreement import differences, majority
 from gradshard.arithmetic import STEPS
 from gradshard.assignments import parse_report
-from gradshard.errors import GradshardError, UpdateError
+from gradshard.errors import GradshardError, PlanError, UpdateError
 from gradshard.keys import RoundKeys
 from gradshard.layers import Coverage, coverage_of, layers_of
 from gradshard.layout import Layout
@@ -66,6 +66,11 @@ def admit(
         Whose updates are there, sorted.
     settled, whose
         The layout that the round has already, if it has one, and what it comes from.
+
+    Raises
+    ------
+    PlanError
+        The round was opened without a layout, and its updates have no majority's.
     """
     entitled = [client for client in clients if spec.expects(client)]
     room = spec.capacity if len(entitled) > spec.expected else len(entitled)
@@ -81,14 +86,14 @@ def admit(
             updates[update.client] = update
         elif update is not None:
             refused.append(update)
-    layout, differences = _agree(spec, updates, settled, whose)
+    layout, unfit = _agree(spec, updates, settled, whose)
     coverage: dict[str, Coverage] = {}
     if layout is not None:
-        agreeing = {c: update for c, update in updates.items() if c not in differences}
-        differences |= _unusable(spec, layout, agreeing, coverage)
-    for client, difference in differences.items():
+        agreeing = {c: update for c, update in updates.items() if c not in unfit}
+        unfit |= _unusable(spec, layout, agreeing, coverage)
+    for client, reason in unfit.items():
         source = updates.pop(client).source
-        refused.append(Refusal(client, f"{source.key}: {difference}", source.etag))
+        refused.append(Refusal(client, f"{source.key}: {reason}", source.etag))
     arrivals.refuse_all(store, keys, refused)
     contributors = tuple(
         Contributor(
@@ -134,11 +139,25 @@ def _first_of(names: Sequence[str], separator: str) -> str:
 def _agree(
     spec: RoundSpec, updates: dict[str, Update], settled: Layout | None, whose: str
 ) -> tuple[Layout | None, dict[str, str]]:
+    """Return the round's layout, and how the updates differ from it that do.
+
+    Without one that is settled or stated, whole updates decide by majority.
+
+    Raises
+    ------
+    PlanError
+        They do not, or their votes would not count.
+    """
     layouts = {client: update.header.layout for client, update in updates.items()}
-    partial = spec.rule is not None
-    if settled is not None:
-        return agree(layouts, settled, whose, partial=partial)
-    return agree(layouts, spec.layout, partial=partial)
+    if settled is None and spec.layout is not None:
+        settled, whose = spec.layout, "the one the round was opened with"
+    if settled is None:
+        if spec.undecided is not None:  # opened by a version that did not ask for a layout
+            raise PlanError(spec.undecided)
+        if not layouts:
+            return None, {}
+        settled, whose = majority(layouts)
+    return settled, differences(layouts, settled, whose, partial=spec.rule is not None)
 
 
 def _unusable(

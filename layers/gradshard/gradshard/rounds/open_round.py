@@ -7,7 +7,7 @@ from typing import Any
 from gradshard.errors import GradshardError, RoundExistsError, StoreError
 from gradshard.keys import RoundKeys
 from gradshard.rounds import arrivals, models, services
-from gradshard.spec import RoundSpec, parse_spec
+from gradshard.spec import RoundSpec, parse_new_spec
 from gradshard.store import Store
 
 
@@ -32,7 +32,7 @@ def open_round(
         With which the execution is resumed.
     """
     try:
-        keys, spec = RoundKeys(round_id), parse_spec(fields)
+        keys, spec = RoundKeys(round_id), parse_new_spec(fields)
         deadline_at = _write_spec(store, keys, spec, datetime.fromisoformat(started))
     except StoreError:
         raise  # no fault of the terms: the machine tries again

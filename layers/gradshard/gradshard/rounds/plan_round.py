@@ -359,14 +359,11 @@ class _Planning:
         return newest
 
     def _settled_layout(self) -> tuple[Layout | None, str]:
-        """Return the layout that is settled, by the model or an eager round's earlier groups."""
-        if self._model is not None:
-            whose = f"that of version {self._model.number} of model {self._model.model!r}"
-            return models.layout_of(self._store, self._model.tensors), whose
-        if self._previous is None or not self._previous.nbytes:
+        """Return the model's layout, where the round is applied to one."""
+        if self._model is None:
             return None, ""
-        layout = self._previous.outputs[0].layout(self._store.get_bytes(self._keys.layout))
-        return layout, "that of the groups that were complete before"
+        whose = f"that of version {self._model.number} of model {self._model.model!r}"
+        return models.layout_of(self._store, self._model.tensors), whose
 
     def _settle(self, entrants: Entrants) -> _Settled:
         """Keep the layout, as the header of the result."""
