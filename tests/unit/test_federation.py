@@ -29,7 +29,7 @@ from gradshard.tensors import pack
 from tests.unit.fakes import MemoryStack, MemoryStore
 
 TENSORS = {"w": np.arange(6, dtype="f4")}
-SPEC = {"clients": ["a", "b"], "min_clients": 1, "deadline": 600}
+SPEC = {"clients": ["a", "b"], "min_clients": 2, "deadline": 600}
 OPENED = {
     "round": "r1",
     "spec": SPEC,
@@ -140,7 +140,7 @@ class TestOpening:
     @pytest.mark.usefixtures("round_")
     def test_twice_in_other_terms(self, federation: Federation) -> None:
         with pytest.raises(RoundExistsError, match=r"'r1' .* other terms \(clients, min_clients\)"):
-            federation.open_round("r1", clients=["a", "c"], min_clients=2, deadline=600)
+            federation.open_round("r1", clients=["a", "c"], min_clients=1, deadline=600)
 
     def test_in_other_terms_before_the_first_is_open(
         self, federation: Federation, stack: MemoryStack
