@@ -186,14 +186,7 @@ class Federation:
         }
         spec = parse_new_spec(fields)
         keys = RoundKeys(name)
-        payload = json.dumps(spec.to_json(), separators=(",", ":"))
-        most = limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
-        if len(payload) > most:
-            raise SpecError(
-                f"the round's terms are {len(payload)} bytes of JSON, over the {most} that Step "
-                "Functions takes; give the clients' number or shorter ids, and no layout or "
-                "shorter tensor names"
-            )
+        payload = _encode_terms(spec)
         if updates_of is not None and read_spec(self.stack.store, RoundKeys(updates_of)) is None:
             raise RoundNotFoundError.of(updates_of)
         is_new = self.stack.start(keys.round_id, payload)
@@ -618,6 +611,33 @@ class Round:
         raise RoundStateError(
             f"round {self.id!r} was planned at {plan.planned_at} and takes no more updates"
         )
+
+
+def _encode_terms(spec: RoundSpec) -> str:
+    """Return a round's terms as the input of its execution.
+
+    Raises
+    ------
+    SpecError
+        They are longer than Step Functions takes.
+    """
+    terms = spec.to_json()
+    # ASCII, so that a character is a byte.
+    encoded = {name: json.dumps(value, separators=(",", ":")) for name, value in terms.items()}
+    payload = "{" + ",".join(f'"{name}":{value}' for name, value in encoded.items()) + "}"
+    most = limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
+    if len(payload) <= most:
+        return payload
+    largest = max(encoded, key=lambda name: len(encoded[name]))
+    remedies = {
+        "clients": f"give their number, {spec.expected}, or shorter ids",
+        "layout": "shorten the tensors' names, or apply the round to a model, which has a layout",
+    }
+    raise SpecError(
+        f"the round's terms are {len(payload)} bytes of JSON, over {most}, which is what Step "
+        f"Functions' {limits.MAX_PAYLOAD_BYTES} leave for them; {largest} takes "
+        f"{len(encoded[largest])}: {remedies.get(largest, 'shorten it')}"
+    )
 
 
 def _check_expected(spec: RoundSpec, client: str, round_id: str) -> None:
