@@ -83,7 +83,7 @@ def asked(engine: Engine) -> Iterator[tuple[str, Permission]]:
 
 def take_part(federation: Federation, become: Callable[[], Federation]) -> None:
     """Submit, look, wait, fetch, and submit again, beside a client whose update is refused."""
-    opened = federation.open_round("policed-plain", clients=["a", "b"], deadline=600)
+    opened = federation.open_round("policed-plain", clients=["a", "b"], min_clients=1, deadline=600)
     opened.store.put_bytes(opened.keys.update("b"), b"junk")
     until(lambda: opened.rejection("b"))
     round_ = become().round("policed-plain")

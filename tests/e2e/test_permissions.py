@@ -236,6 +236,7 @@ def applied(federation: Federation, deployed: Deployed) -> None:
     model.put({"w": np.zeros(50, np.float32)})
     terms: dict[str, Any] = {
         "clients": 2,
+        "min_clients": 1,
         "deadline": 600,
         "apply": {"optimizer": "fedadam", "model": "iam"},
     }
