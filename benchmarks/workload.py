@@ -176,6 +176,7 @@ class Workloads:
             attempt=0,
             visit="",
             wave=(0,),
+            waves=1,
             awaited=(),
             topology="shards",
             order=orders.format_order(orders.SEQUENTIAL),

@@ -68,6 +68,7 @@ def make_plan(
         attempt=0,
         visit="",
         wave=tuple(range(len(sizes[0]))),
+        waves=1,
         awaited=(),
         topology=name,
         order=orders.format_order(found),

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from gradshard import cutting, orders, planning
+from gradshard import cutting, history, orders, planning
 from gradshard.applying import state_layout
 from gradshard.arithmetic import STEPS
 from gradshard.assignments import normalised_weights
@@ -229,6 +229,14 @@ class _Planning:
         previous = self._previous
         if previous is not None and self._call.attempt > previous.attempt:
             return self._without_refused(previous)
+        waves = 1 if previous is None else previous.waves + 1
+        if waves > history.MAX_WAVES:
+            raise PlanError(
+                f"round {self._keys.round_id!r} was resumed {history.MAX_WAVES} times, and "
+                f"{len(previous.awaited) if previous else 0} groups are still awaited; its "
+                "execution's history would become too long. Average what was sent with another "
+                "round (--updates-of)"
+            )
         there = self._there()
         wave, awaited = self._wave(there)
         settled, whose = self._settled_layout()
@@ -255,6 +263,7 @@ class _Planning:
         return replace(
             plan,
             wave=tuple(wave) if self._spec.eager else plan.wave,
+            waves=waves,
             awaited=tuple(awaited),
             refused=entrants.refused,
             missing=() if awaited else self._spec.missing(there),
@@ -282,6 +291,14 @@ class _Planning:
         """Leave out who was refused; versions frozen once stay frozen, and nobody is added."""
         refused = self._refused_by(previous)
         out = {refusal.client for refusal in refused}
+        if self._call.attempt >= history.MAX_ATTEMPTS:
+            raise PlanError(
+                f"round {self._keys.round_id!r} was planned {history.MAX_ATTEMPTS} times, and each "
+                f"time clients were rejected while their updates were read, "
+                f"{len(previous.refused) + len(refused)} in all, {min(out)!r} among the last: "
+                f"{refused[0].reason}. Average the {len(previous.contributors) - len(out)} others "
+                "with another round, opened for them by their ids (--client, --updates-of)"
+            )
         entrants = Entrants(
             tuple(c for c in previous.contributors if c.client not in out),
             None,
@@ -342,8 +359,8 @@ class _Planning:
         return ready, [number for number in awaited if number not in ready]
 
     def _members(self, there: list[str], wave: list[int]) -> list[str]:
-        groups = self._spec.groups()
-        return [client for number in wave for client in groups[number] if client in there]
+        groups, answered = self._spec.groups(), set(there)
+        return [client for number in wave for client in groups[number] if client in answered]
 
     def _model_before(self, began_from: int | None) -> Version | None:
         """Return the version of the model that the update is applied to."""
@@ -485,6 +502,7 @@ class _Planning:
             attempt=call.attempt,
             visit=call.visit,
             wave=tuple(range(len(grouping.levels[0].groups))),
+            waves=1,
             awaited=(),
             topology=grouping.topology,
             order=orders.format_order(grouping.order),
