@@ -128,7 +128,11 @@ class RoundSpec:
 
     def expects(self, client: str) -> bool:
         """Whether an update of ``client`` may take part."""
-        return isinstance(self.clients, int) or client in self.clients
+        return isinstance(self.clients, int) or client in self._ids
+
+    @cached_property
+    def _ids(self) -> frozenset[str]:
+        return frozenset(() if isinstance(self.clients, int) else self.clients)
 
     def missing(self, arrived: Sequence[str]) -> tuple[str, ...]:
         """Return the expected clients that have not arrived, where ids were given."""

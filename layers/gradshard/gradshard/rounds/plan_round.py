@@ -421,7 +421,8 @@ class _Planning:
         first_level = list(sizes[0])
         if spec.eager:
             # Groups are of those who were expected, whoever came.
-            first_level = [sum(c.client in group for c in ordered) for group in spec.groups()]
+            there = {contributor.client for contributor in ordered}
+            first_level = [len(there.intersection(group)) for group in spec.groups()]
         levels = tuple(map(level_of, (first_level, *sizes[1:]), parts))
         return _Grouping(name, sizes, order, levels, self._weighed(ordered))
 
