@@ -94,8 +94,7 @@ def test_a_crowd_of_invocations_shares_a_few_processes() -> None:
 
     def invoke(_: int) -> int:
         answer = functions.invoke(FunctionName=arn, Payload=b"{}")
-        assert "FunctionError" not in answer
-        return int(answer["Payload"].read())
+        return int(answer["Payload"].read())  # an error is no number
 
     with ThreadPoolExecutor(CROWD) as pool:
         processes = set(pool.map(invoke, range(CROWD)))
