@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
+from gradshard import history
 from gradshard.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
 from gradshard.formats.keys import UPDATE_SUFFIX, ObjectVersion, RoundKeys, is_id, parse_update_key
 from gradshard.formats.layout import (
@@ -144,7 +145,7 @@ def resume_if_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: st
     """Let the round go on if nobody need be awaited any longer.
 
     That is when every expected client has answered, with a good update or a bad one; in an eager
-    round, when all of a group have.
+    round, when all of a group have, or of as many groups as a wave has at least.
 
     Both who opens a round and who collects an update end with this check, after they have
     written what the other one looks for; so whoever comes last sees everything.
@@ -170,7 +171,10 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
     if not spec.eager:
         return spec.is_complete(there)
     awaited = store.get_json(keys.plan, lambda plan: tuple(plan["awaited"]))
-    return bool(ready_groups(spec, there, awaited))
+    groups = len(spec.groups())
+    left = groups if awaited is None else len(awaited)
+    ready = len(ready_groups(spec, there, awaited))
+    return 0 < ready >= min(history.wave_size(groups), left)
 
 
 def _is_anyone_missing(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from gradshard import history
 from gradshard.aggregation import addition_order, sharding
 from gradshard.aggregation.addition_order import Order
 from gradshard.aggregation.arithmetic import STEPS
@@ -233,6 +234,14 @@ class _Planning:
         previous = self._previous
         if previous is not None and self._call.attempt > previous.attempt:
             return self._replanned(previous)
+        waves = 1 if previous is None else previous.waves + 1
+        if waves > history.MAX_WAVES:
+            raise PlanError(
+                f"round {self._keys.round_id!r} was resumed {history.MAX_WAVES} times, and "
+                f"{len(previous.awaited) if previous else 0} groups are still awaited; its "
+                "execution's history would become too long. Average what was sent with another "
+                "round (--updates-from)"
+            )
         there = self._there()
         wave, awaited = self._wave(there)
         settled, whose = self._settled_layout()
@@ -261,6 +270,7 @@ class _Planning:
         return replace(
             plan,
             wave=tuple(wave) if self._spec.eager else plan.wave,
+            waves=waves,
             awaited=tuple(awaited),
             rejected=admission_result.rejected,
             missing=() if awaited else self._spec.missing(there),
@@ -290,6 +300,14 @@ class _Planning:
         """Leave out who was rejected; versions frozen once stay frozen, and nobody is added."""
         rejected = self._rejected_by(previous)
         out = {rejection.client for rejection in rejected}
+        if self._call.attempt >= history.MAX_ATTEMPTS:
+            raise PlanError(
+                f"round {self._keys.round_id!r} was planned {history.MAX_ATTEMPTS} times, and each "
+                f"time clients were rejected while their updates were read, "
+                f"{len(previous.rejected) + len(rejected)} in all, {min(out)!r} among the last: "
+                f"{rejected[0].reason}. Average the {len(previous.contributors) - len(out)} others "
+                "with another round, opened for them by their ids (--client, --updates-from)"
+            )
         admission_result = Admission(
             tuple(c for c in previous.contributors if c.client not in out),
             None,
@@ -350,8 +368,8 @@ class _Planning:
         return ready, [number for number in awaited if number not in ready]
 
     def _members(self, there: list[str], wave: list[int]) -> list[str]:
-        groups = self._spec.groups()
-        return [client for number in wave for client in groups[number] if client in there]
+        groups, answered = self._spec.groups(), set(there)
+        return [client for number in wave for client in groups[number] if client in answered]
 
     def _model_before(self, began_from: int | None) -> Version | None:
         """Return the version of the model that the update is applied to."""
@@ -367,14 +385,11 @@ class _Planning:
         return newest
 
     def _settled_layout(self) -> tuple[Layout | None, str]:
-        """Return the layout that is settled, by the model or an eager round's earlier groups."""
-        if self._model is not None:
-            whose = f"that of version {self._model.number} of model {self._model.model!r}"
-            return model_registry.layout_of(self._store, self._model.tensors), whose
-        if self._previous is None or not self._previous.nbytes:
+        """Return the model's layout, where the round is applied to one."""
+        if self._model is None:
             return None, ""
-        layout = self._previous.outputs[0].layout(self._store.get_bytes(self._keys.layout))
-        return layout, "that of the groups that were complete before"
+        whose = f"that of version {self._model.number} of model {self._model.model!r}"
+        return model_registry.layout_of(self._store, self._model.tensors), whose
 
     def _settle(self, admission_result: Admission) -> _Settled:
         """Keep the layout, as the header of the result."""
@@ -415,7 +430,8 @@ class _Planning:
         first_level = list(sizes[0])
         if spec.eager:
             # Groups are of those who were expected, whoever came.
-            first_level = [sum(c.client in group for c in ordered) for group in spec.groups()]
+            there = {contributor.client for contributor in ordered}
+            first_level = [len(there.intersection(group)) for group in spec.groups()]
         levels = tuple(map(level_of, (first_level, *sizes[1:]), parts))
         return _Grouping(name, sizes, order, levels, self._weighed(ordered))
 
@@ -498,6 +514,7 @@ class _Planning:
             attempt=call.attempt,
             visit=call.visit,
             wave=tuple(range(len(grouping.levels[0].groups))),
+            waves=1,
             awaited=(),
             topology=grouping.topology,
             order=addition_order.format_order(grouping.order),
