@@ -177,6 +177,7 @@ class Workloads:
             attempt=0,
             visit="",
             wave=(0,),
+            waves=1,
             awaited=(),
             topology="shards",
             order=addition_order.format_order(addition_order.SEQUENTIAL),

@@ -98,6 +98,8 @@ _PLAIN_METAVARS: Final = {"INTEGER": "N", "INTEGER RANGE": "N", "FLOAT": "NUMBER
 def _default(option: click.Option) -> str:
     if option.required:
         return "required"
+    if isinstance(option.show_default, str):
+        return option.show_default
     if option.multiple or option.is_flag or option.default is None:
         return ""
     return f"`{option.default}`"

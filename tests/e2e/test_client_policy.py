@@ -84,7 +84,7 @@ def asked(engine: Engine) -> Iterator[tuple[str, Permission]]:
 
 def take_part(federation: Federation, become: Callable[[], Federation]) -> None:
     """Submit, look, wait, fetch, and submit again, beside a client whose update is rejected."""
-    opened = federation.open_round("policed-plain", clients=["a", "b"], timeout=600)
+    opened = federation.open_round("policed-plain", clients=["a", "b"], min_clients=1, timeout=600)
     opened.store.put_bytes(opened.keys.update("b"), b"junk")
     until(lambda: opened.rejection("b"))
     round_ = become().round("policed-plain")
@@ -123,7 +123,14 @@ def test_a_client_sends_in_parts_what_grows_and_reads_its_assignment(
     training = {"train_seconds": 3.0, "batch_size": 16, "epochs": 1, "steps": 10}
     federation.open_round("policed-1", ["a"], assignments=terms, timeout=600)
     after = terms | {"after": "policed-1"}
-    federation.open_round("policed-2", ["a"], assignments=after, rule="fedavg", timeout=600)
+    federation.open_round(
+        "policed-2",
+        ["a"],
+        assignments=after,
+        rule="fedavg",
+        timeout=600,
+        layout=update(2, 5_000_000),
+    )
     monkeypatch.setattr(uploads, "SINGLE_PUT_BYTES", 0)
     client = as_client()
     first = client.round("policed-1")

@@ -47,6 +47,7 @@ def test_layers_from_whoever_reached_them(engine: Engine, federation: Federation
         ["a", "b", "c", "d"],
         rule={"name": "salf", "p": {"model": "uniform"}},
         timeout=8,
+        layout=model(0),
     )
     a, b, c = (model(seed) for seed in range(3))
     round_.submit("a", a, 5)
@@ -79,7 +80,7 @@ def test_layers_from_whoever_reached_them(engine: Engine, federation: Federation
 def test_an_update_that_grew_to_its_end_is_awaited_no_longer(
     engine: Engine, federation: Federation
 ) -> None:
-    round_ = federation.open_round("grown", ["a"], rule="fedavg", timeout=600)
+    round_ = federation.open_round("grown", ["a"], rule="fedavg", timeout=600, layout=model(0))
     growing = round_.layer_upload("a", 3)
     for layer in ("last", "middle", "first"):
         growing.add(of(model(0), layer))
@@ -138,6 +139,7 @@ def test_slips_are_one_line(engine: Engine, federation: Federation, tmp_path: Pa
         (("open", "x", "--clients", 2, "--rule", "mean"), "rule is 'mean', not one of"),
         (("open", "x", "--clients", 2, "--rule", '{"name": "salf", "p": 1}'), "p is 1"),
         (("open", "x", "--clients", 2, "--rule", '{"name": '), "is not JSON"),
+        (("open", "x", "--clients", 2, "--rule", "fill"), "with it (layout, or --layout FILE"),
         (("open", "x", "--clients", 2, "--layers", '["fc"]'), "give a rule, too"),
         (("open", "x", "--clients", 2, "--assignments", '{"epochs": 2}'), "is missing"),
         (

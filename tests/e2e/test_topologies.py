@@ -122,7 +122,13 @@ def test_an_eager_leaf_runs_while_others_train(
 ) -> None:
     clients = [f"c{i}" for i in range(4)]
     round_ = federation.open_round(
-        "eager", clients, topology="lifl", eager=True, weights="counts", timeout=600
+        "eager",
+        clients,
+        topology="lifl",
+        eager=True,
+        weights="counts",
+        timeout=600,
+        layout=mixed(0),
     )
     updates = [mixed(i) for i in range(4)]
     for i in (0, 1):
@@ -142,7 +148,13 @@ def test_an_eager_leaf_runs_while_others_train(
 def test_an_eager_round_ends_at_its_deadline(engine: Engine, federation: Federation) -> None:
     clients = [f"c{i}" for i in range(4)]
     round_ = federation.open_round(
-        "hasty", clients, topology="lambda_fl", eager=True, weights="counts", timeout=8
+        "hasty",
+        clients,
+        topology="lambda_fl",
+        eager=True,
+        weights="counts",
+        timeout=8,
+        layout=mixed(0),
     )
     started = time.monotonic()
     for i in (0, 1, 3):

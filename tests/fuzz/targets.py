@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gradshard.client.tickets import NOT_A_TICKET, _parsed
-from gradshard.errors import SpecError, UpdateError
+from gradshard.errors import PlanError, SpecError, UpdateError
 from gradshard.formats.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
 from gradshard.formats.layout import (
     MAX_HEADER_BYTES,
@@ -24,7 +24,7 @@ from gradshard.formats.layout import (
 )
 from gradshard.planning.plan import Rejection
 from gradshard.rounds import arrivals
-from gradshard.rounds.layout_vote import agree
+from gradshard.rounds.layout_vote import differences, majority
 from gradshard.stragglers.assignments import AssignmentSettings, assign, parse_report
 from gradshard.stragglers.layers import check_depth, coverage_of, layers_of
 
@@ -79,12 +79,18 @@ def pair(data: bytes) -> None:
         except UpdateError as error:
             _check_reason(error)
     layouts = {client: parsed.layout for client, parsed in found.items()}
+    if not layouts:
+        return
+    try:
+        winner, whose = majority(layouts)
+    except PlanError as error:
+        _check_reason(error)
+        winner, whose = layouts["a"], "that of client 'a'"
     for partial in (False, True):
-        winner, why = agree(layouts, None, partial=partial)
+        why = differences(layouts, winner, whose, partial=partial)
         for reason in why.values():
             _check_reason(reason)
         for client in layouts.keys() - why.keys():
-            assert winner is not None
             _check_runs(winner, found[client])
             layers = layers_of(winner)
             try:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradshard.formats.keys import ModelKeys, RoundKeys, StoredTensors
+from gradshard.formats.layout import PREFIX_BYTES, parse_header
 from gradshard.planning.plan import Rejection, Task
 from gradshard.planning.planner import LambdaConfig
 from gradshard.records import model_registry
@@ -137,6 +138,13 @@ def small(seed: int) -> Update:
         "bn.bytes": reference.random_tensor(rng, "U8", (3,)),
         "empty": np.zeros((0, 4), np.float32),
     }
+
+
+def layout_of(update: Update) -> dict[str, Any]:
+    """Return an update's layout as a round's terms have it, in the order of its bytes."""
+    blob = reference.encode(update, {"num_samples": "1"})
+    end = PREFIX_BYTES + int.from_bytes(blob[:PREFIX_BYTES], "little")
+    return parse_header(blob[PREFIX_BYTES:end], len(blob)).layout.to_json()
 
 
 def assert_average(blob: bytes, updates: Sequence[Update], samples: Sequence[int]) -> None:

@@ -21,7 +21,7 @@ from gradshard.records import model_registry
 from gradshard.records.model_registry import Version
 from gradshard.s3.store import S3Store
 from tests import reference
-from tests.integration.by_hand import Update, put_model, small
+from tests.integration.by_hand import Update, layout_of, put_model, small
 
 ROOT = Path(__file__).parents[2]
 FUNCTIONS = sorted(folder.name for folder in (ROOT / "functions").iterdir())
@@ -38,7 +38,12 @@ APPLIED: dict[str, Any] = {
     "shards": 1,
     "server_optimizer": {"optimizer": "fedadam", "learning_rate": 0.5},
 }
-EAGER: dict[str, Any] = {"topology": "lambda_fl", "eager": True, "weights": "counts"}
+EAGER: dict[str, Any] = {
+    "topology": "lambda_fl",
+    "eager": True,
+    "weights": "counts",
+    "layout": layout_of(UPDATES[0]),
+}
 
 Call = Callable[[str, dict[str, Any]], dict[str, Any]]
 """Invokes a function by the name of its folder."""

@@ -1,13 +1,16 @@
-"""What the local engine owes to our mending: here, how events reach functions."""
+"""What the local engine owes to our mending: here, how events and crowds reach functions."""
 
 import io
 import json
+import os
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
 import pytest
+from botocore.config import Config
 
 from gradshard.deployment.local_engine import Engine
 
@@ -22,8 +25,37 @@ def handler(event, context):
         if number == 0 and sum(json.loads(line)[0] == 0 for line in calls) < 3:
             raise RuntimeError("not yet")
 """
+BUSY = """
+import os, time
+
+def handler(event, context):
+    time.sleep(0.2)
+    return os.getpid()
+"""
 EVENTS = 20
+CROWD = 60
 SECONDS = 60
+
+
+def create_function(name: str, source: str, variables: dict[str, str]) -> str:
+    """Create a function of one file; return its ARN."""
+    package = io.BytesIO()
+    with zipfile.ZipFile(package, "w") as archive:
+        archive.writestr("app.py", source)
+    trust = {"Effect": "Allow", "Principal": "*", "Action": "sts:AssumeRole"}
+    role = boto3.client("iam").create_role(
+        RoleName=name,
+        AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [trust]}),
+    )["Role"]["Arn"]
+    return boto3.client("lambda").create_function(
+        FunctionName=name,
+        Runtime="python3.13",
+        Role=role,
+        Handler="app.handler",
+        Timeout=30,
+        Code={"ZipFile": package.getvalue()},
+        Environment={"Variables": variables},
+    )["FunctionArn"]
 
 
 @pytest.fixture
@@ -31,23 +63,7 @@ def calls(engine: Engine, tmp_path: Path) -> Path:
     """Where a function that is woken by events writes which came, and in which process."""
     file = tmp_path / "calls"
     file.touch()
-    package = io.BytesIO()
-    with zipfile.ZipFile(package, "w") as archive:
-        archive.writestr("app.py", STUB)
-    trust = {"Effect": "Allow", "Principal": "*", "Action": "sts:AssumeRole"}
-    role = boto3.client("iam").create_role(
-        RoleName="woken",
-        AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [trust]}),
-    )["Role"]["Arn"]
-    arn = boto3.client("lambda").create_function(
-        FunctionName="woken",
-        Runtime="python3.13",
-        Role=role,
-        Handler="app.handler",
-        Timeout=30,
-        Code={"ZipFile": package.getvalue()},
-        Environment={"Variables": {"CALLS": str(file)}},
-    )["FunctionArn"]
+    arn = create_function("woken", STUB, {"CALLS": str(file)})
     events = boto3.client("events")
     events.put_rule(Name="wake", EventPattern=json.dumps({"source": ["test.engine"]}))
     events.put_targets(Rule="wake", Targets=[{"Id": "woken", "Arn": arn}])
@@ -68,3 +84,18 @@ def test_events_queue_for_few_processes_and_failed_ones_come_again(calls: Path) 
     numbers, processes = zip(*map(json.loads, lines), strict=True)
     assert sorted(numbers) == [0, 0, *range(EVENTS)]
     assert len(set(processes)) <= 4 + 2  # an exception ends its process
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_crowd_of_invocations_shares_a_few_processes() -> None:
+    arn = create_function("busy", BUSY, {})
+    patient = Config(max_pool_connections=CROWD, read_timeout=SECONDS, retries={"max_attempts": 0})
+    functions = boto3.client("lambda", config=patient)
+
+    def invoke(_: int) -> int:
+        answer = functions.invoke(FunctionName=arn, Payload=b"{}")
+        return int(answer["Payload"].read())  # an error is no number
+
+    with ThreadPoolExecutor(CROWD) as pool:
+        processes = set(pool.map(invoke, range(CROWD)))
+    assert len(processes) <= max(8, 2 * (os.cpu_count() or 1)) < CROWD

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from gradshard.errors import PlanError
 from gradshard.rounds import arrivals
 from gradshard.rounds.admission import QuorumError
 from gradshard.rounds.arrivals import FIRST_READ_BYTES
@@ -65,10 +66,15 @@ def test_a_name_of_megabytes_does_not_stand_in_the_cause(
     open_round: Callable[..., Round],
 ) -> None:
     """The state machine carries 256 KiB; what exceeds it would fail with no cause at all."""
-    round_ = open_round(clients=["a", "b"], min_clients=2)
+    named = {"n" * 1_000_000: np.ones(1, "f4")}
+    round_ = open_round(clients=["a", "b", "c"], min_clients=3)
     round_.submit("a", {"w": np.ones(1, "f4")})
-    round_.submit("b", {"n" * 1_000_000: np.ones(1, "f4")})
-    with pytest.raises(QuorumError) as caught:
+    round_.submit("b", named)
+    with pytest.raises(PlanError, match="no layout is that of more than half") as caught:
         round_.plan()
     assert len(str(caught.value)) < 1000
+    round_.submit("c", {"w": np.ones(1, "f4")})
+    with pytest.raises(QuorumError) as under:
+        round_.plan()
+    assert len(str(under.value)) < 1000
     assert len(round_.reason("b")) < 500

@@ -11,7 +11,7 @@ from gradshard.formats.keys import RoundKeys
 from gradshard.planning.planner import LambdaConfig
 from gradshard.rounds.admission import QuorumError
 from tests import reference
-from tests.integration.by_hand import Round, Update
+from tests.integration.by_hand import Round, Update, layout_of
 
 LAYERS = ("conv1", "conv2", "fc1", "fc2")
 CLIENTS = [f"c{number}" for number in range(8)]
@@ -32,6 +32,9 @@ def whole(seed: int) -> Update:
 def last(update: Update, depth: int) -> Update:
     kept = LAYERS[len(LAYERS) - depth :]
     return {name: tensor for name, tensor in update.items() if name.split(".")[0] in kept}
+
+
+LAYOUT = layout_of(whole(0))
 
 
 def submit_all(round_: Round, depths: Sequence[int] = DEPTHS) -> list[Update]:
@@ -88,7 +91,7 @@ def test_eight_clients_of_which_five_are_partial(
 ) -> None:
     # So small an update would be one shard; the engine takes parts of any size.
     monkeypatch.setattr("gradshard.planning.limits.MIN_PART_BYTES", 1)
-    round_ = open_round(clients=CLIENTS, rule=rule, shards=shards)
+    round_ = open_round(clients=CLIENTS, layout=LAYOUT, rule=rule, shards=shards)
     updates = submit_all(round_)
     assert round_.go() == {"status": "completed"}
     assert round_.manifest()["shards"] == shards
@@ -102,7 +105,9 @@ def test_eight_clients_of_which_five_are_partial(
 
 
 def test_p_of_uniform_depth_stands_in_the_manifest(open_round: Callable[..., Round]) -> None:
-    round_ = open_round(clients=CLIENTS, rule={"name": "salf", "p": {"model": "uniform"}})
+    round_ = open_round(
+        clients=CLIENTS, layout=LAYOUT, rule={"name": "salf", "p": {"model": "uniform"}}
+    )
     updates = submit_all(round_)
     assert round_.go() == {"status": "completed"}
     found = [layer["p"] for layer in round_.manifest()["layers"]]
@@ -118,10 +123,7 @@ def test_a_layer_that_nobody_covers_is_zero_and_costs_no_read(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gradshard.planning.limits.MIN_PART_BYTES", 1)
-    layout = {
-        name: {"dtype": "F32", "shape": list(tensor.shape)} for name, tensor in whole(0).items()
-    }
-    round_ = open_round(clients=CLIENTS, rule={"name": "salf", "p": 0.5}, layout=layout, shards=4)
+    round_ = open_round(clients=CLIENTS, layout=LAYOUT, rule={"name": "salf", "p": 0.5}, shards=4)
     updates = submit_all(round_, [1, 1, 1, 2, 1, 1, 1, 1])
     assert round_.go() == {"status": "completed"}
     assert_result(round_, loop(updates, salf(0.5)))
@@ -134,7 +136,7 @@ def test_a_layer_that_nobody_covers_is_zero_and_costs_no_read(
 
 @pytest.mark.parametrize("topology", ["lambda_fl", "lifl", "grid"])
 def test_partial_updates_in_trees(open_round: Callable[..., Round], topology: str) -> None:
-    terms: dict[str, Any] = {"clients": CLIENTS, "rule": "fedavg"}
+    terms: dict[str, Any] = {"clients": CLIENTS, "layout": LAYOUT, "rule": "fedavg"}
     tree = open_round(topology=topology, **terms, **({"fan_in": 3} if topology == "grid" else {}))
     submit_all(tree)
     assert tree.go() == {"status": "completed"}
@@ -145,7 +147,7 @@ def test_partial_updates_in_trees(open_round: Callable[..., Round], topology: st
 
 
 def test_drop_counts_complete_updates_only(open_round: Callable[..., Round]) -> None:
-    round_ = open_round(clients=CLIENTS, rule="drop")
+    round_ = open_round(clients=CLIENTS, layout=LAYOUT, rule="drop", min_clients=3)
     updates = submit_all(round_)
     assert round_.go() == {"status": "completed"}
     contributors = [c["client"] for c in round_.manifest()["contributors"]]
@@ -155,7 +157,7 @@ def test_drop_counts_complete_updates_only(open_round: Callable[..., Round]) -> 
 
 
 def test_partial_updates_need_a_rule(open_round: Callable[..., Round]) -> None:
-    round_ = open_round(clients=CLIENTS)
+    round_ = open_round(clients=CLIENTS, layout=LAYOUT, min_clients=3)
     submit_all(round_)
     assert round_.go() == {"status": "completed"}
     assert [c["client"] for c in round_.manifest()["contributors"]] == ["c0", "c3", "c6"]
@@ -163,7 +165,9 @@ def test_partial_updates_need_a_rule(open_round: Callable[..., Round]) -> None:
 
 
 def test_what_no_rule_can_use_is_rejected_by_name(open_round: Callable[..., Round]) -> None:
-    round_ = open_round(clients=CLIENTS, rule={"name": "salf", "p": 0.5})
+    round_ = open_round(
+        clients=CLIENTS, layout=LAYOUT, rule={"name": "salf", "p": 0.5}, min_clients=4
+    )
     submit_all(round_)
     first, second = whole(0), whole(1)
     hole = {name: tensor for name, tensor in first.items() if not name.startswith("fc1")}
@@ -181,10 +185,29 @@ def test_what_no_rule_can_use_is_rejected_by_name(open_round: Callable[..., Roun
     assert "tensor 'fc2.bias' is F32 [9], not F32 [5]" in round_.reason("c7")
 
 
-def test_nan_in_a_partial_update_costs_its_sender_the_round(
+def test_one_client_does_not_take_over_a_partial_round(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=CLIENTS, layout=LAYOUT, rule="fedavg")
+    updates = submit_all(round_)
+    round_.submit("c3", updates[3] | {"extra.weight": np.ones(3, "f4")}, SAMPLES[3])
+    assert round_.go() == {"status": "completed"}
+    contributors = [c["client"] for c in round_.manifest()["contributors"]]
+    assert contributors == [client for client in CLIENTS if client != "c3"]
+    assert "tensor 'extra.weight' is not in the round's layout" in round_.reason("c3")
+
+
+def test_a_partial_round_that_was_opened_without_a_layout_fails_and_says_so(
     open_round: Callable[..., Round],
 ) -> None:
     round_ = open_round(clients=CLIENTS, rule="fedavg")
+    submit_all(round_)
+    with pytest.raises(PlanError, match=r"rule fedavg takes partial updates.* --layout FILE"):
+        round_.go()
+
+
+def test_nan_in_a_partial_update_costs_its_sender_the_round(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=CLIENTS, layout=LAYOUT, rule="fedavg")
     updates = submit_all(round_)
     updates[4]["fc1.weight"][2, 7] = np.nan
     round_.submit("c4", updates[4], SAMPLES[4])
@@ -198,7 +221,7 @@ def test_nan_in_a_partial_update_costs_its_sender_the_round(
 
 
 def test_what_a_client_has_so_far_counts_at_the_deadline(open_round: Callable[..., Round]) -> None:
-    round_ = open_round(clients=["a", "b", "c"], rule="fedavg")
+    round_ = open_round(clients=["a", "b", "c"], layout=LAYOUT, rule="fedavg")
     updates = [whole(0), last(whole(1), 2), last(whole(2), 1)]
     round_.submit("a", updates[0], SAMPLES[0])
     for client, update, samples in zip("bc", updates[1:], SAMPLES[1:], strict=False):
@@ -217,19 +240,21 @@ def test_what_a_client_has_so_far_counts_at_the_deadline(open_round: Callable[..
 def test_p_estimated_from_rounds_before(open_round: Callable[..., Round]) -> None:
     past = []
     for depths in ([4] * 8, [1] * 7 + [4]):
-        round_ = open_round(clients=CLIENTS, rule="fedavg")
+        round_ = open_round(clients=CLIENTS, layout=LAYOUT, rule="fedavg")
         submit_all(round_, depths)
         assert round_.go() == {"status": "completed"}
         past.append(round_.name)
     p = {"model": "rounds", "rounds": past}
-    round_ = open_round(clients=CLIENTS, rule={"name": "salf", "p": p})
+    round_ = open_round(clients=CLIENTS, layout=LAYOUT, rule={"name": "salf", "p": p})
     submit_all(round_)
     assert round_.go() == {"status": "completed"}
     found = {layer["name"]: layer["p"] for layer in round_.manifest()["layers"]}
     # (r + 1) / (R + 2): seven clients covered conv1 in one of two rounds, one in both.
     assert found["conv1"] == pytest.approx((1 - 2 / 4) ** 7 * (1 - 3 / 4))
     assert found["fc2"] == pytest.approx((1 - 3 / 4) ** 8)
-    bad = open_round(clients=CLIENTS, rule={"name": "salf", "p": p | {"rounds": ["unheard"]}})
+    bad = open_round(
+        clients=CLIENTS, layout=LAYOUT, rule={"name": "salf", "p": p | {"rounds": ["unheard"]}}
+    )
     submit_all(bad)
     with pytest.raises(PlanError, match="p cannot be estimated from round 'unheard'"):
         bad.go()

@@ -24,7 +24,7 @@ from gradshard.rounds.admission import QuorumError
 from gradshard.rounds.collect_update import collect_update
 from gradshard.s3.store import S3Store
 from tests import reference
-from tests.integration.by_hand import Round, assert_average, put_model, small
+from tests.integration.by_hand import Round, assert_average, layout_of, put_model, small
 
 
 @pytest.mark.parametrize("count", [1, 2, 64])
@@ -118,6 +118,22 @@ def test_a_bad_update_costs_its_sender_the_round(
     assert [r["client"] for r in round_.manifest()["rejected"]] == ["bad"]
 
 
+def test_two_updates_of_two_layouts_fail_the_round_and_can_be_averaged_with_a_layout(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=["a", "b"], min_clients=1)
+    round_.submit("a", {"v": np.ones(1, "f4")})
+    round_.submit("b", small(1))
+    with pytest.raises(PlanError, match="1 have the one of client 'a', and 1 that of client 'b'"):
+        round_.plan()
+    assert round_.store.open_uploads(round_.keys.result) == []
+    again = open_round(
+        clients=2, min_clients=1, layout=layout_of(small(1)), updates_from=round_.name
+    )
+    assert again.go() == {"status": "completed"}
+    assert_average(again.result(), [small(1)], [1])
+
+
 def test_below_the_quorum_the_round_fails_with_all_reasons(
     open_round: Callable[..., Round],
 ) -> None:
@@ -140,7 +156,7 @@ def test_nan_is_rejected_by_name_and_the_round_goes_on(
     ]
     updates[1]["w"][4_999_999] = np.nan
     updates[2]["w"][17] = -np.inf
-    round_ = open_round(clients=4, shards=shards)
+    round_ = open_round(clients=4, min_clients=2, shards=shards)
     for i, update in enumerate(updates):
         round_.submit(f"c{i}", update, i + 1)
     assert round_.go() == {"status": "completed"}
@@ -175,7 +191,7 @@ def test_a_sum_beyond_its_type_is_nobodys_fault(open_round: Callable[..., Round]
 
 def test_the_declared_layout_wins_and_orders_the_result(open_round: Callable[..., Round]) -> None:
     layout = {"b": {"dtype": "F32", "shape": [1]}, "a": {"dtype": "F32", "shape": [2]}}
-    round_ = open_round(clients=3, layout=layout)
+    round_ = open_round(clients=3, min_clients=1, layout=layout)
     good = {"a": np.array([1, 2], "f4"), "b": np.array([3], "f4")}
     round_.submit("x", good)
     for client in ("y", "z"):
@@ -517,7 +533,7 @@ def test_the_first_cause_is_kept(open_round: Callable[..., Round]) -> None:
 def test_an_update_deleted_for_good_costs_its_sender_the_round(
     open_round: Callable[..., Round],
 ) -> None:
-    round_ = open_round(clients=2)
+    round_ = open_round(clients=2, min_clients=1)
     for i, client in enumerate("ab"):
         round_.submit(client, small(i))
     round_.plan()
@@ -561,7 +577,7 @@ def test_m_is_lowered_and_the_manifest_says_so(open_round: Callable[..., Round])
 def test_an_update_that_s3_does_not_give_costs_its_sender_the_round(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    round_ = open_round(clients=2)
+    round_ = open_round(clients=2, min_clients=1)
     for client in "ab":
         round_.submit(client, small(1))
     get_object = round_.store._s3.get_object

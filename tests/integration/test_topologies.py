@@ -15,7 +15,7 @@ from gradshard.rounds.abort_round import abort_round
 from gradshard.rounds.admission import QuorumError
 from gradshard.rounds.collect_update import collect_update, deadline_passed
 from tests import reference
-from tests.integration.by_hand import Round, Update, small
+from tests.integration.by_hand import Round, Update, layout_of, small
 
 CLIENTS = [f"c{number:02}" for number in range(13)]
 SAMPLES = [5, 1, 900, 17, 3, 64, 2, 250, 31, 8, 77, 410, 6]
@@ -276,9 +276,16 @@ def test_the_updates_of_another_round(open_round: Callable[..., Round]) -> None:
 
 def eager(open_round: Callable[..., Round], **terms: Any) -> tuple[Round, list[Update]]:
     """Open an eager round of 8 clients in groups of 2."""
-    clients = CLIENTS[:8]
-    round_ = open_round(clients=clients, topology="lifl", eager=True, weights="counts", **terms)
-    return round_, [small(seed) for seed in range(8)]
+    updates = [small(seed) for seed in range(8)]
+    round_ = open_round(
+        clients=CLIENTS[:8],
+        topology="lifl",
+        eager=True,
+        weights="counts",
+        layout=layout_of(updates[0]),
+        **terms,
+    )
+    return round_, updates
 
 
 def test_an_eager_leaf_starts_while_others_are_awaited(open_round: Callable[..., Round]) -> None:
@@ -366,21 +373,31 @@ def test_a_group_that_was_rejected_as_a_whole_holds_nobody_up(
     assert {rejection["client"] for rejection in round_.manifest()["rejected"]} == {"c00", "c01"}
 
 
-def test_an_eager_round_has_the_layout_of_its_first_groups(
+def test_the_first_group_of_an_eager_round_does_not_decide_on_the_layout(
     open_round: Callable[..., Round],
 ) -> None:
     round_, updates = eager(open_round)
     for index in (0, 1):
-        round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
+        round_.submit(CLIENTS[index], {"other": np.ones(4, "f4")}, 1)
     round_.plan(visit="1")
     round_.aggregate()
     for index in (2, 3, 4, 5, 6, 7):
-        round_.submit(CLIENTS[index], {"other": np.ones(4, "f4")}, 1)
+        round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
     round_.plan(visit="2")
     round_.aggregate()
     assert round_.finalize() == {"status": "completed"}
-    assert [c["client"] for c in round_.manifest()["contributors"]] == ["c00", "c01"]
-    assert "that of the groups that were complete before" in round_.reason("c04")
+    assert [c["client"] for c in round_.manifest()["contributors"]] == CLIENTS[2:8]
+    assert "(the one the round was opened with): tensor" in round_.reason("c00")
+
+
+def test_an_eager_round_that_was_opened_without_a_layout_fails_and_says_so(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=CLIENTS[:8], topology="lifl", eager=True, weights="counts")
+    for index, seed in enumerate(range(8)):
+        round_.submit(CLIENTS[index], small(seed), SAMPLES[index])
+    with pytest.raises(PlanError, match=r"eager begins with the first group.* --layout FILE"):
+        round_.plan(visit="1")
 
 
 def test_nan_in_an_eager_round_plans_all_groups_again(open_round: Callable[..., Round]) -> None:

@@ -38,6 +38,7 @@ from gradshard.formats.layout import (
 )
 from gradshard.formats.tensors import pack
 from gradshard.planning import limits
+from gradshard.planning.spec import default_quorum
 
 try:
     from flwr.app import (
@@ -115,7 +116,8 @@ class S3FedAvg(FedAvg):
         returns; otherwise it hands on empty records, and the server never holds a model beyond the
         first. :meth:`fetch` gets it at any time.
     quorum
-        With fewer uploads a round fails, and training goes on from the model before.
+        With fewer uploads a round fails, and training goes on from the model before; by default
+        more than half of the clients that were asked.
     deadline
         Seconds a round waits for uploads that were announced and are not there.
     round_options
@@ -135,7 +137,7 @@ class S3FedAvg(FedAvg):
         *,
         run: str | None = None,
         keep_arrays: bool = True,
-        quorum: int = 1,
+        quorum: int | None = None,
         timeout: int = UPLOADED_TIMEOUT,
         round_options: Mapping[str, Any] | None = None,
         client_names: ClientNames = by_number,
@@ -160,7 +162,7 @@ class S3FedAvg(FedAvg):
         super().summary()
         _LOG.info("\t└──> gradshard:")
         _LOG.info("\t\t├── Rounds: '%s-1', …", self.run)
-        _LOG.info("\t\t├── Quorum: %d", self.quorum)
+        _LOG.info("\t\t├── Quorum: %s", self.quorum or "more than half of those asked")
         _LOG.info("\t\t└── Averages on the server: %s", "kept" if self.keep_arrays else "no")
 
     def configure_train(
@@ -215,12 +217,12 @@ class S3FedAvg(FedAvg):
         then, and ``strategy.start`` goes on from the model before.
         """
         uploaded = self._uploaded(server_round, replies)
-        if len(uploaded) < max(1, self.quorum):
+        if len(uploaded) < self._needed():
             _LOG.error(
                 "aggregate_train: %d clients have uploaded, under the quorum of %d; the model "
                 "stays as it is",
                 len(uploaded),
-                max(1, self.quorum),
+                self._needed(),
             )
             return None, MetricRecord(_counts(0, 0, 0))
         assert self._model is not None  # noqa: S101 - for mypy: configure_train came before
@@ -332,6 +334,10 @@ class S3FedAvg(FedAvg):
             )
         return uploaded
 
+    def _needed(self) -> int:
+        """Return how many uploads this round needs."""
+        return max(1, default_quorum(len(self._names)) if self.quorum is None else self.quorum)
+
     def _average(self, place: _Place, clients: Sequence[str]) -> dict[str, Any]:
         """Have a round, and return its manifest; one without contributors where it failed."""
         layout = place.layout.to_json()
@@ -340,7 +346,7 @@ class S3FedAvg(FedAvg):
         round_ = self.federation.open_round(
             place.round_id,
             list(clients),
-            min_clients=max(1, self.quorum),
+            min_clients=self._needed(),
             timeout=self.timeout,
             **layout_option | self.round_options,
         )

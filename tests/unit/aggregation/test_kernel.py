@@ -76,6 +76,7 @@ def make_plan(
         attempt=0,
         visit="",
         wave=tuple(range(len(sizes[0]))),
+        waves=1,
         awaited=(),
         topology=name,
         order=addition_order.format_order(found),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradshard.client import federation as module
-from gradshard.client.federation import Federation, Round
+from gradshard.client.federation import PAYLOAD_ROOM_BYTES, Federation, Round
 from gradshard.client.stack import Execution
 from gradshard.client.upload_source import TensorContent
 from gradshard.errors import (
@@ -25,11 +25,12 @@ from gradshard.errors import (
 from gradshard.formats.keys import RoundKeys
 from gradshard.formats.layout import encode_header
 from gradshard.formats.tensors import pack
+from gradshard.planning import limits
 from gradshard.utils import polling
 from tests.unit.fakes import MemoryStack, MemoryStore
 
 TENSORS = {"w": np.arange(6, dtype="f4")}
-SPEC = {"clients": ["a", "b"], "min_clients": 1, "timeout": 600}
+SPEC = {"clients": ["a", "b"], "min_clients": 2, "timeout": 600}
 OPENED = {
     "round": "r1",
     "spec": SPEC,
@@ -140,7 +141,41 @@ class TestOpening:
     @pytest.mark.usefixtures("round_")
     def test_twice_in_other_terms(self, federation: Federation) -> None:
         with pytest.raises(RoundExistsError, match=r"'r1' .* other terms \(clients, min_clients\)"):
-            federation.open_round("r1", clients=["a", "c"], min_clients=2, timeout=600)
+            federation.open_round("r1", clients=["a", "c"], min_clients=1, timeout=600)
+
+    @pytest.mark.parametrize(
+        ("terms", "reason"),
+        [
+            (
+                {"clients": [f"c{number:063}" for number in range(4096)]},
+                r"are 274480 bytes of JSON, over 258048, .* clients takes 274433: give their",
+            ),
+            (
+                {
+                    "clients": 2,
+                    "layout": {
+                        f"é{number}": {"dtype": "F32", "shape": [2]} for number in range(7000)
+                    },
+                },
+                r"layout takes \d+: shorten the tensors' names, or apply the round to a model",
+            ),
+        ],
+    )
+    def test_in_terms_longer_than_an_executions_input(
+        self, federation: Federation, stack: MemoryStack, terms: dict[str, Any], reason: str
+    ) -> None:
+        with pytest.raises(SpecError, match=reason):
+            federation.open_round("long", **terms)
+        assert stack.started == []
+
+    @pytest.mark.usefixtures("round_")
+    def test_in_terms_as_long_as_may_be(self, federation: Federation, stack: MemoryStack) -> None:
+        ids = [f"c{number:058}" for number in range(4096)]
+        with pytest.raises(RoundExistsError):  # of the fixture: it was sent
+            federation.open_round("r1", ids)
+        [payload] = stack.started
+        assert len(payload) <= limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
+        assert json.loads(payload)["clients"] == ids
 
     def test_in_other_terms_before_the_first_is_open(
         self, federation: Federation, stack: MemoryStack

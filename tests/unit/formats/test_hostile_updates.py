@@ -15,7 +15,7 @@ from gradshard.errors import UpdateError
 from gradshard.formats.layout import MAX_HEADER_BYTES, MAX_HEADER_VALUES, Layout, parse_header
 from tests.fuzz.targets import TARGETS
 
-SEEDS = Path(__file__).parents[2] / "fuzz" / "seeds"
+SEEDS = Path(__file__).parents[3] / "fuzz" / "seeds"
 WORDS = [
     json.loads(f'"{line[1:-1]}"'.replace("\\\\", "\\u005c"))
     for line in (SEEDS / "words.txt").read_text().splitlines()

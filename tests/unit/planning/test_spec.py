@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gradshard.errors import SpecError
 from gradshard.formats.keys import RoundKeys, check_id, parse_update_key
-from gradshard.planning.spec import RoundSpec, parse_spec
+from gradshard.planning.spec import RoundSpec, parse_new_spec, parse_spec
 from gradshard.stragglers.assignments import AssignmentSettings
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -95,6 +95,30 @@ def test_rejects(fields: dict[str, Any], reason: str) -> None:
         parse_spec(fields)
 
 
+LAYOUT = {"w": {"dtype": "F32", "shape": [2]}}
+UNDECIDED: list[tuple[dict[str, Any], str]] = [
+    ({"clients": 3, "rule": "fill"}, "rule fill takes partial updates"),
+    ({"clients": 3, "rule": "drop"}, "rule drop takes partial updates"),
+    ({"clients": 3, "rule": {"name": "salf", "p": 0.2}}, "rule salf takes partial updates"),
+    (
+        {"clients": list("abcd"), "topology": "lifl", "weights": "counts", "eager": True},
+        "eager begins with the first group",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason"), UNDECIDED)
+def test_a_round_whose_updates_cannot_decide_is_opened_with_its_layout(
+    fields: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(SpecError, match=f"{reason}.* --layout FILE"):
+        parse_new_spec(fields)
+    assert parse_spec(fields).layout is None  # one that was opened before can be read
+    for stated in ({"layout": LAYOUT}, {"server_optimizer": "fedavg"}):
+        assert parse_new_spec({**fields, **stated}) == parse_spec({**fields, **stated})
+    assert parse_new_spec({"clients": 3}).layout is None
+
+
 _WORDS = ("w", "a", "salf", "lifl", "fedadam", "tree:2,2", "counts", "poisson", "F32", "optimizer")
 _NAMES = (
     *("name", "p", "model", "mean", "reach", "rounds", "dtype", "shape", "batch_size", "epochs"),
@@ -127,6 +151,20 @@ def test_whatever_is_asked_for_is_terms_or_rejected(
         except SpecError:
             continue
         assert parse_spec(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+@pytest.mark.parametrize(
+    ("expected", "needed"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (64, 33), (4096, 2049)]
+)
+def test_more_than_half_are_needed_unless_stated(expected: int, needed: int) -> None:
+    ids = [f"c{number}" for number in range(expected)]
+    for clients in (expected, ids):
+        spec = parse_spec({"clients": clients})
+        assert spec.min_clients == needed
+        # The number is settled when the round is opened: its spec has it.
+        assert spec.to_json()["min_clients"] == needed
+        assert parse_spec({"clients": clients, "min_clients": None}) == spec
+        assert parse_spec({"clients": clients, "min_clients": 1}).min_clients == 1
 
 
 def test_survives_json() -> None:
@@ -165,7 +203,7 @@ def test_how_to_add_survives_json() -> None:
 
 def test_says_nothing_of_what_is_as_usual() -> None:
     spec = parse_spec({"clients": 2})
-    assert spec.to_json() == {"clients": 2, "min_clients": 1, "timeout": 3600}
+    assert spec.to_json() == {"clients": 2, "min_clients": 2, "timeout": 3600}
     assert (spec.topology, spec.weights, spec.hold) == ("auto", "shares", "blocks")
     # Sequential is an order that was asked for; none is the topology's own.
     assert spec.order is None

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from gradshard.aggregation.addition_order import parse_order
 from gradshard.errors import PlanError
+from gradshard.planning import history_limits
 from gradshard.records import model_registry
-from gradshard.rounds import aggregate_shard, overflow, plan_round
+from gradshard.rounds import aggregate_shard, overflow
 from gradshard.rounds.admission import QuorumError
 from tests import reference
 from tests.integration.by_hand import put_model
@@ -32,7 +33,7 @@ FLOATS = ["F64", "F32", "F16", "BF16"]
 def run(machine: Machine, sent: Mapping[str, Sent], **terms: Any) -> dict[str, Any]:
     """Run a round to its end; return its manifest."""
     machine.begin(f"finite-{next(NUMBER)}")
-    machine.open(**{"clients": len(sent), **terms})
+    machine.open(**{"clients": len(sent), "min_clients": 1, **terms})
     for client, (update, samples, *steps) in sent.items():
         metadata = {"num_samples": str(samples), "partial": "true"}
         if steps:
@@ -156,8 +157,8 @@ def test_attackers_of_many_elements_cannot_have_the_round_planned_for_ever(
     sent: dict[str, Sent] = {"a": (of("F32", *[1] * 5), 1)}
     sent |= {f"e{i}": (of("F32", *np.eye(5)[i] * 3e38), 2**53) for i in range(5)}
     assert run(machine, sent, weights="counts")["attempts"] == 6
-    monkeypatch.setattr(plan_round, "MOST_ATTEMPTS", 3)
-    with pytest.raises(PlanError, match=r"planned 3 times, .* read: e0, e1, e2; open a new round"):
+    monkeypatch.setattr(history_limits, "MAX_ATTEMPTS", 3)
+    with pytest.raises(PlanError, match=r"planned 3 times, .* 3 in all: e0, e1, e2; the last: "):
         run(machine, sent, weights="counts")
 
 

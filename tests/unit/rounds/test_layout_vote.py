@@ -1,33 +1,80 @@
-"""Whose layout wins."""
+"""Whose layout a round has."""
 
+import pytest
+
+from gradshard.errors import PlanError
 from gradshard.formats.layout import Layout
-from gradshard.rounds.layout_vote import agree
+from gradshard.rounds.layout_vote import differences, majority
 
 AB = Layout.pack([("a", "F32", (2,)), ("b", "F32", (1,))])
 BA = Layout.pack([("b", "F32", (1,)), ("a", "F32", (2,))])
 OTHER = Layout.pack([("a", "F32", (3,)), ("b", "F32", (1,))])
+WIDER = Layout.pack([("a", "F32", (2,)), ("b", "F32", (1,)), ("c", "F32", (10**9,))])
+DOUBLE = Layout.pack([("a", "F64", (2,)), ("b", "F32", (1,))])
+COMPOSED = Layout.pack([("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "F32", (2,))])
+DECOMPOSED = Layout.pack([("cafe\N{COMBINING ACUTE ACCENT}", "F32", (2,))])
 
 
 def test_the_majority_wins_in_its_most_frequent_order() -> None:
-    layout, differences = agree({"c1": BA, "c2": AB, "c3": AB, "c4": OTHER}, None)
+    layouts = {"c1": BA, "c2": AB, "c3": AB, "c4": OTHER}
+    layout, whose = majority(layouts)
     assert layout == AB
-    assert list(differences) == ["c4"]
-    assert "that of 3 of the 4 updates, client 'c1' the first" in differences["c4"]
-    assert "tensor 'a' is F32 [3], not F32 [2]" in differences["c4"]
+    assert whose == "that of 3 of the 4 updates, client 'c1' the first"
+    [(client, difference)] = differences(layouts, layout, whose, partial=False).items()
+    assert client == "c4"
+    assert "that of 3 of the 4 updates, client 'c1' the first" in difference
+    assert "tensor 'a' is F32 [3], not F32 [2]" in difference
 
 
-def test_a_tie_goes_to_the_first_client_id() -> None:
-    assert agree({"c2": AB, "c1": OTHER}, None)[0] == OTHER
-    assert agree({"c2": OTHER, "c1": AB}, None)[0] == AB
-    assert agree({"c2": AB, "c1": BA}, None)[0] == BA
+def test_orders_that_tie_go_to_the_first_client_id() -> None:
+    assert majority({"c2": AB, "c1": BA})[0] == BA
+    assert majority({"c2": BA, "c1": AB})[0] == AB
 
 
-def test_the_declared_layout_wins_over_all() -> None:
-    layout, differences = agree({"c1": OTHER, "c2": OTHER, "c3": BA}, AB)
-    assert layout == AB
-    assert set(differences) == {"c1", "c2"}
-    assert "the one the round was opened with" in differences["c1"]
+@pytest.mark.parametrize("minority", [OTHER, WIDER, DOUBLE])
+def test_less_than_half_never_decide(minority: Layout) -> None:
+    clients = {"a": minority, "b": minority, "c": AB, "d": AB, "e": AB}
+    assert majority(clients)[0] == AB
+    assert majority({"c": AB})[0] == AB
 
 
-def test_no_updates_no_layout() -> None:
-    assert agree({}, None) == (None, {})
+@pytest.mark.parametrize(
+    ("layouts", "counts"),
+    [
+        (
+            {"a": OTHER, "b": AB},
+            "the 2 updates: 1 have the one of client 'a', and 1 that of client",
+        ),
+        ({"a": OTHER, "b": OTHER, "c": AB, "d": BA}, "the 4 updates: 2 have the one of client 'a'"),
+        (
+            {"a": OTHER, "b": OTHER, "c": AB, "d": WIDER, "e": DOUBLE},
+            "5 updates: 2 have the one of",
+        ),
+    ],
+)
+def test_without_a_majority_the_round_fails_and_names_both(
+    layouts: dict[str, Layout], counts: str
+) -> None:
+    with pytest.raises(PlanError, match=counts) as failure:
+        majority(layouts)
+    assert "whose tensor 'a' is F32 [2], not F32 [3]; open a round" in str(failure.value)
+    assert "--layout FILE --updates-from ROUND" in str(failure.value)
+
+
+def test_partial_updates_may_lack_tensors_and_have_no_others() -> None:
+    last = Layout.pack([("b", "F32", (1,))])
+    layouts = {"c1": last, "c2": WIDER, "c3": AB}
+    found = differences(layouts, AB, "the model's", partial=True)
+    assert found == {
+        "c2": "its layout is not the round's (the model's): tensor 'c' is not in the round's layout"
+    }
+    assert list(differences(layouts, AB, "the model's", partial=False)) == ["c1", "c2"]
+
+
+def test_names_that_read_the_same_are_shown_apart() -> None:
+    layouts = {"a": COMPOSED, "b": COMPOSED, "c": DECOMPOSED}
+    layout, whose = majority(layouts)
+    assert layout == COMPOSED
+    [difference] = differences(layouts, layout, whose, partial=False).values()
+    assert r"'cafe\u0301' is there, which reads the same" in difference
+    assert r"the round's is 'caf\xe9'" in difference

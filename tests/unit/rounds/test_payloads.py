@@ -34,7 +34,7 @@ def client(number: int) -> str:
 
 def test_five_thousand_clients_most_of_them_rejected_while_they_are_read(machine: Machine) -> None:
     """More arrive than a round takes; of those it takes all but ten hold NaN."""
-    machine.open(clients=MAX_CLIENTS)
+    machine.open(clients=MAX_CLIENTS, min_clients=1)
     good = {client(i): {"w": np.full(3, i, "f4")} for i in range(0, 4000, 400)}
     bad = {"w": np.array([1, 2, np.nan], "f4")}
     for i in range(5000):
@@ -71,7 +71,7 @@ def as_lambda_says(error: str, message: str) -> str:
 
 
 def test_a_task_whose_every_client_sent_nan_in_a_tensor_of_a_long_name(machine: Machine) -> None:
-    machine.open(clients=64)
+    machine.open(clients=64, min_clients=1)
     name = "\U0001f600" * 10_000
     for i in range(63):
         machine.submit(client(i), {name: np.full(1, np.nan, "f4")})
@@ -145,7 +145,7 @@ def test_a_plan_leaves_out_whom_its_own_tasks_rejected_whatever_clients_read_sin
 
 
 def test_a_late_run_of_an_earlier_attempt_changes_nothing(machine: Machine) -> None:
-    machine.open(clients=3)
+    machine.open(clients=3, min_clients=1)
     for name, value in (("a", 1.0), ("b", 2.0), ("c", np.nan)):
         machine.submit(name, {"w": np.full(1, value, "f4")})
     planned = machine.plan(machine.turn(OPENED))

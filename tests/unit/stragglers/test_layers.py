@@ -1,5 +1,7 @@
 """Layers of a layout, and what a partial update covers of them."""
 
+import time
+
 import pytest
 
 from gradshard.errors import SpecError, UpdateError
@@ -118,3 +120,20 @@ def test_a_hole_is_rejected_with_the_layers_around_it(
 ) -> None:
     with pytest.raises(UpdateError, match=f"it holds layer '{holds}', but not '{misses}'"):
         check_depth(LAYERS, covered)
+
+
+def test_time_goes_by_the_number_of_tensors_not_its_square() -> None:
+    tensors = [(f"layer.{number}", "F32", (1,)) for number in range(200_000)]
+    began = time.process_time()
+    [layer] = layers_of(Layout.pack(tensors))
+    assert len(layer.tensors) == 200_000
+    assert time.process_time() - began < 20  # minutes by copying the layer for each tensor
+
+
+def test_a_name_of_many_dots_is_looked_up_in_time() -> None:
+    name = "w" + "." * 1_000_000
+    began = time.process_time()
+    assert layers_of(Layout.pack([(name, "F32", (1,))]), ["w"]) == (Layer("w", (name,)),)
+    with pytest.raises(SpecError, match="in none of the 1 layers"):
+        layers_of(Layout.pack([("." + name, "F32", (1,))]), ["w"])
+    assert time.process_time() - began < 10

@@ -1,10 +1,16 @@
 """Effective weights of partial updates, against sums written down anew and against chance."""
 
+import decimal
 import functools
+import hashlib
 import itertools
 import json
 import math
+import time
+import tracemalloc
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -32,6 +38,7 @@ from gradshard.stragglers.salf import PartialRule, effective_weights, parse_rule
 LAYERS = tuple(Layer(name, (f"{name}.w",)) for name in ("first", "second", "third", "last"))
 CLIENTS = ("a", "b", "c", "d", "e")
 ROUNDS = 20_000
+GOLDEN = "58ae746dfc1675ce77591e47de39d56a875400e0adadfe0916ab8a0d7a1ae80a"
 
 
 def depth(reached: int) -> Coverage:
@@ -153,6 +160,95 @@ def shares_by_cases(reached: Sequence[float]) -> list[float]:
         for index, is_there in enumerate(there):
             shares[index] += chance / sum(there) if is_there else 0
     return shares
+
+
+@pytest.mark.parametrize("users", [1, 2, 3, 4, 7, 12, 13, 40])
+def test_expected_shares_are_those_of_exact_arithmetic(users: int) -> None:
+    rng = np.random.default_rng(users)
+    for reached in (rng.random(users), rng.random(users) ** 20, np.round(rng.random(users))):
+        exact = shares_of_fractions([Fraction(float(q)) for q in reached])
+        for found, share in zip(expected_shares(reached), exact, strict=True):
+            assert float(abs(Fraction(found) - share)) <= 4e-15 * float(share)
+
+
+def shares_of_fractions(reached: Sequence[Fraction]) -> list[Fraction]:
+    """The same from the distribution of how many others are there, without rounding."""
+    shares = []
+    for index, mine in enumerate(reached):
+        chances = [Fraction(1)]
+        for q in (*reached[:index], *reached[index + 1 :]):
+            padded = [*chances, Fraction(0)]
+            chances = [
+                here * (1 - q) + before * q
+                for here, before in zip(padded, [Fraction(0), *chances], strict=True)
+            ]
+        shares.append(mine * sum(chance / k for k, chance in enumerate(chances, 1)))
+    return shares
+
+
+def test_expected_shares_of_hundreds_of_clients_are_those_of_fifty_digits() -> None:
+    reached = np.random.default_rng(3).random(300)
+    reached[:3] = 0.0, 1.0, 1e-12
+    found = expected_shares(reached)
+    with decimal.localcontext(prec=50):
+        for index in (0, 1, 2, 17, 299):
+            others = [Decimal(float(q)) for j, q in enumerate(reached) if j != index]
+            chances = [Decimal(1)]
+            for q in others:
+                padded = [*chances, Decimal(0)]
+                chances = [
+                    here * (1 - q) + before * q
+                    for here, before in zip(padded, [Decimal(0), *chances], strict=True)
+                ]
+            mean = sum((chance / k for k, chance in enumerate(chances, 1)), Decimal(0))
+            exact = float(Decimal(float(reached[index])) * mean)
+            assert found[index] == pytest.approx(exact, rel=1e-14, abs=0)
+
+
+@pytest.mark.parametrize("spread", ["even", "certain", "seldom", "sharp"])
+def test_expected_shares_of_thousands_of_clients(spread: str) -> None:
+    rng = np.random.default_rng(4)
+    reached = {
+        "even": rng.random(4096),
+        "certain": np.ones(4096),  # products down to 1e-27,000 underflow
+        "seldom": np.full(4096, 2.0**-20),
+        "sharp": rng.random(4096) ** 30,
+    }[spread]
+    tracemalloc.start()
+    began = time.process_time()
+    found = expected_shares(reached)
+    seconds = time.process_time() - began
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert math.fsum(found) == pytest.approx(1.0 - math.prod(1.0 - reached), rel=1e-9)
+    if spread in ("certain", "seldom"):
+        assert found == pytest.approx([found[0]] * 4096, rel=0, abs=0)
+    assert peak < 2_000_000  # a matrix of all pairs has 134 MB
+    assert seconds < 20  # 331 s by the distribution of how many are there
+
+
+def test_expected_shares_have_the_same_bits_on_every_machine() -> None:
+    reached = [index / 129 for index in range(1, 129)]
+    found = np.array(expected_shares(reached), "<f8")
+    assert hashlib.sha256(found.tobytes()).hexdigest() == GOLDEN
+
+
+def test_weights_of_thousands_of_clients_take_no_square_of_their_number() -> None:
+    clients = [f"c{number:04}" for number in range(4096)]
+    probabilities = dict(zip(clients, np.random.default_rng(5).random(4096), strict=True))
+    rule = parse_rule(
+        {
+            "name": "salf",
+            "p": {"model": "clients", "reach": {c: float(q) for c, q in probabilities.items()}},
+            "balanced": True,
+            "by_samples": True,
+        }
+    )
+    coverage = {client: depth(4) for client in clients}
+    began = time.process_time()
+    weighed = effective_weights(rule, LAYERS, clients, coverage, dict.fromkeys(clients, 7))
+    assert time.process_time() - began < 30
+    assert len(weighed) == 4
 
 
 def test_balanced_salf_is_the_plain_one_where_clients_are_alike() -> None:

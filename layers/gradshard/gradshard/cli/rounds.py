@@ -20,7 +20,6 @@ from gradshard.cli.common import (
 )
 from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.client.federation import Federation
-from gradshard.client.upload_source import layout_of
 from gradshard.planning.spec import DEFAULT_TIMEOUT
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 
@@ -32,8 +31,7 @@ from gradshard.utils.text import escape_terminal, format_size, pluralize
 @click.option(
     "--min-clients",
     type=int,
-    default=1,
-    show_default=True,
+    show_default="more than half of the clients",
     help="With fewer at the deadline the round fails.",
 )
 @click.option(
@@ -78,7 +76,9 @@ from gradshard.utils.text import escape_terminal, format_size, pluralize
     "--layout",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A .safetensors file; all updates must have tensors of its names, types and shapes.",
+    help="A .safetensors file; all updates must have tensors of its names, types and shapes. "
+    "--rule and --eager need it, or --server-optimizer.",
+    show_default="that of more than half of the updates",
 )
 @click.option("--allow-nonfinite", is_flag=True, help="Average NaN and infinities too.")
 @json_option
@@ -88,7 +88,7 @@ def open_(
     name: str,
     ids: tuple[str, ...],
     count: int | None,
-    min_clients: int,
+    min_clients: int | None,
     timeout: int,
     layout: Path | None,
     as_json: bool,
@@ -108,7 +108,7 @@ def open_(
             list(ids) if count is None else count,
             min_clients=min_clients,
             timeout=timeout,
-            layout=None if layout is None else layout_of(layout).to_json(),
+            layout=layout,
             **options,
         )
     if as_json:

@@ -16,7 +16,7 @@ from gradshard.client.model import Model
 from gradshard.client.stack import Stack
 from gradshard.client.status import StatusPoller, read_status
 from gradshard.client.tickets import DEFAULT_SECONDS, Ticket
-from gradshard.client.upload_source import Content, content_of
+from gradshard.client.upload_source import Content, content_of, layout_terms
 from gradshard.client.uploads import Progress, has_checksum, upload
 from gradshard.deployment import local_engine
 from gradshard.errors import (
@@ -34,7 +34,7 @@ from gradshard.formats.layout import Layout, encode_header
 from gradshard.formats.tensors import Array
 from gradshard.planning import limits
 from gradshard.planning.plan import Plan
-from gradshard.planning.spec import DEFAULT_TIMEOUT, RoundSpec, parse_spec
+from gradshard.planning.spec import DEFAULT_TIMEOUT, RoundSpec, parse_new_spec, parse_spec
 from gradshard.records.manifest import COMPLETED, parse_manifest
 from gradshard.records.model_registry import Version, layout_of, read_version
 from gradshard.records.round_spec import read_spec
@@ -103,7 +103,7 @@ class Federation:
         name: str,
         clients: Sequence[str] | int,
         *,
-        min_clients: int = 1,
+        min_clients: int | None = None,
         timeout: int = DEFAULT_TIMEOUT,
         topology: str = AUTO,
         fan_in: int | None = None,
@@ -116,7 +116,7 @@ class Federation:
         hold: str = BLOCKS,
         shards: int | None = None,
         time_budget: float | None = None,
-        layout: Mapping[str, Any] | None = None,
+        layout: Mapping[str, Any] | str | Path | None = None,
         allow_nonfinite: bool = False,
         updates_from: str | None = None,
         server_optimizer: str | Mapping[str, Any] | None = None,
@@ -145,7 +145,10 @@ class Federation:
             (:class:`gradshard.stragglers.assignments.AssignmentSettings`), and ``after``, the round
             before.
         layout
-            ``{name: {"dtype": "F32", "shape": [10, 64]}, …}``, if every update must have it.
+            The layout that every update must have: the path of a .safetensors file with tensors
+            of its names, types and shapes, such tensors by name, or ``{name: {"dtype": "F32",
+            "shape": [10, 64]}, …}``. Partial updates and eager rounds need it, unless the round is
+            applied to a model.
         server_optimizer
             How the averaged update becomes the next version of the model: ``fedavg``,
             ``fedavgm``, ``fedadagrad``, ``fedyogi``, ``fedadam``, or such as ``{"optimizer":
@@ -155,7 +158,9 @@ class Federation:
         Raises
         ------
         SpecError
-            The terms make no sense.
+            The terms make no sense, or are too long.
+        UpdateError
+            ``layout`` is of a file or of tensors that could not be averaged.
         RoundExistsError
             There is such a round in other terms.
         RoundNotFoundError
@@ -178,21 +183,14 @@ class Federation:
             "hold": hold,
             "shards": shards,
             "time_budget": time_budget,
-            "layout": layout,
+            "layout": None if layout is None else layout_terms(layout),
             "allow_nonfinite": allow_nonfinite,
             "updates_from": updates_from,
             "server_optimizer": server_optimizer,
         }
-        spec = parse_spec(fields)
+        spec = parse_new_spec(fields)
         keys = RoundKeys(name)
-        payload = json.dumps(spec.to_json(), separators=(",", ":"))
-        most = limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
-        if len(payload) > most:
-            raise SpecError(
-                f"the round's terms are {len(payload)} bytes of JSON, over the {most} that Step "
-                "Functions takes; give the clients' number or shorter ids, and no layout or "
-                "shorter tensor names"
-            )
+        payload = _encode_terms(spec)
         if (
             updates_from is not None
             and read_spec(self.stack.store, RoundKeys(updates_from)) is None
@@ -620,6 +618,33 @@ class Round:
         raise RoundStateError(
             f"round {self.id!r} was planned at {plan.planned_at} and takes no more updates"
         )
+
+
+def _encode_terms(spec: RoundSpec) -> str:
+    """Return a round's terms as the input of its execution.
+
+    Raises
+    ------
+    SpecError
+        They are longer than Step Functions takes.
+    """
+    terms = spec.to_json()
+    # ASCII, so that a character is a byte.
+    encoded = {name: json.dumps(value, separators=(",", ":")) for name, value in terms.items()}
+    payload = "{" + ",".join(f'"{name}":{value}' for name, value in encoded.items()) + "}"
+    most = limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
+    if len(payload) <= most:
+        return payload
+    largest = max(encoded, key=lambda name: len(encoded[name]))
+    remedies = {
+        "clients": f"give their number, {spec.expected}, or shorter ids",
+        "layout": "shorten the tensors' names, or apply the round to a model, which has a layout",
+    }
+    raise SpecError(
+        f"the round's terms are {len(payload)} bytes of JSON, over {most}, which is what Step "
+        f"Functions' {limits.MAX_PAYLOAD_BYTES} leave for them; {largest} takes "
+        f"{len(encoded[largest])}: {remedies.get(largest, 'shorten it')}"
+    )
 
 
 def _check_expected(spec: RoundSpec, client: str, round_id: str) -> None:

@@ -184,6 +184,27 @@ def layout_of(path: Path) -> Layout:
         return content.layout
 
 
+def layout_terms(layout: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    """Return a layout as a round's terms have it.
+
+    Parameters
+    ----------
+    layout
+        The path of a .safetensors file, tensors by name, or dtypes and shapes by name, which are
+        left to :func:`gradshard.planning.spec.parse_spec`.
+
+    Raises
+    ------
+    UpdateError
+        The file or the tensors could not be averaged.
+    """
+    if isinstance(layout, str | Path):
+        return layout_of(Path(layout)).to_json()
+    if not layout or any(isinstance(entry, Mapping) for entry in layout.values()):
+        return dict(layout)
+    return pack(layout)[0].to_json()
+
+
 class Padded:
     """A content made longer by spaces at the end of its header, which mean nothing there.
 

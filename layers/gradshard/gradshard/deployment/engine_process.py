@@ -13,6 +13,7 @@ import resource
 import secrets
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 _SCHEDULER_TICK: Final = 1  # seconds
+_PROCESSES_OF_A_FUNCTION: Final = max(8, 2 * (os.cpu_count() or 1))
 _EVENTS_AT_ONCE: Final = 4
 _EVENT_PAUSES: Final = (0, 1, 2)  # seconds before each attempt
 
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _mend_error_names()
     _mend_events_to_functions()
     _mend_scheduler_tick()
+    _mend_crowds()
     _serve(["127.0.0.1", *options.bind], options.port)
 
 
@@ -346,6 +349,28 @@ def _mend_scheduler_tick() -> None:
     from ministack.services import scheduler
 
     scheduler._SCHEDULE_TICK_INTERVAL = _SCHEDULER_TICK
+
+
+def _mend_crowds() -> None:
+    """Run a function in a few processes at once; further invocations wait for one of them.
+
+    On AWS each concurrent invocation has a machine of its own. MiniStack starts a process for each
+    on this one: with a hundred rounds opened at once, all processors import numpy and boto3 a
+    hundred times before the first round gets on. No function invokes another, so whoever waits for
+    a process gets one.
+    """
+    from ministack.services import lambda_svc
+
+    execute_function = lambda_svc._execute_function_warm
+    slots: dict[str, threading.Semaphore] = {}
+
+    def execute(function: dict[str, Any], *rest: Any) -> dict[str, Any]:
+        name = (function.get("config") or function).get("FunctionName", "")
+        with slots.setdefault(name, threading.Semaphore(_PROCESSES_OF_A_FUNCTION)):
+            result: dict[str, Any] = execute_function(function, *rest)
+        return result
+
+    lambda_svc._execute_function_warm = execute
 
 
 def _serve(addresses: list[str], port: int) -> None:

@@ -149,7 +149,7 @@ class Layout:
             if theirs is None and partial:
                 continue
             if theirs is None:
-                return f"tensor {shorten(tensor.name)!r} is missing"
+                return f"tensor {shorten(tensor.name)!r} is missing{self._lookalike(tensor, other)}"
             if theirs != (tensor.dtype, tensor.shape):
                 return (
                     f"tensor {shorten(tensor.name)!r} is {theirs[0]} {_shown(theirs[1])}, "
@@ -159,6 +159,22 @@ class Layout:
         if extra is None:
             return None
         return f"tensor {shorten(extra)!r} is not in the round's layout"
+
+    def _lookalike(self, tensor: Tensor, other: "Layout") -> str:
+        """Name the tensor of ``other`` whose name is the same text in other code points."""
+        extra = [name for name in other.shapes if name not in self.shapes]
+        if all(map(str.isascii, extra)):
+            return ""
+        import unicodedata
+
+        normal = unicodedata.normalize("NFC", tensor.name)
+        same = next((name for name in extra if unicodedata.normalize("NFC", name) == normal), None)
+        if same is None:
+            return ""
+        return (
+            f", and {shorten(ascii(same))} is there, which reads the same: names are compared by "
+            f"code points, and the round's is {shorten(ascii(tensor.name))}"
+        )
 
     def tensor_at(self, position: int) -> Tensor:
         """Return the tensor that holds byte ``position``."""

@@ -282,6 +282,8 @@ class Plan:
         The state machine's visit to planning that made it; the same one again changes nothing.
     wave
         The groups of level 0 that this planning set to work: all of them, but in an eager round.
+    waves
+        How many plannings made the plan: one, but in an eager round.
     awaited
         The groups of level 0 whose contributors are not frozen yet: none, but in an eager round.
     topology, order, weights, hold
@@ -325,6 +327,7 @@ class Plan:
     attempt: int
     visit: str
     wave: tuple[int, ...]
+    waves: int
     awaited: tuple[int, ...]
     topology: str
     order: str
@@ -463,7 +466,7 @@ class Plan:
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> Self:
         """Read what :meth:`to_json` wrote."""
-        written = written | {"round_id": written["round"]}
+        written = {"waves": 1} | written | {"round_id": written["round"]}
         new = written["next_model"]
         read: dict[str, Any] = {
             **{field.name: written[field.name] for field in fields(cls)},

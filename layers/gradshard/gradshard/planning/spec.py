@@ -60,7 +60,8 @@ class RoundSpec:
     clients
         The ids of the expected clients, sorted, or how many are expected, whoever they are.
     min_clients
-        The quorum: with fewer valid updates at the deadline the round fails.
+        The quorum: with fewer valid updates at the deadline the round fails. Unless stated, more
+        than half of the expected clients (:func:`default_quorum`).
     deadline
         Seconds from the opening of the round after which no more updates are awaited.
     topology
@@ -91,7 +92,8 @@ class RoundSpec:
     time_budget
         Seconds the aggregation should take at most; the planner then buys time with shards.
     layout
-        The layout every update must have; None: that of the majority.
+        The layout every update must have; None: the model's where the round is applied, else that
+        of more than half of the updates.
     allow_nonfinite
         Average NaN and infinities instead of rejecting the update that holds them.
     updates_from
@@ -102,7 +104,7 @@ class RoundSpec:
     """
 
     clients: tuple[str, ...] | int
-    min_clients: int = 1
+    min_clients: int
     timeout: int = DEFAULT_TIMEOUT
     topology: str = AUTO
     fan_in: int | None = None
@@ -127,7 +129,11 @@ class RoundSpec:
 
     def expects(self, client: str) -> bool:
         """Whether an update of ``client`` may take part."""
-        return isinstance(self.clients, int) or client in self.clients
+        return isinstance(self.clients, int) or client in self._ids
+
+    @cached_property
+    def _ids(self) -> frozenset[str]:
+        return frozenset(() if isinstance(self.clients, int) else self.clients)
 
     def missing(self, arrived: Sequence[str]) -> tuple[str, ...]:
         """Return the expected clients that have not arrived, where ids were given."""
@@ -140,6 +146,23 @@ class RoundSpec:
         if isinstance(self.clients, int):
             return len(set(arrived)) >= self.clients
         return not self.missing(arrived)
+
+    @property
+    def undecided(self) -> str | None:
+        """Why the updates cannot decide on the layout, where one has to be stated and is not."""
+        if self.layout is not None or self.server_optimizer is not None:
+            return None
+        if self.rule is not None:
+            who = f"rule {self.rule.name} takes partial updates, of which few may have all tensors"
+        elif self.eager:
+            who = "eager begins with the first group, when most updates are not there yet"
+        else:
+            return None
+        return (
+            f"{who}, so one client could decide on the layout: open the round with it (layout, or "
+            "--layout FILE, any .safetensors file with the model's tensors), or apply the round to "
+            "a model, which has one"
+        )
 
     def levels(self, contributors: int) -> tuple[str, Levels]:
         """Return the topology for so many contributors, and its groups.
@@ -226,9 +249,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
         raise SpecError(f"unknown field {unknown[0]!r}; a spec has {', '.join(sorted(known))}")
     clients = _parse_clients(fields.get("clients"))
     expected = clients if isinstance(clients, int) else len(clients)
-    min_clients = _whole("min_clients", fields.get("min_clients", 1), 1, MAX_CLIENTS)
-    if min_clients > expected:
-        raise SpecError(f"min_clients is {min_clients}, over the {expected} expected clients")
+    min_clients = _parse_min_clients(fields.get("min_clients"), expected)
     if fields.get("shards") is not None and fields.get("time_budget") is not None:
         raise SpecError("give shards or time_budget, not both: one decides the other")
 
@@ -259,6 +280,20 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     _check_topology(spec)
     _check_rule(spec)
     _check_apply(spec)
+    return spec
+
+
+def parse_new_spec(fields: Mapping[str, Any]) -> RoundSpec:
+    """Check the terms of a round that is to be opened.
+
+    Raises
+    ------
+    SpecError
+        They are none (:func:`parse_spec`), or lack a layout that the updates could not decide on.
+    """
+    spec = parse_spec(fields)
+    if spec.undecided is not None:
+        raise SpecError(spec.undecided)
     return spec
 
 
@@ -370,6 +405,24 @@ def _parse_clients(clients: Any) -> tuple[str, ...] | int:
     if twice is not None:
         raise SpecError(f"client {twice!r} is expected twice")
     return ids
+
+
+def default_quorum(expected: int) -> int:
+    """Return how many clients a round needs that was opened without a number.
+
+    More than half of those expected, so that no client alone, and no minority, is the federation;
+    one where only one is expected.
+    """
+    return expected // 2 + 1
+
+
+def _parse_min_clients(stated: Any, expected: int) -> int:
+    if stated is None:
+        return default_quorum(expected)
+    min_clients = _whole("min_clients", stated, 1, MAX_CLIENTS)
+    if min_clients > expected:
+        raise SpecError(f"min_clients is {min_clients}, over the {expected} expected clients")
+    return min_clients
 
 
 def _parse_layout(layout: Any) -> Layout:

@@ -8,6 +8,7 @@ from gradshard.aggregation.arithmetic import SHARES
 from gradshard.aggregation.sharding import BLOCKS
 from gradshard.aggregation.topologies import AUTO
 from gradshard.client import round_cost
+from gradshard.planning.spec import default_quorum
 from gradshard.stragglers.salf import FEDAVG
 
 Facts = dict[str, Any]
@@ -66,6 +67,7 @@ def facts_of(
     counted = {u["client"]: u["arrived_at"] for u in uploads if u["fate"] == COUNTED}
     projected = plan.get("projected") or {}
     clients = status["spec"].get("clients", 0)
+    expected = clients if isinstance(clients, int) else len(clients)
     return {
         "round": status["round"],
         "state": status["state"],
@@ -77,8 +79,8 @@ def facts_of(
         "finished_at": manifest.get("finished_at"),
         "waited_seconds": _between(status["opened_at"], plan.get("planned_at")),
         "seconds": _between(plan.get("planned_at"), manifest.get("finished_at")),
-        "expected": clients if isinstance(clients, int) else len(clients),
-        "min_clients": status["spec"].get("min_clients", 1),
+        "expected": expected,
+        "min_clients": status["spec"].get("min_clients") or default_quorum(expected),
         "updates_from": status["spec"].get("updates_from"),
         "model": manifest.get("model"),
         **_terms(status["spec"], plan),

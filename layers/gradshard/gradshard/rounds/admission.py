@@ -5,14 +5,14 @@ from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from gradshard.aggregation.arithmetic import STEPS
-from gradshard.errors import GradshardError, UpdateError
+from gradshard.errors import GradshardError, PlanError, UpdateError
 from gradshard.formats.keys import RoundKeys
 from gradshard.formats.layout import Layout
 from gradshard.planning.plan import Contributor, Rejection
 from gradshard.planning.spec import RoundSpec
 from gradshard.rounds import arrivals
 from gradshard.rounds.arrivals import Update
-from gradshard.rounds.layout_vote import agree
+from gradshard.rounds.layout_vote import differences, majority
 from gradshard.s3.store import S3Store
 from gradshard.stragglers.assignments import parse_report
 from gradshard.stragglers.layers import Coverage, coverage_of, layers_of
@@ -66,6 +66,11 @@ def admit(
         Whose updates are there, sorted.
     settled, whose
         The layout that the round has already, if it has one, and what it comes from.
+
+    Raises
+    ------
+    PlanError
+        The round was opened without a layout, and its updates have no majority's.
     """
     entitled = [client for client in clients if spec.expects(client)]
     room = spec.capacity if len(entitled) > spec.expected else len(entitled)
@@ -81,14 +86,14 @@ def admit(
             updates[update.client] = update
         elif update is not None:
             rejected.append(update)
-    layout, differences = _agree(spec, updates, settled, whose)
+    layout, unfit = _agree(spec, updates, settled, whose)
     coverage: dict[str, Coverage] = {}
     if layout is not None:
-        agreeing = {c: update for c, update in updates.items() if c not in differences}
-        differences |= _unusable(spec, layout, agreeing, coverage)
-    for client, difference in differences.items():
+        agreeing = {c: update for c, update in updates.items() if c not in unfit}
+        unfit |= _unusable(spec, layout, agreeing, coverage)
+    for client, reason in unfit.items():
         source = updates.pop(client).source
-        rejected.append(Rejection(client, f"{source.key}: {difference}", source.etag))
+        rejected.append(Rejection(client, f"{source.key}: {reason}", source.etag))
     arrivals.reject_all(store, keys, rejected)
     contributors = tuple(
         Contributor(
@@ -136,11 +141,25 @@ def first_of(names: Sequence[str], separator: str) -> str:
 def _agree(
     spec: RoundSpec, updates: dict[str, Update], settled: Layout | None, whose: str
 ) -> tuple[Layout | None, dict[str, str]]:
+    """Return the round's layout, and how the updates differ from it that do.
+
+    Without one that is settled or stated, whole updates decide by majority.
+
+    Raises
+    ------
+    PlanError
+        They do not, or their votes would not count.
+    """
     layouts = {client: update.header.layout for client, update in updates.items()}
-    partial = spec.rule is not None
-    if settled is not None:
-        return agree(layouts, settled, whose, partial=partial)
-    return agree(layouts, spec.layout, partial=partial)
+    if settled is None and spec.layout is not None:
+        settled, whose = spec.layout, "the one the round was opened with"
+    if settled is None:
+        if spec.undecided is not None:  # opened by a version that did not ask for a layout
+            raise PlanError(spec.undecided)
+        if not layouts:
+            return None, {}
+        settled, whose = majority(layouts)
+    return settled, differences(layouts, settled, whose, partial=spec.rule is not None)
 
 
 def _unusable(

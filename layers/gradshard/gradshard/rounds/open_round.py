@@ -6,7 +6,7 @@ from typing import Any
 
 from gradshard.errors import GradshardError, RoundExistsError, StoreError
 from gradshard.formats.keys import RoundKeys
-from gradshard.planning.spec import RoundSpec, parse_spec
+from gradshard.planning.spec import RoundSpec, parse_new_spec
 from gradshard.records import model_registry
 from gradshard.rounds import arrivals, aws_callbacks
 from gradshard.s3.store import S3Store
@@ -33,7 +33,7 @@ def open_round(
         With which the execution is resumed.
     """
     try:
-        keys, spec = RoundKeys(round_id), parse_spec(fields)
+        keys, spec = RoundKeys(round_id), parse_new_spec(fields)
         deadline_at = _write_spec(store, keys, spec, datetime.fromisoformat(started))
     except StoreError:
         raise  # no fault of the terms: the machine tries again

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from gradshard.aggregation import addition_order, sharding
 from gradshard.aggregation.addition_order import Order
@@ -13,7 +13,7 @@ from gradshard.aggregation.topologies import TOPOLOGIES, Levels
 from gradshard.errors import ModelStateError, PlanError, StoreError
 from gradshard.formats.keys import RoundKeys
 from gradshard.formats.layout import Layout, Span, encode_header
-from gradshard.planning import planner
+from gradshard.planning import history_limits, planner
 from gradshard.planning.plan import (
     Contributor,
     Level,
@@ -37,10 +37,6 @@ from gradshard.stragglers.assignments import bounded_steps, normalised_weights, 
 from gradshard.stragglers.layers import Coverage, Layer, layers_of
 from gradshard.stragglers.participation import PastRound, PastRounds, estimate_reach
 from gradshard.stragglers.salf import FEDAVG, effective_weights
-
-MOST_ATTEMPTS: Final = 100
-"""Plans of a round. Each has all updates read again, and takes up to 40 of the 25,000 events that
-an execution may have."""
 
 
 class Call(NamedTuple):
@@ -238,6 +234,14 @@ class _Planning:
         previous = self._previous
         if previous is not None and self._call.attempt > previous.attempt:
             return self._replanned(previous)
+        waves = 1 if previous is None else previous.waves + 1
+        if waves > history_limits.MAX_WAVES:
+            raise PlanError(
+                f"round {self._keys.round_id!r} was resumed {history_limits.MAX_WAVES} times, and "
+                f"{len(previous.awaited) if previous else 0} groups are still awaited; its "
+                "execution's history would become too long. Average what was sent with another "
+                "round (--updates-from)"
+            )
         there = self._there()
         wave, awaited = self._wave(there)
         settled, whose = self._settled_layout()
@@ -266,6 +270,7 @@ class _Planning:
         return replace(
             plan,
             wave=tuple(wave) if self._spec.eager else plan.wave,
+            waves=waves,
             awaited=tuple(awaited),
             rejected=admission_result.rejected,
             missing=() if awaited else self._spec.missing(there),
@@ -294,7 +299,7 @@ class _Planning:
     def _replanned(self, previous: Plan) -> Plan:
         """Leave out who was rejected; versions frozen once stay frozen, and nobody is added."""
         rejected = self._rejected_by(previous)
-        self._check_attempts(previous.rejected + rejected)
+        self._check_attempts(previous, rejected)
         out = {rejection.client for rejection in rejected}
         admission_result = Admission(
             tuple(c for c in previous.contributors if c.client not in out),
@@ -324,15 +329,19 @@ class _Planning:
         plan = self._assembled(grouping, settled, admission_result.coverage)
         return replace(plan, rejected=admission_result.rejected, missing=previous.missing)
 
-    def _check_attempts(self, rejected: Sequence[Rejection]) -> None:
-        """Fail a round that many clients have had planned again, one after the other."""
-        if self._call.attempt >= MOST_ATTEMPTS:
-            names = admission.first_of([rejection.client for rejection in rejected], ", ")
-            raise PlanError(
-                f"round {self._keys.round_id!r} was planned {MOST_ATTEMPTS} times, and each time "
-                f"updates were rejected while they were read: {names}; open a new round of the "
-                "other clients' updates (updates_from)"
-            )
+    def _check_attempts(self, previous: Plan, rejected: Sequence[Rejection]) -> None:
+        """Fail a round that rejected clients have had planned again too often."""
+        if self._call.attempt < history_limits.MAX_ATTEMPTS:
+            return
+        everybody = previous.rejected + tuple(rejected)
+        names = admission.first_of([rejection.client for rejection in everybody], ", ")
+        others = len(previous.contributors) - len(rejected)
+        raise PlanError(
+            f"round {self._keys.round_id!r} was planned {history_limits.MAX_ATTEMPTS} times, and "
+            f"each time updates were rejected while they were read, {len(everybody)} in all: "
+            f"{names}; the last: {rejected[0].reason}. Average the {others} others with another "
+            "round, opened for them by their ids (--client, --updates-from)"
+        )
 
     def _rejected_by(self, plan: Plan) -> tuple[Rejection, ...]:
         """Read whom a plan's tasks found to be bad, in the versions that it froze.
@@ -366,8 +375,8 @@ class _Planning:
         return ready, [number for number in awaited if number not in ready]
 
     def _members(self, there: list[str], wave: list[int]) -> list[str]:
-        groups = self._spec.groups()
-        return [client for number in wave for client in groups[number] if client in there]
+        groups, answered = self._spec.groups(), set(there)
+        return [client for number in wave for client in groups[number] if client in answered]
 
     def _model_before(self, began_from: int | None) -> Version | None:
         """Return the version of the model that the update is applied to."""
@@ -383,14 +392,11 @@ class _Planning:
         return newest
 
     def _settled_layout(self) -> tuple[Layout | None, str]:
-        """Return the layout that is settled, by the model or an eager round's earlier groups."""
-        if self._model is not None:
-            whose = f"that of version {self._model.number} of model {self._model.model!r}"
-            return model_registry.layout_of(self._store, self._model.tensors), whose
-        if self._previous is None or not self._previous.nbytes:
+        """Return the model's layout, where the round is applied to one."""
+        if self._model is None:
             return None, ""
-        layout = self._previous.outputs[0].layout(self._store.get_bytes(self._keys.layout))
-        return layout, "that of the groups that were complete before"
+        whose = f"that of version {self._model.number} of model {self._model.model!r}"
+        return model_registry.layout_of(self._store, self._model.tensors), whose
 
     def _settle(self, admission_result: Admission) -> _Settled:
         """Keep the layout, as the header of the result."""
@@ -431,7 +437,8 @@ class _Planning:
         first_level = list(sizes[0])
         if spec.eager:
             # Groups are of those who were expected, whoever came.
-            first_level = [sum(c.client in group for c in ordered) for group in spec.groups()]
+            there = {contributor.client for contributor in ordered}
+            first_level = [len(there.intersection(group)) for group in spec.groups()]
         levels = tuple(map(level_of, (first_level, *sizes[1:]), parts))
         return _Grouping(name, sizes, order, levels, self._weighed(ordered))
 
@@ -515,6 +522,7 @@ class _Planning:
             attempt=call.attempt,
             visit=call.visit,
             wave=tuple(range(len(grouping.levels[0].groups))),
+            waves=1,
             awaited=(),
             topology=grouping.topology,
             order=addition_order.format_order(grouping.order),

@@ -66,10 +66,12 @@ def layers_of(layout: Layout, naming: Naming | None = None) -> tuple[Layer, ...]
         for name in names:
             layer = name.rpartition(".")[0] or name
             # Put in anew, so that the layer stands where its last tensor does.
-            groups[layer] = [*groups.pop(layer, []), name]
+            tensors = groups.pop(layer, [])
+            tensors.append(name)
+            groups[layer] = tensors
     else:
         groups = _grouped(names, _parse_naming(naming))
-    return tuple(Layer(layer, tuple(tensors)) for layer, tensors in groups.items())
+    return tuple(Layer(layer, tuple(members)) for layer, members in groups.items())
 
 
 def coverage_of(layers: Sequence[Layer], tensors: Collection[str]) -> Coverage:
@@ -150,16 +152,17 @@ def _parse_naming(naming: Any) -> dict[str, str]:
 
 def _grouped(names: Sequence[str], layer_of: Mapping[str, str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {layer: [] for layer in layer_of.values()}
+    longest = max(map(len, layer_of), default=0)
     for name in names:
-        prefix = name
-        while prefix and prefix not in layer_of:
-            prefix = prefix.rpartition(".")[0]
-        if not prefix:
+        end = len(name)
+        while end > 0 and (end > longest or name[:end] not in layer_of):
+            end = name.rfind(".", 0, end)
+        if end <= 0:
             raise SpecError(
                 f"tensor {shorten(name)!r} is in none of the {len(groups)} layers; give one of "
                 "them a prefix of its name"
             )
-        groups[layer_of[prefix]].append(name)
+        groups[layer_of[name[:end]]].append(name)
     empty = next((layer for layer, tensors in groups.items() if not tensors), None)
     if empty is not None:
         raise SpecError(f"layer {empty!r} holds no tensor of the {len(names)} in the layout")

@@ -16,6 +16,7 @@ from gradshard.errors import SpecError
 from gradshard.formats.keys import check_id
 from gradshard.formats.layout import shorten
 from gradshard.stragglers.layers import Layer
+from gradshard.stragglers.quadrature import Floats, gauss_legendre
 
 Client = str | None
 """An expected client's id, or None where only their number is known."""
@@ -262,10 +263,10 @@ def misses(
     """
     if isinstance(participation, GivenMisses):
         return _by_layer("p", participation.p, layers)
-    reached = [participation.reach(client, layers) for client in clients]
-    missed = [
-        math.prod((1.0 - q[index] for q in reached), start=1.0) for index in range(len(layers))
-    ]
+    product = np.ones(len(layers))
+    for client in clients:
+        product = product * (1.0 - np.array(participation.reach(client, layers)))
+    missed = [float(p) for p in product]
     for layer, p in zip(layers, missed, strict=True):
         if p >= 1.0:
             raise SpecError(
@@ -276,12 +277,33 @@ def misses(
     return missed
 
 
-def expected_shares(reached: Sequence[float]) -> list[float]:
+def reach_by_layer(
+    participation: Participation, clients: Sequence[Client], layers: Sequence[Layer]
+) -> Floats:
+    """Return each client's probability of reaching each layer, of shape (layers, clients)."""
+    by_client = np.empty((len(clients), len(layers)))
+    for row, client in zip(by_client, clients, strict=True):
+        row[:] = participation.reach(client, layers)
+    return by_client.T
+
+
+def expected_shares(reached: Sequence[float] | Floats) -> list[float]:
     """Return each client's expected share of a plain mean over those who are there.
 
     That is E[1 / k if it is there, else 0], k being how many are, when client i is there with
-    probability ``reached[i]``, independently of the others:
-    reach · Σⱼ Pr(j others are there) / (j + 1). The shares add up to 1 - p.
+    probability ``reached[i]``, independently of the others. With qⱼ the probabilities and K the
+    number of *others*, it is
+
+        qᵢ · E[1 / (1 + K)] = qᵢ · ∫₀¹ Π_{j≠i} (1 - qⱼ + qⱼt) dt
+
+    since 1 / (1 + K) is the integral of t^K, and the integrand a polynomial, for which
+    Gauss-Legendre with ⌈U / 2⌉ nodes is exact. Each node's product over all clients is made once,
+    and divided by the client's own factor: O(U²) for all clients together, in vectors of length U.
+    Factors grow with t up to 1, where their product is 1; so a product that underflows at a small t
+    is nothing beside the integral, which is at least 1 / U. The shares add up to 1 - p.
+
+    Only elementwise operations in a fixed order: the bits, which are the weights', do not depend
+    on a machine's linear algebra or threads.
 
     Parameters
     ----------
@@ -289,20 +311,27 @@ def expected_shares(reached: Sequence[float]) -> list[float]:
         By client.
     """
     users = len(reached)
-    # others[i, j]: the probability that j of the clients besides i are there. Elementwise only: the
-    # weights' bits must not depend on a machine's linear algebra.
-    others = np.zeros((users, users))
-    others[:, 0] = 1.0
-    for index, q in enumerate(reached):
-        one_more = others * (1.0 - q)
-        one_more[:, 1:] += others[:, :-1] * q
-        one_more[index] = others[index]
-        others = one_more
-    numbers = range(1, users + 1)
-    return [
-        q * math.fsum(chance / number for chance, number in zip(row.tolist(), numbers, strict=True))
-        for q, row in zip(reached, others, strict=True)
-    ]
+    nodes, distances, weights = gauss_legendre(-(-users // 2))
+    reach = np.array(reached, np.float64)
+    missed = 1.0 - reach
+    product = np.ones_like(nodes)
+    for q in reach:
+        product = product * _factor(q, 1.0 - q, nodes, distances)
+    # One node after the other, the smallest terms first, with the rounding errors added up apart.
+    integral, lost = np.zeros(users), np.zeros(users)
+    for node, distance, height in zip(nodes, distances, weights * product, strict=True):
+        term = height / _factor(reach, missed, node, distance)
+        total = integral + term
+        lost = lost + ((integral - total) + term)
+        integral = total
+    return [float(share) for share in reach * (integral + lost)]
+
+
+def _factor(
+    reach: Floats | float, missed: Floats | float, node: Floats | float, distance: Floats | float
+) -> Floats:
+    """Return 1 - q + q · t, in the form that cancels least: near t = 1 as 1 - q · (1 - t)."""
+    return np.where(distance < 0.5, 1.0 - reach * distance, missed + reach * node)
 
 
 def _of_client(what: str, stated: Mapping[str, T], client: Client) -> T:

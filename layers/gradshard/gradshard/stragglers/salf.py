@@ -26,6 +26,7 @@ from gradshard.stragglers.participation import (
     expected_shares,
     misses,
     parse_participation,
+    reach_by_layer,
 )
 
 SALF: Final = "salf"
@@ -239,11 +240,12 @@ def _weigh_salf(
     missed = misses(rule.participation, clients, layers)
     counted = samples if rule.by_samples else dict.fromkeys(contributors, 1)
     expected = _expected_by_layer(rule.participation, clients, layers, missed)
+    targets = _targets(counted, len(clients))
     weighed = []
     for index, (layer, p) in enumerate(zip(layers, missed, strict=True)):
         there = [client for client in contributors if coverage[client][index]]
         if rule.balanced:
-            weights = _balanced(layer, there, counted, len(clients), next(expected))
+            weights = _balanced(layer, there, targets, next(expected))
         else:
             shares = _shares(there, counted)
             weights = {client: share / (1.0 - p) for client, share in shares.items()}
@@ -263,16 +265,14 @@ def _expected_by_layer(
         for p in missed:
             yield dict.fromkeys(clients, (1.0 - p) / len(clients))
     else:
-        by_client = [participation.reach(client, layers) for client in clients]
-        for reached in zip(*by_client, strict=True):
+        for reached in reach_by_layer(participation, clients, layers):
             yield dict(zip(clients, expected_shares(reached), strict=True))
 
 
 def _balanced(
     layer: Layer,
     there: Sequence[str],
-    samples: Mapping[str, int],
-    users: int,
+    targets: Mapping[str, float],
     expected: Mapping[Client, float],
 ) -> dict[str, float]:
     """Return t / (k · e) by contributor."""
@@ -284,9 +284,7 @@ def _balanced(
             f"reach of client {never!r} is 0 for layer {layer.name!r}, which it has reached; "
             "give it a probability above zero"
         )
-    weights = {
-        client: _target(client, samples, users) / (len(there) * shares[client]) for client in there
-    }
+    weights = {client: targets[client] / (len(there) * shares[client]) for client in there}
     huge = next((client for client in there if weights[client] > MAX_WEIGHT), None)
     if huge is not None:
         raise SpecError(
@@ -296,9 +294,10 @@ def _balanced(
     return weights
 
 
-def _target(client: str, samples: Mapping[str, int], users: int) -> float:
-    """Return the client's share under full participation: n / (U · mean n)."""
-    return samples[client] * len(samples) / (sum(samples.values()) * users)
+def _targets(samples: Mapping[str, int], users: int) -> dict[str, float]:
+    """Return each client's share under full participation: n / (U · mean n)."""
+    known, total = len(samples), sum(samples.values())
+    return {client: n * known / (total * users) for client, n in samples.items()}
 
 
 def _shares(clients: Sequence[str], samples: Mapping[str, int]) -> dict[str, float]:

@@ -1,0 +1,150 @@
+"""An execution's history stays below what Step Functions takes, whatever is tried again."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradshard.errors import PlanError
+from gradshard.planning import history_limits
+from gradshard.planning.spec import MAX_CLIENTS
+from gradshard.records.round_spec import read_spec
+from gradshard.rounds import arrivals
+from tests.unit.in_memory import OPENED, Machine
+
+ROOT = Path(__file__).parents[3]
+STATES: dict[str, Any] = json.loads((ROOT / "statemachine" / "round.asl.json").read_text())[
+    "States"
+]
+MOST_LEVELS = math.ceil(math.log2(MAX_CLIENTS))
+
+pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
+
+
+def events(state: dict[str, Any], levels: int = 1) -> int:
+    """Count the most events of one visit to a state, by the API reference's HistoryEvent."""
+    if state["Type"] == "Task":
+        tries: int = 1 + sum(retrier["MaxAttempts"] for retrier in state["Retry"])
+        # Scheduled, started, maybe submitted, and failed or succeeded; entered and left.
+        each = 4 if state["Resource"].endswith(".waitForTaskToken") else 3
+        return 2 + each * tries
+    if state["Type"] != "Map":
+        return 2
+    if state["ItemProcessor"]["ProcessorConfig"]["Mode"] == "DISTRIBUTED":
+        return 6  # its children are executions of their own
+    inner = sum(events(step) for step in state["ItemProcessor"]["States"].values())
+    return 4 + levels * (2 + inner)
+
+
+def after(state: dict[str, Any]) -> list[str]:
+    choices = [choice["Next"] for choice in state.get("Choices", [])]
+    return [*choices, *(state[way] for way in ("Next", "Default") if way in state)]
+
+
+def between(first: str, last: str) -> set[str]:
+    """Return the states that a round passes on its way from one to another."""
+    found: set[str] = set()
+    waiting = after(STATES[first])
+    while waiting:
+        name = waiting.pop()
+        if name not in found | {first, last}:
+            found.add(name)
+            waiting += after(STATES[name])
+    return found
+
+
+def turn(levels: int) -> int:
+    """Count the most events from a planning to what follows its finalizing."""
+    steps = sum(events(STATES[name]) for name in ("PlanRound", "FinalizeRound", "Completed?"))
+    for name in between("PlanRound", "FinalizeRound"):
+        state = STATES[name]
+        visits = 1 if state["Type"] == "Map" and levels_within(state) else levels + 1
+        steps += visits * events(state, levels)
+    return steps
+
+
+def levels_within(state: dict[str, Any]) -> bool:
+    return bool(state["ItemProcessor"]["ProcessorConfig"]["Mode"] == "INLINE")
+
+
+def test_the_longest_history_is_below_step_functions_quota() -> None:
+    wave = events(STATES["OpenRound"]) + turn(1)
+    ends = ("RoundForgotten", "AbortRound", "Aborted?", "Failed", "Done")
+    end = 2 + sum(events(STATES[name]) for name in ends)
+    most = history_limits.MAX_WAVES * wave + history_limits.MAX_ATTEMPTS * turn(MOST_LEVELS) + end
+    assert 10_000 < most < history_limits.MAX_EVENTS
+
+
+@pytest.mark.parametrize("groups", [1, 2, 47, 48, 49, 64, 700, 2048])
+def test_groups_that_come_one_after_the_other_make_a_bounded_number_of_waves(groups: int) -> None:
+    size = history_limits.wave_size(groups)
+    assert size == 1 or groups > history_limits.WAVES
+    assert -(-groups // size) <= history_limits.WAVES < history_limits.MAX_WAVES
+
+
+def eager(machine: Machine, clients: int) -> list[str]:
+    names = [f"c{number:04}" for number in range(clients)]
+    machine.open(
+        clients=names,
+        topology="grid",
+        fan_in=2,
+        eager=True,
+        weights="counts",
+        layout={"w": {"dtype": "F32", "shape": [1]}},
+    )
+    return names
+
+
+def is_due(machine: Machine) -> bool:
+    opened = read_spec(machine.store, machine.keys)
+    assert opened is not None
+    return arrivals._is_due(machine.store, machine.keys, opened[0])
+
+
+def test_an_eager_round_of_many_groups_goes_on_in_waves_of_several(machine: Machine) -> None:
+    names = eager(machine, 2 * 100)
+    planned = []
+    for number, name in enumerate(names):
+        machine.submit(name, {"w": np.full(1, number, "f4")})
+        if is_due(machine):
+            machine.aggregate(machine.plan(OPENED))
+            planned.append(number + 1)
+            outcome = machine.step("finalize_round")
+    # Waves of three groups, and the hundredth alone.
+    assert planned == [*range(6, 199, 6), 200]
+    assert len(planned) <= history_limits.WAVES
+    assert outcome == {"status": "completed"}
+    assert machine.store.get_json(machine.keys.plan)["waves"] == len(planned)
+
+
+def test_an_eager_round_that_is_resumed_for_ever_fails_and_says_so(machine: Machine) -> None:
+    names = eager(machine, 6)
+    for name in names[:2]:
+        machine.submit(name, {"w": np.ones(1, "f4")})
+    for _ in range(history_limits.MAX_WAVES):
+        machine.plan(OPENED)
+    with pytest.raises(PlanError, match=r"'r' was resumed 64 times, and 2 groups are .* awaited"):
+        machine.plan(OPENED)
+
+
+def test_clients_rejected_one_after_the_other_end_the_round_with_a_cause(machine: Machine) -> None:
+    names = [f"c{number:02}" for number in range(60)]
+    machine.open(clients=names, min_clients=1)
+    for name in names:
+        machine.submit(name, {"w": np.ones(1, "f4")})
+    outcome: dict[str, Any] = OPENED
+    for attempt in range(history_limits.MAX_ATTEMPTS):
+        machine.plan(outcome)
+        # As if each attempt had found one more.
+        found = [{"client": names[attempt], "reason": "its tensor 'w' holds a NaN", "etag": "e"}]
+        machine.store.put_json(machine.keys.replan(attempt), found)
+        outcome = {"reason": "replan", "attempt": attempt + 1}
+    cause = (
+        r"'r' was planned 50 times, .* 50 in all: c00, .* and 30 more; the last: its tensor 'w' "
+        r"holds a NaN\. Average the 10 others"
+    )
+    with pytest.raises(PlanError, match=cause):
+        machine.plan(outcome)
