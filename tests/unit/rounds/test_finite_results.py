@@ -18,7 +18,7 @@ from gradshard.records import model_registry
 from gradshard.rounds import aggregate_shard, overflow
 from gradshard.rounds.admission import QuorumError
 from tests import reference
-from tests.integration.by_hand import put_model
+from tests.integration.by_hand import layout_of, put_model
 from tests.unit.in_memory import OPENED, Machine
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
@@ -33,6 +33,9 @@ FLOATS = ["F64", "F32", "F16", "BF16"]
 def run(machine: Machine, sent: Mapping[str, Sent], **terms: Any) -> dict[str, Any]:
     """Run a round to its end; return its manifest."""
     machine.begin(f"finite-{next(NUMBER)}")
+    if "rule" in terms:
+        largest = max((update for update, *_ in sent.values()), key=len)
+        terms = {"layout": layout_of(dict(largest)), **terms}
     machine.open(**{"clients": len(sent), "min_clients": 1, **terms})
     for client, (update, samples, *steps) in sent.items():
         metadata = {"num_samples": str(samples), "partial": "true"}
@@ -507,7 +510,14 @@ def test_groups_that_are_added_while_others_are_awaited(machine: Machine) -> Non
     value = float(np.finfo("f4").max) / 2**10
     sent = {f"c{i}": {"w": np.array([1, value], "f4")} for i in range(6)}
     machine.begin("eager")
-    machine.open(clients=sorted(sent), topology="lambda_fl", fan_in=2, eager=True, weights="counts")
+    machine.open(
+        clients=sorted(sent),
+        topology="lambda_fl",
+        fan_in=2,
+        eager=True,
+        weights="counts",
+        layout=layout_of(sent["c0"]),
+    )
 
     def submit(*clients: str) -> None:
         for client in clients:
