@@ -146,7 +146,8 @@ class Federation:
         apply
             How the averaged update becomes the next version of the model: ``fedavg``,
             ``fedavgm``, ``fedadagrad``, ``fedyogi``, ``fedadam``, or such as ``{"optimizer":
-            "fedadam", "learning_rate": 0.01}`` (:func:`gradshard.optimizers.parse_apply`).
+            "fedadam", "learning_rate": 0.01, "buffers": ["bn.running_*"]}``
+            (:func:`gradshard.optimizers.parse_apply`).
 
         Raises
         ------

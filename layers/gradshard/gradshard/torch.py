@@ -135,6 +135,21 @@ def tensors(state_dict: StateDict) -> dict[str, "Tensor"]:
     }
 
 
+def buffers(module: torch.nn.Module) -> list[str]:
+    """Name a model's buffers, for :meth:`gradshard.model.Model.put`.
+
+    They are what of :func:`tensors` is no parameter, such as BatchNorm's statistics: training
+    measures them, and no optimizer steps them.
+
+    Raises
+    ------
+    UpdateError
+        As of :func:`tensors`.
+    """
+    state = module.state_dict(keep_vars=True)
+    return [name for name in tensors(state) if not isinstance(state[name], torch.nn.Parameter)]
+
+
 def load(state_dict: StateDict, model: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model's ``state_dict`` with the values of a version of the federation's model.
 

@@ -68,7 +68,7 @@ from gradshard.wording import counted, megabytes, plain
     type=Stated(),
     metavar="OPTIMIZER",
     help="Make the model's next version: fedavg, fedavgm, fedadagrad, fedyogi, fedadam, or as JSON "
-    "with learning_rate and the like.",
+    "with learning_rate, buffers and the like.",
 )
 @click.option(
     "--layout",

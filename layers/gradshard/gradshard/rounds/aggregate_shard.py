@@ -209,6 +209,7 @@ class _Worker:
                 new.terms,
                 new.step,
                 spans,
+                new.buffers,
                 start,
                 model=streams[0],
                 state=streams[1:],

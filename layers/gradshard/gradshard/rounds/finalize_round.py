@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from gradshard.assignments import Assignments, Report, assign
+from gradshard.buffers import names_in
 from gradshard.errors import PlanError, StoreError
 from gradshard.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard.plan import Output, Plan, Refusal, Task
@@ -122,7 +123,7 @@ def _conclude(store: Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> None:
     if plan.assignments is not None:
         store.put_json(keys.assignments, _assign(store, plan, plan.assignments).to_json())
     result, *made = (_complete(store, output, plan.shards) for output in plan.outputs)
-    version = _next_version(plan, made)
+    version = _next_version(store, plan, made)
     if version is not None:
         version = models.reserve(store, version)
     manifest = _manifest(plan, result, tally, version)
@@ -196,15 +197,17 @@ def _complete(store: Store, output: Output, shards: int) -> ObjectVersion:
     return source
 
 
-def _next_version(plan: Plan, made: Sequence[ObjectVersion]) -> Version | None:
+def _next_version(store: Store, plan: Plan, made: Sequence[ObjectVersion]) -> Version | None:
     """Return the version of the model that the round made, if it applied its update."""
     new = plan.next_model
     if new is None:
         return None
+    update, *outputs = plan.outputs
     tensors, *state = (
         StoredTensors(source, output.header_bytes)
-        for source, output in zip(made, plan.outputs[1:], strict=True)
+        for source, output in zip(made, outputs, strict=True)
     )
+    layout = update.layout(store.get_bytes(update.header_key))
     return Version(
         new.terms.model,
         new.version,
@@ -213,6 +216,7 @@ def _next_version(plan: Plan, made: Sequence[ObjectVersion]) -> Version | None:
         optimizer=new.terms.to_json(),
         steps=new.step,
         state=dict(zip(new.terms.state, state, strict=True)),
+        buffers=names_in(layout, new.buffers),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from gradshard import buffers
 from gradshard.errors import GradshardError, RoundExistsError, StoreError
 from gradshard.keys import RoundKeys
 from gradshard.rounds import arrivals, models, services
@@ -60,7 +61,10 @@ def _write_spec(store: Store, keys: RoundKeys, spec: RoundSpec, opened_at: datet
     }
     base = {}
     if spec.apply is not None:
-        base = {"model_version": models.read_current(store, spec.apply.model).number}
+        newest = models.read_current(store, spec.apply.model)
+        if spec.apply.buffers:
+            buffers.named(models.layout_of(store, newest.tensors), spec.apply.buffers)
+        base = {"model_version": newest.number}
     if not store.put_json(keys.spec, record | base, replaces=None):
         # From which version the round began was settled the first time.
         there = store.get_json(keys.spec, lambda there: {name: there.get(name) for name in record})

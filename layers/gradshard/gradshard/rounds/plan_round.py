@@ -5,10 +5,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from gradshard import cutting, orders, planning
+from gradshard import buffers, cutting, orders, planning
 from gradshard.applying import state_layout
 from gradshard.arithmetic import STEPS
 from gradshard.assignments import normalised_weights
+from gradshard.buffers import Stretches
 from gradshard.errors import ModelStateError, PlanError, StoreError
 from gradshard.keys import RoundKeys
 from gradshard.layers import Coverage, Layer, layers_of
@@ -149,7 +150,8 @@ def _planned(store: Store, keys: RoundKeys, plan: Plan, aggregator: Aggregator) 
 class _Settled(NamedTuple):
     """What of a layout the plan needs, once it is settled; of no bytes while it is not.
 
-    ``layers`` are those of partial updates, and where they stand.
+    ``layers`` are those of partial updates, and where they stand; ``buffers`` is where those of the
+    model do.
     """
 
     spans: tuple[Span, ...] = ()
@@ -160,6 +162,7 @@ class _Settled(NamedTuple):
     layers: tuple[tuple[Layer, tuple[tuple[int, int], ...]], ...] = ()
     state_header_bytes: int = 0
     state_header_sha256: str = ""
+    buffers: Stretches = ()
 
 
 class _Grouping(NamedTuple):
@@ -301,7 +304,11 @@ class _Planning:
             previous.header_sha256,
             tuple((Layer(layer.name, ()), layer.ranges) for layer in previous.layers),
             *(
-                (previous.next_model.state_header_bytes, previous.next_model.state_header_sha256)
+                (
+                    previous.next_model.state_header_bytes,
+                    previous.next_model.state_header_sha256,
+                    previous.next_model.buffers,
+                )
                 if previous.next_model
                 else ()
             ),
@@ -396,7 +403,17 @@ class _Planning:
             ),
             len(state_header),
             digest_of(state_header),
+            self._buffers(layout),
         )
+
+    def _buffers(self, layout: Layout) -> Stretches:
+        """Return where the model's buffers stand: as the round names them, or the version does."""
+        terms, before = self._spec.apply, self._model
+        if terms is None or before is None:
+            return ()
+        patterns = terms.buffers
+        names = before.buffers if patterns is None else buffers.named(layout, patterns)
+        return buffers.stretches_of(layout, names)
 
     def _grouped(self, contributors: Sequence[Contributor]) -> _Grouping:
         spec = self._spec
@@ -469,7 +486,7 @@ class _Planning:
             plan_bytes=planning.plan_bytes(
                 len(grouping.contributors),
                 layers=len(settled.layers),
-                stretches=further_runs + len(spans),
+                stretches=further_runs + len(spans) + len(settled.buffers),
             ),
             applied=None if self._spec.apply is None else len(self._spec.apply.state),
         )
@@ -535,4 +552,5 @@ class _Planning:
             uploads=tuple(self._create_upload(key) for key in keys),
             state_header_bytes=settled.state_header_bytes,
             state_header_sha256=settled.state_header_sha256,
+            buffers=settled.buffers,
         )
