@@ -229,7 +229,7 @@ def applied(federation: Federation, deployed: Deployed) -> None:
     terms: dict[str, Any] = {
         "clients": 2,
         "deadline": 600,
-        "apply": {"optimizer": "fedadam", "model": "iam"},
+        "apply": {"optimizer": "fedadam", "model": "iam", "buffers": ["w"]},
     }
 
     def begin(name: str, *, bad: bool = False, **more: Any) -> Round:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gradshard import buffers
+from gradshard.cli import show
 from gradshard.errors import SpecError
 from gradshard.layout import Layout
 from gradshard.optimizers import OPTIMIZERS, parse_apply
@@ -75,6 +76,8 @@ def test_the_manifest_and_the_version_name_what_was_averaged(federation: MemoryF
     version = federation.go(shrinking(MODEL), SAMPLES, apply="fedadam")
     assert set(version.buffers) == set(BUFFERS)
     assert federation.manifest["model"]["buffers"] == list(version.buffers)
+    shown = dict(show._outcome(federation.manifest))["applied"]
+    assert shown == f"3 tensors stepped by fedadam, 3 averaged ({', '.join(version.buffers)})"
     # And so does a version that is gone back to.
     federation.go(shrinking(federation.tensors()), SAMPLES, apply="fedadam")
     assert federation.model.roll_back(2).buffers == version.buffers

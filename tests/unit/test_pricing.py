@@ -13,6 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from gradshard import limits, pricing
+from gradshard.billing import measured
 from gradshard.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard.layout import Layout, encode_header
 from gradshard.limits import MIB
@@ -367,3 +368,20 @@ def test_every_invocation_is_billed() -> None:
     # Tasks, arrivals, and open, plan, finalize and the deadline.
     assert pricing.invocations(3, 5) == 3 + 5 + 4
     assert bill.requests == pytest.approx((3 + 5 + 4) * limits.DOLLARS_PER_INVOCATION)
+
+
+def test_only_tasks_that_started_cold_pay_for_it() -> None:
+    def starts(*cold: bool) -> float:
+        report = {"level": 0, "seconds": 1.0, "gets": 1, "puts": 1}
+        return measured(
+            [report | {"is_cold": is_cold} for is_cold in cold],
+            clients=3,
+            memory_mb=128,
+            architecture="arm64",
+            nbytes=MIB,
+        ).starts
+
+    # 0.13 CPU-seconds at a share of 128 / 1769 of a processor, after 0.1 s of the runtime.
+    each = 128 / 1024 * (0.1 + 0.13 * 1769 / 128) * 0.0000133334
+    assert starts(True, True) - starts(True, False) == pytest.approx(each)
+    assert starts(False, False) > 0

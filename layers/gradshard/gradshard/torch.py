@@ -98,7 +98,8 @@ def apply(state_dict: StateDict, update: Mapping[str, Any], scale: float = 1.0) 
         What :meth:`gradshard.federation.Round.fetch` returns, or tensors of any device. What it
         lacks stays unchanged, so an update may be of a part of the model.
     scale
-        By how much to multiply the update: a server's learning rate.
+        By how much to multiply the update: a server's learning rate. Buffers are scaled, too: above
+        1, BatchNorm's running variance may fall below zero.
 
     Returns
     -------
