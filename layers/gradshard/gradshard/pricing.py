@@ -145,7 +145,7 @@ def bill(
     batch: int = limits.INLINE_ITERATIONS,
     models: int = 0,
     updates: int | None = None,
-    cold_tasks: int | None = None,
+    cold_tasks: float | None = None,
     prices: Prices = US_EAST_1,
 ) -> Bill:
     """Price a round.
@@ -214,7 +214,7 @@ def events(tasks: Sequence[int], updates: int, models: int = 0) -> int:
     return limits.EVENTS_PER_EXPIRING_OBJECT * (updates + objects) + 2 * partials + kept + 1
 
 
-def _starts(tasks: int, memory_mb: int) -> float:
+def _starts(tasks: float, memory_mb: int) -> float:
     """Return the GB-seconds of cold starts: of tasks, and of the functions around them."""
     return tasks * _init_gb_seconds(limits.TASK_INIT_CPU_SECONDS, memory_mb) + sum(
         _init_gb_seconds(limits.SMALL_INIT_CPU_SECONDS, memory)
