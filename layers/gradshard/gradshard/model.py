@@ -133,7 +133,7 @@ class Model:
             Names, or patterns of names, of tensors that are measured and not trained: rounds
             average them, and no optimizer steps them. PyTorch's are
             :func:`gradshard.torch.buffers`. None: those of the version before, and those with
-            BatchNorm's names (:data:`gradshard.buffers.CONVENTIONAL`). Integers always are.
+            BatchNorm's names (``gradshard.buffers.CONVENTIONAL``). Integers always are.
         progress
             Called with the bytes sent and the total.
 
