@@ -5,11 +5,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from gradshard import buffers
 from gradshard.aggregation import addition_order, sharding
 from gradshard.aggregation.addition_order import Order
 from gradshard.aggregation.arithmetic import STEPS
 from gradshard.aggregation.optimizer_step import state_layout
 from gradshard.aggregation.topologies import TOPOLOGIES, Levels
+from gradshard.buffers import Stretches
 from gradshard.errors import ModelStateError, PlanError, StoreError
 from gradshard.formats.keys import RoundKeys
 from gradshard.formats.layout import Layout, Span, encode_header
@@ -153,7 +155,8 @@ def _planned(
 class _Settled(NamedTuple):
     """What of a layout the plan needs, once it is settled; of no bytes while it is not.
 
-    ``layers`` are those of partial updates, and where they stand.
+    ``layers`` are those of partial updates, and where they stand; ``buffers`` is where those of the
+    model do.
     """
 
     spans: tuple[Span, ...] = ()
@@ -164,6 +167,7 @@ class _Settled(NamedTuple):
     layers: tuple[tuple[Layer, tuple[tuple[int, int], ...]], ...] = ()
     state_header_bytes: int = 0
     state_header_sha256: str = ""
+    buffers: Stretches = ()
 
 
 class _Grouping(NamedTuple):
@@ -309,7 +313,11 @@ class _Planning:
             previous.header_sha256,
             tuple((Layer(layer.name, ()), layer.ranges) for layer in previous.layers),
             *(
-                (previous.next_model.state_header_bytes, previous.next_model.state_header_sha256)
+                (
+                    previous.next_model.state_header_bytes,
+                    previous.next_model.state_header_sha256,
+                    previous.next_model.buffers,
+                )
                 if previous.next_model
                 else ()
             ),
@@ -404,7 +412,17 @@ class _Planning:
             ),
             len(state_header),
             digest_of(state_header),
+            self._buffers(layout),
         )
+
+    def _buffers(self, layout: Layout) -> Stretches:
+        """Return where the model's buffers stand: as the round names them, or the version does."""
+        optimizer, before = self._spec.server_optimizer, self._model
+        if optimizer is None or before is None:
+            return ()
+        patterns = terms.buffers
+        names = before.buffers if patterns is None else buffers.named(layout, patterns)
+        return buffers.stretches_of(layout, names)
 
     def _grouped(self, contributors: Sequence[Contributor]) -> _Grouping:
         spec = self._spec
@@ -477,7 +495,7 @@ class _Planning:
             plan_bytes=planner.plan_bytes(
                 len(grouping.contributors),
                 layers=len(settled.layers),
-                stretches=further_runs + len(spans),
+                stretches=further_runs + len(spans) + len(settled.buffers),
             ),
             applied=None
             if self._spec.server_optimizer is None
@@ -545,4 +563,5 @@ class _Planning:
             uploads=tuple(self._create_upload(key) for key in keys),
             state_header_bytes=settled.state_header_bytes,
             state_header_sha256=settled.state_header_sha256,
+            buffers=settled.buffers,
         )
