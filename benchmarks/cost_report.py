@@ -16,13 +16,24 @@ from gradshard.cli.cost import describe, reproduction
 from gradshard.papers import SYSTEMS, claims, measurements, published_systems
 from gradshard.papers.claims import BANDWIDTHS, VARIANTS
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
-from gradshard.planning import limits, planner, transfers
+from gradshard.planning import limits, planner, pricing, transfers
 from gradshard.planning.bandwidth import BURST, Bandwidth
 from gradshard.utils.text import format_size
 from gradshard.utils.units import MIB
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
 PAPER: Final = Setting(bandwidth=PUBLISHED, architecture=measurements.ARCHITECTURE)
+ALL_EVENTS: Final = (
+    "https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/"
+    "aws-properties-s3-bucket-eventbridgeconfiguration.html"
+)
+CIRCLE: Final = (
+    "https://aws.amazon.com/blogs/mt/resolving-circular-dependency-in-provisioning-of-amazon-s3-"
+    "buckets-with-aws-lambda-event-notifications/"
+)
+INIT_BILLED: Final = (
+    "https://aws.amazon.com/blogs/compute/aws-lambda-standardizes-billing-for-init-phase"
+)
 COLUMNS: Final[tuple[claims.Column, ...]] = ("full", "total")
 COUNTED: Final = {"full": "as the paper counts", "total": "everything counted"}
 SIDE_BY_SIDE: Final = ("shards", "gradssharding", "lambda_fl", "lifl")
@@ -48,6 +59,7 @@ def _document() -> str:
         _round_claims_section(),
         _budget_section(),
         _fan_out_section(),
+        _events_section(),
         _assumptions_section(),
     ]
     return "\n\n".join(_filled(section) for section in sections) + "\n"
@@ -85,9 +97,9 @@ def _head() -> str:
 
 Dollars are per thousand rounds of {measurements.CLIENTS} clients, prices those of us-east-1. *full*
 is what the paper of GradsSharding counts: Lambda's GB-seconds and the S3 requests of aggregators
-and clients. *total* adds what it leaves out: the request fee, Step Functions, and the small
-functions around a round. `gradshard cost` computes all of this for any size; nothing here was
-measured on AWS by this project.
+and clients. *total* adds what it leaves out: the request fee, Step Functions, the small functions
+around a round, EventBridge's price of S3's events, and cold starts. `gradshard cost` computes all
+of this for any size; nothing here was measured on AWS by this project.
 
 Clients' requests are counted as each system's clients make them. The published systems' make one
 PUT and one GET for an object, as the paper counts. gradshard's send an update of up to
@@ -226,7 +238,7 @@ def _systems_section() -> str:
         ]
         titles = (
             *("model", "system", "M", "MB", "s", "Lambda", "S3 aggregators", "S3 clients", "full"),
-            *("requests", "Step Functions", "round", "total"),
+            *("requests", "Step Functions", "round", "events", "cold starts", "total"),
         )
         blocks += [f"### Bandwidth: {bandwidth.name}", _table(titles, rows)]
     blocks.append(
@@ -243,7 +255,7 @@ def _row(estimate: Estimate) -> tuple[str, ...]:
     bill = estimate.bill
     amounts = (
         *(bill.lambda_, bill.s3_aggregators, bill.s3_clients, bill.full),
-        *(bill.requests, bill.step_functions, bill.round_, bill.total),
+        *(bill.requests, bill.step_functions, bill.round_, bill.events, bill.starts, bill.total),
     )
     return (
         TITLES[estimate.system],
@@ -426,7 +438,8 @@ def _what_decides() -> str:
             bill = estimate.bill
             amounts = (
                 *(bill.lambda_, bill.s3_aggregators, bill.s3_clients, bill.requests),
-                *(bill.step_functions, bill.round_, bill.total - bill.lambda_, bill.total),
+                *(bill.step_functions, bill.round_, bill.events, bill.starts),
+                *(bill.total - bill.lambda_, bill.total),
             )
             rows.append(
                 (
@@ -439,7 +452,7 @@ def _what_decides() -> str:
             )
     titles = (
         *("model", "bandwidth", "M", "Lambda", "S3 aggregators", "S3 clients", "requests"),
-        *("Step Functions", "round", "all but Lambda", "total", "bound"),
+        *("Step Functions", "round", "events", "cold starts", "all but Lambda", "total", "bound"),
     )
     vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
     fixed = vgg16.bill.total - vgg16.bill.lambda_
@@ -463,7 +476,8 @@ For VGG-16 the fees beside Lambda's decide: ${1000 * fixed:.2f} at *burst*, wher
 ${1000 * claims.ROUND_CLAIMS[0].bound:.2f}. A round's states alone are
 ${1000 * (limits.ROUND_TRANSITIONS + 1) * limits.DOLLARS_PER_TRANSITION:.2f}. Each arrival looks
 for a few of the other clients before it lists them all: a listing at every one would be
-${1000 * listings:.2f} more.
+${1000 * listings:.2f} more. Events are ${1000 * vgg16.bill.events:.2f} and cold starts
+${1000 * vgg16.bill.starts:.2f}: [Events](#events) says why they are not filtered.
 
 The published numbers that the bounds are taken from count one PUT and one GET a client and object:
 ${1000 * measurements.CLIENTS * once:.2f} with λ-FL. gradshard's clients pay
@@ -535,6 +549,35 @@ def _saved_by_batches(model: measurements.Model) -> tuple[str, ...]:
     return (model.name, str(estimate.shards), *amounts)
 
 
+def _events_section() -> str:
+    vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
+    count = pricing.events([vgg16.shards], measurements.CLIENTS)
+    return f"""
+## Events
+
+S3 tells EventBridge of all that happens to the bucket's objects, and EventBridge asks
+${1e6 * limits.DOLLARS_PER_EVENT:.2f} a million for such events
+([AWS](https://aws.amazon.com/eventbridge/pricing/)). An object of a round is
+{limits.EVENTS_PER_EXPIRING_OBJECT} of them: it is created, it expires, and its version is deleted a
+day later. A round of VGG-16 is {count} events, ${1000 * vgg16.bill.events:.2f} per thousand rounds;
+{measurements.CLIENTS} of them, the updates' arrivals, call a function.
+
+**They are not filtered at the source.** For EventBridge a bucket's events are on or off
+([AWS]({ALL_EVENTS})). Notifications to Lambda, SQS and SNS are free, and are filtered by kind of
+event, prefix and suffix. They were considered and not taken, for what they lose:
+
+- *To Lambda.* EventBridge tries for 24 hours to call collect_update, and then puts the event into a
+  queue that an alarm watches. S3's own notifications have no such queue: where S3 cannot call the
+  function, nobody is told, and the round waits for its deadline. Also, the bucket would name the
+  function, and the function's role and environment name the bucket. CloudFormation deploys such a
+  circle only with a function that sets the notification afterwards, or with a bucket name that is
+  fixed beforehand ([AWS]({CIRCLE})); the bucket stays when its stack is deleted, so the next
+  deployment would collide with it.
+- *To SQS, and from there to Lambda.* The queue keeps what fails, but Lambda asks an empty queue for
+  messages all the time, and each request is paid for: waiting would cost something.
+"""
+
+
 def _assumptions_section() -> str:
     return f"""
 ## What this rests on
@@ -547,8 +590,14 @@ def _assumptions_section() -> str:
 - {limits.CPU_SECONDS_PER_GB} CPU-seconds a GB received and added, for every system alike; a
 processor
   is {limits.MB_PER_VCPU} MB.
-- Functions are warm. Storage, logs, traces and what clients pay to wait are not counted, nor are
-  the schedule and the event of a round, $0.002 per thousand.
+- Each function of a round starts cold once: every task, and the functions around them,
+  collect_update twice, for the arrivals and for the deadline. Lambda bills the INIT phase since
+  August 2025 ([AWS]({INIT_BILLED})). It is taken to be {limits.RUNTIME_INIT_SECONDS:g} s of the
+  runtime and {limits.TASK_INIT_CPU_SECONDS:g} or {limits.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of
+  importing, measured here, at the processor's share that the memory gives: an upper bound, as far
+  as Lambda gives the INIT phase more. *Seconds* are those of warm functions.
+- Storage, logs, traces and what clients pay to wait are not counted, nor is a round's schedule,
+  $0.001 per thousand. Models are kept: what deleting their versions costs is not counted either.
 - Every function of a level starts at once: the account's concurrency is at least M. Updates'
   headers are within 64 KiB, and nothing is tried twice.
 - Tasks of the streamed trees are held to Lambda's {measurements.TIMEOUT_SECONDS:.0f} s, not to the

@@ -1,7 +1,7 @@
 """What the project is measured against, written without it: a plain numpy loop and plain files."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -70,10 +70,12 @@ def step(
     state: Mapping[str, Mapping[str, Array]],
     *,
     models: bool = False,
+    buffers: Collection[str] = (),
 ) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
     """Take a server optimizer's step, tensor by tensor; ``state`` is empty before the first.
 
     Sums are formed as :func:`average` forms them; with ``models`` the update is the average model.
+    Integers and ``buffers`` are averaged, whatever the optimizer.
     """
     result: dict[str, Array] = {}
     kept: dict[str, dict[str, Array]] = {"momentum": {}, "variance": {}}
@@ -86,7 +88,9 @@ def step(
         m = state["momentum"][name] if state else none
         v = state["variance"][name] if state and name in state["variance"] else none
         rate = settings["learning_rate"]
-        if optimizer == "fedavg":
+        if integer or name in buffers:
+            new, m, v = u if models else x + d, none, none
+        elif optimizer == "fedavg":
             new = u if models and rate == 1 else x + rate * d
         elif optimizer == "fedavgm":
             m = settings["momentum"] * m + d

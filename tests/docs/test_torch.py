@@ -56,7 +56,8 @@ class OneClientsFederation(OneClientsRound):
     def model(self) -> "OneClientsFederation":
         return self
 
-    def put(self, model: dict[str, Any]) -> None:
+    def put(self, model: dict[str, Any], *, buffers: list[str]) -> None:
+        assert buffers == []
         self._model = written(model)
 
     def open_round(

@@ -259,7 +259,11 @@ def test_plan_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         512,
     )
     dollars = plan["choice"]["dollars"]
-    parts = ("lambda", "s3_aggregators", "s3_clients", "requests", "step_functions", "round")
+    paper, ours = (
+        ("lambda", "s3_aggregators", "s3_clients"),
+        ("requests", "step_functions", "round"),
+    )
+    parts = (*paper, *ours, "events", "starts")
     assert dollars["total"] == pytest.approx(sum(dollars[part] for part in parts))
     assert "M=4" in said(*asked)
     # A plan for what is deployed has to ask.

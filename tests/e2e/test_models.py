@@ -156,7 +156,9 @@ def test_by_command(
     assert "round command-1" in gradshard("model", "show", *named)
     versions = json.loads(gradshard("model", "show", "--json", *named))
     assert [version["round"] for version in versions] == [None, "command-1"]
-    assert "version 2 of command" in gradshard("show", "command-1")
+    shown = gradshard("show", "command-1")
+    assert "version 2 of command" in shown
+    assert "1 tensor stepped by fedavgm" in shown
     back = json.loads(gradshard("model", "roll-back", "1", "--json", *named))
     assert (back["version"], back["restores"]) == (3, 1)
     gradshard("model", "fetch", "-o", "back.safetensors", "--version", "3", *named)

@@ -239,7 +239,7 @@ def applied(federation: Federation, deployed: Deployed) -> None:
         "clients": 2,
         "min_clients": 1,
         "timeout": 600,
-        "server_optimizer": {"optimizer": "fedadam", "model": "iam"},
+        "server_optimizer": {"optimizer": "fedadam", "model": "iam", "buffers": ["w"]},
     }
 
     def begin(name: str, *, bad: bool = False, **more: Any) -> Round:
@@ -255,7 +255,10 @@ def applied(federation: Federation, deployed: Deployed) -> None:
         return round_
 
     def forget_current() -> None:
-        """As if nobody had noted which version is current."""
+        """As if nobody had noted which version is current, which is done after the manifest."""
+        key = ModelKeys("iam").current
+        until(lambda: federation.stack.store.head(key) is not None)
+        until(lambda: federation.stack.store.get_json(key) == model.current().to_json())
         deployed.s3.delete_object(Bucket=deployed.bucket, Key=ModelKeys("iam").current)
 
     begin("iam-next-1", bad=True).wait(SECONDS)

@@ -300,7 +300,7 @@ def test_who_makes_the_next_model_overflow_is_left_out(
     large["fc.weight"][3, 1] = 1e25
     terms: list[dict[str, Any]] = [{}, {"topology": "lambda_fl", "fan_in": 2}]
     for number, more in enumerate(terms):
-        round_ = open_round(clients=3, apply=apply("large", "fedadam"), **more)
+        round_ = open_round(clients=3, server_optimizer=apply("large", "fedadam"), **more)
         submit_all(round_, [updates[0], large, updates[2]])
         assert round_.go() == {"status": "completed"}
         assert "element 16 of the model's tensor 'fc.weight'" in round_.reason("c1")

@@ -18,7 +18,7 @@ from gradshard.formats.tensors import pack, unpack
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: `make test-torch`")
 
-from gradshard.torch import apply, delta, load, tensors  # noqa: E402 - only with torch
+from gradshard.torch import apply, buffers, delta, load, tensors  # noqa: E402 - only with torch
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 INTEGERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16]
@@ -84,6 +84,18 @@ def test_a_model_goes_through_the_federation_and_comes_back() -> None:
         assert not fresh[name].any()
     # A round may have taken it out of the narrow type's bounds.
     assert load(fresh, {"level": np.array([300])})["level"].item() == 255
+
+
+def test_buffers_are_what_is_no_parameter_by_each_of_its_names() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    model[0].weight.requires_grad_(requires_grad=False)
+    model.register_buffer("mask", torch.tensor([True, False]))
+    model.register_buffer("scratch", torch.ones(2), persistent=False)
+    model.register_buffer("ema", torch.ones(2))
+    model.twin = model[1]
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    expected = {"ema"} | {f"{bn}.{name}" for bn in ("1", "twin") for name in statistics}
+    assert set(buffers(model)) == expected
 
 
 def test_tied_tensors_are_loaded_as_one() -> None:

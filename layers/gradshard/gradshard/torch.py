@@ -98,7 +98,8 @@ def apply(state_dict: StateDict, update: Mapping[str, Any], scale: float = 1.0) 
         What :meth:`gradshard.client.federation.Round.fetch` returns, or tensors of any device. What
         it lacks stays unchanged, so an update may be of a part of the model.
     scale
-        By how much to multiply the update: a server's learning rate.
+        By how much to multiply the update: a server's learning rate. Buffers are scaled, too: above
+        1, BatchNorm's running variance may fall below zero.
 
     Returns
     -------
@@ -133,6 +134,21 @@ def tensors(state_dict: StateDict) -> dict[str, "Tensor"]:
         for name, value in state_dict.items()
         if is_tensor(name, value) and value.dtype in _FLOATS | _INTEGERS
     }
+
+
+def buffers(module: torch.nn.Module) -> list[str]:
+    """Name a model's buffers, for :meth:`gradshard.client.model.Model.put`.
+
+    They are what of :func:`tensors` is no parameter, such as BatchNorm's statistics: training
+    measures them, and no optimizer steps them.
+
+    Raises
+    ------
+    UpdateError
+        As of :func:`tensors`.
+    """
+    state = module.state_dict(keep_vars=True)
+    return [name for name in tensors(state) if not isinstance(state[name], torch.nn.Parameter)]
 
 
 def load(state_dict: StateDict, model: Mapping[str, Any]) -> dict[str, Any]:

@@ -414,7 +414,8 @@ def test_plan_of_given_shards(run: Run) -> None:
     assert {projection["shards"] for projection in document["frontier"]} == {4}
     dollars = document["choice"]["dollars"]
     assert dollars["total"] == pytest.approx(
-        dollars["full"] + sum(dollars[part] for part in ("requests", "step_functions", "round"))
+        dollars["full"]
+        + sum(dollars[part] for part in ("requests", "step_functions", "round", "events", "starts"))
     )
 
 

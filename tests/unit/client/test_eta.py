@@ -27,7 +27,7 @@ def status(*done: int, of: tuple[int, ...] = (4,)) -> dict[str, Any]:
 
 
 def report(level: int = 0, seconds: float = 5.0) -> dict[str, Any]:
-    return {"level": level, "seconds": seconds, "gets": 4, "puts": 2}
+    return {"level": level, "seconds": seconds, "gets": 4, "puts": 2, "is_cold": True}
 
 
 def judged(found: dict[str, Any], *tasks: dict[str, Any], after: float = 4.0) -> Pace:

@@ -148,7 +148,7 @@ class TestOpening:
         [
             (
                 {"clients": [f"c{number:063}" for number in range(4096)]},
-                r"are 274480 bytes of JSON, over 258048, .* clients takes 274433: give their",
+                r"are 274479 bytes of JSON, over 258048, .* clients takes 274433: give their",
             ),
             (
                 {

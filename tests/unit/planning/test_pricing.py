@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from gradshard.client.round_cost import measured
 from gradshard.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard.formats.layout import Layout, encode_header
 from gradshard.planning import limits, pricing
@@ -37,6 +38,8 @@ class CountedS3:
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
+        self.created: Counter[str] = Counter()
+        self.deleted: Counter[str] = Counter()
         self.objects: dict[str, tuple[bytes, int]] = {}
         self.parts: list[int] = []
 
@@ -59,14 +62,35 @@ class CountedS3:
 
     def put_object(self, *, Key: str, Body: bytes, **_: Any) -> None:  # noqa: N803
         self.asked[PUT] += 1
-        self.objects[Key] = (Body, len(Body))
+        self.create(Key, Body, len(Body))
+
+    def create(self, key: str, body: bytes, size: int) -> None:
+        """Make an object's next version, of which S3 tells."""
+        self.objects[key] = (body, size)
+        self.created[key] += 1
 
     def delete_object(self, **_: Any) -> None:
         self.asked[FREE] += 1
 
-    def delete_objects(self, **_: Any) -> dict[str, Any]:
+    def delete_objects(self, *, Delete: Any, **_: Any) -> dict[str, Any]:  # noqa: N803
         self.asked[FREE] += 1
+        self.deleted.update(found["Key"] for found in Delete["Objects"])
         return {}
+
+    def events(self) -> int:
+        """Count what S3 tells of, until all that expires has."""
+        count = 0
+        for key, created in self.created.items():
+            count += created
+            if key in self.deleted:
+                count += self.deleted[key]
+            elif key.startswith("rounds/"):
+                # A delete marker for the last version, and the end of each.
+                count += 1 + created
+            elif key.endswith("/current.json"):
+                # One version ends for each that is written.
+                count += created
+        return count
 
     def create_multipart_upload(self, **_: Any) -> dict[str, str]:
         self.asked[PUT] += 1
@@ -74,7 +98,7 @@ class CountedS3:
 
     def complete_multipart_upload(self, *, Key: str, **_: Any) -> None:  # noqa: N803
         self.asked[PUT] += 1
-        self.objects[Key] = (b"", sum(self.parts))
+        self.create(Key, b"", sum(self.parts))
 
     def list_multipart_uploads(self, **_: Any) -> dict[str, Any]:
         self.asked[PUT] += 1
@@ -168,6 +192,8 @@ def test_the_functions_make_the_requests_that_are_priced(
 ) -> None:
     clients = 5 if len(tasks) == 3 else 3
     names = [f"c{client}" for client in range(clients)]
+    published: list[str] = []
+    monkeypatch.setattr(aws_callbacks, "publish", lambda kind, _: published.append(kind))
     s3 = CountedS3()
     store, keys = S3Store("b", client=s3), RoundKeys("r")  # type: ignore[arg-type]
     layout = Layout.pack([("w", "F32", (3 * MIB,))])
@@ -184,7 +210,7 @@ def test_the_functions_make_the_requests_that_are_priced(
     monkeypatch.setattr(random, "sample", lambda names, count: sorted(names)[:count])
     for client in reversed(names):
         key = keys.update(client)
-        s3.objects[key] = (update, len(update) + layout.nbytes)
+        s3.create(key, update, len(update) + layout.nbytes)
         assert collect_update(store, key, _etag(update).strip('"'))["status"] == "accepted"
     call = Call("2026-01-01T00:00:01", "complete", 0)
     plan_round(store, "r", call, aggregator=LambdaConfig(128, "arm64"))
@@ -197,6 +223,8 @@ def test_the_functions_make_the_requests_that_are_priced(
     monkeypatch.setattr(pricing, "_looks", lambda _: (2 * (clients - 1), 1.0))
     models = {"fedavg": 1, "fedadam": 3}.get(terms.get("server_optimizer", ""), 0)
     assert pricing.around(tasks, clients, models) == Requests(s3.asked[GET], s3.asked[PUT])
+    # And the one that tells of the round's end, which is not S3's.
+    assert pricing.events(tasks, clients, models) == s3.events() + len(published)
 
 
 def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
@@ -209,12 +237,12 @@ def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
     }
     for level in range(len(plan.levels)):
         for task in plan.tasks(level):
-            s3.objects[keys.task_report(level, task.number)] = (json.dumps(report).encode(), 1)
+            s3.create(keys.task_report(level, task.number), json.dumps(report).encode(), 1)
             if plan.is_last(level):
                 header = plan.header_bytes if task.number == 0 else 0
                 s3.parts.append(header + task.end - task.start)
             else:
-                s3.objects[keys.partial_sum(0, level, task.number)] = (b"", 1)
+                s3.create(keys.partial_sum(0, level, task.number), b"", 1)
 
 
 @pytest.mark.parametrize("clients", [1, 2, 9, 40])
@@ -310,9 +338,9 @@ def test_transitions_are_those_of_the_state_machine() -> None:
 
 
 def test_bills_add_up() -> None:
-    bill = Bill(1, 2, 3, 4, 5, 6)
-    assert (bill.aggregators, bill.full, bill.total) == (3, 6, 21)
-    assert bill.minus(Bill(1, 1, 1, 1, 1, 1)) == Bill(0, 1, 2, 3, 4, 5)
+    bill = Bill(1, 2, 3, 4, 5, 6, 7, 8)
+    assert (bill.aggregators, bill.full, bill.total) == (3, 6, 36)
+    assert bill.minus(Bill(1, 1, 1, 1, 1, 1, 1, 1)) == Bill(0, 1, 2, 3, 4, 5, 6, 7)
     assert bill.to_json() == {
         "lambda": 1,
         "s3_aggregators": 2,
@@ -320,9 +348,11 @@ def test_bills_add_up() -> None:
         "requests": 4,
         "step_functions": 5,
         "round": 6,
+        "events": 7,
+        "starts": 8,
         "agg": 3,
         "full": 6,
-        "total": 21,
+        "total": 36,
     }
 
 
@@ -338,3 +368,20 @@ def test_every_invocation_is_billed() -> None:
     # Tasks, arrivals, and open, plan, finalize and the deadline.
     assert pricing.invocations(3, 5) == 3 + 5 + 4
     assert bill.requests == pytest.approx((3 + 5 + 4) * limits.DOLLARS_PER_INVOCATION)
+
+
+def test_only_tasks_that_started_cold_pay_for_it() -> None:
+    def starts(*cold: bool) -> float:
+        report = {"level": 0, "seconds": 1.0, "gets": 1, "puts": 1}
+        return measured(
+            [report | {"is_cold": is_cold} for is_cold in cold],
+            clients=3,
+            memory_mb=128,
+            architecture="arm64",
+            nbytes=MIB,
+        ).starts
+
+    # 0.13 CPU-seconds at a share of 128 / 1769 of a processor, after 0.1 s of the runtime.
+    each = 128 / 1024 * (0.1 + 0.13 * 1769 / 128) * 0.0000133334
+    assert starts(True, True) - starts(True, False) == pytest.approx(each)
+    assert starts(False, False) > 0

@@ -6,13 +6,17 @@ from the update as it is written, rounded to its type: model and update alone sa
 model is.
 """
 
+import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
 
 from gradshard.aggregation import arithmetic
+from gradshard.aggregation.arithmetic import Array
+from gradshard.aggregation.buffers import Stretches, is_in
 from gradshard.aggregation.kernel import Source
 from gradshard.aggregation.server_optimizers import ServerOptimizer
 from gradshard.aggregation.sharding import STEP_ELEMENTS, clip
@@ -42,6 +46,30 @@ def state_layout(layout: Layout) -> Layout:
 _STATE_DTYPES: Final = {"float32": "F32", "float64": "F64"}
 
 
+def take_step(
+    optimizer: ServerOptimizer,
+    number: int,
+    is_buffer: bool,
+    model: Array,
+    average: Array,
+    state: Sequence[Array],
+) -> tuple[Array, list[Array]]:
+    """Return some elements of the next model, and of the optimizer's state.
+
+    Parameters
+    ----------
+    optimizer, number
+        The server optimizer, and t, its step from 1.
+    is_buffer
+        Whether the elements belong to a buffer, which is averaged and not stepped.
+    model, average, state
+        n elements each, in the accumulator's type.
+    """
+    if is_buffer:
+        return optimizer.average(model, average)
+    return optimizer.step(number, model, average, state)
+
+
 class Applier:
     """Takes a shard of the averaged update as it is written, and writes model and state.
 
@@ -53,6 +81,8 @@ class Applier:
         t, of this step, from 1.
     spans
         The whole layout's spans.
+    buffers
+        The stretches of the whole layout that are averaged and not stepped.
     start
         Where the shard begins in the layout.
     model
@@ -70,6 +100,7 @@ class Applier:
         optimizer: ServerOptimizer,
         number: int,
         spans: Sequence[Span],
+        buffers: Stretches,
         start: int,
         *,
         model: Source,
@@ -79,7 +110,8 @@ class Applier:
         allow_nonfinite: bool,
     ) -> None:
         self._optimizer, self._number = optimizer, number
-        self._spans, self._position = spans, start
+        self._spans, self._position = _split(spans, buffers), start
+        self._buffers = buffers
         self._model, self._state = model, state
         self._write_model, self._write_state = write_model, write_state
         self._allow_nonfinite = allow_nonfinite
@@ -114,7 +146,9 @@ class Applier:
             np.frombuffer(_read(source, average.nbytes), dtype.accumulator)
             for source in self._state
         ] or [np.zeros_like(average) for _ in self._optimizer.state]
-        model, state = self._optimizer.step(self._number, model, average, state)
+        # The position moves on after the step: here it is that of these elements.
+        is_buffer = is_in(self._buffers, self._position)
+        model, state = take_step(self._optimizer, self._number, is_buffer, model, average, state)
         if not self._allow_nonfinite:
             firsts = [
                 arithmetic.first_overflow(model, dtype.overflow),
@@ -128,6 +162,19 @@ class Applier:
         for write, values in zip(self._write_state, state, strict=True):
             write(arithmetic.bytes_of(values))
         self._write_model(finished)
+
+
+def _split(spans: Sequence[Span], stretches: Stretches) -> list[Span]:
+    """Split spans where a stretch begins or ends, so that each is in one or in none."""
+    edges = list(itertools.chain.from_iterable(stretches))
+    found = []
+    for span in spans:
+        inner = edges[bisect_right(edges, span.start) : bisect_left(edges, span.end)]
+        found += [
+            Span(span.dtype, start, end)
+            for start, end in itertools.pairwise([span.start, *inner, span.end])
+        ]
+    return found
 
 
 def _read(source: Source, nbytes: int) -> memoryview:

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from gradshard.aggregation.arithmetic import Array
+from gradshard.aggregation.buffers import check_patterns
 from gradshard.errors import SpecError
 from gradshard.formats.keys import check_id
 
@@ -142,12 +143,16 @@ class ServerOptimizer:
         ``deltas`` or ``models``: what clients send.
     model
         The model's name.
+    buffers
+        Names of tensors that are averaged and not stepped, or patterns of names; None: those of
+        the model's version. Integers always are.
     """
 
     optimizer: str
     settings: Settings
     updates: str = DELTAS
     model: str = DEFAULT_MODEL
+    buffers: tuple[str, ...] | None = None
 
     @property
     def state(self) -> tuple[str, ...]:
@@ -185,6 +190,19 @@ class ServerOptimizer:
         stepped, after = known.step(self.settings, number, model, average, state)
         return stepped.astype(model.dtype, copy=False), list(after)
 
+    def average(self, model: Array, average: Array) -> tuple[Array, list[Array]]:
+        """Average some elements of a buffer: what :meth:`step` is for those of a parameter.
+
+        Returns
+        -------
+        Array
+            The next model: the average of what clients have.
+        list of Array
+            Zeros: the optimizer keeps nothing of a buffer.
+        """
+        averaged = average if self.updates == MODELS else model + average
+        return averaged, [np.zeros_like(model) for _ in self.state]
+
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON."""
         return {
@@ -192,6 +210,7 @@ class ServerOptimizer:
             **self.settings,
             "updates": self.updates,
             "model": self.model,
+            **({} if self.buffers is None else {"buffers": list(self.buffers)}),
         }
 
 
@@ -201,8 +220,9 @@ def parse_server_optimizer(stated: Any) -> ServerOptimizer:
     Parameters
     ----------
     stated
-        An optimizer's name, or ``{"optimizer": …}`` with settings, ``updates`` and ``model``;
-        settings that are left out have Flower's default values, FedAvgM's momentum 0.9.
+        An optimizer's name, or ``{"optimizer": …}`` with settings, ``updates``, ``model`` and
+        ``buffers``; settings that are left out have Flower's default values, FedAvgM's momentum
+        0.9.
 
     Raises
     ------
@@ -228,6 +248,8 @@ def parse_server_optimizer(stated: Any) -> ServerOptimizer:
             f"server_optimizer: updates is {updates!r}, not one of {', '.join(UPDATES)}"
         )
     model = check_id("model", fields.pop("model", DEFAULT_MODEL))
+    patterns = fields.pop("buffers", None)
+    buffers = None if patterns is None else check_patterns(patterns)
     defaults = OPTIMIZERS[name].defaults
     unknown = sorted(fields.keys() - defaults.keys())
     if unknown:
@@ -236,7 +258,7 @@ def parse_server_optimizer(stated: Any) -> ServerOptimizer:
             f"its settings are {', '.join(defaults)}"
         )
     settings = {key: _number(key, fields.get(key, value)) for key, value in defaults.items()}
-    return ServerOptimizer(name, settings, updates, model)
+    return ServerOptimizer(name, settings, updates, model, buffers)
 
 
 def _number(name: str, value: Any) -> float:

@@ -99,6 +99,8 @@ _ROWS: tuple[tuple[str, Callable[[Outcome], object]], ...] = (
     ("$ S3, tasks", lambda o: _dollars(o, "s3_aggregators")),
     ("$ S3, clients", lambda o: _dollars(o, "s3_clients")),
     ("$ Step Functions", lambda o: _dollars(o, "step_functions")),
+    ("$ events", lambda o: _dollars(o, "events")),
+    ("$ cold starts", lambda o: _dollars(o, "starts")),
     ("$ the rest", lambda o: _dollars(o, "requests", "round")),
     ("$ in all", lambda o: _dollars(o, "total")),
     ("bytes (SHA-256)", lambda o: o.digest[:DIGEST_CHARACTERS]),

@@ -230,6 +230,8 @@ def _systems_table(estimates: list[Estimate]) -> Table:
         ("$ invocations", lambda e: _thousand(e.bill.requests)),
         ("$ workflow", lambda e: _thousand(e.bill.step_functions)),
         ("$ around", lambda e: _thousand(e.bill.round_)),
+        ("$ events", lambda e: _thousand(e.bill.events)),
+        ("$ cold starts", lambda e: _thousand(e.bill.starts)),
         ("$ total", lambda e: _thousand(e.bill.total)),
     ):
         table.add_row(title, *map(figure, estimates), end_section=title in ("seconds", "$ full"))
@@ -271,6 +273,8 @@ def reproduction() -> list[dict[str, Any]]:
                     "requests": 1000 * model.bill.requests,
                     "step_functions": 1000 * model.bill.step_functions,
                     "round": 1000 * model.bill.round_,
+                    "events": 1000 * model.bill.events,
+                    "starts": 1000 * model.bill.starts,
                 },
             }
         )

@@ -39,13 +39,22 @@ def model(context: click.Context) -> None:
 
 @model.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--buffers",
+    metavar="NAME",
+    multiple=True,
+    help="A tensor, or a pattern of names, that rounds average and no optimizer steps; repeat it. "
+    "Else those of the version before and those with BatchNorm's names.",
+)
 @name_option
 @json_option
 @connected
-def put(federation: Federation, file: Path, name: str, as_json: bool) -> None:
+def put(
+    federation: Federation, file: Path, buffers: tuple[str, ...], name: str, as_json: bool
+) -> None:
     """Make a version of a .safetensors FILE: the first one, or one to go on from."""
     with progress_bar(f"putting {file.name}") as tell:
-        version = federation.model(name).put(file, progress=tell)
+        version = federation.model(name).put(file, buffers=buffers or None, progress=tell)
     _tell(version, f"put {escape_terminal(file)} there", as_json=as_json)
 
 

@@ -70,7 +70,7 @@ from gradshard.utils.text import escape_terminal, format_size, pluralize
     type=Stated(),
     metavar="OPTIMIZER",
     help="Make the model's next version: fedavg, fedavgm, fedadagrad, fedyogi, fedadam, or as JSON "
-    "with learning_rate and the like.",
+    "with learning_rate, buffers and the like.",
 )
 @click.option(
     "--layout",

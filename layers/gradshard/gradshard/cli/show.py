@@ -12,7 +12,11 @@ from rich.table import Table
 from gradshard.cli.common import cell, connected, dollars, json_option, print_json
 from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.client.federation import Federation
+from gradshard.formats.layout import shorten
 from gradshard.utils.text import format_size, pluralize
+
+MOST_NAMED = 4
+"""Buffers that are named; the manifest names all."""
 
 STATE_STYLES = {"completed": "green", "failed": "red"}
 
@@ -105,12 +109,23 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
         return
     if model := manifest.get("model"):
         yield "model", f"version {model['version']} of {model['model']}"
+        yield "applied", _applied(model, manifest["update"]["tensors"])
     yield "waited", f"{manifest['waited_seconds']:.1f} s for updates, while no function ran"
     yield "seconds", f"{manifest['seconds']:.1f}, of them {totals['longest_seconds']:.1f} a task"
     yield "read", f"{format_size(totals['bytes_read'])} in {pluralize(totals['gets'], 'GET')}"
     yield "written", f"{format_size(totals['bytes_written'])} in {pluralize(totals['puts'], 'PUT')}"
     yield "memory", f"{totals['peak_mb']:.0f} MB at most in a function"
     yield "cost", f"{dollars(manifest['projected']['dollars']['total'])}, as projected for AWS"
+
+
+def _applied(model: dict[str, Any], tensors: int) -> str:
+    averaged = model["buffers"]
+    stepped = pluralize(tensors - len(averaged), "tensor")
+    text = f"{stepped} stepped by {model['optimizer']['optimizer']}"
+    if not averaged:
+        return text
+    shown = [*map(shorten, averaged[:MOST_NAMED]), *(["…"] if len(averaged) > MOST_NAMED else [])]
+    return f"{text}, {len(averaged)} averaged ({', '.join(shown)})"
 
 
 def _projected(projection: dict[str, Any]) -> str:

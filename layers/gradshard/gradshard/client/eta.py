@@ -80,7 +80,8 @@ def _average(tasks: Sequence[Mapping[str, Any]], done: Sequence[int]) -> list[di
     for level, count in enumerate(done):
         known = [task for task in tasks if task["level"] == level] or tasks
         average = {
-            name: fmean(task[name] for task in known) for name in ("seconds", "gets", "puts")
+            name: fmean(task[name] for task in known)
+            for name in ("seconds", "gets", "puts", "is_cold")
         }
         unread = count - sum(task["level"] == level for task in tasks)
         found += [{"level": level, **average}] * unread

@@ -152,7 +152,7 @@ class Federation:
         server_optimizer
             How the averaged update becomes the next version of the model: ``fedavg``,
             ``fedavgm``, ``fedadagrad``, ``fedyogi``, ``fedadam``, or such as ``{"optimizer":
-            "fedadam", "learning_rate": 0.01}``
+            "fedadam", "learning_rate": 0.01, "buffers": ["bn.running_*"]}``
             (:func:`gradshard.aggregation.server_optimizers.parse_server_optimizer`).
 
         Raises

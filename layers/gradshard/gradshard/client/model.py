@@ -1,10 +1,17 @@
 """A federation's model, as clients and operators see it."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from gradshard.aggregation.buffers import (
+    check_patterns,
+    conventional,
+    named,
+    names_in,
+    stretches_of,
+)
 from gradshard.aggregation.server_optimizers import DEFAULT_MODEL
 from gradshard.client.downloads import fetch_tensors
 from gradshard.client.stack import Stack
@@ -12,6 +19,7 @@ from gradshard.client.upload_source import model_content_of
 from gradshard.client.uploads import Progress, upload
 from gradshard.errors import ModelStateError
 from gradshard.formats.keys import ModelKeys, StoredTensors
+from gradshard.formats.layout import Layout
 from gradshard.formats.tensors import Array
 from gradshard.records import model_registry
 from gradshard.records.model_registry import Version
@@ -112,7 +120,11 @@ class Model:
         return fetch_tensors(self._stack.store, found.tensors.source, path, progress)
 
     def put(
-        self, model: Mapping[str, Any] | str | Path, *, progress: Progress | None = None
+        self,
+        model: Mapping[str, Any] | str | Path,
+        *,
+        buffers: Sequence[str] | None = None,
+        progress: Progress | None = None,
     ) -> Version:
         """Make a version of a model at hand: the first one, or one to go on from.
 
@@ -123,6 +135,11 @@ class Model:
         ----------
         model
             Tensors by name (numpy arrays or torch tensors), or the path of a .safetensors file.
+        buffers
+            Names, or patterns of names, of tensors that are measured and not trained: rounds
+            average them, and no optimizer steps them. PyTorch's are
+            :func:`gradshard.torch.buffers`. None: those of the version before, and those with
+            BatchNorm's names (``gradshard.aggregation.buffers.CONVENTIONAL``). Integers always are.
         progress
             Called with the bytes sent and the total.
 
@@ -130,6 +147,8 @@ class Model:
         ------
         UpdateError
             It holds what cannot be averaged.
+        SpecError
+            A pattern of ``buffers`` matches no tensor.
         ModelStateError
             Another version was made at the same time.
         """
@@ -137,12 +156,14 @@ class Model:
         newest = model_registry.current(store, self.name)
         key = self._keys.put(uuid.uuid4().hex)
         with model_content_of(model) as content:
+            averaged = _buffers(content.layout, buffers, newest)
             upload(store, key, content, progress)
             source = store.head(key)
             assert source is not None  # noqa: S101 - for mypy: it was just written
             tensors = StoredTensors(source, content.nbytes - content.layout.nbytes)
         try:
-            return self._append(Version(self.name, newest.number + 1 if newest else 1, tensors))
+            number = newest.number + 1 if newest else 1
+            return self._append(Version(self.name, number, tensors, buffers=averaged))
         except ModelStateError:
             store.delete(key)
             raise
@@ -195,3 +216,14 @@ class Model:
         made = model_registry.reserve(self._stack.store, new)
         model_registry.note_current(self._stack.store, self.name)
         return made
+
+
+def _buffers(
+    layout: Layout, stated: Sequence[str] | None, before: Version | None
+) -> tuple[str, ...]:
+    """Name the buffers of a model that is put there, integers included."""
+    if stated is None:
+        names = conventional(layout, before.buffers if before else ())
+    else:
+        names = named(layout, check_patterns(stated))
+    return names_in(layout, stretches_of(layout, names))

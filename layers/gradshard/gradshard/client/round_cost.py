@@ -24,7 +24,8 @@ def measured(
     Parameters
     ----------
     reports
-        Of the tasks, at least one: ``level``, ``seconds``, ``gets`` and ``puts`` are read.
+        Of the tasks, at least one: ``level``, ``seconds``, ``gets``, ``puts`` and ``is_cold`` are
+        read.
     clients
         How many took part.
     memory_mb, architecture
@@ -54,6 +55,7 @@ def measured(
             sum(report["gets"] for report in reports), sum(report["puts"] for report in reports)
         ),
         by_clients=Requests(*(clients * number for number in by_client)),
+        cold_tasks=sum(report["is_cold"] for report in reports),
         models=0
         if server_optimizer is None
         else 1 + len(parse_server_optimizer(server_optimizer).state),

@@ -11,6 +11,8 @@ functions f of a system, with m_f MB and t_f seconds each,
     requests        = invocations · dollars per invocation
     step_functions  = transitions, Express requests and Express GB-seconds
     round           = Lambda and S3 of opening, collecting, planning, finalizing
+    events          = EventBridge's, of the objects that are created and deleted
+    starts          = GB-seconds of the INIT phase, of every function of the round
 
 The first two are the paper's ``agg`` column, the first three its ``full`` column; it counts none
 of the others. They are counted here as if gradshard's state machine ran every system. Clients'

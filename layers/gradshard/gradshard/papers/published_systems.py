@@ -123,6 +123,7 @@ def _estimate(
         architecture=setting.architecture,
         aggregators=requests,
         by_clients=by_clients,
+        updates=by_clients.puts,
         prices=setting.prices,
     )
     return Estimate(

@@ -50,6 +50,19 @@ LEVEL_OVERHEAD_SECONDS: Final = 0.3
 COLLECT_GB_SECONDS: Final = 0.5 * 0.3
 ROUND_GB_SECONDS: Final = (0.25 + 0.5 + 0.25) * 0.3  # open_round, plan_round, finalize_round
 
+# What Lambda does before a cold start's first invocation, which is billed as that is: since
+# 2025-08-01 for functions of .zip files, too,
+# https://aws.amazon.com/blogs/compute/aws-lambda-standardizes-billing-for-init-phase (2026-11).
+# Importing the handler, at the processor's share that the memory gives: aggregate_shard's 0.13
+# CPU-seconds and plan_round's 0.44, the small functions' most (docs/performance.md). Assumed:
+# 0.1 s of the runtime's own.
+RUNTIME_INIT_SECONDS: Final = 0.1
+TASK_INIT_CPU_SECONDS: Final = 0.13
+SMALL_INIT_CPU_SECONDS: Final = 0.44
+# Of the functions around a round that start cold: open_round, plan_round, finalize_round, and
+# collect_update, once for the arrivals and once for the deadline.
+SMALL_MEMORIES_MB: Final = (256, 512, 256, 512, 512)
+
 # CPU seconds per GB of client bytes of a whole task over HTTPS, 1.15 to 1.26 in docs/performance.md
 # (make bench, 2-core x86-64 machine, 2026-11).
 CPU_SECONDS_PER_GB: Final = 1.2
@@ -60,6 +73,14 @@ DOLLARS_PER_INVOCATION: Final = 0.20 / 1e6
 # https://aws.amazon.com/s3/pricing/ (2026-11); PUT stands for COPY, POST and LIST too.
 DOLLARS_PER_PUT: Final = 0.005 / 1e3
 DOLLARS_PER_GET: Final = 0.0004 / 1e3
+# https://aws.amazon.com/eventbridge/pricing/ (2026-11): S3's events are "AWS opt-in data events",
+# priced as custom ones, by 64 KB.
+DOLLARS_PER_EVENT: Final = 1.00 / 1e6
+# Events of an object that lifecycle rules delete in the end: created, a delete marker, deleted for
+# good, https://docs.aws.amazon.com/AmazonS3/latest/userguide/EventBridge.html and
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/lifecycle-configure-notification.html
+# (2026-11).
+EVENTS_PER_EXPIRING_OBJECT: Final = 3
 # https://aws.amazon.com/step-functions/pricing/ (2026-11)
 DOLLARS_PER_TRANSITION: Final = 0.025 / 1e3
 DOLLARS_PER_EXPRESS_REQUEST: Final = 1.00 / 1e6

@@ -1,6 +1,7 @@
 """The plan of a round: who contributes with which weight, and which task does what."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, pairwise
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple, Self
 
 from gradshard.aggregation.addition_order import Order
 from gradshard.aggregation.arithmetic import COUNTS, shares_of
+from gradshard.aggregation.buffers import Stretches, clip_stretches
 from gradshard.aggregation.kernel import Zone
 from gradshard.aggregation.server_optimizers import ServerOptimizer, parse_server_optimizer
 from gradshard.aggregation.sharding import cut_shards, sums_bytes
@@ -236,6 +238,8 @@ class NextModel:
         The multipart uploads that become the model and the state.
     state_header_bytes, state_header_sha256
         Size and digest of a state's header.
+    buffers
+        The stretches of the layout that are averaged and not stepped.
     """
 
     server_optimizer: ServerOptimizer
@@ -246,6 +250,7 @@ class NextModel:
     uploads: tuple[str, ...]
     state_header_bytes: int
     state_header_sha256: str
+    buffers: Stretches
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -265,6 +270,7 @@ class NextModel:
                 "model": StoredTensors.from_json(written["model"]),
                 "state": tuple(StoredTensors.from_json(kept) for kept in written["state"]),
                 "uploads": tuple(written["uploads"]),
+                "buffers": tuple((start, end) for start, end in written["buffers"]),
             }
         )
 
@@ -362,13 +368,33 @@ class Plan:
     @property
     def zones(self) -> list[Zone]:
         """The contributors' weights, along the layout."""
-        if self.layers:
-            return sorted(
-                Zone(start, end, layer.weights)
-                for layer in self.layers
-                for start, end in layer.ranges
-            )
-        return [Zone(0, self.nbytes, [contributor.weight for contributor in self.contributors])]
+        if not self.layers:
+            weights = [contributor.weight for contributor in self.contributors]
+            return self._with_buffers(Zone(0, self.nbytes, weights))
+        zones = sorted(
+            Zone(start, end, layer.weights) for layer in self.layers for start, end in layer.ranges
+        )
+        return [part for zone in zones for part in self._with_buffers(zone)]
+
+    def _with_buffers(self, zone: Zone) -> list[Zone]:
+        """Cut out the model's buffers, whose weights are shares whatever the rule.
+
+        Normalised by steps, or corrected for who is missing, weights do not add up to one: their
+        sum is no average, and a variance may come out below zero.
+        """
+        if self.next_model is None or self.weights == COUNTS:
+            return [zone]
+        there = [weight is not None for weight in zone.weights]
+        shares = iter(shares_of([c.samples for c in itertools.compress(self.contributors, there)]))
+        plain = [next(shares) if covers else None for covers in there]
+        if plain == list(zone.weights):
+            return [zone]
+        zones, position = [], zone.start
+        for start, end in clip_stretches(self.next_model.buffers, zone.start, zone.end):
+            zones += [zone._replace(start=position, end=start), Zone(start, end, plain)]
+            position = end
+        zones.append(zone._replace(start=position))
+        return [part for part in zones if part.start < part.end]
 
     @property
     def outputs(self) -> list[Output]:

@@ -27,6 +27,8 @@ class Prices:
         Step Functions, Standard.
     express_per_million, express_gb_second
         Step Functions, Express.
+    events_per_million
+        EventBridge: S3's events, and custom ones.
     """
 
     gb_second_x86_64: float = limits.DOLLARS_PER_GB_SECOND["x86_64"]
@@ -37,6 +39,7 @@ class Prices:
     transitions_per_1000: float = 1e3 * limits.DOLLARS_PER_TRANSITION
     express_per_million: float = 1e6 * limits.DOLLARS_PER_EXPRESS_REQUEST
     express_gb_second: float = limits.DOLLARS_PER_EXPRESS_GB_SECOND
+    events_per_million: float = 1e6 * limits.DOLLARS_PER_EVENT
 
     def gb_second(self, architecture: str) -> float:
         """Return the price of a GB-second of an architecture."""
@@ -63,6 +66,10 @@ class Bill:
         Transitions, Express requests and their GB-seconds.
     round_
         Lambda and S3 of opening, collecting, planning and finalizing.
+    events
+        EventBridge's, of the objects that are created and deleted.
+    starts
+        Lambda's INIT phase of cold starts.
     """
 
     lambda_: float
@@ -71,6 +78,8 @@ class Bill:
     requests: float = 0.0
     step_functions: float = 0.0
     round_: float = 0.0
+    events: float = 0.0
+    starts: float = 0.0
 
     @property
     def aggregators(self) -> float:
@@ -85,7 +94,8 @@ class Bill:
     @property
     def total(self) -> float:
         """Everything."""
-        return self.full + self.requests + self.step_functions + self.round_
+        beside = self.requests + self.step_functions + self.round_ + self.events + self.starts
+        return self.full + beside
 
     def minus(self, other: "Bill") -> "Bill":
         """Return the difference, part by part."""
@@ -134,6 +144,8 @@ def bill(
     by_clients: Requests,
     batch: int = limits.INLINE_ITERATIONS,
     models: int = 0,
+    updates: int | None = None,
+    cold_tasks: float | None = None,
     prices: Prices = US_EAST_1,
 ) -> Bill:
     """Price a round.
@@ -152,6 +164,10 @@ def bill(
         Tasks that share an Express execution.
     models
         Objects that are written beside the update, where it is applied: model and state.
+    updates
+        Objects that clients send; one each if it is not said.
+    cold_tasks
+        How many tasks start cold; all if it is not said. The functions around them do.
     prices
         What AWS asks.
     """
@@ -166,7 +182,49 @@ def bill(
         requests=invocations(sum(tasks), clients) * prices.invocations_per_million / 1e6,
         step_functions=_step_functions(levels, batch, prices),
         round_=small_gb_seconds * gb_second + prices.s3(around(tasks, clients, models)),
+        events=(
+            events(tasks, clients if updates is None else updates, models)
+            * prices.events_per_million
+            / 1e6
+        ),
+        starts=_starts(sum(tasks) if cold_tasks is None else cold_tasks, memory_mb) * gb_second,
     )
+
+
+def events(tasks: Sequence[int], updates: int, models: int = 0) -> int:
+    """Count a round's events, until its objects have expired.
+
+    Parameters
+    ----------
+    tasks
+        Of each level; the last one's are the parts of the result.
+    updates
+        Objects that clients send.
+    models
+        Objects that are written beside the update, where it is applied.
+    """
+    partials = sum(tasks[:-1])
+    # Opening: spec, callback. The deadline's note. Planning: layout, plan, tasks, and a header for
+    # the state. A report for each task. Finalizing: result and manifest.
+    objects = 2 + 1 + (2 + len(tasks)) + (models > 1) + sum(tasks) + 2
+    # Partial sums are deleted for good by finalize_round. Versions of a model stay, and of what
+    # notes the current one a version is deleted for each that is written.
+    kept = models + 1 + 2 if models else 0
+    # And the round's own one, that it has ended.
+    return limits.EVENTS_PER_EXPIRING_OBJECT * (updates + objects) + 2 * partials + kept + 1
+
+
+def _starts(tasks: float, memory_mb: int) -> float:
+    """Return the GB-seconds of cold starts: of tasks, and of the functions around them."""
+    return tasks * _init_gb_seconds(limits.TASK_INIT_CPU_SECONDS, memory_mb) + sum(
+        _init_gb_seconds(limits.SMALL_INIT_CPU_SECONDS, memory)
+        for memory in limits.SMALL_MEMORIES_MB
+    )
+
+
+def _init_gb_seconds(cpu_seconds: float, memory_mb: int) -> float:
+    share = min(1.0, memory_mb / limits.MB_PER_VCPU)
+    return memory_mb / 1024 * (limits.RUNTIME_INIT_SECONDS + cpu_seconds / share)
 
 
 def invocations(tasks: int, clients: int) -> int:
@@ -220,9 +278,9 @@ def _applying(parts: int, models: int) -> Requests:
         return Requests(0, 0)
     return Requests(
         # Opening and planning: which version is current, by two objects each; and the model's
-        # header. Finalizing: each object as it came to be; and that the new version, its round's
-        # manifest and no version after it make it current.
-        gets=2 + 2 + 1 + models + 4,
+        # header. Finalizing: the layout, each object as it came to be; and that the new version,
+        # its round's manifest and no version after it make it current.
+        gets=2 + 2 + 1 + models + 1 + 4,
         # Planning: an upload each, and a header for the state. Finalizing: for each the parts'
         # listing, completion and open uploads; the version and that it is current.
         puts=models + (models > 1) + models * (_pages(parts) + 2) + 2,

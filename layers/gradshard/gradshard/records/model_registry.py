@@ -49,6 +49,8 @@ class Version:
         How many steps in a row that optimizer has made.
     state
         What it keeps from step to step, by name.
+    buffers
+        The names of its tensors that rounds average, and no optimizer steps.
     made_at
         ISO 8601.
     """
@@ -61,6 +63,7 @@ class Version:
     optimizer: Mapping[str, Any] | None = None
     steps: int = 0
     state: Mapping[str, StoredTensors] = field(default_factory=dict)
+    buffers: tuple[str, ...] = ()
     made_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
 
     @property
@@ -84,6 +87,7 @@ class Version:
             "optimizer": self.optimizer,
             "steps": self.steps,
             "state": {name: kept.to_json() for name, kept in self.state.items()},
+            "buffers": list(self.buffers),
             "made_at": self.made_at,
         }
 
@@ -99,6 +103,7 @@ class Version:
             fields["optimizer"],
             fields["steps"],
             {name: StoredTensors.from_json(kept) for name, kept in fields["state"].items()},
+            tuple(fields["buffers"]),
             fields["made_at"],
         )
 

@@ -48,6 +48,8 @@ PARTS: Final = {
     "requests": "Lambda requests",
     "step_functions": "Step Functions",
     "round": "Opening, collecting, planning",
+    "events": "Events",
+    "starts": "Cold starts",
 }
 
 

@@ -217,6 +217,7 @@ class _Worker:
                 new.server_optimizer,
                 new.step,
                 spans,
+                new.buffers,
                 start,
                 model=streams[0],
                 state=streams[1:],

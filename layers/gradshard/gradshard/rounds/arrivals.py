@@ -1,9 +1,8 @@
 """Updates as they come: which have arrived, whether one is good, when nobody need be awaited."""
 
 import random
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -28,9 +27,6 @@ FIRST_READ_BYTES = 64 * 1024
 """The header of most models is shorter than this, so that one request reads it."""
 
 READERS = 8
-
-_LARGE_HEADER = threading.Lock()
-"""Held while one longer than that is in memory as bytes, text and JSON: up to 20 times its size."""
 
 TOKENS_KEPT = 8
 """More calls of open_round than can be under way at once."""
@@ -73,12 +69,23 @@ def progressed(store: S3Store, keys: RoundKeys) -> list[str]:
 
 
 def check_update(
-    store: S3Store, keys: RoundKeys, client: str, *, partial: bool
+    store: S3Store,
+    keys: RoundKeys,
+    client: str,
+    *,
+    partial: bool,
+    large_headers: Executor | None = None,
 ) -> Update | Rejection | None:
     """Read and check the header of a client's newest upload; None if there is none.
 
-    In a round of ``partial`` updates, where it has sent no update, what it has sent of it so far
-    is taken.
+    Parameters
+    ----------
+    store, keys, client
+        Whose update.
+    partial
+        Whether what a client has sent so far is taken, where it has sent no update.
+    large_headers
+        The thread that parses large headers; None for the calling one.
     """
     key = keys.update(client)
     try:
@@ -92,36 +99,47 @@ def check_update(
         return None
     data, source = head
     try:
-        header = _read_header(store, source, data)
+        header = _read_header(store, source, data, large_headers)
         return Update(client, source, header, parse_samples(header.metadata))
     except UpdateError as error:
         return Rejection(client, f"{key}: {error}", source.etag)
 
 
-def _read_header(store: S3Store, source: ObjectVersion, data: bytes) -> Header:
+def _read_header(
+    store: S3Store, source: ObjectVersion, data: bytes, large_headers: Executor | None
+) -> Header:
     """Parse an update's header, the first bytes of which have been read."""
     end = PREFIX_BYTES + header_length(data, source.nbytes)
     if end <= len(data):
         return parse_header(data[PREFIX_BYTES:end], source.nbytes)
-    with _LARGE_HEADER:
-        return parse_header(store.get_range(source, PREFIX_BYTES, end), source.nbytes)
+    if large_headers is None:
+        return _read_large_header(store, source, end)
+    return large_headers.submit(_read_large_header, store, source, end).result()
+
+
+def _read_large_header(store: S3Store, source: ObjectVersion, end: int) -> Header:
+    return parse_header(store.get_range(source, PREFIX_BYTES, end), source.nbytes)
 
 
 def check_updates(
     store: S3Store, keys: RoundKeys, clients: list[str], *, partial: bool
 ) -> list[Update | Rejection | None]:
-    """Check several clients' updates side by side; equal layouts are in memory once."""
+    """Check several clients' updates side by side; equal layouts are in memory once.
+
+    Large headers are parsed by one thread, one after another: as bytes, text and JSON one takes up
+    to 20 times its size, and the allocator keeps what is freed for the thread that had it.
+    """
     layouts: dict[Layout, Layout] = {}
 
     def check(client: str) -> Update | Rejection | None:
-        update = check_update(store, keys, client, partial=partial)
+        update = check_update(store, keys, client, partial=partial, large_headers=large_headers)
         if not isinstance(update, Update):
             return update
         header = update.header
         layout = layouts.setdefault(header.layout, header.layout)
         return update._replace(header=header._replace(layout=layout))
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(1) as large_headers, ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(check, clients))
 
 

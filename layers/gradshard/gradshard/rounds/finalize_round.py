@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from gradshard.aggregation.buffers import names_in
 from gradshard.errors import PlanError, StoreError
 from gradshard.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard.planning.plan import Output, Plan, Rejection, Task
@@ -124,7 +125,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     if plan.assignments is not None:
         store.put_json(keys.assignments, _assign(store, plan, plan.assignments).to_json())
     result, *made = (_complete(store, output, plan.shards) for output in plan.outputs)
-    version = _next_version(plan, made)
+    version = _next_version(store, plan, made)
     if version is not None:
         version = model_registry.reserve(store, version)
     manifest = _manifest(plan, result, tally, version)
@@ -198,15 +199,17 @@ def _complete(store: S3Store, output: Output, shards: int) -> ObjectVersion:
     return source
 
 
-def _next_version(plan: Plan, made: Sequence[ObjectVersion]) -> Version | None:
+def _next_version(store: S3Store, plan: Plan, made: Sequence[ObjectVersion]) -> Version | None:
     """Return the version of the model that the round made, if it applied its update."""
     new = plan.next_model
     if new is None:
         return None
+    update, *outputs = plan.outputs
     tensors, *state = (
         StoredTensors(source, output.header_bytes)
-        for source, output in zip(made, plan.outputs[1:], strict=True)
+        for source, output in zip(made, outputs, strict=True)
     )
+    layout = update.layout(store.get_bytes(update.header_key))
     return Version(
         new.server_optimizer.model,
         new.version,
@@ -215,6 +218,7 @@ def _next_version(plan: Plan, made: Sequence[ObjectVersion]) -> Version | None:
         optimizer=new.server_optimizer.to_json(),
         steps=new.step,
         state=dict(zip(new.server_optimizer.state, state, strict=True)),
+        buffers=names_in(layout, new.buffers),
     )
 
 

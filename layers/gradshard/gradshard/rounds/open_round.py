@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from gradshard.aggregation import buffers
 from gradshard.errors import GradshardError, RoundExistsError, StoreError
 from gradshard.formats.keys import RoundKeys
 from gradshard.planning.spec import RoundSpec, parse_new_spec
@@ -61,9 +62,12 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
     }
     base = {}
     if spec.server_optimizer is not None:
-        base = {
-            "model_version": model_registry.read_current(store, spec.server_optimizer.model).number
-        }
+        newest = model_registry.read_current(store, spec.server_optimizer.model)
+        if spec.server_optimizer.buffers:
+            buffers.named(
+                model_registry.layout_of(store, newest.tensors), spec.server_optimizer.buffers
+            )
+        base = {"model_version": newest.number}
     if not store.put_json(keys.spec, record | base, replaces=None):
         # From which version the round began was settled the first time.
         there = store.get_json(keys.spec, lambda there: {name: there.get(name) for name in record})

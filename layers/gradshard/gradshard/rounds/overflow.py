@@ -19,7 +19,9 @@ import numpy.typing as npt
 
 from gradshard.aggregation import arithmetic
 from gradshard.aggregation.arithmetic import Array
+from gradshard.aggregation.buffers import is_in
 from gradshard.aggregation.kernel import clip_zones
+from gradshard.aggregation.optimizer_step import take_step
 from gradshard.aggregation.server_optimizers import MODELS
 from gradshard.aggregation.sharding import clip, sums_bytes
 from gradshard.errors import ChangedObjectError, PlanError
@@ -119,7 +121,7 @@ def reject_largest_step(
     model, *state = _kept(wire, plan, new, position)
 
     def survives(sums: Array) -> npt.NDArray[np.bool_]:
-        return _survives_step(new, dtype, _divided(dtype, plan, sums), model, state)
+        return _survives_step(new, position, dtype, _divided(dtype, plan, sums), model, state)
 
     def reason(tensor: str, element: int) -> str:
         return (
@@ -129,7 +131,7 @@ def reject_largest_step(
 
     # What nobody changes: no delta, or the model as it is.
     unchanged = model if terms.updates == MODELS else np.zeros_like(model)
-    if not _survives_step(new, dtype, unchanged, model, state)[0]:
+    if not _survives_step(new, position, dtype, unchanged, model, state)[0]:
         where = _element_at(wire, plan, position)
         raise PlanError(
             f"{reason(*where)}, whatever clients send: look at version {new.version - 1} of model "
@@ -260,14 +262,21 @@ def _divided(dtype: DType, plan: Plan, sums: Array) -> Array:
 
 
 def _survives_step(
-    new: NextModel, dtype: DType, averages: Array, model: Array, state: Sequence[Array]
+    new: NextModel,
+    position: int,
+    dtype: DType,
+    averages: Array,
+    model: Array,
+    state: Sequence[Array],
 ) -> npt.NDArray[np.bool_]:
     """Take the step from each of some averages; tell whether model and state are finite."""
     with np.errstate(all="ignore"):
         bad = arithmetic.overflows(averages, dtype.overflow)
         narrow = arithmetic.finish(dtype, averages.copy(), np.empty_like(averages))
-        stepped, after = new.server_optimizer.step(
+        stepped, after = take_step(
+            new.server_optimizer,
             new.step,
+            is_in(new.buffers, position),
             model.repeat(len(averages)),
             arithmetic.widened(dtype, narrow),
             [kept.repeat(len(averages)) for kept in state],

@@ -5,9 +5,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from gradshard.aggregation import addition_order, sharding
+from gradshard.aggregation import addition_order, buffers, sharding
 from gradshard.aggregation.addition_order import Order
 from gradshard.aggregation.arithmetic import STEPS
+from gradshard.aggregation.buffers import Stretches
 from gradshard.aggregation.optimizer_step import state_layout
 from gradshard.aggregation.topologies import TOPOLOGIES, Levels
 from gradshard.errors import ModelStateError, PlanError, StoreError
@@ -154,7 +155,8 @@ def _planned(
 class _Settled(NamedTuple):
     """What of a layout the plan needs, once it is settled; of no bytes while it is not.
 
-    ``layers`` are those of partial updates, and where they stand.
+    ``layers`` are those of partial updates, and where they stand; ``buffers`` is where those of the
+    model do.
     """
 
     spans: tuple[Span, ...] = ()
@@ -165,6 +167,7 @@ class _Settled(NamedTuple):
     layers: tuple[tuple[Layer, tuple[tuple[int, int], ...]], ...] = ()
     state_header_bytes: int = 0
     state_header_sha256: str = ""
+    buffers: Stretches = ()
 
 
 class _Grouping(NamedTuple):
@@ -320,7 +323,11 @@ class _Planning:
             previous.header_sha256,
             tuple((Layer(layer.name, ()), layer.ranges) for layer in previous.layers),
             *(
-                (previous.next_model.state_header_bytes, previous.next_model.state_header_sha256)
+                (
+                    previous.next_model.state_header_bytes,
+                    previous.next_model.state_header_sha256,
+                    previous.next_model.buffers,
+                )
                 if previous.next_model
                 else ()
             ),
@@ -426,7 +433,17 @@ class _Planning:
             ),
             len(state_header),
             digest_of(state_header),
+            self._buffers(layout),
         )
+
+    def _buffers(self, layout: Layout) -> Stretches:
+        """Return where the model's buffers stand: as the round names them, or the version does."""
+        optimizer, before = self._spec.server_optimizer, self._model
+        if optimizer is None or before is None:
+            return ()
+        patterns = optimizer.buffers
+        names = before.buffers if patterns is None else buffers.named(layout, patterns)
+        return buffers.stretches_of(layout, names)
 
     def _grouped(self, contributors: Sequence[Contributor]) -> _Grouping:
         spec = self._spec
@@ -499,7 +516,7 @@ class _Planning:
             plan_bytes=planner.plan_bytes(
                 len(grouping.contributors),
                 layers=len(settled.layers),
-                stretches=further_runs + len(spans),
+                stretches=further_runs + len(spans) + len(settled.buffers),
             ),
             applied=None
             if self._spec.server_optimizer is None
@@ -570,6 +587,7 @@ class _Planning:
             uploads=tuple(self._create_upload(key) for key in keys),
             state_header_bytes=settled.state_header_bytes,
             state_header_sha256=settled.state_header_sha256,
+            buffers=settled.buffers,
         )
 
 

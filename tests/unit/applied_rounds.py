@@ -1,0 +1,79 @@
+"""A federation whose rounds are applied to its model, on a bucket in memory."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from gradshard.client.model import Model
+from gradshard.formats.keys import RoundKeys
+from gradshard.formats.tensors import Array
+from gradshard.planning.plan import Plan, Task
+from gradshard.planning.planner import LambdaConfig
+from gradshard.records.model_registry import Version
+from gradshard.rounds import aws_callbacks
+from gradshard.rounds.aggregate_shard import aggregate_shard
+from gradshard.rounds.finalize_round import finalize_round
+from gradshard.rounds.open_round import open_round
+from gradshard.rounds.plan_round import Call, plan_round
+from tests import reference
+from tests.unit.fakes import MemoryStack, MemoryStore, MemoryWire
+
+
+class MemoryFederation:
+    """Rounds that go straight through, called one after the other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rejected: list[str] = []
+        monkeypatch.setattr(
+            aws_callbacks, "give_up", lambda _token, *why: self.rejected.extend(why)
+        )
+        for name in ("resume", "schedule_deadline", "publish"):
+            monkeypatch.setattr(aws_callbacks, name, lambda *_: True)
+        self.store = MemoryStore()
+        self.wire: Any = MemoryWire(self.store)
+        self.model = Model(MemoryStack(self.store))
+        self._rounds = 0
+
+    def open(self, clients: int, **terms: Any) -> RoundKeys:
+        """Open a round; why it is rejected stands in ``rejected``."""
+        self._rounds += 1
+        name = f"r{self._rounds}"
+        fields = {"clients": [f"c{number}" for number in range(clients)], **terms}
+        open_round(self.store, name, fields, started="2026-01-01T00:00:00+00:00", token="t")
+        return RoundKeys(name)
+
+    def go(
+        self,
+        updates: Sequence[Mapping[str, Any]],
+        samples: Sequence[int],
+        steps: Sequence[int] | None = None,
+        **terms: Any,
+    ) -> Version:
+        """Do a round of these updates, and return the version that it makes."""
+        keys = self.open(len(updates), **terms)
+        for number, update in enumerate(updates):
+            metadata = {"num_samples": str(samples[number])}
+            if steps:
+                metadata["steps"] = str(steps[number])
+            body = reference.encode(dict(update), metadata)
+            self.store.put_bytes(keys.update(f"c{number}"), body)
+        call = Call("2026-01-01T00:00:01Z", "complete", 0)
+        planned = plan_round(self.store, keys.round_id, call, aggregator=LambdaConfig(512, "arm64"))
+        for level in planned["levels"]:
+            for batch in self.store.get_json(level["key"]):
+                for task in batch["tasks"]:
+                    aggregate_shard(self.wire, keys.round_id, attempt=0, task=Task(**task["task"]))
+        assert finalize_round(self.store, self.wire, keys.round_id) == {"status": "completed"}
+        self.manifest = self.store.get_json(keys.manifest)
+        self.plan = self.store.get_json(keys.plan, Plan.from_json)
+        return self.model.current()
+
+    def tensors(self, version: Version | None = None) -> dict[str, Array]:
+        """Return the current model, or a version's."""
+        found = (version or self.model.current()).tensors.source.key
+        return reference.decode(self.store.objects[found])
+
+    def state(self, name: str) -> dict[str, Array]:
+        """Return what the optimizer keeps."""
+        return reference.decode(self.store.objects[self.model.current().state[name].source.key])
