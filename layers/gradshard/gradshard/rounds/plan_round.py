@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import reduce
 from typing import Any, NamedTuple
 
 from gradshard import cutting, orders, planning
@@ -10,6 +11,7 @@ from gradshard.applying import state_layout
 from gradshard.arithmetic import STEPS
 from gradshard.assignments import normalised_weights
 from gradshard.errors import ModelStateError, PlanError, StoreError
+from gradshard.gathering import Disorder
 from gradshard.keys import RoundKeys
 from gradshard.layers import Coverage, Layer, layers_of
 from gradshard.layout import Layout, Span, encode_header
@@ -186,6 +188,17 @@ class _Grouping(NamedTuple):
     contributors: tuple[Contributor, ...]
 
 
+def _disorder(grouping: _Grouping, nbytes: int) -> tuple[Disorder, ...]:
+    """Return what the orders of tensors cost, by group; empty where all have the round's."""
+    costs = [Disorder.of(contributor.runs, nbytes) for contributor in grouping.contributors]
+    if not any(cost.groups for cost in costs):
+        return ()
+    return tuple(
+        reduce(Disorder.plus, costs[first:stop], Disorder())
+        for first, stop in grouping.levels[0].groups
+    )
+
+
 class _Planning:
     """One planning.
 
@@ -239,6 +252,7 @@ class _Planning:
             self._members(there, wave) if self._spec.eager else there,
             settled=settled,
             whose=whose,
+            held=previous.contributors if previous is not None else (),
         )
         if previous is not None:
             entrants = entrants._replace(
@@ -458,7 +472,7 @@ class _Planning:
 
     def _choose(self, grouping: _Grouping, settled: _Settled) -> tuple[Projection, list[str]]:
         spans, nbytes = settled.spans, settled.nbytes
-        further_runs = sum(len(contributor.runs) - 1 for contributor in grouping.contributors)
+        further_runs = sum(len(c.runs) - 1 for c in grouping.contributors)
         load = Load(
             nbytes=nbytes,
             levels=grouping.sizes,
@@ -469,9 +483,11 @@ class _Planning:
             plan_bytes=planning.plan_bytes(
                 len(grouping.contributors),
                 layers=len(settled.layers),
-                stretches=further_runs + len(spans),
+                spans=len(spans),
+                runs=further_runs,
             ),
             applied=None if self._spec.apply is None else len(self._spec.apply.state),
+            disorder=_disorder(grouping, nbytes),
         )
         return planning.choose(
             load, self._aggregator, shards=self._spec.shards, within=self._spec.within
