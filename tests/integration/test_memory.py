@@ -79,13 +79,13 @@ def peak_mb(
         spec |= {"apply": {"optimizer": "fedadam", "model": name}}
         of_model = ModelKeys(name)
         # As a round before made it.
-        tensors = write(store, of_model.next_model("before"), layout)
+        before = write(store, of_model.next_model("before"), layout)
         state = {
             slot: write(store, of_model.state("before", slot), state_layout(layout))
             for slot in ("momentum", "variance")
         }
         by: dict[str, Any] = {"optimizer": {"optimizer": "fedadam"}, "steps": 1, "state": state}
-        models.reserve(store, Version(name, 1, tensors, **by))
+        models.reserve(store, Version(name, 1, before, **by))
     opened = {"round": name, "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
     store.put_json(keys.spec, opened | {"model_version": 1})
     for client in range(clients):

@@ -11,14 +11,14 @@ from benchmarks import cost_report
 
 from gradshard import limits, planning, pricing
 from gradshard.cli import main
-from gradshard.cli.plan import DEFAULT_ARCHITECTURE, DEFAULT_MEMORY_MB
+from gradshard.cli.plan import DEFAULT_ARCHITECTURE
 from gradshard.costing import SYSTEMS, claims, own, published, whole
 from gradshard.costing.published import MEASUREMENTS, VGG16, Measurement
 from gradshard.costing.terms import PUBLISHED, Setting
 from gradshard.errors import PlanError
 from gradshard.limits import MIB
 from gradshard.network import BURST, Bandwidth
-from gradshard.planning import Aggregator, Load
+from gradshard.planning import DEFAULT_MEMORY_MB, Aggregator, Load
 
 GRADS_SHARDING_VGG16 = next(m for m in MEASUREMENTS if m.model is VGG16)
 
@@ -230,7 +230,7 @@ def test_where_there_is_no_crossover_the_claim_holds() -> None:
 def test_claims_of_a_whole_round_count_all_that_the_planner_does(claim: claims.RoundClaim) -> None:
     cell = published.measured(claim.model, claim.rival)
     assert cell is not None
-    for variant in (claims.DEFAULT, claims.DOUBLE):
+    for variant in (claims.DEFAULT, claims.SMALLEST, claims.DOUBLE):
         verdict = claim.verdict(variant, BURST)
         choice, _ = planning.choose(
             Load(claim.model.nbytes, ((20,),)), Aggregator(variant.setting.memory_mb, "arm64")

@@ -44,9 +44,15 @@ EVERY_SHARD_COUNT: Final = 128
 """Up to twice this the planner considers every M, beyond that steps of less than 1 %, which leave
 761 of 10,000; the best of them costs hardly more than the best of all."""
 
+DEFAULT_MEMORY_MB: Final = 192
+"""The template's. The smallest function, of 128 MB, has too little of a processor to add up what
+its network brings; at 192 MB it waits for the network, at the same price and in down to half of the
+time. More memory costs more and hardly saves any time (docs/cost.md)."""
+
 UNHURRIED_SECONDS: Final = 60.0
 """The time budget when none is given, kept where it can be: the last few per cent of the price
-would be paid for with minutes, and with tasks so long that no retry fits."""
+would be paid for with minutes, and with tasks so long that no retry fits. Half of it costs up to
+5 % more with 20 clients."""
 
 
 def client_ranges(nbytes: int) -> list[tuple[int, int]]:

@@ -12,12 +12,13 @@ from rich.table import Table
 
 from gradshard import limits
 from gradshard.cli.common import WIDE, Seconds, Size, cell, debuggable, json_option, print_json
-from gradshard.cli.plan import DEFAULT_ARCHITECTURE, DEFAULT_MEMORY_MB
+from gradshard.cli.plan import DEFAULT_ARCHITECTURE
 from gradshard.costing import SYSTEMS, claims, published, whole
 from gradshard.costing.claims import Comparison
 from gradshard.costing.terms import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.errors import PlanError, SpecError
 from gradshard.network import BURST, Bandwidth
+from gradshard.planning import DEFAULT_MEMORY_MB
 from gradshard.pricing import Prices
 from gradshard.spec import MAX_CLIENTS
 from gradshard.topologies import MAX_FAN_IN

@@ -3,10 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from gradshard import limits
 from gradshard.costing import published
 from gradshard.network import BURST, Bandwidth
-from gradshard.planning import Aggregator
+from gradshard.planning import DEFAULT_MEMORY_MB, Aggregator
 from gradshard.pricing import US_EAST_1, Bill, Prices
 
 TITLES: Final = {
@@ -54,7 +53,7 @@ class Setting:
     clients: int = published.CLIENTS
     bandwidth: Bandwidth = BURST
     architecture: str = "arm64"
-    memory_mb: int = limits.MIN_MEMORY_MB
+    memory_mb: int = DEFAULT_MEMORY_MB
     shards: int | None = None
     within: float | None = None
     prices: Prices = US_EAST_1
