@@ -1,7 +1,9 @@
 """Updates in other orders: few requests, bounded memory, and a limit on what an order may cost."""
 
 import io
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from gradshard import gathering, streams
 from gradshard.cutting import SLICE_BYTES, gathered_bytes
-from gradshard.errors import StoreError
+from gradshard.errors import ChangedObjectError, StoreError
 from gradshard.gathering import GAP_BYTES, GROUPED, Disorder, groups, requests
 from gradshard.keys import ObjectVersion
 from gradshard.layout import Layout
@@ -24,10 +26,12 @@ class Opener:
     """An object in memory, which counts what is asked of it."""
 
     def __init__(self, blob: bytes) -> None:
-        self.blob, self.asked = blob, list[tuple[int, int]]()
+        self.blob, self.asked, self.gone = blob, list[tuple[int, int]](), False
         self.meter = Meter()
 
     def get_body(self, _: ObjectVersion, start: int, end: int) -> io.BytesIO:
+        if self.gone:
+            raise ChangedObjectError("gone")
         self.asked.append((start, end))
         return io.BytesIO(self.blob[start:end])
 
@@ -74,6 +78,58 @@ def test_any_order_gives_the_bytes_in_the_layouts_order(
             stream.read_into(memoryview(bytearray(1)))
         assert opener.asked == list(requests(groups(runs, blocks)))
         assert all(len(group.ranges) <= grouped for group in groups(runs, blocks))
+
+
+class Late(Opener):
+    """An object whose answers take some time, and sometimes fail at first."""
+
+    def get_body(self, source: ObjectVersion, start: int, end: int) -> io.BytesIO:
+        time.sleep(0.02)
+        body = super().get_body(source, start, end)
+        if len(self.asked) % 5 == 3:
+            raise OSError("reset")
+        return body
+
+
+def test_requests_of_the_next_block_are_made_while_other_inputs_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streams, "pause", lambda _: None)
+    mine, theirs = shuffled([100] * 400)
+    runs, blob = mine.runs_in(theirs, 0), np.random.default_rng(0).bytes(mine.nbytes)
+    place = {tensor.name: tensor.start for tensor in theirs.tensors}
+    expected = b"".join(blob[place[t.name] : place[t.name] + 100] for t in mine.tensors)
+    blocks = [(at, at + 2000) for at in range(0, mine.nbytes, 2000)]
+    openers = [Late(blob) for _ in range(4)]
+    desk = memoryview(bytearray(SLICE_BYTES + 2000))
+    with ThreadPoolExecutor(8) as pool:
+        opened = [GatheringStream(o, SOURCE, runs, blocks, desk, pool) for o in openers]
+        begun, read = time.monotonic(), [bytearray(mine.nbytes) for _ in opened]
+        for start, end in blocks:
+            for stream, target in zip(opened, read, strict=True):
+                stream.read_into(memoryview(target)[start:end])
+        seconds = time.monotonic() - begun
+        for stream in opened:
+            stream.close()
+    assert [bytes(target) for target in read] == [expected] * 4
+    asked = sum(len(opener.asked) for opener in openers)
+    assert asked >= 4 * len(blocks)
+    assert seconds < 0.6 * 0.02 * asked
+
+
+def test_what_is_gone_meanwhile_is_said_when_it_is_read() -> None:
+    mine, theirs = shuffled([100] * 40)
+    runs, opener = mine.runs_in(theirs, 0), Opener(bytes(mine.nbytes))
+    blocks = [(0, 2000), (2000, 4000)]
+    with ThreadPoolExecutor(1) as pool:
+        desk = memoryview(bytearray(SLICE_BYTES + 2000))
+        stream = GatheringStream(opener, SOURCE, runs, blocks, desk, pool)
+        stream.open()
+        opener.gone = True
+        stream.read_into(memoryview(bytearray(2000)))
+        with pytest.raises(ChangedObjectError, match="gone"):
+            stream.read_into(memoryview(bytearray(2000)))
+        stream.close()
 
 
 def test_what_an_order_costs_is_what_is_asked_for() -> None:

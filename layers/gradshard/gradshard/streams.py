@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Protocol
@@ -151,6 +152,7 @@ class RangeStream:
         self._position, self._end = next(self._ranges, (0, 0))
         self._opened_at = 0
         self._body: Body | None = None
+        self._ahead: Future[None] | None = None
         self._failures: list[str] = []
         self._drips = False
 
@@ -164,7 +166,16 @@ class RangeStream:
         """
         if self._position < self._end:
             with contextlib.suppress(OSError):
-                self._current_body()
+                self._get_body()
+
+    def open_ahead(self, pool: Executor) -> None:
+        """Make the request for the next range in another thread, if this one is read."""
+        if self._ahead is not None:
+            return
+        if self._position == self._end:
+            self._position, self._end = next(self._ranges, (self._position, self._end))
+        if self._body is None and self._position < self._end:
+            self._ahead = pool.submit(self.open)
 
     def read_into(self, buffer: memoryview) -> None:
         """Fill ``buffer`` with the next bytes.
@@ -188,6 +199,8 @@ class RangeStream:
 
     def close(self) -> None:
         """Give up the connection."""
+        if self._ahead is not None:
+            wait([self._ahead])
         self._drop()
         self._ranges = iter(())
         self._position = self._end
@@ -200,7 +213,7 @@ class RangeStream:
 
     def _read_some(self, buffer: memoryview) -> int:
         try:
-            body = self._body or self._current_body()
+            body = self._current_body()
             begun = time.monotonic()
             count = body.readinto(buffer)
             if count == 0:
@@ -229,6 +242,12 @@ class RangeStream:
         pause(failures)
 
     def _current_body(self) -> Body:
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            ahead.result()
+        return self._body or self._get_body()
+
+    def _get_body(self) -> Body:
         if self._body is None:
             self._body = self._opener.get_body(self._source, self._position, self._end)
             self._opened_at = self._position
@@ -256,6 +275,8 @@ class GatheringStream:
         What is to be read, block by block; one alone where runs are in order.
     desk
         Room for a block and a slice.
+    pool
+        Makes the next block's request while other inputs are read.
     """
 
     def __init__(
@@ -265,12 +286,14 @@ class GatheringStream:
         runs: Runs,
         blocks: Sequence[Range],
         desk: memoryview,
+        pool: Executor | None = None,
     ) -> None:
         self._stream = RangeStream(opener, source, requests(groups(runs, blocks)))
         self._groups = groups(runs, blocks)
         self._scratch, self._room = desk[:SLICE_BYTES], desk[SLICE_BYTES:]
         self._gathered: memoryview | None = None
         self._left = 0
+        self._pool = pool
 
     def open(self) -> None:
         """Make the first request already now, as :meth:`RangeStream.open` does."""
@@ -295,6 +318,8 @@ class GatheringStream:
                 buffer[:count] = self._gathered[at : at + count]
             self._left -= count
             buffer = buffer[count:]
+            if not self._left:
+                self._open_ahead()
 
     def close(self) -> None:
         """Give up the connection."""
@@ -309,6 +334,10 @@ class GatheringStream:
         if group is not None and len(group.ranges) > 1:
             self._gathered = self._gather(group)
 
+    def _open_ahead(self) -> None:
+        if self._pool is not None:
+            self._stream.open_ahead(self._pool)
+
     def _gather(self, group: Group) -> memoryview:
         """Read a group's windows, and put its ranges in the order of the layout."""
         gathered = self._room[: group.nbytes]
@@ -320,6 +349,7 @@ class GatheringStream:
                 read = self._scratch[: stop - begin]
                 self._stream.read_into(read)
                 _put(read, begin, places, gathered)
+        self._open_ahead()
         return gathered
 
 

@@ -118,6 +118,7 @@ class _Worker:
         # One for all inputs, which are read one after another; what is not used takes no memory.
         room = gathered_bytes() if self._gathers else 0
         self._desk = memoryview(np.empty(SLICE_BYTES + room, np.uint8))
+        self._pool = ThreadPoolExecutor(OPENERS)
 
     def run(self) -> tuple[list[Refusal], bool]:
         """Aggregate; if an update turns out to be bad, say whose, and leave the range unwritten.
@@ -129,6 +130,10 @@ class _Worker:
         bool
             Whether the sum was written: else the round is planned again.
         """
+        with self._pool:
+            return self._run()
+
+    def _run(self) -> tuple[list[Refusal], bool]:
         addition = self._addition()
         try:
             self._aggregate(addition)
@@ -263,8 +268,7 @@ class _Worker:
         try:
             # Who holds whole updates reads one after the other.
             if self._plan.hold != WHOLE:
-                with ThreadPoolExecutor(OPENERS) as pool:
-                    list(pool.map(lambda stream: stream.open(), streams))
+                list(self._pool.map(lambda stream: stream.open(), streams))
             yield
         finally:
             for stream in streams:
@@ -280,6 +284,7 @@ class _Worker:
                 contributor.runs,
                 [(start, task.end)] if contributor.runs.are_in_order else self._blocks(start),
                 self._desk,
+                self._pool,
             )
         nbytes = sums_bytes(plan.spans, task.start, task.end)
         # Any version will do: a task writes the same bytes whenever it runs.
