@@ -95,7 +95,7 @@ def test_an_order_that_costs_too_much_is_refused(
     reason = round_.store.get_json(round_.keys.rejection("c"))["reason"]
     assert reason == (
         f"{round_.keys.update('c')}: its tensors stand in another order than the round's, so "
-        "reading its 8000 bytes takes 9 further requests and 4000 bytes of gaps, over the 8 "
+        "reading its 8000 bytes takes 3 further requests and 6400 bytes of gaps, over the 8 "
         "requests or gaps of 1000 bytes that an update of that size may take; write its tensors in "
         "the round's order, as gradshard's own client does where the round has a layout or a model"
     )
