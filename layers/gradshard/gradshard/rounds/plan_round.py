@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import reduce
 from typing import Any, NamedTuple
 
 from gradshard.aggregation import addition_order, sharding
@@ -13,6 +14,7 @@ from gradshard.aggregation.topologies import TOPOLOGIES, Levels
 from gradshard.errors import ModelStateError, PlanError, StoreError
 from gradshard.formats.keys import RoundKeys
 from gradshard.formats.layout import Layout, Span, encode_header
+from gradshard.gathering import Disorder
 from gradshard.planning import planner
 from gradshard.planning.plan import (
     Contributor,
@@ -190,6 +192,17 @@ class _Grouping(NamedTuple):
     contributors: tuple[Contributor, ...]
 
 
+def _disorder(grouping: _Grouping, nbytes: int) -> tuple[Disorder, ...]:
+    """Return what the orders of tensors cost, by group; empty where all have the round's."""
+    costs = [Disorder.of(contributor.runs, nbytes) for contributor in grouping.contributors]
+    if not any(cost.groups for cost in costs):
+        return ()
+    return tuple(
+        reduce(Disorder.plus, costs[first:stop], Disorder())
+        for first, stop in grouping.levels[0].groups
+    )
+
+
 class _Planning:
     """One planning.
 
@@ -243,6 +256,7 @@ class _Planning:
             self._members(there, wave) if self._spec.eager else there,
             settled=settled,
             whose=whose,
+            held=previous.contributors if previous is not None else (),
         )
         if previous is not None:
             admission_result = admission_result._replace(
@@ -466,7 +480,7 @@ class _Planning:
 
     def _choose(self, grouping: _Grouping, settled: _Settled) -> tuple[Projection, list[str]]:
         spans, nbytes = settled.spans, settled.nbytes
-        further_runs = sum(len(contributor.runs) - 1 for contributor in grouping.contributors)
+        further_runs = sum(len(c.runs) - 1 for c in grouping.contributors)
         load = Workload(
             nbytes=nbytes,
             levels=grouping.sizes,
@@ -477,11 +491,13 @@ class _Planning:
             plan_bytes=planner.plan_bytes(
                 len(grouping.contributors),
                 layers=len(settled.layers),
-                stretches=further_runs + len(spans),
+                spans=len(spans),
+                runs=further_runs,
             ),
             applied=None
             if self._spec.server_optimizer is None
             else len(self._spec.server_optimizer.state),
+            disorder=_disorder(grouping, nbytes),
         )
         return planner.choose(
             load, self._aggregator, shards=self._spec.shards, time_budget=self._spec.time_budget
