@@ -99,7 +99,7 @@ def test_a_client_with_a_ticket_needs_no_credentials(
     for client, file in files.items():
         said("ticket", "ticketed", client, "-o", file, "--max-size", "1MB", "--expires", "10m")
         assert file.stat().st_mode & 0o777 == 0o600
-    said("ticket", "ticketed", "a", "-o", tmp_path / "short", "--max-size", 9000, "--expires", 1)
+    said("ticket", "ticketed", "a", "-o", tmp_path / "short", "--max-size", "9000B", "--expires", 1)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     by_a, by_b = (("--ticket", files[client]) for client in "ab")

@@ -163,7 +163,7 @@ def test_deploying_from_an_empty_folder_takes_sams_options(installed: Installed,
     }
     deployed = installed.run(
         *("gradshard", "deploy", "--stack-name", "mine", "--no-confirm-changeset"),
-        *("--parameter-overrides", "Architecture=x86_64", "AggregatorMemory=192"),
+        *("--parameter-overrides", "Architecture=x86_64", "AggregatorMemory=256"),
         **aws,
     )
     assert deployed.returncode == 0, deployed
@@ -172,4 +172,4 @@ def test_deploying_from_an_empty_folder_takes_sams_options(installed: Installed,
     assert set(built) == {"x86_64"}, deployed
     asked = ("plan", "--stack", "mine", "--size", "1MB", "--clients", 2, "--json")
     plan = json.loads(installed.said(*asked, **aws))
-    assert (plan["architecture"], plan["choice"]["memory_mb"]) == ("x86_64", 192)
+    assert (plan["architecture"], plan["choice"]["memory_mb"]) == ("x86_64", 256)

@@ -1,5 +1,6 @@
 """Invariant 1: the bits depend on contributors, weights, rule and order alone."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradshard.aggregation import addition_order, kernel
+from gradshard.aggregation import addition_order, gathering, kernel
 from gradshard.aggregation.kernel import (
     Addition,
     NonFiniteSumError,
+    Source,
     Zone,
     aggregate,
     find_nonfinite,
@@ -21,8 +23,10 @@ from gradshard.aggregation.sharding import cut_shards, sums_bytes
 from gradshard.formats.keys import ObjectVersion
 from gradshard.formats.layout import PREFIX_BYTES, encode_header, header_length, parse_header
 from gradshard.planning import planner
-from gradshard.planning.plan import Contributor, Plan, level_of, weigh
+from gradshard.planning.plan import Contributor, Plan, Task, level_of, weigh
 from gradshard.planning.spec import parse_spec
+from gradshard.s3 import streams
+from gradshard.s3.streams import GatheringStream, Meter
 from tests import reference
 
 
@@ -37,8 +41,37 @@ class MemorySource:
         self.data = self.data[len(buffer) :]
 
 
-def ranges_of(contributor: Contributor, blob: bytes, start: int, end: int) -> bytes:
-    return b"".join(blob[first:stop] for first, stop in contributor.ranges(start, end))
+class MemoryOpener:
+    """Where ranges come from: an object in memory."""
+
+    def __init__(self, blob: bytes) -> None:
+        self.blob = blob
+        self.meter = Meter()
+
+    def get_body(self, _: ObjectVersion, start: int, end: int) -> io.BytesIO:
+        return io.BytesIO(self.blob[start:end])
+
+
+def sources_of(plan: Plan, task: Task, blobs: Sequence[bytes]) -> tuple[list[Source], bool]:
+    """Open contributors' bytes of a task's range as aggregate_shard does; whether it gathers."""
+    contributors = [(plan.contributors[index], blobs[index]) for index in plan.inputs(task)]
+    gathers = not all(contributor.runs.are_in_order for contributor, _ in contributors)
+    depth = max(1, len(plan.levels[0].order))
+    # As the test at hand has made it.
+    size = vars(kernel)["block_bytes"](len(contributors), depth, gathers=gathers)
+    zone = Zone(task.start, task.end, [])
+    blocks = [(a, b) for _, a, b in kernel.blocks([zone], plan.spans, size)]
+    desk = memoryview(bytearray(vars(streams)["SLICE_BYTES"] + size))
+    return [
+        GatheringStream(
+            MemoryOpener(blob),
+            contributor.source,
+            contributor.runs,
+            [(task.start, task.end)] if contributor.runs.are_in_order else blocks,
+            desk,
+        )
+        for contributor, blob in contributors
+    ], gathers
 
 
 def make_plan(
@@ -111,14 +144,10 @@ def execute(plan: Plan, blobs: Sequence[bytes], *, whole: bool = False) -> bytes
     for number, level in enumerate(plan.levels):
         below, written = written, {}
         for task in reversed(plan.tasks(number)):
-            sources = [
-                MemorySource(
-                    below[index]
-                    if number
-                    else ranges_of(plan.contributors[index], blobs[index], task.start, task.end)
-                )
-                for index in plan.inputs(task)
-            ]
+            sources: list[Source] = [MemorySource(below[i]) for i in plan.inputs(task) if number]
+            gathers = False
+            if not number:
+                sources, gathers = sources_of(plan, task, blobs)
             weights = [1.0 if number else plan.contributors[i].weight for i in plan.inputs(task)]
             addition = Addition(
                 order=level.order,
@@ -126,6 +155,7 @@ def execute(plan: Plan, blobs: Sequence[bytes], *, whole: bool = False) -> bytes
                 to_sums=not plan.is_last(number),
                 divisor=plan.divisor if plan.is_last(number) else 1,
                 whole=whole,
+                gathers=gathers,
             )
             out = bytearray()
             zone = Zone(task.start, task.end, weights)
@@ -168,6 +198,8 @@ TENSOR = st.tuples(
     clients=st.integers(1, 6),
     shards=st.integers(1, 9),
     block=st.integers(2, 12),
+    grouped=st.integers(1, 5),
+    gap=st.integers(0, 60),
     seed=st.integers(0, 2**32 - 1),
     data=st.data(),
 )
@@ -176,6 +208,8 @@ def test_any_cut_gives_the_bits_of_a_plain_loop(
     clients: int,
     shards: int,
     block: int,
+    grouped: int,
+    gap: int,
     seed: int,
     data: st.DataObject,
 ) -> None:
@@ -190,8 +224,11 @@ def test_any_cut_gives_the_bits_of_a_plain_loop(
         for update in updates
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "block_bytes", lambda *_: 8 * block)
+        patch.setattr(kernel, "block_bytes", lambda *_, **__: 8 * block)
         patch.setattr(kernel, "SLICE_BYTES", 8 * max(1, block // 2))
+        patch.setattr(streams, "SLICE_BYTES", block)
+        patch.setattr(gathering, "GROUPED", grouped)
+        patch.setattr(gathering, "GAP_BYTES", gap)
         result = run(blobs, samples, shards)
     assert_average(result, reference.average(updates, samples))
 
@@ -226,7 +263,7 @@ def test_in_the_same_order_every_topology_gives_the_same_bits(
     blobs = [reference.encode(update) for update in updates]
     options: dict[str, Any] = {"weights": weights}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "block_bytes", lambda *_: 8 * block)
+        patch.setattr(kernel, "block_bytes", lambda *_, **__: 8 * block)
         patch.setattr(kernel, "SLICE_BYTES", 8 * max(1, block // 2))
         for topology, m in (("lambda_fl", 1), ("lifl", 1), ("grid", shards)):
             tree = make_plan(blobs, samples, topology=topology, fan_in=fan_in, shards=m, **options)
@@ -306,7 +343,9 @@ def test_who_sent_a_nan_is_found(dtype: str, bad: float) -> None:
     start, end = caught.value.position, header.layout.nbytes
     sources = [MemorySource(blob[header.data_offset + start :]) for blob in blobs]
     zone = Zone(start, end, [1.0] * 3)
-    assert find_nonfinite(sources, [zone], header.layout.spans) == {1: 28 + 300_123 * size}
+    assert find_nonfinite(sources, [zone], Addition(), header.layout.spans) == {
+        1: 28 + 300_123 * size
+    }
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("F32", 3e38), ("F16", 6e4), ("BF16", 3e38)])

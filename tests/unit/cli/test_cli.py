@@ -378,7 +378,6 @@ def test_fetch_of_a_failed_round(run: Run, opened: MemoryStore, tmp_path: Path) 
         ("43.5MB", 43_500_000),
         ("5e9", 5 * 10**9),
         ("7 kib", 7168),
-        ("100", 100),
         ("100B", 100),
     ],
 )
@@ -392,17 +391,60 @@ def test_plan_rejects_other_sizes(run: Run, size: str) -> None:
     assert_one_line(run("plan", "--size", size, "--clients", 2), "'--size'")
 
 
-def test_plan_prints_the_frontier_and_the_choice(run: Run) -> None:
-    result = run("plan", "--size", "512MB", "--clients", 20, "--time-budget", 30)
-    assert result.exit_code == 0
-    assert result.stdout.count("→") == 1
+@pytest.mark.parametrize("size", ["512", " 1000 "])
+def test_a_size_without_a_unit_is_asked_for_one(run: Run, size: str) -> None:
+    number = size.strip()
+    told = f"{size!r} has no unit: write {number}MB, {number}MiB or {number}B"
+    assert_one_line(run("plan", "--size", size, "--clients", 2), told)
+    assert_one_line(run("cost", "--size", size), told)
+
+
+@pytest.mark.parametrize("size", ["1MB", "512MB", "5GB"])
+@pytest.mark.parametrize(
+    "options", [[], ["--time-budget", 30], ["--shards", 1], ["--memory", 1024]]
+)
+def test_plan_leads_with_its_answer_and_shows_five_rows(
+    run: Run, size: str, options: list[Any]
+) -> None:
+    result = run("plan", "--size", size, "--clients", 20, *options)
+    if size == "5GB" and "--shards" in options:
+        assert result.exit_code == 1
+        return
+    assert "at " in result.stdout.splitlines()[0]
     assert "the planner takes M=" in " ".join(result.stdout.split())
+    rows = [line for line in result.stdout.splitlines() if line.count("│") > 2]
+    assert len(rows) <= 5
+    assert result.stdout.count("→") == 1
+    everything = run("plan", "--size", size, "--clients", 20, *options, "--all").stdout
+    all_rows = [line for line in everything.splitlines() if line.count("│") > 2]
+    assert set(rows) <= set(all_rows)
+    if len(all_rows) > 5:
+        assert (rows[0], rows[-1]) == (all_rows[0], all_rows[-1])
+        assert f"{len(all_rows) - len(rows)} more with --all" in result.stdout
+    else:
+        assert "--all" not in result.stdout
+
+
+def test_the_default_memory_is_where_more_buys_no_time(run: Run) -> None:
+    """The template's: at the price of the smallest function, in a quarter less time."""
+    plans = {
+        memory: json.loads(
+            run("plan", "--size", "512MB", "--clients", 20, "--memory", memory, "--json").stdout
+        )["choice"]
+        for memory in (128, planner.DEFAULT_MEMORY_MB, 256)
+    }
+    smallest, default, larger = plans.values()
+    assert default["dollars"]["total"] <= 1.01 * smallest["dollars"]["total"]
+    assert default["seconds"] <= 0.75 * smallest["seconds"]
+    assert larger["dollars"]["total"] > 1.05 * default["dollars"]["total"]
+    assert larger["seconds"] >= 0.99 * default["seconds"]
 
 
 def test_plan_leaves_out_what_hardly_differs(run: Run) -> None:
     arguments = ("plan", "--size", "5GB", "--clients", 20)
     frontier = json.loads(run(*arguments, "--json").stdout)["frontier"]
-    rows = [line for line in run(*arguments).stdout.splitlines() if line.count("│") > 2]
+    shown = run(*arguments, "--all").stdout.splitlines()
+    rows = [line for line in shown if line.count("│") > 2]
     assert 5 < len(rows) < len(frontier) / 2
 
 
@@ -491,7 +533,7 @@ def test_plan_is_quick_whatever_the_size(run: Run, size: str, clients: int) -> N
         (["--hold", "whole"], "hold whole is for lambda_fl and lifl"),
         (
             ["--topology", "lambda_fl", "--hold", "whole"],
-            "needs 1915 MB and has 128; deploy with AggregatorMemory=1920, or hold blocks",
+            "needs 1915 MB and has 192; deploy with AggregatorMemory=1920, or hold blocks",
         ),
     ],
 )
@@ -512,7 +554,7 @@ def test_plan_rejects(run: Run, options: list[Any], text: str) -> None:
         (["--size", "5GB", "--clients", 65, "--topology", "shards"], "over the 64 streams"),
         (
             ["--size", "5GB", "--clients", 20, "--topology", "lifl", "--hold", "whole"],
-            "needs 14756 MB and has 128; no function has more than 10240",
+            "needs 14756 MB and has 192; no function has more than 10240",
         ),
     ],
 )

@@ -27,6 +27,7 @@ from gradshard.formats.layout import encode_header
 from gradshard.formats.tensors import pack
 from gradshard.planning import limits
 from gradshard.utils import polling
+from tests import reference
 from tests.unit.fakes import MemoryStack, MemoryStore
 
 TENSORS = {"w": np.arange(6, dtype="f4")}
@@ -256,6 +257,35 @@ class TestSubmitting:
         store.put_json("rounds/r1/spec.json", OPENED | {"spec": spec})
         with pytest.raises(UpdateError, match=r"F32 \[6\], not F32 \[2\]"):
             round_.submit("a", TENSORS, samples=3)
+
+    @pytest.mark.parametrize("is_file", [False, True])
+    @pytest.mark.parametrize("partial", [False, True])
+    def test_in_the_order_of_the_rounds_layout(
+        self,
+        stack: MemoryStack,
+        store: MemoryStore,
+        tmp_path: Path,
+        *,
+        is_file: bool,
+        partial: bool,
+    ) -> None:
+        names = ["c", "a", "d", "b"]
+        layout = {name: {"dtype": "F32", "shape": [2, 3]} for name in names}
+        spec = SPEC | {"layout": layout, "rule": {"name": "fedavg"}}
+        store.put_json("rounds/r2/spec.json", OPENED | {"spec": spec})
+        sent = sorted(set(names) - ({"d"} if partial else set()))
+        update = {name: np.full((2, 3), ord(name), "f4") for name in sent}
+        path = tmp_path / "update.safetensors"
+        path.write_bytes(reference.encode(update, {"num_samples": "3", "more": "of it"}))
+        given: Any = path if is_file else update
+        for _ in range(2):
+            Round(stack, "r2").submit("a", given, 3, partial=partial)
+        blob = store.objects["rounds/r2/updates/a.safetensors"]
+        assert list(reference.decode(blob)) == [name for name in names if name in update]
+        for name, tensor in reference.decode(blob).items():
+            assert tensor.tobytes() == update[name].tobytes()
+        if is_file:
+            assert b'"more":"of it"' in blob
 
     def test_to_no_round(self, stack: MemoryStack) -> None:
         with pytest.raises(RoundNotFoundError, match="'nope'"):

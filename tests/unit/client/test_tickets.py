@@ -3,6 +3,7 @@
 import json
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -451,6 +452,13 @@ class TestText:
     def test_that_is_no_ticket_is_rejected(self) -> None:
         with pytest.raises(TicketError, match="the text is not a ticket"):
             Ticket.loads("{}")
+
+
+def test_an_update_is_sent_in_the_order_of_the_rounds_layout(make: Make) -> None:
+    layout = Layout.pack([("b", "F32", (2,)), ("a", "F32", (3,))])
+    ticket = replace(make(), layout=layout.to_json())
+    content = TensorContent({"a": np.ones(3, "f4"), "b": np.zeros(2, "f4")}, 5)
+    assert ticket._fitted(content).layout == layout
 
 
 def test_lengths_no_update_can_have_are_not_signed(make: Make) -> None:

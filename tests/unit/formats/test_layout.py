@@ -20,6 +20,7 @@ from gradshard.formats.layout import (
     Header,
     Layout,
     Run,
+    Runs,
     Span,
     encode_header,
     header_length,
@@ -195,8 +196,21 @@ def test_spans_merge_neighbours_and_skip_the_empty() -> None:
 def test_one_run_for_the_same_order_and_several_for_another() -> None:
     mine = Layout.pack([("a", "F32", (2,)), ("b", "F32", (1,)), ("c", "I8", (3,))])
     theirs = Layout.pack([("b", "F32", (1,)), ("c", "I8", (3,)), ("a", "F32", (2,))])
-    assert mine.runs_in(mine, 100) == (Run(0, 15, 100),)
-    assert mine.runs_in(theirs, 100) == (Run(0, 8, 107), Run(8, 15, 100))
+    assert mine.runs_in(mine, 100) == Runs((0, 15, 100))
+    assert mine.runs_in(theirs, 100) == Runs((0, 8, 107, 8, 15, 100))
+    assert list(mine.runs_in(theirs, 100)) == [Run(0, 8, 107), Run(8, 15, 100)]
+
+
+def test_runs_give_the_ranges_of_a_part_of_the_layout() -> None:
+    runs = Runs((0, 8, 107, 8, 15, 100, 20, 30, 115))
+    assert list(runs.ranges(0, 30)) == [(107, 115), (100, 107), (115, 125)]
+    assert list(runs.ranges(3, 10)) == [(110, 115), (100, 102)]
+    assert list(runs.ranges(8, 20)) == [(100, 107)]
+    assert not runs.are_in_order
+    assert Runs((0, 8, 100, 20, 30, 108)).are_in_order
+    assert Runs(runs.to_json()) == runs
+    with pytest.raises(ValueError, match="4 numbers are no runs"):
+        Runs((1, 2, 3, 4))
 
 
 def test_difference_names_the_first_tensor() -> None:

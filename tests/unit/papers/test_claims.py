@@ -10,14 +10,14 @@ import pytest
 from benchmarks import cost_report
 
 from gradshard.cli import main
-from gradshard.cli.plan import DEFAULT_ARCHITECTURE, DEFAULT_MEMORY_MB
+from gradshard.cli.plan import DEFAULT_ARCHITECTURE
 from gradshard.errors import PlanError
 from gradshard.papers import SYSTEMS, claims, gradshard_systems, measurements, published_systems
 from gradshard.papers.estimate import PUBLISHED, Setting
 from gradshard.papers.measurements import MEASUREMENTS, VGG16, Measurement
 from gradshard.planning import limits, planner, pricing
 from gradshard.planning.bandwidth import BURST, Bandwidth
-from gradshard.planning.planner import LambdaConfig, Workload
+from gradshard.planning.planner import DEFAULT_MEMORY_MB, LambdaConfig, Workload
 from gradshard.utils.units import MIB
 
 GRADS_SHARDING_VGG16 = next(m for m in MEASUREMENTS if m.model is VGG16)
@@ -230,7 +230,7 @@ def test_where_there_is_no_crossover_the_claim_holds() -> None:
 def test_claims_of_a_whole_round_count_all_that_the_planner_does(claim: claims.RoundClaim) -> None:
     cell = measurements.measured(claim.model, claim.rival)
     assert cell is not None
-    for variant in (claims.DEFAULT, claims.DOUBLE):
+    for variant in (claims.DEFAULT, claims.SMALLEST, claims.DOUBLE):
         verdict = claim.verdict(variant, BURST)
         choice, _ = planner.choose(
             Workload(claim.model.nbytes, ((20,),)), LambdaConfig(variant.setting.memory_mb, "arm64")

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradshard.aggregation import sharding, topologies
+from gradshard.aggregation.gathering import Disorder
 from gradshard.errors import PlanError
 from gradshard.formats.layout import Layout, Span
 from gradshard.planning import limits, planner, transfers
@@ -127,6 +128,39 @@ def test_no_m_is_cheaper_by_a_hundredth_than_the_chosen_one(
     fitting = [p for p in everything if p.seconds <= budget and p.task_seconds <= 140]
     assert chosen.seconds <= budget
     assert chosen.total_dollars <= 1.01 * min(p.total_dollars for p in fitting)
+
+
+def test_orders_of_tensors_take_time_requests_memory_and_money() -> None:
+    load = one_level(10**8, 4)
+    disorder = Disorder(requests=90, skipped=50 * MIB, groups=10)
+    other = replace(load, disorder=(disorder,))
+    for m in (1, 4, 19):
+        plain, mixed = (planner.project(given, m, arm(512)) for given in (load, other))
+        requests, skipped = disorder.cut(m)
+        assert mixed.requests.gets - plain.requests.gets == round(requests)
+        waiting = limits.REQUEST_SECONDS * requests / m
+        read = 4 * 10**8 / m
+        reading = arm(512).task_seconds(read + skipped / m) - arm(512).task_seconds(read)
+        assert mixed.seconds - plain.seconds == pytest.approx(waiting + reading)
+        assert mixed.needed_mb > plain.needed_mb
+        assert mixed.total_dollars > plain.total_dollars
+
+
+def test_the_longest_group_decides_how_long_orders_take() -> None:
+    load = Workload(10**8, ((2, 2), (2,)))
+    few, many = Disorder(10, 0, 10), Disorder(30, 0, 10)
+    alone = planner.project(replace(load, disorder=(Disorder(), many)), 1, arm(512))
+    both = planner.project(replace(load, disorder=(few, many)), 1, arm(512))
+    assert both.seconds == alone.seconds
+    assert both.requests.gets - alone.requests.gets == 10
+
+
+def test_orders_that_take_too_long_are_rejected_with_what_to_do() -> None:
+    load = replace(one_level(10**7, 64), disorder=(Disorder(3000, 0, 100),))
+    with pytest.raises(
+        PlanError, match=r"over the 140 s .*; open the round with a layout, so that"
+    ):
+        planner.choose(load, arm(512))
 
 
 def test_rejects_too_little_memory_with_the_numbers() -> None:

@@ -67,6 +67,8 @@ class Addition:
         Let NaN and infinities through.
     whole
         Hold the whole range instead of blocks of it, as the published systems do.
+    gathers
+        Whether inputs stand in other orders (:mod:`gradshard.aggregation.gathering`).
     """
 
     order: Order = SEQUENTIAL
@@ -75,6 +77,7 @@ class Addition:
     divisor: int = 1
     allow_nonfinite: bool = False
     whole: bool = False
+    gathers: bool = False
 
     @property
     def depth(self) -> int:
@@ -181,14 +184,14 @@ def aggregate(
         An addend is not finite, or the sum overflows the type in which it is written, and that is
         not allowed.
     """
-    size = block_bytes(len(sources), addition.depth)
+    size = block_bytes(len(sources), addition.depth, gathers=addition.gathers)
     if addition.whole:
         size = max(zone.end - zone.start for zone in zones)
     workspace = _Workspace(
         size, depth=addition.depth, of_sums=addition.of_sums, whole=addition.whole
     )
     with np.errstate(all="ignore"):
-        for weights, block_start, block_end in _blocks(zones, spans, size):
+        for weights, block_start, block_end in blocks(zones, spans, size):
             block = workspace.carve(spans, block_start, block_end)
             _add_all(sources, weights, addition.order, block)
             position = block_start
@@ -198,7 +201,7 @@ def aggregate(
 
 
 def find_nonfinite(
-    sources: Sequence[Source], zones: Sequence[Zone], spans: Sequence[Span]
+    sources: Sequence[Source], zones: Sequence[Zone], addition: Addition, spans: Sequence[Span]
 ) -> dict[int, int]:
     """Find who sent NaN or infinity: contributor's index → byte position of their first one.
 
@@ -208,25 +211,36 @@ def find_nonfinite(
         Each giving the bytes of the zones that it covers, read again for this purpose.
     zones
         What to search.
+    addition
+        What they were read for, in the same blocks.
     spans
         The whole layout's spans.
     """
-    workspace = _Workspace(SLICE_BYTES)
+    size = block_bytes(len(sources), addition.depth, gathers=addition.gathers)
+    workspace = _Workspace(size)
     found: dict[int, int] = {}
-    for weights, slice_start, slice_end in _blocks(zones, spans, SLICE_BYTES):
-        [slice_] = workspace.carve(spans, slice_start, slice_end)
+    for weights, block_start, block_end in blocks(zones, spans, size):
+        block = workspace.carve(spans, block_start, block_end)
         for index, source in enumerate(sources):
             if index in found or weights[index] is None:
                 continue
-            source.read_into(slice_.raw)
-            position = slice_start
-            for piece in slice_.pieces:
-                element = arithmetic.first_nonfinite(piece.dtype, piece.elements)
-                if element is not None:
-                    found[index] = position + element * piece.dtype.size
-                    break
-                position += piece.elements.nbytes
+            position = _first_nonfinite(source, block)
+            if position is not None:
+                found[index] = block_start + position
     return found
+
+
+def _first_nonfinite(source: Source, block: list[_Slice]) -> int | None:
+    """Read a block as far as its first NaN or infinity; return where in it that is."""
+    position = 0
+    for slice_ in block:
+        source.read_into(slice_.raw)
+        for piece in slice_.pieces:
+            element = arithmetic.first_nonfinite(piece.dtype, piece.elements)
+            if element is not None:
+                return position + element * piece.dtype.size
+            position += piece.elements.nbytes
+    return None
 
 
 def steps(spans: Sequence[Span], start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
@@ -255,9 +269,10 @@ def clip_zones(zones: Sequence[Zone], start: int, end: int) -> list[Zone]:
     ]
 
 
-def _blocks(
+def blocks(
     zones: Sequence[Zone], spans: Sequence[Span], size: int
 ) -> Iterator[tuple[Sequence[float | None], int, int]]:
+    """Walk zones in blocks of at most ``size`` bytes: their weights, and where they are."""
     for zone in zones:
         for start, end in steps(spans, zone.start, zone.end, size):
             yield zone.weights, start, end

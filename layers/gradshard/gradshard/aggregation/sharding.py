@@ -42,7 +42,7 @@ class Shard(NamedTuple):
     end: int
 
 
-def block_bytes(inputs: int, depth: int = 1) -> int:
+def block_bytes(inputs: int, depth: int = 1, *, gathers: bool = False) -> int:
     """Return how many bytes of each input are added before the next input's are.
 
     Parameters
@@ -52,10 +52,22 @@ def block_bytes(inputs: int, depth: int = 1) -> int:
     depth
         How many accumulators it keeps, one for each level of its order; together they take no
         more room than one alone.
+    gathers
+        Whether inputs stand in other orders, so that each block takes requests of its own.
     """
+    if gathers:
+        return gathered_bytes(depth)
     unit = 64 * 1024
     size = min(MAX_BLOCK_BYTES, ALL_BLOCKS_BYTES // inputs) // depth
     return max(unit, size // unit * unit)
+
+
+def gathered_bytes(depth: int = 1) -> int:
+    """Return how many bytes of an input in another order are read at once.
+
+    As many however many inputs there are: they are read one after another, into one buffer.
+    """
+    return MAX_BLOCK_BYTES // depth
 
 
 def receive_buffer_bytes(inputs: int) -> int:

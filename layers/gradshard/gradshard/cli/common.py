@@ -61,7 +61,10 @@ class Size(click.ParamType):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the bytes."""
-        match = _SIZE.fullmatch(str(value).strip())
+        text = str(value).strip()
+        if text.isdecimal():
+            self.fail(f"{value!r} has no unit: write {text}MB, {text}MiB or {text}B.", param, ctx)
+        match = _SIZE.fullmatch(text)
         if match is None or (match["binary"] and not match["prefix"]):
             self.fail(f"{value!r} is not a size such as 512MB, 1GiB or 5e9.", param, ctx)
         unit: int = (1024 if match["binary"] else 1000) ** _POWERS[(match["prefix"] or "").lower()]

@@ -12,13 +12,14 @@ from rich.table import Table
 
 from gradshard.aggregation.topologies import MAX_FAN_IN
 from gradshard.cli.common import WIDE, Seconds, Size, cell, debuggable, json_option, print_json
-from gradshard.cli.plan import DEFAULT_ARCHITECTURE, DEFAULT_MEMORY_MB
+from gradshard.cli.plan import DEFAULT_ARCHITECTURE
 from gradshard.errors import PlanError, SpecError
 from gradshard.papers import SYSTEMS, claims, measurements, published_systems
 from gradshard.papers.claims import Comparison
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.planning import limits
 from gradshard.planning.bandwidth import BURST, Bandwidth
+from gradshard.planning.planner import DEFAULT_MEMORY_MB
 from gradshard.planning.pricing import Prices
 from gradshard.planning.spec import MAX_CLIENTS
 from gradshard.utils.text import format_size

@@ -22,17 +22,17 @@ from gradshard.cli.common import (
 )
 from gradshard.client.federation import Federation
 from gradshard.planning import limits, planner
-from gradshard.planning.planner import LambdaConfig, Projection, Workload
+from gradshard.planning.planner import DEFAULT_MEMORY_MB, LambdaConfig, Projection, Workload
 from gradshard.planning.spec import MAX_CLIENTS, parse_spec
 from gradshard.utils.text import format_size, pluralize
-
-DEFAULT_MEMORY_MB: Final = 128
-"""The template's."""
 
 DEFAULT_ARCHITECTURE: Final = "arm64"
 
 TELLING: Final = 0.85
 """A row of the table takes at most this fraction of the time of the one below it."""
+
+ROWS: Final = 5
+"""Of the table, unless all are asked for."""
 
 
 @click.command()
@@ -59,6 +59,7 @@ TELLING: Final = 0.85
     type=click.Choice(list(OPTIMIZERS)),
     help="Plan for a round that is applied.",
 )
+@click.option("--all", "show_all", is_flag=True, help=f"More than {ROWS} rows of the table.")
 @click.option("--stack", help="Plan for what is deployed there.")
 @click.option("--local", is_flag=True, help="Plan for what the local engine runs.")
 @port_option
@@ -72,6 +73,7 @@ def plan(
     stack: str | None,
     local: bool,
     port: int,
+    show_all: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -121,9 +123,6 @@ def plan(
         )
         return
     console = Console()
-    console.print(_table(_telling(frontier, choice), choice))
-    for note in notes:
-        console.print(cell(note))
     console.print(
         cell(
             f"{pluralize(clients, 'update')} of {format_size(size)} on {architecture}: "
@@ -132,6 +131,13 @@ def plan(
             f"{choice.seconds:.1f} s, {dollars(choice.total_dollars)}"
         )
     )
+    for note in notes:
+        console.print(cell(note))
+    rows = _telling(frontier, choice)
+    shown = rows if show_all else _few(rows, choice)
+    console.print(_table(shown, choice))
+    if len(shown) < len(rows):
+        console.print(cell(f"{len(rows) - len(shown)} more with --all"))
 
 
 def _telling(frontier: list[Projection], choice: Projection) -> list[Projection]:
@@ -143,6 +149,18 @@ def _telling(frontier: list[Projection], choice: Projection) -> list[Projection]
     fastest = frontier[:1]
     rows = {(p.memory_mb, p.shards): p for p in [*kept, *fastest, choice]}
     return sorted(rows.values(), key=lambda p: (p.seconds, p.total_dollars))
+
+
+def _few(rows: list[Projection], choice: Projection) -> list[Projection]:
+    """Take the choice, the first and last row, and others at even distances between."""
+    if len(rows) <= ROWS:
+        return rows
+    last, chosen = len(rows) - 1, rows.index(choice)
+    spread = [round(last * n / (ROWS - 1)) for n in range(ROWS)]
+    if chosen not in spread:
+        between = spread[1:-1]
+        spread[spread.index(min(between, key=lambda row: abs(row - chosen)))] = chosen
+    return [rows[row] for row in sorted(spread)]
 
 
 def _table(rows: list[Projection], choice: Projection) -> Table:

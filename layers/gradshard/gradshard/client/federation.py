@@ -16,7 +16,7 @@ from gradshard.client.model import Model
 from gradshard.client.stack import Stack
 from gradshard.client.status import StatusPoller, read_status
 from gradshard.client.tickets import DEFAULT_SECONDS, Ticket
-from gradshard.client.upload_source import Content, content_of, layout_terms
+from gradshard.client.upload_source import Content, content_of, in_order_of, layout_terms
 from gradshard.client.uploads import Progress, has_checksum, upload
 from gradshard.deployment import local_engine
 from gradshard.errors import (
@@ -316,7 +316,8 @@ class Round:
         """Upload a client's update; until the round is planned, the last one counts.
 
         Tensors in memory are not copied and a file is read as it is sent: a few MB are held. Where
-        the connection breaks, a large update goes up in parts, which submitting again resumes.
+        the connection breaks, a large update goes up in parts, which submitting again resumes. If
+        the round has a layout or a model, the tensors go up in its order.
 
         Parameters
         ----------
@@ -347,9 +348,9 @@ class Round:
         """
         key = self.keys.update(client)
         with content_of(update, samples, training) as content:
-            spec = self.check_fits(client, content, partial=partial)
-            if not self._is_counted(spec, client, content):
-                upload(self._stack.store, key, content, progress)
+            spec, ordered = self.fitted(client, content, partial=partial)
+            if not self._is_counted(spec, client, ordered):
+                upload(self._stack.store, key, ordered, progress)
 
     def layer_upload(
         self, client: str, samples: int, *, training: Mapping[str, float] | None = None
@@ -565,8 +566,15 @@ class Round:
             raise RoundFailed(f"round {self.id!r} failed: {manifest['cause']}")
         return manifest
 
-    def check_fits(self, client: str, content: Content, *, partial: bool) -> RoundSpec:
-        """Check that an update may be sent, and return the round's terms.
+    def fitted(self, client: str, content: Content, *, partial: bool) -> tuple[RoundSpec, Content]:
+        """Check that an update may be sent.
+
+        Returns
+        -------
+        RoundSpec
+            The round's terms.
+        Content
+            The update, in the order of the round's layout where it has one.
 
         Raises
         ------
@@ -583,7 +591,7 @@ class Round:
             raise UpdateError(
                 f"its layout is not the one round {self.id!r} was opened with: {difference}"
             )
-        return spec
+        return spec, in_order_of(layout, content)
 
     def _layout(self, spec: RoundSpec, record: dict[str, Any] | None) -> Layout | None:
         """Return the layout that updates must have, if that is known: the model's, or a stated."""
@@ -688,8 +696,8 @@ class LayerUpload:
         before = {name: t for name, t in self._tensors.items() if name not in tensors}
         tensors = {**tensors, **before}
         with content_of(tensors, self._samples, self._training) as content:
-            self._round.check_fits(self._client, content, partial=True)
-            upload(self._round.store, self._round.keys.partial_update(self._client), content)
+            _, ordered = self._round.fitted(self._client, content, partial=True)
+            upload(self._round.store, self._round.keys.partial_update(self._client), ordered)
         self._tensors = tensors
 
     def finish(self, *, training: Mapping[str, float] | None = None) -> None:

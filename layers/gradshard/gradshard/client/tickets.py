@@ -30,7 +30,7 @@ from urllib3.exceptions import HTTPError
 from gradshard.client import ticket_parts
 from gradshard.client.downloads import fetch_tensors
 from gradshard.client.ticket_parts import PartUrls
-from gradshard.client.upload_source import Content, Padded, content_of
+from gradshard.client.upload_source import Content, Padded, content_of, in_order_of
 from gradshard.client.uploads import (
     Progress,
     SentOnce,
@@ -326,13 +326,13 @@ class Ticket:
         TicketError
             The ticket was used for another update, or S3 takes it no more.
         """
-        with content_of(update, samples, training) as content:
+        with content_of(update, samples, training) as given:
+            content = self._fitted(given)
             if content.nbytes > self.max_bytes:
                 raise UpdateError(
                     f"the update is {content.nbytes} bytes, over the {self.max_bytes} of the "
                     "ticket; ask for one for larger updates"
                 )
-            self._check_layout(content)
             padded = Padded(content, self._fitting(content.nbytes))
             if self._has(padded):
                 return
@@ -458,13 +458,15 @@ class Ticket:
             for length, end in ends.items()
         }
 
-    def _check_layout(self, content: Content) -> None:
+    def _fitted(self, content: Content) -> Content:
+        """Check an update's layout, and return it in the order of the round's."""
         expected = None if self.layout is None else _layout(self.layout)
         difference = expected and expected.difference(content.layout)
         if difference:
             raise UpdateError(
                 f"its layout is not the one round {self.round_id!r} was opened with: {difference}"
             )
+        return in_order_of(expected, content)
 
     def _fitting(self, nbytes: int) -> int:
         """Return the least length that the ticket takes and an update can be filled up to."""

@@ -205,6 +205,39 @@ def layout_terms(layout: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     return pack(layout)[0].to_json()
 
 
+class _Reordered:
+    """A content with its tensors in another order, which is that of ``layout``."""
+
+    def __init__(self, content: Content, layout: Layout) -> None:
+        end = content.nbytes - content.layout.nbytes
+        header = parse_header(content.read(PREFIX_BYTES, end), content.nbytes)
+        self.layout = layout
+        self._content = content
+        self._header = encode_header(layout, header.metadata)
+        self._runs = layout.runs_in(content.layout, header.data_offset)
+        self.nbytes = len(self._header) + layout.nbytes
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return bytes [start, end)."""
+        head, shift = self._header[start:end], len(self._header)
+        ranges = self._runs.ranges(max(0, start - shift), end - shift)
+        return head + b"".join(self._content.read(first, stop) for first, stop in ranges)
+
+
+def in_order_of(layout: Layout | None, content: Content) -> Content:
+    """Return a content with its tensors in the order of the round's layout, if there is one.
+
+    Those that have another order are read in more requests than one.
+    """
+    if layout is None:
+        return content
+    shapes = content.layout.shapes
+    ordered = [t for t in layout.tensors if t.name in shapes]
+    if [tensor.name for tensor in ordered] == [tensor.name for tensor in content.layout.tensors]:
+        return content
+    return _Reordered(content, Layout.pack((t.name, t.dtype, t.shape) for t in ordered))
+
+
 class Padded:
     """A content made longer by spaces at the end of its header, which mean nothing there.
 

@@ -9,7 +9,9 @@ where a client that orders its tensors differently keeps those bytes (*runs*).
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, NamedTuple
@@ -61,6 +63,55 @@ class Run(NamedTuple):
     start: int
     end: int
     offset: int
+
+
+class Runs:
+    """The runs of a contributor, in the order of the layout.
+
+    There may be one for each of 100,000 tensors, so they are kept as plain numbers.
+    """
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        self._numbers = array("q", numbers)
+        if len(self._numbers) % len(Run._fields):
+            raise ValueError(f"{len(self._numbers)} numbers are no runs, which have three each")
+
+    def __len__(self) -> int:
+        return len(self._numbers) // 3
+
+    def __getitem__(self, index: int) -> Run:
+        at = 3 * range(len(self))[index]
+        return Run(*self._numbers[at : at + 3])
+
+    def __iter__(self) -> Iterator[Run]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Runs) and self._numbers == other._numbers
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_json(self) -> list[int]:
+        """Return start, end and offset of one run after another."""
+        return self._numbers.tolist()
+
+    def ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the byte ranges of the object that hold the layout's [start, end)."""
+        first = bisect_right(range(len(self)), start, key=lambda index: self[index].end)
+        for index in range(first, len(self)):
+            run = self[index]
+            if run.start >= end:
+                return
+            shift = run.offset - run.start
+            yield shift + max(run.start, start), shift + min(run.end, end)
+
+    @cached_property
+    def are_in_order(self) -> bool:
+        """Whether they stand one behind the other in the object, too."""
+        return all(
+            before.offset + before.end - before.start == run.offset
+            for before, run in itertools.pairwise(self)
+        )
 
 
 @dataclass(frozen=True)
@@ -115,7 +166,7 @@ class Layout:
                 spans.append(Span(tensor.dtype, tensor.start, tensor.end))
         return tuple(spans)
 
-    def runs_in(self, other: "Layout", data_offset: int) -> tuple[Run, ...]:
+    def runs_in(self, other: "Layout", data_offset: int) -> Runs:
         """Where the bytes of this layout stand in an object that is laid out as ``other``.
 
         Parameters
@@ -126,18 +177,16 @@ class Layout:
             Where the tensor bytes begin in the object.
         """
         offsets = {tensor.name: data_offset + tensor.start for tensor in other.tensors}
-        runs: list[Run] = []
+        runs = array("q")
         for tensor in self.tensors:
-            if tensor.start == tensor.end or tensor.name not in offsets:
+            offset = offsets.get(tensor.name)
+            if tensor.start == tensor.end or offset is None:
                 continue
-            run = Run(tensor.start, tensor.end, offsets[tensor.name])
-            last = runs[-1] if runs else None
-            follows = last and last.end == run.start
-            if last and follows and last.offset + (last.end - last.start) == run.offset:
-                runs[-1] = last._replace(end=run.end)
+            if runs and runs[-2] == tensor.start and runs[-1] + runs[-2] - runs[-3] == offset:
+                runs[-2] = tensor.end
             else:
-                runs.append(run)
-        return tuple(runs)
+                runs.extend((tensor.start, tensor.end, offset))
+        return Runs(runs)
 
     def difference(self, other: "Layout", *, partial: bool = False) -> str | None:
         """Say how ``other`` first differs from this layout, in this layout's order.

@@ -21,6 +21,7 @@ from gradshard.papers.estimate import PUBLISHED, Estimate, Setting
 from gradshard.papers.measurements import MODELS, Model
 from gradshard.planning import limits
 from gradshard.planning.bandwidth import BURST, Bandwidth
+from gradshard.planning.planner import DEFAULT_MEMORY_MB
 from gradshard.planning.pricing import Bill, Requests
 
 Column = Literal["full", "total"]
@@ -237,17 +238,19 @@ class Variant:
     warm: bool = False
 
 
-DEFAULT: Final = Variant("128 MB, the default", Setting())
+DEFAULT: Final = Variant(f"{DEFAULT_MEMORY_MB} MB, the default", Setting())
+SMALLEST: Final = Variant("128 MB", Setting(memory_mb=limits.MIN_MEMORY_MB))
 DOUBLE: Final = Variant("256 MB", Setting(memory_mb=256))
 VARIANTS: Final = (
     DEFAULT,
-    Variant("128 MB, x86-64", Setting(architecture="x86_64")),
-    Variant("128 MB, no hurry", Setting(time_budget=math.inf)),
     replace(DEFAULT, label=f"{DEFAULT.label}; no function starts cold", warm=True),
+    Variant(f"{DEFAULT_MEMORY_MB} MB, x86-64", Setting(architecture="x86_64")),
+    Variant(f"{DEFAULT_MEMORY_MB} MB, no hurry", Setting(time_budget=math.inf)),
+    SMALLEST,
     DOUBLE,
     *(
         replace(variant, label=f"{variant.label}; clients as the paper counts", one_request=True)
-        for variant in (DEFAULT, DOUBLE)
+        for variant in (DEFAULT, SMALLEST, DOUBLE)
     ),
 )
 

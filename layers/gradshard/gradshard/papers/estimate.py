@@ -4,9 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from gradshard.papers import measurements
-from gradshard.planning import limits
 from gradshard.planning.bandwidth import BURST, Bandwidth
-from gradshard.planning.planner import LambdaConfig
+from gradshard.planning.planner import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard.planning.pricing import US_EAST_1, Bill, Prices
 
 TITLES: Final = {
@@ -54,7 +53,7 @@ class Setting:
     clients: int = measurements.CLIENTS
     bandwidth: Bandwidth = BURST
     architecture: str = "arm64"
-    memory_mb: int = limits.MIN_MEMORY_MB
+    memory_mb: int = DEFAULT_MEMORY_MB
     shards: int | None = None
     time_budget: float | None = None
     prices: Prices = US_EAST_1

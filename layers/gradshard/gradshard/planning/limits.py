@@ -40,6 +40,10 @@ SUSTAINED_BYTES_PER_SECOND: Final = 75 * MIB
 BURST_BYTES_PER_SECOND: Final = 1024 * MIB
 BURST_BYTES: Final = 300 * MIB
 
+# From a request to S3 to its first byte: "roughly 100–200 milliseconds",
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance.html (2026-11).
+REQUEST_SECONDS: Final = 0.1
+
 # Assumed, not measured on AWS: from the start of a task to its first byte, warm.
 TASK_START_SECONDS: Final = 0.2
 # Assumed: the machine's transitions and the small functions around the tasks.

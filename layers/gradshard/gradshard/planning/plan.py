@@ -15,7 +15,7 @@ from gradshard.aggregation.server_optimizers import ServerOptimizer, parse_serve
 from gradshard.aggregation.sharding import cut_shards, sums_bytes
 from gradshard.errors import BrokenObjectError
 from gradshard.formats.keys import ModelKeys, ObjectVersion, RoundKeys, StoredTensors
-from gradshard.formats.layout import PREFIX_BYTES, Layout, Run, Span, parse_header
+from gradshard.formats.layout import PREFIX_BYTES, Layout, Runs, Span, parse_header
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,8 @@ class Contributor:
     source: ObjectVersion
     samples: int
     weight: float
-    runs: tuple[Run, ...]
+    runs: Runs
     report: dict[str, Any] | None = None
-
-    def ranges(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Return the byte ranges of the object that hold the layout's [start, end)."""
-        return [
-            (
-                run.offset + max(run.start, start) - run.start,
-                run.offset + min(run.end, end) - run.start,
-            )
-            for run in self.runs
-            if run.start < end and start < run.end
-        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -64,7 +53,7 @@ class Contributor:
             "source": self.source._asdict(),
             "samples": self.samples,
             "weight": self.weight,
-            "runs": self.runs,
+            "runs": self.runs.to_json(),
             "report": self.report,
         }
 
@@ -76,7 +65,7 @@ class Contributor:
             ObjectVersion(**fields["source"]),
             fields["samples"],
             fields["weight"],
-            tuple(Run(*run) for run in fields["runs"]),
+            Runs(fields["runs"]),
             fields["report"],
         )
 

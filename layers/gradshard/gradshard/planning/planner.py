@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
+from gradshard.aggregation.gathering import GROUPED, Disorder
 from gradshard.aggregation.sharding import (
     BLOCKS,
     SLICE_BYTES,
@@ -19,6 +20,7 @@ from gradshard.aggregation.sharding import (
     WHOLE,
     WIDENING,
     block_bytes,
+    gathered_bytes,
     receive_buffer_bytes,
 )
 from gradshard.aggregation.topologies import Levels
@@ -35,9 +37,15 @@ EVERY_SHARD_COUNT: Final = 128
 """Up to twice this the planner considers every M, beyond that steps of less than 1 %, which leave
 761 of 10,000; the best of them costs hardly more than the best of all."""
 
+DEFAULT_MEMORY_MB: Final = 192
+"""The template's. The smallest function, of 128 MB, has too little of a processor to add up what
+its network brings; at 192 MB it waits for the network, at the same price and in down to half of the
+time. More memory costs more and hardly saves any time (docs/cost.md)."""
+
 UNHURRIED_SECONDS: Final = 60.0
 """The time budget when none is given, kept where it can be: the last few per cent of the price
-would be paid for with minutes, and with tasks so long that no retry fits."""
+would be paid for with minutes, and with tasks so long that no retry fits. Half of it costs up to
+5 % more with 20 clients."""
 
 
 def client_requests(nbytes: int) -> Requests:
@@ -70,6 +78,9 @@ class Workload:
     applied
         Where the update is applied to the model: how many objects of state the server optimizer
         has. None where it is not.
+    disorder
+        What the orders of the contributors' tensors cost, by group of level 0; empty where all
+        have the round's order.
     """
 
     nbytes: int
@@ -80,6 +91,7 @@ class Workload:
     hold: str = BLOCKS
     plan_bytes: int = 0
     applied: int | None = None
+    disorder: tuple[Disorder, ...] = ()
 
     @property
     def contributors(self) -> int:
@@ -113,6 +125,15 @@ class Workload:
     def model_bytes(self) -> int:
         """Size of what applying reads, uncut; it writes as much."""
         return 0 if self.applied is None else self.nbytes + self.applied * self.sum_bytes
+
+    @property
+    def is_disordered(self) -> bool:
+        """Whether anybody's tensors are read in groups."""
+        return any(disorder.groups for disorder in self.disorder)
+
+    def further(self, shards: int) -> list[tuple[float, float]]:
+        """Return further requests and bytes of gaps by group of level 0, of all M shards."""
+        return [disorder.cut(shards) for disorder in self.disorder]
 
     @property
     def sum_bytes(self) -> int:
@@ -256,8 +277,14 @@ PLAN_BYTES_PER_WEIGHT: Final = 11
 """For a contributor's weight in a layer of partial updates: half of its JSON, since a number takes
 less memory for its length than an object does (measured: 83 bytes, text and all)."""
 
-PLAN_BYTES_PER_STRETCH: Final = 64
-"""For a span, or a further run of a contributor."""
+PLAN_BYTES_PER_SPAN: Final = 64
+
+PLAN_BYTES_PER_RUN: Final = 20
+"""For a further run of a contributor: three numbers, which are not kept as objects (measured: 140
+bytes of memory)."""
+
+POSITION_BYTES: Final = 300
+"""Of a stretch that is read in a group: where it begins and ends, and where it goes."""
 
 WHOLE_COPIES: Final = 3
 WHOLE_OVERHEAD_MB: Final = 450
@@ -269,7 +296,7 @@ STEP_BYTES: Final = 12 * STEP_ELEMENTS * 8
 """Model, update, state before and after, what lies between: a dozen arrays of float64 at most."""
 
 
-def plan_bytes(contributors: int, *, layers: int = 0, stretches: int = 0) -> int:
+def plan_bytes(contributors: int, *, layers: int = 0, spans: int = 0, runs: int = 0) -> int:
     """Return the size of a plan's JSON, as far as it counts for a task's memory.
 
     Parameters
@@ -278,17 +305,26 @@ def plan_bytes(contributors: int, *, layers: int = 0, stretches: int = 0) -> int
         How many there are, each with a run and with a weight for each of the layers.
     layers
         Those of partial updates.
-    stretches
-        Spans, and contributors' further runs.
+    spans
+        Of the layout.
+    runs
+        Contributors' further ones.
     """
     each = PLAN_BYTES_PER_CLIENT + PLAN_BYTES_PER_WEIGHT * layers
-    return each * contributors + PLAN_BYTES_PER_STRETCH * stretches
+    return each * contributors + PLAN_BYTES_PER_SPAN * spans + PLAN_BYTES_PER_RUN * runs
 
 
-def project_memory(inputs: int, plan_bytes: int = 0, depth: int = 1, models: int = 0) -> float:
+def project_memory(
+    inputs: int,
+    plan_bytes: int = 0,
+    depth: int = 1,
+    models: int = 0,
+    *,
+    is_disordered: bool = False,
+) -> float:
     """Return the peak memory of one aggregator in MB, as an upper bound.
 
-    projected = resident + runtime + accumulators + scratch + streams + plan, where
+    projected = resident + runtime + accumulators + scratch + streams + plan + gathered, where
 
     - *accumulators*, *scratch*: up to eight times the elements' size, for a block at each of the
       ``depth`` levels of the task's order, and the bytes read. A partial sum that is read is as
@@ -297,17 +333,21 @@ def project_memory(inputs: int, plan_bytes: int = 0, depth: int = 1, models: int
       is asked for (socket(7));
     - *plan*: the parsed plan, which grows with the number of contributors, layers and runs;
     - *step*: where the update is applied, a stream to read and one to write for each of
-      ``models``, and what the step takes.
+      ``models``, and what the step takes;
+    - *gathered*: a block of an input whose tensors stand in another order, what is read for it, and
+      the positions of its stretches.
 
     Neither the update's size nor M is in it.
     """
-    block = block_bytes(inputs, depth)
+    block = block_bytes(inputs, depth, gathers=is_disordered)
     arithmetic = WIDENING * (depth * block + 2 * SLICE_BYTES)
     streams = (inputs + 1) * STREAM_BYTES
     streams += 2 * (inputs + models) * receive_buffer_bytes(inputs)
     streams += 2 * models * STREAM_BYTES
     step = STEP_BYTES if models else 0
+    gathered = gathered_bytes(depth) + SLICE_BYTES + POSITION_BYTES * GROUPED
     buffers = arithmetic + streams + step + PLAN_FACTOR * plan_bytes
+    buffers += gathered if is_disordered else 0
     return RESIDENT_MB + RUNTIME_MB + buffers / MIB
 
 
@@ -318,19 +358,26 @@ def needed_memory(load: Workload, shards: int) -> float:
         # What is held here is an input and the sums; wide sums may be more than the rule grants.
         held = max(WHOLE_COPIES * largest, largest + load.depth * load.sum_bytes)
         return math.ceil(held / shards / MIB + WHOLE_OVERHEAD_MB)
-    return project_memory(load.fan_in, load.plan_bytes, load.depth, load.models)
+    return project_memory(
+        load.fan_in, load.plan_bytes, load.depth, load.models, is_disordered=load.is_disordered
+    )
 
 
 def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection:
     """Foresee one aggregation with M shards."""
+    further = load.further(shards)
+    # Of the group that is read longest, since groups of one size count as one: a bound.
+    waiting = max((requests for requests, _ in further), default=0) * limits.REQUEST_SECONDS
+    skipped = max((nbytes for _, nbytes in further), default=0)
 
     def seconds(level: int, fan_in: int) -> float:
         read, written = load.input_bytes(level) / shards, load.output_bytes(level) / shards
+        gaps, waits = (skipped / shards, waiting / shards) if level == 0 else (0.0, 0.0)
         if load.hold == WHOLE:
-            return aggregator.whole_task_seconds(fan_in, read, written)
+            return aggregator.whole_task_seconds(fan_in, read + gaps / fan_in, written) + waits
         if level == len(load.levels) - 1:
-            return aggregator.task_seconds(fan_in * read + load.model_bytes / shards)
-        return aggregator.task_seconds(fan_in * read)
+            return aggregator.task_seconds(fan_in * read + gaps + load.model_bytes / shards) + waits
+        return aggregator.task_seconds(fan_in * read + gaps) + waits
 
     levels = [
         [Tasks(shards * number, seconds(level, fan_in)) for fan_in, number in fan_ins.items()]
@@ -341,11 +388,14 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
     gb_seconds = (
         aggregator.memory_mb / 1024 * sum(r.number * r.seconds for lv in levels for r in lv)
     )
-    # A task reads the plan and its inputs, the first of the last level the headers too; it writes
-    # its sum and its report. The last level's read and write model and state besides.
+    # A task reads the plan and its inputs, some in several requests, the first of the last level
+    # the headers too; it writes its sum and its report. The last level's read and write model and
+    # state besides.
     applying = shards * load.models
     requests = Requests(
-        gets=shards * sum(map(sum, load.levels)) + tasks + 1 + load.models + applying,
+        gets=shards * sum(map(sum, load.levels))
+        + round(sum(requests for requests, _ in further))
+        + (tasks + 1 + load.models + applying),
         puts=2 * tasks + applying,
     )
     by_client = client_requests(load.nbytes)
@@ -509,6 +559,8 @@ def _too_slow(load: Workload, aggregator: LambdaConfig, projection: Projection) 
         change = "deploy with more AggregatorMemory, which is processor time"
     elif not load.is_cut:
         change = "take shards or grid, whose tasks are cut"
+    elif load.is_disordered:
+        change = "open the round with a layout, so that clients write their tensors in its order"
     else:
         change = "average fewer clients a round"
     return PlanError(

@@ -5,9 +5,10 @@ from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from gradshard.aggregation.arithmetic import STEPS
+from gradshard.aggregation.gathering import ADVICE, MAX_RUNS, Disorder
 from gradshard.errors import GradshardError, PlanError, UpdateError
 from gradshard.formats.keys import RoundKeys
-from gradshard.formats.layout import Layout
+from gradshard.formats.layout import Layout, Runs
 from gradshard.planning.plan import Contributor, Rejection
 from gradshard.planning.spec import RoundSpec
 from gradshard.rounds import arrivals
@@ -55,6 +56,7 @@ def admit(
     *,
     settled: Layout | None,
     whose: str = "",
+    held: Sequence[Contributor] = (),
 ) -> Admission:
     """Check updates, and tell the senders of those that are rejected.
 
@@ -66,6 +68,8 @@ def admit(
         Whose updates are there, sorted.
     settled, whose
         The layout that the round has already, if it has one, and what it comes from.
+    held
+        The contributors that an eager round has already.
 
     Raises
     ------
@@ -91,6 +95,9 @@ def admit(
     if layout is not None:
         agreeing = {c: update for c, update in updates.items() if c not in unfit}
         unfit |= _unusable(spec, layout, agreeing, coverage)
+        agreeing = {c: update for c, update in updates.items() if c not in unfit}
+        before = sum(len(contributor.runs) - 1 for contributor in held)
+        unfit |= _disordered(layout, agreeing, before)
     for client, reason in unfit.items():
         source = updates.pop(client).source
         rejected.append(Rejection(client, f"{source.key}: {reason}", source.etag))
@@ -101,7 +108,7 @@ def admit(
             source=update.source,
             samples=update.samples,
             weight=0.0,
-            runs=layout.runs_in(update.header.layout, update.header.data_offset),
+            runs=_runs(layout, update),
             report=_report(spec, update),
         )
         for update in updates.values()
@@ -179,6 +186,36 @@ def _unusable(
         except UpdateError as error:
             why[client] = str(error)
     return why
+
+
+def _disordered(layout: Layout, updates: dict[str, Update], before: int) -> dict[str, str]:
+    """Say whose tensors stand in an order that costs too much, and why.
+
+    Those with the most runs are left out until the rest, with as many as there were before, fits
+    into the tasks' memory.
+    """
+    counts = {client: len(_runs(layout, update)) - 1 for client, update in updates.items()}
+    total, why = before + sum(counts.values()), {}
+    for client in sorted(counts, key=lambda client: counts[client], reverse=True):
+        if total <= MAX_RUNS:
+            break
+        why[client] = (
+            f"its tensors stand in another order than the round's, in {counts[client] + 1} runs; "
+            f"with {total - counts[client]} further ones of other updates they are over the "
+            f"{MAX_RUNS} that a round may have; {ADVICE}"
+        )
+        total -= counts[client]
+    for client, update in updates.items():
+        if counts[client] > 0 and client not in why:
+            disorder = Disorder.of(_runs(layout, update), layout.nbytes)
+            excess = disorder.excess(update.header.layout.nbytes)
+            if excess is not None:
+                why[client] = excess
+    return why
+
+
+def _runs(layout: Layout, update: Update) -> Runs:
+    return layout.runs_in(update.header.layout, update.header.data_offset)
 
 
 def _check_steps(update: Update) -> None:

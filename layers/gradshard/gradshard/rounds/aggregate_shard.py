@@ -2,23 +2,33 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from gradshard.aggregation import kernel
+from gradshard.aggregation.gathering import Range
 from gradshard.aggregation.kernel import Addition, NonFiniteSumError, Zone, clip_zones
 from gradshard.aggregation.optimizer_step import Applier, NonFiniteModelError, Write
-from gradshard.aggregation.sharding import WHOLE, receive_buffer_bytes, sums_bytes
+from gradshard.aggregation.sharding import (
+    SLICE_BYTES,
+    WHOLE,
+    block_bytes,
+    gathered_bytes,
+    receive_buffer_bytes,
+    sums_bytes,
+)
 from gradshard.errors import ChangedObjectError, PlanError, UnsentError
 from gradshard.formats.keys import ObjectVersion, RoundKeys
 from gradshard.formats.layout import Layout
 from gradshard.observability.memory import peak_memory_mb, reset_peak_memory
 from gradshard.planning.plan import Output, Plan, Rejection, Task
 from gradshard.rounds.overflow import element_at, reject_largest, reject_largest_step
-from gradshard.s3.streams import RangeStream, sleep_backoff
+from gradshard.s3.streams import GatheringStream, RangeStream, sleep_backoff
 from gradshard.s3.task_client import StreamWriter, TaskS3Client
 
 OPENERS = 8
@@ -104,6 +114,13 @@ class _Worker:
         self._wire, self._keys, self._plan, self._task = wire, keys, plan, task
         self._inputs = plan.inputs(task)
         self._is_last = plan.is_last(task.level)
+        self._gathers = task.level == 0 and not all(
+            plan.contributors[index].runs.are_in_order for index in self._inputs
+        )
+        # One for all inputs, which are read one after another; what is not used takes no memory.
+        room = gathered_bytes() if self._gathers else 0
+        self._desk = memoryview(np.empty(SLICE_BYTES + room, np.uint8))
+        self._pool = ThreadPoolExecutor(OPENERS)
 
     def run(self) -> tuple[list[Rejection], bool]:
         """Aggregate; if an update turns out to be bad, say whose, and leave the range unwritten.
@@ -115,6 +132,10 @@ class _Worker:
         bool
             Whether the sum was written: else the round is planned again.
         """
+        with self._pool:
+            return self._run()
+
+    def _run(self) -> tuple[list[Rejection], bool]:
         try:
             rejected = self._sum()
         except ChangedObjectError:
@@ -146,6 +167,7 @@ class _Worker:
             divisor=plan.divisor if self._is_last else 1,
             allow_nonfinite=plan.allow_nonfinite,
             whole=plan.hold == WHOLE,
+            gathers=self._gathers,
         )
 
     def _aggregate(self, addition: Addition) -> None:
@@ -233,7 +255,7 @@ class _Worker:
             yield write_and_apply
 
     @contextlib.contextmanager
-    def _opened(self, start: int) -> Iterator[list[RangeStream]]:
+    def _opened(self, start: int) -> Iterator[list[RangeStream | GatheringStream]]:
         """Give every input's bytes from ``start`` on."""
         self._wire.receive_buffer_bytes = receive_buffer_bytes(len(self._inputs))
         streams = [self._stream(index, start) for index in self._inputs]
@@ -241,34 +263,49 @@ class _Worker:
             yield streams
 
     @contextlib.contextmanager
-    def _all_open(self, streams: list[RangeStream]) -> Iterator[None]:
+    def _all_open(self, streams: Sequence[RangeStream | GatheringStream]) -> Iterator[None]:
         """Make all streams' requests at once."""
         try:
             # Who holds whole updates reads one after the other.
             if self._plan.hold != WHOLE:
-                with ThreadPoolExecutor(OPENERS) as pool:
-                    list(pool.map(RangeStream.open, streams))
+                list(self._pool.map(lambda stream: stream.open(), streams))
             yield
         finally:
             for stream in streams:
                 stream.close()
 
-    def _stream(self, index: int, start: int) -> RangeStream:
+    def _stream(self, index: int, start: int) -> RangeStream | GatheringStream:
         plan, task = self._plan, self._task
         if task.level == 0:
             contributor = plan.contributors[index]
-            return RangeStream(self._wire, contributor.source, contributor.ranges(start, task.end))
+            return GatheringStream(
+                self._wire,
+                contributor.source,
+                contributor.runs,
+                [(start, task.end)] if contributor.runs.are_in_order else self._blocks(start),
+                self._desk,
+                self._pool,
+            )
         nbytes = sums_bytes(plan.spans, task.start, task.end)
         # Any version will do: a task writes the same bytes whenever it runs.
         key = self._keys.partial_sum(plan.attempt, task.level - 1, index)
         return RangeStream(self._wire, ObjectVersion(key, "", "", nbytes), [(0, nbytes)])
+
+    def _blocks(self, start: int) -> list[Range]:
+        """Return the blocks in which the inputs are added, from ``start`` on."""
+        addition = self._addition()
+        size = block_bytes(len(self._inputs), addition.depth, gathers=self._gathers)
+        blocks = kernel.blocks(self._zones(start), self._plan.spans, size)
+        return [(first, stop) for _, first, stop in blocks]
 
     def _nonfinite(self, position: int) -> list[Rejection]:
         """Name who sent a NaN or an infinity from where the sum went bad, or makes it overflow."""
         plan, found = self._plan, dict[int, int]()
         if self._task.level == 0:
             with self._opened(position) as streams:
-                found = kernel.find_nonfinite(streams, self._zones(position), plan.spans)
+                found = kernel.find_nonfinite(
+                    streams, self._zones(position), self._addition(), plan.spans
+                )
         if not found:
             return reject_largest(self._wire, plan, self._task, position)
         layout = self._layout()

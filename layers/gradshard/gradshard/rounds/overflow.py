@@ -211,9 +211,8 @@ def _contribution(
     wire: TaskS3Client, position: int, dtype: DType, contributor: Contributor, weight: float
 ) -> _Contribution | Rejection:
     try:
-        [value] = _element(
-            wire, contributor.source, contributor.ranges(position, position + dtype.size), dtype
-        )
+        ranges = list(contributor.runs.ranges(position, position + dtype.size))
+        [value] = _element(wire, contributor.source, ranges, dtype)
     except ChangedObjectError as error:
         return Rejection(contributor.client, str(error), contributor.source.etag)
     with np.errstate(all="ignore"):

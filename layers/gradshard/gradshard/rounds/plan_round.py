@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import reduce
 from typing import Any, NamedTuple
 
 from gradshard.aggregation import addition_order, buffers, sharding
 from gradshard.aggregation.addition_order import Order
 from gradshard.aggregation.arithmetic import STEPS
 from gradshard.aggregation.buffers import Stretches
+from gradshard.aggregation.gathering import Disorder
 from gradshard.aggregation.optimizer_step import state_layout
 from gradshard.aggregation.topologies import TOPOLOGIES, Levels
 from gradshard.errors import ModelStateError, PlanError, StoreError
@@ -194,6 +196,17 @@ class _Grouping(NamedTuple):
     contributors: tuple[Contributor, ...]
 
 
+def _disorder(grouping: _Grouping, nbytes: int) -> tuple[Disorder, ...]:
+    """Return what the orders of tensors cost, by group; empty where all have the round's."""
+    costs = [Disorder.of(contributor.runs, nbytes) for contributor in grouping.contributors]
+    if not any(cost.groups for cost in costs):
+        return ()
+    return tuple(
+        reduce(Disorder.plus, costs[first:stop], Disorder())
+        for first, stop in grouping.levels[0].groups
+    )
+
+
 class _Planning:
     """One planning.
 
@@ -255,6 +268,7 @@ class _Planning:
             self._members(there, wave) if self._spec.eager else there,
             settled=settled,
             whose=whose,
+            held=previous.contributors if previous is not None else (),
         )
         if previous is not None:
             admission_result = admission_result._replace(
@@ -505,7 +519,7 @@ class _Planning:
 
     def _choose(self, grouping: _Grouping, settled: _Settled) -> tuple[Projection, list[str]]:
         spans, nbytes = settled.spans, settled.nbytes
-        further_runs = sum(len(contributor.runs) - 1 for contributor in grouping.contributors)
+        further_runs = sum(len(c.runs) - 1 for c in grouping.contributors)
         load = Workload(
             nbytes=nbytes,
             levels=grouping.sizes,
@@ -516,11 +530,13 @@ class _Planning:
             plan_bytes=planner.plan_bytes(
                 len(grouping.contributors),
                 layers=len(settled.layers),
-                stretches=further_runs + len(spans) + len(settled.buffers),
+                spans=len(spans) + len(settled.buffers),
+                runs=further_runs,
             ),
             applied=None
             if self._spec.server_optimizer is None
             else len(self._spec.server_optimizer.state),
+            disorder=_disorder(grouping, nbytes),
         )
         return planner.choose(
             load, self._aggregator, shards=self._spec.shards, time_budget=self._spec.time_budget

@@ -5,14 +5,18 @@ import os
 import random
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final, Protocol
 
+from gradshard.aggregation.gathering import Group, Range, groups, requests
 from gradshard.aggregation.sharding import SLICE_BYTES
 from gradshard.errors import StoreError
 from gradshard.formats.keys import ObjectVersion
+from gradshard.formats.layout import Runs
 
 MAX_ATTEMPTS: Final = 6
 """Tries in a row that brought nothing, after which a request or a stream is given up."""
@@ -140,14 +144,15 @@ class RangeStream:
     """
 
     def __init__(
-        self, opener: Opener, source: ObjectVersion, ranges: Sequence[tuple[int, int]]
+        self, opener: Opener, source: ObjectVersion, ranges: Iterable[tuple[int, int]]
     ) -> None:
         self._opener = opener
         self._source = source
-        self._ranges = [(start, end) for start, end in reversed(ranges) if start < end]
-        self._position, self._end = self._ranges.pop() if self._ranges else (0, 0)
+        self._ranges: Iterator[Range] = (range_ for range_ in ranges if range_[0] < range_[1])
+        self._position, self._end = next(self._ranges, (0, 0))
         self._opened_at = 0
         self._body: Body | None = None
+        self._ahead: Future[None] | None = None
         self._failures: list[str] = []
         self._drips = False
 
@@ -161,7 +166,16 @@ class RangeStream:
         """
         if self._position < self._end:
             with contextlib.suppress(OSError):
-                self._current_body()
+                self._get_body()
+
+    def open_ahead(self, pool: Executor) -> None:
+        """Make the request for the next range in another thread, if this one is read."""
+        if self._ahead is not None:
+            return
+        if self._position == self._end:
+            self._position, self._end = next(self._ranges, (self._position, self._end))
+        if self._body is None and self._position < self._end:
+            self._ahead = pool.submit(self.open)
 
     def read_into(self, buffer: memoryview) -> None:
         """Fill ``buffer`` with the next bytes.
@@ -185,18 +199,21 @@ class RangeStream:
 
     def close(self) -> None:
         """Give up the connection."""
+        if self._ahead is not None:
+            wait([self._ahead])
         self._drop()
-        self._ranges = []
+        self._ranges = iter(())
         self._position = self._end
 
     def _next_range(self, wanted: int) -> None:
-        if not self._ranges:
+        following = next(self._ranges, None)
+        if following is None:
             raise StoreError(f"{self._source.key}: read {wanted} bytes past its ranges")
-        self._position, self._end = self._ranges.pop()
+        self._position, self._end = following
 
     def _read_some(self, buffer: memoryview) -> int:
         try:
-            body = self._body or self._current_body()
+            body = self._current_body()
             begun = time.monotonic()
             count = body.readinto(buffer)
             if count == 0:
@@ -225,6 +242,12 @@ class RangeStream:
         sleep_backoff(failures)
 
     def _current_body(self) -> Body:
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            ahead.result()
+        return self._body or self._get_body()
+
+    def _get_body(self) -> Body:
         if self._body is None:
             self._body = self._opener.get_body(self._source, self._position, self._end)
             self._opened_at = self._position
@@ -235,3 +258,110 @@ class RangeStream:
             self._opener.meter.add(bytes_read=self._position - self._opened_at)
             self._body.close()
             self._body = None
+
+
+class GatheringStream:
+    """A contributor's bytes in the order of the layout, in few requests.
+
+    Where they do not follow each other in the object, a block's are read together, as they stand
+    there, into a buffer (:mod:`gradshard.aggregation.gathering`), so a block is to be read to its
+    end before another stream uses the same buffer.
+
+    Parameters
+    ----------
+    opener, source, runs
+        Of which object, and where the layout's bytes stand in it.
+    blocks
+        What is to be read, block by block; one alone where runs are in order.
+    desk
+        Room for a block and a slice.
+    pool
+        Makes the next block's request while other inputs are read.
+    """
+
+    def __init__(
+        self,
+        opener: Opener,
+        source: ObjectVersion,
+        runs: Runs,
+        blocks: Sequence[Range],
+        desk: memoryview,
+        pool: Executor | None = None,
+    ) -> None:
+        self._stream = RangeStream(opener, source, requests(groups(runs, blocks)))
+        self._groups = groups(runs, blocks)
+        self._scratch, self._room = desk[:SLICE_BYTES], desk[SLICE_BYTES:]
+        self._gathered: memoryview | None = None
+        self._left = 0
+        self._pool = pool
+
+    def open(self) -> None:
+        """Make the first request already now, as :meth:`RangeStream.open` does."""
+        self._stream.open()
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the next bytes.
+
+        Raises
+        ------
+        StoreError
+            The stream broke too often, or has no more bytes.
+        """
+        while buffer:
+            if not self._left:
+                self._next_group(len(buffer))
+            count = min(self._left, len(buffer))
+            if self._gathered is None:
+                self._stream.read_into(buffer[:count])
+            else:
+                at = len(self._gathered) - self._left
+                buffer[:count] = self._gathered[at : at + count]
+            self._left -= count
+            buffer = buffer[count:]
+            if not self._left:
+                self._open_ahead()
+
+    def close(self) -> None:
+        """Give up the connection."""
+        self._stream.close()
+        self._groups, self._gathered, self._left = iter(()), None, 0
+
+    def _next_group(self, wanted: int) -> None:
+        group = next(self._groups, None)
+        # Of what is not there, the stream says so.
+        self._left = wanted if group is None else group.nbytes
+        self._gathered = None
+        if group is not None and len(group.ranges) > 1:
+            self._gathered = self._gather(group)
+
+    def _open_ahead(self) -> None:
+        if self._pool is not None:
+            self._stream.open_ahead(self._pool)
+
+    def _gather(self, group: Group) -> memoryview:
+        """Read a group's windows, and put its ranges in the order of the layout."""
+        gathered = self._room[: group.nbytes]
+        starts = accumulate((end - start for start, end in group.ranges), initial=0)
+        # From the object's order to the place in the buffer.
+        places = deque(sorted(zip(group.ranges, starts, strict=False)))
+        for first, stop in group.windows:
+            for begin in range(first, stop, len(self._scratch)):
+                read = self._scratch[: stop - begin]
+                self._stream.read_into(read)
+                _put(read, begin, places, gathered)
+        self._open_ahead()
+        return gathered
+
+
+def _put(
+    read: memoryview, begin: int, places: deque[tuple[Range, int]], gathered: memoryview
+) -> None:
+    """Put the object's bytes from ``begin`` on where they belong; forget what is there whole."""
+    stop = begin + len(read)
+    while places and places[0][0][0] < stop:
+        (start, end), at = places[0]
+        low, high = max(start, begin), min(end, stop)
+        gathered[at + low - start : at + high - start] = read[low - begin : high - begin]
+        if end > stop:
+            return
+        places.popleft()
