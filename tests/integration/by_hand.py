@@ -18,6 +18,7 @@ from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.store import Store
 from gradshard.wire import Wire
 from tests import reference
+from tests.planned import levels_of
 
 AGGREGATOR = Aggregator(memory_mb=512, architecture="arm64")
 COUNTER = itertools.count()
@@ -71,11 +72,11 @@ class Round:
         return self.planned
 
     def tasks(self, level: int = 0) -> list[dict[str, Any]]:
-        batches = self.store.get_json(self.planned["levels"][level]["key"])
+        batches = self.store.get_json(list(levels_of(self.planned))[level]["key"])
         return [task for batch in batches for task in batch["tasks"]]
 
     def aggregate(self) -> None:
-        for level in range(len(self.planned["levels"])):
+        for level, _ in enumerate(levels_of(self.planned)):
             for task in self.tasks(level):
                 self.run(task)
 

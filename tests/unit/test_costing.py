@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from benchmarks import cost_report
 
-from gradshard import limits, planning, pricing
+from gradshard import planning, pricing
 from gradshard.cli import main
 from gradshard.cli.plan import DEFAULT_ARCHITECTURE, DEFAULT_MEMORY_MB
 from gradshard.costing import SYSTEMS, claims, own, published, whole
@@ -93,9 +93,7 @@ def test_a_tree_by_hand() -> None:
     assert estimate.bill.requests == pytest.approx((3 + 4 + 1 + 3) * 0.2e-6)
     # An execution for each level: the leaves share one.
     assert estimate.bill.step_functions == pytest.approx(
-        (limits.ROUND_TRANSITIONS + 2 + 2) * 0.025e-3
-        + 2 * 1e-6
-        + (leaf + root) * 64 / 1024 * 0.00001667
+        (6 + 2 * 2 + 2) * 0.025e-3 + 2 * 1e-6 + (leaf + root) * 64 / 1024 * 0.00001667
     )
     assert estimate.bill.s3_clients == pytest.approx(4 * (5e-6 + 0.4e-6))
     small = 5 * 0.5 * 0.3 + (0.25 + 0.5 + 0.25) * 0.3

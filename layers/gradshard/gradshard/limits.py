@@ -66,4 +66,9 @@ DOLLARS_PER_EXPRESS_REQUEST: Final = 1.00 / 1e6
 DOLLARS_PER_EXPRESS_GB_SECOND: Final = 0.00001667
 EXPRESS_MEMORY_GB: Final = 64 / 1024
 # Transitions of a round without its levels and tasks: round.asl.json's states on the straight path.
-ROUND_TRANSITIONS: Final = 7
+ROUND_TRANSITIONS: Final = 6
+# Transitions of a level without its tasks: the distributed Map, and the choice of a next level.
+LEVEL_TRANSITIONS: Final = 2
+# Events of a level in the execution's history, of which AWS takes 25,000: the Map and the choice
+# are entered and exited; the Map starts and succeeds, and so does its run.
+LEVEL_EVENTS: Final = 8
