@@ -15,7 +15,8 @@ import pytest
 
 pytest.importorskip("samcli", reason="sam is not installed: `make setup`")
 
-from tests.unit.test_template import MAX_STACK_NAME, ROOT, TEMPLATE
+from gradshard.limits import MAX_STACK_NAME
+from tests.unit.test_template import ROOT, TEMPLATE
 
 CONSTRAINTS: list[dict[str, Any]] = tomllib.loads(
     (ROOT / "tests" / "aws_constraints.toml").read_text()

@@ -17,6 +17,7 @@ from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
 from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
 
 from gradshard.keys import RoundKeys
+from gradshard.limits import MAX_STACK_NAME
 from gradshard.rounds import services
 from gradshard.spec import MAX_DEADLINE
 from gradshard.tickets import MAX_SECONDS
@@ -72,10 +73,6 @@ WHOLE_BUCKET = {
     "s3:ListBucketMultipartUploads": "an upload left by a killed planning is found and aborted",
 }
 """What is allowed on the bucket as a whole, and why. Reading or writing objects never is."""
-
-
-MAX_STACK_NAME = 54
-"""Characters: what is left of a schedule group's name."""
 
 NAMING = {
     "AlarmName",

@@ -14,6 +14,10 @@ MAX_PARTS: Final = 10_000
 # Entries of a listing's page, be they objects, versions or parts; the same page (2026-11).
 LISTED_ENTRIES: Final = 1000
 
+# A stack's name: what is left of a schedule group's, which begins with it, read 2026-11 in
+# https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-scheduler-schedulegroup.html
+MAX_STACK_NAME: Final = 64 - len("-deadlines")
+
 # Lambda, https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html (2026-11)
 MIN_MEMORY_MB: Final = 128
 MAX_MEMORY_MB: Final = 10_240
