@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,12 @@ def test_a_named_file_that_is_not_there_is_an_error(sam: Path) -> None:
     with pytest.raises(DeployError, match=r"typo\.toml cannot be read: No such file"):
         deploy.deploy(["--config-file", "typo.toml"])
     assert not (sam / "told.build").exists()
+
+
+def test_a_stack_is_tagged_unless_other_tags_are_given() -> None:
+    """CloudFormation hands a stack's tags on to its resources; options win over the file."""
+    shipped = tomllib.loads(application.files()[Path("samconfig.toml")].read_text())
+    assert shipped["default"]["deploy"]["parameters"]["tags"] == "project=gradshard"
 
 
 def test_answering_the_guide_with_another_processor_is_an_error(sam: Path, tools: Path) -> None:
