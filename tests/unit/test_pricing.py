@@ -28,7 +28,8 @@ from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.store import Store
 from gradshard.wire import Wire
 
-MACHINE = Path(__file__).parents[2] / "statemachine" / "round.asl.json"
+ROOT = Path(__file__).parents[2]
+MACHINE = ROOT / "statemachine" / "round.asl.json"
 GET, PUT, FREE = "GET", "PUT", "free"
 
 
@@ -309,6 +310,15 @@ def test_transitions_are_those_of_the_state_machine() -> None:
     batches = states["AggregateLevel"]["ItemProcessor"]
     assert batches["ProcessorConfig"] == {"Mode": "DISTRIBUTED", "ExecutionType": "EXPRESS"}
     assert list(batches["States"]) == ["AggregateBatch"]
+
+
+def test_the_documentation_of_quotas_has_the_machines_transitions() -> None:
+    page = (ROOT / "docs" / "deploying.md").read_text()
+    level = limits.LEVEL_TRANSITIONS
+    assert (
+        f"| {limits.ROUND_TRANSITIONS + level} a round of one level, {level} more for each further "
+        f"level, and one for each {limits.INLINE_ITERATIONS} tasks"
+    ) in page
 
 
 def test_bills_add_up() -> None:
