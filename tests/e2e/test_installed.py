@@ -80,6 +80,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     environment |= {
         "PATH": "/usr/bin:/bin",
         "XDG_CACHE_HOME": str(top / "cache"),
+        "XDG_CONFIG_HOME": str(top / "config"),
         "NO_PROXY": "127.0.0.1,localhost",
         "SAM_CLI_TELEMETRY": "0",
     }
@@ -167,6 +168,10 @@ def test_deploying_from_an_empty_folder_takes_sams_options(installed: Installed,
         **aws,
     )
     assert deployed.returncode == 0, deployed
+    assert "stack mine is deployed to us-east-1\n" in deployed.stdout
+    assert "sam delete --stack-name mine --region us-east-1 --no-prompts\n" in deployed.stdout
+    # The region is known from now on.
+    del aws["AWS_DEFAULT_REGION"]
     # The layer is for the processor that the functions are for.
     built = re.findall(r"architecture: (\w+)", deployed.stderr + deployed.stdout)
     assert set(built) == {"x86_64"}, deployed
