@@ -176,7 +176,7 @@ def test_a_failing_sam_is_an_error_and_nothing_is_deployed(sam: Path, tools: Pat
 
 GUIDED = """\
 #!/bin/sh
-[ "$1" = build ] && exit 0
+[ "$1" = build ] && > {answers}.built && exit 0
 cat > {answers} <<END
 [default.global.parameters]
 region = "eu-central-1"
@@ -272,6 +272,11 @@ def test_a_stacks_name_that_is_too_long_is_rejected(sam: Path, tools: Path, give
     add_tool(tools, "sam", GUIDED.format(answers=answers(sam), stack=name, code=1 - given))
     with pytest.raises(DeployError, match=r"has 55 characters: .* leave 54; give a shorter"):
         deploy.deploy(["--stack-name", name] if given else ["--guided"])
+    assert answers(sam).with_name("deploy.toml.built").exists() is not given
+    if not given:
+        # The guide asks again.
+        add_tool(tools, "sam", GUIDED.format(answers=answers(sam), stack="short", code=0))
+        assert deploy.deploy(["--guided"]).stack == "short"
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from gradshard.errors import DeployError
 from gradshard.planning import limits
 
 ANSWERS: Final = "deploy.toml"
-"""Where the guide's answers are kept, in the user's folder of settings. In the current folder they
-would lie about wherever somebody deployed, and be found there alone."""
+"""Where the guide's answers are kept, in the user's folder of settings: in the current folder only
+commands typed there would find them."""
 
 DEFAULT_STACK: Final = "gradshard"
 
@@ -111,6 +111,8 @@ def deploy(arguments: Sequence[str]) -> Deployed:
     application.check_builder()
     with application.folder() as sources:
         config = _config_file(options, sources)
+        if options.value("--stack-name") or not options.guided:
+            _check_name(_deployed(config, options))
         defaults = {_ARCHITECTURE: _TEMPLATES_ARCHITECTURE}
         parameters = defaults | _saved_parameters(config, options) | dict(options.parameters)
         common = ["--config-file", str(config), "--config-env", options.environment]
@@ -119,17 +121,16 @@ def deploy(arguments: Sequence[str]) -> Deployed:
         template = ["--template-file", str(sources / "template.yaml"), "--base-dir", str(sources)]
         _run([sam, "build", *template, "--build-dir", str(build), *common])
         built = ["--template-file", str(build / "template.yaml")]
-        _check_name(_deployed(config, options))
         try:
             _run([sam, "deploy", *built, *common, *options.rest])
         except DeployError:
-            _check_name(_deployed(config, options))
+            _check_name(_deployed(config, options))  # as the guide was answered
             raise
+        deployed = _deployed(config, options)
+        if deployed.region:
+            userconfig.remember_region(deployed.stack, deployed.region)
         if options.guided:
             _check_answers(parameters, _saved_parameters(config, options))
-        deployed = _deployed(config, options)
-    if deployed.region:
-        userconfig.remember_region(deployed.stack, deployed.region)
     return deployed
 
 
