@@ -458,6 +458,7 @@ def _what_decides() -> str:
     vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
     fixed = vgg16.bill.total - vgg16.bill.lambda_
     listings = measurements.CLIENTS * limits.DOLLARS_PER_PUT
+    transitions = limits.ROUND_TRANSITIONS + limits.LEVEL_TRANSITIONS
     gpt2 = SYSTEMS["shards"](measurements.GPT2_LARGE.nbytes, claims.DEFAULT.setting)
     parts = planner.client_requests(measurements.GPT2_LARGE.nbytes)
     once = limits.DOLLARS_PER_PUT + limits.DOLLARS_PER_GET
@@ -476,7 +477,7 @@ the minute costs shows in *no hurry*, what sending in parts costs in *clients as
 
 For VGG-16 the fees beside Lambda's decide: ${1000 * fixed:.2f} at *burst*, where the bound is
 ${1000 * claims.ROUND_CLAIMS[0].bound:.2f}. A round's states alone are
-${1000 * (limits.ROUND_TRANSITIONS + 1) * limits.DOLLARS_PER_TRANSITION:.2f}. Each arrival looks
+${1000 * transitions * limits.DOLLARS_PER_TRANSITION:.2f}. Each arrival looks
 for a few of the other clients before it lists them all: a listing at every one would be
 ${1000 * listings:.2f} more. Events are ${1000 * vgg16.bill.events:.2f} and cold starts
 ${1000 * vgg16.bill.starts:.2f}: [Events](#events) says why they are not filtered.
@@ -570,8 +571,8 @@ def _fan_out_section() -> str:
     return f"""
 ## The fan-out's own fee
 
-Of tasks of {seconds:.0f} s, beside the round's other {limits.ROUND_TRANSITIONS} transitions and one
-for the level.
+Of tasks of {seconds:.0f} s, beside the round's other {limits.ROUND_TRANSITIONS} transitions and
+{limits.LEVEL_TRANSITIONS} for the level.
 
 {_table(titles, rows)}
 

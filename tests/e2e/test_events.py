@@ -8,6 +8,7 @@ import pytest
 from tests import reference
 from tests.e2e import example_round
 from tests.e2e.deployed import Deployed
+from tests.planned import levels_of
 
 pytestmark = pytest.mark.e2e
 
@@ -34,7 +35,7 @@ def test_the_events_of_a_round_in_order(deployed: Deployed) -> None:
     planned = deployed.call("plan_round", example_round.event("plan_round"))
     assert (planned["attempt"], planned["shards"]) == (0, 1)
     task = example_round.event("aggregate_shard")
-    [level] = planned["levels"]
+    [level] = levels_of(planned)
     assert json.loads(deployed.read(level["key"])) == [{"tasks": [task]}]
 
     report = deployed.call("aggregate_shard", task)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -22,6 +23,8 @@ from tests.docs.session import Session, port_shim
 pytestmark = pytest.mark.e2e
 
 SECONDS = 240
+TOPIC = "arn:aws:sns:us-east-1:000000000000:on-call"
+BOUNDARY = "arn:aws:iam::aws:policy/PowerUserAccess"
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     environment |= {
         "PATH": "/usr/bin:/bin",
         "XDG_CACHE_HOME": str(top / "cache"),
+        "XDG_CONFIG_HOME": str(top / "config"),
         "NO_PROXY": "127.0.0.1,localhost",
         "SAM_CLI_TELEMETRY": "0",
     }
@@ -154,6 +158,17 @@ def test_a_round_without_a_checkout(installed: Installed, port: int, tmp_path: P
     assert average["w"].tobytes() == reference.average(updates, [3, 3])["w"].tobytes()
 
 
+def told_of_alarms(port: int) -> set[str]:
+    """The topics of the alarms of stack `mine`, without what the engine adds to a name."""
+    session = boto3.Session("test", "test", region_name="us-east-1")
+    alarms = session.client("cloudwatch", endpoint_url=f"http://127.0.0.1:{port}")
+    return {
+        re.sub(r"(mine-AlarmTopic)-.*", r"\1", action)
+        for alarm in alarms.describe_alarms(AlarmNamePrefix="mine-")["MetricAlarms"]
+        for action in alarm["AlarmActions"]
+    }
+
+
 def test_deploying_from_an_empty_folder_takes_sams_options(installed: Installed, port: int) -> None:
     aws = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
@@ -163,13 +178,20 @@ def test_deploying_from_an_empty_folder_takes_sams_options(installed: Installed,
     }
     deployed = installed.run(
         *("gradshard", "deploy", "--stack-name", "mine", "--no-confirm-changeset"),
-        *("--parameter-overrides", "Architecture=x86_64", "AggregatorMemory=256"),
+        *("--parameter-overrides", "Architecture=x86_64", "AggregatorMemory=192"),
+        f"PermissionsBoundaryArn={BOUNDARY}",
+        *(f"AlarmTopicArn={TOPIC}", "AlarmEmail=on-call@example.org"),
         **aws,
     )
     assert deployed.returncode == 0, deployed
+    assert "stack mine is deployed to us-east-1\n" in deployed.stdout
+    assert "sam delete --stack-name mine --region us-east-1 --no-prompts\n" in deployed.stdout
+    # The region is known from now on.
+    del aws["AWS_DEFAULT_REGION"]
     # The layer is for the processor that the functions are for.
     built = re.findall(r"architecture: (\w+)", deployed.stderr + deployed.stdout)
     assert set(built) == {"x86_64"}, deployed
+    assert told_of_alarms(port) == {TOPIC, "arn:aws:sns:us-east-1:000000000000:mine-AlarmTopic"}
     asked = ("plan", "--stack", "mine", "--size", "1MB", "--clients", 2, "--json")
     plan = json.loads(installed.said(*asked, **aws))
     assert (plan["architecture"], plan["choice"]["memory_mb"]) == ("x86_64", 256)

@@ -51,6 +51,16 @@ UNUSED = {
     ("AggregateShardFunctionRole", "s3:ListBucket"),
     ("FinalizeRoundFunctionRole", "s3:ListBucket"),
     ("AbortRoundFunctionRole", "s3:ListBucket"),
+} | {
+    # Lambda writes logs and traces as the function's role; the engine keeps both without asking.
+    (role, action)
+    for role in ROLES
+    for action in (
+        "logs:CreateLogStream",
+        "logs:PutLogEvents",
+        "xray:PutTraceSegments",
+        "xray:PutTelemetryRecords",
+    )
 }
 """What no round here uses, or the engine does not ask IAM for."""
 

@@ -69,8 +69,9 @@ def test_comparing_13_clients_of_uneven_counts_and_mixed_types(
     for outcome in found["outcomes"]:
         batch = int(deployed.outputs["MapConcurrency"])
         children = sum(-(-len(sizes) // batch) for sizes in outcome["groups"])
+        levels = len(outcome["groups"])
         assert outcome["transitions"] == (
-            limits.ROUND_TRANSITIONS + len(outcome["groups"]) + children
+            limits.ROUND_TRANSITIONS + limits.LEVEL_TRANSITIONS * levels + children
         )
     tree, alone = by_label["λ-FL"], by_label["shards"]
     assert (tree["tasks"], tree["gets"]) == (5, 13 + 4 + 5 + 1)

@@ -19,6 +19,7 @@ from gradshard.rounds.plan_round import Call, plan_round
 from gradshard.s3.store import S3Store
 from gradshard.s3.task_client import TaskS3Client
 from tests import reference
+from tests.planned import levels_of
 
 AGGREGATOR = LambdaConfig(memory_mb=512, architecture="arm64")
 COUNTER = itertools.count()
@@ -72,11 +73,11 @@ class Round:
         return self.planned
 
     def tasks(self, level: int = 0) -> list[dict[str, Any]]:
-        batches = self.store.get_json(self.planned["levels"][level]["key"])
+        batches = self.store.get_json(list(levels_of(self.planned))[level]["key"])
         return [task for batch in batches for task in batch["tasks"]]
 
     def aggregate(self) -> None:
-        for level in range(len(self.planned["levels"])):
+        for level, _ in enumerate(levels_of(self.planned)):
             for task in self.tasks(level):
                 self.run(task)
 

@@ -22,6 +22,7 @@ from gradshard.records.model_registry import Version
 from gradshard.s3.store import S3Store
 from tests import reference
 from tests.integration.by_hand import Update, layout_of, put_model, small
+from tests.planned import levels_of
 
 ROOT = Path(__file__).parents[2]
 FUNCTIONS = sorted(folder.name for folder in (ROOT / "functions").iterdir())
@@ -217,7 +218,7 @@ class Machine:
             carried = {name: outcome[name] for name in ("reason", "attempt")}
             event = {"round": self.name, "visit": time, **carried}
             planned = self.step("PlanRound", "plan_round", event)
-            for level in planned["levels"]:
+            for level in levels_of(planned):
                 for batch in self.store.get_json(level["key"]):
                     for task in batch["tasks"]:
                         self.do(task)

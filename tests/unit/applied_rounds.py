@@ -17,6 +17,7 @@ from gradshard.rounds.finalize_round import finalize_round
 from gradshard.rounds.open_round import open_round
 from gradshard.rounds.plan_round import Call, plan_round
 from tests import reference
+from tests.planned import levels_of
 from tests.unit.fakes import MemoryStack, MemoryStore, MemoryWire
 
 
@@ -60,7 +61,7 @@ class MemoryFederation:
             self.store.put_bytes(keys.update(f"c{number}"), body)
         call = Call("2026-01-01T00:00:01Z", "complete", 0)
         planned = plan_round(self.store, keys.round_id, call, aggregator=LambdaConfig(512, "arm64"))
-        for level in planned["levels"]:
+        for level in levels_of(planned):
             for batch in self.store.get_json(level["key"]):
                 for task in batch["tasks"]:
                     aggregate_shard(self.wire, keys.round_id, attempt=0, task=Task(**task["task"]))

@@ -15,6 +15,7 @@ import pytest
 from gradshard.formats.keys import RoundKeys
 from gradshard.planning import limits
 from tests import reference
+from tests.planned import levels_of
 from tests.unit.fakes import MemoryStore, MemoryWire
 from tests.unit.observability.test_powertools import Context
 
@@ -86,7 +87,7 @@ class Machine:
         return self.step("plan_round", visit=f"2026-01-01T00:00:{self._visits:02}Z", **given)
 
     def aggregate(self, planned: dict[str, Any]) -> None:
-        for level in planned["levels"]:
+        for level in levels_of(planned):
             for batch in self.store.get_json(level["key"]):
                 weigh("to a child", batch)
                 for task in batch["tasks"]:

@@ -6,6 +6,7 @@ https://docs.aws.amazon.com/step-functions/latest/dg/concepts-amazon-states-lang
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,17 @@ def rules(state: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_states_have_names_of_their_own() -> None:
+def test_states_have_names_of_their_own_that_logs_can_have() -> None:
+    """https://docs.aws.amazon.com/step-functions/latest/apireference/API_StateExitedEventDetails.html."""
     assert len(STATES) == sum(len(scope["States"]) for scope in scopes())
-    assert all(len(name) <= 80 for name in STATES)
+    assert [name for name in STATES if not re.fullmatch(r"[0-9A-Za-z_-]{1,80}", name)] == []
+
+
+def test_a_distributed_map_stands_in_no_other_map() -> None:
+    """No page of AWS's says that it may; a loop of a choice around it is ordinary."""
+    distributed = [name for name, s in STATES.items() if s["Type"] == "Map" and mode(s) != "INLINE"]
+    assert distributed == ["AggregateLevel"]
+    assert set(distributed) <= set(DEFINITION["States"])
 
 
 @pytest.mark.parametrize("name", STATES)

@@ -18,6 +18,7 @@ from samtranslator.translator.translator import Translator  # type: ignore[impor
 
 from gradshard.client.tickets import MAX_SECONDS
 from gradshard.formats.keys import RoundKeys
+from gradshard.planning.limits import MAX_STACK_NAME
 from gradshard.planning.spec import MAX_TIMEOUT
 from gradshard.rounds import aws_callbacks
 
@@ -32,28 +33,37 @@ FUNCTIONS = [
     "AbortRoundFunction",
 ]
 
-ANYTHING_BY = {
-    ("OpenRoundFunctionRole", "states:SendTaskSuccess"): "the token names the execution",
-    ("OpenRoundFunctionRole", "states:SendTaskFailure"): "the token names the execution",
-    ("CollectUpdateFunctionRole", "states:SendTaskSuccess"): "the token names the execution",
-} | {
-    ("RoundStateMachineRole", f"logs:{action}"): "log delivery has no resource to name"
-    for action in (
-        "CreateLogDelivery",
-        "GetLogDelivery",
-        "UpdateLogDelivery",
-        "DeleteLogDelivery",
-        "ListLogDeliveries",
-        "PutResourcePolicy",
-        "DescribeResourcePolicies",
-        "DescribeLogGroups",
-    )
-}
+ANYTHING_BY = (
+    {
+        ("OpenRoundFunctionRole", "states:SendTaskSuccess"): "the token names the execution",
+        ("OpenRoundFunctionRole", "states:SendTaskFailure"): "the token names the execution",
+        ("CollectUpdateFunctionRole", "states:SendTaskSuccess"): "the token names the execution",
+    }
+    | {
+        ("RoundStateMachineRole", f"logs:{action}"): "log delivery has no resource to name"
+        for action in (
+            "CreateLogDelivery",
+            "GetLogDelivery",
+            "UpdateLogDelivery",
+            "DeleteLogDelivery",
+            "ListLogDeliveries",
+            "PutResourcePolicy",
+            "DescribeResourcePolicies",
+            "DescribeLogGroups",
+        )
+    }
+    | {
+        (f"{name}Role", f"xray:{action}"): "tracing has no resource to name"
+        for name in FUNCTIONS
+        for action in ("PutTraceSegments", "PutTelemetryRecords")
+    }
+)
 """Who may do what to ``*``, and why it cannot be narrower."""
 
 MANAGED = {
-    "AWSLambdaBasicExecutionRole": "SAM adds it: writing logs, to any log group",
-    "AWSXrayWriteOnlyAccess": "SAM adds it for tracing, which has no resource to name",
+    ("RoundStateMachineRole", "AWSXrayWriteOnlyAccess"): (
+        "SAM adds it for tracing, which has no resource to name"
+    ),
 }
 """AWS's own policies that roles have, and why."""
 
@@ -63,10 +73,6 @@ WHOLE_BUCKET = {
     "s3:ListBucketMultipartUploads": "an upload left by a killed planning is found and aborted",
 }
 """What is allowed on the bucket as a whole, and why. Reading or writing objects never is."""
-
-
-MAX_STACK_NAME = 54
-"""Characters: what is left of a schedule group's name."""
 
 NAMING = {
     "AlarmName",
@@ -115,6 +121,9 @@ def of_type(kind: str) -> dict[str, dict[str, Any]]:
     found = {name: r["Properties"] for name, r in RESOURCES.items() if r["Type"] == kind}
     assert found, f"the template has no {kind}"
     return found
+
+
+NONE = {"Ref": "AWS::NoValue"}
 
 
 def as_list(value: Any) -> list[Any]:
@@ -193,11 +202,66 @@ def test_who_may_act_on_anything_is_listed_with_a_reason() -> None:
 
 def test_policies_of_aws_are_listed_with_a_reason() -> None:
     attached = {
-        shown(arn).rpartition("/")[2]
-        for role in of_type("AWS::IAM::Role").values()
+        (name, shown(arn).rpartition("/")[2])
+        for name, role in of_type("AWS::IAM::Role").items()
         for arn in role.get("ManagedPolicyArns", [])
     }
     assert attached == set(MANAGED)
+
+
+def test_no_role_may_create_a_log_group() -> None:
+    """A late event would make the group anew once the stack and its group are deleted."""
+    creating = [grant for grant in grants() if grant.action == "logs:CreateLogGroup"]
+    assert creating == []
+    assert "AWSLambdaBasicExecutionRole" not in {policy for _, policy in MANAGED}
+
+
+def test_every_function_writes_to_its_own_log_group_and_no_other() -> None:
+    groups = {
+        name: shown(function["LoggingConfig"]["LogGroup"])[2:-1]
+        for name, function in of_type("AWS::Lambda::Function").items()
+    }
+    assert set(groups.values()) | {"RoundLogGroup"} == set(of_type("AWS::Logs::LogGroup"))
+    writing = {g for g in grants() if g.action in {"logs:CreateLogStream", "logs:PutLogEvents"}}
+    assert writing == {
+        Grant(f"{name}Role", action, f"${{{group}.Arn}}")
+        for name, group in groups.items()
+        for action in ("logs:CreateLogStream", "logs:PutLogEvents")
+    }
+
+
+def test_every_role_has_the_permissions_boundary_that_is_given() -> None:
+    boundary = {"Fn::If": ["HasPermissionsBoundary", {"Ref": "PermissionsBoundaryArn"}, NONE]}
+    for role in of_type("AWS::IAM::Role").values():
+        assert role["PermissionsBoundary"] == boundary
+    assert TEMPLATE["Parameters"]["PermissionsBoundaryArn"]["Default"] == ""
+
+
+@pytest.mark.parametrize(
+    ("parameter", "good", "bad"),
+    [
+        (
+            "PermissionsBoundaryArn",
+            ["", "arn:aws:iam::123456789012:policy/teams/ml", "arn:aws:iam::aws:policy/PowerUser"],
+            ["ml", "arn:aws:iam::123456789012:role/ml", "arn:aws:iam::123:policy/ml"],
+        ),
+        (
+            "AlarmTopicArn",
+            ["", "arn:aws-cn:sns:cn-north-1:123456789012:on-call"],
+            [
+                "on-call",
+                "arn:aws:sqs:eu-west-1:123456789012:q",
+                "arn:aws:sns:r:123456789012:t.fifo",
+            ],
+        ),
+    ],
+)
+def test_arns_that_are_given_are_of_their_kind(
+    parameter: str, good: list[str], bad: list[str]
+) -> None:
+    pattern = TEMPLATE["Parameters"][parameter]["AllowedPattern"]
+    assert [value for value in good if not re.fullmatch(pattern, value)] == []
+    assert [value for value in bad if re.fullmatch(pattern, value)] == []
 
 
 def test_no_role_reads_or_writes_more_of_the_bucket_than_kinds_of_objects() -> None:
@@ -307,6 +371,10 @@ def as_aws_has_it(text: str) -> str:
         f"{name}.Arn": f"arn:aws-us-gov:lambda:ap-southeast-2:{'1' * 12}:function:{'f' * 64}"
         for name in FUNCTIONS
     }
+    for group in of_type("AWS::Logs::LogGroup"):
+        values[f"{group}.Arn"] = (
+            f"arn:aws-us-gov:logs:ap-southeast-2:{'1' * 12}:log-group:{'l' * 99}:*"
+        )
     return re.sub(r"\$\{([\w:.]+)\}", lambda found: values[found[1]], text)
 
 
@@ -452,8 +520,10 @@ def test_the_bucket_is_closed_to_the_public() -> None:
 
 def test_the_bucket_and_its_objects_stay_when_the_stack_goes() -> None:
     # Once it has been made: a first deployment that fails leaves none behind.
-    assert RESOURCES["Bucket"]["DeletionPolicy"] == "RetainExceptOnCreate"
-    assert RESOURCES["Bucket"]["UpdateReplacePolicy"] == "Retain"
+    # What protects it stays with it.
+    for name in ("Bucket", "BucketPolicy"):
+        assert RESOURCES[name]["DeletionPolicy"] == "RetainExceptOnCreate"
+        assert RESOURCES[name]["UpdateReplacePolicy"] == "Retain"
 
 
 def test_the_bucket_keeps_versions() -> None:
@@ -530,8 +600,10 @@ def test_the_functions_name_their_metrics_after_the_stack() -> None:
 
 def test_alarms_tell_whoever_is_to_be_told() -> None:
     for alarm in ALARMS.values():
-        told = [{"Ref": "AlarmTopic"}]
-        assert alarm["AlarmActions"] == {"Fn::If": ["HasAlarmEmail", told, {"Ref": "AWS::NoValue"}]}
+        assert alarm["AlarmActions"] == [
+            {"Fn::If": ["HasAlarmEmail", {"Ref": "AlarmTopic"}, NONE]},
+            {"Fn::If": ["HasAlarmTopic", {"Ref": "AlarmTopicArn"}, NONE]},
+        ]
 
 
 def test_every_alarm_says_where_its_answer_is() -> None:
@@ -556,8 +628,16 @@ def test_there_are_alarms_for_each_way_to_lose_a_round() -> None:
     }
 
 
-def test_nobody_is_told_unless_an_address_is_given() -> None:
+def test_nobody_is_told_unless_an_address_or_a_topic_is_given() -> None:
     assert RESOURCES["AlarmTopic"]["Condition"] == "HasAlarmEmail"
+    assert TEMPLATE["Outputs"]["AlarmTopicArn"]["Condition"] == "HasAlarmEmail"
+    for condition, parameter in (
+        ("HasAlarmEmail", "AlarmEmail"),
+        ("HasAlarmTopic", "AlarmTopicArn"),
+    ):
+        empty = {"Fn::Equals": [{"Ref": parameter}, ""]}
+        assert TEMPLATE["Conditions"][condition] == {"Fn::Not": [empty]}
+        assert TEMPLATE["Parameters"][parameter]["Default"] == ""
 
 
 def test_what_collect_update_cannot_take_note_of_is_kept() -> None:

@@ -1,9 +1,12 @@
 """What is said when AWS cannot be asked."""
 
+from pathlib import Path
+
 import pytest
-from botocore.exceptions import EndpointConnectionError
+from botocore.exceptions import ClientError, EndpointConnectionError
 
 from gradshard.client.stack import Stack
+from gradshard.deployment import user_config
 from gradshard.errors import ServiceError
 from gradshard.s3.store import unreachable
 
@@ -31,3 +34,36 @@ def test_an_endpoint_that_is_no_url(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_nobody_answers(url: str, hint: str) -> None:
     assert hint in unreachable(EndpointConnectionError(endpoint_url=url))
+
+
+class Elsewhere:
+    """A session in a region where there is no such stack."""
+
+    region_name = "us-west-2"
+
+    def client(self, *_: object, **__: object) -> "Elsewhere":
+        return self
+
+    def describe_stacks(self, **_: object) -> None:
+        said = {"Error": {"Code": "ValidationError", "Message": "Stack s does not exist"}}
+        raise ClientError(said, "DescribeStacks")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("remembered", "advice"),
+    [
+        (None, r"in us-west-2: deploy it \(gradshard deploy\)"),
+        ("us-west-2", r"in us-west-2: deploy it \(gradshard deploy\)"),
+        ("eu-west-1", "it was deployed to eu-west-1, so set AWS_DEFAULT_REGION=eu-west-1"),
+    ],
+)
+def test_a_stack_that_is_in_another_region(
+    remembered: str | None, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    if remembered:
+        user_config.remember_region("s", remembered)
+    asked = stack()
+    monkeypatch.setitem(vars(asked), "_session", Elsewhere())
+    with pytest.raises(ServiceError, match=advice):
+        asked.output("BucketName")

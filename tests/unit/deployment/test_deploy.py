@@ -1,12 +1,17 @@
 """Deploying: where the application and its tools are, and what `sam` is told."""
 
+import os
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from gradshard.deployment import application, deploy, local_engine
+from gradshard.cli import main
+from gradshard.client.stack import Stack
+from gradshard.deployment import application, deploy, local_engine, user_config
 from gradshard.deployment.deploy import parse_options
 from gradshard.errors import DeployError, EngineError
 
@@ -37,10 +42,21 @@ def sam(tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A `sam` that keeps what it was told; the current folder is empty."""
     add_tool(tools, "sam", SAM.format(log=tmp_path / "told", code=0))
     add_tool(tools, "python3.13")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     folder = tmp_path / "empty"
     folder.mkdir()
     monkeypatch.chdir(folder)
     return tmp_path
+
+
+def answers(sam: Path) -> Path:
+    """Where the guide's answers are."""
+    path = sam / "config" / "gradshard" / "deploy.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def told(sam: Path, command: str) -> list[str]:
@@ -63,14 +79,14 @@ def test_without_parameters_the_templates_processor_is_built_for(sam: Path) -> N
 
 
 def test_saved_answers_are_built_for_and_new_ones_win(sam: Path) -> None:
-    Path("gradshard.toml").write_text(
+    answers(sam).write_text(
         "version = 0.1\n[default.deploy.parameters]\n"
         'parameter_overrides = "Architecture=\\"x86_64\\" RetentionDays=\\"9\\""\n'
     )
     deploy.deploy(["--parameter-overrides=RetentionDays=12"])
     words = told(sam, "build")
     assert {'Architecture="x86_64"', 'RetentionDays="12"'} <= set(words)
-    assert words[words.index("--config-file") + 1] == str(Path.cwd() / "gradshard.toml")
+    assert words[words.index("--config-file") + 1] == str(answers(sam))
 
 
 def test_another_applications_settings_are_left_alone(sam: Path) -> None:
@@ -78,19 +94,40 @@ def test_another_applications_settings_are_left_alone(sam: Path) -> None:
     deploy.deploy([])
     config = Path(told(sam, "deploy")[told(sam, "deploy").index("--config-file") + 1])
     assert config.parent != Path.cwd()
-    assert not Path("gradshard.toml").exists()
+    assert not answers(sam).exists()
 
 
-def test_the_guide_keeps_its_answers_in_this_folder(sam: Path) -> None:
+def test_the_guide_keeps_its_answers_in_the_users_folder_and_none_in_this(sam: Path) -> None:
     deploy.deploy(["--guided"])
     words = told(sam, "deploy")
-    assert words[words.index("--config-file") + 1] == str(Path.cwd() / "gradshard.toml")
-    assert "CAPABILITY_IAM" in Path("gradshard.toml").read_text()
+    assert words[words.index("--config-file") + 1] == str(answers(sam))
+    assert "CAPABILITY_IAM" in answers(sam).read_text()
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_the_guide_keeps_its_answers_in_the_file_that_is_named(sam: Path) -> None:
+    deploy.deploy(["--guided", "--config-file", "team/deploy.toml"])
+    words = told(sam, "deploy")
+    assert words[words.index("--config-file") + 1] == str(Path.cwd() / "team" / "deploy.toml")
+    assert "CAPABILITY_IAM" in Path("team/deploy.toml").read_text()
+    assert not answers(sam).exists()
+
+
+def test_a_named_file_that_is_not_there_is_an_error(sam: Path) -> None:
+    with pytest.raises(DeployError, match=r"typo\.toml cannot be read: No such file"):
+        deploy.deploy(["--config-file", "typo.toml"])
+    assert not (sam / "told.build").exists()
+
+
+def test_a_stack_is_tagged_unless_other_tags_are_given() -> None:
+    """CloudFormation hands a stack's tags on to its resources; options win over the file."""
+    shipped = tomllib.loads(application.files()[Path("samconfig.toml")].read_text())
+    assert shipped["default"]["deploy"]["parameters"]["tags"] == "project=gradshard"
 
 
 def test_answering_the_guide_with_another_processor_is_an_error(sam: Path, tools: Path) -> None:
     answered = 'printf "[default.deploy.parameters]\\nparameter_overrides = '
-    answered += "'Architecture=x86_64'\" > gradshard.toml"
+    answered += f"'Architecture=x86_64'\" > {answers(sam)}"
     add_tool(tools, "sam", f'#!/bin/sh\n[ "$1" = build ] || {answered}\n')
     with pytest.raises(DeployError, match=r"answered x86_64.*built for arm64.*once more"):
         deploy.deploy(["-g"])
@@ -122,8 +159,8 @@ def test_other_options_are_passed_on_in_their_order() -> None:
 
 
 def test_settings_that_are_not_toml(sam: Path) -> None:
-    Path("gradshard.toml").write_text("stack_name: x\n")
-    with pytest.raises(DeployError, match=r"gradshard\.toml is not TOML"):
+    answers(sam).write_text("stack_name: x\n")
+    with pytest.raises(DeployError, match=r"deploy\.toml is not TOML"):
         deploy.deploy([])
 
 
@@ -132,6 +169,113 @@ def test_a_failing_sam_is_an_error_and_nothing_is_deployed(sam: Path, tools: Pat
     with pytest.raises(DeployError, match=r"`sam build` failed \(exit code 3\)"):
         deploy.deploy([])
     assert not (sam / "told.deploy").exists()
+
+
+# ----------------------------------------------------------------- where the stack is, from then on
+
+GUIDED = """\
+#!/bin/sh
+[ "$1" = build ] && > {answers}.built && exit 0
+cat > {answers} <<END
+[default.global.parameters]
+region = "eu-central-1"
+[default.deploy.parameters]
+stack_name = "{stack}"
+region = "eu-central-1"
+profile = "team"
+END
+exit {code}
+"""
+
+
+def test_the_region_that_the_guide_was_answered_is_remembered_with_the_stack(
+    sam: Path, tools: Path
+) -> None:
+    add_tool(tools, "sam", GUIDED.format(answers=answers(sam), stack="fed", code=0))
+    add_tool(tools, "cat", '#!/bin/sh\nexec /bin/cat "$@"\n')
+    deployed = deploy.deploy(["--guided"])
+    assert deployed.variables == {"AWS_PROFILE": "team", "AWS_DEFAULT_REGION": "eu-central-1"}
+    assert deployed == ("fed", "eu-central-1", "team")
+    assert user_config.region_of("fed") == "eu-central-1"
+    assert user_config.region_of("gradshard") is None
+
+
+def test_options_count_before_answers_and_answers_before_settings(
+    sam: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
+    assert deploy.deploy([]) == ("gradshard", "us-west-2", None)
+    answers(sam).write_text('[default.global.parameters]\nregion = "eu-west-1"\n')
+    assert deploy.deploy([]).region == "eu-west-1"
+    given = deploy.deploy(["--region=ap-south-1", "--stack-name", "s", "--profile", "p"])
+    assert given == ("s", "ap-south-1", "p")
+    assert user_config.region_of("gradshard") == "eu-west-1"
+    assert user_config.region_of("s") == "ap-south-1"
+
+
+def test_what_is_set_already_need_not_be_exported(
+    sam: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
+    assert deploy.deploy([]).variables == {}
+    assert deploy.deploy(["--region", "eu-west-1"]).variables == {"AWS_DEFAULT_REGION": "eu-west-1"}
+
+
+def test_the_command_says_what_to_type_next(sam: Path) -> None:
+    done = CliRunner().invoke(main, ["deploy", "--stack-name", "fed", "--region", "eu-west-1"])
+    assert done.exit_code == 0, done.output
+    assert done.output == (
+        "\nstack fed is deployed to eu-west-1\n"
+        "  export AWS_DEFAULT_REGION=eu-west-1\n"
+        "try it:     gradshard open r1 --client alice --client bob --stack fed\n"
+        "remove it:  sam delete --stack-name fed --region eu-west-1 --no-prompts\n"
+    )
+
+
+def test_a_stack_is_looked_for_where_it_was_deployed(sam: Path) -> None:
+    user_config.remember_region("fed", "eu-west-1")
+    assert stack_named("fed")._session.region_name == "eu-west-1"
+    assert stack_named("other")._session.region_name is None
+
+
+def test_a_region_that_is_set_counts_before_the_remembered_one(
+    sam: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user_config.remember_region("fed", "eu-west-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
+    assert stack_named("fed")._session.region_name == "us-west-2"
+
+
+def stack_named(name: str) -> Stack:
+    return Stack(name, bucket=None, state_machine=None, endpoint_url=None, port=None)
+
+
+def test_what_is_remembered_but_cannot_be_read(sam: Path) -> None:
+    (answers(sam).parent / "stacks.json").write_text("[]")
+    with pytest.raises(DeployError, match=r"stacks\.json does not say .* remove it"):
+        user_config.region_of("fed")
+
+
+def test_a_folder_that_cannot_be_written(sam: Path) -> None:
+    (sam / "config").write_text("a file")
+    with pytest.raises(DeployError, match=r"deploy\.toml cannot be written"):
+        deploy.deploy(["--guided"])
+    with pytest.raises(DeployError, match=r"stacks\.json cannot be written"):
+        deploy.deploy(["--region", "eu-west-1"])
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_stacks_name_that_is_too_long_is_rejected(sam: Path, tools: Path, given: bool) -> None:
+    name = "x" * 55
+    add_tool(tools, "cat", '#!/bin/sh\nexec /bin/cat "$@"\n')
+    add_tool(tools, "sam", GUIDED.format(answers=answers(sam), stack=name, code=1 - given))
+    with pytest.raises(DeployError, match=r"has 55 characters: .* leave 54; give a shorter"):
+        deploy.deploy(["--stack-name", name] if given else ["--guided"])
+    assert answers(sam).with_name("deploy.toml.built").exists() is not given
+    if not given:
+        # The guide asks again.
+        add_tool(tools, "sam", GUIDED.format(answers=answers(sam), stack="short", code=0))
+        assert deploy.deploy(["--guided"]).stack == "short"
 
 
 @pytest.mark.parametrize(

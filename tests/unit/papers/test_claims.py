@@ -15,7 +15,7 @@ from gradshard.errors import PlanError
 from gradshard.papers import SYSTEMS, claims, gradshard_systems, measurements, published_systems
 from gradshard.papers.estimate import PUBLISHED, Setting
 from gradshard.papers.measurements import MEASUREMENTS, VGG16, Measurement
-from gradshard.planning import limits, planner, pricing
+from gradshard.planning import planner, pricing
 from gradshard.planning.bandwidth import BURST, Bandwidth
 from gradshard.planning.planner import DEFAULT_MEMORY_MB, LambdaConfig, Workload
 from gradshard.utils.units import MIB
@@ -93,9 +93,7 @@ def test_a_tree_by_hand() -> None:
     assert estimate.bill.requests == pytest.approx((3 + 4 + 1 + 3) * 0.2e-6)
     # An execution for each level: the leaves share one.
     assert estimate.bill.step_functions == pytest.approx(
-        (limits.ROUND_TRANSITIONS + 2 + 2) * 0.025e-3
-        + 2 * 1e-6
-        + (leaf + root) * 64 / 1024 * 0.00001667
+        (6 + 2 * 2 + 2) * 0.025e-3 + 2 * 1e-6 + (leaf + root) * 64 / 1024 * 0.00001667
     )
     assert estimate.bill.s3_clients == pytest.approx(4 * (5e-6 + 0.4e-6))
     small = 5 * 0.5 * 0.3 + (0.25 + 0.5 + 0.25) * 0.3

@@ -24,55 +24,36 @@ MOST_LEVELS = math.ceil(math.log2(MAX_CLIENTS))
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
 
-def events(state: dict[str, Any], levels: int = 1) -> int:
+def events(state: dict[str, Any]) -> int:
     """Count the most events of one visit to a state, by the API reference's HistoryEvent."""
     if state["Type"] == "Task":
         tries: int = 1 + sum(retrier["MaxAttempts"] for retrier in state["Retry"])
         # Scheduled, started, maybe submitted, and failed or succeeded; entered and left.
         each = 4 if state["Resource"].endswith(".waitForTaskToken") else 3
         return 2 + each * tries
-    if state["Type"] != "Map":
-        return 2
-    if state["ItemProcessor"]["ProcessorConfig"]["Mode"] == "DISTRIBUTED":
-        return 6  # its children are executions of their own
-    inner = sum(events(step) for step in state["ItemProcessor"]["States"].values())
-    return 4 + levels * (2 + inner)
-
-
-def after(state: dict[str, Any]) -> list[str]:
-    choices = [choice["Next"] for choice in state.get("Choices", [])]
-    return [*choices, *(state[way] for way in ("Next", "Default") if way in state)]
-
-
-def between(first: str, last: str) -> set[str]:
-    """Return the states that a round passes on its way from one to another."""
-    found: set[str] = set()
-    waiting = after(STATES[first])
-    while waiting:
-        name = waiting.pop()
-        if name not in found | {first, last}:
-            found.add(name)
-            waiting += after(STATES[name])
-    return found
+    # A distributed map's children are executions of their own.
+    return 6 if state["Type"] == "Map" else 2
 
 
 def turn(levels: int) -> int:
     """Count the most events from a planning to what follows its finalizing."""
-    steps = sum(events(STATES[name]) for name in ("PlanRound", "FinalizeRound", "Completed?"))
-    for name in between("PlanRound", "FinalizeRound"):
-        state = STATES[name]
-        visits = 1 if state["Type"] == "Map" and levels_within(state) else levels + 1
-        steps += visits * events(state, levels)
-    return steps
+    once, each = ("PlanRound", "FinalizeRound", "HasCompleted"), ("AggregateLevel", "HasNextLevel")
+    return sum(events(STATES[name]) for name in once) + levels * sum(
+        events(STATES[name]) for name in each
+    )
 
 
-def levels_within(state: dict[str, Any]) -> bool:
-    return bool(state["ItemProcessor"]["ProcessorConfig"]["Mode"] == "INLINE")
+def test_a_level_passes_the_states_that_are_counted() -> None:
+    assert STATES["PlanRound"]["Next"] == "AggregateLevel"
+    assert STATES["AggregateLevel"]["Next"] == "HasNextLevel"
+    assert [choice["Next"] for choice in STATES["HasNextLevel"]["Choices"]] == ["AggregateLevel"]
+    assert STATES["HasNextLevel"]["Default"] == "FinalizeRound"
+    assert STATES["FinalizeRound"]["Next"] == "HasCompleted"
 
 
 def test_the_longest_history_is_below_step_functions_quota() -> None:
     wave = events(STATES["OpenRound"]) + turn(1)
-    ends = ("RoundForgotten", "AbortRound", "Aborted?", "Failed", "Done")
+    ends = ("RoundForgotten", "AbortRound", "HasAborted", "Failed", "Done")
     end = 2 + sum(events(STATES[name]) for name in ends)
     most = history_limits.MAX_WAVES * wave + history_limits.MAX_ATTEMPTS * turn(MOST_LEVELS) + end
     assert 10_000 < most < history_limits.MAX_EVENTS

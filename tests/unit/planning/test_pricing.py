@@ -29,7 +29,8 @@ from gradshard.s3.store import S3Store
 from gradshard.s3.task_client import TaskS3Client
 from gradshard.utils.units import MIB
 
-MACHINE = Path(__file__).parents[3] / "statemachine" / "round.asl.json"
+ROOT = Path(__file__).parents[3]
+MACHINE = ROOT / "statemachine" / "round.asl.json"
 GET, PUT, FREE = "GET", "PUT", "free"
 
 
@@ -289,7 +290,7 @@ def test_tasks_in_batches_by_hand() -> None:
     # 81 tasks are three executions of as long as the slowest, two tasks are one.
     started, seconds = 3 + 1, 3 * 30 + 5
     assert bill.step_functions == pytest.approx(
-        (7 + 2 + started) * 0.025e-3 + started * 1e-6 + seconds * 0.0625 * 0.00001667
+        (6 + 2 * 2 + started) * 0.025e-3 + started * 1e-6 + seconds * 0.0625 * 0.00001667
     )
     assert bill.lambda_ == pytest.approx((800 + 30 + 10) * 0.5 * 0.0000166667)
     assert bill.s3_aggregators == pytest.approx(1000 * 0.4e-6 + 100 * 5e-6)
@@ -321,20 +322,31 @@ def test_tasks_alone_pay_an_execution_each() -> None:
 
 def test_transitions_are_those_of_the_state_machine() -> None:
     machine = json.loads(MACHINE.read_text())
+    states = machine["States"]
     path = [machine["StartAt"]]
-    while "Next" in (state := machine["States"][path[-1]]) or state["Type"] == "Choice":
-        # A plan that was made is the only choice that is not the default.
-        planned = [
-            c["Next"] for c in state.get("Choices", ()) if c.get("StringEquals") == "planned"
-        ]
-        path.append(planned[0] if planned else state.get("Next") or state["Default"])
+    while "Next" in (state := states[path[-1]]) or state["Type"] == "Choice":
+        path.append(state.get("Next") or state["Default"])
+    again = next(c["Next"] for c in states["HasNextLevel"]["Choices"])
+    loop = path[path.index(again) : path.index("HasNextLevel") + 1]
+    assert loop == ["AggregateLevel", "HasNextLevel"]
+    assert len(loop) == limits.LEVEL_TRANSITIONS
     # From the start to the first state, and from each to the next or the end.
-    assert len(path) + 1 == limits.ROUND_TRANSITIONS
-    level = machine["States"]["AggregateLevels"]["ItemProcessor"]
-    assert list(level["States"]) == ["AggregateLevel"]
-    batches = level["States"]["AggregateLevel"]["ItemProcessor"]
+    assert len(path) + 1 == limits.ROUND_TRANSITIONS + limits.LEVEL_TRANSITIONS
+    # Entered and exited; and a Map starts and succeeds, and so does its run.
+    assert [states[name]["Type"] for name in loop] == ["Map", "Choice"]
+    assert limits.LEVEL_EVENTS == (2 + 2 + 2) + 2
+    batches = states["AggregateLevel"]["ItemProcessor"]
     assert batches["ProcessorConfig"] == {"Mode": "DISTRIBUTED", "ExecutionType": "EXPRESS"}
     assert list(batches["States"]) == ["AggregateBatch"]
+
+
+def test_the_documentation_of_quotas_has_the_machines_transitions() -> None:
+    page = (ROOT / "docs" / "deploying.md").read_text()
+    level = limits.LEVEL_TRANSITIONS
+    assert (
+        f"| {limits.ROUND_TRANSITIONS + level} a round of one level, {level} more for each further "
+        f"level, and one for each {limits.INLINE_ITERATIONS} tasks"
+    ) in page
 
 
 def test_bills_add_up() -> None:

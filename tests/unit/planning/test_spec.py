@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import pytest
@@ -272,9 +273,21 @@ def test_who_is_awaited() -> None:
 @pytest.mark.parametrize(
     "name", ["", ".", "..", ".a", "-a", "a b", "a/b", "ä", "a\n", "a" * 65, None]
 )
-def test_rejects_ids(name: object) -> None:
-    with pytest.raises(SpecError, match="round id"):
-        check_id("round", name)
+@pytest.mark.parametrize("kind", ["round", "client", "model"])
+def test_rejects_ids(kind: str, name: object) -> None:
+    with pytest.raises(SpecError, match=f"{kind} id"):
+        check_id(kind, name)
+
+
+def test_the_id_of_a_round_is_a_name_that_step_functions_logs() -> None:
+    """https://docs.aws.amazon.com/step-functions/latest/apireference/API_StartExecution.html."""
+    with pytest.raises(SpecError, match=r"round id 'v1\.2' is not .* letters, digits, underscores"):
+        RoundKeys("v1.2")
+    assert parse_update_key("rounds/v1.2/updates/a.safetensors") is None
+    longest = "a" + "Z9_-" * 15 + "abc"
+    assert check_id("round", longest) == longest
+    assert re.fullmatch("[0-9A-Za-z_-]{1,80}", longest)
+    assert check_id("client", "host.example.org") == "host.example.org"
 
 
 def test_update_keys() -> None:

@@ -1,5 +1,7 @@
 """``gradshard deploy``: the application to AWS."""
 
+import shlex
+
 import click
 
 from gradshard.cli.common import debuggable
@@ -13,7 +15,15 @@ def deploy(options: tuple[str, ...]) -> None:
     """Build the application and deploy it to AWS.
 
     It runs `sam` and takes the options of `sam deploy`. --guided asks for what is needed, and keeps
-    the answers in gradshard.toml in this folder. --parameter-overrides Architecture=x86_64 builds
-    for that processor.
+    the answers in ~/.config/gradshard/deploy.toml, or in the --config-file. --parameter-overrides
+    Architecture=x86_64 builds for that processor.
     """
-    deploying.deploy(options)
+    deployed = deploying.deploy(options)
+    stack, region = deployed.stack, deployed.region or "your region"
+    click.echo(f"\nstack {stack} is deployed to {region}")
+    for name, value in deployed.variables.items():
+        click.echo(f"  export {name}={shlex.quote(value)}")
+    named = "" if stack == deploying.DEFAULT_STACK else f" --stack {stack}"
+    click.echo(f"try it:     gradshard open r1 --client alice --client bob{named}")
+    where = f" --region {region}" if deployed.region else ""
+    click.echo(f"remove it:  sam delete --stack-name {stack}{where} --no-prompts")

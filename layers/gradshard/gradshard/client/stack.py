@@ -20,7 +20,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from gradshard.deployment import local_engine
+from gradshard.deployment import local_engine, user_config
 from gradshard.errors import EngineError, ServiceError
 from gradshard.s3.store import S3Store, make_client, unreachable
 
@@ -192,8 +192,14 @@ class Stack:
         except ClientError as error:
             if "does not exist" not in str(error):
                 raise
+            asked, deployed = self._session.region_name, user_config.region_of(self.name)
+            if self._port is None and deployed not in {None, asked}:
+                raise ServiceError(
+                    f"there is no stack {self.name!r} in {asked}: it was deployed to {deployed}, "
+                    f"so set AWS_DEFAULT_REGION={deployed}"
+                ) from None
             raise ServiceError(
-                f"there is no stack {self.name!r} in {self._session.region_name}: deploy it "
+                f"there is no stack {self.name!r} in {asked}: deploy it "
                 "(gradshard deploy), or name another (--stack)"
             ) from None
         return {o["OutputKey"]: o["OutputValue"] for o in stack.get("Outputs", [])}
@@ -210,7 +216,10 @@ class Stack:
         if self._port is not None:
             return _local_session()
         with translated():
-            return boto3.Session()
+            session = boto3.Session()
+            if not session.region_name and self._bucket is None:
+                return boto3.Session(region_name=user_config.region_of(self.name))
+            return session
 
     @cached_property
     def _endpoint_url(self) -> str | None:

@@ -51,7 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _mend_versioned_ranges()
     _mend_etags_under_kms()
     _mend_max_concurrency_path()
-    _mend_nested_history()
     _mend_callback_failures()
     _mend_error_names()
     _mend_events_to_functions()
@@ -224,24 +223,6 @@ def _mend_max_concurrency_path() -> None:
         return run_distributed_map(state, raw, effective, *rest)
 
     stepfunctions._run_distributed_map = run
-
-
-def _mend_nested_history() -> None:
-    """Have a map within a map stand in its execution's history, which MiniStack leaves out."""
-    from ministack.services import stepfunctions
-
-    execute_map = stepfunctions._execute_map
-
-    def execute(state: dict[str, Any], raw: Any, execution: dict[str, Any], ctx: Any) -> Any:
-        # A child of a distributed map is an Express execution, which has no history.
-        if "Map" in ctx and "mapRunArn" not in execution:
-            details = {"name": ctx["State"]["Name"], "input": json.dumps(raw)}
-            stepfunctions._add_event(
-                execution, "MapStateEntered", {"stateEnteredEventDetails": details}
-            )
-        return execute_map(state, raw, execution, ctx)
-
-    stepfunctions._execute_map = execute
 
 
 def _mend_callback_failures() -> None:

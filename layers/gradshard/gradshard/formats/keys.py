@@ -11,33 +11,38 @@ MODELS: Final = "models/"
 UPDATE_SUFFIX: Final = ".safetensors"
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# Step Functions logs no execution whose name has other characters (API_StartExecution, `name`).
+_ROUND_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _UPDATE_KEY: Final = re.compile(
-    rf"{ROUNDS}(?P<round>{_ID.pattern})/updates/(?P<client>.+){re.escape(UPDATE_SUFFIX)}", re.DOTALL
+    rf"{ROUNDS}(?P<round>{_ROUND_ID.pattern})/updates/(?P<client>.+){re.escape(UPDATE_SUFFIX)}",
+    re.DOTALL,
 )
 
 
 def check_id(kind: str, name: object) -> str:
-    """Return ``name`` if it may name a round or a client.
+    """Return ``name`` if it may name a ``kind``: a round, a client or a model.
 
-    Ids become parts of S3 keys, execution names and schedule names, so they hold only what is
-    plain in all three: letters, digits, dots, underscores and hyphens, 64 at most.
+    Ids become parts of S3 keys and schedule names, so they hold only what is plain in both:
+    letters, digits, dots, underscores and hyphens, 64 at most. A round's id is the name of its
+    execution, too, which may have no dot: Step Functions would not log it.
 
     Raises
     ------
     SpecError
         It may not.
     """
-    if not isinstance(name, str) or not _ID.fullmatch(name):
+    pattern, dots = (_ROUND_ID, "") if kind == "round" else (_ID, "dots, ")
+    if not isinstance(name, str) or not pattern.fullmatch(name):
         shown = name if not isinstance(name, str) or len(name) <= 80 else name[:79] + "…"
         raise SpecError(
-            f"{kind} id {shown!r} is not 1 to 64 ASCII letters, digits, dots, underscores or "
+            f"{kind} id {shown!r} is not 1 to 64 ASCII letters, digits, {dots}underscores or "
             "hyphens that begin with a letter or digit"
         )
     return name
 
 
 def is_id(name: str) -> bool:
-    """Whether ``name`` may name a round or a client."""
+    """Whether ``name`` may name a client."""
     return _ID.fullmatch(name) is not None
 
 

@@ -14,6 +14,10 @@ MAX_PARTS: Final = 10_000
 # Entries of a listing's page, be they objects, versions or parts; the same page (2026-11).
 LISTED_ENTRIES: Final = 1000
 
+# A stack's name: what is left of a schedule group's, which begins with it, read 2026-11 in
+# https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-scheduler-schedulegroup.html
+MAX_STACK_NAME: Final = 64 - len("-deadlines")
+
 # Lambda, https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html (2026-11)
 MIN_MEMORY_MB: Final = 128
 MAX_MEMORY_MB: Final = 10_240
@@ -91,4 +95,9 @@ DOLLARS_PER_EXPRESS_REQUEST: Final = 1.00 / 1e6
 DOLLARS_PER_EXPRESS_GB_SECOND: Final = 0.00001667
 EXPRESS_MEMORY_GB: Final = 64 / 1024
 # Transitions of a round without its levels and tasks: round.asl.json's states on the straight path.
-ROUND_TRANSITIONS: Final = 7
+ROUND_TRANSITIONS: Final = 6
+# Transitions of a level without its tasks: the distributed Map, and the choice of a next level.
+LEVEL_TRANSITIONS: Final = 2
+# Events of a level in the execution's history, of which AWS takes 25,000: the Map and the choice
+# are entered and exited; the Map starts and succeeds, and so does its run.
+LEVEL_EVENTS: Final = 8

@@ -39,7 +39,7 @@ EVERY_SHARD_COUNT: Final = 128
 
 DEFAULT_MEMORY_MB: Final = 192
 """The template's. The smallest function, of 128 MB, has too little of a processor to add up what
-its network brings; at 192 MB it waits for the network, at the same price and in down to half of the
+its network brings; at 192 MB it waits for the network, at the same price and in up to 30 % less
 time. More memory costs more and hardly saves any time (docs/cost.md)."""
 
 UNHURRIED_SECONDS: Final = 60.0

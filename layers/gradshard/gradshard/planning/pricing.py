@@ -311,8 +311,9 @@ def _looks(clients: int) -> tuple[float, float]:
 
 
 def _step_functions(levels: Sequence[Level], batch: int, prices: Prices) -> float:
-    """Price the machine: a Map's state for each level, an Express execution for each batch."""
-    transitions, started, seconds = limits.ROUND_TRANSITIONS + len(levels), 0, 0.0
+    """Price the machine: a Map and a choice for each level, an Express execution for each batch."""
+    transitions = limits.ROUND_TRANSITIONS + limits.LEVEL_TRANSITIONS * len(levels)
+    started, seconds = 0, 0.0
     for level in levels:
         children = -(-sum(run.number for run in level) // batch)
         started += children

@@ -133,7 +133,8 @@ def _abort_uploads(store: S3Store, plan: Plan) -> None:
 def _planned(
     store: S3Store, keys: RoundKeys, plan: Plan, aggregator: LambdaConfig
 ) -> dict[str, Any]:
-    levels = []
+    """Write each level's tasks; return the first level with the next one in it, and so on."""
+    written: list[dict[str, Any]] = []
     # Always those of the plan in force, whoever made it and whatever was killed since.
     for level, tasks in enumerate(plan.next_tasks()):
         items = [
@@ -145,13 +146,16 @@ def _planned(
             for first in range(0, len(items), aggregator.batch)
         ]
         store.put_json(keys.tasks(level), batches)
-        levels.append({"bucket": store.bucket, "key": keys.tasks(level)})
-    return {
-        "attempt": plan.attempt,
-        "shards": plan.shards,
-        "levels": levels,
-        "concurrency": aggregator.concurrency // aggregator.batch,
-    }
+        written.append({"bucket": store.bucket, "key": keys.tasks(level)})
+    # Nested, so that the machine goes on to the next level without a counter.
+    following: dict[str, Any] = {}
+    for tasks in reversed(written):
+        following = {
+            "tasks": tasks,
+            "concurrency": aggregator.concurrency // aggregator.batch,
+            "next": following,
+        }
+    return {"attempt": plan.attempt, "shards": plan.shards, **following}
 
 
 class _Settled(NamedTuple):
