@@ -14,6 +14,7 @@ from gradshard.contents import Content, content_of
 from gradshard.cutting import BLOCKS
 from gradshard.downloads import fetch_tensors
 from gradshard.errors import (
+    GradshardError,
     RoundExistsError,
     RoundFailed,
     RoundNotFoundError,
@@ -34,7 +35,7 @@ from gradshard.rounds import COMPLETED, ending
 from gradshard.rounds.arrivals import is_awaited, read_spec
 from gradshard.rounds.models import Version, layout_of, read_version
 from gradshard.spec import DEFAULT_DEADLINE, RoundSpec, parse_spec
-from gradshard.stack import Stack
+from gradshard.stack import Execution, Stack
 from gradshard.status import Observer, read_status
 from gradshard.store import Store
 from gradshard.tensors import Array
@@ -153,7 +154,8 @@ class Federation:
         SpecError
             The terms make no sense.
         RoundExistsError
-            There is such a round in other terms.
+            There is such a round in other terms, or there was one whose objects have been
+            deleted: Step Functions keeps a name for 90 days after its execution has ended.
         RoundNotFoundError
             There is no round ``updates_of``.
         RoundFailed
@@ -296,6 +298,11 @@ class Round:
             raise RoundNotFoundError.of(self.id)
         if execution.failed:
             raise RoundFailed(f"round {self.id!r} failed: {execution.reason}")
+        if execution.has_ended:
+            # It may have been opened, and have ended, between the two looks.
+            if (opened := read_spec(self._stack.store, self.keys)) is None:
+                raise RoundNotFoundError.deleted(self.id, execution.dates)
+            return opened
         return parse_spec(execution.input), None
 
     def submit(
@@ -552,10 +559,12 @@ class Round:
         if manifest is None and check_execution:
             execution = self._stack.execution(self.id)
             # The manifest may have come between the two looks.
-            if execution and execution.failed:
+            if execution and execution.has_ended:
                 manifest = store.get_json(self.keys.manifest, ending)
-                if manifest is None:
+                if manifest is None and execution.failed:
                     raise RoundFailed(f"round {self.id!r} failed: {execution.reason}")
+                if manifest is None:
+                    raise RoundNotFoundError.deleted(self.id, execution.dates)
         if manifest is not None and manifest["status"] != COMPLETED:
             raise RoundFailed(f"round {self.id!r} failed: {manifest['cause']}")
         return manifest
@@ -689,18 +698,43 @@ def _await_terms(stack: Stack, round_: Round, spec: RoundSpec) -> None:
     for looks in itertools.count():
         opened = read_spec(stack.store, round_.keys)
         execution = None if opened else stack.execution(round_.id)
-        if execution and execution.failed:
-            when = "" if round_.is_new else "when its name was first used "
-            raise RoundFailed(
-                f"round {round_.id!r} could not be opened {when}({execution.reason}); "
-                "choose another name, since that one is taken now"
-            )
+        if execution and execution.has_ended:
+            # It may have been opened, and have ended, between the two looks.
+            opened = read_spec(stack.store, round_.keys)
+            if opened is None:
+                raise _not_opened(round_, execution)
         terms = opened[0].to_json() if opened else execution and execution.input
         if terms is not None and (others := _differing(terms, spec.to_json())):
             raise RoundExistsError(
                 f"round {round_.id!r} was opened before, in other terms ({', '.join(others)}); "
                 "choose another name"
             )
-        if opened or time.monotonic() >= give_up:
+        if opened:
             return
+        if time.monotonic() >= give_up:
+            break
         pause_before_look(looks, give_up)
+    if not round_.is_new and execution is None:
+        raise RoundExistsError(
+            f"Step Functions says that the name {round_.id!r} is taken, but has no execution of "
+            "it to look at; choose another name"
+        )
+
+
+def _not_opened(round_: Round, execution: Execution) -> GradshardError:
+    """Return what is wrong with a round that has ended and has no terms in the bucket."""
+    if round_.is_new and execution.failed:
+        return RoundFailed(
+            f"round {round_.id!r} could not be opened ({execution.reason}); choose another name, "
+            "since that one is taken now"
+        )
+    kept = (
+        f"choose another name: it ran {execution.dates}, its objects are not there any more, and "
+        f"Step Functions keeps a name for {limits.NAME_KEPT_DAYS} days after its execution has "
+        "ended"
+    )
+    if execution.failed:
+        return RoundFailed(
+            f"round {round_.id!r} failed when its name was first used ({execution.reason}); {kept}"
+        )
+    return RoundExistsError(f"round {round_.id!r} was opened before, and completed; {kept}")

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -44,6 +45,18 @@ class Execution(NamedTuple):
     input: dict[str, Any]
     error: str
     cause: str
+    started: str = ""
+    stopped: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it runs no more."""
+        return self.status not in {"RUNNING", "PENDING_REDRIVE"}
+
+    @property
+    def dates(self) -> str:
+        """From when to when it ran, for a message."""
+        return f"from {self.started or '?'} to {self.stopped or '?'}"
 
     @property
     def failed(self) -> bool:
@@ -142,6 +155,8 @@ class Stack:
             input=json.loads(found.get("input", "{}")),
             error=found.get("error", ""),
             cause=found.get("cause", ""),
+            started=_date(found.get("startDate")),
+            stopped=_date(found.get("stopDate")),
         )
 
     def transitions(self, round_id: str) -> int:
@@ -223,6 +238,10 @@ class Stack:
                 f"`{engine.starting}`"
             )
         return engine.url
+
+
+def _date(at: datetime | None) -> str:
+    return "" if at is None else at.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def _local_session() -> boto3.Session:

@@ -73,6 +73,8 @@ class Observer:
             execution = self._stack.execution(keys.round_id)
         if record is None and execution is None and manifest is None:
             raise RoundNotFoundError.of(keys.round_id)
+        if record is None and manifest is None and execution and _is_deleted(execution):
+            raise RoundNotFoundError.deleted(keys.round_id, execution.dates)
         record = record or {"spec": execution.input if execution else {}}
         arrived = _arrived(self._updates(record["spec"]))
         refused, late = self._rejections(plan)
@@ -219,6 +221,11 @@ class Observer:
         for entry in self._finished(plan):
             done[int(entry.key.removeprefix(self._keys.reports).split("/")[0])] += 1
         return done
+
+
+def _is_deleted(execution: Execution) -> bool:
+    """Whether a round without terms and manifest had both: they are written before it ends."""
+    return execution.has_ended and not execution.failed
 
 
 def _state(
