@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Final
 
 from gradshard.errors import BrokenObjectError, RoundNotFoundError, UnreadableObjectError
-from gradshard.keys import UPDATE_SUFFIX, RoundKeys, is_id, parse_update_key
+from gradshard.keys import UPDATE_SUFFIX, RoundKeys, is_client, parse_update_key
 from gradshard.plan import Plan
 from gradshard.rounds import ending
 from gradshard.stack import Execution, Stack
@@ -128,7 +128,7 @@ class Observer:
         return [
             _arrival(client, entry)
             for entry in self._under(prefix)
-            if is_id(client := entry.key.removeprefix(prefix).removesuffix(UPDATE_SUFFIX))
+            if is_client(client := entry.key.removeprefix(prefix).removesuffix(UPDATE_SUFFIX))
         ]
 
     def _updates(self, spec: dict[str, Any]) -> Iterable[ListedObject]:
@@ -207,7 +207,13 @@ class Observer:
     def _finished(self, plan: dict[str, Any]) -> list[ListedObject]:
         # Older reports are those of an attempt that was given up. S3 tells whole seconds.
         planned_at = datetime.fromisoformat(plan["planned_at"]).replace(microsecond=0)
-        return [entry for entry in self._under(self._keys.reports) if entry.modified >= planned_at]
+        return [
+            entry
+            for entry in self._under(self._keys.reports)
+            if entry.modified >= planned_at
+            # A client may be allowed to write to reports/updates/CLIENT.safetensors.
+            and self._keys.reported_level(entry.key) in range(len(plan["levels"]))
+        ]
 
     def _tasks_done(
         self, plan: dict[str, Any] | None, manifest: dict[str, Any] | None
@@ -219,7 +225,7 @@ class Observer:
             return [manifest["shards"] * sum(map(bool, sizes)) for sizes in manifest["groups"]]
         done = [0] * len(plan["levels"])
         for entry in self._finished(plan):
-            done[int(entry.key.removeprefix(self._keys.reports).split("/")[0])] += 1
+            done[self._keys.reported_level(entry.key) or 0] += 1
         return done
 
 
@@ -248,7 +254,7 @@ def _arrived(entries: Iterable[ListedObject]) -> list[dict[str, Any]]:
     return [
         _arrival(key.client, entry)
         for entry in entries
-        if (key := parse_update_key(entry.key)) and is_id(key.client)
+        if (key := parse_update_key(entry.key)) and is_client(key.client)
     ]
 
 
