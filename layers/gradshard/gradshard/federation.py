@@ -1,13 +1,14 @@
 """The client library: open a round, submit updates to it, wait for it, fetch what it averaged."""
 
+import contextlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, overload
 
-from gradshard import limits, local
+from gradshard import limits, local, operations
 from gradshard.arithmetic import SHARES
 from gradshard.assignments import Assignment, Assignments
 from gradshard.contents import Content, content_of
@@ -205,6 +206,42 @@ class Federation:
     def assignment(self, name: str, client: str) -> Assignment:
         """Return a client's settings for a round; see :meth:`Round.assignment`."""
         return self.round(name).assignment(client)
+
+    def rounds(self, state: str | None = None) -> Iterator[operations.ListedRound]:
+        """Yield the rounds that run or have run in the last 90 days, the newest first.
+
+        Parameters
+        ----------
+        state
+            Only those that are ``awaiting``, ``aggregating``, ``completed`` or ``failed``.
+
+        Raises
+        ------
+        SpecError
+            There is no such state.
+        """
+        return operations.list_rounds(self.stack, state)
+
+    def cancel_all(self, reason: str) -> Iterator["Round"]:
+        """Cancel every round that has not ended, and yield each when that is done.
+
+        Raises
+        ------
+        SpecError
+            There is no reason.
+        """
+        operations.check_reason(reason)
+        seen: set[str] = set()
+        while (
+            running := {e.round_id for e in self.stack.list_executions(operations.RUNNING)} - seen
+        ):
+            for name in sorted(running):
+                round_ = self.round(name)
+                # It may have been completed since it was listed.
+                with contextlib.suppress(RoundStateError):
+                    round_.cancel(reason)
+                    yield round_
+            seen |= running
 
     def round(self, name: str) -> "Round":
         """Return a handle of a round that was opened before; nothing is looked up yet."""
@@ -504,6 +541,64 @@ class Round:
     def observer(self) -> Observer:
         """Return what looks at the round again and again, reading only what is new."""
         return Observer(self._stack, self.keys)
+
+    def close(self) -> bool:
+        """Let the round go on with the updates that are there, as its deadline would.
+
+        Returns
+        -------
+        bool
+            Whether it was waiting; False if it goes on already.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        RoundStateError
+            It has ended, or is just being opened.
+        """
+        return operations.close_round(self._stack, self.keys)
+
+    def cancel(self, reason: str) -> str:
+        """Stop the round and clean up: it has failed, with the reason as its cause.
+
+        Returns
+        -------
+        str
+            The cause that its manifest has, which is another one if it had failed before.
+
+        Raises
+        ------
+        SpecError
+            There is no reason.
+        RoundNotFoundError
+            There is no such round.
+        RoundStateError
+            It was completed, maybe just now, and stays so.
+        """
+        return operations.cancel_round(self._stack, self.keys, reason)
+
+    def remove(self) -> None:
+        """Delete the objects of the round, all versions, for good; it must have ended.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        RoundStateError
+            It has not ended.
+        """
+        operations.remove_round(self._stack, self.keys)
+
+    def log(self) -> list[operations.LogLine]:
+        """Return what the functions logged about the round, the newest last.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        """
+        return operations.round_log(self._stack, self.keys)
 
     def has_ended(self) -> bool:
         """Whether the round has ended, well or not."""

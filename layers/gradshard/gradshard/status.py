@@ -15,6 +15,9 @@ from gradshard.store import ListedObject
 
 READERS: Final = 16
 
+AWAITING: Final = "awaiting"
+"""A round's state until its planning."""
+
 AGGREGATING: Final = "aggregating"
 """A round's state from its planning to its end."""
 
@@ -241,7 +244,7 @@ def _state(
         return str(manifest["status"])
     if execution and execution.failed:
         return "failed"
-    return AGGREGATING if plan is not None else "awaiting"
+    return AGGREGATING if plan is not None else AWAITING
 
 
 def _cause(manifest: dict[str, Any] | None, execution: Execution | None) -> str | None:
