@@ -232,9 +232,7 @@ class Federation:
         """
         operations.check_reason(reason)
         seen: set[str] = set()
-        while (
-            running := {e.round_id for e in self.stack.list_executions(operations.RUNNING)} - seen
-        ):
+        while running := operations.running(self.stack) - seen:
             for name in sorted(running):
                 round_ = self.round(name)
                 # It may have been completed since it was listed.

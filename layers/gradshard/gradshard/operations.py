@@ -109,6 +109,11 @@ def close_round(stack: Stack, keys: RoundKeys) -> bool:
     return bool(stack.invoke("CollectUpdateFunctionName", event)["resumed"])
 
 
+def running(stack: Stack) -> set[str]:
+    """Return the ids of the rounds that have not ended."""
+    return {execution.round_id for execution in stack.list_executions(RUNNING)}
+
+
 def check_reason(reason: str) -> None:
     """Check that there is a reason for cancelling a round.
 
