@@ -349,7 +349,7 @@ class Round:
         partial: bool = False,
         training: Mapping[str, float] | None = None,
         progress: Progress | None = None,
-    ) -> None:
+    ) -> bool:
         """Upload a client's update; until the round is planned, the last one counts.
 
         Tensors in memory are not copied and a file is read as it is sent: a few MB are held. Where
@@ -373,6 +373,11 @@ class Round:
         progress
             Called with the bytes sent and the total.
 
+        Returns
+        -------
+        bool
+            Whether it replaced another update that the client had sent.
+
         Raises
         ------
         UpdateError
@@ -385,8 +390,11 @@ class Round:
         key = self.keys.update(client)
         with content_of(update, samples, training) as content:
             spec = self.check_fits(client, content, partial=partial)
-            if not self._is_counted(spec, client, content):
-                upload(self._stack.store, key, content, progress)
+            if self._is_counted(spec, client, content):
+                return False
+            replaces = self._differs(key, content)
+            upload(self._stack.store, key, content, progress)
+            return replaces
 
     def growing(
         self, client: str, samples: int, *, training: Mapping[str, float] | None = None
@@ -689,6 +697,14 @@ class Round:
         store = self._stack.store
         version = read_version(store, spec.apply.model, record["model_version"])
         return layout_of(store, version.tensors)
+
+    def _differs(self, key: str, content: Content) -> bool:
+        """Whether there is an update already, and it is not this very one."""
+        store = self._stack.store
+        if store.head(key) is None:
+            return False
+        checksum = store.checksum(key)
+        return checksum is None or not has_checksum(content, checksum)
 
     def _is_counted(self, spec: RoundSpec, client: str, content: Content) -> bool:
         """Whether this very update was planned already, so that its submission is a repetition.

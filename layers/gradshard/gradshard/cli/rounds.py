@@ -154,9 +154,10 @@ def submit(
     file = Path(path)
     said = {name: value for name, value in training.items() if value is not None}
     with progress_bar(f"submitting {file.name}") as tell:
-        send(file, samples, training=said, progress=tell)
+        has_replaced = send(file, samples, training=said, progress=tell)
     size = megabytes(file.stat().st_size)
-    click.echo(f"submitted {plain(file)} ({size}) to round {plain(name)} as {plain(client)}")
+    told = f"submitted {plain(file)} ({size}) to round {plain(name)} as {plain(client)}"
+    click.echo(f"{told}; it replaces the update sent before" if has_replaced else told)
 
 
 @click.command()
