@@ -165,7 +165,7 @@ def test_the_operators_policy_operates_rounds_and_every_statement_of_it_is_neede
 def test_the_ticket_makers_policy_makes_tickets(outputs: dict[str, str], become: Become) -> None:
     everyone = Federation()
     assert everyone.bucket
-    maker = policy("ticket maker", BUCKET=outputs["BucketName"])["Statement"]
+    maker = policy("ticketer", BUCKET=outputs["BucketName"])["Statement"]
     become({"Version": "2012-10-17", "Statement": [*coordinator(outputs)["Statement"], *maker]})
     round_ = Federation().open_round("policy-ticket", ["a", "b"], deadline=600)
     round_.ticket("a", max_bytes=10_000).submit(UPDATE, samples=1)

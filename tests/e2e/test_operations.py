@@ -80,8 +80,7 @@ def test_a_removed_rounds_name_stays_taken(federation: Federation, deployed: Dep
     assert deployed.keys("rounds/op-rm/")
     said("rm", "op-rm", "--yes")
     versions = deployed.s3.list_object_versions(Bucket=deployed.bucket, Prefix="rounds/op-rm/")
-    assert "Versions" not in versions
-    assert "DeleteMarkers" not in versions
+    assert [*versions.get("Versions", []), *versions.get("DeleteMarkers", [])] == []
     for clients in (["a"], ["a", "b"]):
         with pytest.raises(RoundExistsError, match=r"choose another name: it ran from 20"):
             federation.open_round("op-rm", clients, deadline=600)

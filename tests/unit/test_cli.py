@@ -338,14 +338,19 @@ def test_watch_ends_well_with_the_round(run: Run, finished: MemoryStore) -> None
     ],
 )
 def test_watch_names_whom_it_waits_for(
-    run: Run, store: MemoryStore, stack: MemoryStack, clients: Any, text: str
+    run: Run,
+    store: MemoryStore,
+    stack: MemoryStack,
+    monkeypatch: pytest.MonkeyPatch,
+    clients: Any,
+    text: str,
 ) -> None:
     terms = {"clients": clients, "min_clients": 1, "deadline": 600}
     store.put_json("rounds/r1/spec.json", OPENED | {"spec": terms})
     store.put_bytes("rounds/r1/updates/a.safetensors", b"1234")
     assert text.replace(",", "", 1) in " ".join(TestWatchOnATerminal.seen(stack).split())
     looks = iter(["RUNNING", "FAILED"])
-    stack.execution = lambda _: execution(next(looks))  # type: ignore[method-assign]
+    monkeypatch.setattr(stack, "execution", lambda _: execution(next(looks)))
     result = run("watch", "r1")
     assert result.stdout == f"awaiting: {text}\n"
 

@@ -170,20 +170,24 @@ class TestOpening:
             Round(stack, "r1").submit("a", TENSORS, samples=1)
 
     def test_of_a_round_that_ends_while_it_is_looked_at(
-        self, federation: Federation, stack: MemoryStack, store: MemoryStore
+        self,
+        federation: Federation,
+        stack: MemoryStack,
+        store: MemoryStore,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         def look(name: str) -> Execution:
             store.put_json(f"rounds/{name}/spec.json", OPENED)
             return execution("SUCCEEDED")
 
-        stack.execution = look  # type: ignore[method-assign]
+        monkeypatch.setattr(stack, "execution", look)
         assert federation.open_round("r1", clients=["a", "b"], deadline=600).is_new
 
     def test_of_a_name_that_is_taken_by_nothing_to_be_seen(
         self, federation: Federation, stack: MemoryStack, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(module, "OPENING_SECONDS", 0.01)
-        stack.start = lambda *_: False  # type: ignore[method-assign]
+        monkeypatch.setattr(stack, "start", lambda *_: False)
         with pytest.raises(RoundExistsError, match="the name 'r1' is taken"):
             federation.open_round("r1", clients=["a", "b"], deadline=600)
 

@@ -59,7 +59,10 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     waiting = ["token"]
 
     def resume(token: str, _reason: str) -> bool:
-        return token in waiting and not waiting.remove(token)
+        if token not in waiting:
+            return False
+        waiting.remove(token)
+        return True
 
     monkeypatch.setattr(services, "resume", resume)
     monkeypatch.setattr(services, "publish", lambda *_: None)
@@ -140,12 +143,16 @@ class TestCancelling:
         assert stack.events == []
 
     def test_leaves_a_round_that_is_completed_just_then(
-        self, round_: Round, stack: OperatedStack, store: MemoryStore
+        self,
+        round_: Round,
+        stack: OperatedStack,
+        store: MemoryStore,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         def stop(*_: str) -> None:
             store.put_json(round_.keys.manifest, COMPLETED)
 
-        stack.stop = stop  # type: ignore[method-assign]
+        monkeypatch.setattr(stack, "stop", stop)
         with pytest.raises(RoundStateError, match="completed before it could be cancelled"):
             round_.cancel("why")
         assert json.loads(store.objects[round_.keys.manifest]) == COMPLETED

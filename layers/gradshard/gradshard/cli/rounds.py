@@ -1,5 +1,6 @@
 """``gradshard open``, ``submit`` and ``fetch``: what is done to a round."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,8 @@ def submit(
     *whose, path = arguments
     if ticket:
         opened = load(ticket, *whose)
-        name, client, send = opened.round_id, opened.client, opened.submit
+        name, client = opened.round_id, opened.client
+        send: Callable[..., bool | None] = opened.submit
     else:
         name, client = whose
         send = partial(federation.round(name).submit, client, partial=is_partial)
