@@ -10,6 +10,7 @@ from gradshard.cli import (
     deploy,
     local,
     model,
+    operate,
     plan,
     report,
     rounds,
@@ -40,6 +41,11 @@ main.add_command(watch.watch)
 main.add_command(show.show)
 main.add_command(report.report)
 main.add_command(rounds.fetch)
+main.add_command(operate.list_)
+main.add_command(operate.close)
+main.add_command(operate.cancel)
+main.add_command(operate.remove)
+main.add_command(operate.logs)
 main.add_command(assignment.assignment)
 main.add_command(plan.plan)
 main.add_command(compare.compare)
