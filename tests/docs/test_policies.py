@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from gradshard import Federation, GradshardError
 from gradshard.deployment.local_engine import REGION, Engine
+from gradshard.errors import RoundFailed
 from gradshard.papers.topology_trials import Outcome, compare, trials
 from tests.docs.pages import ROOT
 
@@ -120,3 +121,53 @@ def test_the_comparers_policy_runs_trials_and_every_statement_of_it_is_needed(
     for statement in coordinator(outputs, "comparer")["Statement"]:
         with pytest.raises((GradshardError, ClientError), match="AccessDenied"):
             compared([other for other in both if other != statement])
+
+
+def operator(outputs: dict[str, str]) -> dict[str, Any]:
+    return policy(
+        "operator",
+        REGION=REGION,
+        ACCOUNT=ACCOUNT,
+        STATE_MACHINE=outputs["RoundStateMachineArn"].rpartition(":")[2],
+        BUCKET=outputs["BucketName"],
+        COLLECT_UPDATE=outputs["CollectUpdateFunctionName"],
+        ABORT_ROUND=outputs["AbortRoundFunctionName"],
+    )
+
+
+def test_the_operators_policy_operates_rounds_and_every_statement_of_it_is_needed(
+    outputs: dict[str, str], become: Become
+) -> None:
+    everyone = Federation()
+    assert everyone.bucket
+    both = [*coordinator(outputs)["Statement"], *operator(outputs)["Statement"]]
+
+    def operate(number: int, statements: list[Any]) -> None:
+        names = [f"operated-{number}-{n}" for n in range(2)]
+        become({"Version": "2012-10-17", "Statement": statements})
+        federation = Federation()
+        closed, cancelled = (federation.open_round(name, ["a"], timeout=600) for name in names)
+        assert {found.round for found in federation.rounds("awaiting")} >= set(names)
+        assert cancelled.cancel("why") == "cancelled: why"
+        assert closed.close()
+        with pytest.raises(RoundFailed, match=r"quorum|update"):
+            closed.wait(SECONDS)
+        assert closed.log()
+        cancelled.remove()
+        assert cancelled.store.head(cancelled.keys.manifest) is None
+
+    operate(0, both)
+    for number, statement in enumerate(operator(outputs)["Statement"], 1):
+        with pytest.raises((GradshardError, ClientError), match="AccessDenied"):
+            operate(number, [other for other in both if other != statement])
+
+
+def test_the_ticket_makers_policy_makes_tickets(outputs: dict[str, str], become: Become) -> None:
+    everyone = Federation()
+    assert everyone.bucket
+    maker = policy("ticketer", BUCKET=outputs["BucketName"])["Statement"]
+    become({"Version": "2012-10-17", "Statement": [*coordinator(outputs)["Statement"], *maker]})
+    round_ = Federation().open_round("policy-ticket", ["a", "b"], timeout=600)
+    round_.ticket("a", max_bytes=10_000).submit(UPDATE, samples=1)
+    round_.ticket("b", max_bytes=2 * 1024**3).submit(UPDATE, samples=1)
+    assert len(round_.wait(SECONDS)["contributors"]) == 2

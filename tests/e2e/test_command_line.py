@@ -71,8 +71,9 @@ def test_a_round_from_open_to_fetch(
     assert (awaiting["state"], awaiting["missing"]) == ("awaiting", ["b"])
     said("submit", "typed", "b", updates["b"])
 
-    last_line = said("watch", "typed").splitlines()[-1]
-    assert last_line.startswith("completed: 2 of 2 updates in, 1 of 1 tasks done")
+    *_, completed, last_line = said("watch", "typed").splitlines()
+    assert completed.startswith("completed: 2 of 2 updates in, 1 of 1 tasks done")
+    assert last_line == "2 averaged, 0 rejected, 0 missing"
 
     shown = said("show", "typed", "--local", "--port", engine.port)
     assert all(word in shown for word in ("completed", "2 of 2", "contributor", "MB at most"))

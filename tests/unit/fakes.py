@@ -223,3 +223,8 @@ class MemoryStack(Stack):
 
     def execution(self, round_id: str) -> Execution | None:
         return self.executions.get(round_id)
+
+    def stop(self, round_id: str, error: str, cause: str) -> None:
+        self.executions[round_id] = self.executions[round_id]._replace(
+            status="ABORTED", error=error, cause=cause
+        )

@@ -51,6 +51,14 @@ class RoundNotFoundError(GradshardError):
         """Make one that says what to do."""
         return cls(f"there is no round {round_id!r}: look at the name, or open it first")
 
+    @classmethod
+    def deleted(cls, round_id: str, dates: str) -> Self:
+        """Make one for a round of which only its execution is left; ``dates`` say when it ran."""
+        return cls(
+            f"round {round_id!r} ran {dates}, and its objects have been deleted since: open a "
+            "round of another name"
+        )
+
 
 class RoundExistsError(GradshardError):
     """A round of that name was opened before, in other terms."""

@@ -200,6 +200,11 @@ def test_submit(run: Run, opened: MemoryStore, file: Path) -> None:
     assert result.exit_code == 0
     assert "to round r1 as a" in result.stdout
     assert "rounds/r1/updates/a.safetensors" in opened.objects
+    assert "replaces" not in result.stdout
+    again = run("submit", "r1", "a", file, "--samples", 7)
+    assert "replaces" not in again.stdout
+    other = run("submit", "r1", "a", file, "--samples", 8)
+    assert other.stdout.endswith("to round r1 as a; it replaces the update sent before\n")
 
 
 @pytest.mark.usefixtures("opened")
@@ -326,7 +331,35 @@ def test_watch_ends_well_with_the_round(run: Run, finished: MemoryStore) -> None
     assert result.exit_code == 0
     assert result.stdout == (
         "completed: 0 of 2 updates in (1 rejected), 2 of 2 tasks done, 24 B read\n"
+        "1 averaged, 1 rejected, 0 missing\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("clients", "text"),
+    [
+        (["a", "b"], "1 of 2 updates in, waiting for b"),
+        (["a", "b", "c"], "1 of 3 updates in, waiting for b and c"),
+        ([*"abcdefgh"], "1 of 8 updates in, waiting for b, c, d, e, f and 2 more"),
+        (3, "1 of 3 updates in, waiting for 2 more clients"),
+    ],
+)
+def test_watch_names_whom_it_waits_for(
+    run: Run,
+    store: MemoryStore,
+    stack: MemoryStack,
+    monkeypatch: pytest.MonkeyPatch,
+    clients: Any,
+    text: str,
+) -> None:
+    terms = {"clients": clients, "min_clients": 1, "timeout": 600}
+    store.put_json("rounds/r1/spec.json", OPENED | {"spec": terms})
+    store.put_bytes("rounds/r1/updates/a.safetensors", b"1234")
+    assert text.replace(",", "", 1) in " ".join(TestWatchOnATerminal.seen(stack).split())
+    looks = iter(["RUNNING", "FAILED"])
+    monkeypatch.setattr(stack, "execution", lambda _: execution(next(looks)))
+    result = run("watch", "r1")
+    assert result.stdout == f"awaiting: {text}\n"
 
 
 def test_watch_fails_with_the_round(run: Run, opened: MemoryStore, stack: MemoryStack) -> None:

@@ -190,6 +190,43 @@ class TestOpening:
         with pytest.raises(RoundFailed, match=r"first used \(no permission\); choose another name"):
             federation.open_round("r1", clients=["a", "b"], timeout=600)
 
+    @pytest.mark.parametrize("clients", [["a", "b"], 3])
+    def test_of_a_round_whose_objects_have_expired(
+        self, federation: Federation, stack: MemoryStack, clients: Any
+    ) -> None:
+        stack.executions["r1"] = execution("SUCCEEDED", started="2026-01-01", stopped="2026-01-02")
+        with pytest.raises(
+            RoundExistsError, match=r"another name: it ran from 2026-01-01 to 2026-01-02.*90 days"
+        ):
+            federation.open_round("r1", clients=clients, timeout=600)
+        for look in (Round.spec, Round.status, Round.wait, Round.fetch):
+            with pytest.raises(RoundNotFoundError, match="to 2026-01-02, and its objects"):
+                look(Round(stack, "r1"))
+        with pytest.raises(RoundNotFoundError, match="have been deleted since"):
+            Round(stack, "r1").submit("a", TENSORS, samples=1)
+
+    def test_of_a_round_that_ends_while_it_is_looked_at(
+        self,
+        federation: Federation,
+        stack: MemoryStack,
+        store: MemoryStore,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def look(name: str) -> Execution:
+            store.put_json(f"rounds/{name}/spec.json", OPENED)
+            return execution("SUCCEEDED")
+
+        monkeypatch.setattr(stack, "execution", look)
+        assert federation.open_round("r1", clients=["a", "b"], timeout=600).is_new
+
+    def test_of_a_name_that_is_taken_by_nothing_to_be_seen(
+        self, federation: Federation, stack: MemoryStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "OPENING_SECONDS", 0.01)
+        monkeypatch.setattr(stack, "start", lambda *_: False)
+        with pytest.raises(RoundExistsError, match="the name 'r1' is taken"):
+            federation.open_round("r1", clients=["a", "b"], timeout=600)
+
     def test_of_updates_of_a_round_that_is_not_there(
         self, federation: Federation, stack: MemoryStack
     ) -> None:

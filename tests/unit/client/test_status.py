@@ -112,6 +112,19 @@ def test_reports_of_an_attempt_that_was_given_up_are_left_out(
     assert [task["task"] for task in observer.tasks()] == [1]
 
 
+@pytest.mark.parametrize(
+    "name", ["updates/a.safetensors", "0/updates/a.safetensors", "7/00000.json"]
+)
+def test_what_a_client_puts_among_reports_is_none(
+    observer: StatusPoller, store: CountingStore, name: str
+) -> None:
+    store.put_json("rounds/r1/plan.json", plan_json({"a": "x"}))
+    store.put_bytes(f"rounds/r1/task-reports/{name}", b"{}")
+    report(store, 0)
+    assert observer.poll()["tasks_done"] == 1
+    assert len(observer.tasks()) == 1
+
+
 def test_a_completed_rounds_tasks_are_its_manifests(
     observer: StatusPoller, store: CountingStore
 ) -> None:

@@ -1,5 +1,6 @@
 """``gradshard open``, ``submit`` and ``fetch``: what is done to a round."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,19 +157,21 @@ def submit(
     *whose, path = arguments
     if ticket:
         opened = load(ticket, *whose)
-        name, client, send = opened.round_id, opened.client, opened.submit
+        name, client = opened.round_id, opened.client
+        send: Callable[..., bool | None] = opened.submit
     else:
         name, client = whose
         send = partial(federation.round(name).submit, client, partial=is_partial)
     file = Path(path)
     said = {name: value for name, value in training.items() if value is not None}
     with progress_bar(f"submitting {file.name}") as tell:
-        send(file, samples, training=said, progress=tell)
+        has_replaced = send(file, samples, training=said, progress=tell)
     size = format_size(file.stat().st_size)
-    click.echo(
+    told = (
         f"submitted {escape_terminal(file)} ({size}) to round {escape_terminal(name)} "
         f"as {escape_terminal(client)}"
     )
+    click.echo(f"{told}; it replaces the update sent before" if has_replaced else told)
 
 
 @click.command()

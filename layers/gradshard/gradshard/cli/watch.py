@@ -15,9 +15,9 @@ from gradshard.cli.show import STATE_STYLES, expected, render
 from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.client.eta import bytes_read, pace
 from gradshard.client.federation import Federation
-from gradshard.client.status import AGGREGATING, StatusPoller
+from gradshard.client.status import AGGREGATING, AWAITING, StatusPoller
 from gradshard.client.tickets import Ticket
-from gradshard.utils.text import escape_terminal, format_duration, format_size
+from gradshard.utils.text import escape_terminal, format_duration, format_size, listed, pluralize
 
 REPORTS_PER_LOOK: Final = 32
 """Of finished tasks; the others are taken for average ones."""
@@ -49,6 +49,7 @@ def watch(federation: Federation, name: str | None, ticket: Path | None) -> None
     round_ = federation.round(named(name))
     if not console.is_terminal:
         round_.wait(progress=_Lines())
+        click.echo(_summary(round_.status()))
         return
     observer = round_.observer()
     view = View(observer, federation)
@@ -57,7 +58,8 @@ def watch(federation: Federation, name: str | None, ticket: Path | None) -> None
             progress=lambda status: live.update(view.render(status, datetime.now(UTC))),
             observer=observer,
         )
-    console.print(Group(*render(round_.status())))
+    status = round_.status()
+    console.print(Group(*render(status), cell(_summary(status))))
 
 
 def _watch_ticket(ticket: Ticket) -> None:
@@ -78,7 +80,7 @@ class _Lines:
         self._last = ""
 
     def __call__(self, status: dict[str, Any]) -> None:
-        line = f"{status['state']}: {_updates(status)}"
+        line = f"{status['state']}: {_updates(status)}{_awaited(status)}"
         if status["plan"]:
             line += f", {_tasks(status)}, {format_size(bytes_read(status))} read"
         if line != self._last:
@@ -108,6 +110,8 @@ class View:
         state = status["state"]
         table.add_row(cell(status["round"]), cell(_since(status, now), STATE_STYLES.get(state, "")))
         table.add_row(_bar(len(status["arrived"]), expected(status)), cell(_updates(status)))
+        if awaited := _awaited(status):
+            table.add_row("", cell(awaited.removeprefix(", ")))
         if status["plan"]:
             self._add_tasks(table, status, now)
         return Group(table, *self._latest(status))
@@ -180,6 +184,25 @@ def _updates(status: dict[str, Any]) -> str:
     if status["rejected"]:
         text += f" ({len(status['rejected'])} rejected)"
     return text
+
+
+def _awaited(status: dict[str, Any]) -> str:
+    """Return for whom a round waits, by name where the round has names."""
+    if status["state"] != AWAITING:
+        return ""
+    if status["missing"]:
+        return f", waiting for {listed(status['missing'], LATEST)}"
+    left = expected(status) - len(status["arrived"])
+    return f", waiting for {pluralize(left, 'more client')}" if left > 0 else ""
+
+
+def _summary(status: dict[str, Any]) -> str:
+    """Return what became of the clients of a round that has ended."""
+    averaged = len((status["manifest"] or {}).get("contributors", []))
+    rejected = len(status["rejected"])
+    is_named = isinstance(status["spec"].get("clients"), list)
+    missing = len(status["missing"]) if is_named else expected(status) - averaged - rejected
+    return f"{averaged} averaged, {rejected} rejected, {max(0, missing)} missing"
 
 
 def _tasks(status: dict[str, Any]) -> str:

@@ -1,9 +1,10 @@
 """The client library: open a round, submit updates to it, wait for it, fetch what it averaged."""
 
+import contextlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -11,15 +12,17 @@ from gradshard.aggregation.arithmetic import SHARES
 from gradshard.aggregation.server_optimizers import DEFAULT_MODEL
 from gradshard.aggregation.sharding import BLOCKS
 from gradshard.aggregation.topologies import AUTO
+from gradshard.client import operations
 from gradshard.client.downloads import fetch_tensors
 from gradshard.client.model import Model
-from gradshard.client.stack import Stack
+from gradshard.client.stack import Execution, Stack
 from gradshard.client.status import StatusPoller, read_status
 from gradshard.client.tickets import DEFAULT_SECONDS, Ticket
 from gradshard.client.upload_source import Content, content_of, in_order_of, layout_terms
 from gradshard.client.uploads import Progress, has_checksum, upload
 from gradshard.deployment import local_engine
 from gradshard.errors import (
+    GradshardError,
     RoundExistsError,
     RoundFailed,
     RoundNotFoundError,
@@ -162,7 +165,8 @@ class Federation:
         UpdateError
             ``layout`` is of a file or of tensors that could not be averaged.
         RoundExistsError
-            There is such a round in other terms.
+            There is such a round in other terms, or there was one whose objects have been
+            deleted: Step Functions keeps a name for 90 days after its execution has ended.
         RoundNotFoundError
             There is no round ``updates_from``.
         RoundFailed
@@ -208,6 +212,40 @@ class Federation:
     def assignment(self, name: str, client: str) -> Assignment:
         """Return a client's settings for a round; see :meth:`Round.assignment`."""
         return self.round(name).assignment(client)
+
+    def rounds(self, state: str | None = None) -> Iterator[operations.ListedRound]:
+        """Yield the rounds that run or have run in the last 90 days, the newest first.
+
+        Parameters
+        ----------
+        state
+            Only those that are ``awaiting``, ``aggregating``, ``completed`` or ``failed``.
+
+        Raises
+        ------
+        SpecError
+            There is no such state.
+        """
+        return operations.list_rounds(self.stack, state)
+
+    def cancel_all(self, reason: str) -> Iterator["Round"]:
+        """Cancel every round that has not ended, and yield each when that is done.
+
+        Raises
+        ------
+        SpecError
+            There is no reason.
+        """
+        operations.check_reason(reason)
+        seen: set[str] = set()
+        while running := operations.running(self.stack) - seen:
+            for name in sorted(running):
+                round_ = self.round(name)
+                # It may have been completed since it was listed.
+                with contextlib.suppress(RoundStateError):
+                    round_.cancel(reason)
+                    yield round_
+            seen |= running
 
     def round(self, name: str) -> "Round":
         """Return a handle of a round that was opened before; nothing is looked up yet."""
@@ -301,6 +339,11 @@ class Round:
             raise RoundNotFoundError.of(self.id)
         if execution.failed:
             raise RoundFailed(f"round {self.id!r} failed: {execution.reason}")
+        if execution.has_ended:
+            # It may have been opened, and have ended, between the two looks.
+            if (opened := read_spec(self._stack.store, self.keys)) is None:
+                raise RoundNotFoundError.deleted(self.id, execution.dates)
+            return opened
         return parse_spec(execution.input), None
 
     def submit(
@@ -312,7 +355,7 @@ class Round:
         partial: bool = False,
         training: Mapping[str, float] | None = None,
         progress: Progress | None = None,
-    ) -> None:
+    ) -> bool:
         """Upload a client's update; until the round is planned, the last one counts.
 
         Tensors in memory are not copied and a file is read as it is sent: a few MB are held. Where
@@ -337,6 +380,11 @@ class Round:
         progress
             Called with the bytes sent and the total.
 
+        Returns
+        -------
+        bool
+            Whether it replaced another update that the client had sent.
+
         Raises
         ------
         UpdateError
@@ -349,8 +397,11 @@ class Round:
         key = self.keys.update(client)
         with content_of(update, samples, training) as content:
             spec, ordered = self.fitted(client, content, partial=partial)
-            if not self._is_counted(spec, client, ordered):
-                upload(self._stack.store, key, ordered, progress)
+            if self._is_counted(spec, client, ordered):
+                return False
+            replaces = self._differs(key, ordered)
+            upload(self._stack.store, key, ordered, progress)
+            return replaces
 
     def layer_upload(
         self, client: str, samples: int, *, training: Mapping[str, float] | None = None
@@ -504,6 +555,64 @@ class Round:
         """Return what looks at the round again and again, reading only what is new."""
         return StatusPoller(self._stack, self.keys)
 
+    def close(self) -> bool:
+        """Let the round go on with the updates that are there, as its deadline would.
+
+        Returns
+        -------
+        bool
+            Whether it was waiting; False if it goes on already.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        RoundStateError
+            It has ended, or is just being opened.
+        """
+        return operations.close_round(self._stack, self.keys)
+
+    def cancel(self, reason: str) -> str:
+        """Stop the round and clean up: it has failed, with the reason as its cause.
+
+        Returns
+        -------
+        str
+            The cause that its manifest has, which is another one if it had failed before.
+
+        Raises
+        ------
+        SpecError
+            There is no reason.
+        RoundNotFoundError
+            There is no such round.
+        RoundStateError
+            It was completed, maybe just now, and stays so.
+        """
+        return operations.cancel_round(self._stack, self.keys, reason)
+
+    def remove(self) -> None:
+        """Delete the objects of the round, all versions, for good; it must have ended.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        RoundStateError
+            It has not ended.
+        """
+        operations.remove_round(self._stack, self.keys)
+
+    def log(self) -> list[operations.LogLine]:
+        """Return what the functions logged about the round, the newest last.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        """
+        return operations.round_log(self._stack, self.keys)
+
     def has_ended(self) -> bool:
         """Whether the round has ended, well or not."""
         return self.store.head(self.keys.manifest) is not None
@@ -558,10 +667,12 @@ class Round:
         if manifest is None and check_execution:
             execution = self._stack.execution(self.id)
             # The manifest may have come between the two looks.
-            if execution and execution.failed:
+            if execution and execution.has_ended:
                 manifest = store.get_json(self.keys.manifest, parse_manifest)
-                if manifest is None:
+                if manifest is None and execution.failed:
                     raise RoundFailed(f"round {self.id!r} failed: {execution.reason}")
+                if manifest is None:
+                    raise RoundNotFoundError.deleted(self.id, execution.dates)
         if manifest is not None and manifest["status"] != COMPLETED:
             raise RoundFailed(f"round {self.id!r} failed: {manifest['cause']}")
         return manifest
@@ -600,6 +711,14 @@ class Round:
         store = self._stack.store
         version = read_version(store, spec.server_optimizer.model, record["model_version"])
         return layout_of(store, version.tensors)
+
+    def _differs(self, key: str, content: Content) -> bool:
+        """Whether there is an update already, and it is not this very one."""
+        store = self._stack.store
+        if store.head(key) is None:
+            return False
+        checksum = store.checksum(key)
+        return checksum is None or not has_checksum(content, checksum)
 
     def _is_counted(self, spec: RoundSpec, client: str, content: Content) -> bool:
         """Whether this very update was planned already, so that its submission is a repetition.
@@ -729,18 +848,43 @@ def _await_terms(stack: Stack, round_: Round, spec: RoundSpec) -> None:
     for looks in itertools.count():
         opened = read_spec(stack.store, round_.keys)
         execution = None if opened else stack.execution(round_.id)
-        if execution and execution.failed:
-            when = "" if round_.is_new else "when its name was first used "
-            raise RoundFailed(
-                f"round {round_.id!r} could not be opened {when}({execution.reason}); "
-                "choose another name, since that one is taken now"
-            )
+        if execution and execution.has_ended:
+            # It may have been opened, and have ended, between the two looks.
+            opened = read_spec(stack.store, round_.keys)
+            if opened is None:
+                raise _not_opened(round_, execution)
         terms = opened[0].to_json() if opened else execution and execution.input
         if terms is not None and (others := _differing(terms, spec.to_json())):
             raise RoundExistsError(
                 f"round {round_.id!r} was opened before, in other terms ({', '.join(others)}); "
                 "choose another name"
             )
-        if opened or time.monotonic() >= give_up:
+        if opened:
             return
+        if time.monotonic() >= give_up:
+            break
         sleep_before_poll(looks, give_up)
+    if not round_.is_new and execution is None:
+        raise RoundExistsError(
+            f"Step Functions says that the name {round_.id!r} is taken, but has no execution of "
+            "it to look at; choose another name"
+        )
+
+
+def _not_opened(round_: Round, execution: Execution) -> GradshardError:
+    """Return what is wrong with a round that has ended and has no terms in the bucket."""
+    if round_.is_new and execution.failed:
+        return RoundFailed(
+            f"round {round_.id!r} could not be opened ({execution.reason}); choose another name, "
+            "since that one is taken now"
+        )
+    kept = (
+        f"choose another name: it ran {execution.dates}, its objects are not there any more, and "
+        f"Step Functions keeps a name for {limits.NAME_KEPT_DAYS} days after its execution has "
+        "ended"
+    )
+    if execution.failed:
+        return RoundFailed(
+            f"round {round_.id!r} failed when its name was first used ({execution.reason}); {kept}"
+        )
+    return RoundExistsError(f"round {round_.id!r} was opened before, and completed; {kept}")

@@ -1,10 +1,12 @@
 """The deployed application, as its outputs and executions show it to a client."""
 
 import contextlib
+import itertools
 import json
 import os
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -26,6 +28,7 @@ from gradshard.s3.store import S3Store, make_client, unreachable
 
 if TYPE_CHECKING:
     from mypy_boto3_cloudformation import CloudFormationClient
+    from mypy_boto3_lambda import LambdaClient
     from mypy_boto3_stepfunctions import SFNClient
 
 ENDING_SECONDS: Final = 30.0
@@ -36,6 +39,13 @@ _CONFIG: Final = Config(
     connect_timeout=5, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 3}
 )
 
+# Functions run for up to a quarter of an hour, and may be called again.
+_CALLS_CONFIG: Final = _CONFIG.merge(Config(read_timeout=900))
+
+MAX_STOP_CAUSE_CHARACTERS: Final = 32_768
+"""What StopExecution takes,
+https://docs.aws.amazon.com/step-functions/latest/apireference/API_StopExecution.html (2026-11)."""
+
 
 class Execution(NamedTuple):
     """A round's run of the state machine."""
@@ -44,6 +54,18 @@ class Execution(NamedTuple):
     input: dict[str, Any]
     error: str
     cause: str
+    started: str = ""
+    stopped: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it runs no more."""
+        return self.status not in {"RUNNING", "PENDING_REDRIVE"}
+
+    @property
+    def dates(self) -> str:
+        """From when to when it ran, for a message."""
+        return f"from {self.started or '?'} to {self.stopped or '?'}"
 
     @property
     def failed(self) -> bool:
@@ -54,6 +76,15 @@ class Execution(NamedTuple):
     def reason(self) -> str:
         """Why it failed."""
         return self.cause or self.error or f"the execution ended as {self.status}"
+
+
+class ListedExecution(NamedTuple):
+    """A round's run, as a list has it; times are ISO 8601, ``stopped`` is empty while it runs."""
+
+    round_id: str
+    status: str
+    started: str
+    stopped: str
 
 
 class Stack:
@@ -142,7 +173,89 @@ class Stack:
             input=json.loads(found.get("input", "{}")),
             error=found.get("error", ""),
             cause=found.get("cause", ""),
+            started=_date(found.get("startDate")),
+            stopped=_date(found.get("stopDate")),
         )
+
+    def list_executions(self, status: str | None = None) -> Iterator[ListedExecution]:
+        """Yield the executions of the last 90 days, or those of one status, the newest first."""
+        only: Any = {} if status is None else {"statusFilter": status}
+        arn = self._machine_arn()
+        with translated():
+            pages = self._states.get_paginator("list_executions").paginate(
+                stateMachineArn=arn, **only
+            )
+            for found in itertools.chain.from_iterable(page["executions"] for page in pages):
+                yield ListedExecution(
+                    found["name"],
+                    found["status"],
+                    _date(found["startDate"]),
+                    _date(found.get("stopDate")),
+                )
+
+    def stop(self, round_id: str, error: str, cause: str) -> None:
+        """Stop a round's execution; no error if it has ended."""
+        arn, states = self._execution_arn(round_id), self._states
+        try:
+            with translated():
+                states.stop_execution(
+                    executionArn=arn, error=error, cause=cause[:MAX_STOP_CAUSE_CHARACTERS]
+                )
+        except ClientError:
+            # It may have ended between the look at it and this.
+            execution = self.execution(round_id)
+            if execution is None or not execution.has_ended:
+                raise
+
+    def invoke(self, output: str, event: dict[str, Any]) -> dict[str, Any]:
+        """Call one of the functions and return its answer.
+
+        Parameters
+        ----------
+        output
+            The stack's output that has the function's name.
+        event
+            What it is called with.
+
+        Raises
+        ------
+        ServiceError
+            It failed.
+        """
+        name = self.output(output)
+        with translated():
+            functions: LambdaClient = self._session.client(
+                "lambda", endpoint_url=self._endpoint_url, config=_CALLS_CONFIG
+            )
+            answer = functions.invoke(FunctionName=name, Payload=json.dumps(event).encode())
+            payload = json.loads(answer["Payload"].read())
+        if answer.get("FunctionError"):
+            said = payload.get("errorMessage") or payload.get("errorType")
+            raise ServiceError(f"{name} failed: {said}; its log has more")
+        outcome: dict[str, Any] = payload
+        return outcome
+
+    def log_events(self, function: str, round_id: str, since: int) -> Iterator[tuple[int, str]]:
+        """Yield times and messages of a function's log that contain a round's id.
+
+        Parameters
+        ----------
+        function
+            Its name in this application, such as ``plan_round``.
+        round_id
+            The round.
+        since
+            In milliseconds since 1970, like the times.
+        """
+        group = f"/aws/lambda/{self.name}-{function.replace('_', '-')}"
+        with translated():
+            logs: Any = self._session.client(
+                "logs", endpoint_url=self._endpoint_url, config=_CONFIG
+            )
+            for page in logs.get_paginator("filter_log_events").paginate(
+                logGroupName=group, filterPattern=f'"{round_id}"', startTime=since
+            ):
+                yield from ((event["timestamp"], event["message"]) for event in page["events"])
 
     def transitions(self, round_id: str) -> int:
         """Count what a round's execution is charged for: its start, states, and children.
@@ -175,7 +288,7 @@ class Stack:
 
     def _machine_arn(self) -> str:
         if self.state_machine is None:
-            raise ServiceError("to open a round, give state_machine= beside bucket=, or a stack")
+            raise ServiceError("give state_machine= beside bucket=, or a stack")
         return self.state_machine
 
     def _execution_arn(self, round_id: str) -> str:
@@ -232,6 +345,10 @@ class Stack:
                 f"`{engine.starting}`"
             )
         return engine.url
+
+
+def _date(at: datetime | None) -> str:
+    return "" if at is None else at.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def _local_session() -> boto3.Session:

@@ -8,12 +8,15 @@ from typing import Any, Final
 
 from gradshard.client.stack import Execution, Stack
 from gradshard.errors import BrokenObjectError, RoundNotFoundError, UnreadableObjectError
-from gradshard.formats.keys import UPDATE_SUFFIX, RoundKeys, is_id, parse_update_key
+from gradshard.formats.keys import UPDATE_SUFFIX, RoundKeys, is_client, parse_update_key
 from gradshard.planning.plan import Plan
 from gradshard.records.manifest import parse_manifest
 from gradshard.s3.store import ListedObject
 
 READERS: Final = 16
+
+AWAITING: Final = "awaiting"
+"""A round's state until its planning."""
 
 AGGREGATING: Final = "aggregating"
 """A round's state from its planning to its end."""
@@ -73,6 +76,8 @@ class StatusPoller:
             execution = self._stack.execution(keys.round_id)
         if record is None and execution is None and manifest is None:
             raise RoundNotFoundError.of(keys.round_id)
+        if record is None and manifest is None and execution and _is_deleted(execution):
+            raise RoundNotFoundError.deleted(keys.round_id, execution.dates)
         record = record or {"spec": execution.input if execution else {}}
         arrived = _arrived(self._updates(record["spec"]))
         rejected, late = self._rejections(plan)
@@ -126,7 +131,7 @@ class StatusPoller:
         return [
             _arrival(client, entry)
             for entry in self._under(prefix)
-            if is_id(client := entry.key.removeprefix(prefix).removesuffix(UPDATE_SUFFIX))
+            if is_client(client := entry.key.removeprefix(prefix).removesuffix(UPDATE_SUFFIX))
         ]
 
     def _updates(self, spec: dict[str, Any]) -> Iterable[ListedObject]:
@@ -208,7 +213,11 @@ class StatusPoller:
         # Older reports are those of an attempt that was given up. S3 tells whole seconds.
         planned_at = datetime.fromisoformat(plan["planned_at"]).replace(microsecond=0)
         return [
-            entry for entry in self._under(self._keys.task_reports) if entry.modified >= planned_at
+            entry
+            for entry in self._under(self._keys.task_reports)
+            if entry.modified >= planned_at
+            # A client may be allowed to write to reports/updates/CLIENT.safetensors.
+            and self._keys.reported_level(entry.key) in range(len(plan["levels"]))
         ]
 
     def _tasks_done(
@@ -221,8 +230,13 @@ class StatusPoller:
             return [manifest["shards"] * sum(map(bool, sizes)) for sizes in manifest["groups"]]
         done = [0] * len(plan["levels"])
         for entry in self._finished(plan):
-            done[int(entry.key.removeprefix(self._keys.task_reports).split("/")[0])] += 1
+            done[self._keys.reported_level(entry.key) or 0] += 1
         return done
+
+
+def _is_deleted(execution: Execution) -> bool:
+    """Whether a round without terms and manifest had both: they are written before it ends."""
+    return execution.has_ended and not execution.failed
 
 
 def _state(
@@ -232,7 +246,7 @@ def _state(
         return str(manifest["status"])
     if execution and execution.failed:
         return "failed"
-    return AGGREGATING if plan is not None else "awaiting"
+    return AGGREGATING if plan is not None else AWAITING
 
 
 def _cause(manifest: dict[str, Any] | None, execution: Execution | None) -> str | None:
@@ -245,7 +259,7 @@ def _arrived(entries: Iterable[ListedObject]) -> list[dict[str, Any]]:
     return [
         _arrival(key.client, entry)
         for entry in entries
-        if (key := parse_update_key(entry.key)) and is_id(key.client)
+        if (key := parse_update_key(entry.key)) and is_client(key.client)
     ]
 
 

@@ -19,6 +19,22 @@ _UPDATE_KEY: Final = re.compile(
 )
 
 
+RESERVED_CLIENTS: Final = frozenset(
+    {
+        *("assignments", "callback", "deadline", "layout", "manifest", "plan", "spec"),
+        *("state-layout", "update"),
+    }
+)
+"""Ids that no client may have: the names of the objects directly in a round's folder.
+
+In policies ``*`` matches slashes, so ``rounds/*/update.safetensors`` would match the update of a
+client called ``update`` too, and ``rounds/*/spec.json`` the rejection of one called ``spec``.
+"""
+
+
+_REPORT: Final = re.compile(r"(?P<level>[0-9]{1,3})/[0-9]{5,}\.json")
+
+
 def check_id(kind: str, name: object) -> str:
     """Return ``name`` if it may name a ``kind``: a round, a client or a model.
 
@@ -38,12 +54,16 @@ def check_id(kind: str, name: object) -> str:
             f"{kind} id {shown!r} is not 1 to 64 ASCII letters, digits, {dots}underscores or "
             "hyphens that begin with a letter or digit"
         )
+    if kind == "client" and name in RESERVED_CLIENTS:
+        raise SpecError(
+            f"client id {name!r} is the name of an object that every round has; choose another"
+        )
     return name
 
 
-def is_id(name: str) -> bool:
+def is_client(name: str) -> bool:
     """Whether ``name`` may name a client."""
-    return _ID.fullmatch(name) is not None
+    return _ID.fullmatch(name) is not None and name not in RESERVED_CLIENTS
 
 
 class ObjectVersion(NamedTuple):
@@ -131,6 +151,11 @@ class RoundKeys:
     def task_report(self, level: int, task: int) -> str:
         """Return the key of what a task has to say of its work."""
         return f"{self.task_reports}{level}/{task:05d}.json"
+
+    def reported_level(self, key: str) -> int | None:
+        """Return the level of the task whose report has this key; None if it is no report's."""
+        match = _REPORT.fullmatch(key.removeprefix(self.task_reports))
+        return int(match["level"]) if match else None
 
     def partial_sum(self, attempt: int, level: int, task: int) -> str:
         """Return the key of the partial sum that a task of any but the last level writes."""

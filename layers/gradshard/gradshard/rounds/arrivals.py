@@ -7,7 +7,13 @@ from functools import partial
 from typing import NamedTuple
 
 from gradshard.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
-from gradshard.formats.keys import UPDATE_SUFFIX, ObjectVersion, RoundKeys, is_id, parse_update_key
+from gradshard.formats.keys import (
+    UPDATE_SUFFIX,
+    ObjectVersion,
+    RoundKeys,
+    is_client,
+    parse_update_key,
+)
 from gradshard.formats.layout import (
     PREFIX_BYTES,
     Header,
@@ -56,7 +62,7 @@ def arrived(store: S3Store, keys: RoundKeys) -> list[str]:
     What has a name that is no client's is nobody's update: whoever may write here chooses the key.
     """
     parsed = (parse_update_key(entry.key) for entry in store.list_objects(keys.updates))
-    return sorted(key.client for key in parsed if key and is_id(key.client))
+    return sorted(key.client for key in parsed if key and is_client(key.client))
 
 
 def progressed(store: S3Store, keys: RoundKeys) -> list[str]:
@@ -65,7 +71,7 @@ def progressed(store: S3Store, keys: RoundKeys) -> list[str]:
     names = (
         key.removeprefix(keys.partial_updates).removesuffix(UPDATE_SUFFIX) for key in keys_there
     )
-    return sorted(name for name in names if is_id(name))
+    return sorted(name for name in names if is_client(name))
 
 
 def check_update(

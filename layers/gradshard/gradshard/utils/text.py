@@ -1,5 +1,6 @@
 """How text and numbers are put for people, on a terminal and on a page."""
 
+from collections.abc import Sequence
 from typing import Final
 
 INTERRUPTED: Final = "interrupted; the same command may be given again"
@@ -24,6 +25,14 @@ def format_size(nbytes: float) -> str:
 def pluralize(number: int, thing: str) -> str:
     """Return ``1 tensor`` or ``2 tensors``."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Return ``a``, ``a and b``, or ``a, b and 7 more``: at most so many names."""
+    shown = list(names[:most])
+    if len(names) > most:
+        shown.append(f"{len(names) - most:,} more")
+    return " and ".join(part for part in (", ".join(shown[:-1]), *shown[-1:]) if part)
 
 
 def format_duration(seconds: float) -> str:
