@@ -4,7 +4,10 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from ipaddress import ip_address
+from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
@@ -19,6 +22,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
     UnseekableStreamError,
 )
+from botocore.utils import get_environ_proxies
 
 from gradshard import documents
 from gradshard.errors import ChangedObjectError, StoreError, UnreadableObjectError
@@ -555,9 +559,54 @@ def make_client(
         },
     )
     try:
-        return (session or boto3).client("s3", config=config, endpoint_url=endpoint_url)
+        client: S3Client = connect(session or boto3, "s3", config, endpoint_url)
     except (BotoCoreError, ValueError) as error:
         raise StoreError(f"cannot reach S3: {error}") from None
+    return client
+
+
+def connect(
+    session: boto3.Session | ModuleType, service: str, config: Config, endpoint_url: str | None
+) -> Any:
+    """Make a client of an AWS service, which speaks to this machine through no proxy.
+
+    Parameters
+    ----------
+    session
+        A session, or boto3 for the default one.
+    service
+        Its name for boto3.
+    config
+        Settings; without proxies, which the environment gives.
+    endpoint_url
+        Where it is; settings and environment say so if this does not.
+    """
+    client = session.client(service, config=config, endpoint_url=endpoint_url)
+    url = client.meta.endpoint_url
+    if not is_loopback(url):
+        return client
+    # Where a client will speak to is known when it is there, and then it has its proxies.
+    direct = config.merge(Config(proxies={}))
+    return session.client(service, config=direct, endpoint_url=url)
+
+
+def proxies_for(url: str) -> dict[str, str]:
+    """Return the proxies, by scheme, through which a URL is to be asked for: none on this machine.
+
+    Else it is what the environment says (HTTPS_PROXY, NO_PROXY).
+    """
+    return {} if is_loopback(url) else dict(get_environ_proxies(url))
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL is this machine's own."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @contextlib.contextmanager

@@ -24,7 +24,6 @@ from typing import IO, Any, Final, NoReturn, Self, overload
 from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.exceptions import BotoCoreError
 from botocore.httpsession import URLLib3Session
-from botocore.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError
 
 from gradshard import limits, ticketparts
@@ -44,7 +43,13 @@ from gradshard.keys import ObjectVersion, RoundKeys, check_id
 from gradshard.layout import Layout
 from gradshard.looking import pause_before_look
 from gradshard.planning import SINGLE_PUT_BYTES
-from gradshard.store import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, Part, Store
+from gradshard.store import (
+    CONNECT_TIMEOUT_SECONDS,
+    READ_TIMEOUT_SECONDS,
+    Part,
+    Store,
+    proxies_for,
+)
 from gradshard.streams import MAX_ATTEMPTS, Body, Meter, pause
 from gradshard.tensors import Array
 from gradshard.ticketparts import PartUrls
@@ -475,7 +480,7 @@ class Ticket:
         # proxies and certificates by the same variables.
         settings: dict[str, Any] = {
             "verify": os.environ.get("AWS_CA_BUNDLE") or True,
-            "proxies": get_environ_proxies(self.result_url),
+            "proxies": proxies_for(self.result_url),
             "timeout": (CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS),
         }
         return URLLib3Session(**settings)

@@ -1,5 +1,6 @@
 """``gradshard local``: the application on this machine."""
 
+import shlex
 import sys
 
 import click
@@ -25,16 +26,34 @@ def local(context: click.Context) -> None:
 
 @local.command()
 @port_option
-@click.option("--bind", metavar="ADDRESS", help="One more address to listen on.")
+@click.option(
+    "--bind",
+    metavar="ADDRESS",
+    help="One more address to listen on: whoever reaches it and has the engine's key can run code "
+    "as you.",
+)
 @debuggable
 def up(port: int, bind: str | None) -> None:
     """Start the local engine and deploy the application to it."""
     with waiting("starting the local engine") as tell:
         engine = engines.up(port, bind=bind, progress=tell)
     click.echo(f"the local engine runs at {engine.url}; its log is {engine.log}")
-    click.echo("use it with --local, or in a shell with:")
-    for name, value in engine.environment.items():
-        click.echo(f"  export {name}={value}")
+    if bind:
+        click.echo(
+            f"every machine or container that reaches {bind} and has the engine's key can run code "
+            "on this machine as you"
+        )
+    click.echo(f"use it with --local{engine.port_option}, or in a shell with:")
+    click.echo(f'  eval "$(gradshard local env{engine.port_option})"')
+
+
+@local.command()
+@port_option
+@debuggable
+def env(port: int) -> None:
+    """Print the variables that have other programs use the local engine, its key among them."""
+    for name, value in engines.find(port).environment.items():
+        click.echo(f"export {name}={shlex.quote(value)}")
 
 
 @local.command()
@@ -55,12 +74,12 @@ def down(port: int) -> None:
 def status(port: int, as_json: bool) -> None:
     """Say whether the local engine runs; the exit code says it too."""
     engine = engines.status(port)
-    ready = engine.running and engine.deployed
+    ready = engine.deployed and engines.has_application(engine)
     if as_json:
         print_json(
             {
                 "running": engine.running,
-                "deployed": engine.deployed,
+                "deployed": ready,
                 "url": engine.url,
                 "pid": engine.pid,
                 "log": str(engine.log),
