@@ -75,7 +75,7 @@ class Raw:
         """Return the target of a presigned URL."""
         request = AWSRequest(method, f"{self.engine.url}{target}", {})
         auth(self.own, service, REGION, expires=600).add_auth(request)
-        parts = urlsplit(request.url)
+        parts = urlsplit(str(request.url))
         return f"{parts.path}?{parts.query}"
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
@@ -77,7 +78,7 @@ class Engine:
     @property
     def url(self) -> str:
         """Its endpoint, for every AWS service."""
-        return f"http://127.0.0.1:{self.port}"
+        return _url("127.0.0.1", self.port)
 
     @property
     def port_option(self) -> str:
@@ -98,6 +99,11 @@ class Engine:
     def log(self) -> Path:
         """What it wrote; functions write to CloudWatch Logs, which it plays too."""
         return self.folder / "engine.log"
+
+    @property
+    def container_settings(self) -> Path:
+        """Settings of `sam local invoke`, if it was started with ``bind``."""
+        return self.folder / "samconfig.toml"
 
     @property
     def credentials_file(self) -> Path:
@@ -263,6 +269,8 @@ def up(
                 built = engine.folder / "build" / "template.yaml"
                 _sam(engine, sources, "deploy", "--template-file", str(built))
             deployed.write_text(fingerprint)
+        if bind:
+            _write_settings(engine, bind)
     tell(f"ready at {engine.url}")
     return status(engine.port)
 
@@ -310,6 +318,10 @@ def _check_machine() -> None:
 
 def _say_nothing(line: str) -> None:
     pass
+
+
+def _url(address: str, port: int) -> str:
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 def _cache() -> Path:
@@ -433,6 +445,36 @@ def _sam(engine: Engine, sources: Path, command: str, *arguments: str) -> None:
         )
 
 
+def _write_settings(engine: Engine, address: str) -> None:
+    """Write what `sam local invoke` needs to run a function in a container, with this engine.
+
+    A container has this machine's processor, reaches the engine at another address than this
+    machine, and its function needs the variables that the deployed one has.
+    """
+    formation = connect(session(engine), "cloudformation", Config(), engine.url)
+    functions = connect(session(engine), "lambda", Config(), engine.url)
+    at = _url(address, engine.port)
+    variables = {}
+    for resource in formation.describe_stack_resources(StackName=STACK)["StackResources"]:
+        if resource["ResourceType"] == "AWS::Lambda::Function":
+            name = resource["PhysicalResourceId"]
+            found = functions.get_function_configuration(FunctionName=name)["Environment"]
+            variables[resource["LogicalResourceId"]] = found["Variables"] | {"AWS_ENDPOINT_URL": at}
+    file = engine.folder / "variables.json"
+    file.write_text(json.dumps(variables, indent=2))
+    with application.folder() as sources:
+        parameters = _parameters(sources / "samconfig.toml", engine)
+    settings = {
+        "template_file": str(engine.folder / "build" / "template.yaml"),
+        "env_vars": str(file),
+        "parameter_overrides": [*parameters, f"EndpointUrl={at}"],
+    }
+    # JSON's strings and lists are TOML's too.
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    head = ["version = 0.1", "[default.local_invoke.parameters]"]
+    engine.container_settings.write_text("\n".join([*head, *lines, ""]))
+
+
 def _parameters(config: Path, engine: Engine) -> list[str]:
     """Return the environment's template parameters, with this machine's processor and engine."""
     environment = tomllib.loads(config.read_text())["local"]["global"]["parameters"]
@@ -500,7 +542,7 @@ def make_credentials(file: Path) -> None:
 
 def answers(port: int, credentials: Credentials, address: str = "127.0.0.1") -> bool:
     """Ask whether an engine with this key listens on a port and is ready, through no proxy."""
-    host = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    host = urlsplit(_url(address, port)).netloc
     target, headers = sign(
         "GET",
         host,

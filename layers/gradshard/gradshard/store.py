@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from ipaddress import ip_address
-from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 from urllib.parse import urlsplit
 
@@ -60,6 +59,11 @@ class ListedObject(NamedTuple):
     etag: str
     nbytes: int
     modified: datetime
+
+
+MAX_CONTESTS: Final = 16
+"""How often a conditional write is tried that others get in the way of; more of them than can be
+under way at once."""
 
 
 class Part(NamedTuple):
@@ -565,9 +569,7 @@ def make_client(
     return client
 
 
-def connect(
-    session: boto3.Session | ModuleType, service: str, config: Config, endpoint_url: str | None
-) -> Any:
+def connect(session: Any, service: str, config: Config, endpoint_url: str | None) -> Any:
     """Make a client of an AWS service, which speaks to this machine through no proxy.
 
     Parameters
@@ -607,6 +609,31 @@ def is_loopback(url: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def contests(key: str) -> Iterator[int]:
+    """Count attempts at a conditional write, from 0, with pauses between them, up to a bound.
+
+    Parameters
+    ----------
+    key
+        What is written.
+
+    Raises
+    ------
+    StoreError
+        All attempts failed.
+    """
+    for failures in range(MAX_CONTESTS):
+        # The first is refused wherever there is an object already: that is no contest.
+        if failures > 1:
+            pause(min(failures - 1, 4))
+        yield failures
+    raise StoreError(
+        f"{key}: {MAX_CONTESTS} conditional writes in a row were refused, though each was for the "
+        "object as it had just been read: either others keep writing it, or the storage does not "
+        "honour If-Match and If-None-Match"
+    )
 
 
 @contextlib.contextmanager

@@ -43,6 +43,10 @@ def up(port: int, bind: str | None) -> None:
             f"every machine or container that reaches {bind} and has the engine's key can run code "
             "on this machine as you"
         )
+        click.echo("in a container there, with the variables below, a function runs with:")
+        click.echo(
+            f"  sam local invoke NAME -e EVENT.json --config-file {engine.container_settings}"
+        )
     click.echo(f"use it with --local{engine.port_option}, or in a shell with:")
     click.echo(f'  eval "$(gradshard local env{engine.port_option})"')
 

@@ -21,7 +21,7 @@ from gradshard.plan import Plan, Refusal
 from gradshard.pricing import LOOKS
 from gradshard.rounds import services
 from gradshard.spec import RoundSpec, parse_spec
-from gradshard.store import Store
+from gradshard.store import Store, contests
 
 FIRST_READ_BYTES = 64 * 1024
 """The header of most models is shorter than this, so that one request reads it."""
@@ -239,9 +239,16 @@ def keep_token(store: Store, keys: RoundKeys, token: str) -> list[str]:
     -------
     list of str
         All that are kept.
+
+    Raises
+    ------
+    StoreError
+        Others wrote theirs in between, each time.
     """
     tokens, replaces = [token], None
-    while not store.put_json(keys.callback, {"tokens": tokens}, replaces=replaces):
+    for _ in contests(keys.callback):
+        if store.put_json(keys.callback, {"tokens": tokens}, replaces=replaces):
+            break
         # Looked at before it is read: if it is replaced meanwhile, writing fails again.
         head = store.head(keys.callback)
         try:

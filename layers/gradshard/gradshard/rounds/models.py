@@ -20,7 +20,7 @@ from gradshard.errors import ModelNotFoundError, ModelStateError
 from gradshard.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard.layout import PREFIX_BYTES, Layout, parse_header
 from gradshard.rounds import COMPLETED, FAILED, ending
-from gradshard.store import Store
+from gradshard.store import Store, contests
 
 READERS: Final = 16
 """Records read at once."""
@@ -192,9 +192,13 @@ def reserve(store: Store, new: Version) -> Version:
     ------
     ModelStateError
         Another round, or somebody by hand, has that number.
+    StoreError
+        The record changed in between, each time.
     """
     key = ModelKeys(new.model).version(new.number)
-    while not store.put_json(key, new.to_json(), replaces=None):
+    for _ in contests(key):
+        if store.put_json(key, new.to_json(), replaces=None):
+            break
         head = store.head(key)
         there = _read(store, key)
         if head is None or there is None:
