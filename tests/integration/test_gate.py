@@ -323,3 +323,12 @@ def test_the_key_is_its_users_alone(engine: Engine, tmp_path: Path) -> None:
     local.make_credentials(tmp_path / "one")
     local.make_credentials(tmp_path / "two")
     assert (tmp_path / "one").read_text() != (tmp_path / "two").read_text()
+
+
+def test_a_refusal_is_read_by_who_sends_much(raw: Raw, held: str) -> None:
+    body = "x" * 20_000_000
+    assert raw.send("PUT", held, {}, body).status == 403
+    assert raw.send("PUT", held, {"Origin": "https://evil.example"}, body).status == 403
+    wrong = Credentials(raw.own.access_key, "wrong")
+    assert raw.signed("POST", "/", FORM, body, credentials=wrong).status == 403
+    assert raw.signed("PUT", held, {}, body, service="s3", credentials=wrong).status == 403

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradshard.errors import StoreError
-from gradshard.keys import ObjectVersion, RoundKeys
+from gradshard.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard.rounds import arrivals, models, services
 from gradshard.rounds.arrivals import Update
 from gradshard.rounds.collect_update import collect_update
@@ -24,7 +24,7 @@ def growing(body: bytes) -> MemoryStore:
     return store
 
 
-TENSORS = models.StoredTensors(ObjectVersion("models/m/1.safetensors", "", "etag", 8), 0)
+TENSORS = StoredTensors(ObjectVersion("models/m/1.safetensors", "", "etag", 8), 0)
 GOOD = reference.encode({"w": np.ones(1, "f4")}, {"num_samples": "1"})
 
 

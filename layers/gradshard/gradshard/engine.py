@@ -376,7 +376,7 @@ def _serve(addresses: list[str], port: int, credentials: Credentials) -> None:
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     config = Config()
-    config.bind = [f"{address}:{port}" for address in addresses]
+    config.bind = [f"[{a}]:{port}" if ":" in a else f"{a}:{port}" for a in addresses]
     config.keep_alive_timeout = 75
     config.graceful_timeout = 1
     asyncio.run(serve(Gate(app, credentials), config))

@@ -42,6 +42,35 @@ class _RefusedError(Exception):
         self.code = code
 
 
+class _Body:
+    """A request's body, which may be read before the application reads it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._ended = False
+        self._read: list[dict[str, Any]] = []
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the next message: one that was read already, if there are any."""
+        return self._read.pop(0) if self._read else await self._next()
+
+    async def read(self) -> bytes:
+        """Return all of the body, and keep it for the application."""
+        while not self._ended:
+            self._read.append(await self._next())
+        return b"".join(message.get("body", b"") for message in self._read)
+
+    async def drain(self) -> None:
+        """Take what the sender still sends: it would not see the answer of a closed connection."""
+        while not self._ended:
+            await self._next()
+
+    async def _next(self) -> dict[str, Any]:
+        message = await self._receive()
+        self._ended = not message.get("more_body", False)
+        return message
+
+
 class Gate:
     """An ASGI application that passes on what may pass.
 
@@ -65,18 +94,21 @@ class Gate:
         if scope["type"] != "http":
             await _refuse_socket(receive, send)
             return
+        body = _Body(receive)
         if reason := foreign(scope):
+            await body.drain()
             await _answer(send, HTTPStatus.FORBIDDEN, {"content-type": "text/plain"}, reason)
             return
         try:
-            receive = await self._verified(scope, receive)
+            await self._verify(scope, body)
         except _RefusedError as error:
+            await body.drain()
             await _answer(send, *_as_aws(scope, error))
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, body.receive, send)
 
-    async def _verified(self, scope: Scope, receive: Receive) -> Receive:
-        """Verify a request's signature; return what its body is read from.
+    async def _verify(self, scope: Scope, body: "_Body") -> None:
+        """Verify a request's signature.
 
         Raises
         ------
@@ -91,9 +123,7 @@ class Gate:
         token = query.get("X-Amz-Security-Token", [""])[0] if presigned else ""
         token = token or headers.get("x-amz-security-token", "")
         secret = self._secret(signature.access_key_id, token, scope["path"])
-        body = b""
-        if not presigned and _signs_body(headers):
-            body, receive = await _read(receive)
+        data = await body.read() if not presigned and _signs_body(headers) else b""
         failure = sigv4.header_signature_failure(
             signature,
             secret,
@@ -101,7 +131,7 @@ class Gate:
             scope["raw_path"].decode("latin-1"),
             query,
             headers,
-            body,
+            data,
             presigned=presigned,
         )
         # How long a presigned URL holds is S3's to say.
@@ -110,7 +140,6 @@ class Gate:
             raise _RefusedError(*failure)
         if presigned:
             _check_signed_headers(scope, headers, signature.signed_headers)
-        return receive
 
     def _secret(self, access_key: str, token: str, path: str) -> str:
         """Return the secret of a key that the engine knows."""
@@ -238,22 +267,6 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 def _query(scope: Scope) -> dict[str, list[str]]:
     return parse_qs(scope["query_string"].decode("utf-8", "replace"), keep_blank_values=True)
-
-
-async def _read(receive: Receive) -> tuple[bytes, Receive]:
-    """Read a whole body; return it, and what reads it once more."""
-    messages, parts = [], []
-    while True:
-        message = await receive()
-        messages.append(message)
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            break
-
-    async def again() -> dict[str, Any]:
-        return messages.pop(0) if messages else await receive()
-
-    return b"".join(parts), again
 
 
 def _as_aws(scope: Scope, error: _RefusedError) -> tuple[int, dict[str, str], str | bytes]:

@@ -300,7 +300,7 @@ def _check_machine() -> None:
     if sys.platform != "linux":
         raise EngineError(
             "the local engine runs functions with the layer's Linux libraries, not on "
-            f"{sys.platform}: use Linux, in a container or a virtual machine if need be"
+            f"{sys.platform}: use Linux, or the container of docs/getting-started.md"
         )
     version = platform.python_version()
     if not version.startswith(f"{application.RUNTIME}."):
@@ -395,7 +395,12 @@ def _start(engine: Engine, bind: str | None) -> None:
 
 
 def _check_address(address: str, port: int, option: str) -> None:
-    """Check that an engine could listen there."""
+    """Check that an engine could listen there, and nowhere else."""
+    if address in {"0.0.0.0", "::"}:  # noqa: S104 - to refuse it
+        raise EngineError(
+            f"{address} is every address of this machine: name the one that others are to reach, "
+            f"with {option}"
+        )
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:
         # As a server does: the closed connections of an engine just stopped do not count.
