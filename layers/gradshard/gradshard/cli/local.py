@@ -38,17 +38,17 @@ def up(port: int, bind: str | None) -> None:
     with waiting("starting the local engine") as tell:
         engine = engines.up(port, bind=bind, progress=tell)
     click.echo(f"the local engine runs at {engine.url}; its log is {engine.log}")
+    click.echo(f"use it with --local{engine.port_option}, or in a shell with:")
+    click.echo(f'  eval "$(gradshard local env{engine.port_option})"')
     if bind:
         click.echo(
             f"every machine or container that reaches {bind} and has the engine's key can run code "
             "on this machine as you"
         )
-        click.echo("in a container there, with the variables below, a function runs with:")
+        click.echo("in such a shell, a function runs in a container with:")
         click.echo(
             f"  sam local invoke NAME -e EVENT.json --config-file {engine.container_settings}"
         )
-    click.echo(f"use it with --local{engine.port_option}, or in a shell with:")
-    click.echo(f'  eval "$(gradshard local env{engine.port_option})"')
 
 
 @local.command()
