@@ -99,7 +99,7 @@ def proxy() -> Iterator[tuple[dict[str, str], list[bytes]]]:
     thread.join()
 
 
-def test_nothing_that_is_for_the_engine_goes_through_a_proxy(
+def test_requests_to_the_engine_go_through_no_proxy(
     engine: Engine, proxy: tuple[dict[str, str], list[bytes]], tmp_path: Path
 ) -> None:
     variables, heard = proxy
@@ -122,7 +122,7 @@ def test_nothing_that_is_for_the_engine_goes_through_a_proxy(
     assert heard == []
 
 
-def test_what_the_engine_prints_works_as_it_stands(engine: Engine) -> None:
+def test_the_printed_commands_work(engine: Engine) -> None:
     up = said("local", "up", "--port", engine.port)
     options = re.search(r"use it with (--local --port \d+),", up)
     line = re.search(r'  (eval "\$\(gradshard local env --port \d+\)")\n', up)
@@ -146,19 +146,23 @@ def test_what_the_engine_prints_works_as_it_stands(engine: Engine) -> None:
 def test_an_error_names_the_engine_that_runs(engine: Engine) -> None:
     other = run("show", "r", "--local", "--port", 4999)
     assert other.returncode == 1
-    expected = f"one runs on port {engine.port} (--local --port {engine.port})"
-    assert f"no local engine is running on port 4999: {expected}" in other.stderr
+    expected = f"one runs with --port {engine.port}"
+    assert f"no local engine is running on port 4999: {expected}; or start" in other.stderr
+    for command in ("down", "status"):
+        assert f"port 4999 ({expected})" in run("local", command, "--port", 4999).stdout
+    nowhere = engine.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:4999"}
+    assert "gradshard local status --port 4999" in run("show", "r", **nowhere).stderr
 
 
-def test_an_engine_that_lacks_an_address_is_not_taken_for_one_that_has_it(engine: Engine) -> None:
+def test_binding_a_running_engine_to_another_address_is_an_error(engine: Engine) -> None:
     done = run("local", "up", "--port", engine.port, "--bind", "127.0.0.9")
     assert done.returncode == 1
     assert "runs already and does not listen on 127.0.0.9" in done.stderr
 
 
-def test_what_an_address_exposes_is_said(tmp_path: Path) -> None:
+def test_the_help_says_what_an_address_exposes(tmp_path: Path) -> None:
     help_ = " ".join(said("local", "up", "--help").split())
-    assert "whoever reaches it and has the engine's key can run code as you" in help_
+    assert "Anyone who reaches it and has the engine's key can run code as you" in help_
 
 
 def test_up_deploys_again_after_a_reset_and_after_a_kill(
@@ -188,7 +192,7 @@ def test_up_deploys_again_after_a_reset_and_after_a_kill(
         local.down(own.port)
 
 
-def test_other_keys_are_told_what_to_do(engine: Engine) -> None:
+def test_an_unknown_key_is_answered_with_advice(engine: Engine) -> None:
     session = boto3.Session("test", "test")
     client = session.client("cloudformation", config=Config(proxies={}))
     with pytest.raises(client.exceptions.ClientError, match="gradshard local env"):

@@ -1,4 +1,4 @@
-"""Who may speak to the local engine: no web page, and nobody without its key.
+"""The gate of the local engine: it refuses web pages, and everybody without its key.
 
 Requests are raw HTTP, as a browser can have them sent.
 """
@@ -86,7 +86,7 @@ def raw(engine: Engine) -> Raw:
 
 @pytest.fixture(autouse=True)
 def _no_intruder(engine: Engine) -> Iterator[None]:
-    """Whatever is refused has not happened."""
+    """No refused request has had an effect."""
     yield
     names = {role["RoleName"] for role in boto3.client("iam").list_roles()["Roles"]}
     assert "intruder" not in names
@@ -228,7 +228,7 @@ UNSIGNED: list[tuple[str, str, dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(("method", "target", "headers", "body"), UNSIGNED)
-def test_what_is_not_signed_is_refused(
+def test_unsigned_requests_are_refused(
     raw: Raw, held: str, method: str, target: str, headers: dict[str, str], body: str
 ) -> None:
     assert raw.send(method, target, headers, body).status == 403
@@ -325,7 +325,7 @@ def test_the_key_is_its_users_alone(engine: Engine, tmp_path: Path) -> None:
     assert (tmp_path / "one").read_text() != (tmp_path / "two").read_text()
 
 
-def test_a_refusal_is_read_by_who_sends_much(raw: Raw, held: str) -> None:
+def test_a_client_that_sends_much_reads_the_refusal(raw: Raw, held: str) -> None:
     body = "x" * 20_000_000
     assert raw.send("PUT", held, {}, body).status == 403
     assert raw.send("PUT", held, {"Origin": "https://evil.example"}, body).status == 403

@@ -1,8 +1,8 @@
-"""What stands in front of the local engine: who may speak to it.
+"""The gate in front of the local engine: it decides who may use the engine.
 
-MiniStack answers everybody: web pages, requests without a signature, keys that everybody knows. The
-gate lets a request pass only if no web page sent it, and only if it is signed (SigV4) with the
-engine's own key or with one that the engine gave out (a role's session, a user's access key).
+MiniStack answers everybody: web pages, unsigned requests, keys that everybody knows. The gate lets
+a request pass only if no web page sent it, and only if it is signed (SigV4) with the engine's own
+key or with one that the engine gave out (a role's session, a user's access key).
 """
 
 import json
@@ -61,7 +61,7 @@ class _Body:
         return b"".join(message.get("body", b"") for message in self._read)
 
     async def drain(self) -> None:
-        """Take what the sender still sends: it would not see the answer of a closed connection."""
+        """Read the rest: the sender does not see an answer if the connection closes before."""
         while not self._ended:
             await self._next()
 
@@ -72,7 +72,7 @@ class _Body:
 
 
 class Gate:
-    """An ASGI application that passes on what may pass.
+    """An ASGI application that passes allowed requests on to another one.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ class Gate:
             data,
             presigned=presigned,
         )
-        # How long a presigned URL holds is S3's to say.
+        # S3 itself checks whether a presigned URL has expired.
         failure = failure or (None if presigned else sigv4.request_time_failure(signature))
         if failure:
             raise _RefusedError(*failure)
@@ -236,20 +236,20 @@ def _signs_body(headers: Mapping[str, str]) -> bool:
 
 
 def _check_signed_headers(scope: Scope, headers: Mapping[str, str], names: str) -> None:
-    """Check that nothing beside a presigned URL's signature makes another request of it.
+    """Check that no unsigned header makes another request of a presigned URL.
 
     Raises
     ------
     _RefusedError
-        One of AWS's headers is not signed, which S3 refuses too: by some of them MiniStack would
-        take the request for another service's.
+        One of AWS's headers is not signed. S3 refuses that too, and by some of these headers
+        MiniStack would take the request for another service's.
     """
     signed = set(names.split(";"))
     for name in headers:
         if name.startswith("x-amz-") and name not in signed:
             raise _RefusedError("AccessDenied", f"header {name} is not signed")
     if headers.get("content-type", "").lower().startswith(_FORM) and "content-type" not in signed:
-        # As would the fields of a form, which for S3 are an object's bytes like any others.
+        # MiniStack would read an action from a form's fields; for S3 they are an object's bytes.
         scope["headers"] = [
             (name, _OCTETS.encode() if name.lower() == b"content-type" else value)
             for name, value in scope["headers"]

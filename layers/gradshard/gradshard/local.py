@@ -181,13 +181,19 @@ def find(port: int = DEFAULT_PORT) -> Engine:
     engine = status(port)
     if engine.running:
         return engine
-    others = running()
-    advice = f"start it with `{engine.starting}`"
-    if others:
-        ports = ", ".join(str(other.port) for other in others)
-        one = f"one runs on port {ports}" if len(others) == 1 else f"some run on ports {ports}"
-        advice = f"{one} (--local --port {others[0].port}); or {advice}"
-    raise EngineError(f"no local engine is running on port {port}: {advice}")
+    others = elsewhere()
+    advice = f"{others}; or " if others else ""
+    raise EngineError(
+        f"no local engine is running on port {port}: {advice}start it with `{engine.starting}`"
+    )
+
+
+def elsewhere() -> str:
+    """Say on which ports this user's engines run; empty if none does."""
+    options = [f"--port {engine.port}" for engine in running()]
+    if not options:
+        return ""
+    return f"{'one runs' if len(options) == 1 else 'others run'} with {', '.join(options)}"
 
 
 def has_application(engine: Engine) -> bool:
@@ -226,8 +232,8 @@ def up(
         The port to listen on; 0 for any free one.
     bind
         One more address to listen on beside 127.0.0.1, such as Docker's 172.17.0.1. Every machine
-        and container that reaches the address can send requests, over plain HTTP; whoever has the
-        engine's key, or takes a signed request on its way, can run code as this user.
+        and container that reaches the address can send requests, over plain HTTP; anyone who has
+        the engine's key can run code as this user.
     progress
         Told what is being done, one line at a time.
 
@@ -468,11 +474,11 @@ def _write_settings(engine: Engine, address: str) -> None:
     file = engine.folder / "variables.json"
     file.write_text(json.dumps(variables, indent=2))
     with application.folder() as sources:
-        parameters = _parameters(sources / "samconfig.toml", engine)
+        parameters = _parameters(sources / "samconfig.toml", engine, at)
     settings = {
         "template_file": str(engine.folder / "build" / "template.yaml"),
         "env_vars": str(file),
-        "parameter_overrides": [*parameters, f"EndpointUrl={at}"],
+        "parameter_overrides": parameters,
     }
     # JSON's strings and lists are TOML's too.
     lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
@@ -480,12 +486,18 @@ def _write_settings(engine: Engine, address: str) -> None:
     engine.container_settings.write_text("\n".join([*head, *lines, ""]))
 
 
-def _parameters(config: Path, engine: Engine) -> list[str]:
-    """Return the environment's template parameters, with this machine's processor and engine."""
+def _parameters(config: Path, engine: Engine, endpoint: str = "") -> list[str]:
+    """Return the environment's template parameters, with this machine's processor and engine.
+
+    ``endpoint`` is where functions reach the engine, if not where this machine does.
+    """
     environment = tomllib.loads(config.read_text())["local"]["global"]["parameters"]
     parameters = dict(pair.split("=", 1) for pair in environment["parameter_overrides"])
     arm = platform.machine() in {"aarch64", "arm64"}
-    parameters |= {"Architecture": "arm64" if arm else "x86_64", "EndpointUrl": engine.url}
+    parameters |= {
+        "Architecture": "arm64" if arm else "x86_64",
+        "EndpointUrl": endpoint or engine.url,
+    }
     return [f"{name}={value}" for name, value in parameters.items()]
 
 

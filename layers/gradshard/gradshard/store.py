@@ -667,7 +667,9 @@ def unreachable(error: EndpointConnectionError) -> str:
     """Say what to look at when nobody answers."""
     if ".amazonaws.com" in str(error):
         return f"{error}; is this machine connected, and is the region right (AWS_DEFAULT_REGION)?"
-    return f"{error}; is the local engine running (gradshard local status)?"
+    port = urlsplit(error.kwargs.get("endpoint_url", "")).port
+    option = f" --port {port}" if port else ""
+    return f"{error}; is the local engine running (gradshard local status{option})?"
 
 
 def _check_answered(listing: Mapping[str, Any]) -> None:

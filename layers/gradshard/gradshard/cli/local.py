@@ -29,8 +29,8 @@ def local(context: click.Context) -> None:
 @click.option(
     "--bind",
     metavar="ADDRESS",
-    help="One more address to listen on: whoever reaches it and has the engine's key can run code "
-    "as you.",
+    help="One more address to listen on. Anyone who reaches it and has the engine's key can run "
+    "code as you.",
 )
 @debuggable
 def up(port: int, bind: str | None) -> None:
@@ -66,9 +66,10 @@ def env(port: int) -> None:
 def down(port: int) -> None:
     """Stop the local engine; its rounds go with it."""
     stopped = engines.down(port)
-    click.echo(
-        f"the engine on port {port} was stopped" if stopped else f"no engine ran on port {port}"
-    )
+    if stopped:
+        click.echo(f"the engine on port {port} was stopped")
+    else:
+        click.echo(f"no engine ran on port {port}{_others()}")
 
 
 @local.command()
@@ -96,5 +97,10 @@ def status(port: int, as_json: bool) -> None:
             f"running at {engine.url}, but the application is not deployed: `{engine.starting}`"
         )
     else:
-        click.echo(f"not running on port {port}; start it with `{engine.starting}`")
+        click.echo(f"not running on port {port}{_others()}; start it with `{engine.starting}`")
     sys.exit(0 if ready else 1)
+
+
+def _others() -> str:
+    found = engines.elsewhere()
+    return f" ({found})" if found else ""
