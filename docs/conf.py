@@ -46,7 +46,7 @@ nitpick_ignore_regex = [
     ("py:(class|obj|data)", r"(?!gradshard\.).*"),
     (
         "py:class",
-        r"gradshard\.(contents|keys|layers|layout|optimizers|participation|plan|salf|spec|stack|status|store|ticketparts|tickets|torch|uploads)\..*",
+        r"gradshard\.(contents|keys|layers|layout|optimizers|participation|plan|salf|sigv4|spec|stack|status|store|ticketparts|tickets|torch|uploads)\..*",
     ),
 ]
 napoleon_google_docstring = False
