@@ -95,7 +95,7 @@ test-browser: docs ## Look at the page of `gradshard report`, and at the site, i
 	CHROMIUM="$(CHROMIUM)" SCREENSHOTS="$(SCREENSHOTS)" \
 		.venv-browser/bin/python -m pytest -q -p no:cacheprovider tests/browser
 
-# Not into .venv: sam wants requests 2.32, Flower 2.33.
+# Not into .venv, where everything is pinned.
 # Not FLOWER_PYTHON, by which the benchmarks are told of a Python that has it.
 FLOWER_BASE_PYTHON := $(PYTHON)
 FLOWER := flwr[simulation]

@@ -1,7 +1,6 @@
 """The local engine as object server: all of S3 that the functions use, over plain HTTP."""
 
 import contextlib
-import http.client
 import os
 import socket
 import subprocess
@@ -13,8 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import boto3
+from botocore.config import Config
 
 from benchmarks.servers import BUCKET, REGION, aws_environment
+from gradshard.deployment import local_engine
+from gradshard.deployment.gate import read_credentials
+from gradshard.s3.sigv4 import Credentials
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -36,18 +39,19 @@ class Engine:
     transport = "HTTP, the local engine: slower than the rows"
     holds = 4 << 30  # it keeps objects in memory
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, credentials: Credentials) -> None:
         self._folder = folder
         self._uploads: dict[str, str] = {}
         self._known: set[str] = set()
         self.port = port
-        self.environment = aws_environment(f"http://127.0.0.1:{port}")
+        self.environment = aws_environment(f"http://127.0.0.1:{port}", credentials)
         self.s3: S3Client = boto3.client(
             "s3",
             endpoint_url=self.environment["AWS_ENDPOINT_URL"],
-            aws_access_key_id="test",
-            aws_secret_access_key="test",  # noqa: S106
+            aws_access_key_id=credentials.access_key,
+            aws_secret_access_key=credentials.secret_key,
             region_name=REGION,
+            config=Config(proxies={}),
         )
         self.s3.create_bucket(Bucket=BUCKET)
 
@@ -98,9 +102,13 @@ def serve(*, bind: str | None = None) -> Iterator[Engine]:
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="gradshard-bench-") as name:
         folder = Path(name)
+        file = folder / "credentials.json"
+        local_engine.make_credentials(file)
+        credentials = read_credentials(file)
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "gradshard.deployment.engine_process", "--port", str(port)),
+                *("--credentials", str(file)),
                 *(("--bind", bind) if bind else ()),
             ],
             env=os.environ | {"TMPDIR": name},
@@ -109,21 +117,16 @@ def serve(*, bind: str | None = None) -> Iterator[Engine]:
             stderr=(folder / "engine.log").open("wb"),
         )
         try:
-            _await(process, port)
-            yield Engine(folder, port)
+            _await(process, port, credentials)
+            yield Engine(folder, port, credentials)
         finally:
             process.terminate()
             process.wait()
 
 
-def _await(process: "subprocess.Popen[bytes]", port: int) -> None:
+def _await(process: "subprocess.Popen[bytes]", port: int, credentials: Credentials) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while True:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-        with contextlib.suppress(OSError), contextlib.closing(connection):
-            connection.request("GET", "/_ministack/ready")
-            if connection.getresponse().status == http.client.OK:
-                return
+    while not local_engine.answers(port, credentials):
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError("the engine did not start")
         time.sleep(0.1)

@@ -4,8 +4,12 @@ import os
 from pathlib import Path
 from typing import Final, Protocol
 
+from gradshard.s3.sigv4 import Credentials
+
 BUCKET: Final = "bench"
 REGION: Final = "us-east-1"
+ANY: Final = Credentials("any", "any")
+"""For servers that ask for none."""
 
 
 class Server(Protocol):
@@ -41,12 +45,12 @@ class Server(Protocol):
         """Return what was PUT since last asked, request target → MD5, and forget it."""
 
 
-def aws_environment(url: str) -> dict[str, str]:
+def aws_environment(url: str, credentials: Credentials = ANY) -> dict[str, str]:
     """Return variables that make any AWS client talk to one endpoint and to nothing else."""
     return {
         "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ACCESS_KEY_ID": credentials.access_key,
+        "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
         "AWS_REGION": REGION,
         "AWS_DEFAULT_REGION": REGION,
         "AWS_CONFIG_FILE": os.devnull,

@@ -20,7 +20,7 @@ from gradshard.cli import main
 from tests.docs.pages import ROOT, SHELL, Block
 from tests.docs.session import console_steps
 
-_ORDINARY: Final = frozenset({"cd", "curl", "echo", "eval", "export", "pip", "source"})
+_ORDINARY: Final = frozenset({"cd", "curl", "docker", "echo", "eval", "export", "pip", "source"})
 """Commands of which nothing is checked."""
 
 _SEPARATORS: Final = frozenset({"|", "||", "&&", ";", "&", "(", ")"})

@@ -1,7 +1,7 @@
 """Round r1 of clients a, b and c, which `events/` is about.
 
-`python -m tests.e2e.example_round` makes it on the engine that AWS_ENDPOINT_URL names, up to the
-plan, so that `sam local invoke AggregateShardFunction -e events/aggregate_shard.json` has its task.
+`python -m tests.e2e.example_round` uploads its updates to the engine that AWS_ENDPOINT_URL names;
+then every function can be called with its event, in the order of `ORDER`.
 """
 
 import json
@@ -15,6 +15,14 @@ from tests.e2e.deployed import Deployed
 
 NAME = "r1"
 SAMPLES = {"a": 100, "b": 200, "c": 300}
+ORDER = (
+    "open_round",
+    "collect_update",
+    "plan_round",
+    "aggregate_shard",
+    "finalize_round",
+    "abort_round",
+)
 EVENTS = Path(__file__).parents[2] / "events"
 
 
@@ -65,9 +73,6 @@ def main() -> None:
     deployed = Deployed.of_stack("gradshard")
     remove(deployed)
     upload(deployed)
-    for function in ("open_round", "plan_round"):
-        print(function, deployed.call(function, event(function)))
-    print(f"bucket {deployed.bucket}")
 
 
 if __name__ == "__main__":

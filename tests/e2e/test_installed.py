@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -170,12 +171,8 @@ def told_of_alarms(port: int) -> set[str]:
 
 
 def test_deploying_from_an_empty_folder_takes_sams_options(installed: Installed, port: int) -> None:
-    aws = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
+    lines = installed.said("local", "env", "--port", port).splitlines()
+    aws = dict(shlex.split(line)[1].split("=", 1) for line in lines)
     deployed = installed.run(
         *("gradshard", "deploy", "--stack-name", "mine", "--no-confirm-changeset"),
         *("--parameter-overrides", "Architecture=x86_64", "AggregatorMemory=192"),

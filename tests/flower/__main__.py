@@ -1,6 +1,6 @@
 """`make test-flower`: start a local engine, and run what needs Flower with the Python given.
 
-Flower and the engine do not go into one environment, so the engine is this process's.
+The engine is this process's, and Flower may be in another environment than it.
 """
 
 import os

@@ -41,6 +41,12 @@ def test_an_address_that_is_not_this_machines() -> None:
         local_engine.up(0, bind=NOBODYS)
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])  # noqa: S104
+def test_every_address_at_once_is_not_meant(address: str) -> None:
+    with pytest.raises(EngineError, match="every address of this machine: name the one"):
+        local_engine.up(0, bind=address)
+
+
 def test_who_starts_the_same_engine_waits_for_the_first() -> None:
     entered = threading.Event()
 

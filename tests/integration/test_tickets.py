@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import io
 import itertools
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -235,11 +236,16 @@ class TestWhatS3Rejects:
         with pytest.raises(TicketError, match="it expired at"):
             ticket.submit(TENSORS, 5)
 
-    def test_credentials_that_are_not_valid(self, store: S3Store, keys: RoundKeys) -> None:
-        session = boto3.Session("test", "another")
+    @pytest.mark.parametrize(
+        ("key", "code"), [("", "SignatureDoesNotMatch"), ("test", "InvalidAccessKeyId")]
+    )
+    def test_credentials_that_are_not_valid(
+        self, store: S3Store, keys: RoundKeys, key: str, code: str
+    ) -> None:
+        session = boto3.Session(key or os.environ["AWS_ACCESS_KEY_ID"], "another")
         stranger = S3Store(store.bucket, client=make_client(session=session))
         ticket = Ticket.make(stranger, keys, "a", expires=600, max_bytes=MAX_BYTES)
-        with pytest.raises(TicketError, match="SignatureDoesNotMatch") as rejected:
+        with pytest.raises(TicketError, match=code) as rejected:
             ticket.rejection()
         assert "http" not in str(rejected.value)
         with pytest.raises(TicketError, match="credentials"):

@@ -8,7 +8,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from gradshard.client.stack import Stack
 from gradshard.deployment import user_config
 from gradshard.errors import ServiceError
-from gradshard.s3.store import unreachable
+from gradshard.s3.store import is_loopback, proxies_for, unreachable
 
 
 def stack() -> Stack:
@@ -67,3 +67,29 @@ def test_a_stack_that_is_in_another_region(
     monkeypatch.setitem(vars(asked), "_session", Elsewhere())
     with pytest.raises(ServiceError, match=advice):
         asked.output("BucketName")
+
+
+@pytest.mark.parametrize(
+    ("url", "is_own"),
+    [
+        ("http://127.0.0.1:4566", True),
+        ("http://127.8.9.1/b/k?x", True),
+        ("http://localhost:1", True),
+        ("http://bucket.localhost:1", True),
+        ("http://[::1]:4566", True),
+        ("http://172.17.0.1:4566", False),
+        ("https://b.s3.us-east-1.amazonaws.com/k", False),
+        ("http://127.0.0.1.example", False),
+        ("http://localhost.example", False),
+        ("garbage", False),
+    ],
+)
+def test_this_machine_is_asked_through_no_proxy(
+    monkeypatch: pytest.MonkeyPatch, url: str, is_own: bool
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://proxy.example:3128")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert is_loopback(url) is is_own
+    assert (proxies_for(url) == {}) is is_own

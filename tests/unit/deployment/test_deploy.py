@@ -335,3 +335,13 @@ def test_a_package_without_the_application(wheel: Path) -> None:
     shutil.rmtree(wheel / "app")
     with pytest.raises(DeployError, match=r"no application beside the package"):
         application.files()
+
+
+def test_the_engines_extra_brings_what_deploying_needs() -> None:
+    root = application.checkout()
+    if root is None:
+        pytest.skip("the wheel does not carry pyproject.toml")
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert set(extras["deploy"]) < set(extras["local"])
+    assert not any("ministack" in package for package in extras["deploy"])

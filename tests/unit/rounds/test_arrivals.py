@@ -1,11 +1,14 @@
 """Which of the objects that clients send are looked at."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gradshard.formats.keys import RoundKeys
+from gradshard.errors import StoreError
+from gradshard.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard.records import model_registry
 from gradshard.rounds import arrivals, aws_callbacks
 from gradshard.rounds.arrivals import Update
 from gradshard.rounds.collect_update import collect_update
@@ -22,6 +25,7 @@ def growing(body: bytes) -> MemoryStore:
     return store
 
 
+TENSORS = StoredTensors(ObjectVersion("models/m/1.safetensors", "", "etag", 8), 0)
 GOOD = reference.encode({"w": np.ones(1, "f4")}, {"num_samples": "1"})
 
 
@@ -64,3 +68,26 @@ def test_the_newest_tokens_are_kept() -> None:
     for token in tokens:
         arrivals.keep_token(store, KEYS, token)
     assert store.get_json(KEYS.callback)["tokens"] == tokens[3:]
+
+
+class Contested(MemoryStore):
+    """A bucket in which no conditional write succeeds."""
+
+    def put_bytes(self, *_: Any, **__: Any) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda store: arrivals.keep_token(store, KEYS, "token"),
+        lambda store: model_registry.reserve(store, model_registry.Version("m", 1, TENSORS, "r1")),
+    ],
+    ids=["keep_token", "reserve"],
+)
+def test_a_write_that_is_rejected_each_time_ends_with_an_error(
+    monkeypatch: pytest.MonkeyPatch, write: Callable[[MemoryStore], object]
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(StoreError, match=r"16 conditional writes in a row were rejected, though"):
+        write(Contested())

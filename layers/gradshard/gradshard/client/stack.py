@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,7 +10,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import boto3
-import botocore.session
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -23,8 +21,8 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from gradshard.deployment import local_engine, user_config
-from gradshard.errors import EngineError, ServiceError
-from gradshard.s3.store import S3Store, make_client, unreachable
+from gradshard.errors import ServiceError
+from gradshard.s3.store import S3Store, connect, make_client, unreachable
 
 if TYPE_CHECKING:
     from mypy_boto3_cloudformation import CloudFormationClient
@@ -298,8 +296,8 @@ class Stack:
     def _outputs(self) -> dict[str, str]:
         try:
             with translated():
-                client: CloudFormationClient = self._session.client(
-                    "cloudformation", endpoint_url=self._endpoint_url, config=_CONFIG
+                client: CloudFormationClient = connect(
+                    self._session, "cloudformation", _CONFIG, self._endpoint_url
                 )
                 [stack] = client.describe_stacks(StackName=self.name)["Stacks"]
         except ClientError as error:
@@ -320,14 +318,13 @@ class Stack:
     @cached_property
     def _states(self) -> "SFNClient":
         with translated():
-            return self._session.client(
-                "stepfunctions", endpoint_url=self._endpoint_url, config=_CONFIG
-            )
+            client: SFNClient = connect(self._session, "stepfunctions", _CONFIG, self._endpoint_url)
+        return client
 
     @cached_property
     def _session(self) -> boto3.Session:
         if self._port is not None:
-            return _local_session()
+            return local_engine.session(local_engine.find(self._port))
         with translated():
             session = boto3.Session()
             if not session.region_name and self._bucket is None:
@@ -338,32 +335,7 @@ class Stack:
     def _endpoint_url(self) -> str | None:
         if self._port is None:
             return self._given_endpoint_url
-        engine = local_engine.status(self._port)
-        if not engine.running:
-            raise EngineError(
-                f"no local engine is running on port {self._port}: start it with "
-                f"`{engine.starting}`"
-            )
-        return engine.url
-
-
-def _date(at: datetime | None) -> str:
-    return "" if at is None else at.astimezone(UTC).isoformat(timespec="seconds")
-
-
-def _local_session() -> boto3.Session:
-    """Make a session that knows the engine's dummy credentials and none of the user's settings."""
-    settings = {
-        "profile": (None, None, None, None),
-        "config_file": (None, None, os.devnull, None),
-        "credentials_file": (None, None, os.devnull, None),
-    }
-    return boto3.Session(
-        aws_access_key_id=local_engine.CREDENTIALS["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=local_engine.CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-        region_name=local_engine.REGION,
-        botocore_session=botocore.session.Session(session_vars=settings),
-    )
+        return local_engine.find(self._port).url
 
 
 @contextlib.contextmanager
@@ -393,3 +365,7 @@ def translated() -> Iterator[None]:
         if "endpoint" not in str(error):
             raise
         raise ServiceError(f"{error}; AWS_ENDPOINT_URL is not a URL such as http://…") from None
+
+
+def _date(at: datetime | None) -> str:
+    return "" if at is None else at.astimezone(UTC).isoformat(timespec="seconds")

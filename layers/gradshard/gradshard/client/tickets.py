@@ -24,7 +24,6 @@ from typing import IO, Any, Final, NoReturn, Self, overload
 from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.exceptions import BotoCoreError
 from botocore.httpsession import URLLib3Session
-from botocore.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError
 
 from gradshard.client import ticket_parts
@@ -53,7 +52,13 @@ from gradshard.formats.keys import ObjectVersion, RoundKeys, check_id
 from gradshard.formats.layout import Layout
 from gradshard.formats.tensors import Array
 from gradshard.planning.transfers import SINGLE_PUT_BYTES
-from gradshard.s3.store import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, Part, S3Store
+from gradshard.s3.store import (
+    CONNECT_TIMEOUT_SECONDS,
+    READ_TIMEOUT_SECONDS,
+    Part,
+    S3Store,
+    proxies_for,
+)
 from gradshard.s3.streams import MAX_ATTEMPTS, Body, Meter, sleep_backoff
 from gradshard.utils.atomic_file import add_path_to_errors
 from gradshard.utils.polling import sleep_before_poll
@@ -480,7 +485,7 @@ class Ticket:
         # proxies and certificates by the same variables.
         settings: dict[str, Any] = {
             "verify": os.environ.get("AWS_CA_BUNDLE") or True,
-            "proxies": get_environ_proxies(self.result_url),
+            "proxies": proxies_for(self.result_url),
             "timeout": (CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS),
         }
         return URLLib3Session(**settings)

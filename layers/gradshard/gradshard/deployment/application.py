@@ -109,8 +109,8 @@ def find_sam() -> str:
     sam = shutil.which("sam", path=search_path())
     if sam is None:
         raise DeployError(
-            "`sam` is not installed: `pip install 'gradshard[local]'` or `pip install aws-sam-cli` "
-            "installs it"
+            "`sam` is not installed: `pip install 'gradshard[deploy]'` or `pip install "
+            "aws-sam-cli` installs it"
         )
     return sam
 

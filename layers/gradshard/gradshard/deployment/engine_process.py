@@ -1,7 +1,8 @@
-"""The local engine's process: MiniStack, mended where it strays from AWS.
+"""The local engine's process: MiniStack behind a gate, mended where it strays from AWS.
 
-Run as ``python -m gradshard.deployment.engine_process --port 4566``. Every mend below says what AWS
-does and what MiniStack 1.5.33 does instead; drop it when MiniStack does the same.
+Run as ``python -m gradshard.deployment.engine_process --port 4566 --credentials FILE``. Every mend
+below says what AWS does and what MiniStack 1.5.33 does instead; drop it when MiniStack does the
+same.
 """
 
 import argparse
@@ -23,6 +24,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+from gradshard.deployment.gate import Gate, read_credentials
+from gradshard.s3.sigv4 import Credentials
+
 _SCHEDULER_TICK: Final = 1  # seconds
 _PROCESSES_OF_A_FUNCTION: Final = max(8, 2 * (os.cpu_count() or 1))
 _EVENTS_AT_ONCE: Final = 4
@@ -43,8 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--port", type=int, default=4566, help="port to listen on (default 4566)")
     parser.add_argument("--bind", action="append", default=[], metavar="ADDRESS")
+    parser.add_argument("--credentials", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(arguments)
-    _configure(options.port)
+    credentials = read_credentials(options.credentials)
+    _configure(options.port, credentials)
+    _mend_functions_keys()
     _mend_transport()
     _mend_asked_arns()
     _tell_decisions()
@@ -56,13 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _mend_events_to_functions()
     _mend_scheduler_tick()
     _mend_crowds()
-    _serve(["127.0.0.1", *options.bind], options.port)
+    _serve(["127.0.0.1", *options.bind], options.port, credentials)
 
 
-def _configure(port: int) -> None:
+def _configure(port: int, credentials: Credentials) -> None:
     """Set what MiniStack reads from the environment when it is imported."""
     os.environ.update(
         GATEWAY_PORT=str(port),
+        AWS_ACCESS_KEY_ID=credentials.access_key,
+        AWS_SECRET_ACCESS_KEY=credentials.secret_key,
         # Functions inherit the engine's environment: they must talk to this engine, no other.
         AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}",
         # As on AWS: functions have their role's permissions and no others, signatures are verified.
@@ -75,6 +84,19 @@ def _configure(port: int) -> None:
         # With a Docker daemon in reach it would remove the containers of other engines.
         DOCKER_HOST="unix:///nonexistent",
     )
+
+
+def _mend_functions_keys() -> None:
+    """Give functions keys that nobody can guess; MiniStack computes them from their names."""
+    from ministack.core import lambda_runtime
+
+    salt = secrets.token_bytes(32)
+
+    def sha256(data: bytes = b"") -> Any:
+        return hashlib.sha256(salt + data)
+
+    # The module's own name for the library, which it uses for nothing else.
+    lambda_runtime.hashlib = SimpleNamespace(sha256=sha256)
 
 
 def _mend_transport() -> None:
@@ -354,7 +376,7 @@ def _mend_crowds() -> None:
     lambda_svc._execute_function_warm = execute
 
 
-def _serve(addresses: list[str], port: int) -> None:
+def _serve(addresses: list[str], port: int, credentials: Credentials) -> None:
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
     from ministack.app import app
@@ -363,10 +385,10 @@ def _serve(addresses: list[str], port: int) -> None:
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     config = Config()
-    config.bind = [f"{address}:{port}" for address in addresses]
+    config.bind = [f"[{a}]:{port}" if ":" in a else f"{a}:{port}" for a in addresses]
     config.keep_alive_timeout = 75
     config.graceful_timeout = 1
-    asyncio.run(serve(app, config))
+    asyncio.run(serve(Gate(app, credentials), config))
 
 
 if __name__ == "__main__":

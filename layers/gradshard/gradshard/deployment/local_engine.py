@@ -1,15 +1,17 @@
 """The application on one machine: an engine process, and the same template deployed to it by `sam`.
 
-Each engine is known by its port and keeps everything it has (its process id, its log, what was
-built, its functions' files) in one folder of the user's cache, which `down` removes. Objects live
-in the engine's memory and go with it.
+Each engine is known by its port and keeps everything it has (its process id, its key, its log, what
+was built, its functions' files) in one folder of the user's cache, which `down` removes. Objects
+live in the engine's memory and go with it.
 """
 
 import contextlib
 import http.client
 import importlib.util
+import json
 import os
 import platform
+import secrets
 import shutil
 import signal
 import socket
@@ -19,16 +21,27 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from gradshard.deployment import application
+from gradshard.deployment.gate import read_credentials
 from gradshard.errors import EngineError
+from gradshard.s3.sigv4 import Credentials, sign
+from gradshard.s3.store import connect
 from gradshard.utils.atomic_file import add_path_to_errors
 
 DEFAULT_PORT: Final = 4566
 REGION: Final = "us-east-1"
-CREDENTIALS: Final = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+STACK: Final = "gradshard"
+"""The stack's name, as in the application's `samconfig.toml`."""
 
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 10.0
@@ -65,12 +78,22 @@ class Engine:
     @property
     def url(self) -> str:
         """Its endpoint, for every AWS service."""
-        return f"http://127.0.0.1:{self.port}"
+        return _url("127.0.0.1", self.port)
+
+    @property
+    def port_option(self) -> str:
+        """What a command's line needs to mean this engine: nothing, at the default port."""
+        return f" --port {self.port}" if self.port != DEFAULT_PORT else ""
 
     @property
     def starting(self) -> str:
         """The command that starts it."""
-        return "gradshard local up" + (f" --port {self.port}" if self.port != DEFAULT_PORT else "")
+        return f"gradshard local up{self.port_option}"
+
+    @property
+    def stopping(self) -> str:
+        """The command that stops it."""
+        return f"gradshard local down{self.port_option}"
 
     @property
     def log(self) -> Path:
@@ -78,16 +101,46 @@ class Engine:
         return self.folder / "engine.log"
 
     @property
+    def container_settings(self) -> Path:
+        """Settings of `sam local invoke`, if it was started with ``bind``."""
+        return self.folder / "samconfig.toml"
+
+    @property
+    def credentials_file(self) -> Path:
+        """Where its key is, which was made when it started; for its user alone to read."""
+        return self.folder / "credentials.json"
+
+    @property
+    def credentials(self) -> Credentials:
+        """Its key, without which it answers nothing.
+
+        Raises
+        ------
+        EngineError
+            It has none: it is not running, or an older gradshard started it.
+        """
+        try:
+            return read_credentials(self.credentials_file)
+        except (OSError, ValueError, KeyError) as error:
+            raise EngineError(
+                f"the engine on port {self.port} has no key in {self.credentials_file}: "
+                f"`{self.stopping}`, then `{self.starting}`"
+            ) from error
+
+    @property
     def environment(self) -> dict[str, str]:
-        """Variables that make any AWS client talk to it, and to nothing else."""
+        """Variables that make any AWS client talk to it, to nothing else, and through no proxy."""
         return {
-            **CREDENTIALS,
+            "AWS_ACCESS_KEY_ID": self.credentials.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.credentials.secret_key,
             "AWS_ENDPOINT_URL": self.url,
             "AWS_DEFAULT_REGION": REGION,
             "AWS_REGION": REGION,
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_PROXY": _without_proxy(),
+            "no_proxy": _without_proxy(),
         }
 
 
@@ -110,6 +163,64 @@ def status(port: int = DEFAULT_PORT) -> Engine:
     return Engine(port=port, pid=pid, folder=folder, deployed=deployed)
 
 
+def running() -> list[Engine]:
+    """Return this user's engines that run, by port."""
+    ports = (folder.name.removeprefix("engine-") for folder in _cache().glob("engine-*/"))
+    engines = [status(int(port)) for port in ports if port.isdecimal()]
+    return sorted((engine for engine in engines if engine.running), key=lambda engine: engine.port)
+
+
+def find(port: int = DEFAULT_PORT) -> Engine:
+    """Return the engine of a port, which must run.
+
+    Raises
+    ------
+    EngineError
+        It does not; the error names those that do.
+    """
+    engine = status(port)
+    if engine.running:
+        return engine
+    others = elsewhere()
+    advice = f"{others}; or " if others else ""
+    raise EngineError(
+        f"no local engine is running on port {port}: {advice}start it with `{engine.starting}`"
+    )
+
+
+def elsewhere() -> str:
+    """Say on which ports this user's engines run; empty if none does."""
+    options = [f"--port {engine.port}" for engine in running()]
+    if not options:
+        return ""
+    return f"{'one runs' if len(options) == 1 else 'others run'} with {', '.join(options)}"
+
+
+def has_application(engine: Engine) -> bool:
+    """Ask a running engine whether it has the application, which a reset makes it forget."""
+    formation = connect(session(engine), "cloudformation", Config(), engine.url)
+    try:
+        formation.describe_stacks(StackName=STACK)
+    except ClientError:
+        return False
+    return True
+
+
+def session(engine: Engine) -> boto3.Session:
+    """Make a session that knows the engine's key and none of the user's settings."""
+    settings = {
+        "profile": (None, None, None, None),
+        "config_file": (None, None, os.devnull, None),
+        "credentials_file": (None, None, os.devnull, None),
+    }
+    return boto3.Session(
+        aws_access_key_id=engine.credentials.access_key,
+        aws_secret_access_key=engine.credentials.secret_key,
+        region_name=REGION,
+        botocore_session=botocore.session.Session(session_vars=settings),
+    )
+
+
 def up(
     port: int = DEFAULT_PORT, *, bind: str | None = None, progress: Progress | None = None
 ) -> Engine:
@@ -120,8 +231,9 @@ def up(
     port
         The port to listen on; 0 for any free one.
     bind
-        One more address to listen on beside 127.0.0.1, such as Docker's 172.17.0.1. An engine
-        that runs already keeps the addresses it was started with.
+        One more address to listen on beside 127.0.0.1, such as Docker's 172.17.0.1. Every machine
+        and container that reaches the address can send requests, over plain HTTP; anyone who has
+        the engine's key can run code as this user.
     progress
         Told what is being done, one line at a time.
 
@@ -133,7 +245,8 @@ def up(
     Raises
     ------
     EngineError
-        When the engine cannot run here, the port is taken, or a command fails.
+        When the engine cannot run here, the port is taken, a command fails, or the engine runs
+        already, without ``bind``.
     DeployError
         When `sam`, or what it builds with, is not installed.
     """
@@ -145,9 +258,16 @@ def up(
         if not engine.running:
             tell(f"starting the engine on port {engine.port}")
             _start(engine, bind)
+        elif bind and not _answers(engine, bind):
+            raise EngineError(
+                f"the engine on port {engine.port} runs already and does not listen on {bind}: "
+                f"`{engine.stopping}` first"
+            )
         fingerprint = application.fingerprint()
         deployed = engine.folder / "deployed"
-        if not deployed.exists() or deployed.read_text() != fingerprint:
+        is_same = deployed.exists() and deployed.read_text() == fingerprint
+        if not (is_same and has_application(engine)):
+            deployed.unlink(missing_ok=True)
             with application.folder() as sources:
                 tell("building the application")
                 _sam(engine, sources, "build", "--build-dir", str(engine.folder / "build"))
@@ -155,6 +275,8 @@ def up(
                 built = engine.folder / "build" / "template.yaml"
                 _sam(engine, sources, "deploy", "--template-file", str(built))
             deployed.write_text(fingerprint)
+        if bind:
+            _write_settings(engine, bind)
     tell(f"ready at {engine.url}")
     return status(engine.port)
 
@@ -184,7 +306,7 @@ def _check_machine() -> None:
     if sys.platform != "linux":
         raise EngineError(
             "the local engine runs functions with the layer's Linux libraries, not on "
-            f"{sys.platform}: use Linux, in a container or a virtual machine if need be"
+            f"{sys.platform}: use Linux, or the container of docs/getting-started.md"
         )
     version = platform.python_version()
     if not version.startswith(f"{application.RUNTIME}."):
@@ -204,9 +326,17 @@ def _say_nothing(line: str) -> None:
     pass
 
 
-def _folder(port: int) -> Path:
+def _url(address: str, port: int) -> str:
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
+def _cache() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "gradshard" / f"engine-{port}"
+    return Path(cache) / "gradshard"
+
+
+def _folder(port: int) -> Path:
+    return _cache() / f"engine-{port}"
 
 
 @contextlib.contextmanager
@@ -235,6 +365,8 @@ def _start(engine: Engine, bind: str | None) -> None:
     shutil.rmtree(engine.folder, ignore_errors=True)  # of an engine that was killed
     temporary = engine.folder / "tmp"
     temporary.mkdir(parents=True)
+    engine.folder.chmod(0o700)
+    make_credentials(engine.credentials_file)
     command = [
         sys.executable,
         "-m",
@@ -242,6 +374,7 @@ def _start(engine: Engine, bind: str | None) -> None:
         "--port",
         str(engine.port),
     ]
+    command += ["--credentials", str(engine.credentials_file)]
     command += ["--bind", bind] if bind else []
     log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     # A session of its own: it outlives this process, and with its functions is one group to stop.
@@ -263,7 +396,7 @@ def _start(engine: Engine, bind: str | None) -> None:
         _stop(pid)
         raise
     deadline = time.monotonic() + _START_SECONDS
-    while not _answers(engine.port):
+    while not _answers(engine):
         # Not _is_alive: a process just spawned has no command line yet.
         ended, _ = os.waitpid(pid, os.WNOHANG)
         if ended or time.monotonic() > deadline:
@@ -274,7 +407,12 @@ def _start(engine: Engine, bind: str | None) -> None:
 
 
 def _check_address(address: str, port: int, option: str) -> None:
-    """Check that an engine could listen there."""
+    """Check that an engine could listen there, and nowhere else."""
+    if address in {"0.0.0.0", "::"}:  # noqa: S104 - to reject it
+        raise EngineError(
+            f"{address} is every address of this machine: name the one that others are to reach, "
+            f"with {option}"
+        )
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:
         # As a server does: the closed connections of an engine just stopped do not count.
@@ -289,9 +427,9 @@ def _check_address(address: str, port: int, option: str) -> None:
 
 
 def _stop(pid: int) -> None:
-    for sign in (signal.SIGTERM, signal.SIGKILL):
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, sign)
+            os.killpg(pid, number)
         deadline = time.monotonic() + _STOP_SECONDS
         while time.monotonic() < deadline:
             if not _group_is_alive(pid):
@@ -324,25 +462,65 @@ def _sam(engine: Engine, sources: Path, command: str, *arguments: str) -> None:
         )
 
 
-def _parameters(config: Path, engine: Engine) -> list[str]:
-    """Return the environment's template parameters, with this machine's processor and engine."""
+def _write_settings(engine: Engine, address: str) -> None:
+    """Write what `sam local invoke` needs to run a function in a container, with this engine.
+
+    A container has this machine's processor, reaches the engine at another address than this
+    machine, and its function needs the variables that the deployed one has.
+    """
+    formation = connect(session(engine), "cloudformation", Config(), engine.url)
+    functions = connect(session(engine), "lambda", Config(), engine.url)
+    at = _url(address, engine.port)
+    variables = {}
+    for resource in formation.describe_stack_resources(StackName=STACK)["StackResources"]:
+        if resource["ResourceType"] == "AWS::Lambda::Function":
+            name = resource["PhysicalResourceId"]
+            found = functions.get_function_configuration(FunctionName=name)["Environment"]
+            variables[resource["LogicalResourceId"]] = found["Variables"] | {"AWS_ENDPOINT_URL": at}
+    file = engine.folder / "variables.json"
+    file.write_text(json.dumps(variables, indent=2))
+    with application.folder() as sources:
+        parameters = _parameters(sources / "samconfig.toml", engine, at)
+    settings = {
+        "template_file": str(engine.folder / "build" / "template.yaml"),
+        "env_vars": str(file),
+        "parameter_overrides": parameters,
+    }
+    # JSON's strings and lists are TOML's too.
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    head = ["version = 0.1", "[default.local_invoke.parameters]"]
+    engine.container_settings.write_text("\n".join([*head, *lines, ""]))
+
+
+def _parameters(config: Path, engine: Engine, endpoint: str = "") -> list[str]:
+    """Return the environment's template parameters, with this machine's processor and engine.
+
+    ``endpoint`` is where functions reach the engine, if not where this machine does.
+    """
     environment = tomllib.loads(config.read_text())["local"]["global"]["parameters"]
     parameters = dict(pair.split("=", 1) for pair in environment["parameter_overrides"])
     arm = platform.machine() in {"aarch64", "arm64"}
-    parameters |= {"Architecture": "arm64" if arm else "x86_64", "EndpointUrl": engine.url}
+    parameters |= {
+        "Architecture": "arm64" if arm else "x86_64",
+        "EndpointUrl": endpoint or engine.url,
+    }
     return [f"{name}={value}" for name, value in parameters.items()]
 
 
 def _child_environment(engine: Engine) -> dict[str, str]:
     # None of the user's AWS variables: a profile or a session token would win over these.
     own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"]))
-    return own | engine.environment | {
-        "PATH": application.search_path(),
-        "NO_PROXY": no_proxy,
-        "no_proxy": no_proxy,
-        "SAM_CLI_TELEMETRY": "0",
-    }  # fmt: skip
+    given = {"PATH": application.search_path(), "SAM_CLI_TELEMETRY": "0"}
+    return own | engine.environment | given
+
+
+def _without_proxy() -> str:
+    """Return what goes through no proxy: what the user says, and this machine."""
+    said = [os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")]
+    hosts = [host.strip() for host in ",".join(said).split(",")]
+    if "*" in hosts:
+        return "*"
+    return ",".join(dict.fromkeys(filter(None, [*hosts, "127.0.0.1", "localhost"])))
 
 
 def _read_pid(folder: Path) -> int | None:
@@ -375,15 +553,42 @@ def _group_is_alive(group: int) -> bool:
     return False
 
 
-def _answers(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+def make_credentials(file: Path) -> None:
+    """Write a new engine's key to a file that only its user may read."""
+    record = {
+        "access_key": f"LOCAL{secrets.token_hex(8).upper()}",
+        "secret_key": secrets.token_urlsafe(30),
+    }
+    file.touch(0o600, exist_ok=False)
+    file.write_text(json.dumps(record))
+
+
+def answers(port: int, credentials: Credentials, address: str = "127.0.0.1") -> bool:
+    """Ask whether an engine with this key listens on a port and is ready, through no proxy."""
+    host = urlsplit(_url(address, port)).netloc
+    target, headers = sign(
+        "GET",
+        host,
+        "/_ministack/ready",
+        {},
+        {},
+        b"",
+        region=REGION,
+        credentials=credentials,
+        now=datetime.now(UTC),
+    )
+    connection = http.client.HTTPConnection(address, port, timeout=2)
     try:
-        connection.request("GET", "/_ministack/ready")
+        connection.request("GET", target, headers=headers)
         return connection.getresponse().status == http.client.OK
     except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()
+
+
+def _answers(engine: Engine, address: str = "127.0.0.1") -> bool:
+    return answers(engine.port, engine.credentials, address)
 
 
 def _tail(path: Path, lines: int = 15) -> str:

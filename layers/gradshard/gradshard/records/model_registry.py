@@ -20,7 +20,7 @@ from gradshard.errors import ModelNotFoundError, ModelStateError
 from gradshard.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard.formats.layout import PREFIX_BYTES, Layout, parse_header
 from gradshard.records.manifest import COMPLETED, FAILED, parse_manifest
-from gradshard.s3.store import S3Store
+from gradshard.s3.store import S3Store, contests
 
 READERS: Final = 16
 """Records read at once."""
@@ -198,9 +198,13 @@ def reserve(store: S3Store, new: Version) -> Version:
     ------
     ModelStateError
         Another round, or somebody by hand, has that number.
+    StoreError
+        The record changed in between, each time.
     """
     key = ModelKeys(new.model).version(new.number)
-    while not store.put_json(key, new.to_json(), replaces=None):
+    for _ in contests(key):
+        if store.put_json(key, new.to_json(), replaces=None):
+            break
         head = store.head(key)
         there = _read(store, key)
         if head is None or there is None:

@@ -27,7 +27,7 @@ from gradshard.planning.plan import Rejection
 from gradshard.planning.pricing import HEADS_BEFORE_LIST
 from gradshard.planning.spec import RoundSpec
 from gradshard.rounds import aws_callbacks
-from gradshard.s3.store import S3Store
+from gradshard.s3.store import S3Store, contests
 
 FIRST_READ_BYTES = 64 * 1024
 """The header of most models is shorter than this, so that one request reads it."""
@@ -258,9 +258,16 @@ def keep_token(store: S3Store, keys: RoundKeys, token: str) -> list[str]:
     -------
     list of str
         All that are kept.
+
+    Raises
+    ------
+    StoreError
+        Others wrote theirs in between, each time.
     """
     tokens, replaces = [token], None
-    while not store.put_json(keys.callback, {"tokens": tokens}, replaces=replaces):
+    for _ in contests(keys.callback):
+        if store.put_json(keys.callback, {"tokens": tokens}, replaces=replaces):
+            break
         # Looked at before it is read: if it is replaced meanwhile, writing fails again.
         head = store.head(keys.callback)
         try:

@@ -4,7 +4,9 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from ipaddress import ip_address
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
@@ -19,6 +21,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
     UnseekableStreamError,
 )
+from botocore.utils import get_environ_proxies
 
 from gradshard.errors import ChangedObjectError, StoreError, UnreadableObjectError
 from gradshard.formats import json_records
@@ -64,6 +67,11 @@ class ListedObject(NamedTuple):
     etag: str
     nbytes: int
     modified: datetime
+
+
+MAX_CONTESTS: Final = 16
+"""How often a conditional write is tried that others get in the way of; more of them than can be
+under way at once."""
 
 
 class Part(NamedTuple):
@@ -565,9 +573,77 @@ def make_client(
         },
     )
     try:
-        return (session or boto3).client("s3", config=config, endpoint_url=endpoint_url)
+        client: S3Client = connect(session or boto3, "s3", config, endpoint_url)
     except (BotoCoreError, ValueError) as error:
         raise StoreError(f"cannot reach S3: {error}") from None
+    return client
+
+
+def connect(session: Any, service: str, config: Config, endpoint_url: str | None) -> Any:
+    """Make a client of an AWS service, which speaks to this machine through no proxy.
+
+    Parameters
+    ----------
+    session
+        A session, or boto3 for the default one.
+    service
+        Its name for boto3.
+    config
+        Settings; without proxies, which the environment gives.
+    endpoint_url
+        Where it is; settings and environment say so if this does not.
+    """
+    client = session.client(service, config=config, endpoint_url=endpoint_url)
+    url = client.meta.endpoint_url
+    if not is_loopback(url):
+        return client
+    # Where a client will speak to is known when it is there, and then it has its proxies.
+    direct = config.merge(Config(proxies={}))
+    return session.client(service, config=direct, endpoint_url=url)
+
+
+def proxies_for(url: str) -> dict[str, str]:
+    """Return the proxies, by scheme, through which a URL is to be asked for: none on this machine.
+
+    Else it is what the environment says (HTTPS_PROXY, NO_PROXY).
+    """
+    return {} if is_loopback(url) else dict(get_environ_proxies(url))
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL is this machine's own."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def contests(key: str) -> Iterator[int]:
+    """Count attempts at a conditional write, from 0, with pauses between them, up to a bound.
+
+    Parameters
+    ----------
+    key
+        What is written.
+
+    Raises
+    ------
+    StoreError
+        All attempts failed.
+    """
+    for failures in range(MAX_CONTESTS):
+        # The first is rejected wherever there is an object already: that is no contest.
+        if failures > 1:
+            sleep_backoff(min(failures - 1, 4))
+        yield failures
+    raise StoreError(
+        f"{key}: {MAX_CONTESTS} conditional writes in a row were rejected, though each was for the "
+        "object as it had just been read: either others keep writing it, or the storage does not "
+        "honour If-Match and If-None-Match"
+    )
 
 
 @contextlib.contextmanager
@@ -601,7 +677,9 @@ def unreachable(error: EndpointConnectionError) -> str:
     """Say what to look at when nobody answers."""
     if ".amazonaws.com" in str(error):
         return f"{error}; is this machine connected, and is the region right (AWS_DEFAULT_REGION)?"
-    return f"{error}; is the local engine running (gradshard local status)?"
+    port = urlsplit(error.kwargs.get("endpoint_url", "")).port
+    option = f" --port {port}" if port else ""
+    return f"{error}; is the local engine running (gradshard local status{option})?"
 
 
 def _check_answered(listing: Mapping[str, Any]) -> None:
