@@ -21,6 +21,7 @@ from botocore.exceptions import (
 )
 
 from gradshard import documents
+from gradshard.digests import parts_of
 from gradshard.errors import ChangedObjectError, StoreError, UnreadableObjectError
 from gradshard.keys import ObjectVersion
 from gradshard.streams import MAX_ATTEMPTS, Body, Meter, RangeStream, advice, pause, told
@@ -68,10 +69,14 @@ class Part(NamedTuple):
 
 
 class _Body:
-    """botocore's body, whose every failure is an :class:`OSError`."""
+    """botocore's body, whose every failure is an :class:`OSError`.
 
-    def __init__(self, body: "StreamingBody") -> None:
+    ``parts`` are the sizes by which the object can be checked (:mod:`gradshard.digests`).
+    """
+
+    def __init__(self, body: "StreamingBody", parts: tuple[int, ...] | None) -> None:
         self._body = body
+        self.parts = parts
         self.close = body.close
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -131,7 +136,13 @@ class Store:
             response["Body"].close()
             # An OSError, so that a stream takes it for a broken connection and asks again.
             raise OSError(f"got {response.get('ContentRange')!r} instead of {expected!r}")
-        return _Body(response["Body"])
+        parts = parts_of(
+            source.etag,
+            source.nbytes,
+            response.get("Metadata", {}),
+            response.get("ServerSideEncryption", ""),
+        )
+        return _Body(response["Body"], parts)
 
     def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
         """Read the first ``nbytes`` bytes of the newest version; None if there is no object."""

@@ -217,6 +217,15 @@ def output_option(
     what: str, *, required: bool = True, **settings: Any
 ) -> Callable[[Command], Command]:
     """Add ``-o``, the file to write, given as ``file``."""
+
+    def check(_context: click.Context, _option: click.Parameter, file: Path | None) -> Path | None:
+        if file == Path("-"):
+            raise click.BadParameter(
+                "- is not a file: what is written takes its name when it is whole, and cannot go "
+                "to standard output. Name a file (./- if it is to be called that)."
+            )
+        return file
+
     return click.option(
         "-o",
         "--output",
@@ -225,6 +234,7 @@ def output_option(
         required=required,
         show_default=True,
         metavar="FILE",
+        callback=check,
         help=what,
         **settings,  # newer clicks take a default of None for one
     )

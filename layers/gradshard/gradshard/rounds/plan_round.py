@@ -9,6 +9,7 @@ from gradshard import cutting, orders, planning
 from gradshard.applying import state_layout
 from gradshard.arithmetic import STEPS
 from gradshard.assignments import normalised_weights
+from gradshard.digests import encode_parts
 from gradshard.errors import ModelStateError, PlanError, StoreError
 from gradshard.keys import RoundKeys
 from gradshard.layers import Coverage, Layer, layers_of
@@ -483,6 +484,10 @@ class _Planning:
         """Put a plan together, with an upload of its own."""
         spec, call, keys = self._spec, self._call, self._keys
         projection, notes = self._choose(grouping, settled)
+        shards = cutting.cut_shards(settled.spans, settled.nbytes, projection.shards)
+        sizes = [shard.end - shard.start for shard in shards]
+        # The first one has the header.
+        parts = encode_parts([settled.header_bytes + sizes[0], *sizes[1:]])
         return Plan(
             round_id=keys.round_id,
             attempt=call.attempt,
@@ -503,8 +508,8 @@ class _Planning:
             tensors=settled.tensors,
             header_bytes=settled.header_bytes,
             header_sha256=settled.header_sha256,
-            upload_id=self._create_upload(keys.result),
-            next_model=self._next_model(settled),
+            upload_id=self._create_upload(keys.result, parts),
+            next_model=self._next_model(settled, parts),
             shards=projection.shards,
             allow_nonfinite=spec.allow_nonfinite,
             refused=(),
@@ -515,24 +520,29 @@ class _Planning:
             planned_at=datetime.now(UTC).isoformat(),
         )
 
-    def _create_upload(self, key: str) -> str:
-        return self._store.create_upload(key, {"gradshard-round": self._keys.round_id})
+    def _create_upload(self, key: str, parts: dict[str, str]) -> str:
+        return self._store.create_upload(key, {"gradshard-round": self._keys.round_id, **parts})
 
-    def _next_model(self, settled: _Settled) -> NextModel | None:
+    def _next_model(self, settled: _Settled, parts: dict[str, str]) -> NextModel | None:
         """Begin the uploads of the model and of the optimizer's state, if there shall be any."""
         terms, before = self._spec.apply, self._model
         if terms is None or before is None:
             return None
         # Another optimizer's state would be of no use.
         goes_on = (before.optimizer or {}).get("optimizer") == terms.optimizer
-        keys = next_keys(terms, self._keys.round_id)
+        # The state, which only functions read, has parts of other sizes.
+        model_key, *state_keys = next_keys(terms, self._keys.round_id)
+        uploads = (
+            self._create_upload(model_key, parts),
+            *(self._create_upload(key, {}) for key in state_keys),
+        )
         return NextModel(
             terms=terms,
             version=before.number + 1,
             step=before.steps + 1 if goes_on else 1,
             model=before.tensors,
             state=tuple(before.state[name] for name in terms.state) if goes_on else (),
-            uploads=tuple(self._create_upload(key) for key in keys),
+            uploads=uploads,
             state_header_bytes=settled.state_header_bytes,
             state_header_sha256=settled.state_header_sha256,
         )
