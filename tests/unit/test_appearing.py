@@ -91,14 +91,19 @@ def test_a_device_is_refused_and_stays(tmp_path: Path) -> None:
 def test_a_directory_and_a_file_in_no_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="is a directory; name a file"):
         write(tmp_path)
-    with pytest.raises(FileNotFoundError, match="there is no folder .*none to write f to"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*none to write f to"):
         write(tmp_path / "none" / "f")
 
 
 def test_nothing_stays_of_what_failed(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"old")
-    with pytest.raises(ValueError, match="half"), appearing(tmp_path / "f", 3) as file:
-        file.write(b"ne")
-        raise ValueError("half")
+
+    def fail() -> None:
+        with appearing(tmp_path / "f", 3) as file:
+            file.write(b"ne")
+            raise ValueError("half")
+
+    with pytest.raises(ValueError, match="half"):
+        fail()
     assert (tmp_path / "f").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]

@@ -222,7 +222,7 @@ def output_option(
         if file == Path("-"):
             raise click.BadParameter(
                 "- is not a file: what is written takes its name when it is whole, and cannot go "
-                "to standard output. Name a file (./- if it is to be called that)."
+                "to standard output. Name a file."
             )
         return file
 
