@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshard.appearing import appearing, check_room
-from gradshard.contents import ZIP_MAGIC, check_samples
+from gradshard.contents import ZIP_MAGIC, check_readable, check_samples
 from gradshard.dtypes import DTYPES
 from gradshard.errors import UpdateError
 from gradshard.layout import SAMPLES_KEY, Layout, encode_header, shorten
@@ -191,6 +191,7 @@ def _reading(source: Path, entry: _Entry) -> Iterator[memoryview]:
 @contextlib.contextmanager
 def _open(path: Path, key: str | None) -> Iterator[_Source]:
     """Open a file by what is in it."""
+    check_readable(path)
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             file.seek(0)

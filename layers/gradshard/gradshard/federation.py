@@ -10,7 +10,7 @@ from typing import Any, Final, overload
 from gradshard import limits, local
 from gradshard.arithmetic import SHARES
 from gradshard.assignments import Assignment, Assignments
-from gradshard.contents import Content, content_of
+from gradshard.contents import Content, check_finite, content_of
 from gradshard.cutting import BLOCKS
 from gradshard.downloads import fetch_tensors
 from gradshard.errors import (
@@ -435,6 +435,7 @@ class Round:
             max_bytes=max_bytes,
             # A rule takes parts of it, too.
             layout=None if spec.rule else layout,
+            allow_nonfinite=spec.allow_nonfinite,
             model=self.model().tensors.source if spec.apply else None,
         )
 
@@ -566,7 +567,8 @@ class Round:
         Raises
         ------
         UpdateError
-            Its client is not expected, or its layout is not the round's.
+            Its client is not expected, its layout is not the round's, or it holds NaN or
+            infinities, which the round does not allow.
         """
         spec, record = self._opened()
         _check_expected(spec, client, self.id)
@@ -578,6 +580,8 @@ class Round:
             raise UpdateError(
                 f"its layout is not the one round {self.id!r} was opened with: {difference}"
             )
+        if not spec.allow_nonfinite:
+            check_finite(content)
         return spec
 
     def _layout(self, spec: RoundSpec, record: dict[str, Any] | None) -> Layout | None:

@@ -1,6 +1,7 @@
 """What everything but a task asks of S3; tasks use :mod:`gradshard.wire`."""
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -567,8 +568,10 @@ def make_client(
     )
     try:
         return (session or boto3).client("s3", config=config, endpoint_url=endpoint_url)
-    except (BotoCoreError, ValueError) as error:
+    except BotoCoreError as error:
         raise StoreError(f"cannot reach S3: {error}") from None
+    except ValueError as error:
+        raise StoreError(f"cannot reach S3: {of_settings(error)}") from None
 
 
 @contextlib.contextmanager
@@ -596,6 +599,8 @@ def _translated(key: str, *meant: str) -> Iterator[None]:
         raise StoreError(unreachable(error)) from None
     except BotoCoreError as error:
         raise StoreError(f"{key}: {type(error).__name__}: {error}") from error
+    except ValueError as error:
+        raise StoreError(of_settings(error)) from None
 
 
 def unreachable(error: EndpointConnectionError) -> str:
@@ -630,3 +635,13 @@ def _check_first(response: "GetObjectOutputTypeDef", body: bytes, nbytes: int | 
 
 def _code(error: ClientError) -> str:
     return error.response.get("Error", {}).get("Code", "")
+
+
+def of_settings(error: ValueError) -> str:
+    """Say which of the user's settings is off, where botocore fails with an error of Python's."""
+    if isinstance(error, json.JSONDecodeError):
+        return (
+            f"the answer of credential_process is not JSON ({error}); run the command that the "
+            "profile names, and see what it prints"
+        )
+    return f"{error}; AWS_ENDPOINT_URL is to be a URL such as http://127.0.0.1:4566"

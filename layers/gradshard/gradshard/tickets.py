@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError
 
 from gradshard import limits, ticketparts
 from gradshard.appearing import naming
-from gradshard.contents import Content, Padded, content_of
+from gradshard.contents import Content, Padded, check_finite, content_of
 from gradshard.digests import parts_of
 from gradshard.downloads import fetch_tensors
 from gradshard.errors import (
@@ -125,6 +125,8 @@ class Ticket:
         is not to be used up by an update that would be refused.
     model
         Of a round that is applied, the model to train: ``url`` for a GET, ``etag`` and ``nbytes``.
+    allow_nonfinite
+        Whether NaN and infinities may be sent; an update that would be refused for them is not.
     uploaded_url
         For a HEAD of the update.
     rejection_url
@@ -148,6 +150,7 @@ class Ticket:
     parts: PartUrls | None = field(default=None, repr=False)
     layout: Mapping[str, Any] | None = field(default=None, repr=False)
     model: Mapping[str, Any] | None = field(default=None, repr=False)
+    allow_nonfinite: bool = True
 
     @classmethod
     def make(
@@ -160,6 +163,7 @@ class Ticket:
         max_bytes: int,
         min_bytes: int = 1,
         layout: Layout | None = None,
+        allow_nonfinite: bool = True,
         model: ObjectVersion | None = None,
         single_put_bytes: int = SINGLE_PUT_BYTES,
     ) -> Self:
@@ -203,6 +207,7 @@ class Ticket:
             result_url=store.presign_read(keys.result, expires),
             parts=parts,
             layout=_bounded(layout),
+            allow_nonfinite=allow_nonfinite,
             model=None
             if model is None
             else {
@@ -328,6 +333,8 @@ class Ticket:
                     "ticket; ask for one for larger updates"
                 )
             self._check_layout(content)
+            if not self.allow_nonfinite:
+                check_finite(content)
             padded = Padded(content, self._fitting(content.nbytes))
             if self._has(padded):
                 return
@@ -813,6 +820,8 @@ def _parsed(data: bytes) -> Ticket:
         raise ValueError("of several hosts")
     if parts and ticket.upload:
         raise ValueError("two ways to upload")
+    if type(ticket.allow_nonfinite) is not bool:
+        raise ValueError("neither allowed nor not")
     most = max(ticket._upload_urls, default=0)
     takes_most = parts.takes(ticket.max_bytes) if parts else most == ticket.max_bytes
     if not takes_most or ticket.expires_at.tzinfo is None:
