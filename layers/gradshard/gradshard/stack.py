@@ -264,4 +264,6 @@ def translated() -> Iterator[None]:
     except BotoCoreError as error:
         raise ServiceError(str(error)) from error
     except ValueError as error:
-        raise ServiceError(of_settings(error)) from None
+        if (reason := of_settings(error)) is None:
+            raise
+        raise ServiceError(reason) from None

@@ -13,6 +13,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     EndpointConnectionError,
+    EndpointResolutionError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
@@ -49,6 +50,9 @@ _GONE: Final = ("NoSuchKey", "NoSuchVersion", "PreconditionFailed", "InvalidRang
 _CONFLICT: Final = "ConditionalRequestConflict"
 _OTHERWISE: Final = ("PreconditionFailed", "NoSuchKey")
 """Answers to a write whose condition does not hold; the second where there should be an object."""
+
+
+_NO_ENDPOINT: Final = "AWS_ENDPOINT_URL is to be a URL such as http://127.0.0.1:4566"
 
 
 class ListedObject(NamedTuple):
@@ -571,7 +575,7 @@ def make_client(
     except BotoCoreError as error:
         raise StoreError(f"cannot reach S3: {error}") from None
     except ValueError as error:
-        raise StoreError(f"cannot reach S3: {of_settings(error)}") from None
+        raise StoreError(f"cannot reach S3: {of_settings(error) or error}") from None
 
 
 @contextlib.contextmanager
@@ -597,10 +601,14 @@ def _translated(key: str, *meant: str) -> Iterator[None]:
         ) from None
     except EndpointConnectionError as error:
         raise StoreError(unreachable(error)) from None
+    except EndpointResolutionError as error:
+        raise StoreError(f"{error}; {_NO_ENDPOINT}") from None
     except BotoCoreError as error:
         raise StoreError(f"{key}: {type(error).__name__}: {error}") from error
     except ValueError as error:
-        raise StoreError(of_settings(error)) from None
+        if (reason := of_settings(error)) is None:
+            raise
+        raise StoreError(reason) from None
 
 
 def unreachable(error: EndpointConnectionError) -> str:
@@ -637,11 +645,12 @@ def _code(error: ClientError) -> str:
     return error.response.get("Error", {}).get("Code", "")
 
 
-def of_settings(error: ValueError) -> str:
-    """Say which of the user's settings is off, where botocore fails with an error of Python's."""
+def of_settings(error: ValueError) -> str | None:
+    """Say which of the user's settings botocore fails for with an error of Python's; or None."""
     if isinstance(error, json.JSONDecodeError):
         return (
             f"the answer of credential_process is not JSON ({error}); run the command that the "
             "profile names, and see what it prints"
         )
-    return f"{error}; AWS_ENDPOINT_URL is to be a URL such as http://127.0.0.1:4566"
+    is_of_url = any(word in str(error).lower() for word in ("endpoint", "port", "url"))
+    return f"{error}; {_NO_ENDPOINT}" if is_of_url else None

@@ -92,8 +92,8 @@ class Stated(click.ParamType):
             return value
         try:
             return json.loads(value)
-        except ValueError as error:
-            self.fail(f"{value!r} is not JSON: {error}.", param, ctx)
+        except (ValueError, RecursionError) as error:
+            self.fail(f"{value[:80]!r} is not JSON: {error}.", param, ctx)
 
 
 class Commands(click.Group):
@@ -107,6 +107,12 @@ class Commands(click.Group):
             raise
         except KeyboardInterrupt:
             raise _Failure(INTERRUPTED) from None
+        except EOFError:
+            raise _Failure(
+                "a question was asked, such as for the code of an MFA device, and standard input "
+                "has no answer: run the command in a terminal, or get a session first "
+                "(aws sts get-session-token, aws sso login)"
+            ) from None
         except _USERS_ERRORS as error:
             if ctx.meta.get(_DEBUG):
                 raise
