@@ -264,6 +264,6 @@ def translated() -> Iterator[None]:
     except BotoCoreError as error:
         raise ServiceError(str(error)) from error
     except ValueError as error:
-        if (reason := of_settings(error)) is None:
+        if (setting := of_settings(error)) is None:
             raise
-        raise ServiceError(reason) from None
+        raise ServiceError(setting) from None
