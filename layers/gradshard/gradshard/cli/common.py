@@ -92,8 +92,8 @@ class Stated(click.ParamType):
             return value
         try:
             return json.loads(value)
-        except ValueError as error:
-            self.fail(f"{value!r} is not JSON: {error}.", param, ctx)
+        except (ValueError, RecursionError) as error:
+            self.fail(f"{value[:80]!r} is not JSON: {error}.", param, ctx)
 
 
 class Commands(click.Group):
@@ -107,6 +107,12 @@ class Commands(click.Group):
             raise
         except KeyboardInterrupt:
             raise _Failure(INTERRUPTED) from None
+        except EOFError:
+            raise _Failure(
+                "a question was asked, such as for the code of an MFA device, and standard input "
+                "has no answer: run the command in a terminal, or get a session first "
+                "(aws sts get-session-token, aws sso login)"
+            ) from None
         except _USERS_ERRORS as error:
             if ctx.meta.get(_DEBUG):
                 raise
@@ -219,6 +225,15 @@ def output_option(
     what: str, *, required: bool = True, **settings: Any
 ) -> Callable[[Command], Command]:
     """Add ``-o``, the file to write, given as ``file``."""
+
+    def check(_context: click.Context, _option: click.Parameter, file: Path | None) -> Path | None:
+        if file == Path("-"):
+            raise click.BadParameter(
+                "- is not a file: what is written takes its name when it is whole, and cannot go "
+                "to standard output. Name a file."
+            )
+        return file
+
     return click.option(
         "-o",
         "--output",
@@ -227,6 +242,7 @@ def output_option(
         required=required,
         show_default=True,
         metavar="FILE",
+        callback=check,
         help=what,
         **settings,  # newer clicks take a default of None for one
     )
