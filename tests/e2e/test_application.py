@@ -16,7 +16,7 @@ from gradshard import Federation, Round, RoundFailed
 from gradshard.errors import RoundExistsError, RoundStateError, UpdateError
 from gradshard.utils.units import MIB
 from tests import reference
-from tests.e2e.deployed import Deployed, until
+from tests.e2e.deployed import Deployed, send_unchecked, until
 
 pytestmark = pytest.mark.e2e
 
@@ -157,7 +157,7 @@ def test_a_corrupt_update_and_a_nan_cost_their_senders_the_round(
     corrupt = reference.encode(update(8), {"num_samples": "3"})[:-1]
     deployed.put("bad", "corrupt", corrupt)
     assert "out of the object's" in rejection(round_, "corrupt")
-    round_.submit("nan", nan, samples=3)
+    send_unchecked(round_, "nan", nan, samples=3)
     round_.submit("fine", update(1), samples=3)
     round_.submit("well", update(2), samples=5)
     manifest = round_.wait(SECONDS)
@@ -178,7 +178,7 @@ def test_too_few_remain_after_a_nan(federation: Federation, deployed: Deployed) 
     nan = update(1)
     nan["fc.weight"][0, 0] = -np.inf
     round_.submit("a", update(2), samples=1)
-    round_.submit("b", nan, samples=1)
+    send_unchecked(round_, "b", nan, samples=1)
     with pytest.raises(RoundFailed, match=r"1 good updates, .* b: .*'fc.weight' holds a NaN"):
         round_.wait(SECONDS)
     assert deployed.ended("few")["status"] == "FAILED"

@@ -1,5 +1,6 @@
 """A round's functions, called one after the other, over real HTTP."""
 
+import io
 import json
 import struct
 import time
@@ -15,6 +16,7 @@ import safetensors
 from botocore.exceptions import ClientError
 
 from gradshard.errors import BrokenObjectError, PlanError, StoreError
+from gradshard.formats.digests import has_digest
 from gradshard.planning import planner
 from gradshard.planning.plan import Rejection
 from gradshard.planning.planner import LambdaConfig
@@ -592,3 +594,18 @@ def test_an_update_that_s3_does_not_give_costs_its_sender_the_round(
     assert [c["client"] for c in round_.manifest()["contributors"]] == ["a"]
     monkeypatch.undo()
     assert "S3 answered InvalidObjectState" in round_.reason("b")
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_result_tells_by_what_it_can_be_checked(
+    open_round: Callable[..., Round], shards: int
+) -> None:
+    update = {"w": np.arange(3_000_001, dtype="f4")}
+    round_ = open_round(clients=1, shards=shards)
+    round_.submit("c0", update)
+    assert round_.go() == {"status": "completed"}
+    source = round_.store.head(round_.keys.result)
+    assert source is not None
+    body: Any = round_.store.get_body(source, 0, 1)
+    assert len(body.parts) == shards
+    assert has_digest(io.BytesIO(round_.result()), source.etag, body.parts)

@@ -29,6 +29,14 @@ def sha256_of(data: bytes | bytearray) -> str:
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
+class Body(io.BytesIO):
+    """An answer's body, and the sizes of the parts as S3's metadata may tell them."""
+
+    def __init__(self, data: bytes, parts: tuple[int, ...] | None) -> None:
+        super().__init__(data)
+        self.parts = parts
+
+
 class MemoryStore(S3Store):
     """Objects and open uploads in dicts, with S3's ETags; under a KMS key those say nothing.
 
@@ -45,6 +53,7 @@ class MemoryStore(S3Store):
         self.checksums: dict[str, str] = {}
         self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
         self.parts: dict[tuple[str, int], Part] = {}
+        self.parts_by_key: dict[str, tuple[int, ...]] = {}
         self.aborted: list[str] = []
         self.sent: list[int] = []
         self.parts_until_failure = 10_000
@@ -57,7 +66,7 @@ class MemoryStore(S3Store):
     def get_body(self, source: ObjectVersion, start: int, end: int) -> Any:
         if source.etag not in {"", self.etags.get(source.key)} or source.key not in self.objects:
             raise ChangedObjectError(source.key)
-        return io.BytesIO(self.objects[source.key][start:end])
+        return Body(self.objects[source.key][start:end], self.parts_by_key.get(source.key))
 
     def head(self, key: str) -> ObjectVersion | None:
         if key not in self.objects:

@@ -39,6 +39,10 @@ class BrokenObjectError(StoreError):
     """An object of a round's own is not what was written; the next read may give what was."""
 
 
+class DigestError(GradshardError):
+    """The bytes that arrived are not those that S3 has."""
+
+
 class ServiceError(GradshardError):
     """An AWS service besides S3 rejected a request or cannot be reached."""
 

@@ -14,6 +14,7 @@ import logging
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, overload
 
@@ -422,7 +423,8 @@ def _uploading(reply: Message, ticket: Ticket, layout: Layout, weighted_by: str)
             f"what was trained is not laid out as the model of round {ticket.round_id!r}: "
             f"{difference}; reply with the model's tensors, in its names, types and shapes"
         )
-    ticket.submit(tensors, samples=_samples(metrics, weighted_by))
+    # The round rejects NaN, and so tells the server, which is where Flower's users look.
+    replace(ticket, allow_nonfinite=True).submit(tensors, samples=_samples(metrics, weighted_by))
     content = {key: record for key, record in records.items() if key != name}
     reply.content = RecordDict(content | {RECORD: ConfigRecord({"round": ticket.round_id})})
     return reply

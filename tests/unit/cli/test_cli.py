@@ -1,5 +1,6 @@
 """The command line, against a bucket in memory."""
 
+import contextlib
 import errno
 import io
 import json
@@ -825,3 +826,31 @@ class TestWatchOnATerminal:
         status = observer.poll(check_execution=False)
         now = datetime.fromisoformat(str(OPENED["opened_at"])) + timedelta(seconds=90)
         return drawn(watch.View(observer, connected).render(status, now), width)
+
+
+@pytest.mark.parametrize("command", [["fetch", "r1"], ["report", "r1"], ["model", "fetch"]])
+def test_standard_output_takes_no_file(
+    run: Run, finished: MemoryStore, command: list[str], tmp_path: Path
+) -> None:
+    with contextlib.chdir(tmp_path):
+        result = run(*command, "-o", "-")
+    assert result.exit_code != 0
+    assert "- is not a file: what is written takes its name when it is whole" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_question_without_a_terminal(
+    run: Run, opened: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: object, **__: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(Federation, "round", ask)
+    assert_one_line(run("show", "r1"), "such as for the code of an MFA device")
+
+
+def test_nested_json_is_rejected(run: Run, opened: MemoryStore) -> None:
+    result = run("open", "r2", "--clients", 1, "--rule", "[" * 200_000)
+    assert result.exit_code != 0
+    assert "is not JSON" in result.stderr
+    assert len(result.stderr) < 1000

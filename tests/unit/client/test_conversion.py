@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -367,3 +368,40 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     with pytest.raises(OSError, match=r"8\.\d kB are needed on this disk, and 3\.0 kB are free"):
         convert(tmp_path / "a.npz", tmp_path / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def npy(header: bytes, version: bytes, length: int | None = None) -> bytes:
+    size = len(header) if length is None else length
+    return b"\x93NUMPY" + version + size.to_bytes(2 if version == b"\1\0" else 4, "little") + header
+
+
+@pytest.mark.parametrize("version", [b"\1\0", b"\2\0", b"\3\0"])
+def test_a_header_that_is_no_arrays_is_not_read(
+    tmp_path: Path, target: Path, version: bytes
+) -> None:
+    nbytes = 60_000 if version == b"\1\0" else 300_000_000
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.npy", npy(b" " * 60_000, version, nbytes))
+    with pytest.raises(UpdateError, match=f"its header has {nbytes} bytes, over the 10000"):
+        convert(path, target)
+
+
+def test_an_array_in_fortrans_order_takes_little_memory(
+    npz: Callable[..., Path], target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(converting, "CHUNK_BYTES", 1000)
+    array = np.asfortranarray(np.arange(24_000, dtype=">f4").reshape(20, 30, 40))
+    file = npz(compressed=True, w=array)
+    tracemalloc.start()
+    convert(file, target)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(load_file(target)["w"], array)
+    assert peak < 400_000
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path, target: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="is a FIFO or a pipe, not a regular file"):
+        convert(tmp_path / "fifo", target)

@@ -1,5 +1,6 @@
 """A file on its way from S3: whole under its name, and what has arrived is not fetched again."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ import pytest
 
 from gradshard.client import downloads
 from gradshard.client.downloads import download_bytes, download_file
-from gradshard.errors import ChangedObjectError, StoreError
+from gradshard.errors import ChangedObjectError, DigestError, StoreError
 from gradshard.formats.keys import ObjectVersion
 from gradshard.planning import transfers
-from tests.unit.fakes import MemoryStore
+from tests.unit.fakes import MemoryStore, md5
 
 KEY = "rounds/r/update.safetensors"
 DATA = bytes(range(256)) * 20
@@ -165,3 +166,137 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(
         download_file(store, source_of(store), tmp_path / "f")
     assert store.asked == []
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------- two at once, and other people's files
+
+
+def test_two_downloads_to_one_path_do_not_share_a_file(store: Counting, tmp_path: Path) -> None:
+    """The first is interrupted when the second has renamed its own file."""
+    begun: list[int] = []
+
+    def another(done: int, _total: int) -> None:
+        if done >= 2000 and not begun:
+            begun.append(done)
+            download_file(store, source_of(store), tmp_path / "f")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download_file(store, source_of(store), tmp_path / "f", another)
+    assert (tmp_path / "f").read_bytes() == DATA
+    download_file(store, source_of(store), tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == DATA
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_of_the_second_download_nothing_stays(store: Counting, tmp_path: Path) -> None:
+    begun: list[int] = []
+
+    def another(done: int, _total: int) -> None:
+        if done >= 2000 and not begun:
+            begun.append(done)
+            with pytest.raises(KeyboardInterrupt):
+                download_file(store, source_of(store), tmp_path / "f", interrupted_at(1000))
+            assert len(list(tmp_path.iterdir())) == 1
+
+    download_file(store, source_of(store), tmp_path / "f", another)
+    assert (tmp_path / "f").read_bytes() == DATA
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.fixture
+def part(store: Counting, tmp_path: Path) -> Path:
+    """Give the path of the hidden file from which a download would go on, which is not there."""
+    with pytest.raises(KeyboardInterrupt):
+        download_file(store, source_of(store), tmp_path / "f", interrupted_at(2000))
+    [part] = tmp_path.iterdir()
+    part.unlink()
+    return part
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "fifo", "folder", "open to others"])
+def test_a_hidden_file_that_is_not_ours_is_left_alone(
+    store: Counting, tmp_path: Path, part: Path, kind: str
+) -> None:
+    other = tmp_path / "other"
+    text = b"x" * len(DATA) + b"[1000, 2000, 3000, 4000, 5000, 5120]"
+    other.write_bytes(text)
+    if kind == "link":
+        part.symlink_to(other)
+    elif kind == "hard link":
+        part.hardlink_to(other)
+    elif kind == "fifo":
+        os.mkfifo(part)
+    elif kind == "folder":
+        part.mkdir()
+    else:
+        other.rename(part)
+        part.chmod(0o666)
+    download_file(store, source_of(store), tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == DATA
+    assert part.exists()
+    if kind != "open to others":
+        assert other.read_bytes() == text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_hidden_file_of_another_user_is_left_alone(
+    store: Counting, tmp_path: Path, part: Path
+) -> None:
+    part.write_bytes(b"x" * len(DATA) + b"[1000, 2000, 3000, 4000, 5000, 5120]")
+    part.chmod(0o600)
+    os.chown(part, 12345, 12345)
+    download_file(store, source_of(store), tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == DATA
+    assert part.exists()
+
+
+# ------------------------------------------------------------------------------ the digest
+
+
+SIZES = (2000, 2000, 1120)
+
+
+@pytest.fixture(params=["one request", "parts"])
+def checked(request: pytest.FixtureRequest, store: Counting) -> Counting:
+    """Give a bucket whose object has a digest that can be checked."""
+    sizes = (len(DATA),) if request.param == "one request" else SIZES
+    if len(sizes) > 1:
+        starts = [sum(sizes[:number]) for number in range(len(sizes))]
+        pieces = [DATA[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+        whole = md5(b"".join(md5(piece).digest() for piece in pieces)).hexdigest()
+        store.etags[KEY] = f'"{whole}-{len(sizes)}"'
+    store.parts_by_key[KEY] = sizes
+    return store
+
+
+def test_bytes_with_the_digest_are_taken(checked: Counting, tmp_path: Path) -> None:
+    download_file(checked, source_of(checked), tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == DATA
+    assert download_bytes(checked, source_of(checked)) == DATA
+
+
+def test_bytes_without_the_digest_are_not(checked: Counting, tmp_path: Path) -> None:
+    checked.objects[KEY] = DATA[:4321] + bytes([DATA[4321] ^ 1]) + DATA[4322:]
+    with pytest.raises(DigestError, match="5120 bytes that arrived do not have the digest"):
+        download_file(checked, source_of(checked), tmp_path / "f")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DigestError, match="fetch it again"):
+        download_bytes(checked, source_of(checked))
+
+
+def test_what_went_bad_between_two_tries_is_found(checked: Counting, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        download_file(checked, source_of(checked), tmp_path / "f", interrupted_at(len(DATA)))
+    [part] = tmp_path.iterdir()
+    with part.open("r+b") as file:
+        file.write(b"other")
+    with pytest.raises(DigestError):
+        download_file(checked, source_of(checked), tmp_path / "f")
+    download_file(checked, source_of(checked), tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == DATA
+
+
+def test_more_than_memory_has_is_told(store: Counting) -> None:
+    with pytest.raises(StoreError, match="bytes do not fit in memory; fetch it into a file"):
+        download_bytes(store, source_of(store)._replace(nbytes=2**62))

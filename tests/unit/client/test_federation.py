@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -480,3 +482,33 @@ class TestTickets:
     def test_need_a_round(self, stack: MemoryStack) -> None:
         with pytest.raises(RoundNotFoundError):
             Round(stack, "nope").ticket("a", max_bytes=5000)
+
+
+# ------------------------------------------------------------------ before anything is sent
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", ml_dtypes.bfloat16])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_nan_is_found_before_it_is_sent(
+    store: MemoryStore, round_: Round, tmp_path: Path, dtype: Any, value: float
+) -> None:
+    tensors = {"n": np.arange(3), "w": np.zeros(700_000, dtype)}
+    tensors["w"][600_001] = value
+    path = tmp_path / "u"
+    path.write_bytes(b"".join(_pieces(tensors)))
+    before = set(store.objects)
+    for update in (tensors, path):
+        with pytest.raises(UpdateError, match="'w' holds a NaN or an infinity at element 600001"):
+            round_.submit("a", update, 3)
+    assert set(store.objects) == before
+
+
+def _pieces(tensors: dict[str, Any]) -> list[Any]:
+    layout, views = pack(tensors)
+    return [encode_header(layout, {}), *views]
+
+
+def test_a_fifo_is_not_waited_for(round_: Round, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="fifo is a FIFO or a pipe, not a regular file; write it"):
+        round_.submit("a", tmp_path / "fifo", 3)

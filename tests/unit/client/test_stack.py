@@ -1,6 +1,7 @@
 """What is said when AWS cannot be asked."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
@@ -40,6 +41,7 @@ class Elsewhere:
     """A session in a region where there is no such stack."""
 
     region_name = "us-west-2"
+    meta = SimpleNamespace(endpoint_url="https://cloudformation.us-west-2.amazonaws.com")
 
     def client(self, *_: object, **__: object) -> "Elsewhere":
         return self

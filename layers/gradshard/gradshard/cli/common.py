@@ -85,8 +85,8 @@ class Stated(click.ParamType):
             return value
         try:
             return json.loads(value)
-        except ValueError as error:
-            self.fail(f"{value!r} is not JSON: {error}.", param, ctx)
+        except (ValueError, RecursionError) as error:
+            self.fail(f"{value[:80]!r} is not JSON: {error}.", param, ctx)
 
 
 def cell(text: object, style: str = "") -> Text:
@@ -176,6 +176,15 @@ def output_option(
     what: str, *, required: bool = True, **settings: Any
 ) -> Callable[[Command], Command]:
     """Add ``-o``, the file to write, given as ``file``."""
+
+    def check(_context: click.Context, _option: click.Parameter, file: Path | None) -> Path | None:
+        if file == Path("-"):
+            raise click.BadParameter(
+                "- is not a file: what is written takes its name when it is whole, and cannot go "
+                "to standard output. Name a file."
+            )
+        return file
+
     return click.option(
         "-o",
         "--output",
@@ -184,6 +193,7 @@ def output_option(
         required=required,
         show_default=True,
         metavar="FILE",
+        callback=check,
         help=what,
         **settings,  # newer clicks take a default of None for one
     )

@@ -30,6 +30,12 @@ class Commands(click.Group):
             raise
         except KeyboardInterrupt:
             raise _Failure(INTERRUPTED) from None
+        except EOFError:
+            raise _Failure(
+                "a question was asked, such as for the code of an MFA device, and standard input "
+                "has no answer: run the command in a terminal, or get a session first "
+                "(aws sts get-session-token, aws sso login)"
+            ) from None
         except Exception as error:
             if ctx.meta.get(DEBUG) or not _is_users(error):
                 raise

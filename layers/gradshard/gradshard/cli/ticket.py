@@ -84,7 +84,7 @@ def ticket_option(command: Command) -> Command:
 
 
 def load(path: Path, name: str | None = None, client: str | None = None) -> Ticket:
-    """Read a ticket; what else was said of its round and client must agree with it."""
+    """Read a ticket and say where it goes; what was said of its round and client must agree."""
     found = Ticket.load(path)
     for kind, said, meant in (("round", name, found.round_id), ("client", client, found.client)):
         if said is not None and said != meant:
@@ -92,6 +92,7 @@ def load(path: Path, name: str | None = None, client: str | None = None) -> Tick
                 f"{path} is a ticket of {kind} {meant!r}, not {said!r}: leave the {kind} out, or "
                 "give its ticket"
             )
+    click.echo(f"with a ticket of {escape_terminal(found.host)}", err=True)
     return found
 
 

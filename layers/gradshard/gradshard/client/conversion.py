@@ -6,8 +6,11 @@ a MiB at a time, a checkpoint mapped into memory.
 """
 
 import contextlib
+import io
 import math
 import re
+import shutil
+import tempfile
 import warnings
 import zipfile
 import zlib
@@ -20,13 +23,13 @@ from typing import IO, Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradshard.client.upload_source import ZIP_MAGIC, check_samples
+from gradshard.client.upload_source import ZIP_MAGIC, check_readable, check_samples
 from gradshard.client.uploads import Progress
 from gradshard.errors import UpdateError
 from gradshard.formats.dtypes import DTYPES
 from gradshard.formats.layout import SAMPLES_KEY, Layout, encode_header, shorten
 from gradshard.formats.tensors import as_stored, check_name
-from gradshard.utils.atomic_file import atomic_file
+from gradshard.utils.atomic_file import atomic_file, check_disk_space
 from gradshard.utils.units import MIB
 
 CHUNK_BYTES: Final = MIB
@@ -43,6 +46,13 @@ _DAMAGE: Final = (
     ValueError,
 )
 """What reading a damaged or encrypted archive raises."""
+
+
+MAX_NPY_HEADER_BYTES: Final = 10_000
+"""Of an array's header, numpy's own bound: 64 dimensions and a type take a tenth of it."""
+
+_NPY_LENGTHS: Final = {(1, 0): 2, (2, 0): 4, (3, 0): 4}
+"""The versions of a header, and how many bytes the header's length takes."""
 
 
 class LeftOut(NamedTuple):
@@ -181,6 +191,7 @@ def _reading(source: Path, entry: _Entry) -> Iterator[memoryview]:
 @contextlib.contextmanager
 def _open(path: Path, key: str | None) -> Iterator[_Source]:
     """Open a file by what is in it."""
+    check_readable(path)
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             file.seek(0)
@@ -263,25 +274,59 @@ class _Npz(_Source):
         dtype: "np.dtype[Any]",
         fortran_shape: tuple[int, ...] | None,
     ) -> Iterator[memoryview]:
-        """Read the elements, in C's order; a whole array at once if they are in Fortran's."""
+        """Read the elements, in C's order; by way of the disk if they are in Fortran's."""
         stored = dtype.newbyteorder("<")
         with self._archive.open(member) as file:
             file.read(offset)  # not seek(), after which the archive's checksum is not checked
             if fortran_shape is not None:
-                array = np.frombuffer(file.read(), dtype).reshape(fortran_shape, order="F")
-                yield _bytes(np.ascontiguousarray(array, stored))
+                yield from _turned(file, dtype, fortran_shape)
                 return
             while chunk := file.read(CHUNK_BYTES):
                 yield _bytes(np.frombuffer(chunk, dtype).astype(stored, copy=False))
 
 
 def _npy_head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
+    """Read a header of https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
+
+    numpy itself reads as much as the header says it has, up to 4 GiB, before it checks that.
+    """
     version = np.lib.format.read_magic(file)
+    if version not in _NPY_LENGTHS:
+        raise UpdateError(f"its header is of version {version}, which numpy does not write")
+    length = file.read(_NPY_LENGTHS[version])
+    nbytes = int.from_bytes(length, "little")
+    if nbytes > MAX_NPY_HEADER_BYTES:
+        raise UpdateError(
+            f"its header has {nbytes} bytes, over the {MAX_NPY_HEADER_BYTES} of an array's: it is "
+            "of records, or no array"
+        )
+    whole = io.BytesIO(length + file.read(nbytes))
     if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
+        return np.lib.format.read_array_header_1_0(whole)
     if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(file)
+        return np.lib.format.read_array_header_2_0(whole)
     raise UpdateError(f"its header is of version {version}, which only records have")
+
+
+def _turned(
+    file: IO[bytes], dtype: "np.dtype[Any]", shape: tuple[int, ...]
+) -> Iterator[memoryview]:
+    """Give elements that come in Fortran's order in C's.
+
+    They are kept in a temporary file that is mapped into memory, which the system takes back.
+    """
+    count = math.prod(shape)
+    if count == 0:
+        return
+    check_disk_space(Path(tempfile.gettempdir()) / "array", count * dtype.itemsize)
+    with tempfile.TemporaryFile() as kept:
+        shutil.copyfileobj(file, kept, CHUNK_BYTES)
+        kept.flush()
+        elements = np.memmap(kept, dtype, "r", shape=shape, order="F").flat
+        step = CHUNK_BYTES // dtype.itemsize
+        for start in range(0, count, step):
+            piece = np.asarray(elements[start : start + step])
+            yield _bytes(piece.astype(dtype.newbyteorder("<"), copy=False))
 
 
 def _bytes(array: npt.NDArray[Any]) -> memoryview:

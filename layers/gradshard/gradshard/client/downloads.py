@@ -1,25 +1,38 @@
 """An averaged update or a model on its way from S3, into memory or a file.
 
-A file takes its name when it is whole. Where the connection is lost, or the user interrupts, what
-has arrived stays in a hidden file beside it, behind which stands how far each range has come; the
-next download of the same object to the same place goes on from there.
+A file takes its name when it is whole and has the digest that S3 tells, where S3 tells one
+(:mod:`gradshard.formats.digests`). Where the connection is lost, or the user interrupts, what has
+arrived stays in a hidden file beside it, behind which stands how far each range has come; the next
+download of the same object to the same place goes on from there.
 """
 
+import contextlib
 import hashlib
+import io
 import json
+import os
+import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Final, overload
 
 from gradshard.client.uploads import Progress
-from gradshard.errors import StoreError
+from gradshard.errors import DigestError, StoreError
+from gradshard.formats.digests import has_digest
 from gradshard.formats.keys import ObjectVersion
 from gradshard.formats.tensors import Array, unpack
 from gradshard.planning.transfers import client_ranges
-from gradshard.s3.streams import Opener, RangeStream
-from gradshard.utils.atomic_file import add_path_to_errors, check_disk_space, check_output_path
+from gradshard.s3.streams import Body, Opener, RangeStream
+from gradshard.utils.atomic_file import (
+    add_path_to_errors,
+    check_disk_space,
+    open_private,
+    open_unfinished,
+    take_name,
+    target_of,
+)
 from gradshard.utils.parallel import run_parallel
 from gradshard.utils.units import MIB
 
@@ -59,13 +72,29 @@ def fetch_tensors(
 def download_bytes(
     opener: Opener, source: ObjectVersion, progress: Progress | None = None
 ) -> bytearray:
-    """Read an object version into memory, once."""
-    data = bytearray(source.nbytes)
+    """Read an object version into memory, once.
+
+    Raises
+    ------
+    StoreError
+        The connection was lost, or there is not so much memory.
+    DigestError
+        What arrived does not have the digest that S3 tells.
+    """
+    try:
+        data = bytearray(source.nbytes)
+    except (MemoryError, OverflowError):
+        raise StoreError(
+            f"{source.key}: {source.nbytes} bytes do not fit in memory; fetch it into a file"
+        ) from None
 
     def write(position: int, chunk: memoryview) -> None:
         data[position : position + len(chunk)] = chunk
 
-    _download(opener, source, write, _nothing(source), progress)
+    noting = _Noting(opener)
+    _download(noting, source, write, _nothing(source), progress)
+    # Of a view, since a file of the bytes themselves would copy them.
+    _check_digest(io.BufferedReader(_View(data)), source, noting.parts)
     return data
 
 
@@ -75,37 +104,138 @@ def download_file(
     """Write an object version to a file, which appears when it is whole.
 
     Until then the bytes are in a hidden file beside it; memory is a few MB. That file stays when
-    the connection is lost or the user interrupts, and goes when anything else fails.
+    the connection is lost or the user interrupts, and goes when anything else fails. Where another
+    download has it, or somebody else may have written to it, a new one is begun, which never stays.
+
+    Raises
+    ------
+    StoreError
+        The connection was lost.
+    DigestError
+        What was written does not have the digest that S3 tells.
+    OSError
+        The file cannot be written.
     """
-    check_output_path(path)
+    target = target_of(path)
     # Another version of the object is another file.
     version = hashlib.sha256("\n".join(map(str, source)).encode()).hexdigest()[:_NAME_DIGITS]
-    unfinished = path.with_name(f".{path.name}.{version}.part")
     lock = threading.Lock()
-    unfinished.touch()
+    with add_path_to_errors(path), _unfinished(target, version) as (unfinished, file):
+        reached = _take_reached(file, source)
+        check_disk_space(target, source.nbytes - _done(reached, source))
+
+        def write(position: int, chunk: memoryview) -> None:
+            with lock:
+                file.seek(position)
+                file.write(chunk)
+
+        noting = _Noting(opener)
+        try:
+            _download(noting, source, write, reached, progress)
+        except (KeyboardInterrupt, StoreError):
+            # A thread that waits for a dead line may yet wake up.
+            with lock:
+                _leave_reached(file, source, reached)
+            raise
+        file.seek(0)
+        _check_digest(file, source, noting.parts)
+        take_name(file, unfinished, target)
+
+
+@contextlib.contextmanager
+def _unfinished(target: Path, version: str) -> Iterator[tuple[Path, IO[bytes]]]:
+    """Open the hidden file from which a download goes on, or a new one where that is not ours."""
+    path = target.with_name(f".{target.name}.{version}.part")
+    file = _locked(path)
+    stays = file is not None
+    if file is None:
+        path, file = open_unfinished(target)
+    with file:
+        try:
+            yield path, file
+        except (KeyboardInterrupt, StoreError):
+            if not stays:
+                path.unlink(missing_ok=True)
+            raise
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """Open a hidden file for this process alone; None if it is another's, or nobody can lock it.
+
+    Only the process that has the lock renames it or deletes it.
+    """
     try:
-        with add_path_to_errors(path), unfinished.open("r+b") as file:
-            reached = _take_reached(file, source)
-            check_disk_space(path, source.nbytes - _done(reached, source))
+        import fcntl
+    except ImportError:  # on Windows, where each download is begun anew
+        return None
+    try:
+        file = open_private(path)
+    except OSError:
+        return None  # a link, or of another user; if it is the folder, a new one fails too
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = _is_ours(os.fstat(file.fileno())) and path.stat(follow_symlinks=False).st_ino == (
+            os.fstat(file.fileno()).st_ino
+        )
+    except OSError:
+        ours = False
+    if ours:
+        return file
+    file.close()
+    return None
 
-            def write(position: int, chunk: memoryview) -> None:
-                with lock:
-                    file.seek(position)
-                    file.write(chunk)
 
-            try:
-                _download(opener, source, write, reached, progress)
-            except (KeyboardInterrupt, StoreError):
-                # A thread that waits for a dead line may yet wake up.
-                with lock:
-                    _leave_reached(file, source, reached)
-                raise
-        unfinished.replace(path)
-    except (KeyboardInterrupt, StoreError):
-        raise
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+def _is_ours(status: os.stat_result) -> bool:
+    """Whether nobody but this user can have written to a file."""
+    return (
+        stat.S_ISREG(status.st_mode)
+        and status.st_uid == os.geteuid()
+        and status.st_nlink == 1
+        and not status.st_mode & 0o022
+    )
+
+
+class _Noting:
+    """An opener, and the sizes of an object's parts as its answers tell them."""
+
+    def __init__(self, opener: Opener) -> None:
+        self.meter = opener.meter
+        self.parts: tuple[int, ...] | None = None
+        self._opener = opener
+
+    def get_body(self, source: ObjectVersion, start: int, end: int) -> Body:
+        body = self._opener.get_body(source, start, end)
+        self.parts = getattr(body, "parts", None)
+        return body
+
+
+class _View(io.RawIOBase):
+    """Bytes in memory as a file."""
+
+    def __init__(self, data: bytearray) -> None:
+        self._data, self._position = memoryview(data), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
+        chunk = self._data[self._position : self._position + len(buffer)]
+        buffer[: len(chunk)] = chunk
+        self._position += len(chunk)
+        return len(chunk)
+
+
+def _check_digest(
+    file: IO[bytes] | io.BufferedReader, source: ObjectVersion, parts: tuple[int, ...] | None
+) -> None:
+    if parts is not None and not has_digest(file, source.etag, parts):
+        raise DigestError(
+            f"{source.key}: the {source.nbytes} bytes that arrived do not have the digest that S3 "
+            f"tells ({source.etag}): they were damaged on the way or on this disk; fetch it again"
+        )
 
 
 def _done(reached: Sequence[int], source: ObjectVersion) -> int:
@@ -123,14 +253,19 @@ def _take_reached(file: IO[bytes], source: ObjectVersion) -> list[int]:
     file.truncate(source.nbytes)
     ranges = client_ranges(source.nbytes)
     try:
-        reached = json.loads(text)
+        reached: list[int] = json.loads(text)
         known = all(
             start <= position <= end for (start, end), position in zip(ranges, reached, strict=True)
         )
     except (ValueError, TypeError):
         # A new file, or one whose writer was killed.
         known = False
-    return reached if known else _nothing(source)
+    if not known:
+        return _nothing(source)
+    if reached == [end for _, end in ranges]:
+        # What the answer to one request tells is needed to check them.
+        reached[-1] = ranges[-1][0]
+    return reached
 
 
 def _leave_reached(file: IO[bytes], source: ObjectVersion, reached: Sequence[int]) -> None:

@@ -18,7 +18,13 @@ from gradshard.client.model import Model
 from gradshard.client.stack import Execution, Stack
 from gradshard.client.status import StatusPoller, read_status
 from gradshard.client.tickets import DEFAULT_SECONDS, Ticket
-from gradshard.client.upload_source import Content, content_of, in_order_of, layout_terms
+from gradshard.client.upload_source import (
+    Content,
+    check_finite,
+    content_of,
+    in_order_of,
+    layout_terms,
+)
 from gradshard.client.uploads import Progress, has_checksum, upload
 from gradshard.deployment import local_engine
 from gradshard.errors import (
@@ -492,6 +498,7 @@ class Round:
             max_bytes=max_bytes,
             # A rule takes parts of it, too.
             layout=None if spec.rule else layout,
+            allow_nonfinite=spec.allow_nonfinite,
             model=self.model().tensors.source if spec.server_optimizer else None,
         )
 
@@ -690,7 +697,8 @@ class Round:
         Raises
         ------
         UpdateError
-            Its client is not expected, or its layout is not the round's.
+            Its client is not expected, its layout is not the round's, or it holds NaN or
+            infinities, which the round does not allow.
         """
         spec, record = self._opened()
         _check_expected(spec, client, self.id)
@@ -702,6 +710,8 @@ class Round:
             raise UpdateError(
                 f"its layout is not the one round {self.id!r} was opened with: {difference}"
             )
+        if not spec.allow_nonfinite:
+            check_finite(content)
         return spec, in_order_of(layout, content)
 
     def _layout(self, spec: RoundSpec, record: dict[str, Any] | None) -> Layout | None:

@@ -22,7 +22,7 @@ from botocore.parsers import ResponseParserError
 
 from gradshard.deployment import local_engine, user_config
 from gradshard.errors import ServiceError
-from gradshard.s3.store import S3Store, connect, make_client, unreachable
+from gradshard.s3.store import S3Store, connect, make_client, of_settings, unreachable
 
 if TYPE_CHECKING:
     from mypy_boto3_cloudformation import CloudFormationClient
@@ -362,9 +362,9 @@ def translated() -> Iterator[None]:
     except BotoCoreError as error:
         raise ServiceError(str(error)) from error
     except ValueError as error:
-        if "endpoint" not in str(error):
+        if (setting := of_settings(error)) is None:
             raise
-        raise ServiceError(f"{error}; AWS_ENDPOINT_URL is not a URL such as http://…") from None
+        raise ServiceError(setting) from None
 
 
 def _date(at: datetime | None) -> str:

@@ -21,15 +21,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn, Self, overload
 
-from botocore.awsrequest import AWSRequest, AWSResponse
-from botocore.exceptions import BotoCoreError
-from botocore.httpsession import URLLib3Session
 from urllib3.exceptions import HTTPError
 
 from gradshard.client import ticket_parts
 from gradshard.client.downloads import fetch_tensors
+from gradshard.client.presigned import Answer, Line, is_url, origin_of
 from gradshard.client.ticket_parts import PartUrls
-from gradshard.client.upload_source import Content, Padded, content_of, in_order_of
+from gradshard.client.upload_source import Content, Padded, check_finite, content_of, in_order_of
 from gradshard.client.uploads import (
     Progress,
     SentOnce,
@@ -48,17 +46,12 @@ from gradshard.errors import (
     UpdateError,
     WaitTimeoutError,
 )
+from gradshard.formats.digests import parts_of
 from gradshard.formats.keys import ObjectVersion, RoundKeys, check_id
 from gradshard.formats.layout import Layout
 from gradshard.formats.tensors import Array
 from gradshard.planning.transfers import SINGLE_PUT_BYTES
-from gradshard.s3.store import (
-    CONNECT_TIMEOUT_SECONDS,
-    READ_TIMEOUT_SECONDS,
-    Part,
-    S3Store,
-    proxies_for,
-)
+from gradshard.s3.store import Part, S3Store
 from gradshard.s3.streams import MAX_ATTEMPTS, Body, Meter, sleep_backoff
 from gradshard.utils.atomic_file import add_path_to_errors
 from gradshard.utils.polling import sleep_before_poll
@@ -100,8 +93,8 @@ NOT_A_TICKET: Final = (
 """What reading some other file as a ticket ends in."""
 
 _SIGNATURE: Final = "&X-Amz-Signature="
-_URL: Final = re.compile(r"https?://\S+")
-_CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
+_LENGTH: Final = re.compile(r"\d{1,15}", re.ASCII)
+_METADATA: Final = "x-amz-meta-"
 
 
 def lengths(max_bytes: int, min_bytes: int = 1) -> range:
@@ -133,6 +126,8 @@ class Ticket:
         is not to be used up by an update that would be rejected.
     model
         Of a round that is applied, the model to train: ``url`` for a GET, ``etag`` and ``nbytes``.
+    allow_nonfinite
+        Whether NaN and infinities may be sent; an update that would be rejected for them is not.
     uploaded_url
         For a HEAD of the update.
     rejection_url
@@ -156,6 +151,7 @@ class Ticket:
     parts: PartUrls | None = field(default=None, repr=False)
     layout: Mapping[str, Any] | None = field(default=None, repr=False)
     model: Mapping[str, Any] | None = field(default=None, repr=False)
+    allow_nonfinite: bool = True
 
     @classmethod
     def make(
@@ -168,6 +164,7 @@ class Ticket:
         max_bytes: int,
         min_bytes: int = 1,
         layout: Layout | None = None,
+        allow_nonfinite: bool = True,
         model: ObjectVersion | None = None,
         single_put_bytes: int = SINGLE_PUT_BYTES,
     ) -> Self:
@@ -211,6 +208,7 @@ class Ticket:
             result_url=store.presign_read(keys.result, expires),
             parts=parts,
             layout=_bounded(layout),
+            allow_nonfinite=allow_nonfinite,
             model=None
             if model is None
             else {
@@ -338,6 +336,8 @@ class Ticket:
                     f"the update is {content.nbytes} bytes, over the {self.max_bytes} of the "
                     "ticket; ask for one for larger updates"
                 )
+            if not self.allow_nonfinite:
+                check_finite(content)
             padded = Padded(content, self._fitting(content.nbytes))
             if self._has(padded):
                 return
@@ -354,7 +354,12 @@ class Ticket:
     def rejection(self) -> str | None:
         """Return why the client's update was rejected or came too late; None if it was not."""
         answer = self._ask("GET", self.rejection_url)
-        return None if answer is None else str(json.loads(answer.content)["reason"])
+        if answer is None:
+            return None
+        try:
+            return str(json.loads(answer.content)["reason"])
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise self._not_s3(f"{len(answer.content)} bytes that give no reason") from None
 
     def has_ended(self) -> bool:
         """Whether the round has ended, well or not."""
@@ -374,7 +379,7 @@ class Ticket:
             "round": self.round_id,
             "client": self.client,
             "state": state,
-            "uploaded": None if answer is None else int(answer.headers["Content-Length"]),
+            "uploaded": None if answer is None else self._length(answer),
             "reason": self.rejection(),
             "expires_at": self.expires_at.isoformat(timespec="seconds"),
             "max_bytes": self.max_bytes,
@@ -479,16 +484,14 @@ class Ticket:
             return self.parts.fitting(nbytes)
         return min(n for n in self._upload_urls if n >= nbytes)
 
+    @property
+    def host(self) -> str:
+        """Where it goes, such as ``https://bucket.s3.eu-central-1.amazonaws.com``."""
+        return origin_of(self.result_url)
+
     @cached_property
-    def _session(self) -> URLLib3Session:
-        # botocore's way to HTTP, without its clients: it can wait for 100 Continue, and knows
-        # proxies and certificates by the same variables.
-        settings: dict[str, Any] = {
-            "verify": os.environ.get("AWS_CA_BUNDLE") or True,
-            "proxies": proxies_for(self.result_url),
-            "timeout": (CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS),
-        }
-        return URLLib3Session(**settings)
+    def _line(self) -> Line:
+        return Line(self.result_url)
 
     def _put(self, content: Content, tell: Progress) -> None:
         mark = _mark_of(content)
@@ -505,8 +508,9 @@ class Ticket:
             }
             tell(0, content.nbytes)
             with contextlib.suppress(OSError):
-                answer = self._send("PUT", self._upload_urls[content.nbytes], headers, body)
+                answer = self._line.send("PUT", self._upload_urls[content.nbytes], headers, body)
                 if answer.status_code == 200:
+                    self._check_of_s3(answer)
                     return
                 if answer.status_code == 412:
                     self._check_used_for(content)
@@ -539,9 +543,10 @@ class Ticket:
                 sleep_backoff(failures)
                 body.seek(0)
             with contextlib.suppress(OSError):
-                answer = self._send("PUT", url, headers, body)
+                answer = self._line.send("PUT", url, headers, body)
                 if answer.status_code == 200:
-                    return Part(number, answer.headers["ETag"], nbytes)
+                    self._check_of_s3(answer)
+                    return Part(number, self._header(answer, "ETag"), nbytes)
                 if answer.status_code == 404:
                     raise self._gone()
                 self._check_passing(answer)
@@ -555,9 +560,10 @@ class Ticket:
             if failures:
                 sleep_backoff(failures)
             with contextlib.suppress(OSError):
-                answer = self._send("POST", urls.completion, {"If-None-Match": "*"}, body)
+                answer = self._line.send("POST", urls.completion, {"If-None-Match": "*"}, body)
                 # S3 begins to answer before it is done: the status says nothing of a failure.
-                if answer.status_code == 200 and not _code(answer):
+                if answer.status_code == 200 and not answer.code:
+                    self._check_of_s3(answer)
                     return
                 # 404: of an attempt before, whose answer was lost.
                 if answer.status_code in {404, 412}:
@@ -566,7 +572,7 @@ class Ticket:
                 if answer.status_code == 400:
                     raise TicketError(
                         f"S3 cannot put the parts of client {self.client!r} in round "
-                        f"{self.round_id!r} together ({_code(answer)}): another program sent some "
+                        f"{self.round_id!r} together ({answer.code}): another program sent some "
                         "with the same ticket meanwhile; submit again"
                     )
                 if answer.status_code != 200:
@@ -596,7 +602,7 @@ class Ticket:
             return False
         if self._is_of(answer, content):
             return True
-        nbytes = int(answer.headers["Content-Length"])
+        nbytes = self._length(answer)
         under_kms = answer.headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
         if self.parts and under_kms and nbytes == content.nbytes:
             raise TicketError(
@@ -610,13 +616,13 @@ class Ticket:
             "round's operator deletes that update"
         )
 
-    def _is_of(self, answer: AWSResponse, content: Content) -> bool:
+    def _is_of(self, answer: Answer, content: Content) -> bool:
         """Whether an update that is there, as S3 answers, is this one."""
-        if int(answer.headers["Content-Length"]) != content.nbytes:
+        if self._length(answer) != content.nbytes:
             return False
         if self.parts is None:
             return bool(answer.headers.get("Content-Disposition") == _mark_of(content))
-        return has_etag(content, answer.headers["ETag"], self.parts.ranges(content.nbytes))
+        return has_etag(content, self._header(answer, "ETag"), self.parts.ranges(content.nbytes))
 
     def _check_used_for(self, content: Content) -> None:
         # Of an attempt before, whose answer was lost; or of someone else who has the ticket.
@@ -631,9 +637,12 @@ class Ticket:
         answer = self._ask("GET", self.result_url, {"Range": "bytes=0-0"})
         if answer is None:
             return None
-        nbytes = int(answer.headers["Content-Range"].rpartition("/")[2])
+        size = self._header(answer, "Content-Range").rpartition("/")[2]
+        if not _LENGTH.fullmatch(size):
+            raise self._not_s3("no object's length")
+        nbytes = int(size)
         key = RoundKeys(self.round_id).result
-        return ObjectVersion(key, "", answer.headers["ETag"], nbytes)
+        return ObjectVersion(key, "", self._header(answer, "ETag"), nbytes)
 
     def _ended_result(self) -> ObjectVersion:
         source = self._find_result()
@@ -646,17 +655,16 @@ class Ticket:
 
     def _ask(
         self, method: str, url: str, headers: Mapping[str, str] | None = None
-    ) -> AWSResponse | None:
+    ) -> Answer | None:
         """Make a request without a body, again where it breaks; None if there is no object."""
         for failures in range(MAX_ATTEMPTS):
             if failures:
                 sleep_backoff(failures)
             with contextlib.suppress(OSError):
-                answer = self._send(method, url, headers or {})
-                if answer.status_code == 404:
-                    return None
-                if answer.status_code < 300:
-                    return answer
+                answer = self._line.send(method, url, headers or {})
+                if answer.status_code == 404 or answer.status_code < 300:
+                    self._check_of_s3(answer)
+                    return None if answer.status_code == 404 else answer
                 if answer.status_code < 500:
                     self._rejected(answer)
         raise TicketError(
@@ -664,40 +672,43 @@ class Ticket:
             "whether this machine is connected, and try again"
         )
 
-    def _send(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, Any],
-        body: IO[bytes] | bytes | None = None,
-        *,
-        stream: bool = False,
-    ) -> AWSResponse:
-        """Make a request once.
-
-        Raises
-        ------
-        OSError
-            The connection broke. Why is not said: botocore's errors hold the URL.
-        """
-        request = AWSRequest(method, url, headers, body, stream_output=stream)
-        try:
-            return self._session.send(request.prepare())
-        except BotoCoreError as error:
-            raise OSError(f"the connection broke ({type(error).__name__})") from None
-
-    def _check_passing(self, answer: AWSResponse) -> None:
+    def _check_passing(self, answer: Answer) -> None:
         """Raise what S3 answers for good; return if another attempt may fare better."""
-        if answer.status_code < 500 and _code(answer) not in PASSING and answer.status_code != 409:
+        if answer.status_code < 500 and answer.code not in PASSING and answer.status_code != 409:
             self._rejected(answer)
 
-    def _rejected(self, answer: AWSResponse) -> NoReturn:
+    def _header(self, answer: Answer, name: str) -> str:
+        found = answer.headers.get(name)
+        if not found:
+            raise self._not_s3(f"no {name}")
+        return found
+
+    def _length(self, answer: Answer) -> int:
+        found = self._header(answer, "Content-Length")
+        if not _LENGTH.fullmatch(found):
+            raise self._not_s3("no length")
+        return int(found)
+
+    def _check_of_s3(self, answer: Answer) -> None:
+        if not answer.is_of_s3:
+            raise self._not_s3(f"{answer.status_code} without a request's id")
+
+    def _not_s3(self, what: str) -> TicketError:
+        return TicketError(
+            f"{self.host} does not answer as S3 does ({what}): something between may answer "
+            "instead, such as a network that asks for a login; open a web page, or use another "
+            "network"
+        )
+
+    def _rejected(self, answer: Answer) -> NoReturn:
         """Say why S3 does not take the ticket; of its answer only the code, which is plain."""
+        if not (answer.is_of_s3 or answer.code):
+            raise self._not_s3(str(answer.status_code))
         if datetime.now(UTC) >= self.expires_at:
             why = f"it expired at {self.expires_at.isoformat(timespec='seconds')}"
         else:
             why = (
-                f"S3 answered {_code(answer) or answer.status_code}: the credentials "
+                f"S3 answered {answer.code or answer.status_code}: the credentials "
                 "it was made with have ended, or may not do this"
             )
         raise TicketError(
@@ -726,7 +737,7 @@ class _Reader:
         """Open bytes [start, end) of it."""
         self.meter.add(gets=1)
         headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": source.etag}
-        answer = self._ticket._send("GET", self._url, headers, stream=True)
+        answer = self._ticket._line.send("GET", self._url, headers, stream=True)
         if answer.status_code in {404, 412}:
             raise ChangedObjectError(f"{source.key}: it changed while it was fetched")
         if 400 <= answer.status_code < 500:
@@ -735,14 +746,22 @@ class _Reader:
         if answer.headers.get("Content-Range") != expected:
             answer.raw.close()
             raise OSError(f"S3 answered {answer.status_code}")
-        return _Body(answer)
+        metadata = {
+            name.lower().removeprefix(_METADATA): value for name, value in answer.headers.items()
+        }
+        encryption = answer.headers.get("x-amz-server-side-encryption", "")
+        return _Body(answer, parts_of(source.etag, source.nbytes, metadata, encryption))
 
 
 class _Body:
-    """An answer's body, whose failures are errors without its URL."""
+    """An answer's body, whose failures are errors without its URL.
 
-    def __init__(self, answer: AWSResponse) -> None:
+    ``parts`` are the sizes by which the object can be checked (:mod:`gradshard.formats.digests`).
+    """
+
+    def __init__(self, answer: Answer, parts: tuple[int, ...] | None) -> None:
         self._raw = answer.raw
+        self.parts = parts
         self.close = answer.raw.close
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -751,12 +770,6 @@ class _Body:
         except HTTPError as error:
             raise OSError(f"the connection broke ({type(error).__name__})") from None
         return count
-
-
-def _code(answer: AWSResponse) -> str | None:
-    """Return the name of S3's error, if its answer has one."""
-    found = _CODE.search(answer.content)
-    return found[1].decode() if found else None
 
 
 def _bounded(layout: Layout | None) -> dict[str, Any] | None:
@@ -796,18 +809,24 @@ def _parsed(data: bytes) -> Ticket:
     check_id("client", ticket.client)
     reads = (ticket.uploaded_url, ticket.rejection_url, ticket.ended_url, ticket.result_url)
     uploads = (*ticket._upload_urls.values(), *(parts.urls() if parts else ()))
-    if not all(_URL.fullmatch(url) for url in (*reads, *uploads)):
+    if not all(is_url(url) for url in (*reads, *uploads)):
         raise ValueError("no URL")
     if ticket.layout is not None:
         _layout(ticket.layout)
     if ticket.model is not None and not (
-        _URL.fullmatch(ticket.model["url"])
+        is_url(ticket.model["url"])
         and type(ticket.model["nbytes"]) is int
+        and 0 < ticket.model["nbytes"] <= ticket_parts.MAX_UPDATE_BYTES
         and isinstance(ticket.model["etag"], str)
     ):
         raise ValueError("no model")
+    urls = (*reads, *uploads, *([] if ticket.model is None else [ticket.model["url"]]))
+    if len({origin_of(url) for url in urls}) != 1:
+        raise ValueError("of several hosts")
     if parts and ticket.upload:
         raise ValueError("two ways to upload")
+    if type(ticket.allow_nonfinite) is not bool:
+        raise ValueError("neither allowed nor not")
     most = max(ticket._upload_urls, default=0)
     takes_most = parts.takes(ticket.max_bytes) if parts else most == ticket.max_bytes
     if not takes_most or ticket.expires_at.tzinfo is None:

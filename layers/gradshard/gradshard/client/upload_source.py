@@ -13,7 +13,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
+import numpy as np
+
+from gradshard.aggregation.arithmetic import first_nonfinite
 from gradshard.errors import UpdateError
+from gradshard.formats.dtypes import DTYPES
 from gradshard.formats.layout import (
     MAX_HEADER_BYTES,
     PREFIX_BYTES,
@@ -24,9 +28,12 @@ from gradshard.formats.layout import (
     header_length,
     parse_header,
     parse_samples,
+    shorten,
 )
 from gradshard.formats.tensors import pack
 from gradshard.stragglers.assignments import report_metadata
+from gradshard.utils.atomic_file import kind_of
+from gradshard.utils.units import MIB
 
 ZIP_MAGIC: Final = b"PK\x03\x04"
 """As eight bytes of length this would be a header of petabytes."""
@@ -108,6 +115,7 @@ class FileContent:
         *,
         is_model: bool = False,
     ) -> None:
+        check_readable(path)
         self._path = path
         self._file = path.open("rb")
         self._lock = threading.Lock()
@@ -170,6 +178,20 @@ class FileContent:
     def _stat(self) -> tuple[int, int]:
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns
+
+
+def check_readable(path: Path) -> None:
+    """Check that a path is a regular file, whose bytes can be read anywhere and again.
+
+    Raises
+    ------
+    OSError
+        It is a FIFO, which a program would wait for, or a device, or is not there.
+    """
+    kind = kind_of(path.stat().st_mode)
+    if kind is not None:
+        failure = IsADirectoryError if kind == "a directory" else OSError
+        raise failure(f"{path} is {kind}, not a regular file; write it to one, and give that")
 
 
 def layout_of(path: Path) -> Layout:
@@ -269,6 +291,30 @@ class Padded:
         if begin >= end:
             return head
         return head + self._content.read(begin - self._shift, end - self._shift)
+
+
+def check_finite(content: Content) -> None:
+    """Check that an update holds no NaN and no infinity, as a round's tasks do; 1 MiB at a time.
+
+    Raises
+    ------
+    UpdateError
+        It does.
+    """
+    offset = content.nbytes - content.layout.nbytes
+    for tensor in content.layout.tensors:
+        dtype = DTYPES[tensor.dtype]
+        if dtype.is_integer:
+            continue
+        for start in range(tensor.start, tensor.end, MIB):
+            data = content.read(offset + start, offset + min(start + MIB, tensor.end))
+            found = first_nonfinite(dtype, np.frombuffer(data, dtype.storage))
+            if found is not None:
+                element = (start - tensor.start) // dtype.size + found
+                raise UpdateError(
+                    f"tensor {shorten(tensor.name)!r} holds a NaN or an infinity at element "
+                    f"{element}; nothing was sent"
+                )
 
 
 def check_samples(samples: object) -> str:

@@ -19,6 +19,7 @@ from typing import IO, Any, Final
 
 from gradshard.client.upload_source import Content
 from gradshard.errors import StoreError, UpdateError
+from gradshard.formats.digests import encode_parts
 from gradshard.planning.transfers import SINGLE_PUT_BYTES, client_ranges
 from gradshard.s3.store import Part, S3Store
 from gradshard.utils.parallel import run_parallel
@@ -240,7 +241,8 @@ def _resumable(store: S3Store, key: str, content: Content) -> tuple[str, list[Pa
             return upload_id, held
         # Other content of the same client, which this one replaces.
         store.abort_upload(key, upload_id)
-    return store.create_upload(key, checked=True), []
+    sizes = encode_parts(end - start for start, end in ranges)
+    return store.create_upload(key, sizes, checked=True), []
 
 
 def _holds(content: Content, part: Part, ranges: Ranges) -> bool:

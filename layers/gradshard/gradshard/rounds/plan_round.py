@@ -14,6 +14,7 @@ from gradshard.aggregation.gathering import Disorder
 from gradshard.aggregation.optimizer_step import state_layout
 from gradshard.aggregation.topologies import TOPOLOGIES, Levels
 from gradshard.errors import ModelStateError, PlanError, StoreError
+from gradshard.formats.digests import encode_parts
 from gradshard.formats.keys import RoundKeys
 from gradshard.formats.layout import Layout, Span, encode_header
 from gradshard.planning import history_limits, planner
@@ -554,6 +555,10 @@ class _Planning:
         projection, notes = self._choose(grouping, settled)
         if spec.weights == STEPS:
             notes += note_bounded_steps(_steps_of(grouping.contributors))
+        shards = sharding.cut_shards(settled.spans, settled.nbytes, projection.shards)
+        sizes = [shard.end - shard.start for shard in shards]
+        # The first one has the header.
+        parts = encode_parts([settled.header_bytes + sizes[0], *sizes[1:]])
         return Plan(
             round_id=keys.round_id,
             attempt=call.attempt,
@@ -575,8 +580,8 @@ class _Planning:
             tensors=settled.tensors,
             header_bytes=settled.header_bytes,
             header_sha256=settled.header_sha256,
-            upload_id=self._create_upload(keys.result),
-            next_model=self._next_model(settled),
+            upload_id=self._create_upload(keys.result, parts),
+            next_model=self._next_model(settled, parts),
             shards=projection.shards,
             allow_nonfinite=spec.allow_nonfinite,
             rejected=(),
@@ -587,24 +592,29 @@ class _Planning:
             planned_at=datetime.now(UTC).isoformat(),
         )
 
-    def _create_upload(self, key: str) -> str:
-        return self._store.create_upload(key, {"gradshard-round": self._keys.round_id})
+    def _create_upload(self, key: str, parts: dict[str, str]) -> str:
+        return self._store.create_upload(key, {"gradshard-round": self._keys.round_id, **parts})
 
-    def _next_model(self, settled: _Settled) -> NextModel | None:
+    def _next_model(self, settled: _Settled, parts: dict[str, str]) -> NextModel | None:
         """Begin the uploads of the model and of the optimizer's state, if there shall be any."""
         optimizer, before = self._spec.server_optimizer, self._model
         if optimizer is None or before is None:
             return None
         # Another optimizer's state would be of no use.
         goes_on = (before.optimizer or {}).get("optimizer") == optimizer.optimizer
-        keys = next_keys(optimizer, self._keys.round_id)
+        # The state, which only functions read, has parts of other sizes.
+        model_key, *state_keys = next_keys(optimizer, self._keys.round_id)
+        uploads = (
+            self._create_upload(model_key, parts),
+            *(self._create_upload(key, {}) for key in state_keys),
+        )
         return NextModel(
             server_optimizer=optimizer,
             version=before.number + 1,
             step=before.steps + 1 if goes_on else 1,
             model=before.tensors,
             state=tuple(before.state[name] for name in optimizer.state) if goes_on else (),
-            uploads=tuple(self._create_upload(key) for key in keys),
+            uploads=uploads,
             state_header_bytes=settled.state_header_bytes,
             state_header_sha256=settled.state_header_sha256,
             buffers=settled.buffers,

@@ -1,6 +1,7 @@
 """What everything but a task asks of S3; tasks use :mod:`gradshard.s3.task_client`."""
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -14,6 +15,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     EndpointConnectionError,
+    EndpointResolutionError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
@@ -25,6 +27,7 @@ from botocore.utils import get_environ_proxies
 
 from gradshard.errors import ChangedObjectError, StoreError, UnreadableObjectError
 from gradshard.formats import json_records
+from gradshard.formats.digests import parts_of
 from gradshard.formats.keys import ObjectVersion
 from gradshard.s3.streams import (
     MAX_ATTEMPTS,
@@ -60,6 +63,9 @@ _OTHERWISE: Final = ("PreconditionFailed", "NoSuchKey")
 """Answers to a write whose condition does not hold; the second where there should be an object."""
 
 
+_NO_ENDPOINT: Final = "AWS_ENDPOINT_URL is to be a URL such as http://127.0.0.1:4566"
+
+
 class ListedObject(NamedTuple):
     """An object as a listing shows it."""
 
@@ -84,10 +90,14 @@ class Part(NamedTuple):
 
 
 class _Body:
-    """botocore's body, whose every failure is an :class:`OSError`."""
+    """botocore's body, whose every failure is an :class:`OSError`.
 
-    def __init__(self, body: "StreamingBody") -> None:
+    ``parts`` are the sizes by which the object can be checked (:mod:`gradshard.formats.digests`).
+    """
+
+    def __init__(self, body: "StreamingBody", parts: tuple[int, ...] | None) -> None:
         self._body = body
+        self.parts = parts
         self.close = body.close
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -147,7 +157,13 @@ class S3Store:
             response["Body"].close()
             # An OSError, so that a stream takes it for a broken connection and asks again.
             raise OSError(f"got {response.get('ContentRange')!r} instead of {expected!r}")
-        return _Body(response["Body"])
+        parts = parts_of(
+            source.etag,
+            source.nbytes,
+            response.get("Metadata", {}),
+            response.get("ServerSideEncryption", ""),
+        )
+        return _Body(response["Body"], parts)
 
     def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
         """Read the first ``nbytes`` bytes of the newest version; None if there is no object."""
@@ -574,8 +590,10 @@ def make_client(
     )
     try:
         client: S3Client = connect(session or boto3, "s3", config, endpoint_url)
-    except (BotoCoreError, ValueError) as error:
+    except BotoCoreError as error:
         raise StoreError(f"cannot reach S3: {error}") from None
+    except ValueError as error:
+        raise StoreError(f"cannot reach S3: {of_settings(error) or error}") from None
     return client
 
 
@@ -669,8 +687,14 @@ def _translated(key: str, *meant: str) -> Iterator[None]:
         ) from None
     except EndpointConnectionError as error:
         raise StoreError(unreachable(error)) from None
+    except EndpointResolutionError as error:
+        raise StoreError(f"{error}; {_NO_ENDPOINT}") from None
     except BotoCoreError as error:
         raise StoreError(f"{key}: {type(error).__name__}: {error}") from error
+    except ValueError as error:
+        if (reason := of_settings(error)) is None:
+            raise
+        raise StoreError(reason) from None
 
 
 def unreachable(error: EndpointConnectionError) -> str:
@@ -707,3 +731,14 @@ def _check_first(response: "GetObjectOutputTypeDef", body: bytes, nbytes: int | 
 
 def _code(error: ClientError) -> str:
     return error.response.get("Error", {}).get("Code", "")
+
+
+def of_settings(error: ValueError) -> str | None:
+    """Say which of the user's settings botocore fails for with an error of Python's; or None."""
+    if isinstance(error, json.JSONDecodeError):
+        return (
+            f"the answer of credential_process is not JSON ({error}); run the command that the "
+            "profile names, and see what it prints"
+        )
+    is_of_url = any(word in str(error).lower() for word in ("endpoint", "port", "url"))
+    return f"{error}; {_NO_ENDPOINT}" if is_of_url else None
