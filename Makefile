@@ -79,7 +79,7 @@ test-client: setup ## Run the unit tests of the built wheel, without extras, wit
 # Plain `torch` brings gigabytes of CUDA where pip finds no other build; a CPU build does.
 TORCH_PYTHON := $(PYTHON)
 TORCH := torch
-TORCH_TESTS := tests/unit/test_torch.py tests/unit/formats/test_tensors.py tests/unit/client/test_conversion.py tests/docs/test_torch.py
+TORCH_TESTS := tests/unit/test_torch.py tests/unit/client/test_tensors.py tests/unit/client/test_conversion.py tests/docs/test_torch.py
 
 test-torch: setup ## Run the tests that need PyTorch, in an environment of their own
 	$(TORCH_PYTHON) -m venv .venv-torch
@@ -115,7 +115,7 @@ fuzz: setup ## Fuzz what reads bytes from clients, guided by coverage: FUZZ_RUNS
 	.venv-fuzz/bin/pip install --quiet --disable-pip-version-check atheris==3.1.0 .
 	@mkdir -p .fuzz && cd .fuzz && for target in $(FUZZ_TARGETS); do \
 		mkdir -p $$target; echo "$$target: $(FUZZ_RUNS) inputs"; \
-		PYTHONPATH=$(CURDIR):$(CURDIR)/layers/gradshard ../.venv-fuzz/bin/python -m tests.fuzz $$target $$target \
+		PYTHONPATH=$(CURDIR):$(CURDIR)/src:$(CURDIR)/layers/gradshard ../.venv-fuzz/bin/python -m tests.fuzz $$target $$target \
 			-runs=$(FUZZ_RUNS) >$$target.log 2>&1 || { tail -30 $$target.log; exit 1; }; \
 		grep '^stat::' $$target.log; \
 	done

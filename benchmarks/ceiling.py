@@ -22,14 +22,14 @@ import numpy as np
 from benchmarks import engine, runs
 from benchmarks.engine import Engine
 from benchmarks.servers import BUCKET
-from gradshard.aggregation.sharding import cut_shards
-from gradshard.formats.keys import RoundKeys
-from gradshard.formats.layout import Layout, encode_header
-from gradshard.planning.plan import Plan
-from gradshard.planning.planner import LambdaConfig
-from gradshard.rounds.plan_round import Call, plan_round
-from gradshard.s3.store import S3Store
-from gradshard.utils.units import MIB
+from gradshard_core.aggregation.sharding import cut_shards
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.rounds.plan_round import Call, plan_round
+from gradshard_core.s3.store import S3Store
+from gradshard_core.units import MIB
 
 IMAGE: Final = "public.ecr.aws/lambda/python:3.13-x86_64"
 HOST: Final = "172.17.0.1"

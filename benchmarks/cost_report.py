@@ -16,10 +16,10 @@ from gradshard.cli.cost import describe, reproduction
 from gradshard.papers import SYSTEMS, claims, measurements, published_systems
 from gradshard.papers.claims import BANDWIDTHS, VARIANTS
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
-from gradshard.planning import limits, planner, pricing, transfers
-from gradshard.planning.bandwidth import BURST, Bandwidth
 from gradshard.utils.text import format_size
-from gradshard.utils.units import MIB
+from gradshard_core.planning import limits, planner, pricing, transfers
+from gradshard_core.planning.bandwidth import BURST, Bandwidth
+from gradshard_core.units import MIB
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
 PAPER: Final = Setting(bandwidth=PUBLISHED, architecture=measurements.ARCHITECTURE)

@@ -17,7 +17,7 @@ from botocore.config import Config
 from benchmarks.servers import BUCKET, REGION, aws_environment
 from gradshard.deployment import local_engine
 from gradshard.deployment.gate import read_credentials
-from gradshard.s3.sigv4 import Credentials
+from gradshard_core.s3.sigv4 import Credentials
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

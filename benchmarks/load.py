@@ -21,8 +21,8 @@ from tests import reference
 from gradshard import Federation
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
-from gradshard.s3.store import S3Store
-from gradshard.utils.units import MIB
+from gradshard_core.s3.store import S3Store
+from gradshard_core.units import MIB
 
 COLUMNS = [
     "",

@@ -10,8 +10,8 @@ from benchmarks.cost_plots import STYLE, WIDTH, Plot, Series
 from benchmarks.runs import ARITHMETIC, FLOWER, FUNCTION, PUBLISHED, RECEIVE, SEQUENTIAL
 from benchmarks.workload import VGG_16
 from gradshard.papers.measurements import SHARD_SWEEP_SECONDS
-from gradshard.planning import planner
-from gradshard.planning.planner import LambdaConfig, Workload
+from gradshard_core.planning import planner
+from gradshard_core.planning.planner import LambdaConfig, Workload
 
 COLORS: Final = {FUNCTION.name: 0, PUBLISHED.name: 1, SEQUENTIAL.name: 2, FLOWER.name: 3}
 MODEL_MEMORIES_MB: Final = (128, 256, 1769)

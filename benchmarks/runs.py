@@ -17,7 +17,7 @@ from benchmarks.workload import Prepared
 ROOT: Final = Path(__file__).parents[1]
 WIDE: Final = 0.3
 """Of the median: least and most farther apart are what the machine did, not the row."""
-PYTHONPATH: Final = f"{ROOT}{os.pathsep}{ROOT / 'layers' / 'gradshard'}"
+PYTHONPATH: Final = os.pathsep.join(map(str, (ROOT, ROOT / "src", ROOT / "layers" / "gradshard")))
 
 
 @dataclass(frozen=True)

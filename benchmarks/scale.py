@@ -10,12 +10,12 @@ from typing import Any, Final
 from benchmarks import runs
 from benchmarks.rows.round import report_of
 from benchmarks.servers import BUCKET, Server, aws_environment
-from gradshard.aggregation import topologies
-from gradshard.errors import PlanError
-from gradshard.planning import limits, planner
-from gradshard.planning.plan import Task
-from gradshard.planning.planner import LambdaConfig, Projection, Workload
-from gradshard.utils.units import MIB
+from gradshard_core.aggregation import topologies
+from gradshard_core.errors import PlanError
+from gradshard_core.planning import limits, planner
+from gradshard_core.planning.plan import Task
+from gradshard_core.planning.planner import LambdaConfig, Projection, Workload
+from gradshard_core.units import MIB
 
 GIGABYTES: Final = (5, 50, 500)
 CLIENTS: Final = (20, 1000)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Final, Protocol
 
-from gradshard.s3.sigv4 import Credentials
+from gradshard_core.s3.sigv4 import Credentials
 
 BUCKET: Final = "bench"
 REGION: Final = "us-east-1"

@@ -9,8 +9,8 @@ from benchmarks import runs
 from benchmarks.runs import ARITHMETIC, FLOWER, FUNCTION, PUBLISHED, RECEIVE, SEQUENTIAL, Row
 from benchmarks.servers import Server
 from benchmarks.workload import RESNET_18, VGG_16, Case, Prepared, Workloads
-from gradshard.aggregation import sharding
-from gradshard.planning import planner
+from gradshard_core.aggregation import sharding
+from gradshard_core.planning import planner
 
 CASES: Final = (
     Case(20, RESNET_18, None, whole=True),

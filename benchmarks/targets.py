@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks.runs import FUNCTION, is_wide
 from benchmarks.suite import whole_memory
-from gradshard.planning import planner
+from gradshard_core.planning import planner
 
 Json = dict[str, Any]
 

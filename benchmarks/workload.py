@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.servers import BUCKET, Server
-from gradshard.aggregation import addition_order
-from gradshard.aggregation.arithmetic import SHARES
-from gradshard.aggregation.sharding import BLOCKS
-from gradshard.formats.keys import ObjectVersion, RoundKeys
-from gradshard.formats.layout import Layout, encode_header
-from gradshard.planning import planner
-from gradshard.planning.plan import Contributor, Plan, Task, digest_of, level_of, weigh
-from gradshard.planning.planner import LambdaConfig, Workload
-from gradshard.stragglers.salf import FEDAVG
+from gradshard_core.aggregation import addition_order
+from gradshard_core.aggregation.arithmetic import SHARES
+from gradshard_core.aggregation.sharding import BLOCKS
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.planning import planner
+from gradshard_core.planning.plan import Contributor, Plan, Task, digest_of, level_of, weigh
+from gradshard_core.planning.planner import LambdaConfig, Workload
+from gradshard_core.stragglers.salf import FEDAVG
 
 RESNET_18: Final = 11_181_642
 VGG_16: Final = 134_301_514

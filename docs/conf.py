@@ -44,8 +44,11 @@ maximum_signature_line_length = 88
 autodoc_mock_imports = ["flwr", "torch"]
 # Types of other projects have no page here, nor have those inside the package.
 nitpick_ignore_regex = [
-    ("py:(class|obj|data)", r"(?!gradshard\.).*"),
-    ("py:class", r"gradshard\.(aggregation|client|formats|planning|s3|stragglers|torch)\..*"),
+    ("py:(class|obj|data)", r"(?!gradshard(_core)?\.).*"),
+    (
+        "py:class",
+        r"gradshard(_core)?\.(aggregation|client|formats|planning|s3|stragglers|torch)\..*",
+    ),
 ]
 napoleon_google_docstring = False
 napoleon_use_rtype = False

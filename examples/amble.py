@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from gradshard.stragglers.assignments import (
+from gradshard_core.stragglers.assignments import (
     Assignment,
     Assignments,
     AssignmentSettings,

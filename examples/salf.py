@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from gradshard.stragglers.participation import ClientReach
-from gradshard.stragglers.salf import PartialRule
+from gradshard_core.stragglers.participation import ClientReach
+from gradshard_core.stragglers.salf import PartialRule
 from stragglers import network, program, splits
 from stragglers.backends import Backend, chosen
 from stragglers.curves import Curve, Floats, Panel

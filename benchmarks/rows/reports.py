@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.rows.measure import Requests, Work, measure
-from gradshard.rounds.finalize_round import READERS
-from gradshard.s3.task_client import TaskS3Client
+from gradshard_core.rounds.finalize_round import READERS
+from gradshard_core.s3.task_client import TaskS3Client
 
 
 def setup(job: dict[str, Any]) -> Work:

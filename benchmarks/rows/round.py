@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from benchmarks.rows.measure import memory_kib, reset_peak
-from gradshard.formats.keys import ObjectVersion, RoundKeys
-from gradshard.formats.layout import Layout, encode_header
-from gradshard.planning.plan import Plan, Task
-from gradshard.planning.planner import LambdaConfig
-from gradshard.rounds import aws_callbacks
-from gradshard.rounds.finalize_round import finalize_round
-from gradshard.rounds.plan_round import Call, plan_round
-from gradshard.s3.store import ANYTHING, ListedObject, Part, S3Store
-from gradshard.s3.task_client import TaskS3Client
-from gradshard.utils.units import MIB
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.planning.plan import Plan, Task
+from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds.finalize_round import finalize_round
+from gradshard_core.rounds.plan_round import Call, plan_round
+from gradshard_core.s3.store import ANYTHING, ListedObject, Part, S3Store
+from gradshard_core.s3.task_client import TaskS3Client
+from gradshard_core.units import MIB
 
 LAYERS: Final = 200
 ETAG: Final = f'"{"0" * 32}"'

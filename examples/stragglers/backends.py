@@ -9,11 +9,11 @@ import numpy as np
 
 import demo
 from gradshard import Federation
-from gradshard.aggregation.arithmetic import add, finish, shares_of
-from gradshard.formats.dtypes import DTYPES
-from gradshard.formats.layout import Layout
-from gradshard.stragglers.layers import coverage_of, layers_of
-from gradshard.stragglers.salf import PartialRule, effective_weights
+from gradshard_core.aggregation.arithmetic import add, finish, shares_of
+from gradshard_core.formats.dtypes import DTYPES
+from gradshard_core.formats.layout import Layout
+from gradshard_core.stragglers.layers import coverage_of, layers_of
+from gradshard_core.stragglers.salf import PartialRule, effective_weights
 from network import Array, Parameters
 from screen import Screen
 

@@ -3,9 +3,9 @@
 import os
 from typing import Any
 
-from gradshard.observability import powertools
-from gradshard.rounds.abort_round import abort_round
-from gradshard.s3.store import S3Store
+from gradshard_core.observability import powertools
+from gradshard_core.rounds.abort_round import abort_round
+from gradshard_core.s3.store import S3Store
 
 store = S3Store(os.environ["GRADSHARD_BUCKET"])
 

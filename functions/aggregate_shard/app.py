@@ -3,10 +3,10 @@
 import os
 from typing import Any
 
-from gradshard.observability import emf
-from gradshard.planning.plan import Task
-from gradshard.rounds.aggregate_shard import aggregate_shard
-from gradshard.s3.task_client import TaskS3Client
+from gradshard_core.observability import emf
+from gradshard_core.planning.plan import Task
+from gradshard_core.rounds.aggregate_shard import aggregate_shard
+from gradshard_core.s3.task_client import TaskS3Client
 
 wire = TaskS3Client(os.environ["GRADSHARD_BUCKET"], os.environ["GRADSHARD_BUCKET_HOST"])
 

@@ -3,10 +3,10 @@
 import os
 from typing import Any
 
-from gradshard.observability import powertools
-from gradshard.rounds.finalize_round import finalize_round
-from gradshard.s3.store import S3Store
-from gradshard.s3.task_client import TaskS3Client
+from gradshard_core.observability import powertools
+from gradshard_core.rounds.finalize_round import finalize_round
+from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.task_client import TaskS3Client
 
 store = S3Store(os.environ["GRADSHARD_BUCKET"])
 wire = TaskS3Client(os.environ["GRADSHARD_BUCKET"], os.environ["GRADSHARD_BUCKET_HOST"])

@@ -3,10 +3,10 @@
 import os
 from typing import Any
 
-from gradshard.observability import powertools
-from gradshard.planning.planner import LambdaConfig
-from gradshard.rounds.plan_round import Call, plan_round
-from gradshard.s3.store import S3Store
+from gradshard_core.observability import powertools
+from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.rounds.plan_round import Call, plan_round
+from gradshard_core.s3.store import S3Store
 
 store = S3Store(os.environ["GRADSHARD_BUCKET"])
 aggregator = LambdaConfig(

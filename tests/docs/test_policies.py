@@ -12,8 +12,8 @@ from botocore.exceptions import ClientError
 
 from gradshard import Federation, GradshardError
 from gradshard.deployment.local_engine import REGION, Engine
-from gradshard.errors import RoundFailed
 from gradshard.papers.topology_trials import Outcome, compare, trials
+from gradshard_core.errors import RoundFailed
 from tests.docs.pages import ROOT
 
 pytestmark = pytest.mark.e2e

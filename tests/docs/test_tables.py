@@ -9,7 +9,7 @@ import pytest
 from docs import tables
 
 from gradshard import Federation
-from gradshard.planning.spec import RoundSpec
+from gradshard_core.planning.spec import RoundSpec
 from tests.docs.pages import ROOT
 
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
@@ -35,7 +35,7 @@ def test_every_command_is_described_under_its_name() -> None:
 
 
 def test_every_variable_that_is_read_is_described() -> None:
-    code = [*(ROOT / "layers").rglob("*.py"), *(ROOT / "functions").rglob("*.py")]
+    code = [path for name in ("src", "layers", "functions") for path in (ROOT / name).rglob("*.py")]
     pattern = r"environ(?:\.get)?[\[(]\"(\w+)\""
     read = {name for path in code for name in re.findall(pattern, path.read_text())}
     set_ = set(re.findall(r"^ {8,10}([A-Z][A-Z_]+): ", TEMPLATE_VARIABLES, re.MULTILINE))

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from gradshard.formats.layout import encode_header
-from gradshard.formats.tensors import Array, pack, unpack
+from gradshard.client.tensors import Array, pack, unpack
+from gradshard_core.formats.layout import encode_header
 from tests.docs.pages import ROOT, blocks
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: `make test-torch`")

@@ -13,8 +13,8 @@ import pytest
 import safetensors
 
 from gradshard import Federation, Round, RoundFailed
-from gradshard.errors import RoundExistsError, RoundStateError, UpdateError
-from gradshard.utils.units import MIB
+from gradshard_core.errors import RoundExistsError, RoundStateError, UpdateError
+from gradshard_core.units import MIB
 from tests import reference
 from tests.e2e.deployed import Deployed, send_unchecked, until
 

@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 from gradshard import Federation
 from gradshard.client import uploads
 from gradshard.deployment.local_engine import Engine
-from gradshard.s3.store import S3Store
+from gradshard_core.s3.store import S3Store
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 from tests.e2e.test_permissions import Permission, as_list

@@ -13,9 +13,9 @@ import pytest
 from gradshard import Federation
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
-from gradshard.errors import WaitTimeoutError
-from gradshard.rounds import aws_callbacks
-from gradshard.s3.store import S3Store
+from gradshard_core.errors import WaitTimeoutError
+from gradshard_core.rounds import aws_callbacks
+from gradshard_core.s3.store import S3Store
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 from tests.e2e.test_application import SECONDS, assert_average, contributors, update

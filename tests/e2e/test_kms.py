@@ -17,7 +17,7 @@ import pytest
 from gradshard import Federation
 from gradshard.deployment import application, local_engine
 from gradshard.deployment.local_engine import Engine
-from gradshard.errors import RoundStateError, TicketError
+from gradshard_core.errors import RoundStateError, TicketError
 from tests import reference
 from tests.e2e.deployed import Deployed, send_unchecked
 

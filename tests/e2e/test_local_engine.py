@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
-from gradshard.s3.sigv4 import sign
+from gradshard_core.s3.sigv4 import sign
 
 pytestmark = pytest.mark.e2e
 

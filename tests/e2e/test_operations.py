@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradshard import Federation, GradshardError
-from gradshard.errors import RoundExistsError, RoundFailed, RoundNotFoundError, RoundStateError
+from gradshard_core.errors import RoundExistsError, RoundFailed, RoundNotFoundError, RoundStateError
 from tests.e2e.deployed import Deployed, until
 from tests.e2e.test_command_line import gradshard, said, said_json
 

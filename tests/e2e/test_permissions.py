@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 
 from gradshard import Federation, Round, RoundFailed
 from gradshard.deployment.local_engine import Engine
-from gradshard.formats.keys import ModelKeys
+from gradshard_core.formats.keys import ModelKeys
 from tests import reference
 from tests.e2e.deployed import Deployed, send_unchecked, until
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from gradshard import Federation
 from gradshard.deployment.local_engine import Engine
-from gradshard.errors import RoundStateError, UpdateError
+from gradshard_core.errors import RoundStateError, UpdateError
 from tests import reference
 from tests.e2e.deployed import Deployed
 

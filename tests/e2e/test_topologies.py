@@ -13,7 +13,7 @@ import pytest
 
 from gradshard import Federation
 from gradshard.deployment.local_engine import Engine
-from gradshard.planning import limits
+from gradshard_core.planning import limits
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 

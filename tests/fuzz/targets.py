@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gradshard.client.tickets import NOT_A_TICKET, _parsed
-from gradshard.errors import PlanError, SpecError, UpdateError
-from gradshard.formats.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
-from gradshard.formats.layout import (
+from gradshard_core.errors import PlanError, SpecError, UpdateError
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
+from gradshard_core.formats.layout import (
     MAX_HEADER_BYTES,
     PREFIX_BYTES,
     SAMPLES_KEY,
@@ -22,11 +22,11 @@ from gradshard.formats.layout import (
     parse_header,
     parse_samples,
 )
-from gradshard.planning.plan import Rejection
-from gradshard.rounds import arrivals
-from gradshard.rounds.layout_vote import differences, majority
-from gradshard.stragglers.assignments import AssignmentSettings, assign, parse_report
-from gradshard.stragglers.layers import check_depth, coverage_of, layers_of
+from gradshard_core.planning.plan import Rejection
+from gradshard_core.rounds import arrivals
+from gradshard_core.rounds.layout_vote import differences, majority
+from gradshard_core.stragglers.assignments import AssignmentSettings, assign, parse_report
+from gradshard_core.stragglers.layers import check_depth, coverage_of, layers_of
 
 MAX_REASON: Final = 2_000
 """Characters of a rejection: its client reads it, and the machine carries it in 256 KiB for all."""
@@ -39,7 +39,7 @@ TERMS: Final = AssignmentSettings(batch_size=8, epochs=1, learning_rate=0.1)
 
 
 class _Memory:
-    """A bucket of one update, as :mod:`gradshard.rounds.arrivals` reads it."""
+    """A bucket of one update, as :mod:`gradshard_core.rounds.arrivals` reads it."""
 
     def __init__(self, blob: bytes, nbytes: int) -> None:
         self._blob, self._source = blob, ObjectVersion("key", "v", '"etag"', nbytes)

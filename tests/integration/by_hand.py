@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from gradshard.formats.keys import ModelKeys, RoundKeys, StoredTensors
-from gradshard.formats.layout import PREFIX_BYTES, parse_header
-from gradshard.planning.plan import Rejection, Task
-from gradshard.planning.planner import LambdaConfig
-from gradshard.records import model_registry
-from gradshard.records.model_registry import Version
-from gradshard.rounds.aggregate_shard import aggregate_shard
-from gradshard.rounds.finalize_round import finalize_round
-from gradshard.rounds.plan_round import Call, plan_round
-from gradshard.s3.store import S3Store
-from gradshard.s3.task_client import TaskS3Client
+from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
+from gradshard_core.formats.layout import PREFIX_BYTES, parse_header
+from gradshard_core.planning.plan import Rejection, Task
+from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.records import model_registry
+from gradshard_core.records.model_registry import Version
+from gradshard_core.rounds.aggregate_shard import aggregate_shard
+from gradshard_core.rounds.finalize_round import finalize_round
+from gradshard_core.rounds.plan_round import Call, plan_round
+from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.task_client import TaskS3Client
 from tests import reference
 from tests.planned import levels_of
 

@@ -7,7 +7,7 @@ import boto3
 import pytest
 
 from gradshard.deployment.local_engine import Engine
-from gradshard.s3.store import S3Store
+from gradshard_core.s3.store import S3Store
 from tests.integration.by_hand import Round
 
 BUCKETS: list[S3Store] = []

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradshard.formats.keys import ModelKeys, RoundKeys
-from gradshard.records import model_registry
-from gradshard.records.model_registry import Version
-from gradshard.s3.store import S3Store
+from gradshard_core.formats.keys import ModelKeys, RoundKeys
+from gradshard_core.records import model_registry
+from gradshard_core.records.model_registry import Version
+from gradshard_core.s3.store import S3Store
 from tests import reference
 from tests.integration.by_hand import Update, layout_of, put_model, small
 from tests.planned import levels_of

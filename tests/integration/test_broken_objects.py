@@ -9,9 +9,9 @@ from typing import Any
 import boto3
 import pytest
 
-from gradshard.formats.keys import ModelKeys, RoundKeys
-from gradshard.rounds import arrivals, aws_callbacks
-from gradshard.s3.store import S3Store
+from gradshard_core.formats.keys import ModelKeys, RoundKeys
+from gradshard_core.rounds import arrivals, aws_callbacks
+from gradshard_core.s3.store import S3Store
 from tests.integration.machine import (
     APPLIED,
     EAGER,

@@ -81,9 +81,9 @@ def test_a_nan_in_another_order_is_found(open_round: Callable[..., Round]) -> No
 def test_an_order_that_costs_too_much_is_rejected(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard.aggregation.gathering.MAX_FURTHER_REQUESTS", 0)
-    monkeypatch.setattr("gradshard.aggregation.gathering.GAP_BYTES", 1000)
-    monkeypatch.setattr("gradshard.aggregation.gathering.gathered_bytes", lambda: 1000)
+    monkeypatch.setattr("gradshard_core.aggregation.gathering.MAX_FURTHER_REQUESTS", 0)
+    monkeypatch.setattr("gradshard_core.aggregation.gathering.GAP_BYTES", 1000)
+    monkeypatch.setattr("gradshard_core.aggregation.gathering.gathered_bytes", lambda: 1000)
     names = [f"t{n}" for n in range(20)]
     update = {name: np.ones(100, "f4") for name in names}
     mixed = list(itertools.chain(*zip(names[:10], names[10:], strict=True)))
@@ -104,7 +104,7 @@ def test_an_order_that_costs_too_much_is_rejected(
 def test_runs_that_do_not_fit_into_the_tasks_memory_are_rejected(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard.rounds.admission.MAX_RUNS", 10)
+    monkeypatch.setattr("gradshard_core.rounds.admission.MAX_RUNS", 10)
     names = [f"t{n}" for n in range(9)]
     update = {name: np.ones(10, "f4") for name in names}
     round_ = open_round(clients=4, min_clients=1)

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from gradshard.errors import PlanError
-from gradshard.rounds import arrivals
-from gradshard.rounds.admission import QuorumError
-from gradshard.rounds.arrivals import FIRST_READ_BYTES
-from gradshard.rounds.collect_update import collect_update
+from gradshard_core.errors import PlanError
+from gradshard_core.rounds import arrivals
+from gradshard_core.rounds.admission import QuorumError
+from gradshard_core.rounds.arrivals import FIRST_READ_BYTES
+from gradshard_core.rounds.collect_update import collect_update
 from tests import reference
 from tests.integration.by_hand import Round
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gradshard.deployment.local_engine import Engine
-from gradshard.s3.store import S3Store
+from gradshard_core.s3.store import S3Store
 from tests.integration.forks import Lane, lane
 from tests.integration.machine import APPLIED, EAGER, FUNCTIONS, TREE, FunctionError, Machine
 from tests.integration.proxy import Fault, Proxy, spoiling

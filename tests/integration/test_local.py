@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gradshard.deployment import local_engine
-from gradshard.errors import EngineError
+from gradshard_core.errors import EngineError
 
 NOBODYS = "203.0.113.7"
 """An address of the block for documentation, which no machine has."""

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.aggregation import sharding
-from gradshard.aggregation.optimizer_step import state_layout
-from gradshard.aggregation.sharding import WHOLE
-from gradshard.formats import json_records
-from gradshard.formats.keys import ModelKeys, RoundKeys, StoredTensors
-from gradshard.formats.layout import Layout, encode_header
-from gradshard.planning import planner
-from gradshard.planning.planner import LambdaConfig, Workload
-from gradshard.records import model_registry
-from gradshard.records.model_registry import Version
-from gradshard.rounds.plan_round import Call, plan_round
-from gradshard.s3.store import S3Store
-from gradshard.utils.units import MIB
+from gradshard_core.aggregation import sharding
+from gradshard_core.aggregation.optimizer_step import state_layout
+from gradshard_core.aggregation.sharding import WHOLE
+from gradshard_core.formats import json_records
+from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
+from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.planning import planner
+from gradshard_core.planning.planner import LambdaConfig, Workload
+from gradshard_core.records import model_registry
+from gradshard_core.records.model_registry import Version
+from gradshard_core.rounds.plan_round import Call, plan_round
+from gradshard_core.s3.store import S3Store
+from gradshard_core.units import MIB
 from tests.unit.client.test_federation import plan_json
 
 # A fresh interpreter with what the function imports, and nothing of pytest's.
@@ -214,7 +214,7 @@ HELD = """
 import sys
 import numpy as np
 from gradshard import aggregation
-from gradshard.aggregation import Addition, Zone
+from gradshard_core.aggregation import Addition, Zone
 from gradshard.layout import Span
 from gradshard.memory import peak_memory_mb, reset_peak_memory
 

@@ -15,16 +15,16 @@ import pytest
 import safetensors
 from botocore.exceptions import ClientError
 
-from gradshard.errors import BrokenObjectError, PlanError, StoreError
-from gradshard.formats.digests import has_digest
-from gradshard.planning import planner
-from gradshard.planning.plan import Rejection
-from gradshard.planning.planner import LambdaConfig
-from gradshard.rounds import arrivals, aws_callbacks
-from gradshard.rounds.abort_round import abort_round
-from gradshard.rounds.admission import QuorumError
-from gradshard.rounds.collect_update import collect_update
-from gradshard.s3.store import S3Store
+from gradshard_core.errors import BrokenObjectError, PlanError, StoreError
+from gradshard_core.formats.digests import has_digest
+from gradshard_core.planning import planner
+from gradshard_core.planning.plan import Rejection
+from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.rounds import arrivals, aws_callbacks
+from gradshard_core.rounds.abort_round import abort_round
+from gradshard_core.rounds.admission import QuorumError
+from gradshard_core.rounds.collect_update import collect_update
+from gradshard_core.s3.store import S3Store
 from tests import reference
 from tests.integration.by_hand import Round, assert_average, layout_of, put_model, small
 

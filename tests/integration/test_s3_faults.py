@@ -14,10 +14,10 @@ from typing import Any, Self
 import pytest
 
 from gradshard.deployment.local_engine import Engine
-from gradshard.s3 import store as stores
-from gradshard.s3 import streams
-from gradshard.s3 import task_client as wires
-from gradshard.s3.store import S3Store
+from gradshard_core.s3 import store as stores
+from gradshard_core.s3 import streams
+from gradshard_core.s3 import task_client as wires
+from gradshard_core.s3.store import S3Store
 from tests.integration.machine import (
     APPLIED,
     EAGER,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gradshard.s3.store import S3Store
+from gradshard_core.s3.store import S3Store
 from tests.integration.machine import APPLIED, EAGER, TREE, Machine, in_this_process
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")

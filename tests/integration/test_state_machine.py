@@ -17,7 +17,7 @@ import boto3
 import pytest
 from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 
-from gradshard.s3.store import S3Store
+from gradshard_core.s3.store import S3Store
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "statemachine" / "round.asl.json").read_text()

@@ -9,10 +9,10 @@ import boto3
 import pytest
 
 from gradshard.deployment.local_engine import Engine
-from gradshard.errors import ChangedObjectError, StoreError
-from gradshard.formats.keys import ObjectVersion
-from gradshard.s3.store import S3Store, make_client
-from gradshard.s3.streams import RangeStream, Traffic
+from gradshard_core.errors import ChangedObjectError, StoreError
+from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.s3.store import S3Store, make_client
+from gradshard_core.s3.streams import RangeStream, Traffic
 from tests.integration.proxy import Fault, Proxy, spoiling
 
 

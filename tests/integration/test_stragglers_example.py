@@ -8,8 +8,8 @@ import pytest
 
 from gradshard import Federation
 from gradshard.deployment.local_engine import Engine
-from gradshard.stragglers.participation import UniformDepth
-from gradshard.stragglers.salf import PartialRule
+from gradshard_core.stragglers.participation import UniformDepth
+from gradshard_core.stragglers.salf import PartialRule
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 

@@ -10,8 +10,8 @@ import pytest
 
 from gradshard.client import presigned, tickets
 from gradshard.client.tickets import Ticket
-from gradshard.errors import TicketError
-from gradshard.formats.keys import RoundKeys
+from gradshard_core.errors import TicketError
+from gradshard_core.formats.keys import RoundKeys
 from tests.unit.fakes import MemoryStore
 
 

@@ -20,7 +20,8 @@ from gradshard.client.ticket_parts import PartUrls
 from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import Padded, TensorContent
 from gradshard.deployment.local_engine import Engine
-from gradshard.errors import (
+from gradshard.utils import polling
+from gradshard_core.errors import (
     RoundFailed,
     RoundStateError,
     StoreError,
@@ -28,14 +29,13 @@ from gradshard.errors import (
     UpdateError,
     WaitTimeoutError,
 )
-from gradshard.formats.keys import RoundKeys
-from gradshard.formats.layout import Layout
-from gradshard.planning.plan import Rejection
-from gradshard.rounds.arrivals import check_update, reject
-from gradshard.s3 import streams
-from gradshard.s3.store import S3Store, make_client
-from gradshard.utils import polling
-from gradshard.utils.units import MIB
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.layout import Layout
+from gradshard_core.planning.plan import Rejection
+from gradshard_core.rounds.arrivals import check_update, reject
+from gradshard_core.s3 import streams
+from gradshard_core.s3.store import S3Store, make_client
+from gradshard_core.units import MIB
 from tests import reference
 from tests.integration.proxy import Answer, Fault, Proxy, spoiling
 

@@ -7,13 +7,13 @@ import boto3
 import numpy as np
 import pytest
 
-from gradshard.errors import ChangedObjectError, PlanError
-from gradshard.planning.planner import LambdaConfig
-from gradshard.records.round_spec import read_spec
-from gradshard.rounds import arrivals
-from gradshard.rounds.abort_round import abort_round
-from gradshard.rounds.admission import QuorumError
-from gradshard.rounds.collect_update import collect_update, deadline_passed
+from gradshard_core.errors import ChangedObjectError, PlanError
+from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.records.round_spec import read_spec
+from gradshard_core.rounds import arrivals
+from gradshard_core.rounds.abort_round import abort_round
+from gradshard_core.rounds.admission import QuorumError
+from gradshard_core.rounds.collect_update import collect_update, deadline_passed
 from tests import reference
 from tests.integration.by_hand import Round, Update, layout_of, small
 from tests.planned import levels_of
@@ -111,8 +111,8 @@ def test_a_grid_is_cut_into_shards(open_round: Callable[..., Round]) -> None:
 def test_a_manifest_lists_tasks_only_if_they_are_not_too_many(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch, most: int, listed: int
 ) -> None:
-    monkeypatch.setattr("gradshard.rounds.finalize_round.MOST_LISTED", most)
-    monkeypatch.setattr("gradshard.rounds.finalize_round.READ_AT_A_TIME", 2)
+    monkeypatch.setattr("gradshard_core.rounds.finalize_round.MOST_LISTED", most)
+    monkeypatch.setattr("gradshard_core.rounds.finalize_round.READ_AT_A_TIME", 2)
     round_ = open_round(clients=CLIENTS, topology="lambda_fl")
     submit_all(round_)
     assert round_.go() == {"status": "completed"}

@@ -12,10 +12,10 @@ from gradshard.client import uploads
 from gradshard.client.upload_source import FileContent
 from gradshard.client.uploads import CHUNK_BYTES, has_checksum, upload
 from gradshard.deployment.local_engine import Engine
-from gradshard.errors import StoreError, UpdateError
-from gradshard.formats.layout import Layout, encode_header
-from gradshard.s3.store import Part, S3Store, make_client
-from gradshard.utils.units import MIB
+from gradshard_core.errors import StoreError, UpdateError
+from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.s3.store import Part, S3Store, make_client
+from gradshard_core.units import MIB
 from tests.integration.proxy import Answer, Proxy, spoiling
 
 LARGE = 40 * MIB

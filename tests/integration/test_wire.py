@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from gradshard.deployment.local_engine import Engine
-from gradshard.errors import ChangedObjectError, StoreError
-from gradshard.s3 import streams
-from gradshard.s3.store import S3Store
-from gradshard.s3.streams import RangeStream
-from gradshard.s3.task_client import TaskS3Client
+from gradshard_core.errors import ChangedObjectError, StoreError
+from gradshard_core.s3 import streams
+from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.streams import RangeStream
+from gradshard_core.s3.task_client import TaskS3Client
 from tests.integration.proxy import Answer, Fault, Proxy, Spoil, spoiling
 
 MIB = 1024 * 1024

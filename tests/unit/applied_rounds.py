@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from gradshard.client.model import Model
-from gradshard.formats.keys import RoundKeys
-from gradshard.formats.tensors import Array
-from gradshard.planning.plan import Plan, Task
-from gradshard.planning.planner import LambdaConfig
-from gradshard.records.model_registry import Version
-from gradshard.rounds import aws_callbacks
-from gradshard.rounds.aggregate_shard import aggregate_shard
-from gradshard.rounds.finalize_round import finalize_round
-from gradshard.rounds.open_round import open_round
-from gradshard.rounds.plan_round import Call, plan_round
+from gradshard.client.tensors import Array
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning.plan import Plan, Task
+from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.records.model_registry import Version
+from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds.aggregate_shard import aggregate_shard
+from gradshard_core.rounds.finalize_round import finalize_round
+from gradshard_core.rounds.open_round import open_round
+from gradshard_core.rounds.plan_round import Call, plan_round
 from tests import reference
 from tests.planned import levels_of
 from tests.unit.fakes import MemoryStack, MemoryStore, MemoryWire

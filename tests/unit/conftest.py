@@ -5,7 +5,7 @@ from types import ModuleType
 import pytest
 from pytest_socket import disable_socket
 
-from gradshard.rounds import aws_callbacks
+from gradshard_core.rounds import aws_callbacks
 from tests.unit.in_memory import Machine, Told, load
 from tests.unit.observability.test_powertools import ENVIRONMENT
 

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from typing import IO, Any
 
 from gradshard.client.stack import Execution, Stack
-from gradshard.errors import ChangedObjectError, StoreError, UpdateError
-from gradshard.formats.keys import ObjectVersion
-from gradshard.s3.store import ANYTHING, ListedObject, Part, S3Store
-from gradshard.s3.streams import Meter
+from gradshard_core.errors import ChangedObjectError, StoreError, UpdateError
+from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.s3.store import ANYTHING, ListedObject, Part, S3Store
+from gradshard_core.s3.streams import Meter
 
 
 def md5(data: bytes | bytearray) -> "hashlib._Hash":

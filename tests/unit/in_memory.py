@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from gradshard.formats.keys import RoundKeys
-from gradshard.planning import limits
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning import limits
 from tests import reference
 from tests.planned import levels_of
 from tests.unit.fakes import MemoryStore, MemoryWire

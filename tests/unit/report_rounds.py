@@ -4,9 +4,9 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from gradshard.planning import planner
-from gradshard.planning.planner import LambdaConfig, Workload
 from gradshard.report.facts import Facts, facts_of
+from gradshard_core.planning import planner
+from gradshard_core.planning.planner import LambdaConfig, Workload
 
 OPENED: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PLANNED: Final = OPENED + timedelta(minutes=7, milliseconds=400)

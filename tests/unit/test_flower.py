@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradshard.client.federation import Federation
-from gradshard.errors import SpecError, UpdateError
+from gradshard_core.errors import SpecError, UpdateError
 from tests.unit.fakes import MemoryStack, MemoryStore
 
 
@@ -56,7 +56,7 @@ class TestWithFlower:
         return _uploading(answer, Ticket.loads(order["ticket"]), layout, order["weighted-by"])
 
     def layout_of(self, model: dict[str, Any]) -> Any:
-        from gradshard.formats.tensors import pack
+        from gradshard.client.tensors import pack
 
         return pack(model)[0]
 
@@ -148,7 +148,7 @@ class TestWithFlower:
         assert not strategy.federation.stack.started
 
     def test_no_model_before_the_first_round(self) -> None:
-        from gradshard.errors import RoundStateError
+        from gradshard_core.errors import RoundStateError
 
         with pytest.raises(RoundStateError, match="run 'r' has no model yet"):
             self.strategy().fetch()

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors import deserialize
 
-from gradshard.errors import UpdateError
-from gradshard.formats.layout import encode_header
-from gradshard.formats.tensors import pack, unpack
+from gradshard.client.tensors import pack, unpack
+from gradshard_core.errors import UpdateError
+from gradshard_core.formats.layout import encode_header
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: `make test-torch`")
 

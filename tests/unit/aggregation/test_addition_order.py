@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshard.aggregation import addition_order, topologies
-from gradshard.aggregation.addition_order import Order
-from gradshard.aggregation.topologies import MAX_FAN_IN
-from gradshard.errors import SpecError
+from gradshard_core.aggregation import addition_order, topologies
+from gradshard_core.aggregation.addition_order import Order
+from gradshard_core.aggregation.topologies import MAX_FAN_IN
+from gradshard_core.errors import SpecError
 
 SIZES = st.lists(st.integers(2, MAX_FAN_IN), max_size=6).map(tuple)
 

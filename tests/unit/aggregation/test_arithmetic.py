@@ -5,8 +5,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gradshard.aggregation.arithmetic import add, finish, first_nonfinite, first_overflow, shares_of
-from gradshard.formats.dtypes import DTYPES
+from gradshard_core.aggregation.arithmetic import (
+    add,
+    finish,
+    first_nonfinite,
+    first_overflow,
+    shares_of,
+)
+from gradshard_core.formats.dtypes import DTYPES
 from tests import reference
 
 

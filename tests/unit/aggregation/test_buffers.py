@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.aggregation import buffers
-from gradshard.aggregation.server_optimizers import OPTIMIZERS, parse_server_optimizer
 from gradshard.cli import show
-from gradshard.errors import SpecError
-from gradshard.formats.layout import Layout
+from gradshard_core.aggregation import buffers
+from gradshard_core.aggregation.server_optimizers import OPTIMIZERS, parse_server_optimizer
+from gradshard_core.errors import SpecError
+from gradshard_core.formats.layout import Layout
 from tests import reference
 from tests.unit.applied_rounds import MemoryFederation
 

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradshard.aggregation import gathering
-from gradshard.aggregation.gathering import GAP_BYTES, GROUPED, Disorder, groups, requests
-from gradshard.aggregation.sharding import SLICE_BYTES, gathered_bytes
-from gradshard.errors import ChangedObjectError, StoreError
-from gradshard.formats.keys import ObjectVersion
-from gradshard.formats.layout import Layout
-from gradshard.s3 import streams
-from gradshard.s3.streams import GatheringStream, Meter
-from gradshard.utils.units import MIB
+from gradshard_core.aggregation import gathering
+from gradshard_core.aggregation.gathering import GAP_BYTES, GROUPED, Disorder, groups, requests
+from gradshard_core.aggregation.sharding import SLICE_BYTES, gathered_bytes
+from gradshard_core.errors import ChangedObjectError, StoreError
+from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.layout import Layout
+from gradshard_core.s3 import streams
+from gradshard_core.s3.streams import GatheringStream, Meter
+from gradshard_core.units import MIB
 
 SOURCE = ObjectVersion("key", "", "", 0)
 

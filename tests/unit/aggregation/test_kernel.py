@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradshard.aggregation import addition_order, gathering, kernel
-from gradshard.aggregation.kernel import (
+from gradshard_core.aggregation import addition_order, gathering, kernel
+from gradshard_core.aggregation.kernel import (
     Addition,
     NonFiniteSumError,
     Source,
@@ -19,14 +19,14 @@ from gradshard.aggregation.kernel import (
     aggregate,
     find_nonfinite,
 )
-from gradshard.aggregation.sharding import cut_shards, sums_bytes
-from gradshard.formats.keys import ObjectVersion
-from gradshard.formats.layout import PREFIX_BYTES, encode_header, header_length, parse_header
-from gradshard.planning import planner
-from gradshard.planning.plan import Contributor, Plan, Task, level_of, weigh
-from gradshard.planning.spec import parse_spec
-from gradshard.s3 import streams
-from gradshard.s3.streams import GatheringStream, Meter
+from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
+from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.layout import PREFIX_BYTES, encode_header, header_length, parse_header
+from gradshard_core.planning import planner
+from gradshard_core.planning.plan import Contributor, Plan, Task, level_of, weigh
+from gradshard_core.planning.spec import parse_spec
+from gradshard_core.s3 import streams
+from gradshard_core.s3.streams import GatheringStream, Meter
 from tests import reference
 
 

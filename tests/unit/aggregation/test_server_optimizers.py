@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.aggregation.arithmetic import Array
-from gradshard.aggregation.server_optimizers import (
+from gradshard_core.aggregation.arithmetic import Array
+from gradshard_core.aggregation.server_optimizers import (
     OPTIMIZERS,
     ServerOptimizer,
     parse_server_optimizer,
 )
-from gradshard.errors import SpecError
+from gradshard_core.errors import SpecError
 from tests import reference
 
 STEPS = 5

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshard.aggregation import topologies
-from gradshard.aggregation.topologies import MAX_FAN_IN, TOPOLOGIES, Levels
-from gradshard.errors import SpecError
+from gradshard_core.aggregation import topologies
+from gradshard_core.aggregation.topologies import MAX_FAN_IN, TOPOLOGIES, Levels
+from gradshard_core.errors import SpecError
 
 CONTRIBUTORS = st.integers(1, MAX_FAN_IN**2)
 ASKED = st.lists(st.integers(2, MAX_FAN_IN), max_size=3)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from gradshard.observability import log_fields
+from gradshard_core.observability import log_fields
 from tests import reference
 from tests.unit.application.test_template import ALARMS, RESOURCES, STACK, of_type, shown
 from tests.unit.in_memory import OPENED, Machine

@@ -70,9 +70,12 @@ def reached(function: str) -> set[str]:
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_what_a_function_imports_is_there_on_lambda(function: str) -> None:
     modules = reached(function)
-    assert f"gradshard.rounds.{function}" in modules
+    assert f"gradshard_core.rounds.{function}" in modules
     distributions = packages_distributions()
-    others = {name.partition(".")[0] for name in modules} - {"gradshard", *sys.stdlib_module_names}
+    others = {name.partition(".")[0] for name in modules} - {
+        "gradshard_core",
+        *sys.stdlib_module_names,
+    }
     if "aws_lambda_powertools" in others:
         # The names of its distribution are asked of what is installed.
         why = "Powertools is the functions', not the clients': `make setup`"
@@ -83,3 +86,14 @@ def test_what_a_function_imports_is_there_on_lambda(function: str) -> None:
         if not IN_LAYER & {found.replace("_", "-") for found in distributions.get(name, [])}
     }
     assert missing == set()
+
+
+def test_the_layer_holds_nothing_that_no_function_imports() -> None:
+    package = LAYER / "gradshard_core"
+    held = {
+        ".".join(("gradshard_core", *path.relative_to(package).with_suffix("").parts))
+        for path in package.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    unused = held - set().union(*map(reached, FUNCTIONS))
+    assert not unused, f"{unused} belongs to src/gradshard"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from gradshard.errors import SpecError
-from gradshard.formats.keys import RESERVED_CLIENTS, ModelKeys, RoundKeys, check_id, is_client
+from gradshard_core.errors import SpecError
+from gradshard_core.formats.keys import RESERVED_CLIENTS, ModelKeys, RoundKeys, check_id, is_client
 
 ROOT = Path(__file__).parents[3]
 

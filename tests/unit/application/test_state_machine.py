@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from gradshard import errors
-from gradshard.rounds import admission
+from gradshard_core import errors
+from gradshard_core.rounds import admission
 
 ROOT = Path(__file__).parents[3]
 DEFINITION: dict[str, Any] = json.loads((ROOT / "statemachine" / "round.asl.json").read_text())

@@ -17,10 +17,10 @@ from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
 from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
 
 from gradshard.client.tickets import MAX_SECONDS
-from gradshard.formats.keys import RoundKeys
-from gradshard.planning.limits import MAX_STACK_NAME
-from gradshard.planning.spec import MAX_TIMEOUT
-from gradshard.rounds import aws_callbacks
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning.limits import MAX_STACK_NAME
+from gradshard_core.planning.spec import MAX_TIMEOUT
+from gradshard_core.rounds import aws_callbacks
 
 ROOT = Path(__file__).parents[3]
 

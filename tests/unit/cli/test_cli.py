@@ -28,11 +28,11 @@ from gradshard.client.stack import Stack
 from gradshard.client.tickets import Ticket
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
-from gradshard.errors import RoundNotFoundError
-from gradshard.planning import planner
-from gradshard.planning.planner import LambdaConfig, Workload
 from gradshard.utils import polling
 from gradshard.utils.text import escape_terminal
+from gradshard_core.errors import RoundNotFoundError
+from gradshard_core.planning import planner
+from gradshard_core.planning.planner import LambdaConfig, Workload
 from tests.unit.client.test_federation import OPENED, execution, plan_json
 from tests.unit.fakes import MemoryStack, MemoryStore
 

@@ -8,7 +8,7 @@ import pytest
 
 from gradshard.cli import SECTIONS, main
 from gradshard.cli.group import Commands, Lazy
-from gradshard.errors import RoundFailed, SpecError
+from gradshard_core.errors import RoundFailed, SpecError
 
 LAZY = [lazy for members in SECTIONS.values() for lazy in members]
 

@@ -21,8 +21,8 @@ from safetensors.numpy import load_file
 
 from gradshard.client import conversion as converting
 from gradshard.client.conversion import convert
-from gradshard.errors import UpdateError
-from gradshard.formats.dtypes import DTYPES
+from gradshard_core.errors import UpdateError
+from gradshard_core.formats.dtypes import DTYPES
 from tests.unit.cli.test_cli import Run, assert_one_line, run
 
 __all__ = ["run"]  # the fixture

@@ -9,9 +9,9 @@ import pytest
 
 from gradshard.client import downloads
 from gradshard.client.downloads import download_bytes, download_file
-from gradshard.errors import ChangedObjectError, DigestError, StoreError
-from gradshard.formats.keys import ObjectVersion
-from gradshard.planning import transfers
+from gradshard_core.errors import ChangedObjectError, DigestError, StoreError
+from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.planning import transfers
 from tests.unit.fakes import MemoryStore, md5
 
 KEY = "rounds/r/update.safetensors"

@@ -13,8 +13,10 @@ import pytest
 from gradshard.client import federation as module
 from gradshard.client.federation import PAYLOAD_ROOM_BYTES, Federation, Round
 from gradshard.client.stack import Execution
+from gradshard.client.tensors import pack
 from gradshard.client.upload_source import TensorContent
-from gradshard.errors import (
+from gradshard.utils import polling
+from gradshard_core.errors import (
     RoundExistsError,
     RoundFailed,
     RoundNotFoundError,
@@ -24,11 +26,9 @@ from gradshard.errors import (
     UpdateError,
     WaitTimeoutError,
 )
-from gradshard.formats.keys import RoundKeys
-from gradshard.formats.layout import encode_header
-from gradshard.formats.tensors import pack
-from gradshard.planning import limits
-from gradshard.utils import polling
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.layout import encode_header
+from gradshard_core.planning import limits
 from tests import reference
 from tests.unit.fakes import MemoryStack, MemoryStore
 

@@ -9,10 +9,10 @@ import pytest
 from gradshard.client import federation as module
 from gradshard.client.federation import Federation, Round
 from gradshard.client.stack import Execution, ListedExecution
-from gradshard.errors import RoundNotFoundError, RoundStateError, SpecError
-from gradshard.rounds import aws_callbacks
-from gradshard.rounds.abort_round import abort_round
-from gradshard.rounds.collect_update import deadline_passed
+from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
+from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds.abort_round import abort_round
+from gradshard_core.rounds.collect_update import deadline_passed
 from tests.unit.client.test_federation import OPENED, SPEC, plan_json
 from tests.unit.fakes import MemoryStack, MemoryStore
 

@@ -8,8 +8,8 @@ import pytest
 from gradshard.client.presigned import check_origin, is_url
 from gradshard.client.tickets import Ticket
 from gradshard.deployment import local_engine
-from gradshard.errors import TicketError
-from gradshard.formats.keys import RoundKeys
+from gradshard_core.errors import TicketError
+from gradshard_core.formats.keys import RoundKeys
 from tests.unit.fakes import MemoryStore
 
 

@@ -8,8 +8,8 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from gradshard.client.stack import Stack
 from gradshard.deployment import user_config
-from gradshard.errors import ServiceError
-from gradshard.s3.store import is_loopback, proxies_for, unreachable
+from gradshard_core.errors import ServiceError
+from gradshard_core.s3.store import is_loopback, proxies_for, unreachable
 
 
 def stack() -> Stack:
@@ -20,9 +20,9 @@ def test_an_endpoint_that_is_no_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "garbage")
     for name in ("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "us-east-1")
-    with pytest.raises(ServiceError, match="Invalid endpoint: garbage; AWS_ENDPOINT_URL is not"):
+    with pytest.raises(ServiceError, match="Invalid endpoint: garbage; AWS_ENDPOINT_URL is to be"):
         stack().start("r", "{}")
-    with pytest.raises(ServiceError, match="Invalid endpoint: garbage; AWS_ENDPOINT_URL is not"):
+    with pytest.raises(ServiceError, match="Invalid endpoint: garbage; AWS_ENDPOINT_URL is to be"):
         stack().output("BucketName")
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gradshard.client.status import StatusPoller
-from gradshard.errors import BrokenObjectError, UnreadableObjectError
-from gradshard.formats.keys import RoundKeys
+from gradshard_core.errors import BrokenObjectError, UnreadableObjectError
+from gradshard_core.formats.keys import RoundKeys
 from tests.unit.client.test_federation import OPENED, SPEC, plan_json
 from tests.unit.fakes import MemoryStack, MemoryStore
 

@@ -19,9 +19,9 @@ from gradshard.client import ticket_parts, tickets
 from gradshard.client.ticket_parts import MAX_UPDATE_BYTES, PartUrls
 from gradshard.client.tickets import MAX_LENGTHS, MAX_SECONDS, Ticket, lengths
 from gradshard.client.upload_source import Padded, TensorContent
-from gradshard.errors import TicketError, UpdateError
-from gradshard.formats.keys import RoundKeys
-from gradshard.formats.layout import (
+from gradshard_core.errors import TicketError, UpdateError
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.layout import (
     MAX_HEADER_BYTES,
     PREFIX_BYTES,
     Layout,
@@ -29,9 +29,9 @@ from gradshard.formats.layout import (
     header_length,
     parse_header,
 )
-from gradshard.planning.limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
-from gradshard.s3.store import Part, S3Store, make_client
-from gradshard.utils.units import MIB
+from gradshard_core.planning.limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
+from gradshard_core.s3.store import Part, S3Store, make_client
+from gradshard_core.units import MIB
 from tests.presigned import rejection
 
 SECRET = "a secret"

@@ -13,8 +13,8 @@ from safetensors.numpy import load, save_file
 from gradshard.client import uploads
 from gradshard.client.upload_source import FileContent, TensorContent, check_samples
 from gradshard.client.uploads import has_checksum, upload
-from gradshard.errors import StoreError, UpdateError
-from gradshard.planning import transfers
+from gradshard_core.errors import StoreError, UpdateError
+from gradshard_core.planning import transfers
 from tests.unit.fakes import MemoryStore, sha256_of
 
 KEY = "rounds/r/updates/a.safetensors"

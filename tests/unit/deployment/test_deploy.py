@@ -13,7 +13,7 @@ from gradshard.cli import main
 from gradshard.client.stack import Stack
 from gradshard.deployment import application, deploy, local_engine, user_config
 from gradshard.deployment.deploy import parse_options
-from gradshard.errors import DeployError, EngineError
+from gradshard_core.errors import DeployError, EngineError
 
 SAM = """\
 #!/bin/sh
@@ -302,13 +302,20 @@ def test_the_local_engine_needs_the_functions_python(monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package as a wheel installs it, from which `gradshard.deployment.application` reads."""
-    package = tmp_path / "site-packages" / "gradshard"
-    for name in ("__init__.py", "app/template.yaml", "app/functions/f/app.py", "app/f.pyc"):
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text(name)
+    site = tmp_path / "site-packages"
+    package, core = site / "gradshard", site / "gradshard_core"
+    for file in (
+        core / "__init__.py",
+        package / "app/template.yaml",
+        package / "app/functions/f/app.py",
+        package / "app/f.pyc",
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(file.name)
     monkeypatch.setattr(application, "_PACKAGE", package)
     monkeypatch.setattr(application, "_CARRIED", package / "app")
-    return package
+    monkeypatch.setattr(application, "_CORE", core)
+    return site
 
 
 def test_an_installed_application_is_put_together_and_removed_again(wheel: Path) -> None:
@@ -318,21 +325,21 @@ def test_an_installed_application_is_put_together_and_removed_again(wheel: Path)
     assert found == {
         "template.yaml",
         "functions/f/app.py",
-        "layers/gradshard/gradshard/__init__.py",
+        "layers/gradshard/gradshard_core/__init__.py",
     }
     assert not folder.exists()
 
 
 def test_the_fingerprint_is_of_all_that_is_deployed(wheel: Path) -> None:
     before = application.fingerprint()
-    (wheel / "app" / "f.pyc").write_text("made by the interpreter")
+    (wheel / "gradshard" / "app" / "f.pyc").write_text("made by the interpreter")
     assert application.fingerprint() == before
-    (wheel / "__init__.py").write_text("other code")
+    (wheel / "gradshard_core" / "__init__.py").write_text("other code")
     assert application.fingerprint() != before
 
 
 def test_a_package_without_the_application(wheel: Path) -> None:
-    shutil.rmtree(wheel / "app")
+    shutil.rmtree(wheel / "gradshard" / "app")
     with pytest.raises(DeployError, match=r"no application beside the package"):
         application.files()
 

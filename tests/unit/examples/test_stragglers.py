@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples"))
 
 import amble
 import salf
-from gradshard.stragglers.participation import UniformDepth
-from gradshard.stragglers.salf import PartialRule
+from gradshard_core.stragglers.participation import UniformDepth
+from gradshard_core.stragglers.salf import PartialRule
 from stragglers import clock, network, splits
 from stragglers.backends import InMemory
 from stragglers.clock import Clock, Device

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshard.formats.digests import MAX_TEXT, PARTS, encode_parts, has_digest, parts_of
+from gradshard_core.formats.digests import MAX_TEXT, PARTS, encode_parts, has_digest, parts_of
 from tests.unit.fakes import etag_of, md5
 
 DATA = bytes(range(256)) * 3

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradshard.errors import UpdateError
-from gradshard.formats.layout import MAX_HEADER_BYTES, MAX_HEADER_VALUES, Layout, parse_header
+from gradshard_core.errors import UpdateError
+from gradshard_core.formats.layout import MAX_HEADER_BYTES, MAX_HEADER_VALUES, Layout, parse_header
 from tests.fuzz.targets import TARGETS
 
 SEEDS = Path(__file__).parents[2] / "fuzz" / "seeds"
@@ -27,7 +27,7 @@ CLIENTS = {"keys, as many as are read": "20"}
 """Of the worst, more than there are threads that read: each may keep what one header took."""
 CHECK = """
 import sys
-from gradshard.rounds import arrivals
+from gradshard_core.rounds import arrivals
 from tests.fuzz.targets import KEYS, _Memory
 from tests.unit.formats.test_hostile_updates import WORST, peak_mb
 blob = WORST[sys.argv[1]]()

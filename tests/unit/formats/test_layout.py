@@ -13,9 +13,9 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshard.errors import UpdateError
-from gradshard.formats import layout as layouts
-from gradshard.formats.layout import (
+from gradshard_core.errors import UpdateError
+from gradshard_core.formats import layout as layouts
+from gradshard_core.formats.layout import (
     PREFIX_BYTES,
     Header,
     Layout,

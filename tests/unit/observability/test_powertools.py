@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from gradshard.observability import log_fields
-from gradshard.planning import limits
-from gradshard.planning.plan import Task
+from gradshard_core.observability import log_fields
+from gradshard_core.planning import limits
+from gradshard_core.planning.plan import Task
 
 FUNCTIONS = Path(__file__).parents[3] / "functions"
 NAMES = sorted(folder.name for folder in FUNCTIONS.iterdir())
@@ -310,4 +310,4 @@ def test_aggregate_shard_loads_nothing_its_path_does_not_use() -> None:
     )
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     foreign = {name for name in loaded - sys.stdlib_module_names if not name.startswith("_")}
-    assert foreign == {"gradshard", "numpy"}
+    assert foreign == {"gradshard_core", "numpy"}

@@ -11,14 +11,14 @@ from benchmarks import cost_report
 
 from gradshard.cli import main
 from gradshard.cli.plan import DEFAULT_ARCHITECTURE
-from gradshard.errors import PlanError
 from gradshard.papers import SYSTEMS, claims, gradshard_systems, measurements, published_systems
 from gradshard.papers.estimate import PUBLISHED, Setting
 from gradshard.papers.measurements import MEASUREMENTS, VGG16, Measurement
-from gradshard.planning import planner, pricing
-from gradshard.planning.bandwidth import BURST, Bandwidth
-from gradshard.planning.planner import DEFAULT_MEMORY_MB, LambdaConfig, Workload
-from gradshard.utils.units import MIB
+from gradshard_core.errors import PlanError
+from gradshard_core.planning import planner, pricing
+from gradshard_core.planning.bandwidth import BURST, Bandwidth
+from gradshard_core.planning.planner import DEFAULT_MEMORY_MB, LambdaConfig, Workload
+from gradshard_core.units import MIB
 
 GRADS_SHARDING_VGG16 = next(m for m in MEASUREMENTS if m.model is VGG16)
 

@@ -3,9 +3,9 @@
 import pytest
 
 from gradshard.client.federation import Federation, Round
-from gradshard.errors import RoundFailed
 from gradshard.papers import topology_trials
 from gradshard.papers.topology_trials import Outcome, Trial
+from gradshard_core.errors import RoundFailed
 from tests.unit.client.test_federation import OPENED
 from tests.unit.fakes import MemoryStack, MemoryStore
 

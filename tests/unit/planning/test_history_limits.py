@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.errors import PlanError
-from gradshard.planning import history_limits
-from gradshard.planning.spec import MAX_CLIENTS
-from gradshard.records.round_spec import read_spec
-from gradshard.rounds import arrivals
+from gradshard_core.errors import PlanError
+from gradshard_core.planning import history_limits
+from gradshard_core.planning.spec import MAX_CLIENTS
+from gradshard_core.records.round_spec import read_spec
+from gradshard_core.rounds import arrivals
 from tests.unit.in_memory import OPENED, Machine
 
 ROOT = Path(__file__).parents[3]

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshard.aggregation import sharding, topologies
-from gradshard.aggregation.gathering import Disorder
-from gradshard.errors import PlanError
-from gradshard.formats.layout import Layout, Span
-from gradshard.planning import limits, planner, transfers
-from gradshard.planning.bandwidth import Bandwidth
-from gradshard.planning.planner import LambdaConfig, Workload
-from gradshard.planning.pricing import Requests
-from gradshard.utils.units import MIB
+from gradshard_core.aggregation import sharding, topologies
+from gradshard_core.aggregation.gathering import Disorder
+from gradshard_core.errors import PlanError
+from gradshard_core.formats.layout import Layout, Span
+from gradshard_core.planning import limits, planner, transfers
+from gradshard_core.planning.bandwidth import Bandwidth
+from gradshard_core.planning.planner import LambdaConfig, Workload
+from gradshard_core.planning.pricing import Requests
+from gradshard_core.units import MIB
 
 GIB = 1024 * MIB
 

@@ -13,21 +13,21 @@ import pytest
 from botocore.exceptions import ClientError
 
 from gradshard.client.round_cost import measured
-from gradshard.formats.keys import ObjectVersion, RoundKeys, StoredTensors
-from gradshard.formats.layout import Layout, encode_header
-from gradshard.planning import limits, pricing
-from gradshard.planning.plan import Plan
-from gradshard.planning.planner import LambdaConfig
-from gradshard.planning.pricing import Bill, Requests, Tasks
-from gradshard.records.model_registry import Version
-from gradshard.rounds import aws_callbacks
-from gradshard.rounds.collect_update import collect_update, deadline_passed
-from gradshard.rounds.finalize_round import finalize_round
-from gradshard.rounds.open_round import open_round
-from gradshard.rounds.plan_round import Call, plan_round
-from gradshard.s3.store import S3Store
-from gradshard.s3.task_client import TaskS3Client
-from gradshard.utils.units import MIB
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.planning import limits, pricing
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.planning.pricing import Bill, Requests, Tasks
+from gradshard_core.records.model_registry import Version
+from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds.collect_update import collect_update, deadline_passed
+from gradshard_core.rounds.finalize_round import finalize_round
+from gradshard_core.rounds.open_round import open_round
+from gradshard_core.rounds.plan_round import Call, plan_round
+from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.task_client import TaskS3Client
+from gradshard_core.units import MIB
 
 ROOT = Path(__file__).parents[3]
 MACHINE = ROOT / "statemachine" / "round.asl.json"

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradshard.errors import SpecError
-from gradshard.formats.keys import RoundKeys, check_id, parse_update_key
-from gradshard.planning.spec import RoundSpec, parse_new_spec, parse_spec
-from gradshard.stragglers.assignments import AssignmentSettings
+from gradshard_core.errors import SpecError
+from gradshard_core.formats.keys import RoundKeys, check_id, parse_update_key
+from gradshard_core.planning.spec import RoundSpec, parse_new_spec, parse_spec
+from gradshard_core.stragglers.assignments import AssignmentSettings
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "clients is missing"),

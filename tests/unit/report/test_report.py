@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.planning.pricing import US_EAST_1, around
 from gradshard.report import charts
 from gradshard.report.facts import Facts, compared, facts_of
 from gradshard.report.markup import joined, tag, text
 from gradshard.report.page import page
 from gradshard.report.sections import _gantt
+from gradshard_core.planning.pricing import US_EAST_1, around
 from tests.unit.in_memory import OPENED as OPENED_ROUND
 from tests.unit.in_memory import Machine
 from tests.unit.report_rounds import HOSTILE, OPENED, PLANNED, sample

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.errors import StoreError
-from gradshard.formats.keys import ObjectVersion, RoundKeys, StoredTensors
-from gradshard.records import model_registry
-from gradshard.rounds import arrivals, aws_callbacks
-from gradshard.rounds.arrivals import Update
-from gradshard.rounds.collect_update import collect_update
+from gradshard_core.errors import StoreError
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard_core.records import model_registry
+from gradshard_core.rounds import arrivals, aws_callbacks
+from gradshard_core.rounds.arrivals import Update
+from gradshard_core.rounds.collect_update import collect_update
 from tests import reference
 from tests.unit.fakes import MemoryStore
 

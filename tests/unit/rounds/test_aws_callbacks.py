@@ -4,8 +4,8 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
-from gradshard.errors import ServiceError
-from gradshard.rounds import aws_callbacks
+from gradshard_core.errors import ServiceError
+from gradshard_core.rounds import aws_callbacks
 
 
 def test_an_event_that_is_not_taken_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gradshard.aggregation.addition_order import parse_order
-from gradshard.errors import PlanError
-from gradshard.planning import history_limits
-from gradshard.records import model_registry
-from gradshard.rounds import aggregate_shard, overflow
-from gradshard.rounds.admission import QuorumError
+from gradshard_core.aggregation.addition_order import parse_order
+from gradshard_core.errors import PlanError
+from gradshard_core.planning import history_limits
+from gradshard_core.records import model_registry
+from gradshard_core.rounds import aggregate_shard, overflow
+from gradshard_core.rounds.admission import QuorumError
 from tests import reference
 from tests.integration.by_hand import layout_of, put_model
 from tests.unit.in_memory import OPENED, Machine

@@ -2,9 +2,9 @@
 
 import pytest
 
-from gradshard.errors import PlanError
-from gradshard.formats.layout import Layout
-from gradshard.rounds.layout_vote import differences, majority
+from gradshard_core.errors import PlanError
+from gradshard_core.formats.layout import Layout
+from gradshard_core.rounds.layout_vote import differences, majority
 
 AB = Layout.pack([("a", "F32", (2,)), ("b", "F32", (1,))])
 BA = Layout.pack([("b", "F32", (1,)), ("a", "F32", (2,))])

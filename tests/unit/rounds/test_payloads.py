@@ -9,13 +9,13 @@ import json
 import numpy as np
 import pytest
 
-from gradshard.errors import PlanError
-from gradshard.planning import limits, planner
-from gradshard.planning.planner import LambdaConfig, Workload
-from gradshard.planning.spec import MAX_CLIENTS
-from gradshard.rounds import aws_callbacks
-from gradshard.rounds.collect_update import collect_update
-from gradshard.utils.units import MIB
+from gradshard_core.errors import PlanError
+from gradshard_core.planning import limits, planner
+from gradshard_core.planning.planner import LambdaConfig, Workload
+from gradshard_core.planning.spec import MAX_CLIENTS
+from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds.collect_update import collect_update
+from gradshard_core.units import MIB
 from tests import reference
 from tests.unit.in_memory import MAX_CAUSE, OPENED, Machine, Told, size
 

@@ -7,8 +7,8 @@ import boto3
 import pytest
 
 from gradshard.client.federation import Federation
-from gradshard.errors import GradshardError, ServiceError, StoreError
-from gradshard.s3.store import S3Store, make_client
+from gradshard_core.errors import GradshardError, ServiceError, StoreError
+from gradshard_core.s3.store import S3Store, make_client
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from botocore.credentials import Credentials as BotocoreCredentials
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshard.s3.sigv4 import Credentials, sign
+from gradshard_core.s3.sigv4 import Credentials, sign
 
 NOW = datetime(2013, 5, 24, tzinfo=UTC)
 KEYS = Credentials("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")

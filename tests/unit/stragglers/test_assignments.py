@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshard.errors import SpecError
-from gradshard.stragglers.assignments import (
+from gradshard_core.errors import SpecError
+from gradshard_core.stragglers.assignments import (
     FORGET_ROUNDS,
     Assignment,
     Assignments,

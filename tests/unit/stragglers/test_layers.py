@@ -4,9 +4,16 @@ import time
 
 import pytest
 
-from gradshard.errors import SpecError, UpdateError
-from gradshard.formats.layout import Layout
-from gradshard.stragglers.layers import Coverage, Layer, Naming, check_depth, coverage_of, layers_of
+from gradshard_core.errors import SpecError, UpdateError
+from gradshard_core.formats.layout import Layout
+from gradshard_core.stragglers.layers import (
+    Coverage,
+    Layer,
+    Naming,
+    check_depth,
+    coverage_of,
+    layers_of,
+)
 
 MODEL = Layout.pack(
     [

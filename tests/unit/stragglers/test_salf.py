@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradshard.errors import SpecError, UpdateError
-from gradshard.stragglers.layers import Coverage, Layer
-from gradshard.stragglers.participation import (
+from gradshard_core.errors import SpecError, UpdateError
+from gradshard_core.stragglers.layers import Coverage, Layer
+from gradshard_core.stragglers.participation import (
     Client,
     ClientReach,
     GivenMisses,
@@ -33,7 +33,7 @@ from gradshard.stragglers.participation import (
     misses,
     parse_participation,
 )
-from gradshard.stragglers.salf import PartialRule, effective_weights, parse_rule
+from gradshard_core.stragglers.salf import PartialRule, effective_weights, parse_rule
 
 LAYERS = tuple(Layer(name, (f"{name}.w",)) for name in ("first", "second", "third", "last"))
 CLIENTS = ("a", "b", "c", "d", "e")

@@ -1,0 +1,137 @@
+"""Where updates are cut, on element boundaries, and how much of each is held at a time.
+
+All that a task needs to know of sizes; what follows from them is foreseen in
+:mod:`gradshard_core.planning.planner`.
+"""
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+from typing import Final, NamedTuple
+
+from gradshard_core.formats.dtypes import DTYPES
+from gradshard_core.formats.layout import Span
+from gradshard_core.units import MIB
+
+BLOCKS: Final = "blocks"
+WHOLE: Final = "whole"
+HOLDS: Final = (BLOCKS, WHOLE)
+"""What a task holds of its inputs: blocks, or all as the published systems' functions do."""
+
+MAX_BLOCK_BYTES: Final = MIB
+ALL_BLOCKS_BYTES: Final = 10 * MIB
+"""Bytes of the blocks of all contributors together, half of what their receive buffers hold."""
+
+SLICE_BYTES: Final = 256 * 1024
+"""Bytes read at a time: small enough that numpy works on them in the processor's cache."""
+
+WIDENING: Final = 8
+"""An element grows at most this much in its accumulator: 1-byte integers sum in float64."""
+
+STEP_ELEMENTS: Final = 32 * 1024
+"""Of a server optimizer's step: with all that it takes in float64 they stay in the processor's
+cache."""
+
+
+class Shard(NamedTuple):
+    """The byte range [start, end) of a layout; numbered from 0."""
+
+    number: int
+    start: int
+    end: int
+
+
+def block_bytes(inputs: int, depth: int = 1, *, gathers: bool = False) -> int:
+    """Return how many bytes of each input are added before the next input's are.
+
+    Parameters
+    ----------
+    inputs
+        How many streams a task has open.
+    depth
+        How many accumulators it keeps, one for each level of its order; together they take no
+        more room than one alone.
+    gathers
+        Whether inputs stand in other orders, so that each block takes requests of its own.
+    """
+    if gathers:
+        return gathered_bytes(depth)
+    unit = 64 * 1024
+    size = min(MAX_BLOCK_BYTES, ALL_BLOCKS_BYTES // inputs) // depth
+    return max(unit, size // unit * unit)
+
+
+def gathered_bytes(depth: int = 1) -> int:
+    """Return how many bytes of an input in another order are read at once.
+
+    As many however many inputs there are: they are read one after another, into one buffer.
+    """
+    return MAX_BLOCK_BYTES // depth
+
+
+def receive_buffer_bytes(inputs: int) -> int:
+    """Return what the kernel may hold of each connection.
+
+    Left alone it may grow to 6 MB, and it is the function's memory. Two blocks: while the others
+    are read it fills again, and a turn seldom waits (bounded to one block, receiving took 15 %
+    more CPU: see docs/performance.md).
+    """
+    return 2 * block_bytes(inputs)
+
+
+def cut(spans: Sequence[Span], start: int, end: int, pieces: int) -> list[int]:
+    """Cut [start, end) into nearly equal pieces on element boundaries.
+
+    Parameters
+    ----------
+    spans
+        The whole layout's spans.
+    start, end
+        Element boundaries themselves.
+    pieces
+        How many; at least one.
+
+    Returns
+    -------
+    list of int
+        ``pieces + 1`` positions, the first ``start``, the last ``end``, never falling.
+    """
+    positions = [start]
+    for piece in range(1, pieces):
+        position = start + (end - start) * piece // pieces
+        span = spans[_span_at(spans, position)]
+        size = DTYPES[span.dtype].size
+        positions.append(span.start + (position - span.start) // size * size)
+    positions.append(end)
+    return positions
+
+
+def cut_shards(spans: Sequence[Span], nbytes: int, shards: int) -> list[Shard]:
+    """Cut a layout into M shards, each of which becomes a part of the result's upload."""
+    positions = cut(spans, 0, nbytes, shards)
+    return [
+        Shard(number, start, end)
+        for number, (start, end) in enumerate(itertools.pairwise(positions))
+    ]
+
+
+def clip(spans: Sequence[Span], start: int, end: int) -> Iterator[Span]:
+    """Yield the parts of ``spans`` that lie in [start, end)."""
+    for index in range(max(0, _span_at(spans, start)), len(spans)):
+        span = spans[index]
+        if span.start >= end:
+            return
+        yield Span(span.dtype, max(span.start, start), min(span.end, end))
+
+
+def sums_bytes(spans: Sequence[Span], start: int, end: int) -> int:
+    """Return the size of a partial sum of [start, end), whose elements are accumulators."""
+    return sum(
+        (span.end - span.start) // DTYPES[span.dtype].size * DTYPES[span.dtype].accumulator.itemsize
+        for span in clip(spans, start, end)
+    )
+
+
+def _span_at(spans: Sequence[Span], position: int) -> int:
+    return bisect_right(spans, position, key=attrgetter("start")) - 1

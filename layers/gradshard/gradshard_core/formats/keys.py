@@ -1,0 +1,194 @@
+"""The names of a round's objects, and what may be part of them."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, Self
+
+from gradshard_core.errors import SpecError
+
+ROUNDS: Final = "rounds/"
+MODELS: Final = "models/"
+UPDATE_SUFFIX: Final = ".safetensors"
+
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# Step Functions logs no execution whose name has other characters (API_StartExecution, `name`).
+_ROUND_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_UPDATE_KEY: Final = re.compile(
+    rf"{ROUNDS}(?P<round>{_ROUND_ID.pattern})/updates/(?P<client>.+){re.escape(UPDATE_SUFFIX)}",
+    re.DOTALL,
+)
+
+
+RESERVED_CLIENTS: Final = frozenset(
+    {
+        *("assignments", "callback", "deadline", "layout", "manifest", "plan", "spec"),
+        *("state-layout", "update"),
+    }
+)
+"""Ids that no client may have: the names of the objects directly in a round's folder.
+
+In policies ``*`` matches slashes, so ``rounds/*/update.safetensors`` would match the update of a
+client called ``update`` too, and ``rounds/*/spec.json`` the rejection of one called ``spec``.
+"""
+
+
+_REPORT: Final = re.compile(r"(?P<level>[0-9]{1,3})/[0-9]{5,}\.json")
+
+
+def check_id(kind: str, name: object) -> str:
+    """Return ``name`` if it may name a ``kind``: a round, a client or a model.
+
+    Ids become parts of S3 keys and schedule names, so they hold only what is plain in both:
+    letters, digits, dots, underscores and hyphens, 64 at most. A round's id is the name of its
+    execution, too, which may have no dot: Step Functions would not log it.
+
+    Raises
+    ------
+    SpecError
+        It may not.
+    """
+    pattern, dots = (_ROUND_ID, "") if kind == "round" else (_ID, "dots, ")
+    if not isinstance(name, str) or not pattern.fullmatch(name):
+        shown = name if not isinstance(name, str) or len(name) <= 80 else name[:79] + "…"
+        raise SpecError(
+            f"{kind} id {shown!r} is not 1 to 64 ASCII letters, digits, {dots}underscores or "
+            "hyphens that begin with a letter or digit"
+        )
+    if kind == "client" and name in RESERVED_CLIENTS:
+        raise SpecError(
+            f"client id {name!r} is the name of an object that every round has; choose another"
+        )
+    return name
+
+
+def is_client(name: str) -> bool:
+    """Whether ``name`` may name a client."""
+    return _ID.fullmatch(name) is not None and name not in RESERVED_CLIENTS
+
+
+class ObjectVersion(NamedTuple):
+    """One immutable version of an object; ``version`` is empty in a bucket without versions."""
+
+    key: str
+    version: str
+    etag: str
+    nbytes: int
+
+
+class StoredTensors(NamedTuple):
+    """A safetensors object, and where in it the tensors' bytes begin."""
+
+    source: ObjectVersion
+    data_offset: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {**self.source._asdict(), "data_offset": self.data_offset}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        source = {name: fields[name] for name in ObjectVersion._fields}
+        return cls(ObjectVersion(**source), fields["data_offset"])
+
+
+class UpdateKey(NamedTuple):
+    """Round and client of an update's key."""
+
+    round_id: str
+    client: str
+
+
+def parse_update_key(key: str) -> UpdateKey | None:
+    """Read round and client from the key of an update; None if it is no update's key."""
+    match = _UPDATE_KEY.fullmatch(key)
+    return UpdateKey(match["round"], match["client"]) if match else None
+
+
+class RoundKeys:
+    """The keys of one round's objects."""
+
+    def __init__(self, round_id: str) -> None:
+        self.round_id = check_id("round", round_id)
+        self.root = root = f"{ROUNDS}{self.round_id}/"
+        self.spec = f"{root}spec.json"
+        self.callback = f"{root}callback.json"
+        self.deadline = f"{root}deadline.json"
+        self.updates = f"{root}updates/"
+        self.partial_updates = f"{root}partial-updates/"
+        self.rejections = f"{root}rejections/"
+        self.replans = f"{root}replans/"
+        self.plan = f"{root}plan.json"
+        self.layout = f"{root}layout.header"
+        self.state_layout = f"{root}state-layout.header"
+        self.task_reports = f"{root}task-reports/"
+        self.partial_sums = f"{root}partial-sums/"
+        self._tasks = f"{root}tasks/"
+        self.result = f"{root}update.safetensors"
+        self.manifest = f"{root}manifest.json"
+        self.assignments = f"{root}assignments.json"
+
+    def update(self, client: str) -> str:
+        """Return the key of a client's update."""
+        return f"{self.updates}{check_id('client', client)}{UPDATE_SUFFIX}"
+
+    def partial_update(self, client: str) -> str:
+        """Return the key of what a client has so far; counted if no update follows in time."""
+        return f"{self.partial_updates}{check_id('client', client)}{UPDATE_SUFFIX}"
+
+    def rejection(self, client: str) -> str:
+        """Return the key under which a client reads why its update was rejected."""
+        return f"{self.rejections}{check_id('client', client)}.json"
+
+    def replan(self, attempt: int) -> str:
+        """Return the key of whom an attempt found to be bad, and the next one leaves out."""
+        return f"{self.replans}{attempt}.json"
+
+    def tasks(self, level: int) -> str:
+        """Return the key of what a level's map reads."""
+        return f"{self._tasks}{level}.json"
+
+    def task_report(self, level: int, task: int) -> str:
+        """Return the key of what a task has to say of its work."""
+        return f"{self.task_reports}{level}/{task:05d}.json"
+
+    def reported_level(self, key: str) -> int | None:
+        """Return the level of the task whose report has this key; None if it is no report's."""
+        match = _REPORT.fullmatch(key.removeprefix(self.task_reports))
+        return int(match["level"]) if match else None
+
+    def partial_sum(self, attempt: int, level: int, task: int) -> str:
+        """Return the key of the partial sum that a task of any but the last level writes."""
+        return f"{self.partial_sums}{attempt}/{level}/{task:05d}"
+
+
+class ModelKeys:
+    """The keys of one model's objects."""
+
+    def __init__(self, name: str) -> None:
+        self.name = check_id("model", name)
+        root = f"{MODELS}{self.name}/"
+        self.current = f"{root}current.json"
+        self.versions = f"{root}versions/"
+        self._rounds = f"{root}rounds/"
+        self._puts = f"{root}puts/"
+
+    def version(self, number: int) -> str:
+        """Return the key of a version's record."""
+        return f"{self.versions}{number:08}.json"
+
+    def made_by(self, round_id: str) -> str:
+        """Return the prefix of what a round makes."""
+        return f"{self._rounds}{check_id('round', round_id)}/"
+
+    def next_model(self, round_id: str) -> str:
+        """Return the key of the model that a round makes."""
+        return f"{self.made_by(round_id)}model{UPDATE_SUFFIX}"
+
+    def state(self, round_id: str, name: str) -> str:
+        """Return the key of what the optimizer keeps after a round."""
+        return f"{self.made_by(round_id)}{name}{UPDATE_SUFFIX}"
+
+    def put(self, name: str) -> str:
+        """Return the key of a model that was put there whole."""
+        return f"{self._puts}{name}{UPDATE_SUFFIX}"

@@ -1,0 +1,121 @@
+"""What a function says about its work: the keys of its log lines, and its metrics.
+
+:mod:`gradshard_core.observability.powertools` says it with Powertools,
+:mod:`gradshard_core.observability.emf` with the standard library.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+from gradshard_core.formats.keys import parse_update_key
+from gradshard_core.observability.memory import peak_memory_mb
+
+NAMESPACE: Final = "gradshard"
+
+MAX_TEXT: Final = 1_000
+"""Characters of a text in a log line: clients choose the names of tensors, up to 16 MiB of them."""
+
+MAX_ENTRIES: Final = 20
+"""Entries of a list in a log line: a round may have thousands of clients."""
+
+UNITS: Final = {
+    "UpdatesAccepted": "Count",
+    "UpdatesRejected": "Count",
+    "UpdatesLate": "Count",
+    "UpdatesIgnored": "Count",
+    "Replans": "Count",
+    "Tasks": "Count",
+    "TaskSeconds": "Seconds",
+    "BytesRead": "Bytes",
+    "BytesWritten": "Bytes",
+    "Retries": "Count",
+    "RoundsCompleted": "Count",
+    "RoundsFailed": "Count",
+    "MemoryUsed": "Percent",
+    "TimeUsed": "Percent",
+}
+"""The metrics, each with CloudWatch's unit; their one dimension is ``service``, the stack."""
+
+Event = dict[str, Any]
+Outcome = dict[str, Any]
+Measures = Callable[[Event, Outcome], Mapping[str, float]]
+"""What an invocation adds to the metrics."""
+
+
+class Context(Protocol):
+    """What Lambda says of an invocation."""
+
+    @property
+    def function_name(self) -> str:
+        """Return the function's name."""
+
+    @property
+    def aws_request_id(self) -> str:
+        """Return the id that the runtime's own lines have, too."""
+
+    @property
+    def memory_limit_in_mb(self) -> int:
+        """Return the function's memory, in MB of 1024² bytes."""
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Return how long it may go on."""
+
+
+def subject(event: Event) -> dict[str, Any]:
+    """Return what an event is about, as far as it says: round, attempt, task, contributor."""
+    if "detail" in event:
+        key = event["detail"]["object"]["key"]
+        parsed = parse_update_key(key)
+        # Ids are checked later: whoever may write to the bucket chooses the key.
+        names = {"round": parsed.round_id, "contributor": parsed.client} if parsed else {"key": key}
+        return _cut(names)
+    known: dict[str, Any] = {name: event[name] for name in ("round", "attempt") if name in event}
+    if task := event.get("task"):
+        known["task"] = {"level": task["level"], "number": task["number"]}
+    return _cut(known)
+
+
+def shortened(value: Any) -> Any:
+    """Cut long texts and lists, so that no log line outgrows what CloudWatch takes."""
+    if isinstance(value, str):
+        return value if len(value) <= MAX_TEXT else value[: MAX_TEXT - 1] + "…"
+    if isinstance(value, Mapping):
+        return _cut(value)
+    if isinstance(value, list):
+        kept = [shortened(entry) for entry in value[:MAX_ENTRIES]]
+        return kept if len(value) == len(kept) else [*kept, f"… {len(value)} in all"]
+    return value
+
+
+def _cut(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: shortened(entry) for name, entry in fields.items()}
+
+
+def to_line(record: Mapping[str, Any]) -> str:
+    """Return a log line: ASCII only, so that no client's text moves a reader's cursor."""
+    return json.dumps(record, separators=(",", ":"), default=str)
+
+
+def usage(context: Context, started: float) -> dict[str, float]:
+    """Measure how near an invocation came to its function's limits.
+
+    Parameters
+    ----------
+    context
+        The invocation's.
+    started
+        When it began, by :func:`time.perf_counter`.
+    """
+    elapsed = 1000 * (time.perf_counter() - started)
+    allowed = elapsed + context.get_remaining_time_in_millis()
+    return {
+        "MemoryUsed": round(100 * peak_memory_mb() / int(context.memory_limit_in_mb), 1),
+        "TimeUsed": round(100 * elapsed / allowed, 1),
+    }
+
+
+def failure(error: Exception) -> dict[str, str]:
+    """Return what a log line says of an error."""
+    return {"error": type(error).__name__, "cause": shortened(str(error))}

@@ -1,0 +1,53 @@
+"""How fast a function reads or writes S3, as a model."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final
+
+from gradshard_core.planning import limits
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """A function's network.
+
+    Parameters
+    ----------
+    name
+        For people.
+    bytes_per_second
+        Sustained.
+    latency_seconds
+        From a request to its first byte.
+    burst_bytes, burst_bytes_per_second
+        What goes faster at first, and how fast.
+    """
+
+    name: str
+    bytes_per_second: float
+    latency_seconds: float = 0.0
+    burst_bytes: float = 0.0
+    burst_bytes_per_second: float = math.inf
+
+    def seconds(self, nbytes: float) -> float:
+        """Return the seconds that ``nbytes`` take, latency aside."""
+        burst = min(nbytes, self.burst_bytes)
+        return burst / self.burst_bytes_per_second + (nbytes - burst) / self.bytes_per_second
+
+    def scaled(self, factor: float) -> "Bandwidth":
+        """Return the same, ``factor`` times as fast in bytes per second."""
+        return replace(
+            self,
+            name=f"{self.name} {factor - 1:+.0%}" if factor != 1 else self.name,
+            bytes_per_second=self.bytes_per_second * factor,
+            burst_bytes_per_second=self.burst_bytes_per_second * factor,
+        )
+
+
+BURST: Final = Bandwidth(
+    "burst",
+    limits.SUSTAINED_BYTES_PER_SECOND,
+    burst_bytes=limits.BURST_BYTES,
+    burst_bytes_per_second=limits.BURST_BYTES_PER_SECOND,
+)
+"""The planner's: sustained after a burst."""

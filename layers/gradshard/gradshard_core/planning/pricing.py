@@ -1,0 +1,326 @@
+"""What a round costs on AWS, from what it does: tasks with their seconds, requests, clients."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from typing import Final, NamedTuple
+
+from gradshard_core.planning import limits
+
+HEADS_BEFORE_LIST: Final = 8
+"""Expected clients that an arrival looks for before it lists all."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Dollars, in the units of AWS's price pages; by default those of us-east-1.
+
+    Parameters
+    ----------
+    gb_second_x86_64, gb_second_arm64
+        Lambda, by architecture.
+    invocations_per_million
+        Lambda's fee.
+    put_per_1000, get_per_1000
+        S3; PUT stands for COPY, POST and LIST too.
+    transitions_per_1000
+        Step Functions, Standard.
+    express_per_million, express_gb_second
+        Step Functions, Express.
+    events_per_million
+        EventBridge: S3's events, and custom ones.
+    """
+
+    gb_second_x86_64: float = limits.DOLLARS_PER_GB_SECOND["x86_64"]
+    gb_second_arm64: float = limits.DOLLARS_PER_GB_SECOND["arm64"]
+    invocations_per_million: float = 1e6 * limits.DOLLARS_PER_INVOCATION
+    put_per_1000: float = 1e3 * limits.DOLLARS_PER_PUT
+    get_per_1000: float = 1e3 * limits.DOLLARS_PER_GET
+    transitions_per_1000: float = 1e3 * limits.DOLLARS_PER_TRANSITION
+    express_per_million: float = 1e6 * limits.DOLLARS_PER_EXPRESS_REQUEST
+    express_gb_second: float = limits.DOLLARS_PER_EXPRESS_GB_SECOND
+    events_per_million: float = 1e6 * limits.DOLLARS_PER_EVENT
+
+    def gb_second(self, architecture: str) -> float:
+        """Return the price of a GB-second of an architecture."""
+        return {"x86_64": self.gb_second_x86_64, "arm64": self.gb_second_arm64}[architecture]
+
+    def s3(self, requests: "Requests") -> float:
+        """Return the price of S3 requests."""
+        return requests.gets * self.get_per_1000 / 1e3 + requests.puts * self.put_per_1000 / 1e3
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Dollars of one round, by what they are paid for.
+
+    Parameters
+    ----------
+    lambda_
+        GB-seconds of the aggregators.
+    s3_aggregators, s3_clients
+        S3 requests: the aggregators', and those of uploading updates and fetching the result.
+    requests
+        Lambda's fee for each invocation, of any function.
+    step_functions
+        Transitions, Express requests and their GB-seconds.
+    round_
+        Lambda and S3 of opening, collecting, planning and finalizing.
+    events
+        EventBridge's, of the objects that are created and deleted.
+    starts
+        Lambda's INIT phase of cold starts.
+    """
+
+    lambda_: float
+    s3_aggregators: float
+    s3_clients: float
+    requests: float = 0.0
+    step_functions: float = 0.0
+    round_: float = 0.0
+    events: float = 0.0
+    starts: float = 0.0
+
+    @property
+    def aggregators(self) -> float:
+        """The paper's ``agg``: Lambda and the aggregators' S3 requests."""
+        return self.lambda_ + self.s3_aggregators
+
+    @property
+    def full(self) -> float:
+        """The paper's ``full``: with the clients' S3 requests."""
+        return self.aggregators + self.s3_clients
+
+    @property
+    def total(self) -> float:
+        """Everything."""
+        beside = self.requests + self.step_functions + self.round_ + self.events + self.starts
+        return self.full + beside
+
+    def minus(self, other: "Bill") -> "Bill":
+        """Return the difference, part by part."""
+        return Bill(
+            *(getattr(self, part.name) - getattr(other, part.name) for part in fields(self))
+        )
+
+    def to_json(self) -> dict[str, float]:
+        """Return the parts and the three sums."""
+        parts = {name.rstrip("_"): value for name, value in asdict(self).items()}
+        return parts | {"agg": self.aggregators, "full": self.full, "total": self.total}
+
+
+class Tasks(NamedTuple):
+    """As many tasks side by side that take as long."""
+
+    number: int
+    seconds: float
+
+
+Level = Sequence[Tasks]
+"""What runs side by side."""
+
+
+class Requests(NamedTuple):
+    """S3 requests by price; a LIST is priced as a PUT."""
+
+    gets: int
+    puts: int
+
+    def plus(self, other: "Requests") -> "Requests":
+        """Return the sum."""
+        return Requests(self.gets + other.gets, self.puts + other.puts)
+
+
+US_EAST_1: Final = Prices()
+
+
+def bill(
+    levels: Sequence[Level],
+    *,
+    clients: int,
+    memory_mb: int,
+    architecture: str,
+    aggregators: Requests,
+    by_clients: Requests,
+    batch: int = limits.INLINE_ITERATIONS,
+    models: int = 0,
+    updates: int | None = None,
+    cold_tasks: float | None = None,
+    prices: Prices = US_EAST_1,
+) -> Bill:
+    """Price a round.
+
+    Parameters
+    ----------
+    levels
+        The aggregators' tasks, one level after another.
+    clients
+        How many send an update.
+    memory_mb, architecture
+        Of the aggregators; the architecture is that of all functions.
+    aggregators, by_clients
+        Their S3 requests.
+    batch
+        Tasks that share an Express execution.
+    models
+        Objects that are written beside the update, where it is applied: model and state.
+    updates
+        Objects that clients send; one each if it is not said.
+    cold_tasks
+        How many tasks start cold; all if it is not said. The functions around them do.
+    prices
+        What AWS asks.
+    """
+    gb_second = prices.gb_second(architecture)
+    tasks = [sum(run.number for run in level) for level in levels]
+    gb_seconds = memory_mb / 1024 * sum(run.number * run.seconds for lvl in levels for run in lvl)
+    small_gb_seconds = _collected(clients) * limits.COLLECT_GB_SECONDS + limits.ROUND_GB_SECONDS
+    return Bill(
+        lambda_=gb_seconds * gb_second,
+        s3_aggregators=prices.s3(aggregators),
+        s3_clients=prices.s3(by_clients),
+        requests=invocations(sum(tasks), clients) * prices.invocations_per_million / 1e6,
+        step_functions=_step_functions(levels, batch, prices),
+        round_=small_gb_seconds * gb_second + prices.s3(around(tasks, clients, models)),
+        events=(
+            events(tasks, clients if updates is None else updates, models)
+            * prices.events_per_million
+            / 1e6
+        ),
+        starts=_starts(sum(tasks) if cold_tasks is None else cold_tasks, memory_mb) * gb_second,
+    )
+
+
+def events(tasks: Sequence[int], updates: int, models: int = 0) -> int:
+    """Count a round's events, until its objects have expired.
+
+    Parameters
+    ----------
+    tasks
+        Of each level; the last one's are the parts of the result.
+    updates
+        Objects that clients send.
+    models
+        Objects that are written beside the update, where it is applied.
+    """
+    partials = sum(tasks[:-1])
+    # Opening: spec, callback. The deadline's note. Planning: layout, plan, tasks, and a header for
+    # the state. A report for each task. Finalizing: result and manifest.
+    objects = 2 + 1 + (2 + len(tasks)) + (models > 1) + sum(tasks) + 2
+    # Partial sums are deleted for good by finalize_round. Versions of a model stay, and of what
+    # notes the current one a version is deleted for each that is written.
+    kept = models + 1 + 2 if models else 0
+    # And the round's own one, that it has ended.
+    return limits.EVENTS_PER_EXPIRING_OBJECT * (updates + objects) + 2 * partials + kept + 1
+
+
+def _starts(tasks: float, memory_mb: int) -> float:
+    """Return the GB-seconds of cold starts: of tasks, and of the functions around them."""
+    return tasks * _init_gb_seconds(limits.TASK_INIT_CPU_SECONDS, memory_mb) + sum(
+        _init_gb_seconds(limits.SMALL_INIT_CPU_SECONDS, memory)
+        for memory in limits.SMALL_MEMORIES_MB
+    )
+
+
+def _init_gb_seconds(cpu_seconds: float, memory_mb: int) -> float:
+    share = min(1.0, memory_mb / limits.MB_PER_VCPU)
+    return memory_mb / 1024 * (limits.RUNTIME_INIT_SECONDS + cpu_seconds / share)
+
+
+def invocations(tasks: int, clients: int) -> int:
+    """Count a round's invocations: of its tasks, and of open, collect, plan and finalize."""
+    return tasks + _collected(clients) + 3
+
+
+def _collected(clients: int) -> int:
+    # An arrival each, and the deadline, which passes after the round, too.
+    return clients + 1
+
+
+def around(tasks: Sequence[int], clients: int, models: int = 0) -> Requests:
+    """Count the small functions' requests in a round that goes straight through.
+
+    Clients are expected by name; how many others an arrival looks for is what is to be expected.
+    tests/unit/planning/test_pricing.py has the functions make them.
+
+    Parameters
+    ----------
+    tasks
+        Of each level; the last one's are the parts of the result.
+    clients
+        How many send an update, each one once.
+    models
+        Objects that are written beside the update, where it is applied.
+    """
+    *below, parts = tasks
+    looks, listings = _looks(clients)
+    counted = Requests(
+        # Opening: a look for a client. An arrival: spec, plan, manifest, the update's header, an
+        # earlier rejection, and looks for others. Planning: each header again, the plan there may
+        # be, the manifest, spec. Finalizing: plan, reports, the result. And the callback, with
+        # which the last arrival resumes the round and the deadline would.
+        gets=1 + 5 * clients + round(looks) + (clients + 3) + (sum(tasks) + 2) + 2,
+        # Opening: spec, callback. An arrival: a listing, seldom. Planning: a listing, layout,
+        # upload, plan, tasks. Finalizing: the parts' listing, completion, manifest, open uploads,
+        # and partial sums. The deadline's note.
+        puts=2
+        + round(listings * _pages(clients))
+        + (_pages(clients) + 3 + len(tasks))
+        + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0))
+        + 1,
+    )
+    return counted.plus(_applying(parts, models))
+
+
+def _applying(parts: int, models: int) -> Requests:
+    """Count the small functions' requests for the model of a round that is applied."""
+    if not models:
+        return Requests(0, 0)
+    return Requests(
+        # Opening and planning: which version is current, by two objects each; and the model's
+        # header. Finalizing: the layout, each object as it came to be; and that the new version,
+        # its round's manifest and no version after it make it current.
+        gets=2 + 2 + 1 + models + 1 + 4,
+        # Planning: an upload each, and a header for the state. Finalizing: for each the parts'
+        # listing, completion and open uploads; the version and that it is current.
+        puts=models + (models > 1) + models * (_pages(parts) + 2) + 2,
+    )
+
+
+def _pages(entries: int) -> int:
+    """Return the requests of a listing."""
+    return max(1, -(-entries // limits.LISTED_ENTRIES))
+
+
+@cache
+def _looks(clients: int) -> tuple[float, float]:
+    """Return how many looks and listings all arrivals together are to be expected to make.
+
+    With m of the N - 1 others missing, the first j looked for are all there with probability
+    C(N-1-m, j) / C(N-1, j); the next one is looked for only then, and all are listed only if
+    HEADS_BEFORE_LIST were there.
+    """
+    others, looks, listings = clients - 1, 0.0, 0.0
+    for missing in range(clients):
+        all_there = 1.0
+        for looked in range(min(HEADS_BEFORE_LIST, others)):
+            looks += all_there
+            all_there *= max(0, others - missing - looked) / (others - looked)
+        listings += all_there
+    return looks, listings
+
+
+def _step_functions(levels: Sequence[Level], batch: int, prices: Prices) -> float:
+    """Price the machine: a Map and a choice for each level, an Express execution for each batch."""
+    transitions = limits.ROUND_TRANSITIONS + limits.LEVEL_TRANSITIONS * len(levels)
+    started, seconds = 0, 0.0
+    for level in levels:
+        children = -(-sum(run.number for run in level) // batch)
+        started += children
+        # A batch ends with its slowest task.
+        seconds += children * max(run.seconds for run in level)
+    return (
+        (transitions + started) * prices.transitions_per_1000 / 1e3
+        + started * prices.express_per_million / 1e6
+        + seconds * limits.EXPRESS_MEMORY_GB * prices.express_gb_second
+    )

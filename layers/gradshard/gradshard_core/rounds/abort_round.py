@@ -1,0 +1,117 @@
+"""Give a round up: nothing half-written stays, and the cause is kept."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from gradshard_core.aggregation.server_optimizers import ServerOptimizer
+from gradshard_core.errors import BrokenObjectError, SpecError
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning.plan import Plan, next_keys
+from gradshard_core.records import model_registry
+from gradshard_core.records.manifest import COMPLETED, FAILED, parse_manifest
+from gradshard_core.records.round_spec import read_spec
+from gradshard_core.rounds import aws_callbacks
+from gradshard_core.s3.store import S3Store
+
+
+def abort_round(
+    store: S3Store, round_id: str, *, error: str, cause: str, task: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """Record why a round failed and throw its unfinished result away; safe to repeat.
+
+    The first cause is the one that is kept: a failed task aborts the round itself, before the
+    machine does, which learns only that one of its tasks failed.
+
+    Parameters
+    ----------
+    store
+        The bucket.
+    round_id
+        The round.
+    error, cause
+        As the state machine caught them: for a function's exception, the cause is JSON with its
+        ``errorType`` and ``errorMessage``.
+    task
+        The task that failed, if it was one: its ``level`` and ``number``.
+
+    Returns
+    -------
+    dict
+        ``status`` ``failed`` with ``error`` and ``cause``; or ``completed`` if the round had in
+        fact ended well and only the answer was lost.
+    """
+    error, cause = _plain(error, cause)
+    if task is not None:
+        cause = f"task {task['number']} of level {task['level']}: {cause}"
+    cause = cause[: aws_callbacks.MAX_CAUSE]
+    try:
+        keys = RoundKeys(round_id)
+    except SpecError:
+        # No object can be named after such a round; the execution alone keeps the cause.
+        return {"status": FAILED, "error": error, "cause": cause}
+    try:
+        plan = store.get_json(keys.plan, Plan.from_json)
+        has_partials = plan is not None and len(plan.levels) > 1
+    except BrokenObjectError:
+        # Maybe that is why the round is given up: what it would name is looked for.
+        plan, has_partials = None, True
+    manifest = {
+        "round": round_id,
+        "status": FAILED,
+        "error": error,
+        "cause": cause,
+        "rejected": [vars(rejection) for rejection in plan.rejected] if plan else [],
+        "missing": plan.missing if plan else [],
+        "finished_at": datetime.now(UTC).isoformat(),
+    }
+    is_first = store.put_json(keys.manifest, manifest, replaces=None)
+    server_optimizer = _apply_terms(store, keys, plan)
+    outputs = [keys.result, *(next_keys(server_optimizer, round_id) if server_optimizer else ())]
+    # Of a round that ended well, too: finalize_round may have died between its manifest and this.
+    for key in outputs:
+        store.abort_open_uploads(key)
+    if has_partials:
+        store.delete_versions(keys.partial_sums)
+    if not is_first:
+        manifest = store.get_json(keys.manifest, parse_manifest) or manifest
+    if manifest["status"] == COMPLETED:
+        if server_optimizer:
+            model_registry.note_current(store, server_optimizer.model)
+        aws_callbacks.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
+        return {"status": COMPLETED}
+    _drop(store, outputs)
+    aws_callbacks.publish(
+        "RoundFailed", {"round": round_id, "bucket": store.bucket, "cause": manifest["cause"]}
+    )
+    return {"status": FAILED, "error": manifest["error"], "cause": manifest["cause"]}
+
+
+def _apply_terms(store: S3Store, keys: RoundKeys, plan: Plan | None) -> ServerOptimizer | None:
+    """Return the server optimizer of a round that makes a version of a model."""
+    if plan is not None:
+        return plan.next_model.server_optimizer if plan.next_model else None
+    try:
+        opened = read_spec(store, keys)
+    except BrokenObjectError:
+        return None
+    return None if opened is None else opened[0].server_optimizer
+
+
+def _drop(store: S3Store, keys: Sequence[str]) -> None:
+    """Delete what was completed before the round failed."""
+    for key in keys:
+        if store.head(key) is not None:
+            store.delete(key)
+
+
+def _plain(error: str, cause: str) -> tuple[str, str]:
+    """Take error and cause out of the JSON in which Lambda wraps an exception."""
+    try:
+        wrapped = json.loads(cause)
+    except ValueError:
+        return error, cause
+    if not isinstance(wrapped, dict) or "errorMessage" not in wrapped:
+        return error, cause
+    return str(wrapped.get("errorType", error)), str(wrapped["errorMessage"])

@@ -1,0 +1,284 @@
+"""Updates as they come: which have arrived, whether one is good, when nobody need be awaited."""
+
+import random
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+from gradshard_core.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
+from gradshard_core.formats.keys import (
+    UPDATE_SUFFIX,
+    ObjectVersion,
+    RoundKeys,
+    is_client,
+    parse_update_key,
+)
+from gradshard_core.formats.layout import (
+    PREFIX_BYTES,
+    Header,
+    Layout,
+    header_length,
+    parse_header,
+    parse_samples,
+)
+from gradshard_core.planning import history_limits
+from gradshard_core.planning.plan import Rejection
+from gradshard_core.planning.pricing import HEADS_BEFORE_LIST
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.rounds import aws_callbacks
+from gradshard_core.s3.store import S3Store, contests
+
+FIRST_READ_BYTES = 64 * 1024
+"""The header of most models is shorter than this, so that one request reads it."""
+
+READERS = 8
+
+TOKENS_KEPT = 8
+"""More calls of open_round than can be under way at once."""
+
+COMPLETE = "complete"
+DEADLINE = "deadline"
+"""Why a round goes on."""
+
+
+class Update(NamedTuple):
+    """A good update."""
+
+    client: str
+    source: ObjectVersion
+    header: Header
+    samples: int
+
+
+def sent_to(keys: RoundKeys, spec: RoundSpec) -> RoundKeys:
+    """Return the names of the round whose updates are averaged: mostly the round's own."""
+    return RoundKeys(spec.updates_from) if spec.updates_from else keys
+
+
+def arrived(store: S3Store, keys: RoundKeys) -> list[str]:
+    """List the clients whose updates are there, good or bad, sorted.
+
+    What has a name that is no client's is nobody's update: whoever may write here chooses the key.
+    """
+    parsed = (parse_update_key(entry.key) for entry in store.list_objects(keys.updates))
+    return sorted(key.client for key in parsed if key and is_client(key.client))
+
+
+def progressed(store: S3Store, keys: RoundKeys) -> list[str]:
+    """List the clients of which there are some layers so far."""
+    keys_there = (entry.key for entry in store.list_objects(keys.partial_updates))
+    names = (
+        key.removeprefix(keys.partial_updates).removesuffix(UPDATE_SUFFIX) for key in keys_there
+    )
+    return sorted(name for name in names if is_client(name))
+
+
+def check_update(
+    store: S3Store,
+    keys: RoundKeys,
+    client: str,
+    *,
+    partial: bool,
+    large_headers: Executor | None = None,
+) -> Update | Rejection | None:
+    """Read and check the header of a client's newest upload; None if there is none.
+
+    Parameters
+    ----------
+    store, keys, client
+        Whose update.
+    partial
+        Whether what a client has sent so far is taken, where it has sent no update.
+    large_headers
+        The thread that parses large headers; None for the calling one.
+    """
+    key = keys.update(client)
+    try:
+        head = store.get_head(key, FIRST_READ_BYTES)
+        if head is None and partial:
+            key = keys.partial_update(client)
+            head = store.get_head(key, FIRST_READ_BYTES)
+    except UnreadableObjectError as error:
+        return Rejection(client, str(error))
+    if head is None:
+        return None
+    data, source = head
+    try:
+        header = _read_header(store, source, data, large_headers)
+        return Update(client, source, header, parse_samples(header.metadata))
+    except UpdateError as error:
+        return Rejection(client, f"{key}: {error}", source.etag)
+
+
+def _read_header(
+    store: S3Store, source: ObjectVersion, data: bytes, large_headers: Executor | None
+) -> Header:
+    """Parse an update's header, the first bytes of which have been read."""
+    end = PREFIX_BYTES + header_length(data, source.nbytes)
+    if end <= len(data):
+        return parse_header(data[PREFIX_BYTES:end], source.nbytes)
+    if large_headers is None:
+        return _read_large_header(store, source, end)
+    return large_headers.submit(_read_large_header, store, source, end).result()
+
+
+def _read_large_header(store: S3Store, source: ObjectVersion, end: int) -> Header:
+    return parse_header(store.get_range(source, PREFIX_BYTES, end), source.nbytes)
+
+
+def check_updates(
+    store: S3Store, keys: RoundKeys, clients: list[str], *, partial: bool
+) -> list[Update | Rejection | None]:
+    """Check several clients' updates side by side; equal layouts are in memory once.
+
+    Large headers are parsed by one thread, one after another: as bytes, text and JSON one takes up
+    to 20 times its size, and the allocator keeps what is freed for the thread that had it.
+    """
+    layouts: dict[Layout, Layout] = {}
+
+    def check(client: str) -> Update | Rejection | None:
+        update = check_update(store, keys, client, partial=partial, large_headers=large_headers)
+        if not isinstance(update, Update):
+            return update
+        header = update.header
+        layout = layouts.setdefault(header.layout, header.layout)
+        return update._replace(header=header._replace(layout=layout))
+
+    with ThreadPoolExecutor(1) as large_headers, ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(check, clients))
+
+
+def reject(store: S3Store, keys: RoundKeys, rejection: Rejection) -> None:
+    """Write the reason where its client can read it."""
+    store.put_json(keys.rejection(rejection.client), vars(rejection))
+
+
+def reject_all(store: S3Store, keys: RoundKeys, rejections: Sequence[Rejection]) -> None:
+    """Write several clients' reasons side by side: there may be thousands."""
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(partial(reject, store, keys), rejections))
+
+
+def resume_if_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
+    """Let the round go on if nobody need be awaited any longer.
+
+    That is when every expected client has answered, with a good update or a bad one; in an eager
+    round, when all of a group have, or of as many groups as a wave has at least.
+
+    Both who opens a round and who collects an update end with this check, after they have
+    written what the other one looks for; so whoever comes last sees everything.
+
+    Parameters
+    ----------
+    store, keys, spec
+        The round.
+    arriving
+        The client whose update is known to be there.
+    """
+    if not _is_due(store, keys, spec, arriving):
+        return False
+    return resume(store, keys, COMPLETE)
+
+
+def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
+    if spec.updates_from is not None:
+        return True
+    if not spec.eager and _is_anyone_missing(store, keys, spec, arriving):
+        return False
+    there = arrived(store, keys)
+    if not spec.eager:
+        return spec.is_complete(there)
+    awaited = store.get_json(keys.plan, lambda plan: tuple(plan["awaited"]))
+    groups = len(spec.groups())
+    left = groups if awaited is None else len(awaited)
+    ready = len(ready_groups(spec, there, awaited))
+    return 0 < ready >= min(history_limits.wave_size(groups), left)
+
+
+def _is_anyone_missing(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:
+    """Look for a few of the expected clients, at random; whether one is missing.
+
+    A listing costs as much as a dozen looks, and while many are missing one or two looks do.
+    """
+    if isinstance(spec.clients, int):
+        return False
+    others = [client for client in spec.clients if client != arriving]
+    looked_for = random.sample(others, min(HEADS_BEFORE_LIST, len(others)))
+    return any(store.head(keys.update(client)) is None for client in looked_for)
+
+
+def ready_groups(spec: RoundSpec, there: Sequence[str], awaited: Sequence[int] | None) -> list[int]:
+    """Return the groups of an eager round that are awaited and whose clients have all answered.
+
+    Parameters
+    ----------
+    spec
+        The round's terms.
+    there
+        The clients that have answered.
+    awaited
+        The groups that are not planned yet; None for all.
+    """
+    answered = set(there)
+    return [
+        number
+        for number, clients in enumerate(spec.groups())
+        if (awaited is None or number in awaited) and answered.issuperset(clients)
+    ]
+
+
+def resume(store: S3Store, keys: RoundKeys, reason: str, known: Sequence[str] = ()) -> bool:
+    """Let the round go on; False if it is not waiting.
+
+    Parameters
+    ----------
+    store, keys, reason
+        The round, and why it goes on.
+    known
+        Tokens from elsewhere, in case those that were kept are lost.
+    """
+    try:
+        tokens = _kept_tokens(store, keys)
+    except StoreError:
+        if not known:
+            raise
+        tokens = []
+    newest_first = dict.fromkeys(reversed([*known, *tokens]))
+    return any(aws_callbacks.resume(token, reason) for token in newest_first)
+
+
+def keep_token(store: S3Store, keys: RoundKeys, token: str) -> list[str]:
+    """Keep the token with which the round is resumed, beside those of earlier calls.
+
+    Every call of ``open_round`` has a token of its own, of which the machine takes the newest only;
+    and a call that it took for dead may write after the one that took its place.
+
+    Returns
+    -------
+    list of str
+        All that are kept.
+
+    Raises
+    ------
+    StoreError
+        Others wrote theirs in between, each time.
+    """
+    tokens, replaces = [token], None
+    for _ in contests(keys.callback):
+        if store.put_json(keys.callback, {"tokens": tokens}, replaces=replaces):
+            break
+        # Looked at before it is read: if it is replaced meanwhile, writing fails again.
+        head = store.head(keys.callback)
+        try:
+            kept = _kept_tokens(store, keys)
+        except BrokenObjectError:
+            kept = []  # this call's is the one that is waited for, most likely
+        tokens = [*(other for other in kept if other != token), token][-TOKENS_KEPT:]
+        replaces = head.etag if head else None
+    return tokens
+
+
+def _kept_tokens(store: S3Store, keys: RoundKeys) -> list[str]:
+    read = store.get_json(keys.callback, lambda callback: list(map(str, callback["tokens"])))
+    return read or []

@@ -1,0 +1,123 @@
+"""An update arrived, or the deadline passed: check it, and let the round go on when it can."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from gradshard_core.errors import SpecError
+from gradshard_core.formats.keys import RoundKeys, check_id, parse_update_key
+from gradshard_core.planning.plan import Plan, Rejection
+from gradshard_core.records.manifest import parse_manifest
+from gradshard_core.records.round_spec import read_spec
+from gradshard_core.rounds import arrivals
+from gradshard_core.s3.store import S3Store
+
+
+def deadline_passed(store: S3Store, round_id: str, tokens: Sequence[str] = ()) -> dict[str, Any]:
+    """Let the round go on with what has arrived; planning counts whether that is a quorum.
+
+    Parameters
+    ----------
+    store, round_id
+        The round.
+    tokens
+        Those that the deadline was told when it was set.
+    """
+    keys = RoundKeys(round_id)
+    # An eager round may be at work on a group, and looks for this before it waits again.
+    store.put_json(keys.deadline, {"passed_at": datetime.now(UTC).isoformat()})
+    resumed = arrivals.resume(store, keys, arrivals.DEADLINE, tokens)
+    return {"round": round_id, "resumed": resumed}
+
+
+def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
+    """Take note of an uploaded update; safe to repeat.
+
+    Parameters
+    ----------
+    store
+        The bucket.
+    key
+        Of the object that appeared.
+    etag
+        Of the version that the event is about, without quotes.
+
+    Returns
+    -------
+    dict
+        ``status`` is ``accepted``, ``rejected`` or ``ignored``, the latter two with a ``reason``;
+        ``late`` is true of an update that came after planning.
+    """
+    parsed = parse_update_key(key)
+    try:
+        keys = RoundKeys(parsed.round_id) if parsed else None
+        client = check_id("client", parsed.client) if parsed else ""
+    except SpecError as error:
+        return {"status": "ignored", "reason": str(error)}
+    opened = read_spec(store, keys) if keys else None
+    if keys is None or opened is None:
+        return {"status": "ignored", "reason": f"{key}: there is no such round"}
+    spec, _ = opened
+
+    outcome: dict[str, Any] = {"round": keys.round_id, "client": client}
+    plan = store.get_json(keys.plan, Plan.from_json)
+    ended = store.get_json(keys.manifest, parse_manifest) if plan is None or plan.awaited else None
+    is_late = plan is not None and not spec.awaits(client, plan.awaited)
+    if is_late or ended is not None:
+        return outcome | _too_late(store, keys, client, etag, plan, ended)
+
+    if spec.expects(client):
+        update = arrivals.check_update(store, keys, client, partial=spec.rule is not None)
+    else:
+        update = Rejection(client, f"{key}: client {client!r} is not expected in this round", etag)
+    if isinstance(update, Rejection):
+        arrivals.reject(store, keys, update)
+        outcome |= {"status": "rejected", "reason": update.reason}
+    else:
+        # By what is there: the event may be a belated one, of an upload that was replaced.
+        there = etag if update is None else update.source.etag.strip('"')
+        _withdraw_earlier_rejection(store, keys, client, there)
+        outcome |= {"status": "accepted"}
+    return outcome | {"resumed": arrivals.resume_if_due(store, keys, spec, client)}
+
+
+def _withdraw_earlier_rejection(store: S3Store, keys: RoundKeys, client: str, etag: str) -> None:
+    """Take back the rejection of an upload that this one replaced."""
+    rejection = store.head(keys.rejection(client))
+    if rejection is None:
+        return
+    rejected = store.get_json(keys.rejection(client)) or {}
+    if rejected.get("etag", "").strip('"') != etag and not rejected.get("late"):
+        # Planning, at the same time, may be rejecting this very upload: only that other one goes.
+        store.delete(keys.rejection(client), only=rejection.etag)
+
+
+def _too_late(
+    store: S3Store,
+    keys: RoundKeys,
+    client: str,
+    etag: str,
+    plan: Plan | None,
+    ended: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Tell an upload that came after planning from the belated event of one that came before."""
+    if plan is not None:
+        counted = {c.client: c.source.etag for c in plan.contributors}
+        known = counted | {rejection.client: rejection.etag for rejection in plan.rejected}
+        planned = known.get(client, "").strip('"')
+        newest = store.head(keys.update(client))
+        # The event may also be a belated one, of an upload that was replaced before the planning.
+        if planned and planned in {etag, newest.etag.strip('"') if newest else ""}:
+            _withdraw_earlier_rejection(store, keys, client, planned)
+            return {"status": "ignored", "reason": "planned already"}
+        which = (
+            "the version uploaded before is the one that counts"
+            if client in counted
+            else "the client takes no part in this round"
+        )
+        reason = f"{keys.update(client)}: uploaded after the round was planned; {which}"
+    else:
+        status = ended["status"] if ended else ""
+        reason = f"{keys.update(client)}: the round has ended ({status}); this upload was ignored"
+    arrivals.reject(store, keys, Rejection(client, reason, etag, late=True))
+    return {"status": "ignored", "reason": reason, "late": True}

@@ -1,0 +1,297 @@
+"""Make the result appear, and write the manifest, last."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from gradshard_core.aggregation.buffers import names_in
+from gradshard_core.errors import PlanError, StoreError
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard_core.planning.plan import Output, Plan, Rejection, Task
+from gradshard_core.planning.spec import parse_assignment_spec
+from gradshard_core.records import model_registry
+from gradshard_core.records.manifest import COMPLETED, parse_manifest
+from gradshard_core.records.model_registry import Version
+from gradshard_core.rounds import arrivals, aws_callbacks
+from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.task_client import TaskS3Client
+from gradshard_core.stragglers.assignments import Assignments, Report, assign
+
+READERS = 16
+READ_AT_A_TIME = 1024
+NOT_IN_MANIFEST = {"attempt", "rejected", "is_written"}
+SUMMED = (
+    "gets",
+    "puts",
+    "retries",
+    "bytes_read",
+    "bytes_written",
+    "seconds",
+    "cpu_seconds",
+)
+MOST_LISTED: Final = 10_000
+"""Tasks up to which a manifest lists each; it is read whole, and here held in memory."""
+REPLAN = "replan"
+AWAITING = "awaiting"
+
+
+def finalize_round(store: S3Store, wire: TaskS3Client, round_id: str) -> dict[str, Any]:
+    """Complete the round's upload and record the round; safe to repeat.
+
+    Parameters
+    ----------
+    store, wire
+        The bucket; what tasks wrote in it, of which there may be tens of thousands.
+    round_id
+        Which round.
+
+    Returns
+    -------
+    dict
+        ``status`` ``completed``; or ``awaiting`` in an eager round, while groups are missing; or
+        ``replan`` with the next ``attempt`` and the ``rejected`` contributors, when some turned out
+        to be bad while they were read.
+
+    Raises
+    ------
+    PlanError
+        A task has not reported.
+    StoreError
+        The result is not what the tasks were to make of it.
+    """
+    keys = RoundKeys(round_id)
+    plan = store.get_json(keys.plan, Plan.from_json)
+    if plan is None:
+        raise PlanError(f"{keys.plan} is missing")
+    if not plan.is_sealed:
+        return {"status": AWAITING}
+    tally = _Tally()
+    for report in _read_reports(wire, keys, plan):
+        tally.add(report)
+    rejected = tally.rejected()
+    if rejected:
+        arrivals.reject_all(store, keys, rejected)
+        written = [vars(rejection) for rejection in rejected]
+        # Apart from what clients read, which a later upload of theirs replaces.
+        store.put_json(keys.replan(plan.attempt), written)
+        return {
+            "status": REPLAN,
+            "reason": REPLAN,
+            "attempt": plan.attempt + 1,
+            "rejected": written,
+        }
+    _conclude(store, keys, plan, tally)
+    return {"status": COMPLETED}
+
+
+class _Tally:
+    """What there is to say of all tasks, without keeping all that each of them said."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = dict.fromkeys(("tasks", *SUMMED, "cold_starts"), 0)
+        self._peak_mb = self._longest = 0.0
+        self._rejected: dict[str, Rejection] = {}
+        self._listed: list[dict[str, Any]] = []
+
+    def add(self, report: dict[str, Any]) -> None:
+        for name in SUMMED:
+            self._sums[name] += report[name]
+        self._sums["tasks"] += 1
+        self._sums["cold_starts"] += report["is_cold"]
+        self._peak_mb = max(self._peak_mb, report["peak_mb"])
+        self._longest = max(self._longest, report["seconds"])
+        for rejection in report["rejected"]:
+            # The first shard that found a client's update bad says why.
+            self._rejected.setdefault(rejection.client, rejection)
+        if len(self._listed) <= MOST_LISTED:
+            record = {name: value for name, value in report.items() if name not in NOT_IN_MANIFEST}
+            self._listed.append(record)
+
+    def rejected(self) -> list[Rejection]:
+        """One rejection a client."""
+        return [self._rejected[client] for client in sorted(self._rejected)]
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Each task's record, or none where there are too many."""
+        return self._listed if len(self._listed) <= MOST_LISTED else []
+
+    def totals(self) -> dict[str, Any]:
+        return {**self._sums, "peak_mb": self._peak_mb, "longest_seconds": self._longest}
+
+
+def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> None:
+    """Have everything appear: the objects, what they mean for the model, the manifest."""
+    if plan.assignments is not None:
+        store.put_json(keys.assignments, _assign(store, plan, plan.assignments).to_json())
+    result, *made = (_complete(store, output, plan.shards) for output in plan.outputs)
+    version = _next_version(store, plan, made)
+    if version is not None:
+        version = model_registry.reserve(store, version)
+    manifest = _manifest(plan, result, tally, version)
+    if not store.put_json(keys.manifest, manifest, replaces=None):
+        manifest = store.get_json(keys.manifest, parse_manifest) or manifest
+        if manifest["status"] != COMPLETED:
+            # The round was given up while this function was at work: nothing may be seen of it.
+            for output in plan.outputs:
+                store.delete(output.key)
+            raise PlanError(f"round {plan.round_id!r} was given up: {manifest['cause']}")
+    if version is not None:
+        model_registry.note_current(store, version.model)
+    # A planning that was killed, or ran twice at once, may have left one behind.
+    for output in plan.outputs:
+        store.abort_open_uploads(output.key)
+    if len(plan.levels) > 1:
+        store.delete_versions(keys.partial_sums)
+    aws_callbacks.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
+
+
+def _read_reports(wire: TaskS3Client, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
+    tasks = [task for level in range(len(plan.levels)) for task in plan.tasks(level)]
+
+    def read(task: Task) -> dict[str, Any]:
+        report = wire.get_json(keys.task_report(task.level, task.number), _checked)
+        if report is None or report["attempt"] != plan.attempt:
+            raise PlanError(
+                f"task {task.number} of level {task.level} has not been done, of {len(tasks)} tasks"
+            )
+        return report
+
+    with ThreadPoolExecutor(READERS) as pool:
+        # All at once would be as many futures, and reports waiting to be looked at.
+        for first in range(0, len(tasks), READ_AT_A_TIME):
+            yield from pool.map(read, tasks[first : first + READ_AT_A_TIME])
+
+
+def _checked(report: dict[str, Any]) -> dict[str, Any]:
+    """Return a report if it has what is added up of it."""
+    sum(report[name] for name in (*SUMMED, "attempt", "is_cold", "peak_mb"))
+    return report | {"rejected": [Rejection(**rejection) for rejection in report["rejected"]]}
+
+
+def _assign(store: S3Store, plan: Plan, terms: dict[str, Any]) -> Assignments:
+    """Decide what clients should do next, from what they said of their training."""
+    stated = parse_assignment_spec(terms)
+    earlier = stated.after and RoundKeys(stated.after).assignments
+    before = store.get_json(earlier, Assignments.from_json) if earlier else None
+    history = before.speeds if before else {}
+    reports = {c.client: Report(**c.report) for c in plan.contributors if c.report}
+    return assign(stated.settings, reports, history)
+
+
+def _complete(store: S3Store, output: Output, shards: int) -> ObjectVersion:
+    key, expected_bytes = output.key, output.header_bytes + output.nbytes
+    parts = store.list_parts(key, output.upload_id)
+    if parts is not None:
+        nbytes = sum(part.nbytes for part in parts)
+        if len(parts) != shards or nbytes != expected_bytes:
+            raise StoreError(
+                f"{key}: {len(parts)} parts of {nbytes} bytes were uploaded, "
+                f"not {shards} of {expected_bytes}"
+            )
+        store.complete_upload(key, output.upload_id, parts)
+    # Without parts the upload was completed before, and only the answer was lost.
+    source = store.head(key)
+    if source is None or source.nbytes != expected_bytes:
+        raise StoreError(
+            f"{key} has {source.nbytes if source else 'no'} bytes, not {expected_bytes}"
+        )
+    return source
+
+
+def _next_version(store: S3Store, plan: Plan, made: Sequence[ObjectVersion]) -> Version | None:
+    """Return the version of the model that the round made, if it applied its update."""
+    new = plan.next_model
+    if new is None:
+        return None
+    update, *outputs = plan.outputs
+    tensors, *state = (
+        StoredTensors(source, output.header_bytes)
+        for source, output in zip(made, outputs, strict=True)
+    )
+    layout = update.layout(store.get_bytes(update.header_key))
+    return Version(
+        new.server_optimizer.model,
+        new.version,
+        tensors,
+        round_id=plan.round_id,
+        optimizer=new.server_optimizer.to_json(),
+        steps=new.step,
+        state=dict(zip(new.server_optimizer.state, state, strict=True)),
+        buffers=names_in(layout, new.buffers),
+    )
+
+
+def _manifest(
+    plan: Plan, result: ObjectVersion, tally: _Tally, version: Version | None
+) -> dict[str, Any]:
+    finished_at = datetime.now(UTC)
+    planned = datetime.fromisoformat(plan.planned_at)
+    opened = datetime.fromisoformat(plan.opened_at)
+    return {
+        "round": plan.round_id,
+        "status": COMPLETED,
+        "rule": plan.rule,
+        "topology": plan.topology,
+        "order": plan.order,
+        "weights": plan.weights,
+        "hold": plan.hold,
+        "update": {
+            "key": result.key,
+            "version": result.version,
+            "etag": result.etag,
+            "nbytes": result.nbytes,
+            "tensors": plan.tensors,
+        },
+        "contributors": [
+            {
+                "client": contributor.client,
+                "samples": contributor.samples,
+                # Partial updates have weights by layer.
+                "weight": None if plan.layers else contributor.weight,
+                "nbytes": contributor.source.nbytes,
+                "etag": contributor.source.etag,
+                "version": contributor.source.version,
+            }
+            for contributor in plan.contributors
+        ],
+        "rejected": [vars(rejection) for rejection in plan.rejected],
+        "missing": plan.missing,
+        "attempts": plan.attempt + 1,
+        "shards": plan.shards,
+        "groups": [[stop - first for first, stop in level.groups] for level in plan.levels],
+        "tasks": tally.tasks(),
+        "totals": tally.totals(),
+        "projected": plan.projected,
+        "notes": plan.notes,
+        "model": version and version.to_json(),
+        **_partial(plan),
+        "opened_at": plan.opened_at,
+        "planned_at": plan.planned_at,
+        "finished_at": finished_at.isoformat(),
+        "waited_seconds": round((planned - opened).total_seconds(), 3),
+        "seconds": round((finished_at - planned).total_seconds(), 3),
+    }
+
+
+def _partial(plan: Plan) -> dict[str, Any]:
+    """Return what the manifest has of partial updates besides: layers, and who was expected."""
+    if not plan.layers:
+        return {}
+    clients = [contributor.client for contributor in plan.contributors]
+    expected = {*clients, *plan.missing, *(rejection.client for rejection in plan.rejected)}
+    return {
+        "layers": [
+            {
+                "name": layer.name,
+                "p": layer.missed,
+                "weights": {
+                    client: weight
+                    for client, weight in zip(clients, layer.weights, strict=True)
+                    if weight is not None
+                },
+            }
+            for layer in plan.layers
+        ],
+        "expected": sorted(expected),
+    }

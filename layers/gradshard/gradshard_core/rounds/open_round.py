@@ -1,0 +1,78 @@
+"""Open a round: check its terms, keep the callback token, schedule the deadline."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from gradshard_core.aggregation import buffers
+from gradshard_core.errors import GradshardError, RoundExistsError, StoreError
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning.spec import RoundSpec, parse_new_spec
+from gradshard_core.records import model_registry
+from gradshard_core.rounds import arrivals, aws_callbacks
+from gradshard_core.s3.store import S3Store
+
+
+def open_round(
+    store: S3Store, round_id: str, fields: Mapping[str, Any], *, started: str, token: str
+) -> dict[str, Any]:
+    """Open a round, or let an eager one wait again; safe to repeat.
+
+    Terms that make no sense fail the waiting execution with their :class:`GradshardError`.
+
+    Parameters
+    ----------
+    store
+        The bucket.
+    round_id
+        Its name, the execution's.
+    fields
+        The spec as the execution's input gives it.
+    started
+        When the execution started, ISO 8601.
+    token
+        With which the execution is resumed.
+    """
+    try:
+        keys, spec = RoundKeys(round_id), parse_new_spec(fields)
+        deadline_at = _write_spec(store, keys, spec, datetime.fromisoformat(started))
+    except StoreError:
+        raise  # no fault of the terms: the machine tries again
+    except GradshardError as error:
+        aws_callbacks.give_up(token, type(error).__name__, str(error))
+        return {"round": round_id, "status": "rejected", "reason": str(error)}
+    tokens = arrivals.keep_token(store, keys, token)
+    aws_callbacks.schedule_deadline(round_id, deadline_at, tokens)
+    # Updates may have come before the spec was there to receive them; and an eager round waits
+    # again after each group, maybe beyond its deadline.
+    if spec.eager and store.head(keys.deadline) is not None:
+        resumed = arrivals.resume(store, keys, arrivals.DEADLINE)
+    else:
+        resumed = arrivals.resume_if_due(store, keys, spec)
+    return {"round": round_id, "status": "opened", "resumed": resumed}
+
+
+def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: datetime) -> datetime:
+    deadline_at = opened_at + timedelta(seconds=spec.timeout)
+    record = {
+        "round": keys.round_id,
+        "spec": spec.to_json(),
+        "opened_at": opened_at.isoformat(),
+        "deadline_at": deadline_at.isoformat(),
+    }
+    base = {}
+    if spec.server_optimizer is not None:
+        newest = model_registry.read_current(store, spec.server_optimizer.model)
+        if spec.server_optimizer.buffers:
+            buffers.named(
+                model_registry.layout_of(store, newest.tensors), spec.server_optimizer.buffers
+            )
+        base = {"model_version": newest.number}
+    if not store.put_json(keys.spec, record | base, replaces=None):
+        # From which version the round began was settled the first time.
+        there = store.get_json(keys.spec, lambda there: {name: there.get(name) for name in record})
+        if there != record:
+            raise RoundExistsError(
+                f"round {keys.round_id!r} was opened before; choose another name"
+            )
+    return deadline_at

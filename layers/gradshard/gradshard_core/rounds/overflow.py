@@ -1,0 +1,312 @@
+"""Find out whose contributions make an element overflow, where all updates are finite.
+
+The rule: the contributor whose weighted contribution to the element, abs(weight · value), is the
+largest is rejected, of equal ones the first by client id; and the next largest, until the element
+of what is left would be finite with the weights of this plan. The round is then planned again.
+
+A task of any level asks this of all contributors behind it, whose elements are read one by one:
+that costs a small request each, and only where a round went wrong.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gradshard_core.aggregation import arithmetic
+from gradshard_core.aggregation.arithmetic import Array
+from gradshard_core.aggregation.buffers import is_in
+from gradshard_core.aggregation.kernel import clip_zones
+from gradshard_core.aggregation.optimizer_step import take_step
+from gradshard_core.aggregation.server_optimizers import MODELS
+from gradshard_core.aggregation.sharding import clip, sums_bytes
+from gradshard_core.errors import ChangedObjectError, PlanError
+from gradshard_core.formats.dtypes import DTYPES, DType
+from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.layout import Layout, shorten
+from gradshard_core.planning.plan import Contributor, NextModel, Plan, Rejection, Task
+from gradshard_core.s3.streams import RangeStream
+from gradshard_core.s3.task_client import TaskS3Client
+
+READERS: Final = 8
+
+Survives = Callable[[Array], npt.NDArray[np.bool_]]
+"""Tells of each of some sums whether what would be written of it is finite."""
+
+
+class _Contribution(NamedTuple):
+    """What a contributor adds to one element.
+
+    Parameters
+    ----------
+    contributor
+        Whose.
+    weight, value
+        Its factors.
+    product
+        What is added, in the accumulator's type.
+    """
+
+    contributor: Contributor
+    weight: float
+    value: float
+    product: float
+
+    @property
+    def size(self) -> tuple[bool, int, float]:
+        """abs(weight · value), which no exponent is too large for, to compare by.
+
+        A product that is not finite itself comes after all others.
+        """
+        (weight, weight_exponent), (value, exponent) = map(math.frexp, (self.weight, self.value))
+        mantissa, shift = math.frexp(abs(weight * value))
+        # Zero has no exponent of its own.
+        magnitude = weight_exponent + exponent + shift if mantissa else -(2**31)
+        return not math.isfinite(self.product), magnitude, mantissa
+
+
+def reject_largest(wire: TaskS3Client, plan: Plan, task: Task, position: int) -> list[Rejection]:
+    """Reject the largest contributions to an element whose sum overflows.
+
+    Parameters
+    ----------
+    wire
+        The bucket.
+    plan, task
+        Whose sum.
+    position
+        Where the element begins in the layout.
+
+    Returns
+    -------
+    list of Rejection
+        At least one; of the contributors whose version is gone, if there are any.
+    """
+    dtype = _dtype_at(plan, position)
+    is_last = plan.is_last(task.level)
+    bound = dtype.overflow if is_last else math.inf
+    sums = "the averaged update" if is_last else "a partial sum"
+    kind = dtype.name if is_last else _widest(dtype).name
+
+    def survives(sums: Array) -> npt.NDArray[np.bool_]:
+        return ~arithmetic.overflows(_divided(dtype, plan, sums) if is_last else sums, bound)
+
+    def reason(tensor: str, element: int) -> str:
+        return f"{sums} would overflow {kind} at element {element} of tensor {tensor!r}"
+
+    return _reject(wire, plan, task, position, survives, reason, advice="")
+
+
+def reject_largest_step(
+    wire: TaskS3Client, plan: Plan, task: Task, position: int
+) -> list[Rejection]:
+    """Reject the largest contributions to an element at which the server optimizer overflows.
+
+    Parameters and returned value are those of :func:`reject_largest`.
+
+    Raises
+    ------
+    PlanError
+        It would do so without any contribution.
+    """
+    new, dtype = plan.next_model, _dtype_at(plan, position)
+    if new is None:
+        raise PlanError(f"round {plan.round_id!r} is not applied to a model")
+    terms = new.server_optimizer
+    step = f"{terms.optimizer} with learning_rate {terms.settings['learning_rate']:g}"
+    model, *state = _kept(wire, plan, new, position)
+
+    def survives(sums: Array) -> npt.NDArray[np.bool_]:
+        return _survives_step(new, position, dtype, _divided(dtype, plan, sums), model, state)
+
+    def reason(tensor: str, element: int) -> str:
+        return (
+            f"{step} would make a NaN or an infinity of element {element} of the model's tensor "
+            f"{tensor!r}, or of the optimizer's state there"
+        )
+
+    # What nobody changes: no delta, or the model as it is.
+    unchanged = model if terms.updates == MODELS else np.zeros_like(model)
+    if not _survives_step(new, position, dtype, unchanged, model, state)[0]:
+        where = _element_at(wire, plan, position)
+        raise PlanError(
+            f"{reason(*where)}, whatever clients send: look at version {new.version - 1} of model "
+            f"{terms.model!r}, and go back to one before it, or open a round with a lower learning "
+            "rate"
+        )
+    advice = "; if honest clients are rejected so, open a round with a lower learning rate"
+    return _reject(wire, plan, task, position, survives, reason, advice=advice)
+
+
+def _reject(
+    wire: TaskS3Client,
+    plan: Plan,
+    task: Task,
+    position: int,
+    survives: Survives,
+    reason: Callable[[str, int], str],
+    *,
+    advice: str,
+) -> list[Rejection]:
+    dtype = _dtype_at(plan, position)
+    read = _contributions(wire, plan, task, position, dtype)
+    gone = [found for found in read if isinstance(found, Rejection)]
+    if gone:
+        return gone
+    # The sort is stable, and clients are in the order of their ids.
+    found = sorted(
+        (c for c in read if isinstance(c, _Contribution)), key=lambda c: c.size, reverse=True
+    )
+    out = _count_to_reject([c.product for c in found], dtype, survives)
+    tensor, element = _element_at(wire, plan, position)
+    return sorted(
+        (
+            Rejection(
+                c.contributor.client,
+                f"{c.contributor.source.key}: {reason(tensor, element)}: this update has "
+                f"{c.value:g} there with weight {c.weight:g}, {_ordinal(rank)} of {len(found)} "
+                f"contributions{advice}",
+                c.contributor.source.etag,
+            )
+            for rank, c in enumerate(found[:out])
+        ),
+        key=lambda rejection: rejection.client,
+    )
+
+
+def _count_to_reject(products: Sequence[float], dtype: DType, survives: Survives) -> int:
+    """Return how many of the products, the largest first, have to go.
+
+    The first one always goes: the order of these additions is not that of the round.
+    """
+    ascending = np.array([0.0, *reversed(products)]).astype(dtype.accumulator)
+    with np.errstate(all="ignore"):
+        # Of the k smallest, for every k at once.
+        finite = survives(np.cumsum(ascending, dtype=dtype.accumulator))
+    return next((out for out in range(1, len(products)) if finite[-1 - out]), len(products))
+
+
+def _contributions(
+    wire: TaskS3Client, plan: Plan, task: Task, position: int, dtype: DType
+) -> list[_Contribution | Rejection]:
+    """Read one element of every contributor behind a task that has it, in the order of ids."""
+    [zone] = clip_zones(plan.zones, position, position + dtype.size)
+    weighed = [
+        (plan.contributors[number], weight)
+        for number in plan.contributors_behind(task)
+        if (weight := zone.weights[number]) is not None
+    ]
+    # Those of an eager round come by groups, in the order in which these were complete.
+    weighed.sort(key=lambda pair: pair[0].client)
+    read = functools.partial(_contribution, wire, position, dtype)
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(read, *zip(*weighed, strict=True)))
+
+
+def _contribution(
+    wire: TaskS3Client, position: int, dtype: DType, contributor: Contributor, weight: float
+) -> _Contribution | Rejection:
+    try:
+        ranges = list(contributor.runs.ranges(position, position + dtype.size))
+        [value] = _element(wire, contributor.source, ranges, dtype)
+    except ChangedObjectError as error:
+        return Rejection(contributor.client, str(error), contributor.source.etag)
+    with np.errstate(all="ignore"):
+        product = value * dtype.accumulator.type(weight)
+    return _Contribution(contributor, weight, float(value), float(product))
+
+
+def _kept(wire: TaskS3Client, plan: Plan, new: NextModel, position: int) -> list[Array]:
+    """Read one element of the model, and of the optimizer's state."""
+    dtype = _dtype_at(plan, position)
+    before = sums_bytes(plan.spans, 0, position)
+    places = [
+        (new.model, dtype, position),
+        *((kept, _widest(dtype), before) for kept in new.state),
+    ]
+    values = [
+        _element(
+            wire,
+            kept.source,
+            [(kept.data_offset + start, kept.data_offset + start + stored.size)],
+            stored,
+        )
+        for kept, stored, start in places
+    ]
+    return values + [np.zeros_like(values[0]) for _ in new.server_optimizer.state[len(new.state) :]]
+
+
+def _element(
+    wire: TaskS3Client, source: ObjectVersion, ranges: list[tuple[int, int]], dtype: DType
+) -> Array:
+    """Read one element, in its accumulator's type."""
+    data = memoryview(bytearray(dtype.size))
+    stream = RangeStream(wire, source, ranges)
+    try:
+        stream.read_into(data)
+    finally:
+        stream.close()
+    return arithmetic.widened(dtype, data)
+
+
+def _divided(dtype: DType, plan: Plan, sums: Array) -> Array:
+    averages = sums.copy()
+    if plan.divisor != 1:
+        arithmetic.divide(dtype, averages, plan.divisor)
+    return averages
+
+
+def _survives_step(
+    new: NextModel,
+    position: int,
+    dtype: DType,
+    averages: Array,
+    model: Array,
+    state: Sequence[Array],
+) -> npt.NDArray[np.bool_]:
+    """Take the step from each of some averages; tell whether model and state are finite."""
+    with np.errstate(all="ignore"):
+        bad = arithmetic.overflows(averages, dtype.overflow)
+        narrow = arithmetic.finish(dtype, averages.copy(), np.empty_like(averages))
+        stepped, after = take_step(
+            new.server_optimizer,
+            new.step,
+            is_in(new.buffers, position),
+            model.repeat(len(averages)),
+            arithmetic.widened(dtype, narrow),
+            [kept.repeat(len(averages)) for kept in state],
+        )
+        bad |= arithmetic.overflows(stepped, dtype.overflow)
+        for kept in after:
+            bad |= arithmetic.overflows(kept, math.inf)
+    return ~bad
+
+
+def _dtype_at(plan: Plan, position: int) -> DType:
+    [span] = clip(plan.spans, position, position + 1)
+    return DTYPES[span.dtype]
+
+
+def _widest(dtype: DType) -> DType:
+    """Return the type of an accumulator as an element: F32 or F64."""
+    return next(wide for wide in DTYPES.values() if wide.storage == dtype.accumulator)
+
+
+def _element_at(wire: TaskS3Client, plan: Plan, position: int) -> tuple[str, int]:
+    """Name the tensor that holds an element, and say which of its elements it is."""
+    update = plan.outputs[0]
+    return element_at(update.layout(wire.get_bytes(update.header_key)), position)
+
+
+def element_at(layout: Layout, position: int) -> tuple[str, int]:
+    """Name the tensor that holds byte ``position`` of the layout, and say which element it is."""
+    tensor = layout.tensor_at(position)
+    return shorten(tensor.name), (position - tensor.start) // DTYPES[tensor.dtype].size
+
+
+def _ordinal(rank: int) -> str:
+    return "the largest" if rank == 0 else f"number {rank + 1} by size"

@@ -1,0 +1,367 @@
+"""Reading ranges of an object as one stream that mends itself."""
+
+import contextlib
+import os
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final, Protocol
+
+from gradshard_core.aggregation.gathering import Group, Range, groups, requests
+from gradshard_core.aggregation.sharding import SLICE_BYTES
+from gradshard_core.errors import StoreError
+from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.layout import Runs
+
+MAX_ATTEMPTS: Final = 6
+"""Tries in a row that brought nothing, after which a request or a stream is given up."""
+
+
+PATIENCE_SECONDS: Final = 15
+"""How long a read may take to fill its buffer, of 256 KiB mostly: S3 gives a hundred times that.
+
+Shorter than S3's own patience, of some 20 s, with the part that waits for what is read."""
+
+
+@dataclass
+class Traffic:
+    """Requests and bytes since the counts were last taken."""
+
+    gets: int = 0
+    puts: int = 0
+    retries: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+
+class Meter:
+    """Counts traffic, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, **counts: int) -> None:
+        """Count, by the names of :class:`Traffic`'s fields."""
+        with self._lock:
+            self._counts.update(counts)
+
+    def take(self) -> Traffic:
+        """Return the counts so far and begin anew."""
+        with self._lock:
+            taken, self._counts = self._counts, Counter()
+        return Traffic(**taken)
+
+
+class Body(Protocol):
+    """The bytes of one answer."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Read some bytes; 0 at the end. A broken connection is an :class:`OSError`.
+
+        A buffer that is not filled within :data:`PATIENCE_SECONDS` is returned as it is.
+        """
+
+    def close(self) -> None:
+        """Give up what has not been read."""
+
+
+class Opener(Protocol):
+    """Where ranges of objects come from."""
+
+    meter: Meter
+
+    def get_body(self, source: ObjectVersion, start: int, end: int) -> Body:
+        """Open bytes [start, end) of an object version.
+
+        Raises
+        ------
+        ChangedObjectError
+            The version is gone, or has another ETag.
+        OSError
+            The answer cannot be used, but another one may.
+        """
+
+
+def sleep_backoff(failures: int) -> None:
+    """Wait before the next try, longer after each failure, never at the same time as others."""
+    time.sleep(random.uniform(0, 0.1 * 2**failures))  # noqa: S311 - no secret
+
+
+def summarize(failures: Iterable[str]) -> str:
+    """Say what went wrong, each reason once and how often, the first one first."""
+    return "; ".join(
+        f"{number} × {reason}" if number > 1 else reason
+        for reason, number in Counter(failures).items()
+    )
+
+
+def explain_denial(code: str) -> str:
+    """Say what an error of S3's leaves unsaid: to whom something is denied, or what to do."""
+    if code == "AccessDenied":
+        function = os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
+        if function:
+            return f"; that is denied to the role of function {function}"
+        return "; `aws sts get-caller-identity` says to whom that is denied"
+    if code == "RequestTimeTooSkewed":
+        return "; the clock of this machine is more than 15 minutes off: set it"
+    return ""
+
+
+def read_whole(body: Body, nbytes: int) -> bytes:
+    """Read a body to its end.
+
+    Raises
+    ------
+    OSError
+        It ended too early, or drips.
+    """
+    data = memoryview(bytearray(nbytes))
+    filled = 0
+    while filled < nbytes:
+        wanted = data[filled : filled + SLICE_BYTES]
+        begun = time.monotonic()
+        count = body.readinto(wanted)
+        filled += count
+        if count == 0:
+            raise OSError(f"the body ended {nbytes - filled} bytes short")
+        if count < len(wanted) and time.monotonic() - begun >= PATIENCE_SECONDS:
+            raise OSError(f"{count} bytes in {PATIENCE_SECONDS} s")
+    return bytes(data)
+
+
+class RangeStream:
+    """The bytes of some ranges of one object version, one after the other, as one stream.
+
+    A connection that breaks, or that drips, is opened again from the byte it reached, under the
+    same version and ETag. Requests are made when the first byte of a range is wanted, or by
+    :meth:`open`.
+    """
+
+    def __init__(
+        self, opener: Opener, source: ObjectVersion, ranges: Iterable[tuple[int, int]]
+    ) -> None:
+        self._opener = opener
+        self._source = source
+        self._ranges: Iterator[Range] = (range_ for range_ in ranges if range_[0] < range_[1])
+        self._position, self._end = next(self._ranges, (0, 0))
+        self._opened_at = 0
+        self._body: Body | None = None
+        self._ahead: Future[None] | None = None
+        self._failures: list[str] = []
+        self._drips = False
+
+    def open(self) -> None:
+        """Make the request for the current range already now; a failure shows when reading.
+
+        Raises
+        ------
+        ChangedObjectError
+            The version is gone, or has another ETag.
+        """
+        if self._position < self._end:
+            with contextlib.suppress(OSError):
+                self._get_body()
+
+    def open_ahead(self, pool: Executor) -> None:
+        """Make the request for the next range in another thread, if this one is read."""
+        if self._ahead is not None:
+            return
+        if self._position == self._end:
+            self._position, self._end = next(self._ranges, (self._position, self._end))
+        if self._body is None and self._position < self._end:
+            self._ahead = pool.submit(self.open)
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the next bytes.
+
+        Raises
+        ------
+        StoreError
+            The stream broke too often, or has no more bytes.
+        """
+        filled, wanted = 0, len(buffer)
+        while filled < wanted:
+            if self._position == self._end:
+                self._next_range(wanted - filled)
+            count = self._read_some(buffer[filled : filled + self._end - self._position])
+            filled += count
+            self._position += count
+            if self._position == self._end:
+                self._drop()
+            elif self._drips:
+                self._fail(f"{count} bytes in {PATIENCE_SECONDS} s")
+
+    def close(self) -> None:
+        """Give up the connection."""
+        if self._ahead is not None:
+            wait([self._ahead])
+        self._drop()
+        self._ranges = iter(())
+        self._position = self._end
+
+    def _next_range(self, wanted: int) -> None:
+        following = next(self._ranges, None)
+        if following is None:
+            raise StoreError(f"{self._source.key}: read {wanted} bytes past its ranges")
+        self._position, self._end = following
+
+    def _read_some(self, buffer: memoryview) -> int:
+        try:
+            body = self._current_body()
+            begun = time.monotonic()
+            count = body.readinto(buffer)
+            if count == 0:
+                missing = self._end - self._position
+                raise OSError(f"the body ended {missing} bytes short")  # noqa: TRY301
+        except OSError as error:
+            self._fail(str(error))
+            return 0
+        self._drips = count < len(buffer) and time.monotonic() - begun >= PATIENCE_SECONDS
+        if not self._drips:
+            self._failures.clear()
+        return count
+
+    def _fail(self, why: str) -> None:
+        """Give up the connection, and the stream if that has happened too often."""
+        self._failures.append(why)
+        self._drips = False
+        self._opener.meter.add(retries=1)
+        self._drop()
+        failures = len(self._failures)
+        if failures >= MAX_ATTEMPTS:
+            raise StoreError(
+                f"{self._source.key}: reading broke {failures} times in a row "
+                f"at byte {self._position}: {summarize(self._failures)}"
+            )
+        sleep_backoff(failures)
+
+    def _current_body(self) -> Body:
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            ahead.result()
+        return self._body or self._get_body()
+
+    def _get_body(self) -> Body:
+        if self._body is None:
+            self._body = self._opener.get_body(self._source, self._position, self._end)
+            self._opened_at = self._position
+        return self._body
+
+    def _drop(self) -> None:
+        if self._body is not None:
+            self._opener.meter.add(bytes_read=self._position - self._opened_at)
+            self._body.close()
+            self._body = None
+
+
+class GatheringStream:
+    """A contributor's bytes in the order of the layout, in few requests.
+
+    Where they do not follow each other in the object, a block's are read together, as they stand
+    there, into a buffer (:mod:`gradshard_core.aggregation.gathering`), so a block is to be read to
+    its end before another stream uses the same buffer.
+
+    Parameters
+    ----------
+    opener, source, runs
+        Of which object, and where the layout's bytes stand in it.
+    blocks
+        What is to be read, block by block; one alone where runs are in order.
+    desk
+        Room for a block and a slice.
+    pool
+        Makes the next block's request while other inputs are read.
+    """
+
+    def __init__(
+        self,
+        opener: Opener,
+        source: ObjectVersion,
+        runs: Runs,
+        blocks: Sequence[Range],
+        desk: memoryview,
+        pool: Executor | None = None,
+    ) -> None:
+        self._stream = RangeStream(opener, source, requests(groups(runs, blocks)))
+        self._groups = groups(runs, blocks)
+        self._scratch, self._room = desk[:SLICE_BYTES], desk[SLICE_BYTES:]
+        self._gathered: memoryview | None = None
+        self._left = 0
+        self._pool = pool
+
+    def open(self) -> None:
+        """Make the first request already now, as :meth:`RangeStream.open` does."""
+        self._stream.open()
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the next bytes.
+
+        Raises
+        ------
+        StoreError
+            The stream broke too often, or has no more bytes.
+        """
+        while buffer:
+            if not self._left:
+                self._next_group(len(buffer))
+            count = min(self._left, len(buffer))
+            if self._gathered is None:
+                self._stream.read_into(buffer[:count])
+            else:
+                at = len(self._gathered) - self._left
+                buffer[:count] = self._gathered[at : at + count]
+            self._left -= count
+            buffer = buffer[count:]
+            if not self._left:
+                self._open_ahead()
+
+    def close(self) -> None:
+        """Give up the connection."""
+        self._stream.close()
+        self._groups, self._gathered, self._left = iter(()), None, 0
+
+    def _next_group(self, wanted: int) -> None:
+        group = next(self._groups, None)
+        # Of what is not there, the stream says so.
+        self._left = wanted if group is None else group.nbytes
+        self._gathered = None
+        if group is not None and len(group.ranges) > 1:
+            self._gathered = self._gather(group)
+
+    def _open_ahead(self) -> None:
+        if self._pool is not None:
+            self._stream.open_ahead(self._pool)
+
+    def _gather(self, group: Group) -> memoryview:
+        """Read a group's windows, and put its ranges in the order of the layout."""
+        gathered = self._room[: group.nbytes]
+        starts = accumulate((end - start for start, end in group.ranges), initial=0)
+        # From the object's order to the place in the buffer.
+        places = deque(sorted(zip(group.ranges, starts, strict=False)))
+        for first, stop in group.windows:
+            for begin in range(first, stop, len(self._scratch)):
+                read = self._scratch[: stop - begin]
+                self._stream.read_into(read)
+                _put(read, begin, places, gathered)
+        self._open_ahead()
+        return gathered
+
+
+def _put(
+    read: memoryview, begin: int, places: deque[tuple[Range, int]], gathered: memoryview
+) -> None:
+    """Put the object's bytes from ``begin`` on where they belong; forget what is there whole."""
+    stop = begin + len(read)
+    while places and places[0][0][0] < stop:
+        (start, end), at = places[0]
+        low, high = max(start, begin), min(end, stop)
+        gathered[at + low - start : at + high - start] = read[low - begin : high - begin]
+        if end > stop:
+            return
+        places.popleft()

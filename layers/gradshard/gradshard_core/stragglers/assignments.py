@@ -1,0 +1,509 @@
+"""What each client should do next round, so that fast ones work while they would wait (AMBLE).
+
+A reconstruction. AMBLE (Park, Yoon, Yeo and Oh, Journal of Parallel and Distributed Computing 170,
+2022) gives every device a mini-batch and a number of local epochs by its speed relative to the
+slowest, and scales the learning rate with the batch; its formulas are not known here. These are
+this project's own:
+
+- *Time.* A round gives one observation per client, so one number can be had from it: seconds per
+  sample, at the batch the client had. It is smoothed over rounds, and predicts epochs × samples ×
+  seconds per sample. That a larger batch makes better use of a device is not assumed; where it
+  does, the next report shows it.
+- *Epochs.* Work is samples gone through. A client gets as many epochs as fit the target: the time
+  that the slowest client of the last round is predicted to take in the base settings, or the
+  operator's.
+- *Batch.* It grows as the epochs do, so that, up to its bound, a client makes as many local steps
+  as in the base settings, each with less noise; from there on it makes more of them.
+- *Learning rate.* η = η₀ · batch / base batch.
+
+The slowest client keeps the base settings; so does one of which nothing is known.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final, Self
+
+from gradshard_core.aggregation.arithmetic import shares_of
+from gradshard_core.errors import SpecError, UpdateError
+from gradshard_core.formats.layout import shorten
+
+REPORTED: Final = ("train_seconds", "batch_size", "epochs", "steps")
+"""What clients say of their training, in the metadata of their updates."""
+
+MAX_TRAIN_SECONDS: Final = 7 * 24 * 3600.0
+"""As long as a round may be open; who trained for longer is not believed."""
+
+MIN_SECONDS_PER_SAMPLE: Final = 1e-9
+"""Faster than any device; who trained so fast is not believed."""
+
+MAX_COUNT: Final = 2**53
+
+FORGET_ROUNDS: Final = 20
+"""A client that has been away for more rounds is new again."""
+
+MOST: Final = {"batch_size": 2, "epochs": 8, "learning_rate": 2}
+"""The highest settings, as multiples of the base, where none are given. A learning rate that suits
+the base does not survive being scaled by 8 (docs/stragglers.md), so the batch ends early."""
+
+STEPS_FACTOR: Final = 10
+"""How far from the median of a round's steps a client's count. Assignments ask for no more than
+8 times the base's epochs (:data:`MOST`), which is within it."""
+
+NOTED: Final = 20
+"""Clients that a note names."""
+
+SLACK: Final = 1e-9
+"""What rounding may cost, relatively: a client that fits the target exactly is to fit."""
+
+
+@dataclass(frozen=True)
+class AssignmentSettings:
+    """The base settings, and what may become of them.
+
+    Parameters
+    ----------
+    batch_size, epochs, learning_rate
+        The base settings, which the slowest client and new ones have.
+    min_batch_size, max_batch_size, min_epochs, max_epochs, min_learning_rate, max_learning_rate
+        Bounds. None as the lowest stands for the base settings, so that nobody does less; as the
+        highest for them times :data:`MOST`. A client that cannot meet the operator's target does
+        less only if ``min_epochs`` allows it.
+    target_seconds
+        The time a client's training should take; None: the slowest client's.
+    smoothing
+        The weight of the last report in a client's speed, over 0 and at most 1.
+    """
+
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    min_batch_size: int | None = None
+    max_batch_size: int | None = None
+    min_epochs: int | None = None
+    max_epochs: int | None = None
+    min_learning_rate: float | None = None
+    max_learning_rate: float | None = None
+    target_seconds: float | None = None
+    smoothing: float = 0.5
+
+    def bounds(self, name: str) -> tuple[float, float]:
+        """Return the lowest and highest of ``batch_size``, ``epochs`` or ``learning_rate``."""
+        base = getattr(self, name)
+        low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+        return (base if low is None else low, MOST[name] * base if high is None else high)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what :func:`parse_assignment_settings` reads."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a client says of its training, as far as it can be believed.
+
+    Parameters
+    ----------
+    samples
+        The number of samples it has.
+    train_seconds, batch_size, epochs, steps
+        What it took and did; None where that is not known.
+    notes
+        What was not believed, and why.
+    """
+
+    samples: int
+    train_seconds: float | None = None
+    batch_size: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def processed(self) -> int | None:
+        """Samples gone through, each as often as it was; None where that is not known."""
+        if self.epochs is not None:
+            return self.epochs * self.samples
+        if self.steps is not None and self.batch_size is not None:
+            return self.steps * self.batch_size
+        return None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What is remembered of a client.
+
+    Parameters
+    ----------
+    seconds_per_sample
+        Smoothed over rounds.
+    samples
+        How many it last had.
+    unseen
+        Rounds since it last took part.
+    """
+
+    seconds_per_sample: float
+    samples: int
+    unseen: int = 0
+
+    def seconds(self, epochs: int) -> float:
+        """Predict how long so many epochs take."""
+        return epochs * self.samples * self.seconds_per_sample
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a client should do.
+
+    Parameters
+    ----------
+    batch_size, epochs, learning_rate
+        Its settings.
+    seconds
+        What they are predicted to take; None for a client of which nothing is known.
+    """
+
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Assignments:
+    """What all clients should do, and what the next round's assignments are made from.
+
+    Parameters
+    ----------
+    settings
+        What they were made in.
+    target_seconds
+        The time that training should take; None while no client's speed is known.
+    clients
+        Assignments by client.
+    speeds
+        What is remembered, by client.
+    notes
+        What was ignored, or could not be met.
+    """
+
+    settings: AssignmentSettings
+    target_seconds: float | None = None
+    clients: Mapping[str, Assignment] = field(default_factory=dict)
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def of(self, client: str) -> Assignment:
+        """Return a client's assignment: the base settings if nothing is known of it."""
+        return self.clients.get(client) or _base(self.settings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document; ``new_clients`` is for those not named in it."""
+        return {
+            "settings": self.settings.to_json(),
+            "target_seconds": self.target_seconds,
+            "new_clients": asdict(_base(self.settings)),
+            "clients": {client: asdict(a) for client, a in self.clients.items()},
+            "speeds": {client: asdict(speed) for client, speed in self.speeds.items()},
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        return cls(
+            AssignmentSettings(**document["settings"]),
+            document["target_seconds"],
+            {client: Assignment(**a) for client, a in document["clients"].items()},
+            {client: Speed(**speed) for client, speed in document["speeds"].items()},
+            tuple(document["notes"]),
+        )
+
+
+def parse_assignment_settings(stated: Mapping[str, Any]) -> AssignmentSettings:
+    """Check the settings of assignments.
+
+    Parameters
+    ----------
+    stated
+        The fields of :class:`AssignmentSettings`; None is as good as left out.
+
+    Raises
+    ------
+    SpecError
+        One is unknown, missing or out of its bounds, or the base settings are.
+    """
+    names = [entry.name for entry in fields(AssignmentSettings)]
+    unknown = sorted(stated.keys() - set(names))
+    if unknown:
+        raise SpecError(f"unknown field {unknown[0]!r}; assignments have {', '.join(names)}")
+    given = {name: value for name, value in stated.items() if value is not None}
+    required = ("batch_size", "epochs", "learning_rate")
+    missing = next((name for name in required if name not in given), None)
+    if missing is not None:
+        raise SpecError(f"{missing} of the base settings is missing")
+    for name, value in given.items():
+        _check_number(name, value, whole=name.endswith(("batch_size", "epochs")))
+    settings = AssignmentSettings(**given)
+    if settings.smoothing > 1:
+        raise SpecError(f"smoothing is {settings.smoothing!r}, not over 0 and at most 1")
+    for name in required:
+        low, high = settings.bounds(name)
+        if not low <= getattr(settings, name) <= high:
+            raise SpecError(
+                f"{name} is {getattr(settings, name)!r} in the base settings, out of its bounds "
+                f"{low!r} to {high!r}"
+            )
+    return settings
+
+
+def report_metadata(training: Mapping[str, float]) -> dict[str, str]:
+    """Return what a client says of its training as the metadata of its update.
+
+    Parameters
+    ----------
+    training
+        Any of ``train_seconds``, ``batch_size``, ``epochs`` and ``steps``.
+
+    Raises
+    ------
+    UpdateError
+        It says something else.
+    """
+    unknown = sorted(training.keys() - set(REPORTED))
+    if unknown:
+        raise UpdateError(f"training has {unknown[0]!r}; it may have {', '.join(REPORTED)}")
+    for name, value in training.items():
+        if not 0 < value < math.inf:
+            raise UpdateError(f"{name} is {value}, not a number above zero")
+    return {name: str(value) for name, value in training.items()}
+
+
+def parse_report(samples: int, metadata: Mapping[str, str]) -> Report:
+    """Read a client's report from the metadata of its update.
+
+    Nothing in it makes an update bad: what is missing is not known, and what makes no sense is
+    not believed, with a note.
+
+    Parameters
+    ----------
+    samples
+        The update's number of samples.
+    metadata
+        ``train_seconds``, ``batch_size``, ``epochs`` and ``steps``, each as text.
+    """
+    notes: list[str] = []
+    counts: dict[str, int] = {}
+    for name in ("batch_size", "epochs", "steps"):
+        text = metadata.get(name)
+        if text is None:
+            continue
+        whole = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_COUNT))
+        if whole and 1 <= int(text) <= MAX_COUNT:
+            counts[name] = int(text)
+        else:
+            notes.append(f"{name} is {shorten(text)!r}, not a whole number from 1 to 2**53")
+    settings = counts.get("batch_size"), counts.get("epochs"), counts.get("steps")
+    report = Report(samples, None, *settings)
+    seconds = _train_seconds(metadata.get("train_seconds"), report.processed, notes)
+    return Report(samples, seconds, *settings, tuple(notes))
+
+
+def assign(
+    settings: AssignmentSettings,
+    reports: Mapping[str, Report],
+    history: Mapping[str, Speed] | None = None,
+) -> Assignments:
+    """Decide what every client should do next round.
+
+    Parameters
+    ----------
+    settings
+        The base settings and bounds.
+    reports
+        Of the round that has ended, by client.
+    history
+        The speeds that the assignments before carry (:attr:`Assignments.speeds`).
+    """
+    notes = [f"{client}: {note}" for client in sorted(reports) for note in reports[client].notes]
+    speeds = _remember(reports, history or {}, settings.smoothing)
+    if not speeds:
+        return Assignments(settings, settings.target_seconds, notes=tuple(notes))
+    present = [speed for speed in speeds.values() if speed.unseen == 0] or list(speeds.values())
+    target = settings.target_seconds
+    if target is None:
+        target = max(speed.seconds(settings.epochs) for speed in present)
+    clients: dict[str, Assignment] = {}
+    for client, speed in speeds.items():
+        clients[client] = assignment = _fit(settings, speed, target)
+        if assignment.seconds is not None and assignment.seconds > target * (1 + SLACK):
+            notes.append(
+                f"{client}: predicted to take {assignment.seconds:.3g} s at the least it may do, "
+                f"over the target of {target:.3g} s"
+            )
+    return Assignments(settings, target, clients, speeds, tuple(notes))
+
+
+def progress(steps: int, learning_rate_ratio: float = 1.0, momentum: float = 0.0) -> float:
+    """Return how far a client's local steps carry it, in plain steps of the base learning rate.
+
+    FedNova's ‖a‖₁ (Wang et al., NeurIPS 2020, section 4): with momentum m a gradient works on in
+    the steps after it, so τ steps make (τ - m (1 - m^τ) / (1 - m)) / (1 - m).
+
+    Parameters
+    ----------
+    steps
+        τ, above zero.
+    learning_rate_ratio
+        The client's learning rate by the base one.
+    momentum
+        m, from 0 to under 1; the velocity being zero when the round begins.
+    """
+    rest = 1.0 - momentum
+    return learning_rate_ratio * (steps - momentum * (1.0 - momentum**steps) / rest) / rest
+
+
+def bounded_steps(steps: Sequence[float]) -> list[float]:
+    """Clip local steps to a factor F of 10 around their median, below and above.
+
+    Nobody can check what a client says of its steps. Unclipped, one that claims 2**53 would scale
+    all other updates up (τ'), and one that claims a single step its own (1 / τ). Of clipped steps,
+    a normalised weight is at most F² = 100 times its client's share, and all weights together are
+    at most (F + 1/F)² / 4 = 25.5 (Kantorovich's inequality); if all clients but one made equally
+    many steps, at most (F + 1)² / 4F = 3.025.
+
+    The median is the lower one, and each client counts once: as long as over half of the clients
+    are honest, it is within the range of their steps.
+
+    Parameters
+    ----------
+    steps
+        τ of each client, above zero.
+
+    Returns
+    -------
+    list of float
+        In the same order; those within the bounds as they are.
+    """
+    if not steps:
+        return []
+    median = sorted(steps)[(len(steps) - 1) // 2]
+    low, high = median / STEPS_FACTOR, median * STEPS_FACTOR
+    return [low if tau < low else min(tau, high) for tau in steps]
+
+
+def note_bounded_steps(steps: Mapping[str, int]) -> list[str]:
+    """Return a note that names the clients whose steps are out of the bounds, if there are any."""
+    bounded = bounded_steps(list(steps.values()))
+    clipped = [
+        f"{client} {stated} as {counted:g}"
+        for (client, stated), counted in zip(steps.items(), bounded, strict=True)
+        if counted != stated
+    ]
+    if not clipped:
+        return []
+    more = f" and {len(clipped) - NOTED} more" if len(clipped) > NOTED else ""
+    shown = ", ".join(clipped[:NOTED]) + more
+    return [f"steps count within a factor of {STEPS_FACTOR} of their median: {shown}"]
+
+
+def normalised_weights(samples: Sequence[int], steps: Sequence[float]) -> list[float]:
+    """Weigh updates of clients that have made unequal numbers of local steps.
+
+    A plain mean favours clients that went further: it ends where a sum of their losses, weighted by
+    their steps, is least, not the sum that was meant (objective inconsistency; Wang et al., NeurIPS
+    2020). FedNova averages updates per step, Δ / τ, and goes the mean number of steps that way. As
+    weights of Δ that is p · (τ' / τ) with p = n / Σn and τ' = Σ p τ, each operation rounded in
+    float64 and the sum rounded once. The weights add up to one only when all steps are equal.
+
+    Parameters
+    ----------
+    samples
+        n of each client.
+    steps
+        τ of each client, above zero: its local steps, or what :func:`progress` makes of them.
+
+    Raises
+    ------
+    SpecError
+        A client's steps are not a number above zero.
+    """
+    for index, tau in enumerate(steps):
+        if not (math.isfinite(tau) and tau > 0):
+            raise SpecError(
+                f"contributor {index} made {tau!r} local steps; weights can be normalised only "
+                "where all report theirs, a number above zero"
+            )
+    shares = shares_of(list(samples))
+    mean = math.fsum(share * tau for share, tau in zip(shares, steps, strict=True))
+    return [share * (mean / tau) for share, tau in zip(shares, steps, strict=True)]
+
+
+def _base(settings: AssignmentSettings) -> Assignment:
+    return Assignment(settings.batch_size, settings.epochs, settings.learning_rate)
+
+
+def _fit(settings: AssignmentSettings, speed: Speed, target: float) -> Assignment:
+    """Give a client as many epochs as it has the time for, and the batch that goes with them."""
+    fitting = target * (1 + SLACK) / speed.seconds(1)
+    low, high = settings.bounds("epochs")
+    epochs = int(max(low, min(high, fitting)))
+    low, high = settings.bounds("batch_size")
+    # A batch beyond the client's samples would not be one; but the base stays what it is.
+    high = min(high, max(settings.batch_size, speed.samples))
+    batch_size = int(max(low, min(high, settings.batch_size * epochs // settings.epochs)))
+    low, high = settings.bounds("learning_rate")
+    rate = max(low, min(high, settings.learning_rate * batch_size / settings.batch_size))
+    return Assignment(batch_size, epochs, rate, speed.seconds(epochs))
+
+
+def _remember(
+    reports: Mapping[str, Report], history: Mapping[str, Speed], smoothing: float
+) -> dict[str, Speed]:
+    """Bring what is known of clients up to date."""
+    speeds: dict[str, Speed] = {}
+    for client in sorted(reports.keys() | history.keys()):
+        report, before = reports.get(client), history.get(client)
+        if report is not None and report.train_seconds is not None and report.processed:
+            latest = report.train_seconds / report.processed
+            if before is not None:
+                latest = smoothing * latest + (1 - smoothing) * before.seconds_per_sample
+            speeds[client] = Speed(latest, report.samples)
+        elif before is not None and report is not None:
+            speeds[client] = Speed(before.seconds_per_sample, report.samples)
+        elif before is not None and before.unseen < FORGET_ROUNDS:
+            speeds[client] = Speed(before.seconds_per_sample, before.samples, before.unseen + 1)
+    return speeds
+
+
+def _train_seconds(text: str | None, processed: int | None, notes: list[str]) -> float | None:
+    if text is None:
+        notes.append("train_seconds is missing")
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        notes.append(f"train_seconds is {shorten(text)!r}, not a number")
+        return None
+    if not 0 < seconds <= MAX_TRAIN_SECONDS:
+        notes.append(
+            f"train_seconds is {shorten(text)!r}, not over 0 and at most {MAX_TRAIN_SECONDS:.0f}"
+        )
+        return None
+    if processed is None:
+        notes.append("epochs are missing, or else steps and batch_size: its speed is not known")
+        return None
+    if seconds / processed < MIN_SECONDS_PER_SAMPLE:
+        notes.append(
+            f"train_seconds is {shorten(text)!r} for {processed} samples, under a nanosecond each"
+        )
+        return None
+    return seconds
+
+
+def _check_number(name: str, value: Any, *, whole: bool) -> None:
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= MAX_COUNT:
+        kind = "whole number" if whole else "number"
+        raise SpecError(f"{name} is {value!r}, not a {kind} above zero")

@@ -1,0 +1,133 @@
+"""``gradshard compare``: what each topology takes for the same updates."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from gradshard.cli.common import WIDE, cell, connected, json_option, print_json, waiting
+from gradshard.client.federation import Federation
+from gradshard.papers import topology_trials
+from gradshard.papers.topology_trials import Outcome, Trial
+from gradshard.utils.text import escape_terminal, format_size
+from gradshard_core.aggregation.arithmetic import COUNTS, SHARES
+from gradshard_core.aggregation.topologies import TOPOLOGIES
+from gradshard_core.planning import limits
+
+DIGEST_CHARACTERS: Final = 8
+
+
+@click.command()
+@click.argument("name", metavar="ROUND")
+@click.option(
+    "--topology",
+    "names",
+    type=click.Choice(list(TOPOLOGIES)),
+    multiple=True,
+    help="Only this one; repeat it.",
+)
+@click.option("--order", metavar="ORDER", help="Of the additions, for all: tree:K,K,…")
+@click.option("--weights", type=click.Choice((SHARES, COUNTS)), default=SHARES, show_default=True)
+@click.option(
+    "--shards",
+    type=click.IntRange(1, limits.MAX_PARTS),
+    metavar="M",
+    help="For what is cut: a given M.",
+)
+@click.option(
+    "--whole", is_flag=True, help="Also trees whose functions hold whole updates, as published."
+)
+@json_option
+@connected
+def compare(
+    federation: Federation,
+    name: str,
+    names: tuple[str, ...],
+    whole: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run several topologies on the same updates.
+
+    Each topology adds in its natural order, and shards add in the same order, which must give the
+    same bytes. The trials are rounds of their own and are removed afterwards.
+    """
+    round_ = federation.round(name)
+    clients = len(topology_trials.contributors(round_))
+    chosen = topology_trials.trials(clients, names, whole=whole, **options)
+    outcomes: list[Outcome] = []
+    with waiting(f"comparing on {clients} updates") as say:
+
+        def tell(trial: Trial) -> None:
+            say(f"{trial.label} ({len(outcomes) + 1} of {len(chosen)})")
+
+        outcomes.extend(topology_trials.compare(federation, round_, chosen, tell=tell))
+    agrees = topology_trials.agreement(outcomes)
+    if as_json:
+        print_json(
+            {
+                "round": name,
+                "clients": clients,
+                "agrees": agrees,
+                "outcomes": [outcome.to_json() for outcome in outcomes],
+            }
+        )
+    else:
+        _print(outcomes, agrees)
+    if not agrees:
+        raise click.ClickException("the same order gave other bytes: see the digests")
+    if all(outcome.rejected for outcome in outcomes):
+        raise click.ClickException("none of the topologies could run: see above why")
+
+
+_ROWS: tuple[tuple[str, Callable[[Outcome], object]], ...] = (
+    ("order", lambda o: o.order),
+    ("M", lambda o: o.shards),
+    ("tasks by level", lambda o: " ".join(str(o.shards * len(sizes)) for sizes in o.groups)),
+    ("read", lambda o: format_size(o.bytes_read)),
+    ("written", lambda o: format_size(o.bytes_written)),
+    ("GETs", lambda o: o.gets),
+    ("PUTs", lambda o: o.puts),
+    ("invocations", lambda o: o.invocations),
+    ("transitions", lambda o: o.transitions),
+    ("peak MB", lambda o: f"{o.peak_mb:.0f}"),
+    ("GB-seconds", lambda o: f"{o.gb_seconds:.3f}"),
+    ("seconds", lambda o: f"{o.seconds:.2f}"),
+    ("$ Lambda", lambda o: _dollars(o, "lambda")),
+    ("$ S3, tasks", lambda o: _dollars(o, "s3_aggregators")),
+    ("$ S3, clients", lambda o: _dollars(o, "s3_clients")),
+    ("$ Step Functions", lambda o: _dollars(o, "step_functions")),
+    ("$ events", lambda o: _dollars(o, "events")),
+    ("$ cold starts", lambda o: _dollars(o, "starts")),
+    ("$ the rest", lambda o: _dollars(o, "requests", "round")),
+    ("$ in all", lambda o: _dollars(o, "total")),
+    ("bytes (SHA-256)", lambda o: o.digest[:DIGEST_CHARACTERS]),
+)
+
+
+def _dollars(outcome: Outcome, *parts: str) -> str:
+    """Per thousand rounds."""
+    bill = outcome.bill.to_json() if outcome.bill else {}
+    return f"{1000 * sum(bill[part] for part in parts):.3f}"
+
+
+def _print(outcomes: list[Outcome], agrees: bool) -> None:
+    done = [outcome for outcome in outcomes if not outcome.rejected]
+    table = Table()
+    for title in ("", *(outcome.trial.label for outcome in done)):
+        table.add_column(cell(title), justify="right" if title else "left", no_wrap=not title)
+    for title, value in _ROWS:
+        table.add_row(cell(title), *(cell(value(outcome)) for outcome in done))
+    if done:
+        # A column for each trial: where the terminal is narrower, it wraps.
+        Console(width=max(Console().width, WIDE)).print(table)
+        click.echo("Dollars are per 1000 rounds, at AWS's prices for what was measured here.")
+    for outcome in outcomes:
+        if outcome.rejected:
+            click.echo(
+                f"{escape_terminal(outcome.trial.label)}: {escape_terminal(outcome.rejected)}"
+            )
+    if agrees and done:
+        click.echo("What added in the same order gave the same bytes.")

@@ -1,0 +1,150 @@
+"""What an operator does to rounds: ``list``, ``close``, ``cancel``, ``rm`` and ``logs``."""
+
+import itertools
+import json
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from gradshard.cli.common import cell, connected, json_option, print_json, waiting
+from gradshard.cli.show import STATE_STYLES, expected
+from gradshard.client.federation import Federation
+from gradshard.client.operations import STATES, LogLine
+from gradshard.utils.text import escape_terminal, pluralize
+from gradshard_core.errors import RoundStateError
+
+DEFAULT_LIMIT: Final = 20
+
+SHOWN_FIELDS: Final = ("contributor", "task", "status", "reason", "error", "cause")
+"""Of a log line; the others are in its JSON."""
+
+
+@click.command("list")
+@click.option("--state", type=click.Choice(STATES), help="Only rounds in this state.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    default=DEFAULT_LIMIT,
+    show_default=True,
+    help="At most this many rounds.",
+)
+@json_option
+@connected
+def list_(federation: Federation, state: str | None, limit: int, as_json: bool) -> None:
+    """List the rounds of the last 90 days.
+
+    The newest comes first.
+    """
+    with waiting("listing rounds"):
+        found = list(itertools.islice(federation.rounds(state), limit))
+    if as_json:
+        print_json([round_._asdict() for round_ in found])
+        return
+    if not found:
+        click.echo("there are no rounds" if state is None else f"there are no rounds {state}")
+        return
+    table = Table("round", "state", "opened", "ended", box=None, pad_edge=False)
+    for round_ in found:
+        style = STATE_STYLES.get(round_.state, "yellow")
+        times = (_local(round_.opened_at), _local(round_.ended_at))
+        table.add_row(cell(round_.round), cell(round_.state, style), *map(cell, times))
+    Console().print(table)
+
+
+def _local(at: str | None) -> str:
+    return f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M:%S}" if at else ""
+
+
+@click.command()
+@click.argument("name", metavar="ROUND")
+@connected
+def close(federation: Federation, name: str) -> None:
+    """Let a round go on with the updates that are there."""
+    round_ = federation.round(name)
+    was_waiting = round_.close()
+    status = round_.status()
+    if was_waiting:
+        updates = f"{len(status['arrived'])} of {pluralize(expected(status), 'update')}"
+        click.echo(f"round {escape_terminal(name)} goes on with {updates}")
+    else:
+        click.echo(f"round {escape_terminal(name)} was not waiting; it is {status['state']}")
+
+
+@click.command()
+@click.argument("name", metavar="[ROUND]", required=False)
+@click.option("--all", "is_all", is_flag=True, help="Every round that has not ended.")
+@click.option("--reason", metavar="TEXT", required=True, help="Why; the round's clients read it.")
+@connected
+def cancel(federation: Federation, name: str | None, is_all: bool, reason: str) -> None:
+    """Stop a round, or all rounds, and clean up.
+
+    The round has then failed, with the reason as its cause.
+    """
+    if is_all == (name is not None):
+        raise click.UsageError("Give the ROUND, or --all.")
+    if name is not None:
+        cause = federation.round(name).cancel(reason)
+        click.echo(f"round {escape_terminal(name)} has failed: {escape_terminal(cause)}")
+        return
+    count = 0
+    for round_ in federation.cancel_all(reason):
+        click.echo(f"cancelled round {escape_terminal(round_.id)}")
+        count += 1
+    click.echo(f"cancelled {pluralize(count, 'round')}")
+
+
+@click.command("rm")
+@click.argument("name", metavar="ROUND")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@connected
+def remove(federation: Federation, name: str, yes: bool) -> None:
+    """Delete the objects of a round that has ended.
+
+    All their versions are deleted for good. The round's name stays taken.
+    """
+    if not yes and not click.confirm(
+        f"Delete all objects of round {escape_terminal(name)}, updates and average included?",
+        err=True,
+    ):
+        raise RoundStateError(f"round {name!r} was left as it is")
+    with waiting(f"deleting round {name}"):
+        federation.round(name).remove()
+    click.echo(f"deleted all objects of round {escape_terminal(name)}")
+
+
+@click.command()
+@click.argument("name", metavar="ROUND")
+@json_option
+@connected
+def logs(federation: Federation, name: str, as_json: bool) -> None:
+    """Show what the functions logged about a round.
+
+    The newest line comes last.
+    """
+    with waiting(f"reading the logs of round {name}"):
+        lines = federation.round(name).log()
+    if as_json:
+        print_json([{"at": _iso(line), "function": line.function} | line.fields for line in lines])
+        return
+    for line in lines:
+        click.echo(escape_terminal(f"{_iso(line)} {line.function} {_told(line.fields)}"))
+
+
+def _iso(line: LogLine) -> str:
+    return datetime.fromtimestamp(line.at / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _told(fields: dict[str, Any]) -> str:
+    """Return a log line's message, and what it says of the invocation."""
+    outcome = fields.get("outcome")
+    known = (outcome if isinstance(outcome, dict) else {}) | fields
+    told = (
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name in SHOWN_FIELDS
+        if (value := known.get(name)) is not None
+    )
+    return " ".join((str(fields.get("message", "")), *told))

@@ -1,0 +1,182 @@
+"""``gradshard plan``: what a round would take, before there is one."""
+
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from gradshard.cli.common import (
+    Seconds,
+    Size,
+    aggregation_options,
+    cell,
+    debuggable,
+    dollars,
+    json_option,
+    port_option,
+    print_json,
+)
+from gradshard.client.federation import Federation
+from gradshard.utils.text import format_size, pluralize
+from gradshard_core.aggregation import addition_order
+from gradshard_core.aggregation.server_optimizers import OPTIMIZERS
+from gradshard_core.aggregation.topologies import TOPOLOGIES
+from gradshard_core.planning import limits, planner
+from gradshard_core.planning.planner import DEFAULT_MEMORY_MB, LambdaConfig, Projection, Workload
+from gradshard_core.planning.spec import MAX_CLIENTS, parse_spec
+
+DEFAULT_ARCHITECTURE: Final = "arm64"
+
+TELLING: Final = 0.85
+"""A row of the table takes at most this fraction of the time of the one below it."""
+
+ROWS: Final = 5
+"""Of the table, unless all are asked for."""
+
+
+@click.command()
+@click.option("--size", type=Size(), required=True, help="Of an update: 512MB, 1GiB, 5e9.")
+@click.option("--clients", type=click.IntRange(1, MAX_CLIENTS), required=True, metavar="N")
+@aggregation_options
+@click.option("--shards", type=click.IntRange(1, limits.MAX_PARTS), metavar="M", help="A given M.")
+@click.option(
+    "--time-budget", type=Seconds(), metavar="TIME", help="Or how long aggregating may take."
+)
+@click.option(
+    "--memory",
+    type=click.IntRange(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
+    metavar="MB",
+    help=f"Of the aggregator; that of the stack, or {DEFAULT_MEMORY_MB}.",
+)
+@click.option(
+    "--architecture",
+    type=click.Choice(sorted(limits.DOLLARS_PER_GB_SECOND)),
+    help=f"Of the aggregator; that of the stack, or {DEFAULT_ARCHITECTURE}.",
+)
+@click.option(
+    "--server-optimizer",
+    type=click.Choice(list(OPTIMIZERS)),
+    help="Plan for a round that is applied.",
+)
+@click.option("--all", "show_all", is_flag=True, help=f"More than {ROWS} rows of the table.")
+@click.option("--stack", help="Plan for what is deployed there.")
+@click.option("--local", is_flag=True, help="Plan for what the local engine runs.")
+@port_option
+@json_option
+@debuggable
+def plan(
+    size: int,
+    clients: int,
+    memory: int | None,
+    architecture: str | None,
+    stack: str | None,
+    local: bool,
+    port: int,
+    show_all: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Show what a round would take in time and money.
+
+    It asks AWS nothing, unless a stack is named.
+    """
+    spec = parse_spec({"clients": clients, **options})
+    name, levels = spec.levels(clients)
+    order_parts = addition_order.split_order(
+        spec.order or addition_order.natural_order(levels), levels
+    )
+    if stack or local:
+        deployed = Federation(stack or "gradshard", local=local, port=port).stack
+        memory = memory or int(deployed.output("AggregatorMemory"))
+        architecture = architecture or deployed.output("Architecture")
+    memory = memory or DEFAULT_MEMORY_MB
+    architecture = architecture or DEFAULT_ARCHITECTURE
+    aggregator = LambdaConfig(memory, architecture)
+    load = Workload(
+        size,
+        levels,
+        is_cut=TOPOLOGIES[name].is_cut,
+        depth=max(1, *map(len, order_parts)),
+        hold=spec.hold,
+        plan_bytes=planner.plan_bytes(clients),
+        applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
+    )
+    choice, notes = planner.choose(
+        load, aggregator, shards=spec.shards, time_budget=spec.time_budget
+    )
+    frontier = planner.frontier(
+        load, aggregator, memories=sorted({*limits.MEMORIES_MB, memory}), shards=spec.shards
+    )
+    if as_json:
+        print_json(
+            {
+                "nbytes": size,
+                "clients": clients,
+                "architecture": architecture,
+                "topology": name,
+                "levels": levels,
+                "choice": choice.to_json(),
+                "notes": notes,
+                "frontier": [projection.to_json() for projection in frontier],
+            }
+        )
+        return
+    console = Console()
+    console.print(
+        cell(
+            f"{pluralize(clients, 'update')} of {format_size(size)} on {architecture}: "
+            f"at {memory} MB the planner takes M={choice.shards} ({TOPOLOGIES[name].title}, "
+            f"{pluralize(choice.tasks, 'task')}), "
+            f"{choice.seconds:.1f} s, {dollars(choice.total_dollars)}"
+        )
+    )
+    for note in notes:
+        console.print(cell(note))
+    rows = _telling(frontier, choice)
+    shown = rows if show_all else _few(rows, choice)
+    console.print(_table(shown, choice))
+    if len(shown) < len(rows):
+        console.print(cell(f"{len(rows) - len(shown)} more with --all"))
+
+
+def _telling(frontier: list[Projection], choice: Projection) -> list[Projection]:
+    """Leave out of a long frontier what hardly differs from its neighbours; keep the choice."""
+    kept: list[Projection] = []
+    for projection in reversed(frontier):
+        if not kept or projection.seconds <= TELLING * kept[-1].seconds:
+            kept.append(projection)
+    fastest = frontier[:1]
+    rows = {(p.memory_mb, p.shards): p for p in [*kept, *fastest, choice]}
+    return sorted(rows.values(), key=lambda p: (p.seconds, p.total_dollars))
+
+
+def _few(rows: list[Projection], choice: Projection) -> list[Projection]:
+    """Take the choice, the first and last row, and others at even distances between."""
+    if len(rows) <= ROWS:
+        return rows
+    last, chosen = len(rows) - 1, rows.index(choice)
+    spread = [round(last * n / (ROWS - 1)) for n in range(ROWS)]
+    if chosen not in spread:
+        between = spread[1:-1]
+        spread[spread.index(min(between, key=lambda row: abs(row - chosen)))] = chosen
+    return [rows[row] for row in sorted(spread)]
+
+
+def _table(rows: list[Projection], choice: Projection) -> Table:
+    table = Table()
+    for title in ("", "M", "memory MB", "used MB", "task s", "round s", "$ per 1000"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        chosen = (row.memory_mb, row.shards) == (choice.memory_mb, choice.shards)
+        table.add_row(
+            "→" if chosen else "",
+            str(row.shards),
+            str(row.memory_mb),
+            f"{row.needed_mb:.0f}",
+            f"{row.task_seconds:.1f}",
+            f"{row.seconds:.1f}",
+            f"{1000 * row.total_dollars:.2f}",
+            style="bold" if chosen else "",
+        )
+    return table

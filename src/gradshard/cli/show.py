@@ -1,0 +1,180 @@
+"""``gradshard show``: a round at a glance."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from gradshard.cli.common import cell, connected, dollars, json_option, print_json
+from gradshard.cli.ticket import load, named, ticket_option
+from gradshard.client.federation import Federation
+from gradshard.utils.text import format_size, pluralize
+from gradshard_core.formats.layout import shorten
+
+MOST_NAMED = 4
+"""Buffers that are named; the manifest names all."""
+
+STATE_STYLES = {"completed": "green", "failed": "red"}
+
+
+@click.command()
+@click.argument("name", metavar="[ROUND]", required=False)
+@ticket_option
+@json_option
+@connected
+def show(federation: Federation, name: str | None, ticket: Path | None, as_json: bool) -> None:
+    """Show a round: clients, rejections, time and cost.
+
+    With a --ticket, show whether the round has ended and what became of the client's update.
+    """
+    if ticket:
+        status, paragraphs = load(ticket, name).status(), _part
+    else:
+        status, paragraphs = federation.round(named(name)).status(), render
+    if as_json:
+        print_json(status)
+    else:
+        Console().print(Group(*paragraphs(status)))
+
+
+def _part(status: dict[str, Any]) -> Iterable[RenderableType]:
+    """Yield the paragraphs of what a ticket's client may know."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("round", cell(status["round"]))
+    table.add_row("state", cell(status["state"], STATE_STYLES.get(status["state"], "yellow")))
+    table.add_row("client", cell(status["client"]))
+    sent = status["uploaded"]
+    table.add_row("update", cell("not there" if sent is None else format_size(sent)))
+    if status["reason"]:
+        table.add_row("rejected", cell(status["reason"]))
+    table.add_row("ticket", cell(f"until {status['expires_at']}"))
+    yield table
+
+
+def render(status: dict[str, Any]) -> Iterable[RenderableType]:
+    """Yield the paragraphs of a round's status."""
+    yield _facts(status)
+    if contributors := (status["manifest"] or {}).get("contributors"):
+        yield _contributors(contributors)
+        if layers := status["manifest"].get("layers"):
+            yield _layers(layers)
+    elif status["arrived"]:
+        yield _arrived(status["arrived"])
+    for title, rejections in (("rejected", status["rejected"]), ("late", status["late"])):
+        if rejections:
+            yield _rejections(title, rejections)
+
+
+def _facts(status: dict[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    state = status["state"]
+    table.add_row("round", cell(status["round"]))
+    table.add_row("state", cell(state, STATE_STYLES.get(state, "yellow")))
+    for name, value in (*_progress(status), *_outcome(status["manifest"] or {})):
+        table.add_row(name, cell(value))
+    return table
+
+
+def _progress(status: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    if status["cause"]:
+        yield "cause", status["cause"]
+    if status["opened_at"]:
+        yield "opened", _to_the_second(status["opened_at"])
+    if status["state"] == "awaiting" and status["deadline_at"]:
+        yield "deadline", _to_the_second(status["deadline_at"])
+    yield "updates", f"{len(status['arrived'])} of {expected(status)}"
+    if status["missing"]:
+        yield "missing", ", ".join(status["missing"])
+    plan = status["plan"]
+    if plan:
+        yield "update", f"{format_size(plan['nbytes'])} in {pluralize(plan['tensors'], 'tensor')}"
+        yield "topology", f"{plan['topology']} of {plan['shards']}, order {plan['order']}"
+        yield "tasks", f"{status['tasks_done']} of {plan['tasks']} done"
+        for note in plan["notes"]:
+            yield "note", note
+        yield "projected", _projected(plan["projected"])
+
+
+def _to_the_second(time: str) -> str:
+    return datetime.fromisoformat(time).isoformat(timespec="seconds")
+
+
+def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    totals = manifest.get("totals")
+    if totals is None:
+        return
+    if model := manifest.get("model"):
+        yield "model", f"version {model['version']} of {model['model']}"
+        yield "applied", _applied(model, manifest["update"]["tensors"])
+    yield "waited", f"{manifest['waited_seconds']:.1f} s for updates, while no function ran"
+    yield "seconds", f"{manifest['seconds']:.1f}, of them {totals['longest_seconds']:.1f} a task"
+    yield "read", f"{format_size(totals['bytes_read'])} in {pluralize(totals['gets'], 'GET')}"
+    yield "written", f"{format_size(totals['bytes_written'])} in {pluralize(totals['puts'], 'PUT')}"
+    yield "memory", f"{totals['peak_mb']:.0f} MB at most in a function"
+    yield "cost", f"{dollars(manifest['projected']['dollars']['total'])}, as projected for AWS"
+
+
+def _applied(model: dict[str, Any], tensors: int) -> str:
+    averaged = model["buffers"]
+    stepped = pluralize(tensors - len(averaged), "tensor")
+    text = f"{stepped} stepped by {model['optimizer']['optimizer']}"
+    if not averaged:
+        return text
+    shown = [*map(shorten, averaged[:MOST_NAMED]), *(["…"] if len(averaged) > MOST_NAMED else [])]
+    return f"{text}, {len(averaged)} averaged ({', '.join(shown)})"
+
+
+def _projected(projection: dict[str, Any]) -> str:
+    return (
+        f"{projection['seconds']:.1f} s with {projection['memory_mb']} MB functions, "
+        f"{projection['needed_mb']:.0f} MB of that used"
+    )
+
+
+def expected(status: dict[str, Any]) -> int:
+    """Return how many clients a round expects."""
+    clients = status["spec"].get("clients", 0)
+    return clients if isinstance(clients, int) else len(clients)
+
+
+def _contributors(contributors: list[dict[str, Any]]) -> Table:
+    table = Table("contributor", title_justify="left")
+    for title in ("samples", "weight", "size"):
+        table.add_column(title, justify="right")
+    for entry in contributors:
+        table.add_row(
+            cell(entry["client"]),
+            cell(entry["samples"]),
+            cell("by layer" if entry["weight"] is None else f"{entry['weight']:.4f}"),
+            cell(format_size(entry["nbytes"])),
+        )
+    return table
+
+
+def _layers(layers: list[dict[str, Any]]) -> Table:
+    table = Table("layer")
+    for title in ("covered by", "p"):
+        table.add_column(title, justify="right")
+    for layer in layers:
+        p = "" if layer["p"] is None else f"{layer['p']:.4g}"
+        table.add_row(cell(layer["name"]), cell(len(layer["weights"])), cell(p))
+    return table
+
+
+def _arrived(updates: list[dict[str, Any]]) -> Table:
+    table = Table("arrived")
+    table.add_column("size", justify="right")
+    for update in updates:
+        table.add_row(cell(update["client"]), cell(format_size(update["nbytes"])))
+    return table
+
+
+def _rejections(title: str, rejections: list[dict[str, str]]) -> Table:
+    table = Table(title, "reason")
+    for rejection in rejections:
+        table.add_row(cell(rejection["client"]), cell(rejection["reason"]))
+    return table

@@ -1,0 +1,230 @@
+"""A federation's model, as clients and operators see it."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from gradshard.client.downloads import fetch_tensors
+from gradshard.client.stack import Stack
+from gradshard.client.tensors import Array
+from gradshard.client.upload_source import model_content_of
+from gradshard.client.uploads import Progress, upload
+from gradshard_core.aggregation.buffers import (
+    check_patterns,
+    conventional,
+    named,
+    names_in,
+    stretches_of,
+)
+from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
+from gradshard_core.errors import ModelStateError
+from gradshard_core.formats.keys import ModelKeys, StoredTensors
+from gradshard_core.formats.layout import Layout
+from gradshard_core.records import model_registry
+from gradshard_core.records.model_registry import Version
+
+
+class Model:
+    """A federation's model: its current version, and those before.
+
+    Parameters
+    ----------
+    stack
+        Where it is.
+    name
+        Its name.
+    """
+
+    def __init__(self, stack: Stack, name: str = DEFAULT_MODEL) -> None:
+        self._keys = ModelKeys(name)
+        self._stack = stack
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._keys.name
+
+    def current(self) -> Version:
+        """Return the newest version.
+
+        Raises
+        ------
+        ModelNotFoundError
+            There is no such model yet.
+        """
+        return model_registry.read_current(self._stack.store, self.name)
+
+    def version(self, number: int) -> Version:
+        """Return a version by its number.
+
+        Raises
+        ------
+        ModelNotFoundError
+            There is none.
+        """
+        return model_registry.read_version(self._stack.store, self.name, number)
+
+    def history(self) -> list[Version]:
+        """Return the versions that are there, oldest first.
+
+        Raises
+        ------
+        ModelNotFoundError
+            There is no such model yet.
+        """
+        return model_registry.history(self._stack.store, self.name)
+
+    @overload
+    def fetch(
+        self, *, version: int | None = None, progress: Progress | None = None
+    ) -> dict[str, Array]: ...
+
+    @overload
+    def fetch(
+        self, path: str | Path, *, version: int | None = None, progress: Progress | None = None
+    ) -> Path: ...
+
+    def fetch(
+        self,
+        path: str | Path | None = None,
+        *,
+        version: int | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, Array] | Path:
+        """Fetch the model.
+
+        Parameters
+        ----------
+        path
+            The .safetensors file to write, in a few MB of memory; it appears when it is whole.
+        version
+            Its number; the current one if none is given.
+        progress
+            Called with the bytes received and the total.
+
+        Returns
+        -------
+        dict or Path
+            Arrays by name, which share one buffer; or ``path``.
+
+        Raises
+        ------
+        ModelNotFoundError
+            There is no such model or version.
+        """
+        found = self.current() if version is None else self.version(version)
+        return fetch_tensors(self._stack.store, found.tensors.source, path, progress)
+
+    def put(
+        self,
+        model: Mapping[str, Any] | str | Path,
+        *,
+        buffers: Sequence[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Version:
+        """Make a version of a model at hand: the first one, or one to go on from.
+
+        Optimizers begin anew from it. Rounds that began from the version before fail when they
+        end.
+
+        Parameters
+        ----------
+        model
+            Tensors by name (numpy arrays or torch tensors), or the path of a .safetensors file.
+        buffers
+            Names, or patterns of names, of tensors that are measured and not trained: rounds
+            average them, and no optimizer steps them. PyTorch's are
+            :func:`gradshard.torch.buffers`. None: those of the version before, and those with
+            BatchNorm's names (``gradshard_core.aggregation.buffers.CONVENTIONAL``). Integers always
+            are.
+        progress
+            Called with the bytes sent and the total.
+
+        Raises
+        ------
+        UpdateError
+            It holds what cannot be averaged.
+        SpecError
+            A pattern of ``buffers`` matches no tensor.
+        ModelStateError
+            Another version was made at the same time.
+        """
+        store = self._stack.store
+        newest = model_registry.current(store, self.name)
+        key = self._keys.put(uuid.uuid4().hex)
+        with model_content_of(model) as content:
+            averaged = _buffers(content.layout, buffers, newest)
+            upload(store, key, content, progress)
+            source = store.head(key)
+            assert source is not None  # noqa: S101 - for mypy: it was just written
+            tensors = StoredTensors(source, content.nbytes - content.layout.nbytes)
+        try:
+            number = newest.number + 1 if newest else 1
+            return self._append(Version(self.name, number, tensors, buffers=averaged))
+        except ModelStateError:
+            store.delete(key)
+            raise
+
+    def roll_back(self, number: int) -> Version:
+        """Go back to a version, and to its optimizer's state: they become the newest version.
+
+        Raises
+        ------
+        ModelNotFoundError
+            There is no such version.
+        ModelStateError
+            It is the current one; or another version was made at the same time.
+        """
+        newest, restored = self.current(), self.version(number)
+        if number == newest.number:
+            raise ModelStateError(f"version {number} of model {self.name!r} is the current one")
+        return self._append(restored.again(newest.number + 1))
+
+    def prune(self, keep: int) -> list[Version]:
+        """Delete old versions: their records, and the objects that no other version needs.
+
+        Parameters
+        ----------
+        keep
+            How many of the newest stay, at least one.
+
+        Returns
+        -------
+        list of Version
+            Those that were deleted.
+
+        Raises
+        ------
+        ValueError
+            ``keep`` is not above zero.
+        """
+        if keep < 1:
+            raise ValueError(f"keep is {keep}: the current version must stay")
+        versions = self.history()
+        old, kept = versions[:-keep], versions[-keep:]
+        needed = {key for version in kept for key in version.keys}
+        for version in old:
+            self._stack.store.delete(self._keys.version(version.number))
+        for key in {key for version in old for key in version.keys} - needed:
+            self._stack.store.delete(key)
+        return old
+
+    def _append(self, new: Version) -> Version:
+        made = model_registry.reserve(self._stack.store, new)
+        model_registry.note_current(self._stack.store, self.name)
+        return made
+
+
+def _buffers(
+    layout: Layout, stated: Sequence[str] | None, before: Version | None
+) -> tuple[str, ...]:
+    """Name the buffers of a model that is put there, integers included."""
+    if stated is None:
+        names = conventional(layout, before.buffers if before else ())
+    else:
+        names = named(layout, check_patterns(stated))
+    return names_in(layout, stretches_of(layout, names))

@@ -1,0 +1,237 @@
+"""What an operator does to a round: list, close, cancel and remove it, and read its log."""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from gradshard.client.stack import Execution, ListedExecution, Stack
+from gradshard.client.status import AGGREGATING, AWAITING
+from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.records.manifest import COMPLETED, FAILED, parse_manifest
+
+STATES: Final = (AWAITING, AGGREGATING, COMPLETED, FAILED)
+
+CANCELLED: Final = "Cancelled"
+"""The error in the manifest of a round that was cancelled."""
+
+RUNNING: Final = "RUNNING"
+
+FUNCTIONS: Final = (
+    *("open_round", "collect_update", "plan_round"),
+    *("aggregate_shard", "finalize_round", "abort_round"),
+)
+
+
+class ListedRound(NamedTuple):
+    """A round in a list; times are ISO 8601, ``ended_at`` is None while it goes on."""
+
+    round: str
+    state: str
+    opened_at: str
+    ended_at: str | None
+
+
+class LogLine(NamedTuple):
+    """A line that a function logged about a round; ``at`` is in milliseconds since 1970."""
+
+    at: int
+    function: str
+    fields: dict[str, Any]
+
+
+def list_rounds(stack: Stack, state: str | None = None) -> Iterator[ListedRound]:
+    """Yield the rounds that run or have run in the last 90 days, the newest first.
+
+    Parameters
+    ----------
+    stack
+        Where they run.
+    state
+        Only those in this state, one of :data:`STATES`.
+
+    Raises
+    ------
+    SpecError
+        There is no such state.
+    """
+    if state is not None and state not in STATES:
+        raise SpecError(f"state {state!r} is not one of {', '.join(STATES)}")
+    only = RUNNING if state in {AWAITING, AGGREGATING} else None
+    for execution in stack.list_executions(only):
+        found = _state(stack, execution)
+        if state in {None, found}:
+            ended = execution.stopped or None
+            yield ListedRound(execution.round_id, found, execution.started, ended)
+
+
+def _state(stack: Stack, execution: ListedExecution) -> str:
+    if execution.status == "SUCCEEDED":
+        return COMPLETED
+    keys = RoundKeys(execution.round_id)
+    if execution.status == RUNNING:
+        return AGGREGATING if stack.store.head(keys.plan) else AWAITING
+    if execution.status == "ABORTED":
+        # It may have been stopped after it had written its manifest.
+        manifest = stack.store.get_json(keys.manifest, parse_manifest)
+        return FAILED if manifest is None else str(manifest["status"])
+    return FAILED
+
+
+def close_round(stack: Stack, keys: RoundKeys) -> bool:
+    """Let a round go on with the updates that are there, as its deadline would; safe to repeat.
+
+    Returns
+    -------
+    bool
+        Whether it was waiting; False if it goes on already.
+
+    Raises
+    ------
+    RoundNotFoundError
+        There is no such round.
+    RoundStateError
+        It has ended, or is just being opened.
+    """
+    manifest = stack.store.get_json(keys.manifest, parse_manifest)
+    if manifest is not None:
+        raise RoundStateError(f"round {keys.round_id!r} has ended ({manifest['status']})")
+    execution = _execution(stack, keys)
+    if execution is not None and execution.has_ended:
+        raise RoundStateError(
+            f"round {keys.round_id!r} has ended without a manifest ({execution.reason}); cancel "
+            "it to clean up"
+        )
+    if stack.store.head(keys.callback) is None:
+        raise RoundStateError(f"round {keys.round_id!r} is just being opened; try again")
+    event = {"round": keys.round_id, "deadline": True}
+    return bool(stack.invoke("CollectUpdateFunctionName", event)["resumed"])
+
+
+def running(stack: Stack) -> set[str]:
+    """Return the ids of the rounds that have not ended."""
+    return {execution.round_id for execution in stack.list_executions(RUNNING)}
+
+
+def check_reason(reason: str) -> None:
+    """Check that there is a reason for cancelling a round.
+
+    Raises
+    ------
+    SpecError
+        There is none.
+    """
+    if not reason.strip():
+        raise SpecError("give a reason for cancelling the round; its clients can read it")
+
+
+def cancel_round(stack: Stack, keys: RoundKeys, reason: str) -> str:
+    """Stop a round and clean up; safe to repeat.
+
+    Its execution is stopped first, so that nothing new begins. Then ``abort_round`` settles by the
+    manifest, which is written once, whether the round has failed or was completed before.
+
+    Returns
+    -------
+    str
+        The cause that its manifest has: that of the first who ended it.
+
+    Raises
+    ------
+    SpecError
+        There is no reason.
+    RoundNotFoundError
+        There is no such round.
+    RoundStateError
+        It was completed, maybe just now, and stays so.
+    """
+    check_reason(reason)
+    manifest = stack.store.get_json(keys.manifest, parse_manifest)
+    if manifest is None:
+        execution = _execution(stack, keys)
+    elif manifest["status"] == COMPLETED:
+        raise RoundStateError(f"round {keys.round_id!r} was completed; it cannot be cancelled")
+    else:
+        execution = stack.execution(keys.round_id)
+    cause = f"cancelled: {reason.strip()}"
+    if execution is not None and not execution.has_ended:
+        stack.stop(keys.round_id, CANCELLED, cause)
+    event = {"round": keys.round_id, "error": CANCELLED, "cause": cause}
+    outcome = stack.invoke("AbortRoundFunctionName", event)
+    if outcome["status"] == COMPLETED:
+        raise RoundStateError(
+            f"round {keys.round_id!r} was completed before it could be cancelled; it stays so"
+        )
+    return str(outcome["cause"])
+
+
+def remove_round(stack: Stack, keys: RoundKeys) -> None:
+    """Delete the objects of a round that has ended, all versions, for good; safe to repeat.
+
+    Versions of a model that it made stay. Its name stays taken.
+
+    Raises
+    ------
+    RoundNotFoundError
+        There is no such round.
+    RoundStateError
+        It has not ended.
+    """
+    has_manifest = stack.store.head(keys.manifest) is not None
+    execution = stack.execution(keys.round_id)
+    if execution is None and not any(True for _ in stack.store.list_objects(keys.root)):
+        raise RoundNotFoundError.of(keys.round_id)
+    is_running = execution is not None and not execution.has_ended
+    if is_running and has_manifest:
+        raise RoundStateError(f"round {keys.round_id!r} is just ending; try again")
+    if is_running or (not has_manifest and stack.state_machine is None):
+        raise RoundStateError(
+            f"round {keys.round_id!r} has not ended: wait for it, or cancel it first"
+        )
+    stack.store.delete_versions(keys.root)
+
+
+def _execution(stack: Stack, keys: RoundKeys) -> Execution | None:
+    """Return the execution of a round that has no manifest; None if only its objects are left."""
+    execution = stack.execution(keys.round_id)
+    has_spec = stack.store.head(keys.spec) is not None
+    if execution is None and not has_spec:
+        raise RoundNotFoundError.of(keys.round_id)
+    if execution is not None and execution.has_ended and not execution.failed and not has_spec:
+        raise RoundNotFoundError.deleted(keys.round_id, execution.dates)
+    return execution
+
+
+def round_log(stack: Stack, keys: RoundKeys) -> list[LogLine]:
+    """Return what the functions logged about a round, the newest last.
+
+    Raises
+    ------
+    RoundNotFoundError
+        There is no such round.
+    """
+    record = stack.store.get_json(keys.spec, lambda record: str(record["opened_at"]))
+    execution = None if record else stack.execution(keys.round_id)
+    if record is None and execution is None:
+        raise RoundNotFoundError.of(keys.round_id)
+    opened_at = record or (execution.started if execution else "")
+    since = int(1000 * datetime.fromisoformat(opened_at).timestamp()) if opened_at else 0
+    found = [
+        LogLine(at, function, fields)
+        for function in FUNCTIONS
+        for at, message in stack.log_events(function, keys.round_id, since)
+        for fields in _lines(message)
+        if fields.get("round") == keys.round_id
+    ]
+    return sorted(found, key=lambda line: line.at)
+
+
+def _lines(message: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects among a message's lines."""
+    for text in message.splitlines():
+        if text.startswith("{"):
+            try:
+                yield json.loads(text)
+            except ValueError:
+                continue

@@ -1,0 +1,176 @@
+"""Requests to a ticket's host, which whoever wrote the ticket chose.
+
+A ticket may come from a stranger. So only S3 and what the user has named are contacted, no
+redirection is followed, no more of an answer is kept than S3 has to say, and an answer that is not
+S3's is not believed: networks that ask for a login answer everything with 200 and a page.
+"""
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from typing import IO, Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from botocore.awsrequest import AWSRequest, AWSResponse
+from botocore.exceptions import BotoCoreError
+from botocore.httpsession import URLLib3Session
+from urllib3.exceptions import HTTPError
+
+from gradshard.deployment import local_engine
+from gradshard_core.errors import TicketError
+from gradshard_core.s3.store import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, proxies_for
+from gradshard_core.units import MIB
+
+MAX_ANSWER_BYTES: Final = 2 * MIB
+"""Of an answer that is read whole: the longest is the list of a thousand parts, half a MB."""
+
+ANSWER_SECONDS: Final = 60.0
+"""How long such an answer may take, its first byte aside."""
+
+_CHUNK_BYTES: Final = 64 * 1024
+
+_URL: Final = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?/[!-~]*")
+"""Nothing in the host that two readers of URLs may take for different things."""
+
+_S3: Final = re.compile(
+    r"https://(?:[a-z0-9._-]+\.)?s3(?:-fips|-accelerate)?(?:\.dualstack)?"
+    r"(?:\.[a-z]{2,4}(?:-[a-z]+)+-\d{1,2})?(?:\.vpce)?\.amazonaws\.(?:com|com\.cn|eu)"
+)
+"""https://docs.aws.amazon.com/general/latest/gr/s3.html (2026-11)."""
+
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+_CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
+
+
+class Answer(NamedTuple):
+    """What came back: with ``content`` read, or ``raw`` still to be read."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
+    raw: Any
+
+    @property
+    def code(self) -> str | None:
+        """The name of S3's error, if there is one."""
+        found = _CODE.search(self.content)
+        return found[1].decode() if found else None
+
+    @property
+    def is_of_s3(self) -> bool:
+        """Whether S3 gave it, or what speaks like S3."""
+        return bool(self.headers.get("x-amz-request-id"))
+
+
+def is_url(text: object) -> bool:
+    """Whether a text is a URL as S3 and its clients write them."""
+    return isinstance(text, str) and _URL.fullmatch(text) is not None
+
+
+def origin_of(url: str) -> str:
+    """Return scheme, host and port of a URL, as one text."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = "" if parts.port is None else f":{parts.port}"
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}"
+
+
+def check_origin(origin: str) -> None:
+    """Check that a ticket's host may be contacted.
+
+    S3 on AWS may, by HTTPS; a local engine that runs on this machine; and what the user names by
+    ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``. No name is looked up: what it resolves to may
+    change between the look and the request.
+
+    Raises
+    ------
+    TicketError
+        It is another host.
+    """
+    named = {os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL")} - {None, ""}
+    if _S3.fullmatch(origin) or origin in {origin_of(str(url)) for url in named}:
+        return
+    parts = urlsplit(origin)
+    is_here = parts.scheme == "http" and parts.hostname in _LOOPBACK and parts.port is not None
+    if is_here and local_engine.status(parts.port or 0).running:
+        return
+    raise TicketError(
+        f"the ticket goes to {origin}, which is neither S3 on AWS nor a local engine that runs on "
+        f"this machine; if you trust who made it, set AWS_ENDPOINT_URL={origin}"
+    )
+
+
+class Line:
+    """Connections to one host.
+
+    botocore's way to HTTP, without its clients: it can wait for 100 Continue, follows no
+    redirection, and knows proxies and certificates by the same variables.
+
+    Parameters
+    ----------
+    url
+        One of the host's.
+
+    Raises
+    ------
+    TicketError
+        The host may not be contacted.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.origin = origin_of(url)
+        check_origin(self.origin)
+        settings: dict[str, Any] = {
+            "verify": os.environ.get("AWS_CA_BUNDLE") or True,
+            "proxies": proxies_for(url),
+            "timeout": (CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS),
+        }
+        self._session = URLLib3Session(**settings)
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, Any],
+        body: IO[bytes] | bytes | None = None,
+        *,
+        stream: bool = False,
+    ) -> Answer:
+        """Make a request once.
+
+        Raises
+        ------
+        OSError
+            The connection broke. Why is not said: botocore's errors hold the URL.
+        TicketError
+            The answer is longer than S3's are, or takes too long.
+        """
+        request = AWSRequest(method, url, headers, body, stream_output=True)
+        try:
+            answer = self._session.send(request.prepare())
+            content = b"" if stream else self._read(answer)
+        except (BotoCoreError, HTTPError) as error:
+            raise OSError(f"the connection broke ({type(error).__name__})") from None
+        return Answer(answer.status_code, answer.headers, content, answer.raw)
+
+    def _read(self, answer: AWSResponse) -> bytes:
+        """Read an answer to its end, if that comes soon."""
+        give_up = time.monotonic() + ANSWER_SECONDS
+        content = bytearray()
+        try:
+            for chunk in answer.raw.stream(_CHUNK_BYTES, decode_content=False):
+                content += chunk
+                self._check_end(len(content), give_up)
+        except BaseException:
+            answer.raw.close()
+            raise
+        answer.raw.release_conn()
+        return bytes(content)
+
+    def _check_end(self, nbytes: int, give_up: float) -> None:
+        if nbytes > MAX_ANSWER_BYTES or time.monotonic() > give_up:
+            raise TicketError(
+                f"{self.origin} answers with more than {MAX_ANSWER_BYTES} bytes, or for more than "
+                f"{ANSWER_SECONDS:g} s, where S3 has little to say: it is not S3"
+            )

@@ -1,0 +1,62 @@
+"""What a round that ran costs at AWS's prices, from what its tasks reported."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
+from gradshard_core.errors import GradshardError
+from gradshard_core.planning import pricing
+from gradshard_core.planning.planner import client_requests
+from gradshard_core.planning.pricing import Bill, Requests, Tasks
+
+
+def measured(
+    reports: Sequence[Mapping[str, Any]],
+    *,
+    clients: int,
+    memory_mb: int,
+    architecture: str,
+    nbytes: int,
+    server_optimizer: Any = None,
+) -> Bill:
+    """Price what was measured.
+
+    Parameters
+    ----------
+    reports
+        Of the tasks, at least one: ``level``, ``seconds``, ``gets``, ``puts`` and ``is_cold`` are
+        read.
+    clients
+        How many took part.
+    memory_mb, architecture
+        Of the aggregators.
+    nbytes
+        Of the result, and so of an update.
+    server_optimizer
+        How the round's terms have its update applied to the model, if they do.
+
+    Raises
+    ------
+    GradshardError
+        There are no reports, as of a round of more tasks than its manifest lists.
+    """
+    if not reports:
+        raise GradshardError("no task's report is there to be priced")
+    levels: dict[int, list[Tasks]] = {}
+    for report in reports:
+        levels.setdefault(report["level"], []).append(Tasks(1, report["seconds"]))
+    by_client = client_requests(nbytes)
+    return pricing.bill(
+        list(levels.values()),
+        clients=clients,
+        memory_mb=memory_mb,
+        architecture=architecture,
+        aggregators=Requests(
+            sum(report["gets"] for report in reports), sum(report["puts"] for report in reports)
+        ),
+        by_clients=Requests(*(clients * number for number in by_client)),
+        cold_tasks=sum(report["is_cold"] for report in reports),
+        models=0
+        if server_optimizer is None
+        else 1 + len(parse_server_optimizer(server_optimizer).state),
+    )

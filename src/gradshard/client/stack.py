@@ -1,0 +1,371 @@
+"""The deployed application, as its outputs and executions show it to a client."""
+
+import contextlib
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    NoRegionError,
+)
+from botocore.parsers import ResponseParserError
+
+from gradshard.deployment import local_engine, user_config
+from gradshard_core.errors import ServiceError
+from gradshard_core.s3.store import S3Store, connect, make_client, of_settings, unreachable
+
+if TYPE_CHECKING:
+    from mypy_boto3_cloudformation import CloudFormationClient
+    from mypy_boto3_lambda import LambdaClient
+    from mypy_boto3_stepfunctions import SFNClient
+
+ENDING_SECONDS: Final = 30.0
+ENDING_PAUSE_SECONDS: Final = 0.2
+
+# Few attempts: whoever mistyped an endpoint should not wait long to hear of it.
+_CONFIG: Final = Config(
+    connect_timeout=5, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 3}
+)
+
+# Functions run for up to a quarter of an hour, and may be called again.
+_CALLS_CONFIG: Final = _CONFIG.merge(Config(read_timeout=900))
+
+MAX_STOP_CAUSE_CHARACTERS: Final = 32_768
+"""What StopExecution takes,
+https://docs.aws.amazon.com/step-functions/latest/apireference/API_StopExecution.html (2026-11)."""
+
+
+class Execution(NamedTuple):
+    """A round's run of the state machine."""
+
+    status: str
+    input: dict[str, Any]
+    error: str
+    cause: str
+    started: str = ""
+    stopped: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it runs no more."""
+        return self.status not in {"RUNNING", "PENDING_REDRIVE"}
+
+    @property
+    def dates(self) -> str:
+        """From when to when it ran, for a message."""
+        return f"from {self.started or '?'} to {self.stopped or '?'}"
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended otherwise than well."""
+        return self.status in {"FAILED", "TIMED_OUT", "ABORTED"}
+
+    @property
+    def reason(self) -> str:
+        """Why it failed."""
+        return self.cause or self.error or f"the execution ended as {self.status}"
+
+
+class ListedExecution(NamedTuple):
+    """A round's run, as a list has it; times are ISO 8601, ``stopped`` is empty while it runs."""
+
+    round_id: str
+    status: str
+    started: str
+    stopped: str
+
+
+class Stack:
+    """Where rounds are kept and run.
+
+    Parameters
+    ----------
+    name
+        Of the CloudFormation stack; asked for what is not given, when it is first needed.
+    bucket, state_machine
+        Known already. With a bucket the stack is never asked.
+    endpoint_url
+        Where AWS is, if not at AWS.
+    port
+        Of the local engine, if that is where the stack is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        bucket: str | None,
+        state_machine: str | None,
+        endpoint_url: str | None,
+        port: int | None,
+    ) -> None:
+        self.name = name
+        self._bucket = bucket
+        self._state_machine = state_machine
+        self._given_endpoint_url = endpoint_url
+        self._port = port
+
+    @cached_property
+    def store(self) -> S3Store:
+        """The bucket."""
+        bucket = self._bucket or self.output("BucketName")
+        client = make_client(session=self._session, endpoint_url=self._endpoint_url)
+        return S3Store(bucket, client=client)
+
+    @property
+    def state_machine(self) -> str | None:
+        """The ARN of the machine that runs rounds; None if only a bucket was given."""
+        if self._state_machine or self._bucket:
+            return self._state_machine
+        return self.output("RoundStateMachineArn")
+
+    def output(self, name: str) -> str:
+        """Return an output of the stack.
+
+        Raises
+        ------
+        ServiceError
+            The stack is not there, is not gradshard's, or cannot be asked.
+        """
+        if name not in self._outputs:
+            raise ServiceError(
+                f"stack {self.name!r} has no output {name}: it is not gradshard's, or not yet "
+                "deployed"
+            )
+        return self._outputs[name]
+
+    def start(self, round_id: str, payload: str) -> bool:
+        """Start a round's execution; False if it ran before and has ended, or in other terms."""
+        states = self._states
+        try:
+            with translated():
+                states.start_execution(
+                    stateMachineArn=self._machine_arn(), name=round_id, input=payload
+                )
+        except states.exceptions.ExecutionAlreadyExists:
+            return False
+        return True
+
+    def execution(self, round_id: str) -> Execution | None:
+        """Look at a round's execution; None if there is none, or no machine to ask."""
+        if self.state_machine is None:
+            return None
+        arn = self._execution_arn(round_id)
+        try:
+            with translated():
+                found = self._states.describe_execution(executionArn=arn)
+        except self._states.exceptions.ExecutionDoesNotExist:
+            return None
+        return Execution(
+            status=found["status"],
+            input=json.loads(found.get("input", "{}")),
+            error=found.get("error", ""),
+            cause=found.get("cause", ""),
+            started=_date(found.get("startDate")),
+            stopped=_date(found.get("stopDate")),
+        )
+
+    def list_executions(self, status: str | None = None) -> Iterator[ListedExecution]:
+        """Yield the executions of the last 90 days, or those of one status, the newest first."""
+        only: Any = {} if status is None else {"statusFilter": status}
+        arn = self._machine_arn()
+        with translated():
+            pages = self._states.get_paginator("list_executions").paginate(
+                stateMachineArn=arn, **only
+            )
+            for found in itertools.chain.from_iterable(page["executions"] for page in pages):
+                yield ListedExecution(
+                    found["name"],
+                    found["status"],
+                    _date(found["startDate"]),
+                    _date(found.get("stopDate")),
+                )
+
+    def stop(self, round_id: str, error: str, cause: str) -> None:
+        """Stop a round's execution; no error if it has ended."""
+        arn, states = self._execution_arn(round_id), self._states
+        try:
+            with translated():
+                states.stop_execution(
+                    executionArn=arn, error=error, cause=cause[:MAX_STOP_CAUSE_CHARACTERS]
+                )
+        except ClientError:
+            # It may have ended between the look at it and this.
+            execution = self.execution(round_id)
+            if execution is None or not execution.has_ended:
+                raise
+
+    def invoke(self, output: str, event: dict[str, Any]) -> dict[str, Any]:
+        """Call one of the functions and return its answer.
+
+        Parameters
+        ----------
+        output
+            The stack's output that has the function's name.
+        event
+            What it is called with.
+
+        Raises
+        ------
+        ServiceError
+            It failed.
+        """
+        name = self.output(output)
+        with translated():
+            functions: LambdaClient = self._session.client(
+                "lambda", endpoint_url=self._endpoint_url, config=_CALLS_CONFIG
+            )
+            answer = functions.invoke(FunctionName=name, Payload=json.dumps(event).encode())
+            payload = json.loads(answer["Payload"].read())
+        if answer.get("FunctionError"):
+            said = payload.get("errorMessage") or payload.get("errorType")
+            raise ServiceError(f"{name} failed: {said}; its log has more")
+        outcome: dict[str, Any] = payload
+        return outcome
+
+    def log_events(self, function: str, round_id: str, since: int) -> Iterator[tuple[int, str]]:
+        """Yield times and messages of a function's log that contain a round's id.
+
+        Parameters
+        ----------
+        function
+            Its name in this application, such as ``plan_round``.
+        round_id
+            The round.
+        since
+            In milliseconds since 1970, like the times.
+        """
+        group = f"/aws/lambda/{self.name}-{function.replace('_', '-')}"
+        with translated():
+            logs: Any = self._session.client(
+                "logs", endpoint_url=self._endpoint_url, config=_CONFIG
+            )
+            for page in logs.get_paginator("filter_log_events").paginate(
+                logGroupName=group, filterPattern=f'"{round_id}"', startTime=since
+            ):
+                yield from ((event["timestamp"], event["message"]) for event in page["events"])
+
+    def transitions(self, round_id: str) -> int:
+        """Count what a round's execution is charged for: its start, states, and children.
+
+        The manifest is written before the execution has ended, which is waited for.
+        """
+        if self.state_machine is None:
+            return 0
+        give_up = time.monotonic() + ENDING_SECONDS
+        while (running := self.execution(round_id)) and running.status == "RUNNING":
+            if time.monotonic() >= give_up:
+                raise ServiceError(
+                    f"round {round_id!r} has its manifest, but its execution has not ended after "
+                    f"{ENDING_SECONDS:g} s"
+                )
+            time.sleep(ENDING_PAUSE_SECONDS)
+        arn, states = self._execution_arn(round_id), self._states
+        with translated():
+            entered = sum(
+                event["type"].endswith("StateEntered")
+                for page in states.get_paginator("get_execution_history").paginate(executionArn=arn)
+                for event in page["events"]
+            )
+            children = sum(
+                states.describe_map_run(mapRunArn=run["mapRunArn"])["executionCounts"]["total"]
+                for page in states.get_paginator("list_map_runs").paginate(executionArn=arn)
+                for run in page["mapRuns"]
+            )
+        return 1 + entered + children
+
+    def _machine_arn(self) -> str:
+        if self.state_machine is None:
+            raise ServiceError("give state_machine= beside bucket=, or a stack")
+        return self.state_machine
+
+    def _execution_arn(self, round_id: str) -> str:
+        return f"{self._machine_arn().replace(':stateMachine:', ':execution:')}:{round_id}"
+
+    @cached_property
+    def _outputs(self) -> dict[str, str]:
+        try:
+            with translated():
+                client: CloudFormationClient = connect(
+                    self._session, "cloudformation", _CONFIG, self._endpoint_url
+                )
+                [stack] = client.describe_stacks(StackName=self.name)["Stacks"]
+        except ClientError as error:
+            if "does not exist" not in str(error):
+                raise
+            asked, deployed = self._session.region_name, user_config.region_of(self.name)
+            if self._port is None and deployed not in {None, asked}:
+                raise ServiceError(
+                    f"there is no stack {self.name!r} in {asked}: it was deployed to {deployed}, "
+                    f"so set AWS_DEFAULT_REGION={deployed}"
+                ) from None
+            raise ServiceError(
+                f"there is no stack {self.name!r} in {asked}: deploy it "
+                "(gradshard deploy), or name another (--stack)"
+            ) from None
+        return {o["OutputKey"]: o["OutputValue"] for o in stack.get("Outputs", [])}
+
+    @cached_property
+    def _states(self) -> "SFNClient":
+        with translated():
+            client: SFNClient = connect(self._session, "stepfunctions", _CONFIG, self._endpoint_url)
+        return client
+
+    @cached_property
+    def _session(self) -> boto3.Session:
+        if self._port is not None:
+            return local_engine.session(local_engine.find(self._port))
+        with translated():
+            session = boto3.Session()
+            if not session.region_name and self._bucket is None:
+                return boto3.Session(region_name=user_config.region_of(self.name))
+            return session
+
+    @cached_property
+    def _endpoint_url(self) -> str | None:
+        if self._port is None:
+            return self._given_endpoint_url
+        return local_engine.find(self._port).url
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Turn into :class:`ServiceError` what boto3 raises before AWS has answered."""
+    try:
+        yield
+    except NoCredentialsError:
+        raise ServiceError(
+            "no AWS credentials found: configure them (aws configure), or use --local"
+        ) from None
+    except NoRegionError:
+        raise ServiceError(
+            "no AWS region is configured: set AWS_DEFAULT_REGION, or use --local"
+        ) from None
+    except EndpointConnectionError as error:
+        raise ServiceError(unreachable(error)) from None
+    except ResponseParserError as error:
+        # Only of S3's answers botocore makes an error of its own kinds.
+        reason = str(error).partition(". ")[0]
+        raise ServiceError(
+            f"the answer is not one of AWS's ({reason}); is AWS_ENDPOINT_URL right?"
+        ) from None
+    except BotoCoreError as error:
+        raise ServiceError(str(error)) from error
+    except ValueError as error:
+        if (setting := of_settings(error)) is None:
+            raise
+        raise ServiceError(setting) from None
+
+
+def _date(at: datetime | None) -> str:
+    return "" if at is None else at.astimezone(UTC).isoformat(timespec="seconds")

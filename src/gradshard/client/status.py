@@ -1,0 +1,311 @@
+"""How far a round is, read off its objects."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
+from typing import Any, Final
+
+from gradshard.client.stack import Execution, Stack
+from gradshard_core.errors import BrokenObjectError, RoundNotFoundError, UnreadableObjectError
+from gradshard_core.formats.keys import UPDATE_SUFFIX, RoundKeys, is_client, parse_update_key
+from gradshard_core.planning.plan import Plan
+from gradshard_core.records.manifest import parse_manifest
+from gradshard_core.s3.store import ListedObject
+
+READERS: Final = 16
+
+AWAITING: Final = "awaiting"
+"""A round's state until its planning."""
+
+AGGREGATING: Final = "aggregating"
+"""A round's state from its planning to its end."""
+
+
+def read_status(stack: Stack, keys: RoundKeys) -> dict[str, Any]:
+    """Return how far a round is, as JSON.
+
+    Raises
+    ------
+    RoundNotFoundError
+        There is no such round.
+    """
+    return StatusPoller(stack, keys).poll()
+
+
+class StatusPoller:
+    """Looks at a round, again and again, and reads only what is new.
+
+    A look lists the round's objects, a request for each 1,000 of them, and reads those of spec,
+    plan, manifest and rejections that it has not read before in that version. A client may not
+    read what is told to the others, which is left out.
+
+    Parameters
+    ----------
+    stack
+        Where the round runs.
+    keys
+        The names of its objects.
+    """
+
+    def __init__(self, stack: Stack, keys: RoundKeys) -> None:
+        self._stack, self._keys = stack, keys
+        self._listed: dict[str, ListedObject] = {}
+        self._sent: tuple[ListedObject, ...] | None = None
+        self._read: dict[str, tuple[str, Any]] = {}
+
+    def poll(self, *, check_execution: bool = True) -> dict[str, Any]:
+        """Return how far the round is, as JSON.
+
+        Parameters
+        ----------
+        check_execution
+            Whether to ask the state machine, too, of a round that has no manifest yet: it alone
+            knows of one that failed without.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        """
+        keys = self._keys
+        self._listed = {entry.key: entry for entry in self._stack.store.list_objects(keys.root)}
+        record, plan, manifest = self._get([keys.spec, keys.plan, keys.manifest])
+        execution = None
+        if manifest is None and (check_execution or record is None):
+            execution = self._stack.execution(keys.round_id)
+        if record is None and execution is None and manifest is None:
+            raise RoundNotFoundError.of(keys.round_id)
+        if record is None and manifest is None and execution and _is_deleted(execution):
+            raise RoundNotFoundError.deleted(keys.round_id, execution.dates)
+        record = record or {"spec": execution.input if execution else {}}
+        arrived = _arrived(self._updates(record["spec"]))
+        rejected, late = self._rejections(plan)
+        done = self._tasks_done(plan, manifest)
+        return {
+            "round": keys.round_id,
+            "state": _state(manifest, plan, execution),
+            "cause": _cause(manifest, execution),
+            "opened_at": record.get("opened_at"),
+            "deadline_at": record.get("deadline_at"),
+            "spec": record["spec"],
+            "arrived": arrived,
+            "missing": _missing(record["spec"], plan, arrived),
+            "rejected": rejected,
+            "late": late,
+            "plan": plan and _summary(plan),
+            "tasks_done": sum(done),
+            "tasks_done_by_level": done,
+            "manifest": manifest,
+        }
+
+    def tasks(self, most: int | None = None) -> list[dict[str, Any]]:
+        """Return what the tasks reported that were finished at the last look.
+
+        Parameters
+        ----------
+        most
+            How many reports to read that have not been read before; the others are left out. The
+            manifest of a completed round has them all, unless they are too many.
+        """
+        plan, manifest = self._get([self._keys.plan, self._keys.manifest])
+        if plan is None:
+            return []
+        if manifest is not None and manifest.get("tasks"):
+            listed: list[dict[str, Any]] = manifest["tasks"]
+            return listed
+        entries = self._finished(plan)
+        unread = [entry.key for entry in entries if not self._is_read(entry)][:most]
+        self._get(unread, of_others=True)
+        found = [self._read[entry.key][1] for entry in entries if self._is_read(entry)]
+        return [report for report in found if report and report["attempt"] == plan["attempt"]]
+
+    def plan(self) -> dict[str, Any] | None:
+        """Return the plan as it was at the last look."""
+        plan: dict[str, Any] | None = self._get([self._keys.plan])[0]
+        return plan
+
+    def partial_updates(self) -> list[dict[str, Any]]:
+        """Return what clients had sent of partial updates, as ``arrived`` has the others."""
+        prefix = self._keys.partial_updates
+        return [
+            _arrival(client, entry)
+            for entry in self._under(prefix)
+            if is_client(client := entry.key.removeprefix(prefix).removesuffix(UPDATE_SUFFIX))
+        ]
+
+    def _updates(self, spec: dict[str, Any]) -> Iterable[ListedObject]:
+        source = spec.get("updates_from")
+        if source is None:
+            return self._under(self._keys.updates)
+        if self._sent is None:  # they are there when the round is opened
+            self._sent = tuple(self._stack.store.list_objects(RoundKeys(source).updates))
+        return self._sent
+
+    def _under(self, prefix: str) -> Iterator[ListedObject]:
+        return (entry for key, entry in self._listed.items() if key.startswith(prefix))
+
+    def _is_read(self, entry: ListedObject) -> bool:
+        return entry.key in self._read and self._read[entry.key][0] == entry.etag
+
+    def _get(self, keys: Sequence[str], *, of_others: bool = False) -> list[Any]:
+        """Return JSON objects as far as they are listed, reading those that have changed.
+
+        Those ``of_others`` may be forbidden: then they are None, and not asked for again.
+        """
+        changed = [
+            key for key in keys if key in self._listed and not self._is_read(self._listed[key])
+        ]
+        read = partial(self._read_json, of_others=of_others)
+        with ThreadPoolExecutor(READERS) as pool:
+            for key, (is_there, document) in zip(changed, pool.map(read, changed), strict=True):
+                if is_there:
+                    self._read[key] = (self._listed[key].etag, document)
+        return [self._read[key][1] if key in self._read else None for key in keys]
+
+    def _read_json(self, key: str, *, of_others: bool) -> tuple[bool, Any]:
+        """Return whether there is an object, and what it holds; None where that is forbidden.
+
+        Or junk: the round fails of that, and its manifest says so.
+        """
+        try:
+            document = self._stack.store.get_json(key, self._form(key))
+        except UnreadableObjectError:
+            if not of_others:
+                raise
+            return True, None
+        except BrokenObjectError:
+            if key == self._keys.manifest:
+                raise
+            return True, None
+        return document is not None, document
+
+    def _form(self, key: str) -> Callable[[Any], Any]:
+        """Return what checks that a document is of the form that it should have."""
+        keys = self._keys
+        if key == keys.manifest:
+            return parse_manifest
+        if key == keys.plan:
+            return _checked_plan
+        needed = {keys.spec: ["spec"]}.get(key, [])
+        if key.startswith(keys.rejections):
+            needed = ["client", "reason", "late"]
+        return lambda document: document | {name: document[name] for name in needed}
+
+    def _rejections(
+        self, plan: dict[str, Any] | None
+    ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+        """Return who was rejected and who came too late, with the reasons, by client."""
+        listed = [entry.key for entry in self._under(self._keys.rejections)]
+        records = self._get(listed, of_others=True)
+        written = [record for record in records if record is not None]
+        # A late upload's reason takes the place of an earlier rejection's, which the plan still
+        # has.
+        rejected = {
+            rejection["client"]: rejection["reason"]
+            for rejection in (plan or {}).get("rejected", [])
+        }
+        rejected |= {record["client"]: record["reason"] for record in written if not record["late"]}
+        late = {record["client"]: record["reason"] for record in written if record["late"]}
+        return _by_client(rejected), _by_client(late)
+
+    def _finished(self, plan: dict[str, Any]) -> list[ListedObject]:
+        # Older reports are those of an attempt that was given up. S3 tells whole seconds.
+        planned_at = datetime.fromisoformat(plan["planned_at"]).replace(microsecond=0)
+        return [
+            entry
+            for entry in self._under(self._keys.task_reports)
+            if entry.modified >= planned_at
+            # A client may be allowed to write to reports/updates/CLIENT.safetensors.
+            and self._keys.reported_level(entry.key) in range(len(plan["levels"]))
+        ]
+
+    def _tasks_done(
+        self, plan: dict[str, Any] | None, manifest: dict[str, Any] | None
+    ) -> list[int]:
+        """Return how many tasks of each level are done."""
+        if plan is None:
+            return []
+        if manifest is not None and "groups" in manifest:
+            return [manifest["shards"] * sum(map(bool, sizes)) for sizes in manifest["groups"]]
+        done = [0] * len(plan["levels"])
+        for entry in self._finished(plan):
+            done[self._keys.reported_level(entry.key) or 0] += 1
+        return done
+
+
+def _is_deleted(execution: Execution) -> bool:
+    """Whether a round without terms and manifest had both: they are written before it ends."""
+    return execution.has_ended and not execution.failed
+
+
+def _state(
+    manifest: dict[str, Any] | None, plan: dict[str, Any] | None, execution: Execution | None
+) -> str:
+    if manifest is not None:
+        return str(manifest["status"])
+    if execution and execution.failed:
+        return "failed"
+    return AGGREGATING if plan is not None else AWAITING
+
+
+def _cause(manifest: dict[str, Any] | None, execution: Execution | None) -> str | None:
+    if manifest is not None:
+        return manifest.get("cause")
+    return execution.reason if execution and execution.failed else None
+
+
+def _arrived(entries: Iterable[ListedObject]) -> list[dict[str, Any]]:
+    return [
+        _arrival(key.client, entry)
+        for entry in entries
+        if (key := parse_update_key(entry.key)) and is_client(key.client)
+    ]
+
+
+def _arrival(client: str, entry: ListedObject) -> dict[str, Any]:
+    return {
+        "client": client,
+        "nbytes": entry.nbytes,
+        "etag": entry.etag,
+        "arrived_at": entry.modified.isoformat(),
+    }
+
+
+def _missing(
+    spec: dict[str, Any], plan: dict[str, Any] | None, arrived: list[dict[str, Any]]
+) -> list[str]:
+    clients = spec.get("clients")
+    if plan is not None and not plan["awaited"]:
+        clients = plan["missing"]  # whose growing update counts is not
+    if not isinstance(clients, list):
+        return []
+    return sorted(set(clients) - {update["client"] for update in arrived})
+
+
+def _by_client(reasons: dict[str, str]) -> list[dict[str, str]]:
+    return [{"client": client, "reason": reasons[client]} for client in sorted(reasons)]
+
+
+def _checked_plan(plan: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan's JSON if it is one."""
+    Plan.from_json(plan)
+    return plan
+
+
+def _summary(plan: dict[str, Any]) -> dict[str, Any]:
+    by_level = [plan["shards"] * len(level["groups"]) for level in plan["levels"]]
+    return {
+        "attempt": plan["attempt"],
+        "contributors": [contributor["client"] for contributor in plan["contributors"]],
+        "topology": plan["topology"],
+        "order": plan["order"],
+        "shards": plan["shards"],
+        "tasks": sum(by_level),
+        "tasks_by_level": by_level,
+        "nbytes": plan["nbytes"],
+        "tensors": plan["tensors"],
+        "notes": plan["notes"],
+        "projected": plan["projected"],
+        "planned_at": plan["planned_at"],
+    }

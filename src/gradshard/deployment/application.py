@@ -1,0 +1,140 @@
+"""The application's sources, wherever gradshard is, and the commands that deploy them with `sam`.
+
+In a checkout they are the checkout's own. An installed package carries them in its folder `app`,
+all but the code of the layer, which is the package `gradshard_core` beside it; they are put
+together where `sam` is to build them.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import gradshard_core
+from gradshard_core.errors import DeployError
+
+RUNTIME: Final = "3.13"
+"""The Python that the functions run under, and with which `sam` builds their layer."""
+
+_PACKAGE: Final = Path(__file__).resolve().parents[1]
+_CARRIED: Final = _PACKAGE / "app"
+_CORE: Final = Path(gradshard_core.__file__).resolve().parent
+_LAYER: Final = Path("layers", "gradshard")
+_SOURCES: Final = ("template.yaml", "samconfig.toml", "statemachine", "functions", "layers")
+
+
+def checkout() -> Path | None:
+    """Return the checkout that this package is imported from; None when it is installed."""
+    root = _PACKAGE.parents[1]
+    inside = root / _LAYER / _CORE.name == _CORE
+    return root if inside and (root / "template.yaml").is_file() else None
+
+
+def files() -> dict[Path, Path]:
+    """Return every file of the application, by its path in the application's folder.
+
+    Raises
+    ------
+    DeployError
+        The package is neither in a checkout nor installed from a wheel.
+    """
+    root = checkout()
+    if root is not None:
+        return dict(_files_of(root, _SOURCES))
+    if not (_CARRIED / "template.yaml").is_file():
+        raise DeployError(
+            f"there is no application beside the package in {_PACKAGE}: install gradshard from a "
+            "wheel (`pip install .`), or use it in a checkout (`make setup`)"
+        )
+    found = dict(_files_of(_CARRIED, _SOURCES))
+    found |= {_LAYER / _CORE.name / path: file for path, file in _files_of(_CORE, ["."])}
+    return found
+
+
+def _files_of(root: Path, names: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+    for name in names:
+        top = root / name
+        for path in [top] if top.is_file() else top.rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                yield path.relative_to(root), path
+
+
+def fingerprint() -> str:
+    """Return a digest of all that is deployed."""
+    digest = hashlib.sha256()
+    for path, source in sorted(files().items()):
+        digest.update(json.dumps([path.as_posix(), source.stat().st_size]).encode())
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """Give a folder with the whole application in it, for `sam` to build.
+
+    It is the checkout, or one put together from the installed package, which goes when it is left.
+    """
+    root = checkout()
+    if root is not None:
+        yield root
+        return
+    with tempfile.TemporaryDirectory(prefix="gradshard-") as temporary:
+        for path, source in files().items():
+            copy = Path(temporary, path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+        yield Path(temporary)
+
+
+def search_path() -> str:
+    """Return where to look for `sam` and python3.13: beside this interpreter, then on the path."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def find_sam() -> str:
+    """Return the path of the `sam` command.
+
+    Raises
+    ------
+    DeployError
+        It is not installed.
+    """
+    sam = shutil.which("sam", path=search_path())
+    if sam is None:
+        raise DeployError(
+            "`sam` is not installed: `pip install 'gradshard[deploy]'` or `pip install "
+            "aws-sam-cli` installs it"
+        )
+    return sam
+
+
+def check_builder() -> None:
+    """Check that there is the Python with which `sam build` fetches the layer's packages.
+
+    Raises
+    ------
+    DeployError
+        It is missing, or has no pip.
+    """
+    name = f"python{RUNTIME}"
+    python = shutil.which(name, path=search_path())
+    if python is None:
+        raise DeployError(
+            f"{name} is not on the path, and `sam` builds the functions' layer with it: install "
+            "it (python.org, pyenv, uv, or your system)"
+        )
+    asked = subprocess.run(  # noqa: S603 - an interpreter found by its name, our own arguments
+        [python, "-m", "pip", "--version"], capture_output=True, check=False
+    )
+    if asked.returncode != 0:
+        raise DeployError(
+            f"{python} cannot run pip, with which `sam` builds the functions' layer: "
+            f"`{python} -m ensurepip` installs it"
+        )

@@ -1,0 +1,62 @@
+"""What commands keep for their user: where stacks were deployed, and the guide's answers."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from gradshard_core.errors import DeployError
+
+_STACKS: Final = "stacks.json"
+
+
+def folder() -> Path:
+    """Return the user's folder for gradshard's settings, which may not be there yet."""
+    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(config) / "gradshard"
+
+
+def remember_region(stack: str, region: str) -> None:
+    """Keep the region that a stack was deployed to.
+
+    Raises
+    ------
+    DeployError
+        What was kept before is not JSON, or cannot be replaced.
+    """
+    path = folder() / _STACKS
+    stacks = _read(path) | {stack: {"region": region}}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=_STACKS, delete=False, encoding="utf-8"
+        ) as file:
+            json.dump(stacks, file, indent=2)
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise DeployError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def region_of(stack: str) -> str | None:
+    """Return the region that a stack was last deployed to from here, or None.
+
+    Raises
+    ------
+    DeployError
+        What was kept is not JSON.
+    """
+    region = _read(folder() / _STACKS).get(stack, {}).get("region")
+    return region if isinstance(region, str) else None
+
+
+def _read(path: Path) -> dict[str, dict[str, object]]:
+    try:
+        stacks = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    except ValueError:
+        stacks = None
+    if not isinstance(stacks, dict) or not all(isinstance(s, dict) for s in stacks.values()):
+        raise DeployError(f"{path} does not say which stack is in which region: remove it")
+    return stacks

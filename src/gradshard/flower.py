@@ -1,0 +1,529 @@
+"""Flower over S3: clients upload what they trained, and the server orders a round.
+
+``S3FedAvg`` takes the place of Flower's ``FedAvg`` in a ServerApp, ``s3_mod`` is a mod of its
+ClientApp. Models then pass between clients and S3: neither the server nor Flower's messages hold
+them. Importing this module imports flwr; the rest of gradshard does not.
+"""
+
+# Annotations stay unread, so that the documentation can be built without Flower.
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from gradshard.client.downloads import download_file
+from gradshard.client.federation import METADATA_ROOM_BYTES, Federation
+from gradshard.client.tensors import pack
+from gradshard.client.tickets import DEFAULT_SECONDS, Ticket
+from gradshard.client.upload_source import model_content_of
+from gradshard.client.uploads import upload
+from gradshard_core.errors import RoundFailed, RoundStateError, SpecError, UpdateError
+from gradshard_core.formats.dtypes import DTYPES
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.layout import (
+    PREFIX_BYTES,
+    Header,
+    Layout,
+    encode_header,
+    header_length,
+    parse_header,
+)
+from gradshard_core.planning import limits
+from gradshard_core.planning.spec import default_quorum
+
+try:
+    from flwr.app import (
+        Array,
+        ArrayRecord,
+        ConfigRecord,
+        Context,
+        Message,
+        MetricRecord,
+        RecordDict,
+    )
+    from flwr.serverapp import Grid
+    from flwr.serverapp.strategy import FedAvg
+    from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
+except ImportError:
+    raise ImportError(
+        "gradshard.flower needs Flower, 1.41 or newer: `pip install 'gradshard[flower]'`",
+        name="flwr",
+    ) from None
+
+Numpy = npt.NDArray[Any]
+ClientNames = Callable[[Grid, Sequence[int]], Mapping[int, str]]
+
+RECORD: Final = "gradshard"
+"""The ConfigRecord of a message that is between :class:`S3FedAvg` and :func:`s3_mod`."""
+
+UPLOADED_TIMEOUT: Final = 60
+"""Seconds a round waits for uploads that clients say they have made: S3 has them at once."""
+
+LAYOUT_BYTES: Final = limits.MAX_PAYLOAD_BYTES // 2
+"""A layout longer than this in JSON is left out of a round's spec, which are bounded."""
+
+_READER: Final = "reader"
+_NUMPY: Final = "numpy.ndarray"
+_LOG: Final = logging.getLogger("flwr")
+
+
+def by_number(_grid: Grid, nodes: Sequence[int]) -> dict[int, str]:
+    """Name clients by their node ids, with zeros in front: as text they sort as numbers do."""
+    return {node: f"{node:020d}" for node in nodes}
+
+
+class _Place(NamedTuple):
+    """Where a model is, what its tensors are, and in which order Flower's records have them."""
+
+    round_id: str
+    key: str
+    layout: Layout
+    names: tuple[str, ...]
+
+
+class S3FedAvg(FedAvg):
+    """Flower's FedAvg, averaged by gradshard from what clients uploaded to S3.
+
+    Every message to a client says where the model is and carries a ticket to upload with: the
+    client needs :func:`s3_mod`, and no AWS credentials. Its reply carries metrics. A round is
+    opened when the replies are there, for the clients that say they have uploaded, so that nobody
+    waits for a client that failed.
+
+    The bits are those of Flower's FedAvg for float32 and float64, where it is given the replies in
+    the order of the clients' names; it takes them as they arrive.
+
+    What gradshard needs are attributes, so that strategies which only change what is sent
+    (FedProx), or go on from the average (FedAdam and its like), are combined with it:
+    ``class S3FedAdam(FedAdam, S3FedAvg): pass``, then ``strategy.federation = …``.
+
+    Parameters
+    ----------
+    federation
+        Where rounds are opened; by default the stack named gradshard.
+    run
+        What the rounds' ids begin with; ``{run}-1`` is the first one's. By default a random name.
+    keep_arrays
+        Fetch each average, which ``strategy.start`` then hands to ``evaluate_fn`` and in the end
+        returns; otherwise it hands on empty records, and the server never holds a model beyond the
+        first. :meth:`fetch` gets it at any time.
+    quorum
+        With fewer uploads a round fails, and training goes on from the model before; by default
+        more than half of the clients that were asked.
+    deadline
+        Seconds a round waits for uploads that were announced and are not there.
+    round_options
+        More options of the rounds: see :meth:`gradshard.client.federation.Federation.open_round`.
+    client_names
+        Gives nodes their client ids; who gets none is left out of the round. The order of the ids
+        is that of the additions.
+    ticket_seconds
+        How long a client may take, from its message to the end of its upload.
+    **options
+        Those of Flower's FedAvg.
+    """
+
+    def __init__(
+        self,
+        federation: Federation | None = None,
+        *,
+        run: str | None = None,
+        keep_arrays: bool = True,
+        quorum: int | None = None,
+        timeout: int = UPLOADED_TIMEOUT,
+        round_options: Mapping[str, Any] | None = None,
+        client_names: ClientNames = by_number,
+        ticket_seconds: int = DEFAULT_SECONDS,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.federation = federation or Federation()
+        self.run = run or f"flower-{uuid.uuid4().hex[:12]}"
+        self.keep_arrays = keep_arrays
+        self.quorum = quorum
+        self.timeout = timeout
+        self.round_options = dict(round_options or {})
+        self.client_names = client_names
+        self.ticket_seconds = ticket_seconds
+        self._names: dict[int, str] = {}
+        # The record that strategy.start was given last, or gave, and where that model is.
+        self._model: tuple[ArrayRecord, _Place] | None = None
+
+    def summary(self) -> None:
+        """Log the configuration of the strategy."""
+        super().summary()
+        _LOG.info("\t└──> gradshard:")
+        _LOG.info("\t\t├── Rounds: '%s-1', …", self.run)
+        _LOG.info("\t\t├── Quorum: %s", self.quorum or "more than half of those asked")
+        _LOG.info("\t\t└── Averages on the server: %s", "kept" if self.keep_arrays else "no")
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Tell clients where the model is, and give each a ticket for its upload."""
+        messages = list(super().configure_train(server_round, ArrayRecord(), config, grid))
+        if not messages:
+            return []
+        place = self._place(server_round, arrays)
+        nodes = [message.metadata.dst_node_id for message in messages]
+        self._names = _named(self.client_names(grid, nodes), nodes)
+        keys = self._keys(server_round)
+        order = self._order(place)
+        header = len(encode_header(place.layout, {}))
+        return [
+            _with_order(
+                message,
+                order
+                | {
+                    "weighted-by": self.weighted_by_key,
+                    "ticket": Ticket.make(
+                        self.federation.stack.store,
+                        keys,
+                        self._names[node],
+                        expires=self.ticket_seconds,
+                        max_bytes=header + METADATA_ROOM_BYTES + place.layout.nbytes,
+                        min_bytes=place.layout.nbytes,
+                    ).dumps(),
+                },
+            )
+            for node, message in zip(nodes, messages, strict=True)
+            if node in self._names
+        ]
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Tell clients where the model is that they should evaluate."""
+        messages = list(super().configure_evaluate(server_round, ArrayRecord(), config, grid))
+        if not messages:
+            return []
+        order = self._order(self._place(server_round, arrays))
+        return [_with_order(message, order) for message in messages]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Have the uploads averaged, and return the average and the contributors' metrics.
+
+        A round that fails is logged, with what became of each client's upload; there is no average
+        then, and ``strategy.start`` goes on from the model before.
+        """
+        uploaded = self._uploaded(server_round, replies)
+        if len(uploaded) < self._needed():
+            _LOG.error(
+                "aggregate_train: %d clients have uploaded, under the quorum of %d; the model "
+                "stays as it is",
+                len(uploaded),
+                self._needed(),
+            )
+            return None, MetricRecord(_counts(0, 0, 0))
+        assert self._model is not None  # noqa: S101 - for mypy: configure_train came before
+        place = self._model[1]._replace(
+            round_id=self._keys(server_round).round_id, key=self._keys(server_round).result
+        )
+        manifest = self._average(place, sorted(uploaded))
+        rejected, missing = manifest["rejected"], manifest["missing"]
+        for rejection in rejected:
+            _LOG.warning("\t> Rejected: %s", rejection["reason"])
+        for client in missing:
+            _LOG.warning(
+                "\t> Client %s says it has uploaded to round '%s', which had nothing of it after "
+                "%d s",
+                client,
+                place.round_id,
+                self.timeout,
+            )
+        clients = [contributor["client"] for contributor in manifest["contributors"]]
+        counts = _counts(len(clients), len(rejected), len(missing))
+        if not clients:
+            return None, MetricRecord(counts)
+        metrics = self.train_metrics_aggr_fn(
+            [uploaded[client] for client in clients], self.weighted_by_key
+        )
+        metrics.update(counts)
+        return self._fetched(place), metrics
+
+    @overload
+    def fetch(self) -> ArrayRecord: ...
+
+    @overload
+    def fetch(self, path: str | Path) -> Path: ...
+
+    def fetch(self, path: str | Path | None = None) -> ArrayRecord | Path:
+        """Fetch the model as it is after the last round.
+
+        Parameters
+        ----------
+        path
+            The .safetensors file to write, in a few MB of memory.
+
+        Raises
+        ------
+        RoundStateError
+            No round has begun, so that there is none.
+        """
+        if self._model is None:
+            raise RoundStateError(f"run {self.run!r} has no model yet: start the strategy first")
+        place = self._model[1]
+        if path is not None:
+            self._download(place, Path(path))
+            return Path(path)
+        with tempfile.TemporaryDirectory(prefix="gradshard-") as folder:
+            file = Path(folder) / "model.safetensors"
+            self._download(place, file)
+            return _read_arrays(file, place.names)[0]
+
+    def _keys(self, server_round: int) -> RoundKeys:
+        return RoundKeys(f"{self.run}-{server_round}")
+
+    def _place(self, server_round: int, arrays: ArrayRecord) -> _Place:
+        """Return where a model is, which is uploaded first if it is no round's result."""
+        if self._model is None or self._model[0] is not arrays:
+            keys = self._keys(server_round)
+            key = f"{keys.root}model.safetensors"
+            tensors = {name: _view(array) for name, array in arrays.items()}
+            with model_content_of(tensors) as content:
+                upload(self.federation.stack.store, key, content)
+                place = _Place(keys.round_id, key, content.layout, tuple(arrays))
+            self._model = arrays, place
+        return self._model[1]
+
+    def _order(self, place: _Place) -> dict[str, Any]:
+        """Return what every client is told: where the model is, and under which key to have it."""
+        ticket = Ticket.reading(
+            self.federation.stack.store,
+            RoundKeys(place.round_id),
+            _READER,
+            place.key,
+            expires=self.ticket_seconds,
+        )
+        return {
+            "model": ticket.dumps(),
+            "names": list(place.names),
+            "arrays": self.arrayrecord_key,
+        }
+
+    def _uploaded(self, server_round: int, replies: Iterable[Message]) -> dict[str, RecordDict]:
+        """Return the replies of clients that say they have uploaded, by client; log the others."""
+        round_id = self._keys(server_round).round_id
+        uploaded: dict[str, RecordDict] = {}
+        failed = 0
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            reason = _failure(reply, round_id)
+            if reason is None:
+                uploaded[self._names[node]] = reply.content
+            else:
+                failed += 1
+                _LOG.warning("\t> No upload of node %d (%s): %s", node, self._names[node], reason)
+        _LOG.info("aggregate_train: %d uploads and %d failures", len(uploaded), failed)
+        silent = len(self._names) - len(uploaded) - failed
+        if silent:
+            _LOG.warning("\t> %d of %d clients have not answered", silent, len(self._names))
+        if uploaded:
+            validate_message_reply_consistency(
+                list(uploaded.values()), self.weighted_by_key, check_arrayrecord=False
+            )
+        return uploaded
+
+    def _needed(self) -> int:
+        """Return how many uploads this round needs."""
+        return max(1, default_quorum(len(self._names)) if self.quorum is None else self.quorum)
+
+    def _average(self, place: _Place, clients: Sequence[str]) -> dict[str, Any]:
+        """Have a round, and return its manifest; one without contributors where it failed."""
+        layout = place.layout.to_json()
+        fits = len(json.dumps(layout)) <= LAYOUT_BYTES
+        layout_option = {"layout": layout} if fits else {}
+        round_ = self.federation.open_round(
+            place.round_id,
+            list(clients),
+            min_clients=self._needed(),
+            timeout=self.timeout,
+            **layout_option | self.round_options,
+        )
+        try:
+            return round_.wait()
+        except RoundFailed as error:
+            _LOG.error("aggregate_train: %s; the model stays as it is", error)
+            status = round_.status()
+            return {key: status[key] for key in ("rejected", "missing")} | {"contributors": []}
+
+    def _fetched(self, place: _Place) -> ArrayRecord:
+        """Return a round's average as Flower has it, and remember where it is."""
+        self._model = ArrayRecord(), place
+        if self.keep_arrays:
+            self._model = self.fetch(), place
+        return self._model[0]
+
+    def _download(self, place: _Place, path: Path) -> None:
+        store = self.federation.stack.store
+        source = store.head(place.key)
+        if source is None:
+            raise RoundStateError(f"{place.key} was deleted: fetch a model before removing its run")
+        download_file(store, source, path)
+
+
+def s3_mod(
+    message: Message, context: Context, call_next: Callable[[Message, Context], Message]
+) -> Message:
+    """Fetch the model a message tells of, and upload what training made of it; a mod for Flower.
+
+    ``ClientApp(mods=[s3_mod])``: ``train`` and ``evaluate`` then find the model in their message
+    and reply as they do without it. Messages of other strategies pass as they are.
+
+    Raises
+    ------
+    UpdateError
+        The reply has not one ArrayRecord and one MetricRecord, or its arrays are not laid out as
+        the model; nothing was sent. Flower's server gets the text as the reply's error.
+    TicketError
+        S3 takes the ticket no more.
+    """
+    order = message.content.config_records.get(RECORD)
+    if order is None:
+        return call_next(message, context)
+    with tempfile.TemporaryDirectory(prefix="gradshard-") as folder:
+        file = Ticket.loads(order["model"]).fetch(Path(folder) / "model.safetensors")
+        arrays, layout = _read_arrays(file, order["names"])
+    records = {name: record for name, record in message.content.items() if name != RECORD}
+    message.content = RecordDict(records | {order["arrays"]: arrays})
+    # What training does not keep of the model should not stay for the upload.
+    del arrays, records
+    reply = call_next(message, context)
+    if "ticket" not in order or reply.has_error():
+        return reply
+    return _uploading(reply, Ticket.loads(order["ticket"]), layout, order["weighted-by"])
+
+
+def _uploading(reply: Message, ticket: Ticket, layout: Layout, weighted_by: str) -> Message:
+    """Upload a reply's arrays, and say so in their place."""
+    records = reply.content
+    counted = len(records.array_records), len(records.metric_records)
+    if counted != (1, 1):
+        raise UpdateError(
+            f"the reply has {counted[0]} ArrayRecords and {counted[1]} MetricRecords: reply with "
+            "one of each"
+        )
+    [(name, arrays)] = records.array_records.items()
+    [metrics] = records.metric_records.values()
+    tensors = {key: _view(array) for key, array in arrays.items()}
+    difference = layout.difference(pack(tensors)[0])
+    if difference:
+        raise UpdateError(
+            f"what was trained is not laid out as the model of round {ticket.round_id!r}: "
+            f"{difference}; reply with the model's tensors, in its names, types and shapes"
+        )
+    # The round rejects NaN, and so tells the server, which is where Flower's users look.
+    replace(ticket, allow_nonfinite=True).submit(tensors, samples=_samples(metrics, weighted_by))
+    content = {key: record for key, record in records.items() if key != name}
+    reply.content = RecordDict(content | {RECORD: ConfigRecord({"round": ticket.round_id})})
+    return reply
+
+
+def _samples(metrics: MetricRecord, key: str) -> int:
+    """Return a client's weight, which gradshard has as a whole number."""
+    value = metrics.get(key)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int):
+        raise UpdateError(
+            f"the reply's {key!r} is {value!r}, not a whole number above zero: put the number of "
+            "samples into its MetricRecord"
+        )
+    return value
+
+
+def _failure(reply: Message, round_id: str) -> str | None:
+    """Say why a reply announces no upload; None if it does."""
+    if reply.has_error():
+        return str(reply.error.reason)
+    announced = reply.content.config_records.get(RECORD)
+    if announced is None:
+        return "it replied without uploading; its ClientApp needs mods=[gradshard.flower.s3_mod]"
+    if announced["round"] != round_id:
+        return f"it uploaded to round {announced['round']!r}, not to {round_id!r}"
+    return None
+
+
+def _named(names: Mapping[int, str], nodes: Sequence[int]) -> dict[int, str]:
+    """Return the names of those nodes that have one; the others may be gone, and are logged."""
+    named = {node: names[node] for node in nodes if node in names}
+    if len(named) < len(nodes):
+        _LOG.warning(
+            "configure_train: client_names gave %d of %d nodes no name; they are left out",
+            len(nodes) - len(named),
+            len(nodes),
+        )
+    given = list(named.values())
+    twice = next((name for name in given if given.count(name) > 1), None)
+    if twice is not None:
+        raise SpecError(
+            f"client_names gives {given.count(twice)} nodes the name {twice!r}: each needs its "
+            "own, or the first upload keeps out the other"
+        )
+    return named
+
+
+def _with_order(message: Message, order: Mapping[str, Any]) -> Message:
+    """Return a message with what :func:`s3_mod` needs; its other records are shared."""
+    return Message(
+        RecordDict(dict(message.content) | {RECORD: ConfigRecord(dict(order))}),
+        dst_node_id=message.metadata.dst_node_id,
+        message_type=message.metadata.message_type,
+    )
+
+
+def _counts(contributors: int, rejected: int, missing: int) -> dict[str, int]:
+    return {
+        "gradshard-contributors": contributors,
+        "gradshard-rejected": rejected,
+        "gradshard-missing": missing,
+    }
+
+
+def _view(array: Array) -> Numpy:
+    """Return a Flower array's elements where they are; ``Array.numpy`` copies them."""
+    file = io.BytesIO(array.data)
+    if array.stype != _NUMPY or np.lib.format.read_magic(file) != (1, 0):
+        return np.asarray(array.numpy())
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    elements: Numpy = np.frombuffer(array.data, dtype, offset=file.tell())
+    return elements.reshape(shape, order="F" if is_fortran else "C")
+
+
+def _read_arrays(path: Path, names: Iterable[str]) -> tuple[ArrayRecord, Layout]:
+    """Read a .safetensors file as Flower's arrays, one at a time, in this order."""
+    with path.open("rb") as file:
+        header = _read_header(file.read(PREFIX_BYTES), file, path.stat().st_size)
+        tensors = {tensor.name: tensor for tensor in header.layout.tensors}
+        arrays = {}
+        for name in names:
+            tensor = tensors[name]
+            dtype = DTYPES[tensor.dtype].storage
+            npy = io.BytesIO()
+            np.lib.format.write_array_header_1_0(
+                npy,
+                {
+                    "descr": np.lib.format.dtype_to_descr(dtype),
+                    "fortran_order": False,
+                    "shape": tensor.shape,
+                },
+            )
+            file.seek(header.data_offset + tensor.start)
+            npy.write(file.read(tensor.end - tensor.start))
+            arrays[name] = Array(str(dtype), tensor.shape, _NUMPY, npy.getvalue())
+    return ArrayRecord(arrays), header.layout
+
+
+def _read_header(prefix: bytes, file: io.BufferedReader, nbytes: int) -> Header:
+    return parse_header(file.read(header_length(prefix, nbytes)), nbytes)

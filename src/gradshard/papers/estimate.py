@@ -1,0 +1,110 @@
+"""What every system is priced by: a setting, and what comes out."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from gradshard.papers import measurements
+from gradshard_core.planning.bandwidth import BURST, Bandwidth
+from gradshard_core.planning.planner import DEFAULT_MEMORY_MB, LambdaConfig
+from gradshard_core.planning.pricing import US_EAST_1, Bill, Prices
+
+TITLES: Final = {
+    "shards": "gradshard shards",
+    "gradssharding": "GradsSharding",
+    "lambda_fl": "λ-FL",
+    "lifl": "LIFL",
+    "lambda_fl_streamed": "λ-FL, streamed",
+    "lifl_streamed": "LIFL, streamed",
+}
+
+
+PUBLISHED: Final = Bandwidth(
+    "published",
+    (measurements.SLOWEST_READ_BYTES_PER_SECOND + measurements.FASTEST_READ_BYTES_PER_SECOND) / 2,
+    latency_seconds=0.05,
+)
+"""As measured in the paper: the middle of 44 to 57 MiB/s. The latency is assumed, S3's tens of
+milliseconds, with the published cells in view: it shows where a function reads twenty small objects
+one after another, ResNet-18's shards, and hardly elsewhere."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the systems are compared under.
+
+    Parameters
+    ----------
+    clients
+        N.
+    bandwidth
+        Of every function, whatever the system.
+    architecture
+        ``arm64`` or ``x86_64``; decides the price.
+    memory_mb
+        Of gradshard's aggregators; the published systems follow their own rule.
+    shards
+        M; None for each system's own choice.
+    time_budget
+        Time budget of gradshard's own choice of M; None for the planner's.
+    prices
+        Of whatever the system.
+    """
+
+    clients: int = measurements.CLIENTS
+    bandwidth: Bandwidth = BURST
+    architecture: str = "arm64"
+    memory_mb: int = DEFAULT_MEMORY_MB
+    shards: int | None = None
+    time_budget: float | None = None
+    prices: Prices = US_EAST_1
+
+    def aggregator(self, memory_mb: int | None = None) -> LambdaConfig:
+        """Return what tasks run on, with another memory than gradshard's if need be."""
+        return LambdaConfig(
+            memory_mb or self.memory_mb, self.architecture, self.bandwidth, prices=self.prices
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a round is expected to take.
+
+    Parameters
+    ----------
+    system
+        Its name in :data:`gradshard.papers.SYSTEMS`.
+    nbytes
+        Size of an update's tensors.
+    shards
+        M; 1 for trees.
+    tasks
+        Functions, over all levels.
+    memory_mb
+        Of each function.
+    task_seconds
+        Of the longest task.
+    seconds
+        Of the aggregation: one level after another.
+    gb_seconds
+        Of the aggregators.
+    gets, puts
+        S3 requests of the aggregators.
+    bill
+        Dollars.
+    """
+
+    system: str
+    nbytes: int
+    shards: int
+    tasks: int
+    memory_mb: int
+    task_seconds: float
+    seconds: float
+    gb_seconds: float
+    gets: int
+    puts: int
+    bill: Bill
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the estimate as JSON."""
+        return asdict(self) | {"bill": self.bill.to_json()}
