@@ -65,7 +65,7 @@ class RoundSpec:
         The ids of the expected clients, sorted, or how many are expected, whoever they are.
     min_clients
         The quorum: with fewer valid updates at the deadline the round fails. Unless stated, more
-        than half of the expected clients (:func:`gradshard_core.planning.spec.default_quorum`).
+        than half of the expected clients.
     deadline
         Seconds from the opening of the round after which no more updates are awaited.
     topology
