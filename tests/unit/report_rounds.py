@@ -131,6 +131,7 @@ def small(
     arrived: list[dict[str, Any]] | None = None,
     partial_updates: list[dict[str, Any]] | None = None,
     contributors: dict[str, str] | None = None,
+    missing: Sequence[str] = (),
     server_optimizer: Any = None,
 ) -> Facts:
     """Return the facts about a completed round with nothing but these tasks and uploads."""
@@ -148,7 +149,8 @@ def small(
         {
             "round": "r", "state": "completed", "cause": None, "manifest": manifest,
             "plan": {"tasks": 1}, "opened_at": OPENED.isoformat(), "deadline_at": None,
-            "tasks_done": 1, "arrived": arrived or [], "missing": [], "rejected": [], "late": [],
+            "tasks_done": 1, "arrived": arrived or [], "missing": list(missing),
+            "rejected": [], "late": [],
             "spec": {"clients": 1, "server_optimizer": server_optimizer},
         },
         plan=plan, tasks=tasks or [], partial_updates=partial_updates or [], architecture="arm64",

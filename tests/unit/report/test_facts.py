@@ -62,6 +62,11 @@ class TestFacts:
         )
         assert len(both["uploads"]) == 1
 
+    def test_a_client_with_a_partial_update_is_not_missing(self) -> None:
+        facts = small(partial_updates=[arrival("b")], missing=["b", "c"])
+        assert facts["missing"] == ["c"]
+        assert [found["fate"] for found in facts["uploads"]] == ["unused"]
+
     def test_measured_dollars_follow_from_the_seconds_of_tasks(self) -> None:
         one, two = (small(tasks=[task(seconds)])["dollars"]["measured"] for seconds in (1.0, 2.0))
         # 256 MB on arm64.

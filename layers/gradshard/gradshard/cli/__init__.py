@@ -12,7 +12,7 @@ SECTIONS: Final = {
         Lazy("show", "show", "show", "Show a round: clients, rejections, time and cost."),
         Lazy("watch", "watch", "watch", "Follow a round until it ends."),
         Lazy("fetch", "rounds", "fetch", "Write the average of a completed round to a file."),
-        Lazy("report", "report", "report", "Write a page about rounds, for a browser."),
+        Lazy("report", "report", "report", "Write an HTML page about rounds."),
     ],
     "Clients": [
         Lazy("submit", "rounds", "submit", "Upload a client's update."),

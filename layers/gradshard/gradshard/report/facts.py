@@ -62,45 +62,12 @@ def facts_of(
     manifest, plan = status["manifest"] or {}, plan or {}
     done = [_timed(task) for task in sorted(tasks, key=lambda t: (t["level"], t["task"]))]
     contributors = _contributors(plan)
-    uploads = _uploads(status, contributors, partial_updates)
-    counted = {u["client"]: u["arrived_at"] for u in uploads if u["fate"] == COUNTED}
     projected = plan.get("projected") or {}
-    clients = status["spec"].get("clients", 0)
     return {
-        "round": status["round"],
-        "state": status["state"],
-        "cause": status["cause"],
-        "error": manifest.get("error"),
-        "opened_at": status["opened_at"],
-        "deadline_at": status["deadline_at"],
-        "planned_at": plan.get("planned_at"),
-        "finished_at": manifest.get("finished_at"),
-        "waited_seconds": _between(status["opened_at"], plan.get("planned_at")),
-        "seconds": _between(plan.get("planned_at"), manifest.get("finished_at")),
-        "expected": clients if isinstance(clients, int) else len(clients),
-        "min_clients": status["spec"].get("min_clients", 1),
-        "updates_from": status["spec"].get("updates_from"),
-        "model": manifest.get("model"),
+        **_course(status, manifest, plan),
         **_settings(status["spec"], plan),
-        "shards": plan.get("shards"),
-        "groups": [
-            [stop - first for first, stop in lvl["groups"]] for lvl in plan.get("levels", [])
-        ],
-        "nbytes": plan.get("nbytes"),
-        "tensors": plan.get("tensors"),
-        "attempts": plan["attempt"] + 1 if plan else 0,
-        "notes": list(plan.get("notes", [])),
-        "contributors": [
-            {
-                **{name: entry[name] for name in ("client", "samples", "weight", "nbytes")},
-                "arrived_at": counted.get(entry["client"]),
-            }
-            for entry in contributors
-        ],
-        "rejected": status["rejected"],
-        "late": status["late"],
-        "missing": status["missing"],
-        "uploads": uploads,
+        **_planned(plan),
+        **_clients(status, contributors, _uploads(status, contributors, partial_updates)),
         "layers": _layers(plan),
         "tasks_planned": (status["plan"] or {}).get("tasks", 0),
         "tasks_done": status["tasks_done"],
@@ -140,6 +107,26 @@ def _is_averaged(facts: Facts) -> bool:
     return facts["planned_at"] is not None and facts["state"] != "failed"
 
 
+def _course(
+    status: Mapping[str, Any], manifest: Mapping[str, Any], plan: Mapping[str, Any]
+) -> Facts:
+    """Return the round's state and its moments."""
+    return {
+        "round": status["round"],
+        "state": status["state"],
+        "cause": status["cause"],
+        "error": manifest.get("error"),
+        "opened_at": status["opened_at"],
+        "deadline_at": status["deadline_at"],
+        "planned_at": plan.get("planned_at"),
+        "finished_at": manifest.get("finished_at"),
+        "waited_seconds": _between(status["opened_at"], plan.get("planned_at")),
+        "seconds": _between(plan.get("planned_at"), manifest.get("finished_at")),
+        "updates_from": status["spec"].get("updates_from"),
+        "model": manifest.get("model"),
+    }
+
+
 def _settings(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> Facts:
     """Return how the round averages: from its plan, or from its spec if it was not planned."""
     rule = spec.get("rule") or FEDAVG
@@ -151,6 +138,45 @@ def _settings(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> Facts:
         "hold": spec.get("hold", BLOCKS),
     }
     return {name: plan.get(name, value) for name, value in asked.items()}
+
+
+def _planned(plan: Mapping[str, Any]) -> Facts:
+    """Return what the plan says about the aggregation."""
+    return {
+        "shards": plan.get("shards"),
+        "groups": [
+            [stop - first for first, stop in lvl["groups"]] for lvl in plan.get("levels", [])
+        ],
+        "nbytes": plan.get("nbytes"),
+        "tensors": plan.get("tensors"),
+        "attempts": plan["attempt"] + 1 if plan else 0,
+        "notes": list(plan.get("notes", [])),
+    }
+
+
+def _clients(
+    status: Mapping[str, Any], contributors: Sequence[Mapping[str, Any]], uploads: Sequence[Facts]
+) -> Facts:
+    """Return who took part, who did not, and the uploads."""
+    clients = status["spec"].get("clients", 0)
+    counted = {u["client"]: u["arrived_at"] for u in uploads if u["fate"] == COUNTED}
+    # A status calls a client missing whose partial update was not averaged. It did send something.
+    senders = {upload["client"] for upload in uploads}
+    return {
+        "expected": clients if isinstance(clients, int) else len(clients),
+        "min_clients": status["spec"].get("min_clients", 1),
+        "contributors": [
+            {
+                **{name: entry[name] for name in ("client", "samples", "weight", "nbytes")},
+                "arrived_at": counted.get(entry["client"]),
+            }
+            for entry in contributors
+        ],
+        "rejected": status["rejected"],
+        "late": status["late"],
+        "missing": [client for client in status["missing"] if client not in senders],
+        "uploads": uploads,
+    }
 
 
 def _contributors(plan: Mapping[str, Any]) -> list[Facts]:
