@@ -16,6 +16,8 @@ from tests.unit.report_rounds import HOSTILE, sample
 sync_api = pytest.importorskip("playwright.sync_api", reason="`make test-browser` has a browser")
 
 PHONE, TABLET, DESKTOP = 360, 700, 1280
+PAPER = 718
+"""Width of A4 between Chromium's margins."""
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 ROUNDS: dict[str, Callable[[], list[Facts]]] = {
@@ -219,6 +221,15 @@ def test_print_unfolds_parts(open_: Open) -> None:
     assert opened.ask("document.querySelector('.content').checkVisibility()") is False
     opened.tab.emulate_media(media="print")
     assert opened.ask(height) > 100
+
+
+@pytest.mark.parametrize("name", ["one", "several", "failed before planning"])
+def test_paper_shows_every_column(open_: Open, name: str) -> None:
+    opened = open_(ROUNDS[name](), width=PAPER)
+    opened.tab.emulate_media(media="print")
+    cut_off = opened.ask(f"""() => [...document.querySelectorAll('table')]
+      .map(table => table.getBoundingClientRect().right).filter(right => right > {PAPER})""")
+    assert cut_off == []
 
 
 def test_tables_can_be_reached_and_scrolled_with_the_keyboard(open_: Open) -> None:

@@ -77,7 +77,7 @@ thead .number { white-space: normal } td:not([class]) { min-width: 4rem }
 .cards tbody th { min-width: 8rem }
 td.bar { min-width: 4.5rem }
 .bar { background: linear-gradient(90deg, transparent var(--a), var(--c) var(--a) var(--b),
-  transparent var(--b)) .5rem 1.6rem / calc(100% - 1rem) 4px no-repeat }
+  transparent var(--b)) .5rem 1.85em / calc(100% - 1rem) 4px no-repeat }
 @media (max-width: 40rem) {
   table.cards, .cards tbody, .cards caption { display: block } .cards thead { display: none }
   .cards tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.5rem, 1fr));
@@ -99,7 +99,9 @@ td.bar { min-width: 4.5rem }
   section.round { break-before: page; border: 0; margin: 0; padding: 0 }
   h2, h3, summary { break-after: avoid } tr, .cause { break-inside: avoid }
   details::details-content { content-visibility: visible; block-size: auto }
-  .scroll { overflow: visible } table { font-size: 8pt } th, td { padding: .15rem .3rem .3rem }
+  .scroll { overflow: visible } table { font-size: 8pt } .state { font-size: inherit }
+  th, td { padding: .15rem .25rem .35rem } .bar { background-position: .25rem 1.85em }
+  .cards tbody th, .cards td { min-width: 3rem }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact }
 }
 """
