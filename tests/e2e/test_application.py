@@ -312,7 +312,7 @@ def test_an_event_that_comes_twice_is_once(federation: Federation, deployed: Dep
     assert (repeated["status"], repeated["reason"]) == ("ignored", "planned already")
     assert round_.rejection("a") is None
     # So may the deadline.
-    assert not deployed.call("collect_update", {"round": "echo", "timeout": True})["resumed"]
+    assert not deployed.call("collect_update", {"round": "echo", "deadline": True})["resumed"]
     assert round_.wait(SECONDS) == manifest
     assert_average(round_.fetch(), [update(1), update(2)], [1, 1])
 

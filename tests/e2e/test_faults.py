@@ -119,7 +119,7 @@ def test_a_deadline_that_fails_is_kept_and_can_be_delivered_by_hand(
     scheduler, named = boto3.client("scheduler"), ("Name", "GroupName", "ScheduleExpression")
     schedule: Any = scheduler.get_schedule(Name="unwoken", GroupName="gradshard-deadlines")
     kept = {name: schedule[name] for name in (*named, "Target", "FlexibleTimeWindow")}
-    kept["Target"]["Input"] = json.dumps({"round": "unwoken", "timeout": True})
+    kept["Target"]["Input"] = json.dumps({"round": "unwoken", "deadline": True})
     scheduler.update_schedule(**kept)
     # What the function cannot read, it fails at, whenever it is tried.
     place: Any = {"Bucket": deployed.bucket, "Key": round_.keys.callback}
@@ -129,7 +129,7 @@ def test_a_deadline_that_fails_is_kept_and_can_be_delivered_by_hand(
         deployed.s3.put_object(Bucket=deployed.bucket, Key=one.keys.callback, Body=b"{")
     assert contributors(other.wait(SECONDS)) == ["a"]
     [message] = until(lambda: undelivered(deployed, "unwoken"))
-    assert message["requestPayload"] == {"round": "unwoken", "timeout": True}
+    assert message["requestPayload"] == {"round": "unwoken", "deadline": True}
     assert message["responsePayload"]["errorType"] == "BrokenObjectError"
     assert round_.status()["state"] == "awaiting"
     # As docs/operations.md has it: mend what was wrong, then say again what is in the queue.
@@ -179,7 +179,7 @@ def test_a_round_whose_deadline_was_taken_away_can_be_woken(
     round_.submit("a", update(1), samples=1)
     with pytest.raises(WaitTimeoutError):
         round_.wait(6)
-    deployed.call("collect_update", {"round": "untimed", "timeout": True})
+    deployed.call("collect_update", {"round": "untimed", "deadline": True})
     assert contributors(round_.wait(SECONDS)) == ["a"]
 
 

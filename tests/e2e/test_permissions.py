@@ -196,7 +196,7 @@ def given_up(federation: Federation, deployed: Deployed) -> None:
     round_ = federation.open_round("iam-given-up", clients=2, timeout=600)
     round_.submit("a", update(1), samples=1)
     deployed.s3.put_object(Key=round_.keys.manifest, **place)
-    deployed.call("collect_update", {"round": "iam-given-up", "timeout": True})
+    deployed.call("collect_update", {"round": "iam-given-up", "deadline": True})
     assert deployed.ended("iam-given-up")["cause"] == "by hand"
     assert round_.keys.result not in deployed.keys(round_.keys.root)
 

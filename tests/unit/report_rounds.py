@@ -1,6 +1,7 @@
-"""Rounds to report on: what an observer would return of them."""
+"""Facts about invented rounds, for the page of ``gradshard report``."""
 
 import random
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -25,9 +26,14 @@ def sample(
     cause: str | None = None,
     done: float = 1.0,
     seed: int = 0,
+    is_planned: bool = True,
+    missing: Sequence[str] = ("gone-1", "gone-2"),
     reason: str = "tensor 'fc.weight' holds a NaN or an infinity at element 3",
 ) -> Facts:
-    """Return the facts of a round as :func:`facts_of` makes them."""
+    """Return the facts about a round, as :func:`facts_of` returns them.
+
+    One update is rejected and one is late, whatever the round's state.
+    """
     rng = random.Random(seed)  # noqa: S311 - figures for a picture
     ids = [f"client-{n:04}" for n in range(clients)]
     nbytes = 44_700_000
@@ -84,7 +90,7 @@ def sample(
         }
     elif state == "failed":
         manifest = {"status": state, "error": "QuorumError", "finished_at": finished.isoformat()}
-    is_planned = state != "awaiting"
+    is_planned = is_planned and state != "awaiting"
     status = {
         "round": name,
         "state": state,
@@ -93,7 +99,7 @@ def sample(
         "deadline_at": (OPENED + timedelta(minutes=30)).isoformat(),
         "spec": {"clients": clients + 4, "min_clients": 3},
         "arrived": [*arrived, {"client": "mallory", **bad}, {"client": "tardy", **late}],
-        "missing": ["gone-1", "gone-2"],
+        "missing": list(missing),
         "rejected": [{"client": "mallory", "reason": reason}],
         "late": [{"client": "tardy", "reason": "the round was planned before this update came"}],
         "plan": {"tasks": shards * sum(map(len, sizes))} if is_planned else None,
@@ -107,6 +113,48 @@ def sample(
         partial_updates=[],
         architecture="arm64",
     )
+
+
+def arrival(client: str, etag: str = "e") -> dict[str, Any]:
+    """Return an upload as a status has it."""
+    return {"client": client, "nbytes": 5, "etag": etag, "arrived_at": OPENED.isoformat()}
+
+
+def task(seconds: float) -> dict[str, Any]:
+    """Return a task's record."""
+    return {**sample()["tasks"][0], "seconds": seconds}
+
+
+def small(
+    *,
+    tasks: list[dict[str, Any]] | None = None,
+    arrived: list[dict[str, Any]] | None = None,
+    partial_updates: list[dict[str, Any]] | None = None,
+    contributors: dict[str, str] | None = None,
+    missing: Sequence[str] = (),
+    server_optimizer: Any = None,
+) -> Facts:
+    """Return the facts about a completed round with nothing but these tasks and uploads."""
+    entries = [
+        {"client": client, "samples": 1, "weight": 1.0, "source": {"nbytes": 5, "etag": etag}}
+        for client, etag in (contributors or {"a": "e"}).items()
+    ]
+    manifest = {"finished_at": PLANNED.isoformat()}
+    plan = {
+        "attempt": 0, "levels": [{"groups": [[0, 1]]}], "nbytes": 5, "header_bytes": 8,
+        "tensors": 1, "shards": 1, "planned_at": PLANNED.isoformat(), "layers": [],
+        "contributors": entries, "projected": {"memory_mb": 256, "dollars": None},
+    }  # fmt: skip
+    return facts_of(
+        {
+            "round": "r", "state": "completed", "cause": None, "manifest": manifest,
+            "plan": {"tasks": 1}, "opened_at": OPENED.isoformat(), "deadline_at": None,
+            "tasks_done": 1, "arrived": arrived or [], "missing": list(missing),
+            "rejected": [], "late": [],
+            "spec": {"clients": 1, "server_optimizer": server_optimizer},
+        },
+        plan=plan, tasks=tasks or [], partial_updates=partial_updates or [], architecture="arm64",
+    )  # fmt: skip
 
 
 def _ended(task: dict[str, Any]) -> datetime:

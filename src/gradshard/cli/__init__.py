@@ -17,7 +17,7 @@ SECTIONS: Final = {
         Lazy("cancel", "operate", "cancel", "Stop a round, or all rounds, and clean up."),
         Lazy("rm", "operate", "remove", "Delete the objects of a round that has ended."),
         Lazy("logs", "operate", "logs", "Show what the functions logged about a round."),
-        Lazy("report", "report", "report", "Write a page about rounds, for a browser."),
+        Lazy("report", "report", "report", "Write an HTML page about rounds."),
     ],
     "Clients": [
         Lazy("submit", "rounds", "submit", "Upload a client's update."),

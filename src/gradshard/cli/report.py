@@ -1,4 +1,4 @@
-"""``gradshard report``: a page about rounds."""
+"""``gradshard report``: an HTML page about rounds."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +19,11 @@ from gradshard.utils.text import escape_terminal, format_size, pluralize
 @json_option
 @connected
 def report(federation: Federation, names: tuple[str, ...], file: Path, as_json: bool) -> None:
-    """Write a page about rounds, for a browser.
+    """Write an HTML page about rounds.
 
-    The page is one file and needs no network. It says who took part, what each round took and cost,
-    and how the rounds compare. With --json the data behind it is printed instead.
+    The page is one file that needs no network. It shows which rounds completed, which clients took
+    part, how long each round took and what it cost. With --json, print the data of the page
+    instead.
     """
     with waiting("reading") as say:
         rounds: list[Facts] = []

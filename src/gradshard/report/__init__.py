@@ -1,5 +1,9 @@
-"""A page about rounds: what they were, who took part, what they took.
+"""The page of ``gradshard report``: one HTML file about rounds, without scripts and network.
 
-``facts`` makes JSON of what is known of a round, ``page`` makes HTML of that, with the pictures of
-``charts`` and the elements of ``markup``. None of them knows of AWS.
+``facts`` reads a round into JSON, and ``page`` writes HTML from that JSON alone:
+
+- ``verdict``: one sentence about each round, at the top of the page;
+- ``comparison``: one table about several rounds;
+- ``round_section`` and ``parts``: what the page says about one round;
+- ``markup``, ``tables``, ``charts``, ``style``: elements, tables, drawings, the style sheet.
 """

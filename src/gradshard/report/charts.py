@@ -1,7 +1,7 @@
-"""Pictures that fit any width: shapes are drawn in SVG and stretched, their labels are HTML."""
+"""Drawings that fit any width: SVG shapes that are stretched, with labels in HTML."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -12,36 +12,43 @@ from gradshard.utils.text import format_duration
 SIDE: Final = 1000
 """Width and height of a drawing before it is stretched."""
 
-DEPTHS: Final = 8
+SHADES: Final = 8
 """Shades of a heat map."""
-
-MAX_BAR: Final = 60
-"""Width of the widest bar: one alone would be a wall."""
 
 
 class Axis(NamedTuple):
-    """From 0 to ``high``, with labelled ticks; those of numbers are ruled across."""
+    """An axis from 0 to ``high``.
+
+    Parameters
+    ----------
+    high
+        The value at its end.
+    ticks
+        Values and their labels.
+    is_ruled
+        Whether a line is drawn across at each tick.
+    """
 
     high: float
     ticks: Sequence[tuple[float, str]]
     is_ruled: bool = True
 
     def at(self, value: float) -> float:
-        """Return where a value stands, from 0 to :data:`SIDE`."""
+        """Return the position of a value, from 0 to :data:`SIDE`."""
         return round(min(max(value / self.high, 0.0), 1.0) * SIDE, 1)
 
 
 def axis(high: float, label: Callable[[float], str], *, whole: bool = False) -> Axis:
-    """Return an axis with round numbers, that reaches to at least ``high``.
+    """Return an axis with round numbers that ends at ``high`` or just above it.
 
     Parameters
     ----------
     high
         The largest value.
     label
-        Writes a tick.
+        Returns a tick's label.
     whole
-        Only whole numbers make sense.
+        Use whole numbers only.
     """
     high = high if high > 0 else 1.0
     rough = high / 4
@@ -54,7 +61,7 @@ def axis(high: float, label: Callable[[float], str], *, whole: bool = False) -> 
 
 
 def time_axis(high: float) -> Axis:
-    """Return an axis of seconds, with ticks at times of the clock where it is that long."""
+    """Return an axis of seconds; a long one has its ticks at whole minutes, hours or days."""
     steps = (15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400)
     step = next((step for step in steps if 4 * step >= high), 2 * 86_400)
     if high <= 40:
@@ -63,33 +70,31 @@ def time_axis(high: float) -> Axis:
     return Axis(count * step, [(n * step, format_duration(n * step)) for n in range(count + 1)])
 
 
-def numbered(names: Sequence[str]) -> Axis:
-    """Return an axis for bars, one for each name; beyond a few only some are labelled."""
+def numbered(names: Sequence[str], *, is_ruled: bool = True) -> Axis:
+    """Return an axis with a place for each name; of many names only some are written."""
     every = max(1, math.ceil(len(names) / 6))
     ticks = [(n + 0.5, name) for n, name in enumerate(names) if n % every == 0]
-    return Axis(max(1, len(names)), ticks)
+    return Axis(max(1, len(names)), ticks, is_ruled)
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A drawing in its frame.
+class Chart:
+    """A drawing with its title, axes and legend.
 
     Parameters
     ----------
     title
-        What it shows.
+        What the chart shows.
     description
-        What it says, for those who do not see it.
+        What a reader sees in it, for those who cannot see it.
     shapes
         The drawing.
     x, y
-        Its axes.
+        The axes.
     legend
-        Names of its styles.
+        Classes that colour shapes, with their meanings.
     height
         In rem.
-    is_named
-        The y axis has names instead of numbers, which take more room.
     """
 
     title: str
@@ -98,8 +103,7 @@ class Picture:
     x: Axis
     y: Axis
     legend: Sequence[tuple[str, str]] = ()
-    height: float = 11
-    is_named: bool = False
+    height: float = 8
 
     def html(self) -> Markup:
         """Return the figure."""
@@ -122,7 +126,7 @@ class Picture:
             _labels("ys", "bottom", self.y),
             drawing,
             _labels("xs", "left", self.x),
-            class_="plot named" if self.is_named else "plot",
+            class_="plot",
             style=f"--height:{self.height:g}rem",
         )
         return tag("figure", tag("figcaption", self.title), plot, self._legend())
@@ -148,43 +152,8 @@ def _labels(class_: str, edge: str, scale: Axis) -> Markup:
     return tag("div", *spans, class_=class_, aria_hidden="true")
 
 
-def _path(class_: str, d: str, hint: str | None = None) -> Markup:
-    return tag("path", *([tag("title", hint)] if hint else ()), class_=class_, d=d)
-
-
-class Box(NamedTuple):
-    """A bar: where it stands, how it is drawn, and what is said when it is pointed at."""
-
-    x: tuple[float, float]
-    y: tuple[float, float]
-    style: str
-    hint: str
-
-
-def boxes(bars: Iterable[Box], x: Axis, y: Axis) -> list[Markup]:
-    """Draw bars; the narrowest can still be seen."""
-    shapes = []
-    for bar in bars:
-        left, right = (x.at(value) for value in bar.x)
-        bottom, top = (SIDE - y.at(value) for value in bar.y)
-        width, height = max(right - left, 1.5), bottom - top
-        d = f"M{left:g} {bottom:g}v{-height:g}h{width:g}v{height:g}z"
-        shapes.append(_path(f"box {bar.style}", d, bar.hint))
-    return shapes
-
-
-def columns(heights: Sequence[tuple[float, str, str]], y: Axis) -> list[Markup]:
-    """Draw a bar for each height, style and hint, side by side."""
-    x = Axis(max(1, len(heights)), ())
-    half = min(0.42, MAX_BAR / SIDE * x.high)
-    return boxes(
-        (
-            Box((n + 0.5 - half, n + 0.5 + half), (0, height), style, hint)
-            for n, (height, style, hint) in enumerate(heights)
-        ),
-        x,
-        y,
-    )
+def _path(class_: str, d: str) -> Markup:
+    return tag("path", class_=class_, d=d)
 
 
 def line(points: Sequence[tuple[float, float]], x: Axis, y: Axis, style: str) -> Markup:
@@ -193,50 +162,48 @@ def line(points: Sequence[tuple[float, float]], x: Axis, y: Axis, style: str) ->
     return _path(f"line {style}", f"M{d}")
 
 
-def dots(points: Sequence[tuple[float, float, str]], x: Axis, y: Axis, style: str) -> list[Markup]:
-    """Draw a dot at each point, with a hint; round however the drawing is stretched."""
-    return [
-        _path(f"dot {style}", f"M{x.at(px):g} {SIDE - y.at(py):g}h0", hint)
-        for px, py, hint in points
-    ]
+def dots(points: Sequence[tuple[float, float]], x: Axis, y: Axis, style: str) -> Markup:
+    """Draw a dot at each point: a line without length stays round when it is stretched."""
+    d = "".join(f"M{x.at(px):g} {SIDE - y.at(py):g}h0" for px, py in points)
+    return _path(f"dot {style}", d)
 
 
-def level(value: float, y: Axis, style: str) -> Markup:
-    """Draw a line across, at one value."""
-    return _path(f"line dash {style}", f"M0 {SIDE - y.at(value):g}H{SIDE}")
+def mark(value: float, x: Axis, style: str) -> Markup:
+    """Draw a dashed line from the bottom to the top, at one value."""
+    return _path(f"line dash {style}", f"M{x.at(value):g} 0V{SIDE}")
 
 
 def heat_map(cells: Sequence[Sequence[float | None]], style: str) -> list[Markup]:
-    """Draw rows of cells, from the top; the larger a number the deeper, None stays empty.
+    """Draw rows of cells from the top: a larger number is deeper, None stays empty.
 
     Parameters
     ----------
     cells
-        Not negative; the largest is the deepest.
+        Numbers that are not negative.
     style
-        Its colour.
+        The class that colours them.
     """
     most = max((value for row in cells for value in row if value is not None), default=0.0) or 1.0
-    shades: list[list[str]] = [[] for _ in range(DEPTHS)]
+    shades: list[list[str]] = [[] for _ in range(SHADES)]
     height = SIDE / max(1, len(cells))
     for r, row in enumerate(cells):
         width = SIDE / max(1, len(row))
         for c, value in enumerate(row):
             if value is None:
                 continue
-            shade = min(DEPTHS - 1, int(value / most * DEPTHS))
+            shade = min(SHADES - 1, int(value / most * SHADES))
             shades[shade].append(
                 f"M{c * width:.1f} {r * height:.1f}h{width:.1f}v{height:.1f}h{-width:.1f}z"
             )
     return [
-        tag("path", class_=f"cell {style}", d="".join(d), fill_opacity=(n + 1) / DEPTHS)
+        tag("path", class_=f"cell {style}", d="".join(d), fill_opacity=(n + 1) / SHADES)
         for n, d in enumerate(shades)
         if d
     ]
 
 
 def bins(count: int, most: int) -> list[range]:
-    """Cut ``count`` things in a row into at most so many pieces of nearly equal length."""
+    """Cut ``range(count)`` into at most ``most`` ranges of nearly equal length."""
     pieces = max(1, min(most, count))
     cuts = [count * n // pieces for n in range(pieces + 1)]
     return [range(start, end) for start, end in pairwise(cuts) if start < end]

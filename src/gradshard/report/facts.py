@@ -1,4 +1,4 @@
-"""What is known of a round, as JSON that no longer needs the round's objects."""
+"""The facts about a round, as JSON: all that the page shows, without further requests."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -18,8 +18,8 @@ REJECTED: Final = "rejected"
 LATE: Final = "late"
 WAITING: Final = "waiting"
 UNUSED: Final = "unused"
-"""What became of an upload. Those that count were planned with; unused are those of a round that
-ended otherwise than by them."""
+"""What became of an upload: it is in the plan, it was rejected, it came after planning, the round
+may still use it, or the round ended without it."""
 
 _TASK_FIELDS: Final = (
     "level",
@@ -47,62 +47,28 @@ def facts_of(
     partial_updates: Sequence[Mapping[str, Any]],
     architecture: str,
 ) -> Facts:
-    """Return what is known of a round.
+    """Return the facts about a round.
 
     Parameters
     ----------
     status, plan
         As :meth:`gradshard.client.status.StatusPoller.poll` and ``plan`` return them.
     tasks
-        What the tasks reported.
+        The tasks' records.
     partial_updates
-        What clients have sent of partial updates.
+        Uploads of partial updates, as :meth:`StatusPoller.partial_updates` returns them.
     architecture
-        Of the functions, for their price.
+        The functions' architecture, which sets their price.
     """
     manifest, plan = status["manifest"] or {}, plan or {}
     done = [_timed(task) for task in sorted(tasks, key=lambda t: (t["level"], t["task"]))]
     contributors = _contributors(plan)
-    uploads = _uploads(status, contributors, partial_updates)
-    counted = {u["client"]: u["arrived_at"] for u in uploads if u["fate"] == COUNTED}
     projected = plan.get("projected") or {}
-    clients = status["spec"].get("clients", 0)
-    expected = clients if isinstance(clients, int) else len(clients)
     return {
-        "round": status["round"],
-        "state": status["state"],
-        "cause": status["cause"],
-        "error": manifest.get("error"),
-        "opened_at": status["opened_at"],
-        "deadline_at": status["deadline_at"],
-        "planned_at": plan.get("planned_at"),
-        "finished_at": manifest.get("finished_at"),
-        "waited_seconds": _between(status["opened_at"], plan.get("planned_at")),
-        "seconds": _between(plan.get("planned_at"), manifest.get("finished_at")),
-        "expected": expected,
-        "min_clients": status["spec"].get("min_clients") or default_quorum(expected),
-        "updates_from": status["spec"].get("updates_from"),
-        "model": manifest.get("model"),
-        **_terms(status["spec"], plan),
-        "shards": plan.get("shards"),
-        "groups": [
-            [stop - first for first, stop in lvl["groups"]] for lvl in plan.get("levels", [])
-        ],
-        "nbytes": plan.get("nbytes"),
-        "tensors": plan.get("tensors"),
-        "attempts": plan["attempt"] + 1 if plan else 0,
-        "notes": list(plan.get("notes", [])),
-        "contributors": [
-            {
-                **{name: entry[name] for name in ("client", "samples", "weight", "nbytes")},
-                "arrived_at": counted.get(entry["client"]),
-            }
-            for entry in contributors
-        ],
-        "rejected": status["rejected"],
-        "late": status["late"],
-        "missing": status["missing"],
-        "uploads": uploads,
+        **_course(status, manifest, plan),
+        **_settings(status["spec"], plan),
+        **_planned(plan),
+        **_clients(status, contributors, _uploads(status, contributors, partial_updates)),
         "layers": _layers(plan),
         "tasks_planned": (status["plan"] or {}).get("tasks", 0),
         "tasks_done": status["tasks_done"],
@@ -117,14 +83,16 @@ def facts_of(
 
 
 def compared(rounds: Sequence[Facts]) -> list[Facts]:
-    """Return the numbers by which rounds are compared; None where they are not known."""
+    """Return the numbers by which rounds are compared; a number that is not known is None."""
     return [
         {
             "round": facts["round"],
             "state": facts["state"],
-            "contributors": len(facts["contributors"]),
+            # A round without an average has no contributors and no time of aggregation. That is
+            # not the same as 0 of them.
+            "contributors": len(facts["contributors"]) if _is_averaged(facts) else None,
             "rejected": len(facts["rejected"]),
-            "seconds": facts["seconds"],
+            "seconds": facts["seconds"] if _is_averaged(facts) else None,
             "waited_seconds": facts["waited_seconds"],
             "dollars": (facts["dollars"]["measured"] or {}).get("total"),
             **{
@@ -135,8 +103,33 @@ def compared(rounds: Sequence[Facts]) -> list[Facts]:
     ]
 
 
-def _terms(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> Facts:
-    """Return how the round averages: as planned, else as it was opened."""
+def _is_averaged(facts: Facts) -> bool:
+    """Return whether a round has an average, or is computing it."""
+    return facts["planned_at"] is not None and facts["state"] != "failed"
+
+
+def _course(
+    status: Mapping[str, Any], manifest: Mapping[str, Any], plan: Mapping[str, Any]
+) -> Facts:
+    """Return the round's state and its moments."""
+    return {
+        "round": status["round"],
+        "state": status["state"],
+        "cause": status["cause"],
+        "error": manifest.get("error"),
+        "opened_at": status["opened_at"],
+        "deadline_at": status["deadline_at"],
+        "planned_at": plan.get("planned_at"),
+        "finished_at": manifest.get("finished_at"),
+        "waited_seconds": _between(status["opened_at"], plan.get("planned_at")),
+        "seconds": _between(plan.get("planned_at"), manifest.get("finished_at")),
+        "updates_from": status["spec"].get("updates_from"),
+        "model": manifest.get("model"),
+    }
+
+
+def _settings(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> Facts:
+    """Return how the round averages: from its plan, or from its spec if it was not planned."""
     rule = spec.get("rule") or FEDAVG
     asked = {
         "topology": spec.get("topology", AUTO),
@@ -148,8 +141,48 @@ def _terms(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> Facts:
     return {name: plan.get(name, value) for name, value in asked.items()}
 
 
+def _planned(plan: Mapping[str, Any]) -> Facts:
+    """Return what the plan says about the aggregation."""
+    return {
+        "shards": plan.get("shards"),
+        "groups": [
+            [stop - first for first, stop in lvl["groups"]] for lvl in plan.get("levels", [])
+        ],
+        "nbytes": plan.get("nbytes"),
+        "tensors": plan.get("tensors"),
+        "attempts": plan["attempt"] + 1 if plan else 0,
+        "notes": list(plan.get("notes", [])),
+    }
+
+
+def _clients(
+    status: Mapping[str, Any], contributors: Sequence[Mapping[str, Any]], uploads: Sequence[Facts]
+) -> Facts:
+    """Return who took part, who did not, and the uploads."""
+    clients = status["spec"].get("clients", 0)
+    expected = clients if isinstance(clients, int) else len(clients)
+    counted = {u["client"]: u["arrived_at"] for u in uploads if u["fate"] == COUNTED}
+    # A status calls a client missing whose partial update was not averaged. It did send something.
+    senders = {upload["client"] for upload in uploads}
+    return {
+        "expected": expected,
+        "min_clients": status["spec"].get("min_clients") or default_quorum(expected),
+        "contributors": [
+            {
+                **{name: entry[name] for name in ("client", "samples", "weight", "nbytes")},
+                "arrived_at": counted.get(entry["client"]),
+            }
+            for entry in contributors
+        ],
+        "rejected": status["rejected"],
+        "late": status["late"],
+        "missing": [client for client in status["missing"] if client not in senders],
+        "uploads": uploads,
+    }
+
+
 def _contributors(plan: Mapping[str, Any]) -> list[Facts]:
-    """Return a plan's contributors as a manifest has them."""
+    """Return a plan's contributors in the form of a manifest's."""
     return [
         {
             "client": entry["client"],
@@ -163,7 +196,7 @@ def _contributors(plan: Mapping[str, Any]) -> list[Facts]:
 
 
 def _layers(plan: Mapping[str, Any]) -> list[Facts]:
-    """Return a plan's layers as a manifest has them."""
+    """Return a plan's layers in the form of a manifest's."""
     clients = [entry["client"] for entry in plan.get("contributors", [])]
     return [
         {
@@ -180,7 +213,7 @@ def _uploads(
     contributors: Sequence[Mapping[str, Any]],
     partial_updates: Sequence[Mapping[str, Any]],
 ) -> list[Facts]:
-    """Return uploads in the order of their arrival, with what became of them."""
+    """Return the uploads by arrival, each with what became of it."""
     averaged = {entry["client"]: entry["etag"] for entry in contributors}
     rejected = {entry["client"] for entry in status["rejected"]}
     late = {entry["client"] for entry in status["late"]}
@@ -194,7 +227,7 @@ def _uploads(
             return REJECTED
         return UNUSED if status["manifest"] else WAITING
 
-    # A partial update stays beside the finished one that takes its place.
+    # A client's partial update is still listed after its finished update took its place.
     finished = {u["client"] for u in status["arrived"] if fate(u) in {COUNTED, WAITING}}
     partial = [upload for upload in partial_updates if upload["client"] not in finished]
     found = [
@@ -210,7 +243,7 @@ def _uploads(
 
 
 def _timed(task: Mapping[str, Any]) -> Facts:
-    """Return a task's report with ``ended_at``, which follows from its start and its seconds."""
+    """Return a task's record with ``ended_at``: its start plus its seconds."""
     ended = datetime.fromisoformat(task["started_at"]) + timedelta(seconds=task["seconds"])
     return {**{name: task[name] for name in _TASK_FIELDS}, "ended_at": ended.isoformat()}
 

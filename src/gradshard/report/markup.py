@@ -1,6 +1,7 @@
-"""HTML elements, in which text is text whoever wrote it."""
+"""HTML elements that escape every text, because clients chose some of it."""
 
 import html
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from gradshard.utils.text import escape_terminal
@@ -9,16 +10,16 @@ _VOID: Final = {"br", "link", "meta"}
 
 
 class Markup(str):
-    """HTML that was made here, and so is not escaped again."""
+    """HTML that this package made. It is not escaped again."""
 
     __slots__ = ()
 
 
 def text(content: object) -> Markup:
-    """Return text as HTML; what is already HTML stays.
+    r"""Return a text as HTML; return HTML unchanged.
 
-    Nothing of it can become an element, leave an attribute or change the direction of what follows:
-    characters that are not printed are shown by their escapes.
+    The text cannot open an element, end an attribute or change the writing direction of its
+    neighbours: unprintable characters become escapes such as ``\u202e``.
     """
     return content if isinstance(content, Markup) else Markup(html.escape(escape_terminal(content)))
 
@@ -52,5 +53,17 @@ def joined(*children: object) -> Markup:
 
 
 def named(content: object) -> Markup:
-    """Return what somebody else named: its direction is its own, and it may break anywhere."""
+    """Return a name that a user chose. It has its own direction, and may break anywhere."""
     return tag("bdi", content)
+
+
+def separated(separator: str, items: Iterable[Markup]) -> Markup:
+    """Return elements with a text between them."""
+    return Markup(text(separator).join(items))
+
+
+def listed(items: Sequence[Markup]) -> Markup:
+    """Return ``a``, ``a and b`` or ``a, b and c``."""
+    if len(items) < 2:
+        return joined(*items)
+    return joined(separated(", ", items[:-1]), " and ", items[-1])

@@ -196,7 +196,7 @@ MEASURED: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple[float,
     ("collect_update", {}, {"status": "rejected", "reason": ""}, {"UpdatesRejected": (1, "Count")}),
     ("collect_update", {}, {"status": "ignored", "late": True}, {"UpdatesLate": (1, "Count")}),
     ("collect_update", {}, {"status": "ignored"}, {"UpdatesIgnored": (1, "Count")}),
-    ("collect_update", {"round": "r1", "timeout": True}, {"resumed": True}, {}),
+    ("collect_update", {"round": "r1", "deadline": True}, {"resumed": True}, {}),
     (
         "aggregate_shard",
         {},

@@ -1,0 +1,1 @@
+"""The parts of a round's section: clients, tasks, layers, cost and settings."""
