@@ -8,6 +8,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 CARRIED = (
     "template.yaml",
     "samconfig.toml",
+    "LICENSE",
+    "README.md",
     "statemachine",
     "functions",
     "layers/gradshard/requirements.txt",

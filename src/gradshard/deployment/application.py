@@ -27,7 +27,10 @@ _PACKAGE: Final = Path(__file__).resolve().parents[1]
 _CARRIED: Final = _PACKAGE / "app"
 _CORE: Final = Path(gradshard_core.__file__).resolve().parent
 _LAYER: Final = Path("layers", "gradshard")
-_SOURCES: Final = ("template.yaml", "samconfig.toml", "statemachine", "functions", "layers")
+_SOURCES: Final = (
+    *("template.yaml", "samconfig.toml", "LICENSE", "README.md"),
+    *("statemachine", "functions", "layers"),
+)
 
 
 def checkout() -> Path | None:

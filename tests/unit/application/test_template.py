@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import re
+import tomllib
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -668,3 +669,14 @@ def test_the_machine_gives_a_round_up_after_the_longest_deadline() -> None:
     waiting = definition["States"]["OpenRound"]
     assert waiting["TimeoutSeconds"] > MAX_TIMEOUT + aws_callbacks.TIMEOUT_SECONDS
     assert waiting["Catch"][0] == {"ErrorEquals": ["States.Timeout"], "Next": "RoundForgotten"}
+
+
+def test_the_published_application_has_the_packages_version_and_license() -> None:
+    published = yaml_parse((ROOT / "template.yaml").read_text())["Metadata"][
+        "AWS::ServerlessRepo::Application"
+    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert published["SemanticVersion"] == project["version"]
+    assert published["SpdxLicenseId"] == project["license"]
+    for name in ("LicenseUrl", "ReadmeUrl"):
+        assert (ROOT / published[name]).is_file()
