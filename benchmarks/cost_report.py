@@ -200,6 +200,9 @@ aggregators and clients. *total* adds the fees. Each system's clients make their
 PUT and one GET per object in the published systems, as the paper counts, and those above in
 gradshard.
 
+*Streamed* trees are those of λ-FL and LIFL with gradshard's tasks, which hold blocks instead of
+whole updates.
+
 Columns named by bandwidth: *burst* is the planner's assumption, *published* is what the paper
 measured, with 50 % to either side. ✓ holds, ✗ does not.
 """
@@ -303,23 +306,21 @@ def _systems_section() -> str:
     blocks = [
         "### Side by side",
         (
-            "x86-64. Prices, bandwidth and orchestration are the same for all systems. *Fees* are "
-            "the difference between *full* and *total*."
+            "x86-64, at the published bandwidth. Prices and orchestration are the same for all "
+            "systems. *Fees* are the difference between *full* and *total*."
         ),
     ]
-    for bandwidth in (PUBLISHED, BURST):
-        setting = replace(PAPER, bandwidth=bandwidth)
-        rows = [
-            (model.name, *_row(estimate))
-            for model in measurements.MODELS
-            for system in SYSTEMS
-            if (estimate := claims.estimate(system, model.nbytes, setting))
-        ]
-        titles = (
-            *("model", "system", "M", "MB", "s", "Lambda", "S3 aggregators", "S3 clients", "full"),
-            *("fees", "total"),
-        )
-        blocks += [f"#### Bandwidth: {bandwidth.name}", _table(titles, rows)]
+    rows = [
+        (model.name, *_row(estimate))
+        for model in measurements.MODELS
+        for system in SYSTEMS
+        if (estimate := claims.estimate(system, model.nbytes, PAPER))
+    ]
+    titles = (
+        *("model", "system", "M", "MB", "s", "Lambda", "S3 aggregators", "S3 clients", "full"),
+        *("fees", "total"),
+    )
+    blocks.append(_table(titles, rows))
     blocks.append(
         "A missing system cannot run: in 10,240 MB, functions that hold whole updates take at most "
         f"{(limits.MAX_MEMORY_MB - planner.WHOLE_OVERHEAD_MB) // planner.WHOLE_COPIES} MB of "
@@ -479,7 +480,10 @@ def _names() -> list[str]:
 def _round_claims_section() -> str:
     blocks = [
         "### Claims: a whole round",
-        "*total*; arm64 unless a row says otherwise; M chosen by the planner for a minute.",
+        (
+            "*total*; arm64 unless a row says otherwise; M chosen by the planner for a minute, or "
+            "without a time budget (*no hurry*)."
+        ),
     ]
     for claim in claims.ROUND_CLAIMS:
         rows = [
@@ -608,7 +612,7 @@ seconds of your first rounds with the projected ones (`gradshard show`), and dep
                 model.name,
                 f"{budget:g} s",
                 *(
-                    _choice(
+                    _dollars_and_seconds(
                         SYSTEMS["shards"](
                             model.nbytes,
                             Setting(bandwidth=bandwidth, memory_mb=memory_mb, time_budget=budget),
@@ -623,6 +627,10 @@ seconds of your first rounds with the projected ones (`gradshard show`), and dep
         titles = ("model", "time budget", *(f"{memory_mb} MB" for memory_mb in sizes))
         blocks += [f"### Bandwidth {bandwidth.name}: memory and time budget", _table(titles, rows)]
     return "\n\n".join(blocks)
+
+
+def _dollars_and_seconds(choice: Estimate) -> str:
+    return f"${1000 * choice.bill.total:.2f}: M={choice.shards}, {choice.seconds:.1f} s"
 
 
 def _choice(choice: Estimate | None) -> str:
