@@ -26,6 +26,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         engine = local_engine.up(0, bind=_docker_address())
         for name, value in engine.environment.items():
             patch.setenv(name, value)
+        # The default session keeps the credentials that it found first.
+        patch.setattr(boto3, "DEFAULT_SESSION", None)
         yield engine
         local_engine.down(engine.port)
 

@@ -62,10 +62,15 @@ def test_the_first_page_leads_to_the_documentation(site: Path) -> None:
 
 def test_docstrings_are_on_the_site(site: Path) -> None:
     page = (site / "docs" / "api.html").read_text()
-    for name in ("federation.Federation.open_round", "tickets.Ticket.submit", "torch.delta"):
-        assert f'id="gradshard.{name}"' in page
-    for name in ("flower.S3FedAvg", "local.up", "errors.RoundFailed"):
-        assert f'id="gradshard.{name}"' in page
+    for name in (
+        "gradshard.client.federation.Federation.open_round",
+        "gradshard.client.tickets.Ticket.submit",
+        "gradshard.torch.delta",
+        "gradshard.flower.S3FedAvg",
+        "gradshard.deployment.local_engine.up",
+        "gradshard_core.errors.RoundFailed",
+    ):
+        assert f'id="{name}"' in page
 
 
 def test_what_leads_nowhere_fails_the_build(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_the_wheel_carries_exactly_what_the_checkout_deploys(installed: Installe
     asked = installed.run(
         "python",
         "-c",
-        "from gradshard import application as a; print(a.checkout(), a.fingerprint())",
+        "from gradshard.deployment import application as a; print(a.checkout(), a.fingerprint())",
     )
     assert asked.stdout == f"None {application.fingerprint()}\n", asked
 

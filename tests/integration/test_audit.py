@@ -129,7 +129,7 @@ def test_who_does_not_answer_is_said_and_is_no_clean_result(
     told = capsys.readouterr().out
     assert told.count("NOT AUDITED") == 2
     assert "503" in told
-    assert "rejected" in told
+    assert "refused" in told
 
 
 def test_what_is_found_counts_though_others_do_not_answer(

@@ -167,8 +167,8 @@ def test_the_peak_does_not_grow_with_the_update(store: S3Store) -> None:
 READ = """
 import json, sys
 from pathlib import Path
-from gradshard.memory import peak_memory_mb, reset_peak_memory
-from gradshard.plan import Plan
+from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
+from gradshard_core.planning.plan import Plan
 
 reset_peak_memory()
 idle = peak_memory_mb()
@@ -213,10 +213,10 @@ def test_a_plan_takes_no_more_than_is_projected(
 HELD = """
 import sys
 import numpy as np
-from gradshard import aggregation
-from gradshard_core.aggregation import Addition, Zone
-from gradshard.layout import Span
-from gradshard.memory import peak_memory_mb, reset_peak_memory
+from gradshard_core.aggregation import kernel
+from gradshard_core.aggregation.kernel import Addition, Zone
+from gradshard_core.formats.layout import Span
+from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
 
 class Ones:
     def read_into(self, buffer):
@@ -225,7 +225,7 @@ class Ones:
 dtype, nbytes, of_sums, to_sums = sys.argv[1], *map(int, sys.argv[2:])
 reset_peak_memory()
 idle = peak_memory_mb()
-aggregation.aggregate(
+kernel.aggregate(
     [Ones()] * 3,
     [Zone(0, nbytes, [0.25] * 3)],
     Addition(of_sums=bool(of_sums), to_sums=bool(to_sums), whole=True),

@@ -17,7 +17,7 @@ from tests.unit.fakes import MemoryStore
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tickets, "pause", lambda _: None)
+    monkeypatch.setattr(tickets, "sleep_backoff", lambda _: None)
 
 
 class Host:

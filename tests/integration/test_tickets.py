@@ -48,7 +48,7 @@ MAX_BYTES = 100_000
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polling, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(tickets, "pause", lambda _: None)
+    monkeypatch.setattr(tickets, "sleep_backoff", lambda _: None)
     monkeypatch.setattr(streams, "sleep_backoff", lambda _: None)
 
 
