@@ -51,17 +51,20 @@ def files() -> dict[str, str]:
 def _document() -> str:
     sections = [
         _head(),
-        _glance_section(),
-        _published_section(),
-        _systems_section(),
-        _crossover_section(),
-        _trees_section(),
-        _round_claims_section(),
+        _prices_section(),
+        _choices_section(),
         _budget_section(),
         _defaults_section(),
         _fan_out_section(),
         _events_section(),
         _assumptions_section(),
+        _comparison_head(),
+        _glance_section(),
+        _round_claims_section(),
+        _trees_section(),
+        _systems_section(),
+        _crossover_section(),
+        _published_section(),
     ]
     return "\n\n".join(_filled(section) for section in sections) + "\n"
 
@@ -81,7 +84,7 @@ def _items(block: str) -> Iterator[str]:
         assert indent is not None
         yield textwrap.fill(
             indent.group() + " ".join(item[indent.end() :].split()),
-            100,
+            120,
             drop_whitespace=True,
             subsequent_indent=" " * indent.end(),
             break_long_words=False,
@@ -90,24 +93,58 @@ def _items(block: str) -> Iterator[str]:
 
 
 def _head() -> str:
-    most = len(transfers.client_ranges(measurements.VGG16.nbytes))
     return f"""
 <!-- Written by `python -m benchmarks.cost_report`; change that, not this. -->
 
 # What a round costs
 
-Dollars are per thousand rounds of {measurements.CLIENTS} clients, prices those of us-east-1. *full*
-is what the paper of GradsSharding counts: Lambda's GB-seconds and the S3 requests of aggregators
-and clients. *total* adds what it leaves out: the request fee, Step Functions, the small functions
-around a round, EventBridge's price of S3's events, and cold starts. `gradshard cost` computes all
-of this for any size; nothing here was measured on AWS by this project.
+This page shows what a round costs, which settings change that, and what the price consists of. The
+second part compares it with the published systems. `gradshard plan` computes the price for your
+size and number of clients. All figures are computed from AWS's prices in us-east-1; nothing was
+measured on AWS by this project.
 
-Clients' requests are counted as each system's clients make them. The published systems' make one
-PUT and one GET for an object, as the paper counts. gradshard's send an update of up to
-{transfers.SINGLE_PUT_BYTES // MIB} MiB in one PUT, a larger one in {most} parts with three requests
-more, so that a broken connection does not cost the whole; above
-{transfers.CLIENT_RANGE_BYTES // MIB} MiB they fetch the result in up to {most} ranges, for the same
-reason.
+Dollars are per thousand rounds of {measurements.CLIENTS} clients, unless a table says otherwise.
+"""
+
+
+def _prices_section() -> str:
+    rows = []
+    for model in measurements.MODELS:
+        burst, published = (
+            SYSTEMS["shards"](model.nbytes, replace(claims.DEFAULT.setting, bandwidth=bandwidth))
+            for bandwidth in (BURST, PUBLISHED)
+        )
+        bill = burst.bill
+        s3 = bill.s3_aggregators + bill.s3_clients
+        amounts = (bill.lambda_, s3, bill.total - bill.lambda_ - s3, bill.total)
+        rows.append(
+            (
+                model.name,
+                format_size(model.nbytes),
+                str(burst.shards),
+                f"{burst.seconds:.0f}",
+                *(f"{1000 * amount:.2f}" for amount in amounts),
+                f"{1000 * published.bill.total:.2f}",
+            )
+        )
+    titles = (
+        *("model", "size", "M", "seconds", "Lambda", "S3 requests", "fees", "total"),
+        "total on a slow network",
+    )
+    return f"""
+## A round with the default settings
+
+arm64, tasks of {planner.DEFAULT_MEMORY_MB} MB, M chosen by the planner for a round of about a
+minute.
+
+{_table(titles, rows)}
+
+*Lambda* is the tasks' GB-seconds. *S3 requests* are those of tasks and clients. *Fees* do not
+depend much on the size: Step Functions, the functions around the tasks, EventBridge's price of S3's
+events, Lambda's fee for each invocation, and cold starts. *On a slow network* is the total at the
+bandwidth that the paper of GradsSharding measured, {PUBLISHED.bytes_per_second / MIB:g} MiB/s a
+function. The other columns assume what the planner does (*burst*):
+{limits.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after a burst.
 
 ![Dollars against size](cost-size.svg)
 
@@ -115,43 +152,89 @@ reason.
 """
 
 
-def _glance_section() -> str:
-    rows = []
-    for variant in (claims.DEFAULT, claims.SMALLEST, claims.DOUBLE):
-        rows += [
-            (
-                f"shards cost no more than {TITLES[rival]} from 43 MB up, {COUNTED[column]}",
-                variant.label,
-                *(_ratio(v) for v in _tree_verdicts(rival, column, variant)),
-            )
-            for rival in ("lambda_fl", "lifl")
-            for column in COLUMNS
-        ]
-        rows += [
-            (
-                (
-                    f"a {claim.model.name} round costs at most ${1000 * claim.bound:.2f}, "
-                    f"a {_ordinal(claim.fraction)} of {TITLES[claim.rival]}'s published"
-                ),
-                variant.label,
-                *(_money(claim.verdict(variant, bandwidth)) for bandwidth in BANDWIDTHS),
-            )
-            for claim in claims.ROUND_CLAIMS
-        ]
+def _choices_section() -> str:
+    small = planner.client_requests(measurements.VGG16.nbytes)
+    large = planner.client_requests(measurements.GPT2_LARGE.nbytes)
+    cost = [
+        1000
+        * measurements.CLIENTS
+        * (asked.puts * limits.DOLLARS_PER_PUT + asked.gets * limits.DOLLARS_PER_GET)
+        for asked in (small, large)
+    ]
     return f"""
-## The claims, as deployed
+## What you can do about it
 
-By bandwidth: *burst* is what the planner assumes, *published* what the paper measured, 50 % to
-either side. Ratios are the worst at any size, with the same clients' requests for both systems;
-rounds are arm64, everything counted, clients as they are built. ✓ holds, ✗ does not.
+| to pay less | how |
+| --- | --- |
+| Take more time | `--time-budget`: [what a time budget costs](#what-a-time-budget-costs) |
+| Use arm64 | It is the default, and {100 * _discount():.0f} % cheaper per second than x86-64 |
+| Choose tasks' memory | `AggregatorMemory`: [why 192 MB and a minute](#why-192-mb-and-a-minute) |
+| Keep updates within {transfers.SINGLE_PUT_BYTES // MIB} MiB | {_PARTS} |
+| Keep objects for fewer days | `RetentionDays`; storage is not in the figures |
 
-{_table(("claim", "tasks of", *_names()), rows)}
+The clients' requests of {measurements.CLIENTS} clients cost ${cost[0]:.2f} with VGG-16
+({small.puts} PUT and {small.gets} GETs each) and ${cost[1]:.2f} with GPT-2 Large ({large.puts}
+PUT-class requests and {large.gets} GETs each). A client sends a larger update in parts, so that a
+broken connection does not cost the whole upload. Above {transfers.CLIENT_RANGE_BYTES // MIB} MiB it
+fetches the result in up to {small.gets} ranges, for the same reason.
+"""
 
-Of the whole rounds, with tasks of the default memory:
 
-{chr(10).join(map(_in_words, claims.ROUND_CLAIMS))}
+_PARTS: Final = (
+    "float16 or BF16 halve the size; a larger update is sent in parts, which are requests"
+)
 
-The sections below have the working, and what decides where a claim does not hold.
+
+def _discount() -> float:
+    prices = limits.DOLLARS_PER_GB_SECOND
+    return 1 - prices["arm64"] / prices["x86_64"]
+
+
+def _comparison_head() -> str:
+    return """
+## Beside the published systems
+
+This part compares gradshard's rounds with the systems of the paper of GradsSharding: GradsSharding,
+λ-FL and LIFL. *full* is what the paper counts: Lambda's GB-seconds, and the S3 requests of
+aggregators and clients. *total* adds the fees. Each system's clients make their own requests: one
+PUT and one GET per object in the published systems, as the paper counts, and those above in
+gradshard.
+
+*Streamed* trees are those of λ-FL and LIFL with gradshard's tasks, which hold blocks instead of
+whole updates.
+
+Columns named by bandwidth: *burst* is the planner's assumption, *published* is what the paper
+measured, with 50 % to either side. ✓ holds, ✗ does not.
+"""
+
+
+def _glance_section() -> str:
+    variant = claims.DEFAULT
+    rows = [
+        (
+            f"shards cost no more than {TITLES[rival]} from 43 MB up, {COUNTED[column]}",
+            *(_ratio(v) for v in _tree_verdicts(rival, column, variant)),
+        )
+        for rival in ("lambda_fl", "lifl")
+        for column in COLUMNS
+    ]
+    rows += [
+        (
+            (
+                f"a {claim.model.name} round costs at most ${1000 * claim.bound:.2f}, "
+                f"a {_ordinal(claim.fraction)} of {TITLES[claim.rival]}'s published"
+            ),
+            *(_money(claim.verdict(variant, bandwidth)) for bandwidth in BANDWIDTHS),
+        )
+        for claim in claims.ROUND_CLAIMS
+    ]
+    return f"""
+### The claims
+
+Tasks have {variant.label}. Ratios are the worst at any size, on x86-64, with the same clients'
+requests for both systems. Rounds are on arm64, everything counted.
+
+{_table(("claim", *_names()), rows)}
 """
 
 
@@ -192,26 +275,21 @@ def _published_section() -> str:
         rows,
     )
     return f"""
-## The published numbers, again
+### The published numbers, recomputed
 
 {table}
 
-*From seconds*: the published memory and each function's own seconds, priced. The wall seconds
-are not
-what is billed: functions end at different times, and the paper bills each for its own clock
-(means of
-the eight warm runs in its replication package). Billing the wall seconds instead would give
-${_from_wall(measurements.RESNET18):.3f} and ${_from_wall(measurements.VGG16):.2f} for
-GradsSharding's *agg*
-of ResNet-18 and VGG-16. *full* is printed to cents, which is up to 0.8 % of ResNet-18's.
+*From seconds*: the published memory and each function's own seconds (means of the eight warm runs
+in the paper's replication package), priced. The wall seconds are not what is billed, because
+functions end at different times. Billing them would give ${_from_wall(measurements.RESNET18):.3f}
+and ${_from_wall(measurements.VGG16):.2f} for GradsSharding's *agg* of ResNet-18 and VGG-16. The
+paper prints *full* to cents, which is up to 0.8 % of ResNet-18's.
 
 *Modelled*: seconds from {PUBLISHED.bytes_per_second / MIB:g} MiB/s, reading and writing,
 {1000 * PUBLISHED.latency_seconds:g} ms a request and {limits.TASK_START_SECONDS:g} s a start;
-memory
-from ⌈3·input + 450⌉. ResNet-18 was measured under an earlier rule, ⌈2·input + 450⌉, hence its
-472 and
-536 MB. The latency was chosen with these cells in view; it matters to ResNet-18's shards
-alone. Modelled wall seconds have every function alike, where the published ones wait for the
+memory from ⌈3·input + 450⌉. ResNet-18 was measured under an earlier rule, ⌈2·input + 450⌉, hence
+its 472 and 536 MB. The latency was chosen to fit these cells; it matters only for ResNet-18's
+shards. In the model all functions take equally long, while the published wall seconds wait for the
 slowest.
 """
 
@@ -226,28 +304,29 @@ def _from_wall(model: measurements.Model) -> float:
 
 def _systems_section() -> str:
     blocks = [
-        "## Side by side",
-        "The same x86-64 prices, bandwidth and orchestration for all; clients' requests as built.",
+        "### Side by side",
+        (
+            "x86-64, at the published bandwidth. Prices and orchestration are the same for all "
+            "systems. *Fees* are the difference between *full* and *total*."
+        ),
     ]
-    for bandwidth in (PUBLISHED, BURST):
-        setting = replace(PAPER, bandwidth=bandwidth)
-        rows = [
-            (model.name, *_row(estimate))
-            for model in measurements.MODELS
-            for system in SYSTEMS
-            if (estimate := claims.estimate(system, model.nbytes, setting))
-        ]
-        titles = (
-            *("model", "system", "M", "MB", "s", "Lambda", "S3 aggregators", "S3 clients", "full"),
-            *("requests", "Step Functions", "round", "events", "cold starts", "total"),
-        )
-        blocks += [f"### Bandwidth: {bandwidth.name}", _table(titles, rows)]
+    rows = [
+        (model.name, *_row(estimate))
+        for model in measurements.MODELS
+        for system in SYSTEMS
+        if (estimate := claims.estimate(system, model.nbytes, PAPER))
+    ]
+    titles = (
+        *("model", "system", "M", "MB", "s", "Lambda", "S3 aggregators", "S3 clients", "full"),
+        *("fees", "total"),
+    )
+    blocks.append(_table(titles, rows))
     blocks.append(
-        "Where a system is missing it cannot run: at 10,240 MB what holds whole updates ends at "
+        "A missing system cannot run: in 10,240 MB, functions that hold whole updates take at most "
         f"{(limits.MAX_MEMORY_MB - planner.WHOLE_OVERHEAD_MB) // planner.WHOLE_COPIES} MB of "
-        "update. Streaming lifts that ceiling for trees as well; they then read "
-        "(N + L)/N as much, L the number of partial sums, write every partial sum, and wait for "
-        "one level after another."
+        "update. Streaming removes that limit for trees too. They then read (N + L)/N as much, "
+        "where L is the number of partial sums, write every partial sum, and wait for one level "
+        "after another."
     )
     return "\n\n".join(blocks)
 
@@ -256,7 +335,7 @@ def _row(estimate: Estimate) -> tuple[str, ...]:
     bill = estimate.bill
     amounts = (
         *(bill.lambda_, bill.s3_aggregators, bill.s3_clients, bill.full),
-        *(bill.requests, bill.step_functions, bill.round_, bill.events, bill.starts, bill.total),
+        *(bill.total - bill.full, bill.total),
     )
     return (
         TITLES[estimate.system],
@@ -268,13 +347,7 @@ def _row(estimate: Estimate) -> tuple[str, ...]:
 
 
 def _crossover_section() -> str:
-    pairs = (
-        ("gradssharding", "lambda_fl"),
-        ("gradssharding", "lifl"),
-        ("shards", "lambda_fl"),
-        ("shards", "lifl"),
-        ("shards", "gradssharding"),
-    )
+    pairs = (("gradssharding", "lambda_fl"), ("gradssharding", "lifl"))
     lines = [
         f"- {TITLES[first]} and {TITLES[second]}, {line.strip()}"
         if index == 0
@@ -284,34 +357,56 @@ def _crossover_section() -> str:
         for index, line in enumerate(describe(claims.compare(first, second, PAPER, column)))
     ]
     return f"""
-## Where they cross
+### Where they cross
 
-At the published bandwidth, with the terms that decide just above the crossing. Straight lines
-through
-the paper's own two cells put GradsSharding and λ-FL at {format_size(claims.published_crossover())}.
+At the published bandwidth, with the amounts that decide just above the crossing. Straight lines
+through the paper's two cells put the crossing of GradsSharding and λ-FL at
+{format_size(claims.published_crossover())}.
 
 {chr(10).join(lines)}
+
+{_never_dearer()}
 """
+
+
+def _never_dearer() -> str:
+    """Say which systems gradshard's shards are cheaper than at every size."""
+    rivals = ("lambda_fl", "lifl", "gradssharding")
+    compared = [
+        claims.compare("shards", rival, PAPER, column) for rival in rivals for column in COLUMNS
+    ]
+    if any(found.crossovers or found.cheaper_first != "shards" for found in compared):
+        raise AssertionError("gradshard's shards are not the cheaper everywhere: say where")
+    names = ", ".join(TITLES[rival] for rival in rivals[:-1])
+    return (
+        f"{TITLES['shards']} cost less than {names} and {TITLES[rivals[-1]]} at every size that "
+        f"both can average, from {format_size(claims.SMALLEST_BYTES)} up, in both columns."
+    )
 
 
 def _trees_section() -> str:
     rows = [
-        (TITLES[rival], variant.label, column, *map(_ratio, _tree_verdicts(rival, column, variant)))
+        (TITLES[rival], column, *map(_ratio, _tree_verdicts(rival, column, claims.DEFAULT)))
         for rival in claims.RIVALS
-        for variant in (claims.DEFAULT, claims.SMALLEST, claims.DOUBLE)
         for column in COLUMNS
     ]
     rows += [
         (
             f"{TITLES[rival]}, one request a client",
-            claims.DEFAULT.label,
             column,
             *map(_ratio, _tree_verdicts(rival, column, claims.DEFAULT, alike=False)),
         )
         for rival in ("lambda_fl", "lifl")
         for column in COLUMNS
     ]
-    table = _table(("sharding over", "tasks of", "column", *_names()), rows)
+    table = _table(("sharding over", "column", *_names()), rows)
+    others = max(
+        verdict.value
+        for rival in claims.RIVALS
+        for variant in (claims.SMALLEST, claims.DOUBLE)
+        for column in COLUMNS
+        for verdict in _tree_verdicts(rival, column, variant)
+    )
     unhurried = max(
         claims.compare(
             "shards",
@@ -323,26 +418,29 @@ def _trees_section() -> str:
         for bandwidth in BANDWIDTHS
     )
     return f"""
-## Claim: sharding costs no more than the trees from 43 MB up
+### Claim: sharding costs no more than the trees from 43 MB up
 
-One object per client, ranged reads; x86-64, bandwidth, orchestration and clients' requests the same
-for all. The worst ratio of sharding's dollars to the rival's over all sizes from 43 MB to 10 GB
-that both can average. It holds where that is at most 1. In the last rows like is not counted with
-like: the tree's clients make one request each way, gradshard's their several.
+x86-64; bandwidth, orchestration and clients' requests are the same for all systems. The table has
+the worst ratio of sharding's dollars to the rival's over all sizes from 43 MB to 10 GB that both
+can average. The claim holds if it is at most 1. In the last rows the tree's clients make one
+request each way, and gradshard's clients their own requests.
 
 {table}
 
-Where sharding is dearer, with tasks of the default memory and clients alike:
+With tasks of {claims.SMALLEST.label} and {claims.DOUBLE.label}, the worst of all ratios is
+{others:.2f}.
+
+Sizes at which sharding costs more, with tasks of the default memory and the same clients' requests:
 
 {_dearer(claims.RIVALS, BANDWIDTHS, alike=True)}
 
-And with the tree's clients making one request each way:
+The same with one request each way for the tree's clients:
 
 {_dearer(("lambda_fl", "lifl"), (BURST, PUBLISHED), alike=False)}
 
-The shards' M is the planner's, the cheapest within a minute, while a streamed tree takes as long as
-it takes. With no time budget for either, everything counted, the worst ratio of shards of
-{Setting().memory_mb} MB to the streamed λ-FL at any of these bandwidths is {unhurried:.2f}.
+The shards' M is the cheapest within a minute, while a streamed tree has no time budget. Without one
+for either, the worst ratio (*total*) of shards of {Setting().memory_mb} MB to the streamed λ-FL at
+any of these bandwidths is {unhurried:.2f}.
 """
 
 
@@ -381,8 +479,11 @@ def _names() -> list[str]:
 
 def _round_claims_section() -> str:
     blocks = [
-        "## Claims: a whole round, everything counted",
-        "arm64 unless it says otherwise; the planner's M, within a minute.",
+        "### Claims: a whole round",
+        (
+            "*total*; arm64 unless a row says otherwise; M chosen by the planner for a minute, or "
+            "without a time budget (*no hurry*)."
+        ),
     ]
     for claim in claims.ROUND_CLAIMS:
         rows = [
@@ -394,7 +495,7 @@ def _round_claims_section() -> str:
         ]
         blocks += [
             (
-                f"### {claim.model.name}: at most a {_ordinal(claim.fraction)} of "
+                f"#### {claim.model.name}: at most a {_ordinal(claim.fraction)} of "
                 f"{TITLES[claim.rival]}'s published ${1000 * claim.fraction * claim.bound:.2f}, "
                 f"${1000 * claim.bound:.2f}"
             ),
@@ -413,26 +514,10 @@ def _money(verdict: claims.Verdict) -> str:
     return f"${1000 * verdict.value:.2f} {_mark(verdict)}"
 
 
-def _in_words(claim: claims.RoundClaim) -> str:
-    """Say at which bandwidths a claim holds as deployed."""
-    verdicts = [
-        (bandwidth.name, claim.verdict(claims.DEFAULT, bandwidth)) for bandwidth in BANDWIDTHS
-    ]
-    holds = ", ".join(name for name, verdict in verdicts if verdict.holds)
-    fails = ", ".join(
-        f"{name} (${1000 * (verdict.value - verdict.bound):.2f} over)"
-        for name, verdict in verdicts
-        if not verdict.holds
-    )
-    found = [f"holds at {holds}"] if holds else []
-    found += [f"does not hold at {fails}"] if fails else []
-    return f"- {claim.model.name} at ${1000 * claim.bound:.2f} {'; it '.join(found)}."
-
-
 def _what_decides() -> str:
     rows = []
     for claim in claims.ROUND_CLAIMS:
-        for bandwidth in BANDWIDTHS:
+        for bandwidth in (BURST, PUBLISHED):
             estimate = SYSTEMS["shards"](
                 claim.model.nbytes, replace(claims.DEFAULT.setting, bandwidth=bandwidth)
             )
@@ -460,39 +545,37 @@ def _what_decides() -> str:
     listings = measurements.CLIENTS * limits.DOLLARS_PER_PUT
     transitions = limits.ROUND_TRANSITIONS + limits.LEVEL_TRANSITIONS
     gpt2 = SYSTEMS["shards"](measurements.GPT2_LARGE.nbytes, claims.DEFAULT.setting)
-    parts = planner.client_requests(measurements.GPT2_LARGE.nbytes)
     once = limits.DOLLARS_PER_PUT + limits.DOLLARS_PER_GET
     return f"""
-### What decides
+#### What decides
 
-What it is paid for, with tasks of the default memory:
+With tasks of the default memory:
 
 {_table(titles, rows)}
 
-For GPT-2 Large and the synthetic 5 GB Lambda's part decides. Functions that wait for S3 are paid
-for waiting, and slower ones need more shards to be done within a minute, each with its reads; at
-*burst* they hardly do, and more bandwidth changes nothing for the smallest, whose processor's share
-decides. What
-the minute costs shows in *no hurry*, what sending in parts costs in *clients as the paper counts*.
+For GPT-2 Large and the synthetic 5 GB, Lambda's part decides. Functions are billed while they wait
+for S3. A slower network needs more shards for the same minute, and each shard costs reads.
 
-For VGG-16 the fees beside Lambda's decide: ${1000 * fixed:.2f} at *burst*, where the bound is
-${1000 * claims.ROUND_CLAIMS[0].bound:.2f}. A round's states alone are
-${1000 * transitions * limits.DOLLARS_PER_TRANSITION:.2f}. Each arrival looks
-for a few of the other clients before it lists them all: a listing at every one would be
-${1000 * listings:.2f} more. Events are ${1000 * vgg16.bill.events:.2f} and cold starts
-${1000 * vgg16.bill.starts:.2f}: [Events](#events) says why they are not filtered.
+For VGG-16 the other charges decide: ${1000 * fixed:.2f} at *burst*, with a bound of
+${1000 * claims.ROUND_CLAIMS[0].bound:.2f}. A round's state transitions alone cost
+${1000 * transitions * limits.DOLLARS_PER_TRANSITION:.2f}, events ${1000 * vgg16.bill.events:.2f}
+([why they are not filtered](#events)) and cold starts ${1000 * vgg16.bill.starts:.2f}.
+`collect_update` looks for a few other clients before it lists all of them; listing at every arrival
+would cost ${1000 * listings:.2f} more.
 
-The published numbers that the bounds are taken from count one PUT and one GET a client and object:
+The bounds come from published numbers with one PUT and one GET per client and object:
 ${1000 * measurements.CLIENTS * once:.2f} with λ-FL. gradshard's clients pay
-${1000 * vgg16.bill.s3_clients:.2f} a round of VGG-16, one PUT and {parts.gets} GETs each, and
-${1000 * gpt2.bill.s3_clients:.2f} beyond {transfers.SINGLE_PUT_BYTES // MIB} MiB: {parts.puts}
-PUT-class requests and {parts.gets} GETs, whatever the size. *Clients as the paper counts* gives
-them one of each, which S3 takes up to 5 GiB and which a broken connection would cost whole.
+${1000 * vgg16.bill.s3_clients:.2f} a round of VGG-16 and ${1000 * gpt2.bill.s3_clients:.2f} above
+{transfers.SINGLE_PUT_BYTES // MIB} MiB. *Clients as the paper counts* gives them one request of
+each.
 """
 
 
 def _budget_section() -> str:
-    blocks = ["## What a time budget costs", "The cheapest memory and M; arm64, total."]
+    blocks = [
+        "## What a time budget costs",
+        "The cheapest memory and M within the budget; arm64, total.",
+    ]
     for model in (measurements.VGG16, measurements.SYNTHETIC_5GB):
         columns = [claims.budgets(model, bandwidth) for bandwidth in (BURST, PUBLISHED)]
         rows = [
@@ -506,7 +589,20 @@ def _budget_section() -> str:
 def _defaults_section() -> str:
     blocks = [
         f"## Why {planner.DEFAULT_MEMORY_MB} MB and a minute",
-        "What rounds of 20 clients cost with functions of each size, arm64, total.",
+        f"""
+Lambda gives a function a share of a processor by its memory. At the planner's bandwidth (*burst*),
+a function of {limits.MIN_MEMORY_MB} MB adds more slowly than its network delivers, and one of
+{planner.DEFAULT_MEMORY_MB} MB waits for the network. {planner.DEFAULT_MEMORY_MB} MB are the default
+because they cost the same as {limits.MIN_MEMORY_MB} MB, within 2 %, and take up to 30 % less time.
+256 MB cost up to a fifth more and save hardly any time. A minute is the default budget because half
+a minute costs up to 5 % more.
+
+If the network is as slow as the paper measured, more memory saves no time, and
+{planner.DEFAULT_MEMORY_MB} MB cost up to a third more than {limits.MIN_MEMORY_MB} MB. Compare the
+seconds of your first rounds with the projected ones (`gradshard show`), and deploy with
+`AggregatorMemory={limits.MIN_MEMORY_MB}` if they are much longer. The tables are for arm64,
+*total*.
+""",
     ]
     sizes = (limits.MIN_MEMORY_MB, planner.DEFAULT_MEMORY_MB, 256)
     time_budgets = (planner.UNHURRIED_SECONDS, planner.UNHURRIED_SECONDS / 2)
@@ -516,7 +612,7 @@ def _defaults_section() -> str:
                 model.name,
                 f"{budget:g} s",
                 *(
-                    _choice(
+                    _dollars_and_seconds(
                         SYSTEMS["shards"](
                             model.nbytes,
                             Setting(bandwidth=bandwidth, memory_mb=memory_mb, time_budget=budget),
@@ -529,22 +625,12 @@ def _defaults_section() -> str:
             for budget in time_budgets
         ]
         titles = ("model", "time budget", *(f"{memory_mb} MB" for memory_mb in sizes))
-        blocks += [f"### Functions of each size, bandwidth: {bandwidth.name}", _table(titles, rows)]
-    blocks.append(
-        f"""
-A function has a share of a processor by its memory. With {limits.MIN_MEMORY_MB} MB it adds up less
-than the network of the planner's assumption (*burst*) brings; with {planner.DEFAULT_MEMORY_MB} MB
-it waits for the network. So {planner.DEFAULT_MEMORY_MB} MB are the default: they cost the same,
-within 2 %, and take up to 30 % less time, while 256 MB cost up to a fifth more and hardly save
-any. A minute is the default budget: half a minute costs up to 5 % more.
-
-Where functions' networks are as slow as the paper measured, more memory buys no time, and
-{planner.DEFAULT_MEMORY_MB} MB cost up to a third more than {limits.MIN_MEMORY_MB}: the seconds of
-the first rounds on AWS tell which it is (`gradshard show` has those projected beside), and
-`AggregatorMemory={limits.MIN_MEMORY_MB}` is all it takes.
-"""
-    )
+        blocks += [f"### Bandwidth {bandwidth.name}: memory and time budget", _table(titles, rows)]
     return "\n\n".join(blocks)
+
+
+def _dollars_and_seconds(choice: Estimate) -> str:
+    return f"${1000 * choice.bill.total:.2f}: M={choice.shards}, {choice.seconds:.1f} s"
 
 
 def _choice(choice: Estimate | None) -> str:
@@ -569,22 +655,21 @@ def _fan_out_section() -> str:
     titles = ("", *(f"M={m}" for m in claims.FAN_OUT_SHARDS))
     saved = [_saved_by_batches(model) for model in measurements.MODELS]
     return f"""
-## The fan-out's own fee
+## What starting tasks costs
 
-Of tasks of {seconds:.0f} s, beside the round's other {limits.ROUND_TRANSITIONS} transitions and
-{limits.LEVEL_TRANSITIONS} for the level.
+Step Functions charges for starting the tasks of a level. The table compares ways to start tasks of
+{seconds:.0f} s. It includes none of the round's {limits.ROUND_TRANSITIONS} other transitions and
+{limits.LEVEL_TRANSITIONS} per level.
 
 {_table(titles, rows)}
 
-A child of a Standard machine costs two transitions whatever it lasts, an Express one its seconds:
-for tasks of more than {even:.0f} s an Express child of its own costs more. As deployed, children
-take up to {limits.INLINE_ITERATIONS} tasks each and run them in an inline Map, which is free there.
-For M ≤ {limits.INLINE_ITERATIONS} that is one transition, one request and the slowest task's
-seconds once. What it saves over an Express child for each task:
+A child of a Standard machine costs two transitions, and an Express child its seconds. An Express
+child per task therefore costs more for tasks of more than {even:.0f} s. gradshard gives up to
+{limits.INLINE_ITERATIONS} tasks to each Express child, which runs them in an inline Map without
+further charge. For M ≤ {limits.INLINE_ITERATIONS} that is one transition, one request and the
+slowest task's seconds once. Compared with one Express child per task:
 
 {_table(("model", "M", "one child a task", "as deployed", "saved"), saved)}
-
-It was run on the local engine, not on AWS.
 """
 
 
@@ -602,54 +687,50 @@ def _events_section() -> str:
     return f"""
 ## Events
 
-S3 tells EventBridge of all that happens to the bucket's objects, and EventBridge asks
-${1e6 * limits.DOLLARS_PER_EVENT:.2f} a million for such events
-([AWS](https://aws.amazon.com/eventbridge/pricing/)). An object of a round is
-{limits.EVENTS_PER_EXPIRING_OBJECT} of them: it is created, it expires, and its version is deleted a
-day later. A round of VGG-16 is {count} events, ${1000 * vgg16.bill.events:.2f} per thousand rounds;
-{measurements.CLIENTS} of them, the updates' arrivals, call a function.
+S3 sends EventBridge an event of every change to the bucket's objects, and EventBridge charges
+${1e6 * limits.DOLLARS_PER_EVENT:.2f} per million
+([AWS](https://aws.amazon.com/eventbridge/pricing/)). An object of a round has
+{limits.EVENTS_PER_EXPIRING_OBJECT} events: it is created, it expires, and its version is deleted a
+day later. A round of VGG-16 has {count} events, ${1000 * vgg16.bill.events:.2f} per thousand
+rounds. {measurements.CLIENTS} of them, the updates' arrivals, call a function.
 
-**They are not filtered at the source.** For EventBridge a bucket's events are on or off
-([AWS]({ALL_EVENTS})). Notifications to Lambda, SQS and SNS are free, and are filtered by kind of
-event, prefix and suffix. They were considered and not taken, for what they lose:
+**Why they are not filtered.** EventBridge gets all of a bucket's events or none
+([AWS]({ALL_EVENTS})). S3 could notify Lambda, SQS or SNS instead: that is free, and filtered by
+kind of event, prefix and suffix. But
 
-- *To Lambda.* EventBridge tries for 24 hours to call collect_update, and then puts the event into a
-  queue that an alarm watches. S3's own notifications have no such queue: where S3 cannot call the
-  function, nobody is told, and the round waits for its deadline. Also, the bucket would name the
-  function, and the function's role and environment name the bucket. CloudFormation deploys such a
-  circle only with a function that sets the notification afterwards, or with a bucket name that is
-  fixed beforehand ([AWS]({CIRCLE})); the bucket stays when its stack is deleted, so the next
-  deployment would collide with it.
-- *To SQS, and from there to Lambda.* The queue keeps what fails, but Lambda asks an empty queue for
-  messages all the time, and each request is paid for: waiting would cost something.
+- *Lambda*: EventBridge retries for 24 hours and then puts the event into a queue that an alarm
+  watches. S3's notifications have no such queue: if S3 cannot call the function, the round waits
+  for its deadline unnoticed. Bucket and function would also name each other. CloudFormation deploys
+  such a circle only with a helper function, or with a fixed bucket name ([AWS]({CIRCLE})), which
+  would collide with the bucket that remains when a stack is deleted.
+- *SQS*: Lambda polls an empty queue all the time and each request is charged, so waiting would cost
+  something.
 """
 
 
 def _assumptions_section() -> str:
     return f"""
-## What this rests on
+## What the figures assume
 
-- Bandwidth *published*: {PUBLISHED.bytes_per_second / MIB:g} MiB/s, the middle of the paper's
-44 to 57;
-  *burst*: {limits.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after {limits.BURST_BYTES // MIB} MiB at
-  {limits.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771). Both for every
-  system alike, though the published ones read one object after another on one connection.
-- {limits.CPU_SECONDS_PER_GB} CPU-seconds a GB received and added, for every system alike; a
-processor
+- Bandwidth *published*: {PUBLISHED.bytes_per_second / MIB:g} MiB/s, the middle of the paper's 44 to
+  57. *burst*: {limits.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after {limits.BURST_BYTES // MIB}
+  MiB at {limits.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771). Both hold
+  for every system, although the published ones read one object after another on one connection.
+- {limits.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added, for every system; a processor
   is {limits.MB_PER_VCPU} MB.
-- Each function of a round starts cold once: every task, and the functions around them,
-  collect_update twice, for the arrivals and for the deadline. Lambda bills the INIT phase since
-  August 2025 ([AWS]({INIT_BILLED})). It is taken to be {limits.RUNTIME_INIT_SECONDS:g} s of the
-  runtime and {limits.TASK_INIT_CPU_SECONDS:g} or {limits.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of
-  importing, measured here, at the processor's share that the memory gives: an upper bound, as far
-  as Lambda gives the INIT phase more. *Seconds* are those of warm functions.
-- Storage, logs, traces and what clients pay to wait are not counted, nor is a round's schedule,
-  $0.001 per thousand. Models are kept: what deleting their versions costs is not counted either.
-- Every function of a level starts at once: the account's concurrency is at least M. Updates'
-  headers are within 64 KiB, and nothing is tried twice.
-- Tasks of the streamed trees are held to Lambda's {measurements.TIMEOUT_SECONDS:.0f} s, not to the
-  five minutes of an Express child, and are charged as its children all the same; beyond 5 GiB they
-  are cut as often as S3 demands, which the planner rejects.
+- Each function of a round starts cold once; `collect_update` twice, for the arrivals and for the
+  deadline. Lambda bills the INIT phase ([AWS]({INIT_BILLED})). It is taken to be
+  {limits.RUNTIME_INIT_SECONDS:g} s of the runtime, and {limits.TASK_INIT_CPU_SECONDS:g} (tasks) or
+  {limits.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of imports, measured here, at the processor's share
+  of the memory. This is an upper bound, as Lambda may give the INIT phase more. *Seconds* are those
+  of warm functions.
+- Not counted: storage, logs, traces, deleting versions of models, what clients pay to wait, and the
+  deadline's schedule ($0.001 per thousand rounds).
+- All tasks of a level start at once, so the account's concurrency is at least M. Updates' headers
+  are within 64 KiB, and nothing is retried.
+- Streamed trees may use Lambda's {measurements.TIMEOUT_SECONDS:.0f} s per task, but are charged as
+  Express children, which end after five minutes. Beyond 5 GiB they are cut as S3 demands, which the
+  planner rejects.
 """
 
 
