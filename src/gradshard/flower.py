@@ -22,9 +22,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshard.client.downloads import download_file
-from gradshard.client.federation import METADATA_ROOM_BYTES, Federation
+from gradshard.client.federation import Federation
 from gradshard.client.tensors import pack
-from gradshard.client.tickets import DEFAULT_SECONDS, Ticket
+from gradshard.client.ticket_issuer import (
+    DEFAULT_SECONDS,
+    issue_download_ticket,
+    issue_ticket,
+    max_update_bytes,
+)
+from gradshard.client.ticket_round import TicketRound
+from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import model_content_of
 from gradshard.client.uploads import upload
 from gradshard_core.errors import RoundFailed, RoundStateError, SpecError, UpdateError
@@ -34,7 +41,6 @@ from gradshard_core.formats.layout import (
     PREFIX_BYTES,
     Header,
     Layout,
-    encode_header,
     header_length,
     parse_header,
 )
@@ -178,19 +184,18 @@ class S3FedAvg(FedAvg):
         self._names = _named(self.client_names(grid, nodes), nodes)
         keys = self._keys(server_round)
         order = self._order(place)
-        header = len(encode_header(place.layout, {}))
         return [
             _with_order(
                 message,
                 order
                 | {
                     "weighted-by": self.weighted_by_key,
-                    "ticket": Ticket.make(
+                    "ticket": issue_ticket(
                         self.federation.stack.store,
                         keys,
                         self._names[node],
                         expires=self.ticket_seconds,
-                        max_bytes=header + METADATA_ROOM_BYTES + place.layout.nbytes,
+                        max_bytes=max_update_bytes(place.layout),
                         min_bytes=place.layout.nbytes,
                     ).dumps(),
                 },
@@ -299,7 +304,7 @@ class S3FedAvg(FedAvg):
 
     def _order(self, place: _Place) -> dict[str, Any]:
         """Return what every client is told: where the model is, and under which key to have it."""
-        ticket = Ticket.reading(
+        ticket = issue_download_ticket(
             self.federation.stack.store,
             RoundKeys(place.round_id),
             _READER,
@@ -393,7 +398,8 @@ def s3_mod(
     if order is None:
         return call_next(message, context)
     with tempfile.TemporaryDirectory(prefix="gradshard-") as folder:
-        file = Ticket.loads(order["model"]).fetch(Path(folder) / "model.safetensors")
+        model = TicketRound(Ticket.loads(order["model"]))
+        file = model.fetch(Path(folder) / "model.safetensors")
         arrays, layout = _read_arrays(file, order["names"])
     records = {name: record for name, record in message.content.items() if name != RECORD}
     message.content = RecordDict(records | {order["arrays"]: arrays})
@@ -424,7 +430,8 @@ def _uploading(reply: Message, ticket: Ticket, layout: Layout, weighted_by: str)
             f"{difference}; reply with the model's tensors, in its names, types and shapes"
         )
     # The round rejects NaN, and so tells the server, which is where Flower's users look.
-    replace(ticket, allow_nonfinite=True).submit(tensors, samples=_samples(metrics, weighted_by))
+    round_ = TicketRound(replace(ticket, allow_nonfinite=True))
+    round_.submit(tensors, samples=_samples(metrics, weighted_by))
     content = {key: record for key, record in records.items() if key != name}
     reply.content = RecordDict(content | {RECORD: ConfigRecord({"round": ticket.round_id})})
     return reply

@@ -37,7 +37,7 @@ _INTEGERS: Final = {
 
 
 def delta(before: StateDict, after: StateDict) -> dict[str, "Tensor"]:
-    """Return what training changed, for :meth:`~gradshard.client.federation.Round.submit`.
+    """Return what training changed, for :meth:`~gradshard.client.round.Round.submit`.
 
     Floating-point differences keep their type and device. Integer ones, such as BatchNorm's
     ``num_batches_tracked``, become int64, so that an unsigned number may fall; their mean is
@@ -95,7 +95,7 @@ def apply(state_dict: StateDict, update: Mapping[str, Any], scale: float = 1.0) 
     state_dict
         The model's ``state_dict()``; it stays as it is.
     update
-        What :meth:`gradshard.client.federation.Round.fetch` returns, or tensors of any device. What
+        What :meth:`gradshard.client.round.Round.fetch` returns, or tensors of any device. What
         it lacks stays unchanged, so an update may be of a part of the model.
     scale
         By how much to multiply the update: a server's learning rate. Buffers are scaled, too: above
@@ -159,7 +159,7 @@ def load(state_dict: StateDict, model: Mapping[str, Any]) -> dict[str, Any]:
     state_dict
         The model's ``state_dict()``; it stays as it is.
     model
-        What :meth:`gradshard.client.federation.Round.fetch_model` or
+        What :meth:`gradshard.client.round.Round.fetch_model` or
         :meth:`gradshard.client.model.Model.fetch` return. What it lacks stays as it is.
 
     Returns

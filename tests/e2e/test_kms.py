@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from gradshard import Federation
+from gradshard.client.ticket_round import TicketRound
 from gradshard.deployment import application, local_engine
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import RoundStateError, TicketError
@@ -76,7 +77,7 @@ def test_a_whole_round(stack: Deployed, key: str) -> None:
     round_ = federation.open_round("kms", names, topology="lambda_fl", timeout=600)
     updates = {name: update(number) for number, name in enumerate(names)}
     updates["d"]["w"][7] = np.nan
-    ticket = round_.ticket("b", max_bytes=100_000)
+    ticket = TicketRound(round_.ticket("b", max_bytes=100_000))
     ticket.submit(updates["b"], samples=2)
     # Before there is a plan, the same again by a ticket is known too.
     ticket.submit(updates["b"], samples=2)

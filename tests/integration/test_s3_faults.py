@@ -161,12 +161,12 @@ def test_a_tenth_of_all_requests_throttled(
         (
             TREE,
             Fault("unseen", "PUT", "/partial-sums/0/0/00001"),
-            r"task 1 of level 0: .*partials/0/0",
+            r"task 1 of level 0: .*partial-sums/0/0",
         ),
         (
             TREE,
             Fault("cut", "GET", "/partial-sums/0/0/00001"),
-            r"task 0 of level 1: .*partials/0/0/0",
+            r"task 0 of level 1: .*partial-sums/0/0/0",
         ),
         ({}, Fault("half", "GET", "/spec.json"), r"/spec\.json: \d+ bytes that are no JSON"),
         ({}, Fault("half", "GET", "/plan.json"), r"task 0 .*/plan\.json: \d+ bytes that are no"),

@@ -101,7 +101,7 @@ def check_origin(origin: str) -> None:
     )
 
 
-class Line:
+class HttpClient:
     """Connections to one host.
 
     botocore's way to HTTP, without its clients: it can wait for 100 Continue, follows no

@@ -227,7 +227,7 @@ def layout_terms(layout: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     return pack(layout)[0].to_json()
 
 
-class _Reordered:
+class _ReorderedContent:
     """A content with its tensors in another order, which is that of ``layout``."""
 
     def __init__(self, content: Content, layout: Layout) -> None:
@@ -257,10 +257,10 @@ def in_order_of(layout: Layout | None, content: Content) -> Content:
     ordered = [t for t in layout.tensors if t.name in shapes]
     if [tensor.name for tensor in ordered] == [tensor.name for tensor in content.layout.tensors]:
         return content
-    return _Reordered(content, Layout.pack((t.name, t.dtype, t.shape) for t in ordered))
+    return _ReorderedContent(content, Layout.pack((t.name, t.dtype, t.shape) for t in ordered))
 
 
-class Padded:
+class PaddedContent:
     """A content made longer by spaces at the end of its header, which mean nothing there.
 
     Parameters

@@ -135,7 +135,7 @@ class _Whole(_Range):
         return count
 
 
-class SentOnce(io.BufferedReader):
+class UnseekableBody(io.BufferedReader):
     """A content as a file that is read as it is sent, and sent once.
 
     It cannot be rewound: botocore would send it from the beginning up to six times, each time with
@@ -146,7 +146,7 @@ class SentOnce(io.BufferedReader):
         self._source = _Whole(content, tell)
         super().__init__(self._source, CHUNK_BYTES)
 
-    def check(self) -> None:
+    def raise_failure(self) -> None:
         """Raise why the content could not be read, if it could not."""
         if self._source.failure:
             raise self._source.failure
@@ -176,7 +176,7 @@ def upload(store: S3Store, key: str, content: Content, progress: Progress | None
     UpdateError
         The content changed meanwhile.
     """
-    tell = progress or tell_nobody
+    tell = progress or ignore_progress
     if len(client_ranges(content.nbytes)) == 1:
         # Little enough to be sent again.
         body = content.read(0, content.nbytes)
@@ -202,15 +202,15 @@ def _put(store: S3Store, key: str, content: Content, tell: Progress) -> bool:
     """Send a content in one request; False if that broke on the way."""
     tell(0, content.nbytes)
     checksum = checksum_of(content)
-    body = SentOnce(content, tell)
+    body = UnseekableBody(content, tell)
     if store.put_stream(key, body, content.nbytes, content_type=CONTENT_TYPE, sha256=checksum):
         return True
-    body.check()
+    body.raise_failure()
     # All of it may have arrived but the answer: a second time, it could come after the planning.
     return store.checksum(key) == checksum
 
 
-def tell_nobody(_done: int, _total: int) -> None:
+def ignore_progress(_done: int, _total: int) -> None:
     """Be the progress that nobody asked for."""
 
 

@@ -29,15 +29,9 @@ from gradshard_core.errors import ChangedObjectError, StoreError, UnreadableObje
 from gradshard_core.formats import json_records
 from gradshard_core.formats.digests import parts_of
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.s3.streams import (
-    MAX_ATTEMPTS,
-    Body,
-    Meter,
-    RangeStream,
-    explain_denial,
-    sleep_backoff,
-    summarize,
-)
+from gradshard_core.s3.retries import MAX_ATTEMPTS, Retries
+from gradshard_core.s3.streams import Body, RangeStream, explain_denial
+from gradshard_core.s3.traffic import Meter
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -73,11 +67,6 @@ class ListedObject(NamedTuple):
     etag: str
     nbytes: int
     modified: datetime
-
-
-MAX_CONTESTS: Final = 16
-"""How often a conditional write is tried that others get in the way of; more of them than can be
-under way at once."""
 
 
 class Part(NamedTuple):
@@ -186,11 +175,8 @@ class S3Store:
     def _get(self, key: str, nbytes: int | None = None) -> tuple[bytes, "GetObjectOutputTypeDef"]:
         """Read an object, or its first bytes, in one piece: again while that breaks."""
         wanted: Any = {} if nbytes is None else {"Range": f"bytes=0-{nbytes - 1}"}
-        failures: list[str] = []
-        while len(failures) < MAX_ATTEMPTS:
-            if failures:
-                self.meter.add(retries=1)
-                sleep_backoff(len(failures))
+        retries = Retries(self.meter)
+        while True:
             self.meter.add(gets=1)
             with _translated(key, "NoSuchKey", "InvalidRange"):
                 response = self._s3.get_object(Bucket=self.bucket, Key=key, **wanted)
@@ -203,14 +189,17 @@ class S3Store:
                     ResponseStreamingError,
                     OSError,
                 ) as error:
-                    # botocore tries a request again, but not the reading of its answer.
-                    failures.append(str(error))
+                    # botocore retries a request, but not the reading of its response's body.
+                    reason = str(error)
                 else:
                     self.meter.add(bytes_read=len(body))
                     return body, response
-        raise StoreError(
-            f"{key}: reading broke {MAX_ATTEMPTS} times in a row: {summarize(failures)}"
-        )
+            retries.record_failure(
+                reason,
+                lambda times, reasons: StoreError(
+                    f"{key}: reading broke {times} times in a row: {reasons}"
+                ),
+            )
 
     def get_range(self, source: ObjectVersion, start: int, end: int) -> bytes:
         """Read bytes [start, end) of an object version."""
@@ -313,7 +302,7 @@ class S3Store:
 
     def _put(self, key: str, wanted: Any) -> bool:
         """Write an object; False if its condition does not hold."""
-        failures = 0
+        retries = Retries(self.meter)
         while True:
             self.meter.add(puts=1)
             try:
@@ -322,15 +311,15 @@ class S3Store:
             except ClientError as error:
                 if _code(error) != _CONFLICT:
                     return False
-                # Another write of the key is under way, and may yet fail: S3 wants to be asked
-                # again, which botocore does not do.
-                failures += 1
-                if failures == MAX_ATTEMPTS:
-                    raise StoreError(f"{key}: S3 answered {failures} times: {error}") from None
-                self.meter.add(retries=1)
-                sleep_backoff(failures)
+                # Another write of the key is in progress and may still fail. S3 wants the request
+                # to be repeated, which botocore does not do.
+                reason = str(error)
             else:
                 return True
+            retries.record_failure(
+                reason,
+                lambda times, reasons: StoreError(f"{key}: S3 answered {times} times: {reasons}"),
+            )
 
     def put_stream(
         self, key: str, body: IO[bytes], nbytes: int, *, content_type: str, sha256: str
@@ -638,31 +627,6 @@ def is_loopback(url: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def contests(key: str) -> Iterator[int]:
-    """Count attempts at a conditional write, from 0, with pauses between them, up to a bound.
-
-    Parameters
-    ----------
-    key
-        What is written.
-
-    Raises
-    ------
-    StoreError
-        All attempts failed.
-    """
-    for failures in range(MAX_CONTESTS):
-        # The first is rejected wherever there is an object already: that is no contest.
-        if failures > 1:
-            sleep_backoff(min(failures - 1, 4))
-        yield failures
-    raise StoreError(
-        f"{key}: {MAX_CONTESTS} conditional writes in a row were rejected, though each was for the "
-        "object as it had just been read: either others keep writing it, or the storage does not "
-        "honour If-Match and If-None-Match"
-    )
 
 
 @contextlib.contextmanager

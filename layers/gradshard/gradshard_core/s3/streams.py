@@ -2,13 +2,10 @@
 
 import contextlib
 import os
-import random
-import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Protocol
 
@@ -17,45 +14,13 @@ from gradshard_core.aggregation.sharding import SLICE_BYTES
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Runs
-
-MAX_ATTEMPTS: Final = 6
-"""Tries in a row that brought nothing, after which a request or a stream is given up."""
-
+from gradshard_core.s3.retries import Retries
+from gradshard_core.s3.traffic import Meter
 
 PATIENCE_SECONDS: Final = 15
 """How long a read may take to fill its buffer, of 256 KiB mostly: S3 gives a hundred times that.
 
 Shorter than S3's own patience, of some 20 s, with the part that waits for what is read."""
-
-
-@dataclass
-class Traffic:
-    """Requests and bytes since the counts were last taken."""
-
-    gets: int = 0
-    puts: int = 0
-    retries: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
-
-
-class Meter:
-    """Counts traffic, from any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
-
-    def add(self, **counts: int) -> None:
-        """Count, by the names of :class:`Traffic`'s fields."""
-        with self._lock:
-            self._counts.update(counts)
-
-    def take(self) -> Traffic:
-        """Return the counts so far and begin anew."""
-        with self._lock:
-            taken, self._counts = self._counts, Counter()
-        return Traffic(**taken)
 
 
 class Body(Protocol):
@@ -86,19 +51,6 @@ class Opener(Protocol):
         OSError
             The answer cannot be used, but another one may.
         """
-
-
-def sleep_backoff(failures: int) -> None:
-    """Wait before the next try, longer after each failure, never at the same time as others."""
-    time.sleep(random.uniform(0, 0.1 * 2**failures))  # noqa: S311 - no secret
-
-
-def summarize(failures: Iterable[str]) -> str:
-    """Say what went wrong, each reason once and how often, the first one first."""
-    return "; ".join(
-        f"{number} × {reason}" if number > 1 else reason
-        for reason, number in Counter(failures).items()
-    )
 
 
 def explain_denial(code: str) -> str:
@@ -153,7 +105,7 @@ class RangeStream:
         self._opened_at = 0
         self._body: Body | None = None
         self._ahead: Future[None] | None = None
-        self._failures: list[str] = []
+        self._retries = Retries(opener.meter)
         self._drips = False
 
     def open(self) -> None:
@@ -224,22 +176,20 @@ class RangeStream:
             return 0
         self._drips = count < len(buffer) and time.monotonic() - begun >= PATIENCE_SECONDS
         if not self._drips:
-            self._failures.clear()
+            self._retries.reset()
         return count
 
-    def _fail(self, why: str) -> None:
-        """Give up the connection, and the stream if that has happened too often."""
-        self._failures.append(why)
+    def _fail(self, reason: str) -> None:
+        """Close the connection and wait before the next, or raise if that happened too often."""
         self._drips = False
-        self._opener.meter.add(retries=1)
         self._drop()
-        failures = len(self._failures)
-        if failures >= MAX_ATTEMPTS:
-            raise StoreError(
-                f"{self._source.key}: reading broke {failures} times in a row "
-                f"at byte {self._position}: {summarize(self._failures)}"
-            )
-        sleep_backoff(failures)
+        self._retries.record_failure(reason, self._broken)
+
+    def _broken(self, times: int, reasons: str) -> StoreError:
+        return StoreError(
+            f"{self._source.key}: reading broke {times} times in a row "
+            f"at byte {self._position}: {reasons}"
+        )
 
     def _current_body(self) -> Body:
         if self._ahead is not None:

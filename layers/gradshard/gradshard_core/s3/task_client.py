@@ -14,7 +14,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -25,8 +25,10 @@ from gradshard_core.errors import ChangedObjectError, StoreError, UnsentError
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.s3 import streams
+from gradshard_core.s3.retries import GiveUp, Retries
 from gradshard_core.s3.sigv4 import Credentials, sign
-from gradshard_core.s3.streams import MAX_ATTEMPTS, Meter, explain_denial, sleep_backoff, summarize
+from gradshard_core.s3.streams import explain_denial
+from gradshard_core.s3.traffic import Meter
 
 T = TypeVar("T")
 
@@ -263,7 +265,7 @@ class TaskS3Client:
     def get_bytes(self, key: str) -> bytes | None:
         """Read a small object; None if there is none."""
         self.meter.add(gets=1)
-        failures: list[str] = []
+        retries = Retries(self.meter)
         while True:
             with self._request("GET", key) as answer:
                 if answer.status == HTTPStatus.NOT_FOUND:
@@ -273,11 +275,11 @@ class TaskS3Client:
                 try:
                     body = streams.read_whole(answer.direct(), answer.response.length or 0)
                 except OSError as error:
-                    failures.append(str(error))
-                    self._note(failures, "GET", key)
-                    continue
-            self.meter.add(bytes_read=len(body))
-            return body
+                    reason = str(error)
+                else:
+                    self.meter.add(bytes_read=len(body))
+                    return body
+            retries.record_failure(reason, _giving_up("GET", key))
 
     @overload
     def get_json(self, key: str) -> Any: ...
@@ -367,7 +369,7 @@ class TaskS3Client:
         body: bytes = b"",
     ) -> _Answer:
         """Make a request, again while it fails as requests to S3 do now and then."""
-        failures: list[str] = []
+        retries = Retries(self.meter)
         while True:
             connection = self._connection()
             reused = connection.sock is not None
@@ -384,27 +386,18 @@ class TaskS3Client:
                     # S3 closes idle connections, and most likely the others too.
                     self.close()
                     continue
-                failures.append(f"{type(error).__name__}: {error}")
+                reason = f"{type(error).__name__}: {error}"
             else:
                 if answer.status not in _TRANSIENT:
                     return answer
                 with answer:
-                    failures.append(f"S3 answered {answer.status} {_code(answer)}")
-            self._note(failures, method, key)
+                    reason = f"S3 answered {answer.status} {_code(answer)}"
+            retries.record_failure(reason, _giving_up(method, key))
 
     def _bound_receive_buffer(self, connected: socket.socket) -> None:
         # Left alone, the kernel lets each grow to several MB, and they are the function's memory.
         if self.receive_buffer_bytes:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_bytes)
-
-    def _note(self, failures: Sequence[str], method: str, key: str) -> None:
-        """Count the last failure, and wait or give up."""
-        if len(failures) >= MAX_ATTEMPTS:
-            raise StoreError(
-                f"{key}: {method} failed {len(failures)} times in a row: {summarize(failures)}"
-            )
-        self.meter.add(retries=1)
-        sleep_backoff(len(failures))
 
     def _sign(
         self,
@@ -436,6 +429,12 @@ class TaskS3Client:
         if self._tls is None:
             return http.client.HTTPConnection(self._host, timeout=timeout)
         return http.client.HTTPSConnection(self._host, timeout=timeout, context=self._tls)
+
+
+def _giving_up(method: str, key: str) -> GiveUp:
+    return lambda times, reasons: StoreError(
+        f"{key}: {method} failed {times} times in a row: {reasons}"
+    )
 
 
 def _credentials() -> Credentials:
