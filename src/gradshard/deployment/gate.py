@@ -277,7 +277,10 @@ def _as_aws(scope: Scope, error: _RejectedError) -> tuple[int, dict[str, str], s
     headers = _headers(scope)
     service = router.detect_service(scope["method"], scope["path"], headers, _query(scope))
     failure = iam_evaluator.AuthError(error.code, str(error))
-    _, answer, body = app._credential_failure(service, "", str(uuid4()), failure, headers)
+    request_id = str(uuid4())
+    _, answer, body = app._credential_failure(service, "", request_id, failure, headers)
+    # S3 sends it with every answer, and clients know S3 by it where there is no body.
+    answer = answer | {"x-amz-request-id": request_id}
     return HTTPStatus.FORBIDDEN, answer, b"" if scope["method"] == "HEAD" else body
 
 
