@@ -14,8 +14,7 @@ from typing import Any, Self
 import pytest
 
 from gradshard.deployment.local_engine import Engine
-from gradshard_core.s3 import store as stores
-from gradshard_core.s3 import streams
+from gradshard_core.s3 import boto_client, streams
 from gradshard_core.s3 import task_client as wires
 from gradshard_core.s3.store import S3Store
 from tests.integration.machine import (
@@ -56,7 +55,7 @@ def environment(function_environment: None) -> Iterator[None]:
     """Nothing waits for long."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wires, "TIMEOUT_SECONDS", 0.3)
-        patch.setattr(stores, "READ_TIMEOUT_SECONDS", 0.3)
+        patch.setattr(boto_client, "READ_TIMEOUT_SECONDS", 0.3)
         patch.setattr(streams, "PATIENCE_SECONDS", 0.3)
         yield
 

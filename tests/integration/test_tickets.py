@@ -35,7 +35,8 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.plan import Rejection
 from gradshard_core.rounds.arrivals import check_update, reject
 from gradshard_core.s3 import retries
-from gradshard_core.s3.store import S3Store, make_client
+from gradshard_core.s3.boto_client import make_client
+from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 from tests import reference
 from tests.integration.proxy import Answer, Fault, Proxy, spoiling

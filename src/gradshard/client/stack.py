@@ -22,7 +22,9 @@ from botocore.parsers import ResponseParserError
 
 from gradshard.deployment import local_engine, user_config
 from gradshard_core.errors import ServiceError
-from gradshard_core.s3.store import S3Store, connect, make_client, of_settings, unreachable
+from gradshard_core.s3.boto_client import connect, make_client
+from gradshard_core.s3.boto_errors import settings_error, unreachable
+from gradshard_core.s3.store import S3Store
 
 if TYPE_CHECKING:
     from mypy_boto3_cloudformation import CloudFormationClient
@@ -362,7 +364,7 @@ def translated() -> Iterator[None]:
     except BotoCoreError as error:
         raise ServiceError(str(error)) from error
     except ValueError as error:
-        if (setting := of_settings(error)) is None:
+        if (setting := settings_error(error)) is None:
             raise
         raise ServiceError(setting) from None
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from gradshard.client.signed_urls import UrlTable, find_url, numbers_of, urls_of
 from gradshard_core.planning import limits
-from gradshard_core.s3.store import Part
+from gradshard_core.s3.multipart import Part
 
 MAX_BYTES: Final = limits.MAX_PART_BYTES // 2
 """Of a part. The first one may have twice as many."""

@@ -19,8 +19,8 @@ from gradshard.client.uploads import (
     send_parts,
 )
 from gradshard_core.errors import TicketError
+from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.retries import Retries
-from gradshard_core.s3.store import Part
 
 UPLOAD_ATTEMPTS: Final = 3
 """Of a whole update each."""

@@ -22,7 +22,8 @@ from gradshard.utils.parallel import run_parallel
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats.digests import encode_parts
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES, client_ranges
-from gradshard_core.s3.store import Part, S3Store
+from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 
 THREADS: Final = 4

@@ -35,8 +35,8 @@ from gradshard.deployment import application
 from gradshard.deployment.gate import read_credentials
 from gradshard.utils.atomic_file import add_path_to_errors
 from gradshard_core.errors import EngineError
+from gradshard_core.s3.boto_client import connect
 from gradshard_core.s3.sigv4 import Credentials, sign
-from gradshard_core.s3.store import connect
 
 DEFAULT_PORT: Final = 4566
 REGION: Final = "us-east-1"

@@ -39,7 +39,9 @@ from gradshard_core.formats.layout import (
     parse_header,
 )
 from gradshard_core.planning.limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
-from gradshard_core.s3.store import Part, S3Store, make_client
+from gradshard_core.s3.boto_client import make_client
+from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 from tests.presigned import rejection
 
