@@ -16,7 +16,7 @@ import pytest
 
 from gradshard import Federation
 from gradshard.client.ticket_round import TicketRound
-from gradshard.deployment import application, local_engine
+from gradshard.deployment import application, engine_application, engine_control
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import RoundStateError, TicketError
 from tests import reference
@@ -41,10 +41,10 @@ def stack(engine: Engine, key: str) -> Iterator[Deployed]:
     built = engine.folder / "build" / "template.yaml"
     with application.folder() as sources:
         config = sources / "samconfig.toml"
-        given = [*local_engine._parameters(config, engine), f"KmsKeyArn={key}"]
+        given = [*engine_application.template_parameters(config, engine), f"KmsKeyArn={key}"]
         line = [application.find_sam(), "deploy", "--template-file", str(built)]
         line += ["--config-file", str(config), "--config-env", "local", "--stack-name", STACK]
-        environment = local_engine._child_environment(engine)
+        environment = engine_control.child_environment(engine)
         done = subprocess.run(
             [*line, "--parameter-overrides", *given],
             cwd=sources,

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,6 +20,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from gradshard.deployment import local_engine, user_config
+from gradshard.utils.polling import poll
 from gradshard_core.errors import ServiceError
 from gradshard_core.s3.boto_client import connect, make_client
 from gradshard_core.s3.boto_errors import settings_error, unreachable
@@ -264,14 +264,15 @@ class Stack:
         """
         if self.state_machine is None:
             return 0
-        give_up = time.monotonic() + ENDING_SECONDS
-        while (running := self.execution(round_id)) and running.status == "RUNNING":
-            if time.monotonic() >= give_up:
-                raise ServiceError(
-                    f"round {round_id!r} has its manifest, but its execution has not ended after "
-                    f"{ENDING_SECONDS:g} s"
-                )
-            time.sleep(ENDING_PAUSE_SECONDS)
+        for _ in poll(ENDING_SECONDS, ENDING_PAUSE_SECONDS):
+            execution = self.execution(round_id)
+            if execution is None or execution.status != "RUNNING":
+                break
+        else:
+            raise ServiceError(
+                f"round {round_id!r} has its manifest, but its execution has not ended after "
+                f"{ENDING_SECONDS:g} s"
+            )
         arn, states = self._execution_arn(round_id), self._states
         with translated():
             entered = sum(

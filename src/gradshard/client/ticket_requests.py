@@ -72,7 +72,7 @@ class TicketRequests:
                 reason,
                 lambda times, reasons: TicketError(
                     f"S3 does not answer for round {self.ticket.round_id!r}, {times} times in a "
-                    f"row ({reasons}); see whether this machine is connected, and try again"
+                    f"row; see whether this machine is connected, and try again ({reasons})"
                 ),
             )
 

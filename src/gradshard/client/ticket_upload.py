@@ -111,8 +111,8 @@ class TicketUpload:
             retries.record_failure(
                 reason,
                 lambda times, reasons: TicketError(
-                    f"uploading to round {self._ticket.round_id!r} broke {times} times "
-                    f"({reasons}); submit it again"
+                    f"uploading to round {self._ticket.round_id!r} broke {times} times; "
+                    f"submit it again ({reasons})"
                 ),
             )
 
@@ -149,7 +149,7 @@ class TicketUpload:
                 reason,
                 lambda times, reasons: TicketError(
                     f"uploading part {number} to round {self._ticket.round_id!r} broke {times} "
-                    f"times ({reasons}); submit again: what has arrived is not sent again"
+                    f"times; submit again: what has arrived is not sent again ({reasons})"
                 ),
             )
             body.seek(0)
@@ -167,7 +167,7 @@ class TicketUpload:
                 reason,
                 lambda times, reasons: TicketError(
                     f"S3 did not finish the upload to round {self._ticket.round_id!r}, {times} "
-                    f"times in a row ({reasons}); submit again: what has arrived is not sent again"
+                    f"times in a row; submit again: what has arrived is not sent again ({reasons})"
                 ),
             )
 
