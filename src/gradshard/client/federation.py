@@ -10,7 +10,7 @@ from gradshard.client.model import Model
 from gradshard.client.opening import encode_spec, wait_until_open
 from gradshard.client.round import Round
 from gradshard.client.stack import Stack
-from gradshard.client.upload_source import layout_terms
+from gradshard.client.upload_source import layout_record
 from gradshard.deployment import local_engine
 from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
@@ -151,7 +151,7 @@ class Federation:
             "hold": hold,
             "shards": shards,
             "time_budget": time_budget,
-            "layout": None if layout is None else layout_terms(layout),
+            "layout": None if layout is None else layout_record(layout),
             "allow_nonfinite": allow_nonfinite,
             "updates_from": updates_from,
             "server_optimizer": server_optimizer,

@@ -41,7 +41,7 @@ def test_progress_resets_the_count(pauses: list[float]) -> None:
 
 
 def test_a_conditional_write_is_attempted_a_bounded_number_of_times(pauses: list[float]) -> None:
-    made = []
+    made: list[int] = []
     with pytest.raises(StoreError, match="rounds/r/callback: 16 conditional writes in a row"):
         made.extend(conditional_write_attempts("rounds/r/callback"))
     assert len(pauses) == retries.MAX_CONDITIONAL_WRITES - 2

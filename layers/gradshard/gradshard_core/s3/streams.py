@@ -1,4 +1,4 @@
-"""Reading ranges of an object as one stream that mends itself."""
+"""Streams over ranges of an object, which reconnect after failures."""
 
 import contextlib
 import os
@@ -18,13 +18,13 @@ from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.traffic import Meter
 
 PATIENCE_SECONDS: Final = 15
-"""How long a read may take to fill its buffer, of 256 KiB mostly: S3 gives a hundred times that.
+"""How long a read may take to fill its buffer, of 256 KiB mostly; S3 sends a hundred times that.
 
-Shorter than S3's own patience, of some 20 s, with the part that waits for what is read."""
+It is shorter than the 20 s or so after which S3 gives up on the part that waits for these bytes."""
 
 
 class Body(Protocol):
-    """The bytes of one answer."""
+    """The body of one answer."""
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Read some bytes; 0 at the end. A broken connection is an :class:`OSError`.
@@ -33,11 +33,11 @@ class Body(Protocol):
         """
 
     def close(self) -> None:
-        """Give up what has not been read."""
+        """Close the body without reading the rest."""
 
 
 class Opener(Protocol):
-    """Where ranges of objects come from."""
+    """Opens ranges of objects."""
 
     meter: Meter
 
@@ -49,12 +49,12 @@ class Opener(Protocol):
         ChangedObjectError
             The version is gone, or has another ETag.
         OSError
-            The answer cannot be used, but another one may.
+            The answer cannot be used, but a retry may succeed.
         """
 
 
 def explain_denial(code: str) -> str:
-    """Say what an error of S3's leaves unsaid: to whom something is denied, or what to do."""
+    """Return what S3's error does not say: who is denied something, or what to do."""
     if code == "AccessDenied":
         function = os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
         if function:
@@ -71,7 +71,7 @@ def read_whole(body: Body, nbytes: int) -> bytes:
     Raises
     ------
     OSError
-        It ended too early, or drips.
+        It ended too early, or is too slow.
     """
     data = memoryview(bytearray(nbytes))
     filled = 0
@@ -90,9 +90,8 @@ def read_whole(body: Body, nbytes: int) -> bytes:
 class RangeStream:
     """The bytes of some ranges of one object version, one after the other, as one stream.
 
-    A connection that breaks, or that drips, is opened again from the byte it reached, under the
-    same version and ETag. Requests are made when the first byte of a range is wanted, or by
-    :meth:`open`.
+    If a connection breaks, or is too slow, a new one continues at the same byte, with the same
+    version and ETag. A range is requested when its first byte is read, or by :meth:`open`.
     """
 
     def __init__(
@@ -106,10 +105,10 @@ class RangeStream:
         self._body: Body | None = None
         self._ahead: Future[None] | None = None
         self._retries = Retries(opener.meter)
-        self._drips = False
+        self._is_slow = False
 
     def open(self) -> None:
-        """Make the request for the current range already now; a failure shows when reading.
+        """Request the current range now; a failure is raised when it is read.
 
         Raises
         ------
@@ -121,7 +120,7 @@ class RangeStream:
                 self._get_body()
 
     def open_ahead(self, pool: Executor) -> None:
-        """Make the request for the next range in another thread, if this one is read."""
+        """Request the next range in another thread, if the current one has been read."""
         if self._ahead is not None:
             return
         if self._position == self._end:
@@ -135,7 +134,7 @@ class RangeStream:
         Raises
         ------
         StoreError
-            The stream broke too often, or has no more bytes.
+            The stream broke too often, or there are no more bytes.
         """
         filled, wanted = 0, len(buffer)
         while filled < wanted:
@@ -146,11 +145,11 @@ class RangeStream:
             self._position += count
             if self._position == self._end:
                 self._drop()
-            elif self._drips:
+            elif self._is_slow:
                 self._fail(f"{count} bytes in {PATIENCE_SECONDS} s")
 
     def close(self) -> None:
-        """Give up the connection."""
+        """Close the connection."""
         if self._ahead is not None:
             wait([self._ahead])
         self._drop()
@@ -174,14 +173,14 @@ class RangeStream:
         except OSError as error:
             self._fail(str(error))
             return 0
-        self._drips = count < len(buffer) and time.monotonic() - begun >= PATIENCE_SECONDS
-        if not self._drips:
+        self._is_slow = count < len(buffer) and time.monotonic() - begun >= PATIENCE_SECONDS
+        if not self._is_slow:
             self._retries.reset()
         return count
 
     def _fail(self, reason: str) -> None:
         """Close the connection and wait before the next, or raise if that happened too often."""
-        self._drips = False
+        self._is_slow = False
         self._drop()
         self._retries.record_failure(reason, self._broken)
 
@@ -213,20 +212,20 @@ class RangeStream:
 class GatheringStream:
     """A contributor's bytes in the order of the layout, in few requests.
 
-    Where they do not follow each other in the object, a block's are read together, as they stand
-    there, into a buffer (:mod:`gradshard_core.aggregation.gathering`), so a block is to be read to
-    its end before another stream uses the same buffer.
+    If a block's bytes are scattered in the object, they are read together, in the object's order,
+    into a buffer (:mod:`gradshard_core.aggregation.gathering`). So a block has to be read to its
+    end before another stream uses the same buffer.
 
     Parameters
     ----------
     opener, source, runs
-        Of which object, and where the layout's bytes stand in it.
+        The object, and the positions of the layout's bytes in it.
     blocks
-        What is to be read, block by block; one alone where runs are in order.
+        The ranges to read; a single one if the runs are in order.
     desk
-        Room for a block and a slice.
+        Buffer for a block and a slice.
     pool
-        Makes the next block's request while other inputs are read.
+        Requests the next block while other inputs are read.
     """
 
     def __init__(
@@ -246,7 +245,7 @@ class GatheringStream:
         self._pool = pool
 
     def open(self) -> None:
-        """Make the first request already now, as :meth:`RangeStream.open` does."""
+        """Send the first request now, as :meth:`RangeStream.open` does."""
         self._stream.open()
 
     def read_into(self, buffer: memoryview) -> None:
@@ -255,7 +254,7 @@ class GatheringStream:
         Raises
         ------
         StoreError
-            The stream broke too often, or has no more bytes.
+            The stream broke too often, or there are no more bytes.
         """
         while buffer:
             if not self._left:
@@ -272,13 +271,13 @@ class GatheringStream:
                 self._open_ahead()
 
     def close(self) -> None:
-        """Give up the connection."""
+        """Close the connection."""
         self._stream.close()
         self._groups, self._gathered, self._left = iter(()), None, 0
 
     def _next_group(self, wanted: int) -> None:
         group = next(self._groups, None)
-        # Of what is not there, the stream says so.
+        # If there are no more bytes, the stream raises.
         self._left = wanted if group is None else group.nbytes
         self._gathered = None
         if group is not None and len(group.ranges) > 1:
@@ -289,7 +288,7 @@ class GatheringStream:
             self._stream.open_ahead(self._pool)
 
     def _gather(self, group: Group) -> memoryview:
-        """Read a group's windows, and put its ranges in the order of the layout."""
+        """Read a group's windows and put its ranges in the order of the layout."""
         gathered = self._room[: group.nbytes]
         starts = accumulate((end - start for start, end in group.ranges), initial=0)
         # From the object's order to the place in the buffer.
@@ -306,7 +305,7 @@ class GatheringStream:
 def _put(
     read: memoryview, begin: int, places: deque[tuple[Range, int]], gathered: memoryview
 ) -> None:
-    """Put the object's bytes from ``begin`` on where they belong; forget what is there whole."""
+    """Copy the object's bytes from ``begin`` to their places; drop the ranges that are complete."""
     stop = begin + len(read)
     while places and places[0][0][0] < stop:
         (start, end), at = places[0]
