@@ -1,4 +1,4 @@
-"""Flower over S3: clients upload what they trained, and the server orders a round.
+"""Flower over S3: clients upload their updates, and the server opens a round for them.
 
 ``S3FedAvg`` takes the place of Flower's ``FedAvg`` in a ServerApp, ``s3_mod`` is a mod of its
 ClientApp. Models then pass between clients and S3: neither the server nor Flower's messages hold
@@ -89,7 +89,7 @@ def by_number(_grid: Grid, nodes: Sequence[int]) -> dict[int, str]:
 
 
 class _Place(NamedTuple):
-    """Where a model is, what its tensors are, and in which order Flower's records have them."""
+    """A model's object, its layout, and the order of its tensors in Flower's records."""
 
     round_id: str
     key: str
@@ -98,7 +98,7 @@ class _Place(NamedTuple):
 
 
 class S3FedAvg(FedAvg):
-    """Flower's FedAvg, averaged by gradshard from what clients uploaded to S3.
+    """Flower's FedAvg, with updates in S3 that gradshard averages.
 
     Every message to a client says where the model is and carries a ticket to upload with: the
     client needs :func:`s3_mod`, and no AWS credentials. Its reply carries metrics. A round is
@@ -303,7 +303,7 @@ class S3FedAvg(FedAvg):
         return self._model[1]
 
     def _order(self, place: _Place) -> dict[str, Any]:
-        """Return what every client is told: where the model is, and under which key to have it."""
+        """Return what every client is told: a ticket for the model, and its record's key."""
         ticket = issue_download_ticket(
             self.federation.stack.store,
             RoundKeys(place.round_id),
@@ -412,7 +412,7 @@ def s3_mod(
 
 
 def _uploading(reply: Message, ticket: Ticket, layout: Layout, weighted_by: str) -> Message:
-    """Upload a reply's arrays, and say so in their place."""
+    """Upload a reply's arrays and replace them by a note of that."""
     records = reply.content
     counted = len(records.array_records), len(records.metric_records)
     if counted != (1, 1):
@@ -438,7 +438,7 @@ def _uploading(reply: Message, ticket: Ticket, layout: Layout, weighted_by: str)
 
 
 def _samples(metrics: MetricRecord, key: str) -> int:
-    """Return a client's weight, which gradshard has as a whole number."""
+    """Return a client's weight, which has to be a whole number."""
     value = metrics.get(key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)

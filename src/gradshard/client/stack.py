@@ -1,4 +1,4 @@
-"""The deployed application, as its outputs and executions show it to a client."""
+"""The deployed stack: its outputs, its functions, and the executions of rounds."""
 
 import contextlib
 import itertools
@@ -48,7 +48,7 @@ https://docs.aws.amazon.com/step-functions/latest/apireference/API_StopExecution
 
 
 class Execution(NamedTuple):
-    """A round's run of the state machine."""
+    """The execution of the state machine for one round."""
 
     status: str
     input: dict[str, Any]
@@ -59,17 +59,17 @@ class Execution(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it runs no more."""
+        """Whether it has ended."""
         return self.status not in {"RUNNING", "PENDING_REDRIVE"}
 
     @property
     def dates(self) -> str:
-        """From when to when it ran, for a message."""
+        """When it started and stopped, for a message."""
         return f"from {self.started or '?'} to {self.stopped or '?'}"
 
     @property
     def failed(self) -> bool:
-        """Whether it ended otherwise than well."""
+        """Whether it failed."""
         return self.status in {"FAILED", "TIMED_OUT", "ABORTED"}
 
     @property
@@ -79,7 +79,7 @@ class Execution(NamedTuple):
 
 
 class ListedExecution(NamedTuple):
-    """A round's run, as a list has it; times are ISO 8601, ``stopped`` is empty while it runs."""
+    """An execution in a list; times are ISO 8601, ``stopped`` is empty while it runs."""
 
     round_id: str
     status: str
@@ -88,7 +88,7 @@ class ListedExecution(NamedTuple):
 
 
 class Stack:
-    """Where rounds are kept and run.
+    """A deployed stack of gradshard.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ class Stack:
         return True
 
     def execution(self, round_id: str) -> Execution | None:
-        """Look at a round's execution; None if there is none, or no machine to ask."""
+        """Return a round's execution; None if there is none, or no state machine is known."""
         if self.state_machine is None:
             return None
         arn = self._execution_arn(round_id)
@@ -258,7 +258,7 @@ class Stack:
                 yield from ((event["timestamp"], event["message"]) for event in page["events"])
 
     def transitions(self, round_id: str) -> int:
-        """Count what a round's execution is charged for: its start, states, and children.
+        """Count the transitions that a round's execution is charged for.
 
         The manifest is written before the execution has ended, which is waited for.
         """
@@ -343,7 +343,7 @@ class Stack:
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Turn into :class:`ServiceError` what boto3 raises before AWS has answered."""
+    """Turn boto3's errors before an answer of AWS into :class:`ServiceError`."""
     try:
         yield
     except NoCredentialsError:
