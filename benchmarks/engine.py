@@ -15,7 +15,7 @@ import boto3
 from botocore.config import Config
 
 from benchmarks.servers import BUCKET, REGION, aws_environment
-from gradshard.deployment import local_engine
+from gradshard.deployment import engine_control
 from gradshard.deployment.gate import read_credentials
 from gradshard_core.s3.sigv4 import Credentials
 
@@ -103,7 +103,7 @@ def serve(*, bind: str | None = None) -> Iterator[Engine]:
     with tempfile.TemporaryDirectory(prefix="gradshard-bench-") as name:
         folder = Path(name)
         file = folder / "credentials.json"
-        local_engine.make_credentials(file)
+        engine_control.make_credentials(file)
         credentials = read_credentials(file)
         process = subprocess.Popen(
             [
@@ -126,7 +126,7 @@ def serve(*, bind: str | None = None) -> Iterator[Engine]:
 
 def _await(process: "subprocess.Popen[bytes]", port: int, credentials: Credentials) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while not local_engine.answers(port, credentials):
+    while not engine_control.answers(port, credentials):
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError("the engine did not start")
         time.sleep(0.1)

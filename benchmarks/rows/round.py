@@ -16,7 +16,8 @@ from gradshard_core.planning.planner import LambdaConfig
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.plan_round import Call, plan_round
-from gradshard_core.s3.store import ANYTHING, ListedObject, Part, S3Store
+from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.store import ANYTHING, ListedObject, S3Store
 from gradshard_core.s3.task_client import TaskS3Client
 from gradshard_core.units import MIB
 

@@ -1,4 +1,4 @@
-"""Flower over S3: clients upload what they trained, and the server orders a round.
+"""Flower over S3: clients upload their updates, and the server opens a round for them.
 
 ``S3FedAvg`` takes the place of Flower's ``FedAvg`` in a ServerApp, ``s3_mod`` is a mod of its
 ClientApp. Models then pass between clients and S3: neither the server nor Flower's messages hold
@@ -22,9 +22,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshard.client.downloads import download_file
-from gradshard.client.federation import METADATA_ROOM_BYTES, Federation
+from gradshard.client.federation import Federation
 from gradshard.client.tensors import pack
-from gradshard.client.tickets import DEFAULT_SECONDS, Ticket
+from gradshard.client.ticket_issuer import (
+    DEFAULT_SECONDS,
+    issue_download_ticket,
+    issue_ticket,
+    max_update_bytes,
+)
+from gradshard.client.ticket_round import TicketRound
+from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import model_content_of
 from gradshard.client.uploads import upload
 from gradshard_core.errors import RoundFailed, RoundStateError, SpecError, UpdateError
@@ -34,7 +41,6 @@ from gradshard_core.formats.layout import (
     PREFIX_BYTES,
     Header,
     Layout,
-    encode_header,
     header_length,
     parse_header,
 )
@@ -83,7 +89,7 @@ def by_number(_grid: Grid, nodes: Sequence[int]) -> dict[int, str]:
 
 
 class _Place(NamedTuple):
-    """Where a model is, what its tensors are, and in which order Flower's records have them."""
+    """A model's object, its layout, and the order of its tensors in Flower's records."""
 
     round_id: str
     key: str
@@ -92,7 +98,7 @@ class _Place(NamedTuple):
 
 
 class S3FedAvg(FedAvg):
-    """Flower's FedAvg, averaged by gradshard from what clients uploaded to S3.
+    """Flower's FedAvg, with updates in S3 that gradshard averages.
 
     Every message to a client says where the model is and carries a ticket to upload with: the
     client needs :func:`s3_mod`, and no AWS credentials. Its reply carries metrics. A round is
@@ -178,19 +184,18 @@ class S3FedAvg(FedAvg):
         self._names = _named(self.client_names(grid, nodes), nodes)
         keys = self._keys(server_round)
         order = self._order(place)
-        header = len(encode_header(place.layout, {}))
         return [
             _with_order(
                 message,
                 order
                 | {
                     "weighted-by": self.weighted_by_key,
-                    "ticket": Ticket.make(
+                    "ticket": issue_ticket(
                         self.federation.stack.store,
                         keys,
                         self._names[node],
                         expires=self.ticket_seconds,
-                        max_bytes=header + METADATA_ROOM_BYTES + place.layout.nbytes,
+                        max_bytes=max_update_bytes(place.layout),
                         min_bytes=place.layout.nbytes,
                     ).dumps(),
                 },
@@ -298,8 +303,8 @@ class S3FedAvg(FedAvg):
         return self._model[1]
 
     def _order(self, place: _Place) -> dict[str, Any]:
-        """Return what every client is told: where the model is, and under which key to have it."""
-        ticket = Ticket.reading(
+        """Return what every client is told: a ticket for the model, and its record's key."""
+        ticket = issue_download_ticket(
             self.federation.stack.store,
             RoundKeys(place.round_id),
             _READER,
@@ -393,7 +398,8 @@ def s3_mod(
     if order is None:
         return call_next(message, context)
     with tempfile.TemporaryDirectory(prefix="gradshard-") as folder:
-        file = Ticket.loads(order["model"]).fetch(Path(folder) / "model.safetensors")
+        model = TicketRound(Ticket.loads(order["model"]))
+        file = model.fetch(Path(folder) / "model.safetensors")
         arrays, layout = _read_arrays(file, order["names"])
     records = {name: record for name, record in message.content.items() if name != RECORD}
     message.content = RecordDict(records | {order["arrays"]: arrays})
@@ -406,7 +412,7 @@ def s3_mod(
 
 
 def _uploading(reply: Message, ticket: Ticket, layout: Layout, weighted_by: str) -> Message:
-    """Upload a reply's arrays, and say so in their place."""
+    """Upload a reply's arrays and replace them by a note of that."""
     records = reply.content
     counted = len(records.array_records), len(records.metric_records)
     if counted != (1, 1):
@@ -424,14 +430,15 @@ def _uploading(reply: Message, ticket: Ticket, layout: Layout, weighted_by: str)
             f"{difference}; reply with the model's tensors, in its names, types and shapes"
         )
     # The round rejects NaN, and so tells the server, which is where Flower's users look.
-    replace(ticket, allow_nonfinite=True).submit(tensors, samples=_samples(metrics, weighted_by))
+    round_ = TicketRound(replace(ticket, allow_nonfinite=True))
+    round_.submit(tensors, samples=_samples(metrics, weighted_by))
     content = {key: record for key, record in records.items() if key != name}
     reply.content = RecordDict(content | {RECORD: ConfigRecord({"round": ticket.round_id})})
     return reply
 
 
 def _samples(metrics: MetricRecord, key: str) -> int:
-    """Return a client's weight, which gradshard has as a whole number."""
+    """Return a client's weight, which has to be a whole number."""
     value = metrics.get(key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)

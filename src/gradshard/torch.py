@@ -37,7 +37,7 @@ _INTEGERS: Final = {
 
 
 def delta(before: StateDict, after: StateDict) -> dict[str, "Tensor"]:
-    """Return what training changed, for :meth:`~gradshard.client.federation.Round.submit`.
+    """Return the change that training made, for :meth:`~gradshard.client.round.Round.submit`.
 
     Floating-point differences keep their type and device. Integer ones, such as BatchNorm's
     ``num_batches_tracked``, become int64, so that an unsigned number may fall; their mean is
@@ -95,7 +95,7 @@ def apply(state_dict: StateDict, update: Mapping[str, Any], scale: float = 1.0) 
     state_dict
         The model's ``state_dict()``; it stays as it is.
     update
-        What :meth:`gradshard.client.federation.Round.fetch` returns, or tensors of any device. What
+        What :meth:`gradshard.client.round.Round.fetch` returns, or tensors of any device. What
         it lacks stays unchanged, so an update may be of a part of the model.
     scale
         By how much to multiply the update: a server's learning rate. Buffers are scaled, too: above
@@ -137,7 +137,7 @@ def tensors(state_dict: StateDict) -> dict[str, "Tensor"]:
 
 
 def buffers(module: torch.nn.Module) -> list[str]:
-    """Name a model's buffers, for :meth:`gradshard.client.model.Model.put`.
+    """Return the names of a model's buffers, for :meth:`gradshard.client.model.Model.put`.
 
     They are what of :func:`tensors` is no parameter, such as BatchNorm's statistics: training
     measures them, and no optimizer steps them.
@@ -159,7 +159,7 @@ def load(state_dict: StateDict, model: Mapping[str, Any]) -> dict[str, Any]:
     state_dict
         The model's ``state_dict()``; it stays as it is.
     model
-        What :meth:`gradshard.client.federation.Round.fetch_model` or
+        What :meth:`gradshard.client.round.Round.fetch_model` or
         :meth:`gradshard.client.model.Model.fetch` return. What it lacks stays as it is.
 
     Returns
@@ -182,7 +182,7 @@ def _renewed(
     source: str,
     make: Callable[["Tensor", "Tensor"], "Tensor"],
 ) -> dict[str, Any]:
-    """Make each tensor of which there is a value anew, from itself and that."""
+    """Return the tensors, each combined with its value if there is one."""
     extra = next((name for name in values if name not in state_dict), None)
     if extra is not None:
         raise UpdateError(f"tensor {shorten(str(extra))!r} of {source} is not in the model")
@@ -282,7 +282,7 @@ def _from_numpy(array: "np.ndarray[Any, Any]") -> "Tensor":
 
 
 def _identity(tensor: "Tensor") -> tuple[Any, ...]:
-    """Return what two entries have in common that are one tensor."""
+    """Return a value that is equal for two entries if they share one tensor."""
     return (
         tensor.device,
         tensor.data_ptr(),

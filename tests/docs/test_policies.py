@@ -11,6 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from gradshard import Federation, GradshardError
+from gradshard.client.ticket_round import TicketRound
 from gradshard.deployment.local_engine import REGION, Engine
 from gradshard.papers.topology_trials import Outcome, compare, trials
 from gradshard_core.errors import RoundFailed
@@ -168,6 +169,6 @@ def test_the_ticket_makers_policy_makes_tickets(outputs: dict[str, str], become:
     maker = policy("ticketer", BUCKET=outputs["BucketName"])["Statement"]
     become({"Version": "2012-10-17", "Statement": [*coordinator(outputs)["Statement"], *maker]})
     round_ = Federation().open_round("policy-ticket", ["a", "b"], timeout=600)
-    round_.ticket("a", max_bytes=10_000).submit(UPDATE, samples=1)
-    round_.ticket("b", max_bytes=2 * 1024**3).submit(UPDATE, samples=1)
+    TicketRound(round_.ticket("a", max_bytes=10_000)).submit(UPDATE, samples=1)
+    TicketRound(round_.ticket("b", max_bytes=2 * 1024**3)).submit(UPDATE, samples=1)
     assert len(round_.wait(SECONDS)["contributors"]) == 2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import boto3
 
-from gradshard.client.federation import Round
+from gradshard.client.round import Round
 from gradshard.client.upload_source import content_of
 from gradshard.client.uploads import upload
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from gradshard import Federation
-from gradshard.deployment import application, local_engine
+from gradshard.client.ticket_round import TicketRound
+from gradshard.deployment import application, engine_application, engine_control
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import RoundStateError, TicketError
 from tests import reference
@@ -40,10 +41,10 @@ def stack(engine: Engine, key: str) -> Iterator[Deployed]:
     built = engine.folder / "build" / "template.yaml"
     with application.folder() as sources:
         config = sources / "samconfig.toml"
-        given = [*local_engine._parameters(config, engine), f"KmsKeyArn={key}"]
+        given = [*engine_application.template_parameters(config, engine), f"KmsKeyArn={key}"]
         line = [application.find_sam(), "deploy", "--template-file", str(built)]
         line += ["--config-file", str(config), "--config-env", "local", "--stack-name", STACK]
-        environment = local_engine._child_environment(engine)
+        environment = engine_control.child_environment(engine)
         done = subprocess.run(
             [*line, "--parameter-overrides", *given],
             cwd=sources,
@@ -76,7 +77,7 @@ def test_a_whole_round(stack: Deployed, key: str) -> None:
     round_ = federation.open_round("kms", names, topology="lambda_fl", timeout=600)
     updates = {name: update(number) for number, name in enumerate(names)}
     updates["d"]["w"][7] = np.nan
-    ticket = round_.ticket("b", max_bytes=100_000)
+    ticket = TicketRound(round_.ticket("b", max_bytes=100_000))
     ticket.submit(updates["b"], samples=2)
     # Before there is a plan, the same again by a ticket is known too.
     ticket.submit(updates["b"], samples=2)

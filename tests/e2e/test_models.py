@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from gradshard import Federation, RoundFailed
 from gradshard.cli import main
+from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
 from gradshard_core.errors import ModelNotFoundError, ModelStateError, RoundStateError, UpdateError
 from tests import reference
@@ -102,14 +103,15 @@ def test_an_update_of_another_model_is_not_sent(federation: Federation) -> None:
     round_.wait(SECONDS)
     # The size of a ticket's update goes by the model, too.
     again = federation.open_round("shape-2", ["a"], server_optimizer={"model": "shape"})
-    ticket = Ticket.loads(again.ticket("a").dumps())
+    ticket = TicketRound(Ticket.loads(again.ticket("a").dumps()))
     assert bits(ticket.fetch_model()) == bits(again.fetch_model())
     with pytest.raises(UpdateError, match=r"tensor 'fc\.bias' is F32"):
         ticket.submit(other, 1)
     ticket.submit(tensors(2), 1)
     again.wait(SECONDS)
+    unapplied = federation.open_round("shape-3", ["a"])
     with pytest.raises(RoundStateError, match="is not applied to a model"):
-        federation.open_round("shape-3", ["a"]).ticket("a", max_bytes=1000).fetch_model()
+        TicketRound(unapplied.ticket("a", max_bytes=1000)).fetch_model()
     assert federation.model("shape").current().number == 3
 
 

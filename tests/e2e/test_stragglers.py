@@ -95,7 +95,7 @@ def test_assignments_from_round_to_round(
     engine: Engine, federation: Federation, deployed: Deployed
 ) -> None:
     first = federation.open_round("week-1", ["quick", "slow"], assignments=TERMS)
-    assert federation.assignment("week-1", "quick").epochs == 1
+    assert federation.round("week-1").assignment("quick").epochs == 1
     second = federation.open_round(
         "week-2", ["quick", "slow", "new"], assignments={**TERMS, "after": "week-1"}
     )
@@ -105,9 +105,9 @@ def test_assignments_from_round_to_round(
         training = {"train_seconds": seconds, "batch_size": 16, "epochs": 1, "steps": 10}
         first.submit(client, model(0), 160, training=training)
     first.wait(60)
-    assert federation.assignment("week-2", "quick").epochs == 4
-    assert federation.assignment("week-2", "slow").epochs == 1
-    assert federation.assignment("week-2", "new").epochs == 1
+    assert federation.round("week-2").assignment("quick").epochs == 4
+    assert federation.round("week-2").assignment("slow").epochs == 1
+    assert federation.round("week-2").assignment("new").epochs == 1
     done = gradshard("assignment", "week-2", "quick", "--json")
     assert json.loads(done.stdout) == {
         "round": "week-2",

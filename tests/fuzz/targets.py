@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from gradshard.client.tickets import NOT_A_TICKET, _parsed
+from gradshard.client.tickets import NOT_A_TICKET, parse_ticket
 from gradshard_core.errors import PlanError, SpecError, UpdateError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
 from gradshard_core.formats.layout import (
@@ -133,7 +133,7 @@ def key(data: bytes) -> None:
 def ticket(data: bytes) -> None:
     """A ticket's file."""
     with contextlib.suppress(*NOT_A_TICKET):
-        _parsed(data)
+        parse_ticket(data)
 
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gradshard.deployment import local_engine
+from gradshard.deployment import engine_control, local_engine
 from gradshard_core.errors import EngineError
 
 NOBODYS = "203.0.113.7"
@@ -51,14 +51,14 @@ def test_who_starts_the_same_engine_waits_for_the_first() -> None:
     entered = threading.Event()
 
     def second() -> None:
-        with local_engine._alone(4571):
+        with engine_control.exclusive(4571):
             entered.set()
 
     thread = threading.Thread(target=second)
-    with local_engine._alone(4571):
+    with engine_control.exclusive(4571):
         thread.start()
         assert not entered.wait(0.3)
-        with local_engine._alone(4572):
+        with engine_control.exclusive(4572):
             pass  # another engine's
     thread.join(10)
     assert entered.is_set()
@@ -80,5 +80,5 @@ def test_an_engine_that_cannot_be_remembered_is_stopped(
     monkeypatch.setattr("os.posix_spawn", spawn)
     with pytest.raises(IsADirectoryError):
         local_engine.up(0)
-    assert not local_engine._group_is_alive(started[0].pid)
+    assert not engine_control.is_group_alive(started[0].pid)
     started[0].wait()

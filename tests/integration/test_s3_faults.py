@@ -14,9 +14,7 @@ from typing import Any, Self
 import pytest
 
 from gradshard.deployment.local_engine import Engine
-from gradshard_core.s3 import store as stores
-from gradshard_core.s3 import streams
-from gradshard_core.s3 import task_client as wires
+from gradshard_core.s3 import boto_client, streams, task_client
 from gradshard_core.s3.store import S3Store
 from tests.integration.machine import (
     APPLIED,
@@ -55,8 +53,8 @@ MOMENTS = 1
 def environment(function_environment: None) -> Iterator[None]:
     """Nothing waits for long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wires, "TIMEOUT_SECONDS", 0.3)
-        patch.setattr(stores, "READ_TIMEOUT_SECONDS", 0.3)
+        patch.setattr(task_client, "TIMEOUT_SECONDS", 0.3)
+        patch.setattr(boto_client, "READ_TIMEOUT_SECONDS", 0.3)
         patch.setattr(streams, "PATIENCE_SECONDS", 0.3)
         yield
 
@@ -182,7 +180,7 @@ def test_a_tenth_of_all_requests_throttled(
         ),
         (
             {},
-            Fault("half", "GET", "/reports/"),
+            Fault("half", "GET", "/task-reports/"),
             r"/task-reports/0/00000\.json: \d+ bytes that are no",
         ),
         ({}, Fault("empty", "GET", "list-type=2"), r"/updates/: S3's answer has no 'IsTru"),

@@ -11,8 +11,10 @@ import pytest
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import ChangedObjectError, StoreError
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.s3.store import S3Store, make_client
-from gradshard_core.s3.streams import RangeStream, Traffic
+from gradshard_core.s3.boto_client import make_client
+from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.streams import RangeStream
+from gradshard_core.s3.traffic import Traffic
 from tests.integration.proxy import Fault, Proxy, spoiling
 
 

@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from gradshard.client import presigned, tickets
+from gradshard.client import presigned
+from gradshard.client.ticket_issuer import issue_ticket
+from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.s3 import retries
 from tests.unit.fakes import MemoryStore
 
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tickets, "sleep_backoff", lambda _: None)
+    monkeypatch.setattr(retries, "sleep_backoff", lambda _: None)
 
 
 class Host:
@@ -63,7 +66,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 @pytest.fixture
 def ticket(host: Host) -> Ticket:
-    made = Ticket.make(MemoryStore(), RoundKeys("r"), "a", expires=60, max_bytes=100_000)
+    made = issue_ticket(MemoryStore(), RoundKeys("r"), "a", expires=60, max_bytes=100_000)
     return Ticket.loads(made.dumps().replace("https://memory", os.environ["AWS_ENDPOINT_URL"]))
 
 
@@ -72,11 +75,12 @@ OF_S3 = {"x-amz-request-id": "1"}
 
 def test_the_page_of_a_network_that_asks_for_a_login(host: Host, ticket: Ticket) -> None:
     host.body = lambda: iter([b"<html>Welcome"])
-    for ask in (ticket.has_ended, ticket.rejection, ticket.status, ticket.wait, ticket.fetch):
+    held = TicketRound(ticket)
+    for ask in (held.has_ended, held.rejection, held.status, held.wait, held.fetch):
         with pytest.raises(TicketError, match=r"does not answer as S3 does .*open a web page"):
             ask()
     with pytest.raises(TicketError, match="does not answer as S3 does"):
-        ticket.submit({"w": 1.0}, 1)
+        TicketRound(ticket).submit({"w": 1.0}, 1)
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 401, 404, 407, 511 - 100])
@@ -84,7 +88,7 @@ def test_other_answers_that_are_not_s3s(host: Host, ticket: Ticket, status: int)
     host.status = status
     host.headers = {"Location": "http://127.0.0.1:1/elsewhere"}
     with pytest.raises(TicketError, match=f"does not answer as S3 does .{status}"):
-        ticket.rejection()
+        TicketRound(ticket).rejection()
     assert host.asked == ["GET /rounds/r/rejections/a.json"]
 
 
@@ -101,7 +105,8 @@ def test_an_answer_without_what_s3s_have(
     host: Host, ticket: Ticket, headers: dict[str, str]
 ) -> None:
     host.headers = OF_S3 | headers
-    for ask in (ticket.wait, ticket.fetch, ticket.status):
+    held = TicketRound(ticket)
+    for ask in (held.wait, held.fetch, held.status):
         with pytest.raises(TicketError, match="does not answer as S3 does"):
             ask()
 
@@ -110,7 +115,7 @@ def test_an_answer_without_what_s3s_have(
 def test_a_reason_that_is_none(host: Host, ticket: Ticket, body: bytes) -> None:
     host.headers, host.body = OF_S3, lambda: iter([body])
     with pytest.raises(TicketError, match=f"{len(body)} bytes that give no reason"):
-        ticket.rejection()
+        TicketRound(ticket).rejection()
 
 
 def test_an_endless_reason_is_not_read(host: Host, ticket: Ticket) -> None:
@@ -125,7 +130,7 @@ def test_an_endless_reason_is_not_read(host: Host, ticket: Ticket) -> None:
     for status in (200, 403):
         host.status, host.headers, host.body = status, OF_S3, endless
         with pytest.raises(TicketError, match="answers with more than 2097152 bytes"):
-            ticket.rejection()
+            TicketRound(ticket).rejection()
     assert sent < 64 * 2**20
 
 
@@ -135,4 +140,4 @@ def test_a_slow_reason_is_not_waited_for(
     monkeypatch.setattr(presigned, "ANSWER_SECONDS", -1.0)
     host.headers, host.body = OF_S3, lambda: iter([b"{", b"}"])
     with pytest.raises(TicketError, match=r"for more than -1 s"):
-        ticket.rejection()
+        TicketRound(ticket).rejection()

@@ -14,7 +14,9 @@ from gradshard.client.uploads import CHUNK_BYTES, has_checksum, upload
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats.layout import Layout, encode_header
-from gradshard_core.s3.store import Part, S3Store, make_client
+from gradshard_core.s3.boto_client import make_client
+from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 from tests.integration.proxy import Answer, Proxy, spoiling
 

@@ -13,8 +13,9 @@ from typing import IO, Any
 from gradshard.client.stack import Execution, Stack
 from gradshard_core.errors import ChangedObjectError, StoreError, UpdateError
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.s3.store import ANYTHING, ListedObject, Part, S3Store
-from gradshard_core.s3.streams import Meter
+from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.store import ANYTHING, ListedObject, S3Store
+from gradshard_core.s3.traffic import Meter
 
 
 def md5(data: bytes | bytearray) -> "hashlib._Hash":

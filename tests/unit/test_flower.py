@@ -94,7 +94,7 @@ class TestWithFlower:
 
         large = {"w": np.zeros(1 << 22, np.float32)}
         [message, _] = self.send(self.strategy(), (1, 2), large)
-        assert len(Ticket.loads(message.content["gradshard"]["ticket"])._upload_urls) <= 2
+        assert len(Ticket.loads(message.content["gradshard"]["ticket"]).upload_lengths) <= 2
 
     def test_the_model_is_uploaded_once_for_all_clients(self) -> None:
         strategy = self.strategy()

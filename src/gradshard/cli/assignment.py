@@ -20,7 +20,7 @@ def assignment(federation: Federation, name: str, client: str, as_json: bool) ->
     That is a batch size, a number of epochs and a learning rate, for a round opened with
     --assignments.
     """
-    settings = federation.assignment(name, client)
+    settings = federation.round(name).assignment(client)
     if as_json:
         print_json({"round": name, "client": client, **asdict(settings)})
         return

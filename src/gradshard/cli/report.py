@@ -43,7 +43,7 @@ def report(federation: Federation, names: tuple[str, ...], file: Path, as_json: 
 
 
 def _facts(federation: Federation, name: str) -> Facts:
-    observer = federation.round(name).observer()
+    observer = federation.round(name).status_poller()
     return facts_of(
         observer.poll(),
         plan=observer.plan(),

@@ -157,7 +157,7 @@ def submit(
     *whose, path = arguments
     if ticket:
         opened = load(ticket, *whose)
-        name, client = opened.round_id, opened.client
+        name, client = opened.id, opened.client
         send: Callable[..., bool | None] = opened.submit
     else:
         name, client = whose

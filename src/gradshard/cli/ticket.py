@@ -8,7 +8,9 @@ import click
 
 from gradshard.cli.common import Seconds, Size, connected, json_option, output_option, print_json
 from gradshard.client.federation import Federation
-from gradshard.client.tickets import DEFAULT_SECONDS, Ticket
+from gradshard.client.ticket_issuer import DEFAULT_SECONDS
+from gradshard.client.ticket_round import TicketRound
+from gradshard.client.tickets import Ticket
 from gradshard.utils.text import escape_terminal, format_size
 from gradshard_core.errors import TicketError
 
@@ -60,7 +62,7 @@ def ticket(
                 "file": str(file),
                 "expires_at": until,
                 "max_bytes": made.max_bytes,
-                "temporary": made.temporary,
+                "temporary": made.is_temporary,
             }
         )
         return
@@ -68,7 +70,7 @@ def ticket(
         f"wrote {escape_terminal(file)}: one update of at most {format_size(made.max_bytes)} "
         f"by {client} to round {name}, until {until}"
     )
-    if made.temporary:
+    if made.is_temporary:
         click.echo("it was made with temporary credentials: if they end earlier, so does it")
 
 
@@ -83,7 +85,7 @@ def ticket_option(command: Command) -> Command:
     )(command)
 
 
-def load(path: Path, name: str | None = None, client: str | None = None) -> Ticket:
+def load(path: Path, name: str | None = None, client: str | None = None) -> TicketRound:
     """Read a ticket and say where it goes; what was said of its round and client must agree."""
     found = Ticket.load(path)
     for kind, said, meant in (("round", name, found.round_id), ("client", client, found.client)):
@@ -93,7 +95,7 @@ def load(path: Path, name: str | None = None, client: str | None = None) -> Tick
                 "give its ticket"
             )
     click.echo(f"with a ticket of {escape_terminal(found.host)}", err=True)
-    return found
+    return TicketRound(found)
 
 
 def named(name: str | None) -> str:

@@ -16,7 +16,7 @@ from gradshard.cli.ticket import load, named, ticket_option
 from gradshard.client.eta import bytes_read, pace
 from gradshard.client.federation import Federation
 from gradshard.client.status import AGGREGATING, AWAITING, StatusPoller
-from gradshard.client.tickets import Ticket
+from gradshard.client.ticket_round import TicketRound
 from gradshard.utils.text import escape_terminal, format_duration, format_size, listed, pluralize
 
 REPORTS_PER_LOOK: Final = 32
@@ -51,21 +51,21 @@ def watch(federation: Federation, name: str | None, ticket: Path | None) -> None
         round_.wait(progress=_Lines())
         click.echo(_summary(round_.status()))
         return
-    observer = round_.observer()
+    observer = round_.status_poller()
     view = View(observer, federation)
     with Live(console=console, transient=True) as live:
         round_.wait(
             progress=lambda status: live.update(view.render(status, datetime.now(UTC))),
-            observer=observer,
+            poller=observer,
         )
     status = round_.status()
     console.print(Group(*render(status), cell(_summary(status))))
 
 
-def _watch_ticket(ticket: Ticket) -> None:
-    with waiting(f"waiting for round {ticket.round_id} to end"):
-        ticket.wait()
-    reason = ticket.rejection()
+def _watch_ticket(round_: TicketRound) -> None:
+    with waiting(f"waiting for round {round_.id} to end"):
+        round_.wait()
+    reason = round_.rejection()
     click.echo(
         "completed"
         if reason is None

@@ -1,4 +1,4 @@
-"""Plain files of other programs to safetensors: numpy's ``.npz`` and PyTorch's checkpoints.
+"""Conversion of numpy's ``.npz`` files and PyTorch's checkpoints to safetensors.
 
 Nothing that a file pickled is run: objects are left out of an ``.npz``, and a checkpoint is read
 with ``torch.load(weights_only=True)``. Tensors are written one by one; an ``.npz`` is decompressed
@@ -63,7 +63,7 @@ class LeftOut(NamedTuple):
 
 
 class Converted(NamedTuple):
-    """What came of a conversion."""
+    """The result of a conversion."""
 
     layout: Layout
     nbytes: int
@@ -71,7 +71,7 @@ class Converted(NamedTuple):
 
 
 class _DamagedError(UpdateError):
-    """The file cannot be trusted in the rest either, so nothing of it is converted."""
+    """The file is damaged, so nothing in it is converted."""
 
 
 class _Entry(NamedTuple):
@@ -91,10 +91,10 @@ class _Source(ABC):
 
     @abstractmethod
     def entries(self) -> Iterator[_Entry]:
-        """List what can be converted; note the rest as left out."""
+        """List the entries that can be converted, and record the others as left out."""
 
     def entry_or_note(self, name: Any, look: Callable[[str], _Entry]) -> Iterator[_Entry]:
-        """Look at one thing in the file, which is left out if that fails for what it is."""
+        """Read one entry's head; an entry that cannot be converted is left out."""
         try:
             yield look(check_name(name))
         except _DamagedError:
@@ -190,7 +190,7 @@ def _reading(source: Path, entry: _Entry) -> Iterator[memoryview]:
 
 @contextlib.contextmanager
 def _open(path: Path, key: str | None) -> Iterator[_Source]:
-    """Open a file by what is in it."""
+    """Open a file in the format that its first bytes show."""
     check_readable(path)
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
@@ -311,7 +311,7 @@ def _npy_head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
 def _turned(
     file: IO[bytes], dtype: "np.dtype[Any]", shape: tuple[int, ...]
 ) -> Iterator[memoryview]:
-    """Give elements that come in Fortran's order in C's.
+    """Yield elements in C order that are stored in Fortran order.
 
     They are kept in a temporary file that is mapped into memory, which the system takes back.
     """
@@ -337,7 +337,7 @@ def _bytes(array: npt.NDArray[Any]) -> memoryview:
 
 
 class _Checkpoint(_Source):
-    """What ``torch.save`` wrote, mapped into memory."""
+    """A file that ``torch.save`` wrote, mapped into memory."""
 
     def __init__(self, path: Path, key: str | None) -> None:
         super().__init__()

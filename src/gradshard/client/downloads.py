@@ -1,9 +1,9 @@
-"""An averaged update or a model on its way from S3, into memory or a file.
+"""Downloads of an average or a model, into memory or into a file.
 
-A file takes its name when it is whole and has the digest that S3 tells, where S3 tells one
-(:mod:`gradshard_core.formats.digests`). Where the connection is lost, or the user interrupts, what
-has arrived stays in a hidden file beside it, behind which stands how far each range has come; the
-next download of the same object to the same place goes on from there.
+A file gets its name when it is complete and its digest is correct, if S3 gives a digest
+(:mod:`gradshard_core.formats.digests`). If the connection is lost, or the user interrupts, the
+bytes that have arrived stay in a hidden file beside it, followed by the position that each range
+has reached. The next download of the same object to the same path resumes there.
 """
 
 import contextlib
@@ -60,7 +60,8 @@ def fetch_tensors(
 ) -> dict[str, Array] | Path:
     """Fetch a safetensors object into arrays, which share one buffer, or into a file.
 
-    By its ETag alone: to name its version, a client would need s3:GetObjectVersion.
+    The object is identified by its ETag alone: to name its version, a client would need the
+    permission s3:GetObjectVersion.
     """
     source = source._replace(version="")
     if path is None:
@@ -77,9 +78,9 @@ def download_bytes(
     Raises
     ------
     StoreError
-        The connection was lost, or there is not so much memory.
+        The connection was lost, or the object does not fit in memory.
     DigestError
-        What arrived does not have the digest that S3 tells.
+        The bytes that arrived do not have the digest that S3 gives.
     """
     try:
         data = bytearray(source.nbytes)
@@ -91,28 +92,29 @@ def download_bytes(
     def write(position: int, chunk: memoryview) -> None:
         data[position : position + len(chunk)] = chunk
 
-    noting = _Noting(opener)
-    _download(noting, source, write, _nothing(source), progress)
-    # Of a view, since a file of the bytes themselves would copy them.
-    _check_digest(io.BufferedReader(_View(data)), source, noting.parts)
+    recorder = _PartSizeRecorder(opener)
+    _download(recorder, source, write, _starts(source), progress)
+    # Through a view: io.BytesIO would copy the bytes.
+    _check_digest(io.BufferedReader(_View(data)), source, recorder.parts)
     return data
 
 
 def download_file(
     opener: Opener, source: ObjectVersion, path: Path, progress: Progress | None = None
 ) -> None:
-    """Write an object version to a file, which appears when it is whole.
+    """Write an object version to a file, which appears when it is complete.
 
-    Until then the bytes are in a hidden file beside it; memory is a few MB. That file stays when
-    the connection is lost or the user interrupts, and goes when anything else fails. Where another
-    download has it, or somebody else may have written to it, a new one is begun, which never stays.
+    Until then the bytes are in a hidden file beside it, with a few MB in memory. The hidden file
+    is kept when the connection is lost or the user interrupts, and deleted after other failures. If
+    another download uses it, or somebody else may have written to it, a new one is used, which is
+    never kept.
 
     Raises
     ------
     StoreError
         The connection was lost.
     DigestError
-        What was written does not have the digest that S3 tells.
+        The bytes that were written do not have the digest that S3 gives.
     OSError
         The file cannot be written.
     """
@@ -121,30 +123,30 @@ def download_file(
     version = hashlib.sha256("\n".join(map(str, source)).encode()).hexdigest()[:_NAME_DIGITS]
     lock = threading.Lock()
     with add_path_to_errors(path), _unfinished(target, version) as (unfinished, file):
-        reached = _take_reached(file, source)
-        check_disk_space(target, source.nbytes - _done(reached, source))
+        positions = _load_positions(file, source)
+        check_disk_space(target, source.nbytes - _bytes_done(positions, source))
 
         def write(position: int, chunk: memoryview) -> None:
             with lock:
                 file.seek(position)
                 file.write(chunk)
 
-        noting = _Noting(opener)
+        recorder = _PartSizeRecorder(opener)
         try:
-            _download(noting, source, write, reached, progress)
+            _download(recorder, source, write, positions, progress)
         except (KeyboardInterrupt, StoreError):
-            # A thread that waits for a dead line may yet wake up.
+            # A thread that waits for a dead connection may still wake up and write.
             with lock:
-                _leave_reached(file, source, reached)
+                _save_positions(file, source, positions)
             raise
         file.seek(0)
-        _check_digest(file, source, noting.parts)
+        _check_digest(file, source, recorder.parts)
         take_name(file, unfinished, target)
 
 
 @contextlib.contextmanager
 def _unfinished(target: Path, version: str) -> Iterator[tuple[Path, IO[bytes]]]:
-    """Open the hidden file from which a download goes on, or a new one where that is not ours."""
+    """Open the hidden file from which a download resumes, or a new one if that cannot be used."""
     path = target.with_name(f".{target.name}.{version}.part")
     file = _locked(path)
     stays = file is not None
@@ -163,18 +165,18 @@ def _unfinished(target: Path, version: str) -> Iterator[tuple[Path, IO[bytes]]]:
 
 
 def _locked(path: Path) -> IO[bytes] | None:
-    """Open a hidden file for this process alone; None if it is another's, or nobody can lock it.
+    """Open a hidden file and lock it; None if another process has it, or it cannot be locked.
 
-    Only the process that has the lock renames it or deletes it.
+    Only the process that has the lock renames or deletes the file.
     """
     try:
         import fcntl
-    except ImportError:  # on Windows, where each download is begun anew
+    except ImportError:  # on Windows, where downloads do not resume
         return None
     try:
         file = open_private(path)
     except OSError:
-        return None  # a link, or of another user; if it is the folder, a new one fails too
+        return None  # a link, or of another user; if the folder is the cause, a new file fails, too
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         ours = _is_ours(os.fstat(file.fileno())) and path.stat(follow_symlinks=False).st_ino == (
@@ -198,8 +200,8 @@ def _is_ours(status: os.stat_result) -> bool:
     )
 
 
-class _Noting:
-    """An opener, and the sizes of an object's parts as its answers tell them."""
+class _PartSizeRecorder:
+    """An opener that records the sizes of an object's parts, which its answers contain."""
 
     def __init__(self, opener: Opener) -> None:
         self.meter = opener.meter
@@ -238,72 +240,73 @@ def _check_digest(
         )
 
 
-def _done(reached: Sequence[int], source: ObjectVersion) -> int:
-    return sum(reached) - sum(_nothing(source))
+def _bytes_done(positions: Sequence[int], source: ObjectVersion) -> int:
+    return sum(positions) - sum(_starts(source))
 
 
-def _nothing(source: ObjectVersion) -> list[int]:
+def _starts(source: ObjectVersion) -> list[int]:
     return [start for start, _ in client_ranges(source.nbytes)]
 
 
-def _take_reached(file: IO[bytes], source: ObjectVersion) -> list[int]:
-    """Return how far each range has come in a file, and leave the bytes alone in it."""
+def _load_positions(file: IO[bytes], source: ObjectVersion) -> list[int]:
+    """Read the position of each range from the end of a file, and cut it off there."""
     file.seek(source.nbytes)
     text = file.read()
     file.truncate(source.nbytes)
     ranges = client_ranges(source.nbytes)
     try:
-        reached: list[int] = json.loads(text)
+        positions: list[int] = json.loads(text)
         known = all(
-            start <= position <= end for (start, end), position in zip(ranges, reached, strict=True)
+            start <= position <= end
+            for (start, end), position in zip(ranges, positions, strict=True)
         )
     except (ValueError, TypeError):
         # A new file, or one whose writer was killed.
         known = False
     if not known:
-        return _nothing(source)
-    if reached == [end for _, end in ranges]:
-        # What the answer to one request tells is needed to check them.
-        reached[-1] = ranges[-1][0]
-    return reached
+        return _starts(source)
+    if positions == [end for _, end in ranges]:
+        # One answer is needed, because it contains the digest.
+        positions[-1] = ranges[-1][0]
+    return positions
 
 
-def _leave_reached(file: IO[bytes], source: ObjectVersion, reached: Sequence[int]) -> None:
+def _save_positions(file: IO[bytes], source: ObjectVersion, positions: Sequence[int]) -> None:
     file.seek(source.nbytes)
-    file.write(json.dumps(reached).encode())
+    file.write(json.dumps(positions).encode())
 
 
 def _download(
     opener: Opener,
     source: ObjectVersion,
     write: Callable[[int, memoryview], None],
-    reached: list[int],
+    positions: list[int],
     progress: Progress | None,
 ) -> None:
-    """Read ranges side by side from where they are; each is opened again from where it broke."""
+    """Read ranges in parallel, from their positions; each resumes where its connection broke."""
     stop = threading.Event()
-    counting = threading.Lock()
+    lock_of_count = threading.Lock()
     ranges = client_ranges(source.nbytes)
-    done = _done(reached, source)
+    done = _bytes_done(positions, source)
     if progress:
         progress(done, source.nbytes)
 
     def count(nbytes: int) -> None:
         nonlocal done
-        with counting:
+        with lock_of_count:
             done += nbytes
             if progress:
                 progress(done, source.nbytes)
 
     def read(number: int, end: int) -> None:
-        stream = RangeStream(opener, source, [(reached[number], end)])
+        stream = RangeStream(opener, source, [(positions[number], end)])
         buffer = memoryview(bytearray(SLICE_BYTES))
         try:
-            while reached[number] < end and not stop.is_set():
-                chunk = buffer[: min(SLICE_BYTES, end - reached[number])]
+            while positions[number] < end and not stop.is_set():
+                chunk = buffer[: min(SLICE_BYTES, end - positions[number])]
                 stream.read_into(chunk)
-                write(reached[number], chunk)
-                reached[number] += len(chunk)
+                write(positions[number], chunk)
+                positions[number] += len(chunk)
                 count(len(chunk))
         finally:
             stream.close()

@@ -1,4 +1,4 @@
-"""How fast a round goes, and what it has cost so far, judged by the tasks that are done."""
+"""Speed, time left and cost so far of a running round, estimated from its finished tasks."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -9,7 +9,7 @@ from gradshard.client import round_cost
 
 
 class Pace(NamedTuple):
-    """A round that is aggregated.
+    """The estimates for a round that is being aggregated.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class Pace(NamedTuple):
 
 
 def bytes_read(status: Mapping[str, Any]) -> int:
-    """Return what the finished tasks have read of the updates, which level 0 does."""
+    """Return the bytes of updates that the finished tasks of level 0 have read."""
     plan = status["plan"]
     whole = plan["nbytes"] * len(plan["contributors"])
     return int(whole * status["tasks_done_by_level"][0] / plan["tasks_by_level"][0])
@@ -44,7 +44,7 @@ def pace(
     now: datetime,
     architecture: str,
 ) -> Pace:
-    """Judge a round that has been planned.
+    """Estimate the speed of a planned round.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def pace(
 
 
 def _average(tasks: Sequence[Mapping[str, Any]], done: Sequence[int]) -> list[dict[str, Any]]:
-    """Stand in for the finished tasks whose reports were not read."""
+    """Return an average task, for the finished tasks whose records were not read."""
     found = []
     for level, count in enumerate(done):
         known = [task for task in tasks if task["level"] == level] or tasks

@@ -1,4 +1,4 @@
-"""A federation's model, as clients and operators see it."""
+"""The federation's model and its versions."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from gradshard_core.records.model_registry import Version
 
 
 class Model:
-    """A federation's model: its current version, and those before.
+    """A federation's model: its current version and earlier ones.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class Model:
         return model_registry.read_version(self._stack.store, self.name, number)
 
     def history(self) -> list[Version]:
-        """Return the versions that are there, oldest first.
+        """Return the versions that exist, oldest first.
 
         Raises
         ------
@@ -222,7 +222,7 @@ class Model:
 def _buffers(
     layout: Layout, stated: Sequence[str] | None, before: Version | None
 ) -> tuple[str, ...]:
-    """Name the buffers of a model that is put there, integers included."""
+    """Return the names of a new model's buffers, which include integer tensors."""
     if stated is None:
         names = conventional(layout, before.buffers if before else ())
     else:

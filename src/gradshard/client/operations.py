@@ -1,4 +1,4 @@
-"""What an operator does to a round: list, close, cancel and remove it, and read its log."""
+"""Operating rounds: list, close, cancel and remove them, and read their logs."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ FUNCTIONS: Final = (
 
 
 class ListedRound(NamedTuple):
-    """A round in a list; times are ISO 8601, ``ended_at`` is None while it goes on."""
+    """A round in a list; times are ISO 8601, ``ended_at`` is None while it runs."""
 
     round: str
     state: str
@@ -80,7 +80,7 @@ def _state(stack: Stack, execution: ListedExecution) -> str:
 
 
 def close_round(stack: Stack, keys: RoundKeys) -> bool:
-    """Let a round go on with the updates that are there, as its deadline would; safe to repeat.
+    """Stop waiting and aggregate the updates that have arrived; safe to repeat.
 
     Returns
     -------
@@ -167,7 +167,7 @@ def cancel_round(stack: Stack, keys: RoundKeys, reason: str) -> str:
 
 
 def remove_round(stack: Stack, keys: RoundKeys) -> None:
-    """Delete the objects of a round that has ended, all versions, for good; safe to repeat.
+    """Delete all versions of the objects of a round that has ended; safe to repeat.
 
     Versions of a model that it made stay. Its name stays taken.
 

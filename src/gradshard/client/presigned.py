@@ -1,8 +1,8 @@
-"""Requests to a ticket's host, which whoever wrote the ticket chose.
+"""Requests with presigned URLs, to a host that the author of a ticket chose.
 
-A ticket may come from a stranger. So only S3 and what the user has named are contacted, no
-redirection is followed, no more of an answer is kept than S3 has to say, and an answer that is not
-S3's is not believed: networks that ask for a login answer everything with 200 and a page.
+A ticket may come from a stranger. So only S3 and hosts that the user has named are contacted,
+redirections are not followed, the length of answers is bounded, and answers of other servers than
+S3 are not accepted: networks that ask for a login answer every request with 200 and a page.
 """
 
 import os
@@ -19,19 +19,19 @@ from urllib3.exceptions import HTTPError
 
 from gradshard.deployment import local_engine
 from gradshard_core.errors import TicketError
-from gradshard_core.s3.store import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, proxies_for
+from gradshard_core.s3.boto_client import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, proxies_for
 from gradshard_core.units import MIB
 
 MAX_ANSWER_BYTES: Final = 2 * MIB
-"""Of an answer that is read whole: the longest is the list of a thousand parts, half a MB."""
+"""Bound on an answer that is read at once. The longest, a list of 1,000 parts, has 0.5 MB."""
 
 ANSWER_SECONDS: Final = 60.0
-"""How long such an answer may take, its first byte aside."""
+"""How long such an answer may take after its first byte."""
 
 _CHUNK_BYTES: Final = 64 * 1024
 
 _URL: Final = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?/[!-~]*")
-"""Nothing in the host that two readers of URLs may take for different things."""
+"""Allows no character in the host that two URL parsers may interpret differently."""
 
 _S3: Final = re.compile(
     r"https://(?:[a-z0-9._-]+\.)?s3(?:-fips|-accelerate)?(?:\.dualstack)?"
@@ -44,7 +44,7 @@ _CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 
 
 class Answer(NamedTuple):
-    """What came back: with ``content`` read, or ``raw`` still to be read."""
+    """An answer: ``content`` is its body, or ``raw`` reads it."""
 
     status_code: int
     headers: Mapping[str, str]
@@ -59,12 +59,12 @@ class Answer(NamedTuple):
 
     @property
     def is_of_s3(self) -> bool:
-        """Whether S3 gave it, or what speaks like S3."""
+        """Whether it comes from S3, or from a server that behaves like S3."""
         return bool(self.headers.get("x-amz-request-id"))
 
 
 def is_url(text: object) -> bool:
-    """Whether a text is a URL as S3 and its clients write them."""
+    """Whether a text is a URL in the form that S3 and its clients use."""
     return isinstance(text, str) and _URL.fullmatch(text) is not None
 
 
@@ -79,9 +79,9 @@ def origin_of(url: str) -> str:
 def check_origin(origin: str) -> None:
     """Check that a ticket's host may be contacted.
 
-    S3 on AWS may, by HTTPS; a local engine that runs on this machine; and what the user names by
-    ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``. No name is looked up: what it resolves to may
-    change between the look and the request.
+    Allowed are S3 on AWS over HTTPS, a local engine that runs on this machine, and the host that
+    ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL`` names. Names are not resolved, because they may
+    resolve to something else at the request.
 
     Raises
     ------
@@ -101,16 +101,16 @@ def check_origin(origin: str) -> None:
     )
 
 
-class Line:
-    """Connections to one host.
+class HttpClient:
+    """Sends HTTP requests to one host.
 
-    botocore's way to HTTP, without its clients: it can wait for 100 Continue, follows no
-    redirection, and knows proxies and certificates by the same variables.
+    It uses botocore's HTTP session: that can wait for 100 Continue, follows no redirection, and
+    reads proxies and certificates from the same variables as boto3.
 
     Parameters
     ----------
     url
-        One of the host's.
+        Any URL of the host.
 
     Raises
     ------
@@ -137,12 +137,12 @@ class Line:
         *,
         stream: bool = False,
     ) -> Answer:
-        """Make a request once.
+        """Send a request, without retries.
 
         Raises
         ------
         OSError
-            The connection broke. Why is not said: botocore's errors hold the URL.
+            The connection broke. Without details, because botocore's errors contain the URL.
         TicketError
             The answer is longer than S3's are, or takes too long.
         """
@@ -155,7 +155,7 @@ class Line:
         return Answer(answer.status_code, answer.headers, content, answer.raw)
 
     def _read(self, answer: AWSResponse) -> bytes:
-        """Read an answer to its end, if that comes soon."""
+        """Read an answer to its end, within the bounds on length and time."""
         give_up = time.monotonic() + ANSWER_SECONDS
         content = bytearray()
         try:

@@ -1,4 +1,4 @@
-"""What a round that ran costs at AWS's prices, from what its tasks reported."""
+"""The cost of a finished round at AWS's prices, from its task records."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def measured(
     nbytes: int,
     server_optimizer: Any = None,
 ) -> Bill:
-    """Price what was measured.
+    """Return the cost of what was measured.
 
     Parameters
     ----------

@@ -1,9 +1,8 @@
-"""The deployed application, as its outputs and executions show it to a client."""
+"""The deployed stack: its outputs, its functions, and the executions of rounds."""
 
 import contextlib
 import itertools
 import json
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,8 +20,11 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from gradshard.deployment import local_engine, user_config
+from gradshard.utils.polling import poll
 from gradshard_core.errors import ServiceError
-from gradshard_core.s3.store import S3Store, connect, make_client, of_settings, unreachable
+from gradshard_core.s3.boto_client import connect, make_client
+from gradshard_core.s3.boto_errors import settings_error, unreachable
+from gradshard_core.s3.store import S3Store
 
 if TYPE_CHECKING:
     from mypy_boto3_cloudformation import CloudFormationClient
@@ -46,7 +48,7 @@ https://docs.aws.amazon.com/step-functions/latest/apireference/API_StopExecution
 
 
 class Execution(NamedTuple):
-    """A round's run of the state machine."""
+    """The execution of the state machine for one round."""
 
     status: str
     input: dict[str, Any]
@@ -57,17 +59,17 @@ class Execution(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it runs no more."""
+        """Whether it has ended."""
         return self.status not in {"RUNNING", "PENDING_REDRIVE"}
 
     @property
     def dates(self) -> str:
-        """From when to when it ran, for a message."""
+        """When it started and stopped, for a message."""
         return f"from {self.started or '?'} to {self.stopped or '?'}"
 
     @property
     def failed(self) -> bool:
-        """Whether it ended otherwise than well."""
+        """Whether it failed."""
         return self.status in {"FAILED", "TIMED_OUT", "ABORTED"}
 
     @property
@@ -77,7 +79,7 @@ class Execution(NamedTuple):
 
 
 class ListedExecution(NamedTuple):
-    """A round's run, as a list has it; times are ISO 8601, ``stopped`` is empty while it runs."""
+    """An execution in a list; times are ISO 8601, ``stopped`` is empty while it runs."""
 
     round_id: str
     status: str
@@ -86,7 +88,7 @@ class ListedExecution(NamedTuple):
 
 
 class Stack:
-    """Where rounds are kept and run.
+    """A deployed stack of gradshard.
 
     Parameters
     ----------
@@ -157,7 +159,7 @@ class Stack:
         return True
 
     def execution(self, round_id: str) -> Execution | None:
-        """Look at a round's execution; None if there is none, or no machine to ask."""
+        """Return a round's execution; None if there is none, or no state machine is known."""
         if self.state_machine is None:
             return None
         arn = self._execution_arn(round_id)
@@ -256,20 +258,21 @@ class Stack:
                 yield from ((event["timestamp"], event["message"]) for event in page["events"])
 
     def transitions(self, round_id: str) -> int:
-        """Count what a round's execution is charged for: its start, states, and children.
+        """Count the transitions that a round's execution is charged for.
 
         The manifest is written before the execution has ended, which is waited for.
         """
         if self.state_machine is None:
             return 0
-        give_up = time.monotonic() + ENDING_SECONDS
-        while (running := self.execution(round_id)) and running.status == "RUNNING":
-            if time.monotonic() >= give_up:
-                raise ServiceError(
-                    f"round {round_id!r} has its manifest, but its execution has not ended after "
-                    f"{ENDING_SECONDS:g} s"
-                )
-            time.sleep(ENDING_PAUSE_SECONDS)
+        for _ in poll(ENDING_SECONDS, ENDING_PAUSE_SECONDS):
+            execution = self.execution(round_id)
+            if execution is None or execution.status != "RUNNING":
+                break
+        else:
+            raise ServiceError(
+                f"round {round_id!r} has its manifest, but its execution has not ended after "
+                f"{ENDING_SECONDS:g} s"
+            )
         arn, states = self._execution_arn(round_id), self._states
         with translated():
             entered = sum(
@@ -340,7 +343,7 @@ class Stack:
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Turn into :class:`ServiceError` what boto3 raises before AWS has answered."""
+    """Turn boto3's errors before an answer of AWS into :class:`ServiceError`."""
     try:
         yield
     except NoCredentialsError:
@@ -362,7 +365,7 @@ def translated() -> Iterator[None]:
     except BotoCoreError as error:
         raise ServiceError(str(error)) from error
     except ValueError as error:
-        if (setting := of_settings(error)) is None:
+        if (setting := settings_error(error)) is None:
             raise
         raise ServiceError(setting) from None
 

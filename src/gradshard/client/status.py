@@ -1,4 +1,4 @@
-"""How far a round is, read off its objects."""
+"""The status of a round, read from its objects."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ AGGREGATING: Final = "aggregating"
 
 
 def read_status(stack: Stack, keys: RoundKeys) -> dict[str, Any]:
-    """Return how far a round is, as JSON.
+    """Return the status of a round as JSON.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def read_status(stack: Stack, keys: RoundKeys) -> dict[str, Any]:
 
 
 class StatusPoller:
-    """Looks at a round, again and again, and reads only what is new.
+    """Polls the status of a round, and reads only what is new.
 
     A look lists the round's objects, a request for each 1,000 of them, and reads those of spec,
     plan, manifest and rejections that it has not read before in that version. A client may not
@@ -55,7 +55,7 @@ class StatusPoller:
         self._read: dict[str, tuple[str, Any]] = {}
 
     def poll(self, *, check_execution: bool = True) -> dict[str, Any]:
-        """Return how far the round is, as JSON.
+        """Return the status of the round as JSON.
 
         Parameters
         ----------
@@ -100,7 +100,7 @@ class StatusPoller:
         }
 
     def tasks(self, most: int | None = None) -> list[dict[str, Any]]:
-        """Return what the tasks reported that were finished at the last look.
+        """Return the records of the tasks that had finished at the last poll.
 
         Parameters
         ----------
@@ -121,12 +121,12 @@ class StatusPoller:
         return [report for report in found if report and report["attempt"] == plan["attempt"]]
 
     def plan(self) -> dict[str, Any] | None:
-        """Return the plan as it was at the last look."""
+        """Return the plan as it was at the last poll."""
         plan: dict[str, Any] | None = self._get([self._keys.plan])[0]
         return plan
 
     def partial_updates(self) -> list[dict[str, Any]]:
-        """Return what clients had sent of partial updates, as ``arrived`` has the others."""
+        """Return the partial updates that have arrived, in the form of ``arrived``."""
         prefix = self._keys.partial_updates
         return [
             _arrival(client, entry)
@@ -149,7 +149,7 @@ class StatusPoller:
         return entry.key in self._read and self._read[entry.key][0] == entry.etag
 
     def _get(self, keys: Sequence[str], *, of_others: bool = False) -> list[Any]:
-        """Return JSON objects as far as they are listed, reading those that have changed.
+        """Return the listed JSON objects; only those that have changed are read.
 
         Those ``of_others`` may be forbidden: then they are None, and not asked for again.
         """
@@ -164,7 +164,7 @@ class StatusPoller:
         return [self._read[key][1] if key in self._read else None for key in keys]
 
     def _read_json(self, key: str, *, of_others: bool) -> tuple[bool, Any]:
-        """Return whether there is an object, and what it holds; None where that is forbidden.
+        """Return whether an object exists, and its content; None if reading it is forbidden.
 
         Or junk: the round fails of that, and its manifest says so.
         """
@@ -181,7 +181,7 @@ class StatusPoller:
         return document is not None, document
 
     def _form(self, key: str) -> Callable[[Any], Any]:
-        """Return what checks that a document is of the form that it should have."""
+        """Return a function that checks the form of a record."""
         keys = self._keys
         if key == keys.manifest:
             return parse_manifest
@@ -195,7 +195,7 @@ class StatusPoller:
     def _rejections(
         self, plan: dict[str, Any] | None
     ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-        """Return who was rejected and who came too late, with the reasons, by client."""
+        """Return the reasons of rejections and of late updates, by client."""
         listed = [entry.key for entry in self._under(self._keys.rejections)]
         records = self._get(listed, of_others=True)
         written = [record for record in records if record is not None]

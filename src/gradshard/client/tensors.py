@@ -1,4 +1,4 @@
-"""Tensors as clients hold them, to and from the bytes of an update."""
+"""Conversion of clients' tensors to and from the bytes of an update."""
 
 import sys
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _METADATA: Final = "__metadata__"
 
 
 def pack(tensors: Mapping[str, Any]) -> tuple[Layout, list[memoryview]]:
-    """Lay out tensors for an update, as views of their own memory.
+    """Return the layout of tensors and views of their memory, in its order.
 
     A tensor is copied only where its memory does not hold the bytes as they are sent: when it is
     not contiguous, not little-endian, or on another device.
@@ -51,7 +51,7 @@ def pack(tensors: Mapping[str, Any]) -> tuple[Layout, list[memoryview]]:
 
 
 def unpack(data: bytearray) -> dict[str, Array]:
-    """Read a whole safetensors object as arrays, which are views of ``data``.
+    """Return the arrays of a safetensors object, as views of ``data``.
 
     BF16 becomes ``ml_dtypes.bfloat16``.
     """
@@ -86,7 +86,7 @@ def check_name(name: object) -> str:
 
 
 def as_stored(name: str, tensor: Any) -> tuple[str, Array]:
-    """Return a tensor's dtype and its elements, contiguous and as safetensors stores them.
+    """Return a tensor's dtype, and its elements as safetensors stores them.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""The bytes of an update or a model as they are sent: of tensors in memory, or of a file.
+"""The bytes of an update or a model that is uploaded, from tensors in memory or from a file.
 
-None of it is copied but the header, which is written anew with what a client has to say: the bytes
-of any range are there when they are asked for.
+Only the header is copied; it is written anew, with the client's metadata. All other bytes are read
+when they are needed, from any position.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from gradshard_core.stragglers.assignments import report_metadata
 from gradshard_core.units import MIB
 
 ZIP_MAGIC: Final = b"PK\x03\x04"
-"""As eight bytes of length this would be a header of petabytes."""
+"""Cannot begin a safetensors file, whose header would then be petabytes long."""
 
 
 class Content(Protocol):
@@ -64,7 +64,7 @@ class TensorContent:
     samples
         The number of samples the client trained on; None for a model.
     metadata
-        What else stands in the header.
+        Further metadata of the header.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class TensorContent:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.layout, views = pack(tensors)
-        said = {} if samples is None else {SAMPLES_KEY: check_samples(samples)}
-        header = encode_header(self.layout, {**(metadata or {}), **said})
+        samples_metadata = {} if samples is None else {SAMPLES_KEY: check_samples(samples)}
+        header = encode_header(self.layout, {**(metadata or {}), **samples_metadata})
         self._pieces = [memoryview(header), *views]
         *self._starts, self.nbytes = accumulate(map(len, self._pieces), initial=0)
 
@@ -91,9 +91,9 @@ class TensorContent:
 
 
 class FileContent:
-    """An update, or a model, in a .safetensors file, read as it is sent.
+    """An update, or a model, in a .safetensors file, read while it is sent.
 
-    An update's header is written anew with the number of samples in it.
+    The header is written anew, with the number of samples of an update.
 
     Parameters
     ----------
@@ -102,9 +102,9 @@ class FileContent:
     samples
         The number of samples; None if the file's metadata has ``num_samples``.
     metadata
-        What is to stand in the header besides what does.
+        Metadata to add to the header's.
     is_model
-        It is a model, which has no samples.
+        Whether it is a model, which has no samples.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class FileContent:
             if samples is not None:
                 written[SAMPLES_KEY] = check_samples(samples)
             if not is_model:
-                _check_said(written)
+                _check_metadata(written)
         except UpdateError as error:
             self._file.close()
             raise UpdateError(f"{path}: {error}") from None
@@ -181,12 +181,12 @@ class FileContent:
 
 
 def check_readable(path: Path) -> None:
-    """Check that a path is a regular file, whose bytes can be read anywhere and again.
+    """Check that a path is a regular file, which can be read from any position and repeatedly.
 
     Raises
     ------
     OSError
-        It is a FIFO, which a program would wait for, or a device, or is not there.
+        It is a FIFO, for which a program would wait, or a device, or does not exist.
     """
     kind = kind_of(path.stat().st_mode)
     if kind is not None:
@@ -206,8 +206,8 @@ def layout_of(path: Path) -> Layout:
         return content.layout
 
 
-def layout_terms(layout: Mapping[str, Any] | str | Path) -> dict[str, Any]:
-    """Return a layout as a round's terms have it.
+def layout_record(layout: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    """Return a layout as a round's spec has it.
 
     Parameters
     ----------
@@ -227,8 +227,8 @@ def layout_terms(layout: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     return pack(layout)[0].to_json()
 
 
-class _Reordered:
-    """A content with its tensors in another order, which is that of ``layout``."""
+class _ReorderedContent:
+    """A content with its tensors in the order of ``layout``."""
 
     def __init__(self, content: Content, layout: Layout) -> None:
         end = content.nbytes - content.layout.nbytes
@@ -249,7 +249,7 @@ class _Reordered:
 def in_order_of(layout: Layout | None, content: Content) -> Content:
     """Return a content with its tensors in the order of the round's layout, if there is one.
 
-    Those that have another order are read in more requests than one.
+    A content that has them in another order is read in pieces.
     """
     if layout is None:
         return content
@@ -257,18 +257,18 @@ def in_order_of(layout: Layout | None, content: Content) -> Content:
     ordered = [t for t in layout.tensors if t.name in shapes]
     if [tensor.name for tensor in ordered] == [tensor.name for tensor in content.layout.tensors]:
         return content
-    return _Reordered(content, Layout.pack((t.name, t.dtype, t.shape) for t in ordered))
+    return _ReorderedContent(content, Layout.pack((t.name, t.dtype, t.shape) for t in ordered))
 
 
-class Padded:
-    """A content made longer by spaces at the end of its header, which mean nothing there.
+class PaddedContent:
+    """A content that is padded with spaces at the end of its header, where they have no meaning.
 
     Parameters
     ----------
     content
         What to send.
     nbytes
-        How long it shall be, at least what it is.
+        The padded length, at least the content's own.
     """
 
     def __init__(self, content: Content, nbytes: int) -> None:
@@ -294,12 +294,12 @@ class Padded:
 
 
 def check_finite(content: Content) -> None:
-    """Check that an update holds no NaN and no infinity, as a round's tasks do; 1 MiB at a time.
+    """Check that an update has no NaN and no infinity, as a round's tasks do; 1 MiB at a time.
 
     Raises
     ------
     UpdateError
-        It does.
+        It has one.
     """
     offset = content.nbytes - content.layout.nbytes
     for tensor in content.layout.tensors:
@@ -335,7 +335,7 @@ def check_samples(samples: object) -> str:
     return text
 
 
-def _check_said(metadata: Mapping[str, str]) -> None:
+def _check_metadata(metadata: Mapping[str, str]) -> None:
     if SAMPLES_KEY not in metadata:
         raise UpdateError(
             f"{SAMPLES_KEY} is missing from its metadata: give samples (--samples), on how many "
@@ -350,14 +350,14 @@ def content_of(
     samples: int | None,
     training: Mapping[str, float] | None = None,
 ) -> Iterator[Content]:
-    """Open what a client submits: tensors by name, or the path of a .safetensors file.
+    """Open an update: tensors by name, or the path of a .safetensors file.
 
     Parameters
     ----------
     update, samples
         The update.
     training
-        What the client says of its training
+        What the client reports of its training
         (:func:`gradshard_core.stragglers.assignments.report_metadata`).
 
     Raises

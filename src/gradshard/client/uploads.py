@@ -1,12 +1,11 @@
-"""An update on its way to S3: how it gets there whole.
+"""Uploads of updates and models: in one PUT, or in parts.
 
-Most updates are one PUT, since each request is paid for. Where the connection breaks in the middle
-of a large one, and from the start for the largest, they go up in parts. When that is interrupted
-too, the parts that arrived stay; the next upload in parts of the same bytes finds them and sends
-only the others.
+Most updates are sent in one PUT, because each request costs money. The largest ones, and large ones
+whose connection broke, are sent in parts. If that is interrupted, too, the parts that arrived stay,
+and the next upload of the same bytes in parts sends only the others.
 
-What is there already is known by its SHA-256, which S3 checks and keeps; an ETag does not tell it
-under a KMS key. So every byte is read once more than it is sent.
+Stored bytes are recognised by their SHA-256, which S3 checks and keeps; under a KMS key an ETag
+says nothing of the bytes. So every byte is read once more than it is sent.
 """
 
 import base64
@@ -22,7 +21,8 @@ from gradshard.utils.parallel import run_parallel
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats.digests import encode_parts
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES, client_ranges
-from gradshard_core.s3.store import Part, S3Store
+from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 
 THREADS: Final = 4
@@ -34,19 +34,19 @@ CHUNK_BYTES: Final = MIB
 CONTENT_TYPE: Final = "application/octet-stream"
 
 Progress = Callable[[int, int], None]
-"""Told the bytes done and the total; by several threads, but never by two at once."""
+"""Called with the bytes done and the total; from several threads, but never from two at once."""
 
 Ranges = Sequence[tuple[int, int]]
-"""Where parts begin and end, by number."""
+"""Start and end of each part, in the order of their numbers."""
 
 SendPart = Callable[[int, IO[bytes], int], Part]
-"""Stores a part, given its number, its bytes as a file, and how many those are."""
+"""Sends a part, given its number, its bytes as a file, and its length."""
 
 
 class _Range(io.RawIOBase):
     """Bytes [start, end) of a content as a file, read as they are sent.
 
-    ``failure`` is why the content could not be read; botocore hides it in an error of its own.
+    ``failure`` is the error of reading the content, which botocore replaces by one of its own.
     """
 
     def __init__(self, content: Content, start: int, end: int) -> None:
@@ -82,24 +82,24 @@ class _Range(io.RawIOBase):
 
 
 class _Parts:
-    """How far the parts of a content are that are sent side by side."""
+    """The progress of parts that are sent in parallel."""
 
-    def __init__(self, done: int, total: int, tell: Progress) -> None:
-        self._done, self._total, self._tell = done, total, tell
+    def __init__(self, done: int, total: int, progress: Progress) -> None:
+        self._done, self._total, self._progress = done, total, progress
         self._reached: dict[int, int] = {}
         self._lock = threading.Lock()
         self.stop = threading.Event()
 
     def reach(self, number: int, nbytes: int) -> None:
-        """Note how many bytes of a part are sent: fewer than before where it is begun again."""
+        """Record how many bytes of a part are sent: fewer than before if it is sent again."""
         with self._lock:
             self._done += nbytes - self._reached.get(number, 0)
             self._reached[number] = nbytes
-            self._tell(self._done, self._total)
+            self._progress(self._done, self._total)
 
 
 class _PartBody(_Range):
-    """Bytes [start, end) of a content as one part, which counts itself, and can be stopped."""
+    """Bytes [start, end) of a content as one part, which reports progress and can be stopped."""
 
     def __init__(self, content: Content, number: int, span: tuple[int, int], parts: _Parts) -> None:
         super().__init__(content, *span)
@@ -115,11 +115,11 @@ class _PartBody(_Range):
 
 
 class _Whole(_Range):
-    """All bytes of a content; tells of its progress, and cannot go back once it has begun."""
+    """All bytes of a content; reports progress and cannot be rewound once it was read from."""
 
-    def __init__(self, content: Content, tell: Progress) -> None:
+    def __init__(self, content: Content, progress: Progress) -> None:
         super().__init__(content, 0, content.nbytes)
-        self._tell = tell
+        self._progress = progress
         self._begun = False
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -131,59 +131,59 @@ class _Whole(_Range):
         count = super().readinto(buffer)
         self._begun = True
         if count:
-            self._tell(self._position, self._end)
+            self._progress(self._position, self._end)
         return count
 
 
-class SentOnce(io.BufferedReader):
-    """A content as a file that is read as it is sent, and sent once.
+class UnseekableBody(io.BufferedReader):
+    """A content as a file that is read while it is sent, and cannot be rewound.
 
-    It cannot be rewound: botocore would send it from the beginning up to six times, each time with
-    the same chance to break.
+    botocore would send it up to six times from the beginning, each time with the same chance of
+    failure.
     """
 
-    def __init__(self, content: Content, tell: Progress) -> None:
-        self._source = _Whole(content, tell)
+    def __init__(self, content: Content, progress: Progress) -> None:
+        self._source = _Whole(content, progress)
         super().__init__(self._source, CHUNK_BYTES)
 
-    def check(self) -> None:
-        """Raise why the content could not be read, if it could not."""
+    def raise_failure(self) -> None:
+        """Raise the error of reading the content, if there was one."""
         if self._source.failure:
             raise self._source.failure
 
 
 def upload(store: S3Store, key: str, content: Content, progress: Progress | None = None) -> None:
-    """S3Store an update under ``key``: in one request, or in parts if that breaks or is too large.
+    """Upload an update to ``key``: in one request, or in parts if that breaks or it is too large.
 
-    It is read as it is sent, so memory is a few MB. After a failure the parts that were stored
-    stay, and the next upload of the same content in parts goes on from them.
+    It is read while it is sent, so it takes a few MB of memory. After a failure the parts that
+    were stored stay, and the next upload of the same content in parts resumes from them.
 
     Parameters
     ----------
     store
-        The bucket; it retries each request.
+        The bucket.
     key
-        Of the object that appears when all bytes are there.
+        Of the object, which appears when all bytes have arrived.
     content
         What to store.
     progress
-        Called as bytes are sent; with fewer than before when parts take over, or are sent again.
+        Called while bytes are sent; the number falls when parts take over or are sent again.
 
     Raises
     ------
     StoreError
-        S3 went on failing, or another upload of the same client got in the way.
+        S3 kept failing, or another upload of the same client interfered.
     UpdateError
         The content changed meanwhile.
     """
-    tell = progress or tell_nobody
+    report = progress or ignore_progress
     if len(client_ranges(content.nbytes)) == 1:
-        # Little enough to be sent again.
+        # Small enough to be held in memory, so that botocore can send it again.
         body = content.read(0, content.nbytes)
         store.put_bytes(key, body, content_type=CONTENT_TYPE, sha256=checksum_of(content))
-        tell(content.nbytes, content.nbytes)
+        report(content.nbytes, content.nbytes)
         return
-    if content.nbytes <= SINGLE_PUT_BYTES and _put(store, key, content, tell):
+    if content.nbytes <= SINGLE_PUT_BYTES and _put(store, key, content, report):
         return
     upload_id, held = _resumable(store, key, content)
     ranges = client_ranges(content.nbytes)
@@ -192,30 +192,30 @@ def upload(store: S3Store, key: str, content: Content, progress: Progress | None
         checksum = _checksum(content, ranges[number - 1])
         return store.upload_part(key, upload_id, number, body, nbytes, checksum)
 
-    parts = send_parts(content, ranges, held, send, tell)
+    parts = send_parts(content, ranges, held, send, report)
     store.complete_upload(key, upload_id, parts)
     if store.checksum(key) != _joined(base64.b64decode(part.sha256) for part in parts):
         raise StoreError(f"{key}: another upload got in the way; submit again")
 
 
-def _put(store: S3Store, key: str, content: Content, tell: Progress) -> bool:
+def _put(store: S3Store, key: str, content: Content, progress: Progress) -> bool:
     """Send a content in one request; False if that broke on the way."""
-    tell(0, content.nbytes)
+    progress(0, content.nbytes)
     checksum = checksum_of(content)
-    body = SentOnce(content, tell)
+    body = UnseekableBody(content, progress)
     if store.put_stream(key, body, content.nbytes, content_type=CONTENT_TYPE, sha256=checksum):
         return True
-    body.check()
-    # All of it may have arrived but the answer: a second time, it could come after the planning.
+    body.raise_failure()
+    # Only the answer may have been lost. A second upload could come too late for the plan.
     return store.checksum(key) == checksum
 
 
-def tell_nobody(_done: int, _total: int) -> None:
-    """Be the progress that nobody asked for."""
+def ignore_progress(_done: int, _total: int) -> None:
+    """Do nothing: the progress function if none is given."""
 
 
 def checksum_of(content: Content) -> str:
-    """Return a content's SHA-256, in base64 as S3 has it."""
+    """Return a content's SHA-256 in base64, as S3 has it."""
     return _checksum(content, (0, content.nbytes))
 
 
@@ -239,7 +239,7 @@ def _resumable(store: S3Store, key: str, content: Content) -> tuple[str, list[Pa
             continue
         if all(_holds(content, part, ranges) for part in held):
             return upload_id, held
-        # Other content of the same client, which this one replaces.
+        # An upload of other content by the same client, which this one replaces.
         store.abort_upload(key, upload_id)
     sizes = encode_parts(end - start for start, end in ranges)
     return store.create_upload(key, sizes, checked=True), []
@@ -253,8 +253,7 @@ def _holds(content: Content, part: Part, ranges: Ranges) -> bool:
 def holds_by_etag(content: Content, part: Part, ranges: Ranges) -> bool:
     """Whether a part that came without a SHA-256 is one of the content's, cut so.
 
-    The ETag of a part is its MD5: not for security, S3's choice. Under a KMS key it is not, and no
-    part is known again.
+    S3's ETag of a part is its MD5. Under a KMS key it is not, so no part is recognised.
     """
     if not _is_one_of(part, ranges):
         return False
@@ -299,16 +298,16 @@ def _base64(digest: bytes) -> str:
 
 
 def send_parts(
-    content: Content, ranges: Ranges, held: Sequence[Part], send: SendPart, tell: Progress
+    content: Content, ranges: Ranges, held: Sequence[Part], send: SendPart, progress: Progress
 ) -> list[Part]:
     """Send the parts that are not held yet, some at a time; return all, by number.
 
-    After a failure nothing more is begun; after the user's interruption nothing more is sent.
+    After a failure no further part is begun. After the user's interruption no further byte is sent.
     """
     parts = {part.number: part for part in held}
     done = sum(part.nbytes for part in held)
-    tell(done, content.nbytes)
-    under_way = _Parts(done, content.nbytes, tell)
+    progress(done, content.nbytes)
+    under_way = _Parts(done, content.nbytes, progress)
 
     def send_one(number: int, start: int, end: int) -> Part:
         source = _PartBody(content, number, (start, end), under_way)

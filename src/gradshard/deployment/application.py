@@ -1,4 +1,4 @@
-"""The application's sources, wherever gradshard is, and the commands that deploy them with `sam`.
+"""The application's sources, in a checkout or an installed package, and the tools to deploy them.
 
 In a checkout they are the checkout's own. An installed package carries them in its folder `app`,
 all but the code of the layer, which is the package `gradshard_core` beside it; they are put
@@ -70,7 +70,7 @@ def _files_of(root: Path, names: Sequence[str]) -> Iterator[tuple[Path, Path]]:
 
 
 def fingerprint() -> str:
-    """Return a digest of all that is deployed."""
+    """Return a digest of all files that are deployed."""
     digest = hashlib.sha256()
     for path, source in sorted(files().items()):
         digest.update(json.dumps([path.as_posix(), source.stat().st_size]).encode())
@@ -80,7 +80,7 @@ def fingerprint() -> str:
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    """Give a folder with the whole application in it, for `sam` to build.
+    """Yield a folder with the whole application, for `sam` to build.
 
     It is the checkout, or one put together from the installed package, which goes when it is left.
     """

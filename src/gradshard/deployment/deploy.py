@@ -1,4 +1,4 @@
-"""The application to AWS: `sam build` and `sam deploy`, for the same processor, from anywhere."""
+"""Deployment to AWS: `sam build` and `sam deploy` with the same architecture, from any folder."""
 
 import os
 import shlex
@@ -30,7 +30,7 @@ _TEMPLATES_ARCHITECTURE: Final = "arm64"
 
 @dataclass(frozen=True)
 class Options:
-    """What was given for `sam deploy`, taken apart as far as `sam build` needs it.
+    """The options of `sam deploy`, parsed as far as `sam build` needs them.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Options:
 
     @property
     def guided(self) -> bool:
-        """Whether `sam` is to ask."""
+        """Whether `sam` asks for the options."""
         return not {"--guided", "-g"}.isdisjoint(self.rest)
 
 
@@ -83,7 +83,7 @@ class Deployed(NamedTuple):
 
     @property
     def variables(self) -> dict[str, str]:
-        """What to export for commands that are to find the stack, of what is not set already."""
+        """The variables to export so that commands find the stack, if they are not set already."""
         wanted = {"AWS_PROFILE": self.profile, "AWS_DEFAULT_REGION": self.region}
         found = {"AWS_PROFILE": os.environ.get("AWS_PROFILE"), "AWS_DEFAULT_REGION": _region()}
         return {name: value for name, value in wanted.items() if value and value != found[name]}
@@ -134,7 +134,7 @@ def deploy(arguments: Sequence[str]) -> Deployed:
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
-    """Take the options of `sam deploy` apart.
+    """Parse the options of `sam deploy`.
 
     Raises
     ------
@@ -248,7 +248,7 @@ def _region(profile: str | None = None) -> str | None:
 
 
 def _check_name(deployed: Deployed) -> None:
-    """Check that the names that are made of the stack's are not too long."""
+    """Check that the names that contain the stack's name are not too long."""
     if len(deployed.stack) > limits.MAX_STACK_NAME:
         raise DeployError(
             f"stack name {deployed.stack!r} has {len(deployed.stack)} characters: names of its "

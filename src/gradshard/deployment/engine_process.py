@@ -1,8 +1,8 @@
-"""The local engine's process: MiniStack behind a gate, mended where it strays from AWS.
+"""The local engine's process: MiniStack behind a gate, patched where it differs from AWS.
 
-Run as ``python -m gradshard.deployment.engine_process --port 4566 --credentials FILE``. Every mend
-below says what AWS does and what MiniStack 1.5.33 does instead; drop it when MiniStack does the
-same.
+Run as ``python -m gradshard.deployment.engine_process --port 4566 --credentials FILE``. Each patch
+below says what AWS does and what MiniStack 1.5.33 does instead. Remove a patch when MiniStack does
+the same.
 """
 
 import argparse
@@ -51,18 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     credentials = read_credentials(options.credentials)
     _configure(options.port, credentials)
-    _mend_functions_keys()
-    _mend_transport()
-    _mend_asked_arns()
+    _patch_functions_keys()
+    _patch_transport()
+    _patch_asked_arns()
     _tell_decisions()
-    _mend_versioned_ranges()
-    _mend_etags_under_kms()
-    _mend_max_concurrency_path()
-    _mend_callback_failures()
-    _mend_error_names()
-    _mend_events_to_functions()
-    _mend_scheduler_tick()
-    _mend_crowds()
+    _patch_versioned_ranges()
+    _patch_etags_under_kms()
+    _patch_max_concurrency_path()
+    _patch_callback_failures()
+    _patch_error_names()
+    _patch_events_to_functions()
+    _patch_scheduler_tick()
+    _patch_crowds()
     _serve(["127.0.0.1", *options.bind], options.port, credentials)
 
 
@@ -86,7 +86,7 @@ def _configure(port: int, credentials: Credentials) -> None:
     )
 
 
-def _mend_functions_keys() -> None:
+def _patch_functions_keys() -> None:
     """Give functions keys that nobody can guess; MiniStack computes them from their names."""
     from ministack.core import lambda_runtime
 
@@ -99,7 +99,7 @@ def _mend_functions_keys() -> None:
     lambda_runtime.hashlib = SimpleNamespace(sha256=sha256)
 
 
-def _mend_transport() -> None:
+def _patch_transport() -> None:
     """Take every request for one over TLS, which AWS is spoken to with.
 
     This engine listens to plain HTTP, and MiniStack holds requests to the bucket's policy, which
@@ -141,7 +141,7 @@ def _tell_decisions() -> None:
     iam_evaluator.enforce = tell
 
 
-def _mend_asked_arns() -> None:
+def _patch_asked_arns() -> None:
     """Tell IAM of a schedule's group, and of a map run; MiniStack says ``default``, and nothing."""
     from ministack.core import iam_actions
 
@@ -159,7 +159,7 @@ def _mend_asked_arns() -> None:
     iam_actions.extract_resource_arn = extract
 
 
-def _mend_versioned_ranges() -> None:
+def _patch_versioned_ranges() -> None:
     """Honour ``Range`` when a version is read; MiniStack answers 200 with the whole object."""
     from ministack.services import s3
 
@@ -186,7 +186,7 @@ def _mend_versioned_ranges() -> None:
     s3._get_object = get
 
 
-def _mend_etags_under_kms() -> None:
+def _patch_etags_under_kms() -> None:
     """Give objects under a KMS key an ETag that is not the MD5 of their bytes.
 
     MiniStack's is, whatever the bucket encrypts with; programs that take one for the other would
@@ -233,7 +233,7 @@ def _mend_etags_under_kms() -> None:
     s3.hashlib = SimpleNamespace(**{**vars(hashlib), "md5": md5})
 
 
-def _mend_max_concurrency_path() -> None:
+def _patch_max_concurrency_path() -> None:
     """Honour ``MaxConcurrencyPath`` of a distributed map, which MiniStack ignores."""
     from ministack.services import stepfunctions
 
@@ -247,7 +247,7 @@ def _mend_max_concurrency_path() -> None:
     stepfunctions._run_distributed_map = run
 
 
-def _mend_callback_failures() -> None:
+def _patch_callback_failures() -> None:
     """Fail a ``.waitForTaskToken`` task when its function fails.
 
     MiniStack drops that error and waits for a callback that nobody will send.
@@ -278,7 +278,7 @@ def _mend_callback_failures() -> None:
     stepfunctions._call_lambda = call
 
 
-def _mend_error_names() -> None:
+def _patch_error_names() -> None:
     """Report a function's failure under its exception's name, as AWS does.
 
     MiniStack calls every one ``Runtime.HandlerError``, so retries and readers cannot tell errors
@@ -314,7 +314,7 @@ def _mend_error_names() -> None:
     lambda_svc._execute_function_warm = execute
 
 
-def _mend_events_to_functions() -> None:
+def _patch_events_to_functions() -> None:
     """Queue events for functions, try twice more what fails, then pass it on, as AWS does.
 
     MiniStack runs every event at once, each in a process of its own, and drops those that fail or
@@ -347,14 +347,14 @@ def _mend_events_to_functions() -> None:
     eventbridge._dispatch_to_lambda = dispatch
 
 
-def _mend_scheduler_tick() -> None:
+def _patch_scheduler_tick() -> None:
     """Look for due schedules every second; AWS is that punctual, MiniStack looks every 10 s."""
     from ministack.services import scheduler
 
     scheduler._SCHEDULE_TICK_INTERVAL = _SCHEDULER_TICK
 
 
-def _mend_crowds() -> None:
+def _patch_crowds() -> None:
     """Run a function in a few processes at once; further invocations wait for one of them.
 
     On AWS each concurrent invocation has a machine of its own. MiniStack starts a process for each

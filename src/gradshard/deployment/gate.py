@@ -51,7 +51,7 @@ class _Body:
         self._read: list[dict[str, Any]] = []
 
     async def receive(self) -> dict[str, Any]:
-        """Return the next message: one that was read already, if there are any."""
+        """Return the next message; messages that were read already come first."""
         return self._read.pop(0) if self._read else await self._next()
 
     async def read(self) -> bytes:
@@ -61,7 +61,7 @@ class _Body:
         return b"".join(message.get("body", b"") for message in self._read)
 
     async def drain(self) -> None:
-        """Read the rest: the sender does not see an answer if the connection closes before."""
+        """Read the rest, because a sender misses an answer if the connection closes before."""
         while not self._ended:
             await self._next()
 
@@ -172,7 +172,7 @@ def read_credentials(file: Path) -> Credentials:
 
 
 def foreign(scope: Scope) -> str | None:
-    """Say why a request is none of a program on this machine; None if it may be one.
+    """Return why a request is not from a program on this machine; None if it may be.
 
     A browser says for whom it sends a request: a page's ``Origin``, or how the page is related to
     the address (``Sec-Fetch-Site``). A page whose name is made to lead here (DNS rebinding) shows
@@ -207,7 +207,7 @@ def _is_own_host(host: str, server: str) -> bool:
 
 
 def _signature(headers: Mapping[str, str], query: Mapping[str, Any], *, presigned: bool) -> Any:
-    """Take apart a request's one signature."""
+    """Parse a request's signature."""
     from ministack.core import sigv4
 
     in_query = [name for name in query if name.lower() in {"x-amz-signature", "x-amz-credential"}]
@@ -236,7 +236,7 @@ def _signs_body(headers: Mapping[str, str]) -> bool:
 
 
 def _check_signed_headers(scope: Scope, headers: Mapping[str, str], names: str) -> None:
-    """Check that no unsigned header makes another request of a presigned URL.
+    """Check that no unsigned header changes the meaning of a presigned URL.
 
     Raises
     ------
@@ -270,14 +270,17 @@ def _query(scope: Scope) -> dict[str, list[str]]:
 
 
 def _as_aws(scope: Scope, error: _RejectedError) -> tuple[int, dict[str, str], str | bytes]:
-    """Put an error into the words of the service that was meant."""
+    """Return an error in the format of the service that was addressed."""
     from ministack import app
     from ministack.core import iam_evaluator, router
 
     headers = _headers(scope)
     service = router.detect_service(scope["method"], scope["path"], headers, _query(scope))
     failure = iam_evaluator.AuthError(error.code, str(error))
-    _, answer, body = app._credential_failure(service, "", str(uuid4()), failure, headers)
+    request_id = str(uuid4())
+    _, answer, body = app._credential_failure(service, "", request_id, failure, headers)
+    # S3 sends it with every answer, and clients know S3 by it where there is no body.
+    answer = answer | {"x-amz-request-id": request_id}
     return HTTPStatus.FORBIDDEN, answer, b"" if scope["method"] == "HEAD" else body
 
 
@@ -289,6 +292,6 @@ async def _answer(send: Send, status: int, headers: Mapping[str, str], body: str
 
 
 async def _reject_socket(receive: Receive, send: Send) -> None:
-    """Reject a WebSocket, which nothing here speaks: before it is accepted, that is a 403."""
+    """Reject a WebSocket, which the engine does not support, with a 403."""
     await receive()
     await send({"type": "websocket.close", "code": 1008})

@@ -1,4 +1,4 @@
-"""What commands keep for their user: where stacks were deployed, and the guide's answers."""
+"""Settings that commands store for their user: regions of stacks, and the guide's answers."""
 
 import json
 import os
@@ -12,13 +12,13 @@ _STACKS: Final = "stacks.json"
 
 
 def folder() -> Path:
-    """Return the user's folder for gradshard's settings, which may not be there yet."""
+    """Return the user's folder for gradshard's settings, which may not exist yet."""
     config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(config) / "gradshard"
 
 
 def remember_region(stack: str, region: str) -> None:
-    """Keep the region that a stack was deployed to.
+    """Store the region to which a stack was deployed.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def remember_region(stack: str, region: str) -> None:
 
 
 def region_of(stack: str) -> str | None:
-    """Return the region that a stack was last deployed to from here, or None.
+    """Return the region to which this user last deployed a stack, or None.
 
     Raises
     ------

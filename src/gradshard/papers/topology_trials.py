@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradshard.client import round_cost
-from gradshard.client.federation import Federation, Round
+from gradshard.client.federation import Federation
+from gradshard.client.round import Round
 from gradshard.client.stack import Stack
 from gradshard_core.aggregation import topologies
 from gradshard_core.aggregation.addition_order import (

@@ -16,8 +16,9 @@ from gradshard_core.aggregation.sharding import SLICE_BYTES, gathered_bytes
 from gradshard_core.errors import ChangedObjectError, StoreError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout
-from gradshard_core.s3 import streams
-from gradshard_core.s3.streams import GatheringStream, Meter
+from gradshard_core.s3 import retries, streams
+from gradshard_core.s3.streams import GatheringStream
+from gradshard_core.s3.traffic import Meter
 from gradshard_core.units import MIB
 
 SOURCE = ObjectVersion("key", "", "", 0)
@@ -95,7 +96,7 @@ class Late(Opener):
 def test_requests_of_the_next_block_are_made_while_other_inputs_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streams, "sleep_backoff", lambda _: None)
+    monkeypatch.setattr(retries, "sleep_backoff", lambda _: None)
     mine, theirs = shuffled([100] * 400)
     runs, blob = mine.runs_in(theirs, 0), np.random.default_rng(0).bytes(mine.nbytes)
     place = {tensor.name: tensor.start for tensor in theirs.tensors}

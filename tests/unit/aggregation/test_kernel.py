@@ -26,7 +26,8 @@ from gradshard_core.planning import planner
 from gradshard_core.planning.plan import Contributor, Plan, Task, level_of, weigh
 from gradshard_core.planning.spec import parse_spec
 from gradshard_core.s3 import streams
-from gradshard_core.s3.streams import GatheringStream, Meter
+from gradshard_core.s3.streams import GatheringStream
+from gradshard_core.s3.traffic import Meter
 from tests import reference
 
 

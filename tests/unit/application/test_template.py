@@ -17,7 +17,7 @@ from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
 from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
 
-from gradshard.client.tickets import MAX_SECONDS
+from gradshard.client.ticket_issuer import MAX_SECONDS
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.limits import MAX_STACK_NAME
 from gradshard_core.planning.spec import MAX_TIMEOUT

@@ -22,9 +22,11 @@ from rich.console import Console, Group, RenderableType
 from safetensors.numpy import save_file
 
 from gradshard.cli import main, show, watch
-from gradshard.client import federation
+from gradshard.client import federation, opening
 from gradshard.client.federation import Federation
+from gradshard.client.round import Round
 from gradshard.client.stack import Stack
+from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
@@ -270,10 +272,10 @@ class TestTicket:
     def test_of_a_client_whose_rejection_would_steer_the_terminal(
         self, run: Run, ticket: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(Ticket, "wait", lambda _: None)
-        monkeypatch.setattr(Ticket, "rejection", lambda _: "tensor '\x1b[2J' holds NaN")
+        monkeypatch.setattr(TicketRound, "wait", lambda _: None)
+        monkeypatch.setattr(TicketRound, "rejection", lambda _: "tensor '\x1b[2J' holds NaN")
         monkeypatch.setattr(
-            Ticket,
+            TicketRound,
             "status",
             lambda self: {
                 "round": "r1",
@@ -383,7 +385,7 @@ def test_a_round_that_is_opened_again_after_its_end_says_so(
 def test_a_round_with_the_layout_of_a_file(
     run: Run, stack: MemoryStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(federation, "OPENING_SECONDS", 0.0)
+    monkeypatch.setattr(opening, "OPENING_SECONDS", 0.0)
     # Not an update: it says nothing of samples.
     save_file({"w": np.zeros((3, 2), "f4"), "b": np.zeros(2, "i8")}, tmp_path / "model")
     run("open", "r1", "--clients", 2, "--layout", tmp_path / "model")
@@ -622,7 +624,7 @@ def test_no_engine_is_said_plainly(
 def test_who_interrupts_is_answered_in_one_line(
     run: Run, opened: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(federation.Round, "status", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(Round, "status", Mock(side_effect=KeyboardInterrupt))
     assert_one_line(run("show", "r1"), "interrupted; the same command may be given again")
 
 
@@ -653,7 +655,7 @@ def test_a_narrow_terminal_cuts_nothing_off(finished: MemoryStore, stack: Memory
         for number in (1, 2)
     ]
     finished.put_json("rounds/r1/manifest.json", MANIFEST | {"contributors": contributors})
-    seen = drawn(Group(*show.render(federation.Round(stack, "r1").status())), width=40)
+    seen = drawn(Group(*show.render(Round(stack, "r1").status())), width=40)
     rows = [line for line in seen.splitlines() if line.startswith("│")]
     assert "…" not in "".join(rows)
     assert "".join(row.split()[1] for row in rows[:2]) == "hospital-number-1"
@@ -822,7 +824,7 @@ class TestWatchOnATerminal:
     def seen(stack: MemoryStack, width: int = 100) -> str:
         connected = Federation()
         connected.stack = stack
-        observer = connected.round("r1").observer()
+        observer = connected.round("r1").status_poller()
         status = observer.poll(check_execution=False)
         now = datetime.fromisoformat(str(OPENED["opened_at"])) + timedelta(seconds=90)
         return drawn(watch.View(observer, connected).render(status, now), width)

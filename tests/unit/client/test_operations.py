@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gradshard.client import federation as module
-from gradshard.client.federation import Federation, Round
+from gradshard.client.federation import Federation
+from gradshard.client.round import Round
 from gradshard.client.stack import Execution, ListedExecution
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
 from gradshard_core.rounds import aws_callbacks

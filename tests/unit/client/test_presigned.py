@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from gradshard.client.presigned import check_origin, is_url
+from gradshard.client.ticket_issuer import issue_ticket
 from gradshard.client.tickets import Ticket
 from gradshard.deployment import local_engine
 from gradshard_core.errors import TicketError
@@ -100,7 +101,7 @@ def test_what_is_no_url_of_s3s(url: object) -> None:
 
 
 def test_a_ticket_of_two_hosts_is_none() -> None:
-    made = Ticket.make(MemoryStore(), RoundKeys("r"), "a", expires=60, max_bytes=100)
+    made = issue_ticket(MemoryStore(), RoundKeys("r"), "a", expires=60, max_bytes=100)
     record = json.loads(made.dumps())
     assert Ticket.loads(json.dumps(record)).host == "https://memory"
     record["rejection_url"] = record["rejection_url"].replace("memory", "other")

@@ -9,7 +9,8 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from gradshard.client.stack import Stack
 from gradshard.deployment import user_config
 from gradshard_core.errors import ServiceError
-from gradshard_core.s3.store import is_loopback, proxies_for, unreachable
+from gradshard_core.s3.boto_client import is_loopback, proxies_for
+from gradshard_core.s3.boto_errors import unreachable
 
 
 def stack() -> Stack:

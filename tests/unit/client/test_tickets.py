@@ -15,10 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshard.client import ticket_parts, tickets
-from gradshard.client.ticket_parts import MAX_UPDATE_BYTES, PartUrls
-from gradshard.client.tickets import MAX_LENGTHS, MAX_SECONDS, Ticket, lengths
-from gradshard.client.upload_source import Padded, TensorContent
+from gradshard.client import tickets
+from gradshard.client.ticket_issuer import (
+    FIRST_PART_STEPS,
+    MAX_LENGTHS,
+    MAX_SECONDS,
+    issue_part_urls,
+    issue_ticket,
+    signed_lengths,
+)
+from gradshard.client.ticket_parts import MAX_UPDATE_BYTES, PartUrls, parse_part_list
+from gradshard.client.ticket_round import TicketRound
+from gradshard.client.tickets import Ticket
+from gradshard.client.upload_source import PaddedContent, TensorContent
 from gradshard_core.errors import TicketError, UpdateError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import (
@@ -30,7 +39,9 @@ from gradshard_core.formats.layout import (
     parse_header,
 )
 from gradshard_core.planning.limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
-from gradshard_core.s3.store import Part, S3Store, make_client
+from gradshard_core.s3.boto_client import make_client
+from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 from tests.presigned import rejection
 
@@ -50,7 +61,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
         session = boto3.Session("AKID", SECRET, token, region)
         store = S3Store("bucket", client=make_client(session=session))
         given: dict[str, Any] = {"expires": 600, "max_bytes": MAX_BYTES, **terms}
-        return Ticket.make(store, KEYS, "a", **given)
+        return issue_ticket(store, KEYS, "a", **given)
 
     monkeypatch.setattr(S3Store, "create_upload", lambda *_: "an/upload+id=")
     return make
@@ -79,8 +90,9 @@ class TestWhatIsSigned:
         self, make: Make, token: str | None, region: str, host: str
     ) -> None:
         ticket = make(token=token, region=region)
-        assert ticket.temporary == (token is not None)
-        for length, url in ticket._upload_urls.items():
+        assert ticket.is_temporary == (token is not None)
+        for length in ticket.upload_lengths:
+            url = ticket.upload_url(length)
             assert verdict("PUT", url, UPLOAD_HEADERS | {"Content-Length": str(length)}) is None
             assert urlsplit(url).path == f"/{KEYS.update('a')}"
         for method, url, key in (
@@ -97,8 +109,8 @@ class TestWhatIsSigned:
 
     def test_uploads_nothing_larger(self, make: Make) -> None:
         ticket = make()
-        url = ticket._upload_urls[MAX_BYTES]
-        assert max(ticket._upload_urls) == MAX_BYTES
+        url = ticket.upload_url(MAX_BYTES)
+        assert max(ticket.upload_lengths) == MAX_BYTES
         for wrong in (
             {"Content-Length": str(MAX_BYTES + 1), "If-None-Match": "*"},
             {"Transfer-Encoding": "chunked", "If-None-Match": "*"},
@@ -106,7 +118,7 @@ class TestWhatIsSigned:
             assert verdict("PUT", url, wrong) is not None
 
     def test_uploads_only_where_there_is_nothing(self, make: Make) -> None:
-        url = make()._upload_urls[MAX_BYTES]
+        url = make().upload_url(MAX_BYTES)
         length = {"Content-Length": str(MAX_BYTES)}
         assert verdict("PUT", url, length) == "a signed header is missing"
         other = length | {"If-None-Match": '"x"'}
@@ -115,7 +127,7 @@ class TestWhatIsSigned:
     def test_opens_no_other_object(self, make: Make) -> None:
         ticket = make()
         for url, method in (
-            (ticket._upload_urls[MAX_BYTES], "PUT"),
+            (ticket.upload_url(MAX_BYTES), "PUT"),
             (ticket.rejection_url, "GET"),
             (ticket.result_url, "GET"),
         ):
@@ -138,7 +150,7 @@ class TestWhatIsSigned:
     def test_opens_with_no_other_method(self, make: Make) -> None:
         ticket = make()
         for url, right in (
-            (ticket._upload_urls[MAX_BYTES], "PUT"),
+            (ticket.upload_url(MAX_BYTES), "PUT"),
             (ticket.uploaded_url, "HEAD"),
             (ticket.ended_url, "HEAD"),
             (ticket.rejection_url, "GET"),
@@ -151,7 +163,7 @@ class TestWhatIsSigned:
         ticket = make(expires=600)
         assert verdict("GET", ticket.result_url, later=590) is None
         for method, url in (
-            ("PUT", ticket._upload_urls[MAX_BYTES]),
+            ("PUT", ticket.upload_url(MAX_BYTES)),
             ("HEAD", ticket.uploaded_url),
             ("HEAD", ticket.ended_url),
             ("GET", ticket.rejection_url),
@@ -171,7 +183,7 @@ class TestWhatIsSigned:
         )
         ticket = make()
         assert len(ticket.upload) == 2
-        assert len(ticket._upload_urls) == 4
+        assert len(ticket.upload_lengths) == 4
 
 
 class TestTerms:
@@ -192,7 +204,7 @@ class TestTerms:
 
     @given(st.integers(1, MAX_PART_BYTES), st.data())
     def test_a_length_for_every_update(self, most: int, data: st.DataObject) -> None:
-        found = lengths(most)
+        found = signed_lengths(most)
         assert found[0] == most
         assert len(found) <= MAX_LENGTHS
         nbytes = data.draw(st.integers(1, most))
@@ -217,7 +229,7 @@ class TestParts:
         sizes = {number: end - start for number, (start, end) in enumerate(urls.ranges(LARGE), 1)}
         assert sum(sizes.values()) == LARGE
         for number, nbytes in sizes.items():
-            url = urls.put(number, nbytes)
+            url = urls.part_url(number, nbytes)
             assert verdict("PUT", url, {"Content-Length": str(nbytes)}) is None
             assert urlsplit(url).path == f"/{KEYS.update('a')}"
             for wrong in (
@@ -251,18 +263,18 @@ class TestParts:
         self, most: int, data: st.DataObject
     ) -> None:
         least = data.draw(st.integers(1, most))
-        urls = PartUrls.make(Signing(), "k", expires=60, max_bytes=most, min_bytes=least)
+        urls = issue_part_urls(Signing(), "k", expires=60, max_bytes=most, min_bytes=least)
         lengths = {int(length) for ends in urls.first.values() for length in ends}
         others = [number for ends in urls.others.values() for number in ends]
         assert max(lengths) + len(others) * urls.nbytes == most
-        assert urls.takes(most)
-        assert not urls.takes(most + 1)
-        assert len(lengths) <= 2 * ticket_parts.STEPS
+        assert urls.is_for(most)
+        assert not urls.is_for(most + 1)
+        assert len(lengths) <= 2 * FIRST_PART_STEPS
         assert max(*lengths, urls.nbytes) <= MAX_PART_BYTES
         assert len(others) < LISTED_ENTRIES
 
         nbytes = data.draw(st.integers(least, most))
-        fitting = urls.fitting(nbytes)
+        fitting = urls.padded_length(nbytes)
         assert nbytes <= fitting <= most
         # What is filled up stands in the header.
         assert fitting - nbytes < MAX_HEADER_BYTES // 2
@@ -271,7 +283,7 @@ class TestParts:
         assert ranges[-1][1] == fitting
         assert all(end - start >= MIN_PART_BYTES for start, end in ranges[:-1])
         for number, (start, end) in enumerate(ranges, 1):
-            assert urls.put(number, end - start).startswith(f"part{number}")
+            assert urls.part_url(number, end - start).startswith(f"part{number}")
 
     @pytest.mark.parametrize(
         "change",
@@ -307,7 +319,7 @@ class TestParts:
             <ETag>&quot;7778aef83f66abc1fa1e8477f296d394&quot;</ETag><Size>10485760</Size></Part>
             <Part><ETag>"aaaa18db4cc2f85cedef654fccc4a4x8"</ETag><PartNumber>3</PartNumber>
             <Size>7</Size><ChecksumCRC32>x</ChecksumCRC32></Part></ListPartsResult>"""
-        assert ticket_parts.listed(listed) == [
+        assert parse_part_list(listed) == [
             Part(1, '"7778aef83f66abc1fa1e8477f296d394"', 10485760),
             Part(3, '"aaaa18db4cc2f85cedef654fccc4a4x8"', 7),
         ]
@@ -341,7 +353,7 @@ class TestPadded:
     @pytest.mark.parametrize("more", [0, 1, 7, 8, 1000])
     def test_is_the_same_update(self, more: int) -> None:
         content = TensorContent(TENSORS, 5)
-        padded = Padded(content, content.nbytes + more)
+        padded = PaddedContent(content, content.nbytes + more)
         whole = padded.read(0, padded.nbytes)
         assert len(whole) == content.nbytes + more
         end = PREFIX_BYTES + header_length(whole[:PREFIX_BYTES], len(whole))
@@ -351,7 +363,7 @@ class TestPadded:
 
     def test_any_range_can_be_read(self) -> None:
         content = TensorContent(TENSORS, 5)
-        padded = Padded(content, content.nbytes + 333)
+        padded = PaddedContent(content, content.nbytes + 333)
         whole = padded.read(0, padded.nbytes)
         for start in range(0, padded.nbytes, 61):
             for end in (start + 1, start + 300, padded.nbytes):
@@ -360,7 +372,7 @@ class TestPadded:
     def test_whose_header_would_be_rejected(self) -> None:
         content = TensorContent(TENSORS, 5)
         with pytest.raises(UpdateError, match="leaves no room for the 16777216"):
-            Padded(content, content.nbytes + MAX_HEADER_BYTES)
+            PaddedContent(content, content.nbytes + MAX_HEADER_BYTES)
 
 
 class TestFile:
@@ -370,7 +382,7 @@ class TestFile:
         read = Ticket.load(tmp_path / "t")
         assert read.expires_at == ticket.expires_at.replace(microsecond=0)
         assert (read.round_id, read.client, read.max_bytes) == ("r1", "a", MAX_BYTES)
-        assert read._upload_urls == ticket._upload_urls
+        assert read.upload == ticket.upload
         assert read.result_url == ticket.result_url
 
     def test_is_its_owners_only(self, make: Make, tmp_path: Path) -> None:
@@ -387,7 +399,7 @@ class TestFile:
         ticket = make(max_bytes=1024 * MIB, token="x" * 1500)
         ticket.save(tmp_path / "t")
         assert (tmp_path / "t").stat().st_size < 150_000
-        assert len(Ticket.load(tmp_path / "t")._upload_urls) == MAX_LENGTHS
+        assert len(Ticket.load(tmp_path / "t").upload_lengths) == MAX_LENGTHS
 
     @pytest.mark.parametrize(
         "change",
@@ -446,7 +458,7 @@ class TestText:
     def test_is_read_as_it_was_given(self, make: Make) -> None:
         ticket = make()
         read = Ticket.loads(ticket.dumps())
-        assert read._upload_urls == ticket._upload_urls
+        assert read.upload == ticket.upload
         assert (read.client, read.result_url) == ("a", ticket.result_url)
 
     def test_that_is_no_ticket_is_rejected(self) -> None:
@@ -458,9 +470,10 @@ def test_an_update_is_sent_in_the_order_of_the_rounds_layout(make: Make) -> None
     layout = Layout.pack([("b", "F32", (2,)), ("a", "F32", (3,))])
     ticket = replace(make(), layout=layout.to_json())
     content = TensorContent({"a": np.ones(3, "f4"), "b": np.zeros(2, "f4")}, 5)
-    assert ticket._fitted(content).layout == layout
+    fitted = TicketRound(ticket)._fit(content, ticket.required_layout(), allow_nonfinite=True)
+    assert fitted.layout == layout
 
 
 def test_lengths_no_update_can_have_are_not_signed(make: Make) -> None:
-    signed = make(max_bytes=MAX_BYTES, min_bytes=MAX_BYTES - 100)._upload_urls
+    signed = make(max_bytes=MAX_BYTES, min_bytes=MAX_BYTES - 100).upload_lengths
     assert [*signed] == [MAX_BYTES]

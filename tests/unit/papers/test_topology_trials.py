@@ -2,7 +2,8 @@
 
 import pytest
 
-from gradshard.client.federation import Federation, Round
+from gradshard.client.federation import Federation
+from gradshard.client.round import Round
 from gradshard.papers import topology_trials
 from gradshard.papers.topology_trials import Outcome, Trial
 from gradshard_core.errors import RoundFailed

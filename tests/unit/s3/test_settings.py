@@ -8,7 +8,8 @@ import pytest
 
 from gradshard.client.federation import Federation
 from gradshard_core.errors import GradshardError, ServiceError, StoreError
-from gradshard_core.s3.store import S3Store, make_client
+from gradshard_core.s3.boto_client import make_client
+from gradshard_core.s3.store import S3Store
 
 
 @pytest.fixture(autouse=True)

@@ -53,7 +53,7 @@ def test_after_a_failure_what_is_under_way_ends_and_nothing_is_begun() -> None:
 def test_an_interruption_waits_for_nobody_who_does_not_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(parallel, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(parallel, "GRACE_SECONDS", 0.1)
     dead_line, stop = threading.Event(), threading.Event()
 
     def interrupt() -> None:

@@ -20,7 +20,8 @@ from gradshard_core.errors import ModelNotFoundError, ModelStateError
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, parse_header
 from gradshard_core.records.manifest import COMPLETED, FAILED, parse_manifest
-from gradshard_core.s3.store import S3Store, contests
+from gradshard_core.s3.retries import conditional_write_attempts
+from gradshard_core.s3.store import S3Store
 
 READERS: Final = 16
 """Records read at once."""
@@ -202,7 +203,7 @@ def reserve(store: S3Store, new: Version) -> Version:
         The record changed in between, each time.
     """
     key = ModelKeys(new.model).version(new.number)
-    for _ in contests(key):
+    for _ in conditional_write_attempts(key):
         if store.put_json(key, new.to_json(), replaces=None):
             break
         head = store.head(key)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
 from gradshard_core.planning.plan import Output, Plan, Rejection, Task
 from gradshard_core.rounds.overflow import element_at, reject_largest, reject_largest_step
-from gradshard_core.s3.streams import GatheringStream, RangeStream, sleep_backoff
+from gradshard_core.s3.retries import Retries
+from gradshard_core.s3.streams import GatheringStream, RangeStream
 from gradshard_core.s3.task_client import StreamWriter, TaskS3Client
 
 OPENERS = 8
@@ -97,6 +99,10 @@ def _is_cold() -> bool:
 
 
 _has_run = False
+
+
+def _last_error(error: UnsentError, _times: int, _reasons: str) -> UnsentError:
+    return error
 
 
 class _Worker:
@@ -172,13 +178,12 @@ class _Worker:
 
     def _aggregate(self, addition: Addition) -> None:
         """Aggregate, again where S3 does not take the sum: what was sent is not kept."""
-        for failures in range(1, SENDINGS):
+        retries = Retries(self._wire.meter, attempts=SENDINGS)
+        while True:
             try:
                 return self._aggregate_once(addition)
-            except UnsentError:
-                self._wire.meter.add(retries=1)
-                sleep_backoff(failures)
-        return self._aggregate_once(addition)
+            except UnsentError as error:
+                retries.record_failure(str(error), partial(_last_error, error))
 
     def _aggregate_once(self, addition: Addition) -> None:
         zones = self._zones(self._task.start)

@@ -27,7 +27,8 @@ from gradshard_core.planning.plan import Rejection
 from gradshard_core.planning.pricing import HEADS_BEFORE_LIST
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.rounds import aws_callbacks
-from gradshard_core.s3.store import S3Store, contests
+from gradshard_core.s3.retries import conditional_write_attempts
+from gradshard_core.s3.store import S3Store
 
 FIRST_READ_BYTES = 64 * 1024
 """The header of most models is shorter than this, so that one request reads it."""
@@ -265,7 +266,7 @@ def keep_token(store: S3Store, keys: RoundKeys, token: str) -> list[str]:
         Others wrote theirs in between, each time.
     """
     tokens, replaces = [token], None
-    for _ in contests(keys.callback):
+    for _ in conditional_write_attempts(keys.callback):
         if store.put_json(keys.callback, {"tokens": tokens}, replaces=replaces):
             break
         # Looked at before it is read: if it is replaced meanwhile, writing fails again.

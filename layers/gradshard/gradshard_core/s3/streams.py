@@ -1,14 +1,11 @@
-"""Reading ranges of an object as one stream that mends itself."""
+"""Streams over ranges of an object, which reconnect after failures."""
 
 import contextlib
 import os
-import random
-import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Protocol
 
@@ -17,49 +14,17 @@ from gradshard_core.aggregation.sharding import SLICE_BYTES
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Runs
-
-MAX_ATTEMPTS: Final = 6
-"""Tries in a row that brought nothing, after which a request or a stream is given up."""
-
+from gradshard_core.s3.retries import Retries
+from gradshard_core.s3.traffic import Meter
 
 PATIENCE_SECONDS: Final = 15
-"""How long a read may take to fill its buffer, of 256 KiB mostly: S3 gives a hundred times that.
+"""How long a read may take to fill its buffer, of 256 KiB mostly; S3 sends a hundred times that.
 
-Shorter than S3's own patience, of some 20 s, with the part that waits for what is read."""
-
-
-@dataclass
-class Traffic:
-    """Requests and bytes since the counts were last taken."""
-
-    gets: int = 0
-    puts: int = 0
-    retries: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
-
-
-class Meter:
-    """Counts traffic, from any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
-
-    def add(self, **counts: int) -> None:
-        """Count, by the names of :class:`Traffic`'s fields."""
-        with self._lock:
-            self._counts.update(counts)
-
-    def take(self) -> Traffic:
-        """Return the counts so far and begin anew."""
-        with self._lock:
-            taken, self._counts = self._counts, Counter()
-        return Traffic(**taken)
+It is shorter than the 20 s or so after which S3 gives up on the part that waits for these bytes."""
 
 
 class Body(Protocol):
-    """The bytes of one answer."""
+    """The body of one answer."""
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Read some bytes; 0 at the end. A broken connection is an :class:`OSError`.
@@ -68,11 +33,11 @@ class Body(Protocol):
         """
 
     def close(self) -> None:
-        """Give up what has not been read."""
+        """Close the body without reading the rest."""
 
 
 class Opener(Protocol):
-    """Where ranges of objects come from."""
+    """Opens ranges of objects."""
 
     meter: Meter
 
@@ -84,25 +49,12 @@ class Opener(Protocol):
         ChangedObjectError
             The version is gone, or has another ETag.
         OSError
-            The answer cannot be used, but another one may.
+            The answer cannot be used, but a retry may succeed.
         """
 
 
-def sleep_backoff(failures: int) -> None:
-    """Wait before the next try, longer after each failure, never at the same time as others."""
-    time.sleep(random.uniform(0, 0.1 * 2**failures))  # noqa: S311 - no secret
-
-
-def summarize(failures: Iterable[str]) -> str:
-    """Say what went wrong, each reason once and how often, the first one first."""
-    return "; ".join(
-        f"{number} × {reason}" if number > 1 else reason
-        for reason, number in Counter(failures).items()
-    )
-
-
 def explain_denial(code: str) -> str:
-    """Say what an error of S3's leaves unsaid: to whom something is denied, or what to do."""
+    """Return what S3's error does not say: who is denied something, or what to do."""
     if code == "AccessDenied":
         function = os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
         if function:
@@ -119,7 +71,7 @@ def read_whole(body: Body, nbytes: int) -> bytes:
     Raises
     ------
     OSError
-        It ended too early, or drips.
+        It ended too early, or is too slow.
     """
     data = memoryview(bytearray(nbytes))
     filled = 0
@@ -138,9 +90,8 @@ def read_whole(body: Body, nbytes: int) -> bytes:
 class RangeStream:
     """The bytes of some ranges of one object version, one after the other, as one stream.
 
-    A connection that breaks, or that drips, is opened again from the byte it reached, under the
-    same version and ETag. Requests are made when the first byte of a range is wanted, or by
-    :meth:`open`.
+    If a connection breaks, or is too slow, a new one continues at the same byte, with the same
+    version and ETag. A range is requested when its first byte is read, or by :meth:`open`.
     """
 
     def __init__(
@@ -153,11 +104,11 @@ class RangeStream:
         self._opened_at = 0
         self._body: Body | None = None
         self._ahead: Future[None] | None = None
-        self._failures: list[str] = []
-        self._drips = False
+        self._retries = Retries(opener.meter)
+        self._is_slow = False
 
     def open(self) -> None:
-        """Make the request for the current range already now; a failure shows when reading.
+        """Request the current range now; a failure is raised when it is read.
 
         Raises
         ------
@@ -169,7 +120,7 @@ class RangeStream:
                 self._get_body()
 
     def open_ahead(self, pool: Executor) -> None:
-        """Make the request for the next range in another thread, if this one is read."""
+        """Request the next range in another thread, if the current one has been read."""
         if self._ahead is not None:
             return
         if self._position == self._end:
@@ -183,7 +134,7 @@ class RangeStream:
         Raises
         ------
         StoreError
-            The stream broke too often, or has no more bytes.
+            The stream broke too often, or there are no more bytes.
         """
         filled, wanted = 0, len(buffer)
         while filled < wanted:
@@ -194,11 +145,11 @@ class RangeStream:
             self._position += count
             if self._position == self._end:
                 self._drop()
-            elif self._drips:
+            elif self._is_slow:
                 self._fail(f"{count} bytes in {PATIENCE_SECONDS} s")
 
     def close(self) -> None:
-        """Give up the connection."""
+        """Close the connection."""
         if self._ahead is not None:
             wait([self._ahead])
         self._drop()
@@ -222,24 +173,22 @@ class RangeStream:
         except OSError as error:
             self._fail(str(error))
             return 0
-        self._drips = count < len(buffer) and time.monotonic() - begun >= PATIENCE_SECONDS
-        if not self._drips:
-            self._failures.clear()
+        self._is_slow = count < len(buffer) and time.monotonic() - begun >= PATIENCE_SECONDS
+        if not self._is_slow:
+            self._retries.reset()
         return count
 
-    def _fail(self, why: str) -> None:
-        """Give up the connection, and the stream if that has happened too often."""
-        self._failures.append(why)
-        self._drips = False
-        self._opener.meter.add(retries=1)
+    def _fail(self, reason: str) -> None:
+        """Close the connection and wait before the next, or raise if that happened too often."""
+        self._is_slow = False
         self._drop()
-        failures = len(self._failures)
-        if failures >= MAX_ATTEMPTS:
-            raise StoreError(
-                f"{self._source.key}: reading broke {failures} times in a row "
-                f"at byte {self._position}: {summarize(self._failures)}"
-            )
-        sleep_backoff(failures)
+        self._retries.record_failure(reason, self._broken)
+
+    def _broken(self, times: int, reasons: str) -> StoreError:
+        return StoreError(
+            f"{self._source.key}: reading broke {times} times in a row "
+            f"at byte {self._position}: {reasons}"
+        )
 
     def _current_body(self) -> Body:
         if self._ahead is not None:
@@ -263,20 +212,20 @@ class RangeStream:
 class GatheringStream:
     """A contributor's bytes in the order of the layout, in few requests.
 
-    Where they do not follow each other in the object, a block's are read together, as they stand
-    there, into a buffer (:mod:`gradshard_core.aggregation.gathering`), so a block is to be read to
-    its end before another stream uses the same buffer.
+    If a block's bytes are scattered in the object, they are read together, in the object's order,
+    into a buffer (:mod:`gradshard_core.aggregation.gathering`). So a block has to be read to its
+    end before another stream uses the same buffer.
 
     Parameters
     ----------
     opener, source, runs
-        Of which object, and where the layout's bytes stand in it.
+        The object, and the positions of the layout's bytes in it.
     blocks
-        What is to be read, block by block; one alone where runs are in order.
+        The ranges to read; a single one if the runs are in order.
     desk
-        Room for a block and a slice.
+        Buffer for a block and a slice.
     pool
-        Makes the next block's request while other inputs are read.
+        Requests the next block while other inputs are read.
     """
 
     def __init__(
@@ -296,7 +245,7 @@ class GatheringStream:
         self._pool = pool
 
     def open(self) -> None:
-        """Make the first request already now, as :meth:`RangeStream.open` does."""
+        """Send the first request now, as :meth:`RangeStream.open` does."""
         self._stream.open()
 
     def read_into(self, buffer: memoryview) -> None:
@@ -305,7 +254,7 @@ class GatheringStream:
         Raises
         ------
         StoreError
-            The stream broke too often, or has no more bytes.
+            The stream broke too often, or there are no more bytes.
         """
         while buffer:
             if not self._left:
@@ -322,13 +271,13 @@ class GatheringStream:
                 self._open_ahead()
 
     def close(self) -> None:
-        """Give up the connection."""
+        """Close the connection."""
         self._stream.close()
         self._groups, self._gathered, self._left = iter(()), None, 0
 
     def _next_group(self, wanted: int) -> None:
         group = next(self._groups, None)
-        # Of what is not there, the stream says so.
+        # If there are no more bytes, the stream raises.
         self._left = wanted if group is None else group.nbytes
         self._gathered = None
         if group is not None and len(group.ranges) > 1:
@@ -339,7 +288,7 @@ class GatheringStream:
             self._stream.open_ahead(self._pool)
 
     def _gather(self, group: Group) -> memoryview:
-        """Read a group's windows, and put its ranges in the order of the layout."""
+        """Read a group's windows and put its ranges in the order of the layout."""
         gathered = self._room[: group.nbytes]
         starts = accumulate((end - start for start, end in group.ranges), initial=0)
         # From the object's order to the place in the buffer.
@@ -356,7 +305,7 @@ class GatheringStream:
 def _put(
     read: memoryview, begin: int, places: deque[tuple[Range, int]], gathered: memoryview
 ) -> None:
-    """Put the object's bytes from ``begin`` on where they belong; forget what is there whole."""
+    """Copy the object's bytes from ``begin`` to their places; drop the ranges that are complete."""
     stop = begin + len(read)
     while places and places[0][0][0] < stop:
         (start, end), at = places[0]

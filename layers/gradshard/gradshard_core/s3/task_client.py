@@ -1,9 +1,9 @@
 """The few S3 requests of a task, over the standard library's HTTP.
 
-A task reads ranges and writes parts, and pays for its memory by the second. boto3 with an S3 client
-takes 55 MiB of it and copies what it receives once more; this module takes 10 and reads from the
-socket straight into the task's buffer. Tasks' reports are read with it too, since a request costs a
-third of boto3's. Everything else goes through :mod:`gradshard_core.s3.store`.
+A task reads ranges and writes parts, and its memory is paid for by the second. boto3 with an S3
+client takes 55 MiB and copies the received bytes once more; this module takes 10 MiB and reads from
+the socket into the task's buffer. Task records are read with it, too, because a request takes a
+third of boto3's processor time. All other requests use :mod:`gradshard_core.s3.store`.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -25,13 +25,15 @@ from gradshard_core.errors import ChangedObjectError, StoreError, UnsentError
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.s3 import streams
+from gradshard_core.s3.retries import GiveUp, Retries
 from gradshard_core.s3.sigv4 import Credentials, sign
-from gradshard_core.s3.streams import MAX_ATTEMPTS, Meter, explain_denial, sleep_backoff, summarize
+from gradshard_core.s3.streams import explain_denial
+from gradshard_core.s3.traffic import Meter
 
 T = TypeVar("T")
 
 TIMEOUT_SECONDS: Final = 30
-"""For S3 to take or to answer what is sent; what is read is waited for less long."""
+"""For S3 to take or to answer what is sent. Reads have a shorter timeout."""
 
 _TRANSIENT: Final = {
     HTTPStatus.TOO_MANY_REQUESTS,
@@ -48,15 +50,15 @@ _GONE: Final = {
 
 
 class _Answer:
-    """An answer whose body has not been read, and the connection it comes over."""
+    """An answer whose body has not been read, and its connection."""
 
     def __init__(
         self,
-        wire: "TaskS3Client",
+        client: "TaskS3Client",
         connection: http.client.HTTPConnection,
         response: http.client.HTTPResponse,
     ) -> None:
-        self.wire, self.connection, self.response = wire, connection, response
+        self.client, self.connection, self.response = client, connection, response
         self.status = response.status
         self.header = response.getheader
 
@@ -73,14 +75,14 @@ class _Answer:
             raise OSError(f"{type(error).__name__}: {error}") from error
 
     def direct(self) -> "_Answer":
-        """Return the quickest way to the body, which has patience, too."""
+        """Return the fastest reader of the body, which also bounds the time of a read."""
         is_kept = self.connection.sock is not None
         return _Direct(self) if is_kept and self.response.length else self
 
     def close(self) -> None:
-        """Keep the connection for the next request if nothing is left on it."""
+        """Keep the connection for the next request if the body was read to its end."""
         if self.response.isclosed() and not self.response.will_close:
-            self.wire.keep(self.connection)
+            self.client.keep(self.connection)
         else:
             self.connection.close()
 
@@ -94,24 +96,24 @@ class _Answer:
 class _Direct(_Answer):
     """An answer whose body is read from the socket itself.
 
-    On its way through http.client each record of 16 KiB takes three calls more, a twentieth of all
-    the processor time of a task. It needs a body of known length on a connection that is kept.
+    Through http.client each TLS record of 16 KiB takes three more calls, a twentieth of a task's
+    processor time. The body must have a known length, on a connection that is kept.
     """
 
     def __init__(self, answer: _Answer) -> None:
-        super().__init__(answer.wire, answer.connection, answer.response)
+        super().__init__(answer.client, answer.connection, answer.response)
         self._left = self.response.length or 0
         self._early: io.BytesIO | None = None
 
     def readinto(self, buffer: memoryview, /) -> int:
         if self._early is None:
-            # What http.client has read beyond the head, all of it.
+            # All bytes that http.client has read beyond the head.
             self._early = io.BytesIO(self.response.read1(io.DEFAULT_BUFFER_SIZE))
         filled, wanted = self._early.readinto(buffer), len(buffer)
         receive = self.connection.sock.recv_into
-        # The socket's timeout is of one call, which a byte is enough to end.
+        # The socket's timeout applies to one call, and a single byte ends a call.
         give_up = time.monotonic() + streams.PATIENCE_SECONDS
-        # Told how many, a socket with TLS does not find it out with a view of its own.
+        # With the number given, a TLS socket does not create a view to find it out.
         while filled < wanted and (count := receive(buffer[filled:], wanted - filled)):
             filled += count
             if time.monotonic() >= give_up:
@@ -123,10 +125,10 @@ class _Direct(_Answer):
 
 
 class StreamWriter:
-    """A part or an object on its way.
+    """Writes the body of one PUT while it is being computed.
 
-    Its request is made when the first byte is there: S3 gives up on a body that rests for some 20 s
-    (``RequestTimeout``), and who holds whole updates reads for longer before there is a sum.
+    The request is sent with the first byte: S3 closes a connection that sends nothing for about
+    20 s (``RequestTimeout``), and the first sum may take longer.
     """
 
     def __init__(
@@ -149,7 +151,7 @@ class StreamWriter:
             self._send(data)
 
     def end(self) -> http.client.HTTPResponse:
-        """Return S3's answer to the whole."""
+        """Return S3's answer to the request."""
         with self._explained():
             if not self._has_begun:
                 self._begin()
@@ -181,7 +183,7 @@ class StreamWriter:
             ) from error
 
     def _early_answer(self, error: Exception) -> http.client.HTTPResponse | None:
-        """Return what S3 said before it closed the connection: it need not hear all to reject."""
+        """Return S3's answer if it rejected the request before the whole body was sent."""
         if isinstance(error, BrokenPipeError | ConnectionResetError):
             with contextlib.suppress(OSError, http.client.HTTPException):
                 return self._connection.getresponse()
@@ -189,22 +191,22 @@ class StreamWriter:
 
 
 class TaskS3Client:
-    """A round's bucket, as a task sees it; several threads may ask at once.
+    """A federation's bucket, for tasks; several threads may use one client.
 
     Parameters
     ----------
     bucket
         Its name.
     host
-        Its host name at AWS, such as ``bucket.s3.eu-central-1.amazonaws.com``. Not used where
-        ``AWS_ENDPOINT_URL`` or ``AWS_ENDPOINT_URL_S3`` says that S3 is elsewhere.
+        Its host name at AWS, such as ``bucket.s3.eu-central-1.amazonaws.com``. Not used if
+        ``AWS_ENDPOINT_URL`` or ``AWS_ENDPOINT_URL_S3`` is set.
 
     Attributes
     ----------
     meter
-        What was asked for.
+        Counts the requests.
     receive_buffer_bytes
-        The kernel's buffer for each connection that is used from now on; 0: the kernel's choice.
+        Size of the kernel's buffer for each connection used from now on; 0 for the kernel's choice.
     """
 
     def __init__(self, bucket: str, host: str = "") -> None:
@@ -213,15 +215,15 @@ class TaskS3Client:
         self.receive_buffer_bytes = 0
         elsewhere = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         url = urlsplit(elsewhere or f"https://{host}")
-        # One for all connections: the certificates it holds are a MB or two.
+        # One for all connections: its certificates take a MB or two.
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
         self._host = url.netloc
-        # An endpoint that is not AWS has no host name for each bucket.
+        # Other endpoints than AWS have no host name for each bucket.
         self._root = f"/{bucket}/" if elsewhere else "/"
         self._idle: list[http.client.HTTPConnection] = []
 
     def keep(self, connection: http.client.HTTPConnection) -> None:
-        """Take back a connection that is ready for another request."""
+        """Keep a connection that is ready for another request."""
         self._idle.append(connection)
 
     def close(self) -> None:
@@ -237,9 +239,9 @@ class TaskS3Client:
         ChangedObjectError
             The version is gone, has another ETag, or is shorter than the range.
         StoreError
-            S3 rejects.
+            S3 rejects the request.
         OSError
-            S3 answered with something else.
+            S3 answered with another range.
         """
         self.meter.add(gets=1)
         query = {"versionId": source.version} if source.version else {}
@@ -263,7 +265,7 @@ class TaskS3Client:
     def get_bytes(self, key: str) -> bytes | None:
         """Read a small object; None if there is none."""
         self.meter.add(gets=1)
-        failures: list[str] = []
+        retries = Retries(self.meter)
         while True:
             with self._request("GET", key) as answer:
                 if answer.status == HTTPStatus.NOT_FOUND:
@@ -273,11 +275,11 @@ class TaskS3Client:
                 try:
                     body = streams.read_whole(answer.direct(), answer.response.length or 0)
                 except OSError as error:
-                    failures.append(str(error))
-                    self._note(failures, "GET", key)
-                    continue
-            self.meter.add(bytes_read=len(body))
-            return body
+                    reason = str(error)
+                else:
+                    self.meter.add(bytes_read=len(body))
+                    return body
+            retries.record_failure(reason, _giving_up("GET", key))
 
     @overload
     def get_json(self, key: str) -> Any: ...
@@ -304,38 +306,38 @@ class TaskS3Client:
     def part(
         self, key: str, upload_id: str, number: int, nbytes: int, start: bytes = b""
     ) -> AbstractContextManager["StreamWriter"]:
-        """S3Store one part while it is being made; a part of the same number is overwritten.
+        """Upload one part while it is being computed; it replaces a part of the same number.
 
-        As :meth:`object`, for a part of a multipart upload. ``start`` is what it begins with, of
-        its ``nbytes``, before what is written.
+        As :meth:`object`, for a part of a multipart upload. The part begins with ``start``, which
+        its ``nbytes`` include.
         """
         query = {"partNumber": str(number), "uploadId": upload_id}
-        return self._sending(key, query, nbytes, f"{key} part {number}", start)
+        return self._writing(key, query, nbytes, f"{key} part {number}", start)
 
     def object(self, key: str, nbytes: int) -> AbstractContextManager["StreamWriter"]:
-        """S3Store one object while it is being made.
+        """Upload one object while it is being computed.
 
-        There is no second try inside: what was sent is not kept. After an error nothing is
-        stored, and has to be made again.
+        This does not retry, because sent bytes are not kept. After an error nothing is stored, and
+        the object has to be computed again.
 
         Parameters
         ----------
         key
             Of the object.
         nbytes
-            How many bytes will be written, which S3 wants to know first.
+            How many bytes will be written, which S3 requires at the beginning.
 
         Raises
         ------
         UnsentError
             S3 is busy, or the connection broke.
         StoreError
-            S3 rejects.
+            S3 rejects the request.
         """
-        return self._sending(key, {}, nbytes, key)
+        return self._writing(key, {}, nbytes, key)
 
     @contextlib.contextmanager
-    def _sending(
+    def _writing(
         self, key: str, query: Mapping[str, str], nbytes: int, name: str, start: bytes = b""
     ) -> Iterator["StreamWriter"]:
         self.meter.add(puts=1)
@@ -353,8 +355,8 @@ class TaskS3Client:
                 raise _rejected("PUT", key, answer)
             answer.read()
         finally:
-            # Always new, since what is sent from it cannot be sent again; and never kept, or a warm
-            # function would have one more with every task.
+            # Never reused, because a PUT on a connection that S3 has closed could not be repeated;
+            # and never kept, or a warm function would have one more with every task.
             connection.close()
         self.meter.add(bytes_written=nbytes)
 
@@ -366,8 +368,8 @@ class TaskS3Client:
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
     ) -> _Answer:
-        """Make a request, again while it fails as requests to S3 do now and then."""
-        failures: list[str] = []
+        """Send a request, with retries after transient failures."""
+        retries = Retries(self.meter)
         while True:
             connection = self._connection()
             reused = connection.sock is not None
@@ -381,30 +383,21 @@ class TaskS3Client:
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 if reused:
-                    # S3 closes idle connections, and most likely the others too.
+                    # S3 closes idle connections, most likely the other ones, too.
                     self.close()
                     continue
-                failures.append(f"{type(error).__name__}: {error}")
+                reason = f"{type(error).__name__}: {error}"
             else:
                 if answer.status not in _TRANSIENT:
                     return answer
                 with answer:
-                    failures.append(f"S3 answered {answer.status} {_code(answer)}")
-            self._note(failures, method, key)
+                    reason = f"S3 answered {answer.status} {_code(answer)}"
+            retries.record_failure(reason, _giving_up(method, key))
 
     def _bound_receive_buffer(self, connected: socket.socket) -> None:
-        # Left alone, the kernel lets each grow to several MB, and they are the function's memory.
+        # Otherwise the kernel lets each grow to several MB, which are the function's memory.
         if self.receive_buffer_bytes:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_bytes)
-
-    def _note(self, failures: Sequence[str], method: str, key: str) -> None:
-        """Count the last failure, and wait or give up."""
-        if len(failures) >= MAX_ATTEMPTS:
-            raise StoreError(
-                f"{key}: {method} failed {len(failures)} times in a row: {summarize(failures)}"
-            )
-        self.meter.add(retries=1)
-        sleep_backoff(len(failures))
 
     def _sign(
         self,
@@ -438,6 +431,12 @@ class TaskS3Client:
         return http.client.HTTPSConnection(self._host, timeout=timeout, context=self._tls)
 
 
+def _giving_up(method: str, key: str) -> GiveUp:
+    return lambda times, reasons: StoreError(
+        f"{key}: {method} failed {times} times in a row: {reasons}"
+    )
+
+
 def _credentials() -> Credentials:
     # Lambda gives a function its role's credentials in these variables.
     return Credentials(
@@ -448,11 +447,11 @@ def _credentials() -> Credentials:
 
 
 def _code(answer: _Answer) -> str:
-    return _said(answer)[0]
+    return _describe(answer)[0]
 
 
-def _said(answer: _Answer | http.client.HTTPResponse) -> tuple[str, str]:
-    """Return the code of S3's error, and the whole of what there is to say of it."""
+def _describe(answer: _Answer | http.client.HTTPResponse) -> tuple[str, str]:
+    """Return the code of S3's error, and a text that describes it."""
     body = b""
     with contextlib.suppress(OSError):
         body = answer.read()
@@ -464,8 +463,8 @@ def _said(answer: _Answer | http.client.HTTPResponse) -> tuple[str, str]:
 
 
 def _rejected(method: str, key: str, answer: _Answer | http.client.HTTPResponse) -> StoreError:
-    code, reason = _said(answer)
-    # RequestTimeout: of a body that rested, since what it was made from did.
-    is_passing = answer.status in _TRANSIENT or code == "RequestTimeout"
-    rejected = UnsentError if is_passing else StoreError
+    code, reason = _describe(answer)
+    # RequestTimeout: S3 got no bytes for some time, because the inputs did not arrive either.
+    is_transient = answer.status in _TRANSIENT or code == "RequestTimeout"
+    rejected = UnsentError if is_transient else StoreError
     return rejected(f"{key}: S3 answered {method} with {reason}")

@@ -1,0 +1,93 @@
+"""boto3's errors as gradshard's errors, which say what to do."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    EndpointResolutionError,
+    NoCredentialsError,
+)
+
+from gradshard_core.errors import StoreError, UnreadableObjectError
+from gradshard_core.s3.streams import explain_denial
+
+_UNREADABLE: Final = {"AccessDenied", "InvalidObjectState"}
+
+_NO_ENDPOINT: Final = "AWS_ENDPOINT_URL is to be a URL such as http://127.0.0.1:4566"
+
+
+@contextlib.contextmanager
+def translated(key: str, *expected: str) -> Iterator[None]:
+    """Turn what boto3 raises into gradshard's errors.
+
+    S3's answers with the codes ``expected``, which the caller handles, stay a
+    :class:`~botocore.exceptions.ClientError`.
+    """
+    try:
+        yield
+    except ClientError as error:
+        code = error_code(error)
+        if code in expected:
+            raise
+        is_unreadable = code in _UNREADABLE and error.operation_name == "GetObject"
+        failure = UnreadableObjectError if is_unreadable else StoreError
+        raise failure(f"{key}: S3 answered {code}: {error}{explain_denial(code)}") from None
+    except KeyError as error:
+        raise StoreError(f"{key}: S3's answer has no {error}") from error
+    except NoCredentialsError:
+        raise StoreError(
+            "no AWS credentials found: configure them (aws configure), or use --local"
+        ) from None
+    except EndpointConnectionError as error:
+        raise StoreError(unreachable(error)) from None
+    except EndpointResolutionError as error:
+        raise StoreError(f"{error}; {_NO_ENDPOINT}") from None
+    except BotoCoreError as error:
+        raise StoreError(f"{key}: {type(error).__name__}: {error}") from error
+    except ValueError as error:
+        if (reason := settings_error(error)) is None:
+            raise
+        raise StoreError(reason) from None
+
+
+def unreachable(error: EndpointConnectionError) -> str:
+    """Return the error text for an endpoint that does not answer."""
+    if ".amazonaws.com" in str(error):
+        return f"{error}; is this machine connected, and is the region right (AWS_DEFAULT_REGION)?"
+    port = urlsplit(error.kwargs.get("endpoint_url", "")).port
+    option = f" --port {port}" if port else ""
+    return f"{error}; is the local engine running (gradshard local status{option})?"
+
+
+def check_listing(listing: Mapping[str, Any]) -> None:
+    """Check that an answer is a listing: an empty answer looks like a prefix without objects.
+
+    Raises
+    ------
+    KeyError
+        It lacks a field that every listing has.
+    """
+    if "IsTruncated" not in listing:
+        raise KeyError("IsTruncated")
+
+
+def error_code(error: ClientError) -> str:
+    """Return the code of S3's error; empty if it has none."""
+    return error.response.get("Error", {}).get("Code", "")
+
+
+def settings_error(error: ValueError) -> str | None:
+    """Return an error text if one of the user's settings is the cause of a ValueError, or None."""
+    if isinstance(error, json.JSONDecodeError):
+        return (
+            f"the answer of credential_process is not JSON ({error}); run the command that the "
+            "profile names, and see what it prints"
+        )
+    is_of_url = any(word in str(error).lower() for word in ("endpoint", "port", "url"))
+    return f"{error}; {_NO_ENDPOINT}" if is_of_url else None

@@ -1,0 +1,112 @@
+"""Opening a round: the input of its execution, and the wait until it is open."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gradshard.client.stack import Execution, Stack
+from gradshard.utils.polling import poll
+from gradshard_core.errors import GradshardError, RoundExistsError, RoundFailed, SpecError
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning import limits
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.records.round_spec import read_spec
+
+OPENING_SECONDS: Final = 20.0
+"""How long opening a round waits for its spec to appear in the bucket."""
+
+PAYLOAD_ROOM_BYTES: Final = 4096
+"""What the state machine adds to a round's spec: its name, a time and a callback token."""
+
+
+def encode_spec(spec: RoundSpec) -> str:
+    """Return a round's spec as the input of its execution.
+
+    Raises
+    ------
+    SpecError
+        It is longer than Step Functions takes.
+    """
+    fields = spec.to_json()
+    # ASCII, so that a character is a byte.
+    encoded = {name: json.dumps(value, separators=(",", ":")) for name, value in fields.items()}
+    payload = "{" + ",".join(f'"{name}":{value}' for name, value in encoded.items()) + "}"
+    most = limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
+    if len(payload) <= most:
+        return payload
+    largest = max(encoded, key=lambda name: len(encoded[name]))
+    remedies = {
+        "clients": f"give their number, {spec.expected}, or shorter ids",
+        "layout": "shorten the tensors' names, or apply the round to a model, which has a layout",
+    }
+    raise SpecError(
+        f"the round's terms are {len(payload)} bytes of JSON, over {most}, which is what Step "
+        f"Functions' {limits.MAX_PAYLOAD_BYTES} leave for them; {largest} takes "
+        f"{len(encoded[largest])}: {remedies.get(largest, 'shorten it')}"
+    )
+
+
+def wait_until_open(stack: Stack, name: str, spec: RoundSpec, *, is_new: bool) -> None:
+    """Wait until a round is open with this spec; not for long, since early updates count too.
+
+    Parameters
+    ----------
+    stack, name, spec
+        The round.
+    is_new
+        Whether Step Functions accepted the name as a new one.
+
+    Raises
+    ------
+    RoundExistsError
+        There is such a round with another spec, or there was one whose objects are deleted.
+    RoundFailed
+        The round could not be opened.
+    """
+    keys = RoundKeys(name)
+    execution: Execution | None = None
+    for _ in poll(OPENING_SECONDS):
+        opened = read_spec(stack.store, keys)
+        execution = None if opened else stack.execution(name)
+        if execution and execution.has_ended:
+            # The round may have been opened, and have ended, between the two requests.
+            opened = read_spec(stack.store, keys)
+            if opened is None:
+                raise _not_opened(name, execution, is_new=is_new)
+        before = opened[0].to_json() if opened else execution and execution.input
+        if before is not None and (others := _differing(before, spec.to_json())):
+            raise RoundExistsError(
+                f"round {name!r} was opened before, in other terms ({', '.join(others)}); "
+                "choose another name"
+            )
+        if opened:
+            return
+    if not is_new and execution is None:
+        raise RoundExistsError(
+            f"Step Functions says that the name {name!r} is taken, but has no execution of "
+            "it to look at; choose another name"
+        )
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of the fields that differ."""
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
+
+
+def _not_opened(name: str, execution: Execution, *, is_new: bool) -> GradshardError:
+    """Return the error for a round that has ended and has no spec in the bucket."""
+    if is_new and execution.failed:
+        return RoundFailed(
+            f"round {name!r} could not be opened ({execution.reason}); choose another name, "
+            "since that one is taken now"
+        )
+    kept = (
+        f"choose another name: it ran {execution.dates}, its objects are not there any more, and "
+        f"Step Functions keeps a name for {limits.NAME_KEPT_DAYS} days after its execution has "
+        "ended"
+    )
+    if execution.failed:
+        return RoundFailed(
+            f"round {name!r} failed when its name was first used ({execution.reason}); {kept}"
+        )
+    return RoundExistsError(f"round {name!r} was opened before, and completed; {kept}")

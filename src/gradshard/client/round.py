@@ -1,0 +1,495 @@
+"""A round: submit updates to it, wait for it, fetch its average, operate it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from gradshard.client import operations
+from gradshard.client.layer_upload import LayerUpload
+from gradshard.client.round_access import RoundAccess, Source
+from gradshard.client.stack import Stack
+from gradshard.client.status import StatusPoller, read_status
+from gradshard.client.ticket_issuer import DEFAULT_SECONDS, issue_ticket, max_update_bytes
+from gradshard.client.tickets import Ticket
+from gradshard.client.upload_source import Content, content_of
+from gradshard.client.uploads import Progress, has_checksum, upload
+from gradshard_core.errors import (
+    RoundFailed,
+    RoundNotFoundError,
+    RoundStateError,
+    TicketError,
+    UpdateError,
+)
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.layout import Layout
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.spec import RoundSpec, parse_spec
+from gradshard_core.records.manifest import COMPLETED, parse_manifest
+from gradshard_core.records.model_registry import Version, layout_of, read_version
+from gradshard_core.records.round_spec import read_spec
+from gradshard_core.s3.store import S3Store
+from gradshard_core.stragglers.assignments import Assignment, Assignments
+
+POLLS_PER_EXECUTION: Final = 5
+"""Manifest polls per DescribeExecution call, which Step Functions throttles."""
+
+
+class Round(RoundAccess):
+    """A round, for its clients and its operator.
+
+    Parameters
+    ----------
+    stack
+        Where it runs.
+    name
+        Its id.
+    is_new
+        Whether it was just opened, under a name that no earlier round has.
+    """
+
+    def __init__(self, stack: Stack, name: str, *, is_new: bool = False) -> None:
+        self.keys = RoundKeys(name)
+        self.is_new = is_new
+        self._stack = stack
+
+    def __repr__(self) -> str:
+        return f"Round({self.id!r})"
+
+    @property
+    def id(self) -> str:
+        """The round's id."""
+        return self.keys.round_id
+
+    @property
+    def store(self) -> S3Store:
+        """The store of its bucket."""
+        return self._stack.store
+
+    def spec(self) -> RoundSpec:
+        """Return what the round was opened with.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        """
+        return self._opened()[0]
+
+    def model(self) -> Version:
+        """Return the version of the model that the round began from, for clients to train.
+
+        Raises
+        ------
+        RoundStateError
+            The round is not applied to a model, or is just being opened.
+        RoundNotFoundError
+            There is no such round.
+        """
+        spec, record = self._opened()
+        if spec.server_optimizer is None:
+            raise self._not_applied()
+        if record is None:
+            raise RoundStateError(f"round {self.id!r} is just being opened; try again")
+        return read_version(self.store, spec.server_optimizer.model, record["model_version"])
+
+    def _model(self) -> Source:
+        return self.store, self.model().tensors.source
+
+    def _opened(self) -> tuple[RoundSpec, dict[str, Any] | None]:
+        """Return the round's spec, and the record of its opening once that exists."""
+        opened = read_spec(self.store, self.keys)
+        if opened is not None:
+            return opened
+        # It may just be opening.
+        execution = self._stack.execution(self.id)
+        if execution is None:
+            raise RoundNotFoundError.of(self.id)
+        if execution.failed:
+            raise RoundFailed(f"round {self.id!r} failed: {execution.reason}")
+        if execution.has_ended:
+            # The round may have been opened, and have ended, between the two requests.
+            if (opened := read_spec(self.store, self.keys)) is None:
+                raise RoundNotFoundError.deleted(self.id, execution.dates)
+            return opened
+        return parse_spec(execution.input), None
+
+    def submit(
+        self,
+        client: str,
+        update: Mapping[str, Any] | str | Path,
+        samples: int | None = None,
+        *,
+        partial: bool = False,
+        training: Mapping[str, float] | None = None,
+        progress: Progress | None = None,
+    ) -> bool:
+        """Upload a client's update; until the round is planned, the last one counts.
+
+        Tensors in memory are not copied and a file is read as it is sent: a few MB are held. Where
+        the connection breaks, a large update goes up in parts, which submitting again resumes. If
+        the round has a layout or a model, the tensors go up in its order.
+
+        Parameters
+        ----------
+        client
+            The client's id.
+        update
+            Tensors by name (numpy arrays or torch tensors), or the path of a .safetensors file.
+        samples
+            The number of samples it was trained on; a file may have it in its metadata, as
+            ``num_samples``.
+        partial
+            It holds only some of the round's layers, and that is all the client has; the round's
+            rule must allow that.
+        training
+            What the client reports of its training: ``train_seconds``, ``batch_size``, ``epochs``
+            and ``steps``, as far as they are known.
+        progress
+            Called with the bytes sent and the total.
+
+        Returns
+        -------
+        bool
+            Whether it replaced another update that the client had sent.
+
+        Raises
+        ------
+        UpdateError
+            The update could not be averaged, or its client is not expected; nothing was sent.
+        RoundNotFoundError
+            There is no such round.
+        RoundStateError
+            The round takes no more updates.
+        """
+        key = self.keys.update(client)
+        with content_of(update, samples, training) as content:
+            spec, ordered = self.prepare(client, content, partial=partial)
+            if self._is_counted(spec, client, ordered):
+                return False
+            replaces = self._differs(key, ordered)
+            upload(self.store, key, ordered, progress)
+            return replaces
+
+    def layer_upload(
+        self, client: str, samples: int, *, training: Mapping[str, float] | None = None
+    ) -> LayerUpload:
+        """Begin a partial update that grows layer by layer, as back-propagation reaches them.
+
+        The layers that were added before the deadline are averaged.
+
+        Raises
+        ------
+        UpdateError
+            The round takes whole updates only, or the client is not expected.
+        """
+        spec = self.spec()
+        _check_expected(spec, client, self.id)
+        _check_partial(spec, self.id)
+        return LayerUpload(self, client, samples, training)
+
+    def assignment(self, client: str) -> Assignment:
+        """Return the settings with which a client should train for this round.
+
+        The round that this one's ``assignments`` name as the one before ended with them. A client
+        that did not take part in it gets the base settings.
+
+        Raises
+        ------
+        RoundStateError
+            The round was opened without assignments, or the one before has not ended.
+        """
+        stated = self.spec().assignments
+        if stated is None:
+            raise RoundStateError(f"round {self.id!r} was opened without assignments")
+        if stated.after is None:
+            return Assignments(stated.settings).of(client)
+        key = RoundKeys(stated.after).assignments
+        document = self.store.get_json(key, Assignments.from_json)
+        if document is None:
+            raise RoundStateError(
+                f"round {stated.after!r}, the one before {self.id!r}, has not ended with "
+                "assignments; wait for it"
+            )
+        return document.of(client)
+
+    def ticket(
+        self, client: str, *, expires: int = DEFAULT_SECONDS, max_bytes: int | None = None
+    ) -> Ticket:
+        """Make a ticket, with which a client without AWS credentials takes part in the round.
+
+        Its holder can upload one update, once, and read why it was rejected and the average; see
+        docs/tickets.md. The ticket is a secret: whoever has it is that client.
+
+        Parameters
+        ----------
+        client
+            The client's id.
+        expires
+            Seconds from now, at most seven days. Temporary credentials end earlier, and the ticket
+            with them.
+        max_bytes
+            How long the update may be, its header included; by default, what an update of the
+            round's layout needs.
+
+        Raises
+        ------
+        UpdateError
+            The client is not expected.
+        TicketError
+            S3 takes no such time or size, or none was given and the round has no layout.
+        RoundNotFoundError
+            There is no such round.
+        """
+        spec, record = self._opened()
+        _check_expected(spec, client, self.id)
+        layout = self._layout(spec, record)
+        if max_bytes is None:
+            if layout is None:
+                raise TicketError(
+                    f"round {self.id!r} has no layout to go by: give max_bytes (--max-size), how "
+                    "large the update may be"
+                )
+            max_bytes = max_update_bytes(layout)
+        return issue_ticket(
+            self.store,
+            self.keys,
+            client,
+            expires=expires,
+            max_bytes=max_bytes,
+            # With a rule, an update may have only some of its tensors.
+            layout=None if spec.rule else layout,
+            allow_nonfinite=spec.allow_nonfinite,
+            model=self.model().tensors.source if spec.server_optimizer else None,
+        )
+
+    def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+        poller: StatusPoller | None = None,
+    ) -> dict[str, Any]:
+        """Wait until the round has ended and return its manifest.
+
+        Parameters
+        ----------
+        timeout
+            The longest wait, in seconds.
+        progress
+            Called with the :meth:`status` at each poll.
+        poller
+            Reads the status for ``progress``; give your own to use it there, too.
+
+        Raises
+        ------
+        RoundFailed
+            With the cause.
+        RoundNotFoundError
+            There is no such round.
+        WaitTimeoutError
+            The round has not ended within the timeout.
+        """
+        poller = poller or self.status_poller()
+        self.spec()
+
+        def look(number: int) -> dict[str, Any] | None:
+            manifest = self._manifest(check_execution=number % POLLS_PER_EXECUTION == 0)
+            if progress:
+                progress(poller.poll(check_execution=False))
+            return manifest
+
+        return self._wait(timeout, look)
+
+    def status(self) -> dict[str, Any]:
+        """Return how far the round is, as JSON.
+
+        ``state`` is ``awaiting``, ``aggregating``, ``completed`` or ``failed``; ``arrived``,
+        ``missing``, ``rejected`` and ``late`` say who has and has not taken part, and why;
+        ``plan`` and ``tasks_done`` how far the aggregation is; ``manifest`` is the record of a
+        round that has ended.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        """
+        return read_status(self._stack, self.keys)
+
+    def status_poller(self) -> StatusPoller:
+        """Return a poller of the round's status, which reads only what is new."""
+        return StatusPoller(self._stack, self.keys)
+
+    def close(self) -> bool:
+        """Stop waiting and aggregate the updates that have arrived, as at the deadline.
+
+        Returns
+        -------
+        bool
+            Whether it was waiting; False if it aggregates already.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        RoundStateError
+            It has ended, or is just being opened.
+        """
+        return operations.close_round(self._stack, self.keys)
+
+    def cancel(self, reason: str) -> str:
+        """Stop the round and clean up; it has then failed, with the reason as its cause.
+
+        Returns
+        -------
+        str
+            The cause that its manifest has, which is another one if it had failed before.
+
+        Raises
+        ------
+        SpecError
+            There is no reason.
+        RoundNotFoundError
+            There is no such round.
+        RoundStateError
+            It was completed, maybe just now, and stays so.
+        """
+        return operations.cancel_round(self._stack, self.keys, reason)
+
+    def remove(self) -> None:
+        """Delete the objects of the round, all versions, for good; it must have ended.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        RoundStateError
+            It has not ended.
+        """
+        operations.remove_round(self._stack, self.keys)
+
+    def log(self) -> list[operations.LogLine]:
+        """Return what the functions logged about the round, the newest last.
+
+        Raises
+        ------
+        RoundNotFoundError
+            There is no such round.
+        """
+        return operations.round_log(self._stack, self.keys)
+
+    def has_ended(self) -> bool:
+        """Whether the round has ended, completed or failed."""
+        return self.store.head(self.keys.manifest) is not None
+
+    def rejection(self, client: str) -> str | None:
+        """Return why the client's update was rejected or came too late; None if it was not."""
+        record = self.store.get_json(self.keys.rejection(client))
+        return None if record is None else str(record["reason"])
+
+    def _average(self) -> Source:
+        manifest = self._manifest(check_execution=True)
+        if manifest is None:
+            self.spec()
+            raise self._not_ended()
+        update = manifest["update"]
+        source = ObjectVersion(update["key"], update["version"], update["etag"], update["nbytes"])
+        return self.store, source
+
+    def _manifest(self, *, check_execution: bool) -> dict[str, Any] | None:
+        """Return the manifest of a completed round; None while it goes on."""
+        store = self.store
+        manifest: dict[str, Any] | None = store.get_json(self.keys.manifest, parse_manifest)
+        if manifest is None and check_execution:
+            execution = self._stack.execution(self.id)
+            # The manifest may have been written between the two requests.
+            if execution and execution.has_ended:
+                manifest = store.get_json(self.keys.manifest, parse_manifest)
+                if manifest is None and execution.failed:
+                    raise RoundFailed(f"round {self.id!r} failed: {execution.reason}")
+                if manifest is None:
+                    raise RoundNotFoundError.deleted(self.id, execution.dates)
+        if manifest is not None and manifest["status"] != COMPLETED:
+            raise RoundFailed(f"round {self.id!r} failed: {manifest['cause']}")
+        return manifest
+
+    def prepare(self, client: str, content: Content, *, partial: bool) -> tuple[RoundSpec, Content]:
+        """Check that an update may be sent, and put its tensors in the order of the round's.
+
+        Returns
+        -------
+        RoundSpec
+            The round's spec.
+        Content
+            The update, in the order of the round's layout where it has one.
+
+        Raises
+        ------
+        UpdateError
+            Its client is not expected, its layout is not the round's, or it holds NaN or
+            infinities, which the round does not allow.
+        """
+        spec, record = self._opened()
+        _check_expected(spec, client, self.id)
+        if partial:
+            _check_partial(spec, self.id)
+        layout = self._layout(spec, record)
+        fitted = self._fit(content, layout, partial=partial, allow_nonfinite=spec.allow_nonfinite)
+        return spec, fitted
+
+    def _layout(self, spec: RoundSpec, record: dict[str, Any] | None) -> Layout | None:
+        """Return the layout that updates must have, if it is known: the model's, or the spec's."""
+        if spec.server_optimizer is None or record is None:
+            return spec.layout
+        store = self.store
+        version = read_version(store, spec.server_optimizer.model, record["model_version"])
+        return layout_of(store, version.tensors)
+
+    def _differs(self, key: str, content: Content) -> bool:
+        """Whether there is an update already, and it is not this very one."""
+        store = self.store
+        if store.head(key) is None:
+            return False
+        checksum = store.checksum(key)
+        return checksum is None or not has_checksum(content, checksum)
+
+    def _is_counted(self, spec: RoundSpec, client: str, content: Content) -> bool:
+        """Whether this very update is in the plan already, so that submitting it is a repetition.
+
+        Raises
+        ------
+        RoundStateError
+            The round takes no more updates, and has not got this one.
+        """
+        store = self.store
+        plan = store.get_json(self.keys.plan, Plan.from_json)
+        if plan is None:
+            manifest = store.get_json(self.keys.manifest, parse_manifest)
+            if manifest is None:
+                return False
+            raise RoundStateError(f"round {self.id!r} has ended ({manifest['status']})")
+        if spec.awaits(client, plan.awaited):
+            return False
+        counted = {c.client: c.source for c in plan.contributors}
+        if (source := counted.get(client)) is not None:
+            checksum = store.checksum(source.key, etag=source.etag)
+            if checksum is not None and has_checksum(content, checksum):
+                return True
+        raise RoundStateError(
+            f"round {self.id!r} was planned at {plan.planned_at} and takes no more updates"
+        )
+
+
+def _check_expected(spec: RoundSpec, client: str, round_id: str) -> None:
+    if not spec.expects(client):
+        assert not isinstance(spec.clients, int)  # noqa: S101 - for mypy: then all are expected
+        raise UpdateError(
+            f"client {client!r} is not expected in round {round_id!r}, only "
+            f"{', '.join(spec.clients)}"
+        )
+
+
+def _check_partial(spec: RoundSpec, round_id: str) -> None:
+    if spec.rule is None:
+        raise UpdateError(
+            f"round {round_id!r} averages whole updates only; open it with a rule for partial ones"
+        )

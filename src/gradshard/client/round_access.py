@@ -1,0 +1,136 @@
+"""What a client does in a round, with AWS credentials and with a ticket alike."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, overload
+
+from gradshard.client.downloads import fetch_tensors
+from gradshard.client.tensors import Array
+from gradshard.client.upload_source import Content, check_finite, in_order_of
+from gradshard.client.uploads import Progress
+from gradshard.utils.polling import poll
+from gradshard_core.errors import RoundStateError, UpdateError, WaitTimeoutError
+from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.layout import Layout
+from gradshard_core.s3.streams import Opener
+
+T = TypeVar("T")
+
+Source = tuple[Opener, ObjectVersion]
+"""An object, and what opens ranges of it."""
+
+
+class RoundAccess(ABC):
+    """Access to one round; subclasses say how its objects are reached."""
+
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """The round's id."""
+
+    @abstractmethod
+    def has_ended(self) -> bool:
+        """Whether the round has ended, completed or failed."""
+
+    @abstractmethod
+    def _average(self) -> Source:
+        """Return the average; raise if there is none, or none yet."""
+
+    @abstractmethod
+    def _model(self) -> Source:
+        """Return the model that the round began from; raise if it has none."""
+
+    @overload
+    def fetch(self, *, progress: Progress | None = None) -> dict[str, Array]: ...
+
+    @overload
+    def fetch(self, path: str | Path, *, progress: Progress | None = None) -> Path: ...
+
+    def fetch(
+        self, path: str | Path | None = None, *, progress: Progress | None = None
+    ) -> dict[str, Array] | Path:
+        """Fetch the average.
+
+        Parameters
+        ----------
+        path
+            The file to write, in a few MB of memory; it appears when it is complete.
+        progress
+            Called with the bytes received and the total.
+
+        Returns
+        -------
+        dict or Path
+            Arrays by name, which share one buffer; or ``path``.
+
+        Raises
+        ------
+        RoundFailed
+            The round failed; the error has the cause, unless a ticket is used.
+        RoundStateError
+            The round has not ended.
+        """
+        return fetch_tensors(*self._average(), path, progress)
+
+    @overload
+    def fetch_model(self, *, progress: Progress | None = None) -> dict[str, Array]: ...
+
+    @overload
+    def fetch_model(self, path: str | Path, *, progress: Progress | None = None) -> Path: ...
+
+    def fetch_model(
+        self, path: str | Path | None = None, *, progress: Progress | None = None
+    ) -> dict[str, Array] | Path:
+        """Fetch the model that the round began from, as :meth:`fetch` fetches the average.
+
+        Raises
+        ------
+        RoundStateError
+            The round is not applied to a model, or is just being opened.
+        """
+        return fetch_tensors(*self._model(), path, progress)
+
+    def _wait(self, timeout: float | None, look: Callable[[int], T | None]) -> T:
+        """Poll until ``look``, which gets the number of the poll, returns something.
+
+        Raises
+        ------
+        WaitTimeoutError
+            The timeout passed.
+        """
+        for number in poll(timeout):
+            if (found := look(number)) is not None:
+                return found
+        raise WaitTimeoutError(f"round {self.id!r} has not ended within {timeout:g} s")
+
+    def _fit(
+        self,
+        content: Content,
+        layout: Layout | None,
+        *,
+        partial: bool = False,
+        allow_nonfinite: bool,
+    ) -> Content:
+        """Return an update in the order of the round's layout.
+
+        Raises
+        ------
+        UpdateError
+            Its layout is not the round's, or it holds NaN or infinities that the round does not
+            allow.
+        """
+        difference = layout and layout.difference(content.layout, partial=partial)
+        if difference:
+            raise UpdateError(
+                f"its layout is not the one round {self.id!r} was opened with: {difference}"
+            )
+        if not allow_nonfinite:
+            check_finite(content)
+        return in_order_of(layout, content)
+
+    def _not_ended(self) -> RoundStateError:
+        return RoundStateError(f"round {self.id!r} has not ended; wait for it first")
+
+    def _not_applied(self) -> RoundStateError:
+        return RoundStateError(f"round {self.id!r} is not applied to a model")

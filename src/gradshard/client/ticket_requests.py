@@ -1,0 +1,184 @@
+"""Requests with a ticket's URLs, and what their answers mean for the ticket."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import IO, Any, Final, NoReturn
+
+from urllib3.exceptions import HTTPError
+
+from gradshard.client.presigned import Answer, HttpClient
+from gradshard.client.tickets import Ticket
+from gradshard_core.errors import ChangedObjectError, TicketError
+from gradshard_core.formats.digests import parts_of
+from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.s3.retries import Retries
+from gradshard_core.s3.streams import Body
+from gradshard_core.s3.traffic import Meter
+
+TRANSIENT_CODES: Final = frozenset(
+    {"RequestTimeout", "ConditionalRequestConflict", "OperationAborted"}
+)
+"""Errors of S3 that a retry may not meet: of a slow connection, or of two requests at once."""
+
+_METADATA: Final = "x-amz-meta-"
+_MAX_LENGTH_DIGITS: Final = 15
+
+
+class TicketRequests:
+    """Sends a ticket's requests and turns S3's rejections into errors that say what to do.
+
+    Parameters
+    ----------
+    ticket
+        The ticket. Its host is checked at the first request.
+    """
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+
+    @cached_property
+    def _http(self) -> HttpClient:
+        return HttpClient(self.ticket.result_url)
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, Any],
+        body: IO[bytes] | bytes | None = None,
+        *,
+        stream: bool = False,
+    ) -> Answer:
+        """Send a request once, as :meth:`~gradshard.client.presigned.HttpClient.send` does."""
+        return self._http.send(method, url, headers, body, stream=stream)
+
+    def ask(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> Answer | None:
+        """Send a request without a body, with retries; return None if there is no object."""
+        retries = Retries()
+        while True:
+            try:
+                answer = self.send(method, url, headers or {})
+            except OSError as error:
+                reason = str(error)
+            else:
+                if answer.status_code == 404 or answer.status_code < 300:
+                    self.check_is_s3(answer)
+                    return None if answer.status_code == 404 else answer
+                if answer.status_code < 500:
+                    self.reject(answer)
+                reason = f"S3 answered {answer.status_code}"
+            retries.record_failure(
+                reason,
+                lambda times, reasons: TicketError(
+                    f"S3 does not answer for round {self.ticket.round_id!r}, {times} times in a "
+                    f"row; see whether this machine is connected, and try again ({reasons})"
+                ),
+            )
+
+    def fail(self, answer: Answer) -> NoReturn:
+        """Raise an OSError if a retry may succeed, else a TicketError."""
+        is_transient = answer.code in TRANSIENT_CODES or answer.status_code == 409
+        if answer.status_code < 500 and not is_transient:
+            self.reject(answer)
+        raise OSError(f"S3 answered {answer.code or answer.status_code}")
+
+    def reject(self, answer: Answer) -> NoReturn:
+        """Say why S3 does not take the ticket; of its answer only the code, which is plain."""
+        if not (answer.is_of_s3 or answer.code):
+            raise self.not_s3(str(answer.status_code))
+        ticket = self.ticket
+        if datetime.now(UTC) >= ticket.expires_at:
+            why = f"it expired at {ticket.expires_at.isoformat(timespec='seconds')}"
+        else:
+            why = (
+                f"S3 answered {answer.code or answer.status_code}: the credentials "
+                "it was made with have ended, or may not do this"
+            )
+        raise TicketError(
+            f"the ticket of client {ticket.client!r} in round {ticket.round_id!r} is not valid: "
+            f"{why}; ask the round's operator for another"
+        )
+
+    def check_is_s3(self, answer: Answer) -> None:
+        """Check that an answer comes from S3.
+
+        Raises
+        ------
+        TicketError
+            It comes from something else.
+        """
+        if not answer.is_of_s3:
+            raise self.not_s3(f"{answer.status_code} without a request's id")
+
+    def header(self, answer: Answer, name: str) -> str:
+        """Return a header that S3 always sends."""
+        found = answer.headers.get(name)
+        if not found:
+            raise self.not_s3(f"no {name}")
+        return found
+
+    def content_length(self, answer: Answer) -> int:
+        """Return the length of the object that an answer is about."""
+        return self.parse_length(self.header(answer, "Content-Length"), "no length")
+
+    def parse_length(self, text: str, otherwise: str) -> int:
+        """Read a length in an answer; ``otherwise`` says what is wrong if it is not one."""
+        if not (text.isascii() and text.isdigit() and len(text) <= _MAX_LENGTH_DIGITS):
+            raise self.not_s3(otherwise)
+        return int(text)
+
+    def not_s3(self, what: str) -> TicketError:
+        """Return the error for an answer that S3 does not give."""
+        return TicketError(
+            f"{self.ticket.host} does not answer as S3 does ({what}): something between may answer "
+            "instead, such as a network that asks for a login; open a web page, or use another "
+            "network"
+        )
+
+
+class UrlReader:
+    """Opens ranges of the object that one of a ticket's URLs reads."""
+
+    def __init__(self, requests: TicketRequests, url: str) -> None:
+        self.meter = Meter()
+        self._requests, self._url = requests, url
+
+    def get_body(self, source: ObjectVersion, start: int, end: int) -> Body:
+        """Open bytes [start, end) of the object."""
+        self.meter.add(gets=1)
+        headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": source.etag}
+        answer = self._requests.send("GET", self._url, headers, stream=True)
+        if answer.status_code in {404, 412}:
+            raise ChangedObjectError(f"{source.key}: it changed while it was fetched")
+        if 400 <= answer.status_code < 500:
+            self._requests.reject(answer)
+        expected = f"bytes {start}-{end - 1}/{source.nbytes}"
+        if answer.headers.get("Content-Range") != expected:
+            answer.raw.close()
+            raise OSError(f"S3 answered {answer.status_code}")
+        metadata = {
+            name.lower().removeprefix(_METADATA): value for name, value in answer.headers.items()
+        }
+        encryption = answer.headers.get("x-amz-server-side-encryption", "")
+        return _AnswerBody(answer, parts_of(source.etag, source.nbytes, metadata, encryption))
+
+
+class _AnswerBody:
+    """An answer's body, whose errors do not contain its URL.
+
+    ``parts`` are the sizes by which the object can be checked
+    (:mod:`gradshard_core.formats.digests`).
+    """
+
+    def __init__(self, answer: Answer, parts: tuple[int, ...] | None) -> None:
+        self._raw = answer.raw
+        self.parts = parts
+        self.close = answer.raw.close
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        try:
+            count: int = self._raw.readinto(buffer)
+        except HTTPError as error:
+            raise OSError(f"the connection broke ({type(error).__name__})") from None
+        return count

@@ -1,0 +1,172 @@
+"""Taking part in a round with a ticket, without AWS credentials."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gradshard.client.round_access import RoundAccess, Source
+from gradshard.client.ticket_requests import TicketRequests, UrlReader
+from gradshard.client.ticket_upload import TicketUpload
+from gradshard.client.tickets import Ticket
+from gradshard.client.upload_source import PaddedContent, check_finite, content_of
+from gradshard.client.uploads import Progress, ignore_progress
+from gradshard_core.errors import RoundFailed, RoundStateError, UpdateError
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+
+
+class TicketRound(RoundAccess):
+    """A round, as the holder of a ticket sees it.
+
+    Parameters
+    ----------
+    ticket
+        The ticket.
+    """
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self._requests = TicketRequests(ticket)
+
+    @property
+    def id(self) -> str:
+        """The round's id."""
+        return self.ticket.round_id
+
+    @property
+    def client(self) -> str:
+        """The client that the ticket is for."""
+        return self.ticket.client
+
+    def submit(
+        self,
+        update: Mapping[str, Any] | str | Path,
+        samples: int | None = None,
+        *,
+        training: Mapping[str, float] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Upload the client's update, which the ticket allows once.
+
+        Submitting the same update again is no error. If the connection breaks, a PUT is sent again
+        from its beginning, at most three times. Of an upload in parts only the broken part is sent
+        again, and parts that have arrived stay for the next submission.
+
+        Parameters
+        ----------
+        update, samples, training, progress
+            As in :meth:`gradshard.client.round.Round.submit`.
+
+        Raises
+        ------
+        UpdateError
+            The update could not be averaged, or is too large; nothing was sent.
+        RoundStateError
+            The round has ended.
+        TicketError
+            The ticket was used for another update, or S3 does not take it any more.
+        """
+        ticket = self.ticket
+        with content_of(update, samples, training) as given:
+            content = self._fit(given, ticket.required_layout(), allow_nonfinite=True)
+            # The length is checked first: it costs nothing.
+            if content.nbytes > ticket.max_bytes:
+                raise UpdateError(
+                    f"the update is {content.nbytes} bytes, over the {ticket.max_bytes} of the "
+                    "ticket; ask for one for larger updates"
+                )
+            if not ticket.allow_nonfinite:
+                check_finite(content)
+            padded = PaddedContent(content, ticket.padded_length(content.nbytes))
+            upload = TicketUpload(self._requests, padded)
+            if upload.is_done():
+                return
+            if self.has_ended():
+                raise RoundStateError(
+                    f"round {self.id!r} has ended; ask for a ticket of the next one"
+                )
+            upload.send(progress or ignore_progress)
+
+    def rejection(self) -> str | None:
+        """Return why the client's update was rejected or came too late; None if it was not."""
+        answer = self._requests.ask("GET", self.ticket.rejection_url)
+        if answer is None:
+            return None
+        try:
+            return str(json.loads(answer.content)["reason"])
+        except (ValueError, LookupError, TypeError, RecursionError):
+            what = f"{len(answer.content)} bytes that give no reason"
+            raise self._requests.not_s3(what) from None
+
+    def has_ended(self) -> bool:
+        """Whether the round has ended, completed or failed."""
+        return self._requests.ask("HEAD", self.ticket.ended_url) is not None
+
+    def status(self) -> dict[str, Any]:
+        """Return what the ticket's holder may know of the round, as JSON.
+
+        ``state`` is ``open``, ``completed`` or ``failed``; ``uploaded`` the bytes of the client's
+        update, and ``reason`` why it was rejected or came too late, or None.
+        """
+        answer = self._requests.ask("HEAD", self.ticket.uploaded_url)
+        state = "open"
+        if self.has_ended():
+            state = "failed" if self._find_average() is None else "completed"
+        return {
+            "round": self.id,
+            "client": self.client,
+            "state": state,
+            "uploaded": None if answer is None else self._requests.content_length(answer),
+            "reason": self.rejection(),
+            "expires_at": self.ticket.expires_at.isoformat(timespec="seconds"),
+            "max_bytes": self.ticket.max_bytes,
+        }
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the round has completed.
+
+        Parameters
+        ----------
+        timeout
+            The longest wait, in seconds.
+
+        Raises
+        ------
+        RoundFailed
+            The round failed.
+        WaitTimeoutError
+            The round has not ended within the timeout.
+        """
+        self._wait(timeout, lambda _: self.has_ended() or None)
+        self._ended_average()
+
+    def _average(self) -> Source:
+        if not self.has_ended():
+            raise self._not_ended()
+        return UrlReader(self._requests, self.ticket.result_url), self._ended_average()
+
+    def _model(self) -> Source:
+        model = self.ticket.model
+        if model is None:
+            raise self._not_applied()
+        name = f"the model of round {self.id!r}"
+        source = ObjectVersion(name, "", model["etag"], model["nbytes"])
+        return UrlReader(self._requests, model["url"]), source
+
+    def _ended_average(self) -> ObjectVersion:
+        source = self._find_average()
+        if source is None:
+            raise RoundFailed(
+                f"round {self.id!r} failed; its operator can see why (gradshard show {self.id})"
+            )
+        return source
+
+    def _find_average(self) -> ObjectVersion | None:
+        """Return the average's object; None if there is none."""
+        requests = self._requests
+        answer = requests.ask("GET", self.ticket.result_url, {"Range": "bytes=0-0"})
+        if answer is None:
+            return None
+        size = requests.header(answer, "Content-Range").rpartition("/")[2]
+        nbytes = requests.parse_length(size, "no object's length")
+        return ObjectVersion(RoundKeys(self.id).result, "", requests.header(answer, "ETag"), nbytes)

@@ -1,0 +1,240 @@
+"""The local engines of this user: where each listens, whether it runs, and how to reach it.
+
+Each engine is known by its port and keeps its files (process id, key, log, build, the functions'
+files) in one folder of the user's cache.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import boto3
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from gradshard.deployment.gate import read_credentials
+from gradshard_core.errors import EngineError
+from gradshard_core.s3.boto_client import connect
+from gradshard_core.s3.sigv4 import Credentials
+
+DEFAULT_PORT: Final = 4566
+REGION: Final = "us-east-1"
+STACK: Final = "gradshard"
+"""The stack's name, as in the application's `samconfig.toml`."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A local engine, running or not.
+
+    Attributes
+    ----------
+    port
+        The port it listens on.
+    pid
+        Its process id, or None when it is not running.
+    folder
+        The folder of its files.
+    deployed
+        Whether the application was deployed to it.
+    """
+
+    port: int
+    pid: int | None
+    folder: Path
+    deployed: bool
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is alive."""
+        return self.pid is not None
+
+    @property
+    def url(self) -> str:
+        """Its endpoint, for every AWS service."""
+        return url_of("127.0.0.1", self.port)
+
+    @property
+    def port_option(self) -> str:
+        """The option that selects this engine in a command; empty for the default port."""
+        return f" --port {self.port}" if self.port != DEFAULT_PORT else ""
+
+    @property
+    def starting(self) -> str:
+        """The command that starts it."""
+        return f"gradshard local up{self.port_option}"
+
+    @property
+    def stopping(self) -> str:
+        """The command that stops it."""
+        return f"gradshard local down{self.port_option}"
+
+    @property
+    def log(self) -> Path:
+        """Its own output. Functions write to its CloudWatch Logs instead."""
+        return self.folder / "engine.log"
+
+    @property
+    def container_settings(self) -> Path:
+        """Settings of `sam local invoke`, if it was started with ``bind``."""
+        return self.folder / "samconfig.toml"
+
+    @property
+    def credentials_file(self) -> Path:
+        """The file of its key, which was made when it started; only its user can read it."""
+        return self.folder / "credentials.json"
+
+    @property
+    def credentials(self) -> Credentials:
+        """Its key, without which it rejects every request.
+
+        Raises
+        ------
+        EngineError
+            It has none: it is not running, or an older gradshard started it.
+        """
+        try:
+            return read_credentials(self.credentials_file)
+        except (OSError, ValueError, KeyError) as error:
+            raise EngineError(
+                f"the engine on port {self.port} has no key in {self.credentials_file}: "
+                f"`{self.stopping}`, then `{self.starting}`"
+            ) from error
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that make every AWS client use it, and only it, and no proxy."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.credentials.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.credentials.secret_key,
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_REGION": REGION,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_PROXY": hosts_without_proxy(),
+            "no_proxy": hosts_without_proxy(),
+        }
+
+
+def status(port: int = DEFAULT_PORT) -> Engine:
+    """Return the engine of a port, running or not.
+
+    Parameters
+    ----------
+    port
+        The engine's port.
+
+    Returns
+    -------
+    Engine
+        The engine; its `pid` is None when it is not running.
+    """
+    folder = folder_of(port)
+    pid = _read_pid(folder)
+    deployed = pid is not None and (folder / "deployed").exists()
+    return Engine(port=port, pid=pid, folder=folder, deployed=deployed)
+
+
+def running() -> list[Engine]:
+    """Return this user's running engines, by port."""
+    ports = (folder.name.removeprefix("engine-") for folder in _cache().glob("engine-*/"))
+    engines = [status(int(port)) for port in ports if port.isdecimal()]
+    return sorted((engine for engine in engines if engine.running), key=lambda engine: engine.port)
+
+
+def find(port: int = DEFAULT_PORT) -> Engine:
+    """Return the engine of a port, which must run.
+
+    Raises
+    ------
+    EngineError
+        It does not run. The error names the engines that do.
+    """
+    engine = status(port)
+    if engine.running:
+        return engine
+    others = elsewhere()
+    advice = f"{others}; or " if others else ""
+    raise EngineError(
+        f"no local engine is running on port {port}: {advice}start it with `{engine.starting}`"
+    )
+
+
+def elsewhere() -> str:
+    """Return a text that says on which ports this user's engines run; empty if none does."""
+    options = [f"--port {engine.port}" for engine in running()]
+    if not options:
+        return ""
+    return f"{'one runs' if len(options) == 1 else 'others run'} with {', '.join(options)}"
+
+
+def has_application(engine: Engine) -> bool:
+    """Whether a running engine has the application, which a reset deletes."""
+    formation = connect(session(engine), "cloudformation", Config(), engine.url)
+    try:
+        formation.describe_stacks(StackName=STACK)
+    except ClientError:
+        return False
+    return True
+
+
+def session(engine: Engine) -> boto3.Session:
+    """Make a session with the engine's key and without the user's settings."""
+    settings = {
+        "profile": (None, None, None, None),
+        "config_file": (None, None, os.devnull, None),
+        "credentials_file": (None, None, os.devnull, None),
+    }
+    return boto3.Session(
+        aws_access_key_id=engine.credentials.access_key,
+        aws_secret_access_key=engine.credentials.secret_key,
+        region_name=REGION,
+        botocore_session=botocore.session.Session(session_vars=settings),
+    )
+
+
+def url_of(address: str, port: int) -> str:
+    """Return the URL of an engine that listens on an address."""
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
+def _cache() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "gradshard"
+
+
+def folder_of(port: int) -> Path:
+    """Return the folder of a port's engine, which need not exist."""
+    return _cache() / f"engine-{port}"
+
+
+def hosts_without_proxy() -> str:
+    """Return the hosts that need no proxy: the user's, and this machine."""
+    said = [os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")]
+    hosts = [host.strip() for host in ",".join(said).split(",")]
+    if "*" in hosts:
+        return "*"
+    return ",".join(dict.fromkeys(filter(None, [*hosts, "127.0.0.1", "localhost"])))
+
+
+def _read_pid(folder: Path) -> int | None:
+    try:
+        pid = int((folder / "pid").read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if _is_alive(pid) else None
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process runs and is an engine, not another that got its id later."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)  # collects one that this process started and that has ended
+    try:
+        return b"gradshard.deployment.engine_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,110 @@
+"""The application on a local engine: built and deployed to it by `sam`."""
+
+import json
+import platform
+import subprocess
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+from botocore.config import Config
+
+from gradshard.deployment import application
+from gradshard.deployment.engine import STACK, Engine, has_application, session, url_of
+from gradshard.deployment.engine_control import child_environment, tail_of
+from gradshard_core.errors import EngineError
+from gradshard_core.s3.boto_client import connect
+
+Progress = Callable[[str], None]
+
+
+def deploy_if_changed(engine: Engine, progress: Progress) -> None:
+    """Build and deploy the application, unless the engine has the same one already.
+
+    Raises
+    ------
+    EngineError
+        `sam` failed.
+    """
+    fingerprint = application.fingerprint()
+    deployed = engine.folder / "deployed"
+    is_same = deployed.exists() and deployed.read_text() == fingerprint
+    if is_same and has_application(engine):
+        return
+    deployed.unlink(missing_ok=True)
+    with application.folder() as sources:
+        progress("building the application")
+        _run_sam(engine, sources, "build", "--build-dir", str(engine.folder / "build"))
+        progress("deploying the application")
+        built = engine.folder / "build" / "template.yaml"
+        _run_sam(engine, sources, "deploy", "--template-file", str(built))
+    deployed.write_text(fingerprint)
+
+
+def write_container_settings(engine: Engine, address: str) -> None:
+    """Write what `sam local invoke` needs to run a function in a container, with this engine.
+
+    A container has this machine's processor, reaches the engine at another address than this
+    machine, and its function needs the variables that the deployed one has.
+    """
+    formation = connect(session(engine), "cloudformation", Config(), engine.url)
+    functions = connect(session(engine), "lambda", Config(), engine.url)
+    at = url_of(address, engine.port)
+    variables = {}
+    for resource in formation.describe_stack_resources(StackName=STACK)["StackResources"]:
+        if resource["ResourceType"] == "AWS::Lambda::Function":
+            name = resource["PhysicalResourceId"]
+            found = functions.get_function_configuration(FunctionName=name)["Environment"]
+            variables[resource["LogicalResourceId"]] = found["Variables"] | {"AWS_ENDPOINT_URL": at}
+    file = engine.folder / "variables.json"
+    file.write_text(json.dumps(variables, indent=2))
+    with application.folder() as sources:
+        parameters = template_parameters(sources / "samconfig.toml", engine, at)
+    settings = {
+        "template_file": str(engine.folder / "build" / "template.yaml"),
+        "env_vars": str(file),
+        "parameter_overrides": parameters,
+    }
+    # JSON's strings and lists are TOML's too.
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    head = ["version = 0.1", "[default.local_invoke.parameters]"]
+    engine.container_settings.write_text("\n".join([*head, *lines, ""]))
+
+
+def _run_sam(engine: Engine, sources: Path, command: str, *arguments: str) -> None:
+    """Run one `sam` command with the application's `local` environment against the engine."""
+    config = sources / "samconfig.toml"
+    line = [application.find_sam(), command]
+    line += ["--config-file", str(config), "--config-env", "local", *arguments]
+    line += ["--parameter-overrides", *template_parameters(config, engine)]
+    with (engine.folder / "sam.log").open("a") as log:
+        log.write(f"$ {' '.join(line)}\n")
+        log.flush()
+        done = subprocess.run(  # noqa: S603 - our own arguments, no shell
+            line,
+            cwd=sources,
+            env=child_environment(engine),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise EngineError(
+            f"`sam {command}` failed; the end of {log.name}:\n{tail_of(Path(log.name))}"
+        )
+
+
+def template_parameters(config: Path, engine: Engine, endpoint: str = "") -> list[str]:
+    """Return the environment's template parameters, with this machine's processor and engine.
+
+    ``endpoint`` is where functions reach the engine, if not where this machine does.
+    """
+    environment = tomllib.loads(config.read_text())["local"]["global"]["parameters"]
+    parameters = dict(pair.split("=", 1) for pair in environment["parameter_overrides"])
+    arm = platform.machine() in {"aarch64", "arm64"}
+    parameters |= {
+        "Architecture": "arm64" if arm else "x86_64",
+        "EndpointUrl": endpoint or engine.url,
+    }
+    return [f"{name}={value}" for name, value in parameters.items()]
