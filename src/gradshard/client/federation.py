@@ -27,7 +27,6 @@ from gradshard.deployment import local_engine
 from gradshard.utils.polling import sleep_before_poll
 from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
-from gradshard_core.aggregation.sharding import BLOCKS
 from gradshard_core.aggregation.topologies import AUTO
 from gradshard_core.errors import (
     GradshardError,
@@ -122,7 +121,6 @@ class Federation:
         layers: Naming | None = None,
         assignments: Mapping[str, Any] | None = None,
         eager: bool = False,
-        hold: str = BLOCKS,
         shards: int | None = None,
         time_budget: float | None = None,
         layout: Mapping[str, Any] | str | Path | None = None,
@@ -136,7 +134,7 @@ class Federation:
         ----------
         name
             The round's id.
-        clients, min_clients, deadline, topology, fan_in, weights, eager, hold, shards, within, \
+        clients, min_clients, deadline, topology, fan_in, weights, eager, shards, within, \
         allow_nonfinite, updates_from
             As in :class:`gradshard_core.planning.spec.RoundSpec`.
         order
@@ -190,7 +188,6 @@ class Federation:
             "layers": layers,
             "assignments": assignments,
             "eager": eager,
-            "hold": hold,
             "shards": shards,
             "time_budget": time_budget,
             "layout": None if layout is None else layout_terms(layout),
