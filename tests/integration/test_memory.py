@@ -20,7 +20,8 @@ from gradshard_core.planning import planner
 from gradshard_core.planning.planner import LambdaConfig
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
-from gradshard_core.rounds.plan_round import Call, plan_round
+from gradshard_core.rounds.plan_context import PlanRequest
+from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 from tests.unit.client.test_federation import plan_json
@@ -92,7 +93,7 @@ def peak_mb(
     for client in range(clients):
         order = np.random.default_rng(client).permutation(tensors)
         write(store, keys.update(f"c{client}"), Layout.pack(parts[n] for n in order))
-    call = Call("2026-01-01T00:00:01Z", "complete", 0)
+    call = PlanRequest("2026-01-01T00:00:01Z", "complete", 0)
     plan_round(store, name, call, aggregator=LambdaConfig(3008, "arm64"))
     [batch] = store.get_json(keys.tasks(0))
     [task] = batch["tasks"]
@@ -166,12 +167,12 @@ def test_the_peak_does_not_grow_with_the_update(store: S3Store) -> None:
 READ = """
 import json, sys
 from pathlib import Path
-from gradshard.memory import peak_memory_mb, reset_peak_memory
-from gradshard.plan import Plan
+from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
+from gradshard_core.planning.plan_json import parse_plan
 
 reset_peak_memory()
 idle = peak_memory_mb()
-zones = Plan.from_json(json.loads(Path(sys.argv[1]).read_bytes())).zones
+zones = parse_plan(json.loads(Path(sys.argv[1]).read_bytes())).zones
 print(peak_memory_mb() - idle)
 """
 

@@ -23,8 +23,17 @@ from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import PREFIX_BYTES, encode_header, header_length, parse_header
 from gradshard_core.planning import planner
-from gradshard_core.planning.plan import Contributor, Plan, Task, level_of, weigh
+from gradshard_core.planning.plan import (
+    Computation,
+    Contributor,
+    Level,
+    Participants,
+    Plan,
+    PlannedLayout,
+    Task,
+)
 from gradshard_core.planning.spec import parse_spec
+from gradshard_core.rounds.plan_weights import weigh
 from gradshard_core.s3 import streams
 from gradshard_core.s3.streams import GatheringStream, Meter
 from tests import reference
@@ -60,7 +69,7 @@ def sources_of(plan: Plan, task: Task, blobs: Sequence[bytes]) -> tuple[list[Sou
     # As the test at hand has made it.
     size = vars(kernel)["block_bytes"](len(contributors), depth, gathers=gathers)
     zone = Zone(task.start, task.end, [])
-    blocks = [(a, b) for _, a, b in kernel.blocks([zone], plan.spans, size)]
+    blocks = [(a, b) for _, a, b in kernel.blocks([zone], plan.layout.spans, size)]
     desk = memoryview(bytearray(vars(streams)["SLICE_BYTES"] + size))
     return [
         GatheringStream(
@@ -104,36 +113,13 @@ def make_plan(
     ]
     name, sizes = spec.levels(len(blobs))
     found = spec.order if spec.order is not None else addition_order.natural_order(sizes)
+    levels = tuple(map(Level.of_sizes, sizes, addition_order.split_order(found, sizes)))
+    order_text = addition_order.format_order(found)
     return Plan(
-        round_id="r",
-        attempt=0,
-        visit="",
-        wave=tuple(range(len(sizes[0]))),
-        waves=1,
-        awaited=(),
-        topology=name,
-        order=addition_order.format_order(found),
-        weights=weights,
-        rule="fedavg",
-        layers=(),
-        assignments=None,
-        levels=tuple(map(level_of, sizes, addition_order.split_order(found, sizes))),
-        contributors=weigh(contributors, weights),
-        spans=layout.spans,
-        nbytes=layout.nbytes,
-        tensors=len(layout.tensors),
-        header_bytes=0,
-        header_sha256="",
-        upload_id="",
-        next_model=None,
-        shards=shards,
-        allow_nonfinite=False,
-        rejected=(),
-        missing=(),
-        notes=(),
-        projected={},
-        opened_at="",
-        planned_at="",
+        "r",
+        Participants(weigh(contributors, weights)),
+        Computation(levels, shards, topology=name, order=order_text, weights=weights),
+        PlannedLayout.of(layout),
     )
 
 
@@ -157,10 +143,10 @@ def execute(plan: Plan, blobs: Sequence[bytes]) -> bytes:
             )
             out = bytearray()
             zone = Zone(task.start, task.end, weights)
-            aggregate(sources, [zone], addition, plan.spans, out.extend)
+            aggregate(sources, [zone], addition, plan.layout.spans, out.extend)
             written[task.number] = bytes(out)
             if not plan.is_last(number):
-                assert len(out) == sums_bytes(plan.spans, task.start, task.end)
+                assert len(out) == sums_bytes(plan.layout.spans, task.start, task.end)
     return b"".join(written[task.number] for task in plan.tasks(len(plan.levels) - 1))
 
 
@@ -267,16 +253,20 @@ def test_in_the_same_order_every_topology_gives_the_same_bits(
             tree = make_plan(blobs, samples, topology=topology, fan_in=fan_in, shards=m, **options)
             data = execute(tree, blobs)
             # In the topology's natural order, one task over all contributors does the same.
-            alone = make_plan(blobs, samples, order=tree.order, shards=shards, **options)
+            alone = make_plan(
+                blobs, samples, order=tree.computation.order, shards=shards, **options
+            )
             assert len(alone.levels) == 1
             assert execute(alone, blobs) == data
             # And so does another topology that is told the order.
-            told = make_plan(blobs, samples, topology="grid", order=tree.order, **options)
+            told = make_plan(
+                blobs, samples, topology="grid", order=tree.computation.order, **options
+            )
             assert execute(told, blobs) == data
             expected = reference.average(
                 updates,
                 samples,
-                tree=addition_order.parse_order(tree.order),
+                tree=addition_order.parse_order(tree.computation.order),
                 counts=weights == "counts",
             )
             assert data == b"".join(
@@ -344,9 +334,9 @@ def test_what_is_written_is_finite_or_said_not_to_be(dtype: str, value: float) -
     plan = make_plan(blobs, [1, 1], topology="lambda_fl", fan_in=2)
     heavy = [replace(contributor, weight=0.9) for contributor in plan.contributors]
     with pytest.raises(NonFiniteSumError) as caught:
-        execute(replace(plan, contributors=tuple(heavy)), blobs)
+        execute(replace(plan, participants=Participants(tuple(heavy))), blobs)
     assert caught.value.position == 1_200_000 + 98 * reference.NUMPY[dtype].itemsize
-    assert execute(plan, blobs) == blobs[0][-plan.nbytes :]
+    assert execute(plan, blobs) == blobs[0][-plan.layout.nbytes :]
 
 
 def test_steps_end_on_elements() -> None:

@@ -48,6 +48,15 @@ class Admission(NamedTuple):
     coverage: dict[str, Coverage]
 
 
+def answered_clients(store: S3Store, keys: RoundKeys, spec: RoundSpec) -> list[str]:
+    """List the clients that sent an update, or some layers of one if the round takes those."""
+    sent = arrivals.sent_to(keys, spec)
+    answered = arrivals.arrived(store, sent)
+    if spec.rule is None:
+        return answered
+    return sorted({*answered, *arrivals.progressed(store, sent)})
+
+
 def admit(
     store: S3Store,
     keys: RoundKeys,

@@ -164,7 +164,7 @@ def resume_if_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: st
     """Let the round go on if nobody need be awaited any longer.
 
     That is when every expected client has answered, with a good update or a bad one; in an eager
-    round, when all of a group have, or of as many groups as a wave has at least.
+    round, when all of a group have, or of as many groups as a stage has at least.
 
     Both who opens a round and who collects an update end with this check, after they have
     written what the other one looks for; so whoever comes last sees everything.
@@ -193,7 +193,7 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
     groups = len(spec.groups())
     left = groups if awaited is None else len(awaited)
     ready = len(ready_groups(spec, there, awaited))
-    return 0 < ready >= min(history_limits.wave_size(groups), left)
+    return 0 < ready >= min(history_limits.stage_size(groups), left)
 
 
 def _is_anyone_missing(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:

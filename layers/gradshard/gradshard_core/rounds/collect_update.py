@@ -7,6 +7,7 @@ from typing import Any
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import RoundKeys, check_id, parse_update_key
 from gradshard_core.planning.plan import Plan, Rejection
+from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records.manifest import parse_manifest
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.rounds import arrivals
@@ -60,9 +61,10 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
     spec, _ = opened
 
     outcome: dict[str, Any] = {"round": keys.round_id, "client": client}
-    plan = store.get_json(keys.plan, Plan.from_json)
-    ended = store.get_json(keys.manifest, parse_manifest) if plan is None or plan.awaited else None
-    is_late = plan is not None and not spec.awaits(client, plan.awaited)
+    plan = store.get_json(keys.plan, parse_plan)
+    may_have_ended = plan is None or not plan.is_complete
+    ended = store.get_json(keys.manifest, parse_manifest) if may_have_ended else None
+    is_late = plan is not None and not spec.awaits(client, plan.stage.awaited)
     if is_late or ended is not None:
         return outcome | _too_late(store, keys, client, etag, plan, ended)
 
@@ -103,7 +105,9 @@ def _too_late(
     """Tell an upload that came after planning from the belated event of one that came before."""
     if plan is not None:
         counted = {c.client: c.source.etag for c in plan.contributors}
-        known = counted | {rejection.client: rejection.etag for rejection in plan.rejected}
+        known = counted | {
+            rejection.client: rejection.etag for rejection in plan.participants.rejected
+        }
         planned = known.get(client, "").strip('"')
         newest = store.head(keys.update(client))
         # The event may also be a belated one, of an upload that was replaced before the planning.
