@@ -25,9 +25,9 @@ from benchmarks.servers import BUCKET
 from gradshard_core.aggregation.sharding import cut_shards
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
-from gradshard_core.planning.planner import LambdaConfig
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.store import S3Store

@@ -19,6 +19,8 @@ from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
 from gradshard_core.planning import limits, planner, pricing, transfers
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
+from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
+from gradshard_core.planning.projection import client_requests
 from gradshard_core.units import MIB
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
@@ -461,7 +463,7 @@ def _what_decides() -> str:
     listings = measurements.CLIENTS * limits.DOLLARS_PER_PUT
     transitions = limits.ROUND_TRANSITIONS + limits.LEVEL_TRANSITIONS
     gpt2 = SYSTEMS["shards"](measurements.GPT2_LARGE.nbytes, claims.DEFAULT.setting)
-    parts = planner.client_requests(measurements.GPT2_LARGE.nbytes)
+    parts = client_requests(measurements.GPT2_LARGE.nbytes)
     once = limits.DOLLARS_PER_PUT + limits.DOLLARS_PER_GET
     return f"""
 ### What decides
@@ -506,10 +508,10 @@ def _budget_section() -> str:
 
 def _defaults_section() -> str:
     blocks = [
-        f"## Why {planner.DEFAULT_MEMORY_MB} MB and a minute",
+        f"## Why {DEFAULT_MEMORY_MB} MB and a minute",
         "What rounds of 20 clients cost with functions of each size, arm64, total.",
     ]
-    sizes = (limits.MIN_MEMORY_MB, planner.DEFAULT_MEMORY_MB, 256)
+    sizes = (limits.MIN_MEMORY_MB, DEFAULT_MEMORY_MB, 256)
     time_budgets = (planner.UNHURRIED_SECONDS, planner.UNHURRIED_SECONDS / 2)
     for bandwidth in (BURST, PUBLISHED):
         rows = [
@@ -534,13 +536,13 @@ def _defaults_section() -> str:
     blocks.append(
         f"""
 A function has a share of a processor by its memory. With {limits.MIN_MEMORY_MB} MB it adds up less
-than the network of the planner's assumption (*burst*) brings; with {planner.DEFAULT_MEMORY_MB} MB
-it waits for the network. So {planner.DEFAULT_MEMORY_MB} MB are the default: they cost the same,
+than the network of the planner's assumption (*burst*) brings; with {DEFAULT_MEMORY_MB} MB
+it waits for the network. So {DEFAULT_MEMORY_MB} MB are the default: they cost the same,
 within 2 %, and take up to 30 % less time, while 256 MB cost up to a fifth more and hardly save
 any. A minute is the default budget: half a minute costs up to 5 % more.
 
 Where functions' networks are as slow as the paper measured, more memory buys no time, and
-{planner.DEFAULT_MEMORY_MB} MB cost up to a third more than {limits.MIN_MEMORY_MB}: the seconds of
+{DEFAULT_MEMORY_MB} MB cost up to a third more than {limits.MIN_MEMORY_MB}: the seconds of
 the first rounds on AWS tell which it is (`gradshard show` has those projected beside), and
 `AggregatorMemory={limits.MIN_MEMORY_MB}` is all it takes.
 """

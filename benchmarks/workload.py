@@ -15,7 +15,8 @@ from benchmarks.servers import BUCKET, Server
 from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
-from gradshard_core.planning import planner
+from gradshard_core.planning import memory_projection, planner
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import (
     Computation,
     Contributor,
@@ -26,7 +27,7 @@ from gradshard_core.planning.plan import (
     Task,
 )
 from gradshard_core.planning.plan_json import plan_to_json
-from gradshard_core.planning.planner import LambdaConfig, Workload
+from gradshard_core.planning.workload import Workload
 from gradshard_core.rounds.plan_weights import weigh
 
 RESNET_18: Final = 11_181_642
@@ -176,7 +177,7 @@ class Workloads:
             Workload(
                 layout.nbytes,
                 ((case.clients,),),
-                plan_bytes=planner.plan_bytes(case.clients),
+                plan_bytes=memory_projection.plan_bytes(case.clients),
             ),
             LambdaConfig(_MEMORY_MB, "arm64"),
             shards=case.shards,

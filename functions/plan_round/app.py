@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from gradshard_core.observability import powertools
-from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.store import S3Store

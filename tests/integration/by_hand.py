@@ -9,8 +9,8 @@ import numpy as np
 
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import PREFIX_BYTES, parse_header
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Rejection, Task
-from gradshard_core.planning.planner import LambdaConfig
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds.aggregate_shard import aggregate_shard

@@ -16,8 +16,8 @@ from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import Layout, encode_header
-from gradshard_core.planning import planner
-from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.planning import memory_projection
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds.plan_context import PlanRequest
@@ -122,7 +122,11 @@ def test_the_peak_stays_under_the_projection(store: S3Store, clients: int, dtype
     peak, projected = peak_mb(store, f"memory-{clients}-{dtype}", clients, dtype, 20 * MIB)
     print(f"{clients} clients, {dtype}: peak {peak} MB, projected {projected:.1f} MB")
     # The process shows neither the kernel's buffers nor Lambda's runtime client.
-    whole = peak + planner.RUNTIME_MB + 2 * clients * sharding.receive_buffer_bytes(clients) / MIB
+    whole = (
+        peak
+        + memory_projection.RUNTIME_MB
+        + 2 * clients * sharding.receive_buffer_bytes(clients) / MIB
+    )
     assert whole <= projected
     assert projected <= 1.5 * whole
 
@@ -133,7 +137,7 @@ def test_so_does_the_peak_of_applying(store: S3Store, clients: int, dtype: str) 
     peak, projected = peak_mb(store, name, clients, dtype, 10 * MIB, applied=True)
     print(f"{clients} clients, {dtype}, applied: peak {peak} MB, projected {projected:.1f} MB")
     receiving = 2 * (clients + 3) * sharding.receive_buffer_bytes(clients)
-    whole = peak + planner.RUNTIME_MB + receiving / MIB
+    whole = peak + memory_projection.RUNTIME_MB + receiving / MIB
     assert whole <= projected
     assert projected <= 1.5 * whole
     # In the smallest function there is, still.
@@ -149,7 +153,11 @@ def test_so_does_the_peak_of_tensors_in_other_orders(
     name = f"memory-orders-{clients}-{dtype}"
     peak, projected = peak_mb(store, name, clients, dtype, 3 * MIB, tensors=tensors)
     print(f"{clients} clients, {dtype}: peak {peak} MB, projected {projected:.1f} MB")
-    whole = peak + planner.RUNTIME_MB + 2 * clients * sharding.receive_buffer_bytes(clients) / MIB
+    whole = (
+        peak
+        + memory_projection.RUNTIME_MB
+        + 2 * clients * sharding.receive_buffer_bytes(clients) / MIB
+    )
     assert whole <= projected
     assert projected <= 1.5 * whole
     # In the smallest function there is, still.
@@ -199,8 +207,8 @@ def test_a_plan_takes_no_more_than_is_projected(
         [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True
     )
     projected = (
-        planner.PLAN_FACTOR
-        * planner.plan_bytes(clients, layers=layers, runs=clients * (runs - 1))
+        memory_projection.PLAN_FACTOR
+        * memory_projection.plan_bytes(clients, layers=layers, runs=clients * (runs - 1))
         / MIB
     )
     print(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.errors import ChangedObjectError, PlanError
-from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.abort_round import abort_round

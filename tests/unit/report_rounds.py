@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from gradshard.report.facts import Facts, facts_of
-from gradshard_core.planning import planner
-from gradshard_core.planning.planner import LambdaConfig, Workload
+from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.projection import project
+from gradshard_core.planning.workload import Workload
 
 OPENED: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PLANNED: Final = OPENED + timedelta(minutes=7, milliseconds=400)
@@ -32,7 +33,7 @@ def sample(
     ids = [f"client-{n:04}" for n in range(clients)]
     nbytes = 44_700_000
     sizes = [[clients]] if groups == 1 else [_sizes(clients, groups), [groups]]
-    projection = planner.project(
+    projection = project(
         Workload(nbytes, tuple(map(tuple, sizes))), shards, LambdaConfig(256, "arm64")
     )
     contributors = [_contributor(client, rng, clients, layers) for client in ids]

@@ -14,7 +14,7 @@ from gradshard.papers.measurements import Measurement
 from gradshard_core.aggregation import topologies
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import limits, pricing
-from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.pricing import US_EAST_1, Bill, Requests, Tasks
 from gradshard_core.units import MIB
 

@@ -31,8 +31,9 @@ from gradshard.deployment.local_engine import Engine
 from gradshard.utils import polling
 from gradshard.utils.text import escape_terminal
 from gradshard_core.errors import RoundNotFoundError
-from gradshard_core.planning import planner
-from gradshard_core.planning.planner import LambdaConfig, Workload
+from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
+from gradshard_core.planning.projection import project
+from gradshard_core.planning.workload import Workload
 from tests.unit.client.test_federation import OPENED, execution, plan_json
 from tests.unit.fakes import MemoryStack, MemoryStore
 
@@ -465,7 +466,7 @@ def test_the_default_memory_is_where_more_buys_no_time(run: Run) -> None:
         memory: json.loads(
             run("plan", "--size", "512MB", "--clients", 20, "--memory", memory, "--json").stdout
         )["choice"]
-        for memory in (128, planner.DEFAULT_MEMORY_MB, 256)
+        for memory in (128, DEFAULT_MEMORY_MB, 256)
     }
     smallest, default, larger = plans.values()
     assert default["dollars"]["total"] <= 1.01 * smallest["dollars"]["total"]
@@ -689,7 +690,7 @@ class TestReport:
     @pytest.fixture
     def reported(self, opened: MemoryStore) -> MemoryStore:
         """Give a round of two tasks, of which one has been done."""
-        projected = planner.project(Workload(24, ((1,),)), 2, LambdaConfig(512, "x86_64")).to_json()
+        projected = project(Workload(24, ((1,),)), 2, LambdaConfig(512, "x86_64")).to_json()
         opened.put_json("rounds/r1/plan.json", plan_json({"a": "x"}, projected=projected))
         opened.put_json("rounds/r1/task-reports/0/00000.json", REPORT)
         return opened
@@ -761,9 +762,7 @@ class TestWatchOnATerminal:
     def test_shows_the_latest_arrivals_rejections_pace_and_cost(
         self, opened: MemoryStore, stack: MemoryStack
     ) -> None:
-        projected = planner.project(
-            Workload(2**20, ((7,),)), 4, LambdaConfig(512, "x86_64")
-        ).to_json()
+        projected = project(Workload(2**20, ((7,),)), 4, LambdaConfig(512, "x86_64")).to_json()
         clients = {f"c{n}": "x" for n in range(7)}
         opened.put_json(
             "rounds/r1/plan.json", plan_json(clients, shards=4, nbytes=2**20, projected=projected)

@@ -15,9 +15,11 @@ from gradshard.papers import SYSTEMS, claims, gradshard_systems, measurements, p
 from gradshard.papers.estimate import PUBLISHED, Setting
 from gradshard.papers.measurements import MEASUREMENTS, VGG16, Measurement
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import planner, pricing
+from gradshard_core.planning import memory_projection, planner, pricing
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
-from gradshard_core.planning.planner import DEFAULT_MEMORY_MB, LambdaConfig, Workload
+from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
+from gradshard_core.planning.projection import project
+from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
 
 GRADS_SHARDING_VGG16 = next(m for m in MEASUREMENTS if m.model is VGG16)
@@ -126,7 +128,7 @@ def test_a_streamed_tree_by_hand() -> None:
 @pytest.mark.parametrize("nbytes", [10**6, 43_000_000, VGG16.nbytes, 3 * 10**9])
 @pytest.mark.parametrize("memory_mb", [128, 512])
 def test_shards_are_the_planners(nbytes: int, memory_mb: int) -> None:
-    plan_bytes = planner.plan_bytes(20)
+    plan_bytes = memory_projection.plan_bytes(20)
     choice, _ = planner.choose(
         Workload(nbytes, ((20,),), plan_bytes=plan_bytes), LambdaConfig(memory_mb, "arm64")
     )
@@ -267,7 +269,7 @@ def test_fan_outs_by_hand() -> None:
 def test_the_fan_out_as_deployed_is_the_one_that_is_priced() -> None:
     load = Workload(VGG16.nbytes, ((20,),))
     together, alone = (
-        planner.project(load, 50, LambdaConfig(128, "arm64", concurrency=concurrency))
+        project(load, 50, LambdaConfig(128, "arm64", concurrency=concurrency))
         for concurrency in (0, 1)
     )
     ways = [way.dollars[0] for way in claims.fan_outs(together.task_seconds, (50,))]

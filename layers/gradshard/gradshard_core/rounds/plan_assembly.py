@@ -13,7 +13,7 @@ from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.aggregation.topologies import TOPOLOGIES, Levels
 from gradshard_core.formats.digests import encode_parts
 from gradshard_core.formats.layout import Layout, encode_header
-from gradshard_core.planning import planner
+from gradshard_core.planning import memory_projection, planner
 from gradshard_core.planning.outputs import NO_HEADER, NextModel, StoredHeader, next_model_keys
 from gradshard_core.planning.plan import (
     Computation,
@@ -25,8 +25,9 @@ from gradshard_core.planning.plan import (
     PlannedLayout,
     Stage,
 )
-from gradshard_core.planning.planner import Projection, Workload
+from gradshard_core.planning.projection import Projection
 from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.workload import Workload
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.rounds.plan_weights import local_steps, weigh, weigh_layers
 from gradshard_core.stragglers.assignments import note_bounded_steps
@@ -179,7 +180,7 @@ def _choose_shards(
         is_cut=TOPOLOGIES[grouping.topology].is_cut,
         sums_bytes=sharding.sums_bytes(layout.spans, 0, layout.nbytes),
         depth=max(1, *(len(level.order) for level in grouping.levels)),
-        plan_bytes=planner.plan_bytes(
+        plan_bytes=memory_projection.plan_bytes(
             len(grouping.contributors),
             layers=len(layout.layers),
             spans=len(layout.spans) + len(layout.buffers),

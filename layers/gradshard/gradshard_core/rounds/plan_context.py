@@ -7,7 +7,7 @@ from gradshard_core.aggregation.buffers import Stretches
 from gradshard_core.errors import ModelStateError, PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
-from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version

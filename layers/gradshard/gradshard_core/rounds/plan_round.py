@@ -4,9 +4,9 @@ from typing import Any
 
 from gradshard_core.errors import PlanError, StoreError
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan, plan_to_json
-from gradshard_core.planning.planner import LambdaConfig
 from gradshard_core.rounds.eager_stages import next_stage
 from gradshard_core.rounds.first_plan import first_plan
 from gradshard_core.rounds.plan_context import PlanContext, PlanRequest, read_context
