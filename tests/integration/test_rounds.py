@@ -447,7 +447,7 @@ def test_a_belated_planning_does_not_rename_the_tensors(
     monkeypatch.undo()
     for key, belated in kept.items():
         store.put_bytes(key, belated)
-    with pytest.raises(BrokenObjectError, match=r"layout\.json is not the one that was planned"):
+    with pytest.raises(BrokenObjectError, match=r"layout\.header is not the one that was planned"):
         round_.aggregate()
     assert kept
 

@@ -216,7 +216,7 @@ def test_a_lost_partial_sum_fails_its_task(open_round: Callable[..., Round]) -> 
     for task in round_.tasks(0):
         round_.run(task)
     round_.store.delete_versions(round_.keys.partial_sum(0, 0, 2))
-    with pytest.raises(ChangedObjectError, match="partials/0/0/00002"):
+    with pytest.raises(ChangedObjectError, match="partial-sums/0/0/00002"):
         round_.run(round_.tasks(1)[0])
     abort_round(round_.store, round_.name, error="ChangedObjectError", cause="lost")
     assert versions_of(round_) == []

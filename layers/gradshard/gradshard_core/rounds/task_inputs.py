@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -98,10 +98,14 @@ class TaskInputs:
     @contextlib.contextmanager
     def all_open(self, streams: Sequence[InputStream]) -> Iterator[None]:
         """Make the requests of all streams at once; close them in the end."""
+        opening = [self._pool.submit(stream.open) for stream in streams]
         try:
-            list(self._pool.map(lambda stream: stream.open(), streams))
+            for opened in opening:
+                opened.result()
             yield
         finally:
+            # If one stream fails, others may still be opening: closed now, they would stay open.
+            wait(opening)
             for stream in streams:
                 stream.close()
 
