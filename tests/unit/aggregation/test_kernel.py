@@ -258,11 +258,11 @@ def test_in_the_same_order_every_topology_gives_the_same_bits(
             )
             assert len(alone.levels) == 1
             assert execute(alone, blobs) == data
-            # And so does another topology that is told the order.
-            told = make_plan(
+            # Another topology with the same order does so, too.
+            grid = make_plan(
                 blobs, samples, topology="grid", order=tree.computation.order, **options
             )
-            assert execute(told, blobs) == data
+            assert execute(grid, blobs) == data
             expected = reference.average(
                 updates,
                 samples,

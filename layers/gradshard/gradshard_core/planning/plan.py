@@ -340,7 +340,7 @@ class Plan:
         return [part for zone in zones for part in self._cut_out_buffers(zone)]
 
     def _cut_out_buffers(self, zone: Zone) -> Iterator[Zone]:
-        """Give the model's buffers in a zone weights that are shares, whatever the rule.
+        """Give the model's buffers in a zone weights that are shares, under every rule.
 
         Weights that are normalised by steps, or corrected for missing clients, do not add up to
         one. Their sum is no average, and a variance could become negative.
