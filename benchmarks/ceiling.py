@@ -25,9 +25,11 @@ from benchmarks.servers import BUCKET
 from gradshard_core.aggregation.sharding import cut_shards
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.planner import LambdaConfig
-from gradshard_core.rounds.plan_round import Call, plan_round
+from gradshard_core.planning.plan_json import parse_plan
+from gradshard_core.rounds.plan_context import PlanRequest
+from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 
@@ -140,9 +142,9 @@ def _round(server: Engine, clients: int, nbytes: int) -> tuple[Json, dict[str, s
         )
         product = piece * np.float32(count / sum(samples))
         total = product if total is None else total + product
-    call = Call("2026-01-01T00:00:01", "complete", 0)
-    plan_round(store, keys.round_id, call, aggregator=LambdaConfig(MEMORY_MB, "x86_64"))
-    plan = Plan.from_json(store.get_json(keys.plan))
+    request = PlanRequest("2026-01-01T00:00:01", "complete", 0)
+    plan_round(store, keys.round_id, request, aggregator=LambdaConfig(MEMORY_MB, "x86_64"))
+    plan = parse_plan(store.get_json(keys.plan))
     [batch] = store.get_json(keys.tasks(0))
     [task] = batch["tasks"]
     assert total is not None
@@ -175,7 +177,7 @@ def _upload(server: Engine, key: str, header: bytes, piece: Any, nbytes: int) ->
 
 def _expected(plan: Plan, piece: bytes, header: bytes) -> dict[str, str]:
     """Return the part's MD5 by its number: the header, then the mean, which repeats too."""
-    [shard] = cut_shards(plan.spans, plan.nbytes, plan.shards)
+    [shard] = cut_shards(plan.layout.spans, plan.layout.nbytes, plan.computation.shards)
     digest = hashlib.md5(header, usedforsecurity=False)
     for start in range(shard.start, shard.end, len(piece)):
         digest.update(piece[: shard.end - start])
@@ -206,7 +208,7 @@ def _function(
     if result["outcome"] == "answered":
         keys = RoundKeys(task["round"])
         store = S3Store(BUCKET, client=server.s3)
-        plan = Plan.from_json(store.get_json(keys.plan))
+        plan = parse_plan(store.get_json(keys.plan))
         parts = store.list_parts(keys.result, plan.upload_id) or []
         written = {str(part.number): part.etag.strip('"') for part in parts}
         if written != expected:

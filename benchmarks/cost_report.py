@@ -19,6 +19,8 @@ from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
 from gradshard_core.planning import limits, planner, pricing, transfers
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
+from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
+from gradshard_core.planning.projection import client_requests
 from gradshard_core.units import MIB
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
@@ -134,7 +136,7 @@ def _prices_section() -> str:
     return f"""
 ## A round with the default settings
 
-arm64, tasks of {planner.DEFAULT_MEMORY_MB} MB, M chosen by the planner for a round of about a
+arm64, tasks of {DEFAULT_MEMORY_MB} MB, M chosen by the planner for a round of about a
 minute.
 
 {_table(titles, rows)}
@@ -153,8 +155,8 @@ function. The other columns assume what the planner does (*burst*):
 
 
 def _choices_section() -> str:
-    small = planner.client_requests(measurements.VGG16.nbytes)
-    large = planner.client_requests(measurements.GPT2_LARGE.nbytes)
+    small = client_requests(measurements.VGG16.nbytes)
+    large = client_requests(measurements.GPT2_LARGE.nbytes)
     cost = [
         1000
         * measurements.CLIENTS
@@ -321,9 +323,10 @@ def _systems_section() -> str:
         *("fees", "total"),
     )
     blocks.append(_table(titles, rows))
+    most = limits.MAX_MEMORY_MB - published_systems.WHOLE_OVERHEAD_MB
     blocks.append(
         "A missing system cannot run: in 10,240 MB, functions that hold whole updates take at most "
-        f"{(limits.MAX_MEMORY_MB - planner.WHOLE_OVERHEAD_MB) // planner.WHOLE_COPIES} MB of "
+        f"{most // published_systems.WHOLE_COPIES} MB of "
         "update. Streaming removes that limit for trees too. They then read (N + L)/N as much, "
         "where L is the number of partial sums, write every partial sum, and wait for one level "
         "after another."
@@ -588,23 +591,23 @@ def _budget_section() -> str:
 
 def _defaults_section() -> str:
     blocks = [
-        f"## Why {planner.DEFAULT_MEMORY_MB} MB and a minute",
+        f"## Why {DEFAULT_MEMORY_MB} MB and a minute",
         f"""
 Lambda gives a function a share of a processor by its memory. At the planner's bandwidth (*burst*),
 a function of {limits.MIN_MEMORY_MB} MB adds more slowly than its network delivers, and one of
-{planner.DEFAULT_MEMORY_MB} MB waits for the network. {planner.DEFAULT_MEMORY_MB} MB are the default
+{DEFAULT_MEMORY_MB} MB waits for the network. {DEFAULT_MEMORY_MB} MB are the default
 because they cost the same as {limits.MIN_MEMORY_MB} MB, within 2 %, and take up to 30 % less time.
 256 MB cost up to a fifth more and save hardly any time. A minute is the default budget because half
 a minute costs up to 5 % more.
 
 If the network is as slow as the paper measured, more memory saves no time, and
-{planner.DEFAULT_MEMORY_MB} MB cost up to a third more than {limits.MIN_MEMORY_MB} MB. Compare the
+{DEFAULT_MEMORY_MB} MB cost up to a third more than {limits.MIN_MEMORY_MB} MB. Compare the
 seconds of your first rounds with the projected ones (`gradshard show`), and deploy with
 `AggregatorMemory={limits.MIN_MEMORY_MB}` if they are much longer. The tables are for arm64,
 *total*.
 """,
     ]
-    sizes = (limits.MIN_MEMORY_MB, planner.DEFAULT_MEMORY_MB, 256)
+    sizes = (limits.MIN_MEMORY_MB, DEFAULT_MEMORY_MB, 256)
     time_budgets = (planner.UNHURRIED_SECONDS, planner.UNHURRIED_SECONDS / 2)
     for bandwidth in (BURST, PUBLISHED):
         rows = [

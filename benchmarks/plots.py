@@ -11,7 +11,9 @@ from benchmarks.runs import ARITHMETIC, FLOWER, FUNCTION, PUBLISHED, RECEIVE, SE
 from benchmarks.workload import VGG_16
 from gradshard.papers.measurements import SHARD_SWEEP_SECONDS
 from gradshard_core.planning import planner
-from gradshard_core.planning.planner import LambdaConfig, Workload
+from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.projection import project
+from gradshard_core.planning.workload import Workload
 
 COLORS: Final = {FUNCTION.name: 0, PUBLISHED.name: 1, SEQUENTIAL.name: 2, FLOWER.name: 3}
 MODEL_MEMORIES_MB: Final = (128, 256, 1769)
@@ -130,7 +132,7 @@ def seconds() -> str:
             f"{memory_mb:,} MB",
             color,
             line=[
-                (float(m), planner.project(load, m, LambdaConfig(memory_mb, "arm64")).seconds)
+                (float(m), project(load, m, LambdaConfig(memory_mb, "arm64")).seconds)
                 for m in _steps(most)
             ],
         )

@@ -12,9 +12,11 @@ from benchmarks.rows.round import report_of
 from benchmarks.servers import BUCKET, Server, aws_environment
 from gradshard_core.aggregation import topologies
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import limits, planner
+from gradshard_core.planning import limits, memory_projection, planner
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Task
-from gradshard_core.planning.planner import LambdaConfig, Projection, Workload
+from gradshard_core.planning.projection import Projection
+from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
 
 GIGABYTES: Final = (5, 50, 500)
@@ -54,7 +56,7 @@ def _plan(gigabytes: int, clients: int, report_seconds: float) -> Json:
     load = Workload(
         gigabytes * 10**9,
         topologies.group(name, clients),
-        plan_bytes=planner.plan_bytes(clients),
+        plan_bytes=memory_projection.plan_bytes(clients),
     )
     row: Json = {"gigabytes": gigabytes, "clients": clients, "topology": name}
     planned: list[Json] = []

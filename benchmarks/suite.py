@@ -10,7 +10,7 @@ from benchmarks.runs import ARITHMETIC, FLOWER, FUNCTION, PUBLISHED, RECEIVE, SE
 from benchmarks.servers import Server
 from benchmarks.workload import RESNET_18, VGG_16, Case, Prepared, Workloads
 from gradshard_core.aggregation import sharding
-from gradshard_core.planning import planner
+from gradshard_core.planning import memory_projection
 
 CASES: Final = (
     Case(20, RESNET_18, None, whole=True),
@@ -158,4 +158,6 @@ def whole_memory(case: Json) -> float:
     """
     row = case["rows"][FUNCTION.name]
     buffers = 2 * case["clients"] * sharding.receive_buffer_bytes(case["clients"]) / 2**20
-    return float(row["idle_mib"]["median"] + row["peak_mib"]["max"] + buffers + planner.RUNTIME_MB)
+    return float(
+        row["idle_mib"]["median"] + row["peak_mib"]["max"] + buffers + memory_projection.RUNTIME_MB
+    )

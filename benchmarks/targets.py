@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks.runs import FUNCTION, is_wide
 from benchmarks.suite import whole_memory
-from gradshard_core.planning import planner
+from gradshard_core.planning import memory_projection
 
 Json = dict[str, Any]
 
@@ -67,7 +67,7 @@ def _throughput(case: Json) -> list[Json]:
             found.append(_target(f"{name}: {text}", f"≤ {most}", said, value <= most))
     peak = row["peak_mib"]["max"]
     found.append(_target(f"{name}: peak above idle", "≤ 32 MiB", f"{peak:.1f}", peak <= 32))
-    resident = row["idle_mib"]["median"] + peak + planner.RUNTIME_MB
+    resident = row["idle_mib"]["median"] + peak + memory_projection.RUNTIME_MB
     found.append(
         _target(
             f"{name}: process with Lambda's client", "< 100 MiB", f"{resident:.1f}", resident < 100

@@ -12,15 +12,23 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.servers import BUCKET, Server
-from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.arithmetic import SHARES
-from gradshard_core.aggregation.sharding import BLOCKS
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
-from gradshard_core.planning import planner
-from gradshard_core.planning.plan import Contributor, Plan, Task, digest_of, level_of, weigh
-from gradshard_core.planning.planner import LambdaConfig, Workload
-from gradshard_core.stragglers.salf import FEDAVG
+from gradshard_core.planning import memory_projection, planner
+from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.plan import (
+    Computation,
+    Contributor,
+    Level,
+    Participants,
+    Plan,
+    PlannedLayout,
+    Task,
+)
+from gradshard_core.planning.plan_json import plan_to_json
+from gradshard_core.planning.workload import Workload
+from gradshard_core.rounds.plan_weights import weigh
 
 RESNET_18: Final = 11_181_642
 VGG_16: Final = 134_301_514
@@ -147,7 +155,9 @@ class Workloads:
             ],
         }
         nbytes = sum(shard["end"] - shard["start"] for shard in shards)
-        return Prepared(case, job, plan.shards, projection, nbytes * case.clients, expected)
+        return Prepared(
+            case, job, plan.computation.shards, projection, nbytes * case.clients, expected
+        )
 
     def _plan(self, case: Case, layout: Layout, data_offset: int) -> tuple[Plan, float]:
         keys = RoundKeys(case.round_id)
@@ -167,44 +177,21 @@ class Workloads:
             Workload(
                 layout.nbytes,
                 ((case.clients,),),
-                plan_bytes=planner.plan_bytes(case.clients),
+                plan_bytes=memory_projection.plan_bytes(case.clients),
             ),
             LambdaConfig(_MEMORY_MB, "arm64"),
             shards=case.shards,
         )
         plan = Plan(
-            round_id=case.round_id,
-            attempt=0,
-            visit="",
-            wave=(0,),
-            waves=1,
-            awaited=(),
-            topology="shards",
-            order=addition_order.format_order(addition_order.SEQUENTIAL),
-            weights=SHARES,
-            hold=BLOCKS,
-            rule=FEDAVG,
-            layers=(),
-            assignments=None,
-            levels=(level_of([case.clients], addition_order.SEQUENTIAL),),
-            contributors=weigh(contributors, SHARES),
-            spans=layout.spans,
-            nbytes=layout.nbytes,
-            tensors=len(layout.tensors),
-            header_bytes=len(header := encode_header(layout, {})),
-            header_sha256=digest_of(header),
+            case.round_id,
+            Participants(weigh(contributors, SHARES)),
+            Computation((Level.of_sizes([case.clients]),), projection.shards),
+            PlannedLayout.of(layout),
             upload_id=self._server.create_upload(keys.result),
-            next_model=None,
-            shards=projection.shards,
-            allow_nonfinite=False,
-            rejected=(),
-            missing=(),
             notes=tuple(notes),
             projected=projection.to_json(),
-            opened_at="",
-            planned_at="",
         )
-        self._put(keys.plan, json.dumps(plan.to_json()).encode())
+        self._put(keys.plan, json.dumps(plan_to_json(plan)).encode())
         return plan, projection.needed_mb
 
     def _put(self, key: str, data: bytes) -> None:

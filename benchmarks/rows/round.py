@@ -11,11 +11,13 @@ from typing import Any, Final
 from benchmarks.rows.measure import memory_kib, reset_peak
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan, Task
-from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.finalize_round import finalize_round
-from gradshard_core.rounds.plan_round import Call, plan_round
+from gradshard_core.rounds.plan_context import PlanRequest
+from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.store import ANYTHING, ListedObject, S3Store
 from gradshard_core.s3.task_client import TaskS3Client
@@ -99,21 +101,21 @@ def measure(shards: int, clients: int) -> dict[str, Any]:
     store.put_json(keys.spec, record)
     aws_callbacks.publish = lambda *_: None
 
-    call = Call("2026-01-01T00:00:01", "complete", 0)
+    request = PlanRequest("2026-01-01T00:00:01", "complete", 0)
     planned = _timed(
-        lambda: plan_round(store, "scale", call, aggregator=LambdaConfig(3008, "arm64"))
+        lambda: plan_round(store, "scale", request, aggregator=LambdaConfig(3008, "arm64"))
     )
-    plan = Plan.from_json(store.get_json(keys.plan))
+    plan = parse_plan(store.get_json(keys.plan))
     _report(store, keys, plan)
     finalised = _timed(lambda: finalize_round(store, _MemoryWire(store), "scale"))
     if keys.manifest not in store.objects:
         raise RuntimeError("the round was not completed")
-    if plan.shards != shards:
-        raise RuntimeError(f"planned {plan.shards} shards, not {shards}")
+    if plan.computation.shards != shards:
+        raise RuntimeError(f"planned {plan.computation.shards} shards, not {shards}")
     return {
-        "shards": plan.shards,
+        "shards": plan.computation.shards,
         "clients": clients,
-        "tasks": plan.shards * sum(len(level.groups) for level in plan.levels),
+        "tasks": plan.computation.shards * sum(len(level.groups) for level in plan.levels),
         "plan_cpu_seconds": planned,
         "finalise_cpu_seconds": finalised,
     }
@@ -121,11 +123,11 @@ def measure(shards: int, clients: int) -> dict[str, Any]:
 
 def _report(store: _Memory, keys: RoundKeys, plan: Plan) -> None:
     """Leave behind what the tasks would have."""
-    store.result_bytes = plan.header_bytes + plan.nbytes
+    store.result_bytes = plan.layout.header.nbytes + plan.layout.nbytes
     store.parts = []
     for task in (task for level in range(len(plan.levels)) for task in plan.tasks(level)):
         if plan.is_last(task.level):
-            head = plan.header_bytes if task.number == 0 else 0
+            head = plan.layout.header.nbytes if task.number == 0 else 0
             store.parts.append(Part(task.part, ETAG, head + task.end - task.start))
         store.put_json(keys.task_report(task.level, task.number), report_of(task, plan.attempt))
 

@@ -4,8 +4,9 @@ import os
 from typing import Any
 
 from gradshard_core.observability import powertools
-from gradshard_core.planning.planner import LambdaConfig
-from gradshard_core.rounds.plan_round import Call, plan_round
+from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.rounds.plan_context import PlanRequest
+from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.store import S3Store
 
 store = S3Store(os.environ["GRADSHARD_BUCKET"])
@@ -18,6 +19,6 @@ aggregator = LambdaConfig(
 
 @powertools.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
-    """Plan the round, its next groups, or the round again without those who were rejected."""
-    call = Call(visit=event["visit"], reason=event["reason"], attempt=event["attempt"])
-    return plan_round(store, event["round"], call, aggregator=aggregator)
+    """Plan the round, its next stage, or the round again without rejected contributors."""
+    request = PlanRequest(event["entered_at"], event["reason"], event["attempt"])
+    return plan_round(store, event["round"], request, aggregator=aggregator)

@@ -9,13 +9,14 @@ import numpy as np
 
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import PREFIX_BYTES, parse_header
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Rejection, Task
-from gradshard_core.planning.planner import LambdaConfig
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds.aggregate_shard import aggregate_shard
 from gradshard_core.rounds.finalize_round import finalize_round
-from gradshard_core.rounds.plan_round import Call, plan_round
+from gradshard_core.rounds.plan_context import PlanRequest
+from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
 from tests import reference
@@ -60,15 +61,15 @@ class Round:
         attempt: int = 0,
         rejected: Sequence[Rejection] = (),
         *,
-        visit: str = "2026-01-01T00:00:01Z",
+        entered_at: str = "2026-01-01T00:00:01Z",
         reason: str = "complete",
         aggregator: LambdaConfig | None = None,
     ) -> dict[str, Any]:
         if rejected:  # as finalize_round leaves it
             self.store.put_json(self.keys.replan(attempt - 1), [vars(r) for r in rejected])
-        call = Call(visit, reason, attempt)
+        request = PlanRequest(entered_at, reason, attempt)
         self.planned = plan_round(
-            self.store, self.name, call, aggregator=aggregator or self.aggregator
+            self.store, self.name, request, aggregator=aggregator or self.aggregator
         )
         return self.planned
 

@@ -172,11 +172,11 @@ class Machine:
 
     def _run(self) -> None:
         eager = self.terms.get("eager", False)
-        waves = [self.clients[:2], self.clients[2:]] if eager else [self.clients]
+        stages = [self.clients[:2], self.clients[2:]] if eager else [self.clients]
         outcome: dict[str, Any] = {"status": "awaiting"}
-        for wave in waves:
+        for clients in stages:
             self.open()
-            for client in wave:
+            for client in clients:
                 if client not in self.lost:
                     self.submit(client)
                 self.collect(client)
@@ -213,10 +213,10 @@ class Machine:
 
     def aggregate(self, outcome: dict[str, Any]) -> dict[str, Any]:
         """Plan, do the tasks and finalize until nothing more can be done for now."""
-        for visit in itertools.count():
-            time = f"2026-01-01T00:{len(self.sent):02}:{visit:02}Z"
+        for planning in itertools.count():
+            time = f"2026-01-01T00:{len(self.sent):02}:{planning:02}Z"
             carried = {name: outcome[name] for name in ("reason", "attempt")}
-            event = {"round": self.name, "visit": time, **carried}
+            event = {"round": self.name, "entered_at": time, **carried}
             planned = self.step("PlanRound", "plan_round", event)
             for level in levels_of(planned):
                 for batch in self.store.get_json(level["key"]):

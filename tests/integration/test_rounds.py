@@ -18,8 +18,8 @@ from botocore.exceptions import ClientError
 from gradshard_core.errors import BrokenObjectError, PlanError, StoreError
 from gradshard_core.formats.digests import has_digest
 from gradshard_core.planning import planner
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Rejection
-from gradshard_core.planning.planner import LambdaConfig
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.admission import QuorumError

@@ -343,7 +343,7 @@ def test_the_straight_path(runs: dict[str, Run]) -> None:
     assert (opened["round"], opened["spec"]) == ("straight", {"clients": 2})
     assert abs(datetime.fromisoformat(opened["started"]) - run.execution["startDate"]) < SECOND
     [planned] = run.events("PlanRound")
-    assert datetime.fromisoformat(planned.pop("visit")) >= run.execution["startDate"]
+    assert datetime.fromisoformat(planned.pop("entered_at")) >= run.execution["startDate"]
     assert planned == {"round": "straight", "reason": "complete", "attempt": 0}
     tasks = sorted(run.events("AggregateShard"), key=lambda event: event["task"]["number"])
     assert tasks == tasks_of("straight")
@@ -389,8 +389,8 @@ def test_a_second_plan_knows_that_it_is_the_second(runs: dict[str, Run]) -> None
     assert (first["reason"], first["attempt"]) == ("complete", 0)
     assert (second["reason"], second["attempt"]) == ("replan", 1)
     # Who was rejected is in S3: a state could not carry thousands.
-    assert first.keys() == second.keys() == {"round", "visit", "reason", "attempt"}
-    assert first["visit"] < second["visit"]
+    assert first.keys() == second.keys() == {"round", "entered_at", "reason", "attempt"}
+    assert first["entered_at"] < second["entered_at"]
     assert len(run.events("AggregateShard")) == 2 * SHARDS
     assert len(run.events("FinalizeRound")) == 2
 
@@ -409,8 +409,8 @@ def test_an_eager_round_waits_and_plans_again(runs: dict[str, Run]) -> None:
     first, second = run.events("OpenRound")
     assert first["token"] != second["token"]
     assert (first["spec"], first["started"]) == (second["spec"], second["started"])
-    visits = [(event["reason"], event["attempt"]) for event in run.events("PlanRound")]
-    assert visits == [("complete", 0), ("deadline", 0)]
+    plannings = [(event["reason"], event["attempt"]) for event in run.events("PlanRound")]
+    assert plannings == [("complete", 0), ("deadline", 0)]
     assert len(run.events("AggregateShard")) == 2 * SHARDS
 
 

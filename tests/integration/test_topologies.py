@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.errors import ChangedObjectError, PlanError
-from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.abort_round import abort_round
@@ -54,7 +54,6 @@ def versions_of(round_: Round) -> list[str]:
         ({"order": "tree:4,4"}, "tree:4,4", [[13]]),
         ({"topology": "lambda_fl"}, "tree:4,4", [[4, 4, 4, 1], [4]]),
         ({"topology": "lambda_fl", "fan_in": 7}, "tree:7,2", [[7, 6], [2]]),
-        ({"topology": "lambda_fl", "hold": "whole"}, "tree:4,4", [[4, 4, 4, 1], [4]]),
         ({"topology": "lifl"}, "tree:3,3,2", [[3, 3, 3, 3, 1], [3, 2], [2]]),
         ({"topology": "lifl", "weights": "counts"}, "tree:3,3,2", [[3, 3, 3, 3, 1], [3, 2], [2]]),
         (
@@ -235,16 +234,6 @@ def test_doing_every_task_twice_changes_nothing(open_round: Callable[..., Round]
     assert data_of(round_) == expected(updates, SAMPLES, tree=[3, 3, 2])
 
 
-def test_what_does_not_fit_whole_is_rejected_with_both_numbers(
-    open_round: Callable[..., Round],
-) -> None:
-    round_ = open_round(clients=CLIENTS, topology="lambda_fl", hold="whole")
-    submit_all(round_)
-    text = "needs 451 MB and has 128; deploy with AggregatorMemory="
-    with pytest.raises(PlanError, match=text):
-        round_.plan(aggregator=LambdaConfig(128, "arm64"))
-
-
 def test_a_task_that_would_have_too_many_streams_fails_the_plan(
     open_round: Callable[..., Round],
 ) -> None:
@@ -292,8 +281,8 @@ def eager(open_round: Callable[..., Round], **terms: Any) -> tuple[Round, list[U
 def test_an_eager_leaf_starts_while_others_are_awaited(open_round: Callable[..., Round]) -> None:
     round_, updates = eager(open_round)
     seen: list[list[int]] = []
-    for visit, wave in enumerate([(2, 3), (6,), (7, 0, 1), (5, 4)]):
-        for index in wave:
+    for number, clients in enumerate([(2, 3), (6,), (7, 0, 1), (5, 4)]):
+        for index in clients:
             round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
         spec, _ = read_spec(round_.store, round_.keys) or (None, None)
         assert spec is not None
@@ -301,9 +290,9 @@ def test_an_eager_leaf_starts_while_others_are_awaited(open_round: Callable[...,
         if not due:
             seen.append([])
             continue
-        round_.plan(visit=f"2026-01-01T00:00:0{visit}Z")
+        round_.plan(entered_at=f"2026-01-01T00:00:0{number}Z")
         # The machine's repetition of a planning sets the same tasks to work.
-        again = round_.plan(visit=f"2026-01-01T00:00:0{visit}Z")
+        again = round_.plan(entered_at=f"2026-01-01T00:00:0{number}Z")
         assert again == round_.planned
         # Sums of sums wait until all groups are there.
         assert len(list(levels_of(again))) == (3 if len(seen) == 3 else 1)
@@ -328,14 +317,14 @@ def test_an_eager_round_goes_on_with_who_is_there_at_the_deadline(
     round_, updates = eager(open_round)
     for index in (0, 1, 3, 6, 7):
         round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
-    round_.plan(visit="1")
+    round_.plan(entered_at="1")
     assert len(round_.tasks(0)) == 2
     round_.aggregate()
     assert round_.finalize() == {"status": "awaiting"}
     # It is over while nobody waits: whoever waits next finds out.
     assert deadline_passed(round_.store, round_.name)["resumed"] is False
     assert round_.store.get_json(round_.keys.deadline) is not None
-    round_.plan(visit="2", reason="deadline")
+    round_.plan(entered_at="2", reason="deadline")
     round_.aggregate()
     assert round_.finalize() == {"status": "completed"}
     manifest = round_.manifest()
@@ -360,13 +349,13 @@ def test_a_group_that_was_rejected_as_a_whole_holds_nobody_up(
     round_, updates = eager(open_round)
     for client in CLIENTS[:2]:
         round_.upload(client, b"not an update")
-    round_.plan(visit="1")
+    round_.plan(entered_at="1")
     assert round_.tasks(0) == []
     round_.aggregate()
     assert round_.finalize() == {"status": "awaiting"}
     for index in range(2, 8):
         round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
-    round_.plan(visit="2")
+    round_.plan(entered_at="2")
     round_.aggregate()
     assert round_.finalize() == {"status": "completed"}
     assert [c["client"] for c in round_.manifest()["contributors"]] == CLIENTS[2:8]
@@ -380,11 +369,11 @@ def test_the_first_group_of_an_eager_round_does_not_decide_on_the_layout(
     round_, updates = eager(open_round)
     for index in (0, 1):
         round_.submit(CLIENTS[index], {"other": np.ones(4, "f4")}, 1)
-    round_.plan(visit="1")
+    round_.plan(entered_at="1")
     round_.aggregate()
     for index in (2, 3, 4, 5, 6, 7):
         round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
-    round_.plan(visit="2")
+    round_.plan(entered_at="2")
     round_.aggregate()
     assert round_.finalize() == {"status": "completed"}
     assert [c["client"] for c in round_.manifest()["contributors"]] == CLIENTS[2:8]
@@ -398,20 +387,20 @@ def test_an_eager_round_that_was_opened_without_a_layout_fails_and_says_so(
     for index, seed in enumerate(range(8)):
         round_.submit(CLIENTS[index], small(seed), SAMPLES[index])
     with pytest.raises(PlanError, match=r"eager begins with the first group.* --layout FILE"):
-        round_.plan(visit="1")
+        round_.plan(entered_at="1")
 
 
 def test_nan_in_an_eager_round_plans_all_groups_again(open_round: Callable[..., Round]) -> None:
     round_, updates = eager(open_round)
     updates[1]["fc.double"][0] = np.inf
-    for visit, wave in enumerate([range(4), range(4, 8)]):
-        for index in wave:
+    for number, clients in enumerate([range(4), range(4, 8)]):
+        for index in clients:
             round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
-        round_.plan(visit=str(visit))
+        round_.plan(entered_at=str(number))
         round_.aggregate()
         outcome = round_.finalize()
     assert outcome["status"] == "replan"
-    round_.plan(outcome["attempt"], visit="3", reason=outcome["reason"])
+    round_.plan(outcome["attempt"], entered_at="3", reason=outcome["reason"])
     assert len(round_.tasks(0)) == 4
     round_.aggregate()
     assert round_.finalize() == {"status": "completed"}
@@ -424,7 +413,7 @@ def test_an_update_after_its_group_was_planned_is_late_and_others_are_not(
     round_, updates = eager(open_round)
     for index in (0, 1):
         round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
-    round_.plan(visit="1")
+    round_.plan(entered_at="1")
     etag = round_.submit("c00", updates[5], 1)
     late = collect_update(round_.store, round_.keys.update("c00"), etag)
     assert late["status"] == "ignored"

@@ -8,14 +8,16 @@ import pytest
 from gradshard.client.model import Model
 from gradshard.client.tensors import Array
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.plan import Plan, Task
-from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.plan import Task
+from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.aggregate_shard import aggregate_shard
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
-from gradshard_core.rounds.plan_round import Call, plan_round
+from gradshard_core.rounds.plan_context import PlanRequest
+from gradshard_core.rounds.plan_round import plan_round
 from tests import reference
 from tests.planned import levels_of
 from tests.unit.fakes import MemoryStack, MemoryStore, MemoryWire
@@ -59,15 +61,17 @@ class MemoryFederation:
                 metadata["steps"] = str(steps[number])
             body = reference.encode(dict(update), metadata)
             self.store.put_bytes(keys.update(f"c{number}"), body)
-        call = Call("2026-01-01T00:00:01Z", "complete", 0)
-        planned = plan_round(self.store, keys.round_id, call, aggregator=LambdaConfig(512, "arm64"))
+        request = PlanRequest("2026-01-01T00:00:01Z", "complete", 0)
+        planned = plan_round(
+            self.store, keys.round_id, request, aggregator=LambdaConfig(512, "arm64")
+        )
         for level in levels_of(planned):
             for batch in self.store.get_json(level["key"]):
                 for task in batch["tasks"]:
                     aggregate_shard(self.wire, keys.round_id, attempt=0, task=Task(**task["task"]))
         assert finalize_round(self.store, self.wire, keys.round_id) == {"status": "completed"}
         self.manifest = self.store.get_json(keys.manifest)
-        self.plan = self.store.get_json(keys.plan, Plan.from_json)
+        self.plan = self.store.get_json(keys.plan, parse_plan)
         return self.model.current()
 
     def tensors(self, version: Version | None = None) -> dict[str, Array]:

@@ -44,7 +44,7 @@ class Machine:
     def __init__(self, functions: Callable[[str], ModuleType]) -> None:
         self._functions = functions
         self.store = MemoryStore()
-        self._visits = 0
+        self._plannings = 0
         self.begin("r")
 
     def begin(self, name: str) -> None:
@@ -81,10 +81,12 @@ class Machine:
         return self.step("finalize_round")
 
     def plan(self, outcome: dict[str, Any]) -> dict[str, Any]:
-        self._visits += 1
+        self._plannings += 1
         carried = [path[2:] for path in payload_of("PlanRound").values() if path.startswith("$.")]
         given = {name: outcome[name] for name in carried}
-        return self.step("plan_round", visit=f"2026-01-01T00:00:{self._visits:02}Z", **given)
+        return self.step(
+            "plan_round", entered_at=f"2026-01-01T00:00:{self._plannings:02}Z", **given
+        )
 
     def aggregate(self, planned: dict[str, Any]) -> None:
         for level in levels_of(planned):

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from gradshard.report.facts import Facts, facts_of
-from gradshard_core.planning import planner
-from gradshard_core.planning.planner import LambdaConfig, Workload
+from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.projection import project
+from gradshard_core.planning.workload import Workload
 
 OPENED: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PLANNED: Final = OPENED + timedelta(minutes=7, milliseconds=400)
@@ -38,7 +39,7 @@ def sample(
     ids = [f"client-{n:04}" for n in range(clients)]
     nbytes = 44_700_000
     sizes = [[clients]] if groups == 1 else [_sizes(clients, groups), [groups]]
-    projection = planner.project(
+    projection = project(
         Workload(nbytes, tuple(map(tuple, sizes))), shards, LambdaConfig(256, "arm64")
     )
     contributors = [_contributor(client, rng, clients, layers) for client in ids]
@@ -48,12 +49,11 @@ def sample(
         "order": "sequential",
         "rule": "salf" if layers else "fedavg",
         "weights": "shares",
-        "hold": "blocks",
         "levels": [{"groups": _bounds(level), "order": []} for level in sizes],
         "contributors": contributors,
         "layers": _layers(contributors, layers, rng),
         "nbytes": nbytes,
-        "header_bytes": 9_000,
+        "header": [9_000, "sha256"],
         "tensors": 62,
         "shards": shards,
         "notes": [],
@@ -141,7 +141,7 @@ def small(
     ]
     manifest = {"finished_at": PLANNED.isoformat()}
     plan = {
-        "attempt": 0, "levels": [{"groups": [[0, 1]]}], "nbytes": 5, "header_bytes": 8,
+        "attempt": 0, "levels": [{"groups": [[0, 1]]}], "nbytes": 5, "header": [8, "sha256"],
         "tensors": 1, "shards": 1, "planned_at": PLANNED.isoformat(), "layers": [],
         "contributors": entries, "projected": {"memory_mb": 256, "dollars": None},
     }  # fmt: skip

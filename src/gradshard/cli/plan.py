@@ -22,9 +22,11 @@ from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.server_optimizers import OPTIMIZERS
 from gradshard_core.aggregation.topologies import TOPOLOGIES
-from gradshard_core.planning import limits, planner
-from gradshard_core.planning.planner import DEFAULT_MEMORY_MB, LambdaConfig, Projection, Workload
+from gradshard_core.planning import limits, memory_projection, planner
+from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
+from gradshard_core.planning.projection import Projection
 from gradshard_core.planning.spec import MAX_CLIENTS, parse_spec
+from gradshard_core.planning.workload import Workload
 
 DEFAULT_ARCHITECTURE: Final = "arm64"
 
@@ -98,8 +100,7 @@ def plan(
         levels,
         is_cut=TOPOLOGIES[name].is_cut,
         depth=max(1, *map(len, order_parts)),
-        hold=spec.hold,
-        plan_bytes=planner.plan_bytes(clients),
+        plan_bytes=memory_projection.plan_bytes(clients),
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
     )
     choice, notes = planner.choose(

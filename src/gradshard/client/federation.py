@@ -14,7 +14,6 @@ from gradshard.client.upload_source import layout_record
 from gradshard.deployment import local_engine
 from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
-from gradshard_core.aggregation.sharding import BLOCKS
 from gradshard_core.aggregation.topologies import AUTO
 from gradshard_core.errors import RoundNotFoundError, RoundStateError
 from gradshard_core.formats.keys import RoundKeys
@@ -80,7 +79,6 @@ class Federation:
         layers: Naming | None = None,
         assignments: Mapping[str, Any] | None = None,
         eager: bool = False,
-        hold: str = BLOCKS,
         shards: int | None = None,
         time_budget: float | None = None,
         layout: Mapping[str, Any] | str | Path | None = None,
@@ -94,7 +92,7 @@ class Federation:
         ----------
         name
             The round's id.
-        clients, min_clients, timeout, topology, fan_in, weights, eager, hold, shards, \
+        clients, min_clients, timeout, topology, fan_in, weights, eager, shards, \
         time_budget, allow_nonfinite, updates_from
             As in :class:`gradshard_core.planning.spec.RoundSpec`.
         order
@@ -148,7 +146,6 @@ class Federation:
             "layers": layers,
             "assignments": assignments,
             "eager": eager,
-            "hold": hold,
             "shards": shards,
             "time_budget": time_budget,
             "layout": None if layout is None else layout_record(layout),

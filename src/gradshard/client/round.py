@@ -22,7 +22,7 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout
-from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.spec import RoundSpec, parse_spec
 from gradshard_core.records.manifest import COMPLETED, parse_manifest
 from gradshard_core.records.model_registry import Version, layout_of, read_version
@@ -461,13 +461,13 @@ class Round(RoundAccess):
             The round takes no more updates, and has not got this one.
         """
         store = self.store
-        plan = store.get_json(self.keys.plan, Plan.from_json)
+        plan = store.get_json(self.keys.plan, parse_plan)
         if plan is None:
             manifest = store.get_json(self.keys.manifest, parse_manifest)
             if manifest is None:
                 return False
             raise RoundStateError(f"round {self.id!r} has ended ({manifest['status']})")
-        if spec.awaits(client, plan.awaited):
+        if spec.awaits(client, plan.stage.awaited):
             return False
         counted = {c.client: c.source for c in plan.contributors}
         if (source := counted.get(client)) is not None:

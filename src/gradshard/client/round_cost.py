@@ -6,8 +6,8 @@ from typing import Any
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
 from gradshard_core.errors import GradshardError
 from gradshard_core.planning import pricing
-from gradshard_core.planning.planner import client_requests
 from gradshard_core.planning.pricing import Bill, Requests, Tasks
+from gradshard_core.planning.projection import client_requests
 
 
 def measured(

@@ -21,7 +21,7 @@ from gradshard.papers.measurements import MODELS, Model
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import limits
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
-from gradshard_core.planning.planner import DEFAULT_MEMORY_MB
+from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.planning.pricing import Bill, Requests
 
 Column = Literal["full", "total"]

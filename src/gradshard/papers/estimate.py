@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from gradshard.papers import measurements
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
-from gradshard_core.planning.planner import DEFAULT_MEMORY_MB, LambdaConfig
+from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.pricing import US_EAST_1, Bill, Prices
 
 TITLES: Final = {

@@ -5,8 +5,9 @@ from gradshard.papers.estimate import TITLES, Estimate, Setting
 from gradshard_core.aggregation import topologies
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import limits, planner
-from gradshard_core.planning.planner import Projection, Workload
+from gradshard_core.planning import limits, memory_projection, planner
+from gradshard_core.planning.projection import Projection, project
+from gradshard_core.planning.workload import Workload
 
 
 def shards(nbytes: int, setting: Setting) -> Estimate:
@@ -44,7 +45,7 @@ def lifl(nbytes: int, setting: Setting) -> Estimate:
 def _tree(topology: str, nbytes: int, setting: Setting) -> Estimate:
     system = f"{topology}_streamed"
     m = planner.min_shards(nbytes)
-    projection = planner.project(_load(nbytes, topology, setting), m, setting.aggregator())
+    projection = project(_load(nbytes, topology, setting), m, setting.aggregator())
     # Lambda's limit: that of the Express children, five minutes, would rule large trees out.
     if (
         projection.needed_mb > setting.memory_mb
@@ -64,7 +65,7 @@ def _load(nbytes: int, topology: str, setting: Setting) -> Workload:
         nbytes,
         topologies.group(name, setting.clients),
         is_cut=TOPOLOGIES[name].is_cut,
-        plan_bytes=planner.plan_bytes(setting.clients),
+        plan_bytes=memory_projection.plan_bytes(setting.clients),
     )
 
 

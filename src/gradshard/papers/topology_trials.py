@@ -19,7 +19,6 @@ from gradshard_core.aggregation.addition_order import (
     parse_order,
 )
 from gradshard_core.aggregation.arithmetic import SHARES
-from gradshard_core.aggregation.sharding import BLOCKS, WHOLE
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import GradshardError, RoundFailed, RoundStateError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
@@ -38,7 +37,7 @@ class Trial:
     ----------
     label
         For people.
-    topology, fan_in, order, weights, hold, shards
+    topology, fan_in, order, weights, shards
         As in :class:`gradshard_core.planning.spec.RoundSpec`.
     """
 
@@ -47,7 +46,6 @@ class Trial:
     fan_in: int | None = None
     order: str | None = None
     weights: str = SHARES
-    hold: str = BLOCKS
     shards: int | None = None
 
     def round_options(self) -> dict[str, Any]:
@@ -119,7 +117,6 @@ def trials(
     order: str | None = None,
     weights: str = SHARES,
     shards: int | None = None,
-    whole: bool = False,
 ) -> list[Trial]:
     """Return what is worth comparing for so many clients.
 
@@ -134,8 +131,6 @@ def trials(
         Only these topologies.
     order, weights, shards
         For all; M for those that are cut.
-    whole
-        Trees that hold whole updates, too.
 
     Raises
     ------
@@ -162,8 +157,6 @@ def trials(
             levels = topologies.group(name, clients, [fan_in] if fan_in else [])
             natural = format_order(natural_order(levels))
             add(Trial(f"{alone} {natural}", alone, None, natural, weights))
-        if whole and not topology.is_cut:
-            add(Trial(f"{topology.title}, whole", name, fan_in, order, weights, WHOLE))
     return list(found.values())
 
 

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from gradshard.client import round_cost
 from gradshard_core.aggregation.arithmetic import SHARES
-from gradshard_core.aggregation.sharding import BLOCKS
 from gradshard_core.aggregation.topologies import AUTO
 from gradshard_core.planning.spec import default_quorum
 from gradshard_core.stragglers.salf import FEDAVG
@@ -136,7 +135,6 @@ def _settings(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> Facts:
         "order": spec.get("order"),
         "rule": rule["name"] if isinstance(rule, dict) else rule,
         "weights": spec.get("weights", SHARES),
-        "hold": spec.get("hold", BLOCKS),
     }
     return {name: plan.get(name, value) for name, value in asked.items()}
 
@@ -282,7 +280,7 @@ def _measured(
         clients=len(contributors),
         memory_mb=plan["projected"]["memory_mb"],
         architecture=architecture,
-        nbytes=plan["header_bytes"] + plan["nbytes"],
+        nbytes=plan["header"][0] + plan["nbytes"],
         server_optimizer=spec.get("server_optimizer"),
     ).to_json()
 

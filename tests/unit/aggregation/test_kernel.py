@@ -23,8 +23,17 @@ from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import PREFIX_BYTES, encode_header, header_length, parse_header
 from gradshard_core.planning import planner
-from gradshard_core.planning.plan import Contributor, Plan, Task, level_of, weigh
+from gradshard_core.planning.plan import (
+    Computation,
+    Contributor,
+    Level,
+    Participants,
+    Plan,
+    PlannedLayout,
+    Task,
+)
 from gradshard_core.planning.spec import parse_spec
+from gradshard_core.rounds.plan_weights import weigh
 from gradshard_core.s3 import streams
 from gradshard_core.s3.streams import GatheringStream
 from gradshard_core.s3.traffic import Meter
@@ -61,7 +70,7 @@ def sources_of(plan: Plan, task: Task, blobs: Sequence[bytes]) -> tuple[list[Sou
     # As the test at hand has made it.
     size = vars(kernel)["block_bytes"](len(contributors), depth, gathers=gathers)
     zone = Zone(task.start, task.end, [])
-    blocks = [(a, b) for _, a, b in kernel.blocks([zone], plan.spans, size)]
+    blocks = [(a, b) for _, a, b in kernel.blocks([zone], plan.layout.spans, size)]
     desk = memoryview(bytearray(vars(streams)["SLICE_BYTES"] + size))
     return [
         GatheringStream(
@@ -105,41 +114,17 @@ def make_plan(
     ]
     name, sizes = spec.levels(len(blobs))
     found = spec.order if spec.order is not None else addition_order.natural_order(sizes)
+    levels = tuple(map(Level.of_sizes, sizes, addition_order.split_order(found, sizes)))
+    order_text = addition_order.format_order(found)
     return Plan(
-        round_id="r",
-        attempt=0,
-        visit="",
-        wave=tuple(range(len(sizes[0]))),
-        waves=1,
-        awaited=(),
-        topology=name,
-        order=addition_order.format_order(found),
-        weights=weights,
-        hold="blocks",
-        rule="fedavg",
-        layers=(),
-        assignments=None,
-        levels=tuple(map(level_of, sizes, addition_order.split_order(found, sizes))),
-        contributors=weigh(contributors, weights),
-        spans=layout.spans,
-        nbytes=layout.nbytes,
-        tensors=len(layout.tensors),
-        header_bytes=0,
-        header_sha256="",
-        upload_id="",
-        next_model=None,
-        shards=shards,
-        allow_nonfinite=False,
-        rejected=(),
-        missing=(),
-        notes=(),
-        projected={},
-        opened_at="",
-        planned_at="",
+        "r",
+        Participants(weigh(contributors, weights)),
+        Computation(levels, shards, topology=name, order=order_text, weights=weights),
+        PlannedLayout.of(layout),
     )
 
 
-def execute(plan: Plan, blobs: Sequence[bytes], *, whole: bool = False) -> bytes:
+def execute(plan: Plan, blobs: Sequence[bytes]) -> bytes:
     """Do a plan's tasks in memory, level by level, last ones first; return the result's data."""
     written: dict[int, bytes] = {}
     for number, level in enumerate(plan.levels):
@@ -155,15 +140,14 @@ def execute(plan: Plan, blobs: Sequence[bytes], *, whole: bool = False) -> bytes
                 of_sums=number > 0,
                 to_sums=not plan.is_last(number),
                 divisor=plan.divisor if plan.is_last(number) else 1,
-                whole=whole,
                 gathers=gathers,
             )
             out = bytearray()
             zone = Zone(task.start, task.end, weights)
-            aggregate(sources, [zone], addition, plan.spans, out.extend)
+            aggregate(sources, [zone], addition, plan.layout.spans, out.extend)
             written[task.number] = bytes(out)
             if not plan.is_last(number):
-                assert len(out) == sums_bytes(plan.spans, task.start, task.end)
+                assert len(out) == sums_bytes(plan.layout.spans, task.start, task.end)
     return b"".join(written[task.number] for task in plan.tasks(len(plan.levels) - 1))
 
 
@@ -270,32 +254,25 @@ def test_in_the_same_order_every_topology_gives_the_same_bits(
             tree = make_plan(blobs, samples, topology=topology, fan_in=fan_in, shards=m, **options)
             data = execute(tree, blobs)
             # In the topology's natural order, one task over all contributors does the same.
-            alone = make_plan(blobs, samples, order=tree.order, shards=shards, **options)
+            alone = make_plan(
+                blobs, samples, order=tree.computation.order, shards=shards, **options
+            )
             assert len(alone.levels) == 1
             assert execute(alone, blobs) == data
-            # And so does another topology that is told the order.
-            told = make_plan(blobs, samples, topology="grid", order=tree.order, **options)
-            assert execute(told, blobs) == data
+            # Another topology with the same order does so, too.
+            grid = make_plan(
+                blobs, samples, topology="grid", order=tree.computation.order, **options
+            )
+            assert execute(grid, blobs) == data
             expected = reference.average(
                 updates,
                 samples,
-                tree=addition_order.parse_order(tree.order),
+                tree=addition_order.parse_order(tree.computation.order),
                 counts=weights == "counts",
             )
             assert data == b"".join(
                 np.ascontiguousarray(expected[name]).tobytes() for name in updates[0]
             )
-
-
-def test_whole_inputs_give_the_same_bits() -> None:
-    rng = np.random.default_rng(5)
-    updates = [
-        {"a": reference.random_tensor(rng, "BF16", (70_001,)), "b": np.arange(9, dtype="i1")}
-        for _ in range(7)
-    ]
-    blobs = [reference.encode(update) for update in updates]
-    plan = make_plan(blobs, [1, 2, 3, 4, 5, 6, 7], topology="lambda_fl")
-    assert execute(plan, blobs, whole=True) == execute(plan, blobs)
 
 
 def test_real_block_sizes_and_an_unequal_end() -> None:
@@ -350,8 +327,7 @@ def test_who_sent_a_nan_is_found(dtype: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("F32", 3e38), ("F16", 6e4), ("BF16", 3e38)])
-@pytest.mark.parametrize("whole", [True, False])
-def test_what_is_written_is_finite_or_said_not_to_be(dtype: str, value: float, whole: bool) -> None:
+def test_what_is_written_is_finite_or_said_not_to_be(dtype: str, value: float) -> None:
     """Finite updates whose weights add up to more than one, in the last element of a block."""
     update = {"a": np.ones(300_000, "f4"), "w": np.ones(99, reference.NUMPY[dtype])}
     update["w"][98] = value
@@ -359,9 +335,9 @@ def test_what_is_written_is_finite_or_said_not_to_be(dtype: str, value: float, w
     plan = make_plan(blobs, [1, 1], topology="lambda_fl", fan_in=2)
     heavy = [replace(contributor, weight=0.9) for contributor in plan.contributors]
     with pytest.raises(NonFiniteSumError) as caught:
-        execute(replace(plan, contributors=tuple(heavy)), blobs, whole=whole)
+        execute(replace(plan, participants=Participants(tuple(heavy))), blobs)
     assert caught.value.position == 1_200_000 + 98 * reference.NUMPY[dtype].itemsize
-    assert execute(plan, blobs, whole=whole) == blobs[0][-plan.nbytes :]
+    assert execute(plan, blobs) == blobs[0][-plan.layout.nbytes :]
 
 
 def test_steps_end_on_elements() -> None:

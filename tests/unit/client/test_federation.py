@@ -28,9 +28,20 @@ from gradshard_core.errors import (
     UpdateError,
     WaitTimeoutError,
 )
-from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.layout import encode_header
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.layout import Runs, encode_header
 from gradshard_core.planning import limits
+from gradshard_core.planning.outputs import StoredHeader
+from gradshard_core.planning.plan import (
+    Computation,
+    Contributor,
+    Level,
+    Participants,
+    Plan,
+    PlannedLayout,
+    Rejection,
+)
+from gradshard_core.planning.plan_json import plan_to_json
 from tests import reference
 from tests.unit.fakes import MemoryStack, MemoryStore
 
@@ -45,53 +56,25 @@ OPENED = {
 
 
 def plan_json(contributors: dict[str, str], **fields: Any) -> dict[str, Any]:
-    return {
-        "round": "r1",
-        "attempt": 0,
-        "contributors": [
-            {
-                "client": client,
-                "source": {
-                    "key": RoundKeys("r1").update(client),
-                    "version": "",
-                    "etag": etag,
-                    "nbytes": 1,
-                },
-                "samples": 1,
-                "weight": 0.5,
-                "runs": [],
-                "report": None,
-            }
-            for client, etag in contributors.items()
-        ],
-        "spans": [],
-        "nbytes": 24,
-        "tensors": 1,
-        "header_bytes": 80,
-        "header_sha256": "",
-        "upload_id": "u",
-        "next_model": None,
-        "visit": "2026-01-01T00:00:59Z",
-        "wave": [0],
-        "awaited": [],
-        "topology": "shards",
-        "order": "sequential",
-        "weights": "shares",
-        "hold": "blocks",
-        "rule": "fedavg",
-        "layers": [],
-        "assignments": None,
-        "levels": [{"groups": [[0, len(contributors)]], "order": []}],
-        "shards": 2,
-        "allow_nonfinite": False,
-        "rejected": [{"client": "b", "reason": "NaN", "etag": "", "late": False}],
-        "missing": [],
-        "notes": [],
-        "projected": {},
-        "opened_at": OPENED["opened_at"],
-        "planned_at": "2026-01-01T00:01:00+00:00",
-        **fields,
+    """Return the plan of a round of these clients, by the ETags of their updates, as JSON."""
+    keys = RoundKeys("r1")
+    sources = {
+        name: ObjectVersion(keys.update(name), "", etag, 1) for name, etag in contributors.items()
     }
+    plan = Plan(
+        "r1",
+        Participants(
+            tuple(Contributor(name, source, 1, 0.5, Runs([])) for name, source in sources.items()),
+            rejected=(Rejection("b", "NaN"),),
+        ),
+        Computation((Level.of_sizes([len(contributors)]),), shards=2),
+        PlannedLayout(nbytes=24, tensors=1, header=StoredHeader(80, "")),
+        upload_id="u",
+        opened_at=str(OPENED["opened_at"]),
+        planned_at="2026-01-01T00:01:00+00:00",
+    )
+    written: dict[str, Any] = json.loads(json.dumps(plan_to_json(plan)))
+    return written | fields
 
 
 @pytest.fixture(autouse=True)

@@ -112,7 +112,7 @@ EVENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "open_round": ({"round": "r1", "spec": {}, "started": "", "token": ""}, {"status": "opened"}),
     "collect_update": (uploaded("rounds/r1/updates/a.safetensors"), {"status": "accepted"}),
     "plan_round": (
-        {"round": "r1", "visit": "", "reason": "", "attempt": 1},
+        {"round": "r1", "entered_at": "", "reason": "", "attempt": 1},
         {"status": "planned"},
     ),
     "aggregate_shard": ({"round": "r1", "attempt": 1}, REPORT),

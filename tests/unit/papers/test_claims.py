@@ -15,9 +15,11 @@ from gradshard.papers import SYSTEMS, claims, gradshard_systems, measurements, p
 from gradshard.papers.estimate import PUBLISHED, Setting
 from gradshard.papers.measurements import MEASUREMENTS, VGG16, Measurement
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import planner, pricing
+from gradshard_core.planning import memory_projection, planner, pricing
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
-from gradshard_core.planning.planner import DEFAULT_MEMORY_MB, LambdaConfig, Workload
+from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
+from gradshard_core.planning.projection import project
+from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
 
 GRADS_SHARDING_VGG16 = next(m for m in MEASUREMENTS if m.model is VGG16)
@@ -66,7 +68,14 @@ def test_a_streaming_task_by_hand() -> None:
 def test_a_task_that_holds_whole_inputs_by_hand() -> None:
     aggregator = LambdaConfig(1769, "arm64", Bandwidth("10 MB/s", 10e6, latency_seconds=0.1))
     # Three requests, one after another, then the result in a fourth.
-    assert aggregator.whole_task_seconds(3, 1e8, 2e8) == pytest.approx(0.2 + 4 * 0.1 + 30 + 20)
+    seconds = published_systems.task_seconds(aggregator, 3, 1e8, 2e8)
+    assert seconds == pytest.approx(0.2 + 4 * 0.1 + 30 + 20)
+
+
+def test_memory_of_whole_inputs_follows_the_published_rule() -> None:
+    # ⌈3 · 512.3 + 450⌉: the paper's VGG-16.
+    assert published_systems.memory_mb(4 * 134_301_514) == 1987
+    assert published_systems.memory_mb(490 * MIB) == 1920
 
 
 def test_a_burst_comes_first_and_is_faster() -> None:
@@ -119,7 +128,7 @@ def test_a_streamed_tree_by_hand() -> None:
 @pytest.mark.parametrize("nbytes", [10**6, 43_000_000, VGG16.nbytes, 3 * 10**9])
 @pytest.mark.parametrize("memory_mb", [128, 512])
 def test_shards_are_the_planners(nbytes: int, memory_mb: int) -> None:
-    plan_bytes = planner.plan_bytes(20)
+    plan_bytes = memory_projection.plan_bytes(20)
     choice, _ = planner.choose(
         Workload(nbytes, ((20,),), plan_bytes=plan_bytes), LambdaConfig(memory_mb, "arm64")
     )
@@ -260,7 +269,7 @@ def test_fan_outs_by_hand() -> None:
 def test_the_fan_out_as_deployed_is_the_one_that_is_priced() -> None:
     load = Workload(VGG16.nbytes, ((20,),))
     together, alone = (
-        planner.project(load, 50, LambdaConfig(128, "arm64", concurrency=concurrency))
+        project(load, 50, LambdaConfig(128, "arm64", concurrency=concurrency))
         for concurrency in (0, 1)
     )
     ways = [way.dollars[0] for way in claims.fan_outs(together.task_seconds, (50,))]

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
 
 def events(state: dict[str, Any]) -> int:
-    """Count the most events of one visit to a state, by the API reference's HistoryEvent."""
+    """Count the most events of one passage through a state, by the API reference's HistoryEvent."""
     if state["Type"] == "Task":
         tries: int = 1 + sum(retrier["MaxAttempts"] for retrier in state["Retry"])
         # Scheduled, started, maybe submitted, and failed or succeeded; entered and left.
@@ -52,18 +52,18 @@ def test_a_level_passes_the_states_that_are_counted() -> None:
 
 
 def test_the_longest_history_is_below_step_functions_quota() -> None:
-    wave = events(STATES["OpenRound"]) + turn(1)
+    stage = events(STATES["OpenRound"]) + turn(1)
     ends = ("RoundForgotten", "AbortRound", "HasAborted", "Failed", "Done")
     end = 2 + sum(events(STATES[name]) for name in ends)
-    most = history_limits.MAX_WAVES * wave + history_limits.MAX_ATTEMPTS * turn(MOST_LEVELS) + end
+    most = history_limits.MAX_STAGES * stage + history_limits.MAX_ATTEMPTS * turn(MOST_LEVELS) + end
     assert 10_000 < most < history_limits.MAX_EVENTS
 
 
 @pytest.mark.parametrize("groups", [1, 2, 47, 48, 49, 64, 700, 2048])
 def test_groups_that_come_one_after_the_other_make_a_bounded_number_of_waves(groups: int) -> None:
-    size = history_limits.wave_size(groups)
-    assert size == 1 or groups > history_limits.WAVES
-    assert -(-groups // size) <= history_limits.WAVES < history_limits.MAX_WAVES
+    size = history_limits.stage_size(groups)
+    assert size == 1 or groups > history_limits.STAGES
+    assert -(-groups // size) <= history_limits.STAGES < history_limits.MAX_STAGES
 
 
 def eager(machine: Machine, clients: int) -> list[str]:
@@ -85,7 +85,9 @@ def is_due(machine: Machine) -> bool:
     return arrivals._is_due(machine.store, machine.keys, opened[0])
 
 
-def test_an_eager_round_of_many_groups_goes_on_in_waves_of_several(machine: Machine) -> None:
+def test_an_eager_round_of_many_groups_is_planned_in_stages_of_several_groups(
+    machine: Machine,
+) -> None:
     names = eager(machine, 2 * 100)
     planned = []
     for number, name in enumerate(names):
@@ -94,18 +96,18 @@ def test_an_eager_round_of_many_groups_goes_on_in_waves_of_several(machine: Mach
             machine.aggregate(machine.plan(OPENED))
             planned.append(number + 1)
             outcome = machine.step("finalize_round")
-    # Waves of three groups, and the hundredth alone.
+    # Stages of three groups, and the hundredth alone.
     assert planned == [*range(6, 199, 6), 200]
-    assert len(planned) <= history_limits.WAVES
+    assert len(planned) <= history_limits.STAGES
     assert outcome == {"status": "completed"}
-    assert machine.store.get_json(machine.keys.plan)["waves"] == len(planned)
+    assert machine.store.get_json(machine.keys.plan)["stage"] == len(planned)
 
 
 def test_an_eager_round_that_is_resumed_for_ever_fails_and_says_so(machine: Machine) -> None:
     names = eager(machine, 6)
     for name in names[:2]:
         machine.submit(name, {"w": np.ones(1, "f4")})
-    for _ in range(history_limits.MAX_WAVES):
+    for _ in range(history_limits.MAX_STAGES):
         machine.plan(OPENED)
     with pytest.raises(PlanError, match=r"'r' was resumed 64 times, and 2 groups are .* awaited"):
         machine.plan(OPENED)

@@ -14,10 +14,12 @@ from gradshard_core.aggregation import sharding, topologies
 from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.layout import Layout, Span
-from gradshard_core.planning import limits, planner, transfers
+from gradshard_core.planning import limits, memory_projection, planner, transfers
 from gradshard_core.planning.bandwidth import Bandwidth
-from gradshard_core.planning.planner import LambdaConfig, Workload
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.pricing import Requests
+from gradshard_core.planning.projection import client_requests, project
+from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
 
 GIB = 1024 * MIB
@@ -123,7 +125,7 @@ def test_no_m_is_cheaper_by_a_hundredth_than_the_chosen_one(
     load = Workload(60 * 10**9, topologies.grid(clients))
     chosen, _ = planner.choose(load, arm(256), time_budget=time_budget)
     most = planner.max_shards(load.nbytes)
-    everything = [planner.project(load, m, arm(256)) for m in range(1, most + 1)]
+    everything = [project(load, m, arm(256)) for m in range(1, most + 1)]
     budget = time_budget or planner.UNHURRIED_SECONDS
     fitting = [p for p in everything if p.seconds <= budget and p.task_seconds <= 140]
     assert chosen.seconds <= budget
@@ -135,7 +137,7 @@ def test_orders_of_tensors_take_time_requests_memory_and_money() -> None:
     disorder = Disorder(requests=90, skipped=50 * MIB, groups=10)
     other = replace(load, disorder=(disorder,))
     for m in (1, 4, 19):
-        plain, mixed = (planner.project(given, m, arm(512)) for given in (load, other))
+        plain, mixed = (project(given, m, arm(512)) for given in (load, other))
         requests, skipped = disorder.cut(m)
         assert mixed.requests.gets - plain.requests.gets == round(requests)
         waiting = limits.REQUEST_SECONDS * requests / m
@@ -149,8 +151,8 @@ def test_orders_of_tensors_take_time_requests_memory_and_money() -> None:
 def test_the_longest_group_decides_how_long_orders_take() -> None:
     load = Workload(10**8, ((2, 2), (2,)))
     few, many = Disorder(10, 0, 10), Disorder(30, 0, 10)
-    alone = planner.project(replace(load, disorder=(Disorder(), many)), 1, arm(512))
-    both = planner.project(replace(load, disorder=(few, many)), 1, arm(512))
+    alone = project(replace(load, disorder=(Disorder(), many)), 1, arm(512))
+    both = project(replace(load, disorder=(few, many)), 1, arm(512))
     assert both.seconds == alone.seconds
     assert both.requests.gets - alone.requests.gets == 10
 
@@ -176,8 +178,8 @@ def test_rejects_a_task_that_takes_too_long() -> None:
     # That many are enough, and one less is not.
     enough = int(str(caught.value).split()[-2])
     load = one_level(4 * 10**9, 20)
-    assert planner.project(load, enough, arm(512)).task_seconds <= 140
-    assert planner.project(load, enough - 1, arm(512)).task_seconds > 140
+    assert project(load, enough, arm(512)).task_seconds <= 140
+    assert project(load, enough - 1, arm(512)).task_seconds > 140
     with pytest.raises(PlanError, match="over the 140 s that a task may; average fewer clients"):
         planner.choose(one_level(4 * 10**12, 64), arm(3008))
     with pytest.raises(PlanError, match=r"over the 140 s .*; deploy with more AggregatorMemory"):
@@ -200,7 +202,7 @@ def test_rejects_parts_beyond_s3s_largest() -> None:
 
 def test_applying_reads_and_writes_model_and_state_besides() -> None:
     plain, adam = one_level(100 * MIB, 4), one_level(100 * MIB, 4, applied=2)
-    one, other = (planner.project(x, 5, arm(128)) for x in (plain, adam))
+    one, other = (project(x, 5, arm(128)) for x in (plain, adam))
     # Five tasks read and write three more objects each, and the first one three headers.
     assert other.requests.gets - one.requests.gets == 5 * 3 + 3
     assert other.requests.puts - one.requests.puts == 5 * 3
@@ -241,8 +243,8 @@ def test_partial_sums_of_a_grid_stay_within_s3s_largest_object() -> None:
 def test_memory_projection_is_its_arithmetic() -> None:
     block, scratch, raw = 8 * 1, 8 * 0.25, 8 * 0.25
     streams = 5 * 0.1875 + 4 * 2 * 2
-    idle = planner.RESIDENT_MB + planner.RUNTIME_MB
-    needed = planner.project_memory(4, plan_bytes=MIB)
+    idle = memory_projection.RESIDENT_MB + memory_projection.RUNTIME_MB
+    needed = memory_projection.project_memory(4, plan_bytes=MIB)
     assert needed == idle + block + scratch + raw + streams + 8
 
 
@@ -256,7 +258,7 @@ def test_accumulators_of_an_order_share_the_room_of_one() -> None:
     ]
     # Never less than 64 KiB: of 64 inputs each has 160 KiB, two times 64.
     assert [sharding.block_bytes(64, depth) for depth in (1, 2, 6)] == [131072, 65536, 65536]
-    alone, nested = (planner.project_memory(4, depth=depth) for depth in (1, 3))
+    alone, nested = (memory_projection.project_memory(4, depth=depth) for depth in (1, 3))
     assert alone - nested == pytest.approx(8 * 1 - 8 * 3 * 0.3125)
 
 
@@ -266,38 +268,24 @@ def test_accumulators_of_an_order_share_the_room_of_one() -> None:
     contributors=st.integers(1, topologies.MAX_FAN_IN**2),
 )
 def test_any_task_fits_the_smallest_function(inputs: int, depth: int, contributors: int) -> None:
-    needed = planner.project_memory(inputs, planner.plan_bytes(contributors), depth)
+    needed = memory_projection.project_memory(
+        inputs, memory_projection.plan_bytes(contributors), depth
+    )
     assert needed < limits.MIN_MEMORY_MB
 
 
-def test_whole_inputs_follow_the_published_rule() -> None:
-    # ⌈3 · 512.3 + 450⌉: the paper's VGG-16.
-    load = tree(4 * 134_301_514, 20, hold="whole")
-    assert planner.needed_memory(load, 1) == 1987
-    # The largest input counts: here a sum of four bytes for each two.
-    assert planner.needed_memory(replace(load, sums_bytes=2 * load.nbytes), 1) == 3524
-    # Unless the sum alone is wider than the rule grants: here it has eight bytes for each one.
-    alone = Workload(100 * MIB, ((4,),), hold="whole", sums_bytes=800 * MIB)
-    assert planner.needed_memory(alone, 1) == 100 + 800 + 450
-    assert planner.needed_memory(replace(load, hold="blocks"), 1) < 128
-
-
-def test_rejects_whole_inputs_with_both_numbers() -> None:
-    load = tree(500 * MIB, 20, hold="whole")
+def test_too_little_memory_is_rejected_with_both_numbers() -> None:
+    load = Workload(GIB, ((4,),), plan_bytes=20 * MIB)
+    needed = memory_projection.needed_memory(load)
+    assert needed == memory_projection.project_memory(4, plan_bytes=20 * MIB)
     with pytest.raises(
-        PlanError,
-        match=r"whole updates of 500 MB needs 1950 MB and has 128; deploy with "
-        r"AggregatorMemory=1984, or hold blocks",
-    ):
+        PlanError, match=rf"needs {needed:.0f} MB and has 128; deploy with AggregatorMemory=\d+"
+    ) as caught:
         planner.choose(load, arm(128))
-    assert planner.choose(load, arm(1984))[0].needed_mb == 1950
-    # What is a multiple of 64 already is enough as it is: 3 · 510 + 450 = 1980, 3 · 490 = 1470 …
-    with pytest.raises(PlanError, match=r"needs 1920 MB and has 128; .*AggregatorMemory=1920,"):
-        planner.choose(tree(490 * MIB, 20, hold="whole"), arm(128))
-    with pytest.raises(
-        PlanError, match=r"4000 MB needs 12450 MB and has 3008; no function has more than 10240"
-    ):
-        planner.choose(tree(4000 * MIB, 20, hold="whole"), arm(3008))
+    enough = int(str(caught.value).rpartition("=")[2])
+    assert needed <= enough < needed + 64
+    assert enough % 64 == 0
+    assert planner.choose(load, arm(enough))[0].needed_mb == needed
 
 
 @pytest.mark.parametrize(
@@ -306,8 +294,8 @@ def test_rejects_whole_inputs_with_both_numbers() -> None:
     [(0, 1), (1, 120), (7, 18), (60, 3), (100, 2), (120, 1), (1000, 1)],
 )
 def test_a_limit_on_functions_makes_tasks_come_in_waves(concurrency: int, waves: int) -> None:
-    limited = planner.project(one_level(GIB, 4), 120, arm(512, concurrency=concurrency))
-    free = planner.project(one_level(GIB, 4), 120, arm(512))
+    limited = project(one_level(GIB, 4), 120, arm(512, concurrency=concurrency))
+    free = project(one_level(GIB, 4), 120, arm(512))
     assert limited.task_seconds == free.task_seconds
     assert limited.seconds - free.seconds == pytest.approx((waves - 1) * free.task_seconds)
 
@@ -318,7 +306,7 @@ def test_waves_are_counted_level_by_level() -> None:
     aggregator = arm(512, concurrency=4)
     below, above = (aggregator.task_seconds(n * GIB) for n in (2, 4))
     around = limits.ROUND_OVERHEAD_SECONDS + limits.LEVEL_OVERHEAD_SECONDS
-    projection = planner.project(load, 1, aggregator)
+    projection = project(load, 1, aggregator)
     assert projection.seconds == pytest.approx(3 * below + above + around)
 
 
@@ -337,8 +325,10 @@ def test_frontier_offers_nothing_that_cannot_be_planned() -> None:
     frontier = planner.frontier(one_level(6 * GIB, 1), plain, memories=[1769])
     # But one part of 6 GiB is none of S3's.
     assert frontier[-1].shards == 2
-    whole = tree(500 * MIB, 20, hold="whole")
-    assert [p.memory_mb for p in planner.frontier(whole, arm(128), memories=[1769, 3008])] == [3008]
+    large = Workload(GIB, ((4,),), plan_bytes=200 * MIB)
+    assert 1664 < memory_projection.needed_memory(large) < 1769
+    found = planner.frontier(large, arm(128), memories=[1664, 3008])
+    assert {p.memory_mb for p in found} == {3008}
 
 
 def test_clients_fetch_large_results_in_few_ranges() -> None:
@@ -361,11 +351,11 @@ def test_clients_fetch_large_results_in_few_ranges() -> None:
     ],
 )
 def test_clients_requests(nbytes: int, requests: Requests) -> None:
-    assert planner.client_requests(nbytes) == requests
+    assert client_requests(nbytes) == requests
 
 
 def test_dollars_of_a_round_by_hand() -> None:
-    projection = planner.project(one_level(40 * MIB, 10), 2, arm(1769))
+    projection = project(one_level(40 * MIB, 10), 2, arm(1769))
     bill = projection.bill
     # Each task reads the plan and ten inputs, the first the header; it writes a part and a report.
     assert projection.requests == Requests(gets=2 * 10 + 2 + 1, puts=2 + 2)
@@ -401,7 +391,7 @@ def test_levels_by_hand() -> None:
     # Seven updates of two bytes an element by threes, M = 2; sums are of four bytes.
     slow = Bandwidth("10 MiB/s", 10 * MIB)
     load = Workload(100 * MIB, ((3, 3, 1), (3,)), sums_bytes=200 * MIB)
-    projection = planner.project(load, 2, arm(1769, bandwidth=slow))
+    projection = project(load, 2, arm(1769, bandwidth=slow))
     leaf, last, root = (0.2 + mib / 10 for mib in (3 * 50, 50, 3 * 100))
     assert projection.task_seconds == pytest.approx(root)
     assert projection.seconds == pytest.approx(
@@ -413,16 +403,6 @@ def test_levels_by_hand() -> None:
     assert projection.requests == Requests(gets=2 * (7 + 3) + 8 + 1, puts=2 * 8)
 
 
-def test_levels_of_whole_inputs_by_hand() -> None:
-    slow = Bandwidth("10 MiB/s", 10 * MIB, latency_seconds=0.5)
-    load = tree(100 * MIB, 4, hold="whole", sums_bytes=200 * MIB)
-    projection = planner.project(load, 1, arm(1769, bandwidth=slow))
-    # Two inputs after one another, then the sum, each after its request.
-    leaf, root = 0.2 + 3 * 0.5 + 20 + 20, 0.2 + 3 * 0.5 + 40 + 10
-    assert projection.task_seconds == pytest.approx(root)
-    assert projection.gb_seconds == pytest.approx((2 * leaf + root) * 1769 / 1024)
-
-
 @pytest.mark.parametrize(("concurrency", "batch"), [(0, 40), (4, 4), (40, 40), (1000, 40)])
 def test_batches_are_of_what_may_run_at_once(concurrency: int, batch: int) -> None:
     assert arm(128, concurrency=concurrency).batch == batch
@@ -430,15 +410,13 @@ def test_batches_are_of_what_may_run_at_once(concurrency: int, batch: int) -> No
 
 def test_fewer_at_once_are_more_executions() -> None:
     load = one_level(100 * MIB, 2)
-    forty, four = (
-        planner.project(load, 8, arm(1769, concurrency=concurrency)) for concurrency in (0, 4)
-    )
+    forty, four = (project(load, 8, arm(1769, concurrency=concurrency)) for concurrency in (0, 4))
     each = 0.025e-3 + 1e-6 + forty.task_seconds / 16 * 0.00001667
     assert four.total_dollars - forty.total_dollars == pytest.approx(each)
 
 
 def test_projection_as_json_has_its_dollars_by_part() -> None:
-    written = planner.project(one_level(40 * MIB, 10), 2, arm(1769)).to_json()
+    written = project(one_level(40 * MIB, 10), 2, arm(1769)).to_json()
     assert written["dollars"]["total"] == pytest.approx(
         sum(
             written["dollars"][part]

@@ -16,15 +16,17 @@ from gradshard.client.round_cost import measured
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.planning import limits, pricing
+from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.planner import LambdaConfig
+from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.pricing import Bill, Requests, Tasks
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.collect_update import collect_update, deadline_passed
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
-from gradshard_core.rounds.plan_round import Call, plan_round
+from gradshard_core.rounds.plan_context import PlanRequest
+from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
 from gradshard_core.units import MIB
@@ -213,9 +215,9 @@ def test_the_functions_make_the_requests_that_are_priced(
         key = keys.update(client)
         s3.create(key, update, len(update) + layout.nbytes)
         assert collect_update(store, key, _etag(update).strip('"'))["status"] == "accepted"
-    call = Call("2026-01-01T00:00:01", "complete", 0)
-    plan_round(store, "r", call, aggregator=LambdaConfig(128, "arm64"))
-    plan = Plan.from_json(json.loads(s3.objects[keys.plan][0]))
+    request = PlanRequest("2026-01-01T00:00:01", "complete", 0)
+    plan_round(store, "r", request, aggregator=LambdaConfig(128, "arm64"))
+    plan = parse_plan(json.loads(s3.objects[keys.plan][0]))
     assert [len(plan.tasks(level)) for level in range(len(tasks))] == tasks
     _do_tasks(s3, keys, plan)
     assert finalize_round(store, CountedWire(s3), "r")["status"] == "completed"
@@ -240,7 +242,7 @@ def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
         for task in plan.tasks(level):
             s3.create(keys.task_report(level, task.number), json.dumps(report).encode(), 1)
             if plan.is_last(level):
-                header = plan.header_bytes if task.number == 0 else 0
+                header = plan.layout.header.nbytes if task.number == 0 else 0
                 s3.parts.append(header + task.end - task.start)
             else:
                 s3.create(keys.partial_sum(0, level, task.number), b"", 1)

@@ -15,7 +15,7 @@ from gradshard_core.aggregation.addition_order import parse_order
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import history_limits
 from gradshard_core.records import model_registry
-from gradshard_core.rounds import aggregate_shard, overflow
+from gradshard_core.rounds import bad_inputs, overflow
 from gradshard_core.rounds.admission import QuorumError
 from tests import reference
 from tests.integration.by_hand import layout_of, put_model
@@ -554,7 +554,7 @@ def test_a_version_that_is_gone_while_its_element_is_read_costs_its_sender(
         return found(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aggregate_shard, "reject_largest", after_deletion)
+        patch.setattr(bad_inputs, "reject_largest", after_deletion)
         outcome = machine.turn(OPENED)
     assert (outcome["status"], outcome["rejected"]) == ("replan", 1)
     assert machine.turn(outcome) == {"status": "completed"}

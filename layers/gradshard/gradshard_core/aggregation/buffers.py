@@ -89,7 +89,7 @@ def conventional(layout: Layout, known: Iterable[str] = ()) -> tuple[str, ...]:
 
 
 def stretches_of(layout: Layout, names: Iterable[str]) -> Stretches:
-    """Return where a layout's buffers stand: those of these names, and all integers."""
+    """Return the stretches of a layout's buffers: the tensors of these names, and all integers."""
     wanted = set(names)
     stretches: list[tuple[int, int]] = []
     for tensor in layout.tensors:
@@ -103,7 +103,7 @@ def stretches_of(layout: Layout, names: Iterable[str]) -> Stretches:
 
 
 def names_in(layout: Layout, stretches: Stretches) -> tuple[str, ...]:
-    """Return the names of the tensors that stand in some stretches of a layout."""
+    """Return the names of the tensors in some stretches of a layout."""
     return tuple(
         tensor.name
         for tensor in layout.tensors
@@ -112,7 +112,7 @@ def names_in(layout: Layout, stretches: Stretches) -> tuple[str, ...]:
 
 
 def is_in(stretches: Stretches, position: int) -> bool:
-    """Whether a byte of a layout stands in one of some stretches of it."""
+    """Whether a byte of a layout is in one of some stretches of it."""
     index = bisect_right(stretches, position, key=lambda stretch: stretch[0]) - 1
     return index >= 0 and position < stretches[index][1]
 

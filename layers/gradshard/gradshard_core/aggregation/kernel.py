@@ -1,14 +1,14 @@
-"""Lockstep: add up one byte range of all inputs, a block at a time.
+"""Add up one byte range of all inputs in lockstep, one block at a time.
 
-All inputs' streams are open at once. Block by block, the next bytes of each input, in their order,
-are read into one small buffer and added to the block's accumulator; a finished block is rounded and
-written on at once. Memory is a few blocks, whatever the size of shard and update and however many
-contributors there are; and since the inputs' order is the order of the additions, the result's bits
-do not depend on any of these sizes.
+All inputs' streams are open at once. For each block, the next bytes of one input after another are
+read into a small buffer and added to the block's accumulator. A finished block is rounded and
+written at once. The memory is that of a few blocks and depends neither on the size of shard and
+update nor on the number of contributors. The order of the inputs is the order of the additions, so
+the result's bits do not depend on any of these sizes.
 
-Inputs are updates, or partial sums of updates; what is written is the result, or a partial sum. An
-order of several levels keeps an accumulator for each. Where nobody covers a stretch, its sum is
-zero; so is that of a group none of whose inputs covers it, and it is added as such.
+Inputs are updates or partial sums of updates; the output is the average or a partial sum. An order
+of several levels needs one accumulator for each level. A stretch that no input covers has the sum
+zero. The same is true of a group: if none of its inputs covers a stretch, zero is added for it.
 """
 
 import math
@@ -27,14 +27,14 @@ from gradshard_core.formats.layout import Span
 
 
 class Source(Protocol):
-    """One input's bytes of a range, in the order of the layout."""
+    """The bytes of one input in a range, in the order of the layout."""
 
     def read_into(self, buffer: memoryview) -> None:
         """Fill ``buffer`` with the next bytes; raise if there are not as many."""
 
 
 class NonFiniteSumError(GradshardError):
-    """What would be written has its first NaN or infinity at byte ``position`` of the layout."""
+    """The sum has its first NaN or infinity at byte ``position`` of the layout."""
 
     def __init__(self, position: int) -> None:
         super().__init__(f"the sum is not finite at byte {position}")
@@ -56,19 +56,18 @@ class Addition:
     Parameters
     ----------
     order
-        Of the additions.
+        The order of the additions.
     of_sums
-        Whether inputs are partial sums, which hold accumulators, not elements.
+        Whether inputs are partial sums, which consist of accumulators instead of elements.
     to_sums
-        Whether a partial sum is written.
+        Whether the output is a partial sum.
     divisor
-        What the whole sum is divided by in the end.
+        The number that the whole sum is divided by in the end.
     allow_nonfinite
-        Let NaN and infinities through.
-    whole
-        Hold the whole range instead of blocks of it, as the published systems do.
+        Whether NaN and infinities are written; otherwise they are errors.
     gathers
-        Whether inputs stand in other orders (:mod:`gradshard_core.aggregation.gathering`).
+        Whether some inputs have their tensors in another order
+        (:mod:`gradshard_core.aggregation.gathering`).
     """
 
     order: Order = SEQUENTIAL
@@ -76,19 +75,18 @@ class Addition:
     to_sums: bool = False
     divisor: int = 1
     allow_nonfinite: bool = False
-    whole: bool = False
     gathers: bool = False
 
     @property
     def depth(self) -> int:
-        """How many accumulators it takes."""
+        """The number of accumulators."""
         return max(1, len(self.order))
 
 
 class _Piece(NamedTuple):
-    """Elements of one type within a slice, with the room to work on them.
+    """Elements of one type within a slice, and the buffers to work on them.
 
-    The last of the accumulators is that of the whole sum.
+    The last accumulator has the whole sum.
     """
 
     dtype: DType
@@ -103,36 +101,33 @@ class _Slice(NamedTuple):
 
 
 class _Workspace:
-    """The buffers of one task, made once and carved anew for each block.
+    """The buffers of one task, allocated once and divided anew for each block.
 
     Parameters
     ----------
     block
-        Bytes of the layout that are added before the next input's are.
+        The largest size of a block, in bytes of the layout.
     depth
-        How many accumulators there are.
+        The number of accumulators.
     of_sums
-        Whether what is read is as wide as an accumulator.
-    whole
-        Whether a block of an input is kept, and not one slice of it.
+        Whether inputs are as wide as accumulators.
     """
 
-    def __init__(
-        self, block: int, *, depth: int = 1, of_sums: bool = False, whole: bool = False
-    ) -> None:
-        self._of_sums, self._whole = of_sums, whole
-        # Room for the widest; what is never touched takes no memory.
-        raw = (WIDENING if of_sums else 1) * (block if whole else SLICE_BYTES)
+    def __init__(self, block: int, *, depth: int = 1, of_sums: bool = False) -> None:
+        self._of_sums = of_sums
+        # Large enough for the widest elements; pages that are never touched take no memory.
+        raw = (WIDENING if of_sums else 1) * SLICE_BYTES
         self._raw = memoryview(np.empty(raw, np.uint8))
         self._accumulators = [np.empty(WIDENING * block, np.uint8) for _ in range(depth)]
         self._scratch = np.empty(WIDENING * SLICE_BYTES, np.uint8)
 
     def carve(self, spans: Sequence[Span], start: int, end: int) -> list[_Slice]:
-        """Lay out a block: its slices, and in each the pieces of one type."""
+        """Divide the buffers for a block into slices, and each slice into pieces of one type."""
         slices: list[_Slice] = []
-        begin = read = used = 0
+        used = 0
         for slice_start, slice_end in steps(spans, start, end, SLICE_BYTES):
             pieces: list[_Piece] = []
+            read = 0
             for span in clip(spans, slice_start, slice_end):
                 dtype = DTYPES[span.dtype]
                 count = (span.end - span.start) // dtype.size
@@ -151,8 +146,7 @@ class _Workspace:
                 )
                 read += count * stored.itemsize
                 used += -(-length // WIDENING) * WIDENING
-            slices.append(_Slice(self._raw[begin:read], pieces))
-            begin = read = read if self._whole else 0
+            slices.append(_Slice(self._raw[:read], pieces))
         return slices
 
 
@@ -168,28 +162,25 @@ def aggregate(
     Parameters
     ----------
     sources
-        One per input, in their order, each giving the bytes of the zones that it covers.
+        One per input, in the order of the additions. Each yields the bytes of the zones that its
+        input covers.
     zones
-        The range, in stretches of different weights one behind the other.
+        The range, divided into adjacent stretches with different weights.
     addition
         How to add.
     spans
-        The whole layout's spans.
+        The spans of the whole layout.
     write
-        Takes the sum's bytes, piece by piece; may keep none of the memory it is given.
+        Called with the sum's bytes, piece by piece. The memory is reused after each call.
 
     Raises
     ------
     NonFiniteSumError
-        An addend is not finite, or the sum overflows the type in which it is written, and that is
-        not allowed.
+        An addend is not finite, or the sum overflows the type in which it is written, and
+        ``allow_nonfinite`` is not set.
     """
     size = block_bytes(len(sources), addition.depth, gathers=addition.gathers)
-    if addition.whole:
-        size = max(zone.end - zone.start for zone in zones)
-    workspace = _Workspace(
-        size, depth=addition.depth, of_sums=addition.of_sums, whole=addition.whole
-    )
+    workspace = _Workspace(size, depth=addition.depth, of_sums=addition.of_sums)
     with np.errstate(all="ignore"):
         for weights, block_start, block_end in blocks(zones, spans, size):
             block = workspace.carve(spans, block_start, block_end)
@@ -203,18 +194,18 @@ def aggregate(
 def find_nonfinite(
     sources: Sequence[Source], zones: Sequence[Zone], addition: Addition, spans: Sequence[Span]
 ) -> dict[int, int]:
-    """Find who sent NaN or infinity: contributor's index → byte position of their first one.
+    """Find the inputs that have a NaN or an infinity: index → byte position of the first one.
 
     Parameters
     ----------
     sources
-        Each giving the bytes of the zones that it covers, read again for this purpose.
+        New streams of the inputs; each yields the bytes of the zones that its input covers.
     zones
-        What to search.
+        The range to search.
     addition
-        What they were read for, in the same blocks.
+        How the inputs were added. It decides the size of the blocks that are read.
     spans
-        The whole layout's spans.
+        The spans of the whole layout.
     """
     size = block_bytes(len(sources), addition.depth, gathers=addition.gathers)
     workspace = _Workspace(size)
@@ -231,7 +222,7 @@ def find_nonfinite(
 
 
 def _first_nonfinite(source: Source, block: list[_Slice]) -> int | None:
-    """Read a block as far as its first NaN or infinity; return where in it that is."""
+    """Read a block up to its first NaN or infinity; return the byte position in the block."""
     position = 0
     for slice_ in block:
         source.read_into(slice_.raw)
@@ -244,7 +235,7 @@ def _first_nonfinite(source: Source, block: list[_Slice]) -> int | None:
 
 
 def steps(spans: Sequence[Span], start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
-    """Walk [start, end) in steps of at most ``size`` bytes that end on element boundaries."""
+    """Yield [start, end) in ranges of at most ``size`` bytes that end on element boundaries."""
     pieces = list(clip(spans, start, end))
     begin = start
     index = 0
@@ -272,7 +263,7 @@ def clip_zones(zones: Sequence[Zone], start: int, end: int) -> list[Zone]:
 def blocks(
     zones: Sequence[Zone], spans: Sequence[Span], size: int
 ) -> Iterator[tuple[Sequence[float | None], int, int]]:
-    """Walk zones in blocks of at most ``size`` bytes: their weights, and where they are."""
+    """Yield zones in blocks of at most ``size`` bytes: weights, start and end of each."""
     for zone in zones:
         for start, end in steps(spans, zone.start, zone.end, size):
             yield zone.weights, start, end
@@ -284,7 +275,7 @@ def _add_all(
     order: Order,
     block: list[_Slice],
 ) -> None:
-    """Add every input's block to the first accumulator, and what is a group's sum to the next."""
+    """Add a block of every input to the first accumulator, and each group's sum to the next one."""
     group, *larger = order or (len(sources),)
     first = True
     for index, (source, weight) in enumerate(zip(sources, weights, strict=True)):
@@ -305,7 +296,7 @@ def _add_all(
 def _fold_groups(
     block: list[_Slice], index: int, inputs: int, group: int, larger: Sequence[int]
 ) -> None:
-    """After an input that ends its group, add the group's sum to the level above, and so on up."""
+    """Add the sum of each group that ends with input ``index`` to the level above it."""
     for level, size in enumerate(larger):
         if (index + 1) % group and index + 1 < inputs:
             return
@@ -321,13 +312,13 @@ def _pieces(block: list[_Slice]) -> Iterator[_Piece]:
 
 
 def _finish(piece: _Piece, addition: Addition, position: int) -> memoryview:
-    """Return a finished piece's bytes; it stands at byte ``position`` of the layout."""
+    """Return the bytes of a finished piece, which begins at byte ``position`` of the layout."""
     dtype, total = piece.dtype, piece.accumulators[-1]
     if addition.divisor != 1:
         arithmetic.divide(dtype, total, addition.divisor)
     # Weights are far too small for sums of integers (salf.MAX_WEIGHT).
     if not (addition.allow_nonfinite or dtype.is_integer):
-        # A NaN or an infinity stays one, whatever is added, so one look at the sum is enough.
+        # A sum with a NaN or an infinity is not finite, so it is enough to check the sum.
         bound = math.inf if addition.to_sums else dtype.overflow
         first = arithmetic.first_overflow(total, bound)
         if first is not None:

@@ -1,7 +1,6 @@
-"""Where updates are cut, on element boundaries, and how much of each is held at a time.
+"""Cut layouts into shards on element boundaries, and decide the sizes of a task's buffers.
 
-All that a task needs to know of sizes; what follows from them is foreseen in
-:mod:`gradshard_core.planning.planner`.
+:mod:`gradshard_core.planning.memory_projection` projects a task's memory from these sizes.
 """
 
 import itertools
@@ -14,14 +13,9 @@ from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.layout import Span
 from gradshard_core.units import MIB
 
-BLOCKS: Final = "blocks"
-WHOLE: Final = "whole"
-HOLDS: Final = (BLOCKS, WHOLE)
-"""What a task holds of its inputs: blocks, or all as the published systems' functions do."""
-
 MAX_BLOCK_BYTES: Final = MIB
 ALL_BLOCKS_BYTES: Final = 10 * MIB
-"""Bytes of the blocks of all contributors together, half of what their receive buffers hold."""
+"""Bytes of the blocks of all inputs together: half of the size of their receive buffers."""
 
 SLICE_BYTES: Final = 256 * 1024
 """Bytes read at a time: small enough that numpy works on them in the processor's cache."""
@@ -30,8 +24,8 @@ WIDENING: Final = 8
 """An element grows at most this much in its accumulator: 1-byte integers sum in float64."""
 
 STEP_ELEMENTS: Final = 32 * 1024
-"""Of a server optimizer's step: with all that it takes in float64 they stay in the processor's
-cache."""
+"""Elements in one step of a server optimizer: few enough for the processor's cache to hold all of
+the step's float64 arrays."""
 
 
 class Shard(NamedTuple):
@@ -43,17 +37,18 @@ class Shard(NamedTuple):
 
 
 def block_bytes(inputs: int, depth: int = 1, *, gathers: bool = False) -> int:
-    """Return how many bytes of each input are added before the next input's are.
+    """Return the size of a block: the bytes of each input that are added before the next input's.
 
     Parameters
     ----------
     inputs
-        How many streams a task has open.
+        The number of streams that a task has open.
     depth
-        How many accumulators it keeps, one for each level of its order; together they take no
-        more room than one alone.
+        The number of accumulators, one for each level of the task's order. Together they take no
+        more memory than a single one.
     gathers
-        Whether inputs stand in other orders, so that each block takes requests of its own.
+        Whether inputs have their tensors in other orders, so that each block needs its own
+        requests.
     """
     if gathers:
         return gathered_bytes(depth)
@@ -63,19 +58,19 @@ def block_bytes(inputs: int, depth: int = 1, *, gathers: bool = False) -> int:
 
 
 def gathered_bytes(depth: int = 1) -> int:
-    """Return how many bytes of an input in another order are read at once.
+    """Return the size of a block if inputs have their tensors in other orders.
 
-    As many however many inputs there are: they are read one after another, into one buffer.
+    It does not depend on the number of inputs, which are read one after another into one buffer.
     """
     return MAX_BLOCK_BYTES // depth
 
 
 def receive_buffer_bytes(inputs: int) -> int:
-    """Return what the kernel may hold of each connection.
+    """Return the size of the operating system's receive buffer for each connection.
 
-    Left alone it may grow to 6 MB, and it is the function's memory. Two blocks: while the others
-    are read it fills again, and a turn seldom waits (bounded to one block, receiving took 15 %
-    more CPU: see docs/performance.md).
+    Without a bound it may grow to 6 MB of the function's memory. Two blocks are enough for it to
+    fill while the other inputs are read. With one block, receiving took 15 % more CPU time
+    (docs/performance.md).
     """
     return 2 * block_bytes(inputs)
 

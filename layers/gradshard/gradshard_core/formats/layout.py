@@ -58,7 +58,7 @@ class Span(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Bytes [start, end) of the layout stand at ``offset`` of a contributor's object."""
+    """A contributor's object has bytes [start, end) of the layout at ``offset``."""
 
     start: int
     end: int
@@ -107,7 +107,7 @@ class Runs:
 
     @cached_property
     def are_in_order(self) -> bool:
-        """Whether they stand one behind the other in the object, too."""
+        """Whether the object has them in the same order, without gaps."""
         return all(
             before.offset + before.end - before.start == run.offset
             for before, run in itertools.pairwise(self)
@@ -150,7 +150,7 @@ class Layout:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """What two updates must agree on: dtype and shape by name, whatever the order."""
+        """Dtype and shape by name, which two updates must agree on; their order may differ."""
         return {tensor.name: (tensor.dtype, tensor.shape) for tensor in self.tensors}
 
     @cached_property
@@ -167,7 +167,7 @@ class Layout:
         return tuple(spans)
 
     def runs_in(self, other: "Layout", data_offset: int) -> Runs:
-        """Where the bytes of this layout stand in an object that is laid out as ``other``.
+        """Return where an object with the layout ``other`` has the bytes of this layout.
 
         Parameters
         ----------
@@ -276,7 +276,7 @@ def parse_header(header: bytes, object_bytes: int) -> Header:
     header
         The header without the eight bytes of its length.
     object_bytes
-        The size of the object it stands in.
+        The size of the object that has it.
 
     Raises
     ------

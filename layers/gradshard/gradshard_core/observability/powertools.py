@@ -55,8 +55,8 @@ def handler(measures: Measures = nothing) -> Callable[[Handler], Handler]:
             try:
                 outcome = function(event, context)
             except Exception as error:
-                told = _measured(usage(context, started)) | failure(error)
-                logger.error("failed", extra=told)  # noqa: TRY400 - the runtime logs the traceback
+                fields = _measured(usage(context, started)) | failure(error)
+                logger.error("failed", extra=fields)  # noqa: TRY400 - the runtime logs the traceback
                 raise
             measured = _measured(usage(context, started) | dict(measures(event, outcome)))
             logger.info("done", extra=measured | {"outcome": shortened(outcome)})
@@ -70,8 +70,8 @@ def handler(measures: Measures = nothing) -> Callable[[Handler], Handler]:
 def rejected(rejections: list[dict[str, Any]]) -> None:
     """Log a line for each client whose update was rejected."""
     for rejection in rejections:
-        told = {"contributor": rejection["client"], "reason": rejection["reason"]}
-        logger.warning("rejected", extra=shortened(told))
+        fields = {"contributor": rejection["client"], "reason": rejection["reason"]}
+        logger.warning("rejected", extra=shortened(fields))
 
 
 def _measured(values: dict[str, float]) -> dict[str, Any]:

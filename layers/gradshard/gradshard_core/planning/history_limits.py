@@ -1,9 +1,10 @@
 """Bounds that keep the history of a round's execution below what Step Functions takes.
 
-Step Functions fails an execution at its 25,000th event, past every Retry and Catch, so that nobody
-would say why (https://docs.aws.amazon.com/step-functions/latest/dg/bp-history-limit.html, 2026-11).
-What repeats are the *waves* of an eager round, in each of which some of its groups are planned, and
-the *attempts* of any round, one more each time contributors were rejected while they were read.
+Step Functions fails an execution at its 25,000th event, without any Retry or Catch, so that no
+cause is recorded (https://docs.aws.amazon.com/step-functions/latest/dg/bp-history-limit.html,
+2026-11).
+Two things repeat: the *stages* of an eager round, each of which plans some of its groups, and the
+*attempts* of any round, one more each time contributors were rejected while they were read.
 With these bounds the history is short enough even if every call is tried as often as
 ``round.asl.json`` allows; ``unit/planning/test_history_limits.py`` counts the events.
 """
@@ -13,15 +14,15 @@ from typing import Final
 MAX_EVENTS: Final = 25_000
 
 MAX_ATTEMPTS: Final = 50
-"""One finds all updates that hold a NaN, so more than a few are a sign of an attack."""
+"""One attempt finds all updates that hold a NaN, so more than a few are a sign of an attack."""
 
-WAVES: Final = 48
-"""Into how many an eager round's groups are divided, if there are more groups."""
+STAGES: Final = 48
+"""An eager round with more groups than this plans several of them in each stage."""
 
-MAX_WAVES: Final = 64
-"""A call that was taken for dead may resume a round once more than was due."""
+MAX_STAGES: Final = 64
+"""More than ``STAGES``: a call that timed out and still ran may resume a round once too often."""
 
 
-def wave_size(groups: int) -> int:
-    """Return how many groups of an eager round have to be complete before it goes on."""
-    return -(-groups // WAVES)
+def stage_size(groups: int) -> int:
+    """Return how many groups of an eager round must be complete before it goes on."""
+    return -(-groups // STAGES)

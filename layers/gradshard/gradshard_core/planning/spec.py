@@ -17,7 +17,6 @@ from gradshard_core.aggregation.server_optimizers import (
     ServerOptimizer,
     parse_server_optimizer,
 )
-from gradshard_core.aggregation.sharding import BLOCKS, HOLDS, WHOLE
 from gradshard_core.aggregation.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES, Levels
 from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.formats.keys import check_id
@@ -88,9 +87,6 @@ class RoundSpec:
         In which terms ``finalize_round`` says what each client should do next; None: not at all.
     eager
         Let a group's sum begin when its updates are there, while others are still awaited.
-    hold
-        ``blocks``; or ``whole``, for comparison only: functions that hold whole updates, as the
-        published systems' do.
     shards
         M, or None to let the planner choose.
     time_budget
@@ -118,7 +114,6 @@ class RoundSpec:
     layers: Naming | None = None
     assignments: AssignmentSpec | None = None
     eager: bool = False
-    hold: str = BLOCKS
     shards: int | None = None
     time_budget: float | None = None
     layout: Layout | None = None
@@ -220,7 +215,6 @@ class RoundSpec:
             "layers": self.layers,
             "assignments": self.assignments and self.assignments.to_json(),
             "eager": self.eager or None,
-            "hold": None if self.hold == BLOCKS else self.hold,
             "shards": self.shards,
             "time_budget": self.time_budget,
             "layout": layout,
@@ -273,7 +267,6 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
         layers=given("layers", check_naming),
         assignments=given("assignments", parse_assignment_spec),
         eager=_flag(fields, "eager"),
-        hold=_one_of("hold", fields.get("hold", BLOCKS), HOLDS),
         shards=given("shards", lambda shards: _whole("shards", shards, 1, limits.MAX_PARTS)),
         time_budget=given("time_budget", _check_time_budget),
         layout=given("layout", _parse_layout),
@@ -346,8 +339,6 @@ def _check_rule(spec: RoundSpec) -> None:
         raise SpecError(
             f"rule {spec.rule.name} has weights of its own, layer by layer: leave out weights"
         )
-    if spec.hold == WHOLE:
-        raise SpecError(f"hold whole is of whole updates: leave out rule {spec.rule.name}")
     if spec.layers is not None and spec.layout is not None:
         layers_of(spec.layout, spec.layers)
 
@@ -358,8 +349,6 @@ def _check_apply(spec: RoundSpec) -> None:
         return
     if spec.layout is not None:
         raise SpecError("a round that is applied has the model's layout: leave out layout")
-    if spec.hold == WHOLE:
-        raise SpecError("hold whole is for comparison only: leave out apply")
     if spec.server_optimizer.updates == MODELS and spec.rule is not None:
         raise SpecError(
             "server_optimizer: updates models cannot be partial, since what nobody sends is no "
@@ -378,8 +367,6 @@ def _check_topology(spec: RoundSpec) -> None:
     if spec.order is not None:
         addition_order.check_order(spec.order, spec.expected)
         addition_order.split_order(spec.order, levels)
-    if spec.hold == WHOLE and topology.is_cut:
-        raise SpecError(f"hold whole is for lambda_fl and lifl, not for topology {name}")
     if spec.eager:
         _check_eager(spec, name)
 

@@ -8,7 +8,9 @@ from typing import Any
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import BrokenObjectError, SpecError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.plan import Plan, next_keys
+from gradshard_core.planning.outputs import next_model_keys
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records import model_registry
 from gradshard_core.records.manifest import COMPLETED, FAILED, parse_manifest
 from gradshard_core.records.round_spec import read_spec
@@ -52,7 +54,7 @@ def abort_round(
         # No object can be named after such a round; the execution alone keeps the cause.
         return {"status": FAILED, "error": error, "cause": cause}
     try:
-        plan = store.get_json(keys.plan, Plan.from_json)
+        plan = store.get_json(keys.plan, parse_plan)
         has_partials = plan is not None and len(plan.levels) > 1
     except BrokenObjectError:
         # Maybe that is why the round is given up: what it would name is looked for.
@@ -62,13 +64,16 @@ def abort_round(
         "status": FAILED,
         "error": error,
         "cause": cause,
-        "rejected": [vars(rejection) for rejection in plan.rejected] if plan else [],
-        "missing": plan.missing if plan else [],
+        "rejected": [vars(rejection) for rejection in plan.participants.rejected] if plan else [],
+        "missing": plan.participants.missing if plan else [],
         "finished_at": datetime.now(UTC).isoformat(),
     }
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
     server_optimizer = _apply_terms(store, keys, plan)
-    outputs = [keys.result, *(next_keys(server_optimizer, round_id) if server_optimizer else ())]
+    outputs = [
+        keys.result,
+        *(next_model_keys(server_optimizer, round_id) if server_optimizer else ()),
+    ]
     # Of a round that ended well, too: finalize_round may have died between its manifest and this.
     for key in outputs:
         store.abort_open_uploads(key)

@@ -48,6 +48,15 @@ class Admission(NamedTuple):
     coverage: dict[str, Coverage]
 
 
+def answered_clients(store: S3Store, keys: RoundKeys, spec: RoundSpec) -> list[str]:
+    """List the clients that sent an update, or some layers of one if the round takes those."""
+    sent = arrivals.sent_to(keys, spec)
+    answered = arrivals.arrived(store, sent)
+    if spec.rule is None:
+        return answered
+    return sorted({*answered, *arrivals.progressed(store, sent)})
+
+
 def admit(
     store: S3Store,
     keys: RoundKeys,
@@ -77,15 +86,15 @@ def admit(
         The round was opened without a layout, and its updates have no majority's.
     """
     entitled = [client for client in clients if spec.expects(client)]
-    room = spec.capacity if len(entitled) > spec.expected else len(entitled)
+    places = spec.capacity if len(entitled) > spec.expected else len(entitled)
     rejected = [
-        Rejection(client, f"the round takes {room} clients, and others come before this one")
-        for client in entitled[room:]
+        Rejection(client, f"the round takes {places} clients, and others come before this one")
+        for client in entitled[places:]
     ]
     updates: dict[str, Update] = {}
     sent = arrivals.sent_to(keys, spec)
     partial = spec.rule is not None
-    for update in arrivals.check_updates(store, sent, entitled[:room], partial=partial):
+    for update in arrivals.check_updates(store, sent, entitled[:places], partial=partial):
         if isinstance(update, Update):
             updates[update.client] = update
         elif update is not None:

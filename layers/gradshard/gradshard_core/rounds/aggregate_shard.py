@@ -1,43 +1,38 @@
-"""One task: add some inputs over one byte range, into a part of the result or a partial sum."""
+"""One task: add inputs over one byte range, into a part of the average or a partial sum."""
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.gathering import Range
-from gradshard_core.aggregation.kernel import Addition, NonFiniteSumError, Zone, clip_zones
+from gradshard_core.aggregation.kernel import NonFiniteSumError
 from gradshard_core.aggregation.optimizer_step import Applier, NonFiniteModelError, Write
-from gradshard_core.aggregation.sharding import (
-    SLICE_BYTES,
-    WHOLE,
-    block_bytes,
-    gathered_bytes,
-    receive_buffer_bytes,
-    sums_bytes,
-)
+from gradshard_core.aggregation.sharding import sums_bytes
 from gradshard_core.errors import ChangedObjectError, PlanError, UnsentError
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
-from gradshard_core.planning.plan import Output, Plan, Rejection, Task
-from gradshard_core.rounds.overflow import element_at, reject_largest, reject_largest_step
+from gradshard_core.planning.outputs import Output
+from gradshard_core.planning.plan import Rejection, Task
+from gradshard_core.planning.plan_json import parse_plan
+from gradshard_core.rounds.bad_inputs import (
+    is_rejected_below,
+    reject_nonfinite,
+    reject_unreadable,
+)
+from gradshard_core.rounds.overflow import reject_largest_step
+from gradshard_core.rounds.task_inputs import OPENERS, TaskInputs
 from gradshard_core.s3.retries import Retries
-from gradshard_core.s3.streams import GatheringStream, RangeStream
+from gradshard_core.s3.streams import RangeStream
 from gradshard_core.s3.task_client import StreamWriter, TaskS3Client
 
-OPENERS = 8
-"""Streams opened at once: enough to hide the requests' latency."""
-
-SENDINGS = 3
-"""Tries of a sum that S3 is too busy to take. The machine has more, each a new task."""
+WRITE_TRIES = 3
+"""How often a task tries to write a sum that S3 is too busy to take. The state machine then starts
+the task again."""
 
 
 def aggregate_shard(
@@ -64,14 +59,15 @@ def aggregate_shard(
     started_at, wall, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
     reset_peak_memory()
     wire.meter.take()
-    plan = wire.get_json(keys.plan, Plan.from_json)
+    plan = wire.get_json(keys.plan, parse_plan)
     if plan is None:
         raise PlanError(f"{keys.plan} is missing")
     if plan.attempt != attempt:
-        # A straggler of an attempt that was given up; its upload is gone.
+        # A late task of an earlier attempt, whose uploads were aborted.
         return {"task": task.number, "attempt": attempt, "superseded_by": plan.attempt}
-    rejected, is_written = _Worker(wire, keys, plan, task).run()
-    wire.meter.add(puts=1)  # the report's own, which is too late to count itself
+    with ThreadPoolExecutor(OPENERS) as pool:
+        rejected, is_written = _aggregate_or_reject(TaskInputs(wire, plan, task, pool))
+    wire.meter.add(puts=1)  # the report itself, whose PUT comes after it was counted
     report = {
         "level": task.level,
         "task": task.number,
@@ -91,6 +87,9 @@ def aggregate_shard(
     return report
 
 
+_has_run = False
+
+
 def _is_cold() -> bool:
     """Whether this is the first task of its process."""
     global _has_run
@@ -98,258 +97,121 @@ def _is_cold() -> bool:
     return was_cold
 
 
-_has_run = False
+def _aggregate_or_reject(inputs: TaskInputs) -> tuple[list[Rejection], bool]:
+    """Write the sum, or find the bad updates because of which it cannot be written.
+
+    Returns
+    -------
+    list of Rejection
+        The bad updates.
+    bool
+        Whether the sum was written. If not, the round is planned again.
+    """
+    try:
+        rejected = _aggregate_finite(inputs)
+    except ChangedObjectError:
+        rejected = reject_unreadable(inputs)
+        if not rejected and not is_rejected_below(inputs):
+            raise
+        return rejected, False
+    return rejected, not rejected
 
 
-def _last_error(error: UnsentError, _times: int, _reasons: str) -> UnsentError:
+def _aggregate_finite(inputs: TaskInputs) -> list[Rejection]:
+    """Write the sum if it is finite and the next model too; else return the updates to reject."""
+    try:
+        _aggregate(inputs)
+    except NonFiniteSumError as error:
+        return reject_nonfinite(inputs, error.position)
+    except NonFiniteModelError as error:
+        return reject_largest_step(inputs.wire, inputs.plan, inputs.task, error.position)
+    return []
+
+
+def _aggregate(inputs: TaskInputs) -> None:
+    """Write the sum; if S3 is too busy to take it, read and add everything again."""
+    retries = Retries(inputs.wire.meter, attempts=WRITE_TRIES)
+    while True:
+        try:
+            return _aggregate_once(inputs)
+        except UnsentError as error:
+            retries.record_failure(str(error), partial(_last_error, error))
+
+
+def _last_error(error: UnsentError, _attempts: int, _reasons: str) -> UnsentError:
     return error
 
 
-class _Worker:
-    """A task at work.
+def _aggregate_once(inputs: TaskInputs) -> None:
+    start = inputs.task.start
+    zones = inputs.zones(start)
+    with (
+        inputs.opened(start) as streams,
+        _open_output(inputs) as writer,
+        _apply_to_model(inputs, writer.write) as write,
+    ):
+        kernel.aggregate(streams, zones, inputs.addition, inputs.plan.layout.spans, write)
 
-    Parameters
-    ----------
-    wire, keys
-        The bucket, and the names in it.
-    plan, task
-        What to do.
-    """
 
-    def __init__(self, wire: TaskS3Client, keys: RoundKeys, plan: Plan, task: Task) -> None:
-        self._wire, self._keys, self._plan, self._task = wire, keys, plan, task
-        self._inputs = plan.inputs(task)
-        self._is_last = plan.is_last(task.level)
-        self._gathers = task.level == 0 and not all(
-            plan.contributors[index].runs.are_in_order for index in self._inputs
+def _open_output(inputs: TaskInputs) -> contextlib.AbstractContextManager[StreamWriter]:
+    """Open what the task writes: its part of the average, or a partial sum."""
+    plan, task = inputs.plan, inputs.task
+    if plan.is_last(task.level):
+        return _open_part(inputs, plan.outputs[0], task.end - task.start)
+    key = inputs.keys.partial_sum(plan.attempt, task.level, task.number)
+    return inputs.wire.object(key, sums_bytes(plan.layout.spans, task.start, task.end))
+
+
+@contextlib.contextmanager
+def _open_part(inputs: TaskInputs, output: Output, nbytes: int) -> Iterator[StreamWriter]:
+    """Open the task's part of an output; the first part starts with the header."""
+    wire, task = inputs.wire, inputs.task
+    header = b""
+    if task.number == 0:
+        header = output.check_header(wire.get_bytes(output.header_key))
+    part_bytes = len(header) + nbytes
+    with wire.part(output.key, output.upload_id, task.part, part_bytes, header) as writer:
+        yield writer
+
+
+@contextlib.contextmanager
+def _apply_to_model(inputs: TaskInputs, write: Write) -> Iterator[Write]:
+    """Return what writes the average and, if the round makes a model, applies it to the model."""
+    plan, start, end = inputs.plan, inputs.task.start, inputs.task.end
+    new, spans = plan.next_model, plan.layout.spans
+    if new is None or not plan.is_last(inputs.task.level):
+        yield write
+        return
+    before, nbytes = sums_bytes(spans, 0, start), sums_bytes(spans, start, end)
+    ranges = [(start, end), *([(before, before + nbytes)] * len(new.state))]
+    streams = [
+        RangeStream(
+            inputs.wire,
+            stored.source,
+            [(stored.data_offset + first, stored.data_offset + stop)],
         )
-        # One for all inputs, which are read one after another; what is not used takes no memory.
-        room = gathered_bytes() if self._gathers else 0
-        self._desk = memoryview(np.empty(SLICE_BYTES + room, np.uint8))
-        self._pool = ThreadPoolExecutor(OPENERS)
-
-    def run(self) -> tuple[list[Rejection], bool]:
-        """Aggregate; if an update turns out to be bad, say whose, and leave the range unwritten.
-
-        Returns
-        -------
-        list of Rejection
-            The bad updates.
-        bool
-            Whether the sum was written: else the round is planned again.
-        """
-        with self._pool:
-            return self._run()
-
-    def _run(self) -> tuple[list[Rejection], bool]:
-        try:
-            rejected = self._sum()
-        except ChangedObjectError:
-            rejected = self._gone()
-            if not rejected and not self._is_called_off():
-                raise
-            return rejected, False
-        return rejected, not rejected
-
-    def _sum(self) -> list[Rejection]:
-        """Aggregate; return whose updates keep the sum, or what is made of it, from being finite.
-
-        If there are any, nothing was written.
-        """
-        try:
-            self._aggregate(self._addition())
-        except NonFiniteSumError as error:
-            return self._nonfinite(error.position)
-        except NonFiniteModelError as error:
-            return reject_largest_step(self._wire, self._plan, self._task, error.position)
-        return []
-
-    def _addition(self) -> Addition:
-        plan, level = self._plan, self._task.level
-        return Addition(
-            order=plan.levels[level].order,
-            of_sums=level > 0,
-            to_sums=not self._is_last,
-            divisor=plan.divisor if self._is_last else 1,
-            allow_nonfinite=plan.allow_nonfinite,
-            whole=plan.hold == WHOLE,
-            gathers=self._gathers,
+        for stored, (first, stop) in zip((new.model, *new.state), ranges, strict=True)
+    ]
+    _, model, *state = plan.outputs
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(inputs.all_open(streams))
+        model_writer = stack.enter_context(_open_part(inputs, model, end - start))
+        state_writers = [stack.enter_context(_open_part(inputs, s, nbytes)) for s in state]
+        applier = Applier(
+            new.server_optimizer,
+            new.step,
+            spans,
+            plan.layout.buffers,
+            start,
+            model=streams[0],
+            state=streams[1:],
+            write_model=model_writer.write,
+            write_state=[writer.write for writer in state_writers],
+            allow_nonfinite=plan.computation.allow_nonfinite,
         )
 
-    def _aggregate(self, addition: Addition) -> None:
-        """Aggregate, again where S3 does not take the sum: what was sent is not kept."""
-        retries = Retries(self._wire.meter, attempts=SENDINGS)
-        while True:
-            try:
-                return self._aggregate_once(addition)
-            except UnsentError as error:
-                retries.record_failure(str(error), partial(_last_error, error))
+        def write_and_apply(data: memoryview) -> None:
+            write(data)
+            applier.write(data)
 
-    def _aggregate_once(self, addition: Addition) -> None:
-        zones = self._zones(self._task.start)
-        with (
-            self._opened(self._task.start) as streams,
-            self._writer() as writer,
-            self._applied(writer.write) as write,
-        ):
-            kernel.aggregate(streams, zones, addition, self._plan.spans, write)
-
-    def _zones(self, start: int) -> list[Zone]:
-        """Return the weights of the task's inputs, from ``start`` on."""
-        task = self._task
-        if task.level > 0:
-            return [Zone(start, task.end, [1.0] * len(self._inputs))]
-        return [
-            zone._replace(weights=[zone.weights[index] for index in self._inputs])
-            for zone in clip_zones(self._plan.zones, start, task.end)
-        ]
-
-    def _writer(self) -> contextlib.AbstractContextManager[StreamWriter]:
-        plan, task = self._plan, self._task
-        if self._is_last:
-            return self._part(plan.outputs[0], task.end - task.start)
-        nbytes = sums_bytes(plan.spans, task.start, task.end)
-        return self._wire.object(
-            self._keys.partial_sum(plan.attempt, task.level, task.number), nbytes
-        )
-
-    @contextlib.contextmanager
-    def _part(self, output: Output, nbytes: int) -> Iterator[StreamWriter]:
-        """Write the task's part of an object; in the first one, its header comes first."""
-        header = b""
-        if self._task.number == 0:
-            header = output.check_header(self._wire.get_bytes(output.header_key))
-        part, whole = self._task.part, len(header) + nbytes
-        with self._wire.part(output.key, output.upload_id, part, whole, header) as writer:
-            yield writer
-
-    @contextlib.contextmanager
-    def _applied(self, write: Write) -> Iterator[Write]:
-        """Have what is written of the update applied to the model, where the round does that."""
-        new, start, end = self._plan.next_model, self._task.start, self._task.end
-        if new is None or not self._is_last:
-            yield write
-            return
-        spans, allow_nonfinite = self._plan.spans, self._plan.allow_nonfinite
-        before, nbytes = sums_bytes(spans, 0, start), sums_bytes(spans, start, end)
-        ranges = [(start, end), *([(before, before + nbytes)] * len(new.state))]
-        streams = [
-            RangeStream(self._wire, kept.source, [(kept.data_offset + a, kept.data_offset + b)])
-            for kept, (a, b) in zip((new.model, *new.state), ranges, strict=True)
-        ]
-        _, model, *state = self._plan.outputs
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self._all_open(streams))
-            applier = Applier(
-                new.server_optimizer,
-                new.step,
-                spans,
-                new.buffers,
-                start,
-                model=streams[0],
-                state=streams[1:],
-                write_model=stack.enter_context(self._part(model, end - start)).write,
-                write_state=[stack.enter_context(self._part(kept, nbytes)).write for kept in state],
-                allow_nonfinite=allow_nonfinite,
-            )
-
-            def write_and_apply(data: memoryview) -> None:
-                write(data)
-                applier.write(data)
-
-            yield write_and_apply
-
-    @contextlib.contextmanager
-    def _opened(self, start: int) -> Iterator[list[RangeStream | GatheringStream]]:
-        """Give every input's bytes from ``start`` on."""
-        self._wire.receive_buffer_bytes = receive_buffer_bytes(len(self._inputs))
-        streams = [self._stream(index, start) for index in self._inputs]
-        with self._all_open(streams):
-            yield streams
-
-    @contextlib.contextmanager
-    def _all_open(self, streams: Sequence[RangeStream | GatheringStream]) -> Iterator[None]:
-        """Make all streams' requests at once."""
-        try:
-            # Who holds whole updates reads one after the other.
-            if self._plan.hold != WHOLE:
-                list(self._pool.map(lambda stream: stream.open(), streams))
-            yield
-        finally:
-            for stream in streams:
-                stream.close()
-
-    def _stream(self, index: int, start: int) -> RangeStream | GatheringStream:
-        plan, task = self._plan, self._task
-        if task.level == 0:
-            contributor = plan.contributors[index]
-            return GatheringStream(
-                self._wire,
-                contributor.source,
-                contributor.runs,
-                [(start, task.end)] if contributor.runs.are_in_order else self._blocks(start),
-                self._desk,
-                self._pool,
-            )
-        nbytes = sums_bytes(plan.spans, task.start, task.end)
-        # Any version will do: a task writes the same bytes whenever it runs.
-        key = self._keys.partial_sum(plan.attempt, task.level - 1, index)
-        return RangeStream(self._wire, ObjectVersion(key, "", "", nbytes), [(0, nbytes)])
-
-    def _blocks(self, start: int) -> list[Range]:
-        """Return the blocks in which the inputs are added, from ``start`` on."""
-        addition = self._addition()
-        size = block_bytes(len(self._inputs), addition.depth, gathers=self._gathers)
-        blocks = kernel.blocks(self._zones(start), self._plan.spans, size)
-        return [(first, stop) for _, first, stop in blocks]
-
-    def _nonfinite(self, position: int) -> list[Rejection]:
-        """Name who sent a NaN or an infinity from where the sum went bad, or makes it overflow."""
-        plan, found = self._plan, dict[int, int]()
-        if self._task.level == 0:
-            with self._opened(position) as streams:
-                found = kernel.find_nonfinite(
-                    streams, self._zones(position), self._addition(), plan.spans
-                )
-        if not found:
-            return reject_largest(self._wire, plan, self._task, position)
-        layout = self._layout()
-        rejected = []
-        for index, byte in sorted(found.items()):
-            contributor = plan.contributors[self._inputs[index]]
-            tensor, element = element_at(layout, byte)
-            reason = (
-                f"{contributor.source.key}: tensor {tensor!r} holds a NaN or an infinity at "
-                f"element {element}"
-            )
-            rejected.append(Rejection(contributor.client, reason, contributor.source.etag))
-        return rejected
-
-    def _layout(self) -> Layout:
-        update = self._plan.outputs[0]
-        return update.layout(self._wire.get_bytes(update.header_key))
-
-    def _gone(self) -> list[Rejection]:
-        """Find out whose planned version cannot be read any more."""
-        rejected = []
-        for index in self._inputs if self._task.level == 0 else ():
-            contributor = self._plan.contributors[index]
-            stream = self._stream(index, self._task.start)
-            try:
-                stream.open()
-            except ChangedObjectError as error:
-                reason = Rejection(contributor.client, str(error), contributor.source.etag)
-                rejected.append(reason)
-            finally:
-                stream.close()
-        return rejected
-
-    def _is_called_off(self) -> bool:
-        """Whether a partial sum is missing because of an update that was rejected below."""
-        if self._task.level == 0:
-            return False
-        keys = (self._keys.task_report(self._task.level - 1, number) for number in self._inputs)
-        reports = (self._wire.get_json(key) for key in keys)
-        return any(
-            r and r["attempt"] == self._plan.attempt and not r["is_written"] for r in reports
-        )
+        yield write_and_apply

@@ -1,4 +1,4 @@
-"""Updates as they come: which have arrived, whether one is good, when nobody need be awaited."""
+"""Find the updates that have arrived, check their headers, and resume the round in time."""
 
 import random
 from collections.abc import Sequence
@@ -58,16 +58,16 @@ def sent_to(keys: RoundKeys, spec: RoundSpec) -> RoundKeys:
 
 
 def arrived(store: S3Store, keys: RoundKeys) -> list[str]:
-    """List the clients whose updates are there, good or bad, sorted.
+    """List the clients that have sent an update, good or bad, sorted.
 
-    What has a name that is no client's is nobody's update: whoever may write here chooses the key.
+    Objects whose key has no valid client id are ignored: a client may be allowed to choose the key.
     """
     parsed = (parse_update_key(entry.key) for entry in store.list_objects(keys.updates))
     return sorted(key.client for key in parsed if key and is_client(key.client))
 
 
 def progressed(store: S3Store, keys: RoundKeys) -> list[str]:
-    """List the clients of which there are some layers so far."""
+    """List the clients that have sent some layers of a partial update so far."""
     keys_there = (entry.key for entry in store.list_objects(keys.partial_updates))
     names = (
         key.removeprefix(keys.partial_updates).removesuffix(UPDATE_SUFFIX) for key in keys_there
@@ -162,13 +162,13 @@ def reject_all(store: S3Store, keys: RoundKeys, rejections: Sequence[Rejection])
 
 
 def resume_if_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
-    """Let the round go on if nobody need be awaited any longer.
+    """Resume the round if no more clients are awaited.
 
-    That is when every expected client has answered, with a good update or a bad one; in an eager
-    round, when all of a group have, or of as many groups as a wave has at least.
+    That is when every expected client has answered, with a good or a bad update. In an eager round
+    it is when all clients of enough groups for a stage have answered.
 
-    Both who opens a round and who collects an update end with this check, after they have
-    written what the other one looks for; so whoever comes last sees everything.
+    Both open_round and collect_update end with this check, after they have written what the other
+    function reads. So the one that comes last sees everything.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
     groups = len(spec.groups())
     left = groups if awaited is None else len(awaited)
     ready = len(ready_groups(spec, there, awaited))
-    return 0 < ready >= min(history_limits.wave_size(groups), left)
+    return 0 < ready >= min(history_limits.stage_size(groups), left)
 
 
 def _is_anyone_missing(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:
@@ -230,7 +230,7 @@ def ready_groups(spec: RoundSpec, there: Sequence[str], awaited: Sequence[int] |
 
 
 def resume(store: S3Store, keys: RoundKeys, reason: str, known: Sequence[str] = ()) -> bool:
-    """Let the round go on; False if it is not waiting.
+    """Resume the round; return False if it is not waiting.
 
     Parameters
     ----------

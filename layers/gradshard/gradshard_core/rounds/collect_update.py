@@ -1,4 +1,7 @@
-"""An update arrived, or the deadline passed: check it, and let the round go on when it can."""
+"""Check an update that has arrived, and resume the round when no more are awaited.
+
+The same function resumes the round at its deadline.
+"""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -7,6 +10,7 @@ from typing import Any
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import RoundKeys, check_id, parse_update_key
 from gradshard_core.planning.plan import Plan, Rejection
+from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records.manifest import parse_manifest
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.rounds import arrivals
@@ -14,33 +18,33 @@ from gradshard_core.s3.store import S3Store
 
 
 def deadline_passed(store: S3Store, round_id: str, tokens: Sequence[str] = ()) -> dict[str, Any]:
-    """Let the round go on with what has arrived; planning counts whether that is a quorum.
+    """Resume the round with the updates that have arrived; planning checks the quorum.
 
     Parameters
     ----------
     store, round_id
         The round.
     tokens
-        Those that the deadline was told when it was set.
+        The callback tokens that were stored with the deadline.
     """
     keys = RoundKeys(round_id)
-    # An eager round may be at work on a group, and looks for this before it waits again.
+    # An eager round that is aggregating a stage reads this before it waits again.
     store.put_json(keys.deadline, {"passed_at": datetime.now(UTC).isoformat()})
     resumed = arrivals.resume(store, keys, arrivals.DEADLINE, tokens)
     return {"round": round_id, "resumed": resumed}
 
 
 def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
-    """Take note of an uploaded update; safe to repeat.
+    """Check an uploaded update and resume the round if it is the last one; safe to repeat.
 
     Parameters
     ----------
     store
         The bucket.
     key
-        Of the object that appeared.
+        The key of the uploaded object.
     etag
-        Of the version that the event is about, without quotes.
+        The ETag of the uploaded version, without quotes.
 
     Returns
     -------
@@ -60,9 +64,10 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
     spec, _ = opened
 
     outcome: dict[str, Any] = {"round": keys.round_id, "client": client}
-    plan = store.get_json(keys.plan, Plan.from_json)
-    ended = store.get_json(keys.manifest, parse_manifest) if plan is None or plan.awaited else None
-    is_late = plan is not None and not spec.awaits(client, plan.awaited)
+    plan = store.get_json(keys.plan, parse_plan)
+    may_have_ended = plan is None or not plan.is_complete
+    ended = store.get_json(keys.manifest, parse_manifest) if may_have_ended else None
+    is_late = plan is not None and not spec.awaits(client, plan.stage.awaited)
     if is_late or ended is not None:
         return outcome | _too_late(store, keys, client, etag, plan, ended)
 
@@ -74,7 +79,7 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
         arrivals.reject(store, keys, update)
         outcome |= {"status": "rejected", "reason": update.reason}
     else:
-        # By what is there: the event may be a belated one, of an upload that was replaced.
+        # Compare with the newest version: the event may be late, and its upload replaced.
         there = etag if update is None else update.source.etag.strip('"')
         _withdraw_earlier_rejection(store, keys, client, there)
         outcome |= {"status": "accepted"}
@@ -88,7 +93,8 @@ def _withdraw_earlier_rejection(store: S3Store, keys: RoundKeys, client: str, et
         return
     rejected = store.get_json(keys.rejection(client)) or {}
     if rejected.get("etag", "").strip('"') != etag and not rejected.get("late"):
-        # Planning, at the same time, may be rejecting this very upload: only that other one goes.
+        # Planning may be rejecting this very upload at the same time, so delete only the version
+        # of the rejection that was read.
         store.delete(keys.rejection(client), only=rejection.etag)
 
 
@@ -100,13 +106,15 @@ def _too_late(
     plan: Plan | None,
     ended: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Tell an upload that came after planning from the belated event of one that came before."""
+    """Reject an upload that came after planning; ignore the late event of an earlier upload."""
     if plan is not None:
         counted = {c.client: c.source.etag for c in plan.contributors}
-        known = counted | {rejection.client: rejection.etag for rejection in plan.rejected}
+        known = counted | {
+            rejection.client: rejection.etag for rejection in plan.participants.rejected
+        }
         planned = known.get(client, "").strip('"')
         newest = store.head(keys.update(client))
-        # The event may also be a belated one, of an upload that was replaced before the planning.
+        # The event may also be the late one of an upload that was replaced before planning.
         if planned and planned in {etag, newest.etag.strip('"') if newest else ""}:
             _withdraw_earlier_rejection(store, keys, client, planned)
             return {"status": "ignored", "reason": "planned already"}

@@ -8,7 +8,9 @@ from typing import Any, Final
 from gradshard_core.aggregation.buffers import names_in
 from gradshard_core.errors import PlanError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
-from gradshard_core.planning.plan import Output, Plan, Rejection, Task
+from gradshard_core.planning.outputs import Output
+from gradshard_core.planning.plan import Plan, Rejection, Task
+from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.spec import parse_assignment_spec
 from gradshard_core.records import model_registry
 from gradshard_core.records.manifest import COMPLETED, parse_manifest
@@ -61,10 +63,10 @@ def finalize_round(store: S3Store, wire: TaskS3Client, round_id: str) -> dict[st
         The result is not what the tasks were to make of it.
     """
     keys = RoundKeys(round_id)
-    plan = store.get_json(keys.plan, Plan.from_json)
+    plan = store.get_json(keys.plan, parse_plan)
     if plan is None:
         raise PlanError(f"{keys.plan} is missing")
-    if not plan.is_sealed:
+    if not plan.is_complete:
         return {"status": AWAITING}
     tally = _Tally()
     for report in _read_reports(wire, keys, plan):
@@ -124,7 +126,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     """Have everything appear: the objects, what they mean for the model, the manifest."""
     if plan.assignments is not None:
         store.put_json(keys.assignments, _assign(store, plan, plan.assignments).to_json())
-    result, *made = (_complete(store, output, plan.shards) for output in plan.outputs)
+    result, *made = (_complete(store, output, plan.computation.shards) for output in plan.outputs)
     version = _next_version(store, plan, made)
     if version is not None:
         version = model_registry.reserve(store, version)
@@ -180,7 +182,7 @@ def _assign(store: S3Store, plan: Plan, terms: dict[str, Any]) -> Assignments:
 
 
 def _complete(store: S3Store, output: Output, shards: int) -> ObjectVersion:
-    key, expected_bytes = output.key, output.header_bytes + output.nbytes
+    key, expected_bytes = output.key, output.header.nbytes + output.nbytes
     parts = store.list_parts(key, output.upload_id)
     if parts is not None:
         nbytes = sum(part.nbytes for part in parts)
@@ -206,7 +208,7 @@ def _next_version(store: S3Store, plan: Plan, made: Sequence[ObjectVersion]) -> 
         return None
     update, *outputs = plan.outputs
     tensors, *state = (
-        StoredTensors(source, output.header_bytes)
+        StoredTensors(source, output.header.nbytes)
         for source, output in zip(made, outputs, strict=True)
     )
     layout = update.layout(store.get_bytes(update.header_key))
@@ -218,7 +220,7 @@ def _next_version(store: S3Store, plan: Plan, made: Sequence[ObjectVersion]) -> 
         optimizer=new.server_optimizer.to_json(),
         steps=new.step,
         state=dict(zip(new.server_optimizer.state, state, strict=True)),
-        buffers=names_in(layout, new.buffers),
+        buffers=names_in(layout, plan.layout.buffers),
     )
 
 
@@ -231,34 +233,33 @@ def _manifest(
     return {
         "round": plan.round_id,
         "status": COMPLETED,
-        "rule": plan.rule,
-        "topology": plan.topology,
-        "order": plan.order,
-        "weights": plan.weights,
-        "hold": plan.hold,
+        "rule": plan.computation.rule,
+        "topology": plan.computation.topology,
+        "order": plan.computation.order,
+        "weights": plan.computation.weights,
         "update": {
             "key": result.key,
             "version": result.version,
             "etag": result.etag,
             "nbytes": result.nbytes,
-            "tensors": plan.tensors,
+            "tensors": plan.layout.tensors,
         },
         "contributors": [
             {
                 "client": contributor.client,
                 "samples": contributor.samples,
                 # Partial updates have weights by layer.
-                "weight": None if plan.layers else contributor.weight,
+                "weight": None if plan.layout.layers else contributor.weight,
                 "nbytes": contributor.source.nbytes,
                 "etag": contributor.source.etag,
                 "version": contributor.source.version,
             }
             for contributor in plan.contributors
         ],
-        "rejected": [vars(rejection) for rejection in plan.rejected],
-        "missing": plan.missing,
+        "rejected": [vars(rejection) for rejection in plan.participants.rejected],
+        "missing": plan.participants.missing,
         "attempts": plan.attempt + 1,
-        "shards": plan.shards,
+        "shards": plan.computation.shards,
         "groups": [[stop - first for first, stop in level.groups] for level in plan.levels],
         "tasks": tally.tasks(),
         "totals": tally.totals(),
@@ -276,22 +277,23 @@ def _manifest(
 
 def _partial(plan: Plan) -> dict[str, Any]:
     """Return what the manifest has of partial updates besides: layers, and who was expected."""
-    if not plan.layers:
+    if not plan.layout.layers:
         return {}
     clients = [contributor.client for contributor in plan.contributors]
-    expected = {*clients, *plan.missing, *(rejection.client for rejection in plan.rejected)}
+    rejected = [rejection.client for rejection in plan.participants.rejected]
+    expected = {*clients, *plan.participants.missing, *rejected}
     return {
         "layers": [
             {
                 "name": layer.name,
-                "p": layer.missed,
+                "p": weighed.missed,
                 "weights": {
                     client: weight
-                    for client, weight in zip(clients, layer.weights, strict=True)
+                    for client, weight in zip(clients, weighed.weights, strict=True)
                     if weight is not None
                 },
             }
-            for layer in plan.layers
+            for layer, weighed in zip(plan.layout.layers, plan.computation.layers, strict=True)
         ],
         "expected": sorted(expected),
     }

@@ -1,11 +1,11 @@
-"""Find out whose contributions make an element overflow, where all updates are finite.
+"""Reject the largest contributions to an element that overflows, where all updates are finite.
 
-The rule: the contributor whose weighted contribution to the element, abs(weight · value), is the
-largest is rejected, of equal ones the first by client id; and the next largest, until the element
-of what is left would be finite with the weights of this plan. The round is then planned again.
+The contributor with the largest weighted contribution to the element, abs(weight · value), is
+rejected, of equal ones the first by client id. Then the next largest is rejected, until the element
+would be finite with the weights of this plan. The round is then planned again.
 
-A task of any level asks this of all contributors behind it, whose elements are read one by one:
-that costs a small request each, and only where a round went wrong.
+A task of any level reads the element of every contributor whose update is in its sum. That costs
+one small request each, and only when a round has failed.
 """
 
 import functools
@@ -28,27 +28,28 @@ from gradshard_core.errors import ChangedObjectError, PlanError
 from gradshard_core.formats.dtypes import DTYPES, DType
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout, shorten
-from gradshard_core.planning.plan import Contributor, NextModel, Plan, Rejection, Task
+from gradshard_core.planning.outputs import NextModel
+from gradshard_core.planning.plan import Contributor, Plan, Rejection, Task
 from gradshard_core.s3.streams import RangeStream
 from gradshard_core.s3.task_client import TaskS3Client
 
 READERS: Final = 8
 
-Survives = Callable[[Array], npt.NDArray[np.bool_]]
-"""Tells of each of some sums whether what would be written of it is finite."""
+AreFinite = Callable[[Array], npt.NDArray[np.bool_]]
+"""Returns for each of some sums whether the task's output would be finite with it."""
 
 
 class _Contribution(NamedTuple):
-    """What a contributor adds to one element.
+    """The contribution of one update to one element.
 
     Parameters
     ----------
     contributor
-        Whose.
+        Whose update it is.
     weight, value
-        Its factors.
+        The two factors.
     product
-        What is added, in the accumulator's type.
+        The addend, in the accumulator's type.
     """
 
     contributor: Contributor
@@ -58,13 +59,13 @@ class _Contribution(NamedTuple):
 
     @property
     def size(self) -> tuple[bool, int, float]:
-        """abs(weight · value), which no exponent is too large for, to compare by.
+        """A key that sorts by abs(weight · value), even if the product overflows.
 
-        A product that is not finite itself comes after all others.
+        Products that are not finite are the largest.
         """
         (weight, weight_exponent), (value, exponent) = map(math.frexp, (self.weight, self.value))
         mantissa, shift = math.frexp(abs(weight * value))
-        # Zero has no exponent of its own.
+        # Zero has no exponent.
         magnitude = weight_exponent + exponent + shift if mantissa else -(2**31)
         return not math.isfinite(self.product), magnitude, mantissa
 
@@ -77,14 +78,14 @@ def reject_largest(wire: TaskS3Client, plan: Plan, task: Task, position: int) ->
     wire
         The bucket.
     plan, task
-        Whose sum.
+        The plan, and the task whose sum overflows.
     position
-        Where the element begins in the layout.
+        The first byte of the element in the layout.
 
     Returns
     -------
     list of Rejection
-        At least one; of the contributors whose version is gone, if there are any.
+        At least one. If some contributors' versions were deleted, these are rejected instead.
     """
     dtype = _dtype_at(plan, position)
     is_last = plan.is_last(task.level)
@@ -92,13 +93,13 @@ def reject_largest(wire: TaskS3Client, plan: Plan, task: Task, position: int) ->
     sums = "the averaged update" if is_last else "a partial sum"
     kind = dtype.name if is_last else _widest(dtype).name
 
-    def survives(sums: Array) -> npt.NDArray[np.bool_]:
-        return ~arithmetic.overflows(_divided(dtype, plan, sums) if is_last else sums, bound)
+    def are_finite(sums: Array) -> npt.NDArray[np.bool_]:
+        return ~arithmetic.overflows(_divided(plan, dtype, sums) if is_last else sums, bound)
 
     def reason(tensor: str, element: int) -> str:
         return f"{sums} would overflow {kind} at element {element} of tensor {tensor!r}"
 
-    return _reject(wire, plan, task, position, survives, reason, advice="")
+    return _reject(wire, plan, task, position, are_finite, reason, advice="")
 
 
 def reject_largest_step(
@@ -106,22 +107,23 @@ def reject_largest_step(
 ) -> list[Rejection]:
     """Reject the largest contributions to an element at which the server optimizer overflows.
 
-    Parameters and returned value are those of :func:`reject_largest`.
+    Parameters and return value are those of :func:`reject_largest`.
 
     Raises
     ------
     PlanError
-        It would do so without any contribution.
+        The optimizer would overflow without any contribution.
     """
     new, dtype = plan.next_model, _dtype_at(plan, position)
     if new is None:
         raise PlanError(f"round {plan.round_id!r} is not applied to a model")
     terms = new.server_optimizer
     step = f"{terms.optimizer} with learning_rate {terms.settings['learning_rate']:g}"
-    model, *state = _kept(wire, plan, new, position)
+    model, *state = _read_model(wire, plan, new, position)
 
-    def survives(sums: Array) -> npt.NDArray[np.bool_]:
-        return _survives_step(new, position, dtype, _divided(dtype, plan, sums), model, state)
+    def are_finite(sums: Array) -> npt.NDArray[np.bool_]:
+        averages = _divided(plan, dtype, sums)
+        return _steps_are_finite(plan, new, position, averages, model, state)
 
     def reason(tensor: str, element: int) -> str:
         return (
@@ -129,9 +131,9 @@ def reject_largest_step(
             f"{tensor!r}, or of the optimizer's state there"
         )
 
-    # What nobody changes: no delta, or the model as it is.
+    # The average of clients that change nothing: the model itself, or deltas of zero.
     unchanged = model if terms.updates == MODELS else np.zeros_like(model)
-    if not _survives_step(new, position, dtype, unchanged, model, state)[0]:
+    if not _steps_are_finite(plan, new, position, unchanged, model, state)[0]:
         where = _element_at(wire, plan, position)
         raise PlanError(
             f"{reason(*where)}, whatever clients send: look at version {new.version - 1} of model "
@@ -139,7 +141,7 @@ def reject_largest_step(
             "rate"
         )
     advice = "; if honest clients are rejected so, open a round with a lower learning rate"
-    return _reject(wire, plan, task, position, survives, reason, advice=advice)
+    return _reject(wire, plan, task, position, are_finite, reason, advice=advice)
 
 
 def _reject(
@@ -147,11 +149,12 @@ def _reject(
     plan: Plan,
     task: Task,
     position: int,
-    survives: Survives,
+    are_finite: AreFinite,
     reason: Callable[[str, int], str],
     *,
     advice: str,
 ) -> list[Rejection]:
+    """Reject the contributors whose version was deleted, or else the largest contributions."""
     dtype = _dtype_at(plan, position)
     read = _contributions(wire, plan, task, position, dtype)
     gone = [found for found in read if isinstance(found, Rejection)]
@@ -161,7 +164,7 @@ def _reject(
     found = sorted(
         (c for c in read if isinstance(c, _Contribution)), key=lambda c: c.size, reverse=True
     )
-    out = _count_to_reject([c.product for c in found], dtype, survives)
+    count = _count_to_reject([c.product for c in found], dtype, are_finite)
     tensor, element = _element_at(wire, plan, position)
     return sorted(
         (
@@ -172,35 +175,36 @@ def _reject(
                 f"contributions{advice}",
                 c.contributor.source.etag,
             )
-            for rank, c in enumerate(found[:out])
+            for rank, c in enumerate(found[:count])
         ),
         key=lambda rejection: rejection.client,
     )
 
 
-def _count_to_reject(products: Sequence[float], dtype: DType, survives: Survives) -> int:
-    """Return how many of the products, the largest first, have to go.
+def _count_to_reject(products: Sequence[float], dtype: DType, are_finite: AreFinite) -> int:
+    """Return how many of the products, the largest first, must be rejected.
 
-    The first one always goes: the order of these additions is not that of the round.
+    It is at least one: the additions here are in another order than the round's, so their sum may
+    be finite where the round's was not.
     """
     ascending = np.array([0.0, *reversed(products)]).astype(dtype.accumulator)
     with np.errstate(all="ignore"):
-        # Of the k smallest, for every k at once.
-        finite = survives(np.cumsum(ascending, dtype=dtype.accumulator))
+        # Element k is about the sum of the k smallest products.
+        finite = are_finite(np.cumsum(ascending, dtype=dtype.accumulator))
     return next((out for out in range(1, len(products)) if finite[-1 - out]), len(products))
 
 
 def _contributions(
     wire: TaskS3Client, plan: Plan, task: Task, position: int, dtype: DType
 ) -> list[_Contribution | Rejection]:
-    """Read one element of every contributor behind a task that has it, in the order of ids."""
+    """Read one element of every update in a task's sum that has it, sorted by client id."""
     [zone] = clip_zones(plan.zones, position, position + dtype.size)
     weighed = [
         (plan.contributors[number], weight)
         for number in plan.contributors_behind(task)
         if (weight := zone.weights[number]) is not None
     ]
-    # Those of an eager round come by groups, in the order in which these were complete.
+    # In an eager round contributors are sorted within each group only.
     weighed.sort(key=lambda pair: pair[0].client)
     read = functools.partial(_contribution, wire, position, dtype)
     with ThreadPoolExecutor(READERS) as pool:
@@ -220,10 +224,10 @@ def _contribution(
     return _Contribution(contributor, weight, float(value), float(product))
 
 
-def _kept(wire: TaskS3Client, plan: Plan, new: NextModel, position: int) -> list[Array]:
-    """Read one element of the model, and of the optimizer's state."""
+def _read_model(wire: TaskS3Client, plan: Plan, new: NextModel, position: int) -> list[Array]:
+    """Read one element of the model and of the optimizer's state; a missing state is zero."""
     dtype = _dtype_at(plan, position)
-    before = sums_bytes(plan.spans, 0, position)
+    before = sums_bytes(plan.layout.spans, 0, position)
     places = [
         (new.model, dtype, position),
         *((kept, _widest(dtype), before) for kept in new.state),
@@ -253,29 +257,30 @@ def _element(
     return arithmetic.widened(dtype, data)
 
 
-def _divided(dtype: DType, plan: Plan, sums: Array) -> Array:
+def _divided(plan: Plan, dtype: DType, sums: Array) -> Array:
     averages = sums.copy()
     if plan.divisor != 1:
         arithmetic.divide(dtype, averages, plan.divisor)
     return averages
 
 
-def _survives_step(
+def _steps_are_finite(
+    plan: Plan,
     new: NextModel,
     position: int,
-    dtype: DType,
     averages: Array,
     model: Array,
     state: Sequence[Array],
 ) -> npt.NDArray[np.bool_]:
-    """Take the step from each of some averages; tell whether model and state are finite."""
+    """Return for each of some averages whether its step gives a finite model and state."""
+    dtype = _dtype_at(plan, position)
     with np.errstate(all="ignore"):
         bad = arithmetic.overflows(averages, dtype.overflow)
         narrow = arithmetic.finish(dtype, averages.copy(), np.empty_like(averages))
         stepped, after = take_step(
             new.server_optimizer,
             new.step,
-            is_in(new.buffers, position),
+            is_in(plan.layout.buffers, position),
             model.repeat(len(averages)),
             arithmetic.widened(dtype, narrow),
             [kept.repeat(len(averages)) for kept in state],
@@ -287,7 +292,7 @@ def _survives_step(
 
 
 def _dtype_at(plan: Plan, position: int) -> DType:
-    [span] = clip(plan.spans, position, position + 1)
+    [span] = clip(plan.layout.spans, position, position + 1)
     return DTYPES[span.dtype]
 
 
@@ -297,13 +302,13 @@ def _widest(dtype: DType) -> DType:
 
 
 def _element_at(wire: TaskS3Client, plan: Plan, position: int) -> tuple[str, int]:
-    """Name the tensor that holds an element, and say which of its elements it is."""
+    """Return the name of the tensor that has an element, and the element's index in it."""
     update = plan.outputs[0]
     return element_at(update.layout(wire.get_bytes(update.header_key)), position)
 
 
 def element_at(layout: Layout, position: int) -> tuple[str, int]:
-    """Name the tensor that holds byte ``position`` of the layout, and say which element it is."""
+    """Return the tensor and the index of the element at byte ``position`` of the layout."""
     tensor = layout.tensor_at(position)
     return shorten(tensor.name), (position - tensor.start) // DTYPES[tensor.dtype].size
 

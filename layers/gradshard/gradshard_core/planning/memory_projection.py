@@ -1,0 +1,109 @@
+"""Project the peak memory of a task from sizes and counts."""
+
+from typing import Final
+
+from gradshard_core.aggregation.gathering import GROUPED
+from gradshard_core.aggregation.sharding import (
+    SLICE_BYTES,
+    STEP_ELEMENTS,
+    WIDENING,
+    block_bytes,
+    gathered_bytes,
+    receive_buffer_bytes,
+)
+from gradshard_core.planning.workload import Workload
+from gradshard_core.units import MIB
+
+RESIDENT_MB: Final = 40.0
+"""A process that has imported the handler, numpy and a TLS context; 35.7 measured on x86-64."""
+
+RUNTIME_MB: Final = 12.0
+"""Lambda's own runtime client; measured in its container."""
+
+STREAM_BYTES: Final = 192 * 1024
+"""A connection without its receive buffer: its objects, and OpenSSL's state and buffers."""
+
+PLAN_FACTOR: Final = 8
+"""The memory of the parsed plan, divided by the size of its JSON."""
+
+PLAN_BYTES_PER_CLIENT: Final = 576
+"""Bytes of the plan's JSON for a contributor with one run."""
+
+PLAN_BYTES_PER_WEIGHT: Final = 11
+"""Bytes for a contributor's weight in a layer of partial updates. It is half of the JSON, since a
+number takes less memory for its length than an object does (measured: 83 bytes with its text)."""
+
+PLAN_BYTES_PER_SPAN: Final = 64
+
+PLAN_BYTES_PER_RUN: Final = 20
+"""Bytes for each run of a contributor but the first: three numbers, which are not kept as objects
+(measured: 140 bytes of memory)."""
+
+POSITION_BYTES: Final = 300
+"""The positions of a stretch that is read in a group: its source range and its destination."""
+
+STEP_BYTES: Final = 12 * STEP_ELEMENTS * 8
+"""An optimizer's step: model, update, old and new state and temporaries, at most twelve arrays of
+float64."""
+
+
+def plan_bytes(contributors: int, *, layers: int = 0, spans: int = 0, runs: int = 0) -> int:
+    """Return the size of a plan's JSON, as it counts for a task's memory.
+
+    Parameters
+    ----------
+    contributors
+        Their number; each has one run, and a weight in each layer.
+    layers
+        The number of layers of partial updates.
+    spans
+        The number of the layout's spans.
+    runs
+        The number of runs beyond the first of each contributor.
+    """
+    each = PLAN_BYTES_PER_CLIENT + PLAN_BYTES_PER_WEIGHT * layers
+    return each * contributors + PLAN_BYTES_PER_SPAN * spans + PLAN_BYTES_PER_RUN * runs
+
+
+def project_memory(
+    inputs: int,
+    plan_bytes: int = 0,
+    depth: int = 1,
+    models: int = 0,
+    *,
+    is_disordered: bool = False,
+) -> float:
+    """Return an upper bound of a task's peak memory in MB.
+
+    projected = resident + runtime + arithmetic + streams + step + plan + gathered, where
+
+    - *arithmetic*: an accumulator of one block for each of the ``depth`` levels of the task's
+      order, a scratch slice and the slice that was read, each up to eight times as wide as the
+      elements. A partial sum that is read is as wide as its accumulator;
+    - *streams*: a connection per input with its receive buffer, for which the kernel takes twice
+      what is asked for (socket(7));
+    - *step*: if the average is applied, a stream to read and one to write for each of ``models``,
+      and the arrays of the optimizer's step;
+    - *plan*: the parsed plan, which grows with the number of contributors, layers and runs;
+    - *gathered*: if tensors are in another order, a block of an input, the slice that was read for
+      it, and the positions of its stretches.
+
+    It depends neither on the update's size nor on M.
+    """
+    block = block_bytes(inputs, depth, gathers=is_disordered)
+    arithmetic = WIDENING * (depth * block + 2 * SLICE_BYTES)
+    streams = (inputs + 1) * STREAM_BYTES
+    streams += 2 * (inputs + models) * receive_buffer_bytes(inputs)
+    streams += 2 * models * STREAM_BYTES
+    step = STEP_BYTES if models else 0
+    gathered = gathered_bytes(depth) + SLICE_BYTES + POSITION_BYTES * GROUPED
+    buffers = arithmetic + streams + step + PLAN_FACTOR * plan_bytes
+    buffers += gathered if is_disordered else 0
+    return RESIDENT_MB + RUNTIME_MB + buffers / MIB
+
+
+def needed_memory(load: Workload) -> float:
+    """Return an upper bound of a task's peak memory in MB, which does not depend on M."""
+    return project_memory(
+        load.fan_in, load.plan_bytes, load.depth, load.models, is_disordered=load.is_disordered
+    )

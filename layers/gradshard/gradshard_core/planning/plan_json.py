@@ -1,0 +1,162 @@
+"""A plan as JSON: one flat object, as it is stored in ``plan.json``."""
+
+from typing import Any
+
+from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
+from gradshard_core.formats.keys import ObjectVersion, StoredTensors
+from gradshard_core.formats.layout import Runs, Span
+from gradshard_core.planning.outputs import NextModel, StoredHeader
+from gradshard_core.planning.plan import (
+    Computation,
+    Contributor,
+    LayerRanges,
+    Level,
+    Participants,
+    Plan,
+    PlannedLayerWeights,
+    PlannedLayout,
+    Rejection,
+    Stage,
+)
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """Return a plan as JSON."""
+    participants, computation, layout = plan.participants, plan.computation, plan.layout
+    return {
+        "round": plan.round_id,
+        "attempt": plan.attempt,
+        "entered_at": plan.stage.entered_at,
+        "stage": plan.stage.number,
+        "stage_groups": plan.stage.groups,
+        "awaited": plan.stage.awaited,
+        "contributors": [_contributor_to_json(c) for c in participants.contributors],
+        "rejected": [vars(rejection) for rejection in participants.rejected],
+        "missing": participants.missing,
+        "topology": computation.topology,
+        "order": computation.order,
+        "weights": computation.weights,
+        "rule": computation.rule,
+        "allow_nonfinite": computation.allow_nonfinite,
+        "shards": computation.shards,
+        "levels": [vars(level) for level in computation.levels],
+        "layers": [
+            (*layer, *weighed)
+            for layer, weighed in zip(layout.layers, computation.layers, strict=True)
+        ],
+        "spans": layout.spans,
+        "nbytes": layout.nbytes,
+        "tensors": layout.tensors,
+        "header": layout.header,
+        "state_header": layout.state_header,
+        "buffers": layout.buffers,
+        "upload_id": plan.upload_id,
+        "next_model": plan.next_model and _next_model_to_json(plan.next_model),
+        "assignments": plan.assignments,
+        "notes": plan.notes,
+        "projected": plan.projected,
+        "opened_at": plan.opened_at,
+        "planned_at": plan.planned_at,
+    }
+
+
+def parse_plan(written: dict[str, Any]) -> Plan:
+    """Read what :func:`plan_to_json` wrote.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        It is no plan.
+    """
+    groups = written["stage_groups"]
+    return Plan(
+        round_id=written["round"],
+        participants=Participants(
+            contributors=tuple(_parse_contributor(c) for c in written["contributors"]),
+            rejected=tuple(Rejection(**rejection) for rejection in written["rejected"]),
+            missing=tuple(written["missing"]),
+        ),
+        computation=Computation(
+            levels=tuple(_parse_level(level) for level in written["levels"]),
+            shards=written["shards"],
+            topology=written["topology"],
+            order=written["order"],
+            weights=written["weights"],
+            rule=written["rule"],
+            layers=tuple(
+                PlannedLayerWeights(missed, tuple(weights))
+                for _, _, missed, weights in written["layers"]
+            ),
+            allow_nonfinite=written["allow_nonfinite"],
+        ),
+        layout=PlannedLayout(
+            spans=tuple(Span(*span) for span in written["spans"]),
+            nbytes=written["nbytes"],
+            tensors=written["tensors"],
+            header=StoredHeader(*written["header"]),
+            layers=tuple(
+                LayerRanges(name, _pairs(ranges)) for name, ranges, _, _ in written["layers"]
+            ),
+            state_header=StoredHeader(*written["state_header"]),
+            buffers=_pairs(written["buffers"]),
+        ),
+        attempt=written["attempt"],
+        stage=Stage(
+            entered_at=written["entered_at"],
+            number=written["stage"],
+            groups=None if groups is None else tuple(groups),
+            awaited=tuple(written["awaited"]),
+        ),
+        upload_id=written["upload_id"],
+        next_model=written["next_model"] and _parse_next_model(written["next_model"]),
+        assignments=written["assignments"],
+        notes=tuple(written["notes"]),
+        projected=written["projected"],
+        opened_at=written["opened_at"],
+        planned_at=written["planned_at"],
+    )
+
+
+def _contributor_to_json(contributor: Contributor) -> dict[str, Any]:
+    return vars(contributor) | {
+        "source": contributor.source._asdict(),
+        "runs": contributor.runs.to_json(),
+    }
+
+
+def _parse_contributor(written: dict[str, Any]) -> Contributor:
+    return Contributor(
+        written["client"],
+        ObjectVersion(**written["source"]),
+        written["samples"],
+        written["weight"],
+        Runs(written["runs"]),
+        written["report"],
+    )
+
+
+def _parse_level(written: dict[str, Any]) -> Level:
+    return Level(_pairs(written["groups"]), tuple(written["order"]))
+
+
+def _next_model_to_json(new: NextModel) -> dict[str, Any]:
+    return vars(new) | {
+        "server_optimizer": new.server_optimizer.to_json(),
+        "model": new.model.to_json(),
+        "state": [stored.to_json() for stored in new.state],
+    }
+
+
+def _parse_next_model(written: dict[str, Any]) -> NextModel:
+    return NextModel(
+        server_optimizer=parse_server_optimizer(written["server_optimizer"]),
+        version=written["version"],
+        step=written["step"],
+        model=StoredTensors.from_json(written["model"]),
+        state=tuple(StoredTensors.from_json(stored) for stored in written["state"]),
+        uploads=tuple(written["uploads"]),
+    )
+
+
+def _pairs(written: list[list[int]]) -> tuple[tuple[int, int], ...]:
+    return tuple((first, second) for first, second in written)

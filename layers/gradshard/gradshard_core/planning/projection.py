@@ -1,0 +1,143 @@
+"""Project the time, the requests and the price of an aggregation."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from gradshard_core.planning import limits, pricing
+from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.memory_projection import needed_memory
+from gradshard_core.planning.pricing import Bill, Requests, Tasks
+from gradshard_core.planning.transfers import SINGLE_PUT_BYTES, client_ranges
+from gradshard_core.planning.workload import Workload
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The expected time, requests and price of an aggregation with M shards on AWS.
+
+    Parameters
+    ----------
+    shards
+        M.
+    tasks
+        The number of tasks of all levels.
+    memory_mb
+        The aggregator's configured memory.
+    needed_mb
+        Peak memory of one aggregator, in MB of 1024² bytes as Lambda counts them.
+    task_seconds
+        Duration of the longest task.
+    seconds
+        Duration from the last update to the finished round.
+    gb_seconds
+        GB-seconds of the tasks.
+    requests
+        S3 requests of the tasks.
+    bill
+        The round's price in dollars, by what is paid for.
+    """
+
+    shards: int
+    tasks: int
+    memory_mb: int
+    needed_mb: float
+    task_seconds: float
+    seconds: float
+    gb_seconds: float
+    requests: Requests
+    bill: Bill
+
+    @property
+    def total_dollars(self) -> float:
+        """The whole round's price."""
+        return self.bill.total
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the projection as JSON."""
+        fields = {**vars(self), **self.requests._asdict(), "dollars": self.bill.to_json()}
+        return {name: fields[name] for name in fields if name not in {"requests", "bill"}}
+
+
+def client_requests(nbytes: int) -> Requests:
+    """Return the S3 requests of a client that sends its update and downloads the average."""
+    ranges = len(client_ranges(nbytes))
+    # An upload in parts is created, completed, and listed to find parts of an earlier try.
+    return Requests(gets=ranges, puts=1 if nbytes <= SINGLE_PUT_BYTES else ranges + 3)
+
+
+def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection:
+    """Project one aggregation with M shards."""
+    levels = [
+        [
+            Tasks(shards * number, _task_seconds(load, shards, aggregator, level, fan_in))
+            for fan_in, number in fan_ins.items()
+        ]
+        for level, fan_ins in enumerate(load.fan_ins)
+    ]
+    longest = [max(tasks.seconds for tasks in level) for level in levels]
+    seconds = sum(
+        seconds * aggregator.waves(sum(tasks.number for tasks in level))
+        for seconds, level in zip(longest, levels, strict=True)
+    )
+    gb = aggregator.memory_mb / 1024
+    requests = _requests(load, shards)
+    by_client = client_requests(load.nbytes)
+    return Projection(
+        shards=shards,
+        tasks=_task_count(load, shards),
+        memory_mb=aggregator.memory_mb,
+        needed_mb=needed_memory(load),
+        task_seconds=max(longest),
+        seconds=seconds
+        + limits.ROUND_OVERHEAD_SECONDS
+        + limits.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1),
+        gb_seconds=gb * sum(tasks.number * tasks.seconds for level in levels for tasks in level),
+        requests=requests,
+        bill=pricing.bill(
+            levels,
+            clients=load.contributors,
+            memory_mb=aggregator.memory_mb,
+            architecture=aggregator.architecture,
+            aggregators=requests,
+            by_clients=Requests(*(load.contributors * number for number in by_client)),
+            batch=aggregator.batch,
+            models=load.models,
+            prices=aggregator.prices,
+        ),
+    )
+
+
+def _task_seconds(
+    load: Workload, shards: int, aggregator: LambdaConfig, level: int, fan_in: int
+) -> float:
+    """Return the duration of a task of a level with ``fan_in`` inputs."""
+    nbytes = fan_in * (load.input_bytes(level) / shards)
+    waiting = 0.0
+    if level == 0:
+        # Groups of one size count as one here, so these are the maxima of all groups.
+        extra = load.extra_reads(shards)
+        nbytes += max((gap_bytes for _, gap_bytes in extra), default=0) / shards
+        requests = max((requests for requests, _ in extra), default=0)
+        waiting = requests * limits.REQUEST_SECONDS / shards
+    if level == len(load.levels) - 1:
+        nbytes += load.model_bytes / shards
+    return aggregator.task_seconds(nbytes) + waiting
+
+
+def _task_count(load: Workload, shards: int) -> int:
+    return shards * sum(map(len, load.levels))
+
+
+def _requests(load: Workload, shards: int) -> Requests:
+    """Return the S3 requests of all tasks.
+
+    A task reads the plan and its inputs, some of them with several requests. It writes its sum and
+    its report. The first task of the last level also reads the headers. If the update is applied,
+    the tasks of the last level also read and write the model and the optimizer's state.
+    """
+    tasks = _task_count(load, shards)
+    inputs = shards * sum(map(sum, load.levels))
+    extra = round(sum(requests for requests, _ in load.extra_reads(shards)))
+    headers = 1 + load.models
+    applying = shards * load.models
+    return Requests(gets=inputs + extra + tasks + headers + applying, puts=2 * tasks + applying)

@@ -1,0 +1,94 @@
+"""The work of a round's aggregation, in sizes and counts."""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+from gradshard_core.aggregation.gathering import Disorder
+from gradshard_core.aggregation.topologies import Levels
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The sizes and counts that decide what an aggregation takes.
+
+    Parameters
+    ----------
+    nbytes
+        Size of an update's tensors.
+    levels
+        The sizes of the topology's groups, level by level.
+    is_cut
+        Whether the planner may cut updates into shards.
+    sums_bytes
+        Size of a partial sum of a whole update; None if it is an update's size.
+    depth
+        The largest number of accumulators of a task: the levels of its part of the order.
+    plan_bytes
+        Size of the plan's JSON, which every task reads.
+    applied
+        The number of objects in the server optimizer's state; None if the average is not applied
+        to a model.
+    disorder
+        The cost of reading tensors in other orders, by group of level 0; empty if all updates have
+        the round's order.
+    """
+
+    nbytes: int
+    levels: Levels
+    is_cut: bool = True
+    sums_bytes: int | None = None
+    depth: int = 1
+    plan_bytes: int = 0
+    applied: int | None = None
+    disorder: tuple[Disorder, ...] = ()
+
+    @property
+    def contributors(self) -> int:
+        """The number of updates that are averaged."""
+        return sum(self.levels[0])
+
+    @property
+    def fan_in(self) -> int:
+        """The largest number of inputs of a task."""
+        return max(map(max, self.levels))
+
+    @cached_property
+    def fan_ins(self) -> list[Counter[int]]:
+        """The number of groups of each size, level by level."""
+        return [Counter(sizes) for sizes in self.levels]
+
+    def input_bytes(self, level: int) -> int:
+        """Return the size of one input of a level, over all shards."""
+        return self.nbytes if level == 0 else self.sum_bytes
+
+    def output_bytes(self, level: int) -> int:
+        """Return the size of what a level writes for each group, over all shards."""
+        return self.nbytes if level == len(self.levels) - 1 else self.sum_bytes
+
+    @property
+    def models(self) -> int:
+        """The number of objects that applying the average reads and writes: model and state."""
+        return 0 if self.applied is None else 1 + self.applied
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes that applying the average reads, over all shards; it writes as many."""
+        return 0 if self.applied is None else self.nbytes + self.applied * self.sum_bytes
+
+    @property
+    def is_disordered(self) -> bool:
+        """Whether any update has its tensors in another order, so that blocks are gathered."""
+        return any(disorder.groups for disorder in self.disorder)
+
+    def extra_reads(self, shards: int) -> list[tuple[float, float]]:
+        """Return extra requests and bytes of gaps by group of level 0, over all M shards.
+
+        They come from updates that have their tensors in another order than the round.
+        """
+        return [disorder.cut(shards) for disorder in self.disorder]
+
+    @property
+    def sum_bytes(self) -> int:
+        """Size of a partial sum, over all shards."""
+        return self.nbytes if self.sums_bytes is None else self.sums_bytes

@@ -1,0 +1,64 @@
+"""Find the inputs because of which a task cannot write its sum.
+
+Updates may hold NaN or infinities, may add up to too large sums (:mod:`.overflow`), or may have
+been deleted since planning.
+"""
+
+from gradshard_core.aggregation import kernel
+from gradshard_core.errors import ChangedObjectError
+from gradshard_core.planning.plan import Rejection
+from gradshard_core.rounds.overflow import element_at, reject_largest
+from gradshard_core.rounds.task_inputs import TaskInputs
+
+
+def reject_nonfinite(inputs: TaskInputs, position: int) -> list[Rejection]:
+    """Reject the updates that make the sum a NaN or an infinity at a byte of the layout.
+
+    These are the updates that hold a NaN or an infinity at or after ``position``. If there are
+    none, the sum overflows, and the largest contributions are rejected.
+    """
+    wire, plan, task = inputs.wire, inputs.plan, inputs.task
+    found: dict[int, int] = {}
+    if task.level == 0:
+        with inputs.opened(position) as streams:
+            found = kernel.find_nonfinite(
+                streams, inputs.zones(position), inputs.addition, plan.layout.spans
+            )
+    if not found:
+        return reject_largest(wire, plan, task, position)
+    average = plan.outputs[0]
+    layout = average.layout(wire.get_bytes(average.header_key))
+    rejected = []
+    for index, byte in sorted(found.items()):
+        contributor = inputs.contributors[index]
+        tensor, element = element_at(layout, byte)
+        reason = (
+            f"{contributor.source.key}: tensor {tensor!r} holds a NaN or an infinity at "
+            f"element {element}"
+        )
+        rejected.append(Rejection(contributor.client, reason, contributor.source.etag))
+    return rejected
+
+
+def reject_unreadable(inputs: TaskInputs) -> list[Rejection]:
+    """Reject the contributors whose planned version can no longer be read."""
+    rejected = []
+    for contributor in inputs.contributors:
+        stream = inputs.update_stream(contributor, inputs.task.start)
+        try:
+            stream.open()
+        except ChangedObjectError as error:
+            rejected.append(Rejection(contributor.client, str(error), contributor.source.etag))
+        finally:
+            stream.close()
+    return rejected
+
+
+def is_rejected_below(inputs: TaskInputs) -> bool:
+    """Whether a partial sum is missing because a task one level below rejected an update."""
+    level, attempt = inputs.task.level, inputs.plan.attempt
+    if level == 0:
+        return False
+    keys = (inputs.keys.task_report(level - 1, number) for number in inputs.numbers)
+    reports = (inputs.wire.get_json(key) for key in keys)
+    return any(r and r["attempt"] == attempt and not r["is_written"] for r in reports)

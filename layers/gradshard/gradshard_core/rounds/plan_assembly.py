@@ -1,0 +1,239 @@
+"""Make a plan from contributors and a layout: group, choose M, weigh, create the uploads."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import reduce
+from typing import NamedTuple
+
+from gradshard_core.aggregation import addition_order, sharding
+from gradshard_core.aggregation.addition_order import Order
+from gradshard_core.aggregation.arithmetic import STEPS
+from gradshard_core.aggregation.gathering import Disorder
+from gradshard_core.aggregation.optimizer_step import state_layout
+from gradshard_core.aggregation.topologies import TOPOLOGIES, Levels
+from gradshard_core.formats.digests import encode_parts
+from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.planning import memory_projection, planner
+from gradshard_core.planning.outputs import NO_HEADER, NextModel, StoredHeader, next_model_keys
+from gradshard_core.planning.plan import (
+    Computation,
+    Contributor,
+    LayerRanges,
+    Level,
+    Participants,
+    Plan,
+    PlannedLayout,
+    Stage,
+)
+from gradshard_core.planning.projection import Projection
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.workload import Workload
+from gradshard_core.rounds.plan_context import PlanContext
+from gradshard_core.rounds.plan_weights import local_steps, weigh, weigh_layers
+from gradshard_core.stragglers.assignments import note_bounded_steps
+from gradshard_core.stragglers.layers import Coverage, layers_of
+from gradshard_core.stragglers.salf import FEDAVG
+
+HEADER_TYPE = "application/octet-stream"
+
+
+def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
+    """Write the headers of the average and of the optimizer's state; describe the layout.
+
+    ``layout`` is None in an eager round while every update so far was rejected.
+    """
+    if layout is None:
+        return PlannedLayout()
+    store, keys, spec = context.store, context.keys, context.spec
+    header = encode_header(layout, {})
+    store.put_bytes(keys.layout, header, content_type=HEADER_TYPE)
+    state_header = NO_HEADER
+    if spec.server_optimizer is not None and spec.server_optimizer.state:
+        encoded = encode_header(state_layout(layout), {})
+        store.put_bytes(keys.state_layout, encoded, content_type=HEADER_TYPE)
+        state_header = StoredHeader.of(encoded)
+    return PlannedLayout.of(
+        layout,
+        header,
+        layers=_layer_ranges(spec, layout),
+        state_header=state_header,
+        buffers=context.buffers(layout),
+    )
+
+
+def _layer_ranges(spec: RoundSpec, layout: Layout) -> tuple[LayerRanges, ...]:
+    if spec.rule is None:
+        return ()
+    position = {tensor.name: (tensor.start, tensor.end) for tensor in layout.tensors}
+    return tuple(
+        LayerRanges(
+            layer.name,
+            tuple(position[t] for t in layer.tensors if position[t][0] < position[t][1]),
+        )
+        for layer in layers_of(layout, spec.layers)
+    )
+
+
+def assemble(
+    context: PlanContext,
+    contributors: Sequence[Contributor],
+    layout: PlannedLayout,
+    coverage: dict[str, Coverage],
+) -> Plan:
+    """Make a plan and create the uploads of its outputs.
+
+    Parameters
+    ----------
+    context
+        The inputs of the planning.
+    contributors
+        Without weights.
+    layout
+        As :func:`write_layout` returned it, or as an earlier plan has it.
+    coverage
+        Which layers each contributor of partial updates has.
+
+    Raises
+    ------
+    PlanError
+        The updates cannot be aggregated within the limits.
+    """
+    spec, keys = context.spec, context.keys
+    grouping = group(spec, contributors)
+    projection, notes = _choose_shards(context, grouping, layout)
+    if spec.weights == STEPS:
+        notes += note_bounded_steps(local_steps(grouping.contributors))
+    layers = weigh_layers(context.store, spec, grouping.contributors, layout.layers, coverage)
+    parts = _encode_part_sizes(layout, projection.shards)
+    return Plan(
+        round_id=keys.round_id,
+        participants=Participants(grouping.contributors),
+        computation=Computation(
+            levels=grouping.levels,
+            shards=projection.shards,
+            topology=grouping.topology,
+            order=addition_order.format_order(grouping.order),
+            weights=spec.weights,
+            rule=FEDAVG if spec.rule is None else spec.rule.name,
+            layers=layers,
+            allow_nonfinite=spec.allow_nonfinite,
+        ),
+        layout=layout,
+        attempt=context.request.attempt,
+        stage=Stage(context.request.entered_at),
+        upload_id=_create_upload(context, keys.result, parts),
+        next_model=_create_next_model(context, parts),
+        assignments=spec.assignments and spec.assignments.to_json(),
+        notes=tuple(notes),
+        projected=projection.to_json(),
+        opened_at=context.opened_at,
+        planned_at=datetime.now(UTC).isoformat(),
+    )
+
+
+class Grouping(NamedTuple):
+    """The groups in which contributors are added.
+
+    Parameters
+    ----------
+    topology
+        Its name.
+    sizes
+        The groups' sizes; in an eager round, those of a round in which every client answers.
+    order
+        The order of the additions.
+    levels
+        The groups.
+    contributors
+        In the order of the additions, with their weights.
+    """
+
+    topology: str
+    sizes: Levels
+    order: Order
+    levels: tuple[Level, ...]
+    contributors: tuple[Contributor, ...]
+
+
+def group(spec: RoundSpec, contributors: Sequence[Contributor]) -> Grouping:
+    """Sort contributors by id, weigh them and divide them into groups."""
+    ordered = sorted(contributors, key=lambda contributor: contributor.client)
+    topology, sizes = spec.levels(spec.expected if spec.eager else len(ordered))
+    order = addition_order.natural_order(sizes) if spec.order is None else spec.order
+    first_level = list(sizes[0])
+    if spec.eager:
+        # The groups of an eager round are those of the expected clients, so some may be smaller.
+        present = {contributor.client for contributor in ordered}
+        first_level = [len(present.intersection(clients)) for clients in spec.groups()]
+    orders = addition_order.split_order(order, sizes)
+    levels = tuple(map(Level.of_sizes, (first_level, *sizes[1:]), orders))
+    return Grouping(topology, sizes, order, levels, weigh(ordered, spec.weights))
+
+
+def _choose_shards(
+    context: PlanContext, grouping: Grouping, layout: PlannedLayout
+) -> tuple[Projection, list[str]]:
+    spec = context.spec
+    load = Workload(
+        nbytes=layout.nbytes,
+        levels=grouping.sizes,
+        is_cut=TOPOLOGIES[grouping.topology].is_cut,
+        sums_bytes=sharding.sums_bytes(layout.spans, 0, layout.nbytes),
+        depth=max(1, *(len(level.order) for level in grouping.levels)),
+        plan_bytes=memory_projection.plan_bytes(
+            len(grouping.contributors),
+            layers=len(layout.layers),
+            spans=len(layout.spans) + len(layout.buffers),
+            runs=sum(len(c.runs) - 1 for c in grouping.contributors),
+        ),
+        applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
+        disorder=_disorder_by_group(grouping, layout.nbytes),
+    )
+    return planner.choose(
+        load, context.aggregator, shards=spec.shards, time_budget=spec.time_budget
+    )
+
+
+def _disorder_by_group(grouping: Grouping, nbytes: int) -> tuple[Disorder, ...]:
+    """Return what reading tensors in other orders costs; empty if all have the round's order."""
+    costs = [Disorder.of(contributor.runs, nbytes) for contributor in grouping.contributors]
+    if not any(cost.groups for cost in costs):
+        return ()
+    return tuple(
+        reduce(Disorder.plus, costs[first:stop], Disorder())
+        for first, stop in grouping.levels[0].groups
+    )
+
+
+def _encode_part_sizes(layout: PlannedLayout, shards: int) -> dict[str, str]:
+    """Return the sizes of the parts as metadata of the upload; the first part has the header."""
+    cut = sharding.cut_shards(layout.spans, layout.nbytes, shards)
+    first, *others = (shard.end - shard.start for shard in cut)
+    return encode_parts([layout.header.nbytes + first, *others])
+
+
+def _create_upload(context: PlanContext, key: str, metadata: dict[str, str]) -> str:
+    return context.store.create_upload(key, {"gradshard-round": context.round_id, **metadata})
+
+
+def _create_next_model(context: PlanContext, parts: dict[str, str]) -> NextModel | None:
+    """Create the uploads of the next version of the model, if the round makes one."""
+    optimizer, current = context.spec.server_optimizer, context.model
+    if optimizer is None or current is None:
+        return None
+    # An optimizer cannot use the state of another one.
+    continues = (current.optimizer or {}).get("optimizer") == optimizer.optimizer
+    model_key, *state_keys = next_model_keys(optimizer, context.round_id)
+    uploads = (
+        _create_upload(context, model_key, parts),
+        # The parts of the state have other sizes, but no client reads it.
+        *(_create_upload(context, key, {}) for key in state_keys),
+    )
+    return NextModel(
+        server_optimizer=optimizer,
+        version=current.number + 1,
+        step=current.steps + 1 if continues else 1,
+        model=current.tensors,
+        state=tuple(current.state[name] for name in optimizer.state) if continues else (),
+        uploads=uploads,
+    )

@@ -1,0 +1,100 @@
+"""The weights of contributors, and of each layer of partial updates."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gradshard_core.aggregation.arithmetic import COUNTS, STEPS, shares_of
+from gradshard_core.errors import PlanError
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning.plan import Contributor, LayerRanges, PlannedLayerWeights
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.s3.store import S3Store
+from gradshard_core.stragglers.assignments import bounded_steps, normalised_weights
+from gradshard_core.stragglers.layers import Coverage, Layer
+from gradshard_core.stragglers.participation import PastRound, PastRounds, estimate_reach
+from gradshard_core.stragglers.salf import effective_weights
+
+
+def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributor, ...]:
+    """Give contributors their weights.
+
+    Parameters
+    ----------
+    contributors
+        All of the round's contributors.
+    weights
+        ``counts``, which do not depend on the other contributors, ``shares`` or ``steps``.
+    """
+    samples = [contributor.samples for contributor in contributors]
+    if weights == COUNTS:
+        values = list(map(float, samples))
+    elif weights == STEPS:
+        steps = bounded_steps(list(local_steps(contributors).values()))
+        values = list(normalised_weights(samples, steps))
+    else:
+        values = shares_of(samples)
+    return tuple(
+        replace(contributor, weight=weight)
+        for contributor, weight in zip(contributors, values, strict=True)
+    )
+
+
+def local_steps(contributors: Sequence[Contributor]) -> dict[str, int]:
+    """Return the local steps by client; updates that report none were rejected before."""
+    return {c.client: (c.report or {})["steps"] for c in contributors}
+
+
+def weigh_layers(
+    store: S3Store,
+    spec: RoundSpec,
+    contributors: Sequence[Contributor],
+    layers: Sequence[LayerRanges],
+    coverage: dict[str, Coverage],
+) -> tuple[PlannedLayerWeights, ...]:
+    """Weigh each layer of partial updates.
+
+    Parameters
+    ----------
+    store, spec
+        The bucket, and the terms of the round.
+    contributors
+        Sorted by id.
+    layers
+        The layers of the round's layout.
+    coverage
+        Which layers each contributor has.
+
+    Raises
+    ------
+    PlanError
+        The probabilities cannot be estimated from the rounds that the rule names.
+    """
+    if spec.rule is None or not contributors:
+        return ()
+    names = [contributor.client for contributor in contributors]
+    named = [Layer(layer.name, ()) for layer in layers]
+    expected: list[str | None]
+    if isinstance(spec.clients, int):
+        expected = [*names, *[None] * (spec.clients - len(names))]
+    else:
+        expected = list(spec.clients)
+    rule = spec.rule
+    if isinstance(rule.participation, PastRounds):
+        known = [client for client in expected if client is not None]
+        past = [_past_round(store, name) for name in rule.participation.rounds]
+        rule = replace(rule, participation=estimate_reach(past, known, named))
+    samples = {contributor.client: contributor.samples for contributor in contributors}
+    weighed = effective_weights(rule, named, expected, coverage, samples)
+    return tuple(PlannedLayerWeights(layer.missed, layer.weights) for layer in weighed)
+
+
+def _past_round(store: S3Store, name: str) -> PastRound:
+    """Read who was expected in a round that has ended, and which layers each client covered."""
+    manifest = store.get_json(RoundKeys(name).manifest) or {}
+    if "layers" not in manifest:
+        raise PlanError(
+            f"p cannot be estimated from round {name!r}: it is no completed round of partial "
+            "updates; name others, or give p"
+        )
+    covered = {layer["name"]: frozenset(layer["weights"]) for layer in manifest["layers"]}
+    return PastRound(frozenset(manifest["expected"]), covered)

@@ -1,0 +1,75 @@
+"""Plan a round again, without contributors whose updates turned out to be bad."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gradshard_core.errors import PlanError
+from gradshard_core.planning import history_limits
+from gradshard_core.planning.plan import Participants, Plan, Rejection
+from gradshard_core.rounds import admission
+from gradshard_core.rounds.admission import Admission
+from gradshard_core.rounds.plan_assembly import assemble
+from gradshard_core.rounds.plan_context import PlanContext
+from gradshard_core.stragglers.layers import Coverage
+
+
+def replan(context: PlanContext, previous: Plan) -> Plan:
+    """Plan a round again with the remaining contributors, in the versions that were frozen.
+
+    Raises
+    ------
+    QuorumError
+        Too few contributors remain.
+    PlanError
+        They cannot be aggregated within the limits, or the round was planned too often.
+    """
+    rejected = _read_rejections(context, previous)
+    _check_attempts(context, previous, rejected)
+    bad = {rejection.client for rejection in rejected}
+    remaining = Admission(
+        tuple(c for c in previous.contributors if c.client not in bad),
+        None,
+        previous.participants.rejected + rejected,
+        {client: held for client, held in _coverage(previous).items() if client not in bad},
+    )
+    missing = previous.participants.missing
+    admission.check_quorum(remaining, context.spec, missing)
+    plan = assemble(context, remaining.contributors, previous.layout, remaining.coverage)
+    return replace(plan, participants=Participants(plan.contributors, remaining.rejected, missing))
+
+
+def _coverage(plan: Plan) -> dict[str, Coverage]:
+    """Return which layers of partial updates each contributor has."""
+    layers = plan.computation.layers
+    return {
+        contributor.client: tuple(layer.weights[index] is not None for layer in layers)
+        for index, contributor in enumerate(plan.contributors)
+    }
+
+
+def _read_rejections(context: PlanContext, plan: Plan) -> tuple[Rejection, ...]:
+    """Read the contributors that the tasks of a plan found to be bad.
+
+    The rejections that clients read are of any upload, so they may be of an older or a later one
+    than the version in the plan.
+    """
+    key = context.keys.replan(plan.attempt)
+    rejected = context.store.get_json(key, lambda written: tuple(Rejection(**r) for r in written))
+    if rejected is None:
+        raise PlanError(f"{key} is missing")
+    return rejected
+
+
+def _check_attempts(context: PlanContext, previous: Plan, rejected: Sequence[Rejection]) -> None:
+    """Raise if rejected contributors have had the round planned again too often."""
+    if context.request.attempt < history_limits.MAX_ATTEMPTS:
+        return
+    everybody = previous.participants.rejected + tuple(rejected)
+    names = admission.first_of([rejection.client for rejection in everybody], ", ")
+    others = len(previous.contributors) - len(rejected)
+    raise PlanError(
+        f"round {context.round_id!r} was planned {history_limits.MAX_ATTEMPTS} times, and "
+        f"each time updates were rejected while they were read, {len(everybody)} in all: "
+        f"{names}; the last: {rejected[0].reason}. Average the {others} others with another "
+        "round, opened for them by their ids (--client, --updates-from)"
+    )
