@@ -23,6 +23,7 @@ from gradshard.client.uploads import Progress
 from gradshard.utils.atomic_file import (
     add_path_to_errors,
     check_disk_space,
+    hidden_path,
     open_private,
     open_unfinished,
     take_name,
@@ -147,7 +148,7 @@ def download_file(
 @contextlib.contextmanager
 def _unfinished(target: Path, version: str) -> Iterator[tuple[Path, IO[bytes]]]:
     """Open the hidden file from which a download resumes, or a new one if that cannot be used."""
-    path = target.with_name(f".{target.name}.{version}.part")
+    path = hidden_path(target, version)
     file = _locked(path)
     stays = file is not None
     if file is None:

@@ -28,6 +28,9 @@ _KINDS: Final = (
     (stat.S_ISSOCK, "a socket"),
 )
 
+_NAME_BYTES: Final = 255
+"""The longest name of a file, on the file systems in use."""
+
 _FOR_US_ALONE: Final = (
     os.O_CREAT
     | os.O_RDWR
@@ -54,7 +57,8 @@ def target_of(path: Path) -> Path:
     """
     target = path.resolve()
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        kind = kind_of(target.stat().st_mode)
+        # Not of the resolved path: that of /dev/stdout, where it is a pipe, leads nowhere.
+        kind = kind_of(path.stat().st_mode)
         if kind is not None:
             failure = IsADirectoryError if kind == "a directory" else OSError
             raise failure(f"{path} is {kind}; name a file to write to")
@@ -105,8 +109,16 @@ def atomic_file(path: Path, nbytes: int) -> Iterator[IO[bytes]]:
 
 def open_unfinished(target: Path) -> tuple[Path, IO[bytes]]:
     """Make a new hidden file beside ``target``, which nobody else has or can open."""
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    unfinished = hidden_path(target, secrets.token_hex(8))
     return unfinished, open_private(unfinished, os.O_EXCL)
+
+
+def hidden_path(target: Path, suffix: str) -> Path:
+    """Return the path of an unfinished file beside ``target``; a long name is cut to fit."""
+    ending = f".{suffix}.part"
+    room = _NAME_BYTES - len(ending) - 1
+    beginning = os.fsencode(target.name)[:room].decode(errors="ignore")
+    return target.with_name(f".{beginning}{ending}")
 
 
 def open_private(path: Path, flags: int = 0) -> IO[bytes]:

@@ -1,5 +1,7 @@
 """Whose layout a round has."""
 
+import tracemalloc
+
 import pytest
 
 from gradshard_core.errors import PlanError
@@ -78,3 +80,16 @@ def test_names_that_read_the_same_are_shown_apart() -> None:
     [difference] = differences(layouts, layout, whose, partial=False).values()
     assert r"'cafe\u0301' is there, which reads the same" in difference
     assert r"the round's is 'caf\xe9'" in difference
+
+
+def test_clients_that_share_a_layout_take_no_memory_each() -> None:
+    """A copy for each of 4,096 clients and 400 tensors would take half of plan_round's memory."""
+    layout = Layout.pack((f"layer{i}.weight", "F32", (1,)) for i in range(1000))
+    layouts = {f"c{i}": layout for i in range(1000)}
+    tracemalloc.start()
+    try:
+        assert majority(layouts)[0] is layout
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4e6

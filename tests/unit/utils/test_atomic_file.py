@@ -88,6 +88,23 @@ def test_a_device_is_rejected_and_stays(tmp_path: Path) -> None:
     assert stat.S_ISCHR(device.stat().st_mode)
 
 
+def test_a_pipe_by_the_name_of_an_open_file_is_rejected() -> None:
+    """/dev/stdout and /dev/fd lead to a name that is not there, and the file behind it is."""
+    reading, writing = os.pipe()
+    try:
+        with pytest.raises(OSError, match=f"/dev/fd/{writing} is a FIFO or a pipe; name a file"):
+            write(Path(f"/dev/fd/{writing}"))
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\N{GREEK SMALL LETTER ALPHA}" * 127])
+def test_a_name_may_be_as_long_as_the_system_takes(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_directory_and_a_file_in_no_folder_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="is a directory; name a file"):
         write(tmp_path)
