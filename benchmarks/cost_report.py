@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.cost_plots import Plot, Series
-from gradshard.cli.cost import describe, reproduction
+from gradshard.cli.papers_cost import describe, reproduction
 from gradshard.papers import SYSTEMS, claims, measurements, published_systems
 from gradshard.papers.claims import BANDWIDTHS, VARIANTS
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
@@ -99,7 +99,7 @@ def _head() -> str:
 Dollars are per thousand rounds of {measurements.CLIENTS} clients, prices those of us-east-1. *full*
 is what the paper of GradsSharding counts: Lambda's GB-seconds and the S3 requests of aggregators
 and clients. *total* adds what it leaves out: the request fee, Step Functions, the small functions
-around a round, EventBridge's price of S3's events, and cold starts. `gradshard cost` computes all
+around a round, EventBridge's price of S3's events, and cold starts. `gradshard papers cost` computes all
 of this for any size; nothing here was measured on AWS by this project.
 
 Clients' requests are counted as each system's clients make them. The published systems' make one

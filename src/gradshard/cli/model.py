@@ -101,12 +101,12 @@ def fetch(
     click.echo(f"wrote {escape_terminal(file)} ({format_size(file.stat().st_size)})")
 
 
-@model.command("roll-back")
+@model.command()
 @click.argument("number", type=int, metavar="VERSION")
 @name_option
 @json_option
 @connected
-def roll_back(federation: Federation, number: int, name: str, as_json: bool) -> None:
+def rollback(federation: Federation, number: int, name: str, as_json: bool) -> None:
     """Go back to a VERSION and its optimizer's state: they become the newest version."""
     version = federation.model(name).roll_back(number)
     _tell(version, f"went back to version {number}", as_json=as_json)

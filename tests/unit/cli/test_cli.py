@@ -430,7 +430,7 @@ def test_a_size_without_a_unit_is_asked_for_one(run: Run, size: str) -> None:
     number = size.strip()
     told = f"{size!r} has no unit: write {number}MB, {number}MiB or {number}B"
     assert_one_line(run("plan", "--size", size, "--clients", 2), told)
-    assert_one_line(run("cost", "--size", size), told)
+    assert_one_line(run("papers", "cost", "--size", size), told)
 
 
 @pytest.mark.parametrize("size", ["1MB", "512MB", "5GB"])
@@ -677,7 +677,7 @@ def test_plain_escapes_all_that_is_not_printed() -> None:
 
 def test_cost_at_given_prices(run: Run) -> None:
     def dollars(*options: object) -> dict[str, float]:
-        asked = ("cost", "--size", "512MB", "--system", "shards", "--shards", 4, "--json", *options)
+        asked = ("papers", "cost", "--size", "512MB", "--system", "shards", "--shards", 4, "--json", *options)
         [system] = json.loads(run(*asked).stdout)["systems"]
         bill: dict[str, float] = system["bill"]
         return bill
@@ -701,7 +701,7 @@ def test_cost_at_given_prices(run: Run) -> None:
     ],
 )
 def test_prices_that_are_none(run: Run, price: str, text: str) -> None:
-    assert_one_line(run("cost", "--size", "1GB", "--price", price), text)
+    assert_one_line(run("papers", "cost", "--size", "1GB", "--price", price), text)
 
 
 class TestReport:

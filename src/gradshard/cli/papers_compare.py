@@ -1,4 +1,4 @@
-"""``gradshard compare``: what each topology takes for the same updates."""
+"""``gradshard papers compare``: run several topologies on the updates of one round."""
 
 from collections.abc import Callable
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""``gradshard cost``: what a round costs, beside the published systems; no round is needed."""
+"""``gradshard papers cost``: the cost of a round with gradshard and the published systems."""
 
 import math
 from collections.abc import Sequence
