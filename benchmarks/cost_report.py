@@ -99,8 +99,8 @@ def _head() -> str:
 Dollars are per thousand rounds of {measurements.CLIENTS} clients, prices those of us-east-1. *full*
 is what the paper of GradsSharding counts: Lambda's GB-seconds and the S3 requests of aggregators
 and clients. *total* adds what it leaves out: the request fee, Step Functions, the small functions
-around a round, EventBridge's price of S3's events, and cold starts. `gradshard papers cost` computes all
-of this for any size; nothing here was measured on AWS by this project.
+around a round, EventBridge's price of S3's events, and cold starts. `gradshard papers cost`
+computes all of this for any size; nothing here was measured on AWS by this project.
 
 Clients' requests are counted as each system's clients make them. The published systems' make one
 PUT and one GET for an object, as the paper counts. gradshard's send an update of up to

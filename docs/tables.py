@@ -1,7 +1,8 @@
 """Tables that say what the code says: `make docs-tables` writes them into the pages anew.
 
 In a page such a table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. NAME is a
-command (`gradshard open`), or one of `parameters`, `outputs` and `functions`, of template.yaml.
+command (`gradshard open`), `round options`, or one of `parameters`, `outputs` and `functions`, of
+template.yaml.
 """
 
 import re
@@ -13,9 +14,10 @@ import click
 from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 
 from gradshard.cli import main as gradshard
+from gradshard_core.planning.spec import DEFAULTS, OPTIONS
 
 DOCS: Final = Path(__file__).parent
-PAGES: Final = tuple(DOCS / name for name in ("commands.md", "settings.md"))
+PAGES: Final = tuple(DOCS / name for name in ("commands.md", "settings.md", "formats.md"))
 
 _TABLE: Final = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _WHERE: Final = ("--stack", "--local", "--port")
@@ -42,9 +44,13 @@ def table(name: str) -> str:
     """
     if name.startswith("gradshard "):
         return "".join(_of_command(name, commands()[name]))
-    return "".join(
-        {"parameters": _of_parameters, "outputs": _of_outputs, "functions": _of_functions}[name]()
-    )
+    makers = {
+        "parameters": _of_parameters,
+        "outputs": _of_outputs,
+        "functions": _of_functions,
+        "round options": _of_round_options,
+    }
+    return "".join(makers[name]())
 
 
 def commands() -> dict[str, click.Command]:
@@ -103,6 +109,19 @@ def _default(option: click.Option) -> str:
     if option.multiple or option.is_flag or option.default is None:
         return ""
     return f"`{option.default}`"
+
+
+def _of_round_options() -> Iterator[str]:
+    rows = []
+    for name, declared in OPTIONS.items():
+        default = DEFAULTS.get(name)
+        if default is not None:
+            value = str(default).lower() if isinstance(default, bool) else str(default)
+            text = f"`{value}`"
+        else:
+            text = declared.default or "required"
+        rows.append((f"`{name}`", _text(declared.help), _text(declared.kind.values), text))
+    yield from _rows(("field", "", "values", "default"), rows)
 
 
 def _template() -> dict[str, Any]:

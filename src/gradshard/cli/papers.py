@@ -7,9 +7,7 @@ from gradshard.cli.group import Lazy, LazyCommands
 SECTIONS = {
     "Commands": [
         Lazy("cost", "papers_cost", "cost", "Compare the cost of a round with published systems."),
-        Lazy(
-            "compare", "papers_compare", "compare", "Run several topologies on the same updates."
-        ),
+        Lazy("compare", "papers_compare", "compare", "Run several topologies on the same updates."),
     ]
 }
 

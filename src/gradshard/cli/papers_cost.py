@@ -20,9 +20,9 @@ from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.planning import limits
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
+from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.planner import DEFAULT_MEMORY_MB
 from gradshard_core.planning.pricing import Prices
-from gradshard_core.planning.spec import MAX_CLIENTS
 
 SYSTEM: Final = click.Choice(list(SYSTEMS))
 

@@ -23,8 +23,9 @@ from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.server_optimizers import OPTIMIZERS
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.planning import limits, planner
+from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.planner import DEFAULT_MEMORY_MB, LambdaConfig, Projection, Workload
-from gradshard_core.planning.spec import MAX_CLIENTS, parse_spec
+from gradshard_core.planning.spec import parse_spec
 
 DEFAULT_ARCHITECTURE: Final = "arm64"
 

@@ -6,11 +6,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Any, Final, Unpack, overload
 
 from gradshard.client import operations
 from gradshard.client.downloads import fetch_tensors
 from gradshard.client.model import Model
+from gradshard.client.round_options import RoundOptions
 from gradshard.client.stack import Execution, Stack
 from gradshard.client.status import StatusPoller, read_status
 from gradshard.client.tensors import Array
@@ -25,10 +26,7 @@ from gradshard.client.upload_source import (
 from gradshard.client.uploads import Progress, has_checksum, upload
 from gradshard.deployment import local_engine
 from gradshard.utils.polling import sleep_before_poll
-from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
-from gradshard_core.aggregation.sharding import BLOCKS
-from gradshard_core.aggregation.topologies import AUTO
 from gradshard_core.errors import (
     GradshardError,
     RoundExistsError,
@@ -44,13 +42,12 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.planning import limits
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.spec import DEFAULT_TIMEOUT, RoundSpec, parse_new_spec, parse_spec
+from gradshard_core.planning.spec import RoundSpec, parse_new_spec, parse_spec
 from gradshard_core.records.manifest import COMPLETED, parse_manifest
 from gradshard_core.records.model_registry import Version, layout_of, read_version
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.assignments import Assignment, Assignments
-from gradshard_core.stragglers.layers import Naming
 
 OPENING_SECONDS: Final = 20.0
 """How long opening a round waits for its terms to appear."""
@@ -111,101 +108,44 @@ class Federation:
         self,
         name: str,
         clients: Sequence[str] | int,
-        *,
-        min_clients: int | None = None,
-        timeout: int = DEFAULT_TIMEOUT,
-        topology: str = AUTO,
-        fan_in: int | None = None,
-        order: str | None = None,
-        weights: str = SHARES,
-        rule: str | Mapping[str, Any] | None = None,
-        layers: Naming | None = None,
-        assignments: Mapping[str, Any] | None = None,
-        eager: bool = False,
-        hold: str = BLOCKS,
-        shards: int | None = None,
-        time_budget: float | None = None,
-        layout: Mapping[str, Any] | str | Path | None = None,
-        allow_nonfinite: bool = False,
-        updates_from: str | None = None,
-        server_optimizer: str | Mapping[str, Any] | None = None,
+        **options: Unpack[RoundOptions],
     ) -> "Round":
-        """Open a round; opening it again in the same terms gives the same round.
+        """Open a round; opening it again with the same options gives the same round.
 
         Parameters
         ----------
         name
             The round's id.
-        clients, min_clients, deadline, topology, fan_in, weights, eager, hold, shards, within, \
-        allow_nonfinite, updates_from
-            As in :class:`gradshard_core.planning.spec.RoundSpec`.
-        order
-            ``sequential``, or such as ``tree:4,4``.
-        rule
-            How partial updates are averaged: ``fedavg``, ``fill``, ``drop``, or such as
-            ``{"name": "salf", "p": {"model": "uniform"}}``
-            (:func:`gradshard_core.stragglers.salf.parse_rule`).
-        layers
-            The layers of partial updates, if not given by the tensors' names
-            (:func:`gradshard_core.stragglers.layers.layers_of`).
-        assignments
-            In which terms the round ends with what each client should do next: ``batch_size``,
-            ``epochs``, ``learning_rate`` and bounds
-            (:class:`gradshard_core.stragglers.assignments.AssignmentSettings`), and ``after``, the
-            round before.
-        layout
-            The layout that every update must have: the path of a .safetensors file with tensors
-            of its names, types and shapes, such tensors by name, or ``{name: {"dtype": "F32",
-            "shape": [10, 64]}, …}``. Partial updates and eager rounds need it, unless the round is
-            applied to a model.
-        server_optimizer
-            How the averaged update becomes the next version of the model: ``fedavg``,
-            ``fedavgm``, ``fedadagrad``, ``fedyogi``, ``fedadam``, or such as ``{"optimizer":
-            "fedadam", "learning_rate": 0.01, "buffers": ["bn.running_*"]}``
-            (:func:`gradshard_core.aggregation.server_optimizers.parse_server_optimizer`).
+        clients
+            The ids of the expected clients, or their number.
+        options
+            As in :class:`gradshard.client.round_options.RoundOptions`; None is as good as leaving
+            an option out.
 
         Raises
         ------
         SpecError
-            The terms make no sense, or are too long.
+            An option is unknown or out of its bounds, or does not go with another, or all of them
+            are too long.
         UpdateError
             ``layout`` is of a file or of tensors that could not be averaged.
         RoundExistsError
-            There is such a round in other terms, or there was one whose objects have been
+            There is such a round with other options, or there was one whose objects have been
             deleted: Step Functions keeps a name for 90 days after its execution has ended.
         RoundNotFoundError
             There is no round ``updates_from``.
         RoundFailed
             It could not be opened.
         """
-        fields: dict[str, Any] = {
-            "clients": clients,
-            "min_clients": min_clients,
-            "timeout": timeout,
-            "topology": topology,
-            "fan_in": fan_in,
-            "order": order,
-            "weights": weights,
-            "rule": rule,
-            "layers": layers,
-            "assignments": assignments,
-            "eager": eager,
-            "hold": hold,
-            "shards": shards,
-            "time_budget": time_budget,
-            "layout": None if layout is None else layout_terms(layout),
-            "allow_nonfinite": allow_nonfinite,
-            "updates_from": updates_from,
-            "server_optimizer": server_optimizer,
-        }
+        fields: dict[str, Any] = {"clients": clients, **options}
+        if (layout := options.get("layout")) is not None:
+            fields["layout"] = layout_terms(layout)
         spec = parse_new_spec(fields)
         keys = RoundKeys(name)
         payload = _encode_terms(spec)
-        if (
-            updates_from is not None
-            and read_spec(self.stack.store, RoundKeys(updates_from)) is None
-        ):
-            raise RoundNotFoundError.of(updates_from)
+        source = spec.updates_from
+        if source is not None and read_spec(self.stack.store, RoundKeys(source)) is None:
+            raise RoundNotFoundError.of(source)
         is_new = self.stack.start(keys.round_id, payload)
         round_ = Round(self.stack, name, is_new=is_new)
         _await_terms(self.stack, round_, spec)

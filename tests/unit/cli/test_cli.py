@@ -677,7 +677,18 @@ def test_plain_escapes_all_that_is_not_printed() -> None:
 
 def test_cost_at_given_prices(run: Run) -> None:
     def dollars(*options: object) -> dict[str, float]:
-        asked = ("papers", "cost", "--size", "512MB", "--system", "shards", "--shards", 4, "--json", *options)
+        asked = (
+            "papers",
+            "cost",
+            "--size",
+            "512MB",
+            "--system",
+            "shards",
+            "--shards",
+            4,
+            "--json",
+            *options,
+        )
         [system] = json.loads(run(*asked).stdout)["systems"]
         bill: dict[str, float] = system["bill"]
         return bill
