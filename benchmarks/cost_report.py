@@ -242,9 +242,10 @@ def _systems_section() -> str:
             *("requests", "Step Functions", "round", "events", "cold starts", "total"),
         )
         blocks += [f"### Bandwidth: {bandwidth.name}", _table(titles, rows)]
+    most = limits.MAX_MEMORY_MB - published_systems.WHOLE_OVERHEAD_MB
     blocks.append(
         "Where a system is missing it cannot run: at 10,240 MB what holds whole updates ends at "
-        f"{(limits.MAX_MEMORY_MB - planner.WHOLE_OVERHEAD_MB) // planner.WHOLE_COPIES} MB of "
+        f"{most // published_systems.WHOLE_COPIES} MB of "
         "update. Streaming lifts that ceiling for trees as well; they then read "
         "(N + L)/N as much, L the number of partial sums, write every partial sum, and wait for "
         "one level after another."

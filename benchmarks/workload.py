@@ -14,7 +14,6 @@ import numpy.typing as npt
 from benchmarks.servers import BUCKET, Server
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.arithmetic import SHARES
-from gradshard_core.aggregation.sharding import BLOCKS
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.planning import planner
@@ -182,7 +181,6 @@ class Workloads:
             topology="shards",
             order=addition_order.format_order(addition_order.SEQUENTIAL),
             weights=SHARES,
-            hold=BLOCKS,
             rule=FEDAVG,
             layers=(),
             assignments=None,

@@ -90,16 +90,12 @@ def test_one_order_for_all_gives_one_digest(
     for number in range(6):
         round_.submit(f"c{number}", mixed(number), number + 1)
     round_.wait(60)
-    found = compare("ordered", "--order", "tree:2,3", "--whole")
+    found = compare("ordered", "--order", "tree:2,3")
     outcomes = found["outcomes"]
     done = [outcome for outcome in outcomes if "rejected" not in outcome]
     assert [outcome["label"] for outcome in done] == ["shards", "λ-FL", "LIFL", "grid"]
     assert len({outcome["digest"] for outcome in done}) == 1
-    rejected = [outcome["rejected"] for outcome in outcomes if "rejected" in outcome]
-    assert len(rejected) == 2
-    memory = f"needs 451 MB and has {federation.stack.output('AggregatorMemory')}"
-    assert all(memory in text for text in rejected)
-    # Nothing of the trials is left, of those that failed neither.
+    # Nothing of the trials is left.
     assert deployed.keys("rounds/ordered-") == []
 
 

@@ -13,12 +13,11 @@ import pytest
 
 from gradshard_core.aggregation import sharding
 from gradshard_core.aggregation.optimizer_step import state_layout
-from gradshard_core.aggregation.sharding import WHOLE
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.planning import planner
-from gradshard_core.planning.planner import LambdaConfig, Workload
+from gradshard_core.planning.planner import LambdaConfig
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds.plan_round import Call, plan_round
@@ -207,49 +206,3 @@ def test_a_plan_takes_no_more_than_is_projected(
         f"{clients} clients, {layers} layers: {done.stdout.strip()} MB, projected {projected:.1f}"
     )
     assert float(done.stdout) <= projected
-
-
-# Adds inputs that are held whole; prints the peak above the idle interpreter in MB.
-HELD = """
-import sys
-import numpy as np
-from gradshard import aggregation
-from gradshard_core.aggregation import Addition, Zone
-from gradshard.layout import Span
-from gradshard.memory import peak_memory_mb, reset_peak_memory
-
-class Ones:
-    def read_into(self, buffer):
-        np.frombuffer(buffer, np.uint8)[:] = 1
-
-dtype, nbytes, of_sums, to_sums = sys.argv[1], *map(int, sys.argv[2:])
-reset_peak_memory()
-idle = peak_memory_mb()
-aggregation.aggregate(
-    [Ones()] * 3,
-    [Zone(0, nbytes, [0.25] * 3)],
-    Addition(of_sums=bool(of_sums), to_sums=bool(to_sums), whole=True),
-    [Span(dtype, 0, nbytes)],
-    lambda _: None,
-)
-print(peak_memory_mb() - idle)
-"""
-
-
-@pytest.mark.parametrize("dtype", ["F32", "BF16", "I8", "F64"])
-@pytest.mark.parametrize("task", ["leaf", "middle", "root", "only"])
-def test_whole_inputs_stay_under_the_projection(dtype: str, task: str) -> None:
-    nbytes, wide = 48 * MIB, {"F32": 1, "BF16": 2, "I8": 8, "F64": 1}[dtype]
-    of_sums, to_sums = task in {"middle", "root"}, task in {"leaf", "middle"}
-    done = subprocess.run(
-        [sys.executable, "-c", HELD, dtype, *map(str, (nbytes, int(of_sums), int(to_sums)))],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    levels = ((3,),) if task == "only" else ((3, 3), (2,))
-    needed = planner.needed_memory(
-        Workload(nbytes, levels, sums_bytes=wide * nbytes, hold=WHOLE), 1
-    )
-    # The interpreter is what the rule's constant is for; of that, here, slices and little else.
-    assert float(done.stdout) < needed - planner.WHOLE_OVERHEAD_MB + 16

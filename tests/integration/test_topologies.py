@@ -54,7 +54,6 @@ def versions_of(round_: Round) -> list[str]:
         ({"order": "tree:4,4"}, "tree:4,4", [[13]]),
         ({"topology": "lambda_fl"}, "tree:4,4", [[4, 4, 4, 1], [4]]),
         ({"topology": "lambda_fl", "fan_in": 7}, "tree:7,2", [[7, 6], [2]]),
-        ({"topology": "lambda_fl", "hold": "whole"}, "tree:4,4", [[4, 4, 4, 1], [4]]),
         ({"topology": "lifl"}, "tree:3,3,2", [[3, 3, 3, 3, 1], [3, 2], [2]]),
         ({"topology": "lifl", "weights": "counts"}, "tree:3,3,2", [[3, 3, 3, 3, 1], [3, 2], [2]]),
         (
@@ -233,16 +232,6 @@ def test_doing_every_task_twice_changes_nothing(open_round: Callable[..., Round]
             round_.run(task)
     assert round_.finalize() == {"status": "completed"}
     assert data_of(round_) == expected(updates, SAMPLES, tree=[3, 3, 2])
-
-
-def test_what_does_not_fit_whole_is_rejected_with_both_numbers(
-    open_round: Callable[..., Round],
-) -> None:
-    round_ = open_round(clients=CLIENTS, topology="lambda_fl", hold="whole")
-    submit_all(round_)
-    text = "needs 451 MB and has 128; deploy with AggregatorMemory="
-    with pytest.raises(PlanError, match=text):
-        round_.plan(aggregator=LambdaConfig(128, "arm64"))
 
 
 def test_a_task_that_would_have_too_many_streams_fails_the_plan(

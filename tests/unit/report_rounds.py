@@ -42,7 +42,6 @@ def sample(
         "order": "sequential",
         "rule": "salf" if layers else "fedavg",
         "weights": "shares",
-        "hold": "blocks",
         "levels": [{"groups": _bounds(level), "order": []} for level in sizes],
         "contributors": contributors,
         "layers": _layers(contributors, layers, rng),

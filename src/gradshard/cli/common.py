@@ -18,7 +18,6 @@ from gradshard.cli.group import DEBUG
 from gradshard.client.federation import Federation
 from gradshard.deployment.local_engine import DEFAULT_PORT
 from gradshard.utils.text import escape_terminal
-from gradshard_core.aggregation.sharding import BLOCKS, HOLDS
 from gradshard_core.aggregation.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES
 
 PATIENCE_SECONDS: Final = 1.0
@@ -131,7 +130,7 @@ def connected(command: Command) -> Command:
 
 
 def aggregation_options(command: Command) -> Command:
-    """Add ``--topology``, ``--fan-in``, ``--order`` and ``--hold``."""
+    """Add ``--topology``, ``--fan-in`` and ``--order``."""
     options = (
         click.option(
             "--topology",
@@ -147,13 +146,6 @@ def aggregation_options(command: Command) -> Command:
             "--order",
             metavar="ORDER",
             help="Of the additions: sequential or tree:K,K,…; the topology's own.",
-        ),
-        click.option(
-            "--hold",
-            type=click.Choice(HOLDS),
-            default=BLOCKS,
-            show_default=True,
-            help="What functions hold: whole inputs, for comparison, as others' do.",
         ),
     )
     for option in reversed(options):

@@ -36,16 +36,12 @@ DIGEST_CHARACTERS: Final = 8
     metavar="M",
     help="For what is cut: a given M.",
 )
-@click.option(
-    "--whole", is_flag=True, help="Also trees whose functions hold whole updates, as published."
-)
 @json_option
 @connected
 def compare(
     federation: Federation,
     name: str,
     names: tuple[str, ...],
-    whole: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -56,7 +52,7 @@ def compare(
     """
     round_ = federation.round(name)
     clients = len(topology_trials.contributors(round_))
-    chosen = topology_trials.trials(clients, names, whole=whole, **options)
+    chosen = topology_trials.trials(clients, names, **options)
     outcomes: list[Outcome] = []
     with waiting(f"comparing on {clients} updates") as say:
 

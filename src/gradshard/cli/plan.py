@@ -99,7 +99,6 @@ def plan(
         levels,
         is_cut=TOPOLOGIES[name].is_cut,
         depth=max(1, *map(len, order_parts)),
-        hold=spec.hold,
         plan_bytes=planner.plan_bytes(clients),
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
     )

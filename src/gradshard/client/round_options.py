@@ -30,7 +30,6 @@ class RoundOptions(TypedDict, total=False):
     layers: Naming | None
     assignments: Mapping[str, Any] | None
     eager: bool | None
-    hold: str | None
     shards: int | None
     time_budget: float | None
     layout: Mapping[str, Any] | str | Path | None

@@ -6,6 +6,7 @@ Their clients make one request for each object, as the paper counts.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from gradshard.papers import measurements
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
@@ -13,9 +14,14 @@ from gradshard.papers.measurements import Measurement
 from gradshard_core.aggregation import topologies
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import limits, pricing
-from gradshard_core.planning.planner import WHOLE_COPIES, WHOLE_OVERHEAD_MB
+from gradshard_core.planning.planner import LambdaConfig
 from gradshard_core.planning.pricing import US_EAST_1, Bill, Requests, Tasks
 from gradshard_core.units import MIB
+
+WHOLE_COPIES: Final = 3
+WHOLE_OVERHEAD_MB: Final = 450
+"""The published rule for functions that hold whole inputs: ⌈3 · input + 450⌉ MB of 1024² bytes, for
+the running sum, the object as it was read and the array made of it (Barrak 2026)."""
 
 
 def gradssharding(nbytes: int, setting: Setting) -> Estimate:
@@ -44,6 +50,21 @@ def lifl(nbytes: int, setting: Setting) -> Estimate:
 def memory_mb(nbytes: float) -> int:
     """Return the memory of a function that holds inputs of ``nbytes``."""
     return math.ceil(WHOLE_COPIES * nbytes / MIB + WHOLE_OVERHEAD_MB)
+
+
+def task_seconds(
+    aggregator: LambdaConfig, fan_in: int, input_bytes: float, output_bytes: float
+) -> float:
+    """Return the duration of a function that holds whole inputs.
+
+    It reads one input after another, each with a request of its own, and writes when all are added.
+    """
+    return (
+        aggregator.task_seconds(fan_in * input_bytes)
+        # task_seconds includes the first input's latency; the request that writes adds one more.
+        + fan_in * aggregator.bandwidth.latency_seconds
+        + aggregator.bandwidth.seconds(output_bytes)
+    )
 
 
 def measured_bill(measurement: Measurement) -> Bill:
@@ -104,7 +125,7 @@ def _estimate(
     aggregator = setting.aggregator(memory)
 
     priced = [
-        [Tasks(1, aggregator.whole_task_seconds(fan_in, input_bytes, input_bytes)) for fan_in in lv]
+        [Tasks(1, task_seconds(aggregator, fan_in, input_bytes, input_bytes)) for fan_in in lv]
         for lv in levels
     ]
     longest = [max(run.seconds for run in level) for level in priced]

@@ -18,7 +18,6 @@ from gradshard_core.aggregation.addition_order import (
     parse_order,
 )
 from gradshard_core.aggregation.arithmetic import SHARES
-from gradshard_core.aggregation.sharding import BLOCKS, WHOLE
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import GradshardError, RoundFailed, RoundStateError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
@@ -37,7 +36,7 @@ class Trial:
     ----------
     label
         For people.
-    topology, fan_in, order, weights, hold, shards
+    topology, fan_in, order, weights, shards
         As in :class:`gradshard_core.planning.spec.RoundSpec`.
     """
 
@@ -46,7 +45,6 @@ class Trial:
     fan_in: int | None = None
     order: str | None = None
     weights: str = SHARES
-    hold: str = BLOCKS
     shards: int | None = None
 
     def round_options(self) -> dict[str, Any]:
@@ -118,7 +116,6 @@ def trials(
     order: str | None = None,
     weights: str = SHARES,
     shards: int | None = None,
-    whole: bool = False,
 ) -> list[Trial]:
     """Return what is worth comparing for so many clients.
 
@@ -133,8 +130,6 @@ def trials(
         Only these topologies.
     order, weights, shards
         For all; M for those that are cut.
-    whole
-        Trees that hold whole updates, too.
 
     Raises
     ------
@@ -161,8 +156,6 @@ def trials(
             levels = topologies.group(name, clients, [fan_in] if fan_in else [])
             natural = format_order(natural_order(levels))
             add(Trial(f"{alone} {natural}", alone, None, natural, weights))
-        if whole and not topology.is_cut:
-            add(Trial(f"{topology.title}, whole", name, fan_in, order, weights, WHOLE))
     return list(found.values())
 
 

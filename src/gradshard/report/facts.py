@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from gradshard.client import round_cost
 from gradshard_core.aggregation.arithmetic import SHARES
-from gradshard_core.aggregation.sharding import BLOCKS
 from gradshard_core.aggregation.topologies import AUTO
 from gradshard_core.planning.spec import default_quorum
 from gradshard_core.stragglers.salf import FEDAVG
@@ -143,7 +142,6 @@ def _terms(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> Facts:
         "order": spec.get("order"),
         "rule": rule["name"] if isinstance(rule, dict) else rule,
         "weights": spec.get("weights", SHARES),
-        "hold": spec.get("hold", BLOCKS),
     }
     return {name: plan.get(name, value) for name, value in asked.items()}
 

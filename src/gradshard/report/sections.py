@@ -161,7 +161,6 @@ def _terms(facts: Facts) -> Markup:
         ("order of additions", facts["order"] or "the topology's own"),
         ("rule", facts["rule"]),
         ("weights", facts["weights"]),
-        ("functions hold", facts["hold"]),
         ("M, shards", "not planned" if facts["shards"] is None else f"{facts['shards']:,}"),
         ("levels", "; ".join(groups) or "not planned"),
         ("planned", pluralize(facts["attempts"], "time")),

@@ -114,7 +114,6 @@ def make_plan(
         topology=name,
         order=addition_order.format_order(found),
         weights=weights,
-        hold="blocks",
         rule="fedavg",
         layers=(),
         assignments=None,
@@ -138,7 +137,7 @@ def make_plan(
     )
 
 
-def execute(plan: Plan, blobs: Sequence[bytes], *, whole: bool = False) -> bytes:
+def execute(plan: Plan, blobs: Sequence[bytes]) -> bytes:
     """Do a plan's tasks in memory, level by level, last ones first; return the result's data."""
     written: dict[int, bytes] = {}
     for number, level in enumerate(plan.levels):
@@ -154,7 +153,6 @@ def execute(plan: Plan, blobs: Sequence[bytes], *, whole: bool = False) -> bytes
                 of_sums=number > 0,
                 to_sums=not plan.is_last(number),
                 divisor=plan.divisor if plan.is_last(number) else 1,
-                whole=whole,
                 gathers=gathers,
             )
             out = bytearray()
@@ -286,17 +284,6 @@ def test_in_the_same_order_every_topology_gives_the_same_bits(
             )
 
 
-def test_whole_inputs_give_the_same_bits() -> None:
-    rng = np.random.default_rng(5)
-    updates = [
-        {"a": reference.random_tensor(rng, "BF16", (70_001,)), "b": np.arange(9, dtype="i1")}
-        for _ in range(7)
-    ]
-    blobs = [reference.encode(update) for update in updates]
-    plan = make_plan(blobs, [1, 2, 3, 4, 5, 6, 7], topology="lambda_fl")
-    assert execute(plan, blobs, whole=True) == execute(plan, blobs)
-
-
 def test_real_block_sizes_and_an_unequal_end() -> None:
     rng = np.random.default_rng(3)
     shapes = [("F32", (300_001,)), ("BF16", (700_003,)), ("I8", (5,)), ("F64", (131_073,))]
@@ -349,8 +336,7 @@ def test_who_sent_a_nan_is_found(dtype: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("F32", 3e38), ("F16", 6e4), ("BF16", 3e38)])
-@pytest.mark.parametrize("whole", [True, False])
-def test_what_is_written_is_finite_or_said_not_to_be(dtype: str, value: float, whole: bool) -> None:
+def test_what_is_written_is_finite_or_said_not_to_be(dtype: str, value: float) -> None:
     """Finite updates whose weights add up to more than one, in the last element of a block."""
     update = {"a": np.ones(300_000, "f4"), "w": np.ones(99, reference.NUMPY[dtype])}
     update["w"][98] = value
@@ -358,9 +344,9 @@ def test_what_is_written_is_finite_or_said_not_to_be(dtype: str, value: float, w
     plan = make_plan(blobs, [1, 1], topology="lambda_fl", fan_in=2)
     heavy = [replace(contributor, weight=0.9) for contributor in plan.contributors]
     with pytest.raises(NonFiniteSumError) as caught:
-        execute(replace(plan, contributors=tuple(heavy)), blobs, whole=whole)
+        execute(replace(plan, contributors=tuple(heavy)), blobs)
     assert caught.value.position == 1_200_000 + 98 * reference.NUMPY[dtype].itemsize
-    assert execute(plan, blobs, whole=whole) == blobs[0][-plan.nbytes :]
+    assert execute(plan, blobs) == blobs[0][-plan.nbytes :]
 
 
 def test_steps_end_on_elements() -> None:

@@ -75,7 +75,6 @@ def plan_json(contributors: dict[str, str], **fields: Any) -> dict[str, Any]:
         "topology": "shards",
         "order": "sequential",
         "weights": "shares",
-        "hold": "blocks",
         "rule": "fedavg",
         "layers": [],
         "assignments": None,

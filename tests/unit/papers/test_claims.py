@@ -66,7 +66,14 @@ def test_a_streaming_task_by_hand() -> None:
 def test_a_task_that_holds_whole_inputs_by_hand() -> None:
     aggregator = LambdaConfig(1769, "arm64", Bandwidth("10 MB/s", 10e6, latency_seconds=0.1))
     # Three requests, one after another, then the result in a fourth.
-    assert aggregator.whole_task_seconds(3, 1e8, 2e8) == pytest.approx(0.2 + 4 * 0.1 + 30 + 20)
+    seconds = published_systems.task_seconds(aggregator, 3, 1e8, 2e8)
+    assert seconds == pytest.approx(0.2 + 4 * 0.1 + 30 + 20)
+
+
+def test_memory_of_whole_inputs_follows_the_published_rule() -> None:
+    # ⌈3 · 512.3 + 450⌉: the paper's VGG-16.
+    assert published_systems.memory_mb(4 * 134_301_514) == 1987
+    assert published_systems.memory_mb(490 * MIB) == 1920
 
 
 def test_a_burst_comes_first_and_is_faster() -> None:

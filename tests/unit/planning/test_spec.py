@@ -66,9 +66,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"clients": 200, "order": "sequential"}, "order sequential is not one .* give tree:50,4"),
     ({"clients": 9, "weights": "equal"}, "weights is 'equal', not one of shares, counts"),
-    ({"clients": 9, "hold": "all"}, "hold is 'all', not one of blocks, whole"),
-    ({"clients": 9, "hold": "whole"}, "hold whole is for lambda_fl and lifl, not for topology sh"),
-    ({"clients": 200, "hold": "whole"}, "not for topology grid"),
+    ({"clients": 9, "hold": "whole"}, "hold"),
     ({"clients": 9, "eager": 1}, "eager is 1, not true or false"),
     ({"clients": ["a", "b"], "eager": True}, "eager needs groups: take topology lifl"),
     ({"clients": 9, "topology": "lifl", "eager": True}, "eager needs the clients' ids"),
@@ -180,7 +178,6 @@ EXAMPLES: dict[str, Any] = {
     "layers": ["a", "b"],
     "assignments": {"batch_size": 8, "epochs": 2, "learning_rate": 0.1},
     "eager": True,
-    "hold": "whole",
     "shards": 2,
     "time_budget": 2.5,
     "layout": {"w": {"dtype": "F32", "shape": [2]}},
@@ -192,7 +189,6 @@ NEEDED: dict[str, dict[str, Any]] = {
     "fan_in": {"topology": "lifl"},
     "layers": {"rule": "fill"},
     "eager": {"clients": list("abcd"), "topology": "lifl", "weights": "counts"},
-    "hold": {"topology": "lifl"},
 }
 
 
@@ -237,11 +233,10 @@ def test_how_to_add_survives_json() -> None:
         "order": "tree:2,2",
         "weights": "counts",
         "eager": True,
-        "hold": "whole",
     }
     spec = parse_spec(eager)
     assert (spec.topology, spec.fan_in, spec.order) == ("lifl", 2, (2, 2))
-    assert (spec.weights, spec.eager, spec.hold) == ("counts", True, "whole")
+    assert (spec.weights, spec.eager) == ("counts", True)
     again = {"clients": 4, "order": "sequential", "updates_from": "r0"}
     for fields in (eager, again):
         spec = parse_spec(fields)
@@ -252,7 +247,7 @@ def test_how_to_add_survives_json() -> None:
 def test_says_nothing_of_what_is_as_usual() -> None:
     spec = parse_spec({"clients": 2})
     assert spec.to_json() == {"clients": 2, "min_clients": 2, "timeout": 3600}
-    assert (spec.topology, spec.weights, spec.hold) == ("auto", "shares", "blocks")
+    assert (spec.topology, spec.weights) == ("auto", "shares")
     # Sequential is an order that was asked for; none is the topology's own.
     assert spec.order is None
     assert parse_spec({"clients": 2, "order": "sequential"}).order == ()

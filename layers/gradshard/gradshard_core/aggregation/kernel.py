@@ -65,8 +65,6 @@ class Addition:
         What the whole sum is divided by in the end.
     allow_nonfinite
         Let NaN and infinities through.
-    whole
-        Hold the whole range instead of blocks of it, as the published systems do.
     gathers
         Whether inputs stand in other orders (:mod:`gradshard_core.aggregation.gathering`).
     """
@@ -76,7 +74,6 @@ class Addition:
     to_sums: bool = False
     divisor: int = 1
     allow_nonfinite: bool = False
-    whole: bool = False
     gathers: bool = False
 
     @property
@@ -113,16 +110,12 @@ class _Workspace:
         How many accumulators there are.
     of_sums
         Whether what is read is as wide as an accumulator.
-    whole
-        Whether a block of an input is kept, and not one slice of it.
     """
 
-    def __init__(
-        self, block: int, *, depth: int = 1, of_sums: bool = False, whole: bool = False
-    ) -> None:
-        self._of_sums, self._whole = of_sums, whole
-        # Room for the widest; what is never touched takes no memory.
-        raw = (WIDENING if of_sums else 1) * (block if whole else SLICE_BYTES)
+    def __init__(self, block: int, *, depth: int = 1, of_sums: bool = False) -> None:
+        self._of_sums = of_sums
+        # Large enough for the widest elements; pages that are never touched take no memory.
+        raw = (WIDENING if of_sums else 1) * SLICE_BYTES
         self._raw = memoryview(np.empty(raw, np.uint8))
         self._accumulators = [np.empty(WIDENING * block, np.uint8) for _ in range(depth)]
         self._scratch = np.empty(WIDENING * SLICE_BYTES, np.uint8)
@@ -130,9 +123,10 @@ class _Workspace:
     def carve(self, spans: Sequence[Span], start: int, end: int) -> list[_Slice]:
         """Lay out a block: its slices, and in each the pieces of one type."""
         slices: list[_Slice] = []
-        begin = read = used = 0
+        used = 0
         for slice_start, slice_end in steps(spans, start, end, SLICE_BYTES):
             pieces: list[_Piece] = []
+            read = 0
             for span in clip(spans, slice_start, slice_end):
                 dtype = DTYPES[span.dtype]
                 count = (span.end - span.start) // dtype.size
@@ -151,8 +145,7 @@ class _Workspace:
                 )
                 read += count * stored.itemsize
                 used += -(-length // WIDENING) * WIDENING
-            slices.append(_Slice(self._raw[begin:read], pieces))
-            begin = read = read if self._whole else 0
+            slices.append(_Slice(self._raw[:read], pieces))
         return slices
 
 
@@ -185,11 +178,7 @@ def aggregate(
         not allowed.
     """
     size = block_bytes(len(sources), addition.depth, gathers=addition.gathers)
-    if addition.whole:
-        size = max(zone.end - zone.start for zone in zones)
-    workspace = _Workspace(
-        size, depth=addition.depth, of_sums=addition.of_sums, whole=addition.whole
-    )
+    workspace = _Workspace(size, depth=addition.depth, of_sums=addition.of_sums)
     with np.errstate(all="ignore"):
         for weights, block_start, block_end in blocks(zones, spans, size):
             block = workspace.carve(spans, block_start, block_end)

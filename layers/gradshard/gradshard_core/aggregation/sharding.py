@@ -14,11 +14,6 @@ from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.layout import Span
 from gradshard_core.units import MIB
 
-BLOCKS: Final = "blocks"
-WHOLE: Final = "whole"
-HOLDS: Final = (BLOCKS, WHOLE)
-"""What a task holds of its inputs: blocks, or all as the published systems' functions do."""
-
 MAX_BLOCK_BYTES: Final = MIB
 ALL_BLOCKS_BYTES: Final = 10 * MIB
 """Bytes of the blocks of all contributors together, half of what their receive buffers hold."""

@@ -281,7 +281,7 @@ class Plan:
         How many plannings made the plan: one, but in an eager round.
     awaited
         The groups of level 0 whose contributors are not frozen yet: none, but in an eager round.
-    topology, order, weights, hold
+    topology, order, weights
         As in :class:`gradshard_core.planning.spec.RoundSpec`; the order as it came to be.
     rule
         How partial updates are averaged, or ``fedavg`` of whole ones.
@@ -327,7 +327,6 @@ class Plan:
     topology: str
     order: str
     weights: str
-    hold: str
     rule: str
     layers: tuple[PlannedLayer, ...]
     assignments: dict[str, Any] | None

@@ -14,10 +14,8 @@ from typing import Any, Final
 
 from gradshard_core.aggregation.gathering import GROUPED, Disorder
 from gradshard_core.aggregation.sharding import (
-    BLOCKS,
     SLICE_BYTES,
     STEP_ELEMENTS,
-    WHOLE,
     WIDENING,
     block_bytes,
     gathered_bytes,
@@ -71,8 +69,6 @@ class Workload:
         Size of a partial sum of a whole update; None where it has an update's size.
     depth
         The most accumulators a task keeps: the levels of its part of the order.
-    hold
-        ``blocks``, or ``whole`` for functions that hold whole inputs.
     plan_bytes
         Size of the plan's JSON, read by every task.
     applied
@@ -88,7 +84,6 @@ class Workload:
     is_cut: bool = True
     sums_bytes: int | None = None
     depth: int = 1
-    hold: str = BLOCKS
     plan_bytes: int = 0
     applied: int | None = None
     disorder: tuple[Disorder, ...] = ()
@@ -185,18 +180,6 @@ class LambdaConfig:
             + max(self.bandwidth.seconds(nbytes), cpu_seconds / processor)
         )
 
-    def whole_task_seconds(self, fan_in: int, input_bytes: float, output_bytes: float) -> float:
-        """Return the duration of a task that holds whole inputs.
-
-        It reads one after another, each after a request of its own, and writes when all is added.
-        """
-        return (
-            self.task_seconds(fan_in * input_bytes)
-            # The first input's latency is in there already; writing waits for one more.
-            + fan_in * self.bandwidth.latency_seconds
-            + self.bandwidth.seconds(output_bytes)
-        )
-
 
 @dataclass(frozen=True)
 class Projection:
@@ -286,12 +269,6 @@ bytes of memory)."""
 POSITION_BYTES: Final = 300
 """Of a stretch that is read in a group: where it begins and ends, and where it goes."""
 
-WHOLE_COPIES: Final = 3
-WHOLE_OVERHEAD_MB: Final = 450
-"""The published rule for functions that hold whole inputs: ⌈3 · input + 450⌉ MB of 1024² bytes, for
-the running sum, the object as it was read and the array made of it (Barrak 2026)."""
-
-
 STEP_BYTES: Final = 12 * STEP_ELEMENTS * 8
 """Model, update, state before and after, what lies between: a dozen arrays of float64 at most."""
 
@@ -351,13 +328,8 @@ def project_memory(
     return RESIDENT_MB + RUNTIME_MB + buffers / MIB
 
 
-def needed_memory(load: Workload, shards: int) -> float:
-    """Return the peak memory of one aggregator in MB, whatever it holds."""
-    if load.hold == WHOLE:
-        largest = max(load.input_bytes(level) for level in range(len(load.levels)))
-        # What is held here is an input and the sums; wide sums may be more than the rule grants.
-        held = max(WHOLE_COPIES * largest, largest + load.depth * load.sum_bytes)
-        return math.ceil(held / shards / MIB + WHOLE_OVERHEAD_MB)
+def needed_memory(load: Workload) -> float:
+    """Return the peak memory of one aggregator in MB, whatever M is."""
     return project_memory(
         load.fan_in, load.plan_bytes, load.depth, load.models, is_disordered=load.is_disordered
     )
@@ -371,10 +343,8 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
     skipped = max((nbytes for _, nbytes in further), default=0)
 
     def seconds(level: int, fan_in: int) -> float:
-        read, written = load.input_bytes(level) / shards, load.output_bytes(level) / shards
+        read = load.input_bytes(level) / shards
         gaps, waits = (skipped / shards, waiting / shards) if level == 0 else (0.0, 0.0)
-        if load.hold == WHOLE:
-            return aggregator.whole_task_seconds(fan_in, read + gaps / fan_in, written) + waits
         if level == len(load.levels) - 1:
             return aggregator.task_seconds(fan_in * read + gaps + load.model_bytes / shards) + waits
         return aggregator.task_seconds(fan_in * read + gaps) + waits
@@ -403,7 +373,7 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
         shards=shards,
         tasks=tasks,
         memory_mb=aggregator.memory_mb,
-        needed_mb=needed_memory(load, shards),
+        needed_mb=needed_memory(load),
         task_seconds=max(longest),
         seconds=sum(
             seconds * aggregator.waves(sum(run.number for run in level))
@@ -469,7 +439,7 @@ def choose(
         )
     fitting = [p for p in candidates if p.needed_mb <= aggregator.memory_mb]
     if not fitting:
-        raise _too_large(load, candidates[-1])
+        raise _too_large(candidates[-1])
     quick = [p for p in fitting if _fits_in_time(p)]
     if not quick:
         raise _too_slow(load, aggregator, fitting[-1])
@@ -527,20 +497,8 @@ def _bounds(load: Workload, shards: int | None) -> tuple[int, int, list[str]]:
     return most, most, [note]
 
 
-def _too_large(load: Workload, projection: Projection) -> PlanError:
+def _too_large(projection: Projection) -> PlanError:
     needed, memory_mb = projection.needed_mb, projection.memory_mb
-    if load.hold == WHOLE:
-        text = (
-            f"an aggregator that holds whole updates of {load.nbytes / MIB:.0f} MB needs "
-            f"{needed:.0f} MB and has {memory_mb}"
-        )
-        if needed > limits.MAX_MEMORY_MB:
-            return PlanError(
-                f"{text}; no function has more than {limits.MAX_MEMORY_MB}: hold blocks instead"
-            )
-        return PlanError(
-            f"{text}; deploy with AggregatorMemory={_round_up(needed)}, or hold blocks"
-        )
     return PlanError(
         f"an aggregator needs {needed:.0f} MB and has {memory_mb}; "
         f"deploy with AggregatorMemory={_round_up(needed)}"

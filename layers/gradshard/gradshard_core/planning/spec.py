@@ -19,7 +19,6 @@ from gradshard_core.aggregation.server_optimizers import (
     ServerOptimizer,
     parse_server_optimizer,
 )
-from gradshard_core.aggregation.sharding import BLOCKS, HOLDS, WHOLE
 from gradshard_core.aggregation.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES, Levels
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import check_id
@@ -153,11 +152,6 @@ class RoundSpec:
         Flag(),
         "Add up a group of clients as soon as all its updates are there.",
         value=False,
-    )
-    hold: str = option(
-        Choice(HOLDS),
-        "What a task holds in memory; whole updates only for comparison.",
-        value=BLOCKS,
     )
     shards: int | None = option(
         WholeNumber(1, limits.MAX_PARTS),
@@ -372,8 +366,6 @@ def _check_rule(spec: RoundSpec) -> None:
         raise SpecError(
             f"rule {spec.rule.name} has weights of its own, layer by layer: leave out weights"
         )
-    if spec.hold == WHOLE:
-        raise SpecError(f"hold whole is of whole updates: leave out rule {spec.rule.name}")
     if spec.layers is not None and spec.layout is not None:
         layers_of(spec.layout, spec.layers)
 
@@ -384,8 +376,6 @@ def _check_apply(spec: RoundSpec) -> None:
         return
     if spec.layout is not None:
         raise SpecError("a round that is applied has the model's layout: leave out layout")
-    if spec.hold == WHOLE:
-        raise SpecError("hold whole is for comparison only: leave out apply")
     if spec.server_optimizer.updates == MODELS and spec.rule is not None:
         raise SpecError(
             "server_optimizer: updates models cannot be partial, since what nobody sends is no "
@@ -404,8 +394,6 @@ def _check_topology(spec: RoundSpec) -> None:
     if spec.order is not None:
         addition_order.check_order(spec.order, spec.expected)
         addition_order.split_order(spec.order, levels)
-    if spec.hold == WHOLE and topology.is_cut:
-        raise SpecError(f"hold whole is for lambda_fl and lifl, not for topology {name}")
     if spec.eager:
         _check_eager(spec, name)
 

@@ -16,7 +16,6 @@ from gradshard_core.aggregation.kernel import Addition, NonFiniteSumError, Zone,
 from gradshard_core.aggregation.optimizer_step import Applier, NonFiniteModelError, Write
 from gradshard_core.aggregation.sharding import (
     SLICE_BYTES,
-    WHOLE,
     block_bytes,
     gathered_bytes,
     receive_buffer_bytes,
@@ -166,7 +165,6 @@ class _Worker:
             to_sums=not self._is_last,
             divisor=plan.divisor if self._is_last else 1,
             allow_nonfinite=plan.allow_nonfinite,
-            whole=plan.hold == WHOLE,
             gathers=self._gathers,
         )
 
@@ -266,9 +264,7 @@ class _Worker:
     def _all_open(self, streams: Sequence[RangeStream | GatheringStream]) -> Iterator[None]:
         """Make all streams' requests at once."""
         try:
-            # Who holds whole updates reads one after the other.
-            if self._plan.hold != WHOLE:
-                list(self._pool.map(lambda stream: stream.open(), streams))
+            list(self._pool.map(lambda stream: stream.open(), streams))
             yield
         finally:
             for stream in streams:

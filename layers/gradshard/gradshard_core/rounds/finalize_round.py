@@ -235,7 +235,6 @@ def _manifest(
         "topology": plan.topology,
         "order": plan.order,
         "weights": plan.weights,
-        "hold": plan.hold,
         "update": {
             "key": result.key,
             "version": result.version,

@@ -535,7 +535,6 @@ class _Planning:
             is_cut=TOPOLOGIES[grouping.topology].is_cut,
             sums_bytes=sharding.sums_bytes(spans, 0, nbytes),
             depth=max(1, *(len(level.order) for level in grouping.levels)),
-            hold=self._spec.hold,
             plan_bytes=planner.plan_bytes(
                 len(grouping.contributors),
                 layers=len(settled.layers),
@@ -573,7 +572,6 @@ class _Planning:
             topology=grouping.topology,
             order=addition_order.format_order(grouping.order),
             weights=spec.weights,
-            hold=spec.hold,
             rule=FEDAVG if spec.rule is None else spec.rule.name,
             layers=self._layers(grouping, settled, coverage),
             assignments=spec.assignments and spec.assignments.to_json(),
