@@ -20,8 +20,9 @@ DOCS: Final = Path(__file__).parent
 PAGES: Final = tuple(DOCS / name for name in ("commands.md", "settings.md", "formats.md"))
 
 _TABLE: Final = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-_WHERE: Final = ("--stack", "--local", "--port")
-_EVERYWHERE: Final = ("--debug", "--help")
+_WHERE: Final = ("--stack", "--region", "--profile", "--local", "--port")
+_EVERYWHERE: Final = ("--quiet", "--verbose", "--debug", "--help")
+_DEFAULT: Final = re.compile(r"(?P<help>.*) \[default: (?P<default>.*)\]", re.DOTALL)
 
 
 def filled(page: str) -> str:
@@ -79,7 +80,7 @@ def _of_command(name: str, command: click.Command) -> Iterator[str]:
     if own:
         yield from _rows(
             ("option", "", "default"),
-            ((_option(o), _text(o.help or ""), _default(o)) for o in own),
+            ((_option(o), *map(_text, _help_and_default(o))) for o in own),
         )
         yield "\n"
     if connected:
@@ -101,14 +102,15 @@ def _option(option: click.Option) -> str:
 _PLAIN_METAVARS: Final = {"INTEGER": "N", "INTEGER RANGE": "N", "FLOAT": "NUMBER", "TEXT": "NAME"}
 
 
-def _default(option: click.Option) -> str:
+def _help_and_default(option: click.Option) -> tuple[str, str]:
+    text = option.help or ""
+    if stated := _DEFAULT.fullmatch(text):
+        return stated["help"], stated["default"]
     if option.required:
-        return "required"
-    if isinstance(option.show_default, str):
-        return option.show_default
-    if option.multiple or option.is_flag or option.default is None:
-        return ""
-    return f"`{option.default}`"
+        return text, "required"
+    if option.multiple or option.is_flag or not option.show_default:
+        return text, ""
+    return text, f"`{option.default}`"
 
 
 def _of_round_options() -> Iterator[str]:

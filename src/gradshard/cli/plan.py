@@ -1,4 +1,4 @@
-"""``gradshard plan``: what a round would take, before there is one."""
+"""``gradshard plan``: project the time and cost of a round that does not exist yet."""
 
 from typing import Any, Final
 
@@ -6,21 +6,20 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from gradshard.cli.common import (
-    Seconds,
-    Size,
-    aggregation_options,
-    cell,
+from gradshard.cli.options import (
+    DEFAULT_STACK,
+    connect,
     debuggable,
-    dollars,
     json_option,
-    port_option,
-    print_json,
+    option,
+    verbose_option,
+    where_options,
 )
-from gradshard.client.federation import Federation
+from gradshard.cli.output import cell, dollars, print_json
+from gradshard.cli.round_options import round_options
+from gradshard.cli.values import SizeType
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation import addition_order
-from gradshard_core.aggregation.server_optimizers import OPTIMIZERS
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.planning import limits, planner
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
@@ -37,34 +36,44 @@ ROWS: Final = 5
 
 
 @click.command()
-@click.option("--size", type=Size(), required=True, help="Of an update: 512MB, 1GiB, 5e9.")
-@click.option("--clients", type=click.IntRange(1, MAX_CLIENTS), required=True, metavar="N")
-@aggregation_options
-@click.option("--shards", type=click.IntRange(1, limits.MAX_PARTS), metavar="M", help="A given M.")
 @click.option(
-    "--time-budget", type=Seconds(), metavar="TIME", help="Or how long aggregating may take."
+    "--size",
+    type=SizeType(),
+    required=True,
+    metavar="SIZE",
+    help="Size of one update, for example 512MB, 1GiB or 5e9.",
 )
 @click.option(
+    "--clients",
+    type=click.IntRange(1, MAX_CLIENTS),
+    required=True,
+    metavar="N",
+    help="Number of clients.",
+)
+@round_options("topology", "fan_in", "order", "shards", "time_budget", "server_optimizer")
+@option(
     "--memory",
     type=click.IntRange(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
     metavar="MB",
-    help=f"Of the aggregator; that of the stack, or {DEFAULT_MEMORY_MB}.",
+    help="Memory of an aggregate_shard function in MB.",
+    default_text=f"that of the stack, else {DEFAULT_MEMORY_MB}",
 )
-@click.option(
+@option(
     "--architecture",
     type=click.Choice(sorted(limits.DOLLARS_PER_GB_SECOND)),
-    help=f"Of the aggregator; that of the stack, or {DEFAULT_ARCHITECTURE}.",
+    help="Processor of the functions.",
+    default_text=f"that of the stack, else {DEFAULT_ARCHITECTURE}",
 )
-@click.option(
-    "--server-optimizer",
-    type=click.Choice(list(OPTIMIZERS)),
-    help="Plan for a round that is applied.",
+@click.option("--all", "show_all", is_flag=True, help=f"Show more than {ROWS} rows of the table.")
+@option(
+    "--stack",
+    metavar="NAME",
+    help="Plan for the functions of this CloudFormation stack.",
+    default_text="no stack is asked",
 )
-@click.option("--all", "show_all", is_flag=True, help=f"More than {ROWS} rows of the table.")
-@click.option("--stack", help="Plan for what is deployed there.")
-@click.option("--local", is_flag=True, help="Plan for what the local engine runs.")
-@port_option
+@where_options
 @json_option
+@verbose_option
 @debuggable
 def plan(
     size: int,
@@ -72,6 +81,8 @@ def plan(
     memory: int | None,
     architecture: str | None,
     stack: str | None,
+    region: str | None,
+    profile: str | None,
     local: bool,
     port: int,
     show_all: bool,
@@ -80,7 +91,8 @@ def plan(
 ) -> None:
     """Show what a round would take in time and money.
 
-    It asks AWS nothing, unless a stack is named.
+    The table has the combinations of shards and memory that no other beats in both time and cost.
+    The command asks AWS only with --stack, and the local engine only with --local.
     """
     spec = parse_spec({"clients": clients, **options})
     name, levels = spec.levels(clients)
@@ -88,7 +100,9 @@ def plan(
         spec.order or addition_order.natural_order(levels), levels
     )
     if stack or local:
-        deployed = Federation(stack or "gradshard", local=local, port=port).stack
+        deployed = connect(
+            stack or DEFAULT_STACK, region=region, profile=profile, local=local, port=port
+        ).stack
         memory = memory or int(deployed.output("AggregatorMemory"))
         architecture = architecture or deployed.output("Architecture")
     memory = memory or DEFAULT_MEMORY_MB

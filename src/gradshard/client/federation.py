@@ -75,6 +75,10 @@ class Federation:
         The ARN of its state machine, needed beside ``bucket`` to open rounds.
     endpoint_url
         Where AWS is, if not at AWS; ``AWS_ENDPOINT_URL`` says the same.
+    region
+        The AWS region of the stack; that of the AWS configuration if none is given.
+    profile
+        The AWS profile whose credentials are used; those of the AWS configuration if none is given.
     local
         Use the local engine (``gradshard local up``).
     port
@@ -88,6 +92,8 @@ class Federation:
         bucket: str | None = None,
         state_machine: str | None = None,
         endpoint_url: str | None = None,
+        region: str | None = None,
+        profile: str | None = None,
         local: bool = False,
         port: int = local_engine.DEFAULT_PORT,
     ) -> None:
@@ -96,6 +102,8 @@ class Federation:
             bucket=bucket,
             state_machine=state_machine,
             endpoint_url=endpoint_url,
+            region=region,
+            profile=profile,
             port=port if local else None,
         )
 

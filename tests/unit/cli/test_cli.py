@@ -246,7 +246,7 @@ class TestTicket:
         [
             ([], "--max-size"),
             (["--max-size", "3TB"], "max_bytes is 3000000000000"),
-            (["--max-size", "1MB", "--expires", "8d"], "expires is 691200"),
+            (["--max-size", "1MB", "--expires", "8d"], "'8d' is too long: at most 7d"),
             (["--max-size", "1MB", "--expires", "1.5"], "expires is 1.5"),
         ],
     )
@@ -377,7 +377,7 @@ def test_a_round_that_is_opened_again_after_its_end_says_so(
     # As one does whose updates are there already.
     assert "r1 is open for 2 clients" in run(*terms).stdout, "it ended while it was opened"
     stack.executions["r1"] = execution("SUCCEEDED")
-    assert "r1 was opened before, in these terms, and has ended" in run(*terms).stdout
+    assert "r1 was opened before, with these options, and has ended" in run(*terms).stdout
 
 
 def test_a_round_with_the_layout_of_a_file(
