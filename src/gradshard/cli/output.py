@@ -2,15 +2,17 @@
 
 import contextlib
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 from gradshard.utils.text import escape_terminal
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 QUIET: Final = "gradshard.quiet"
 """The key in a context's ``meta`` that suppresses confirmations and progress."""
@@ -22,8 +24,10 @@ WIDE: Final = 136
 """Characters of a table that has more columns than most terminals."""
 
 
-def cell(text: object, style: str = "") -> Text:
+def cell(text: object, style: str = "") -> "Text":
     """Return text for rich: square brackets mean nothing, and long text wraps."""
+    from rich.text import Text
+
     return Text(escape_terminal(text), style, overflow="fold")
 
 
@@ -50,11 +54,11 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
     On a terminal a bar shows them, after a second.
     """
-    console = Console(stderr=True)
-    if not console.is_terminal or is_quiet():
+    if not sys.stderr.isatty() or is_quiet():
         yield lambda _done, _total: None
         return
-    # It takes a tenth of a small command's time to load.
+    # rich takes a tenth of a short command's time to load, so only terminals load it.
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -68,7 +72,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
-        console=console,
+        console=Console(stderr=True),
         transient=True,
     )
     task = bar.add_task(escape_terminal(title), total=None)
@@ -86,11 +90,12 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 @contextlib.contextmanager
 def waiting(title: str) -> Iterator[Callable[[str], None]]:
     """Show on a terminal what the command waits for; yield a function that changes the text."""
-    console = Console(stderr=True)
-    if not console.is_terminal or is_quiet():
+    if not sys.stderr.isatty() or is_quiet():
         yield lambda _line: None
         return
-    with console.status(cell(title)) as status:
+    from rich.console import Console
+
+    with Console(stderr=True).status(cell(title)) as status:
         yield lambda line: status.update(cell(line))
 
 

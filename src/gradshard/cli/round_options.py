@@ -37,6 +37,8 @@ def _option(name: str, declared: Option) -> Callable[[Command], Command]:
     text = declared.help
     if isinstance(declared.kind, Duration):
         text = f"{text.removesuffix('.')}, for example 90s, 30m or 2h."
+    if settings.get("metavar") == "FILE":
+        text = f"{text} FILE is a .safetensors file with such tensors."
     if isinstance(declared.kind, Flag):
         default = ""
     else:

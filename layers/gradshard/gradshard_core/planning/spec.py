@@ -172,7 +172,7 @@ class RoundSpec:
             metavar="FILE",
             encoder=Layout.to_json,
         ),
-        "Accept only updates with these names, types and shapes of tensors. Partial updates and "
+        "Accept only updates whose tensors have these names, types and shapes. Partial updates and "
         "eager rounds need it, unless the round makes a version of the model.",
         value=None,
         default="that of the model, or of more than half of the updates",

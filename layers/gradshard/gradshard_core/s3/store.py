@@ -612,6 +612,9 @@ def connect(session: Any, service: str, config: Config, endpoint_url: str | None
     endpoint_url
         Where it is; settings and environment say so if this does not.
     """
+    if endpoint_url and is_loopback(endpoint_url):
+        config = config.merge(Config(proxies={}))
+        return session.client(service, config=config, endpoint_url=endpoint_url)
     client = session.client(service, config=config, endpoint_url=endpoint_url)
     url = client.meta.endpoint_url
     if not is_loopback(url):
