@@ -95,8 +95,10 @@ def _option(option: click.Option) -> str:
     if isinstance(option.type, click.Choice):
         value = " \\| ".join(f"`{choice}`" for choice in option.type.choices)
         return f"{names} {value}"
-    value = option.make_metavar() if option.metavar is None else option.metavar
-    return f"{names} {_text(_PLAIN_METAVARS.get(value, value))}"
+    if option.metavar:
+        return f"{names} {_text(option.metavar)}"
+    made = option.make_metavar()
+    return f"{names} {_text(_PLAIN_METAVARS.get(made, made))}"
 
 
 _PLAIN_METAVARS: Final = {"INTEGER": "N", "INTEGER RANGE": "N", "FLOAT": "NUMBER", "TEXT": "NAME"}

@@ -38,7 +38,7 @@ def check_named(words: list[str], where: str) -> None:
     """Check a command that is named with placeholders: its name and its options."""
     command: click.Command = main
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
-        found = command.commands.get(words[0])
+        found = command.get_command(click.Context(command), words[0])
         assert found, f"{where}: no command {words[0]}"
         command, words = found, words[1:]
     known = options_of(command)
@@ -53,7 +53,10 @@ def check_named(words: list[str], where: str) -> None:
 def every_command(command: click.Command) -> Iterator[click.Command]:
     yield command
     if isinstance(command, click.Group):
-        for inner in command.commands.values():
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner, name
             yield from every_command(inner)
 
 
