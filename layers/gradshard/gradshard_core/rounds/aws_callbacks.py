@@ -84,7 +84,7 @@ def schedule_deadline(round_id: str, at: datetime, tokens: Sequence[str]) -> Non
         "Target": {
             "Arn": os.environ["GRADSHARD_COLLECT_FUNCTION_ARN"],
             "RoleArn": os.environ["GRADSHARD_SCHEDULE_ROLE_ARN"],
-            "Input": json.dumps({"round": round_id, "timeout": True, "tokens": tokens}),
+            "Input": json.dumps({"round": round_id, "deadline": True, "tokens": tokens}),
             "RetryPolicy": {
                 "MaximumEventAgeInSeconds": TIMEOUT_SECONDS,
                 "MaximumRetryAttempts": 185,  # the most: the age decides
