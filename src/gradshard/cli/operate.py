@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT: Final = 20
 
 SHOWN_FIELDS: Final = ("contributor", "task", "status", "reason", "error", "cause")
-"""Of a log line; the others are in its JSON."""
+"""Fields of a log record that a line shows; --json shows all."""
 
 
 @click.command("list")
@@ -147,20 +147,20 @@ def logs(federation: "Federation", name: str, as_json: bool) -> None:
         print_json([{"at": _iso(line), "function": line.function} | line.fields for line in lines])
         return
     for line in lines:
-        click.echo(escape_terminal(f"{_iso(line)} {line.function} {_told(line.fields)}"))
+        click.echo(escape_terminal(f"{_iso(line)} {line.function} {_describe(line.fields)}"))
 
 
 def _iso(line: LogLine) -> str:
     return datetime.fromtimestamp(line.at / 1000, UTC).isoformat(timespec="milliseconds")
 
 
-def _told(fields: dict[str, Any]) -> str:
-    """Return a log line's message, and what it says of the invocation."""
+def _describe(fields: dict[str, Any]) -> str:
+    """Return the message of a log record and its most important fields."""
     outcome = fields.get("outcome")
     known = (outcome if isinstance(outcome, dict) else {}) | fields
-    told = (
+    shown = (
         f"{name}={value if isinstance(value, str) else json.dumps(value)}"
         for name in SHOWN_FIELDS
         if (value := known.get(name)) is not None
     )
-    return " ".join((str(fields.get("message", "")), *told))
+    return " ".join((str(fields.get("message", "")), *shown))

@@ -28,11 +28,11 @@ from gradshard_core.planning.spec import parse_spec
 
 DEFAULT_ARCHITECTURE: Final = "arm64"
 
-TELLING: Final = 0.85
+MAX_TIME_RATIO: Final = 0.85
 """A row of the table takes at most this fraction of the time of the one below it."""
 
 ROWS: Final = 5
-"""Of the table, unless all are asked for."""
+"""Rows of the table without --all."""
 
 
 @click.command()
@@ -147,18 +147,18 @@ def plan(
     )
     for note in notes:
         console.print(cell(note))
-    rows = _telling(frontier, choice)
+    rows = _thin_out(frontier, choice)
     shown = rows if show_all else _few(rows, choice)
     console.print(_table(shown, choice))
     if len(shown) < len(rows):
         console.print(cell(f"{len(rows) - len(shown)} more with --all"))
 
 
-def _telling(frontier: list[Projection], choice: Projection) -> list[Projection]:
-    """Leave out of a long frontier what hardly differs from its neighbours; keep the choice."""
+def _thin_out(frontier: list[Projection], choice: Projection) -> list[Projection]:
+    """Return the choice and the rows of the frontier that differ enough from their neighbours."""
     kept: list[Projection] = []
     for projection in reversed(frontier):
-        if not kept or projection.seconds <= TELLING * kept[-1].seconds:
+        if not kept or projection.seconds <= MAX_TIME_RATIO * kept[-1].seconds:
             kept.append(projection)
     fastest = frontier[:1]
     rows = {(p.memory_mb, p.shards): p for p in [*kept, *fastest, choice]}
@@ -166,7 +166,7 @@ def _telling(frontier: list[Projection], choice: Projection) -> list[Projection]
 
 
 def _few(rows: list[Projection], choice: Projection) -> list[Projection]:
-    """Take the choice, the first and last row, and others at even distances between."""
+    """Return the choice, the first and the last row, and others at even distances between."""
     if len(rows) <= ROWS:
         return rows
     last, chosen = len(rows) - 1, rows.index(choice)
