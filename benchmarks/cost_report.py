@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.cost_plots import Plot, Series
-from gradshard.cli.cost import describe, reproduction
+from gradshard.cli.papers_cost import describe, reproduction
 from gradshard.papers import SYSTEMS, claims, measurements, published_systems
 from gradshard.papers.claims import BANDWIDTHS, VARIANTS
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting

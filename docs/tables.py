@@ -1,7 +1,8 @@
 """Tables that say what the code says: `make docs-tables` writes them into the pages anew.
 
 In a page such a table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. NAME is a
-command (`gradshard open`), or one of `parameters`, `outputs` and `functions`, of template.yaml.
+command (`gradshard open`), `round options`, or one of `parameters`, `outputs` and `functions`, of
+template.yaml.
 """
 
 import re
@@ -13,13 +14,15 @@ import click
 from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 
 from gradshard.cli import main as gradshard
+from gradshard_core.planning.spec import DEFAULTS, OPTIONS
 
 DOCS: Final = Path(__file__).parent
-PAGES: Final = tuple(DOCS / name for name in ("commands.md", "settings.md"))
+PAGES: Final = tuple(DOCS / name for name in ("commands.md", "settings.md", "formats.md"))
 
 _TABLE: Final = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-_WHERE: Final = ("--stack", "--local", "--port")
-_EVERYWHERE: Final = ("--debug", "--help")
+_WHERE: Final = ("--stack", "--region", "--profile", "--local", "--port")
+_EVERYWHERE: Final = ("--quiet", "--verbose", "--debug", "--help")
+_DEFAULT: Final = re.compile(r"(?P<help>.*) \[default: (?P<default>.*)\]", re.DOTALL)
 
 
 def filled(page: str) -> str:
@@ -42,9 +45,13 @@ def table(name: str) -> str:
     """
     if name.startswith("gradshard "):
         return "".join(_of_command(name, commands()[name]))
-    return "".join(
-        {"parameters": _of_parameters, "outputs": _of_outputs, "functions": _of_functions}[name]()
-    )
+    makers = {
+        "parameters": _of_parameters,
+        "outputs": _of_outputs,
+        "functions": _of_functions,
+        "round options": _of_round_options,
+    }
+    return "".join(makers[name]())
 
 
 def commands() -> dict[str, click.Command]:
@@ -73,7 +80,7 @@ def _of_command(name: str, command: click.Command) -> Iterator[str]:
     if own:
         yield from _rows(
             ("option", "", "default"),
-            ((_option(o), _text(o.help or ""), _default(o)) for o in own),
+            ((_option(o), *map(_text, _help_and_default(o))) for o in own),
         )
         yield "\n"
     if connected:
@@ -88,21 +95,37 @@ def _option(option: click.Option) -> str:
     if isinstance(option.type, click.Choice):
         value = " \\| ".join(f"`{choice}`" for choice in option.type.choices)
         return f"{names} {value}"
-    value = option.make_metavar() if option.metavar is None else option.metavar
-    return f"{names} {_text(_PLAIN_METAVARS.get(value, value))}"
+    if option.metavar:
+        return f"{names} {_text(option.metavar)}"
+    made = option.make_metavar()
+    return f"{names} {_text(_PLAIN_METAVARS.get(made, made))}"
 
 
 _PLAIN_METAVARS: Final = {"INTEGER": "N", "INTEGER RANGE": "N", "FLOAT": "NUMBER", "TEXT": "NAME"}
 
 
-def _default(option: click.Option) -> str:
+def _help_and_default(option: click.Option) -> tuple[str, str]:
+    text = option.help or ""
+    if stated := _DEFAULT.fullmatch(text):
+        return stated["help"], stated["default"]
     if option.required:
-        return "required"
-    if isinstance(option.show_default, str):
-        return option.show_default
-    if option.multiple or option.is_flag or option.default is None:
-        return ""
-    return f"`{option.default}`"
+        return text, "required"
+    if option.multiple or option.is_flag or not option.show_default:
+        return text, ""
+    return text, f"`{option.default}`"
+
+
+def _of_round_options() -> Iterator[str]:
+    rows = []
+    for name, declared in OPTIONS.items():
+        default = DEFAULTS.get(name)
+        if default is not None:
+            value = str(default).lower() if isinstance(default, bool) else str(default)
+            text = f"`{value}`"
+        else:
+            text = declared.default or "required"
+        rows.append((f"`{name}`", _text(declared.help), _text(declared.kind.values), text))
+    yield from _rows(("field", "", "values", "default"), rows)
 
 
 def _template() -> dict[str, Any]:

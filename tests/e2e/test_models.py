@@ -161,7 +161,7 @@ def test_by_command(
     shown = gradshard("show", "command-1")
     assert "version 2 of command" in shown
     assert "1 tensor stepped by fedavgm" in shown
-    back = json.loads(gradshard("model", "roll-back", "1", "--json", *named))
+    back = json.loads(gradshard("model", "rollback", "1", "--json", *named))
     assert (back["version"], back["restores"]) == (3, 1)
     gradshard("model", "fetch", "-o", "back.safetensors", "--version", "3", *named)
     assert not safetensors.numpy.load_file("back.safetensors")["w"].any()

@@ -33,7 +33,7 @@ def mixed(seed: int) -> dict[str, reference.Array]:
 
 def compare(name: str, *arguments: object) -> dict[str, Any]:
     done = subprocess.run(
-        [COMMAND, "compare", name, "--json", *map(str, arguments)],
+        [COMMAND, "papers", "compare", name, "--json", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,

@@ -30,8 +30,7 @@ SECTIONS: Final = {
     ],
     "Planning": [
         Lazy("plan", "plan", "plan", "Show what a round would take in time and money."),
-        Lazy("cost", "cost", "cost", "Compare a round's cost with the published systems'."),
-        Lazy("compare", "compare", "compare", "Run several topologies on the same updates."),
+        Lazy("papers", "papers", "papers", "Compare gradshard with the published systems."),
     ],
     "Application": [
         Lazy("deploy", "deploy", "deploy", "Build the application and deploy it to AWS."),

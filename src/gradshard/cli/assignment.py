@@ -1,12 +1,16 @@
-"""``gradshard assignment``: with which settings a client should train for a round."""
+"""``gradshard assignment``: show the settings with which a client should train."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
-from gradshard.cli.common import connected, json_option, print_json
-from gradshard.client.federation import Federation
+from gradshard.cli.options import connected, json_option
+from gradshard.cli.output import print_json
 from gradshard.utils.text import escape_terminal
+
+if TYPE_CHECKING:
+    from gradshard.client.federation import Federation
 
 
 @click.command()
@@ -14,11 +18,11 @@ from gradshard.utils.text import escape_terminal
 @click.argument("client")
 @json_option
 @connected
-def assignment(federation: Federation, name: str, client: str, as_json: bool) -> None:
+def assignment(federation: "Federation", name: str, client: str, as_json: bool) -> None:
     """Show what a client should train next.
 
-    That is a batch size, a number of epochs and a learning rate, for a round opened with
-    --assignments.
+    The output is a batch size, a number of epochs and a learning rate for CLIENT in ROUND. The
+    round before must have been opened with --assignments.
     """
     settings = federation.round(name).assignment(client)
     if as_json:

@@ -1,31 +1,42 @@
-"""``gradshard convert``: files of other programs to safetensors."""
+"""``gradshard convert``: convert files of other programs to safetensors."""
 
 from pathlib import Path
 from typing import Final
 
 import click
 
-from gradshard.cli.common import debuggable, json_option, output_option, print_json, progress_bar
+from gradshard.cli.options import debuggable, json_option, option, output_option, quiet_option
+from gradshard.cli.output import confirm, print_json, progress_bar
 from gradshard.client import conversion as converting
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 
 SHOWN: Final = 20
-"""So many entries that were left out are listed; --json has all."""
+"""This number of left-out entries is listed; --json lists all."""
 
 
 @click.command()
 @click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
-@output_option("The .safetensors file to write.")
-@click.option("--samples", type=int, metavar="N", help="Put num_samples into the metadata.")
+@output_option("Write this .safetensors file.")
 @click.option(
-    "--key", metavar="NAME", help="Under which a checkpoint has the state_dict, if that is unclear."
+    "--samples",
+    type=int,
+    metavar="N",
+    help="Store this number of training samples in the metadata, as num_samples.",
+)
+@option(
+    "--key",
+    metavar="NAME",
+    help="Read the state_dict from this entry of a checkpoint.",
+    default_text="the checkpoint itself, or its only entry with tensors",
 )
 @json_option
+@quiet_option
 @debuggable
 def convert(source: Path, file: Path, samples: int | None, key: str | None, as_json: bool) -> None:
     """Convert .npz and PyTorch files to safetensors.
 
-    It prints what it left out. Objects in the file are never unpickled.
+    FILE is an .npz archive or a PyTorch checkpoint. The command lists what it left out. It never
+    unpickles code.
     """
     with progress_bar(f"converting {source.name}") as tell:
         done = converting.convert(source, file, samples=samples, key=key, progress=tell)
@@ -41,8 +52,8 @@ def convert(source: Path, file: Path, samples: int | None, key: str | None, as_j
         )
         return
     tensors = pluralize(len(done.layout.tensors), "tensor")
-    click.echo(f"wrote {escape_terminal(file)} ({tensors}, {format_size(done.nbytes)})")
+    confirm(f"wrote {escape_terminal(file)} ({tensors}, {format_size(done.nbytes)})")
     for entry in done.left_out[:SHOWN]:
-        click.echo(f"left out {escape_terminal(entry.name)}: {escape_terminal(entry.reason)}")
+        confirm(f"left out {escape_terminal(entry.name)}: {escape_terminal(entry.reason)}")
     if len(done.left_out) > SHOWN:
-        click.echo(f"left out {len(done.left_out) - SHOWN} more; --json lists them")
+        confirm(f"left out {len(done.left_out) - SHOWN} more; --json lists them")

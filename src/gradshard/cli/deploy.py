@@ -1,10 +1,10 @@
-"""``gradshard deploy``: the application to AWS."""
+"""``gradshard deploy``: deploy the application to AWS."""
 
 import shlex
 
 import click
 
-from gradshard.cli.common import debuggable
+from gradshard.cli.options import debuggable
 from gradshard.deployment import deploy as deploying
 
 
@@ -14,9 +14,9 @@ from gradshard.deployment import deploy as deploying
 def deploy(options: tuple[str, ...]) -> None:
     """Build the application and deploy it to AWS.
 
-    It runs `sam` and takes the options of `sam deploy`. --guided asks for what is needed, and keeps
-    the answers in ~/.config/gradshard/deploy.toml, or in the --config-file. --parameter-overrides
-    Architecture=x86_64 builds for that processor.
+    The command runs `sam` and takes the options of `sam deploy`. --guided asks for every setting
+    and stores the answers in ~/.config/gradshard/deploy.toml, or in the --config-file.
+    --parameter-overrides Architecture=x86_64 builds for that processor.
     """
     deployed = deploying.deploy(options)
     stack, region = deployed.stack, deployed.region or "your region"

@@ -20,7 +20,7 @@ ROUND_FAILED: Final = 3
 
 
 class Commands(click.Group):
-    """A group whose commands answer a user's error with one line and an exit code."""
+    """A group of commands that prints an error as one line and exits with its code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -81,7 +81,7 @@ class Lazy(NamedTuple):
 
 
 class LazyCommands(Commands):
-    """The top of the command line: commands by subject, each loaded when it is needed.
+    """A group that lists commands by subject and loads a command when it is needed.
 
     Parameters
     ----------
@@ -124,10 +124,11 @@ class _Failure(click.ClickException):
 
 
 def _is_users(error: Exception) -> bool:
-    """Whether an error is the user's to solve, and no defect of ours."""
+    """Whether the user can solve an error, so that it is no defect of gradshard."""
     if isinstance(error, GradshardError | OSError | click.UsageError):
         return True
-    # Imported by whoever raised one; importing it here would take most of a command's time.
+    # Code that raised such an error has imported it. Importing it here would take most of the time
+    # of a short command.
     botocore = sys.modules.get("botocore.exceptions")
     return botocore is not None and isinstance(error, botocore.BotoCoreError | botocore.ClientError)
 

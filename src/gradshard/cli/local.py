@@ -1,19 +1,25 @@
-"""``gradshard local``: the application on this machine."""
+"""``gradshard local``: run the application on this machine."""
 
 import shlex
 import sys
+from typing import Any
 
 import click
 
-from gradshard.cli.common import debuggable, json_option, port_option, print_json, waiting
 from gradshard.cli.group import Commands
+from gradshard.cli.options import debuggable, json_option, port_option, quiet_option
+from gradshard.cli.output import confirm, print_json, waiting
 from gradshard.deployment import local_engine as engines
 
 
 @click.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def local(context: click.Context) -> None:
-    """Run the application on this machine."""
+    """Run the application on this machine.
+
+    The local engine stands in for AWS. It needs Linux and Python 3.13. Other commands use it with
+    --local.
+    """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -23,47 +29,63 @@ def local(context: click.Context) -> None:
 @click.option(
     "--bind",
     metavar="ADDRESS",
-    help="One more address to listen on. Anyone who reaches it and has the engine's key can run "
-    "code as you.",
+    help="Listen on this IP address, too. Anyone who reaches it and has the key of the engine can "
+    "run code as you.",
 )
+@json_option
+@quiet_option
 @debuggable
-def up(port: int, bind: str | None) -> None:
-    """Start the local engine and deploy the application to it."""
+def up(port: int, bind: str | None, as_json: bool) -> None:
+    """Start the local engine and deploy the application to it.
+
+    If the engine runs already, deploy what has changed. --port 0 picks a free port.
+    """
     with waiting("starting the local engine") as tell:
         engine = engines.up(port, bind=bind, progress=tell)
-    click.echo(f"the local engine runs at {engine.url}; its log is {engine.log}")
-    click.echo(f"use it with --local{engine.port_option}, or in a shell with:")
-    click.echo(f'  eval "$(gradshard local env{engine.port_option})"')
+    if as_json:
+        print_json(_facts(engine, deployed=True) | {"port": engine.port})
+        return
+    confirm(f"the local engine runs at {engine.url}; its log is {engine.log}")
+    confirm(f"use it with --local{engine.port_option}, or in a shell with:")
+    confirm(f'  eval "$(gradshard local env{engine.port_option})"')
     if bind:
-        click.echo(
+        confirm(
             f"every machine or container that reaches {bind} and has the engine's key can run code "
             "on this machine as you"
         )
-        click.echo("in such a shell, a function runs in a container with:")
-        click.echo(
-            f"  sam local invoke NAME -e EVENT.json --config-file {engine.container_settings}"
-        )
+        confirm("in such a shell, a function runs in a container with:")
+        confirm(f"  sam local invoke NAME -e EVENT.json --config-file {engine.container_settings}")
 
 
 @local.command()
 @port_option
 @debuggable
 def env(port: int) -> None:
-    """Print the variables that have other programs use the local engine, its key among them."""
+    """Print environment variables that make other programs use the local engine.
+
+    Run eval "$(gradshard local env)" to set them in your shell. They include the key of the engine.
+    """
     for name, value in engines.find(port).environment.items():
         click.echo(f"export {name}={shlex.quote(value)}")
 
 
 @local.command()
 @port_option
+@json_option
+@quiet_option
 @debuggable
-def down(port: int) -> None:
-    """Stop the local engine; its rounds go with it."""
+def down(port: int, as_json: bool) -> None:
+    """Stop the local engine.
+
+    This deletes its rounds and models.
+    """
     stopped = engines.down(port)
-    if stopped:
-        click.echo(f"the engine on port {port} was stopped")
+    if as_json:
+        print_json({"port": port, "stopped": stopped})
+    elif stopped:
+        confirm(f"the engine on port {port} was stopped")
     else:
-        click.echo(f"no engine ran on port {port}{_others()}")
+        confirm(f"no engine ran on port {port}{_others()}")
 
 
 @local.command()
@@ -71,19 +93,14 @@ def down(port: int) -> None:
 @json_option
 @debuggable
 def status(port: int, as_json: bool) -> None:
-    """Say whether the local engine runs; the exit code says it too."""
+    """Show whether the local engine runs.
+
+    The exit code is 0 if the engine runs and the application is deployed, and 1 otherwise.
+    """
     engine = engines.status(port)
     ready = engine.deployed and engines.has_application(engine)
     if as_json:
-        print_json(
-            {
-                "running": engine.running,
-                "deployed": ready,
-                "url": engine.url,
-                "pid": engine.pid,
-                "log": str(engine.log),
-            }
-        )
+        print_json(_facts(engine, deployed=ready))
     elif ready:
         click.echo(f"running at {engine.url} (process {engine.pid}); log: {engine.log}")
     elif engine.running:
@@ -93,6 +110,16 @@ def status(port: int, as_json: bool) -> None:
     else:
         click.echo(f"not running on port {port}{_others()}; start it with `{engine.starting}`")
     sys.exit(0 if ready else 1)
+
+
+def _facts(engine: engines.Engine, *, deployed: bool) -> dict[str, Any]:
+    return {
+        "running": engine.running,
+        "deployed": deployed,
+        "url": engine.url,
+        "pid": engine.pid,
+        "log": str(engine.log),
+    }
 
 
 def _others() -> str:

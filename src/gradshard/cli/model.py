@@ -1,28 +1,36 @@
-"""``gradshard model``: the federation's model in its versions."""
+"""``gradshard model``: put, fetch, show, roll back and prune versions of the model."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from gradshard.cli.common import (
-    cell,
+from gradshard.cli.group import Commands
+from gradshard.cli.options import (
     connected,
     json_option,
+    option,
     output_option,
-    print_json,
-    progress_bar,
+    quiet_option,
+    ticket_option,
 )
-from gradshard.cli.group import Commands
-from gradshard.cli.ticket import load, ticket_option
-from gradshard.client.federation import Federation
+from gradshard.cli.output import cell, confirm, print_json, progress_bar
+from gradshard.cli.ticket import load
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
-from gradshard_core.records.model_registry import Version
+
+if TYPE_CHECKING:
+    from gradshard.client.federation import Federation
+    from gradshard_core.records.model_registry import Version
 
 name_option = click.option(
-    "--name", default=DEFAULT_MODEL, show_default=True, help="Which model, if there are several."
+    "--name",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    metavar="NAME",
+    help="Name of the model, if the federation has several.",
 )
 
 
@@ -31,7 +39,7 @@ name_option = click.option(
 def model(context: click.Context) -> None:
     """Put, fetch, show and prune versions of the model.
 
-    A round opened with --server-optimizer makes the next version.
+    A round that is opened with --server-optimizer makes the next version.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -39,31 +47,36 @@ def model(context: click.Context) -> None:
 
 @model.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
+@option(
     "--buffers",
-    metavar="NAME",
+    metavar="PATTERN",
     multiple=True,
-    help="A tensor, or a pattern of names, that rounds average and no optimizer steps; repeat it. "
-    "Else those of the version before and those with BatchNorm's names.",
+    help="Average tensors with such names instead of stepping them with the server optimizer, for "
+    "example bn.running_*. Repeat the option for each pattern.",
+    default_text="those of the version before, and the names of BatchNorm's buffers",
 )
 @name_option
 @json_option
+@quiet_option
 @connected
 def put(
-    federation: Federation, file: Path, buffers: tuple[str, ...], name: str, as_json: bool
+    federation: "Federation", file: Path, buffers: tuple[str, ...], name: str, as_json: bool
 ) -> None:
-    """Make a version of a .safetensors FILE: the first one, or one to go on from."""
-    with progress_bar(f"putting {file.name}") as tell:
-        version = federation.model(name).put(file, buffers=buffers or None, progress=tell)
-    _tell(version, f"put {escape_terminal(file)} there", as_json=as_json)
+    """Make a .safetensors FILE the current version of the model."""
+    with progress_bar(f"putting {file.name}") as progress:
+        version = federation.model(name).put(file, buffers=buffers or None, progress=progress)
+    _print_current(version, f"put {escape_terminal(file)} there", as_json=as_json)
 
 
 @model.command()
 @name_option
 @json_option
 @connected
-def show(federation: Federation, name: str, as_json: bool) -> None:
-    """Show the versions of the model; the last one is current."""
+def show(federation: "Federation", name: str, as_json: bool) -> None:
+    """Show the versions of the model.
+
+    The last version is the current one.
+    """
     versions = federation.model(name).history()
     if as_json:
         print_json([version.to_json() for version in versions])
@@ -84,60 +97,99 @@ def show(federation: Federation, name: str, as_json: bool) -> None:
 
 
 @model.command()
-@output_option("Where to write the model.")
-@click.option("--version", "number", type=int, metavar="N", help="Which; else the current one.")
+@output_option("Write the model to this .safetensors file.")
+@option(
+    "--version",
+    "number",
+    type=int,
+    metavar="N",
+    help="Fetch this version.",
+    default_text="the current version",
+)
 @name_option
 @ticket_option
+@json_option
+@quiet_option
 @connected
 def fetch(
-    federation: Federation, file: Path, number: int | None, name: str, ticket: Path | None
+    federation: "Federation",
+    file: Path,
+    number: int | None,
+    name: str,
+    ticket: Path | None,
+    as_json: bool,
 ) -> None:
-    """Write the model to a file; with a --ticket, the one that its round began from."""
-    with progress_bar(f"fetching {file.name}") as tell:
+    """Write the model to a file.
+
+    With a --ticket, write the version from which the round of the ticket began.
+    """
+    document: dict[str, object]
+    with progress_bar(f"fetching {file.name}") as progress:
         if ticket:
-            load(ticket).fetch_model(file, progress=tell)
+            loaded = load(ticket)
+            loaded.fetch_model(file, progress=progress)
+            document = {"round": loaded.id}
         else:
-            federation.model(name).fetch(file, version=number, progress=tell)
-    click.echo(f"wrote {escape_terminal(file)} ({format_size(file.stat().st_size)})")
+            handle = federation.model(name)
+            version = handle.current() if number is None else handle.version(number)
+            handle.fetch(file, version=version.number, progress=progress)
+            document = {"model": name, "version": version.number}
+    nbytes = file.stat().st_size
+    if as_json:
+        print_json(document | {"file": str(file), "nbytes": nbytes})
+    else:
+        confirm(f"wrote {escape_terminal(file)} ({format_size(nbytes)})")
 
 
-@model.command("roll-back")
+@model.command()
 @click.argument("number", type=int, metavar="VERSION")
 @name_option
 @json_option
+@quiet_option
 @connected
-def roll_back(federation: Federation, number: int, name: str, as_json: bool) -> None:
-    """Go back to a VERSION and its optimizer's state: they become the newest version."""
+def rollback(federation: "Federation", number: int, name: str, as_json: bool) -> None:
+    """Make a copy of an earlier VERSION the current version.
+
+    The copy includes the state of the server optimizer.
+    """
     version = federation.model(name).roll_back(number)
-    _tell(version, f"went back to version {number}", as_json=as_json)
+    _print_current(version, f"went back to version {number}", as_json=as_json)
 
 
 @model.command()
 @click.option(
-    "--keep", type=click.IntRange(1), required=True, metavar="N", help="How many of the newest."
+    "--keep",
+    type=click.IntRange(1),
+    required=True,
+    metavar="N",
+    help="Keep this number of the newest versions.",
 )
 @name_option
 @json_option
+@quiet_option
 @connected
-def prune(federation: Federation, keep: int, name: str, as_json: bool) -> None:
-    """Delete all but the newest versions, and what only they are made of."""
+def prune(federation: "Federation", keep: int, name: str, as_json: bool) -> None:
+    """Delete all but the newest versions.
+
+    This also deletes the objects that no other version uses.
+    """
     deleted = federation.model(name).prune(keep)
     if as_json:
         print_json([version.to_json() for version in deleted])
     else:
-        click.echo(f"deleted {pluralize(len(deleted), 'version')} of model {escape_terminal(name)}")
+        confirm(f"deleted {pluralize(len(deleted), 'version')} of model {escape_terminal(name)}")
 
 
-def _origin(version: Version) -> str:
+def _origin(version: "Version") -> str:
     if version.restores is not None:
         return f"going back to {version.restores}"
     return "hand" if version.round_id is None else f"round {version.round_id}"
 
 
-def _tell(version: Version, what: str, *, as_json: bool) -> None:
+def _print_current(version: "Version", what: str, *, as_json: bool) -> None:
     if as_json:
         print_json(version.to_json())
     else:
-        click.echo(
+        confirm(
             f"{what}: version {version.number} of model {escape_terminal(version.model)} is current"
         )

@@ -1,43 +1,46 @@
-"""What an operator does to rounds: ``list``, ``close``, ``cancel``, ``rm`` and ``logs``."""
+"""Commands of an operator: ``gradshard list``, ``close``, ``cancel``, ``rm`` and ``logs``."""
 
 import itertools
 import json
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from gradshard.cli.common import cell, connected, json_option, print_json, waiting
+from gradshard.cli.options import connected, json_option, quiet_option
+from gradshard.cli.output import cell, confirm, print_json, waiting
 from gradshard.cli.show import STATE_STYLES, expected
-from gradshard.client.federation import Federation
 from gradshard.client.operations import STATES, LogLine
 from gradshard.utils.text import escape_terminal, pluralize
 from gradshard_core.errors import RoundStateError
 
+if TYPE_CHECKING:
+    from gradshard.client.federation import Federation
+
 DEFAULT_LIMIT: Final = 20
 
 SHOWN_FIELDS: Final = ("contributor", "task", "status", "reason", "error", "cause")
-"""Of a log line; the others are in its JSON."""
+"""Fields of a log record that a line shows; --json shows all."""
 
 
 @click.command("list")
-@click.option("--state", type=click.Choice(STATES), help="Only rounds in this state.")
+@click.option("--state", type=click.Choice(STATES), help="List only rounds in this state.")
 @click.option(
     "--limit",
     type=click.IntRange(1),
     metavar="N",
     default=DEFAULT_LIMIT,
     show_default=True,
-    help="At most this many rounds.",
+    help="List at most this number of rounds.",
 )
 @json_option
 @connected
-def list_(federation: Federation, state: str | None, limit: int, as_json: bool) -> None:
+def list_(federation: "Federation", state: str | None, limit: int, as_json: bool) -> None:
     """List the rounds of the last 90 days.
 
-    The newest comes first.
+    The newest round comes first.
     """
     with waiting("listing rounds"):
         found = list(itertools.islice(federation.rounds(state), limit))
@@ -61,50 +64,63 @@ def _local(at: str | None) -> str:
 
 @click.command()
 @click.argument("name", metavar="ROUND")
+@quiet_option
 @connected
-def close(federation: Federation, name: str) -> None:
-    """Let a round go on with the updates that are there."""
+def close(federation: "Federation", name: str) -> None:
+    """Let a round go on with the updates that are there.
+
+    The round stops waiting now, as it does at its deadline. It fails if there are fewer good
+    updates than its --min-clients.
+    """
     round_ = federation.round(name)
     was_waiting = round_.close()
     status = round_.status()
     if was_waiting:
         updates = f"{len(status['arrived'])} of {pluralize(expected(status), 'update')}"
-        click.echo(f"round {escape_terminal(name)} goes on with {updates}")
+        confirm(f"round {escape_terminal(name)} goes on with {updates}")
     else:
-        click.echo(f"round {escape_terminal(name)} was not waiting; it is {status['state']}")
+        confirm(f"round {escape_terminal(name)} was not waiting; it is {status['state']}")
 
 
 @click.command()
 @click.argument("name", metavar="[ROUND]", required=False)
-@click.option("--all", "is_all", is_flag=True, help="Every round that has not ended.")
-@click.option("--reason", metavar="TEXT", required=True, help="Why; the round's clients read it.")
+@click.option("--all", "is_all", is_flag=True, help="Cancel every round that has not ended.")
+@click.option(
+    "--reason",
+    metavar="TEXT",
+    required=True,
+    help="Record this text as the cause of the failure. Clients can read it.",
+)
+@quiet_option
 @connected
-def cancel(federation: Federation, name: str | None, is_all: bool, reason: str) -> None:
+def cancel(federation: "Federation", name: str | None, is_all: bool, reason: str) -> None:
     """Stop a round, or all rounds, and clean up.
 
-    The round has then failed, with the reason as its cause.
+    The round then counts as failed, with the --reason as its cause. Give ROUND, or --all.
     """
     if is_all == (name is not None):
         raise click.UsageError("Give the ROUND, or --all.")
     if name is not None:
         cause = federation.round(name).cancel(reason)
-        click.echo(f"round {escape_terminal(name)} has failed: {escape_terminal(cause)}")
+        confirm(f"round {escape_terminal(name)} has failed: {escape_terminal(cause)}")
         return
     count = 0
     for round_ in federation.cancel_all(reason):
-        click.echo(f"cancelled round {escape_terminal(round_.id)}")
+        confirm(f"cancelled round {escape_terminal(round_.id)}")
         count += 1
-    click.echo(f"cancelled {pluralize(count, 'round')}")
+    confirm(f"cancelled {pluralize(count, 'round')}")
 
 
 @click.command("rm")
 @click.argument("name", metavar="ROUND")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
+@quiet_option
 @connected
-def remove(federation: Federation, name: str, yes: bool) -> None:
+def remove(federation: "Federation", name: str, yes: bool) -> None:
     """Delete the objects of a round that has ended.
 
-    All their versions are deleted for good. The round's name stays taken.
+    This deletes all versions of the updates, the average and the records, for good. The name of the
+    round stays taken.
     """
     if not yes and not click.confirm(
         f"Delete all objects of round {escape_terminal(name)}, updates and average included?",
@@ -113,17 +129,17 @@ def remove(federation: Federation, name: str, yes: bool) -> None:
         raise RoundStateError(f"round {name!r} was left as it is")
     with waiting(f"deleting round {name}"):
         federation.round(name).remove()
-    click.echo(f"deleted all objects of round {escape_terminal(name)}")
+    confirm(f"deleted all objects of round {escape_terminal(name)}")
 
 
 @click.command()
 @click.argument("name", metavar="ROUND")
 @json_option
 @connected
-def logs(federation: Federation, name: str, as_json: bool) -> None:
+def logs(federation: "Federation", name: str, as_json: bool) -> None:
     """Show what the functions logged about a round.
 
-    The newest line comes last.
+    Each line is one log record. The newest line comes last.
     """
     with waiting(f"reading the logs of round {name}"):
         lines = federation.round(name).log()
@@ -131,20 +147,20 @@ def logs(federation: Federation, name: str, as_json: bool) -> None:
         print_json([{"at": _iso(line), "function": line.function} | line.fields for line in lines])
         return
     for line in lines:
-        click.echo(escape_terminal(f"{_iso(line)} {line.function} {_told(line.fields)}"))
+        click.echo(escape_terminal(f"{_iso(line)} {line.function} {_describe(line.fields)}"))
 
 
 def _iso(line: LogLine) -> str:
     return datetime.fromtimestamp(line.at / 1000, UTC).isoformat(timespec="milliseconds")
 
 
-def _told(fields: dict[str, Any]) -> str:
-    """Return a log line's message, and what it says of the invocation."""
+def _describe(fields: dict[str, Any]) -> str:
+    """Return the message of a log record and its most important fields."""
     outcome = fields.get("outcome")
     known = (outcome if isinstance(outcome, dict) else {}) | fields
-    told = (
+    shown = (
         f"{name}={value if isinstance(value, str) else json.dumps(value)}"
         for name in SHOWN_FIELDS
         if (value := known.get(name)) is not None
     )
-    return " ".join((str(fields.get("message", "")), *told))
+    return " ".join((str(fields.get("message", "")), *shown))

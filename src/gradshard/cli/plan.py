@@ -1,4 +1,4 @@
-"""``gradshard plan``: what a round would take, before there is one."""
+"""``gradshard plan``: project the time and cost of a round that does not exist yet."""
 
 from typing import Any, Final
 
@@ -6,66 +6,76 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from gradshard.cli.common import (
-    Seconds,
-    Size,
-    aggregation_options,
-    cell,
+from gradshard.cli.options import (
+    DEFAULT_STACK,
+    connect,
     debuggable,
-    dollars,
     json_option,
-    port_option,
-    print_json,
+    option,
+    verbose_option,
+    where_options,
 )
-from gradshard.client.federation import Federation
+from gradshard.cli.output import cell, dollars, print_json
+from gradshard.cli.round_options import round_options
+from gradshard.cli.values import SizeType
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation import addition_order
-from gradshard_core.aggregation.server_optimizers import OPTIMIZERS
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.planning import limits, memory_projection, planner
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
+from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.projection import Projection
-from gradshard_core.planning.spec import MAX_CLIENTS, parse_spec
+from gradshard_core.planning.spec import parse_spec
 from gradshard_core.planning.workload import Workload
 
 DEFAULT_ARCHITECTURE: Final = "arm64"
 
-TELLING: Final = 0.85
+MAX_TIME_RATIO: Final = 0.85
 """A row of the table takes at most this fraction of the time of the one below it."""
 
 ROWS: Final = 5
-"""Of the table, unless all are asked for."""
+"""Rows of the table without --all."""
 
 
 @click.command()
-@click.option("--size", type=Size(), required=True, help="Of an update: 512MB, 1GiB, 5e9.")
-@click.option("--clients", type=click.IntRange(1, MAX_CLIENTS), required=True, metavar="N")
-@aggregation_options
-@click.option("--shards", type=click.IntRange(1, limits.MAX_PARTS), metavar="M", help="A given M.")
 @click.option(
-    "--time-budget", type=Seconds(), metavar="TIME", help="Or how long aggregating may take."
+    "--size",
+    type=SizeType(),
+    required=True,
+    metavar="SIZE",
+    help="Size of one update, for example 512MB, 1GiB or 5e9.",
 )
 @click.option(
+    "--clients",
+    type=click.IntRange(1, MAX_CLIENTS),
+    required=True,
+    metavar="N",
+    help="Number of clients.",
+)
+@round_options("topology", "fan_in", "order", "shards", "time_budget", "server_optimizer")
+@option(
     "--memory",
     type=click.IntRange(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
     metavar="MB",
-    help=f"Of the aggregator; that of the stack, or {DEFAULT_MEMORY_MB}.",
+    help="Memory of an aggregate_shard function in MB.",
+    default_text=f"that of the stack, else {DEFAULT_MEMORY_MB}",
 )
-@click.option(
+@option(
     "--architecture",
     type=click.Choice(sorted(limits.DOLLARS_PER_GB_SECOND)),
-    help=f"Of the aggregator; that of the stack, or {DEFAULT_ARCHITECTURE}.",
+    help="Processor of the functions.",
+    default_text=f"that of the stack, else {DEFAULT_ARCHITECTURE}",
 )
-@click.option(
-    "--server-optimizer",
-    type=click.Choice(list(OPTIMIZERS)),
-    help="Plan for a round that is applied.",
+@click.option("--all", "show_all", is_flag=True, help=f"Show more than {ROWS} rows of the table.")
+@option(
+    "--stack",
+    metavar="NAME",
+    help="Plan for the functions of this CloudFormation stack.",
+    default_text="no stack is asked",
 )
-@click.option("--all", "show_all", is_flag=True, help=f"More than {ROWS} rows of the table.")
-@click.option("--stack", help="Plan for what is deployed there.")
-@click.option("--local", is_flag=True, help="Plan for what the local engine runs.")
-@port_option
+@where_options
 @json_option
+@verbose_option
 @debuggable
 def plan(
     size: int,
@@ -73,6 +83,8 @@ def plan(
     memory: int | None,
     architecture: str | None,
     stack: str | None,
+    region: str | None,
+    profile: str | None,
     local: bool,
     port: int,
     show_all: bool,
@@ -81,7 +93,8 @@ def plan(
 ) -> None:
     """Show what a round would take in time and money.
 
-    It asks AWS nothing, unless a stack is named.
+    The table has the combinations of shards and memory that no other beats in both time and cost.
+    The command asks AWS only with --stack, and the local engine only with --local.
     """
     spec = parse_spec({"clients": clients, **options})
     name, levels = spec.levels(clients)
@@ -89,7 +102,9 @@ def plan(
         spec.order or addition_order.natural_order(levels), levels
     )
     if stack or local:
-        deployed = Federation(stack or "gradshard", local=local, port=port).stack
+        deployed = connect(
+            stack or DEFAULT_STACK, region=region, profile=profile, local=local, port=port
+        ).stack
         memory = memory or int(deployed.output("AggregatorMemory"))
         architecture = architecture or deployed.output("Architecture")
     memory = memory or DEFAULT_MEMORY_MB
@@ -134,18 +149,18 @@ def plan(
     )
     for note in notes:
         console.print(cell(note))
-    rows = _telling(frontier, choice)
+    rows = _thin_out(frontier, choice)
     shown = rows if show_all else _few(rows, choice)
     console.print(_table(shown, choice))
     if len(shown) < len(rows):
         console.print(cell(f"{len(rows) - len(shown)} more with --all"))
 
 
-def _telling(frontier: list[Projection], choice: Projection) -> list[Projection]:
-    """Leave out of a long frontier what hardly differs from its neighbours; keep the choice."""
+def _thin_out(frontier: list[Projection], choice: Projection) -> list[Projection]:
+    """Return the choice and the rows of the frontier that differ enough from their neighbours."""
     kept: list[Projection] = []
     for projection in reversed(frontier):
-        if not kept or projection.seconds <= TELLING * kept[-1].seconds:
+        if not kept or projection.seconds <= MAX_TIME_RATIO * kept[-1].seconds:
             kept.append(projection)
     fastest = frontier[:1]
     rows = {(p.memory_mb, p.shards): p for p in [*kept, *fastest, choice]}
@@ -153,7 +168,7 @@ def _telling(frontier: list[Projection], choice: Projection) -> list[Projection]
 
 
 def _few(rows: list[Projection], choice: Projection) -> list[Projection]:
-    """Take the choice, the first and last row, and others at even distances between."""
+    """Return the choice, the first and the last row, and others at even distances between."""
     if len(rows) <= ROWS:
         return rows
     last, chosen = len(rows) - 1, rows.index(choice)

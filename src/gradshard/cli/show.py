@@ -1,22 +1,25 @@
-"""``gradshard show``: a round at a glance."""
+"""``gradshard show``: show the status of a round."""
 
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from gradshard.cli.common import cell, connected, dollars, json_option, print_json
-from gradshard.cli.ticket import load, named, ticket_option
-from gradshard.client.federation import Federation
+from gradshard.cli.options import connected, json_option, ticket_option
+from gradshard.cli.output import cell, dollars, print_json
+from gradshard.cli.ticket import load, named
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.formats.layout import shorten
 
+if TYPE_CHECKING:
+    from gradshard.client.federation import Federation
+
 MOST_NAMED = 4
-"""Buffers that are named; the manifest names all."""
+"""This number of buffers is shown by name; the manifest has all names."""
 
 STATE_STYLES = {"completed": "green", "failed": "red"}
 
@@ -26,10 +29,11 @@ STATE_STYLES = {"completed": "green", "failed": "red"}
 @ticket_option
 @json_option
 @connected
-def show(federation: Federation, name: str | None, ticket: Path | None, as_json: bool) -> None:
+def show(federation: "Federation", name: str | None, ticket: Path | None, as_json: bool) -> None:
     """Show a round: clients, rejections, time and cost.
 
-    With a --ticket, show whether the round has ended and what became of the client's update.
+    Give ROUND, or a --ticket, which names it. A ticket only shows whether the round has ended and
+    whether the update of its client was averaged or rejected.
     """
     if ticket:
         status, paragraphs = load(ticket, name).status(), _part

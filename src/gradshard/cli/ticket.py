@@ -1,44 +1,49 @@
-"""``gradshard ticket``, and the other commands' ``--ticket``."""
+"""``gradshard ticket``, and what other commands do with a ticket."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from gradshard.cli.common import Seconds, Size, connected, json_option, output_option, print_json
-from gradshard.client.federation import Federation
-from gradshard.client.ticket_issuer import DEFAULT_SECONDS
-from gradshard.client.ticket_round import TicketRound
-from gradshard.client.tickets import Ticket
+from gradshard.cli.options import connected, json_option, option, output_option, quiet_option
+from gradshard.cli.output import confirm, print_json
+from gradshard.cli.values import DurationType, SizeType, format_seconds
 from gradshard.utils.text import escape_terminal, format_size
 from gradshard_core.errors import TicketError
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from gradshard.client.federation import Federation
+    from gradshard.client.ticket_round import TicketRound
+
+DEFAULT_SECONDS = 24 * 3600
+MAX_SECONDS = 7 * 24 * 3600
+"""Those of :mod:`gradshard.client.ticket_issuer`, which takes long to load."""
 
 
 @click.command()
 @click.argument("name", metavar="ROUND")
 @click.argument("client")
-@output_option("Where to write it; ROUND-CLIENT.ticket by default.", required=False)
-@click.option(
+@output_option("Write the ticket to this file.", required=False, default_text="ROUND-CLIENT.ticket")
+@option(
     "--expires",
-    type=Seconds(),
+    type=DurationType(MAX_SECONDS),
     default=DEFAULT_SECONDS,
-    show_default=True,
-    metavar="TIME",
-    help="Until when it opens anything: 90 (seconds), 30m, 2h, 7d at most.",
+    metavar="DURATION",
+    help="Let the ticket expire after this time, for example 30m, 2h or 7d.",
+    default_text=f"{format_seconds(DEFAULT_SECONDS)}; at most {format_seconds(MAX_SECONDS)}",
 )
-@click.option(
+@option(
     "--max-size",
-    type=Size(),
+    type=SizeType(),
     metavar="SIZE",
-    help="Of the update: 512MB, 1GiB. Needed unless the round was opened with a layout.",
+    help="Accept an update of at most this size, for example 512MB or 1GiB.",
+    default_text="the size of the layout with which the round was opened; required without one",
 )
 @json_option
+@quiet_option
 @connected
 def ticket(
-    federation: Federation,
+    federation: "Federation",
     name: str,
     client: str,
     file: Path | None,
@@ -48,7 +53,8 @@ def ticket(
 ) -> None:
     """Make a ticket for a client without credentials.
 
-    The client takes part in one round with it. The file is a secret: whoever has it is that client.
+    With it, CLIENT can take part in ROUND. Keep the file secret: anyone who has it can act as that
+    client.
     """
     made = federation.round(name).ticket(client, expires=expires, max_bytes=max_size)
     file = file or Path(f"{name}-{client}.ticket")
@@ -66,32 +72,24 @@ def ticket(
             }
         )
         return
-    click.echo(
+    confirm(
         f"wrote {escape_terminal(file)}: one update of at most {format_size(made.max_bytes)} "
         f"by {client} to round {name}, until {until}"
     )
     if made.is_temporary:
-        click.echo("it was made with temporary credentials: if they end earlier, so does it")
+        confirm("it was made with temporary credentials: if they end earlier, so does it")
 
 
-def ticket_option(command: Command) -> Command:
-    """Add ``--ticket``, given as ``ticket``."""
-    return click.option(
-        "--ticket",
-        "ticket",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="With a ticket instead of AWS credentials.",
-    )(command)
+def load(path: Path, name: str | None = None, client: str | None = None) -> "TicketRound":
+    """Read a ticket and print the host that it names; a given round or client must match it."""
+    from gradshard.client.ticket_round import TicketRound
+    from gradshard.client.tickets import Ticket
 
-
-def load(path: Path, name: str | None = None, client: str | None = None) -> TicketRound:
-    """Read a ticket and say where it goes; what was said of its round and client must agree."""
     found = Ticket.load(path)
-    for kind, said, meant in (("round", name, found.round_id), ("client", client, found.client)):
-        if said is not None and said != meant:
+    for kind, given, own in (("round", name, found.round_id), ("client", client, found.client)):
+        if given is not None and given != own:
             raise TicketError(
-                f"{path} is a ticket of {kind} {meant!r}, not {said!r}: leave the {kind} out, or "
+                f"{path} is a ticket of {kind} {own!r}, not {given!r}: leave the {kind} out, or "
                 "give its ticket"
             )
     click.echo(f"with a ticket of {escape_terminal(found.host)}", err=True)
@@ -99,7 +97,7 @@ def load(path: Path, name: str | None = None, client: str | None = None) -> Tick
 
 
 def named(name: str | None) -> str:
-    """Return the round's id, which only a ticket could say instead."""
+    """Return the id of the round, which has to be given without a ticket."""
     if name is None:
         raise click.UsageError("Give the ROUND, or a --ticket.")
     return name

@@ -1,5 +1,6 @@
-"""``gradshard watch``: a round as it happens."""
+"""``gradshard watch``: follow a round until it ends."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -10,9 +11,10 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from gradshard.cli.common import cell, connected, waiting
+from gradshard.cli.options import connected, quiet_option, ticket_option
+from gradshard.cli.output import cell, confirm, is_quiet, waiting
 from gradshard.cli.show import STATE_STYLES, expected, render
-from gradshard.cli.ticket import load, named, ticket_option
+from gradshard.cli.ticket import load, named
 from gradshard.client.eta import bytes_read, pace
 from gradshard.client.federation import Federation
 from gradshard.client.status import AGGREGATING, AWAITING, StatusPoller
@@ -20,13 +22,13 @@ from gradshard.client.ticket_round import TicketRound
 from gradshard.utils.text import escape_terminal, format_duration, format_size, listed, pluralize
 
 REPORTS_PER_LOOK: Final = 32
-"""Of finished tasks; the others are taken for average ones."""
+"""Records of finished tasks that are read for a picture; the other tasks count as average."""
 
 LATEST: Final = 5
-"""Arrivals and rejections that are shown."""
+"""This number of arrivals and rejections is shown."""
 
 BAR_WIDTH: Final = 20
-"""At most, so that what stands beside it has room on a terminal of 80 columns."""
+"""Columns of a bar at most: 80 columns also have room for the text beside it."""
 
 REASON_CHARACTERS: Final = 200
 
@@ -34,22 +36,29 @@ REASON_CHARACTERS: Final = 200
 @click.command()
 @click.argument("name", metavar="[ROUND]", required=False)
 @ticket_option
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a line of JSON whenever the round changes."
+)
+@quiet_option
 @connected
-def watch(federation: Federation, name: str | None, ticket: Path | None) -> None:
+def watch(federation: Federation, name: str | None, ticket: Path | None, as_json: bool) -> None:
     """Follow a round until it ends.
 
-    On a terminal it shows arrivals, rejections, tasks, throughput, time left and cost. Elsewhere it
-    prints a line whenever something has changed. The exit code is 0 if the round completed, and 3
-    if it failed.
+    On a terminal the command shows arrivals, rejections, tasks, throughput, time left and cost.
+    Elsewhere it prints a line whenever the round changes. The exit code is 0 if the round completed
+    and 3 if it failed. If you interrupt the command, the round goes on.
     """
     if ticket:
-        _watch_ticket(load(ticket, name))
+        _watch_ticket(load(ticket, name), as_json=as_json)
         return
     console = Console()
     round_ = federation.round(named(name))
-    if not console.is_terminal:
+    if as_json:
+        round_.wait(progress=_JsonLines())
+        return
+    if is_quiet() or not console.is_terminal:
         round_.wait(progress=_Lines())
-        click.echo(_summary(round_.status()))
+        confirm(_summary(round_.status()))
         return
     observer = round_.status_poller()
     view = View(observer, federation)
@@ -62,11 +71,15 @@ def watch(federation: Federation, name: str | None, ticket: Path | None) -> None
     console.print(Group(*render(status), cell(_summary(status))))
 
 
-def _watch_ticket(round_: TicketRound) -> None:
+def _watch_ticket(round_: TicketRound, *, as_json: bool) -> None:
     with waiting(f"waiting for round {round_.id} to end"):
         round_.wait()
     reason = round_.rejection()
-    click.echo(
+    if as_json:
+        document = {"round": round_.id, "client": round_.client, "state": "completed"}
+        click.echo(json.dumps(document | {"reason": reason}))
+        return
+    confirm(
         "completed"
         if reason is None
         else f"completed without this update: {escape_terminal(reason)}"
@@ -84,19 +97,42 @@ class _Lines:
         if status["plan"]:
             line += f", {_tasks(status)}, {format_size(bytes_read(status))} read"
         if line != self._last:
-            click.echo(escape_terminal(line))
+            confirm(escape_terminal(line))
             self._last = line
 
 
+class _JsonLines:
+    """Prints a line of JSON whenever something has changed."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Any] = {}
+
+    def __call__(self, status: dict[str, Any]) -> None:
+        document = {
+            "round": status["round"],
+            "state": status["state"],
+            "expected": expected(status),
+            "arrived": [update["client"] for update in status["arrived"]],
+            "missing": status["missing"],
+            "rejected": status["rejected"],
+            "tasks": status["plan"]["tasks"] if status["plan"] else None,
+            "tasks_done": status["tasks_done"] if status["plan"] else None,
+            "bytes_read": bytes_read(status) if status["plan"] else None,
+        }
+        if document != self._last:
+            click.echo(json.dumps(document))
+            self._last = document
+
+
 class View:
-    """What a terminal shows of a round that goes on.
+    """The picture of a running round on a terminal.
 
     Parameters
     ----------
     observer
-        What looks at the round.
+        Polls the round.
     federation
-        Where it runs.
+        The application that runs it.
     """
 
     def __init__(self, observer: StatusPoller, federation: Federation) -> None:
@@ -138,7 +174,7 @@ class View:
     def _latest(self, status: dict[str, Any]) -> list[RenderableType]:
         """Return the last arrivals and rejections, the newest first."""
         for rejection in (*status["rejected"], *status["late"]):
-            # Who was rejected and comes too late afterwards is news.
+            # A client that was rejected may also come too late: the newer reason is shown.
             if self._rejections.get(rejection["client"]) != rejection["reason"]:
                 self._rejections.pop(rejection["client"], None)
                 self._rejections[rejection["client"]] = rejection["reason"]
@@ -187,7 +223,7 @@ def _updates(status: dict[str, Any]) -> str:
 
 
 def _awaited(status: dict[str, Any]) -> str:
-    """Return for whom a round waits, by name where the round has names."""
+    """Return the clients that a round waits for: their ids, or how many if it has no ids."""
     if status["state"] != AWAITING:
         return ""
     if status["missing"]:
@@ -197,7 +233,7 @@ def _awaited(status: dict[str, Any]) -> str:
 
 
 def _summary(status: dict[str, Any]) -> str:
-    """Return what became of the clients of a round that has ended."""
+    """Return how many clients of an ended round were averaged, rejected and missing."""
     averaged = len((status["manifest"] or {}).get("contributors", []))
     rejected = len(status["rejected"])
     is_named = isinstance(status["spec"].get("clients"), list)

@@ -1,25 +1,22 @@
 """A federation: open rounds, list them, and get handles of rounds and models."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Unpack
 
 from gradshard.client import operations
 from gradshard.client.model import Model
 from gradshard.client.opening import encode_spec, wait_until_open
 from gradshard.client.round import Round
+from gradshard.client.round_options import RoundOptions
 from gradshard.client.stack import Stack
 from gradshard.client.upload_source import layout_record
 from gradshard.deployment import local_engine
-from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
-from gradshard_core.aggregation.topologies import AUTO
 from gradshard_core.errors import RoundNotFoundError, RoundStateError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.spec import DEFAULT_TIMEOUT, parse_new_spec
+from gradshard_core.planning.spec import parse_new_spec
 from gradshard_core.records.round_spec import read_spec
-from gradshard_core.stragglers.layers import Naming
 
 
 class Federation:
@@ -34,7 +31,11 @@ class Federation:
     state_machine
         The ARN of its state machine. With ``bucket``, it is needed to open rounds.
     endpoint_url
-        The endpoint of all AWS services, if it is not AWS itself; like ``AWS_ENDPOINT_URL``.
+        Where AWS is, if not at AWS; ``AWS_ENDPOINT_URL`` says the same.
+    region
+        The AWS region of the stack; that of the AWS configuration if none is given.
+    profile
+        The AWS profile whose credentials are used; those of the AWS configuration if none is given.
     local
         Use the local engine (``gradshard local up``).
     port
@@ -48,6 +49,8 @@ class Federation:
         bucket: str | None = None,
         state_machine: str | None = None,
         endpoint_url: str | None = None,
+        region: str | None = None,
+        profile: str | None = None,
         local: bool = False,
         port: int = local_engine.DEFAULT_PORT,
     ) -> None:
@@ -56,6 +59,8 @@ class Federation:
             bucket=bucket,
             state_machine=state_machine,
             endpoint_url=endpoint_url,
+            region=region,
+            profile=profile,
             port=port if local else None,
         )
 
@@ -68,57 +73,19 @@ class Federation:
         self,
         name: str,
         clients: Sequence[str] | int,
-        *,
-        min_clients: int | None = None,
-        timeout: int = DEFAULT_TIMEOUT,
-        topology: str = AUTO,
-        fan_in: int | None = None,
-        order: str | None = None,
-        weights: str = SHARES,
-        rule: str | Mapping[str, Any] | None = None,
-        layers: Naming | None = None,
-        assignments: Mapping[str, Any] | None = None,
-        eager: bool = False,
-        shards: int | None = None,
-        time_budget: float | None = None,
-        layout: Mapping[str, Any] | str | Path | None = None,
-        allow_nonfinite: bool = False,
-        updates_from: str | None = None,
-        server_optimizer: str | Mapping[str, Any] | None = None,
+        **options: Unpack[RoundOptions],
     ) -> Round:
-        """Open a round; opening it again with the same options returns the same round.
+        """Open a round; opening it again with the same options gives the same round.
 
         Parameters
         ----------
         name
             The round's id.
-        clients, min_clients, timeout, topology, fan_in, weights, eager, shards, \
-        time_budget, allow_nonfinite, updates_from
-            As in :class:`gradshard_core.planning.spec.RoundSpec`.
-        order
-            ``sequential``, or such as ``tree:4,4``.
-        rule
-            How partial updates are averaged: ``fedavg``, ``fill``, ``drop``, or such as
-            ``{"name": "salf", "p": {"model": "uniform"}}``
-            (:func:`gradshard_core.stragglers.salf.parse_rule`).
-        layers
-            The layers of partial updates, if not given by the tensors' names
-            (:func:`gradshard_core.stragglers.layers.layers_of`).
-        assignments
-            How the round computes each client's next assignment when it ends: ``batch_size``,
-            ``epochs``, ``learning_rate`` and bounds
-            (:class:`gradshard_core.stragglers.assignments.AssignmentSettings`), and ``after``, the
-            round before.
-        layout
-            The layout that every update must have: the path of a .safetensors file with tensors
-            of its names, types and shapes, such tensors by name, or ``{name: {"dtype": "F32",
-            "shape": [10, 64]}, …}``. Partial updates and eager rounds need it, unless the round is
-            applied to a model.
-        server_optimizer
-            How the averaged update becomes the next version of the model: ``fedavg``,
-            ``fedavgm``, ``fedadagrad``, ``fedyogi``, ``fedadam``, or such as ``{"optimizer":
-            "fedadam", "learning_rate": 0.01, "buffers": ["bn.running_*"]}``
-            (:func:`gradshard_core.aggregation.server_optimizers.parse_server_optimizer`).
+        clients
+            The ids of the expected clients, or their number.
+        options
+            As in :class:`gradshard.client.round_options.RoundOptions`; None is as good as leaving
+            an option out.
 
         Raises
         ------
@@ -134,33 +101,15 @@ class Federation:
         RoundFailed
             It could not be opened.
         """
-        fields: dict[str, Any] = {
-            "clients": clients,
-            "min_clients": min_clients,
-            "timeout": timeout,
-            "topology": topology,
-            "fan_in": fan_in,
-            "order": order,
-            "weights": weights,
-            "rule": rule,
-            "layers": layers,
-            "assignments": assignments,
-            "eager": eager,
-            "shards": shards,
-            "time_budget": time_budget,
-            "layout": None if layout is None else layout_record(layout),
-            "allow_nonfinite": allow_nonfinite,
-            "updates_from": updates_from,
-            "server_optimizer": server_optimizer,
-        }
+        fields: dict[str, Any] = {"clients": clients, **options}
+        if (layout := options.get("layout")) is not None:
+            fields["layout"] = layout_record(layout)
         spec = parse_new_spec(fields)
         keys = RoundKeys(name)
         payload = encode_spec(spec)
-        if (
-            updates_from is not None
-            and read_spec(self.stack.store, RoundKeys(updates_from)) is None
-        ):
-            raise RoundNotFoundError.of(updates_from)
+        source = spec.updates_from
+        if source is not None and read_spec(self.stack.store, RoundKeys(source)) is None:
+            raise RoundNotFoundError.of(source)
         is_new = self.stack.start(keys.round_id, payload)
         wait_until_open(self.stack, name, spec, is_new=is_new)
         return Round(self.stack, name, is_new=is_new)

@@ -98,6 +98,8 @@ class Stack:
         Known already. With a bucket the stack is never asked.
     endpoint_url
         Where AWS is, if not at AWS.
+    region, profile
+        Of the AWS configuration, if not the default ones.
     port
         Of the local engine, if that is where the stack is.
     """
@@ -110,12 +112,16 @@ class Stack:
         state_machine: str | None,
         endpoint_url: str | None,
         port: int | None,
+        region: str | None = None,
+        profile: str | None = None,
     ) -> None:
         self.name = name
         self._bucket = bucket
         self._state_machine = state_machine
         self._given_endpoint_url = endpoint_url
         self._port = port
+        self._region = region
+        self._profile = profile
 
     @cached_property
     def store(self) -> S3Store:
@@ -310,7 +316,7 @@ class Stack:
             if self._port is None and deployed not in {None, asked}:
                 raise ServiceError(
                     f"there is no stack {self.name!r} in {asked}: it was deployed to {deployed}, "
-                    f"so set AWS_DEFAULT_REGION={deployed}"
+                    f"so give --region {deployed}, or set AWS_DEFAULT_REGION={deployed}"
                 ) from None
             raise ServiceError(
                 f"there is no stack {self.name!r} in {asked}: deploy it "
@@ -329,9 +335,10 @@ class Stack:
         if self._port is not None:
             return local_engine.session(local_engine.find(self._port))
         with translated():
-            session = boto3.Session()
+            session = boto3.Session(region_name=self._region, profile_name=self._profile)
             if not session.region_name and self._bucket is None:
-                return boto3.Session(region_name=user_config.region_of(self.name))
+                region = user_config.region_of(self.name)
+                return boto3.Session(region_name=region, profile_name=self._profile)
             return session
 
     @cached_property

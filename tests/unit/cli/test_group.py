@@ -6,11 +6,16 @@ import sys
 import click
 import pytest
 
-from gradshard.cli import SECTIONS, main
+from gradshard.cli import SECTIONS, main, papers
 from gradshard.cli.group import Commands, Lazy
 from gradshard_core.errors import RoundFailed, SpecError
 
-LAZY = [lazy for members in SECTIONS.values() for lazy in members]
+LAZY = [
+    lazy
+    for sections in (SECTIONS, papers.SECTIONS)
+    for members in sections.values()
+    for lazy in members
+]
 
 
 @pytest.mark.parametrize("lazy", LAZY, ids=lambda lazy: lazy.name)

@@ -57,7 +57,10 @@ class Elsewhere:
     [
         (None, r"in us-west-2: deploy it \(gradshard deploy\)"),
         ("us-west-2", r"in us-west-2: deploy it \(gradshard deploy\)"),
-        ("eu-west-1", "it was deployed to eu-west-1, so set AWS_DEFAULT_REGION=eu-west-1"),
+        (
+            "eu-west-1",
+            "it was deployed to eu-west-1, so give --region eu-west-1, or set AWS_DEFAULT_REGION",
+        ),
     ],
 )
 def test_a_stack_that_is_in_another_region(

@@ -294,7 +294,7 @@ def test_the_document_is_what_the_command_writes() -> None:
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as ended:
-        main(["cost", *map(str, arguments)], prog_name="gradshard")
+        main(["papers", "cost", *map(str, arguments)], prog_name="gradshard")
     assert isinstance(ended.value.code, int)
     return ended.value.code, *capsys.readouterr()
 

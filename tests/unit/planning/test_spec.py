@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import RoundKeys, check_id, parse_update_key
-from gradshard_core.planning.spec import RoundSpec, parse_new_spec, parse_spec
+from gradshard_core.planning.spec import DEFAULTS, OPTIONS, RoundSpec, parse_new_spec, parse_spec
 from gradshard_core.stragglers.assignments import AssignmentSettings
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -30,9 +30,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"clients": [3]}, "3"),
     ({"clients": 3, "min_clients": 4}, "over the 3 expected"),
     ({"clients": 3, "min_clients": 0}, "min_clients is 0"),
-    ({"clients": 3, "timeout": 0}, "deadline is 0"),
-    ({"clients": 3, "timeout": 1.5}, "deadline is 1.5"),
-    ({"clients": 3, "timeout": 10**9}, "deadline"),
+    ({"clients": 3, "timeout": 0}, "timeout is 0"),
+    ({"clients": 3, "timeout": 1.5}, "timeout is 1.5"),
+    ({"clients": 3, "timeout": 10**9}, "timeout is 1000000000, .*604800: at most 7d"),
     ({"clients": 3, "shards": 0}, "shards is 0"),
     ({"clients": 3, "shards": 10_001}, "shards is 10001"),
     ({"clients": 3, "time_budget": -1}, "time_budget is -1"),
@@ -83,6 +83,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"clients": 9, "updates_from": "../r0"}, "round id '../r0'"),
     ({"clients": 9, "updates_from": 3}, "round id 3"),
+    ({"clients": 9, "rule": "salf"}, 'needs p, .*for example {"name": "salf", "p": 0.2}'),
     ({"clients": 9, "rule": "fill", "layers": [["w"]]}, r"prefix \['w'\], which is not text"),
     ({"clients": 9, "rule": "fill", "layers": ["w", "w"]}, "prefix 'w' is given twice"),
 ]
@@ -164,6 +165,50 @@ def test_more_than_half_are_needed_unless_stated(expected: int, needed: int) -> 
         assert spec.to_json()["min_clients"] == needed
         assert parse_spec({"clients": clients, "min_clients": None}) == spec
         assert parse_spec({"clients": clients, "min_clients": 1}).min_clients == 1
+
+
+EXAMPLES: dict[str, Any] = {
+    "min_clients": 2,
+    "timeout": 60,
+    "topology": "lifl",
+    "fan_in": 2,
+    "order": "tree:2,2",
+    "weights": "counts",
+    "rule": {"name": "fill"},
+    "layers": ["a", "b"],
+    "assignments": {"batch_size": 8, "epochs": 2, "learning_rate": 0.1},
+    "eager": True,
+    "shards": 2,
+    "time_budget": 2.5,
+    "layout": {"w": {"dtype": "F32", "shape": [2]}},
+    "allow_nonfinite": True,
+    "updates_from": "r0",
+    "server_optimizer": {"optimizer": "fedadam"},
+}
+NEEDED: dict[str, dict[str, Any]] = {
+    "fan_in": {"topology": "lifl"},
+    "layers": {"rule": "fill"},
+    "eager": {"clients": list("abcd"), "topology": "lifl", "weights": "counts"},
+}
+
+
+def test_every_option_says_what_it_does_and_its_default() -> None:
+    assert list(OPTIONS) == [field.name for field in dataclasses.fields(RoundSpec)]
+    for name, declared in OPTIONS.items():
+        assert declared.help.endswith("."), name
+        assert declared.kind.values, name
+        has_value = DEFAULTS.get(name) is not None
+        assert has_value + bool(declared.default) + (name == "clients") == 1, name
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS.keys() - {"clients"}))
+def test_every_option_is_parsed_and_survives_json(name: str) -> None:
+    usual = {"clients": 4} | NEEDED.get(name, {})
+    stated = usual | {name: EXAMPLES[name]}
+    spec = parse_spec(stated)
+    assert spec != parse_spec(usual)
+    assert parse_spec(json.loads(json.dumps(spec.to_json()))) == spec
+    assert parse_spec(usual | {name: None}) == parse_spec(usual), "None stands for the default"
 
 
 def test_survives_json() -> None:

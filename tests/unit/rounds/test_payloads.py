@@ -12,7 +12,7 @@ import pytest
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import limits, planner
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.spec import MAX_CLIENTS
+from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.workload import Workload
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.collect_update import collect_update

@@ -1,125 +1,208 @@
-"""What a round is asked for: checked once here, for the command line and the function alike."""
+"""The options of a round: declared and checked here, for the command line and the functions."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final
 
 from gradshard_core.aggregation import addition_order, topologies
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES, WEIGHTS
 from gradshard_core.aggregation.server_optimizers import (
     MODELS,
+    OPTIMIZERS,
     ServerOptimizer,
     parse_server_optimizer,
 )
 from gradshard_core.aggregation.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES, Levels
-from gradshard_core.errors import SpecError, UpdateError
+from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning import limits
-from gradshard_core.stragglers.assignments import AssignmentSettings, parse_assignment_settings
+from gradshard_core.planning.option_parsers import (
+    MAX_CLIENTS,
+    SALF_EXAMPLE,
+    AssignmentSpec,
+    parse_assignment_spec,
+    parse_clients,
+    parse_layout,
+    parse_partial_rule,
+)
+from gradshard_core.planning.options import (
+    METADATA_KEY,
+    Choice,
+    Duration,
+    Flag,
+    Option,
+    Parsed,
+    WholeNumber,
+    option,
+)
 from gradshard_core.stragglers.layers import Naming, check_naming, layers_of
-from gradshard_core.stragglers.salf import RULES, PartialRule, parse_rule
-
-MAX_CLIENTS: Final = MAX_FAN_IN**2
-"""A grid of two levels."""
+from gradshard_core.stragglers.salf import PartialRule
 
 MAX_TIMEOUT: Final = 7 * 24 * 3600
+"""Seconds."""
 DEFAULT_TIMEOUT: Final = 3600
-
-Parsed = TypeVar("Parsed")
-
-
-class AssignmentSpec(NamedTuple):
-    """In which terms clients are told what to do next.
-
-    Parameters
-    ----------
-    settings
-        The base settings and bounds.
-    after
-        The round before, whose assignments hold the clients' speeds so far; None for the first.
-    """
-
-    settings: AssignmentSettings
-    after: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON."""
-        return self.settings.to_json() | ({"after": self.after} if self.after else {})
+"""Seconds."""
 
 
 @dataclass(frozen=True)
 class RoundSpec:
-    """The terms of a round.
+    """The options of a round, checked.
 
-    Parameters
-    ----------
-    clients
-        The ids of the expected clients, sorted, or how many are expected, whoever they are.
-    min_clients
-        The quorum: with fewer valid updates at the deadline the round fails. Unless stated, more
-        than half of the expected clients.
-    deadline
-        Seconds from the opening of the round after which no more updates are awaited.
-    topology
-        ``shards``, ``lambda_fl``, ``lifl``, ``grid``, or ``auto``: shards up to 64 contributors, a
-        grid beyond.
-    fan_in
-        Size of the topology's groups; None for its own rule.
-    order
-        The order of additions; None for the topology's natural one.
-    weights
-        ``shares``: each update is multiplied by nᵢ / Σn. ``counts``: by nᵢ, and the sum is divided
-        by Σn once, which other bits come of; then sums can begin before all counts are known.
-        ``steps``: shares normalised by the local steps that clients report
-        (:func:`gradshard_core.stragglers.assignments.normalised_weights`).
-    rule
-        How partial updates are averaged; None: whole updates only, by FedAvg.
-    layers
-        The layers of partial updates, if not given by the tensors' names.
-    assignments
-        In which terms ``finalize_round`` says what each client should do next; None: not at all.
-    eager
-        Let a group's sum begin when its updates are there, while others are still awaited.
-    shards
-        M, or None to let the planner choose.
-    time_budget
-        Seconds the aggregation should take at most; the planner then buys time with shards.
-    layout
-        The layout every update must have; None: the model's where the round is applied, else that
-        of more than half of the updates.
-    allow_nonfinite
-        Average NaN and infinities instead of rejecting the update that holds them.
-    updates_from
-        Average the updates that were sent to this other round, as they are there; nobody is
-        awaited.
-    server_optimizer
-        How the averaged update is applied to the federation's model; None: not at all.
+    Each field declares one option: its type here, the values in JSON, its default and what it does.
+    :data:`OPTIONS` holds the declarations.
     """
 
-    clients: tuple[str, ...] | int
-    min_clients: int
-    timeout: int = DEFAULT_TIMEOUT
-    topology: str = AUTO
-    fan_in: int | None = None
-    order: Order | None = None
-    weights: str = SHARES
-    rule: PartialRule | None = None
-    layers: Naming | None = None
-    assignments: AssignmentSpec | None = None
-    eager: bool = False
-    shards: int | None = None
-    time_budget: float | None = None
-    layout: Layout | None = None
-    allow_nonfinite: bool = False
-    updates_from: str | None = None
-    server_optimizer: ServerOptimizer | None = None
+    clients: tuple[str, ...] | int = option(
+        Parsed(
+            parse_clients,
+            f"list of ids, or a whole number from 1 to {MAX_CLIENTS:,}",
+            encoder=lambda clients: clients if isinstance(clients, int) else list(clients),
+        ),
+        "The clients that are expected, by their ids or by their number.",
+    )
+    min_clients: int = option(
+        WholeNumber(1, MAX_CLIENTS),
+        "Fail the round if fewer good updates are there at its deadline.",
+        default="more than half of the clients",
+    )
+    timeout: int = option(
+        Duration(MAX_TIMEOUT, "7d", is_whole=True),
+        "Stop waiting for updates after this time.",
+        value=DEFAULT_TIMEOUT,
+        is_always_stated=True,
+    )
+    topology: str = option(
+        Choice((AUTO, *TOPOLOGIES)),
+        f"Which task adds whose updates. auto: shards up to {MAX_FAN_IN} clients, a grid beyond.",
+        value=AUTO,
+    )
+    fan_in: int | None = option(
+        WholeNumber(2, MAX_FAN_IN),
+        "Inputs per task, for lambda_fl, lifl and grid.",
+        value=None,
+        default="chosen by the topology",
+    )
+    order: Order | None = option(
+        Parsed(
+            addition_order.parse_order,
+            "`sequential`, or such as `tree:4,4`",
+            metavar="ORDER",
+            encoder=addition_order.format_order,
+        ),
+        "Order of the additions, which defines the bits of the result: sequential, or such as "
+        "tree:4,4.",
+        value=None,
+        default="that of the topology",
+    )
+    weights: str = option(
+        Choice(WEIGHTS),
+        "How updates are weighted. shares: by samples. counts: by samples, divided once at the "
+        "end. steps: shares normalised by the local steps that clients report.",
+        value=SHARES,
+    )
+    rule: PartialRule | None = option(
+        Parsed(
+            parse_partial_rule,
+            "`fedavg`, `fill`, `drop`, or an object with `name`, and `p` for `salf`",
+            metavar="RULE",
+            is_json=True,
+            encoder=PartialRule.to_json,
+        ),
+        f"Accept partial updates and average them by this rule: fedavg, fill, drop, or "
+        f"{SALF_EXAMPLE}.",
+        value=None,
+        default="whole updates only",
+    )
+    layers: Naming | None = option(
+        Parsed(
+            check_naming,
+            "list of prefixes of tensor names, from the input to the output, or an object of such "
+            "lists by layer",
+            metavar="JSON",
+            is_json=True,
+        ),
+        "Layers of partial updates, as prefixes of tensor names from the input to the output, for "
+        'example ["conv", "fc"].',
+        value=None,
+        default="found from the names of the tensors",
+    )
+    assignments: AssignmentSpec | None = option(
+        Parsed(
+            parse_assignment_spec,
+            "object with `batch_size`, `epochs`, `learning_rate`, bounds, and `after`, the round "
+            "before",
+            metavar="JSON",
+            is_json=True,
+            encoder=AssignmentSpec.to_json,
+        ),
+        "Compute what each client should train next, from base settings such as "
+        '{"batch_size": 32, "epochs": 1, "learning_rate": 0.01}.',
+        value=None,
+        default="no assignments",
+    )
+    eager: bool = option(
+        Flag(),
+        "Add up a group of clients as soon as all its updates are there.",
+        value=False,
+    )
+    shards: int | None = option(
+        WholeNumber(1, limits.MAX_PARTS),
+        "Number of byte ranges into which the updates are cut, one task each.",
+        value=None,
+        default="chosen by the planner",
+    )
+    time_budget: float | None = option(
+        Duration(1_000_000),
+        "Choose as many shards as it takes to aggregate within this time.",
+        value=None,
+        default="a minute, where that is possible",
+    )
+    layout: Layout | None = option(
+        Parsed(
+            parse_layout,
+            'object of the form `{"w": {"dtype": "F32", "shape": [10, 64]}, …}`',
+            metavar="FILE",
+            encoder=Layout.to_json,
+        ),
+        "Accept only updates whose tensors have these names, types and shapes. Partial updates and "
+        "eager rounds need it, unless the round makes a version of the model.",
+        value=None,
+        default="that of the model, or of more than half of the updates",
+    )
+    allow_nonfinite: bool = option(
+        Flag(),
+        "Average NaN and infinities, and let sums overflow, instead of rejecting the updates that "
+        "cause them.",
+        value=False,
+    )
+    updates_from: str | None = option(
+        Parsed(functools.partial(check_id, "round"), "id of a round", metavar="ROUND"),
+        "Wait for nobody: average the updates that were submitted to this other round.",
+        value=None,
+        default="the updates of the round itself",
+    )
+    server_optimizer: ServerOptimizer | None = option(
+        Parsed(
+            parse_server_optimizer,
+            ", ".join(f"`{name}`" for name in OPTIMIZERS)
+            + ", or an object with `optimizer`, its settings and `buffers`",
+            metavar="OPTIMIZER",
+            is_json=True,
+            encoder=ServerOptimizer.to_json,
+        ),
+        f"Make the next version of the model with this optimizer: {', '.join(OPTIMIZERS)}, or JSON "
+        'such as {"optimizer": "fedadam", "learning_rate": 0.01}.',
+        value=None,
+        default="no version of the model",
+    )
 
     @property
     def expected(self) -> int:
@@ -202,78 +285,57 @@ class RoundSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as the JSON that :func:`parse_spec` reads."""
-        layout = self.layout and self.layout.to_json()
-        fields = {
-            "clients": self.clients if isinstance(self.clients, int) else list(self.clients),
-            "min_clients": self.min_clients,
-            "timeout": self.timeout,
-            "topology": None if self.topology == AUTO else self.topology,
-            "fan_in": self.fan_in,
-            "order": None if self.order is None else addition_order.format_order(self.order),
-            "weights": None if self.weights == SHARES else self.weights,
-            "rule": self.rule and self.rule.to_json(),
-            "layers": self.layers,
-            "assignments": self.assignments and self.assignments.to_json(),
-            "eager": self.eager or None,
-            "shards": self.shards,
-            "time_budget": self.time_budget,
-            "layout": layout,
-            "allow_nonfinite": self.allow_nonfinite or None,
-            "updates_from": self.updates_from,
-            "server_optimizer": self.server_optimizer and self.server_optimizer.to_json(),
-        }
-        return {name: value for name, value in fields.items() if value is not None}
+        stated = {}
+        for field in dataclasses.fields(self):
+            declared: Option = field.metadata[METADATA_KEY]
+            value = getattr(self, field.name)
+            if declared.is_always_stated or value != field.default:
+                stated[field.name] = declared.kind.to_json(value)
+        return stated
+
+
+OPTIONS: Final[Mapping[str, Option]] = {
+    field.name: field.metadata[METADATA_KEY] for field in dataclasses.fields(RoundSpec)
+}
+"""The options of a round by name, in the order in which help and documentation list them."""
+
+DEFAULTS: Final[Mapping[str, Any]] = {
+    field.name: field.default
+    for field in dataclasses.fields(RoundSpec)
+    if field.default is not dataclasses.MISSING
+}
+"""The values of the options that may be left out."""
 
 
 def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
-    """Check the terms of a round.
+    """Check the options of a round.
 
     Parameters
     ----------
     fields
-        The fields of :class:`RoundSpec` as JSON holds them; ``layout`` as
-        ``{name: {"dtype": …, "shape": […]}}`` in the order of the result.
+        The fields of :class:`RoundSpec` as JSON holds them; None stands for the default.
 
     Raises
     ------
     SpecError
-        A field is unknown, missing or out of its bounds.
+        A field is unknown, missing or out of its bounds, or does not go with another.
     """
     if not isinstance(fields, Mapping):
         raise SpecError(f"a round's spec is a JSON object, not {type(fields).__name__}")
-    known = {field.name for field in dataclasses.fields(RoundSpec)}
-    unknown = sorted(fields.keys() - known)
+    unknown = sorted(fields.keys() - OPTIONS.keys())
     if unknown:
-        raise SpecError(f"unknown field {unknown[0]!r}; a spec has {', '.join(sorted(known))}")
-    clients = _parse_clients(fields.get("clients"))
+        raise SpecError(f"unknown field {unknown[0]!r}; a spec has {', '.join(sorted(OPTIONS))}")
+    clients = parse_clients(fields.get("clients"))
     expected = clients if isinstance(clients, int) else len(clients)
     min_clients = _parse_min_clients(fields.get("min_clients"), expected)
     if fields.get("shards") is not None and fields.get("time_budget") is not None:
         raise SpecError("give shards or time_budget, not both: one decides the other")
-
-    def given(name: str, parse: Callable[[Any], Parsed]) -> Parsed | None:
-        stated = fields.get(name)
-        return None if stated is None else parse(stated)
-
-    spec = RoundSpec(
-        clients=clients,
-        min_clients=min_clients,
-        timeout=_whole("deadline", fields.get("timeout", DEFAULT_TIMEOUT), 1, MAX_TIMEOUT),
-        topology=_one_of("topology", fields.get("topology", AUTO), (AUTO, *TOPOLOGIES)),
-        fan_in=given("fan_in", lambda fan_in: _whole("fan_in", fan_in, 2, MAX_FAN_IN)),
-        order=given("order", addition_order.parse_order),
-        weights=_one_of("weights", fields.get("weights", SHARES), WEIGHTS),
-        rule=given("rule", _parse_rule),
-        layers=given("layers", check_naming),
-        assignments=given("assignments", parse_assignment_spec),
-        eager=_flag(fields, "eager"),
-        shards=given("shards", lambda shards: _whole("shards", shards, 1, limits.MAX_PARTS)),
-        time_budget=given("time_budget", _check_time_budget),
-        layout=given("layout", _parse_layout),
-        allow_nonfinite=_flag(fields, "allow_nonfinite"),
-        updates_from=given("updates_from", lambda name: check_id("round", name)),
-        server_optimizer=given("server_optimizer", parse_server_optimizer),
-    )
+    others = {
+        name: OPTIONS[name].kind.parse(name, fields[name])
+        for name in DEFAULTS
+        if fields.get(name) is not None
+    }
+    spec = RoundSpec(clients=clients, min_clients=min_clients, **others)
     _check_topology(spec)
     _check_rule(spec)
     _check_apply(spec)
@@ -281,52 +343,17 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
 
 
 def parse_new_spec(fields: Mapping[str, Any]) -> RoundSpec:
-    """Check the terms of a round that is to be opened.
+    """Check the options of a round that is about to be opened.
 
     Raises
     ------
     SpecError
-        They are none (:func:`parse_spec`), or lack a layout that the updates could not decide on.
+        They are wrong (:func:`parse_spec`), or lack a layout on which the updates cannot decide.
     """
     spec = parse_spec(fields)
     if spec.undecided is not None:
         raise SpecError(spec.undecided)
     return spec
-
-
-def _check_time_budget(time_budget: Any) -> float:
-    if (
-        isinstance(time_budget, bool)
-        or not isinstance(time_budget, int | float)
-        or not 0 < time_budget < 1e6
-    ):
-        raise SpecError(f"time_budget is {time_budget!r}, not a number of seconds above zero")
-    return time_budget
-
-
-def _parse_rule(rule: Any) -> PartialRule:
-    if isinstance(rule, str):
-        rule = {"name": rule}
-    if not isinstance(rule, Mapping):
-        raise SpecError(f"rule is {rule!r}, neither {', '.join(RULES)} nor {{name: …, …}}")
-    return parse_rule(rule)
-
-
-def parse_assignment_spec(stated: Any) -> AssignmentSpec:
-    """Read the terms of assignments: the fields of :class:`AssignmentSettings`, and ``after``.
-
-    Raises
-    ------
-    SpecError
-        They make no sense.
-    """
-    if not isinstance(stated, Mapping):
-        raise SpecError(f"assignments is {stated!r}, not {{batch_size: …, epochs: …, …}}")
-    fields = dict(stated)
-    after = fields.pop("after", None)
-    return AssignmentSpec(
-        parse_assignment_settings(fields), None if after is None else check_id("round", after)
-    )
 
 
 def _check_rule(spec: RoundSpec) -> None:
@@ -382,22 +409,6 @@ def _check_eager(spec: RoundSpec, name: str) -> None:
         raise SpecError(f"eager awaits updates, but those of round {spec.updates_from!r} are there")
 
 
-def _parse_clients(clients: Any) -> tuple[str, ...] | int:
-    if clients is None:
-        raise SpecError("clients is missing: give the expected clients' ids, or how many they are")
-    if isinstance(clients, int):
-        return _whole("clients", clients, 1, MAX_CLIENTS)
-    if isinstance(clients, str) or not isinstance(clients, Sequence):
-        raise SpecError(f"clients is {clients!r}, neither a list of ids nor a number")
-    ids = tuple(sorted(check_id("client", client) for client in clients))
-    if not 1 <= len(ids) <= MAX_CLIENTS:
-        raise SpecError(f"clients has {len(ids)} ids; a round takes 1 to {MAX_CLIENTS}")
-    twice = next((a for a, b in itertools.pairwise(ids) if a == b), None)
-    if twice is not None:
-        raise SpecError(f"client {twice!r} is expected twice")
-    return ids
-
-
 def default_quorum(expected: int) -> int:
     """Return how many clients a round needs that was opened without a number.
 
@@ -410,43 +421,7 @@ def default_quorum(expected: int) -> int:
 def _parse_min_clients(stated: Any, expected: int) -> int:
     if stated is None:
         return default_quorum(expected)
-    min_clients = _whole("min_clients", stated, 1, MAX_CLIENTS)
+    min_clients: int = OPTIONS["min_clients"].kind.parse("min_clients", stated)
     if min_clients > expected:
         raise SpecError(f"min_clients is {min_clients}, over the {expected} expected clients")
     return min_clients
-
-
-def _parse_layout(layout: Any) -> Layout:
-    if not isinstance(layout, Mapping) or not all(
-        isinstance(entry, Mapping)
-        and isinstance(entry.get("dtype"), str)
-        and isinstance(entry.get("shape"), Sequence)
-        for entry in layout.values()
-    ):
-        raise SpecError('layout is not {name: {"dtype": …, "shape": […]}, …}')
-    try:
-        packed = Layout.pack((n, entry["dtype"], entry["shape"]) for n, entry in layout.items())
-    except UpdateError as error:
-        raise SpecError(f"layout: {error}") from None
-    if packed.nbytes == 0:
-        raise SpecError("layout is empty: it holds no element of any tensor")
-    return packed
-
-
-def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
-    if not isinstance(value, str) or value not in choices:
-        raise SpecError(f"{name} is {value!r}, not one of {', '.join(choices)}")
-    return value
-
-
-def _flag(fields: Mapping[str, Any], name: str) -> bool:
-    value = fields.get(name, False)
-    if not isinstance(value, bool):
-        raise SpecError(f"{name} is {value!r}, not true or false")
-    return value
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise SpecError(f"{name} is {value!r}, not a whole number from {low} to {high}")
-    return value

@@ -8,10 +8,10 @@ from typing import Any, Final
 from gradshard_core.aggregation.buffers import names_in
 from gradshard_core.errors import PlanError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Plan, Rejection, Task
 from gradshard_core.planning.plan_json import parse_plan
-from gradshard_core.planning.spec import parse_assignment_spec
 from gradshard_core.records import model_registry
 from gradshard_core.records.manifest import COMPLETED, parse_manifest
 from gradshard_core.records.model_registry import Version

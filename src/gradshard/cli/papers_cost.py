@@ -1,4 +1,4 @@
-"""``gradshard cost``: what a round costs, beside the published systems; no round is needed."""
+"""``gradshard papers cost``: the cost of a round with gradshard and the published systems."""
 
 import math
 from collections.abc import Sequence
@@ -10,8 +10,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from gradshard.cli.common import WIDE, Seconds, Size, cell, debuggable, json_option, print_json
+from gradshard.cli.options import debuggable, json_option, option
+from gradshard.cli.output import WIDE, cell, print_json
 from gradshard.cli.plan import DEFAULT_ARCHITECTURE
+from gradshard.cli.values import DurationType, SizeType
 from gradshard.papers import SYSTEMS, claims, measurements, published_systems
 from gradshard.papers.claims import Comparison
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
@@ -21,8 +23,8 @@ from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.planning import limits
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
+from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.pricing import Prices
-from gradshard_core.planning.spec import MAX_CLIENTS
 
 SYSTEM: Final = click.Choice(list(SYSTEMS))
 
@@ -81,32 +83,68 @@ class Speed(click.ParamType):
 
 
 @click.command()
-@click.option("--size", type=Size(), help="Of an update: 512MB, 1GiB, 5e9.")
-@click.option("--published", "reproduce", is_flag=True, help="The paper's cells, beside ours.")
-@click.option("--crossover", type=(SYSTEM, SYSTEM), metavar="A B", help="Where A and B cross.")
+@click.option(
+    "--size",
+    type=SizeType(),
+    metavar="SIZE",
+    help="Compare the systems for updates of this size, for example 512MB, 1GiB or 5e9.",
+)
+@click.option(
+    "--published",
+    "reproduce",
+    is_flag=True,
+    help="Show the numbers that the paper published beside those of the model.",
+)
+@click.option(
+    "--crossover",
+    type=(SYSTEM, SYSTEM),
+    metavar="A B",
+    help="Find the sizes of updates from which system A costs more than system B, or less.",
+)
 @click.option(
     "--clients",
     type=click.IntRange(1, MAX_CLIENTS),
     default=measurements.CLIENTS,
     show_default=True,
     metavar="N",
+    help="Number of clients.",
 )
-@click.option("--system", "systems", type=SYSTEM, multiple=True, help="Only this one; repeated.")
-@click.option("--shards", type=click.IntRange(1, limits.MAX_PARTS), metavar="M", help="A given M.")
-@click.option("--time-budget", type=Seconds(), metavar="TIME", help="How long gradshard may take.")
+@option(
+    "--system",
+    "systems",
+    type=SYSTEM,
+    multiple=True,
+    help="Show only this system. Repeat the option for several.",
+    default_text="all systems",
+)
+@option(
+    "--shards",
+    type=click.IntRange(1, limits.MAX_PARTS),
+    metavar="N",
+    help="Number of byte ranges into which sharded systems cut the updates.",
+    default_text="chosen by each system",
+)
+@option(
+    "--time-budget",
+    type=DurationType(),
+    metavar="DURATION",
+    help="Choose as many shards as gradshard takes to aggregate within this time, for example 90s.",
+    default_text="a minute, where that is possible",
+)
 @click.option(
     "--memory",
     type=click.IntRange(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
     default=DEFAULT_MEMORY_MB,
     show_default=True,
     metavar="MB",
-    help="Of gradshard's tasks; what holds whole updates follows its own rule.",
+    help="Memory of gradshard's functions in MB. The published systems have their own.",
 )
 @click.option(
     "--architecture",
     type=click.Choice(sorted(limits.DOLLARS_PER_GB_SECOND)),
     default=DEFAULT_ARCHITECTURE,
     show_default=True,
+    help="Processor of the functions.",
 )
 @click.option(
     "--bandwidth",
@@ -114,15 +152,18 @@ class Speed(click.ParamType):
     default=BURST.name,
     show_default=True,
     metavar="published|burst|NUMBER",
-    help="Of every function: as the paper measured, as the planner assumes, or MB/s.",
+    help="Network bandwidth of every function: published, as the paper measured it; burst, as the "
+    "planner assumes it; or a number in MB/s.",
 )
-@click.option(
+@option(
     "--price",
     "prices",
     type=Price(),
     multiple=True,
     metavar="NAME=DOLLARS",
-    help=f"Another region's, repeated: {', '.join(PRICES)}.",
+    help=f"Use this price, for example of another region. Repeat the option for several. Names: "
+    f"{', '.join(PRICES)}.",
+    default_text="the prices of us-east-1",
 )
 @json_option
 @debuggable
@@ -134,9 +175,10 @@ def cost(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compare a round's cost with the published systems'.
+    """Compare the cost of a round with published systems.
 
-    Give one of --size, --published and --crossover. It asks AWS nothing.
+    Give one of --size, --published and --crossover. The command computes costs from a model and
+    does not ask AWS.
     """
     if sum((size is not None, reproduce, crossover is not None)) != 1:
         raise SpecError("give one of --size, --published and --crossover")

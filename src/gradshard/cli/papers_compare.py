@@ -1,4 +1,4 @@
-"""``gradshard compare``: what each topology takes for the same updates."""
+"""``gradshard papers compare``: run several topologies on the updates of one round."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -7,7 +7,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from gradshard.cli.common import WIDE, cell, connected, json_option, print_json, waiting
+from gradshard.cli.options import connected, json_option, option
+from gradshard.cli.output import WIDE, cell, print_json, waiting
 from gradshard.client.federation import Federation
 from gradshard.papers import topology_trials
 from gradshard.papers.topology_trials import Outcome, Trial
@@ -21,20 +22,34 @@ DIGEST_CHARACTERS: Final = 8
 
 @click.command()
 @click.argument("name", metavar="ROUND")
-@click.option(
+@option(
     "--topology",
     "names",
     type=click.Choice(list(TOPOLOGIES)),
     multiple=True,
-    help="Only this one; repeat it.",
+    help="Run only this topology. Repeat the option for several.",
+    default_text="all topologies",
 )
-@click.option("--order", metavar="ORDER", help="Of the additions, for all: tree:K,K,…")
-@click.option("--weights", type=click.Choice((SHARES, COUNTS)), default=SHARES, show_default=True)
+@option(
+    "--order",
+    metavar="ORDER",
+    help="Order of the additions in every trial: sequential, or such as tree:4,4.",
+    default_text="that of each topology",
+)
 @click.option(
+    "--weights",
+    type=click.Choice((SHARES, COUNTS)),
+    default=SHARES,
+    show_default=True,
+    help="How updates are weighted. shares: by samples. counts: by samples, divided once at the "
+    "end.",
+)
+@option(
     "--shards",
     type=click.IntRange(1, limits.MAX_PARTS),
-    metavar="M",
-    help="For what is cut: a given M.",
+    metavar="N",
+    help="Number of byte ranges into which shards and grid cut the updates.",
+    default_text="chosen by the planner",
 )
 @json_option
 @connected
@@ -47,8 +62,8 @@ def compare(
 ) -> None:
     """Run several topologies on the same updates.
 
-    Each topology adds in its natural order, and shards add in the same order, which must give the
-    same bytes. The trials are rounds of their own and are removed afterwards.
+    Each topology adds in its own order, and shards add in the same order, which must give the same
+    bytes. The trials are rounds of their own. The command removes them afterwards.
     """
     round_ = federation.round(name)
     clients = len(topology_trials.contributors(round_))

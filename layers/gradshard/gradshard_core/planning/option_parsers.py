@@ -1,0 +1,103 @@
+"""Parsers of the options of a round whose values are more than a number or a name."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from gradshard_core.aggregation.topologies import MAX_FAN_IN
+from gradshard_core.errors import SpecError, UpdateError
+from gradshard_core.formats.keys import check_id
+from gradshard_core.formats.layout import Layout
+from gradshard_core.planning.options import WholeNumber
+from gradshard_core.stragglers.assignments import AssignmentSettings, parse_assignment_settings
+from gradshard_core.stragglers.salf import RULES, SALF, PartialRule, parse_rule
+
+MAX_CLIENTS: Final = MAX_FAN_IN**2
+"""A grid of two levels."""
+
+SALF_EXAMPLE: Final = '{"name": "salf", "p": 0.2}'
+
+
+def parse_clients(clients: Any) -> tuple[str, ...] | int:
+    """Check the expected clients: ids, which are returned sorted, or their number."""
+    if clients is None:
+        raise SpecError("clients is missing: give the expected clients' ids, or how many they are")
+    if isinstance(clients, int):
+        return WholeNumber(1, MAX_CLIENTS).parse("clients", clients)
+    if isinstance(clients, str) or not isinstance(clients, Sequence):
+        raise SpecError(f"clients is {clients!r}, neither a list of ids nor a number")
+    ids = tuple(sorted(check_id("client", client) for client in clients))
+    if not 1 <= len(ids) <= MAX_CLIENTS:
+        raise SpecError(f"clients has {len(ids)} ids; a round takes 1 to {MAX_CLIENTS}")
+    twice = next((a for a, b in itertools.pairwise(ids) if a == b), None)
+    if twice is not None:
+        raise SpecError(f"client {twice!r} is expected twice")
+    return ids
+
+
+def parse_layout(layout: Any) -> Layout:
+    """Read a layout from ``{name: {"dtype": …, "shape": […]}}``."""
+    if not isinstance(layout, Mapping) or not all(
+        isinstance(entry, Mapping)
+        and isinstance(entry.get("dtype"), str)
+        and isinstance(entry.get("shape"), Sequence)
+        for entry in layout.values()
+    ):
+        raise SpecError('layout is not {name: {"dtype": …, "shape": […]}, …}')
+    try:
+        packed = Layout.pack((n, entry["dtype"], entry["shape"]) for n, entry in layout.items())
+    except UpdateError as error:
+        raise SpecError(f"layout: {error}") from None
+    if packed.nbytes == 0:
+        raise SpecError("layout is empty: it holds no element of any tensor")
+    return packed
+
+
+def parse_partial_rule(rule: Any) -> PartialRule:
+    """Read the rule for partial updates: its name, or a JSON object."""
+    if isinstance(rule, str):
+        rule = {"name": rule}
+    if not isinstance(rule, Mapping):
+        raise SpecError(f"rule is {rule!r}, neither {', '.join(RULES)} nor {{name: …, …}}")
+    if rule.get("name") == SALF and rule.get("p") is None:
+        raise SpecError(
+            f"rule salf needs p, the probability that no client reaches a layer, or a model that "
+            f"gives it, for example {SALF_EXAMPLE}"
+        )
+    return parse_rule(rule)
+
+
+class AssignmentSpec(NamedTuple):
+    """The settings from which a round computes what each client should train next.
+
+    Parameters
+    ----------
+    settings
+        The base settings and bounds.
+    after
+        The round before, whose assignments hold the clients' speeds so far; None for the first.
+    """
+
+    settings: AssignmentSettings
+    after: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return self.settings.to_json() | ({"after": self.after} if self.after else {})
+
+
+def parse_assignment_spec(stated: Any) -> AssignmentSpec:
+    """Read the settings of assignments: the fields of :class:`AssignmentSettings`, and ``after``.
+
+    Raises
+    ------
+    SpecError
+        A field is unknown, missing or out of its bounds.
+    """
+    if not isinstance(stated, Mapping):
+        raise SpecError(f"assignments is {stated!r}, not {{batch_size: …, epochs: …, …}}")
+    fields = dict(stated)
+    after = fields.pop("after", None)
+    return AssignmentSpec(
+        parse_assignment_settings(fields), None if after is None else check_id("round", after)
+    )
