@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class LayerUpload:
-    """A client's partial update that grows layer by layer; see :meth:`Round.layer_upload`.
+    """A client's partial update that grows layer by layer; see :meth:`gradshard.client.round.Round.layer_upload`.
 
     Every addition uploads all tensors so far, so the last layers, which back-propagation reaches
     first, are sent again with each layer that follows.
@@ -21,7 +21,7 @@ class LayerUpload:
     round_
         The round.
     client, samples, training
-        As in :meth:`Round.submit`.
+        As in :meth:`gradshard.client.round.Round.submit`.
     """
 
     def __init__(
