@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 
 class LayerUpload:
-    """A client's partial update that grows layer by layer; see :meth:`gradshard.client.round.Round.layer_upload`.
+    """A partial update of a client that grows layer by layer.
+
+    :meth:`gradshard.client.round.Round.layer_upload` makes one.
 
     Every addition uploads all tensors so far, so the last layers, which back-propagation reaches
     first, are sent again with each layer that follows.
