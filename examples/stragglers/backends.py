@@ -149,7 +149,7 @@ class Engine:
     ) -> Parameters:
         self._rounds += 1
         name = f"stragglers-{self._run}-{self._rounds}"
-        round_ = self._federation.open_round(name, clients, **terms)
+        round_ = self._federation.open_round(name, clients, min_clients=1, **terms)
         for client, update in updates.items():
             round_.submit(client, update, samples[client], partial=partial)
         round_.wait(timeout=WAIT_SECONDS)

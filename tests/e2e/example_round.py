@@ -33,9 +33,9 @@ def event(function: str) -> dict[str, Any]:
 
 
 def update(client: str) -> dict[str, reference.Array]:
-    """Make an update of 160 MiB, more than the smallest function has."""
+    """Make an update of 224 MiB, more than the memory of an aggregator."""
     # Whole numbers, so that every machine makes the same bytes.
-    numbers = np.arange(40 * 2**20, dtype="i4") % (1000 + ord(client))
+    numbers = np.arange(56 * 2**20, dtype="i4") % (1000 + ord(client))
     return {
         "fc.weight": numbers.astype("f4").reshape(-1, 1024),
         "fc.bias": np.full(1024, ord(client), "f4"),

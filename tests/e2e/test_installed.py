@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,10 +159,12 @@ def test_a_round_without_a_checkout(installed: Installed, port: int, tmp_path: P
     assert average["w"].tobytes() == reference.average(updates, [3, 3])["w"].tobytes()
 
 
-def told_of_alarms(port: int) -> set[str]:
+def told_of_alarms(aws: Mapping[str, str]) -> set[str]:
     """The topics of the alarms of stack `mine`, without what the engine adds to a name."""
-    session = boto3.Session("test", "test", region_name="us-east-1")
-    alarms = session.client("cloudwatch", endpoint_url=f"http://127.0.0.1:{port}")
+    session = boto3.Session(
+        aws["AWS_ACCESS_KEY_ID"], aws["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1"
+    )
+    alarms = session.client("cloudwatch", endpoint_url=aws["AWS_ENDPOINT_URL"])
     return {
         re.sub(r"(mine-AlarmTopic)-.*", r"\1", action)
         for alarm in alarms.describe_alarms(AlarmNamePrefix="mine-")["MetricAlarms"]
@@ -175,7 +177,7 @@ def test_deploying_from_an_empty_folder_takes_sams_options(installed: Installed,
     aws = dict(shlex.split(line)[1].split("=", 1) for line in lines)
     deployed = installed.run(
         *("gradshard", "deploy", "--stack-name", "mine", "--no-confirm-changeset"),
-        *("--parameter-overrides", "Architecture=x86_64", "AggregatorMemory=192"),
+        *("--parameter-overrides", "Architecture=x86_64", "AggregatorMemory=256"),
         f"PermissionsBoundaryArn={BOUNDARY}",
         *(f"AlarmTopicArn={TOPIC}", "AlarmEmail=on-call@example.org"),
         **aws,
@@ -188,7 +190,7 @@ def test_deploying_from_an_empty_folder_takes_sams_options(installed: Installed,
     # The layer is for the processor that the functions are for.
     built = re.findall(r"architecture: (\w+)", deployed.stderr + deployed.stdout)
     assert set(built) == {"x86_64"}, deployed
-    assert told_of_alarms(port) == {TOPIC, "arn:aws:sns:us-east-1:000000000000:mine-AlarmTopic"}
+    assert told_of_alarms(aws) == {TOPIC, "arn:aws:sns:us-east-1:000000000000:mine-AlarmTopic"}
     asked = ("plan", "--stack", "mine", "--size", "1MB", "--clients", 2, "--json")
     plan = json.loads(installed.said(*asked, **aws))
     assert (plan["architecture"], plan["choice"]["memory_mb"]) == ("x86_64", 256)

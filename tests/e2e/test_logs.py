@@ -42,15 +42,18 @@ def test_a_round_is_followed_by_its_name(federation: Federation, deployed: Deplo
         round_.submit(client, {"w": np.ones(3, "f4")}, samples=1)
     manifest = round_.wait(120)
 
+    def collected(lines: list[tuple[str, dict[str, Any]]]) -> set[str]:
+        return {line["contributor"] for group, line in lines if group.endswith("collect-update")}
+
     def found() -> list[tuple[str, dict[str, Any]]] | None:
+        # A function answers before its log group has its last line.
         lines = list(lines_of("logged"))
-        return lines if {group for group, _ in lines} == set(GROUPS) else None
+        every = {group for group, _ in lines} == set(GROUPS) and collected(lines) == {"a", "b"}
+        return lines if every else None
 
     lines = until(found)
     assert {line["message"] for _, line in lines} == {"done"}
     assert {line["service"] for _, line in lines} == {"gradshard"}
-    collected = {line["contributor"] for group, line in lines if group.endswith("collect-update")}
-    assert collected == {"a", "b"}
     tasks = [line for group, line in lines if group.endswith("aggregate-shard")]
     done = {(line["task"]["level"], line["task"]["number"]) for line in tasks}
     assert done == {(task["level"], task["task"]) for task in manifest["tasks"]}

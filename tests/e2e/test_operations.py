@@ -22,7 +22,7 @@ def states(state: str) -> list[str]:
 
 
 def test_a_round_is_closed_with_the_updates_that_are_there(federation: Federation) -> None:
-    round_ = federation.open_round("op-close", ["a", "b"], timeout=600)
+    round_ = federation.open_round("op-close", ["a", "b"], timeout=600, min_clients=1)
     round_.submit("a", UPDATE, samples=1)
     assert "op-close" in states("awaiting")
     assert "goes on with 1 of 2 updates" in said("close", "op-close")

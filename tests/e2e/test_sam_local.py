@@ -15,8 +15,8 @@ from tests.e2e.deployed import Deployed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker]
 
-MEMORY_MB = 128
-"""The smallest function there is, smaller than the example's updates."""
+MEMORY_MB = 192
+"""The default of AggregatorMemory, less than one of the example's updates."""
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:

@@ -381,7 +381,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(
 ) -> None:
     """As long as AWS accepts its requests: S3 up to 15 minutes off, EventBridge up to 5."""
     for terms in KINDS_OF_ROUNDS.values():
-        clock.off, clock.drift = timedelta(minutes=4), timedelta(seconds=-3)
+        clock.off, clock.drift = timedelta(minutes=4), timedelta(seconds=-0.5)
         assert go(Machine(spoiled, store, terms), unspoiled)["status"] == "completed"
 
 
