@@ -403,7 +403,7 @@ def s3_mod(
         arrays, layout = _read_arrays(file, order["names"])
     records = {name: record for name, record in message.content.items() if name != RECORD}
     message.content = RecordDict(records | {order["arrays"]: arrays})
-    # What training does not keep of the model should not stay for the upload.
+    # Free the memory of the model before the upload.
     del arrays, records
     reply = call_next(message, context)
     if "ticket" not in order or reply.has_error():

@@ -1,1 +1,1 @@
-"""What the functions run, and clients share with them: the Lambda layer holds this package."""
+"""The code of the functions, which clients use, too. The Lambda layer holds this package."""

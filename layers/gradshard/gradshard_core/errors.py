@@ -28,7 +28,7 @@ class StoreError(GradshardError):
 
 
 class UnsentError(StoreError):
-    """What was streamed to S3 was not taken, now: it is not kept, and has to be made again."""
+    """S3 refused a stream for now. Its bytes are not kept, so they have to be made again."""
 
 
 class UnreadableObjectError(StoreError):

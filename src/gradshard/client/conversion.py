@@ -45,7 +45,7 @@ _DAMAGE: Final = (
     RuntimeError,
     ValueError,
 )
-"""What reading a damaged or encrypted archive raises."""
+"""The exceptions of reading a damaged or encrypted archive."""
 
 
 MAX_NPY_HEADER_BYTES: Final = 10_000

@@ -16,7 +16,7 @@ OPENING_SECONDS: Final = 20.0
 """How long opening a round waits for its spec to appear in the bucket."""
 
 PAYLOAD_ROOM_BYTES: Final = 4096
-"""What the state machine adds to a round's spec: its name, a time and a callback token."""
+"""The state machine adds these to a round's spec: its name, a time and a callback token."""
 
 
 def encode_spec(spec: RoundSpec) -> str:

@@ -1,4 +1,4 @@
-"""What a client does in a round, with AWS credentials and with a ticket alike."""
+"""A client's actions in a round. They are the same with AWS credentials and with a ticket."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """The types of the options with which a client opens a round.
 
-What each option does and its default stand where it is declared:
+The meaning and default of each option are declared in
 :class:`gradshard_core.planning.spec.RoundSpec`.
 """
 

@@ -26,7 +26,7 @@ _OWN_PATHS: Final = "/_"
 """MiniStack's own paths begin so (reset, settings, code of functions); no bucket's name does."""
 
 _TYPED: Final = "none"
-"""What a browser says of itself when somebody typed the address."""
+"""The value of Sec-Fetch-Site if somebody typed the address."""
 
 _HOST: Final = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[0-9a-z.]+))(?::[0-9]{1,5})?")
 

@@ -1,4 +1,4 @@
-r"""What a round costs on AWS, by system: gradshard's shards beside the published systems.
+r"""The cost of a round on AWS, by system: gradshard's shards beside the published systems.
 
 gradshard's ``shards`` are what its planner takes for as many clients: a grid beyond 64.
 

@@ -1,4 +1,4 @@
-"""What is claimed of gradshard's cost, worked out: crossovers, ratios, and what they hang on.
+"""Claims about gradshard's cost, computed: crossovers, ratios, and their assumptions.
 
 Everything is computed from :mod:`gradshard.papers`; nothing here is a typed-in result.
 

@@ -1,4 +1,4 @@
-"""What every system is priced by: a setting, and what comes out."""
+"""The setting by which every system is priced, and the result."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -30,7 +30,7 @@ one after another, ResNet-18's shards, and hardly elsewhere."""
 
 @dataclass(frozen=True)
 class Setting:
-    """What the systems are compared under.
+    """The setting of a comparison.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a round is expected to take.
+    """The expected time and cost of a round.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What others measured: the published cost of GradsSharding, λ-FL and LIFL on AWS Lambda.
+"""Measurements of others: the published cost of GradsSharding, λ-FL and LIFL on AWS Lambda.
 
 Dollars and wall seconds are the tables of Barrak, "Shard the Gradient, Scale the Model"
 (arXiv 2604.22072, 2026). The seconds of single functions are not in the paper: they are means over
@@ -131,7 +131,8 @@ SHARD_SWEEP_SECONDS: Final = {1: 188.8, 2: 97.8, 4: 59.8, 8: 26.9, 16: 22.3}
 
 SLOWEST_READ_BYTES_PER_SECOND: Final = 44 * MIB
 FASTEST_READ_BYTES_PER_SECOND: Final = 57 * MIB
-"""What one function read from S3, one object after another ("MB/s" in the package are MiB/s)."""
+"""The rate of one function that reads S3, one object after another ("MB/s" in the package are
+MiB/s)."""
 
 ACCOUNT_MEMORY_MB: Final = 3008
 """Cap of the account the paper used; Lambda's own is 10,240."""

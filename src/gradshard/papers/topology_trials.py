@@ -55,7 +55,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trial took.
+    """The time and memory of a trial.
 
     Parameters
     ----------

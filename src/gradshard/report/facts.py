@@ -17,7 +17,7 @@ REJECTED: Final = "rejected"
 LATE: Final = "late"
 WAITING: Final = "waiting"
 UNUSED: Final = "unused"
-"""What became of an upload: it is in the plan, it was rejected, it came after planning, the round
+"""The states of an upload: it is in the plan, it was rejected, it came after planning, the round
 may still use it, or the round ended without it."""
 
 _TASK_FIELDS: Final = (

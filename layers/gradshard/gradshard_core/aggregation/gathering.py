@@ -19,13 +19,14 @@ GROUPED: Final = 4096
 """Stretches of a group at most, whose positions take a MB."""
 
 GAP_BYTES: Final = 4 * MIB
-"""What is read rather than left out. Another request takes 0.1 s (limits.REQUEST_SECONDS), in which
-a function reads 7 MiB, and costs as much as 128 MB of memory for 0.24 s."""
+"""A task reads a gap of up to this size, because another request costs more. It takes 0.1 s
+(limits.REQUEST_SECONDS), in which a function reads 7 MiB, and its price is that of 128 MB of memory
+for 0.24 s."""
 
 MAX_FURTHER_REQUESTS: Final = 256
-"""What an update's order may cost, in requests or gaps of GAP_BYTES, beside as many of them as the
-update has bytes: its order may take as long again as reading it, and half a minute. Models of a few
-hundred tensors stay under that when they are sorted by name or by type, or turned round."""
+"""An update's order may cost this many requests, or gaps of GAP_BYTES, plus one for each GAP_BYTES
+of the update. So its order takes at most as long as reading it, plus half a minute. Models of a few
+hundred tensors stay below that if they are sorted by name or by type, or reversed."""
 
 MAX_RUNS: Final = 65_536
 """Further runs of all contributors of a round, which every task has in memory with its plan."""
@@ -47,7 +48,7 @@ class Group(NamedTuple):
     ranges
         In the order of the layout.
     windows
-        What is requested for them, in the order of the object.
+        The parts of the object that are requested for them, in its order.
     """
 
     ranges: list[Range]
@@ -100,12 +101,12 @@ def joined(ranges: Iterable[Range]) -> Iterator[Range]:
 
 
 class Disorder(NamedTuple):
-    """What the order of tensors costs beyond one request for each object.
+    """The cost of the order of tensors, beyond one request for each object.
 
     Parameters
     ----------
     requests
-        Further ones.
+        Requests beyond the first of each object.
     skipped
         Bytes of gaps that are read.
     groups
@@ -130,7 +131,7 @@ class Disorder(NamedTuple):
 
     @property
     def equivalent(self) -> float:
-        """What it costs, in requests."""
+        """The cost in requests."""
         return self.requests + self.skipped / GAP_BYTES
 
     def plus(self, other: "Disorder") -> "Disorder":

@@ -25,7 +25,7 @@ DEFAULT_MODEL: Final = "model"
 DELTAS: Final = "deltas"
 MODELS: Final = "models"
 UPDATES: Final = (DELTAS, MODELS)
-"""What clients send: how their training changed the model, or the model as they trained it."""
+"""The contents of updates: the change of the model by training, or the trained model itself."""
 
 MOMENTUM: Final = "momentum"
 VARIANCE: Final = "variance"

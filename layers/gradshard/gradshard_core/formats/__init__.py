@@ -1,1 +1,1 @@
-"""What is stored in the bucket: object names, tensor layouts, element types, JSON records."""
+"""The formats of the bucket: object names, tensor layouts, element types, JSON records."""

@@ -231,7 +231,7 @@ class Layout:
 
 
 class Header(NamedTuple):
-    """What an object's header says, and where its tensor bytes begin."""
+    """An object's header, and the position of its first tensor byte."""
 
     layout: Layout
     metadata: dict[str, str]

@@ -1,8 +1,8 @@
 """The log line and the metrics of a task, as one line in CloudWatch's embedded metric format.
 
-What :mod:`gradshard_core.observability.powertools` does for the other functions, without
-Powertools: with it come botocore's top, jmespath and fifty modules more, which every shard would
-pay for. The format:
+The fields are those of :mod:`gradshard_core.observability.powertools`, but this module does not
+import Powertools. It would load parts of botocore, jmespath and fifty more modules, and every shard
+would pay for them. The format:
 https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
 """
 

@@ -1,4 +1,4 @@
-"""What a function says about its work: the keys of its log lines, and its metrics.
+"""The keys of the functions' log lines, and their metrics.
 
 :mod:`gradshard_core.observability.powertools` says it with Powertools,
 :mod:`gradshard_core.observability.emf` with the standard library.
@@ -41,7 +41,7 @@ UNITS: Final = {
 Event = dict[str, Any]
 Outcome = dict[str, Any]
 Measures = Callable[[Event, Outcome], Mapping[str, float]]
-"""What an invocation adds to the metrics."""
+"""The metrics of an invocation."""
 
 
 class Context(Protocol):

@@ -1,4 +1,4 @@
-"""What the functions log and measure, and the wrapper that their handlers wear.
+"""The logs and metrics of the functions, and the wrapper of their handlers.
 
 ``aggregate_shard`` wears that of :mod:`gradshard_core.observability.emf` instead, for the same
 lines and metrics.

@@ -1,1 +1,1 @@
-"""What a round is asked for, what it will do, and what that takes in time, memory and money."""
+"""The options of a round, its plan, and the time, memory and money that the plan takes."""

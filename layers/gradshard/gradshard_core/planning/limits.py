@@ -35,7 +35,7 @@ MAX_PAYLOAD_BYTES: Final = 256 * 1024
 # For how long after an execution's end no other one can have its name,
 # https://docs.aws.amazon.com/step-functions/latest/apireference/API_StartExecution.html (2026-11)
 NAME_KEPT_DAYS: Final = 90
-# What a distributed Map gives back has an entry of each child: an empty object and a comma.
+# The output of a distributed Map has an entry for each child: an empty object and a comma.
 MAX_CHILDREN: Final = MAX_PAYLOAD_BYTES // len("{},")
 # Iterations of an inline Map at once,
 # https://docs.aws.amazon.com/step-functions/latest/dg/state-map-inline.html (2026-11)

@@ -70,7 +70,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Participants:
-    """Who takes part in a round and who does not.
+    """The clients that take part in a round, and those that do not.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class PlannedLayerWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class PlannedLayout:
-    """What the plan keeps of the round's layout; empty while an eager round has none.
+    """The plan's part of the round's layout; empty while an eager round has none.
 
     Parameters
     ----------

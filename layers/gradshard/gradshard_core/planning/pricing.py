@@ -1,4 +1,4 @@
-"""What a round costs on AWS, from what it does: tasks with their seconds, requests, clients."""
+"""The price of a round on AWS, from its tasks, their seconds, its requests and its clients."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -117,7 +117,7 @@ class Tasks(NamedTuple):
 
 
 Level = Sequence[Tasks]
-"""What runs side by side."""
+"""Tasks that run at the same time."""
 
 
 class Requests(NamedTuple):

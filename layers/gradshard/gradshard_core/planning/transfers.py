@@ -6,9 +6,9 @@ from gradshard_core.planning import limits
 from gradshard_core.units import MIB
 
 SINGLE_PUT_BYTES: Final = 1024 * MIB
-"""What a client sends in one PUT at first, instead of eleven requests. A connection that breaks
-costs at most this, once: a minute and a half at 100 Mbit/s, after which the parts take over. S3
-would take five times as much."""
+"""A client first sends an update of up to this size in one PUT, instead of eleven requests. If the
+connection breaks, it sends parts from then on. So it loses at most this, once: a minute and a half
+at 100 Mbit/s. S3 accepts five times as much."""
 
 CLIENT_RANGE_BYTES: Final = 16 * MIB
 CLIENT_RANGES: Final = 8

@@ -1,4 +1,4 @@
-"""Who takes part in a round: which of the updates that are there can be averaged together."""
+"""Admission to a round: find the updates that can be averaged together."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,7 +28,7 @@ class QuorumError(GradshardError):
 
 
 class Admission(NamedTuple):
-    """Who takes part, and who does not.
+    """The updates that take part, and those that do not.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a round asks of AWS besides S3: to go on, to be woken at its deadline, to tell others."""
+"""Requests of a round to AWS besides S3: go on, wake it at its deadline, and tell others."""
 
 import contextlib
 import json

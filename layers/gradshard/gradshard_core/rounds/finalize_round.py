@@ -88,7 +88,7 @@ def finalize_round(store: S3Store, wire: TaskS3Client, round_id: str) -> dict[st
 
 
 class _Tally:
-    """What there is to say of all tasks, without keeping all that each of them said."""
+    """The totals of all tasks. The single reports are not kept."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = dict.fromkeys(("tasks", *SUMMED, "cold_starts"), 0)

@@ -1,4 +1,4 @@
-"""What every planning of a round starts from: the request, the terms and the current model."""
+"""The input of every planning of a round: the request, the terms and the current model."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What all classes that send requests to one bucket have in common."""
+"""The base of all classes that send requests to one bucket."""
 
 from typing import TYPE_CHECKING
 

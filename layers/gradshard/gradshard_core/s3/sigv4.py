@@ -16,7 +16,7 @@ UNSIGNED: Final = "UNSIGNED-PAYLOAD"
 
 
 class Credentials(NamedTuple):
-    """Who signs; ``token`` is empty unless they are temporary."""
+    """Keys that sign requests; ``token`` is empty unless they are temporary."""
 
     access_key: str
     secret_key: str

@@ -1,4 +1,4 @@
-"""What each client should do next round, so that fast ones work while they would wait (AMBLE).
+"""Assign work to each client for the next round, so that fast clients do not wait (AMBLE).
 
 A reconstruction. AMBLE (Park, Yoon, Yeo and Oh, Journal of Parallel and Distributed Computing 170,
 2022) gives every device a mini-batch and a number of local epochs by its speed relative to the
@@ -29,7 +29,7 @@ from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.formats.layout import shorten
 
 REPORTED: Final = ("train_seconds", "batch_size", "epochs", "steps")
-"""What clients say of their training, in the metadata of their updates."""
+"""The metadata of an update that describes its training."""
 
 MAX_TRAIN_SECONDS: Final = 7 * 24 * 3600.0
 """As long as a round may be open; who trained for longer is not believed."""
@@ -54,7 +54,7 @@ NOTED: Final = 20
 """Clients that a note names."""
 
 SLACK: Final = 1e-9
-"""What rounding may cost, relatively: a client that fits the target exactly is to fit."""
+"""The relative tolerance for rounding, so that a client that meets the target exactly fits."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class AssignmentSettings:
 
 @dataclass(frozen=True)
 class Report:
-    """What a client says of its training, as far as it can be believed.
+    """A client's description of its training, after the checks for plausibility.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Speed:
-    """What is remembered of a client.
+    """The history of a client.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a client should do.
+    """The work that a client should do.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Assignments:
-    """What all clients should do, and what the next round's assignments are made from.
+    """The work of all clients, and the basis of the next round's assignments.
 
     Parameters
     ----------

@@ -146,12 +146,12 @@ class PastRounds:
 
 
 Stated = GivenMisses | PastRounds | Participation
-"""What a rule may say of p."""
+"""The values that a rule may have for p."""
 
 
 @dataclass(frozen=True)
 class PastRound:
-    """Who reached what in a round that has ended.
+    """The layers that clients reached in a round that has ended.
 
     Parameters
     ----------

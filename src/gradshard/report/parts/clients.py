@@ -28,7 +28,7 @@ OUTCOMES: Final = {
     UNUSED: "mute",
     COUNTED: "c0",
 }
-"""What may become of a client's update, with its colour; what needs attention comes first."""
+"""The states of a client's update with their colours, the most urgent first."""
 
 
 class _Client(NamedTuple):
