@@ -1,14 +1,17 @@
-"""The entry point of the ``gradshard`` command."""
+"""The entry point of the ``gradshard`` command.
+
+Ctrl-C prints a traceback until :func:`main` has set its handler. So this module imports little
+before that, and no typing.
+"""
 
 import gc
 import os
 import signal
 from types import FrameType
-from typing import Final
 
-from gradshard.utils.text import INTERRUPTED
+from gradshard.utils.interrupts import INTERRUPTED
 
-GC_THRESHOLD: Final = 100_000
+GC_THRESHOLD = 100_000
 """New objects before a garbage collection. Loading boto3 creates many and no garbage: with Python's
 threshold, collections take about a tenth of a short command's time."""
 

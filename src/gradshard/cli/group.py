@@ -8,7 +8,8 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from gradshard.utils.text import INTERRUPTED, escape_terminal
+from gradshard.utils.interrupts import INTERRUPTED
+from gradshard.utils.text import escape_terminal
 from gradshard_core.errors import EngineError, GradshardError, RoundFailed
 
 DEBUG: Final = "gradshard.debug"

@@ -1,9 +1,6 @@
 """How text and numbers are put for people, on a terminal and on a page."""
 
 from collections.abc import Sequence
-from typing import Final
-
-INTERRUPTED: Final = "interrupted; the same command may be given again"
 
 
 def escape_terminal(text: object) -> str:

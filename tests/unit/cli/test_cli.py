@@ -21,6 +21,7 @@ import pytest
 from rich.console import Console, Group, RenderableType
 from safetensors.numpy import save_file
 
+import gradshard
 from gradshard.cli import main, show, watch
 from gradshard.client import federation, opening
 from gradshard.client.federation import Federation
@@ -608,6 +609,24 @@ def test_who_interrupts_is_answered_in_one_line(
 ) -> None:
     monkeypatch.setattr(Round, "status", Mock(side_effect=KeyboardInterrupt))
     assert_one_line(run("show", "r1"), "interrupted; the same command may be given again")
+
+
+def test_little_is_imported_before_an_interrupt_is_answered() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import gradshard.__main__;"
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
+    )
+    # -S: the packages of this environment may load anything at its start.
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={"PYTHONPATH": str(Path(gradshard.__path__[0]).parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(done.stdout.split())
+    assert "gradshard" in loaded
+    assert not loaded & {"typing", "re", "click", "gradshard_core"}
 
 
 def test_who_interrupts_while_the_command_loads_is_answered_too(tmp_path: Path) -> None:
