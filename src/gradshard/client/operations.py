@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from gradshard.client.stack import Execution, ListedExecution, Stack
 from gradshard.client.status import AGGREGATING, AWAITING
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.keys import RoundKeys, is_id
 from gradshard_core.records.manifest import COMPLETED, FAILED, parse_manifest
 
 STATES: Final = (AWAITING, AGGREGATING, COMPLETED, FAILED)
@@ -59,7 +59,7 @@ def list_rounds(stack: Stack, state: str | None = None) -> Iterator[ListedRound]
     if state is not None and state not in STATES:
         raise SpecError(f"state {state!r} is not one of {', '.join(STATES)}")
     only = RUNNING if state in {AWAITING, AGGREGATING} else None
-    for execution in stack.list_executions(only):
+    for execution in _rounds(stack, only):
         found = _state(stack, execution)
         if state in {None, found}:
             ended = execution.stopped or None
@@ -111,7 +111,12 @@ def close_round(stack: Stack, keys: RoundKeys) -> bool:
 
 def running(stack: Stack) -> set[str]:
     """Return the ids of the rounds that have not ended."""
-    return {execution.round_id for execution in stack.list_executions(RUNNING)}
+    return {execution.round_id for execution in _rounds(stack, RUNNING)}
+
+
+def _rounds(stack: Stack, status: str | None) -> Iterator[ListedExecution]:
+    """Yield the executions whose names can be rounds; others were started by hand and failed."""
+    return (found for found in stack.list_executions(status) if is_id("round", found.round_id))
 
 
 def check_reason(reason: str) -> None:

@@ -255,6 +255,13 @@ class TestListing:
     def test_of_one_state(self, federation: Federation, state: str, names: list[str]) -> None:
         assert [found.round for found in federation.rounds(state)] == names
 
+    def test_an_execution_that_is_no_round_is_not_listed(
+        self, federation: Federation, stack: OperatedStack
+    ) -> None:
+        stack.executions["_by-hand"] = execution("FAILED")
+        stack.executions["by.hand"] = execution("RUNNING")
+        assert len(list(federation.rounds())) == 7
+
     def test_of_no_state(self, federation: Federation) -> None:
         with pytest.raises(SpecError, match="state 'done' is not one of awaiting, aggregating"):
             list(federation.rounds("done"))

@@ -35,6 +35,11 @@ client called ``update`` too, and ``rounds/*/spec.json`` the rejection of one ca
 _REPORT: Final = re.compile(r"(?P<level>[0-9]{1,3})/[0-9]{5,}\.json")
 
 
+def is_id(kind: str, name: str) -> bool:
+    """Return whether a name has the form of the id of a ``kind``, as :func:`check_id` states it."""
+    return bool((_ROUND_ID if kind == "round" else _ID).fullmatch(name))
+
+
 def check_id(kind: str, name: object) -> str:
     """Return ``name`` if it may name a ``kind``: a round, a client or a model.
 
@@ -47,8 +52,8 @@ def check_id(kind: str, name: object) -> str:
     SpecError
         It may not.
     """
-    pattern, dots = (_ROUND_ID, "") if kind == "round" else (_ID, "dots, ")
-    if not isinstance(name, str) or not pattern.fullmatch(name):
+    if not isinstance(name, str) or not is_id(kind, name):
+        dots = "" if kind == "round" else "dots, "
         shown = name if not isinstance(name, str) or len(name) <= 80 else name[:79] + "…"
         raise SpecError(
             f"{kind} id {shown!r} is not 1 to 64 ASCII letters, digits, {dots}underscores or "
