@@ -198,7 +198,7 @@ def _execution(stack: Stack, keys: RoundKeys) -> Execution | None:
     has_spec = stack.store.head(keys.spec) is not None
     if execution is None and not has_spec:
         raise RoundNotFoundError.of(keys.round_id)
-    if execution is not None and execution.has_ended and not execution.failed and not has_spec:
+    if execution is not None and execution.succeeded and not has_spec:
         raise RoundNotFoundError.deleted(keys.round_id, execution.dates)
     return execution
 

@@ -73,6 +73,11 @@ class Execution(NamedTuple):
         return self.status in {"FAILED", "TIMED_OUT", "ABORTED"}
 
     @property
+    def succeeded(self) -> bool:
+        """Whether it ran to its end; its round then had a spec and a manifest."""
+        return self.has_ended and not self.failed
+
+    @property
     def reason(self) -> str:
         """Why it failed."""
         return self.cause or self.error or f"the execution ended as {self.status}"
