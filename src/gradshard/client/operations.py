@@ -41,7 +41,7 @@ class LogLine(NamedTuple):
     fields: dict[str, Any]
 
 
-def list_rounds(stack: Stack, state: str | None = None) -> Iterator[ListedRound]:
+def list_rounds(stack: Stack, state: str | None) -> Iterator[ListedRound]:
     """Yield the rounds that run or have run in the last 90 days, the newest first.
 
     Parameters
@@ -49,7 +49,7 @@ def list_rounds(stack: Stack, state: str | None = None) -> Iterator[ListedRound]
     stack
         Where they run.
     state
-        Only those in this state, one of :data:`STATES`.
+        Only those in this state, one of :data:`STATES`; None for all.
 
     Raises
     ------
