@@ -44,7 +44,7 @@ def confirm(text: str) -> None:
 
 
 def confirm_file(file: Path, record: dict[str, object], *, as_json: bool) -> None:
-    """Say that a command wrote a file; as JSON, add the file to the ``record`` of what it holds."""
+    """Say that a command wrote a file; as JSON, add its name and size to the ``record``."""
     nbytes = file.stat().st_size
     if as_json:
         print_json(record | {"file": str(file), "nbytes": nbytes})

@@ -147,7 +147,7 @@ def plan(
 
 
 def _workload(spec: RoundSpec, nbytes: int, clients: int) -> Workload:
-    """Return what a round of these clients has to do, each with an update of ``nbytes``."""
+    """Return the work of a round of these clients, each with an update of ``nbytes``."""
     name, levels = spec.levels(clients)
     order = spec.order or addition_order.natural_order(levels)
     return Workload(

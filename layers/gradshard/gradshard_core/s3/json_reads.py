@@ -1,4 +1,4 @@
-"""Reading JSON objects, which is the same with boto3 and in a task."""
+"""Reading JSON objects: both clients of S3 do it alike."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class JsonReads(ABC):
-    """Reads JSON objects with what reads bytes."""
+    """Reads JSON objects; subclasses read their bytes."""
 
     @abstractmethod
     def get_bytes(self, key: str) -> bytes | None:
