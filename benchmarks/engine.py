@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -97,9 +96,7 @@ class Engine:
 @contextlib.contextmanager
 def serve(*, bind: str | None = None) -> Iterator[Engine]:
     """Run an engine on a free port of the loopback interface, and of ``bind`` too."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = engine_control.free_port()
     with tempfile.TemporaryDirectory(prefix="gradshard-bench-") as name:
         folder = Path(name)
         file = folder / "credentials.json"

@@ -7,7 +7,7 @@ import fnmatch
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from gradshard.deployment.local_engine import Engine
 from gradshard_core.s3.store import S3Store
 from tests import reference
 from tests.e2e.deployed import Deployed, until
-from tests.e2e.test_permissions import Permission, as_list
+from tests.e2e.test_permissions import as_list, asked
 
 pytestmark = pytest.mark.e2e
 
@@ -77,11 +77,6 @@ def as_client(
     return become
 
 
-def asked(engine: Engine) -> Iterator[tuple[str, Permission]]:
-    for decision, role, action, resource in DECISION.findall(engine.log.read_text()):
-        yield decision, Permission(role, action, resource)
-
-
 def take_part(federation: Federation, become: Callable[[], Federation]) -> None:
     """Submit, look, wait, fetch, and submit again, beside a client whose update is rejected."""
     opened = federation.open_round("policed-plain", clients=["a", "b"], min_clients=1, timeout=600)
@@ -109,7 +104,9 @@ def test_a_client_takes_part(
     deployed: Deployed,
 ) -> None:
     take_part(federation, as_client)
-    denied = {asking.resource for decision, asking in asked(engine) if decision == "denied"}
+    denied = {
+        asking.resource for decision, asking in asked(engine, DECISION) if decision == "denied"
+    }
     bucket = f"arn:aws:s3:::{deployed.bucket}"
     assert denied == {f"{bucket}/rounds/policed-plain/rejections/b.json"}
 
@@ -195,7 +192,7 @@ def test_a_client_may_do_nothing_else(credentials: dict[str, str], deployed: Dep
 
 def test_a_client_uses_all_that_it_may(engine: Engine, deployed: Deployed) -> None:
     """After the tests above."""
-    used = [permission for decision, permission in asked(engine) if decision == "allowed"]
+    used = [permission for decision, permission in asked(engine, DECISION) if decision == "allowed"]
     for statement in json.loads(policy(deployed.bucket))["Statement"]:
         for action in as_list(statement["Action"]):
             for resource in as_list(statement["Resource"]):

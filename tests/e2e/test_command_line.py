@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gradshard.deployment.engine_control import free_port
 from gradshard.deployment.local_engine import Engine
 from tests import reference
 
@@ -189,13 +189,6 @@ def test_a_failed_round_fails_its_watcher(engine: Engine) -> None:
     assert "0 good updates" in said("show", "watched")
 
 
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def assert_one_line(done: subprocess.CompletedProcess[str], message: str, code: int = 1) -> None:
     # Errors of usage name the help.
     assert done.returncode == (2 if done.stderr.endswith("--help`.\n") else code), done
@@ -228,7 +221,7 @@ def test_users_errors_are_one_line(
         (("open", "more", "--clients", 65, "--topology", "shards"), "add 65 updates of 65 clients"),
         (("open", "neither"), "Give the expected clients"),
         (("show", "slips", "--stack", "nowhere"), "there is no stack 'nowhere'"),
-        (("show", "slips", "--local", "--port", unused_port()), "no local engine is running"),
+        (("show", "slips", "--local", "--port", free_port()), "no local engine is running"),
         (("sho", "slips"), "Did you mean `gradshard show`?"),
     ):
         assert_one_line(gradshard(*arguments), message)
@@ -237,7 +230,7 @@ def test_users_errors_are_one_line(
 
 
 def test_an_endpoint_that_does_not_answer(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused_port()}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     assert_one_line(gradshard("show", "typed"), "is the local engine running")
 
 
@@ -266,7 +259,7 @@ def test_no_credentials(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_plan_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused_port()}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     asked = ("plan", "--size", "512MB", "--clients", 20, "--shards", 4, "--memory", 512)
     plan = said_json(*asked)
     assert (plan["nbytes"], plan["choice"]["shards"], plan["choice"]["memory_mb"]) == (

@@ -69,9 +69,11 @@ def update(seed: int) -> dict[str, reference.Array]:
     return {"w": np.random.default_rng(seed).standard_normal(50, np.float32)}
 
 
-def asked(engine: Engine) -> Iterator[tuple[str, Permission]]:
-    """What roles asked for so far, and how that was decided."""
-    for decision, role, action, resource in DECISION.findall(engine.log.read_text()):
+def asked(
+    engine: Engine, decisions: re.Pattern[str] = DECISION
+) -> Iterator[tuple[str, Permission]]:
+    """Yield how the engine decided so far, and for which role's request."""
+    for decision, role, action, resource in decisions.findall(engine.log.read_text()):
         yield decision, Permission(role, action, resource)
 
 

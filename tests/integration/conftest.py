@@ -7,8 +7,10 @@ import boto3
 import pytest
 
 from gradshard.deployment.local_engine import Engine
+from gradshard_core.s3.boto_client import make_client
 from gradshard_core.s3.store import S3Store
 from tests.integration.by_hand import Round
+from tests.integration.proxy import Proxy, spoiling
 
 BUCKETS: list[S3Store] = []
 """The buckets that fixtures here made."""
@@ -44,6 +46,20 @@ def encrypted(engine: Engine) -> S3Store:
     s3.put_bucket_encryption(Bucket=name, ServerSideEncryptionConfiguration=rules)
     BUCKETS.append(S3Store(name, connections=80))
     return BUCKETS[-1]
+
+
+@pytest.fixture
+def proxy(engine: Engine) -> Iterator[Proxy]:
+    """Give a proxy in front of the engine, with no faults yet."""
+    with spoiling(engine.port) as running:
+        yield running
+
+
+@pytest.fixture
+def proxied(proxy: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    """The bucket, through the proxy."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    return S3Store(store.bucket, client=make_client())
 
 
 @pytest.fixture

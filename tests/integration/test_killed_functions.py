@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,6 +46,18 @@ def _unwatched(proxy: Proxy) -> Iterator[None]:
     yield
     proxy.watch = lambda *_: None
     proxy.faults = []
+
+
+def stopping(lane: Lane) -> tuple[threading.Event, Callable[[str, str], None]]:
+    """Return an event, and a watcher that sets it and stops a lane at client a's update."""
+    asleep = threading.Event()
+
+    def stop(when: str, path: str) -> None:
+        if when == "after" and "/updates/a." in path and not asleep.is_set():
+            asleep.set()
+            lane.signal(signal.SIGSTOP)
+
+    return asleep, stop
 
 
 class Killer:
@@ -135,12 +147,7 @@ def test_a_task_that_goes_on_when_another_has_done_it(
     lanes: list[Lane], proxy: Proxy, store: S3Store, terms: dict[str, Any], wakes: str
 ) -> None:
     slow, quick, calm = lanes
-    asleep = threading.Event()
-
-    def stop(when: str, path: str) -> None:
-        if when == "after" and "/updates/a." in path and not asleep.is_set():
-            asleep.set()
-            slow.signal(signal.SIGSTOP)
+    asleep, stop = stopping(slow)
 
     with ThreadPoolExecutor(1) as pool:
         stragglers: list[Any] = []
@@ -300,12 +307,7 @@ def test_a_round_that_is_given_up_while_a_task_is_at_work(
     lanes: list[Lane], proxy: Proxy, store: S3Store
 ) -> None:
     slow, quick, calm = lanes
-    asleep = threading.Event()
-
-    def stop(when: str, path: str) -> None:
-        if when == "after" and "/updates/a." in path and not asleep.is_set():
-            asleep.set()
-            slow.signal(signal.SIGSTOP)
+    asleep, stop = stopping(slow)
 
     def call(function: str, event: dict[str, Any]) -> dict[str, Any]:
         if function != "aggregate_shard":

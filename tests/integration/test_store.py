@@ -3,31 +3,16 @@
 import io
 import os
 import time
-from collections.abc import Iterator
 
 import boto3
 import pytest
 
-from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import ChangedObjectError, StoreError
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.s3.boto_client import make_client
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.streams import RangeStream
 from gradshard_core.s3.traffic import Traffic
-from tests.integration.proxy import Fault, Proxy, spoiling
-
-
-@pytest.fixture
-def proxy(engine: Engine) -> Iterator[Proxy]:
-    with spoiling(engine.port) as running:
-        yield running
-
-
-@pytest.fixture
-def spoiled(proxy: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> S3Store:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    return S3Store(store.bucket, client=make_client())
+from tests.integration.proxy import Fault, Proxy
 
 
 def read(stream: RangeStream, count: int) -> bytes:
@@ -98,18 +83,18 @@ def test_a_version_that_is_gone_or_changed(store: S3Store) -> None:
 
 
 def test_a_conditional_write_that_meets_another_is_tried_again(
-    store: S3Store, spoiled: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    store: S3Store, proxied: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one may fail, and then there is nothing."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
     proxy.faults = [Fault("conflict")] * 5
-    assert spoiled.put_json("t/met", 1, replaces=None)
+    assert proxied.put_json("t/met", 1, replaces=None)
     proxy.faults = [Fault("conflict")] * 5
-    assert not spoiled.put_json("t/met", 2, replaces=None)
+    assert not proxied.put_json("t/met", 2, replaces=None)
     assert store.get_json("t/met") == 1
     proxy.faults = [Fault("conflict")] * 6
     with pytest.raises(StoreError, match=r"t/never: S3 answered 6 times: .*RequestConflict"):
-        spoiled.put_json("t/never", 1, replaces=None)
+        proxied.put_json("t/never", 1, replaces=None)
 
 
 def test_a_write_in_place_of_what_is_gone_is_none(store: S3Store) -> None:
@@ -130,7 +115,7 @@ def test_no_reading_past_the_ranges(store: S3Store) -> None:
 
 
 def test_a_broken_stream_goes_on_from_the_byte_it_reached(
-    store: S3Store, spoiled: S3Store, proxy: Proxy
+    store: S3Store, proxied: S3Store, proxy: Proxy
 ) -> None:
     data = os.urandom(1_000_000)
     store.put_bytes("t/broken", data)
@@ -142,14 +127,14 @@ def test_a_broken_stream_goes_on_from_the_byte_it_reached(
         lambda answer: answer._replace(headers=answer.headers | {"Content-Range": "bytes 0-9/10"}),
         lambda answer: answer._replace(body=answer.body[:1]),
     ]
-    assert read(RangeStream(spoiled, frozen, [(0, 1_000_000)]), 1_000_000) == data
+    assert read(RangeStream(proxied, frozen, [(0, 1_000_000)]), 1_000_000) == data
     assert proxy.spoils == []
-    traffic = spoiled.meter.take()
+    traffic = proxied.meter.take()
     assert (traffic.gets, traffic.retries, traffic.bytes_read) == (5, 4, 1_000_000)
 
 
 def test_a_stream_that_stays_broken_is_given_up(
-    store: S3Store, spoiled: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    store: S3Store, proxied: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
     store.put_bytes("t/stubborn", b"x" * 100)
@@ -158,7 +143,7 @@ def test_a_stream_that_stays_broken_is_given_up(
     proxy.spoils = [lambda answer: answer._replace(body=b"")] * 50
     said = r"t/stubborn: reading broke 6 times in a row at byte 0: 6 × .*IncompleteRead"
     with pytest.raises(StoreError, match=said):
-        read(RangeStream(spoiled, frozen, [(0, 100)]), 100)
+        read(RangeStream(proxied, frozen, [(0, 100)]), 100)
 
 
 def test_parts_overwrite_themselves_and_appear_at_once(store: S3Store) -> None:

@@ -6,7 +6,7 @@ import io
 import itertools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +20,6 @@ from gradshard.client.ticket_parts import PartUrls, encode_completion
 from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import PaddedContent, TensorContent
-from gradshard.deployment.local_engine import Engine
 from gradshard.utils import polling
 from gradshard_core.errors import (
     RoundFailed,
@@ -39,7 +38,7 @@ from gradshard_core.s3.boto_client import make_client
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 from tests import reference
-from tests.integration.proxy import Answer, Fault, Proxy, spoiling
+from tests.integration.proxy import Answer, Fault, Proxy
 
 COUNTER = itertools.count()
 TENSORS = {"w": np.arange(1000, dtype="f4")}
@@ -73,12 +72,6 @@ def ticket(store: S3Store, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     return ticket
-
-
-@pytest.fixture
-def proxy(engine: Engine) -> Iterator[Proxy]:
-    with spoiling(engine.port) as running:
-        yield running
 
 
 @pytest.fixture

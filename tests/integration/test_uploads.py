@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,12 @@ import pytest
 from gradshard.client import uploads
 from gradshard.client.upload_source import FileContent
 from gradshard.client.uploads import CHUNK_BYTES, has_checksum, upload
-from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats.layout import Layout, encode_header
-from gradshard_core.s3.boto_client import make_client
 from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
-from tests.integration.proxy import Answer, Proxy, spoiling
+from tests.integration.proxy import Answer, Proxy
 
 LARGE = 40 * MIB
 
@@ -47,18 +44,6 @@ def store(request: pytest.FixtureRequest) -> S3Store:
     """A bucket whose ETags are MD5s, and one under a KMS key."""
     found: S3Store = request.getfixturevalue(request.param)
     return found
-
-
-@pytest.fixture
-def proxy(engine: Engine) -> Iterator[Proxy]:
-    with spoiling(engine.port) as running:
-        yield running
-
-
-@pytest.fixture
-def proxied(proxy: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> S3Store:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    return S3Store(store.bucket, client=make_client())
 
 
 def assert_whole(store: S3Store, key: str, content: Counted) -> None:

@@ -16,7 +16,7 @@ from gradshard.cli.options import (
     quiet_option,
     ticket_option,
 )
-from gradshard.cli.output import cell, confirm, print_json, progress_bar
+from gradshard.cli.output import cell, confirm, confirm_file, print_json, progress_bar
 from gradshard.cli.ticket import load
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
@@ -123,22 +123,18 @@ def fetch(
 
     With a --ticket, write the version from which the round of the ticket began.
     """
-    document: dict[str, object]
+    record: dict[str, object]
     with progress_bar(f"fetching {file.name}") as progress:
         if ticket:
             loaded = load(ticket)
             loaded.fetch_model(file, progress=progress)
-            document = {"round": loaded.id}
+            record = {"round": loaded.id}
         else:
             handle = federation.model(name)
             version = handle.current() if number is None else handle.version(number)
             handle.fetch(file, version=version.number, progress=progress)
-            document = {"model": name, "version": version.number}
-    nbytes = file.stat().st_size
-    if as_json:
-        print_json(document | {"file": str(file), "nbytes": nbytes})
-    else:
-        confirm(f"wrote {escape_terminal(file)} ({format_size(nbytes)})")
+            record = {"model": name, "version": version.number}
+    confirm_file(file, record, as_json=as_json)
 
 
 @model.command()

@@ -5,11 +5,12 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from gradshard.utils.text import escape_terminal
+from gradshard.utils.text import escape_terminal, format_size
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -40,6 +41,15 @@ def confirm(text: str) -> None:
     """Print what a command did, unless it is to be quiet."""
     if not is_quiet():
         click.echo(text)
+
+
+def confirm_file(file: Path, record: dict[str, object], *, as_json: bool) -> None:
+    """Say that a command wrote a file; as JSON, add its name and size to the ``record``."""
+    nbytes = file.stat().st_size
+    if as_json:
+        print_json(record | {"file": str(file), "nbytes": nbytes})
+    else:
+        confirm(f"wrote {escape_terminal(file)} ({format_size(nbytes)})")
 
 
 def is_quiet() -> bool:

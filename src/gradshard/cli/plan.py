@@ -25,7 +25,7 @@ from gradshard_core.planning import limits, memory_projection, planner
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.projection import Projection
-from gradshard_core.planning.spec import parse_spec
+from gradshard_core.planning.spec import RoundSpec, parse_spec
 from gradshard_core.planning.workload import Workload
 
 DEFAULT_ARCHITECTURE: Final = "arm64"
@@ -97,10 +97,8 @@ def plan(
     The command asks AWS only with --stack, and the local engine only with --local.
     """
     spec = parse_spec({"clients": clients, **options})
-    name, levels = spec.levels(clients)
-    order_parts = addition_order.split_order(
-        spec.order or addition_order.natural_order(levels), levels
-    )
+    name, _ = spec.levels(clients)
+    load = _workload(spec, size, clients)
     if stack or local:
         deployed = connect(
             stack or DEFAULT_STACK, region=region, profile=profile, local=local, port=port
@@ -110,14 +108,6 @@ def plan(
     memory = memory or DEFAULT_MEMORY_MB
     architecture = architecture or DEFAULT_ARCHITECTURE
     aggregator = LambdaConfig(memory, architecture)
-    load = Workload(
-        size,
-        levels,
-        is_cut=TOPOLOGIES[name].is_cut,
-        depth=max(1, *map(len, order_parts)),
-        plan_bytes=memory_projection.plan_bytes(clients),
-        applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
-    )
     choice, notes = planner.choose(
         load, aggregator, shards=spec.shards, time_budget=spec.time_budget
     )
@@ -131,7 +121,7 @@ def plan(
                 "clients": clients,
                 "architecture": architecture,
                 "topology": name,
-                "levels": levels,
+                "levels": load.levels,
                 "choice": choice.to_json(),
                 "notes": notes,
                 "frontier": [projection.to_json() for projection in frontier],
@@ -154,6 +144,20 @@ def plan(
     console.print(_table(shown, choice))
     if len(shown) < len(rows):
         console.print(cell(f"{len(rows) - len(shown)} more with --all"))
+
+
+def _workload(spec: RoundSpec, nbytes: int, clients: int) -> Workload:
+    """Return the work of a round of these clients, each with an update of ``nbytes``."""
+    name, levels = spec.levels(clients)
+    order = spec.order or addition_order.natural_order(levels)
+    return Workload(
+        nbytes,
+        levels,
+        is_cut=TOPOLOGIES[name].is_cut,
+        depth=max(1, *map(len, addition_order.split_order(order, levels))),
+        plan_bytes=memory_projection.plan_bytes(clients),
+        applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
+    )
 
 
 def _thin_out(frontier: list[Projection], choice: Projection) -> list[Projection]:

@@ -15,7 +15,7 @@ from gradshard.cli.options import (
     quiet_option,
     ticket_option,
 )
-from gradshard.cli.output import confirm, print_json, progress_bar, waiting
+from gradshard.cli.output import confirm, confirm_file, print_json, progress_bar, waiting
 from gradshard.cli.round_options import round_options
 from gradshard.cli.ticket import load, named
 from gradshard.cli.values import DurationType
@@ -174,8 +174,4 @@ def fetch(
         download = partial(federation.round(round_id).fetch, file)
     with progress_bar(f"fetching {file.name}") as progress:
         download(progress=progress)
-    nbytes = file.stat().st_size
-    if as_json:
-        print_json({"round": round_id, "file": str(file), "nbytes": nbytes})
-    else:
-        confirm(f"wrote {escape_terminal(file)} ({format_size(nbytes)})")
+    confirm_file(file, {"round": round_id}, as_json=as_json)

@@ -41,7 +41,7 @@ class LogLine(NamedTuple):
     fields: dict[str, Any]
 
 
-def list_rounds(stack: Stack, state: str | None = None) -> Iterator[ListedRound]:
+def list_rounds(stack: Stack, state: str | None) -> Iterator[ListedRound]:
     """Yield the rounds that run or have run in the last 90 days, the newest first.
 
     Parameters
@@ -49,7 +49,7 @@ def list_rounds(stack: Stack, state: str | None = None) -> Iterator[ListedRound]
     stack
         Where they run.
     state
-        Only those in this state, one of :data:`STATES`.
+        Only those in this state, one of :data:`STATES`; None for all.
 
     Raises
     ------
@@ -203,7 +203,7 @@ def _execution(stack: Stack, keys: RoundKeys) -> Execution | None:
     has_spec = stack.store.head(keys.spec) is not None
     if execution is None and not has_spec:
         raise RoundNotFoundError.of(keys.round_id)
-    if execution is not None and execution.has_ended and not execution.failed and not has_spec:
+    if execution is not None and execution.succeeded and not has_spec:
         raise RoundNotFoundError.deleted(keys.round_id, execution.dates)
     return execution
 

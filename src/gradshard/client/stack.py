@@ -23,7 +23,7 @@ from gradshard.deployment import local_engine, user_config
 from gradshard.utils.polling import poll
 from gradshard_core.errors import ServiceError
 from gradshard_core.s3.boto_client import connect, make_client
-from gradshard_core.s3.boto_errors import settings_error, unreachable
+from gradshard_core.s3.boto_errors import NO_CREDENTIALS, settings_error, unreachable
 from gradshard_core.s3.store import S3Store
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ class Execution(NamedTuple):
     def failed(self) -> bool:
         """Whether it failed."""
         return self.status in {"FAILED", "TIMED_OUT", "ABORTED"}
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it ran to its end; its round then had a spec and a manifest."""
+        return self.has_ended and not self.failed
 
     @property
     def reason(self) -> str:
@@ -354,9 +359,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except NoCredentialsError:
-        raise ServiceError(
-            "no AWS credentials found: configure them (aws configure), or use --local"
-        ) from None
+        raise ServiceError(NO_CREDENTIALS) from None
     except NoRegionError:
         raise ServiceError(
             "no AWS region is configured: set AWS_DEFAULT_REGION, or use --local"

@@ -76,7 +76,7 @@ class StatusPoller:
             execution = self._stack.execution(keys.round_id)
         if record is None and execution is None and manifest is None:
             raise RoundNotFoundError.of(keys.round_id)
-        if record is None and manifest is None and execution and _is_deleted(execution):
+        if record is None and manifest is None and execution and execution.succeeded:
             raise RoundNotFoundError.deleted(keys.round_id, execution.dates)
         record = record or {"spec": execution.input if execution else {}}
         arrived = _arrived(self._updates(record["spec"]))
@@ -232,11 +232,6 @@ class StatusPoller:
         for entry in self._finished(plan):
             done[self._keys.reported_level(entry.key) or 0] += 1
         return done
-
-
-def _is_deleted(execution: Execution) -> bool:
-    """Whether a round without terms and manifest had both: they are written before it ends."""
-    return execution.has_ended and not execution.failed
 
 
 def _state(

@@ -9,7 +9,14 @@ import numpy.typing as npt
 
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout, header_length, parse_header, shorten
+from gradshard_core.formats.layout import (
+    PREFIX_BYTES,
+    Layout,
+    check_not_empty,
+    header_length,
+    parse_header,
+    shorten,
+)
 
 Array = npt.NDArray[Any]
 
@@ -45,8 +52,7 @@ def pack(tensors: Mapping[str, Any]) -> tuple[Layout, list[memoryview]]:
     arrays = [(check_name(name), *as_stored(name, tensor)) for name, tensor in tensors.items()]
     arrays.sort(key=lambda entry: -entry[2].itemsize)
     layout = Layout.pack((name, dtype, array.shape) for name, dtype, array in arrays)
-    if layout.nbytes == 0:
-        raise UpdateError("the update is empty: it holds no element of any tensor")
+    check_not_empty(layout)
     return layout, [memoryview(array.reshape(-1).view(np.uint8)) for _, _, array in arrays]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import IO, Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from urllib3.exceptions import HTTPError
 
@@ -38,27 +38,16 @@ class TicketRequests:
         self.ticket = ticket
 
     @cached_property
-    def _http(self) -> HttpClient:
+    def http(self) -> HttpClient:
+        """The client of the ticket's host; it sends a request once."""
         return HttpClient(self.ticket.result_url)
-
-    def send(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, Any],
-        body: IO[bytes] | bytes | None = None,
-        *,
-        stream: bool = False,
-    ) -> Answer:
-        """Send a request once, as :meth:`~gradshard.client.presigned.HttpClient.send` does."""
-        return self._http.send(method, url, headers, body, stream=stream)
 
     def ask(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> Answer | None:
         """Send a request without a body, with retries; return None if there is no object."""
         retries = Retries()
         while True:
             try:
-                answer = self.send(method, url, headers or {})
+                answer = self.http.send(method, url, headers or {})
             except OSError as error:
                 reason = str(error)
             else:
@@ -148,7 +137,7 @@ class UrlReader:
         """Open bytes [start, end) of the object."""
         self.meter.add(gets=1)
         headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": source.etag}
-        answer = self._requests.send("GET", self._url, headers, stream=True)
+        answer = self._requests.http.send("GET", self._url, headers, stream=True)
         if answer.status_code in {404, 412}:
             raise ChangedObjectError(f"{source.key}: it changed while it was fetched")
         if 400 <= answer.status_code < 500:

@@ -99,7 +99,7 @@ class TicketUpload:
             body = UnseekableBody(content, progress)
             progress(0, content.nbytes)
             try:
-                answer = self._requests.send("PUT", url, headers, body)
+                answer = self._requests.http.send("PUT", url, headers, body)
                 if answer.status_code == 200:
                     return self._requests.check_is_s3(answer)
                 if answer.status_code == 412:
@@ -136,7 +136,7 @@ class TicketUpload:
         retries = Retries()
         while True:
             try:
-                answer = self._requests.send("PUT", url, headers, body)
+                answer = self._requests.http.send("PUT", url, headers, body)
                 if answer.status_code == 200:
                     self._requests.check_is_s3(answer)
                     return Part(number, self._requests.header(answer, "ETag"), nbytes)
@@ -158,7 +158,9 @@ class TicketUpload:
         retries = Retries()
         while True:
             try:
-                answer = self._requests.send("POST", urls.completion, {"If-None-Match": "*"}, body)
+                answer = self._requests.http.send(
+                    "POST", urls.completion, {"If-None-Match": "*"}, body
+                )
                 if self._is_completed(answer):
                     return
             except OSError as error:

@@ -26,6 +26,7 @@ _START_SECONDS: Final = 60.0
 _START_PAUSE_SECONDS: Final = 0.1
 _STOP_SECONDS: Final = 10.0
 _STOP_PAUSE_SECONDS: Final = 0.05
+_TAIL_LINES: Final = 15
 
 
 def down(port: int = DEFAULT_PORT) -> bool:
@@ -213,9 +214,9 @@ def is_ready(engine: Engine, address: str = "127.0.0.1") -> bool:
     return answers(engine.port, engine.credentials, address)
 
 
-def tail_of(path: Path, lines: int = 15) -> str:
+def tail_of(path: Path) -> str:
     """Return the last lines of a log."""
     try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(path.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
     except OSError:
         return "(no log)"

@@ -103,7 +103,7 @@ def estimate(system: str, nbytes: int, setting: Setting) -> Estimate | None:
         return None
 
 
-def sizes(smallest: int = SMALLEST_BYTES) -> list[int]:
+def sizes(smallest: int) -> list[int]:
     """Return sizes up to 10 GB, evenly apart on a logarithmic scale, both ends among them."""
     ratio = LARGEST_BYTES / smallest
     steps = math.ceil(STEPS_PER_DECADE * math.log10(ratio))

@@ -161,6 +161,18 @@ def run(blobs: Sequence[bytes], samples: Sequence[int], shards: int, **options: 
     return encode_header(layout, {}) + execute(plan, blobs)
 
 
+def random_updates(
+    tensors: Sequence[tuple[str, tuple[int, ...]]], clients: int, seed: int
+) -> tuple[list[dict[str, reference.Array]], list[int]]:
+    """Return an update of such tensors for each client, and numbers of samples."""
+    rng = np.random.default_rng(seed)
+    updates = [
+        {f"t{i}": reference.random_tensor(rng, *t) for i, t in enumerate(tensors)}
+        for _ in range(clients)
+    ]
+    return updates, [int(n) for n in rng.integers(1, 10_000, clients)]
+
+
 def assert_average(blob: bytes, expected: dict[str, reference.Array]) -> None:
     result = reference.decode(blob)
     assert set(result) == set(expected)
@@ -198,12 +210,7 @@ def test_any_cut_gives_the_bits_of_a_plain_loop(
     seed: int,
     data: st.DataObject,
 ) -> None:
-    rng = np.random.default_rng(seed)
-    updates = [
-        {f"t{i}": reference.random_tensor(rng, *t) for i, t in enumerate(tensors)}
-        for _ in range(clients)
-    ]
-    samples = [int(n) for n in rng.integers(1, 10_000, clients)]
+    updates, samples = random_updates(tensors, clients, seed)
     blobs = [
         reference.encode(update, order=data.draw(st.permutations(list(update))))
         for update in updates
@@ -239,12 +246,7 @@ def test_in_the_same_order_every_topology_gives_the_same_bits(
     weights: str,
     seed: int,
 ) -> None:
-    rng = np.random.default_rng(seed)
-    updates = [
-        {f"t{i}": reference.random_tensor(rng, *t) for i, t in enumerate(tensors)}
-        for _ in range(clients)
-    ]
-    samples = [int(n) for n in rng.integers(1, 10_000, clients)]
+    updates, samples = random_updates(tensors, clients, seed)
     blobs = [reference.encode(update) for update in updates]
     options: dict[str, Any] = {"weights": weights}
     with pytest.MonkeyPatch.context() as patch:

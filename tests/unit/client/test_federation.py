@@ -83,12 +83,6 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polling, "FIRST_PAUSE_SECONDS", 0.01)
 
 
-@pytest.fixture(params=["", "kms"])
-def store(request: pytest.FixtureRequest) -> MemoryStore:
-    """A bucket whose ETags are MD5s, and one where they say nothing of the bytes."""
-    return MemoryStore(kms=bool(request.param))
-
-
 @pytest.fixture
 def stack(store: MemoryStore) -> MemoryStack:
     return MemoryStack(store)

@@ -32,12 +32,6 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "CHUNK_BYTES", 512)
 
 
-@pytest.fixture(params=["", "kms"])
-def store(request: pytest.FixtureRequest) -> MemoryStore:
-    """A bucket whose ETags are MD5s, and one where they say nothing of the bytes."""
-    return MemoryStore(kms=bool(request.param))
-
-
 @pytest.fixture
 def in_parts(store: MemoryStore) -> None:
     """Break whatever is sent in one request in its middle."""

@@ -334,9 +334,7 @@ def test_transitions_are_those_of_the_state_machine() -> None:
     assert len(loop) == limits.LEVEL_TRANSITIONS
     # From the start to the first state, and from each to the next or the end.
     assert len(path) + 1 == limits.ROUND_TRANSITIONS + limits.LEVEL_TRANSITIONS
-    # Entered and exited; and a Map starts and succeeds, and so does its run.
     assert [states[name]["Type"] for name in loop] == ["Map", "Choice"]
-    assert limits.LEVEL_EVENTS == (2 + 2 + 2) + 2
     batches = states["AggregateLevel"]["ItemProcessor"]
     assert batches["ProcessorConfig"] == {"Mode": "DISTRIBUTED", "ExecutionType": "EXPRESS"}
     assert list(batches["States"]) == ["AggregateBatch"]

@@ -304,9 +304,21 @@ def parse_header(header: bytes, object_bytes: int) -> Header:
         raise UpdateError(
             f"the tensors end at byte {position}, but the object holds {data_bytes} bytes of them"
         )
-    if position == 0:
+    layout = Layout(tuple(tensors))
+    check_not_empty(layout)
+    return Header(layout, metadata, data_offset)
+
+
+def check_not_empty(layout: Layout) -> None:
+    """Check that an update of this layout has something to average.
+
+    Raises
+    ------
+    UpdateError
+        It has no element.
+    """
+    if layout.nbytes == 0:
         raise UpdateError("the update is empty: it holds no element of any tensor")
-    return Header(Layout(tuple(tensors)), metadata, data_offset)
 
 
 def parse_samples(metadata: Mapping[str, str]) -> int:

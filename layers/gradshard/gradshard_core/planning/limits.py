@@ -101,6 +101,3 @@ EXPRESS_MEMORY_GB: Final = 64 / 1024
 ROUND_TRANSITIONS: Final = 6
 # Transitions of a level without its tasks: the distributed Map, and the choice of a next level.
 LEVEL_TRANSITIONS: Final = 2
-# Events of a level in the execution's history, of which AWS takes 25,000: the Map and the choice
-# are entered and exited; the Map starts and succeeds, and so does its run.
-LEVEL_EVENTS: Final = 8

@@ -9,7 +9,7 @@ from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import BrokenObjectError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.outputs import next_model_keys
-from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan import Participants, Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records import model_registry
 from gradshard_core.records.manifest import COMPLETED, FAILED, parse_manifest
@@ -59,15 +59,7 @@ def abort_round(
     except BrokenObjectError:
         # Maybe that is why the round is given up: what it would name is looked for.
         plan, has_partials = None, True
-    manifest = {
-        "round": round_id,
-        "status": FAILED,
-        "error": error,
-        "cause": cause,
-        "rejected": [vars(rejection) for rejection in plan.participants.rejected] if plan else [],
-        "missing": plan.participants.missing if plan else [],
-        "finished_at": datetime.now(UTC).isoformat(),
-    }
+    manifest = _manifest(round_id, error, cause, plan)
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
     server_optimizer = _apply_terms(store, keys, plan)
     outputs = [
@@ -91,6 +83,20 @@ def abort_round(
         "RoundFailed", {"round": round_id, "bucket": store.bucket, "cause": manifest["cause"]}
     )
     return {"status": FAILED, "error": manifest["error"], "cause": manifest["cause"]}
+
+
+def _manifest(round_id: str, error: str, cause: str, plan: Plan | None) -> dict[str, Any]:
+    """Return the manifest of a round that failed, as far as it was planned."""
+    participants = Participants() if plan is None else plan.participants
+    return {
+        "round": round_id,
+        "status": FAILED,
+        "error": error,
+        "cause": cause,
+        "rejected": [vars(rejection) for rejection in participants.rejected],
+        "missing": participants.missing,
+        "finished_at": datetime.now(UTC).isoformat(),
+    }
 
 
 def _apply_terms(store: S3Store, keys: RoundKeys, plan: Plan | None) -> ServerOptimizer | None:

@@ -64,7 +64,7 @@ def admit(
     clients: Sequence[str],
     *,
     settled: Layout | None,
-    whose: str = "",
+    whose: str,
     held: Sequence[Contributor] = (),
 ) -> Admission:
     """Check updates, and tell the senders of those that are rejected.

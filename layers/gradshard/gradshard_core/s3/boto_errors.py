@@ -17,6 +17,8 @@ from botocore.exceptions import (
 from gradshard_core.errors import StoreError, UnreadableObjectError
 from gradshard_core.s3.streams import explain_denial
 
+NO_CREDENTIALS: Final = "no AWS credentials found: configure them (aws configure), or use --local"
+
 _UNREADABLE: Final = {"AccessDenied", "InvalidObjectState"}
 
 _NO_ENDPOINT: Final = "AWS_ENDPOINT_URL is to be a URL such as http://127.0.0.1:4566"
@@ -41,9 +43,7 @@ def translated(key: str, *expected: str) -> Iterator[None]:
     except KeyError as error:
         raise StoreError(f"{key}: S3's answer has no {error}") from error
     except NoCredentialsError:
-        raise StoreError(
-            "no AWS credentials found: configure them (aws configure), or use --local"
-        ) from None
+        raise StoreError(NO_CREDENTIALS) from None
     except EndpointConnectionError as error:
         raise StoreError(unreachable(error)) from None
     except EndpointResolutionError as error:

@@ -70,21 +70,9 @@ def sign(
         signed["x-amz-security-token"] = credentials.token
     names = ";".join(sorted(signed))
     uri = quote(path, safe="/-_.~")
-    search = "&".join(
-        f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}"
-        for name, value in sorted(query.items())
-    )
-    canonical = "\n".join(
-        [
-            method,
-            uri,
-            search,
-            *(f"{name}:{signed[name]}" for name in sorted(signed)),
-            "",
-            names,
-            digest,
-        ]
-    )
+    search = _canonical_query(query)
+    fields = (f"{name}:{signed[name]}" for name in sorted(signed))
+    canonical = "\n".join([method, uri, search, *fields, "", names, digest])
     scope = f"{stamp[:8]}/{region}/s3/aws4_request"
     text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
     signature = _hmac(_key(credentials.secret_key, scope), text).hex()
@@ -93,6 +81,14 @@ def sign(
         f"SignedHeaders={names}, Signature={signature}"
     )
     return f"{uri}?{search}" if search else uri, signed
+
+
+def _canonical_query(query: Mapping[str, str]) -> str:
+    """Encode a query as it is signed and sent: sorted by name."""
+    return "&".join(
+        f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}"
+        for name, value in sorted(query.items())
+    )
 
 
 @lru_cache(maxsize=1)

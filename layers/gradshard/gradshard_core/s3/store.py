@@ -1,9 +1,9 @@
 """The store: a bucket for everything but tasks, which use :mod:`gradshard_core.s3.task_client`."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 from botocore.exceptions import (
     ClientError,
@@ -20,6 +20,7 @@ from gradshard_core.formats.digests import parts_of
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.s3.boto_client import CONNECTIONS, make_client
 from gradshard_core.s3.boto_errors import check_listing, error_code, translated
+from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.multipart import MultipartUploads
 from gradshard_core.s3.presigned_urls import PresignedUrls
 from gradshard_core.s3.retries import Retries
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
-
-T = TypeVar("T")
 
 ANYTHING: Final = "*"
 """For a write without a condition."""
@@ -73,7 +72,7 @@ class _Body:
         return count
 
 
-class S3Store(MultipartUploads, PresignedUrls):
+class S3Store(MultipartUploads, PresignedUrls, JsonReads):
     """A federation's bucket, for everything except tasks.
 
     Parameters
@@ -185,17 +184,6 @@ class S3Store(MultipartUploads, PresignedUrls):
             return self._get(key)[0]
         except ClientError:  # NoSuchKey: without a range none is invalid
             return None
-
-    @overload
-    def get_json(self, key: str) -> Any: ...
-
-    @overload
-    def get_json(self, key: str, read: Callable[[Any], T]) -> T | None: ...
-
-    def get_json(self, key: str, read: Callable[[Any], Any] = json_records.as_it_is) -> Any:
-        """Read a JSON object with :func:`~gradshard.formats.json_records.decode`, or None."""
-        body = self.get_bytes(key)
-        return None if body is None else json_records.decode(key, body, read)
 
     def head(self, key: str) -> ObjectVersion | None:
         """Return the newest version of an object; None if there is none."""

@@ -18,19 +18,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, Final, Self, TypeVar, overload
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 from gradshard_core.errors import ChangedObjectError, StoreError, UnsentError
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.s3 import streams
+from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.retries import GiveUp, Retries
 from gradshard_core.s3.sigv4 import Credentials, sign
 from gradshard_core.s3.streams import explain_denial
 from gradshard_core.s3.traffic import Meter
-
-T = TypeVar("T")
 
 TIMEOUT_SECONDS: Final = 30
 """For S3 to take or to answer what is sent. Reads have a shorter timeout."""
@@ -190,7 +189,7 @@ class StreamWriter:
         return None
 
 
-class TaskS3Client:
+class TaskS3Client(JsonReads):
     """A federation's bucket, for tasks; several threads may use one client.
 
     Parameters
@@ -280,17 +279,6 @@ class TaskS3Client:
                     self.meter.add(bytes_read=len(body))
                     return body
             retries.record_failure(reason, _giving_up("GET", key))
-
-    @overload
-    def get_json(self, key: str) -> Any: ...
-
-    @overload
-    def get_json(self, key: str, read: Callable[[Any], T]) -> T | None: ...
-
-    def get_json(self, key: str, read: Callable[[Any], Any] = json_records.as_it_is) -> Any:
-        """Read a JSON object with :func:`~gradshard.formats.json_records.decode`, or None."""
-        body = self.get_bytes(key)
-        return None if body is None else json_records.decode(key, body, read)
 
     def put_json(self, key: str, value: Any) -> None:
         """Write a JSON object."""
