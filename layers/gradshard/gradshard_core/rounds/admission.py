@@ -190,7 +190,7 @@ def _unusable(
                 _check_steps(update)
             if spec.rule is not None:
                 covered = coverage_of(layers, update.header.layout.shapes)
-                check_usable(spec.rule, layers, covered)
+                check_usable(spec.rule, layers, client, covered)
                 coverage[client] = covered
         except UpdateError as error:
             why[client] = str(error)
