@@ -24,7 +24,8 @@ from gradshard_core.formats.layout import (
 )
 from gradshard_core.planning.plan import Rejection
 from gradshard_core.rounds import arrivals
-from gradshard_core.rounds.layout_vote import differences, majority
+from gradshard_core.rounds.layout_vote import difference, majority
+from gradshard_core.rounds.seen_layouts import SeenLayout
 from gradshard_core.stragglers.assignments import AssignmentSettings, assign, parse_report
 from gradshard_core.stragglers.layers import check_depth, coverage_of, layers_of
 
@@ -82,15 +83,16 @@ def pair(data: bytes) -> None:
     if not layouts:
         return
     try:
-        winner, whose = majority(layouts)
+        winner, whose = majority({client: SeenLayout.of(layout) for client, layout in layouts.items()})
     except PlanError as error:
         _check_reason(error)
         winner, whose = layouts["a"], "that of client 'a'"
     for partial in (False, True):
-        why = differences(layouts, winner, whose, partial=partial)
-        for reason in why.values():
-            _check_reason(reason)
-        for client in layouts.keys() - why.keys():
+        for client, layout in layouts.items():
+            reason = difference(layout, winner, whose, partial=partial)
+            if reason is not None:
+                _check_reason(reason)
+                continue
             _check_runs(winner, found[client])
             layers = layers_of(winner)
             try:

@@ -1,6 +1,7 @@
 """Which of the objects that clients send are looked at."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,10 @@ GOOD = reference.encode({"w": np.ones(1, "f4")}, {"num_samples": "1"})
 @pytest.mark.parametrize("body", [GOOD, b"junk"])
 def test_what_has_come_of_an_update_counts_for_nothing_where_whole_updates_do(body: bytes) -> None:
     assert arrivals.check_update(growing(body), KEYS, "a", partial=False) is None
-    assert arrivals.check_updates(growing(body), KEYS, ["a"], partial=False) == [None]
+    with ThreadPoolExecutor(1) as thread:
+        assert arrivals.check_updates(
+            growing(body), KEYS, ["a"], partial=False, look=lambda _: 1, large_headers=thread
+        ) == [None]
 
 
 def test_what_has_come_of_an_update_counts_by_a_rule_for_partial_ones() -> None:

@@ -1,12 +1,15 @@
 """Whose layout a round has."""
 
 import tracemalloc
+from collections.abc import Mapping
 
 import pytest
 
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.layout import Layout
-from gradshard_core.rounds.layout_vote import differences, majority
+from gradshard_core.rounds import layout_vote
+from gradshard_core.rounds.layout_vote import difference
+from gradshard_core.rounds.seen_layouts import SeenLayout
 
 AB = Layout.pack([("a", "F32", (2,)), ("b", "F32", (1,))])
 BA = Layout.pack([("b", "F32", (1,)), ("a", "F32", (2,))])
@@ -15,6 +18,18 @@ WIDER = Layout.pack([("a", "F32", (2,)), ("b", "F32", (1,)), ("c", "F32", (10**9
 DOUBLE = Layout.pack([("a", "F64", (2,)), ("b", "F32", (1,))])
 COMPOSED = Layout.pack([("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "F32", (2,))])
 DECOMPOSED = Layout.pack([("cafe\N{COMBINING ACUTE ACCENT}", "F32", (2,))])
+
+
+def majority(layouts: Mapping[str, Layout]) -> tuple[Layout, str]:
+    distinct = {id(layout): SeenLayout.of(layout) for layout in layouts.values()}
+    return layout_vote.majority({c: distinct[id(layout)] for c, layout in layouts.items()})
+
+
+def differences(
+    layouts: Mapping[str, Layout], settled: Layout, whose: str, *, partial: bool
+) -> dict[str, str]:
+    found = {c: difference(layouts[c], settled, whose, partial=partial) for c in layouts}
+    return {client: reason for client, reason in found.items() if reason is not None}
 
 
 def test_the_majority_wins_in_its_most_frequent_order() -> None:

@@ -95,6 +95,13 @@ class Runs:
         """Return start, end and offset of one run after another."""
         return self._numbers.tolist()
 
+    def moved(self, nbytes: int) -> "Runs":
+        """Return the runs of an object that has everything so many bytes later."""
+        moved = Runs(self._numbers)
+        for index in range(2, len(moved._numbers), 3):
+            moved._numbers[index] += nbytes
+        return moved
+
     def ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the byte ranges of the object that hold the layout's [start, end)."""
         first = bisect_right(range(len(self)), start, key=lambda index: self[index].end)

@@ -1,22 +1,24 @@
 """Admission to a round: find the updates that can be averaged together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.aggregation.gathering import ADVICE, MAX_RUNS, Disorder
 from gradshard_core.errors import GradshardError, PlanError, UpdateError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs
 from gradshard_core.planning.plan import Contributor, Rejection
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.arrivals import Update
-from gradshard_core.rounds.layout_vote import differences, majority
+from gradshard_core.rounds.layout_vote import difference, majority
+from gradshard_core.rounds.seen_layouts import SeenLayout, SeenLayouts, digests_of
 from gradshard_core.s3.store import S3Store
-from gradshard_core.stragglers.assignments import parse_report
-from gradshard_core.stragglers.layers import Coverage, coverage_of, layers_of
+from gradshard_core.stragglers.assignments import Report, parse_report
+from gradshard_core.stragglers.layers import Coverage, Layer, coverage_of, layers_of
 from gradshard_core.stragglers.salf import check_usable
 
 NAMED: Final = 20
@@ -91,25 +93,36 @@ def admit(
         Rejection(client, f"the round takes {places} clients, and others come before this one")
         for client in entitled[places:]
     ]
-    updates: dict[str, Update] = {}
-    sent = arrivals.sent_to(keys, spec)
-    partial = spec.rule is not None
-    for update in arrivals.check_updates(store, sent, entitled[:places], partial=partial):
-        if isinstance(update, Update):
-            updates[update.client] = update
-        elif update is not None:
-            rejected.append(update)
-    layout, unfit = _agree(spec, updates, settled, whose)
-    coverage: dict[str, Coverage] = {}
-    if layout is not None:
-        agreeing = {c: update for c, update in updates.items() if c not in unfit}
-        unfit |= _unusable(spec, layout, agreeing, coverage)
-        agreeing = {c: update for c, update in updates.items() if c not in unfit}
+    # One thread reads all large headers, again and for the first time.
+    with ThreadPoolExecutor(1) as large_headers:
+        examiner = _Examiner(store, spec)
+        if settled is None:
+            settled, whose = spec.layout, "the one the round was opened with"
+        if settled is not None:
+            examiner.settle(settled, whose)
+        elif spec.undecided is not None:  # opened by a version that did not ask for a layout
+            raise PlanError(spec.undecided)
+        updates: dict[str, _Sent] = {}
+        for update in arrivals.check_updates(
+            store,
+            arrivals.sent_to(keys, spec),
+            entitled[:places],
+            partial=spec.rule is not None,
+            look=examiner.look,
+            large_headers=large_headers,
+        ):
+            if isinstance(update, _Sent):
+                updates[update.client] = update
+            elif update is not None:
+                rejected.append(update)
+        if settled is None and updates:
+            large_headers.submit(examiner.vote, updates).result()
         before = sum(len(contributor.runs) - 1 for contributor in held)
-        unfit |= _disordered(layout, agreeing, before)
-    for client, reason in unfit.items():
-        source = updates.pop(client).source
-        rejected.append(Rejection(client, f"{source.key}: {reason}", source.etag))
+        unfit = examiner.unfit(updates, before) if updates else {}
+        for client, reason in unfit.items():
+            source = updates.pop(client).source
+            rejected.append(Rejection(client, f"{source.key}: {reason}", source.etag))
+        runs = large_headers.submit(examiner.runs, updates).result()
     arrivals.reject_all(store, keys, rejected)
     contributors = tuple(
         Contributor(
@@ -117,13 +130,18 @@ def admit(
             source=update.source,
             samples=update.samples,
             weight=0.0,
-            runs=_runs(layout, update),
+            runs=runs[update.layout].moved(update.data_offset),
             report=_report(spec, update),
         )
         for update in updates.values()
-        if layout is not None
     )
-    return Admission(contributors, layout, tuple(rejected), coverage)
+    coverage = {client: examiner.findings[updates[client].layout].covered for client in updates}
+    return Admission(
+        contributors,
+        examiner.settled,
+        tuple(rejected),
+        {client: covered for client, covered in coverage.items() if covered is not None},
+    )
 
 
 def check_quorum(admission_result: Admission, spec: RoundSpec, missing: Sequence[str]) -> None:
@@ -154,56 +172,145 @@ def first_of(names: Sequence[str], separator: str) -> str:
     return separator.join(names[:NAMED]) + (f"{separator}and {more} more" if more > 0 else "")
 
 
-def _agree(
-    spec: RoundSpec, updates: dict[str, Update], settled: Layout | None, whose: str
-) -> tuple[Layout | None, dict[str, str]]:
-    """Return the round's layout, and how the updates differ from it that do.
+class _Sent(NamedTuple):
+    """A good update: what is kept of it, which is little whatever its client sent.
 
-    Without one that is settled or stated, whole updates decide by majority.
-
-    Raises
-    ------
-    PlanError
-        They do not, or their votes would not count.
+    ``layout`` is the digest of its layout, and ``data_offset`` where its tensor bytes begin.
     """
-    layouts = {client: update.header.layout for client, update in updates.items()}
-    if settled is None and spec.layout is not None:
-        settled, whose = spec.layout, "the one the round was opened with"
-    if settled is None:
-        if spec.undecided is not None:  # opened by a version that did not ask for a layout
-            raise PlanError(spec.undecided)
-        if not layouts:
-            return None, {}
-        settled, whose = majority(layouts)
-    return settled, differences(layouts, settled, whose, partial=spec.rule is not None)
+
+    client: str
+    source: ObjectVersion
+    samples: int
+    report: Report
+    layout: bytes
+    data_offset: int
 
 
-def _unusable(
-    spec: RoundSpec, layout: Layout, updates: dict[str, Update], coverage: dict[str, Coverage]
-) -> dict[str, str]:
-    """Say which updates the rule has no use for, and why; note what the others cover."""
-    why: dict[str, str] = {}
-    layers = layers_of(layout, spec.layers) if spec.rule is not None else ()
-    for client, update in updates.items():
+class _Findings(NamedTuple):
+    """How a layout fits the round's.
+
+    Parameters
+    ----------
+    difference
+        How it first differs; None if it does not.
+    covered
+        Which layers it has, in a round of partial updates.
+    broken
+        Why its layers are of no use.
+    further
+        How many runs it has beyond one.
+    excess
+        Why they cost too much.
+    """
+
+    difference: str | None = None
+    covered: Coverage | None = None
+    broken: str | None = None
+    further: int = 0
+    excess: str | None = None
+
+
+class _Examiner:
+    """Compares updates' layouts with the round's, each layout once, and forgets the large ones."""
+
+    def __init__(self, store: S3Store, spec: RoundSpec) -> None:
+        self.settled: Layout | None = None
+        self.findings: dict[bytes, _Findings] = {}
+        self._spec, self._whose, self._order = spec, "", b""
+        self._layers: tuple[Layer, ...] = ()
+        self._layouts = SeenLayouts(store)
+        self._seen: dict[bytes, SeenLayout] = {}
+
+    def settle(self, layout: Layout, whose: str) -> None:
+        """Take the round's layout, and what it comes from."""
+        self.settled, self._whose = layout, whose
+        self._order, _ = digests_of(layout)
+        self._layers = layers_of(layout, self._spec.layers) if self._spec.rule is not None else ()
+
+    def look(self, update: Update) -> _Sent:
+        """Note an update's layout, and examine it if the round's is known; threads may share it."""
+        client, source, header, samples = update
+        seen = self._layouts.note(header, source)
+        self._seen[seen.order] = seen
+        if self.settled is not None and seen.order not in self.findings:
+            self.findings[seen.order] = self._examine(self.settled, header.layout)
+        report = parse_report(samples, header.metadata)
+        return _Sent(client, source, samples, report, seen.order, header.data_offset)
+
+    def vote(self, updates: Mapping[str, _Sent]) -> None:
+        """Take the layout of the majority, and examine all.
+
+        Raises
+        ------
+        PlanError
+            There is none.
+        """
+        layout, whose = majority({c: self._seen[sent.layout] for c, sent in updates.items()})
+        self.settle(layout, whose)
+        for order in self._seen:
+            self.findings[order] = self._examine(layout, self._read(order, layout))
+
+    def unfit(self, updates: Mapping[str, _Sent], before: int) -> dict[str, str]:
+        """Say which updates cannot be averaged with the others, and why.
+
+        ``before`` is how many further runs the contributors have that are taken already.
+        """
+        why: dict[str, str] = {}
+        for client in sorted(updates):
+            sent = updates[client]
+            reason = self.findings[sent.layout].difference or self._unusable(sent)
+            if reason is not None:
+                why[client] = reason
+        agreeing = {c: self.findings[s.layout] for c, s in updates.items() if c not in why}
+        return why | _disordered(agreeing, before)
+
+    def runs(self, updates: Mapping[str, _Sent]) -> dict[bytes, Runs]:
+        """Return the runs of updates by layout, in objects without headers."""
+        if self.settled is None:
+            return {}
+        orders = dict.fromkeys(sent.layout for sent in updates.values())
+        return {o: self.settled.runs_in(self._read(o, self.settled), 0) for o in orders}
+
+    def _read(self, order: bytes, settled: Layout) -> Layout:
+        return settled if order == self._order else self._seen[order].read()
+
+    def _examine(self, settled: Layout, layout: Layout) -> _Findings:
+        partial = self._spec.rule is not None
+        differs = difference(layout, settled, self._whose, partial=partial)
+        if differs is not None:
+            return _Findings(differs)
+        covered = None
+        if partial:
+            try:
+                covered = coverage_of(self._layers, layout.shapes)
+            except UpdateError as error:
+                return _Findings(broken=str(error))
+        runs = settled.runs_in(layout, 0)
+        further, excess = max(len(runs) - 1, 0), None
+        if 0 < further <= MAX_RUNS:
+            excess = Disorder.of(runs, settled.nbytes).excess(layout.nbytes)
+        return _Findings(covered=covered, further=further, excess=excess)
+
+    def _unusable(self, sent: _Sent) -> str | None:
+        """Say why the rule has no use for an update; None if it has."""
+        found = self.findings[sent.layout]
         try:
-            if spec.weights == STEPS:
-                _check_steps(update)
-            if spec.rule is not None:
-                covered = coverage_of(layers, update.header.layout.shapes)
-                check_usable(spec.rule, layers, covered)
-                coverage[client] = covered
+            if self._spec.weights == STEPS:
+                _check_steps(sent.report)
+            if found.broken is None and self._spec.rule is not None and found.covered is not None:
+                check_usable(self._spec.rule, self._layers, sent.client, found.covered)
         except UpdateError as error:
-            why[client] = str(error)
-    return why
+            return str(error)
+        return found.broken
 
 
-def _disordered(layout: Layout, updates: dict[str, Update], before: int) -> dict[str, str]:
+def _disordered(findings: Mapping[str, _Findings], before: int) -> dict[str, str]:
     """Say whose tensors stand in an order that costs too much, and why.
 
     Those with the most runs are left out until the rest, with as many as there were before, fits
     into the tasks' memory.
     """
-    counts = {client: len(_runs(layout, update)) - 1 for client, update in updates.items()}
+    counts = {client: found.further for client, found in findings.items()}
     total, why = before + sum(counts.values()), {}
     for client in sorted(counts, key=lambda client: counts[client], reverse=True):
         if total <= MAX_RUNS:
@@ -214,27 +321,19 @@ def _disordered(layout: Layout, updates: dict[str, Update], before: int) -> dict
             f"{MAX_RUNS} that a round may have; {ADVICE}"
         )
         total -= counts[client]
-    for client, update in updates.items():
-        if counts[client] > 0 and client not in why:
-            disorder = Disorder.of(_runs(layout, update), layout.nbytes)
-            excess = disorder.excess(update.header.layout.nbytes)
-            if excess is not None:
-                why[client] = excess
+    for client, found in findings.items():
+        if client not in why and found.excess is not None:
+            why[client] = found.excess
     return why
 
 
-def _runs(layout: Layout, update: Update) -> Runs:
-    return layout.runs_in(update.header.layout, update.header.data_offset)
-
-
-def _check_steps(update: Update) -> None:
-    report = parse_report(update.samples, update.header.metadata)
+def _check_steps(report: Report) -> None:
     if report.steps is None:
         note = next((note for note in report.notes if note.startswith("steps")), "steps is missing")
         raise UpdateError(f"weights by steps need the client's local steps in its metadata: {note}")
 
 
-def _report(spec: RoundSpec, update: Update) -> dict[str, Any] | None:
+def _report(spec: RoundSpec, update: _Sent) -> dict[str, Any] | None:
     if spec.assignments is None and spec.weights != STEPS:
         return None
-    return asdict(parse_report(update.samples, update.header.metadata))
+    return asdict(update.report)

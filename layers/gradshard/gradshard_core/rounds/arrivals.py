@@ -1,10 +1,10 @@
 """Find the updates that have arrived, check their headers, and resume the round in time."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from gradshard_core.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
 from gradshard_core.formats.keys import (
@@ -15,9 +15,9 @@ from gradshard_core.formats.keys import (
     parse_update_key,
 )
 from gradshard_core.formats.layout import (
+    MAX_HEADER_BYTES,
     PREFIX_BYTES,
     Header,
-    Layout,
     header_length,
     parse_header,
     parse_samples,
@@ -52,6 +52,12 @@ class Update(NamedTuple):
     samples: int
 
 
+Found = Update | Rejection | None
+"""What there is of a client: a good update, a bad one, or none."""
+
+T = TypeVar("T")
+
+
 def sent_to(keys: RoundKeys, spec: RoundSpec) -> RoundKeys:
     """Return the names of the round whose updates are averaged: mostly the round's own."""
     return RoundKeys(spec.updates_from) if spec.updates_from else keys
@@ -75,14 +81,7 @@ def progressed(store: S3Store, keys: RoundKeys) -> list[str]:
     return sorted(name for name in names if is_client(name))
 
 
-def check_update(
-    store: S3Store,
-    keys: RoundKeys,
-    client: str,
-    *,
-    partial: bool,
-    large_headers: Executor | None = None,
-) -> Update | Rejection | None:
+def check_update(store: S3Store, keys: RoundKeys, client: str, *, partial: bool) -> Found:
     """Read and check the header of a client's newest upload; None if there is none.
 
     Parameters
@@ -91,63 +90,89 @@ def check_update(
         Whose update.
     partial
         Whether what a client has sent so far is taken, where it has sent no update.
-    large_headers
-        The thread that parses large headers; None for the calling one.
     """
+    first = _read_first(store, keys, client, partial=partial)
+    return _check(store, client, first) if isinstance(first, _First) else first
+
+
+class _First(NamedTuple):
+    """The first bytes of an update, and of which."""
+
+    data: bytes
+    source: ObjectVersion
+
+    @property
+    def has_header(self) -> bool:
+        """Whether they have the whole header, or show that there is none."""
+        length = int.from_bytes(self.data[:PREFIX_BYTES], "little")
+        return PREFIX_BYTES + length <= len(self.data) or length > MAX_HEADER_BYTES
+
+
+def _read_first(
+    store: S3Store, keys: RoundKeys, client: str, *, partial: bool
+) -> _First | Rejection | None:
     key = keys.update(client)
     try:
         head = store.get_head(key, FIRST_READ_BYTES)
         if head is None and partial:
-            key = keys.partial_update(client)
-            head = store.get_head(key, FIRST_READ_BYTES)
+            head = store.get_head(keys.partial_update(client), FIRST_READ_BYTES)
     except UnreadableObjectError as error:
         return Rejection(client, str(error))
-    if head is None:
-        return None
-    data, source = head
+    return None if head is None else _First(*head)
+
+
+def _check(store: S3Store, client: str, first: _First) -> Update | Rejection:
+    """Read the rest of an update's header, and check all of it."""
+    data, source = first
     try:
-        header = _read_header(store, source, data, large_headers)
+        end = PREFIX_BYTES + header_length(data, source.nbytes)
+        if end <= len(data):
+            text = data[PREFIX_BYTES:end]
+        else:
+            text = store.get_range(source, PREFIX_BYTES, end)
+        header = parse_header(text, source.nbytes)
         return Update(client, source, header, parse_samples(header.metadata))
     except UpdateError as error:
-        return Rejection(client, f"{key}: {error}", source.etag)
-
-
-def _read_header(
-    store: S3Store, source: ObjectVersion, data: bytes, large_headers: Executor | None
-) -> Header:
-    """Parse an update's header, the first bytes of which have been read."""
-    end = PREFIX_BYTES + header_length(data, source.nbytes)
-    if end <= len(data):
-        return parse_header(data[PREFIX_BYTES:end], source.nbytes)
-    if large_headers is None:
-        return _read_large_header(store, source, end)
-    return large_headers.submit(_read_large_header, store, source, end).result()
-
-
-def _read_large_header(store: S3Store, source: ObjectVersion, end: int) -> Header:
-    return parse_header(store.get_range(source, PREFIX_BYTES, end), source.nbytes)
+        return Rejection(client, f"{source.key}: {error}", source.etag)
 
 
 def check_updates(
-    store: S3Store, keys: RoundKeys, clients: list[str], *, partial: bool
-) -> list[Update | Rejection | None]:
-    """Check several clients' updates side by side; equal layouts are in memory once.
+    store: S3Store,
+    keys: RoundKeys,
+    clients: list[str],
+    *,
+    partial: bool,
+    look: Callable[[Update], T],
+    large_headers: Executor,
+) -> list[T | Rejection | None]:
+    """Check several clients' updates side by side, and keep of each what ``look`` makes of it.
 
-    Large headers are parsed by one thread, one after another: as bytes, text and JSON one takes up
-    to 20 times its size, and the allocator keeps what is freed for the thread that had it.
+    Parameters
+    ----------
+    store, keys, clients, partial
+        As for :func:`check_update`.
+    look
+        Called in several threads. What it returns should be small: there may be thousands.
+    large_headers
+        One thread, in which large headers are read and looked at, one after another: as bytes, text
+        and JSON one takes up to 20 times its size, and the allocator keeps what is freed for the
+        thread that had it.
     """
-    layouts: dict[Layout, Layout] = {}
 
-    def check(client: str) -> Update | Rejection | None:
-        update = check_update(store, keys, client, partial=partial, large_headers=large_headers)
-        if not isinstance(update, Update):
-            return update
-        header = update.header
-        layout = layouts.setdefault(header.layout, header.layout)
-        return update._replace(header=header._replace(layout=layout))
+    def check(client: str, first: _First) -> T | Rejection:
+        update = _check(store, client, first)
+        return look(update) if isinstance(update, Update) else update
 
-    with ThreadPoolExecutor(1) as large_headers, ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(check, clients))
+    def read(client: str) -> T | Rejection | None:
+        first = _read_first(store, keys, client, partial=partial)
+        if not isinstance(first, _First):
+            return first
+        if first.has_header:
+            return check(client, first)
+        return large_headers.submit(check, client, first).result()
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(read, clients))
 
 
 def reject(store: S3Store, keys: RoundKeys, rejection: Rejection) -> None:

@@ -38,6 +38,10 @@ RULES: Final = (SALF, FEDAVG, FILL, DROP)
 MAX_WEIGHT: Final = 1e200
 """Of a contributor in a layer. 4,096 times it, times any integer, is a finite float64."""
 
+LEAST_REACH: Final = 1e-196
+"""Of a client in a layer that it covers, where its weight has the inverse: with up to 4,096 clients
+no such weight is over :data:`MAX_WEIGHT`, whoever else takes part."""
+
 
 @dataclass(frozen=True)
 class PartialRule:
@@ -136,22 +140,45 @@ def parse_rule(fields: Mapping[str, Any]) -> PartialRule:
     )
 
 
-def check_usable(rule: PartialRule, layers: Sequence[Layer], covered: Coverage) -> None:
-    """Check that a rule has a use for an update that covers these layers.
+def check_usable(
+    rule: PartialRule, layers: Sequence[Layer], client: str, covered: Coverage
+) -> None:
+    """Check that a rule has a use for a client's update that covers these layers.
 
     Raises
     ------
     UpdateError
-        Under ``salf`` it covers a layer but not a later one; under ``drop`` not all layers.
+        Under ``salf`` it covers a layer but not a later one, or, where that is balanced, one that
+        the client never reaches; under ``drop`` not all layers.
+    SpecError
+        The rule does not say how likely the client is to reach the layers.
     """
     if rule.name == SALF:
         check_depth(layers, covered)
+    if rule.balanced:
+        _check_reach(rule, layers, client, covered)
     if rule.name == DROP and not all(covered):
         raise UpdateError(
             f"rule drop counts complete updates only, and {covered.count(False)} of "
             f"{len(covered)} layers are missing, "
             f"{shorten(layers[covered.index(False)].name)!r} the first"
         )
+
+
+def _check_reach(
+    rule: PartialRule, layers: Sequence[Layer], client: str, covered: Coverage
+) -> None:
+    """Check that a client has a finite weight in each layer that it covers."""
+    if rule.participation is None or isinstance(rule.participation, GivenMisses | PastRounds):
+        return  # no client is taken to reach a layer never
+    reached = rule.participation.reach(client, layers)
+    for layer, covers, reach in zip(layers, covered, reached, strict=True):
+        if covers and reach < LEAST_REACH:
+            raise UpdateError(
+                f"the update holds layer {shorten(layer.name)!r}, which the round's terms say this "
+                f"client reaches with probability {reach:g}; its weight would be the inverse: send "
+                "the layers after it only, or have the round opened with a larger probability"
+            )
 
 
 def effective_weights(

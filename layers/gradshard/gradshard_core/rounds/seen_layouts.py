@@ -1,0 +1,112 @@
+"""The layouts of a round's updates, of which no more stay in memory than fit.
+
+A layout of 100,000 tensors takes up to 100 MB, and each of thousands of clients may send one of its
+own. What differs too much to be kept is known by its digest, and read again where it is needed.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Final
+
+from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.layout import PREFIX_BYTES, Header, Layout, Tensor, parse_header
+from gradshard_core.s3.store import S3Store
+from gradshard_core.units import MIB
+
+KEPT_BYTES: Final = 32 * MIB
+"""Of all layouts that are kept: one of 40,000 tensors, or 80 of 500. Beside them, ``plan_round``
+has 512 MB for parsing a header and for the two layouts that are compared."""
+
+_TENSOR_BYTES: Final = 600
+_SIZE_BYTES: Final = 40
+_CHARACTER_BYTES: Final = 4
+"""What a tensor takes in memory, at most, with its place among its layout's shapes."""
+
+
+@dataclass(frozen=True, eq=False)
+class SeenLayout:
+    """A layout that updates have.
+
+    Parameters
+    ----------
+    order
+        Its digest.
+    tensors
+        A digest that is equal for layouts of the same tensors, whatever their order.
+    read
+        Return the layout; it is read from an update again if it is not in memory.
+    """
+
+    order: bytes
+    tensors: bytes
+    read: Callable[[], Layout]
+
+    @classmethod
+    def of(cls, layout: Layout) -> "SeenLayout":
+        """Return one that stays in memory."""
+        return cls(*digests_of(layout), lambda: layout)
+
+
+class SeenLayouts:
+    """All layouts that updates have, each of them once; threads may share it.
+
+    Parameters
+    ----------
+    store
+        The bucket that the updates are in.
+    """
+
+    def __init__(self, store: S3Store) -> None:
+        self._store = store
+        self._lock = Lock()
+        self._room = KEPT_BYTES
+        self._kept: dict[Layout, SeenLayout] = {}
+        self._seen: dict[bytes, SeenLayout] = {}
+
+    def note(self, header: Header, source: ObjectVersion) -> SeenLayout:
+        """Return what is known of an update's layout."""
+        layout = header.layout
+        with self._lock:
+            kept = self._kept.get(layout)
+        if kept is not None:
+            return kept
+        order, tensors = digests_of(layout)
+        with self._lock:
+            if order not in self._seen:
+                nbytes = _memory_of(layout)
+                if nbytes <= self._room:
+                    self._room -= nbytes
+                    self._seen[order] = SeenLayout(order, tensors, lambda: layout)
+                    self._kept[layout] = self._seen[order]
+                else:
+                    again = partial(_read_again, self._store, source, header.data_offset)
+                    self._seen[order] = SeenLayout(order, tensors, again)
+            return self._seen[order]
+
+
+def digests_of(layout: Layout) -> tuple[bytes, bytes]:
+    """Return the digests of a layout as it stands, and of its tensors in any order."""
+    in_any_order = sorted(layout.tensors, key=lambda tensor: tensor.name)
+    return _digest(layout.tensors), _digest(in_any_order)
+
+
+def _digest(tensors: tuple[Tensor, ...] | list[Tensor]) -> bytes:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr((tensor.name, tensor.dtype, tensor.shape)).encode())
+    return digest.digest()
+
+
+def _memory_of(layout: Layout) -> int:
+    return sum(
+        _TENSOR_BYTES + _SIZE_BYTES * len(t.shape) + _CHARACTER_BYTES * len(t.name)
+        for t in layout.tensors
+    )
+
+
+def _read_again(store: S3Store, source: ObjectVersion, data_offset: int) -> Layout:
+    header = store.get_range(source, PREFIX_BYTES, data_offset)
+    return parse_header(header, source.nbytes).layout
