@@ -134,7 +134,7 @@ def test_below_the_quorum_the_round_fails_with_all_reasons(
     with pytest.raises(RoundFailed) as failure:
         round_.wait(SECONDS)
     cause = str(failure.value)
-    assert "1 good updates, but min_clients is 2; missing: c; rejected: b: " in cause
+    assert "1 good update, but min_clients is 2; missing: c; rejected: b: " in cause
     assert "rounds/quorum/updates/b.safetensors: " in cause
     execution = deployed.ended("quorum")
     assert (execution["status"], execution["error"]) == ("FAILED", "QuorumError")
@@ -179,7 +179,7 @@ def test_too_few_remain_after_a_nan(federation: Federation, deployed: Deployed) 
     nan["fc.weight"][0, 0] = -np.inf
     round_.submit("a", update(2), samples=1)
     send_unchecked(round_, "b", nan, samples=1)
-    with pytest.raises(RoundFailed, match=r"1 good updates, .* b: .*'fc.weight' holds a NaN"):
+    with pytest.raises(RoundFailed, match=r"1 good update, .* b: .*'fc.weight' holds a NaN"):
         round_.wait(SECONDS)
     assert deployed.ended("few")["status"] == "FAILED"
     assert deployed.open_uploads("few") == []

@@ -142,7 +142,7 @@ def test_below_the_quorum_the_round_fails_with_all_reasons(
     round_ = open_round(clients=["a", "b", "c"], min_clients=2)
     round_.submit("a", small(1))
     round_.upload("b", b"junk")
-    text = "1 good updates, but min_clients is 2; missing: c; rejected: b: "
+    text = "1 good update, but min_clients is 2; missing: c; rejected: b: "
     with pytest.raises(QuorumError, match=text):
         round_.plan()
     assert round_.store.open_uploads(round_.keys.result) == []

@@ -122,14 +122,27 @@ def remove(federation: "Federation", name: str, yes: bool) -> None:
     This deletes all versions of the updates, the average and the records, for good. The name of the
     round stays taken.
     """
-    if not yes and not click.confirm(
-        f"Delete all objects of round {escape_terminal(name)}, updates and average included?",
-        err=True,
-    ):
-        raise RoundStateError(f"round {name!r} was left as it is")
+    if not yes:
+        _ask_whether_to_delete(name)
     with waiting(f"deleting round {name}"):
         federation.round(name).remove()
     confirm(f"deleted all objects of round {escape_terminal(name)}")
+
+
+def _ask_whether_to_delete(name: str) -> None:
+    question = f"Delete all objects of round {escape_terminal(name)}, updates and average included?"
+    try:
+        is_wanted = click.confirm(question, err=True)
+    except click.Abort as abort:
+        click.echo(err=True)  # ends the line of the question
+        if isinstance(abort.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise RoundStateError(
+            f"round {name!r} was left as it is, because standard input has no answer: answer in a "
+            "terminal, or give --yes"
+        ) from None
+    if not is_wanted:
+        raise RoundStateError(f"round {name!r} was left as it is")
 
 
 @click.command()

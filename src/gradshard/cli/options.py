@@ -67,7 +67,7 @@ def quiet_option(command: Command) -> Command:
         is_flag=True,
         expose_value=False,
         callback=remember,
-        help="Print errors only, and what --json asks for.",
+        help="Print no confirmations and no progress; errors and --json are still printed.",
     )(command)
 
 
@@ -192,8 +192,8 @@ def output_option(
     def check(_context: click.Context, _option: click.Parameter, file: Path | None) -> Path | None:
         if file == Path("-"):
             raise click.BadParameter(
-                "- is not a file: what is written takes its name when it is whole, and cannot go "
-                "to standard output. Name a file."
+                "Output cannot go to standard output (-), because the file appears when it is "
+                "complete. Name a file."
             )
         return file
 

@@ -181,7 +181,7 @@ def cost(
     does not ask AWS.
     """
     if sum((size is not None, reproduce, crossover is not None)) != 1:
-        raise SpecError("give one of --size, --published and --crossover")
+        raise click.UsageError("Give one of --size, --published and --crossover.")
     setting = _setting(**options)
     if reproduce:
         _show_published(as_json)

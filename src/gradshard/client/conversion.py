@@ -149,7 +149,8 @@ def convert(
         except UpdateError as error:
             raise UpdateError(f"{source}: {error}") from None
         if layout.nbytes == 0:
-            raise UpdateError(f"{source} holds no tensor that can be averaged{_why(opened)}")
+            why = _why(opened, entries)
+            raise UpdateError(f"{source} holds no tensor that can be averaged{why}")
         header = encode_header(layout, metadata)
         total = len(header) + layout.nbytes
         with atomic_file(target, total) as file:
@@ -164,7 +165,9 @@ def convert(
     return Converted(layout, total, opened.left_out)
 
 
-def _why(opened: _Source) -> str:
+def _why(opened: _Source, entries: list[_Entry]) -> str:
+    if entries:
+        return f": {shorten(entries[0].name)!r} has no elements"
     if not opened.left_out:
         return ": it is empty"
     first = opened.left_out[0]

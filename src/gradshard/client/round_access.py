@@ -123,7 +123,7 @@ class RoundAccess(ABC):
         difference = layout and layout.difference(content.layout, partial=partial)
         if difference:
             raise UpdateError(
-                f"its layout is not the one round {self.id!r} was opened with: {difference}"
+                f"the update does not have the layout of round {self.id!r}: {difference}"
             )
         if not allow_nonfinite:
             check_finite(content)

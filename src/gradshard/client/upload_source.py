@@ -190,8 +190,9 @@ def check_readable(path: Path) -> None:
     """
     kind = kind_of(path.stat().st_mode)
     if kind is not None:
-        failure = IsADirectoryError if kind == "a directory" else OSError
-        raise failure(f"{path} is {kind}, not a regular file; write it to one, and give that")
+        if kind == "a directory":
+            raise IsADirectoryError(f"{path} is a directory; name a file to read")
+        raise OSError(f"{path} is {kind}, not a regular file; write it to one, and give that")
 
 
 def layout_of(path: Path) -> Layout:

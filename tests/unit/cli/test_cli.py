@@ -32,7 +32,7 @@ from gradshard.client.tickets import Ticket
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
 from gradshard.utils import polling
-from gradshard.utils.text import escape_terminal
+from gradshard.utils.text import INTERRUPTED, escape_terminal
 from gradshard_core.errors import RoundNotFoundError
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.projection import project
@@ -847,7 +847,7 @@ def test_standard_output_takes_no_file(
     with contextlib.chdir(tmp_path):
         result = run(*command, "-o", "-")
     assert result.exit_code != 0
-    assert "- is not a file: what is written takes its name when it is whole" in result.stderr
+    assert "Output cannot go to standard output (-), because the file appears" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -859,6 +859,35 @@ def test_a_question_without_a_terminal(
 
     monkeypatch.setattr(Federation, "round", ask)
     assert_one_line(run("show", "r1"), "such as for the code of an MFA device")
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [("", "standard input has no answer: answer in a terminal, or give --yes"), ("n\n", "")],
+)
+def test_rm_deletes_nothing_without_an_answer(
+    run: Run, finished: MemoryStore, monkeypatch: pytest.MonkeyPatch, answer: str, text: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    before = dict(finished.objects)
+    result = run("rm", "r1")
+    assert result.exit_code == 1
+    assert "gradshard: round 'r1' was left as it is" in result.stderr
+    assert text in result.stderr
+    assert "Aborted" not in result.stderr
+    assert finished.objects == before
+
+
+def test_rm_is_interrupted_at_its_question(
+    run: Run, finished: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("click.termui.visible_prompt_func", ask)
+    result = run("rm", "r1")
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f"gradshard: {INTERRUPTED}\n")
 
 
 def test_nested_json_is_rejected(run: Run, opened: MemoryStore) -> None:

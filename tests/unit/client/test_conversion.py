@@ -121,6 +121,8 @@ def test_nothing_to_convert(npz: Callable[..., Path], target: Path) -> None:
         convert(npz(mask=np.array([True])), target)
     with pytest.raises(UpdateError, match=r"holds no tensor.*empty"):
         convert(npz(), target)
+    with pytest.raises(UpdateError, match=r"holds no tensor.*: 'none' has no elements"):
+        convert(npz(none=np.zeros((0, 3))), target)
     assert list(target.parent.iterdir()) == []
 
 
@@ -222,6 +224,7 @@ def test_the_commands_errors_are_one_line(
         ((tmp_path / "cut", "-o", out), "lacks the end of one: get it again"),
         ((path, "-o", tmp_path / "no" / "out"), "there is no folder"),
         ((path, "-o", tmp_path), "is a directory"),
+        ((tmp_path, "-o", out), "is a directory; name a file to read"),
         ((path, "-o", out, "--samples", 0), "samples is 0"),
         ((path, "-o", out, "--key", "model"), "no keys (--key)"),
         ((path,), "--output"),

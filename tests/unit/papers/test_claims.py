@@ -343,8 +343,8 @@ def test_command_finds_crossovers(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "give one of --size, --published and --crossover"),
-        (["--size", "1GB", "--published"], "give one of"),
+        ([], "Give one of --size, --published and --crossover. See"),
+        (["--size", "1GB", "--published"], "Give one of"),
         (["--size", "big"], "'big' is not a size"),
         (["--size", "1GB", "--clients", 0], "--clients"),
         (["--size", "1GB", "--bandwidth", "fast"], "'fast' is not 'published', 'burst'"),

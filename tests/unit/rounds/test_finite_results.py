@@ -174,7 +174,7 @@ def test_a_nan_is_named_as_before(machine: Machine) -> None:
 
 def test_too_few_are_left_and_the_cause_names_them(machine: Machine) -> None:
     sent: dict[str, Sent] = {"a": (of("F32", 1), 1), "eve": (of("F32", 3e38), 2**53)}
-    with pytest.raises(Exception, match=r"1 good updates, .*eve: .*3e\+38 there with weight"):
+    with pytest.raises(Exception, match=r"1 good update, .*eve: .*3e\+38 there with weight"):
         run(machine, sent, weights="counts", min_clients=2)
 
 

@@ -90,7 +90,7 @@ class Duration(_SameInJson):
         is_number = isinstance(value, types) and not isinstance(value, bool)
         if not is_number or not low <= value <= self.high or value == 0:
             kind = "a whole number of seconds from 1" if self.is_whole else "seconds above 0"
-            most = f": at most {self.high_text}" if self.high_text else ""
+            most = f" ({self.high_text})" if self.high_text else ""
             raise SpecError(f"{name} is {value!r}, not {kind} to {self.high}{most}")
         return value  # type: ignore[no-any-return]
 

@@ -423,5 +423,6 @@ def _parse_min_clients(stated: Any, expected: int) -> int:
         return default_quorum(expected)
     min_clients: int = OPTIONS["min_clients"].kind.parse("min_clients", stated)
     if min_clients > expected:
-        raise SpecError(f"min_clients is {min_clients}, over the {expected} expected clients")
+        clients = "client" if expected == 1 else "clients"
+        raise SpecError(f"min_clients is {min_clients}, over the {expected} expected {clients}")
     return min_clients

@@ -155,7 +155,8 @@ def check_quorum(admission_result: Admission, spec: RoundSpec, missing: Sequence
     count = len(admission_result.contributors)
     if count >= spec.min_clients:
         return
-    text = f"{count} good updates, but min_clients is {spec.min_clients}"
+    updates = "update" if count == 1 else "updates"
+    text = f"{count} good {updates}, but min_clients is {spec.min_clients}"
     if missing:
         text += f"; missing: {first_of(missing, ', ')}"
     if admission_result.rejected:
