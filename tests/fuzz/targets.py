@@ -83,7 +83,9 @@ def pair(data: bytes) -> None:
     if not layouts:
         return
     try:
-        winner, whose = majority({client: SeenLayout.of(layout) for client, layout in layouts.items()})
+        winner, whose = majority(
+            {client: SeenLayout.of(layout) for client, layout in layouts.items()}
+        )
     except PlanError as error:
         _check_reason(error)
         winner, whose = layouts["a"], "that of client 'a'"

@@ -97,9 +97,9 @@ def bad_round(machine: Machine) -> None:
     machine.submit("b", {"w": np.ones(3, "f4")})
     outcome = machine.turn(OPENED)
     assert outcome["status"] == "replan"
-    with pytest.raises(Exception, match="1 good updates"):
+    with pytest.raises(Exception, match="1 good update,"):
         machine.plan(outcome)
-    machine.step("abort_round", error="QuorumError", cause="1 good updates")
+    machine.step("abort_round", error="QuorumError", cause="1 good update")
 
 
 @pytest.fixture

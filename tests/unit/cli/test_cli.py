@@ -32,7 +32,8 @@ from gradshard.client.tickets import Ticket
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
 from gradshard.utils import polling
-from gradshard.utils.text import INTERRUPTED, escape_terminal
+from gradshard.utils.interrupts import INTERRUPTED
+from gradshard.utils.text import escape_terminal
 from gradshard_core.errors import RoundNotFoundError
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.projection import project

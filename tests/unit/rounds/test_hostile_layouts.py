@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ clients = [f"c{number:04}" for number in range(CLIENTS[sys.argv[1]])]
 spec = parse_spec({"clients": clients, "min_clients": 1})
 before = peak_mb()
 try:
-    admitted = admission.admit(bucket, RoundKeys("r"), spec, clients, settled=None)
+    admitted = admission.admit(bucket, RoundKeys("r"), spec, clients, settled=None, whose="")
     outcome = f"{len(admitted.contributors)} contributors, {len(bucket.rejections)} rejections"
 except PlanError as error:
     outcome = str(error)
@@ -50,7 +51,7 @@ class Bucket:
         self.rejections: list[str] = []
 
     def _of(self, key: str, start: int, end: int) -> bytes:
-        part, number = self._blob[start:end], int(key.split("c")[-1].split(".")[0])
+        part, number = self._blob[start:end], int(Path(key).stem.removeprefix("c"))
         if self._kind == "names" or (self._kind == "names of fewer than half" and number % 3 == 0):
             return part.replace(b'"layer.', b'"%05d.' % number)
         return part
