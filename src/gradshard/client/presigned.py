@@ -28,6 +28,8 @@ MAX_ANSWER_BYTES: Final = 2 * MIB
 ANSWER_SECONDS: Final = 60.0
 """How long such an answer may take after its first byte."""
 
+HTTPS_PORT: Final = 443
+
 _CHUNK_BYTES: Final = 64 * 1024
 
 _URL: Final = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?/[!-~]*")
@@ -69,10 +71,11 @@ def is_url(text: object) -> bool:
 
 
 def origin_of(url: str) -> str:
-    """Return scheme, host and port of a URL, as one text."""
+    """Return scheme, host and port of a URL, as one text; without a port that HTTPS implies."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    port = "" if parts.port is None else f":{parts.port}"
+    is_implied = parts.port is None or (parts.scheme == "https" and parts.port == HTTPS_PORT)
+    port = "" if is_implied else f":{parts.port}"
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}"
 
 

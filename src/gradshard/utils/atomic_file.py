@@ -129,7 +129,7 @@ def open_private(path: Path, flags: int = 0) -> IO[bytes]:
 def take_name(file: IO[bytes], unfinished: Path, target: Path) -> None:
     """Give an unfinished file, whose bytes are all there, the mode and the name it is to have.
 
-    The mode is that of the file it replaces, or what the umask leaves of 0666.
+    The mode is that of the file it replaces, without set-id bits, or what the umask leaves of 0666.
     """
     file.flush()
     try:
@@ -137,9 +137,9 @@ def take_name(file: IO[bytes], unfinished: Path, target: Path) -> None:
     except FileNotFoundError:
         mode = 0o666 & ~_umask()
     else:
-        mode = stat.S_IMODE(before.st_mode)
+        mode = before.st_mode & 0o777
         if hasattr(os, "fchown"):
-            # Only root may give a file away; the mode follows, since this takes set-id bits away.
+            # Only root may give a file away.
             with contextlib.suppress(PermissionError):
                 os.fchown(file.fileno(), before.st_uid, before.st_gid)
     if hasattr(os, "fchmod"):

@@ -48,6 +48,14 @@ def test_a_replaced_file_keeps_its_mode(tmp_path: Path, mode: int) -> None:
     assert mode_of(tmp_path / "f") == mode
 
 
+@pytest.mark.parametrize("bits", [stat.S_ISUID, stat.S_ISGID, stat.S_ISVTX])
+def test_a_replaced_file_loses_its_set_id_bits(tmp_path: Path, bits: int) -> None:
+    (tmp_path / "f").touch()
+    (tmp_path / "f").chmod(0o755 | bits)
+    write(tmp_path / "f")
+    assert mode_of(tmp_path / "f") == 0o755
+
+
 def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to("there/f")
