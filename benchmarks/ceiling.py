@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks import engine, runs
 from benchmarks.engine import Engine
 from benchmarks.servers import BUCKET
+from gradshard.aws.client_store import ClientStore
 from gradshard_core.aggregation.sharding import cut_shards
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
@@ -30,7 +31,6 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
-from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 
 IMAGE: Final = "public.ecr.aws/lambda/python:3.13-x86_64"
@@ -61,7 +61,7 @@ Resources:
         Variables:
           AWS_ENDPOINT_URL: {endpoint}
           GRADSHARD_BUCKET: ""
-          POWERTOOLS_SERVICE_NAME: ""
+          GRADSHARD_STACK: ""
 """
 _PIECE: Final = 8 * MIB
 
@@ -123,7 +123,7 @@ def _build(folder: Path) -> None:
 
 def _round(server: Engine, clients: int, nbytes: int) -> tuple[Json, dict[str, str]]:
     """Upload updates and plan one shard of them; return the task and its parts' MD5s."""
-    store, keys = S3Store(BUCKET, client=server.s3), RoundKeys(f"ceiling-{clients}")
+    store, keys = ClientStore(BUCKET, server.s3), RoundKeys(f"ceiling-{clients}")
     terms = {"clients": clients, "shards": 1}
     record = {"round": keys.round_id, "spec": terms, "opened_at": "2026-01-01T00:00:00+00:00"}
     store.put_json(keys.spec, record)
@@ -207,7 +207,7 @@ def _function(
     }
     if result["outcome"] == "answered":
         keys = RoundKeys(task["round"])
-        store = S3Store(BUCKET, client=server.s3)
+        store = ClientStore(BUCKET, server.s3)
         plan = parse_plan(store.get_json(keys.plan))
         parts = store.list_parts(keys.result, plan.upload_id) or []
         written = {str(part.number): part.etag.strip('"') for part in parts}
@@ -254,7 +254,7 @@ def _invoke(server: Engine, template: Path, function: str, event: Json, *options
     with tempfile.TemporaryDirectory() as name:
         variables = Path(name, "variables.json")
         variables.write_text(
-            json.dumps({function: {"GRADSHARD_BUCKET": BUCKET, "POWERTOOLS_SERVICE_NAME": marker}})
+            json.dumps({function: {"GRADSHARD_BUCKET": BUCKET, "GRADSHARD_STACK": marker}})
         )
         environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
         environment |= {k: v for k, v in server.environment.items() if k != "AWS_ENDPOINT_URL"}

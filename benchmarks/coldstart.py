@@ -43,8 +43,7 @@ def measure(times: int) -> dict[str, Any]:
         "GRADSHARD_SCHEDULE_GROUP": "benchmark",
         "GRADSHARD_COLLECT_FUNCTION_ARN": "benchmark",
         "GRADSHARD_SCHEDULE_ROLE_ARN": "benchmark",
-        "POWERTOOLS_SERVICE_NAME": "gradshard",
-        "POWERTOOLS_METRICS_NAMESPACE": "gradshard",
+        "GRADSHARD_STACK": "gradshard",
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONPATH": runs.PYTHONPATH,
     }

@@ -19,9 +19,10 @@ import numpy as np
 from tests import reference
 
 from gradshard import Federation
+from gradshard.aws.boto_client import make_client
+from gradshard.aws.client_store import ClientStore
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
-from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 
 COLUMNS = [
@@ -96,7 +97,7 @@ def main() -> None:
 def run(scenario: Scenario, engine: Engine) -> str:
     """Run one scenario; return its row."""
     federation = Federation()
-    store = S3Store(federation.bucket, connections=2 * SENDERS)
+    store = ClientStore(federation.bucket, make_client(2 * SENDERS))
     names = [f"load-{scenario.clients}-{number}" for number in range(scenario.rounds)]
     updates = [update(seed, scenario.mib) for seed in range(DISTINCT)]
     rounds = [

@@ -102,8 +102,7 @@ def run(row: Row, prepared: Prepared, server: Server) -> dict[str, float]:
         # Of the function's template.
         "GRADSHARD_BUCKET": BUCKET,
         "GRADSHARD_BUCKET_HOST": "",
-        "POWERTOOLS_SERVICE_NAME": "gradshard",
-        "POWERTOOLS_METRICS_NAMESPACE": "gradshard",
+        "GRADSHARD_STACK": "gradshard",
         "OPENBLAS_NUM_THREADS": "1",
         # This checkout's package, wherever the environment's installation points.
         "PYTHONPATH": PYTHONPATH,

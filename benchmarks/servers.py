@@ -57,5 +57,5 @@ def aws_environment(url: str, credentials: Credentials = ANY) -> dict[str, str]:
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
         # For the functions' log lines.
-        "POWERTOOLS_SERVICE_NAME": "gradshard",
+        "GRADSHARD_STACK": "gradshard",
     }

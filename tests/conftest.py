@@ -10,9 +10,8 @@ import pytest
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
 
-# What the template gives every function; Powertools looks when it is imported, whoever does first.
-os.environ["POWERTOOLS_SERVICE_NAME"] = "stack"
-os.environ["POWERTOOLS_METRICS_NAMESPACE"] = "gradshard"
+# What the template gives every function.
+os.environ["GRADSHARD_STACK"] = "stack"
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,6 @@ from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.store import ANYTHING, ListedObject, S3Store
-from gradshard_core.s3.task_client import TaskS3Client
 from gradshard_core.units import MIB
 
 LAYERS: Final = 200
@@ -81,16 +80,6 @@ class _Memory(S3Store):
         return []
 
 
-class _MemoryWire(TaskS3Client):
-    """The same bucket, as a task sees it."""
-
-    def __init__(self, store: _Memory) -> None:
-        self.store = store
-
-    def get_bytes(self, key: str) -> bytes | None:
-        return self.store.objects.get(key)
-
-
 def measure(shards: int, clients: int) -> dict[str, Any]:
     """Plan and finalise a round of shards of 8 MiB."""
     elements = shards * 8 * MIB // 4 // LAYERS * LAYERS
@@ -107,7 +96,7 @@ def measure(shards: int, clients: int) -> dict[str, Any]:
     )
     plan = parse_plan(store.get_json(keys.plan))
     _report(store, keys, plan)
-    finalised = _timed(lambda: finalize_round(store, _MemoryWire(store), "scale"))
+    finalised = _timed(lambda: finalize_round(store, "scale"))
     if keys.manifest not in store.objects:
         raise RuntimeError("the round was not completed")
     if plan.computation.shards != shards:

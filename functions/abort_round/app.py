@@ -1,13 +1,12 @@
 """abort_round: throw the unfinished result away, keep the cause, tell others."""
 
-import os
 from typing import Any
 
-from gradshard_core.observability import powertools
+from gradshard_core.observability import emf
 from gradshard_core.rounds.abort_round import abort_round
-from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.http_transport import function_store
 
-store = S3Store(os.environ["GRADSHARD_BUCKET"])
+store = function_store()
 
 
 def measures(event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float]:
@@ -15,7 +14,7 @@ def measures(event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float]
     return {"RoundsFailed": 1} if outcome["status"] == "failed" and "task" not in event else {}
 
 
-@powertools.handler(measures)
+@emf.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """End the round with its cause."""
     return abort_round(

@@ -1,13 +1,12 @@
 """collect_update: an update arrived (S3 event), or the deadline passed (schedule)."""
 
-import os
 from typing import Any
 
-from gradshard_core.observability import powertools
+from gradshard_core.observability import emf
 from gradshard_core.rounds.collect_update import collect_update, deadline_passed
-from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.http_transport import function_store
 
-store = S3Store(os.environ["GRADSHARD_BUCKET"])
+store = function_store()
 
 
 def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float]:
@@ -18,7 +17,7 @@ def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float
     return {f"Updates{status.capitalize()}": 1}
 
 
-@powertools.handler(measures)
+@emf.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Take note of what happened, and let the round go on when it can."""
     if "deadline" in event:

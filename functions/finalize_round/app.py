@@ -1,15 +1,13 @@
 """finalize_round: make the result appear, write the manifest, tell others."""
 
-import os
 from typing import Any
 
-from gradshard_core.observability import powertools
+from gradshard_core.observability import emf
+from gradshard_core.observability.log_fields import Context
 from gradshard_core.rounds.finalize_round import finalize_round
-from gradshard_core.s3.store import S3Store
-from gradshard_core.s3.task_client import TaskS3Client
+from gradshard_core.s3.http_transport import function_store
 
-store = S3Store(os.environ["GRADSHARD_BUCKET"])
-wire = TaskS3Client(os.environ["GRADSHARD_BUCKET"], os.environ["GRADSHARD_BUCKET_HOST"])
+store = function_store()
 
 
 def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float]:
@@ -21,12 +19,12 @@ def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float
     return {}
 
 
-@powertools.handler(measures)
-def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+@emf.handler(measures)
+def handler(event: dict[str, Any], context: Context) -> dict[str, Any]:
     """End the round well, or have it planned again without those who were rejected."""
-    outcome = finalize_round(store, wire, event["round"])
+    outcome = finalize_round(store, event["round"])
     if "rejected" in outcome:
-        powertools.rejected(outcome["rejected"])
+        emf.rejected(event, context, outcome["rejected"])
         # A state takes 256 KiB: of thousands of rejections, their number.
         outcome["rejected"] = len(outcome["rejected"])
     return outcome

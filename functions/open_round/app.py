@@ -1,16 +1,15 @@
 """open_round: check the round's terms, keep the callback token, schedule the deadline."""
 
-import os
 from typing import Any
 
-from gradshard_core.observability import powertools
+from gradshard_core.observability import emf
 from gradshard_core.rounds.open_round import open_round
-from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.http_transport import function_store
 
-store = S3Store(os.environ["GRADSHARD_BUCKET"])
+store = function_store()
 
 
-@powertools.handler()
+@emf.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Open the round that an execution of the state machine stands for."""
     return open_round(

@@ -3,13 +3,13 @@
 import os
 from typing import Any
 
-from gradshard_core.observability import powertools
+from gradshard_core.observability import emf
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
-from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.http_transport import function_store
 
-store = S3Store(os.environ["GRADSHARD_BUCKET"])
+store = function_store()
 aggregator = LambdaConfig(
     memory_mb=int(os.environ["GRADSHARD_AGGREGATOR_MEMORY"]),
     architecture=os.environ["GRADSHARD_ARCHITECTURE"],
@@ -17,7 +17,7 @@ aggregator = LambdaConfig(
 )
 
 
-@powertools.handler()
+@emf.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Plan the round, its next stage, or the round again without rejected contributors."""
     request = PlanRequest(event["entered_at"], event["reason"], event["attempt"])

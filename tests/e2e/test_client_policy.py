@@ -17,9 +17,10 @@ import pytest
 from botocore.exceptions import ClientError
 
 from gradshard import Federation
+from gradshard.aws.boto_client import make_client
+from gradshard.aws.client_store import ClientStore
 from gradshard.client import uploads
 from gradshard.deployment.local_engine import Engine
-from gradshard_core.s3.store import S3Store
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 from tests.e2e.test_permissions import as_list, asked
@@ -132,7 +133,7 @@ def test_a_client_sends_in_parts_what_grows_and_reads_its_assignment(
     client = as_client()
     first = client.round("policed-1")
     # Of an upload that broke: its parts are looked at, and thrown away.
-    broken = S3Store(client.bucket)
+    broken = ClientStore(client.bucket, make_client())
     upload_id = broken.create_upload(first.keys.update("a"))
     broken.upload_part(first.keys.update("a"), upload_id, 1, io.BytesIO(b"other"), 5)
     first.submit("a", update(1, 5_000_000), samples=160, training=training)

@@ -11,11 +11,12 @@ import boto3
 import pytest
 
 from gradshard import Federation
+from gradshard.aws.boto_client import make_client
+from gradshard.aws.client_store import ClientStore
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import WaitTimeoutError
 from gradshard_core.rounds import aws_callbacks
-from gradshard_core.s3.store import S3Store
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 from tests.e2e.test_application import SECONDS, assert_average, contributors, update
@@ -83,7 +84,7 @@ def test_a_client_that_never_ends_its_upload_is_not_waited_for(
 ) -> None:
     deployed.put("endless", "a", blob(1))
     key = "rounds/endless/updates/b.safetensors"
-    store = S3Store(deployed.bucket)
+    store = ClientStore(deployed.bucket, make_client())
     upload = store.create_upload(key)
     store.upload_part(key, upload, 1, io.BytesIO(blob(2)[:50]), 50)
     round_ = federation.open_round("endless", clients=["a", "b"], min_clients=1, timeout=2)

@@ -89,8 +89,7 @@ class Round:
             )
 
     def finalize(self) -> dict[str, Any]:
-        with contextlib.closing(TaskS3Client(self.store.bucket)) as wire:
-            return finalize_round(self.store, wire, self.name)
+        return finalize_round(self.store, self.name)
 
     def go(self) -> dict[str, Any]:
         """Plan, aggregate and finalize until the round has ended."""

@@ -6,14 +6,27 @@ from typing import Any
 import boto3
 import pytest
 
+from gradshard.aws.boto_client import make_client
+from gradshard.aws.client_store import ClientStore
 from gradshard.deployment.local_engine import Engine
-from gradshard_core.s3.boto_client import make_client
+from gradshard_core.s3.http_transport import HttpTransport
 from gradshard_core.s3.store import S3Store
 from tests.integration.by_hand import Round
 from tests.integration.proxy import Proxy, spoiling
 
 BUCKETS: list[S3Store] = []
 """The buckets that fixtures here made."""
+
+
+def bucket(name: str) -> S3Store:
+    """Return a bucket as the functions reach it, which is emptied after each module."""
+    BUCKETS.append(S3Store(name, HttpTransport(name, "")))
+    return BUCKETS[-1]
+
+
+def as_clients_do(store: S3Store) -> ClientStore:
+    """Return the same bucket as clients reach it."""
+    return ClientStore(store.bucket, make_client(80))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,8 +43,7 @@ def store(engine: Engine) -> S3Store:
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="integration")
     s3.put_bucket_versioning(Bucket="integration", VersioningConfiguration={"Status": "Enabled"})
-    BUCKETS.append(S3Store("integration", connections=80))
-    return BUCKETS[-1]
+    return bucket("integration")
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +56,7 @@ def encrypted(engine: Engine) -> S3Store:
     default: Any = {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}
     rules: Any = {"Rules": [{"ApplyServerSideEncryptionByDefault": default}]}
     s3.put_bucket_encryption(Bucket=name, ServerSideEncryptionConfiguration=rules)
-    BUCKETS.append(S3Store(name, connections=80))
-    return BUCKETS[-1]
+    return bucket(name)
 
 
 @pytest.fixture
@@ -56,10 +67,10 @@ def proxy(engine: Engine) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def proxied(proxy: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> S3Store:
-    """The bucket, through the proxy."""
+def proxied(proxy: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> ClientStore:
+    """The bucket, as clients reach it, through the proxy."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    return S3Store(store.bucket, client=make_client())
+    return ClientStore(store.bucket, make_client())
 
 
 @pytest.fixture

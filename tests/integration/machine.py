@@ -116,7 +116,7 @@ def in_this_process() -> Iterator[Call]:
     yield call
     for module in modules.values():
         if "store" in module:
-            module["store"]._s3.close()
+            module["store"].close()
         if "wire" in module:
             module["wire"].close()
 
@@ -293,9 +293,7 @@ class Machine:
         now = model_registry.current(self.store, name)
         assert now is not None
         assert now.number == self.before.number + has_next
-        listed = self.store._s3.list_multipart_uploads(
-            Bucket=self.store.bucket, Prefix=f"models/{name}/"
-        )
+        listed = self.store.call("list_multipart_uploads", Prefix=f"models/{name}/")
         assert listed.get("Uploads", []) == []
         made = list(self.store.list_objects(ModelKeys(name).made_by(self.name)))
         assert len(made) == (3 if has_next else 0)
@@ -320,6 +318,6 @@ class Machine:
 
     def versions(self, prefix: str) -> Iterator[str]:
         """List every version under a prefix."""
-        listed = self.store._s3.list_object_versions(Bucket=self.store.bucket, Prefix=prefix)
+        listed = self.store.call("list_object_versions", Prefix=prefix)
         for version in [*listed.get("Versions", []), *listed.get("DeleteMarkers", [])]:
             yield version["Key"]

@@ -24,6 +24,7 @@ from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
+from tests.integration.conftest import as_clients_do
 from tests.unit.client.test_federation import plan_json
 
 # A fresh interpreter with what the function imports, and nothing of pytest's.
@@ -48,10 +49,10 @@ def write(store: S3Store, key: str, layout: Layout) -> StoredTensors:
     """S3Store an object of a layout, filled with small numbers, whichever type they are read as."""
     header = encode_header(layout, {"num_samples": "1"})
     upload = store.create_upload(key)
-    parts = []
+    parts, sender = [], as_clients_do(store)
     for number, start in enumerate(range(0, layout.nbytes, len(PIECE)), 1):
         body = (header if number == 1 else b"") + PIECE[: layout.nbytes - start]
-        parts.append(store.upload_part(key, upload, number, io.BytesIO(body), len(body)))
+        parts.append(sender.upload_part(key, upload, number, io.BytesIO(body), len(body)))
     store.complete_upload(key, upload, parts)
     source = store.head(key)
     assert source is not None

@@ -331,5 +331,5 @@ def test_versions_outlive_their_rounds(open_round: Callable[..., Round], store: 
 
 
 def no_open_uploads(round_: Round) -> bool:
-    listed = round_.store._s3.list_multipart_uploads(Bucket=round_.store.bucket)
+    listed = round_.store.call("list_multipart_uploads", Prefix="")
     return not [u for u in listed.get("Uploads", []) if round_.name in u["Key"].split("/")]

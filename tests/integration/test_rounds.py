@@ -13,7 +13,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
-from botocore.exceptions import ClientError
 
 from gradshard_core.errors import BrokenObjectError, PlanError, StoreError
 from gradshard_core.formats.digests import has_digest
@@ -25,6 +24,7 @@ from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.transport import AnswerError
 from tests import reference
 from tests.integration.by_hand import Round, assert_average, layout_of, put_model, small
 
@@ -582,14 +582,15 @@ def test_an_update_that_s3_does_not_give_costs_its_sender_the_round(
     round_ = open_round(clients=2, min_clients=1)
     for client in "ab":
         round_.submit(client, small(1))
-    get_object = round_.store._s3.get_object
+    call = round_.store.call
 
-    def archived(**asked: Any) -> Any:
-        if asked["Key"] == round_.keys.update("b"):
-            raise ClientError({"Error": {"Code": "InvalidObjectState"}}, "GetObject")
-        return get_object(**asked)
+    def archived(operation: str, **asked: Any) -> Any:
+        if operation == "get_object" and asked["Key"] == round_.keys.update("b"):
+            text = "S3 answered InvalidObjectState"
+            raise AnswerError("InvalidObjectState", operation, text)
+        return call(operation, **asked)
 
-    monkeypatch.setattr(round_.store._s3, "get_object", archived)
+    monkeypatch.setattr(round_.store, "call", archived)
     assert round_.go() == {"status": "completed"}
     assert [c["client"] for c in round_.manifest()["contributors"]] == ["a"]
     monkeypatch.undo()

@@ -13,8 +13,9 @@ from typing import Any, Self
 
 import pytest
 
+from gradshard.aws import boto_client
 from gradshard.deployment.local_engine import Engine
-from gradshard_core.s3 import boto_client, streams, task_client
+from gradshard_core.s3 import http_requests, streams
 from gradshard_core.s3.store import S3Store
 from tests.integration.machine import (
     APPLIED,
@@ -53,7 +54,7 @@ MOMENTS = 1
 def environment(function_environment: None) -> Iterator[None]:
     """Nothing waits for long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task_client, "TIMEOUT_SECONDS", 0.3)
+        patch.setattr(http_requests, "TIMEOUT_SECONDS", 0.3)
         patch.setattr(boto_client, "READ_TIMEOUT_SECONDS", 0.3)
         patch.setattr(streams, "PATIENCE_SECONDS", 0.3)
         yield

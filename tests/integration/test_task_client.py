@@ -1,6 +1,7 @@
 """The tasks' S3 client over real HTTP, with faults on the way."""
 
 import contextlib
+import http.client
 import os
 import socket
 import threading
@@ -39,6 +40,11 @@ def client(proxy: Proxy, store: S3Store) -> Iterator[TaskS3Client]:
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
+
+
+def idle(client: TaskS3Client) -> list[http.client.HTTPConnection]:
+    """Return the connections that are kept."""
+    return client._http.requests.idle
 
 
 def failing(status: int, code: str) -> "Answer":
@@ -184,7 +190,7 @@ def test_connections_are_reused(client: TaskS3Client, store: S3Store) -> None:
     store.put_json("w/again", 1)
     for _ in range(5):
         client.get_json("w/again")
-    assert len(client._idle) == 1
+    assert len(idle(client)) == 1
 
 
 def test_connections_of_parts_are_closed(client: TaskS3Client, store: S3Store) -> None:
@@ -193,7 +199,7 @@ def test_connections_of_parts_are_closed(client: TaskS3Client, store: S3Store) -
         client.get_json("w/sent")
         with client.object("w/sent", 1) as writer:
             writer.write(b"2")
-        assert len(client._idle) == 1
+        assert len(idle(client)) == 1
 
 
 def test_transient_failures_are_retried(
@@ -260,13 +266,13 @@ def test_stale_connections_are_all_replaced_by_one_new_one(
         stream.open()
     for stream in streams:
         stream.read_into(memoryview(bytearray(64)))
-    assert len(client._idle) == 12
-    for connection in client._idle:
+    assert len(idle(client)) == 12
+    for connection in idle(client):
         assert connection.sock is not None
         connection.sock.shutdown(2)
     assert client.get_bytes("w/stale") == b"x" * 64
     assert client.meter.take().retries == 0
-    assert len(client._idle) == 1
+    assert len(idle(client)) == 1
 
 
 def test_a_stream_resumes_at_the_byte_it_reached(
@@ -313,15 +319,15 @@ def test_a_connection_is_reused_only_if_its_range_was_read_to_the_end(
     data = os.urandom(MIB)
     store.put_bytes("w/range", data)
     assert read(client, store, "w/range", 0, MIB) == data
-    [connection] = client._idle
+    [connection] = idle(client)
     assert read(client, store, "w/range", 9, MIB) == data[9:]
-    assert client._idle == [connection]
+    assert idle(client) == [connection]
     source = store.head("w/range")
     assert source is not None
     stream = RangeStream(client, source, [(0, MIB)])
     stream.read_into(memoryview(bytearray(MIB - 1)))
     stream.close()
-    assert client._idle == []
+    assert idle(client) == []
 
 
 def test_another_version_is_never_read(client: TaskS3Client, store: S3Store) -> None:
@@ -341,7 +347,7 @@ def test_receive_buffers_are_bounded(client: TaskS3Client, store: S3Store) -> No
     client.receive_buffer_bytes = 64 * 1024
     store.put_json("w/bounded", 1)
     client.get_json("w/bounded")
-    [connection] = client._idle
+    [connection] = idle(client)
     assert connection.sock is not None
     # The kernel doubles what is asked for, socket(7).
     assert connection.sock.getsockopt(1, 8) == 128 * 1024

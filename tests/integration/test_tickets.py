@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, load_file, save_file
 
+from gradshard.aws.boto_client import make_client
+from gradshard.aws.client_store import ClientStore
 from gradshard.client.ticket_issuer import issue_download_ticket, issue_ticket, signed_lengths
 from gradshard.client.ticket_parts import PartUrls, encode_completion
 from gradshard.client.ticket_round import TicketRound
@@ -34,8 +36,6 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.plan import Rejection
 from gradshard_core.rounds.arrivals import check_update, reject
 from gradshard_core.s3 import retries
-from gradshard_core.s3.boto_client import make_client
-from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 from tests import reference
 from tests.integration.proxy import Answer, Fault, Proxy
@@ -53,20 +53,20 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["store", "encrypted"])
-def store(request: pytest.FixtureRequest) -> S3Store:
+def store(request: pytest.FixtureRequest) -> ClientStore:
     """A bucket whose ETags are MD5s, and one under a KMS key."""
-    found: S3Store = request.getfixturevalue(request.param)
+    found: ClientStore = request.getfixturevalue(request.param)
     return found
 
 
 @pytest.fixture
-def keys(store: S3Store) -> RoundKeys:
+def keys(store: ClientStore) -> RoundKeys:
     """Give a round of its own."""
     return RoundKeys(f"ticketed-{next(COUNTER)}")
 
 
 @pytest.fixture
-def ticket(store: S3Store, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch) -> Ticket:
+def ticket(store: ClientStore, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch) -> Ticket:
     """Give a ticket, and take the credentials away."""
     ticket = issue_ticket(store, keys, "a", expires=600, max_bytes=MAX_BYTES)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
@@ -76,10 +76,10 @@ def ticket(store: S3Store, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def proxied(
-    proxy: Proxy, store: S3Store, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, store: ClientStore, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch
 ) -> Ticket:
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    behind = S3Store(store.bucket, client=make_client())
+    behind = ClientStore(store.bucket, make_client())
     return issue_ticket(behind, keys, "a", expires=600, max_bytes=50 * MIB)
 
 
@@ -93,7 +93,9 @@ def raw(
         return connection.getresponse().status
 
 
-def assert_holds(store: S3Store, keys: RoundKeys, tensors: Mapping[str, reference.Array]) -> None:
+def assert_holds(
+    store: ClientStore, keys: RoundKeys, tensors: Mapping[str, reference.Array]
+) -> None:
     update = check_update(store, keys, "a", partial=False)
     assert isinstance(update, tuple), update
     assert not isinstance(update, Rejection)
@@ -103,7 +105,7 @@ def assert_holds(store: S3Store, keys: RoundKeys, tensors: Mapping[str, referenc
 
 
 class TestUploading:
-    def test_tensors(self, ticket: Ticket, store: S3Store, keys: RoundKeys) -> None:
+    def test_tensors(self, ticket: Ticket, store: ClientStore, keys: RoundKeys) -> None:
         told: list[tuple[int, int]] = []
         TicketRound(ticket).submit(TENSORS, 5, progress=lambda *step: told.append(step))
         assert_holds(store, keys, TENSORS)
@@ -116,19 +118,19 @@ class TestUploading:
         assert told[-1] == (update.source.nbytes, update.source.nbytes)
 
     def test_a_file_by_a_ticket_in_a_file(
-        self, ticket: Ticket, store: S3Store, keys: RoundKeys, tmp_path: Path
+        self, ticket: Ticket, store: ClientStore, keys: RoundKeys, tmp_path: Path
     ) -> None:
         save_file(TENSORS, tmp_path / "u", {"num_samples": "7"})
         ticket.save(tmp_path / "t")
         TicketRound(Ticket.load(tmp_path / "t")).submit(tmp_path / "u")
         assert_holds(store, keys, TENSORS)
 
-    def test_the_same_update_again_is_no_error(self, ticket: Ticket, store: S3Store) -> None:
+    def test_the_same_update_again_is_no_error(self, ticket: Ticket, store: ClientStore) -> None:
         TicketRound(ticket).submit(TENSORS, 5)
         TicketRound(ticket).submit(TENSORS, 5)
 
     def test_another_update_is_rejected(
-        self, ticket: Ticket, store: S3Store, keys: RoundKeys
+        self, ticket: Ticket, store: ClientStore, keys: RoundKeys
     ) -> None:
         TicketRound(ticket).submit(TENSORS, 5)
         with pytest.raises(TicketError, match="of client 'a' was used already"):
@@ -136,14 +138,14 @@ class TestUploading:
         assert_holds(store, keys, TENSORS)
 
     def test_a_larger_update_is_not_sent(
-        self, ticket: Ticket, store: S3Store, keys: RoundKeys
+        self, ticket: Ticket, store: ClientStore, keys: RoundKeys
     ) -> None:
         with pytest.raises(UpdateError, match="bytes, over the 100000 of the ticket"):
             TicketRound(ticket).submit({"w": np.zeros(MAX_BYTES, "u1")}, 5)
         assert store.head(keys.update("a")) is None
 
     def test_of_another_layout_does_not_use_the_ticket_up(
-        self, store: S3Store, keys: RoundKeys
+        self, store: ClientStore, keys: RoundKeys
     ) -> None:
         layout = Layout.pack([("w", "F32", (1000,))])
         made = issue_ticket(store, keys, "a", expires=600, max_bytes=MAX_BYTES, layout=layout)
@@ -155,7 +157,7 @@ class TestUploading:
         assert_holds(store, keys, TENSORS)
 
     def test_again_once_the_operator_deleted_the_update(
-        self, ticket: Ticket, store: S3Store, keys: RoundKeys
+        self, ticket: Ticket, store: ClientStore, keys: RoundKeys
     ) -> None:
         TicketRound(ticket).submit(TENSORS, 5)
         store.delete(keys.update("a"))
@@ -163,7 +165,7 @@ class TestUploading:
         assert_holds(store, keys, OTHER)
 
     def test_not_after_the_round_has_ended(
-        self, ticket: Ticket, store: S3Store, keys: RoundKeys
+        self, ticket: Ticket, store: ClientStore, keys: RoundKeys
     ) -> None:
         store.put_json(keys.manifest, {})
         with pytest.raises(RoundStateError, match="has ended"):
@@ -189,12 +191,12 @@ class TestWhatS3Rejects:
             length = {"Content-Length": str(MAX_BYTES)}
             assert raw("PUT", url, length | headers, bytes(MAX_BYTES)) == 403
 
-    def test_another_length(self, ticket: Ticket, store: S3Store, keys: RoundKeys) -> None:
+    def test_another_length(self, ticket: Ticket, store: ClientStore, keys: RoundKeys) -> None:
         for nbytes in (MAX_BYTES + 1, MAX_BYTES - 1, 2 * MAX_BYTES):
             assert self.put(ticket, nbytes) == 403
         assert store.head(keys.update("a")) is None
 
-    def test_another_key(self, ticket: Ticket, store: S3Store, keys: RoundKeys) -> None:
+    def test_another_key(self, ticket: Ticket, store: ClientStore, keys: RoundKeys) -> None:
         url = ticket.upload_url(MAX_BYTES)
         for key in (keys.update("b"), keys.manifest, "rounds/other/updates/a.safetensors"):
             other = url.replace(keys.update("a"), key)
@@ -206,7 +208,7 @@ class TestWhatS3Rejects:
         other = ticket.rejection_url.replace(keys.rejection("a"), keys.rejection("b"))
         assert raw("GET", other) == 403
 
-    def test_another_method(self, ticket: Ticket, store: S3Store, keys: RoundKeys) -> None:
+    def test_another_method(self, ticket: Ticket, store: ClientStore, keys: RoundKeys) -> None:
         store.put_json(keys.manifest, {"contributors": ["b"]})
         store.put_json(keys.update("a"), "my update")
         store.put_json(keys.result, "the average")
@@ -220,7 +222,7 @@ class TestWhatS3Rejects:
             assert raw(method, ticket.result_url) == 403
         assert store.get_json(keys.update("a")) == "my update"
 
-    def test_a_later_time(self, store: S3Store, keys: RoundKeys) -> None:
+    def test_a_later_time(self, store: ClientStore, keys: RoundKeys) -> None:
         ticket = issue_ticket(store, keys, "a", expires=1, max_bytes=MAX_BYTES)
         time.sleep(2.1)
         assert self.put(ticket, MAX_BYTES) == 403
@@ -235,10 +237,10 @@ class TestWhatS3Rejects:
         ("key", "code"), [("", "SignatureDoesNotMatch"), ("test", "InvalidAccessKeyId")]
     )
     def test_credentials_that_are_not_valid(
-        self, store: S3Store, keys: RoundKeys, key: str, code: str
+        self, store: ClientStore, keys: RoundKeys, key: str, code: str
     ) -> None:
         session = boto3.Session(key or os.environ["AWS_ACCESS_KEY_ID"], "another")
-        stranger = S3Store(store.bucket, client=make_client(session=session))
+        stranger = ClientStore(store.bucket, make_client(session=session))
         ticket = issue_ticket(stranger, keys, "a", expires=600, max_bytes=MAX_BYTES)
         with pytest.raises(TicketError, match=code) as rejected:
             TicketRound(ticket).rejection()
@@ -258,7 +260,7 @@ class TestLines:
         self,
         proxied: Ticket,
         proxy: Proxy,
-        store: S3Store,
+        store: ClientStore,
         keys: RoundKeys,
         large: dict[str, reference.Array],
     ) -> None:
@@ -276,7 +278,7 @@ class TestLines:
         assert "http" not in str(failed.value)
 
     def test_an_answer_that_was_lost_is_looked_up(
-        self, proxied: Ticket, proxy: Proxy, store: S3Store, keys: RoundKeys
+        self, proxied: Ticket, proxy: Proxy, store: ClientStore, keys: RoundKeys
     ) -> None:
         def passed(answer: Answer) -> Answer:
             return answer
@@ -293,7 +295,7 @@ class TestLines:
             TicketRound(proxied).submit(path, progress=lambda done, _: path.touch())
 
     def test_a_download_that_breaks_goes_on(
-        self, proxied: Ticket, proxy: Proxy, store: S3Store, keys: RoundKeys, tmp_path: Path
+        self, proxied: Ticket, proxy: Proxy, store: ClientStore, keys: RoundKeys, tmp_path: Path
     ) -> None:
         average = {"w": np.arange(5 * MIB, dtype="f4")}
         store.put_bytes(keys.result, reference.encode(average, {}))
@@ -312,7 +314,7 @@ class TestLines:
         np.testing.assert_array_equal(load_file(tmp_path / "average")["w"], average["w"])
 
     def test_a_download_that_keeps_breaking_tells_no_url(
-        self, proxied: Ticket, proxy: Proxy, store: S3Store, keys: RoundKeys
+        self, proxied: Ticket, proxy: Proxy, store: ClientStore, keys: RoundKeys
     ) -> None:
         store.put_bytes(keys.result, reference.encode(TENSORS, {}))
         store.put_json(keys.manifest, {})
@@ -343,9 +345,9 @@ class TestInParts:
         return {"w": np.arange(60 * MIB // 4, dtype="f4")}
 
     @pytest.fixture
-    def parted(self, proxied: Ticket, proxy: Proxy, store: S3Store, keys: RoundKeys) -> Ticket:
+    def parted(self, proxied: Ticket, proxy: Proxy, store: ClientStore, keys: RoundKeys) -> Ticket:
         """Give a ticket for parts of 17.5 MiB, the first of up to 35, through the proxy."""
-        behind = S3Store(store.bucket, client=make_client(endpoint_url=proxy.url))
+        behind = ClientStore(store.bucket, make_client(endpoint_url=proxy.url))
         made = issue_ticket(
             behind, keys, "a", expires=600, max_bytes=self.MAX_BYTES, single_put_bytes=MIB
         )
@@ -359,7 +361,7 @@ class TestInParts:
 
     @pytest.mark.parametrize("nbytes", [4, MIB, 34 * MIB, 36 * MIB, 60 * MIB, 69 * MIB])
     def test_an_update_of_any_size(
-        self, parted: Ticket, store: S3Store, keys: RoundKeys, nbytes: int
+        self, parted: Ticket, store: ClientStore, keys: RoundKeys, nbytes: int
     ) -> None:
         tensors = {"w": np.arange(nbytes // 4, dtype="f4")}
         told: list[tuple[int, int]] = []
@@ -375,8 +377,8 @@ class TestInParts:
         self,
         parted: Ticket,
         proxy: Proxy,
-        store: S3Store,
-        encrypted: S3Store,
+        store: ClientStore,
+        encrypted: ClientStore,
         large: dict[str, reference.Array],
     ) -> None:
         TicketRound(parted).submit(large, 5)
@@ -400,8 +402,8 @@ class TestInParts:
         self,
         parted: Ticket,
         proxy: Proxy,
-        store: S3Store,
-        encrypted: S3Store,
+        store: ClientStore,
+        encrypted: ClientStore,
         keys: RoundKeys,
         large: dict[str, reference.Array],
         urls: PartUrls,
@@ -433,7 +435,7 @@ class TestInParts:
         self,
         parted: Ticket,
         proxy: Proxy,
-        store: S3Store,
+        store: ClientStore,
         keys: RoundKeys,
         large: dict[str, reference.Array],
     ) -> None:
@@ -456,7 +458,7 @@ class TestInParts:
         self,
         parted: Ticket,
         proxy: Proxy,
-        store: S3Store,
+        store: ClientStore,
         keys: RoundKeys,
         large: dict[str, reference.Array],
         faults: list[Fault],
@@ -502,7 +504,7 @@ class TestInParts:
         TicketRound(parted).submit(large, 5)
 
     def test_whose_upload_is_gone_says_so(
-        self, parted: Ticket, store: S3Store, keys: RoundKeys, large: dict[str, reference.Array]
+        self, parted: Ticket, store: ClientStore, keys: RoundKeys, large: dict[str, reference.Array]
     ) -> None:
         store.abort_open_uploads(keys.update("a"))
         with pytest.raises(TicketError, match=r"is gone.* another ticket"):
@@ -521,7 +523,7 @@ class TestInParts:
                 assert self.put(url, other) == 403
 
     def test_s3_rejects_another_place(
-        self, parted: Ticket, urls: PartUrls, store: S3Store, keys: RoundKeys
+        self, parted: Ticket, urls: PartUrls, store: ClientStore, keys: RoundKeys
     ) -> None:
         other_id = store.create_upload(keys.update("b"))
         url = urls.part_url(2, urls.nbytes)
@@ -543,7 +545,7 @@ class TestInParts:
             assert raw("POST", urls.completion.replace(old, new), headers, body) == 403
 
     def test_s3_rejects_another_method(
-        self, urls: PartUrls, store: S3Store, keys: RoundKeys
+        self, urls: PartUrls, store: ClientStore, keys: RoundKeys
     ) -> None:
         part = urls.part_url(2, urls.nbytes)
         for url, right in ((part, "PUT"), (urls.listing, "GET"), (urls.completion, "POST")):
@@ -556,7 +558,7 @@ class TestInParts:
         self,
         parted: Ticket,
         urls: PartUrls,
-        store: S3Store,
+        store: ClientStore,
         keys: RoundKeys,
         large: dict[str, reference.Array],
     ) -> None:
@@ -575,7 +577,7 @@ class TestInParts:
         TicketRound(parted).submit(large, 5)
         assert self.put(urls.part_url(1, nbytes), nbytes) == 404
 
-    def test_s3_rejects_a_later_time(self, store: S3Store, keys: RoundKeys) -> None:
+    def test_s3_rejects_a_later_time(self, store: ClientStore, keys: RoundKeys) -> None:
         ticket = issue_ticket(store, keys, "a", expires=1, max_bytes=20 * MIB, single_put_bytes=1)
         assert ticket.parts
         time.sleep(2.1)
@@ -588,7 +590,7 @@ class TestInParts:
             TicketRound(ticket).submit(TENSORS, 5)
 
     def test_two_tickets_of_one_client_upload_once(
-        self, parted: Ticket, store: S3Store, keys: RoundKeys, large: dict[str, reference.Array]
+        self, parted: Ticket, store: ClientStore, keys: RoundKeys, large: dict[str, reference.Array]
     ) -> None:
         other = issue_ticket(
             store, keys, "a", expires=600, max_bytes=self.MAX_BYTES, single_put_bytes=MIB
@@ -603,13 +605,13 @@ def _signed(urls: PartUrls) -> list[str]:
     return sorted((length for ends in urls.first.values() for length in ends), key=int)
 
 
-def _only(store: S3Store, keys: RoundKeys) -> str:
+def _only(store: ClientStore, keys: RoundKeys) -> str:
     [upload_id] = store.open_uploads(keys.update("a"))
     return upload_id
 
 
 class TestTheRoundsEnd:
-    def test_a_rejection_is_read(self, ticket: Ticket, store: S3Store, keys: RoundKeys) -> None:
+    def test_a_rejection_is_read(self, ticket: Ticket, store: ClientStore, keys: RoundKeys) -> None:
         assert TicketRound(ticket).rejection() is None
         reject(store, keys, Rejection("a", "it holds NaN", "etag"))
         assert TicketRound(ticket).rejection() == "it holds NaN"
@@ -623,7 +625,7 @@ class TestTheRoundsEnd:
         assert TicketRound(ticket).status()["state"] == "open"
         assert TicketRound(ticket).status()["uploaded"] is None
 
-    def test_a_completed_one(self, ticket: Ticket, store: S3Store, keys: RoundKeys) -> None:
+    def test_a_completed_one(self, ticket: Ticket, store: ClientStore, keys: RoundKeys) -> None:
         TicketRound(ticket).submit(TENSORS, 5)
         store.put_bytes(keys.result, reference.encode(TENSORS, {}))
         store.put_json(keys.manifest, {})
@@ -633,7 +635,7 @@ class TestTheRoundsEnd:
         assert (status["state"], status["reason"]) == ("completed", None)
         assert status["uploaded"] in signed_lengths(MAX_BYTES)
 
-    def test_a_failed_one(self, ticket: Ticket, store: S3Store, keys: RoundKeys) -> None:
+    def test_a_failed_one(self, ticket: Ticket, store: ClientStore, keys: RoundKeys) -> None:
         store.put_json(keys.manifest, {"status": "failed", "cause": "b was bad"})
         held = TicketRound(ticket)
         for ask in (held.wait, held.fetch):
@@ -644,14 +646,16 @@ class TestTheRoundsEnd:
 
 class TestReading:
     @pytest.fixture
-    def reading(self, store: S3Store, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch) -> Ticket:
+    def reading(
+        self, store: ClientStore, keys: RoundKeys, monkeypatch: pytest.MonkeyPatch
+    ) -> Ticket:
         """Give a ticket for one object, through a message, and take the credentials away."""
         made = issue_download_ticket(store, keys, "reader", f"{keys.root}model", expires=600)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
             monkeypatch.delenv(name, raising=False)
         return Ticket.loads(made.dumps())
 
-    def test_fetches_the_object(self, reading: Ticket, store: S3Store, keys: RoundKeys) -> None:
+    def test_fetches_the_object(self, reading: Ticket, store: ClientStore, keys: RoundKeys) -> None:
         with pytest.raises(RoundStateError, match="has not ended"):
             TicketRound(reading).fetch()
         store.put_bytes(f"{keys.root}model", reference.encode(TENSORS, {}))

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from gradshard.aws.client_store import ClientStore
 from gradshard.client import uploads
 from gradshard.client.upload_source import FileContent
 from gradshard.client.uploads import CHUNK_BYTES, has_checksum, upload
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.s3.multipart import Part
-from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 from tests.integration.proxy import Answer, Proxy
 
@@ -40,13 +40,13 @@ class Counted:
 
 
 @pytest.fixture(params=["store", "encrypted"])
-def store(request: pytest.FixtureRequest) -> S3Store:
+def store(request: pytest.FixtureRequest) -> ClientStore:
     """A bucket whose ETags are MD5s, and one under a KMS key."""
-    found: S3Store = request.getfixturevalue(request.param)
+    found: ClientStore = request.getfixturevalue(request.param)
     return found
 
 
-def assert_whole(store: S3Store, key: str, content: Counted) -> None:
+def assert_whole(store: ClientStore, key: str, content: Counted) -> None:
     assert store.get_bytes(key) == content.read(0, content.nbytes)
     checksum = store.checksum(key)
     assert checksum is not None
@@ -55,7 +55,7 @@ def assert_whole(store: S3Store, key: str, content: Counted) -> None:
 
 
 def test_a_large_update_is_one_put_that_reads_it_once_more_than_it_sends_it(
-    store: S3Store, proxied: S3Store, proxy: Proxy
+    store: ClientStore, proxied: ClientStore, proxy: Proxy
 ) -> None:
     content = Counted(LARGE)
     told: list[int] = []
@@ -69,7 +69,7 @@ def test_a_large_update_is_one_put_that_reads_it_once_more_than_it_sends_it(
 
 
 def test_a_connection_that_breaks_in_the_middle(
-    store: S3Store, proxied: S3Store, proxy: Proxy
+    store: ClientStore, proxied: ClientStore, proxy: Proxy
 ) -> None:
     proxy.cuts = [LARGE // 2]
     content = Counted(LARGE)
@@ -84,7 +84,7 @@ def test_a_connection_that_breaks_in_the_middle(
 
 
 def test_parts_that_break_too_are_sent_again(
-    store: S3Store, proxied: S3Store, proxy: Proxy
+    store: ClientStore, proxied: ClientStore, proxy: Proxy
 ) -> None:
     proxy.cuts = [5 * MIB, 3 * MIB, 2 * MIB]
     content = Counted(LARGE)
@@ -92,7 +92,9 @@ def test_parts_that_break_too_are_sent_again(
     assert_whole(store, "u/broken-parts", content)
 
 
-def test_an_answer_that_says_s3_failed(store: S3Store, proxied: S3Store, proxy: Proxy) -> None:
+def test_an_answer_that_says_s3_failed(
+    store: ClientStore, proxied: ClientStore, proxy: Proxy
+) -> None:
     def failed(answer: Answer) -> Answer:
         body = b"<Error><Code>InternalError</Code></Error>"
         return Answer(500, {"Content-Length": str(len(body))}, body)
@@ -105,7 +107,7 @@ def test_an_answer_that_says_s3_failed(store: S3Store, proxied: S3Store, proxy: 
     assert_whole(store, "u/failed", content)
 
 
-def test_a_lost_answer_is_looked_up(store: S3Store, proxied: S3Store, proxy: Proxy) -> None:
+def test_a_lost_answer_is_looked_up(store: ClientStore, proxied: ClientStore, proxy: Proxy) -> None:
     proxy.spoils = [lambda _: None]
     content = Counted(LARGE)
     upload(proxied, "u/lost", content)
@@ -115,7 +117,7 @@ def test_a_lost_answer_is_looked_up(store: S3Store, proxied: S3Store, proxy: Pro
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_an_upload_that_another_gives_up_is_no_success(
-    store: S3Store, monkeypatch: pytest.MonkeyPatch, parts: int
+    store: ClientStore, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
     monkeypatch.setattr(uploads, "SINGLE_PUT_BYTES", 0)
     key, content = f"u/given-up-{parts}", Counted(LARGE)
@@ -137,7 +139,7 @@ def test_an_upload_that_another_gives_up_is_no_success(
     assert store.get_bytes(key) == b"an earlier update"
 
 
-def test_a_rejection_is_not_sent_in_parts(proxied: S3Store, proxy: Proxy) -> None:
+def test_a_rejection_is_not_sent_in_parts(proxied: ClientStore, proxy: Proxy) -> None:
     def rejected(_: Answer) -> Answer:
         body = b"<Error><Code>AccessDenied</Code></Error>"
         return Answer(403, {"Content-Length": str(len(body))}, body)
@@ -149,7 +151,7 @@ def test_a_rejection_is_not_sent_in_parts(proxied: S3Store, proxy: Proxy) -> Non
 
 
 def test_a_file_that_changes_on_the_way_is_told_at_once(
-    proxied: S3Store, proxy: Proxy, tmp_path: Path
+    proxied: ClientStore, proxy: Proxy, tmp_path: Path
 ) -> None:
     path = tmp_path / "update.safetensors"
     path.write_bytes(Counted(LARGE).read(0, Counted(LARGE).nbytes))

@@ -69,7 +69,7 @@ class MemoryFederation:
             for batch in self.store.get_json(level["key"]):
                 for task in batch["tasks"]:
                     aggregate_shard(self.wire, keys.round_id, attempt=0, task=Task(**task["task"]))
-        assert finalize_round(self.store, self.wire, keys.round_id) == {"status": "completed"}
+        assert finalize_round(self.store, keys.round_id) == {"status": "completed"}
         self.manifest = self.store.get_json(keys.manifest)
         self.plan = self.store.get_json(keys.plan, parse_plan)
         return self.model.current()

@@ -5,9 +5,9 @@ from types import ModuleType
 import pytest
 from pytest_socket import disable_socket
 
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_callbacks, aws_json
 from tests.unit.in_memory import Machine, Told, load
-from tests.unit.observability.test_powertools import ENVIRONMENT
+from tests.unit.observability.test_emf import ENVIRONMENT
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +26,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, told: Told) -> Machine:
     """A round's machine, whose services besides S3 only listen."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(aws_callbacks, "_states", lambda: told)
-    monkeypatch.setattr(aws_callbacks, "_events", lambda: told)
+    monkeypatch.setattr(aws_json, "call", told.call)
     monkeypatch.setattr(aws_callbacks, "schedule_deadline", lambda *_: None)
     modules: dict[str, ModuleType] = {}
 

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import IO, Any
 
+from gradshard.aws.client_store import ClientStore
 from gradshard.client.stack import Execution, Stack
 from gradshard_core.errors import ChangedObjectError, StoreError, UpdateError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.s3.multipart import Part
-from gradshard_core.s3.store import ANYTHING, ListedObject, S3Store
+from gradshard_core.s3.store import ANYTHING, ListedObject
 from gradshard_core.s3.traffic import Meter
 
 
@@ -38,7 +39,7 @@ class Body(io.BytesIO):
         self.parts = parts
 
 
-class MemoryStore(S3Store):
+class MemoryStore(ClientStore):
     """Objects and open uploads in dicts, with S3's ETags; under a KMS key those say nothing.
 
     ``parts_until_failure`` is how many more parts are taken before the line is cut, and

@@ -5,19 +5,17 @@ What goes through the state machine is weighed on its way.
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-import pytest
 
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning import limits
 from tests import reference
 from tests.planned import levels_of
 from tests.unit.fakes import MemoryStore, MemoryWire
-from tests.unit.observability.test_powertools import Context
+from tests.unit.observability.test_emf import Context
 
 ROOT = Path(__file__).parents[2]
 DEFINITION: dict[str, Any] = json.loads((ROOT / "statemachine" / "round.asl.json").read_text())
@@ -102,9 +100,6 @@ def weigh(what: str, value: Any) -> None:
 
 def load(name: str) -> ModuleType:
     """Import a function by the name of its folder, as Lambda does: anew, in this environment."""
-    if name != "aggregate_shard":
-        why = "Powertools is the functions', not the clients': `make setup`"
-        pytest.importorskip("aws_lambda_powertools", reason=why)
     path = ROOT / "functions" / name / "app.py"
     spec = importlib.util.spec_from_file_location(f"{name}_app", path)
     assert spec is not None
@@ -117,21 +112,16 @@ def load(name: str) -> ModuleType:
 class Told:
     """Step Functions and the event bus."""
 
-    class exceptions:  # noqa: N801 - boto3's name
-        TaskTimedOut = TaskDoesNotExist = InvalidToken = KeyError
-
     def __init__(self) -> None:
         self.causes: list[str] = []
         self.events: list[Any] = []
 
-    def send_task_success(self, **_: str) -> None:
-        """Let the round go on, which the test does."""
-
-    def send_task_failure(self, *, cause: str, **_: str) -> None:
-        assert len(cause) <= MAX_CAUSE
-        self.causes.append(cause)
-
-    def put_events(self, *, Entries: list[dict[str, str]]) -> dict[str, int]:  # noqa: N803
-        weigh("to the event bus", Entries)
-        self.events += Entries
-        return {"FailedEntryCount": 0}
+    def call(self, _service: Any, operation: str, body: Mapping[str, Any], **_: str) -> Any:
+        if operation == "SendTaskFailure":
+            assert len(body["cause"]) <= MAX_CAUSE
+            self.causes.append(body["cause"])
+        if operation == "PutEvents":
+            weigh("to the event bus", body["Entries"])
+            self.events += body["Entries"]
+            return {"FailedEntryCount": 0}
+        return {}

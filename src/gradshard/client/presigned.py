@@ -17,9 +17,9 @@ from botocore.exceptions import BotoCoreError
 from botocore.httpsession import URLLib3Session
 from urllib3.exceptions import HTTPError
 
+from gradshard.aws.boto_client import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, proxies_for
 from gradshard.deployment import local_engine
 from gradshard_core.errors import TicketError
-from gradshard_core.s3.boto_client import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, proxies_for
 from gradshard_core.units import MIB
 
 MAX_ANSWER_BYTES: Final = 2 * MIB

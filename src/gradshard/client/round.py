@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from gradshard.aws.client_store import ClientStore
 from gradshard.client import operations
 from gradshard.client.layer_upload import LayerUpload
 from gradshard.client.round_access import RoundAccess, Source
@@ -27,7 +28,6 @@ from gradshard_core.planning.spec import RoundSpec, parse_spec
 from gradshard_core.records.manifest import COMPLETED, parse_manifest
 from gradshard_core.records.model_registry import Version, layout_of, read_version
 from gradshard_core.records.round_spec import read_spec
-from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.assignments import Assignment, Assignments
 
 POLLS_PER_EXECUTION: Final = 5
@@ -61,7 +61,7 @@ class Round(RoundAccess):
         return self.keys.round_id
 
     @property
-    def store(self) -> S3Store:
+    def store(self) -> ClientStore:
         """The store of its bucket."""
         return self._stack.store
 

@@ -19,12 +19,12 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
+from gradshard.aws.boto_client import connect, make_client
+from gradshard.aws.boto_errors import NO_CREDENTIALS, settings_error, unreachable
+from gradshard.aws.client_store import ClientStore
 from gradshard.deployment import local_engine, user_config
 from gradshard.utils.polling import poll
 from gradshard_core.errors import ServiceError
-from gradshard_core.s3.boto_client import connect, make_client
-from gradshard_core.s3.boto_errors import NO_CREDENTIALS, settings_error, unreachable
-from gradshard_core.s3.store import S3Store
 
 if TYPE_CHECKING:
     from mypy_boto3_cloudformation import CloudFormationClient
@@ -129,11 +129,11 @@ class Stack:
         self._profile = profile
 
     @cached_property
-    def store(self) -> S3Store:
+    def store(self) -> ClientStore:
         """The bucket."""
         bucket = self._bucket or self.output("BucketName")
         client = make_client(session=self._session, endpoint_url=self._endpoint_url)
-        return S3Store(bucket, client=client)
+        return ClientStore(bucket, client)
 
     @property
     def state_machine(self) -> str | None:

@@ -7,6 +7,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from gradshard.aws.client_store import ClientStore
 from gradshard.client.signed_urls import add_url
 from gradshard.client.ticket_parts import (
     MAX_BYTES,
@@ -20,7 +21,6 @@ from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES
-from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 
 DEFAULT_SECONDS: Final = 24 * 3600
@@ -49,7 +49,7 @@ FIRST_PART_STEPS: Final = 512
 
 
 def issue_ticket(
-    store: S3Store,
+    store: ClientStore,
     keys: RoundKeys,
     client: str,
     *,
@@ -118,7 +118,7 @@ def issue_ticket(
 
 
 def issue_download_ticket(
-    store: S3Store, keys: RoundKeys, client: str, key: str, *, expires: int
+    store: ClientStore, keys: RoundKeys, client: str, key: str, *, expires: int
 ) -> Ticket:
     """Make a ticket that uploads nothing and fetches the object ``key`` once it exists.
 
@@ -142,7 +142,7 @@ def issue_download_ticket(
 
 
 def issue_part_urls(
-    store: S3Store, key: str, *, expires: int, max_bytes: int, min_bytes: int
+    store: ClientStore, key: str, *, expires: int, max_bytes: int, min_bytes: int
 ) -> PartUrls:
     """Begin a multipart upload and sign its requests, for updates of these lengths.
 
@@ -187,7 +187,7 @@ def signed_lengths(max_bytes: int, min_bytes: int = 1) -> range:
     return range(max_bytes, min_bytes - 1, -step)
 
 
-def _model_record(store: S3Store, model: ObjectVersion, expires: int) -> dict[str, Any]:
+def _model_record(store: ClientStore, model: ObjectVersion, expires: int) -> dict[str, Any]:
     url = store.presign_read(model.key, expires)
     return {"url": url, "etag": model.etag, "nbytes": model.nbytes}
 

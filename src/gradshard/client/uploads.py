@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import IO, Any, Final
 
+from gradshard.aws.client_store import ClientStore
 from gradshard.client.upload_source import Content
 from gradshard.utils.parallel import run_parallel
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats.digests import encode_parts
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES, client_ranges
 from gradshard_core.s3.multipart import Part
-from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 
 THREADS: Final = 4
@@ -152,7 +152,9 @@ class UnseekableBody(io.BufferedReader):
             raise self._source.failure
 
 
-def upload(store: S3Store, key: str, content: Content, progress: Progress | None = None) -> None:
+def upload(
+    store: ClientStore, key: str, content: Content, progress: Progress | None = None
+) -> None:
     """Upload an update to ``key``: in one request, or in parts if that breaks or it is too large.
 
     It is read while it is sent, so it takes a few MB of memory. After a failure the parts that
@@ -198,7 +200,7 @@ def upload(store: S3Store, key: str, content: Content, progress: Progress | None
         raise StoreError(f"{key}: another upload got in the way; submit again")
 
 
-def _put(store: S3Store, key: str, content: Content, progress: Progress) -> bool:
+def _put(store: ClientStore, key: str, content: Content, progress: Progress) -> bool:
     """Send a content in one request; False if that broke on the way."""
     progress(0, content.nbytes)
     checksum = checksum_of(content)
@@ -229,7 +231,7 @@ def has_checksum(content: Content, checksum: str) -> bool:
     return checksum == _joined(_digest(content, *range_) for range_ in ranges)
 
 
-def _resumable(store: S3Store, key: str, content: Content) -> tuple[str, list[Part]]:
+def _resumable(store: ClientStore, key: str, content: Content) -> tuple[str, list[Part]]:
     """Find an interrupted upload of the same content with the parts it has, or begin one."""
     ranges = client_ranges(content.nbytes)
     for upload_id in store.open_uploads(key):

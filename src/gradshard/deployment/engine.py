@@ -15,9 +15,9 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from gradshard.aws.boto_client import connect
 from gradshard.deployment.gate import read_credentials
 from gradshard_core.errors import EngineError
-from gradshard_core.s3.boto_client import connect
 from gradshard_core.s3.sigv4 import Credentials
 
 DEFAULT_PORT: Final = 4566

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from botocore.config import Config
 
+from gradshard.aws.boto_client import connect
 from gradshard.deployment import application
 from gradshard.deployment.engine import STACK, Engine, has_application, session, url_of
 from gradshard.deployment.engine_control import child_environment, tail_of
 from gradshard_core.errors import EngineError
-from gradshard_core.s3.boto_client import connect
 
 Progress = Callable[[str], None]
 

@@ -18,7 +18,7 @@ from gradshard_core.observability import log_fields
 from tests import reference
 from tests.unit.application.test_template import ALARMS, RESOURCES, STACK, of_type, shown
 from tests.unit.in_memory import OPENED, Machine
-from tests.unit.observability.test_powertools import ENVIRONMENT, Context
+from tests.unit.observability.test_emf import ENVIRONMENT, Context
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
@@ -126,7 +126,7 @@ def resolved(namespace: str, name: str, dimension: str, value: str) -> Metric:
     return Metric(namespace, name, dimension, value.replace(STACK, ENVIRONMENT[SERVICE]))
 
 
-SERVICE = "POWERTOOLS_SERVICE_NAME"
+SERVICE = "GRADSHARD_STACK"
 
 
 def of_alarm(alarm: dict[str, Any]) -> Metric:

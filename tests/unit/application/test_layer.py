@@ -16,9 +16,6 @@ ROOT = Path(__file__).parents[3]
 LAYER = ROOT / "layers" / "gradshard"
 FUNCTIONS = sorted(path.parent.name for path in ROOT.glob("functions/*/app.py"))
 
-IN_RUNTIME = {"boto3", "botocore"}
-"""https://docs.aws.amazon.com/lambda/latest/dg/lambda-python.html"""
-
 IN_LAYER = set(re.findall(r"^([\w-]+)==", (LAYER / "requirements.txt").read_text(), re.MULTILINE))
 
 
@@ -76,13 +73,9 @@ def test_what_a_function_imports_is_there_on_lambda(function: str) -> None:
         "gradshard_core",
         *sys.stdlib_module_names,
     }
-    if "aws_lambda_powertools" in others:
-        # The names of its distribution are asked of what is installed.
-        why = "Powertools is the functions', not the clients': `make setup`"
-        pytest.importorskip("aws_lambda_powertools", reason=why)
     missing = {
         name
-        for name in others - IN_RUNTIME
+        for name in others
         if not IN_LAYER & {found.replace("_", "-") for found in distributions.get(name, [])}
     }
     assert missing == set()

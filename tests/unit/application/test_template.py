@@ -595,7 +595,7 @@ STACK = "${AWS::StackName}"
 
 def test_the_functions_name_their_metrics_after_the_stack() -> None:
     for function in of_type("AWS::Lambda::Function").values():
-        service = function["Environment"]["Variables"]["POWERTOOLS_SERVICE_NAME"]
+        service = function["Environment"]["Variables"]["GRADSHARD_STACK"]
         assert shown(service) == STACK
 
 

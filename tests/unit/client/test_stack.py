@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
+from gradshard.aws.boto_client import is_loopback, proxies_for
+from gradshard.aws.boto_errors import unreachable
 from gradshard.client.stack import Stack
 from gradshard.deployment import user_config
 from gradshard_core.errors import ServiceError
-from gradshard_core.s3.boto_client import is_loopback, proxies_for
-from gradshard_core.s3.boto_errors import unreachable
 
 
 def stack() -> Stack:

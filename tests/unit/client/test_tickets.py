@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradshard.aws.boto_client import make_client
+from gradshard.aws.client_store import ClientStore
 from gradshard.client import tickets
 from gradshard.client.ticket_issuer import (
     FIRST_PART_STEPS,
@@ -39,9 +41,7 @@ from gradshard_core.formats.layout import (
     parse_header,
 )
 from gradshard_core.planning.limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
-from gradshard_core.s3.boto_client import make_client
 from gradshard_core.s3.multipart import Part
-from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 from tests.presigned import rejection
 
@@ -59,11 +59,11 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
 
     def make(*, token: str | None = None, region: str = "eu-central-1", **terms: int) -> Ticket:
         session = boto3.Session("AKID", SECRET, token, region)
-        store = S3Store("bucket", client=make_client(session=session))
+        store = ClientStore("bucket", make_client(session=session))
         given: dict[str, Any] = {"expires": 600, "max_bytes": MAX_BYTES, **terms}
         return issue_ticket(store, KEYS, "a", **given)
 
-    monkeypatch.setattr(S3Store, "create_upload", lambda *_: "an/upload+id=")
+    monkeypatch.setattr(ClientStore, "create_upload", lambda *_: "an/upload+id=")
     return make
 
 
@@ -177,7 +177,7 @@ class TestWhatIsSigned:
     def test_of_two_seconds_is_whole(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         seconds = iter((1, 1, 1, 2))
         monkeypatch.setattr(
-            S3Store,
+            ClientStore,
             "presign_new",
             lambda _, key, nbytes, __: f"https://s3/{key}?{next(seconds)}&X-Amz-Signature={nbytes}",
         )
@@ -325,7 +325,7 @@ class TestParts:
         ]
 
 
-class Signing(S3Store):
+class Signing(ClientStore):
     """Signs so that a test can read what was signed."""
 
     def __init__(self) -> None:

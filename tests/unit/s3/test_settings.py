@@ -6,10 +6,10 @@ from pathlib import Path
 import boto3
 import pytest
 
+from gradshard.aws.boto_client import make_client
+from gradshard.aws.client_store import ClientStore
 from gradshard.client.federation import Federation
 from gradshard_core.errors import GradshardError, ServiceError, StoreError
-from gradshard_core.s3.boto_client import make_client
-from gradshard_core.s3.store import S3Store
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def test_a_credential_process_that_prints_no_json(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="the answer of credential_process is not JSON"):
         Federation().round("r1").spec()
     with pytest.raises(StoreError, match="the answer of credential_process is not JSON"):
-        S3Store("bucket", client=make_client(session=boto3.Session())).head("k")
+        ClientStore("bucket", make_client(session=boto3.Session())).head("k")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://127.0.0.1:x", "nowhere", "://"])

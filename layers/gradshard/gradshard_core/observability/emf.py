@@ -1,8 +1,7 @@
-"""The log line and the metrics of a task, as one line in CloudWatch's embedded metric format.
+"""The log line and the metrics of a function, as one line in CloudWatch's embedded metric format.
 
-The fields are those of :mod:`gradshard_core.observability.powertools`, but this module does not
-import Powertools. It would load parts of botocore, jmespath and fifty more modules, and every shard
-would pay for them. The format:
+Powertools writes such lines, too. It would load parts of botocore, jmespath and fifty more modules,
+and every cold start would pay for them. The format:
 https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
 """
 
@@ -31,7 +30,12 @@ from gradshard_core.observability.log_fields import (
 Handler = Callable[[Event, Context], Outcome]
 
 
-def handler(measures: Measures) -> Callable[[Handler], Handler]:
+def nothing(_event: Event, _outcome: Outcome) -> dict[str, float]:
+    """Add to no metric."""
+    return {}
+
+
+def handler(measures: Measures = nothing) -> Callable[[Handler], Handler]:
     """Log what an invocation is about and how it ended, and measure it.
 
     Parameters
@@ -58,6 +62,13 @@ def handler(measures: Measures) -> Callable[[Handler], Handler]:
     return wrap
 
 
+def rejected(event: Event, context: Context, rejections: list[dict[str, Any]]) -> None:
+    """Log a line for each client whose update was rejected."""
+    for rejection in rejections:
+        fields = {"contributor": rejection["client"], "reason": rejection["reason"]}
+        _tell(event, context, "WARNING", "rejected", {}, shortened(fields))
+
+
 def _tell(
     event: Event,
     context: Context,
@@ -67,27 +78,27 @@ def _tell(
     more: Mapping[str, Any],
 ) -> None:
     now = datetime.now(UTC)
+    directive = {
+        "Timestamp": int(1000 * now.timestamp()),
+        "CloudWatchMetrics": [
+            {
+                "Namespace": NAMESPACE,
+                "Dimensions": [["service"]],
+                "Metrics": [{"Name": name, "Unit": UNITS[name]} for name in measured],
+            }
+        ],
+    }
     record = {
-        # Named as Powertools does, so that one query finds the lines of all functions.
         "level": level,
         "message": message,
         "timestamp": now.isoformat(timespec="milliseconds"),
-        "service": os.environ["POWERTOOLS_SERVICE_NAME"],
+        "service": os.environ["GRADSHARD_STACK"],
         "function_name": context.function_name,
         "function_request_id": context.aws_request_id,
         **subject(event),
         **more,
         **measured,
-        "_aws": {
-            "Timestamp": int(1000 * now.timestamp()),
-            "CloudWatchMetrics": [
-                {
-                    "Namespace": NAMESPACE,
-                    "Dimensions": [["service"]],
-                    "Metrics": [{"Name": name, "Unit": UNITS[name]} for name in measured],
-                }
-            ],
-        },
+        **({"_aws": directive} if measured else {}),
     }
     # In one write: lines of an invocation that is killed are whole or not there.
     sys.stdout.write(to_line(record) + "\n")

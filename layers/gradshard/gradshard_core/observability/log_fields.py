@@ -1,7 +1,6 @@
 """The keys of the functions' log lines, and their metrics.
 
-:mod:`gradshard_core.observability.powertools` says it with Powertools,
-:mod:`gradshard_core.observability.emf` with the standard library.
+:mod:`gradshard_core.observability.emf` writes them.
 """
 
 import json

@@ -1,21 +1,19 @@
 """Requests of a round to AWS besides S3: go on, wake it at its deadline, and tell others."""
 
-import contextlib
 import json
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache
-from typing import TYPE_CHECKING, Any
-
-import boto3
+from typing import Any, Final
 
 from gradshard_core.errors import ServiceError
-
-if TYPE_CHECKING:
-    from mypy_boto3_events import EventBridgeClient
-    from mypy_boto3_scheduler import EventBridgeSchedulerClient
-    from mypy_boto3_stepfunctions import SFNClient
+from gradshard_core.rounds import aws_json
+from gradshard_core.rounds.aws_json import (
+    EVENT_BRIDGE,
+    SCHEDULER,
+    STEP_FUNCTIONS,
+    RejectedError,
+)
 
 EVENT_SOURCE = "gradshard"
 
@@ -26,41 +24,27 @@ and somebody is told. A day, which is the scheduler's most, were too long a sile
 MAX_CAUSE = 8_000
 """Characters of a cause that are kept; Step Functions ends at 32,768 of them."""
 
-
-@cache
-def _states() -> "SFNClient":
-    return boto3.client("stepfunctions")
-
-
-@cache
-def _scheduler() -> "EventBridgeSchedulerClient":
-    return boto3.client("scheduler")
-
-
-@cache
-def _events() -> "EventBridgeClient":
-    return boto3.client("events")
+_NO_LONGER_WAITING: Final = {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}
 
 
 def resume(token: str, reason: str) -> bool:
     """Let the state machine go on from its wait for updates; False if it waits no more."""
-    with _no_longer_waiting():
-        _states().send_task_success(taskToken=token, output=json.dumps({"reason": reason}))
-        return True
-    return False
+    return _tell(token, "SendTaskSuccess", output=json.dumps({"reason": reason}))
 
 
 def give_up(token: str, error: str, cause: str) -> None:
     """Have the state machine fail at its wait for updates."""
-    with _no_longer_waiting():
-        _states().send_task_failure(taskToken=token, error=error, cause=cause[:MAX_CAUSE])
+    _tell(token, "SendTaskFailure", error=error, cause=cause[:MAX_CAUSE])
 
 
-def _no_longer_waiting() -> contextlib.suppress:
-    exceptions = _states().exceptions
-    return contextlib.suppress(
-        exceptions.TaskTimedOut, exceptions.TaskDoesNotExist, exceptions.InvalidToken
-    )
+def _tell(token: str, operation: str, **outcome: str) -> bool:
+    try:
+        aws_json.call(STEP_FUNCTIONS, operation, {"taskToken": token, **outcome})
+    except RejectedError as error:
+        if error.code in _NO_LONGER_WAITING:
+            return False
+        raise
+    return True
 
 
 def schedule_deadline(round_id: str, at: datetime, tokens: Sequence[str]) -> None:
@@ -69,13 +53,11 @@ def schedule_deadline(round_id: str, at: datetime, tokens: Sequence[str]) -> Non
     It is told the tokens with which the round is resumed: should those on S3 be lost, the round
     goes on all the same.
     """
-    scheduler = _scheduler()
     # Never in the past, for which a schedule does not fire.
     at = max(at, datetime.now(UTC) + timedelta(seconds=2))
     # The expression has whole seconds; a deadline is not moved forward.
     at += timedelta(microseconds=-at.microsecond % 1_000_000)
     schedule: Any = {
-        "Name": round_id,
         "GroupName": os.environ["GRADSHARD_SCHEDULE_GROUP"],
         "ScheduleExpression": f"at({at:%Y-%m-%dT%H:%M:%S})",
         "ScheduleExpressionTimezone": "UTC",
@@ -92,12 +74,18 @@ def schedule_deadline(round_id: str, at: datetime, tokens: Sequence[str]) -> Non
             "DeadLetterConfig": {"Arn": os.environ["GRADSHARD_UNDELIVERED_ARN"]},
         },
     }
+    path = f"/schedules/{round_id}"
     try:
-        scheduler.create_schedule(**schedule)
-    except scheduler.exceptions.ConflictException:
-        # There is none to update if it has just been due.
-        with contextlib.suppress(scheduler.exceptions.ResourceNotFoundException):
-            scheduler.update_schedule(**schedule)
+        aws_json.call(SCHEDULER, "CreateSchedule", schedule, path=path)
+    except RejectedError as error:
+        if error.code != "ConflictException":
+            raise
+        try:
+            aws_json.call(SCHEDULER, "UpdateSchedule", schedule, method="PUT", path=path)
+        except RejectedError as missing:
+            # There is none to update if it has just been due.
+            if missing.code != "ResourceNotFoundException":
+                raise
 
 
 def publish(detail_type: str, detail: dict[str, Any]) -> None:
@@ -108,12 +96,11 @@ def publish(detail_type: str, detail: dict[str, Any]) -> None:
     ServiceError
         It did not take the event: it says so of each entry, in an answer that is no error.
     """
-    answer = _events().put_events(
-        Entries=[{"Source": EVENT_SOURCE, "DetailType": detail_type, "Detail": json.dumps(detail)}]
-    )
+    entry = {"Source": EVENT_SOURCE, "DetailType": detail_type, "Detail": json.dumps(detail)}
+    answer = aws_json.call(EVENT_BRIDGE, "PutEvents", {"Entries": [entry]})
     if answer["FailedEntryCount"]:
-        [entry] = answer["Entries"]
+        [rejected] = answer["Entries"]
         raise ServiceError(
             f"EventBridge did not take {detail_type} of round {detail['round']!r}: "
-            f"{entry.get('ErrorCode')}: {entry.get('ErrorMessage')}"
+            f"{rejected.get('ErrorCode')}: {rejected.get('ErrorMessage')}"
         )

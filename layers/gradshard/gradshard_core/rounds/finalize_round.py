@@ -17,7 +17,6 @@ from gradshard_core.records.manifest import COMPLETED, parse_manifest
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.s3.store import S3Store
-from gradshard_core.s3.task_client import TaskS3Client
 from gradshard_core.stragglers.assignments import Assignments, Report, assign
 
 READERS = 16
@@ -38,13 +37,13 @@ REPLAN = "replan"
 AWAITING = "awaiting"
 
 
-def finalize_round(store: S3Store, wire: TaskS3Client, round_id: str) -> dict[str, Any]:
+def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
     """Complete the round's upload and record the round; safe to repeat.
 
     Parameters
     ----------
-    store, wire
-        The bucket; what tasks wrote in it, of which there may be tens of thousands.
+    store
+        The bucket.
     round_id
         Which round.
 
@@ -69,7 +68,7 @@ def finalize_round(store: S3Store, wire: TaskS3Client, round_id: str) -> dict[st
     if not plan.is_complete:
         return {"status": AWAITING}
     tally = _Tally()
-    for report in _read_reports(wire, keys, plan):
+    for report in _read_reports(store, keys, plan):
         tally.add(report)
     rejected = tally.rejected()
     if rejected:
@@ -148,11 +147,11 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     aws_callbacks.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
 
 
-def _read_reports(wire: TaskS3Client, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
+def _read_reports(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
     tasks = [task for level in range(len(plan.levels)) for task in plan.tasks(level)]
 
     def read(task: Task) -> dict[str, Any]:
-        report = wire.get_json(keys.task_report(task.level, task.number), _checked)
+        report = store.get_json(keys.task_report(task.level, task.number), _checked)
         if report is None or report["attempt"] != plan.attempt:
             raise PlanError(
                 f"task {task.number} of level {task.level} has not been done, of {len(tasks)} tasks"

@@ -2,13 +2,10 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from botocore.exceptions import ClientError
-
-from gradshard_core.errors import StoreError
-from gradshard_core.s3.boto_errors import check_listing, translated
 from gradshard_core.s3.bucket import Bucket
+from gradshard_core.s3.transport import AnswerError, translated
 
 
 class Part(NamedTuple):
@@ -30,61 +27,26 @@ class MultipartUploads(Bucket):
         self.meter.add(puts=1)
         algorithm: dict[str, Any] = {"ChecksumAlgorithm": "SHA256"} if checked else {}
         with translated(key):
-            response = self._s3.create_multipart_upload(
-                Bucket=self.bucket,
+            response = self.call(
+                "create_multipart_upload",
                 Key=key,
                 ContentType="application/octet-stream",
                 Metadata=metadata or {},
                 **algorithm,
             )
-            return response["UploadId"]
-
-    def upload_part(
-        self, key: str, upload_id: str, number: int, body: IO[bytes], nbytes: int, sha256: str = ""
-    ) -> Part:
-        """Upload one part, which S3 checks if it has its SHA-256; the same number is overwritten.
-
-        Raises
-        ------
-        StoreError
-            S3 rejects, or the upload is completed, aborted or unknown.
-        """
-        self.meter.add(puts=1)
-        checked: dict[str, Any] = {"ChecksumSHA256": sha256} if sha256 else {}
-        try:
-            with translated(key, "NoSuchUpload"):
-                response = self._s3.upload_part(
-                    Bucket=self.bucket,
-                    Key=key,
-                    UploadId=upload_id,
-                    PartNumber=number,
-                    Body=body,
-                    **checked,
-                )
-                part = Part(number, response["ETag"], nbytes, sha256)
-        except ClientError:
-            raise StoreError(
-                f"{key}: the upload is gone, most likely for another one; submit again"
-            ) from None
-        self.meter.add(bytes_written=nbytes)
-        return part
+            upload_id: str = response["UploadId"]
+            return upload_id
 
     def list_parts(self, key: str, upload_id: str) -> list[Part] | None:
         """List an upload's parts by number; None if the upload is completed, aborted or unknown."""
-        parts: list[Part] = []
         try:
-            with translated(key, "NoSuchUpload"):
-                for page in self._s3.get_paginator("list_parts").paginate(
-                    Bucket=self.bucket, Key=key, UploadId=upload_id
-                ):
-                    self.meter.add(puts=1)  # a LIST is priced as a PUT
-                    parts += [
-                        Part(p["PartNumber"], p["ETag"], p["Size"], p.get("ChecksumSHA256", ""))
-                        for p in page.get("Parts", [])
-                    ]
-        except ClientError:
+            return [
+                Part(p["PartNumber"], p["ETag"], p["Size"], p.get("ChecksumSHA256", ""))
+                for page in self.pages("list_parts", Key=key, UploadId=upload_id)
+                for p in page.get("Parts", [])
+            ]
+        except AnswerError:
             return None
-        return parts
 
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
         """Make the object of the parts.
@@ -98,9 +60,9 @@ class MultipartUploads(Bucket):
             | ({"ChecksumSHA256": part.sha256} if part.sha256 else {})
             for part in parts
         ]
-        with contextlib.suppress(ClientError), translated(key, "NoSuchUpload"):
-            self._s3.complete_multipart_upload(
-                Bucket=self.bucket,
+        with contextlib.suppress(AnswerError), translated(key, "NoSuchUpload"):
+            self.call(
+                "complete_multipart_upload",
                 Key=key,
                 UploadId=upload_id,
                 MultipartUpload={"Parts": named},
@@ -108,8 +70,8 @@ class MultipartUploads(Bucket):
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Delete an upload's parts; no error if they are gone already."""
-        with contextlib.suppress(ClientError), translated(key, "NoSuchUpload"):
-            self._s3.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
+        with contextlib.suppress(AnswerError), translated(key, "NoSuchUpload"):
+            self.call("abort_multipart_upload", Key=key, UploadId=upload_id)
 
     def abort_open_uploads(self, key: str) -> None:
         """Delete every unfinished upload to ``key``."""
@@ -118,10 +80,11 @@ class MultipartUploads(Bucket):
 
     def open_uploads(self, key: str) -> list[str]:
         """List the ids of the unfinished uploads to ``key``, newest first."""
-        self.meter.add(puts=1)
-        with translated(key):
-            response = self._s3.list_multipart_uploads(Bucket=self.bucket, Prefix=key)
-            check_listing(response)
-        uploads = [u for u in response.get("Uploads", []) if u["Key"] == key]
+        uploads = [
+            upload
+            for page in self.pages("list_multipart_uploads", Prefix=key)
+            for upload in page.get("Uploads", [])
+            if upload["Key"] == key
+        ]
         uploads.sort(key=lambda upload: upload["Initiated"], reverse=True)
         return [upload["UploadId"] for upload in uploads]

@@ -1,7 +1,8 @@
-"""AWS Signature Version 4 for S3.
+"""AWS Signature Version 4.
 
-Source: https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html. Written here
-because botocore, which has it too, costs an aggregator 20 MiB of its memory.
+Sources: https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html and, for
+other services, https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html.
+Written here because botocore, which has it too, costs a function 20 MiB of its memory.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ def sign(
     headers: Mapping[str, str],
     payload: bytes | None,
     *,
+    service: str = "s3",
     region: str,
     credentials: Credentials,
     now: datetime,
@@ -48,8 +50,11 @@ def sign(
     payload
         The body, whose digest is signed: what arrives is what was sent. None for a body that is
         not known yet, which TLS alone protects.
+    service
+        Its name in signatures. The paths of services besides S3 must need no encoding, because
+        they are encoded twice.
     region
-        Of the bucket.
+        Of the bucket, or of the service.
     credentials
         Who signs.
     now
@@ -65,7 +70,9 @@ def sign(
     stamp = f"{now:%Y%m%dT%H%M%SZ}"
     digest = UNSIGNED if payload is None else hashlib.sha256(payload).hexdigest()
     signed = {name.lower(): value.strip() for name, value in headers.items()}
-    signed |= {"host": host, "x-amz-content-sha256": digest, "x-amz-date": stamp}
+    signed |= {"host": host, "x-amz-date": stamp}
+    if service == "s3":
+        signed["x-amz-content-sha256"] = digest
     if credentials.token:
         signed["x-amz-security-token"] = credentials.token
     names = ";".join(sorted(signed))
@@ -73,7 +80,7 @@ def sign(
     search = _canonical_query(query)
     fields = (f"{name}:{signed[name]}" for name in sorted(signed))
     canonical = "\n".join([method, uri, search, *fields, "", names, digest])
-    scope = f"{stamp[:8]}/{region}/s3/aws4_request"
+    scope = f"{stamp[:8]}/{region}/{service}/aws4_request"
     text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
     signature = _hmac(_key(credentials.secret_key, scope), text).hex()
     signed["authorization"] = (
@@ -91,9 +98,9 @@ def _canonical_query(query: Mapping[str, str]) -> str:
     )
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _key(secret_key: str, scope: str) -> bytes:
-    """Derive the key of a day's requests."""
+    """Derive the key of a day's requests to one service."""
     key = f"AWS4{secret_key}".encode()
     for part in scope.split("/"):
         key = _hmac(key, part)

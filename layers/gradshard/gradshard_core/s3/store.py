@@ -1,35 +1,19 @@
-"""The store: a bucket for everything but tasks, which use :mod:`gradshard_core.s3.task_client`."""
+"""The store: a federation's bucket, over whichever transport it is given."""
 
 import contextlib
 from collections.abc import Iterator
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
-
-from botocore.exceptions import (
-    ClientError,
-    HTTPClientError,
-    IncompleteReadError,
-    ReadTimeoutError,
-    ResponseStreamingError,
-    UnseekableStreamError,
-)
+from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import ChangedObjectError, StoreError
 from gradshard_core.formats import json_records
 from gradshard_core.formats.digests import parts_of
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.s3.boto_client import CONNECTIONS, make_client
-from gradshard_core.s3.boto_errors import check_listing, error_code, translated
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.multipart import MultipartUploads
-from gradshard_core.s3.presigned_urls import PresignedUrls
 from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.streams import Body, RangeStream
-
-if TYPE_CHECKING:
-    from botocore.response import StreamingBody
-    from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+from gradshard_core.s3.transport import AnswerError, translated
 
 ANYTHING: Final = "*"
 """For a write without a condition."""
@@ -51,44 +35,28 @@ class ListedObject(NamedTuple):
     modified: datetime
 
 
-class _Body:
-    """botocore's body, which raises every failure as an :class:`OSError`.
+class _CheckedBody:
+    """An answer's body.
 
     ``parts`` are the sizes by which the object can be checked
     (:mod:`gradshard_core.formats.digests`).
     """
 
-    def __init__(self, body: "StreamingBody", parts: tuple[int, ...] | None) -> None:
-        self._body = body
+    def __init__(self, body: Body, parts: tuple[int, ...] | None) -> None:
         self.parts = parts
-        self.close = body.close
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        try:
-            # Any buffer works; botocore's type hints name files only.
-            count: int = self._body.readinto(buffer)  # type: ignore[arg-type]
-        except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError) as error:
-            raise OSError(str(error)) from error
-        return count
+        self.readinto, self.close = body.readinto, body.close
 
 
-class S3Store(MultipartUploads, PresignedUrls, JsonReads):
-    """A federation's bucket, for everything except tasks.
+class S3Store(MultipartUploads, JsonReads):
+    """A federation's bucket; several threads may use one store.
 
     Parameters
     ----------
     bucket
         Its name.
-    connections
-        How many connections may be open at once.
-    client
-        An S3 client to use instead of one made from the environment.
+    transport
+        Sends its requests.
     """
-
-    def __init__(
-        self, bucket: str, *, connections: int = CONNECTIONS, client: "S3Client | None" = None
-    ) -> None:
-        super().__init__(bucket, client or make_client(connections))
 
     def get_body(self, source: ObjectVersion, start: int, end: int) -> Body:
         """Open bytes [start, end) of an object version.
@@ -99,19 +67,20 @@ class S3Store(MultipartUploads, PresignedUrls, JsonReads):
             The version is gone, has another ETag, or is shorter than the range.
         """
         self.meter.add(gets=1)
-        version: Any = {"VersionId": source.version} if source.version else {}
+        version = {"VersionId": source.version} if source.version else {}
+        condition = {"IfMatch": source.etag} if source.etag else {}
         try:
             with translated(source.key, *_GONE):
-                response = self._s3.get_object(
-                    Bucket=self.bucket,
+                response = self.call(
+                    "get_object",
                     Key=source.key,
                     Range=f"bytes={start}-{end - 1}",
-                    IfMatch=source.etag,
+                    **condition,
                     **version,
                 )
-        except ClientError as error:
+        except AnswerError as error:
             raise ChangedObjectError(
-                f"{source.key}: the planned version is gone ({error_code(error)})"
+                f"{source.key}: the planned version is gone ({error.code})"
             ) from None
         expected = f"bytes {start}-{end - 1}/{source.nbytes}"
         if response.get("ContentRange") != expected:
@@ -124,7 +93,7 @@ class S3Store(MultipartUploads, PresignedUrls, JsonReads):
             response.get("Metadata", {}),
             response.get("ServerSideEncryption", ""),
         )
-        return _Body(response["Body"], parts)
+        return _CheckedBody(response["Body"], parts)
 
     def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
         """Read the first ``nbytes`` bytes of the newest version; None if there is no object."""
@@ -132,8 +101,8 @@ class S3Store(MultipartUploads, PresignedUrls, JsonReads):
             try:
                 body, response = self._get(key, nbytes)
                 break
-            except ClientError as error:
-                if error_code(error) == "NoSuchKey":
+            except AnswerError as error:
+                if error.code == "NoSuchKey":
                     return None
                 # An empty object has no ranges. If another one has taken its place meanwhile, that
                 # one is read.
@@ -143,24 +112,20 @@ class S3Store(MultipartUploads, PresignedUrls, JsonReads):
         size = int(response["ContentRange"].rpartition("/")[2])
         return body, ObjectVersion(key, response.get("VersionId", ""), response["ETag"], size)
 
-    def _get(self, key: str, nbytes: int | None = None) -> tuple[bytes, "GetObjectOutputTypeDef"]:
+    def _get(self, key: str, nbytes: int | None = None) -> tuple[bytes, dict[str, Any]]:
         """Read an object, or its first bytes, in one request, with retries."""
         wanted: Any = {} if nbytes is None else {"Range": f"bytes=0-{nbytes - 1}"}
         retries = Retries(self.meter)
         while True:
             self.meter.add(gets=1)
             with translated(key, "NoSuchKey", "InvalidRange"):
-                response = self._s3.get_object(Bucket=self.bucket, Key=key, **wanted)
+                response = self.call("get_object", Key=key, **wanted)
                 try:
-                    body = response["Body"].read()
+                    with contextlib.closing(response["Body"]):
+                        body: bytes = response["Body"].read()
                     _check_first(response, body, nbytes)
-                except (
-                    IncompleteReadError,
-                    ReadTimeoutError,
-                    ResponseStreamingError,
-                    OSError,
-                ) as error:
-                    # botocore retries a request, but not the reading of its response's body.
+                except OSError as error:
+                    # A transport retries a request, but not the reading of its answer's body.
                     reason = str(error)
                 else:
                     self.meter.add(bytes_read=len(body))
@@ -168,7 +133,7 @@ class S3Store(MultipartUploads, PresignedUrls, JsonReads):
             retries.record_failure(
                 reason,
                 lambda times, reasons: StoreError(
-                    f"{key}: reading broke {times} times in a row: {reasons}"
+                    f"{key}: GET failed {times} times in a row: {reasons}"
                 ),
             )
 
@@ -182,7 +147,7 @@ class S3Store(MultipartUploads, PresignedUrls, JsonReads):
         """Read a small object; None if there is none."""
         try:
             return self._get(key)[0]
-        except ClientError:  # NoSuchKey: without a range none is invalid
+        except AnswerError:  # NoSuchKey: without a range none is invalid
             return None
 
     def head(self, key: str) -> ObjectVersion | None:
@@ -209,16 +174,16 @@ class S3Store(MultipartUploads, PresignedUrls, JsonReads):
         self.meter.add(gets=1)
         try:
             with translated(key, "404", "NoSuchKey", "403"):
-                found = self._s3.head_object(Bucket=self.bucket, Key=key, **options)
+                found = self.call("head_object", Key=key, **options)
                 version = found.get("VersionId", "")
                 source = ObjectVersion(key, version, found["ETag"], found["ContentLength"])
-        except ClientError as error:
-            if error_code(error) != "403":
+        except AnswerError as error:
+            if error.code != "403":
                 return None
             # The answer to a HEAD has no body that says why; the answer to a GET has one.
             with translated(key):
-                self._s3.get_object(Bucket=self.bucket, Key=key, Range="bytes=0-0")
-            raise StoreError(f"{key}: S3 answered {error}") from None
+                self.call("get_object", Key=key, Range="bytes=0-0")["Body"].close()
+            raise StoreError(f"{key}: {error}") from None
         return source, found.get("ChecksumSHA256", "")
 
     def put_bytes(
@@ -267,12 +232,12 @@ class S3Store(MultipartUploads, PresignedUrls, JsonReads):
             self.meter.add(puts=1)
             try:
                 with translated(key, *_CONDITION_FAILED, _CONFLICT):
-                    self._s3.put_object(Bucket=self.bucket, Key=key, **fields)
-            except ClientError as error:
-                if error_code(error) != _CONFLICT:
+                    self.call("put_object", Key=key, **fields)
+            except AnswerError as error:
+                if error.code != _CONFLICT:
                     return False
                 # Another write of the key is in progress and may still fail. S3 wants the request
-                # to be repeated, which botocore does not do.
+                # to be repeated, which transports do not do.
                 reason = str(error)
             else:
                 return True
@@ -280,35 +245,6 @@ class S3Store(MultipartUploads, PresignedUrls, JsonReads):
                 reason,
                 lambda times, reasons: StoreError(f"{key}: S3 answered {times} times: {reasons}"),
             )
-
-    def put_stream(
-        self, key: str, body: IO[bytes], nbytes: int, *, content_type: str, sha256: str
-    ) -> bool:
-        """Write a large object in one request, read as it is sent; S3 checks its SHA-256.
-
-        A failure before the body is sent is retried or raised, as with other requests. After that
-        botocore cannot retry, because the body cannot be rewound.
-
-        Returns
-        -------
-        bool
-            False if the connection broke, or S3 failed, on the way; the object may be there or not.
-        """
-        self.meter.add(puts=1)
-        with translated(key):
-            try:
-                self._s3.put_object(
-                    Bucket=self.bucket,
-                    Key=key,
-                    Body=body,
-                    ContentLength=nbytes,
-                    ContentType=content_type,
-                    ChecksumSHA256=sha256,
-                )
-            except (UnseekableStreamError, HTTPClientError):
-                return False
-        self.meter.add(bytes_written=nbytes)
-        return True
 
     def put_json(self, key: str, value: Any, *, replaces: str | None = ANYTHING) -> bool:
         """Write a JSON object as :meth:`put_bytes` does."""
@@ -321,46 +257,33 @@ class S3Store(MultipartUploads, PresignedUrls, JsonReads):
         """
         condition: dict[str, Any] = {} if only is None else {"IfMatch": only}
         with (
-            contextlib.suppress(ClientError),
+            contextlib.suppress(AnswerError),
             translated(key, "PreconditionFailed", "NoSuchKey"),
         ):
-            self._s3.delete_object(Bucket=self.bucket, Key=key, **condition)
+            self.call("delete_object", Key=key, **condition)
 
     def delete_versions(self, prefix: str) -> None:
         """Remove every version of every object under a prefix, for good."""
-        with translated(prefix):
-            for page in self._s3.get_paginator("list_object_versions").paginate(
-                Bucket=self.bucket, Prefix=prefix
-            ):
-                self.meter.add(puts=1)  # a LIST is priced as a PUT
-                check_listing(page)
-                found: list[Any] = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
-                versions: list[Any] = [
-                    {"Key": entry["Key"], "VersionId": entry["VersionId"]} for entry in found
-                ]
-                if not versions:
-                    continue
-                done = self._s3.delete_objects(
-                    Bucket=self.bucket, Delete={"Objects": versions, "Quiet": True}
-                )
-                for failed in done.get("Errors", []):
-                    raise StoreError(f"{failed.get('Key')}: S3 answered {failed.get('Code')}")
+        for page in self.pages("list_object_versions", Prefix=prefix):
+            found = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+            if not found:
+                continue
+            named = [{"Key": entry["Key"], "VersionId": entry["VersionId"]} for entry in found]
+            with translated(prefix):
+                done = self.call("delete_objects", Delete={"Objects": named, "Quiet": True})
+            for failed in done.get("Errors", []):
+                raise StoreError(f"{failed.get('Key')}: S3 answered {failed.get('Code')}")
 
     def list_objects(self, prefix: str) -> Iterator[ListedObject]:
         """List the objects under a prefix, in the order of their keys."""
-        with translated(prefix):
-            for page in self._s3.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=prefix
-            ):
-                self.meter.add(puts=1)  # a LIST is priced as a PUT
-                check_listing(page)
-                for entry in page.get("Contents", []):
-                    yield ListedObject(
-                        entry["Key"], entry["ETag"], entry["Size"], entry["LastModified"]
-                    )
+        for page in self.pages("list_objects_v2", Prefix=prefix):
+            for entry in page.get("Contents", []):
+                yield ListedObject(
+                    entry["Key"], entry["ETag"], entry["Size"], entry["LastModified"]
+                )
 
 
-def _check_first(response: "GetObjectOutputTypeDef", body: bytes, nbytes: int | None) -> None:
+def _check_first(response: dict[str, Any], body: bytes, nbytes: int | None) -> None:
     """Check that an answer holds the first bytes, where those were asked for."""
     if nbytes is None:
         return

@@ -2,8 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 from urllib.parse import urlsplit
 
 from botocore.exceptions import (
@@ -14,34 +14,22 @@ from botocore.exceptions import (
     NoCredentialsError,
 )
 
-from gradshard_core.errors import StoreError, UnreadableObjectError
-from gradshard_core.s3.streams import explain_denial
+from gradshard_core.errors import StoreError
+from gradshard_core.s3.transport import AnswerError
 
 NO_CREDENTIALS: Final = "no AWS credentials found: configure them (aws configure), or use --local"
-
-_UNREADABLE: Final = {"AccessDenied", "InvalidObjectState"}
 
 _NO_ENDPOINT: Final = "AWS_ENDPOINT_URL is to be a URL such as http://127.0.0.1:4566"
 
 
 @contextlib.contextmanager
-def translated(key: str, *expected: str) -> Iterator[None]:
-    """Turn what boto3 raises into gradshard's errors.
-
-    S3's answers with the codes ``expected``, which the caller handles, stay a
-    :class:`~botocore.exceptions.ClientError`.
-    """
+def translated(key: str, operation: str) -> Iterator[None]:
+    """Turn what boto3 raises into gradshard's errors."""
     try:
         yield
     except ClientError as error:
         code = error_code(error)
-        if code in expected:
-            raise
-        is_unreadable = code in _UNREADABLE and error.operation_name == "GetObject"
-        failure = UnreadableObjectError if is_unreadable else StoreError
-        raise failure(f"{key}: S3 answered {code}: {error}{explain_denial(code)}") from None
-    except KeyError as error:
-        raise StoreError(f"{key}: S3's answer has no {error}") from error
+        raise AnswerError(code, operation, f"S3 answered {code}: {error}") from None
     except NoCredentialsError:
         raise StoreError(NO_CREDENTIALS) from None
     except EndpointConnectionError as error:
@@ -63,18 +51,6 @@ def unreachable(error: EndpointConnectionError) -> str:
     port = urlsplit(error.kwargs.get("endpoint_url", "")).port
     option = f" --port {port}" if port else ""
     return f"{error}; is the local engine running (gradshard local status{option})?"
-
-
-def check_listing(listing: Mapping[str, Any]) -> None:
-    """Check that an answer is a listing: an empty answer looks like a prefix without objects.
-
-    Raises
-    ------
-    KeyError
-        It lacks a field that every listing has.
-    """
-    if "IsTruncated" not in listing:
-        raise KeyError("IsTruncated")
 
 
 def error_code(error: ClientError) -> str:

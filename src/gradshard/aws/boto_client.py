@@ -10,8 +10,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 from botocore.utils import get_environ_proxies
 
+from gradshard.aws.boto_errors import settings_error
 from gradshard_core.errors import StoreError
-from gradshard_core.s3.boto_errors import settings_error
 from gradshard_core.s3.retries import MAX_ATTEMPTS
 
 if TYPE_CHECKING:

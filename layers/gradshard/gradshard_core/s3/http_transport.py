@@ -1,0 +1,111 @@
+"""S3's operations over :mod:`gradshard_core.s3.http_requests`, for functions."""
+
+import contextlib
+import http.client
+import os
+import re
+from typing import Any
+
+from gradshard_core.s3 import streams
+from gradshard_core.s3.http_requests import Answer, Failure, HttpRequests, Request, endpoint_url
+from gradshard_core.s3.operations import (
+    OPERATIONS,
+    body_of,
+    fields_of_body,
+    fields_of_headers,
+    headers_of,
+    query_of,
+)
+from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.traffic import Meter
+from gradshard_core.s3.transport import AnswerError
+
+
+class HttpTransport:
+    """Sends requests to one bucket; several threads may use one.
+
+    Parameters
+    ----------
+    bucket
+        Its name.
+    host
+        Its host name at AWS, such as ``bucket.s3.eu-central-1.amazonaws.com``. Not used if
+        ``AWS_ENDPOINT_URL`` or ``AWS_ENDPOINT_URL_S3`` is set.
+
+    Attributes
+    ----------
+    meter
+        Counts the requests.
+    requests
+        Its connections.
+    """
+
+    def __init__(self, bucket: str, host: str) -> None:
+        self.meter = Meter()
+        elsewhere = endpoint_url("S3")
+        # Other endpoints than AWS have no host name for each bucket.
+        self._root = f"/{bucket}/" if elsewhere else "/"
+        self.requests = HttpRequests("s3", elsewhere or f"https://{host}", self.meter, explain)
+
+    def path(self, key: str) -> str:
+        """Return the path of an object."""
+        return self._root + key
+
+    def close(self) -> None:
+        """Close the connections that are kept for further requests."""
+        self.requests.close()
+
+    def call(self, operation: str, /, **parameters: Any) -> dict[str, Any]:
+        """Send a request, as :meth:`~gradshard_core.s3.transport.Transport.call` says."""
+        known = OPERATIONS[operation]
+        key = parameters.get("Key", "")
+        body = body_of(operation, parameters)
+        request = Request(
+            known.method,
+            self.path(key) if key else self._root.removesuffix("/") or "/",
+            key or parameters.get("Prefix", ""),
+            query_of(operation, parameters),
+            headers_of(operation, parameters, body),
+            body,
+            # A task waits for these bytes, and S3 for the part that it writes meanwhile.
+            streams.PATIENCE_SECONDS if operation == "get_object" else None,
+        )
+
+        def accept(answer: Answer) -> dict[str, Any]:
+            if operation == "get_object":
+                return _fields_of_headers(answer) | {"Body": answer.direct()}
+            with answer:
+                said = answer.read()
+            if operation == "head_object":
+                return _fields_of_headers(answer)
+            return fields_of_body(said) if known.has_fields_in_body else {}
+
+        def reject(failure: Failure) -> AnswerError:
+            text = f"S3 answered {known.method} with {failure.text}"
+            return AnswerError(failure.code, operation, text)
+
+        return self.requests.send(request, accept, reject)
+
+
+def _fields_of_headers(answer: Answer) -> dict[str, Any]:
+    return fields_of_headers(
+        {name.lower(): value for name, value in answer.response.headers.items()}
+    )
+
+
+def function_store() -> S3Store:
+    """Return the bucket of the function that runs this."""
+    bucket = os.environ["GRADSHARD_BUCKET"]
+    return S3Store(bucket, HttpTransport(bucket, os.environ["GRADSHARD_BUCKET_HOST"]))
+
+
+def explain(answer: Answer | http.client.HTTPResponse) -> Failure:
+    """Return the code of S3's error, and a text that describes it."""
+    body = b""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        body = answer.read()
+    found = re.search(rb"<Code>(\w+)</Code>", body)
+    message = re.search(rb"<Message>([^<]*)</Message>", body)
+    code = found[1].decode() if found else str(int(answer.status))
+    said = f": {message[1].decode(errors='replace')}" if message else ""
+    return Failure(code, f"{int(answer.status)} {code}{said}")

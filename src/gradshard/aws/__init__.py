@@ -1,0 +1,1 @@
+"""AWS by boto3, for the client library: clients, errors, and a bucket."""

@@ -1,0 +1,128 @@
+"""The store of the client library: all of the store, large uploads, and presigned URLs."""
+
+from typing import IO, TYPE_CHECKING, Any
+
+from botocore.exceptions import HTTPClientError, UnseekableStreamError
+
+from gradshard.aws import boto_errors
+from gradshard.aws.boto_transport import BotoTransport
+from gradshard_core.errors import StoreError
+from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.transport import AnswerError, translated
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+class ClientStore(S3Store):
+    """A federation's bucket, over boto3.
+
+    Parameters
+    ----------
+    bucket
+        Its name.
+    client
+        The S3 client (:func:`gradshard.aws.boto_client.make_client`).
+    """
+
+    def __init__(self, bucket: str, client: "S3Client") -> None:
+        super().__init__(bucket, BotoTransport(client))
+        self._client = client
+
+    def upload_part(
+        self, key: str, upload_id: str, number: int, body: IO[bytes], nbytes: int, sha256: str = ""
+    ) -> Part:
+        """Upload one part, which S3 checks if it has its SHA-256; the same number is overwritten.
+
+        Raises
+        ------
+        StoreError
+            S3 rejects, or the upload is completed, aborted or unknown.
+        """
+        self.meter.add(puts=1)
+        checked: dict[str, Any] = {"ChecksumSHA256": sha256} if sha256 else {}
+        try:
+            with translated(key, "NoSuchUpload"):
+                response = self.call(
+                    "upload_part",
+                    Key=key,
+                    UploadId=upload_id,
+                    PartNumber=number,
+                    Body=body,
+                    **checked,
+                )
+                part = Part(number, response["ETag"], nbytes, sha256)
+        except AnswerError:
+            raise StoreError(
+                f"{key}: the upload is gone, most likely for another one; submit again"
+            ) from None
+        self.meter.add(bytes_written=nbytes)
+        return part
+
+    def put_stream(
+        self, key: str, body: IO[bytes], nbytes: int, *, content_type: str, sha256: str
+    ) -> bool:
+        """Write a large object in one request, read as it is sent; S3 checks its SHA-256.
+
+        A failure before the body is sent is retried or raised, as with other requests. After that
+        botocore cannot retry, because the body cannot be rewound.
+
+        Returns
+        -------
+        bool
+            False if the connection broke, or S3 failed, on the way; the object may be there or not.
+        """
+        self.meter.add(puts=1)
+        with translated(key), boto_errors.translated(key, "put_object"):
+            try:
+                self._client.put_object(
+                    Bucket=self.bucket,
+                    Key=key,
+                    Body=body,
+                    ContentLength=nbytes,
+                    ContentType=content_type,
+                    ChecksumSHA256=sha256,
+                )
+            except (UnseekableStreamError, HTTPClientError):
+                return False
+        self.meter.add(bytes_written=nbytes)
+        return True
+
+    def presign_new(self, key: str, nbytes: int, seconds: int) -> str:
+        """Return a URL with which anyone may PUT an object of just this length, if there is none.
+
+        The request must have both in its headers, ``Content-Length`` and ``If-None-Match: *``: they
+        are signed.
+        """
+        return self._presign("put_object", key, seconds, ContentLength=nbytes, IfNoneMatch="*")
+
+    def presign_part(self, key: str, upload_id: str, number: int, nbytes: int, seconds: int) -> str:
+        """Return a URL with which anyone may PUT one part, of just this length, to an upload.
+
+        ``Content-Length`` is signed.
+        """
+        part = {"UploadId": upload_id, "PartNumber": number, "ContentLength": nbytes}
+        return self._presign("upload_part", key, seconds, **part)
+
+    def presign_parts(self, key: str, upload_id: str, seconds: int) -> str:
+        """Return a URL with which anyone may GET the list of an upload's first thousand parts."""
+        return self._presign("list_parts", key, seconds, UploadId=upload_id)
+
+    def presign_completion(self, key: str, upload_id: str, seconds: int) -> str:
+        """Return a URL with which anyone may POST an upload's completion, if there is no object.
+
+        ``If-None-Match: *`` is signed.
+        """
+        what = {"UploadId": upload_id, "IfNoneMatch": "*"}
+        return self._presign("complete_multipart_upload", key, seconds, **what)
+
+    def presign_read(self, key: str, seconds: int, *, head: bool = False) -> str:
+        """Return a URL with which anyone may GET an object's newest version, or only HEAD it."""
+        return self._presign("head_object" if head else "get_object", key, seconds)
+
+    def _presign(self, operation: str, key: str, seconds: int, **signed: Any) -> str:
+        with boto_errors.translated(key, operation):
+            return self._client.generate_presigned_url(
+                operation, {"Bucket": self.bucket, "Key": key, **signed}, seconds
+            )
