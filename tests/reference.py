@@ -172,3 +172,24 @@ def random_tensor(rng: np.random.Generator, dtype: str, shape: Sequence[int]) ->
         return whole.astype(kind)
     drawn: Array = np.asarray(rng.standard_normal(shape))
     return drawn.astype(kind)
+
+
+def columns(
+    updates: Sequence[Mapping[str, Array]], rule: str, beta: float = 0.0
+) -> dict[str, Array]:
+    """Combine updates by a rule over columns, each column sorted by numpy."""
+    result = {}
+    for name, model in updates[0].items():
+        integer = model.dtype.kind in "iu"
+        wide = np.dtype("f8" if integer or model.dtype.itemsize == 8 else "f4")
+        rows = np.stack([update[name].astype(wide) for update in updates])
+        rows = np.sort(np.where(rows == 0, np.abs(rows), rows), axis=0)
+        if rule == "sign":
+            found = np.sign(np.sum(np.sign(rows), axis=0))
+        else:
+            count = len(rows)
+            cut = (count - 1) // 2 if rule == "median" else int(beta * count)
+            kept = list(rows[cut : count - cut])
+            found = add_up(kept) / wide.type(len(kept))
+        result[name] = np.asarray(np.rint(found) if integer else found).astype(model.dtype)
+    return result

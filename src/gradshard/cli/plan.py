@@ -52,7 +52,7 @@ ROWS: Final = 5
     metavar="N",
     help="Number of clients.",
 )
-@round_options("topology", "fan_in", "order", "shards", "time_budget", "server_optimizer")
+@round_options("rule", "topology", "fan_in", "order", "shards", "time_budget", "server_optimizer")
 @option(
     "--memory",
     type=click.IntRange(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
@@ -156,6 +156,7 @@ def _workload(spec: RoundSpec, nbytes: int, clients: int) -> Workload:
         is_cut=TOPOLOGIES[name].is_cut,
         depth=max(1, *map(len, addition_order.split_order(order, levels))),
         plan_bytes=memory_projection.plan_bytes(clients),
+        holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
     )
 

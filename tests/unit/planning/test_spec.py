@@ -338,3 +338,44 @@ def test_update_keys() -> None:
     assert parse_update_key("rounds/r1/updates/a/b.safetensors") == ("r1", "a/b")
     assert parse_update_key("rounds/r1/update.safetensors") is None
     assert parse_update_key("rounds/r1/updates/a.npy") is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"rule": "mean"}, "rule is 'mean', not one of salf, .*median, trimmed_mean"),
+        (
+            {"rule": {"name": "median", "beta": 0.1}},
+            "rule median has no 'beta'; it has no settings",
+        ),
+        ({"rule": {"name": "trimmed_mean", "f": 1}}, "has no 'f'; its settings are beta"),
+        ({"rule": {"name": "trimmed_mean", "beta": 0.5}}, "beta is 0.5, not a number above 0 and"),
+        ({"rule": {"name": "trimmed_mean", "beta": 0}}, "beta is 0, not a number above 0 and"),
+        ({"rule": {"name": "trimmed_mean", "beta": True}}, "beta is True, not a number"),
+        (
+            {"rule": {"name": "trimmed_mean", "beta": 0.05}, "clients": 7},
+            "leaves out none of 7 updates: give a beta of at least 0.143",
+        ),
+        ({"rule": "median", "clients": 2}, "median needs at least 3 updates, and 2 are expected"),
+        ({"rule": "median", "min_clients": 2}, "min_clients is 2, under the 3 updates"),
+        ({"rule": "median", "clients": 65}, "topology grid adds those of 65 clients in 2 groups"),
+        ({"rule": "median", "topology": "lifl"}, "topology lifl adds those of 9 clients in 3"),
+        ({"rule": "median", "weights": "counts"}, "leave out weights"),
+        ({"rule": "median", "allow_nonfinite": True}, "leave out allow_nonfinite"),
+        ({"rule": "median", "order": "tree:3,3"}, "leave out order"),
+        ({"rule": "median", "layers": ["a", "b"]}, "rule median takes whole ones"),
+        ({"rule": "median", "eager": True, "clients": list("abcdefghi")}, "leave out eager"),
+    ],
+)
+def test_robust_rule_is_refused_with_the_reason(fields: dict[str, Any], error: str) -> None:
+    with pytest.raises(SpecError, match=error):
+        parse_spec({"clients": 9, **fields})
+
+
+def test_robust_rule_raises_the_default_quorum() -> None:
+    assert parse_spec({"clients": 3, "rule": "median"}).min_clients == 3
+    assert parse_spec({"clients": 9, "rule": "median"}).min_clients == 5
+
+
+def test_robust_rule_takes_no_more_updates_than_one_task_reads() -> None:
+    assert parse_spec({"clients": 60, "rule": "median"}).capacity == 64

@@ -19,6 +19,7 @@ Array = npt.NDArray[Any]
 SHARES: Final = "shares"
 COUNTS: Final = "counts"
 STEPS: Final = "steps"
+EQUAL: Final = "equal"
 WEIGHTS: Final = (SHARES, COUNTS, STEPS)
 """Weights of updates: see :class:`gradshard_core.planning.spec.RoundSpec`."""
 

@@ -1,14 +1,18 @@
-"""Add up one byte range of all inputs in lockstep, one block at a time.
+"""Combine one byte range of all inputs in lockstep, one block at a time.
 
 All inputs' streams are open at once. For each block, the next bytes of one input after another are
-read into a small buffer and added to the block's accumulator. A finished block is rounded and
-written at once. The memory is that of a few blocks and depends neither on the size of shard and
-update nor on the number of contributors. The order of the inputs is the order of the additions, so
-the result's bits do not depend on any of these sizes.
+read into a small buffer and taken into the block's rows. A finished block is written at once. A
+*reduction* says how inputs are combined: :class:`Addition` is the weighted sum; others are in
+:mod:`gradshard_core.aggregation.columns` and :mod:`gradshard_core.aggregation.gram`.
 
-Inputs are updates or partial sums of updates; the output is the average or a partial sum. An order
-of several levels needs one accumulator for each level. A stretch that no input covers has the sum
-zero. The same is true of a group: if none of its inputs covers a stretch, zero is added for it.
+The memory is that of a few blocks and does not depend on the size of shard and update. A sum has
+one row, an accumulator, whatever the number of inputs, and one more for each further level of its
+order. The order of the inputs is the order of the additions, so the result's bits do not depend on
+any of these sizes.
+
+Inputs are updates or partial sums of updates; the output is the average or a partial sum. A stretch
+that no input covers has the sum zero. The same is true of a group: if none of its inputs covers a
+stretch, zero is added for it.
 """
 
 import math
@@ -49,9 +53,73 @@ class Zone(NamedTuple):
     weights: Sequence[float | None]
 
 
+class Piece(NamedTuple):
+    """Elements of one type within a slice, and the buffers to work on them.
+
+    Parameters
+    ----------
+    dtype
+        The type of the elements.
+    elements
+        Those of the input that was read last.
+    rows
+        The reduction's arrays, as long as ``elements``, of the accumulator's type.
+    scratch
+        One more of these, whose contents are lost.
+    """
+
+    dtype: DType
+    elements: arithmetic.Array
+    rows: list[arithmetic.Array]
+    scratch: arithmetic.Array
+
+
+class Slice(NamedTuple):
+    """The bytes of an input that are read at a time, and what they consist of."""
+
+    raw: memoryview
+    pieces: list[Piece]
+
+
+Block = list[Slice]
+
+
+class Reduction(Protocol):
+    """How the elements that all inputs have at one position are combined.
+
+    Elementwise, so that it does not matter how a range is cut into blocks and slices.
+    """
+
+    @property
+    def of_sums(self) -> bool:
+        """Whether inputs are partial sums, which consist of accumulators instead of elements."""
+
+    def rows(self, inputs: int) -> int:
+        """Return how many arrays as long as a block are needed for so many inputs."""
+
+    def block_bytes(self, inputs: int) -> int:
+        """Return the size of a block in bytes of the layout."""
+
+    def take(
+        self, sources: Sequence[Source], weights: Sequence[float | None], block: Block
+    ) -> None:
+        """Read a block of each source that covers it, and take it into the rows."""
+
+    def finish(self, piece: Piece, position: int) -> memoryview:
+        """Return the output's bytes of a piece of the block.
+
+        ``position`` is its first byte in the layout.
+
+        Raises
+        ------
+        NonFiniteSumError
+            An element of the output, or of an input, is not finite, and that is not allowed.
+        """
+
+
 @dataclass(frozen=True)
 class Addition:
-    """How inputs are added.
+    """The weighted sum: how inputs are added.
 
     Parameters
     ----------
@@ -79,25 +147,42 @@ class Addition:
 
     @property
     def depth(self) -> int:
-        """The number of accumulators."""
+        """The number of accumulators, of which the last one has the whole sum."""
         return max(1, len(self.order))
 
+    def rows(self, _inputs: int) -> int:
+        """Return the number of accumulators."""
+        return self.depth
 
-class _Piece(NamedTuple):
-    """Elements of one type within a slice, and the buffers to work on them.
+    def block_bytes(self, inputs: int) -> int:
+        """Return the size of a block in bytes of the layout."""
+        return block_bytes(inputs, self.depth, gathers=self.gathers)
 
-    The last accumulator has the whole sum.
-    """
+    def take(
+        self, sources: Sequence[Source], weights: Sequence[float | None], block: Block
+    ) -> None:
+        """Add a block of every input that covers it."""
+        _add_all(sources, weights, self.order, block)
 
-    dtype: DType
-    elements: arithmetic.Array
-    accumulators: list[arithmetic.Array]
-    scratch: arithmetic.Array
+    def finish(self, piece: Piece, position: int) -> memoryview:
+        """Return the bytes of a finished piece, which begins at byte ``position`` of the layout."""
+        dtype, total = piece.dtype, piece.rows[-1]
+        if self.divisor != 1:
+            arithmetic.divide(dtype, total, self.divisor)
+        # Weights are far too small for sums of integers (salf.MAX_WEIGHT).
+        if not (self.allow_nonfinite or dtype.is_integer):
+            # A sum with a NaN or an infinity is not finite, so it is enough to check the sum.
+            check_finite(piece, total, position, math.inf if self.to_sums else dtype.overflow)
+        if self.to_sums:
+            return arithmetic.bytes_of(total)
+        return arithmetic.finish(dtype, total, piece.scratch)
 
 
-class _Slice(NamedTuple):
-    raw: memoryview
-    pieces: list[_Piece]
+def check_finite(piece: Piece, numbers: arithmetic.Array, position: int, bound: float) -> None:
+    """Raise :class:`NonFiniteSumError` for the first number that is a NaN or not under a bound."""
+    first = arithmetic.first_overflow(numbers, bound)
+    if first is not None:
+        raise NonFiniteSumError(position + first * piece.dtype.size)
 
 
 class _Workspace:
@@ -107,26 +192,26 @@ class _Workspace:
     ----------
     block
         The largest size of a block, in bytes of the layout.
-    depth
-        The number of accumulators.
+    rows
+        The number of the reduction's arrays.
     of_sums
         Whether inputs are as wide as accumulators.
     """
 
-    def __init__(self, block: int, *, depth: int = 1, of_sums: bool = False) -> None:
+    def __init__(self, block: int, *, rows: int = 1, of_sums: bool = False) -> None:
         self._of_sums = of_sums
         # Large enough for the widest elements; pages that are never touched take no memory.
         raw = (WIDENING if of_sums else 1) * SLICE_BYTES
         self._raw = memoryview(np.empty(raw, np.uint8))
-        self._accumulators = [np.empty(WIDENING * block, np.uint8) for _ in range(depth)]
+        self._rows = [np.empty(WIDENING * block, np.uint8) for _ in range(rows)]
         self._scratch = np.empty(WIDENING * SLICE_BYTES, np.uint8)
 
-    def carve(self, spans: Sequence[Span], start: int, end: int) -> list[_Slice]:
+    def carve(self, spans: Sequence[Span], start: int, end: int) -> Block:
         """Divide the buffers for a block into slices, and each slice into pieces of one type."""
-        slices: list[_Slice] = []
+        slices: Block = []
         used = 0
         for slice_start, slice_end in steps(spans, start, end, SLICE_BYTES):
-            pieces: list[_Piece] = []
+            pieces: list[Piece] = []
             read = 0
             for span in clip(spans, slice_start, slice_end):
                 dtype = DTYPES[span.dtype]
@@ -134,30 +219,27 @@ class _Workspace:
                 stored = dtype.accumulator if self._of_sums else dtype.storage
                 length = count * dtype.accumulator.itemsize
                 pieces.append(
-                    _Piece(
+                    Piece(
                         dtype,
                         np.frombuffer(self._raw, stored, count, offset=read),
-                        [
-                            a[used : used + length].view(dtype.accumulator)
-                            for a in self._accumulators
-                        ],
+                        [row[used : used + length].view(dtype.accumulator) for row in self._rows],
                         self._scratch[:length].view(dtype.accumulator),
                     )
                 )
                 read += count * stored.itemsize
                 used += -(-length // WIDENING) * WIDENING
-            slices.append(_Slice(self._raw[:read], pieces))
+            slices.append(Slice(self._raw[:read], pieces))
         return slices
 
 
 def aggregate(
     sources: Sequence[Source],
     zones: Sequence[Zone],
-    addition: Addition,
+    reduction: Reduction,
     spans: Sequence[Span],
     write: Callable[[memoryview], None],
 ) -> None:
-    """Write the weighted sum of a byte range of all inputs.
+    """Write what a byte range of all inputs is combined to.
 
     Parameters
     ----------
@@ -166,33 +248,33 @@ def aggregate(
         input covers.
     zones
         The range, divided into adjacent stretches with different weights.
-    addition
-        How to add.
+    reduction
+        How to combine them.
     spans
         The spans of the whole layout.
     write
-        Called with the sum's bytes, piece by piece. The memory is reused after each call.
+        Called with the output's bytes, piece by piece. The memory is reused after each call.
 
     Raises
     ------
     NonFiniteSumError
-        An addend is not finite, or the sum overflows the type in which it is written, and
-        ``allow_nonfinite`` is not set.
+        An input is not finite, or the output overflows the type in which it is written, and that
+        is not allowed.
     """
-    size = block_bytes(len(sources), addition.depth, gathers=addition.gathers)
-    workspace = _Workspace(size, depth=addition.depth, of_sums=addition.of_sums)
+    size, rows = reduction.block_bytes(len(sources)), reduction.rows(len(sources))
+    workspace = _Workspace(size, rows=rows, of_sums=reduction.of_sums)
     with np.errstate(all="ignore"):
         for weights, block_start, block_end in blocks(zones, spans, size):
             block = workspace.carve(spans, block_start, block_end)
-            _add_all(sources, weights, addition.order, block)
+            reduction.take(sources, weights, block)
             position = block_start
             for piece in _pieces(block):
-                write(_finish(piece, addition, position))
+                write(reduction.finish(piece, position))
                 position += len(piece.elements) * piece.dtype.size
 
 
 def find_nonfinite(
-    sources: Sequence[Source], zones: Sequence[Zone], addition: Addition, spans: Sequence[Span]
+    sources: Sequence[Source], zones: Sequence[Zone], reduction: Reduction, spans: Sequence[Span]
 ) -> dict[int, int]:
     """Find the inputs that have a NaN or an infinity: index → byte position of the first one.
 
@@ -202,12 +284,12 @@ def find_nonfinite(
         New streams of the inputs; each yields the bytes of the zones that its input covers.
     zones
         The range to search.
-    addition
-        How the inputs were added. It decides the size of the blocks that are read.
+    reduction
+        How the inputs were combined. It decides the size of the blocks that are read.
     spans
         The spans of the whole layout.
     """
-    size = block_bytes(len(sources), addition.depth, gathers=addition.gathers)
+    size = reduction.block_bytes(len(sources))
     workspace = _Workspace(size)
     found: dict[int, int] = {}
     for weights, block_start, block_end in blocks(zones, spans, size):
@@ -221,7 +303,7 @@ def find_nonfinite(
     return found
 
 
-def _first_nonfinite(source: Source, block: list[_Slice]) -> int | None:
+def _first_nonfinite(source: Source, block: Block) -> int | None:
     """Read a block up to its first NaN or infinity; return the byte position in the block."""
     position = 0
     for slice_ in block:
@@ -273,7 +355,7 @@ def _add_all(
     sources: Sequence[Source],
     weights: Sequence[float | None],
     order: Order,
-    block: list[_Slice],
+    block: Block,
 ) -> None:
     """Add a block of every input to the first accumulator, and each group's sum to the next one."""
     group, *larger = order or (len(sources),)
@@ -282,47 +364,28 @@ def _add_all(
         if weight is not None:
             for slice_ in block:
                 source.read_into(slice_.raw)
-                for dtype, elements, accumulators, scratch in slice_.pieces:
-                    arithmetic.add(dtype, elements, weight, accumulators[0], scratch, first=first)
+                for dtype, elements, rows, scratch in slice_.pieces:
+                    arithmetic.add(dtype, elements, weight, rows[0], scratch, first=first)
             first = False
         if (index + 1) % group == 0 or index + 1 == len(sources):
             if first:
                 for piece in _pieces(block):
-                    piece.accumulators[0].fill(0)
+                    piece.rows[0].fill(0)
             _fold_groups(block, index, len(sources), group, larger)
             first = True
 
 
-def _fold_groups(
-    block: list[_Slice], index: int, inputs: int, group: int, larger: Sequence[int]
-) -> None:
+def _fold_groups(block: Block, index: int, inputs: int, group: int, larger: Sequence[int]) -> None:
     """Add the sum of each group that ends with input ``index`` to the level above it."""
     for level, size in enumerate(larger):
         if (index + 1) % group and index + 1 < inputs:
             return
         first = index // group % size == 0
         for piece in _pieces(block):
-            arithmetic.fold(piece.accumulators[level], piece.accumulators[level + 1], first=first)
+            arithmetic.fold(piece.rows[level], piece.rows[level + 1], first=first)
         group *= size
 
 
-def _pieces(block: list[_Slice]) -> Iterator[_Piece]:
+def _pieces(block: Block) -> Iterator[Piece]:
     for slice_ in block:
         yield from slice_.pieces
-
-
-def _finish(piece: _Piece, addition: Addition, position: int) -> memoryview:
-    """Return the bytes of a finished piece, which begins at byte ``position`` of the layout."""
-    dtype, total = piece.dtype, piece.accumulators[-1]
-    if addition.divisor != 1:
-        arithmetic.divide(dtype, total, addition.divisor)
-    # Weights are far too small for sums of integers (salf.MAX_WEIGHT).
-    if not (addition.allow_nonfinite or dtype.is_integer):
-        # A sum with a NaN or an infinity is not finite, so it is enough to check the sum.
-        bound = math.inf if addition.to_sums else dtype.overflow
-        first = arithmetic.first_overflow(total, bound)
-        if first is not None:
-            raise NonFiniteSumError(position + first * dtype.size)
-    if addition.to_sums:
-        return arithmetic.bytes_of(total)
-    return arithmetic.finish(dtype, total, piece.scratch)

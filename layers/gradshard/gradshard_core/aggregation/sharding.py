@@ -23,6 +23,10 @@ SLICE_BYTES: Final = 256 * 1024
 WIDENING: Final = 8
 """An element grows at most this much in its accumulator: 1-byte integers sum in float64."""
 
+ROW_BYTES: Final = 64 * 1024
+"""Bytes of a block of which a task holds every input's at once: few enough for the memory of a
+small function, and enough for numpy's calls to cost little."""
+
 STEP_ELEMENTS: Final = 32 * 1024
 """Elements in one step of a server optimizer: few enough for the processor's cache to hold all of
 the step's float64 arrays."""
@@ -55,6 +59,15 @@ def block_bytes(inputs: int, depth: int = 1, *, gathers: bool = False) -> int:
     unit = 64 * 1024
     size = min(MAX_BLOCK_BYTES, ALL_BLOCKS_BYTES // inputs) // depth
     return max(unit, size // unit * unit)
+
+
+def rows_block_bytes(*, gathers: bool = False) -> int:
+    """Return the size of a block if a task holds that of every input at once.
+
+    It does not depend on the number of inputs, so that chunks (:data:`ROW_BYTES`) are fixed
+    stretches of the layout.
+    """
+    return gathered_bytes() if gathers else ROW_BYTES
 
 
 def gathered_bytes(depth: int = 1) -> int:
@@ -126,6 +139,12 @@ def sums_bytes(spans: Sequence[Span], start: int, end: int) -> int:
         (span.end - span.start) // DTYPES[span.dtype].size * DTYPES[span.dtype].accumulator.itemsize
         for span in clip(spans, start, end)
     )
+
+
+def widening(spans: Sequence[Span]) -> float:
+    """Return how much the elements of a layout grow in their accumulators at most."""
+    dtypes = [DTYPES[span.dtype] for span in spans]
+    return max((dtype.accumulator.itemsize / dtype.size for dtype in dtypes), default=1)
 
 
 def _span_at(spans: Sequence[Span], position: int) -> int:

@@ -1,5 +1,6 @@
 """Project the peak memory of a task from sizes and counts."""
 
+import math
 from typing import Final
 
 from gradshard_core.aggregation.gathering import GROUPED
@@ -10,6 +11,7 @@ from gradshard_core.aggregation.sharding import (
     block_bytes,
     gathered_bytes,
     receive_buffer_bytes,
+    rows_block_bytes,
 )
 from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
@@ -72,6 +74,7 @@ def project_memory(
     models: int = 0,
     *,
     is_disordered: bool = False,
+    held_widening: float | None = None,
 ) -> float:
     """Return an upper bound of a task's peak memory in MB.
 
@@ -79,7 +82,8 @@ def project_memory(
 
     - *arithmetic*: an accumulator of one block for each of the ``depth`` levels of the task's
       order, a scratch slice and the slice that was read, each up to eight times as wide as the
-      elements. A partial sum that is read is as wide as its accumulator;
+      elements. A partial sum that is read is as wide as its accumulator. A robust rule has a block
+      of every input instead, whose elements are at most ``held_widening`` times as wide;
     - *streams*: a connection per input with its receive buffer, for which the kernel takes twice
       what is asked for (socket(7));
     - *step*: if the average is applied, a stream to read and one to write for each of ``models``,
@@ -92,6 +96,9 @@ def project_memory(
     """
     block = block_bytes(inputs, depth, gathers=is_disordered)
     arithmetic = WIDENING * (depth * block + 2 * SLICE_BYTES)
+    if held_widening is not None:
+        held = inputs * rows_block_bytes(gathers=is_disordered)
+        arithmetic = math.ceil(held_widening * held) + WIDENING * 2 * SLICE_BYTES
     streams = (inputs + 1) * STREAM_BYTES
     streams += 2 * (inputs + models) * receive_buffer_bytes(inputs)
     streams += 2 * models * STREAM_BYTES
@@ -105,5 +112,10 @@ def project_memory(
 def needed_memory(load: Workload) -> float:
     """Return an upper bound of a task's peak memory in MB, which does not depend on M."""
     return project_memory(
-        load.fan_in, load.plan_bytes, load.depth, load.models, is_disordered=load.is_disordered
+        load.fan_in,
+        load.plan_bytes,
+        load.depth,
+        load.models,
+        is_disordered=load.is_disordered,
+        held_widening=load.widening if load.holds_all else None,
     )

@@ -4,18 +4,25 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from gradshard_core.aggregation.robust_rules import (
+    ROBUST_RULES,
+    RobustRule,
+    parse_robust_rule,
+)
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.options import WholeNumber
 from gradshard_core.stragglers.assignments import AssignmentSettings, parse_assignment_settings
-from gradshard_core.stragglers.salf import RULES, SALF, PartialRule, parse_rule
+from gradshard_core.stragglers.salf import RULES, SALF, PartialRule
+from gradshard_core.stragglers.salf import parse_rule as parse_partial_rule
 
 MAX_CLIENTS: Final = MAX_FAN_IN**2
 """A grid of two levels."""
 
 SALF_EXAMPLE: Final = '{"name": "salf", "p": 0.2}'
+ROBUST_EXAMPLE: Final = '{"name": "trimmed_mean", "beta": 0.2}'
 
 
 def parse_clients(clients: Any) -> tuple[str, ...] | int:
@@ -53,18 +60,23 @@ def parse_layout(layout: Any) -> Layout:
     return packed
 
 
-def parse_partial_rule(rule: Any) -> PartialRule:
-    """Read the rule for partial updates: its name, or a JSON object."""
+def parse_rule(rule: Any) -> PartialRule | RobustRule:
+    """Read a rule for partial updates, or a robust one: its name, or a JSON object."""
+    names = (*RULES, *ROBUST_RULES)
     if isinstance(rule, str):
         rule = {"name": rule}
     if not isinstance(rule, Mapping):
-        raise SpecError(f"rule is {rule!r}, neither {', '.join(RULES)} nor {{name: …, …}}")
+        raise SpecError(f"rule is {rule!r}, neither {', '.join(names)} nor {{name: …, …}}")
+    if rule.get("name", SALF) not in names:
+        raise SpecError(f"rule is {rule['name']!r}, not one of {', '.join(names)}")
+    if rule.get("name") in ROBUST_RULES:
+        return parse_robust_rule(rule)
     if rule.get("name") == SALF and rule.get("p") is None:
         raise SpecError(
             f"rule salf needs p, the probability that no client reaches a layer, or a model that "
             f"gives it, for example {SALF_EXAMPLE}"
         )
-    return parse_rule(rule)
+    return parse_partial_rule(rule)
 
 
 class AssignmentSpec(NamedTuple):

@@ -11,9 +11,10 @@ from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Self
 
 from gradshard_core.aggregation.addition_order import Order
-from gradshard_core.aggregation.arithmetic import COUNTS, SHARES, shares_of
+from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, SHARES, shares_of
 from gradshard_core.aggregation.buffers import Stretches, clip_stretches
 from gradshard_core.aggregation.kernel import Zone
+from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs, Span, encode_header
@@ -189,13 +190,16 @@ class Computation:
     shards
         M.
     topology, order, weights
-        As in :class:`gradshard_core.planning.spec.RoundSpec`, with the order that was chosen.
+        As in :class:`gradshard_core.planning.spec.RoundSpec`, with the order that was chosen. Under
+        a rule over columns weights are ``equal``.
     rule
-        How partial updates are averaged; ``fedavg`` if updates are whole.
+        How partial updates are averaged; ``fedavg`` if updates are whole. Or the robust rule.
     layers
         The weights of each of the layout's layers; empty if updates are whole.
     allow_nonfinite
         Whether NaN and infinities are averaged.
+    robust
+        The robust rule; None if updates are averaged.
     """
 
     levels: tuple[Level, ...]
@@ -206,6 +210,7 @@ class Computation:
     rule: str = "fedavg"
     layers: tuple[PlannedLayerWeights, ...] = ()
     allow_nonfinite: bool = False
+    robust: RobustRule | None = None
 
 
 @dataclass(frozen=True)
@@ -345,7 +350,7 @@ class Plan:
         Weights that are normalised by steps, or corrected for missing clients, do not add up to
         one. Their sum is no average, and a variance could become negative.
         """
-        if self.next_model is None or self.computation.weights == COUNTS:
+        if self.next_model is None or self.computation.weights in (COUNTS, EQUAL):
             yield zone
             return
         covers = [weight is not None for weight in zone.weights]

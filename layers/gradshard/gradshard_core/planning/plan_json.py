@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
 from gradshard_core.formats.keys import ObjectVersion, StoredTensors
 from gradshard_core.formats.layout import Runs, Span
@@ -37,6 +38,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "order": computation.order,
         "weights": computation.weights,
         "rule": computation.rule,
+        "robust": computation.robust and computation.robust.to_json(),
         "allow_nonfinite": computation.allow_nonfinite,
         "shards": computation.shards,
         "levels": [vars(level) for level in computation.levels],
@@ -83,6 +85,7 @@ def parse_plan(written: dict[str, Any]) -> Plan:
             order=written["order"],
             weights=written["weights"],
             rule=written["rule"],
+            robust=written["robust"] and parse_robust_rule(written["robust"]),
             layers=tuple(
                 PlannedLayerWeights(missed, tuple(weights))
                 for _, _, missed, weights in written["layers"]

@@ -13,6 +13,7 @@ from typing import Any, Final
 from gradshard_core.aggregation import addition_order, topologies
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES, WEIGHTS
+from gradshard_core.aggregation.robust_rules import ROBUST_RULES, RobustRule
 from gradshard_core.aggregation.server_optimizers import (
     MODELS,
     OPTIMIZERS,
@@ -26,12 +27,13 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.planning import limits
 from gradshard_core.planning.option_parsers import (
     MAX_CLIENTS,
+    ROBUST_EXAMPLE,
     SALF_EXAMPLE,
     AssignmentSpec,
     parse_assignment_spec,
     parse_clients,
     parse_layout,
-    parse_partial_rule,
+    parse_rule,
 )
 from gradshard_core.planning.options import (
     METADATA_KEY,
@@ -71,7 +73,7 @@ class RoundSpec:
     min_clients: int = option(
         WholeNumber(1, MAX_CLIENTS),
         "Fail the round if fewer good updates are there at its deadline.",
-        default="more than half of the clients",
+        default="more than half of the clients, or as many as a robust rule needs",
     )
     timeout: int = option(
         Duration(MAX_TIMEOUT, "7d", is_whole=True),
@@ -108,18 +110,21 @@ class RoundSpec:
         "end. steps: shares normalised by the local steps that clients report.",
         value=SHARES,
     )
-    rule: PartialRule | None = option(
+    rule: PartialRule | RobustRule | None = option(
         Parsed(
-            parse_partial_rule,
-            "`fedavg`, `fill`, `drop`, or an object with `name`, and `p` for `salf`",
+            parse_rule,
+            "a rule for partial updates: `fedavg`, `fill`, `drop`, or an object with `name`, and "
+            f"`p` for `salf`; or a robust one: {', '.join(f'`{name}`' for name in ROBUST_RULES)}, "
+            "or an object with `name` and its settings",
             metavar="RULE",
             is_json=True,
-            encoder=PartialRule.to_json,
+            encoder=lambda rule: rule.to_json(),
         ),
         f"Accept partial updates and average them by this rule: fedavg, fill, drop, or "
-        f"{SALF_EXAMPLE}.",
+        f"{SALF_EXAMPLE}. Or combine whole updates by a robust rule: {', '.join(ROBUST_RULES)}, or "
+        f"{ROBUST_EXAMPLE}.",
         value=None,
-        default="whole updates only",
+        default="whole updates only, averaged",
     )
     layers: Naming | None = option(
         Parsed(
@@ -205,6 +210,16 @@ class RoundSpec:
     )
 
     @property
+    def partial_rule(self) -> PartialRule | None:
+        """The rule for partial updates; None if updates are whole."""
+        return self.rule if isinstance(self.rule, PartialRule) else None
+
+    @property
+    def robust_rule(self) -> RobustRule | None:
+        """The robust rule; None if updates are averaged."""
+        return self.rule if isinstance(self.rule, RobustRule) else None
+
+    @property
     def expected(self) -> int:
         """How many clients are expected."""
         return self.clients if isinstance(self.clients, int) else len(self.clients)
@@ -234,8 +249,11 @@ class RoundSpec:
         """Why the updates cannot decide on the layout, where one has to be stated and is not."""
         if self.layout is not None or self.server_optimizer is not None:
             return None
-        if self.rule is not None:
-            who = f"rule {self.rule.name} takes partial updates, of which few may have all tensors"
+        if self.partial_rule is not None:
+            who = (
+                f"rule {self.partial_rule.name} takes partial updates, of which few may have all "
+                "tensors"
+            )
         elif self.eager:
             who = "eager begins with the first group, when most updates are not there yet"
         else:
@@ -252,12 +270,19 @@ class RoundSpec:
         Raises
         ------
         SpecError
-            A task would have too many inputs.
+            A task would have too many inputs, or a robust rule would have several levels.
         """
         name = topologies.resolve(self.topology, contributors)
         # Groups that were asked for, directly or by the order in which they are to be added.
         sizes = (self.fan_in,) if self.fan_in else self.order or ()
-        return name, topologies.group(name, contributors, sizes)
+        levels = topologies.group(name, contributors, sizes)
+        if self.robust_rule is not None and len(levels) > 1:
+            raise SpecError(
+                f"rule {self.robust_rule.name} compares all updates with each other, but topology "
+                f"{name} adds those of {contributors} clients in {len(levels[0])} groups; take "
+                f"topology shards, with at most {MAX_FAN_IN} clients"
+            )
+        return name, levels
 
     def groups(self) -> list[tuple[str, ...]]:
         """Return the expected clients by groups of the first level, where ids were given."""
@@ -327,7 +352,6 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
         raise SpecError(f"unknown field {unknown[0]!r}; a spec has {', '.join(sorted(OPTIONS))}")
     clients = parse_clients(fields.get("clients"))
     expected = clients if isinstance(clients, int) else len(clients)
-    min_clients = _parse_min_clients(fields.get("min_clients"), expected)
     if fields.get("shards") is not None and fields.get("time_budget") is not None:
         raise SpecError("give shards or time_budget, not both: one decides the other")
     others = {
@@ -335,7 +359,10 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
         for name in DEFAULTS
         if fields.get(name) is not None
     }
+    least = others["rule"].least_clients if _is_robust(others.get("rule")) else 1
+    min_clients = _parse_min_clients(fields.get("min_clients"), expected, least)
     spec = RoundSpec(clients=clients, min_clients=min_clients, **others)
+    _check_robust(spec)
     _check_topology(spec)
     _check_rule(spec)
     _check_apply(spec)
@@ -358,13 +385,17 @@ def parse_new_spec(fields: Mapping[str, Any]) -> RoundSpec:
 
 def _check_rule(spec: RoundSpec) -> None:
     """Check what the rule for partial updates goes with."""
-    if spec.rule is None:
+    if spec.partial_rule is None:
         if spec.layers is not None:
-            raise SpecError("layers is for rounds of partial updates: give a rule, too")
+            given = (
+                "give a rule" if spec.rule is None else f"rule {spec.rule.name} takes whole ones"
+            )
+            raise SpecError(f"layers is for rounds of partial updates: {given}")
         return
     if spec.weights != SHARES:
         raise SpecError(
-            f"rule {spec.rule.name} has weights of its own, layer by layer: leave out weights"
+            f"rule {spec.partial_rule.name} has weights of its own, layer by layer: leave out "
+            "weights"
         )
     if spec.layers is not None and spec.layout is not None:
         layers_of(spec.layout, spec.layers)
@@ -376,11 +407,37 @@ def _check_apply(spec: RoundSpec) -> None:
         return
     if spec.layout is not None:
         raise SpecError("a round that is applied has the model's layout: leave out layout")
-    if spec.server_optimizer.updates == MODELS and spec.rule is not None:
+    if spec.server_optimizer.updates == MODELS and spec.partial_rule is not None:
         raise SpecError(
             "server_optimizer: updates models cannot be partial, since what nobody sends is no "
-            f"change: send deltas, or leave out rule {spec.rule.name}"
+            f"change: send deltas, or leave out rule {spec.partial_rule.name}"
         )
+
+
+def _is_robust(rule: Any) -> bool:
+    return isinstance(rule, RobustRule)
+
+
+def _check_robust(spec: RoundSpec) -> None:
+    """Check what a robust rule goes with."""
+    rule = spec.robust_rule
+    if rule is None:
+        return
+    rule.check_clients(spec.expected)
+    if spec.weights != SHARES:
+        raise SpecError(f"rule {rule.name} decides how updates count: leave out weights")
+    if spec.eager:
+        raise SpecError(
+            f"rule {rule.name} compares all updates with each other, and eager adds some before "
+            "the others are there: leave out eager"
+        )
+    if spec.allow_nonfinite:
+        raise SpecError(
+            f"rule {rule.name} compares updates, and a NaN compares with nothing: leave out "
+            "allow_nonfinite"
+        )
+    if rule.is_columns and spec.order is not None:
+        raise SpecError(f"rule {rule.name} adds in an order of its own: leave out order")
 
 
 def _check_topology(spec: RoundSpec) -> None:
@@ -418,11 +475,17 @@ def default_quorum(expected: int) -> int:
     return expected // 2 + 1
 
 
-def _parse_min_clients(stated: Any, expected: int) -> int:
+def _parse_min_clients(stated: Any, expected: int, least: int) -> int:
+    """Check the quorum; ``least`` is how many updates the rule needs."""
     if stated is None:
-        return default_quorum(expected)
+        return max(default_quorum(expected), least)
     min_clients: int = OPTIONS["min_clients"].kind.parse("min_clients", stated)
     if min_clients > expected:
         clients = "client" if expected == 1 else "clients"
         raise SpecError(f"min_clients is {min_clients}, over the {expected} expected {clients}")
+    if min_clients < least:
+        raise SpecError(
+            f"min_clients is {min_clients}, under the {least} updates that the rule needs: give "
+            f"at least {least}, or leave it out"
+        )
     return min_clients

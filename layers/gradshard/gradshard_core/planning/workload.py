@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gradshard_core.aggregation.gathering import Disorder
+from gradshard_core.aggregation.sharding import WIDENING
 from gradshard_core.aggregation.topologies import Levels
 
 
@@ -26,6 +27,10 @@ class Workload:
         The largest number of accumulators of a task: the levels of its part of the order.
     plan_bytes
         Size of the plan's JSON, which every task reads.
+    widening
+        How much elements grow in their accumulators at most.
+    holds_all
+        Whether a task holds a block of every input at once, as robust rules do.
     applied
         The number of objects in the server optimizer's state; None if the average is not applied
         to a model.
@@ -40,6 +45,8 @@ class Workload:
     sums_bytes: int | None = None
     depth: int = 1
     plan_bytes: int = 0
+    widening: float = WIDENING
+    holds_all: bool = False
     applied: int | None = None
     disorder: tuple[Disorder, ...] = ()
 

@@ -54,7 +54,7 @@ def answered_clients(store: S3Store, keys: RoundKeys, spec: RoundSpec) -> list[s
     """List the clients that sent an update, or some layers of one if the round takes those."""
     sent = arrivals.sent_to(keys, spec)
     answered = arrivals.arrived(store, sent)
-    if spec.rule is None:
+    if spec.partial_rule is None:
         return answered
     return sorted({*answered, *arrivals.progressed(store, sent)})
 
@@ -107,7 +107,7 @@ def admit(
             store,
             arrivals.sent_to(keys, spec),
             entitled[:places],
-            partial=spec.rule is not None,
+            partial=spec.partial_rule is not None,
             look=examiner.look,
             large_headers=large_headers,
         ):
@@ -226,7 +226,9 @@ class _Examiner:
         """Take the round's layout, and what it comes from."""
         self.settled, self._whose = layout, whose
         self._order, _ = digests_of(layout)
-        self._layers = layers_of(layout, self._spec.layers) if self._spec.rule is not None else ()
+        self._layers = (
+            layers_of(layout, self._spec.layers) if self._spec.partial_rule is not None else ()
+        )
 
     def look(self, update: Update) -> _Sent:
         """Note an update's layout, and examine it if the round's is known; threads may share it."""
@@ -276,7 +278,7 @@ class _Examiner:
         return settled if order == self._order else self._seen[order].read()
 
     def _examine(self, settled: Layout, layout: Layout) -> _Findings:
-        partial = self._spec.rule is not None
+        partial = self._spec.partial_rule is not None
         differs = difference(layout, settled, self._whose, partial=partial)
         if differs is not None:
             return _Findings(differs)
@@ -298,8 +300,12 @@ class _Examiner:
         try:
             if self._spec.weights == STEPS:
                 _check_steps(sent.report)
-            if found.broken is None and self._spec.rule is not None and found.covered is not None:
-                check_usable(self._spec.rule, self._layers, sent.client, found.covered)
+            if (
+                found.broken is None
+                and self._spec.partial_rule is not None
+                and found.covered is not None
+            ):
+                check_usable(self._spec.partial_rule, self._layers, sent.client, found.covered)
         except UpdateError as error:
             return str(error)
         return found.broken

@@ -150,7 +150,7 @@ def _aggregate_once(inputs: TaskInputs) -> None:
         _open_output(inputs) as writer,
         _apply_to_model(inputs, writer.write) as write,
     ):
-        kernel.aggregate(streams, zones, inputs.addition, inputs.plan.layout.spans, write)
+        kernel.aggregate(streams, zones, inputs.reduction, inputs.plan.layout.spans, write)
 
 
 def _open_output(inputs: TaskInputs) -> contextlib.AbstractContextManager[StreamWriter]:

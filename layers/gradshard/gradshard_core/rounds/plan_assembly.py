@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.addition_order import Order
-from gradshard_core.aggregation.arithmetic import STEPS
+from gradshard_core.aggregation.arithmetic import EQUAL, STEPS
 from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.aggregation.topologies import TOPOLOGIES, Levels
@@ -62,7 +62,7 @@ def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
 
 
 def _layer_ranges(spec: RoundSpec, layout: Layout) -> tuple[LayerRanges, ...]:
-    if spec.rule is None:
+    if spec.partial_rule is None:
         return ()
     position = {tensor.name: (tensor.start, tensor.end) for tensor in layout.tensors}
     return tuple(
@@ -113,10 +113,11 @@ def assemble(
             shards=projection.shards,
             topology=grouping.topology,
             order=addition_order.format_order(grouping.order),
-            weights=spec.weights,
+            weights=_weights(spec),
             rule=FEDAVG if spec.rule is None else spec.rule.name,
             layers=layers,
             allow_nonfinite=spec.allow_nonfinite,
+            robust=spec.robust_rule,
         ),
         layout=layout,
         attempt=context.request.attempt,
@@ -167,7 +168,12 @@ def group(spec: RoundSpec, contributors: Sequence[Contributor]) -> Grouping:
         first_level = [len(present.intersection(clients)) for clients in spec.groups()]
     orders = addition_order.split_order(order, sizes)
     levels = tuple(map(Level.of_sizes, (first_level, *sizes[1:]), orders))
-    return Grouping(topology, sizes, order, levels, weigh(ordered, spec.weights))
+    return Grouping(topology, sizes, order, levels, weigh(ordered, _weights(spec)))
+
+
+def _weights(spec: RoundSpec) -> str:
+    """Return how contributors are weighed."""
+    return EQUAL if spec.robust_rule and spec.robust_rule.is_columns else spec.weights
 
 
 def _choose_shards(
@@ -186,6 +192,8 @@ def _choose_shards(
             spans=len(layout.spans) + len(layout.buffers),
             runs=sum(len(c.runs) - 1 for c in grouping.contributors),
         ),
+        widening=sharding.widening(layout.spans),
+        holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gradshard_core.aggregation.arithmetic import COUNTS, STEPS, shares_of
+from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, STEPS, shares_of
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan import Contributor, LayerRanges, PlannedLayerWeights
@@ -23,11 +23,14 @@ def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributo
     contributors
         All of the round's contributors.
     weights
-        ``counts``, which do not depend on the other contributors, ``shares`` or ``steps``.
+        ``counts``, which do not depend on the other contributors, ``shares``, ``steps`` or
+        ``equal``.
     """
     samples = [contributor.samples for contributor in contributors]
     if weights == COUNTS:
         values = list(map(float, samples))
+    elif weights == EQUAL:
+        values = [1 / len(contributors)] * len(contributors)
     elif weights == STEPS:
         steps = bounded_steps(list(local_steps(contributors).values()))
         values = list(normalised_weights(samples, steps))
@@ -69,7 +72,7 @@ def weigh_layers(
     PlanError
         The probabilities cannot be estimated from the rounds that the rule names.
     """
-    if spec.rule is None or not contributors:
+    if spec.partial_rule is None or not contributors:
         return ()
     names = [contributor.client for contributor in contributors]
     named = [Layer(layer.name, ()) for layer in layers]
@@ -78,7 +81,7 @@ def weigh_layers(
         expected = [*names, *[None] * (spec.clients - len(names))]
     else:
         expected = list(spec.clients)
-    rule = spec.rule
+    rule = spec.partial_rule
     if isinstance(rule.participation, PastRounds):
         known = [client for client in expected if client is not None]
         past = [_past_round(store, name) for name in rule.participation.rounds]

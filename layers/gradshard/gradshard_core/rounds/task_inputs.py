@@ -8,10 +8,9 @@ import numpy as np
 
 from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.gathering import Range
-from gradshard_core.aggregation.kernel import Addition, Zone, clip_zones
+from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
 from gradshard_core.aggregation.sharding import (
     SLICE_BYTES,
-    block_bytes,
     gathered_bytes,
     receive_buffer_bytes,
     sums_bytes,
@@ -47,8 +46,8 @@ class TaskInputs:
         The numbers of the inputs: of contributors, or of tasks one level below.
     contributors
         The contributors whose updates the task reads; none above level 0.
-    addition
-        How the inputs are added.
+    reduction
+        How the inputs are combined.
     """
 
     def __init__(
@@ -65,10 +64,17 @@ class TaskInputs:
         # touched take no memory.
         gathered = gathered_bytes() if self._gathers else 0
         self._buffer = memoryview(np.empty(SLICE_BYTES + gathered, np.uint8))
-        is_last = plan.is_last(task.level)
-        self.addition = Addition(
-            order=plan.levels[task.level].order,
-            of_sums=task.level > 0,
+        self.reduction = self._reduction()
+
+    def _reduction(self) -> Reduction:
+        plan, level = self.plan, self.task.level
+        robust = plan.computation.robust
+        if robust is not None:
+            return robust.reduction(len(self.numbers), gathers=self._gathers)
+        is_last = plan.is_last(level)
+        return Addition(
+            order=plan.levels[level].order,
+            of_sums=level > 0,
             to_sums=not is_last,
             divisor=plan.divisor if is_last else 1,
             allow_nonfinite=plan.computation.allow_nonfinite,
@@ -130,6 +136,6 @@ class TaskInputs:
 
     def _blocks(self, start: int) -> list[Range]:
         """Return the blocks in which the inputs are added, from ``start`` on."""
-        size = block_bytes(len(self.numbers), self.addition.depth, gathers=self._gathers)
+        size = self.reduction.block_bytes(len(self.numbers))
         blocks = kernel.blocks(self.zones(start), self.plan.layout.spans, size)
         return [(first, stop) for _, first, stop in blocks]

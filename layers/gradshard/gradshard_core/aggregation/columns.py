@@ -1,0 +1,192 @@
+"""Rules over columns: an element of the result follows from that element of all inputs.
+
+``median`` and ``trimmed_mean`` are those of Yin et al. 2018 (https://arxiv.org/abs/1803.01498),
+``sign`` is the majority vote of Bernstein et al. 2019 (https://arxiv.org/abs/1810.05291). Every
+input counts alike, whatever its number of samples.
+
+================  =================================================================================
+``median``        the middle one; of an even number (a + b) / 2, where a ≤ b are the middle two
+``trimmed_mean``  the ⌊βN⌋ smallest and as many of the largest are left out; the others are added
+                  in ascending order, and the sum is divided by their number
+``sign``          1, 0 or -1: the sign of the sum of all signs
+================  =================================================================================
+
+Operations are in the accumulator's type, each rounded once, and a zero is positive. The result is
+rounded to the element's type as a sum is.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from gradshard_core.aggregation import arithmetic
+from gradshard_core.aggregation.arithmetic import Array
+from gradshard_core.aggregation.kernel import Block, Piece, Source, check_finite
+from gradshard_core.aggregation.sharding import block_bytes, rows_block_bytes
+
+
+def take_rows(sources: Sequence[Source], block: Block) -> None:
+    """Read a block of every input, each into a row of its own."""
+    for index, source in enumerate(sources):
+        for slice_ in block:
+            source.read_into(slice_.raw)
+            for dtype, elements, rows, scratch in slice_.pieces:
+                arithmetic.add(dtype, elements, 1.0, rows[index], scratch, first=True)
+
+
+@dataclass(frozen=True)
+class TrimmedMean:
+    """The mean of each column without its smallest and largest elements.
+
+    Parameters
+    ----------
+    cut
+        How many are left out at either end; None for all but the middle one or two, which makes it
+        the median.
+    gathers
+        Whether some inputs have their tensors in another order
+        (:mod:`gradshard_core.aggregation.gathering`).
+    """
+
+    cut: int | None = None
+    gathers: bool = False
+    of_sums: ClassVar[bool] = False
+
+    def rows(self, inputs: int) -> int:
+        """Return the number of inputs, since all are held at once."""
+        return inputs
+
+    def block_bytes(self, _inputs: int) -> int:
+        """Return the size of a block in bytes of the layout."""
+        return rows_block_bytes(gathers=self.gathers)
+
+    def take(
+        self, sources: Sequence[Source], _weights: Sequence[float | None], block: Block
+    ) -> None:
+        """Read a block of every input; all cover it, and they have no weights."""
+        take_rows(sources, block)
+
+    def finish(self, piece: Piece, position: int) -> memoryview:
+        """Return the bytes of a piece of the result."""
+        dtype, rows, result = piece.dtype, piece.rows, piece.scratch
+        for row in rows:
+            if not dtype.is_integer:
+                # The result may be finite although an input is not.
+                check_finite(piece, row, position, math.inf)
+            # Processors differ in which of two zeros is the smaller one.
+            np.add(row, 0.0, out=row)
+        cut = (len(rows) - 1) // 2 if self.cut is None else self.cut
+        total, *others = _sort(rows, result, cut)
+        for row in others:
+            np.add(total, row, out=total)
+        np.divide(total, result.dtype.type(len(others) + 1), out=result)
+        if not dtype.is_integer:
+            check_finite(piece, result, position, dtype.overflow)
+        return arithmetic.finish(dtype, result, rows[0] if rows[0] is not result else rows[1])
+
+
+@dataclass(frozen=True)
+class MajoritySign:
+    """The majority of signs, which takes no more memory than a sum.
+
+    Parameters
+    ----------
+    gathers
+        Whether some inputs have their tensors in another order.
+    """
+
+    gathers: bool = False
+    of_sums: ClassVar[bool] = False
+
+    def rows(self, _inputs: int) -> int:
+        """Return the number of accumulators."""
+        return 1
+
+    def block_bytes(self, inputs: int) -> int:
+        """Return the size of a block in bytes of the layout."""
+        return block_bytes(inputs, gathers=self.gathers)
+
+    def take(
+        self, sources: Sequence[Source], _weights: Sequence[float | None], block: Block
+    ) -> None:
+        """Add up the signs of every input; all cover the block, and they have no weights."""
+        for index, source in enumerate(sources):
+            for slice_ in block:
+                source.read_into(slice_.raw)
+                for dtype, elements, [total], scratch in slice_.pieces:
+                    signs = scratch if index else total
+                    arithmetic.add(dtype, elements, 1.0, signs, signs, first=True)
+                    finite = np.isfinite(signs)
+                    np.sign(signs, out=signs)
+                    if not finite.all():
+                        signs[~finite] = math.nan
+                    if index:
+                        np.add(total, signs, out=total)
+
+    def finish(self, piece: Piece, position: int) -> memoryview:
+        """Return the bytes of a piece of the result."""
+        [total] = piece.rows
+        check_finite(piece, total, position, math.inf)
+        np.sign(total, out=total)
+        return arithmetic.finish(piece.dtype, total, piece.scratch)
+
+
+class Comparator(NamedTuple):
+    """An exchange that brings two rows into order.
+
+    ``smaller`` goes to row ``low`` and ``larger`` to row ``high``; one of them may not be needed.
+    """
+
+    low: int
+    high: int
+    smaller: bool
+    larger: bool
+
+
+@functools.cache
+def network(inputs: int, cut: int) -> tuple[Comparator, ...]:
+    """Return the part of a sorting network that sorts all but ``cut`` rows at either end.
+
+    It is Batcher's odd-even merge sort (Knuth, The Art of Computer Programming, volume 3, 5.2.2,
+    algorithm M), without what only rows outside of [cut, inputs - cut) depend on.
+    """
+    needed = set(range(cut, inputs - cut))
+    found = []
+    for low, high in reversed(list(_batcher(inputs))):
+        smaller, larger = low in needed, high in needed
+        if smaller or larger:
+            found.append(Comparator(low, high, smaller, larger))
+            needed |= {low, high}
+    return tuple(reversed(found))
+
+
+def _batcher(inputs: int) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of rows that are compared, in order."""
+    sizes = list(itertools.takewhile(lambda size: size < inputs, (2**i for i in range(16))))
+    for size in sizes:
+        for distance in reversed(sizes[: sizes.index(size) + 1]):
+            for start in range(distance % size, inputs - distance, 2 * distance):
+                for row in range(start, start + min(distance, inputs - distance - start)):
+                    if row // (2 * size) == (row + distance) // (2 * size):
+                        yield row, row + distance
+
+
+def _sort(rows: list[Array], spare: Array, cut: int) -> list[Array]:
+    """Return the sorted rows [cut, N - cut), in the memory of the rows and of ``spare``."""
+    rows = list(rows)
+    for low, high, smaller, larger in network(len(rows), cut):
+        a, b = rows[low], rows[high]
+        if smaller and larger:
+            np.minimum(a, b, out=spare)
+            np.maximum(a, b, out=b)
+            rows[low], spare = spare, a
+        elif smaller:
+            np.minimum(a, b, out=a)
+        else:
+            np.maximum(a, b, out=b)
+    return rows[cut : len(rows) - cut]
