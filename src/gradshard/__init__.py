@@ -5,12 +5,13 @@
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from gradshard.client.compression import Compression
     from gradshard.client.federation import Federation
     from gradshard.client.model import Model
     from gradshard.client.round import Round
     from gradshard_core.errors import GradshardError, RoundFailed
 
-__all__ = ["Federation", "GradshardError", "Model", "Round", "RoundFailed"]
+__all__ = ["Compression", "Federation", "GradshardError", "Model", "Round", "RoundFailed"]
 
 
 def __getattr__(name: str) -> object:
@@ -19,6 +20,10 @@ def __getattr__(name: str) -> object:
         from gradshard.client import federation
 
         return getattr(federation, name)
+    if name == "Compression":
+        from gradshard.client.compression import Compression
+
+        return Compression
     if name in {"GradshardError", "RoundFailed"}:
         from gradshard_core import errors
 

@@ -20,6 +20,7 @@ from gradshard.cli.round_options import round_options
 from gradshard.cli.ticket import load, named
 from gradshard.cli.values import DurationType
 from gradshard.utils.text import escape_terminal, format_size, pluralize
+from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.planning.spec import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
@@ -93,6 +94,11 @@ def open_(
     help="Submit a partial update: the file holds only some of the layers.",
 )
 @click.option(
+    "--codec",
+    type=click.Choice(list(CODECS)),
+    help="Compress the update, which loses some precision; the round must take the codec.",
+)
+@click.option(
     "--train-seconds",
     type=DurationType(),
     metavar="DURATION",
@@ -110,6 +116,7 @@ def submit(
     arguments: tuple[str, ...],
     samples: int | None,
     is_partial: bool,
+    codec: str | None,
     ticket: Path | None,
     as_json: bool,
     **training: float | None,
@@ -127,7 +134,7 @@ def submit(
         send: Callable[..., bool | None] = loaded.submit
     else:
         name, client = given
-        send = partial(federation.round(name).submit, client, partial=is_partial)
+        send = partial(federation.round(name).submit, client, partial=is_partial, codec=codec)
     file = Path(path)
     reported = {name: value for name, value in training.items() if value is not None}
     with progress_bar(f"submitting {file.name}") as progress:

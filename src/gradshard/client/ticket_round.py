@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gradshard.client.compression import Compression, compressed, decoded
 from gradshard.client.round_access import RoundAccess, Source
 from gradshard.client.ticket_requests import TicketRequests, UrlReader
 from gradshard.client.ticket_upload import TicketUpload
@@ -76,7 +77,7 @@ class TicketRound(RoundAccess):
                     "ticket; ask for one for larger updates"
                 )
             if not ticket.allow_nonfinite:
-                check_finite(content)
+                check_finite(decoded(content))
             padded = PaddedContent(content, ticket.padded_length(content.nbytes))
             upload = TicketUpload(self._requests, padded)
             if upload.is_done():

@@ -108,6 +108,7 @@ def admit(
             arrivals.sent_to(keys, spec),
             entitled[:places],
             partial=spec.rule is not None,
+            codecs=spec.codecs,
             look=examiner.look,
             large_headers=large_headers,
         ):
