@@ -447,8 +447,8 @@ class Round(RoundAccess):
             _check_partial(spec, self.id)
         layout = self._layout(spec, record)
         fitted = self._fit(content, layout, partial=partial, allow_nonfinite=spec.allow_nonfinite)
-        check_taken(fitted.layout, spec.codecs)
-        return spec, compressed(fitted, codec, spec.codecs, self.id)
+        check_taken(fitted.layout, (spec.codecs or ()))
+        return spec, compressed(fitted, codec, (spec.codecs or ()), self.id)
 
     def _layout(self, spec: RoundSpec, record: dict[str, Any] | None) -> Layout | None:
         """Return the layout that updates must have, if it is known: the model's, or the spec's."""

@@ -185,7 +185,7 @@ class RoundSpec:
         "cause them.",
         value=False,
     )
-    codecs: tuple[str, ...] = option(
+    codecs: tuple[str, ...] | None = option(
         Parsed(
             parse_codecs,
             f"list of names: {', '.join(f'`{name}`' for name in CODECS)}",
@@ -194,7 +194,7 @@ class RoundSpec:
             encoder=list,
         ),
         'Codecs of compressed updates that the round takes, for example int8, or ["int8", "int4"].',
-        value=(),
+        value=None,
         default="no compressed updates",
     )
     updates_from: str | None = option(

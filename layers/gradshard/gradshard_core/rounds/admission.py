@@ -108,7 +108,7 @@ def admit(
             arrivals.sent_to(keys, spec),
             entitled[:places],
             partial=spec.rule is not None,
-            codecs=spec.codecs,
+            codecs=spec.codecs or (),
             look=examiner.look,
             large_headers=large_headers,
         ):

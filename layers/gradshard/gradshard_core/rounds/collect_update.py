@@ -73,7 +73,7 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
 
     if spec.expects(client):
         partial = spec.rule is not None
-        update = arrivals.check_update(store, keys, client, partial=partial, codecs=spec.codecs)
+        update = arrivals.check_update(store, keys, client, partial=partial, codecs=spec.codecs or ())
     else:
         update = Rejection(client, f"{key}: client {client!r} is not expected in this round", etag)
     if isinstance(update, Rejection):
