@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from gradshard.client.residual import Arrays, Residual
 from gradshard.client.upload_source import Content, header_bytes
 from gradshard_core.aggregation import arithmetic, buffers
 from gradshard_core.aggregation.decoding import DecodedSource, Desk
@@ -53,6 +54,9 @@ class Compression:
     keep
         Names of tensors that are sent as they are, or patterns such as ``*.bias``. Buffers (running
         means and variances), integers and float64 are always sent as they are.
+    residual
+        Error feedback: what the encoding loses is added to the next update. Use one
+        :class:`Residual` for all rounds of a client, and for updates that are changes of a model.
 
     Attributes
     ----------
@@ -64,6 +68,7 @@ class Compression:
     codec: str
     seed: int | None = None
     keep: Sequence[str] = ()
+    residual: Residual | None = None
     error: float = field(default=math.nan, init=False)
 
     def __post_init__(self) -> None:
@@ -112,7 +117,13 @@ def compressed(
             f"round {round_id!r} takes the codecs {list_names(taken)}, not {compression.codec!r}; "
             "open it with codecs, or send the update as it is"
         )
-    return EncodedContent(content, compression)
+    return EncodedContent(content, compression, round_id)
+
+
+def keep_residual(content: Content) -> None:
+    """Keep what the encoding of a content has lost, since the content has been sent."""
+    if isinstance(content, EncodedContent):
+        content.keep_residual()
 
 
 class EncodedContent:
@@ -124,21 +135,34 @@ class EncodedContent:
         The update.
     compression
         How it is encoded. Its ``error`` is set.
+    round_id
+        The round to which it is sent, for the residual.
     """
 
-    def __init__(self, content: Content, compression: Compression) -> None:
+    def __init__(self, content: Content, compression: Compression, round_id: str = "") -> None:
         self._content, self._compression = content, compression
         self._codec = CODECS[compression.codec]
         self._offset = header_bytes(content)
         self.layout = compression.layout_of(content.layout)
         self._elements = {t.name: t for t in self.layout.tensors}
         self._encoded = dict(zip(self._elements, self.layout.encoded, strict=True))
+        self._added: Arrays = {}
+        self._lost: Arrays = {}
+        if compression.residual is not None:
+            encoded = [t for t in self.layout.tensors if self._encoded[t.name]]
+            packed = Layout.pack((t.name, t.dtype, t.shape) for t in encoded)
+            self._added, self._lost = compression.residual.start(round_id, packed)
         compression.error = self._measure()
         header = parse_header(content.read(PREFIX_BYTES, self._offset), content.nbytes)
         self._header = self.layout.header(
             {**header.metadata, ERROR_KEY: f"{compression.error:.6g}"}
         )
         self.nbytes = len(self._header) + self.layout.stored.nbytes
+
+    def keep_residual(self) -> None:
+        """Keep what the encoding has lost, if that is to be added to the next update."""
+        if self._compression.residual is not None:
+            self._compression.residual.finish()
 
     def read(self, start: int, end: int) -> bytes:
         """Return bytes [start, end)."""
@@ -167,6 +191,10 @@ class EncodedContent:
         begin, end = tensor.start + first * unit, min(tensor.start + stop * unit, tensor.end)
         data = self._content.read(self._offset + begin, self._offset + end)
         elements = arithmetic.widened(dtype, memoryview(data))
+        added = self._added.get(tensor.name)
+        if added is not None:
+            position = first * BLOCK
+            elements = elements + added[position : position + len(elements)]
         missing = (stop - first) * BLOCK - len(elements)
         return np.pad(elements, (0, missing)) if missing else elements
 
@@ -178,7 +206,7 @@ class EncodedContent:
         return self._codec.encode(elements, dither)
 
     def _measure(self) -> float:
-        """Return the relative error of the encoding, a step at a time."""
+        """Return the relative error of the encoding, and note what it loses, a step at a time."""
         error = norm = 0.0
         step = MIB // (BLOCK * 4)
         for tensor in self.layout.tensors:
@@ -191,15 +219,24 @@ class EncodedContent:
                 decoded = np.empty_like(elements)
                 with np.errstate(all="ignore"):
                     self._codec.decode(self._encode(tensor, first, elements), decoded)
-                    norm += float(np.vdot(elements, elements))
+                    norm += _square(elements)
                     np.subtract(decoded, elements, out=decoded)
-                    error += float(np.vdot(decoded, decoded))
+                    error += _square(decoded)
+                if tensor.name in self._lost:
+                    lost = self._lost[tensor.name][first * BLOCK :][: len(decoded)]
+                    np.negative(decoded[: len(lost)], out=lost)
         return math.sqrt(error / norm) if norm else 0.0
 
 
 def decoded(content: Content) -> Content:
     """Return a content without its codec, if it has one."""
     return DecodedContent(content) if isinstance(content.layout, EncodedLayout) else content
+
+
+def _square(elements: Array) -> float:
+    """Return the sum of squares, which may be too large for float32."""
+    wide = elements.astype(np.float64)
+    return float(np.vdot(wide, wide))
 
 
 class DecodedContent:

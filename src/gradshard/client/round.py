@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gradshard.client import operations
-from gradshard.client.compression import Compression, compressed
+from gradshard.client.compression import Compression, compressed, keep_residual
 from gradshard.client.layer_upload import LayerUpload
 from gradshard.client.round_access import RoundAccess, Source
 from gradshard.client.stack import Stack
@@ -174,6 +174,7 @@ class Round(RoundAccess):
                 return False
             replaces = self._differs(key, ordered)
             upload(self.store, key, ordered, progress)
+            keep_residual(ordered)
             return replaces
 
     def layer_upload(
@@ -265,6 +266,7 @@ class Round(RoundAccess):
             # With a rule, an update may have only some of its tensors.
             layout=None if spec.rule else layout,
             allow_nonfinite=spec.allow_nonfinite,
+            codecs=spec.codecs or (),
             model=self.model().tensors.source if spec.server_optimizer else None,
         )
 

@@ -7,7 +7,7 @@ each unit. Tensors that are not named there stand as they are.
 
 import json
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -112,6 +112,18 @@ class EncodedRuns(Runs):
         """Return the size of a run in the object."""
         length = run.end - run.start
         return self._codec.stored_bytes(length // run.size) if run.size else length
+
+
+def further_runs(all_runs: Iterable[Runs]) -> int:
+    """Count the runs of contributors beyond one each; a table that they share counts once."""
+    seen: dict[bytes, int] = {}
+    plain = 0
+    for runs in all_runs:
+        if isinstance(runs, EncodedRuns):
+            seen.setdefault(runs.table.tobytes(), max(0, len(runs) - 1))
+        else:
+            plain += len(runs) - 1
+    return plain + sum(seen.values())
 
 
 @dataclass(frozen=True)
