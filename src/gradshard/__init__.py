@@ -5,12 +5,22 @@
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from gradshard.client.compression import Compression
     from gradshard.client.federation import Federation
     from gradshard.client.model import Model
+    from gradshard.client.residual import Residual
     from gradshard.client.round import Round
     from gradshard_core.errors import GradshardError, RoundFailed
 
-__all__ = ["Federation", "GradshardError", "Model", "Round", "RoundFailed"]
+__all__ = [
+    "Compression",
+    "Federation",
+    "GradshardError",
+    "Model",
+    "Residual",
+    "Round",
+    "RoundFailed",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -19,6 +29,14 @@ def __getattr__(name: str) -> object:
         from gradshard.client import federation
 
         return getattr(federation, name)
+    if name == "Compression":
+        from gradshard.client.compression import Compression
+
+        return Compression
+    if name == "Residual":
+        from gradshard.client.residual import Residual
+
+        return Residual
     if name in {"GradshardError", "RoundFailed"}:
         from gradshard_core import errors
 

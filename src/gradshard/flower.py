@@ -134,6 +134,8 @@ class S3FedAvg(FedAvg):
         is that of the additions.
     ticket_seconds
         How long a client may take, from its message to the end of its upload.
+    codec
+        Clients compress their updates with this codec, such as ``int8``.
     **options
         Those of Flower's FedAvg.
     """
@@ -149,6 +151,7 @@ class S3FedAvg(FedAvg):
         round_options: Mapping[str, Any] | None = None,
         client_names: ClientNames = by_number,
         ticket_seconds: int = DEFAULT_SECONDS,
+        codec: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -160,6 +163,8 @@ class S3FedAvg(FedAvg):
         self.round_options = dict(round_options or {})
         self.client_names = client_names
         self.ticket_seconds = ticket_seconds
+        self.codec = codec
+        self._codecs = () if codec is None else (codec,)
         self._names: dict[int, str] = {}
         # The record that strategy.start was given last, or gave, and where that model is.
         self._model: tuple[ArrayRecord, _Place] | None = None
@@ -196,9 +201,11 @@ class S3FedAvg(FedAvg):
                         self._names[node],
                         expires=self.ticket_seconds,
                         max_bytes=max_update_bytes(place.layout),
-                        min_bytes=place.layout.nbytes,
+                        min_bytes=1 if self.codec else place.layout.nbytes,
+                        codecs=self._codecs,
                     ).dumps(),
-                },
+                }
+                | ({"codec": self.codec} if self.codec else {}),
             )
             for node, message in zip(nodes, messages, strict=True)
             if node in self._names
@@ -354,6 +361,7 @@ class S3FedAvg(FedAvg):
             list(clients),
             min_clients=self._needed(),
             timeout=self.timeout,
+            codecs=list(self._codecs) or None,
             **layout_option | self.round_options,
         )
         try:
@@ -408,10 +416,13 @@ def s3_mod(
     reply = call_next(message, context)
     if "ticket" not in order or reply.has_error():
         return reply
-    return _uploading(reply, Ticket.loads(order["ticket"]), layout, order["weighted-by"])
+    ticket = Ticket.loads(order["ticket"])
+    return _uploading(reply, ticket, layout, order["weighted-by"], order.get("codec"))
 
 
-def _uploading(reply: Message, ticket: Ticket, layout: Layout, weighted_by: str) -> Message:
+def _uploading(
+    reply: Message, ticket: Ticket, layout: Layout, weighted_by: str, codec: str | None = None
+) -> Message:
     """Upload a reply's arrays and replace them by a note of that."""
     records = reply.content
     counted = len(records.array_records), len(records.metric_records)
@@ -431,7 +442,7 @@ def _uploading(reply: Message, ticket: Ticket, layout: Layout, weighted_by: str)
         )
     # The round rejects NaN, and so tells the server, which is where Flower's users look.
     round_ = TicketRound(replace(ticket, allow_nonfinite=True))
-    round_.submit(tensors, samples=_samples(metrics, weighted_by))
+    round_.submit(tensors, samples=_samples(metrics, weighted_by), codec=codec)
     content = {key: record for key, record in records.items() if key != name}
     reply.content = RecordDict(content | {RECORD: ConfigRecord({"round": ticket.round_id})})
     return reply

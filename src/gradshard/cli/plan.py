@@ -21,6 +21,7 @@ from gradshard.cli.values import SizeType
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.topologies import TOPOLOGIES
+from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.planning import limits, memory_projection, planner
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
@@ -66,6 +67,11 @@ ROWS: Final = 5
     help="Processor of the functions.",
     default_text=f"that of the stack, else {DEFAULT_ARCHITECTURE}",
 )
+@click.option(
+    "--codec",
+    type=click.Choice(list(CODECS)),
+    help="Plan for updates that are compressed with this codec; SIZE is that without it.",
+)
 @click.option("--all", "show_all", is_flag=True, help=f"Show more than {ROWS} rows of the table.")
 @option(
     "--stack",
@@ -82,6 +88,7 @@ def plan(
     clients: int,
     memory: int | None,
     architecture: str | None,
+    codec: str | None,
     stack: str | None,
     region: str | None,
     profile: str | None,
@@ -98,7 +105,7 @@ def plan(
     """
     spec = parse_spec({"clients": clients, **options})
     name, _ = spec.levels(clients)
-    load = _workload(spec, size, clients)
+    load = _workload(spec, size, clients, codec)
     if stack or local:
         deployed = connect(
             stack or DEFAULT_STACK, region=region, profile=profile, local=local, port=port
@@ -118,6 +125,7 @@ def plan(
         print_json(
             {
                 "nbytes": size,
+                "sent_bytes": round(load.update_bytes),
                 "clients": clients,
                 "architecture": architecture,
                 "topology": name,
@@ -131,7 +139,8 @@ def plan(
     console = Console()
     console.print(
         cell(
-            f"{pluralize(clients, 'update')} of {format_size(size)} on {architecture}: "
+            f"{pluralize(clients, 'update')} of {format_size(round(load.update_bytes))} on "
+            f"{architecture}: "
             f"at {memory} MB the planner takes M={choice.shards} ({TOPOLOGIES[name].title}, "
             f"{pluralize(choice.tasks, 'task')}), "
             f"{choice.seconds:.1f} s, {dollars(choice.total_dollars)}"
@@ -146,10 +155,12 @@ def plan(
         console.print(cell(f"{len(rows) - len(shown)} more with --all"))
 
 
-def _workload(spec: RoundSpec, nbytes: int, clients: int) -> Workload:
+def _workload(spec: RoundSpec, nbytes: int, clients: int, codec: str | None) -> Workload:
     """Return the work of a round of these clients, each with an update of ``nbytes``."""
     name, levels = spec.levels(clients)
     order = spec.order or addition_order.natural_order(levels)
+    # Of F32.
+    stored = None if codec is None else CODECS[codec].stored_bytes(nbytes // 4)
     return Workload(
         nbytes,
         levels,
@@ -158,6 +169,7 @@ def _workload(spec: RoundSpec, nbytes: int, clients: int) -> Workload:
         plan_bytes=memory_projection.plan_bytes(clients),
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
+        stored_bytes=stored,
     )
 
 

@@ -20,9 +20,11 @@ from gradshard.cli.round_options import round_options
 from gradshard.cli.ticket import load, named
 from gradshard.cli.values import DurationType
 from gradshard.utils.text import escape_terminal, format_size, pluralize
+from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.planning.spec import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
+    from gradshard.client.compression import Compression
     from gradshard.client.federation import Federation
 
 
@@ -93,6 +95,23 @@ def open_(
     help="Submit a partial update: the file holds only some of the layers.",
 )
 @click.option(
+    "--codec",
+    type=click.Choice(list(CODECS)),
+    help="Compress the update, which loses some precision; the round must take the codec.",
+)
+@click.option(
+    "--codec-seed",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Round stochastically, with random numbers from this seed; give another in each round.",
+)
+@click.option(
+    "--residual",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep in this file what the codec loses, and add it to the client's next update.",
+)
+@click.option(
     "--train-seconds",
     type=DurationType(),
     metavar="DURATION",
@@ -110,6 +129,9 @@ def submit(
     arguments: tuple[str, ...],
     samples: int | None,
     is_partial: bool,
+    codec: str | None,
+    codec_seed: int | None,
+    residual: Path | None,
     ticket: Path | None,
     as_json: bool,
     **training: float | None,
@@ -121,13 +143,14 @@ def submit(
     if len(arguments) != 3 and not (ticket and len(arguments) == 1):
         raise click.UsageError("Give ROUND, CLIENT and FILE, or FILE and a --ticket.")
     *given, path = arguments
+    compression = _compression(codec, codec_seed, residual)
     if ticket:
         loaded = load(ticket, *given)
         name, client = loaded.id, loaded.client
-        send: Callable[..., bool | None] = loaded.submit
+        send: Callable[..., bool | None] = partial(loaded.submit, codec=compression)
     else:
         name, client = given
-        send = partial(federation.round(name).submit, client, partial=is_partial)
+        send = partial(federation.round(name).submit, client, partial=is_partial, codec=compression)
     file = Path(path)
     reported = {name: value for name, value in training.items() if value is not None}
     with progress_bar(f"submitting {file.name}") as progress:
@@ -141,6 +164,8 @@ def submit(
                 "file": str(file),
                 "nbytes": nbytes,
                 "replaced": has_replaced,
+                "codec": codec,
+                "codec_error": compression and compression.error,
             }
         )
         return
@@ -148,7 +173,21 @@ def submit(
         f"submitted {escape_terminal(file)} ({format_size(nbytes)}) to round "
         f"{escape_terminal(name)} as {escape_terminal(client)}"
     )
+    if compression:
+        text += f", compressed with codec {codec}, relative error {compression.error:.2g}"
     confirm(f"{text}; it replaces the update sent before" if has_replaced else text)
+
+
+def _compression(codec: str | None, seed: int | None, path: Path | None) -> "Compression | None":
+    """Return how an update is compressed; None if it is not."""
+    if codec is None:
+        if seed is not None or path is not None:
+            raise click.UsageError("Give a --codec with --codec-seed and --residual.")
+        return None
+    from gradshard.client.compression import Compression
+    from gradshard.client.residual import Residual
+
+    return Compression(codec, seed=seed, residual=None if path is None else Residual(path))
 
 
 @click.command()

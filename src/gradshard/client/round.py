@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from gradshard.aws.client_store import ClientStore
 from gradshard.client import operations
+from gradshard.client.compression import Compression, compressed, keep_residual
 from gradshard.client.layer_upload import LayerUpload
 from gradshard.client.round_access import RoundAccess, Source
 from gradshard.client.stack import Stack
@@ -21,6 +22,7 @@ from gradshard_core.errors import (
     TicketError,
     UpdateError,
 )
+from gradshard_core.formats.encoded import check_taken
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.plan_json import parse_plan
@@ -120,6 +122,7 @@ class Round(RoundAccess):
         samples: int | None = None,
         *,
         partial: bool = False,
+        codec: str | Compression | None = None,
         training: Mapping[str, float] | None = None,
         progress: Progress | None = None,
     ) -> bool:
@@ -141,6 +144,9 @@ class Round(RoundAccess):
         partial
             It holds only some of the round's layers, and that is all the client has; the round's
             rule must allow that.
+        codec
+            Compress the update with this codec, such as ``int8``, which the round must take; a
+            :class:`Compression` says more.
         training
             What the client reports of its training: ``train_seconds``, ``batch_size``, ``epochs``
             and ``steps``, as far as they are known.
@@ -163,11 +169,12 @@ class Round(RoundAccess):
         """
         key = self.keys.update(client)
         with content_of(update, samples, training) as content:
-            spec, ordered = self.prepare(client, content, partial=partial)
+            spec, ordered = self.prepare(client, content, partial=partial, codec=codec)
             if self._is_counted(spec, client, ordered):
                 return False
             replaces = self._differs(key, ordered)
             upload(self.store, key, ordered, progress)
+            keep_residual(ordered)
             return replaces
 
     def layer_upload(
@@ -259,6 +266,7 @@ class Round(RoundAccess):
             # With a rule, an update may have only some of its tensors.
             layout=None if spec.partial_rule else layout,
             allow_nonfinite=spec.allow_nonfinite,
+            codecs=spec.codecs or (),
             model=self.model().tensors.source if spec.server_optimizer else None,
         )
 
@@ -412,15 +420,22 @@ class Round(RoundAccess):
             raise RoundFailed(f"round {self.id!r} failed: {manifest['cause']}")
         return manifest
 
-    def prepare(self, client: str, content: Content, *, partial: bool) -> tuple[RoundSpec, Content]:
-        """Check that an update may be sent, and put its tensors in the order of the round's.
+    def prepare(
+        self,
+        client: str,
+        content: Content,
+        *,
+        partial: bool,
+        codec: str | Compression | None = None,
+    ) -> tuple[RoundSpec, Content]:
+        """Check that an update may be sent, put its tensors in the round's order, and compress it.
 
         Returns
         -------
         RoundSpec
             The round's spec.
         Content
-            The update, in the order of the round's layout where it has one.
+            The update as it is sent, in the order of the round's layout where it has one.
 
         Raises
         ------
@@ -434,7 +449,8 @@ class Round(RoundAccess):
             _check_partial(spec, self.id)
         layout = self._layout(spec, record)
         fitted = self._fit(content, layout, partial=partial, allow_nonfinite=spec.allow_nonfinite)
-        return spec, fitted
+        check_taken(fitted.layout, (spec.codecs or ()))
+        return spec, compressed(fitted, codec, (spec.codecs or ()), self.id)
 
     def _layout(self, spec: RoundSpec, record: dict[str, Any] | None) -> Layout | None:
         """Return the layout that updates must have, if it is known: the model's, or the spec's."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, overload
 
+from gradshard.client.compression import decoded
 from gradshard.client.downloads import fetch_tensors
 from gradshard.client.tensors import Array
 from gradshard.client.upload_source import Content, check_finite, in_order_of
@@ -126,7 +127,7 @@ class RoundAccess(ABC):
                 f"the update does not have the layout of round {self.id!r}: {difference}"
             )
         if not allow_nonfinite:
-            check_finite(content)
+            check_finite(decoded(content))
         return in_order_of(layout, content)
 
     def _not_ended(self) -> RoundStateError:

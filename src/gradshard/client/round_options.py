@@ -5,7 +5,7 @@ The meaning and default of each option are declared in
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -34,6 +34,7 @@ class RoundOptions(TypedDict, total=False):
     time_budget: float | None
     layout: Mapping[str, Any] | str | Path | None
     allow_nonfinite: bool | None
+    codecs: str | Sequence[str] | None
     updates_from: str | None
     server_optimizer: str | Mapping[str, Any] | None
 

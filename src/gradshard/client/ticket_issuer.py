@@ -58,6 +58,7 @@ def issue_ticket(
     min_bytes: int = 1,
     layout: Layout | None = None,
     allow_nonfinite: bool = True,
+    codecs: tuple[str, ...] = (),
     model: ObjectVersion | None = None,
     single_put_bytes: int = SINGLE_PUT_BYTES,
 ) -> Ticket:
@@ -75,7 +76,7 @@ def issue_ticket(
     max_bytes, min_bytes
         The lengths that an update may have, its header included. Each length takes a millisecond
         to sign.
-    layout, allow_nonfinite, model
+    layout, allow_nonfinite, codecs, model
         As in :class:`~gradshard.client.tickets.Ticket`.
     single_put_bytes
         The largest update that is sent in one PUT.
@@ -113,6 +114,7 @@ def issue_ticket(
         parts=parts,
         layout=_layout_if_small(layout),
         allow_nonfinite=allow_nonfinite,
+        codecs=codecs,
         model=None if model is None else _model_record(store, model, expires),
     )
 

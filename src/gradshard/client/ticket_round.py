@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gradshard.client.compression import Compression, compressed, decoded, keep_residual
 from gradshard.client.round_access import RoundAccess, Source
 from gradshard.client.ticket_requests import TicketRequests, UrlReader
 from gradshard.client.ticket_upload import TicketUpload
@@ -12,6 +13,7 @@ from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import PaddedContent, check_finite, content_of
 from gradshard.client.uploads import Progress, ignore_progress
 from gradshard_core.errors import RoundFailed, RoundStateError, UpdateError
+from gradshard_core.formats.encoded import check_taken
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 
 
@@ -43,6 +45,7 @@ class TicketRound(RoundAccess):
         update: Mapping[str, Any] | str | Path,
         samples: int | None = None,
         *,
+        codec: str | Compression | None = None,
         training: Mapping[str, float] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -54,7 +57,7 @@ class TicketRound(RoundAccess):
 
         Parameters
         ----------
-        update, samples, training, progress
+        update, samples, codec, training, progress
             As in :meth:`gradshard.client.round.Round.submit`.
 
         Raises
@@ -68,7 +71,9 @@ class TicketRound(RoundAccess):
         """
         ticket = self.ticket
         with content_of(update, samples, training) as given:
-            content = self._fit(given, ticket.required_layout(), allow_nonfinite=True)
+            fitted = self._fit(given, ticket.required_layout(), allow_nonfinite=True)
+            check_taken(fitted.layout, ticket.codecs)
+            content = compressed(fitted, codec, ticket.codecs, self.id)
             # The length is checked first: it costs nothing.
             if content.nbytes > ticket.max_bytes:
                 raise UpdateError(
@@ -76,7 +81,7 @@ class TicketRound(RoundAccess):
                     "ticket; ask for one for larger updates"
                 )
             if not ticket.allow_nonfinite:
-                check_finite(content)
+                check_finite(decoded(fitted))
             padded = PaddedContent(content, ticket.padded_length(content.nbytes))
             upload = TicketUpload(self._requests, padded)
             if upload.is_done():
@@ -86,6 +91,7 @@ class TicketRound(RoundAccess):
                     f"round {self.id!r} has ended; ask for a ticket of the next one"
                 )
             upload.send(progress or ignore_progress)
+            keep_residual(content)
 
     def rejection(self) -> str | None:
         """Return why the client's update was rejected or came too late; None if it was not."""

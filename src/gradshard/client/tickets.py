@@ -76,6 +76,8 @@ class Ticket:
         The model to train, if the round has one: ``url`` for a GET, ``etag`` and ``nbytes``.
     allow_nonfinite
         Whether the round takes NaN and infinities. If not, they are found before the upload.
+    codecs
+        The codecs of compressed updates that the round takes.
     """
 
     round_id: str
@@ -91,6 +93,7 @@ class Ticket:
     layout: Mapping[str, Any] | None = field(default=None, repr=False)
     model: Mapping[str, Any] | None = field(default=None, repr=False)
     allow_nonfinite: bool = True
+    codecs: tuple[str, ...] = ()
 
     @classmethod
     def loads(cls, text: str) -> "Ticket":
@@ -188,7 +191,7 @@ def parse_ticket(data: bytes) -> Ticket:
         raise ValueError("another version of the format")
     parts = None if record["parts"] is None else PartUrls(**record["parts"])
     record |= {"expires_at": datetime.fromisoformat(record["expires_at"]), "parts": parts}
-    ticket = Ticket(**record)
+    ticket = Ticket(**record | {"codecs": tuple(record.get("codecs", ()))})
     check_id("round", ticket.round_id)
     check_id("client", ticket.client)
     _check_urls(ticket)
@@ -228,6 +231,8 @@ def _check_consistent(ticket: Ticket) -> None:
         raise ValueError("two ways to upload")
     if type(ticket.allow_nonfinite) is not bool:
         raise ValueError("allow_nonfinite is not a boolean")
+    if not all(isinstance(codec, str) for codec in ticket.codecs):
+        raise ValueError("codecs are not names")
     longest = max(ticket.upload_lengths, default=0)
     most = ticket.max_bytes
     takes_most = ticket.parts.is_for(most) if ticket.parts else longest == most

@@ -8,7 +8,7 @@ import contextlib
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
@@ -20,6 +20,7 @@ from gradshard.utils.atomic_file import kind_of
 from gradshard_core.aggregation.arithmetic import first_nonfinite
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.dtypes import DTYPES
+from gradshard_core.formats.encoded import parse_update
 from gradshard_core.formats.layout import (
     MAX_HEADER_BYTES,
     PREFIX_BYTES,
@@ -121,7 +122,7 @@ class FileContent:
         self._lock = threading.Lock()
         try:
             self._version = self._stat()
-            header = self._read_header()
+            header = self._read_header(parse_header if is_model else parse_update)
             written = {**header.metadata, **(metadata or {})}
             if samples is not None:
                 written[SAMPLES_KEY] = check_samples(samples)
@@ -131,10 +132,10 @@ class FileContent:
             self._file.close()
             raise UpdateError(f"{path}: {error}") from None
         self.layout = header.layout
-        self._header = encode_header(header.layout, written)
+        self._header = header.layout.header(written)
         # From a position in the update to the one in the file, beyond the header.
         self._shift = header.data_offset - len(self._header)
-        self.nbytes = len(self._header) + header.layout.nbytes
+        self.nbytes = len(self._header) + header.layout.stored.nbytes
 
     def __enter__(self) -> Self:
         """Return the content itself."""
@@ -164,7 +165,7 @@ class FileContent:
             self._file.seek(start)
             return self._file.read(end - start)
 
-    def _read_header(self) -> Header:
+    def _read_header(self, parse: Callable[[bytes, int], Header]) -> Header:
         nbytes = self._version[0]
         prefix = self._read_file(0, PREFIX_BYTES)
         if prefix.startswith(ZIP_MAGIC):
@@ -173,11 +174,16 @@ class FileContent:
                 "`gradshard convert` makes a .safetensors file of it"
             )
         end = PREFIX_BYTES + header_length(prefix, nbytes)
-        return parse_header(self._read_file(PREFIX_BYTES, end), nbytes)
+        return parse(self._read_file(PREFIX_BYTES, end), nbytes)
 
     def _stat(self) -> tuple[int, int]:
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns
+
+
+def header_bytes(content: Content) -> int:
+    """Return where the tensors of a content begin."""
+    return PREFIX_BYTES + int.from_bytes(content.read(0, PREFIX_BYTES), "little")
 
 
 def check_readable(path: Path) -> None:
@@ -232,7 +238,7 @@ class _ReorderedContent:
     """A content with its tensors in the order of ``layout``."""
 
     def __init__(self, content: Content, layout: Layout) -> None:
-        end = content.nbytes - content.layout.nbytes
+        end = header_bytes(content)
         header = parse_header(content.read(PREFIX_BYTES, end), content.nbytes)
         self.layout = layout
         self._content = content
@@ -250,9 +256,10 @@ class _ReorderedContent:
 def in_order_of(layout: Layout | None, content: Content) -> Content:
     """Return a content with its tensors in the order of the round's layout, if there is one.
 
-    A content that has them in another order is read in pieces.
+    A content that has them in another order is read in pieces. One that is compressed stays as it
+    is, since its encoding goes by the order of its tensors.
     """
-    if layout is None:
+    if layout is None or content.layout.storage:
         return content
     shapes = content.layout.shapes
     ordered = [t for t in layout.tensors if t.name in shapes]
@@ -276,7 +283,7 @@ class PaddedContent:
         self.layout, self.nbytes = content.layout, nbytes
         self._content = content
         self._shift = nbytes - content.nbytes
-        end = content.nbytes - content.layout.nbytes
+        end = header_bytes(content)
         header = content.read(PREFIX_BYTES, end) + b" " * self._shift
         if len(header) > MAX_HEADER_BYTES:
             raise UpdateError(
@@ -302,7 +309,7 @@ def check_finite(content: Content) -> None:
     UpdateError
         It has one.
     """
-    offset = content.nbytes - content.layout.nbytes
+    offset = header_bytes(content)
     for tensor in content.layout.tensors:
         dtype = DTYPES[tensor.dtype]
         if dtype.is_integer:

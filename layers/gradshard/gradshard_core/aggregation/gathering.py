@@ -126,8 +126,7 @@ class Disorder(NamedTuple):
         blocks = [(start, min(start + size, nbytes)) for start in range(0, nbytes, size)]
         asked = list(requests(groups(runs, blocks)))
         read = sum(end - start for start, end in asked)
-        wanted = sum(run.end - run.start for run in runs)
-        return cls(len(asked) - 1, read - wanted, sum(1 for _ in groups(runs, blocks)))
+        return cls(len(asked) - 1, max(0, read - runs.nbytes), sum(1 for _ in groups(runs, blocks)))
 
     @property
     def equivalent(self) -> float:

@@ -58,11 +58,16 @@ class Span(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A contributor's object has bytes [start, end) of the layout at ``offset``."""
+    """A contributor's object has bytes [start, end) of the layout at ``offset``.
+
+    ``size`` is the size of an element if the run is encoded
+    (:mod:`gradshard_core.formats.encoded`), and 0 if its bytes stand there as they are.
+    """
 
     start: int
     end: int
     offset: int
+    size: int = 0
 
 
 class Runs:
@@ -71,17 +76,22 @@ class Runs:
     There may be one for each of 100,000 tensors, so they are kept as plain numbers.
     """
 
+    width = 3
+    """Numbers of a run."""
+
     def __init__(self, numbers: Iterable[int]) -> None:
         self._numbers = array("q", numbers)
-        if len(self._numbers) % len(Run._fields):
-            raise ValueError(f"{len(self._numbers)} numbers are no runs, which have three each")
+        if len(self._numbers) % self.width:
+            raise ValueError(
+                f"{len(self._numbers)} numbers are no runs, which have {self.width} each"
+            )
 
     def __len__(self) -> int:
-        return len(self._numbers) // 3
+        return len(self._numbers) // self.width
 
     def __getitem__(self, index: int) -> Run:
-        at = 3 * range(len(self))[index]
-        return Run(*self._numbers[at : at + 3])
+        at = self.width * range(len(self))[index]
+        return Run(*self._numbers[at : at + self.width])
 
     def __iter__(self) -> Iterator[Run]:
         return map(self.__getitem__, range(len(self)))
@@ -98,25 +108,39 @@ class Runs:
     def moved(self, nbytes: int) -> "Runs":
         """Return the runs of an object that has everything so many bytes later."""
         moved = Runs(self._numbers)
-        for index in range(2, len(moved._numbers), 3):
+        for index in range(2, len(moved._numbers), self.width):
             moved._numbers[index] += nbytes
         return moved
 
-    def ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield the byte ranges of the object that hold the layout's [start, end)."""
+    def clip(self, start: int, end: int) -> Iterator[tuple[Run, int, int]]:
+        """Yield the runs with bytes in [start, end) of the layout, each with its part of them."""
         first = bisect_right(range(len(self)), start, key=lambda index: self[index].end)
         for index in range(first, len(self)):
             run = self[index]
             if run.start >= end:
                 return
+            yield run, max(run.start, start), min(run.end, end)
+
+    def ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the byte ranges of the object that hold the layout's [start, end)."""
+        for run, low, high in self.clip(start, end):
             shift = run.offset - run.start
-            yield shift + max(run.start, start), shift + min(run.end, end)
+            yield shift + low, shift + high
+
+    def stored_bytes(self, run: Run) -> int:
+        """Return the size of a run in the object."""
+        return run.end - run.start
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the object that hold the layout's."""
+        return sum(map(self.stored_bytes, self))
 
     @cached_property
     def are_in_order(self) -> bool:
         """Whether the object has them in the same order, without gaps."""
         return all(
-            before.offset + before.end - before.start == run.offset
+            before.offset + self.stored_bytes(before) == run.offset
             for before, run in itertools.pairwise(self)
         )
 
@@ -173,6 +197,25 @@ class Layout:
                 spans.append(Span(tensor.dtype, tensor.start, tensor.end))
         return tuple(spans)
 
+    @property
+    def storage(self) -> str:
+        """How the elements are stored, if not as they are."""
+        return ""
+
+    @property
+    def stored(self) -> "Layout":
+        """The tensors as they stand in the object."""
+        return self
+
+    def header(self, metadata: Mapping[str, str]) -> bytes:
+        """Return the safetensors header of an object with this layout, length included."""
+        return encode_header(self, metadata)
+
+    @property
+    def decoded(self) -> "Layout":
+        """The same layout with all elements as they are."""
+        return self
+
     def runs_in(self, other: "Layout", data_offset: int) -> Runs:
         """Return where an object with the layout ``other`` has the bytes of this layout.
 
@@ -183,9 +226,13 @@ class Layout:
         data_offset
             Where the tensor bytes begin in the object.
         """
-        offsets = {tensor.name: data_offset + tensor.start for tensor in other.tensors}
+        return other._runs_of(self, data_offset)
+
+    def _runs_of(self, layout: "Layout", data_offset: int) -> Runs:
+        """Return where an object of this layout has the bytes of ``layout``."""
+        offsets = {tensor.name: data_offset + tensor.start for tensor in self.tensors}
         runs = array("q")
-        for tensor in self.tensors:
+        for tensor in layout.tensors:
             offset = offsets.get(tensor.name)
             if tensor.start == tensor.end or offset is None:
                 continue
@@ -290,7 +337,7 @@ def parse_header(header: bytes, object_bytes: int) -> Header:
     UpdateError
         The header is not JSON, or does not describe the object's bytes exactly.
     """
-    entries = _parse_json(header)
+    entries = parse_json(header)
     metadata = _parse_metadata(entries.pop("__metadata__", {}))
     data_offset = PREFIX_BYTES + len(header)
     data_bytes = object_bytes - data_offset
@@ -383,7 +430,15 @@ def _byte_length(name: str, dtype: str, shape: Sequence[int]) -> int:
     return math.prod(shape) * DTYPES[dtype].size
 
 
-def _parse_json(header: bytes) -> dict[str, Any]:
+def parse_json(header: bytes) -> dict[str, Any]:
+    """Read a JSON object from a client, of bounded size and without duplicate keys.
+
+    Raises
+    ------
+    UpdateError
+        It is none.
+    """
+
     def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
         if len(entries) != len(pairs):

@@ -51,10 +51,19 @@ class LambdaConfig:
         at_once = self.concurrency // self.batch * self.batch
         return -(-tasks // at_once) if at_once else 1
 
-    def task_seconds(self, nbytes: float) -> float:
-        """Return the duration of a task that reads ``nbytes``, all streams opened at once."""
+    def task_seconds(self, nbytes: float, decoded: float = 0.0) -> float:
+        """Return the duration of a task, all streams opened at once.
+
+        Parameters
+        ----------
+        nbytes
+            Bytes that it reads.
+        decoded
+            Bytes of the elements that it decodes from them.
+        """
         processor = min(1.0, self.memory_mb / limits.MB_PER_VCPU)
         cpu_seconds = limits.CPU_SECONDS_PER_GB * nbytes / 1e9
+        cpu_seconds += limits.DECODING_CPU_SECONDS_PER_GB * decoded / 1e9
         return (
             limits.TASK_START_SECONDS
             + self.bandwidth.latency_seconds

@@ -78,6 +78,9 @@ SMALL_MEMORIES_MB: Final = (256, 512, 256, 512, 512)
 # (make bench, 2-core x86-64 machine, 2026-11).
 CPU_SECONDS_PER_GB: Final = 1.2
 
+# CPU seconds per GB of elements that a task decodes and adds, beyond those of the bytes it reads.
+DECODING_CPU_SECONDS_PER_GB: Final = 0.3
+
 # https://aws.amazon.com/lambda/pricing/ (2026-11)
 DOLLARS_PER_GB_SECOND: Final = {"x86_64": 0.0000166667, "arm64": 0.0000133334}
 DOLLARS_PER_INVOCATION: Final = 0.20 / 1e6

@@ -44,6 +44,12 @@ PLAN_BYTES_PER_RUN: Final = 20
 POSITION_BYTES: Final = 300
 """The positions of a stretch that is read in a group: its source range and its destination."""
 
+DECODING_BYTES: Final = 2 * MIB
+"""Buffers of :mod:`gradshard_core.aggregation.decoding`, temporary arrays, and a codec's table."""
+
+UNIT_BYTES: Final = 1024
+"""The unit of an input that is decoded, with its objects."""
+
 STEP_BYTES: Final = 12 * STEP_ELEMENTS * 8
 """An optimizer's step: model, update, old and new state and temporaries, at most twelve arrays of
 float64."""
@@ -75,10 +81,12 @@ def project_memory(
     *,
     is_disordered: bool = False,
     held_widening: float | None = None,
+    is_compressed: bool = False,
 ) -> float:
     """Return an upper bound of a task's peak memory in MB.
 
-    projected = resident + runtime + arithmetic + streams + step + plan + gathered, where
+    projected = resident + runtime + arithmetic + streams + step + plan + gathered + decoding,
+    where
 
     - *arithmetic*: an accumulator of one block for each of the ``depth`` levels of the task's
       order, a scratch slice and the slice that was read, each up to eight times as wide as the
@@ -90,7 +98,9 @@ def project_memory(
       and the arrays of the optimizer's step;
     - *plan*: the parsed plan, which grows with the number of contributors, layers and runs;
     - *gathered*: if tensors are in another order, a block of an input, the slice that was read for
-      it, and the positions of its stretches.
+      it, and the positions of its stretches;
+    - *decoding*: if updates are compressed, the buffers and tables of the codecs, and a unit of
+      each input.
 
     It depends neither on the update's size nor on M.
     """
@@ -106,6 +116,7 @@ def project_memory(
     gathered = gathered_bytes(depth) + SLICE_BYTES + POSITION_BYTES * GROUPED
     buffers = arithmetic + streams + step + PLAN_FACTOR * plan_bytes
     buffers += gathered if is_disordered else 0
+    buffers += DECODING_BYTES + UNIT_BYTES * inputs if is_compressed else 0
     return RESIDENT_MB + RUNTIME_MB + buffers / MIB
 
 
@@ -118,4 +129,5 @@ def needed_memory(load: Workload) -> float:
         load.models,
         is_disordered=load.is_disordered,
         held_widening=load.widening if load.holds_all else None,
+        is_compressed=load.stored_bytes is not None,
     )

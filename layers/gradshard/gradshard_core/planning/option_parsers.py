@@ -11,6 +11,7 @@ from gradshard_core.aggregation.robust_rules import (
 )
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import SpecError, UpdateError
+from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.options import WholeNumber
@@ -58,6 +59,17 @@ def parse_layout(layout: Any) -> Layout:
     if packed.nbytes == 0:
         raise SpecError("layout is empty: it holds no element of any tensor")
     return packed
+
+
+def parse_codecs(stated: Any) -> tuple[str, ...]:
+    """Check the names of codecs: a list, or one name."""
+    names = [stated] if isinstance(stated, str) else stated
+    if not isinstance(names, Sequence):
+        raise SpecError(f"codecs is {stated!r}, not a list of names such as ['int8']")
+    for name in names:
+        if name not in CODECS:
+            raise SpecError(f"codec {name!r} is unknown; there are {', '.join(CODECS)}")
+    return tuple(sorted(set(names)))
 
 
 def parse_rule(rule: Any) -> PartialRule | RobustRule:

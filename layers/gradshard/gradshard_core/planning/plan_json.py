@@ -1,9 +1,12 @@
 """A plan as JSON: one flat object, as it is stored in ``plan.json``."""
 
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
+from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, StoredTensors
 from gradshard_core.formats.layout import Runs, Span
 from gradshard_core.planning.outputs import NextModel, StoredHeader
@@ -23,6 +26,7 @@ from gradshard_core.planning.plan import (
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """Return a plan as JSON."""
+    tables = _Tables()
     participants, computation, layout = plan.participants, plan.computation, plan.layout
     return {
         "round": plan.round_id,
@@ -31,7 +35,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "stage": plan.stage.number,
         "stage_groups": plan.stage.groups,
         "awaited": plan.stage.awaited,
-        "contributors": [_contributor_to_json(c) for c in participants.contributors],
+        "contributors": [_contributor_to_json(c, tables) for c in participants.contributors],
+        "encodings": tables.written,
         "rejected": [vars(rejection) for rejection in participants.rejected],
         "missing": participants.missing,
         "topology": computation.topology,
@@ -71,10 +76,11 @@ def parse_plan(written: dict[str, Any]) -> Plan:
         It is no plan.
     """
     groups = written["stage_groups"]
+    tables = [array("q", numbers) for numbers in written["encodings"]]
     return Plan(
         round_id=written["round"],
         participants=Participants(
-            contributors=tuple(_parse_contributor(c) for c in written["contributors"]),
+            contributors=tuple(_parse_contributor(c, tables) for c in written["contributors"]),
             rejected=tuple(Rejection(**rejection) for rejection in written["rejected"]),
             missing=tuple(written["missing"]),
         ),
@@ -120,20 +126,48 @@ def parse_plan(written: dict[str, Any]) -> Plan:
     )
 
 
-def _contributor_to_json(contributor: Contributor) -> dict[str, Any]:
+class _Tables:
+    """The runs of compressed updates, each table once, however many contributors have it."""
+
+    def __init__(self) -> None:
+        self.written: list[list[int]] = []
+        self._numbers: dict[bytes, int] = {}
+
+    def number(self, runs: EncodedRuns) -> int:
+        """Return the number of the table that some runs have."""
+        key = runs.table.tobytes()
+        if key not in self._numbers:
+            self._numbers[key] = len(self.written)
+            self.written.append(runs.to_json())
+        return self._numbers[key]
+
+
+def _runs_to_json(runs: Runs, tables: _Tables) -> Any:
+    if isinstance(runs, EncodedRuns):
+        return {"codec": runs.codec, "table": tables.number(runs), "shift": runs.shift}
+    return runs.to_json()
+
+
+def _parse_runs(written: Any, tables: Sequence["array[int]"]) -> Runs:
+    if isinstance(written, dict):
+        return EncodedRuns(written["codec"], tables[written["table"]], written["shift"])
+    return Runs(written)
+
+
+def _contributor_to_json(contributor: Contributor, tables: _Tables) -> dict[str, Any]:
     return vars(contributor) | {
         "source": contributor.source._asdict(),
-        "runs": contributor.runs.to_json(),
+        "runs": _runs_to_json(contributor.runs, tables),
     }
 
 
-def _parse_contributor(written: dict[str, Any]) -> Contributor:
+def _parse_contributor(written: dict[str, Any], tables: Sequence["array[int]"]) -> Contributor:
     return Contributor(
         written["client"],
         ObjectVersion(**written["source"]),
         written["samples"],
         written["weight"],
-        Runs(written["runs"]),
+        _parse_runs(written["runs"], tables),
         written["report"],
     )
 

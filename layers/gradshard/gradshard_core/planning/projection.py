@@ -58,11 +58,20 @@ class Projection:
         return {name: fields[name] for name in fields if name not in {"requests", "bill"}}
 
 
-def client_requests(nbytes: int) -> Requests:
-    """Return the S3 requests of a client that sends its update and downloads the average."""
-    ranges = len(client_ranges(nbytes))
+def client_requests(nbytes: int, sent: int | None = None) -> Requests:
+    """Return the S3 requests of a client that sends its update and downloads the average.
+
+    Parameters
+    ----------
+    nbytes
+        Size of the average.
+    sent
+        Size of the update, if it is another one.
+    """
+    sent = nbytes if sent is None else sent
     # An upload in parts is created, completed, and listed to find parts of an earlier try.
-    return Requests(gets=ranges, puts=1 if nbytes <= SINGLE_PUT_BYTES else ranges + 3)
+    puts = 1 if sent <= SINGLE_PUT_BYTES else len(client_ranges(sent)) + 3
+    return Requests(gets=len(client_ranges(nbytes)), puts=puts)
 
 
 def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection:
@@ -81,7 +90,7 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
     )
     gb = aggregator.memory_mb / 1024
     requests = _requests(load, shards)
-    by_client = client_requests(load.nbytes)
+    by_client = client_requests(load.nbytes, round(load.update_bytes))
     return Projection(
         shards=shards,
         tasks=_task_count(load, shards),
@@ -121,7 +130,8 @@ def _task_seconds(
         waiting = requests * limits.REQUEST_SECONDS / shards
     if level == len(load.levels) - 1:
         nbytes += load.model_bytes / shards
-    return aggregator.task_seconds(nbytes) + waiting
+    decoded = 0.0 if level or load.stored_bytes is None else fan_in * (load.nbytes / shards)
+    return aggregator.task_seconds(nbytes, decoded) + waiting
 
 
 def _task_count(load: Workload, shards: int) -> int:

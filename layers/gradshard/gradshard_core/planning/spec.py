@@ -22,6 +22,7 @@ from gradshard_core.aggregation.server_optimizers import (
 )
 from gradshard_core.aggregation.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES, Levels
 from gradshard_core.errors import SpecError
+from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning import limits
@@ -32,6 +33,7 @@ from gradshard_core.planning.option_parsers import (
     AssignmentSpec,
     parse_assignment_spec,
     parse_clients,
+    parse_codecs,
     parse_layout,
     parse_rule,
 )
@@ -187,6 +189,18 @@ class RoundSpec:
         "Average NaN and infinities, and let sums overflow, instead of rejecting the updates that "
         "cause them.",
         value=False,
+    )
+    codecs: tuple[str, ...] | None = option(
+        Parsed(
+            parse_codecs,
+            f"list of names: {', '.join(f'`{name}`' for name in CODECS)}",
+            metavar="NAMES",
+            is_json=True,
+            encoder=list,
+        ),
+        'Codecs of compressed updates that the round takes, for example int8, or ["int8", "int4"].',
+        value=None,
+        default="no compressed updates",
     )
     updates_from: str | None = option(
         Parsed(functools.partial(check_id, "round"), "id of a round", metavar="ROUND"),

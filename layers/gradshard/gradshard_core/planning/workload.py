@@ -37,6 +37,8 @@ class Workload:
     disorder
         The cost of reading tensors in other orders, by group of level 0; empty if all updates have
         the round's order.
+    stored_bytes
+        Mean size of an update as it is stored, if some are compressed; None if none is.
     """
 
     nbytes: int
@@ -49,11 +51,17 @@ class Workload:
     holds_all: bool = False
     applied: int | None = None
     disorder: tuple[Disorder, ...] = ()
+    stored_bytes: float | None = None
 
     @property
     def contributors(self) -> int:
         """The number of updates that are averaged."""
         return sum(self.levels[0])
+
+    @property
+    def update_bytes(self) -> float:
+        """Mean size of an update as it is stored."""
+        return self.nbytes if self.stored_bytes is None else self.stored_bytes
 
     @property
     def fan_in(self) -> int:
@@ -65,9 +73,9 @@ class Workload:
         """The number of groups of each size, level by level."""
         return [Counter(sizes) for sizes in self.levels]
 
-    def input_bytes(self, level: int) -> int:
+    def input_bytes(self, level: int) -> float:
         """Return the size of one input of a level, over all shards."""
-        return self.nbytes if level == 0 else self.sum_bytes
+        return self.update_bytes if level == 0 else self.sum_bytes
 
     def output_bytes(self, level: int) -> int:
         """Return the size of what a level writes for each group, over all shards."""

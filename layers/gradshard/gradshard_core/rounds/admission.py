@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.aggregation.gathering import ADVICE, MAX_RUNS, Disorder
 from gradshard_core.errors import GradshardError, PlanError, UpdateError
+from gradshard_core.formats.encoded import EncodedRuns, further_runs
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs
 from gradshard_core.planning.plan import Contributor, Rejection
@@ -108,6 +109,7 @@ def admit(
             arrivals.sent_to(keys, spec),
             entitled[:places],
             partial=spec.partial_rule is not None,
+            codecs=spec.codecs or (),
             look=examiner.look,
             large_headers=large_headers,
         ):
@@ -117,7 +119,7 @@ def admit(
                 rejected.append(update)
         if settled is None and updates:
             large_headers.submit(examiner.vote, updates).result()
-        before = sum(len(contributor.runs) - 1 for contributor in held)
+        before = further_runs(contributor.runs for contributor in held)
         unfit = examiner.unfit(updates, before) if updates else {}
         for client, reason in unfit.items():
             source = updates.pop(client).source
@@ -200,6 +202,8 @@ class _Findings(NamedTuple):
         Why its layers are of no use.
     further
         How many runs it has beyond one.
+    is_shared
+        Whether all updates with this layout share the table of their runs.
     excess
         Why they cost too much.
     """
@@ -208,6 +212,7 @@ class _Findings(NamedTuple):
     covered: Coverage | None = None
     broken: str | None = None
     further: int = 0
+    is_shared: bool = False
     excess: str | None = None
 
 
@@ -265,7 +270,8 @@ class _Examiner:
             if reason is not None:
                 why[client] = reason
         agreeing = {c: self.findings[s.layout] for c, s in updates.items() if c not in why}
-        return why | _disordered(agreeing, before)
+        layouts = {client: sent.layout for client, sent in updates.items()}
+        return why | _disordered(agreeing, layouts, before)
 
     def runs(self, updates: Mapping[str, _Sent]) -> dict[bytes, Runs]:
         """Return the runs of updates by layout, in objects without headers."""
@@ -292,7 +298,8 @@ class _Examiner:
         further, excess = max(len(runs) - 1, 0), None
         if 0 < further <= MAX_RUNS:
             excess = Disorder.of(runs, settled.nbytes).excess(layout.nbytes)
-        return _Findings(covered=covered, further=further, excess=excess)
+        is_shared = isinstance(runs, EncodedRuns)
+        return _Findings(covered=covered, further=further, is_shared=is_shared, excess=excess)
 
     def _unusable(self, sent: _Sent) -> str | None:
         """Say why the rule has no use for an update; None if it has."""
@@ -311,23 +318,30 @@ class _Examiner:
         return found.broken
 
 
-def _disordered(findings: Mapping[str, _Findings], before: int) -> dict[str, str]:
+def _disordered(
+    findings: Mapping[str, _Findings], layouts: Mapping[str, bytes], before: int
+) -> dict[str, str]:
     """Say whose tensors stand in an order that costs too much, and why.
 
     Those with the most runs are left out until the rest, with as many as there were before, fits
-    into the tasks' memory.
+    into the tasks' memory. Compressed updates that are stored alike share their runs.
     """
-    counts = {client: found.further for client, found in findings.items()}
-    total, why = before + sum(counts.values()), {}
-    for client in sorted(counts, key=lambda client: counts[client], reverse=True):
+    owners: dict[bytes | str, list[str]] = {}
+    for client, found in findings.items():
+        owners.setdefault(layouts[client] if found.is_shared else client, []).append(client)
+    counts = {owner: findings[clients[0]].further for owner, clients in owners.items()}
+    total = before + sum(counts.values())
+    why: dict[str, str] = {}
+    for owner in sorted(counts, key=lambda owner: counts[owner], reverse=True):
         if total <= MAX_RUNS:
             break
-        why[client] = (
-            f"its tensors stand in another order than the round's, in {counts[client] + 1} runs; "
-            f"with {total - counts[client]} further ones of other updates they are over the "
+        reason = (
+            f"its tensors stand in another order than the round's, in {counts[owner] + 1} runs; "
+            f"with {total - counts[owner]} further ones of other updates they are over the "
             f"{MAX_RUNS} that a round may have; {ADVICE}"
         )
-        total -= counts[client]
+        why |= dict.fromkeys(owners[owner], reason)
+        total -= counts[owner]
     for client, found in findings.items():
         if client not in why and found.excess is not None:
             why[client] = found.excess

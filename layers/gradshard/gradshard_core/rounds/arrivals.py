@@ -7,6 +7,7 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from gradshard_core.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
+from gradshard_core.formats.encoded import check_taken, parse_update
 from gradshard_core.formats.keys import (
     UPDATE_SUFFIX,
     ObjectVersion,
@@ -19,7 +20,6 @@ from gradshard_core.formats.layout import (
     PREFIX_BYTES,
     Header,
     header_length,
-    parse_header,
     parse_samples,
 )
 from gradshard_core.planning import history_limits
@@ -81,7 +81,9 @@ def progressed(store: S3Store, keys: RoundKeys) -> list[str]:
     return sorted(name for name in names if is_client(name))
 
 
-def check_update(store: S3Store, keys: RoundKeys, client: str, *, partial: bool) -> Found:
+def check_update(
+    store: S3Store, keys: RoundKeys, client: str, *, partial: bool, codecs: tuple[str, ...] = ()
+) -> Found:
     """Read and check the header of a client's newest upload; None if there is none.
 
     Parameters
@@ -90,9 +92,11 @@ def check_update(store: S3Store, keys: RoundKeys, client: str, *, partial: bool)
         Whose update.
     partial
         Whether what a client has sent so far is taken, where it has sent no update.
+    codecs
+        The codecs of compressed updates that the round takes.
     """
     first = _read_first(store, keys, client, partial=partial)
-    return _check(store, client, first) if isinstance(first, _First) else first
+    return _check(store, client, first, codecs) if isinstance(first, _First) else first
 
 
 class _First(NamedTuple):
@@ -121,7 +125,9 @@ def _read_first(
     return None if head is None else _First(*head)
 
 
-def _check(store: S3Store, client: str, first: _First) -> Update | Rejection:
+def _check(
+    store: S3Store, client: str, first: _First, codecs: tuple[str, ...]
+) -> Update | Rejection:
     """Read the rest of an update's header, and check all of it."""
     data, source = first
     try:
@@ -130,7 +136,8 @@ def _check(store: S3Store, client: str, first: _First) -> Update | Rejection:
             text = data[PREFIX_BYTES:end]
         else:
             text = store.get_range(source, PREFIX_BYTES, end)
-        header = parse_header(text, source.nbytes)
+        header = parse_update(text, source.nbytes)
+        check_taken(header.layout, codecs)
         return Update(client, source, header, parse_samples(header.metadata))
     except UpdateError as error:
         return Rejection(client, f"{source.key}: {error}", source.etag)
@@ -142,6 +149,7 @@ def check_updates(
     clients: list[str],
     *,
     partial: bool,
+    codecs: tuple[str, ...] = (),
     look: Callable[[Update], T],
     large_headers: Executor,
 ) -> list[T | Rejection | None]:
@@ -149,7 +157,7 @@ def check_updates(
 
     Parameters
     ----------
-    store, keys, clients, partial
+    store, keys, clients, partial, codecs
         As for :func:`check_update`.
     look
         Called in several threads. What it returns should be small: there may be thousands.
@@ -160,7 +168,7 @@ def check_updates(
     """
 
     def check(client: str, first: _First) -> T | Rejection:
-        update = _check(store, client, first)
+        update = _check(store, client, first, codecs)
         return look(update) if isinstance(update, Update) else update
 
     def read(client: str) -> T | Rejection | None:

@@ -72,7 +72,8 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
         return outcome | _too_late(store, keys, client, etag, plan, ended)
 
     if spec.expects(client):
-        update = arrivals.check_update(store, keys, client, partial=spec.partial_rule is not None)
+        partial, codecs = spec.partial_rule is not None, spec.codecs or ()
+        update = arrivals.check_update(store, keys, client, partial=partial, codecs=codecs)
     else:
         update = Rejection(client, f"{key}: client {client!r} is not expected in this round", etag)
     if isinstance(update, Rejection):

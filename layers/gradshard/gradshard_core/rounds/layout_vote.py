@@ -31,7 +31,7 @@ def majority(layouts: Mapping[str, SeenLayout]) -> tuple[Layout, str]:
     (most, count), *others = Counter(layouts[client].tensors for client in clients).most_common(2)
     agreeing = [client for client in clients if layouts[client].tensors == most]
     order = Counter(layouts[client].order for client in agreeing).most_common(1)[0][0]
-    winner = next(layouts[c] for c in agreeing if layouts[c].order == order).read()
+    winner = next(layouts[c] for c in agreeing if layouts[c].order == order).read().decoded
     if 2 * count <= len(clients):
         other = next(client for client in clients if layouts[client].tensors == others[0][0])
         raise PlanError(

@@ -20,12 +20,14 @@ import numpy.typing as npt
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.arithmetic import Array
 from gradshard_core.aggregation.buffers import is_in
+from gradshard_core.aggregation.decoding import DecodedSource, Desk
 from gradshard_core.aggregation.kernel import clip_zones
 from gradshard_core.aggregation.optimizer_step import take_step
 from gradshard_core.aggregation.server_optimizers import MODELS
 from gradshard_core.aggregation.sharding import clip, sums_bytes
 from gradshard_core.errors import ChangedObjectError, PlanError
 from gradshard_core.formats.dtypes import DTYPES, DType
+from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout, shorten
 from gradshard_core.planning.outputs import NextModel
@@ -215,13 +217,29 @@ def _contribution(
     wire: TaskS3Client, position: int, dtype: DType, contributor: Contributor, weight: float
 ) -> _Contribution | Rejection:
     try:
-        ranges = list(contributor.runs.ranges(position, position + dtype.size))
-        [value] = _element(wire, contributor.source, ranges, dtype)
+        [value] = _update_element(wire, contributor, position, dtype)
     except ChangedObjectError as error:
         return Rejection(contributor.client, str(error), contributor.source.etag)
     with np.errstate(all="ignore"):
         product = value * dtype.accumulator.type(weight)
     return _Contribution(contributor, weight, float(value), float(product))
+
+
+def _update_element(
+    wire: TaskS3Client, contributor: Contributor, position: int, dtype: DType
+) -> Array:
+    """Read one element of an update, in its accumulator's type."""
+    runs, end = contributor.runs, position + dtype.size
+    if not isinstance(runs, EncodedRuns):
+        return _element(wire, contributor.source, list(runs.ranges(position, end)), dtype)
+    ranges = runs.read_from(position).ranges(position, end)
+    stream = RangeStream(wire, contributor.source, ranges)
+    data = memoryview(bytearray(dtype.size))
+    try:
+        DecodedSource(stream, runs, position, end, Desk()).read_into(data)
+    finally:
+        stream.close()
+    return arithmetic.widened(dtype, data)
 
 
 def _read_model(wire: TaskS3Client, plan: Plan, new: NextModel, position: int) -> list[Array]:

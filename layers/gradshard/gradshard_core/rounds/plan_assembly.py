@@ -12,6 +12,7 @@ from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.aggregation.topologies import TOPOLOGIES, Levels
 from gradshard_core.formats.digests import encode_parts
+from gradshard_core.formats.encoded import EncodedRuns, further_runs
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.planning import memory_projection, planner
 from gradshard_core.planning.outputs import NO_HEADER, NextModel, StoredHeader, next_model_keys
@@ -190,16 +191,25 @@ def _choose_shards(
             len(grouping.contributors),
             layers=len(layout.layers),
             spans=len(layout.spans) + len(layout.buffers),
-            runs=sum(len(c.runs) - 1 for c in grouping.contributors),
+            runs=further_runs(c.runs for c in grouping.contributors),
         ),
         widening=sharding.widening(layout.spans),
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
+        stored_bytes=_stored_bytes(grouping),
     )
     return planner.choose(
         load, context.aggregator, shards=spec.shards, time_budget=spec.time_budget
     )
+
+
+def _stored_bytes(grouping: Grouping) -> float | None:
+    """Return the mean size of the updates as they are stored; None if none is compressed."""
+    runs = [contributor.runs for contributor in grouping.contributors]
+    if not any(isinstance(r, EncodedRuns) for r in runs):
+        return None
+    return sum(r.nbytes for r in runs) / len(runs)
 
 
 def _disorder_by_group(grouping: Grouping, nbytes: int) -> tuple[Disorder, ...]:

@@ -11,8 +11,9 @@ from functools import partial
 from threading import Lock
 from typing import Final
 
+from gradshard_core.formats.encoded import parse_update
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.formats.layout import PREFIX_BYTES, Header, Layout, Tensor, parse_header
+from gradshard_core.formats.layout import PREFIX_BYTES, Header, Layout, Tensor
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 
@@ -88,13 +89,13 @@ class SeenLayouts:
 
 
 def digests_of(layout: Layout) -> tuple[bytes, bytes]:
-    """Return the digests of a layout as it stands, and of its tensors in any order."""
+    """Return the digests of a layout as it is stored, and of its tensors in any order."""
     in_any_order = sorted(layout.tensors, key=lambda tensor: tensor.name)
-    return _digest(layout.tensors), _digest(in_any_order)
+    return _digest(layout.tensors, layout.storage), _digest(in_any_order)
 
 
-def _digest(tensors: tuple[Tensor, ...] | list[Tensor]) -> bytes:
-    digest = hashlib.sha256()
+def _digest(tensors: tuple[Tensor, ...] | list[Tensor], storage: str = "") -> bytes:
+    digest = hashlib.sha256(storage.encode())
     for tensor in tensors:
         digest.update(repr((tensor.name, tensor.dtype, tensor.shape)).encode())
     return digest.digest()
@@ -109,4 +110,4 @@ def _memory_of(layout: Layout) -> int:
 
 def _read_again(store: S3Store, source: ObjectVersion, data_offset: int) -> Layout:
     header = store.get_range(source, PREFIX_BYTES, data_offset)
-    return parse_header(header, source.nbytes).layout
+    return parse_update(header, source.nbytes).layout

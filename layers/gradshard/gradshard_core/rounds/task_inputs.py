@@ -3,19 +3,23 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Protocol
 
 import numpy as np
 
 from gradshard_core.aggregation import kernel
+from gradshard_core.aggregation.decoding import DecodedSource, Desk
 from gradshard_core.aggregation.gathering import Range
-from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
+from gradshard_core.aggregation.kernel import Addition, Reduction, Source, Zone, clip_zones
 from gradshard_core.aggregation.sharding import (
     SLICE_BYTES,
     gathered_bytes,
     receive_buffer_bytes,
     sums_bytes,
 )
+from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.layout import Runs
 from gradshard_core.planning.plan import Contributor, Plan, Task
 from gradshard_core.s3.streams import GatheringStream, RangeStream
 from gradshard_core.s3.task_client import TaskS3Client
@@ -23,7 +27,33 @@ from gradshard_core.s3.task_client import TaskS3Client
 OPENERS = 8
 """Streams opened at once: enough to hide the requests' latency."""
 
-InputStream = RangeStream | GatheringStream
+
+class InputStream(Source, Protocol):
+    """The bytes of one input, in the order of the layout."""
+
+    def open(self) -> None:
+        """Send the first request now; a failure is raised when it is read."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class DecodedStream(DecodedSource):
+    """A compressed update, decoded while it is read."""
+
+    def __init__(
+        self, stream: InputStream, runs: EncodedRuns, start: int, end: int, desk: Desk
+    ) -> None:
+        super().__init__(stream, runs, start, end, desk)
+        self._stream = stream
+
+    def open(self) -> None:
+        """Send the first request now; a failure is raised when it is read."""
+        self._stream.open()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._stream.close()
 
 
 class TaskInputs:
@@ -64,6 +94,7 @@ class TaskInputs:
         # touched take no memory.
         gathered = gathered_bytes() if self._gathers else 0
         self._buffer = memoryview(np.empty(SLICE_BYTES + gathered, np.uint8))
+        self._desk = Desk()
         self.reduction = self._reduction()
 
     def _reduction(self) -> Reduction:
@@ -117,14 +148,18 @@ class TaskInputs:
 
     def update_stream(self, contributor: Contributor, start: int) -> InputStream:
         """Return a stream of a contributor's update, which is not open yet."""
-        is_in_order = contributor.runs.are_in_order
+        runs, end = contributor.runs, self.task.end
+        blocks = [(start, end)] if runs.are_in_order else self._blocks(start)
+        if not isinstance(runs, EncodedRuns):
+            return self._stored_stream(contributor, runs, blocks)
+        stored = self._stored_stream(contributor, runs.read_from(start), blocks)
+        return DecodedStream(stored, runs, start, end, self._desk)
+
+    def _stored_stream(
+        self, contributor: Contributor, runs: Runs, blocks: list[Range]
+    ) -> GatheringStream:
         return GatheringStream(
-            self.wire,
-            contributor.source,
-            contributor.runs,
-            [(start, self.task.end)] if is_in_order else self._blocks(start),
-            self._buffer,
-            self._pool,
+            self.wire, contributor.source, runs, blocks, self._buffer, self._pool
         )
 
     def _partial_sum_stream(self, number: int) -> InputStream:

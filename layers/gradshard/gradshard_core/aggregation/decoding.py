@@ -1,0 +1,123 @@
+"""Decode a compressed update while it is read: a source of elements over a source of stored bytes.
+
+The kernel reads decoded elements in slices of any length. A unit that is needed in two slices is
+decoded once, and the rest of its elements is kept for the next slice. So the memory is that of one
+unit for each input, and of one slice for all of them.
+"""
+
+from typing import Final, Protocol
+
+import numpy as np
+
+from gradshard_core.aggregation.arithmetic import Array, finish
+from gradshard_core.formats.codecs.block import BLOCK
+from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.formats.dtypes import DTYPES, DType
+from gradshard_core.formats.encoded import ENCODABLE, EncodedRuns
+
+STEP_UNITS: Final = 1024
+"""Units decoded at a time: their 128 KiB of float32 stay in the processor's cache."""
+
+DESK_BYTES: Final = 3 * STEP_UNITS * BLOCK * 4
+"""Memory of a desk: stored units, and two arrays of float32 for narrower elements."""
+
+_BY_SIZE: Final = {DTYPES[name].size: DTYPES[name] for name in ENCODABLE}
+
+
+class Source(Protocol):
+    """The stored bytes of an update, in the order of the layout."""
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the next bytes; raise if there are not as many."""
+
+
+class Desk:
+    """The buffers in which inputs are decoded, one after another; pages not touched take none."""
+
+    def __init__(self) -> None:
+        elements = STEP_UNITS * BLOCK
+        self.stored = np.empty(4 * elements, np.uint8)
+        self.wide = np.empty(elements, np.float32)
+        self.scratch = np.empty(elements, np.float32)
+
+
+class DecodedSource:
+    """The decoded elements of a compressed update, as the kernel reads them.
+
+    Parameters
+    ----------
+    source
+        The stored bytes of ``runs.read_from(start)``.
+    runs
+        Where the update has the layout's bytes.
+    start, end
+        The range of the layout that is read.
+    desk
+        Buffers, which other inputs may share.
+    """
+
+    def __init__(self, source: Source, runs: EncodedRuns, start: int, end: int, desk: Desk) -> None:
+        self._source, self._desk = source, desk
+        self._codec = CODECS[runs.codec]
+        self._pieces = runs.clip(start, end)
+        self._dtype: DType | None = None
+        self._left = self._skipped = 0
+        self._kept = memoryview(b"")
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the next elements; its length is a whole number of them."""
+        while buffer:
+            if not self._left:
+                self._next_piece()
+            count = min(self._left, len(buffer))
+            self._left -= count
+            if self._dtype is None:
+                self._source.read_into(buffer[:count])
+            else:
+                self._decode_into(self._dtype, buffer[:count])
+            buffer = buffer[count:]
+
+    def _next_piece(self) -> None:
+        """Go on to the next run."""
+        run, low, high = next(self._pieces)
+        self._dtype = _BY_SIZE[run.size] if run.size else None
+        self._skipped = (low - run.start) // run.size % BLOCK if run.size else 0
+        self._left = high - low
+        self._kept = memoryview(b"")
+
+    def _decode_into(self, dtype: DType, buffer: memoryview) -> None:
+        """Fill ``buffer`` with elements: those kept, whole units, and the first of one more."""
+        buffer = self._take_kept(buffer)
+        unit = BLOCK * dtype.size
+        while buffer:
+            if self._skipped or len(buffer) < unit:
+                first = dtype.size * self._skipped
+                self._skipped = 0
+                self._kept = memoryview(bytes(self._read_units(dtype, 1)))[first:]
+                buffer = self._take_kept(buffer)
+                continue
+            units = min(len(buffer) // unit, STEP_UNITS)
+            target = buffer[: units * unit]
+            if dtype.storage == dtype.accumulator:
+                self._decode_units(units, np.frombuffer(target, np.float32))
+            else:
+                target[:] = self._read_units(dtype, units)
+            buffer = buffer[units * unit :]
+
+    def _take_kept(self, buffer: memoryview) -> memoryview:
+        """Fill a buffer with elements that are decoded already; return the rest of it."""
+        count = min(len(self._kept), len(buffer))
+        buffer[:count] = self._kept[:count]
+        self._kept = self._kept[count:]
+        return buffer[count:]
+
+    def _read_units(self, dtype: DType, units: int) -> memoryview:
+        """Return the elements of the next units, in the memory of the desk."""
+        wide = self._desk.wide[: units * BLOCK]
+        self._decode_units(units, wide)
+        return finish(dtype, wide, self._desk.scratch[: len(wide)])
+
+    def _decode_units(self, units: int, out: Array) -> None:
+        stored = self._desk.stored[: units * self._codec.unit_bytes]
+        self._source.read_into(stored.data)
+        self._codec.decode(stored, out)

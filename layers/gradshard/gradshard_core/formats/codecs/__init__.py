@@ -1,0 +1,1 @@
+"""Codecs: how elements of a compressed update are stored; one module each."""

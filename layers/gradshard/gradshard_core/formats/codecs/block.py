@@ -1,0 +1,129 @@
+"""What all codecs of blocks have in common: 32 elements, and one scale in BF16.
+
+The blocks of the OCP Microscaling Formats specification (MX v1.0, 2023,
+https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf) have a scale
+that is a power of two. A scale in BF16 takes one byte more for each block, and the error is up to
+half as large. Scale and elements stand in one piece, a *unit*, so an update can be cut between any
+two units.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+BLOCK: Final = 32
+"""Elements of a unit. A tensor's last unit is filled up with zeros, which are not read."""
+
+SCALE_BYTES: Final = 2
+
+_SHIFT: Final = 16
+_NAN_SCALE: Final = 0x7FC0
+
+
+class BlockCodec(ABC):
+    """A codec whose units are a scale and 32 values: an element is its scale times its value.
+
+    Attributes
+    ----------
+    name
+        As the header of an update has it.
+    unit_bytes
+        The size of a unit.
+    largest
+        The largest value, to which the largest element of a block is scaled.
+    """
+
+    name: str
+    unit_bytes: int
+    largest: float
+
+    def stored_bytes(self, elements: int) -> int:
+        """Return the size of a tensor with so many elements."""
+        return -(-elements // BLOCK) * self.unit_bytes
+
+    def decode(self, stored: Array, out: Array) -> None:
+        """Write the elements of whole units.
+
+        Each element is the product of scale and value in float32, rounded once. A scale that is NaN
+        or infinite makes NaN or infinities of its block.
+
+        Parameters
+        ----------
+        stored
+            uint8, n units.
+        out
+            float32, 32 n elements.
+        """
+        units, elements = stored.reshape(-1, self.unit_bytes), out.reshape(-1, BLOCK)
+        self._values(units[:, SCALE_BYTES:], elements)
+        np.multiply(elements, _read_scales(units), out=elements)
+
+    def encode(self, elements: Array, dither: Array | None = None) -> Array:
+        """Return the units of elements.
+
+        The scale of a block is its largest magnitude, divided by :attr:`largest` and rounded up to
+        BF16. A block with a NaN or an infinity gets the scale NaN.
+
+        Parameters
+        ----------
+        elements
+            float32, 32 n elements.
+        dither
+            For stochastic rounding, uniform numbers in [0, 1), one for each element; None rounds to
+            the nearest value, ties to even.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint8, of shape (n, ``unit_bytes``).
+        """
+        blocks = elements.reshape(-1, BLOCK)
+        units = np.empty((len(blocks), self.unit_bytes), np.uint8)
+        with np.errstate(all="ignore"):
+            scales = self._write_scales(units, np.abs(blocks).max(axis=1))
+            scaled = blocks / np.where(scales > 0, scales, 1)[:, None]
+            scaled[~np.isfinite(scales)] = 0
+            np.clip(scaled, -self.largest, self.largest, out=scaled)
+            shaped = None if dither is None else dither.reshape(scaled.shape)
+            self._store(scaled, shaped, units[:, SCALE_BYTES:])
+        return units
+
+    def _write_scales(self, units: Array, magnitudes: Array) -> Array:
+        """Write the scales of blocks with these largest magnitudes; return them in float32."""
+        # The largest value times the scale must not overflow.
+        most = np.float32(np.finfo(np.float32).max) / np.float32(self.largest)
+        highest = most.view(np.uint32) >> _SHIFT
+        bits = (magnitudes / np.float32(self.largest)).view(np.uint32)
+        kept = np.minimum((bits + 0xFFFF) >> _SHIFT, highest)
+        kept[~np.isfinite(magnitudes)] = _NAN_SCALE
+        units[:, :SCALE_BYTES].view("<u2")[:, 0] = kept
+        widened: Array = (kept.astype(np.uint32) << _SHIFT).view(np.float32)
+        return widened
+
+    @abstractmethod
+    def _values(self, stored: Array, out: Array) -> None:
+        """Write the values of n blocks, of shape (n, 32), as float32."""
+
+    @abstractmethod
+    def _store(self, scaled: Array, dither: Array | None, stored: Array) -> None:
+        """Round scaled elements to values, and store them; ``scaled`` may be changed."""
+
+
+def _read_scales(units: Array) -> Array:
+    bits = units[:, :SCALE_BYTES].view("<u2").astype(np.uint32)
+    np.left_shift(bits, _SHIFT, out=bits)
+    scales: Array = bits.view(np.float32)
+    return scales
+
+
+def round_to_integers(scaled: Array, dither: Array | None) -> None:
+    """Round to whole numbers: to the nearest, ties to even, or stochastically."""
+    if dither is None:
+        np.rint(scaled, out=scaled)
+    else:
+        np.add(scaled, dither, out=scaled)
+        np.floor(scaled, out=scaled)

@@ -1,0 +1,329 @@
+"""Compression of updates by the client: encode them while they are sent.
+
+The encoding of an element depends on the elements of its block, and on the seed if rounding is
+stochastic. So any part of an update can be encoded at any time, with the same bytes.
+"""
+
+import itertools
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from gradshard.client.residual import Arrays, Residual
+from gradshard.client.upload_source import Content, header_bytes
+from gradshard_core.aggregation import arithmetic, buffers
+from gradshard_core.aggregation.decoding import DecodedSource, Desk
+from gradshard_core.errors import UpdateError
+from gradshard_core.formats.codecs.block import BLOCK
+from gradshard_core.formats.codecs.registry import CODECS, codec_named, list_names
+from gradshard_core.formats.dtypes import DTYPES
+from gradshard_core.formats.encoded import (
+    CODEC_KEY,
+    ENCODABLE,
+    ENCODED_KEY,
+    EncodedLayout,
+    EncodedRuns,
+    encode_layout,
+)
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout, Tensor, parse_header
+from gradshard_core.units import MIB
+
+ERROR_KEY: Final = "codec_error"
+"""Name in the metadata of the relative error of an encoding."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Compression:
+    """How a client compresses its updates.
+
+    Parameters
+    ----------
+    codec
+        The codec's name, such as ``int8``.
+    seed
+        Round stochastically, with random numbers from this seed; None rounds to the nearest value.
+        Give another seed in each round.
+    keep
+        Names of tensors that are sent as they are, or patterns such as ``*.bias``. Buffers (running
+        means and variances), integers and float64 are always sent as they are.
+    residual
+        Error feedback: what the encoding loses is added to the next update. Use one
+        :class:`Residual` for all rounds of a client, and for updates that are changes of a model.
+
+    Attributes
+    ----------
+    error
+        After an update was submitted: the relative error of its encoding, |decoded - update| /
+        |update| in the Euclidean norm.
+    """
+
+    codec: str
+    seed: int | None = None
+    keep: Sequence[str] = ()
+    residual: Residual | None = None
+    error: float = field(default=math.nan, init=False)
+
+    def __post_init__(self) -> None:
+        codec_named(self.codec)
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise UpdateError(f"seed is {self.seed}, not from 0 to 2**64 - 1")
+
+    def layout_of(self, layout: Layout) -> EncodedLayout:
+        """Return the layout of an update that is compressed so."""
+        kept = {*buffers.conventional(layout)}
+        names = frozenset(
+            tensor.name
+            for tensor in layout.tensors
+            if tensor.name not in kept
+            and not any(fnmatchcase(tensor.name, pattern) for pattern in self.keep)
+            and self._shrinks(tensor)
+        )
+        return encode_layout(layout, self.codec, names)
+
+    def _shrinks(self, tensor: Tensor) -> bool:
+        nbytes = tensor.end - tensor.start
+        if tensor.dtype not in ENCODABLE:
+            return False
+        return CODECS[self.codec].stored_bytes(nbytes // DTYPES[tensor.dtype].size) < nbytes
+
+
+def compressed(
+    content: Content, codec: str | Compression | None, taken: tuple[str, ...], round_id: str
+) -> Content:
+    """Return a content that is compressed while it is read; the content itself without a codec.
+
+    Raises
+    ------
+    UpdateError
+        The codec is unknown, or the round does not take it.
+    """
+    if codec is None:
+        return content
+    compression = Compression(codec) if isinstance(codec, str) else codec
+    if isinstance(content.layout, EncodedLayout):
+        raise UpdateError(
+            f"the update is compressed with codec {content.layout.codec!r} already: leave out codec"
+        )
+    if compression.codec not in taken:
+        raise UpdateError(
+            f"round {round_id!r} takes the codecs {list_names(taken)}, not {compression.codec!r}; "
+            "open it with codecs, or send the update as it is"
+        )
+    return EncodedContent(content, compression, round_id)
+
+
+def keep_residual(content: Content) -> None:
+    """Keep what the encoding of a content has lost, since the content has been sent."""
+    if isinstance(content, EncodedContent):
+        content.keep_residual()
+
+
+class EncodedContent:
+    """A content that is encoded while it is read; a MiB or so of it is in memory.
+
+    Parameters
+    ----------
+    content
+        The update.
+    compression
+        How it is encoded. Its ``error`` is set.
+    round_id
+        The round to which it is sent, for the residual.
+    """
+
+    def __init__(self, content: Content, compression: Compression, round_id: str = "") -> None:
+        self._content, self._compression = content, compression
+        self._codec = CODECS[compression.codec]
+        self._offset = header_bytes(content)
+        self.layout = compression.layout_of(content.layout)
+        self._elements = {t.name: t for t in self.layout.tensors}
+        self._encoded = dict(zip(self._elements, self.layout.encoded, strict=True))
+        self._added: Arrays = {}
+        self._lost: Arrays = {}
+        if compression.residual is not None:
+            encoded = [t for t in self.layout.tensors if self._encoded[t.name]]
+            packed = Layout.pack((t.name, t.dtype, t.shape) for t in encoded)
+            self._added, self._lost = compression.residual.start(round_id, packed)
+        compression.error = self._measure()
+        header = parse_header(content.read(PREFIX_BYTES, self._offset), content.nbytes)
+        self._header = self.layout.header(
+            {**header.metadata, ERROR_KEY: f"{compression.error:.6g}"}
+        )
+        self.nbytes = len(self._header) + self.layout.stored.nbytes
+
+    def keep_residual(self) -> None:
+        """Keep what the encoding has lost, if that is to be added to the next update."""
+        if self._compression.residual is not None:
+            self._compression.residual.finish()
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return bytes [start, end)."""
+        pieces = [self._header[start:end]]
+        low, high = max(0, start - len(self._header)), end - len(self._header)
+        for stored in overlapping(self.layout.stored, low, high):
+            first, stop = max(low, stored.start), min(high, stored.end)
+            pieces.append(self._read(stored, first - stored.start, stop - stored.start))
+        return b"".join(pieces)
+
+    def _read(self, stored: Tensor, start: int, end: int) -> bytes:
+        """Return bytes of a tensor as it is stored."""
+        tensor = self._elements[stored.name]
+        if not self._encoded[stored.name]:
+            offset = self._offset + tensor.start
+            return self._content.read(offset + start, offset + end)
+        size = self._codec.unit_bytes
+        first, stop = start // size, -(-end // size)
+        units = self._encode(tensor, first, self._units(tensor, first, stop))
+        return units.reshape(-1)[start - first * size : end - first * size].tobytes()
+
+    def _units(self, tensor: Tensor, first: int, stop: int) -> Array:
+        """Return the elements of units [first, stop) of a tensor, in float32, filled with zeros."""
+        dtype = DTYPES[tensor.dtype]
+        unit = BLOCK * dtype.size
+        begin, end = tensor.start + first * unit, min(tensor.start + stop * unit, tensor.end)
+        data = self._content.read(self._offset + begin, self._offset + end)
+        elements = arithmetic.widened(dtype, memoryview(data))
+        added = self._added.get(tensor.name)
+        if added is not None:
+            position = first * BLOCK
+            elements = elements + added[position : position + len(elements)]
+        missing = (stop - first) * BLOCK - len(elements)
+        return np.pad(elements, (0, missing)) if missing else elements
+
+    def _encode(self, tensor: Tensor, first: int, elements: Array) -> Array:
+        dither = None
+        if self._compression.seed is not None:
+            position = tensor.start // DTYPES[tensor.dtype].size + first * BLOCK
+            dither = uniform(self._compression.seed, position, len(elements))
+        return self._codec.encode(elements, dither)
+
+    def _measure(self) -> float:
+        """Return the relative error of the encoding, and note what it loses, a step at a time."""
+        error = norm = 0.0
+        step = MIB // (BLOCK * 4)
+        for tensor in self.layout.tensors:
+            if not self._encoded[tensor.name]:
+                continue
+            dtype = DTYPES[tensor.dtype]
+            units = -(-(tensor.end - tensor.start) // (BLOCK * dtype.size))
+            for first in range(0, units, step):
+                elements = self._units(tensor, first, min(first + step, units))
+                decoded = np.empty_like(elements)
+                with np.errstate(all="ignore"):
+                    self._codec.decode(self._encode(tensor, first, elements), decoded)
+                    norm += _square(elements)
+                    np.subtract(decoded, elements, out=decoded)
+                    error += _square(decoded)
+                if tensor.name in self._lost:
+                    lost = self._lost[tensor.name][first * BLOCK :][: len(decoded)]
+                    np.negative(decoded[: len(lost)], out=lost)
+        return math.sqrt(error / norm) if norm else 0.0
+
+
+def decoded(content: Content) -> Content:
+    """Return a content without its codec, if it has one."""
+    return DecodedContent(content) if isinstance(content.layout, EncodedLayout) else content
+
+
+def _square(elements: Array) -> float:
+    """Return the sum of squares, which may be too large for float32."""
+    wide = elements.astype(np.float64)
+    return float(np.vdot(wide, wide))
+
+
+class DecodedContent:
+    """The decoded elements of a compressed update, as a content that is not compressed.
+
+    Parameters
+    ----------
+    content
+        An update whose layout is an :class:`~gradshard_core.formats.encoded.EncodedLayout`.
+    """
+
+    def __init__(self, content: Content) -> None:
+        assert isinstance(content.layout, EncodedLayout)  # noqa: S101 - for mypy
+        self._content = content
+        offset = header_bytes(content)
+        header = parse_header(content.read(PREFIX_BYTES, offset), content.nbytes)
+        self.layout = content.layout.decoded
+        runs = self.layout.runs_in(content.layout, offset)
+        assert isinstance(runs, EncodedRuns)  # noqa: S101 - for mypy
+        self._runs = runs
+        metadata = {k: v for k, v in header.metadata.items() if k not in (CODEC_KEY, ENCODED_KEY)}
+        self._header = self.layout.header(metadata)
+        self.nbytes = len(self._header) + self.layout.nbytes
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return bytes [start, end)."""
+        head = self._header[start:end]
+        low, high = max(0, start - len(self._header)), end - len(self._header)
+        if low >= high:
+            return head
+        return head + b"".join(
+            self._decode(tensor, max(low, tensor.start), min(high, tensor.end))
+            for tensor in overlapping(self.layout, low, high)
+        )
+
+    def _decode(self, tensor: Tensor, start: int, end: int) -> memoryview:
+        """Return bytes [start, end) of the layout, which are some of one tensor's."""
+        size = DTYPES[tensor.dtype].size
+        first = start - (start - tensor.start) % size
+        stop = end + (tensor.start - end) % size
+        stored = _Reader(self._content, self._runs.read_from(first).ranges(first, stop))
+        data = memoryview(bytearray(stop - first))
+        DecodedSource(stored, self._runs, first, stop, Desk()).read_into(data)
+        return data[start - first : end - first]
+
+
+class _Reader:
+    """Ranges of a content, one after the other."""
+
+    def __init__(self, content: Content, ranges: Iterator[tuple[int, int]]) -> None:
+        self._content, self._ranges = content, ranges
+        self._position = self._end = 0
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the next bytes."""
+        while buffer:
+            if self._position == self._end:
+                self._position, self._end = next(self._ranges)
+            stop = min(self._position + len(buffer), self._end)
+            data = self._content.read(self._position, stop)
+            buffer[: len(data)] = data
+            self._position, buffer = stop, buffer[len(data) :]
+
+
+def overlapping(layout: Layout, start: int, end: int) -> Iterator[Tensor]:
+    """Yield the tensors with bytes in [start, end)."""
+    first = bisect_right(layout.tensors, start, key=lambda tensor: tensor.end)
+    for tensor in itertools.islice(layout.tensors, first, None):
+        if tensor.start >= end:
+            return
+        if tensor.start < tensor.end:
+            yield tensor
+
+
+def uniform(seed: int, start: int, count: int) -> Array:
+    """Return numbers of a reproducible random sequence, uniform in [0, 1) with 24 bits.
+
+    Number i is a hash of seed and i (the finalizer of splitmix64: Steele, Lea and Flood, 2014,
+    https://doi.org/10.1145/2660193.2660195), so any stretch of the sequence can be had at once.
+    """
+    bits = np.arange(start + 1, start + count + 1, dtype=np.uint64)
+    bits *= np.uint64(0x9E3779B97F4A7C15)
+    bits += np.uint64(seed)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits ^= bits >> np.uint64(shift)
+        bits *= np.uint64(factor)
+    bits ^= bits >> np.uint64(31)
+    numbers: Array = (bits >> np.uint64(40)).astype(np.float32)
+    numbers *= np.float32(2.0**-24)
+    return numbers

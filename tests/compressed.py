@@ -1,0 +1,110 @@
+"""Compressed updates read and written by hand, from docs/formats.md alone."""
+
+import json
+import math
+import struct
+from collections.abc import Collection, Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+
+from tests.reference import NAMES, NUMPY, Array
+
+BLOCK = 32
+UNIT_BYTES = {"int8": 34, "fp8": 34, "int4": 18}
+
+
+def decode_unit(codec: str, unit: bytes) -> Array:
+    """Return the 32 elements of a unit."""
+    (bits,) = struct.unpack("<H", unit[:2])
+    (scale,) = struct.unpack("<f", struct.pack("<I", bits << 16))
+    values: list[float]
+    if codec == "int8":
+        values = list(struct.unpack("32b", unit[2:]))
+    elif codec == "int4":
+        nibbles = [nibble for byte in unit[2:] for nibble in (byte & 15, byte >> 4)]
+        values = [nibble - 16 if nibble > 7 else nibble for nibble in nibbles]
+    else:
+        values = list(map(e4m3, unit[2:]))
+    with np.errstate(all="ignore"):
+        product: Array = np.float32(scale) * np.array(values, np.float32)
+    return product
+
+
+def e4m3(code: int) -> float:
+    sign, exponent, mantissa = -1.0 if code >> 7 else 1.0, code >> 3 & 15, code & 7
+    if exponent == 15 and mantissa == 7:
+        return math.nan
+    if exponent == 0:
+        return sign * mantissa * 2.0**-9
+    return sign * (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+
+
+def decode_tensor(codec: str, units: Array, dtype: str, shape: Sequence[int]) -> Array:
+    """Return a tensor from its units, of shape (n, bytes of a unit)."""
+    blocks = [decode_unit(codec, unit.tobytes()) for unit in units]
+    elements = np.concatenate([np.empty(0, np.float32), *blocks])[: math.prod(shape)]
+    with np.errstate(all="ignore"):
+        return elements.astype(NUMPY[dtype]).reshape(shape)
+
+
+def rows_of(tensor: Array) -> int:
+    return -(-tensor.size // BLOCK)
+
+
+def write(
+    codec: str,
+    tensors: Mapping[str, Array],
+    units: Mapping[str, Array],
+    metadata: Mapping[str, str],
+    order: Collection[str] = (),
+) -> bytes:
+    """Write an update whose tensors in ``units`` stand in them; the others stand as they are.
+
+    ``tensors`` give dtypes and shapes, and the elements of the others.
+    """
+    header: dict[str, object] = {}
+    data = b""
+    for name in order or tensors:
+        stored = units.get(name, tensors[name])
+        raw = np.ascontiguousarray(stored).tobytes()
+        header[name] = {
+            "dtype": NAMES[stored.dtype],
+            "shape": list(stored.shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
+        data += raw
+    encoded = {
+        name: {"dtype": NAMES[tensors[name].dtype], "shape": list(tensors[name].shape)}
+        for name in units
+    }
+    header["__metadata__"] = {**metadata, "codec": codec, "encoded": json.dumps(encoded)}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def read(blob: bytes) -> dict[str, Array]:
+    """Return the tensors of an update, decoded if it is compressed."""
+    (length,) = struct.unpack("<Q", blob[:8])
+    header, data = json.loads(blob[8 : 8 + length]), blob[8 + length :]
+    metadata = header.pop("__metadata__")
+    encoded = json.loads(metadata.get("encoded", "{}"))
+    tensors = {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        stored = np.frombuffer(data[start:end], NUMPY[entry["dtype"]]).reshape(entry["shape"])
+        if name in encoded:
+            stored = decode_tensor(metadata["codec"], stored, **encoded[name])
+        tensors[name] = stored
+    return tensors
+
+
+def random_units(rng: np.random.Generator, codec: str, rows: int) -> Array:
+    """Return units with any values, and finite scales of any size that a sum survives."""
+    units = rng.integers(0, 256, (rows, UNIT_BYTES[codec]), np.uint8)
+    scales = rng.standard_normal(rows) * 10.0 ** rng.integers(-42, 20, rows)
+    scales[rng.random(rows) < 0.1] = 0
+    units[:, :2] = scales.astype(ml_dtypes.bfloat16).view(np.uint8).reshape(rows, 2)
+    if codec == "fp8":  # no NaN
+        units[:, 2:][units[:, 2:] & 127 == 127] = 1
+    return units

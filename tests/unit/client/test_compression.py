@@ -1,0 +1,177 @@
+"""What clients send is what the formats page says, near what they have, and the same each time."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gradshard.client.compression import Compression, DecodedContent, EncodedContent, uniform
+from gradshard.client.residual import Residual
+from gradshard.client.upload_source import Content, TensorContent
+from gradshard_core.errors import UpdateError
+from gradshard_core.formats.codecs.registry import CODECS
+from tests import compressed, reference
+
+HALF_STEP = {"int8": 0.5 / 127, "int4": 0.5 / 7, "fp8": 16 / 448}
+"""Half of the largest distance between values, divided by the largest value."""
+
+ROUNDED_UP = 1 + 2.0**-7
+"""How much larger a scale in BF16 may be."""
+
+
+def whole(content: Content) -> bytes:
+    return content.read(0, content.nbytes)
+
+
+def update(seed: int = 0) -> dict[str, reference.Array]:
+    rng = np.random.default_rng(seed)
+    return {
+        "w": (rng.standard_normal((40, 77)) * 10.0 ** rng.integers(-30, 30, (40, 1))).astype("f4"),
+        "zero": np.zeros(64, "f4"),
+        "b": rng.standard_normal(65).astype(ml_dtypes.bfloat16),
+        "tiny": np.full(40, 1e-44, "f4"),
+        "huge": np.full(40, np.finfo("f4").max, "f4"),
+        "bn.running_var": np.ones(64, "f4"),
+        "n": np.arange(40),
+        "few": np.ones(2, "f4"),
+    }
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_is_sent_is_as_near_as_the_codec_allows(codec: str) -> None:
+    tensors = update()
+    compression = Compression(codec)
+    content = EncodedContent(TensorContent(tensors, 5), compression)
+    sent = compressed.read(whole(content))
+    largest, lost, norm = 0.0, 0.0, 0.0
+    for name, tensor in tensors.items():
+        if name in {"bn.running_var", "n", "few"}:
+            assert sent[name].tobytes() == tensor.tobytes(), "stays as it is"
+            continue
+        assert sent[name].dtype == tensor.dtype
+        exact, got = (np.ravel(t).astype("f8") for t in (tensor, sent[name]))
+        lost, norm = lost + ((exact - got) ** 2).sum(), norm + (exact**2).sum()
+        for start in range(0, exact.size, 32):
+            block = exact[start : start + 32]
+            bound = np.abs(block).max() * HALF_STEP[codec] * ROUNDED_UP
+            if name == "b":
+                bound += np.abs(block).max() * 2.0**-8
+            if name in {"tiny", "huge"}:  # The scale is a subnormal number, or held down.
+                bound = np.abs(block).max() * 0.6 + 2.0**-133 * 448
+            assert (np.abs(block - got[start : start + 32]) <= bound).all(), (name, start)
+            largest = max(largest, np.abs(block).max())
+    assert compression.error == pytest.approx(np.sqrt(lost / norm), rel=0.01)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("seed", [None, 11])
+def test_any_part_can_be_read_at_any_time(codec: str, seed: int | None) -> None:
+    content = EncodedContent(TensorContent(update(), 5), Compression(codec, seed=seed))
+    expected = whole(content)
+    assert len(expected) == content.nbytes
+    rng = np.random.default_rng(1)
+    for start, end in np.sort(rng.integers(0, content.nbytes + 1, (100, 2)), axis=1).tolist():
+        assert content.read(start, end) == expected[start:end]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_decoding_gives_what_another_decoder_reads(codec: str) -> None:
+    content = EncodedContent(TensorContent(update(), 5), Compression(codec))
+    plain = DecodedContent(content)
+    blob = whole(plain)
+    expected = compressed.read(whole(content))
+    found = reference.decode(blob)
+    assert {n: t.tobytes() for n, t in found.items()} == {
+        n: t.tobytes() for n, t in expected.items()
+    }
+    rng = np.random.default_rng(1)
+    for start, end in np.sort(rng.integers(0, len(blob) + 1, (50, 2)), axis=1).tolist():
+        assert plain.read(start, end) == blob[start:end]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_stochastic_rounding_is_right_on_average_and_the_same_for_a_seed(codec: str) -> None:
+    value = np.full(3200, 0.137, "f4")
+    value[::32] = 1
+    sent = []
+    for seed in (1, 1, 2):
+        blob = whole(EncodedContent(TensorContent({"w": value}, 5), Compression(codec, seed=seed)))
+        sent.append(compressed.read(blob)["w"])
+    assert sent[0].tobytes() == sent[1].tobytes()
+    assert sent[0].tobytes() != sent[2].tobytes()
+    others = np.delete(sent[0], np.arange(0, 3200, 32))
+    assert others.mean() == pytest.approx(0.137, rel=0.03)
+    assert len(set(others.tolist())) == 2
+
+
+def test_random_numbers_are_uniform_and_seekable() -> None:
+    numbers = uniform(3, 0, 100_000)
+    assert 0 <= numbers.min() <= numbers.max() < 1
+    counts, _ = np.histogram(numbers, 100, (0, 1))
+    assert ((counts - 1000) ** 2 / 1000).sum() < 160  # chi-squared, 99 degrees: p = 1e-4
+    assert np.array_equal(uniform(3, 700, 50), numbers[700:750])
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_error_feedback_sends_in_the_end_all_of_the_updates(tmp_path: Path, in_file: bool) -> None:
+    path = tmp_path / "residual.safetensors"
+    residual = Residual(path if in_file else None)
+    rng = np.random.default_rng(5)
+    total, sent = np.zeros(100), np.zeros(100)
+    for number in range(20):
+        tensors = {"w": rng.standard_normal(100).astype("f4"), "n": np.arange(3)}
+        if in_file:
+            residual = Residual(path)  # as another process would
+        for _ in range(2):  # A repetition in the same round sends the same bytes.
+            compression = Compression("int4", residual=residual)
+            content = EncodedContent(TensorContent(tensors, 5), compression, f"r{number}")
+            blob = whole(content)
+            content.keep_residual()
+        sent += compressed.read(blob)["w"]
+        total += tensors["w"]
+        assert np.linalg.norm(total - sent) == pytest.approx(residual.norm, rel=1e-3)
+    assert np.abs(total - sent).max() < 0.5
+
+
+def test_a_residual_changes_only_when_the_update_was_sent() -> None:
+    residual = Residual()
+    tensors = {"w": np.linspace(-1, 1, 64, dtype="f4")}
+    EncodedContent(TensorContent(tensors, 5), Compression("int4", residual=residual), "r")
+    assert residual.norm == 0
+
+
+def test_a_residual_of_other_tensors_is_an_error(tmp_path: Path) -> None:
+    residual = Residual(tmp_path / "r")
+    for size in (64, 96):
+        compression = Compression("int4", residual=residual)
+        tensors = {"w": np.linspace(-1, 1, size, dtype="f4")}
+        if size == 96:
+            with pytest.raises(UpdateError, match="64 elements of tensor 'w', and the update 96"):
+                EncodedContent(TensorContent(tensors, 5), compression, "b")
+        else:
+            EncodedContent(TensorContent(tensors, 5), compression, "a").keep_residual()
+
+
+def test_what_is_no_residual_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(reference.encode({"w": np.ones(3, "f4")}, {"num_samples": "3"}))
+    with pytest.raises(UpdateError, match="is no residual: name another file"):
+        _ = Residual(path).norm
+    path.write_bytes(b"PK\x03\x04something")
+    with pytest.raises(UpdateError, match="is no residual: "):
+        _ = Residual(path).norm
+
+
+def test_a_block_with_a_nan_is_nan_so_that_a_round_finds_it() -> None:
+    for codec in CODECS:
+        tensors = {"w": np.ones(96, "f4")}
+        tensors["w"][40] = np.nan
+        sent = compressed.read(whole(EncodedContent(TensorContent(tensors, 5), Compression(codec))))
+        assert np.isnan(sent["w"][32:64]).all()
+        assert np.isfinite(np.delete(sent["w"], np.s_[32:64])).all()
+
+
+def test_an_unknown_codec_is_named() -> None:
+    with pytest.raises(UpdateError, match="codec 'zip' is unknown; there are int8, fp8, int4"):
+        Compression("zip")
