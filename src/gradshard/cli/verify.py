@@ -1,4 +1,4 @@
-"""``gradshard verify``: recompute a sample of a round's result from its updates."""
+"""``gradshard verify``: check a sample of a round's result bit by bit."""
 
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def verify(
     federation: "Federation", name: str, sample: float, seed: str | None, as_json: bool
 ) -> None:
-    """Recompute a sample of a round's result from its updates.
+    """Check a sample of a round's result bit by bit.
 
     The command draws byte ranges of the result at random, computes them from the updates that were
     averaged, and compares every bit with the published average, and with the version of the model
