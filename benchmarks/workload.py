@@ -16,6 +16,7 @@ from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.planning import memory_projection, planner
+from gradshard_core.planning.grouping import weigh
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import (
     Computation,
@@ -28,7 +29,6 @@ from gradshard_core.planning.plan import (
 )
 from gradshard_core.planning.plan_json import plan_to_json
 from gradshard_core.planning.workload import Workload
-from gradshard_core.rounds.plan_weights import weigh
 
 RESNET_18: Final = 11_181_642
 VGG_16: Final = 134_301_514

@@ -12,6 +12,7 @@ SECTIONS: Final = {
         Lazy("show", "show", "show", "Show a round: clients, rejections, time and cost."),
         Lazy("watch", "watch", "watch", "Follow a round until it ends."),
         Lazy("fetch", "rounds", "fetch", "Write the average of a completed round to a file."),
+        Lazy("verify", "verify", "verify", "Check a sample of a round's result bit by bit."),
         Lazy("list", "operate", "list_", "List the rounds of the last 90 days."),
         Lazy("close", "operate", "close", "Let a round go on with the updates that are there."),
         Lazy("cancel", "operate", "cancel", "Stop a round, or all rounds, and clean up."),

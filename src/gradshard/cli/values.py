@@ -1,7 +1,8 @@
-"""Types of the values of options: durations, sizes, JSON."""
+"""Types of the values of options: durations, sizes, fractions, JSON."""
 
 import json
 import re
+from decimal import Decimal
 from typing import Any, Final
 
 import click
@@ -12,6 +13,7 @@ _UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZE: Final = re.compile(
     r"(?P<number>\d+(?:\.\d*)?(?:e\+?\d+)?) *(?:(?P<prefix>[kmgt])?(?P<binary>i)?b)?", re.IGNORECASE
 )
+_FRACTION: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?(?:e-?\d+)?) *(?P<percent>%?)")
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -68,6 +70,26 @@ class SizeType(click.ParamType):
         if not 1 <= nbytes <= 2**50:
             self.fail(f"{value!r} is not between 1 byte and 1 PiB.", param, ctx)
         return round(nbytes)
+
+
+class FractionType(click.ParamType):
+    """A part of something, such as 1% or 0.01."""
+
+    name = "fraction"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the fraction, over 0 and at most 1."""
+        text = str(value).strip()
+        match = _FRACTION.fullmatch(text)
+        if match is None:
+            self.fail(f"{value!r} is not a part such as 1% or 0.01.", param, ctx)
+        # Decimal, so that 7% is 0.07.
+        fraction = float(Decimal(match["number"]) / (100 if match["percent"] else 1))
+        if not 0 < fraction <= 1:
+            self.fail(f"{value!r} is not over 0 and at most 100%.", param, ctx)
+        return fraction
 
 
 class JsonType(click.ParamType):

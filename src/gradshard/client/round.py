@@ -1,11 +1,13 @@
 """A round: submit updates to it, wait for it, fetch its average, operate it."""
 
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from gradshard.aws.client_store import ClientStore
 from gradshard.client import operations
+from gradshard.client.claims import StatedRound, read_claim
 from gradshard.client.compression import Compression, compressed, keep_residual
 from gradshard.client.layer_upload import LayerUpload
 from gradshard.client.round_access import RoundAccess, Source
@@ -15,6 +17,7 @@ from gradshard.client.ticket_issuer import DEFAULT_SECONDS, issue_ticket, max_up
 from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import Content, content_of
 from gradshard.client.uploads import Progress, has_checksum, upload
+from gradshard.client.verification import Verification, VerificationError, verify_claim
 from gradshard_core.errors import (
     RoundFailed,
     RoundNotFoundError,
@@ -384,6 +387,56 @@ class Round(RoundAccess):
             There is no such round.
         """
         return operations.round_log(self._stack, self.keys)
+
+    def verify(
+        self, *, sample: float = 0.01, seed: str | None = None, progress: Progress | None = None
+    ) -> Verification:
+        """Recompute random byte ranges of the result from the updates, and compare the bits.
+
+        This needs permission to read every update in the version that was averaged. A few MB are
+        held for each of the threads.
+
+        Parameters
+        ----------
+        sample
+            How much of the result to recompute: a fraction over 0 and at most 1.
+        seed
+            Decides which ranges. By default, one is drawn at random.
+        progress
+            Called with the bytes of the result that were recomputed, and how many will be.
+
+        Raises
+        ------
+        VerificationError
+            A bit is not as published, or the manifest contradicts the spec or the updates;
+            ``verification`` has everything that was found.
+        ChangedObjectError
+            Updates are gone in the version that was averaged; the text says which ones.
+        RoundStateError
+            The round has not ended.
+        RoundFailed
+            The round failed, so there is no result.
+        SpecError
+            The sample is out of its bounds.
+        """
+        # It may never have been opened, have failed, or go on.
+        self._average()
+        opened = read_spec(self.store, self.keys)
+        stated = self.store.get_json(self.keys.manifest, StatedRound.from_json)
+        if opened is None or stated is None:
+            raise RoundNotFoundError.of(self.id)
+        spec, record = opened
+        claim = read_claim(self.store, self.keys, spec, record.get("model_version"), stated)
+        found = verify_claim(
+            self.store,
+            claim,
+            fraction=sample,
+            seed=secrets.token_hex(16) if seed is None else seed,
+            progress=progress,
+        )
+        if not found.is_correct:
+            raise VerificationError(found)
+        return found
 
     def has_ended(self) -> bool:
         """Whether the round has ended, completed or failed."""

@@ -23,6 +23,7 @@ from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import PREFIX_BYTES, encode_header, header_length, parse_header
 from gradshard_core.planning import planner
+from gradshard_core.planning.grouping import weigh
 from gradshard_core.planning.plan import (
     Computation,
     Contributor,
@@ -33,7 +34,6 @@ from gradshard_core.planning.plan import (
     Task,
 )
 from gradshard_core.planning.spec import parse_spec
-from gradshard_core.rounds.plan_weights import weigh
 from gradshard_core.s3 import streams
 from gradshard_core.s3.streams import GatheringStream
 from gradshard_core.s3.traffic import Meter

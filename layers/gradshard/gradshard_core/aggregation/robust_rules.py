@@ -119,7 +119,8 @@ class RobustRule:
         if self.name == "trimmed_mean" and not _cut(self.settings["beta"], expected):
             raise SpecError(
                 f"rule trimmed_mean with beta {self.settings['beta']:g} leaves out none of "
-                f"{expected} updates: give a beta of at least {math.ceil(1000 / expected) / 1000:g}, or no rule"
+                f"{expected} updates: give a beta of at least "
+                f"{math.ceil(1000 / expected) / 1000:g}, or no rule"
             )
 
     def reduction(self, inputs: int, *, gathers: bool) -> Reduction:

@@ -105,14 +105,18 @@ def cut(spans: Sequence[Span], start: int, end: int, pieces: int) -> list[int]:
     list of int
         ``pieces + 1`` positions, the first ``start``, the last ``end``, never falling.
     """
-    positions = [start]
-    for piece in range(1, pieces):
-        position = start + (end - start) * piece // pieces
-        span = spans[_span_at(spans, position)]
-        size = DTYPES[span.dtype].size
-        positions.append(span.start + (position - span.start) // size * size)
-    positions.append(end)
-    return positions
+    inner = (cut_position(spans, start, end, pieces, piece) for piece in range(1, pieces))
+    return [start, *inner, end]
+
+
+def cut_position(spans: Sequence[Span], start: int, end: int, pieces: int, piece: int) -> int:
+    """Return where a piece begins, counted from 0, if :func:`cut` makes so many pieces."""
+    position = start + (end - start) * piece // pieces
+    if position == end:
+        return end
+    span = spans[_span_at(spans, position)]
+    size = DTYPES[span.dtype].size
+    return span.start + (position - span.start) // size * size
 
 
 def cut_shards(spans: Sequence[Span], nbytes: int, shards: int) -> list[Shard]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, SHARES, shares_of
 from gradshard_core.aggregation.buffers import Stretches, clip_stretches
-from gradshard_core.aggregation.kernel import Zone
+from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
 from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
@@ -435,6 +435,38 @@ class Plan:
             return list(numbers)
         below = len(self.levels[task.level - 1].groups)
         return [n for n in numbers if self.has_inputs(task.level - 1, n % below)]
+
+    def reduction(self, level: int, inputs: int, *, gathers: bool = False) -> Reduction:
+        """Return how the tasks of a level combine their inputs.
+
+        Parameters
+        ----------
+        level, inputs
+            The level, and how many inputs the task has.
+        gathers
+            Whether some inputs have their tensors in another order.
+        """
+        if self.computation.robust is not None:
+            return self.computation.robust.reduction(inputs, gathers=gathers)
+        is_last = self.is_last(level)
+        return Addition(
+            order=self.levels[level].order,
+            of_sums=level > 0,
+            to_sums=not is_last,
+            divisor=self.divisor if is_last else 1,
+            allow_nonfinite=self.computation.allow_nonfinite,
+            gathers=gathers,
+        )
+
+    def input_zones(self, task: Task, start: int) -> list[Zone]:
+        """Return the weights of a task's inputs, from byte ``start`` of the layout on."""
+        numbers = self.inputs(task)
+        if task.level > 0:
+            return [Zone(start, task.end, [1.0] * len(numbers))]
+        return [
+            zone._replace(weights=[zone.weights[number] for number in numbers])
+            for zone in clip_zones(self.zones, start, task.end)
+        ]
 
     def contributors_behind(self, task: Task) -> list[int]:
         """Return the numbers of all contributors whose updates are in a task's sum."""

@@ -16,6 +16,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, Self
 
+from gradshard_core.aggregation import buffers
+from gradshard_core.aggregation.buffers import Stretches
+from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import ModelNotFoundError, ModelStateError
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, parse_header
@@ -71,6 +74,21 @@ class Version:
     def keys(self) -> list[str]:
         """The objects it is made of."""
         return [kept.source.key for kept in (self.tensors, *self.state.values())]
+
+    def continued_by(self, optimizer: ServerOptimizer) -> tuple[int, tuple[StoredTensors, ...]]:
+        """Return the number of an optimizer's next step, and the state from which it starts.
+
+        An optimizer cannot use the state of another one, so after that it starts anew.
+        """
+        if (self.optimizer or {}).get("optimizer") != optimizer.optimizer:
+            return 1, ()
+        return self.steps + 1, tuple(self.state[name] for name in optimizer.state)
+
+    def buffers_in(self, layout: Layout, optimizer: ServerOptimizer) -> Stretches:
+        """Return the stretches of the model's buffers, which the optimizer or the version names."""
+        if optimizer.buffers is None:
+            return buffers.stretches_of(layout, self.buffers)
+        return buffers.stretches_of(layout, buffers.named(layout, optimizer.buffers))
 
     def again(self, number: int) -> "Version":
         """Return a version of the same objects, which goes on as this one would have."""

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import history_limits
+from gradshard_core.planning.grouping import weigh
 from gradshard_core.planning.plan import Contributor, Level, Participants, Plan, Stage
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.rounds import admission, arrivals
 from gradshard_core.rounds.plan_assembly import assemble, write_layout
 from gradshard_core.rounds.plan_context import PlanContext
-from gradshard_core.rounds.plan_weights import weigh
 
 
 def divide_groups(

@@ -249,6 +249,7 @@ def _manifest(
                 "samples": contributor.samples,
                 # Partial updates have weights by layer.
                 "weight": None if plan.layout.layers else contributor.weight,
+                "key": contributor.source.key,
                 "nbytes": contributor.source.nbytes,
                 "etag": contributor.source.etag,
                 "version": contributor.source.version,

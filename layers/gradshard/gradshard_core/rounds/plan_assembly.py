@@ -3,36 +3,38 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import reduce
-from typing import NamedTuple
 
 from gradshard_core.aggregation import addition_order, sharding
-from gradshard_core.aggregation.addition_order import Order
-from gradshard_core.aggregation.arithmetic import EQUAL, STEPS
+from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.optimizer_step import state_layout
-from gradshard_core.aggregation.topologies import TOPOLOGIES, Levels
+from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.digests import encode_parts
 from gradshard_core.formats.encoded import EncodedRuns, further_runs
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.planning import memory_projection, planner
+from gradshard_core.planning.grouping import (
+    Grouping,
+    group,
+    layer_ranges,
+    local_steps,
+    weights_of,
+)
 from gradshard_core.planning.outputs import NO_HEADER, NextModel, StoredHeader, next_model_keys
 from gradshard_core.planning.plan import (
     Computation,
     Contributor,
-    LayerRanges,
-    Level,
     Participants,
     Plan,
     PlannedLayout,
     Stage,
 )
 from gradshard_core.planning.projection import Projection
-from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.planning.workload import Workload
+from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.rounds.plan_context import PlanContext
-from gradshard_core.rounds.plan_weights import local_steps, weigh, weigh_layers
 from gradshard_core.stragglers.assignments import note_bounded_steps
-from gradshard_core.stragglers.layers import Coverage, layers_of
+from gradshard_core.stragglers.layers import Coverage
 from gradshard_core.stragglers.salf import FEDAVG
 
 HEADER_TYPE = "application/octet-stream"
@@ -56,22 +58,9 @@ def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
     return PlannedLayout.of(
         layout,
         header,
-        layers=_layer_ranges(spec, layout),
+        layers=layer_ranges(spec, layout),
         state_header=state_header,
         buffers=context.buffers(layout),
-    )
-
-
-def _layer_ranges(spec: RoundSpec, layout: Layout) -> tuple[LayerRanges, ...]:
-    if spec.partial_rule is None:
-        return ()
-    position = {tensor.name: (tensor.start, tensor.end) for tensor in layout.tensors}
-    return tuple(
-        LayerRanges(
-            layer.name,
-            tuple(position[t] for t in layer.tensors if position[t][0] < position[t][1]),
-        )
-        for layer in layers_of(layout, spec.layers)
     )
 
 
@@ -114,7 +103,7 @@ def assemble(
             shards=projection.shards,
             topology=grouping.topology,
             order=addition_order.format_order(grouping.order),
-            weights=_weights(spec),
+            weights=weights_of(spec),
             rule=FEDAVG if spec.rule is None else spec.rule.name,
             layers=layers,
             allow_nonfinite=spec.allow_nonfinite,
@@ -131,50 +120,6 @@ def assemble(
         opened_at=context.opened_at,
         planned_at=datetime.now(UTC).isoformat(),
     )
-
-
-class Grouping(NamedTuple):
-    """The groups in which contributors are added.
-
-    Parameters
-    ----------
-    topology
-        Its name.
-    sizes
-        The groups' sizes; in an eager round, those of a round in which every client answers.
-    order
-        The order of the additions.
-    levels
-        The groups.
-    contributors
-        In the order of the additions, with their weights.
-    """
-
-    topology: str
-    sizes: Levels
-    order: Order
-    levels: tuple[Level, ...]
-    contributors: tuple[Contributor, ...]
-
-
-def group(spec: RoundSpec, contributors: Sequence[Contributor]) -> Grouping:
-    """Sort contributors by id, weigh them and divide them into groups."""
-    ordered = sorted(contributors, key=lambda contributor: contributor.client)
-    topology, sizes = spec.levels(spec.expected if spec.eager else len(ordered))
-    order = addition_order.natural_order(sizes) if spec.order is None else spec.order
-    first_level = list(sizes[0])
-    if spec.eager:
-        # The groups of an eager round are those of the expected clients, so some may be smaller.
-        present = {contributor.client for contributor in ordered}
-        first_level = [len(present.intersection(clients)) for clients in spec.groups()]
-    orders = addition_order.split_order(order, sizes)
-    levels = tuple(map(Level.of_sizes, (first_level, *sizes[1:]), orders))
-    return Grouping(topology, sizes, order, levels, weigh(ordered, _weights(spec)))
-
-
-def _weights(spec: RoundSpec) -> str:
-    """Return how contributors are weighed."""
-    return EQUAL if spec.robust_rule and spec.robust_rule.is_columns else spec.weights
 
 
 def _choose_shards(
@@ -239,8 +184,7 @@ def _create_next_model(context: PlanContext, parts: dict[str, str]) -> NextModel
     optimizer, current = context.spec.server_optimizer, context.model
     if optimizer is None or current is None:
         return None
-    # An optimizer cannot use the state of another one.
-    continues = (current.optimizer or {}).get("optimizer") == optimizer.optimizer
+    step, state = current.continued_by(optimizer)
     model_key, *state_keys = next_model_keys(optimizer, context.round_id)
     uploads = (
         _create_upload(context, model_key, parts),
@@ -250,8 +194,8 @@ def _create_next_model(context: PlanContext, parts: dict[str, str]) -> NextModel
     return NextModel(
         server_optimizer=optimizer,
         version=current.number + 1,
-        step=current.steps + 1 if continues else 1,
+        step=step,
         model=current.tensors,
-        state=tuple(current.state[name] for name in optimizer.state) if continues else (),
+        state=state,
         uploads=uploads,
     )

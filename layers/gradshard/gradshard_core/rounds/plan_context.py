@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from gradshard_core.aggregation import buffers
 from gradshard_core.aggregation.buffers import Stretches
 from gradshard_core.errors import ModelStateError, PlanError
 from gradshard_core.formats.keys import RoundKeys
@@ -76,11 +75,7 @@ class PlanContext(NamedTuple):
         optimizer = self.spec.server_optimizer
         if optimizer is None or self.model is None:
             return ()
-        if optimizer.buffers is None:
-            names = self.model.buffers
-        else:
-            names = buffers.named(layout, optimizer.buffers)
-        return buffers.stretches_of(layout, names)
+        return self.model.buffers_in(layout, optimizer)
 
 
 def read_context(

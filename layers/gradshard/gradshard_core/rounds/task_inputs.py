@@ -10,7 +10,7 @@ import numpy as np
 from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.decoding import DecodedSource, Desk
 from gradshard_core.aggregation.gathering import Range
-from gradshard_core.aggregation.kernel import Addition, Reduction, Source, Zone, clip_zones
+from gradshard_core.aggregation.kernel import Source, Zone
 from gradshard_core.aggregation.sharding import (
     SLICE_BYTES,
     gathered_bytes,
@@ -95,31 +95,11 @@ class TaskInputs:
         gathered = gathered_bytes() if self._gathers else 0
         self._buffer = memoryview(np.empty(SLICE_BYTES + gathered, np.uint8))
         self._desk = Desk()
-        self.reduction = self._reduction()
-
-    def _reduction(self) -> Reduction:
-        plan, level = self.plan, self.task.level
-        robust = plan.computation.robust
-        if robust is not None:
-            return robust.reduction(len(self.numbers), gathers=self._gathers)
-        is_last = plan.is_last(level)
-        return Addition(
-            order=plan.levels[level].order,
-            of_sums=level > 0,
-            to_sums=not is_last,
-            divisor=plan.divisor if is_last else 1,
-            allow_nonfinite=plan.computation.allow_nonfinite,
-            gathers=self._gathers,
-        )
+        self.reduction = plan.reduction(task.level, len(self.numbers), gathers=self._gathers)
 
     def zones(self, start: int) -> list[Zone]:
         """Return the weights of the inputs, from byte ``start`` of the layout on."""
-        if self.task.level > 0:
-            return [Zone(start, self.task.end, [1.0] * len(self.numbers))]
-        return [
-            zone._replace(weights=[zone.weights[number] for number in self.numbers])
-            for zone in clip_zones(self.plan.zones, start, self.task.end)
-        ]
+        return self.plan.input_zones(self.task, start)
 
     @contextlib.contextmanager
     def opened(self, start: int) -> Iterator[list[InputStream]]:

@@ -1,50 +1,16 @@
-"""The weights of contributors, and of each layer of partial updates."""
+"""The weights of each layer of partial updates, which may depend on the records of past rounds."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, STEPS, shares_of
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan import Contributor, LayerRanges, PlannedLayerWeights
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.s3.store import S3Store
-from gradshard_core.stragglers.assignments import bounded_steps, normalised_weights
 from gradshard_core.stragglers.layers import Coverage, Layer
 from gradshard_core.stragglers.participation import PastRound, PastRounds, estimate_reach
 from gradshard_core.stragglers.salf import effective_weights
-
-
-def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributor, ...]:
-    """Give contributors their weights.
-
-    Parameters
-    ----------
-    contributors
-        All of the round's contributors.
-    weights
-        ``counts``, which do not depend on the other contributors, ``shares``, ``steps`` or
-        ``equal``.
-    """
-    samples = [contributor.samples for contributor in contributors]
-    if weights == COUNTS:
-        values = list(map(float, samples))
-    elif weights == EQUAL:
-        values = [1 / len(contributors)] * len(contributors)
-    elif weights == STEPS:
-        steps = bounded_steps(list(local_steps(contributors).values()))
-        values = list(normalised_weights(samples, steps))
-    else:
-        values = shares_of(samples)
-    return tuple(
-        replace(contributor, weight=weight)
-        for contributor, weight in zip(contributors, values, strict=True)
-    )
-
-
-def local_steps(contributors: Sequence[Contributor]) -> dict[str, int]:
-    """Return the local steps by client; updates that report none were rejected before."""
-    return {c.client: (c.report or {})["steps"] for c in contributors}
 
 
 def weigh_layers(

@@ -1,0 +1,68 @@
+"""``gradshard verify``: check a sample of a round's result bit by bit."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from gradshard.cli.options import connected, json_option, option, quiet_option
+from gradshard.cli.output import print_json, progress_bar
+from gradshard.cli.values import FractionType
+from gradshard.utils.text import escape_terminal
+
+if TYPE_CHECKING:
+    from gradshard.client.federation import Federation
+    from gradshard.client.verification import Verification
+
+
+@click.command()
+@click.argument("name", metavar="ROUND")
+@option(
+    "--sample",
+    type=FractionType(),
+    default=0.01,
+    metavar="PART",
+    help="Recompute this part of the result, for example 1%, 0.05 or 100%.",
+    default_text="1%, and at least one range",
+)
+@option(
+    "--seed",
+    metavar="TEXT",
+    help="Draw the ranges that this seed decides on.",
+    default_text="random; it is printed",
+)
+@json_option
+@quiet_option
+@connected
+def verify(
+    federation: "Federation", name: str, sample: float, seed: str | None, as_json: bool
+) -> None:
+    """Check a sample of a round's result bit by bit.
+
+    The command draws byte ranges of the result at random, computes them from the updates that were
+    averaged, and compares every bit with the published average, and with the version of the model
+    if the round made one. You need permission to read the updates.
+    """
+    from gradshard.client.verification import VerificationError
+
+    with progress_bar(f"verifying {name}") as progress:
+        try:
+            found = federation.round(name).verify(sample=sample, seed=seed, progress=progress)
+        except VerificationError as error:
+            if as_json:
+                print_json(error.verification.to_json())
+            raise
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _print(found)
+
+
+def _print(found: "Verification") -> None:
+    """Print the outcome; it is the command's result, so --quiet does not silence it."""
+    click.echo(f"round {escape_terminal(found.round_id)} is correct, as far as it was checked")
+    click.echo(f"  {found.extent}, with seed {escape_terminal(found.seed)}")
+    for key in found.objects:
+        click.echo(f"  {escape_terminal(key)}: every bit of them is as published")
+    click.echo(f"  {found.confidence}")
+    for note in found.notes:
+        click.echo(f"  note: {escape_terminal(note)}")

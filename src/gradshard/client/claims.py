@@ -1,0 +1,418 @@
+"""What a completed round claims: these updates, by these rules, make this result.
+
+A claim is read from the round's spec and manifest, and from the headers of the objects that the
+manifest names. The plan is not read. Groups, order of additions and weights are derived from the
+spec and from what the updates state. The manifest is trusted only for who contributed, with which
+version of which object.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from gradshard.utils.parallel import run_parallel
+from gradshard.utils.text import pluralize
+from gradshard_core.aggregation.addition_order import format_order
+from gradshard_core.aggregation.arithmetic import STEPS
+from gradshard_core.errors import (
+    ChangedObjectError,
+    ModelNotFoundError,
+    PlanError,
+    UpdateError,
+)
+from gradshard_core.formats.encoded import parse_update
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard_core.formats.layout import (
+    PREFIX_BYTES,
+    Header,
+    Layout,
+    header_length,
+    parse_samples,
+)
+from gradshard_core.planning.grouping import Grouping, group, layer_ranges, weights_of
+from gradshard_core.planning.outputs import NextModel
+from gradshard_core.planning.plan import (
+    Computation,
+    Contributor,
+    LayerRanges,
+    Participants,
+    Plan,
+    PlannedLayerWeights,
+    PlannedLayout,
+)
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.records import model_registry
+from gradshard_core.records.layer_weights import weigh_layers
+from gradshard_core.records.model_registry import Version
+from gradshard_core.s3.store import S3Store
+from gradshard_core.stragglers.assignments import parse_report
+from gradshard_core.stragglers.layers import Coverage, Layer, coverage_of, layers_of
+from gradshard_core.stragglers.salf import FEDAVG
+
+THREADS: Final = 16
+"""Headers read at once: enough to hide the requests' latency."""
+
+FIRST_READ_BYTES: Final = 64 * 1024
+"""The header of most models is shorter than this, so that one request reads it."""
+
+NAMED: Final = 5
+"""Clients that an error names."""
+
+
+class NamedContributor(NamedTuple):
+    """A contributor as the manifest names it."""
+
+    client: str
+    source: ObjectVersion
+    samples: int
+    weight: float | None
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "NamedContributor":
+        """Read it from a manifest."""
+        source = {name: fields[name] for name in ObjectVersion._fields}
+        return cls(fields["client"], ObjectVersion(**source), fields["samples"], fields["weight"])
+
+
+@dataclass(frozen=True)
+class StatedRound:
+    """What the manifest of a completed round states.
+
+    Parameters
+    ----------
+    result
+        The published average.
+    contributors
+        Whose updates it is the average of.
+    computation
+        Topology, order, weights, rule, and sizes of groups, as the manifest has them.
+    layers
+        The weights of each layer of partial updates, by client.
+    model
+        The version of the model that the round made.
+    """
+
+    result: ObjectVersion
+    contributors: tuple[NamedContributor, ...]
+    computation: Mapping[str, Any]
+    layers: tuple[tuple[float | None, Mapping[str, float]], ...]
+    model: Version | None
+
+    @classmethod
+    def from_json(cls, manifest: Mapping[str, Any]) -> "StatedRound":
+        """Read it from a manifest.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            It is not one of a completed round.
+        """
+        update = manifest["update"]
+        return cls(
+            ObjectVersion(*(update[name] for name in ObjectVersion._fields)),
+            tuple(map(NamedContributor.from_json, manifest["contributors"])),
+            {name: manifest[name] for name in ("topology", "order", "weights", "rule", "groups")},
+            tuple((layer["p"], dict(layer["weights"])) for layer in manifest.get("layers", ())),
+            manifest["model"] and Version.from_json(manifest["model"]),
+        )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A round's claim, and what speaks against it before a byte is recomputed.
+
+    Parameters
+    ----------
+    plan
+        How the result follows from the updates, as one shard.
+    layout
+        The layout of the result.
+    result
+        The published average.
+    next_model, state
+        The published version of the model and the optimizer's state; None if the round made none,
+        or if the version that it began from is gone.
+    contradictions
+        Statements of the manifest that are not true.
+    notes
+        What could not be checked, and why.
+    """
+
+    plan: Plan
+    layout: Layout
+    result: StoredTensors
+    next_model: StoredTensors | None
+    state: tuple[StoredTensors, ...]
+    contradictions: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def read_claim(
+    store: S3Store,
+    keys: RoundKeys,
+    spec: RoundSpec,
+    model_version: int | None,
+    stated: StatedRound,
+) -> Claim:
+    """Read what a completed round claims.
+
+    Parameters
+    ----------
+    store, keys
+        The round.
+    spec, model_version
+        What it was opened with, and the version of the model that it began from.
+    stated
+        What its manifest states.
+
+    Raises
+    ------
+    ChangedObjectError
+        The result, or an update, is gone in the version that the manifest names; the text says
+        which ones.
+    UpdateError
+        An object is no safetensors object.
+    """
+    return _Reader(store, keys, spec, model_version, stated).read()
+
+
+class _Sent(NamedTuple):
+    """What is kept of an update's header."""
+
+    contributor: Contributor
+    coverage: Coverage | None
+    contradictions: tuple[str, ...]
+
+
+class _Reader:
+    """Reads one claim; contradictions and notes are collected on the way."""
+
+    def __init__(
+        self,
+        store: S3Store,
+        keys: RoundKeys,
+        spec: RoundSpec,
+        model_version: int | None,
+        stated: StatedRound,
+    ) -> None:
+        self._store, self._keys, self._spec = store, keys, spec
+        self._model_version, self._stated = model_version, stated
+        self._contradictions: list[str] = []
+        self._notes: list[str] = []
+
+    def read(self) -> Claim:
+        """Read the claim."""
+        result, named = self._stated.result, self._stated.contributors
+        self._expect("the result's key", result.key, self._keys.result)
+        header = _read_header(self._store, result)
+        layout = header.layout
+        self._check_who(named)
+        sent = self._read_updates(named, layout)
+        grouping = group(self._spec, [s.contributor for s in sent])
+        self._check_grouping(grouping, named)
+        planned = self._plan(grouping, layout, sent)
+        plan, version = self._apply(planned, layout)
+        return Claim(
+            plan,
+            layout,
+            StoredTensors(result, header.data_offset),
+            None if version is None else version.tensors,
+            () if version is None else tuple(version.state[n] for n in _state_names(plan)),
+            tuple(self._contradictions),
+            tuple(self._notes),
+        )
+
+    def _expect(self, what: str, stated: object, derived: object) -> None:
+        if stated != derived:
+            self._contradictions.append(f"{what} is {stated!r} in the manifest, not {derived!r}")
+
+    def _check_who(self, named: Sequence[NamedContributor]) -> None:
+        """Check who contributes, as far as the spec decides it."""
+        for client, count in Counter(c.client for c in named).items():
+            if count > 1:
+                self._contradictions.append(f"{client}: the manifest names it {count} times")
+            if not self._spec.expects(client):
+                self._contradictions.append(f"{client}: the round does not expect it")
+        if len(named) < self._spec.min_clients:
+            self._contradictions.append(
+                f"{pluralize(len(named), 'contributor')}, but min_clients is "
+                f"{self._spec.min_clients}"
+            )
+        sent_to = RoundKeys(self._spec.updates_from) if self._spec.updates_from else self._keys
+        for contributor in named:
+            own = {sent_to.update(contributor.client)}
+            if self._spec.partial_rule is not None:
+                own.add(sent_to.partial_update(contributor.client))
+            if contributor.source.key not in own:
+                self._contradictions.append(
+                    f"{contributor.client}: {contributor.source.key} is not the key of its update"
+                )
+
+    def _read_updates(self, named: Sequence[NamedContributor], layout: Layout) -> list[_Sent]:
+        """Read the headers of the updates."""
+        layers = layers_of(layout, self._spec.layers) if self._spec.partial_rule is not None else ()
+        # Parsed, a header may take 150 MB.
+        one_at_a_time = threading.Lock()
+        read = partial(self._read_update, layout=layout, layers=layers, lock=one_at_a_time)
+        jobs = [partial(read, contributor) for contributor in named]
+        sent: list[_Sent] = []
+        gone: list[str] = []
+        for found in run_parallel(jobs, THREADS, threading.Event()):
+            if isinstance(found, _Sent):
+                sent.append(found)
+                self._contradictions += found.contradictions
+            else:
+                gone.append(found)
+        if gone:
+            raise _gone(self._keys, sorted(gone), len(named))
+        return sent
+
+    def _read_update(
+        self,
+        named: NamedContributor,
+        *,
+        layout: Layout,
+        layers: Sequence[Layer],
+        lock: threading.Lock,
+    ) -> _Sent | str:
+        """Read the header of an update; return what is kept of it, or that it is gone."""
+        client, source = named.client, named.source
+        try:
+            header = _read_header(self._store, source, lock)
+            samples = parse_samples(header.metadata)
+        except ChangedObjectError as error:
+            return f"{client} ({error})"
+        except UpdateError as error:
+            raise UpdateError(f"{source.key}: {error}") from None
+        contradictions = []
+        if samples != named.samples:
+            contradictions.append(
+                f"{client}: samples is {named.samples} in the manifest, but its update states "
+                f"{samples}"
+            )
+        difference = layout.difference(header.layout, partial=self._spec.partial_rule is not None)
+        if difference is not None:
+            raise UpdateError(f"{source.key} does not have the layout of the result: {difference}")
+        report = None
+        if self._spec.weights == STEPS:
+            report = asdict(parse_report(samples, header.metadata))
+        coverage = coverage_of(layers, header.layout.shapes) if layers else None
+        runs = layout.runs_in(header.layout, header.data_offset)
+        contributor = Contributor(client, source, samples, 0.0, runs, report)
+        return _Sent(contributor, coverage, tuple(contradictions))
+
+    def _check_grouping(self, grouping: Grouping, named: Sequence[NamedContributor]) -> None:
+        spec = self._spec
+        derived = {
+            "topology": grouping.topology,
+            "order": format_order(grouping.order),
+            "weights": weights_of(spec),
+            "rule": FEDAVG if spec.rule is None else spec.rule.name,
+            "groups": [[stop - first for first, stop in level.groups] for level in grouping.levels],
+        }
+        for name, value in derived.items():
+            self._expect(name, self._stated.computation[name], value)
+        if self._spec.partial_rule is None:
+            weights = {c.client: c.weight for c in grouping.contributors}
+            for contributor in named:
+                self._expect(
+                    f"{contributor.client}: weight",
+                    contributor.weight,
+                    weights[contributor.client],
+                )
+
+    def _plan(self, grouping: Grouping, layout: Layout, sent: Sequence[_Sent]) -> Plan:
+        spec = self._spec
+        ranges = layer_ranges(spec, layout)
+        computation = Computation(
+            levels=grouping.levels,
+            topology=grouping.topology,
+            order=format_order(grouping.order),
+            weights=weights_of(spec),
+            rule=FEDAVG if spec.rule is None else spec.rule.name,
+            robust=spec.robust_rule,
+            layers=self._layer_weights(grouping.contributors, ranges, sent),
+            allow_nonfinite=spec.allow_nonfinite,
+        )
+        return Plan(
+            self._keys.round_id,
+            Participants(grouping.contributors),
+            computation,
+            PlannedLayout.of(layout, layers=ranges),
+        )
+
+    def _layer_weights(
+        self,
+        contributors: Sequence[Contributor],
+        ranges: Sequence[LayerRanges],
+        sent: Sequence[_Sent],
+    ) -> tuple[PlannedLayerWeights, ...]:
+        """Derive the weights of each layer; take the manifest's if past rounds are gone."""
+        if self._spec.partial_rule is None:
+            return ()
+        coverage = {s.contributor.client: s.coverage for s in sent if s.coverage is not None}
+        stated = tuple(
+            PlannedLayerWeights(missed, tuple(weights.get(c.client) for c in contributors))
+            for missed, weights in self._stated.layers
+        )
+        try:
+            derived = weigh_layers(self._store, self._spec, contributors, ranges, coverage)
+        except PlanError as error:
+            self._notes.append(f"the weights of layers are the manifest's: {error}")
+            return stated
+        self._expect("the number of layers", len(stated), len(derived))
+        for layer, ours, theirs in zip(ranges, derived, stated, strict=False):
+            self._expect(f"layer {layer.name}: p and weights", tuple(theirs), tuple(ours))
+        return derived
+
+    def _apply(self, plan: Plan, layout: Layout) -> tuple[Plan, Version | None]:
+        """Add to the plan how the round's model follows, if the round made one."""
+        optimizer = self._spec.server_optimizer
+        if optimizer is None:
+            return plan, None
+        made, number = self._stated.model, self._model_version
+        if made is None or number is None:
+            self._contradictions.append(
+                "the manifest names no version of the model, but the round makes one"
+            )
+            return plan, None
+        try:
+            base = model_registry.read_version(self._store, optimizer.model, number)
+        except ModelNotFoundError as error:
+            self._notes.append(f"the model was not checked: {error}")
+            return plan, None
+        step, state = base.continued_by(optimizer)
+        buffers = base.buffers_in(layout, optimizer)
+        self._expect("the model's version", made.number, number + 1)
+        self._expect("the model's optimizer", made.optimizer, optimizer.to_json())
+        self._expect("the optimizer's steps", made.steps, step)
+        new = NextModel(optimizer, number + 1, step, base.tensors, state, ())
+        planned = replace(plan, layout=replace(plan.layout, buffers=buffers), next_model=new)
+        return planned, made
+
+
+def _state_names(plan: Plan) -> tuple[str, ...]:
+    return () if plan.next_model is None else plan.next_model.server_optimizer.state
+
+
+def _read_header(
+    store: S3Store, source: ObjectVersion, lock: threading.Lock | None = None
+) -> Header:
+    """Read and parse the header of an object version."""
+    first = store.get_range(source, 0, min(source.nbytes, FIRST_READ_BYTES))
+    end = PREFIX_BYTES + header_length(first, source.nbytes)
+    with lock or threading.Lock():
+        text = first if end <= len(first) else store.get_range(source, 0, end)
+        return parse_update(text[PREFIX_BYTES:end], source.nbytes)
+
+
+def _gone(keys: RoundKeys, gone: Sequence[str], contributors: int) -> ChangedObjectError:
+    more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
+    return ChangedObjectError(
+        f"round {keys.round_id!r} cannot be verified any more: {len(gone)} of its "
+        f"{pluralize(contributors, 'update')} cannot be read in the version that the manifest "
+        f"names: {'; '.join(gone[:NAMED])}{more}"
+    )
