@@ -359,6 +359,17 @@ class S3Store(MultipartUploads, PresignedUrls, JsonReads):
                         entry["Key"], entry["ETag"], entry["Size"], entry["LastModified"]
                     )
 
+    def list_folders(self, prefix: str) -> Iterator[str]:
+        """List what is between a prefix and the next slash of the keys under it, in order."""
+        with translated(prefix):
+            for page in self._s3.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=prefix, Delimiter="/"
+            ):
+                self.meter.add(puts=1)  # a LIST is priced as a PUT
+                check_listing(page)
+                for entry in page.get("CommonPrefixes", []):
+                    yield entry["Prefix"].removeprefix(prefix).removesuffix("/")
+
 
 def _check_first(response: "GetObjectOutputTypeDef", body: bytes, nbytes: int | None) -> None:
     """Check that an answer holds the first bytes, where those were asked for."""
