@@ -135,6 +135,10 @@ class MemoryStore(ClientStore):
             if key.startswith(prefix):
                 yield ListedObject(key, self.etags[key], len(self.objects[key]), now)
 
+    def list_folders(self, prefix: str) -> Iterator[str]:
+        keys = [key.removeprefix(prefix) for key in sorted(self.objects) if key.startswith(prefix)]
+        yield from dict.fromkeys(key.partition("/")[0] for key in keys if "/" in key)
+
     def create_upload(
         self, key: str, metadata: dict[str, str] | None = None, *, checked: bool = False
     ) -> str:

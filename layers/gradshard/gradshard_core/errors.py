@@ -76,6 +76,27 @@ class RoundFailed(GradshardError):  # noqa: N818 - the outcome a caller waits fo
     """The round ended without an averaged update; the text is the recorded cause."""
 
 
+class TrainingNotFoundError(GradshardError):
+    """There is no training of that name."""
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """Make one that says what to do."""
+        return cls(f"there is no training {name!r}: look at the name, or start it first")
+
+
+class TrainingExistsError(GradshardError):
+    """A training of that name was started before, with other options."""
+
+
+class TrainingStateError(GradshardError):
+    """The training is not, or no longer, at the point where that can be done."""
+
+
+class TrainingFailed(GradshardError):  # noqa: N818 - as RoundFailed
+    """The training could not be started, or has paused; the text is the recorded cause."""
+
+
 class ModelNotFoundError(GradshardError):
     """There is no model, or no version of it, of that name."""
 

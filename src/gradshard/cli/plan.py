@@ -19,15 +19,14 @@ from gradshard.cli.output import cell, dollars, print_json
 from gradshard.cli.round_options import round_options
 from gradshard.cli.values import SizeType
 from gradshard.utils.text import format_size, pluralize
-from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.planning import limits, memory_projection, planner
+from gradshard_core.planning import limits, planner
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.projection import Projection
-from gradshard_core.planning.spec import RoundSpec, parse_spec
-from gradshard_core.planning.workload import Workload
+from gradshard_core.planning.spec import parse_spec
+from gradshard_core.planning.spec_workload import workload_of
 
 DEFAULT_ARCHITECTURE: Final = "arm64"
 
@@ -105,7 +104,7 @@ def plan(
     """
     spec = parse_spec({"clients": clients, **options})
     name, _ = spec.levels(clients)
-    load = _workload(spec, size, clients, codec)
+    load = workload_of(spec, size, clients, codec=codec)
     if stack or local:
         deployed = connect(
             stack or DEFAULT_STACK, region=region, profile=profile, local=local, port=port
@@ -153,24 +152,6 @@ def plan(
     console.print(_table(shown, choice))
     if len(shown) < len(rows):
         console.print(cell(f"{len(rows) - len(shown)} more with --all"))
-
-
-def _workload(spec: RoundSpec, nbytes: int, clients: int, codec: str | None) -> Workload:
-    """Return the work of a round of these clients, each with an update of ``nbytes``."""
-    name, levels = spec.levels(clients)
-    order = spec.order or addition_order.natural_order(levels)
-    # Of F32.
-    stored = None if codec is None else CODECS[codec].stored_bytes(nbytes // 4)
-    return Workload(
-        nbytes,
-        levels,
-        is_cut=TOPOLOGIES[name].is_cut,
-        depth=max(1, *map(len, addition_order.split_order(order, levels))),
-        plan_bytes=memory_projection.plan_bytes(clients),
-        holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
-        applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
-        stored_bytes=stored,
-    )
 
 
 def _thin_out(frontier: list[Projection], choice: Projection) -> list[Projection]:

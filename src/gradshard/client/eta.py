@@ -5,7 +5,7 @@ from datetime import datetime
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from gradshard.client import round_cost
+from gradshard_core.planning import round_cost
 
 
 class Pace(NamedTuple):

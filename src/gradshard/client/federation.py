@@ -1,4 +1,4 @@
-"""A federation: open rounds, list them, and get handles of rounds and models."""
+"""A federation: open rounds, start trainings, and get handles of rounds, trainings and models."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -7,16 +7,31 @@ from typing import Any, Unpack
 from gradshard.client import operations
 from gradshard.client.model import Model
 from gradshard.client.opening import encode_spec, wait_until_open
+from gradshard.client.participation import (
+    DEFAULT_PATIENCE_SECONDS,
+    Evaluate,
+    Participation,
+    Train,
+    participate,
+)
 from gradshard.client.round import Round
 from gradshard.client.round_options import RoundOptions
 from gradshard.client.stack import Stack
+from gradshard.client.training import (
+    ListedTraining,
+    Training,
+    TrainingOptions,
+    list_trainings,
+    start_training,
+)
 from gradshard.client.upload_source import layout_record
 from gradshard.deployment import local_engine
 from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
-from gradshard_core.errors import RoundNotFoundError, RoundStateError
+from gradshard_core.errors import RoundNotFoundError, RoundStateError, TrainingStateError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.spec import parse_new_spec
 from gradshard_core.records.round_spec import read_spec
+from gradshard_core.records.training_state import ENDED
 
 
 class Federation:
@@ -151,6 +166,111 @@ class Federation:
                     round_.cancel(reason)
                     yield round_
             seen |= running
+
+    def train(
+        self,
+        name: str,
+        *,
+        rounds: int,
+        clients: Sequence[str] | None = None,
+        **options: Unpack[TrainingOptions],
+    ) -> Training:
+        """Start a training; starting it again with the same options gives the same training.
+
+        Parameters
+        ----------
+        name
+            The training's id.
+        rounds
+            End after this number of completed rounds.
+        clients
+            The ids of the clients; None for everybody who joins.
+        options
+            As in :class:`gradshard.client.training.TrainingOptions`; None is as good as leaving an
+            option out.
+
+        Raises
+        ------
+        SpecError
+            The options are not valid.
+        TrainingExistsError
+            There is such a training with other options.
+        TrainingFailed
+            It could not be started.
+        """
+        return start_training(self.stack, name, rounds=rounds, clients=clients, **options)
+
+    def training(self, name: str) -> Training:
+        """Return a handle of a training that was started before; this sends no request."""
+        return Training(self.stack, name)
+
+    def trainings(self, status: str | None = None) -> Iterator[ListedTraining]:
+        """Yield the trainings whose objects are there, by name.
+
+        Parameters
+        ----------
+        status
+            Only those that are ``running``, ``paused`` or ``ended``.
+
+        Raises
+        ------
+        SpecError
+            There is no such status.
+        """
+        return list_trainings(self.stack, status)
+
+    def participate(
+        self,
+        client: str,
+        train: Train,
+        evaluate: Evaluate | None = None,
+        *,
+        training: str | None = None,
+        patience: float = DEFAULT_PATIENCE_SECONDS,
+    ) -> Participation:
+        """Take part in a training until it has ended.
+
+        The loop keeps nothing on this machine: if it is stopped and started again, it goes on with
+        the round that is under way. While the connection is lost it tries again.
+
+        Parameters
+        ----------
+        client
+            The client's id.
+        train
+            Gets the model, as arrays by name, and the
+            :class:`~gradshard_core.records.training_state.Invitation`. Returns the trained tensors,
+            the number of samples and, if there are any, metrics by name.
+        evaluate
+            Gets the same in an evaluation; returns metrics by name and the number of samples.
+            Without it the client sends nothing in evaluations.
+        training
+            The training's id; None for the only one that has not ended.
+        patience
+            How many seconds a lost connection may last.
+
+        Raises
+        ------
+        TrainingNotFoundError
+            There is no such training.
+        TrainingStateError
+            No training was named, and not exactly one has not ended.
+        UpdateError
+            What ``train`` or ``evaluate`` returned could not be averaged.
+        StoreError, ServiceError
+            S3 rejects the client's requests, or cannot be reached for longer than ``patience``.
+        """
+        name = self._only_training() if training is None else training
+        return participate(
+            self.stack, self.training(name), client, train, evaluate, patience=patience
+        )
+
+    def _only_training(self) -> str:
+        names = [entry.training for entry in self.trainings() if entry.state.status != ENDED]
+        if len(names) != 1:
+            found = ", ".join(names) or "none"
+            raise TrainingStateError(f"name the training: those that have not ended are {found}")
+        return names[0]
 
     def round(self, name: str) -> Round:
         """Return a handle of a round that was opened before; this sends no request."""

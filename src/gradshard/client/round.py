@@ -127,6 +127,7 @@ class Round(RoundAccess):
         partial: bool = False,
         codec: str | Compression | None = None,
         training: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float] | None = None,
         progress: Progress | None = None,
     ) -> bool:
         """Upload a client's update; until the round is planned, the last one counts.
@@ -153,6 +154,8 @@ class Round(RoundAccess):
         training
             What the client reports of its training: ``train_seconds``, ``batch_size``, ``epochs``
             and ``steps``, as far as they are known.
+        metrics
+            Numbers that the client measured, at most 32 by any names. A training averages them.
         progress
             Called with the bytes sent and the total.
 
@@ -171,7 +174,7 @@ class Round(RoundAccess):
             The round takes no more updates.
         """
         key = self.keys.update(client)
-        with content_of(update, samples, training) as content:
+        with content_of(update, samples, training, metrics) as content:
             spec, ordered = self.prepare(client, content, partial=partial, codec=codec)
             if self._is_counted(spec, client, ordered):
                 return False

@@ -21,6 +21,7 @@ class RoundOptions(TypedDict, total=False):
     """
 
     min_clients: int | None
+    enough_clients: int | None
     timeout: int | None
     topology: str | None
     fan_in: int | None

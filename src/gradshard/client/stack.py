@@ -129,6 +129,22 @@ class Stack:
         self._profile = profile
 
     @cached_property
+    def trainings(self) -> "Stack":
+        """The same stack with the machine that runs trainings, instead of rounds."""
+        machine = None if self._bucket else self.output("FederationStateMachineArn")
+        found = Stack(
+            self.name,
+            bucket=self.store.bucket,
+            state_machine=machine,
+            endpoint_url=self._given_endpoint_url,
+            port=self._port,
+            region=self._region,
+            profile=self._profile,
+        )
+        found.__dict__["store"] = self.store
+        return found
+
+    @cached_property
     def store(self) -> ClientStore:
         """The bucket."""
         bucket = self._bucket or self.output("BucketName")

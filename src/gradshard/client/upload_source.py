@@ -33,6 +33,7 @@ from gradshard_core.formats.layout import (
     parse_samples,
     shorten,
 )
+from gradshard_core.formats.metrics import encode_metrics
 from gradshard_core.stragglers.assignments import report_metadata
 from gradshard_core.units import MIB
 
@@ -357,6 +358,7 @@ def content_of(
     update: Mapping[str, Any] | str | Path,
     samples: int | None,
     training: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> Iterator[Content]:
     """Open an update: tensors by name, or the path of a .safetensors file.
 
@@ -367,13 +369,15 @@ def content_of(
     training
         What the client reports of its training
         (:func:`gradshard_core.stragglers.assignments.report_metadata`).
+    metrics
+        What it measured (:func:`gradshard_core.formats.metrics.encode_metrics`).
 
     Raises
     ------
     UpdateError
         It could not be averaged.
     """
-    metadata = report_metadata(training or {})
+    metadata = report_metadata(training or {}) | encode_metrics(metrics or {})
     if isinstance(update, str | Path):
         with FileContent(Path(update), samples, metadata) as content:
             yield content

@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _patch_etags_under_kms()
     _patch_max_concurrency_path()
     _patch_callback_failures()
+    _patch_nested_executions()
     _patch_error_names()
     _patch_events_to_functions()
     _patch_scheduler_tick()
@@ -276,6 +277,45 @@ def _patch_callback_failures() -> None:
 
     stepfunctions._invoke_with_callback = invoke
     stepfunctions._call_lambda = call
+
+
+def _patch_nested_executions() -> None:
+    """Start a nested execution of a name once, and report its failure under AWS's error names.
+
+    MiniStack runs an execution anew in the place of the one that had its name before.
+    """
+    from ministack.services import stepfunctions
+
+    start_sync, start = stepfunctions._start_sync_execution, stepfunctions._start_execution
+
+    def exists(error: str, request: dict[str, Any]) -> bool:
+        """Whether there is an execution of the name; it is an error if that one has ended."""
+        machine = request["stateMachineArn"].replace(":stateMachine:", ":execution:")
+        found = stepfunctions._executions.get(f"{machine}:{request.get('name')}")
+        if found is None:
+            return False
+        if found["status"] == "RUNNING" and found["input"] == request["input"]:
+            return True
+        raise stepfunctions._ExecutionError(error, f"Execution already exists: {request['name']}")
+
+    def run(_resource: str, input_data: Any) -> Any:
+        request = stepfunctions._nested_start_execution_request(input_data)
+        if exists("StepFunctions.ExecutionAlreadyExistsException", request):
+            raise stepfunctions._ExecutionError("States.TaskFailed", "it runs already")
+        _, _, body = start_sync(request)
+        answer = json.loads(body)
+        if answer.get("status") != "SUCCEEDED":
+            raise stepfunctions._ExecutionError("States.TaskFailed", json.dumps(answer))
+        return answer | {"output": json.loads(answer["output"])}
+
+    def begin(_resource: str, input_data: Any) -> Any:
+        request = stepfunctions._nested_start_execution_request(input_data)
+        if not exists("StepFunctions.ExecutionAlreadyExistsException", request):
+            start(request)
+        return {}
+
+    stepfunctions._invoke_nested_start_execution_sync = run
+    stepfunctions._invoke_nested_start_execution = begin
 
 
 def _patch_error_names() -> None:

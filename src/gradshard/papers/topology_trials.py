@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gradshard.client import round_cost
 from gradshard.client.federation import Federation
 from gradshard.client.round import Round
 from gradshard.client.stack import Stack
@@ -22,7 +21,7 @@ from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import GradshardError, RoundFailed, RoundStateError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.planning import pricing
+from gradshard_core.planning import pricing, round_cost
 from gradshard_core.planning.pricing import Bill
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.streams import RangeStream

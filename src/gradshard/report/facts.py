@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from gradshard.client import round_cost
 from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.topologies import AUTO
+from gradshard_core.planning import round_cost
 from gradshard_core.planning.spec import default_quorum
 from gradshard_core.stragglers.salf import FEDAVG
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from gradshard.client.round_cost import measured
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.planning import limits, pricing
@@ -18,6 +17,7 @@ from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.pricing import Bill, Requests, Tasks
+from gradshard_core.planning.round_cost import measured
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.collect_update import collect_update, deadline_passed

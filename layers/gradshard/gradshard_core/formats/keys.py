@@ -1,4 +1,4 @@
-"""The names of a round's objects, and what may be part of them."""
+"""The names of the objects of rounds, models and trainings, and what may be part of them."""
 
 import re
 from collections.abc import Mapping
@@ -8,11 +8,15 @@ from gradshard_core.errors import SpecError
 
 ROUNDS: Final = "rounds/"
 MODELS: Final = "models/"
+TRAININGS: Final = "trainings/"
 UPDATE_SUFFIX: Final = ".safetensors"
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Step Functions logs no execution whose name has other characters (API_StartExecution, `name`).
 _ROUND_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+# Shorter, since the ids of its rounds begin with it.
+_TRAINING_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+_FORMS: Final = {"round": _ROUND_ID, "training": _TRAINING_ID}
 _UPDATE_KEY: Final = re.compile(
     rf"{ROUNDS}(?P<round>{_ROUND_ID.pattern})/updates/(?P<client>.+){re.escape(UPDATE_SUFFIX)}",
     re.DOTALL,
@@ -37,15 +41,16 @@ _REPORT: Final = re.compile(r"(?P<level>[0-9]{1,3})/[0-9]{5,}\.json")
 
 def is_id(kind: str, name: str) -> bool:
     """Return whether a name has the form of the id of a ``kind``, as :func:`check_id` states it."""
-    return bool((_ROUND_ID if kind == "round" else _ID).fullmatch(name))
+    return bool(_FORMS.get(kind, _ID).fullmatch(name))
 
 
 def check_id(kind: str, name: object) -> str:
-    """Return ``name`` if it may name a ``kind``: a round, a client or a model.
+    """Return ``name`` if it may name a ``kind``: a round, a client, a model or a training.
 
     Ids become parts of S3 keys and schedule names, so they hold only what is plain in both:
-    letters, digits, dots, underscores and hyphens, 64 at most. A round's id is the name of its
-    execution, too, which may have no dot: Step Functions would not log it.
+    letters, digits, dots, underscores and hyphens, 64 at most. The ids of rounds and trainings are
+    names of executions, too, which may have no dot: Step Functions would not log it. That of a
+    training has 40 at most, since the ids of its rounds begin with it.
 
     Raises
     ------
@@ -53,10 +58,11 @@ def check_id(kind: str, name: object) -> str:
         It may not.
     """
     if not isinstance(name, str) or not is_id(kind, name):
-        dots = "" if kind == "round" else "dots, "
+        dots = "" if kind in _FORMS else "dots, "
+        most = 40 if kind == "training" else 64
         shown = name if not isinstance(name, str) or len(name) <= 80 else name[:79] + "…"
         raise SpecError(
-            f"{kind} id {shown!r} is not 1 to 64 ASCII letters, digits, {dots}underscores or "
+            f"{kind} id {shown!r} is not 1 to {most} ASCII letters, digits, {dots}underscores or "
             "hyphens that begin with a letter or digit"
         )
     if kind == "client" and name in RESERVED_CLIENTS:
@@ -174,6 +180,7 @@ class ModelKeys:
         self.name = check_id("model", name)
         root = f"{MODELS}{self.name}/"
         self.current = f"{root}current.json"
+        self.training = f"{root}training.json"
         self.versions = f"{root}versions/"
         self._rounds = f"{root}rounds/"
         self._puts = f"{root}puts/"
@@ -197,3 +204,42 @@ class ModelKeys:
     def put(self, name: str) -> str:
         """Return the key of a model that was put there whole."""
         return f"{self._puts}{name}{UPDATE_SUFFIX}"
+
+
+class TrainingKeys:
+    """The keys of one training's objects, and the ids of its rounds."""
+
+    def __init__(self, name: str) -> None:
+        self.name = check_id("training", name)
+        self.root = root = f"{TRAININGS}{self.name}/"
+        self.spec = f"{root}spec.json"
+        self.state = f"{root}state.json"
+        self.members = f"{root}members/"
+        self.records = f"{root}rounds/"
+
+    def member(self, client: str) -> str:
+        """Return the key by whose object a client has joined."""
+        return f"{self.members}{check_id('client', client)}.json"
+
+    def record(self, round_id: str) -> str:
+        """Return the key of the record of one of its rounds."""
+        return f"{self.records}{check_id('round', round_id)}.json"
+
+    def round_id(self, number: int, repetition: int, *, is_evaluation: bool = False) -> str:
+        """Return the id of a round; sorted, ids are in the order of the rounds.
+
+        Parameters
+        ----------
+        number
+            Of the round, from 1; of an evaluation, that of the round before.
+        repetition
+            How often a round of this number has failed.
+        is_evaluation
+            Whether clients evaluate the model in it, instead of training it.
+        """
+        again = f"-again{repetition}" if repetition else ""
+        return f"{self.name}-{number:05}{'-eval' if is_evaluation else ''}{again}"
+
+    def execution(self, run: int) -> str:
+        """Return the name of an execution of the training, of which there may be several."""
+        return self.name if run == 1 else f"{self.name}-run{run}"

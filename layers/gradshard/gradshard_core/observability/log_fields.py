@@ -32,10 +32,15 @@ UNITS: Final = {
     "Retries": "Count",
     "RoundsCompleted": "Count",
     "RoundsFailed": "Count",
+    "TrainingsEnded": "Count",
+    "TrainingsPaused": "Count",
     "MemoryUsed": "Percent",
     "TimeUsed": "Percent",
 }
 """The metrics, each with CloudWatch's unit; their one dimension is ``service``, the stack."""
+
+SUBJECTS: Final = ("training", "run", "step", "round", "attempt")
+"""The fields of an event that say what it is about."""
 
 Event = dict[str, Any]
 Outcome = dict[str, Any]
@@ -63,14 +68,14 @@ class Context(Protocol):
 
 
 def subject(event: Event) -> dict[str, Any]:
-    """Return what an event is about, as far as it says: round, attempt, task, contributor."""
+    """Return what an event is about, as far as it says, such as round, attempt and task."""
     if "detail" in event:
         key = event["detail"]["object"]["key"]
         parsed = parse_update_key(key)
         # Ids are checked later: whoever may write to the bucket chooses the key.
         names = {"round": parsed.round_id, "contributor": parsed.client} if parsed else {"key": key}
         return _cut(names)
-    known: dict[str, Any] = {name: event[name] for name in ("round", "attempt") if name in event}
+    known: dict[str, Any] = {name: event[name] for name in SUBJECTS if name in event}
     if task := event.get("task"):
         known["task"] = {"level": task["level"], "number": task["number"]}
     return _cut(known)

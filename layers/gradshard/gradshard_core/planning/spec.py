@@ -77,6 +77,12 @@ class RoundSpec:
         "Fail the round if fewer good updates are there at its deadline.",
         default="more than half of the clients, or as many as a robust rule needs",
     )
+    enough_clients: int | None = option(
+        WholeNumber(1, MAX_CLIENTS),
+        "Go on as soon as this number of clients has sent updates, instead of waiting for all.",
+        value=None,
+        default="all of the clients",
+    )
     timeout: int = option(
         Duration(MAX_TIMEOUT, "7d", is_whole=True),
         "Stop waiting for updates after this time.",
@@ -254,6 +260,9 @@ class RoundSpec:
 
     def is_complete(self, arrived: Sequence[str]) -> bool:
         """Whether nobody need be waited for."""
+        if self.enough_clients is not None:
+            there = arrived if isinstance(self.clients, int) else self._ids.intersection(arrived)
+            return len(set(there)) >= self.enough_clients
         if isinstance(self.clients, int):
             return len(set(arrived)) >= self.clients
         return not self.missing(arrived)
@@ -376,6 +385,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     least = others["rule"].least_clients if _is_robust(others.get("rule")) else 1
     min_clients = _parse_min_clients(fields.get("min_clients"), expected, least)
     spec = RoundSpec(clients=clients, min_clients=min_clients, **others)
+    _check_clients(spec)
     _check_robust(spec)
     _check_topology(spec)
     _check_rule(spec)
@@ -395,6 +405,19 @@ def parse_new_spec(fields: Mapping[str, Any]) -> RoundSpec:
     if spec.undecided is not None:
         raise SpecError(spec.undecided)
     return spec
+
+
+def _check_clients(spec: RoundSpec) -> None:
+    """Check how many clients are waited for."""
+    if spec.enough_clients is None:
+        return
+    if not spec.min_clients <= spec.enough_clients <= spec.expected:
+        raise SpecError(
+            f"enough_clients is {spec.enough_clients}, not from min_clients "
+            f"({spec.min_clients}) to the expected clients ({spec.expected})"
+        )
+    if spec.eager:
+        raise SpecError("eager waits for whole groups of clients: leave out enough_clients")
 
 
 def _check_rule(spec: RoundSpec) -> None:

@@ -44,7 +44,7 @@ def abort_round(
         ``status`` ``failed`` with ``error`` and ``cause``; or ``completed`` if the round had in
         fact ended well and only the answer was lost.
     """
-    error, cause = _plain(error, cause)
+    error, cause = plain_failure(error, cause)
     if task is not None:
         cause = f"task {task['number']} of level {task['level']}: {cause}"
     cause = cause[: aws_callbacks.MAX_CAUSE]
@@ -117,7 +117,7 @@ def _drop(store: S3Store, keys: Sequence[str]) -> None:
             store.delete(key)
 
 
-def _plain(error: str, cause: str) -> tuple[str, str]:
+def plain_failure(error: str, cause: str) -> tuple[str, str]:
     """Take error and cause out of the JSON in which Lambda wraps an exception."""
     try:
         wrapped = json.loads(cause)

@@ -235,7 +235,7 @@ def _is_anyone_missing(store: S3Store, keys: RoundKeys, spec: RoundSpec, arrivin
 
     A listing costs as much as a dozen looks, and while many are missing one or two looks do.
     """
-    if isinstance(spec.clients, int):
+    if isinstance(spec.clients, int) or spec.enough_clients is not None:
         return False
     others = [client for client in spec.clients if client != arriving]
     looked_for = random.sample(others, min(HEADS_BEFORE_LIST, len(others)))

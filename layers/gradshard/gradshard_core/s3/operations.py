@@ -43,6 +43,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
 
 _QUERY: Final = {
     "ContinuationToken": "continuation-token",
+    "Delimiter": "delimiter",
     "KeyMarker": "key-marker",
     "PartNumberMarker": "part-number-marker",
     "Prefix": "prefix",
@@ -73,6 +74,7 @@ _ANSWER_HEADERS: Final = {
 _METADATA: Final = "x-amz-meta-"
 
 _LISTS: Final = {
+    "CommonPrefixes": "CommonPrefixes",
     "Contents": "Contents",
     "DeleteMarker": "DeleteMarkers",
     "Error": "Errors",

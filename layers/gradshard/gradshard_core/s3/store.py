@@ -282,6 +282,12 @@ class S3Store(MultipartUploads, JsonReads):
                     entry["Key"], entry["ETag"], entry["Size"], entry["LastModified"]
                 )
 
+    def list_folders(self, prefix: str) -> Iterator[str]:
+        """List what is between a prefix and the next slash of the keys under it, in order."""
+        for page in self.pages("list_objects_v2", Prefix=prefix, Delimiter="/"):
+            for entry in page.get("CommonPrefixes", []):
+                yield entry["Prefix"].removeprefix(prefix).removesuffix("/")
+
 
 def _check_first(response: dict[str, Any], body: bytes, nbytes: int | None) -> None:
     """Check that an answer holds the first bytes, where those were asked for."""

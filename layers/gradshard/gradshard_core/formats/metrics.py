@@ -1,0 +1,108 @@
+"""Metrics of clients: numbers by name, which an update carries in its metadata."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from gradshard_core.errors import UpdateError
+
+METRICS_KEY: Final = "metrics"
+"""The key of an update's metadata that holds its metrics, as a JSON object."""
+
+MAX_METRICS: Final = 32
+"""Metrics of a client in a round."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./ -]{0,63}")
+_MAX_TEXT: Final = 8192
+"""Characters: more than as many metrics with the longest names take."""
+
+
+def is_metric_name(name: Any) -> bool:
+    """Return whether a metric may have this name."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def check_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics as numbers.
+
+    Raises
+    ------
+    UpdateError
+        They are too many, or one has no valid name or is not a finite number.
+    """
+    if len(metrics) > MAX_METRICS:
+        raise UpdateError(f"{len(metrics)} metrics, over {MAX_METRICS}: send fewer")
+    checked: dict[str, float] = {}
+    for name, value in metrics.items():
+        if not is_metric_name(name):
+            raise UpdateError(
+                f"metric {str(name)[:80]!r} is not 1 to 64 letters, digits, spaces and ._/- that "
+                "begin with a letter or digit"
+            )
+        try:
+            number = math.nan if isinstance(value, bool | str | bytes) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise UpdateError(f"metric {name!r} is {str(value)[:80]!r}, not a finite number")
+        checked[name] = number
+    return checked
+
+
+def encode_metrics(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return metrics as an update's metadata holds them.
+
+    Raises
+    ------
+    UpdateError
+        As :func:`check_metrics`.
+    """
+    checked = check_metrics(metrics)
+    return {METRICS_KEY: json.dumps(checked)} if checked else {}
+
+
+def parse_metrics(metadata: Mapping[str, str]) -> dict[str, float]:
+    """Read the metrics in an update's metadata; none if there are none.
+
+    Raises
+    ------
+    UpdateError
+        They are not what :func:`encode_metrics` writes.
+    """
+    text = metadata.get(METRICS_KEY)
+    if text is None:
+        return {}
+    if len(text) > _MAX_TEXT:
+        raise UpdateError(f"its metrics are {len(text)} characters, over {_MAX_TEXT}")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UpdateError("its metrics are no JSON") from None
+    if not isinstance(found, dict):
+        raise UpdateError("its metrics are no JSON object")
+    return check_metrics(found)
+
+
+def average(sent: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Return the mean of each metric, weighted by samples, over the clients that sent it.
+
+    The result depends on no order: sums are rounded once (:func:`math.fsum`).
+
+    Parameters
+    ----------
+    sent
+        The number of samples and the metrics of each client.
+    """
+    by_name: dict[str, list[tuple[int, float]]] = {}
+    for samples, metrics in sent:
+        for name, value in metrics.items():
+            by_name.setdefault(name, []).append((samples, value))
+    means = {name: _mean(values) for name, values in sorted(by_name.items())}
+    return {name: mean for name, mean in means.items() if math.isfinite(mean)}
+
+
+def _mean(values: list[tuple[int, float]]) -> float:
+    total = sum(samples for samples, _ in values)
+    return math.fsum(samples / total * value for samples, value in values)

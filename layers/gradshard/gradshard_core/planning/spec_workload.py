@@ -1,0 +1,33 @@
+"""The work of a round, from its spec and the size of its updates."""
+
+from typing import Final
+
+from gradshard_core.aggregation import addition_order
+from gradshard_core.aggregation.topologies import TOPOLOGIES
+from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.planning import memory_projection
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.workload import Workload
+
+F32_BYTES: Final = 4
+
+
+def workload_of(
+    spec: RoundSpec, nbytes: int, clients: int, *, codec: str | None = None
+) -> Workload:
+    """Return the work of a round of these clients, each with an update of ``nbytes``.
+
+    If ``codec`` names one, the updates are F32 and compressed with it.
+    """
+    name, levels = spec.levels(clients)
+    order = spec.order or addition_order.natural_order(levels)
+    return Workload(
+        nbytes,
+        levels,
+        is_cut=TOPOLOGIES[name].is_cut,
+        depth=max(1, *map(len, addition_order.split_order(order, levels))),
+        plan_bytes=memory_projection.plan_bytes(clients),
+        holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
+        applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
+        stored_bytes=None if codec is None else CODECS[codec].stored_bytes(nbytes // F32_BYTES),
+    )

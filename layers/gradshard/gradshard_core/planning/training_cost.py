@@ -1,0 +1,79 @@
+"""The price of a training's rounds on AWS: projected before they are opened, and as measured."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gradshard_core.aggregation.server_optimizers import ServerOptimizer
+from gradshard_core.planning import limits, planner, pricing, round_cost
+from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.spec_workload import workload_of
+
+TRANSITIONS: Final = 3
+"""Of federation.asl.json for each round: AdvanceTraining, WhatIsNext, RunRound."""
+
+# advance_training, at the template's 256 MB. Assumed: half a second.
+ADVANCE_GB_SECONDS: Final = 0.25 * 0.5
+ADVANCE_PUTS: Final = 3
+"""State, record, and the list of members."""
+
+ADVANCE_GETS: Final = 10
+"""Spec, state twice, manifest, plan, and the records of the model. To these comes the header of
+each update."""
+
+
+def overhead(clients: int, aggregator: LambdaConfig) -> float:
+    """Return the dollars of a training for each round, beside the round's own."""
+    requests = pricing.Requests(gets=ADVANCE_GETS + clients, puts=ADVANCE_PUTS)
+    prices = aggregator.prices
+    return (
+        TRANSITIONS * prices.transitions_per_1000 / 1e3
+        + prices.invocations_per_million / 1e6
+        + ADVANCE_GB_SECONDS * prices.gb_second(aggregator.architecture)
+        + prices.s3(requests)
+        # State and record are created, and the versions before expire.
+        + 2 * limits.EVENTS_PER_EXPIRING_OBJECT * prices.events_per_million / 1e6
+    )
+
+
+def projected(spec: RoundSpec, nbytes: int, aggregator: LambdaConfig) -> float:
+    """Return the dollars that a round is expected to cost, with all its functions started cold.
+
+    Parameters
+    ----------
+    spec
+        The round's.
+    nbytes
+        The size of an update's tensors.
+    aggregator
+        The functions that do its tasks.
+    """
+    clients = spec.expected
+    choice, _ = planner.choose(
+        workload_of(spec, nbytes, clients),
+        aggregator,
+        shards=spec.shards,
+        time_budget=spec.time_budget,
+    )
+    return choice.total_dollars + overhead(clients, aggregator)
+
+
+def measured(
+    manifest: Mapping[str, Any], optimizer: ServerOptimizer | None, aggregator: LambdaConfig
+) -> float:
+    """Return the dollars that a completed round has cost, by its manifest.
+
+    Where the manifest lists no tasks, because there were too many, it is what was projected.
+    """
+    clients = len(manifest["contributors"])
+    if not manifest["tasks"]:
+        return float(manifest["projected"]["dollars"]["total"]) + overhead(clients, aggregator)
+    bill = round_cost.measured(
+        manifest["tasks"],
+        clients=clients,
+        memory_mb=aggregator.memory_mb,
+        architecture=aggregator.architecture,
+        nbytes=manifest["update"]["nbytes"],
+        server_optimizer=optimizer and optimizer.to_json(),
+    )
+    return bill.total + overhead(clients, aggregator)

@@ -1,0 +1,209 @@
+"""A training's progress in the bucket: one object, which only its functions and operators change.
+
+``state.json`` says which round a training is at. It is changed by conditional writes alone, so of
+two functions that run at once one sees what the other has done. Each change by the state machine
+raises ``step``: a function that is called twice for a step answers twice and changes it once.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, Self
+
+from gradshard_core.errors import TrainingNotFoundError
+from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.planning.training_spec import TrainingSpec, parse_training_spec
+from gradshard_core.s3.retries import conditional_write_attempts
+from gradshard_core.s3.store import S3Store
+
+RUNNING: Final = "running"
+PAUSED: Final = "paused"
+ENDED: Final = "ended"
+
+PAUSE: Final = "pause"
+STOP: Final = "stop"
+"""What an operator can ask for; it happens when the current round has ended."""
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """A round of a training, as its clients read it.
+
+    Parameters
+    ----------
+    round_id
+        The round.
+    number
+        Of the round, from 1; of an evaluation, that of the round whose version is evaluated.
+    repetition
+        How often a round of this number has failed.
+    is_evaluation
+        Whether clients evaluate the model, instead of training it.
+    clients
+        Who is invited.
+    awaited
+        How many of them are waited for.
+    version
+        The version of the model that they fetch.
+    settings
+        What they train with.
+    """
+
+    round_id: str
+    number: int
+    repetition: int
+    is_evaluation: bool
+    clients: tuple[str, ...]
+    awaited: int
+    version: int
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read an invitation from a state."""
+        return cls(**{**fields, "clients": tuple(fields["clients"])})
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best version of the model so far, by the metric of the stop rule."""
+
+    version: int
+    number: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """How far a training is.
+
+    Parameters
+    ----------
+    status
+        ``running``, ``paused`` or ``ended``.
+    run
+        Number of the execution that the training goes on in, from 1.
+    step
+        How often the state machine has changed the state.
+    first_step
+        The step with which the execution began.
+    completed
+        How many rounds have completed.
+    version
+        The version of the model that the next round begins from; None for the current one.
+    last_round
+        The id of the last completed round; None before the first one.
+    invitation
+        The round that is under way.
+    failures
+        How often the round that comes next has failed, or could not be opened.
+    draw
+        How often it was drawn anew who takes part in it.
+    waits_until
+        Until when nothing is done, ISO 8601; None if the next round can begin.
+    gathers_since
+        Since when too few clients have joined for a round, ISO 8601.
+    evaluated
+        The number of the last round after which the model was evaluated.
+    best, no_better
+        The best version, and how many values of the metric since then were no better.
+    dollars
+        What the rounds have cost so far, and the last one.
+    last_dollars
+        What the last round of each kind has cost, by ``train`` and ``evaluate``.
+    silent
+        Clients that have not answered their last invitations, and how many of those.
+    request, reason
+        What an operator asked for, and why.
+    cause
+        Why the training has paused or ended.
+    started_at, changed_at
+        ISO 8601.
+    """
+
+    status: str
+    run: int
+    step: int
+    version: int | None
+    started_at: str
+    changed_at: str
+    first_step: int = 0
+    completed: int = 0
+    last_round: str | None = None
+    invitation: Invitation | None = None
+    failures: int = 0
+    draw: int = 0
+    waits_until: str | None = None
+    gathers_since: str | None = None
+    evaluated: int = 0
+    best: Best | None = None
+    no_better: int = 0
+    dollars: float = 0.0
+    last_dollars: Mapping[str, float] = field(default_factory=dict)
+    silent: Mapping[str, int] = field(default_factory=dict)
+    request: str | None = None
+    reason: str | None = None
+    cause: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the state as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        invitation, best = fields["invitation"], fields["best"]
+        return cls(
+            **{
+                **fields,
+                "invitation": invitation and Invitation.from_json(invitation),
+                "best": best and Best(**best),
+            }
+        )
+
+
+def read_training_spec(store: S3Store, keys: TrainingKeys) -> TrainingSpec | None:
+    """Return the options of a training; None if there is no such training."""
+    return store.get_json(keys.spec, lambda record: parse_training_spec(record["spec"]))
+
+
+def read_state(store: S3Store, keys: TrainingKeys) -> TrainingState | None:
+    """Return how far a training is; None if there is no such training."""
+    return store.get_json(keys.state, TrainingState.from_json)
+
+
+def change_state(
+    store: S3Store, keys: TrainingKeys, change: Callable[[TrainingState], TrainingState]
+) -> TrainingState:
+    """Change a training's state, whoever else does so at the same time.
+
+    Parameters
+    ----------
+    store, keys
+        The training.
+    change
+        Returns the next state; called again if the state was changed meanwhile. If it returns the
+        same state, nothing is written.
+
+    Raises
+    ------
+    TrainingNotFoundError
+        There is no such training.
+    """
+    state: TrainingState | None = None
+    for _ in conditional_write_attempts(keys.state):
+        # Looked at before it is read: if it is replaced meanwhile, the write fails.
+        head = store.head(keys.state)
+        before = read_state(store, keys)
+        if head is None or before is None:
+            raise TrainingNotFoundError.of(keys.name)
+        state = change(before)
+        if state == before or store.put_json(keys.state, state.to_json(), replaces=head.etag):
+            break
+    assert state is not None  # noqa: S101 - for mypy: the loop raises, or sets it
+    return state
+
+
+def requested(state: TrainingState, request: str, reason: str) -> TrainingState:
+    """Return a state in which an operator asks for a pause or for the end."""
+    return replace(state, request=request, reason=reason)

@@ -1,0 +1,1 @@
+"""The functions of the state machine that runs trainings, one module each."""

@@ -1,0 +1,124 @@
+"""Take a training one step further: record the round that has ended, decide, invite to the next."""
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from gradshard_core.errors import TrainingNotFoundError
+from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.records.training_state import (
+    ENDED,
+    PAUSED,
+    RUNNING,
+    TrainingState,
+    change_state,
+    read_training_spec,
+)
+from gradshard_core.s3.store import S3Store
+from gradshard_core.trainings.closing import close_round
+from gradshard_core.trainings.inviting import evaluation_spec, next_round
+from gradshard_core.trainings.round_outcome import read_outcome
+
+STEPS_PER_RUN: Final = 100
+"""Steps of an execution, each a round at most, before a successor takes over. Step Functions fails
+an execution at its 25,000th event; ``unit/trainings/test_history.py`` counts them."""
+
+ROUND: Final = "round"
+WAIT: Final = "wait"
+SETTLE: Final = "settle"
+SUCCESSOR: Final = "successor"
+SUPERSEDED: Final = "superseded"
+"""What the state machine does next, beside ending because the training has ``paused`` or
+``ended``."""
+
+
+def advance_training(
+    store: S3Store, name: str, *, run: int, step: int, aggregator: LambdaConfig
+) -> dict[str, Any]:
+    """Take a training one step further; safe to repeat.
+
+    Parameters
+    ----------
+    store
+        The bucket.
+    name
+        The training.
+    run, step
+        Which execution asks, and how often it has been answered.
+    aggregator
+        The functions that do the rounds' tasks, for prices.
+
+    Returns
+    -------
+    dict
+        ``status`` says what the state machine does next: ``round`` with ``round`` and ``spec``,
+        ``wait`` with ``seconds``, ``settle`` a ``round`` that has no manifest, start the
+        ``successor`` ``execution``, or end. ``training``, ``run`` and ``step`` are what the next
+        call gets.
+
+    Raises
+    ------
+    TrainingNotFoundError
+        There is no such training, or not any more.
+    """
+    keys = TrainingKeys(name)
+    spec = read_training_spec(store, keys)
+    if spec is None:
+        raise TrainingNotFoundError.of(name)
+    is_pending = False
+
+    def change(state: TrainingState) -> TrainingState:
+        nonlocal is_pending
+        is_pending = False
+        if (state.run, state.step) != (run, step) or state.status != RUNNING:
+            return state
+        now = datetime.now(UTC)
+        if state.invitation is not None:
+            optimizer = None if state.invitation.is_evaluation else spec.server_optimizer
+            outcome = read_outcome(
+                store, state.invitation.round_id, aggregator=aggregator, optimizer=optimizer
+            )
+            if outcome is None:
+                is_pending = True
+                return state
+            closed = close_round(store, keys, spec, state, outcome, now)
+        else:
+            closed = state
+        if closed.status == RUNNING and step - state.first_step >= STEPS_PER_RUN:
+            following = replace(closed, run=run + 1, first_step=step + 1)
+        else:
+            following = next_round(store, keys, spec, closed, now, aggregator)
+        return replace(following, step=step + 1, changed_at=now.isoformat())
+
+    state = change_state(store, keys, change)
+    asked = {"training": name, "run": run, "step": step}
+    if is_pending and state.invitation is not None:
+        return asked | {"status": SETTLE, "round": state.invitation.round_id}
+    return asked | _answer(keys, spec, state, run, step)
+
+
+def _answer(
+    keys: TrainingKeys, spec: TrainingSpec, state: TrainingState, run: int, step: int
+) -> dict[str, Any]:
+    """Return what the machine does by a state; the same whenever it asks."""
+    following: dict[str, Any] = {"step": state.step}
+    if (state.run, state.step) == (run + 1, step + 1):
+        execution = keys.execution(state.run)
+        return following | {"status": SUCCESSOR, "run": state.run, "execution": execution}
+    if state.run != run or state.step not in {step, step + 1}:
+        return {"status": SUPERSEDED}
+    if state.status in {PAUSED, ENDED}:
+        return following | {"status": state.status, "cause": state.cause}
+    invitation = state.invitation
+    if invitation is None:
+        until = datetime.fromisoformat(state.waits_until or state.changed_at)
+        seconds = math.ceil((until - datetime.now(UTC)).total_seconds())
+        return following | {"status": WAIT, "seconds": max(1, seconds)}
+    if invitation.is_evaluation:
+        terms = evaluation_spec(spec, invitation.clients, invitation.awaited)
+    else:
+        terms = spec.round_spec(invitation.clients, invitation.awaited, state.last_round)
+    return following | {"status": ROUND, "round": invitation.round_id, "spec": terms.to_json()}

@@ -1,0 +1,149 @@
+"""What the end of a round means for its training: its record, and whether the training goes on."""
+
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.records.training_state import (
+    ENDED,
+    PAUSED,
+    Best,
+    Invitation,
+    TrainingState,
+)
+from gradshard_core.s3.store import S3Store
+from gradshard_core.trainings.round_outcome import Outcome
+
+
+def close_round(
+    store: S3Store,
+    keys: TrainingKeys,
+    spec: TrainingSpec,
+    state: TrainingState,
+    outcome: Outcome,
+    now: datetime,
+) -> TrainingState:
+    """Record a round that has ended, and return the state of the training after it."""
+    invitation = state.invitation
+    assert invitation is not None  # noqa: S101 - for mypy: a round has ended
+    store.put_json(keys.record(invitation.round_id), _record(invitation, outcome, now))
+    kind = "evaluate" if invitation.is_evaluation else "train"
+    after = replace(
+        state,
+        invitation=None,
+        silent=_silent(state, invitation, outcome),
+        dollars=state.dollars + outcome.dollars,
+    )
+    if not outcome.is_completed:
+        return _repeat(spec, after, invitation, outcome, now)
+    after = replace(
+        after,
+        failures=0,
+        draw=0,
+        last_dollars={**state.last_dollars, kind: outcome.dollars},
+    )
+    if invitation.is_evaluation:
+        after = replace(after, evaluated=invitation.number)
+        return _judge(spec, after, invitation.version, outcome)
+    made = outcome.version
+    after = replace(
+        after, completed=invitation.number, version=made, last_round=invitation.round_id
+    )
+    if made != invitation.version + 1:
+        return paused(
+            after,
+            f"model {spec.server_optimizer.model!r} was changed by others just before round "
+            f"{invitation.round_id!r} was opened: the round made version {made} of it, not "
+            f"{invitation.version + 1}. Resume the training to go on from there",
+        )
+    if spec.evaluate_every is None and made is not None:
+        return _judge(spec, after, made, outcome)
+    return after
+
+
+def paused(state: TrainingState, cause: str) -> TrainingState:
+    """Return a state in which the training waits for its operator."""
+    return replace(state, status=PAUSED, cause=cause, waits_until=None)
+
+
+def ended(state: TrainingState, cause: str) -> TrainingState:
+    """Return the last state of a training."""
+    return replace(state, status=ENDED, cause=cause, waits_until=None)
+
+
+def _record(invitation: Invitation, outcome: Outcome, now: datetime) -> dict[str, Any]:
+    return {
+        **asdict(invitation),
+        **asdict(outcome),
+        "base_version": invitation.version,
+        "closed_at": now.isoformat(),
+    }
+
+
+def _silent(state: TrainingState, invitation: Invitation, outcome: Outcome) -> dict[str, int]:
+    """Count the invitations in a row that clients have missed."""
+    silent = dict(state.silent)
+    answered = outcome.answered
+    # With over-selection a round does not wait for the slower clients: they have missed nothing.
+    is_cut_short = len(answered) >= invitation.awaited
+    for client in invitation.clients:
+        if client in answered:
+            silent.pop(client, None)
+        elif not is_cut_short:
+            silent[client] = silent.get(client, 0) + 1
+    return silent
+
+
+def _repeat(
+    spec: TrainingSpec,
+    state: TrainingState,
+    invitation: Invitation,
+    outcome: Outcome,
+    now: datetime,
+) -> TrainingState:
+    """Return the state after a round that failed: it is repeated, or the training pauses."""
+    failures = state.failures + 1
+    said = f"round {invitation.round_id!r} failed ({outcome.error}): {outcome.cause}"
+    if outcome.error == "ModelStateError":
+        return paused(replace(state, failures=0), said)
+    if failures > spec.repeats:
+        times = "" if failures == 1 else f" It was tried {failures} times."
+        return paused(replace(state, failures=0), said + times)
+    # Other clients may answer; the same ones give the same bits.
+    draw = state.draw + (outcome.error == "QuorumError")
+    until = (now + timedelta(seconds=spec.repeat_after)).isoformat()
+    return replace(state, failures=failures, draw=draw, waits_until=until)
+
+
+def _judge(
+    spec: TrainingSpec, state: TrainingState, version: int, outcome: Outcome
+) -> TrainingState:
+    """Compare a version with the best one, and end the training if its rule says so."""
+    rule = spec.stop
+    if rule is None:
+        return state
+    value = outcome.metrics.get(rule.metric)
+    if value is None:
+        sent = ", ".join(outcome.metrics) or "none at all"
+        return paused(
+            state,
+            f"no client sent the metric {rule.metric!r}, by which the training stops; those that "
+            f"they sent: {sent}. Stop the training, and start one with another rule",
+        )
+    best = state.best
+    if rule.is_better(value, best.value if best else None):
+        best = Best(version, state.completed, rule.metric, value)
+        state = replace(state, best=best, no_better=0)
+    else:
+        state = replace(state, no_better=state.no_better + 1)
+    if rule.is_reached(value):
+        return ended(state, f"{rule.metric} is {value:g} after round {state.completed}")
+    if rule.patience is not None and state.no_better >= rule.patience and best is not None:
+        return ended(
+            state,
+            f"{rule.metric} has not become better than {best.value:g}, that of version "
+            f"{best.version}, {state.no_better} times in a row",
+        )
+    return state

@@ -1,0 +1,170 @@
+"""The next round of a training: whether there is one, and who is invited to it."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from gradshard_core.formats.keys import TrainingKeys, is_client
+from gradshard_core.planning import training_cost
+from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.spec import DEFAULT_TIMEOUT, RoundSpec, parse_new_spec
+from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.records import model_registry
+from gradshard_core.records.model_registry import Version
+from gradshard_core.records.training_state import (
+    PAUSE,
+    RUNNING,
+    STOP,
+    Invitation,
+    TrainingState,
+)
+from gradshard_core.s3.store import S3Store
+from gradshard_core.trainings import sampling
+from gradshard_core.trainings.closing import ended, paused
+
+LOOKS_FOR_MEMBERS = 60
+"""How often it is looked whether enough clients have joined, until the training pauses."""
+
+
+def next_round(
+    store: S3Store,
+    keys: TrainingKeys,
+    spec: TrainingSpec,
+    state: TrainingState,
+    now: datetime,
+    aggregator: LambdaConfig,
+) -> TrainingState:
+    """Return a state with the next invitation, or in which the training waits, pauses or ends."""
+    if state.status != RUNNING:
+        return state
+    settled = _asked_to_end(spec, state, now)
+    if settled is not None:
+        return settled
+    if state.waits_until is not None and now < datetime.fromisoformat(state.waits_until):
+        return state
+    model = spec.server_optimizer.model
+    current = model_registry.read_current(store, model)
+    if state.version not in {None, current.number}:
+        return paused(
+            state,
+            f"version {current.number} of model {model!r} was made by others while the training "
+            f"ran, whose last version is {state.version}. Resume the training to go on from there",
+        )
+    state = replace(state, version=current.number, waits_until=None)
+    members = spec.clients if spec.clients is not None else read_members(store, keys)
+    if len(members) < spec.needed():
+        return _gather(spec, state, len(members), now)
+    invited, awaited = spec.invited(len(members))
+    is_evaluation = evaluation_is_due(spec, state)
+    number = state.completed if is_evaluation else state.completed + 1
+    drawn = sampling.draw(
+        members,
+        invited,
+        seed=f"{spec.seed} {keys.name} {number} {is_evaluation} {state.draw}",
+        silent=state.silent,
+    )
+    invitation = Invitation(
+        keys.round_id(number, state.failures, is_evaluation=is_evaluation),
+        number,
+        state.failures,
+        is_evaluation,
+        drawn,
+        awaited,
+        current.number,
+        {name: schedule.at(number) for name, schedule in (spec.settings or {}).items()},
+    )
+    following = replace(state, invitation=invitation, gathers_since=None)
+    return _within_budget(spec, following, current, aggregator)
+
+
+def evaluation_is_due(spec: TrainingSpec, state: TrainingState) -> bool:
+    """Return whether clients evaluate the model next, instead of training it."""
+    if spec.evaluate_every is None or state.completed <= state.evaluated:
+        return False
+    is_last = state.completed >= spec.rounds
+    return is_last or state.completed % spec.evaluate_every == 0
+
+
+def evaluation_spec(spec: TrainingSpec, clients: tuple[str, ...], awaited: int) -> RoundSpec:
+    """Return the spec of a round in which clients send metrics and no tensors of the model."""
+    fields: dict[str, Any] = {
+        "clients": list(clients),
+        "min_clients": spec.round.get("min_clients") or awaited // 2 + 1,
+        "timeout": spec.round.get("timeout"),
+    }
+    if awaited < len(clients):
+        fields["enough_clients"] = awaited
+    return parse_new_spec(fields)
+
+
+def read_members(store: S3Store, keys: TrainingKeys) -> tuple[str, ...]:
+    """List the clients that have joined, sorted."""
+    names = (
+        entry.key.removeprefix(keys.members).removesuffix(".json")
+        for entry in store.list_objects(keys.members)
+    )
+    return tuple(sorted(name for name in names if is_client(name)))
+
+
+def _asked_to_end(spec: TrainingSpec, state: TrainingState, now: datetime) -> TrainingState | None:
+    """Return the state of a training that does not go on; None if it does."""
+    if state.request == STOP:
+        return ended(state, f"stopped: {state.reason}")
+    if state.request == PAUSE:
+        return paused(replace(state, request=None, reason=None), f"paused: {state.reason}")
+    if state.completed >= spec.rounds and not evaluation_is_due(spec, state):
+        return ended(state, f"all {spec.rounds} rounds have completed")
+    most = spec.budget and spec.budget.seconds
+    passed = (now - datetime.fromisoformat(state.started_at)).total_seconds()
+    if most is not None and passed >= most:
+        return ended(state, f"{passed:.0f} s have passed, of a budget of {most:g} s")
+    return None
+
+
+def _gather(spec: TrainingSpec, state: TrainingState, members: int, now: datetime) -> TrainingState:
+    """Return a state that waits for clients to join, as long as for their updates."""
+    since = state.gathers_since or now.isoformat()
+    timeout = int(spec.round.get("timeout") or DEFAULT_TIMEOUT)
+    if (now - datetime.fromisoformat(since)).total_seconds() >= timeout:
+        return paused(
+            replace(state, gathers_since=None),
+            f"{members} clients have joined and {spec.needed()} are needed for a round; it was "
+            f"waited for {timeout} s. Resume the training when enough have joined",
+        )
+    until = now + timedelta(seconds=max(spec.poll_seconds, timeout / LOOKS_FOR_MEMBERS))
+    return replace(state, gathers_since=since, waits_until=until.isoformat())
+
+
+def _within_budget(
+    spec: TrainingSpec,
+    state: TrainingState,
+    current: Version,
+    aggregator: LambdaConfig,
+) -> TrainingState:
+    """Return the state, or that of a training whose next round would cost more than is left."""
+    most = spec.budget and spec.budget.dollars
+    invitation = state.invitation
+    if most is None or invitation is None:
+        return state
+    kind = "evaluate" if invitation.is_evaluation else "train"
+    expected = state.last_dollars.get(kind)
+    if expected is None:
+        terms, nbytes = _projected(spec, state, current)
+        expected = training_cost.projected(terms, nbytes, aggregator)
+    if state.dollars + expected <= most:
+        return state
+    return ended(
+        replace(state, invitation=None),
+        f"the next round is expected to cost ${expected:.6f}, and ${state.dollars:.6f} of a "
+        f"budget of ${most:g} are spent",
+    )
+
+
+def _projected(spec: TrainingSpec, state: TrainingState, current: Version) -> tuple[RoundSpec, int]:
+    """Return the spec of the round that comes, and the size of an update."""
+    invitation = state.invitation
+    assert invitation is not None  # noqa: S101 - for mypy: the caller has looked
+    if invitation.is_evaluation:
+        return evaluation_spec(spec, invitation.clients, invitation.awaited), 1
+    terms = spec.round_spec(invitation.clients, invitation.awaited, state.last_round)
+    return terms, current.tensors.source.nbytes

@@ -1,0 +1,45 @@
+"""Pause a training that cannot go on, with the cause."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.records.training_state import RUNNING, TrainingState, change_state
+from gradshard_core.rounds.abort_round import plain_failure
+from gradshard_core.rounds.aws_callbacks import MAX_CAUSE
+from gradshard_core.s3.store import S3Store
+from gradshard_core.trainings.closing import paused
+
+
+def pause_training(
+    store: S3Store, name: str, *, run: int, error: str, cause: str
+) -> dict[str, Any]:
+    """Record why a training cannot go on; safe to repeat.
+
+    Parameters
+    ----------
+    store
+        The bucket.
+    name
+        The training.
+    run
+        The execution that asks. A training that goes on in another one is left alone.
+    error, cause
+        As the state machine caught them.
+
+    Returns
+    -------
+    dict
+        ``status``, ``error`` and ``cause``, as the training has them now.
+    """
+    error, cause = plain_failure(error, cause)
+    cause = f"{error}: {cause}"[:MAX_CAUSE]
+
+    def change(state: TrainingState) -> TrainingState:
+        if state.run != run or state.status != RUNNING:
+            return state
+        return replace(paused(state, cause), changed_at=datetime.now(UTC).isoformat())
+
+    state = change_state(store, TrainingKeys(name), change)
+    return {"training": name, "status": state.status, "error": error, "cause": state.cause or ""}

@@ -1,0 +1,162 @@
+"""How a round of a training ended: who took part, what they measured, what it cost."""
+
+import struct
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from gradshard_core.aggregation.server_optimizers import ServerOptimizer
+from gradshard_core.errors import UpdateError
+from gradshard_core.formats import metrics
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.layout import PREFIX_BYTES, Header, header_length, parse_header
+from gradshard_core.planning import training_cost
+from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.plan_json import parse_plan
+from gradshard_core.records.manifest import COMPLETED, parse_manifest
+from gradshard_core.s3.store import S3Store
+
+READERS: Final = 16
+FIRST_READ_BYTES: Final = 16 * 1024
+"""The header of most updates is shorter than this, so that one request reads it."""
+
+MAX_NOTES: Final = 100
+"""Notes on metrics that are kept of a round; every client may cause one."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a round ended.
+
+    Parameters
+    ----------
+    is_completed
+        Whether it completed.
+    error, cause
+        Why it failed.
+    contributors, rejected
+        The clients whose updates were averaged, or rejected.
+    metrics
+        The means of what the clients measured.
+    version
+        The version of the model that it made.
+    dollars
+        What it has cost, as far as that is known.
+    notes
+        Which metrics do not count, and why.
+    """
+
+    is_completed: bool
+    error: str | None = None
+    cause: str | None = None
+    contributors: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    version: int | None = None
+    dollars: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def answered(self) -> frozenset[str]:
+        """The clients that sent an update, good or bad."""
+        return frozenset({*self.contributors, *self.rejected})
+
+
+def read_outcome(
+    store: S3Store,
+    round_id: str,
+    *,
+    aggregator: LambdaConfig,
+    optimizer: ServerOptimizer | None,
+) -> Outcome | None:
+    """Return how a round ended; None if it has no manifest.
+
+    Parameters
+    ----------
+    store, round_id
+        The round.
+    aggregator
+        The functions that did its tasks.
+    optimizer
+        What it stepped the model with; None for an evaluation, whose average is the metrics.
+    """
+    keys = RoundKeys(round_id)
+    manifest = store.get_json(keys.manifest, parse_manifest)
+    if manifest is None:
+        return None
+    rejected = tuple(entry["client"] for entry in manifest["rejected"])
+    if manifest["status"] != COMPLETED:
+        return Outcome(
+            is_completed=False,
+            error=manifest["error"],
+            cause=manifest["cause"],
+            rejected=rejected,
+            contributors=_contributors(store, keys),
+        )
+    found, notes = _sent(store, keys) if optimizer else (_averaged(store, manifest), ())
+    return Outcome(
+        is_completed=True,
+        contributors=tuple(entry["client"] for entry in manifest["contributors"]),
+        rejected=rejected,
+        metrics=found,
+        version=(manifest["model"] or {}).get("version"),
+        dollars=training_cost.measured(manifest, optimizer, aggregator),
+        notes=notes,
+    )
+
+
+def _contributors(store: S3Store, keys: RoundKeys) -> tuple[str, ...]:
+    """Return who had sent a good update when a round failed."""
+    plan = store.get_json(keys.plan, parse_plan)
+    if plan is not None:
+        return tuple(contributor.client for contributor in plan.contributors)
+    prefix, suffix = keys.updates, ".safetensors"
+    listed = (entry.key for entry in store.list_objects(prefix))
+    return tuple(key.removeprefix(prefix).removesuffix(suffix) for key in listed)
+
+
+def _sent(store: S3Store, keys: RoundKeys) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Read the metrics in the metadata of the updates that were averaged."""
+    plan = store.get_json(keys.plan, parse_plan)
+    if plan is None:
+        return {}, ()
+
+    def read(source: ObjectVersion) -> dict[str, float] | str:
+        try:
+            return metrics.parse_metrics(_header(store, source).metadata)
+        except UpdateError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(read, [contributor.source for contributor in plan.contributors]))
+    sent, notes = [], []
+    for contributor, result in zip(plan.contributors, found, strict=True):
+        if isinstance(result, str):
+            notes.append(f"metrics of {contributor.client} do not count: {result}")
+        else:
+            sent.append((contributor.samples, result))
+    return metrics.average(sent), tuple(notes[:MAX_NOTES])
+
+
+def _header(store: S3Store, source: ObjectVersion) -> Header:
+    first = store.get_range(source, 0, min(source.nbytes, FIRST_READ_BYTES))
+    end = PREFIX_BYTES + header_length(first, source.nbytes)
+    if end > len(first):
+        first += store.get_range(source, len(first), end)
+    return parse_header(first[PREFIX_BYTES:end], source.nbytes)
+
+
+def _averaged(store: S3Store, manifest: Mapping[str, Any]) -> dict[str, float]:
+    """Read the average of an evaluation, whose tensors are the metrics: one element each."""
+    update = manifest["update"]
+    source = ObjectVersion(update["key"], update["version"], update["etag"], update["nbytes"])
+    if source.nbytes > 2 * FIRST_READ_BYTES:
+        raise UpdateError(f"{source.key}: {source.nbytes} bytes are no average of metrics")
+    header = _header(store, source)
+    data = store.get_range(source, header.data_offset, source.nbytes)
+    found: dict[str, float] = {}
+    for tensor in header.layout.tensors:
+        if metrics.is_metric_name(tensor.name) and (tensor.dtype, tensor.shape) == ("F64", ()):
+            [found[tensor.name]] = struct.unpack("<d", data[tensor.start : tensor.end])
+    return found

@@ -1,0 +1,43 @@
+"""Which clients are invited to a round: drawn at random, by a seed, so that it can be repeated.
+
+Weighted sampling without replacement after Efraimidis and Spirakis (2006,
+https://doi.org/10.1016/j.ipl.2005.11.003): of each client's uniform number u and weight w, those
+with the largest u^(1/w) are taken. The numbers are a hash of seed, round and client, so a draw does
+not depend on Python's generator, on other clients or on their order.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+_BITS: Final = 53
+MOST_SILENT: Final = 9
+"""A client is sampled a tenth as often at least, however many invitations it has missed."""
+
+
+def draw(
+    members: Iterable[str], number: int, *, seed: str, silent: Mapping[str, int]
+) -> tuple[str, ...]:
+    """Draw clients, and return them sorted.
+
+    Parameters
+    ----------
+    members
+        Who can be drawn.
+    number
+        How many are drawn.
+    seed
+        What the draw depends on.
+    silent
+        How many invitations in a row a client has not answered; its weight is 1 / (1 + that).
+    """
+    ranked = sorted((-_score(client, seed, silent.get(client, 0)), client) for client in members)
+    return tuple(sorted(client for _, client in ranked[:number]))
+
+
+def _score(client: str, seed: str, missed: int) -> float:
+    """Return log(u) / w, which is in the order of u^(1/w)."""
+    digest = hashlib.sha256(f"{seed}\n{client}".encode()).digest()
+    uniform = (int.from_bytes(digest[:8]) >> (64 - _BITS)) + 0.5
+    return math.log(uniform / 2**_BITS) * (1 + min(missed, MOST_SILENT))

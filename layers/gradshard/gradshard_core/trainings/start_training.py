@@ -1,0 +1,83 @@
+"""Check and write a training's options, and the state from which it begins."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gradshard_core.aggregation import buffers
+from gradshard_core.errors import TrainingExistsError, TrainingStateError
+from gradshard_core.formats.keys import ModelKeys, TrainingKeys
+from gradshard_core.planning.training_spec import parse_training_spec
+from gradshard_core.records import model_registry
+from gradshard_core.records.training_state import ENDED, RUNNING, TrainingState, read_state
+from gradshard_core.s3.retries import conditional_write_attempts
+from gradshard_core.s3.store import S3Store
+
+
+def start_training(
+    store: S3Store, name: str, fields: Mapping[str, Any], *, started: str
+) -> dict[str, Any]:
+    """Start a training; safe to repeat.
+
+    Parameters
+    ----------
+    store
+        The bucket.
+    name
+        Its id, that of the execution.
+    fields
+        The spec as the execution's input has it.
+    started
+        When the execution started, ISO 8601.
+
+    Returns
+    -------
+    dict
+        ``training``, ``run`` and ``step``: what the machine goes on with.
+
+    Raises
+    ------
+    SpecError
+        The options make no sense.
+    ModelNotFoundError
+        There is no such model.
+    TrainingExistsError
+        A training of this name was started before, with other options.
+    TrainingStateError
+        Another training has the model.
+    """
+    keys, spec = TrainingKeys(name), parse_training_spec(fields)
+    optimizer = spec.server_optimizer
+    newest = model_registry.read_current(store, optimizer.model)
+    if optimizer.buffers:
+        buffers.named(model_registry.layout_of(store, newest.tensors), optimizer.buffers)
+    record = {"training": name, "spec": spec.to_json(), "started_at": started}
+    if not store.put_json(keys.spec, record, replaces=None) and (
+        store.get_json(keys.spec) != record
+    ):
+        raise TrainingExistsError(f"training {name!r} was started before; choose another name")
+    _take_model(store, optimizer.model, name)
+    state = TrainingState(RUNNING, 1, 0, newest.number, started, started)
+    store.put_json(keys.state, state.to_json(), replaces=None)
+    return {"training": name, "run": 1, "step": 0}
+
+
+def _take_model(store: S3Store, model: str, name: str) -> None:
+    """Note that a training has a model, unless another one has it that has not ended."""
+    key = ModelKeys(model).training
+    for _ in conditional_write_attempts(key):
+        if store.put_json(key, {"training": name}, replaces=None):
+            return
+        head = store.head(key)
+        other = store.get_json(key, lambda record: str(record["training"]))
+        if head is None or other is None:
+            continue
+        if other == name:
+            return
+        state = read_state(store, TrainingKeys(other))
+        if state is not None and state.status != ENDED:
+            raise TrainingStateError(
+                f"model {model!r} is that of training {other!r}, which is {state.status}: stop "
+                "that one first (gradshard train stop), or train another model"
+            )
+        if store.put_json(key, {"training": name}, replaces=head.etag):
+            return

@@ -1,0 +1,381 @@
+"""A training: start it, look at it, pause, resume and stop it."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple, Unpack
+
+from gradshard.client import operations
+from gradshard.client.round import Round
+from gradshard.client.round_options import RoundOptions
+from gradshard.client.stack import Stack
+from gradshard.utils.polling import poll
+from gradshard_core.errors import (
+    RoundNotFoundError,
+    RoundStateError,
+    SpecError,
+    TrainingExistsError,
+    TrainingFailed,
+    TrainingNotFoundError,
+    TrainingStateError,
+    WaitTimeoutError,
+)
+from gradshard_core.formats import json_records
+from gradshard_core.formats.keys import TRAININGS, RoundKeys, TrainingKeys, is_id
+from gradshard_core.planning.training_spec import OPTIONS, TrainingSpec, parse_training_spec
+from gradshard_core.records.training_state import (
+    ENDED,
+    PAUSE,
+    PAUSED,
+    RUNNING,
+    STOP,
+    TrainingState,
+    change_state,
+    read_state,
+    read_training_spec,
+    requested,
+)
+
+READERS: Final = 16
+STARTING_SECONDS: Final = 60.0
+"""How long starting a training waits for its state to appear in the bucket."""
+
+STATES: Final = (RUNNING, PAUSED, ENDED)
+
+
+class TrainingOptions(RoundOptions, total=False):
+    """Keyword arguments of :meth:`gradshard.client.federation.Federation.train`.
+
+    The options of a training, as in :class:`gradshard_core.planning.training_spec.TrainingSpec`,
+    and those of its rounds.
+    """
+
+    sample: float | None
+    over_selection: float | None
+    seed: int | None
+    settings: Mapping[str, Any] | None
+    evaluate_every: int | None
+    stop: Mapping[str, Any] | None
+    budget: Mapping[str, Any] | None
+    repeats: int | None
+    repeat_after: int | None
+    poll_seconds: float | None
+
+
+class ListedTraining(NamedTuple):
+    """A training in a list."""
+
+    training: str
+    state: TrainingState
+
+
+class Training:
+    """A training, for its clients and its operator.
+
+    Parameters
+    ----------
+    stack
+        Where it runs.
+    name
+        Its id.
+    """
+
+    def __init__(self, stack: Stack, name: str) -> None:
+        self.keys = TrainingKeys(name)
+        self._stack = stack
+
+    def __repr__(self) -> str:
+        return f"Training({self.id!r})"
+
+    @property
+    def id(self) -> str:
+        """The training's id."""
+        return self.keys.name
+
+    def spec(self) -> TrainingSpec:
+        """Return the options that the training was started with.
+
+        Raises
+        ------
+        TrainingNotFoundError
+            There is no such training.
+        """
+        spec = read_training_spec(self._stack.store, self.keys)
+        if spec is None:
+            raise TrainingNotFoundError.of(self.id)
+        return spec
+
+    def state(self) -> TrainingState:
+        """Return how far the training is, in one request.
+
+        Raises
+        ------
+        TrainingNotFoundError
+            There is no such training.
+        """
+        state = read_state(self._stack.store, self.keys)
+        if state is None:
+            raise TrainingNotFoundError.of(self.id)
+        return state
+
+    def records(self, known: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+        """Return the records of the rounds that have ended, oldest first.
+
+        Parameters
+        ----------
+        known
+            Records that are at hand, which are not read again.
+        """
+        store = self._stack.store
+        at_hand = {self.keys.record(record["round_id"]): dict(record) for record in known}
+        keys = [entry.key for entry in store.list_objects(self.keys.records)]
+        unread = [key for key in keys if key not in at_hand]
+        with ThreadPoolExecutor(READERS) as pool:
+            at_hand |= dict(zip(unread, pool.map(store.get_json, unread), strict=True))
+        found = [at_hand[key] for key in keys if at_hand.get(key)]
+        return sorted(found, key=lambda record: str(record["closed_at"]))
+
+    def status(self) -> dict[str, Any]:
+        """Return how far the training is, with its options and the records of its rounds, as JSON.
+
+        Raises
+        ------
+        TrainingNotFoundError
+            There is no such training.
+        """
+        spec, state = self.spec(), self.state()
+        return {
+            "training": self.id,
+            "spec": spec.to_json(),
+            **state.to_json(),
+            "rounds": self.records(),
+        }
+
+    def watch(self, timeout: float | None = None) -> Iterator[TrainingState]:
+        """Yield the state whenever it has changed, until the training has ended or paused.
+
+        Parameters
+        ----------
+        timeout
+            The longest wait, in seconds.
+
+        Raises
+        ------
+        TrainingNotFoundError
+            There is no such training.
+        WaitTimeoutError
+            The training goes on after the timeout.
+        """
+        last: TrainingState | None = None
+        for _ in poll(timeout):
+            state = self.state()
+            if state != last:
+                yield state
+            last = state
+            if state.status != RUNNING:
+                return
+        raise WaitTimeoutError(f"training {self.id!r} has not ended within {timeout:g} s")
+
+    def wait(self, timeout: float | None = None) -> TrainingState:
+        """Wait until the training has ended, and return its last state.
+
+        Raises
+        ------
+        TrainingFailed
+            It has paused, with the cause.
+        TrainingNotFoundError
+            There is no such training.
+        WaitTimeoutError
+            It has not ended within the timeout.
+        """
+        *_, state = self.watch(timeout)
+        if state.status == PAUSED:
+            raise TrainingFailed(f"training {self.id!r} has paused: {state.cause}")
+        return state
+
+    def pause(self, reason: str) -> TrainingState:
+        """Pause the training when its current round has ended.
+
+        Raises
+        ------
+        SpecError
+            There is no reason.
+        TrainingNotFoundError
+            There is no such training.
+        TrainingStateError
+            It has ended.
+        """
+        return self._request(PAUSE, reason)
+
+    def stop(self, reason: str, *, now: bool = False) -> TrainingState:
+        """End the training when its current round has ended.
+
+        Parameters
+        ----------
+        reason
+            Why, for those who look at it later.
+        now
+            Cancel the current round instead of waiting for it.
+
+        Raises
+        ------
+        SpecError
+            There is no reason.
+        TrainingNotFoundError
+            There is no such training.
+        TrainingStateError
+            It has ended.
+        """
+        state = self._request(STOP, reason)
+        if now and state.status == RUNNING and state.invitation is not None:
+            keys = RoundKeys(state.invitation.round_id)
+            with contextlib.suppress(RoundStateError, RoundNotFoundError):
+                operations.cancel_round(self._stack, keys, reason)
+        return state
+
+    def _request(self, request: str, reason: str) -> TrainingState:
+        if not reason.strip():
+            raise SpecError(f"give a reason for the {request}; others can read it")
+
+        def change(state: TrainingState) -> TrainingState:
+            if state.status == ENDED:
+                raise TrainingStateError(f"training {self.id!r} has ended: {state.cause}")
+            if state.status == PAUSED and request == STOP:
+                return replace(state, status=ENDED, cause=f"stopped: {reason}", invitation=None)
+            return state if state.status == PAUSED else requested(state, request, reason.strip())
+
+        return change_state(self._stack.store, self.keys, change)
+
+    def resume(self) -> TrainingState:
+        """Let a training go on that has paused, or whose execution was stopped; safe to repeat.
+
+        Raises
+        ------
+        TrainingNotFoundError
+            There is no such training.
+        TrainingStateError
+            It has ended.
+        """
+        machine = self._stack.trainings
+        is_lost = False
+        if (state := self.state()).status == RUNNING:
+            execution = machine.execution(self.keys.execution(state.run))
+            is_lost = execution is not None and execution.has_ended
+            lost_run = state.run
+
+        def change(state: TrainingState) -> TrainingState:
+            if state.status == ENDED:
+                raise TrainingStateError(f"training {self.id!r} has ended: {state.cause}")
+            if state.status == RUNNING and not (is_lost and state.run == lost_run):
+                return state
+            return replace(
+                state,
+                status=RUNNING,
+                run=state.run + 1,
+                first_step=state.step,
+                # Whatever others have made of the model meanwhile, the training goes on from it.
+                version=state.version if state.invitation else None,
+                failures=0 if state.invitation is None else state.failures,
+                cause=None,
+                request=None,
+                reason=None,
+                changed_at=datetime.now(UTC).isoformat(),
+            )
+
+        state = change_state(self._stack.store, self.keys, change)
+        going_on = {"training": self.id, "run": state.run, "step": state.first_step}
+        if state.run > 1:
+            # Does nothing if it runs; and an earlier call may have died before this.
+            machine.start(self.keys.execution(state.run), json_records.encode(going_on).decode())
+        return state
+
+    def remove(self) -> None:
+        """Delete the objects of the training, all versions, for good; it must have ended.
+
+        Its rounds and the model's versions stay.
+
+        Raises
+        ------
+        TrainingNotFoundError
+            There is no such training.
+        TrainingStateError
+            It has not ended.
+        """
+        state = self.state()
+        if state.status != ENDED:
+            raise TrainingStateError(f"training {self.id!r} is {state.status}: stop it first")
+        self._stack.store.delete_versions(self.keys.root)
+
+    def round(self, record: Mapping[str, Any]) -> Round:
+        """Return a handle of the round of a record."""
+        return Round(self._stack, record["round_id"])
+
+
+def start_training(
+    stack: Stack,
+    name: str,
+    *,
+    rounds: int,
+    clients: Sequence[str] | None,
+    **options: Unpack[TrainingOptions],
+) -> Training:
+    """Start a training; starting it again with the same options gives the same training.
+
+    Raises
+    ------
+    SpecError
+        The options are not valid.
+    TrainingExistsError
+        There is such a training with other options.
+    TrainingFailed
+        It could not be started.
+    """
+    of_rounds = {key: value for key, value in options.items() if key not in OPTIONS}
+    of_training = {key: value for key, value in options.items() if key in OPTIONS}
+    spec = parse_training_spec(
+        {"rounds": rounds, "clients": clients, "round": of_rounds, **of_training}
+    )
+    keys = TrainingKeys(name)
+    machine = stack.trainings
+    is_new = machine.start(keys.execution(1), json_records.encode(spec.to_json()).decode())
+    for _ in poll(STARTING_SECONDS):
+        started = read_training_spec(stack.store, keys)
+        if started is not None and started.to_json() != spec.to_json():
+            raise TrainingExistsError(
+                f"training {name!r} was started before, with other options; choose another name"
+            )
+        if started is not None and read_state(stack.store, keys) is not None:
+            return Training(stack, name)
+        execution = machine.execution(keys.execution(1))
+        if execution is not None and execution.has_ended:
+            again = "" if is_new else " when its name was first used; choose another name"
+            raise TrainingFailed(
+                f"training {name!r} could not be started{again}: {execution.reason}"
+            )
+    raise WaitTimeoutError(f"training {name!r} has not started within {STARTING_SECONDS:g} s")
+
+
+def list_trainings(stack: Stack, status: str | None = None) -> Iterator[ListedTraining]:
+    """Yield the trainings whose objects are there, by name.
+
+    Parameters
+    ----------
+    stack
+        Where they run.
+    status
+        Only those that are ``running``, ``paused`` or ``ended``.
+
+    Raises
+    ------
+    SpecError
+        There is no such status.
+    """
+    if status is not None and status not in STATES:
+        raise SpecError(f"status {status!r} is not one of {', '.join(STATES)}")
+    for name in stack.store.list_folders(TRAININGS):
+        if is_id("training", name):
+            state = read_state(stack.store, TrainingKeys(name))
+            if state is not None and status in {None, state.status}:
+                yield ListedTraining(name, state)
