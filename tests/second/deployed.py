@@ -6,7 +6,6 @@ import json
 import threading
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,14 @@ from tests.second.definition import definition
 from tests.second.worker import MEMORY_MB, MILLISECONDS
 
 ROOT = Path(__file__).parents[2]
+STACK = "gradshard"
 BUCKET = "second"
+MAP_CONCURRENCY = 40
+RULE = "CollectUpdates"
 GROUP = "gradshard-deadlines"
 ACCOUNT = "000000000000"
+QUEUE = "undelivered"
+QUEUE_ARN = f"arn:aws:sqs:us-east-1:{ACCOUNT}:{QUEUE}"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/second"
 FUNCTIONS = sorted(folder.name for folder in (ROOT / "functions").iterdir())
 TRUST = {
@@ -35,24 +39,17 @@ TRUST = {
 }
 
 
-@dataclass(frozen=True)
-class Application:
-    """What was deployed, and where its functions' faults are put."""
+def deploy(functions_endpoint: str, faults: Path) -> None:
+    """Deploy to the engine that boto3 talks to; functions talk to ``functions_endpoint``.
 
-    bucket: str
-    machine: str
-    faults: Path
-
-
-def deploy(functions_endpoint: str, faults: Path) -> Application:
-    """Deploy to the engine that boto3 talks to; functions talk to ``functions_endpoint``."""
-    boto3.client("iam").create_role(
-        RoleName="second", AssumeRolePolicyDocument=json.dumps(TRUST)
-    )
+    The stack of the template's outputs holds nothing else.
+    """
+    boto3.client("iam").create_role(RoleName="second", AssumeRolePolicyDocument=json.dumps(TRUST))
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket=BUCKET)
     s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
     boto3.client("scheduler").create_schedule_group(Name=GROUP)
+    queue = boto3.client("sqs").create_queue(QueueName=QUEUE)["QueueUrl"]
     variables = _variables(functions_endpoint, faults)
     arns = {folder: _create_function(folder, variables) for folder in FUNCTIONS}
     _send_events(arns["collect_update"])
@@ -60,7 +57,28 @@ def deploy(functions_endpoint: str, faults: Path) -> Application:
     machine = boto3.client("stepfunctions").create_state_machine(
         name="round", definition=definition({"Partition": "aws", **provided}), roleArn=ROLE
     )
-    return Application(BUCKET, machine["stateMachineArn"], faults)
+    outputs = {
+        "BucketName": BUCKET,
+        "RoundStateMachineArn": machine["stateMachineArn"],
+        "Architecture": "arm64",
+        "AggregatorMemory": str(MEMORY_MB),
+        "MapConcurrency": str(MAP_CONCURRENCY),
+        "UndeliveredEventsUrl": queue,
+        **{f"{_camel(folder)}FunctionName": folder for folder in FUNCTIONS},
+    }
+    _create_stack(outputs)
+
+
+def _create_stack(outputs: dict[str, str]) -> None:
+    template = {
+        "Resources": {"Nothing": {"Type": "AWS::CloudFormation::WaitConditionHandle"}},
+        "Outputs": {name: {"Value": value} for name, value in outputs.items()},
+    }
+    formation = boto3.client("cloudformation")
+    formation.create_stack(StackName=STACK, TemplateBody=json.dumps(template))
+    formation.get_waiter("stack_create_complete").wait(
+        StackName=STACK, WaiterConfig={"Delay": 1, "MaxAttempts": 30}
+    )
 
 
 def _variables(endpoint: str, faults: Path) -> dict[str, str]:
@@ -74,10 +92,10 @@ def _variables(endpoint: str, faults: Path) -> dict[str, str]:
         "GRADSHARD_BUCKET_HOST": "",
         "GRADSHARD_AGGREGATOR_MEMORY": str(MEMORY_MB),
         "GRADSHARD_ARCHITECTURE": "arm64",
-        "GRADSHARD_MAP_CONCURRENCY": "0",
+        "GRADSHARD_MAP_CONCURRENCY": str(MAP_CONCURRENCY),
         "GRADSHARD_SCHEDULE_GROUP": GROUP,
         "GRADSHARD_SCHEDULE_ROLE_ARN": ROLE,
-        "GRADSHARD_UNDELIVERED_ARN": f"arn:aws:sqs:us-east-1:{ACCOUNT}:nowhere",
+        "GRADSHARD_UNDELIVERED_ARN": QUEUE_ARN,
         "GRADSHARD_COLLECT_FUNCTION_ARN": f"{prefix}collect_update",
         "SECOND_FAULTS": str(faults),
     }
@@ -112,14 +130,19 @@ def _send_events(collect: str) -> None:
     pattern = events["UpdateArrived"]["Properties"]["Pattern"]
     pattern["detail"]["bucket"]["name"] = [BUCKET]
     rules = boto3.client("events")
-    rule = rules.put_rule(Name="arrived", EventPattern=json.dumps(pattern))["RuleArn"]
-    rules.put_targets(Rule="arrived", Targets=[{"Id": "collect", "Arn": collect}])
-    boto3.client("lambda").add_permission(
+    rule = rules.put_rule(Name=RULE, EventPattern=json.dumps(pattern))["RuleArn"]
+    rules.put_targets(Rule=RULE, Targets=[{"Id": "collect", "Arn": collect}])
+    functions = boto3.client("lambda")
+    functions.add_permission(
         FunctionName="collect_update",
         StatementId="events",
         Action="lambda:InvokeFunction",
         Principal="events.amazonaws.com",
         SourceArn=rule,
+    )
+    functions.put_function_event_invoke_config(
+        FunctionName="collect_update",
+        DestinationConfig={"OnFailure": {"Destination": QUEUE_ARN}},
     )
 
 
