@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint check coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower fuzz bench docs docs-serve docs-tables demo deploy requirements clean
+.PHONY: help setup format lint check coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-second fuzz bench docs docs-serve docs-tables demo deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -106,6 +106,15 @@ test-flower: setup ## Run the tests that need Flower, in an environment of their
 	.venv-flower/bin/python -c 'import flwr; print("Flower", flwr.__version__)'
 	$(BIN)/python -m tests.flower .venv-flower/bin/python
 
+# Not into .venv: it needs older releases than ours.
+.venv-second/installed: tests/second/requirements.txt
+	$(PYTHON) -m venv --clear .venv-second
+	.venv-second/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@
+
+test-second: setup .venv-second/installed ## Run rounds on a second engine, LocalStack, in an environment of its own
+	SECOND_ENGINE=.venv-second/bin/python $(BIN)/pytest --quiet tests/second
+
 # Atheris has no wheels but for Linux on x86-64, so it is no requirement of `make setup`.
 FUZZ_TARGETS := update header pair report key ticket
 FUZZ_RUNS := 1000000
@@ -148,7 +157,8 @@ requirements: setup ## Pin the newest allowed versions again
 	$(UV_COMPILE) --upgrade --extra local --group dev --group docs --output-file requirements-dev.txt pyproject.toml
 	$(UV_COMPILE) --upgrade --constraint requirements-dev.txt --group layer \
 		--output-file layers/gradshard/requirements.txt
+	$(UV_COMPILE) --upgrade --output-file tests/second/requirements.txt tests/second/requirements.in
 
 clean: ## Remove everything made here
-	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-flower .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
+	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-flower .venv-second .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,3 @@
+"""Rounds of the application, run by LocalStack."""
+
+from tests.e2e.test_application import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""Models, on LocalStack's S3."""
+
+from tests.integration.test_models import *  # noqa: F403
