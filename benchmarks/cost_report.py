@@ -1,6 +1,6 @@
-"""Write docs/cost.md and its plots from the cost model: ``python -m benchmarks.cost_report``.
+"""``python -m benchmarks.cost_report``: write pages and plots from the cost model.
 
-Everything in them is computed; a test compares the files with what this writes.
+The pages are docs/cost.md and benchmarks/published.md. A test compares them with what this writes.
 """
 
 import math
@@ -23,7 +23,7 @@ from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.planning.projection import client_requests
 from gradshard_core.units import MIB
 
-DOCS: Final = Path(__file__).parent.parent / "docs"
+ROOT: Final = Path(__file__).parent.parent
 PAPER: Final = Setting(bandwidth=PUBLISHED, architecture=measurements.ARCHITECTURE)
 ALL_EVENTS: Final = (
     "https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/"
@@ -42,32 +42,33 @@ SIDE_BY_SIDE: Final = ("shards", "gradssharding", "lambda_fl", "lifl")
 
 
 def files() -> dict[str, str]:
-    """Return the text of each file, by name."""
+    """Return the text of each file, by its path in the repository."""
     return {
-        "cost.md": _document(),
-        "cost-size.svg": _size_plot().svg(),
-        "cost-shards.svg": _shards_plot().svg(),
+        "docs/cost.md": _document(
+            _head(),
+            _prices_section(),
+            _choices_section(),
+            _budget_section(),
+            _defaults_section(),
+            _fan_out_section(),
+            _events_section(),
+            _assumptions_section(),
+        ),
+        "benchmarks/published.md": _document(
+            _comparison_head(),
+            _glance_section(),
+            _systems_section(),
+            _crossover_section(),
+            _round_claims_section(),
+            _trees_section(),
+            _published_section(),
+        ),
+        "docs/cost-size.svg": _size_plot().svg(),
+        "docs/cost-shards.svg": _shards_plot().svg(),
     }
 
 
-def _document() -> str:
-    sections = [
-        _head(),
-        _prices_section(),
-        _choices_section(),
-        _budget_section(),
-        _defaults_section(),
-        _fan_out_section(),
-        _events_section(),
-        _assumptions_section(),
-        _comparison_head(),
-        _glance_section(),
-        _round_claims_section(),
-        _trees_section(),
-        _systems_section(),
-        _crossover_section(),
-        _published_section(),
-    ]
+def _document(*sections: str) -> str:
     return "\n\n".join(_filled(section) for section in sections) + "\n"
 
 
@@ -101,9 +102,9 @@ def _head() -> str:
 # What a round costs
 
 See what a round costs, which settings change that, and how the price is made up. `gradshard plan`
-computes the price for your size and number of clients. [The second
-part](#beside-the-published-systems) compares gradshard with the published systems. All figures are
-computed from AWS's prices in us-east-1; this project measured nothing on AWS.
+computes the price for your size and number of clients. All figures are computed from AWS's prices
+in us-east-1; this project measured nothing on AWS.
+[Beside the published systems](../benchmarks/published.md) compares them with other systems.
 
 Dollars are per thousand rounds of {measurements.CLIENTS} clients, unless a table says otherwise.
 """
@@ -192,12 +193,19 @@ def _discount() -> float:
 
 def _comparison_head() -> str:
     return """
-## Beside the published systems
+<!-- Written by `python -m benchmarks.cost_report`; change that, not this. -->
 
-This part compares gradshard with the systems of the paper of GradsSharding: GradsSharding, λ-FL
-and LIFL. *full* is what the paper counts: Lambda's GB-seconds, and the S3 requests of aggregators
+# Beside the published systems
+
+Compare gradshard's price with that of the systems in the paper of GradsSharding: GradsSharding,
+λ-FL and LIFL. The page also recomputes the paper's numbers. [Cost](../docs/cost.md) explains the
+price and [what the figures assume](../docs/cost.md#what-the-figures-assume). Dollars are per
+thousand rounds of 20 clients.
+
+*full* is what the paper counts: Lambda's GB-seconds, and the S3 requests of aggregators
 and clients. *total* adds the fees. Clients of the published systems make one PUT and one GET per
-object, as the paper counts; gradshard's make the requests above. *Streamed* trees are those of λ-FL
+object, as the paper counts; gradshard's clients make [several
+requests](../docs/cost.md#what-you-can-do-about-it). *Streamed* trees are those of λ-FL
 and LIFL with gradshard's tasks, which hold blocks instead of whole updates.
 
 Columns are named by bandwidth: *burst*, and *published* with 50 % to either side. ✓ holds, ✗ does
@@ -226,7 +234,7 @@ def _glance_section() -> str:
         for claim in claims.ROUND_CLAIMS
     ]
     return f"""
-### The claims
+## The claims
 
 Tasks have {variant.label}. Ratios are the worst at any size, on x86-64, with the same clients'
 requests for both systems. Rounds are on arm64, everything counted.
@@ -272,7 +280,7 @@ def _published_section() -> str:
         rows,
     )
     return f"""
-### The published numbers, recomputed
+## The published numbers, recomputed
 
 {table}
 
@@ -298,7 +306,7 @@ def _from_wall(model: measurements.Model) -> float:
 
 def _systems_section() -> str:
     blocks = [
-        "### Side by side",
+        "## Side by side",
         (
             "x86-64, at the published bandwidth. Prices and orchestration are the same for all "
             "systems. *Fees* are the difference between *full* and *total*."
@@ -355,7 +363,7 @@ def _crossover_section() -> str:
         for crossover in found.crossovers
     ]
     return f"""
-### Where they cross
+## Where they cross
 
 At the published bandwidth. Straight lines through the paper's two cells put the crossing of
 GradsSharding and λ-FL at {format_size(claims.published_crossover())}.
@@ -417,7 +425,7 @@ def _trees_section() -> str:
         for bandwidth in BANDWIDTHS
     )
     return f"""
-### Claim: sharding costs no more than the trees from 43 MB up
+## Claim: sharding costs no more than the trees from 43 MB up
 
 The worst ratio of sharding's dollars to the rival's, over all sizes from 43 MB to 10 GB that both
 can average; x86-64. The claim holds if it is at most 1. *The claims* above has the trees as
@@ -486,7 +494,7 @@ def _round_claims_section() -> str:
         if variant.setting.memory_mb <= DEFAULT_MEMORY_MB
     ]
     return f"""
-### Claims: a whole round, in other settings
+## Claims: a whole round, in other settings
 
 *total*; arm64 unless a row says otherwise; M chosen by the planner for a minute, or without a time
 budget (*no hurry*).
@@ -539,7 +547,7 @@ def _what_decides() -> str:
     gpt2 = SYSTEMS["shards"](measurements.GPT2_LARGE.nbytes, claims.DEFAULT.setting)
     once = limits.DOLLARS_PER_PUT + limits.DOLLARS_PER_GET
     return f"""
-#### What decides
+## What decides
 
 With tasks of the default memory:
 
@@ -551,7 +559,8 @@ for the same minute, and each shard costs reads.
 For VGG-16 the other charges decide: ${1000 * fixed:.2f} at *burst*, with a bound of
 ${1000 * claims.ROUND_CLAIMS[0].bound:.2f}. State transitions alone cost
 ${1000 * transitions * limits.DOLLARS_PER_TRANSITION:.2f}, events ${1000 * vgg16.bill.events:.2f}
-([why they are not filtered](#events)) and cold starts ${1000 * vgg16.bill.starts:.2f}.
+([why they are not filtered](../docs/cost.md#events)) and cold starts
+${1000 * vgg16.bill.starts:.2f}.
 
 The bounds come from published numbers with one PUT and one GET per client and object:
 ${1000 * measurements.CLIENTS * once:.2f} with λ-FL. gradshard's clients pay
@@ -781,5 +790,5 @@ def _shards_plot() -> Plot:
 
 if __name__ == "__main__":
     for name, text in files().items():
-        (DOCS / name).write_text(text, encoding="utf-8")
-        print(DOCS / name)
+        (ROOT / name).write_text(text, encoding="utf-8")
+        print(ROOT / name)

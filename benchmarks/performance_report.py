@@ -1,6 +1,6 @@
-"""``python -m benchmarks.performance_report f.json``: a run's figures into docs/performance.md.
+"""``python -m benchmarks.performance_report f.json``: write a run's figures into results.md.
 
-Only what stands between the two marks is replaced; the words around it are written by hand.
+It replaces the text between the two marks; the rest of the page is written by hand.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from benchmarks import runs
 
-PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
+PAGE: Final = Path(__file__).with_name("results.md")
 BEGIN: Final = "<!-- figures: python -m benchmarks.performance_report f.json -->\n"
 END: Final = "<!-- end of figures -->\n"
 
