@@ -28,7 +28,7 @@ setup: .venv/installed ## Make the virtual environment
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
-format: setup ## Format the sources and mend what ruff can
+format: setup ## Format the sources and apply the fixes of ruff
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -39,14 +39,14 @@ lint: setup ## Check style, types and the template
 	$(BIN)/sam validate --lint --region us-east-1
 	$(BIN)/cfn-lint --include-experimental --regions ALL_REGIONS --template template.yaml
 
-check: setup ## Check style and types, and run the unit tests, in about a minute
+check: setup ## Check style and types, and run the unit tests (about a minute)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest --quiet --numprocesses auto --dist loadfile tests/unit
 
 # OPTIONS are pip-audit's, such as --ignore-vuln.
-audit: setup ## Audit what is pinned: against the index, and the database of known vulnerabilities
+audit: setup ## Check the pinned dependencies against the package index and known vulnerabilities
 	$(BIN)/python audit.py $(OPTIONS)
 
 build: setup ## Build for the architecture of samconfig.toml's [default]
@@ -58,14 +58,14 @@ build-arm64 build-x86_64: build-%: setup ## Build for one architecture, on any h
 # Tests mostly wait for the engine, so there are more workers than processors. Each starts an engine of its own.
 WORKERS := 4
 
-test: setup ## Run the unit, integration and end-to-end tests, and measure what they cover
+test: setup ## Run the unit, integration and end-to-end tests, and measure their coverage
 	COVERAGE_CORE=sysmon $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=
 
 # Names or paths of interpreters; what is not here is said and passed over.
 CLIENT_PYTHONS := python3.11 python3.12 python3.13
 TEST_PACKAGES := hypothesis pytest pytest-socket safetensors scikit-learn
 
-test-client: setup ## Run the unit tests of the built wheel, without extras, with each Python for clients
+test-client: setup ## Run the unit tests of the built wheel without extras, on Python 3.11 to 3.13
 	@rm -rf dist && $(BIN)/python -m hatchling build --target wheel >/dev/null
 	@tested=; for python in $(CLIENT_PYTHONS); do \
 		"$$python" -c '' 2>/dev/null || { echo "$$python is not here: NOT tested"; continue; }; \
@@ -89,7 +89,7 @@ test-torch: setup ## Run the tests that need PyTorch, in an environment of their
 
 # A Chromium that is here, the one that CHROMIUM= names, or playwright's own; SCREENSHOTS=FOLDER keeps
 # what it saw.
-test-browser: docs ## Look at the page of `gradshard report`, and at the site, in headless Chromium
+test-browser: docs ## Test the report page and the site in headless Chromium
 	$(PYTHON) -m venv .venv-browser
 	.venv-browser/bin/pip install --quiet --disable-pip-version-check playwright . $(TEST_PACKAGES)
 	CHROMIUM="$(CHROMIUM)" SCREENSHOTS="$(SCREENSHOTS)" \
@@ -119,7 +119,7 @@ test-second: setup .venv-second/installed ## Run rounds on a second engine, Loca
 FUZZ_TARGETS := update header pair report key ticket
 FUZZ_RUNS := 1000000
 
-fuzz: setup ## Fuzz what reads bytes from clients, guided by coverage: FUZZ_RUNS inputs for each target
+fuzz: setup ## Fuzz the parsers of client data with FUZZ_RUNS inputs for each target
 	$(PYTHON) -m venv .venv-fuzz
 	.venv-fuzz/bin/pip install --quiet --disable-pip-version-check atheris==3.1.0 .
 	@mkdir -p .fuzz && cd .fuzz && for target in $(FUZZ_TARGETS); do \
@@ -130,7 +130,7 @@ fuzz: setup ## Fuzz what reads bytes from clients, guided by coverage: FUZZ_RUNS
 	done
 
 # `make bench OPTIONS="--quick --json figures.json"`; see benchmarks/README.md.
-bench: setup ## Measure the aggregator against its limit and against others, 15 to 20 minutes
+bench: setup ## Measure the aggregator beside its limit and other implementations (15 to 20 minutes)
 	$(BIN)/python -m benchmarks $(OPTIONS)
 
 # -W: a link or an anchor that leads nowhere fails, as do docstrings that cannot be read.
@@ -144,21 +144,21 @@ docs: setup ## Build the documentation site into site/
 docs-serve: docs ## Show the site at http://localhost:8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
 
-docs-tables: setup ## Write the tables of commands and settings into docs/ anew
+docs-tables: setup ## Write the tables of commands and settings into docs/
 	$(BIN)/python -m docs.tables
 
-demo: setup ## Train a real model over the local engine, then average updates of ResNet-18's size
+demo: setup ## Train a model with the local engine, then average updates of the size of ResNet-18
 	$(BIN)/python examples/digits/demo.py
 
-deploy: setup ## Deploy to AWS, asking for what it needs
+deploy: setup ## Deploy to AWS; asks for every setting
 	$(BIN)/gradshard deploy --guided
 
-requirements: setup ## Pin the newest allowed versions again
+requirements: setup ## Pin the newest allowed versions of the dependencies
 	$(UV_COMPILE) --upgrade --extra local --group dev --group docs --output-file requirements-dev.txt pyproject.toml
 	$(UV_COMPILE) --upgrade --constraint requirements-dev.txt --group layer \
 		--output-file layers/gradshard/requirements.txt
 	$(UV_COMPILE) --upgrade --output-file tests/second/requirements.txt tests/second/requirements.in
 
-clean: ## Remove everything made here
+clean: ## Remove everything that these targets made
 	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-flower .venv-second .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
 	find . -name __pycache__ -prune -exec rm -rf {} +

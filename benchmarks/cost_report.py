@@ -1,6 +1,6 @@
-"""Write docs/cost.md and its plots from the cost model: ``python -m benchmarks.cost_report``.
+"""``python -m benchmarks.cost_report``: write pages and plots from the cost model.
 
-Everything in them is computed; a test compares the files with what this writes.
+The pages are docs/cost.md and benchmarks/published.md. A test compares them with what this writes.
 """
 
 import math
@@ -17,13 +17,13 @@ from gradshard.papers import SYSTEMS, claims, measurements, published_systems
 from gradshard.papers.claims import BANDWIDTHS, VARIANTS
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
-from gradshard_core.planning import limits, planner, pricing, transfers
+from gradshard_core.planning import limits, pricing, transfers
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.planning.projection import client_requests
 from gradshard_core.units import MIB
 
-DOCS: Final = Path(__file__).parent.parent / "docs"
+ROOT: Final = Path(__file__).parent.parent
 PAPER: Final = Setting(bandwidth=PUBLISHED, architecture=measurements.ARCHITECTURE)
 ALL_EVENTS: Final = (
     "https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/"
@@ -42,32 +42,33 @@ SIDE_BY_SIDE: Final = ("shards", "gradssharding", "lambda_fl", "lifl")
 
 
 def files() -> dict[str, str]:
-    """Return the text of each file, by name."""
+    """Return the text of each file, by its path in the repository."""
     return {
-        "cost.md": _document(),
-        "cost-size.svg": _size_plot().svg(),
-        "cost-shards.svg": _shards_plot().svg(),
+        "docs/cost.md": _document(
+            _head(),
+            _prices_section(),
+            _choices_section(),
+            _budget_section(),
+            _defaults_section(),
+            _fan_out_section(),
+            _events_section(),
+            _assumptions_section(),
+        ),
+        "benchmarks/published.md": _document(
+            _comparison_head(),
+            _glance_section(),
+            _systems_section(),
+            _crossover_section(),
+            _round_claims_section(),
+            _trees_section(),
+            _published_section(),
+        ),
+        "docs/cost-size.svg": _size_plot().svg(),
+        "docs/cost-shards.svg": _shards_plot().svg(),
     }
 
 
-def _document() -> str:
-    sections = [
-        _head(),
-        _prices_section(),
-        _choices_section(),
-        _budget_section(),
-        _defaults_section(),
-        _fan_out_section(),
-        _events_section(),
-        _assumptions_section(),
-        _comparison_head(),
-        _glance_section(),
-        _round_claims_section(),
-        _trees_section(),
-        _systems_section(),
-        _crossover_section(),
-        _published_section(),
-    ]
+def _document(*sections: str) -> str:
     return "\n\n".join(_filled(section) for section in sections) + "\n"
 
 
@@ -100,10 +101,10 @@ def _head() -> str:
 
 # What a round costs
 
-This page shows what a round costs, which settings change that, and what the price consists of. The
-second part compares it with the published systems. `gradshard plan` computes the price for your
-size and number of clients. All figures are computed from AWS's prices in us-east-1; nothing was
-measured on AWS by this project.
+See what a round costs, which settings change that, and how the price is made up. `gradshard plan`
+computes the price for your size and number of clients. All figures are computed from AWS's prices
+in us-east-1; this project measured nothing on AWS.
+[Beside the published systems](../benchmarks/published.md) compares them with other systems.
 
 Dollars are per thousand rounds of {measurements.CLIENTS} clients, unless a table says otherwise.
 """
@@ -141,12 +142,11 @@ minute.
 
 {_table(titles, rows)}
 
-*Lambda* is the tasks' GB-seconds. *S3 requests* are those of tasks and clients. *Fees* do not
-depend much on the size: Step Functions, the functions around the tasks, EventBridge's price of S3's
-events, Lambda's fee for each invocation, and cold starts. *On a slow network* is the total at the
-bandwidth that the paper of GradsSharding measured, {PUBLISHED.bytes_per_second / MIB:g} MiB/s a
-function. The other columns assume what the planner does (*burst*):
-{limits.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after a burst.
+*Lambda* is the tasks' GB-seconds. *S3 requests* are those of tasks and clients. *Fees* are Step
+Functions, the functions around the tasks, S3's events, Lambda's fee per invocation, and cold
+starts. *On a slow network* is the total at the bandwidth that the paper of GradsSharding measured
+(*published*), {PUBLISHED.bytes_per_second / MIB:g} MiB/s a function. The other columns assume what
+the planner assumes (*burst*): {limits.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after a burst.
 
 ![Dollars against size](cost-size.svg)
 
@@ -174,11 +174,10 @@ def _choices_section() -> str:
 | Keep updates within {transfers.SINGLE_PUT_BYTES // MIB} MiB | {_PARTS} |
 | Keep objects for fewer days | `RetentionDays`; storage is not in the figures |
 
-The clients' requests of {measurements.CLIENTS} clients cost ${cost[0]:.2f} with VGG-16
-({small.puts} PUT and {small.gets} GETs each) and ${cost[1]:.2f} with GPT-2 Large ({large.puts}
-PUT-class requests and {large.gets} GETs each). A client sends a larger update in parts, so that a
-broken connection does not cost the whole upload. Above {transfers.CLIENT_RANGE_BYTES // MIB} MiB it
-fetches the result in up to {small.gets} ranges, for the same reason.
+The requests of {measurements.CLIENTS} clients cost ${cost[0]:.2f} with VGG-16 ({small.puts} PUT and
+{small.gets} GETs each) and ${cost[1]:.2f} with GPT-2 Large ({large.puts} PUT-class requests and
+{large.gets} GETs each). Large updates are sent and fetched in several requests, so that a broken
+connection does not cost the whole transfer.
 """
 
 
@@ -194,19 +193,23 @@ def _discount() -> float:
 
 def _comparison_head() -> str:
     return """
-## Beside the published systems
+<!-- Written by `python -m benchmarks.cost_report`; change that, not this. -->
 
-This part compares gradshard's rounds with the systems of the paper of GradsSharding: GradsSharding,
-λ-FL and LIFL. *full* is what the paper counts: Lambda's GB-seconds, and the S3 requests of
-aggregators and clients. *total* adds the fees. Each system's clients make their own requests: one
-PUT and one GET per object in the published systems, as the paper counts, and those above in
-gradshard.
+# Beside the published systems
 
-*Streamed* trees are those of λ-FL and LIFL with gradshard's tasks, which hold blocks instead of
-whole updates.
+Compare gradshard's price with that of the systems in the paper of GradsSharding: GradsSharding,
+λ-FL and LIFL. The page also recomputes the paper's numbers. [Cost](../docs/cost.md) explains the
+price and [what the figures assume](../docs/cost.md#what-the-figures-assume). Dollars are per
+thousand rounds of 20 clients.
 
-Columns named by bandwidth: *burst* is the planner's assumption, *published* is what the paper
-measured, with 50 % to either side. ✓ holds, ✗ does not.
+*full* is what the paper counts: Lambda's GB-seconds, and the S3 requests of aggregators
+and clients. *total* adds the fees. Clients of the published systems make one PUT and one GET per
+object, as the paper counts; gradshard's clients make [several
+requests](../docs/cost.md#what-you-can-do-about-it). *Streamed* trees are those of λ-FL
+and LIFL with gradshard's tasks, which hold blocks instead of whole updates.
+
+Columns are named by bandwidth: *burst*, and *published* with 50 % to either side. ✓ holds, ✗ does
+not.
 """
 
 
@@ -231,7 +234,7 @@ def _glance_section() -> str:
         for claim in claims.ROUND_CLAIMS
     ]
     return f"""
-### The claims
+## The claims
 
 Tasks have {variant.label}. Ratios are the worst at any size, on x86-64, with the same clients'
 requests for both systems. Rounds are on arm64, everything counted.
@@ -277,22 +280,19 @@ def _published_section() -> str:
         rows,
     )
     return f"""
-### The published numbers, recomputed
+## The published numbers, recomputed
 
 {table}
 
 *From seconds*: the published memory and each function's own seconds (means of the eight warm runs
-in the paper's replication package), priced. The wall seconds are not what is billed, because
-functions end at different times. Billing them would give ${_from_wall(measurements.RESNET18):.3f}
-and ${_from_wall(measurements.VGG16):.2f} for GradsSharding's *agg* of ResNet-18 and VGG-16. The
-paper prints *full* to cents, which is up to 0.8 % of ResNet-18's.
+in the paper's replication package), priced. Billing the wall seconds instead would give
+${_from_wall(measurements.RESNET18):.3f} and ${_from_wall(measurements.VGG16):.2f} for
+GradsSharding's *agg* of ResNet-18 and VGG-16, because functions end at different times.
 
 *Modelled*: seconds from {PUBLISHED.bytes_per_second / MIB:g} MiB/s, reading and writing,
-{1000 * PUBLISHED.latency_seconds:g} ms a request and {limits.TASK_START_SECONDS:g} s a start;
-memory from ⌈3·input + 450⌉. ResNet-18 was measured under an earlier rule, ⌈2·input + 450⌉, hence
-its 472 and 536 MB. The latency was chosen to fit these cells; it matters only for ResNet-18's
-shards. In the model all functions take equally long, while the published wall seconds wait for the
-slowest.
+{1000 * PUBLISHED.latency_seconds:g} ms a request (chosen to fit these cells) and
+{limits.TASK_START_SECONDS:g} s a start; memory from ⌈3·input + 450⌉. ResNet-18 was measured under
+an earlier rule, ⌈2·input + 450⌉. The model's functions all take equally long.
 """
 
 
@@ -306,7 +306,7 @@ def _from_wall(model: measurements.Model) -> float:
 
 def _systems_section() -> str:
     blocks = [
-        "### Side by side",
+        "## Side by side",
         (
             "x86-64, at the published bandwidth. Prices and orchestration are the same for all "
             "systems. *Fees* are the difference between *full* and *total*."
@@ -326,10 +326,8 @@ def _systems_section() -> str:
     most = limits.MAX_MEMORY_MB - published_systems.WHOLE_OVERHEAD_MB
     blocks.append(
         "A missing system cannot run: in 10,240 MB, functions that hold whole updates take at most "
-        f"{most // published_systems.WHOLE_COPIES} MB of "
-        "update. Streaming removes that limit for trees too. They then read (N + L)/N as much, "
-        "where L is the number of partial sums, write every partial sum, and wait for one level "
-        "after another."
+        f"{most // published_systems.WHOLE_COPIES} MB of update. Streaming removes that limit for "
+        "trees too, but they read and write partial sums, and levels wait for each other."
     )
     return "\n\n".join(blocks)
 
@@ -351,22 +349,27 @@ def _row(estimate: Estimate) -> tuple[str, ...]:
 
 def _crossover_section() -> str:
     pairs = (("gradssharding", "lambda_fl"), ("gradssharding", "lifl"))
-    lines = [
-        f"- {TITLES[first]} and {TITLES[second]}, {line.strip()}"
-        if index == 0
-        else f"  - {line.strip()}"
+    rows = [
+        (
+            f"{TITLES[first]} and {TITLES[second]}",
+            COUNTED[column],
+            TITLES[found.cheaper_first],
+            format_size(crossover.nbytes),
+            TITLES[crossover.cheaper_above],
+        )
         for first, second in pairs
         for column in COLUMNS
-        for index, line in enumerate(describe(claims.compare(first, second, PAPER, column)))
+        for found in [claims.compare(first, second, PAPER, column)]
+        for crossover in found.crossovers
     ]
     return f"""
-### Where they cross
+## Where they cross
 
-At the published bandwidth, with the amounts that decide just above the crossing. Straight lines
-through the paper's two cells put the crossing of GradsSharding and λ-FL at
-{format_size(claims.published_crossover())}.
+At the published bandwidth. Straight lines through the paper's two cells put the crossing of
+GradsSharding and λ-FL at {format_size(claims.published_crossover())}.
+`gradshard papers cost --crossover A B` shows which parts of the bill decide.
 
-{chr(10).join(lines)}
+{_table(("systems", "counted", "cheaper below", "size", "cheaper above"), rows)}
 
 {_never_dearer()}
 """
@@ -391,6 +394,7 @@ def _trees_section() -> str:
     rows = [
         (TITLES[rival], column, *map(_ratio, _tree_verdicts(rival, column, claims.DEFAULT)))
         for rival in claims.RIVALS
+        if rival.endswith("_streamed")
         for column in COLUMNS
     ]
     rows += [
@@ -421,19 +425,17 @@ def _trees_section() -> str:
         for bandwidth in BANDWIDTHS
     )
     return f"""
-### Claim: sharding costs no more than the trees from 43 MB up
+## Claim: sharding costs no more than the trees from 43 MB up
 
-x86-64; bandwidth, orchestration and clients' requests are the same for all systems. The table has
-the worst ratio of sharding's dollars to the rival's over all sizes from 43 MB to 10 GB that both
-can average. The claim holds if it is at most 1. In the last rows the tree's clients make one
-request each way, and gradshard's clients their own requests.
+The worst ratio of sharding's dollars to the rival's, over all sizes from 43 MB to 10 GB that both
+can average; x86-64. The claim holds if it is at most 1. *The claims* above has the trees as
+published. In the last rows the tree's clients make one request each way, and gradshard's clients
+their own requests.
 
 {table}
 
 With tasks of {claims.SMALLEST.label} and {claims.DOUBLE.label}, the worst of all ratios is
-{others:.2f}.
-
-Sizes at which sharding costs more, with tasks of the default memory and the same clients' requests:
+{others:.2f}. Sizes at which sharding costs more:
 
 {_dearer(claims.RIVALS, BANDWIDTHS, alike=True)}
 
@@ -441,9 +443,8 @@ The same with one request each way for the tree's clients:
 
 {_dearer(("lambda_fl", "lifl"), (BURST, PUBLISHED), alike=False)}
 
-The shards' M is the cheapest within a minute, while a streamed tree has no time budget. Without one
-for either, the worst ratio (*total*) of shards of {Setting().memory_mb} MB to the streamed λ-FL at
-any of these bandwidths is {unhurried:.2f}.
+A streamed tree has no time budget. Without one for the shards either, the worst ratio (*total*) of
+shards of {Setting().memory_mb} MB to the streamed λ-FL is {unhurried:.2f}.
 """
 
 
@@ -465,7 +466,7 @@ def _dearer(rivals: Iterable[str], bandwidths: Iterable[Bandwidth], *, alike: bo
                     first, *rest = describe(compared)
                     lines.append(f"- {TITLES[rival]}, {bandwidth.name}, {first}")
                     lines += [f"  - {line.strip()}" for line in rest]
-    return "\n".join(lines) or "- nowhere."
+    return "\n".join(lines) or "- none."
 
 
 def _ratio(verdict: claims.Verdict) -> str:
@@ -481,30 +482,27 @@ def _names() -> list[str]:
 
 
 def _round_claims_section() -> str:
-    blocks = [
-        "### Claims: a whole round",
+    rows = [
         (
-            "*total*; arm64 unless a row says otherwise; M chosen by the planner for a minute, or "
-            "without a time budget (*no hurry*)."
-        ),
+            f"{claim.model.name}, ${1000 * claim.bound:.2f}",
+            variant.label,
+            *(_money(claim.verdict(variant, bandwidth)) for bandwidth in BANDWIDTHS),
+        )
+        for claim in claims.ROUND_CLAIMS
+        for variant in VARIANTS
+        if variant is not claims.DEFAULT and not variant.warm
+        if variant.setting.memory_mb <= DEFAULT_MEMORY_MB
     ]
-    for claim in claims.ROUND_CLAIMS:
-        rows = [
-            (
-                variant.label,
-                *(_money(claim.verdict(variant, bandwidth)) for bandwidth in BANDWIDTHS),
-            )
-            for variant in VARIANTS
-        ]
-        blocks += [
-            (
-                f"#### {claim.model.name}: at most a {_ordinal(claim.fraction)} of "
-                f"{TITLES[claim.rival]}'s published ${1000 * claim.fraction * claim.bound:.2f}, "
-                f"${1000 * claim.bound:.2f}"
-            ),
-            _table(("", *_names()), rows),
-        ]
-    return "\n\n".join([*blocks, _what_decides()])
+    return f"""
+## Claims: a whole round, in other settings
+
+*total*; arm64 unless a row says otherwise; M chosen by the planner for a minute, or without a time
+budget (*no hurry*).
+
+{_table(("claim", "tasks", *_names()), rows)}
+
+{_what_decides()}
+"""
 
 
 def _ordinal(fraction: int) -> str:
@@ -545,26 +543,24 @@ def _what_decides() -> str:
     )
     vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
     fixed = vgg16.bill.total - vgg16.bill.lambda_
-    listings = measurements.CLIENTS * limits.DOLLARS_PER_PUT
     transitions = limits.ROUND_TRANSITIONS + limits.LEVEL_TRANSITIONS
     gpt2 = SYSTEMS["shards"](measurements.GPT2_LARGE.nbytes, claims.DEFAULT.setting)
     once = limits.DOLLARS_PER_PUT + limits.DOLLARS_PER_GET
     return f"""
-#### What decides
+## What decides
 
 With tasks of the default memory:
 
 {_table(titles, rows)}
 
-For GPT-2 Large and the synthetic 5 GB, Lambda's part decides. Functions are billed while they wait
-for S3. A slower network needs more shards for the same minute, and each shard costs reads.
+For GPT-2 Large and the synthetic 5 GB, Lambda's part decides. A slower network needs more shards
+for the same minute, and each shard costs reads.
 
 For VGG-16 the other charges decide: ${1000 * fixed:.2f} at *burst*, with a bound of
-${1000 * claims.ROUND_CLAIMS[0].bound:.2f}. A round's state transitions alone cost
+${1000 * claims.ROUND_CLAIMS[0].bound:.2f}. State transitions alone cost
 ${1000 * transitions * limits.DOLLARS_PER_TRANSITION:.2f}, events ${1000 * vgg16.bill.events:.2f}
-([why they are not filtered](#events)) and cold starts ${1000 * vgg16.bill.starts:.2f}.
-`collect_update` looks for a few other clients before it lists all of them; listing at every arrival
-would cost ${1000 * listings:.2f} more.
+([why they are not filtered](../docs/cost.md#events)) and cold starts
+${1000 * vgg16.bill.starts:.2f}.
 
 The bounds come from published numbers with one PUT and one GET per client and object:
 ${1000 * measurements.CLIENTS * once:.2f} with λ-FL. gradshard's clients pay
@@ -575,60 +571,55 @@ each.
 
 
 def _budget_section() -> str:
-    blocks = [
-        "## What a time budget costs",
-        "The cheapest memory and M within the budget; arm64, total.",
+    models = (measurements.VGG16, measurements.SYNTHETIC_5GB)
+    columns = [claims.budgets(model, BURST) for model in models]
+    rows = [
+        (f"{budgets[0].time_budget:g} s", *(_choice(budget.choice) for budget in budgets))
+        for budgets in zip(*columns, strict=True)
     ]
-    for model in (measurements.VGG16, measurements.SYNTHETIC_5GB):
-        columns = [claims.budgets(model, bandwidth) for bandwidth in (BURST, PUBLISHED)]
-        rows = [
-            (f"{budgets[0].time_budget:g} s", *(_choice(budget.choice) for budget in budgets))
-            for budgets in zip(*columns, strict=True)
-        ]
-        blocks += [f"### {model.name}", _table(("time budget", BURST.name, PUBLISHED.name), rows)]
-    return "\n\n".join(blocks)
+    return f"""
+## What a time budget costs
+
+The cheapest memory and M within the budget; arm64, total, at *burst*.
+
+{_table(("time budget", *(model.name for model in models)), rows)}
+"""
 
 
 def _defaults_section() -> str:
     blocks = [
         f"## Why {DEFAULT_MEMORY_MB} MB and a minute",
         f"""
-Lambda gives a function a share of a processor by its memory. At the planner's bandwidth (*burst*),
-a function of {limits.MIN_MEMORY_MB} MB adds more slowly than its network delivers, and one of
-{DEFAULT_MEMORY_MB} MB waits for the network. {DEFAULT_MEMORY_MB} MB are the default
-because they cost the same as {limits.MIN_MEMORY_MB} MB, within 2 %, and take up to 30 % less time.
-256 MB cost up to a fifth more and save hardly any time. A minute is the default budget because half
-a minute costs up to 5 % more.
+Lambda gives a function a share of a processor by its memory. At *burst*, a function of
+{limits.MIN_MEMORY_MB} MB adds more slowly than its network delivers, and one of
+{DEFAULT_MEMORY_MB} MB waits for the network: it costs the same, within 2 %, and takes up to 30 %
+less time. 256 MB cost up to a fifth more and save hardly any time. Half a minute instead of a
+minute costs up to 5 % more.
 
-If the network is as slow as the paper measured, more memory saves no time, and
-{DEFAULT_MEMORY_MB} MB cost up to a third more than {limits.MIN_MEMORY_MB} MB. Compare the
-seconds of your first rounds with the projected ones (`gradshard show`), and deploy with
-`AggregatorMemory={limits.MIN_MEMORY_MB}` if they are much longer. The tables are for arm64,
-*total*.
+If the network is as slow as the paper measured, {DEFAULT_MEMORY_MB} MB save no time and cost up to
+a third more than {limits.MIN_MEMORY_MB} MB. Compare the seconds of your first rounds with the
+projected ones (`gradshard show`), and deploy with `AggregatorMemory={limits.MIN_MEMORY_MB}` if they
+are much longer. Within a minute, arm64, *total*:
 """,
     ]
     sizes = (limits.MIN_MEMORY_MB, DEFAULT_MEMORY_MB, 256)
-    time_budgets = (planner.UNHURRIED_SECONDS, planner.UNHURRIED_SECONDS / 2)
-    for bandwidth in (BURST, PUBLISHED):
-        rows = [
-            (
-                model.name,
-                f"{budget:g} s",
-                *(
-                    _dollars_and_seconds(
-                        SYSTEMS["shards"](
-                            model.nbytes,
-                            Setting(bandwidth=bandwidth, memory_mb=memory_mb, time_budget=budget),
-                        )
+    rows = [
+        (
+            model.name,
+            bandwidth.name,
+            *(
+                _dollars_and_seconds(
+                    SYSTEMS["shards"](
+                        model.nbytes, Setting(bandwidth=bandwidth, memory_mb=memory_mb)
                     )
-                    for memory_mb in sizes
-                ),
-            )
-            for model in measurements.MODELS
-            for budget in time_budgets
-        ]
-        titles = ("model", "time budget", *(f"{memory_mb} MB" for memory_mb in sizes))
-        blocks += [f"### Bandwidth {bandwidth.name}: memory and time budget", _table(titles, rows)]
+                )
+                for memory_mb in sizes
+            ),
+        )
+        for model in measurements.MODELS
+        for bandwidth in (BURST, PUBLISHED)
+    ]
+    blocks.append(_table(("model", "bandwidth", *(f"{size} MB" for size in sizes)), rows))
     return "\n\n".join(blocks)
 
 
@@ -656,32 +647,20 @@ def _fan_out_section() -> str:
         for way in claims.fan_outs(seconds)
     ]
     titles = ("", *(f"M={m}" for m in claims.FAN_OUT_SHARDS))
-    saved = [_saved_by_batches(model) for model in measurements.MODELS]
     return f"""
 ## What starting tasks costs
 
 Step Functions charges for starting the tasks of a level. The table compares ways to start tasks of
-{seconds:.0f} s. It includes none of the round's {limits.ROUND_TRANSITIONS} other transitions and
-{limits.LEVEL_TRANSITIONS} per level.
+{seconds:.0f} s; the round's {limits.ROUND_TRANSITIONS} other transitions and
+{limits.LEVEL_TRANSITIONS} per level are extra.
 
 {_table(titles, rows)}
 
-A child of a Standard machine costs two transitions, and an Express child its seconds. An Express
-child per task therefore costs more for tasks of more than {even:.0f} s. gradshard gives up to
-{limits.INLINE_ITERATIONS} tasks to each Express child, which runs them in an inline Map without
-further charge. For M ≤ {limits.INLINE_ITERATIONS} that is one transition, one request and the
-slowest task's seconds once. Compared with one Express child per task:
-
-{_table(("model", "M", "one child a task", "as deployed", "saved"), saved)}
+A child of a Standard machine costs two transitions, and an Express child its seconds: per task,
+that costs more for tasks of more than {even:.0f} s. gradshard therefore runs up to
+{limits.INLINE_ITERATIONS} tasks in one Express child
+([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
 """
-
-
-def _saved_by_batches(model: measurements.Model) -> tuple[str, ...]:
-    estimate = SYSTEMS["shards"](model.nbytes, claims.DEFAULT.setting)
-    ways = claims.fan_outs(estimate.task_seconds, (estimate.shards,))
-    each, batched = ways[claims.EXPRESS_EACH].dollars[0], ways[claims.AS_DEPLOYED].dollars[0]
-    amounts = (f"{1000 * amount:.2f}" for amount in (each, batched, each - batched))
-    return (model.name, str(estimate.shards), *amounts)
 
 
 def _events_section() -> str:
@@ -698,14 +677,11 @@ day later. A round of VGG-16 has {count} events, ${1000 * vgg16.bill.events:.2f}
 rounds. {measurements.CLIENTS} of them, the updates' arrivals, call a function.
 
 **Why they are not filtered.** EventBridge gets all of a bucket's events or none
-([AWS]({ALL_EVENTS})). S3 could notify Lambda, SQS or SNS instead: that is free, and filtered by
-kind of event, prefix and suffix. But
+([AWS]({ALL_EVENTS})). S3's free, filtered notifications are no replacement:
 
-- *Lambda*: EventBridge retries for 24 hours and then puts the event into a queue that an alarm
-  watches. S3's notifications have no such queue: if S3 cannot call the function, the round waits
-  for its deadline unnoticed. Bucket and function would also name each other. CloudFormation deploys
-  such a circle only with a helper function, or with a fixed bucket name ([AWS]({CIRCLE})), which
-  would collide with the bucket that remains when a stack is deleted.
+- *Lambda*: if S3 cannot call the function, no queue keeps the event, and the round waits for its
+  deadline unnoticed. Bucket and function would also name each other, which CloudFormation deploys
+  only with a helper function or a fixed bucket name ([AWS]({CIRCLE})).
 - *SQS*: Lambda polls an empty queue all the time and each request is charged, so waiting would cost
   something.
 """
@@ -721,13 +697,11 @@ def _assumptions_section() -> str:
   for every system, although the published ones read one object after another on one connection.
 - {limits.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added, for every system; a processor
   is {limits.MB_PER_VCPU} MB.
-- Each function of a round starts cold once; `collect_update` twice, for the arrivals and for the
-  deadline. Lambda bills the INIT phase ([AWS]({INIT_BILLED})). It is taken to be
-  {limits.RUNTIME_INIT_SECONDS:g} s of the runtime, and {limits.TASK_INIT_CPU_SECONDS:g} (tasks) or
-  {limits.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of imports, measured here, at the processor's share
-  of the memory. This is an upper bound, as Lambda may give the INIT phase more. *Seconds* are those
-  of warm functions.
-- Not counted: storage, logs, traces, deleting versions of models, what clients pay to wait, and the
+- Each function of a round starts cold once; `collect_update` twice. Lambda bills the INIT phase
+  ([AWS]({INIT_BILLED})): {limits.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and
+  {limits.TASK_INIT_CPU_SECONDS:g} (tasks) or {limits.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of
+  imports (measured), at the processor's share of the memory. *Seconds* are those of warm functions.
+- Not counted: storage, logs, traces, deleting versions of models, clients' polling, and the
   deadline's schedule ($0.001 per thousand rounds).
 - All tasks of a level start at once, so the account's concurrency is at least M. Updates' headers
   are within 64 KiB, and nothing is retried.
@@ -816,5 +790,5 @@ def _shards_plot() -> Plot:
 
 if __name__ == "__main__":
     for name, text in files().items():
-        (DOCS / name).write_text(text, encoding="utf-8")
-        print(DOCS / name)
+        (ROOT / name).write_text(text, encoding="utf-8")
+        print(ROOT / name)

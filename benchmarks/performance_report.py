@@ -1,6 +1,6 @@
-"""``python -m benchmarks.performance_report f.json``: a run's figures into docs/performance.md.
+"""``python -m benchmarks.performance_report f.json``: write a run's figures into results.md.
 
-Only what stands between the two marks is replaced; the words around it are written by hand.
+It replaces the text between the two marks; the rest of the page is written by hand.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from benchmarks import runs
 
-PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
+PAGE: Final = Path(__file__).with_name("results.md")
 BEGIN: Final = "<!-- figures: python -m benchmarks.performance_report f.json -->\n"
 END: Final = "<!-- end of figures -->\n"
 
@@ -44,9 +44,8 @@ def machine(report: Figures) -> str:
         "The server is "
         "nginx over HTTPS on the loopback interface, on the same cores. Medians of "
         f"{report['runs']} interleaved runs, least and most in brackets; GB are 10⁹ bytes of "
-        f"client updates. The load was {loads[0]:.0f} to {loads[-1]:.0f}; where least and most are "
-        f"farther apart than {100 * runs.WIDE:.0f} % of the median it stands as *noisy*, and says "
-        "little.\n"
+        f"client updates. The load was {loads[0]:.0f} to {loads[-1]:.0f}. A median is marked "
+        f"*noisy* if least and most differ by more than {100 * runs.WIDE:.0f} % of it.\n"
     )
 
 
@@ -106,8 +105,8 @@ def ceiling(report: Figures) -> str:
     titles = ("row", "shard", "outcome", "process's peak MB", "container's peak MB")
     return (
         "## The memory ceiling\n\n`sam local invoke` in a container of 128 MB, which the kernel "
-        "enforces, against the local engine over HTTP. The container's figure is what cannot be "
-        "given back, looked at ten times a second, the emulator's own 11 MiB included.\n\n"
+        "enforces, against the local engine over HTTP. The container's figure is its memory that "
+        "cannot be reclaimed, sampled ten times a second, with the emulator's 11 MiB.\n\n"
         + _table(titles, rows, left=3)
     )
 
@@ -155,12 +154,12 @@ def scale(report: Figures) -> str:
         for m in report["scale"]["measured"]
     ]
     return (
-        "## Large updates, on paper\n\nThe cheapest M within a minute where there is one, in the "
-        "smallest function in which every limit is kept: parts, payloads, Map items, descriptors, "
-        "a task's seconds and memory, and finalizing's seconds at "
-        f"{1000 * report['scale']['report_cpu_seconds']['median']:.2f} ms of a whole processor for "
-        "each report, which reading it takes over HTTPS. float32, arm64. All tasks of a level run "
-        "at once, which takes a raised quota of functions beyond 1,000. "
+        "## Large updates, on paper\n\nThe planner's projection for float32 on arm64: the cheapest "
+        "M within a minute, if there is one, in the smallest function that keeps every limit "
+        "(parts, payloads, Map items, descriptors, seconds and memory). Reading a task record "
+        "over HTTPS takes "
+        f"{1000 * report['scale']['report_cpu_seconds']['median']:.2f} ms of a whole processor. "
+        "All tasks of a level run at once; more than 1,000 need a raised quota. "
         + (f"Over a limit: {'; '.join(over)}.\n\n" if over else "None is over a limit.\n\n")
         + _table(
             (
@@ -170,11 +169,11 @@ def scale(report: Figures) -> str:
             plans,
             left=0,
         )
-        + "\nPlanning and finalising, with S3 played by a dictionary, 200 tensors:\n\n"
+        + "\nPlanning and finalizing 200 tensors, with a dictionary in place of S3:\n\n"
         + _table(
             (
                 *("shards", "clients", "tasks"),
-                *("plan CPU-s", "finalise CPU-s", "peak MiB above idle"),
+                *("plan CPU-s", "finalize CPU-s", "peak MiB above idle"),
             ),
             measured,
             left=0,

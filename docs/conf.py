@@ -25,7 +25,7 @@ include_patterns = [
     "SECURITY.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
-    "benchmarks/README.md",
+    "benchmarks/*.md",
     "docs/*.md",
     "docs/decisions/*.md",
 ]

@@ -21,7 +21,7 @@ PAGES: Final = tuple(DOCS / name for name in ("commands.md", "settings.md", "for
 
 _TABLE: Final = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _WHERE: Final = ("--stack", "--region", "--profile", "--local", "--port")
-_EVERYWHERE: Final = ("--quiet", "--verbose", "--debug", "--help")
+_EVERYWHERE: Final = ("--json", "--quiet", "--verbose", "--debug", "--help")
 _DEFAULT: Final = re.compile(r"(?P<help>.*) \[default: (?P<default>.*)\]", re.DOTALL)
 
 
@@ -84,8 +84,8 @@ def _of_command(name: str, command: click.Command) -> Iterator[str]:
         )
         yield "\n"
     if connected:
-        names = ", ".join(f"`{name}`" for name in connected)
-        yield f"Also {names}: [which application](#which-application).\n\n"
+        which = "the application's options" if len(connected) > 1 else f"`{connected[0]}`"
+        yield f"Also [{which}](#which-application).\n\n"
 
 
 def _option(option: click.Option) -> str:

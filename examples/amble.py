@@ -1,8 +1,8 @@
-"""Train with clients whose devices are not equally fast, each given work that fits its own.
+"""Train with devices of different speed, and give each device as much work as it can do.
 
-Compares FedAvg, where fast devices wait for the slowest, with assignments in the manner of AMBLE:
-the model's accuracy against virtual seconds, on scikit-learn's digits. Writes amble.svg and
-amble.json.
+The program compares FedAvg, where fast devices wait for the slowest, with assignments in the manner
+of AMBLE, by the accuracy of the model after virtual seconds, on scikit-learn's digits. It writes
+amble.svg and amble.json.
 """
 
 import itertools
@@ -187,7 +187,7 @@ def main() -> int:
         "--fastest",
         type=float,
         default=8.0,
-        help="speed of the fastest device, the slowest's being 1",
+        help="speed of the fastest device; that of the slowest is 1",
     )
     options.add_argument(
         "--learning-rates",
@@ -195,7 +195,7 @@ def main() -> int:
         nargs="+",
         default=LEARNING_RATES,
         metavar="RATE",
-        help="the base settings' learning rate",
+        help="learning rates of the base settings to compare",
     )
     program.add_engine(options, "; weights are not normalised there")
     given = options.parse_args()

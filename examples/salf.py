@@ -1,7 +1,8 @@
 """Train with clients that are cut off before back-propagation has reached the first layers.
 
-Compares full participation with SALF and other ways to average what stragglers have: the model's
-accuracy after each round, on scikit-learn's digits. Writes salf.svg and salf.json.
+The program compares full participation with SALF and other ways to average the updates of
+stragglers, by the accuracy of the model after each round, on scikit-learn's digits. It writes
+salf.svg and salf.json.
 """
 
 import sys
@@ -182,7 +183,11 @@ def main() -> int:
     """Run the program and return the process's exit code."""
     options = program.parser(__doc__, clients=30, rounds=100, seeds=5)
     options.add_argument(
-        "--stragglers", type=float, default=0.9, metavar="SHARE", help="share of stragglers"
+        "--stragglers",
+        type=float,
+        default=0.9,
+        metavar="SHARE",
+        help="share of stragglers among the clients, from 0 to 1",
     )
     program.add_engine(options)
     given = options.parse_args()

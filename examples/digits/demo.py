@@ -1,7 +1,8 @@
 """Train a network over gradshard on this machine, then average updates of ResNet-18's size.
 
-Starts the local engine, deploys the application to it with `sam`, compares every averaged update
-bit for bit with a plain numpy loop, and stops the engine. Exits with 1 if anything is off.
+The program starts the local engine, deploys the application to it with `sam`, compares every
+averaged update bit for bit with a plain numpy loop, and stops the engine. It exits with 1 if
+anything is off.
 """
 
 import argparse
@@ -39,7 +40,9 @@ INTERRUPTED: Final = 130
 def main() -> int:
     """Run the demo and return the process's exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, help="the engine's port (default: any free one)")
+    parser.add_argument(
+        "--port", type=int, help="port of the local engine (default: any free port)"
+    )
     port = parser.parse_args().port or free_port()
     for name in SIGNALS:
         signal.signal(name, interrupt)

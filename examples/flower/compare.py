@@ -1,8 +1,8 @@
-"""Train the same model with Flower's FedAvg and with gradshard's: the bits, and the memory.
+"""Train the same model with Flower's FedAvg and with gradshard's, and compare bits and memory.
 
 Each training has processes of its own: Flower's simulation engine with the ServerApp in it, or with
-`--processes` a SuperLink, SuperNodes and a ServerApp. Exits with 1 if a bit differs. Needs
-`gradshard local up`, or a deployed stack; see README.md.
+`--processes` a SuperLink, SuperNodes and a ServerApp. The program needs `gradshard local up` or a
+deployed stack (see README.md). It exits with 1 if a bit differs.
 """
 
 import argparse
@@ -21,18 +21,29 @@ from gradshard.deployment import local_engine
 
 HERE: Final = Path(__file__).resolve().parent
 STRATEGIES: Final = ("flower", "s3", "s3-references")
-"""Flower's first, which the others are held against."""
+"""The others are compared with the first, Flower's."""
 
 
 def main() -> int:
     """Train, compare, and return the process's exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, help="the local engine's (default: as the shell says)")
-    parser.add_argument("--model-mb", type=int, default=0, help="a large model, a multiple of 8")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clients", type=int, default=8)
     parser.add_argument(
-        "--processes", action="store_true", help="Flower's processes, not its simulation engine"
+        "--port",
+        type=int,
+        help="port of the local engine (default: the application that AWS_ENDPOINT_URL names)",
+    )
+    parser.add_argument(
+        "--model-mb",
+        type=int,
+        default=0,
+        help="size of the model in MiB, a multiple of 8 (default: a small network)",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: 3)")
+    parser.add_argument("--clients", type=int, default=8, help="number of clients (default: 8)")
+    parser.add_argument(
+        "--processes",
+        action="store_true",
+        help="run Flower's processes instead of its simulation engine",
     )
     options = parser.parse_args()
     settings = {

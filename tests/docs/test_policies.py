@@ -1,7 +1,6 @@
-"""The policies of docs/deploying.md suffice, and no more: the local engine evaluates IAM."""
+"""The policies in docs/ suffice, and have no statement too many: the local engine evaluates IAM."""
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,6 @@ from tests.docs.pages import ROOT
 
 pytestmark = pytest.mark.e2e
 
-PAGE = (ROOT / "docs" / "deploying.md").read_text()
 ACCOUNT = "000000000000"
 SECONDS = 120
 UPDATE = {"w": np.ones(4, np.float32)}
@@ -28,8 +26,8 @@ Become = Callable[..., None]
 
 
 def policy(name: str, **given: str) -> dict[str, Any]:
-    """Read one of the page's policies, with what it leaves open."""
-    [text] = re.findall(rf"<!-- policy: {name} -->\n```json\n(.*?)```", PAGE, re.DOTALL)
+    """Read one of the policies in docs/, with its placeholders filled in."""
+    text = (ROOT / "docs" / f"{name}-policy.json").read_text()
     for word, value in given.items():
         assert word in text
         text = text.replace(word, value)
@@ -110,7 +108,7 @@ def test_the_comparers_policy_runs_trials_and_every_statement_of_it_is_needed(
     round_.submit("a", UPDATE, samples=1)
     round_.wait(SECONDS)
     chosen = trials(1, ["shards"])
-    both = [*coordinator(outputs)["Statement"], *coordinator(outputs, "comparer")["Statement"]]
+    both = [*coordinator(outputs)["Statement"], *coordinator(outputs, "compare")["Statement"]]
 
     def compared(statements: list[Any]) -> list[Outcome]:
         become({"Version": "2012-10-17", "Statement": statements})
@@ -119,7 +117,7 @@ def test_the_comparers_policy_runs_trials_and_every_statement_of_it_is_needed(
 
     [outcome] = compared(both)
     assert (outcome.rejected, outcome.tasks) == ("", 1)
-    for statement in coordinator(outputs, "comparer")["Statement"]:
+    for statement in coordinator(outputs, "compare")["Statement"]:
         with pytest.raises((GradshardError, ClientError), match="AccessDenied"):
             compared([other for other in both if other != statement])
 
@@ -166,7 +164,7 @@ def test_the_operators_policy_operates_rounds_and_every_statement_of_it_is_neede
 def test_the_ticket_makers_policy_makes_tickets(outputs: dict[str, str], become: Become) -> None:
     everyone = Federation()
     assert everyone.bucket
-    maker = policy("ticketer", BUCKET=outputs["BucketName"])["Statement"]
+    maker = policy("ticket", BUCKET=outputs["BucketName"])["Statement"]
     become({"Version": "2012-10-17", "Statement": [*coordinator(outputs)["Statement"], *maker]})
     round_ = Federation().open_round("policy-ticket", ["a", "b"], timeout=600)
     TicketRound(round_.ticket("a", max_bytes=10_000)).submit(UPDATE, samples=1)

@@ -22,12 +22,22 @@ SECTIONS: Final = {
     ],
     "Clients": [
         Lazy("submit", "rounds", "submit", "Upload a client's update."),
-        Lazy("ticket", "ticket", "ticket", "Make a ticket for a client without credentials."),
-        Lazy("assignment", "assignment", "assignment", "Show what a client should train next."),
+        Lazy("ticket", "ticket", "ticket", "Make a ticket for a client without AWS credentials."),
+        Lazy(
+            "assignment",
+            "assignment",
+            "assignment",
+            "Show the batch size, epochs and learning rate for a client.",
+        ),
         Lazy("convert", "convert", "convert", "Convert .npz and PyTorch files to safetensors."),
     ],
     "Model": [
-        Lazy("model", "model", "model", "Put, fetch, show and prune versions of the model."),
+        Lazy(
+            "model",
+            "model",
+            "model",
+            "Put, fetch, show, roll back and prune versions of the model.",
+        ),
     ],
     "Planning": [
         Lazy("plan", "plan", "plan", "Show what a round would take in time and money."),

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 @json_option
 @connected
 def assignment(federation: "Federation", name: str, client: str, as_json: bool) -> None:
-    """Show what a client should train next.
+    """Show the batch size, epochs and learning rate for a client.
 
-    The output is a batch size, a number of epochs and a learning rate for CLIENT in ROUND. The
-    round before must have been opened with --assignments.
+    CLIENT should train with them for ROUND, which was opened with --assignments.
     """
     settings = federation.round(name).assignment(client)
     if as_json:

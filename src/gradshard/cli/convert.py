@@ -35,8 +35,8 @@ SHOWN: Final = 20
 def convert(source: Path, file: Path, samples: int | None, key: str | None, as_json: bool) -> None:
     """Convert .npz and PyTorch files to safetensors.
 
-    FILE is an .npz archive or a PyTorch checkpoint. The command lists what it left out. It never
-    unpickles code.
+    FILE is an .npz archive or a PyTorch checkpoint. The command lists the entries that it leaves
+    out. It never runs code from FILE.
     """
     with progress_bar(f"converting {source.name}") as tell:
         done = converting.convert(source, file, samples=samples, key=key, progress=tell)

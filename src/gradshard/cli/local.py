@@ -30,7 +30,7 @@ def local(context: click.Context) -> None:
     "--bind",
     metavar="ADDRESS",
     help="Listen on this IP address, too. Anyone who reaches it and has the key of the engine can "
-    "run code as you.",
+    "run code on this machine as you.",
 )
 @json_option
 @quiet_option
@@ -61,7 +61,7 @@ def up(port: int, bind: str | None, as_json: bool) -> None:
 @port_option
 @debuggable
 def env(port: int) -> None:
-    """Print environment variables that make other programs use the local engine.
+    """Print the variables with which programs use the engine.
 
     Run eval "$(gradshard local env)" to set them in your shell. They include the key of the engine.
     """

@@ -18,6 +18,7 @@ from gradshard.cli.options import (
 )
 from gradshard.cli.output import cell, confirm, confirm_file, print_json, progress_bar
 from gradshard.cli.ticket import load
+from gradshard.cli.values import NumberType
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
 
@@ -37,7 +38,7 @@ name_option = click.option(
 @click.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def model(context: click.Context) -> None:
-    """Put, fetch, show and prune versions of the model.
+    """Put, fetch, show, roll back and prune versions of the model.
 
     A round that is opened with --server-optimizer makes the next version.
     """
@@ -155,7 +156,7 @@ def rollback(federation: "Federation", number: int, name: str, as_json: bool) ->
 @model.command()
 @click.option(
     "--keep",
-    type=click.IntRange(1),
+    type=NumberType(1),
     required=True,
     metavar="N",
     help="Keep this number of the newest versions.",

@@ -10,6 +10,7 @@ import click
 
 from gradshard.cli.group import DEBUG
 from gradshard.cli.output import QUIET
+from gradshard.cli.values import NumberType
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -176,7 +177,7 @@ def port_option(command: Command) -> Command:
     """Add ``--port``."""
     return click.option(
         "--port",
-        type=click.IntRange(0, 65535),
+        type=NumberType(0, 65535),
         default=DEFAULT_PORT,
         show_default=True,
         metavar="N",

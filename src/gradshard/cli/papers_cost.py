@@ -13,7 +13,7 @@ from rich.table import Table
 from gradshard.cli.options import debuggable, json_option, option
 from gradshard.cli.output import WIDE, cell, print_json
 from gradshard.cli.plan import DEFAULT_ARCHITECTURE
-from gradshard.cli.values import DurationType, SizeType
+from gradshard.cli.values import DurationType, NumberType, SizeType
 from gradshard.papers import SYSTEMS, claims, measurements, published_systems
 from gradshard.papers.claims import Comparison
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
@@ -99,11 +99,11 @@ class Speed(click.ParamType):
     "--crossover",
     type=(SYSTEM, SYSTEM),
     metavar="A B",
-    help="Find the sizes of updates from which system A costs more than system B, or less.",
+    help="Find the sizes of updates at which the cheaper of the systems A and B changes.",
 )
 @click.option(
     "--clients",
-    type=click.IntRange(1, MAX_CLIENTS),
+    type=NumberType(1, MAX_CLIENTS),
     default=measurements.CLIENTS,
     show_default=True,
     metavar="N",
@@ -119,7 +119,7 @@ class Speed(click.ParamType):
 )
 @option(
     "--shards",
-    type=click.IntRange(1, limits.MAX_PARTS),
+    type=NumberType(1, limits.MAX_PARTS),
     metavar="N",
     help="Number of byte ranges into which sharded systems cut the updates.",
     default_text="chosen by each system",
@@ -128,16 +128,17 @@ class Speed(click.ParamType):
     "--time-budget",
     type=DurationType(),
     metavar="DURATION",
-    help="Choose as many shards as gradshard takes to aggregate within this time, for example 90s.",
+    help="Choose the number of gradshard's shards so that the aggregation takes at most this time, "
+    "for example 90s.",
     default_text="a minute, where that is possible",
 )
 @click.option(
     "--memory",
-    type=click.IntRange(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
+    type=NumberType(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
     default=DEFAULT_MEMORY_MB,
     show_default=True,
     metavar="MB",
-    help="Memory of gradshard's functions in MB. The published systems have their own.",
+    help="Memory of gradshard's functions, in MB. It does not change the published systems.",
 )
 @click.option(
     "--architecture",

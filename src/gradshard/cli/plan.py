@@ -17,7 +17,7 @@ from gradshard.cli.options import (
 )
 from gradshard.cli.output import cell, dollars, print_json
 from gradshard.cli.round_options import round_options
-from gradshard.cli.values import SizeType
+from gradshard.cli.values import NumberType, SizeType
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
@@ -47,7 +47,7 @@ ROWS: Final = 5
 )
 @click.option(
     "--clients",
-    type=click.IntRange(1, MAX_CLIENTS),
+    type=NumberType(1, MAX_CLIENTS),
     required=True,
     metavar="N",
     help="Number of clients.",
@@ -55,9 +55,9 @@ ROWS: Final = 5
 @round_options("rule", "topology", "fan_in", "order", "shards", "time_budget", "server_optimizer")
 @option(
     "--memory",
-    type=click.IntRange(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
+    type=NumberType(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
     metavar="MB",
-    help="Memory of an aggregate_shard function in MB.",
+    help="Memory of the function that runs a task, in MB.",
     default_text=f"that of the stack, else {DEFAULT_MEMORY_MB}",
 )
 @option(
@@ -71,12 +71,14 @@ ROWS: Final = 5
     type=click.Choice(list(CODECS)),
     help="Plan for updates that are compressed with this codec; SIZE is that without it.",
 )
-@click.option("--all", "show_all", is_flag=True, help=f"Show more than {ROWS} rows of the table.")
+@click.option(
+    "--all", "show_all", is_flag=True, help=f"Show all rows of the table instead of {ROWS}."
+)
 @option(
     "--stack",
     metavar="NAME",
     help="Plan for the functions of this CloudFormation stack.",
-    default_text="no stack is asked",
+    default_text="none; no request is sent to AWS",
 )
 @where_options
 @json_option
@@ -100,7 +102,7 @@ def plan(
     """Show what a round would take in time and money.
 
     The table has the combinations of shards and memory that no other beats in both time and cost.
-    The command asks AWS only with --stack, and the local engine only with --local.
+    Without --stack and --local, the command sends no requests.
     """
     spec = parse_spec({"clients": clients, **options})
     name, _ = spec.levels(clients)

@@ -27,8 +27,8 @@ def report(federation: "Federation", names: tuple[str, ...], file: Path, as_json
     """Write an HTML page about rounds.
 
     The page is one file that needs no network. It shows which rounds completed, which clients took
-    part, how long each round took and what it cost. With --json, print the data of the page
-    instead.
+    part, how long each round took and what it cost. With --json, the command prints the
+    data of the page instead.
     """
     with waiting("reading") as say:
         rounds: list[Facts] = []

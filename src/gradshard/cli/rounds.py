@@ -58,8 +58,8 @@ def open_(
 ) -> None:
     """Open a round for some clients.
 
-    Give each client with --client, or their number with --clients. You can repeat the command with
-    the same options.
+    Give each client with --client, or their number with --clients. If you repeat the command with
+    the same options, nothing changes.
     """
     if bool(ids) == (count is not None):
         raise click.UsageError(
@@ -111,15 +111,34 @@ def open_(
     metavar="FILE",
     help="Keep in this file what the codec loses, and add it to the client's next update.",
 )
-@click.option(
+@option(
     "--train-seconds",
     type=DurationType(),
     metavar="DURATION",
     help="Report how long the client trained, for example 90s or 30m.",
+    default_text="not reported",
 )
-@click.option("--batch-size", type=int, metavar="N", help="Report the samples per batch.")
-@click.option("--epochs", type=int, metavar="N", help="Report the number of epochs.")
-@click.option("--steps", type=int, metavar="N", help="Report the number of local steps.")
+@option(
+    "--batch-size",
+    type=int,
+    metavar="N",
+    help="Report the number of samples per batch.",
+    default_text="not reported",
+)
+@option(
+    "--epochs",
+    type=int,
+    metavar="N",
+    help="Report the number of epochs.",
+    default_text="not reported",
+)
+@option(
+    "--steps",
+    type=int,
+    metavar="N",
+    help="Report the number of local steps of the optimizer.",
+    default_text="not reported",
+)
 @ticket_option
 @json_option
 @quiet_option

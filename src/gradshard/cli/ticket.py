@@ -51,7 +51,7 @@ def ticket(
     max_size: int | None,
     as_json: bool,
 ) -> None:
-    """Make a ticket for a client without credentials.
+    """Make a ticket for a client without AWS credentials.
 
     With it, CLIENT can take part in ROUND. Keep the file secret: anyone who has it can act as that
     client.

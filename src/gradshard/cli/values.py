@@ -1,4 +1,4 @@
-"""Types of the values of options: durations, sizes, fractions, JSON."""
+"""Types of the values of options: durations, numbers, sizes, fractions, JSON."""
 
 import json
 import re
@@ -50,6 +50,13 @@ def format_seconds(seconds: float) -> str:
         if seconds % _UNIT_SECONDS[unit] == 0:
             return f"{seconds / _UNIT_SECONDS[unit]:g}{unit}"
     return f"{seconds:g}s"
+
+
+class NumberType(click.IntRange):
+    """A whole number from ``min`` to ``max``; help and errors give the bounds in words."""
+
+    def _describe_range(self) -> str:
+        return f"at least {self.min}" if self.max is None else f"{self.min} to {self.max}"
 
 
 class SizeType(click.ParamType):

@@ -288,7 +288,7 @@ def test_a_budget_is_kept_at_the_least_price() -> None:
 
 def test_the_document_is_what_the_command_writes() -> None:
     for file, text in cost_report.files().items():
-        path: Path = cost_report.DOCS / file
+        path: Path = cost_report.ROOT / file
         assert path.read_text(encoding="utf-8") == text, "run: python -m benchmarks.cost_report"
 
 

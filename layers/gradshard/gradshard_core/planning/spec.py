@@ -70,11 +70,11 @@ class RoundSpec:
             f"list of ids, or a whole number from 1 to {MAX_CLIENTS:,}",
             encoder=lambda clients: clients if isinstance(clients, int) else list(clients),
         ),
-        "The clients that are expected, by their ids or by their number.",
+        "The expected clients: their ids, or their number.",
     )
     min_clients: int = option(
         WholeNumber(1, MAX_CLIENTS),
-        "Fail the round if fewer good updates are there at its deadline.",
+        "Fail the round if fewer valid updates have arrived by its deadline.",
         default="more than half of the clients, or as many as a robust rule needs",
     )
     enough_clients: int | None = option(
@@ -91,12 +91,14 @@ class RoundSpec:
     )
     topology: str = option(
         Choice((AUTO, *TOPOLOGIES)),
-        f"Which task adds whose updates. auto: shards up to {MAX_FAN_IN} clients, a grid beyond.",
+        f"How tasks divide the work. shards: each adds one byte range of all updates (at most "
+        f"{MAX_FAN_IN} clients). lambda_fl, lifl: trees of tasks that add whole updates. grid: "
+        f"groups of clients, cut into shards. auto: shards up to {MAX_FAN_IN} clients, else grid.",
         value=AUTO,
     )
     fan_in: int | None = option(
         WholeNumber(2, MAX_FAN_IN),
-        "Inputs per task, for lambda_fl, lifl and grid.",
+        "Number of updates or partial sums that a task of lambda_fl, lifl or grid adds.",
         value=None,
         default="chosen by the topology",
     )
@@ -107,15 +109,16 @@ class RoundSpec:
             metavar="ORDER",
             encoder=addition_order.format_order,
         ),
-        "Order of the additions, which defines the bits of the result: sequential, or such as "
-        "tree:4,4.",
+        "Order of the additions, which decides the last bits of the result: sequential (by client "
+        "id), or for example tree:4,4 (sums of 4 clients, then sums of 4 such sums).",
         value=None,
-        default="that of the topology",
+        default="the topology's own order",
     )
     weights: str = option(
         Choice(WEIGHTS),
-        "How updates are weighted. shares: by samples. counts: by samples, divided once at the "
-        "end. steps: shares normalised by the local steps that clients report.",
+        "Weights of the updates. shares: the share of all samples. counts: the number of samples, "
+        "with one division at the end. steps: shares, normalised by the local steps that clients "
+        "report.",
         value=SHARES,
     )
     rule: PartialRule | RobustRule | None = option(
@@ -156,25 +159,26 @@ class RoundSpec:
             is_json=True,
             encoder=AssignmentSpec.to_json,
         ),
-        "Compute what each client should train next, from base settings such as "
-        '{"batch_size": 32, "epochs": 1, "learning_rate": 0.01}.',
+        "Compute a batch size, epochs and a learning rate for each client's next round, from base "
+        'settings such as {"batch_size": 32, "epochs": 1, "learning_rate": 0.01}.',
         value=None,
         default="no assignments",
     )
     eager: bool = option(
         Flag(),
-        "Add up a group of clients as soon as all its updates are there.",
+        "Add up a group of clients as soon as all its updates are there. Needs lambda_fl, lifl or "
+        "grid, weights by counts, client ids, and a layout or a model.",
         value=False,
     )
     shards: int | None = option(
         WholeNumber(1, limits.MAX_PARTS),
-        "Number of byte ranges into which the updates are cut, one task each.",
+        "Number of byte ranges into which updates are cut. One task aggregates each range.",
         value=None,
         default="chosen by the planner",
     )
     time_budget: float | None = option(
         Duration(1_000_000),
-        "Choose as many shards as it takes to aggregate within this time.",
+        "Choose the number of shards so that the aggregation takes at most this time.",
         value=None,
         default="a minute, where that is possible",
     )
@@ -210,7 +214,7 @@ class RoundSpec:
     )
     updates_from: str | None = option(
         Parsed(functools.partial(check_id, "round"), "id of a round", metavar="ROUND"),
-        "Wait for nobody: average the updates that were submitted to this other round.",
+        "Wait for no client: average the updates that were submitted to this other round.",
         value=None,
         default="the updates of the round itself",
     )
