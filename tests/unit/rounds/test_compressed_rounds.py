@@ -11,6 +11,7 @@ import pytest
 from gradshard_core.formats.codecs.registry import CODECS
 from tests import compressed, reference
 from tests.compressed import random_units, rows_of
+from tests.integration.by_hand import layout_of, put_model
 from tests.unit.in_memory import OPENED, Machine
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
@@ -30,7 +31,7 @@ def tensors(rng: np.random.Generator) -> Update:
         "empty": np.empty((0, 4), "f4"),
         "fc.bias": rng.standard_normal(65).astype(ml_dtypes.bfloat16),
         "scalar": np.array(rng.standard_normal(), "f4"),
-        "tail": rng.standard_normal(70_001).astype("f4"),
+        "tail": rng.standard_normal(66_001).astype("f4"),
     }
 
 
@@ -54,7 +55,7 @@ def with_samples(body: bytes, samples: int) -> bytes:
 
 def run(machine: Machine, bodies: Mapping[str, bytes], **terms: Any) -> dict[str, Any]:
     machine.begin(f"compressed-{next(NUMBER)}")
-    machine.open(**{"clients": len(bodies), "min_clients": 1, "codecs": [*CODECS], **terms})
+    machine.open(**{"clients": [*bodies], "min_clients": 1, "codecs": [*CODECS], **terms})
     for client, body in bodies.items():
         machine.store.put_bytes(machine.keys.update(client), body)
     outcome: dict[str, Any] = {**OPENED, "status": "replan"}
@@ -73,6 +74,17 @@ def decoded(body: bytes, samples: int) -> bytes:
     return reference.encode(compressed.read(body), {"num_samples": str(samples)})
 
 
+def outputs_of(machine: Machine, manifest: Mapping[str, Any]) -> list[bytes]:
+    """Return the model and the optimizer's state that a round has made."""
+    model = manifest.get("model")
+    if model is None:
+        return []
+    keys = [model["tensors"]["key"], *(kept["key"] for kept in model["state"].values())]
+    return [machine.store.objects[key] for key in keys]
+
+
+LAYERS = ["conv", "steps", "fc", "empty", "scalar", "tail"]
+
 TERMS: list[dict[str, Any]] = [
     {},
     {"topology": "lambda_fl", "fan_in": 2},
@@ -81,6 +93,9 @@ TERMS: list[dict[str, Any]] = [
     {"order": "tree:2,3"},
     {"weights": "counts"},
     {"allow_nonfinite": True},
+    {"rule": "fedavg", "layers": LAYERS},
+    {"server_optimizer": {"optimizer": "fedadam", "learning_rate": 0.5}},
+    {"topology": "lambda_fl", "fan_in": 2, "eager": True, "weights": "counts"},
 ]
 
 
@@ -91,18 +106,122 @@ def test_the_bits_are_those_of_a_round_with_the_decoded_updates(
     rng = np.random.default_rng(seed)
     updates = [tensors(rng) for _ in SAMPLES]
     bodies = {}
+    terms = dict(TERMS[seed])
+    if "rule" in terms or "eager" in terms:
+        terms["layout"] = layout_of(updates[0])
+    if "server_optimizer" in terms:
+        model = f"compressed-{seed}"
+        put_model(machine.store, model, updates[0])
+        terms["server_optimizer"] = terms["server_optimizer"] | {"model": model}
+    if "rule" in terms:
+        for update in updates[1::2]:
+            del update["conv.weight"], update["conv.bias"]
     for i, (update, samples) in enumerate(zip(updates, SAMPLES, strict=True)):
+        order = list(rng.permutation(list(update))) if seed % 2 and i % 2 else list(update)
         codec = [*CODECS, ""][(i + seed) % (len(CODECS) + 1)]
         if codec:
-            bodies[f"c{i}"] = with_samples(compress(rng, codec, update), samples)
+            bodies[f"c{i}"] = with_samples(compress(rng, codec, update, order=order), samples)
         else:
-            bodies[f"c{i}"] = reference.encode(update, {"num_samples": str(samples)})
-    run(machine, bodies, **TERMS[seed])
-    result = result_of(machine)
+            metadata = {"num_samples": str(samples)}
+            bodies[f"c{i}"] = reference.encode(update, metadata, order=order)
+    manifest = run(machine, bodies, **terms)
+    assert manifest["rejected"] == []
+    result, state = result_of(machine), outputs_of(machine, manifest)
+    if "server_optimizer" in terms:
+        terms["server_optimizer"]["model"] += "-plain"
+        put_model(machine.store, terms["server_optimizer"]["model"], updates[0])
     plain = {c: decoded(b, n) for (c, b), n in zip(bodies.items(), SAMPLES, strict=True)}
-    run(machine, plain, **TERMS[seed])
+    manifest = run(machine, plain, **terms)
     assert result == result_of(machine)
-    if not TERMS[seed]:
+    assert state == outputs_of(machine, manifest)
+    if seed == 0:
         expected = reference.average([compressed.read(b) for b in bodies.values()], SAMPLES)
         for name, tensor in reference.decode(result).items():
             assert tensor.tobytes() == expected[name].tobytes(), name
+
+
+def good(value: float = 1.0) -> bytes:
+    tensors = {"v": np.ones(5, "f4"), "w": np.full(100, value, "f4")}
+    return reference.encode(tensors, {"num_samples": "1"})
+
+
+def scaled(codec: str, scale: float, code: int = 1) -> bytes:
+    """Write an update of ones whose third unit of ``w`` has this scale."""
+    tensors = {"v": np.ones(5, "f4"), "w": np.ones(100, "f4")}
+    unit = np.full(compressed.UNIT_BYTES[codec], code, np.uint8)
+    unit[:2] = np.array([1.0]).astype(ml_dtypes.bfloat16).view(np.uint8)
+    units = {"v": np.tile(unit, (1, 1)), "w": np.tile(unit, (4, 1))}
+    units["w"][2, :2] = np.array([scale]).astype(ml_dtypes.bfloat16).view(np.uint8)
+    return compressed.write(codec, tensors, units, {"num_samples": "1"})
+
+
+ENORMOUS = {"int8": (3e38, 100), "fp8": (3e38, 0x70), "int4": (3e38, 0x77)}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, "enormous"])
+def test_a_scale_of_no_use_costs_its_sender_the_round(
+    machine: Machine, codec: str, scale: Any
+) -> None:
+    bad = scaled(codec, *ENORMOUS[codec]) if scale == "enormous" else scaled(codec, scale)
+    manifest = run(machine, {"a": good(), "eve": bad, "z": good(3)})
+    [rejection] = manifest["rejected"]
+    assert rejection["client"] == "eve"
+    assert "tensor 'w' holds a NaN or an infinity at element 64" in rejection["reason"]
+    assert np.all(reference.decode(result_of(machine))["w"] == 2)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_largest_contribution_is_rejected_if_the_sum_overflows(
+    machine: Machine, codec: str
+) -> None:
+    # Each is finite, and so large that their sum is not.
+    large = {"int8": (2.5e36, 127), "fp8": (7e35, 0x7E), "int4": (4.5e37, 0x77)}[codec]
+    bodies = {
+        "a": with_samples(scaled(codec, *large), 100),
+        "b": with_samples(scaled(codec, *large), 101),
+        "c": good(),
+    }
+    manifest = run(machine, bodies, weights="counts")
+    assert [r["client"] for r in manifest["rejected"]] == ["a", "b"]
+    assert "would overflow F32 at element 64 of tensor 'w'" in manifest["rejected"][0]["reason"]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_scale_of_zero_makes_zeros(machine: Machine, codec: str) -> None:
+    manifest = run(machine, {"a": scaled(codec, 0.0)})
+    assert manifest["rejected"] == []
+    assert np.all(reference.decode(result_of(machine))["w"][64:96] == 0)
+
+
+def test_a_codec_that_the_round_does_not_take_is_rejected(machine: Machine) -> None:
+    manifest = run(
+        machine, {"a": good(), "b": scaled("int4", 1), "c": scaled("int8", 1)}, codecs=["int8"]
+    )
+    [rejection] = manifest["rejected"]
+    assert rejection["client"] == "b"
+    assert "compressed with codec 'int4', and the round takes int8" in rejection["reason"]
+    manifest = run(machine, {"a": good(), "c": scaled("int8", 1)}, codecs=None)
+    assert [r["client"] for r in manifest["rejected"]] == ["c"]
+    assert "and the round takes none" in manifest["rejected"][0]["reason"]
+
+
+def test_a_rejection_on_arrival_can_be_read_at_once(machine: Machine) -> None:
+    machine.begin("on-arrival")
+    machine.open(clients=["b"])
+    machine.store.put_bytes(machine.keys.update("b"), scaled("int4", 1))
+    etag = machine.store.etags[machine.keys.update("b")].strip('"')
+    answer = machine.collect("b", etag)
+    assert answer["status"] == "rejected"
+    assert "the round takes none" in answer["reason"]
+
+
+def test_contributors_that_store_their_updates_alike_share_their_runs(machine: Machine) -> None:
+    rng = np.random.default_rng(3)
+    update = tensors(rng)
+    units = {n: random_units(rng, "int8", rows_of(t)) for n, t in update.items() if t.dtype == "f4"}
+    body = compressed.write("int8", update, units, {"num_samples": "1"})
+    run(machine, {f"c{i:02}": body for i in range(20)})
+    plan = machine.store.get_json(machine.keys.plan)
+    assert len(plan["encodings"]) == 1
+    assert len({c["runs"]["table"] for c in plan["contributors"]}) == 1

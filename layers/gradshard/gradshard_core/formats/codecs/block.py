@@ -60,7 +60,8 @@ class BlockCodec(ABC):
         """
         units, elements = stored.reshape(-1, self.unit_bytes), out.reshape(-1, BLOCK)
         self._values(units[:, SCALE_BYTES:], elements)
-        np.multiply(elements, _read_scales(units), out=elements)
+        with np.errstate(all="ignore"):
+            np.multiply(elements, _read_scales(units), out=elements)
 
     def encode(self, elements: Array, dither: Array | None = None) -> Array:
         """Return the units of elements.
