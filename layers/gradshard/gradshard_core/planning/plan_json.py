@@ -34,11 +34,14 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "contributors": [_contributor_to_json(c) for c in participants.contributors],
         "rejected": [vars(rejection) for rejection in participants.rejected],
         "missing": participants.missing,
+        "left_out": [_contributor_to_json(c) for c in participants.left_out],
         "topology": computation.topology,
         "order": computation.order,
         "weights": computation.weights,
         "rule": computation.rule,
         "robust": computation.robust and computation.robust.to_json(),
+        "measures": computation.measures,
+        "measured": computation.measured,
         "allow_nonfinite": computation.allow_nonfinite,
         "shards": computation.shards,
         "levels": [vars(level) for level in computation.levels],
@@ -77,6 +80,7 @@ def parse_plan(written: dict[str, Any]) -> Plan:
             contributors=tuple(_parse_contributor(c) for c in written["contributors"]),
             rejected=tuple(Rejection(**rejection) for rejection in written["rejected"]),
             missing=tuple(written["missing"]),
+            left_out=tuple(_parse_contributor(c) for c in written["left_out"]),
         ),
         computation=Computation(
             levels=tuple(_parse_level(level) for level in written["levels"]),
@@ -86,6 +90,8 @@ def parse_plan(written: dict[str, Any]) -> Plan:
             weights=written["weights"],
             rule=written["rule"],
             robust=written["robust"] and parse_robust_rule(written["robust"]),
+            measures=written["measures"],
+            measured=written["measured"],
             layers=tuple(
                 PlannedLayerWeights(missed, tuple(weights))
                 for _, _, missed, weights in written["layers"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.addition_order import Order
-from gradshard_core.aggregation.arithmetic import EQUAL, STEPS
+from gradshard_core.aggregation.arithmetic import EQUAL, MEASURED, STEPS
 from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.aggregation.topologies import TOPOLOGIES, Levels
@@ -28,6 +28,7 @@ from gradshard_core.planning.plan import (
 from gradshard_core.planning.projection import Projection
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.planning.workload import Workload
+from gradshard_core.rounds.measurement import Decided
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.rounds.plan_weights import local_steps, weigh, weigh_layers
 from gradshard_core.stragglers.assignments import note_bounded_steps
@@ -79,8 +80,12 @@ def assemble(
     contributors: Sequence[Contributor],
     layout: PlannedLayout,
     coverage: dict[str, Coverage],
+    decided: Decided | None = None,
 ) -> Plan:
     """Make a plan and create the uploads of its outputs.
+
+    Under a robust rule that measures, it is a plan to measure, without outputs, until the rule has
+    decided.
 
     Parameters
     ----------
@@ -92,6 +97,8 @@ def assemble(
         As :func:`write_layout` returned it, or as an earlier plan has it.
     coverage
         Which layers each contributor of partial updates has.
+    decided
+        What the rule has decided.
 
     Raises
     ------
@@ -99,7 +106,9 @@ def assemble(
         The updates cannot be aggregated within the limits.
     """
     spec, keys = context.spec, context.keys
-    grouping = group(spec, contributors)
+    measures = spec.measures and decided is None
+    weights = _weights(spec, decided)
+    grouping = group(spec, contributors if decided is None else decided.kept, weights)
     projection, notes = _choose_shards(context, grouping, layout)
     if spec.weights == STEPS:
         notes += note_bounded_steps(local_steps(grouping.contributors))
@@ -107,23 +116,27 @@ def assemble(
     parts = _encode_part_sizes(layout, projection.shards)
     return Plan(
         round_id=keys.round_id,
-        participants=Participants(grouping.contributors),
+        participants=Participants(
+            grouping.contributors, left_out=() if decided is None else decided.left_out
+        ),
         computation=Computation(
             levels=grouping.levels,
             shards=projection.shards,
             topology=grouping.topology,
             order=addition_order.format_order(grouping.order),
-            weights=_weights(spec),
+            weights=weights,
             rule=FEDAVG if spec.rule is None else spec.rule.name,
             layers=layers,
             allow_nonfinite=spec.allow_nonfinite,
             robust=spec.robust_rule,
+            measures=measures,
+            measured=None if decided is None else decided.measured,
         ),
         layout=layout,
         attempt=context.request.attempt,
         stage=Stage(context.request.entered_at),
-        upload_id=_create_upload(context, keys.result, parts),
-        next_model=_create_next_model(context, parts),
+        upload_id="" if measures else _create_upload(context, keys.result, parts),
+        next_model=None if measures else _create_next_model(context, parts),
         assignments=spec.assignments and spec.assignments.to_json(),
         notes=tuple(notes),
         projected=projection.to_json(),
@@ -156,7 +169,7 @@ class Grouping(NamedTuple):
     contributors: tuple[Contributor, ...]
 
 
-def group(spec: RoundSpec, contributors: Sequence[Contributor]) -> Grouping:
+def group(spec: RoundSpec, contributors: Sequence[Contributor], weights: str) -> Grouping:
     """Sort contributors by id, weigh them and divide them into groups."""
     ordered = sorted(contributors, key=lambda contributor: contributor.client)
     topology, sizes = spec.levels(spec.expected if spec.eager else len(ordered))
@@ -168,12 +181,14 @@ def group(spec: RoundSpec, contributors: Sequence[Contributor]) -> Grouping:
         first_level = [len(present.intersection(clients)) for clients in spec.groups()]
     orders = addition_order.split_order(order, sizes)
     levels = tuple(map(Level.of_sizes, (first_level, *sizes[1:]), orders))
-    return Grouping(topology, sizes, order, levels, weigh(ordered, _weights(spec)))
+    return Grouping(topology, sizes, order, levels, weigh(ordered, weights))
 
 
-def _weights(spec: RoundSpec) -> str:
+def _weights(spec: RoundSpec, decided: Decided | None) -> str:
     """Return how contributors are weighed."""
-    return EQUAL if spec.robust_rule and spec.robust_rule.is_columns else spec.weights
+    if decided is not None:
+        return MEASURED
+    return spec.weights if spec.robust_rule is None else EQUAL
 
 
 def _choose_shards(

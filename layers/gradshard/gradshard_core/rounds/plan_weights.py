@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, STEPS, shares_of
+from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, MEASURED, STEPS, shares_of
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan import Contributor, LayerRanges, PlannedLayerWeights
@@ -23,14 +23,17 @@ def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributo
     contributors
         All of the round's contributors.
     weights
-        ``counts``, which do not depend on the other contributors, ``shares``, ``steps`` or
-        ``equal``.
+        ``counts``, which do not depend on the other contributors, ``shares``, ``steps``,
+        ``equal`` or ``measured``.
     """
     samples = [contributor.samples for contributor in contributors]
     if weights == COUNTS:
         values = list(map(float, samples))
     elif weights == EQUAL:
         values = [1 / len(contributors)] * len(contributors)
+    elif weights == MEASURED:
+        # A plan is read by clients, and the rule's weights would tell them the norms of others.
+        values = [0.0] * len(contributors)
     elif weights == STEPS:
         steps = bounded_steps(list(local_steps(contributors).values()))
         values = list(normalised_weights(samples, steps))

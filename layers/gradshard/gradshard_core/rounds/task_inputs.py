@@ -1,13 +1,15 @@
 """The inputs of a task: their streams, and the weights with which they are added."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 
 from gradshard_core.aggregation import kernel
+from gradshard_core.aggregation.buffers import split_spans
 from gradshard_core.aggregation.gathering import Range
+from gradshard_core.aggregation.gram import Measuring, chunk_ranges
 from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
 from gradshard_core.aggregation.sharding import (
     SLICE_BYTES,
@@ -16,6 +18,7 @@ from gradshard_core.aggregation.sharding import (
     sums_bytes,
 )
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.layout import Span
 from gradshard_core.planning.plan import Contributor, Plan, Task
 from gradshard_core.s3.streams import GatheringStream, RangeStream
 from gradshard_core.s3.task_client import TaskS3Client
@@ -46,6 +49,8 @@ class TaskInputs:
         The numbers of the inputs: of contributors, or of tasks one level below.
     contributors
         The contributors whose updates the task reads; none above level 0.
+    spans
+        The spans of the layout, split at buffers if the task measures.
     reduction
         How the inputs are combined.
     """
@@ -64,12 +69,21 @@ class TaskInputs:
         # touched take no memory.
         gathered = gathered_bytes() if self._gathers else 0
         self._buffer = memoryview(np.empty(SLICE_BYTES + gathered, np.uint8))
+        robust = plan.computation.robust
+        self.spans: Sequence[Span] = plan.layout.spans
+        if plan.computation.measures:
+            self.spans = split_spans(plan.layout.spans, plan.layout.buffers)
+        self._holds_all = plan.computation.measures or (
+            robust is not None and robust.is_columns and robust.holds_all
+        )
         self.reduction = self._reduction()
 
     def _reduction(self) -> Reduction:
         plan, level = self.plan, self.task.level
         robust = plan.computation.robust
-        if robust is not None:
+        if plan.computation.measures:
+            return Measuring(len(self.numbers), plan.layout.buffers)
+        if robust is not None and robust.is_columns:
             return robust.reduction(len(self.numbers), gathers=self._gathers)
         is_last = plan.is_last(level)
         return Addition(
@@ -81,8 +95,13 @@ class TaskInputs:
             gathers=self._gathers,
         )
 
-    def zones(self, start: int) -> list[Zone]:
+    def zones(self, start: int) -> Iterable[Zone]:
         """Return the weights of the inputs, from byte ``start`` of the layout on."""
+        if self.plan.computation.measures:
+            layout, end = self.plan.layout, self.task.end
+            weights = [contributor.weight for contributor in self.contributors]
+            chunks = chunk_ranges(layout.spans, layout.nbytes, start, end)
+            return (Zone(*chunk, weights) for chunk in chunks)
         if self.task.level > 0:
             return [Zone(start, self.task.end, [1.0] * len(self.numbers))]
         return [
@@ -123,7 +142,7 @@ class TaskInputs:
             contributor.source,
             contributor.runs,
             [(start, self.task.end)] if is_in_order else self._blocks(start),
-            self._buffer,
+            self._desk(),
             self._pool,
         )
 
@@ -134,8 +153,16 @@ class TaskInputs:
         # Any version will do: a task writes the same bytes whenever it runs.
         return RangeStream(self.wire, ObjectVersion(key, "", "", nbytes), [(0, nbytes)])
 
+    def _desk(self) -> memoryview:
+        """Return the buffer of a stream; a rule that takes less at a time needs one for each."""
+        if not self._holds_all:
+            return self._buffer
+        return memoryview(np.empty(SLICE_BYTES + gathered_bytes(), np.uint8))
+
     def _blocks(self, start: int) -> list[Range]:
-        """Return the blocks in which the inputs are added, from ``start`` on."""
-        size = self.reduction.block_bytes(len(self.numbers))
+        """Return the blocks in which inputs are read, from ``start`` on."""
+        size = gathered_bytes()
+        if not self._holds_all:
+            size = self.reduction.block_bytes(len(self.numbers))
         blocks = kernel.blocks(self.zones(start), self.plan.layout.spans, size)
         return [(first, stop) for _, first, stop in blocks]
