@@ -61,6 +61,19 @@ def average(
     return result
 
 
+def weighted(updates: Sequence[Mapping[str, Array]], weights: Sequence[float]) -> dict[str, Array]:
+    """Add updates with any weights, tensor by tensor, in a plain loop."""
+    result = {}
+    for name, model in updates[0].items():
+        integer = model.dtype.kind in "iu"
+        wide = np.dtype("f8" if integer or model.dtype.itemsize == 8 else "f4")
+        acc = add_up(
+            [u[name].astype(wide) * wide.type(w) for u, w in zip(updates, weights, strict=True)]
+        )
+        result[name] = np.asarray(np.rint(acc) if integer else acc).astype(model.dtype)
+    return result
+
+
 def step(
     optimizer: str,
     settings: Mapping[str, float],

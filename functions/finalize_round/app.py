@@ -11,10 +11,10 @@ store = function_store()
 
 
 def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float]:
-    """Count a round that completed, or that is planned again without some."""
+    """Count a round that completed, or that is planned again without some clients."""
     if outcome["status"] == "completed":
         return {"RoundsCompleted": 1}
-    if outcome["status"] == "replan":
+    if outcome["status"] == "replan" and outcome["rejected"]:
         return {"Replans": 1, "UpdatesRejected": outcome["rejected"]}
     return {}
 

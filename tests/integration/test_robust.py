@@ -1,6 +1,8 @@
 """Rounds with robust rules, over real HTTP."""
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -60,3 +62,44 @@ def test_nan_costs_its_sender_the_round_under_a_rule_over_columns(
     assert_result(
         round_.result(), reference.columns(list(updates.values()), rule["name"], **settings)
     )
+
+
+def measured(updates: Sequence[Update]) -> list[list[float]]:
+    """Return inner products of floating-point tensors, in integers that are never rounded."""
+    rows = [
+        [
+            Fraction(float(x))
+            for tensor in update.values()
+            if tensor.dtype.kind not in "iu"
+            for x in tensor.ravel()
+        ]
+        for update in updates
+    ]
+    return [[float(sum(map(operator.mul, a, b))) for b in rows] for a in rows]
+
+
+GRAM: list[dict[str, Any]] = [
+    {"name": "norm_clip"},
+    {"name": "krum", "f": 2},
+    {"name": "multi_krum", "f": 2, "m": 4},
+    {"name": "geometric_median"},
+    {"name": "cosine_filter"},
+    {"name": "centered_clip", "bound": 7.5},
+]
+
+
+@pytest.mark.parametrize("rule", GRAM)
+def test_rule_that_measures(open_round: Callable[..., Round], rule: dict[str, Any]) -> None:
+    round_ = open_round(clients=8, rule=rule)
+    updates = {f"c{i}": small(i) for i in range(8)}
+    for i, (client, update) in enumerate(updates.items()):
+        round_.submit(client, update, 3 + i)
+    assert round_.go() == {"status": "completed"}
+    manifest = round_.manifest()
+    decision = round_.store.get_json(round_.keys.decision(1))
+    weights = {entry["client"]: entry["weight"] for entry in decision["clients"]}
+    kept = [client for client in updates if weights[client] > 0]
+    assert [c["client"] for c in manifest["contributors"]] == kept
+    assert manifest["left_out"] == [client for client in updates if client not in kept]
+    expected = reference.weighted([updates[c] for c in kept], [weights[c] for c in kept])
+    assert_result(round_.result(), expected)

@@ -21,6 +21,7 @@ from gradshard_core.errors import (
     ChangedObjectError,
     ModelNotFoundError,
     PlanError,
+    SpecError,
     UpdateError,
 )
 from gradshard_core.formats.encoded import parse_update
@@ -175,7 +176,14 @@ def read_claim(
         which ones.
     UpdateError
         An object is no safetensors object.
+    SpecError
+        The round's rule measured the updates, and only the functions can read its weights.
     """
+    if spec.measures:
+        raise SpecError(
+            f"round {keys.round_id!r} cannot be verified: its rule {spec.rule and spec.rule.name} "
+            "decided on weights from measurements that only the functions can read"
+        )
     return _Reader(store, keys, spec, model_version, stated).read()
 
 
@@ -211,7 +219,8 @@ class _Reader:
         layout = header.layout
         self._check_who(named)
         sent = self._read_updates(named, layout)
-        grouping = group(self._spec, [s.contributor for s in sent])
+        weights = weights_of(self._spec)
+        grouping = group(self._spec, [s.contributor for s in sent], weights)
         self._check_grouping(grouping, named)
         planned = self._plan(grouping, layout, sent)
         plan, version = self._apply(planned, layout)

@@ -20,6 +20,7 @@ SHARES: Final = "shares"
 COUNTS: Final = "counts"
 STEPS: Final = "steps"
 EQUAL: Final = "equal"
+MEASURED: Final = "measured"
 WEIGHTS: Final = (SHARES, COUNTS, STEPS)
 """Weights of updates: see :class:`gradshard_core.planning.spec.RoundSpec`."""
 

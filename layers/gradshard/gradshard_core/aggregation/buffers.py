@@ -7,13 +7,13 @@ buffers, whatever their names.
 
 import fnmatch
 import itertools
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.layout import Layout, Tensor, shorten
+from gradshard_core.formats.layout import Layout, Span, Tensor, shorten
 
 Stretches = tuple[tuple[int, int], ...]
 """Bytes [start, end) of a layout, in their order, apart from each other."""
@@ -124,6 +124,19 @@ def clip_stretches(stretches: Stretches, start: int, end: int) -> Iterator[tuple
         if a >= end:
             return
         yield max(a, start), min(b, end)
+
+
+def split_spans(spans: Sequence[Span], stretches: Stretches) -> list[Span]:
+    """Split spans where a stretch begins or ends, so that each is in one or in none."""
+    edges = list(itertools.chain.from_iterable(stretches))
+    found = []
+    for span in spans:
+        inner = edges[bisect_right(edges, span.start) : bisect_left(edges, span.end)]
+        found += [
+            Span(span.dtype, start, end)
+            for start, end in itertools.pairwise([span.start, *inner, span.end])
+        ]
+    return found
 
 
 def _matching(names: Iterable[str], pattern: str) -> list[str]:

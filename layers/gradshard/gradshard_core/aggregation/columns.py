@@ -26,8 +26,8 @@ import numpy as np
 
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.arithmetic import Array
-from gradshard_core.aggregation.kernel import Block, Piece, Source, check_finite
-from gradshard_core.aggregation.sharding import block_bytes, rows_block_bytes
+from gradshard_core.aggregation.kernel import Block, NonFiniteSumError, Piece, Source, check_finite
+from gradshard_core.aggregation.sharding import ROW_BYTES, block_bytes
 
 
 def take_rows(sources: Sequence[Source], block: Block) -> None:
@@ -48,13 +48,9 @@ class TrimmedMean:
     cut
         How many are left out at either end; None for all but the middle one or two, which makes it
         the median.
-    gathers
-        Whether some inputs have their tensors in another order
-        (:mod:`gradshard_core.aggregation.gathering`).
     """
 
     cut: int | None = None
-    gathers: bool = False
     of_sums: ClassVar[bool] = False
 
     def rows(self, inputs: int) -> int:
@@ -63,7 +59,7 @@ class TrimmedMean:
 
     def block_bytes(self, _inputs: int) -> int:
         """Return the size of a block in bytes of the layout."""
-        return rows_block_bytes(gathers=self.gathers)
+        return ROW_BYTES
 
     def take(
         self, sources: Sequence[Source], _weights: Sequence[float | None], block: Block
@@ -92,7 +88,7 @@ class TrimmedMean:
 
 @dataclass(frozen=True)
 class MajoritySign:
-    """The majority of signs, which takes no more memory than a sum.
+    """The majority of signs, which takes hardly more memory than a sum.
 
     Parameters
     ----------
@@ -104,8 +100,8 @@ class MajoritySign:
     of_sums: ClassVar[bool] = False
 
     def rows(self, _inputs: int) -> int:
-        """Return the number of accumulators."""
-        return 1
+        """Return the number of arrays: the votes, and which elements are not finite."""
+        return 2
 
     def block_bytes(self, inputs: int) -> int:
         """Return the size of a block in bytes of the layout."""
@@ -114,26 +110,38 @@ class MajoritySign:
     def take(
         self, sources: Sequence[Source], _weights: Sequence[float | None], block: Block
     ) -> None:
-        """Add up the signs of every input; all cover the block, and they have no weights."""
+        """Count the signs of every input; all cover the block, and they have no weights."""
         for index, source in enumerate(sources):
             for slice_ in block:
                 source.read_into(slice_.raw)
-                for dtype, elements, [total], scratch in slice_.pieces:
-                    signs = scratch if index else total
-                    arithmetic.add(dtype, elements, 1.0, signs, signs, first=True)
-                    finite = np.isfinite(signs)
-                    np.sign(signs, out=signs)
-                    if not finite.all():
-                        signs[~finite] = math.nan
-                    if index:
-                        np.add(total, signs, out=total)
+                for piece in slice_.pieces:
+                    self._vote(piece, is_first=index == 0)
+
+    def _vote(self, piece: Piece, *, is_first: bool) -> None:
+        dtype, elements, _, numbers = piece
+        votes, bad = _bytes(piece)
+        if is_first:
+            votes.fill(0)
+            bad.fill(0)
+        arithmetic.add(dtype, elements, 1.0, numbers, numbers, first=True)
+        np.add(votes, np.greater(numbers, 0).view(np.int8), out=votes)
+        np.subtract(votes, np.less(numbers, 0).view(np.int8), out=votes)
+        finite = np.isfinite(numbers)
+        if not finite.all():
+            np.bitwise_or(bad, ~finite, out=bad)
 
     def finish(self, piece: Piece, position: int) -> memoryview:
         """Return the bytes of a piece of the result."""
-        [total] = piece.rows
-        check_finite(piece, total, position, math.inf)
-        np.sign(total, out=total)
-        return arithmetic.finish(piece.dtype, total, piece.scratch)
+        votes, bad = _bytes(piece)
+        if bad.any():
+            raise NonFiniteSumError(position + int(bad.argmax()) * piece.dtype.size)
+        np.copyto(piece.scratch, np.sign(votes))
+        return arithmetic.finish(piece.dtype, piece.scratch, piece.rows[0])
+
+
+def _bytes(piece: Piece) -> list[Array]:
+    """Return a byte for each element in each of the rows: no more than 64 inputs vote."""
+    return [row.view(np.int8)[: len(row)] for row in piece.rows]
 
 
 class Comparator(NamedTuple):

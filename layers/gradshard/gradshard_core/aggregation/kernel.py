@@ -16,7 +16,7 @@ stretch, zero is added for it.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -234,7 +234,7 @@ class _Workspace:
 
 def aggregate(
     sources: Sequence[Source],
-    zones: Sequence[Zone],
+    zones: Iterable[Zone],
     reduction: Reduction,
     spans: Sequence[Span],
     write: Callable[[memoryview], None],
@@ -274,7 +274,7 @@ def aggregate(
 
 
 def find_nonfinite(
-    sources: Sequence[Source], zones: Sequence[Zone], reduction: Reduction, spans: Sequence[Span]
+    sources: Sequence[Source], zones: Iterable[Zone], reduction: Reduction, spans: Sequence[Span]
 ) -> dict[int, int]:
     """Find the inputs that have a NaN or an infinity: index → byte position of the first one.
 
@@ -343,7 +343,7 @@ def clip_zones(zones: Sequence[Zone], start: int, end: int) -> list[Zone]:
 
 
 def blocks(
-    zones: Sequence[Zone], spans: Sequence[Span], size: int
+    zones: Iterable[Zone], spans: Sequence[Span], size: int
 ) -> Iterator[tuple[Sequence[float | None], int, int]]:
     """Yield zones in blocks of at most ``size`` bytes: weights, start and end of each."""
     for zone in zones:

@@ -6,9 +6,7 @@ from the update as it is written, rounded to its type: model and update alone sa
 model is.
 """
 
-import itertools
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -16,7 +14,7 @@ import numpy as np
 
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.arithmetic import Array
-from gradshard_core.aggregation.buffers import Stretches, is_in
+from gradshard_core.aggregation.buffers import Stretches, is_in, split_spans
 from gradshard_core.aggregation.kernel import Source
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.aggregation.sharding import STEP_ELEMENTS, clip
@@ -110,7 +108,7 @@ class Applier:
         allow_nonfinite: bool,
     ) -> None:
         self._optimizer, self._number = optimizer, number
-        self._spans, self._position = _split(spans, buffers), start
+        self._spans, self._position = split_spans(spans, buffers), start
         self._buffers = buffers
         self._model, self._state = model, state
         self._write_model, self._write_state = write_model, write_state
@@ -162,19 +160,6 @@ class Applier:
         for write, values in zip(self._write_state, state, strict=True):
             write(arithmetic.bytes_of(values))
         self._write_model(finished)
-
-
-def _split(spans: Sequence[Span], stretches: Stretches) -> list[Span]:
-    """Split spans where a stretch begins or ends, so that each is in one or in none."""
-    edges = list(itertools.chain.from_iterable(stretches))
-    found = []
-    for span in spans:
-        inner = edges[bisect_right(edges, span.start) : bisect_left(edges, span.end)]
-        found += [
-            Span(span.dtype, start, end)
-            for start, end in itertools.pairwise([span.start, *inner, span.end])
-        ]
-    return found
 
 
 def _read(source: Source, nbytes: int) -> memoryview:

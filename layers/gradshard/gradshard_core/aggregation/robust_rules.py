@@ -2,29 +2,27 @@
 
 Rules over columns (:mod:`gradshard_core.aggregation.columns`) take one pass. The others *measure*
 first: the inner products of all pairs of updates, their Gram matrix, say how long updates are and
-how far from each other. A rule makes weights of them, and today's weighted sum is the second pass.
-A further rule is one function from Gram matrix and shares to weights, and its line in
+how far from each other. A rule makes weights of them, and the weighted sum is the second pass. A
+further rule is one function (:mod:`gradshard_core.aggregation.gram_rules`) and its line in
 :data:`ROBUST_RULES`.
-
-Functions use Python's floats and :func:`math.fsum`, whose results are the same on every processor.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from gradshard_core.aggregation import gram_rules
 from gradshard_core.aggregation.columns import MajoritySign, TrimmedMean
+from gradshard_core.aggregation.gram_rules import Settings
 from gradshard_core.aggregation.kernel import Reduction
 from gradshard_core.errors import SpecError
-
-Settings = Mapping[str, float]
 
 
 class _Setting(NamedTuple):
     """A setting of a rule: its default, whether a value is allowed, and how that is said.
 
-    Without a default of its own, a setting that is not given is left out of the settings.
+    A setting without a default is left out of the settings if it is not given.
     """
 
     default: float | None
@@ -42,10 +40,19 @@ class _Rule(NamedTuple):
         What can be set.
     least
         (settings) → the fewest updates that it takes.
+    decide
+        Makes weights of a Gram matrix; None for a rule over columns.
+    score
+        What ``decide`` goes by, for people.
+    is_of_changes
+        Whether it goes by lengths or directions, which only changes of a model have.
     """
 
     settings: Mapping[str, _Setting]
     least: Callable[[Settings], int]
+    decide: gram_rules.Rule | None = None
+    score: str = ""
+    is_of_changes: bool = False
 
 
 def _one(_settings: Settings) -> int:
@@ -57,12 +64,55 @@ def _three(_settings: Settings) -> int:
     return 3
 
 
+def _krum_least(settings: Settings) -> int:
+    """2f + 2 < N (Blanchard et al. 2017, proposition 1)."""
+    return int(2 * settings["f"] + 3)
+
+
+def _multi_krum_least(settings: Settings) -> int:
+    """No more updates are chosen than are good."""
+    return max(_krum_least(settings), int(settings.get("m", 1) + settings["f"]))
+
+
+def _is_count(value: float) -> bool:
+    return value >= 1 and float(value).is_integer()
+
+
 _BETA: Final = _Setting(0.2, lambda beta: 0 < beta < 0.5, "a number above 0 and under 0.5")
+_F: Final = _Setting(None, _is_count, "a whole number from 1, how many updates may be bad", True)
+_M: Final = _Setting(None, _is_count, "a whole number from 1")
+_BOUND: Final = _Setting(None, lambda bound: bound > 0, "a number above 0")
+_QUANTILE: Final = _Setting(None, lambda q: 0 < q <= 1, "a number above 0 and at most 1")
+_CLIP: Final = {"bound": _BOUND, "quantile": _QUANTILE}
+_LEAST: Final = _Setting(0.0, lambda cosine: -1 <= cosine < 1, "a number from -1 and under 1")
+_ITERATIONS: Final = _Setting(
+    3, lambda n: _is_count(n) and n <= 100, "a whole number from 1 to 100"
+)
 
 ROBUST_RULES: Final[Mapping[str, _Rule]] = {
     "median": _Rule({}, _three),
     "trimmed_mean": _Rule({"beta": _BETA}, _three),
     "sign": _Rule({}, _one),
+    "norm_clip": _Rule(_CLIP, _one, gram_rules.norm_clip, "norm", is_of_changes=True),
+    "krum": _Rule({"f": _F}, _krum_least, gram_rules.krum, "Krum score"),
+    "multi_krum": _Rule({"f": _F, "m": _M}, _multi_krum_least, gram_rules.multi_krum, "Krum score"),
+    "geometric_median": _Rule(
+        {}, _three, gram_rules.geometric_median, "distance from the geometric median"
+    ),
+    "cosine_filter": _Rule(
+        {"least": _LEAST},
+        _three,
+        gram_rules.cosine_filter,
+        "cosine with the geometric median",
+        is_of_changes=True,
+    ),
+    "centered_clip": _Rule(
+        {**_CLIP, "iterations": _ITERATIONS},
+        _one,
+        gram_rules.centered_clip,
+        "distance from the center",
+        is_of_changes=True,
+    ),
 }
 """The rules by name."""
 
@@ -85,7 +135,23 @@ class RobustRule:
     @property
     def is_columns(self) -> bool:
         """Whether it combines columns, in one pass; otherwise it measures first."""
-        return self.name in ("median", "trimmed_mean", "sign")
+        return ROBUST_RULES[self.name].decide is None
+
+    @property
+    def is_of_changes(self) -> bool:
+        """Whether it goes by lengths or directions, which only changes of a model have."""
+        return ROBUST_RULES[self.name].is_of_changes
+
+    @property
+    def score(self) -> str:
+        """What a rule that measures goes by, for people."""
+        return ROBUST_RULES[self.name].score
+
+    def decide(self, gram: gram_rules.Gram, samples: Sequence[int]) -> gram_rules.Decision:
+        """Make weights of measured updates."""
+        decide = ROBUST_RULES[self.name].decide
+        assert decide is not None  # noqa: S101 - for mypy: a rule over columns measures nothing
+        return decide(self.settings, gram, samples)
 
     @property
     def holds_all(self) -> bool:
@@ -103,6 +169,16 @@ class RobustRule:
         settings = ", ".join(f"{key}={value:g}" for key, value in self.settings.items())
         return f"{self.name} ({settings})" if settings else self.name
 
+    def _advice(self, expected: int) -> str:
+        """Say which f would do for so many updates."""
+        fitting = [f for f in range(1, expected) if self._least_with(f) <= expected]
+        if "f" not in self.settings or not fitting:
+            return ""
+        return f"; give f of at most {max(fitting)}"
+
+    def _least_with(self, f: int) -> int:
+        return ROBUST_RULES[self.name].least({**self.settings, "f": f})
+
     def check_clients(self, expected: int) -> None:
         """Check that the rule takes so many updates, and that it does something.
 
@@ -114,21 +190,26 @@ class RobustRule:
         if expected < self.least_clients:
             raise SpecError(
                 f"rule {self._stated} needs at least {self.least_clients} updates, and "
-                f"{expected} are expected"
+                f"{expected} are expected{self._advice(expected)}"
             )
         if self.name == "trimmed_mean" and not _cut(self.settings["beta"], expected):
+            least = math.ceil(1000 / expected) / 1000
             raise SpecError(
-                f"rule trimmed_mean with beta {self.settings['beta']:g} leaves out none of "
-                f"{expected} updates: give a beta of at least "
-                f"{math.ceil(1000 / expected) / 1000:g}, or no rule"
+                f"rule {self._stated} leaves out none of {expected} updates: give a beta of at "
+                f"least {least:g}, or no rule"
             )
+
+    @property
+    def measures(self) -> bool:
+        """Whether it measures all updates before it adds them."""
+        return not self.is_columns
 
     def reduction(self, inputs: int, *, gathers: bool) -> Reduction:
         """Return the reduction of a rule over columns."""
         if self.name == "sign":
             return MajoritySign(gathers=gathers)
         cut = None if self.name == "median" else _cut(self.settings["beta"], inputs)
-        return TrimmedMean(cut, gathers=gathers)
+        return TrimmedMean(cut)
 
     def to_json(self) -> dict[str, Any]:
         """Return what :func:`parse_robust_rule` reads."""
@@ -161,6 +242,10 @@ def parse_robust_rule(fields: Mapping[str, Any]) -> RobustRule:
         if not is_number or not math.isfinite(value) or not setting.holds(value):
             raise SpecError(f"rule {name}: {key} is {value!r}, not {setting.wanted}")
         settings[key] = value
+    if "bound" in known and "bound" in settings and "quantile" in settings:
+        raise SpecError(f"rule {name}: give bound or quantile, not both: one decides the other")
+    if "bound" in known and not settings.keys() & _CLIP.keys():
+        settings["quantile"] = 0.5
     return RobustRule(name, settings)
 
 

@@ -24,8 +24,10 @@ WIDENING: Final = 8
 """An element grows at most this much in its accumulator: 1-byte integers sum in float64."""
 
 ROW_BYTES: Final = 64 * 1024
-"""Bytes of a block of which a task holds every input's at once: few enough for the memory of a
-small function, and enough for numpy's calls to cost little."""
+"""Bytes of a block of which a task holds every input's at once, whatever their number: few enough
+for the memory of a small function, and enough for numpy's calls to cost little."""
+
+MAX_ELEMENT_BYTES: Final = 8
 
 STEP_ELEMENTS: Final = 32 * 1024
 """Elements in one step of a server optimizer: few enough for the processor's cache to hold all of
@@ -59,15 +61,6 @@ def block_bytes(inputs: int, depth: int = 1, *, gathers: bool = False) -> int:
     unit = 64 * 1024
     size = min(MAX_BLOCK_BYTES, ALL_BLOCKS_BYTES // inputs) // depth
     return max(unit, size // unit * unit)
-
-
-def rows_block_bytes(*, gathers: bool = False) -> int:
-    """Return the size of a block if a task holds that of every input at once.
-
-    It does not depend on the number of inputs, so that chunks (:data:`ROW_BYTES`) are fixed
-    stretches of the layout.
-    """
-    return gathered_bytes() if gathers else ROW_BYTES
 
 
 def gathered_bytes(depth: int = 1) -> int:
@@ -114,6 +107,11 @@ def cut_position(spans: Sequence[Span], start: int, end: int, pieces: int, piece
     position = start + (end - start) * piece // pieces
     if position == end:
         return end
+    return aligned(spans, position)
+
+
+def aligned(spans: Sequence[Span], position: int) -> int:
+    """Return the start of the element that has byte ``position`` of the layout."""
     span = spans[_span_at(spans, position)]
     size = DTYPES[span.dtype].size
     return span.start + (position - span.start) // size * size

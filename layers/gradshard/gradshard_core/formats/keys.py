@@ -155,6 +155,14 @@ class RoundKeys:
         """Return the key of whom an attempt found to be bad, and the next one leaves out."""
         return f"{self.replans}{attempt}.json"
 
+    def measurement(self, attempt: int) -> str:
+        """Return the key of the inner products that an attempt measured."""
+        return f"{self.root}measurements/{attempt}.json"
+
+    def decision(self, attempt: int) -> str:
+        """Return the key of the weights that a robust rule decided on for an attempt."""
+        return f"{self.root}decisions/{attempt}.json"
+
     def tasks(self, level: int) -> str:
         """Return the key of what a level's map reads."""
         return f"{self._tasks}{level}.json"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.addition_order import Order
-from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, STEPS, shares_of
+from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, MEASURED, STEPS, shares_of
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.plan import Contributor, LayerRanges, Level
@@ -43,7 +43,7 @@ class Grouping(NamedTuple):
     contributors: tuple[Contributor, ...]
 
 
-def group(spec: RoundSpec, contributors: Sequence[Contributor]) -> Grouping:
+def group(spec: RoundSpec, contributors: Sequence[Contributor], weights: str) -> Grouping:
     """Sort contributors by id, weigh them and divide them into groups."""
     ordered = sorted(contributors, key=lambda contributor: contributor.client)
     topology, sizes = spec.levels(spec.expected if spec.eager else len(ordered))
@@ -55,12 +55,14 @@ def group(spec: RoundSpec, contributors: Sequence[Contributor]) -> Grouping:
         first_level = [len(present.intersection(clients)) for clients in spec.groups()]
     orders = addition_order.split_order(order, sizes)
     levels = tuple(map(Level.of_sizes, (first_level, *sizes[1:]), orders))
-    return Grouping(topology, sizes, order, levels, weigh(ordered, weights_of(spec)))
+    return Grouping(topology, sizes, order, levels, weigh(ordered, weights))
 
 
-def weights_of(spec: RoundSpec) -> str:
-    """Return how contributors are weighed."""
-    return EQUAL if spec.robust_rule and spec.robust_rule.is_columns else spec.weights
+def weights_of(spec: RoundSpec, *, is_decided: bool = False) -> str:
+    """Return how contributors are weighed; ``is_decided`` if a rule has measured and decided."""
+    if is_decided:
+        return MEASURED
+    return spec.weights if spec.robust_rule is None else EQUAL
 
 
 def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributor, ...]:
@@ -71,14 +73,17 @@ def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributo
     contributors
         All of the round's contributors.
     weights
-        ``counts``, which do not depend on the other contributors, ``shares``, ``steps`` or
-        ``equal``.
+        ``counts``, which do not depend on the other contributors, ``shares``, ``steps``,
+        ``equal`` or ``measured``.
     """
     samples = [contributor.samples for contributor in contributors]
     if weights == COUNTS:
         values = list(map(float, samples))
     elif weights == EQUAL:
         values = [1 / len(contributors)] * len(contributors)
+    elif weights == MEASURED:
+        # A plan is read by clients, and the rule's weights would tell them the norms of others.
+        values = [0.0] * len(contributors)
     elif weights == STEPS:
         steps = bounded_steps(list(local_steps(contributors).values()))
         values = list(normalised_weights(samples, steps))

@@ -5,13 +5,13 @@ from typing import Final
 
 from gradshard_core.aggregation.gathering import GROUPED
 from gradshard_core.aggregation.sharding import (
+    ROW_BYTES,
     SLICE_BYTES,
     STEP_ELEMENTS,
     WIDENING,
     block_bytes,
     gathered_bytes,
     receive_buffer_bytes,
-    rows_block_bytes,
 )
 from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
@@ -98,7 +98,7 @@ def project_memory(
       and the arrays of the optimizer's step;
     - *plan*: the parsed plan, which grows with the number of contributors, layers and runs;
     - *gathered*: if tensors are in another order, a block of an input, the slice that was read for
-      it, and the positions of its stretches;
+      it, and the positions of its stretches; for a robust rule those of every input;
     - *decoding*: if updates are compressed, the buffers and tables of the codecs, and a unit of
       each input.
 
@@ -107,13 +107,15 @@ def project_memory(
     block = block_bytes(inputs, depth, gathers=is_disordered)
     arithmetic = WIDENING * (depth * block + 2 * SLICE_BYTES)
     if held_widening is not None:
-        held = inputs * rows_block_bytes(gathers=is_disordered)
+        held = inputs * ROW_BYTES
         arithmetic = math.ceil(held_widening * held) + WIDENING * 2 * SLICE_BYTES
     streams = (inputs + 1) * STREAM_BYTES
     streams += 2 * (inputs + models) * receive_buffer_bytes(inputs)
     streams += 2 * models * STREAM_BYTES
     step = STEP_BYTES if models else 0
     gathered = gathered_bytes(depth) + SLICE_BYTES + POSITION_BYTES * GROUPED
+    if held_widening is not None:
+        gathered *= inputs
     buffers = arithmetic + streams + step + PLAN_FACTOR * plan_bytes
     buffers += gathered if is_disordered else 0
     buffers += DECODING_BYTES + UNIT_BYTES * inputs if is_compressed else 0

@@ -5,6 +5,7 @@
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, Self
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, SHARES, shares_of
 from gradshard_core.aggregation.buffers import Stretches, clip_stretches
+from gradshard_core.aggregation.gram import Measuring, cut_chunks
 from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
 from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
@@ -82,11 +84,14 @@ class Participants:
         The updates that are not averaged.
     missing
         The expected clients that sent nothing.
+    left_out
+        Good updates that a robust rule gives no weight.
     """
 
     contributors: tuple[Contributor, ...] = ()
     rejected: tuple[Rejection, ...] = ()
     missing: tuple[str, ...] = ()
+    left_out: tuple[Contributor, ...] = ()
 
 
 class LayerRanges(NamedTuple):
@@ -191,7 +196,8 @@ class Computation:
         M.
     topology, order, weights
         As in :class:`gradshard_core.planning.spec.RoundSpec`, with the order that was chosen. Under
-        a rule over columns weights are ``equal``.
+        a rule over columns, and while updates are measured, weights are ``equal``. After that they
+        are ``measured``.
     rule
         How partial updates are averaged; ``fedavg`` if updates are whole. Or the robust rule.
     layers
@@ -200,6 +206,11 @@ class Computation:
         Whether NaN and infinities are averaged.
     robust
         The robust rule; None if updates are averaged.
+    measures
+        Whether tasks measure, which is the first of two passes, and write no average.
+    measured
+        In the second pass, the attempt that measured. The plan has no weights then: they are in the
+        attempt's decision, which clients do not read.
     """
 
     levels: tuple[Level, ...]
@@ -211,6 +222,8 @@ class Computation:
     layers: tuple[PlannedLayerWeights, ...] = ()
     allow_nonfinite: bool = False
     robust: RobustRule | None = None
+    measures: bool = False
+    measured: int | None = None
 
 
 @dataclass(frozen=True)
@@ -354,8 +367,7 @@ class Plan:
             yield zone
             return
         covers = [weight is not None for weight in zone.weights]
-        samples = [c.samples for c in itertools.compress(self.contributors, covers)]
-        shares = iter(shares_of(samples))
+        shares = iter(self._shares(list(itertools.compress(self.contributors, covers))))
         plain = [next(shares) if has_layer else None for has_layer in covers]
         if plain == list(zone.weights):
             yield zone
@@ -369,6 +381,13 @@ class Plan:
             position = end
         if position < zone.end:
             yield zone._replace(start=position)
+
+    def _shares(self, contributors: Sequence[Contributor]) -> list[float]:
+        """Return the shares of contributors in a buffer: by samples, or as a robust rule weighs."""
+        total = math.fsum(contributor.weight for contributor in contributors)
+        if self.computation.measured is not None and total:
+            return [contributor.weight / total for contributor in contributors]
+        return shares_of([contributor.samples for contributor in contributors])
 
     @property
     def outputs(self) -> list[Output]:
@@ -398,6 +417,7 @@ class Plan:
         groups = self.levels[level].groups
         below = len(self.levels[level - 1].groups) if level else 0
         layout, shards = self.layout, self.computation.shards
+        cut = cut_chunks if self.computation.measures else cut_shards
         return [
             Task(
                 level,
@@ -407,7 +427,7 @@ class Plan:
                 shard.number * below + first,
                 shard.number * below + stop,
             )
-            for shard in cut_shards(layout.spans, layout.nbytes, shards)
+            for shard in cut(layout.spans, layout.nbytes, shards)
             for number, (first, stop) in enumerate(groups)
             if self.has_inputs(level, number)
         ]
@@ -446,8 +466,11 @@ class Plan:
         gathers
             Whether some inputs have their tensors in another order.
         """
-        if self.computation.robust is not None:
-            return self.computation.robust.reduction(inputs, gathers=gathers)
+        computation = self.computation
+        if computation.measures:
+            return Measuring(inputs, self.layout.buffers)
+        if computation.robust is not None and computation.robust.is_columns:
+            return computation.robust.reduction(inputs, gathers=gathers)
         is_last = self.is_last(level)
         return Addition(
             order=self.levels[level].order,

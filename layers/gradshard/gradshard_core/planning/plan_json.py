@@ -36,14 +36,17 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "stage_groups": plan.stage.groups,
         "awaited": plan.stage.awaited,
         "contributors": [_contributor_to_json(c, tables) for c in participants.contributors],
-        "encodings": tables.written,
         "rejected": [vars(rejection) for rejection in participants.rejected],
         "missing": participants.missing,
+        "left_out": [_contributor_to_json(c, tables) for c in participants.left_out],
+        "encodings": tables.written,
         "topology": computation.topology,
         "order": computation.order,
         "weights": computation.weights,
         "rule": computation.rule,
         "robust": computation.robust and computation.robust.to_json(),
+        "measures": computation.measures,
+        "measured": computation.measured,
         "allow_nonfinite": computation.allow_nonfinite,
         "shards": computation.shards,
         "levels": [vars(level) for level in computation.levels],
@@ -83,6 +86,7 @@ def parse_plan(written: dict[str, Any]) -> Plan:
             contributors=tuple(_parse_contributor(c, tables) for c in written["contributors"]),
             rejected=tuple(Rejection(**rejection) for rejection in written["rejected"]),
             missing=tuple(written["missing"]),
+            left_out=tuple(_parse_contributor(c, tables) for c in written["left_out"]),
         ),
         computation=Computation(
             levels=tuple(_parse_level(level) for level in written["levels"]),
@@ -92,6 +96,8 @@ def parse_plan(written: dict[str, Any]) -> Plan:
             weights=written["weights"],
             rule=written["rule"],
             robust=written["robust"] and parse_robust_rule(written["robust"]),
+            measures=written["measures"],
+            measured=written["measured"],
             layers=tuple(
                 PlannedLayerWeights(missed, tuple(weights))
                 for _, _, missed, weights in written["layers"]

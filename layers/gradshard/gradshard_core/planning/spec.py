@@ -244,6 +244,11 @@ class RoundSpec:
         return self.rule if isinstance(self.rule, RobustRule) else None
 
     @property
+    def measures(self) -> bool:
+        """Whether updates are measured before they are added."""
+        return self.robust_rule is not None and self.robust_rule.measures
+
+    @property
     def expected(self) -> int:
         """How many clients are expected."""
         return self.clients if isinstance(self.clients, int) else len(self.clients)
@@ -448,6 +453,13 @@ def _check_apply(spec: RoundSpec) -> None:
         return
     if spec.layout is not None:
         raise SpecError("a round that is applied has the model's layout: leave out layout")
+    robust = spec.robust_rule
+    if spec.server_optimizer.updates == MODELS and robust is not None and robust.is_of_changes:
+        raise SpecError(
+            f"server_optimizer: rule {robust.name} goes by how long updates are or where they "
+            "point, and updates are whole models: send deltas, or take median, trimmed_mean, krum "
+            "or geometric_median"
+        )
     if spec.server_optimizer.updates == MODELS and spec.partial_rule is not None:
         raise SpecError(
             "server_optimizer: updates models cannot be partial, since what nobody sends is no "

@@ -101,7 +101,7 @@ def _manifest(round_id: str, error: str, cause: str, plan: Plan | None) -> dict[
 
 def _apply_terms(store: S3Store, keys: RoundKeys, plan: Plan | None) -> ServerOptimizer | None:
     """Return the server optimizer of a round that makes a version of a model."""
-    if plan is not None:
+    if plan is not None and not plan.computation.measures:
         return plan.next_model.server_optimizer if plan.next_model else None
     try:
         opened = read_spec(store, keys)

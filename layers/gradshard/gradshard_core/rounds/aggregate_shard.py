@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from gradshard_core.aggregation import kernel
+from gradshard_core.aggregation.gram import Measuring
 from gradshard_core.aggregation.kernel import NonFiniteSumError
 from gradshard_core.aggregation.optimizer_step import Applier, NonFiniteModelError, Write
 from gradshard_core.aggregation.sharding import sums_bytes
@@ -17,13 +18,14 @@ from gradshard_core.errors import ChangedObjectError, PlanError, UnsentError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
 from gradshard_core.planning.outputs import Output
-from gradshard_core.planning.plan import Rejection, Task
+from gradshard_core.planning.plan import Plan, Rejection, Task
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.rounds.bad_inputs import (
     is_rejected_below,
     reject_nonfinite,
     reject_unreadable,
 )
+from gradshard_core.rounds.measurement import with_weights
 from gradshard_core.rounds.overflow import reject_largest_step
 from gradshard_core.rounds.task_inputs import OPENERS, TaskInputs
 from gradshard_core.s3.retries import Retries
@@ -65,8 +67,10 @@ def aggregate_shard(
     if plan.attempt != attempt:
         # A late task of an earlier attempt, whose uploads were aborted.
         return {"task": task.number, "attempt": attempt, "superseded_by": plan.attempt}
+    plan = _weighed(wire, keys, plan)
     with ThreadPoolExecutor(OPENERS) as pool:
-        rejected, is_written = _aggregate_or_reject(TaskInputs(wire, plan, task, pool))
+        inputs = TaskInputs(wire, plan, task, pool)
+        rejected, is_written = _aggregate_or_reject(inputs)
     wire.meter.add(puts=1)  # the report itself, whose PUT comes after it was counted
     report = {
         "level": task.level,
@@ -83,8 +87,23 @@ def aggregate_shard(
         "is_written": is_written,
         "rejected": [vars(rejection) for rejection in rejected],
     }
-    wire.put_json(keys.task_report(task.level, task.number), report)
+    measured = {}
+    if isinstance(inputs.reduction, Measuring):
+        # Too much for a state of the machine, to which the report goes.
+        measured["products"] = inputs.reduction.products.to_json() if is_written else []
+    wire.put_json(keys.task_report(task.level, task.number), report | measured)
     return report
+
+
+def _weighed(wire: TaskS3Client, keys: RoundKeys, plan: Plan) -> Plan:
+    """Return the plan with the weights that a robust rule has decided on, if it has."""
+    if plan.computation.measured is None:
+        return plan
+    key = keys.decision(plan.attempt)
+    weighed = wire.get_json(key, partial(with_weights, plan))
+    if weighed is None:
+        raise PlanError(f"{key} is missing")
+    return weighed
 
 
 _has_run = False
@@ -145,12 +164,20 @@ def _last_error(error: UnsentError, _attempts: int, _reasons: str) -> UnsentErro
 def _aggregate_once(inputs: TaskInputs) -> None:
     start = inputs.task.start
     zones = inputs.zones(start)
+    if inputs.plan.computation.measures:
+        with inputs.opened(start) as streams:
+            kernel.aggregate(streams, zones, inputs.reduction, inputs.spans, _drop)
+        return
     with (
         inputs.opened(start) as streams,
         _open_output(inputs) as writer,
         _apply_to_model(inputs, writer.write) as write,
     ):
-        kernel.aggregate(streams, zones, inputs.reduction, inputs.plan.layout.spans, write)
+        kernel.aggregate(streams, zones, inputs.reduction, inputs.spans, write)
+
+
+def _drop(_nothing: memoryview) -> None:
+    """Take what a task that measures writes."""
 
 
 def _open_output(inputs: TaskInputs) -> contextlib.AbstractContextManager[StreamWriter]:

@@ -22,7 +22,7 @@ def reject_nonfinite(inputs: TaskInputs, position: int) -> list[Rejection]:
     if task.level == 0:
         with inputs.opened(position) as streams:
             found = kernel.find_nonfinite(
-                streams, inputs.zones(position), inputs.reduction, plan.layout.spans
+                streams, inputs.zones(position), inputs.reduction, inputs.spans
             )
     if not found:
         return reject_largest(wire, plan, task, position)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from gradshard_core.aggregation.buffers import names_in
+from gradshard_core.aggregation.gram import ExactSum
 from gradshard_core.errors import PlanError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.planning.option_parsers import parse_assignment_spec
@@ -16,6 +17,7 @@ from gradshard_core.records import model_registry
 from gradshard_core.records.manifest import COMPLETED, parse_manifest
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds import arrivals, aws_callbacks
+from gradshard_core.rounds.measurement import left_out, read_decision, write_measurement
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.assignments import Assignments, Report, assign
 
@@ -68,7 +70,9 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
     if not plan.is_complete:
         return {"status": AWAITING}
     tally = _Tally()
+    products = ExactSum(len(plan.contributors))
     for report in _read_reports(store, keys, plan):
+        products.add_json(report.pop("products", ()))
         tally.add(report)
     rejected = tally.rejected()
     if rejected:
@@ -82,8 +86,20 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
             "attempt": plan.attempt + 1,
             "rejected": written,
         }
+    if plan.computation.measures:
+        return _go_on(store, keys, plan, tally, products)
     _conclude(store, keys, plan, tally)
     return {"status": COMPLETED}
+
+
+def _go_on(
+    store: S3Store, keys: RoundKeys, plan: Plan, tally: "_Tally", products: ExactSum
+) -> dict[str, Any]:
+    """Write what was measured, and have the second pass planned."""
+    spent = {"tasks": tally.tasks(), "totals": tally.totals()}
+    write_measurement(store, keys, plan, products, **spent)
+    store.put_json(keys.replan(plan.attempt), [])
+    return {"status": REPLAN, "reason": REPLAN, "attempt": plan.attempt + 1, "rejected": []}
 
 
 class _Tally:
@@ -125,6 +141,8 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     """Have everything appear: the objects, what they mean for the model, the manifest."""
     if plan.assignments is not None:
         store.put_json(keys.assignments, _assign(store, plan, plan.assignments).to_json())
+    if plan.computation.measured is not None:
+        arrivals.reject_all(store, keys, left_out(plan, read_decision(store, keys, plan)))
     result, *made = (_complete(store, output, plan.computation.shards) for output in plan.outputs)
     version = _next_version(store, plan, made)
     if version is not None:
@@ -160,8 +178,9 @@ def _read_reports(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[dict[
 
     with ThreadPoolExecutor(READERS) as pool:
         # All at once would be as many futures, and reports waiting to be looked at.
-        for first in range(0, len(tasks), READ_AT_A_TIME):
-            yield from pool.map(read, tasks[first : first + READ_AT_A_TIME])
+        window = READERS if plan.computation.measures else READ_AT_A_TIME
+        for first in range(0, len(tasks), window):
+            yield from pool.map(read, tasks[first : first + window])
 
 
 def _checked(report: dict[str, Any]) -> dict[str, Any]:
@@ -226,6 +245,7 @@ def _next_version(store: S3Store, plan: Plan, made: Sequence[ObjectVersion]) -> 
 def _manifest(
     plan: Plan, result: ObjectVersion, tally: _Tally, version: Version | None
 ) -> dict[str, Any]:
+    has_others = plan.layout.layers or plan.computation.robust is not None
     finished_at = datetime.now(UTC)
     planned = datetime.fromisoformat(plan.planned_at)
     opened = datetime.fromisoformat(plan.opened_at)
@@ -247,8 +267,9 @@ def _manifest(
             {
                 "client": contributor.client,
                 "samples": contributor.samples,
-                # Partial updates have weights by layer.
-                "weight": None if plan.layout.layers else contributor.weight,
+                # Partial updates have weights by layer, and those of robust rules would tell the
+                # norms of others.
+                "weight": None if has_others else contributor.weight,
                 "key": contributor.source.key,
                 "nbytes": contributor.source.nbytes,
                 "etag": contributor.source.etag,
@@ -258,6 +279,7 @@ def _manifest(
         ],
         "rejected": [vars(rejection) for rejection in plan.participants.rejected],
         "missing": plan.participants.missing,
+        "left_out": [contributor.client for contributor in plan.participants.left_out],
         "attempts": plan.attempt + 1,
         "shards": plan.computation.shards,
         "groups": [[stop - first for first, stop in level.groups] for level in plan.levels],

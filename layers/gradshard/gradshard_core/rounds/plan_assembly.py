@@ -32,6 +32,7 @@ from gradshard_core.planning.plan import (
 from gradshard_core.planning.projection import Projection
 from gradshard_core.planning.workload import Workload
 from gradshard_core.records.layer_weights import weigh_layers
+from gradshard_core.rounds.measurement import Decided
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.stragglers.assignments import note_bounded_steps
 from gradshard_core.stragglers.layers import Coverage
@@ -69,8 +70,12 @@ def assemble(
     contributors: Sequence[Contributor],
     layout: PlannedLayout,
     coverage: dict[str, Coverage],
+    decided: Decided | None = None,
 ) -> Plan:
     """Make a plan and create the uploads of its outputs.
+
+    Under a robust rule that measures, it is a plan to measure, without outputs, until the rule has
+    decided.
 
     Parameters
     ----------
@@ -82,6 +87,8 @@ def assemble(
         As :func:`write_layout` returned it, or as an earlier plan has it.
     coverage
         Which layers each contributor of partial updates has.
+    decided
+        What the rule has decided.
 
     Raises
     ------
@@ -89,7 +96,9 @@ def assemble(
         The updates cannot be aggregated within the limits.
     """
     spec, keys = context.spec, context.keys
-    grouping = group(spec, contributors)
+    measures = spec.measures and decided is None
+    weights = weights_of(spec, is_decided=decided is not None)
+    grouping = group(spec, contributors if decided is None else decided.kept, weights)
     projection, notes = _choose_shards(context, grouping, layout)
     if spec.weights == STEPS:
         notes += note_bounded_steps(local_steps(grouping.contributors))
@@ -97,23 +106,27 @@ def assemble(
     parts = _encode_part_sizes(layout, projection.shards)
     return Plan(
         round_id=keys.round_id,
-        participants=Participants(grouping.contributors),
+        participants=Participants(
+            grouping.contributors, left_out=() if decided is None else decided.left_out
+        ),
         computation=Computation(
             levels=grouping.levels,
             shards=projection.shards,
             topology=grouping.topology,
             order=addition_order.format_order(grouping.order),
-            weights=weights_of(spec),
+            weights=weights,
             rule=FEDAVG if spec.rule is None else spec.rule.name,
             layers=layers,
             allow_nonfinite=spec.allow_nonfinite,
             robust=spec.robust_rule,
+            measures=measures,
+            measured=None if decided is None else decided.measured,
         ),
         layout=layout,
         attempt=context.request.attempt,
         stage=Stage(context.request.entered_at),
-        upload_id=_create_upload(context, keys.result, parts),
-        next_model=_create_next_model(context, parts),
+        upload_id="" if measures else _create_upload(context, keys.result, parts),
+        next_model=None if measures else _create_next_model(context, parts),
         assignments=spec.assignments and spec.assignments.to_json(),
         notes=tuple(notes),
         projected=projection.to_json(),

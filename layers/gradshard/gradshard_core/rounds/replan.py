@@ -1,13 +1,14 @@
-"""Plan a round again, without contributors whose updates turned out to be bad."""
+"""Plan a round again: after it was measured, or without updates that turned out to be bad."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import history_limits
-from gradshard_core.planning.plan import Participants, Plan, Rejection
+from gradshard_core.planning.plan import Plan, Rejection
 from gradshard_core.rounds import admission
 from gradshard_core.rounds.admission import Admission
+from gradshard_core.rounds.measurement import decide, last_measurement
 from gradshard_core.rounds.plan_assembly import assemble
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.stragglers.layers import Coverage
@@ -26,16 +27,23 @@ def replan(context: PlanContext, previous: Plan) -> Plan:
     rejected = _read_rejections(context, previous)
     _check_attempts(context, previous, rejected)
     bad = {rejection.client for rejection in rejected}
+    pool = sorted(previous.contributors + previous.participants.left_out, key=lambda c: c.client)
     remaining = Admission(
-        tuple(c for c in previous.contributors if c.client not in bad),
+        tuple(c for c in pool if c.client not in bad),
         None,
         previous.participants.rejected + rejected,
         {client: held for client, held in _coverage(previous).items() if client not in bad},
     )
     missing = previous.participants.missing
     admission.check_quorum(remaining, context.spec, missing)
-    plan = assemble(context, remaining.contributors, previous.layout, remaining.coverage)
-    return replace(plan, participants=Participants(plan.contributors, remaining.rejected, missing))
+    measured, decided = last_measurement(previous, rejected), None
+    if measured is not None:
+        decided = decide(context, remaining.contributors, measured)
+    plan = assemble(context, remaining.contributors, previous.layout, remaining.coverage, decided)
+    return replace(
+        plan,
+        participants=replace(plan.participants, rejected=remaining.rejected, missing=missing),
+    )
 
 
 def _coverage(plan: Plan) -> dict[str, Coverage]:
@@ -62,7 +70,7 @@ def _read_rejections(context: PlanContext, plan: Plan) -> tuple[Rejection, ...]:
 
 def _check_attempts(context: PlanContext, previous: Plan, rejected: Sequence[Rejection]) -> None:
     """Raise if rejected contributors have had the round planned again too often."""
-    if context.request.attempt < history_limits.MAX_ATTEMPTS:
+    if context.request.attempt < history_limits.MAX_ATTEMPTS or not rejected:
         return
     everybody = previous.participants.rejected + tuple(rejected)
     names = admission.first_of([rejection.client for rejection in everybody], ", ")

@@ -1,15 +1,17 @@
 """The inputs of a task: their streams, and the weights with which they are added."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol
 
 import numpy as np
 
 from gradshard_core.aggregation import kernel
+from gradshard_core.aggregation.buffers import split_spans
 from gradshard_core.aggregation.decoding import DecodedSource, Desk
 from gradshard_core.aggregation.gathering import Range
+from gradshard_core.aggregation.gram import chunk_ranges
 from gradshard_core.aggregation.kernel import Source, Zone
 from gradshard_core.aggregation.sharding import (
     SLICE_BYTES,
@@ -19,7 +21,7 @@ from gradshard_core.aggregation.sharding import (
 )
 from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.layout import Runs
+from gradshard_core.formats.layout import Runs, Span
 from gradshard_core.planning.plan import Contributor, Plan, Task
 from gradshard_core.s3.streams import GatheringStream, RangeStream
 from gradshard_core.s3.task_client import TaskS3Client
@@ -76,6 +78,8 @@ class TaskInputs:
         The numbers of the inputs: of contributors, or of tasks one level below.
     contributors
         The contributors whose updates the task reads; none above level 0.
+    spans
+        The spans of the layout, split at buffers if the task measures.
     reduction
         How the inputs are combined.
     """
@@ -94,11 +98,23 @@ class TaskInputs:
         # touched take no memory.
         gathered = gathered_bytes() if self._gathers else 0
         self._buffer = memoryview(np.empty(SLICE_BYTES + gathered, np.uint8))
-        self._desk = Desk()
+        self._decoding = Desk()
+        self.spans: Sequence[Span] = plan.layout.spans
+        if plan.computation.measures:
+            self.spans = split_spans(plan.layout.spans, plan.layout.buffers)
+        robust = plan.computation.robust
+        self._holds_all = plan.computation.measures or (
+            robust is not None and robust.is_columns and robust.holds_all
+        )
         self.reduction = plan.reduction(task.level, len(self.numbers), gathers=self._gathers)
 
-    def zones(self, start: int) -> list[Zone]:
+    def zones(self, start: int) -> Iterable[Zone]:
         """Return the weights of the inputs, from byte ``start`` of the layout on."""
+        if self.plan.computation.measures:
+            layout, end = self.plan.layout, self.task.end
+            weights = [contributor.weight for contributor in self.contributors]
+            chunks = chunk_ranges(layout.spans, layout.nbytes, start, end)
+            return (Zone(*chunk, weights) for chunk in chunks)
         return self.plan.input_zones(self.task, start)
 
     @contextlib.contextmanager
@@ -133,13 +149,13 @@ class TaskInputs:
         if not isinstance(runs, EncodedRuns):
             return self._stored_stream(contributor, runs, blocks)
         stored = self._stored_stream(contributor, runs.read_from(start), blocks)
-        return DecodedStream(stored, runs, start, end, self._desk)
+        return DecodedStream(stored, runs, start, end, self._decoding)
 
     def _stored_stream(
         self, contributor: Contributor, runs: Runs, blocks: list[Range]
     ) -> GatheringStream:
         return GatheringStream(
-            self.wire, contributor.source, runs, blocks, self._buffer, self._pool
+            self.wire, contributor.source, runs, blocks, self._desk(), self._pool
         )
 
     def _partial_sum_stream(self, number: int) -> InputStream:
@@ -149,8 +165,16 @@ class TaskInputs:
         # Any version will do: a task writes the same bytes whenever it runs.
         return RangeStream(self.wire, ObjectVersion(key, "", "", nbytes), [(0, nbytes)])
 
+    def _desk(self) -> memoryview:
+        """Return the buffer of a stream; a rule that takes less at a time needs one for each."""
+        if not self._holds_all:
+            return self._buffer
+        return memoryview(np.empty(SLICE_BYTES + gathered_bytes(), np.uint8))
+
     def _blocks(self, start: int) -> list[Range]:
-        """Return the blocks in which the inputs are added, from ``start`` on."""
-        size = self.reduction.block_bytes(len(self.numbers))
+        """Return the blocks in which inputs are read, from ``start`` on."""
+        size = gathered_bytes()
+        if not self._holds_all:
+            size = self.reduction.block_bytes(len(self.numbers))
         blocks = kernel.blocks(self.zones(start), self.plan.layout.spans, size)
         return [(first, stop) for _, first, stop in blocks]

@@ -1,0 +1,220 @@
+"""Measure updates: the inner products of all pairs, their Gram matrix.
+
+Products are of floating-point tensors that are no buffers. The layout is divided into *chunks* at
+fixed positions. In a chunk, the elements of an update are rounded to multiples of 2^(e - 18), where
+2^e is the power of two above its largest magnitude there. Products of such numbers, and their sum
+over a chunk, are exact in float64 in any order of additions, so a BLAS call gives the same bits on
+every processor. The sums of chunks are added up exactly, too, as unevaluated sums of float64
+(Shewchuk 1997, https://doi.org/10.1007/PL00009321), and rounded once in the end. The Gram matrix
+therefore depends on the updates alone: not on M, retries, arrival order or processor. It is that of
+the rounded updates; rounding errors of single elements cancel out in norms and distances.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gradshard_core.aggregation.buffers import Stretches, is_in
+from gradshard_core.aggregation.columns import take_rows
+from gradshard_core.aggregation.kernel import Block, Piece, Source, check_finite
+from gradshard_core.aggregation.sharding import MAX_ELEMENT_BYTES, ROW_BYTES, Shard, aligned
+from gradshard_core.formats.layout import Span
+
+Matrix = npt.NDArray[np.float64]
+
+MOST_ELEMENTS: Final = ROW_BYTES // 2 + MAX_ELEMENT_BYTES
+"""Elements of a chunk at most, of two bytes each."""
+
+BITS: Final = 18
+"""Bits of an element's magnitude. A sum of as many products as a chunk has elements takes at most
+2 · 18 + 16 = 52 bits, which float64 holds."""
+
+NOTHING: Final = memoryview(b"")
+
+
+class Limits(NamedTuple):
+    """The magnitudes that can be measured in an accumulator's type.
+
+    Parameters
+    ----------
+    bound
+        Updates with elements from here on are rejected.
+    least_exponent
+        Elements that are rounded as if the largest of them reached two to this power.
+    digits
+        The bits of the type's fraction.
+    """
+
+    bound: float
+    least_exponent: int
+    digits: int
+
+    def magic(self, top: float) -> float:
+        """Return a number whose last bit is worth 2^(e - 18), where ``top`` < 2^e.
+
+        Adding and subtracting it rounds to multiples of that, ties to even.
+        """
+        exponent = max(math.frexp(top)[1], self.least_exponent)
+        return math.ldexp(1.5, self.digits + exponent - BITS)
+
+
+LIMITS: Final = {
+    "float32": Limits(2.0**120, -100, 23),
+    "float64": Limits(2.0**480, -400, 52),
+}
+"""By the accumulator's type, so that neither products nor :meth:`Limits.magic` overflow."""
+
+
+def cut_chunks(spans: Sequence[Span], nbytes: int, shards: int) -> list[Shard]:
+    """Cut a layout into M shards of whole chunks; some are empty if there are fewer chunks."""
+    count = -(-nbytes // ROW_BYTES)
+    positions = [_start(spans, nbytes, count * shard // shards) for shard in range(shards + 1)]
+    return [
+        Shard(number, start, end)
+        for number, (start, end) in enumerate(itertools.pairwise(positions))
+    ]
+
+
+def chunk_ranges(
+    spans: Sequence[Span], nbytes: int, start: int, end: int
+) -> Iterator[tuple[int, int]]:
+    """Yield the chunks of a layout that are in [start, end), or the parts of them."""
+    chunk = start // ROW_BYTES
+    while start < end:
+        chunk += 1
+        stop = min(_start(spans, nbytes, chunk), end)
+        if start < stop:
+            yield start, stop
+            start = stop
+
+
+def _start(spans: Sequence[Span], nbytes: int, chunk: int) -> int:
+    """Return where a chunk starts in the layout, on an element boundary."""
+    return nbytes if chunk * ROW_BYTES >= nbytes else aligned(spans, chunk * ROW_BYTES)
+
+
+class ExactSum:
+    """The sum of float64 matrices, without any rounding.
+
+    Parameters
+    ----------
+    size
+        The number of rows and of columns.
+
+    Attributes
+    ----------
+    components
+        Matrices whose sum it is. Which ones depends on the order of additions; their sum does not.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self.components: list[Matrix] = []
+
+    def add(self, matrix: Matrix) -> None:
+        """Add a finite matrix."""
+        rest = matrix
+        for total in self.components:
+            # Knuth's two-sum: the rounded sum, and exactly what rounding has lost.
+            new = total + rest
+            part = new - total
+            rest = (total - (new - part)) + (rest - part)
+            total[...] = new
+            if not rest.any():
+                return
+        self.components.append(rest.copy())
+
+    def to_json(self) -> list[list[float]]:
+        """Return the upper triangles of the components, row by row."""
+        upper = np.triu_indices(self._size)
+        return [component[upper].tolist() for component in self.components]
+
+    def add_json(self, written: Sequence[Sequence[float]]) -> None:
+        """Add what :meth:`to_json` returned.
+
+        Raises
+        ------
+        ValueError
+            It is none of this size, or not finite.
+        """
+        upper = np.triu_indices(self._size)
+        for values in written:
+            matrix = np.zeros((self._size, self._size))
+            matrix[upper] = np.array(values, float)
+            if not np.isfinite(matrix).all():
+                raise ValueError("a sum of products is not finite")
+            self.add(matrix)
+
+    def rounded(self) -> list[list[float]]:
+        """Return the symmetric matrix, each element rounded once."""
+        upper = zip(*np.triu_indices(self._size), strict=True)
+        found = [[0.0] * self._size for _ in range(self._size)]
+        for row, column in upper:
+            value = math.fsum(float(component[row, column]) for component in self.components)
+            found[row][column] = found[column][row] = value
+        return found
+
+
+class Measuring:
+    """The reduction that measures; it writes nothing.
+
+    Each block has to be a chunk (:func:`chunk_ranges`).
+
+    Parameters
+    ----------
+    inputs
+        How many there are.
+    buffers
+        The stretches of the layout that are not measured. Spans have to be split where they begin
+        and end.
+
+    Attributes
+    ----------
+    products
+        The inner products of what was read so far.
+    """
+
+    of_sums: ClassVar[bool] = False
+
+    def __init__(self, inputs: int, buffers: Stretches = ()) -> None:
+        self.products = ExactSum(inputs)
+        self._buffers = buffers
+        # Pages that are never touched take no memory.
+        self._rounded = np.empty((inputs, MOST_ELEMENTS))
+
+    def rows(self, inputs: int) -> int:
+        """Return the number of inputs, since all are held at once."""
+        return inputs
+
+    def block_bytes(self, _inputs: int) -> int:
+        """Return the largest size of a chunk, whose start is aligned to an element."""
+        return ROW_BYTES + MAX_ELEMENT_BYTES
+
+    def take(
+        self, sources: Sequence[Source], _weights: Sequence[float | None], block: Block
+    ) -> None:
+        """Read a chunk of every input; all cover it, and they have no weights."""
+        take_rows(sources, block)
+
+    def finish(self, piece: Piece, position: int) -> memoryview:
+        """Add the products of a chunk's elements of one type."""
+        if piece.dtype.is_integer:
+            return NOTHING
+        limits = LIMITS[piece.dtype.accumulator.name]
+        tops = [max(float(row.max()), -float(row.min())) for row in piece.rows]
+        for row, top in zip(piece.rows, tops, strict=True):
+            if not top < limits.bound:
+                check_finite(piece, row, position, limits.bound)
+        if is_in(self._buffers, position):
+            return NOTHING
+        rounded = self._rounded[:, : len(piece.elements)]
+        for row, top, target in zip(piece.rows, tops, rounded, strict=True):
+            magic = row.dtype.type(limits.magic(top))
+            np.add(row, magic, out=row)
+            np.subtract(row, magic, out=target)
+        self.products.add(rounded @ rounded.T)
+        return NOTHING

@@ -1,0 +1,147 @@
+"""The two passes of a round with a robust rule: measure all updates, then add with the weights.
+
+``finalize_round`` adds up what tasks measured and writes the *measurement*, which no client may
+read. ``plan_round`` makes the *decision* of it, the rule's weights, and plans the second pass. If
+updates turn out to be bad in that pass, the rule decides anew from the same measurement: products
+of two updates do not depend on a third.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from gradshard_core.aggregation.gram import ExactSum
+from gradshard_core.aggregation.gram_rules import norms_of
+from gradshard_core.errors import PlanError
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning.plan import Contributor, Plan, Rejection
+from gradshard_core.rounds.plan_context import PlanContext
+from gradshard_core.s3.store import S3Store
+
+
+class Decided(NamedTuple):
+    """The contributors of the second pass.
+
+    Parameters
+    ----------
+    kept
+        Those with a weight.
+    left_out
+        Those without.
+    measured
+        The attempt that measured.
+    """
+
+    kept: tuple[Contributor, ...]
+    left_out: tuple[Contributor, ...]
+    measured: int
+
+
+def write_measurement(
+    store: S3Store, keys: RoundKeys, plan: Plan, products: ExactSum, **more: Any
+) -> None:
+    """Write the Gram matrix of a plan's contributors, and what measuring them took."""
+    measurement = {
+        "clients": [contributor.client for contributor in plan.contributors],
+        "products": products.rounded(),
+        **more,
+    }
+    store.put_json(keys.measurement(plan.attempt), measurement)
+
+
+def last_measurement(previous: Plan, rejected: Sequence[Rejection]) -> int | None:
+    """Return the attempt whose measurement the next plan goes by; None to measure (again)."""
+    if previous.computation.measures:
+        # The products of an attempt that found bad updates were not added up.
+        return None if rejected else previous.attempt
+    return previous.computation.measured
+
+
+def decide(context: PlanContext, contributors: Sequence[Contributor], measured: int) -> Decided:
+    """Have the rule decide on contributors that were measured; write the decision.
+
+    Raises
+    ------
+    PlanError
+        The measurement is missing.
+    """
+    store, keys, rule = context.store, context.keys, context.spec.robust_rule
+    key = keys.measurement(measured)
+    measurement = store.get_json(key, _checked)
+    if measurement is None or rule is None:
+        raise PlanError(f"{key} is missing")
+    numbers = {client: number for number, client in enumerate(measurement["clients"])}
+    indices = [numbers[contributor.client] for contributor in contributors]
+    gram = [[measurement["products"][i][j] for j in indices] for i in indices]
+    decision = rule.decide(gram, [contributor.samples for contributor in contributors])
+    is_kept = [weight > 0 or decision.full is not None for weight in decision.weights]
+    store.put_json(
+        keys.decision(context.request.attempt),
+        {
+            "rule": rule.to_json(),
+            "score": rule.score,
+            "bound": decision.bound,
+            "clients": [
+                {
+                    "client": contributor.client,
+                    "weight": decision.weights[i],
+                    "full_weight": decision.full and decision.full[i],
+                    "norm": norm,
+                    "score": decision.scores[i],
+                }
+                for i, (contributor, norm) in enumerate(
+                    zip(contributors, norms_of(gram), strict=True)
+                )
+            ],
+        },
+    )
+    return Decided(
+        tuple(c for c, kept in zip(contributors, is_kept, strict=True) if kept),
+        tuple(c for c, kept in zip(contributors, is_kept, strict=True) if not kept),
+        measured,
+    )
+
+
+def read_decision(store: S3Store, keys: RoundKeys, plan: Plan) -> dict[str, Any]:
+    """Read what the rule has decided on for a plan.
+
+    Raises
+    ------
+    PlanError
+        It is missing.
+    """
+    key = keys.decision(plan.attempt)
+    decision: dict[str, Any] | None = store.get_json(key)
+    if decision is None:
+        raise PlanError(f"{key} is missing")
+    return decision
+
+
+def with_weights(plan: Plan, decision: dict[str, Any]) -> Plan:
+    """Return a plan whose contributors have the weights of a decision."""
+    weights = {entry["client"]: entry["weight"] for entry in decision["clients"]}
+    contributors = tuple(replace(c, weight=weights[c.client]) for c in plan.contributors)
+    return replace(plan, participants=replace(plan.participants, contributors=contributors))
+
+
+def left_out(plan: Plan, decision: dict[str, Any]) -> list[Rejection]:
+    """Tell each client that a rule left out what it went by; nobody reads that of others."""
+    entries = {entry["client"]: entry for entry in decision["clients"]}
+    name, score = decision["rule"]["name"], decision["score"]
+    return [
+        Rejection(
+            c.client,
+            f"{c.source.key}: rule {name} left this update out of the average: its {score} is "
+            f"{entries[c.client]['score']:.6g}, and its norm {entries[c.client]['norm']:.6g}",
+            c.source.etag,
+        )
+        for c in plan.participants.left_out
+    ]
+
+
+def _checked(measurement: dict[str, Any]) -> dict[str, Any]:
+    """Return a measurement if it has what a rule needs."""
+    count = len(measurement["clients"])
+    if [len(row) for row in measurement["products"]] != [count] * count:
+        raise ValueError(f"not {count} by {count} products")
+    return measurement
