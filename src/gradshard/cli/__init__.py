@@ -20,6 +20,10 @@ SECTIONS: Final = {
         Lazy("logs", "operate", "logs", "Show what the functions logged about a round."),
         Lazy("report", "report", "report", "Write an HTML page about rounds."),
     ],
+    "Trainings": [
+        Lazy("train", "train", "train", "Start, show, pause and stop trainings."),
+        Lazy("join", "join", "join", "Take part in a training with a program."),
+    ],
     "Clients": [
         Lazy("submit", "rounds", "submit", "Upload a client's update."),
         Lazy("ticket", "ticket", "ticket", "Make a ticket for a client without AWS credentials."),
@@ -61,7 +65,7 @@ SECTIONS: Final = {
 def main(context: click.Context) -> None:
     """Average the model updates of federated-learning rounds on AWS, or on this machine.
 
-    Exit codes: 0 success, 1 error, 2 wrong usage, 3 the round has failed.
+    Exit codes: 0 success, 1 error, 2 wrong usage, 3 the round has failed or the training has paused.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

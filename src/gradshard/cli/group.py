@@ -10,7 +10,7 @@ import click
 
 from gradshard.utils.interrupts import INTERRUPTED
 from gradshard.utils.text import escape_terminal
-from gradshard_core.errors import EngineError, GradshardError, RoundFailed
+from gradshard_core.errors import EngineError, GradshardError, RoundFailed, TrainingFailed
 
 DEBUG: Final = "gradshard.debug"
 """The key in a context's ``meta`` by which an error shows its traceback."""
@@ -137,7 +137,7 @@ def _is_users(error: Exception) -> bool:
 def _exit_code(error: Exception) -> int:
     if isinstance(error, click.UsageError):
         return USAGE
-    return ROUND_FAILED if isinstance(error, RoundFailed) else 1
+    return ROUND_FAILED if isinstance(error, RoundFailed | TrainingFailed) else 1
 
 
 def _message(error: Exception) -> str:

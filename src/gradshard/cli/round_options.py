@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 
 from gradshard.cli.options import Command, option
-from gradshard.cli.values import DurationType, JsonType, format_seconds
+from gradshard.cli.values import DurationType, JsonType, NumberType, format_seconds
 from gradshard_core.planning.options import Choice, Duration, Flag, Option, Parsed, WholeNumber
 from gradshard_core.planning.spec import DEFAULTS, OPTIONS
 
@@ -26,13 +26,22 @@ def round_options(*names: str) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         for name in reversed(names or [name for name in OPTIONS if name != CLIENTS]):
-            command = _option(name, OPTIONS[name])(command)
+            command = declared_option(name, OPTIONS[name], DEFAULTS.get(name))(command)
         return command
 
     return decorate
 
 
-def _option(name: str, declared: Option) -> Callable[[Command], Command]:
+def declared_option(name: str, declared: Option, value: Any) -> Callable[[Command], Command]:
+    """Return the command's option for a declared one.
+
+    Parameters
+    ----------
+    name, declared
+        The option.
+    value
+        Its value where it is not given.
+    """
     settings, bounds = _settings(declared)
     text = declared.help
     if isinstance(declared.kind, Duration):
@@ -42,7 +51,6 @@ def _option(name: str, declared: Option) -> Callable[[Command], Command]:
     if isinstance(declared.kind, Flag):
         default = ""
     else:
-        value = DEFAULTS.get(name)
         if isinstance(declared.kind, Duration) and value is not None:
             value = format_seconds(value)
         default = "; ".join(filter(None, (declared.default or str(value), bounds)))
@@ -63,6 +71,8 @@ def _settings(declared: Option) -> tuple[dict[str, Any], str]:
             return {"type": DurationType(high), "metavar": "DURATION"}, bounds
         case Parsed(metavar="FILE"):
             return {"type": click.Path(path_type=Path), "metavar": "FILE"}, ""
+        case Parsed(metavar=metavar, is_number=True):
+            return {"type": NumberType(), "metavar": metavar}, ""
         case Parsed(metavar=metavar, is_json=is_json):
             return {"type": JsonType() if is_json else str, "metavar": metavar}, ""
         case _:

@@ -112,3 +112,19 @@ class JsonType(click.ParamType):
             return json.loads(value)
         except (ValueError, RecursionError) as error:
             self.fail(f"{value[:80]!r} is not JSON: {error}.", param, ctx)
+
+
+class NumberType(click.ParamType):
+    """A number, as an int where it is whole and written so."""
+
+    name = "number"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number."""
+        text = str(value).strip()
+        try:
+            return int(text) if text.isdecimal() else float(text)
+        except ValueError:
+            self.fail(f"{value!r} is not a number.", param, ctx)

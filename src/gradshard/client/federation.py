@@ -219,6 +219,22 @@ class Federation:
         """
         return list_trainings(self.stack, status)
 
+    def join(self, training: str, client: str) -> None:
+        """Let a training invite a client, from its next round on; safe to repeat.
+
+        Raises
+        ------
+        TrainingNotFoundError
+            There is no such training.
+        TrainingStateError
+            It has a fixed list of clients, without this one, or has ended.
+        """
+        self.training(training).join(client)
+
+    def leave(self, training: str, client: str) -> None:
+        """Let a training invite a client no more, from its next round on; safe to repeat."""
+        self.training(training).leave(client)
+
     def participate(
         self,
         client: str,

@@ -97,6 +97,7 @@ def participate(
     """
     done: dict[bool, list[int]] = {False: [], True: []}
     spec = _persistently(training.spec, patience)
+    _join(training, client, patience)
     worker = _Worker(stack, training, client, train, evaluate)
     for state in _states(training, spec.poll_seconds, patience):
         invitation = state.invitation
@@ -107,6 +108,12 @@ def participate(
         if _persistently(lambda: worker.answer(invitation), patience):  # noqa: B023 - called at once
             done[invitation.is_evaluation].append(invitation.number)
     raise AssertionError("states end with that of the end")
+
+
+def _join(training: Training, client: str, patience: float) -> None:
+    """Join the training, unless it has ended: then the loop sees that."""
+    if _persistently(training.state, patience).status != ENDED:
+        _persistently(lambda: training.join(client), patience)
 
 
 class _Worker:

@@ -23,7 +23,7 @@ from gradshard_core.errors import (
     WaitTimeoutError,
 )
 from gradshard_core.formats import json_records
-from gradshard_core.formats.keys import TRAININGS, RoundKeys, TrainingKeys, is_id
+from gradshard_core.formats.keys import TRAININGS, RoundKeys, TrainingKeys, is_client, is_id
 from gradshard_core.planning.training_spec import OPTIONS, TrainingSpec, parse_training_spec
 from gradshard_core.records.training_state import (
     ENDED,
@@ -194,6 +194,42 @@ class Training:
         if state.status == PAUSED:
             raise TrainingFailed(f"training {self.id!r} has paused: {state.cause}")
         return state
+
+    def join(self, client: str) -> None:
+        """Let the training invite a client, from its next round on; safe to repeat.
+
+        Raises
+        ------
+        TrainingNotFoundError
+            There is no such training.
+        TrainingStateError
+            It has a fixed list of clients, without this one, or has ended.
+        """
+        key, clients = self.keys.member(client), self.spec().clients
+        if clients is not None:
+            if client not in clients:
+                raise TrainingStateError(
+                    f"training {self.id!r} has a fixed list of clients, without {client!r}: "
+                    f"{', '.join(clients[:10])}{', …' if len(clients) > 10 else ''}"
+                )
+            return
+        state = self.state()
+        if state.status == ENDED:
+            raise TrainingStateError(f"training {self.id!r} has ended: {state.cause}")
+        self._stack.store.put_json(key, {"client": client}, replaces=None)
+
+    def leave(self, client: str) -> None:
+        """Let the training invite a client no more, from its next round on; safe to repeat."""
+        self._stack.store.delete(self.keys.member(client))
+
+    def members(self) -> list[str]:
+        """Return the clients that have joined, or those of the fixed list."""
+        clients = self.spec().clients
+        if clients is not None:
+            return list(clients)
+        listed = self._stack.store.list_objects(self.keys.members)
+        names = (e.key.removeprefix(self.keys.members).removesuffix(".json") for e in listed)
+        return [name for name in names if is_client(name)]
 
     def pause(self, reason: str) -> TrainingState:
         """Pause the training when its current round has ended.

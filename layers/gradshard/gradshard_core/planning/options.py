@@ -143,6 +143,8 @@ class Parsed:
         What the command line calls the value.
     is_json
         Whether the command line reads a value that begins with a bracket as JSON.
+    is_number
+        Whether the command line reads the value as a number.
     encoder
         Makes JSON of the parsed value.
     """
@@ -151,6 +153,7 @@ class Parsed:
     values: str
     metavar: str = "NAME"
     is_json: bool = False
+    is_number: bool = False
     encoder: Callable[[Any], Any] = lambda value: value
 
     def parse(self, name: str, value: Any) -> Any:

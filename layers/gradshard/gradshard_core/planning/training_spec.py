@@ -36,8 +36,8 @@ MAX_SPEC_BYTES: Final = 96 * 1024
 """A training's options as JSON. They go through the state machine, whose payloads may have 256 KiB,
 beside the options of a round, which have the clients again."""
 
-DECIDED: Final = ("clients", "enough_clients", "updates_from", "layout")
-"""Options of rounds that a training decides."""
+DECIDED: Final = ("clients", "enough_clients", "eager", "updates_from", "layout")
+"""Options of rounds that a training decides, or that do not go with one."""
 
 
 def parse_round_options(options: Any) -> Mapping[str, Any]:
@@ -53,8 +53,6 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
             "server_optimizer is missing: a training makes versions of a model, for example with "
             "fedavg"
         )
-    if given.get("eager"):
-        raise SpecError("eager needs the clients in advance: leave it out of a training")
     at_least = given.get("min_clients", 1)
     if not isinstance(at_least, int) or not 1 <= at_least <= MAX_CLIENTS:
         at_least = 1  # parse_spec says what is wrong
@@ -124,13 +122,14 @@ class TrainingSpec:
             parse_sample,
             f"whole number from 1 to {MAX_CLIENTS:,}, or a fraction below 1",
             metavar="N",
+            is_number=True,
         ),
         "Invite this number, or fraction, of the clients to each round.",
         value=None,
         default="all",
     )
     over_selection: float = option(
-        Parsed(parse_over_selection, "number from 0 to 4", metavar="SHARE"),
+        Parsed(parse_over_selection, "number from 0 to 4", metavar="SHARE", is_number=True),
         "Invite more clients by this share, and go on when as many as without it have sent "
         "updates: 0.3 invites 130 %.",
         value=0.0,
@@ -259,6 +258,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
     field.name: field.metadata[METADATA_KEY] for field in dataclasses.fields(TrainingSpec)
 }
 """The options of a training by name, in the order in which help and documentation list them."""
+
+DEFAULTS: Final[Mapping[str, Any]] = {
+    field.name: field.default
+    for field in dataclasses.fields(TrainingSpec)
+    if field.default is not dataclasses.MISSING
+}
+"""The values of the options that may be left out."""
 
 
 def parse_training_spec(fields: Mapping[str, Any]) -> TrainingSpec:
