@@ -118,6 +118,12 @@ EVENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "aggregate_shard": ({"round": "r1", "attempt": 1}, REPORT),
     "finalize_round": ({"round": "r1"}, {"status": "completed"}),
     "abort_round": ({"round": "r1", "error": "E", "cause": "c"}, {"status": "failed"}),
+    "start_training": ({"training": "t1", "spec": {}, "started": ""}, {"run": 1}),
+    "advance_training": ({"training": "t1", "run": 1, "step": 2}, {"status": "ended"}),
+    "pause_training": (
+        {"training": "t1", "run": 1, "error": "E", "cause": "c"},
+        {"status": "paused"},
+    ),
 }
 
 
