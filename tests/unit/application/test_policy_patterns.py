@@ -60,7 +60,7 @@ def training_keys(name: str) -> Iterator[str]:
     keys = TrainingKeys(name)
     yield from (keys.spec, keys.state)
     yield from map(keys.member, CLIENTS)
-    yield from map(keys.record, ROUNDS)
+    yield from (keys.record(keys.round_id(1, n, is_evaluation=n > 0)) for n in range(2))
 
 
 KEYS = [key for name in ROUNDS for key in round_keys(name)]

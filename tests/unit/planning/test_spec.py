@@ -190,6 +190,7 @@ EXAMPLES: dict[str, Any] = {
 NEEDED: dict[str, dict[str, Any]] = {
     "fan_in": {"topology": "lifl"},
     "layers": {"rule": "fill"},
+    "enough_clients": {"clients": list("ab"), "min_clients": 1},
     "eager": {"clients": list("abcd"), "topology": "lifl", "weights": "counts"},
 }
 

@@ -56,9 +56,9 @@ def close_round(
         return paused(
             after,
             f"round {invitation.round_id!r} was to make version {invitation.version + 1} of model "
-            f"{spec.server_optimizer.model!r} and made {made}: others changed the model just before "
-            "it was opened, or opened a round of that name. Resume the training to go on from the "
-            "current version",
+            f"{spec.server_optimizer.model!r} and made {made}: others changed the model just "
+            "before it was opened, or opened a round of that name. Resume the training to go on "
+            "from the current version",
         )
     if spec.evaluate_every is None and made is not None:
         return _judge(spec, after, made, outcome)
