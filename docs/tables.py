@@ -1,12 +1,13 @@
 """Tables that say what the code says: `make docs-tables` writes them into the pages anew.
 
 In a page such a table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. NAME is a
-command (`gradshard open`), `round options`, or one of `parameters`, `outputs` and `functions`, of
-template.yaml.
+command (`gradshard open`), `round options`, `training options`, or one of `parameters`, `outputs`
+and `functions`, of template.yaml.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ import click
 from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 
 from gradshard.cli import main as gradshard
+from gradshard_core.planning import training_spec
+from gradshard_core.planning.options import Option
 from gradshard_core.planning.spec import DEFAULTS, OPTIONS
 
 DOCS: Final = Path(__file__).parent
@@ -45,11 +48,12 @@ def table(name: str) -> str:
     """
     if name.startswith("gradshard "):
         return "".join(_of_command(name, commands()[name]))
-    makers = {
+    makers: dict[str, Callable[[], Iterator[str]]] = {
         "parameters": _of_parameters,
         "outputs": _of_outputs,
         "functions": _of_functions,
-        "round options": _of_round_options,
+        "round options": partial(_of_options, OPTIONS, DEFAULTS),
+        "training options": partial(_of_options, training_spec.OPTIONS, training_spec.DEFAULTS),
     }
     return "".join(makers[name]())
 
@@ -115,10 +119,10 @@ def _help_and_default(option: click.Option) -> tuple[str, str]:
     return text, f"`{option.default}`"
 
 
-def _of_round_options() -> Iterator[str]:
+def _of_options(options: Mapping[str, Option], defaults: Mapping[str, Any]) -> Iterator[str]:
     rows = []
-    for name, declared in OPTIONS.items():
-        default = DEFAULTS.get(name)
+    for name, declared in options.items():
+        default = defaults.get(name)
         if default is not None:
             value = str(default).lower() if isinstance(default, bool) else str(default)
             text = f"`{value}`"

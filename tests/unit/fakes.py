@@ -8,6 +8,7 @@ import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import IO, Any
 
 from gradshard.aws.client_store import ClientStore
@@ -221,13 +222,17 @@ class MemoryStack(Stack):
 
     def __init__(self, store: MemoryStore, executions: dict[str, Execution] | None = None) -> None:
         super().__init__("memory", bucket=None, state_machine=None, endpoint_url=None, port=None)
-        self.store = store
+        self.store: MemoryStore = store
         self.executions = executions or {}
         self.started: list[str] = []
 
     @property
     def state_machine(self) -> str | None:
         return "arn:aws:states:us-east-1:0:stateMachine:memory"
+
+    @cached_property
+    def trainings(self) -> "MemoryStack":
+        return MemoryStack(self.store)
 
     def output(self, name: str) -> str:
         return {"AggregatorMemory": "512", "Architecture": "x86_64"}[name]

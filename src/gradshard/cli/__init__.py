@@ -65,7 +65,8 @@ SECTIONS: Final = {
 def main(context: click.Context) -> None:
     """Average the model updates of federated-learning rounds on AWS, or on this machine.
 
-    Exit codes: 0 success, 1 error, 2 wrong usage, 3 the round has failed or the training has paused.
+    Exit codes: 0 success, 1 error, 2 wrong usage, 3 the round has failed, or the
+    training has paused.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

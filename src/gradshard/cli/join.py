@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gradshard_core.records.training_state import Invitation
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command()
 @click.argument("training", metavar="TRAINING")
 @click.argument("client", metavar="CLIENT")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- PROGRAM…")

@@ -18,7 +18,7 @@ from gradshard.cli.options import (
 )
 from gradshard.cli.output import cell, confirm, confirm_file, print_json, progress_bar
 from gradshard.cli.ticket import load
-from gradshard.cli.values import NumberType
+from gradshard.cli.values import WholeNumberType
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
 
@@ -156,7 +156,7 @@ def rollback(federation: "Federation", number: int, name: str, as_json: bool) ->
 @model.command()
 @click.option(
     "--keep",
-    type=NumberType(1),
+    type=WholeNumberType(1),
     required=True,
     metavar="N",
     help="Keep this number of the newest versions.",

@@ -12,7 +12,7 @@ from rich.table import Table
 from gradshard.cli.options import connected, json_option, quiet_option
 from gradshard.cli.output import cell, confirm, print_json, waiting
 from gradshard.cli.show import STATE_STYLES, expected
-from gradshard.cli.values import NumberType
+from gradshard.cli.values import WholeNumberType
 from gradshard.client.operations import STATES, LogLine
 from gradshard.utils.text import escape_terminal, pluralize
 from gradshard_core.errors import RoundStateError
@@ -30,7 +30,7 @@ SHOWN_FIELDS: Final = ("contributor", "task", "status", "reason", "error", "caus
 @click.option("--state", type=click.Choice(STATES), help="List only rounds in this state.")
 @click.option(
     "--limit",
-    type=NumberType(1),
+    type=WholeNumberType(1),
     metavar="N",
     default=DEFAULT_LIMIT,
     show_default=True,

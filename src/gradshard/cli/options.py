@@ -10,7 +10,7 @@ import click
 
 from gradshard.cli.group import DEBUG
 from gradshard.cli.output import QUIET
-from gradshard.cli.values import NumberType
+from gradshard.cli.values import WholeNumberType
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -177,7 +177,7 @@ def port_option(command: Command) -> Command:
     """Add ``--port``."""
     return click.option(
         "--port",
-        type=NumberType(0, 65535),
+        type=WholeNumberType(0, 65535),
         default=DEFAULT_PORT,
         show_default=True,
         metavar="N",

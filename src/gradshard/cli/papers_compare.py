@@ -9,7 +9,7 @@ from rich.table import Table
 
 from gradshard.cli.options import connected, json_option, option
 from gradshard.cli.output import WIDE, cell, print_json, waiting
-from gradshard.cli.values import NumberType
+from gradshard.cli.values import WholeNumberType
 from gradshard.client.federation import Federation
 from gradshard.papers import topology_trials
 from gradshard.papers.topology_trials import Outcome, Trial
@@ -47,7 +47,7 @@ DIGEST_CHARACTERS: Final = 8
 )
 @option(
     "--shards",
-    type=NumberType(1, limits.MAX_PARTS),
+    type=WholeNumberType(1, limits.MAX_PARTS),
     metavar="N",
     help="Number of byte ranges into which shards and grid cut the updates.",
     default_text="chosen by the planner",

@@ -13,7 +13,7 @@ from rich.table import Table
 from gradshard.cli.options import debuggable, json_option, option
 from gradshard.cli.output import WIDE, cell, print_json
 from gradshard.cli.plan import DEFAULT_ARCHITECTURE
-from gradshard.cli.values import DurationType, NumberType, SizeType
+from gradshard.cli.values import DurationType, SizeType, WholeNumberType
 from gradshard.papers import SYSTEMS, claims, measurements, published_systems
 from gradshard.papers.claims import Comparison
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
@@ -103,7 +103,7 @@ class Speed(click.ParamType):
 )
 @click.option(
     "--clients",
-    type=NumberType(1, MAX_CLIENTS),
+    type=WholeNumberType(1, MAX_CLIENTS),
     default=measurements.CLIENTS,
     show_default=True,
     metavar="N",
@@ -119,7 +119,7 @@ class Speed(click.ParamType):
 )
 @option(
     "--shards",
-    type=NumberType(1, limits.MAX_PARTS),
+    type=WholeNumberType(1, limits.MAX_PARTS),
     metavar="N",
     help="Number of byte ranges into which sharded systems cut the updates.",
     default_text="chosen by each system",
@@ -134,7 +134,7 @@ class Speed(click.ParamType):
 )
 @click.option(
     "--memory",
-    type=NumberType(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
+    type=WholeNumberType(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
     default=DEFAULT_MEMORY_MB,
     show_default=True,
     metavar="MB",

@@ -17,7 +17,7 @@ from gradshard.cli.options import (
 )
 from gradshard.cli.output import cell, dollars, print_json
 from gradshard.cli.round_options import round_options
-from gradshard.cli.values import NumberType, SizeType
+from gradshard.cli.values import SizeType, WholeNumberType
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
@@ -47,7 +47,7 @@ ROWS: Final = 5
 )
 @click.option(
     "--clients",
-    type=NumberType(1, MAX_CLIENTS),
+    type=WholeNumberType(1, MAX_CLIENTS),
     required=True,
     metavar="N",
     help="Number of clients.",
@@ -55,7 +55,7 @@ ROWS: Final = 5
 @round_options("rule", "topology", "fan_in", "order", "shards", "time_budget", "server_optimizer")
 @option(
     "--memory",
-    type=NumberType(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
+    type=WholeNumberType(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
     metavar="MB",
     help="Memory of the function that runs a task, in MB.",
     default_text=f"that of the stack, else {DEFAULT_MEMORY_MB}",

@@ -52,7 +52,7 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:g}s"
 
 
-class NumberType(click.IntRange):
+class WholeNumberType(click.IntRange):
     """A whole number from ``min`` to ``max``; help and errors give the bounds in words."""
 
     def _describe_range(self) -> str:

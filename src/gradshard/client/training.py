@@ -23,7 +23,14 @@ from gradshard_core.errors import (
     WaitTimeoutError,
 )
 from gradshard_core.formats import json_records
-from gradshard_core.formats.keys import TRAININGS, RoundKeys, TrainingKeys, is_client, is_id
+from gradshard_core.formats.keys import (
+    MEMBER_SUFFIX,
+    TRAININGS,
+    RoundKeys,
+    TrainingKeys,
+    is_client,
+    is_id,
+)
 from gradshard_core.planning.training_spec import OPTIONS, TrainingSpec, parse_training_spec
 from gradshard_core.records.training_state import (
     ENDED,
@@ -135,7 +142,8 @@ class Training:
         with ThreadPoolExecutor(READERS) as pool:
             at_hand |= dict(zip(unread, pool.map(store.get_json, unread), strict=True))
         found = [at_hand[key] for key in keys if at_hand.get(key)]
-        return sorted(found, key=lambda record: str(record["closed_at"]))
+        order = ("number", "is_evaluation", "repetition")
+        return sorted(found, key=lambda record: tuple(record[name] for name in order))
 
     def status(self) -> dict[str, Any]:
         """Return how far the training is, with its options and the records of its rounds, as JSON.
@@ -216,7 +224,7 @@ class Training:
         state = self.state()
         if state.status == ENDED:
             raise TrainingStateError(f"training {self.id!r} has ended: {state.cause}")
-        self._stack.store.put_json(key, {"client": client}, replaces=None)
+        self._stack.store.put_bytes(key, b"", content_type="text/plain", replaces=None)
 
     def leave(self, client: str) -> None:
         """Let the training invite a client no more, from its next round on; safe to repeat."""
@@ -228,8 +236,8 @@ class Training:
         if clients is not None:
             return list(clients)
         listed = self._stack.store.list_objects(self.keys.members)
-        names = (e.key.removeprefix(self.keys.members).removesuffix(".json") for e in listed)
-        return [name for name in names if is_client(name)]
+        keys = (entry.key.removeprefix(self.keys.members) for entry in listed)
+        return [name for key in keys if is_client(name := key.removesuffix(MEMBER_SUFFIX))]
 
     def pause(self, reason: str) -> TrainingState:
         """Pause the training when its current round has ended.
@@ -313,7 +321,7 @@ class Training:
                 first_step=state.step,
                 # Whatever others have made of the model meanwhile, the training goes on from it.
                 version=state.version if state.invitation else None,
-                failures=0 if state.invitation is None else state.failures,
+                failures=0,
                 cause=None,
                 request=None,
                 reason=None,

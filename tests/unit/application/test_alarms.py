@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from gradshard.client.model import Model
+from gradshard.client.training import Training
 from gradshard_core.observability import log_fields
 from tests import reference
 from tests.unit.application.test_template import ALARMS, RESOURCES, STACK, of_type, shown
+from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import OPENED, Machine
 from tests.unit.observability.test_emf import ENVIRONMENT, Context
 
@@ -88,6 +91,25 @@ def good_round(machine: Machine) -> None:
     assert machine.turn(OPENED) == {"status": "completed"}
     machine.collect("b", machine.submit("b", {"w": np.zeros(3, "f4")}))
     machine.step("collect_update", detail={"object": {"key": "elsewhere", "etag": ""}})
+    training(machine)
+
+
+def training(machine: Machine) -> None:
+    """One that has ended, and one that pauses."""
+    Model(MemoryStack(machine.store)).put({"w": np.ones(3, "f4")})
+    spec = {"rounds": 1, "clients": ["a"], "round": {"server_optimizer": "fedavg"}}
+    times = {"started": "2026-01-01T00:00:00+00:00"}
+    for name in ("ends", "pauses"):
+        going = machine.step("start_training", training=name, spec=spec, **times)
+        assert machine.step("advance_training", **going)["status"] == "round"
+        if name == "ends":
+            Training(MemoryStack(machine.store), name).stop("enough")
+            cause = {"error": "E", "cause": "by hand"}
+            machine.step("abort_round", round="ends-00001", task={"level": 0, "number": 0}, **cause)
+            ended = machine.step("advance_training", **going | {"step": 1})
+            assert ended["status"] == "ended"
+        else:
+            machine.step("pause_training", training=name, run=1, error="E", cause="c")
 
 
 def bad_round(machine: Machine) -> None:

@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.keys import RESERVED_CLIENTS, ModelKeys, RoundKeys, check_id, is_client
+from gradshard_core.formats.keys import (
+    RESERVED_CLIENTS,
+    ModelKeys,
+    RoundKeys,
+    TrainingKeys,
+    check_id,
+    is_client,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -44,13 +51,21 @@ def round_keys(name: str) -> Iterator[str]:
 
 def model_keys(name: str) -> Iterator[str]:
     keys = ModelKeys(name)
-    yield from (keys.current, keys.version(1), keys.put("a1"))
+    yield from (keys.current, keys.version(1), keys.put("a1"), keys.training)
     for round_ in ROUNDS:
         yield from (keys.next_model(round_), keys.state(round_, "momentum"))
 
 
+def training_keys(name: str) -> Iterator[str]:
+    keys = TrainingKeys(name)
+    yield from (keys.spec, keys.state)
+    yield from map(keys.member, CLIENTS)
+    yield from (keys.record(keys.round_id(1, n, is_evaluation=n > 0)) for n in range(2))
+
+
 KEYS = [key for name in ROUNDS for key in round_keys(name)]
 KEYS += [key for name in HOSTILE for key in model_keys(name)]
+KEYS += [key for name in ROUNDS for key in training_keys(name)]
 
 
 def matched(pattern: str) -> set[str]:
@@ -69,7 +84,7 @@ def meant(pattern: str) -> set[str]:
 
 def template_patterns() -> set[str]:
     text = (ROOT / "template.yaml").read_text()
-    return set(re.findall(r"\$\{Bucket\.Arn\}/((?:rounds|models)/\S+)", text))
+    return set(re.findall(r"\$\{Bucket\.Arn\}/((?:rounds|models|trainings)/\S+)", text))
 
 
 def client_patterns(client: str) -> set[str]:
@@ -78,7 +93,8 @@ def client_patterns(client: str) -> set[str]:
         s["Resource"] if isinstance(s["Resource"], list) else [s["Resource"]]
         for s in policy["Statement"]
     )
-    filled = (r.replace("ROUND", "*").replace("CLIENT", client) for r in resources)
+    names = {"ROUND": "*", "TRAINING": "*", "CLIENT": client}
+    filled = (re.sub("|".join(names), lambda found: names[found[0]], r) for r in resources)
     return {r.removeprefix("arn:aws:s3:::BUCKET/") for r in filled if "/" in r}
 
 
@@ -115,10 +131,14 @@ def test_what_a_client_may_write_is_its_own(client: str) -> None:
     policy = json.loads((ROOT / "docs" / "client-policy.json").read_text())
     [statement] = [s for s in policy["Statement"] if "s3:PutObject" in s["Action"]]
     for resource in statement["Resource"]:
-        filled = resource.replace("ROUND", "*").replace("CLIENT", client)
+        filled = re.sub("ROUND|TRAINING", "*", resource).replace("CLIENT", client)
         found = matched(filled.removeprefix("arn:aws:s3:::BUCKET/"))
         assert found <= {
             key
             for name in ROUNDS
-            for key in (RoundKeys(name).update(client), RoundKeys(name).partial_update(client))
+            for key in (
+                RoundKeys(name).update(client),
+                RoundKeys(name).partial_update(client),
+                TrainingKeys(name).member(client),
+            )
         }

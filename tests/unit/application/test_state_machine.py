@@ -1,10 +1,11 @@
-"""The state machine's definition, held against what Step Functions takes.
+"""The state machines' definitions, held against what Step Functions takes.
 
 The local engine runs what AWS would reject, and cfn-lint looks at no definition in a file. Sources:
 https://states-language.net/spec.html, and of what AWS has besides
 https://docs.aws.amazon.com/step-functions/latest/dg/concepts-amazon-states-language.html.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ from gradshard_core import errors
 from gradshard_core.rounds import admission
 
 ROOT = Path(__file__).parents[3]
-DEFINITION: dict[str, Any] = json.loads((ROOT / "statemachine" / "round.asl.json").read_text())
+DEFINITIONS: dict[str, dict[str, Any]] = {
+    name: json.loads((ROOT / "statemachine" / f"{name}.asl.json").read_text())
+    for name in ("round", "federation")
+}
 
 ANY = {"Type", "Comment"}
 PATHS = {"InputPath", "OutputPath"}
@@ -42,6 +46,7 @@ FIELDS = {
     "Choice": {"Choices", "Default"} | PATHS,
     "Fail": {"Error", "ErrorPath", "Cause", "CausePath"},
     "Succeed": PATHS,
+    "Wait": {"SecondsPath"} | PATHS | END,
 }
 """What a state of each type may have, with JSONPath."""
 
@@ -58,7 +63,7 @@ RETRYING = {
 }
 CATCHING = {"Comment", "ErrorEquals", "ResultPath", "Next"}
 
-OF_STATES = {f"States.{name}" for name in ("ALL", "Timeout", "DataLimitExceeded")}
+OF_STATES = {f"States.{name}" for name in ("ALL", "Timeout", "DataLimitExceeded", "TaskFailed")}
 OF_LAMBDA = {
     "Lambda.TooManyRequestsException",
     "Lambda.Unknown",
@@ -68,18 +73,26 @@ OF_LAMBDA = {
 }
 """Names that AWS gives, and that are handled apart."""
 
+OF_STEP_FUNCTIONS = {"StepFunctions.ExecutionAlreadyExistsException"}
+
 Scope = dict[str, Any]
 """A machine, or what a map runs for each item."""
 
 
-def scopes(machine: Scope = DEFINITION) -> Iterator[Scope]:
+def scopes(machine: Scope) -> Iterator[Scope]:
     yield machine
     for state in machine["States"].values():
         if state["Type"] == "Map":
             yield from scopes(state["ItemProcessor"])
 
 
-STATES = {name: state for scope in scopes() for name, state in scope["States"].items()}
+SCOPES = {name: list(scopes(machine)) for name, machine in DEFINITIONS.items()}
+STATES = {
+    f"{machine}-{name}": state
+    for machine, parts in SCOPES.items()
+    for scope in parts
+    for name, state in scope["States"].items()
+}
 
 
 def mode(state: dict[str, Any]) -> str:
@@ -93,15 +106,15 @@ def rules(state: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 def test_states_have_names_of_their_own_that_logs_can_have() -> None:
     """https://docs.aws.amazon.com/step-functions/latest/apireference/API_StateExitedEventDetails.html."""
-    assert len(STATES) == sum(len(scope["States"]) for scope in scopes())
+    assert len(STATES) == sum(len(s["States"]) for parts in SCOPES.values() for s in parts)
     assert [name for name in STATES if not re.fullmatch(r"[0-9A-Za-z_-]{1,80}", name)] == []
 
 
 def test_a_distributed_map_stands_in_no_other_map() -> None:
     """No page of AWS's says that it may; a loop of a choice around it is ordinary."""
     distributed = [name for name, s in STATES.items() if s["Type"] == "Map" and mode(s) != "INLINE"]
-    assert distributed == ["AggregateLevel"]
-    assert set(distributed) <= set(DEFINITION["States"])
+    assert distributed == ["round-AggregateLevel"]
+    assert "AggregateLevel" in DEFINITIONS["round"]["States"]
 
 
 @pytest.mark.parametrize("name", STATES)
@@ -115,7 +128,7 @@ def test_a_state_has_what_its_type_may_have(name: str) -> None:
 
 
 def test_every_transition_leads_to_a_state_beside_and_all_are_reached() -> None:
-    for scope in scopes():
+    for scope in itertools.chain.from_iterable(SCOPES.values()):
         targets = {scope["StartAt"]}
         for state in scope["States"].values():
             targets |= {state[key] for key in ("Next", "Default") if key in state}
@@ -176,13 +189,13 @@ def test_errors_are_known_names() -> None:
     ours = {name for module in (errors, admission) for name in vars(module)}
     for state in STATES.values():
         for rule in (*rules(state, "Retry"), *rules(state, "Catch")):
-            assert set(rule["ErrorEquals"]) <= OF_STATES | OF_LAMBDA | ours
+            assert set(rule["ErrorEquals"]) <= OF_STATES | OF_LAMBDA | OF_STEP_FUNCTIONS | ours
 
 
 def test_what_runs_out_of_memory_is_tried_once_more_whatever_lambda_calls_it() -> None:
     killed = {"Lambda.Unknown", "Runtime.ExitError", "Runtime.OutOfMemory"}
     for state in STATES.values():
-        if state["Type"] == "Task":
+        if "lambda:invoke" in state.get("Resource", ""):
             [rule] = [rule for rule in state["Retry"] if killed & set(rule["ErrorEquals"])]
             assert killed <= set(rule["ErrorEquals"])
             assert rule["MaxAttempts"] == 1
@@ -199,7 +212,7 @@ def test_what_is_computed_is_a_path_of_the_input_or_the_context() -> None:
         else:
             yield key, value
 
-    for key, value in values(DEFINITION):
+    for key, value in itertools.chain.from_iterable(map(values, DEFINITIONS.values())):
         if key.endswith((".$", "Path")) and value is not None:
             assert value == "$" or value.startswith(("$.", "$$."))
         elif key != "Variable":

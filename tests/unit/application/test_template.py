@@ -32,6 +32,9 @@ FUNCTIONS = [
     "AggregateShardFunction",
     "FinalizeRoundFunction",
     "AbortRoundFunction",
+    "StartTrainingFunction",
+    "AdvanceTrainingFunction",
+    "PauseTrainingFunction",
 ]
 
 ANYTHING_BY = (
@@ -41,7 +44,8 @@ ANYTHING_BY = (
         ("CollectUpdateFunctionRole", "states:SendTaskSuccess"): "the token names the execution",
     }
     | {
-        ("RoundStateMachineRole", f"logs:{action}"): "log delivery has no resource to name"
+        (f"{machine}StateMachineRole", f"logs:{action}"): "log delivery has no resource to name"
+        for machine in ("Round", "Federation")
         for action in (
             "CreateLogDelivery",
             "GetLogDelivery",
@@ -62,9 +66,10 @@ ANYTHING_BY = (
 """Who may do what to ``*``, and why it cannot be narrower."""
 
 MANAGED = {
-    ("RoundStateMachineRole", "AWSXrayWriteOnlyAccess"): (
+    (f"{machine}StateMachineRole", "AWSXrayWriteOnlyAccess"): (
         "SAM adds it for tracing, which has no resource to name"
-    ),
+    )
+    for machine in ("Round", "Federation")
 }
 """AWS's own policies that roles have, and why."""
 
@@ -166,6 +171,14 @@ MODELS = {
     "${Bucket.Arn}/models/*.json": "which version is current, and each version's record",
     "${Bucket.Arn}/models/*.safetensors": "models, whether a round made them or somebody put them",
     "${Bucket.Arn}/models/*/rounds/*.safetensors": "what rounds make: models, optimizers' state",
+    "${Bucket.Arn}/models/*/training.json": "which training has the model",
+}
+
+
+TRAININGS = {
+    "${Bucket.Arn}/trainings/*/spec.json": "the options",
+    "${Bucket.Arn}/trainings/*/state.json": "how far it is",
+    "${Bucket.Arn}/trainings/*/rounds/*": "the records of its rounds",
 }
 
 
@@ -222,7 +235,9 @@ def test_every_function_writes_to_its_own_log_group_and_no_other() -> None:
         name: shown(function["LoggingConfig"]["LogGroup"])[2:-1]
         for name, function in of_type("AWS::Lambda::Function").items()
     }
-    assert set(groups.values()) | {"RoundLogGroup"} == set(of_type("AWS::Logs::LogGroup"))
+    assert set(groups.values()) | {"RoundLogGroup", "FederationLogGroup"} == set(
+        of_type("AWS::Logs::LogGroup")
+    )
     writing = {g for g in grants() if g.action in {"logs:CreateLogStream", "logs:PutLogEvents"}}
     assert writing == {
         Grant(f"{name}Role", action, f"${{{group}.Arn}}")
@@ -270,7 +285,7 @@ def test_no_role_reads_or_writes_more_of_the_bucket_than_kinds_of_objects() -> N
     on_bucket = {grant.action for grant in of_s3 if grant.resource == "${Bucket.Arn}"}
     assert on_bucket == set(WHOLE_BUCKET)
     named = {grant.resource for grant in of_s3} - {"${Bucket.Arn}"}
-    assert named <= patterns_of_a_rounds_objects() | set(MODELS)
+    assert named <= patterns_of_a_rounds_objects() | {*MODELS, *TRAININGS}
 
 
 def test_no_function_may_change_a_model_that_somebody_put() -> None:
@@ -289,11 +304,17 @@ def test_no_function_may_change_an_update() -> None:
     assert writing == []
 
 
-def test_the_state_machine_invokes_its_functions_and_nothing_else() -> None:
+def test_the_state_machines_invoke_their_functions_and_nothing_else() -> None:
     invoking = {(role, resource) for role, action, resource in grants() if "Invoke" in action}
-    machines = [name for name in FUNCTIONS if name != "CollectUpdateFunction"]
-    assert invoking == {("RoundStateMachineRole", f"${{{name}.Arn}}") for name in machines} | {
-        ("ScheduleRole", "${CollectUpdateFunction.Arn}")
+    of_trainings = [name for name in FUNCTIONS if "Training" in name]
+    of_rounds = [name for name in FUNCTIONS if name not in {"CollectUpdateFunction", *of_trainings}]
+    assert invoking == {
+        *(("RoundStateMachineRole", f"${{{name}.Arn}}") for name in of_rounds),
+        *(
+            ("FederationStateMachineRole", f"${{{name}.Arn}}")
+            for name in (*of_trainings, "AbortRoundFunction")
+        ),
+        ("ScheduleRole", "${CollectUpdateFunction.Arn}"),
     }
 
 
@@ -302,7 +323,7 @@ def test_the_machine_may_read_tasks_and_start_follow_and_redrive_its_children() 
 
     https://docs.aws.amazon.com/step-functions/latest/dg/iam-policies-eg-dist-map.html
     """
-    [machine] = of_type("AWS::StepFunctions::StateMachine").values()
+    machine = of_type("AWS::StepFunctions::StateMachine")["RoundStateMachine"]
     here, name = "states:${AWS::Region}:${AWS::AccountId}", shown(machine["StateMachineName"])
     arns = "arn:${AWS::Partition}:" + here
     granted = {(g.action, g.resource) for g in grants() if g.role == "RoundStateMachineRole"}
@@ -314,6 +335,33 @@ def test_the_machine_may_read_tasks_and_start_follow_and_redrive_its_children() 
         ("states:RedriveExecution", f"{arns}:execution:{name}/*:*"),
     }
     assert fnmatch.fnmatch(RoundKeys("r").tasks(0), "rounds/*/tasks/*")
+
+
+def test_the_federations_machine_may_start_and_follow_rounds_and_start_its_successor() -> None:
+    """What waiting for another execution needs.
+
+    https://docs.aws.amazon.com/step-functions/latest/dg/connect-stepfunctions.html
+    """
+    machines = of_type("AWS::StepFunctions::StateMachine")
+    rounds, itself = (
+        shown(machines[name]["StateMachineName"])
+        for name in ("RoundStateMachine", "FederationStateMachine")
+    )
+    here = "${AWS::Region}:${AWS::AccountId}"
+    arns, rule = "arn:${AWS::Partition}:states:" + here, "StepFunctionsGetEventsForStepFunctions"
+    granted = {(g.action, g.resource) for g in grants() if g.role == "FederationStateMachineRole"}
+    assert {(a, r) for a, r in granted if a.startswith(("states:", "events:"))} == {
+        ("states:StartExecution", f"{arns}:stateMachine:{rounds}"),
+        ("states:StartExecution", f"{arns}:stateMachine:{itself}"),
+        ("states:DescribeExecution", f"{arns}:execution:{rounds}:*"),
+        ("states:StopExecution", f"{arns}:execution:{rounds}:*"),
+    } | {
+        (f"events:{action}", "arn:${AWS::Partition}:events:" + f"{here}:rule/{rule}ExecutionRule")
+        for action in ("PutTargets", "PutRule", "DescribeRule")
+    }
+    given = machines["FederationStateMachine"]["DefinitionSubstitutions"]
+    assert shown(given["SuccessorStateMachine"]) == f"{arns}:stateMachine:{itself}"
+    assert shown(given["RoundStateMachine"]) == "${RoundStateMachine}"
 
 
 def test_other_services_are_let_in_for_this_stack_only() -> None:

@@ -170,6 +170,7 @@ def test_more_than_half_are_needed_unless_stated(expected: int, needed: int) -> 
 
 EXAMPLES: dict[str, Any] = {
     "min_clients": 2,
+    "enough_clients": 2,
     "timeout": 60,
     "topology": "lifl",
     "fan_in": 2,
@@ -189,6 +190,7 @@ EXAMPLES: dict[str, Any] = {
 NEEDED: dict[str, dict[str, Any]] = {
     "fan_in": {"topology": "lifl"},
     "layers": {"rule": "fill"},
+    "enough_clients": {"clients": list("ab"), "min_clients": 1},
     "eager": {"clients": list("abcd"), "topology": "lifl", "weights": "counts"},
 }
 
@@ -216,6 +218,7 @@ def test_survives_json() -> None:
     fields = {
         "clients": ["b", "a"],
         "min_clients": 2,
+        "enough_clients": 2,
         "timeout": 60,
         "time_budget": 2.5,
         "layout": {"w": {"dtype": "F32", "shape": [2, 3]}, "b": {"dtype": "I8", "shape": []}},

@@ -10,6 +10,9 @@ ROUNDS: Final = "rounds/"
 MODELS: Final = "models/"
 TRAININGS: Final = "trainings/"
 UPDATE_SUFFIX: Final = ".safetensors"
+MEMBER_SUFFIX: Final = ".joined"
+"""Not ``.json``: in policies ``*`` matches slashes, so ``trainings/*/state.json`` would match the
+object of a client called ``state``."""
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Step Functions logs no execution whose name has other characters (API_StartExecution, `name`).
@@ -227,7 +230,7 @@ class TrainingKeys:
 
     def member(self, client: str) -> str:
         """Return the key by whose object a client has joined."""
-        return f"{self.members}{check_id('client', client)}.json"
+        return f"{self.members}{check_id('client', client)}{MEMBER_SUFFIX}"
 
     def record(self, round_id: str) -> str:
         """Return the key of the record of one of its rounds."""

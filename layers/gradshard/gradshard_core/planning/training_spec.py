@@ -97,6 +97,7 @@ class TrainingSpec:
     rounds: int = option(
         WholeNumber(1, MAX_ROUNDS),
         "End the training after this number of completed rounds.",
+        default="required",
         is_always_stated=True,
     )
     round: Mapping[str, Any] = option(
@@ -109,6 +110,7 @@ class TrainingSpec:
             encoder=dict,
         ),
         "Options of each round; server_optimizer is required.",
+        default="required",
         is_always_stated=True,
     )
     clients: tuple[str, ...] | None = option(

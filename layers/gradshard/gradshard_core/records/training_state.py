@@ -96,7 +96,9 @@ class TrainingState:
     invitation
         The round that is under way.
     failures
-        How often the round that comes next has failed, or could not be opened.
+        How often the round that comes next has failed since the training was last resumed.
+    repetition
+        How often it has failed in all, which its id says.
     draw
         How often it was drawn anew who takes part in it.
     waits_until
@@ -132,6 +134,7 @@ class TrainingState:
     last_round: str | None = None
     invitation: Invitation | None = None
     failures: int = 0
+    repetition: int = 0
     draw: int = 0
     waits_until: str | None = None
     gathers_since: str | None = None

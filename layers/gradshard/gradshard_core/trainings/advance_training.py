@@ -35,6 +35,11 @@ SUPERSEDED: Final = "superseded"
 ``ended``."""
 
 
+def utc_now() -> datetime:
+    """Return the time."""
+    return datetime.now(UTC)
+
+
 def advance_training(
     store: S3Store, name: str, *, run: int, step: int, aggregator: LambdaConfig
 ) -> dict[str, Any]:
@@ -75,7 +80,7 @@ def advance_training(
         is_pending = False
         if (state.run, state.step) != (run, step) or state.status != RUNNING:
             return state
-        now = datetime.now(UTC)
+        now = utc_now()
         if state.invitation is not None:
             optimizer = None if state.invitation.is_evaluation else spec.server_optimizer
             outcome = read_outcome(
@@ -115,7 +120,7 @@ def _answer(
     invitation = state.invitation
     if invitation is None:
         until = datetime.fromisoformat(state.waits_until or state.changed_at)
-        seconds = math.ceil((until - datetime.now(UTC)).total_seconds())
+        seconds = math.ceil((until - utc_now()).total_seconds())
         return following | {"status": WAIT, "seconds": max(1, seconds)}
     if invitation.is_evaluation:
         terms = evaluation_spec(spec, invitation.clients, invitation.awaited)

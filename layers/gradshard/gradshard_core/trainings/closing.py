@@ -41,6 +41,7 @@ def close_round(
     after = replace(
         after,
         failures=0,
+        repetition=0,
         draw=0,
         last_dollars={**state.last_dollars, kind: outcome.dollars},
     )
@@ -54,9 +55,10 @@ def close_round(
     if made != invitation.version + 1:
         return paused(
             after,
-            f"model {spec.server_optimizer.model!r} was changed by others just before round "
-            f"{invitation.round_id!r} was opened: the round made version {made} of it, not "
-            f"{invitation.version + 1}. Resume the training to go on from there",
+            f"round {invitation.round_id!r} was to make version {invitation.version + 1} of model "
+            f"{spec.server_optimizer.model!r} and made {made}: others changed the model just "
+            "before it was opened, or opened a round of that name. Resume the training to go on "
+            "from the current version",
         )
     if spec.evaluate_every is None and made is not None:
         return _judge(spec, after, made, outcome)
@@ -105,6 +107,7 @@ def _repeat(
 ) -> TrainingState:
     """Return the state after a round that failed: it is repeated, or the training pauses."""
     failures = state.failures + 1
+    state = replace(state, repetition=state.repetition + 1)
     said = f"round {invitation.round_id!r} failed ({outcome.error}): {outcome.cause}"
     if outcome.error == "ModelStateError":
         return paused(replace(state, failures=0), said)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from gradshard_core.formats.keys import TrainingKeys, is_client
+from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
 from gradshard_core.planning import training_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.spec import DEFAULT_TIMEOUT, RoundSpec, parse_new_spec
@@ -64,9 +64,9 @@ def next_round(
         silent=state.silent,
     )
     invitation = Invitation(
-        keys.round_id(number, state.failures, is_evaluation=is_evaluation),
+        keys.round_id(number, state.repetition, is_evaluation=is_evaluation),
         number,
-        state.failures,
+        state.repetition,
         is_evaluation,
         drawn,
         awaited,
@@ -100,7 +100,7 @@ def evaluation_spec(spec: TrainingSpec, clients: tuple[str, ...], awaited: int) 
 def read_members(store: S3Store, keys: TrainingKeys) -> tuple[str, ...]:
     """List the clients that have joined, sorted."""
     names = (
-        entry.key.removeprefix(keys.members).removesuffix(".json")
+        entry.key.removeprefix(keys.members).removesuffix(MEMBER_SUFFIX)
         for entry in store.list_objects(keys.members)
     )
     return tuple(sorted(name for name in names if is_client(name)))

@@ -1,0 +1,130 @@
+"""The options of a training: what is taken, and what is rejected with which words."""
+
+from typing import Any
+
+import pytest
+
+from gradshard_core.errors import SpecError
+from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.planning.training_spec import OPTIONS, TrainingSpec, parse_training_spec
+
+ROUND = {"server_optimizer": "fedavg"}
+GOOD: dict[str, Any] = {"rounds": 3, "round": ROUND}
+
+
+def parse(**fields: Any) -> TrainingSpec:
+    return parse_training_spec({**GOOD, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"rounds": 0}, "rounds is 0, not a whole number from 1 to 99999"),
+        ({"rounds": None}, "rounds is missing"),
+        ({"nonsense": 1}, "unknown field 'nonsense'"),
+        ({"round": {}}, "server_optimizer is missing"),
+        ({"round": {**ROUND, "clients": ["a"]}}, "round has 'clients', which the training decides"),
+        ({"round": {**ROUND, "eager": True}}, "round has 'eager'"),
+        ({"round": {**ROUND, "timeout": 0}}, "timeout is 0"),
+        ({"round": 3}, "round is 3, not an object"),
+        ({"clients": 7}, "clients is 7: give their ids"),
+        ({"clients": ["a", "a"]}, "client 'a' is expected twice"),
+        ({"clients": ["a"], "sample": 2}, "2 clients are needed for a round, and clients has 1"),
+        ({"sample": 0}, "sample is 0, neither"),
+        ({"sample": 1.5}, "sample is 1.5, neither"),
+        ({"sample": True}, "sample is True, neither"),
+        ({"over_selection": 0.3}, "over_selection is for sampling"),
+        ({"sample": 2, "over_selection": -1}, "over_selection is -1, not a number from 0 to 4"),
+        ({"settings": {"1x": 1}}, "setting '1x' is not"),
+        ({"settings": {"x": float("nan")}}, "setting 'x' is nan"),
+        ({"settings": {"x": [1]}}, r"setting 'x' is \[1\]"),
+        ({"settings": {"x": {"2": 1}}}, "no value for the first round"),
+        ({"settings": {"x": {"first": 1}}}, "'first' is not the number of a round"),
+        ({"settings": {"x": {"start": 1, "decay": 2}}}, "decay one up to 1"),
+        ({"settings": {f"x{n}": 1 for n in range(33)}}, "settings has 33 entries"),
+        ({"stop": {"metric": "acc"}}, "give at_least or at_most, or maximize"),
+        ({"stop": {"metric": "acc", "maximize": True}}, "no target and no patience"),
+        ({"stop": {"metric": "", "at_least": 1}}, "cannot be the name of a metric"),
+        ({"stop": {"metric": "a", "at_least": 1, "at_most": 2}}, "at_least and at_most"),
+        ({"stop": {"metric": "a", "at_least": "x"}}, "at_least is 'x', not a finite number"),
+        ({"stop": {"metric": "a", "at_least": 1, "patience": 0}}, "patience is 0"),
+        ({"stop": {"at_least": 1}}, "not an object with metric"),
+        ({"budget": {}}, "budget is {}"),
+        ({"budget": {"euros": 2}}, "not an object with dollars"),
+        ({"budget": {"dollars": 0}}, "dollars is 0, not a finite number above 0"),
+        ({"clients": [f"{'c' * 60}{n:04}" for n in range(1500)]}, "over 98304"),
+    ],
+)
+def test_what_makes_no_sense_is_rejected_with_the_number_that_is_off(
+    fields: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(SpecError, match=why):
+        parse(**fields)
+
+
+EXAMPLES: dict[str, Any] = {
+    "rounds": 3,
+    "round": {**ROUND, "timeout": 60},
+    "clients": ["a", "b"],
+    "sample": 0.5,
+    "over_selection": 0.3,
+    "seed": 4,
+    "settings": {"epochs": 2, "rate": {"start": 0.1, "decay": 0.5}, "mode": {"1": "a", "9": "b"}},
+    "evaluate_every": 5,
+    "stop": {"metric": "loss", "maximize": False, "patience": 3},
+    "budget": {"dollars": 2, "seconds": 60},
+    "repeats": 0,
+    "repeat_after": 60,
+    "poll_seconds": 0.5,
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_survives_json(name: str) -> None:
+    fields = {**GOOD, name: EXAMPLES[name]}
+    if name == "over_selection":
+        fields["sample"] = 2
+    spec = parse_training_spec(fields)
+    assert parse_training_spec(spec.to_json()) == spec
+    assert spec.to_json()[name] == EXAMPLES[name]
+
+
+@pytest.mark.parametrize(
+    ("options", "members", "invited", "awaited"),
+    [
+        ({}, 7, 7, 7),
+        ({"sample": 3}, 7, 3, 3),
+        ({"sample": 0.1}, 7, 1, 1),
+        ({"sample": 0.5}, 8, 4, 4),
+        ({"sample": 10, "over_selection": 0.3}, 100, 13, 10),
+        ({"sample": 10, "over_selection": 0.3}, 11, 11, 10),
+        ({}, 9000, 4096, 4096),
+    ],
+)
+def test_so_many_are_invited_and_awaited(
+    options: dict[str, Any], members: int, invited: int, awaited: int
+) -> None:
+    assert parse(**options).invited(members) == (invited, awaited)
+
+
+def test_a_round_follows_the_assignments_of_the_one_before() -> None:
+    base = {"batch_size": 8, "epochs": 1, "learning_rate": 0.1}
+    spec = parse(round={**ROUND, "assignments": base})
+    first, second = (spec.round_spec(("a", "b"), 2, after) for after in (None, "t-00001"))
+    assert first.assignments is not None
+    assert first.assignments.after is None
+    assert second.assignments is not None
+    assert second.assignments.after == "t-00001"
+
+
+@pytest.mark.parametrize("name", ["", "a" * 41, "a.b", "-a", "ä", "a/b"])
+def test_a_training_has_an_id_that_its_rounds_ids_can_begin_with(name: str) -> None:
+    with pytest.raises(SpecError, match=r"training id .* is not 1 to 40 ASCII letters"):
+        TrainingKeys(name)
+
+
+def test_the_longest_id_of_a_round_is_one() -> None:
+    keys = TrainingKeys("a" * 40)
+    longest = keys.round_id(99_999, 99, is_evaluation=True)
+    assert len(longest) <= 64
+    assert keys.record(longest).endswith(f"{longest}.json")

@@ -1,0 +1,455 @@
+"""Trainings from their start to their end, with functions that die at each of their requests."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradshard_core.errors import TrainingStateError
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.records.training_state import Invitation
+from gradshard_core.rounds.abort_round import abort_round
+from gradshard_core.trainings import advance_training as advancing
+from tests import reference
+from tests.unit.trainings.machine import Machine, TaskError, training_of
+
+CLIENTS = ["ann", "bo", "cy"]
+
+
+def bits(machine: Machine) -> dict[str, bytes]:
+    return {name: tensor.tobytes() for name, tensor in machine.model.fetch().items()}
+
+
+def test_a_training_runs_all_its_rounds(machine: Machine) -> None:
+    state = machine.start(rounds=4, clients=CLIENTS, evaluate_every=2)
+    assert (state.status, state.cause) == ("ended", "all 4 rounds have completed")
+    assert (state.completed, state.evaluated, state.version) == (4, 4, 5)
+    assert [record["round_id"] for record in machine.training.records()] == [
+        *("t-00001", "t-00002", "t-00002-eval", "t-00003", "t-00004", "t-00004-eval")
+    ]
+    assert machine.ended == {"t": "Succeed"}
+
+
+def test_metrics_are_averaged_by_samples(machine: Machine) -> None:
+    sent = {"ann": (10, {"loss": 1.0}), "bo": (30, {"loss": 2.0, "f1": 0.5}), "cy": (5, {})}
+
+    def train(client: str, model: Mapping[str, Any], _invitation: Invitation) -> Any:
+        return dict(model), *sent[client]
+
+    machine.train = train
+    machine.start(rounds=1, clients=CLIENTS)
+    [record] = machine.training.records()
+    assert record["metrics"] == {"f1": 0.5, "loss": (10 * 1.0 + 30 * 2.0) / 40}
+
+
+def test_evaluations_send_metrics_and_no_tensors_of_the_model(machine: Machine) -> None:
+    samples = {"ann": 1, "bo": 3, "cy": 4}
+
+    def evaluate(client: str, model: Mapping[str, Any], invitation: Invitation) -> Any:
+        assert invitation.version == 2
+        assert model.keys() == {"w", "b"}
+        return {"accuracy": samples[client] / 8}, samples[client]
+
+    machine.evaluate = evaluate
+    machine.start(rounds=1, clients=CLIENTS, evaluate_every=1)
+    record = machine.training.records()[-1]
+    assert record["metrics"] == {"accuracy": pytest.approx((1 + 9 + 16) / 64, rel=1e-15)}
+    assert record["version"] is None
+    assert record["base_version"] == 2
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.parametrize(
+    "function", ["StartTrainingFunction", "AdvanceTrainingFunction", "AbortRoundFunction"]
+)
+def test_a_function_that_dies_at_any_request_changes_no_bit(
+    new_machine: Callable[[], Machine], function: str, side: str
+) -> None:
+    """Each call dies once at each of its requests in turn, before and after it took effect."""
+    options: dict[str, Any] = {"rounds": 3, "clients": CLIENTS, "evaluate_every": 2}
+
+    def lose_one(machine: Machine) -> Machine:
+        """Have the second round's execution end without a manifest, once."""
+
+        def look(invitation: Invitation) -> None:
+            if invitation.round_id == "t-00002":
+                raise TaskError("States.TaskFailed", "stopped by hand")
+
+        machine.before_round = look
+        return machine
+
+    undisturbed = lose_one(new_machine())
+    state = undisturbed.start(**options)
+    assert state.completed == 3
+    most = max(requests for name, requests in undisturbed.calls if name == function)
+    for number in range(most):
+        machine = lose_one(new_machine())
+        death = number if side == "before" else -number - 1
+        machine.kill = {function: [deaths for _ in range(20) for deaths in ({death}, set[int]())]}
+        after = machine.start(**options)
+        assert (after.status, after.completed) == ("ended", 3), number
+        assert bits(machine) == bits(undisturbed), number
+        assert rounds_of(machine) == rounds_of(undisturbed), number
+        # By seconds that are measured, but each round once.
+        assert after.dollars == pytest.approx(state.dollars, rel=0.05), number
+
+
+def rounds_of(machine: Machine) -> list[Any]:
+    return [(r["round_id"], r["clients"], r["metrics"]) for r in machine.training.records()]
+
+
+def test_a_step_that_is_asked_for_twice_at_once_is_taken_once(machine: Machine) -> None:
+    answers = []
+    call = machine._call
+
+    def twice(name: str, event: dict[str, Any]) -> Any:
+        first, second = call(name, event), call(name, event)
+        answers.append((first, second))
+        return second
+
+    machine._call = twice  # type: ignore[method-assign]
+    state = machine.start(rounds=3, clients=CLIENTS)
+    assert state.completed == 3
+    assert all(first == second for first, second in answers)
+
+
+def test_a_late_call_of_an_earlier_step_changes_nothing(machine: Machine) -> None:
+    machine.start(rounds=3, clients=CLIENTS)
+    before = dict(machine.store.objects)
+    for step in range(3):
+        event = {"training": "t", "run": 1, "step": step}
+        assert machine._call("AdvanceTrainingFunction", event)["status"] in {"superseded", "ended"}
+    assert machine.store.objects == before
+
+
+def test_a_training_that_pauses_late_is_left_alone_in_its_next_execution(machine: Machine) -> None:
+    machine.train = lambda *_: None
+    machine.start(rounds=2, clients=CLIENTS, repeats=0)
+    machine.train = training_of
+    machine.resume()
+    state = machine.state
+    event = {"training": "t", "run": 1, "error": "E", "cause": "late"}
+    assert machine._call("PauseTrainingFunction", event)["status"] == "ended"
+    assert machine.state == state
+
+
+# -------------------------------------------------------------------------------------- failures
+
+
+def test_a_round_below_its_quorum_is_repeated_and_then_the_training_pauses(
+    machine: Machine,
+) -> None:
+    machine.train = lambda client, model, invitation: (
+        None if invitation.number == 2 else training_of(client, model, invitation)
+    )
+    state = machine.start(rounds=3, clients=CLIENTS, repeats=2)
+    assert (state.status, state.completed) == ("paused", 1)
+    assert state.cause is not None
+    assert "round 't-00002-again2' failed (QuorumError): " in state.cause
+    assert "It was tried 3 times." in state.cause
+    assert machine.ended == {"t": "Fail"}
+    assert state.silent == dict.fromkeys(CLIENTS, 3)
+
+
+def test_a_training_that_has_paused_goes_on_to_the_same_bits(
+    new_machine: Callable[[], Machine],
+) -> None:
+    undisturbed = new_machine()
+    undisturbed.start(rounds=3, clients=CLIENTS)
+    machine = new_machine()
+    machine.train = lambda client, model, invitation: (
+        None if invitation.number == 2 else training_of(client, model, invitation)
+    )
+    assert machine.start(rounds=3, clients=CLIENTS, repeats=0).status == "paused"
+    machine.train = training_of
+    state = machine.resume()
+    assert (state.status, state.run, state.completed) == ("ended", 2, 3)
+    assert bits(machine) == bits(undisturbed)
+
+
+def test_a_client_that_answers_again_is_silent_no_more(machine: Machine) -> None:
+    machine.train = lambda client, model, invitation: (
+        None
+        if client == "ann" and invitation.number < 3
+        else training_of(client, model, invitation)
+    )
+    assert machine.start(rounds=2, clients=CLIENTS).silent == {"ann": 2}
+
+
+def test_a_model_that_was_put_by_hand_pauses_the_training_and_is_gone_on_from(
+    machine: Machine,
+) -> None:
+    def put(invitation: Invitation) -> None:
+        if invitation.round_id == "t-00001-eval":
+            machine.model.put({name: np.ones_like(t) for name, t in machine.model.fetch().items()})
+
+    machine.before_round = put
+    state = machine.start(rounds=3, clients=CLIENTS, evaluate_every=1)
+    assert state.status == "paused"
+    assert state.cause is not None
+    assert "version 3 of model 'model' was made by others" in state.cause
+    assert "whose last version is 2" in state.cause
+    machine.before_round = lambda _: None
+    state = machine.resume()
+    assert (state.status, state.completed, state.version) == ("ended", 3, 5)
+
+
+def test_a_model_that_was_put_while_a_round_opens_pauses_the_training(machine: Machine) -> None:
+    def put(invitation: Invitation) -> None:
+        if invitation.number == 2:
+            machine.model.put(machine.model.fetch())
+
+    machine.before_round = put
+    state = machine.start(rounds=3, clients=CLIENTS)
+    assert (state.status, state.completed, state.version) == ("paused", 2, 4)
+    assert state.cause is not None
+    assert "round 't-00002' was to make version 3 of model 'model' and made 4" in state.cause
+
+
+def test_a_round_that_was_cancelled_is_repeated(machine: Machine) -> None:
+    def cancel(invitation: Invitation) -> None:
+        if invitation.round_id == "t-00002":
+            abort_round(machine.store, invitation.round_id, error="Cancelled", cause="by hand")
+            raise TaskError("States.TaskFailed", "by hand")
+
+    machine.before_round = cancel
+    state = machine.start(rounds=2, clients=CLIENTS)
+    assert (state.status, state.completed) == ("ended", 2)
+    assert [r["round_id"] for r in machine.training.records()] == [
+        *("t-00001", "t-00002", "t-00002-again1")
+    ]
+
+
+def test_what_a_function_fails_of_pauses_the_training_with_that_cause(machine: Machine) -> None:
+    def spoil(invitation: Invitation) -> None:
+        if invitation.number == 2:
+            machine.store.delete(machine.keys.spec)
+            machine.skipped = set(CLIENTS)
+
+    machine.before_round = spoil
+    state = machine.start(rounds=3, clients=CLIENTS)
+    assert state.status == "paused"
+    assert state.cause is not None
+    assert state.cause.startswith("TrainingNotFoundError: there is no training 't'")
+
+
+# ------------------------------------------------------------------------------------ the end
+
+
+def test_a_target_that_is_reached_ends_the_training_and_names_the_best_version(
+    machine: Machine,
+) -> None:
+    stop = {"metric": "accuracy", "at_least": 0.025}
+    state = machine.start(rounds=9, clients=CLIENTS, evaluate_every=1, stop=stop)
+    assert (state.status, state.completed) == ("ended", 3)
+    assert state.cause == "accuracy is 0.03 after round 3"
+    assert state.best is not None
+    assert (state.best.version, state.best.metric) == (4, "accuracy")
+
+
+def test_patience_ends_the_training_and_the_best_version_is_the_first_best(
+    machine: Machine,
+) -> None:
+    values = {1: 0.2, 2: 0.5, 3: 0.5, 4: 0.4, 5: 0.9}
+    machine.evaluate = lambda _c, _m, invitation: ({"accuracy": values[invitation.number]}, 1)
+    stop = {"metric": "accuracy", "maximize": True, "patience": 2}
+    state = machine.start(rounds=5, clients=CLIENTS, evaluate_every=1, stop=stop)
+    assert (state.status, state.completed) == ("ended", 4)
+    assert state.best is not None
+    assert (state.best.version, state.best.value) == (3, 0.5)
+
+
+def test_a_metric_of_training_may_decide(machine: Machine) -> None:
+    stop = {"metric": "loss", "at_most": 0.25}
+    state = machine.start(rounds=9, clients=CLIENTS, stop=stop)
+    assert (state.completed, state.cause) == (4, "loss is 0.25 after round 4")
+
+
+def test_a_stop_rule_on_a_metric_that_nobody_sends_pauses_after_the_first_round(
+    machine: Machine,
+) -> None:
+    stop = {"metric": "acuracy", "at_least": 0.9}
+    state = machine.start(rounds=9, clients=CLIENTS, evaluate_every=1, stop=stop)
+    assert (state.status, state.completed) == ("paused", 1)
+    assert state.cause is not None
+    assert "no client sent the metric 'acuracy'" in state.cause
+    assert "they sent: accuracy" in state.cause
+
+
+def test_a_budget_of_dollars_is_never_exceeded(machine: Machine) -> None:
+    free = machine.start(rounds=1, clients=CLIENTS)
+    assert free.dollars > 0
+    other = Machine(machine.patch)
+    state = other.start(rounds=50, clients=CLIENTS, budget={"dollars": 5.5 * free.dollars})
+    assert state.status == "ended"
+    assert state.completed == 5
+    assert state.dollars <= 5.5 * free.dollars
+    assert state.cause is not None
+    assert "of a budget of" in state.cause
+
+
+def test_a_budget_too_small_for_the_first_round_opens_none(machine: Machine) -> None:
+    state = machine.start(rounds=50, clients=CLIENTS, budget={"dollars": 1e-6})
+    assert (state.status, state.completed, state.dollars) == ("ended", 0, 0)
+
+
+def test_a_budget_of_seconds_ends_the_training(machine: Machine) -> None:
+    def pass_time(_: Invitation) -> None:
+        machine.now = machine.now.replace(minute=machine.now.minute + 10)
+
+    machine.before_round = pass_time
+    state = machine.start(rounds=50, clients=CLIENTS, budget={"seconds": 1500})
+    assert (state.completed, state.cause) == (3, "1800 s have passed, of a budget of 1500 s")
+
+
+def test_an_operator_pauses_resumes_and_stops(machine: Machine) -> None:
+    def ask(invitation: Invitation) -> None:
+        if invitation.number == 2:
+            machine.training.pause("maintenance")
+        if invitation.number == 4:
+            machine.training.stop("good enough")
+
+    machine.before_round = ask
+    state = machine.start(rounds=9, clients=CLIENTS)
+    assert (state.status, state.completed, state.cause) == ("paused", 2, "paused: maintenance")
+    state = machine.resume()
+    assert (state.status, state.completed, state.cause) == ("ended", 4, "stopped: good enough")
+
+
+def test_a_successor_takes_over_before_the_history_is_full(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advancing, "STEPS_PER_RUN", 4)
+    state = machine.start(rounds=10, clients=CLIENTS)
+    assert (state.status, state.completed) == ("ended", 10)
+    assert machine.executions == ["t", "t-run2", "t-run3"]
+    other = Machine(machine.patch)
+    monkeypatch.setattr(advancing, "STEPS_PER_RUN", 100)
+    other.start(rounds=10, clients=CLIENTS)
+    assert bits(other) == bits(machine)
+
+
+# ------------------------------------------------------------------------------------ clients
+
+
+def test_everybody_who_joined_is_invited_and_whoever_left_is_not(machine: Machine) -> None:
+    machine.store.put_bytes(machine.keys.member("ann"), b"{}")
+    machine.store.put_bytes(machine.keys.member("bo"), b"{}")
+    machine.store.put_bytes(f"{machine.keys.members}no client!.joined", b"{}")
+
+    def come_and_go(invitation: Invitation) -> None:
+        if invitation.number == 1:
+            machine.training.join("cy")
+            machine.training.join("cy")
+        if invitation.number == 2:
+            machine.training.leave("ann")
+
+    machine.before_round = come_and_go
+    machine.start(rounds=3)
+    invited = [record["clients"] for record in machine.training.records()]
+    assert invited == [["ann", "bo"], ["ann", "bo", "cy"], ["bo", "cy"]]
+
+
+def test_a_training_waits_for_as_many_as_it_samples_and_then_pauses(machine: Machine) -> None:
+    machine.store.put_bytes(machine.keys.member("ann"), b"{}")
+    state = machine.start(rounds=3, sample=2, round={"server_optimizer": "fedavg", "timeout": 600})
+    assert state.status == "paused"
+    assert state.cause is not None
+    assert state.cause.startswith("1 clients have joined and 2 are needed for a round")
+    machine.training.join("bo")
+    assert machine.resume().completed == 3
+
+
+def test_sampling_is_recorded_and_depends_on_seed_and_round(
+    new_machine: Callable[[], Machine],
+) -> None:
+    clients = [f"c{number}" for number in range(10)]
+
+    def invited(**options: Any) -> list[Any]:
+        machine = new_machine()
+        machine.start(rounds=6, clients=clients, sample=3, **options)
+        return [record["clients"] for record in machine.training.records()]
+
+    assert invited() == invited()
+    assert invited() != invited(seed=1)
+    assert len({tuple(drawn) for drawn in invited()}) > 1
+    assert all(len(drawn) == 3 for drawn in invited())
+
+
+def test_over_selection_invites_more_and_goes_on_at_the_number(machine: Machine) -> None:
+    clients = [f"c{number}" for number in range(10)]
+    machine.start(rounds=1, clients=clients, sample=4, over_selection=0.5)
+    [record] = machine.training.records()
+    assert (len(record["clients"]), record["awaited"]) == (6, 4)
+    spec = machine.store.get_json(RoundKeys("t-00001").spec)["spec"]
+    assert (spec["enough_clients"], spec["min_clients"]) == (4, 3)
+
+
+def test_settings_follow_their_schedules(machine: Machine) -> None:
+    seen = []
+
+    def train(client: str, model: Mapping[str, Any], invitation: Invitation) -> Any:
+        seen.append(dict(invitation.settings))
+        return training_of(client, model, invitation)
+
+    machine.train = train
+    settings = {
+        "epochs": 2,
+        "learning_rate": {"start": 1.0, "decay": 0.5},
+        "mode": {"1": "warm", "3": "hot"},
+    }
+    machine.start(rounds=3, clients=["ann"], settings=settings)
+    assert seen == [
+        {"epochs": 2, "learning_rate": 1.0, "mode": "warm"},
+        {"epochs": 2, "learning_rate": 0.5, "mode": "warm"},
+        {"epochs": 2, "learning_rate": 0.25, "mode": "hot"},
+    ]
+
+
+def test_two_trainings_of_one_model_are_told_of_each_other(machine: Machine) -> None:
+    machine.train = lambda *_: None
+    machine.start(rounds=2, clients=CLIENTS, repeats=0)
+    spec = {"rounds": 1, "clients": ["a"], "round": {"server_optimizer": "fedavg"}}
+    event = {"training": "u", "spec": spec, "started": "2026-01-01T00:00:00+00:00"}
+    with pytest.raises(TrainingStateError, match="is that of training 't', which is paused"):
+        machine._call("StartTrainingFunction", event)
+    machine.training.stop("make room")
+    assert machine._call("StartTrainingFunction", event)["run"] == 1
+
+
+@pytest.mark.parametrize(
+    ("metrics", "why"),
+    [
+        ("NaN", "no JSON object"),
+        ('{"loss": NaN}', "'loss' is 'nan', not a finite number"),
+        ('{"loss": "low"}', "'loss' is 'low', not a finite number"),
+        ('{"loss": true}', "'loss' is 'True', not a finite number"),
+        (json.dumps({f"m{n}": n for n in range(33)}), "33 metrics, over 32"),
+        (json.dumps({f"m{n}": n for n in range(1000)}), "characters, over 8192"),
+        ('{"' + "x" * 65 + '": 1}', "is not 1 to 64 letters"),
+        ("[" * 5000, "no JSON"),
+    ],
+)
+def test_bad_metrics_cost_their_sender_the_metrics_alone(
+    machine: Machine, metrics: str, why: str
+) -> None:
+    """Sent past the library, which sends none of these."""
+
+    def send(invitation: Invitation) -> None:
+        keys = RoundKeys(invitation.round_id)
+        update = {"w": np.ones(6, "f4"), "b": np.ones(2, "f4")}
+        body = reference.encode(update, {"num_samples": "1", "metrics": metrics})
+        machine.store.put_bytes(keys.update("ann"), body)
+
+    machine.before_round = send
+    machine.skipped = {"ann"}
+    state = machine.start(rounds=1, clients=CLIENTS)
+    assert state.status == "ended"
+    [record] = machine.training.records()
+    assert record["contributors"] == CLIENTS
+    assert record["metrics"] == {"loss": 1.0}
+    [note] = record["notes"]
+    assert note.startswith("metrics of ann do not count: ")
+    assert why in note
