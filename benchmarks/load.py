@@ -91,7 +91,7 @@ def main() -> None:
         for scenario in scenarios:
             print(run(scenario, engine), flush=True)
     finally:
-        local_engine.down(engine.port)
+        local_engine.down(engine.port, delete=True)
 
 
 def run(scenario: Scenario, engine: Engine) -> str:

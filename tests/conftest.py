@@ -19,6 +19,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """A running engine with the application deployed by `sam`; boto3 talks to it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
@@ -28,7 +29,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         # The default session keeps the credentials that it found first.
         patch.setattr(boto3, "DEFAULT_SESSION", None)
         yield engine
-        local_engine.down(engine.port)
+        local_engine.down(engine.port, delete=True)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def main(python: str) -> int:
             variables = os.environ | engine.environment | {"FLWR_TELEMETRY_ENABLED": "0"}
             return subprocess.run(command, env=variables, check=False).returncode
         finally:
-            local_engine.down(engine.port)
+            local_engine.down(engine.port, delete=True)
 
 
 if __name__ == "__main__":

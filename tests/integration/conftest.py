@@ -86,6 +86,7 @@ def function_environment(store: S3Store) -> Iterator[None]:
         for name, value in {
             "GRADSHARD_BUCKET": store.bucket,
             "GRADSHARD_BUCKET_HOST": "",
+            "GRADSHARD_URL_SUFFIX": "amazonaws.com",
             "GRADSHARD_AGGREGATOR_MEMORY": "512",
             "GRADSHARD_ARCHITECTURE": "arm64",
             "GRADSHARD_MAP_CONCURRENCY": "0",

@@ -15,6 +15,7 @@ from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.s3.multipart import Part
 from gradshard_core.units import MIB
+from tests.integration.conftest import as_clients_do
 from tests.integration.proxy import Answer, Proxy
 
 LARGE = 40 * MIB
@@ -42,8 +43,7 @@ class Counted:
 @pytest.fixture(params=["store", "encrypted"])
 def store(request: pytest.FixtureRequest) -> ClientStore:
     """A bucket whose ETags are MD5s, and one under a KMS key."""
-    found: ClientStore = request.getfixturevalue(request.param)
-    return found
+    return as_clients_do(request.getfixturevalue(request.param))
 
 
 def assert_whole(store: ClientStore, key: str, content: Counted) -> None:

@@ -32,16 +32,20 @@ def local(context: click.Context) -> None:
     help="Listen on this IP address, too. Anyone who reaches it and has the key of the engine can "
     "run code on this machine as you.",
 )
+@click.option(
+    "--ephemeral", is_flag=True, help="Keep objects in memory, and nothing after `local down`."
+)
 @json_option
 @quiet_option
 @debuggable
-def up(port: int, bind: str | None, as_json: bool) -> None:
+def up(port: int, bind: str | None, ephemeral: bool, as_json: bool) -> None:
     """Start the local engine and deploy the application to it.
 
-    If the engine runs already, deploy what has changed. --port 0 picks a free port.
+    If the engine runs already, deploy what has changed. Rounds and models that the engine of this
+    port kept are there again. --port 0 picks a free port.
     """
     with waiting("starting the local engine") as tell:
-        engine = engines.up(port, bind=bind, progress=tell)
+        engine = engines.up(port, bind=bind, ephemeral=ephemeral, progress=tell)
     if as_json:
         print_json(_facts(engine, deployed=True) | {"port": engine.port})
         return
@@ -71,15 +75,17 @@ def env(port: int) -> None:
 
 @local.command()
 @port_option
+@click.option("--delete", is_flag=True, help="Delete its rounds and models, too.")
 @json_option
 @quiet_option
 @debuggable
-def down(port: int, as_json: bool) -> None:
+def down(port: int, delete: bool, as_json: bool) -> None:
     """Stop the local engine.
 
-    This deletes its rounds and models.
+    Its rounds and models are kept for the next `gradshard local up` with the same port, unless it
+    is ephemeral.
     """
-    stopped = engines.down(port)
+    stopped = engines.down(port, delete=delete)
     if as_json:
         print_json({"port": port, "stopped": stopped})
     elif stopped:

@@ -22,6 +22,9 @@ from gradshard_core.s3.sigv4 import Credentials
 
 DEFAULT_PORT: Final = 4566
 REGION: Final = "us-east-1"
+EPHEMERAL: Final = "ephemeral"
+"""A file in an engine's folder: there if it keeps nothing."""
+
 STACK: Final = "gradshard"
 """The stack's name, as in the application's `samconfig.toml`."""
 
@@ -40,12 +43,15 @@ class Engine:
         The folder of its files.
     deployed
         Whether the application was deployed to it.
+    ephemeral
+        Whether it keeps objects in memory, and nothing when it ends.
     """
 
     port: int
     pid: int | None
     folder: Path
     deployed: bool
+    ephemeral: bool = False
 
     @property
     def running(self) -> bool:
@@ -71,6 +77,16 @@ class Engine:
     def stopping(self) -> str:
         """The command that stops it."""
         return f"gradshard local down{self.port_option}"
+
+    @property
+    def kept(self) -> Path:
+        """The folder of its objects and its application, which outlive its process."""
+        return kept_folder_of(self.port)
+
+    @property
+    def state(self) -> Path:
+        """The folder of what lasts as long as the application on it."""
+        return self.folder if self.ephemeral else self.kept
 
     @property
     def log(self) -> Path:
@@ -136,8 +152,10 @@ def status(port: int = DEFAULT_PORT) -> Engine:
     """
     folder = folder_of(port)
     pid = _read_pid(folder)
-    deployed = pid is not None and (folder / "deployed").exists()
-    return Engine(port=port, pid=pid, folder=folder, deployed=deployed)
+    ephemeral = (folder / EPHEMERAL).exists()
+    state = folder if ephemeral else kept_folder_of(port)
+    deployed = pid is not None and (state / "deployed").exists()
+    return Engine(port=port, pid=pid, folder=folder, deployed=deployed, ephemeral=ephemeral)
 
 
 def running() -> list[Engine]:
@@ -211,6 +229,12 @@ def _cache() -> Path:
 def folder_of(port: int) -> Path:
     """Return the folder of a port's engine, which need not exist."""
     return _cache() / f"engine-{port}"
+
+
+def kept_folder_of(port: int) -> Path:
+    """Return the folder of what a port's engine keeps, which need not exist."""
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "gradshard" / f"engine-{port}"
 
 
 def hosts_without_proxy() -> str:

@@ -27,16 +27,16 @@ def deploy_if_changed(engine: Engine, progress: Progress) -> None:
         `sam` failed.
     """
     fingerprint = application.fingerprint()
-    deployed = engine.folder / "deployed"
+    deployed = engine.state / "deployed"
     is_same = deployed.exists() and deployed.read_text() == fingerprint
     if is_same and has_application(engine):
         return
     deployed.unlink(missing_ok=True)
     with application.folder() as sources:
         progress("building the application")
-        _run_sam(engine, sources, "build", "--build-dir", str(engine.folder / "build"))
+        _run_sam(engine, sources, "build", "--build-dir", str(engine.state / "build"))
         progress("deploying the application")
-        built = engine.folder / "build" / "template.yaml"
+        built = engine.state / "build" / "template.yaml"
         _run_sam(engine, sources, "deploy", "--template-file", str(built))
     deployed.write_text(fingerprint)
 
@@ -61,7 +61,7 @@ def write_container_settings(engine: Engine, address: str) -> None:
     with application.folder() as sources:
         parameters = template_parameters(sources / "samconfig.toml", engine, at)
     settings = {
-        "template_file": str(engine.folder / "build" / "template.yaml"),
+        "template_file": str(engine.state / "build" / "template.yaml"),
         "env_vars": str(file),
         "parameter_overrides": parameters,
     }

@@ -16,7 +16,15 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from gradshard.deployment import application
-from gradshard.deployment.engine import DEFAULT_PORT, REGION, Engine, folder_of, status, url_of
+from gradshard.deployment.engine import (
+    DEFAULT_PORT,
+    EPHEMERAL,
+    REGION,
+    Engine,
+    folder_of,
+    status,
+    url_of,
+)
 from gradshard.utils.atomic_file import add_path_to_errors
 from gradshard.utils.polling import poll
 from gradshard_core.errors import EngineError
@@ -24,18 +32,21 @@ from gradshard_core.s3.sigv4 import Credentials, sign
 
 _START_SECONDS: Final = 60.0
 _START_PAUSE_SECONDS: Final = 0.1
-_STOP_SECONDS: Final = 10.0
+# It writes its state when it ends, the functions' code included.
+_STOP_SECONDS: Final = 60.0
 _STOP_PAUSE_SECONDS: Final = 0.05
 _TAIL_LINES: Final = 15
 
 
-def down(port: int = DEFAULT_PORT) -> bool:
-    """Stop an engine with its functions and remove its files.
+def down(port: int = DEFAULT_PORT, *, delete: bool = False) -> bool:
+    """Stop an engine with its functions and remove its files, except what it keeps.
 
     Parameters
     ----------
     port
         The engine's port.
+    delete
+        Remove the rounds and models that it keeps, too.
 
     Returns
     -------
@@ -46,6 +57,8 @@ def down(port: int = DEFAULT_PORT) -> bool:
     if engine.pid is not None:
         _stop(engine.pid)
     shutil.rmtree(engine.folder, ignore_errors=True)
+    if delete:
+        shutil.rmtree(engine.kept, ignore_errors=True)
     return engine.running
 
 
@@ -69,7 +82,7 @@ def free_port() -> int:
         return port
 
 
-def start(engine: Engine, bind: str | None) -> None:
+def start(engine: Engine, bind: str | None, *, ephemeral: bool) -> None:
     """Start an engine's process and wait until it is ready.
 
     Raises
@@ -85,6 +98,11 @@ def start(engine: Engine, bind: str | None) -> None:
     temporary.mkdir(parents=True)
     engine.folder.chmod(0o700)
     make_credentials(engine.credentials_file)
+    if ephemeral:
+        (engine.folder / EPHEMERAL).touch()
+    else:
+        engine.kept.mkdir(parents=True, exist_ok=True)
+        engine.kept.chmod(0o700)
     command = [
         sys.executable,
         "-m",
@@ -94,6 +112,7 @@ def start(engine: Engine, bind: str | None) -> None:
     ]
     command += ["--credentials", str(engine.credentials_file)]
     command += ["--bind", bind] if bind else []
+    command += [] if ephemeral else ["--keep", str(engine.kept)]
     log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     # In a session of its own, it outlives this process, and is one group with its functions.
     pid = os.posix_spawn(

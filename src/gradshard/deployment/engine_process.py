@@ -24,6 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+from gradshard.deployment import engine_bodies
 from gradshard.deployment.gate import Gate, read_credentials
 from gradshard_core.s3.sigv4 import Credentials
 
@@ -48,9 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=4566, help="port to listen on (default 4566)")
     parser.add_argument("--bind", action="append", default=[], metavar="ADDRESS")
     parser.add_argument("--credentials", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep objects and state there")
     options = parser.parse_args(arguments)
     credentials = read_credentials(options.credentials)
     _configure(options.port, credentials)
+    if options.keep:
+        _configure_keeping(options.keep)
     _patch_functions_keys()
     _patch_transport()
     _patch_asked_arns()
@@ -64,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _patch_events_to_functions()
     _patch_scheduler_tick()
     _patch_crowds()
+    if options.keep:
+        engine_bodies.patch(options.keep)
     _serve(["127.0.0.1", *options.bind], options.port, credentials)
 
 
@@ -84,6 +90,16 @@ def _configure(port: int, credentials: Credentials) -> None:
         STATE_DIR=str(Path(tempfile.gettempdir(), "ministack-state")),
         # With a Docker daemon in reach it would remove the containers of other engines.
         DOCKER_HOST="unix:///nonexistent",
+    )
+
+
+def _configure_keeping(folder: Path) -> None:
+    """Have MiniStack keep objects in files, and write its other state there when it ends."""
+    os.environ.update(
+        S3_PERSIST="1",
+        S3_DATA_DIR=str(folder / "objects"),
+        PERSIST_STATE="1",
+        STATE_DIR=str(folder / "state"),
     )
 
 
@@ -225,8 +241,10 @@ def _patch_etags_under_kms() -> None:
         return secrets.token_hex(16) if storing.get() else str(md5_hash(body))
 
     def md5(data: bytes = b"") -> Any:
-        salt = secrets.token_bytes(16) if joining.get() else b""
-        return hashlib.md5(data + salt, usedforsecurity=False)
+        digest = hashlib.md5(data, usedforsecurity=False)
+        if joining.get():
+            digest.update(secrets.token_bytes(16))
+        return digest
 
     s3._put_object, s3._upload_part, s3.md5_hash = put, part, hash_of
     s3._complete_multipart_upload = complete

@@ -1,6 +1,7 @@
 """The application on this machine: a process that plays AWS, with the same template deployed to it.
 
-Objects live in the process's memory and are gone when it ends. :func:`down` removes its files, too.
+It keeps objects and its application on disk, and has them again when it is started the next time.
+An ephemeral one keeps them in memory.
 """
 
 import importlib.util
@@ -45,7 +46,11 @@ __all__ = [
 
 
 def up(
-    port: int = DEFAULT_PORT, *, bind: str | None = None, progress: Progress | None = None
+    port: int = DEFAULT_PORT,
+    *,
+    bind: str | None = None,
+    ephemeral: bool = False,
+    progress: Progress | None = None,
 ) -> Engine:
     """Start an engine unless it runs, and deploy the application unless what it has is the same.
 
@@ -57,6 +62,8 @@ def up(
         One more address to listen on beside 127.0.0.1, such as Docker's 172.17.0.1. Every machine
         and container that reaches the address can send requests, over plain HTTP; anyone who has
         the engine's key can run code as this user.
+    ephemeral
+        Whether a new engine keeps objects in memory, and nothing when it ends.
     progress
         Called with a line at each step.
 
@@ -80,7 +87,13 @@ def up(
         engine = status(port)
         if not engine.running:
             report(f"starting the engine on port {engine.port}")
-            start(engine, bind)
+            start(engine, bind, ephemeral=ephemeral)
+            engine = status(port)
+        elif ephemeral and not engine.ephemeral:
+            raise EngineError(
+                f"the engine on port {engine.port} runs already and keeps its objects: "
+                f"`{engine.stopping}` first"
+            )
         elif bind and not is_ready(engine, bind):
             raise EngineError(
                 f"the engine on port {engine.port} runs already and does not listen on {bind}: "

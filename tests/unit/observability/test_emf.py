@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "AWS_REGION": "us-east-1",
     "GRADSHARD_BUCKET": "bucket",
     "GRADSHARD_BUCKET_HOST": "bucket.s3.us-east-1.amazonaws.com",
+    "GRADSHARD_URL_SUFFIX": "amazonaws.com",
     "GRADSHARD_AGGREGATOR_MEMORY": "128",
     "GRADSHARD_ARCHITECTURE": "arm64",
     "GRADSHARD_MAP_CONCURRENCY": "0",

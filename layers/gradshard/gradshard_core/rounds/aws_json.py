@@ -91,8 +91,10 @@ def call(
 
 @cache
 def _requests(service: Service) -> HttpRequests:
-    host = f"{service.name}.{os.environ['AWS_REGION']}.{os.environ['GRADSHARD_URL_SUFFIX']}"
-    url = endpoint_url(service.variable) or f"https://{host}"
+    url = endpoint_url(service.variable)
+    if url is None:
+        region, suffix = os.environ["AWS_REGION"], os.environ["GRADSHARD_URL_SUFFIX"]
+        url = f"https://{service.name}.{region}.{suffix}"
     return HttpRequests(service.name, url, Meter(), _explain)
 
 

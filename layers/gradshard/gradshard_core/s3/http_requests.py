@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from http import HTTPStatus
 from typing import Final, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
@@ -181,8 +182,7 @@ class HttpRequests:
         self, service: str, url: str, meter: Meter, explain: Callable[[Answer], Failure]
     ) -> None:
         parts = urlsplit(url)
-        # One for all connections: its certificates take a MB or two.
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls = _tls() if parts.scheme == "https" else None
         self._service, self._host = service, parts.netloc
         self._meter, self._explain = meter, explain
         self.receive_buffer_bytes = 0
@@ -305,6 +305,12 @@ class HttpRequests:
 def endpoint_url(service: str) -> str | None:
     """Return the URL that the environment gives for a service, as it does for boto3."""
     return os.environ.get(f"AWS_ENDPOINT_URL_{service}") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Return the one context of all connections: its certificates take a MB or two."""
+    return ssl.create_default_context()
 
 
 def _credentials() -> Credentials:

@@ -1,0 +1,335 @@
+"""Objects of the local engine on disk: large bodies are never in memory as a whole.
+
+MiniStack keeps objects in files if ``S3_PERSIST`` is set. But it receives, joins and sends every
+body whole, keeps those of versions, and reads a whole file for each range of it. Here a large body
+is a file from the moment it arrives, and a range of it is sent piece by piece.
+"""
+
+import contextlib
+import mmap
+import os
+import re
+import shutil
+import tempfile
+from contextvars import ContextVar
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+LARGE_BYTES: Final = 1024 * 1024
+"""From this size on, bodies are files."""
+
+_PIECE_BYTES: Final = 256 * 1024
+
+
+class _File:
+    """An open file; it is deleted with its last reference if it has a path of its own."""
+
+    def __init__(self, fd: int, path: Path | None = None) -> None:
+        self.fd, self.path = fd, path
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+class StoredBody:
+    """Bytes [start, end) of a file; MiniStack takes it for ``bytes``, and slices are no copies."""
+
+    def __init__(self, file: _File, start: int, end: int) -> None:
+        self._file, self._start, self._end = file, start, end
+
+    def __len__(self) -> int:
+        return self._end - self._start
+
+    def __getitem__(self, span: slice) -> "StoredBody":
+        start, stop, step = span.indices(len(self))
+        if step != 1:
+            raise ValueError("a body has no steps")
+        return StoredBody(self._file, self._start + start, self._start + max(start, stop))
+
+    def __buffer__(self, _flags: int, /) -> memoryview:
+        """Give the bytes to a hash, by pages that the kernel may take back at any time."""
+        if not len(self):
+            return memoryview(b"")
+        mapped = mmap.mmap(self._file.fd, 0, access=mmap.ACCESS_READ)
+        return memoryview(mapped)[self._start : self._end]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StoredBody | bytes) and bytes(self) == bytes(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def decode(self, *how: str) -> str:
+        """Return the text."""
+        return bytes(self).decode(*how)
+
+    @property
+    def own_path(self) -> Path | None:
+        """Its file's path, if the body is the whole of a file that is only this body's."""
+        is_whole = (self._start, self._end) == (0, os.fstat(self._file.fd).st_size)
+        return self._file.path if is_whole else None
+
+    def piece(self, start: int) -> bytes:
+        """Read some bytes from a position on; none at the end."""
+        count = min(_PIECE_BYTES, len(self) - start)
+        return os.pread(self._file.fd, count, self._start + start)
+
+    def copy_to(self, fd: int) -> None:
+        """Append the bytes to an open file."""
+        done = 0
+        while done < len(self):
+            done += os.write(fd, self.piece(done))
+
+
+class Spool:
+    """A folder of files that are the bodies of requests and of unfinished uploads."""
+
+    def __init__(self, folder: Path) -> None:
+        # Those of an engine that was killed.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, mode=0o700)
+        self._folder = folder
+
+    def new(self) -> StoredBody:
+        """Make an empty body."""
+        fd, path = tempfile.mkstemp(dir=self._folder)
+        return StoredBody(_File(fd, Path(path)), 0, 0)
+
+    def append(self, body: StoredBody, data: bytes) -> StoredBody:
+        """Return the body with more bytes; the one that was given must not be used any more."""
+        os.write(body._file.fd, data)
+        return StoredBody(body._file, 0, body._end + len(data))
+
+    def join(self, bodies: list[StoredBody | bytes]) -> StoredBody:
+        """Make one body of several."""
+        file = self.new()._file
+        for body in bodies:
+            if isinstance(body, StoredBody):
+                body.copy_to(file.fd)
+            else:
+                os.write(file.fd, body)
+        return StoredBody(file, 0, sum(map(len, bodies)))
+
+
+def patch(folder: Path) -> None:
+    """Have MiniStack keep large bodies in files under a folder, and no body of a version."""
+    spool = Spool(folder / "arriving")
+    _patch_arriving(spool)
+    _patch_sending()
+    _patch_reading()
+    _patch_writing()
+    _patch_versions()
+    _patch_joining(spool)
+
+
+def _patch_arriving(spool: Spool) -> None:
+    """Write the large body of a PUT to S3 to a file as it arrives."""
+    from ministack import app
+
+    read_request_body = app._read_request_body
+
+    async def read(receive: Any, method: str, headers: dict[str, str]) -> Any:
+        if method != "PUT" or not _is_large_object(headers):
+            return await read_request_body(receive, method, headers)
+        body, more = spool.new(), True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise app._RequestBodyDisconnected
+            body = spool.append(body, message.get("body", b""))
+            more = message.get("more_body", False)
+        app.pin_signed_body(body)
+        if len(body) != int(headers["content-length"]):
+            error = app._IncompleteRequestBody("Content-Length does not match request body")
+            error.body = body
+            raise error
+        return body
+
+    app._read_request_body = read
+
+
+def _is_large_object(headers: dict[str, str]) -> bool:
+    """Whether a request's body is a large object, as it is."""
+    length = headers.get("content-length", "")
+    is_s3 = "/s3/aws4_request" in headers.get("authorization", "/s3/aws4_request")
+    is_chunked = "aws-chunked" in headers.get("content-encoding", "") or headers.get(
+        "x-amz-content-sha256", ""
+    ).startswith("STREAMING-")
+    return is_s3 and not is_chunked and length.isdecimal() and int(length) >= LARGE_BYTES
+
+
+def _patch_sending() -> None:
+    """Send a stored body piece by piece, as fast as it is received."""
+    from ministack import app
+
+    send_response = app._send_response
+
+    async def respond(
+        send: Any, status: int, headers: Any, body: Any, *, head: bool = False
+    ) -> None:
+        if not isinstance(body, StoredBody) or head:
+            await send_response(send, status, headers, body, head=head)
+            return
+        headers = {**headers, "Content-Length": str(len(body))}
+        fields = app._asgi_header_list(headers)
+        await send({"type": "http.response.start", "status": status, "headers": fields})
+        done = 0
+        while done < len(body):
+            piece = body.piece(done)
+            done += len(piece)
+            more = done < len(body)
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+    app._send_response = respond
+
+
+def _patch_reading() -> None:
+    """Open large files instead of reading them."""
+    from ministack.services import s3
+
+    read_body, version_body, get_data = s3._read_body, s3._version_body, s3._get_object_data
+
+    def read(bucket: str, key: str, found: dict[str, Any]) -> Any:
+        is_in_file = found.get("body") is None
+        body = _open(s3._object_disk_path(bucket, key)) if is_in_file else None
+        return body or read_body(bucket, key, found)
+
+    def version(holder: Any, bucket: str, key: str, entry: dict[str, Any]) -> Any:
+        is_in_file = entry.get("data") is None
+        path = s3._version_disk_path(bucket, key, entry["version_id"])
+        return (_open(path) if is_in_file else None) or version_body(holder, bucket, key, entry)
+
+    def data_of(*given: Any, **named: Any) -> Any:
+        # Of templates and code, whose readers want bytes.
+        data = get_data(*given, **named)
+        return bytes(data) if isinstance(data, StoredBody) else data
+
+    s3._read_body, s3._version_body, s3._get_object_data = read, version, data_of
+
+
+def _open(path: str | None) -> StoredBody | None:
+    """Return the body in a file; None if there is no file, or a small one."""
+    if path is None:
+        return None
+    try:
+        file = _File(os.open(path, os.O_RDONLY))
+    except OSError:
+        return None
+    size = os.fstat(file.fd).st_size
+    return StoredBody(file, 0, size) if size >= LARGE_BYTES else None
+
+
+def _patch_writing() -> None:
+    """Link the file of a large body instead of writing it again."""
+    from ministack.services import s3
+
+    atomic_write = s3._atomic_write
+
+    def write(path: str, data: Any, *, text: bool = False) -> None:
+        if not isinstance(data, StoredBody):
+            atomic_write(path, data, text=text)
+            return
+        temporary = Path(f"{path}.tmp")
+        temporary.unlink(missing_ok=True)
+        if not _link(data.own_path, temporary):
+            with temporary.open("xb", buffering=0) as copy:
+                temporary.chmod(0o600)
+                data.copy_to(copy.fileno())
+        temporary.replace(path)
+
+    s3._atomic_write = write
+
+
+def _link(path: Path | None, name: Path) -> bool:
+    """Give a file another name; False if it has none, or the file system knows no links."""
+    if path is None:
+        return False
+    # Files are replaced and never changed, so two names of one file are as two files.
+    with contextlib.suppress(OSError):
+        os.link(path, name)
+        return True
+    return False
+
+
+def _patch_versions() -> None:
+    """Keep no body of a version in memory: it is in the object's file, or in one of its own."""
+    from ministack.services import s3
+
+    record_version = s3._record_object_version
+
+    def record(bucket: str, key: str, prior: Any, made: dict[str, Any], data: Any) -> Any:
+        version_id = record_version(bucket, key, prior, made, data)
+        for entry in s3._object_versions.get((bucket, key)) or ():
+            if entry["version_id"] == made.get("version_id"):
+                entry["data"] = None
+        return version_id
+
+    s3._record_object_version = record
+
+
+def _patch_joining(spool: Spool) -> None:
+    """Complete an upload without its parts in memory.
+
+    MiniStack joins the parts' bytes and takes their MD5s anew. While it does so, parts are given
+    that have their length, their MD5 and no bytes; the object's file is put in the place of what
+    MiniStack joins before anybody can see it.
+    """
+    from ministack.services import s3
+
+    complete_upload, record_version = s3._complete_multipart_upload, s3._record_object_version
+    library = s3.hashlib
+    joining: ContextVar[StoredBody | None] = ContextVar("joining_parts", default=None)
+
+    def complete(bucket: str, key: str, body: bytes, query: Any, *rest: Any) -> Any:
+        upload = s3._multipart_uploads.get(s3._qp(query, "uploadId"))
+        numbers = _part_numbers(body)
+        if upload is None or not all(number in upload["parts"] for number in numbers):
+            return complete_upload(bucket, key, body, query, *rest)
+        parts = upload["parts"]
+        kept = {number: parts[number]["body"] for number in numbers}
+        outer = joining.set(spool.join([kept[number] for number in numbers]))
+        try:
+            for number, data in kept.items():
+                parts[number]["body"] = _PartOfLength(len(data), parts[number]["etag"])
+            return complete_upload(bucket, key, body, query, *rest)
+        finally:
+            joining.reset(outer)
+            for number, data in kept.items():
+                parts[number]["body"] = data
+
+    def record(bucket: str, key: str, prior: Any, made: dict[str, Any], data: Any) -> Any:
+        if (joined := joining.get()) is not None:
+            made["body"], made["size"], data = joined, len(joined), joined
+        return record_version(bucket, key, prior, made, data)
+
+    def md5(data: Any = b"") -> Any:
+        if isinstance(data, _PartOfLength):
+            return SimpleNamespace(digest=data.md5)
+        return library.md5(data)
+
+    s3._complete_multipart_upload, s3._record_object_version = complete, record
+    s3.hashlib = SimpleNamespace(**{**vars(library), "md5": md5})
+
+
+class _PartOfLength:
+    """A part without its bytes."""
+
+    def __init__(self, length: int, etag: str) -> None:
+        self._length, self._etag = length, etag
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __buffer__(self, _flags: int, /) -> memoryview:
+        return memoryview(b"")
+
+    def md5(self) -> bytes:
+        """Return the digest that its ETag is of."""
+        return bytes.fromhex(self._etag.strip('"'))
+
+
+def _part_numbers(body: bytes) -> list[int]:
+    """Return the numbers of the parts that a completion names, in their order."""
+    return sorted(int(number) for number in re.findall(rb"<PartNumber>\s*(\d+)\s*<", body))
