@@ -251,6 +251,7 @@ def _manifest(
                 # Partial updates have weights by layer.
                 "weight": None if plan.layout.layers else contributor.weight,
                 "nbytes": contributor.source.nbytes,
+                "codec": contributor.codec,
                 "etag": contributor.source.etag,
                 "version": contributor.source.version,
             }
