@@ -21,6 +21,7 @@ from rich.console import Console
 from benchmarks import (
     ceiling,
     coldstart,
+    compressed,
     engine,
     limited,
     nginx,
@@ -33,7 +34,7 @@ from benchmarks import (
 from benchmarks.nginx import Nginx
 from benchmarks.servers import Server
 
-PARTS = ("rate-limited", "cold-start", "ceiling", "scale")
+PARTS = ("compressed", "rate-limited", "cold-start", "ceiling", "scale")
 QUICK_TIMES = 2
 FULL_TIMES = 5
 
@@ -80,13 +81,15 @@ def measure(results: dict[str, Any], wanted: set[str], *, quick: bool, say: suit
     began = time.monotonic()
     rows = [row for row in runs.ROWS if row.name in wanted]
     with contextlib.ExitStack() as stack:
-        if rows or wanted & {"rate-limited", "scale"}:
+        if rows or wanted & {"compressed", "rate-limited", "scale"}:
             server = stack.enter_context(_object_server(notes))
             results["server"] = server.transport
         if rows:
             results["throughput"] = []
             for case in suite.throughput(server, rows, times, quick=quick, notes=notes, say=say):
                 results["throughput"].append(case)  # kept when a later one fails
+        if "compressed" in wanted:
+            results["compressed"] = compressed.measure(server, times, quick=quick, say=say)
         if "rate-limited" in wanted:
             if isinstance(server, Nginx):
                 slow = stack.enter_context(limited.serve(server, suite.LIMIT))

@@ -15,6 +15,7 @@ def show(results: Json, console: Console) -> None:
     """Print everything that was measured, the targets, and what was left out."""
     for table in (
         *_throughput(results),
+        *_compressed(results),
         *_rate_limited(results),
         *_cold_start(results),
         *_ceiling(results),
@@ -51,6 +52,25 @@ def _throughput(results: Json) -> Iterator[Table]:
         for name, row in results["throughput"][0]["rows"].items():
             table.add_row(name, row["what"])
         yield table
+
+
+def _compressed(results: Json) -> Iterator[Table]:
+    if "compressed" not in results:
+        return
+    found = results["compressed"]
+    table = _table(
+        f"Compressed updates, {found['case']}: {found['decoded_gb']:.2f} GB once decoded",
+        *("codec", "bytes of F32", "CPU-s/GB decoded", "CPU-s of F32's", "peak MiB above idle"),
+    )
+    for name, row in found["rows"].items():
+        table.add_row(
+            name,
+            f"{row['stored']:.3f}",
+            _timed(row["cpu_seconds_per_gb"], 3),
+            _spread(row["cpu_to_plain"], 2),
+            _spread(row["peak_mib"], 1),
+        )
+    yield table
 
 
 def _rate_limited(results: Json) -> Iterator[Table]:

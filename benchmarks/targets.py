@@ -19,6 +19,17 @@ def check(results: Json) -> list[Json]:
     for case in cases:
         found += _throughput(case)
     found += _same_peak(cases)
+    for name, most in (("int8", 0.5), ("int4", 0.6)):
+        if "compressed" in results:
+            figure = results["compressed"]["rows"][name]["cpu_to_plain"]
+            found.append(
+                _target(
+                    f"{name}: CPU-s over F32's",
+                    f"≤ {most}",
+                    f"{figure['median']:.2f}{_noise(figure)}",
+                    figure["median"] <= most,
+                )
+            )
     for limited in results.get("rate_limited", []):
         row = limited["rows"][FUNCTION.name]
         share = row["of_limit"]

@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.servers import BUCKET, Server
+from gradshard.client.compression import Compression, DecodedContent, EncodedContent
+from gradshard.client.upload_source import Content, FileContent, header_bytes
 from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.planning import memory_projection, planner
 from gradshard_core.planning.grouping import weigh
 from gradshard_core.planning.lambda_config import LambdaConfig
@@ -55,12 +57,15 @@ class Case:
         M, or None for the planner's own choice.
     whole
         Whether a run does all shards, one after the other, or only the first.
+    codec
+        The codec of the updates; empty if they are not compressed.
     """
 
     clients: int
     elements: int
     shards: int | None
     whole: bool
+    codec: str = ""
 
     @property
     def megabytes(self) -> int:
@@ -70,7 +75,8 @@ class Case:
     @property
     def round_id(self) -> str:
         """The name of its round."""
-        return f"{self.clients}x{self.megabytes}-M{self.shards or 'planner'}"
+        codec = self.codec and f"-{self.codec}"
+        return f"{self.clients}x{self.megabytes}-M{self.shards or 'planner'}{codec}"
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class Prepared:
     projected_mb
         What the planner expects of a task's memory.
     client_bytes
-        How many bytes of client updates one run aggregates.
+        How many bytes of client updates one run aggregates, once decoded.
     expected
         What the rows must have written, target → MD5: the planned parts, the weighted sum as one
         object, and the plain mean as ``.npy``.
@@ -113,13 +119,18 @@ class Workloads:
         plan, projection = self._plan(case, layout, len(header))
         keys = RoundKeys(case.round_id)
         self._put(keys.layout, encode_header(layout, {}))
-        paths = [self._server.path(c.source.key) for c in plan.contributors]
+        paths = [
+            self._update(case.elements, index % DISTINCT, f"{case.codec}-decoded")
+            if case.codec
+            else self._server.path(c.source.key)
+            for index, c in enumerate(plan.contributors)
+        ]
         tasks = plan.tasks(0)[: None if case.whole else 1]
         shards: list[dict[str, Any]] = []
         expected: dict[str, str] = {}
         for task in tasks:
             updates: list[Floats] = [
-                np.memmap(path, "<f4", "r", len(header) + task.start, shape=_count(task))
+                np.memmap(path, "<f4", "r", _data_offset(path) + task.start, shape=_count(task))
                 for path in paths
             ]
             weights = [c.weight for c in plan.contributors]
@@ -133,7 +144,7 @@ class Workloads:
                     "end": task.end,
                     "sum": sum_key,
                     "mean": mean_key,
-                    "npy": self._precut(case, task, updates),
+                    "npy": [] if case.codec else self._precut(case, task, updates),
                 }
             )
         job = {
@@ -166,18 +177,22 @@ class Workloads:
             client = f"c{index:02d}"
             path = self._server.path(keys.update(client))
             if not path.exists():
-                os.link(self._update(case.elements, index % DISTINCT), path)
+                os.link(self._update(case.elements, index % DISTINCT, case.codec), path)
             self._server.publish(keys.update(client))
             source = ObjectVersion(
                 keys.update(client), "", self._server.etag(keys.update(client)), path.stat().st_size
             )
             runs = layout.runs_in(layout, data_offset)
+            if case.codec:
+                with FileContent(path, None) as content:
+                    runs = layout.runs_in(content.layout, header_bytes(content))
             contributors.append(Contributor(client, source, 600 + 37 * index, 0.0, runs))
         projection, notes = planner.choose(
             Workload(
                 layout.nbytes,
                 ((case.clients,),),
                 plan_bytes=memory_projection.plan_bytes(case.clients),
+                stored_bytes=contributors[0].runs.nbytes if case.codec else None,
             ),
             LambdaConfig(_MEMORY_MB, "arm64"),
             shards=case.shards,
@@ -198,10 +213,23 @@ class Workloads:
         self._server.path(key).write_bytes(data)
         self._server.publish(key)
 
-    def _update(self, elements: int, number: int) -> Path:
-        """Return the file of one of the distinct updates, as a client uploads it."""
-        path = self._server.path(f"updates/{elements}-{number}.safetensors")
-        if not path.exists():
+    def _update(self, elements: int, number: int, form: str = "") -> Path:
+        """Return the file of one of the distinct updates.
+
+        ``form`` is a codec, or such as ``int8-decoded`` for what comes of decoding it.
+        """
+        path = self._server.path(f"updates/{elements}-{number}{form}.safetensors")
+        if path.exists():
+            return path
+        if form:
+            codec, is_encoded, _ = form.partition("-")
+            with FileContent(
+                self._update(elements, number, codec if is_encoded else ""), None
+            ) as c:
+                _write(
+                    path, DecodedContent(c) if is_encoded else EncodedContent(c, Compression(codec))
+                )
+        else:
             header = encode_header(_layout(elements), {"num_samples": "1"})
             rng = np.random.default_rng(number)
             with path.open("wb") as file:
@@ -222,6 +250,18 @@ class Workloads:
                 os.link(paths[index % DISTINCT], path)
             self._server.publish(key)
         return keys
+
+
+def _write(path: Path, content: Content) -> None:
+    with path.open("wb") as file:
+        for start in range(0, content.nbytes, _CHUNK):
+            file.write(content.read(start, min(start + _CHUNK, content.nbytes)))
+
+
+def _data_offset(path: Path) -> int:
+    """Return where the tensors of a file begin."""
+    with path.open("rb") as file:
+        return PREFIX_BYTES + int.from_bytes(file.read(PREFIX_BYTES), "little")
 
 
 def _layout(elements: int) -> Layout:

@@ -5,20 +5,31 @@ error that its caller expects, in words that are short and can be printed.
 """
 
 import contextlib
+import io
 import json
 import re
 from collections.abc import Callable
 from typing import Any, Final
 
+import numpy as np
+
 from gradshard.client.tickets import NOT_A_TICKET, parse_ticket
+from gradshard_core.aggregation.decoding import DecodedSource, Desk
 from gradshard_core.errors import PlanError, SpecError, UpdateError
+from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.formats.encoded import (
+    ENCODED_KEY,
+    EncodedRuns,
+    encode_layout,
+    parse_update,
+)
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
 from gradshard_core.formats.layout import (
     MAX_HEADER_BYTES,
     PREFIX_BYTES,
     SAMPLES_KEY,
     Header,
-    encode_header,
+    Layout,
     parse_header,
     parse_samples,
 )
@@ -28,6 +39,7 @@ from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout
 from gradshard_core.stragglers.assignments import AssignmentSettings, assign, parse_report
 from gradshard_core.stragglers.layers import check_depth, coverage_of, layers_of
+from tests import compressed
 
 MAX_REASON: Final = 2_000
 """Characters of a rejection: its client reads it, and the machine carries it in 256 KiB for all."""
@@ -140,14 +152,48 @@ def ticket(data: bytes) -> None:
         parse_ticket(data)
 
 
+def units(data: bytes) -> None:
+    """Units of a codec, which the first byte names; they are read in two pieces."""
+    codec = list(CODECS.values())[data[0] % len(CODECS)] if data else CODECS["int8"]
+    rows = (len(data) - 1) // codec.unit_bytes
+    if rows < 1:
+        return
+    stored = np.frombuffer(data, np.uint8, rows * codec.unit_bytes, 1)
+    elements = 32 * rows - data[0] // len(CODECS) % 32
+    out = bytearray(4 * elements)
+    layout = Layout.pack([("w", "F32", (elements,))])
+    encoded = encode_layout(layout, codec.name, frozenset("w"))
+    runs = layout.runs_in(encoded, 0)
+    assert isinstance(runs, EncodedRuns)
+    [(start, end)] = runs.ranges(0, layout.nbytes)
+    assert (start, end) == (0, len(stored))
+    source = DecodedSource(_Stream(stored.tobytes()), runs, 0, layout.nbytes, Desk())
+    cut = len(out) // 8 * 4
+    source.read_into(memoryview(out)[:cut])
+    source.read_into(memoryview(out)[cut:])
+    shaped = stored.reshape(rows, -1)
+    expected = compressed.decode_tensor(codec.name, shaped, "F32", (elements,))
+    assert np.array_equal(np.frombuffer(out, np.float32), expected, equal_nan=True)
+
+
+class _Stream:
+    """Bytes, as a task reads them."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    def read_into(self, buffer: memoryview) -> None:
+        assert self._data.readinto(buffer) == len(buffer)
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
-    target.__name__: target for target in (update, header, pair, report, key, ticket)
+    target.__name__: target for target in (update, header, pair, report, key, ticket, units)
 }
 
 
 def _check_update(blob: bytes, nbytes: int) -> None:
     store: Any = _Memory(blob, nbytes)
-    found = arrivals.check_update(store, KEYS, "c", partial=False)
+    found = arrivals.check_update(store, KEYS, "c", partial=False, codecs=tuple(CODECS))
     if isinstance(found, Rejection):
         _check_reason(found.reason)
         return
@@ -157,20 +203,28 @@ def _check_update(blob: bytes, nbytes: int) -> None:
     for tensor in layout.tensors:
         assert tensor.start == position <= tensor.end
         position = tensor.end
-    assert position == nbytes - found.header.data_offset > 0
+    stored = layout.stored.nbytes
+    assert stored == nbytes - found.header.data_offset
+    assert position > 0
     assert [span.end for span in layout.spans][-1] == position
-    rewritten = encode_header(layout, found.header.metadata)
-    again = parse_header(rewritten[PREFIX_BYTES:], len(rewritten) + position)
+    rewritten = layout.header(found.header.metadata)
+    again = parse_update(rewritten[PREFIX_BYTES:], len(rewritten) + stored)
     assert again.layout.shapes == layout.shapes
-    assert again.metadata == found.header.metadata
+    assert _plain(again.metadata) == _plain(found.header.metadata)
     _check_runs(layout, found.header)
     for note in parse_report(found.samples, found.header.metadata).notes:
         _check_reason(note)
 
 
+def _plain(metadata: dict[str, str]) -> dict[str, str]:
+    """Return metadata without the texts that are written anew."""
+    return {name: text for name, text in metadata.items() if name != ENCODED_KEY}
+
+
 def _check_runs(layout: Any, parsed: Header) -> None:
     runs = layout.runs_in(parsed.layout, parsed.data_offset)
     assert sum(run.end - run.start for run in runs) == parsed.layout.nbytes
+    assert runs.nbytes == sum(t.end - t.start for t in parsed.layout.stored.tensors)
     for run in runs:
         assert run.offset >= parsed.data_offset
 

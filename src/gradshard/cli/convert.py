@@ -8,7 +8,9 @@ import click
 from gradshard.cli.options import debuggable, json_option, option, output_option, quiet_option
 from gradshard.cli.output import confirm, print_json, progress_bar
 from gradshard.client import conversion as converting
+from gradshard.client.compression import Compression
 from gradshard.utils.text import escape_terminal, format_size, pluralize
+from gradshard_core.formats.codecs.registry import CODECS
 
 SHOWN: Final = 20
 """This number of left-out entries is listed; --json lists all."""
@@ -29,17 +31,27 @@ SHOWN: Final = 20
     help="Read the state_dict from this entry of a checkpoint.",
     default_text="the checkpoint itself, or its only entry with tensors",
 )
+@click.option(
+    "--codec",
+    type=click.Choice(list(CODECS)),
+    help="Compress the tensors with this codec, which loses some precision.",
+)
 @json_option
 @quiet_option
 @debuggable
-def convert(source: Path, file: Path, samples: int | None, key: str | None, as_json: bool) -> None:
-    """Convert .npz and PyTorch files to safetensors.
+def convert(
+    source: Path, file: Path, samples: int | None, key: str | None, codec: str | None, as_json: bool
+) -> None:
+    """Convert .npz and PyTorch files to safetensors, compress updates, or decode them.
 
-    FILE is an .npz archive or a PyTorch checkpoint. The command lists the entries that it leaves
-    out. It never runs code from FILE.
+    FILE is an .npz archive, a PyTorch checkpoint, or a .safetensors file; a compressed one is
+    decoded. The command lists the entries that it leaves out. It never runs code from FILE.
     """
+    compression = None if codec is None else Compression(codec)
     with progress_bar(f"converting {source.name}") as tell:
-        done = converting.convert(source, file, samples=samples, key=key, progress=tell)
+        done = converting.convert(
+            source, file, samples=samples, key=key, compression=compression, progress=tell
+        )
     if as_json:
         print_json(
             {
@@ -47,6 +59,8 @@ def convert(source: Path, file: Path, samples: int | None, key: str | None, as_j
                 "nbytes": done.nbytes,
                 "tensors": len(done.layout.tensors),
                 "num_samples": samples,
+                "codec": codec,
+                "codec_error": compression and compression.error,
                 "left_out": [entry._asdict() for entry in done.left_out],
             }
         )

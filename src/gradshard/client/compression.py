@@ -37,6 +37,9 @@ from gradshard_core.units import MIB
 ERROR_KEY: Final = "codec_error"
 """Name in the metadata of the relative error of an encoding."""
 
+_NOT_DECODED: Final = (CODEC_KEY, ENCODED_KEY, ERROR_KEY)
+"""Metadata that a decoded update does not have."""
+
 Array = npt.NDArray[Any]
 
 
@@ -257,7 +260,7 @@ class DecodedContent:
         runs = self.layout.runs_in(content.layout, offset)
         assert isinstance(runs, EncodedRuns)  # noqa: S101 - for mypy
         self._runs = runs
-        metadata = {k: v for k, v in header.metadata.items() if k not in (CODEC_KEY, ENCODED_KEY)}
+        metadata = {k: v for k, v in header.metadata.items() if k not in _NOT_DECODED}
         self._header = self.layout.header(metadata)
         self.nbytes = len(self._header) + self.layout.nbytes
 

@@ -23,6 +23,8 @@ from typing import IO, Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gradshard.client.compression import Compression
+from gradshard.client.recompression import is_encodable, recompress
 from gradshard.client.tensors import as_stored, check_name
 from gradshard.client.upload_source import ZIP_MAGIC, check_readable, check_samples
 from gradshard.client.uploads import Progress
@@ -109,21 +111,27 @@ def convert(
     *,
     samples: int | None = None,
     key: str | None = None,
+    compression: Compression | None = None,
     progress: Progress | None = None,
 ) -> Converted:
     """Write the tensors of a file as a safetensors file, which appears when it is whole.
 
+    A compressed update is decoded, unless ``compression`` is given.
+
     Parameters
     ----------
     source
-        An ``.npz``, or a checkpoint as ``torch.save`` writes it (a zip, since torch 1.6). What it
-        is shows in the file, not in its name.
+        An ``.npz``, a checkpoint as ``torch.save`` writes it (a zip, since torch 1.6), or a
+        .safetensors file that is to be compressed or decoded. What it is shows in the file, not in
+        its name.
     target
         The file to write.
     samples
         The number of samples for the metadata; without it they are given on submitting.
     key
         Under which a checkpoint keeps the ``state_dict``, where that is not clear.
+    compression
+        Compress the tensors so.
     progress
         Told the bytes done and the total.
 
@@ -140,6 +148,16 @@ def convert(
     metadata = {} if samples is None else {SAMPLES_KEY: check_samples(samples)}
     if target.exists() and target.samefile(source):
         raise UpdateError(f"{target} is the file to convert; name another to write to")
+    check_readable(source)
+    if is_encodable(source, compression):
+        layout, nbytes = recompress(source, target, compression, samples=samples, progress=progress)
+        return Converted(layout, nbytes, [])
+    if compression is not None:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".gradshard-") as folder:
+            plain = Path(folder) / "plain.safetensors"
+            left_out = convert(source, plain, samples=samples, key=key, progress=progress).left_out
+            layout, nbytes = recompress(plain, target, compression)
+            return Converted(layout, nbytes, left_out)
     with _open(source, key) as opened:
         try:
             entries = list(opened.entries())
@@ -204,7 +222,8 @@ def _open(path: Path, key: str | None) -> Iterator[_Source]:
                 )
             raise UpdateError(
                 f"{path} is neither an .npz nor a torch checkpoint. A .safetensors file needs no "
-                "conversion; a checkpoint older than torch 1.6 is to be saved anew (torch.save)"
+                "conversion, unless you compress it (--codec) or it is compressed; a checkpoint "
+                "older than torch 1.6 is to be saved anew (torch.save)"
             )
         try:
             archive = zipfile.ZipFile(file)

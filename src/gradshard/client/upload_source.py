@@ -107,6 +107,8 @@ class FileContent:
         Metadata to add to the header's.
     is_model
         Whether it is a model, which has no samples.
+    takes_codecs
+        Whether it may be compressed; by default, an update may and a model may not.
     """
 
     def __init__(
@@ -116,14 +118,16 @@ class FileContent:
         metadata: Mapping[str, str] | None = None,
         *,
         is_model: bool = False,
+        takes_codecs: bool | None = None,
     ) -> None:
         check_readable(path)
+        takes_codecs = not is_model if takes_codecs is None else takes_codecs
         self._path = path
         self._file = path.open("rb")
         self._lock = threading.Lock()
         try:
             self._version = self._stat()
-            header = self._read_header(parse_header if is_model else parse_update)
+            header = self._read_header(parse_update if takes_codecs else parse_header)
             written = {**header.metadata, **(metadata or {})}
             if samples is not None:
                 written[SAMPLES_KEY] = check_samples(samples)

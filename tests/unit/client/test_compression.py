@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from gradshard.client.compression import Compression, DecodedContent, EncodedContent, uniform
+from gradshard.client.conversion import convert
 from gradshard.client.residual import Residual
-from gradshard.client.upload_source import Content, TensorContent
+from gradshard.client.upload_source import Content, FileContent, TensorContent
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
 from tests import compressed, reference
@@ -170,6 +171,36 @@ def test_a_block_with_a_nan_is_nan_so_that_a_round_finds_it() -> None:
         sent = compressed.read(whole(EncodedContent(TensorContent(tensors, 5), Compression(codec))))
         assert np.isnan(sent["w"][32:64]).all()
         assert np.isfinite(np.delete(sent["w"], np.s_[32:64])).all()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_files_are_converted_in_both_directions(tmp_path: Path, codec: str) -> None:
+    plain, packed, again = (tmp_path / f"{name}.safetensors" for name in ("a", "b", "c"))
+    plain.write_bytes(reference.encode(update(), {"num_samples": "5"}))
+    compression = Compression(codec)
+    done = convert(plain, packed, compression=compression)
+    assert done.nbytes == packed.stat().st_size
+    assert 0 < compression.error < 0.2
+    sent = compressed.read(packed.read_bytes())
+    convert(packed, again, samples=7)
+    found = reference.decode(again.read_bytes())
+    assert {n: t.tobytes() for n, t in found.items()} == {n: t.tobytes() for n, t in sent.items()}
+    with FileContent(again, None) as content:
+        assert b'"num_samples":"7"' in content.read(0, content.nbytes)
+        assert b"codec" not in content.read(0, content.nbytes)
+    with pytest.raises(UpdateError, match="is compressed already"):
+        convert(packed, tmp_path / "d", compression=compression)
+    with pytest.raises(UpdateError, match="unless you compress it"):
+        convert(plain, tmp_path / "d")
+
+
+def test_an_archive_is_compressed_at_once(tmp_path: Path) -> None:
+    np.savez(tmp_path / "u.npz", w=np.linspace(-1, 1, 640, dtype="f4"))
+    done = convert(tmp_path / "u.npz", tmp_path / "u", samples=5, compression=Compression("int8"))
+    assert done.nbytes == (tmp_path / "u").stat().st_size
+    sent = compressed.read((tmp_path / "u").read_bytes())
+    assert np.abs(sent["w"] - np.linspace(-1, 1, 640)).max() < 0.01
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["u", "u.npz"]
 
 
 def test_an_unknown_codec_is_named() -> None:

@@ -2,18 +2,22 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gradshard.client.compression import DecodedContent
+from gradshard.client.upload_source import FileContent
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.encoded import EncodedLayout, encode_layout, parse_update
 from gradshard_core.formats.layout import Layout
-from tests import compressed
+from tests import compressed, reference
 from tests.compressed import random_units, rows_of
 from tests.reference import Array
+from tests.vectors.__main__ import vector
 
 TENSORS: dict[str, Array] = {"w": np.ones((5, 13), "f4"), "n": np.ones(3, "i8")}
 
@@ -118,3 +122,20 @@ def test_values_in_the_description_are_counted_before_they_are_parsed() -> None:
     _encoded("[" * 1_500_000)(header)
     with pytest.raises(UpdateError, match="1500031 commas, colons and opening brackets"):
         parsed(header, data)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_vectors_are_decoded_bit_for_bit(codec: str) -> None:
+    vectors = Path(__file__).parents[2] / "vectors"
+    with FileContent(vectors / f"{codec}.safetensors", None) as content:
+        decoded = DecodedContent(content)
+        found = reference.decode(decoded.read(0, decoded.nbytes))
+    expected = reference.decode((vectors / f"{codec}.decoded.safetensors").read_bytes())
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert np.array_equal(found[name], tensor, equal_nan=True), name
+        is_number = ~np.isnan(tensor)
+        signs = np.signbit(tensor)[is_number]
+        assert np.array_equal(np.signbit(found[name])[is_number], signs), name
+    assert vector(codec) == (vectors / f"{codec}.safetensors").read_bytes()

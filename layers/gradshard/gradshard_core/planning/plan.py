@@ -18,6 +18,7 @@ from gradshard_core.aggregation.gram import Measuring, cut_chunks
 from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
 from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
+from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs, Span, encode_header
 from gradshard_core.planning.outputs import (
@@ -56,6 +57,11 @@ class Contributor:
     weight: float
     runs: Runs
     report: dict[str, Any] | None = None
+
+    @property
+    def codec(self) -> str | None:
+        """The codec of its update; None if that is not compressed."""
+        return self.runs.codec if isinstance(self.runs, EncodedRuns) else None
 
 
 @dataclass(frozen=True)

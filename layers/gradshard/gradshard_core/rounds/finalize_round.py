@@ -272,6 +272,7 @@ def _manifest(
                 "weight": None if has_others else contributor.weight,
                 "key": contributor.source.key,
                 "nbytes": contributor.source.nbytes,
+                "codec": contributor.codec,
                 "etag": contributor.source.etag,
                 "version": contributor.source.version,
             }

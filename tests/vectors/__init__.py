@@ -1,0 +1,1 @@
+"""Test vectors of compressed updates, for programs in other languages."""
