@@ -170,3 +170,27 @@ def test_the_ticket_makers_policy_makes_tickets(outputs: dict[str, str], become:
     TicketRound(round_.ticket("a", max_bytes=10_000)).submit(UPDATE, samples=1)
     TicketRound(round_.ticket("b", max_bytes=2 * 1024**3)).submit(UPDATE, samples=1)
     assert len(round_.wait(SECONDS)["contributors"]) == 2
+
+
+def test_the_verifiers_policy_verifies_a_round_and_every_statement_of_it_is_needed(
+    outputs: dict[str, str], become: Become
+) -> None:
+    everyone = Federation()
+    if not any(True for _ in everyone.stack.store.list_objects("models/verified/")):
+        everyone.model("verified").put(UPDATE)
+    optimizer = {"optimizer": "fedavg", "model": "verified"}
+    round_ = everyone.open_round("verified", clients=2, server_optimizer=optimizer)
+    for client in ("a", "b"):
+        round_.submit(client, UPDATE, samples=1)
+    round_.wait(SECONDS)
+    whole = policy("verifier", BUCKET=outputs["BucketName"])
+    become(whole)
+    mine = Federation(bucket=outputs["BucketName"]).round("verified")
+    assert len(mine.verify().objects) == 2
+    with pytest.raises(GradshardError, match="AccessDenied"):
+        mine.submit("a", UPDATE, samples=1)
+    for statement in whole["Statement"][:2]:
+        others = [other for other in whole["Statement"] if other is not statement]
+        become({**whole, "Statement": others})
+        with pytest.raises(GradshardError, match="AccessDenied"):
+            Federation(bucket=outputs["BucketName"]).round("verified").verify()

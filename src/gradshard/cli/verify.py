@@ -62,7 +62,8 @@ def _print(found: "Verification") -> None:
     click.echo(f"round {escape_terminal(found.round_id)} is correct, as far as it was checked")
     click.echo(f"  {found.extent}, with seed {escape_terminal(found.seed)}")
     for key in found.objects:
-        click.echo(f"  {escape_terminal(key)}: every bit of them is as published")
-    click.echo(f"  {found.confidence}")
+        click.echo(f"  {escape_terminal(key)}: every bit of these ranges is as published")
+    for statement in found.confidence:
+        click.echo(f"  {statement}")
     for note in found.notes:
         click.echo(f"  note: {escape_terminal(note)}")

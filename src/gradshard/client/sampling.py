@@ -7,6 +7,7 @@ replacement, so the number of wrong ranges in it is hypergeometric.
 import math
 import random
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -123,8 +124,10 @@ class Sample:
         return (every - missed) / every
 
     def _draws(self, wrong: int) -> tuple[int, int]:
-        """Return in how many of how many ways no wrong range is in the sample."""
-        return math.perm(self.total - self.count, wrong), math.perm(self.total, wrong)
+        """Return two numbers whose ratio is the probability that no wrong range is drawn."""
+        # C(R - k, n) / C(R, n) = C(R - n, k) / C(R, k), so the smaller of the two sets is counted.
+        fewer, more = sorted((wrong, self.count))
+        return math.perm(self.total - more, fewer), math.perm(self.total, fewer)
 
     def detections(self) -> Iterator[Detection]:
         """Yield the probability for one wrong range, and for as many as make it 50, 95 and 99 %."""
@@ -135,12 +138,14 @@ class Sample:
 
     def _least_wrong(self, percent: int) -> int:
         """Return the least number of wrong ranges that are found with a probability in percent."""
-        low, high = 1, self.total - self.count + 1
-        while low < high:
-            middle = (low + high) // 2
-            missed, every = self._draws(middle)
-            if 100 * missed <= (100 - percent) * every:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+        high = 1
+        while not self._suffices(high, percent):
+            high *= 2
+        return 1 + bisect_left(
+            range(1, high), True, key=lambda wrong: self._suffices(wrong, percent)
+        )
+
+    def _suffices(self, wrong: int, percent: int) -> bool:
+        """Whether so many wrong ranges are found with a probability in percent."""
+        missed, every = self._draws(min(wrong, self.total))
+        return 100 * missed <= (100 - percent) * every

@@ -133,18 +133,25 @@ class Verification:
         )
 
     @property
-    def confidence(self) -> str:
-        """How likely the sample was to show an error, as sentences."""
-        first, *others = self.detections
-        if first.probability == 1:
-            return "Every byte was recomputed, so a wrong byte would have been found for certain."
-        parts = [
-            f"wrong bytes in {pluralize(d.ranges, 'range')} (so {format_size(d.nbytes)} of wrong "
-            f"bytes, wherever they are) with {100 * d.probability:.3g} %"
-            for d in others
-        ]
-        single = f"A single wrong byte would have been found with {100 * first.probability:.3g} %"
-        return "; ".join([single, *parts]) + " probability."
+    def confidence(self) -> list[str]:
+        """How likely the sample was to show an error, one statement for each of ``detections``."""
+        statements = []
+        for found in self.detections:
+            what = "a single wrong byte"
+            if found.ranges > 1:
+                what = (
+                    f"wrong bytes in {found.ranges:,} ranges, so {format_size(found.nbytes)} of "
+                    "them wherever they are"
+                )
+            statements.append(f"{what} would have been found with {_percent(found.probability)}")
+        return statements
+
+
+def _percent(probability: float) -> str:
+    """Return a probability, never rounded up to certainty."""
+    if probability == 1:
+        return "certainty"
+    return f"a probability of {min(100 * probability, 99.99):.4g} %"
 
 
 class VerificationError(GradshardError):

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Self
 
@@ -349,7 +350,7 @@ class Plan:
             return 1
         return sum(contributor.samples for contributor in self.contributors)
 
-    @property
+    @cached_property
     def zones(self) -> list[Zone]:
         """The contributors' weights, along the layout."""
         layers = self.layout.layers
