@@ -18,7 +18,9 @@ from gradshard_core.s3 import boto_client, streams, task_client
 from gradshard_core.s3.store import S3Store
 from tests.integration.machine import (
     APPLIED,
+    COLUMNS,
     EAGER,
+    MEASURED,
     TREE,
     Call,
     FunctionError,
@@ -96,6 +98,8 @@ KINDS_OF_ROUNDS: dict[str, dict[str, Any]] = {
     "tree": TREE,
     "eager": EAGER,
     "applied": APPLIED,
+    "measured": MEASURED,
+    "columns": COLUMNS,
 }
 
 

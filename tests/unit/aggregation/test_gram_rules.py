@@ -24,7 +24,7 @@ def clip_to(updates: Matrix, shares: Matrix, rule: Mapping[str, Any]) -> Matrix:
     norms = np.linalg.norm(updates, axis=1)
     q = rule.get("quantile", 0.5)
     bound = rule.get("bound", np.quantile(norms, q, method="inverted_cdf"))
-    return (shares * np.minimum(1, bound / norms)) @ updates
+    return np.asarray((shares * np.minimum(1, bound / norms)) @ updates)
 
 
 def nearest_sums(updates: Matrix, f: int) -> Matrix:
@@ -38,7 +38,7 @@ def nearest_sums(updates: Matrix, f: int) -> Matrix:
 
 
 def krum(updates: Matrix, _shares: Matrix, rule: Mapping[str, Any]) -> Matrix:
-    return updates[nearest_sums(updates, rule["f"]).argmin()]
+    return np.asarray(updates[nearest_sums(updates, rule["f"]).argmin()])
 
 
 def multi_krum(updates: Matrix, shares: Matrix, rule: Mapping[str, Any]) -> Matrix:
@@ -48,7 +48,7 @@ def multi_krum(updates: Matrix, shares: Matrix, rule: Mapping[str, Any]) -> Matr
 
 
 def weiszfeld(updates: Matrix, shares: Matrix, _rule: Mapping[str, Any]) -> Matrix:
-    point = shares @ updates
+    point: Matrix = shares @ updates
     least = 1e-6 * np.linalg.norm(updates - point, axis=1).max()
     for _ in range(100):
         pulls = shares / np.maximum(least, np.linalg.norm(updates - point, axis=1))
@@ -68,7 +68,7 @@ def cosine_filter(updates: Matrix, shares: Matrix, rule: Mapping[str, Any]) -> M
 def centered_clip(updates: Matrix, shares: Matrix, rule: Mapping[str, Any]) -> Matrix:
     norms = np.linalg.norm(updates, axis=1)
     bound = rule.get("bound", np.quantile(norms, rule.get("quantile", 0.5), method="inverted_cdf"))
-    center = np.zeros_like(updates[0])
+    center: Matrix = np.zeros_like(updates[0])
     for _ in range(rule.get("iterations", 3)):
         ways = updates - center
         factors = np.minimum(1, bound / np.linalg.norm(ways, axis=1))

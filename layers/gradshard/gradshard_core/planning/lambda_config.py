@@ -51,10 +51,12 @@ class LambdaConfig:
         at_once = self.concurrency // self.batch * self.batch
         return -(-tasks // at_once) if at_once else 1
 
-    def task_seconds(self, nbytes: float) -> float:
+    def task_seconds(
+        self, nbytes: float, cpu_seconds_per_gb: float = limits.CPU_SECONDS_PER_GB
+    ) -> float:
         """Return the duration of a task that reads ``nbytes``, all streams opened at once."""
         processor = min(1.0, self.memory_mb / limits.MB_PER_VCPU)
-        cpu_seconds = limits.CPU_SECONDS_PER_GB * nbytes / 1e9
+        cpu_seconds = cpu_seconds_per_gb * nbytes / 1e9
         return (
             limits.TASK_START_SECONDS
             + self.bandwidth.latency_seconds

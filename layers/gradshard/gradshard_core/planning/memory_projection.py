@@ -44,6 +44,10 @@ PLAN_BYTES_PER_RUN: Final = 20
 POSITION_BYTES: Final = 300
 """The positions of a stretch that is read in a group: its source range and its destination."""
 
+PAIR_BYTES: Final = 512
+"""Bytes for each pair of measured inputs: exact sums of products in at most eight matrices with
+their temporaries, their JSON, and what BLAS keeps."""
+
 STEP_BYTES: Final = 12 * STEP_ELEMENTS * 8
 """An optimizer's step: model, update, old and new state and temporaries, at most twelve arrays of
 float64."""
@@ -75,6 +79,7 @@ def project_memory(
     *,
     is_disordered: bool = False,
     held_widening: float | None = None,
+    measures: bool = False,
 ) -> float:
     """Return an upper bound of a task's peak memory in MB.
 
@@ -83,7 +88,8 @@ def project_memory(
     - *arithmetic*: an accumulator of one block for each of the ``depth`` levels of the task's
       order, a scratch slice and the slice that was read, each up to eight times as wide as the
       elements. A partial sum that is read is as wide as its accumulator. A robust rule has a block
-      of every input instead, whose elements are at most ``held_widening`` times as wide;
+      of every input instead, whose elements are at most ``held_widening`` times as wide. A task
+      that measures has them again, at most twice as wide, and matrices of pairs of inputs;
     - *streams*: a connection per input with its receive buffer, for which the kernel takes twice
       what is asked for (socket(7));
     - *step*: if the average is applied, a stream to read and one to write for each of ``models``,
@@ -98,7 +104,9 @@ def project_memory(
     arithmetic = WIDENING * (depth * block + 2 * SLICE_BYTES)
     if held_widening is not None:
         held = inputs * ROW_BYTES
-        arithmetic = math.ceil(held_widening * held) + WIDENING * 2 * SLICE_BYTES
+        wide = math.ceil((3 if measures else 1) * held_widening * held)
+        arithmetic = wide + WIDENING * 2 * SLICE_BYTES
+        arithmetic += PAIR_BYTES * inputs**2 if measures else 0
     streams = (inputs + 1) * STREAM_BYTES
     streams += 2 * (inputs + models) * receive_buffer_bytes(inputs)
     streams += 2 * models * STREAM_BYTES
@@ -119,5 +127,6 @@ def needed_memory(load: Workload) -> float:
         load.depth,
         load.models,
         is_disordered=load.is_disordered,
-        held_widening=load.widening if load.holds_all else None,
+        held_widening=load.widening if load.holds_all or load.measures else None,
+        measures=load.measures,
     )

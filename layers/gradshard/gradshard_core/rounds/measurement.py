@@ -139,6 +139,27 @@ def left_out(plan: Plan, decision: dict[str, Any]) -> list[Rejection]:
     ]
 
 
+def summary(
+    store: S3Store, keys: RoundKeys, plan: Plan, decision: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what the manifest, which clients read, has of measuring: no norms and no weights."""
+    measurement = store.get_json(keys.measurement(plan.computation.measured or 0)) or {}
+    clipped = [
+        entry["client"]
+        for entry in decision["clients"]
+        if entry["full_weight"] is not None and entry["weight"] < entry["full_weight"]
+    ]
+    return {
+        "rule": decision["rule"],
+        "decision": keys.decision(plan.attempt),
+        "measured": len(decision["clients"]),
+        "left_out": len(plan.participants.left_out),
+        "clipped": len(clipped),
+        "tasks": measurement.get("tasks", []),
+        "totals": measurement.get("totals", {}),
+    }
+
+
 def _checked(measurement: dict[str, Any]) -> dict[str, Any]:
     """Return a measurement if it has what a rule needs."""
     count = len(measurement["clients"])

@@ -73,9 +73,7 @@ class TaskInputs:
         self.spans: Sequence[Span] = plan.layout.spans
         if plan.computation.measures:
             self.spans = split_spans(plan.layout.spans, plan.layout.buffers)
-        self._holds_all = plan.computation.measures or (
-            robust is not None and robust.is_columns and robust.holds_all
-        )
+        self._holds_all = plan.computation.measures or (robust is not None and robust.holds_all)
         self.reduction = self._reduction()
 
     def _reduction(self) -> Reduction:
