@@ -15,6 +15,7 @@ from gradshard_core.aggregation.gram_rules import norms_of
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan import Contributor, Plan, Rejection
+from gradshard_core.records.decision import is_clipped
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.s3.store import S3Store
 
@@ -144,17 +145,12 @@ def summary(
 ) -> dict[str, Any]:
     """Return what the manifest, which clients read, has of measuring: no norms and no weights."""
     measurement = store.get_json(keys.measurement(plan.computation.measured or 0)) or {}
-    clipped = [
-        entry["client"]
-        for entry in decision["clients"]
-        if entry["full_weight"] is not None and entry["weight"] < entry["full_weight"]
-    ]
     return {
         "rule": decision["rule"],
         "decision": keys.decision(plan.attempt),
         "measured": len(decision["clients"]),
         "left_out": len(plan.participants.left_out),
-        "clipped": len(clipped),
+        "clipped": sum(map(is_clipped, decision["clients"])),
         "tasks": measurement.get("tasks", []),
         "totals": measurement.get("totals", {}),
     }
