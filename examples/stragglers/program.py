@@ -67,14 +67,19 @@ def ticker(total: int) -> Iterator[Ticker]:
 
 
 def write(
-    folder: Path, name: str, title: str, settings: dict[str, Any], panels: Sequence[Panel]
+    folder: Path,
+    name: str,
+    title: str,
+    settings: dict[str, Any],
+    panels: Sequence[Panel],
+    numbers: Sequence[Panel] | None = None,
 ) -> None:
-    """Write the plot and the numbers behind it, and say where."""
+    """Write the plot of panels and the numbers behind it, or those of more, and say where."""
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {"settings": settings, "panels": {panel.title: panel.to_json() for panel in panels}}
+    written = {panel.title: panel.to_json() for panel in numbers or panels}
     for suffix, text in (
         ("svg", svg(title, panels)),
-        ("json", json.dumps(numbers) + "\n"),
+        ("json", json.dumps({"settings": settings, "panels": written}) + "\n"),
     ):
         path = folder / f"{name}.{suffix}"
         path.write_text(text)

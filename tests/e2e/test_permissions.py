@@ -103,6 +103,7 @@ def rounds(federation: Federation, deployed: Deployed) -> None:
     """Rounds of every kind, so that every function comes to do all that it ever does."""
     plain(federation, deployed)
     early(federation, deployed)
+    measured(federation)
     tree_with_nan(federation)
     eager(federation)
     failed_tree(federation, deployed)
@@ -138,6 +139,14 @@ def early(federation: Federation, deployed: Deployed) -> None:
     round_ = federation.open_round("iam-long", clients=["a"], timeout=600)
     deployed.put("iam-long", "a", body)
     round_.wait(SECONDS)
+
+
+def measured(federation: Federation) -> None:
+    """Two passes, of which the second leaves out most updates."""
+    round_ = federation.open_round("iam-krum", 5, rule={"name": "krum", "f": 1}, timeout=600)
+    for number in range(5):
+        round_.submit(f"c{number}", update(number), samples=1)
+    assert len(round_.wait(SECONDS)["left_out"]) == 4
 
 
 def tree_with_nan(federation: Federation) -> None:

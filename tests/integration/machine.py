@@ -46,6 +46,10 @@ EAGER: dict[str, Any] = {
     "layout": layout_of(UPDATES[0]),
 }
 
+COLUMNS: dict[str, Any] = {"rule": "median"}
+MEASURED: dict[str, Any] = {**APPLIED, "rule": {"name": "cosine_filter", "least": -1}}
+"""Two passes, in the end of which all updates have their shares."""
+
 Call = Callable[[str, dict[str, Any]], dict[str, Any]]
 """Invokes a function by the name of its folder."""
 
@@ -311,6 +315,8 @@ class Machine:
         tree = [2, 2] if self.terms.get("topology") == "lambda_fl" else []
         counts = self.terms.get("weights") == "counts"
         expected = reference.average(self.updates, self.samples, tree=tree, counts=counts)
+        if self.terms.get("rule") == "median":
+            expected = reference.columns(self.updates, "median")
         result = reference.decode(blob)
         assert set(result) == set(expected)
         for name, tensor in expected.items():

@@ -17,11 +17,20 @@ import pytest
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.s3.store import S3Store
 from tests.integration.forks import Lane, lane
-from tests.integration.machine import APPLIED, EAGER, FUNCTIONS, TREE, FunctionError, Machine
+from tests.integration.machine import (
+    APPLIED,
+    COLUMNS,
+    EAGER,
+    FUNCTIONS,
+    MEASURED,
+    TREE,
+    FunctionError,
+    Machine,
+)
 from tests.integration.proxy import Fault, Proxy, spoiling
 
-KILLS = int(os.environ.get("GRADSHARD_TEST_KILLS", "24"))
-TERMS = [{}, TREE, EAGER, APPLIED]
+KILLS = int(os.environ.get("GRADSHARD_TEST_KILLS", "36"))
+TERMS = [{}, TREE, EAGER, APPLIED, MEASURED, COLUMNS]
 # Three blocks of a task each.
 LARGE = [{"w": np.full(3 << 18, 1 + client, np.float32)} for client in range(4)]
 
@@ -123,7 +132,9 @@ def test_functions_killed_at_random_moments(
     assert outcomes["killed"] > KILLS / 3
 
 
-@pytest.mark.parametrize("terms", TERMS, ids=["shards", "tree", "eager", "applied"])
+@pytest.mark.parametrize(
+    "terms", TERMS, ids=["shards", "tree", "eager", "applied", "measured", "columns"]
+)
 def test_every_function_twice_at_once(
     lanes: list[Lane], store: S3Store, terms: dict[str, Any]
 ) -> None:

@@ -19,7 +19,9 @@ from gradshard_core.s3 import http_requests, streams
 from gradshard_core.s3.store import S3Store
 from tests.integration.machine import (
     APPLIED,
+    COLUMNS,
     EAGER,
+    MEASURED,
     TREE,
     Call,
     FunctionError,
@@ -97,6 +99,8 @@ KINDS_OF_ROUNDS: dict[str, dict[str, Any]] = {
     "tree": TREE,
     "eager": EAGER,
     "applied": APPLIED,
+    "measured": MEASURED,
+    "columns": COLUMNS,
 }
 
 

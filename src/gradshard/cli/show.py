@@ -14,6 +14,7 @@ from gradshard.cli.output import cell, dollars, print_json
 from gradshard.cli.ticket import load, named
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.formats.layout import shorten
+from gradshard_core.records.decision import verdict_on
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation
@@ -63,11 +64,14 @@ def render(status: dict[str, Any]) -> Iterable[RenderableType]:
     """Yield the paragraphs of a round's status."""
     yield _facts(status)
     if contributors := (status["manifest"] or {}).get("contributors"):
-        yield _contributors(contributors)
-        if layers := status["manifest"].get("layers"):
+        layers = status["manifest"].get("layers")
+        yield _contributors(contributors, "by layer" if layers else "by rule")
+        if layers:
             yield _layers(layers)
     elif status["arrived"]:
         yield _arrived(status["arrived"])
+    if status.get("decision"):
+        yield _decision(status["decision"])
     for title, rejections in (("rejected", status["rejected"]), ("late", status["late"])):
         if rejections:
             yield _rejections(title, rejections)
@@ -115,11 +119,24 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield "model", f"version {model['version']} of {model['model']}"
         yield "applied", _applied(model, manifest["update"]["tensors"])
     yield "waited", f"{manifest['waited_seconds']:.1f} s for updates, while no function ran"
+    if measuring := manifest.get("measuring"):
+        yield "measured", _measured(measuring)
     yield "seconds", f"{manifest['seconds']:.1f}, of them {totals['longest_seconds']:.1f} a task"
     yield "read", f"{format_size(totals['bytes_read'])} in {pluralize(totals['gets'], 'GET')}"
     yield "written", f"{format_size(totals['bytes_written'])} in {pluralize(totals['puts'], 'PUT')}"
     yield "memory", f"{totals['peak_mb']:.0f} MB at most in a function"
     yield "cost", f"{dollars(manifest['projected']['dollars']['total'])}, as projected for AWS"
+
+
+def _measured(measuring: dict[str, Any]) -> str:
+    counts = ", ".join(
+        f"{measuring[name]} {word}"
+        for name, word in (("left_out", "left out"), ("clipped", "clipped"))
+        if measuring[name]
+    )
+    tasks = pluralize(measuring["totals"]["tasks"], "task")
+    updates = pluralize(measuring["measured"], "update")
+    return f"{updates} in {tasks}" + (f": {counts}" if counts else "")
 
 
 def _applied(model: dict[str, Any], tensors: int) -> str:
@@ -145,7 +162,7 @@ def expected(status: dict[str, Any]) -> int:
     return clients if isinstance(clients, int) else len(clients)
 
 
-def _contributors(contributors: list[dict[str, Any]]) -> Table:
+def _contributors(contributors: list[dict[str, Any]], without: str) -> Table:
     table = Table("contributor", title_justify="left")
     for title in ("samples", "weight", "size"):
         table.add_column(title, justify="right")
@@ -153,8 +170,24 @@ def _contributors(contributors: list[dict[str, Any]]) -> Table:
         table.add_row(
             cell(entry["client"]),
             cell(entry["samples"]),
-            cell("by layer" if entry["weight"] is None else f"{entry['weight']:.4f}"),
+            cell(f"{entry['weight']:.4f}" if entry["weight"] is not None else without),
             cell(format_size(entry["nbytes"])),
+        )
+    return table
+
+
+def _decision(decision: dict[str, Any]) -> Table:
+    """Return what a robust rule measured of each update, and what it made of it."""
+    table = Table(decision["rule"]["name"])
+    for title in ("norm", decision["score"], "weight", "update"):
+        table.add_column(title, justify="right")
+    for entry in decision["clients"]:
+        table.add_row(
+            cell(entry["client"]),
+            cell(f"{entry['norm']:.4g}"),
+            cell(f"{entry['score']:.4g}"),
+            cell(f"{entry['weight']:.4f}"),
+            cell(verdict_on(entry)),
         )
     return table
 

@@ -97,7 +97,15 @@ class StatusPoller:
             "tasks_done": sum(done),
             "tasks_done_by_level": done,
             "manifest": manifest,
+            "decision": self._decision(plan),
         }
+
+    def _decision(self, plan: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Return what a robust rule measured and decided; None for clients, who may not read it."""
+        if plan is None or plan.get("measured") is None:
+            return None
+        [decision] = self._get([self._keys.decision(plan["attempt"])], of_others=True)
+        return decision  # type: ignore[no-any-return]
 
     def tasks(self, most: int | None = None) -> list[dict[str, Any]]:
         """Return the records of the tasks that had finished at the last poll.

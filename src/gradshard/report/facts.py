@@ -69,6 +69,7 @@ def facts_of(
         **_planned(plan),
         **_clients(status, contributors, _uploads(status, contributors, partial_updates)),
         "layers": _layers(plan),
+        "decision": status.get("decision"),
         "tasks_planned": (status["plan"] or {}).get("tasks", 0),
         "tasks_done": status["tasks_done"],
         "tasks": done,
@@ -76,7 +77,14 @@ def facts_of(
         "projected": projected,
         "dollars": {
             "projected": projected.get("dollars"),
-            "measured": _measured(status["spec"], done, contributors, plan, architecture),
+            "measured": _measured(
+                status["spec"],
+                done,
+                contributors,
+                plan,
+                architecture,
+                measuring=manifest.get("measuring", {}).get("tasks", ()),
+            ),
         },
     }
 
@@ -272,11 +280,14 @@ def _measured(
     contributors: Sequence[Mapping[str, Any]],
     plan: Mapping[str, Any],
     architecture: str,
+    *,
+    measuring: Sequence[Mapping[str, Any]],
 ) -> dict[str, float] | None:
     if not tasks:
         return None
     return round_cost.measured(
         tasks,
+        measuring=measuring,
         clients=len(contributors),
         memory_mb=plan["projected"]["memory_mb"],
         architecture=architecture,

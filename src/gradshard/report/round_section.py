@@ -7,6 +7,7 @@ from gradshard.report.facts import Facts
 from gradshard.report.markup import Markup, named, tag
 from gradshard.report.parts.clients import clients_part
 from gradshard.report.parts.cost import cost_part
+from gradshard.report.parts.decision import decision_part
 from gradshard.report.parts.layers import layers_part
 from gradshard.report.parts.part import Detail, Part, shorten
 from gradshard.report.parts.settings import settings_part
@@ -18,6 +19,7 @@ def parts_of(facts: Facts, detail: Detail) -> list[Part]:
     """Return the parts of a round's section."""
     parts = (
         clients_part(facts, detail),
+        decision_part(facts, detail),
         tasks_part(facts, detail),
         layers_part(facts, detail),
         cost_part(facts),

@@ -34,6 +34,7 @@ OWN = {
 HOSTILE = [
     *("a", "b", "c.safetensors", "a.json", "00000", "0", "1", "tasks", "updates", "update.json"),
     *("partial-updates", "rejections", "replans", "task-reports", "partial-sums"),
+    *("measurements", "decisions"),
     *("rounds", "models", "versions"),
     *("puts", "current", "model", "momentum", "arn", "BUCKET", *sorted(OWN)),
 ]
@@ -47,6 +48,7 @@ def round_keys(name: str) -> Iterator[str]:
     for client in CLIENTS:
         yield from (keys.update(client), keys.partial_update(client), keys.rejection(client))
     yield from (keys.tasks(0), keys.task_report(0, 1), keys.partial_sum(0, 0, 1), keys.replan(1))
+    yield from (keys.measurement(0), keys.decision(1))
 
 
 def model_keys(name: str) -> Iterator[str]:

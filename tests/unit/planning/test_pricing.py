@@ -180,6 +180,9 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"shards": 2}, [2]),
         ({"topology": "lambda_fl"}, [2, 1]),
         ({"topology": "grid", "fan_in": 2, "shards": 2}, [6, 4, 2]),
+        ({"rule": "median", "shards": 2}, [2]),
+        ({"rule": "geometric_median", "shards": 2}, [2]),
+        ({"rule": "geometric_median", "shards": 2, "server_optimizer": "fedadam"}, [2]),
     ],
 )
 def test_the_functions_make_the_requests_that_are_priced(
@@ -211,28 +214,41 @@ def test_the_functions_make_the_requests_that_are_priced(
     plan_round(store, "r", request, aggregator=LambdaConfig(128, "arm64"))
     plan = parse_plan(json.loads(s3.objects[keys.plan][0]))
     assert [len(plan.tasks(level)) for level in range(len(tasks))] == tasks
+    measured = len(plan.tasks(0)) if plan.computation.measures else 0
+    if measured:
+        _do_tasks(s3, keys, plan)
+        assert finalize_round(store, "r")["status"] == "replan"
+        request = PlanRequest("2026-01-01T00:00:02", "replan", 1)
+        plan_round(store, "r", request, aggregator=LambdaConfig(128, "arm64"))
+        plan = parse_plan(json.loads(s3.objects[keys.plan][0]))
     _do_tasks(s3, keys, plan)
     assert finalize_round(store, "r")["status"] == "completed"
     deadline_passed(store, "r")
 
     monkeypatch.setattr(pricing, "_looks", lambda _: (2 * (clients - 1), 1.0))
     models = {"fedavg": 1, "fedadam": 3}.get(terms.get("server_optimizer", ""), 0)
-    assert pricing.around(tasks, clients, models) == Requests(s3.asked[GET], s3.asked[PUT])
+    assert pricing.around(tasks, clients, models, measured) == Requests(
+        s3.asked[GET], s3.asked[PUT]
+    )
     # And the one that tells of the round's end, which is not S3's.
-    assert pricing.events(tasks, clients, models) == s3.events() + len(published)
+    assert pricing.events(tasks, clients, models, measured) == s3.events() + len(published)
 
 
 def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
     """Leave behind what the tasks would, uncounted."""
     figures = ("gets", "puts", "retries", "bytes_read", "bytes_written", "seconds", "cpu_seconds")
     report = dict.fromkeys((*figures, "peak_mb"), 1) | {
-        "attempt": 0,
+        "attempt": plan.attempt,
         "is_cold": False,
         "rejected": [],
     }
+    if plan.computation.measures:
+        report["products"] = []
     for level in range(len(plan.levels)):
         for task in plan.tasks(level):
             s3.create(keys.task_report(level, task.number), json.dumps(report).encode(), 1)
+            if plan.computation.measures:
+                continue
             if plan.is_last(level):
                 header = plan.layout.header.nbytes if task.number == 0 else 0
                 s3.parts.append(header + task.end - task.start)

@@ -143,10 +143,11 @@ class ExactSum:
         """
         upper = np.triu_indices(self._size)
         for values in written:
+            flat = np.array(values, float)
+            if len(flat) != len(upper[0]) or not np.isfinite(flat).all():
+                raise ValueError(f"{len(flat)} sums of products, or one that is not finite")
             matrix = np.zeros((self._size, self._size))
-            matrix[upper] = np.array(values, float)
-            if not np.isfinite(matrix).all():
-                raise ValueError("a sum of products is not finite")
+            matrix[upper] = flat
             self.add(matrix)
 
     def rounded(self) -> list[list[float]]:

@@ -155,8 +155,8 @@ class RobustRule:
 
     @property
     def holds_all(self) -> bool:
-        """Whether a task holds a block of every input at once."""
-        return self.name != "sign"
+        """Whether a task that writes the result holds a block of every input at once."""
+        return self.name in ("median", "trimmed_mean")
 
     @property
     def least_clients(self) -> int:

@@ -132,6 +132,8 @@ class RoundKeys:
         self.partial_updates = f"{root}partial-updates/"
         self.rejections = f"{root}rejections/"
         self.replans = f"{root}replans/"
+        self.measurements = f"{root}measurements/"
+        self.decisions = f"{root}decisions/"
         self.plan = f"{root}plan.json"
         self.layout = f"{root}layout.header"
         self.state_layout = f"{root}state-layout.header"
@@ -160,11 +162,11 @@ class RoundKeys:
 
     def measurement(self, attempt: int) -> str:
         """Return the key of the inner products that an attempt measured."""
-        return f"{self.root}measurements/{attempt}.json"
+        return f"{self.measurements}{attempt}.json"
 
     def decision(self, attempt: int) -> str:
         """Return the key of the weights that a robust rule decided on for an attempt."""
-        return f"{self.root}decisions/{attempt}.json"
+        return f"{self.decisions}{attempt}.json"
 
     def tasks(self, level: int) -> str:
         """Return the key of what a level's map reads."""

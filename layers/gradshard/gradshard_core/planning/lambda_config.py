@@ -51,19 +51,18 @@ class LambdaConfig:
         at_once = self.concurrency // self.batch * self.batch
         return -(-tasks // at_once) if at_once else 1
 
-    def task_seconds(self, nbytes: float, decoded: float = 0.0) -> float:
+    def task_seconds(self, nbytes: float, further_cpu_seconds: float = 0.0) -> float:
         """Return the duration of a task, all streams opened at once.
 
         Parameters
         ----------
         nbytes
             Bytes that it reads.
-        decoded
-            Bytes of the elements that it decodes from them.
+        further_cpu_seconds
+            CPU seconds beyond those of receiving and adding them.
         """
         processor = min(1.0, self.memory_mb / limits.MB_PER_VCPU)
-        cpu_seconds = limits.CPU_SECONDS_PER_GB * nbytes / 1e9
-        cpu_seconds += limits.DECODING_CPU_SECONDS_PER_GB * decoded / 1e9
+        cpu_seconds = limits.CPU_SECONDS_PER_GB * nbytes / 1e9 + further_cpu_seconds
         return (
             limits.TASK_START_SECONDS
             + self.bandwidth.latency_seconds

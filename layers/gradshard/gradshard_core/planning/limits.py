@@ -81,6 +81,9 @@ CPU_SECONDS_PER_GB: Final = 1.2
 # CPU seconds per GB of elements that a task decodes and adds, beyond those of the bytes it reads.
 DECODING_CPU_SECONDS_PER_GB: Final = 0.3
 
+# The same of a task that holds a block of every input at once, which sorts columns or measures.
+ROWS_CPU_SECONDS_PER_GB: Final = 2.2
+
 # https://aws.amazon.com/lambda/pricing/ (2026-11)
 DOLLARS_PER_GB_SECOND: Final = {"x86_64": 0.0000166667, "arm64": 0.0000133334}
 DOLLARS_PER_INVOCATION: Final = 0.20 / 1e6
@@ -102,5 +105,10 @@ DOLLARS_PER_EXPRESS_GB_SECOND: Final = 0.00001667
 EXPRESS_MEMORY_GB: Final = 64 / 1024
 # Transitions of a round without its levels and tasks: round.asl.json's states on the straight path.
 ROUND_TRANSITIONS: Final = 6
+# Transitions of finalizing and planning once more, between measuring and adding.
+REPLAN_TRANSITIONS: Final = 3
+# Assumed: the small functions between measuring and adding.
+REPLAN_OVERHEAD_SECONDS: Final = 1.0
+REPLAN_GB_SECONDS: Final = (0.5 + 0.25) * 0.3  # plan_round, finalize_round
 # Transitions of a level without its tasks: the distributed Map, and the choice of a next level.
 LEVEL_TRANSITIONS: Final = 2

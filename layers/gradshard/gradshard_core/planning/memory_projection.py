@@ -50,6 +50,10 @@ DECODING_BYTES: Final = 2 * MIB
 UNIT_BYTES: Final = 1024
 """The unit of an input that is decoded, with its objects."""
 
+PAIR_BYTES: Final = 512
+"""Bytes for each pair of measured inputs: exact sums of products in at most eight matrices with
+their temporaries, their JSON, and what BLAS keeps."""
+
 STEP_BYTES: Final = 12 * STEP_ELEMENTS * 8
 """An optimizer's step: model, update, old and new state and temporaries, at most twelve arrays of
 float64."""
@@ -82,6 +86,7 @@ def project_memory(
     is_disordered: bool = False,
     held_widening: float | None = None,
     is_compressed: bool = False,
+    measures: bool = False,
 ) -> float:
     """Return an upper bound of a task's peak memory in MB.
 
@@ -91,7 +96,8 @@ def project_memory(
     - *arithmetic*: an accumulator of one block for each of the ``depth`` levels of the task's
       order, a scratch slice and the slice that was read, each up to eight times as wide as the
       elements. A partial sum that is read is as wide as its accumulator. A robust rule has a block
-      of every input instead, whose elements are at most ``held_widening`` times as wide;
+      of every input instead, whose elements are at most ``held_widening`` times as wide. A task
+      that measures has them again, at most twice as wide, and matrices of pairs of inputs;
     - *streams*: a connection per input with its receive buffer, for which the kernel takes twice
       what is asked for (socket(7));
     - *step*: if the average is applied, a stream to read and one to write for each of ``models``,
@@ -108,7 +114,9 @@ def project_memory(
     arithmetic = WIDENING * (depth * block + 2 * SLICE_BYTES)
     if held_widening is not None:
         held = inputs * ROW_BYTES
-        arithmetic = math.ceil(held_widening * held) + WIDENING * 2 * SLICE_BYTES
+        wide = math.ceil((3 if measures else 1) * held_widening * held)
+        arithmetic = wide + WIDENING * 2 * SLICE_BYTES
+        arithmetic += PAIR_BYTES * inputs**2 if measures else 0
     streams = (inputs + 1) * STREAM_BYTES
     streams += 2 * (inputs + models) * receive_buffer_bytes(inputs)
     streams += 2 * models * STREAM_BYTES
@@ -130,6 +138,7 @@ def needed_memory(load: Workload) -> float:
         load.depth,
         load.models,
         is_disordered=load.is_disordered,
-        held_widening=load.widening if load.holds_all else None,
+        held_widening=load.widening if load.holds_all or load.measures else None,
         is_compressed=load.stored_bytes is not None,
+        measures=load.measures,
     )

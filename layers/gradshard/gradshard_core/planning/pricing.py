@@ -146,6 +146,7 @@ def bill(
     models: int = 0,
     updates: int | None = None,
     cold_tasks: float | None = None,
+    measuring: Sequence[Level] = (),
     prices: Prices = US_EAST_1,
 ) -> Bill:
     """Price a round.
@@ -167,23 +168,29 @@ def bill(
     updates
         Objects that clients send; one each if it is not said.
     cold_tasks
-        How many tasks start cold; all if it is not said. The functions around them do.
+        How many tasks start cold; all if it is not said, but those that measure are warm for the
+        second pass. The functions around them do.
+    measuring
+        The tasks of the pass that measures, which is a level of its own, if there is one.
     prices
         What AWS asks.
     """
     gb_second = prices.gb_second(architecture)
     tasks = [sum(run.number for run in level) for level in levels]
-    gb_seconds = memory_mb / 1024 * sum(run.number * run.seconds for lvl in levels for run in lvl)
+    passes = [*measuring, *levels]
+    measured = sum(run.number for level in measuring for run in level)
+    gb_seconds = memory_mb / 1024 * sum(run.number * run.seconds for lvl in passes for run in lvl)
     small_gb_seconds = _collected(clients) * limits.COLLECT_GB_SECONDS + limits.ROUND_GB_SECONDS
+    small_gb_seconds += limits.REPLAN_GB_SECONDS * bool(measured)
     return Bill(
         lambda_=gb_seconds * gb_second,
         s3_aggregators=prices.s3(aggregators),
         s3_clients=prices.s3(by_clients),
-        requests=invocations(sum(tasks), clients) * prices.invocations_per_million / 1e6,
-        step_functions=_step_functions(levels, batch, prices),
-        round_=small_gb_seconds * gb_second + prices.s3(around(tasks, clients, models)),
+        requests=invocations(sum(tasks), clients, measured) * prices.invocations_per_million / 1e6,
+        step_functions=_step_functions(passes, batch, prices, replans=bool(measured)),
+        round_=small_gb_seconds * gb_second + prices.s3(around(tasks, clients, models, measured)),
         events=(
-            events(tasks, clients if updates is None else updates, models)
+            events(tasks, clients if updates is None else updates, models, measured)
             * prices.events_per_million
             / 1e6
         ),
@@ -191,7 +198,7 @@ def bill(
     )
 
 
-def events(tasks: Sequence[int], updates: int, models: int = 0) -> int:
+def events(tasks: Sequence[int], updates: int, models: int = 0, measured: int = 0) -> int:
     """Count a round's events, until its objects have expired.
 
     Parameters
@@ -202,6 +209,8 @@ def events(tasks: Sequence[int], updates: int, models: int = 0) -> int:
         Objects that clients send.
     models
         Objects that are written beside the update, where it is applied.
+    measured
+        Tasks that measured before.
     """
     partials = sum(tasks[:-1])
     # Opening: spec, callback. The deadline's note. Planning: layout, plan, tasks, and a header for
@@ -211,6 +220,11 @@ def events(tasks: Sequence[int], updates: int, models: int = 0) -> int:
     # notes the current one a version is deleted for each that is written.
     kept = models + 1 + 2 if models else 0
     # And the round's own one, that it has ended.
+    if measured:
+        # The measurement, that nobody was rejected, and the decision. Plan, tasks and reports are
+        # written again, and expire together.
+        objects += 3
+        kept += (limits.EVENTS_PER_EXPIRING_OBJECT - 1) * (2 + measured)
     return limits.EVENTS_PER_EXPIRING_OBJECT * (updates + objects) + 2 * partials + kept + 1
 
 
@@ -227,9 +241,12 @@ def _init_gb_seconds(cpu_seconds: float, memory_mb: int) -> float:
     return memory_mb / 1024 * (limits.RUNTIME_INIT_SECONDS + cpu_seconds / share)
 
 
-def invocations(tasks: int, clients: int) -> int:
-    """Count a round's invocations: of its tasks, and of open, collect, plan and finalize."""
-    return tasks + _collected(clients) + 3
+def invocations(tasks: int, clients: int, measured: int = 0) -> int:
+    """Count a round's invocations: of its tasks, and of open, collect, plan and finalize.
+
+    After ``measured`` tasks the round is finalized and planned once more.
+    """
+    return tasks + _collected(clients) + 3 + (measured + 2 if measured else 0)
 
 
 def _collected(clients: int) -> int:
@@ -237,7 +254,7 @@ def _collected(clients: int) -> int:
     return clients + 1
 
 
-def around(tasks: Sequence[int], clients: int, models: int = 0) -> Requests:
+def around(tasks: Sequence[int], clients: int, models: int = 0, measured: int = 0) -> Requests:
     """Count the small functions' requests in a round that goes straight through.
 
     Clients are expected by name; how many others an arrival looks for is what is to be expected.
@@ -251,6 +268,8 @@ def around(tasks: Sequence[int], clients: int, models: int = 0) -> Requests:
         How many send an update, each one once.
     models
         Objects that are written beside the update, where it is applied.
+    measured
+        Tasks that measured before.
     """
     *below, parts = tasks
     looks, listings = _looks(clients)
@@ -269,7 +288,22 @@ def around(tasks: Sequence[int], clients: int, models: int = 0) -> Requests:
         + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0))
         + 1,
     )
-    return counted.plus(_applying(parts, models))
+    return counted.plus(_applying(parts, models)).plus(_measuring(measured, models))
+
+
+def _measuring(measured: int, models: int) -> Requests:
+    """Count the small functions' requests between the two passes of a robust rule."""
+    if not measured:
+        return Requests(0, 0)
+    return Requests(
+        # Finalizing: plan and reports. Planning: the plan twice, spec, who was rejected, the
+        # measurement, the manifest, and which version is current. Finalizing again: the decision,
+        # and the measurement.
+        gets=(1 + measured) + 6 + 2 * bool(models) + 2,
+        # Finalizing: the measurement, and that nobody was rejected. Planning: decision, plan and
+        # tasks.
+        puts=2 + 3,
+    )
 
 
 def _applying(parts: int, models: int) -> Requests:
@@ -310,9 +344,12 @@ def _looks(clients: int) -> tuple[float, float]:
     return looks, listings
 
 
-def _step_functions(levels: Sequence[Level], batch: int, prices: Prices) -> float:
+def _step_functions(
+    levels: Sequence[Level], batch: int, prices: Prices, *, replans: bool = False
+) -> float:
     """Price the machine: a Map and a choice for each level, an Express execution for each batch."""
     transitions = limits.ROUND_TRANSITIONS + limits.LEVEL_TRANSITIONS * len(levels)
+    transitions += limits.REPLAN_TRANSITIONS * replans
     started, seconds = 0, 0.0
     for level in levels:
         children = -(-sum(run.number for run in level) // batch)

@@ -83,10 +83,12 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
         ]
         for level, fan_ins in enumerate(load.fan_ins)
     ]
-    longest = [max(tasks.seconds for tasks in level) for level in levels]
+    measuring = _measuring(load, shards, aggregator)
+    passes = [*measuring, *levels]
+    longest = [max(tasks.seconds for tasks in level) for level in passes]
     seconds = sum(
         seconds * aggregator.waves(sum(tasks.number for tasks in level))
-        for seconds, level in zip(longest, levels, strict=True)
+        for seconds, level in zip(longest, passes, strict=True)
     )
     gb = aggregator.memory_mb / 1024
     requests = _requests(load, shards)
@@ -99,8 +101,9 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
         task_seconds=max(longest),
         seconds=seconds
         + limits.ROUND_OVERHEAD_SECONDS
-        + limits.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1),
-        gb_seconds=gb * sum(tasks.number * tasks.seconds for level in levels for tasks in level),
+        + limits.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1)
+        + limits.REPLAN_OVERHEAD_SECONDS * len(measuring),
+        gb_seconds=gb * sum(tasks.number * tasks.seconds for level in passes for tasks in level),
         requests=requests,
         bill=pricing.bill(
             levels,
@@ -111,9 +114,22 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
             by_clients=Requests(*(load.contributors * number for number in by_client)),
             batch=aggregator.batch,
             models=load.models,
+            measuring=measuring,
             prices=aggregator.prices,
         ),
     )
+
+
+def _measuring(load: Workload, shards: int, aggregator: LambdaConfig) -> list[list[Tasks]]:
+    """Return the tasks of the pass that measures, if there is one, as a list of levels."""
+    if not load.measures:
+        return []
+    extra = load.extra_reads(shards)
+    gap_bytes = max((gap_bytes for _, gap_bytes in extra), default=0)
+    requests = max((requests for requests, _ in extra), default=0)
+    nbytes = (load.contributors * load.nbytes + gap_bytes) / shards
+    seconds = aggregator.task_seconds(nbytes, limits.ROWS_CPU_SECONDS_PER_GB)
+    return [[Tasks(shards, seconds + requests * limits.REQUEST_SECONDS / shards)]]
 
 
 def _task_seconds(
@@ -130,19 +146,25 @@ def _task_seconds(
         waiting = requests * limits.REQUEST_SECONDS / shards
     if level == len(load.levels) - 1:
         nbytes += load.model_bytes / shards
-    decoded = 0.0 if level or load.stored_bytes is None else fan_in * (load.nbytes / shards)
-    return aggregator.task_seconds(nbytes, decoded) + waiting
+    further = 0.0
+    elements = fan_in * (load.nbytes / shards) / 1e9
+    if not level and load.stored_bytes is not None:
+        further += limits.DECODING_CPU_SECONDS_PER_GB * elements
+    if load.holds_all and level == len(load.levels) - 1:
+        further += (limits.ROWS_CPU_SECONDS_PER_GB - limits.CPU_SECONDS_PER_GB) * elements
+    return aggregator.task_seconds(nbytes, further) + waiting
 
 
 def _task_count(load: Workload, shards: int) -> int:
-    return shards * sum(map(len, load.levels))
+    return shards * (sum(map(len, load.levels)) + load.measures)
 
 
 def _requests(load: Workload, shards: int) -> Requests:
     """Return the S3 requests of all tasks.
 
     A task reads the plan and its inputs, some of them with several requests. It writes its sum and
-    its report. The first task of the last level also reads the headers. If the update is applied,
+    its report. A task that measures writes a report only, and each task after it reads the decision
+    of the rule. The first task of the last level also reads the headers. If the update is applied,
     the tasks of the last level also read and write the model and the optimizer's state.
     """
     tasks = _task_count(load, shards)
@@ -150,4 +172,9 @@ def _requests(load: Workload, shards: int) -> Requests:
     extra = round(sum(requests for requests, _ in load.extra_reads(shards)))
     headers = 1 + load.models
     applying = shards * load.models
-    return Requests(gets=inputs + extra + tasks + headers + applying, puts=2 * tasks + applying)
+    counted = Requests(gets=inputs + extra + tasks + headers + applying, puts=2 * tasks + applying)
+    if not load.measures:
+        return counted
+    return counted.plus(
+        Requests(gets=shards * load.contributors + extra + shards, puts=-shards),
+    )

@@ -18,6 +18,7 @@ def measured(
     architecture: str,
     nbytes: int,
     server_optimizer: Any = None,
+    measuring: Sequence[Mapping[str, Any]] = (),
 ) -> Bill:
     """Return the cost of what was measured.
 
@@ -34,6 +35,8 @@ def measured(
         Of the result, and so of an update.
     server_optimizer
         How the round's terms have its update applied to the model, if they do.
+    measuring
+        The reports of the tasks that measured before, under a robust rule.
 
     Raises
     ------
@@ -45,6 +48,7 @@ def measured(
     levels: dict[int, list[Tasks]] = {}
     for report in reports:
         levels.setdefault(report["level"], []).append(Tasks(1, report["seconds"]))
+    everything = [*measuring, *reports]
     by_client = client_requests(nbytes)
     return pricing.bill(
         list(levels.values()),
@@ -52,10 +56,12 @@ def measured(
         memory_mb=memory_mb,
         architecture=architecture,
         aggregators=Requests(
-            sum(report["gets"] for report in reports), sum(report["puts"] for report in reports)
+            sum(report["gets"] for report in everything),
+            sum(report["puts"] for report in everything),
         ),
         by_clients=Requests(*(clients * number for number in by_client)),
-        cold_tasks=sum(report["is_cold"] for report in reports),
+        cold_tasks=sum(report["is_cold"] for report in everything),
+        measuring=[[Tasks(1, report["seconds"]) for report in measuring]] if measuring else [],
         models=0
         if server_optimizer is None
         else 1 + len(parse_server_optimizer(server_optimizer).state),

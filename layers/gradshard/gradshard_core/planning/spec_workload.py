@@ -28,6 +28,7 @@ def workload_of(
         depth=max(1, *map(len, addition_order.split_order(order, levels))),
         plan_bytes=memory_projection.plan_bytes(clients),
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
+        measures=spec.measures,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         stored_bytes=None if codec is None else CODECS[codec].stored_bytes(nbytes // F32_BYTES),
     )

@@ -30,7 +30,9 @@ class Workload:
     widening
         How much elements grow in their accumulators at most.
     holds_all
-        Whether a task holds a block of every input at once, as robust rules do.
+        Whether a task of the last level holds a block of every input at once.
+    measures
+        Whether a pass comes before in which tasks do that, and measure.
     applied
         The number of objects in the server optimizer's state; None if the average is not applied
         to a model.
@@ -49,6 +51,7 @@ class Workload:
     plan_bytes: int = 0
     widening: float = WIDENING
     holds_all: bool = False
+    measures: bool = False
     applied: int | None = None
     disorder: tuple[Disorder, ...] = ()
     stored_bytes: float | None = None

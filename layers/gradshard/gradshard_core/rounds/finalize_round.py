@@ -17,7 +17,7 @@ from gradshard_core.records import model_registry
 from gradshard_core.records.manifest import COMPLETED, parse_manifest
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds import arrivals, aws_callbacks
-from gradshard_core.rounds.measurement import left_out, read_decision, write_measurement
+from gradshard_core.rounds.measurement import left_out, read_decision, summary, write_measurement
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.assignments import Assignments, Report, assign
 
@@ -141,13 +141,16 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     """Have everything appear: the objects, what they mean for the model, the manifest."""
     if plan.assignments is not None:
         store.put_json(keys.assignments, _assign(store, plan, plan.assignments).to_json())
+    measuring = {}
     if plan.computation.measured is not None:
-        arrivals.reject_all(store, keys, left_out(plan, read_decision(store, keys, plan)))
+        decision = read_decision(store, keys, plan)
+        arrivals.reject_all(store, keys, left_out(plan, decision))
+        measuring = {"measuring": summary(store, keys, plan, decision)}
     result, *made = (_complete(store, output, plan.computation.shards) for output in plan.outputs)
     version = _next_version(store, plan, made)
     if version is not None:
         version = model_registry.reserve(store, version)
-    manifest = _manifest(plan, result, tally, version)
+    manifest = _manifest(plan, result, tally, version, measuring)
     if not store.put_json(keys.manifest, manifest, replaces=None):
         manifest = store.get_json(keys.manifest, parse_manifest) or manifest
         if manifest["status"] != COMPLETED:
@@ -243,7 +246,11 @@ def _next_version(store: S3Store, plan: Plan, made: Sequence[ObjectVersion]) -> 
 
 
 def _manifest(
-    plan: Plan, result: ObjectVersion, tally: _Tally, version: Version | None
+    plan: Plan,
+    result: ObjectVersion,
+    tally: _Tally,
+    version: Version | None,
+    measuring: dict[str, Any],
 ) -> dict[str, Any]:
     has_others = plan.layout.layers or plan.computation.robust is not None
     finished_at = datetime.now(UTC)
@@ -290,6 +297,7 @@ def _manifest(
         "notes": plan.notes,
         "model": version and version.to_json(),
         **_partial(plan),
+        **measuring,
         "opened_at": plan.opened_at,
         "planned_at": plan.planned_at,
         "finished_at": finished_at.isoformat(),

@@ -15,6 +15,7 @@ from gradshard_core.aggregation.gram_rules import norms_of
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan import Contributor, Plan, Rejection
+from gradshard_core.records.decision import is_clipped
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.s3.store import S3Store
 
@@ -137,6 +138,22 @@ def left_out(plan: Plan, decision: dict[str, Any]) -> list[Rejection]:
         )
         for c in plan.participants.left_out
     ]
+
+
+def summary(
+    store: S3Store, keys: RoundKeys, plan: Plan, decision: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what the manifest, which clients read, has of measuring: no norms and no weights."""
+    measurement = store.get_json(keys.measurement(plan.computation.measured or 0)) or {}
+    return {
+        "rule": decision["rule"],
+        "decision": keys.decision(plan.attempt),
+        "measured": len(decision["clients"]),
+        "left_out": len(plan.participants.left_out),
+        "clipped": sum(map(is_clipped, decision["clients"])),
+        "tasks": measurement.get("tasks", []),
+        "totals": measurement.get("totals", {}),
+    }
 
 
 def _checked(measurement: dict[str, Any]) -> dict[str, Any]:

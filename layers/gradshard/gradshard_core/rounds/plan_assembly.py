@@ -153,6 +153,7 @@ def _choose_shards(
         ),
         widening=sharding.widening(layout.spans),
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
+        measures=spec.measures,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=_stored_bytes(grouping),

@@ -103,9 +103,7 @@ class TaskInputs:
         if plan.computation.measures:
             self.spans = split_spans(plan.layout.spans, plan.layout.buffers)
         robust = plan.computation.robust
-        self._holds_all = plan.computation.measures or (
-            robust is not None and robust.is_columns and robust.holds_all
-        )
+        self._holds_all = plan.computation.measures or (robust is not None and robust.holds_all)
         self.reduction = plan.reduction(task.level, len(self.numbers), gathers=self._gathers)
 
     def zones(self, start: int) -> Iterable[Zone]:

