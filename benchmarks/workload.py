@@ -1,4 +1,4 @@
-"""What the rows work on: clients' updates as files, a plan, and the bytes that must come out."""
+"""The input of the rows: clients' updates as files, a plan, and the expected bytes."""
 
 import hashlib
 import io
@@ -48,7 +48,7 @@ class Case:
     Parameters
     ----------
     clients
-        How many.
+        The number of clients.
     elements
         float32 numbers in an update.
     shards
@@ -80,13 +80,13 @@ class Prepared:
     Attributes
     ----------
     job
-        What a row is told, as JSON.
+        The job of a row, as JSON.
     shards
         M.
     projected_mb
-        What the planner expects of a task's memory.
+        The memory that the planner projects for a task, in MB.
     client_bytes
-        How many bytes of client updates one run aggregates.
+        The bytes of client updates that one run aggregates.
     expected
         What the rows must have written, target → MD5: the planned parts, the weighted sum as one
         object, and the plain mean as ``.npy``.

@@ -115,9 +115,9 @@ class S3FedAvg(FedAvg):
     Parameters
     ----------
     federation
-        Where rounds are opened; by default the stack named gradshard.
+        The federation that opens the rounds; by default the stack named gradshard.
     run
-        What the rounds' ids begin with; ``{run}-1`` is the first one's. By default a random name.
+        The beginning of the rounds' ids, ``{run}-1`` and so on. By default a random name.
     keep_arrays
         Fetch each average, which ``strategy.start`` then hands to ``evaluate_fn`` and in the end
         returns; otherwise it hands on empty records, and the server never holds a model beyond the
@@ -133,7 +133,7 @@ class S3FedAvg(FedAvg):
         Gives nodes their client ids; who gets none is left out of the round. The order of the ids
         is that of the additions.
     ticket_seconds
-        How long a client may take, from its message to the end of its upload.
+        Seconds that a client may take, from its message to the end of its upload.
     **options
         Those of Flower's FedAvg.
     """

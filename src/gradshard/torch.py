@@ -145,7 +145,7 @@ def buffers(module: torch.nn.Module) -> list[str]:
     Raises
     ------
     UpdateError
-        As of :func:`tensors`.
+        The errors of :func:`tensors`.
     """
     state = module.state_dict(keep_vars=True)
     return [name for name in tensors(state) if not isinstance(state[name], torch.nn.Parameter)]
@@ -165,7 +165,7 @@ def load(state_dict: StateDict, model: Mapping[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        As of :func:`apply`.
+        The result of :func:`apply`.
 
     Raises
     ------
@@ -212,12 +212,12 @@ def _renewed(
 
 
 def is_tensor(name: str, value: Any) -> bool:
-    """Whether an entry of a ``state_dict`` is a tensor whose elements can be read.
+    """Return whether an entry of a ``state_dict`` is a tensor whose elements can be read.
 
     Raises
     ------
     UpdateError
-        It is a tensor of another kind.
+        The tensor is of a kind that cannot be averaged.
     """
     if not isinstance(value, torch.Tensor):
         return False

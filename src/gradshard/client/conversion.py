@@ -49,7 +49,7 @@ _DAMAGE: Final = (
 
 
 MAX_NPY_HEADER_BYTES: Final = 10_000
-"""Of an array's header, numpy's own bound: 64 dimensions and a type take a tenth of it."""
+"""numpy's bound for the header of an array; 64 dimensions and a type take a tenth of it."""
 
 _NPY_LENGTHS: Final = {(1, 0): 2, (2, 0): 4, (3, 0): 4}
 """The versions of a header, and how many bytes the header's length takes."""
@@ -125,7 +125,7 @@ def convert(
     key
         Under which a checkpoint keeps the ``state_dict``, where that is not clear.
     progress
-        Told the bytes done and the total.
+        A callback that takes the bytes done and the total.
 
     Returns
     -------

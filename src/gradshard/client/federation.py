@@ -27,11 +27,11 @@ class Federation:
     stack
         The name of its CloudFormation stack, whose outputs are read when they are needed.
     bucket
-        Its bucket, for clients that have no permission to read the stack.
+        The name of the bucket, for clients that have no permission to read the stack.
     state_machine
         The ARN of its state machine. With ``bucket``, it is needed to open rounds.
     endpoint_url
-        Where AWS is, if not at AWS; ``AWS_ENDPOINT_URL`` says the same.
+        The endpoint to use instead of AWS, as in ``AWS_ENDPOINT_URL``.
     region
         The AWS region of the stack; that of the AWS configuration if none is given.
     profile
@@ -99,7 +99,7 @@ class Federation:
         RoundNotFoundError
             There is no round ``updates_from``.
         RoundFailed
-            It could not be opened.
+            The round could not be opened.
         """
         fields: dict[str, Any] = {"clients": clients, **options}
         if (layout := options.get("layout")) is not None:

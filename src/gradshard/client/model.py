@@ -31,9 +31,9 @@ class Model:
     Parameters
     ----------
     stack
-        Where it is.
+        The deployed stack that holds the model.
     name
-        Its name.
+        The name of the model.
     """
 
     def __init__(self, stack: Stack, name: str = DEFAULT_MODEL) -> None:
@@ -45,7 +45,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name of the model."""
         return self._keys.name
 
     def current(self) -> Version:
@@ -102,7 +102,7 @@ class Model:
         path
             The .safetensors file to write, in a few MB of memory; it appears when it is whole.
         version
-            Its number; the current one if none is given.
+            The number of the version; the current version if none is given.
         progress
             Called with the bytes received and the total.
 
@@ -147,7 +147,7 @@ class Model:
         Raises
         ------
         UpdateError
-            It holds what cannot be averaged.
+            The file holds tensors that cannot be averaged.
         SpecError
             A pattern of ``buffers`` matches no tensor.
         ModelStateError
@@ -177,7 +177,7 @@ class Model:
         ModelNotFoundError
             There is no such version.
         ModelStateError
-            It is the current one; or another version was made at the same time.
+            The version is the current one, or another version was made at the same time.
         """
         newest, restored = self.current(), self.version(number)
         if number == newest.number:
@@ -190,7 +190,7 @@ class Model:
         Parameters
         ----------
         keep
-            How many of the newest stay, at least one.
+            The number of newest versions to keep, at least one.
 
         Returns
         -------

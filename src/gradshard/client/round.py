@@ -40,9 +40,9 @@ class Round(RoundAccess):
     Parameters
     ----------
     stack
-        Where it runs.
+        The deployed stack that runs the round.
     name
-        Its id.
+        The id of the round.
     is_new
         Whether it was just opened, under a name that no earlier round has.
     """
@@ -190,7 +190,7 @@ class Round(RoundAccess):
     def assignment(self, client: str) -> Assignment:
         """Return the settings with which a client should train for this round.
 
-        The round that this one's ``assignments`` name as the one before ended with them. A client
+        They were computed at the end of the round that ``assignments`` names as ``after``. A client
         that did not take part in it gets the base settings.
 
         Raises
@@ -332,7 +332,7 @@ class Round(RoundAccess):
         RoundNotFoundError
             There is no such round.
         RoundStateError
-            It has ended, or is just being opened.
+            The round has ended, or is just being opened.
         """
         return operations.close_round(self._stack, self.keys)
 
@@ -351,7 +351,7 @@ class Round(RoundAccess):
         RoundNotFoundError
             There is no such round.
         RoundStateError
-            It was completed, maybe just now, and stays so.
+            The round was completed, maybe just now, and stays so.
         """
         return operations.cancel_round(self._stack, self.keys, reason)
 
@@ -363,7 +363,7 @@ class Round(RoundAccess):
         RoundNotFoundError
             There is no such round.
         RoundStateError
-            It has not ended.
+            The round has not ended.
         """
         operations.remove_round(self._stack, self.keys)
 
@@ -378,7 +378,7 @@ class Round(RoundAccess):
         return operations.round_log(self._stack, self.keys)
 
     def has_ended(self) -> bool:
-        """Whether the round has ended, completed or failed."""
+        """Return whether the round has ended, completed or failed."""
         return self.store.head(self.keys.manifest) is not None
 
     def rejection(self, client: str) -> str | None:
@@ -445,7 +445,7 @@ class Round(RoundAccess):
         return layout_of(store, version.tensors)
 
     def _differs(self, key: str, content: Content) -> bool:
-        """Whether there is an update already, and it is not this very one."""
+        """Return whether there is another update of the client already."""
         store = self.store
         if store.head(key) is None:
             return False
@@ -453,7 +453,7 @@ class Round(RoundAccess):
         return checksum is None or not has_checksum(content, checksum)
 
     def _is_counted(self, spec: RoundSpec, client: str, content: Content) -> bool:
-        """Whether this very update is in the plan already, so that submitting it is a repetition.
+        """Return whether this update is in the plan already, so that submitting it changes nothing.
 
         Raises
         ------

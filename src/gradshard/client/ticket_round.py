@@ -55,7 +55,7 @@ class TicketRound(RoundAccess):
         Parameters
         ----------
         update, samples, training, progress
-            As in :meth:`gradshard.client.round.Round.submit`.
+            The arguments of :meth:`gradshard.client.round.Round.submit`.
 
         Raises
         ------
@@ -99,7 +99,7 @@ class TicketRound(RoundAccess):
             raise self._requests.not_s3(what) from None
 
     def has_ended(self) -> bool:
-        """Whether the round has ended, completed or failed."""
+        """Return whether the round has ended, completed or failed."""
         return self._requests.ask("HEAD", self.ticket.ended_url) is not None
 
     def status(self) -> dict[str, Any]:

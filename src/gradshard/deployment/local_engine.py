@@ -71,7 +71,7 @@ def up(
         When the engine cannot run here, the port is taken, a command fails, or the engine runs
         already, without ``bind``.
     DeployError
-        When `sam`, or what it builds with, is not installed.
+        `sam`, or a program that it builds with, is not installed.
     """
     _check_machine()
     report = progress or _ignore

@@ -68,7 +68,7 @@ def reached(function: str) -> set[str]:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_what_a_function_imports_is_there_on_lambda(function: str) -> None:
+def test_every_import_of_a_function_is_there_on_lambda(function: str) -> None:
     modules = reached(function)
     assert f"gradshard_core.rounds.{function}" in modules
     distributions = packages_distributions()

@@ -51,7 +51,7 @@ class Zone(NamedTuple):
 
 @dataclass(frozen=True)
 class Addition:
-    """How inputs are added.
+    """The rule by which inputs are added.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def aggregate(
     zones
         The range, divided into adjacent stretches with different weights.
     addition
-        How to add.
+        The rule of the addition.
     spans
         The spans of the whole layout.
     write
@@ -203,7 +203,7 @@ def find_nonfinite(
     zones
         The range to search.
     addition
-        How the inputs were added. It decides the size of the blocks that are read.
+        The rule of the addition. It decides the size of the blocks that are read.
     spans
         The spans of the whole layout.
     """

@@ -66,7 +66,7 @@ def parse_plan(written: dict[str, Any]) -> Plan:
     Raises
     ------
     KeyError, TypeError, ValueError
-        It is no plan.
+        The JSON is no plan.
     """
     groups = written["stage_groups"]
     return Plan(

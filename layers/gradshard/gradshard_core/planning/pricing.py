@@ -88,12 +88,12 @@ class Bill:
 
     @property
     def full(self) -> float:
-        """The paper's ``full``: with the clients' S3 requests."""
+        """The paper's ``full``: ``agg`` and the clients' S3 requests."""
         return self.aggregators + self.s3_clients
 
     @property
     def total(self) -> float:
-        """Everything."""
+        """The sum of all parts."""
         beside = self.requests + self.step_functions + self.round_ + self.events + self.starts
         return self.full + beside
 
@@ -110,7 +110,7 @@ class Bill:
 
 
 class Tasks(NamedTuple):
-    """As many tasks side by side that take as long."""
+    """A number of tasks side by side that take equally long."""
 
     number: int
     seconds: float
@@ -155,11 +155,11 @@ def bill(
     levels
         The aggregators' tasks, one level after another.
     clients
-        How many send an update.
+        The number of clients that send an update.
     memory_mb, architecture
-        Of the aggregators; the architecture is that of all functions.
+        The memory of the aggregators in MB, and the processor of all functions.
     aggregators, by_clients
-        Their S3 requests.
+        The S3 requests of the aggregators and of the clients.
     batch
         Tasks that share an Express execution.
     models
@@ -167,9 +167,9 @@ def bill(
     updates
         Objects that clients send; one each if it is not said.
     cold_tasks
-        How many tasks start cold; all if it is not said. The functions around them do.
+        The number of tasks that start cold; None for all. The other functions start cold.
     prices
-        What AWS asks.
+        The prices of AWS.
     """
     gb_second = prices.gb_second(architecture)
     tasks = [sum(run.number for run in level) for level in levels]
@@ -197,7 +197,7 @@ def events(tasks: Sequence[int], updates: int, models: int = 0) -> int:
     Parameters
     ----------
     tasks
-        Of each level; the last one's are the parts of the result.
+        The number of tasks of each level; those of the last level are the parts of the result.
     updates
         Objects that clients send.
     models
@@ -246,9 +246,9 @@ def around(tasks: Sequence[int], clients: int, models: int = 0) -> Requests:
     Parameters
     ----------
     tasks
-        Of each level; the last one's are the parts of the result.
+        The number of tasks of each level; those of the last level are the parts of the result.
     clients
-        How many send an update, each one once.
+        The number of clients that send an update, each one once.
     models
         Objects that are written beside the update, where it is applied.
     """

@@ -210,11 +210,11 @@ class RoundSpec:
 
     @property
     def expected(self) -> int:
-        """How many clients are expected."""
+        """The number of expected clients."""
         return self.clients if isinstance(self.clients, int) else len(self.clients)
 
     def expects(self, client: str) -> bool:
-        """Whether an update of ``client`` may take part."""
+        """Return whether an update of ``client`` may take part."""
         return isinstance(self.clients, int) or client in self._ids
 
     @cached_property
@@ -228,7 +228,7 @@ class RoundSpec:
         return tuple(sorted(set(self.clients) - set(arrived)))
 
     def is_complete(self, arrived: Sequence[str]) -> bool:
-        """Whether nobody need be waited for."""
+        """Return whether no client has to be awaited."""
         if isinstance(self.clients, int):
             return len(set(arrived)) >= self.clients
         return not self.missing(arrived)
@@ -270,7 +270,7 @@ class RoundSpec:
         return [tuple(itertools.islice(ids, size)) for size in sizes]
 
     def awaits(self, client: str, groups: Sequence[int]) -> bool:
-        """Whether a client is in one of an eager round's groups, given by their numbers."""
+        """Return whether a client is in one of an eager round's groups, given by their numbers."""
         members = self.groups() if groups else []
         return any(client in members[number] for number in groups)
 

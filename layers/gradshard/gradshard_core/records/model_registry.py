@@ -36,7 +36,7 @@ class Version:
     model
         The model's name.
     number
-        From 1.
+        The number of the version, from 1.
     tensors
         The model itself.
     round_id
@@ -47,9 +47,9 @@ class Version:
         How the round applied its update
         (:meth:`gradshard_core.aggregation.server_optimizers.ServerOptimizer.to_json`).
     steps
-        How many steps in a row that optimizer has made.
+        The number of steps in a row that the optimizer has made.
     state
-        What it keeps from step to step, by name.
+        The state that the optimizer keeps from step to step, by name.
     buffers
         The names of its tensors that rounds average, and no optimizer steps.
     made_at
@@ -193,7 +193,7 @@ def reserve(store: S3Store, new: Version) -> Version:
     Returns
     -------
     Version
-        As it is recorded: where this is a repetition, as it was the first time.
+        The recorded version; of a repetition, the version that was recorded first.
 
     Raises
     ------
@@ -231,12 +231,12 @@ def _read(store: S3Store, key: str) -> Version | None:
 
 
 def _counts(store: S3Store, version: Version) -> bool:
-    """Whether a version's number is taken for good."""
+    """Return whether a version's number is taken for good."""
     return version.round_id is None or _status(store, version.round_id) == COMPLETED
 
 
 def _is_void(store: S3Store, version: Version) -> bool:
-    """Whether a version was reserved by a round that failed, or that is gone without an end.
+    """Return whether a version was reserved by a round that failed, or that is gone without an end.
 
     Rounds go after RetentionDays and models stay: the number must not be taken for ever.
     """

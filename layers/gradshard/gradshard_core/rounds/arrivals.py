@@ -53,7 +53,7 @@ class Update(NamedTuple):
 
 
 Found = Update | Rejection | None
-"""What there is of a client: a good update, a bad one, or none."""
+"""The state of a client: a good update, a bad one, or none."""
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def check_update(store: S3Store, keys: RoundKeys, client: str, *, partial: bool)
     Parameters
     ----------
     store, keys, client
-        Whose update.
+        The bucket, the round's keys, and the client.
     partial
         Whether what a client has sent so far is taken, where it has sent no update.
     """
@@ -150,7 +150,7 @@ def check_updates(
     Parameters
     ----------
     store, keys, clients, partial
-        As for :func:`check_update`.
+        The arguments of :func:`check_update`.
     look
         Called in several threads. What it returns should be small: there may be thousands.
     large_headers

@@ -1,4 +1,4 @@
-"""Make the result appear, and write the manifest, last."""
+"""Complete the upload of the result, and write the manifest last."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ SUMMED = (
     "cpu_seconds",
 )
 MOST_LISTED: Final = 10_000
-"""Tasks up to which a manifest lists each; it is read whole, and here held in memory."""
+"""The most tasks that a manifest lists, because readers hold it in memory."""
 REPLAN = "replan"
 AWAITING = "awaiting"
 
@@ -44,9 +44,9 @@ def finalize_round(store: S3Store, wire: TaskS3Client, round_id: str) -> dict[st
     Parameters
     ----------
     store, wire
-        The bucket; what tasks wrote in it, of which there may be tens of thousands.
+        The bucket, and the client that reads the tens of thousands of task records.
     round_id
-        Which round.
+        The id of the round.
 
     Returns
     -------

@@ -89,9 +89,9 @@ def assemble(
     contributors
         Without weights.
     layout
-        As :func:`write_layout` returned it, or as an earlier plan has it.
+        The result of :func:`write_layout`, or the layout of an earlier plan.
     coverage
-        Which layers each contributor of partial updates has.
+        The layers that each contributor of partial updates has.
 
     Raises
     ------
@@ -137,7 +137,7 @@ class Grouping(NamedTuple):
     Parameters
     ----------
     topology
-        Its name.
+        The name of the topology.
     sizes
         The groups' sizes; in an eager round, those of a round in which every client answers.
     order
@@ -145,7 +145,7 @@ class Grouping(NamedTuple):
     levels
         The groups.
     contributors
-        In the order of the additions, with their weights.
+        The contributors in the order of the additions, with their weights.
     """
 
     topology: str

@@ -48,7 +48,7 @@ class TaskInputs:
     contributors
         The contributors whose updates the task reads; none above level 0.
     addition
-        How the inputs are added.
+        The rule of the addition.
     """
 
     def __init__(

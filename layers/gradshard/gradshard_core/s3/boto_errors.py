@@ -71,7 +71,7 @@ def check_listing(listing: Mapping[str, Any]) -> None:
     Raises
     ------
     KeyError
-        It lacks a field that every listing has.
+        The answer lacks a field that every listing has.
     """
     if "IsTruncated" not in listing:
         raise KeyError("IsTruncated")

@@ -40,20 +40,20 @@ def sign(
     Parameters
     ----------
     method, host
-        As they are sent.
+        The method and the host, as they are sent.
     path, query
-        Not yet encoded.
+        The path and the query, not yet encoded.
     headers
         Further headers, which are signed too.
     payload
         The body, whose digest is signed: what arrives is what was sent. None for a body that is
         not known yet, which TLS alone protects.
     region
-        Of the bucket.
+        The region of the bucket.
     credentials
-        Who signs.
+        The credentials that sign.
     now
-        In UTC.
+        The time in UTC.
 
     Returns
     -------

@@ -78,9 +78,9 @@ class S3Store(MultipartUploads, PresignedUrls, JsonReads):
     Parameters
     ----------
     bucket
-        Its name.
+        The name of the bucket.
     connections
-        How many connections may be open at once.
+        The number of connections that may be open at once.
     client
         An S3 client to use instead of one made from the environment.
     """
@@ -240,7 +240,7 @@ class S3Store(MultipartUploads, PresignedUrls, JsonReads):
             :data:`ANYTHING`; None to write only where there is no object; or the ETag of the
             one that may be replaced.
         sha256
-            Of the body, in base64: S3 checks and keeps it.
+            The SHA-256 of the body in base64, which S3 checks and keeps.
 
         Returns
         -------

@@ -195,7 +195,7 @@ class TaskS3Client(JsonReads):
     Parameters
     ----------
     bucket
-        Its name.
+        The name of the bucket.
     host
         Its host name at AWS, such as ``bucket.s3.eu-central-1.amazonaws.com``. Not used if
         ``AWS_ENDPOINT_URL`` or ``AWS_ENDPOINT_URL_S3`` is set.
@@ -311,9 +311,9 @@ class TaskS3Client(JsonReads):
         Parameters
         ----------
         key
-            Of the object.
+            The key of the object.
         nbytes
-            How many bytes will be written, which S3 requires at the beginning.
+            The number of bytes that will be written, which S3 requires at the beginning.
 
         Raises
         ------

@@ -32,10 +32,10 @@ REPORTED: Final = ("train_seconds", "batch_size", "epochs", "steps")
 """The metadata of an update that describes its training."""
 
 MAX_TRAIN_SECONDS: Final = 7 * 24 * 3600.0
-"""As long as a round may be open; who trained for longer is not believed."""
+"""The longest training that is believed: as long as a round may be open."""
 
 MIN_SECONDS_PER_SAMPLE: Final = 1e-9
-"""Faster than any device; who trained so fast is not believed."""
+"""The fastest training that is believed; no device is so fast."""
 
 MAX_COUNT: Final = 2**53
 
@@ -47,8 +47,9 @@ MOST: Final = {"batch_size": 2, "epochs": 8, "learning_rate": 2}
 the base does not survive being scaled by 8 (docs/stragglers.md), so the batch ends early."""
 
 STEPS_FACTOR: Final = 10
-"""How far from the median of a round's steps a client's count. Assignments ask for no more than
-8 times the base's epochs (:data:`MOST`), which is within it."""
+"""The factor around the median of a round's steps within which a client's steps count.
+
+Assignments ask for at most 8 times the base's epochs (:data:`MOST`), which is within it."""
 
 NOTED: Final = 20
 """Clients that a note names."""
@@ -107,9 +108,9 @@ class Report:
     samples
         The number of samples it has.
     train_seconds, batch_size, epochs, steps
-        What it took and did; None where that is not known.
+        The figures of the training; None for a figure that is not known.
     notes
-        What was not believed, and why.
+        The reported figures that were ignored, and why.
     """
 
     samples: int
@@ -138,7 +139,7 @@ class Speed:
     seconds_per_sample
         Smoothed over rounds.
     samples
-        How many it last had.
+        The number of samples in its last report.
     unseen
         Rounds since it last took part.
     """
@@ -159,9 +160,9 @@ class Assignment:
     Parameters
     ----------
     batch_size, epochs, learning_rate
-        Its settings.
+        The settings of the training.
     seconds
-        What they are predicted to take; None for a client of which nothing is known.
+        The predicted seconds; None for a client whose speed is not known.
     """
 
     batch_size: int
@@ -177,15 +178,15 @@ class Assignments:
     Parameters
     ----------
     settings
-        What they were made in.
+        The settings from which the assignments were made.
     target_seconds
         The time that training should take; None while no client's speed is known.
     clients
         Assignments by client.
     speeds
-        What is remembered, by client.
+        The measured speeds, by client.
     notes
-        What was ignored, or could not be met.
+        The reports that were ignored, and the targets that could not be met.
     """
 
     settings: AssignmentSettings
@@ -269,7 +270,7 @@ def report_metadata(training: Mapping[str, float]) -> dict[str, str]:
     Raises
     ------
     UpdateError
-        It says something else.
+        The metadata has another value.
     """
     unknown = sorted(training.keys() - set(REPORTED))
     if unknown:
@@ -322,7 +323,7 @@ def assign(
     settings
         The base settings and bounds.
     reports
-        Of the round that has ended, by client.
+        The reports of the round that has ended, by client.
     history
         The speeds that the assignments before carry (:attr:`Assignments.speeds`).
     """

@@ -26,7 +26,7 @@ class Layer:
     Parameters
     ----------
     name
-        Its name, unique in the model.
+        The name, unique in the model.
     tensors
         The names of its tensors, in the layout's order.
     """
@@ -104,7 +104,7 @@ def check_depth(layers: Sequence[Layer], covered: Coverage) -> None:
     Raises
     ------
     UpdateError
-        It holds a layer but not a later one.
+        The update holds a layer but not a later one.
     """
     first = covered.index(True) if True in covered else len(covered)
     hole = next((index for index in range(first, len(covered)) if not covered[index]), None)

@@ -1,4 +1,4 @@
-"""How likely clients are to reach layers, and with that p, the probability that nobody does.
+"""Probabilities that clients reach layers, and p, the probability that no client does.
 
 Back-propagation reaches the last layer first, so a client that is cut off has not reached the first
 ones. A model says how likely that is, client by client; or p is stated; or it is estimated from
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Participation(Protocol):
-    """How likely clients are to reach layers."""
+    """A model of the probabilities that clients reach layers."""
 
     def reach(self, client: Client, layers: Sequence[Layer]) -> list[float]:
         """Return the client's probability of reaching each layer, from the input to the output."""
@@ -107,7 +107,7 @@ class ClientReach:
     Parameters
     ----------
     probabilities
-        By client: one for all layers, or by layer's name.
+        The probabilities by client: one for all layers, or by layer's name.
     """
 
     probabilities: Mapping[str, float | Mapping[str, float]]
@@ -135,7 +135,7 @@ class PastRounds:
     Parameters
     ----------
     rounds
-        Their ids.
+        The ids of the rounds.
     """
 
     rounds: tuple[str, ...]
@@ -158,7 +158,7 @@ class PastRound:
     expected
         The clients that were expected.
     covered
-        By layer's name, those that covered it.
+        The clients that covered each layer, by its name.
     """
 
     expected: frozenset[str]
@@ -179,7 +179,7 @@ def parse_participation(stated: Any) -> Stated:
     Raises
     ------
     SpecError
-        It is none of these, or a number is out of its bounds.
+        The value has none of these forms, or a number is out of its bounds.
     """
     if not isinstance(stated, Mapping):
         return GivenMisses(_missed("p", stated))
@@ -224,9 +224,9 @@ def estimate_reach(
     past
         The rounds.
     clients
-        Those of the next one.
+        The clients of the next round.
     layers
-        Its layers; one that a past round did not have counts as covered by nobody there.
+        The layers of the next round; no client covered a layer that a past round did not have.
     """
     probabilities: dict[str, float | Mapping[str, float]] = {}
     for client in clients:
@@ -250,11 +250,11 @@ def misses(
     Parameters
     ----------
     participation
-        What gives it.
+        The model of participation.
     clients
         All that are expected, those that sent nothing included.
     layers
-        From the input to the output.
+        The layers from the input to the output.
 
     Raises
     ------
@@ -308,7 +308,7 @@ def expected_shares(reached: Sequence[float] | Floats) -> list[float]:
     Parameters
     ----------
     reached
-        By client.
+        The probabilities, by client.
     """
     users = len(reached)
     nodes, distances, weights = gauss_legendre(-(-users // 2))
