@@ -44,7 +44,7 @@ FORGET_ROUNDS: Final = 20
 
 MOST: Final = {"batch_size": 2, "epochs": 8, "learning_rate": 2}
 """The highest settings, as multiples of the base, where none are given. A learning rate that suits
-the base does not survive being scaled by 8 (docs/stragglers.md), so the batch ends early."""
+the base does not survive being scaled by 8 (benchmarks/stragglers.md), so the batch ends early."""
 
 STEPS_FACTOR: Final = 10
 """The factor around the median of a round's steps within which a client's steps count.
