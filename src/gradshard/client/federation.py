@@ -84,18 +84,18 @@ class Federation:
         clients
             The ids of the expected clients, or their number.
         options
-            As in :class:`gradshard.client.round_options.RoundOptions`; None is as good as leaving
-            an option out.
+            The options of :class:`gradshard.client.round_options.RoundOptions`; None stands for the
+            default.
 
         Raises
         ------
         SpecError
             The options are not valid, or too long.
         UpdateError
-            ``layout`` is of a file or of tensors that could not be averaged.
+            The tensors of ``layout`` could not be averaged.
         RoundExistsError
-            There is such a round with other options, or there was one whose objects have been
-            deleted: Step Functions keeps a name for 90 days after its execution has ended.
+            There is a round of this name with other options, or there was one in the last 90 days
+            whose objects were deleted.
         RoundNotFoundError
             There is no round ``updates_from``.
         RoundFailed
@@ -124,7 +124,8 @@ class Federation:
         Parameters
         ----------
         state
-            Only those that are ``awaiting``, ``aggregating``, ``completed`` or ``failed``.
+            List only rounds in this state: ``awaiting``, ``aggregating``, ``completed`` or
+            ``failed``.
 
         Raises
         ------
@@ -134,7 +135,7 @@ class Federation:
         return operations.list_rounds(self.stack, state)
 
     def cancel_all(self, reason: str) -> Iterator[Round]:
-        """Cancel every round that has not ended, and yield each when that is done.
+        """Cancel every round that has not ended, and yield each cancelled round.
 
         Raises
         ------

@@ -126,21 +126,19 @@ class Model:
         buffers: Sequence[str] | None = None,
         progress: Progress | None = None,
     ) -> Version:
-        """Make a version of a model at hand: the first one, or one to go on from.
+        """Make a version of the model from tensors or a file.
 
-        Optimizers begin anew from it. Rounds that began from the version before fail when they
-        end.
+        The state of the optimizer starts anew. Rounds that began from the version before fail.
 
         Parameters
         ----------
         model
             Tensors by name (numpy arrays or torch tensors), or the path of a .safetensors file.
         buffers
-            Names, or patterns of names, of tensors that are measured and not trained: rounds
-            average them, and no optimizer steps them. PyTorch's are
-            :func:`gradshard.torch.buffers`. None: those of the version before, and those with
-            BatchNorm's names (``gradshard_core.aggregation.buffers.CONVENTIONAL``). Integers always
-            are.
+            Names, or patterns of names, of tensors that rounds average and no optimizer steps. For
+            PyTorch, use :func:`gradshard.torch.buffers`. By default the buffers of the version
+            before, and tensors with BatchNorm's names
+            (``gradshard_core.aggregation.buffers.CONVENTIONAL``). Integers are always buffers.
         progress
             Called with the bytes sent and the total.
 
@@ -170,7 +168,7 @@ class Model:
             raise
 
     def roll_back(self, number: int) -> Version:
-        """Go back to a version, and to its optimizer's state: they become the newest version.
+        """Make the newest version from an earlier one and its optimizer's state.
 
         Raises
         ------
@@ -195,7 +193,7 @@ class Model:
         Returns
         -------
         list of Version
-            Those that were deleted.
+            The deleted versions.
 
         Raises
         ------

@@ -49,7 +49,7 @@ def list_rounds(stack: Stack, state: str | None) -> Iterator[ListedRound]:
     stack
         The deployed stack.
     state
-        Only those in this state, one of :data:`STATES`; None for all.
+        List only rounds in this state, one of :data:`STATES`; None for all.
 
     Raises
     ------
@@ -134,13 +134,13 @@ def check_reason(reason: str) -> None:
 def cancel_round(stack: Stack, keys: RoundKeys, reason: str) -> str:
     """Stop a round and clean up; safe to repeat.
 
-    Its execution is stopped first, so that nothing new begins. Then ``abort_round`` settles by the
-    manifest, which is written once, whether the round has failed or was completed before.
+    The execution is stopped first, so that nothing new begins. Then ``abort_round`` writes the
+    manifest, unless the round has completed.
 
     Returns
     -------
     str
-        The cause that its manifest has: that of the first who ended it.
+        The cause in its manifest, which the first request to end the round wrote.
 
     Raises
     ------

@@ -66,7 +66,7 @@ class Round(RoundAccess):
         return self._stack.store
 
     def spec(self) -> RoundSpec:
-        """Return what the round was opened with.
+        """Return the options with which the round was opened.
 
         Raises
         ------
@@ -125,9 +125,9 @@ class Round(RoundAccess):
     ) -> bool:
         """Upload a client's update; until the round is planned, the last one counts.
 
-        Tensors in memory are not copied and a file is read as it is sent: a few MB are held. Where
-        the connection breaks, a large update goes up in parts, which submitting again resumes. If
-        the round has a layout or a model, the tensors go up in its order.
+        The call holds a few MB, because it reads tensors in place. If the connection breaks, a
+        large update is sent in parts, and submitting again resumes. If the round has a layout or a
+        model, the tensors are sent in its order.
 
         Parameters
         ----------
@@ -139,11 +139,10 @@ class Round(RoundAccess):
             The number of samples it was trained on; a file may have it in its metadata, as
             ``num_samples``.
         partial
-            It holds only some of the round's layers, and that is all the client has; the round's
-            rule must allow that.
+            The update holds only some of the round's layers; the round needs a rule for that.
         training
-            What the client reports of its training: ``train_seconds``, ``batch_size``, ``epochs``
-            and ``steps``, as far as they are known.
+            The report of the training: ``train_seconds``, ``batch_size``, ``epochs`` and ``steps``,
+            as far as they are known.
         progress
             Called with the bytes sent and the total.
 
@@ -215,10 +214,10 @@ class Round(RoundAccess):
     def ticket(
         self, client: str, *, expires: int = DEFAULT_SECONDS, max_bytes: int | None = None
     ) -> Ticket:
-        """Make a ticket, with which a client without AWS credentials takes part in the round.
+        """Make a ticket for a client without AWS credentials.
 
-        Its holder can upload one update, once, and read why it was rejected and the average; see
-        docs/tickets.md. The ticket is a secret: whoever has it is that client.
+        Its holder can upload one update once, and read its rejection and the average; see
+        docs/tickets.md. The ticket is a secret: anyone who has it can act as that client.
 
         Parameters
         ----------
@@ -228,15 +227,16 @@ class Round(RoundAccess):
             Seconds from now, at most seven days. Temporary credentials end earlier, and the ticket
             with them.
         max_bytes
-            How long the update may be, its header included; by default, what an update of the
-            round's layout needs.
+            The most bytes of the update, with its header; by default, the size of an update of the
+            round's layout.
 
         Raises
         ------
         UpdateError
             The client is not expected.
         TicketError
-            S3 takes no such time or size, or none was given and the round has no layout.
+            S3 does not allow the time or the size, or the round has no layout and no size was
+            given.
         RoundNotFoundError
             There is no such round.
         """
@@ -301,12 +301,11 @@ class Round(RoundAccess):
         return self._wait(timeout, look)
 
     def status(self) -> dict[str, Any]:
-        """Return how far the round is, as JSON.
+        """Return the state of the round, as JSON.
 
         ``state`` is ``awaiting``, ``aggregating``, ``completed`` or ``failed``; ``arrived``,
-        ``missing``, ``rejected`` and ``late`` say who has and has not taken part, and why;
-        ``plan`` and ``tasks_done`` how far the aggregation is; ``manifest`` is the record of a
-        round that has ended.
+        ``missing``, ``rejected`` and ``late`` list clients; ``plan`` and ``tasks_done`` describe
+        the aggregation; ``manifest`` is the record of a round that has ended.
 
         Raises
         ------
@@ -325,7 +324,7 @@ class Round(RoundAccess):
         Returns
         -------
         bool
-            Whether it was waiting; False if it aggregates already.
+            Whether the round was waiting; False if it aggregates already.
 
         Raises
         ------
@@ -342,7 +341,7 @@ class Round(RoundAccess):
         Returns
         -------
         str
-            The cause that its manifest has, which is another one if it had failed before.
+            The cause in its manifest, which is another one if the round had failed before.
 
         Raises
         ------
@@ -382,7 +381,7 @@ class Round(RoundAccess):
         return self.store.head(self.keys.manifest) is not None
 
     def rejection(self, client: str) -> str | None:
-        """Return why the client's update was rejected or came too late; None if it was not."""
+        """Return the reason why the client's update was rejected or late, or None."""
         record = self.store.get_json(self.keys.rejection(client))
         return None if record is None else str(record["reason"])
 

@@ -44,14 +44,15 @@ NOT_A_TICKET: Final = (
 
 @dataclass(frozen=True)
 class Ticket:
-    """The URLs of one client's part in one round; whoever has them is that client.
+    """The URLs with which one client takes part in one round.
 
-    The URLs are secrets: they appear in no error and in no ``repr``.
+    The URLs are secrets, because anyone who has them can act as that client. They appear in no
+    error and in no ``repr``.
 
     Parameters
     ----------
     round_id, client
-        The round, and who takes part in it.
+        The round and the client.
     expires_at
         The time at which S3 rejects the ticket; earlier if the credentials that made it end.
     max_bytes
@@ -63,8 +64,8 @@ class Ticket:
     rejection_url
         The URL for a GET of the reason why the update was rejected.
     ended_url
-        For a HEAD of the manifest, which exists when the round has ended. It names the other
-        clients, so the ticket cannot read it.
+        The URL for a HEAD of the manifest, which exists when the round has ended. The manifest
+        names the other clients, so the ticket cannot read it.
     result_url
         The URL for a GET of the average.
     parts

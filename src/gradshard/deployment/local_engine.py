@@ -1,6 +1,6 @@
-"""The application on this machine: a process that plays AWS, with the same template deployed to it.
+"""The application on this machine: a process that stands in for AWS, with the same template.
 
-Objects live in the process's memory and are gone when it ends. :func:`down` removes its files, too.
+Its objects are in memory and are gone when it ends. :func:`down` also removes its files.
 """
 
 import importlib.util
@@ -47,7 +47,7 @@ __all__ = [
 def up(
     port: int = DEFAULT_PORT, *, bind: str | None = None, progress: Progress | None = None
 ) -> Engine:
-    """Start an engine unless it runs, and deploy the application unless what it has is the same.
+    """Start an engine unless it runs, and deploy the application if it has changed.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def up(
     Raises
     ------
     EngineError
-        When the engine cannot run here, the port is taken, a command fails, or the engine runs
+        The engine cannot run here, the port is taken, a command fails, or the engine runs
         already, without ``bind``.
     DeployError
         `sam`, or a program that it builds with, is not installed.
