@@ -82,7 +82,7 @@ def read_pins(*files: Path) -> Pins:
 
 
 def disagreements(root: Path, dev: Pins, layer: Pins) -> list[str]:
-    """Say where the pins are not what they should be by themselves; nobody is asked."""
+    """Return the contradictions among the pins; this sends no request."""
     project = tomllib.loads((root / "pyproject.toml").read_text())
     groups = project["dependency-groups"]
     wanted = project["project"]["dependencies"]
@@ -115,7 +115,7 @@ def _forbidden(file: str, pins: Pins, wanted: Iterable[str]) -> list[str]:
 
 
 def changes(pins: Pins) -> list[str]:
-    """Say which releases the index has no more as they were pinned.
+    """Return the pinned releases that the index does not have any more.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def changes(pins: Pins) -> list[str]:
 
 
 def _pip_index() -> list[str]:
-    """Return uv's option for the index that pip is configured for: it does not ask pip itself."""
+    """Return uv's option for the index of pip's configuration, which uv does not read."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     settings = dict(line.split("=", 1) for line in listed.splitlines())
@@ -155,7 +155,7 @@ def _pip_index() -> list[str]:
 
 
 def vulnerabilities(files: Sequence[Path], options: Sequence[str]) -> list[str]:
-    """Say which pinned releases have known vulnerabilities, by OSV (osv.dev).
+    """Return the pinned releases with known vulnerabilities in OSV (osv.dev).
 
     Raises
     ------
@@ -179,7 +179,7 @@ def vulnerabilities(files: Sequence[Path], options: Sequence[str]) -> list[str]:
 
 
 def _run(command: Sequence[str], text: str = "") -> "subprocess.CompletedProcess[str]":
-    """Run one of the tools installed beside this Python, for as long as there is patience."""
+    """Run a tool that is installed beside this Python, within the time limit."""
     tool, *arguments = command
     beside = Path(sys.executable).parent / tool
     try:

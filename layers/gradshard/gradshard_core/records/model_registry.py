@@ -40,7 +40,7 @@ class Version:
     tensors
         The model itself.
     round_id
-        The round that made it; None if it was put there, or is a return to an earlier version.
+        The round that made the version; None if somebody put it or went back to an earlier one.
     restores
         The number of the version that it returns to.
     optimizer
@@ -53,7 +53,7 @@ class Version:
     buffers
         The names of its tensors that rounds average, and no optimizer steps.
     made_at
-        ISO 8601.
+        The time at which it was made, ISO 8601.
     """
 
     model: str
@@ -146,7 +146,7 @@ def read_version(store: S3Store, name: str, number: int) -> Version:
     Raises
     ------
     ModelNotFoundError
-        There is none of that number.
+        There is no version of that number.
     """
     newest = read_current(store, name)
     version = _read(store, ModelKeys(name).version(number)) if number <= newest.number else None
@@ -198,7 +198,7 @@ def reserve(store: S3Store, new: Version) -> Version:
     Raises
     ------
     ModelStateError
-        Another round, or somebody by hand, has that number.
+        Another round, or an action by hand, took the number.
     StoreError
         The record changed in between, each time.
     """
