@@ -1,7 +1,7 @@
-"""Audit what is pinned: against pyproject.toml, the index it came from, and known vulnerabilities.
+"""Check the pinned dependencies: against pyproject.toml, the index, and known vulnerabilities.
 
-What is asked and does not answer is not a clean result: it is said, and has an exit status of its
-own, 3. `make audit` fails at it; `.ci/run` goes on, so that nobody's outage stops a change.
+If the index or the database does not answer, the program says so and exits with 3. `make audit`
+then fails. `.ci/run` goes on, because an outage of others should not stop a change.
 """
 
 import ast
@@ -22,30 +22,30 @@ ROOT: Final = Path(__file__).parent
 DEV, LAYER = "requirements-dev.txt", "layers/gradshard/requirements.txt"
 FOUND, NOT_AUDITED = 1, 3
 PATIENCE_SECONDS: Final = 180
-"""How long the index, and the database, may take to tell all."""
+"""Seconds that the index, and the database, may take."""
 
 Pins = dict[str, tuple[str, frozenset[str]]]
 """Each release's version and hashes, by its name."""
 
 
 class NotAuditedError(Exception):
-    """Who was asked did not answer; the text says who, and what became of it."""
+    """The index or the database did not answer; the text says which, and why."""
 
 
 def main(options: Sequence[str], root: Path = ROOT) -> int:
-    """Audit and print what was found.
+    """Run all checks and print their findings.
 
     Parameters
     ----------
     options
-        More of pip-audit's, such as ``--ignore-vuln``.
+        Options of pip-audit, such as ``--ignore-vuln``.
     root
-        Of the checkout.
+        The folder of the checkout.
 
     Returns
     -------
     int
-        0; :data:`FOUND`; or :data:`NOT_AUDITED` if nothing was found by those who answered.
+        0 if all is well, :data:`FOUND`, or :data:`NOT_AUDITED` if a check could not run.
     """
     files = [root / DEV, root / LAYER]
     looks: dict[str, Callable[[], list[str]]] = {
@@ -82,7 +82,7 @@ def read_pins(*files: Path) -> Pins:
 
 
 def disagreements(root: Path, dev: Pins, layer: Pins) -> list[str]:
-    """Say where the pins are not what they should be by themselves; nobody is asked."""
+    """Return the contradictions among the pins; this sends no request."""
     project = tomllib.loads((root / "pyproject.toml").read_text())
     groups = project["dependency-groups"]
     wanted = project["project"]["dependencies"]
@@ -115,12 +115,12 @@ def _forbidden(file: str, pins: Pins, wanted: Iterable[str]) -> list[str]:
 
 
 def changes(pins: Pins) -> list[str]:
-    """Say which releases the index has no more as they were pinned.
+    """Return the pinned releases that the index does not have any more.
 
     Raises
     ------
     NotAuditedError
-        It does not answer, or not in time.
+        The index does not answer, or not in time.
     """
     asked = "\n".join(f"{name}=={version}" for name, (version, _) in pins.items())
     command = [
@@ -144,7 +144,7 @@ def changes(pins: Pins) -> list[str]:
 
 
 def _pip_index() -> list[str]:
-    """Return uv's option for the index that pip is configured for: it does not ask pip itself."""
+    """Return uv's option for the index of pip's configuration, which uv does not read."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     settings = dict(line.split("=", 1) for line in listed.splitlines())
@@ -155,12 +155,12 @@ def _pip_index() -> list[str]:
 
 
 def vulnerabilities(files: Sequence[Path], options: Sequence[str]) -> list[str]:
-    """Say which pinned releases have known vulnerabilities, by OSV (osv.dev).
+    """Return the pinned releases with known vulnerabilities in OSV (osv.dev).
 
     Raises
     ------
     NotAuditedError
-        It does not answer, or not in time.
+        The database does not answer, or not in time.
     """
     command = [
         *("pip-audit", "--vulnerability-service=osv", "--format=json", "--desc=off"),
@@ -179,7 +179,7 @@ def vulnerabilities(files: Sequence[Path], options: Sequence[str]) -> list[str]:
 
 
 def _run(command: Sequence[str], text: str = "") -> "subprocess.CompletedProcess[str]":
-    """Run one of the tools installed beside this Python, for as long as there is patience."""
+    """Run a tool that is installed beside this Python, within the time limit."""
     tool, *arguments = command
     beside = Path(sys.executable).parent / tool
     try:

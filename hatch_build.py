@@ -1,4 +1,4 @@
-"""What a wheel of gradshard carries beside the package: the application that `sam` deploys."""
+"""Build hook that adds the application, which `sam` deploys, to the wheel."""
 
 from typing import Any
 
@@ -17,13 +17,14 @@ CARRIED = (
 
 
 class CarryApplication(BuildHookInterface):  # type: ignore[type-arg]
-    """Put the application into `gradshard/app`, but not when the package is installed editable.
+    """Add the application to `gradshard/app` of the wheel.
 
-    The checkout itself is used then. A static `force-include` would leave copies that go stale.
+    An editable installation uses the checkout instead: copies from a static `force-include` would
+    go stale.
     """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Say what is included, and where."""
+        """Name the files to include, and their places."""
         if version == "standard":
             for path in CARRIED:
                 build_data["force_include"][path] = f"gradshard/app/{path}"

@@ -1,4 +1,4 @@
-"""What importing each function's handler takes, and what aggregate_shard's brings in."""
+"""Measure the import of each function's handler, and list the modules of aggregate_shard."""
 
 import json
 import os

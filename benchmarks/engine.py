@@ -30,7 +30,7 @@ class Engine:
     Attributes
     ----------
     port
-        Where it listens.
+        The port of the engine.
     s3
         A client of it.
     """

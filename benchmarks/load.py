@@ -1,9 +1,8 @@
-"""Many clients, large updates and many rounds at once through the local engine.
+"""``python -m benchmarks.load``: run many clients, large updates and many rounds at once.
 
-    python -m benchmarks.load [--quick]
-
-Every round's bytes are compared with a plain loop's, and what is left of it is looked for. The
-engine holds all objects in memory: the largest scenario takes about 7 GB.
+The rounds run on the local engine. Every result is compared with that of a plain loop, and the
+bucket is searched for leftovers. The engine holds all objects in memory: the largest scenario takes
+about 7 GB.
 """
 
 import argparse
@@ -46,18 +45,18 @@ SECONDS = 1800
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is run.
+    """Rounds that run at once.
 
     Parameters
     ----------
     name
-        For people.
+        The name that people read.
     clients, mib
-        Of each round, and of each update.
+        The number of clients of a round, and the MiB of an update.
     rounds
-        At once.
+        The number of rounds that run at once.
     terms
-        Of the rounds.
+        The options of the rounds.
     """
 
     name: str

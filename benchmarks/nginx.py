@@ -99,7 +99,7 @@ class Nginx:
     url
         The endpoint.
     folder
-        Where everything it has is: objects, certificates, logs.
+        The folder for objects, certificates and logs.
     environment
         Variables that make a row talk to it and trust it.
     """

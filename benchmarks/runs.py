@@ -16,7 +16,7 @@ from benchmarks.workload import Prepared
 
 ROOT: Final = Path(__file__).parents[1]
 WIDE: Final = 0.3
-"""Of the median: least and most farther apart are what the machine did, not the row."""
+"""The spread, as a share of the median, beyond which a figure is noisy."""
 PYTHONPATH: Final = os.pathsep.join(map(str, (ROOT, ROOT / "src", ROOT / "layers" / "gradshard")))
 
 
@@ -27,11 +27,11 @@ class Row:
     Parameters
     ----------
     name
-        As it is printed and asked for.
+        The name on the command line and in the tables.
     module
-        In :mod:`benchmarks.rows`.
+        The module in :mod:`benchmarks.rows`.
     what
-        What was run, in a few words.
+        The work of the row, in a few words.
     writes
         Tells the targets it must write from those that other rows do.
     """
@@ -90,9 +90,9 @@ def run(row: Row, prepared: Prepared, server: Server) -> dict[str, float]:
     Raises
     ------
     WrongBytesError
-        What it wrote is not what it should have.
+        The row wrote other bytes than expected.
     RuntimeError
-        It failed.
+        The row failed.
     """
     server.take_written()
     python = flower_python() if row is FLOWER else sys.executable
@@ -148,7 +148,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def is_wide(figure: dict[str, float]) -> bool:
-    """Whether runs differ too much for their median to say anything."""
+    """Return whether runs differ too much for their median to say anything."""
     return figure["max"] - figure["min"] > WIDE * figure["median"]
 
 

@@ -29,7 +29,7 @@ MAX_MAP_ITEMS: Final = 10_000
 MAX_DESCRIPTORS: Final = 1024
 MAX_SECONDS: Final = 900
 REPORTS: Final = 2000
-"""How many are read to find out what one costs."""
+"""Task records that are read to measure the time of one."""
 FINALIZE_MEMORY_MB: Final = 256
 FINALIZE_SECONDS: Final = 900
 """The template's."""

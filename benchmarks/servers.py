@@ -1,4 +1,4 @@
-"""What the rows need of an object server, whichever it is."""
+"""The interface of an object server for the rows."""
 
 import os
 from pathlib import Path
@@ -18,11 +18,11 @@ class Server(Protocol):
     Attributes
     ----------
     transport
-        What to print of it.
+        The name of the transport in the tables.
     environment
         Variables that make a row talk to it and trust it.
     holds
-        How many bytes of objects it can be given.
+        The bytes of objects that the server can hold.
     """
 
     transport: str

@@ -110,7 +110,7 @@ def rate_limited(
     Parameters
     ----------
     server
-        Where the objects are.
+        The server of the objects.
     limited
         Serves the same, at a rate.
     """

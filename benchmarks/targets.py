@@ -1,4 +1,4 @@
-"""What the project promised itself, next to what was measured."""
+"""The targets of the project, beside the measured values."""
 
 from typing import Any
 

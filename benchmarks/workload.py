@@ -1,4 +1,4 @@
-"""What the rows work on: clients' updates as files, a plan, and the bytes that must come out."""
+"""The input of the rows: clients' updates as files, a plan, and the expected bytes."""
 
 import hashlib
 import io
@@ -50,7 +50,7 @@ class Case:
     Parameters
     ----------
     clients
-        How many.
+        The number of clients.
     elements
         float32 numbers in an update.
     shards
@@ -86,11 +86,11 @@ class Prepared:
     Attributes
     ----------
     job
-        What a row is told, as JSON.
+        The job of a row, as JSON.
     shards
         M.
     projected_mb
-        What the planner expects of a task's memory.
+        The memory that the planner projects for a task, in MB.
     client_bytes
         How many bytes of client updates one run aggregates, once decoded.
     expected

@@ -39,14 +39,14 @@ FEW: Final = 3
 
 @dataclass(frozen=True)
 class Setting:
-    """Who takes part.
+    """The clients of a training.
 
     Parameters
     ----------
     split
-        How the digits are shared out.
+        The name of the split of the digits.
     clients
-        How many clients there are.
+        The number of clients.
     stragglers
         How many of them are cut off, after a depth drawn anew each round: 1, 2, … or all layers,
         each as likely. The others always finish.
@@ -58,7 +58,7 @@ class Setting:
 
     @property
     def title(self) -> str:
-        """What it is called."""
+        """The title of the plot."""
         return f"{self.clients} clients, {self.stragglers} of them stragglers, {self.split}"
 
     def depths(self, rng: np.random.Generator) -> list[int]:
@@ -81,7 +81,7 @@ class Clients:
     Parameters
     ----------
     digits
-        Their images.
+        The images.
     seed
         Decides the batches, whatever the rule.
     """

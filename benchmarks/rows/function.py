@@ -11,7 +11,7 @@ handler = runpy.run_path(str(_APP))["handler"]
 
 
 class _Context:
-    """What Lambda gives a handler beside the event."""
+    """The context that Lambda gives a handler beside the event."""
 
     function_name = invoked_function_arn = aws_request_id = "benchmark"
     memory_limit_in_mb = 128

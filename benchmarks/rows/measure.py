@@ -1,4 +1,4 @@
-"""What every row does around its work: read the job, take the time and the memory, report.
+"""The frame of every row: read the job, measure time and memory, report.
 
 Imported by the rows, so it imports no more than any Python program has.
 """
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 
 class Requests(NamedTuple):
-    """What a row asked of the object server, and its peak where it keeps that itself."""
+    """The requests of a row, and its peak memory if it measures that itself."""
 
     gets: int = 0
     puts: int = 0

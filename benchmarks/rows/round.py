@@ -27,7 +27,7 @@ ETAG: Final = f'"{"0" * 32}"'
 
 
 class _Memory(S3Store):
-    """What planning and finalising ask of a bucket; updates are headers without their tensors."""
+    """A bucket in memory for planning and finalizing; updates are headers without tensors."""
 
     def __init__(self, layout: Layout, clients: int) -> None:
         self.bucket, self.clients = "memory", clients

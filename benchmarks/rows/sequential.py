@@ -1,4 +1,4 @@
-"""What a good first version would do: ranged GETs one after another into a shard-sized accumulator.
+"""A good first version: ranged GETs one after another into a shard-sized accumulator.
 
 boto3, slices of 256 KiB read into one reused buffer and added at once; the shard is put whole.
 """

@@ -39,7 +39,7 @@ def split(labels: Array, clients: int, alpha: float, seed: int) -> list[Array]:
     Parameters
     ----------
     labels
-        Of all samples.
+        The labels of all samples.
     clients
         Number of clients; at most that of samples.
     alpha

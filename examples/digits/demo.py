@@ -26,7 +26,7 @@ from training import CLIENTS, FederatedTraining
 
 ROUNDS: Final = 5
 ADVANTAGE: Final = 0.10
-"""How much better than the best client alone the model trained together has to become."""
+"""Accuracy by which the common model has to exceed the best client alone."""
 
 LARGE_CLIENTS: Final = 8
 LARGE_SHARDS: Final = 4

@@ -18,7 +18,7 @@ Parameters = dict[str, Array]
 
 @dataclass(frozen=True)
 class Training:
-    """How a network is trained: stochastic gradient descent with momentum.
+    """The settings of the training: stochastic gradient descent with momentum.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Training:
     learning_rate
         Size of a step.
     momentum
-        What is kept of the previous step.
+        The share of the previous step that is kept.
     """
 
     epochs: int = 3

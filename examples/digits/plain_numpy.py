@@ -1,4 +1,4 @@
-"""What gradshard's result is held against: a plain numpy loop over all updates, in memory."""
+"""The expected result, computed by a plain numpy loop over all updates in memory."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,14 +10,14 @@ Array = npt.NDArray[Any]
 
 
 class Update(NamedTuple):
-    """What one client brings to a round."""
+    """The update of one client."""
 
     tensors: dict[str, Array]
     samples: int
 
 
 class Comparison(NamedTuple):
-    """How an averaged update compares with the expected one, byte by byte."""
+    """The comparison of an averaged update with the expected one, byte by byte."""
 
     tensors: int
     nbytes: int

@@ -1,4 +1,4 @@
-"""What the demo shows: steps with their times, rounds as they end, and a table of them all."""
+"""Output of the demo: steps with their times, rounds as they end, and a table of them all."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence

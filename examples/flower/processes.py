@@ -93,7 +93,7 @@ def until(condition: Callable[[], bool], otherwise: str) -> None:
 
 
 def is_open(port: int) -> bool:
-    """Whether somebody listens on a port."""
+    """Return whether somebody listens on a port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 

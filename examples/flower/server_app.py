@@ -57,7 +57,7 @@ def main(grid: Grid, _context: Context) -> None:
 
 
 def keeps_arrays() -> bool:
-    """Whether the server has the model after each round."""
+    """Return whether the server has the model after each round."""
     return os.environ["EXAMPLE_STRATEGY"] != S3_REFERENCES
 
 

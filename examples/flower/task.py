@@ -1,4 +1,4 @@
-"""What the clients train: the network of examples/digits, or a large model of random numbers."""
+"""The clients' task: train the network of examples/digits, or a large model of random numbers."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What examples/salf.py and examples/amble.py share: clients that are not equally fast.
+"""Shared code of examples/salf.py and examples/amble.py: clients of different speed.
 
 The digits and the network are those of examples/digits, whose programs import them by plain names;
 so they are imported here.

@@ -1,4 +1,4 @@
-"""Where updates are averaged: in memory, or in rounds of gradshard; with the same bits."""
+"""Two ways to average updates with the same bits: in memory, or in rounds of gradshard."""
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,9 +41,9 @@ class Backend(Protocol):
         Parameters
         ----------
         updates, samples
-            By contributor.
+            The updates and the numbers of samples, by contributor.
         rule
-            How.
+            The rule of the average.
         clients
             All that were expected, sorted.
         model
@@ -164,7 +164,7 @@ def chosen(port: int | None) -> Iterator[Backend]:
     Parameters
     ----------
     port
-        None for memory; the engine's, or 0 for one of this program's own, on any free port.
+        The port of the engine; 0 for a new engine on any free port; None to average in memory.
     """
     if port is None:
         yield InMemory()

@@ -10,11 +10,12 @@ from typing import Final
 import numpy as np
 
 SAMPLE_SECONDS: Final = 0.001
-"""What a device of speed 1 takes for an image, forward and back."""
+"""Seconds that a device of speed 1 takes for an image, forward and back."""
 
 STEP_SECONDS: Final = 0.008
-"""What it takes for a step besides: as long as for eight images. So a large batch is faster by the
-image, which nobody tells the assignments."""
+"""Further seconds that it takes for a step, as long as for eight images.
+
+A large batch is therefore faster per image, which assignments do not know."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Device:
     Parameters
     ----------
     speed
-        How much faster it is than one of speed 1.
+        The speed, as a multiple of that of a device of speed 1.
     """
 
     speed: float

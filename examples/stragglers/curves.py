@@ -25,13 +25,13 @@ class Curve:
     Parameters
     ----------
     label
-        What it is called.
+        The name of the curve.
     x
         Rounds or seconds.
     mean, spread
         The accuracy's mean over seeds at each x, and its standard deviation.
     figures
-        What else is to be known of it.
+        Further figures.
     """
 
     label: str

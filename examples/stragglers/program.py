@@ -1,4 +1,4 @@
-"""What the two programs have in common: options, progress, and files written."""
+"""Shared parts of the two programs: options, progress, and files written."""
 
 import argparse
 import json

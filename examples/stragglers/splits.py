@@ -12,11 +12,11 @@ NON_IID: Final = "non-IID"
 SPLITS: Final = (IID, NON_IID)
 
 ALPHA: Final = 0.3
-"""Of the non-IID split's Dirichlet distribution: most of a digit is at a few clients."""
+"""The parameter of the Dirichlet distribution: a few clients have most images of a digit."""
 
 
 class Digits(NamedTuple):
-    """Each client's images, and those that nobody trains on."""
+    """The images of each client, and the test images."""
 
     clients: dict[str, Samples]
     test: Samples
@@ -31,7 +31,7 @@ def load(split: str, clients: int, seed: int) -> Digits:
         ``IID``: at random, in shares that differ by one image at most; ``non-IID``: by
         :func:`data.split`.
     clients
-        How many.
+        The number of clients.
     seed
         The same seed gives the same images to the same clients.
     """

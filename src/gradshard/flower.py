@@ -84,7 +84,7 @@ _LOG: Final = logging.getLogger("flwr")
 
 
 def by_number(_grid: Grid, nodes: Sequence[int]) -> dict[int, str]:
-    """Name clients by their node ids, with zeros in front: as text they sort as numbers do."""
+    """Name clients by their node ids, padded with zeros, so that text sorts as numbers do."""
     return {node: f"{node:020d}" for node in nodes}
 
 
@@ -100,44 +100,44 @@ class _Place(NamedTuple):
 class S3FedAvg(FedAvg):
     """Flower's FedAvg, with updates in S3 that gradshard averages.
 
-    Every message to a client says where the model is and carries a ticket to upload with: the
-    client needs :func:`s3_mod`, and no AWS credentials. Its reply carries metrics. A round is
-    opened when the replies are there, for the clients that say they have uploaded, so that nobody
-    waits for a client that failed.
+    Every message to a client has the place of the model and a ticket for the upload: the client
+    needs :func:`s3_mod`, and no AWS credentials. Its reply has metrics only. When the replies have
+    arrived, a round is opened for the clients that announce an upload, so it does not wait for a
+    client that failed.
 
-    The bits are those of Flower's FedAvg for float32 and float64, where it is given the replies in
-    the order of the clients' names; it takes them as they arrive.
+    For float32 and float64, the bits are those of Flower's FedAvg if that gets the replies in the
+    order of the clients' names.
 
-    What gradshard needs are attributes, so that strategies which only change what is sent
-    (FedProx), or go on from the average (FedAdam and its like), are combined with it:
-    ``class S3FedAdam(FedAdam, S3FedAvg): pass``, then ``strategy.federation = …``.
+    Other strategies can be combined with this class if they change the messages (FedProx) or
+    continue from the average (FedAdam): ``class S3FedAdam(FedAdam, S3FedAvg): pass``, then
+    ``strategy.federation = …``.
 
     Parameters
     ----------
     federation
-        Where rounds are opened; by default the stack named gradshard.
+        The federation that opens the rounds; by default the stack named gradshard.
     run
-        What the rounds' ids begin with; ``{run}-1`` is the first one's. By default a random name.
+        The beginning of the rounds' ids, ``{run}-1`` and so on. By default a random name.
     keep_arrays
-        Fetch each average, which ``strategy.start`` then hands to ``evaluate_fn`` and in the end
-        returns; otherwise it hands on empty records, and the server never holds a model beyond the
-        first. :meth:`fetch` gets it at any time.
+        Fetch each average, for ``evaluate_fn`` and the result of ``strategy.start``. If not, these
+        get empty records, and the server holds no model but the first. :meth:`fetch` gets the
+        model at any time.
     quorum
-        With fewer uploads a round fails, and training goes on from the model before; by default
-        more than half of the clients that were asked.
-    deadline
-        Seconds a round waits for uploads that were announced and are not there.
+        The number of uploads below which a round fails, and training goes on from the model
+        before; by default more than half of the clients that were asked.
+    timeout
+        Seconds that a round waits for announced uploads.
     round_options
         More options of the rounds: see :meth:`gradshard.client.federation.Federation.open_round`.
     client_names
-        Gives nodes their client ids; who gets none is left out of the round. The order of the ids
-        is that of the additions.
+        A function that gives nodes their client ids; a node without an id is left out of the
+        round. The order of the ids is that of the additions.
     ticket_seconds
         How long a client may take, from its message to the end of its upload.
     codec
         Clients compress their updates with this codec, such as ``int8``.
     **options
-        Those of Flower's FedAvg.
+        The options of Flower's FedAvg.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class S3FedAvg(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Tell clients where the model is, and give each a ticket for its upload."""
+        """Make the messages for training: the place of the model, and a ticket for each upload."""
         messages = list(super().configure_train(server_round, ArrayRecord(), config, grid))
         if not messages:
             return []
@@ -214,7 +214,7 @@ class S3FedAvg(FedAvg):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Tell clients where the model is that they should evaluate."""
+        """Make the messages for evaluation, with the place of the model."""
         messages = list(super().configure_evaluate(server_round, ArrayRecord(), config, grid))
         if not messages:
             return []
@@ -224,10 +224,10 @@ class S3FedAvg(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Have the uploads averaged, and return the average and the contributors' metrics.
+        """Average the uploads, and return the average and the contributors' metrics.
 
-        A round that fails is logged, with what became of each client's upload; there is no average
-        then, and ``strategy.start`` goes on from the model before.
+        If the round fails, the log has the reason for each client, and ``strategy.start`` goes on
+        from the model before.
         """
         uploaded = self._uploaded(server_round, replies)
         if len(uploaded) < self._needed():
@@ -281,7 +281,7 @@ class S3FedAvg(FedAvg):
         Raises
         ------
         RoundStateError
-            No round has begun, so that there is none.
+            No round has begun.
         """
         if self._model is None:
             raise RoundStateError(f"run {self.run!r} has no model yet: start the strategy first")
@@ -389,18 +389,18 @@ class S3FedAvg(FedAvg):
 def s3_mod(
     message: Message, context: Context, call_next: Callable[[Message, Context], Message]
 ) -> Message:
-    """Fetch the model a message tells of, and upload what training made of it; a mod for Flower.
+    """Fetch the model that a message names, and upload the trained model; a mod for Flower.
 
-    ``ClientApp(mods=[s3_mod])``: ``train`` and ``evaluate`` then find the model in their message
-    and reply as they do without it. Messages of other strategies pass as they are.
+    With ``ClientApp(mods=[s3_mod])``, ``train`` and ``evaluate`` find the model in their message
+    and reply as they do without the mod. Messages of other strategies pass unchanged.
 
     Raises
     ------
     UpdateError
-        The reply has not one ArrayRecord and one MetricRecord, or its arrays are not laid out as
-        the model; nothing was sent. Flower's server gets the text as the reply's error.
+        The reply has not one ArrayRecord and one MetricRecord, or its arrays differ from the
+        model's layout; nothing was sent. Flower's server gets the text as the reply's error.
     TicketError
-        S3 takes the ticket no more.
+        S3 does not accept the ticket any more.
     """
     order = message.content.config_records.get(RECORD)
     if order is None:

@@ -1,9 +1,9 @@
 """PyTorch models and updates: a ``state_dict`` in, a ``state_dict`` out.
 
-A client sends ``delta(before, after)``; whoever keeps the model goes on with
-``apply(state_dict, update)``. Where the federation keeps it, ``tensors(state_dict)`` is its first
-version, and ``load(state_dict, model)`` the one to train. Importing this module imports torch; the
-rest of gradshard does not, and takes torch tensors all the same.
+A client sends ``delta(before, after)``, and adds the average with ``apply(state_dict, update)``. If
+the federation keeps the model, ``tensors(state_dict)`` makes its first version, and
+``load(state_dict, model)`` the model to train. Importing this module imports torch; the rest of
+gradshard does not.
 """
 
 import copy
@@ -40,19 +40,18 @@ def delta(before: StateDict, after: StateDict) -> dict[str, "Tensor"]:
     """Return the change that training made, for :meth:`~gradshard.client.round.Round.submit`.
 
     Floating-point differences keep their type and device. Integer ones, such as BatchNorm's
-    ``num_batches_tracked``, become int64, so that an unsigned number may fall; their mean is
-    rounded half to even. Tensors that share memory share their difference, but stand in the update
-    under each of their names: clients on other devices may have copied them apart, and all updates
-    must have the same layout.
+    ``num_batches_tracked``, become int64; their mean is rounded half to even. Tensors that share
+    memory share their difference, but the update has each of their names: a copy on another device
+    unties them, and all updates must have the same layout.
 
-    Left out is what cannot be averaged, and must not have changed: booleans (masks), complex
-    and 8-bit floating-point numbers. So are entries that are not tensors (``_extra_state``).
+    Types that cannot be averaged are left out, and must not have changed: booleans (masks), complex
+    and 8-bit floating-point numbers. Entries that are not tensors (``_extra_state``) are left out.
 
     Parameters
     ----------
     before, after
-        The model's ``state_dict()`` before and after training, or the same part of both. Beware
-        that ``state_dict()`` does not copy: training changes one taken before, too.
+        The model's ``state_dict()`` before and after training, or the same part of both.
+        ``state_dict()`` does not copy, so clone the tensors before training.
 
     Returns
     -------
@@ -95,23 +94,23 @@ def apply(state_dict: StateDict, update: Mapping[str, Any], scale: float = 1.0) 
     state_dict
         The model's ``state_dict()``; it stays as it is.
     update
-        What :meth:`gradshard.client.round.Round.fetch` returns, or tensors of any device. What
-        it lacks stays unchanged, so an update may be of a part of the model.
+        The result of :meth:`gradshard.client.round.Round.fetch`, or tensors of any device. Tensors
+        that it lacks stay unchanged, so an update may be of a part of the model.
     scale
-        By how much to multiply the update: a server's learning rate. Buffers are scaled, too: above
-        1, BatchNorm's running variance may fall below zero.
+        The factor of the update: a server's learning rate. Buffers are scaled, too: above 1,
+        BatchNorm's running variance may fall below zero.
 
     Returns
     -------
     dict
-        Of the same class, for ``load_state_dict``: the same names, types, devices and strides. New
-        tensors share memory where the old ones were the same tensor.
+        A new ``state_dict`` of the same class, with the same names, types, devices and strides.
+        New tensors share memory if the old ones were the same tensor.
 
     Raises
     ------
     UpdateError
-        The update has a tensor that the model has not, or of another shape or kind; or two names of
-        one tensor have different changes.
+        The update has a tensor that the model lacks, or that has another shape or kind; or two
+        names of one tensor have different changes.
     """
     if not math.isfinite(scale):
         raise UpdateError(f"scale is {scale}, not a finite number")
@@ -119,10 +118,10 @@ def apply(state_dict: StateDict, update: Mapping[str, Any], scale: float = 1.0) 
 
 
 def tensors(state_dict: StateDict) -> dict[str, "Tensor"]:
-    """Return what of a model can be averaged, for :meth:`gradshard.client.model.Model.put`.
+    """Return the tensors of a model that can be averaged, for ``Model.put``.
 
-    The layout is that of its updates (:func:`delta`): integers become int64, and what is left out
-    there is left out here.
+    The layout is that of its updates: integers become int64, and the same types are left out as in
+    :func:`delta`.
 
     Raises
     ------
@@ -139,13 +138,13 @@ def tensors(state_dict: StateDict) -> dict[str, "Tensor"]:
 def buffers(module: torch.nn.Module) -> list[str]:
     """Return the names of a model's buffers, for :meth:`gradshard.client.model.Model.put`.
 
-    They are what of :func:`tensors` is no parameter, such as BatchNorm's statistics: training
-    measures them, and no optimizer steps them.
+    They are the tensors of :func:`tensors` that are no parameters, such as BatchNorm's statistics:
+    training measures them, and no optimizer steps them.
 
     Raises
     ------
     UpdateError
-        As of :func:`tensors`.
+        The errors of :func:`tensors`.
     """
     state = module.state_dict(keep_vars=True)
     return [name for name in tensors(state) if not isinstance(state[name], torch.nn.Parameter)]
@@ -159,19 +158,19 @@ def load(state_dict: StateDict, model: Mapping[str, Any]) -> dict[str, Any]:
     state_dict
         The model's ``state_dict()``; it stays as it is.
     model
-        What :meth:`gradshard.client.round.Round.fetch_model` or
-        :meth:`gradshard.client.model.Model.fetch` return. What it lacks stays as it is.
+        The result of :meth:`gradshard.client.round.Round.fetch_model` or
+        :meth:`gradshard.client.model.Model.fetch`. Tensors that it lacks stay unchanged.
 
     Returns
     -------
     dict
-        As of :func:`apply`.
+        The result of :func:`apply`.
 
     Raises
     ------
     UpdateError
-        It has a tensor that the model has not, or of another shape or kind; or two names of one
-        tensor have different values.
+        It has a tensor that the model lacks, or that has another shape or kind; or two names of
+        one tensor have different values.
     """
     return _renewed(state_dict, model, "the model that was fetched", _replaced)
 
@@ -212,12 +211,12 @@ def _renewed(
 
 
 def is_tensor(name: str, value: Any) -> bool:
-    """Whether an entry of a ``state_dict`` is a tensor whose elements can be read.
+    """Return whether an entry of a ``state_dict`` is a tensor whose elements can be read.
 
     Raises
     ------
     UpdateError
-        It is a tensor of another kind.
+        The tensor is of a kind that cannot be averaged.
     """
     if not isinstance(value, torch.Tensor):
         return False

@@ -159,7 +159,7 @@ def test_the_client_in_another_language_has_only_the_standard_library() -> None:
     assert (client.not_run, client.run_by) == (None, None)
 
 
-def test_what_is_run_is_run_by_someone() -> None:
+def test_blocks_run_by_a_target_name_a_known_target() -> None:
     targets = {b.run_by for path in PAGES for b in blocks(path) if b.language in RUN and b.run_by}
     assert targets == {"make test-flower", "make test-torch"}
 

@@ -44,7 +44,7 @@ def test_python_goes_on_where_it_was_in_the_same_folder(session: Session) -> Non
         ("<!-- exit code: 1 -->\n```console\n$ true\n```\n", "ended with 0"),
     ],
 )
-def test_what_does_not_happen_is_seen(text: str, seen: str, session: Session) -> None:
+def test_a_difference_of_the_output_fails(text: str, seen: str, session: Session) -> None:
     with pytest.raises(AssertionError, match=re.escape(seen)):
         session.run(only(text))
 

@@ -73,7 +73,7 @@ def test_docstrings_are_on_the_site(site: Path) -> None:
         assert f'id="{name}"' in page
 
 
-def test_what_leads_nowhere_fails_the_build(tmp_path: Path) -> None:
+def test_dead_links_fail_the_build(tmp_path: Path) -> None:
     folder = tmp_path / "source" / "docs"
     folder.mkdir(parents=True)
     (folder / "index.md").write_text("# Index\n\n```{toctree}\npage\n```\n")

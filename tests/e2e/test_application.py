@@ -85,7 +85,7 @@ def test_a_round_of_mixed_types(federation: Federation, deployed: Deployed) -> N
     assert deployed.ended("mixed")["status"] == "SUCCEEDED"
 
 
-def test_the_same_bytes_whatever_m_and_order(
+def test_every_number_of_shards_and_order_of_arrival_gives_the_same_bytes(
     federation: Federation, deployed: Deployed, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(1)
@@ -209,7 +209,7 @@ def test_the_last_upload_before_planning_counts(federation: Federation) -> None:
     assert_average(round_.fetch(), [update(3), update(4)], [3, 4])
 
 
-def test_a_number_of_clients_whoever_they_are(federation: Federation) -> None:
+def test_a_round_of_a_number_of_clients_takes_any_ids(federation: Federation) -> None:
     federation.open_round("anyone", clients=3, timeout=600)
     # A client need not know more than the bucket.
     round_ = Federation(bucket=federation.bucket).round("anyone")
@@ -289,7 +289,7 @@ def test_a_late_upload_is_ignored_and_told_so(federation: Federation, deployed: 
     assert_average(round_.fetch(), [update(1)], [1])
 
 
-def test_who_is_not_expected_is_rejected(federation: Federation, deployed: Deployed) -> None:
+def test_an_unexpected_client_is_rejected(federation: Federation, deployed: Deployed) -> None:
     round_ = federation.open_round("closed", clients=["a"], timeout=600)
     with pytest.raises(UpdateError, match="client 'eve' is not expected in round 'closed', only a"):
         round_.submit("eve", update(1), samples=1)

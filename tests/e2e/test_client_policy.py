@@ -112,7 +112,7 @@ def test_a_client_takes_part(
     assert denied == {f"{bucket}/rounds/policed-plain/rejections/b.json"}
 
 
-def test_a_client_sends_in_parts_what_grows_and_reads_its_assignment(
+def test_a_client_sends_parts_and_a_growing_update_and_reads_its_assignment(
     federation: Federation,
     as_client: Callable[[], Federation],
     monkeypatch: pytest.MonkeyPatch,

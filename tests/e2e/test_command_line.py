@@ -258,7 +258,7 @@ def test_no_credentials(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None
     assert_one_line(gradshard("show", "typed"), "no AWS credentials found")
 
 
-def test_plan_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_sends_no_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     asked = ("plan", "--size", "512MB", "--clients", 20, "--shards", 4, "--memory", 512)
     plan = said_json(*asked)

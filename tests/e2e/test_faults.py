@@ -172,7 +172,7 @@ def test_a_deadline_says_how_long_it_is_tried_and_where_it_goes_then(
     assert allowed == {"lambda:InvokeFunction": target["Arn"], "sqs:SendMessage": queue["QueueArn"]}
 
 
-def test_a_round_whose_deadline_was_taken_away_can_be_woken(
+def test_a_round_without_its_deadline_can_be_woken(
     federation: Federation, deployed: Deployed
 ) -> None:
     round_ = federation.open_round("untimed", clients=["a", "b"], min_clients=1, timeout=3)

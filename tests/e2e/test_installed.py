@@ -121,7 +121,7 @@ def test_the_command_and_the_library_are_there(installed: Installed) -> None:
     assert Path(installed.run("python", "-c", typed).stdout.strip()).is_file()
 
 
-def test_the_wheel_carries_exactly_what_the_checkout_deploys(installed: Installed) -> None:
+def test_the_wheel_has_exactly_the_deployed_files_of_the_checkout(installed: Installed) -> None:
     asked = installed.run(
         "python",
         "-c",

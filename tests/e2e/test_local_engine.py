@@ -160,7 +160,7 @@ def test_binding_a_running_engine_to_another_address_is_an_error(engine: Engine)
     assert "runs already and does not listen on 127.0.0.9" in done.stderr
 
 
-def test_the_help_says_what_an_address_exposes(tmp_path: Path) -> None:
+def test_the_help_warns_of_the_exposed_address(tmp_path: Path) -> None:
     help_ = " ".join(said("local", "up", "--help").split())
     assert "Anyone who reaches it and has the key of the engine can run code as you" in help_
 

@@ -317,7 +317,7 @@ def late(federation: Federation, deployed: Deployed) -> None:
 
 
 @pytest.mark.usefixtures("rounds")
-def test_no_function_asks_for_what_its_role_does_not_allow(engine: Engine) -> None:
+def test_no_function_is_denied_an_action(engine: Engine) -> None:
     decided = list(asked(engine))
     assert {permission.role for _, permission in decided} >= set(ROLES)
     assert [permission for decision, permission in decided if decision == "denied"] == []
@@ -340,9 +340,7 @@ def test_every_permission_of_a_function_is_used(engine: Engine) -> None:
 
 
 @pytest.mark.usefixtures("rounds")
-def test_a_function_may_not_do_what_is_another_functions(
-    engine: Engine, deployed: Deployed
-) -> None:
+def test_a_function_may_not_use_permissions_of_another(engine: Engine, deployed: Deployed) -> None:
     """The engine's denials are real: with a task's role, what planning and clients may."""
     role = next(
         role["Arn"]

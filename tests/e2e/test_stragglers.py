@@ -41,7 +41,9 @@ def of(update: dict[str, reference.Array], *layers: str) -> dict[str, reference.
     return {name: tensor for name, tensor in update.items() if name.split(".")[0] in layers}
 
 
-def test_layers_from_whoever_reached_them(engine: Engine, federation: Federation) -> None:
+def test_each_layer_is_averaged_over_the_clients_that_reached_it(
+    engine: Engine, federation: Federation
+) -> None:
     round_ = federation.open_round(
         "cut-off",
         ["a", "b", "c", "d"],

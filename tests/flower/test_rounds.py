@@ -130,7 +130,7 @@ class TestWithoutTrouble:
 
 
 class TestBadInput:
-    def test_a_client_that_announces_what_it_does_not_send_is_named(
+    def test_a_client_that_announces_an_upload_but_sends_none_is_named(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         def liar(message: Message, context: Any, call_next: Any) -> Message:

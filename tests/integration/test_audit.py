@@ -104,7 +104,7 @@ def root(places: Places, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_is_as_it_was_pinned_is_clean(
+def test_unchanged_pins_pass_the_audit(
     places: Places, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert audit.main([f"--osv-url={places.database}"], root) == 0
@@ -121,7 +121,7 @@ def test_a_known_vulnerability_fails(
     assert "beta 1.0: PYSEC-1 CVE-1; mended in 1.1" in capsys.readouterr().out
 
 
-def test_who_does_not_answer_is_said_and_is_no_clean_result(
+def test_an_index_that_does_not_answer_is_reported_as_not_audited(
     places: Places, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places.status = 503
@@ -132,7 +132,7 @@ def test_who_does_not_answer_is_said_and_is_no_clean_result(
     assert "refused" in told
 
 
-def test_what_is_found_counts_though_others_do_not_answer(
+def test_findings_count_even_if_another_source_does_not_answer(
     places: Places, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places.yanked["alpha"] = "it eats files"

@@ -70,7 +70,7 @@ class Breaking:
         (APPLIED, "version", b"{}", "finalize_round", OTHER),
     ],
 )
-def test_what_was_overwritten_with_junk_fails_the_round_and_is_named(
+def test_an_object_overwritten_with_junk_fails_the_round_and_is_named(
     call: Call,
     store: S3Store,
     terms: dict[str, Any],

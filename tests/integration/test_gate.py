@@ -254,7 +254,7 @@ def test_a_signature_in_the_address_is_for_s3_alone(raw: Raw) -> None:
         assert raw.send("GET", target).status in {400, 403, 404}
 
 
-def test_a_presigned_url_does_only_what_was_signed(raw: Raw, held: str) -> None:
+def test_a_presigned_url_allows_only_the_signed_request(raw: Raw, held: str) -> None:
     put = raw.presigned("PUT", "/held/b", S3SigV4QueryAuth, "s3")
     target = {"X-Amz-Target": "AWSStepFunctions.ListStateMachines"}
     assert raw.send("PUT", put, target, "{}").status == 403

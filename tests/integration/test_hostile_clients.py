@@ -46,7 +46,7 @@ def test_a_thousand_updates_at_once(open_round: Callable[..., Round]) -> None:
 
 @pytest.mark.parametrize("name", ["ä", "..", "a%2Fb", "a b", "x" * 255, "a/b", ".a", "a\nb", "\\"])
 @pytest.mark.parametrize("clients", [2, ["a", "b"]], ids=["a number", "ids"])
-def test_what_has_no_clients_name_is_nobodys_update(
+def test_an_object_without_a_clients_name_is_ignored(
     open_round: Callable[..., Round], clients: int | list[str], name: str
 ) -> None:
     """Whoever may write to the bucket chooses the key, and counts neither as arrived nor as bad."""

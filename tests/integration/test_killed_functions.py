@@ -275,7 +275,7 @@ def test_one_of_two_openings_is_killed(lanes: list[Lane], proxy: Proxy, store: S
 
 
 @pytest.mark.parametrize("ends", ["completed", "failed"])
-def test_what_drips_waits_for_the_functions_timeout(
+def test_a_slow_read_waits_for_the_functions_timeout(
     lanes: list[Lane], proxy: Proxy, store: S3Store, ends: str
 ) -> None:
     """Each function but a task's, once: a byte at a time comes in time, and never ends."""
@@ -314,7 +314,7 @@ def test_what_drips_waits_for_the_functions_timeout(
     machine.check(manifest, lanes[2])
 
 
-def test_a_round_that_is_given_up_while_a_task_is_at_work(
+def test_a_round_aborted_while_a_task_runs_stays_aborted(
     lanes: list[Lane], proxy: Proxy, store: S3Store
 ) -> None:
     slow, quick, calm = lanes

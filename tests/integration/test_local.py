@@ -47,7 +47,7 @@ def test_every_address_at_once_is_not_meant(address: str) -> None:
         local_engine.up(0, bind=address)
 
 
-def test_who_starts_the_same_engine_waits_for_the_first() -> None:
+def test_a_second_start_of_an_engine_waits_for_the_first() -> None:
     entered = threading.Event()
 
     def second() -> None:

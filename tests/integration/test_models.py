@@ -78,7 +78,7 @@ def test_rounds_go_on_from_each_other_in_all_types(
 
 
 @pytest.mark.parametrize("updates", ["deltas", "models"])
-def test_the_same_bits_whatever_m_and_topology(
+def test_every_number_of_shards_and_topology_gives_the_same_bits(
     open_round: Callable[..., Round], store: S3Store, updates: str
 ) -> None:
     rng = np.random.default_rng(3)
@@ -138,7 +138,7 @@ def test_a_task_may_run_twice_and_late(open_round: Callable[..., Round], store: 
     assert [version.number for version in model_registry.history(store, "twice")] == [1, 2]
 
 
-def test_whoever_sends_nan_is_left_out_of_the_model(
+def test_a_client_that_sends_nan_is_left_out_of_the_model(
     open_round: Callable[..., Round], store: S3Store
 ) -> None:
     put_model(store, "nan", small(1))
@@ -290,7 +290,7 @@ def test_a_model_that_would_not_be_finite_fails_the_round(
         round_.go()
 
 
-def test_who_makes_the_next_model_overflow_is_left_out(
+def test_a_client_that_makes_the_next_model_overflow_is_left_out(
     open_round: Callable[..., Round], store: S3Store
 ) -> None:
     model = small(1)

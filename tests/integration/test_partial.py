@@ -119,7 +119,7 @@ def test_p_of_uniform_depth_stands_in_the_manifest(open_round: Callable[..., Rou
     assert_result(round_, expected)
 
 
-def test_a_layer_that_nobody_covers_is_zero_and_costs_no_read(
+def test_a_layer_that_no_client_covers_is_zero_and_costs_no_read(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gradshard_core.planning.limits.MIN_PART_BYTES", 1)
@@ -164,7 +164,9 @@ def test_partial_updates_need_a_rule(open_round: Callable[..., Round]) -> None:
     assert "tensor 'conv1.weight' is missing" in round_.reason("c1")
 
 
-def test_what_no_rule_can_use_is_rejected_by_name(open_round: Callable[..., Round]) -> None:
+def test_an_update_that_no_rule_can_use_is_rejected_by_name(
+    open_round: Callable[..., Round],
+) -> None:
     round_ = open_round(
         clients=CLIENTS, layout=LAYOUT, rule={"name": "salf", "p": 0.5}, min_clients=4
     )
@@ -220,7 +222,7 @@ def test_nan_in_a_partial_update_costs_its_sender_the_round(
     assert covered["conv2"] == ["c0", "c3", "c6"]
 
 
-def test_what_a_client_has_so_far_counts_at_the_deadline(open_round: Callable[..., Round]) -> None:
+def test_the_layers_sent_so_far_count_at_the_deadline(open_round: Callable[..., Round]) -> None:
     round_ = open_round(clients=["a", "b", "c"], layout=LAYOUT, rule="fedavg")
     updates = [whole(0), last(whole(1), 2), last(whole(2), 1)]
     round_.submit("a", updates[0], SAMPLES[0])
@@ -323,7 +325,7 @@ def test_weights_by_local_steps(open_round: Callable[..., Round]) -> None:
     assert "steps is 'many', not a whole number" in round_.reason("c")
 
 
-def test_steps_that_nobody_believes_count_within_bounds(open_round: Callable[..., Round]) -> None:
+def test_unbelievable_steps_count_within_bounds(open_round: Callable[..., Round]) -> None:
     round_ = open_round(clients=3, weights="steps")
     for client, steps in (("a", 20), ("b", 20), ("eve", 2**53)):
         submit_reporting(round_, client, 1, report(1.0, steps))

@@ -44,7 +44,7 @@ def test_mixed_types_in_any_order_of_tensors(open_round: Callable[..., Round], c
     assert read["empty"]["shape"] == [0, 4]
 
 
-def test_the_same_bits_whatever_m(open_round: Callable[..., Round]) -> None:
+def test_every_number_of_shards_gives_the_same_bits(open_round: Callable[..., Round]) -> None:
     rng = np.random.default_rng(11)
     updates = [
         {
@@ -180,7 +180,9 @@ def test_nan_is_averaged_where_that_is_allowed(open_round: Callable[..., Round])
     assert_average(round_.result(), updates, [1, 1])
 
 
-def test_a_sum_beyond_its_type_is_nobodys_fault(open_round: Callable[..., Round]) -> None:
+def test_a_sum_beyond_its_type_is_no_overflow_of_the_average(
+    open_round: Callable[..., Round],
+) -> None:
     round_ = open_round(clients=2)
     largest = np.finfo(np.float32).max
     updates = [{"w": np.array([largest, 1], "f4")}] * 3
@@ -258,7 +260,7 @@ def test_a_rejection_does_not_outlive_the_upload_that_mended_it(
     assert "after the round was planned" in round_.reason("a")
 
 
-def test_who_is_not_expected(open_round: Callable[..., Round]) -> None:
+def test_an_update_of_an_unexpected_client_is_rejected(open_round: Callable[..., Round]) -> None:
     round_ = open_round(clients=["a"])
     round_.submit("a", small(1))
     etag = round_.submit("stranger", small(2))
@@ -334,7 +336,7 @@ def test_a_plan_without_its_tasks_gets_them(open_round: Callable[..., Round]) ->
     assert round_.go() == {"status": "completed"}
 
 
-def test_a_task_of_an_attempt_given_up_writes_nothing(open_round: Callable[..., Round]) -> None:
+def test_a_task_of_an_abandoned_attempt_writes_nothing(open_round: Callable[..., Round]) -> None:
     round_ = open_round(clients=3)
     updates = {c: small(i) for i, c in enumerate("abc")}
     for client, update in updates.items():
@@ -388,7 +390,7 @@ def test_nothing_is_seen_before_the_end_or_after_an_abort(
     assert late["status"] == "ignored"
 
 
-def test_planning_what_was_given_up_leaves_no_upload(open_round: Callable[..., Round]) -> None:
+def test_planning_an_aborted_round_leaves_no_upload(open_round: Callable[..., Round]) -> None:
     """A planning that the machine took for dead may go on when all is over."""
     round_ = open_round(clients=1)
     round_.submit("a", small(1))
@@ -400,7 +402,7 @@ def test_planning_what_was_given_up_leaves_no_upload(open_round: Callable[..., R
 
 
 @pytest.mark.parametrize("junk", [b"", b'{"half": [1', b"\xff"])
-def test_a_round_whose_plan_cannot_be_read_is_given_up(
+def test_a_round_with_an_unreadable_plan_is_aborted(
     open_round: Callable[..., Round], junk: bytes
 ) -> None:
     round_ = open_round(clients=["a", "b", "c"], topology="lambda_fl", fan_in=2)
@@ -423,7 +425,7 @@ def test_a_round_whose_plan_cannot_be_read_is_given_up(
 
 
 @pytest.mark.parametrize("stands", ["layout", "state_layout"])
-def test_a_belated_planning_does_not_rename_the_tensors(
+def test_a_late_second_planning_does_not_rename_tensors(
     store: S3Store, monkeypatch: pytest.MonkeyPatch, stands: str
 ) -> None:
     """It writes the layout of uploads that were replaced since, as long as the one that counts."""
@@ -452,7 +454,7 @@ def test_a_belated_planning_does_not_rename_the_tensors(
     assert kept
 
 
-def test_a_belated_opening_does_not_take_the_round_its_token(
+def test_a_late_second_opening_keeps_the_rounds_token(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each call of open_round has a token of its own, and the machine takes the newest only."""
@@ -482,7 +484,7 @@ def test_an_abort_after_the_end_changes_nothing(open_round: Callable[..., Round]
     assert_average(round_.result(), [small(1)], [1])
 
 
-def test_finalizing_what_was_given_up_shows_nothing(open_round: Callable[..., Round]) -> None:
+def test_finalizing_an_aborted_round_shows_nothing(open_round: Callable[..., Round]) -> None:
     round_ = open_round(clients=1)
     round_.submit("a", small(1))
     round_.plan()
@@ -532,7 +534,7 @@ def test_the_first_cause_is_kept(open_round: Callable[..., Round]) -> None:
     assert abort_round(round_.store, round_.name, error=general, cause="one failed") == first
 
 
-def test_an_update_deleted_for_good_costs_its_sender_the_round(
+def test_an_update_deleted_for_good_costs_only_its_sender_the_round(
     open_round: Callable[..., Round],
 ) -> None:
     round_ = open_round(clients=2, min_clients=1)
@@ -549,7 +551,7 @@ def test_an_update_deleted_for_good_costs_its_sender_the_round(
     assert_average(round_.result(), [small(0)], [1])
 
 
-def test_what_does_not_fit_is_rejected_before_any_upload(
+def test_a_round_that_does_not_fit_is_rejected_before_any_upload(
     open_round: Callable[..., Round],
 ) -> None:
     round_ = open_round(clients=1)
@@ -598,7 +600,7 @@ def test_an_update_that_s3_does_not_give_costs_its_sender_the_round(
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_the_result_tells_by_what_it_can_be_checked(
+def test_the_result_has_the_metadata_to_check_it(
     open_round: Callable[..., Round], shards: int
 ) -> None:
     update = {"w": np.arange(3_000_001, dtype="f4")}

@@ -203,7 +203,7 @@ def test_a_tenth_of_all_requests_throttled(
     ],
     ids=lambda value: "-".join(value) if isinstance(value, Fault) else "",
 )
-def test_what_stays_broken_fails_the_round_and_is_named(
+def test_a_fault_that_stays_fails_the_round_and_is_named(
     spoiled: Call,
     unspoiled: Call,
     proxy: Proxy,
@@ -231,7 +231,7 @@ def test_what_stays_broken_fails_the_round_and_is_named(
     machine.check(manifest, unspoiled)
 
 
-def test_completing_that_succeeds_unseen_is_a_success(
+def test_completing_an_upload_with_a_lost_response_counts_as_success(
     spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store
 ) -> None:
     """The second request finds no upload, and S3 says 404: the object is looked at."""
@@ -242,7 +242,7 @@ def test_completing_that_succeeds_unseen_is_a_success(
 
 
 @pytest.mark.parametrize("name", ["spec", "plan", "manifest"])
-def test_what_is_written_once_and_unseen_is_not_taken_for_anothers(
+def test_a_conditional_write_with_a_lost_response_counts_as_success(
     spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store, name: str
 ) -> None:
     """The second request finds the object there, and S3 says 412."""
@@ -252,7 +252,7 @@ def test_what_is_written_once_and_unseen_is_not_taken_for_anothers(
         assert proxy.faults == []
 
 
-def test_a_connection_that_drips_is_opened_again(
+def test_a_slow_connection_is_opened_again(
     spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store
 ) -> None:
     """Each byte comes in time, and a shard would take a year."""
@@ -265,7 +265,7 @@ def test_a_connection_that_drips_is_opened_again(
 
 
 @pytest.mark.parametrize("terms", [TREE, APPLIED], ids=["tree", "applied"])
-def test_what_s3_is_too_busy_to_take_is_made_again(
+def test_a_part_that_s3_is_too_busy_to_store_is_computed_again(
     spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store, terms: dict[str, Any]
 ) -> None:
     """Oftener than the machine tries: a tenth of all requests are that, of some task of many."""
@@ -275,7 +275,7 @@ def test_what_s3_is_too_busy_to_take_is_made_again(
     assert proxy.faults == []
 
 
-def test_reports_that_drip_are_asked_for_again(
+def test_slow_task_records_are_requested_again(
     spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store
 ) -> None:
     """There are thousands of them; other documents wait for their function's timeout."""
@@ -390,7 +390,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(
         assert go(Machine(spoiled, store, terms), unspoiled)["status"] == "completed"
 
 
-def test_a_machine_whose_clock_is_off_is_named_and_another_does_its_work(
+def test_a_machine_with_a_wrong_clock_is_named_and_replaced(
     spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store, clock: type[Clock]
 ) -> None:
     failures: list[FunctionError] = []
@@ -413,7 +413,7 @@ def test_a_machine_whose_clock_is_off_is_named_and_another_does_its_work(
         assert "set it" in str(failure), failure
 
 
-def test_a_part_that_is_stored_unseen_is_stored_again(
+def test_a_part_with_a_lost_response_is_stored_again(
     spoiled: Call, unspoiled: Call, proxy: Proxy, store: S3Store
 ) -> None:
     for kind in ("unseen", "late", "reset at end"):

@@ -303,7 +303,7 @@ def test_substitutions_stand_in_strings_and_the_template_provides_them() -> None
     assert set(machine["DefinitionSubstitutions"]) == set(in_strings)
 
 
-def test_every_task_retries_and_what_it_gives_up_is_caught() -> None:
+def test_every_task_retries_and_its_last_error_is_caught() -> None:
     tasks = [state for state in states_of(DEFINITION) if state["Type"] == "Task"]
     assert len(tasks) == 6
     for task in tasks:
@@ -480,7 +480,7 @@ def test_terms_that_open_round_gives_up_abort_the_round(runs: dict[str, Run]) ->
     assert run.events("AbortRound") == [event]
 
 
-def test_a_round_that_nobody_resumes_ends(runs: dict[str, Run]) -> None:
+def test_a_round_that_is_never_resumed_ends(runs: dict[str, Run]) -> None:
     run = runs["forgotten"]
     assert run.outcome == FAILED
     assert len(run.events("OpenRound")) == 1

@@ -22,7 +22,7 @@ def read(stream: RangeStream, count: int) -> bytes:
     return bytes(buffer)
 
 
-def test_writes_only_what_it_was_told_it_replaces(store: S3Store) -> None:
+def test_a_conditional_write_replaces_only_the_named_version(store: S3Store) -> None:
     assert store.put_json("t/conditional", 1, replaces=None)
     assert not store.put_json("t/conditional", 2, replaces=None)
     head = store.head("t/conditional")
@@ -32,7 +32,7 @@ def test_writes_only_what_it_was_told_it_replaces(store: S3Store) -> None:
     assert store.get_json("t/conditional") == 3
 
 
-def test_what_is_not_there(store: S3Store) -> None:
+def test_a_missing_object(store: S3Store) -> None:
     assert store.get_json("t/none") is None
     assert store.head("t/none") is None
     assert store.get_head("t/none", 8) is None
@@ -62,7 +62,7 @@ def test_an_object_of_no_bytes_that_is_replaced_while_it_is_looked_at(store: S3S
     assert (found[0], found[1].nbytes) == (b"some", 9)
 
 
-def test_a_frozen_version_outlives_what_comes_later(store: S3Store) -> None:
+def test_a_frozen_version_outlives_later_versions(store: S3Store) -> None:
     store.put_bytes("t/frozen", b"first version")
     frozen = store.head("t/frozen")
     assert frozen is not None
@@ -98,7 +98,7 @@ def test_a_conditional_write_that_meets_another_is_tried_again(
         proxied.put_json("t/never", 1, replaces=None)
 
 
-def test_a_write_in_place_of_what_is_gone_is_none(store: S3Store) -> None:
+def test_a_conditional_write_of_a_deleted_object_writes_nothing(store: S3Store) -> None:
     store.put_json("t/was", 1)
     head = store.head("t/was")
     assert head is not None

@@ -101,7 +101,7 @@ def test_other_answers_that_are_not_s3s(host: Host, ticket: Ticket, status: int)
         {"Content-Range": "bytes 0-0/7"},
     ],
 )
-def test_an_answer_without_what_s3s_have(
+def test_an_answer_without_the_headers_of_s3_is_rejected(
     host: Host, ticket: Ticket, headers: dict[str, str]
 ) -> None:
     host.headers = OF_S3 | headers

@@ -61,7 +61,7 @@ def read(client: TaskS3Client, store: S3Store, key: str, start: int, end: int) -
     return bytes(buffer)
 
 
-def test_reads_what_the_store_wrote(client: TaskS3Client, store: S3Store) -> None:
+def test_the_task_client_reads_objects_of_the_store(client: TaskS3Client, store: S3Store) -> None:
     store.put_json("w/ä b.json", {"a": [1]})
     assert client.get_json("w/ä b.json") == {"a": [1]}
     assert client.get_json("w/none") is None
@@ -73,7 +73,7 @@ def test_reads_what_the_store_wrote(client: TaskS3Client, store: S3Store) -> Non
     assert traffic.bytes_read == 9 + 2 * MIB - 17
 
 
-def test_writes_what_the_store_reads(client: TaskS3Client, store: S3Store) -> None:
+def test_the_store_reads_objects_of_the_task_client(client: TaskS3Client, store: S3Store) -> None:
     client.put_json("w/report", {"b": 2})
     assert store.get_json("w/report") == {"b": 2}
     upload = store.create_upload("w/parts")

@@ -454,7 +454,7 @@ class TestInParts:
             pytest.param([Fault("503", "PUT"), Fault("reset", "GET")], id="failures"),
         ],
     )
-    def test_what_breaks_is_tried_again(
+    def test_a_broken_request_is_tried_again(
         self,
         parted: Ticket,
         proxy: Proxy,
@@ -503,7 +503,7 @@ class TestInParts:
             TicketRound(parted).submit(large, 5, progress=overwrite)
         TicketRound(parted).submit(large, 5)
 
-    def test_whose_upload_is_gone_says_so(
+    def test_a_ticket_of_a_deleted_upload_says_so(
         self, parted: Ticket, store: ClientStore, keys: RoundKeys, large: dict[str, reference.Array]
     ) -> None:
         store.abort_open_uploads(keys.update("a"))

@@ -171,7 +171,7 @@ def test_a_sum_that_overflows_is_the_result_only_where_that_is_allowed(
 
 
 @pytest.mark.parametrize("level", ["leaf", "root"])
-def test_who_makes_a_sum_overflow_is_found_from_any_level(
+def test_the_client_behind_an_overflow_is_found_from_any_level(
     open_round: Callable[..., Round], level: str
 ) -> None:
     """In a leaf alone, or only together with what another leaf adds."""
@@ -193,7 +193,7 @@ def test_who_makes_a_sum_overflow_is_found_from_any_level(
     assert data_of(round_) == expected["w"].tobytes()
 
 
-def test_giving_up_what_was_completed_removes_what_its_end_left_behind(
+def test_aborting_a_completed_round_removes_its_leftovers(
     open_round: Callable[..., Round],
 ) -> None:
     round_ = open_round(clients=CLIENTS, topology="lambda_fl")
@@ -311,7 +311,7 @@ def test_an_eager_leaf_starts_while_others_are_awaited(open_round: Callable[...,
     assert data_of(alone) == result
 
 
-def test_an_eager_round_goes_on_with_who_is_there_at_the_deadline(
+def test_an_eager_round_goes_on_with_the_updates_at_the_deadline(
     open_round: Callable[..., Round],
 ) -> None:
     round_, updates = eager(open_round)
@@ -343,7 +343,7 @@ def test_an_eager_round_goes_on_with_who_is_there_at_the_deadline(
     assert reference.decode(round_.result())[name].tobytes() == mean.tobytes()
 
 
-def test_a_group_that_was_rejected_as_a_whole_holds_nobody_up(
+def test_a_group_of_rejected_updates_does_not_delay_the_round(
     open_round: Callable[..., Round],
 ) -> None:
     round_, updates = eager(open_round)

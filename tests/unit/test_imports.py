@@ -104,7 +104,7 @@ def test_functions_import_no_client() -> None:
         ),
     ],
 )
-def test_a_module_does_not_load_what_it_has_no_use_for(module: str, unwanted: list[str]) -> None:
+def test_a_module_loads_no_module_that_it_does_not_need(module: str, unwanted: list[str]) -> None:
     program = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -86,7 +86,7 @@ def test_a_model_goes_through_the_federation_and_comes_back() -> None:
     assert load(fresh, {"level": np.array([300])})["level"].item() == 255
 
 
-def test_buffers_are_what_is_no_parameter_by_each_of_its_names() -> None:
+def test_every_tensor_that_is_no_parameter_is_a_buffer() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
     model[0].weight.requires_grad_(requires_grad=False)
     model.register_buffer("mask", torch.tensor([True, False]))
@@ -258,7 +258,7 @@ def test_parameters_that_want_gradients() -> None:
     assert not apply(state, update)["weight"].requires_grad
 
 
-def test_what_is_no_number_stays_as_it_is() -> None:
+def test_entries_that_are_no_numbers_stay_unchanged() -> None:
     state = {
         "mask": torch.tensor([True, False]),
         "freqs": torch.tensor([1 + 2j, complex("nan")]),

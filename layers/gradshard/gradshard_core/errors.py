@@ -1,18 +1,18 @@
-"""The errors of gradshard: each names the object and the number that is off, and what to do."""
+"""The errors of gradshard. Their texts name the object, the wrong number, and what to do."""
 
 from typing import Self
 
 
 class GradshardError(Exception):
-    """Something a user can mend; its text is written to be read by them."""
+    """An error that a user can solve; its text says how."""
 
 
 class SpecError(GradshardError):
-    """A round was asked for in terms that make no sense."""
+    """The options of a round are not valid."""
 
 
 class UpdateError(GradshardError):
-    """A client's update cannot be averaged; the text is the reason its sender reads."""
+    """A client's update cannot be averaged; its sender can read the text."""
 
 
 class PlanError(GradshardError):
@@ -24,23 +24,23 @@ class ChangedObjectError(GradshardError):
 
 
 class StoreError(GradshardError):
-    """S3 rejected a request, or went on failing after the retries."""
+    """S3 rejected a request, or failed at every retry."""
 
 
 class UnsentError(StoreError):
-    """S3 refused a stream for now. Its bytes are not kept, so they have to be made again."""
+    """S3 was too busy to take a stream, whose bytes have to be computed again."""
 
 
 class UnreadableObjectError(StoreError):
-    """S3 has an object but does not give it: it is archived, or under a key that is not ours."""
+    """S3 does not return an object: it is archived, or its KMS key is not allowed."""
 
 
 class BrokenObjectError(StoreError):
-    """An object of a round's own is not what was written; the next read may give what was."""
+    """An object of a round has other content than was written; the next read may be right."""
 
 
 class DigestError(GradshardError):
-    """The bytes that arrived are not those that S3 has."""
+    """The received bytes differ from those that S3 has."""
 
 
 class ServiceError(GradshardError):
@@ -52,12 +52,12 @@ class RoundNotFoundError(GradshardError):
 
     @classmethod
     def of(cls, round_id: str) -> Self:
-        """Make one that says what to do."""
+        """Make an error that says what to do."""
         return cls(f"there is no round {round_id!r}: look at the name, or open it first")
 
     @classmethod
     def deleted(cls, round_id: str, dates: str) -> Self:
-        """Make one for a round of which only its execution is left; ``dates`` say when it ran."""
+        """Make an error for a round whose objects are deleted; ``dates`` say when it ran."""
         return cls(
             f"round {round_id!r} ran {dates}, and its objects have been deleted since: open a "
             "round of another name"
@@ -65,11 +65,11 @@ class RoundNotFoundError(GradshardError):
 
 
 class RoundExistsError(GradshardError):
-    """A round of that name was opened before, in other terms."""
+    """A round of that name was opened before, with other options."""
 
 
 class RoundStateError(GradshardError):
-    """The round is not, or no longer, at the point where that can be done."""
+    """The state of the round does not allow the action."""
 
 
 class RoundFailed(GradshardError):  # noqa: N818 - the outcome a caller waits for, not a fault of the call
@@ -98,22 +98,22 @@ class TrainingFailed(GradshardError):  # noqa: N818 - as RoundFailed
 
 
 class ModelNotFoundError(GradshardError):
-    """There is no model, or no version of it, of that name."""
+    """There is no model of that name, or no such version."""
 
 
 class ModelStateError(GradshardError):
-    """The model has moved on since the round, or whoever changes it, looked at it."""
+    """Another version of the model was made meanwhile."""
 
 
 class TicketError(GradshardError):
-    """A ticket cannot be made or read, or does not open what was asked for.
+    """A ticket cannot be made or read, or does not allow the request.
 
     The text never holds its URLs.
     """
 
 
 class WaitTimeoutError(GradshardError):
-    """The round has not ended within the time the caller was willing to wait."""
+    """The round has not ended within the timeout of the caller."""
 
 
 class EngineError(GradshardError):

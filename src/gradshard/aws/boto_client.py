@@ -33,9 +33,9 @@ def make_client(
     Parameters
     ----------
     connections
-        How many may be open at once.
+        The number of connections that may be open at once.
     session, endpoint_url
-        For whom and where; by default as the environment says.
+        The credentials and the endpoint; by default those of the environment.
     """
     custom_endpoint = bool(
         endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -76,11 +76,11 @@ def connect(session: Any, service: str, config: Config, endpoint_url: str | None
     session
         A session, or boto3 for the default one.
     service
-        Its name for boto3.
+        The name of the service in boto3.
     config
         Settings; without proxies, which the environment gives.
     endpoint_url
-        Where it is; settings and environment say so if this does not.
+        The endpoint; by default that of settings and environment.
     """
     client = session.client(service, config=config, endpoint_url=endpoint_url)
     url = client.meta.endpoint_url
@@ -100,7 +100,7 @@ def proxies_for(url: str) -> dict[str, str]:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL is one of this machine."""
+    """Return whether a URL is one of this machine."""
     host = urlsplit(url).hostname or ""
     if host == "localhost" or host.endswith(".localhost"):
         return True

@@ -60,11 +60,11 @@ class Lazy(NamedTuple):
     Parameters
     ----------
     name
-        What the user types.
+        The name of the command.
     module
         The module of :mod:`gradshard.cli` that defines it.
     attribute
-        Its name there.
+        The name of the command object in the module.
     help
         The first sentence of its help.
     """
@@ -125,7 +125,7 @@ class _Failure(click.ClickException):
 
 
 def _is_users(error: Exception) -> bool:
-    """Whether the user can solve an error, so that it is no defect of gradshard."""
+    """Return whether the user can solve an error, so that it is no defect of gradshard."""
     if isinstance(error, GradshardError | OSError | click.UsageError):
         return True
     # Code that raised such an error has imported it. Importing it here would take most of the time

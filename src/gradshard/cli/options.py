@@ -16,7 +16,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_STACK: Final = "gradshard"
 DEFAULT_PORT: Final = 4566
-"""That of :mod:`gradshard.deployment.local_engine`, which takes long to load."""
+"""The port of :mod:`gradshard.deployment.local_engine`, repeated because that loads slowly."""
 
 
 def option(
@@ -30,9 +30,9 @@ def option(
     Parameters
     ----------
     names, settings
-        As :func:`click.option` takes them.
+        The arguments of :func:`click.option`.
     help
-        What the option does, and its unit.
+        The action of the option, and its unit.
     default_text
         The default and the bounds, where click cannot know them.
     """

@@ -1,4 +1,4 @@
-"""What commands print: JSON, confirmations, progress bars, cells of tables."""
+"""Output of commands: JSON, confirmations, progress bars, cells of tables."""
 
 import contextlib
 import json
@@ -53,7 +53,7 @@ def confirm_file(file: Path, record: dict[str, object], *, as_json: bool) -> Non
 
 
 def is_quiet() -> bool:
-    """Whether the running command was given ``--quiet``."""
+    """Return whether the running command was given ``--quiet``."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.meta.get(QUIET))
 

@@ -1,4 +1,4 @@
-"""``gradshard ticket``, and what other commands do with a ticket."""
+"""``gradshard ticket``, and functions for commands that take a ticket."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SECONDS = 24 * 3600
 MAX_SECONDS = 7 * 24 * 3600
-"""Those of :mod:`gradshard.client.ticket_issuer`, which takes long to load."""
+"""The bounds of :mod:`gradshard.client.ticket_issuer`, repeated because that loads slowly."""
 
 
 @click.command()

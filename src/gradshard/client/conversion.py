@@ -51,7 +51,7 @@ _DAMAGE: Final = (
 
 
 MAX_NPY_HEADER_BYTES: Final = 10_000
-"""Of an array's header, numpy's own bound: 64 dimensions and a type take a tenth of it."""
+"""numpy's bound for the header of an array; 64 dimensions and a type take a tenth of it."""
 
 _NPY_LENGTHS: Final = {(1, 0): 2, (2, 0): 4, (3, 0): 4}
 """The versions of a header, and how many bytes the header's length takes."""
@@ -133,7 +133,7 @@ def convert(
     compression
         Compress the tensors so.
     progress
-        Told the bytes done and the total.
+        A callback that takes the bytes done and the total.
 
     Returns
     -------

@@ -192,7 +192,7 @@ def _locked(path: Path) -> IO[bytes] | None:
 
 
 def _is_ours(status: os.stat_result) -> bool:
-    """Whether nobody but this user can have written to a file."""
+    """Return whether nobody but this user can have written to a file."""
     return (
         stat.S_ISREG(status.st_mode)
         and status.st_uid == os.geteuid()

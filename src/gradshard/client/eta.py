@@ -14,9 +14,9 @@ class Pace(NamedTuple):
     Parameters
     ----------
     bytes_read
-        What the finished tasks have read of the updates; shards are of nearly equal size.
+        Bytes of updates that the finished tasks read; shards are of nearly equal size.
     bytes_per_second
-        Of them since the round was planned.
+        Bytes read per second since the round was planned.
     seconds_left
         Until the round ends, as the planner projected it, longer or shorter as the longest
         finished task was; None before one is finished.
@@ -49,13 +49,13 @@ def pace(
     Parameters
     ----------
     status
-        As :meth:`gradshard.client.status.StatusPoller.poll` returns it.
+        The result of :meth:`gradshard.client.status.StatusPoller.poll`.
     tasks
-        What some of the finished tasks reported.
+        Task records of some of the finished tasks.
     now
-        When it was looked at.
+        The time of the poll.
     architecture
-        Of the functions, for their price.
+        The processor of the functions, for their price.
     """
     plan = status["plan"]
     # The clocks of the function that planned and of who watches are two.

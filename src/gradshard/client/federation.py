@@ -42,11 +42,11 @@ class Federation:
     stack
         The name of its CloudFormation stack, whose outputs are read when they are needed.
     bucket
-        Its bucket, for clients that have no permission to read the stack.
+        The name of the bucket, for clients that have no permission to read the stack.
     state_machine
         The ARN of its state machine. With ``bucket``, it is needed to open rounds.
     endpoint_url
-        Where AWS is, if not at AWS; ``AWS_ENDPOINT_URL`` says the same.
+        The endpoint to use instead of AWS, as in ``AWS_ENDPOINT_URL``.
     region
         The AWS region of the stack; that of the AWS configuration if none is given.
     profile
@@ -99,22 +99,22 @@ class Federation:
         clients
             The ids of the expected clients, or their number.
         options
-            As in :class:`gradshard.client.round_options.RoundOptions`; None is as good as leaving
-            an option out.
+            The options of :class:`gradshard.client.round_options.RoundOptions`; None stands for the
+            default.
 
         Raises
         ------
         SpecError
             The options are not valid, or too long.
         UpdateError
-            ``layout`` is of a file or of tensors that could not be averaged.
+            The tensors of ``layout`` could not be averaged.
         RoundExistsError
-            There is such a round with other options, or there was one whose objects have been
-            deleted: Step Functions keeps a name for 90 days after its execution has ended.
+            There is a round of this name with other options, or there was one in the last 90 days
+            whose objects were deleted.
         RoundNotFoundError
             There is no round ``updates_from``.
         RoundFailed
-            It could not be opened.
+            The round could not be opened.
         """
         fields: dict[str, Any] = {"clients": clients, **options}
         if (layout := options.get("layout")) is not None:
@@ -139,7 +139,8 @@ class Federation:
         Parameters
         ----------
         state
-            Only those that are ``awaiting``, ``aggregating``, ``completed`` or ``failed``.
+            List only rounds in this state: ``awaiting``, ``aggregating``, ``completed`` or
+            ``failed``.
 
         Raises
         ------
@@ -149,7 +150,7 @@ class Federation:
         return operations.list_rounds(self.stack, state)
 
     def cancel_all(self, reason: str) -> Iterator[Round]:
-        """Cancel every round that has not ended, and yield each when that is done.
+        """Cancel every round that has not ended, and yield each cancelled round.
 
         Raises
         ------

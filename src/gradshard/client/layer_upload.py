@@ -23,7 +23,7 @@ class LayerUpload:
     round_
         The round.
     client, samples, training
-        As in :meth:`gradshard.client.round.Round.submit`.
+        The arguments of :meth:`gradshard.client.round.Round.submit`.
     """
 
     def __init__(

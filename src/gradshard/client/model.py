@@ -31,9 +31,9 @@ class Model:
     Parameters
     ----------
     stack
-        Where it is.
+        The deployed stack that holds the model.
     name
-        Its name.
+        The name of the model.
     """
 
     def __init__(self, stack: Stack, name: str = DEFAULT_MODEL) -> None:
@@ -45,7 +45,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name of the model."""
         return self._keys.name
 
     def current(self) -> Version:
@@ -102,7 +102,7 @@ class Model:
         path
             The .safetensors file to write, in a few MB of memory; it appears when it is whole.
         version
-            Its number; the current one if none is given.
+            The number of the version; the current version if none is given.
         progress
             Called with the bytes received and the total.
 
@@ -126,28 +126,26 @@ class Model:
         buffers: Sequence[str] | None = None,
         progress: Progress | None = None,
     ) -> Version:
-        """Make a version of a model at hand: the first one, or one to go on from.
+        """Make a version of the model from tensors or a file.
 
-        Optimizers begin anew from it. Rounds that began from the version before fail when they
-        end.
+        The state of the optimizer starts anew. Rounds that began from the version before fail.
 
         Parameters
         ----------
         model
             Tensors by name (numpy arrays or torch tensors), or the path of a .safetensors file.
         buffers
-            Names, or patterns of names, of tensors that are measured and not trained: rounds
-            average them, and no optimizer steps them. PyTorch's are
-            :func:`gradshard.torch.buffers`. None: those of the version before, and those with
-            BatchNorm's names (``gradshard_core.aggregation.buffers.CONVENTIONAL``). Integers always
-            are.
+            Names, or patterns of names, of tensors that rounds average and no optimizer steps. For
+            PyTorch, use :func:`gradshard.torch.buffers`. By default the buffers of the version
+            before, and tensors with BatchNorm's names
+            (``gradshard_core.aggregation.buffers.CONVENTIONAL``). Integers are always buffers.
         progress
             Called with the bytes sent and the total.
 
         Raises
         ------
         UpdateError
-            It holds what cannot be averaged.
+            The file holds tensors that cannot be averaged.
         SpecError
             A pattern of ``buffers`` matches no tensor.
         ModelStateError
@@ -170,14 +168,14 @@ class Model:
             raise
 
     def roll_back(self, number: int) -> Version:
-        """Go back to a version, and to its optimizer's state: they become the newest version.
+        """Make the newest version from an earlier one and its optimizer's state.
 
         Raises
         ------
         ModelNotFoundError
             There is no such version.
         ModelStateError
-            It is the current one; or another version was made at the same time.
+            The version is the current one, or another version was made at the same time.
         """
         newest, restored = self.current(), self.version(number)
         if number == newest.number:
@@ -190,12 +188,12 @@ class Model:
         Parameters
         ----------
         keep
-            How many of the newest stay, at least one.
+            The number of newest versions to keep, at least one.
 
         Returns
         -------
         list of Version
-            Those that were deleted.
+            The deleted versions.
 
         Raises
         ------

@@ -13,7 +13,7 @@ from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.records.round_spec import read_spec
 
 OPENING_SECONDS: Final = 20.0
-"""How long opening a round waits for its spec to appear in the bucket."""
+"""Seconds that opening a round waits for its spec to appear in the bucket."""
 
 PAYLOAD_ROOM_BYTES: Final = 4096
 """The state machine adds these to a round's spec: its name, a time and a callback token."""
@@ -25,7 +25,7 @@ def encode_spec(spec: RoundSpec) -> str:
     Raises
     ------
     SpecError
-        It is longer than Step Functions takes.
+        The input is longer than Step Functions takes.
     """
     fields = spec.to_json()
     # ASCII, so that a character is a byte.

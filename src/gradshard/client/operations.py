@@ -47,9 +47,9 @@ def list_rounds(stack: Stack, state: str | None) -> Iterator[ListedRound]:
     Parameters
     ----------
     stack
-        Where they run.
+        The deployed stack.
     state
-        Only those in this state, one of :data:`STATES`; None for all.
+        List only rounds in this state, one of :data:`STATES`; None for all.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def close_round(stack: Stack, keys: RoundKeys) -> bool:
     RoundNotFoundError
         There is no such round.
     RoundStateError
-        It has ended, or is just being opened.
+        The round has ended, or is just being opened.
     """
     manifest = stack.store.get_json(keys.manifest, parse_manifest)
     if manifest is not None:
@@ -134,13 +134,13 @@ def check_reason(reason: str) -> None:
 def cancel_round(stack: Stack, keys: RoundKeys, reason: str) -> str:
     """Stop a round and clean up; safe to repeat.
 
-    Its execution is stopped first, so that nothing new begins. Then ``abort_round`` settles by the
-    manifest, which is written once, whether the round has failed or was completed before.
+    The execution is stopped first, so that nothing new begins. Then ``abort_round`` writes the
+    manifest, unless the round has completed.
 
     Returns
     -------
     str
-        The cause that its manifest has: that of the first who ended it.
+        The cause in its manifest, which the first request to end the round wrote.
 
     Raises
     ------
@@ -149,7 +149,7 @@ def cancel_round(stack: Stack, keys: RoundKeys, reason: str) -> str:
     RoundNotFoundError
         There is no such round.
     RoundStateError
-        It was completed, maybe just now, and stays so.
+        The round was completed, maybe just now, and stays so.
     """
     check_reason(reason)
     manifest = stack.store.get_json(keys.manifest, parse_manifest)
@@ -181,7 +181,7 @@ def remove_round(stack: Stack, keys: RoundKeys) -> None:
     RoundNotFoundError
         There is no such round.
     RoundStateError
-        It has not ended.
+        The round has not ended.
     """
     has_manifest = stack.store.head(keys.manifest) is not None
     execution = stack.execution(keys.round_id)

@@ -26,7 +26,7 @@ MAX_ANSWER_BYTES: Final = 2 * MIB
 """Bound on an answer that is read at once. The longest, a list of 1,000 parts, has 0.5 MB."""
 
 ANSWER_SECONDS: Final = 60.0
-"""How long such an answer may take after its first byte."""
+"""Seconds that such an answer may take after its first byte."""
 
 HTTPS_PORT: Final = 443
 
@@ -66,7 +66,7 @@ class Answer(NamedTuple):
 
 
 def is_url(text: object) -> bool:
-    """Whether a text is a URL in the form that S3 and its clients use."""
+    """Return whether a text is a URL in the form that S3 and its clients use."""
     return isinstance(text, str) and _URL.fullmatch(text) is not None
 
 
@@ -89,7 +89,7 @@ def check_origin(origin: str) -> None:
     Raises
     ------
     TicketError
-        It is another host.
+        The URL names another host.
     """
     named = {os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL")} - {None, ""}
     if _S3.fullmatch(origin) or origin in {origin_of(str(url)) for url in named}:

@@ -45,9 +45,9 @@ class Round(RoundAccess):
     Parameters
     ----------
     stack
-        Where it runs.
+        The deployed stack that runs the round.
     name
-        Its id.
+        The id of the round.
     is_new
         Whether it was just opened, under a name that no earlier round has.
     """
@@ -71,7 +71,7 @@ class Round(RoundAccess):
         return self._stack.store
 
     def spec(self) -> RoundSpec:
-        """Return what the round was opened with.
+        """Return the options with which the round was opened.
 
         Raises
         ------
@@ -132,9 +132,9 @@ class Round(RoundAccess):
     ) -> bool:
         """Upload a client's update; until the round is planned, the last one counts.
 
-        Tensors in memory are not copied and a file is read as it is sent: a few MB are held. Where
-        the connection breaks, a large update goes up in parts, which submitting again resumes. If
-        the round has a layout or a model, the tensors go up in its order.
+        The call holds a few MB, because it reads tensors in place. If the connection breaks, a
+        large update is sent in parts, and submitting again resumes. If the round has a layout or a
+        model, the tensors are sent in its order.
 
         Parameters
         ----------
@@ -203,7 +203,7 @@ class Round(RoundAccess):
     def assignment(self, client: str) -> Assignment:
         """Return the settings with which a client should train for this round.
 
-        The round that this one's ``assignments`` name as the one before ended with them. A client
+        They were computed at the end of the round that ``assignments`` names as ``after``. A client
         that did not take part in it gets the base settings.
 
         Raises
@@ -228,10 +228,10 @@ class Round(RoundAccess):
     def ticket(
         self, client: str, *, expires: int = DEFAULT_SECONDS, max_bytes: int | None = None
     ) -> Ticket:
-        """Make a ticket, with which a client without AWS credentials takes part in the round.
+        """Make a ticket for a client without AWS credentials.
 
-        Its holder can upload one update, once, and read why it was rejected and the average; see
-        docs/tickets.md. The ticket is a secret: whoever has it is that client.
+        Its holder can upload one update once, and read its rejection and the average; see
+        docs/tickets.md. The ticket is a secret: anyone who has it can act as that client.
 
         Parameters
         ----------
@@ -241,15 +241,16 @@ class Round(RoundAccess):
             Seconds from now, at most seven days. Temporary credentials end earlier, and the ticket
             with them.
         max_bytes
-            How long the update may be, its header included; by default, what an update of the
-            round's layout needs.
+            The most bytes of the update, with its header; by default, the size of an update of the
+            round's layout.
 
         Raises
         ------
         UpdateError
             The client is not expected.
         TicketError
-            S3 takes no such time or size, or none was given and the round has no layout.
+            S3 does not allow the time or the size, or the round has no layout and no size was
+            given.
         RoundNotFoundError
             There is no such round.
         """
@@ -315,12 +316,11 @@ class Round(RoundAccess):
         return self._wait(timeout, look)
 
     def status(self) -> dict[str, Any]:
-        """Return how far the round is, as JSON.
+        """Return the state of the round, as JSON.
 
         ``state`` is ``awaiting``, ``aggregating``, ``completed`` or ``failed``; ``arrived``,
-        ``missing``, ``rejected`` and ``late`` say who has and has not taken part, and why;
-        ``plan`` and ``tasks_done`` how far the aggregation is; ``manifest`` is the record of a
-        round that has ended.
+        ``missing``, ``rejected`` and ``late`` list clients; ``plan`` and ``tasks_done`` describe
+        the aggregation; ``manifest`` is the record of a round that has ended.
 
         Raises
         ------
@@ -339,14 +339,14 @@ class Round(RoundAccess):
         Returns
         -------
         bool
-            Whether it was waiting; False if it aggregates already.
+            Whether the round was waiting; False if it aggregates already.
 
         Raises
         ------
         RoundNotFoundError
             There is no such round.
         RoundStateError
-            It has ended, or is just being opened.
+            The round has ended, or is just being opened.
         """
         return operations.close_round(self._stack, self.keys)
 
@@ -356,7 +356,7 @@ class Round(RoundAccess):
         Returns
         -------
         str
-            The cause that its manifest has, which is another one if it had failed before.
+            The cause in its manifest, which is another one if the round had failed before.
 
         Raises
         ------
@@ -365,7 +365,7 @@ class Round(RoundAccess):
         RoundNotFoundError
             There is no such round.
         RoundStateError
-            It was completed, maybe just now, and stays so.
+            The round was completed, maybe just now, and stays so.
         """
         return operations.cancel_round(self._stack, self.keys, reason)
 
@@ -377,7 +377,7 @@ class Round(RoundAccess):
         RoundNotFoundError
             There is no such round.
         RoundStateError
-            It has not ended.
+            The round has not ended.
         """
         operations.remove_round(self._stack, self.keys)
 
@@ -442,11 +442,11 @@ class Round(RoundAccess):
         return found
 
     def has_ended(self) -> bool:
-        """Whether the round has ended, completed or failed."""
+        """Return whether the round has ended, completed or failed."""
         return self.store.head(self.keys.manifest) is not None
 
     def rejection(self, client: str) -> str | None:
-        """Return why the client's update was rejected or came too late; None if it was not."""
+        """Return the reason why the client's update was rejected or late, or None."""
         record = self.store.get_json(self.keys.rejection(client))
         return None if record is None else str(record["reason"])
 
@@ -517,7 +517,7 @@ class Round(RoundAccess):
         return layout_of(store, version.tensors)
 
     def _differs(self, key: str, content: Content) -> bool:
-        """Whether there is an update already, and it is not this very one."""
+        """Return whether there is another update of the client already."""
         store = self.store
         if store.head(key) is None:
             return False
@@ -525,7 +525,7 @@ class Round(RoundAccess):
         return checksum is None or not has_checksum(content, checksum)
 
     def _is_counted(self, spec: RoundSpec, client: str, content: Content) -> bool:
-        """Whether this very update is in the plan already, so that submitting it is a repetition.
+        """Return whether this update is in the plan already, so that submitting it changes nothing.
 
         Raises
         ------

@@ -32,7 +32,7 @@ class RoundAccess(ABC):
 
     @abstractmethod
     def has_ended(self) -> bool:
-        """Whether the round has ended, completed or failed."""
+        """Return whether the round has ended, completed or failed."""
 
     @abstractmethod
     def _average(self) -> Source:

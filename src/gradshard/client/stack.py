@@ -43,7 +43,7 @@ _CONFIG: Final = Config(
 _CALLS_CONFIG: Final = _CONFIG.merge(Config(read_timeout=900))
 
 MAX_STOP_CAUSE_CHARACTERS: Final = 32_768
-"""What StopExecution takes,
+"""The longest cause that StopExecution takes,
 https://docs.aws.amazon.com/step-functions/latest/apireference/API_StopExecution.html (2026-11)."""
 
 
@@ -64,12 +64,12 @@ class Execution(NamedTuple):
 
     @property
     def dates(self) -> str:
-        """When it started and stopped, for a message."""
+        """The times of its start and stop, for a message."""
         return f"from {self.started or '?'} to {self.stopped or '?'}"
 
     @property
     def failed(self) -> bool:
-        """Whether it failed."""
+        """Whether it failed, timed out or was stopped."""
         return self.status in {"FAILED", "TIMED_OUT", "ABORTED"}
 
     @property
@@ -102,11 +102,11 @@ class Stack:
     bucket, state_machine
         Known already. With a bucket the stack is never asked.
     endpoint_url
-        Where AWS is, if not at AWS.
+        The endpoint to use instead of AWS.
     region, profile
-        Of the AWS configuration, if not the default ones.
+        The region and the profile of the AWS configuration, if not the default ones.
     port
-        Of the local engine, if that is where the stack is.
+        The port of the local engine, if the stack is there.
     """
 
     def __init__(
@@ -242,12 +242,12 @@ class Stack:
         output
             The stack's output that has the function's name.
         event
-            What it is called with.
+            The event that the function gets.
 
         Raises
         ------
         ServiceError
-            It failed.
+            The function failed.
         """
         name = self.output(output)
         with translated():
@@ -268,11 +268,11 @@ class Stack:
         Parameters
         ----------
         function
-            Its name in this application, such as ``plan_round``.
+            The name of the function in this application, such as ``plan_round``.
         round_id
             The round.
         since
-            In milliseconds since 1970, like the times.
+            The earliest time, in milliseconds since 1970.
         """
         group = f"/aws/lambda/{self.name}-{function.replace('_', '-')}"
         with translated():

@@ -43,7 +43,7 @@ class StatusPoller:
     Parameters
     ----------
     stack
-        Where the round runs.
+        The deployed stack that runs the round.
     keys
         The names of its objects.
     """

@@ -26,11 +26,13 @@ from gradshard_core.units import MIB
 DEFAULT_SECONDS: Final = 24 * 3600
 
 MAX_SECONDS: Final = 7 * 24 * 3600
-"""How long S3 takes a presigned URL,
+"""The most seconds for which S3 accepts a presigned URL,
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-presigned-url.html (2026-11)."""
 
 MAX_LENGTHS: Final = 1024
-"""Padding then adds at most a thousandth of the largest update, and the file has 100 kB."""
+"""The most lengths that a ticket has a URL for.
+
+Padding then adds at most a thousandth of the largest update, and the file has 100 kB."""
 
 MIN_STEP_BYTES: Final = 64 * 1024
 """Smaller steps would save no request, because this much is read for an update's header."""

@@ -15,10 +15,10 @@ from gradshard_core.planning import limits
 from gradshard_core.s3.multipart import Part
 
 MAX_BYTES: Final = limits.MAX_PART_BYTES // 2
-"""Of a part. The first one may have twice as many."""
+"""The most bytes of a part; the first part may have twice as many."""
 
 MAX_UPDATE_BYTES: Final = limits.LISTED_ENTRIES * MAX_BYTES
-"""As many parts as one listing shows."""
+"""The largest update: as many parts as one listing shows."""
 
 NUMBER_PARAMETER: Final = "partNumber="
 """Stands without its value in the URLs of ``PartUrls.others``."""
@@ -40,9 +40,9 @@ class PartUrls:
     others
         URLs for PUTs of the other parts, by part number, which their query leaves empty.
     listing
-        For a GET of the parts that S3 has.
+        The URL for a GET of the list of parts that S3 has.
     completion
-        For a POST that makes the update of the parts, if there is none.
+        The URL for a POST that makes the update of its parts, if there is no update.
     """
 
     nbytes: int
@@ -77,7 +77,7 @@ class PartUrls:
         yield from urls_of(self.others)
 
     def is_for(self, max_bytes: int) -> bool:
-        """Whether these URLs are for updates of up to ``max_bytes``."""
+        """Return whether these URLs are for updates of up to ``max_bytes``."""
         numbers = numbers_of(self.others)
         return (
             0 < self.nbytes <= MAX_BYTES

@@ -95,7 +95,7 @@ class TicketRequests:
         Raises
         ------
         TicketError
-            It comes from something else.
+            The answer does not come from S3.
         """
         if not answer.is_of_s3:
             raise self.not_s3(f"{answer.status_code} without a request's id")

@@ -18,7 +18,7 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 
 
 class TicketRound(RoundAccess):
-    """A round, as the holder of a ticket sees it.
+    """A round that the holder of a ticket takes part in.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class TicketRound(RoundAccess):
         RoundStateError
             The round has ended.
         TicketError
-            The ticket was used for another update, or S3 does not take it any more.
+            The ticket was used for another update, or S3 does not accept it any more.
         """
         ticket = self.ticket
         with content_of(update, samples, training) as given:
@@ -94,7 +94,7 @@ class TicketRound(RoundAccess):
             keep_residual(content)
 
     def rejection(self) -> str | None:
-        """Return why the client's update was rejected or came too late; None if it was not."""
+        """Return the reason why the client's update was rejected or late, or None."""
         answer = self._requests.ask("GET", self.ticket.rejection_url)
         if answer is None:
             return None
@@ -105,14 +105,14 @@ class TicketRound(RoundAccess):
             raise self._requests.not_s3(what) from None
 
     def has_ended(self) -> bool:
-        """Whether the round has ended, completed or failed."""
+        """Return whether the round has ended, completed or failed."""
         return self._requests.ask("HEAD", self.ticket.ended_url) is not None
 
     def status(self) -> dict[str, Any]:
-        """Return what the ticket's holder may know of the round, as JSON.
+        """Return the state of the round as far as the ticket shows it, as JSON.
 
-        ``state`` is ``open``, ``completed`` or ``failed``; ``uploaded`` the bytes of the client's
-        update, and ``reason`` why it was rejected or came too late, or None.
+        ``state`` is ``open``, ``completed`` or ``failed``; ``uploaded`` has the bytes of the
+        client's update, and ``reason`` the reason of its rejection, or None.
         """
         answer = self._requests.ask("HEAD", self.ticket.uploaded_url)
         state = "open"

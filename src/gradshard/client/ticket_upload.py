@@ -23,7 +23,7 @@ from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.retries import Retries
 
 UPLOAD_ATTEMPTS: Final = 3
-"""Of a whole update each."""
+"""Attempts to send a whole update."""
 
 # S3 then rejects a request before the body is sent. botocore looks for the value in bytes.
 _EXPECT_CONTINUE: Final = {"Expect": b"100-continue"}
@@ -45,7 +45,7 @@ class TicketUpload:
         self._ticket = requests.ticket
 
     def is_done(self) -> bool:
-        """Whether S3 has this update already.
+        """Return whether S3 has this update already.
 
         Raises
         ------
@@ -174,7 +174,7 @@ class TicketUpload:
             )
 
     def _is_completed(self, answer: Answer) -> bool:
-        """Whether S3 has made the update; raise an OSError if a retry may succeed."""
+        """Return whether S3 has made the update; raise an OSError if a retry may succeed."""
         # S3 sends the status before it is done, so the body may still contain an error.
         if answer.status_code == 200 and not answer.code:
             self._requests.check_is_s3(answer)
@@ -194,7 +194,7 @@ class TicketUpload:
         raise OSError(f"S3 answered {answer.code}")
 
     def _is_same(self, answer: Answer) -> bool:
-        """Whether the update that S3 has, by its answer to a HEAD, is this one."""
+        """Return whether the update that S3 has, by its answer to a HEAD, is this one."""
         if self._requests.content_length(answer) != self._content.nbytes:
             return False
         if self._ticket.parts is None:

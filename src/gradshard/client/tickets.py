@@ -44,29 +44,30 @@ NOT_A_TICKET: Final = (
 
 @dataclass(frozen=True)
 class Ticket:
-    """The URLs of one client's part in one round; whoever has them is that client.
+    """The URLs with which one client takes part in one round.
 
-    The URLs are secrets: they appear in no error and in no ``repr``.
+    The URLs are secrets, because anyone who has them can act as that client. They appear in no
+    error and in no ``repr``.
 
     Parameters
     ----------
     round_id, client
-        The round, and who takes part in it.
+        The round and the client.
     expires_at
-        When S3 rejects the ticket; earlier if the credentials end that it was made with.
+        The time at which S3 rejects the ticket; earlier if the credentials that made it end.
     max_bytes
-        How long an update may be, its header included.
+        The bytes that an update may have, with its header.
     upload
         URLs for a PUT of the update, by its length; none if there are ``parts``.
     uploaded_url
-        For a HEAD of the update.
+        The URL for a HEAD of the update.
     rejection_url
-        For a GET of the reason why the update was rejected.
+        The URL for a GET of the reason why the update was rejected.
     ended_url
-        For a HEAD of the manifest, which exists when the round has ended. It names the other
-        clients, so the ticket cannot read it.
+        The URL for a HEAD of the manifest, which exists when the round has ended. The manifest
+        names the other clients, so the ticket cannot read it.
     result_url
-        For a GET of the average.
+        The URL for a GET of the average.
     parts
         URLs for an update that may be too large for one PUT.
     layout
@@ -156,7 +157,7 @@ class Ticket:
 
     @property
     def host(self) -> str:
-        """Where requests go, such as ``https://bucket.s3.eu-central-1.amazonaws.com``."""
+        """The host of the requests, such as ``https://bucket.s3.eu-central-1.amazonaws.com``."""
         return origin_of(self.result_url)
 
     @property

@@ -50,7 +50,7 @@ class Content(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """How many there are."""
+        """The number of bytes."""
 
     def read(self, start: int, end: int) -> bytes:
         """Return bytes [start, end); several threads may read at once."""
@@ -62,7 +62,7 @@ class TensorContent:
     Parameters
     ----------
     tensors
-        As :func:`gradshard.client.tensors.pack` takes them.
+        The argument of :func:`gradshard.client.tensors.pack`.
     samples
         The number of samples the client trained on; None for a model.
     metadata
@@ -197,7 +197,7 @@ def check_readable(path: Path) -> None:
     Raises
     ------
     OSError
-        It is a FIFO, for which a program would wait, or a device, or does not exist.
+        The file is a FIFO or a device, or does not exist.
     """
     kind = kind_of(path.stat().st_mode)
     if kind is not None:
@@ -212,7 +212,7 @@ def layout_of(path: Path) -> Layout:
     Raises
     ------
     UpdateError
-        It is none.
+        The file is no safetensors file.
     """
     with FileContent(path, None, is_model=True) as content:
         return content.layout
@@ -279,7 +279,7 @@ class PaddedContent:
     Parameters
     ----------
     content
-        What to send.
+        The content to send.
     nbytes
         The padded length, at least the content's own.
     """
@@ -336,7 +336,7 @@ def check_samples(samples: object) -> str:
     Raises
     ------
     UpdateError
-        It is not a whole number from 1 to 2**53.
+        The number is not a whole number from 1 to 2**53.
     """
     if isinstance(samples, bool) or not hasattr(samples, "__index__"):
         raise UpdateError(f"samples is {samples!r}, not a whole number above zero")
@@ -379,7 +379,7 @@ def content_of(
     Raises
     ------
     UpdateError
-        It could not be averaged.
+        The update could not be averaged.
     """
     metadata = report_metadata(training or {}) | encode_metrics(metrics or {})
     if isinstance(update, str | Path):
@@ -398,7 +398,7 @@ def model_content_of(model: Mapping[str, Any] | str | Path) -> Iterator[Content]
     Raises
     ------
     UpdateError
-        It could not be averaged.
+        The update could not be averaged.
     """
     if isinstance(model, str | Path):
         with FileContent(Path(model), None, is_model=True) as content:

@@ -165,9 +165,9 @@ def upload(
     store
         The bucket.
     key
-        Of the object, which appears when all bytes have arrived.
+        The key of the object, which appears when all bytes have arrived.
     content
-        What to store.
+        The content to store.
     progress
         Called while bytes are sent; the number falls when parts take over or are sent again.
 
@@ -222,7 +222,7 @@ def checksum_of(content: Content) -> str:
 
 
 def has_checksum(content: Content, checksum: str) -> bool:
-    """Whether :func:`upload` of the content, in either way, makes an object of that checksum."""
+    """Return whether :func:`upload` of the content makes an object of that checksum."""
     ranges = client_ranges(content.nbytes)
     if "-" not in checksum:
         return checksum == checksum_of(content)
@@ -248,12 +248,12 @@ def _resumable(store: ClientStore, key: str, content: Content) -> tuple[str, lis
 
 
 def _holds(content: Content, part: Part, ranges: Ranges) -> bool:
-    """Whether a part that S3 has is one of the content's, cut so."""
+    """Return whether a part that S3 has is the content's part of that number."""
     return _is_one_of(part, ranges) and part.sha256 == _checksum(content, ranges[part.number - 1])
 
 
 def holds_by_etag(content: Content, part: Part, ranges: Ranges) -> bool:
-    """Whether a part that came without a SHA-256 is one of the content's, cut so.
+    """Return whether a part without a SHA-256 is the content's part of that number.
 
     S3's ETag of a part is its MD5. Under a KMS key it is not, so no part is recognised.
     """
@@ -270,7 +270,7 @@ def _is_one_of(part: Part, ranges: Ranges) -> bool:
 
 
 def has_etag(content: Content, etag: str, ranges: Ranges) -> bool:
-    """Whether an upload in such parts makes an object of that ETag, unless under a KMS key."""
+    """Return whether an upload in these parts makes an object of that ETag (not under KMS)."""
     digest, _, parts = etag.strip('"').partition("-")
     if parts != str(len(ranges)):
         return False

@@ -107,7 +107,7 @@ def find_sam() -> str:
     Raises
     ------
     DeployError
-        It is not installed.
+        `sam` is not installed.
     """
     sam = shutil.which("sam", path=search_path())
     if sam is None:
@@ -124,7 +124,7 @@ def check_builder() -> None:
     Raises
     ------
     DeployError
-        It is missing, or has no pip.
+        Python is missing, or has no pip.
     """
     name = f"python{RUNTIME}"
     python = shutil.which(name, path=search_path())

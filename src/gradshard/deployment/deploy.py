@@ -19,8 +19,7 @@ from gradshard_core.errors import DeployError
 from gradshard_core.planning import limits
 
 ANSWERS: Final = "deploy.toml"
-"""Where the guide's answers are kept, in the user's folder of settings: in the current folder only
-commands typed there would find them."""
+"""The file of the guide's answers, in the user's folder of settings."""
 
 DEFAULT_STACK: Final = "gradshard"
 
@@ -35,11 +34,11 @@ class Options:
     Attributes
     ----------
     config_file
-        Of `sam`, when one was named.
+        The configuration file of `sam`, if one was named.
     environment
         The table of that file that is used.
     parameters
-        Of the template, by name.
+        The parameters of the template, by name.
     rest
         All other options, as they were given.
     """
@@ -65,14 +64,14 @@ class Options:
 
 
 class Deployed(NamedTuple):
-    """Where a stack was deployed.
+    """The name and region of a deployed stack.
 
     Attributes
     ----------
     stack
-        Its name.
+        The name of the stack.
     region
-        None where neither options, answers nor the SDK's settings name one.
+        The region; None if options, stored answers and the SDK's settings name none.
     profile
         The credentials' name, if one was given.
     """

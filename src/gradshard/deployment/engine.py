@@ -38,7 +38,7 @@ class Engine:
     port
         The port it listens on.
     pid
-        Its process id, or None when it is not running.
+        The process id of the engine, or None if it does not run.
     folder
         The folder of its files.
     deployed
@@ -60,7 +60,7 @@ class Engine:
 
     @property
     def url(self) -> str:
-        """Its endpoint, for every AWS service."""
+        """The endpoint, for every AWS service."""
         return url_of("127.0.0.1", self.port)
 
     @property
@@ -90,7 +90,7 @@ class Engine:
 
     @property
     def log(self) -> Path:
-        """Its own output. Functions write to its CloudWatch Logs instead."""
+        """The file of the engine's output. Functions write to its CloudWatch Logs instead."""
         return self.folder / "engine.log"
 
     @property
@@ -110,7 +110,7 @@ class Engine:
         Raises
         ------
         EngineError
-            It has none: it is not running, or an older gradshard started it.
+            The engine has no key: it does not run, or an older gradshard started it.
         """
         try:
             return read_credentials(self.credentials_file)
@@ -171,7 +171,7 @@ def find(port: int = DEFAULT_PORT) -> Engine:
     Raises
     ------
     EngineError
-        It does not run. The error names the engines that do.
+        The engine does not run. The error names the engines that do.
     """
     engine = status(port)
     if engine.running:
@@ -192,7 +192,7 @@ def elsewhere() -> str:
 
 
 def has_application(engine: Engine) -> bool:
-    """Whether a running engine has the application, which a reset deletes."""
+    """Return whether a running engine has the application, which a reset deletes."""
     formation = connect(session(engine), "cloudformation", Config(), engine.url)
     try:
         formation.describe_stacks(StackName=STACK)
@@ -255,7 +255,7 @@ def _read_pid(folder: Path) -> int | None:
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether a process runs and is an engine, not another that got its id later."""
+    """Return whether a process runs and is an engine, not another that got its id later."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # collects one that this process started and that has ended
     try:

@@ -183,7 +183,7 @@ def child_environment(engine: Engine) -> dict[str, str]:
 
 
 def is_group_alive(group: int) -> bool:
-    """Whether a process of the group still runs; one that ended uncollected (Z) does not."""
+    """Return whether a process of the group still runs; one that ended uncollected (Z) does not."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(group, os.WNOHANG)
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -205,7 +205,7 @@ def make_credentials(file: Path) -> None:
 
 
 def answers(port: int, credentials: Credentials, address: str = "127.0.0.1") -> bool:
-    """Whether an engine with this key is ready on a port; asked without a proxy."""
+    """Return whether an engine with this key is ready on a port; asked without a proxy."""
     host = urlsplit(url_of(address, port)).netloc
     target, headers = sign(
         "GET",
@@ -229,7 +229,7 @@ def answers(port: int, credentials: Credentials, address: str = "127.0.0.1") -> 
 
 
 def is_ready(engine: Engine, address: str = "127.0.0.1") -> bool:
-    """Whether an engine answers on an address."""
+    """Return whether an engine answers on an address."""
     return answers(engine.port, engine.credentials, address)
 
 

@@ -193,7 +193,7 @@ def foreign(scope: Scope) -> str | None:
 
 
 def _is_own_host(host: str, server: str) -> bool:
-    """Whether a ``Host`` is this machine's loopback, or the address that was connected to."""
+    """Return whether a ``Host`` is the loopback or the address of the connection."""
     match = _HOST.fullmatch(host.strip().lower())
     if match is None:
         return False
@@ -230,7 +230,7 @@ def _signature(headers: Mapping[str, str], query: Mapping[str, Any], *, presigne
 
 
 def _signs_body(headers: Mapping[str, str]) -> bool:
-    """Whether the signature cannot be verified without the body."""
+    """Return whether the signature cannot be verified without the body."""
     digest = headers.get("x-amz-content-sha256", "")
     return not digest or digest.startswith("STREAMING-AWS4")
 

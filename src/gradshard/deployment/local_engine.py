@@ -1,4 +1,4 @@
-"""The application on this machine: a process that plays AWS, with the same template deployed to it.
+"""The application on this machine: a process that stands in for AWS, with the same template.
 
 It keeps objects and its application on disk, and has them again when it is started the next time.
 An ephemeral one keeps them in memory.
@@ -52,7 +52,7 @@ def up(
     ephemeral: bool = False,
     progress: Progress | None = None,
 ) -> Engine:
-    """Start an engine unless it runs, and deploy the application unless what it has is the same.
+    """Start an engine unless it runs, and deploy the application if it has changed.
 
     Parameters
     ----------
@@ -75,10 +75,10 @@ def up(
     Raises
     ------
     EngineError
-        When the engine cannot run here, the port is taken, a command fails, or the engine runs
+        The engine cannot run here, the port is taken, a command fails, or the engine runs
         already, without ``bind``.
     DeployError
-        When `sam`, or what it builds with, is not installed.
+        `sam`, or a program that it builds with, is not installed.
     """
     _check_machine()
     report = progress or _ignore

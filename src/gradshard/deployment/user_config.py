@@ -23,7 +23,7 @@ def remember_region(stack: str, region: str) -> None:
     Raises
     ------
     DeployError
-        What was kept before is not JSON, or cannot be replaced.
+        The stored file is not JSON, or cannot be replaced.
     """
     path = folder() / _STACKS
     stacks = _read(path) | {stack: {"region": region}}
@@ -44,7 +44,7 @@ def region_of(stack: str) -> str | None:
     Raises
     ------
     DeployError
-        What was kept is not JSON.
+        The stored file is not JSON.
     """
     region = _read(folder() / _STACKS).get(stack, {}).get("region")
     return region if isinstance(region, str) else None

@@ -44,9 +44,9 @@ class Crossover:
     Parameters
     ----------
     nbytes
-        Of an update.
+        The size of an update in bytes.
     cheaper_above
-        Which system is, from there on.
+        The system that is cheaper from there on.
     difference
         First less second, in dollars a round, just above: what decides.
     """
@@ -73,13 +73,13 @@ class Comparison:
     first, second
         The systems.
     column
-        What is counted.
+        The column of the bill: ``full`` or ``total``.
     smallest, largest
         The sizes compared.
     cheaper_first
-        Which one is at the smallest.
+        The system that is cheaper at the smallest size.
     crossovers
-        Where that changes, in order.
+        The sizes at which that changes, in order.
     worst_ratio
         The first's dollars over the second's, at its greatest.
     """
@@ -129,9 +129,9 @@ def compare(
     first, second
         The systems.
     setting
-        For both.
+        The setting of both systems.
     column
-        What is counted.
+        The column of the bill: ``full`` or ``total``.
     smallest
         The size from which on.
     alike
@@ -205,14 +205,14 @@ def deciding(crossover: Crossover, column: Column) -> list[tuple[str, float]]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a claim holds under one assumption: if the value is at most the bound."""
+    """The result of a claim under one assumption; it holds if the value is at most the bound."""
 
     value: float
     bound: float
 
     @property
     def holds(self) -> bool:
-        """Whether it does."""
+        """Whether the claim holds."""
         return self.value <= self.bound
 
 
@@ -223,9 +223,9 @@ class Variant:
     Parameters
     ----------
     label
-        What it is.
+        The name of the variant.
     setting
-        Its setting, whatever the bandwidth.
+        The setting, without the bandwidth.
     one_request
         Whether clients are counted as the paper counts: one PUT and one GET each.
     warm
@@ -356,7 +356,7 @@ class FanOut:
 FAN_OUT_SHARDS: Final = (1, 4, 16, 36, 200)
 EXPRESS_EACH: Final = 1
 AS_DEPLOYED: Final = 3
-"""Of the ways that :func:`fan_outs` returns: an Express execution a task, and one for forty."""
+"""Places in the list of :func:`fan_outs`: one Express execution per task, and one for 40 tasks."""
 
 
 def fan_outs(seconds: float, shards: Sequence[int] = FAN_OUT_SHARDS) -> list[FanOut]:

@@ -23,9 +23,10 @@ PUBLISHED: Final = Bandwidth(
     (measurements.SLOWEST_READ_BYTES_PER_SECOND + measurements.FASTEST_READ_BYTES_PER_SECOND) / 2,
     latency_seconds=0.05,
 )
-"""As measured in the paper: the middle of 44 to 57 MiB/s. The latency is assumed, S3's tens of
-milliseconds, with the published cells in view: it shows where a function reads twenty small objects
-one after another, ResNet-18's shards, and hardly elsewhere."""
+"""The bandwidth that the paper measured: the middle of 44 to 57 MiB/s.
+
+The latency is assumed, and chosen to fit the published cells. It matters only where a function
+reads twenty small objects one after another: ResNet-18's shards."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,17 @@ class Setting:
     clients
         N.
     bandwidth
-        Of every function, whatever the system.
+        The bandwidth of every function, in all systems.
     architecture
         ``arm64`` or ``x86_64``; decides the price.
     memory_mb
-        Of gradshard's aggregators; the published systems follow their own rule.
+        The memory of gradshard's aggregators; the published systems follow their own rule.
     shards
         M; None for each system's own choice.
     time_budget
         Time budget of gradshard's own choice of M; None for the planner's.
     prices
-        Of whatever the system.
+        The prices, for all systems.
     """
 
     clients: int = measurements.CLIENTS
@@ -72,7 +73,7 @@ class Estimate:
     Parameters
     ----------
     system
-        Its name in :data:`gradshard.papers.SYSTEMS`.
+        The name of the system in :data:`gradshard.papers.SYSTEMS`.
     nbytes
         Size of an update's tensors.
     shards
@@ -80,13 +81,13 @@ class Estimate:
     tasks
         Functions, over all levels.
     memory_mb
-        Of each function.
+        The memory of each function, in MB.
     task_seconds
-        Of the longest task.
+        The seconds of the longest task.
     seconds
-        Of the aggregation: one level after another.
+        The seconds of the aggregation: one level after another.
     gb_seconds
-        Of the aggregators.
+        The GB-seconds of the aggregators.
     gets, puts
         S3 requests of the aggregators.
     bill

@@ -16,7 +16,7 @@ def shards(nbytes: int, setting: Setting) -> Estimate:
     Raises
     ------
     PlanError
-        Nothing fits.
+        No plan fits.
     """
     load, aggregator = _load(nbytes, topologies.AUTO, setting), setting.aggregator()
     most = planner.max_shards(nbytes)

@@ -25,9 +25,9 @@ class Model:
     Parameters
     ----------
     name
-        As in the paper.
+        The name in the paper.
     parameters
-        How many, four bytes each.
+        The number of parameters, four bytes each.
     shards
         M, as GradsSharding ran it.
     """
@@ -49,9 +49,9 @@ class Level:
     Parameters
     ----------
     functions
-        How many.
+        The number of functions.
     mean_seconds
-        Of one of them, its own clock from start to end: what the paper bills.
+        The mean seconds of a function by its own clock, which the paper bills.
     """
 
     functions: int
@@ -65,19 +65,19 @@ class Measurement:
     Parameters
     ----------
     model
-        What was averaged.
+        The model that was averaged.
     system
         ``gradssharding``, ``lambda_fl`` or ``lifl``.
     memory_mb
-        Of each function.
+        The memory of each function, in MB.
     wall_seconds
-        Of the aggregation, from the first invocation to the last answer.
+        The seconds of the aggregation, from the first invocation to the last answer.
     aggregators_dollars
         Per thousand rounds: Lambda's GB-seconds and the functions' S3 requests.
     full_dollars
         The same with the clients' S3 requests. Rounded to cents in the paper.
     levels
-        What ran, one level after another.
+        The levels, which ran one after another.
     """
 
     model: Model

@@ -35,9 +35,9 @@ class Trial:
     Parameters
     ----------
     label
-        For people.
+        The name that people read.
     topology, fan_in, order, weights, shards
-        As in :class:`gradshard_core.planning.spec.RoundSpec`.
+        The options of :class:`gradshard_core.planning.spec.RoundSpec`.
     """
 
     label: str
@@ -59,25 +59,25 @@ class Outcome:
     Parameters
     ----------
     trial
-        Which one.
+        The trial.
     rejected
         Why it could not run; nothing below is known then.
     shards, tasks, order, groups
-        What was planned.
+        The plan of the trial.
     bytes_read, bytes_written, gets, puts
         The tasks' traffic.
     invocations
-        Of all functions, an arrival for each client included.
+        The invocations of all functions, with one arrival for each client.
     transitions
         Of the state machine, counted in its history; children that were started are among them.
     peak_mb
         The most that a task had resident.
     gb_seconds
-        Of the tasks.
+        The GB-seconds of the tasks.
     seconds
-        From the plan to the finished round.
+        The seconds from the plan to the finished round.
     bill
-        What that costs on AWS, in dollars.
+        The price of that on AWS, in dollars.
     digest
         SHA-256 of the result.
     """
@@ -129,7 +129,7 @@ def trials(
     names
         Only these topologies.
     order, weights, shards
-        For all; M for those that are cut.
+        The options of all trials; M is for topologies that cut updates.
 
     Raises
     ------
@@ -173,9 +173,9 @@ def compare(
     Parameters
     ----------
     federation, round_
-        Where, and whose updates.
+        The federation, and the round whose updates are averaged.
     chosen
-        What to run.
+        The trials to run.
     tell
         Called when a trial begins.
     """
@@ -263,7 +263,7 @@ def _measured(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def agreement(outcomes: Sequence[Outcome]) -> bool:
-    """Whether all that added in the same order with the same weights gave the same bytes."""
+    """Return whether trials with the same order and weights gave the same bytes."""
     digests: dict[tuple[str, str], str] = {}
     return all(
         digests.setdefault((o.order, o.trial.weights), o.digest) == o.digest

@@ -84,9 +84,9 @@ class Chart:
     Parameters
     ----------
     title
-        What the chart shows.
+        The title of the chart.
     description
-        What a reader sees in it, for those who cannot see it.
+        The content of the chart in words, for readers who cannot see it.
     shapes
         The drawing.
     x, y
@@ -94,7 +94,7 @@ class Chart:
     legend
         Classes that colour shapes, with their meanings.
     height
-        In rem.
+        The height in rem.
     """
 
     title: str

@@ -51,7 +51,7 @@ def facts_of(
     Parameters
     ----------
     status, plan
-        As :meth:`gradshard.client.status.StatusPoller.poll` and ``plan`` return them.
+        The results of :meth:`gradshard.client.status.StatusPoller.poll` and ``plan``.
     tasks
         The tasks' records.
     partial_updates

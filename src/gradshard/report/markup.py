@@ -30,7 +30,7 @@ def tag(element: str, /, *children: object, **attributes: object) -> Markup:
     Parameters
     ----------
     element
-        Its name.
+        The name of the element.
     children
         Elements and texts.
     attributes

@@ -22,9 +22,9 @@ def page(rounds: Sequence[Facts], *, made_at: str) -> str:
     Parameters
     ----------
     rounds
-        As :func:`gradshard.report.facts.facts_of` returns them.
+        The results of :func:`gradshard.report.facts.facts_of`.
     made_at
-        When they were read.
+        The time at which the rounds were read.
     """
     detail = Detail.for_rounds(len(rounds))
     is_alone = len(rounds) == 1

@@ -34,9 +34,9 @@ def round_section(facts: Facts, parts: Sequence[Part], number: int, *, is_alone:
     Parameters
     ----------
     facts
-        As :func:`gradshard.report.facts.facts_of` returns them.
+        The result of :func:`gradshard.report.facts.facts_of`.
     parts
-        As :func:`parts_of` returns them.
+        The result of :func:`parts_of`.
     number
         The round's place on the page, from 1.
     is_alone

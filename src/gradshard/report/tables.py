@@ -80,13 +80,13 @@ def table(
     Parameters
     ----------
     caption
-        What the table lists.
+        The caption of the table.
     columns
         The columns, from the left.
     rows
         Texts, elements or :class:`Cell`, one for each column.
     most
-        How many rows to show. The table says if there are more.
+        The most rows to show. The table says if there are more.
     fold_after
         A table with more rows is folded.
     """

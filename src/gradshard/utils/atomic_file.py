@@ -53,7 +53,7 @@ def target_of(path: Path) -> Path:
     Raises
     ------
     OSError
-        It is something else than a regular file, or in no folder.
+        The path is not a regular file, or in no folder.
     """
     target = path.resolve()
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -68,12 +68,12 @@ def target_of(path: Path) -> Path:
 
 
 def check_disk_space(path: Path, nbytes: int) -> None:
-    """Check that the disk has room for so many bytes more, before the first is fetched or made.
+    """Check, before writing a file, that its disk has this number of free bytes.
 
     Raises
     ------
     OSError
-        It has not.
+        The disk does not have them.
     """
     free = shutil.disk_usage(path.parent).free
     if free < nbytes:

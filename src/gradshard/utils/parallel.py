@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NoReturn, TypeVar
 
 GRACE_SECONDS: Final = 2.0
-"""How long jobs may take to end by themselves after the user's interruption."""
+"""Seconds that jobs may take to end by themselves after the user's interruption."""
 
 Outcome = TypeVar("Outcome")
 

@@ -1,4 +1,4 @@
-"""How text and numbers are put for people, on a terminal and on a page."""
+"""Text and numbers in the form that people read, on a terminal and on a page."""
 
 from collections.abc import Sequence
 

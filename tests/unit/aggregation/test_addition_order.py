@@ -62,7 +62,7 @@ def test_orders_by_hand() -> None:
         ("tree:0", "has groups of 0"),
     ],
 )
-def test_rejects_what_is_no_order(text: object, reason: str) -> None:
+def test_rejects_invalid_orders(text: object, reason: str) -> None:
     with pytest.raises(SpecError, match=reason):
         addition_order.parse_order(text)
 
@@ -95,12 +95,12 @@ def test_an_order_adds_up_to_one_sum_with_no_level_for_nothing(
         ((4,), 1, "has 1 levels, but 1 contributors are one sum after 0: give sequential"),
     ],
 )
-def test_says_what_order_would_do(order: Order, contributors: int, reason: str) -> None:
+def test_an_error_suggests_an_order_that_fits(order: Order, contributors: int, reason: str) -> None:
     with pytest.raises(SpecError, match=reason):
         addition_order.check_order(order, contributors)
 
 
-def test_what_an_order_suggests_it_takes() -> None:
+def test_a_suggested_order_is_accepted() -> None:
     addition_order.check_order((4, 4, 2), 20)
     addition_order.check_order((4, 5), 20)
     addition_order.check_order((), 20)

@@ -80,7 +80,7 @@ def test_integers_are_always_finite() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
-def test_an_overflow_is_what_becomes_an_infinity(dtype: str) -> None:
+def test_a_value_that_rounds_to_infinity_is_an_overflow(dtype: str) -> None:
     kind, stored = DTYPES[dtype], reference.NUMPY[dtype]
     most, wide = float(ml_dtypes.finfo(stored).max), kind.accumulator
     below = most

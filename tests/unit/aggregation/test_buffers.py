@@ -47,7 +47,7 @@ def shrinking(model: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("terms", [{"shards": 1}, {"topology": "lambda_fl"}])
-def test_statistics_are_averaged_whatever_the_optimizer(
+def test_statistics_are_averaged_with_every_optimizer(
     federation: MemoryFederation, optimizer: str, terms: dict[str, Any]
 ) -> None:
     assert set(federation.model.put(MODEL).buffers) == set(BUFFERS)
@@ -71,7 +71,7 @@ def test_statistics_are_averaged_whatever_the_optimizer(
         assert kept["conv.weight"].any()
 
 
-def test_the_manifest_and_the_version_name_what_was_averaged(federation: MemoryFederation) -> None:
+def test_manifest_and_version_name_the_averaged_tensors(federation: MemoryFederation) -> None:
     federation.model.put(MODEL)
     version = federation.go(shrinking(MODEL), SAMPLES, server_optimizer="fedadam")
     assert set(version.buffers) == set(BUFFERS)

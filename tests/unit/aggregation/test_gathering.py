@@ -119,7 +119,7 @@ def test_requests_of_the_next_block_are_made_while_other_inputs_are_read(
     assert seconds < 0.6 * 0.02 * asked
 
 
-def test_what_is_gone_meanwhile_is_said_when_it_is_read() -> None:
+def test_an_object_deleted_meanwhile_is_reported_when_it_is_read() -> None:
     mine, theirs = shuffled([100] * 40)
     runs, opener = mine.runs_in(theirs, 0), Opener(bytes(mine.nbytes))
     blocks = [(0, 2000), (2000, 4000)]
@@ -134,7 +134,7 @@ def test_what_is_gone_meanwhile_is_said_when_it_is_read() -> None:
         stream.close()
 
 
-def test_what_an_order_costs_is_what_is_asked_for() -> None:
+def test_the_projected_requests_of_an_order_are_the_real_ones() -> None:
     mine, theirs = shuffled([4000 * n for n in range(1, 120)])
     runs, opener = mine.runs_in(theirs, 0), Opener(bytes(mine.nbytes))
     size = gathered_bytes()

@@ -307,7 +307,7 @@ def test_a_source_that_breaks_stops_the_task() -> None:
 
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_who_sent_a_nan_is_found(dtype: str, bad: float) -> None:
+def test_the_sender_of_a_nan_is_found(dtype: str, bad: float) -> None:
     rng = np.random.default_rng(1)
     updates = [
         {"a": np.arange(7, dtype="i4"), "w": reference.random_tensor(rng, dtype, (400_000,))}
@@ -329,7 +329,7 @@ def test_who_sent_a_nan_is_found(dtype: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("F32", 3e38), ("F16", 6e4), ("BF16", 3e38)])
-def test_what_is_written_is_finite_or_said_not_to_be(dtype: str, value: float) -> None:
+def test_written_values_are_finite_or_reported(dtype: str, value: float) -> None:
     """Finite updates whose weights add up to more than one, in the last element of a block."""
     update = {"a": np.ones(300_000, "f4"), "w": np.ones(99, reference.NUMPY[dtype])}
     update["w"][98] = value

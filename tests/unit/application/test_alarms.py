@@ -181,7 +181,7 @@ def assert_emitted(metric: Metric, emitted: set[Metric]) -> None:
     assert metric.value in {way % name for name in of_type(kind)}
 
 
-def test_alarms_and_dashboard_show_what_is_emitted(good: list[Point], bad: list[Point]) -> None:
+def test_alarms_and_dashboard_use_emitted_metrics(good: list[Point], bad: list[Point]) -> None:
     emitted = {point.metric for point in (*good, *bad)}
     assert {metric.namespace for metric in emitted} == {log_fields.NAMESPACE}
     for metric in (*map(of_alarm, ALARMS.values()), *of_dashboard()):
@@ -191,7 +191,7 @@ def test_alarms_and_dashboard_show_what_is_emitted(good: list[Point], bad: list[
     assert {metric.name for metric in emitted} == set(log_fields.UNITS)
 
 
-def test_the_dashboard_has_every_alarm_and_names_what_is_in_the_template() -> None:
+def test_the_dashboard_has_every_alarm_and_only_resources_of_the_template() -> None:
     body = dashboard()
     for name in re.findall(r"\$\{([^}]*)\}", json.dumps(body)):
         assert name.partition(".")[0] in RESOURCES or name.startswith("AWS::")

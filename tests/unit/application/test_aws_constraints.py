@@ -195,7 +195,7 @@ def violations(template: dict[str, Any], settings: Sequence[Setting]) -> set[str
 # --------------------------------------------------------------------------------- the template
 
 
-def test_the_template_is_what_the_documentation_requires() -> None:
+def test_the_template_meets_the_documented_requirements() -> None:
     assert violations(TEMPLATE, SETTINGS) == set()
 
 
@@ -298,7 +298,7 @@ MARKERS: Final = {
         ("CollectUpdateFunctionUpdateArrivedPermission.Properties.SourceArn", ABSENT, "needs"),
     ],
 )
-def test_what_the_documentation_forbids_is_found(path: str, value: Any, found: str) -> None:
+def test_violations_of_the_documentation_are_found(path: str, value: Any, found: str) -> None:
     said = violations(changed(path, value), SETTINGS[-1:])
     assert any(re.search(found, violation) for violation in said)
 

@@ -160,7 +160,7 @@ TYPES = sorted({resource["Type"] for resource in RESOURCES.values()})
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_the_policy_allows_what_cloudformation_does_with_a_resource(kind: str) -> None:
+def test_the_policy_allows_the_calls_of_cloudformation(kind: str) -> None:
     missing = {
         action for action in needed(kind) if not any(granted(action, arn) for arn in ARNS[kind])
     }
@@ -211,7 +211,7 @@ def test_every_action_acts_on_a_resource_and_every_resource_is_acted_on() -> Non
         }
 
 
-def test_what_is_allowed_on_anything_names_no_resource() -> None:
+def test_actions_on_all_resources_support_no_resource() -> None:
     everything = [s for s in STATEMENTS if "*" in as_list(s["Resource"])]
     assert len(everything) == 1
     naming = {action for action in everything[0]["Action"] if kinds_of(action)}

@@ -65,7 +65,7 @@ def reached(function: str) -> set[str]:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_what_a_function_imports_is_there_on_lambda(function: str) -> None:
+def test_every_import_of_a_function_is_there_on_lambda(function: str) -> None:
     modules = reached(function)
     folder = "trainings" if function.endswith("_training") else "rounds"
     assert f"gradshard_core.{folder}.{function}" in modules

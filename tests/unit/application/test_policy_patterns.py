@@ -110,7 +110,7 @@ def test_the_reserved_ids_are_those_of_a_rounds_own_objects() -> None:
 
 
 @pytest.mark.parametrize("pattern", sorted(template_patterns()))
-def test_a_functions_pattern_matches_what_it_names(pattern: str) -> None:
+def test_a_pattern_of_a_role_matches_only_the_named_objects(pattern: str) -> None:
     assert matched(pattern) == meant(pattern) != set()
 
 
@@ -129,7 +129,7 @@ def test_a_clients_patterns_match_nothing_of_others(client: str) -> None:
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_what_a_client_may_write_is_its_own(client: str) -> None:
+def test_a_client_may_write_only_its_own_objects(client: str) -> None:
     policy = json.loads((ROOT / "docs" / "client-policy.json").read_text())
     [statement] = [s for s in policy["Statement"] if "s3:PutObject" in s["Action"]]
     for resource in statement["Resource"]:

@@ -118,7 +118,7 @@ def test_a_distributed_map_stands_in_no_other_map() -> None:
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_a_state_has_what_its_type_may_have(name: str) -> None:
+def test_a_state_has_only_fields_of_its_type(name: str) -> None:
     state = STATES[name]
     kind = state["Type"]
     assert set(state) <= ANY | FIELDS[kind]
@@ -138,7 +138,7 @@ def test_every_transition_leads_to_a_state_beside_and_all_are_reached() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n, state in STATES.items() if state["Type"] == "Map"])
-def test_a_map_has_what_its_mode_may_have(name: str) -> None:
+def test_a_map_has_only_fields_of_its_mode(name: str) -> None:
     state = STATES[name]
     config = state["ItemProcessor"]["ProcessorConfig"]
     assert set(state["ItemProcessor"]) == {"ProcessorConfig", "StartAt", "States"}
@@ -153,7 +153,7 @@ def test_a_map_has_what_its_mode_may_have(name: str) -> None:
     assert state["ItemReader"]["ReaderConfig"] == {"InputType": "JSON"}
 
 
-def test_children_are_express_executions_that_wait_for_nobody_and_start_no_further_ones() -> None:
+def test_children_are_express_executions_without_callbacks_and_children() -> None:
     [children] = [
         state["ItemProcessor"]
         for state in STATES.values()
@@ -192,7 +192,7 @@ def test_errors_are_known_names() -> None:
             assert set(rule["ErrorEquals"]) <= OF_STATES | OF_LAMBDA | OF_STEP_FUNCTIONS | ours
 
 
-def test_what_runs_out_of_memory_is_tried_once_more_whatever_lambda_calls_it() -> None:
+def test_a_task_out_of_memory_is_retried_once_for_each_name_of_the_error() -> None:
     killed = {"Lambda.Unknown", "Runtime.ExitError", "Runtime.OutOfMemory"}
     for state in STATES.values():
         if "lambda:invoke" in state.get("Resource", ""):
@@ -201,7 +201,7 @@ def test_what_runs_out_of_memory_is_tried_once_more_whatever_lambda_calls_it() -
             assert rule["MaxAttempts"] == 1
 
 
-def test_what_is_computed_is_a_path_of_the_input_or_the_context() -> None:
+def test_computed_fields_are_paths_of_the_input_or_the_context() -> None:
     def values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             for name, inner in value.items():

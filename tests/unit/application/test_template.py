@@ -198,7 +198,7 @@ def test_every_function_has_a_role_of_its_own() -> None:
     assert sorted(roles) == sorted(f"${{{name}Role.Arn}}" for name in FUNCTIONS)
 
 
-def test_statements_allow_and_name_what_they_allow() -> None:
+def test_statements_allow_and_use_no_negations() -> None:
     for _, statement in statements():
         assert statement["Effect"] == "Allow"
         assert {"NotAction", "NotResource"}.isdisjoint(statement)
@@ -208,7 +208,7 @@ def test_no_role_may_do_any_action() -> None:
     assert [grant for grant in grants() if "*" in grant.action or "?" in grant.action] == []
 
 
-def test_who_may_act_on_anything_is_listed_with_a_reason() -> None:
+def test_every_statement_on_all_resources_has_a_reason() -> None:
     assert {(role, action) for role, action, resource in grants() if resource == "*"} == set(
         ANYTHING_BY
     )
@@ -288,7 +288,7 @@ def test_no_role_reads_or_writes_more_of_the_bucket_than_kinds_of_objects() -> N
     assert named <= patterns_of_a_rounds_objects() | {*MODELS, *TRAININGS}
 
 
-def test_no_function_may_change_a_model_that_somebody_put() -> None:
+def test_no_function_may_change_an_uploaded_model() -> None:
     reading = {"s3:GetObject", "s3:GetObjectVersion"}
     actions = {g.action for g in grants() if g.resource == "${Bucket.Arn}/models/*.safetensors"}
     assert actions <= reading
@@ -471,7 +471,7 @@ def test_every_action_is_one_of_aws_on_a_resource_that_it_takes() -> None:
         ("scheduler:CreateSchedule", "arn:aws:scheduler:r:1:schedule-group/g"),
     ],
 )
-def test_an_action_on_what_it_is_not_asked_for_is_found(action: str, resource: str) -> None:
+def test_an_action_on_a_wrong_resource_is_found(action: str, resource: str) -> None:
     grant = Grant("role", action, resource)
     assert unknown_to_aws([grant]) == [grant]
 
@@ -489,7 +489,7 @@ def test_the_policies_of_the_documentation_name_actions_and_resources_of_aws() -
     assert unknown_to_aws(granted) == []
 
 
-def test_what_a_role_may_do_fits_into_it() -> None:
+def test_the_policies_of_a_role_fit_into_its_quota() -> None:
     """IAM takes 10,240 characters of a role's inline policies, white space not counted."""
     said: dict[str, int] = {}
     for role, statement in statements():
@@ -531,7 +531,7 @@ def test_names_are_short_enough_for_every_stack_that_the_documentation_allows() 
     assert longest["AWS::Scheduler::ScheduleGroup"] == 64
 
 
-def test_only_what_is_known_to_need_one_has_a_name() -> None:
+def test_only_listed_types_have_a_name() -> None:
     """Names of others, made by CloudFormation, keep stacks of an account apart."""
     for resource in RESOURCES.values():
         properties = set(resource.get("Properties", {}))
@@ -611,7 +611,7 @@ def test_the_bucket_rejects_everything_over_plain_http() -> None:
         ("DenyArchiving", "x-amz-storage-class", "STANDARD"),
     ],
 )
-def test_the_bucket_rejects_what_the_functions_could_not_read(
+def test_the_bucket_rejects_objects_that_functions_cannot_read(
     sid: str, header: str, but: Any
 ) -> None:
     denial = denials()[sid]
@@ -645,7 +645,7 @@ def test_the_functions_name_their_metrics_after_the_stack() -> None:
         assert shown(service) == STACK
 
 
-def test_alarms_tell_whoever_is_to_be_told() -> None:
+def test_alarms_notify_the_configured_topics() -> None:
     for alarm in ALARMS.values():
         assert alarm["AlarmActions"] == [
             {"Fn::If": ["HasAlarmEmail", {"Ref": "AlarmTopic"}, NONE]},
@@ -675,7 +675,7 @@ def test_there_are_alarms_for_each_way_to_lose_a_round() -> None:
     }
 
 
-def test_nobody_is_told_unless_an_address_or_a_topic_is_given() -> None:
+def test_alarms_notify_nobody_by_default() -> None:
     assert RESOURCES["AlarmTopic"]["Condition"] == "HasAlarmEmail"
     assert TEMPLATE["Outputs"]["AlarmTopicArn"]["Condition"] == "HasAlarmEmail"
     for condition, parameter in (
@@ -687,7 +687,7 @@ def test_nobody_is_told_unless_an_address_or_a_topic_is_given() -> None:
         assert TEMPLATE["Parameters"][parameter]["Default"] == ""
 
 
-def test_what_collect_update_cannot_take_note_of_is_kept() -> None:
+def test_events_at_which_collect_update_fails_are_kept() -> None:
     queue = "${UndeliveredEvents.Arn}"
     [config] = of_type("AWS::Lambda::EventInvokeConfig").values()
     assert shown(config["FunctionName"]) == "${CollectUpdateFunction}"
@@ -703,7 +703,7 @@ def test_what_collect_update_cannot_take_note_of_is_kept() -> None:
     assert shown(opening["GRADSHARD_UNDELIVERED_ARN"]) == queue
 
 
-def test_what_is_not_delivered_stays_longer_than_a_round_and_than_who_is_on_call_sleeps() -> None:
+def test_undelivered_events_are_kept_longer_than_a_round() -> None:
     [kept] = of_type("AWS::SQS::Queue").values()
     assert kept["MessageRetentionPeriod"] > MAX_TIMEOUT
     alarm = ALARMS["EventsUndeliveredAlarm"]

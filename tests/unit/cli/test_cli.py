@@ -272,7 +272,7 @@ class TestTicket:
     def test_that_is_another_file(self, run: Run, file: Path) -> None:
         assert_one_line(run("show", "--ticket", file), "is not a ticket: give the file that")
 
-    def test_of_a_client_whose_rejection_would_steer_the_terminal(
+    def test_a_rejection_with_control_characters_is_escaped(
         self, run: Run, ticket: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(TicketRound, "wait", lambda _: None)
@@ -320,7 +320,7 @@ def test_show_as_json(run: Run, finished: MemoryStore) -> None:
     assert status["manifest"] == MANIFEST
 
 
-def test_what_clients_wrote_cannot_steer_the_terminal(run: Run, opened: MemoryStore) -> None:
+def test_control_characters_of_clients_are_escaped(run: Run, opened: MemoryStore) -> None:
     reason = "tensor '\x1b[2J\u202e[red]x\n' is odd"
     opened.put_json("rounds/r1/rejections/a.json", {"client": "a", "reason": reason, "late": False})
     opened.put_json("rounds/r1/manifest.json", {"status": "failed", "error": "E", "cause": reason})
@@ -350,7 +350,7 @@ def test_watch_ends_well_with_the_round(run: Run, finished: MemoryStore) -> None
         (3, "1 of 3 updates in, waiting for 2 more clients"),
     ],
 )
-def test_watch_names_whom_it_waits_for(
+def test_watch_names_the_missing_clients(
     run: Run,
     store: MemoryStore,
     stack: MemoryStack,
@@ -479,7 +479,7 @@ def test_the_default_memory_is_where_more_buys_no_time(run: Run) -> None:
     assert larger["seconds"] >= 0.99 * default["seconds"]
 
 
-def test_plan_leaves_out_what_hardly_differs(run: Run) -> None:
+def test_plan_leaves_out_rows_that_hardly_differ(run: Run) -> None:
     arguments = ("plan", "--size", "5GB", "--clients", 20)
     frontier = json.loads(run(*arguments, "--json").stdout)["frontier"]
     shown = run(*arguments, "--all").stdout.splitlines()
@@ -500,7 +500,7 @@ def test_plan_of_given_shards(run: Run) -> None:
     )
 
 
-def test_plan_for_what_is_deployed(run: Run) -> None:
+def test_plan_for_the_deployed_functions(run: Run) -> None:
     document = json.loads(
         run("plan", "--size", "1GB", "--clients", 2, "--stack", "mine", "--json").stdout
     )
@@ -539,7 +539,7 @@ def test_plan_in_a_topology(
 
 @pytest.mark.parametrize("clients", [20, 1000])
 @pytest.mark.parametrize("size", ["5GB", "50GB", "500GB"])
-def test_plan_is_quick_whatever_the_size(run: Run, size: str, clients: int) -> None:
+def test_plan_is_quick_for_any_size(run: Run, size: str, clients: int) -> None:
     began = time.process_time()
     assert run("plan", "--size", size, "--clients", clients).exit_code == 0
     # Thrice what it takes: enough to tell 700 M from 10,000.
@@ -605,7 +605,7 @@ def test_no_engine_is_said_plainly(
     assert_one_line(run("show", "r1", "--local", "--port", 4999), said)
 
 
-def test_who_interrupts_is_answered_in_one_line(
+def test_an_interruption_prints_one_line(
     run: Run, opened: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Round, "status", Mock(side_effect=KeyboardInterrupt))
@@ -630,7 +630,7 @@ def test_little_is_imported_before_an_interrupt_is_answered() -> None:
     assert not loaded & {"typing", "re", "click", "gradshard_core"}
 
 
-def test_who_interrupts_while_the_command_loads_is_answered_too(tmp_path: Path) -> None:
+def test_an_interruption_while_loading_prints_one_line(tmp_path: Path) -> None:
     slow = "import sys, time\nprint('loading', file=sys.stderr, flush=True)\ntime.sleep(60)"
     (tmp_path / "boto3.py").write_text(slow)
     path = os.pathsep.join([str(tmp_path), *sys.path])
@@ -743,7 +743,7 @@ class TestReport:
         assert run("report", "r1").exit_code == 0
         assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
-    def test_as_json_has_what_the_page_shows_and_writes_none(
+    def test_report_as_json_has_the_data_of_the_page_and_writes_no_page(
         self, run: Run, reported: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)

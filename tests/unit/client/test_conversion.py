@@ -91,7 +91,7 @@ def test_the_number_of_samples_is_in_the_metadata(npz: Callable[..., Path], targ
         assert file.metadata() == {"num_samples": "7"}
 
 
-def test_what_cannot_be_averaged_is_left_out_and_named(
+def test_entries_that_cannot_be_averaged_are_left_out_and_named(
     npz: Callable[..., Path], target: Path, trap: Path
 ) -> None:
     path = npz(
@@ -192,7 +192,7 @@ def test_the_file_itself_is_not_overwritten(npz: Callable[..., Path]) -> None:
         convert(path, path)
 
 
-def test_the_command_says_what_it_wrote_and_left_out(
+def test_the_command_prints_the_written_and_the_left_out_entries(
     run: Run, npz: Callable[..., Path], target: Path
 ) -> None:
     path = npz(w=np.ones(2), **{"ma\x1bsk": np.array([True])})
@@ -320,7 +320,7 @@ class TestCheckpoints:
         convert(path, target, key="average")
         assert load_file(target)["w"].tolist() == [0]
 
-    def test_what_is_no_plain_tensor_is_left_out(
+    def test_entries_that_are_no_plain_tensors_are_left_out(
         self, torch: Any, saved: Callable[..., Path], target: Path
     ) -> None:
         state = {

@@ -91,7 +91,7 @@ def test_an_interrupted_one_goes_on(store: Counting, tmp_path: Path, position: i
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
-def test_one_whose_line_broke_goes_on(store: Counting, tmp_path: Path) -> None:
+def test_a_broken_download_goes_on(store: Counting, tmp_path: Path) -> None:
     store.broken_at = 3000
     with pytest.raises(StoreError, match="cut"):
         download_file(store, source_of(store), tmp_path / "f")
@@ -111,7 +111,7 @@ def test_another_object_does_not_go_on_from_it(store: Counting, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("trailer", [b"", b"[", b"[1]", b"7", b'["x"]', b"[null]"])
-def test_what_a_killed_process_left_is_fetched_anew(
+def test_an_invalid_partial_file_is_fetched_anew(
     store: Counting, tmp_path: Path, trailer: bytes
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -285,7 +285,7 @@ def test_bytes_without_the_digest_are_not(checked: Counting, tmp_path: Path) -> 
         download_bytes(checked, source_of(checked))
 
 
-def test_what_went_bad_between_two_tries_is_found(checked: Counting, tmp_path: Path) -> None:
+def test_damage_between_two_tries_is_found(checked: Counting, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         download_file(checked, source_of(checked), tmp_path / "f", interrupted_at(len(DATA)))
     [part] = tmp_path.iterdir()

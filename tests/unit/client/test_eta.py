@@ -52,12 +52,12 @@ def test_time_left_is_as_projected_at_the_pace_of_the_tasks() -> None:
     assert judged(status(1), report(seconds=5), after=4).seconds_left == pytest.approx(6)
 
 
-def test_time_left_of_a_round_that_takes_longer_is_by_what_is_done() -> None:
+def test_time_left_of_a_slow_round_follows_its_progress() -> None:
     assert judged(status(3), report(seconds=5), after=12).seconds_left == pytest.approx(3)
     assert judged(status(4), report(seconds=5), after=12).seconds_left == 0
 
 
-def test_tasks_that_were_not_looked_at_cost_what_the_others_do() -> None:
+def test_tasks_without_a_read_record_cost_the_mean_of_the_others() -> None:
     some = judged(status(4), report(seconds=5), report(seconds=5)).dollars
     every = judged(status(4), *[report(seconds=5)] * 4).dollars
     assert some is not None

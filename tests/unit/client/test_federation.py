@@ -228,7 +228,7 @@ class TestOpening:
 
 class TestSubmitting:
     @pytest.mark.parametrize("seconds", [-4, 0, math.inf, math.nan])
-    def test_says_what_cannot_be_of_the_training(
+    def test_names_invalid_reports_of_the_training(
         self, round_: Round, store: MemoryStore, seconds: float
     ) -> None:
         with pytest.raises(UpdateError, match=r"train_seconds is .*, not a number above zero"):
@@ -316,7 +316,7 @@ class TestSubmitting:
         with pytest.raises(RoundStateError, match="has ended"):
             round_.submit("a", TENSORS, samples=3)
 
-    def test_after_planning_only_what_counts_already(
+    def test_after_planning_only_a_repetition_is_accepted(
         self, round_: Round, store: MemoryStore
     ) -> None:
         round_.submit("a", TENSORS, samples=3)
@@ -444,7 +444,7 @@ class TestTickets:
         assert (ticket.round_id, ticket.client, ticket.max_bytes) == ("r1", "a", 5000)
         assert "/rounds/r1/updates/a.safetensors?X-Amz-Expires=60" in next(iter(ticket.upload))
 
-    def test_are_not_for_who_is_not_expected(self, round_: Round) -> None:
+    def test_rejects_tickets_for_unexpected_clients(self, round_: Round) -> None:
         with pytest.raises(UpdateError, match="'eve' is not expected"):
             round_.ticket("eve", max_bytes=5000)
 
@@ -452,7 +452,9 @@ class TestTickets:
         with pytest.raises(TicketError, match="no layout to go by: give max_bytes"):
             round_.ticket("a")
 
-    def test_take_what_the_rounds_layout_takes(self, round_: Round, store: MemoryStore) -> None:
+    def test_default_size_is_that_of_the_rounds_layout(
+        self, round_: Round, store: MemoryStore
+    ) -> None:
         layout = {"w": {"dtype": "F32", "shape": [6]}}
         store.put_json("rounds/r1/spec.json", OPENED | {"spec": SPEC | {"layout": layout}})
         content = TensorContent(TENSORS, 2**53)

@@ -130,7 +130,7 @@ class TestCancelling:
         assert (manifest["status"], manifest["error"]) == ("failed", "Cancelled")
         assert round_.cancel("another") == "cancelled: wrong model"
 
-    def test_finishes_what_was_interrupted(self, round_: Round, stack: OperatedStack) -> None:
+    def test_finishes_an_interrupted_cleanup(self, round_: Round, stack: OperatedStack) -> None:
         stack.executions["r1"] = execution("ABORTED")
         assert round_.cancel("why") == "cancelled: why"
         assert round_.status()["state"] == "failed"
@@ -194,7 +194,7 @@ class TestRemoving:
         assert not store.objects
         round_.remove()
 
-    def test_finishes_what_was_interrupted(
+    def test_finishes_an_interrupted_cleanup(
         self, round_: Round, stack: OperatedStack, store: MemoryStore
     ) -> None:
         stack.executions["r1"] = execution("SUCCEEDED")

@@ -63,7 +63,7 @@ def test_other_hosts_may_not(origin: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
-def test_what_the_user_names_may(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_host_that_the_user_names_is_allowed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "https://s3.example.org:443/")
     check_origin(origin_of("https://s3.example.org/bucket/key"))
     check_origin(origin_of("https://s3.example.org:443/bucket/key"))
@@ -97,7 +97,7 @@ def test_a_local_engine_that_runs_may(monkeypatch: pytest.MonkeyPatch) -> None:
         7,
     ],
 )
-def test_what_is_no_url_of_s3s(url: object) -> None:
+def test_rejects_urls_in_another_form_than_s3s(url: object) -> None:
     assert not is_url(url)
 
 

@@ -52,7 +52,7 @@ def report(store: MemoryStore, number: int, attempt: int = 0) -> None:
 
 
 @pytest.mark.parametrize("junk", [b"{", b"[]", b"{}", b"null"])
-def test_junk_does_not_keep_the_cause_from_who_looks(
+def test_the_cause_is_shown_in_spite_of_junk(
     observer: StatusPoller, store: CountingStore, junk: bytes
 ) -> None:
     for name in ("spec", "plan", "rejections/a", "reports/0/00000"):
@@ -80,7 +80,7 @@ def test_a_second_look_lists_once_and_reads_nothing_again(
     assert store.read == {"rounds/r1/": 1}
 
 
-def test_what_has_changed_is_read_again(observer: StatusPoller, store: CountingStore) -> None:
+def test_changed_objects_are_read_again(observer: StatusPoller, store: CountingStore) -> None:
     reject(store, "eve", "too short")
     assert observer.poll()["rejected"] == [{"client": "eve", "reason": "too short"}]
     reject(store, "eve", "too long")
@@ -115,7 +115,7 @@ def test_reports_of_an_attempt_that_was_given_up_are_left_out(
 @pytest.mark.parametrize(
     "name", ["updates/a.safetensors", "0/updates/a.safetensors", "7/00000.json"]
 )
-def test_what_a_client_puts_among_reports_is_none(
+def test_a_clients_object_among_task_records_is_ignored(
     observer: StatusPoller, store: CountingStore, name: str
 ) -> None:
     store.put_json("rounds/r1/plan.json", plan_json({"a": "x"}))
@@ -148,7 +148,7 @@ def test_updates_that_were_sent_to_another_round_are_listed_once(
     assert store.read["rounds/r0/updates/"] == 1
 
 
-def test_growing_updates_are_told_apart_from_what_clients_may_not_be_called(
+def test_growing_updates_with_forbidden_names_are_ignored(
     observer: StatusPoller, store: CountingStore
 ) -> None:
     store.put_bytes("rounds/r1/partial-updates/a.safetensors", b"12")
@@ -157,7 +157,7 @@ def test_growing_updates_are_told_apart_from_what_clients_may_not_be_called(
     assert [update["client"] for update in observer.partial_updates()] == ["a"]
 
 
-def test_who_counts_with_a_growing_update_is_not_missing(
+def test_a_client_with_a_growing_update_is_not_missing(
     observer: StatusPoller, store: CountingStore
 ) -> None:
     store.put_bytes("rounds/r1/partial-updates/a.safetensors", b"12")
@@ -166,9 +166,7 @@ def test_who_counts_with_a_growing_update_is_not_missing(
     assert observer.poll()["missing"] == ["b"]
 
 
-def test_who_came_too_late_is_not_missing_either(
-    observer: StatusPoller, store: CountingStore
-) -> None:
+def test_a_late_client_is_not_missing(observer: StatusPoller, store: CountingStore) -> None:
     store.put_json("rounds/r1/plan.json", plan_json({"a": "x"}, missing=["b"], rejected=[]))
     store.put_bytes("rounds/r1/updates/b.safetensors", b"12")
     assert observer.poll()["missing"] == []
@@ -200,7 +198,7 @@ def test_a_report_of_the_second_in_which_the_round_was_planned_counts(
 @pytest.mark.parametrize(
     ("key", "raises"), [("plan.json", True), ("spec.json", True), ("rejections/b.json", False)]
 )
-def test_only_what_others_are_told_may_be_forbidden(
+def test_only_rejections_may_be_unreadable(
     observer: StatusPoller,
     store: CountingStore,
     monkeypatch: pytest.MonkeyPatch,

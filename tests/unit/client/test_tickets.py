@@ -369,7 +369,7 @@ class TestPadded:
             for end in (start + 1, start + 300, padded.nbytes):
                 assert padded.read(start, min(end, padded.nbytes)) == whole[start:end]
 
-    def test_whose_header_would_be_rejected(self) -> None:
+    def test_rejects_a_length_that_needs_a_header_over_the_limit(self) -> None:
         content = TensorContent(TENSORS, 5)
         with pytest.raises(UpdateError, match="leaves no room for the 16777216"):
             PaddedContent(content, content.nbytes + MAX_HEADER_BYTES)
@@ -437,7 +437,7 @@ class TestFile:
         with pytest.raises(TicketError, match="not a ticket"):
             Ticket.load(tmp_path / "t")
 
-    def test_that_is_an_update_is_not_read_whole(
+    def test_a_file_too_large_for_a_ticket_is_not_read(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(tickets, "MAX_FILE_BYTES", 100)

@@ -237,7 +237,7 @@ def test_an_upload_given_up_by_another_says_so(store: MemoryStore) -> None:
 
 @pytest.mark.parametrize("tensors", [TENSORS, {"w": np.ones(2)}])
 @pytest.mark.parametrize("cut", [None, 2000])
-def test_what_is_there_is_recognised(
+def test_an_update_that_is_there_already_is_recognised(
     store: MemoryStore, tensors: dict[str, Any], cut: int | None
 ) -> None:
     store.cut_stream_after = cut
@@ -248,7 +248,7 @@ def test_what_is_there_is_recognised(
 
 
 @pytest.mark.parametrize("checksum", ["", "-9", f"{'0' * 43}=", f"{'0' * 43}=-9", f"{'0' * 43}=-8"])
-def test_what_is_there_without_that_checksum_is_another(checksum: str) -> None:
+def test_an_object_without_the_checksum_is_another_update(checksum: str) -> None:
     assert not has_checksum(TensorContent(TENSORS, 5), checksum)
 
 

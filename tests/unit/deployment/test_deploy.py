@@ -213,7 +213,7 @@ def test_options_count_before_answers_and_answers_before_settings(
     assert user_config.region_of("s") == "ap-south-1"
 
 
-def test_what_is_set_already_need_not_be_exported(
+def test_variables_that_are_set_are_not_listed_for_export(
     sam: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
@@ -221,7 +221,7 @@ def test_what_is_set_already_need_not_be_exported(
     assert deploy.deploy(["--region", "eu-west-1"]).variables == {"AWS_DEFAULT_REGION": "eu-west-1"}
 
 
-def test_the_command_says_what_to_type_next(sam: Path) -> None:
+def test_the_command_prints_the_next_commands(sam: Path) -> None:
     done = CliRunner().invoke(main, ["deploy", "--stack-name", "fed", "--region", "eu-west-1"])
     assert done.exit_code == 0, done.output
     assert done.output == (
@@ -250,7 +250,7 @@ def stack_named(name: str) -> Stack:
     return Stack(name, bucket=None, state_machine=None, endpoint_url=None, port=None)
 
 
-def test_what_is_remembered_but_cannot_be_read(sam: Path) -> None:
+def test_an_unreadable_file_of_regions(sam: Path) -> None:
     (answers(sam).parent / "stacks.json").write_text("[]")
     with pytest.raises(DeployError, match=r"stacks\.json does not say .* remove it"):
         user_config.region_of("fed")
@@ -344,7 +344,7 @@ def test_a_package_without_the_application(wheel: Path) -> None:
         application.files()
 
 
-def test_the_engines_extra_brings_what_deploying_needs() -> None:
+def test_the_extra_local_includes_the_extra_deploy() -> None:
     root = application.checkout()
     if root is None:
         pytest.skip("the wheel does not carry pyproject.toml")

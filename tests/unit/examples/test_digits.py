@@ -151,7 +151,7 @@ def test_plain_loop_weighs_by_samples_and_rounds_integers_to_even() -> None:
     assert average["n"].dtype == np.int64
 
 
-def test_comparison_names_what_differs() -> None:
+def test_comparison_names_differing_tensors() -> None:
     expected = {"same": np.zeros(2), "sign": np.zeros(1), "gone": np.ones(1)}
     result = {"same": np.zeros(2), "sign": -np.zeros(1), "new": np.ones(1)}
 
@@ -192,7 +192,7 @@ def test_a_complete_manifest_has_no_problems(manifest: dict[str, Any]) -> None:
     assert demo.memory_problems(manifest) == []
 
 
-def test_what_is_off_in_a_manifest_is_named(manifest: dict[str, Any]) -> None:
+def test_a_wrong_field_of_a_manifest_is_named(manifest: dict[str, Any]) -> None:
     manifest["contributors"][0]["samples"] = 4
     manifest["totals"]["bytes_read"] = 79
 
@@ -203,7 +203,7 @@ def test_what_is_off_in_a_manifest_is_named(manifest: dict[str, Any]) -> None:
     ]
 
 
-def test_what_a_manifest_lacks_is_named(manifest: dict[str, Any]) -> None:
+def test_a_missing_field_of_a_manifest_is_named(manifest: dict[str, Any]) -> None:
     del manifest["totals"]["peak_mb"]
 
     assert demo.manifest_problems(manifest, UPDATES, None) == ["the manifest has no 'peak_mb'"]

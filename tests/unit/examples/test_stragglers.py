@@ -193,7 +193,7 @@ def test_salf_learns_and_writes_a_plot_and_its_numbers(
     assert parse((folder / "salf.svg").read_text()).tag.endswith("svg")
 
 
-def test_amble_works_while_others_would_wait_and_writes_what_comes_of_it(
+def test_amble_saves_idle_time_and_writes_its_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

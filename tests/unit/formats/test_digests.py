@@ -47,7 +47,7 @@ def test_many_equal_parts_fit_the_metadata() -> None:
         ("", {}, ""),
     ],
 )
-def test_what_tells_nothing_checks_nothing(
+def test_an_etag_that_is_no_md5_is_not_checked(
     etag: str, metadata: dict[str, str], encryption: str
 ) -> None:
     assert parts_of(etag, len(DATA), metadata, encryption) is None

@@ -117,7 +117,7 @@ def test_json_of_any_depth_is_rejected(depth: int) -> None:
         assert len(str(error.value)) < 300
 
 
-def test_a_reason_is_short_whatever_the_names_are() -> None:
+def test_a_reason_is_short_for_names_of_any_length() -> None:
     name = "n" * 1_000_000
     long = Layout.pack([(name, "F32", (1,) * 64)])
     other = Layout.pack([(name, "F32", (1,) * 63)])

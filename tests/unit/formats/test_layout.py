@@ -44,7 +44,7 @@ def entry(dtype: Any, shape: Any, start: Any, end: Any) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
-def test_reads_what_the_safetensors_library_writes() -> None:
+def test_reads_files_of_the_safetensors_library() -> None:
     tensors: dict[str, npt.NDArray[Any]] = {
         "fc.weight": np.ones((3, 4), np.float32),
         "fc.half": np.zeros((5,), np.float16),
@@ -63,7 +63,7 @@ def test_reads_what_the_safetensors_library_writes() -> None:
     }
 
 
-def test_writes_what_the_safetensors_library_reads() -> None:
+def test_the_safetensors_library_reads_our_files() -> None:
     packed = Layout.pack([("a", "F32", (2, 3)), ("é\n", "I8", (3,)), ("none", "F16", (0,))])
     header = encode_header(packed, {"k": "v"})
     assert len(header) % 8 == 0

@@ -234,7 +234,7 @@ MEASURED: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple[float,
 
 
 @pytest.mark.parametrize(("name", "more", "outcome", "expected"), MEASURED)
-def test_what_is_measured(
+def test_metrics_of_an_outcome(
     said: Said,
     name: str,
     more: dict[str, Any],
@@ -300,7 +300,7 @@ def texts_of(value: Any) -> Iterator[str]:
             yield from texts_of(entry)
 
 
-def test_a_line_stays_short_whatever_clients_write(said: Said) -> None:
+def test_log_lines_stay_short_for_any_text_of_clients(said: Said) -> None:
     rejected = [{"client": f"c{i}", "reason": "x" * 100_000} for i in range(64)]
     said.by("aggregate_shard", event_of("aggregate_shard")[0], REPORT | {"rejected": rejected})
     assert len(said.text) < 64 * 1024

@@ -151,7 +151,7 @@ def test_a_given_m_is_taken() -> None:
     assert gradshard_systems.shards(VGG16.nbytes, Setting(shards=5000)).shards == 102
 
 
-def test_the_default_is_what_is_deployed_by_default() -> None:
+def test_the_default_memory_is_that_of_the_template() -> None:
     assert claims.DEFAULT.setting == Setting()
     assert (Setting().memory_mb, Setting().architecture) == (
         DEFAULT_MEMORY_MB,
@@ -161,7 +161,7 @@ def test_the_default_is_what_is_deployed_by_default() -> None:
         assert variant.label.startswith(f"{variant.setting.memory_mb} MB")
 
 
-def test_rejects_what_no_function_holds_with_the_numbers() -> None:
+def test_rejects_updates_that_no_function_holds_with_the_numbers() -> None:
     with pytest.raises(
         PlanError, match=r"λ-FL holds inputs of 4000 MB and needs 12450 MB .* 10240"
     ):
@@ -234,7 +234,7 @@ def test_where_there_is_no_crossover_the_claim_holds() -> None:
 
 
 @pytest.mark.parametrize("claim", claims.ROUND_CLAIMS, ids=lambda claim: claim.model.name)
-def test_claims_of_a_whole_round_count_all_that_the_planner_does(claim: claims.RoundClaim) -> None:
+def test_claims_of_a_whole_round_count_the_planners_whole_bill(claim: claims.RoundClaim) -> None:
     cell = measurements.measured(claim.model, claim.rival)
     assert cell is not None
     for variant in (claims.DEFAULT, claims.SMALLEST, claims.DOUBLE):
@@ -321,7 +321,7 @@ def test_command_says_that_many_clients_shards_are_a_grid(
     assert run(capsys, "--size", "500GB", "--clients", 4096, "--system", "shards")[0] == 0
 
 
-def test_command_reproduces_what_was_published(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_reproduces_the_published_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--published", "--json")
     rows = json.loads(out)
     assert code == 0

@@ -97,7 +97,7 @@ def test_buys_time_with_shards() -> None:
     assert quicker.total_dollars > cheapest.total_dollars
 
 
-def test_takes_about_a_minute_when_nobody_is_in_a_hurry() -> None:
+def test_plans_for_a_minute_without_a_time_budget() -> None:
     projection, _ = planner.choose(one_level(512 * MIB, 20), arm(256))
     assert 30 < projection.seconds <= planner.UNHURRIED_SECONDS
     # Where nothing takes less than a minute, more is no error: nobody asked for less.
@@ -157,7 +157,7 @@ def test_the_longest_group_decides_how_long_orders_take() -> None:
     assert both.requests.gets - alone.requests.gets == 10
 
 
-def test_orders_that_take_too_long_are_rejected_with_what_to_do() -> None:
+def test_orders_that_take_too_long_are_rejected_with_advice() -> None:
     load = replace(one_level(10**7, 64), disorder=(Disorder(3000, 0, 100),))
     with pytest.raises(
         PlanError, match=r"over the 140 s .*; open the round with a layout, so that"
@@ -404,7 +404,7 @@ def test_levels_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("concurrency", "batch"), [(0, 40), (4, 4), (40, 40), (1000, 40)])
-def test_batches_are_of_what_may_run_at_once(concurrency: int, batch: int) -> None:
+def test_a_batch_has_the_tasks_that_may_run_at_once(concurrency: int, batch: int) -> None:
     assert arm(128, concurrency=concurrency).batch == batch
 
 

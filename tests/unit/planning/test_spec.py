@@ -109,9 +109,7 @@ UNDECIDED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "reason"), UNDECIDED)
-def test_a_round_whose_updates_cannot_decide_is_opened_with_its_layout(
-    fields: dict[str, Any], reason: str
-) -> None:
+def test_rounds_without_a_majority_need_a_layout(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(SpecError, match=f"{reason}.* --layout FILE"):
         parse_new_spec(fields)
     assert parse_spec(fields).layout is None  # one that was opened before can be read
@@ -143,7 +141,7 @@ _BASE = {"batch_size": 8, "epochs": 2, "learning_rate": 0.1}
         st.sampled_from([f.name for f in dataclasses.fields(AssignmentSettings)]), _JSON
     ),
 )
-def test_whatever_is_asked_for_is_terms_or_rejected(
+def test_any_json_is_a_spec_or_is_rejected(
     fields: dict[str, Any], assignments: dict[str, Any]
 ) -> None:
     for asked in ({"clients": 4, **fields}, {"clients": 4, "assignments": _BASE | assignments}):
@@ -248,7 +246,7 @@ def test_how_to_add_survives_json() -> None:
         assert fields.items() <= spec.to_json().items()
 
 
-def test_says_nothing_of_what_is_as_usual() -> None:
+def test_json_leaves_out_defaults() -> None:
     spec = parse_spec({"clients": 2})
     assert spec.to_json() == {"clients": 2, "min_clients": 2, "timeout": 3600}
     assert (spec.topology, spec.weights) == ("auto", "shares")
@@ -303,7 +301,7 @@ def test_capacity_is_the_most_that_can_be_added_as_asked_for(
     assert parse_spec(fields).capacity == capacity
 
 
-def test_who_is_awaited() -> None:
+def test_awaited_clients() -> None:
     named = parse_spec({"clients": ["a", "b"]})
     assert named.missing(["b", "x"]) == ("a",)
     assert not named.is_complete(["b", "x"])

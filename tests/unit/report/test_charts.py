@@ -37,7 +37,7 @@ class TestCharts:
             assert [n for piece in pieces for n in piece] == list(range(count))
             assert len(pieces) <= most
 
-    def test_a_heat_map_leaves_out_what_is_not_there(self) -> None:
+    def test_a_heat_map_leaves_out_missing_cells(self) -> None:
         drawn = "".join(charts.heat_map([[None, 1.0], [0.5, None]], "c0"))
         assert drawn.count("M") == 2
         assert charts.heat_map([[None]], "c0") == []

@@ -120,7 +120,7 @@ class TestLargeRounds:
         assert len(large["tasks"]) == 9_996
         assert len(written.encode()) < 1_500_000
 
-    def test_page_says_what_it_leaves_out(self, large: Facts) -> None:
+    def test_page_names_its_left_out_parts(self, large: Facts) -> None:
         text = read(large).text
         assert "Tasks that ran at the same time" in text
         assert "Tasks, the slowest first: 9,996 rows" in text

@@ -50,7 +50,7 @@ def test_bar_of_a_cell(cell: Cell, style: str | None) -> None:
     assert found.get("style") == style
 
 
-def test_long_tables_fold_and_say_what_is_left_out() -> None:
+def test_long_tables_fold_and_name_the_left_out_rows() -> None:
     found = Page(table("t", COLUMNS[:2], [[f"r{n}", ""] for n in range(30)], most=20))
     assert len(found.of("details")) == 1
     assert "t: 30 rows" in found.text

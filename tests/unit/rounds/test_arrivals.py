@@ -31,7 +31,7 @@ GOOD = reference.encode({"w": np.ones(1, "f4")}, {"num_samples": "1"})
 
 
 @pytest.mark.parametrize("body", [GOOD, b"junk"])
-def test_what_has_come_of_an_update_counts_for_nothing_where_whole_updates_do(body: bytes) -> None:
+def test_an_unfinished_update_does_not_count_in_a_round_of_whole_updates(body: bytes) -> None:
     assert arrivals.check_update(growing(body), KEYS, "a", partial=False) is None
     with ThreadPoolExecutor(1) as thread:
         assert arrivals.check_updates(
@@ -39,13 +39,13 @@ def test_what_has_come_of_an_update_counts_for_nothing_where_whole_updates_do(bo
         ) == [None]
 
 
-def test_what_has_come_of_an_update_counts_by_a_rule_for_partial_ones() -> None:
+def test_an_unfinished_update_counts_in_a_round_of_partial_updates() -> None:
     found = arrivals.check_update(growing(GOOD), KEYS, "a", partial=True)
     assert isinstance(found, Update)
     assert found.source.key == KEYS.partial_update("a")
 
 
-def test_an_update_that_is_gone_again_is_not_rejected_for_what_came_before_it(
+def test_a_deleted_update_is_not_rejected_for_an_earlier_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(aws_callbacks, "resume", lambda *_: True)

@@ -224,7 +224,7 @@ VALUES = st.sampled_from([0.0, 1.0, -1.0, 0.3, 1e-30, 60_000.0, 1e19, 3.3e38, -3
     weights=st.sampled_from(["shares", "counts"]),
     topology=st.sampled_from(["shards", "lambda_fl", "lifl", "grid"]),
 )
-def test_whatever_is_sent_the_average_is_finite_and_that_of_who_is_left(
+def test_any_updates_give_a_finite_average_of_the_remaining_clients(
     machine: Machine,
     clients: Sequence[tuple[Sequence[float], int]],
     dtype: str,
@@ -309,7 +309,7 @@ def to_reject(sent: Mapping[str, Sent], counts: bool) -> list[str]:
     p=st.sampled_from([0.05, 0.3, 0.9, 1 - 2**-40]),
     shards=st.booleans(),
 )
-def test_whatever_is_sent_of_it_every_layer_is_finite(
+def test_any_partial_updates_give_finite_layers(
     machine: Machine,
     clients: Sequence[tuple[int, Sequence[float]]],
     dtype: str,
@@ -415,7 +415,7 @@ def test_a_learning_rate_that_is_too_high_is_named(machine: Machine) -> None:
         run(machine, sent, **terms)
 
 
-def test_nobody_is_rejected_for_a_model_that_is_not_finite_itself(machine: Machine) -> None:
+def test_no_client_is_rejected_for_a_model_that_is_not_finite(machine: Machine) -> None:
     terms = applied(machine, of("F32", 1, np.nan), "fedavg")
     with pytest.raises(
         Exception, match=r"whatever clients send: look at version 1 of model"
@@ -448,7 +448,7 @@ def test_models_that_are_sent_whole(machine: Machine) -> None:
     dtype=st.sampled_from([*FLOATS, "I64"]),
     updates=st.sampled_from(["deltas", "models"]),
 )
-def test_whatever_is_sent_model_and_state_stay_finite(
+def test_any_updates_keep_model_and_state_finite(
     machine: Machine,
     rounds: Sequence[Sequence[Sequence[float]]],
     optimizer: str,

@@ -71,7 +71,7 @@ def as_lambda_says(error: str, message: str) -> str:
     return cause
 
 
-def test_a_task_whose_every_client_sent_nan_in_a_tensor_of_a_long_name(machine: Machine) -> None:
+def test_a_task_with_nan_of_every_client_in_a_tensor_with_a_long_name(machine: Machine) -> None:
     machine.open(clients=64, min_clients=1)
     name = "\U0001f600" * 10_000
     for i in range(63):
@@ -117,7 +117,7 @@ def test_children_are_as_few_as_their_map_can_hand_back() -> None:
 # ------------------------------------------------------------------ which rejections a plan heeds
 
 
-def test_a_plan_leaves_out_whom_its_own_tasks_rejected_whatever_clients_read_since(
+def test_a_plan_leaves_out_clients_that_its_own_tasks_rejected(
     machine: Machine,
 ) -> None:
     """What clients read is of any upload; what the next plan heeds is of the versions it froze."""

@@ -71,7 +71,7 @@ def test_settings_stay_within_their_bounds() -> None:
     assert (found.epochs, found.batch_size, found.learning_rate) == (6, 24, 0.06)
 
 
-def test_nobody_does_much_more_than_the_base_unless_allowed() -> None:
+def test_settings_stay_near_the_base_unless_allowed() -> None:
     reports = {"slow": report(1000.0, samples=1000), "fast": report(1.0, samples=1000)}
 
     assert assign(TERMS, reports).of("fast") == Assignment(32, 16, 0.1, 8.0)
@@ -220,7 +220,7 @@ REPORTS = st.dictionaries(
 
 
 @given(REPORTS, st.integers(1, 64), st.integers(1, 10))
-def test_whoever_reports_what_settings_are_bounded_and_fit_the_slowest(
+def test_any_reports_give_bounded_settings_that_fit_the_slowest(
     reports: dict[str, Report], batch_size: int, epochs: int
 ) -> None:
     terms = AssignmentSettings(batch_size, epochs, 0.1)
@@ -352,7 +352,7 @@ def test_one_client_cannot_scale_the_average_by_the_steps_it_claims(
         assert weights.sum() <= 11**2 / 40 * (1 + 1e-9)
 
 
-def test_steps_near_their_median_are_what_they_are() -> None:
+def test_steps_near_their_median_are_not_clipped() -> None:
     assert bounded_steps([100, 10, 1000]) == [100, 10, 1000]
     assert bounded_steps([100, 9, 1001, 100]) == [100, 10, 1000, 100]
     assert bounded_steps([3]) == [3]
@@ -361,7 +361,7 @@ def test_steps_near_their_median_are_what_they_are() -> None:
     assert bounded_steps([]) == []
 
 
-def test_who_claims_steps_beyond_the_bounds_is_noted() -> None:
+def test_a_client_with_clipped_steps_is_noted() -> None:
     assert note_bounded_steps({"a": 5, "b": 50, "c": 7}) == []
     assert note_bounded_steps({"a": 5, "eve": 2**53, "z": 7}) == [
         "steps count within a factor of 10 of their median: eve 9007199254740992 as 70"

@@ -110,7 +110,7 @@ def test_a_tensor_unknown_to_the_layout_is_rejected_by_name() -> None:
 @pytest.mark.parametrize(
     "covered", [(True, True, True), (False, True, True), (False, False, False)]
 )
-def test_the_last_layers_are_what_back_propagation_leaves(covered: Coverage) -> None:
+def test_a_cut_off_client_has_the_last_layers(covered: Coverage) -> None:
     check_depth(LAYERS[:3], covered)
 
 

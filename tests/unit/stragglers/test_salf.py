@@ -64,7 +64,7 @@ def weights(
     }
 
 
-def test_salf_is_the_mean_of_those_who_are_there_over_one_minus_p() -> None:
+def test_salf_is_the_mean_of_present_clients_over_one_minus_p() -> None:
     rule = PartialRule("salf", GivenMisses({"first": 0.5, "second": 0.2, "third": 0, "last": 0}))
 
     found = weights(rule, {"a": depth(2), "b": depth(4), "c": depth(1), "d": depth(3)})
@@ -91,7 +91,7 @@ def test_the_other_rules_by_example() -> None:
 
 
 @pytest.mark.parametrize("rule", [PartialRule("salf", UniformDepth()), PartialRule("drop")])
-def test_a_layer_that_nobody_covers_has_no_weights(rule: PartialRule) -> None:
+def test_a_layer_that_no_client_covers_has_no_weights(rule: PartialRule) -> None:
     found = weights(rule, {"a": depth(1), "b": depth(3)})
 
     assert found["first"] == {}
@@ -507,7 +507,7 @@ def test_a_p_that_does_not_fit_the_round_is_rejected(
 
 
 @pytest.mark.parametrize("least", [1e-310, 1e-205])
-def test_a_reach_whose_weight_would_be_huge_is_rejected(least: float) -> None:
+def test_a_reach_that_gives_a_huge_weight_is_rejected(least: float) -> None:
     reach = ClientReach({"a": 1.0, "b": least})
     rule = PartialRule("salf", reach, balanced=True)
 

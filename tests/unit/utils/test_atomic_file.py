@@ -26,7 +26,7 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_new_file_has_what_the_umask_leaves(tmp_path: Path) -> None:
+def test_a_new_file_has_the_mode_of_the_umask(tmp_path: Path) -> None:
     write(tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == b"new"
     assert mode_of(tmp_path / "f") == 0o640
@@ -120,7 +120,7 @@ def test_a_directory_and_a_file_in_no_folder_are_rejected(tmp_path: Path) -> Non
         write(tmp_path / "none" / "f")
 
 
-def test_nothing_stays_of_what_failed(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"old")
 
     def fail() -> None:

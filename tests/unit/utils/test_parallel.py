@@ -12,7 +12,7 @@ from gradshard.utils import parallel
 from gradshard.utils.parallel import run_parallel
 
 
-def test_gives_what_jobs_return() -> None:
+def test_returns_the_results_of_jobs() -> None:
     jobs = [partial(pow, n, 2) for n in range(50)]
     assert sorted(run_parallel(jobs, 4, threading.Event())) == [n * n for n in range(50)]
     assert list(run_parallel([], 4, threading.Event())) == []
@@ -35,7 +35,7 @@ def test_does_only_so_many_at_a_time() -> None:
     assert most == 3
 
 
-def test_after_a_failure_what_is_under_way_ends_and_nothing_is_begun() -> None:
+def test_after_a_failure_running_jobs_end_and_none_begins() -> None:
     ended: list[int] = []
 
     def fail() -> None:
@@ -50,7 +50,7 @@ def test_after_a_failure_what_is_under_way_ends_and_nothing_is_begun() -> None:
     assert ended == [1]
 
 
-def test_an_interruption_waits_for_nobody_who_does_not_stop(
+def test_an_interruption_does_not_wait_for_jobs_that_do_not_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(parallel, "GRACE_SECONDS", 0.1)
@@ -68,7 +68,7 @@ def test_an_interruption_waits_for_nobody_who_does_not_stop(
     dead_line.set()
 
 
-def test_an_interruption_lets_those_end_who_stop() -> None:
+def test_an_interruption_waits_for_jobs_that_stop() -> None:
     stop, ended = threading.Event(), threading.Event()
 
     def interrupt() -> None:

@@ -27,7 +27,7 @@ def parse_order(text: object) -> Order:
     Raises
     ------
     SpecError
-        It is none, or a group size is not from 2 to 64.
+        The text is no order, or a group size is not from 2 to 64.
     """
     if text == "sequential":
         return SEQUENTIAL
@@ -52,7 +52,7 @@ def check_order(order: Order, contributors: int) -> None:
     Raises
     ------
     SpecError
-        It does not; the text has the numbers.
+        The order does not fit; the text has the numbers.
     """
     if not order:
         return

@@ -145,7 +145,7 @@ def first_overflow(numbers: Array, bound: float) -> int | None:
     Parameters
     ----------
     numbers
-        Of an accumulator's type.
+        The numbers, in the accumulator's type.
     bound
         The least magnitude that is too large: ``dtype.overflow`` where the numbers become
         elements, infinity where they are written as they are.

@@ -1,4 +1,4 @@
-"""Which of a model's tensors are buffers: averaged, and never stepped by a server optimizer.
+"""Buffers: tensors of a model that are averaged, and never stepped by a server optimizer.
 
 A buffer is measured, not trained. BatchNorm's running variance is one: momentum carries it on below
 zero, where every value is finite and the model is of no use. Integers count something and are
@@ -112,7 +112,7 @@ def names_in(layout: Layout, stretches: Stretches) -> tuple[str, ...]:
 
 
 def is_in(stretches: Stretches, position: int) -> bool:
-    """Whether a byte of a layout is in one of some stretches of it."""
+    """Return whether a byte of a layout is in one of some stretches of it."""
     index = bisect_right(stretches, position, key=lambda stretch: stretch[0]) - 1
     return index >= 0 and position < stretches[index][1]
 

@@ -1,4 +1,4 @@
-"""How a task reads an update whose tensors stand in another order than the round's.
+"""Reading of updates whose tensors are in another order than the round's.
 
 A task needs bytes in the order of the layout. Where an object has them in another order, each
 stretch would be a request of its own, one after another. Instead, what lies in one block of the
@@ -46,7 +46,7 @@ class Group(NamedTuple):
     Parameters
     ----------
     ranges
-        In the order of the layout.
+        The ranges, in the order of the layout.
     windows
         The parts of the object that are requested for them, in its order.
     """
@@ -66,7 +66,7 @@ def groups(runs: Runs, blocks: Iterable[Range]) -> Iterator[Group]:
     Parameters
     ----------
     runs
-        Where the layout's bytes stand in the object.
+        The places of the layout's bytes in the object.
     blocks
         Of the layout, one behind the other; where there is one alone, runs have to be in order.
     """
@@ -110,7 +110,7 @@ class Disorder(NamedTuple):
     skipped
         Bytes of gaps that are read.
     groups
-        In how many groups the objects are read; each shard begins one more.
+        The number of groups in which the objects are read; each shard begins one more.
     """
 
     requests: int = 0

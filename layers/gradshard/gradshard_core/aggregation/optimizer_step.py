@@ -82,7 +82,7 @@ class Applier:
     buffers
         The stretches of the whole layout that are averaged and not stepped.
     start
-        Where the shard begins in the layout.
+        The first byte of the shard in the layout.
     model
         The model's bytes, from there on.
     state

@@ -41,9 +41,9 @@ class _Optimizer(NamedTuple):
     Parameters
     ----------
     state
-        What it keeps from step to step, each as large as the model in accumulators.
+        The names of its state, each as large as the model in accumulators.
     defaults
-        Its settings and their values if none are given.
+        The settings and their defaults.
     step
         (settings, t, model, delta, state before; zeros at the first step) → model, state.
     """
@@ -130,7 +130,7 @@ _BOUNDS: Final[Mapping[str, tuple[str, Callable[[float], bool]]]] = MappingProxy
 
 @dataclass(frozen=True)
 class ServerOptimizer:
-    """How a round's averaged update is applied to the model.
+    """The optimizer, with its settings, that applies a round's average to the model.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ def parse_server_optimizer(stated: Any) -> ServerOptimizer:
     Raises
     ------
     SpecError
-        It makes no sense.
+        The settings are unknown or out of their bounds.
     """
     if isinstance(stated, str):
         stated = {"optimizer": stated}

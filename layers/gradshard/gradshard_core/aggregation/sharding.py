@@ -91,7 +91,7 @@ def cut(spans: Sequence[Span], start: int, end: int, pieces: int) -> list[int]:
     start, end
         Element boundaries themselves.
     pieces
-        How many; at least one.
+        The number of pieces, at least one.
 
     Returns
     -------

@@ -23,7 +23,7 @@ Levels = tuple[tuple[int, ...], ...]
 
 
 class Topology(NamedTuple):
-    """How contributors are grouped, and whether updates are cut.
+    """A rule that groups contributors, and says whether updates are cut.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Topology(NamedTuple):
     is_cut
         Whether each sum is cut into M shards; else a task adds whole updates.
     title
-        For people.
+        The name that people read.
     """
 
     group: Callable[[int, Sequence[int]], Levels]

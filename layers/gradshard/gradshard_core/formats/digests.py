@@ -44,11 +44,11 @@ def parts_of(
     Parameters
     ----------
     etag, nbytes
-        Of the object.
+        The ETag and the size of the object.
     metadata
         The object's, by names without ``x-amz-meta-``.
     encryption
-        As S3 names it in its answer.
+        The encryption that S3 names in its answer.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def parts_of(
 
 
 def has_digest(file: IO[bytes], etag: str, sizes: Sequence[int]) -> bool:
-    """Whether a file's bytes, from its position, make an object of that ETag."""
+    """Return whether a file's bytes, from its position, make an object of that ETag."""
     digests = [_md5_of(file, size) for size in sizes]
     if "-" not in etag:
         return etag.strip('"') == digests[0].hex()

@@ -20,7 +20,7 @@ def decode(key: str, body: bytes, read: Callable[[Any], T]) -> T:
     Raises
     ------
     BrokenObjectError
-        It is no JSON, or other JSON than was written there.
+        The object is no JSON, or not the JSON that belongs there.
     """
     try:
         value = json.loads(body)

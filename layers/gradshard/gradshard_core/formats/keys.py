@@ -58,7 +58,7 @@ def check_id(kind: str, name: object) -> str:
     Raises
     ------
     SpecError
-        It may not.
+        The name is not allowed.
     """
     if not isinstance(name, str) or not is_id(kind, name):
         dots = "" if kind in _FORMS else "dots, "
@@ -76,7 +76,7 @@ def check_id(kind: str, name: object) -> str:
 
 
 def is_client(name: str) -> bool:
-    """Whether ``name`` may name a client."""
+    """Return whether ``name`` may name a client."""
     return _ID.fullmatch(name) is not None and name not in RESERVED_CLIENTS
 
 

@@ -224,7 +224,7 @@ class Layout:
         other
             A layout of the same tensors, or of some of them, in any order.
         data_offset
-            Where the tensor bytes begin in the object.
+            The offset of the first tensor byte in the object.
         """
         return other._runs_of(self, data_offset)
 
@@ -369,7 +369,7 @@ def check_not_empty(layout: Layout) -> None:
     Raises
     ------
     UpdateError
-        It has no element.
+        The layout has no element.
     """
     if layout.nbytes == 0:
         raise UpdateError("the update is empty: it holds no element of any tensor")
@@ -381,7 +381,7 @@ def parse_samples(metadata: Mapping[str, str]) -> int:
     Raises
     ------
     UpdateError
-        It is missing, or not a whole number from 1 to 2**53.
+        ``num_samples`` is missing, or not a whole number from 1 to 2**53.
     """
     text = metadata.get(SAMPLES_KEY)
     if text is None:

@@ -41,7 +41,7 @@ def handler(measures: Measures = nothing) -> Callable[[Handler], Handler]:
     Parameters
     ----------
     measures
-        What to add to the metrics, of an event and its outcome.
+        The function that makes metrics of an event and its outcome.
     """
 
     def wrap(function: Handler) -> Handler:

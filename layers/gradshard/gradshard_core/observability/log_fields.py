@@ -49,7 +49,7 @@ Measures = Callable[[Event, Outcome], Mapping[str, float]]
 
 
 class Context(Protocol):
-    """What Lambda says of an invocation."""
+    """The attributes of an invocation that Lambda gives a handler."""
 
     @property
     def function_name(self) -> str:
@@ -110,7 +110,7 @@ def usage(context: Context, started: float) -> dict[str, float]:
     context
         The invocation's.
     started
-        When it began, by :func:`time.perf_counter`.
+        The beginning of the invocation, by :func:`time.perf_counter`.
     """
     elapsed = 1000 * (time.perf_counter() - started)
     allowed = elapsed + context.get_remaining_time_in_millis()

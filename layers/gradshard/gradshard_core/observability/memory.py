@@ -1,4 +1,4 @@
-"""How much memory this process takes."""
+"""The memory that this process takes."""
 
 import contextlib
 import resource

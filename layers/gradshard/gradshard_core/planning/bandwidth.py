@@ -1,4 +1,4 @@
-"""How fast a function reads or writes S3, as a model."""
+"""A model of the rate at which a function reads or writes S3."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,13 +14,13 @@ class Bandwidth:
     Parameters
     ----------
     name
-        For people.
+        The name that people read.
     bytes_per_second
         Sustained.
     latency_seconds
-        From a request to its first byte.
+        The seconds from a request to its first byte.
     burst_bytes, burst_bytes_per_second
-        What goes faster at first, and how fast.
+        The bytes of a burst at the beginning, and their rate.
     """
 
     name: str

@@ -65,7 +65,7 @@ def plan_bytes(contributors: int, *, layers: int = 0, spans: int = 0, runs: int 
     Parameters
     ----------
     contributors
-        Their number; each has one run, and a weight in each layer.
+        The number of contributors; each has one run, and a weight in each layer.
     layers
         The number of layers of partial updates.
     spans

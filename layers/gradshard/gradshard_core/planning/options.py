@@ -140,7 +140,7 @@ class Parsed:
     values
         The values in JSON, for the documentation.
     metavar
-        What the command line calls the value.
+        The name of the value on the command line.
     is_json
         Whether the command line reads a value that begins with a bracket as JSON.
     is_number
@@ -177,7 +177,7 @@ class Option:
     help
         One sentence: what the option does.
     default
-        What applies without it, where that is not a value, for the documentation.
+        The default in words, if it is no value; for the documentation.
     is_always_stated
         Whether a spec has it in its JSON even where it has its default.
     """
@@ -201,7 +201,7 @@ def option(
     Parameters
     ----------
     kind, help, default, is_always_stated
-        As in :class:`Option`.
+        The fields of :class:`Option`.
     value
         The field's value without the option; a field without one has to be given.
     """

@@ -32,7 +32,7 @@ class Output(NamedTuple):
     Parameters
     ----------
     key
-        Its key.
+        The key of the object.
     upload_id
         The multipart upload that becomes it.
     header_key, header
@@ -54,7 +54,7 @@ class Output(NamedTuple):
         Raises
         ------
         BrokenObjectError
-            It is missing or another one.
+            The object is missing, or another one.
         """
         if header is None or len(header) != self.header.nbytes:
             raise BrokenObjectError(
@@ -79,7 +79,7 @@ class NextModel:
     Parameters
     ----------
     server_optimizer
-        How the average is applied to the model.
+        The server optimizer of the round, if it has one.
     version
         The number of the new version.
     step

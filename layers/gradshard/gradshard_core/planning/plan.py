@@ -38,7 +38,7 @@ class Contributor:
     Parameters
     ----------
     client
-        Its id.
+        The id of the client.
     source
         The version of its update that is averaged, even if it uploads another one later.
     samples
@@ -46,7 +46,7 @@ class Contributor:
     weight
         The factor of its update: n / Σn, or n. Partial updates have weights by layer instead.
     runs
-        Where its object has the layout's bytes; a partial update does not have all of them.
+        The places of the layout's bytes in the object; a partial update lacks some of them.
     report
         Its report on its training (:class:`gradshard_core.stragglers.assignments.Report`), if the
         round uses it.
@@ -132,7 +132,7 @@ class PlannedLayout:
     spans
         The stretches of one element type.
     nbytes, tensors
-        Its size, and the number of its tensors.
+        The size, and the number of tensors.
     header
         The safetensors header of the average.
     layers
@@ -160,7 +160,7 @@ class PlannedLayout:
         layout
             The round's layout.
         header
-            Its safetensors header, if that is at hand.
+            The safetensors header, if it was read.
         **more
             Layers, state header and buffers.
         """
@@ -176,7 +176,7 @@ class Level:
     Parameters
     ----------
     groups
-        What each group adds: [first, stop) of the contributors, or of the groups one level below.
+        The inputs of each group: [first, stop) of the contributors, or of the groups a level below.
         A group is empty if none of its clients takes part.
     order
         The order in which a task adds its inputs; sequential unless a task executes a tree.
@@ -193,7 +193,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Computation:
-    """How the average is computed.
+    """The topology, order, weights and rule of the average.
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ class Stage:
         When the state machine entered the state that planned it, ISO 8601. A request with the same
         time is a repetition and changes nothing.
     number
-        How many stages the plan has so far.
+        The number of stages that the plan has so far.
     groups
         The groups of level 0 that this stage aggregates; None for all.
     awaited
@@ -262,7 +262,7 @@ class Task(NamedTuple):
     Parameters
     ----------
     level
-        From 0; the tasks of the last level write the average.
+        The number of the level, from 0; the tasks of the last level write the average.
     number
         Within its level, from 0; it is part of the keys of the task's report and partial sum.
     start, end
@@ -294,7 +294,7 @@ class Plan:
     round_id
         The round.
     participants, computation, layout
-        Who contributes, how the average is computed, and of which layout it is.
+        The contributors, the rule of the average, and the layout.
     attempt
         How often the round was planned again because contributors were rejected while their
         updates were read.
@@ -307,7 +307,7 @@ class Plan:
     assignments
         The terms by which clients are told what to do next, as JSON; None for no assignments.
     notes
-        What was decided otherwise than asked for.
+        The decisions that differ from the request.
     projected
         The planner's projection, as JSON.
     opened_at, planned_at
@@ -416,7 +416,7 @@ class Plan:
         ]
 
     def is_last(self, level: int) -> bool:
-        """Whether the tasks of a level write the average."""
+        """Return whether the tasks of a level write the average."""
         return level == len(self.levels) - 1
 
     def tasks(self, level: int) -> list[Task]:
@@ -449,7 +449,7 @@ class Plan:
         return [lowest, *(self.tasks(level) for level in higher)]
 
     def has_inputs(self, level: int, group: int) -> bool:
-        """Whether a group has any contributor."""
+        """Return whether a group has any contributor."""
         first, stop = self.levels[level].groups[group]
         if level == 0:
             return first < stop

@@ -76,7 +76,7 @@ def parse_plan(written: dict[str, Any]) -> Plan:
     Raises
     ------
     KeyError, TypeError, ValueError
-        It is no plan.
+        The JSON is no plan.
     """
     groups = written["stage_groups"]
     tables = [array("q", numbers) for numbers in written["encodings"]]

@@ -51,7 +51,7 @@ def choose(
     Parameters
     ----------
     load, aggregator
-        As for :func:`project`.
+        The arguments of :func:`project`.
     shards
         M, if it was asked for.
     time_budget

@@ -18,17 +18,17 @@ class Prices:
     Parameters
     ----------
     gb_second_x86_64, gb_second_arm64
-        Lambda, by architecture.
+        The price of a GB-second of Lambda, by architecture.
     invocations_per_million
-        Lambda's fee.
+        Lambda's fee per million invocations.
     put_per_1000, get_per_1000
-        S3; PUT stands for COPY, POST and LIST too.
+        The prices of S3 requests; COPY, POST and LIST cost the same as PUT.
     transitions_per_1000
-        Step Functions, Standard.
+        The price of 1,000 state transitions of Standard executions.
     express_per_million, express_gb_second
-        Step Functions, Express.
+        The prices of Express executions: per million requests, and per GB-second.
     events_per_million
-        EventBridge: S3's events, and custom ones.
+        The price of a million events of EventBridge: S3's, and custom ones.
     """
 
     gb_second_x86_64: float = limits.DOLLARS_PER_GB_SECOND["x86_64"]
@@ -67,7 +67,7 @@ class Bill:
     round_
         Lambda and S3 of opening, collecting, planning and finalizing.
     events
-        EventBridge's, of the objects that are created and deleted.
+        EventBridge's events of objects that are created and deleted.
     starts
         Lambda's INIT phase of cold starts.
     """
@@ -88,12 +88,12 @@ class Bill:
 
     @property
     def full(self) -> float:
-        """The paper's ``full``: with the clients' S3 requests."""
+        """The paper's ``full``: ``agg`` and the clients' S3 requests."""
         return self.aggregators + self.s3_clients
 
     @property
     def total(self) -> float:
-        """Everything."""
+        """The sum of all parts."""
         beside = self.requests + self.step_functions + self.round_ + self.events + self.starts
         return self.full + beside
 
@@ -110,7 +110,7 @@ class Bill:
 
 
 class Tasks(NamedTuple):
-    """As many tasks side by side that take as long."""
+    """A number of tasks side by side that take equally long."""
 
     number: int
     seconds: float
@@ -156,24 +156,24 @@ def bill(
     levels
         The aggregators' tasks, one level after another.
     clients
-        How many send an update.
+        The number of clients that send an update.
     memory_mb, architecture
-        Of the aggregators; the architecture is that of all functions.
+        The memory of the aggregators in MB, and the processor of all functions.
     aggregators, by_clients
-        Their S3 requests.
+        The S3 requests of the aggregators and of the clients.
     batch
-        Tasks that share an Express execution.
+        The number of tasks that share an Express execution.
     models
-        Objects that are written beside the update, where it is applied: model and state.
+        The number of objects of model and state that an applied round writes beside the update.
     updates
-        Objects that clients send; one each if it is not said.
+        The number of objects that clients send; by default one each.
     cold_tasks
         How many tasks start cold; all if it is not said, but those that measure are warm for the
         second pass. The functions around them do.
     measuring
         The tasks of the pass that measures, which is a level of its own, if there is one.
     prices
-        What AWS asks.
+        The prices of AWS.
     """
     gb_second = prices.gb_second(architecture)
     tasks = [sum(run.number for run in level) for level in levels]
@@ -204,9 +204,9 @@ def events(tasks: Sequence[int], updates: int, models: int = 0, measured: int = 
     Parameters
     ----------
     tasks
-        Of each level; the last one's are the parts of the result.
+        The number of tasks of each level; those of the last level are the parts of the result.
     updates
-        Objects that clients send.
+        The number of objects that clients send.
     models
         Objects that are written beside the update, where it is applied.
     measured
@@ -257,15 +257,15 @@ def _collected(clients: int) -> int:
 def around(tasks: Sequence[int], clients: int, models: int = 0, measured: int = 0) -> Requests:
     """Count the small functions' requests in a round that goes straight through.
 
-    Clients are expected by name; how many others an arrival looks for is what is to be expected.
-    tests/unit/planning/test_pricing.py has the functions make them.
+    Clients are expected by name. The number of others that an arrival looks for is its expected
+    value. tests/unit/planning/test_pricing.py compares the count with the functions' requests.
 
     Parameters
     ----------
     tasks
-        Of each level; the last one's are the parts of the result.
+        The number of tasks of each level; those of the last level are the parts of the result.
     clients
-        How many send an update, each one once.
+        The number of clients that send an update, each one once.
     models
         Objects that are written beside the update, where it is applied.
     measured
@@ -328,10 +328,10 @@ def _pages(entries: int) -> int:
 
 @cache
 def _looks(clients: int) -> tuple[float, float]:
-    """Return how many looks and listings all arrivals together are to be expected to make.
+    """Return the expected numbers of HEADs and listings of all arrivals together.
 
-    With m of the N - 1 others missing, the first j looked for are all there with probability
-    C(N-1-m, j) / C(N-1, j); the next one is looked for only then, and all are listed only if
+    With m of the N - 1 others missing, the first j others are all there with probability
+    C(N-1-m, j) / C(N-1, j). Only then the next one is looked for, and all are listed only if
     HEADS_BEFORE_LIST were there.
     """
     others, looks, listings = clients - 1, 0.0, 0.0

@@ -28,11 +28,11 @@ def measured(
         Of the tasks, at least one: ``level``, ``seconds``, ``gets``, ``puts`` and ``is_cold`` are
         read.
     clients
-        How many took part.
+        The number of clients that took part.
     memory_mb, architecture
-        Of the aggregators.
+        The memory in MB, and the processor, of the aggregators.
     nbytes
-        Of the result, and so of an update.
+        The bytes of the result, and so of an update.
     server_optimizer
         How the round's terms have its update applied to the model, if they do.
     measuring

@@ -250,11 +250,11 @@ class RoundSpec:
 
     @property
     def expected(self) -> int:
-        """How many clients are expected."""
+        """The number of expected clients."""
         return self.clients if isinstance(self.clients, int) else len(self.clients)
 
     def expects(self, client: str) -> bool:
-        """Whether an update of ``client`` may take part."""
+        """Return whether an update of ``client`` may take part."""
         return isinstance(self.clients, int) or client in self._ids
 
     @cached_property
@@ -262,7 +262,7 @@ class RoundSpec:
         return frozenset(() if isinstance(self.clients, int) else self.clients)
 
     def missing(self, arrived: Sequence[str]) -> tuple[str, ...]:
-        """Return the expected clients that have not arrived, where ids were given."""
+        """Return the expected clients that have not arrived; none if no ids were given."""
         if isinstance(self.clients, int):
             return ()
         return tuple(sorted(set(self.clients) - set(arrived)))
@@ -278,7 +278,7 @@ class RoundSpec:
 
     @property
     def undecided(self) -> str | None:
-        """Why the updates cannot decide on the layout, where one has to be stated and is not."""
+        """The reason why a missing layout is needed; None if the updates can decide on one."""
         if self.layout is not None or self.server_optimizer is not None:
             return None
         if self.partial_rule is not None:
@@ -297,7 +297,7 @@ class RoundSpec:
         )
 
     def levels(self, contributors: int) -> tuple[str, Levels]:
-        """Return the topology for so many contributors, and its groups.
+        """Return the topology for a number of contributors, and its groups.
 
         Raises
         ------
@@ -323,13 +323,13 @@ class RoundSpec:
         return [tuple(itertools.islice(ids, size)) for size in sizes]
 
     def awaits(self, client: str, groups: Sequence[int]) -> bool:
-        """Whether a client is in one of an eager round's groups, given by their numbers."""
+        """Return whether a client is in one of an eager round's groups, given by their numbers."""
         members = self.groups() if groups else []
         return any(client in members[number] for number in groups)
 
     @cached_property
     def capacity(self) -> int:
-        """The most contributors that can be averaged as asked for."""
+        """The most contributors that these options allow."""
         most = min(MAX_CLIENTS, math.prod(self.order)) if self.order else MAX_CLIENTS
         return bisect_right(range(1, most + 1), False, key=self._is_too_many)
 
@@ -375,7 +375,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     Raises
     ------
     SpecError
-        A field is unknown, missing or out of its bounds, or does not go with another.
+        A field is unknown, missing or out of its bounds, or conflicts with another.
     """
     if not isinstance(fields, Mapping):
         raise SpecError(f"a round's spec is a JSON object, not {type(fields).__name__}")
@@ -408,7 +408,8 @@ def parse_new_spec(fields: Mapping[str, Any]) -> RoundSpec:
     Raises
     ------
     SpecError
-        They are wrong (:func:`parse_spec`), or lack a layout on which the updates cannot decide.
+        The options are wrong (:func:`parse_spec`), or a layout is missing and the updates cannot
+        decide on one.
     """
     spec = parse_spec(fields)
     if spec.undecided is not None:
@@ -448,7 +449,7 @@ def _check_rule(spec: RoundSpec) -> None:
 
 
 def _check_apply(spec: RoundSpec) -> None:
-    """Check what applying the update goes with."""
+    """Check the fields that the server optimizer depends on."""
     if spec.server_optimizer is None:
         return
     if spec.layout is not None:
@@ -494,7 +495,7 @@ def _check_robust(spec: RoundSpec) -> None:
 
 
 def _check_topology(spec: RoundSpec) -> None:
-    """Check what depends on more than one field, for as many contributors as are expected."""
+    """Check the fields that depend on each other, for the expected number of contributors."""
     name, levels = spec.levels(spec.expected)
     topology = TOPOLOGIES[name]
     if spec.shards is not None and not topology.is_cut:
@@ -520,10 +521,9 @@ def _check_eager(spec: RoundSpec, name: str) -> None:
 
 
 def default_quorum(expected: int) -> int:
-    """Return how many clients a round needs that was opened without a number.
+    """Return the default of ``min_clients``: more than half of the expected clients.
 
-    More than half of those expected, so that no client alone, and no minority, is the federation;
-    one where only one is expected.
+    So neither a client alone nor a minority is the federation.
     """
     return expected // 2 + 1
 

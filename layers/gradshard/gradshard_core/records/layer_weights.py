@@ -31,7 +31,7 @@ def weigh_layers(
     layers
         The layers of the round's layout.
     coverage
-        Which layers each contributor has.
+        The layers that each contributor has.
 
     Raises
     ------

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 COMPLETED: Final = "completed"
 FAILED: Final = "failed"
-"""How a round ended, as its manifest says."""
+"""The values of a manifest's ``status``."""
 
 
 def parse_manifest(manifest: dict[str, Any]) -> dict[str, Any]:

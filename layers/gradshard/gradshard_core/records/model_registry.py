@@ -39,24 +39,24 @@ class Version:
     model
         The model's name.
     number
-        From 1.
+        The number of the version, from 1.
     tensors
         The model itself.
     round_id
-        The round that made it; None if it was put there, or is a return to an earlier version.
+        The round that made the version; None if somebody put it or went back to an earlier one.
     restores
         The number of the version that it returns to.
     optimizer
         How the round applied its update
         (:meth:`gradshard_core.aggregation.server_optimizers.ServerOptimizer.to_json`).
     steps
-        How many steps in a row that optimizer has made.
+        The number of steps in a row that the optimizer has made.
     state
-        What it keeps from step to step, by name.
+        The state that the optimizer keeps from step to step, by name.
     buffers
         The names of its tensors that rounds average, and no optimizer steps.
     made_at
-        ISO 8601.
+        The time at which it was made, ISO 8601.
     """
 
     model: str
@@ -164,7 +164,7 @@ def read_version(store: S3Store, name: str, number: int) -> Version:
     Raises
     ------
     ModelNotFoundError
-        There is none of that number.
+        There is no version of that number.
     """
     newest = read_current(store, name)
     version = _read(store, ModelKeys(name).version(number)) if number <= newest.number else None
@@ -211,12 +211,12 @@ def reserve(store: S3Store, new: Version) -> Version:
     Returns
     -------
     Version
-        As it is recorded: where this is a repetition, as it was the first time.
+        The recorded version; of a repetition, the version that was recorded first.
 
     Raises
     ------
     ModelStateError
-        Another round, or somebody by hand, has that number.
+        Another round, or an action by hand, took the number.
     StoreError
         The record changed in between, each time.
     """
@@ -249,12 +249,12 @@ def _read(store: S3Store, key: str) -> Version | None:
 
 
 def _counts(store: S3Store, version: Version) -> bool:
-    """Whether a version's number is taken for good."""
+    """Return whether a version's number is taken for good."""
     return version.round_id is None or _status(store, version.round_id) == COMPLETED
 
 
 def _is_void(store: S3Store, version: Version) -> bool:
-    """Whether a version was reserved by a round that failed, or that is gone without an end.
+    """Return whether a version was reserved by a round that failed, or that is gone without an end.
 
     Rounds go after RetentionDays and models stay: the number must not be taken for ever.
     """

@@ -1,4 +1,4 @@
-"""Give a round up: nothing half-written stays, and the cause is kept."""
+"""Abort a round: delete its unfinished objects, and record the cause."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ from gradshard_core.s3.store import S3Store
 def abort_round(
     store: S3Store, round_id: str, *, error: str, cause: str, task: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """Record why a round failed and throw its unfinished result away; safe to repeat.
+    """Record the cause of a round's failure and delete its unfinished result; safe to repeat.
 
-    The first cause is the one that is kept: a failed task aborts the round itself, before the
-    machine does, which learns only that one of its tasks failed.
+    The first cause is kept. A failed task aborts the round itself, because the state machine learns
+    only that one of its tasks failed.
 
     Parameters
     ----------
@@ -33,8 +33,8 @@ def abort_round(
     round_id
         The round.
     error, cause
-        As the state machine caught them: for a function's exception, the cause is JSON with its
-        ``errorType`` and ``errorMessage``.
+        The error that the state machine caught. For a function's exception, the cause is JSON with
+        its ``errorType`` and ``errorMessage``.
     task
         The task that failed, if it was one: its ``level`` and ``number``.
 

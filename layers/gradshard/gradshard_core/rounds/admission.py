@@ -42,7 +42,7 @@ class Admission(NamedTuple):
     rejected
         The bad ones.
     coverage
-        Which layers each contributor of partial updates holds.
+        The layers that each contributor of partial updates holds.
     """
 
     contributors: tuple[Contributor, ...]
@@ -77,7 +77,7 @@ def admit(
     store, keys, spec
         The round.
     clients
-        Whose updates are there, sorted.
+        The clients whose updates are there, sorted.
     settled, whose
         The layout that the round has already, if it has one, and what it comes from.
     held
@@ -190,14 +190,14 @@ class _Sent(NamedTuple):
 
 
 class _Findings(NamedTuple):
-    """How a layout fits the round's.
+    """The comparison of a layout with the round's.
 
     Parameters
     ----------
     difference
-        How it first differs; None if it does not.
+        The first difference; None if there is none.
     covered
-        Which layers it has, in a round of partial updates.
+        The layers that it has, in a round of partial updates.
     broken
         Why its layers are of no use.
     further

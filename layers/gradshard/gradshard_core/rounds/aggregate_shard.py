@@ -33,8 +33,9 @@ from gradshard_core.s3.streams import RangeStream
 from gradshard_core.s3.task_client import StreamWriter, TaskS3Client
 
 WRITE_TRIES = 3
-"""How often a task tries to write a sum that S3 is too busy to take. The state machine then starts
-the task again."""
+"""Attempts of a task to write a sum that S3 is too busy to take.
+
+The state machine then starts the task again."""
 
 
 def aggregate_shard(
@@ -47,9 +48,9 @@ def aggregate_shard(
     wire
         The bucket.
     round_id, attempt
-        Which plan.
+        The plan: its round, and its attempt.
     task
-        As the plan lists it.
+        The task, as the plan lists it.
 
     Returns
     -------
@@ -110,7 +111,7 @@ _has_run = False
 
 
 def _is_cold() -> bool:
-    """Whether this is the first task of its process."""
+    """Return whether this is the first task of its process."""
     global _has_run
     was_cold, _has_run = not _has_run, True
     return was_cold

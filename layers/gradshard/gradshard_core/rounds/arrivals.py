@@ -53,7 +53,7 @@ class Update(NamedTuple):
 
 
 Found = Update | Rejection | None
-"""What there is of a client: a good update, a bad one, or none."""
+"""The state of a client: a good update, a bad one, or none."""
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def check_update(
     Parameters
     ----------
     store, keys, client
-        Whose update.
+        The bucket, the round's keys, and the client.
     partial
         Whether what a client has sent so far is taken, where it has sent no update.
     codecs

@@ -18,8 +18,10 @@ from gradshard_core.rounds.aws_json import (
 EVENT_SOURCE = "gradshard"
 
 TIMEOUT_SECONDS = 3600
-"""How long the scheduler tries to deliver a deadline; then it goes to the queue of what was not,
-and somebody is told. A day, which is the scheduler's most, were too long a silence."""
+"""Seconds that the scheduler tries to deliver a deadline.
+
+Then the deadline goes to the queue of undelivered events, and an alarm goes off. The scheduler
+allows a day, which is too long a silence."""
 
 MAX_CAUSE = 8_000
 """Characters of a cause that are kept; Step Functions ends at 32,768 of them."""
@@ -94,7 +96,7 @@ def publish(detail_type: str, detail: dict[str, Any]) -> None:
     Raises
     ------
     ServiceError
-        It did not take the event: it says so of each entry, in an answer that is no error.
+        EventBridge did not take the event, which it says in an answer that is no error.
     """
     entry = {"Source": EVENT_SOURCE, "DetailType": detail_type, "Detail": json.dumps(detail)}
     answer = aws_json.call(EVENT_BRIDGE, "PutEvents", {"Entries": [entry]})

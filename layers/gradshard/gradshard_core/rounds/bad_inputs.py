@@ -55,7 +55,7 @@ def reject_unreadable(inputs: TaskInputs) -> list[Rejection]:
 
 
 def is_rejected_below(inputs: TaskInputs) -> bool:
-    """Whether a partial sum is missing because a task one level below rejected an update."""
+    """Return whether a partial sum is missing because a task one level below rejected an update."""
     level, attempt = inputs.task.level, inputs.plan.attempt
     if level == 0:
         return False

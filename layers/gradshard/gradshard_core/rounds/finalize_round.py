@@ -1,4 +1,4 @@
-"""Make the result appear, and write the manifest, last."""
+"""Complete the upload of the result, and write the manifest last."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +34,7 @@ SUMMED = (
     "cpu_seconds",
 )
 MOST_LISTED: Final = 10_000
-"""Tasks up to which a manifest lists each; it is read whole, and here held in memory."""
+"""The most tasks that a manifest lists, because readers hold it in memory."""
 REPLAN = "replan"
 AWAITING = "awaiting"
 
@@ -47,7 +47,7 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
     store
         The bucket.
     round_id
-        Which round.
+        The id of the round.
 
     Returns
     -------

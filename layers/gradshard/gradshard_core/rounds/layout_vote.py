@@ -1,4 +1,4 @@
-"""Which layout a round has that was opened without one."""
+"""The vote on the layout of a round that was opened without one."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ def majority(layouts: Mapping[str, SeenLayout]) -> tuple[Layout, str]:
     Parameters
     ----------
     layouts
-        By client id, of whole updates; at least one.
+        The layouts of whole updates by client id, at least one.
 
     Raises
     ------

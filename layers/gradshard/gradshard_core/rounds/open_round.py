@@ -25,11 +25,11 @@ def open_round(
     store
         The bucket.
     round_id
-        Its name, the execution's.
+        The id of the round, which is the name of the execution.
     fields
         The spec as the execution's input gives it.
     started
-        When the execution started, ISO 8601.
+        The start of the execution, ISO 8601.
     token
         With which the execution is resumed.
     """

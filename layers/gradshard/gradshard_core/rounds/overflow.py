@@ -47,7 +47,7 @@ class _Contribution(NamedTuple):
     Parameters
     ----------
     contributor
-        Whose update it is.
+        The contributor of the update.
     weight, value
         The two factors.
     product

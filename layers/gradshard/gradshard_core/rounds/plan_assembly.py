@@ -84,7 +84,7 @@ def assemble(
     contributors
         Without weights.
     layout
-        As :func:`write_layout` returned it, or as an earlier plan has it.
+        The result of :func:`write_layout`, or the layout of an earlier plan.
     coverage
         Which layers each contributor of partial updates has.
     decided

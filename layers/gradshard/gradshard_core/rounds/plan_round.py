@@ -26,7 +26,7 @@ def plan_round(
     round_id
         The round.
     request
-        Which planning the state machine asks for.
+        The request of the state machine.
     aggregator
         The functions that the tasks will run on.
 
@@ -66,7 +66,7 @@ def plan_round(
 
 
 def _answers(plan: Plan, request: PlanRequest) -> bool:
-    """Whether a plan is the one that a request asks for, or a later one."""
+    """Return whether a plan is the one that a request asks for, or a later one."""
     if plan.attempt == request.attempt:
         # Times in ISO 8601: an earlier one is that of a repetition that came late.
         return plan.is_complete or plan.stage.entered_at >= request.entered_at

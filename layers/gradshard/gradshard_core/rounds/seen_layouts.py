@@ -18,13 +18,14 @@ from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 
 KEPT_BYTES: Final = 32 * MIB
-"""Of all layouts that are kept: one of 40,000 tensors, or 80 of 500. Beside them, ``plan_round``
-has 512 MB for parsing a header and for the two layouts that are compared."""
+"""The most bytes of all kept layouts: one of 40,000 tensors, or 80 of 500.
+
+Beside them, ``plan_round`` has 512 MB to parse a header and to compare two layouts."""
 
 _TENSOR_BYTES: Final = 600
 _SIZE_BYTES: Final = 40
 _CHARACTER_BYTES: Final = 4
-"""What a tensor takes in memory, at most, with its place among its layout's shapes."""
+"""The most memory that a tensor, a size of its shape, and a character of its name take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class SeenLayout:
     Parameters
     ----------
     order
-        Its digest.
+        The digest of the order.
     tensors
         A digest that is equal for layouts of the same tensors, whatever their order.
     read

@@ -12,7 +12,7 @@ class Bucket:
     Attributes
     ----------
     bucket
-        Its name.
+        The name of the bucket.
     meter
         Counts the requests.
     """

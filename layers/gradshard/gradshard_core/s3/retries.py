@@ -28,9 +28,9 @@ class Retries:
     Parameters
     ----------
     meter
-        Where retries are counted, if anywhere.
+        The meter that counts retries, if any.
     attempts
-        How often the request is tried.
+        The number of attempts, the first one included.
     """
 
     def __init__(self, meter: Meter | None = None, *, attempts: int = MAX_ATTEMPTS) -> None:
@@ -44,7 +44,7 @@ class Retries:
         Parameters
         ----------
         reason
-            What the attempt met.
+            The error of the attempt.
         give_up
             Makes an error from the number of attempts and a summary of what they met.
         """

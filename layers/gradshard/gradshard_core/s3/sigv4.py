@@ -42,9 +42,9 @@ def sign(
     Parameters
     ----------
     method, host
-        As they are sent.
+        The method and the host, as they are sent.
     path, query
-        Not yet encoded.
+        The path and the query, not yet encoded.
     headers
         Further headers, which are signed too.
     payload
@@ -56,9 +56,9 @@ def sign(
     region
         Of the bucket, or of the service.
     credentials
-        Who signs.
+        The credentials that sign.
     now
-        In UTC.
+        The time in UTC.
 
     Returns
     -------

@@ -205,7 +205,7 @@ class S3Store(MultipartUploads, JsonReads):
             :data:`ANYTHING`; None to write only where there is no object; or the ETag of the
             one that may be replaced.
         sha256
-            Of the body, in base64: S3 checks and keeps it.
+            The SHA-256 of the body in base64, which S3 checks and keeps.
 
         Returns
         -------

@@ -18,7 +18,7 @@ from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.traffic import Meter
 
 PATIENCE_SECONDS: Final = 15
-"""How long a read may take to fill its buffer, of 256 KiB mostly; S3 sends a hundred times that.
+"""Seconds in which a read has to fill its buffer (256 KiB); S3 sends a hundred times that.
 
 It is shorter than the 20 s or so after which S3 gives up on the part that waits for these bytes."""
 
@@ -71,7 +71,7 @@ def read_whole(body: Body, nbytes: int) -> bytes:
     Raises
     ------
     OSError
-        It ended too early, or is too slow.
+        The body ended too early, or is too slow.
     """
     data = memoryview(bytearray(nbytes))
     filled = 0

@@ -122,9 +122,9 @@ class TaskS3Client(S3Store):
         Parameters
         ----------
         key
-            Of the object.
+            The key of the object.
         nbytes
-            How many bytes will be written, which S3 requires at the beginning.
+            The number of bytes that will be written, which S3 requires at the beginning.
 
         Raises
         ------

@@ -1,22 +1,20 @@
 """Assign work to each client for the next round, so that fast clients do not wait (AMBLE).
 
-A reconstruction. AMBLE (Park, Yoon, Yeo and Oh, Journal of Parallel and Distributed Computing 170,
-2022) gives every device a mini-batch and a number of local epochs by its speed relative to the
-slowest, and scales the learning rate with the batch; its formulas are not known here. These are
-this project's own:
+This is a reconstruction. AMBLE (Park, Yoon, Yeo and Oh, Journal of Parallel and Distributed
+Computing 170, 2022) gives every device a mini-batch and a number of local epochs by its speed
+relative to the slowest, and scales the learning rate with the batch; its formulas are not
+published. These are the formulas of this project:
 
-- *Time.* A round gives one observation per client, so one number can be had from it: seconds per
-  sample, at the batch the client had. It is smoothed over rounds, and predicts epochs × samples ×
-  seconds per sample. That a larger batch makes better use of a device is not assumed; where it
-  does, the next report shows it.
-- *Epochs.* Work is samples gone through. A client gets as many epochs as fit the target: the time
-  that the slowest client of the last round is predicted to take in the base settings, or the
-  operator's.
-- *Batch.* It grows as the epochs do, so that, up to its bound, a client makes as many local steps
-  as in the base settings, each with less noise; from there on it makes more of them.
+- *Time.* A round gives one number per client: seconds per sample, at the batch that the client had.
+  It is smoothed over rounds, and predicts epochs × samples × seconds per sample. If a device is
+  faster with a larger batch, the next report shows it.
+- *Epochs.* A client gets as many epochs as fit the target: the predicted time of the slowest client
+  of the last round in the base settings, or the operator's target.
+- *Batch.* It grows with the epochs. Up to its bound, a client therefore makes as many local steps
+  as in the base settings, each with less noise; beyond the bound it makes more steps.
 - *Learning rate.* η = η₀ · batch / base batch.
 
-The slowest client keeps the base settings; so does one of which nothing is known.
+The slowest client keeps the base settings, and so does a client whose speed is not known.
 """
 
 import math
@@ -32,10 +30,10 @@ REPORTED: Final = ("train_seconds", "batch_size", "epochs", "steps")
 """The metadata of an update that describes its training."""
 
 MAX_TRAIN_SECONDS: Final = 7 * 24 * 3600.0
-"""As long as a round may be open; who trained for longer is not believed."""
+"""The longest training that is believed: as long as a round may be open."""
 
 MIN_SECONDS_PER_SAMPLE: Final = 1e-9
-"""Faster than any device; who trained so fast is not believed."""
+"""The fastest training that is believed; no device is so fast."""
 
 MAX_COUNT: Final = 2**53
 
@@ -44,11 +42,12 @@ FORGET_ROUNDS: Final = 20
 
 MOST: Final = {"batch_size": 2, "epochs": 8, "learning_rate": 2}
 """The highest settings, as multiples of the base, where none are given. A learning rate that suits
-the base does not survive being scaled by 8 (docs/stragglers.md), so the batch ends early."""
+the base does not survive being scaled by 8 (benchmarks/stragglers.md), so the batch ends early."""
 
 STEPS_FACTOR: Final = 10
-"""How far from the median of a round's steps a client's count. Assignments ask for no more than
-8 times the base's epochs (:data:`MOST`), which is within it."""
+"""The factor around the median of a round's steps within which a client's steps count.
+
+Assignments ask for at most 8 times the base's epochs (:data:`MOST`), which is within it."""
 
 NOTED: Final = 20
 """Clients that a note names."""
@@ -59,18 +58,18 @@ SLACK: Final = 1e-9
 
 @dataclass(frozen=True)
 class AssignmentSettings:
-    """The base settings, and what may become of them.
+    """The base settings, and the bounds of assignments.
 
     Parameters
     ----------
     batch_size, epochs, learning_rate
         The base settings, which the slowest client and new ones have.
     min_batch_size, max_batch_size, min_epochs, max_epochs, min_learning_rate, max_learning_rate
-        Bounds. None as the lowest stands for the base settings, so that nobody does less; as the
-        highest for them times :data:`MOST`. A client that cannot meet the operator's target does
-        less only if ``min_epochs`` allows it.
+        Bounds. By default the lowest are the base settings, and the highest are the base settings
+        times :data:`MOST`. A client that cannot meet the operator's target does less only if
+        ``min_epochs`` allows it.
     target_seconds
-        The time a client's training should take; None: the slowest client's.
+        The seconds that a training should take; None for those of the slowest client.
     smoothing
         The weight of the last report in a client's speed, over 0 and at most 1.
     """
@@ -107,9 +106,9 @@ class Report:
     samples
         The number of samples it has.
     train_seconds, batch_size, epochs, steps
-        What it took and did; None where that is not known.
+        The figures of the training; None for a figure that is not known.
     notes
-        What was not believed, and why.
+        The reported figures that were ignored, and why.
     """
 
     samples: int
@@ -121,7 +120,7 @@ class Report:
 
     @property
     def processed(self) -> int | None:
-        """Samples gone through, each as often as it was; None where that is not known."""
+        """Samples times epochs; None if one of them is not known."""
         if self.epochs is not None:
             return self.epochs * self.samples
         if self.steps is not None and self.batch_size is not None:
@@ -138,7 +137,7 @@ class Speed:
     seconds_per_sample
         Smoothed over rounds.
     samples
-        How many it last had.
+        The number of samples in its last report.
     unseen
         Rounds since it last took part.
     """
@@ -148,7 +147,7 @@ class Speed:
     unseen: int = 0
 
     def seconds(self, epochs: int) -> float:
-        """Predict how long so many epochs take."""
+        """Predict the seconds of a number of epochs."""
         return epochs * self.samples * self.seconds_per_sample
 
 
@@ -159,9 +158,9 @@ class Assignment:
     Parameters
     ----------
     batch_size, epochs, learning_rate
-        Its settings.
+        The settings of the training.
     seconds
-        What they are predicted to take; None for a client of which nothing is known.
+        The predicted seconds; None for a client whose speed is not known.
     """
 
     batch_size: int
@@ -177,15 +176,15 @@ class Assignments:
     Parameters
     ----------
     settings
-        What they were made in.
+        The settings from which the assignments were made.
     target_seconds
         The time that training should take; None while no client's speed is known.
     clients
         Assignments by client.
     speeds
-        What is remembered, by client.
+        The measured speeds, by client.
     notes
-        What was ignored, or could not be met.
+        The reports that were ignored, and the targets that could not be met.
     """
 
     settings: AssignmentSettings
@@ -195,7 +194,7 @@ class Assignments:
     notes: tuple[str, ...] = ()
 
     def of(self, client: str) -> Assignment:
-        """Return a client's assignment: the base settings if nothing is known of it."""
+        """Return a client's assignment: the base settings if its speed is not known."""
         return self.clients.get(client) or _base(self.settings)
 
     def to_json(self) -> dict[str, Any]:
@@ -227,12 +226,12 @@ def parse_assignment_settings(stated: Mapping[str, Any]) -> AssignmentSettings:
     Parameters
     ----------
     stated
-        The fields of :class:`AssignmentSettings`; None is as good as left out.
+        The fields of :class:`AssignmentSettings`; None stands for the default.
 
     Raises
     ------
     SpecError
-        One is unknown, missing or out of its bounds, or the base settings are.
+        A field is unknown, missing or out of its bounds.
     """
     names = [entry.name for entry in fields(AssignmentSettings)]
     unknown = sorted(stated.keys() - set(names))
@@ -259,7 +258,7 @@ def parse_assignment_settings(stated: Mapping[str, Any]) -> AssignmentSettings:
 
 
 def report_metadata(training: Mapping[str, float]) -> dict[str, str]:
-    """Return what a client says of its training as the metadata of its update.
+    """Return a client's report of its training as the metadata of its update.
 
     Parameters
     ----------
@@ -269,7 +268,7 @@ def report_metadata(training: Mapping[str, float]) -> dict[str, str]:
     Raises
     ------
     UpdateError
-        It says something else.
+        The metadata has another value.
     """
     unknown = sorted(training.keys() - set(REPORTED))
     if unknown:
@@ -283,8 +282,8 @@ def report_metadata(training: Mapping[str, float]) -> dict[str, str]:
 def parse_report(samples: int, metadata: Mapping[str, str]) -> Report:
     """Read a client's report from the metadata of its update.
 
-    Nothing in it makes an update bad: what is missing is not known, and what makes no sense is
-    not believed, with a note.
+    A report makes no update bad: missing figures are unknown, and implausible ones are ignored with
+    a note.
 
     Parameters
     ----------
@@ -315,14 +314,14 @@ def assign(
     reports: Mapping[str, Report],
     history: Mapping[str, Speed] | None = None,
 ) -> Assignments:
-    """Decide what every client should do next round.
+    """Compute the assignments of all clients for the next round.
 
     Parameters
     ----------
     settings
         The base settings and bounds.
     reports
-        Of the round that has ended, by client.
+        The reports of the round that has ended, by client.
     history
         The speeds that the assignments before carry (:attr:`Assignments.speeds`).
     """
@@ -346,7 +345,7 @@ def assign(
 
 
 def progress(steps: int, learning_rate_ratio: float = 1.0, momentum: float = 0.0) -> float:
-    """Return how far a client's local steps carry it, in plain steps of the base learning rate.
+    """Convert a client's local steps to plain steps of the base learning rate.
 
     FedNova's ‖a‖₁ (Wang et al., NeurIPS 2020, section 4): with momentum m a gradient works on in
     the steps after it, so τ steps make (τ - m (1 - m^τ) / (1 - m)) / (1 - m).
@@ -367,11 +366,11 @@ def progress(steps: int, learning_rate_ratio: float = 1.0, momentum: float = 0.0
 def bounded_steps(steps: Sequence[float]) -> list[float]:
     """Clip local steps to a factor F of 10 around their median, below and above.
 
-    Nobody can check what a client says of its steps. Unclipped, one that claims 2**53 would scale
-    all other updates up (τ'), and one that claims a single step its own (1 / τ). Of clipped steps,
-    a normalised weight is at most F² = 100 times its client's share, and all weights together are
-    at most (F + 1/F)² / 4 = 25.5 (Kantorovich's inequality); if all clients but one made equally
-    many steps, at most (F + 1)² / 4F = 3.025.
+    Reported steps cannot be checked. Without clipping, a client that claims 2**53 steps would
+    scale up all other updates (τ'), and one that claims a single step its own update (1 / τ). With
+    clipped steps, a normalised weight is at most F² = 100 times its client's share, and all weights
+    together are at most (F + 1/F)² / 4 = 25.5 (Kantorovich's inequality); if all clients but one
+    made equally many steps, at most (F + 1)² / 4F = 3.025.
 
     The median is the lower one, and each client counts once: as long as over half of the clients
     are honest, it is within the range of their steps.
@@ -384,7 +383,7 @@ def bounded_steps(steps: Sequence[float]) -> list[float]:
     Returns
     -------
     list of float
-        In the same order; those within the bounds as they are.
+        The clipped steps in the same order.
     """
     if not steps:
         return []
@@ -411,18 +410,18 @@ def note_bounded_steps(steps: Mapping[str, int]) -> list[str]:
 def normalised_weights(samples: Sequence[int], steps: Sequence[float]) -> list[float]:
     """Weigh updates of clients that have made unequal numbers of local steps.
 
-    A plain mean favours clients that went further: it ends where a sum of their losses, weighted by
-    their steps, is least, not the sum that was meant (objective inconsistency; Wang et al., NeurIPS
-    2020). FedNova averages updates per step, Δ / τ, and goes the mean number of steps that way. As
-    weights of Δ that is p · (τ' / τ) with p = n / Σn and τ' = Σ p τ, each operation rounded in
-    float64 and the sum rounded once. The weights add up to one only when all steps are equal.
+    A plain mean favours clients with more steps: it minimises the sum of losses weighted by steps
+    instead of the intended sum (objective inconsistency; Wang et al., NeurIPS 2020). FedNova
+    averages updates per step, Δ / τ, and multiplies by the mean number of steps. The weights of Δ
+    are therefore p · (τ' / τ) with p = n / Σn and τ' = Σ p τ, each operation rounded in float64 and
+    the sum rounded once. The weights add up to one only if all steps are equal.
 
     Parameters
     ----------
     samples
         n of each client.
     steps
-        τ of each client, above zero: its local steps, or what :func:`progress` makes of them.
+        τ of each client, above zero: its local steps, or the result of :func:`progress`.
 
     Raises
     ------
@@ -445,7 +444,7 @@ def _base(settings: AssignmentSettings) -> Assignment:
 
 
 def _fit(settings: AssignmentSettings, speed: Speed, target: float) -> Assignment:
-    """Give a client as many epochs as it has the time for, and the batch that goes with them."""
+    """Return the epochs that fit a client's time, and the batch for them."""
     fitting = target * (1 + SLACK) / speed.seconds(1)
     low, high = settings.bounds("epochs")
     epochs = int(max(low, min(high, fitting)))
@@ -461,7 +460,7 @@ def _fit(settings: AssignmentSettings, speed: Speed, target: float) -> Assignmen
 def _remember(
     reports: Mapping[str, Report], history: Mapping[str, Speed], smoothing: float
 ) -> dict[str, Speed]:
-    """Bring what is known of clients up to date."""
+    """Update the measured speeds of clients."""
     speeds: dict[str, Speed] = {}
     for client in sorted(reports.keys() | history.keys()):
         report, before = reports.get(client), history.get(client)

@@ -1,7 +1,7 @@
 """The layers of a model, and which of them a partial update covers.
 
 Back-propagation works from the output to the input, so a client that is cut off has the gradients
-of the last layers. Layers are what such a client has or has not; a layout knows tensors only.
+of the last layers. A client has all tensors of a layer or none; a layout knows tensors only.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -26,7 +26,7 @@ class Layer:
     Parameters
     ----------
     name
-        Its name, unique in the model.
+        The name, unique in the model.
     tensors
         The names of its tensors, in the layout's order.
     """
@@ -41,19 +41,19 @@ def layers_of(layout: Layout, naming: Naming | None = None) -> tuple[Layer, ...]
     Parameters
     ----------
     layout
-        The round's.
+        The layout of the round.
     naming
-        The layers, if given by hand. A prefix stands for the tensor of that name and for those
-        whose names go on with a dot after it; the longest prefix wins. None: a tensor's layer is
-        its name up to the last dot, or all of its name when there is none.
+        The layers, if given by hand. A prefix stands for the tensor of that name and for names that
+        continue with a dot after it; the longest prefix wins. By default, a tensor's layer is its
+        name up to the last dot, or all of its name if it has none.
 
     Returns
     -------
     tuple of Layer
-        In the order given by hand; else in the order in which their last tensors stand in the
-        layout. Where types are mixed, clients put wider ones first, so a layer may stand in
-        several places; the last ones keep the model's order when the wide ones are counters. When
-        they are not, the order has to be given by hand, or by the layout the round is opened with.
+        The layers in the order given by hand, else in the order of their last tensors in the
+        layout. If types are mixed, clients put wider types first, so a layer may be in several
+        places; the last places keep the model's order if the wide types are counters. Otherwise
+        give the order by hand, or open the round with a layout.
 
     Raises
     ------
@@ -75,13 +75,13 @@ def layers_of(layout: Layout, naming: Naming | None = None) -> tuple[Layer, ...]
 
 
 def coverage_of(layers: Sequence[Layer], tensors: Collection[str]) -> Coverage:
-    """Tell which layers an update holds, by the names of its tensors.
+    """Return the layers that an update holds, by the names of its tensors.
 
     Raises
     ------
     UpdateError
-        It holds a tensor of no layer, or half a layer: a layer's gradients come out of one step of
-        back-propagation, so half of them is a mistake, whatever the rule.
+        The update holds a tensor of no layer, or half a layer. One step of back-propagation gives
+        all gradients of a layer, so half a layer is a mistake under every rule.
     """
     held = set(tensors)
     strangers = held.difference(*(layer.tensors for layer in layers))
@@ -104,7 +104,7 @@ def check_depth(layers: Sequence[Layer], covered: Coverage) -> None:
     Raises
     ------
     UpdateError
-        It holds a layer but not a later one.
+        The update holds a layer but not a later one.
     """
     first = covered.index(True) if True in covered else len(covered)
     hole = next((index for index in range(first, len(covered)) if not covered[index]), None)
@@ -117,12 +117,12 @@ def check_depth(layers: Sequence[Layer], covered: Coverage) -> None:
 
 
 def check_naming(naming: Any) -> Naming:
-    """Return layers given by hand, as JSON holds them, if they make sense.
+    """Check layers that are given by hand, and return them as JSON holds them.
 
     Raises
     ------
     SpecError
-        They do not.
+        The layers are not valid.
     """
     _parse_naming(naming)
     checked: Naming = naming

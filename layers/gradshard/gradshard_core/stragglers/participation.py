@@ -1,8 +1,7 @@
-"""How likely clients are to reach layers, and with that p, the probability that nobody does.
+"""Probabilities that clients reach layers, and p, the probability that no client does.
 
-Back-propagation reaches the last layer first, so a client that is cut off has not reached the first
-ones. A model says how likely that is, client by client; or p is stated; or it is estimated from
-rounds that have ended.
+Back-propagation reaches the last layer first, so a client that is cut off lacks the first layers. p
+follows from a model of the clients, is stated, or is estimated from rounds that have ended.
 """
 
 import math
@@ -25,7 +24,7 @@ T = TypeVar("T")
 
 
 class Participation(Protocol):
-    """How likely clients are to reach layers."""
+    """A model of the probabilities that clients reach layers."""
 
     def reach(self, client: Client, layers: Sequence[Layer]) -> list[float]:
         """Return the client's probability of reaching each layer, from the input to the output."""
@@ -36,12 +35,12 @@ class Participation(Protocol):
 
 @dataclass(frozen=True)
 class GivenMisses:
-    """The probability that nobody reaches a layer, stated by the user.
+    """The probability that no client reaches a layer, stated by the user.
 
     Parameters
     ----------
     p
-        One for all layers, or by layer's name.
+        One probability for all layers, or one by layer's name.
     """
 
     p: float | Mapping[str, float]
@@ -53,7 +52,7 @@ class GivenMisses:
 
 @dataclass(frozen=True)
 class UniformDepth:
-    """Every client gets through 1, 2, … or all L layers, each as likely.
+    """Every client gets through 1, 2, … or all L layers with equal probability.
 
     The layer that is l-th from the input is reached with probability l / L, and so missed by all U
     clients with p = (1 - l / L)^U (SALF's model).
@@ -107,13 +106,13 @@ class ClientReach:
     Parameters
     ----------
     probabilities
-        By client: one for all layers, or by layer's name.
+        The probabilities by client: one for all layers, or by layer's name.
     """
 
     probabilities: Mapping[str, float | Mapping[str, float]]
 
     def reach(self, client: Client, layers: Sequence[Layer]) -> list[float]:
-        """Return what was stated of the client."""
+        """Return the stated probabilities of the client."""
         stated = _of_client("reach", self.probabilities, client)
         return _by_layer(f"reach of client {client!r}", stated, layers)
 
@@ -135,7 +134,7 @@ class PastRounds:
     Parameters
     ----------
     rounds
-        Their ids.
+        The ids of the rounds.
     """
 
     rounds: tuple[str, ...]
@@ -158,7 +157,7 @@ class PastRound:
     expected
         The clients that were expected.
     covered
-        By layer's name, those that covered it.
+        The clients that covered each layer, by its name.
     """
 
     expected: frozenset[str]
@@ -166,7 +165,7 @@ class PastRound:
 
 
 def parse_participation(stated: Any) -> Stated:
-    """Read what gives p from JSON.
+    """Read the source of p from JSON.
 
     Parameters
     ----------
@@ -179,7 +178,7 @@ def parse_participation(stated: Any) -> Stated:
     Raises
     ------
     SpecError
-        It is none of these, or a number is out of its bounds.
+        The value has none of these forms, or a number is out of its bounds.
     """
     if not isinstance(stated, Mapping):
         return GivenMisses(_missed("p", stated))
@@ -213,20 +212,20 @@ def parse_participation(stated: Any) -> Stated:
 def estimate_reach(
     past: Sequence[PastRound], clients: Sequence[str], layers: Sequence[Layer]
 ) -> ClientReach:
-    """Estimate how likely clients are to reach layers from rounds that have ended.
+    """Estimate the probabilities that clients reach layers, from rounds that have ended.
 
-    A client that was expected in R of them, and covered a layer in r, is given (r + 1) / (R + 2)
-    (Laplace's rule), so 1/2 where nothing is known of it. No client is ever taken to be certain, so
-    p is neither 0 nor 1; with few rounds it is too near to what 1/2 each would give.
+    A client that was expected in R of them, and covered a layer in r, gets (r + 1) / (R + 2)
+    (Laplace's rule), and so 1/2 if it was never expected. p is therefore neither 0 nor 1. With few
+    rounds the estimates are too near to 1/2.
 
     Parameters
     ----------
     past
         The rounds.
     clients
-        Those of the next one.
+        The clients of the next round.
     layers
-        Its layers; one that a past round did not have counts as covered by nobody there.
+        The layers of the next round; no client covered a layer that a past round did not have.
     """
     probabilities: dict[str, float | Mapping[str, float]] = {}
     for client in clients:
@@ -242,7 +241,7 @@ def estimate_reach(
 def misses(
     participation: GivenMisses | Participation, clients: Sequence[Client], layers: Sequence[Layer]
 ) -> list[float]:
-    """Return p of each layer, the probability that nobody reaches it.
+    """Return p of each layer, the probability that no client reaches it.
 
     From a model it is the product over the clients, in the order given, of 1 - reach, multiplied
     from the left in float64, beginning with 1.
@@ -250,16 +249,16 @@ def misses(
     Parameters
     ----------
     participation
-        What gives it.
+        The model of participation.
     clients
-        All that are expected, those that sent nothing included.
+        All expected clients, also those that sent nothing.
     layers
-        From the input to the output.
+        The layers from the input to the output.
 
     Raises
     ------
     SpecError
-        A layer or client is not provided for, or p is 1.
+        There is no probability for a layer or client, or p is 1.
     """
     if isinstance(participation, GivenMisses):
         return _by_layer("p", participation.p, layers)
@@ -288,7 +287,7 @@ def reach_by_layer(
 
 
 def expected_shares(reached: Sequence[float] | Floats) -> list[float]:
-    """Return each client's expected share of a plain mean over those who are there.
+    """Return each client's expected share of a plain mean over the clients that are there.
 
     That is E[1 / k if it is there, else 0], k being how many are, when client i is there with
     probability ``reached[i]``, independently of the others. With qⱼ the probabilities and K the
@@ -308,7 +307,7 @@ def expected_shares(reached: Sequence[float] | Floats) -> list[float]:
     Parameters
     ----------
     reached
-        By client.
+        The probabilities, by client.
     """
     users = len(reached)
     nodes, distances, weights = gauss_legendre(-(-users // 2))

@@ -28,7 +28,7 @@ def gauss_legendre(count: int) -> tuple[Floats, Floats, Floats]:
     Parameters
     ----------
     count
-        How many nodes, at least one.
+        The number of nodes, at least one.
 
     Returns
     -------

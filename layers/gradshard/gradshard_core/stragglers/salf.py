@@ -36,16 +36,19 @@ DROP: Final = "drop"
 RULES: Final = (SALF, FEDAVG, FILL, DROP)
 
 MAX_WEIGHT: Final = 1e200
-"""Of a contributor in a layer. 4,096 times it, times any integer, is a finite float64."""
+"""The largest weight of a contributor in a layer.
+
+4,096 times it, times any integer, is a finite float64."""
 
 LEAST_REACH: Final = 1e-196
-"""Of a client in a layer that it covers, where its weight has the inverse: with up to 4,096 clients
-no such weight is over :data:`MAX_WEIGHT`, whoever else takes part."""
+"""The least probability with which a client reaches a layer that it covers.
+
+Its weight has the inverse. With up to 4,096 clients, no such weight is over :data:`MAX_WEIGHT`."""
 
 
 @dataclass(frozen=True)
 class PartialRule:
-    """How partial updates are averaged.
+    """The rule by which partial updates are averaged.
 
     Parameters
     ----------
@@ -56,7 +59,7 @@ class PartialRule:
         change of the model a layer is its contributors' sum / U; ``drop``: only complete updates
         count, weighted by samples.
     participation
-        What gives p; for ``salf`` only, and required there.
+        The model that gives p; for ``salf`` only, and required there.
     by_samples
         For ``salf``: weigh clients by their samples.
     balanced
@@ -96,7 +99,7 @@ class LayerWeights:
     Parameters
     ----------
     layer
-        Which.
+        The layer.
     missed
         p, the probability that nobody reaches it; None where the rule has none.
     weights
@@ -208,13 +211,13 @@ def effective_weights(
     Parameters
     ----------
     rule
-        How.
+        The rule of the average.
     layers
-        From the input to the output.
+        The layers from the input to the output.
     clients
         All that are expected, those that sent nothing included, sorted by id, unknown ones last.
     coverage
-        By contributor.
+        The layers that each contributor holds.
     samples
         By client: at least the contributors' numbers of samples. What is known of clients that sent
         nothing makes the balanced rule's mean right.

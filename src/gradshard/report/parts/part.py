@@ -23,13 +23,13 @@ class Part(NamedTuple):
     Parameters
     ----------
     name
-        For the part's address.
+        The name in the part's address.
     heading
-        Its heading.
+        The heading.
     gist
-        Its main facts, which stay visible when the part is folded.
+        The main facts, which stay visible when the part is folded.
     content
-        What is folded.
+        The content that can be folded.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Part(NamedTuple):
 
 
 class Detail(NamedTuple):
-    """How much the page shows of each round: less if there are many rounds.
+    """Amount of detail that the page shows of each round: less if there are many rounds.
 
     Parameters
     ----------
     rows
-        Of a table.
+        The most rows of a table.
     cells
         Rows and columns of a heat map.
     """
