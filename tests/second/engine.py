@@ -33,7 +33,7 @@ def localstack(python: Path, folder: Path) -> Iterator[int]:
         "S3_SKIP_SIGNATURE_VALIDATION": "0",
         "SECOND_FUNCTIONS_PYTHON": sys.executable,
         # An event that failed is tried again after a minute and after two, as on AWS.
-        "LAMBDA_RETRY_BASE_DELAY_SECONDS": "1",
+        "LAMBDA_RETRY_BASE_DELAY": "1",
         # No server for names, no statistics and no certificate from elsewhere.
         "DNS_ADDRESS": "0",
         "DISABLE_EVENTS": "1",
