@@ -8,7 +8,6 @@ import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import boto3
 from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]

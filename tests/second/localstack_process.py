@@ -69,7 +69,7 @@ class ProcessExecutor(RuntimeExecutor):
 
     def _begin(self) -> None:
         function = self.function_version.config.environment["FUNCTION_FOLDER"]
-        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
+        self._process = subprocess.Popen(
             [os.environ[PYTHON], "-W", "ignore", "-m", "tests.second.worker", function],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
