@@ -12,7 +12,7 @@ def _trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     trust_engines(monkeypatch)
 
 
-@pytest.fixture
+@pytest.fixture  # type: ignore[no-redef]
 def store(store: S3Store) -> S3Store:
     """The one bucket: here is no key service for another."""
     return store

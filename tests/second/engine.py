@@ -40,7 +40,7 @@ def localstack(python: Path, folder: Path) -> Iterator[int]:
         "SKIP_SSL_CERT_DOWNLOAD": "1",
     }
     with (folder / "engine.log").open("w") as log:
-        command = [python, "-m", "tests.second.localstack_process"]
+        command = [str(python), "-m", "tests.second.localstack_process"]
         process = subprocess.Popen(
             command, cwd=ROOT, env=settings, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
@@ -59,9 +59,10 @@ def localstack(python: Path, folder: Path) -> Iterator[int]:
 def _await_start(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
     give_up = time.monotonic() + START_SECONDS
     while time.monotonic() < give_up and process.poll() is None:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/_localstack/health") as answer:
-                if answer.status == 200:
-                    return
+        with (
+            contextlib.suppress(urllib.error.URLError, ConnectionError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/_localstack/health"),
+        ):
+            return
         time.sleep(0.1)
     raise AssertionError(f"LocalStack did not start:\n{log.read_text()[-4000:]}")

@@ -26,7 +26,7 @@ PYTHON: Final = "SECOND_FUNCTIONS_PYTHON"
 """The variable that names the interpreter of the functions."""
 
 
-class ProcessExecutor(RuntimeExecutor):
+class ProcessExecutor(RuntimeExecutor):  # type: ignore[misc]
     """One execution environment: a process that runs one function, one event after the other."""
 
     def __init__(self, id: str, function_version: Any) -> None:  # noqa: A002 - the parent's name
