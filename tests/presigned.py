@@ -7,7 +7,12 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from urllib.parse import parse_qsl, quote, urlsplit
+
+import pytest
+
+from gradshard.client import presigned
 
 
 def rejection(
@@ -49,3 +54,9 @@ def rejection(
     if now > began + timedelta(seconds=int(query["X-Amz-Expires"])):
         return "expired"
     return None
+
+
+def trust_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have clients take whatever listens on this machine for a local engine."""
+    running = SimpleNamespace(running=True)
+    monkeypatch.setattr(presigned, "local_engine", SimpleNamespace(status=lambda _: running))

@@ -1,4 +1,4 @@
-"""Ceph's S3 gateway: one monitor, one store of objects in memory, and `radosgw`, all on loopback."""
+"""Ceph's S3 gateway: a monitor, a store of objects in memory, and `radosgw`, on loopback."""
 
 import contextlib
 import subprocess
@@ -93,7 +93,7 @@ class _Ceph:
     @contextlib.contextmanager
     def daemon(self, program: str, *arguments: str) -> Iterator[None]:
         """Run a program until the context ends."""
-        command = [program, "--conf", self.folder / "ceph.conf", "-f", *arguments]
+        command = [program, "--conf", str(self.folder / "ceph.conf"), "-f", *arguments]
         with (self.folder / f"{program}.out").open("w") as out:
             process = subprocess.Popen(command, cwd=self.folder, stdout=out, stderr=out)
         try:
@@ -114,8 +114,10 @@ def _make_keys(ceph: _Ceph) -> None:
 def _await_answer(port: int, folder: Path) -> None:
     give_up = time.monotonic() + SECONDS
     while time.monotonic() < give_up:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/"):
-                return
+        with (
+            contextlib.suppress(urllib.error.URLError, ConnectionError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/"),
+        ):
+            return
         time.sleep(0.2)
     raise AssertionError(f"radosgw did not start: {(folder / 'radosgw.out').read_text()[-2000:]}")

@@ -157,8 +157,8 @@ def clock() -> Iterator[None]:
 
     def fire(name: str) -> None:
         schedule = scheduler.get_schedule(Name=name, GroupName=GROUP)
-        at = datetime.strptime(schedule["ScheduleExpression"], "at(%Y-%m-%dT%H:%M:%S)")
-        if at.replace(tzinfo=UTC) <= datetime.now(UTC):
+        at = schedule["ScheduleExpression"].removeprefix("at(").removesuffix(")")
+        if datetime.fromisoformat(f"{at}+00:00") <= datetime.now(UTC):
             target = schedule["Target"]
             functions.invoke(
                 FunctionName=target["Arn"], InvocationType="Event", Payload=target["Input"]

@@ -33,14 +33,14 @@ def localstack(python: Path, folder: Path) -> Iterator[int]:
         "S3_SKIP_SIGNATURE_VALIDATION": "0",
         "SECOND_FUNCTIONS_PYTHON": sys.executable,
         # An event that failed is tried again after a minute and after two, as on AWS.
-        "LAMBDA_RETRY_BASE_DELAY_SECONDS": "1",
+        "LAMBDA_RETRY_BASE_DELAY": "1",
         # No server for names, no statistics and no certificate from elsewhere.
         "DNS_ADDRESS": "0",
         "DISABLE_EVENTS": "1",
         "SKIP_SSL_CERT_DOWNLOAD": "1",
     }
     with (folder / "engine.log").open("w") as log:
-        command = [python, "-m", "tests.second.localstack_process"]
+        command = [str(python), "-m", "tests.second.localstack_process"]
         process = subprocess.Popen(
             command, cwd=ROOT, env=settings, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
@@ -59,9 +59,10 @@ def localstack(python: Path, folder: Path) -> Iterator[int]:
 def _await_start(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
     give_up = time.monotonic() + START_SECONDS
     while time.monotonic() < give_up and process.poll() is None:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/_localstack/health") as answer:
-                if answer.status == 200:
-                    return
+        with (
+            contextlib.suppress(urllib.error.URLError, ConnectionError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/_localstack/health"),
+        ):
+            return
         time.sleep(0.1)
     raise AssertionError(f"LocalStack did not start:\n{log.read_text()[-4000:]}")

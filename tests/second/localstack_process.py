@@ -19,12 +19,14 @@ from localstack.services.lambda_.invocation.lambda_models import InvocationResul
 from localstack.services.lambda_.invocation.plugins import DockerRuntimeExecutorPlugin
 from localstack.services.lambda_.invocation.runtime_executor import RuntimeExecutor
 
+from tests.second.worker import TIMEOUT_STATUS
+
 ROOT: Final = Path(__file__).parents[2]
 PYTHON: Final = "SECOND_FUNCTIONS_PYTHON"
 """The variable that names the interpreter of the functions."""
 
 
-class ProcessExecutor(RuntimeExecutor):
+class ProcessExecutor(RuntimeExecutor):  # type: ignore[misc]
     """One execution environment: a process that runs one function, one event after the other."""
 
     def __init__(self, id: str, function_version: Any) -> None:  # noqa: A002 - the parent's name
@@ -79,8 +81,7 @@ class ProcessExecutor(RuntimeExecutor):
     def _death(self, is_out_of_time: bool, seconds: int) -> dict[str, str]:
         """Say of a dead process what Lambda says."""
         assert self._process is not None
-        self._process.wait()
-        if is_out_of_time:
+        if self._process.wait() == TIMEOUT_STATUS or is_out_of_time:
             message = f"Task timed out after {seconds:.2f} seconds"
             return {"errorType": "Sandbox.Timedout", "errorMessage": message}
         message = "Runtime exited without providing a reason"

@@ -16,14 +16,19 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).parents[2]
 FAULTS: Final = "SECOND_FAULTS"
 """The variable that names the folder of the faults to come."""
-MEMORY_MB, MILLISECONDS = 512, 10_000
+MEMORY_MB, MILLISECONDS = 512, 60_000
+OUT_OF_TIME, SLOW = "out of time", "slow"
+TIMEOUT_STATUS: Final = 124
+"""The exit status that tells the engine that the function's time was out."""
+SLOW_SECONDS: Final = 3
 
 
 def break_next(faults: Path, function: str, round_id: str, *kinds: str) -> None:
     """Break the next events of a round that a function gets, one kind of fault each.
 
-    Kinds: ``die`` (before the handler), ``die after`` (it: the answer is lost), ``hang`` (until
-    its time is out), or the name of an error, which is raised.
+    Kinds: ``die`` (before the handler), ``die after`` (it: the answer is lost), ``out of time``
+    (as if it had run until its timeout), ``slow`` (some seconds), or the name of an error, which
+    is raised.
     """
     for number, kind in enumerate(kinds):
         (faults / f"{function}:{round_id}:{number}").write_text(kind)
@@ -56,8 +61,10 @@ def round_of(event: dict[str, Any]) -> str:
 def _handle(handler: Any, event: dict[str, Any], fault: str) -> Any:
     if fault == "die":
         os._exit(1)
-    elif fault == "hang":
-        time.sleep(3600)
+    if fault == OUT_OF_TIME:
+        os._exit(TIMEOUT_STATUS)
+    if fault == SLOW:
+        time.sleep(SLOW_SECONDS)
     elif fault and fault != "die after":
         raise type(fault, (Exception,), {})("injected")
     answer = handler(event, _context())
@@ -69,12 +76,14 @@ def _handle(handler: Any, event: dict[str, Any], fault: str) -> Any:
 def _take(faults: Path, prefix: str) -> str:
     """Use up the first fault that is left; several processes may look at once."""
     for path in sorted(faults.glob(f"{prefix}*")):
-        taken = faults / f"taken:{os.getpid()}:{path.name}"
+        taken = path.with_name(f"taken:{os.getpid()}")
         try:
             path.rename(taken)
         except FileNotFoundError:
             continue
-        return taken.read_text()
+        kind = taken.read_text()
+        taken.unlink()
+        return kind
     return ""
 
 

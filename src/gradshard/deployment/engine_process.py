@@ -56,7 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.keep:
         _configure_keeping(options.keep)
     _patch_functions_keys()
-    _patch_transport()
     _patch_asked_arns()
     _tell_decisions()
     _patch_versioned_ranges()
@@ -114,22 +113,6 @@ def _patch_functions_keys() -> None:
 
     # The module's own name for the library, which it uses for nothing else.
     lambda_runtime.hashlib = SimpleNamespace(sha256=sha256)
-
-
-def _patch_transport() -> None:
-    """Take every request for one over TLS, which AWS is spoken to with.
-
-    This engine listens to plain HTTP, and MiniStack holds requests to the bucket's policy, which
-    rejects that.
-    """
-    from ministack import app
-
-    pin_request_origin = app.pin_request_origin
-
-    def pin(source_ip: str, _secure: bool) -> None:
-        pin_request_origin(source_ip, secure_transport=True)
-
-    app.pin_request_origin = pin
 
 
 def _tell_decisions() -> None:

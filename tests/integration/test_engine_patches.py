@@ -1,0 +1,315 @@
+"""The corrections of MiniStack that `upstream/ministack` offers to its authors.
+
+Each check is what AWS's documentation says. The pinned release must fail it, or the correction is
+needed no more; with the patch it must pass.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import ministack
+import pytest
+from botocore.config import Config
+
+from gradshard.deployment.engine_control import free_port
+
+PATCHES = sorted((Path(__file__).parents[2] / "upstream" / "ministack").glob("*.patch"))
+ROLE = "arn:aws:iam::000000000000:role/any"
+SECONDS = 20
+SOURCE = """
+import os
+
+def handler(event, context):
+    what = event.get("detail", event).get("what")
+    with open(os.environ["CALLS"], "a") as calls:
+        calls.write(f"{what}\\n")
+    if what == "raise":
+        raise LookupError("not there")
+    if what == "exit":
+        os._exit(1)
+"""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A MiniStack without anything of ours around it."""
+
+    port: int
+    package: Path
+    calls: Path
+
+    def client(self, service: str) -> Any:
+        make: Any = boto3.client
+        return make(
+            service,
+            endpoint_url=f"http://127.0.0.1:{self.port}",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            region_name="us-east-1",
+            config=Config(retries={"total_max_attempts": 1}, read_timeout=SECONDS),
+        )
+
+    def python(self, source: str) -> str:
+        """Run a program that imports the package; return what it prints."""
+        return subprocess.run(
+            [sys.executable, "-c", source],
+            env={**os.environ, "PYTHONPATH": str(self.package), "AUTH": "true"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    def called(self) -> list[str]:
+        return self.calls.read_text().splitlines()
+
+
+@pytest.fixture(scope="module", params=["pinned", "patched"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """MiniStack as it is released, and with all patches."""
+    folder = tmp_path_factory.mktemp(request.param)
+    package, calls = folder / "package", folder / "calls"
+    calls.touch()
+    shutil.copytree(Path(ministack.__file__).parent, package / "ministack")
+    if request.param == "patched":
+        for patch in PATCHES:
+            subprocess.run(["git", "apply", "-p1", patch], cwd=package, check=True)
+    yield from _serve(folder, Plain(free_port(), package, calls))
+
+
+def _serve(folder: Path, plain: Plain) -> Iterator[Plain]:
+    settings = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(plain.package),
+        "GATEWAY_PORT": str(plain.port),
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{plain.port}",
+        "IOT_MTLS_ENABLED": "0",
+        "SFTP_ENABLED": "0",
+        "STATE_DIR": str(folder / "state"),
+        "DOCKER_HOST": "unix:///nonexistent",
+    }
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ministack"], env=settings, cwd=folder, stdout=log, stderr=log
+        )
+    try:
+        until(lambda: _is_ready(plain.port))
+        _create_function(plain)
+        yield plain
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/_ministack/ready") as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _create_function(plain: Plain) -> None:
+    package = io.BytesIO()
+    with zipfile.ZipFile(package, "w") as archive:
+        archive.writestr("app.py", SOURCE)
+    plain.client("lambda").create_function(
+        FunctionName="called",
+        Runtime="python3.13",
+        Role=ROLE,
+        Handler="app.handler",
+        Timeout=30,
+        Code={"ZipFile": package.getvalue()},
+        Environment={"Variables": {"CALLS": str(plain.calls)}},
+    )
+
+
+def until(look: Callable[[], Any], seconds: float = SECONDS) -> Any:
+    """Look again and again until there is something."""
+    give_up = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < give_up, f"nothing came within {seconds} s"
+        time.sleep(0.1)
+    return found
+
+
+def execution(plain: Plain, name: str, state: dict[str, Any], input_: Any) -> tuple[str, Any]:
+    """Start a machine of one state; return its execution's ARN and a look at its end."""
+    states = plain.client("stepfunctions")
+    definition = {"StartAt": "Only", "States": {"Only": state | {"End": True}}}
+    machine = states.create_state_machine(
+        name=name, definition=json.dumps(definition), roleArn=ROLE
+    )["stateMachineArn"]
+    arn = states.start_execution(stateMachineArn=machine, input=json.dumps(input_))["executionArn"]
+
+    def ended() -> Any:
+        found = states.describe_execution(executionArn=arn)
+        return found if found["status"] != "RUNNING" else None
+
+    return arn, ended
+
+
+# ---------------------------------------------------------------- what AWS's documentation says
+
+
+def range_of_a_version(plain: Plain) -> None:
+    s3 = plain.client("s3")
+    s3.create_bucket(Bucket="ranges")
+    s3.put_bucket_versioning(Bucket="ranges", VersioningConfiguration={"Status": "Enabled"})
+    version = s3.put_object(Bucket="ranges", Key="k", Body=b"0123456789")["VersionId"]
+    answer = s3.get_object(Bucket="ranges", Key="k", VersionId=version, Range="bytes=2-4")
+    assert answer["ResponseMetadata"]["HTTPStatusCode"] == 206
+    assert (answer["ContentRange"], answer["Body"].read()) == ("bytes 2-4/10", b"234")
+
+
+def max_concurrency_path(plain: Plain) -> None:
+    processor = {
+        "ProcessorConfig": {"Mode": "DISTRIBUTED", "ExecutionType": "STANDARD"},
+        "StartAt": "Pass",
+        "States": {"Pass": {"Type": "Pass", "End": True}},
+    }
+    state = {
+        "Type": "Map",
+        "ItemsPath": "$.items",
+        "MaxConcurrencyPath": "$.most",
+        "ItemProcessor": processor,
+    }
+    arn, ended = execution(plain, "map", state, {"items": [1, 2, 3], "most": 2})
+    assert until(ended)["status"] == "SUCCEEDED"
+    states = plain.client("stepfunctions")
+    [run] = states.list_map_runs(executionArn=arn)["mapRuns"]
+    assert states.describe_map_run(mapRunArn=run["mapRunArn"])["maxConcurrency"] == 2
+
+
+def failing_callback_task(plain: Plain) -> None:
+    state = {
+        "Type": "Task",
+        "Resource": "arn:aws:states:::lambda:invoke.waitForTaskToken",
+        "Parameters": {
+            "FunctionName": "called",
+            "Payload": {"what": "raise", "token.$": "$$.Task.Token"},
+        },
+    }
+    _, ended = execution(plain, "callback", state, {})
+    assert until(ended, 10)["status"] == "FAILED"
+
+
+def error_names(plain: Plain) -> None:
+    functions = plain.client("lambda")
+    for what, name in (("raise", "LookupError"), ("exit", "Runtime.ExitError")):
+        answer = functions.invoke(FunctionName="called", Payload=json.dumps({"what": what}))
+        assert json.loads(answer["Payload"].read())["errorType"] == name
+
+
+def events_come_again(plain: Plain) -> None:
+    events, functions = plain.client("events"), plain.client("lambda")
+    arn = functions.get_function(FunctionName="called")["Configuration"]["FunctionArn"]
+    events.put_rule(Name="rule", EventPattern=json.dumps({"source": ["tests"]}))
+    events.put_targets(Rule="rule", Targets=[{"Id": "it", "Arn": arn}])
+    before = len(plain.called())
+    detail = json.dumps({"what": "raise"})
+    events.put_events(Entries=[{"Source": "tests", "DetailType": "any", "Detail": detail}])
+    until(lambda: len(plain.called()) == before + 3, 12)
+
+
+def punctual_schedules(plain: Plain) -> None:
+    functions = plain.client("lambda")
+    arn = functions.get_function(FunctionName="called")["Configuration"]["FunctionArn"]
+    scheduler = plain.client("scheduler")
+    # Two of them, some seconds apart: one may be due just when a slow clock looks.
+    for number in range(2):
+        due = datetime.now(UTC) + timedelta(seconds=1)
+        what = f"due-{number}"
+
+        def has_come(what: str = what) -> bool:
+            return what in plain.called()
+
+        scheduler.create_schedule(
+            Name=what,
+            ScheduleExpression=f"at({due:%Y-%m-%dT%H:%M:%S})",
+            FlexibleTimeWindow={"Mode": "OFF"},
+            Target={"Arn": arn, "RoleArn": ROLE, "Input": json.dumps({"what": what})},
+        )
+        until(has_come, 4)
+
+
+def keys_nobody_can_compute(plain: Plain) -> None:
+    source = """
+from ministack.core.lambda_runtime import execution_credentials
+arn, role = "arn:aws:lambda:us-east-1:000000000000:function:f", "arn:aws:iam::000000000000:role/r"
+config = {"FunctionName": "f", "FunctionArn": arn, "Role": role}
+print(execution_credentials(config)["AWS_SECRET_ACCESS_KEY"])
+"""
+    assert plain.python(source) != plain.python(source)
+
+
+def asked_arns(plain: Plain) -> None:
+    source = """
+import json
+from ministack.core.iam_actions import extract_resource_arn as arn
+def ask(service, path, **body):
+    return arn(service, "POST", path, {}, json.dumps(body).encode(), {}, "us-east-1", "1")
+print(ask("scheduler", "/schedules/s", GroupName="g"), ask("states", "/", mapRunArn="arn:run"))
+"""
+    expected = "arn:aws:scheduler:us-east-1:1:schedule/g/s arn:run"
+    assert plain.python(source) == expected
+
+
+def etags_under_kms(plain: Plain) -> None:
+    s3 = plain.client("s3")
+    s3.create_bucket(Bucket="kms")
+    key = plain.client("kms").create_key()["KeyMetadata"]["KeyId"]
+    kms: Any = {"Bucket": "kms", "Key": "k", "ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key}
+    etags = [s3.put_object(**kms, Body=b"same")["ETag"]]
+    for _ in range(2):
+        upload: Any = {"Bucket": "kms", "Key": "k"}
+        upload["UploadId"] = s3.create_multipart_upload(**kms)["UploadId"]
+        etags.append(s3.upload_part(**upload, PartNumber=1, Body=b"same")["ETag"])
+        parts = {"Parts": [{"PartNumber": 1, "ETag": etags[-1]}]}
+        etags.append(s3.complete_multipart_upload(**upload, MultipartUpload=parts)["ETag"])
+    md5 = hashlib.md5(b"same", usedforsecurity=False).hexdigest()
+    assert f'"{md5}"' not in etags
+    assert len(set(etags)) == len(etags)
+
+
+CHECKS: list[Callable[[Plain], None]] = [
+    range_of_a_version,
+    max_concurrency_path,
+    failing_callback_task,
+    error_names,
+    events_come_again,
+    punctual_schedules,
+    keys_nobody_can_compute,
+    asked_arns,
+    etags_under_kms,
+]
+
+
+def test_every_patch_has_a_check() -> None:
+    assert [path.name[:4] for path in PATCHES] == [
+        f"{number:04}" for number in range(1, len(CHECKS) + 1)
+    ]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_patch_is_needed_and_suffices(
+    engine: Plain, check: Callable[[Plain], None], request: pytest.FixtureRequest
+) -> None:
+    if request.node.callspec.params["engine"] == "pinned":
+        with pytest.raises((AssertionError, KeyError)):
+            check(engine)
+    else:
+        check(engine)
