@@ -9,6 +9,7 @@ import pytest
 
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
+from gradshard_core.s3.boto_client import default_session
 
 # What the template gives every function; Powertools looks when it is imported, whoever does first.
 os.environ["POWERTOOLS_SERVICE_NAME"] = "stack"
@@ -26,10 +27,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         engine = local_engine.up(0, bind=_docker_address())
         for name, value in engine.environment.items():
             patch.setenv(name, value)
-        # The default session keeps the credentials that it found first.
+        # The default sessions keep the credentials that they found first.
         patch.setattr(boto3, "DEFAULT_SESSION", None)
+        default_session.cache_clear()
         yield engine
         local_engine.down(engine.port)
+    default_session.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import boto3
 import numpy as np
 import pytest
 from safetensors.numpy import load, load_file, save_file
@@ -34,7 +33,8 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.plan import Rejection
 from gradshard_core.rounds.arrivals import check_update, reject
 from gradshard_core.s3 import retries
-from gradshard_core.s3.boto_client import make_client
+from gradshard_core.s3.boto_client import make_client, make_session
+from gradshard_core.s3.sigv4 import Credentials
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 from tests import reference
@@ -237,7 +237,9 @@ class TestWhatS3Rejects:
     def test_credentials_that_are_not_valid(
         self, store: S3Store, keys: RoundKeys, key: str, code: str
     ) -> None:
-        session = boto3.Session(key or os.environ["AWS_ACCESS_KEY_ID"], "another")
+        session = make_session(
+            credentials=Credentials(key or os.environ["AWS_ACCESS_KEY_ID"], "another")
+        )
         stranger = S3Store(store.bucket, client=make_client(session=session))
         ticket = issue_ticket(stranger, keys, "a", expires=600, max_bytes=MAX_BYTES)
         with pytest.raises(TicketError, match=code) as rejected:

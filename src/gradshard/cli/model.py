@@ -19,7 +19,7 @@ from gradshard.cli.options import (
 from gradshard.cli.output import cell, confirm, confirm_file, print_json, progress_bar
 from gradshard.cli.ticket import load
 from gradshard.utils.text import escape_terminal, format_size, pluralize
-from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
+from gradshard_core.formats.keys import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation

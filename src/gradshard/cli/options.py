@@ -15,7 +15,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_STACK: Final = "gradshard"
 DEFAULT_PORT: Final = 4566
-"""That of :mod:`gradshard.deployment.local_engine`, which takes long to load."""
+"""That of :mod:`gradshard.deployment.engine`, which takes long to load."""
 
 
 def option(

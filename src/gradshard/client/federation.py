@@ -1,22 +1,22 @@
-"""A federation: open rounds, list them, and get handles of rounds and models."""
+"""A federation: open rounds, list them, and get handles of rounds and models.
+
+Methods import what only they need: most of the time of a short command goes into imports.
+"""
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from gradshard.client import operations
-from gradshard.client.model import Model
-from gradshard.client.opening import encode_spec, wait_until_open
-from gradshard.client.round import Round
-from gradshard.client.round_options import RoundOptions
 from gradshard.client.stack import Stack
-from gradshard.client.upload_source import layout_record
-from gradshard.deployment import local_engine
-from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
+from gradshard.deployment import engine
 from gradshard_core.errors import RoundNotFoundError, RoundStateError
-from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.spec import parse_new_spec
-from gradshard_core.records.round_spec import read_spec
+from gradshard_core.formats.keys import DEFAULT_MODEL, RoundKeys
+
+if TYPE_CHECKING:
+    from gradshard.client.model import Model
+    from gradshard.client.round import Round
+    from gradshard.client.round_options import RoundOptions
 
 
 class Federation:
@@ -52,7 +52,7 @@ class Federation:
         region: str | None = None,
         profile: str | None = None,
         local: bool = False,
-        port: int = local_engine.DEFAULT_PORT,
+        port: int = engine.DEFAULT_PORT,
     ) -> None:
         self.stack = Stack(
             stack,
@@ -73,8 +73,8 @@ class Federation:
         self,
         name: str,
         clients: Sequence[str] | int,
-        **options: Unpack[RoundOptions],
-    ) -> Round:
+        **options: Unpack["RoundOptions"],
+    ) -> "Round":
         """Open a round; opening it again with the same options gives the same round.
 
         Parameters
@@ -101,6 +101,12 @@ class Federation:
         RoundFailed
             It could not be opened.
         """
+        from gradshard.client.opening import encode_spec, wait_until_open
+        from gradshard.client.round import Round
+        from gradshard.client.upload_source import layout_record
+        from gradshard_core.planning.spec import parse_new_spec
+        from gradshard_core.records.round_spec import read_spec
+
         fields: dict[str, Any] = {"clients": clients, **options}
         if (layout := options.get("layout")) is not None:
             fields["layout"] = layout_record(layout)
@@ -114,8 +120,10 @@ class Federation:
         wait_until_open(self.stack, name, spec, is_new=is_new)
         return Round(self.stack, name, is_new=is_new)
 
-    def model(self, name: str = DEFAULT_MODEL) -> Model:
+    def model(self, name: str = DEFAULT_MODEL) -> "Model":
         """Return a handle of the federation's model; this sends no request."""
+        from gradshard.client.model import Model
+
         return Model(self.stack, name)
 
     def rounds(self, state: str | None = None) -> Iterator[operations.ListedRound]:
@@ -133,7 +141,7 @@ class Federation:
         """
         return operations.list_rounds(self.stack, state)
 
-    def cancel_all(self, reason: str) -> Iterator[Round]:
+    def cancel_all(self, reason: str) -> Iterator["Round"]:
         """Cancel every round that has not ended, and yield each when that is done.
 
         Raises
@@ -152,6 +160,8 @@ class Federation:
                     yield round_
             seen |= running
 
-    def round(self, name: str) -> Round:
+    def round(self, name: str) -> "Round":
         """Return a handle of a round that was opened before; this sends no request."""
+        from gradshard.client.round import Round
+
         return Round(self.stack, name)

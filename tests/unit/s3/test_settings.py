@@ -3,12 +3,11 @@
 import sys
 from pathlib import Path
 
-import boto3
 import pytest
 
 from gradshard.client.federation import Federation
 from gradshard_core.errors import GradshardError, ServiceError, StoreError
-from gradshard_core.s3.boto_client import make_client
+from gradshard_core.s3.boto_client import make_client, make_session
 from gradshard_core.s3.store import S3Store
 
 
@@ -20,7 +19,6 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
 
 
 def test_a_credential_process_that_prints_no_json(tmp_path: Path) -> None:
@@ -29,7 +27,7 @@ def test_a_credential_process_that_prints_no_json(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="the answer of credential_process is not JSON"):
         Federation().round("r1").spec()
     with pytest.raises(StoreError, match="the answer of credential_process is not JSON"):
-        S3Store("bucket", client=make_client(session=boto3.Session())).head("k")
+        S3Store("bucket", client=make_client(session=make_session())).head("k")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://127.0.0.1:x", "nowhere", "://"])

@@ -8,6 +8,9 @@ from gradshard_core.errors import SpecError
 
 ROUNDS: Final = "rounds/"
 MODELS: Final = "models/"
+DEFAULT_MODEL: Final = "model"
+"""The id of the model, if none is named."""
+
 UPDATE_SUFFIX: Final = ".safetensors"
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
