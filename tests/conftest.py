@@ -24,7 +24,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
-        engine = local_engine.up(0, bind=_docker_address())
+        engine = local_engine.up(0, bind=_docker_address(), owner=os.getpid())
         for name, value in engine.environment.items():
             patch.setenv(name, value)
         # The default sessions keep the credentials that they found first.

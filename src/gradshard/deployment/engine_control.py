@@ -69,8 +69,17 @@ def free_port() -> int:
         return port
 
 
-def start(engine: Engine, bind: str | None) -> None:
+def start(engine: Engine, bind: str | None, *, owner: int | None = None) -> None:
     """Start an engine's process and wait until it is ready.
+
+    Parameters
+    ----------
+    engine
+        The engine, which does not run.
+    bind
+        One more address to listen on.
+    owner
+        The id of the process with which it ends; None if it stays until it is stopped.
 
     Raises
     ------
@@ -94,6 +103,7 @@ def start(engine: Engine, bind: str | None) -> None:
     ]
     command += ["--credentials", str(engine.credentials_file)]
     command += ["--bind", bind] if bind else []
+    command += ["--until", str(owner)] if owner else []
     log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     # In a session of its own, it outlives this process, and is one group with its functions.
     pid = os.posix_spawn(

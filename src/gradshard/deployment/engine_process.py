@@ -12,6 +12,8 @@ import json
 import os
 import resource
 import secrets
+import select
+import signal
 import sys
 import tempfile
 import threading
@@ -48,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=4566, help="port to listen on (default 4566)")
     parser.add_argument("--bind", action="append", default=[], metavar="ADDRESS")
     parser.add_argument("--credentials", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--until", type=int, metavar="PID")
     options = parser.parse_args(arguments)
+    if options.until is not None:
+        _end_with(options.until)
     credentials = read_credentials(options.credentials)
     _configure(options.port, credentials)
     _patch_functions_keys()
@@ -64,6 +69,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _patch_scheduler_tick()
     _patch_crowds()
     _serve(["127.0.0.1", *options.bind], options.port, credentials)
+
+
+def _end_with(pid: int) -> None:
+    """End this process and its functions when another process ends, however that happens.
+
+    A signal at the parent's death (``PR_SET_PDEATHSIG``) would come when the thread that started
+    this process ends, and only to this process.
+    """
+    owner = os.pidfd_open(pid)
+
+    def wait() -> None:
+        select.select([owner], [], [])
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # the group that it leads: objects are in memory
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _configure(port: int, credentials: Credentials) -> None:

@@ -45,7 +45,11 @@ __all__ = [
 
 
 def up(
-    port: int = DEFAULT_PORT, *, bind: str | None = None, progress: Progress | None = None
+    port: int = DEFAULT_PORT,
+    *,
+    bind: str | None = None,
+    progress: Progress | None = None,
+    owner: int | None = None,
 ) -> Engine:
     """Start an engine unless it runs, and deploy the application unless what it has is the same.
 
@@ -59,6 +63,9 @@ def up(
         the engine's key can run code as this user.
     progress
         Called with a line at each step.
+    owner
+        The id of a process; an engine that is started ends when that process ends, even if a
+        signal kills it. By default, it stays until it is stopped.
 
     Returns
     -------
@@ -80,7 +87,7 @@ def up(
         engine = status(port)
         if not engine.running:
             report(f"starting the engine on port {engine.port}")
-            start(engine, bind)
+            start(engine, bind, owner=owner)
         elif bind and not is_ready(engine, bind):
             raise EngineError(
                 f"the engine on port {engine.port} runs already and does not listen on {bind}: "

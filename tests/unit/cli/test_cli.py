@@ -27,6 +27,7 @@ from gradshard.client import federation, opening
 from gradshard.client.federation import Federation
 from gradshard.client.round import Round
 from gradshard.client.stack import Stack
+from gradshard.client.status import StatusPoller
 from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
 from gradshard.deployment import local_engine
@@ -608,7 +609,7 @@ def test_no_engine_is_said_plainly(
 def test_who_interrupts_is_answered_in_one_line(
     run: Run, opened: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Round, "status", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(StatusPoller, "poll", Mock(side_effect=KeyboardInterrupt))
     assert_one_line(run("show", "r1"), "interrupted; the same command may be given again")
 
 
