@@ -167,8 +167,13 @@ def _stop(pid: int) -> None:
 
 def child_environment(engine: Engine) -> dict[str, str]:
     """Return the variables for an engine's process and for `sam`."""
-    # Without the user's AWS variables: a profile or a session token would have priority.
-    own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    # Without the user's AWS variables: a profile or a session token would have priority. With
+    # bytecode: every process of a function imports numpy, and each would compile it anew.
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("AWS_") and name != "PYTHONDONTWRITEBYTECODE"
+    }
     given = {"PATH": application.search_path(), "SAM_CLI_TELEMETRY": "0"}
     return own | engine.environment | given
 

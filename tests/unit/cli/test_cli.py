@@ -633,7 +633,7 @@ def test_little_is_imported_before_an_interrupt_is_answered() -> None:
 
 def test_who_interrupts_while_the_command_loads_is_answered_too(tmp_path: Path) -> None:
     slow = "import sys, time\nprint('loading', file=sys.stderr, flush=True)\ntime.sleep(60)"
-    (tmp_path / "boto3.py").write_text(slow)
+    (tmp_path / "botocore.py").write_text(slow)
     path = os.pathsep.join([str(tmp_path), *sys.path])
     # A process in the background is started so that it ignores interrupts.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -859,7 +859,7 @@ def test_a_question_without_a_terminal(
     def ask(*_: object, **__: object) -> None:
         raise EOFError
 
-    monkeypatch.setattr(Federation, "round", ask)
+    monkeypatch.setattr(StatusPoller, "poll", ask)
     assert_one_line(run("show", "r1"), "such as for the code of an MFA device")
 
 
