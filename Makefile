@@ -1,6 +1,8 @@
 # Everything starts with `make`: each target first makes what it needs, from nothing but Python 3.13.
 
 export SAM_CLI_TELEMETRY := 0
+# Without bytecode, each of the many processes that tests start compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON := python3.13
 BIN := .venv/bin
@@ -26,6 +28,7 @@ setup: .venv/installed ## Make the virtual environment
 
 .venv/installed: .venv/requirements pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -m compileall -q src layers/gradshard/gradshard_core
 	@touch $@
 
 format: setup ## Format the sources and apply the fixes of ruff

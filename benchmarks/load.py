@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small scenarios, a minute")
     scenarios = QUICK if parser.parse_args().quick else SCENARIOS
-    engine = local_engine.up(0, progress=print)
+    engine = local_engine.up(0, progress=print, owner=os.getpid())
     try:
         os.environ.update(engine.environment)
         print(f"| {' | '.join(COLUMNS)} |")

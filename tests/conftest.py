@@ -7,6 +7,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from gradshard.aws.boto_client import default_session
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
 
@@ -23,13 +24,15 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
-        engine = local_engine.up(0, bind=_docker_address())
+        engine = local_engine.up(0, bind=_docker_address(), owner=os.getpid())
         for name, value in engine.environment.items():
             patch.setenv(name, value)
-        # The default session keeps the credentials that it found first.
+        # The default sessions keep the credentials that they found first.
         patch.setattr(boto3, "DEFAULT_SESSION", None)
+        default_session.cache_clear()
         yield engine
         local_engine.down(engine.port, delete=True)
+    default_session.cache_clear()
 
 
 @pytest.fixture(scope="session")

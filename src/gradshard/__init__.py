@@ -25,20 +25,10 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     # Loaded when it is used: `gradshard --help` needs no client library.
-    if name in {"Federation", "Model", "Round"}:
-        from gradshard.client import federation
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return getattr(federation, name)
-    if name == "Compression":
-        from gradshard.client.compression import Compression
-
-        return Compression
-    if name == "Residual":
-        from gradshard.client.residual import Residual
-
-        return Residual
-    if name in {"GradshardError", "RoundFailed"}:
-        from gradshard_core import errors
-
-        return getattr(errors, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    errors = {"GradshardError", "RoundFailed"}
+    module = "gradshard_core.errors" if name in errors else f"gradshard.client.{name.lower()}"
+    return getattr(import_module(module), name)

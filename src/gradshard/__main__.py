@@ -23,6 +23,9 @@ def main() -> None:
     if interrupting is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     # While it loads, KeyboardInterrupt could be raised in the middle of any library.
+    from gradshard.utils.light_imports import hide_unused_libraries
+
+    hide_unused_libraries()
     from gradshard.cli import main as command
 
     signal.signal(signal.SIGINT, interrupting)

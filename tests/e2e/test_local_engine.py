@@ -169,7 +169,7 @@ def test_up_deploys_again_after_a_reset_and_after_a_kill(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    own = local_engine.up(0)
+    own = local_engine.up(0, owner=os.getpid())
     at = ("--local", "--port", own.port)
     try:
         said("open", "before", "--client", "a", *at)

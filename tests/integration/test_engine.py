@@ -32,6 +32,12 @@ def handler(event, context):
     time.sleep(0.2)
     return os.getpid()
 """
+LAYERED = """
+import layered, os
+
+def handler(event, context):
+    return layered.__file__, layered.VALUE, os.environ["NAME"], os.getpid()
+"""
 EVENTS = 20
 CROWD = 60
 SECONDS = 60
@@ -99,3 +105,23 @@ def test_a_crowd_of_invocations_shares_a_few_processes() -> None:
     with ThreadPoolExecutor(CROWD) as pool:
         processes = set(pool.map(invoke, range(CROWD)))
     assert len(processes) <= max(8, 2 * (os.cpu_count() or 1)) < CROWD
+
+
+@pytest.mark.usefixtures("engine")
+def test_processes_of_functions_share_one_copy_of_a_layer() -> None:
+    functions = boto3.client("lambda")
+    package = io.BytesIO()
+    with zipfile.ZipFile(package, "w") as archive:
+        archive.writestr("python/layered.py", "VALUE = 7")
+    layer = functions.publish_layer_version(
+        LayerName="shared", Content={"ZipFile": package.getvalue()}
+    )["LayerVersionArn"]
+    answers = []
+    for name in ("first", "second"):
+        arn = create_function(f"layered-{name}", LAYERED, {"NAME": name})
+        functions.update_function_configuration(FunctionName=arn, Layers=[layer])
+        answers.append(json.loads(functions.invoke(FunctionName=arn)["Payload"].read()))
+    [(file, value, first, pid), (other_file, _, second, other_pid)] = answers
+    assert (file, value) == (other_file, 7)
+    assert (first, second) == ("first", "second")
+    assert pid != other_pid

@@ -1,7 +1,10 @@
 """What starts the local engine, where it cannot start or two start it at once."""
 
+import os
+import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 
 from gradshard.deployment import engine_control, local_engine
+from gradshard.utils.polling import poll
 from gradshard_core.errors import EngineError
 
 NOBODYS = "203.0.113.7"
@@ -82,3 +86,24 @@ def test_an_engine_that_cannot_be_remembered_is_stopped(
         local_engine.up(0)
     assert not engine_control.is_group_alive(started[0].pid)
     started[0].wait()
+
+
+def test_an_engine_ends_with_its_owner_even_if_that_is_killed() -> None:
+    program = """
+import os, time
+from gradshard.deployment import engine_control, local_engine
+engine = local_engine.status(engine_control.free_port())
+engine_control.start(engine, None, owner=os.getpid())
+print(local_engine.status(engine.port).pid, flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout
+        pid = int(owner.stdout.readline())
+        assert engine_control.is_group_alive(pid)
+        owner.kill()
+    for _ in poll(30, pause=0.05):
+        if not engine_control.is_group_alive(pid):
+            return
+    os.killpg(pid, signal.SIGKILL)
+    pytest.fail("the engine outlived its owner")

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import boto3
 import numpy as np
 import pytest
 from safetensors.numpy import load, load_file, save_file
 
-from gradshard.aws.boto_client import make_client
+from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.ticket_issuer import issue_download_ticket, issue_ticket, signed_lengths
 from gradshard.client.ticket_parts import PartUrls, encode_completion
@@ -36,6 +35,7 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.plan import Rejection
 from gradshard_core.rounds.arrivals import check_update, reject
 from gradshard_core.s3 import retries
+from gradshard_core.s3.sigv4 import Credentials
 from gradshard_core.units import MIB
 from tests import reference
 from tests.integration.conftest import as_clients_do
@@ -239,7 +239,9 @@ class TestWhatS3Rejects:
     def test_credentials_that_are_not_valid(
         self, store: ClientStore, keys: RoundKeys, key: str, code: str
     ) -> None:
-        session = boto3.Session(key or os.environ["AWS_ACCESS_KEY_ID"], "another")
+        session = make_session(
+            credentials=Credentials(key or os.environ["AWS_ACCESS_KEY_ID"], "another")
+        )
         stranger = ClientStore(store.bucket, make_client(session=session))
         ticket = issue_ticket(stranger, keys, "a", expires=600, max_bytes=MAX_BYTES)
         with pytest.raises(TicketError, match=code) as rejected:

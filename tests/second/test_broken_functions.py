@@ -8,7 +8,8 @@ import boto3
 import pytest
 
 from gradshard import Federation, RoundFailed
-from gradshard_core.s3.store import S3Store
+from gradshard.aws.boto_client import make_client
+from gradshard.aws.client_store import ClientStore
 from tests import reference
 from tests.e2e.deployed import Deployed
 from tests.integration.by_hand import layout_of
@@ -57,7 +58,7 @@ class Executed(Machine):
     def __init__(
         self, federation: Federation, deployed: Deployed, terms: Mapping[str, Any]
     ) -> None:
-        super().__init__(no_call, S3Store(deployed.bucket), terms)
+        super().__init__(no_call, ClientStore(deployed.bucket, make_client()), terms)
         self.name = self.before.model if self.before else f"broken-{next(COUNTER)}"
         self.keys = type(self.keys)(self.name)
         self.federation, self.deployed = federation, deployed

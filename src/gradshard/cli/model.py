@@ -20,7 +20,7 @@ from gradshard.cli.output import cell, confirm, confirm_file, print_json, progre
 from gradshard.cli.ticket import load
 from gradshard.cli.values import WholeNumberType
 from gradshard.utils.text import escape_terminal, format_size, pluralize
-from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
+from gradshard_core.formats.keys import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation

@@ -16,7 +16,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_STACK: Final = "gradshard"
 DEFAULT_PORT: Final = 4566
-"""The port of :mod:`gradshard.deployment.local_engine`, repeated because that loads slowly."""
+"""The port of :mod:`gradshard.deployment.engine`, repeated because that loads slowly."""
 
 
 def option(

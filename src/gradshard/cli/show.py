@@ -13,6 +13,7 @@ from gradshard.cli.options import connected, json_option, ticket_option
 from gradshard.cli.output import cell, dollars, print_json
 from gradshard.cli.ticket import load, named
 from gradshard.utils.text import format_size, pluralize
+from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import shorten
 from gradshard_core.records.decision import verdict_on
 
@@ -36,10 +37,13 @@ def show(federation: "Federation", name: str | None, ticket: Path | None, as_jso
     Give ROUND, or a --ticket, which names it. A ticket only shows whether the round has ended and
     whether the update of its client was averaged or rejected.
     """
+    # It loads botocore, which help and wrong usage do not need. `Round` would load numpy, too.
+    from gradshard.client.status import read_status
+
     if ticket:
         status, paragraphs = load(ticket, name).status(), _part
     else:
-        status, paragraphs = federation.round(named(name)).status(), render
+        status, paragraphs = read_status(federation.stack, RoundKeys(named(name))), render
     if as_json:
         print_json(status)
     else:

@@ -1,37 +1,24 @@
-"""A federation: open rounds, start trainings, and get handles of rounds, trainings and models."""
+"""A federation: open rounds, start trainings, and get handles of rounds, trainings and models.
+
+Methods import what only they need: most of the time of a short command goes into imports.
+"""
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from gradshard.client import operations
-from gradshard.client.model import Model
-from gradshard.client.opening import encode_spec, wait_until_open
-from gradshard.client.participation import (
-    DEFAULT_PATIENCE_SECONDS,
-    Evaluate,
-    Participation,
-    Train,
-    participate,
-)
-from gradshard.client.round import Round
-from gradshard.client.round_options import RoundOptions
 from gradshard.client.stack import Stack
-from gradshard.client.training import (
-    ListedTraining,
-    Training,
-    TrainingOptions,
-    list_trainings,
-    start_training,
-)
-from gradshard.client.upload_source import layout_record
-from gradshard.deployment import local_engine
-from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
+from gradshard.deployment import engine
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, TrainingStateError
-from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.spec import parse_new_spec
-from gradshard_core.records.round_spec import read_spec
-from gradshard_core.records.training_state import ENDED
+from gradshard_core.formats.keys import DEFAULT_MODEL, RoundKeys
+
+if TYPE_CHECKING:
+    from gradshard.client.model import Model
+    from gradshard.client.participation import Evaluate, Participation, Train
+    from gradshard.client.round import Round
+    from gradshard.client.round_options import RoundOptions
+    from gradshard.client.training import ListedTraining, Training, TrainingOptions
 
 
 class Federation:
@@ -67,7 +54,7 @@ class Federation:
         region: str | None = None,
         profile: str | None = None,
         local: bool = False,
-        port: int = local_engine.DEFAULT_PORT,
+        port: int = engine.DEFAULT_PORT,
     ) -> None:
         self.stack = Stack(
             stack,
@@ -88,8 +75,8 @@ class Federation:
         self,
         name: str,
         clients: Sequence[str] | int,
-        **options: Unpack[RoundOptions],
-    ) -> Round:
+        **options: Unpack["RoundOptions"],
+    ) -> "Round":
         """Open a round; opening it again with the same options gives the same round.
 
         Parameters
@@ -116,6 +103,12 @@ class Federation:
         RoundFailed
             The round could not be opened.
         """
+        from gradshard.client.opening import encode_spec, wait_until_open
+        from gradshard.client.round import Round
+        from gradshard.client.upload_source import layout_record
+        from gradshard_core.planning.spec import parse_new_spec
+        from gradshard_core.records.round_spec import read_spec
+
         fields: dict[str, Any] = {"clients": clients, **options}
         if (layout := options.get("layout")) is not None:
             fields["layout"] = layout_record(layout)
@@ -129,8 +122,10 @@ class Federation:
         wait_until_open(self.stack, name, spec, is_new=is_new)
         return Round(self.stack, name, is_new=is_new)
 
-    def model(self, name: str = DEFAULT_MODEL) -> Model:
+    def model(self, name: str = DEFAULT_MODEL) -> "Model":
         """Return a handle of the federation's model; this sends no request."""
+        from gradshard.client.model import Model
+
         return Model(self.stack, name)
 
     def rounds(self, state: str | None = None) -> Iterator[operations.ListedRound]:
@@ -149,7 +144,7 @@ class Federation:
         """
         return operations.list_rounds(self.stack, state)
 
-    def cancel_all(self, reason: str) -> Iterator[Round]:
+    def cancel_all(self, reason: str) -> Iterator["Round"]:
         """Cancel every round that has not ended, and yield each cancelled round.
 
         Raises
@@ -174,8 +169,8 @@ class Federation:
         *,
         rounds: int,
         clients: Sequence[str] | None = None,
-        **options: Unpack[TrainingOptions],
-    ) -> Training:
+        **options: Unpack["TrainingOptions"],
+    ) -> "Training":
         """Start a training; starting it again with the same options gives the same training.
 
         Parameters
@@ -199,13 +194,17 @@ class Federation:
         TrainingFailed
             It could not be started.
         """
+        from gradshard.client.training import start_training
+
         return start_training(self.stack, name, rounds=rounds, clients=clients, **options)
 
-    def training(self, name: str) -> Training:
+    def training(self, name: str) -> "Training":
         """Return a handle of a training that was started before; this sends no request."""
+        from gradshard.client.training import Training
+
         return Training(self.stack, name)
 
-    def trainings(self, status: str | None = None) -> Iterator[ListedTraining]:
+    def trainings(self, status: str | None = None) -> Iterator["ListedTraining"]:
         """Yield the trainings whose objects are there, by name.
 
         Parameters
@@ -218,6 +217,8 @@ class Federation:
         SpecError
             There is no such status.
         """
+        from gradshard.client.training import list_trainings
+
         return list_trainings(self.stack, status)
 
     def join(self, training: str, client: str) -> None:
@@ -239,12 +240,12 @@ class Federation:
     def participate(
         self,
         client: str,
-        train: Train,
-        evaluate: Evaluate | None = None,
+        train: "Train",
+        evaluate: "Evaluate | None" = None,
         *,
         training: str | None = None,
-        patience: float = DEFAULT_PATIENCE_SECONDS,
-    ) -> Participation:
+        patience: float | None = None,
+    ) -> "Participation":
         """Take part in a training until it has ended.
 
         The loop keeps nothing on this machine: if it is stopped and started again, it goes on with
@@ -264,7 +265,7 @@ class Federation:
         training
             The training's id; None for the only one that has not ended.
         patience
-            How many seconds a lost connection may last.
+            How many seconds a lost connection may last; None for a day.
 
         Raises
         ------
@@ -277,18 +278,25 @@ class Federation:
         StoreError, ServiceError
             S3 rejects the client's requests, or cannot be reached for longer than ``patience``.
         """
+        from gradshard.client.participation import DEFAULT_PATIENCE_SECONDS, participate
+
         name = self._only_training() if training is None else training
+        seconds = DEFAULT_PATIENCE_SECONDS if patience is None else patience
         return participate(
-            self.stack, self.training(name), client, train, evaluate, patience=patience
+            self.stack, self.training(name), client, train, evaluate, patience=seconds
         )
 
     def _only_training(self) -> str:
+        from gradshard_core.records.training_state import ENDED
+
         names = [entry.training for entry in self.trainings() if entry.state.status != ENDED]
         if len(names) != 1:
             found = ", ".join(names) or "none"
             raise TrainingStateError(f"name the training: those that have not ended are {found}")
         return names[0]
 
-    def round(self, name: str) -> Round:
+    def round(self, name: str) -> "Round":
         """Return a handle of a round that was opened before; this sends no request."""
+        from gradshard.client.round import Round
+
         return Round(self.stack, name)

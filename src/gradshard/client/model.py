@@ -17,9 +17,8 @@ from gradshard_core.aggregation.buffers import (
     names_in,
     stretches_of,
 )
-from gradshard_core.aggregation.server_optimizers import DEFAULT_MODEL
 from gradshard_core.errors import ModelStateError
-from gradshard_core.formats.keys import ModelKeys, StoredTensors
+from gradshard_core.formats.keys import DEFAULT_MODEL, ModelKeys, StoredTensors
 from gradshard_core.formats.layout import Layout
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import boto3
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -18,11 +17,12 @@ from botocore.exceptions import (
     NoRegionError,
 )
 from botocore.parsers import ResponseParserError
+from botocore.session import Session
 
-from gradshard.aws.boto_client import connect, make_client
+from gradshard.aws.boto_client import connect, make_client, make_session
 from gradshard.aws.boto_errors import NO_CREDENTIALS, settings_error, unreachable
 from gradshard.aws.client_store import ClientStore
-from gradshard.deployment import local_engine, user_config
+from gradshard.deployment import engine, user_config
 from gradshard.utils.polling import poll
 from gradshard_core.errors import ServiceError
 
@@ -251,8 +251,8 @@ class Stack:
         """
         name = self.output(output)
         with translated():
-            functions: LambdaClient = self._session.client(
-                "lambda", endpoint_url=self._endpoint_url, config=_CALLS_CONFIG
+            functions: LambdaClient = connect(
+                self._session, "lambda", _CALLS_CONFIG, self._endpoint_url
             )
             answer = functions.invoke(FunctionName=name, Payload=json.dumps(event).encode())
             payload = json.loads(answer["Payload"].read())
@@ -276,9 +276,7 @@ class Stack:
         """
         group = f"/aws/lambda/{self.name}-{function.replace('_', '-')}"
         with translated():
-            logs: Any = self._session.client(
-                "logs", endpoint_url=self._endpoint_url, config=_CONFIG
-            )
+            logs = connect(self._session, "logs", _CONFIG, self._endpoint_url)
             for page in logs.get_paginator("filter_log_events").paginate(
                 logGroupName=group, filterPattern=f'"{round_id}"', startTime=since
             ):
@@ -333,7 +331,8 @@ class Stack:
         except ClientError as error:
             if "does not exist" not in str(error):
                 raise
-            asked, deployed = self._session.region_name, user_config.region_of(self.name)
+            asked = self._session.get_config_variable("region")
+            deployed = user_config.region_of(self.name)
             if self._port is None and deployed not in {None, asked}:
                 raise ServiceError(
                     f"there is no stack {self.name!r} in {asked}: it was deployed to {deployed}, "
@@ -352,21 +351,21 @@ class Stack:
         return client
 
     @cached_property
-    def _session(self) -> boto3.Session:
+    def _session(self) -> Session:
         if self._port is not None:
-            return local_engine.session(local_engine.find(self._port))
+            return engine.session(engine.find(self._port))
         with translated():
-            session = boto3.Session(region_name=self._region, profile_name=self._profile)
-            if not session.region_name and self._bucket is None:
+            session = make_session(region=self._region, profile=self._profile)
+            if not session.get_config_variable("region") and self._bucket is None:
                 region = user_config.region_of(self.name)
-                return boto3.Session(region_name=region, profile_name=self._profile)
+                return make_session(region=region, profile=self._profile)
             return session
 
     @cached_property
     def _endpoint_url(self) -> str | None:
         if self._port is None:
             return self._given_endpoint_url
-        return local_engine.find(self._port).url
+        return engine.find(self._port).url
 
 
 @contextlib.contextmanager

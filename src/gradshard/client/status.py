@@ -9,7 +9,6 @@ from typing import Any, Final
 from gradshard.client.stack import Execution, Stack
 from gradshard_core.errors import BrokenObjectError, RoundNotFoundError, UnreadableObjectError
 from gradshard_core.formats.keys import UPDATE_SUFFIX, RoundKeys, is_client, parse_update_key
-from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records.manifest import parse_manifest
 from gradshard_core.s3.store import ListedObject
 
@@ -292,6 +291,9 @@ def _by_client(reasons: dict[str, str]) -> list[dict[str, str]]:
 
 def _checked_plan(plan: dict[str, Any]) -> dict[str, Any]:
     """Return a plan's JSON if it is one."""
+    # It loads numpy, which a round without a plan does not need.
+    from gradshard_core.planning.plan_json import parse_plan
+
     parse_plan(plan)
     return plan
 

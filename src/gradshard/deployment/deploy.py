@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import boto3
 from botocore.exceptions import BotoCoreError
 
+from gradshard.aws.boto_client import make_session
 from gradshard.deployment import application, user_config
 from gradshard_core.errors import DeployError
 from gradshard_core.planning import limits
@@ -240,7 +240,7 @@ def _deployed(config: Path, options: Options) -> Deployed:
 def _region(profile: str | None = None) -> str | None:
     """Return the region that the SDK is configured for."""
     try:
-        region: str | None = boto3.Session(profile_name=profile).region_name
+        region: str | None = make_session(profile=profile).get_config_variable("region")
     except BotoCoreError:  # a profile that is not there, of which `sam` speaks
         return None
     return region

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import boto3
-import botocore.session
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from botocore.session import Session
 
-from gradshard.aws.boto_client import connect
+from gradshard.aws.boto_client import connect, make_session
 from gradshard.deployment.gate import read_credentials
 from gradshard_core.errors import EngineError
 from gradshard_core.s3.sigv4 import Credentials
@@ -201,19 +200,14 @@ def has_application(engine: Engine) -> bool:
     return True
 
 
-def session(engine: Engine) -> boto3.Session:
+def session(engine: Engine) -> Session:
     """Make a session with the engine's key and without the user's settings."""
     settings = {
         "profile": (None, None, None, None),
         "config_file": (None, None, os.devnull, None),
         "credentials_file": (None, None, os.devnull, None),
     }
-    return boto3.Session(
-        aws_access_key_id=engine.credentials.access_key,
-        aws_secret_access_key=engine.credentials.secret_key,
-        region_name=REGION,
-        botocore_session=botocore.session.Session(session_vars=settings),
-    )
+    return make_session(region=REGION, credentials=engine.credentials, variables=settings)
 
 
 def url_of(address: str, port: int) -> str:

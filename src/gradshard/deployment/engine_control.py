@@ -82,8 +82,17 @@ def free_port() -> int:
         return port
 
 
-def start(engine: Engine, bind: str | None, *, ephemeral: bool) -> None:
+def start(engine: Engine, bind: str | None, *, ephemeral: bool, owner: int | None = None) -> None:
     """Start an engine's process and wait until it is ready.
+
+    Parameters
+    ----------
+    engine
+        The engine, which does not run.
+    bind
+        One more address to listen on.
+    owner
+        The id of the process with which it ends; None if it stays until it is stopped.
 
     Raises
     ------
@@ -113,6 +122,7 @@ def start(engine: Engine, bind: str | None, *, ephemeral: bool) -> None:
     command += ["--credentials", str(engine.credentials_file)]
     command += ["--bind", bind] if bind else []
     command += [] if ephemeral else ["--keep", str(engine.kept)]
+    command += ["--until", str(owner)] if owner else []
     log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     # In a session of its own, it outlives this process, and is one group with its functions.
     pid = os.posix_spawn(
@@ -176,8 +186,13 @@ def _stop(pid: int) -> None:
 
 def child_environment(engine: Engine) -> dict[str, str]:
     """Return the variables for an engine's process and for `sam`."""
-    # Without the user's AWS variables: a profile or a session token would have priority.
-    own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    # Without the user's AWS variables: a profile or a session token would have priority. With
+    # bytecode: every process of a function imports numpy, and each would compile it anew.
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("AWS_") and name != "PYTHONDONTWRITEBYTECODE"
+    }
     given = {"PATH": application.search_path(), "SAM_CLI_TELEMETRY": "0"}
     return own | engine.environment | given
 

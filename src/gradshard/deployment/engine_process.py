@@ -8,14 +8,18 @@ the same.
 import argparse
 import asyncio
 import hashlib
+import io
 import json
 import os
 import resource
 import secrets
+import select
+import signal
 import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -50,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bind", action="append", default=[], metavar="ADDRESS")
     parser.add_argument("--credentials", type=Path, required=True, metavar="FILE")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep objects and state there")
+    parser.add_argument("--until", type=int, metavar="PID")
     options = parser.parse_args(arguments)
+    if options.until is not None:
+        _end_with(options.until)
     credentials = read_credentials(options.credentials)
     _configure(options.port, credentials)
     if options.keep:
@@ -67,9 +74,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _patch_events_to_functions()
     _patch_scheduler_tick()
     _patch_crowds()
+    _patch_layers()
     if options.keep:
         engine_bodies.patch(options.keep)
     _serve(["127.0.0.1", *options.bind], options.port, credentials)
+
+
+def _end_with(pid: int) -> None:
+    """End this process and its functions when another process ends, however that happens.
+
+    A signal at the parent's death (``PR_SET_PDEATHSIG``) would come when the thread that started
+    this process ends, and only to this process.
+    """
+    owner = os.pidfd_open(pid)
+
+    def wait() -> None:
+        select.select([owner], [], [])
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # the group that it leads: objects are in memory
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _configure(port: int, credentials: Credentials) -> None:
@@ -415,6 +438,46 @@ def _patch_crowds() -> None:
         return result
 
     lambda_svc._execute_function_warm = execute
+
+
+def _patch_layers() -> None:
+    """Extract a layer once for all processes of functions, which read it and write only bytecode.
+
+    MiniStack extracts it for each process anew. That takes a second of a processor, and as much
+    again to compile numpy, which has no bytecode in a folder that is new.
+    """
+    from ministack.core.lambda_runtime import Worker
+    from ministack.services import lambda_svc
+
+    spawn = Worker._spawn
+    lock = threading.Lock()
+
+    def extracted(reference: Any) -> str | None:
+        data = lambda_svc._resolve_layer_zip(reference)
+        if not data:
+            return None
+        folder = Path(tempfile.gettempdir(), f"layer-{hashlib.sha256(data).hexdigest()}")
+        with lock:
+            if not folder.exists():
+                partial = folder.with_suffix(".partial")
+                with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                    archive.extractall(partial)
+                partial.rename(folder)
+        return str(folder)
+
+    def spawn_with_shared(self: Any) -> None:
+        config = self.config
+        folders = os.pathsep.join(filter(None, map(extracted, config.get("Layers") or [])))
+        variables = (config.get("Environment") or {}).get("Variables", {})
+        # Of this variable MiniStack's processes read where the layers are.
+        shared = {"Variables": {**variables, "_LAMBDA_LAYERS_DIRS": folders}}
+        self.config = {**config, "Layers": [], "Environment": shared}
+        try:
+            spawn(self)
+        finally:
+            self.config = config
+
+    Worker._spawn = spawn_with_shared
 
 
 def _serve(addresses: list[str], port: int, credentials: Credentials) -> None:

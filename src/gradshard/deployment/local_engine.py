@@ -51,6 +51,7 @@ def up(
     bind: str | None = None,
     ephemeral: bool = False,
     progress: Progress | None = None,
+    owner: int | None = None,
 ) -> Engine:
     """Start an engine unless it runs, and deploy the application if it has changed.
 
@@ -66,6 +67,9 @@ def up(
         Whether a new engine keeps objects in memory, and nothing when it ends.
     progress
         Called with a line at each step.
+    owner
+        The id of a process; an engine that is started ends when that process ends, even if a
+        signal kills it. By default, it stays until it is stopped.
 
     Returns
     -------
@@ -87,7 +91,7 @@ def up(
         engine = status(port)
         if not engine.running:
             report(f"starting the engine on port {engine.port}")
-            start(engine, bind, ephemeral=ephemeral)
+            start(engine, bind, ephemeral=ephemeral, owner=owner)
             engine = status(port)
         elif ephemeral and not engine.ephemeral:
             raise EngineError(

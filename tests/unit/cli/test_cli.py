@@ -27,6 +27,7 @@ from gradshard.client import federation, opening
 from gradshard.client.federation import Federation
 from gradshard.client.round import Round
 from gradshard.client.stack import Stack
+from gradshard.client.status import StatusPoller
 from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
 from gradshard.deployment import local_engine
@@ -608,7 +609,7 @@ def test_no_engine_is_said_plainly(
 def test_an_interruption_prints_one_line(
     run: Run, opened: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Round, "status", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(StatusPoller, "poll", Mock(side_effect=KeyboardInterrupt))
     assert_one_line(run("show", "r1"), "interrupted; the same command may be given again")
 
 
@@ -632,7 +633,7 @@ def test_little_is_imported_before_an_interrupt_is_answered() -> None:
 
 def test_an_interruption_while_loading_prints_one_line(tmp_path: Path) -> None:
     slow = "import sys, time\nprint('loading', file=sys.stderr, flush=True)\ntime.sleep(60)"
-    (tmp_path / "boto3.py").write_text(slow)
+    (tmp_path / "botocore.py").write_text(slow)
     path = os.pathsep.join([str(tmp_path), *sys.path])
     # A process in the background is started so that it ignores interrupts.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -858,7 +859,7 @@ def test_a_question_without_a_terminal(
     def ask(*_: object, **__: object) -> None:
         raise EOFError
 
-    monkeypatch.setattr(Federation, "round", ask)
+    monkeypatch.setattr(StatusPoller, "poll", ask)
     assert_one_line(run("show", "r1"), "such as for the code of an MFA device")
 
 

@@ -41,10 +41,12 @@ def test_nobody_answers(url: str, hint: str) -> None:
 class Elsewhere:
     """A session in a region where there is no such stack."""
 
-    region_name = "us-west-2"
     meta = SimpleNamespace(endpoint_url="https://cloudformation.us-west-2.amazonaws.com")
 
-    def client(self, *_: object, **__: object) -> "Elsewhere":
+    def get_config_variable(self, _: str) -> str:
+        return "us-west-2"
+
+    def create_client(self, *_: object, **__: object) -> "Elsewhere":
         return self
 
     def describe_stacks(self, **_: object) -> None:

@@ -17,10 +17,9 @@ import numpy as np
 from gradshard_core.aggregation.arithmetic import Array
 from gradshard_core.aggregation.buffers import check_patterns
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.keys import check_id
+from gradshard_core.formats.keys import DEFAULT_MODEL, check_id
 
 FEDAVG: Final = "fedavg"
-DEFAULT_MODEL: Final = "model"
 
 DELTAS: Final = "deltas"
 MODELS: Final = "models"

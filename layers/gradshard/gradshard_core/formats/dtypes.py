@@ -2,14 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
 class DType:
     """One safetensors element type.
+
+    numpy is loaded when it is first needed: who only reads layouts does without.
 
     Parameters
     ----------
@@ -17,10 +21,10 @@ class DType:
         The name in a safetensors header.
     size
         Bytes per element.
-    storage
-        The numpy type that holds the bytes; for BF16, which numpy lacks, its 16 bits.
-    accumulator
-        The numpy type the weighted sum is formed in. F16 and BF16 sum in F32;
+    storage_code
+        numpy's code of the type that holds the bytes; for BF16, which numpy lacks, its 16 bits.
+    accumulator_code
+        numpy's code of the type the weighted sum is formed in. F16 and BF16 sum in F32;
         integers in F64, which is exact for values below 2**53.
     overflow
         The least magnitude of an accumulator that becomes an infinity as an element.
@@ -28,14 +32,30 @@ class DType:
 
     name: str
     size: int
-    storage: np.dtype[np.generic]
-    accumulator: np.dtype[np.generic]
+    storage_code: str
+    accumulator_code: str
     overflow: float
+
+    @cached_property
+    def storage(self) -> "np.dtype[np.generic]":
+        """The numpy type that holds the bytes."""
+        return _numpy_type(self.storage_code)
+
+    @cached_property
+    def accumulator(self) -> "np.dtype[np.generic]":
+        """The numpy type the weighted sum is formed in."""
+        return _numpy_type(self.accumulator_code)
 
     @property
     def is_integer(self) -> bool:
         """Whether the mean is rounded, half to even."""
-        return self.storage.kind in "iu" and self.name != "BF16"
+        return self.name[0] in "IU"
+
+
+def _numpy_type(code: str) -> "np.dtype[np.generic]":
+    import numpy as np
+
+    return np.dtype(code)
 
 
 _NARROW: Final = {"F16": float.fromhex("0x1.ffep15"), "BF16": float.fromhex("0x1.ffp127")}
@@ -43,9 +63,7 @@ _NARROW: Final = {"F16": float.fromhex("0x1.ffep15"), "BF16": float.fromhex("0x1
 
 
 def _dtype(name: str, storage: str, accumulator: str) -> DType:
-    stored = np.dtype(storage)
-    overflow = _NARROW.get(name, math.inf)
-    return DType(name, stored.itemsize, stored, np.dtype(accumulator), overflow)
+    return DType(name, int(storage[-1]), storage, accumulator, _NARROW.get(name, math.inf))
 
 
 DTYPES: Final[dict[str, DType]] = {

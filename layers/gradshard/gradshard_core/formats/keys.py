@@ -9,6 +9,10 @@ from gradshard_core.errors import SpecError
 ROUNDS: Final = "rounds/"
 MODELS: Final = "models/"
 TRAININGS: Final = "trainings/"
+
+DEFAULT_MODEL: Final = "model"
+"""The id of the model, if none is named."""
+
 UPDATE_SUFFIX: Final = ".safetensors"
 MEMBER_SUFFIX: Final = ".joined"
 """Not ``.json``: in policies ``*`` matches slashes, so ``trainings/*/state.json`` would match the

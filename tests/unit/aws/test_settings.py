@@ -3,10 +3,9 @@
 import sys
 from pathlib import Path
 
-import boto3
 import pytest
 
-from gradshard.aws.boto_client import make_client
+from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.federation import Federation
 from gradshard_core.errors import GradshardError, ServiceError, StoreError
@@ -20,7 +19,6 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
 
 
 def test_a_credential_process_that_prints_no_json(tmp_path: Path) -> None:
@@ -29,7 +27,7 @@ def test_a_credential_process_that_prints_no_json(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="the answer of credential_process is not JSON"):
         Federation().round("r1").spec()
     with pytest.raises(StoreError, match="the answer of credential_process is not JSON"):
-        ClientStore("bucket", make_client(session=boto3.Session())).head("k")
+        ClientStore("bucket", make_client(session=make_session())).head("k")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://127.0.0.1:x", "nowhere", "://"])
