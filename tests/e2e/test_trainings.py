@@ -133,7 +133,7 @@ def test_a_training_ends_with_the_same_bits_though_functions_are_killed_on_the_w
         repeats=20,
         repeat_after=1,
     )
-    over, kills, rng = threading.Event(), 0, random.Random(0)
+    over, kills, rng = threading.Event(), 0, random.Random(0)  # noqa: S311 - not a secret
 
     def kill() -> None:
         nonlocal kills
