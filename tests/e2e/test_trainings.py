@@ -27,6 +27,9 @@ pytestmark = pytest.mark.e2e
 SECONDS = 240
 """How long a training may take on a busy machine before its test gives up."""
 
+KILLS = 12
+"""Functions that are killed in one training."""
+
 Weights = dict[str, Any]
 
 FIRST = {"w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "b": np.zeros(4, np.float32)}
@@ -137,7 +140,8 @@ def test_a_training_ends_with_the_same_bits_though_functions_are_killed_on_the_w
 
     def kill() -> None:
         nonlocal kills
-        while not over.wait(2):
+        # So many, and then none: on a busy machine nothing gets done between two of them.
+        while kills < KILLS and not over.wait(2):
             workers = functions_of(engine)
             if workers:
                 with contextlib.suppress(ProcessLookupError):
@@ -155,7 +159,7 @@ def test_a_training_ends_with_the_same_bits_though_functions_are_killed_on_the_w
             over.set()
             killer.join()
     assert (state.status, state.completed, state.evaluated) == ("ended", 4, 4)
-    assert kills > 3
+    assert kills == KILLS
     model = federation.model("killed").fetch()
     for name, tensor in expected(clients, 4).items():
         assert model[name].tobytes() == tensor.tobytes(), name
