@@ -135,6 +135,8 @@ def test_a_training_ends_with_the_same_bits_though_functions_are_killed_on_the_w
         poll_seconds=0.2,
         repeats=20,
         repeat_after=1,
+        # If all attempts at an update's event are killed, the deadline carries the round.
+        timeout=90,
     )
     over, kills, rng = threading.Event(), 0, random.Random(0)  # noqa: S311 - not a secret
 
