@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 
 from gradshard import Federation, Round, RoundFailed
 from gradshard.deployment.local_engine import Engine
-from gradshard_core.formats.keys import ModelKeys
+from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from tests import reference
 from tests.e2e.deployed import Deployed, send_unchecked, until
 
@@ -32,6 +32,9 @@ ROLES = (
     "AggregateShardFunctionRole",
     "FinalizeRoundFunctionRole",
     "AbortRoundFunctionRole",
+    "StartTrainingFunctionRole",
+    "AdvanceTrainingFunctionRole",
+    "PauseTrainingFunctionRole",
 )
 DECISION = re.compile(r"iam (allowed|denied) gradshard-(\w+)-\w+ (\S+) (\S+)")
 
@@ -51,6 +54,8 @@ UNUSED = {
     ("AggregateShardFunctionRole", "s3:ListBucket"),
     ("FinalizeRoundFunctionRole", "s3:ListBucket"),
     ("AbortRoundFunctionRole", "s3:ListBucket"),
+    ("StartTrainingFunctionRole", "s3:ListBucket"),
+    ("PauseTrainingFunctionRole", "s3:ListBucket"),
 } | {
     # Lambda writes logs and traces as the function's role; the engine keeps both without asking.
     (role, action)
@@ -112,6 +117,8 @@ def rounds(federation: Federation, deployed: Deployed) -> None:
     assigned(federation)
     applied(federation, deployed)
     late(federation, deployed)
+    trained(federation, deployed)
+    trained_in_part(federation, deployed)
 
 
 def plain(federation: Federation, deployed: Deployed) -> None:
@@ -314,6 +321,39 @@ def late(federation: Federation, deployed: Deployed) -> None:
     round_ = federation.round("iam-plain")
     deployed.put("iam-plain", "b", reference.encode(update(3), {"num_samples": "1"}))
     until(lambda: round_.rejection("b"))
+
+
+def trained(federation: Federation, deployed: Deployed) -> None:
+    """Two trainings of a model, one after the other; the second one pauses with an error."""
+    federation.model("iam-trained").put(update(0))
+    optimizer = {"optimizer": "fedavg", "model": "iam-trained", "buffers": ["w"]}
+    options: Any = {"server_optimizer": optimizer, "poll_seconds": 0.2, "timeout": 60}
+    training = federation.train("iam-training", rounds=1, evaluate_every=1, sample=1, **options)
+    federation.participate(
+        "a",
+        lambda model, _: (model, 1, {"loss": 1}),
+        lambda *_: ({"x": 1}, 1),
+        training=training.id,
+    )
+    assert [record["metrics"] for record in training.records()] == [{"loss": 1}, {"x": 1}]
+    # As if finalize_round had died before it noted the version.
+    deployed.s3.delete_object(Bucket=deployed.bucket, Key=ModelKeys("iam-trained").current)
+    pausing = federation.train("iam-pausing", rounds=1, sample=1, **options)
+    deployed.s3.delete_object(Bucket=deployed.bucket, Key=pausing.keys.spec)
+    assert until(lambda: pausing.state().status == "paused")
+
+
+def trained_in_part(federation: Federation, deployed: Deployed) -> None:
+    """Of a client that has sent a part of its update only, at the deadline."""
+    federation.model("iam-part").put(update(0))
+    optimizer = {"optimizer": "fedavg", "model": "iam-part"}
+    training = federation.train(
+        "iam-part", rounds=1, clients=["a"], server_optimizer=optimizer, rule="fill", timeout=5
+    )
+    body = reference.encode(update(1), {"num_samples": "1"})
+    key = RoundKeys("iam-part-00001").partial_update("a")
+    deployed.s3.put_object(Bucket=deployed.bucket, Key=key, Body=body)
+    assert training.wait(SECONDS).completed == 1
 
 
 @pytest.mark.usefixtures("rounds")

@@ -1,9 +1,15 @@
 """Trainings of the deployed application, through the client library."""
 
-import itertools
+import contextlib
+import os
+import random
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,16 +17,20 @@ import pytest
 
 from gradshard import Federation
 from gradshard.client.participation import Participation
-from gradshard_core.records.training_state import Invitation
-from tests.e2e.deployed import Deployed
+from gradshard.client.program import Program
+from gradshard.client.training import Training
+from gradshard.deployment.local_engine import Engine
+from gradshard_core.records.training_state import Invitation, TrainingState
 
 pytestmark = pytest.mark.e2e
 
 SECONDS = 240
 """How long a training may take on a busy machine before its test gives up."""
 
+KILLS = 12
+"""Functions that are killed in one training."""
+
 Weights = dict[str, Any]
-COUNTER = itertools.count()
 
 FIRST = {"w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "b": np.zeros(4, np.float32)}
 
@@ -76,9 +86,7 @@ def expected(clients: Sequence[str], rounds: int) -> Weights:
     return model
 
 
-def test_a_training_runs_by_itself_to_the_bits_of_a_loop(
-    federation: Federation, deployed: Deployed
-) -> None:
+def test_a_training_runs_by_itself_to_the_bits_of_a_loop(federation: Federation) -> None:
     clients = ["ann", "bo"]
     federation.model("loop").put(FIRST)
     training = federation.train(
@@ -110,3 +118,90 @@ def test_a_training_runs_by_itself_to_the_bits_of_a_loop(
     assert records["loop-00002"]["metrics"] == {"loss": 0.5}
     assert records["loop-00003-eval"]["metrics"]["accuracy"] == pytest.approx(0.3)
     assert state.dollars > 0
+
+
+def test_a_training_ends_with_the_same_bits_though_functions_are_killed_on_the_way(
+    federation: Federation, engine: Engine
+) -> None:
+    clients = ["ann", "bo", "cy"]
+    federation.model("killed").put(FIRST)
+    training = federation.train(
+        "killed",
+        rounds=4,
+        clients=clients,
+        min_clients=3,
+        server_optimizer={"optimizer": "fedavg", "model": "killed"},
+        evaluate_every=2,
+        poll_seconds=0.2,
+        repeats=20,
+        repeat_after=1,
+        # If all attempts at an update's event are killed, the deadline carries the round.
+        timeout=90,
+    )
+    over, kills, rng = threading.Event(), 0, random.Random(0)  # noqa: S311 - not a secret
+
+    def kill() -> None:
+        nonlocal kills
+        # So many, and then none: on a busy machine nothing gets done between two of them.
+        while kills < KILLS and not over.wait(2):
+            workers = functions_of(engine)
+            if workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rng.choice(workers), signal.SIGKILL)
+                    kills += 1
+
+    killer = threading.Thread(target=kill)
+    with taking_part(federation, "killed", clients):
+        killer.start()
+        try:
+            # A function that dies twice in a row pauses the training.
+            while (state := last_of(training)).status == "paused":
+                training.resume()
+        finally:
+            over.set()
+            killer.join()
+    assert (state.status, state.completed, state.evaluated) == ("ended", 4, 4)
+    assert kills == KILLS
+    model = federation.model("killed").fetch()
+    for name, tensor in expected(clients, 4).items():
+        assert model[name].tobytes() == tensor.tobytes(), name
+
+
+def last_of(training: Training) -> TrainingState:
+    *_, state = training.watch(2 * SECONDS)
+    return state
+
+
+def functions_of(engine: Engine) -> list[int]:
+    """Return the processes that run functions: the engine's children."""
+    children = Path(f"/proc/{engine.pid}/task").glob("*/children")
+    return [int(pid) for path in children for pid in path.read_text().split()]
+
+
+def test_a_program_in_another_language_takes_part(
+    federation: Federation, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import json, shutil\n"
+        "invitation = json.load(open('invitation.json'))\n"
+        "shutil.copy('model.safetensors', 'trained.safetensors')\n"
+        "result = {'samples': 5, 'metrics': {'round': invitation['number']}}\n"
+        "json.dump(result, open('result.json', 'w'))\n"
+    )
+    federation.model("program").put(FIRST)
+    training = federation.train(
+        "program",
+        rounds=1,
+        clients=["ann"],
+        server_optimizer={"optimizer": "fedavg", "model": "program"},
+        evaluate_every=1,
+        poll_seconds=0.2,
+    )
+    runner = Program([sys.executable, str(program)])
+    done = federation.participate("ann", runner.train, runner.evaluate, training="program")
+    assert (done.trained, done.evaluated) == ((1,), (1,))
+    assert [record["metrics"] for record in training.records()] == [{"round": 1}, {"round": 1}]
+    model = federation.model("program").fetch()
+    assert {n: t.tobytes() for n, t in model.items()} == {n: t.tobytes() for n, t in FIRST.items()}
+    assert capfd.readouterr().err == ""

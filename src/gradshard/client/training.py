@@ -24,11 +24,9 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import (
-    MEMBER_SUFFIX,
     TRAININGS,
     RoundKeys,
     TrainingKeys,
-    is_client,
     is_id,
 )
 from gradshard_core.planning.training_spec import OPTIONS, TrainingSpec, parse_training_spec
@@ -40,6 +38,7 @@ from gradshard_core.records.training_state import (
     STOP,
     TrainingState,
     change_state,
+    list_members,
     read_state,
     read_training_spec,
     requested,
@@ -235,9 +234,7 @@ class Training:
         clients = self.spec().clients
         if clients is not None:
             return list(clients)
-        listed = self._stack.store.list_objects(self.keys.members)
-        keys = (entry.key.removeprefix(self.keys.members) for entry in listed)
-        return [name for key in keys if is_client(name := key.removesuffix(MEMBER_SUFFIX))]
+        return list(list_members(self._stack.store, self.keys))
 
     def pause(self, reason: str) -> TrainingState:
         """Pause the training when its current round has ended.

@@ -357,7 +357,7 @@ def test_a_training_waits_for_as_many_as_it_samples_and_then_pauses(machine: Mac
     state = machine.start(rounds=3, sample=2, round={"server_optimizer": "fedavg", "timeout": 600})
     assert state.status == "paused"
     assert state.cause is not None
-    assert state.cause.startswith("1 clients have joined and 2 are needed for a round")
+    assert state.cause.startswith("too few clients have joined: 1, and a round needs 2;")
     machine.training.join("bo")
     assert machine.resume().completed == 3
 

@@ -19,6 +19,7 @@ from gradshard_core.planning.options import (
     WholeNumber,
     option,
 )
+from gradshard_core.planning.spec import DEFAULTS as ROUND_DEFAULTS
 from gradshard_core.planning.spec import RoundSpec, parse_new_spec
 from gradshard_core.planning.training_rules import (
     Budget,
@@ -44,7 +45,11 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
     """Check the options of a training's rounds, all but the clients."""
     if not isinstance(options, Mapping):
         raise SpecError(f"round is {options!r}, not an object with options of a round")
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {
+        name: value
+        for name, value in options.items()
+        if value is not None and value != ROUND_DEFAULTS.get(name)
+    }
     for name in DECIDED:
         if name in given:
             raise SpecError(f"round has {name!r}, which the training decides: leave it out")

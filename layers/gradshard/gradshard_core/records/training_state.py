@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Self
 
 from gradshard_core.errors import TrainingNotFoundError
-from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
 from gradshard_core.planning.training_spec import TrainingSpec, parse_training_spec
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
@@ -173,6 +173,13 @@ def read_training_spec(store: S3Store, keys: TrainingKeys) -> TrainingSpec | Non
 def read_state(store: S3Store, keys: TrainingKeys) -> TrainingState | None:
     """Return how far a training is; None if there is no such training."""
     return store.get_json(keys.state, TrainingState.from_json)
+
+
+def list_members(store: S3Store, keys: TrainingKeys) -> tuple[str, ...]:
+    """List the clients that have joined, sorted; objects with other names are ignored."""
+    listed = (entry.key.removeprefix(keys.members) for entry in store.list_objects(keys.members))
+    names = (key.removesuffix(MEMBER_SUFFIX) for key in listed)
+    return tuple(sorted(name for name in names if is_client(name)))
 
 
 def change_state(

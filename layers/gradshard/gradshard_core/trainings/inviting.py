@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
+from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.planning import training_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.spec import DEFAULT_TIMEOUT, RoundSpec, parse_new_spec
@@ -17,6 +17,7 @@ from gradshard_core.records.training_state import (
     STOP,
     Invitation,
     TrainingState,
+    list_members,
 )
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings import sampling
@@ -51,7 +52,7 @@ def next_round(
             f"ran, whose last version is {state.version}. Resume the training to go on from there",
         )
     state = replace(state, version=current.number, waits_until=None)
-    members = spec.clients if spec.clients is not None else read_members(store, keys)
+    members = spec.clients if spec.clients is not None else list_members(store, keys)
     if len(members) < spec.needed():
         return _gather(spec, state, len(members), now)
     invited, awaited = spec.invited(len(members))
@@ -97,15 +98,6 @@ def evaluation_spec(spec: TrainingSpec, clients: tuple[str, ...], awaited: int) 
     return parse_new_spec(fields)
 
 
-def read_members(store: S3Store, keys: TrainingKeys) -> tuple[str, ...]:
-    """List the clients that have joined, sorted."""
-    names = (
-        entry.key.removeprefix(keys.members).removesuffix(MEMBER_SUFFIX)
-        for entry in store.list_objects(keys.members)
-    )
-    return tuple(sorted(name for name in names if is_client(name)))
-
-
 def _asked_to_end(spec: TrainingSpec, state: TrainingState, now: datetime) -> TrainingState | None:
     """Return the state of a training that does not go on; None if it does."""
     if state.request == STOP:
@@ -128,7 +120,7 @@ def _gather(spec: TrainingSpec, state: TrainingState, members: int, now: datetim
     if (now - datetime.fromisoformat(since)).total_seconds() >= timeout:
         return paused(
             replace(state, gathers_since=None),
-            f"{members} clients have joined and {spec.needed()} are needed for a round; it was "
+            f"too few clients have joined: {members}, and a round needs {spec.needed()}; it was "
             f"waited for {timeout} s. Resume the training when enough have joined",
         )
     until = now + timedelta(seconds=max(spec.poll_seconds, timeout / LOOKS_FOR_MEMBERS))

@@ -1,0 +1,260 @@
+"""``gradshard train`` and ``gradshard join``, against a bucket in memory."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from gradshard.cli import main, options
+from gradshard.client.federation import Federation
+from gradshard.client.model import Model
+from gradshard.client.stack import Execution
+from gradshard.client.training import Training
+from gradshard_core.errors import TrainingExistsError, TrainingFailed, TrainingStateError
+from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.records.training_state import Best, Invitation, TrainingState, read_state
+from gradshard_core.trainings.start_training import start_training
+from tests.unit.fakes import MemoryStack, MemoryStore
+
+NOW = "2026-01-01T00:00:00+00:00"
+START = ("train", "start", "t", "--rounds", "5", "--server-optimizer", "fedavg")
+INVITATION = Invitation("t-00003", 3, 0, False, ("ann", "bo"), 2, 3, {})
+RECORD = {
+    "round_id": "t-00002",
+    "number": 2,
+    "is_evaluation": False,
+    "repetition": 0,
+    "clients": ["ann", "bo"],
+    "contributors": ["ann"],
+    "is_completed": True,
+    "metrics": {"loss": 0.125, "f1": 0.5},
+    "dollars": 0.0007,
+}
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def federation(monkeypatch: pytest.MonkeyPatch) -> Federation:
+    """One whose first function runs as soon as an execution is started."""
+    found = Federation()
+    store = MemoryStore()
+    stack = MemoryStack(store)
+    found.stack = stack
+    Model(stack).put({"w": np.zeros(2, "f4")})
+
+    def start(name: str, payload: str) -> bool:
+        if name in stack.trainings.executions:
+            return False
+        spec = json.loads(payload)
+        stack.trainings.executions[name] = Execution("RUNNING", spec, "", "")
+        stack.trainings.started.append(payload)
+        if "run" not in spec:
+            try:
+                start_training(store, name, spec, started=NOW)
+            except TrainingStateError as error:
+                failed = Execution("FAILED", spec, "TrainingStateError", str(error))
+                stack.trainings.executions[name] = failed
+        return True
+
+    monkeypatch.setattr(stack.trainings, "start", start)
+    monkeypatch.setattr(options, "connect", lambda *_, **__: found)
+    return found
+
+
+@pytest.fixture
+def run(federation: Federation) -> Run:
+    return lambda *arguments: CliRunner().invoke(main, arguments)
+
+
+def change(federation: Federation, **changes: Any) -> TrainingState:
+    keys = TrainingKeys("t")
+    state = replace(federation.training("t").state(), **changes)
+    federation.stack.store.put_json(keys.state, state.to_json())
+    return state
+
+
+def test_a_training_is_started_with_its_options_and_those_of_its_rounds(
+    run: Run, federation: Federation
+) -> None:
+    extra = ("--client", "bo", "--client", "ann", "--timeout", "2m", "--sample", "0.5")
+    budget = ("--budget", '{"dollars": 2}', "--poll-seconds", "500ms", "--over-selection", "0.3")
+    result = run(*START, *extra, *budget)
+    assert result.exit_code != 0
+    assert "'500ms' is not a duration" in result.output
+    result = run(*START, *extra, *budget[:2])
+    assert result.output == "training t has started, with 2 clients\n"
+    assert federation.training("t").spec().to_json() == {
+        "rounds": 5,
+        "round": {"server_optimizer": "fedavg", "timeout": 120},
+        "clients": ["ann", "bo"],
+        "sample": 0.5,
+        "seed": 0,
+        "budget": {"dollars": 2},
+        "poll_seconds": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("train", "start", "t", "--server-optimizer", "fedavg"), "Give --rounds"),
+        (("train", "start", "t", "--rounds", "3"), "Give --server-optimizer"),
+        (("train", "start", "t.u", *START[3:]), "training id 't.u' is not 1 to 40"),
+        ((*START, "--sample", "x"), "'x' is not a number"),
+        ((*START, "--stop", '{"metric": "a"}'), "give at_least or at_most"),
+        (("train", "show", "u"), "there is no training 'u'"),
+        (("train", "pause", "t"), "Missing option '--reason'"),
+    ],
+)
+def test_wrong_options_are_told(run: Run, arguments: tuple[str, ...], why: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code in {1, 2}
+    assert why in result.output
+
+
+def test_starting_again_is_the_same_training_and_with_other_options_an_error(
+    federation: Federation,
+) -> None:
+    options: Any = {"server_optimizer": "fedavg", "clients": ["ann"]}
+    first = federation.train("t", rounds=3, **options)
+    assert federation.train("t", rounds=3, **options).id == first.id
+    with pytest.raises(TrainingExistsError, match="was started before, with other options"):
+        federation.train("t", rounds=4, **options)
+
+
+def test_a_second_training_of_a_model_cannot_be_started(federation: Federation) -> None:
+    federation.train("t", rounds=3, server_optimizer="fedavg")
+    with pytest.raises(TrainingFailed, match="is that of training 't', which is running"):
+        federation.train("u", rounds=3, server_optimizer="fedavg")
+
+
+def test_a_training_is_shown(run: Run, federation: Federation) -> None:
+    run(*START, "--client", "ann", "--client", "bo", "--budget", '{"dollars": 2, "seconds": 60}')
+    best = Best(2, 1, "f1", 0.5)
+    change(federation, invitation=INVITATION, completed=2, best=best, silent={"bo": 3}, dollars=0.5)
+    federation.stack.store.put_json(TrainingKeys("t").record("t-00002"), RECORD)
+    output = run("train", "show", "t").output
+    for text in (
+        *("running", "2 of 5", "version 2: f1 0.5", "$0.5000 of $2.0000"),
+        *("round t-00003, 2 clients invited", "bo (3)", "1 of 2", "0.125", "$0.0007"),
+    ):
+        assert text in output
+    document = json.loads(run("train", "show", "t", "--json").output)
+    assert (document["training"], document["completed"]) == ("t", 2)
+    assert document["rounds"] == [RECORD]
+
+
+def test_trainings_are_listed(run: Run) -> None:
+    assert run("train", "list").output == "there are no trainings\n"
+    run(*START)
+    assert "running" in run("train", "list").output
+    assert run("train", "list", "--status", "ended").output == "no training is ended\n"
+    [entry] = json.loads(run("train", "list", "--json").output)
+    assert (entry["training"], entry["status"]) == ("t", "running")
+
+
+def test_watching_ends_with_the_training_and_says_by_its_code_if_it_paused(
+    run: Run, federation: Federation
+) -> None:
+    run(*START)
+    change(federation, status="ended", cause="over", completed=5)
+    result = run("train", "watch", "t")
+    assert (result.exit_code, result.output) == (0, "ended: 5 rounds completed, $0.0000; over\n")
+    change(federation, status="paused", cause="alone")
+    result = run("train", "watch", "t", "--json")
+    assert result.exit_code == 3
+    assert json.loads(result.output.splitlines()[0])["cause"] == "alone"
+    assert "training 't' has paused: alone" in result.output
+
+
+def test_an_operator_asks_for_a_pause_and_for_the_end(run: Run, federation: Federation) -> None:
+    run(*START)
+    assert "pauses when its round has ended" in run("train", "pause", "t", "--reason", "new").output
+    assert federation.training("t").state().request == "pause"
+    assert "ends when its round" in run("train", "stop", "t", "--reason", "old").output
+    assert (federation.training("t").state().request) == "stop"
+    change(federation, status="paused")
+    assert "has ended" in run("train", "stop", "t", "--reason", "old").output
+    assert federation.training("t").state().cause == "stopped: old"
+    result = run("train", "resume", "t")
+    assert result.exit_code == 1
+    assert "training 't' has ended: stopped: old" in result.output
+    assert "give a reason" in run("train", "stop", "t", "--reason", " ").output
+
+
+def test_resuming_starts_one_further_execution_however_often_it_is_asked_for(
+    run: Run, federation: Federation
+) -> None:
+    run(*START)
+    change(federation, status="paused", step=7, version=4)
+    machine: Any = federation.stack.trainings
+    for _ in range(2):
+        assert run("train", "resume", "t").output == "training t goes on\n"
+    assert [json.loads(payload) for payload in machine.started[1:]] == [
+        {"training": "t", "run": 2, "step": 7}
+    ]
+    state = federation.training("t").state()
+    assert (state.status, state.run, state.version) == ("running", 2, None)
+
+
+def test_a_training_whose_execution_was_stopped_is_resumed(
+    run: Run, federation: Federation
+) -> None:
+    run(*START)
+    machine: Any = federation.stack.trainings
+    machine.executions["t"] = Execution("ABORTED", {}, "", "by hand")
+    assert run("train", "resume", "t").exit_code == 0
+    assert read_state(federation.stack.store, TrainingKeys("t")).run == 2  # type: ignore[union-attr]
+
+
+def test_members_join_and_leave_and_the_end_is_told(federation: Federation) -> None:
+    training = federation.train("t", rounds=3, server_optimizer="fedavg")
+    for _ in range(1000):
+        federation.join("t", "ann")
+    federation.join("t", "state.json")
+    assert training.members() == ["ann", "state.json"]
+    federation.leave("t", "ann")
+    federation.leave("t", "ann")
+    assert training.members() == ["state.json"]
+    change(federation, status="ended", cause="over")
+    with pytest.raises(TrainingStateError, match="has ended: over"):
+        federation.join("t", "ann")
+
+
+def test_removing_is_for_trainings_that_have_ended(federation: Federation) -> None:
+    training: Training = federation.train("t", rounds=3, server_optimizer="fedavg")
+    with pytest.raises(TrainingStateError, match="is running: stop it first"):
+        training.remove()
+    change(federation, status="ended")
+    training.remove()
+    assert list(federation.trainings()) == []
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("import sys; sys.exit(7)", "ended with code 7"),
+        ("pass", "the program did not write result.json"),
+        ("open('result.json', 'w').write('{')", "result.json is not JSON"),
+        ("open('result.json', 'w').write('{}')", "result.json has no samples"),
+        ("open('result.json', 'w').write('3')", "result.json is not {"),
+    ],
+)
+def test_a_program_that_fails_ends_join_with_the_reason(
+    run: Run, federation: Federation, program: str, why: str, tmp_path: Path
+) -> None:
+    run(*START, "--client", "ann")
+    file = tmp_path / "program.py"
+    file.write_text(program)
+    change(federation, invitation=replace(INVITATION, is_evaluation=True, version=1))
+    result = run("join", "t", "ann", "--", sys.executable, str(file))
+    assert result.exit_code == 1
+    assert "ann evaluates for round t-00003" in result.output
+    assert why in result.output

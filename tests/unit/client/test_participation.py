@@ -1,0 +1,283 @@
+"""A client's loop: what it answers, what it survives, and what it does not hide."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradshard.client.federation import Federation
+from gradshard.client.model import Model
+from gradshard.client.participation import participate
+from gradshard.client.training import Training
+from gradshard_core.errors import (
+    StoreError,
+    TrainingNotFoundError,
+    TrainingStateError,
+    UnreadableObjectError,
+    UpdateError,
+)
+from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.planning.training_spec import parse_training_spec
+from gradshard_core.records.training_state import Invitation, TrainingState
+from tests import reference
+from tests.unit.fakes import MemoryStack, MemoryStore
+
+MODEL = {"w": np.arange(4, dtype="f4")}
+SPEC: dict[str, Any] = {
+    "rounds": 9,
+    "clients": ["ann", "bo"],
+    "round": {"server_optimizer": "fedavg"},
+    "poll_seconds": 1,
+}
+NOW = "2026-01-01T00:00:00+00:00"
+
+
+class World:
+    """A training whose rounds the test opens and ends; time passes when the client sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store = MemoryStore()
+        self.stack = MemoryStack(self.store)
+        Model(self.stack).put(MODEL)
+        self.keys = TrainingKeys("t")
+        self.training = Training(self.stack, "t")
+        self.store.put_json(self.keys.spec, {"spec": parse_training_spec(SPEC).to_json()})
+        self.state = TrainingState("running", 1, 0, 1, NOW, NOW)
+        self.show()
+        self.script: list[Callable[[], None]] = []
+        self.slept: list[float] = []
+        self.now = 0.0
+        monkeypatch.setattr(time, "sleep", self._sleep)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept.append(seconds)
+        if self.script:
+            self.script.pop(0)()
+
+    def show(self, **changes: Any) -> None:
+        self.state = replace(self.state, **changes)
+        self.store.put_json(self.keys.state, self.state.to_json())
+
+    def invite(self, number: int, *, is_evaluation: bool = False, opened: bool = True) -> None:
+        name = f"t-{number:05}{'-eval' if is_evaluation else ''}"
+        invitation = Invitation(name, number, 0, is_evaluation, ("ann", "bo"), 2, 1, {"lr": 0.5})
+        self.show(invitation=invitation)
+        if opened:
+            self.open(name, is_evaluation=is_evaluation)
+
+    def open(self, name: str, *, is_evaluation: bool = False) -> None:
+        spec: dict[str, Any] = {"clients": ["ann", "bo"], "min_clients": 1, "timeout": 60}
+        record = {"round": name, "opened_at": NOW, "deadline_at": NOW}
+        if not is_evaluation:
+            spec["server_optimizer"] = {"optimizer": "fedavg", "model": "model"}
+            record["model_version"] = 1  # type: ignore[assignment]
+        self.store.put_json(RoundKeys(name).spec, record | {"spec": spec})
+
+    def end(self) -> None:
+        self.show(status="ended", cause="over", invitation=None)
+
+    def sent(self, name: str) -> Mapping[str, Any]:
+        return reference.decode(self.store.objects[RoundKeys(name).update("ann")])
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def train(model: Mapping[str, Any], invitation: Invitation) -> Any:
+    return {"w": model["w"] + np.float32(invitation.settings["lr"])}, 7, {"loss": 0.25}
+
+
+def evaluate(model: Mapping[str, Any], invitation: Invitation) -> Any:
+    return {"accuracy": float(model["w"].sum()), "n": invitation.number}, 3
+
+
+def test_the_change_and_the_metrics_are_sent_and_the_loop_returns_at_the_end(world: World) -> None:
+    world.invite(1)
+    world.script = [lambda: world.invite(1, is_evaluation=True), lambda: world.invite(2), world.end]
+    done = participate(world.stack, world.training, "ann", train, evaluate)
+    assert (done.trained, done.evaluated, done.state.cause) == ((1, 2), (1,), "over")
+    assert world.sent("t-00001")["w"].tolist() == [0.5] * 4
+    blob = world.store.objects[RoundKeys("t-00001").update("ann")]
+    assert b'"metrics":"{\\"loss\\": 0.25}"' in blob
+    metrics = world.sent("t-00001-eval")
+    assert {name: value.tolist() for name, value in metrics.items()} == {"accuracy": 6.0, "n": 1.0}
+
+
+def test_a_client_that_is_started_again_does_not_train_again(world: World) -> None:
+    world.invite(1)
+    world.script = [world.end]
+    participate(world.stack, world.training, "ann", train)
+    world.show(status="running")
+    world.invite(1)
+    world.script = [world.end]
+    calls: list[int] = []
+
+    def count(model: Any, invitation: Invitation) -> Any:
+        calls.append(invitation.number)
+        return train(model, invitation)
+
+    assert participate(world.stack, world.training, "ann", count).trained == ()
+    assert calls == []
+
+
+def test_a_client_that_is_not_invited_waits(world: World) -> None:
+    world.show(invitation=Invitation("t-00001", 1, 0, False, ("bo",), 1, 1, {}))
+    world.script = [lambda: None, world.end]
+    assert participate(world.stack, world.training, "ann", train).trained == ()
+    assert world.slept == [1, 1]
+
+
+def test_without_evaluate_a_client_sends_nothing_in_evaluations(world: World) -> None:
+    world.invite(1, is_evaluation=True)
+    world.script = [world.end]
+    assert participate(world.stack, world.training, "ann", train).evaluated == ()
+    assert RoundKeys("t-00001-eval").update("ann") not in world.store.objects
+
+
+def test_a_round_that_is_just_being_opened_is_looked_at_again(world: World) -> None:
+    world.invite(1, opened=False)
+    world.script = [lambda: world.open("t-00001"), world.end]
+    assert participate(world.stack, world.training, "ann", train).trained == (1,)
+
+
+def test_a_lost_connection_is_waited_for_and_nothing_is_trained_twice(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.invite(1)
+    world.script = [*[lambda: None] * 3, world.end]
+    calls: list[int] = []
+    failures = [StoreError("rounds/…: EndpointConnectionError")] * 3
+    put = world.store.put_bytes
+
+    def unsteady(key: str, body: bytes, **options: Any) -> bool:
+        if "/updates/" in key and failures:
+            raise failures.pop()
+        return put(key, body, **options)
+
+    monkeypatch.setattr(world.store, "put_bytes", unsteady)
+
+    def count(model: Any, invitation: Invitation) -> Any:
+        calls.append(invitation.number)
+        return train(model, invitation)
+
+    with caplog.at_level(logging.WARNING, "gradshard"):
+        done = participate(world.stack, world.training, "ann", count)
+    assert (done.trained, calls) == ((1,), [1])
+    assert world.slept[:3] == [1, 2, 4]
+    assert caplog.text.count("trying again in") == 3
+
+
+def test_a_connection_that_stays_lost_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost() -> None:
+        raise StoreError("no route")
+
+    monkeypatch.setattr(world.training, "state", lost)
+    with pytest.raises(StoreError, match="no route"):
+        participate(world.stack, world.training, "ann", train, patience=300)
+    assert 200 < world.now <= 300
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UnreadableObjectError("AccessDenied"), StoreError("x: S3 answered AccessDenied: …")],
+)
+def test_what_is_forbidden_is_told_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: StoreError
+) -> None:
+    def forbidden() -> None:
+        raise error
+
+    monkeypatch.setattr(world.training, "spec", forbidden)
+    with pytest.raises(StoreError, match="AccessDenied"):
+        participate(world.stack, world.training, "ann", train)
+    assert world.slept == []
+
+
+@pytest.mark.parametrize(
+    ("trained", "why"),
+    [
+        ({"w": np.zeros(3, "f4")}, r"tensor 'w' is F32 \[3\] after training, and F32 \[4\] in the"),
+        ({"w": np.zeros(4)}, r"tensor 'w' is F64 \[4\] after training, and F32 \[4\] in the model"),
+        ({"v": np.zeros(4)}, "tensor 'v' is not in the model"),
+        ({}, "one element|no element|missing"),
+        ({"w": np.full(4, np.nan, "f4")}, "NaN or an infinity at element 0; nothing was sent"),
+    ],
+)
+def test_an_update_that_cannot_be_averaged_ends_the_loop_with_the_reason(
+    world: World, trained: Any, why: str
+) -> None:
+    world.invite(1)
+    with pytest.raises(UpdateError, match=why):
+        participate(world.stack, world.training, "ann", lambda _m, _i: (trained, 1))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "why"),
+    [
+        ({"loss": float("nan")}, "metric 'loss' is 'nan', not a finite number"),
+        ({"loss": "low"}, "metric 'loss' is 'low', not a finite number"),
+        ({f"m{n}": n for n in range(33)}, "33 metrics, over 32"),
+        ({"": 1}, "metric '' is not 1 to 64"),
+    ],
+)
+def test_bad_metrics_end_the_loop_before_anything_is_sent(
+    world: World, metrics: Any, why: str
+) -> None:
+    world.invite(1)
+    with pytest.raises(UpdateError, match=why):
+        participate(world.stack, world.training, "ann", lambda m, i: (*train(m, i)[:2], metrics))
+    assert RoundKeys("t-00001").update("ann") not in world.store.objects
+    world.invite(1, is_evaluation=True)
+    with pytest.raises(UpdateError, match=why):
+        participate(world.stack, world.training, "ann", train, lambda _m, _i: (metrics, 1))
+
+
+def test_training_may_change_the_arrays_that_it_gets(world: World) -> None:
+    def in_place(model: dict[str, Any], _: Invitation) -> Any:
+        model["w"] += 2
+        return model, 1
+
+    world.invite(1)
+    world.script = [world.end]
+    participate(world.stack, world.training, "ann", in_place)
+    assert world.sent("t-00001")["w"].tolist() == [2] * 4
+
+
+def test_who_is_not_in_the_list_is_told(world: World) -> None:
+    with pytest.raises(TrainingStateError, match="fixed list of clients, without 'eve': ann, bo"):
+        participate(world.stack, world.training, "eve", train)
+
+
+def test_a_training_that_is_not_there_is_told() -> None:
+    stack = MemoryStack(MemoryStore())
+    with pytest.raises(TrainingNotFoundError, match="there is no training 'u'"):
+        participate(stack, Training(stack, "u"), "ann", train)
+
+
+def test_the_only_training_need_not_be_named(world: World) -> None:
+    federation = Federation()
+    federation.stack = world.stack
+    world.invite(1)
+    world.script = [world.end]
+    assert federation.participate("ann", train).trained == (1,)
+    with pytest.raises(TrainingStateError, match="those that have not ended are none"):
+        federation.participate("ann", train)
+
+
+def test_models_are_sent_whole_where_the_optimizer_wants_them(world: World) -> None:
+    spec = {**SPEC, "round": {"server_optimizer": {"optimizer": "fedavg", "updates": "models"}}}
+    world.store.put_json(world.keys.spec, {"spec": parse_training_spec(spec).to_json()})
+    world.invite(1)
+    world.script = [world.end]
+    participate(world.stack, world.training, "ann", train)
+    assert world.sent("t-00001")["w"].tolist() == [0.5, 1.5, 2.5, 3.5]
