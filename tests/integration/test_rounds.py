@@ -608,5 +608,6 @@ def test_the_result_tells_by_what_it_can_be_checked(
     source = round_.store.head(round_.keys.result)
     assert source is not None
     body: Any = round_.store.get_body(source, 0, 1)
+    body.close()
     assert len(body.parts) == shards
     assert has_digest(io.BytesIO(round_.result()), source.etag, body.parts)
