@@ -84,6 +84,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     environment |= {
         "PATH": "/usr/bin:/bin",
         "XDG_CACHE_HOME": str(top / "cache"),
+        "XDG_DATA_HOME": str(top / "data"),
         "XDG_CONFIG_HOME": str(top / "config"),
         "NO_PROXY": "127.0.0.1,localhost",
         "SAM_CLI_TELEMETRY": "0",

@@ -21,6 +21,7 @@ import pytest
 from botocore.config import Config
 from safetensors.numpy import save_file
 
+from gradshard import Federation
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.s3.sigv4 import sign
@@ -37,7 +38,7 @@ CLEAN = {
 
 def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command with no settings of AWS's, but for those given."""
-    cache = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+    cache = {name: os.environ[name] for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME")}
     return subprocess.run(
         [COMMAND, *map(str, arguments)],
         env=CLEAN | cache | variables,
@@ -130,7 +131,7 @@ def test_the_printed_commands_work(engine: Engine) -> None:
     assert line, up
     said("open", "as-said", "--client", "a", *options[1].split())
     path = {"PATH": f"{COMMAND.parent}:{CLEAN['PATH']}"}
-    cache = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+    cache = {name: os.environ[name] for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME")}
     shell = subprocess.run(
         ["bash", "-c", f"{line[1]} && gradshard show as-said && env"],
         env=CLEAN | path | cache,
@@ -168,7 +169,8 @@ def test_the_help_warns_of_the_exposed_address(tmp_path: Path) -> None:
 def test_up_deploys_again_after_a_reset_and_after_a_kill(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     own = local_engine.up(0, owner=os.getpid())
     at = ("--local", "--port", own.port)
     try:
@@ -197,3 +199,55 @@ def test_an_unknown_key_is_answered_with_advice(engine: Engine) -> None:
     client = session.client("cloudformation", config=Config(proxies={}))
     with pytest.raises(client.exceptions.ClientError, match="gradshard local env"):
         client.describe_stacks()
+
+
+def test_rounds_survive_down_up_and_a_kill(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    own = local_engine.up(0)
+
+    def federation() -> Federation:
+        return Federation(local=True, port=own.port)
+
+    try:
+        submitted = np.arange(1_000_000, dtype="f4")
+        round_ = federation().open_round("kept", clients=["a"], timeout=600)
+        round_.submit("a", {"w": submitted}, samples=1)
+        round_.wait(240)
+        assert local_engine.down(own.port)
+        local_engine.up(own.port)
+        assert np.array_equal(federation().round("kept").fetch()["w"], submitted)
+        assert "kept" in said("list", "--local", "--port", own.port)
+        # And rounds go on.
+        following = federation().open_round("following", clients=["a"], timeout=600)
+        following.submit("a", {"w": submitted}, samples=1)
+        following.wait(240)
+
+        pid = local_engine.status(own.port).pid
+        assert pid
+        os.killpg(pid, signal.SIGKILL)
+        while local_engine.status(own.port).running:
+            time.sleep(0.05)
+        local_engine.up(own.port)
+        assert np.array_equal(federation().round("following").fetch()["w"], submitted)
+    finally:
+        local_engine.down(own.port, delete=True)
+    assert not own.kept.exists()
+
+
+def test_an_ephemeral_engine_keeps_nothing(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    own = local_engine.up(0, ephemeral=True)
+    try:
+        said("open", "gone", "--client", "a", "--local", "--port", own.port)
+        assert not own.kept.exists()
+        local_engine.up(own.port)
+    finally:
+        local_engine.down(own.port)
+    assert not own.folder.exists()
+    local_engine.down(own.port)

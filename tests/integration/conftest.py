@@ -31,7 +31,7 @@ def as_clients_do(store: S3Store) -> ClientStore:
 
 @pytest.fixture(scope="module", autouse=True)
 def _emptied() -> Iterator[None]:
-    """Empty the buckets after each module: the engine holds objects in memory."""
+    """Empty the buckets after each module, or the disk fills."""
     yield
     for bucket in BUCKETS:
         bucket.delete_versions("")

@@ -610,5 +610,6 @@ def test_the_result_has_the_metadata_to_check_it(
     source = round_.store.head(round_.keys.result)
     assert source is not None
     body: Any = round_.store.get_body(source, 0, 1)
+    body.close()
     assert len(body.parts) == shards
     assert has_digest(io.BytesIO(round_.result()), source.etag, body.parts)

@@ -110,13 +110,17 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     monkeypatch.setattr("time.sleep", lambda _: None)
-    aws_json._requests.cache_clear()
+    forget_services()
     yield recorder
+    forget_services()
+    recorder.server.shutdown()
+    recorder.server.server_close()
+
+
+def forget_services() -> None:
     for service in (aws_json.STEP_FUNCTIONS, aws_json.EVENT_BRIDGE, aws_json.SCHEDULER):
         aws_json._requests(service).close()
     aws_json._requests.cache_clear()
-    recorder.server.shutdown()
-    recorder.server.server_close()
 
 
 @pytest.fixture
@@ -295,7 +299,7 @@ def test_a_request_is_the_one_that_boto3_sends(
 def test_at_aws_the_bucket_is_in_the_host(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "")  # as the template does on AWS
     transport = HttpTransport("b", "b.s3.eu-central-1.amazonaws.com")
     assert (transport.path("k/a"), transport._root) == ("/k/a", "/")
     assert transport.requests._tls is not None
@@ -587,7 +591,7 @@ class TestServices:
         name: Any,
         region: str,
     ) -> None:
-        monkeypatch.delenv("AWS_ENDPOINT_URL")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "")  # as the template does on AWS
         monkeypatch.setenv("AWS_REGION", region)
         suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
         monkeypatch.setenv("GRADSHARD_URL_SUFFIX", suffix)

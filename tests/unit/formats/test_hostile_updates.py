@@ -21,8 +21,8 @@ WORDS = [
     for line in (SEEDS / "words.txt").read_text().splitlines()
 ]
 
-# Of the functions that read headers, 512 MB: what is left beside the interpreter and boto3.
-ROOM_MB = 512 - 100
+# Of the functions that read headers, 472 MB: what is left beside the interpreter and numpy.
+ROOM_MB = 472 - 60
 CLIENTS = {"keys, as many as are read": "20"}
 """Of the worst, more than there are threads that read: each may keep what one header took."""
 CHECK = """

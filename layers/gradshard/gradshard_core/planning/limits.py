@@ -58,21 +58,21 @@ ROUND_OVERHEAD_SECONDS: Final = 1.5
 # Assumed: from the end of a level's last task to the start of the next level's first.
 LEVEL_OVERHEAD_SECONDS: Final = 0.3
 # Assumed: 0.3 s of each of the small functions, at the template's memory sizes.
-COLLECT_GB_SECONDS: Final = 0.5 * 0.3
-ROUND_GB_SECONDS: Final = (0.25 + 0.5 + 0.25) * 0.3  # open_round, plan_round, finalize_round
+COLLECT_GB_SECONDS: Final = 472 / 1024 * 0.3
+ROUND_GB_SECONDS: Final = (256 + 472 + 256) / 1024 * 0.3  # open_round, plan_round, finalize_round
 
 # What Lambda does before a cold start's first invocation, which is billed as that is: since
 # 2025-08-01 for functions of .zip files, too,
 # https://aws.amazon.com/blogs/compute/aws-lambda-standardizes-billing-for-init-phase (2026-11).
 # Importing the handler, at the processor's share that the memory gives: aggregate_shard's 0.13
-# CPU-seconds and plan_round's 0.44, the small functions' most (docs/performance.md). Assumed:
+# CPU-seconds and plan_round's 0.18, the small functions' most (docs/performance.md). Assumed:
 # 0.1 s of the runtime's own.
 RUNTIME_INIT_SECONDS: Final = 0.1
 TASK_INIT_CPU_SECONDS: Final = 0.13
-SMALL_INIT_CPU_SECONDS: Final = 0.44
+SMALL_INIT_CPU_SECONDS: Final = 0.18
 # Of the functions around a round that start cold: open_round, plan_round, finalize_round, and
 # collect_update, once for the arrivals and once for the deadline.
-SMALL_MEMORIES_MB: Final = (256, 512, 256, 512, 512)
+SMALL_MEMORIES_MB: Final = (256, 472, 256, 472, 472)
 
 # CPU seconds per GB of client bytes of a whole task over HTTPS, 1.15 to 1.26 in docs/performance.md
 # (make bench, 2-core x86-64 machine, 2026-11).

@@ -303,8 +303,12 @@ class HttpRequests:
 
 
 def endpoint_url(service: str) -> str | None:
-    """Return the URL that the environment gives for a service, as it does for boto3."""
-    return os.environ.get(f"AWS_ENDPOINT_URL_{service}") or os.environ.get("AWS_ENDPOINT_URL")
+    """Return the URL that the environment gives for a service, as it does for boto3.
+
+    An empty one is none: the template's ``EndpointUrl`` is empty on AWS.
+    """
+    given = os.environ.get(f"AWS_ENDPOINT_URL_{service}") or os.environ.get("AWS_ENDPOINT_URL")
+    return given or None
 
 
 @cache

@@ -140,7 +140,8 @@ class S3Store(MultipartUploads, JsonReads):
     def get_range(self, source: ObjectVersion, start: int, end: int) -> bytes:
         """Read bytes [start, end) of an object version."""
         data = bytearray(end - start)
-        RangeStream(self, source, [(start, end)]).read_into(memoryview(data))
+        with contextlib.closing(RangeStream(self, source, [(start, end)])) as stream:
+            stream.read_into(memoryview(data))
         return bytes(data)
 
     def get_bytes(self, key: str) -> bytes | None:

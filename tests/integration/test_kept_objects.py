@@ -1,0 +1,186 @@
+"""The local engine's objects on disk: what is read is what was sent, and memory stays small."""
+
+import contextlib
+import hashlib
+import io
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from gradshard.deployment.engine_bodies import LARGE_BYTES, Spool, StoredBody
+from gradshard.deployment.local_engine import Engine
+from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.streams import RangeStream
+from gradshard_core.units import MIB
+from tests.integration.conftest import as_clients_do
+
+BUCKET = "kept"
+PART = os.urandom(32 * MIB)
+
+
+@pytest.fixture(scope="module")
+def s3(engine: Engine) -> Iterator[Any]:
+    client = boto3.client("s3")
+    client.create_bucket(Bucket=BUCKET)
+    client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+    yield client
+    for page in client.get_paginator("list_object_versions").paginate(Bucket=BUCKET):
+        for found in [*page.get("Versions", []), *page.get("DeleteMarkers", [])]:
+            client.delete_object(Bucket=BUCKET, Key=found["Key"], VersionId=found["VersionId"])
+    client.close()
+
+
+def put(s3: Any, key: str, body: bytes) -> str:
+    version: str = s3.put_object(Bucket=BUCKET, Key=key, Body=body)["VersionId"]
+    return version
+
+
+def get(s3: Any, key: str, **more: Any) -> bytes:
+    body: bytes = s3.get_object(Bucket=BUCKET, Key=key, **more)["Body"].read()
+    return body
+
+
+@pytest.mark.parametrize("nbytes", [0, 10, LARGE_BYTES - 1, LARGE_BYTES, 3 * LARGE_BYTES + 1])
+def test_every_version_is_read_as_it_was_sent(s3: Any, nbytes: int) -> None:
+    key, bodies = f"v/{nbytes}", [os.urandom(nbytes) for _ in range(3)]
+    versions = [put(s3, key, body) for body in bodies]
+    s3.delete_object(Bucket=BUCKET, Key=key)
+    versions.append(put(s3, key, b"now"))
+    for version, body in zip(versions, [*bodies, b"now"], strict=True):
+        assert get(s3, key, VersionId=version) == body
+        if nbytes and body != b"now":
+            low, high = nbytes // 3, nbytes // 2
+            ranged = get(s3, key, VersionId=version, Range=f"bytes={low}-{high}")
+            assert ranged == body[low : high + 1]
+    # Of the one that is uncovered, too.
+    s3.delete_object(Bucket=BUCKET, Key=key, VersionId=versions[-1])
+    [marker] = s3.list_object_versions(Bucket=BUCKET, Prefix=key)["DeleteMarkers"]
+    s3.delete_object(Bucket=BUCKET, Key=key, VersionId=marker["VersionId"])
+    assert get(s3, key) == bodies[-1]
+
+
+def test_etags_and_checksums_are_those_of_the_bytes(s3: Any) -> None:
+    answer = s3.put_object(Bucket=BUCKET, Key="e", Body=PART, ChecksumAlgorithm="SHA256")
+    assert answer["ETag"] == f'"{hashlib.md5(PART, usedforsecurity=False).hexdigest()}"'
+    with pytest.raises(s3.exceptions.ClientError, match=r"BadDigest|InvalidDigest"):
+        s3.put_object(Bucket=BUCKET, Key="e", Body=PART, ContentMD5="A" * 22 + "==")
+    assert get(s3, "e") == PART
+
+
+def test_an_upload_in_parts_is_joined(s3: Any, store: S3Store) -> None:
+    sender = as_clients_do(store)
+    pieces = [PART[: 6 * MIB], PART[: 5 * MIB], b"end"]
+    upload = store.create_upload("k/joined")
+    parts = [
+        sender.upload_part("k/joined", upload, number, io.BytesIO(piece), len(piece))
+        for number, piece in enumerate(pieces, 1)
+    ]
+    store.complete_upload("k/joined", upload, parts)
+    whole = b"".join(pieces)
+    assert store.get_bytes("k/joined") == whole
+    found = store.head("k/joined")
+    assert found is not None
+    digests = b"".join(hashlib.md5(piece, usedforsecurity=False).digest() for piece in pieces)
+    expected = hashlib.md5(digests, usedforsecurity=False).hexdigest()
+    assert (found.nbytes, found.etag) == (len(whole), f'"{expected}-3"')
+    sender.close()
+
+
+def test_a_body_that_breaks_off_is_no_object(s3: Any, engine: Engine) -> None:
+    class Breaking(io.RawIOBase):
+        def __init__(self) -> None:
+            self.left = 2 * LARGE_BYTES
+
+        def read(self, count: int = -1) -> bytes:
+            if not self.left:
+                raise OSError("the line is cut")
+            count = min(count, self.left)
+            self.left -= count
+            return bytes(count)
+
+    with pytest.raises(OSError, match="the line is cut"):
+        s3.put_object(Bucket=BUCKET, Key="cut", Body=Breaking(), ContentLength=4 * LARGE_BYTES)
+    assert "Contents" not in s3.list_objects_v2(Bucket=BUCKET, Prefix="cut")
+    arriving = engine.kept / "arriving"
+    give_up = time.monotonic() + 20
+    while any(arriving.iterdir()) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert not any(arriving.iterdir())
+
+
+def anonymous_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text().split()
+    return int(status[status.index("RssAnon:") + 1]) / 1024
+
+
+@contextlib.contextmanager
+def watched(pid: int, peaks: list[float]) -> Iterator[None]:
+    """Note the peak of a process's own memory; pages of files the kernel takes back."""
+    ended = threading.Event()
+    peaks.append(anonymous_mib(pid))
+
+    def look() -> None:
+        while not ended.wait(0.02):
+            peaks[0] = max(peaks[0], anonymous_mib(pid))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_memory_does_not_grow_with_the_objects(s3: Any, store: S3Store, engine: Engine) -> None:
+    """Half a GiB is stored, and all of it is read at once by readers that wait for each other."""
+    assert engine.pid is not None
+    sender, peaks = as_clients_do(store), list[float]()
+    before = anonymous_mib(engine.pid)
+    with watched(engine.pid, peaks):
+        for name in "abcd":
+            key = f"k/large-{name}"
+            upload = store.create_upload(key)
+            parts = [
+                sender.upload_part(key, upload, number, io.BytesIO(PART), len(PART))
+                for number in range(1, 5)
+            ]
+            store.complete_upload(key, upload, parts)
+        sources = [store.head(f"k/large-{name}") for name in "abcd"]
+        found = [source for source in sources if source is not None]
+        streams = [RangeStream(store, source, [(0, source.nbytes)]) for source in found]
+        for stream in streams:
+            stream.open()
+        piece = memoryview(bytearray(MIB))
+        for start in range(0, 128 * MIB, MIB):
+            for stream in streams:
+                stream.read_into(piece)
+                assert piece == PART[start % len(PART) : start % len(PART) + MIB]
+        for stream in streams:
+            stream.close()
+    sender.close()
+    assert max(peaks) - before < 64
+
+
+def test_slices_of_a_body_are_its_bytes(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    data = os.urandom(LARGE_BYTES + 7)
+    body = spool.append(spool.append(spool.new(), data[:100]), data[100:])
+    assert (len(body), bytes(body)) == (len(data), data)
+    assert bytes(body[10:]) == data[10:]
+    assert bytes(body[10:-5][3:]) == data[13:-5]
+    assert bytes(body[5:2]) == b""
+    assert b"".join([body[:4], body[4:]]) == data
+    joined = spool.join([body[1:5], b"xy", body])
+    assert bytes(joined) == data[1:5] + b"xy" + data
+    assert hashlib.sha256(joined).digest() == hashlib.sha256(data[1:5] + b"xy" + data).digest()
+    assert isinstance(body[1:2], StoredBody)
+    assert (body.own_path is not None, body[1:].own_path) == (True, None)
+    del body, joined
+    assert not any((tmp_path / "spool").iterdir())
