@@ -22,6 +22,7 @@ from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.formats.codecs.topk import UNIT, TopK
 from gradshard_core.planning import limits, memory_projection, planner
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
@@ -169,6 +170,7 @@ def _workload(spec: RoundSpec, nbytes: int, clients: int, codec: str | None) -> 
         plan_bytes=memory_projection.plan_bytes(clients),
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         stored_bytes=stored,
+        unit_bytes=CODECS[codec].stored_bytes(UNIT) if codec == TopK.name else 0,
     )
 
 

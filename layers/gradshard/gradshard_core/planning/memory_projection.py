@@ -45,8 +45,11 @@ POSITION_BYTES: Final = 300
 DECODING_BYTES: Final = 2 * MIB
 """Buffers of :mod:`gradshard_core.aggregation.decoding`, temporary arrays, and a codec's table."""
 
-UNIT_BYTES: Final = 1024
-"""The unit of an input that is decoded, with its objects."""
+BLOCK_BYTES: Final = 1024
+"""The unit of blocks of an input that is being decoded, with its objects."""
+
+UNIT_FACTOR: Final = 3
+"""The memory of a unit of entries, with its indices in 64 bits, divided by its stored size."""
 
 STEP_BYTES: Final = 12 * STEP_ELEMENTS * 8
 """An optimizer's step: model, update, old and new state and temporaries, at most twelve arrays of
@@ -79,6 +82,7 @@ def project_memory(
     *,
     is_disordered: bool = False,
     is_compressed: bool = False,
+    unit_bytes: int = 0,
 ) -> float:
     """Return an upper bound of a task's peak memory in MB.
 
@@ -96,7 +100,7 @@ def project_memory(
     - *gathered*: if tensors are in another order, a block of an input, the slice that was read for
       it, and the positions of its stretches;
     - *decoding*: if updates are compressed, the buffers and tables of the codecs, and a unit of
-      each input.
+      each input and of one more that is being read.
 
     It depends neither on the update's size nor on M.
     """
@@ -109,7 +113,8 @@ def project_memory(
     gathered = gathered_bytes(depth) + SLICE_BYTES + POSITION_BYTES * GROUPED
     buffers = arithmetic + streams + step + PLAN_FACTOR * plan_bytes
     buffers += gathered if is_disordered else 0
-    buffers += DECODING_BYTES + UNIT_BYTES * inputs if is_compressed else 0
+    if is_compressed:
+        buffers += DECODING_BYTES + (inputs + 1) * (BLOCK_BYTES + UNIT_FACTOR * unit_bytes)
     return RESIDENT_MB + RUNTIME_MB + buffers / MIB
 
 
@@ -122,4 +127,5 @@ def needed_memory(load: Workload) -> float:
         load.models,
         is_disordered=load.is_disordered,
         is_compressed=load.stored_bytes is not None,
+        unit_bytes=load.unit_bytes,
     )
