@@ -48,6 +48,47 @@ def decode_tensor(codec: str, units: Array, dtype: str, shape: Sequence[int]) ->
         return elements.astype(NUMPY[dtype]).reshape(shape)
 
 
+UNIT, CHUNK = 262_144, 65_536
+
+
+def decode_entries(stored: bytes, dtype: str, shape: Sequence[int], units: Sequence[int]) -> Array:
+    """Return a tensor from its units of entries, whose sizes are given."""
+    elements = np.zeros(math.prod(shape), NUMPY[dtype])
+    size = elements.itemsize
+    for number, nbytes in enumerate(units):
+        unit, stored = stored[:nbytes], stored[nbytes:]
+        out = elements[number * UNIT : (number + 1) * UNIT]
+        chunks = -(-len(out) // CHUNK)
+        counts = struct.unpack(f"<{chunks}I", unit[: 4 * chunks])
+        total = (nbytes - 4 * chunks) // (2 + size)
+        indices = struct.unpack(f"<{total}H", unit[4 * chunks : 4 * chunks + 2 * total])
+        values = np.frombuffer(unit[4 * chunks + 2 * total :], NUMPY[dtype])
+        places = [chunk * CHUNK for chunk, count in enumerate(counts) for _ in range(count)]
+        places = [place + index for place, index in zip(places, indices, strict=False)]
+        is_good = sum(counts) == total and all(
+            a < b for a, b in zip([-1, *places], [*places, len(out)], strict=True)
+        )
+        if is_good:
+            out[places] = values
+        else:
+            out[:] = math.nan
+    return elements.reshape(shape)
+
+
+def random_entries(rng: np.random.Generator, tensor: Array, fraction: float) -> list[bytes]:
+    """Return units with random entries, at most one for eight elements of a unit."""
+    units = []
+    for start in range(0, tensor.size, UNIT):
+        length = min(UNIT, tensor.size - start)
+        count = rng.binomial(max(1, length // 8), min(1, 8 * fraction))
+        places = np.sort(rng.choice(length, count, replace=False))
+        counts = np.bincount(places // CHUNK, minlength=-(-length // CHUNK))
+        values = (rng.standard_normal(count) * 1e3).astype(tensor.dtype)
+        pieces = (counts.astype("<u4"), (places % CHUNK).astype("<u2"), values)
+        units.append(b"".join(piece.tobytes() for piece in pieces))
+    return units
+
+
 def rows_of(tensor: Array) -> int:
     return -(-tensor.size // BLOCK)
 
@@ -55,7 +96,7 @@ def rows_of(tensor: Array) -> int:
 def write(
     codec: str,
     tensors: Mapping[str, Array],
-    units: Mapping[str, Array],
+    units: Mapping[str, Array | list[bytes]],
     metadata: Mapping[str, str],
     order: Collection[str] = (),
 ) -> bytes:
@@ -66,7 +107,8 @@ def write(
     header: dict[str, object] = {}
     data = b""
     for name in order or tensors:
-        stored = units.get(name, tensors[name])
+        given = units.get(name, tensors[name])
+        stored = np.frombuffer(b"".join(given), "u1") if isinstance(given, list) else given
         raw = np.ascontiguousarray(stored).tobytes()
         header[name] = {
             "dtype": NAMES[stored.dtype],
@@ -74,10 +116,13 @@ def write(
             "data_offsets": [len(data), len(data) + len(raw)],
         }
         data += raw
-    encoded = {
+    encoded: dict[str, dict[str, object]] = {
         name: {"dtype": NAMES[tensors[name].dtype], "shape": list(tensors[name].shape)}
         for name in units
     }
+    for name, given in units.items():
+        if isinstance(given, list):
+            encoded[name]["units"] = [len(unit) for unit in given]
     header["__metadata__"] = {**metadata, "codec": codec, "encoded": json.dumps(encoded)}
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
@@ -93,7 +138,9 @@ def read(blob: bytes) -> dict[str, Array]:
     for name, entry in header.items():
         start, end = entry["data_offsets"]
         stored = np.frombuffer(data[start:end], NUMPY[entry["dtype"]]).reshape(entry["shape"])
-        if name in encoded:
+        if name in encoded and metadata["codec"] == "topk":
+            stored = decode_entries(stored.tobytes(), **encoded[name])
+        elif name in encoded:
             stored = decode_tensor(metadata["codec"], stored, **encoded[name])
         tensors[name] = stored
     return tensors

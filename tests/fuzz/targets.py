@@ -16,6 +16,7 @@ import numpy as np
 from gradshard.client.tickets import NOT_A_TICKET, parse_ticket
 from gradshard_core.aggregation.decoding import DecodedSource, Desk
 from gradshard_core.errors import PlanError, SpecError, UpdateError
+from gradshard_core.formats.codecs.block import BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.encoded import (
     ENCODED_KEY,
@@ -154,15 +155,16 @@ def ticket(data: bytes) -> None:
 
 def units(data: bytes) -> None:
     """Units of a codec, which the first byte names; they are read in two pieces."""
-    codec = list(CODECS.values())[data[0] % len(CODECS)] if data else CODECS["int8"]
+    codecs = [codec for codec in CODECS.values() if isinstance(codec, BlockCodec)]
+    codec = codecs[data[0] % len(codecs)] if data else codecs[0]
     rows = (len(data) - 1) // codec.unit_bytes
     if rows < 1:
         return
     stored = np.frombuffer(data, np.uint8, rows * codec.unit_bytes, 1)
-    elements = 32 * rows - data[0] // len(CODECS) % 32
+    elements = 32 * rows - data[0] // len(codecs) % 32
     out = bytearray(4 * elements)
     layout = Layout.pack([("w", "F32", (elements,))])
-    encoded = encode_layout(layout, codec.name, frozenset("w"))
+    encoded = encode_layout(layout, codec.name, {"w": ()})
     runs = layout.runs_in(encoded, 0)
     assert isinstance(runs, EncodedRuns)
     [(start, end)] = runs.ranges(0, layout.nbytes)

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from tests import compressed, reference
-from tests.compressed import UNIT_BYTES, rows_of
+from tests.compressed import UNIT_BYTES, random_entries, rows_of
 
 HERE = Path(__file__).parent
 SCALES = [1e30, 1.5, -0.75, 0.0, 2.0**-126, 2.0**-133]
@@ -39,12 +39,35 @@ def vector(codec: str) -> bytes:
     return compressed.write(codec, tensors, units, {"num_samples": "1"})
 
 
+def entries() -> bytes:
+    """Return an update whose tensors are in units of entries."""
+    rng = np.random.default_rng(42)
+    tensors = {
+        "two.units": np.zeros((3, 87_400), "f4"),
+        "narrow": np.zeros(200, ml_dtypes.bfloat16),
+        "none": np.zeros(9, "f4"),
+        "plain": np.array([0.5, -1, 2], "f4"),
+    }
+    units = {
+        "two.units": random_entries(rng, tensors["two.units"], 0.0002),
+        "narrow": random_entries(rng, tensors["narrow"], 0.05),
+        "none": [bytes(4)],
+    }
+    return compressed.write("topk", tensors, units, {"num_samples": "1"})
+
+
 def write() -> None:
     """Write all files."""
-    for codec in UNIT_BYTES:
-        blob = vector(codec)
+    for codec in (*UNIT_BYTES, "topk"):
+        blob = vector(codec) if codec in UNIT_BYTES else entries()
         (HERE / f"{codec}.safetensors").write_bytes(blob)
-        decoded = reference.encode(compressed.read(blob), {"num_samples": "1"})
+        tensors = compressed.read(blob)
+        if codec == "topk":  # The elements that are not zero: a million zeros are no vector.
+            tensors = {name: t for name, t in tensors.items() if t.size < 1000} | {
+                "two.units.places": np.flatnonzero(tensors["two.units"]),
+                "two.units.values": tensors["two.units"][tensors["two.units"] != 0],
+            }
+        decoded = reference.encode(tensors, {"num_samples": "1"})
         (HERE / f"{codec}.decoded.safetensors").write_bytes(decoded)
 
 

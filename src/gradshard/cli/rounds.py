@@ -21,6 +21,7 @@ from gradshard.cli.ticket import load, named
 from gradshard.cli.values import DurationType
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.formats.codecs.topk import USUAL_FRACTION
 from gradshard_core.planning.spec import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
@@ -99,6 +100,13 @@ def open_(
     type=click.Choice(list(CODECS)),
     help="Compress the update, which loses some precision; the round must take the codec.",
 )
+@option(
+    "--codec-fraction",
+    type=float,
+    metavar="X",
+    help="Fraction of the elements that the codec topk keeps.",
+    default_text=str(USUAL_FRACTION),
+)
 @click.option(
     "--codec-seed",
     type=click.IntRange(0),
@@ -149,6 +157,7 @@ def submit(
     samples: int | None,
     is_partial: bool,
     codec: str | None,
+    codec_fraction: float | None,
     codec_seed: int | None,
     residual: Path | None,
     ticket: Path | None,
@@ -162,7 +171,7 @@ def submit(
     if len(arguments) != 3 and not (ticket and len(arguments) == 1):
         raise click.UsageError("Give ROUND, CLIENT and FILE, or FILE and a --ticket.")
     *given, path = arguments
-    compression = _compression(codec, codec_seed, residual)
+    compression = _compression(codec, codec_fraction, codec_seed, residual)
     if ticket:
         loaded = load(ticket, *given)
         name, client = loaded.id, loaded.client
@@ -197,16 +206,25 @@ def submit(
     confirm(f"{text}; it replaces the update sent before" if has_replaced else text)
 
 
-def _compression(codec: str | None, seed: int | None, path: Path | None) -> "Compression | None":
+def _compression(
+    codec: str | None, fraction: float | None, seed: int | None, path: Path | None
+) -> "Compression | None":
     """Return how an update is compressed; None if it is not."""
     if codec is None:
-        if seed is not None or path is not None:
-            raise click.UsageError("Give a --codec with --codec-seed and --residual.")
+        if (fraction, seed, path) != (None, None, None):
+            raise click.UsageError(
+                "Give a --codec with --codec-fraction, --codec-seed and --residual."
+            )
         return None
     from gradshard.client.compression import Compression
     from gradshard.client.residual import Residual
 
-    return Compression(codec, seed=seed, residual=None if path is None else Residual(path))
+    return Compression(
+        codec,
+        seed=seed,
+        fraction=USUAL_FRACTION if fraction is None else fraction,
+        residual=None if path is None else Residual(path),
+    )
 
 
 @click.command()

@@ -6,10 +6,11 @@ stochastic. So any part of an update can be encoded at any time, with the same b
 
 import itertools
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
@@ -20,8 +21,9 @@ from gradshard.client.upload_source import Content, header_bytes
 from gradshard_core.aggregation import arithmetic, buffers
 from gradshard_core.aggregation.decoding import DecodedSource, Desk
 from gradshard_core.errors import UpdateError
-from gradshard_core.formats.codecs.block import BLOCK
+from gradshard_core.formats.codecs.block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS, codec_named, list_names
+from gradshard_core.formats.codecs.topk import MOST, USUAL_FRACTION, TopK, entries_of
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.encoded import (
     CODEC_KEY,
@@ -57,6 +59,8 @@ class Compression:
     keep
         Names of tensors that are sent as they are, or patterns such as ``*.bias``. Buffers (running
         means and variances), integers and float64 are always sent as they are.
+    fraction
+        The fraction of the elements that ``topk`` keeps, of each unit the largest, rounded up.
     residual
         Error feedback: what the encoding loses is added to the next update. Use one
         :class:`Residual` for all rounds of a client, and for updates that are changes of a model.
@@ -71,31 +75,51 @@ class Compression:
     codec: str
     seed: int | None = None
     keep: Sequence[str] = ()
+    fraction: float = USUAL_FRACTION
     residual: Residual | None = None
     error: float = field(default=math.nan, init=False)
 
     def __post_init__(self) -> None:
         codec_named(self.codec)
+        if not 0 < self.fraction <= 1 / MOST:
+            raise UpdateError(f"fraction is {self.fraction}, not above 0 and at most 1/{MOST}")
+        if self.seed is not None and self.codec == TopK.name:
+            raise UpdateError("codec topk rounds nothing: leave out the seed")
         if self.seed is not None and not 0 <= self.seed < 2**64:
             raise UpdateError(f"seed is {self.seed}, not from 0 to 2**64 - 1")
 
     def layout_of(self, layout: Layout) -> EncodedLayout:
         """Return the layout of an update that is compressed so."""
         kept = {*buffers.conventional(layout)}
-        names = frozenset(
-            tensor.name
+        units = {
+            tensor.name: self._units(tensor)
             for tensor in layout.tensors
             if tensor.name not in kept
             and not any(fnmatchcase(tensor.name, pattern) for pattern in self.keep)
             and self._shrinks(tensor)
+        }
+        return encode_layout(layout, self.codec, units)
+
+    def _units(self, tensor: Tensor) -> tuple[int, ...]:
+        """Return the sizes of a tensor's units, if the codec has units of different sizes."""
+        codec = CODECS[self.codec]
+        if isinstance(codec, BlockCodec):
+            return ()
+        size = DTYPES[tensor.dtype].size
+        count = (tensor.end - tensor.start) // size
+        lengths = (min(codec.unit, count - start) for start in range(0, count, codec.unit))
+        return tuple(
+            codec.unit_bytes(length, entries_of(self.fraction, length), size) for length in lengths
         )
-        return encode_layout(layout, self.codec, names)
 
     def _shrinks(self, tensor: Tensor) -> bool:
         nbytes = tensor.end - tensor.start
         if tensor.dtype not in ENCODABLE:
             return False
-        return CODECS[self.codec].stored_bytes(nbytes // DTYPES[tensor.dtype].size) < nbytes
+        codec = CODECS[self.codec]
+        if isinstance(codec, BlockCodec):
+            return codec.stored_bytes(nbytes // DTYPES[tensor.dtype].size) < nbytes
+        return sum(self._units(tensor)) < nbytes
 
 
 def compressed(
@@ -148,6 +172,7 @@ class EncodedContent:
         self._offset = header_bytes(content)
         self.layout = compression.layout_of(content.layout)
         self._elements = {t.name: t for t in self.layout.tensors}
+        self._numbers = {name: number for number, name in enumerate(self._elements)}
         self._encoded = dict(zip(self._elements, self.layout.encoded, strict=True))
         self._added: Arrays = {}
         self._lost: Arrays = {}
@@ -182,51 +207,91 @@ class EncodedContent:
         if not self._encoded[stored.name]:
             offset = self._offset + tensor.start
             return self._content.read(offset + start, offset + end)
-        size = self._codec.unit_bytes
-        first, stop = start // size, -(-end // size)
+        starts = self._starts(tensor)
+        first, stop = bisect_right(starts, start) - 1, bisect_left(starts, end)
         units = self._encode(tensor, first, self._units(tensor, first, stop))
-        return units.reshape(-1)[start - first * size : end - first * size].tobytes()
+        begin = starts[first]
+        return units.reshape(-1)[start - begin : end - begin].tobytes()
+
+    def _starts(self, tensor: Tensor) -> Sequence[int]:
+        """Return where the units of a tensor begin in it, as it is stored."""
+        if isinstance(self._codec, BlockCodec):
+            rows, size = self._codec.stored_shape(_count(tensor))
+            return range(0, rows * size, size)
+        units = self.layout.units[self._numbers[tensor.name]]
+        return [*accumulate(units[:-1], initial=0)]
 
     def _units(self, tensor: Tensor, first: int, stop: int) -> Array:
         """Return the elements of units [first, stop) of a tensor, in float32, filled with zeros."""
         dtype = DTYPES[tensor.dtype]
-        unit = BLOCK * dtype.size
+        unit = self._codec.unit * dtype.size
         begin, end = tensor.start + first * unit, min(tensor.start + stop * unit, tensor.end)
         data = self._content.read(self._offset + begin, self._offset + end)
         elements = arithmetic.widened(dtype, memoryview(data))
         added = self._added.get(tensor.name)
         if added is not None:
-            position = first * BLOCK
+            position = first * self._codec.unit
             elements = elements + added[position : position + len(elements)]
+        if not isinstance(self._codec, BlockCodec):
+            return elements
         missing = (stop - first) * BLOCK - len(elements)
         return np.pad(elements, (0, missing)) if missing else elements
 
     def _encode(self, tensor: Tensor, first: int, elements: Array) -> Array:
+        if not isinstance(self._codec, BlockCodec):
+            return self._encode_entries(tensor, elements)
         dither = None
         if self._compression.seed is not None:
             position = tensor.start // DTYPES[tensor.dtype].size + first * BLOCK
             dither = uniform(self._compression.seed, position, len(elements))
         return self._codec.encode(elements, dither)
 
+    def _encode_entries(self, tensor: Tensor, elements: Array) -> Array:
+        """Return units of entries, one after the other."""
+        codec, dtype = self._codec, DTYPES[tensor.dtype]
+        assert not isinstance(codec, BlockCodec)  # noqa: S101 - for mypy
+        units = []
+        for start in range(0, len(elements), codec.unit):
+            unit = elements[start : start + codec.unit]
+            narrow = arithmetic.finish(dtype, unit.copy(), np.empty_like(unit))
+            values = np.frombuffer(narrow, dtype.storage)
+            kept = entries_of(self._compression.fraction, len(unit))
+            units.append(codec.encode(unit, values, kept))
+        return np.concatenate(units)
+
+    def _decoded(self, tensor: Tensor, encoded: Array, elements: int) -> Array:
+        """Return what becomes of units when they are decoded, in float32."""
+        codec, dtype = self._codec, DTYPES[tensor.dtype]
+        out = np.zeros(elements, np.float32)
+        if isinstance(codec, BlockCodec):
+            codec.decode(encoded, out)
+            return out
+        entries = codec.decode(encoded.tobytes(), elements, dtype.size)
+        if entries is not None:
+            indices, values = entries
+            out[indices] = arithmetic.widened(dtype, values.view(np.uint8).data)
+        return out
+
     def _measure(self) -> float:
         """Return the relative error of the encoding, and note what it loses, a step at a time."""
         error = norm = 0.0
-        step = MIB // (BLOCK * 4)
+        unit = self._codec.unit
+        step = max(1, MIB // (unit * 4))
         for tensor in self.layout.tensors:
             if not self._encoded[tensor.name]:
                 continue
             dtype = DTYPES[tensor.dtype]
-            units = -(-(tensor.end - tensor.start) // (BLOCK * dtype.size))
+            units = -(-(tensor.end - tensor.start) // (unit * dtype.size))
             for first in range(0, units, step):
                 elements = self._units(tensor, first, min(first + step, units))
-                decoded = np.empty_like(elements)
                 with np.errstate(all="ignore"):
-                    self._codec.decode(self._encode(tensor, first, elements), decoded)
+                    encoded = self._encode(tensor, first, elements)
+                    decoded = self._decoded(tensor, encoded, len(elements))
                     norm += _square(elements)
                     np.subtract(decoded, elements, out=decoded)
                     error += _square(decoded)
                 if tensor.name in self._lost:
-                    lost = self._lost[tensor.name][first * BLOCK :][: len(decoded)]
+                    lost = self._lost[tensor.name][first * unit :][: len(decoded)]
                     np.negative(decoded[: len(lost)], out=lost)
         return math.sqrt(error / norm) if norm else 0.0
 
@@ -234,6 +299,10 @@ class EncodedContent:
 def decoded(content: Content) -> Content:
     """Return a content without its codec, if it has one."""
     return DecodedContent(content) if isinstance(content.layout, EncodedLayout) else content
+
+
+def _count(tensor: Tensor) -> int:
+    return (tensor.end - tensor.start) // DTYPES[tensor.dtype].size
 
 
 def _square(elements: Array) -> float:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -9,13 +10,15 @@ import pytest
 
 from gradshard_core.aggregation import decoding
 from gradshard_core.aggregation.decoding import DecodedSource, Desk
+from gradshard_core.formats import encoded
+from gradshard_core.formats.codecs import topk
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.encoded import EncodedRuns, parse_update
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout
 from gradshard_core.s3.streams import GatheringStream
 from tests import compressed
-from tests.compressed import random_units, rows_of
+from tests.compressed import random_entries, random_units, rows_of
 from tests.reference import NAMES, Array
 from tests.unit.aggregation.test_gathering import Opener
 
@@ -29,8 +32,10 @@ def updates(seed: int, codec: str) -> tuple[Layout, bytes, bytes]:
         f"t{i}": rng.standard_normal(shape).astype("f4" if i % 3 else ml_dtypes.bfloat16)
         for i, shape in enumerate(SHAPES)
     }
-    units = {
-        name: random_units(rng, codec, rows_of(tensor))
+    units: dict[str, Any] = {
+        name: random_entries(rng, tensor, 0.05)
+        if codec == "topk"
+        else random_units(rng, codec, rows_of(tensor))
         for name, tensor in tensors.items()
         if rng.random() < 0.7
     }
@@ -62,6 +67,12 @@ def test_any_range_in_any_pieces(
     codec: str, seed: int, step_units: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "STEP_UNITS", step_units)
+    if step_units == 2:  # Small units, of two chunks.
+        for module in (topk, encoded, compressed):
+            monkeypatch.setattr(module, "UNIT", 64)
+        for module in (topk, compressed):
+            monkeypatch.setattr(module, "CHUNK", 32)
+        monkeypatch.setattr(topk.TopK, "unit", 64)
     layout, blob, expected = updates(seed, codec)
     header = parse_update(blob[8 : 8 + int.from_bytes(blob[:8], "little")], len(blob))
     runs = layout.runs_in(header.layout, header.data_offset)

@@ -13,11 +13,11 @@ from gradshard.client.upload_source import FileContent
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.encoded import EncodedLayout, encode_layout, parse_update
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.layout import Layout, Run
 from tests import compressed, reference
-from tests.compressed import random_units, rows_of
+from tests.compressed import UNIT_BYTES, random_units, rows_of
 from tests.reference import Array
-from tests.vectors.__main__ import vector
+from tests.vectors.__main__ import entries, vector
 
 TENSORS: dict[str, Array] = {"w": np.ones((5, 13), "f4"), "n": np.ones(3, "i8")}
 
@@ -35,7 +35,7 @@ def parsed(header: dict[str, Any], data: bytes) -> Any:
     return parse_update(text, 8 + len(text) + len(data))
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", UNIT_BYTES)
 def test_the_layout_is_that_of_the_decoded_elements(codec: str) -> None:
     layout = parsed(*written(codec)).layout
     assert isinstance(layout, EncodedLayout)
@@ -46,16 +46,16 @@ def test_the_layout_is_that_of_the_decoded_elements(codec: str) -> None:
     }
     plain = Layout.pack([("w", "F32", (5, 13)), ("n", "I64", (3,))])
     assert plain.difference(layout) is None
-    assert layout == encode_layout(plain, codec, frozenset({"w"}))
+    assert layout == encode_layout(plain, codec, {"w": ()})
     header = layout.header({"num_samples": "1"})
     assert parse_update(header[8:], len(header) + layout.stored.nbytes).layout == layout
 
 
 def test_runs_join_where_a_tensor_ends_with_a_whole_unit() -> None:
     plain = Layout.pack([("a", "F32", (64,)), ("b", "F32", (33,)), ("c", "F32", (2,))])
-    layout = encode_layout(plain, "int8", frozenset("abc"))
+    layout = encode_layout(plain, "int8", {"a": (), "b": (), "c": ()})
     runs = plain.runs_in(layout, 100)
-    assert list(runs) == [(0, 388, 100, 4), (388, 396, 100 + 4 * 34, 4)]
+    assert list(runs) == [Run(0, 388, 100, 4, 136), Run(388, 396, 236, 4, 34)]
     assert runs.are_in_order
     assert runs.nbytes == 5 * 34 == layout.stored.nbytes
 
@@ -117,6 +117,39 @@ def test_a_bad_header_is_rejected_by_name(what: str) -> None:
     assert len(str(caught.value)) < 500
 
 
+U = {"dtype": "F32", "shape": [300_000], "units": [16 + 6 * 32_768, 4 + 6 * 7]}
+BAD_UNITS: dict[str, tuple[Any, str]] = {
+    "none": (None, "of 300000 elements has 2 units, whose sizes units in encoded does not list"),
+    "too few": ([16], "of 300000 elements has 2 units"),
+    "too many": ([16, 4, 4], "of 300000 elements has 2 units"),
+    "no list": ({}, "of 300000 elements has 2 units"),
+    "no number": (["16", 4], "the size of unit 0 is 16, not a whole number from 16 to 196624"),
+    "true": ([16, True], "the size of unit 1 is True, not a whole number from 4 to 28396"),
+    "negative": ([-16, 4], "the size of unit 0 is -16"),
+    "too small": ([15, 4], "the size of unit 0 is 15"),
+    "too large": ([16 + 6 * 32_769, 4], "the size of unit 0 is 196630"),
+    "half an entry": ([16 + 3, 4], "the size of unit 0 is 19, not 16 and a multiple of 6"),
+    "other sum": ([16, 4], "'w' is U8 [196670], but [300000] in topk is U8 [20]: the sizes of its"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_UNITS)
+def test_bad_sizes_of_units_are_rejected_by_name(what: str) -> None:
+    units, reason = BAD_UNITS[what]
+    nbytes = sum(U["units"])  # type: ignore[arg-type]
+    header: dict[str, Any] = {
+        "__metadata__": {"codec": "topk", "encoded": json.dumps({"w": U})},
+        "w": {"dtype": "U8", "shape": [nbytes], "data_offsets": [0, nbytes]},
+    }
+    layout = parsed(header, bytes(nbytes)).layout
+    assert layout.to_json() == {"w": {"dtype": "F32", "shape": [300_000]}}
+    assert parsed(json.loads(layout.header({})[8:]), bytes(nbytes)).layout == layout
+    header["__metadata__"]["encoded"] = json.dumps({"w": U | {"units": units}})
+    with pytest.raises(UpdateError) as caught:
+        parsed(header, bytes(nbytes))
+    assert reason in str(caught.value)
+
+
 def test_values_in_the_description_are_counted_before_they_are_parsed() -> None:
     header, data = written()
     _encoded("[" * 1_500_000)(header)
@@ -131,6 +164,11 @@ def test_the_vectors_are_decoded_bit_for_bit(codec: str) -> None:
         decoded = DecodedContent(content)
         found = reference.decode(decoded.read(0, decoded.nbytes))
     expected = reference.decode((vectors / f"{codec}.decoded.safetensors").read_bytes())
+    if codec == "topk":
+        tensor = found.pop("two.units")
+        assert tensor.shape == (3, 87_400)
+        found["two.units.places"] = np.flatnonzero(tensor)
+        found["two.units.values"] = tensor[tensor != 0]
     assert list(found) == list(expected)
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype
@@ -138,4 +176,5 @@ def test_the_vectors_are_decoded_bit_for_bit(codec: str) -> None:
         is_number = ~np.isnan(tensor)
         signs = np.signbit(tensor)[is_number]
         assert np.array_equal(np.signbit(found[name])[is_number], signs), name
-    assert vector(codec) == (vectors / f"{codec}.safetensors").read_bytes()
+    made = entries() if codec == "topk" else vector(codec)
+    assert made == (vectors / f"{codec}.safetensors").read_bytes()

@@ -10,7 +10,7 @@ import pytest
 
 from gradshard_core.formats.codecs.registry import CODECS
 from tests import compressed, reference
-from tests.compressed import random_units, rows_of
+from tests.compressed import UNIT_BYTES, random_entries, random_units, rows_of
 from tests.integration.by_hand import layout_of, put_model
 from tests.unit.in_memory import OPENED, Machine
 
@@ -31,14 +31,16 @@ def tensors(rng: np.random.Generator) -> Update:
         "empty": np.empty((0, 4), "f4"),
         "fc.bias": rng.standard_normal(65).astype(ml_dtypes.bfloat16),
         "scalar": np.array(rng.standard_normal(), "f4"),
-        "tail": rng.standard_normal(66_001).astype("f4"),
+        "tail": rng.standard_normal(266_001).astype("f4"),
     }
 
 
 def compress(rng: np.random.Generator, codec: str, update: Update, **options: Any) -> bytes:
     """Write an update whose encoded tensors are random units; some stand as they are."""
-    units = {
-        name: random_units(rng, codec, rows_of(tensor))
+    units: dict[str, Any] = {
+        name: random_entries(rng, tensor, 0.05)
+        if codec == "topk"
+        else random_units(rng, codec, rows_of(tensor))
         for name, tensor in update.items()
         if tensor.dtype in (np.float32, ml_dtypes.bfloat16) and rng.random() < 0.8
     }
@@ -158,7 +160,7 @@ def scaled(codec: str, scale: float, code: int = 1) -> bytes:
 ENORMOUS = {"int8": (3e38, 100), "fp8": (3e38, 0x70), "int4": (3e38, 0x77)}
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", UNIT_BYTES)
 @pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, "enormous"])
 def test_a_scale_of_no_use_costs_its_sender_the_round(
     machine: Machine, codec: str, scale: Any
@@ -171,7 +173,7 @@ def test_a_scale_of_no_use_costs_its_sender_the_round(
     assert np.all(reference.decode(result_of(machine))["w"] == 2)
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", UNIT_BYTES)
 def test_the_largest_contribution_is_rejected_if_the_sum_overflows(
     machine: Machine, codec: str
 ) -> None:
@@ -187,7 +189,7 @@ def test_the_largest_contribution_is_rejected_if_the_sum_overflows(
     assert "would overflow F32 at element 64 of tensor 'w'" in manifest["rejected"][0]["reason"]
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", UNIT_BYTES)
 def test_a_scale_of_zero_makes_zeros(machine: Machine, codec: str) -> None:
     manifest = run(machine, {"a": scaled(codec, 0.0)})
     assert manifest["rejected"] == []
@@ -225,3 +227,38 @@ def test_contributors_that_store_their_updates_alike_share_their_runs(machine: M
     plan = machine.store.get_json(machine.keys.plan)
     assert len(plan["encodings"]) == 1
     assert len({c["runs"]["table"] for c in plan["contributors"]}) == 1
+
+
+def entries(counts: list[int], indices: list[int], values: list[float]) -> bytes:
+    """Write an update of zeros whose 70,000 elements of ``w`` have these entries."""
+    tensors = {"v": np.ones(5, "f4"), "w": np.zeros(70_000, "f4")}
+    pieces = (np.array(counts, "<u4"), np.array(indices, "<u2"), np.array(values, "<f4"))
+    unit = b"".join(piece.tobytes() for piece in pieces)
+    return compressed.write("topk", tensors, {"w": [unit]}, {"num_samples": "1"})
+
+
+MALFORMED = {
+    "out of order": entries([2, 0], [7, 3], [1, 2]),
+    "doubled": entries([2, 0], [3, 3], [1, 2]),
+    "beyond the unit": entries([0, 1], [70_000 - 65_536], [1]),
+    "too many counted": entries([3, 0], [1, 2], [1, 2]),
+    "too few counted": entries([1, 0], [1, 2], [1, 2]),
+    "immense counts": entries([2**32 - 1, 2**32 - 1], [1, 2], [1, 2]),
+    "NaN": entries([1, 0], [7], [np.nan]),
+    "infinite": entries([1, 0], [7], [-np.inf]),
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_entries_of_no_use_cost_their_sender_the_round(machine: Machine, what: str) -> None:
+    good = entries([1, 2], [9, 0, 4463], [1, 2, 3])
+    manifest = run(machine, {"a": good, "eve": MALFORMED[what], "mallory": MALFORMED[what]})
+    assert [r["client"] for r in manifest["rejected"]] == ["eve", "mallory"]
+    assert manifest["attempts"] == 2
+    position = 7 if what in {"NaN", "infinite"} else 0
+    for rejection in manifest["rejected"]:
+        assert f"tensor 'w' holds a NaN or an infinity at element {position}" in rejection["reason"]
+        assert "or its entries there are not in order" in rejection["reason"]
+    expected = np.zeros(70_000, "f4")
+    expected[[9, 65_536, 69_999]] = 1, 2, 3
+    assert np.array_equal(reference.decode(result_of(machine))["w"], expected)

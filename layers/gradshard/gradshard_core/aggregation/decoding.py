@@ -10,16 +10,22 @@ from typing import Final, Protocol
 import numpy as np
 
 from gradshard_core.aggregation.arithmetic import Array, finish
-from gradshard_core.formats.codecs.block import BLOCK
+from gradshard_core.formats.codecs.block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.formats.dtypes import DTYPES, DType
+from gradshard_core.formats.codecs.topk import TopK
+from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.encoded import ENCODABLE, EncodedRuns
+from gradshard_core.formats.layout import Run
 
 STEP_UNITS: Final = 2048
 """Units decoded at a time: a slice of the kernel's, 256 KiB of float32. Half of it takes a fifth
 more processor time, since each step costs as much as some thousand elements."""
 
 _BY_SIZE: Final = {DTYPES[name].size: DTYPES[name] for name in ENCODABLE}
+
+
+_NAN: Final = {4: np.float32(np.nan), 2: np.uint16(0x7FC0)}
+"""NaN as it is stored, by the size of an element."""
 
 
 class Source(Protocol):
@@ -58,40 +64,52 @@ class DecodedSource:
         self._source, self._desk = source, desk
         self._codec = CODECS[runs.codec]
         self._pieces = runs.clip(start, end)
-        self._dtype: DType | None = None
-        self._left = self._skipped = 0
-        self._kept = memoryview(b"")
+        self._read: Source = source
+        self._left = 0
 
     def read_into(self, buffer: memoryview) -> None:
         """Fill ``buffer`` with the next elements; its length is a whole number of them."""
         while buffer:
             if not self._left:
-                self._next_piece()
+                run, low, high = next(self._pieces)
+                self._read, self._left = self._reader(run, low), high - low
             count = min(self._left, len(buffer))
+            self._read.read_into(buffer[:count])
             self._left -= count
-            if self._dtype is None:
-                self._source.read_into(buffer[:count])
-            else:
-                self._decode_into(self._dtype, buffer[:count])
             buffer = buffer[count:]
 
-    def _next_piece(self) -> None:
-        """Go on to the next run."""
-        run, low, high = next(self._pieces)
-        self._dtype = _BY_SIZE[run.size] if run.size else None
-        self._skipped = (low - run.start) // run.size % BLOCK if run.size else 0
-        self._left = high - low
+    def _reader(self, run: Run, low: int) -> Source:
+        """Return what reads the elements of a run, from byte ``low`` of the layout on."""
+        if not run.size:
+            return self._source
+        first = (low - run.start) // run.size
+        if isinstance(self._codec, BlockCodec):
+            return _BlockReader(self._source, self._codec, run, first, self._desk)
+        return _SparseReader(self._source, self._codec, run, first)
+
+
+class _BlockReader:
+    """The elements of a run of blocks, from element ``first`` on.
+
+    The first unit that is read is the one with that element.
+    """
+
+    def __init__(self, source: Source, codec: BlockCodec, run: Run, first: int, desk: Desk) -> None:
+        self._source, self._codec, self._desk = source, codec, desk
+        self._dtype = _BY_SIZE[run.size]
+        self._skipped = first % BLOCK
         self._kept = memoryview(b"")
 
-    def _decode_into(self, dtype: DType, buffer: memoryview) -> None:
+    def read_into(self, buffer: memoryview) -> None:
         """Fill ``buffer`` with elements: those kept, whole units, and the first of one more."""
+        dtype = self._dtype
         buffer = self._take_kept(buffer)
         unit = BLOCK * dtype.size
         while buffer:
             if self._skipped or len(buffer) < unit:
                 first = dtype.size * self._skipped
                 self._skipped = 0
-                self._kept = memoryview(bytes(self._read_units(dtype, 1)))[first:]
+                self._kept = memoryview(bytes(self._read_units(1)))[first:]
                 buffer = self._take_kept(buffer)
                 continue
             units = min(len(buffer) // unit, STEP_UNITS)
@@ -99,7 +117,7 @@ class DecodedSource:
             if dtype.storage == dtype.accumulator:
                 self._decode_units(units, np.frombuffer(target, np.float32))
             else:
-                target[:] = self._read_units(dtype, units)
+                target[:] = self._read_units(units)
             buffer = buffer[units * unit :]
 
     def _take_kept(self, buffer: memoryview) -> memoryview:
@@ -109,13 +127,40 @@ class DecodedSource:
         self._kept = self._kept[count:]
         return buffer[count:]
 
-    def _read_units(self, dtype: DType, units: int) -> memoryview:
+    def _read_units(self, units: int) -> memoryview:
         """Return the elements of the next units, in the memory of the desk."""
         wide = self._desk.wide[: units * BLOCK]
         self._decode_units(units, wide)
-        return finish(dtype, wide, self._desk.scratch[: len(wide)])
+        return finish(self._dtype, wide, self._desk.scratch[: len(wide)])
 
     def _decode_units(self, units: int, out: Array) -> None:
         stored = self._desk.stored[: units * self._codec.unit_bytes]
         self._source.read_into(stored.data)
         self._codec.decode(stored, out)
+
+
+class _SparseReader:
+    """The elements of a unit of entries, which stay in memory, from element ``first`` on.
+
+    If the unit is not one, all its elements are NaN, so the check of the sum finds it.
+    """
+
+    def __init__(self, source: Source, codec: TopK, run: Run, first: int) -> None:
+        self._position = first
+        self._storage = _BY_SIZE[run.size].storage
+        stored = bytearray(run.stored)
+        source.read_into(memoryview(stored))
+        self._entries = codec.decode(stored, (run.end - run.start) // run.size, run.size)
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` with elements."""
+        out = np.frombuffer(buffer, self._storage)
+        start, end = self._position, self._position + len(out)
+        self._position = end
+        if self._entries is None:
+            out[:] = _NAN[self._storage.itemsize]
+            return
+        indices, values = self._entries
+        first, stop = np.searchsorted(indices, (start, end))
+        out[:] = 0
+        out[indices[first:stop] - start] = values[first:stop]

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.block import BLOCK, BlockCodec
-from gradshard_core.formats.codecs.registry import CODECS, codec_named, list_names
+from gradshard_core.formats.codecs.registry import CODECS, Codec, codec_named, list_names
+from gradshard_core.formats.codecs.topk import UNIT, TopK
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.layout import (
     Header,
@@ -37,6 +38,11 @@ ENCODABLE: Final = ("F32", "BF16")
 
 STORED_DTYPE: Final = "U8"
 
+UNITS_KEY: Final = "units"
+"""Name of the sizes of a tensor's units among what is stated of it."""
+
+_ENTRY_KEYS: Final = {"dtype", "shape", UNITS_KEY}
+
 
 class EncodedRuns(Runs):
     """The runs of a compressed update; contributors that store theirs alike share the table.
@@ -46,7 +52,7 @@ class EncodedRuns(Runs):
     codec
         The codec's name.
     table
-        Start, end, offset and size of one run after another.
+        Start, end, offset, size and stored bytes of one run after another.
     shift
         What to add to the offsets.
     origin
@@ -54,7 +60,7 @@ class EncodedRuns(Runs):
         read, too. If a later range begins within a unit, that was read with the range before.
     """
 
-    width = 4
+    width = 5
 
     def __init__(self, codec: str, table: "array[int]", shift: int = 0, origin: int = 0) -> None:
         if len(table) % self.width:
@@ -77,7 +83,7 @@ class EncodedRuns(Runs):
 
     @property
     def table(self) -> "array[int]":
-        """Start, end, offset and size of one run after another."""
+        """Start, end, offset, size and stored bytes of one run after another."""
         return self._numbers
 
     @property
@@ -93,25 +99,28 @@ class EncodedRuns(Runs):
         """Return the runs as they are read from a byte of the layout on."""
         return EncodedRuns(self.codec, self._numbers, self._shift, origin)
 
+    @property
+    def largest_unit(self) -> int:
+        """Bytes of the largest unit of entries."""
+        if isinstance(self._codec, BlockCodec):
+            return 0
+        return max((run.stored for run in self), default=0)
+
     def ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the byte ranges of the object that hold the layout's [start, end)."""
-        unit_bytes = self._codec.unit_bytes
+        codec = self._codec
         for run, low, high in self.clip(start, end):
             if not run.size:
                 shift = run.offset - run.start
                 yield shift + low, shift + high
                 continue
+            unit_bytes = codec.unit_bytes if isinstance(codec, BlockCodec) else run.stored
             element = (low - run.start) // run.size
             is_begun = low == start != self._origin
-            first = -(-element // BLOCK) if is_begun else element // BLOCK
-            stop = -(-(high - run.start) // (run.size * BLOCK))
+            first = -(-element // codec.unit) if is_begun else element // codec.unit
+            stop = -(-(high - run.start) // (run.size * codec.unit))
             if first < stop:
                 yield run.offset + first * unit_bytes, run.offset + stop * unit_bytes
-
-    def stored_bytes(self, run: Run) -> int:
-        """Return the size of a run in the object."""
-        length = run.end - run.start
-        return self._codec.stored_bytes(length // run.size) if run.size else length
 
 
 def further_runs(all_runs: Iterable[Runs]) -> int:
@@ -136,10 +145,13 @@ class EncodedLayout(Layout):
         The codec's name.
     encoded
         Of each tensor, whether it is encoded.
+    units
+        Of each tensor, the sizes of its units, if the codec has units of different sizes.
     """
 
     codec: str
     encoded: tuple[bool, ...]
+    units: tuple[tuple[int, ...], ...] = ()
 
     @property
     def decoded(self) -> Layout:
@@ -149,65 +161,86 @@ class EncodedLayout(Layout):
     @property
     def storage(self) -> str:
         """How the elements are stored, as text that tells two such layouts apart."""
-        return f"{self.codec} {''.join(map('01'.__getitem__, self.encoded))}"
+        return f"{self.codec} {''.join(map('01'.__getitem__, self.encoded))} {self.units}"
 
     @cached_property
     def stored(self) -> Layout:
         """The tensors as they stand in the object."""
-        codec = CODECS[self.codec]
         return Layout.pack(
-            (
-                t.name,
-                STORED_DTYPE,
-                (codec.stored_bytes(_count(t)) // codec.unit_bytes, codec.unit_bytes),
-            )
-            if is_encoded
+            (t.name, STORED_DTYPE, self._stored_shape(index))
+            if self.encoded[index]
             else (t.name, t.dtype, t.shape)
-            for t, is_encoded in zip(self.tensors, self.encoded, strict=True)
+            for index, t in enumerate(self.tensors)
         )
+
+    def _stored_shape(self, index: int) -> tuple[int, ...]:
+        codec = CODECS[self.codec]
+        if isinstance(codec, BlockCodec):
+            return codec.stored_shape(_count(self.tensors[index]))
+        return (sum(self.units[index]),)
 
     def header(self, metadata: Mapping[str, str]) -> bytes:
         """Return the safetensors header of an object with this layout, and such metadata."""
-        names = {
-            t.name: {"dtype": t.dtype, "shape": t.shape}
-            for t, is_encoded in zip(self.tensors, self.encoded, strict=True)
-            if is_encoded
-        }
+        names: dict[str, dict[str, Any]] = {}
+        for index, tensor in enumerate(self.tensors):
+            if self.encoded[index]:
+                names[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape}
+                if self.units:
+                    names[tensor.name][UNITS_KEY] = self.units[index]
         text = json.dumps(names, separators=(",", ":"), ensure_ascii=False)
         return encode_header(self.stored, {**metadata, CODEC_KEY: self.codec, ENCODED_KEY: text})
 
     def _runs_of(self, layout: Layout, data_offset: int) -> EncodedRuns:
         """Return where an object of this layout has the bytes of ``layout``."""
-        codec = CODECS[self.codec]
-        rows = zip(self.stored.tensors, self.encoded, strict=True)
-        places = {stored.name: (stored.start, is_encoded) for stored, is_encoded in rows}
+        index_of = {tensor.name: index for index, tensor in enumerate(self.stored.tensors)}
         table = array("q")
         for tensor in layout.tensors:
-            if tensor.start == tensor.end or tensor.name not in places:
+            index = index_of.get(tensor.name)
+            if index is None or tensor.start == tensor.end:
                 continue
-            offset, is_encoded = places[tensor.name]
-            size = DTYPES[tensor.dtype].size if is_encoded else 0
-            if _continues(codec, table, tensor.start, offset, size):
-                table[-3] = tensor.end
+            stored = self.stored.tensors[index]
+            size = DTYPES[tensor.dtype].size if self.encoded[index] else 0
+            if size and self.units:
+                _add_units(table, tensor, stored.start, size, self.units[index])
             else:
-                table.extend((tensor.start, tensor.end, offset, size))
+                _add_run(table, tensor, stored, size)
         return EncodedRuns(self.codec, table, data_offset)
 
 
-def _continues(codec: BlockCodec, table: "array[int]", start: int, offset: int, size: int) -> bool:
-    """Whether a tensor goes on where the last run ends, in the layout and in the object."""
-    if not table or table[-3] != start or table[-1] != size:
-        return False
-    length = start - table[-4]
-    if size and length % (size * BLOCK):
-        return False
-    return table[-2] + (codec.stored_bytes(length // size) if size else length) == offset
+def _add_run(table: "array[int]", tensor: Tensor, stored: Tensor, size: int) -> None:
+    """Add a tensor to a table; it may go on where the last run ends, in layout and object."""
+    length = stored.end - stored.start
+    if table:
+        start, end, offset, last_size, last_length = table[-EncodedRuns.width :]
+        has_whole_units = not size or (end - start) % (size * BLOCK) == 0
+        follows = (end, last_size, offset + last_length) == (tensor.start, size, stored.start)
+        if follows and has_whole_units:
+            table[-4], table[-1] = tensor.end, last_length + length
+            return
+    table.extend((tensor.start, tensor.end, stored.start, size, length))
 
 
-def encode_layout(layout: Layout, codec: str, names: frozenset[str]) -> EncodedLayout:
-    """Return a layout whose tensors of these names are encoded."""
-    encoded = tuple(tensor.name in names for tensor in layout.tensors)
-    return EncodedLayout(layout.tensors, codec, encoded)
+def _add_units(
+    table: "array[int]", tensor: Tensor, offset: int, size: int, units: tuple[int, ...]
+) -> None:
+    """Add a tensor to a table, each of its units as a run."""
+    for number, nbytes in enumerate(units):
+        start = tensor.start + number * UNIT * size
+        end = min(start + UNIT * size, tensor.end)
+        table.extend((start, end, offset, size, nbytes))
+        offset += nbytes
+
+
+def encode_layout(
+    layout: Layout, codec: str, units: Mapping[str, tuple[int, ...]]
+) -> EncodedLayout:
+    """Return a layout whose tensors of these names are encoded.
+
+    ``units`` has the sizes of the units of each, where the codec has units of different sizes.
+    """
+    encoded = tuple(tensor.name in units for tensor in layout.tensors)
+    sizes = tuple(units.get(tensor.name, ()) for tensor in layout.tensors)
+    return EncodedLayout(layout.tensors, codec, encoded, sizes if codec == TopK.name else ())
 
 
 def parse_update(header: bytes, object_bytes: int) -> Header:
@@ -229,15 +262,18 @@ def parse_update(header: bytes, object_bytes: int) -> Header:
     missing = stated.keys() - plain.layout.shapes.keys()
     if missing:
         raise UpdateError(f"{ENCODED_KEY} names {shorten(min(missing))!r}, which is no tensor")
-    tensors = []
-    for tensor in plain.layout.tensors:
-        entry = stated.get(tensor.name)
-        if entry is None:
-            tensors.append((tensor.name, tensor.dtype, tensor.shape))
-        else:
-            tensors.append(_decoded(codec, tensor, entry))
-    decoded = Layout.pack(tensors)
-    return plain._replace(layout=encode_layout(decoded, codec.name, frozenset(stated)))
+    decoded = Layout.pack(
+        _decoded(tensor, stated[tensor.name])
+        if tensor.name in stated
+        else (tensor.name, tensor.dtype, tensor.shape)
+        for tensor in plain.layout.tensors
+    )
+    units = {
+        tensor.name: _check_stored(codec, tensor, stored, stated[tensor.name])
+        for tensor, stored in zip(decoded.tensors, plain.layout.tensors, strict=True)
+        if tensor.name in stated
+    }
+    return plain._replace(layout=encode_layout(decoded, codec.name, units))
 
 
 def check_taken(layout: Layout, codecs: tuple[str, ...]) -> None:
@@ -268,10 +304,10 @@ def _parse_encoded(text: str | None) -> dict[str, Any]:
         raise UpdateError(f"{ENCODED_KEY} in the metadata: {error}") from None
 
 
-def _decoded(codec: BlockCodec, tensor: Tensor, entry: Any) -> tuple[str, str, tuple[int, ...]]:
+def _decoded(tensor: Tensor, entry: Any) -> tuple[str, str, list[int]]:
     """Check what is stated of an encoded tensor; return its name, dtype and shape, decoded."""
     shown = shorten(tensor.name)
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape"}:
+    if not isinstance(entry, dict) or not {"dtype", "shape"} <= entry.keys() <= _ENTRY_KEYS:
         raise UpdateError(f"tensor {shown!r}: {ENCODED_KEY} does not have its dtype and shape")
     dtype, shape = entry["dtype"], entry["shape"]
     if dtype not in ENCODABLE or not isinstance(shape, list):
@@ -279,13 +315,45 @@ def _decoded(codec: BlockCodec, tensor: Tensor, entry: Any) -> tuple[str, str, t
             f"tensor {shown!r}: {shorten(str(dtype))} {shorten(str(shape))} cannot be encoded; "
             f"encoded tensors are {' or '.join(ENCODABLE)}"
         )
-    [packed] = Layout.pack([(tensor.name, dtype, shape)]).tensors
-    count = _count(packed)
-    rows = -(-count // BLOCK)
-    if (tensor.dtype, tensor.shape) != (STORED_DTYPE, (rows, codec.unit_bytes)):
+    return tensor.name, dtype, shape
+
+
+def _check_stored(codec: Codec, tensor: Tensor, stored: Tensor, entry: Any) -> tuple[int, ...]:
+    """Check that a tensor is stored as the codec says; return the sizes that are stated of units.
+
+    ``tensor`` is the decoded one.
+    """
+    shown, count = shorten(tensor.name), _count(tensor)
+    if isinstance(codec, BlockCodec):
+        units: tuple[int, ...] = ()
+        shape: tuple[int, ...] = codec.stored_shape(count)
+        how = f"one row for each {BLOCK} of the {count} elements"
+    else:
+        units = _check_units(codec, tensor, entry.get(UNITS_KEY))
+        shape = (sum(units),)
+        how = "the sizes of its units"
+    if (stored.dtype, stored.shape) != (STORED_DTYPE, shape):
         raise UpdateError(
-            f"tensor {shown!r} is {tensor.dtype} {shorten(str(list(tensor.shape)))}, but "
-            f"{shorten(str(shape))} in {codec.name} is {STORED_DTYPE} "
-            f"[{rows}, {codec.unit_bytes}]: one row for each {BLOCK} of the {count} elements"
+            f"tensor {shown!r} is {stored.dtype} {shorten(str(list(stored.shape)))}, but "
+            f"{shorten(str(list(tensor.shape)))} in {codec.name} is {STORED_DTYPE} {list(shape)}: "
+            f"{how}"
         )
-    return tensor.name, dtype, packed.shape
+    return units
+
+
+def _check_units(codec: TopK, tensor: Tensor, units: Any) -> tuple[int, ...]:
+    shown, count = shorten(tensor.name), _count(tensor)
+    number = -(-count // UNIT)
+    if not isinstance(units, list) or len(units) != number:
+        raise UpdateError(
+            f"tensor {shown!r} of {count} elements has {number} units, whose sizes {UNITS_KEY} in "
+            f"{ENCODED_KEY} does not list"
+        )
+    size = DTYPES[tensor.dtype].size
+    for index, nbytes in enumerate(units):
+        wrong = codec.check_unit(nbytes, min(UNIT, count - index * UNIT), size)
+        if wrong is not None:
+            raise UpdateError(
+                f"tensor {shown!r}: the size of unit {index} is {shorten(str(nbytes))}, {wrong}"
+            )
+    return tuple(units)

@@ -61,13 +61,15 @@ class Run(NamedTuple):
     """A contributor's object has bytes [start, end) of the layout at ``offset``.
 
     ``size`` is the size of an element if the run is encoded
-    (:mod:`gradshard_core.formats.encoded`), and 0 if its bytes stand there as they are.
+    (:mod:`gradshard_core.formats.encoded`), and 0 if its bytes stand there as they are. An encoded
+    run has ``stored`` bytes in the object.
     """
 
     start: int
     end: int
     offset: int
     size: int = 0
+    stored: int = 0
 
 
 class Runs:
@@ -127,22 +129,28 @@ class Runs:
             shift = run.offset - run.start
             yield shift + low, shift + high
 
-    def stored_bytes(self, run: Run) -> int:
-        """Return the size of a run in the object."""
-        return run.end - run.start
+    @property
+    def largest_unit(self) -> int:
+        """Bytes of the largest unit of entries."""
+        return 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of the object that hold the layout's."""
-        return sum(map(self.stored_bytes, self))
+        return sum(map(_stored_bytes, self))
 
     @cached_property
     def are_in_order(self) -> bool:
         """Whether the object has them in the same order, without gaps."""
         return all(
-            before.offset + self.stored_bytes(before) == run.offset
+            before.offset + _stored_bytes(before) == run.offset
             for before, run in itertools.pairwise(self)
         )
+
+
+def _stored_bytes(run: Run) -> int:
+    """Return the size of a run in the object."""
+    return run.stored if run.size else run.end - run.start
 
 
 @dataclass(frozen=True)

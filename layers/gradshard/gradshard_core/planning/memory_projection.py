@@ -47,8 +47,11 @@ POSITION_BYTES: Final = 300
 DECODING_BYTES: Final = 2 * MIB
 """Buffers of :mod:`gradshard_core.aggregation.decoding`, temporary arrays, and a codec's table."""
 
-UNIT_BYTES: Final = 1024
-"""The unit of an input that is decoded, with its objects."""
+BLOCK_BYTES: Final = 1024
+"""The unit of blocks of an input that is being decoded, with its objects."""
+
+UNIT_FACTOR: Final = 3
+"""The memory of a unit of entries, with its indices in 64 bits, divided by its stored size."""
 
 PAIR_BYTES: Final = 512
 """Bytes for each pair of measured inputs: exact sums of products in at most eight matrices with
@@ -87,6 +90,7 @@ def project_memory(
     held_widening: float | None = None,
     is_compressed: bool = False,
     measures: bool = False,
+    unit_bytes: int = 0,
 ) -> float:
     """Return an upper bound of a task's peak memory in MB.
 
@@ -106,7 +110,7 @@ def project_memory(
     - *gathered*: if tensors are in another order, a block of an input, the slice that was read for
       it, and the positions of its stretches; for a robust rule those of every input;
     - *decoding*: if updates are compressed, the buffers and tables of the codecs, and a unit of
-      each input.
+      each input and of one more that is being read.
 
     It depends neither on the update's size nor on M.
     """
@@ -126,7 +130,8 @@ def project_memory(
         gathered *= inputs
     buffers = arithmetic + streams + step + PLAN_FACTOR * plan_bytes
     buffers += gathered if is_disordered else 0
-    buffers += DECODING_BYTES + UNIT_BYTES * inputs if is_compressed else 0
+    if is_compressed:
+        buffers += DECODING_BYTES + (inputs + 1) * (BLOCK_BYTES + UNIT_FACTOR * unit_bytes)
     return RESIDENT_MB + RUNTIME_MB + buffers / MIB
 
 
@@ -141,4 +146,5 @@ def needed_memory(load: Workload) -> float:
         held_widening=load.widening if load.holds_all or load.measures else None,
         is_compressed=load.stored_bytes is not None,
         measures=load.measures,
+        unit_bytes=load.unit_bytes,
     )

@@ -5,6 +5,7 @@ from typing import Final
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.formats.codecs.topk import UNIT, TopK
 from gradshard_core.planning import memory_projection
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.planning.workload import Workload
@@ -31,4 +32,5 @@ def workload_of(
         measures=spec.measures,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         stored_bytes=None if codec is None else CODECS[codec].stored_bytes(nbytes // F32_BYTES),
+        unit_bytes=CODECS[codec].stored_bytes(UNIT) if codec == TopK.name else 0,
     )

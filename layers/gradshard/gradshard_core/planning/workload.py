@@ -41,6 +41,8 @@ class Workload:
         the round's order.
     stored_bytes
         Mean size of an update as it is stored, if some are compressed; None if none is.
+    unit_bytes
+        Size of the largest unit of entries, of which a task holds one of each input.
     """
 
     nbytes: int
@@ -55,6 +57,7 @@ class Workload:
     applied: int | None = None
     disorder: tuple[Disorder, ...] = ()
     stored_bytes: float | None = None
+    unit_bytes: int = 0
 
     @property
     def contributors(self) -> int:

@@ -6,9 +6,12 @@ been deleted since planning.
 
 from gradshard_core.aggregation import kernel
 from gradshard_core.errors import ChangedObjectError
+from gradshard_core.formats.codecs.topk import TopK
 from gradshard_core.planning.plan import Rejection
 from gradshard_core.rounds.overflow import element_at, reject_largest
 from gradshard_core.rounds.task_inputs import TaskInputs
+
+_OR_MALFORMED = ", or its entries there are not in order or not as many as is stated"
 
 
 def reject_nonfinite(inputs: TaskInputs, position: int) -> list[Rejection]:
@@ -34,7 +37,7 @@ def reject_nonfinite(inputs: TaskInputs, position: int) -> list[Rejection]:
         tensor, element = element_at(layout, byte)
         reason = (
             f"{contributor.source.key}: tensor {tensor!r} holds a NaN or an infinity at "
-            f"element {element}"
+            f"element {element}{_OR_MALFORMED if contributor.codec == TopK.name else ''}"
         )
         rejected.append(Rejection(contributor.client, reason, contributor.source.etag))
     return rejected

@@ -157,6 +157,7 @@ def _choose_shards(
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=_stored_bytes(grouping),
+        unit_bytes=max(c.runs.largest_unit for c in grouping.contributors),
     )
     return planner.choose(
         load, context.aggregator, shards=spec.shards, time_budget=spec.time_budget

@@ -7,6 +7,7 @@ half as large. Scale and elements stand in one piece, a *unit*, so an update can
 two units.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Final
 
@@ -40,10 +41,15 @@ class BlockCodec(ABC):
     name: str
     unit_bytes: int
     largest: float
+    unit = BLOCK
+
+    def stored_shape(self, elements: int) -> tuple[int, int]:
+        """Return the shape of a tensor with so many elements, as bytes."""
+        return -(-elements // BLOCK), self.unit_bytes
 
     def stored_bytes(self, elements: int) -> int:
         """Return the size of a tensor with so many elements."""
-        return -(-elements // BLOCK) * self.unit_bytes
+        return math.prod(self.stored_shape(elements))
 
     def decode(self, stored: Array, out: Array) -> None:
         """Write the elements of whole units.

@@ -8,11 +8,14 @@ from gradshard_core.formats.codecs.block import BlockCodec
 from gradshard_core.formats.codecs.fp8 import Fp8
 from gradshard_core.formats.codecs.int4 import Int4
 from gradshard_core.formats.codecs.int8 import Int8
+from gradshard_core.formats.codecs.topk import TopK
 
-CODECS: Final[dict[str, BlockCodec]] = {codec.name: codec for codec in (Int8(), Fp8(), Int4())}
+Codec = BlockCodec | TopK
+
+CODECS: Final[dict[str, Codec]] = {codec.name: codec for codec in (Int8(), Fp8(), Int4(), TopK())}
 
 
-def codec_named(name: str) -> BlockCodec:
+def codec_named(name: str) -> Codec:
     """Return the codec of this name.
 
     Raises
