@@ -1,6 +1,8 @@
 """Verifying rounds of every kind, and what is wrong with them, over real HTTP."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -368,3 +370,39 @@ def test_a_round_that_goes_on_is_not_verified(open_round: Callable[..., Round]) 
     round_ = open_round(clients=3)
     with pytest.raises(RoundStateError, match="has not ended"):
         verify(round_.store, round_.name)
+
+
+# ---------------------------------------------------------------------------------------- memory
+
+MEASURE = """
+import resource, sys
+from gradshard.client import round as client_round
+from gradshard.client.stack import Stack
+
+bucket, name = sys.argv[1:]
+stack = Stack("none", bucket=bucket, state_machine=None, endpoint_url=None, port=None)
+verify = client_round.Round(stack, name).verify
+verify(sample=1e-9)  # everything is loaded, and connections are open
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+done = []
+assert verify(sample=1.0, progress=lambda *at: done.append(at)).is_correct
+assert done == sorted(done) and done[-1][0] == done[-1][1]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_does_not_depend_on_the_size_of_the_result(
+    open_round: Callable[..., Round],
+) -> None:
+    grown = []
+    for size in (1 << 20, 6 << 20):
+        round_ = open_round(clients=3)
+        for number in range(3):
+            update = {"w": np.full(size, number, np.float32)}
+            round_.submit(CLIENTS[number], update, SAMPLES[number])
+        round_.go()
+        program = [sys.executable, "-c", MEASURE, round_.store.bucket, round_.name]
+        said = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+        grown.append(int(said) / 1024)
+    assert max(grown) < 40, f"MiB of 16 threads: {grown}"
+    assert grown[1] < grown[0] + 8, f"MiB for 4 and 24 MiB: {grown}"

@@ -1,0 +1,1 @@
+"""Masked updates: fixed-point numbers in a ring, key streams, sealed seeds."""
