@@ -210,7 +210,7 @@ def main() -> int:
         options.error(f"--bad is {given.bad}, not from 1 to {(given.clients - 3) // 2}")
     panels = run(given)
     program.table(
-        f"Accuracy in percent after {given.rounds} rounds, {given.bad} of {given.clients} clients bad",
+        f"Accuracy in percent after {given.rounds} rounds; {given.bad} of {given.clients} are bad",
         ("rule", *(panel.title for panel in panels)),
         [
             (name, *(f"{100 * panel.curves[n].mean[-1]:.1f}" for panel in panels))

@@ -149,8 +149,7 @@ def summary(
         "rule": decision["rule"],
         "decision": keys.decision(plan.attempt),
         "measured": len(decision["clients"]),
-        "left_out": len(plan.participants.left_out),
-        "clipped": sum(map(is_clipped, decision["clients"])),
+        "clipped": [entry["client"] for entry in decision["clients"] if is_clipped(entry)],
         "tasks": measurement.get("tasks", []),
         "totals": measurement.get("totals", {}),
     }
