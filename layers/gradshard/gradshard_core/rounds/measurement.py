@@ -7,7 +7,6 @@ of two updates do not depend on a third.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from gradshard_core.aggregation.gram import ExactSum
@@ -116,13 +115,6 @@ def read_decision(store: S3Store, keys: RoundKeys, plan: Plan) -> dict[str, Any]
     if decision is None:
         raise PlanError(f"{key} is missing")
     return decision
-
-
-def with_weights(plan: Plan, decision: dict[str, Any]) -> Plan:
-    """Return a plan whose contributors have the weights of a decision."""
-    weights = {entry["client"]: entry["weight"] for entry in decision["clients"]}
-    contributors = tuple(replace(c, weight=weights[c.client]) for c in plan.contributors)
-    return replace(plan, participants=replace(plan.participants, contributors=contributors))
 
 
 def left_out(plan: Plan, decision: dict[str, Any]) -> list[Rejection]:
