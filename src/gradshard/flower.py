@@ -34,6 +34,7 @@ from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import model_content_of
 from gradshard.client.uploads import upload
+from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.errors import RoundFailed, RoundStateError, SpecError, UpdateError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.keys import RoundKeys
@@ -45,6 +46,7 @@ from gradshard_core.formats.layout import (
     parse_header,
 )
 from gradshard_core.planning import limits
+from gradshard_core.planning.option_parsers import parse_rule
 from gradshard_core.planning.spec import default_quorum
 
 try:
@@ -88,6 +90,23 @@ def by_number(_grid: Grid, nodes: Sequence[int]) -> dict[int, str]:
     return {node: f"{node:020d}" for node in nodes}
 
 
+def _least_models(rule: str | Mapping[str, Any]) -> int:
+    """Return how many models a rule needs.
+
+    Raises
+    ------
+    SpecError
+        It is no rule, or none for whole models.
+    """
+    parsed = parse_rule(rule)
+    if not isinstance(parsed, RobustRule) or parsed.is_of_changes:
+        raise SpecError(
+            f"rule {parsed.name} is not for Flower, whose clients send whole models: take "
+            "median, trimmed_mean, krum, multi_krum or geometric_median"
+        )
+    return parsed.least_clients
+
+
 class _Place(NamedTuple):
     """A model's object, its layout, and the order of its tensors in Flower's records."""
 
@@ -127,6 +146,10 @@ class S3FedAvg(FedAvg):
         before; by default more than half of the clients that were asked.
     timeout
         Seconds that a round waits for announced uploads.
+    rule
+        How models are combined, such as ``"median"`` or ``{"name": "krum", "f": 1}``
+        (docs/robust.md); by default the average. Rules that go by lengths or directions of changes
+        are rejected, because clients send whole models.
     round_options
         More options of the rounds: see :meth:`gradshard.client.federation.Federation.open_round`.
     client_names
@@ -148,6 +171,7 @@ class S3FedAvg(FedAvg):
         keep_arrays: bool = True,
         quorum: int | None = None,
         timeout: int = UPLOADED_TIMEOUT,
+        rule: str | Mapping[str, Any] | None = None,
         round_options: Mapping[str, Any] | None = None,
         client_names: ClientNames = by_number,
         ticket_seconds: int = DEFAULT_SECONDS,
@@ -161,6 +185,10 @@ class S3FedAvg(FedAvg):
         self.quorum = quorum
         self.timeout = timeout
         self.round_options = dict(round_options or {})
+        self._least = 1
+        if rule is not None:
+            self._least = _least_models(rule)
+            self.round_options["rule"] = rule
         self.client_names = client_names
         self.ticket_seconds = ticket_seconds
         self.codec = codec
@@ -349,7 +377,8 @@ class S3FedAvg(FedAvg):
 
     def _needed(self) -> int:
         """Return how many uploads this round needs."""
-        return max(1, default_quorum(len(self._names)) if self.quorum is None else self.quorum)
+        quorum = default_quorum(len(self._names)) if self.quorum is None else self.quorum
+        return max(self._least, quorum)
 
     def _average(self, place: _Place, clients: Sequence[str]) -> dict[str, Any]:
         """Have a round, and return its manifest; one without contributors where it failed."""

@@ -68,6 +68,7 @@ def peak_mb(
     *,
     applied: bool = False,
     tensors: int = 1,
+    rule: str | None = None,
 ) -> tuple[float, float]:
     """Aggregate one shard in a process of its own; return its peak and what was projected.
 
@@ -75,6 +76,8 @@ def peak_mb(
     """
     keys = RoundKeys(name)
     spec: dict[str, Any] = {"clients": clients, "shards": 1}
+    if rule is not None:
+        spec["rule"] = rule
     size = {"F32": 4, "BF16": 2, "I8": 1}[dtype]
     parts = [(f"w{n}", dtype, (nbytes // size // tensors,)) for n in range(tensors)]
     layout = Layout.pack(parts)
@@ -131,6 +134,19 @@ def assert_close(peak: float, projected: float, clients: int, *, streams: int) -
 def test_the_peak_stays_under_the_projection(store: S3Store, clients: int, dtype: str) -> None:
     peak, projected = peak_mb(store, f"memory-{clients}-{dtype}", clients, dtype, 20 * MIB)
     print(f"{clients} clients, {dtype}: peak {peak} MB, projected {projected:.1f} MB")
+    assert_close(peak, projected, clients, streams=clients)
+
+
+@pytest.mark.parametrize("rule", ["median", "sign", "norm_clip"])
+@pytest.mark.parametrize(
+    ("clients", "dtype", "tensors"), [(20, "BF16", 1), (64, "F32", 1), (20, "F32", 50)]
+)
+def test_so_does_that_of_robust_rules(
+    store: S3Store, rule: str, clients: int, dtype: str, tensors: int
+) -> None:
+    name = f"memory-{rule.replace('_', '-')}-{clients}-{dtype}-{tensors}"
+    peak, projected = peak_mb(store, name, clients, dtype, 10 * MIB, tensors=tensors, rule=rule)
+    print(f"{rule}, {clients} clients, {dtype}: peak {peak} MB, projected {projected:.1f} MB")
     assert_close(peak, projected, clients, streams=clients)
 
 

@@ -3,13 +3,15 @@
 import operator
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gradshard_core.s3.store import S3Store
 from tests import reference
-from tests.integration.by_hand import Round, Update, small
+from tests.integration.by_hand import Round, Update, put_model, small
 
 COLUMNS: list[dict[str, Any]] = [
     {"name": "median"},
@@ -103,3 +105,149 @@ def test_rule_that_measures(open_round: Callable[..., Round], rule: dict[str, An
     assert manifest["left_out"] == [client for client in updates if client not in kept]
     expected = reference.weighted([updates[c] for c in kept], [weights[c] for c in kept])
     assert_result(round_.result(), expected)
+
+
+def submitted(round_: Round, updates: dict[str, Update]) -> Round:
+    for i, (client, update) in enumerate(updates.items()):
+        round_.submit(client, update, 3 + i)
+    return round_
+
+
+@pytest.mark.parametrize("rule", GRAM)
+def test_weights_are_the_same_for_every_m_order_and_repetition(
+    open_round: Callable[..., Round], rule: dict[str, Any]
+) -> None:
+    rng = np.random.default_rng(3)
+    updates = {
+        f"c{i}": {
+            "w": (rng.standard_normal(2_700_001) * (1 + i)).astype("f4"),
+            "n": np.array([i], "i8"),
+        }
+        for i in range(7)
+    }
+    results, decisions = set(), []
+    for shards in (1, 2):
+        round_ = submitted(open_round(clients=7, rule=rule, shards=shards), updates)
+        outcome: dict[str, Any] = {"attempt": 0}
+        for _ in range(2):
+            round_.plan(outcome["attempt"])
+            for task in [*reversed(round_.tasks()), round_.tasks()[0]]:
+                round_.run(task)
+            outcome = round_.finalize()
+        assert outcome == {"status": "completed"}
+        assert round_.manifest()["shards"] == shards
+        results.add(round_.result())
+        decisions.append(round_.store.get_json(round_.keys.decision(1)))
+    assert decisions[0] == decisions[1]
+    assert len(results) == 1
+
+
+def test_norms_are_those_of_floating_point_tensors(open_round: Callable[..., Round]) -> None:
+    updates = {f"c{i}": small(i) for i in range(4)}
+    round_ = submitted(open_round(clients=4, rule={"name": "norm_clip", "bound": 8.0}), updates)
+    round_.go()
+    entries = round_.store.get_json(round_.keys.decision(1))["clients"]
+    gram = measured(list(updates.values()))
+    for i, (entry, samples) in enumerate(zip(entries, range(3, 7), strict=True)):
+        norm = gram[i][i] ** 0.5
+        assert entry["norm"] == pytest.approx(norm, rel=1e-5)
+        assert entry["weight"] == pytest.approx(samples / 18 * min(1, 8 / norm), rel=1e-5)
+        assert entry["full_weight"] == samples / 18
+    clipped = [entry["client"] for entry in entries if entry["norm"] > 8]
+    assert round_.manifest()["measuring"]["clipped"] == clipped
+
+
+def test_clients_read_no_norms_of_others(open_round: Callable[..., Round]) -> None:
+    updates = {f"c{i}": small(i) for i in range(5)}
+    round_ = submitted(open_round(clients=5, rule={"name": "krum", "f": 1}), updates)
+    round_.go()
+    policy = (Path(__file__).parents[2] / "docs" / "client-policy.json").read_text()
+    assert "decisions" not in policy
+    assert "measurements" not in policy
+    decision = round_.store.get_json(round_.keys.decision(1))
+    secrets = {
+        f"{entry[name]:.6g}" for entry in decision["clients"] for name in ("norm", "score")
+    } | {str(entry[name]) for entry in decision["clients"] for name in ("norm", "score")}
+    for key in (round_.keys.plan, round_.keys.manifest, round_.keys.spec):
+        text = (round_.store.get_bytes(key) or b"").decode()
+        assert not any(secret in text for secret in secrets)
+    left_out = round_.manifest()["left_out"]
+    assert len(left_out) == 4
+    for entry in decision["clients"]:
+        if entry["client"] in left_out:
+            reason = round_.reason(entry["client"])
+            assert "rule krum left this update out of the average" in reason
+            assert f"{entry['score']:.6g}" in reason
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 2.0**121])
+def test_bad_update_costs_its_sender_the_round_and_the_rest_is_measured_again(
+    open_round: Callable[..., Round], value: float
+) -> None:
+    updates = {f"c{i}": small(i) for i in range(6)}
+    updates["c2"]["fc.weight"] = updates["c2"]["fc.weight"].copy()
+    updates["c2"]["fc.weight"][0, 3] = value
+    round_ = submitted(open_round(clients=6, rule={"name": "multi_krum", "f": 1}), updates)
+    assert round_.go() == {"status": "completed"}
+    assert "element 3" in round_.reason("c2")
+    manifest = round_.manifest()
+    assert [rejection["client"] for rejection in manifest["rejected"]] == ["c2"]
+    assert len(manifest["contributors"]) == 4
+    assert manifest["attempts"] == 3
+
+
+def test_update_that_is_gone_in_the_second_pass_is_decided_without(
+    open_round: Callable[..., Round], store: S3Store
+) -> None:
+    updates = {f"c{i}": small(i) for i in range(7)}
+    rule = {"name": "krum", "f": 1}
+    round_ = submitted(open_round(clients=7, rule=rule), updates)
+    round_.plan()
+    round_.aggregate()
+    assert round_.finalize()["rejected"] == []
+    round_.plan(1)
+    [chosen] = round_.store.get_json(round_.keys.plan)["contributors"]
+    store.delete_versions(chosen["source"]["key"])
+    round_.aggregate()
+    outcome = round_.finalize()
+    assert [rejection["client"] for rejection in outcome["rejected"]] == [chosen["client"]]
+    round_.plan(2)
+    # Nothing is measured again.
+    assert not round_.store.get_json(round_.keys.plan)["measures"]
+    round_.aggregate()
+    assert round_.finalize() == {"status": "completed"}
+    del updates[chosen["client"]]
+    alone = submitted(open_round(clients=6, rule=rule), updates)
+    alone.go()
+    data = round_.result()
+    assert data == alone.result()
+    assert len(round_.manifest()["left_out"]) == 5
+
+
+def test_buffers_are_not_measured_and_averaged_with_the_rules_weights(
+    open_round: Callable[..., Round], store: S3Store
+) -> None:
+    name = "robust-buffers"
+    model = {"w": np.zeros(9, "f4"), "bn.running_var": np.ones(3, "f4"), "n": np.array([0], "i8")}
+    put_model(store, name, model)
+    rng = np.random.default_rng(0)
+    updates: dict[str, Update] = {
+        f"c{i}": {
+            "w": rng.standard_normal(9).astype("f4") * (100 if i == 4 else 1),
+            "bn.running_var": np.full(3, 10.0**i, "f4"),
+            "n": np.array([i], "i8"),
+        }
+        for i in range(5)
+    }
+    optimizer = {"optimizer": "fedavg", "model": name, "buffers": ["bn.running_var"]}
+    terms = {"rule": {"name": "norm_clip", "bound": 2.0}, "server_optimizer": optimizer}
+    round_ = submitted(open_round(clients=5, **terms), updates)
+    assert round_.go() == {"status": "completed"}
+    entries = round_.store.get_json(round_.keys.decision(1))["clients"]
+    for entry in entries:
+        found = np.linalg.norm(updates[entry["client"]]["w"].astype("f8"))
+        assert entry["norm"] == pytest.approx(found, rel=1e-5)
+    weights = np.array([entry["weight"] for entry in entries])
+    average = reference.decode(round_.result())
+    stacked = np.stack([update["bn.running_var"] for update in updates.values()]).astype("f8")
+    assert np.allclose(average["bn.running_var"], weights / weights.sum() @ stacked, rtol=1e-5)

@@ -124,7 +124,7 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield "applied", _applied(model, manifest["update"]["tensors"])
     yield "waited", f"{manifest['waited_seconds']:.1f} s for updates, while no function ran"
     if measuring := manifest.get("measuring"):
-        yield "measured", _measured(measuring)
+        yield "measured", _measured(measuring, manifest["left_out"])
     yield "seconds", f"{manifest['seconds']:.1f}, of them {totals['longest_seconds']:.1f} a task"
     yield "read", f"{format_size(totals['bytes_read'])} in {pluralize(totals['gets'], 'GET')}"
     yield "written", f"{format_size(totals['bytes_written'])} in {pluralize(totals['puts'], 'PUT')}"
@@ -132,11 +132,11 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "cost", f"{dollars(manifest['projected']['dollars']['total'])}, as projected for AWS"
 
 
-def _measured(measuring: dict[str, Any]) -> str:
+def _measured(measuring: dict[str, Any], left_out: list[str]) -> str:
     counts = ", ".join(
-        f"{measuring[name]} {word}"
-        for name, word in (("left_out", "left out"), ("clipped", "clipped"))
-        if measuring[name]
+        f"{len(clients)} {word}"
+        for clients, word in ((left_out, "left out"), (measuring["clipped"], "clipped"))
+        if clients
     )
     tasks = pluralize(measuring["totals"]["tasks"], "task")
     updates = pluralize(measuring["measured"], "update")

@@ -92,7 +92,7 @@ _ITERATIONS: Final = _Setting(
 ROBUST_RULES: Final[Mapping[str, _Rule]] = {
     "median": _Rule({}, _three),
     "trimmed_mean": _Rule({"beta": _BETA}, _three),
-    "sign": _Rule({}, _one),
+    "sign": _Rule({}, _one, is_of_changes=True),
     "norm_clip": _Rule(_CLIP, _one, gram_rules.norm_clip, "norm", is_of_changes=True),
     "krum": _Rule({"f": _F}, _krum_least, gram_rules.krum, "Krum score"),
     "multi_krum": _Rule({"f": _F, "m": _M}, _multi_krum_least, gram_rules.multi_krum, "Krum score"),

@@ -28,6 +28,7 @@ def workload_of(
         is_cut=TOPOLOGIES[name].is_cut,
         depth=max(1, *map(len, addition_order.split_order(order, levels))),
         plan_bytes=memory_projection.plan_bytes(clients),
+        widening=1,  # as in F32
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),

@@ -1,7 +1,10 @@
 """A robust rule's decision: what was measured of each update, and what the rule made of it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+from gradshard_core.planning.plan import Plan
 
 
 def verdict_on(entry: Mapping[str, Any]) -> str:
@@ -17,3 +20,10 @@ def verdict_on(entry: Mapping[str, Any]) -> str:
 def is_clipped(entry: Mapping[str, Any]) -> bool:
     """Whether a robust rule gives an update less than its weight without the rule."""
     return entry["full_weight"] is not None and entry["weight"] < entry["full_weight"]
+
+
+def with_weights(plan: Plan, decision: dict[str, Any]) -> Plan:
+    """Return a plan whose contributors have the weights of a decision."""
+    weights = {entry["client"]: entry["weight"] for entry in decision["clients"]}
+    contributors = tuple(replace(c, weight=weights[c.client]) for c in plan.contributors)
+    return replace(plan, participants=replace(plan.participants, contributors=contributors))

@@ -20,12 +20,12 @@ from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memor
 from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Plan, Rejection, Task
 from gradshard_core.planning.plan_json import parse_plan
+from gradshard_core.records.decision import with_weights
 from gradshard_core.rounds.bad_inputs import (
     is_rejected_below,
     reject_nonfinite,
     reject_unreadable,
 )
-from gradshard_core.rounds.measurement import with_weights
 from gradshard_core.rounds.overflow import reject_largest_step
 from gradshard_core.rounds.task_inputs import OPENERS, TaskInputs
 from gradshard_core.s3.retries import Retries

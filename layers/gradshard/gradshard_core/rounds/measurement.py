@@ -7,7 +7,6 @@ of two updates do not depend on a third.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from gradshard_core.aggregation.gram import ExactSum
@@ -118,13 +117,6 @@ def read_decision(store: S3Store, keys: RoundKeys, plan: Plan) -> dict[str, Any]
     return decision
 
 
-def with_weights(plan: Plan, decision: dict[str, Any]) -> Plan:
-    """Return a plan whose contributors have the weights of a decision."""
-    weights = {entry["client"]: entry["weight"] for entry in decision["clients"]}
-    contributors = tuple(replace(c, weight=weights[c.client]) for c in plan.contributors)
-    return replace(plan, participants=replace(plan.participants, contributors=contributors))
-
-
 def left_out(plan: Plan, decision: dict[str, Any]) -> list[Rejection]:
     """Tell each client that a rule left out what it went by; nobody reads that of others."""
     entries = {entry["client"]: entry for entry in decision["clients"]}
@@ -149,8 +141,7 @@ def summary(
         "rule": decision["rule"],
         "decision": keys.decision(plan.attempt),
         "measured": len(decision["clients"]),
-        "left_out": len(plan.participants.left_out),
-        "clipped": sum(map(is_clipped, decision["clients"])),
+        "clipped": [entry["client"] for entry in decision["clients"] if is_clipped(entry)],
         "tasks": measurement.get("tasks", []),
         "totals": measurement.get("totals", {}),
     }
