@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint check coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-second fuzz bench docs docs-serve docs-tables demo deploy requirements clean
+.PHONY: help setup format lint check coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-second test-ceph fuzz bench docs docs-serve docs-tables demo deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -117,6 +117,10 @@ test-flower: setup ## Run the tests that need Flower, in an environment of their
 
 test-second: setup .venv-second/installed ## Run rounds on a second engine, LocalStack, in an environment of its own
 	SECOND_ENGINE=.venv-second/bin/python $(BIN)/pytest --quiet tests/second
+
+# Debian's packages: radosgw ceph-mon ceph-osd.
+test-ceph: setup ## Check signatures and tickets against Ceph's S3 gateway, if it is installed
+	CEPH_GATEWAY=radosgw $(BIN)/pytest --quiet tests/ceph
 
 # Atheris has no wheels but for Linux on x86-64, so it is no requirement of `make setup`.
 FUZZ_TARGETS := update header pair report key ticket

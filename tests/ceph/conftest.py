@@ -12,6 +12,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from tests.ceph.gaps import GAPS, HANGS
 from tests.ceph.gateway import ACCESS_KEY, PROGRAMS, SECRET_KEY, gateway
 from tests.integration.conftest import proxied, proxy, store
 
@@ -29,8 +30,10 @@ class Gateway:
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """The gateway; boto3 talks to it."""
-    if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
-        pytest.skip(f"no {', '.join(missing)}: `make test-ceph` says what to install")
+    if "CEPH_GATEWAY" not in os.environ:
+        pytest.skip("`make test-ceph` has Ceph's gateway")
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    assert not missing, f"no {missing}: apt-get install radosgw ceph-mon ceph-osd"
     with (
         pytest.MonkeyPatch.context() as patch,
         gateway(tmp_path_factory.mktemp("ceph")) as port,
@@ -51,3 +54,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
             patch.setenv(name, value)
         patch.setattr(boto3, "DEFAULT_SESSION", None)
         yield Gateway(port)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Expect the tests that Ceph cannot pass to fail, with the reason."""
+    for item in items:
+        if not item.path.is_relative_to(HERE):
+            continue
+        if gap := GAPS.get(item.name):
+            item.add_marker(pytest.mark.xfail(reason=gap, strict=True))
+        if item.name.partition("[")[0] in HANGS:
+            item.add_marker(pytest.mark.skip(reason="Ceph lets the sender wait for ever"))

@@ -52,6 +52,8 @@ class Fault(NamedTuple):
 
 
 DRIP_SECONDS = 0.05
+_FRAMING = {"content-length", "transfer-encoding"}
+"""Say how a body comes from the engine; the proxy sends it in one piece."""
 BEFORE = {
     "500": (500, "InternalError"),
     "503": (503, "SlowDown"),
@@ -170,7 +172,11 @@ class _Handler(BaseHTTPRequestHandler):
         upstream = http.client.HTTPConnection("127.0.0.1", self.engine_port)
         upstream.request(self.command, self.path, sent or None, dict(self.headers))
         got = upstream.getresponse()
-        answer = Answer(got.status, dict(got.getheaders()), got.read())
+        body = got.read()
+        headers = {name: value for name, value in got.getheaders() if name.lower() not in _FRAMING}
+        if sent_length := got.getheader("Content-Length", str(len(body)) if body else None):
+            headers["Content-Length"] = sent_length
+        answer = Answer(got.status, headers, body)
         upstream.close()
         return answer
 
