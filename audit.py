@@ -4,6 +4,7 @@ If the index or the database does not answer, the program says so and exits with
 then fails. `.ci/run` goes on, because an outage of others should not stop a change.
 """
 
+import argparse
 import ast
 import os
 import subprocess
@@ -198,4 +199,7 @@ def _run(command: Sequence[str], text: str = "") -> "subprocess.CompletedProcess
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Other options go to pip-audit, such as --ignore-vuln."
+    )
+    sys.exit(main(parser.parse_known_args()[1]))

@@ -40,20 +40,25 @@ FULL_TIMES = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is asked for; an error if a row wrote other bytes than the reference."""
+    """Measure and report; raise an error if a row wrote other bytes than the reference."""
     # Ended from outside, it still stops the servers it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     names = [row.name for row in runs.ROWS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two runs of few rows, 1–2 minutes")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
-    parser.add_argument("--runs", type=int, metavar="N", help=f"runs of a row ({FULL_TIMES})")
+    parser.add_argument("--quick", action="store_true", help="run few rows twice (1 to 2 minutes)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures to this file")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        metavar="N",
+        help=f"number of runs of each row (default: {FULL_TIMES}, or {QUICK_TIMES} with --quick)",
+    )
     parser.add_argument(
         "--only",
         nargs="+",
         choices=[*names, *PARTS],
         metavar="ROW",
-        help=", ".join([*names, *PARTS]),
+        help=f"measure only these (default: all): {', '.join([*names, *PARTS])}",
     )
     options = parser.parse_args(arguments)
     times = options.runs or (QUICK_TIMES if options.quick else FULL_TIMES)
@@ -76,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(results: dict[str, Any], wanted: set[str], *, quick: bool, say: suite.Progress) -> None:
-    """Measure the parts that are asked for, and add them to ``results`` one by one."""
+    """Measure the wanted parts, and add them to ``results`` one by one."""
     notes, times = results["notes"], results["runs"]
     began = time.monotonic()
     rows = [row for row in runs.ROWS if row.name in wanted]
@@ -99,7 +104,7 @@ def measure(results: dict[str, Any], wanted: set[str], *, quick: bool, say: suit
             else:
                 notes.append("rate-limited: needs nginx's files and certificate")
         if "scale" in wanted:
-            say("planning and finalising many shards")
+            say("planning and finalizing many shards")
             results["scale"] = scale.measure(times, server)
     if "cold-start" in wanted:
         say("importing handlers")

@@ -25,6 +25,7 @@ PAGES: Final = tuple(DOCS / name for name in ("commands.md", "settings.md", "for
 _TABLE: Final = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _WHERE: Final = ("--stack", "--region", "--profile", "--local", "--port")
 _EVERYWHERE: Final = ("--json", "--quiet", "--verbose", "--debug", "--help")
+_OPEN: Final = "gradshard open"
 _DEFAULT: Final = re.compile(r"(?P<help>.*) \[default: (?P<default>.*)\]", re.DOTALL)
 
 
@@ -80,6 +81,8 @@ def _of_command(name: str, command: click.Command) -> Iterator[str]:
     yield f"```text\n{usage}\n```\n\n"
     options = [p for p in command.params if isinstance(p, click.Option)]
     own = [o for o in options if not {*o.opts} & {*_WHERE, *_EVERYWHERE}]
+    shared = [] if name == _OPEN else [o.opts[0] for o in own if _is_of_open(o)]
+    own = [o for o in own if o.opts[0] not in shared]
     connected = [o.opts[0] for o in options if o.opts[0] in _WHERE]
     if own:
         yield from _rows(
@@ -87,9 +90,21 @@ def _of_command(name: str, command: click.Command) -> Iterator[str]:
             ((_option(o), *map(_text, _help_and_default(o))) for o in own),
         )
         yield "\n"
+    if shared:
+        names = ", ".join(f"`{option}`" for option in shared)
+        yield f"Also {names}, as in [`{_OPEN}`](#gradshard-open).\n\n"
     if connected:
         which = "the application's options" if len(connected) > 1 else f"`{connected[0]}`"
         yield f"Also [{which}](#which-application).\n\n"
+
+
+def _is_of_open(option: click.Option) -> bool:
+    """Return whether ``gradshard open`` has the same option with the same help."""
+    return any(
+        (other.opts, other.help) == (option.opts, option.help)
+        for other in commands()[_OPEN].params
+        if isinstance(other, click.Option)
+    )
 
 
 def _option(option: click.Option) -> str:
@@ -128,8 +143,8 @@ def _of_options(options: Mapping[str, Option], defaults: Mapping[str, Any]) -> I
             text = f"`{value}`"
         else:
             text = declared.default or "required"
-        rows.append((f"`{name}`", _text(declared.help), _text(declared.kind.values), text))
-    yield from _rows(("field", "", "values", "default"), rows)
+        rows.append((f"`{name}`", _text(declared.kind.values), text))
+    yield from _rows(("field", "values", "default"), rows)
 
 
 def _template() -> dict[str, Any]:

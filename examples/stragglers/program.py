@@ -23,8 +23,8 @@ def add_engine(options: argparse.ArgumentParser, more: str = "") -> None:
         nargs="?",
         const=0,
         metavar="PORT",
-        help="average in rounds, about 2 s each, on the local engine at this port or, without "
-        f"one, on an engine of this run's own{more}",
+        help="average in rounds of about 2 s, not in memory: on the local engine at this port, or "
+        f"on a new engine if no port is given{more}",
     )
 
 

@@ -2,8 +2,8 @@
 
 This is a reconstruction. AMBLE (Park, Yoon, Yeo and Oh, Journal of Parallel and Distributed
 Computing 170, 2022) gives every device a mini-batch and a number of local epochs by its speed
-relative to the slowest, and scales the learning rate with the batch; its formulas are not
-published. These are the formulas of this project:
+relative to the slowest, and scales the learning rate with the batch. Its formulas are not
+known here. The formulas below are this project's own:
 
 - *Time.* A round gives one number per client: seconds per sample, at the batch that the client had.
   It is smoothed over rounds, and predicts epochs × samples × seconds per sample. If a device is
