@@ -63,7 +63,7 @@ def test_services_are_described_as_by_botocore(service: str) -> None:
 
 def test_a_service_that_is_none() -> None:
     with pytest.raises(UnknownServiceError, match="nosuch"):
-        make_session().create_client("nosuch")  # type: ignore[call-overload]
+        make_session().create_client("nosuch")
 
 
 def test_descriptions_of_the_users_own_are_found(
