@@ -238,9 +238,21 @@ def effective_weights(
         for client in contributors:
             check_depth(layers, coverage[client])
         return _weigh_salf(rule, layers, clients, coverage, samples)
+    return _weigh_without_salf(rule, layers, len(clients), coverage, samples)
+
+
+def _weigh_without_salf(
+    rule: PartialRule,
+    layers: Sequence[Layer],
+    clients: int,
+    coverage: Mapping[str, Coverage],
+    samples: Mapping[str, int],
+) -> tuple[LayerWeights, ...]:
+    """Weigh as :func:`effective_weights`, under another rule than ``salf``."""
+    contributors = sorted(coverage)
     by_layer = [_counted(rule, contributors, coverage, index) for index in range(len(layers))]
     if rule.name == FILL:
-        weights = [dict.fromkeys(counted, 1 / len(clients)) for counted in by_layer]
+        weights = [dict.fromkeys(counted, 1 / clients) for counted in by_layer]
     else:
         weights = [_shares(counted, samples) for counted in by_layer]
     return tuple(
