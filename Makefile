@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint check coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-second test-ceph fuzz bench docs docs-serve docs-tables demo deploy requirements clean
+.PHONY: help setup format lint check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-second test-ceph fuzz bench docs docs-serve docs-tables demo deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -42,10 +42,16 @@ lint: setup ## Check style, types and the template
 	$(BIN)/sam validate --lint --region us-east-1
 	$(BIN)/cfn-lint --include-experimental --regions ALL_REGIONS --template template.yaml
 
-check: setup ## Check style and types, and run the unit tests (about a minute)
+check: setup ## Check style and types, and run the unit tests, in about a minute
+	@$(MAKE) --no-print-directory --jobs 2 check-style check-units
+
+# mypy runs on one processor: beside the tests it takes no time of its own.
+check-style: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+check-units: setup
 	$(BIN)/pytest --quiet --numprocesses auto --dist loadfile tests/unit
 
 # OPTIONS are pip-audit's, such as --ignore-vuln.

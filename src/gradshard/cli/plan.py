@@ -137,18 +137,23 @@ def plan(
             }
         )
         return
-    console = Console()
-    console.print(
-        cell(
-            f"{pluralize(clients, 'update')} of {format_size(round(load.update_bytes))} on "
-            f"{architecture}: "
-            f"at {memory} MB the planner takes M={choice.shards} ({TOPOLOGIES[name].title}, "
-            f"{pluralize(choice.tasks, 'task')}), "
-            f"{choice.seconds:.1f} s, {dollars(choice.total_dollars)}"
-        )
+    text = (
+        f"{pluralize(clients, 'update')} of {format_size(round(load.update_bytes))} on "
+        f"{architecture}: "
+        f"at {memory} MB the planner takes M={choice.shards} ({TOPOLOGIES[name].title}, "
+        f"{pluralize(choice.tasks, 'task')}), "
+        f"{choice.seconds:.1f} s, {dollars(choice.total_dollars)}"
     )
-    for note in notes:
-        console.print(cell(note))
+    _print([text, *notes], frontier, choice, show_all=show_all)
+
+
+def _print(
+    lines: list[str], frontier: list[Projection], choice: Projection, *, show_all: bool
+) -> None:
+    """Print lines, then the table of the combinations."""
+    console = Console()
+    for line in lines:
+        console.print(cell(line))
     rows = _thin_out(frontier, choice)
     shown = rows if show_all else _few(rows, choice)
     console.print(_table(shown, choice))

@@ -94,26 +94,19 @@ def issue_ticket(
     _check_in_range("max_bytes", max_bytes, MAX_UPDATE_BYTES)
     expires_at = datetime.now(UTC) + timedelta(seconds=expires)
     key = keys.update(client)
-    upload: dict[str, dict[str, str]] = {}
-    parts: PartUrls | None = None
-    if max_bytes > single_put_bytes:
-        parts = issue_part_urls(
-            store, key, expires=expires, max_bytes=max_bytes, min_bytes=min_bytes
-        )
-    else:
-        for length in signed_lengths(max_bytes, min_bytes):
-            add_url(upload, length, store.presign_new(key, length, expires))
+    is_cut = max_bytes > single_put_bytes
+    terms = (expires, max_bytes, min_bytes)
     return Ticket(
         round_id=keys.round_id,
         client=client,
         expires_at=expires_at,
         max_bytes=max_bytes,
-        upload=upload,
+        upload={} if is_cut else _put_urls(store, key, *terms),
         uploaded_url=store.presign_read(key, expires, head=True),
         rejection_url=store.presign_read(keys.rejection(client), expires),
         ended_url=store.presign_read(keys.manifest, expires, head=True),
         result_url=store.presign_read(keys.result, expires),
-        parts=parts,
+        parts=issue_part_urls(store, key, *terms) if is_cut else None,
         layout=_layout_if_small(layout),
         allow_nonfinite=allow_nonfinite,
         codecs=codecs,
@@ -145,8 +138,18 @@ def issue_download_ticket(
     )
 
 
+def _put_urls(
+    store: S3Store, key: str, expires: int, max_bytes: int, min_bytes: int
+) -> dict[str, dict[str, str]]:
+    """Sign an upload in one request, for updates of these lengths."""
+    urls: dict[str, dict[str, str]] = {}
+    for length in signed_lengths(max_bytes, min_bytes):
+        add_url(urls, length, store.presign_new(key, length, expires))
+    return urls
+
+
 def issue_part_urls(
-    store: ClientStore, key: str, *, expires: int, max_bytes: int, min_bytes: int
+    store: ClientStore, key: str, expires: int, max_bytes: int, min_bytes: int
 ) -> PartUrls:
     """Begin a multipart upload and sign its requests, for updates of these lengths.
 

@@ -160,23 +160,16 @@ def compare(
         assert pair is not None  # noqa: S101 - between two sizes that both can average
         return pair[0].minus(pair[1])
 
+    tried = [nbytes for nbytes, _ in scanned]
     ratios = [getattr(ours, column) / getattr(theirs, column) for _, (ours, theirs) in scanned]
+    cheaper = [first if ratio <= 1 else second for ratio in ratios]
     crossovers = []
-    for i, (before, after) in enumerate(pairwise(ratios)):
-        if (before <= 1) != (after <= 1):
-            nbytes = _bisect(difference, column, scanned[i][0], scanned[i + 1][0])
-            cheaper = first if after <= 1 else second
-            crossovers.append(Crossover(nbytes, cheaper, difference(nbytes)))
-    return Comparison(
-        first,
-        second,
-        column,
-        scanned[0][0],
-        scanned[-1][0],
-        first if ratios[0] <= 1 else second,
-        tuple(crossovers),
-        max(ratios),
-    )
+    for (low, high), (before, after) in zip(pairwise(tried), pairwise(cheaper), strict=True):
+        if before != after:
+            nbytes = _bisect(difference, column, low, high)
+            crossovers.append(Crossover(nbytes, after, difference(nbytes)))
+    ends = tried[0], tried[-1]
+    return Comparison(first, second, column, *ends, cheaper[0], tuple(crossovers), max(ratios))
 
 
 def _bisect(difference: Callable[[int], Bill], column: Column, low: int, high: int) -> int:

@@ -15,19 +15,8 @@ from gradshard.client import federation, ticket_issuer
 from gradshard.client.stack import Stack
 from gradshard.deployment import local_engine
 from gradshard_core.planning.spec import OPTIONS
-from tests.unit.cli.test_cli import (
-    Run,
-    assert_one_line,
-    file,
-    finished,
-    opened,
-    run,
-    stack,
-    store,
-)
+from tests.unit.cli.commands import Run, assert_one_line
 from tests.unit.fakes import MemoryStack, MemoryStore
-
-__all__ = ["file", "finished", "opened", "run", "stack", "store"]
 
 
 def commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:

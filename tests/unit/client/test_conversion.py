@@ -23,7 +23,8 @@ from gradshard.client import conversion as converting
 from gradshard.client.conversion import convert
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.dtypes import DTYPES
-from tests.unit.cli.test_cli import Run, assert_one_line, run
+from tests.unit.cli.commands import Run, assert_one_line
+from tests.unit.cli.conftest import run
 
 __all__ = ["run"]  # the fixture
 

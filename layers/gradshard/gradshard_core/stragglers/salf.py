@@ -236,25 +236,48 @@ def effective_weights(
         set of whole layers.
     """
     contributors = sorted(coverage)
-    strangers = set(contributors).difference(clients)
-    if len(strangers) > sum(client is None for client in clients):
-        raise SpecError(f"contributor {min(strangers)!r} is none of the {len(clients)} clients")
+    _check_expected(contributors, clients)
     if rule.name == SALF:
         for client in contributors:
             check_depth(layers, coverage[client])
         return _weigh_salf(rule, layers, clients, coverage, samples)
-    weighed = []
-    for index, layer in enumerate(layers):
-        if rule.name == DROP:
-            there = [client for client in contributors if all(coverage[client])]
-        else:
-            there = [client for client in contributors if coverage[client][index]]
-        if rule.name == FILL:
-            weights = dict.fromkeys(there, 1 / len(clients))
-        else:
-            weights = _shares(there, samples)
-        weighed.append(LayerWeights(layer, None, tuple(map(weights.get, contributors))))
-    return tuple(weighed)
+    return _weigh_without_salf(rule, layers, len(clients), coverage, samples)
+
+
+def _weigh_without_salf(
+    rule: PartialRule,
+    layers: Sequence[Layer],
+    clients: int,
+    coverage: Mapping[str, Coverage],
+    samples: Mapping[str, int],
+) -> tuple[LayerWeights, ...]:
+    """Weigh as :func:`effective_weights`, under another rule than ``salf``."""
+    contributors = sorted(coverage)
+    by_layer = [_counted(rule, contributors, coverage, index) for index in range(len(layers))]
+    if rule.name == FILL:
+        weights = [dict.fromkeys(counted, 1 / clients) for counted in by_layer]
+    else:
+        weights = [_shares(counted, samples) for counted in by_layer]
+    return tuple(
+        LayerWeights(layer, None, tuple(map(weights_there.get, contributors)))
+        for layer, weights_there in zip(layers, weights, strict=True)
+    )
+
+
+def _check_expected(contributors: Sequence[str], clients: Sequence[Client]) -> None:
+    """Check that there is a client for each contributor; unknown ones may be any."""
+    strangers = set(contributors).difference(clients)
+    if len(strangers) > sum(client is None for client in clients):
+        raise SpecError(f"contributor {min(strangers)!r} is none of the {len(clients)} clients")
+
+
+def _counted(
+    rule: PartialRule, contributors: Sequence[str], coverage: Mapping[str, Coverage], index: int
+) -> list[str]:
+    """Return the contributors that count in a layer, under any rule but ``salf``."""
+    if rule.name == DROP:
+        return [client for client in contributors if all(coverage[client])]
+    return [client for client in contributors if coverage[client][index]]
 
 
 def _weigh_salf(
