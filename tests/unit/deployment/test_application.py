@@ -33,9 +33,13 @@ def test_a_layer_is_deployed_with_bytecode(module: Path, tmp_path: Path) -> None
     assert int.from_bytes(bytecode.read_bytes()[4:8], "little") == UNCHECKED
     # It is what is run, whatever the times of files say.
     module.write_text("VALUE = 2\n")
-    program = f"import sys; sys.path.insert(0, {str(module.parent)!r}); import module as m; print(m.VALUE)"
+    program = "import module; print(module.VALUE)"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(module.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == "1\n"
 
