@@ -45,6 +45,8 @@ def measure(times: int) -> dict[str, Any]:
         "GRADSHARD_SCHEDULE_ROLE_ARN": "benchmark",
         "GRADSHARD_STACK": "gradshard",
         "OPENBLAS_NUM_THREADS": "1",
+        # The layer is deployed with bytecode: the first of the runs may have to write it.
+        "PYTHONDONTWRITEBYTECODE": "",
         "PYTHONPATH": runs.PYTHONPATH,
     }
     found: dict[str, list[dict[str, Any]]] = {app.parent.name: [] for app in apps}

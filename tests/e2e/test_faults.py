@@ -215,7 +215,7 @@ def test_a_round_that_is_open_while_the_stack_is_deployed_again(
 ) -> None:
     round_ = federation.open_round("updated", clients=["a", "b"], timeout=600)
     round_.submit("a", update(1), samples=1)
-    (engine.folder / "deployed").write_text("another version")
+    (engine.state / "deployed").write_text("another version")
     local_engine.up(engine.port)
     round_.submit("b", update(2), samples=2)
     assert contributors(round_.wait(SECONDS)) == ["a", "b"]

@@ -38,7 +38,7 @@ def key(engine: Engine) -> str:
 @pytest.fixture(scope="module")
 def stack(engine: Engine, key: str) -> Iterator[Deployed]:
     """The application under that key."""
-    built = engine.folder / "build" / "template.yaml"
+    built = engine.state / "build" / "template.yaml"
     with application.folder() as sources:
         config = sources / "samconfig.toml"
         given = [*engine_application.template_parameters(config, engine), f"KmsKeyArn={key}"]

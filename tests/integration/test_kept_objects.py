@@ -17,6 +17,7 @@ from gradshard.deployment.engine_bodies import LARGE_BYTES, Spool, StoredBody
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.streams import RangeStream
+from gradshard_core.s3.task_client import TaskS3Client
 from gradshard_core.units import MIB
 from tests.integration.conftest import as_clients_do
 
@@ -92,21 +93,19 @@ def test_an_upload_in_parts_is_joined(s3: Any, store: S3Store) -> None:
     sender.close()
 
 
-def test_a_body_that_breaks_off_is_no_object(s3: Any, engine: Engine) -> None:
-    class Breaking(io.RawIOBase):
-        def __init__(self) -> None:
-            self.left = 2 * LARGE_BYTES
+def break_off(client: TaskS3Client) -> None:
+    with client.object("k/cut", 4 * LARGE_BYTES) as writer:
+        writer.write(bytes(2 * LARGE_BYTES))
+        raise ValueError("the line is cut")
 
-        def read(self, count: int = -1) -> bytes:
-            if not self.left:
-                raise OSError("the line is cut")
-            count = min(count, self.left)
-            self.left -= count
-            return bytes(count)
 
-    with pytest.raises(OSError, match="the line is cut"):
-        s3.put_object(Bucket=BUCKET, Key="cut", Body=Breaking(), ContentLength=4 * LARGE_BYTES)
-    assert "Contents" not in s3.list_objects_v2(Bucket=BUCKET, Prefix="cut")
+def test_a_body_that_breaks_off_is_no_object(s3: Any, store: S3Store, engine: Engine) -> None:
+    with (
+        contextlib.closing(TaskS3Client(store.bucket)) as client,
+        pytest.raises(ValueError, match="the line is cut"),
+    ):
+        break_off(client)
+    assert store.head("k/cut") is None
     arriving = engine.kept / "arriving"
     give_up = time.monotonic() + 20
     while any(arriving.iterdir()) and time.monotonic() < give_up:

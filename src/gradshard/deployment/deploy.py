@@ -118,6 +118,7 @@ def deploy(arguments: Sequence[str]) -> Deployed:
         build = sources / ".aws-sam" / "build"
         template = ["--template-file", str(sources / "template.yaml"), "--base-dir", str(sources)]
         _run([sam, "build", *template, "--build-dir", str(build), *common])
+        application.compile_layer(build)
         built = ["--template-file", str(build / "template.yaml")]
         try:
             _run([sam, "deploy", *built, *common, *options.rest])

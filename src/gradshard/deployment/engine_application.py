@@ -35,6 +35,7 @@ def deploy_if_changed(engine: Engine, progress: Progress) -> None:
     with application.folder() as sources:
         progress("building the application")
         _run_sam(engine, sources, "build", "--build-dir", str(engine.state / "build"))
+        application.compile_layer(engine.state / "build")
         progress("deploying the application")
         built = engine.state / "build" / "template.yaml"
         _run_sam(engine, sources, "deploy", "--template-file", str(built))

@@ -105,7 +105,7 @@ def test_a_tree_by_hand() -> None:
         (6 + 2 * 2 + 2) * 0.025e-3 + 2 * 1e-6 + (leaf + root) * 64 / 1024 * 0.00001667
     )
     assert estimate.bill.s3_clients == pytest.approx(4 * (5e-6 + 0.4e-6))
-    small = 5 * 0.5 * 0.3 + (0.25 + 0.5 + 0.25) * 0.3
+    small = (5 * 472 + 256 + 472 + 256) / 1024 * 0.3
     # With three others the looks are C(3 - m, j) / C(3, j) over m and j: 1, 1 + 1/3, 1 + 2/3 + 1/3,
     # and 3, and only the last arrival lists.
     assert pricing._looks(4) == pytest.approx((1 + 4 / 3 + 2 + 3, 1))

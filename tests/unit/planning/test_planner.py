@@ -382,7 +382,7 @@ def test_dollars_of_a_round_by_hand() -> None:
     # Ten updates and ten objects of the round, three times each; and the round's own.
     assert bill.events == pytest.approx((3 * (10 + 10) + 1) * 1e-6)
     # Tasks of a whole processor, and the five functions around them at their shares.
-    small = sum(mb / 1024 * 0.1 + 0.44 * 1769 / 1024 for mb in (256, 512, 256, 512, 512))
+    small = sum(mb / 1024 * 0.1 + 0.15 * 1769 / 1024 for mb in (256, 472, 256, 472, 472))
     tasks = 2 * (1769 / 1024) * (0.1 + 0.13)
     assert bill.starts == pytest.approx((tasks + small) * 0.0000133334)
 

@@ -310,7 +310,7 @@ def test_tasks_in_batches_by_hand() -> None:
     looks, listings = (round(number) for number in pricing._looks(7))
     around = (1 + 5 * 7 + looks + 10 + 85 + 2) * 0.4e-6 + (2 + listings + 6 + 5 + 1) * 5e-6
     assert bill.round_ == pytest.approx(
-        (8 * 0.5 * 0.3 + (0.25 + 0.5 + 0.25) * 0.3) * 0.0000166667 + around
+        (8 * 472 + 256 + 472 + 256) / 1024 * 0.3 * 0.0000166667 + around
     )
 
 

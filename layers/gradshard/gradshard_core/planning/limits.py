@@ -65,11 +65,11 @@ ROUND_GB_SECONDS: Final = (256 + 472 + 256) / 1024 * 0.3  # open_round, plan_rou
 # 2025-08-01 for functions of .zip files, too,
 # https://aws.amazon.com/blogs/compute/aws-lambda-standardizes-billing-for-init-phase (2026-11).
 # Importing the handler, at the processor's share that the memory gives: aggregate_shard's 0.13
-# CPU-seconds and plan_round's 0.18, the small functions' most (docs/performance.md). Assumed:
-# 0.1 s of the runtime's own.
+# CPU-seconds (docs/performance.md) and the small functions' 0.15
+# (docs/decisions/0008-no-boto3-in-functions.md). Assumed: 0.1 s of the runtime's own.
 RUNTIME_INIT_SECONDS: Final = 0.1
 TASK_INIT_CPU_SECONDS: Final = 0.13
-SMALL_INIT_CPU_SECONDS: Final = 0.18
+SMALL_INIT_CPU_SECONDS: Final = 0.15
 # Of the functions around a round that start cold: open_round, plan_round, finalize_round, and
 # collect_update, once for the arrivals and once for the deadline.
 SMALL_MEMORIES_MB: Final = (256, 472, 256, 472, 472)
