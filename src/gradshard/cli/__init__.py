@@ -23,7 +23,12 @@ SECTIONS: Final = {
         Lazy("submit", "rounds", "submit", "Upload a client's update."),
         Lazy("ticket", "ticket", "ticket", "Make a ticket for a client without credentials."),
         Lazy("assignment", "assignment", "assignment", "Show what a client should train next."),
-        Lazy("convert", "convert", "convert", "Convert .npz and PyTorch files to safetensors."),
+        Lazy(
+            "convert",
+            "convert",
+            "convert",
+            "Convert files to safetensors, and compress or decode updates.",
+        ),
     ],
     "Model": [
         Lazy("model", "model", "model", "Put, fetch, show and prune versions of the model."),

@@ -1,4 +1,4 @@
-"""``gradshard convert``: convert files of other programs to safetensors."""
+"""``gradshard convert``: convert files to safetensors, and compress or decode updates."""
 
 from pathlib import Path
 from typing import Final
@@ -31,10 +31,11 @@ SHOWN: Final = 20
     help="Read the state_dict from this entry of a checkpoint.",
     default_text="the checkpoint itself, or its only entry with tensors",
 )
-@click.option(
+@option(
     "--codec",
     type=click.Choice(list(CODECS)),
     help="Compress the tensors with this codec, which loses some precision.",
+    default_text="no compression",
 )
 @json_option
 @quiet_option
@@ -42,7 +43,7 @@ SHOWN: Final = 20
 def convert(
     source: Path, file: Path, samples: int | None, key: str | None, codec: str | None, as_json: bool
 ) -> None:
-    """Convert .npz and PyTorch files to safetensors, compress updates, or decode them.
+    """Convert files to safetensors, and compress or decode updates.
 
     FILE is an .npz archive, a PyTorch checkpoint, or a .safetensors file. The command lists what it
     left out. It never unpickles code. A compressed .safetensors file is decoded.

@@ -79,6 +79,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
             "eager": True,
             "weights": "counts",
             "updates_from": "r0",
+            "codecs": ["int4", "int8"],
         },
         "eager awaits updates, but those of round 'r0' are there",
     ),
@@ -338,3 +339,14 @@ def test_update_keys() -> None:
     assert parse_update_key("rounds/r1/updates/a/b.safetensors") == ("r1", "a/b")
     assert parse_update_key("rounds/r1/update.safetensors") is None
     assert parse_update_key("rounds/r1/updates/a.npy") is None
+
+
+def test_codecs_are_names_that_are_known() -> None:
+    assert parse_spec({"clients": 2, "codecs": "int8"}).codecs == ("int8",)
+    assert parse_spec({"clients": 2, "codecs": ["topk", "int8", "int8"]}).codecs == ("int8", "topk")
+    with pytest.raises(SpecError, match="codec 'zip' is unknown; there are int8, fp8, int4, topk"):
+        parse_spec({"clients": 2, "codecs": ["int8", "zip"]})
+    with pytest.raises(SpecError, match="codec \\[\\] is unknown"):
+        parse_spec({"clients": 2, "codecs": [[]]})
+    with pytest.raises(SpecError, match="codecs is 8, not a list of names"):
+        parse_spec({"clients": 2, "codecs": 8})
