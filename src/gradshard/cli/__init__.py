@@ -27,7 +27,7 @@ SECTIONS: Final = {
             "convert",
             "convert",
             "convert",
-            "Convert files to safetensors, and compress or decode updates.",
+            "Convert files to safetensors, compress them or decode them.",
         ),
     ],
     "Model": [

@@ -43,7 +43,7 @@ SHOWN: Final = 20
 def convert(
     source: Path, file: Path, samples: int | None, key: str | None, codec: str | None, as_json: bool
 ) -> None:
-    """Convert files to safetensors, and compress or decode updates.
+    """Convert files to safetensors, compress them or decode them.
 
     FILE is an .npz archive, a PyTorch checkpoint, or a .safetensors file. The command lists what it
     left out. It never unpickles code. A compressed .safetensors file is decoded.
@@ -60,9 +60,8 @@ def convert(
                 "nbytes": done.nbytes,
                 "tensors": len(done.layout.tensors),
                 "num_samples": samples,
-                "codec": codec,
-                "codec_error": compression and compression.error,
                 "left_out": [entry._asdict() for entry in done.left_out],
+                **({"codec": codec, "codec_error": compression.error} if compression else {}),
             }
         )
         return

@@ -79,7 +79,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
             "eager": True,
             "weights": "counts",
             "updates_from": "r0",
-            "codecs": ["int4", "int8"],
         },
         "eager awaits updates, but those of round 'r0' are there",
     ),
@@ -184,6 +183,7 @@ EXAMPLES: dict[str, Any] = {
     "time_budget": 2.5,
     "layout": {"w": {"dtype": "F32", "shape": [2]}},
     "allow_nonfinite": True,
+    "codecs": ["int4", "int8"],
     "updates_from": "r0",
     "server_optimizer": {"optimizer": "fedadam"},
 }
