@@ -14,8 +14,11 @@ import pytest
 from gradshard_core.aggregation import sharding
 from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.formats import json_records
+from gradshard_core.formats.codecs import topk
+from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.formats.encoded import encode_layout
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
-from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.formats.layout import Layout
 from gradshard_core.planning import memory_projection
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.records import model_registry
@@ -42,16 +45,27 @@ LARGE_MIB = int(os.environ.get("GRADSHARD_TEST_LARGE_MIB", "384"))
 HANDLER = Path(__file__).parents[2] / "functions" / "aggregate_shard" / "app.py"
 
 
+DENSE = b"".join(
+    array.tobytes()
+    for array in (
+        np.full(4, 8192, "<u4"),
+        np.tile(np.arange(0, 65_536, 8, dtype="<u2"), 4),
+        np.ones(32_768, "<f4"),
+    )
+)
+"""A unit with as many entries as one may have."""
+
 PIECE = np.random.default_rng(0).integers(0, 60, 8 * MIB, dtype="u1").tobytes()
 
 
-def write(store: S3Store, key: str, layout: Layout) -> StoredTensors:
+def write(store: S3Store, key: str, layout: Layout, piece: bytes = PIECE) -> StoredTensors:
     """S3Store an object of a layout, filled with small numbers, whichever type they are read as."""
-    header = encode_header(layout, {"num_samples": "1"})
+    header = layout.header({"num_samples": "1"})
     upload = store.create_upload(key)
     parts, sender = [], as_clients_do(store)
-    for number, start in enumerate(range(0, layout.nbytes, len(PIECE)), 1):
-        body = (header if number == 1 else b"") + PIECE[: layout.nbytes - start]
+    nbytes = layout.stored.nbytes
+    for number, start in enumerate(range(0, nbytes, len(piece)), 1):
+        body = (header if number == 1 else b"") + piece[: nbytes - start]
         parts.append(sender.upload_part(key, upload, number, io.BytesIO(body), len(body)))
     store.complete_upload(key, upload, parts)
     source = store.head(key)
@@ -69,10 +83,12 @@ def peak_mb(
     applied: bool = False,
     tensors: int = 1,
     rule: str | None = None,
+    codec: str = "",
 ) -> tuple[float, float]:
     """Aggregate one shard in a process of its own; return its peak and what was projected.
 
-    Where there are several ``tensors``, each client has them in an order of its own.
+    Where there are several ``tensors``, each client has them in an order of its own. With a
+    ``codec``, updates are compressed.
     """
     keys = RoundKeys(name)
     spec: dict[str, Any] = {"clients": clients, "shards": 1}
@@ -80,7 +96,12 @@ def peak_mb(
         spec["rule"] = rule
     size = {"F32": 4, "BF16": 2, "I8": 1}[dtype]
     parts = [(f"w{n}", dtype, (nbytes // size // tensors,)) for n in range(tensors)]
-    layout = Layout.pack(parts)
+    layout, piece = Layout.pack(parts), PIECE
+    if codec:
+        spec["codecs"] = [codec]
+        number = -(-nbytes // (topk.UNIT * size))
+        layout = encode_layout(layout, codec, {"w0": (len(DENSE),) * number})
+        piece = 40 * DENSE if codec == "topk" else PIECE
     if applied:
         spec |= {"server_optimizer": {"optimizer": "fedadam", "model": name}}
         of_model = ModelKeys(name)
@@ -96,7 +117,8 @@ def peak_mb(
     store.put_json(keys.spec, opened | {"model_version": 1})
     for client in range(clients):
         order = np.random.default_rng(client).permutation(tensors)
-        write(store, keys.update(f"c{client}"), Layout.pack(parts[n] for n in order))
+        own = layout if codec else Layout.pack(parts[n] for n in order)
+        write(store, keys.update(f"c{client}"), own, piece)
     call = PlanRequest("2026-01-01T00:00:01Z", "complete", 0)
     plan_round(store, name, call, aggregator=LambdaConfig(3008, "arm64"))
     [batch] = store.get_json(keys.tasks(0))
@@ -115,7 +137,8 @@ def peak_mb(
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stderr.splitlines()[-1])
-    assert report["bytes_read"] >= clients * layout.nbytes
+    assert report["is_written"]
+    assert report["bytes_read"] >= clients * layout.stored.nbytes
     for client in range(clients):
         store.delete(keys.update(f"c{client}"))
     return report["peak_mb"], store.get_json(keys.plan)["projected"]["needed_mb"]
@@ -173,6 +196,17 @@ def test_so_does_the_peak_of_tensors_in_other_orders(
     assert_close(peak, projected, clients, streams=clients)
     # In the smallest function there is, still.
     assert projected <= 128
+
+
+@pytest.mark.parametrize("clients", [4, 64])
+@pytest.mark.parametrize("codec", CODECS)
+def test_so_does_the_peak_of_compressed_updates(store: S3Store, clients: int, codec: str) -> None:
+    name = f"memory-{codec}-{clients}"
+    peak, projected = peak_mb(store, name, clients, "F32", 10 * MIB, codec=codec)
+    print(f"{clients} clients, {codec}: peak {peak} MB, projected {projected:.1f} MB")
+    receiving = 2 * clients * sharding.receive_buffer_bytes(clients) / MIB
+    assert peak + memory_projection.RUNTIME_MB + receiving <= projected
+    assert projected <= 128 or (codec, clients) == ("topk", 64)
 
 
 def test_the_peak_does_not_grow_with_the_update(store: S3Store) -> None:

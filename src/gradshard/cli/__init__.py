@@ -33,7 +33,12 @@ SECTIONS: Final = {
             "assignment",
             "Show the batch size, epochs and learning rate for a client.",
         ),
-        Lazy("convert", "convert", "convert", "Convert .npz and PyTorch files to safetensors."),
+        Lazy(
+            "convert",
+            "convert",
+            "convert",
+            "Convert files to safetensors, compress them or decode them.",
+        ),
     ],
     "Model": [
         Lazy(

@@ -1,4 +1,4 @@
-"""``gradshard convert``: convert files of other programs to safetensors."""
+"""``gradshard convert``: convert files to safetensors, and compress or decode updates."""
 
 from pathlib import Path
 from typing import Final
@@ -31,10 +31,11 @@ SHOWN: Final = 20
     help="Read the state_dict from this entry of a checkpoint.",
     default_text="the checkpoint itself, or its only entry with tensors",
 )
-@click.option(
+@option(
     "--codec",
     type=click.Choice(list(CODECS)),
     help="Compress the tensors with this codec, which loses some precision.",
+    default_text="no compression",
 )
 @json_option
 @quiet_option
@@ -42,7 +43,7 @@ SHOWN: Final = 20
 def convert(
     source: Path, file: Path, samples: int | None, key: str | None, codec: str | None, as_json: bool
 ) -> None:
-    """Convert .npz and PyTorch files to safetensors, compress updates, or decode them.
+    """Convert files to safetensors, compress them or decode them.
 
     FILE is an .npz archive, a PyTorch checkpoint, or a .safetensors file; a compressed one is
     decoded. The command lists the entries that it leaves out. It never runs code from FILE.
@@ -59,9 +60,8 @@ def convert(
                 "nbytes": done.nbytes,
                 "tensors": len(done.layout.tensors),
                 "num_samples": samples,
-                "codec": codec,
-                "codec_error": compression and compression.error,
                 "left_out": [entry._asdict() for entry in done.left_out],
+                **({"codec": codec, "codec_error": compression.error} if compression else {}),
             }
         )
         return

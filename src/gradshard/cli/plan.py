@@ -66,10 +66,11 @@ ROWS: Final = 5
     help="Processor of the functions.",
     default_text=f"that of the stack, else {DEFAULT_ARCHITECTURE}",
 )
-@click.option(
+@option(
     "--codec",
     type=click.Choice(list(CODECS)),
     help="Plan for updates that are compressed with this codec; SIZE is that without it.",
+    default_text="no compression",
 )
 @click.option(
     "--all", "show_all", is_flag=True, help=f"Show all rows of the table instead of {ROWS}."

@@ -95,10 +95,11 @@ def open_(
     is_flag=True,
     help="Submit a partial update: the file holds only some of the layers.",
 )
-@click.option(
+@option(
     "--codec",
     type=click.Choice(list(CODECS)),
     help="Compress the update, which loses some precision; the round must take the codec.",
+    default_text="no compression",
 )
 @option(
     "--codec-fraction",
@@ -107,17 +108,19 @@ def open_(
     help="Fraction of the elements that the codec topk keeps.",
     default_text=str(USUAL_FRACTION),
 )
-@click.option(
+@option(
     "--codec-seed",
     type=click.IntRange(0),
     metavar="N",
     help="Round stochastically, with random numbers from this seed; give another in each round.",
+    default_text="rounded to the nearest value",
 )
-@click.option(
+@option(
     "--residual",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Keep in this file what the codec loses, and add it to the client's next update.",
+    default_text="no error feedback",
 )
 @option(
     "--train-seconds",
@@ -192,8 +195,7 @@ def submit(
                 "file": str(file),
                 "nbytes": nbytes,
                 "replaced": has_replaced,
-                "codec": codec,
-                "codec_error": compression and compression.error,
+                **({"codec": codec, "codec_error": compression.error} if compression else {}),
             }
         )
         return

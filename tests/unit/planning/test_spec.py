@@ -182,6 +182,7 @@ EXAMPLES: dict[str, Any] = {
     "time_budget": 2.5,
     "layout": {"w": {"dtype": "F32", "shape": [2]}},
     "allow_nonfinite": True,
+    "codecs": ["int4", "int8"],
     "updates_from": "r0",
     "server_optimizer": {"optimizer": "fedadam"},
 }
@@ -380,3 +381,14 @@ def test_robust_rule_raises_the_default_quorum() -> None:
 
 def test_robust_rule_takes_no_more_updates_than_one_task_reads() -> None:
     assert parse_spec({"clients": 60, "rule": "median"}).capacity == 64
+
+
+def test_codecs_are_names_that_are_known() -> None:
+    assert parse_spec({"clients": 2, "codecs": "int8"}).codecs == ("int8",)
+    assert parse_spec({"clients": 2, "codecs": ["topk", "int8", "int8"]}).codecs == ("int8", "topk")
+    with pytest.raises(SpecError, match="codec 'zip' is unknown; there are int8, fp8, int4, topk"):
+        parse_spec({"clients": 2, "codecs": ["int8", "zip"]})
+    with pytest.raises(SpecError, match="codec \\[\\] is unknown"):
+        parse_spec({"clients": 2, "codecs": [[]]})
+    with pytest.raises(SpecError, match="codecs is 8, not a list of names"):
+        parse_spec({"clients": 2, "codecs": 8})

@@ -67,7 +67,7 @@ def parse_codecs(stated: Any) -> tuple[str, ...]:
     if not isinstance(names, Sequence):
         raise SpecError(f"codecs is {stated!r}, not a list of names such as ['int8']")
     for name in names:
-        if name not in CODECS:
+        if not isinstance(name, str) or name not in CODECS:
             raise SpecError(f"codec {name!r} is unknown; there are {', '.join(CODECS)}")
     return tuple(sorted(set(names)))
 

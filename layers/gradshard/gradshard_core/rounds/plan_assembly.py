@@ -11,7 +11,7 @@ from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.digests import encode_parts
 from gradshard_core.formats.encoded import EncodedRuns, further_runs
-from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.formats.layout import Layout, Runs, encode_header
 from gradshard_core.planning import memory_projection, planner
 from gradshard_core.planning.grouping import (
     Grouping,
@@ -139,6 +139,8 @@ def _choose_shards(
     context: PlanContext, grouping: Grouping, layout: PlannedLayout
 ) -> tuple[Projection, list[str]]:
     spec = context.spec
+    runs = [contributor.runs for contributor in grouping.contributors]
+    stored_bytes = _stored_bytes(runs)
     load = Workload(
         nbytes=layout.nbytes,
         levels=grouping.sizes,
@@ -149,24 +151,23 @@ def _choose_shards(
             len(grouping.contributors),
             layers=len(layout.layers),
             spans=len(layout.spans) + len(layout.buffers),
-            runs=further_runs(c.runs for c in grouping.contributors),
+            runs=further_runs(runs) * (2 if stored_bytes else 1),  # of five numbers, not of three
         ),
         widening=sharding.widening(layout.spans),
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
-        stored_bytes=_stored_bytes(grouping),
-        unit_bytes=max(c.runs.largest_unit for c in grouping.contributors),
+        stored_bytes=stored_bytes,
+        unit_bytes=max((r.largest_unit for r in runs), default=0),
     )
     return planner.choose(
         load, context.aggregator, shards=spec.shards, time_budget=spec.time_budget
     )
 
 
-def _stored_bytes(grouping: Grouping) -> float | None:
+def _stored_bytes(runs: Sequence[Runs]) -> float | None:
     """Return the mean size of the updates as they are stored; None if none is compressed."""
-    runs = [contributor.runs for contributor in grouping.contributors]
     if not any(isinstance(r, EncodedRuns) for r in runs):
         return None
     return sum(r.nbytes for r in runs) / len(runs)
