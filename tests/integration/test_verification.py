@@ -12,7 +12,7 @@ import pytest
 from gradshard.client import round as client_round
 from gradshard.client.stack import Stack
 from gradshard.client.verification import Verification, VerificationError
-from gradshard_core.errors import ChangedObjectError, RoundStateError
+from gradshard_core.errors import ChangedObjectError, GradshardError, RoundStateError
 from gradshard_core.s3.store import S3Store
 from tests import reference
 from tests.integration import test_partial, test_topologies
@@ -136,6 +136,23 @@ def test_models_and_the_state_of_optimizers_are_verified(
         verify(round_.store, round_.name)
     assert wrong.value.verification.wrong_ranges == 1
     assert len(wrong.value.verification.differences) == 1 + len(state)
+
+
+def test_a_record_of_a_model_that_was_changed_is_contradicted(
+    open_round: Callable[..., Round], store: S3Store
+) -> None:
+    put_model(store, "swapped", small(50))
+    round_ = open_round(clients=3, server_optimizer={"optimizer": "fedavg", "model": "swapped"})
+    for number in range(3):
+        round_.submit(CLIENTS[number], small(number), SAMPLES[number])
+    round_.go()
+    key = "models/swapped/versions/00000002.json"
+    record = store.get_json(key)
+    first = store.get_json("models/swapped/versions/00000001.json")
+    store.put_json(key, record | {"tensors": first["tensors"]})
+    expected = "the record of version 2 of model 'swapped' is not the one in the manifest"
+    with pytest.raises(VerificationError, match=expected):
+        verify(store, round_.name)
 
 
 def test_a_model_is_not_verified_when_the_version_before_it_is_gone(
@@ -336,6 +353,27 @@ def test_a_result_below_the_quorum_and_with_other_terms_is_contradicted(
     assert "2 contributors, but min_clients is 3" in text
     assert "order is 'tree:2,2' in the manifest, not 'sequential'" in text
     assert "rule is 'fill' in the manifest, not 'fedavg'" in text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"contributors": [{"client": "c00"}]},
+        {"contributors": 7},
+        {"update": None},
+        {"groups": 3},
+        {"model": {"version": 2}},
+    ],
+)
+def test_a_manifest_of_another_form_is_a_clear_error(
+    open_round: Callable[..., Round], fields: dict[str, Any]
+) -> None:
+    round_ = open_round(clients=1)
+    round_.submit(CLIENTS[0], small(0), 1)
+    round_.go()
+    lie(round_, **fields)
+    with pytest.raises(GradshardError, match=r"manifest"):
+        verify(round_.store, round_.name)
 
 
 # --------------------------------------------------------------------------- what is not there

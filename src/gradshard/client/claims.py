@@ -8,11 +8,12 @@ version of which object.
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from gradshard.client.stated_round import NamedContributor, StatedRound
 from gradshard.utils.parallel import run_parallel
 from gradshard.utils.text import pluralize
 from gradshard_core.aggregation.addition_order import format_order
@@ -61,64 +62,6 @@ FIRST_READ_BYTES: Final = 64 * 1024
 
 NAMED: Final = 5
 """Clients that an error names."""
-
-
-class NamedContributor(NamedTuple):
-    """A contributor as the manifest names it."""
-
-    client: str
-    source: ObjectVersion
-    samples: int
-    weight: float | None
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "NamedContributor":
-        """Read it from a manifest."""
-        source = {name: fields[name] for name in ObjectVersion._fields}
-        return cls(fields["client"], ObjectVersion(**source), fields["samples"], fields["weight"])
-
-
-@dataclass(frozen=True)
-class StatedRound:
-    """What the manifest of a completed round states.
-
-    Parameters
-    ----------
-    result
-        The published average.
-    contributors
-        Whose updates it is the average of.
-    computation
-        Topology, order, weights, rule, and sizes of groups, as the manifest has them.
-    layers
-        The weights of each layer of partial updates, by client.
-    model
-        The version of the model that the round made.
-    """
-
-    result: ObjectVersion
-    contributors: tuple[NamedContributor, ...]
-    computation: Mapping[str, Any]
-    layers: tuple[tuple[float | None, Mapping[str, float]], ...]
-    model: Version | None
-
-    @classmethod
-    def from_json(cls, manifest: Mapping[str, Any]) -> "StatedRound":
-        """Read it from a manifest.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            It is not one of a completed round.
-        """
-        update = manifest["update"]
-        return cls(
-            ObjectVersion(*(update[name] for name in ObjectVersion._fields)),
-            tuple(map(NamedContributor.from_json, manifest["contributors"])),
-            {name: manifest[name] for name in ("topology", "order", "weights", "rule", "groups")},
-            tuple((layer["p"], dict(layer["weights"])) for layer in manifest.get("layers", ())),
-            manifest["model"] and Version.from_json(manifest["model"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -393,6 +336,7 @@ class _Reader:
         except ModelNotFoundError as error:
             self._notes.append(f"the model was not checked: {error}")
             return plan, None
+        self._check_record(made)
         step, state = base.continued_by(optimizer)
         buffers = base.buffers_in(layout, optimizer)
         self._expect("the model's version", made.number, number + 1)
@@ -401,6 +345,19 @@ class _Reader:
         new = NextModel(optimizer, number + 1, step, base.tensors, state, ())
         planned = replace(plan, layout=replace(plan.layout, buffers=buffers), next_model=new)
         return planned, made
+
+    def _check_record(self, made: Version) -> None:
+        """Check that clients who read the model get what the manifest says."""
+        try:
+            recorded = model_registry.read_version(self._store, made.model, made.number)
+        except ModelNotFoundError as error:
+            self._notes.append(f"the record of the model's version was not checked: {error}")
+            return
+        if recorded != made:
+            self._contradictions.append(
+                f"the record of version {made.number} of model {made.model!r} is not the one in "
+                "the manifest"
+            )
 
 
 def _state_names(plan: Plan) -> tuple[str, ...]:

@@ -7,11 +7,12 @@ from typing import Any, Final
 
 from gradshard.aws.client_store import ClientStore
 from gradshard.client import operations
-from gradshard.client.claims import StatedRound, read_claim
+from gradshard.client.claims import read_claim
 from gradshard.client.compression import Compression, compressed, keep_residual
 from gradshard.client.layer_upload import LayerUpload
 from gradshard.client.round_access import RoundAccess, Source
 from gradshard.client.stack import Stack
+from gradshard.client.stated_round import StatedRound
 from gradshard.client.status import StatusPoller, read_status
 from gradshard.client.ticket_issuer import DEFAULT_SECONDS, issue_ticket, max_update_bytes
 from gradshard.client.tickets import Ticket
@@ -422,8 +423,7 @@ class Round(RoundAccess):
         SpecError
             The sample is out of its bounds.
         """
-        # It may never have been opened, have failed, or go on.
-        self._average()
+        self._completed()
         opened = read_spec(self.store, self.keys)
         stated = self.store.get_json(self.keys.manifest, StatedRound.from_json)
         if opened is None or stated is None:
@@ -451,13 +451,17 @@ class Round(RoundAccess):
         return None if record is None else str(record["reason"])
 
     def _average(self) -> Source:
+        update = self._completed()["update"]
+        source = ObjectVersion(update["key"], update["version"], update["etag"], update["nbytes"])
+        return self.store, source
+
+    def _completed(self) -> dict[str, Any]:
+        """Return the manifest of the round; raise if it has none, or has failed."""
         manifest = self._manifest(check_execution=True)
         if manifest is None:
             self.spec()
             raise self._not_ended()
-        update = manifest["update"]
-        source = ObjectVersion(update["key"], update["version"], update["etag"], update["nbytes"])
-        return self.store, source
+        return manifest
 
     def _manifest(self, *, check_execution: bool) -> dict[str, Any] | None:
         """Return the manifest of a completed round; None while it goes on."""
