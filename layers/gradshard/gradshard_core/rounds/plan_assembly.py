@@ -10,7 +10,9 @@ from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import EQUAL, MEASURED, STEPS
 from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.optimizer_step import state_layout
+from gradshard_core.aggregation.robust_rules import SIGN
 from gradshard_core.aggregation.topologies import TOPOLOGIES, Levels
+from gradshard_core.errors import PlanError
 from gradshard_core.formats.digests import encode_parts
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.planning import memory_projection, planner
@@ -106,6 +108,7 @@ def assemble(
         The updates cannot be aggregated within the limits.
     """
     spec, keys = context.spec, context.keys
+    _check_buffers(spec, layout)
     measures = spec.measures and decided is None
     weights = _weights(spec, decided)
     grouping = group(spec, contributors if decided is None else decided.kept, weights)
@@ -143,6 +146,16 @@ def assemble(
         opened_at=context.opened_at,
         planned_at=datetime.now(UTC).isoformat(),
     )
+
+
+def _check_buffers(spec: RoundSpec, layout: PlannedLayout) -> None:
+    """Raise if a rule would replace the averages of buffers by signs."""
+    if spec.robust_rule is not None and spec.robust_rule.name == SIGN and layout.buffers:
+        nbytes = sum(end - start for start, end in layout.buffers)
+        raise PlanError(
+            f"rule sign makes 1, 0 or -1 of every element, and {nbytes} bytes of the model are "
+            "buffers or integers, which are averaged: take rule median"
+        )
 
 
 class Grouping(NamedTuple):
