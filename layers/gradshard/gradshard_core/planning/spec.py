@@ -73,7 +73,7 @@ class RoundSpec:
     min_clients: int = option(
         WholeNumber(1, MAX_CLIENTS),
         "Fail the round if fewer good updates are there at its deadline.",
-        default="more than half of the clients, or as many as a robust rule needs",
+        default="more than half of the clients",
     )
     timeout: int = option(
         Duration(MAX_TIMEOUT, "7d", is_whole=True),
