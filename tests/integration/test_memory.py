@@ -170,7 +170,12 @@ def test_so_does_that_of_robust_rules(
     name = f"memory-{rule.replace('_', '-')}-{clients}-{dtype}-{tensors}"
     peak, projected = peak_mb(store, name, clients, dtype, 10 * MIB, tensors=tensors, rule=rule)
     print(f"{rule}, {clients} clients, {dtype}: peak {peak} MB, projected {projected:.1f} MB")
-    assert_close(peak, projected, clients, streams=clients)
+    if tensors == 1:
+        assert_close(peak, projected, clients, streams=clients)
+    else:
+        # The positions of 4,096 stretches of each input are projected, and here are few.
+        receiving = 2 * clients * sharding.receive_buffer_bytes(clients) / MIB
+        assert peak + memory_projection.RUNTIME_MB + receiving <= projected
 
 
 @pytest.mark.parametrize(("clients", "dtype"), [(4, "F32"), (64, "F32"), (4, "I8")])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard_core.errors import PlanError
 from gradshard_core.s3.store import S3Store
 from tests import reference
 from tests.integration.by_hand import Round, Update, put_model, small
@@ -251,3 +252,15 @@ def test_buffers_are_not_measured_and_averaged_with_the_rules_weights(
     average = reference.decode(round_.result())
     stacked = np.stack([update["bn.running_var"] for update in updates.values()]).astype("f8")
     assert np.allclose(average["bn.running_var"], weights / weights.sum() @ stacked, rtol=1e-5)
+
+
+def test_sign_is_refused_for_a_model_with_buffers(
+    open_round: Callable[..., Round], store: S3Store
+) -> None:
+    put_model(store, "robust-sign", {"w": np.zeros(9, "f4"), "n": np.array([0], "i8")})
+    optimizer = {"optimizer": "fedavg", "model": "robust-sign"}
+    round_ = open_round(clients=3, rule="sign", server_optimizer=optimizer)
+    for client in ("c0", "c1", "c2"):
+        round_.submit(client, {"w": np.ones(9, "f4"), "n": np.array([1], "i8")})
+    with pytest.raises(PlanError, match="8 bytes of the model are buffers or integers"):
+        round_.plan()

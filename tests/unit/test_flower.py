@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gradshard.client.federation import Federation
+from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.errors import SpecError, UpdateError
 from tests.unit.fakes import MemoryStack, MemoryStore
 
@@ -152,6 +153,56 @@ class TestWithFlower:
 
         with pytest.raises(RoundStateError, match="run 'r' has no model yet"):
             self.strategy().fetch()
+
+    @pytest.mark.parametrize(
+        "rule", ["sign", "norm_clip", "cosine_filter", "fill", {"name": "salf", "p": 0.5}]
+    )
+    def test_a_rule_that_is_not_for_whole_models_is_an_error(self, rule: Any) -> None:
+        with pytest.raises(SpecError, match="not for Flower, whose clients send whole models"):
+            self.strategy(rule=rule)
+
+    def test_a_rule_raises_the_quorum(self) -> None:
+        strategy = self.strategy(rule={"name": "krum", "f": 2})
+        strategy._names = dict.fromkeys(range(8), "")
+        assert strategy._needed() == 7
+        assert strategy.round_options == {"rule": {"name": "krum", "f": 2}}
+
+    @pytest.mark.parametrize("seed", range(20))
+    @pytest.mark.parametrize(("f", "m"), [(1, 1), (2, 1), (2, 4), (3, 7)])
+    def test_krum_and_multi_krum_choose_as_flower_does(self, seed: int, f: int, m: int) -> None:
+        from flwr.app import RecordDict
+        from flwr.serverapp.strategy.multikrum import select_multikrum
+
+        from tests.flower.clients import record_of
+
+        rng = np.random.default_rng(seed)
+        updates = rng.standard_normal((12, 40)).astype("f4")
+        updates[:f] += 5
+        contents = [RecordDict({"arrays": record_of({"w": update})}) for update in updates]
+        chosen = select_multikrum(contents, f, m)
+        expected = [i for i, content in enumerate(contents) if any(content is c for c in chosen)]
+        wide = updates.astype("f8")
+        rule: dict[str, Any] = {"name": "multi_krum", "f": f, "m": m}
+        if m == 1:
+            rule = {"name": "krum", "f": f}
+        decision = parse_robust_rule(rule).decide((wide @ wide.T).tolist(), [1] * 12)
+        assert [i for i, weight in enumerate(decision.weights) if weight] == expected
+
+    @pytest.mark.parametrize("beta", [0.1, 0.2, 0.34, 0.49])
+    @pytest.mark.parametrize("clients", [5, 15, 20])
+    def test_columns_are_those_of_flower(self, clients: int, beta: float) -> None:
+        from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
+
+        from tests.unit.aggregation.test_columns import combine
+
+        if int(beta * clients) == 0:
+            pytest.skip("nothing is left out, which gradshard rejects")
+        rng = np.random.default_rng(clients)
+        updates = [{"w": rng.standard_normal(501).astype("f4")} for _ in range(clients)]
+        rule = {"name": "trimmed_mean", "beta": beta}
+        # numpy does not define the order in which Flower adds.
+        flowers = trim_mean(np.stack([update["w"] for update in updates]), beta)
+        assert np.allclose(combine(rule, updates)["w"], flowers, rtol=0, atol=1e-6)
 
 
 MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}

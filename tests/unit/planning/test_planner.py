@@ -433,3 +433,33 @@ def test_a_load_counts_its_groups() -> None:
     load = Workload(8, topologies.grid(1000))
     assert load.fan_ins == [Counter({63: 15, 55: 1}), Counter({16: 1})]
     assert (load.contributors, load.fan_in) == (1000, 63)
+
+
+def test_pass_that_measures_is_counted() -> None:
+    aggregator = LambdaConfig(1769, "arm64")
+    load = Workload(GIB, ((20,),), widening=1)
+    once, twice = (
+        project(replace(load, measures=measures), 8, aggregator) for measures in (False, True)
+    )
+    assert twice.tasks == 2 * once.tasks
+    # Each task of the first pass reads the plan and its inputs; each of the second the decision.
+    assert twice.requests.gets - once.requests.gets == 8 * (1 + 20) + 8
+    assert twice.requests.puts - once.requests.puts == 8
+    # At a whole processor, the network decides how long each pass takes.
+    assert twice.seconds - once.seconds == pytest.approx(
+        once.task_seconds + limits.REPLAN_OVERHEAD_SECONDS, rel=0.5
+    )
+    assert 1.8 * once.bill.lambda_ < twice.bill.lambda_ < 3 * once.bill.lambda_
+    assert twice.bill.step_functions > once.bill.step_functions
+
+
+def test_rule_that_holds_all_inputs_is_refused_with_the_memory_that_it_takes() -> None:
+    load = Workload(GIB, ((64,),), widening=8, holds_all=True, measures=True)
+    needed = memory_projection.needed_memory(load)
+    with pytest.raises(PlanError, match=rf"needs {needed:.0f} MB and has 128; deploy with"):
+        planner.choose(load, LambdaConfig(128, "arm64"))
+    assert planner.choose(load, LambdaConfig(256, "arm64"))[0].needed_mb == needed
+    # Rows of 64 KiB of each input, in F32.
+    slim = memory_projection.needed_memory(replace(load, widening=1, measures=False))
+    plain = memory_projection.needed_memory(Workload(GIB, ((64,),)))
+    assert slim - plain == pytest.approx((64 * 64 - 8 * 128) / 1024)

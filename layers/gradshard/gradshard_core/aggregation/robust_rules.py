@@ -78,6 +78,10 @@ def _is_count(value: float) -> bool:
     return value >= 1 and float(value).is_integer()
 
 
+MEDIAN: Final = "median"
+TRIMMED_MEAN: Final = "trimmed_mean"
+SIGN: Final = "sign"
+
 _BETA: Final = _Setting(0.2, lambda beta: 0 < beta < 0.5, "a number above 0 and under 0.5")
 _F: Final = _Setting(None, _is_count, "a whole number from 1, how many updates may be bad", True)
 _M: Final = _Setting(None, _is_count, "a whole number from 1")
@@ -90,9 +94,9 @@ _ITERATIONS: Final = _Setting(
 )
 
 ROBUST_RULES: Final[Mapping[str, _Rule]] = {
-    "median": _Rule({}, _three),
-    "trimmed_mean": _Rule({"beta": _BETA}, _three),
-    "sign": _Rule({}, _one, is_of_changes=True),
+    MEDIAN: _Rule({}, _three),
+    TRIMMED_MEAN: _Rule({"beta": _BETA}, _three),
+    SIGN: _Rule({}, _one, is_of_changes=True),
     "norm_clip": _Rule(_CLIP, _one, gram_rules.norm_clip, "norm", is_of_changes=True),
     "krum": _Rule({"f": _F}, _krum_least, gram_rules.krum, "Krum score"),
     "multi_krum": _Rule({"f": _F, "m": _M}, _multi_krum_least, gram_rules.multi_krum, "Krum score"),
@@ -156,7 +160,7 @@ class RobustRule:
     @property
     def holds_all(self) -> bool:
         """Whether a task that writes the result holds a block of every input at once."""
-        return self.name in ("median", "trimmed_mean")
+        return self.name in (MEDIAN, TRIMMED_MEAN)
 
     @property
     def least_clients(self) -> int:
@@ -192,7 +196,7 @@ class RobustRule:
                 f"rule {self._stated} needs at least {self.least_clients} updates, and "
                 f"{expected} are expected{self._advice(expected)}"
             )
-        if self.name == "trimmed_mean" and not _cut(self.settings["beta"], expected):
+        if self.name == TRIMMED_MEAN and not _cut(self.settings["beta"], expected):
             least = math.ceil(1000 / expected) / 1000
             raise SpecError(
                 f"rule {self._stated} leaves out none of {expected} updates: give a beta of at "
@@ -206,9 +210,9 @@ class RobustRule:
 
     def reduction(self, inputs: int, *, gathers: bool) -> Reduction:
         """Return the reduction of a rule over columns."""
-        if self.name == "sign":
+        if self.name == SIGN:
             return MajoritySign(gathers=gathers)
-        cut = None if self.name == "median" else _cut(self.settings["beta"], inputs)
+        cut = None if self.name == MEDIAN else _cut(self.settings["beta"], inputs)
         return TrimmedMean(cut)
 
     def to_json(self) -> dict[str, Any]:

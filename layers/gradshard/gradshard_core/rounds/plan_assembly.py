@@ -8,7 +8,9 @@ from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.optimizer_step import state_layout
+from gradshard_core.aggregation.robust_rules import SIGN
 from gradshard_core.aggregation.topologies import TOPOLOGIES
+from gradshard_core.errors import PlanError
 from gradshard_core.formats.digests import encode_parts
 from gradshard_core.formats.encoded import EncodedRuns, further_runs
 from gradshard_core.formats.layout import Layout, Runs, encode_header
@@ -96,6 +98,7 @@ def assemble(
         The updates cannot be aggregated within the limits.
     """
     spec, keys = context.spec, context.keys
+    _check_buffers(spec, layout)
     measures = spec.measures and decided is None
     weights = weights_of(spec, is_decided=decided is not None)
     grouping = group(spec, contributors if decided is None else decided.kept, weights)
@@ -133,6 +136,16 @@ def assemble(
         opened_at=context.opened_at,
         planned_at=datetime.now(UTC).isoformat(),
     )
+
+
+def _check_buffers(spec: RoundSpec, layout: PlannedLayout) -> None:
+    """Raise if a rule would replace the averages of buffers by signs."""
+    if spec.robust_rule is not None and spec.robust_rule.name == SIGN and layout.buffers:
+        nbytes = sum(end - start for start, end in layout.buffers)
+        raise PlanError(
+            f"rule sign makes 1, 0 or -1 of every element, and {nbytes} bytes of the model are "
+            "buffers or integers, which are averaged: take rule median"
+        )
 
 
 def _choose_shards(
