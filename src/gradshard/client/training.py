@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Unpack
 
 from gradshard.client import operations
-from gradshard.client.round import Round
 from gradshard.client.round_options import RoundOptions
 from gradshard.client.stack import Stack
 from gradshard.utils.polling import poll
@@ -348,10 +347,6 @@ class Training:
         if state.status != ENDED:
             raise TrainingStateError(f"training {self.id!r} is {state.status}: stop it first")
         self._stack.store.delete_versions(self.keys.root)
-
-    def round(self, record: Mapping[str, Any]) -> Round:
-        """Return a handle of the round of a record."""
-        return Round(self._stack, record["round_id"])
 
 
 def start_training(
