@@ -17,9 +17,9 @@ from gradshard.client.participation import (
 from gradshard.client.round import Round
 from gradshard.client.round_options import RoundOptions
 from gradshard.client.stack import Stack
-from gradshard.client.training import (
+from gradshard.client.training import Training
+from gradshard.client.trainings import (
     ListedTraining,
-    Training,
     TrainingOptions,
     list_trainings,
     start_training,
@@ -186,7 +186,7 @@ class Federation:
         clients
             The ids of the clients; None for everybody who joins.
         options
-            As in :class:`gradshard.client.training.TrainingOptions`; None is as good as leaving an
+            As in :class:`gradshard.client.trainings.TrainingOptions`; None is as good as leaving an
             option out.
 
         Raises
