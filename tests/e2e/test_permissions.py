@@ -329,6 +329,9 @@ def trained(federation: Federation, deployed: Deployed) -> None:
     optimizer = {"optimizer": "fedavg", "model": "iam-trained", "buffers": ["w"]}
     options: Any = {"server_optimizer": optimizer, "poll_seconds": 0.2, "timeout": 60}
     training = federation.train("iam-training", rounds=1, evaluate_every=1, sample=1, **options)
+    started = {"spec": training.spec().to_json(), "started": training.state().started_at}
+    again = deployed.call("start_training", {"training": training.id, **started})
+    assert again == {"training": training.id, "run": 1, "step": 0}
     federation.participate(
         "a",
         lambda model, _: (model, 1, {"loss": 1}),

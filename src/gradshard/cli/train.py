@@ -89,7 +89,12 @@ def start(
 
 
 @train.command("list")
-@click.option("--status", type=click.Choice((RUNNING, PAUSED, ENDED)), help="List only these.")
+@click.option(
+    "--state",
+    "status",
+    type=click.Choice((RUNNING, PAUSED, ENDED)),
+    help="List only trainings in this state.",
+)
 @json_option
 @connected
 def list_(federation: "Federation", status: str | None, as_json: bool) -> None:

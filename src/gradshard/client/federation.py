@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from gradshard.client.participation import Evaluate, Participation, Train
     from gradshard.client.round import Round
     from gradshard.client.round_options import RoundOptions
-    from gradshard.client.training import ListedTraining, Training, TrainingOptions
+    from gradshard.client.training import Training
+    from gradshard.client.trainings import ListedTraining, TrainingOptions
 
 
 class Federation:
@@ -182,7 +183,7 @@ class Federation:
         clients
             The ids of the clients; None for everybody who joins.
         options
-            As in :class:`gradshard.client.training.TrainingOptions`; None is as good as leaving an
+            As in :class:`gradshard.client.trainings.TrainingOptions`; None is as good as leaving an
             option out.
 
         Raises
@@ -194,7 +195,7 @@ class Federation:
         TrainingFailed
             It could not be started.
         """
-        from gradshard.client.training import start_training
+        from gradshard.client.trainings import start_training
 
         return start_training(self.stack, name, rounds=rounds, clients=clients, **options)
 
@@ -217,7 +218,7 @@ class Federation:
         SpecError
             There is no such status.
         """
-        from gradshard.client.training import list_trainings
+        from gradshard.client.trainings import list_trainings
 
         return list_trainings(self.stack, status)
 

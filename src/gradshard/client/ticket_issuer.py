@@ -139,7 +139,7 @@ def issue_download_ticket(
 
 
 def _put_urls(
-    store: S3Store, key: str, expires: int, max_bytes: int, min_bytes: int
+    store: ClientStore, key: str, expires: int, max_bytes: int, min_bytes: int
 ) -> dict[str, dict[str, str]]:
     """Sign an upload in one request, for updates of these lengths."""
     urls: dict[str, dict[str, str]] = {}

@@ -1,35 +1,27 @@
-"""A training: start it, look at it, pause, resume and stop it."""
+"""A training: look at it, join it, pause, resume and stop it."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, Unpack
+from typing import Any, Final
 
 from gradshard.client import operations
-from gradshard.client.round import Round
-from gradshard.client.round_options import RoundOptions
 from gradshard.client.stack import Stack
 from gradshard.utils.polling import poll
 from gradshard_core.errors import (
     RoundNotFoundError,
     RoundStateError,
     SpecError,
-    TrainingExistsError,
     TrainingFailed,
     TrainingNotFoundError,
     TrainingStateError,
     WaitTimeoutError,
 )
 from gradshard_core.formats import json_records
-from gradshard_core.formats.keys import (
-    TRAININGS,
-    RoundKeys,
-    TrainingKeys,
-    is_id,
-)
-from gradshard_core.planning.training_spec import OPTIONS, TrainingSpec, parse_training_spec
+from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSE,
@@ -45,36 +37,6 @@ from gradshard_core.records.training_state import (
 )
 
 READERS: Final = 16
-STARTING_SECONDS: Final = 60.0
-"""How long starting a training waits for its state to appear in the bucket."""
-
-STATES: Final = (RUNNING, PAUSED, ENDED)
-
-
-class TrainingOptions(RoundOptions, total=False):
-    """Keyword arguments of :meth:`gradshard.client.federation.Federation.train`.
-
-    The options of a training, as in :class:`gradshard_core.planning.training_spec.TrainingSpec`,
-    and those of its rounds.
-    """
-
-    sample: float | None
-    over_selection: float | None
-    seed: int | None
-    settings: Mapping[str, Any] | None
-    evaluate_every: int | None
-    stop: Mapping[str, Any] | None
-    budget: Mapping[str, Any] | None
-    repeats: int | None
-    repeat_after: int | None
-    poll_seconds: float | None
-
-
-class ListedTraining(NamedTuple):
-    """A training in a list."""
-
-    training: str
-    state: TrainingState
 
 
 class Training:
@@ -348,75 +310,3 @@ class Training:
         if state.status != ENDED:
             raise TrainingStateError(f"training {self.id!r} is {state.status}: stop it first")
         self._stack.store.delete_versions(self.keys.root)
-
-    def round(self, record: Mapping[str, Any]) -> Round:
-        """Return a handle of the round of a record."""
-        return Round(self._stack, record["round_id"])
-
-
-def start_training(
-    stack: Stack,
-    name: str,
-    *,
-    rounds: int,
-    clients: Sequence[str] | None,
-    **options: Unpack[TrainingOptions],
-) -> Training:
-    """Start a training; starting it again with the same options gives the same training.
-
-    Raises
-    ------
-    SpecError
-        The options are not valid.
-    TrainingExistsError
-        There is such a training with other options.
-    TrainingFailed
-        It could not be started.
-    """
-    of_rounds = {key: value for key, value in options.items() if key not in OPTIONS}
-    of_training = {key: value for key, value in options.items() if key in OPTIONS}
-    spec = parse_training_spec(
-        {"rounds": rounds, "clients": clients, "round": of_rounds, **of_training}
-    )
-    keys = TrainingKeys(name)
-    machine = stack.trainings
-    is_new = machine.start(keys.execution(1), json_records.encode(spec.to_json()).decode())
-    for _ in poll(STARTING_SECONDS):
-        started = read_training_spec(stack.store, keys)
-        if started is not None and started.to_json() != spec.to_json():
-            raise TrainingExistsError(
-                f"training {name!r} was started before, with other options; choose another name"
-            )
-        if started is not None and read_state(stack.store, keys) is not None:
-            return Training(stack, name)
-        execution = machine.execution(keys.execution(1))
-        if execution is not None and execution.has_ended:
-            again = "" if is_new else " when its name was first used; choose another name"
-            raise TrainingFailed(
-                f"training {name!r} could not be started{again}: {execution.reason}"
-            )
-    raise WaitTimeoutError(f"training {name!r} has not started within {STARTING_SECONDS:g} s")
-
-
-def list_trainings(stack: Stack, status: str | None = None) -> Iterator[ListedTraining]:
-    """Yield the trainings whose objects are there, by name.
-
-    Parameters
-    ----------
-    stack
-        Where they run.
-    status
-        Only those that are ``running``, ``paused`` or ``ended``.
-
-    Raises
-    ------
-    SpecError
-        There is no such status.
-    """
-    if status is not None and status not in STATES:
-        raise SpecError(f"status {status!r} is not one of {', '.join(STATES)}")
-    for name in stack.store.list_folders(TRAININGS):
-        if is_id("training", name):
-            state = read_state(stack.store, TrainingKeys(name))
-            if state is not None and status in {None, state.status}:
-                yield ListedTraining(name, state)

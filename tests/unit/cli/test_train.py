@@ -155,7 +155,7 @@ def test_trainings_are_listed(run: Run) -> None:
     assert run("train", "list").output == "there are no trainings\n"
     run(*START)
     assert "running" in run("train", "list").output
-    assert run("train", "list", "--status", "ended").output == "no training is ended\n"
+    assert run("train", "list", "--state", "ended").output == "no training is ended\n"
     [entry] = json.loads(run("train", "list", "--json").output)
     assert (entry["training"], entry["status"]) == ("t", "running")
 

@@ -32,6 +32,7 @@ from gradshard_core.planning.plan import (
     Stage,
 )
 from gradshard_core.planning.projection import Projection
+from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.planning.workload import Workload
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.rounds.measurement import Decided

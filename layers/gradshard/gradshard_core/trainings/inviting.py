@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.planning import training_cost
@@ -23,7 +23,7 @@ from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings import sampling
 from gradshard_core.trainings.closing import ended, paused
 
-LOOKS_FOR_MEMBERS = 60
+LOOKS_FOR_MEMBERS: Final = 60
 """How often it is looked whether enough clients have joined, until the training pauses."""
 
 

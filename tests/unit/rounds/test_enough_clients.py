@@ -1,0 +1,57 @@
+"""A round that goes on as soon as enough of its clients have sent updates."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradshard_core.errors import SpecError
+from gradshard_core.planning.spec import parse_spec
+from tests.unit.in_memory import OPENED, Machine
+
+pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
+
+
+def send(machine: Machine, client: str) -> bool:
+    """Submit an update and deliver its event; return whether the round goes on."""
+    etag = machine.submit(client, {"w": np.ones(3, "f4")})
+    return bool(machine.collect(client, etag)["resumed"])
+
+
+@pytest.mark.parametrize("clients", [["a", "b", "c", "d"], 4])
+def test_the_round_goes_on_with_the_last_of_them(machine: Machine, clients: Any) -> None:
+    machine.open(clients=clients, min_clients=1, enough_clients=2)
+    assert not send(machine, "c")
+    assert send(machine, "a")
+    assert machine.turn(OPENED) == {"status": "completed"}
+    manifest = machine.store.get_json(machine.keys.manifest)
+    assert [c["client"] for c in manifest["contributors"]] == ["a", "c"]
+
+
+def test_who_is_not_expected_is_not_one_of_them(machine: Machine) -> None:
+    machine.open(clients=["a", "b", "c"], min_clients=1, enough_clients=2)
+    assert not send(machine, "a")
+    assert not send(machine, "x")
+    assert send(machine, "b")
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"enough_clients": 5}, r"enough_clients is 5, not from min_clients \(3\) to the expected"),
+        ({"enough_clients": 2}, r"not from min_clients \(3\) to the expected clients \(4\)"),
+        (
+            {
+                "enough_clients": 3,
+                "clients": list("abcd"),
+                "eager": True,
+                "topology": "lifl",
+                "weights": "counts",
+            },
+            "eager waits for whole groups of clients",
+        ),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_rejected(fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(SpecError, match=why):
+        parse_spec({"clients": 4, **fields})
