@@ -82,7 +82,7 @@ CPU_SECONDS_PER_GB: Final = 1.2
 DECODING_CPU_SECONDS_PER_GB: Final = 0.3
 
 # The same of a task that holds a block of every input at once, which sorts columns or measures.
-ROWS_CPU_SECONDS_PER_GB: Final = 2.2
+ROWS_CPU_SECONDS_PER_GB: Final = 2.5
 
 # https://aws.amazon.com/lambda/pricing/ (2026-11)
 DOLLARS_PER_GB_SECOND: Final = {"x86_64": 0.0000166667, "arm64": 0.0000133334}
