@@ -21,8 +21,8 @@ SECTIONS: Final = {
         Lazy("report", "report", "report", "Write an HTML page about rounds."),
     ],
     "Trainings": [
-        Lazy("train", "train", "train", "Start, show, pause and stop trainings."),
-        Lazy("join", "join", "join", "Take part in a training with a program."),
+        Lazy("train", "train", "train", "Start, show, pause, resume and stop trainings."),
+        Lazy("join", "join", "join", "Take part in a training with a PROGRAM."),
     ],
     "Clients": [
         Lazy("submit", "rounds", "submit", "Upload a client's update."),

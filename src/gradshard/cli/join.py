@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 @quiet_option
 @connected
 def join(federation: "Federation", training: str, client: str, program: tuple[str, ...]) -> None:
-    """Take part in a training with a PROGRAM, until the training has ended.
+    """Take part in a training with a PROGRAM.
 
-    The PROGRAM is started for each invitation, in a folder with invitation.json and
-    model.safetensors. It writes trained.safetensors and result.json with "samples" and "metrics";
-    in an evaluation only the latter. You can stop the command and start it again.
+    The command ends when the training has ended. The PROGRAM is started for each invitation, in a
+    folder with invitation.json and model.safetensors. It writes trained.safetensors and result.json
+    with "samples" and "metrics"; in an evaluation only the latter. You can stop the command and
+    start it again.
     """
     from gradshard.client.program import Program
 
