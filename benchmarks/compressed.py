@@ -47,5 +47,5 @@ def measure(server: Server, times: int, *, quick: bool, say: Progress) -> dict[s
 
 
 def _stored(name: str) -> float:
-    """Return the bytes of a block as it is stored, divided by its bytes in F32."""
-    return CODECS[name].stored_bytes(32) / 128 if name in CODECS else 1.0
+    """Return the bytes of an update as it is stored, divided by its bytes in F32."""
+    return CODECS[name].stored_bytes(ELEMENTS) / (4 * ELEMENTS) if name in CODECS else 1.0
