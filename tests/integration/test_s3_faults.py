@@ -156,7 +156,11 @@ def test_a_tenth_of_all_requests_throttled(
         ({}, Fault("503", "POST", "update.safetensors?uploads"), r"update\.safetensors.*SlowDown"),
         ({}, Fault("cut", "GET", "updates/b."), r"updates/b\.safetensors"),
         ({}, Fault("range", "GET", "updates/c."), r"updates/c\.safetensors.*bytes 0-9/10"),
-        ({}, Fault("stall", "GET", "updates/c."), r"updates/c\.safetensors.*Read timeout"),
+        (
+            {},
+            Fault("stall", "GET", "updates/c."),
+            r"updates/c\.safetensors: GET failed .* timed out",
+        ),
         ({}, Fault("503", "PUT", "partNumber=1"), r"task 0 of level 0: .*update\.safe.* SlowDown"),
         ({}, Fault("half sent", "PUT", "partNumber=1"), r"task 0 of level 0: .*part 1: the conne"),
         ({}, Fault("late", "PUT", "partNumber=1"), r"task 0 of level 0: .*part 1: .*timed out"),
@@ -189,15 +193,14 @@ def test_a_tenth_of_all_requests_throttled(
             r"/task-reports/0/00000\.json: \d+ bytes that are no",
         ),
         ({}, Fault("empty", "GET", "list-type=2"), r"/updates/: S3's answer has no 'IsTru"),
-        # A connection that is kept may be closed just when the last try takes it.
-        ({}, Fault("half", "GET", "list-type=2"), r"/updates/: (S3 answered 500|ConnectionClosed)"),
+        ({}, Fault("half", "GET", "list-type=2"), r"/updates/: GET failed 6 .* that are no XML"),
         ({}, Fault("drip", "GET", "updates/c.safetensors?v"), r"updates/c\.saf.* bytes in 0.3 s"),
         ({}, Fault("empty", "GET", "updates/c."), r"updates/c\.safetensors: .* 0 bytes instead"),
         ({}, Fault("empty", "POST", "?uploads"), r"update\.safetensors: S3's answer has no 'Upl"),
-        ({}, Fault("empty", "GET", "?uploadId"), r"update\.safetensors: 0 parts of 0 bytes"),
+        ({}, Fault("empty", "GET", "?uploadId"), r"update\.safetensors: S3's answer has no 'IsTru"),
         ({}, Fault("200", "POST", "update.safetensors?uploadId"), r"update\.safe.*InternalError"),
         ({}, Fault("503", "PUT", "/manifest.json"), r"/manifest\.json.*SlowDown"),
-        ({}, Fault("denied", "PUT", "/plan.json"), r"/plan\.json.*AccessDenied.*PutObj.* to whom"),
+        ({}, Fault("denied", "PUT", "/plan.json"), r"/plan\.json: .* PUT .*AccessDenied.* to whom"),
         ({}, Fault("denied", "PUT", "partNumber=1"), r"update\.s.* PUT .*AccessDenied.* to whom"),
         ({}, Fault("skewed", "GET", "/plan.json"), r"plan\.json: .*TooSkewed.* the clock of this"),
     ],
@@ -352,7 +355,7 @@ def test_s3_rejects_connections_for_a_while(
         machine.check(manifest, unspoiled)
         if waits == 10**6:
             assert re.search(
-                rf"Could not connect.*/{machine.name}/|/{machine.name}/.* rejected",
+                rf"/{machine.name}/.*(ConnectionRefusedError| rejected)",
                 manifest["cause"],
             )
         else:
