@@ -69,7 +69,7 @@ def test_any_cut_gives_the_bits_of_sorted_columns(
 ) -> None:
     updates, _ = random_updates(tensors, clients, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(columns, "rows_block_bytes", lambda **_: 8 * block)
+        patch.setattr(columns, "ROW_BYTES", 8 * block)
         patch.setattr(columns, "block_bytes", lambda *_, **__: 8 * block)
         patch.setattr(kernel, "SLICE_BYTES", 8 * max(1, block // 2))
         found = combine(rule, updates, shards)

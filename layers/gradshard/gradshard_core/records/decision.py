@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gradshard_core.planning.plan import Plan
+if TYPE_CHECKING:
+    # What shows a decision needs no numpy.
+    from gradshard_core.planning.plan import Plan
 
 
 def verdict_on(entry: Mapping[str, Any]) -> str:
@@ -22,7 +24,7 @@ def is_clipped(entry: Mapping[str, Any]) -> bool:
     return entry["full_weight"] is not None and entry["weight"] < entry["full_weight"]
 
 
-def with_weights(plan: Plan, decision: dict[str, Any]) -> Plan:
+def with_weights(plan: "Plan", decision: dict[str, Any]) -> "Plan":
     """Return a plan whose contributors have the weights of a decision."""
     weights = {entry["client"]: entry["weight"] for entry in decision["clients"]}
     contributors = tuple(replace(c, weight=weights[c.client]) for c in plan.contributors)
