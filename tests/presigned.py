@@ -59,4 +59,4 @@ def rejection(
 def trust_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have clients take whatever listens on this machine for a local engine."""
     running = SimpleNamespace(running=True)
-    monkeypatch.setattr(presigned, "local_engine", SimpleNamespace(status=lambda _: running))
+    monkeypatch.setattr(presigned, "engine", SimpleNamespace(status=lambda _: running))

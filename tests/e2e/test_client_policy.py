@@ -40,7 +40,12 @@ TRUST = {
 
 def policy(bucket: str) -> str:
     text = (DOCS / "client-policy.json").read_text()
-    return text.replace("BUCKET", bucket).replace("ROUND", ROUND).replace("CLIENT", "a")
+    return (
+        text.replace("BUCKET", bucket)
+        .replace("ROUND", ROUND)
+        .replace("TRAINING", ROUND)
+        .replace("CLIENT", "a")
+    )
 
 
 def update(seed: int, size: int = 50) -> dict[str, reference.Array]:
@@ -159,6 +164,24 @@ def test_a_client_trains_the_model(
     round_.submit("a", update(4), samples=1)
     assert round_.wait(SECONDS)["model"]["version"] == 2
     assert list(as_client().model("policed").fetch()) == ["first.w"]
+
+
+def test_a_client_joins_a_training_takes_part_and_leaves(
+    federation: Federation, as_client: Callable[[], Federation]
+) -> None:
+    name = "policed-training"
+    federation.model(name).put(update(3))
+    optimizer = {"optimizer": "fedavg", "model": name}
+    training = federation.train(
+        name, rounds=1, min_clients=1, server_optimizer=optimizer, poll_seconds=0.2
+    )
+    client = as_client()
+    client.join(name, "a")
+    done = client.participate("a", lambda weights, _: (weights, 1), training=name)
+    assert done.trained == (1,)
+    client.leave(name, "a")
+    assert client.training(name).state().status == "ended"
+    assert training.id == name
 
 
 @pytest.mark.usefixtures("as_client")

@@ -163,7 +163,7 @@ def test_binding_a_running_engine_to_another_address_is_an_error(engine: Engine)
 
 def test_the_help_warns_of_the_exposed_address(tmp_path: Path) -> None:
     help_ = " ".join(said("local", "up", "--help").split())
-    assert "Anyone who reaches it and has the key of the engine can run code as you" in help_
+    assert "and has the key of the engine can run code on this machine as you" in help_
 
 
 def test_up_deploys_again_after_a_reset_and_after_a_kill(

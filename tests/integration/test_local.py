@@ -94,7 +94,7 @@ def test_an_engine_ends_with_its_owner_even_if_that_is_killed() -> None:
 import os, time
 from gradshard.deployment import engine_control, local_engine
 engine = local_engine.status(engine_control.free_port())
-engine_control.start(engine, None, owner=os.getpid())
+engine_control.start(engine, None, ephemeral=True, owner=os.getpid())
 print(local_engine.status(engine.port).pid, flush=True)
 time.sleep(600)
 """

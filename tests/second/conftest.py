@@ -11,6 +11,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from gradshard.aws.boto_client import default_session
 from tests.e2e.conftest import deployed, federation
 from tests.integration.conftest import (
     encrypted,
@@ -74,8 +75,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecondEngine]:
             patch.delenv(name)
         for name, value in _environment(port).items():
             patch.setenv(name, value)
-        # The default session keeps the credentials that it found first.
+        # The default sessions keep the credentials that they found first.
         patch.setattr(boto3, "DEFAULT_SESSION", None)
+        default_session.cache_clear()
         deploy(proxy.url, faults)
         with clock():
             yield SecondEngine(port, proxy, faults)

@@ -75,7 +75,7 @@ class RoundSpec:
     min_clients: int = option(
         WholeNumber(1, MAX_CLIENTS),
         "Fail the round if fewer valid updates have arrived by its deadline.",
-        default="more than half of the clients, or as many as a robust rule needs",
+        default="more than half of the clients",
     )
     enough_clients: int | None = option(
         WholeNumber(1, MAX_CLIENTS),
@@ -434,10 +434,10 @@ def _check_rule(spec: RoundSpec) -> None:
     """Check what the rule for partial updates goes with."""
     if spec.partial_rule is None:
         if spec.layers is not None:
-            given = (
-                "give a rule" if spec.rule is None else f"rule {spec.rule.name} takes whole ones"
-            )
-            raise SpecError(f"layers is for rounds of partial updates: {given}")
+            why = "give a rule, too"
+            if spec.rule is not None:
+                why = f"rule {spec.rule.name} takes whole ones"
+            raise SpecError(f"layers is for rounds of partial updates: {why}")
         return
     if spec.weights != SHARES:
         raise SpecError(
