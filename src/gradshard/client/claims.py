@@ -365,7 +365,7 @@ def _state_names(plan: Plan) -> tuple[str, ...]:
 
 
 def _read_header(
-    store: S3Store, source: ObjectVersion, lock: threading.Lock | None = None
+    store: S3Store, source: ObjectVersion, lock: "threading.Lock | None" = None
 ) -> Header:
     """Read and parse the header of an object version."""
     first = store.get_range(source, 0, min(source.nbytes, FIRST_READ_BYTES))
