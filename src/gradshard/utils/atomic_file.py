@@ -55,7 +55,8 @@ def target_of(path: Path) -> Path:
     OSError
         The path is not a regular file, or in no folder.
     """
-    target = path.resolve()
+    # Before Python 3.13, Path.resolve raises RuntimeError at a link to itself; stat reports it.
+    target = Path(os.path.realpath(path))
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         # Not of the resolved path: that of /dev/stdout, where it is a pipe, leads nowhere.
         kind = kind_of(path.stat().st_mode)
