@@ -92,7 +92,7 @@ class Prepared:
     projected_mb
         The memory that the planner projects for a task, in MB.
     client_bytes
-        How many bytes of client updates one run aggregates, once decoded.
+        The bytes of client updates that one run aggregates, once decoded.
     expected
         What the rows must have written, target → MD5: the planned parts, the weighted sum as one
         object, and the plain mean as ``.npy``.

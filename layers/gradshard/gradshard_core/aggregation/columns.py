@@ -46,7 +46,7 @@ class TrimmedMean:
     Parameters
     ----------
     cut
-        How many are left out at either end; None for all but the middle one or two, which makes it
+        The number of values left out at either end; None for all but the middle one or two, which makes it
         the median.
     """
 

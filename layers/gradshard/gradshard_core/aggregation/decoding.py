@@ -53,7 +53,7 @@ class DecodedSource:
     source
         The stored bytes of ``runs.read_from(start)``.
     runs
-        Where the update has the layout's bytes.
+        The places of the layout's bytes in the update.
     start, end
         The range of the layout that is read.
     desk

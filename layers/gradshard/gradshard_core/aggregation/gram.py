@@ -168,7 +168,7 @@ class Measuring:
     Parameters
     ----------
     inputs
-        How many there are.
+        Their number.
     buffers
         The stretches of the layout that are not measured. Spans have to be split where they begin
         and end.

@@ -27,19 +27,19 @@ SMOOTHING: Final = 1e-6
 
 
 class Decision(NamedTuple):
-    """What a rule made of the measured updates, each in the order of the contributors.
+    """A rule's decision on the measured updates; sequences are in the order of the contributors.
 
     Parameters
     ----------
     weights
         The factors of updates in the sum; zero for those that are left out.
     scores
-        What the rule went by.
+        The scores by which the rule decided.
     full
         The weights without the rule, if it clips: an update with less was clipped, and none is left
         out. None if the rule weighs all updates anew.
     bound
-        What scores were compared with, if it is one number.
+        The number that scores were compared with; None if there is not one for all.
     """
 
     weights: tuple[float, ...]

@@ -85,7 +85,7 @@ Block = list[Slice]
 
 
 class Reduction(Protocol):
-    """How the elements that all inputs have at one position are combined.
+    """A way to combine the elements that all inputs have at one position.
 
     Elementwise, so that it does not matter how a range is cut into blocks and slices.
     """
@@ -249,7 +249,7 @@ def aggregate(
     zones
         The range, divided into adjacent stretches with different weights.
     reduction
-        How to combine them.
+        The way to combine the inputs.
     spans
         The spans of the whole layout.
     write
@@ -285,7 +285,7 @@ def find_nonfinite(
     zones
         The range to search.
     reduction
-        How the inputs were combined. It decides the size of the blocks that are read.
+        The way in which the inputs were combined. It decides the size of the blocks that are read.
     spans
         The spans of the whole layout.
     """

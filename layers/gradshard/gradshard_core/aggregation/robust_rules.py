@@ -37,13 +37,13 @@ class _Rule(NamedTuple):
     Parameters
     ----------
     settings
-        What can be set.
+        The settings that the rule has.
     least
         (settings) → the fewest updates that it takes.
     decide
         Makes weights of a Gram matrix; None for a rule over columns.
     score
-        What ``decide`` goes by, for people.
+        The name of the scores by which ``decide`` decides, as reports show it.
     is_of_changes
         Whether it goes by lengths or directions, which only changes of a model have.
     """
@@ -148,7 +148,7 @@ class RobustRule:
 
     @property
     def score(self) -> str:
-        """What a rule that measures goes by, for people."""
+        """The name of the scores by which the rule decides, as reports show it."""
         return ROBUST_RULES[self.name].score
 
     def decide(self, gram: gram_rules.Gram, samples: Sequence[int]) -> gram_rules.Decision:

@@ -54,7 +54,7 @@ class EncodedRuns(Runs):
     table
         Start, end, offset, size and stored bytes of one run after another.
     shift
-        What to add to the offsets.
+        The number to add to the offsets.
     origin
         From which byte of the layout the runs are read. A unit that begins before this byte is
         read, too. If a later range begins within a unit, that was read with the range before.
@@ -88,7 +88,7 @@ class EncodedRuns(Runs):
 
     @property
     def shift(self) -> int:
-        """What is added to the offsets of the table."""
+        """The number that is added to the offsets of the table."""
         return self._shift
 
     def moved(self, nbytes: int) -> "EncodedRuns":

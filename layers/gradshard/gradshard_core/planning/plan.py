@@ -206,7 +206,7 @@ class Computation:
         a rule over columns, and while updates are measured, weights are ``equal``. After that they
         are ``measured``.
     rule
-        How partial updates are averaged; ``fedavg`` if updates are whole. Or the robust rule.
+        The rule for partial updates, or the robust rule; ``fedavg`` without one.
     layers
         The weights of each of the layout's layers; empty if updates are whole.
     allow_nonfinite

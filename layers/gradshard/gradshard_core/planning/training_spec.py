@@ -231,7 +231,7 @@ class TrainingSpec:
         clients
             Whom the round invites.
         awaited
-            How many updates are waited for.
+            The number of updates that the round waits for.
         after
             The round before, whose assignments the clients follow; None for the first one.
         """

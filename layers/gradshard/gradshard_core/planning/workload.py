@@ -28,7 +28,7 @@ class Workload:
     plan_bytes
         Size of the plan's JSON, which every task reads.
     widening
-        How much elements grow in their accumulators at most.
+        The largest factor by which elements grow in their accumulators.
     holds_all
         Whether a task of the last level holds a block of every input at once.
     measures

@@ -39,13 +39,13 @@ class Invitation:
     is_evaluation
         Whether clients evaluate the model, instead of training it.
     clients
-        Who is invited.
+        The invited clients.
     awaited
-        How many of them are waited for.
+        The number of clients that the round waits for.
     version
         The version of the model that they fetch.
     settings
-        What they train with.
+        The settings that the clients train with.
     """
 
     round_id: str
@@ -100,7 +100,7 @@ class TrainingState:
     repetition
         How often it has failed in all, which its id says.
     draw
-        How often it was drawn anew who takes part in it.
+        How often its clients were drawn anew.
     waits_until
         Until when nothing is done, ISO 8601; None if the next round can begin.
     gathers_since
@@ -110,7 +110,7 @@ class TrainingState:
     best, no_better
         The best version, and how many values of the metric since then were no better.
     dollars
-        What the rounds have cost so far, and the last one.
+        The cost of all rounds so far, and of the last one.
     last_dollars
         What the last round of each kind has cost, by ``train`` and ``evaluate``.
     silent

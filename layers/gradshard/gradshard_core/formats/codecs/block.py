@@ -1,4 +1,4 @@
-"""What all codecs of blocks have in common: 32 elements, and one scale in BF16.
+"""The base of all block codecs: a block has 32 elements and one scale in BF16.
 
 The blocks of the OCP Microscaling Formats specification (MX v1.0, 2023,
 https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf) have a scale

@@ -95,7 +95,7 @@ class TopK:
         values
             The same elements as they are stored.
         entries
-            How many to keep.
+            The number of elements to keep.
 
         Returns
         -------
