@@ -46,8 +46,8 @@ class TrimmedMean:
     Parameters
     ----------
     cut
-        The number of values left out at either end; None for all but the middle one or two, which makes it
-        the median.
+        The number of values left out at either end; None for the median, which leaves out all but
+        the middle one or two.
     """
 
     cut: int | None = None
