@@ -5,7 +5,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -207,3 +207,43 @@ def option(
     """
     declared = Option(kind, help, default, is_always_stated)
     return dataclasses.field(default=value, metadata={METADATA_KEY: declared})
+
+
+def options_of(spec: type) -> dict[str, Option]:
+    """Return the options that a spec's dataclass declares, by name and in its order."""
+    return {field.name: field.metadata[METADATA_KEY] for field in dataclasses.fields(spec)}
+
+
+def defaults_of(spec: type) -> dict[str, Any]:
+    """Return the values of the options that may be left out, by name."""
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(spec)
+        if field.default is not dataclasses.MISSING
+    }
+
+
+def stated_options(spec: Any) -> dict[str, Any]:
+    """Return a spec as JSON, without the options that have their defaults."""
+    stated = {}
+    for field in dataclasses.fields(spec):
+        declared: Option = field.metadata[METADATA_KEY]
+        value = getattr(spec, field.name)
+        if declared.is_always_stated or value != field.default:
+            stated[field.name] = declared.kind.to_json(value)
+    return stated
+
+
+def check_names(fields: Any, options: Mapping[str, Option], what: str) -> None:
+    """Check that a spec of JSON is an object with known fields; ``what`` names its owner.
+
+    Raises
+    ------
+    SpecError
+        It is not.
+    """
+    if not isinstance(fields, Mapping):
+        raise SpecError(f"a {what}'s spec is a JSON object, not {type(fields).__name__}")
+    unknown = sorted(fields.keys() - options.keys())
+    if unknown:
+        raise SpecError(f"unknown field {unknown[0]!r}; a spec has {', '.join(sorted(options))}")

@@ -1,6 +1,5 @@
 """The options of a round: declared and checked here, for the command line and the functions."""
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -38,14 +37,17 @@ from gradshard_core.planning.option_parsers import (
     parse_rule,
 )
 from gradshard_core.planning.options import (
-    METADATA_KEY,
     Choice,
     Duration,
     Flag,
     Option,
     Parsed,
     WholeNumber,
+    check_names,
+    defaults_of,
     option,
+    options_of,
+    stated_options,
 )
 from gradshard_core.stragglers.layers import Naming, check_naming, layers_of
 from gradshard_core.stragglers.salf import PartialRule
@@ -342,25 +344,13 @@ class RoundSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as the JSON that :func:`parse_spec` reads."""
-        stated = {}
-        for field in dataclasses.fields(self):
-            declared: Option = field.metadata[METADATA_KEY]
-            value = getattr(self, field.name)
-            if declared.is_always_stated or value != field.default:
-                stated[field.name] = declared.kind.to_json(value)
-        return stated
+        return stated_options(self)
 
 
-OPTIONS: Final[Mapping[str, Option]] = {
-    field.name: field.metadata[METADATA_KEY] for field in dataclasses.fields(RoundSpec)
-}
+OPTIONS: Final[Mapping[str, Option]] = options_of(RoundSpec)
 """The options of a round by name, in the order in which help and documentation list them."""
 
-DEFAULTS: Final[Mapping[str, Any]] = {
-    field.name: field.default
-    for field in dataclasses.fields(RoundSpec)
-    if field.default is not dataclasses.MISSING
-}
+DEFAULTS: Final[Mapping[str, Any]] = defaults_of(RoundSpec)
 """The values of the options that may be left out."""
 
 
@@ -377,11 +367,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     SpecError
         A field is unknown, missing or out of its bounds, or conflicts with another.
     """
-    if not isinstance(fields, Mapping):
-        raise SpecError(f"a round's spec is a JSON object, not {type(fields).__name__}")
-    unknown = sorted(fields.keys() - OPTIONS.keys())
-    if unknown:
-        raise SpecError(f"unknown field {unknown[0]!r}; a spec has {', '.join(sorted(OPTIONS))}")
+    check_names(fields, OPTIONS, "round")
     clients = parse_clients(fields.get("clients"))
     expected = clients if isinstance(clients, int) else len(clients)
     if fields.get("shards") is not None and fields.get("time_budget") is not None:

@@ -1,6 +1,5 @@
 """The options of a training: declared and checked here, for the command line and the functions."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -12,12 +11,15 @@ from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import SpecError
 from gradshard_core.planning.option_parsers import MAX_CLIENTS, parse_clients
 from gradshard_core.planning.options import (
-    METADATA_KEY,
     Duration,
     Option,
     Parsed,
     WholeNumber,
+    check_names,
+    defaults_of,
     option,
+    options_of,
+    stated_options,
 )
 from gradshard_core.planning.spec import DEFAULTS as ROUND_DEFAULTS
 from gradshard_core.planning.spec import RoundSpec, parse_new_spec
@@ -252,25 +254,13 @@ class TrainingSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as the JSON that :func:`parse_training_spec` reads."""
-        stated = {}
-        for field in dataclasses.fields(self):
-            declared: Option = field.metadata[METADATA_KEY]
-            value = getattr(self, field.name)
-            if declared.is_always_stated or value != field.default:
-                stated[field.name] = declared.kind.to_json(value)
-        return stated
+        return stated_options(self)
 
 
-OPTIONS: Final[Mapping[str, Option]] = {
-    field.name: field.metadata[METADATA_KEY] for field in dataclasses.fields(TrainingSpec)
-}
+OPTIONS: Final[Mapping[str, Option]] = options_of(TrainingSpec)
 """The options of a training by name, in the order in which help and documentation list them."""
 
-DEFAULTS: Final[Mapping[str, Any]] = {
-    field.name: field.default
-    for field in dataclasses.fields(TrainingSpec)
-    if field.default is not dataclasses.MISSING
-}
+DEFAULTS: Final[Mapping[str, Any]] = defaults_of(TrainingSpec)
 """The values of the options that may be left out."""
 
 
@@ -287,11 +277,7 @@ def parse_training_spec(fields: Mapping[str, Any]) -> TrainingSpec:
     SpecError
         A field is unknown, missing or out of its bounds, or does not go with another.
     """
-    if not isinstance(fields, Mapping):
-        raise SpecError(f"a training's spec is a JSON object, not {type(fields).__name__}")
-    unknown = sorted(fields.keys() - OPTIONS.keys())
-    if unknown:
-        raise SpecError(f"unknown field {unknown[0]!r}; a training has {', '.join(OPTIONS)}")
+    check_names(fields, OPTIONS, "training")
     given = {name: value for name, value in fields.items() if value is not None}
     for name in ("rounds", "round"):
         if name not in given:
