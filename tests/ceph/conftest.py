@@ -12,6 +12,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from gradshard.aws.boto_client import default_session
 from tests.ceph.gaps import GAPS, HANGS
 from tests.ceph.gateway import ACCESS_KEY, PROGRAMS, SECRET_KEY, gateway
 from tests.integration.conftest import proxied, proxy, store
@@ -53,6 +54,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         }.items():
             patch.setenv(name, value)
         patch.setattr(boto3, "DEFAULT_SESSION", None)
+        default_session.cache_clear()
         yield Gateway(port)
 
 

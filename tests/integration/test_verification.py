@@ -12,12 +12,14 @@ import pytest
 from gradshard.client import round as client_round
 from gradshard.client.stack import Stack
 from gradshard.client.verification import Verification, VerificationError
-from gradshard_core.errors import ChangedObjectError, GradshardError, RoundStateError
+from gradshard_core.errors import ChangedObjectError, GradshardError, RoundStateError, SpecError
+from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.s3.store import S3Store
 from tests import reference
 from tests.integration import test_partial, test_topologies
 from tests.integration.by_hand import Round, Update, put_model, small
 from tests.integration.conftest import as_clients_do
+from tests.unit.rounds.test_compressed_rounds import compress, tensors
 
 CLIENTS = [f"c{number:02}" for number in range(13)]
 SAMPLES = [5, 1, 900, 17, 3, 64, 2, 250, 31, 8, 77, 410, 6]
@@ -90,6 +92,41 @@ def test_probabilities_estimated_from_past_rounds_are_verified_while_those_are_t
     first.store.delete_versions(first.keys.root)
     [note] = verify(round_.store, round_.name).notes
     assert note.startswith("the weights of layers are the manifest's: p cannot be estimated from")
+
+
+@pytest.mark.parametrize("terms", [{}, {"order": "tree:2,2"}, {"rule": "median"}], ids=str)
+def test_compressed_updates_are_verified_in_any_order_of_tensors(
+    open_round: Callable[..., Round], terms: dict[str, Any]
+) -> None:
+    round_ = open_round(clients=4, codecs=list(CODECS), **terms)
+    rng = np.random.default_rng(0)
+    for number, codec in enumerate(CODECS):
+        update = tensors(rng)
+        order = [*update] if number % 2 else [*update][::-1]
+        round_.upload(CLIENTS[number], compress(rng, codec, update, order=order))
+    assert round_.go() == {"status": "completed"}
+    found = verify(round_.store, round_.name)
+    assert (found.contributors, found.contradictions, found.notes) == (4, (), ())
+    assert found.sampled_nbytes == found.nbytes
+
+
+@pytest.mark.parametrize("rule", ["median", {"name": "trimmed_mean", "beta": 0.3}, "sign"], ids=str)
+def test_rules_over_columns_are_verified(open_round: Callable[..., Round], rule: Any) -> None:
+    round_ = open_round(clients=CLIENTS, rule=rule, shards=3)
+    submit_all(round_)
+    assert round_.go() == {"status": "completed"}
+    assert verify(round_.store, round_.name).contradictions == ()
+    lie(round_, rule="fedavg")
+    with pytest.raises(VerificationError, match="rule is 'fedavg' in the manifest, not"):
+        verify(round_.store, round_.name)
+
+
+def test_a_rule_that_measured_is_rejected_with_the_reason(open_round: Callable[..., Round]) -> None:
+    round_ = open_round(clients=CLIENTS, rule="geometric_median")
+    submit_all(round_)
+    assert round_.go() == {"status": "completed"}
+    with pytest.raises(SpecError, match="its rule geometric_median decided on weights from"):
+        verify(round_.store, round_.name)
 
 
 def test_weights_by_steps_are_verified(open_round: Callable[..., Round]) -> None:

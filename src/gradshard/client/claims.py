@@ -267,7 +267,8 @@ class _Reader:
         }
         for name, value in derived.items():
             self._expect(name, self._stated.computation[name], value)
-        if self._spec.partial_rule is None:
+        # The manifest has no weights of contributors under a rule.
+        if self._spec.rule is None:
             weights = {c.client: c.weight for c in grouping.contributors}
             for contributor in named:
                 self._expect(

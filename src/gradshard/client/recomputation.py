@@ -125,7 +125,10 @@ class RangeRecomputer:
         runs = contributor.runs
         data = memoryview(bytearray(sum(high - low for _, low, high in runs.clip(start, end))))
         stored = runs.read_from(start) if isinstance(runs, EncodedRuns) else runs
-        room = 0 if runs.are_in_order else SLICE_BYTES + end - start
+        room = 0
+        if not runs.are_in_order:
+            # A range may need units that are larger than its elements.
+            room = SLICE_BYTES + sum(stop - first for first, stop in stored.ranges(start, end))
         gathered = memoryview(bytearray(room))
         stream = GatheringStream(self._store, contributor.source, stored, [(start, end)], gathered)
         with closing(stream):
