@@ -103,8 +103,7 @@ def admit(
             examiner.settle(settled, whose)
         elif spec.undecided is not None:  # opened by a version that did not ask for a layout
             raise PlanError(spec.undecided)
-        updates: dict[str, _Sent] = {}
-        for update in arrivals.check_updates(
+        found = arrivals.check_updates(
             store,
             arrivals.sent_to(keys, spec),
             entitled[:places],
@@ -112,11 +111,9 @@ def admit(
             codecs=spec.codecs or (),
             look=examiner.look,
             large_headers=large_headers,
-        ):
-            if isinstance(update, _Sent):
-                updates[update.client] = update
-            elif update is not None:
-                rejected.append(update)
+        )
+        updates = {update.client: update for update in found if isinstance(update, _Sent)}
+        rejected += [update for update in found if isinstance(update, Rejection)]
         if settled is None and updates:
             large_headers.submit(examiner.vote, updates).result()
         before = further_runs(contributor.runs for contributor in held)
@@ -127,15 +124,7 @@ def admit(
         runs = large_headers.submit(examiner.runs, updates).result()
     arrivals.reject_all(store, keys, rejected)
     contributors = tuple(
-        Contributor(
-            client=update.client,
-            source=update.source,
-            samples=update.samples,
-            weight=0.0,
-            runs=runs[update.layout].moved(update.data_offset),
-            report=_report(spec, update),
-        )
-        for update in updates.values()
+        _contributor(spec, update, runs[update.layout]) for update in updates.values()
     )
     coverage = {client: examiner.findings[updates[client].layout].covered for client in updates}
     return Admission(
@@ -187,6 +176,18 @@ class _Sent(NamedTuple):
     report: Report
     layout: bytes
     data_offset: int
+
+
+def _contributor(spec: RoundSpec, update: _Sent, runs: Runs) -> Contributor:
+    """Return a contributor without a weight; ``runs`` are those of an object without a header."""
+    return Contributor(
+        client=update.client,
+        source=update.source,
+        samples=update.samples,
+        weight=0.0,
+        runs=runs.moved(update.data_offset),
+        report=_report(spec, update),
+    )
 
 
 class _Findings(NamedTuple):
