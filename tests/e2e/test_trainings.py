@@ -88,35 +88,35 @@ def expected(clients: Sequence[str], rounds: int) -> Weights:
 
 def test_a_training_runs_by_itself_to_the_bits_of_a_loop(federation: Federation) -> None:
     clients = ["ann", "bo"]
-    federation.model("loop").put(FIRST)
+    federation.model("alone").put(FIRST)
     training = federation.train(
-        "loop",
+        "alone",
         rounds=3,
         clients=clients,
-        server_optimizer={"optimizer": "fedavg", "model": "loop"},
+        server_optimizer={"optimizer": "fedavg", "model": "alone"},
         evaluate_every=2,
         poll_seconds=0.2,
     )
-    with taking_part(federation, "loop", clients) as loops:
+    with taking_part(federation, "alone", clients) as loops:
         state = training.wait(SECONDS)
     assert state.cause == "all 3 rounds have completed"
     assert (state.completed, state.evaluated, state.version) == (3, 3, 4)
     for loop in loops.values():
         assert loop.result().trained == (1, 2, 3)
         assert loop.result().evaluated == (2, 3)
-    model = federation.model("loop").fetch()
+    model = federation.model("alone").fetch()
     for name, tensor in expected(clients, 3).items():
         assert model[name].tobytes() == tensor.tobytes(), name
     records = {record["round_id"]: record for record in training.records()}
     assert [*records] == [
-        "loop-00001",
-        "loop-00002",
-        "loop-00002-eval",
-        "loop-00003",
-        "loop-00003-eval",
+        "alone-00001",
+        "alone-00002",
+        "alone-00002-eval",
+        "alone-00003",
+        "alone-00003-eval",
     ]
-    assert records["loop-00002"]["metrics"] == {"loss": 0.5}
-    assert records["loop-00003-eval"]["metrics"]["accuracy"] == pytest.approx(0.3)
+    assert records["alone-00002"]["metrics"] == {"loss": 0.5}
+    assert records["alone-00003-eval"]["metrics"]["accuracy"] == pytest.approx(0.3)
     assert state.dollars > 0
 
 
