@@ -9,6 +9,8 @@ from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.planning.training_spec import OPTIONS, TrainingSpec, parse_training_spec
 
 ROUND = {"server_optimizer": "fedavg"}
+MODELS = {"optimizer": "fedavg", "updates": "models"}
+BUFFERED = {"mode": "buffered", "buffer": 3}
 GOOD: dict[str, Any] = {"rounds": 3, "round": ROUND}
 
 
@@ -53,6 +55,19 @@ def parse(**fields: Any) -> TrainingSpec:
         ({"budget": {"euros": 2}}, "not an object with dollars"),
         ({"budget": {"dollars": 0}}, "dollars is 0, not a finite number above 0"),
         ({"clients": [f"{'c' * 60}{n:04}" for n in range(1500)]}, "over 98304"),
+        ({"mode": "fast"}, "mode is 'fast', not one of synchronous, buffered"),
+        ({"mode": "buffered"}, "mode 'buffered' needs buffer"),
+        ({"buffer": 3}, "buffer is for mode 'buffered': give mode, too"),
+        ({"max_staleness": 3}, "max_staleness is for mode 'buffered'"),
+        ({**BUFFERED, "buffer": 0}, "buffer is 0, not a whole number from 1 to 1024"),
+        ({**BUFFERED, "sample": 2}, "leave out sample"),
+        ({**BUFFERED, "clients": ["a", "b"]}, "buffer is 3, and clients has 2"),
+        ({**BUFFERED, "buffer": 373}, r"buffer × \(max_staleness \+ 1\) is 4103, over 4096"),
+        ({**BUFFERED, "staleness_exponent": -1}, "staleness_exponent is -1, not a number from 0"),
+        ({**BUFFERED, "round": {**ROUND, "rule": "median"}}, "do not go with rule"),
+        ({**BUFFERED, "round": {**ROUND, "weights": "counts"}}, "do not go with weights"),
+        ({**BUFFERED, "round": {**ROUND, "min_clients": 4}}, "min_clients is 4, over the 3"),
+        ({**BUFFERED, "round": {"server_optimizer": MODELS}}, "whose updates are deltas"),
     ],
 )
 def test_what_makes_no_sense_is_rejected_with_the_number_that_is_off(
