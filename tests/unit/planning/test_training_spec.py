@@ -64,7 +64,7 @@ def parse(**fields: Any) -> TrainingSpec:
         ({**BUFFERED, "clients": ["a", "b"]}, "buffer is 3, and clients has 2"),
         ({**BUFFERED, "buffer": 373}, r"buffer × \(max_staleness \+ 1\) is 4103, over 4096"),
         ({**BUFFERED, "staleness_exponent": -1}, "staleness_exponent is -1, not a number from 0"),
-        ({**BUFFERED, "round": {**ROUND, "rule": "median"}}, "do not go with rule"),
+        ({**BUFFERED, "round": {**ROUND, "min_clients": 3, "rule": "median"}}, "go with rule"),
         ({**BUFFERED, "round": {**ROUND, "weights": "counts"}}, "do not go with weights"),
         ({**BUFFERED, "round": {**ROUND, "min_clients": 4}}, "min_clients is 4, over the 3"),
         ({**BUFFERED, "round": {"server_optimizer": MODELS}}, "whose updates are deltas"),
@@ -80,6 +80,10 @@ def test_what_makes_no_sense_is_rejected_with_the_number_that_is_off(
 EXAMPLES: dict[str, Any] = {
     "rounds": 3,
     "round": {**ROUND, "timeout": 60},
+    "mode": "buffered",
+    "buffer": 2,
+    "max_staleness": 4,
+    "staleness_exponent": 1.0,
     "clients": ["a", "b"],
     "sample": 0.5,
     "over_selection": 0.3,
@@ -97,6 +101,8 @@ EXAMPLES: dict[str, Any] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_survives_json(name: str) -> None:
     fields = {**GOOD, name: EXAMPLES[name]}
+    if name in {"mode", "buffer", "max_staleness", "staleness_exponent"}:
+        fields |= {"mode": "buffered", "buffer": 2}
     if name == "over_selection":
         fields["sample"] = 2
     spec = parse_training_spec(fields)
@@ -114,6 +120,8 @@ def test_every_option_survives_json(name: str) -> None:
         ({"sample": 10, "over_selection": 0.3}, 100, 13, 10),
         ({"sample": 10, "over_selection": 0.3}, 11, 11, 10),
         ({}, 9000, 4096, 4096),
+        (BUFFERED, 7, 7, 3),
+        (BUFFERED, 2, 2, 2),
     ],
 )
 def test_so_many_are_invited_and_awaited(
