@@ -214,7 +214,7 @@ def test_a_program_in_another_language_takes_part(
 def test_a_buffered_training_counts_every_update_once_and_can_be_replayed(
     federation: Federation,
 ) -> None:
-    """Clients of different speeds; the versions follow from what the manifests name, bit for bit."""
+    """Clients of different speeds; the manifests name all that the versions follow from."""
     paces = {"ann": 0.1, "bo": 0.4, "cy": 2.0, "dan": 6.0}
     federation.model("buffered").put(FIRST)
     training = federation.train(
@@ -269,7 +269,7 @@ def replayed(federation: Federation, manifest: dict[str, Any], model: Weights) -
     total = sum(entry["samples"] for entry in manifest["contributors"])
     means: Weights = {}
     for entry in sorted(manifest["contributors"], key=lambda entry: entry["client"]):
-        body = federation.stack.store.get_bytes(entry["key"])
+        body = federation.stack.store.get_bytes(entry["key"]) or b""
         weight = np.float32(entry["samples"] / total * (1 / np.sqrt(1 + entry["staleness"])))
         for name, tensor in reference.decode(body).items():
             term = weight * tensor

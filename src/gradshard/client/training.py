@@ -22,6 +22,7 @@ from gradshard_core.errors import (
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.records.inbox import Arrival, list_waiting
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSE,
@@ -197,6 +198,24 @@ class Training:
         if clients is not None:
             return list(clients)
         return list(list_members(self._stack.store, self.keys))
+
+    def waiting(self) -> list[Arrival]:
+        """Return the updates that wait in a buffered training, in the order of their arrival.
+
+        A client has one of them in the next buffer; its later ones are not listed.
+
+        Raises
+        ------
+        TrainingNotFoundError
+            There is no such training.
+        """
+        spec, state = self.spec(), self.state()
+        if not spec.is_buffered or state.version is None:
+            return []
+        versions = range(state.oldest_version(spec.staleness), state.version + 1)
+        return list_waiting(
+            self._stack.store, self.keys, state.counted, versions, members=spec.clients
+        )
 
     def pause(self, reason: str) -> TrainingState:
         """Pause the training when its current round has ended.

@@ -29,6 +29,7 @@ CHECK = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from gradshard_core.rounds import arrivals
+from gradshard_core.rounds.inbox import Address
 from gradshard_core.rounds.seen_layouts import SeenLayouts
 from tests.fuzz.targets import KEYS, _Memory
 from tests.unit.formats.test_hostile_updates import WORST, peak_mb
@@ -41,7 +42,7 @@ layouts = SeenLayouts(store)
 with ThreadPoolExecutor(1) as thread:
     found = arrivals.check_updates(
         store,
-        KEYS,
+        lambda _: Address(KEYS),
         clients,
         partial=False,
         look=lambda update: layouts.note(update.header, update.source),

@@ -32,7 +32,7 @@ _UPDATE_KEY: Final = re.compile(
 
 RESERVED_CLIENTS: Final = frozenset(
     {
-        *("assignments", "callback", "deadline", "layout", "manifest", "plan", "spec"),
+        *("assignments", "callback", "counted", "deadline", "layout", "manifest", "plan", "spec"),
         *("state-layout", "update"),
     }
 )
@@ -161,6 +161,7 @@ class RoundKeys:
         self.result = f"{root}update.safetensors"
         self.manifest = f"{root}manifest.json"
         self.assignments = f"{root}assignments.json"
+        self.counted = f"{root}counted.json"
 
     def update(self, client: str) -> str:
         """Return the key of a client's update."""

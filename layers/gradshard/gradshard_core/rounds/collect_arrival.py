@@ -7,7 +7,7 @@ from gradshard_core.planning.plan import Rejection
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
-from gradshard_core.records.inbox import has_counted, short_etag
+from gradshard_core.records.inbox import read_counted, short_etag
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.training_state import (
@@ -47,7 +47,7 @@ def collect_arrival(store: S3Store, inbox: InboxId, client: str, etag: str) -> d
     if spec is None or state is None or not spec.is_buffered:
         missing = f"{keys.update(client)}: there is no buffered training {training.name!r}"
         return outcome | {"status": "ignored", "reason": missing}
-    settled = _settled(store, keys, state, inbox.version, client)
+    settled = _settled(store, training, state, inbox.version, client)
     if settled is not None:
         return outcome | _too_late(store, keys, client, etag, settled)
     model = model_registry.read_current(store, spec.server_optimizer.model)
@@ -66,15 +66,16 @@ def collect_arrival(store: S3Store, inbox: InboxId, client: str, etag: str) -> d
 
 
 def _settled(
-    store: S3Store, keys: RoundKeys, state: TrainingState, version: int, client: str
+    store: S3Store, training: TrainingKeys, state: TrainingState, version: int, client: str
 ) -> str | None:
     """Return the short ETag of the client's update that has counted, or is being added."""
-    counted = has_counted(state.counted, client, version)
+    counted = read_counted(store, training, state, client, version)
     if counted is not None or state.invitation is None:
         return counted
     plan = store.get_json(RoundKeys(state.invitation.round_id).plan, parse_plan)
+    key = training.inbox(version).update(client)
     for contributor in () if plan is None else plan.contributors:
-        if contributor.source.key == keys.update(client):
+        if contributor.source.key == key:
             return short_etag(contributor.source.etag)
     return None
 

@@ -12,7 +12,7 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys, TrainingKeys
 from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.records.inbox import base_of, waiting
+from gradshard_core.records.inbox import base_of, list_waiting
 from gradshard_core.records.training_state import (
     TrainingState,
     read_state,
@@ -80,7 +80,7 @@ def _taken(
         return frozen
     keys = TrainingKeys(spec.inbox.training)
     training = read_training_spec(store, keys)
-    arrived = waiting(
+    arrived = list_waiting(
         store,
         keys,
         state.counted,

@@ -77,15 +77,13 @@ def close_round(
 def _counted(
     spec: TrainingSpec, state: TrainingState, outcome: Outcome
 ) -> Mapping[str, Mapping[str, str]]:
-    """Return which updates of a buffered training have counted, of versions that still matter."""
-    if not spec.is_buffered or outcome.version is None:
+    """Return which updates of a buffered training have counted."""
+    if not spec.is_buffered:
         return {}
-    oldest = outcome.version - spec.staleness
-    counted = {v: dict(clients) for v, clients in state.counted.items() if int(v) >= oldest}
+    counted = {version: dict(clients) for version, clients in state.counted.items()}
     for update in outcome.updates:
         version = base_of(update.key)
-        if version is not None and version >= oldest:
-            counted.setdefault(str(version), {})[update.client] = short_etag(update.etag)
+        counted.setdefault(str(version), {})[update.client] = short_etag(update.etag)
     return counted
 
 
