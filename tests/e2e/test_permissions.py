@@ -119,6 +119,7 @@ def rounds(federation: Federation, deployed: Deployed) -> None:
     late(federation, deployed)
     trained(federation, deployed)
     trained_in_part(federation, deployed)
+    trained_at_their_pace(federation, deployed)
 
 
 def plain(federation: Federation, deployed: Deployed) -> None:
@@ -357,6 +358,46 @@ def trained_in_part(federation: Federation, deployed: Deployed) -> None:
     key = RoundKeys("iam-part-00001").partial_update("a")
     deployed.s3.put_object(Bucket=deployed.bucket, Key=key, Body=body)
     assert training.wait(SECONDS).completed == 1
+
+
+def trained_at_their_pace(federation: Federation, deployed: Deployed) -> None:
+    """A buffered training: a version of an update after a bad one, and one that comes too late."""
+    federation.model("iam-pace").put(update(0))
+    training = federation.train(
+        "iam-pace",
+        rounds=2,
+        mode="buffered",
+        buffer=1,
+        max_staleness=0,
+        server_optimizer={"optimizer": "fedavg", "model": "iam-pace"},
+        timeout=600,
+        repeat_after=1,
+    )
+    bad = update(1)
+    bad["w"][7] = np.nan
+
+    def send(client: str, version: int, tensors: dict[str, reference.Array]) -> str:
+        key = training.keys.inbox(version).update(client)
+        body = reference.encode(tensors, {"num_samples": "1"})
+        etag: str = deployed.s3.put_object(Bucket=deployed.bucket, Key=key, Body=body)["ETag"]
+        return etag.strip('"')
+
+    for client in "ab":
+        training.join(client)
+    send("a", 1, bad)
+    until(lambda: training.state().again == "iam-pace-00001")
+    etag = send("a", 1, update(1))
+    until(lambda: training.state().version == 2)
+    send("b", 1, update(2))
+    send("a", 2, update(3))
+    send("b", 2, update(4))
+    assert training.wait(SECONDS).completed == 2
+    waited = {c: training.keys.inbox(2).rejection(c) for c in "ab"}
+    [told] = filter(None, map(federation.stack.store.get_json, waited.values()))
+    assert told["reason"].endswith("has ended: all 2 rounds have completed")
+    late = {"key": training.keys.inbox(1).update("a"), "etag": etag}
+    answer = deployed.call("collect_update", {"detail": {"object": late}})
+    assert answer["reason"] == "counted already"
 
 
 @pytest.mark.usefixtures("rounds")

@@ -121,10 +121,13 @@ class Training:
             "spec": spec.to_json(),
             **state.to_json(),
             "rounds": self.records(),
+            **({"waiting": self._waiting_json()} if spec.is_buffered else {}),
         }
 
     def watch(self, timeout: float | None = None) -> Iterator[TrainingState]:
         """Yield the state whenever it has changed, until the training has ended or paused.
+
+        In a buffered training also when other updates wait (:meth:`waiting`).
 
         Parameters
         ----------
@@ -138,12 +141,14 @@ class Training:
         WaitTimeoutError
             The training goes on after the timeout.
         """
-        last: TrainingState | None = None
+        last: tuple[TrainingState, list[Arrival]] | None = None
+        spec = self.spec()
         for _ in poll(timeout):
             state = self.state()
-            if state != last:
+            seen = state, self._waiting(spec, state)
+            if seen != last:
                 yield state
-            last = state
+            last = seen
             if state.status != RUNNING:
                 return
         raise WaitTimeoutError(f"training {self.id!r} has not ended within {timeout:g} s")
@@ -209,13 +214,21 @@ class Training:
         TrainingNotFoundError
             There is no such training.
         """
-        spec, state = self.spec(), self.state()
+        return self._waiting(self.spec(), self.state())
+
+    def _waiting(self, spec: TrainingSpec, state: TrainingState) -> list[Arrival]:
         if not spec.is_buffered or state.version is None:
             return []
         versions = range(state.oldest_version(spec.staleness), state.version + 1)
         return list_waiting(
             self._stack.store, self.keys, state.counted, versions, members=spec.clients
         )
+
+    def _waiting_json(self) -> list[dict[str, Any]]:
+        return [
+            {**arrival._asdict(), "arrived_at": arrival.arrived_at.isoformat()}
+            for arrival in self.waiting()
+        ]
 
     def pause(self, reason: str) -> TrainingState:
         """Pause the training when its current round has ended.
