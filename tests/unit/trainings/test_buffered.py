@@ -409,6 +409,26 @@ def test_updates_with_nan_are_rejected_while_they_are_added_and_the_rest_counts(
 LENIENT = {"min_clients": 1}
 
 
+def test_a_good_upload_counts_after_the_round_of_a_bad_one_has_failed(
+    new_machine: NewMachine,
+) -> None:
+    """It takes the place of the bad one, and of its rejection, before the round is repeated."""
+    machine = new_machine({})
+    tensors = {"w": np.full(6, np.nan, "f4"), "b": np.ones(2, "f4")}
+    bad = reference.encode(tensors, {"num_samples": "1"})
+
+    def send(invitation: Invitation) -> None:
+        machine.now += timedelta(seconds=1)
+        upload(machine, "ann", 1, GOOD if invitation.repetition else bad)
+
+    machine.before_round = send
+    state = machine.start(**options(rounds=1, buffer=1))
+    assert state.completed == 1
+    ids = [record["round_id"] for record in machine.training.records()]
+    assert ids == ["t-00001", "t-00001-again1"]
+    assert verdict(machine, "ann", 1) == "counted"
+
+
 @pytest.mark.parametrize(
     ("metrics", "why"),
     [('{"loss": NaN}', "'loss' is 'nan', not a finite number"), ('{"loss": "low"}', "'low'")],

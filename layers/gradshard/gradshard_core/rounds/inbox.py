@@ -96,18 +96,22 @@ def _taken(
 
 
 def _frozen(store: S3Store, spec: RoundSpec, newest: int) -> dict[str, Address]:
-    """Return the updates of the round that is repeated, without those that were rejected."""
+    """Return the updates of the round that is repeated, without those that were found bad."""
     assert spec.inbox is not None  # noqa: S101 - for mypy: the callers have looked
     if spec.inbox.again is None:
         return {}
-    plan = store.get_json(RoundKeys(spec.inbox.again).plan, parse_plan)
-    keys, found = TrainingKeys(spec.inbox.training), dict[str, Address]()
-    for contributor in () if plan is None else plan.contributors:
+    failed, keys = RoundKeys(spec.inbox.again), TrainingKeys(spec.inbox.training)
+    plan = store.get_json(failed.plan, parse_plan)
+    if plan is None:
+        return {}
+    # Not what clients read: a better upload withdraws the rejection of the one that was planned.
+    bad = {
+        str(rejection["client"]) for rejection in store.get_json(failed.replan(plan.attempt)) or ()
+    }
+    found: dict[str, Address] = {}
+    for contributor in plan.contributors:
         version = base_of(contributor.source.key)
-        if version is None or version < spec.inbox.oldest:
-            continue
-        inbox = keys.inbox(version)
-        rejection = store.get_json(inbox.rejection(contributor.client)) or {}
-        if rejection.get("etag") != contributor.source.etag:
+        if version is not None and version >= spec.inbox.oldest and contributor.client not in bad:
+            inbox = keys.inbox(version)
             found[contributor.client] = Address(inbox, contributor.source, newest - version)
     return found
