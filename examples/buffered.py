@@ -62,7 +62,7 @@ class Federation:
     given: argparse.Namespace
     seed: int
     history: History = field(default_factory=list)
-    trainings: int = 0
+    counted: int = 0
     rejected: int = 0
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class Federation:
 
     def change(self, client: int, version: int) -> network.Array:
         """Return what a client's training changes of a version."""
-        self.trainings += 1
+        self.counted += 1
         before = self.models[version]
         model = shaped(before, self.shape)
         seed = (self.seed * 1000 + client) * 100_000 + version
@@ -256,7 +256,7 @@ def curve(name: str, runs: Sequence[Federation], given: argparse.Namespace) -> C
     figures = {
         "hours_to_target": [None if hour is None else round(hour, 4) for hour in reached],
         "versions": [len(federation.history) for federation in runs],
-        "trainings": [federation.trainings for federation in runs],
+        "counted": [federation.counted for federation in runs],
         "rejected": [federation.rejected for federation in runs],
         "last": [round(federation.history[-1][1], 5) for federation in runs],
     }

@@ -23,7 +23,7 @@ def test_a_version_is_the_discounted_sum_of_what_the_updates_change() -> None:
         if len(federation.models) == 3:
             break
     first, second, _ = federation.models
-    assert federation.trainings == 4
+    assert federation.counted == 4
     assert not np.array_equal(first, second)
     changes = [np.full_like(first, value) for value in (1.0, 3.0)]
     federation.apply(changes, [0.5, 0.25], 0.0)

@@ -76,7 +76,9 @@ def _settled(
     key = training.inbox(version).update(client)
     for contributor in () if plan is None else plan.contributors:
         if contributor.source.key == key:
-            return short_etag(contributor.source.etag)
+            rejection = store.get_json(training.inbox(version).rejection(client)) or {}
+            is_bad = rejection.get("etag") == contributor.source.etag
+            return None if is_bad else short_etag(contributor.source.etag)
     return None
 
 
