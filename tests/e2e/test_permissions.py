@@ -365,7 +365,7 @@ def trained_at_their_pace(federation: Federation, deployed: Deployed) -> None:
     federation.model("iam-pace").put(update(0))
     training = federation.train(
         "iam-pace",
-        rounds=2,
+        rounds=3,
         mode="buffered",
         buffer=1,
         max_staleness=0,
@@ -390,11 +390,13 @@ def trained_at_their_pace(federation: Federation, deployed: Deployed) -> None:
     until(lambda: training.state().version == 2)
     send("b", 1, update(2))
     send("a", 2, update(3))
-    send("b", 2, update(4))
-    assert training.wait(SECONDS).completed == 2
-    waited = {c: training.keys.inbox(2).rejection(c) for c in "ab"}
-    [told] = filter(None, map(federation.stack.store.get_json, waited.values()))
-    assert told["reason"].endswith("has ended: all 2 rounds have completed")
+    until(lambda: training.state().version == 3)
+    send("a", 3, update(4))
+    send("b", 3, update(5))
+    assert training.wait(SECONDS).completed == 3
+    told = [training.keys.inbox(3).rejection(client) for client in "ab"]
+    [waited] = filter(None, map(federation.stack.store.get_json, told))
+    assert waited["reason"].endswith("has ended: all 3 rounds have completed")
     late = {"key": training.keys.inbox(1).update("a"), "etag": etag}
     answer = deployed.call("collect_update", {"detail": {"object": late}})
     assert answer["reason"] == "counted already"

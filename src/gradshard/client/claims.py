@@ -26,7 +26,13 @@ from gradshard_core.errors import (
     UpdateError,
 )
 from gradshard_core.formats.encoded import parse_update
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors, TrainingKeys
+from gradshard_core.formats.keys import (
+    ObjectVersion,
+    RoundKeys,
+    StoredTensors,
+    TrainingKeys,
+    base_version,
+)
 from gradshard_core.formats.layout import (
     PREFIX_BYTES,
     Header,
@@ -48,7 +54,6 @@ from gradshard_core.planning.plan import (
 )
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.records import model_registry
-from gradshard_core.records.inbox import base_of
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.model_registry import Version
 from gradshard_core.s3.store import S3Store
@@ -209,7 +214,7 @@ class _Reader:
 
     def _inbox_of(self, inbox: InboxSpec, key: str) -> RoundKeys:
         """Return the inbox that an update of a buffered training may have been sent to."""
-        version, newest = base_of(key), self._model_version or inbox.oldest
+        version, newest = base_version(key), self._model_version or inbox.oldest
         is_taken = version is not None and inbox.oldest <= version <= newest
         return TrainingKeys(inbox.training).inbox(version if version and is_taken else newest)
 
@@ -263,7 +268,7 @@ class _Reader:
             report = asdict(parse_report(samples, header.metadata))
         coverage = coverage_of(layers, header.layout.shapes) if layers else None
         runs = layout.runs_in(header.layout, header.data_offset)
-        version = base_of(source.key)
+        version = base_version(source.key)
         staleness = 0 if version is None else (self._model_version or version) - version
         contributor = Contributor(client, source, samples, 0.0, runs, report, staleness)
         return _Sent(contributor, coverage, tuple(contradictions))

@@ -179,6 +179,7 @@ TRAININGS = {
     "${Bucket.Arn}/trainings/*/spec.json": "the options",
     "${Bucket.Arn}/trainings/*/state.json": "how far it is",
     "${Bucket.Arn}/trainings/*/rounds/*": "the records of its rounds",
+    "${Bucket.Arn}/trainings/*/members/*": "who has joined",
 }
 
 

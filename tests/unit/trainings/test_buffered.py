@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning import training_cost
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.trainings import advance_training as advancing
 from gradshard_core.trainings.inviting import training_round
@@ -550,3 +551,12 @@ def test_a_successor_takes_over_and_a_budget_ends_the_training(
     state = frugal.start(**options(rounds=50, budget={"dollars": 5.5 * spent}))
     assert "of a budget of" in (state.cause or "")
     assert state.dollars <= 5.5 * spent
+
+
+def test_an_arrival_takes_so_many_requests_as_the_cost_model_says(new_machine: NewMachine) -> None:
+    machine = new_machine()
+    machine.start(**options())
+    most = max(requests for name, requests in machine.calls if name == "CollectUpdateFunction")
+    in_a_round = 4  # spec, plan, manifest, update
+    assert in_a_round + training_cost.ARRIVAL_GETS - 3 <= most
+    assert most <= in_a_round + training_cost.ARRIVAL_GETS + 1

@@ -137,6 +137,13 @@ def parse_inbox_id(round_id: str) -> InboxId | None:
     return InboxId(match["training"], int(match["version"])) if match else None
 
 
+def base_version(key: str) -> int | None:
+    """Return the version from which the update under a key began; None if it is in no inbox."""
+    parsed = parse_update_key(key)
+    inbox = parse_inbox_id(parsed.round_id) if parsed else None
+    return inbox.version if inbox else None
+
+
 class RoundKeys:
     """The keys of one round's objects."""
 

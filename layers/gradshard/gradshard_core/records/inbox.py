@@ -15,7 +15,6 @@ from gradshard_core.formats.keys import (
     TrainingKeys,
     is_client,
     parse_inbox_id,
-    parse_update_key,
 )
 from gradshard_core.records.training_state import TrainingState
 from gradshard_core.s3.store import ListedObject, S3Store
@@ -66,13 +65,6 @@ def read_counted(
         return has_counted(state.counted, client, version)
     kept = store.get_json(keys.inbox(version).counted) or {}
     return has_counted({str(version): kept}, client, version)
-
-
-def base_of(key: str) -> int | None:
-    """Return the version from which the update under a key began; None if it is in no inbox."""
-    parsed = parse_update_key(key)
-    inbox = parsed and parse_inbox_id(parsed.round_id)
-    return inbox.version if inbox else None
 
 
 def list_uncounted(

@@ -224,8 +224,9 @@ def told_under(keys: RoundKeys, update_key: str) -> RoundKeys:
     has sent it to.
     """
     parsed = parse_update_key(update_key)
-    is_inbox = parsed is not None and parse_inbox_id(parsed.round_id) is not None
-    return RoundKeys(parsed.round_id) if parsed is not None and is_inbox else keys
+    if parsed is None or parse_inbox_id(parsed.round_id) is None:
+        return keys
+    return RoundKeys(parsed.round_id)
 
 
 def resume_if_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:

@@ -8,11 +8,11 @@ takes the same updates.
 from typing import NamedTuple
 
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys, TrainingKeys
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys, TrainingKeys, base_version
 from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.records.inbox import base_of, list_waiting
+from gradshard_core.records.inbox import list_waiting
 from gradshard_core.records.training_state import (
     TrainingState,
     read_state,
@@ -110,7 +110,7 @@ def _frozen(store: S3Store, spec: RoundSpec, newest: int) -> dict[str, Address]:
     }
     found: dict[str, Address] = {}
     for contributor in plan.contributors:
-        version = base_of(contributor.source.key)
+        version = base_version(contributor.source.key)
         if version is not None and version >= spec.inbox.oldest and contributor.client not in bad:
             inbox = keys.inbox(version)
             found[contributor.client] = Address(inbox, contributor.source, newest - version)
