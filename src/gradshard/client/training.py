@@ -45,7 +45,7 @@ class Training:
     Parameters
     ----------
     stack
-        Where it runs.
+        The stack on which it runs.
     name
         Its id.
     """
@@ -218,7 +218,7 @@ class Training:
         Parameters
         ----------
         reason
-            Why, for those who look at it later.
+            The reason, for people who look at the training later.
         now
             Cancel the current round instead of waiting for it.
 

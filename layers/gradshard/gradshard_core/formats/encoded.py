@@ -160,7 +160,7 @@ class EncodedLayout(Layout):
 
     @property
     def storage(self) -> str:
-        """How the elements are stored, as text that tells two such layouts apart."""
+        """The storage of the elements, as text that tells two such layouts apart."""
         return f"{self.codec} {''.join(map('01'.__getitem__, self.encoded))} {self.units}"
 
     @cached_property

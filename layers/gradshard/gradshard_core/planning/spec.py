@@ -271,7 +271,7 @@ class RoundSpec:
         return tuple(sorted(set(self.clients) - set(arrived)))
 
     def is_complete(self, arrived: Sequence[str]) -> bool:
-        """Whether nobody need be waited for."""
+        """Whether the round need not wait for anybody."""
         if self.enough_clients is not None:
             there = arrived if isinstance(self.clients, int) else self._ids.intersection(arrived)
             return len(set(there)) >= self.enough_clients

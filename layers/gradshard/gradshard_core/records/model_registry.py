@@ -47,7 +47,7 @@ class Version:
     restores
         The number of the version that it returns to.
     optimizer
-        How the round applied its update
+        The server optimizer of the round
         (:meth:`gradshard_core.aggregation.server_optimizers.ServerOptimizer.to_json`).
     steps
         The number of steps in a row that the optimizer has made.

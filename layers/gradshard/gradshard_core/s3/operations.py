@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Operation(NamedTuple):
-    """How an operation is requested; ``query`` is the part that does not depend on parameters."""
+    """The form of an operation's request; ``query`` is the part that needs no parameters."""
 
     method: str
     query: Mapping[str, str] = {}
