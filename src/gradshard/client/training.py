@@ -76,7 +76,7 @@ class Training:
         return spec
 
     def state(self) -> TrainingState:
-        """Return how far the training is, in one request.
+        """Return the state of the training, in one request.
 
         Raises
         ------
@@ -107,7 +107,7 @@ class Training:
         return sorted(found, key=lambda record: tuple(record[name] for name in order))
 
     def status(self) -> dict[str, Any]:
-        """Return how far the training is, with its options and the records of its rounds, as JSON.
+        """Return the state of the training, its options and the records of its rounds, as JSON.
 
         Raises
         ------
