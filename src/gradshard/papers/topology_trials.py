@@ -1,4 +1,4 @@
-"""Run several topologies on the updates of one round, and say what each took."""
+"""Run several topologies on the updates of one round, and measure the cost of each."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""The names of the objects of rounds, models and trainings, and what may be part of them."""
+"""The names of the objects of rounds, models and trainings, and the ids allowed in them."""
 
 import re
 from collections.abc import Mapping

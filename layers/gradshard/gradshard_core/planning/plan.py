@@ -1,4 +1,4 @@
-"""The plan of a round: who contributes with which weight, and which task adds what.
+"""The plan of a round: its contributors with their weights, and its tasks with their inputs.
 
 ``plan_round`` writes it, and every later function of the round reads it
 (:mod:`gradshard_core.planning.plan_json`).

@@ -1,4 +1,4 @@
-"""A federation's model in its versions: which one is current, and how the next one comes to be.
+"""A federation's model in its versions: the current one, and the making of the next one.
 
 A version is a record, ``versions/{number}.json``, written once, that names immutable objects: the
 model, and the state of the optimizer that made it. Numbers go up by one; going back to an earlier

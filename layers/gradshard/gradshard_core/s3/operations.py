@@ -1,4 +1,4 @@
-"""S3's operations by boto3's names: what a request looks like, and which fields an answer has.
+"""S3's operations by boto3's names: the form of a request, and the fields of an answer.
 
 Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html
 (2026-11). ``tests/integration/test_transports.py`` sends the same calls with boto3 and compares.

@@ -1,4 +1,4 @@
-"""The next round of a training: whether there is one, and who is invited to it."""
+"""Decide whether a training has a next round, and invite clients to it."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
