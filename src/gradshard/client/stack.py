@@ -79,7 +79,7 @@ class Execution(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Why it failed."""
+        """The cause of its failure."""
         return self.cause or self.error or f"the execution ended as {self.status}"
 
 

@@ -1,4 +1,4 @@
-"""The names of the objects of rounds, models and trainings, and what may be part of them."""
+"""The names of the objects of rounds, models and trainings, and the ids allowed in them."""
 
 import re
 from collections.abc import Mapping
@@ -250,7 +250,7 @@ class TrainingKeys:
         number
             Of the round, from 1; of an evaluation, that of the round before.
         repetition
-            How often a round of this number has failed.
+            The number of failures of a round of this number.
         is_evaluation
             Whether clients evaluate the model in it, instead of training it.
         """

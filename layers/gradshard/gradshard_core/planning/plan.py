@@ -1,4 +1,4 @@
-"""The plan of a round: who contributes with which weight, and which task adds what.
+"""The plan of a round: its contributors with their weights, and its tasks with their inputs.
 
 ``plan_round`` writes it, and every later function of the round reads it
 (:mod:`gradshard_core.planning.plan_json`).
@@ -240,8 +240,8 @@ class Stage:
     Parameters
     ----------
     entered_at
-        When the state machine entered the state that planned it, ISO 8601. A request with the same
-        time is a repetition and changes nothing.
+        The time at which the state machine entered the planning state, ISO 8601. A request with the
+        same time is a repetition and changes nothing.
     number
         The number of stages that the plan has so far.
     groups
@@ -296,7 +296,7 @@ class Plan:
     participants, computation, layout
         The contributors, the rule of the average, and the layout.
     attempt
-        How often the round was planned again because contributors were rejected while their
+        The number of replans before this plan, because contributors were rejected while their
         updates were read.
     stage
         The groups that this planning adds.

@@ -76,7 +76,7 @@ class RoundSpec:
     )
     min_clients: int = option(
         WholeNumber(1, MAX_CLIENTS),
-        "Fail the round if fewer valid updates have arrived by its deadline.",
+        "Fail the round if fewer good updates have arrived by its deadline.",
         default="more than half of the clients",
     )
     enough_clients: int | None = option(
@@ -93,9 +93,10 @@ class RoundSpec:
     )
     topology: str = option(
         Choice((AUTO, *TOPOLOGIES)),
-        f"How tasks divide the work. shards: each adds one byte range of all updates (at most "
-        f"{MAX_FAN_IN} clients). lambda_fl, lifl: trees of tasks that add whole updates. grid: "
-        f"groups of clients, cut into shards. auto: shards up to {MAX_FAN_IN} clients, else grid.",
+        f"Division of the work among tasks. shards: each adds one byte range of all updates (at "
+        f"most {MAX_FAN_IN} clients). lambda_fl, lifl: trees of tasks that add whole updates. "
+        f"grid: groups of clients, cut into shards. auto: shards up to {MAX_FAN_IN} clients, else "
+        "grid.",
         value=AUTO,
     )
     fan_in: int | None = option(
@@ -107,7 +108,7 @@ class RoundSpec:
     order: Order | None = option(
         Parsed(
             addition_order.parse_order,
-            "`sequential`, or such as `tree:4,4`",
+            "`sequential`, or for example `tree:4,4`",
             metavar="ORDER",
             encoder=addition_order.format_order,
         ),
@@ -270,7 +271,7 @@ class RoundSpec:
         return tuple(sorted(set(self.clients) - set(arrived)))
 
     def is_complete(self, arrived: Sequence[str]) -> bool:
-        """Whether nobody need be waited for."""
+        """Whether the round need not wait for anybody."""
         if self.enough_clients is not None:
             there = arrived if isinstance(self.clients, int) else self._ids.intersection(arrived)
             return len(set(there)) >= self.enough_clients

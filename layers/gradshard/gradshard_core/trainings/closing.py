@@ -1,4 +1,4 @@
-"""What the end of a round means for its training: its record, and whether the training goes on."""
+"""Close a round of a training: write its record, and decide whether the training goes on."""
 
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
