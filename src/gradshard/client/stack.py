@@ -174,7 +174,7 @@ class Stack:
         return self._outputs[name]
 
     def start(self, round_id: str, payload: str) -> bool:
-        """Start a round's execution; False if it ran before and has ended, or in other terms."""
+        """Start a round's execution; False if it ran before: ended, or with other options."""
         states = self._states
         try:
             with translated():

@@ -11,6 +11,9 @@ from typing import Any, Final, Protocol
 
 from gradshard_core.errors import SpecError
 
+REQUIRED: Final = "required"
+"""The default, in words, of an option that must be given."""
+
 METADATA_KEY: Final = "option"
 """The key of an :class:`Option` in the metadata of its field."""
 

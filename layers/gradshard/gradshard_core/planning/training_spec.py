@@ -11,6 +11,7 @@ from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import SpecError
 from gradshard_core.planning.option_parsers import MAX_CLIENTS, parse_clients
 from gradshard_core.planning.options import (
+    REQUIRED,
     Duration,
     Option,
     Parsed,
@@ -104,7 +105,7 @@ class TrainingSpec:
     rounds: int = option(
         WholeNumber(1, MAX_ROUNDS),
         "End the training after this number of completed rounds.",
-        default="required",
+        default=REQUIRED,
         is_always_stated=True,
     )
     round: Mapping[str, Any] = option(
@@ -117,7 +118,7 @@ class TrainingSpec:
             encoder=dict,
         ),
         "Options of each round; server_optimizer is required.",
-        default="required",
+        default=REQUIRED,
         is_always_stated=True,
     )
     clients: tuple[str, ...] | None = option(
