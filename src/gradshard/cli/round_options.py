@@ -19,8 +19,9 @@ from gradshard_core.planning.options import (
 )
 from gradshard_core.planning.spec import DEFAULTS, OPTIONS
 
-CLIENTS: Final = "clients"
-"""The one option that commands define for themselves, as --client and --clients."""
+NO_OPTIONS: Final = ("clients", "inbox")
+"""Commands define the first one for themselves, as --client and --clients; the second one is for
+trainings."""
 
 
 def round_options(*names: str) -> Callable[[Command], Command]:
@@ -29,11 +30,11 @@ def round_options(*names: str) -> Callable[[Command], Command]:
     Parameters
     ----------
     names
-        The names of the options; all but ``clients`` if none is given.
+        The names of the options; all but :data:`NO_OPTIONS` if none is given.
     """
 
     def decorate(command: Command) -> Command:
-        for name in reversed(names or [name for name in OPTIONS if name != CLIENTS]):
+        for name in reversed(names or [name for name in OPTIONS if name not in NO_OPTIONS]):
             command = declared_option(name, OPTIONS[name], DEFAULTS.get(name))(command)
         return command
 

@@ -38,6 +38,10 @@ class TrainingOptions(RoundOptions, total=False):
     and those of its rounds.
     """
 
+    mode: str | None
+    buffer: int | None
+    max_staleness: int | None
+    staleness_exponent: float | None
     sample: float | None
     over_selection: float | None
     seed: int | None

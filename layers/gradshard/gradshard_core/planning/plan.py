@@ -44,12 +44,15 @@ class Contributor:
     samples
         n, the number of samples that it trained on.
     weight
-        The factor of its update: n / Σn, or n. Partial updates have weights by layer instead.
+        The factor of its update: n / Σn, or n. Partial updates have weights by layer instead, and
+        those of a buffered training are discounted by their staleness.
     runs
         The places of the layout's bytes in the object; a partial update lacks some of them.
     report
         Its report on its training (:class:`gradshard_core.stragglers.assignments.Report`), if the
         round uses it.
+    staleness
+        In a buffered training, how many versions of the model were made since the update began.
     """
 
     client: str
@@ -58,6 +61,7 @@ class Contributor:
     weight: float
     runs: Runs
     report: dict[str, Any] | None = None
+    staleness: int = 0
 
     @property
     def codec(self) -> str | None:

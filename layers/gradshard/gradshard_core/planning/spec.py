@@ -30,9 +30,11 @@ from gradshard_core.planning.option_parsers import (
     ROBUST_EXAMPLE,
     SALF_EXAMPLE,
     AssignmentSpec,
+    InboxSpec,
     parse_assignment_spec,
     parse_clients,
     parse_codecs,
+    parse_inbox,
     parse_layout,
     parse_rule,
 )
@@ -221,6 +223,18 @@ class RoundSpec:
         value=None,
         default="the updates of the round itself",
     )
+    inbox: InboxSpec | None = option(
+        Parsed(
+            parse_inbox,
+            "object with `training`, `oldest`, `exponent`; the training states it",
+            metavar="JSON",
+            is_json=True,
+            encoder=InboxSpec.to_json,
+        ),
+        "Average updates that were sent to a buffered training, weighed by their staleness.",
+        value=None,
+        default="the updates of the round itself",
+    )
     server_optimizer: ServerOptimizer | None = option(
         Parsed(
             parse_server_optimizer,
@@ -386,6 +400,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     _check_topology(spec)
     _check_rule(spec)
     _check_apply(spec)
+    _check_inbox(spec)
     return spec
 
 
@@ -453,6 +468,29 @@ def _check_apply(spec: RoundSpec) -> None:
             "server_optimizer: updates models cannot be partial, since what nobody sends is no "
             f"change: send deltas, or leave out rule {spec.partial_rule.name}"
         )
+
+
+def _check_inbox(spec: RoundSpec) -> None:
+    """Check what the updates of a buffered training go with."""
+    if spec.inbox is None:
+        return
+    conflicts = {
+        "rule": spec.rule is not None,
+        "weights": spec.weights == COUNTS,
+        "eager": spec.eager,
+        "assignments": spec.assignments is not None,
+        "updates_from": spec.updates_from is not None,
+    }
+    for name, is_given in conflicts.items():
+        if is_given:
+            raise SpecError(f"updates of a buffered training do not go with {name}: leave it out")
+    if spec.server_optimizer is None or spec.server_optimizer.updates == MODELS:
+        raise SpecError(
+            "updates of a buffered training change a model: give a server_optimizer, whose updates "
+            "are deltas"
+        )
+    if not isinstance(spec.clients, int) or spec.enough_clients is not None:
+        raise SpecError("updates of a buffered training are counted: give their number as clients")
 
 
 def _is_robust(rule: Any) -> bool:

@@ -91,6 +91,15 @@ class TrainingState:
         The number of completed rounds.
     version
         The version of the model that the next round begins from; None for the current one.
+    first_version
+        In buffered mode, the version with which the training began, or which others have made
+        since: updates from earlier ones do not count.
+    counted
+        In buffered mode, which updates have counted: by the version from which they began and by
+        client, the first characters of their ETags. Versions that are too old are left out.
+    again
+        In buffered mode, the round whose updates the next one takes, because it failed after it had
+        been planned.
     last_round
         The id of the last completed round; None before the first one.
     invitation
@@ -144,6 +153,9 @@ class TrainingState:
     dollars: float = 0.0
     last_dollars: Mapping[str, float] = field(default_factory=dict)
     silent: Mapping[str, int] = field(default_factory=dict)
+    first_version: int = 1
+    counted: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    again: str | None = None
     request: str | None = None
     reason: str | None = None
     cause: str | None = None

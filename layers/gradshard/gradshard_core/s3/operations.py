@@ -47,6 +47,7 @@ _QUERY: Final = {
     "KeyMarker": "key-marker",
     "PartNumberMarker": "part-number-marker",
     "Prefix": "prefix",
+    "StartAfter": "start-after",
     "UploadId": "uploadId",
     "UploadIdMarker": "upload-id-marker",
     "VersionId": "versionId",

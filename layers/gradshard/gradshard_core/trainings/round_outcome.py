@@ -26,6 +26,16 @@ MAX_NOTES: Final = 100
 
 
 @dataclass(frozen=True)
+class CountedUpdate:
+    """An update that was averaged: its sender, its object, and its staleness."""
+
+    client: str
+    key: str
+    etag: str
+    staleness: int
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The outcome of a round.
 
@@ -45,6 +55,10 @@ class Outcome:
         The cost of the round, as far as it is known.
     notes
         The metrics that do not count, with the reasons.
+    updates
+        The updates that were averaged.
+    is_planned
+        Whether it was planned, so that a repetition can take the same updates.
     """
 
     is_completed: bool
@@ -56,6 +70,8 @@ class Outcome:
     version: int | None = None
     dollars: float = 0.0
     notes: tuple[str, ...] = ()
+    updates: tuple[CountedUpdate, ...] = ()
+    is_planned: bool = True
 
     @property
     def answered(self) -> frozenset[str]:
@@ -93,6 +109,7 @@ def read_outcome(
             cause=manifest["cause"],
             rejected=rejected,
             contributors=_contributors(store, keys),
+            is_planned=store.head(keys.plan) is not None,
         )
     found, notes = _sent(store, keys) if optimizer else (_averaged(store, manifest), ())
     return Outcome(
@@ -103,6 +120,10 @@ def read_outcome(
         version=(manifest["model"] or {}).get("version"),
         dollars=training_cost.measured(manifest, optimizer, aggregator),
         notes=notes,
+        updates=tuple(
+            CountedUpdate(c["client"], c["key"], c["etag"], c["staleness"])
+            for c in manifest["contributors"]
+        ),
     )
 
 
