@@ -34,7 +34,7 @@ OWN = {
 HOSTILE = [
     *("a", "b", "c.safetensors", "a.json", "00000", "0", "1", "tasks", "updates", "update.json"),
     *("partial-updates", "rejections", "replans", "task-reports", "partial-sums"),
-    *("measurements", "decisions"),
+    *("measurements", "decisions", "secrets", "noise"),
     *("rounds", "models", "versions"),
     *("puts", "current", "model", "momentum", "arn", "BUCKET", *sorted(OWN)),
 ]

@@ -138,6 +138,8 @@ class RoundKeys:
         self.replans = f"{root}replans/"
         self.measurements = f"{root}measurements/"
         self.decisions = f"{root}decisions/"
+        self.secrets = f"{root}secrets/"
+        self.noise_key = f"{self.secrets}noise.json"
         self.plan = f"{root}plan.json"
         self.layout = f"{root}layout.header"
         self.state_layout = f"{root}state-layout.header"

@@ -13,6 +13,7 @@ from gradshard_core.planning.plan import Participants, Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records import model_registry
 from gradshard_core.records.manifest import COMPLETED, FAILED, parse_manifest
+from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.s3.store import S3Store
@@ -56,9 +57,10 @@ def abort_round(
     try:
         plan = store.get_json(keys.plan, parse_plan)
         has_partials = plan is not None and len(plan.levels) > 1
+        is_private = plan is not None and plan.computation.dp is not None
     except BrokenObjectError:
         # Maybe that is why the round is given up: what it would name is looked for.
-        plan, has_partials = None, True
+        plan, has_partials, is_private = None, True, True
     manifest = _manifest(round_id, error, cause, plan)
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
     server_optimizer = _apply_terms(store, keys, plan)
@@ -71,6 +73,8 @@ def abort_round(
         store.abort_open_uploads(key)
     if has_partials:
         store.delete_versions(keys.partial_sums)
+    if is_private:
+        delete_noise_key(store, keys)
     if not is_first:
         manifest = store.get_json(keys.manifest, parse_manifest) or manifest
     if manifest["status"] == COMPLETED:
