@@ -76,7 +76,7 @@ def test_ties_are_decided_by_further_bits() -> None:
     cell = next(c for c in range(100, len(first)) if alias[c] != c and 0 < tie[c] < 2**64 - 1)
     word = np.array([cell << 17 | int(first[cell])], np.uint32)
     for bits, expected in ((tie[cell] - np.uint64(1), cell), (tie[cell], alias[cell])):
-        assert draw(word, lambda _, bits=bits: np.array([bits]))[0] == expected
+        assert draw(word, np.full(1, bits).repeat)[0] == expected
     assert draw(word | np.uint32(1 << 16), lambda _: tie[cell : cell + 1])[0] == -int(alias[cell])
 
 

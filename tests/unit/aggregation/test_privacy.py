@@ -106,7 +106,7 @@ def test_sum_is_of_truncated_updates_in_any_order() -> None:
     updates = [(rng.standard_normal(70_000) * 10).astype("f4") for _ in range(5)]
     mechanism = PrivacyMechanism(1e4, 1.1, 1e-5)
     found = private_sum(updates, mechanism)
-    assert found.tobytes() == sum(np.trunc(u) for u in updates).astype("f4").tobytes()
+    assert found.tobytes() == np.sum([np.trunc(u) for u in updates], 0).astype("f4").tobytes()
     assert private_sum(updates[::-1], mechanism).tobytes() == found.tobytes()
 
 

@@ -53,7 +53,7 @@ def round_keys(name: str) -> Iterator[str]:
 
 def model_keys(name: str) -> Iterator[str]:
     keys = ModelKeys(name)
-    yield from (keys.current, keys.version(1), keys.put("a1"), keys.training)
+    yield from (keys.current, keys.version(1), keys.put("a1"), keys.training, keys.ledger)
     for round_ in ROUNDS:
         yield from (keys.next_model(round_), keys.state(round_, "momentum"))
 

@@ -200,6 +200,7 @@ class ModelKeys:
         root = f"{MODELS}{self.name}/"
         self.current = f"{root}current.json"
         self.training = f"{root}training.json"
+        self.ledger = f"{root}ledger.json"
         self.versions = f"{root}versions/"
         self._rounds = f"{root}rounds/"
         self._puts = f"{root}puts/"
