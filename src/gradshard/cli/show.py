@@ -135,7 +135,7 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
 def _measured(measuring: dict[str, Any], left_out: list[str]) -> str:
     counts = ", ".join(
         f"{len(clients)} {word}"
-        for clients, word in ((left_out, "left out"), (measuring["clipped"], "clipped"))
+        for clients, word in ((left_out, "left out"), (measuring["clipped"] or [], "clipped"))
         if clients
     )
     tasks = pluralize(measuring["totals"]["tasks"], "task")

@@ -126,7 +126,7 @@ def read_claim(
     """
     if spec.measures:
         raise SpecError(
-            f"round {keys.round_id!r} cannot be verified: its rule {spec.rule and spec.rule.name} "
+            f"round {keys.round_id!r} cannot be verified: {spec.decider and spec.decider.name} "
             "decided on weights from measurements that only the functions can read"
         )
     return _Reader(store, keys, spec, model_version, stated).read()
