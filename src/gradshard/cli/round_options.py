@@ -8,7 +8,15 @@ import click
 
 from gradshard.cli.options import Command, option
 from gradshard.cli.values import DurationType, JsonType, NumberType, format_seconds
-from gradshard_core.planning.options import Choice, Duration, Flag, Option, Parsed, WholeNumber
+from gradshard_core.planning.options import (
+    REQUIRED,
+    Choice,
+    Duration,
+    Flag,
+    Option,
+    Parsed,
+    WholeNumber,
+)
 from gradshard_core.planning.spec import DEFAULTS, OPTIONS
 
 NO_OPTIONS: Final = ("clients", "inbox")
@@ -55,6 +63,8 @@ def declared_option(name: str, declared: Option, value: Any) -> Callable[[Comman
         if isinstance(declared.kind, Duration) and value is not None:
             value = format_seconds(value)
         default = "; ".join(filter(None, (declared.default or str(value), bounds)))
+    if declared.default == REQUIRED:
+        text, default = f"{text} [{default}]", ""
     return option(f"--{name.replace('_', '-')}", name, help=text, default_text=default, **settings)
 
 

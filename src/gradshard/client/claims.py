@@ -1,4 +1,4 @@
-"""What a completed round claims: these updates, by these rules, make this result.
+"""The claim of a completed round: these updates, by these rules, make this result.
 
 A claim is read from the round's spec and manifest, and from the headers of the objects that the
 manifest names. The plan is not read. Groups, order of additions and weights are derived from the
@@ -78,7 +78,7 @@ class Claim:
     Parameters
     ----------
     plan
-        How the result follows from the updates, as one shard.
+        The plan that makes the result from the updates, as one shard.
     layout
         The layout of the result.
     result
@@ -89,7 +89,7 @@ class Claim:
     contradictions
         Statements of the manifest that are not true.
     notes
-        What could not be checked, and why.
+        Statements about what could not be checked, with the reasons.
     """
 
     plan: Plan
@@ -115,9 +115,9 @@ def read_claim(
     store, keys
         The round.
     spec, model_version
-        What it was opened with, and the version of the model that it began from.
+        The options of the round, and the version of the model from which it began.
     stated
-        What its manifest states.
+        The statements of its manifest.
 
     Raises
     ------
@@ -131,14 +131,14 @@ def read_claim(
     """
     if spec.measures:
         raise SpecError(
-            f"round {keys.round_id!r} cannot be verified: its rule {spec.rule and spec.rule.name} "
+            f"round {keys.round_id!r} cannot be verified: {spec.decider and spec.decider.name} "
             "decided on weights from measurements that only the functions can read"
         )
     return _Reader(store, keys, spec, model_version, stated).read()
 
 
 class _Sent(NamedTuple):
-    """What is kept of an update's header."""
+    """The facts that are kept of an update's header."""
 
     contributor: Contributor
     coverage: Coverage | None

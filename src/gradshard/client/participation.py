@@ -48,7 +48,7 @@ Evaluate = Callable[[dict[str, Array], Invitation], tuple[Mapping[str, float], i
 
 @dataclass(frozen=True)
 class Participation:
-    """What a client did in a training.
+    """The record of a client's part in a training.
 
     Parameters
     ----------
@@ -86,14 +86,14 @@ def participate(
     train, evaluate
         Called for each invitation. Without ``evaluate`` the client sends nothing in evaluations.
     patience
-        How many seconds a lost connection may last.
+        The seconds that a lost connection may last.
 
     Raises
     ------
     TrainingNotFoundError
         There is no such training.
     UpdateError
-        What ``train`` or ``evaluate`` returned could not be averaged.
+        The value that ``train`` or ``evaluate`` returned could not be averaged.
     StoreError, ServiceError
         S3 rejects the client's requests, or cannot be reached for longer than ``patience``.
     """

@@ -10,6 +10,7 @@ from gradshard_core.planning.training_spec import OPTIONS, TrainingSpec, parse_t
 
 ROUND = {"server_optimizer": "fedavg"}
 MODELS = {"optimizer": "fedavg", "updates": "models"}
+DP = {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
 BUFFERED = {"mode": "buffered", "buffer": 3}
 GOOD: dict[str, Any] = {"rounds": 3, "round": ROUND}
 
@@ -65,6 +66,7 @@ def parse(**fields: Any) -> TrainingSpec:
         ({**BUFFERED, "buffer": 373}, r"buffer × \(max_staleness \+ 1\) is 4103, over 4096"),
         ({**BUFFERED, "staleness_exponent": -1}, "staleness_exponent is -1, not a number from 0"),
         ({**BUFFERED, "round": {**ROUND, "min_clients": 3, "rule": "median"}}, "go with rule"),
+        ({**BUFFERED, "round": {**ROUND, "min_clients": 3, "dp": DP}}, "do not go with dp"),
         ({**BUFFERED, "round": {**ROUND, "weights": "counts"}}, "do not go with weights"),
         ({**BUFFERED, "round": {**ROUND, "min_clients": 4}}, "min_clients is 4, over the 3"),
         ({**BUFFERED, "round": {"server_optimizer": MODELS}}, "whose updates are deltas"),

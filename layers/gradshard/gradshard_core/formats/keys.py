@@ -1,4 +1,4 @@
-"""The names of the objects of rounds, models and trainings, and what may be part of them."""
+"""The names of the objects of rounds, models and trainings, and the ids allowed in them."""
 
 import re
 from collections.abc import Mapping
@@ -159,6 +159,8 @@ class RoundKeys:
         self.replans = f"{root}replans/"
         self.measurements = f"{root}measurements/"
         self.decisions = f"{root}decisions/"
+        self.secrets = f"{root}secrets/"
+        self.noise_key = f"{self.secrets}noise.json"
         self.plan = f"{root}plan.json"
         self.layout = f"{root}layout.header"
         self.state_layout = f"{root}state-layout.header"
@@ -220,6 +222,7 @@ class ModelKeys:
         root = f"{MODELS}{self.name}/"
         self.current = f"{root}current.json"
         self.training = f"{root}training.json"
+        self.ledger = f"{root}ledger.json"
         self.versions = f"{root}versions/"
         self._rounds = f"{root}rounds/"
         self._puts = f"{root}puts/"
@@ -273,7 +276,7 @@ class TrainingKeys:
         number
             Of the round, from 1; of an evaluation, that of the round before.
         repetition
-            How often a round of this number has failed.
+            The number of failures of a round of this number.
         is_evaluation
             Whether clients evaluate the model in it, instead of training it.
         """

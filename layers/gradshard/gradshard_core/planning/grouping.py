@@ -66,7 +66,7 @@ def weights_of(spec: RoundSpec, *, is_decided: bool = False) -> str:
     """Return how contributors are weighed; ``is_decided`` if a rule has measured and decided."""
     if is_decided:
         return MEASURED
-    return spec.weights if spec.robust_rule is None else EQUAL
+    return EQUAL if spec.robust_rule is not None or spec.dp is not None else spec.weights
 
 
 def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributor, ...]:

@@ -17,6 +17,7 @@ from gradshard_core.planning.option_parsers import (
     parse_exponent,
 )
 from gradshard_core.planning.options import (
+    REQUIRED,
     Choice,
     Duration,
     Option,
@@ -125,7 +126,7 @@ class TrainingSpec:
     rounds: int = option(
         WholeNumber(1, MAX_ROUNDS),
         "End the training after this number of completed rounds.",
-        default="required",
+        default=REQUIRED,
         is_always_stated=True,
     )
     round: Mapping[str, Any] = option(
@@ -138,7 +139,7 @@ class TrainingSpec:
             encoder=dict,
         ),
         "Options of each round; server_optimizer is required.",
-        default="required",
+        default=REQUIRED,
         is_always_stated=True,
     )
     mode: str = option(
@@ -189,13 +190,13 @@ class TrainingSpec:
     )
     over_selection: float = option(
         Parsed(parse_over_selection, "number from 0 to 4", metavar="SHARE", is_number=True),
-        "Invite more clients by this share, and go on when as many as without it have sent "
-        "updates: 0.3 invites 130 %.",
+        "Invite this share of clients in addition to the sample: 0.3 invites 30 % more. A round "
+        "goes on when it has as many updates as the sample has clients.",
         value=0.0,
     )
     seed: int = option(
         WholeNumber(0, 2**53),
-        "Seed of the sampling: with the same clients and seed the same ones are invited.",
+        "Seed of the sampling. The same seed and clients give the same invitations.",
         value=0,
         is_always_stated=True,
     )
@@ -208,14 +209,14 @@ class TrainingSpec:
             is_json=True,
             encoder=lambda found: {name: schedule.stated for name, schedule in found.items()},
         ),
-        'What clients get as settings, for example {"epochs": 1, "learning_rate": {"start": 0.1, '
+        'Settings that clients get, for example {"epochs": 1, "learning_rate": {"start": 0.1, '
         '"decay": 0.98}}.',
         value=None,
         default="none",
     )
     evaluate_every: int | None = option(
         WholeNumber(1, MAX_ROUNDS),
-        "After each of this number of rounds, clients evaluate the model.",
+        "Have clients evaluate the model each time this number of rounds has completed.",
         value=None,
         default="never",
     )
@@ -240,13 +241,14 @@ class TrainingSpec:
             is_json=True,
             encoder=Budget.to_json,
         ),
-        'End the training before it exceeds this, for example {"dollars": 2, "seconds": 86400}.',
+        'End the training before it exceeds this budget, for example {"dollars": 2, '
+        '"seconds": 86400}.',
         value=None,
         default="no limit",
     )
     repeats: int = option(
         WholeNumber(0, 20),
-        "Repeat a round that fails this often; then the training pauses.",
+        "Repeat a failed round at most this number of times, then pause the training.",
         value=2,
     )
     repeat_after: float = option(
@@ -256,7 +258,7 @@ class TrainingSpec:
     )
     poll_seconds: float = option(
         Duration(3600, "1h"),
-        "How often clients look whether they are invited.",
+        "Pause between two looks of a client for an invitation.",
         value=5,
         is_always_stated=True,
     )

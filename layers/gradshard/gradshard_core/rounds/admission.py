@@ -214,13 +214,13 @@ class _Findings(NamedTuple):
     covered
         The layers that it has, in a round of partial updates.
     broken
-        Why its layers are of no use.
+        The reason why its layers are of no use.
     further
-        How many runs it has beyond one.
+        The number of its runs beyond one.
     is_shared
         Whether all updates with this layout share the table of their runs.
     excess
-        Why they cost too much.
+        The reason why they cost too much.
     """
 
     difference: str | None = None

@@ -41,7 +41,7 @@ TOKENS_KEPT = 8
 
 COMPLETE = "complete"
 DEADLINE = "deadline"
-"""Why a round goes on."""
+"""The reasons why a round goes on."""
 
 
 class Update(NamedTuple):

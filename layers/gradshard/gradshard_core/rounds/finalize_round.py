@@ -16,6 +16,7 @@ from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records import model_registry
 from gradshard_core.records.manifest import COMPLETED, parse_manifest
 from gradshard_core.records.model_registry import Version
+from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.measurement import left_out, read_decision, summary, write_measurement
 from gradshard_core.s3.store import S3Store
@@ -166,9 +167,16 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     # A planning that was killed, or ran twice at once, may have left one behind.
     for output in plan.outputs:
         store.abort_open_uploads(output.key)
+    _delete_intermediate(store, keys, plan)
+    aws_callbacks.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
+
+
+def _delete_intermediate(store: S3Store, keys: RoundKeys, plan: Plan) -> None:
+    """Delete for good what only tasks have needed."""
     if len(plan.levels) > 1:
         store.delete_versions(keys.partial_sums)
-    aws_callbacks.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
+    if plan.computation.dp is not None:
+        delete_noise_key(store, keys)
 
 
 def _read_reports(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
@@ -255,7 +263,8 @@ def _manifest(
     version: Version | None,
     measuring: dict[str, Any],
 ) -> dict[str, Any]:
-    has_others = plan.layout.layers or plan.computation.robust is not None
+    computation = plan.computation
+    has_others = plan.layout.layers or computation.robust is not None or computation.dp is not None
     finished_at = datetime.now(UTC)
     planned = datetime.fromisoformat(plan.planned_at)
     opened = datetime.fromisoformat(plan.opened_at)
@@ -300,6 +309,7 @@ def _manifest(
         "projected": plan.projected,
         "notes": plan.notes,
         "model": version and version.to_json(),
+        "privacy": _privacy(plan),
         **_partial(plan),
         **measuring,
         "opened_at": plan.opened_at,
@@ -307,6 +317,19 @@ def _manifest(
         "finished_at": finished_at.isoformat(),
         "waited_seconds": round((planned - opened).total_seconds(), 3),
         "seconds": round((finished_at - planned).total_seconds(), 3),
+    }
+
+
+def _privacy(plan: Plan) -> dict[str, Any] | None:
+    """Return what a private average was made with."""
+    dp, grid = plan.computation.dp, plan.grid
+    if dp is None or grid is None:
+        return None
+    return {
+        **dp.to_json(),
+        "clients": len(plan.contributors),
+        "deviation": dp.noise_multiplier * dp.clip / len(plan.contributors),
+        "step": grid.step,
     }
 
 

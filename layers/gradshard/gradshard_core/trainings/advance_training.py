@@ -32,7 +32,7 @@ WAIT: Final = "wait"
 SETTLE: Final = "settle"
 SUCCESSOR: Final = "successor"
 SUPERSEDED: Final = "superseded"
-"""What the state machine does next, beside ending because the training has ``paused`` or
+"""The next actions of the state machine, besides ending because the training has ``paused`` or
 ``ended``."""
 
 
@@ -53,7 +53,7 @@ def advance_training(
     name
         The training.
     run, step
-        Which execution asks, and how often it has been answered.
+        The number of the execution that asks, and the number of answers it has got.
     aggregator
         The functions that do the rounds' tasks, for prices.
 

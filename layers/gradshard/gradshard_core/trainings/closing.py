@@ -1,4 +1,4 @@
-"""What the end of a round means for its training: its record, and whether the training goes on."""
+"""Close a round of a training: write its record, and decide whether the training goes on."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -138,7 +138,7 @@ def _repeat(
     failures = state.failures + 1
     state = replace(state, repetition=state.repetition + 1)
     said = f"round {invitation.round_id!r} failed ({outcome.error}): {outcome.cause}"
-    if outcome.error == "ModelStateError":
+    if outcome.error in {"ModelStateError", "PrivacyBudgetError"}:
         return paused(replace(state, failures=0), said)
     if failures > spec.repeats:
         times = "" if failures == 1 else f" It was tried {failures} times."

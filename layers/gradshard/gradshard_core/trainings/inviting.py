@@ -1,4 +1,4 @@
-"""The next round of a training: whether there is one, and who is invited to it."""
+"""Decide whether a training has a next round, and invite clients to it."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -24,7 +24,7 @@ from gradshard_core.trainings import sampling
 from gradshard_core.trainings.closing import ended, paused
 
 LOOKS_FOR_MEMBERS: Final = 60
-"""How often it is looked whether enough clients have joined, until the training pauses."""
+"""The number of looks for enough members before the training pauses."""
 
 
 def next_round(

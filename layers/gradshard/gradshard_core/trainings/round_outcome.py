@@ -1,4 +1,4 @@
-"""How a round of a training ended: who took part, what they measured, what it cost."""
+"""The outcome of a round of a training: contributors, metrics, cost."""
 
 import struct
 from collections.abc import Mapping
@@ -37,14 +37,14 @@ class CountedUpdate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a round ended.
+    """The outcome of a round.
 
     Parameters
     ----------
     is_completed
         Whether it completed.
     error, cause
-        Why it failed.
+        The error, and the cause of the failure.
     contributors, rejected
         The clients whose updates were averaged, or rejected.
     metrics
@@ -52,11 +52,11 @@ class Outcome:
     version
         The version of the model that it made.
     dollars
-        What it has cost, as far as that is known.
+        The cost of the round, as far as it is known.
     notes
-        Which metrics do not count, and why.
+        The metrics that do not count, with the reasons.
     updates
-        What was averaged.
+        The updates that were averaged.
     is_planned
         Whether it was planned, so that a repetition can take the same updates.
     """
@@ -95,7 +95,7 @@ def read_outcome(
     aggregator
         The functions that did its tasks.
     optimizer
-        What it stepped the model with; None for an evaluation, whose average is the metrics.
+        The server optimizer of the round; None for an evaluation, whose average is the metrics.
     """
     keys = RoundKeys(round_id)
     manifest = store.get_json(keys.manifest, parse_manifest)
