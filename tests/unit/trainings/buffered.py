@@ -26,6 +26,10 @@ Events = Callable[[dict[str, Any]], Iterable[dict[str, Any]]]
 """What becomes of an upload's event: it is delivered once, twice, later or never."""
 
 
+class LostError(TaskError):
+    """A round's execution is gone, and has left no manifest."""
+
+
 @dataclass
 class BufferedMachine(Machine):
     """A federation with one buffered training.
@@ -118,6 +122,8 @@ class BufferedMachine(Machine):
             self.now = deadline
         try:
             self._add_up(name, invitation)
+        except LostError:
+            raise
         except TaskError as error:
             abort_round(self.store, name, error=error.error, cause=str(error))
             raise TaskError("States.TaskFailed", "the round failed") from None

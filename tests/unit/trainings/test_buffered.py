@@ -15,8 +15,8 @@ from gradshard_core.records.training_state import Invitation
 from gradshard_core.trainings import advance_training as advancing
 from gradshard_core.trainings.inviting import training_round
 from tests import reference
-from tests.unit.trainings.buffered import BufferedMachine
-from tests.unit.trainings.machine import MODEL, TaskError, training_of
+from tests.unit.trainings.buffered import BufferedMachine, LostError
+from tests.unit.trainings.machine import MODEL, training_of
 
 PACES = {"ann": 3.0, "bo": 5.0, "cy": 11.0, "dan": 29.0, "eve": 47.0}
 """Seconds that clients train. They have no common multiples soon, so that no two arrive at once."""
@@ -156,6 +156,7 @@ def outcome(machine: BufferedMachine) -> list[Any]:
         "CollectUpdateFunction",
         "PlanRoundFunction",
         "FinalizeRoundFunction",
+        "AbortRoundFunction",
     ],
 )
 def test_a_function_that_dies_at_any_request_changes_no_bit(
@@ -163,11 +164,24 @@ def test_a_function_that_dies_at_any_request_changes_no_bit(
 ) -> None:
     """Each call dies once at each of its requests in turn, before and after it took effect."""
     given = options(rounds=4, evaluate_every=2, max_staleness=2)
-    undisturbed = new_machine()
+
+    def new() -> BufferedMachine:
+        """Make a machine that loses the execution of its third round after the plan, once."""
+        machine, lost = new_machine(), list[str]()
+
+        def lose(invitation: Invitation) -> None:
+            if invitation.number == 3 and not lost:
+                lost.append(invitation.round_id)
+                raise LostError("States.TaskFailed", "stopped by hand")
+
+        machine.after_plan = lose
+        return machine
+
+    undisturbed = new()
     assert undisturbed.start(**given).completed == 4
     most = max(requests for name, requests in undisturbed.calls if name == function)
     for number in range(most):
-        machine = new_machine()
+        machine = new()
         death = number if side == "before" else -number - 1
         machine.kill = {function: [deaths for _ in range(60) for deaths in ({death}, set[int]())]}
         after = machine.start(**given)
@@ -219,7 +233,7 @@ def test_a_round_that_is_lost_after_its_plan_is_repeated_with_the_same_updates(
             etag = machine.send(first["client"], again)
             late = machine.collect(first["client"], 2, etag)
             assert late["late"]
-            raise TaskError("States.TaskFailed", "stopped by hand")
+            raise LostError("States.TaskFailed", "stopped by hand")
 
     machine.after_plan = lose
     state = machine.start(**options(rounds=3))
