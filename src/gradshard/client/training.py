@@ -121,7 +121,7 @@ class Training:
             "spec": spec.to_json(),
             **state.to_json(),
             "rounds": self.records(),
-            **({"waiting": self._waiting_json()} if spec.is_buffered else {}),
+            **({"waiting": self._waiting_json(spec, state)} if spec.is_buffered else {}),
         }
 
     def watch(self, timeout: float | None = None) -> Iterator[TrainingState]:
@@ -224,10 +224,16 @@ class Training:
             self._stack.store, self.keys, state.counted, versions, members=spec.clients
         )
 
-    def _waiting_json(self) -> list[dict[str, Any]]:
+    def _waiting_json(self, spec: TrainingSpec, state: TrainingState) -> list[dict[str, Any]]:
         return [
-            {**arrival._asdict(), "arrived_at": arrival.arrived_at.isoformat()}
-            for arrival in self.waiting()
+            {
+                "client": arrival.client,
+                "version": arrival.version,
+                "etag": arrival.entry.etag,
+                "nbytes": arrival.entry.nbytes,
+                "arrived_at": arrival.entry.modified.isoformat(),
+            }
+            for arrival in self._waiting(spec, state)
         ]
 
     def pause(self, reason: str) -> TrainingState:

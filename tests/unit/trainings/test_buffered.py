@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.status import StatusPoller
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning import training_cost
 from gradshard_core.records.training_state import Invitation
@@ -241,6 +242,29 @@ def test_a_round_that_is_lost_after_its_plan_is_repeated_with_the_same_updates(
     assert bits(machine) == bits(undisturbed)
     ids = [record["round_id"] for record in machine.training.records()]
     assert ids == ["t-00001", "t-00002", "t-00002-again1", "t-00003"]
+
+
+def test_an_upload_while_a_round_is_to_be_repeated_is_too_late_for_it(
+    new_machine: NewMachine,
+) -> None:
+    """The version that was planned counts, and the later one is rejected, whoever comes first."""
+    machine, lost = new_machine(), list[str]()
+
+    def lose(invitation: Invitation) -> None:
+        if invitation.number == 2 and not lost:
+            lost.append(invitation.round_id)
+            raise LostError("States.TaskFailed", "stopped by hand")
+
+    def send(invitation: Invitation) -> None:
+        if invitation.repetition == 1:
+            etag = machine.send("ann", Invitation("", 9, 0, False, (), 1, 2, {}))
+            for _ in range(2):
+                assert machine.collect("ann", 2, etag)["late"]
+
+    machine.after_plan, machine.before_round = lose, send
+    assert machine.start(**options(rounds=3)).completed == 3
+    [rejection] = [machine.inbox(2).rejection("ann")]
+    assert "an earlier update of this client from the same version counts" in (rejection or "")
 
 
 def test_two_closings_at_once_freeze_one_buffer(new_machine: NewMachine) -> None:
@@ -574,3 +598,33 @@ def test_an_arrival_takes_so_many_requests_as_the_cost_model_says(new_machine: N
     in_a_round = 4  # spec, plan, manifest, update
     assert in_a_round + training_cost.ARRIVAL_GETS - 3 <= most
     assert most <= in_a_round + training_cost.ARRIVAL_GETS + 1
+
+
+def test_the_status_of_a_round_lists_the_updates_that_wait_and_then_those_that_count(
+    new_machine: NewMachine,
+) -> None:
+    machine, seen = new_machine(), list[Any]()
+
+    def look(invitation: Invitation) -> None:
+        status = StatusPoller(machine.stack, RoundKeys(invitation.round_id)).poll(
+            check_execution=False
+        )
+        seen.append((status["state"], sorted(update["client"] for update in status["arrived"])))
+
+    deliver = machine.deliver
+
+    def after(event: dict[str, Any]) -> Any:
+        if event["client"] == "cy":
+            assert machine.state.invitation is not None
+            look(machine.state.invitation)
+        return deliver(event)
+
+    machine.deliver, machine.after_plan = after, look
+    machine.start(**options(rounds=3))
+    # cy's update is the first one after the second version.
+    assert seen == [
+        ("aggregating", ["ann", "bo"]),
+        ("aggregating", ["ann", "bo"]),
+        ("awaiting", ["cy"]),
+        ("aggregating", ["ann", "cy"]),
+    ]

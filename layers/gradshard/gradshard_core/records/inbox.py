@@ -35,16 +35,14 @@ class Arrival(NamedTuple):
         Who sent it.
     version
         The version of the model that it began from.
-    etag
-        Its ETag, as S3 lists it.
-    arrived_at
-        When it arrived, or its upload began if that has parts; S3 rounds to seconds.
+    entry
+        Its object. The time is that of the upload, or of its beginning if it has parts; S3 rounds
+        to seconds.
     """
 
     client: str
     version: int
-    etag: str
-    arrived_at: datetime
+    entry: ListedObject
 
 
 def short_etag(etag: str) -> str:
@@ -104,13 +102,13 @@ def list_uncounted(
         else:
             rejected[client, version] = entry.modified
     arrivals = [
-        Arrival(client, version, entry.etag, entry.modified)
+        Arrival(client, version, entry)
         for (client, version), entry in sent.items()
         if has_counted(counted, client, version) is None
         # A later upload takes the place of one that was rejected.
         and not entry.modified <= rejected.get((client, version), NEVER)
     ]
-    return sorted(arrivals, key=lambda a: (a.arrived_at, a.version, a.client))
+    return sorted(arrivals, key=lambda a: (a.entry.modified, a.version, a.client))
 
 
 def list_waiting(

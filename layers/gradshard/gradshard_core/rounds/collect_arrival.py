@@ -4,7 +4,6 @@ from typing import Any
 
 from gradshard_core.formats.keys import InboxId, RoundKeys, TrainingKeys
 from gradshard_core.planning.plan import Rejection
-from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.inbox import read_counted, short_etag
@@ -17,6 +16,7 @@ from gradshard_core.records.training_state import (
     read_training_spec,
 )
 from gradshard_core.rounds import arrivals
+from gradshard_core.rounds.inbox import planned
 from gradshard_core.rounds.layout_vote import difference
 from gradshard_core.s3.store import S3Store
 
@@ -70,15 +70,15 @@ def _settled(
 ) -> str | None:
     """Return the short ETag of the client's update that has counted, or is being added."""
     counted = read_counted(store, training, state, client, version)
-    if counted is not None or state.invitation is None:
+    if counted is not None:
         return counted
-    plan = store.get_json(RoundKeys(state.invitation.round_id).plan, parse_plan)
     key = training.inbox(version).update(client)
-    for contributor in () if plan is None else plan.contributors:
-        if contributor.source.key == key:
-            rejection = store.get_json(training.inbox(version).rejection(client)) or {}
-            is_bad = rejection.get("etag") == contributor.source.etag
-            return None if is_bad else short_etag(contributor.source.etag)
+    # The round that is under way, and one that failed, whose updates it takes.
+    under_way = state.invitation.round_id if state.invitation else None
+    for round_id in (under_way, state.again):
+        for contributor in planned(store, RoundKeys(round_id)) if round_id else ():
+            if contributor.source.key == key:
+                return short_etag(contributor.source.etag)
     return None
 
 
@@ -134,7 +134,7 @@ def _unfit(
     store: S3Store, keys: RoundKeys, spec: TrainingSpec, model: Version, client: str
 ) -> tuple[str, str | None]:
     """Return the ETag of a client's newest upload, and why that cannot be added."""
-    codecs = spec.buffer_spec(spec.mode, 1, None).codecs or ()
+    codecs = spec.buffer_spec("any", 1, None).codecs or ()
     update = arrivals.check_update(store, keys, client, partial=False, codecs=codecs)
     if update is None:
         return "", None

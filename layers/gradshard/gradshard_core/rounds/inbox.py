@@ -10,6 +10,7 @@ from typing import NamedTuple
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, TrainingKeys, base_version
 from gradshard_core.planning.option_parsers import InboxSpec
+from gradshard_core.planning.plan import Contributor
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.records.inbox import list_waiting
@@ -100,18 +101,23 @@ def _frozen(store: S3Store, spec: RoundSpec, newest: int) -> dict[str, Address]:
     assert spec.inbox is not None  # noqa: S101 - for mypy: the callers have looked
     if spec.inbox.again is None:
         return {}
-    failed, keys = RoundKeys(spec.inbox.again), TrainingKeys(spec.inbox.training)
-    plan = store.get_json(failed.plan, parse_plan)
-    if plan is None:
-        return {}
-    # Not what clients read: a better upload withdraws the rejection of the one that was planned.
-    bad = {
-        str(rejection["client"]) for rejection in store.get_json(failed.replan(plan.attempt)) or ()
-    }
-    found: dict[str, Address] = {}
-    for contributor in plan.contributors:
+    keys, found = TrainingKeys(spec.inbox.training), dict[str, Address]()
+    for contributor in planned(store, RoundKeys(spec.inbox.again)):
         version = base_version(contributor.source.key)
-        if version is not None and version >= spec.inbox.oldest and contributor.client not in bad:
+        if version is not None and version >= spec.inbox.oldest:
             inbox = keys.inbox(version)
             found[contributor.client] = Address(inbox, contributor.source, newest - version)
     return found
+
+
+def planned(store: S3Store, keys: RoundKeys) -> list[Contributor]:
+    """Return the contributors of a round's plan, without those whose updates were found bad.
+
+    This is not what clients read: a better upload withdraws the rejection of the one that was
+    planned.
+    """
+    plan = store.get_json(keys.plan, parse_plan)
+    if plan is None:
+        return []
+    bad = {str(found["client"]) for found in store.get_json(keys.replan(plan.attempt)) or ()}
+    return [contributor for contributor in plan.contributors if contributor.client not in bad]

@@ -58,7 +58,9 @@ def _reject(
     for version in sorted({arrival.version for arrival in uncounted}):
         inbox = keys.inbox(version)
         rejections = [
-            Rejection(a.client, f"{inbox.update(a.client)}: training {keys.name!r} {why}", a.etag)
+            Rejection(
+                a.client, f"{inbox.update(a.client)}: training {keys.name!r} {why}", a.entry.etag
+            )
             for a in uncounted
             if a.version == version
         ]
