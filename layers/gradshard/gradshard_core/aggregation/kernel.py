@@ -65,7 +65,7 @@ class Piece(NamedTuple):
     rows
         The reduction's arrays, as long as ``elements``, of the accumulator's type.
     scratch
-        One more of these, whose contents are lost.
+        One more of these, whose contents are lost: ``elements`` itself if they are of that type.
     """
 
     dtype: DType
@@ -218,14 +218,13 @@ class _Workspace:
                 count = (span.end - span.start) // dtype.size
                 stored = dtype.accumulator if self._of_sums else dtype.storage
                 length = count * dtype.accumulator.itemsize
-                pieces.append(
-                    Piece(
-                        dtype,
-                        np.frombuffer(self._raw, stored, count, offset=read),
-                        [row[used : used + length].view(dtype.accumulator) for row in self._rows],
-                        self._scratch[:length].view(dtype.accumulator),
-                    )
-                )
+                elements = np.frombuffer(self._raw, stored, count, offset=read)
+                rows = [row[used : used + length].view(dtype.accumulator) for row in self._rows]
+                # Less memory stays in the processor's cache if elements are multiplied in place.
+                scratch = elements
+                if stored != dtype.accumulator:
+                    scratch = self._scratch[:length].view(dtype.accumulator)
+                pieces.append(Piece(dtype, elements, rows, scratch))
                 read += count * stored.itemsize
                 used += -(-length // WIDENING) * WIDENING
             slices.append(Slice(self._raw[:read], pieces))
