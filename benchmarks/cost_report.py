@@ -679,9 +679,10 @@ With `int8`, Lambda's part is half of F32's, since tasks still decode and add ev
 fees stay. GradsSharding's authors measured {published}, without fees.
 
 **A round of VGG-16 with `int8` was meant to cost at most ${1000 * VGG16_INT8_BOUND:.2f}:
-{_money(verdict)}.** Its fees and its clients' requests are ${1000 * fixed:.2f} with any codec and any
-M, which leaves ${1000 * left:.2f} for the tasks. Of these, ${1000 * bill.step_functions:.2f} are state transitions and the Express
-execution, ${1000 * bill.round_:.2f} the functions around the tasks and their requests,
+{_money(verdict)}.** Its fees and its clients' requests are ${1000 * fixed:.2f} with any codec and
+any M, which leaves ${1000 * left:.2f} for the tasks. Of these,
+${1000 * bill.step_functions:.2f} are state transitions and the Express execution,
+${1000 * bill.round_:.2f} the functions around the tasks and their requests,
 ${1000 * bill.s3_clients:.2f} the clients' requests, ${1000 * bill.events:.2f} events, and
 ${1000 * bill.starts:.2f} cold starts.
 """
