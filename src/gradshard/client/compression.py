@@ -42,6 +42,9 @@ ERROR_KEY: Final = "codec_error"
 _NOT_DECODED: Final = (CODEC_KEY, ENCODED_KEY, ERROR_KEY)
 """Metadata that a decoded update does not have."""
 
+SEEDS: Final = 2**64
+"""A seed is less."""
+
 Array = npt.NDArray[Any]
 
 
@@ -85,7 +88,7 @@ class Compression:
             raise UpdateError(f"fraction is {self.fraction}, not above 0 and at most 1/{MOST}")
         if self.seed is not None and self.codec == TopK.name:
             raise UpdateError("codec topk rounds nothing: leave out the seed")
-        if self.seed is not None and not 0 <= self.seed < 2**64:
+        if self.seed is not None and not 0 <= self.seed < SEEDS:
             raise UpdateError(f"seed is {self.seed}, not from 0 to 2**64 - 1")
 
     def layout_of(self, layout: Layout) -> EncodedLayout:
