@@ -29,15 +29,13 @@ from gradshard_core.formats.encoded import (
     CODEC_KEY,
     ENCODABLE,
     ENCODED_KEY,
+    ERROR_KEY,
     EncodedLayout,
     EncodedRuns,
     encode_layout,
 )
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, Tensor, parse_header
 from gradshard_core.units import MIB
-
-ERROR_KEY: Final = "codec_error"
-"""Name in the metadata of the relative error of an encoding."""
 
 _NOT_DECODED: Final = (CODEC_KEY, ENCODED_KEY, ERROR_KEY)
 """Metadata that a decoded update does not have."""

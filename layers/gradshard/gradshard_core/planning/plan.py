@@ -50,6 +50,8 @@ class Contributor:
     report
         Its report on its training (:class:`gradshard_core.stragglers.assignments.Report`), if the
         round uses it.
+    codec_error
+        The relative error of the encoding of its update, as it states it.
     """
 
     client: str
@@ -58,6 +60,7 @@ class Contributor:
     weight: float
     runs: Runs
     report: dict[str, Any] | None = None
+    codec_error: float | None = None
 
     @property
     def codec(self) -> str | None:

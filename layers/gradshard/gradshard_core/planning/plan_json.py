@@ -175,6 +175,7 @@ def _parse_contributor(written: dict[str, Any], tables: Sequence["array[int]"]) 
         written["weight"],
         _parse_runs(written["runs"], tables),
         written["report"],
+        written["codec_error"],
     )
 
 
