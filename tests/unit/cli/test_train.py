@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -282,3 +283,19 @@ def test_a_buffered_training_shows_its_version_its_buffer_and_staleness(
     shown = json.loads(run("train", "show", "t", "--json").output)
     waiting = [(found["client"], found["version"]) for found in shown["waiting"]]
     assert waiting == [("ann", 5), ("bo", 3)]
+
+
+def test_join_compresses_updates_as_told(
+    run: Run, federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    done = SimpleNamespace(state=SimpleNamespace(cause="over"))
+    monkeypatch.setattr(federation, "participate", lambda *_, **more: given.update(more) or done)
+    residual = tmp_path / "residual"
+    options = ("--codec", "topk", "--codec-fraction", 0.02, "--residual", residual)
+    assert run("join", "t", "ann", *options, "--", "true").exit_code == 0
+    assert (given["codec"].codec, given["codec"].fraction) == ("topk", 0.02)
+    assert given["codec"].residual is not None
+    assert run("join", "t", "ann", "--", "true").exit_code == 0
+    assert given["codec"] is None
+    assert run("join", "t", "ann", "--codec-seed", 3, "--", "true").exit_code == 2

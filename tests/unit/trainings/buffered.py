@@ -38,6 +38,8 @@ class BufferedMachine(Machine):
     ----------
     paces
         The seconds that each client trains.
+    codec
+        The codec with which clients compress their updates.
     deliver
         The events that reach the function when one was sent.
     after_plan
@@ -45,6 +47,7 @@ class BufferedMachine(Machine):
     """
 
     paces: dict[str, float] = field(default_factory=dict)
+    codec: str | None = None
     deliver: Events = lambda event: [event]
     after_plan: Callable[[Invitation], None] = lambda _: None
     arrived: list[tuple[str, int]] = field(default_factory=list)
@@ -74,7 +77,8 @@ class BufferedMachine(Machine):
         before = self.model.fetch(version=invitation.version)
         trained, samples, metrics = self.train(client, before, invitation)
         inbox = self.inbox(invitation.version)
-        inbox.submit(client, change_of(before, trained), samples, metrics=metrics)
+        change = change_of(before, trained)
+        inbox.submit(client, change, samples, codec=self.codec, metrics=metrics)
         return self.store.etags[inbox.keys.update(client)].strip('"')
 
     def inbox(self, version: int) -> Inbox:

@@ -139,6 +139,19 @@ def test_the_optimizer_steps_from_version_to_version(new_machine: NewMachine) ->
     assert found == [1, 2, 3]
 
 
+def test_compressed_updates_count_with_their_discount(new_machine: NewMachine) -> None:
+    """The versions are near those of the same updates as they are."""
+    machine, plain = new_machine(codec="int8"), new_machine()
+    round_options = {"server_optimizer": "fedavg", "codecs": ["int8"]}
+    machine.start(**options(rounds=6, round=round_options))
+    plain.start(**options(rounds=6))
+    manifest = machine.store.get_json(RoundKeys("t-00006").manifest)
+    assert {entry["codec"] for entry in manifest["contributors"]} == {"int8"}
+    assert {answer["codec"] for answer in machine.answers} == {"int8"}
+    for name, tensor in plain.model.fetch().items():
+        assert np.abs(machine.model.fetch()[name] - tensor).max() < 0.1
+
+
 # ----------------------------------------------------------------------------- whatever happens
 
 

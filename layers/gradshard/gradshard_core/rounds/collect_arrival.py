@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from gradshard_core.formats.encoded import EncodedLayout
 from gradshard_core.formats.keys import InboxId, RoundKeys, TrainingKeys
 from gradshard_core.planning.plan import Rejection
 from gradshard_core.planning.training_spec import TrainingSpec
@@ -16,6 +17,7 @@ from gradshard_core.records.training_state import (
     read_training_spec,
 )
 from gradshard_core.rounds import arrivals
+from gradshard_core.rounds.arrivals import Found, Update
 from gradshard_core.rounds.inbox import planned
 from gradshard_core.rounds.layout_vote import difference
 from gradshard_core.s3.store import S3Store
@@ -51,17 +53,16 @@ def collect_arrival(store: S3Store, inbox: InboxId, client: str, etag: str) -> d
     if settled is not None:
         return outcome | _too_late(store, keys, client, etag, settled)
     model = model_registry.read_current(store, spec.server_optimizer.model)
-    newest, reason = (
-        etag,
-        _misplaced(store, training, spec, state, inbox.version, client, model.number),
-    )
-    if reason is None:
-        newest, reason = _unfit(store, keys, spec, model, client)
+    reason = _misplaced(store, training, spec, state, inbox.version, client, model.number)
+    update = None if reason else _check(store, keys, spec, model, client)
     if reason is not None:
-        reason = reason if reason.startswith(keys.root) else f"{keys.update(client)}: {reason}"
-        arrivals.reject(store, keys, Rejection(client, reason, newest))
-        return outcome | {"status": "rejected", "reason": reason}
-    arrivals.withdraw_rejection(store, keys, client, newest or etag)
+        update = Rejection(client, f"{keys.update(client)}: {reason}", etag)
+    if isinstance(update, Rejection):
+        arrivals.reject(store, keys, update)
+        return outcome | {"status": "rejected", "reason": update.reason}
+    arrivals.withdraw_rejection(store, keys, client, update.source.etag if update else etag)
+    if update is not None and isinstance(update.header.layout, EncodedLayout):
+        outcome |= {"codec": update.header.layout.codec}
     return outcome | {"status": "accepted", "resumed": _resume(store, state)}
 
 
@@ -130,19 +131,20 @@ def _misplaced(
     return None
 
 
-def _unfit(
+def _check(
     store: S3Store, keys: RoundKeys, spec: TrainingSpec, model: Version, client: str
-) -> tuple[str, str | None]:
-    """Return the ETag of a client's newest upload, and why that cannot be added."""
+) -> Found:
+    """Check the header and the layout of a client's newest upload."""
     codecs = spec.buffer_spec("any", 1, None).codecs or ()
     update = arrivals.check_update(store, keys, client, partial=False, codecs=codecs)
-    if update is None:
-        return "", None
-    if isinstance(update, Rejection):
-        return update.etag, update.reason
+    if not isinstance(update, Update):
+        return update
     layout = model_registry.layout_of(store, model.tensors)
     whose = f"that of version {model.number} of model {model.model!r}"
-    return update.source.etag, difference(update.header.layout, layout, whose, partial=False)
+    differs = difference(update.header.layout, layout, whose, partial=False)
+    if differs is None:
+        return update
+    return Rejection(client, f"{update.source.key}: {differs}", update.source.etag)
 
 
 def _resume(store: S3Store, state: TrainingState) -> bool:
