@@ -10,6 +10,7 @@ from gradshard.client import operations
 from gradshard.client.claims import read_claim
 from gradshard.client.compression import Compression, compressed, keep_residual
 from gradshard.client.layer_upload import LayerUpload
+from gradshard.client.masking import Mask, MaskedContent, masked
 from gradshard.client.round_access import RoundAccess, Source
 from gradshard.client.stack import Stack
 from gradshard.client.stated_round import StatedRound
@@ -127,6 +128,7 @@ class Round(RoundAccess):
         *,
         partial: bool = False,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
         training: Mapping[str, float] | None = None,
         metrics: Mapping[str, float] | None = None,
         progress: Progress | None = None,
@@ -152,6 +154,9 @@ class Round(RoundAccess):
         codec
             Compress the update with this codec, such as ``int8``, which the round must take; a
             :class:`Compression` says more.
+        mask
+            The client's key and its keeper, for masked rounds (docs/masked-rounds.md). With it,
+            nothing is sent to a round that is not masked, or has another keeper.
         training
             What the client reports of its training: ``train_seconds``, ``batch_size``, ``epochs``
             and ``steps``, as far as they are known.
@@ -176,12 +181,14 @@ class Round(RoundAccess):
         """
         key = self.keys.update(client)
         with content_of(update, samples, training, metrics) as content:
-            spec, ordered = self.prepare(client, content, partial=partial, codec=codec)
+            spec, ordered = self.prepare(client, content, partial=partial, codec=codec, mask=mask)
             if self._is_counted(spec, client, ordered):
                 return False
             replaces = self._differs(key, ordered)
             upload(self.store, key, ordered, progress)
             keep_residual(ordered)
+            if mask is not None and isinstance(ordered, MaskedContent):
+                mask.clipped = ordered.clipped
             return replaces
 
     def layer_upload(
@@ -487,8 +494,11 @@ class Round(RoundAccess):
         *,
         partial: bool,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
     ) -> tuple[RoundSpec, Content]:
-        """Check that an update may be sent, put its tensors in the round's order, and compress it.
+        """Check that an update may be sent, and prepare it as the round wants it.
+
+        Its tensors are put in the round's order, and it is compressed or masked while it is read.
 
         Returns
         -------
@@ -510,6 +520,13 @@ class Round(RoundAccess):
         layout = self._layout(spec, record)
         fitted = self._fit(content, layout, partial=partial, allow_nonfinite=spec.allow_nonfinite)
         check_taken(fitted.layout, (spec.codecs or ()))
+        if mask is not None:
+            return spec, masked(fitted, spec, layout, mask, client, self.id)
+        if spec.masked is not None:
+            raise UpdateError(
+                f"round {self.id!r} takes masked updates only: submit with mask, the client's key "
+                "and its keeper"
+            )
         return spec, compressed(fitted, codec, (spec.codecs or ()), self.id)
 
     def _layout(self, spec: RoundSpec, record: dict[str, Any] | None) -> Layout | None:

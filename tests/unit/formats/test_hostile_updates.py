@@ -30,7 +30,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.seen_layouts import SeenLayouts
-from tests.fuzz.targets import KEYS, _Memory
+from tests.fuzz.targets import KEYS, SPEC, _Memory
 from tests.unit.formats.test_hostile_updates import WORST, peak_mb
 blob = WORST[sys.argv[1]]()
 blob = len(blob).to_bytes(8, "little") + blob
@@ -43,7 +43,7 @@ with ThreadPoolExecutor(1) as thread:
         store,
         KEYS,
         clients,
-        partial=False,
+        SPEC,
         look=lambda update: layouts.note(update.header, update.source),
         large_headers=thread,
     )

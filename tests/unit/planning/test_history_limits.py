@@ -37,14 +37,17 @@ def events(state: dict[str, Any]) -> int:
 
 def turn(levels: int) -> int:
     """Count the most events from a planning to what follows its finalizing."""
-    once, each = ("PlanRound", "FinalizeRound", "HasCompleted"), ("AggregateLevel", "HasNextLevel")
+    once = ("PlanRound", "HasTasks", "FinalizeRound", "HasCompleted")
+    each = ("AggregateLevel", "HasNextLevel")
     return sum(events(STATES[name]) for name in once) + levels * sum(
         events(STATES[name]) for name in each
     )
 
 
 def test_a_level_passes_the_states_that_are_counted() -> None:
-    assert STATES["PlanRound"]["Next"] == "AggregateLevel"
+    assert STATES["PlanRound"]["Next"] == "HasTasks"
+    assert [choice["Next"] for choice in STATES["HasTasks"]["Choices"]] == ["AggregateLevel"]
+    assert STATES["HasTasks"]["Default"] == "OpenRound"
     assert STATES["AggregateLevel"]["Next"] == "HasNextLevel"
     assert [choice["Next"] for choice in STATES["HasNextLevel"]["Choices"]] == ["AggregateLevel"]
     assert STATES["HasNextLevel"]["Default"] == "FinalizeRound"

@@ -30,6 +30,10 @@ _UPDATE_KEY: Final = re.compile(
 )
 
 
+_ANSWER_KEY: Final = re.compile(
+    rf"{ROUNDS}(?P<round>{_ROUND_ID.pattern})/keeper/(masks|refusal\.json)"
+)
+
 RESERVED_CLIENTS: Final = frozenset(
     {
         *("assignments", "callback", "deadline", "layout", "manifest", "plan", "spec"),
@@ -117,6 +121,12 @@ class UpdateKey(NamedTuple):
     client: str
 
 
+def parse_answer_key(key: str) -> str | None:
+    """Read the round from the key of a keeper's answer; None if it is no such key."""
+    match = _ANSWER_KEY.fullmatch(key)
+    return match and match["round"]
+
+
 def parse_update_key(key: str) -> UpdateKey | None:
     """Read round and client from the key of an update; None if it is no update's key."""
     match = _UPDATE_KEY.fullmatch(key)
@@ -147,6 +157,9 @@ class RoundKeys:
         self.result = f"{root}update.safetensors"
         self.manifest = f"{root}manifest.json"
         self.assignments = f"{root}assignments.json"
+        self.keeper = f"{root}keeper/"
+        self.masks = f"{self.keeper}masks"
+        self.refusal = f"{self.keeper}refusal.json"
 
     def update(self, client: str) -> str:
         """Return the key of a client's update."""

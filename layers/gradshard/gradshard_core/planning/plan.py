@@ -17,11 +17,14 @@ from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, SHARES, shares_
 from gradshard_core.aggregation.buffers import Stretches, clip_stretches
 from gradshard_core.aggregation.gram import Measuring, cut_chunks
 from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
+from gradshard_core.aggregation.ring_sum import Decoding, RingSum, ring_spans
 from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
 from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs, Span, encode_header
+from gradshard_core.formats.masked import Share
+from gradshard_core.planning.masking import MASKED, Masking
 from gradshard_core.planning.outputs import (
     NO_HEADER,
     NextModel,
@@ -50,6 +53,8 @@ class Contributor:
     report
         Its report on its training (:class:`gradshard_core.stragglers.assignments.Report`), if the
         round uses it.
+    share
+        What it sent beside its masked elements, in a masked round.
     """
 
     client: str
@@ -58,6 +63,7 @@ class Contributor:
     weight: float
     runs: Runs
     report: dict[str, Any] | None = None
+    share: Share | None = None
 
     @property
     def codec(self) -> str | None:
@@ -304,6 +310,8 @@ class Plan:
         The multipart upload that becomes the average.
     next_model
         The version of the model that the round makes, if it makes one.
+    masking
+        What a masked round needs to add and decode; None in other rounds.
     assignments
         The terms by which clients are told what to do next, as JSON; None for no assignments.
     notes
@@ -322,6 +330,7 @@ class Plan:
     stage: Stage = Stage()
     upload_id: str = ""
     next_model: NextModel | None = None
+    masking: Masking | None = None
     assignments: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     projected: dict[str, Any] = field(default_factory=dict)
@@ -340,8 +349,20 @@ class Plan:
 
     @property
     def is_complete(self) -> bool:
-        """Whether no group of clients is awaited any more."""
-        return not self.stage.awaited
+        """Whether neither a group of clients nor the keeper is awaited any more."""
+        return not (self.stage.awaited or self.is_asking)
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether the keeper's sum of the masks is awaited."""
+        return self.masking is not None and self.masking.answer is None
+
+    @property
+    def input_spans(self) -> Sequence[Span]:
+        """The layout's spans, with the types in which inputs hold their elements."""
+        if self.masking is None:
+            return self.layout.spans
+        return ring_spans(self.layout.spans, self.masking.terms.ring_bits)
 
     @property
     def divisor(self) -> int:
@@ -370,7 +391,7 @@ class Plan:
         Weights that are normalised by steps, or corrected for missing clients, do not add up to
         one. Their sum is no average, and a variance could become negative.
         """
-        if self.next_model is None or self.computation.weights in (COUNTS, EQUAL):
+        if self.next_model is None or self.computation.weights in (COUNTS, EQUAL, MASKED):
             yield zone
             return
         covers = [weight is not None for weight in zone.weights]
@@ -441,6 +462,8 @@ class Plan:
 
     def next_tasks(self) -> list[list[Task]]:
         """Return the tasks of this stage, and the higher levels when no group is awaited."""
+        if self.is_asking:
+            return []
         lowest, groups = self.tasks(0), self.stage.groups
         if groups is not None:
             width = len(self.levels[0].groups)
@@ -479,6 +502,9 @@ class Plan:
         if computation.robust is not None and computation.robust.is_columns:
             return computation.robust.reduction(inputs, gathers=gathers)
         is_last = self.is_last(level)
+        if self.masking is not None:
+            decoding = Decoding(self.masking.fixed, self.masking.total)
+            return RingSum(decoding if is_last else None)
         return Addition(
             order=self.levels[level].order,
             of_sums=level > 0,

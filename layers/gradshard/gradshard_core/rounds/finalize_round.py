@@ -252,7 +252,8 @@ def _manifest(
     version: Version | None,
     measuring: dict[str, Any],
 ) -> dict[str, Any]:
-    has_others = plan.layout.layers or plan.computation.robust is not None
+    computation = plan.computation
+    has_others = plan.layout.layers or computation.robust or plan.masking
     finished_at = datetime.now(UTC)
     planned = datetime.fromisoformat(plan.planned_at)
     opened = datetime.fromisoformat(plan.opened_at)
@@ -273,7 +274,7 @@ def _manifest(
         "contributors": [
             {
                 "client": contributor.client,
-                "samples": contributor.samples,
+                "samples": contributor.samples if plan.masking is None else None,
                 # Partial updates have weights by layer, and those of robust rules would tell the
                 # norms of others.
                 "weight": None if has_others else contributor.weight,
@@ -297,6 +298,7 @@ def _manifest(
         "notes": plan.notes,
         "model": version and version.to_json(),
         **_partial(plan),
+        **_masked(plan),
         **measuring,
         "opened_at": plan.opened_at,
         "planned_at": plan.planned_at,
@@ -304,6 +306,13 @@ def _manifest(
         "waited_seconds": round((planned - opened).total_seconds(), 3),
         "seconds": round((finished_at - planned).total_seconds(), 3),
     }
+
+
+def _masked(plan: Plan) -> dict[str, Any]:
+    """Return what the manifest of a masked round has besides: the terms, and the sum of counts."""
+    if plan.masking is None:
+        return {}
+    return {"masked": plan.masking.terms.to_json(), "samples": plan.masking.total}
 
 
 def _partial(plan: Plan) -> dict[str, Any]:
