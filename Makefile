@@ -170,6 +170,8 @@ requirements: setup ## Pin the newest allowed versions of the dependencies
 	$(UV_COMPILE) --upgrade --extra local --group dev --group docs --output-file requirements-dev.txt pyproject.toml
 	$(UV_COMPILE) --upgrade --constraint requirements-dev.txt --group layer \
 		--output-file layers/gradshard/requirements.txt
+	$(UV_COMPILE) --upgrade --constraint requirements-dev.txt --group keeper \
+		--output-file layers/keeper/requirements.txt
 	$(UV_COMPILE) --upgrade --output-file tests/second/requirements.txt tests/second/requirements.in
 
 clean: ## Remove everything that these targets made

@@ -10,7 +10,7 @@ from gradshard.client import operations
 from gradshard.client.claims import read_claim
 from gradshard.client.compression import Compression, compressed, keep_residual
 from gradshard.client.layer_upload import LayerUpload
-from gradshard.client.masking import Mask, MaskedContent, masked
+from gradshard.client.mask import Mask, MaskedContent, masked
 from gradshard.client.round_access import RoundAccess, Source
 from gradshard.client.stack import Stack
 from gradshard.client.stated_round import StatedRound

@@ -1,8 +1,11 @@
 """Masked updates by the client: encode, mask and seal them while they are sent."""
 
 import hashlib
+import os
 import threading
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +189,7 @@ def masked(
     UpdateError
         The terms are not the client's, or its number of samples is over what the round allows.
     """
+    need_libraries()
     from gradshard_core.masking import enrolment, sealing
     from gradshard_core.masking.key_stream import KeyStream, new_seed
 
@@ -209,3 +213,31 @@ def masked(
     masked_count = (samples + int.from_bytes(count, "little")) % 2**terms.ring_bits
     share = Share(masked_count, sealed.hex(), signature.hex())
     return MaskedContent(content, layout, share, fixed, samples, seed)
+
+
+def need_libraries() -> None:
+    """Check that the packages are installed which masking needs.
+
+    Raises
+    ------
+    UpdateError
+        They are not.
+    """
+    if find_spec("cryptography") is None or find_spec("pyhpke") is None:
+        raise UpdateError("masked rounds need more packages: pip install 'gradshard[masked]'")
+
+
+def make_identity(file: Path) -> str:
+    """Write a new private key for a client to a file, unless it is there; return the public key.
+
+    Only its user may read the file.
+    """
+    need_libraries()
+    from gradshard_core.masking import enrolment
+
+    try:
+        with file.open("x", opener=partial(os.open, mode=0o600)) as opened:
+            opened.write(enrolment.new_signing_key().hex() + "\n")
+    except FileExistsError:
+        pass
+    return enrolment.verification_key(bytes.fromhex(file.read_text().strip())).hex()
