@@ -1,10 +1,10 @@
 """Masked updates by the client: encode, mask and seal them while they are sent."""
 
+import contextlib
 import hashlib
 import os
 import threading
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gradshard.client.upload_source import Content, header_bytes
+from gradshard.utils.atomic_file import open_private
 from gradshard_core.aggregation.arithmetic import widened
 from gradshard_core.aggregation.fixed_point import FixedPoint
 from gradshard_core.aggregation.ring_sum import ring_spans
@@ -235,9 +236,6 @@ def make_identity(file: Path) -> str:
     need_libraries()
     from gradshard_core.masking import enrolment
 
-    try:
-        with file.open("x", opener=partial(os.open, mode=0o600)) as opened:
-            opened.write(enrolment.new_signing_key().hex() + "\n")
-    except FileExistsError:
-        pass
+    with contextlib.suppress(FileExistsError), open_private(file, os.O_CREAT | os.O_EXCL) as made:
+        made.write(f"{enrolment.new_signing_key().hex()}\n".encode())
     return enrolment.verification_key(bytes.fromhex(file.read_text().strip())).hex()

@@ -28,8 +28,8 @@ Progress = Callable[[str], None]
 def deploy_if_changed(engine: Engine, progress: Progress, *, keeper: bool = False) -> None:
     """Build and deploy the application, unless the engine has the same one already.
 
-    With ``keeper``, also the mask keeper, as a stack of its own; each has its own roles, though both
-    are in one account.
+    With ``keeper``, also the mask keeper, as a stack of its own. Each stack has its own roles,
+    though both are in one account.
 
     Raises
     ------
