@@ -41,6 +41,10 @@ class Keeper:
     def public_key(self) -> str:
         return sealing.public_key(self.private_key).hex()
 
+    @property
+    def fingerprint(self) -> str:
+        return sealing.fingerprint(bytes.fromhex(self.public_key))
+
     def enrol(self, clients: Sequence[str]) -> None:
         for client in clients:
             self.signing_keys[client] = enrolment.new_signing_key()
@@ -69,8 +73,8 @@ class MaskedRound:
     def __init__(self, machine: Machine, keeper: Keeper, **terms: Any) -> None:
         self.machine, self.keeper = machine, keeper
         self.terms = {
-            **{"bound": 4.0, "bits": 16, "ring_bits": 32, "max_samples": 1000},
-            **{"keeper": keeper.public_key, **terms},
+            "bound": 4.0, "bits": 16, "ring_bits": 32, "max_samples": 1000,
+            "keeper": keeper.public_key, **terms,
         }
 
     def open(self, clients: Sequence[str], update: Update, **spec: Any) -> dict[str, Any]:
@@ -85,7 +89,7 @@ class MaskedRound:
         self.encoding = masked.encoding(self.terms, update)
         return opened
 
-    def info(self, client: str, **changes: Any) -> bytes:
+    def info(self, client: str, /, **changes: Any) -> bytes:
         stated = {
             "round_id": self.machine.name,
             "client": client,
@@ -96,7 +100,7 @@ class MaskedRound:
         return masked.info(**stated | changes)
 
     def submit(
-        self, client: str, update: Update, samples: int, seed: bytes, **changes: Any
+        self, client: str, update: Update, samples: int, seed: bytes, /, **changes: Any
     ) -> bytes:
         key = self.keeper.signing_keys.get(client) or enrolment.new_signing_key()
         key = changes.pop("signing_key", key)

@@ -17,4 +17,4 @@ wire = TaskS3Client(
 @emf.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Do one task of an answer."""
-    return sum_masks(store, wire, event["round"], event["task"])
+    return sum_masks(store, wire, event["round"], event["task"]["number"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradshard.client.upload_source import Content, header_bytes
+from gradshard.client.upload_source import Content, header_bytes, in_order_of
 from gradshard.utils.atomic_file import open_private
 from gradshard_core.aggregation.arithmetic import widened
 from gradshard_core.aggregation.fixed_point import FixedPoint
@@ -198,6 +198,7 @@ def masked(
     terms = spec.masked
     if terms is None or layout is None or isinstance(spec.clients, int):
         raise UpdateError(f"round {round_id!r} is masked, and lacks a layout or a roster")
+    content = in_order_of(layout, content)
     end = header_bytes(content)
     samples = parse_samples(parse_header(content.read(PREFIX_BYTES, end), content.nbytes).metadata)
     fixed = terms.fixed(spec.expected)

@@ -81,7 +81,10 @@ def check_request(
         return nothing
     return {
         "round": round_id,
-        "tasks": [{"round": round_id, "task": number} for number in range(work.tasks)],
+        "tasks": [
+            {"round": round_id, "task": {"level": 0, "number": number}}
+            for number in range(work.tasks)
+        ],
     }
 
 

@@ -170,9 +170,7 @@ def parse_masking(stated: Any) -> MaskingTerms:
             f"masked: keeper is {keeper!r}, not a public key of 64 hexadecimal digits, which "
             "`gradshard keeper key` prints"
         )
-    terms = MaskingTerms(**fields | {"bound": float(bound)})
-    terms.fixed(1)
-    return terms
+    return MaskingTerms(**fields | {"bound": float(bound)})
 
 
 def check_layout(terms: MaskingTerms, clients: int, layout: Layout) -> None:
