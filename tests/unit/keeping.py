@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -51,8 +51,13 @@ class Keeper:
             key = enrolment.verification_key(self.signing_keys[client]).hex()
             self.store.put_json(client_key(client), {"client": client, "key": key})
 
+    def load(self, function: str) -> ModuleType:
+        if function not in self._modules:
+            self._modules[function] = load(function)
+        return self._modules[function]
+
     def step(self, function: str, **event: Any) -> dict[str, Any]:
-        module = self._modules.setdefault(function, load(function))
+        module = self.load(function)
         vars(module).update(
             store=self.store, answers=self.aggregator, wire=MemoryWire(self.aggregator)
         )
@@ -73,8 +78,12 @@ class MaskedRound:
     def __init__(self, machine: Machine, keeper: Keeper, **terms: Any) -> None:
         self.machine, self.keeper = machine, keeper
         self.terms = {
-            "bound": 4.0, "bits": 16, "ring_bits": 32, "max_samples": 1000,
-            "keeper": keeper.public_key, **terms,
+            "bound": 4.0,
+            "bits": 16,
+            "ring_bits": 32,
+            "max_samples": 1000,
+            "keeper": keeper.public_key,
+            **terms,
         }
 
     def open(self, clients: Sequence[str], update: Update, **spec: Any) -> dict[str, Any]:
@@ -139,3 +148,37 @@ class MaskedRound:
 
     def result(self) -> dict[str, Any]:
         return reference.decode(self.machine.store.objects[self.machine.keys.result])
+
+
+class KilledError(BaseException):
+    """The function's process is killed."""
+
+
+class Mortal:
+    """A bucket at whose n-th request the function dies, before or after it has taken effect."""
+
+    def __init__(self, store: Any, fate: "Fate") -> None:
+        self._store, self._fate = store, fate
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._store, name)
+        if not callable(found):
+            return found
+
+        def request(*arguments: Any, **named: Any) -> Any:
+            return self._fate.meet(lambda: found(*arguments, **named))
+
+        return request
+
+
+class Fate:
+    def __init__(self, number: int, *, is_done: bool) -> None:
+        self.number, self.is_done, self.count = number, is_done, 0
+
+    def meet(self, request: Callable[[], Any]) -> Any:
+        self.count += 1
+        if self.count != self.number:
+            return request()
+        if self.is_done:
+            request()
+        raise KilledError

@@ -1,7 +1,9 @@
 """Masked rounds: the result is the plain fixed-point sum, and nobody sees a single update."""
 
+import itertools
+import re
 import time
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -17,8 +19,9 @@ from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.collect_update import collect_update
 from tests import masked, reference
+from tests.unit.fakes import MemoryStore
 from tests.unit.in_memory import OPENED, Machine
-from tests.unit.keeping import Keeper, MaskedRound
+from tests.unit.keeping import Fate, Keeper, KilledError, MaskedRound, Mortal
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
@@ -356,8 +359,6 @@ def test_an_upload_of_another_form_costs_its_sender_only(
     round_.finish()
     check(round_, updates, dict.fromkeys(updates, 3), lost=["c0002"])
     told = machine.store.get_json(machine.keys.rejection("c0002"))["reason"]
-    import re
-
     assert re.search(reason, told), told
 
 
@@ -464,7 +465,12 @@ def test_the_answer_resumes_a_round_that_waits_for_it_and_no_other(
     machine: Machine, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resumed: list[str] = []
-    monkeypatch.setattr(aws_callbacks, "resume", lambda token, reason: bool(resumed.append(reason)))
+
+    def resume(_token: str, reason: str) -> bool:
+        resumed.append(reason)
+        return True
+
+    monkeypatch.setattr(aws_callbacks, "resume", resume)
     round_ = MaskedRound(machine, keeper)
     updates = updates_of(2)
     keeper.enrol([*updates])
@@ -478,6 +484,48 @@ def test_the_answer_resumes_a_round_that_waits_for_it_and_no_other(
     assert collect_update(machine.store, machine.keys.masks, "e")["answered"]
     assert collect_update(machine.store, machine.keys.refusal, "e")["answered"]
     assert resumed == ["complete", "complete"]
+
+
+def run_until_done(machine: Machine, keeper: Keeper, function: str, event: Any) -> int:
+    """Kill a function at its first request, then at its second, …; return how many it makes."""
+    for number in itertools.count(1):
+        for is_done in (False, True):
+            fate = Fate(number, is_done=is_done)
+            healthy, theirs = machine.store, machine.keeper
+            machine.store = cast(MemoryStore, Mortal(healthy, fate))
+            machine.keeper = cast(MemoryStore, Mortal(keeper.store, fate))
+            try:
+                machine.step(function, **event)
+            except KilledError:
+                pass
+            finally:
+                machine.store, machine.keeper = healthy, theirs
+            if fate.count < number:
+                return fate.count
+    raise AssertionError
+
+
+def test_planning_that_is_killed_at_any_request_asks_once_and_goes_on(
+    machine: Machine, keeper: Keeper
+) -> None:
+    round_ = MaskedRound(machine, keeper)
+    updates = updates_of(3)
+    keeper.enrol([*updates])
+    round_.open([*updates], updates["c0000"])
+    for number, (client, update) in enumerate(updates.items()):
+        round_.submit(client, update, 3, bytes([number]) * 32)
+    asking = {"entered_at": "2026-01-01T00:00:01Z", **OPENED}
+    assert run_until_done(machine, keeper, "plan_round", asking) >= 3
+    asked = keeper.store.get_json(f"requests/{machine.name}.json")
+    keeper.answer(machine.name)
+    going_on = asking | {"entered_at": "2026-01-01T00:00:02Z"}
+    assert run_until_done(machine, keeper, "plan_round", going_on) >= 3
+    planned = machine.step("plan_round", **going_on)
+    machine.aggregate(planned)
+    assert machine.step("finalize_round") == {"status": "completed"}
+    check(round_, updates, dict.fromkeys(updates, 3))
+    record = keeper.store.get_json(f"answers/{machine.name}.json")
+    assert record["summed"].keys() == {seed["client"] for seed in asked["contributors"]}
 
 
 # ----------------------------------------------------------------------- opening
@@ -498,7 +546,10 @@ def terms(**changes: Any) -> dict[str, Any]:
         ({"clients": 3}, "masked needs the clients' ids"),
         ({"layout": None}, "masked needs a layout"),
         ({"min_clients": 1}, "min_clients is 1, and the sum over one client is its update"),
-        ({"rule": "median", "clients": list("abc")}, "leave out rule: rules look at single updates"),
+        (
+            {"rule": "median", "clients": list("abc")},
+            "leave out rule: rules look at single updates",
+        ),
         ({"rule": "fill"}, "leave out rule"),
         ({"weights": "counts"}, "leave out weights"),
         ({"order": "tree:2"}, "leave out order"),
@@ -544,5 +595,9 @@ def test_the_terms_come_back_as_they_were_stated() -> None:
     spec = parse_spec(terms())
     assert parse_spec(spec.to_json()) == spec
     assert spec.to_json()["masked"] == {
-        "bound": 1.0, "bits": 16, "ring_bits": 32, "max_samples": 100, "keeper": "ab" * 32
+        "bound": 1.0,
+        "bits": 16,
+        "ring_bits": 32,
+        "max_samples": 100,
+        "keeper": "ab" * 32,
     }

@@ -24,6 +24,9 @@ from gradshard_core.s3.store import S3Store
 
 READERS: Final = 16
 
+NOTHING: Final[dict[str, Any]] = {"round": "", "tasks": []}
+"""What is to be done about a request that is not answered now."""
+
 
 class RefusedError(Exception):
     """A request is not answered; ``bad`` names the clients because of whom, if it is that."""
@@ -59,26 +62,26 @@ def check_request(
     Returns
     -------
     dict
-        ``round`` and ``tasks``, which are none if the request is refused or was answered before.
+        ``round`` and ``tasks``: nothing of both if the request is refused or was answered before.
     """
     round_id = parse_request_key(key)
     if round_id is None:
-        return {"round": "", "tasks": []}
-    keys, nothing = KeeperKeys(round_id), {"round": round_id, "tasks": []}
+        return NOTHING
+    keys = KeeperKeys(round_id)
     request = store.get_json(keys.request, Request.from_json)
     if request is None:
-        return nothing  # answered before
+        return NOTHING  # answered before
     if request.round_id != round_id:
-        return nothing
+        return NOTHING
     try:
         work = _decide(store, answers, keys, request, least_clients)
     except RefusedError as error:
         refusal = Refusal(request.digest, str(error), error.bad)
         store.put_json(f"refusals/{round_id}/{request.digest}.json", refusal.to_json())
         answers.put_json(RoundKeys(round_id).refusal, refusal.to_json())
-        return nothing
+        return NOTHING
     if work is None:
-        return nothing
+        return NOTHING
     return {
         "round": round_id,
         "tasks": [
