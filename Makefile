@@ -41,6 +41,8 @@ lint: setup ## Check style, types and the template
 	$(BIN)/mypy
 	$(BIN)/sam validate --lint --region us-east-1
 	$(BIN)/cfn-lint --include-experimental --regions ALL_REGIONS --template template.yaml
+	$(BIN)/sam validate --lint --region us-east-1 --template keeper/template.yaml
+	$(BIN)/cfn-lint --include-experimental --regions ALL_REGIONS --template keeper/template.yaml
 
 check: setup ## Check style and types, and run the unit tests, in about a minute
 	@$(MAKE) --no-print-directory --jobs 2 check-style check-units

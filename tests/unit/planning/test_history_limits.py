@@ -37,7 +37,7 @@ def events(state: dict[str, Any]) -> int:
 
 def turn(levels: int) -> int:
     """Count the most events from a planning to what follows its finalizing."""
-    once = ("PlanRound", "HasTasks", "FinalizeRound", "HasCompleted")
+    once = ("PlanRound", "FinalizeRound", "HasCompleted")
     each = ("AggregateLevel", "HasNextLevel")
     return sum(events(STATES[name]) for name in once) + levels * sum(
         events(STATES[name]) for name in each
@@ -45,9 +45,7 @@ def turn(levels: int) -> int:
 
 
 def test_a_level_passes_the_states_that_are_counted() -> None:
-    assert STATES["PlanRound"]["Next"] == "HasTasks"
-    assert [choice["Next"] for choice in STATES["HasTasks"]["Choices"]] == ["AggregateLevel"]
-    assert STATES["HasTasks"]["Default"] == "OpenRound"
+    assert STATES["PlanRound"]["Next"] == "AggregateLevel"
     assert STATES["AggregateLevel"]["Next"] == "HasNextLevel"
     assert [choice["Next"] for choice in STATES["HasNextLevel"]["Choices"]] == ["AggregateLevel"]
     assert STATES["HasNextLevel"]["Default"] == "FinalizeRound"

@@ -461,9 +461,12 @@ class Plan:
         ]
 
     def next_tasks(self) -> list[list[Task]]:
-        """Return the tasks of this stage, and the higher levels when no group is awaited."""
+        """Return the tasks of this stage, and the higher levels when no group is awaited.
+
+        A masked round has one level without tasks until its keeper has answered.
+        """
         if self.is_asking:
-            return []
+            return [[]]
         lowest, groups = self.tasks(0), self.stage.groups
         if groups is not None:
             width = len(self.levels[0].groups)

@@ -52,7 +52,8 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``status`` ``completed``; or ``awaiting`` in an eager round, while groups are missing; or
+        ``status`` ``completed``; or ``awaiting`` in an eager round while groups are missing, and in
+        a masked one while its keeper has not answered; or
         ``replan`` with the next ``attempt`` and the ``rejected`` contributors, when some turned out
         to be bad while they were read.
 

@@ -73,10 +73,12 @@ class PlanContext(NamedTuple):
 
     def masking(self) -> Masking | None:
         """Return what the plan of a masked round has before the keeper has answered."""
-        terms, (layout, _) = self.spec.masked, self.model_layout()
-        layout = layout or self.spec.layout
-        if terms is None or layout is None:
+        terms = self.spec.masked
+        if terms is None:
             return None
+        layout = self.spec.layout or self.model_layout()[0]
+        if layout is None:
+            raise PlanError(f"masked round {self.round_id!r} has no layout")
         return Masking(terms, self.spec.expected, encoding_of(terms, layout))
 
     def buffers(self, layout: Layout) -> Stretches:

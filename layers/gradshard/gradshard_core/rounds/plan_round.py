@@ -41,8 +41,7 @@ def plan_round(
     Returns
     -------
     dict
-        ``attempt``, M, and for each level the object that lists its tasks; no level while a masked
-        round waits for its keeper.
+        ``attempt``, M, and for each level the object that lists its tasks.
 
     Raises
     ------
@@ -120,7 +119,7 @@ def _write_tasks(
 ) -> dict[str, Any]:
     """Write each level's tasks; return the first level with the next one nested in it.
 
-    A plan that waits for the mask keeper has none yet; that is asked instead.
+    A plan that waits for the mask keeper has none yet, and asks it.
 
     They are written anew even if the plan exists: the function that made it may have been killed
     before it wrote them.
@@ -136,7 +135,7 @@ def _write_tasks(
         batches = [
             {"tasks": items[first : first + aggregator.batch]}
             for first in range(0, len(items), aggregator.batch)
-        ]
+        ] or [{"tasks": []}]  # one batch of none: AWS documents no map over an empty object
         store.put_json(keys.tasks(level), batches)
         written.append({"bucket": store.bucket, "key": keys.tasks(level)})
     # Nested, so that the state machine goes on to the next level without a counter.
