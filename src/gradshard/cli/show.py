@@ -173,7 +173,7 @@ def _contributors(contributors: list[dict[str, Any]], without: str) -> Table:
     for entry in contributors:
         table.add_row(
             cell(entry["client"]),
-            cell(entry["samples"]),
+            cell(entry["samples"] if entry["samples"] is not None else without),
             cell(f"{entry['weight']:.4f}" if entry["weight"] is not None else without),
             cell(format_size(entry["nbytes"])),
         )

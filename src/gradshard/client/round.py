@@ -264,6 +264,11 @@ class Round(RoundAccess):
         """
         spec, record = self._opened()
         _check_expected(spec, client, self.id)
+        if spec.masked is not None:
+            raise TicketError(
+                f"round {self.id!r} is masked, and its updates are not sent by ticket: the client "
+                "must read the round's terms itself. Give it credentials (docs/clients.md)"
+            )
         layout = self._layout(spec, record)
         if max_bytes is None:
             if layout is None:

@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("samcli", reason="sam is not installed: `make setup`")
 
-from samtranslator.parser.parser import Parser
-from samtranslator.translator.translator import Translator
-from samtranslator.yaml_helper import yaml_parse
+from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
+from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
+from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
 
 from tests.unit.application.test_template import ROOT, Grant, as_list, shown, unknown_to_aws
 
