@@ -161,7 +161,8 @@ def _choose_shards(
     stored_bytes = _stored_bytes(runs)
     if spec.masked is not None:
         spans, sizes = ring_spans(spans, spec.masked.ring_bits), with_masks(sizes)
-        stored_bytes = sharding.sums_bytes(spans, 0, layout.nbytes)
+        masked_bytes = sharding.sums_bytes(spans, 0, layout.nbytes)
+        stored_bytes = None if masked_bytes == layout.nbytes else masked_bytes
     load = Workload(
         nbytes=layout.nbytes,
         levels=sizes,
