@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-second test-ceph fuzz bench docs docs-serve docs-tables demo deploy requirements clean
+.PHONY: help setup format lint check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-second test-ceph fuzz bench docs docs-serve docs-tables demo demo-masked deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -164,6 +164,9 @@ docs-tables: setup ## Write the tables of commands and settings into docs/
 
 demo: setup ## Train a model with the local engine, then average updates of the size of ResNet-18
 	$(BIN)/python examples/digits/demo.py
+
+demo-masked: setup ## Train a model with masked rounds, of which nobody sees a single update
+	$(BIN)/python examples/digits/masked.py
 
 deploy: setup ## Deploy to AWS; asks for every setting
 	$(BIN)/gradshard deploy --guided
