@@ -158,7 +158,7 @@ class Round(RoundAccess):
             The client's key and its keeper, for masked rounds (docs/masked-rounds.md). With it,
             nothing is sent to a round that is not masked, or has another keeper.
         training
-            What the client reports of its training: ``train_seconds``, ``batch_size``, ``epochs``
+            The client's report of its training: ``train_seconds``, ``batch_size``, ``epochs``
             and ``steps``, as far as they are known.
         metrics
             Numbers that the client measured, at most 32 by any names. A training averages them.
@@ -192,11 +192,17 @@ class Round(RoundAccess):
             return replaces
 
     def layer_upload(
-        self, client: str, samples: int, *, training: Mapping[str, float] | None = None
+        self,
+        client: str,
+        samples: int,
+        *,
+        codec: str | Compression | None = None,
+        training: Mapping[str, float] | None = None,
     ) -> LayerUpload:
         """Begin a partial update that grows layer by layer, as back-propagation reaches them.
 
-        The layers that were added before the deadline are averaged.
+        The layers that were added before the deadline are averaged. The parameters are those of
+        :meth:`submit`.
 
         Raises
         ------
@@ -206,7 +212,7 @@ class Round(RoundAccess):
         spec = self.spec()
         _check_expected(spec, client, self.id)
         _check_partial(spec, self.id)
-        return LayerUpload(self, client, samples, training)
+        return LayerUpload(self, client, samples, codec, training)
 
     def assignment(self, client: str) -> Assignment:
         """Return the settings with which a client should train for this round.
@@ -415,7 +421,7 @@ class Round(RoundAccess):
         Parameters
         ----------
         sample
-            How much of the result to recompute: a fraction over 0 and at most 1.
+            The fraction of the result to recompute, over 0 and at most 1.
         seed
             Decides which ranges. By default, one is drawn at random.
         progress

@@ -171,6 +171,7 @@ KEEPERS_REQUESTS = "arn:${AWS::Partition}:s3:::${KeeperBucket}/requests/*"
 
 MODELS = {
     "${Bucket.Arn}/models/*.json": "which version is current, and each version's record",
+    "${Bucket.Arn}/models/*/ledger.json": "what its rounds have revealed",
     "${Bucket.Arn}/models/*.safetensors": "models, whether a round made them or somebody put them",
     "${Bucket.Arn}/models/*/rounds/*.safetensors": "what rounds make: models, optimizers' state",
     "${Bucket.Arn}/models/*/training.json": "which training has the model",

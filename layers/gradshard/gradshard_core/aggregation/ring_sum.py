@@ -61,6 +61,8 @@ class RingSum:
     of_sums: ClassVar[bool] = True
     """Updates are elements of the ring already, as partial sums are."""
 
+    accumulator: ClassVar[None] = None
+
     def rows(self, _inputs: int) -> int:
         """Return the number of accumulators."""
         return 1

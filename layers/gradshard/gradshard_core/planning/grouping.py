@@ -15,6 +15,7 @@ from gradshard_core.aggregation.ring_sum import ADDED
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.masking import MASKED
+from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.plan import Contributor, LayerRanges, Level
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.stragglers.assignments import bounded_steps, normalised_weights
@@ -57,7 +58,10 @@ def group(spec: RoundSpec, contributors: Sequence[Contributor], weights: str) ->
         first_level = [len(present.intersection(clients)) for clients in spec.groups()]
     orders = addition_order.split_order(order, sizes)
     levels = tuple(map(Level.of_sizes, (first_level, *sizes[1:]), orders))
-    return Grouping(topology, sizes, order, levels, weigh(ordered, weights))
+    weighed = weigh(ordered, weights)
+    if spec.inbox is not None:
+        weighed = _discounted(weighed, spec.inbox)
+    return Grouping(topology, sizes, order, levels, weighed)
 
 
 def weights_of(spec: RoundSpec, *, is_decided: bool = False) -> str:
@@ -66,7 +70,7 @@ def weights_of(spec: RoundSpec, *, is_decided: bool = False) -> str:
         return MEASURED
     if spec.masked is not None:
         return MASKED
-    return spec.weights if spec.robust_rule is None else EQUAL
+    return EQUAL if spec.robust_rule is not None or spec.dp is not None else spec.weights
 
 
 def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributor, ...]:
@@ -98,6 +102,14 @@ def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributo
     return tuple(
         replace(contributor, weight=weight)
         for contributor, weight in zip(contributors, values, strict=True)
+    )
+
+
+def _discounted(contributors: Sequence[Contributor], inbox: InboxSpec) -> tuple[Contributor, ...]:
+    """Discount weights by staleness: what stale updates lose, nobody gains."""
+    return tuple(
+        replace(contributor, weight=contributor.weight * inbox.discount(contributor.staleness))
+        for contributor in contributors
     )
 
 

@@ -18,7 +18,7 @@ from gradshard_core.formats.masked import elements_of
 MASKED: Final = "masked"
 """How contributors of masked rounds are weighed: by counts that nobody sees."""
 
-LEAST_CLIENTS: Final = 2
+LEAST_MASKED: Final = 2
 """The sum over one client is its update."""
 
 DEFAULT_BITS: Final = 16

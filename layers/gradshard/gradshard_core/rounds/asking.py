@@ -141,7 +141,7 @@ def _without_bad(context: PlanContext, previous: Plan, refusal: Refusal) -> Plan
         Rejection(client, f"the mask keeper: {reason}", etags.get(client, ""))
         for client, reason in sorted(refusal.bad.items())
     )
-    arrivals.reject_all(context.store, context.keys, rejected)
+    arrivals.reject_all(context.store, rejected, lambda _: context.keys)
     remaining = Admission(
         tuple(c for c in previous.contributors if c.client not in refusal.bad),
         None,
