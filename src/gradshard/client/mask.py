@@ -3,11 +3,10 @@
 import contextlib
 import hashlib
 import os
-import threading
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from gradshard.client.upload_source import Content, header_bytes, in_order_of
 from gradshard.utils.atomic_file import open_private
 from gradshard_core.aggregation.arithmetic import widened
 from gradshard_core.aggregation.fixed_point import FixedPoint
+from gradshard_core.aggregation.kernel import steps
 from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.sharding import clip, sums_bytes
 from gradshard_core.errors import UpdateError
@@ -29,6 +29,14 @@ from gradshard_core.formats.layout import (
 from gradshard_core.formats.masked import Share, elements_of, masked_layout
 from gradshard_core.planning.masking import encoding_of
 from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.units import MIB
+
+if TYPE_CHECKING:
+    from gradshard_core.masking.sealing import SealContext
+
+
+PIECE_BYTES: Final = 4 * MIB
+"""Bytes of an update that are read at a time to recognise it."""
 
 
 @dataclass
@@ -51,13 +59,14 @@ class Mask:
     Attributes
     ----------
     clipped
-        After an update was submitted: how many of its elements were clipped to the round's bound.
+        How many elements of the last update were clipped to the round's bound.
     """
 
     signing_key: bytes | str | Path
     keeper: str
     least_clients: int = 2
     clipped: int = field(default=0, init=False)
+    _sealed: dict[str, "_Sealed"] = field(default_factory=dict, init=False, repr=False)
 
     def check(self, spec: RoundSpec, client: str, round_id: str) -> None:
         """Check the terms of a round before anything is sent.
@@ -84,11 +93,35 @@ class Mask:
                 f"{client} is to be hidden among {self.least_clients} at least: nothing was sent"
             )
 
+    def sealed(self, digest: str, context: "SealContext", keeper: bytes) -> "_Sealed":
+        """Return a seed for an update; the same one for the same bytes and terms, and no others.
+
+        ``digest`` is the SHA-256 of the update's bytes.
+        """
+        from gradshard_core.masking import enrolment, sealing
+        from gradshard_core.masking.key_stream import new_seed
+
+        about = digest.encode() + keeper + context.encode()
+        name = hashlib.sha256(about).hexdigest()
+        if name not in self._sealed:
+            seed = new_seed()
+            sealed = sealing.seal(seed, keeper, context)
+            self._sealed[name] = _Sealed(seed, sealed, enrolment.sign(self.key(), sealed, context))
+        return self._sealed[name]
+
     def key(self) -> bytes:
         """Return the private key."""
         if isinstance(self.signing_key, bytes):
             return self.signing_key
         return bytes.fromhex(Path(self.signing_key).read_text().strip())
+
+
+class _Sealed(NamedTuple):
+    """A seed, sealed and signed; in this process's memory only."""
+
+    seed: bytes
+    sealed: bytes
+    signature: bytes
 
 
 class MaskedContent:
@@ -124,13 +157,6 @@ class MaskedContent:
         self._header = encode_header(self.layout, share.metadata())
         self.nbytes = len(self._header) + self.layout.nbytes
         self._spans = ring_spans(layout.spans, fixed.ring_bits)
-        self._clipped: dict[int, int] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def clipped(self) -> int:
-        """The number of elements that were clipped, of those that were read."""
-        return sum(self._clipped.values())
 
     def read(self, start: int, end: int) -> bytes:
         """Return bytes [start, end).
@@ -157,15 +183,13 @@ class MaskedContent:
         encoded = np.empty(high - low, self._fixed.dtype)
         mask = np.empty(high - low, self._fixed.dtype)
         KeyStream(self._seed, low * size, high * size).read_into(memoryview(mask.view(np.uint8)))
-        done = clipped = 0
+        done = 0
         start, end = self._position(low), self._position(high)
         for span in clip(self._plain.spans, start, end):
             stored = self._content.read(self._offset + span.start, self._offset + span.end)
             values = widened(DTYPES[span.dtype], memoryview(stored))
-            clipped += self._fixed.encode(values, self._samples, encoded[done : done + len(values)])
+            self._fixed.encode(values, self._samples, encoded[done : done + len(values)])
             done += len(values)
-        with self._lock:
-            self._clipped[low] = clipped
         np.add(encoded, mask, out=encoded)
         return encoded
 
@@ -180,10 +204,27 @@ class MaskedContent:
         return self._plain.nbytes
 
 
+def _survey(content: Content, layout: Layout, bound: float) -> tuple[str, int]:
+    """Return the SHA-256 of an update's bytes, and how many of its elements are beyond a bound."""
+    offset = header_bytes(content)
+    digest, clipped = hashlib.sha256(content.read(0, offset)), 0
+    for start, end in steps(layout.spans, 0, layout.nbytes, PIECE_BYTES):
+        stored = content.read(offset + start, offset + end)
+        digest.update(stored)
+        for span in clip(layout.spans, start, end):
+            part = memoryview(stored)[span.start - start : span.end - start]
+            values = np.abs(widened(DTYPES[span.dtype], part))
+            clipped += int(np.count_nonzero(values > bound))
+    return digest.hexdigest(), clipped
+
+
 def masked(
     content: Content, spec: RoundSpec, layout: Layout | None, mask: Mask, client: str, round_id: str
 ) -> MaskedContent:
-    """Return a content that is masked while it is read, with a fresh seed, sealed and signed.
+    """Return a content that is masked while it is read; its seed is sealed and signed.
+
+    The seed is fresh, unless this very update was masked for this round before, with the same
+    ``mask``: so an upload that broke off goes on where it was.
 
     Raises
     ------
@@ -191,8 +232,8 @@ def masked(
         The terms are not the client's, or its number of samples is over what the round allows.
     """
     need_libraries()
-    from gradshard_core.masking import enrolment, sealing
-    from gradshard_core.masking.key_stream import KeyStream, new_seed
+    from gradshard_core.masking import sealing
+    from gradshard_core.masking.key_stream import KeyStream
 
     mask.check(spec, client, round_id)
     terms = spec.masked
@@ -206,9 +247,8 @@ def masked(
     context = sealing.SealContext(
         round_id, client, spec.clients, spec.min_clients, encoding_of(terms, layout)
     )
-    seed = new_seed()
-    sealed = sealing.seal(seed, bytes.fromhex(terms.keeper), context)
-    signature = enrolment.sign(mask.key(), sealed, context)
+    digest, mask.clipped = _survey(content, layout, terms.bound)
+    seed, sealed, signature = mask.sealed(digest, context, bytes.fromhex(terms.keeper))
     size, count = fixed.dtype.itemsize, bytearray(fixed.dtype.itemsize)
     at = elements_of(layout) * size
     KeyStream(seed, at, at + size).read_into(memoryview(count))

@@ -10,7 +10,7 @@ from gradshard.client import operations
 from gradshard.client.claims import read_claim
 from gradshard.client.compression import Compression, compressed, keep_residual
 from gradshard.client.layer_upload import LayerUpload
-from gradshard.client.mask import Mask, MaskedContent, masked
+from gradshard.client.mask import Mask, masked
 from gradshard.client.round_access import RoundAccess, Source
 from gradshard.client.stack import Stack
 from gradshard.client.stated_round import StatedRound
@@ -180,6 +180,10 @@ class Round(RoundAccess):
             The round takes no more updates.
         """
         key = self.keys.update(client)
+        if mask is not None and (training or metrics):
+            raise UpdateError(
+                "masked updates tell nothing of their training: leave out training and metrics"
+            )
         with content_of(update, samples, training, metrics) as content:
             spec, ordered = self.prepare(client, content, partial=partial, codec=codec, mask=mask)
             if self._is_counted(spec, client, ordered):
@@ -187,8 +191,6 @@ class Round(RoundAccess):
             replaces = self._differs(key, ordered)
             upload(self.store, key, ordered, progress)
             keep_residual(ordered)
-            if mask is not None and isinstance(ordered, MaskedContent):
-                mask.clipped = ordered.clipped
             return replaces
 
     def layer_upload(
@@ -532,6 +534,8 @@ class Round(RoundAccess):
         fitted = self._fit(content, layout, partial=partial, allow_nonfinite=spec.allow_nonfinite)
         check_taken(fitted.layout, (spec.codecs or ()))
         if mask is not None:
+            if codec is not None:
+                raise UpdateError("masked updates are not compressed: leave out codec")
             return spec, masked(fitted, spec, layout, mask, client, self.id)
         if spec.masked is not None:
             raise UpdateError(
