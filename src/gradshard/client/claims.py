@@ -127,8 +127,14 @@ def read_claim(
     UpdateError
         An object is no safetensors object.
     SpecError
-        The round's rule measured the updates, and only the functions can read its weights.
+        The round's rule measured the updates, and only the functions can read its weights; or its
+        updates are masked.
     """
+    if spec.masked is not None:
+        raise SpecError(
+            f"round {keys.round_id!r} cannot be verified: its updates are masked, and only the "
+            "keeper can recompute the sum of the masks"
+        )
     if spec.measures:
         raise SpecError(
             f"round {keys.round_id!r} cannot be verified: {spec.decider and spec.decider.name} "

@@ -184,11 +184,13 @@ EXAMPLES: dict[str, Any] = {
     "layout": {"w": {"dtype": "F32", "shape": [2]}},
     "allow_nonfinite": True,
     "codecs": ["int4", "int8"],
+    "masked": {"bound": 1.0, "max_samples": 9, "keeper": "ab" * 32},
     "updates_from": "r0",
     "inbox": {"training": "t", "oldest": 3, "exponent": 0.5, "again": "t-00003"},
     "server_optimizer": {"optimizer": "fedadam"},
 }
 NEEDED: dict[str, dict[str, Any]] = {
+    "masked": {"clients": ["a", "b"], "layout": {"w": {"dtype": "F32", "shape": [2]}}},
     "fan_in": {"topology": "lifl"},
     "layers": {"rule": "fill"},
     "enough_clients": {"clients": list("ab"), "min_clients": 1},

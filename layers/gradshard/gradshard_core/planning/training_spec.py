@@ -61,7 +61,7 @@ MAX_SPEC_BYTES: Final = 96 * 1024
 """A training's options as JSON. They go through the state machine, whose payloads may have 256 KiB,
 beside the options of a round, which have the clients again."""
 
-DECIDED: Final = ("clients", "enough_clients", "eager", "updates_from", "layout", "inbox")
+DECIDED: Final = ("clients", "enough_clients", "eager", "updates_from", "layout", "inbox", "masked")
 """Options of rounds that a training decides, or that do not go with one."""
 
 
@@ -76,7 +76,9 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
     }
     for name in DECIDED:
         if name in given:
-            raise SpecError(f"round has {name!r}, which the training decides: leave it out")
+            raise SpecError(
+                f"round has {name!r}, which the training decides or cannot have: leave it out"
+            )
     if given.get("server_optimizer") is None:
         raise SpecError(
             "server_optimizer is missing: a training makes versions of a model, for example with "
