@@ -1,6 +1,7 @@
 """Trainings from their start to their end, with functions that die at each of their requests."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.layout import parse_header
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.trainings import advance_training as advancing
+from gradshard_core.trainings import round_outcome
 from tests import reference
 from tests.unit.trainings.machine import Machine, TaskError, training_of
 
@@ -453,3 +456,26 @@ def test_bad_metrics_cost_their_sender_the_metrics_alone(
     [note] = record["notes"]
     assert note.startswith("metrics of ann do not count: ")
     assert why in note
+
+
+def test_long_headers_are_parsed_one_at_a_time(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hostile update has a header that takes 150 MB when it is parsed, of a function's 256."""
+    machine.model.put({f"{'layer' * 30}-{n}": np.zeros(1, "f4") for n in range(200)})
+    going = most = 0
+
+    def parse(*given: Any) -> Any:
+        nonlocal going, most
+        going += 1
+        most = max(most, going)
+        time.sleep(0.01)
+        found = parse_header(*given)
+        going -= 1
+        return found
+
+    monkeypatch.setattr(round_outcome, "parse_header", parse)
+    state = machine.start(rounds=1, clients=[f"c{n}" for n in range(6)])
+    assert (state.status, most) == ("ended", 1)
+    [record] = machine.training.records()
+    assert record["metrics"] == {"loss": 1.0}
