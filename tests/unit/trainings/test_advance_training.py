@@ -479,3 +479,36 @@ def test_long_headers_are_parsed_one_at_a_time(
     assert (state.status, most) == ("ended", 1)
     [record] = machine.training.records()
     assert record["metrics"] == {"loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *("median", "trimmed_mean", "norm_clip", "centered_clip", "geometric_median"),
+        *("cosine_filter", {"name": "krum", "f": 2}, {"name": "multi_krum", "f": 2}),
+    ],
+    ids=str,
+)
+def test_a_training_with_a_robust_rule_withstands_a_client(machine: Machine, rule: Any) -> None:
+    def train(client: str, model: Mapping[str, Any], invitation: Invitation) -> Any:
+        trained, samples, metrics = training_of(client, model, invitation)
+        if client == "c0":
+            trained = {name: tensor - np.float32(1e30) for name, tensor in trained.items()}
+        return trained, samples, metrics
+
+    machine.train = train
+    state = machine.start(
+        rounds=2,
+        clients=[f"c{number}" for number in range(7)],
+        round={"server_optimizer": "fedavg", "rule": rule},
+    )
+    assert (state.status, state.completed) == ("ended", 2), state.cause
+    assert all(np.abs(tensor).max() < 20 for tensor in machine.model.fetch().values())
+
+
+def test_a_small_sample_is_as_many_clients_as_the_quorum(machine: Machine) -> None:
+    of_round = {"server_optimizer": "fedavg", "min_clients": 3}
+    clients = [f"c{number}" for number in range(10)]
+    state = machine.start(rounds=2, clients=clients, sample=0.1, round=of_round)
+    assert (state.status, state.completed) == ("ended", 2), state.cause
+    assert [len(record["clients"]) for record in machine.training.records()] == [3, 3]
