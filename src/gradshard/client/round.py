@@ -185,11 +185,17 @@ class Round(RoundAccess):
             return replaces
 
     def layer_upload(
-        self, client: str, samples: int, *, training: Mapping[str, float] | None = None
+        self,
+        client: str,
+        samples: int,
+        *,
+        codec: str | Compression | None = None,
+        training: Mapping[str, float] | None = None,
     ) -> LayerUpload:
         """Begin a partial update that grows layer by layer, as back-propagation reaches them.
 
-        The layers that were added before the deadline are averaged.
+        The layers that were added before the deadline are averaged. The parameters are those of
+        :meth:`submit`.
 
         Raises
         ------
@@ -199,7 +205,7 @@ class Round(RoundAccess):
         spec = self.spec()
         _check_expected(spec, client, self.id)
         _check_partial(spec, self.id)
-        return LayerUpload(self, client, samples, training)
+        return LayerUpload(self, client, samples, codec, training)
 
     def assignment(self, client: str) -> Assignment:
         """Return the settings with which a client should train for this round.

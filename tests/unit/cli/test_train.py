@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -258,3 +259,19 @@ def test_a_program_that_fails_ends_join_with_the_reason(
     assert result.exit_code == 1
     assert "ann evaluates for round t-00003" in result.output
     assert why in result.output
+
+
+def test_join_compresses_updates_as_told(
+    run: Run, federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    done = SimpleNamespace(state=SimpleNamespace(cause="over"))
+    monkeypatch.setattr(federation, "participate", lambda *_, **more: given.update(more) or done)
+    residual = tmp_path / "residual"
+    options = ("--codec", "topk", "--codec-fraction", 0.02, "--residual", residual)
+    assert run("join", "t", "ann", *options, "--", "true").exit_code == 0
+    assert (given["codec"].codec, given["codec"].fraction) == ("topk", 0.02)
+    assert given["codec"].residual is not None
+    assert run("join", "t", "ann", "--", "true").exit_code == 0
+    assert given["codec"] is None
+    assert run("join", "t", "ann", "--codec-seed", 3, "--", "true").exit_code == 2

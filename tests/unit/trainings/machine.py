@@ -320,7 +320,7 @@ class Machine:
                 raise SilentError
             return done
 
-        worker = participation._Worker(self.stack, self.training, client, work, work)
+        worker = participation._Worker(self.stack, self.training, client, work, work, None)
         try:
             assert worker.answer(invitation)
         except SilentError:

@@ -54,6 +54,8 @@ class Contributor:
         round uses it.
     staleness
         In a buffered training, how many versions of the model were made since the update began.
+    codec_error
+        The relative error of the encoding of its update, as it states it.
     """
 
     client: str
@@ -63,6 +65,7 @@ class Contributor:
     runs: Runs
     report: dict[str, Any] | None = None
     staleness: int = 0
+    codec_error: float | None = None
 
     @property
     def codec(self) -> str | None:

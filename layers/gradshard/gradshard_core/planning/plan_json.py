@@ -179,6 +179,7 @@ def _parse_contributor(written: dict[str, Any], tables: Sequence["array[int]"]) 
         _parse_runs(written["runs"], tables),
         written["report"],
         written["staleness"],
+        written["codec_error"],
     )
 
 

@@ -8,7 +8,12 @@ from typing import Any, Final, NamedTuple
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.aggregation.gathering import ADVICE, MAX_RUNS, Disorder
 from gradshard_core.errors import GradshardError, PlanError, UpdateError
-from gradshard_core.formats.encoded import EncodedRuns, further_runs
+from gradshard_core.formats.encoded import (
+    EncodedLayout,
+    EncodedRuns,
+    further_runs,
+    parse_codec_error,
+)
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs
 from gradshard_core.planning.plan import Contributor, Rejection
@@ -190,6 +195,7 @@ class _Sent(NamedTuple):
     report: Report
     layout: bytes
     data_offset: int
+    codec_error: float | None
 
 
 def _contributor(spec: RoundSpec, update: _Sent, runs: Runs) -> Contributor:
@@ -201,6 +207,7 @@ def _contributor(spec: RoundSpec, update: _Sent, runs: Runs) -> Contributor:
         weight=0.0,
         runs=runs.moved(update.data_offset),
         report=_report(spec, update),
+        codec_error=update.codec_error,
     )
 
 
@@ -258,7 +265,10 @@ class _Examiner:
         if self.settled is not None and seen.order not in self.findings:
             self.findings[seen.order] = self._examine(self.settled, header.layout)
         report = parse_report(samples, header.metadata)
-        return _Sent(client, source, samples, report, seen.order, header.data_offset)
+        error = (
+            parse_codec_error(header.metadata) if isinstance(header.layout, EncodedLayout) else None
+        )
+        return _Sent(client, source, samples, report, seen.order, header.data_offset, error)
 
     def vote(self, updates: Mapping[str, _Sent]) -> None:
         """Take the layout of the majority, and examine all.

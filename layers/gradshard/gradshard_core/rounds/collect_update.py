@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gradshard_core.errors import SpecError
+from gradshard_core.formats.encoded import EncodedLayout
 from gradshard_core.formats.keys import RoundKeys, check_id, parse_inbox_id, parse_update_key
 from gradshard_core.planning.plan import Plan, Rejection
 from gradshard_core.planning.plan_json import parse_plan
@@ -51,7 +52,8 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
     -------
     dict
         ``status`` is ``accepted``, ``rejected`` or ``ignored``, the latter two with a ``reason``;
-        ``late`` is true of an update that came after planning.
+        ``late`` is true of an update that came after planning, and ``codec`` names the codec of a
+        compressed update.
     """
     parsed = parse_update_key(key)
     try:
@@ -88,6 +90,8 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
         there = etag if update is None else update.source.etag.strip('"')
         arrivals.withdraw_rejection(store, keys, client, there)
         outcome |= {"status": "accepted"}
+        if update is not None and isinstance(update.header.layout, EncodedLayout):
+            outcome |= {"codec": update.header.layout.codec}
     return outcome | {"resumed": arrivals.resume_if_due(store, keys, spec, client)}
 
 

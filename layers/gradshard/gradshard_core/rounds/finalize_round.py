@@ -292,12 +292,14 @@ def _manifest(
                 "key": contributor.source.key,
                 "nbytes": contributor.source.nbytes,
                 "codec": contributor.codec,
+                "codec_error": contributor.codec_error,
                 "etag": contributor.source.etag,
                 "version": contributor.source.version,
                 "staleness": contributor.staleness,
             }
             for contributor in plan.contributors
         ],
+        "codecs": _by_codec(plan),
         "rejected": [vars(rejection) for rejection in plan.participants.rejected],
         "missing": plan.participants.missing,
         "left_out": [contributor.client for contributor in plan.participants.left_out],
@@ -331,6 +333,17 @@ def _privacy(plan: Plan) -> dict[str, Any] | None:
         "deviation": dp.noise_multiplier * dp.clip / len(plan.contributors),
         "step": grid.step,
     }
+
+
+def _by_codec(plan: Plan) -> dict[str, dict[str, int]]:
+    """Return the number of updates of each codec, and their bytes."""
+    found: dict[str, dict[str, int]] = {}
+    for contributor in plan.contributors:
+        if contributor.codec is not None:
+            of_codec = found.setdefault(contributor.codec, {"updates": 0, "nbytes": 0})
+            of_codec["updates"] += 1
+            of_codec["nbytes"] += contributor.source.nbytes
+    return found
 
 
 def _partial(plan: Plan) -> dict[str, Any]:
