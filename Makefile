@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-second test-ceph fuzz bench docs docs-serve docs-tables demo deploy requirements clean
+.PHONY: help setup format lint check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench docs docs-serve docs-tables demo deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -115,6 +115,12 @@ test-flower: setup ## Run the tests that need Flower, in an environment of their
 	.venv-flower/bin/python -c 'import flwr; print("Flower", flwr.__version__)'
 	$(BIN)/python -m tests.flower .venv-flower/bin/python
 
+# Not into .venv: it needs an older attrs than ours.
+test-privacy: setup ## Run the tests that need dp-accounting, in an environment of their own
+	$(PYTHON) -m venv .venv-privacy
+	.venv-privacy/bin/pip install --quiet --disable-pip-version-check '.[privacy]' $(TEST_PACKAGES)
+	.venv-privacy/bin/python -m pytest -q -p no:cacheprovider tests/unit/client/test_accounting.py
+
 # Not into .venv: it needs older releases than ours.
 .venv-second/installed: tests/second/requirements.txt
 	$(PYTHON) -m venv --clear .venv-second
@@ -173,5 +179,5 @@ requirements: setup ## Pin the newest allowed versions of the dependencies
 	$(UV_COMPILE) --upgrade --output-file tests/second/requirements.txt tests/second/requirements.in
 
 clean: ## Remove everything that these targets made
-	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-flower .venv-second .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
+	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-flower .venv-privacy .venv-second .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -105,6 +105,10 @@ class ModelStateError(GradshardError):
     """Another version of the model was made meanwhile."""
 
 
+class PrivacyBudgetError(GradshardError):
+    """A round would reveal more than the privacy budget of its model allows."""
+
+
 class TicketError(GradshardError):
     """A ticket cannot be made or read, or does not allow the request.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradshard.cli.options import option
+from gradshard.cli.values import WholeNumberType
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.topk import USUAL_FRACTION
 
@@ -17,7 +18,8 @@ _OPTIONS = (
     option(
         "--codec",
         type=click.Choice(list(CODECS)),
-        help="Compress the update, which loses some precision; the round must take the codec.",
+        help="Compress the update with this codec, which loses some precision. The round must "
+        "take the codec.",
         default_text="no compression",
     ),
     option(
@@ -29,17 +31,18 @@ _OPTIONS = (
     ),
     option(
         "--codec-seed",
-        type=click.IntRange(0),
+        type=WholeNumberType(0),
         metavar="N",
-        help="Round stochastically, with random numbers from this seed; give another in each "
-        "round.",
+        help="Round values up or down at random, with random numbers from this seed. Give another "
+        "seed in each round.",
         default_text="rounded to the nearest value",
     ),
     option(
         "--residual",
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE",
-        help="Keep in this file what the codec loses, and add it to the client's next update.",
+        help="Store the part of the update that the codec loses in this file, and add it to the "
+        "client's next update.",
         default_text="no error feedback",
     ),
 )

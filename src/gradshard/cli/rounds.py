@@ -98,7 +98,7 @@ def open_(
     "--train-seconds",
     type=DurationType(),
     metavar="DURATION",
-    help="Report how long the client trained, for example 90s or 30m.",
+    help="Report the time that the client trained, for example 90s or 30m.",
     default_text="not reported",
 )
 @option(

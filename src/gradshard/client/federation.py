@@ -271,7 +271,7 @@ class Federation:
             Compress the updates, as in :meth:`gradshard.client.round.Round.submit`; metrics of
             evaluations are sent as they are. To a seed the number of the round is added.
         patience
-            How many seconds a lost connection may last; None for a day.
+            The seconds that a lost connection may last; None for a day.
 
         Raises
         ------
@@ -280,7 +280,7 @@ class Federation:
         TrainingStateError
             No training was named, and not exactly one has not ended.
         UpdateError
-            What ``train`` or ``evaluate`` returned could not be averaged.
+            The value that ``train`` or ``evaluate`` returned could not be averaged.
         StoreError, ServiceError
             S3 rejects the client's requests, or cannot be reached for longer than ``patience``.
         """

@@ -169,6 +169,7 @@ def grants() -> list[Grant]:
 
 MODELS = {
     "${Bucket.Arn}/models/*.json": "which version is current, and each version's record",
+    "${Bucket.Arn}/models/*/ledger.json": "what its rounds have revealed",
     "${Bucket.Arn}/models/*.safetensors": "models, whether a round made them or somebody put them",
     "${Bucket.Arn}/models/*/rounds/*.safetensors": "what rounds make: models, optimizers' state",
     "${Bucket.Arn}/models/*/training.json": "which training has the model",

@@ -1,4 +1,4 @@
-"""The plan of a round: who contributes with which weight, and which task adds what.
+"""The plan of a round: its contributors with their weights, and its tasks with their inputs.
 
 ``plan_round`` writes it, and every later function of the round reads it
 (:mod:`gradshard_core.planning.plan_json`).
@@ -17,8 +17,9 @@ from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, SHARES, shares_
 from gradshard_core.aggregation.buffers import Stretches, clip_stretches
 from gradshard_core.aggregation.gram import Measuring, cut_chunks
 from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
+from gradshard_core.aggregation.privacy import Grid, PrivacyMechanism, PrivateSum
 from gradshard_core.aggregation.robust_rules import RobustRule
-from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
+from gradshard_core.aggregation.sharding import count_elements, cut_shards, sums_bytes
 from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs, Span, encode_header
@@ -44,12 +45,15 @@ class Contributor:
     samples
         n, the number of samples that it trained on.
     weight
-        The factor of its update: n / Σn, or n. Partial updates have weights by layer instead.
+        The factor of its update: n / Σn, or n. Partial updates have weights by layer instead, and
+        those of a buffered training are discounted by their staleness.
     runs
         The places of the layout's bytes in the object; a partial update lacks some of them.
     report
         Its report on its training (:class:`gradshard_core.stragglers.assignments.Report`), if the
         round uses it.
+    staleness
+        In a buffered training, how many versions of the model were made since the update began.
     codec_error
         The relative error of the encoding of its update, as it states it.
     """
@@ -60,6 +64,7 @@ class Contributor:
     weight: float
     runs: Runs
     report: dict[str, Any] | None = None
+    staleness: int = 0
     codec_error: float | None = None
 
     @property
@@ -221,6 +226,8 @@ class Computation:
     measured
         In the second pass, the attempt that measured. The plan has no weights then: they are in the
         attempt's decision, which clients do not read.
+    dp
+        How the result is made private; None if it is not.
     """
 
     levels: tuple[Level, ...]
@@ -234,6 +241,7 @@ class Computation:
     robust: RobustRule | None = None
     measures: bool = False
     measured: int | None = None
+    dp: PrivacyMechanism | None = None
 
 
 @dataclass(frozen=True)
@@ -243,8 +251,8 @@ class Stage:
     Parameters
     ----------
     entered_at
-        When the state machine entered the state that planned it, ISO 8601. A request with the same
-        time is a repetition and changes nothing.
+        The time at which the state machine entered the planning state, ISO 8601. A request with the
+        same time is a repetition and changes nothing.
     number
         The number of stages that the plan has so far.
     groups
@@ -299,7 +307,7 @@ class Plan:
     participants, computation, layout
         The contributors, the rule of the average, and the layout.
     attempt
-        How often the round was planned again because contributors were rejected while their
+        The number of replans before this plan, because contributors were rejected while their
         updates were read.
     stage
         The groups that this planning adds.
@@ -481,6 +489,8 @@ class Plan:
             return Measuring(inputs, self.layout.buffers)
         if computation.robust is not None and computation.robust.is_columns:
             return computation.robust.reduction(inputs, gathers=gathers)
+        if self.grid is not None:
+            return PrivateSum(self.grid.step, len(self.contributors), gathers=gathers)
         is_last = self.is_last(level)
         return Addition(
             order=self.levels[level].order,
@@ -490,6 +500,14 @@ class Plan:
             allow_nonfinite=self.computation.allow_nonfinite,
             gathers=gathers,
         )
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid of a private sum; None if the plan makes none."""
+        dp = self.computation.dp
+        if dp is None or self.computation.measures:
+            return None
+        return dp.grid(count_elements(self.layout.spans, 0, self.layout.nbytes))
 
     def input_zones(self, task: Task, start: int) -> list[Zone]:
         """Return the weights of a task's inputs, from byte ``start`` of the layout on."""

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
+from gradshard_core.aggregation.privacy import parse_privacy
 from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
 from gradshard_core.formats.encoded import EncodedRuns
@@ -47,6 +48,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "robust": computation.robust and computation.robust.to_json(),
         "measures": computation.measures,
         "measured": computation.measured,
+        "dp": computation.dp and computation.dp.to_json(),
         "allow_nonfinite": computation.allow_nonfinite,
         "shards": computation.shards,
         "levels": [vars(level) for level in computation.levels],
@@ -98,6 +100,7 @@ def parse_plan(written: dict[str, Any]) -> Plan:
             robust=written["robust"] and parse_robust_rule(written["robust"]),
             measures=written["measures"],
             measured=written["measured"],
+            dp=written["dp"] and parse_privacy(written["dp"]),
             layers=tuple(
                 PlannedLayerWeights(missed, tuple(weights))
                 for _, _, missed, weights in written["layers"]
@@ -175,6 +178,7 @@ def _parse_contributor(written: dict[str, Any], tables: Sequence["array[int]"]) 
         written["weight"],
         _parse_runs(written["runs"], tables),
         written["report"],
+        written["staleness"],
         written["codec_error"],
     )
 

@@ -144,6 +144,12 @@ def _aggregate_finite(inputs: TaskInputs) -> list[Rejection]:
     except NonFiniteSumError as error:
         return reject_nonfinite(inputs, error.position)
     except NonFiniteModelError as error:
+        if inputs.plan.computation.dp is not None:
+            # Whoever would be rejected has sent something long: that would be told to everyone.
+            raise PlanError(
+                f"byte {error.position} of the model would be a NaN or an infinity after the step "
+                "with the private average: open the round with a lower learning rate or less noise"
+            ) from error
         return reject_largest_step(inputs.wire, inputs.plan, inputs.task, error.position)
     return []
 

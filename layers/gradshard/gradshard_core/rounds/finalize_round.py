@@ -16,6 +16,7 @@ from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records import model_registry
 from gradshard_core.records.manifest import COMPLETED, parse_manifest
 from gradshard_core.records.model_registry import Version
+from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.measurement import left_out, read_decision, summary, write_measurement
 from gradshard_core.s3.store import S3Store
@@ -76,7 +77,10 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
         tally.add(report)
     rejected = tally.rejected()
     if rejected:
-        arrivals.reject_all(store, keys, rejected)
+        sources = {c.client: c.source.key for c in plan.contributors}
+        arrivals.reject_all(
+            store, rejected, lambda client: arrivals.told_under(keys, sources[client])
+        )
         written = [vars(rejection) for rejection in rejected]
         # Apart from what clients read, which a later upload of theirs replaces.
         store.put_json(keys.replan(plan.attempt), written)
@@ -144,7 +148,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     measuring = {}
     if plan.computation.measured is not None:
         decision = read_decision(store, keys, plan)
-        arrivals.reject_all(store, keys, left_out(plan, decision))
+        arrivals.reject_all(store, left_out(plan, decision), lambda _: keys)
         measuring = {"measuring": summary(store, keys, plan, decision)}
     result, *made = (_complete(store, output, plan.computation.shards) for output in plan.outputs)
     version = _next_version(store, plan, made)
@@ -163,9 +167,16 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     # A planning that was killed, or ran twice at once, may have left one behind.
     for output in plan.outputs:
         store.abort_open_uploads(output.key)
+    _delete_intermediate(store, keys, plan)
+    aws_callbacks.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
+
+
+def _delete_intermediate(store: S3Store, keys: RoundKeys, plan: Plan) -> None:
+    """Delete for good what only tasks have needed."""
     if len(plan.levels) > 1:
         store.delete_versions(keys.partial_sums)
-    aws_callbacks.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
+    if plan.computation.dp is not None:
+        delete_noise_key(store, keys)
 
 
 def _read_reports(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
@@ -252,7 +263,8 @@ def _manifest(
     version: Version | None,
     measuring: dict[str, Any],
 ) -> dict[str, Any]:
-    has_others = plan.layout.layers or plan.computation.robust is not None
+    computation = plan.computation
+    has_others = plan.layout.layers or computation.robust is not None or computation.dp is not None
     finished_at = datetime.now(UTC)
     planned = datetime.fromisoformat(plan.planned_at)
     opened = datetime.fromisoformat(plan.opened_at)
@@ -283,6 +295,7 @@ def _manifest(
                 "codec_error": contributor.codec_error,
                 "etag": contributor.source.etag,
                 "version": contributor.source.version,
+                "staleness": contributor.staleness,
             }
             for contributor in plan.contributors
         ],
@@ -298,6 +311,7 @@ def _manifest(
         "projected": plan.projected,
         "notes": plan.notes,
         "model": version and version.to_json(),
+        "privacy": _privacy(plan),
         **_partial(plan),
         **measuring,
         "opened_at": plan.opened_at,
@@ -305,6 +319,19 @@ def _manifest(
         "finished_at": finished_at.isoformat(),
         "waited_seconds": round((planned - opened).total_seconds(), 3),
         "seconds": round((finished_at - planned).total_seconds(), 3),
+    }
+
+
+def _privacy(plan: Plan) -> dict[str, Any] | None:
+    """Return what a private average was made with."""
+    dp, grid = plan.computation.dp, plan.grid
+    if dp is None or grid is None:
+        return None
+    return {
+        **dp.to_json(),
+        "clients": len(plan.contributors),
+        "deviation": dp.noise_multiplier * dp.clip / len(plan.contributors),
+        "step": grid.step,
     }
 
 

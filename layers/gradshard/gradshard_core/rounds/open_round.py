@@ -5,10 +5,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gradshard_core.aggregation import buffers
-from gradshard_core.errors import GradshardError, RoundExistsError, StoreError
+from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, StoreError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.spec import RoundSpec, parse_new_spec
-from gradshard_core.records import model_registry
+from gradshard_core.records import model_registry, privacy_ledger
+from gradshard_core.records.round_spec import read_spec
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.s3.store import S3Store
 
@@ -52,6 +53,18 @@ def open_round(
     return {"round": round_id, "status": "opened", "resumed": resumed}
 
 
+def _check_source(store: S3Store, spec: RoundSpec) -> None:
+    """Raise if updates were sent to a private round, which alone may tell of them."""
+    if spec.updates_from is None:
+        return
+    opened = read_spec(store, RoundKeys(spec.updates_from))
+    if opened is not None and opened[0].dp is not None:
+        raise SpecError(
+            f"updates_from: round {spec.updates_from!r} is private, and its updates serve for that "
+            "round alone: two averages of them would reveal more than its ε says"
+        )
+
+
 def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: datetime) -> datetime:
     deadline_at = opened_at + timedelta(seconds=spec.timeout)
     record = {
@@ -61,6 +74,7 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
         "deadline_at": deadline_at.isoformat(),
     }
     base = {}
+    _check_source(store, spec)
     if spec.server_optimizer is not None:
         newest = model_registry.read_current(store, spec.server_optimizer.model)
         if spec.server_optimizer.buffers:
@@ -68,6 +82,7 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
                 model_registry.layout_of(store, newest.tensors), spec.server_optimizer.buffers
             )
         base = {"model_version": newest.number}
+        privacy_ledger.enter(store, newest.model, keys.round_id, spec.dp, spec.expected)
     if not store.put_json(keys.spec, record | base, replaces=None):
         # From which version the round began was settled the first time.
         there = store.get_json(keys.spec, lambda there: {name: there.get(name) for name in record})

@@ -13,8 +13,10 @@ from gradshard_core.aggregation.decoding import DecodedSource, Desk
 from gradshard_core.aggregation.gathering import Range
 from gradshard_core.aggregation.gram import chunk_ranges
 from gradshard_core.aggregation.kernel import Source, Zone
+from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.sharding import (
     SLICE_BYTES,
+    count_elements,
     gathered_bytes,
     receive_buffer_bytes,
     sums_bytes,
@@ -23,6 +25,7 @@ from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs, Span
 from gradshard_core.planning.plan import Contributor, Plan, Task
+from gradshard_core.records.noise_key import read_noise_key
 from gradshard_core.s3.streams import GatheringStream, RangeStream
 from gradshard_core.s3.task_client import TaskS3Client
 
@@ -81,7 +84,7 @@ class TaskInputs:
     spans
         The spans of the layout, split at buffers if the task measures.
     reduction
-        How the inputs are combined.
+        The operation that combines the inputs.
     """
 
     def __init__(
@@ -116,15 +119,27 @@ class TaskInputs:
         return self.plan.input_zones(self.task, start)
 
     @contextlib.contextmanager
-    def opened(self, start: int) -> Iterator[list[InputStream]]:
-        """Open a stream of every input's bytes, from byte ``start`` of the layout on."""
+    def opened(self, start: int) -> Iterator[list[Source]]:
+        """Open a stream of every input's bytes, from byte ``start`` of the layout on.
+
+        The last one of a private sum is its noise.
+        """
         self.wire.receive_buffer_bytes = receive_buffer_bytes(len(self.numbers))
+        streams: list[InputStream]
         if self.task.level == 0:
             streams = [self.update_stream(c, start) for c in self.contributors]
         else:
             streams = [self._partial_sum_stream(number) for number in self.numbers]
         with self.all_open(streams):
-            yield streams
+            yield [*streams, *self._noise(start)]
+
+    def _noise(self, start: int) -> list[Source]:
+        """Return the noise of a private sum, from byte ``start`` of the layout on."""
+        grid = self.plan.grid
+        if grid is None:
+            return []
+        key = read_noise_key(self.wire, self.keys)
+        return [NoiseSource(key, grid.terms, count_elements(self.spans, 0, start))]
 
     @contextlib.contextmanager
     def all_open(self, streams: Sequence[InputStream]) -> Iterator[None]:
