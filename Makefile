@@ -137,7 +137,7 @@ test-ceph: setup ## Check signatures and tickets against Ceph's S3 gateway, if i
 	CEPH_GATEWAY=radosgw $(BIN)/pytest --quiet tests/ceph
 
 # Atheris has no wheels but for Linux on x86-64, so it is no requirement of `make setup`.
-FUZZ_TARGETS := update header pair report key ticket
+FUZZ_TARGETS := update header pair report key ticket units entries
 FUZZ_RUNS := 1000000
 
 fuzz: setup ## Fuzz the parsers of client data with FUZZ_RUNS inputs for each target
