@@ -22,7 +22,6 @@ from stragglers.backends import InMemory
 from stragglers.curves import Floats
 
 SIZES: Final = (64, 64, 10)
-RANK: Final = 4
 FIRST_DIGITS: Final = 5
 LEARNING_RATE: Final = 0.1
 BATCH_SIZE: Final = 16
@@ -31,27 +30,30 @@ Parameters = network.Parameters
 
 
 class Way(NamedTuple):
-    """What clients train, by the ends of its names."""
+    """What clients train, by the ends of its names, and the rank of the adapters."""
 
     title: str
     trained: tuple[str, ...]
+    rank: int = 0
 
 
 FULL: Final = Way("whole layers", (".weight", ".bias"))
-BOTH: Final = Way("A and B", (".A", ".B", ".bias"))
-SHARED: Final = Way("B, all with the same A", (".B", ".bias"))
-WAYS: Final = (FULL, BOTH, SHARED)
+BOTH: Final = Way("A and B of rank 4", (".A", ".B", ".bias"), 4)
+SHARED: Final = Way("B of rank 4, with the same A", (".B", ".bias"), 4)
+WIDER: Final = Way("B of rank 10, with the same A", (".B", ".bias"), 10)
+WAYS: Final = (FULL, BOTH, SHARED, WIDER)
 
 
-def with_adapters(model: Parameters, seed: int) -> Parameters:
+def with_adapters(model: Parameters, rank: int, seed: int) -> Parameters:
     """Return a model with an adapter of each weight; B is zero, so it does what it did."""
     rng, found = np.random.default_rng(seed), dict(model)
     for name, weight in model.items():
         if name.endswith(".weight"):
             layer = name.removesuffix(".weight")
             outputs, inputs = weight.shape
-            found[f"{layer}.A"] = (rng.standard_normal((RANK, inputs)) / RANK).astype(np.float32)
-            found[f"{layer}.B"] = np.zeros((outputs, RANK), np.float32)
+            down = rng.standard_normal((rank, inputs)) * 2 / np.sqrt(inputs)
+            found[f"{layer}.A"] = down.astype(np.float32)
+            found[f"{layer}.B"] = np.zeros((outputs, rank), np.float32)
     return found
 
 
@@ -114,7 +116,7 @@ def run(way: Way, clients: int, rounds: int, seed: int) -> tuple[float, float]:
     )
     model = network.train(model, images, labels, network.Training(20), seed)
     if way is not FULL:
-        model = with_adapters(model, seed)
+        model = with_adapters(model, way.rank, seed)
     backend, error = InMemory(), 0.0
     samples = {client: len(found.labels) for client, found in digits.clients.items()}
     for number in range(rounds):
@@ -134,7 +136,7 @@ def run(way: Way, clients: int, rounds: int, seed: int) -> tuple[float, float]:
 
 def sent_bytes(way: Way) -> int:
     """Return the bytes of an update's tensors."""
-    model = with_adapters(network.initialise(SIZES, 0), 0)
+    model = with_adapters(network.initialise(SIZES, 0), way.rank, 0)
     sent = {name: array for name, array in model.items() if name.endswith(way.trained)}
     return TensorContent(sent, samples=1).layout.nbytes
 

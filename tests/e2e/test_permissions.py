@@ -21,6 +21,7 @@ from gradshard.deployment.local_engine import Engine
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from tests import reference
 from tests.e2e.deployed import Deployed, send_unchecked, until
+from tests.e2e.masking import masked_round
 
 pytestmark = pytest.mark.e2e
 
@@ -120,6 +121,7 @@ def rounds(federation: Federation, deployed: Deployed) -> None:
     trained(federation, deployed)
     trained_in_part(federation, deployed)
     trained_at_their_pace(federation, deployed)
+    masked(federation)
 
 
 def plain(federation: Federation, deployed: Deployed) -> None:
@@ -315,6 +317,12 @@ def applied(federation: Federation, deployed: Deployed) -> None:
     assert made == []
     uploads = deployed.s3.list_multipart_uploads(Bucket=deployed.bucket, Prefix="models/iam/")
     assert uploads.get("Uploads", []) == []
+
+
+def masked(federation: Federation) -> None:
+    """A masked round whose keeper first refuses a client, and then answers for the others."""
+    manifest = masked_round(federation, "iam-masked", ["a", "b", "c"], enrolled=["a", "b"])
+    assert [rejection["client"] for rejection in manifest["rejected"]] == ["c"]
 
 
 def late(federation: Federation, deployed: Deployed) -> None:

@@ -16,14 +16,14 @@ MODEL = network.initialise((6, 5, 3), 0)
 
 
 def test_a_new_adapter_changes_nothing() -> None:
-    merged = lora.merged(lora.with_adapters(MODEL, 1))
+    merged = lora.merged(lora.with_adapters(MODEL, 4, 1))
     assert all(np.array_equal(merged[name], MODEL[name]) for name in MODEL)
 
 
 def test_gradients_of_adapters_are_those_of_the_loss() -> None:
     rng = np.random.default_rng(0)
     images, labels = rng.standard_normal((1, 6)).astype("f4"), np.array([2])
-    model = lora.with_adapters(MODEL, 1)
+    model = lora.with_adapters(MODEL, 4, 1)
     for name in ("layer0.B", "layer1.B"):
         model[name] = rng.standard_normal(model[name].shape).astype("f4")
     for way in (lora.BOTH, lora.SHARED):
@@ -46,7 +46,7 @@ def test_gradients_of_adapters_are_those_of_the_loss() -> None:
 
 def test_with_one_a_the_products_are_averaged_exactly_and_else_not() -> None:
     rng = np.random.default_rng(0)
-    base = lora.with_adapters(MODEL, 1)
+    base = lora.with_adapters(MODEL, 4, 1)
     samples = {"ann": 3, "bo": 5}
 
     def error(trained: tuple[str, ...]) -> float:

@@ -18,6 +18,8 @@ from gradshard.utils.parallel import run_parallel
 from gradshard.utils.text import pluralize
 from gradshard_core.aggregation.addition_order import format_order
 from gradshard_core.aggregation.arithmetic import STEPS
+from gradshard_core.aggregation.buffers import names_in
+from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.errors import (
     ChangedObjectError,
     ModelNotFoundError,
@@ -127,8 +129,14 @@ def read_claim(
     UpdateError
         An object is no safetensors object.
     SpecError
-        The round's rule measured the updates, and only the functions can read its weights.
+        The round's rule measured the updates, and only the functions can read its weights; or its
+        updates are masked.
     """
+    if spec.masked is not None:
+        raise SpecError(
+            f"round {keys.round_id!r} cannot be verified: its updates are masked, and only the "
+            "keeper can recompute the sum of the masks"
+        )
     if spec.measures:
         raise SpecError(
             f"round {keys.round_id!r} cannot be verified: {spec.decider and spec.decider.name} "
@@ -360,9 +368,33 @@ class _Reader:
         self._expect("the model's version", made.number, number + 1)
         self._expect("the model's optimizer", made.optimizer, optimizer.to_json())
         self._expect("the optimizer's steps", made.steps, step)
+        self._expect("the model's name", made.model, optimizer.model)
+        self._expect("the model's round", made.round_id, self._keys.round_id)
+        self._expect("the model's buffers", made.buffers, names_in(layout, buffers))
+        self._expect("the optimizer's state", {*made.state}, {*optimizer.state})
+        if not self._check_headers(made, layout) or made.state.keys() != {*optimizer.state}:
+            return plan, None
         new = NextModel(optimizer, number + 1, step, base.tensors, state, ())
         planned = replace(plan, layout=replace(plan.layout, buffers=buffers), next_model=new)
         return planned, made
+
+    def _check_headers(self, made: Version, layout: Layout) -> bool:
+        """Check that who reads the model by its header finds the tensors that are compared."""
+        state = state_layout(layout)
+        wrong = []
+        for stored, expected in (
+            (made.tensors, layout),
+            *((kept, state) for kept in made.state.values()),
+        ):
+            try:
+                header = _read_header(self._store, stored.source)
+                is_expected = (header.layout, header.data_offset) == (expected, stored.data_offset)
+            except UpdateError:
+                is_expected = False
+            if not is_expected:
+                wrong.append(f"{stored.source.key}: its header is not that of the round's tensors")
+        self._contradictions += wrong
+        return not wrong
 
     def _check_record(self, made: Version) -> None:
         """Check that clients who read the model get what the manifest says."""

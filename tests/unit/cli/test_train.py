@@ -290,7 +290,12 @@ def test_join_compresses_updates_as_told(
 ) -> None:
     given: dict[str, Any] = {}
     done = SimpleNamespace(state=SimpleNamespace(cause="over"))
-    monkeypatch.setattr(federation, "participate", lambda *_, **more: given.update(more) or done)
+
+    def participate(*_: Any, **more: Any) -> Any:
+        given.update(more)
+        return done
+
+    monkeypatch.setattr(federation, "participate", participate)
     residual = tmp_path / "residual"
     options = ("--codec", "topk", "--codec-fraction", 0.02, "--residual", residual)
     assert run("join", "t", "ann", *options, "--", "true").exit_code == 0

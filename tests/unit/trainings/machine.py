@@ -334,13 +334,17 @@ class Machine:
 
     def _aggregate(self, name: str) -> None:
         wire: Any = MemoryWire(self.store)
-        request = PlanRequest("2026-01-01T00:00:01Z", "complete", 0)
-        planned = plan_round(self.store, name, request, aggregator=AGGREGATOR)
-        for level in levels_of(planned):
-            for batch in self.store.get_json(level["key"]):
-                for task in batch["tasks"]:
-                    aggregate_shard(wire, name, attempt=0, task=Task(**task["task"]))
-        assert finalize_round(self.store, name)["status"] == "completed"
+        outcome: dict[str, Any] = {"status": "replan", "reason": "complete", "attempt": 0}
+        while outcome["status"] == "replan":
+            attempt = outcome["attempt"]
+            request = PlanRequest(f"2026-01-01T00:00:0{attempt}Z", outcome["reason"], attempt)
+            planned = plan_round(self.store, name, request, aggregator=AGGREGATOR)
+            for level in levels_of(planned):
+                for batch in self.store.get_json(level["key"]):
+                    for task in batch["tasks"]:
+                        aggregate_shard(wire, name, attempt=attempt, task=Task(**task["task"]))
+            outcome = finalize_round(self.store, name)
+        assert outcome["status"] == "completed"
 
 
 def fill(parameters: Any, data: Any, context: dict[str, Any]) -> Any:

@@ -30,6 +30,10 @@ _UPDATE_KEY: Final = re.compile(
 )
 
 
+_ANSWER_KEY: Final = re.compile(
+    rf"{ROUNDS}(?P<round>{_ROUND_ID.pattern})/keeper/(masks|refusal\.json)"
+)
+
 RESERVED_CLIENTS: Final = frozenset(
     {
         *("assignments", "callback", "counted", "deadline", "layout", "manifest", "plan", "spec"),
@@ -118,6 +122,12 @@ class UpdateKey(NamedTuple):
     client: str
 
 
+def parse_answer_key(key: str) -> str | None:
+    """Read the round from the key of a keeper's answer; None if it is no such key."""
+    match = _ANSWER_KEY.fullmatch(key)
+    return match and match["round"]
+
+
 def parse_update_key(key: str) -> UpdateKey | None:
     """Read round and client from the key of an update; None if it is no update's key."""
     match = _UPDATE_KEY.fullmatch(key)
@@ -171,6 +181,9 @@ class RoundKeys:
         self.manifest = f"{root}manifest.json"
         self.assignments = f"{root}assignments.json"
         self.counted = f"{root}counted.json"
+        self.keeper = f"{root}keeper/"
+        self.masks = f"{self.keeper}masks"
+        self.refusal = f"{self.keeper}refusal.json"
 
     def update(self, client: str) -> str:
         """Return the key of a client's update."""
