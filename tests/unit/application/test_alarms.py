@@ -84,6 +84,8 @@ def points(text: str, seconds: float) -> Iterator[Point]:
 
 def good_round(machine: Machine) -> None:
     """Two clients, one of which mends what was rejected."""
+    compressed_round(machine)
+    machine.begin("good")
     machine.open(clients=["a", "b"])
     machine.store.put_bytes(machine.keys.update("b"), b"junk")
     machine.collect("b", "junk")
@@ -92,7 +94,6 @@ def good_round(machine: Machine) -> None:
     assert machine.turn(OPENED) == {"status": "completed"}
     machine.collect("b", machine.submit("b", {"w": np.zeros(3, "f4")}))
     machine.step("collect_update", detail={"object": {"key": "elsewhere", "etag": ""}})
-    compressed_round(machine)
     training(machine)
 
 
