@@ -438,6 +438,27 @@ def test_a_client_that_floods_the_buffer_has_one_update_in_it(
     assert upload(machine, "bo", 1, GOOD)["resumed"]
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "rounds/t-from-00000001-from-00000001/updates/bo.safetensors",
+        "rounds/t-from-1/updates/bo.safetensors",
+        "rounds/t-from-00000001/updates/bo",
+        "rounds/t-from-00000001/updates/bo/bo.safetensors",
+        "rounds/t-from-00000001/updates/update.safetensors",
+        "rounds/t-from-00000001/partial-updates/bo.safetensors",
+        "rounds/t-from-00000009/updates/bo.safetensors",
+    ],
+)
+def test_objects_that_are_no_updates_of_the_training_do_not_wait(
+    open_training: BufferedMachine, key: str
+) -> None:
+    open_training.store.put_bytes(key, GOOD)
+    assert open_training.training.waiting() == []
+    open_training.store.put_bytes("rounds/t-from-00000001/updates/bo.safetensors", GOOD)
+    assert len(open_training.training.waiting()) == 1
+
+
 def test_updates_with_nan_are_rejected_while_they_are_added_and_the_rest_counts(
     new_machine: NewMachine,
 ) -> None:
