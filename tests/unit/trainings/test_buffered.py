@@ -684,3 +684,13 @@ def test_the_status_of_a_round_lists_the_updates_that_wait_and_then_those_that_c
         ("awaiting", ["cy"]),
         ("aggregating", ["ann", "cy"]),
     ]
+
+
+def test_a_round_that_is_named_as_an_inbox_is_a_round(new_machine: NewMachine) -> None:
+    machine = new_machine({})
+    event = {"round": "week-from-00000001", "spec": {"clients": ["ann"]}}
+    machine._call("OpenRoundFunction", {**event, "started": "2026-01-01T00:00:00+00:00"})
+    key = RoundKeys("week-from-00000001").update("ann")
+    machine.store.put_bytes(key, GOOD)
+    answer = machine._call("CollectUpdateFunction", {"key": key, "etag": machine.store.etags[key]})
+    assert (answer["status"], answer["resumed"]) == ("accepted", True)
