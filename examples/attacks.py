@@ -106,7 +106,7 @@ def combine(
     whole = [(0, layout.nbytes)]
 
     def run(reduction: Reduction, weights: Sequence[float], ranges: Sequence[Any]) -> bytes:
-        sources: list[Source] = [_Memory(row.tobytes()) for row in updates.astype("<f4")]
+        sources: list[Source] = [InMemory(row.tobytes()) for row in updates.astype("<f4")]
         zones = [Zone(start, end, weights) for start, end in ranges]
         out = bytearray()
         aggregate(sources, zones, reduction, layout.spans, out.extend)
@@ -125,7 +125,7 @@ def combine(
     return np.frombuffer(run(Addition(), weights, whole), "<f4")
 
 
-class _Memory:
+class InMemory:
     """An update in memory."""
 
     def __init__(self, content: bytes) -> None:

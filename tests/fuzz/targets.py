@@ -38,6 +38,7 @@ from gradshard_core.formats.layout import (
     parse_samples,
 )
 from gradshard_core.planning.plan import Rejection
+from gradshard_core.planning.spec import parse_spec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout
@@ -52,6 +53,7 @@ MAX_READ: Final = 100_000
 """Header bytes that are made up where an object says it has more than it has; more is slow."""
 
 KEYS: Final = RoundKeys("r")
+SPEC: Final = parse_spec({"clients": ["c"], "codecs": list(CODECS)})
 TERMS: Final = AssignmentSettings(batch_size=8, epochs=1, learning_rate=0.1)
 
 
@@ -223,7 +225,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
 
 def _check_update(blob: bytes, nbytes: int) -> None:
     store: Any = _Memory(blob, nbytes)
-    found = arrivals.check_update(store, KEYS, "c", partial=False, codecs=tuple(CODECS))
+    found = arrivals.check_update(store, KEYS, "c", SPEC)
     if isinstance(found, Rejection):
         _check_reason(found.reason)
         return

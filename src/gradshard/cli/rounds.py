@@ -25,6 +25,7 @@ from gradshard_core.planning.spec import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation
+    from gradshard.client.mask import Mask
 
 
 @click.command("open")
@@ -95,6 +96,19 @@ def open_(
 )
 @codec_options
 @option(
+    "--mask-key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Mask the update, and sign with this key, which `gradshard keeper identity` makes.",
+    default_text="not masked",
+)
+@option(
+    "--keeper",
+    metavar="FINGERPRINT",
+    help="Send nothing unless the mask keeper of the round has the key with this fingerprint.",
+    default_text="required with --mask-key",
+)
+@option(
     "--train-seconds",
     type=DurationType(),
     metavar="DURATION",
@@ -135,6 +149,8 @@ def submit(
     codec_fraction: float | None,
     codec_seed: int | None,
     residual: Path | None,
+    mask_key: Path | None,
+    keeper: str | None,
     ticket: Path | None,
     as_json: bool,
     **training: float | None,
@@ -155,7 +171,13 @@ def submit(
         send: Callable[..., bool | None] = partial(loaded.submit, codec=compression)
     else:
         name, client = given
-        send = partial(federation.round(name).submit, client, partial=is_partial, codec=compression)
+        send = partial(
+            federation.round(name).submit,
+            client,
+            partial=is_partial,
+            codec=compression,
+            mask=_mask(mask_key, keeper),
+        )
     file = Path(path)
     reported = {name: value for name, value in training.items() if value is not None}
     with progress_bar(f"submitting {file.name}") as progress:
@@ -180,6 +202,17 @@ def submit(
     if compression:
         text += f", compressed with codec {codec}, relative error {compression.error:.2g}"
     confirm(f"{text}; it replaces the update sent before" if has_replaced else text)
+
+
+def _mask(key: Path | None, keeper: str | None) -> "Mask | None":
+    """Return how an update is masked; None if it is not."""
+    if (key is None) != (keeper is None):
+        raise click.UsageError("Give --mask-key and --keeper together.")
+    if key is None or keeper is None:
+        return None
+    from gradshard.client.mask import Mask
+
+    return Mask(key, keeper)
 
 
 @click.command()

@@ -179,7 +179,7 @@ def _contributors(contributors: list[dict[str, Any]], without: str) -> Table:
             codec += f", error {entry['codec_error']:.2g}"
         table.add_row(
             cell(entry["client"]),
-            cell(entry["samples"]),
+            cell(entry["samples"] if entry["samples"] is not None else without),
             cell(f"{entry['weight']:.4f}" if entry["weight"] is not None else without),
             cell(format_size(entry["nbytes"])),
             *([cell(codec)] if are_compressed else []),

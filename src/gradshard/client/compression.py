@@ -266,7 +266,9 @@ class EncodedContent:
         out = np.zeros(elements, np.float32)
         if isinstance(codec, BlockCodec):
             codec.decode(encoded, out)
-            return out
+            if dtype.storage == dtype.accumulator:
+                return out
+            return arithmetic.widened(dtype, arithmetic.finish(dtype, out, np.empty_like(out)))
         entries = codec.decode(encoded.tobytes(), elements, dtype.size)
         if entries is not None:
             indices, values = entries
@@ -294,6 +296,8 @@ class EncodedContent:
                 if tensor.name in self._lost:
                     lost = self._lost[tensor.name][first * unit :][: len(decoded)]
                     np.negative(decoded[: len(lost)], out=lost)
+                    # A NaN or an infinity costs one update, and not all that follow.
+                    lost[~np.isfinite(lost)] = 0
         return math.sqrt(error / norm) if norm else 0.0
 
 

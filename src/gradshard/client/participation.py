@@ -191,7 +191,8 @@ class _Worker:
             return False
         self._answered = round_.id
         self._made = None
-        self._sent = invitation.version if isinstance(round_, Inbox) else None
+        if isinstance(round_, Inbox):
+            self._sent = invitation.version
         return True
 
     def _make(self, round_: Round, invitation: Invitation) -> dict[str, Any]:

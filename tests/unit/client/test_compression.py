@@ -244,6 +244,35 @@ def test_an_unknown_codec_is_named() -> None:
         Compression("zip")
 
 
+@pytest.mark.parametrize("codec", sorted(CODECS))
+@pytest.mark.parametrize("dtype", ["f4", ml_dtypes.bfloat16])
+def test_what_is_sent_and_the_residual_are_the_update(codec: str, dtype: Any) -> None:
+    residual = Residual()
+    tensor = np.random.default_rng(1).standard_normal(1000).astype(dtype)
+    content = EncodedContent(TensorContent({"w": tensor}, 5), Compression(codec, residual=residual))
+    sent = compressed.read(whole(content))["w"].astype("f8")
+    content.keep_residual()
+    _, lost = residual._current()
+    assert np.allclose(sent + lost["w"], tensor.astype("f8"), rtol=0, atol=1e-6)
+    error = np.linalg.norm(lost["w"]) / np.linalg.norm(tensor.astype("f8"))
+    assert content._compression.error == pytest.approx(error, rel=1e-5)
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_bad_update_does_not_spoil_the_next_ones(codec: str, bad: float) -> None:
+    residual = Residual()
+    good = np.random.default_rng(1).standard_normal(1000).astype("f4")
+    spoiled = good.copy()
+    spoiled[70] = bad
+    for number, tensor in enumerate((good, spoiled, good)):
+        compression = Compression(codec, residual=residual)
+        content = EncodedContent(TensorContent({"w": tensor}, 5), compression, f"r{number}")
+        sent = compressed.read(whole(content))["w"]
+        content.keep_residual()
+    assert np.isfinite(sent).all()
+
+
 def test_a_residual_keeps_what_of_it_a_partial_update_lacks(tmp_path: Path) -> None:
     residual = Residual(tmp_path / "r")
     tensors = {name: normal(seed) for seed, name in enumerate("ab")}

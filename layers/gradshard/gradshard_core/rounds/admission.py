@@ -16,6 +16,8 @@ from gradshard_core.formats.encoded import (
 )
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs
+from gradshard_core.formats.masked import Share, masked_layout
+from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan import Contributor, Rejection
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.rounds import arrivals
@@ -113,7 +115,10 @@ def admit(
         examiner = _Examiner(store, spec)
         if settled is None:
             settled, whose = spec.layout, "the one the round was opened with"
-        if settled is not None:
+        if settled is not None and spec.masked is not None:
+            check_layout(spec.masked, spec.expected, settled)
+            examiner.settle(masked_layout(settled, spec.masked.ring_bits), f"{whose}, masked")
+        elif settled is not None:
             examiner.settle(settled, whose)
         elif spec.undecided is not None:  # opened by a version that did not ask for a layout
             raise PlanError(spec.undecided)
@@ -121,8 +126,7 @@ def admit(
             store,
             address_of,
             entitled[:places],
-            partial=spec.partial_rule is not None,
-            codecs=spec.codecs or (),
+            spec,
             look=examiner.look,
             large_headers=large_headers,
         )
@@ -148,7 +152,7 @@ def admit(
     coverage = {client: examiner.findings[updates[client].layout].covered for client in updates}
     return Admission(
         contributors,
-        examiner.settled,
+        examiner.settled if spec.masked is None else settled,
         tuple(rejected),
         {client: covered for client, covered in coverage.items() if covered is not None},
     )
@@ -196,6 +200,7 @@ class _Sent(NamedTuple):
     layout: bytes
     data_offset: int
     codec_error: float | None
+    share: Share | None
 
 
 def _contributor(spec: RoundSpec, update: _Sent, runs: Runs) -> Contributor:
@@ -207,8 +212,13 @@ def _contributor(spec: RoundSpec, update: _Sent, runs: Runs) -> Contributor:
         weight=0.0,
         runs=runs.moved(update.data_offset),
         report=_report(spec, update),
+<<<<<<< HEAD
         # It follows from the update itself, and the manifest of a private round hides that.
         codec_error=None if spec.dp else update.codec_error,
+=======
+        codec_error=update.codec_error,
+        share=update.share,
+>>>>>>> b317f8754f9904e01f76efcb493e6f8e0de10d46
     )
 
 
@@ -260,7 +270,7 @@ class _Examiner:
 
     def look(self, update: Update) -> _Sent:
         """Note an update's layout, and examine it if the round's is known; threads may share it."""
-        client, source, header, samples = update
+        client, source, header, samples, share = update
         seen = self._layouts.note(header, source)
         self._seen[seen.order] = seen
         if self.settled is not None and seen.order not in self.findings:
@@ -269,7 +279,7 @@ class _Examiner:
         error = (
             parse_codec_error(header.metadata) if isinstance(header.layout, EncodedLayout) else None
         )
-        return _Sent(client, source, samples, report, seen.order, header.data_offset, error)
+        return _Sent(client, source, samples, report, seen.order, header.data_offset, error, share)
 
     def vote(self, updates: Mapping[str, _Sent]) -> None:
         """Take the layout of the majority, and examine all.

@@ -53,7 +53,8 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``status`` ``completed``; or ``awaiting`` in an eager round, while groups are missing; or
+        ``status`` ``completed``; or ``awaiting`` in an eager round while groups are missing, and in
+        a masked one while its keeper has not answered; or
         ``replan`` with the next ``attempt`` and the ``rejected`` contributors, when some turned out
         to be bad while they were read.
 
@@ -264,7 +265,9 @@ def _manifest(
     measuring: dict[str, Any],
 ) -> dict[str, Any]:
     computation = plan.computation
-    has_others = plan.layout.layers or computation.robust is not None or computation.dp is not None
+    has_others = (
+        plan.layout.layers or computation.robust or computation.dp is not None or plan.masking
+    )
     finished_at = datetime.now(UTC)
     planned = datetime.fromisoformat(plan.planned_at)
     opened = datetime.fromisoformat(plan.opened_at)
@@ -285,7 +288,7 @@ def _manifest(
         "contributors": [
             {
                 "client": contributor.client,
-                "samples": contributor.samples,
+                "samples": contributor.samples if plan.masking is None else None,
                 # Partial updates have weights by layer, and those of robust rules would tell the
                 # norms of others.
                 "weight": None if has_others else contributor.weight,
@@ -313,6 +316,7 @@ def _manifest(
         "model": version and version.to_json(),
         "privacy": _privacy(plan),
         **_partial(plan),
+        **_masked(plan),
         **measuring,
         "opened_at": plan.opened_at,
         "planned_at": plan.planned_at,
@@ -320,6 +324,13 @@ def _manifest(
         "waited_seconds": round((planned - opened).total_seconds(), 3),
         "seconds": round((finished_at - planned).total_seconds(), 3),
     }
+
+
+def _masked(plan: Plan) -> dict[str, Any]:
+    """Return what the manifest of a masked round has besides: the terms, and the sum of counts."""
+    if plan.masking is None:
+        return {}
+    return {"masked": plan.masking.terms.to_json(), "samples": plan.masking.total}
 
 
 def _privacy(plan: Plan) -> dict[str, Any] | None:
