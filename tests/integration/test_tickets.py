@@ -36,12 +36,8 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.plan import Rejection
-<<<<<<< HEAD
-from gradshard_core.rounds.arrivals import Update, check_update, reject
-=======
 from gradshard_core.planning.spec import parse_spec
-from gradshard_core.rounds.arrivals import check_update, reject
->>>>>>> b317f8754f9904e01f76efcb493e6f8e0de10d46
+from gradshard_core.rounds.arrivals import Update, check_update, reject
 from gradshard_core.s3 import retries
 from gradshard_core.s3.sigv4 import Credentials
 from gradshard_core.s3.store import S3Store
@@ -145,7 +141,8 @@ class TestUploading:
         assert body is not None
         lost = tensors["w"] - compressed.read(body)["w"]
         assert residual.norm == pytest.approx(np.linalg.norm(lost), rel=1e-4)
-        update = check_update(store, keys, "a", partial=False, codecs=codecs)
+        spec = parse_spec({"clients": ["a"], "codecs": [*CODECS]})
+        update = check_update(store, keys, "a", spec)
         assert isinstance(update, Update)
 
     def test_a_codec_that_the_round_does_not_take_is_not_sent(

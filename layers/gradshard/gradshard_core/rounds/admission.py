@@ -212,13 +212,9 @@ def _contributor(spec: RoundSpec, update: _Sent, runs: Runs) -> Contributor:
         weight=0.0,
         runs=runs.moved(update.data_offset),
         report=_report(spec, update),
-<<<<<<< HEAD
         # It follows from the update itself, and the manifest of a private round hides that.
         codec_error=None if spec.dp else update.codec_error,
-=======
-        codec_error=update.codec_error,
         share=update.share,
->>>>>>> b317f8754f9904e01f76efcb493e6f8e0de10d46
     )
 
 
