@@ -108,6 +108,21 @@ def test_rule_that_measures(open_round: Callable[..., Round], rule: dict[str, An
     assert_result(round_.result(), expected)
 
 
+def test_bulyan_selects_and_then_takes_the_mean_around_the_median(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=9, rule={"name": "bulyan", "f": 1})
+    updates = {f"c{i}": small(i) for i in range(9)}
+    for client, update in updates.items():
+        round_.submit(client, update, 3)
+    assert round_.go() == {"status": "completed"}
+    decision = round_.store.get_json(round_.keys.decision(1))
+    selected = [entry["client"] for entry in decision["clients"] if entry["weight"] > 0]
+    assert len(selected) == 7
+    assert [c["client"] for c in round_.manifest()["contributors"]] == selected
+    assert_result(round_.result(), reference.columns([updates[c] for c in selected], "bulyan", f=1))
+
+
 def submitted(round_: Round, updates: dict[str, Update]) -> Round:
     for i, (client, update) in enumerate(updates.items()):
         round_.submit(client, update, 3 + i)
