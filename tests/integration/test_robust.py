@@ -108,6 +108,20 @@ def test_rule_that_measures(open_round: Callable[..., Round], rule: dict[str, An
     assert_result(round_.result(), expected)
 
 
+@pytest.mark.parametrize("terms", [{}, {"weights": "counts"}, {"rule": "norm_clip"}])
+def test_samples_beyond_the_most_that_count_weigh_nothing(
+    open_round: Callable[..., Round], terms: dict[str, Any]
+) -> None:
+    results = []
+    for stated, most in ((10**9, 40), (40, None), (10**9, None)):
+        round_ = open_round(clients=5, **terms, **({"max_samples": most} if most else {}))
+        for i in range(5):
+            round_.submit(f"c{i}", small(i), stated if i == 3 else 20 + i)
+        assert round_.go() == {"status": "completed"}
+        results.append(round_.result())
+    assert results[0] == results[1] != results[2]
+
+
 def test_bulyan_selects_and_then_takes_the_mean_around_the_median(
     open_round: Callable[..., Round],
 ) -> None:

@@ -106,6 +106,7 @@ def _is_count(value: float) -> bool:
 MEDIAN: Final = "median"
 TRIMMED_MEAN: Final = "trimmed_mean"
 SIGN: Final = "sign"
+KRUM: Final = "krum"
 
 _KRUM: Final = "Krum score"
 _BETA: Final = _Setting(0.2, lambda beta: 0 < beta < 0.5, "a number above 0 and under 0.5")
@@ -124,7 +125,7 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
     TRIMMED_MEAN: _Rule({"beta": _BETA}, _three, columns=_trimmed_mean),
     SIGN: _Rule({}, _one, columns=_sign, is_of_changes=True),
     "norm_clip": _Rule(_CLIP, _one, gram_rules.norm_clip, score="norm", is_of_changes=True),
-    "krum": _Rule({"f": _F}, _krum_least, gram_rules.krum, score=_KRUM),
+    KRUM: _Rule({"f": _F}, _krum_least, gram_rules.krum, score=_KRUM),
     "multi_krum": _Rule({"f": _F, "m": _M}, _multi_krum_least, gram_rules.multi_krum, score=_KRUM),
     "bulyan": _Rule({"f": _F}, _bulyan_least, gram_rules.bulyan, _around_median, score=_KRUM),
     "geometric_median": _Rule(
@@ -167,6 +168,11 @@ class RobustRule:
     def is_columns(self) -> bool:
         """Whether it combines columns instead of adding with weights."""
         return ROBUST_RULES[self.name].columns is not None
+
+    @property
+    def counts_samples(self) -> bool:
+        """Whether an update counts by its client's number of samples."""
+        return not self.is_columns and self.name != KRUM
 
     @property
     def is_of_changes(self) -> bool:

@@ -25,7 +25,7 @@ from gradshard_core.errors import SpecError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.keys import check_id
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.layout import MAX_SAMPLES, Layout
 from gradshard_core.planning import limits
 from gradshard_core.planning.option_parsers import (
     MAX_CLIENTS,
@@ -124,6 +124,12 @@ class RoundSpec:
         "with one division at the end. steps: shares, normalised by the local steps that clients "
         "report.",
         value=SHARES,
+    )
+    max_samples: int | None = option(
+        WholeNumber(1, MAX_SAMPLES),
+        "Count at most this number of samples of a client, whatever it states.",
+        value=None,
+        default="as many as it states",
     )
     rule: PartialRule | RobustRule | None = option(
         Parsed(
@@ -271,6 +277,10 @@ class RoundSpec:
         """What makes weights of measured updates; None if the round does not measure."""
         rule = self.robust_rule
         return rule if rule is not None and rule.measures else self.dp
+
+    def counted(self, samples: int) -> int:
+        """Return how many of the samples that a client states are counted."""
+        return samples if self.max_samples is None else min(samples, self.max_samples)
 
     @property
     def expected(self) -> int:
@@ -502,6 +512,10 @@ def _check_robust(spec: RoundSpec) -> None:
             f"rule {rule.name} compares updates, and a NaN compares with nothing: leave out "
             "allow_nonfinite"
         )
+    if not rule.counts_samples and spec.max_samples is not None:
+        raise SpecError(
+            f"rule {rule.name} counts every client alike, whatever it states: leave out max_samples"
+        )
     if rule.is_columns and spec.order is not None:
         raise SpecError(f"rule {rule.name} adds in an order of its own: leave out order")
 
@@ -529,6 +543,7 @@ def _check_privacy(spec: RoundSpec) -> None:
         "allow_nonfinite": "clips updates, and a NaN has no length",
         "order": "adds whole numbers, whose sum depends on no order",
         "updates_from": "counts what each round reveals of the updates sent to it",
+        "max_samples": "counts every client alike, whatever it states",
         "assignments": "hides what clients send, and assignments follow from it",
     }.items():
         if getattr(spec, name):
