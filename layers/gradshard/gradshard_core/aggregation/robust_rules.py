@@ -49,6 +49,8 @@ class _Rule(NamedTuple):
         The name of the scores by which ``decide`` decides, as reports show it.
     is_of_changes
         Whether it goes by lengths or directions, which only changes of a model have.
+    pairs
+        Whether it needs products of different updates; otherwise only norms are measured.
     """
 
     settings: Mapping[str, _Setting]
@@ -57,6 +59,7 @@ class _Rule(NamedTuple):
     columns: Callable[[Settings, int, bool], Reduction] | None = None
     score: str = ""
     is_of_changes: bool = False
+    pairs: bool = True
 
 
 def _one(_settings: Settings) -> int:
@@ -124,7 +127,9 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
     MEDIAN: _Rule({}, _three, columns=_median),
     TRIMMED_MEAN: _Rule({"beta": _BETA}, _three, columns=_trimmed_mean),
     SIGN: _Rule({}, _one, columns=_sign, is_of_changes=True),
-    "norm_clip": _Rule(_CLIP, _one, gram_rules.norm_clip, score="norm", is_of_changes=True),
+    "norm_clip": _Rule(
+        _CLIP, _one, gram_rules.norm_clip, score="norm", is_of_changes=True, pairs=False
+    ),
     KRUM: _Rule({"f": _F}, _krum_least, gram_rules.krum, score=_KRUM),
     "multi_krum": _Rule({"f": _F, "m": _M}, _multi_krum_least, gram_rules.multi_krum, score=_KRUM),
     "bulyan": _Rule({"f": _F}, _bulyan_least, gram_rules.bulyan, _around_median, score=_KRUM),
@@ -178,6 +183,11 @@ class RobustRule:
     def is_of_changes(self) -> bool:
         """Whether it goes by lengths or directions, which only changes of a model have."""
         return ROBUST_RULES[self.name].is_of_changes
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it needs products of different updates; otherwise only norms are measured."""
+        return ROBUST_RULES[self.name].pairs
 
     @property
     def score(self) -> str:
