@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples"))
+
 import privacy
 from gradshard_core.aggregation.privacy import PrivacyMechanism
 
