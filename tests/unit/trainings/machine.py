@@ -133,13 +133,18 @@ class Machine:
     def __post_init__(self) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.patch.setattr(advancing, "utc_now", lambda: self.now)
-        for name in ("resume", "schedule_deadline", "publish", "give_up"):
+        for name in ("resume", "schedule_deadline", "publish"):
             self.patch.setattr(aws_callbacks, name, lambda *_: True)
+        self.patch.setattr(aws_callbacks, "give_up", self._give_up)
         self.stack = MemoryStack(self.store)
         self.keys = TrainingKeys(NAME)
         self.training = Training(self.stack, NAME)
         self.model = Model(self.stack)
         self.model.put(MODEL)
+
+    def _give_up(self, _token: str, error: str, cause: str) -> None:
+        """Keep with which error a round was not opened."""
+        self.not_opened = (error, cause)
 
     @property
     def state(self) -> TrainingState:
@@ -277,9 +282,12 @@ class Machine:
         if self.store.head(RoundKeys(name).spec) is not None:
             raise TaskError("StepFunctions.ExecutionAlreadyExistsException", name)
         opened = open_round(self.store, name, spec, started=self.now.isoformat(), token="t")
-        if opened["status"] == "opened":
-            for client in sorted({*invitation.clients} - self.skipped):
-                self._answer(client, invitation)
+        if opened["status"] != "opened":
+            error, cause = self.not_opened
+            abort_round(self.store, name, error=error, cause=cause)
+            raise TaskError("States.TaskFailed", "the round failed")
+        for client in sorted({*invitation.clients} - self.skipped):
+            self._answer(client, invitation)
         try:
             self._aggregate(name)
         except GradshardError as error:
@@ -306,13 +314,17 @@ class Machine:
 
     def _aggregate(self, name: str) -> None:
         wire: Any = MemoryWire(self.store)
-        request = PlanRequest("2026-01-01T00:00:01Z", "complete", 0)
-        planned = plan_round(self.store, name, request, aggregator=AGGREGATOR)
-        for level in levels_of(planned):
-            for batch in self.store.get_json(level["key"]):
-                for task in batch["tasks"]:
-                    aggregate_shard(wire, name, attempt=0, task=Task(**task["task"]))
-        assert finalize_round(self.store, name)["status"] == "completed"
+        outcome: dict[str, Any] = {"status": "replan", "attempt": 0}
+        while outcome["status"] == "replan":
+            attempt = outcome["attempt"]
+            request = PlanRequest(f"2026-01-01T00:00:0{1 + attempt}Z", "complete", attempt)
+            planned = plan_round(self.store, name, request, aggregator=AGGREGATOR)
+            for level in levels_of(planned):
+                for batch in self.store.get_json(level["key"]):
+                    for task in batch["tasks"]:
+                        aggregate_shard(wire, name, attempt=attempt, task=Task(**task["task"]))
+            outcome = finalize_round(self.store, name)
+        assert outcome["status"] == "completed"
 
 
 def fill(parameters: Any, data: Any, context: dict[str, Any]) -> Any:

@@ -411,8 +411,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
         for name in DEFAULTS
         if fields.get(name) is not None
     }
-    least = others["rule"].least_clients if _is_robust(others.get("rule")) else 1
-    least = max(least, LEAST_CLIENTS if "dp" in others else 1)
+    least = _least(others.get("rule"), others.get("dp"))
     min_clients = _parse_min_clients(fields.get("min_clients"), expected, least)
     spec = RoundSpec(clients=clients, min_clients=min_clients, **others)
     _check_clients(spec)
@@ -490,8 +489,24 @@ def _check_apply(spec: RoundSpec) -> None:
         )
 
 
-def _is_robust(rule: Any) -> bool:
-    return isinstance(rule, RobustRule)
+def least_clients(fields: Mapping[str, Any]) -> int:
+    """Return the fewest updates that a round's rule or privacy needs.
+
+    Raises
+    ------
+    SpecError
+        The rule, or the privacy, is none.
+    """
+    rule, dp = (
+        None if fields.get(name) is None else OPTIONS[name].kind.parse(name, fields[name])
+        for name in ("rule", "dp")
+    )
+    return _least(rule, dp)
+
+
+def _least(rule: Any, dp: Any) -> int:
+    least = rule.least_clients if isinstance(rule, RobustRule) else 1
+    return max(least, 1 if dp is None else LEAST_CLIENTS)
 
 
 def _check_robust(spec: RoundSpec) -> None:

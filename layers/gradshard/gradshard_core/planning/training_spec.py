@@ -22,7 +22,7 @@ from gradshard_core.planning.options import (
     stated_options,
 )
 from gradshard_core.planning.spec import DEFAULTS as ROUND_DEFAULTS
-from gradshard_core.planning.spec import RoundSpec, parse_new_spec
+from gradshard_core.planning.spec import RoundSpec, least_clients, parse_new_spec
 from gradshard_core.planning.training_rules import (
     Budget,
     Schedule,
@@ -63,6 +63,7 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
     at_least = given.get("min_clients", 1)
     if not isinstance(at_least, int) or not 1 <= at_least <= MAX_CLIENTS:
         at_least = 1  # parse_spec says what is wrong
+    at_least = max(at_least, least_clients(given))
     parse_new_spec({**given, "clients": at_least})
     return given
 
@@ -222,7 +223,7 @@ class TrainingSpec:
 
     def needed(self) -> int:
         """Return the fewest members with which a round can be opened."""
-        at_least = int(self.round.get("min_clients", 1))
+        at_least = max(int(self.round.get("min_clients", 1)), least_clients(self.round))
         return max(at_least, 1 if self.sample is None or self.sample < 1 else int(self.sample))
 
     def round_spec(self, clients: tuple[str, ...], awaited: int, after: str | None) -> RoundSpec:
@@ -237,7 +238,8 @@ class TrainingSpec:
         after
             The round before, whose assignments the clients follow; None for the first one.
         """
-        fields: dict[str, Any] = {"min_clients": awaited // 2 + 1, **self.round}
+        quorum = max(awaited // 2 + 1, least_clients(self.round))
+        fields: dict[str, Any] = {"min_clients": quorum, **self.round}
         fields["clients"] = list(clients)
         if awaited < len(clients):
             fields["enough_clients"] = awaited
