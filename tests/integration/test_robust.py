@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.ticket_issuer import issue_ticket
+from gradshard.client.ticket_round import TicketRound
 from gradshard_core.errors import PlanError
 from gradshard_core.s3.store import S3Store
 from tests import reference
 from tests.integration.by_hand import Round, Update, put_model, small
+from tests.integration.conftest import as_clients_do
 
 COLUMNS: list[dict[str, Any]] = [
     {"name": "median"},
@@ -293,3 +296,36 @@ def test_sign_is_refused_for_a_model_with_buffers(
         round_.submit(client, {"w": np.ones(9, "f4"), "n": np.array([1], "i8")})
     with pytest.raises(PlanError, match="8 bytes of the model are buffers or integers"):
         round_.plan()
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"rule": {"name": "krum", "f": 1}},
+        {"rule": {"name": "bulyan", "f": 1}},
+        {"dp": {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}},
+    ],
+)
+def test_clients_with_tickets_take_part_and_read_that_they_were_left_out(
+    open_round: Callable[..., Round], store: S3Store, terms: dict[str, Any]
+) -> None:
+    round_ = open_round(clients=7, **terms)
+    rng = np.random.default_rng(1)
+    tickets = {}
+    for number in range(7):
+        client = f"c{number}"
+        ticket = issue_ticket(
+            as_clients_do(store), round_.keys, client, expires=600, max_bytes=100_000
+        )
+        tickets[client] = TicketRound(ticket)
+        update = {"w": (rng.standard_normal(500) * (50 if number == 3 else 1)).astype("f4")}
+        tickets[client].submit(update, samples=5)
+    assert round_.go() == {"status": "completed"}
+    result = reference.decode(round_.result())["w"]
+    assert np.array_equal(tickets["c0"].fetch()["w"], result)
+    left_out = round_.manifest()["left_out"]
+    assert ("c3" in left_out) == ("rule" in terms)
+    for client, taken in tickets.items():
+        rejection = taken.rejection()
+        assert (rejection is not None) == (client in left_out)
+        assert rejection is None or "left this update out of the average" in rejection

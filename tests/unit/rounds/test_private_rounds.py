@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.accounting import is_installed, privacy_in_words
 from gradshard_core.formats.keys import ModelKeys, StoredTensors
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
@@ -145,3 +146,20 @@ def test_canary_is_seen_without_noise_and_hidden_with_it(machine: Machine) -> No
     # Of the Gaussian with σ = 4: 0.55 and 0.45; five standard errors of forty are 0.39.
     assert abs(rates["dp"][True] - 0.55) < 0.39
     assert abs(rates["dp"][False] - 0.45) < 0.39
+
+
+def test_manifest_says_what_the_model_has_spent_with_the_round(private: Machine) -> None:
+    spent = []
+    for name in ("r1", "r2"):
+        run(private, name, dp=DP)
+        privacy = private.store.get_json(private.keys.manifest)["privacy"]
+        assert privacy["cost"] == 0.25
+        spent.append(privacy["spent"])
+    assert spent == [0.25, 0.5]
+    words = privacy_in_words(privacy)
+    start = "clip 1, noise multiplier 2: a deviation of 0.6667 in each element of the average of 3;"
+    assert words.startswith(start)
+    if is_installed():
+        assert words.endswith("ε 2.166 at δ 1e-05, and 3.189 with the rounds before it")
+    else:
+        assert words.endswith("1/z² 0.25")
