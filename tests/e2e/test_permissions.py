@@ -109,6 +109,7 @@ def rounds(federation: Federation, deployed: Deployed) -> None:
     plain(federation, deployed)
     early(federation, deployed)
     measured(federation)
+    private(federation, deployed)
     tree_with_nan(federation)
     eager(federation)
     failed_tree(federation, deployed)
@@ -154,6 +155,39 @@ def measured(federation: Federation) -> None:
     for number in range(5):
         round_.submit(f"c{number}", update(number), samples=1)
     assert len(round_.wait(SECONDS)["left_out"]) == 4
+
+
+def private(federation: Federation, deployed: Deployed) -> None:
+    """A round with noise whose model has a ledger, and one that fails with a key."""
+    model = federation.model("iam-private")
+    model.put({"w": np.zeros(50, np.float32)})
+    private_round(federation, deployed, "iam-private", is_bad=False)
+    private_round(federation, deployed, "iam-private-failed", is_bad=True)
+    # The failed one has cost nothing.
+    until(lambda: model.privacy().spent == 1.0)
+
+
+def private_round(federation: Federation, deployed: Deployed, name: str, *, is_bad: bool) -> None:
+    terms: Any = {
+        "dp": {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5},
+        "server_optimizer": {"optimizer": "fedavg", "model": "iam-private", "updates": "deltas"},
+    }
+    round_ = federation.open_round(name, 2, timeout=600, **terms)
+    if is_bad:
+        # As if the second pass had been planned before.
+        key = round_.keys.noise_key
+        deployed.s3.put_object(Bucket=deployed.bucket, Key=key, Body=b'{"key": "00"}')
+    for number in range(2):
+        tensors = update(number)
+        if is_bad and number:
+            tensors["w"][7] = np.nan
+        send_unchecked(round_, f"c{number}", tensors, samples=1)
+    if is_bad:
+        with pytest.raises(RoundFailed, match="min_clients is 2"):
+            round_.wait(SECONDS)
+    else:
+        assert round_.wait(SECONDS)["privacy"]["clients"] == 2
+    until(lambda: deployed.keys(round_.keys.secrets) == [])
 
 
 def tree_with_nan(federation: Federation) -> None:
