@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ from gradshard.client.participation import Participation
 from gradshard.client.program import Program
 from gradshard.client.training import Training
 from gradshard.deployment.local_engine import Engine
+from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.records.training_state import Invitation, TrainingState
+from tests import reference
 
 pytestmark = pytest.mark.e2e
 
@@ -206,3 +209,69 @@ def test_a_program_in_another_language_takes_part(
     model = federation.model("program").fetch()
     assert {n: t.tobytes() for n, t in model.items()} == {n: t.tobytes() for n, t in FIRST.items()}
     assert capfd.readouterr().err == ""
+
+
+def test_a_buffered_training_counts_every_update_once_and_can_be_replayed(
+    federation: Federation,
+) -> None:
+    """Clients of different speeds; the versions follow from what the manifests name, bit for bit."""
+    paces = {"ann": 0.1, "bo": 0.4, "cy": 2.0, "dan": 6.0}
+    federation.model("buffered").put(FIRST)
+    training = federation.train(
+        "buffered",
+        mode="buffered",
+        buffer=2,
+        rounds=6,
+        clients=[*paces],
+        server_optimizer={"optimizer": "fedavg", "model": "buffered"},
+        evaluate_every=3,
+        poll_seconds=0.2,
+        timeout=120,
+    )
+
+    def train(client: str) -> Callable[[Weights, Invitation], Any]:
+        def slowly(weights: Weights, invitation: Invitation) -> Any:
+            time.sleep(paces[client])
+            return train_as(client)(weights, invitation)
+
+        return slowly
+
+    with ThreadPoolExecutor(len(paces)) as pool:
+        loops = {
+            client: pool.submit(
+                federation.participate, client, train(client), evaluate, training="buffered"
+            )
+            for client in paces
+        }
+        inbox = TrainingKeys("buffered").inbox(99)
+        federation.stack.store.put_bytes(inbox.update("ann"), b"junk")
+        state = training.wait(SECONDS)
+    assert (state.completed, state.evaluated, state.version) == (6, 6, 7)
+    rejection = federation.stack.store.get_json(inbox.rejection("ann"))
+    assert "version 99 of the model does not exist" in rejection["reason"]
+    records = [record for record in training.records() if not record["is_evaluation"]]
+    counted = [(record["version"], client) for record in records for client in record["staleness"]]
+    assert len(set(counted)) == 12
+    model = federation.model("buffered")
+    for record in records:
+        round_ = federation.round(record["round_id"])
+        assert round_.verify(sample=1.0).is_correct
+        manifest = round_.status()["manifest"]
+        expected = replayed(federation, manifest, model.fetch(version=record["base_version"]))
+        found = model.fetch(version=record["version"])
+        for name, tensor in expected.items():
+            assert found[name].tobytes() == tensor.tobytes(), (record["round_id"], name)
+    assert all(loop.result().trained for loop in loops.values())
+
+
+def replayed(federation: Federation, manifest: dict[str, Any], model: Weights) -> Weights:
+    """The next version of the model, from the updates that a manifest names."""
+    total = sum(entry["samples"] for entry in manifest["contributors"])
+    means: Weights = {}
+    for entry in sorted(manifest["contributors"], key=lambda entry: entry["client"]):
+        body = federation.stack.store.get_bytes(entry["key"])
+        weight = np.float32(entry["samples"] / total * (1 / np.sqrt(1 + entry["staleness"])))
+        for name, tensor in reference.decode(body).items():
+            term = weight * tensor
+            means[name] = means[name] + term if name in means else term
+    return {name: tensor + np.float32(1) * means[name] for name, tensor in model.items()}

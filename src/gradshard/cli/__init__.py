@@ -49,7 +49,7 @@ SECTIONS: Final = {
         ),
     ],
     "Planning": [
-        Lazy("plan", "plan", "plan", "Show what a round would take in time and money."),
+        Lazy("plan", "plan", "plan", "Show the time and cost of a round before you open it."),
         Lazy("papers", "papers", "papers", "Compare gradshard with the published systems."),
     ],
     "Application": [

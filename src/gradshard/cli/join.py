@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def join(federation: "Federation", training: str, client: str, program: tuple[str, ...]) -> None:
     """Take part in a training with a PROGRAM.
 
-    The command ends when the training has ended. The PROGRAM is started for each invitation, in a
-    folder with invitation.json and model.safetensors. It writes trained.safetensors and result.json
-    with "samples" and "metrics"; in an evaluation only the latter. You can stop the command and
-    start it again.
+    The command starts the PROGRAM for each invitation, in a folder with invitation.json and
+    model.safetensors. The PROGRAM writes trained.safetensors, and result.json with "samples" and
+    "metrics". In an evaluation it writes only result.json. The command ends when the training has
+    ended. You can stop the command and start it again.
     """
     from gradshard.client.program import Program
 

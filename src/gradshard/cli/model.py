@@ -54,8 +54,8 @@ def model(context: click.Context) -> None:
     "--buffers",
     metavar="PATTERN",
     multiple=True,
-    help="Average tensors with such names instead of stepping them with the server optimizer, for "
-    "example bn.running_*. Repeat the option for each pattern.",
+    help="Average the tensors whose names match this pattern, for example bn.running_*, instead of "
+    "stepping them with the server optimizer. Repeat the option for each pattern.",
     default_text="those of the version before, and the names of BatchNorm's buffers",
 )
 @name_option

@@ -69,7 +69,8 @@ ROWS: Final = 5
 @option(
     "--codec",
     type=click.Choice(list(CODECS)),
-    help="Plan for updates that are compressed with this codec; SIZE is that without it.",
+    help="Plan for updates that are compressed with this codec. --size is the size without "
+    "compression.",
     default_text="no compression",
 )
 @click.option(
@@ -100,7 +101,7 @@ def plan(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Show what a round would take in time and money.
+    """Show the time and cost of a round before you open it.
 
     The table has the combinations of shards and memory that no other beats in both time and cost.
     Without --stack and --local, the command sends no requests.

@@ -18,7 +18,7 @@ from gradshard.cli.options import (
 from gradshard.cli.output import confirm, confirm_file, print_json, progress_bar, waiting
 from gradshard.cli.round_options import round_options
 from gradshard.cli.ticket import load, named
-from gradshard.cli.values import DurationType
+from gradshard.cli.values import DurationType, WholeNumberType
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.topk import USUAL_FRACTION
@@ -98,7 +98,8 @@ def open_(
 @option(
     "--codec",
     type=click.Choice(list(CODECS)),
-    help="Compress the update, which loses some precision; the round must take the codec.",
+    help="Compress the update with this codec, which loses some precision. The round must take the "
+    "codec.",
     default_text="no compression",
 )
 @option(
@@ -110,23 +111,25 @@ def open_(
 )
 @option(
     "--codec-seed",
-    type=click.IntRange(0),
+    type=WholeNumberType(0),
     metavar="N",
-    help="Round stochastically, with random numbers from this seed; give another in each round.",
+    help="Round values up or down at random, with random numbers from this seed. Give another seed "
+    "in each round.",
     default_text="rounded to the nearest value",
 )
 @option(
     "--residual",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Keep in this file what the codec loses, and add it to the client's next update.",
+    help="Store the part of the update that the codec loses in this file, and add it to the "
+    "client's next update.",
     default_text="no error feedback",
 )
 @option(
     "--train-seconds",
     type=DurationType(),
     metavar="DURATION",
-    help="Report how long the client trained, for example 90s or 30m.",
+    help="Report the time that the client trained, for example 90s or 30m.",
     default_text="not reported",
 )
 @option(

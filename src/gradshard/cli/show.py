@@ -34,8 +34,8 @@ STATE_STYLES = {"completed": "green", "failed": "red"}
 def show(federation: "Federation", name: str | None, ticket: Path | None, as_json: bool) -> None:
     """Show a round: clients, rejections, time and cost.
 
-    Give ROUND, or a --ticket, which names it. A ticket only shows whether the round has ended and
-    whether the update of its client was averaged or rejected.
+    Give ROUND, or a --ticket, which names it. With a ticket, the command shows only whether the
+    round has ended, and whether the update of the client was averaged or rejected.
     """
     # It loads botocore, which help and wrong usage do not need. `Round` would load numpy, too.
     from gradshard.client.status import read_status

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from gradshard.cli.group import Commands
-from gradshard.cli.options import Command, connected, json_option, quiet_option
+from gradshard.cli.options import Command, connected, json_option, option, quiet_option
 from gradshard.cli.output import cell, confirm, is_quiet, print_json, waiting
 from gradshard.cli.round_options import declared_option, round_options
 from gradshard.utils.text import escape_terminal, format_duration, listed, pluralize
@@ -31,7 +31,10 @@ ROWS: Final = 20
 METRICS_SHOWN: Final = 4
 
 reason_option = click.option(
-    "--reason", required=True, metavar="TEXT", help="Why; others can read it."
+    "--reason",
+    required=True,
+    metavar="TEXT",
+    help="Record this text as the reason. Clients can read it.",
 )
 
 
@@ -73,10 +76,11 @@ def start(
 ) -> None:
     """Start a training.
 
-    The model must be there (gradshard model put). You can repeat the command with the same options.
+    Put a model into the federation first (gradshard model put). If you repeat the command with the
+    same options, nothing changes.
     """
     if options["rounds"] is None:
-        raise click.UsageError("Give --rounds, after how many the training ends.")
+        raise click.UsageError("Give --rounds, the number of rounds after which the training ends.")
     if options["server_optimizer"] is None:
         raise click.UsageError("Give --server-optimizer, for example fedavg.")
     with waiting(f"starting training {name}"):
@@ -89,11 +93,12 @@ def start(
 
 
 @train.command("list")
-@click.option(
+@option(
     "--state",
     "status",
     type=click.Choice((RUNNING, PAUSED, ENDED)),
     help="List only trainings in this state.",
+    default_text="any state",
 )
 @json_option
 @connected
@@ -182,9 +187,9 @@ def pause(federation: "Federation", name: str, reason: str) -> None:
 @quiet_option
 @connected
 def resume(federation: "Federation", name: str) -> None:
-    """Let a training go on that has paused.
+    """Continue a paused training.
 
-    It goes on from the current version of the model.
+    It continues from the current version of the model.
     """
     federation.training(name).resume()
     confirm(f"training {escape_terminal(name)} goes on")

@@ -1,4 +1,4 @@
-"""What a completed round claims: these updates, by these rules, make this result.
+"""The claim of a completed round: these updates, by these rules, make this result.
 
 A claim is read from the round's spec and manifest, and from the headers of the objects that the
 manifest names. The plan is not read. Groups, order of additions and weights are derived from the
@@ -26,7 +26,7 @@ from gradshard_core.errors import (
     UpdateError,
 )
 from gradshard_core.formats.encoded import parse_update
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors, TrainingKeys
 from gradshard_core.formats.layout import (
     PREFIX_BYTES,
     Header,
@@ -35,6 +35,7 @@ from gradshard_core.formats.layout import (
     parse_samples,
 )
 from gradshard_core.planning.grouping import Grouping, group, layer_ranges, weights_of
+from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.outputs import NextModel
 from gradshard_core.planning.plan import (
     Computation,
@@ -47,6 +48,7 @@ from gradshard_core.planning.plan import (
 )
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.records import model_registry
+from gradshard_core.records.inbox import base_of
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.model_registry import Version
 from gradshard_core.s3.store import S3Store
@@ -71,7 +73,7 @@ class Claim:
     Parameters
     ----------
     plan
-        How the result follows from the updates, as one shard.
+        The plan that makes the result from the updates, as one shard.
     layout
         The layout of the result.
     result
@@ -82,7 +84,7 @@ class Claim:
     contradictions
         Statements of the manifest that are not true.
     notes
-        What could not be checked, and why.
+        Statements about what could not be checked, with the reasons.
     """
 
     plan: Plan
@@ -108,9 +110,9 @@ def read_claim(
     store, keys
         The round.
     spec, model_version
-        What it was opened with, and the version of the model that it began from.
+        The options of the round, and the version of the model from which it began.
     stated
-        What its manifest states.
+        The statements of its manifest.
 
     Raises
     ------
@@ -131,7 +133,7 @@ def read_claim(
 
 
 class _Sent(NamedTuple):
-    """What is kept of an update's header."""
+    """The facts that are kept of an update's header."""
 
     contributor: Contributor
     coverage: Coverage | None
@@ -195,6 +197,8 @@ class _Reader:
             )
         sent_to = RoundKeys(self._spec.updates_from) if self._spec.updates_from else self._keys
         for contributor in named:
+            if self._spec.inbox is not None:
+                sent_to = self._inbox_of(self._spec.inbox, contributor.source.key)
             own = {sent_to.update(contributor.client)}
             if self._spec.partial_rule is not None:
                 own.add(sent_to.partial_update(contributor.client))
@@ -202,6 +206,12 @@ class _Reader:
                 self._contradictions.append(
                     f"{contributor.client}: {contributor.source.key} is not the key of its update"
                 )
+
+    def _inbox_of(self, inbox: InboxSpec, key: str) -> RoundKeys:
+        """Return the inbox that an update of a buffered training may have been sent to."""
+        version, newest = base_of(key), self._model_version or inbox.oldest
+        is_taken = version is not None and inbox.oldest <= version <= newest
+        return TrainingKeys(inbox.training).inbox(version if version and is_taken else newest)
 
     def _read_updates(self, named: Sequence[NamedContributor], layout: Layout) -> list[_Sent]:
         """Read the headers of the updates."""
@@ -255,7 +265,9 @@ class _Reader:
             report = asdict(parse_report(stated, header.metadata))
         coverage = coverage_of(layers, header.layout.shapes) if layers else None
         runs = layout.runs_in(header.layout, header.data_offset)
-        contributor = Contributor(client, source, samples, 0.0, runs, report)
+        version = base_of(source.key)
+        staleness = 0 if version is None else (self._model_version or version) - version
+        contributor = Contributor(client, source, samples, 0.0, runs, report, staleness)
         return _Sent(contributor, coverage, tuple(contradictions))
 
     def _check_grouping(self, grouping: Grouping, named: Sequence[NamedContributor]) -> None:

@@ -47,7 +47,7 @@ Array = npt.NDArray[Any]
 
 @dataclass
 class Compression:
-    """How a client compresses its updates.
+    """The way in which a client compresses its updates.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ class EncodedContent:
     content
         The update.
     compression
-        How it is encoded. Its ``error`` is set.
+        The compression with which it is encoded. Its ``error`` is set.
     round_id
         The round to which it is sent, for the residual.
     """

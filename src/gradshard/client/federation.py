@@ -266,7 +266,7 @@ class Federation:
         training
             The training's id; None for the only one that has not ended.
         patience
-            How many seconds a lost connection may last; None for a day.
+            The seconds that a lost connection may last; None for a day.
 
         Raises
         ------
@@ -275,7 +275,7 @@ class Federation:
         TrainingStateError
             No training was named, and not exactly one has not ended.
         UpdateError
-            What ``train`` or ``evaluate`` returned could not be averaged.
+            The value that ``train`` or ``evaluate`` returned could not be averaged.
         StoreError, ServiceError
             S3 rejects the client's requests, or cannot be reached for longer than ``patience``.
         """

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gradshard.client.deltas import change_of
+from gradshard.client.inbox import Inbox
 from gradshard.client.model import Model
 from gradshard.client.round import Round
 from gradshard.client.stack import Stack
@@ -24,6 +25,7 @@ from gradshard_core.errors import (
     UpdateError,
 )
 from gradshard_core.formats.metrics import check_metrics
+from gradshard_core.records.inbox import has_counted
 from gradshard_core.records.training_state import ENDED, Invitation, TrainingState
 
 logger = logging.getLogger("gradshard")
@@ -46,7 +48,7 @@ Evaluate = Callable[[dict[str, Array], Invitation], tuple[Mapping[str, float], i
 
 @dataclass(frozen=True)
 class Participation:
-    """What a client did in a training.
+    """The record of a client's part in a training.
 
     Parameters
     ----------
@@ -84,14 +86,14 @@ def participate(
     train, evaluate
         Called for each invitation. Without ``evaluate`` the client sends nothing in evaluations.
     patience
-        How many seconds a lost connection may last.
+        The seconds that a lost connection may last.
 
     Raises
     ------
     TrainingNotFoundError
         There is no such training.
     UpdateError
-        What ``train`` or ``evaluate`` returned could not be averaged.
+        The value that ``train`` or ``evaluate`` returned could not be averaged.
     StoreError, ServiceError
         S3 rejects the client's requests, or cannot be reached for longer than ``patience``.
     """
@@ -103,7 +105,8 @@ def participate(
         invitation = state.invitation
         if state.status == ENDED:
             return Participation(tuple(done[False]), tuple(done[True]), state)
-        if invitation is None or client not in invitation.clients:
+        _persistently(lambda: worker.follow_up(state), patience)  # noqa: B023 - called at once
+        if invitation is None or not worker.is_invited(invitation):
             continue
         if _persistently(lambda: worker.answer(invitation), patience):  # noqa: B023 - called at once
             done[invitation.is_evaluation].append(invitation.number)
@@ -128,35 +131,62 @@ class _Worker:
         evaluate: Evaluate | None,
     ) -> None:
         self._stack, self._client = stack, client
-        self._optimizer = training.spec().server_optimizer
+        self._keys, self._spec = training.keys, training.spec()
+        self._optimizer = self._spec.server_optimizer
         self._train, self._evaluate = train, evaluate
         self._answered = ""
         self._made: tuple[str, dict[str, Any]] | None = None
+        self._sent: int | None = None
+
+    def is_invited(self, invitation: Invitation) -> bool:
+        """Return whether the client is invited; to train in a buffered training, everybody is."""
+        is_open = self._spec.is_buffered and not invitation.is_evaluation
+        return is_open or self._client in invitation.clients
+
+    def follow_up(self, state: TrainingState) -> None:
+        """Tell why the update was rejected that was last sent to a buffered training."""
+        if self._sent is None:
+            return
+        reason = self._inbox(self._sent).rejection(self._client)
+        if reason is not None:
+            logger.warning("the update from version %d was rejected: %s", self._sent, reason)
+        if reason is not None or has_counted(state.counted, self._client, self._sent) is not None:
+            self._sent = None
+
+    def _inbox(self, version: int) -> Inbox:
+        return Inbox(self._stack, self._keys, self._spec, version)
+
+    def _round(self, invitation: Invitation) -> Round:
+        """Return what the client submits to."""
+        if self._spec.is_buffered and not invitation.is_evaluation:
+            return self._inbox(invitation.version)
+        return Round(self._stack, invitation.round_id)
 
     def answer(self, invitation: Invitation) -> bool:
         """Train or evaluate and submit, unless that is done; return whether it was done now."""
-        if invitation.round_id == self._answered:
+        round_ = self._round(invitation)
+        if round_.id == self._answered:
             return False
-        round_ = Round(self._stack, invitation.round_id)
         if round_.store.head(round_.keys.update(self._client)) is not None or round_.has_ended():
-            self._answered = invitation.round_id
+            self._answered = round_.id
             return False
         if invitation.is_evaluation and self._evaluate is None:
-            self._answered = invitation.round_id
+            self._answered = round_.id
             return False
         try:
-            if self._made is None or self._made[0] != invitation.round_id:
+            if self._made is None or self._made[0] != round_.id:
                 # Kept while the connection is lost: training again would take as long again.
-                self._made = invitation.round_id, self._make(round_, invitation)
+                self._made = round_.id, self._make(round_, invitation)
             round_.submit(self._client, **self._made[1])
         except (RoundStateError, RoundFailed, RoundNotFoundError, ModelNotFoundError) as error:
             if isinstance(error, RoundNotFoundError) or "just being opened" in str(error):
                 return False  # in a moment it will be there
-            logger.warning("%s: %s", invitation.round_id, error)
-            self._answered = invitation.round_id
+            logger.warning("%s: %s", round_.id, error)
+            self._answered = round_.id
             return False
-        self._answered = invitation.round_id
+        self._answered = round_.id
         self._made = None
+        self._sent = invitation.version if isinstance(round_, Inbox) else None
         return True
 
     def _make(self, round_: Round, invitation: Invitation) -> dict[str, Any]:

@@ -32,7 +32,7 @@ ROUND_KEY: Final = "round"
 
 
 class Residual:
-    """What a client's updates have lost by their encoding so far, in memory or in a file.
+    """The part of a client's updates that encoding has lost so far, in memory or in a file.
 
     It changes when an update has been sent. It keeps its state before the last round, too: if an
     update is sent again in the same round, it starts from there, so nothing is added twice.
@@ -70,7 +70,7 @@ class Residual:
         Returns
         -------
         mapping
-            What to add to the update, by name of the tensor, flat; a tensor may be missing.
+            The numbers to add to the update, by name of the tensor, flat; a tensor may be missing.
         mapping
             Zeros of the same form, in which the caller writes the next state.
 

@@ -153,7 +153,7 @@ class Round(RoundAccess):
             Compress the update with this codec, such as ``int8``, which the round must take; a
             :class:`Compression` says more.
         training
-            What the client reports of its training: ``train_seconds``, ``batch_size``, ``epochs``
+            The client's report of its training: ``train_seconds``, ``batch_size``, ``epochs``
             and ``steps``, as far as they are known.
         metrics
             Numbers that the client measured, at most 32 by any names. A training averages them.
@@ -403,7 +403,7 @@ class Round(RoundAccess):
         Parameters
         ----------
         sample
-            How much of the result to recompute: a fraction over 0 and at most 1.
+            The fraction of the result to recompute, over 0 and at most 1.
         seed
             Decides which ranges. By default, one is drawn at random.
         progress

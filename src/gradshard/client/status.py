@@ -112,7 +112,7 @@ class StatusPoller:
         Parameters
         ----------
         most
-            How many reports to read that have not been read before; the others are left out. The
+            The most reports to read that have not been read before; the others are left out. The
             manifest of a completed round has them all, unless they are too many.
         """
         plan, manifest = self._get([self._keys.plan, self._keys.manifest])

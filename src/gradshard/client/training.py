@@ -45,7 +45,7 @@ class Training:
     Parameters
     ----------
     stack
-        Where it runs.
+        The stack on which it runs.
     name
         Its id.
     """
@@ -76,7 +76,7 @@ class Training:
         return spec
 
     def state(self) -> TrainingState:
-        """Return how far the training is, in one request.
+        """Return the state of the training, in one request.
 
         Raises
         ------
@@ -107,7 +107,7 @@ class Training:
         return sorted(found, key=lambda record: tuple(record[name] for name in order))
 
     def status(self) -> dict[str, Any]:
-        """Return how far the training is, with its options and the records of its rounds, as JSON.
+        """Return the state of the training, its options and the records of its rounds, as JSON.
 
         Raises
         ------
@@ -218,7 +218,7 @@ class Training:
         Parameters
         ----------
         reason
-            Why, for those who look at it later.
+            The reason, for people who look at the training later.
         now
             Cancel the current round instead of waiting for it.
 

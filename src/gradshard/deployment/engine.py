@@ -1,4 +1,4 @@
-"""The local engines of this user: where each listens, whether it runs, and how to reach it.
+"""The local engines of this user: their addresses, processes and credentials.
 
 Each engine is known by its port and keeps its files (process id, key, log, build, the functions'
 files) in one folder of the user's cache.

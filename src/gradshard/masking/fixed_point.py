@@ -43,7 +43,7 @@ class _NonFiniteError(Exception):
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """How the elements of updates are encoded; part of what a masked round is opened with.
+    """The encoding of the elements of updates, one of the terms of a masked round.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ class FixedPoint:
         Returns
         -------
         int
-            How many values were clipped.
+            The number of clipped values.
 
         Raises
         ------
@@ -189,8 +189,8 @@ class FixedPoint:
         Raises
         ------
         UpdateError
-            So many clients cannot have sent it: a client has sent garbage, or the masks that were
-            subtracted are not those that were added.
+            The sum cannot come from this number of clients: a client has sent garbage, or the masks
+            that were subtracted are not those that were added.
         """
         if not clients <= total <= clients * self.max_samples:
             raise UpdateError(

@@ -44,7 +44,7 @@ class SealError(GradshardError):
 
 @dataclass(frozen=True)
 class SealContext:
-    """What a client agrees to when it seals a seed; the seed opens for nothing else.
+    """The terms to which a client agrees when it seals a seed; the seed opens for no others.
 
     Parameters
     ----------

@@ -186,6 +186,7 @@ EXAMPLES: dict[str, Any] = {
     "allow_nonfinite": True,
     "codecs": ["int4", "int8"],
     "updates_from": "r0",
+    "inbox": {"training": "t", "oldest": 3, "exponent": 0.5, "again": "t-00003"},
     "server_optimizer": {"optimizer": "fedadam"},
 }
 NEEDED: dict[str, dict[str, Any]] = {
@@ -193,6 +194,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "layers": {"rule": "fill"},
     "enough_clients": {"clients": list("ab"), "min_clients": 1},
     "eager": {"clients": list("abcd"), "topology": "lifl", "weights": "counts"},
+    "inbox": {"server_optimizer": "fedavg"},
 }
 
 

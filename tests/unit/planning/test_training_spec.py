@@ -9,6 +9,8 @@ from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.planning.training_spec import OPTIONS, TrainingSpec, parse_training_spec
 
 ROUND = {"server_optimizer": "fedavg"}
+MODELS = {"optimizer": "fedavg", "updates": "models"}
+BUFFERED = {"mode": "buffered", "buffer": 3}
 GOOD: dict[str, Any] = {"rounds": 3, "round": ROUND}
 
 
@@ -53,6 +55,19 @@ def parse(**fields: Any) -> TrainingSpec:
         ({"budget": {"euros": 2}}, "not an object with dollars"),
         ({"budget": {"dollars": 0}}, "dollars is 0, not a finite number above 0"),
         ({"clients": [f"{'c' * 60}{n:04}" for n in range(1500)]}, "over 98304"),
+        ({"mode": "fast"}, "mode is 'fast', not one of synchronous, buffered"),
+        ({"mode": "buffered"}, "mode 'buffered' needs buffer"),
+        ({"buffer": 3}, "buffer is for mode 'buffered': give mode, too"),
+        ({"max_staleness": 3}, "max_staleness is for mode 'buffered'"),
+        ({**BUFFERED, "buffer": 0}, "buffer is 0, not a whole number from 1 to 1024"),
+        ({**BUFFERED, "sample": 2}, "leave out sample"),
+        ({**BUFFERED, "clients": ["a", "b"]}, "buffer is 3, and clients has 2"),
+        ({**BUFFERED, "buffer": 373}, r"buffer × \(max_staleness \+ 1\) is 4103, over 4096"),
+        ({**BUFFERED, "staleness_exponent": -1}, "staleness_exponent is -1, not a number from 0"),
+        ({**BUFFERED, "round": {**ROUND, "min_clients": 3, "rule": "median"}}, "go with rule"),
+        ({**BUFFERED, "round": {**ROUND, "weights": "counts"}}, "do not go with weights"),
+        ({**BUFFERED, "round": {**ROUND, "min_clients": 4}}, "min_clients is 4, over the 3"),
+        ({**BUFFERED, "round": {"server_optimizer": MODELS}}, "whose updates are deltas"),
     ],
 )
 def test_what_makes_no_sense_is_rejected_with_the_number_that_is_off(
@@ -65,6 +80,10 @@ def test_what_makes_no_sense_is_rejected_with_the_number_that_is_off(
 EXAMPLES: dict[str, Any] = {
     "rounds": 3,
     "round": {**ROUND, "timeout": 60},
+    "mode": "buffered",
+    "buffer": 2,
+    "max_staleness": 4,
+    "staleness_exponent": 1.0,
     "clients": ["a", "b"],
     "sample": 0.5,
     "over_selection": 0.3,
@@ -82,6 +101,8 @@ EXAMPLES: dict[str, Any] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_survives_json(name: str) -> None:
     fields = {**GOOD, name: EXAMPLES[name]}
+    if name in {"mode", "buffer", "max_staleness", "staleness_exponent"}:
+        fields |= {"mode": "buffered", "buffer": 2}
     if name == "over_selection":
         fields["sample"] = 2
     spec = parse_training_spec(fields)
@@ -99,6 +120,8 @@ def test_every_option_survives_json(name: str) -> None:
         ({"sample": 10, "over_selection": 0.3}, 100, 13, 10),
         ({"sample": 10, "over_selection": 0.3}, 11, 11, 10),
         ({}, 9000, 4096, 4096),
+        (BUFFERED, 7, 7, 3),
+        (BUFFERED, 2, 2, 2),
     ],
 )
 def test_so_many_are_invited_and_awaited(

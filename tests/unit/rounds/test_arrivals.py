@@ -13,6 +13,7 @@ from gradshard_core.records import model_registry
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.arrivals import Update
 from gradshard_core.rounds.collect_update import collect_update
+from gradshard_core.rounds.inbox import Address
 from tests import reference
 from tests.unit.fakes import MemoryStore
 
@@ -35,7 +36,12 @@ def test_an_unfinished_update_does_not_count_in_a_round_of_whole_updates(body: b
     assert arrivals.check_update(growing(body), KEYS, "a", partial=False) is None
     with ThreadPoolExecutor(1) as thread:
         assert arrivals.check_updates(
-            growing(body), KEYS, ["a"], partial=False, look=lambda _: 1, large_headers=thread
+            growing(body),
+            lambda _: Address(KEYS),
+            ["a"],
+            partial=False,
+            look=lambda _: 1,
+            large_headers=thread,
         ) == [None]
 
 

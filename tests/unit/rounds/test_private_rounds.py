@@ -163,3 +163,11 @@ def test_manifest_says_what_the_model_has_spent_with_the_round(private: Machine)
         assert words.endswith("ε 2.166 at δ 1e-05, and 3.189 with the rounds before it")
     else:
         assert words.endswith("1/z² 0.25")
+
+
+def test_model_with_buffers_is_refused_at_opening(private: Machine) -> None:
+    version = model_registry.read_current(private.store, "m")
+    model_registry.reserve(private.store, replace(version, number=2, buffers=("w",)))
+    answer = private.open(**APPLIED, dp=DP)
+    assert "'w' is an integer or a buffer, whose average would reveal clients" in answer["reason"]
+    assert read_ledger(private.store, "m").entries == ()

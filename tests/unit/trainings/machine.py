@@ -5,9 +5,10 @@ after an error. Rounds run straight through; the clients are the library's.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
+from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.store import ListedObject
 from gradshard_core.trainings import advance_training as advancing
 from gradshard_core.trainings.advance_training import advance_training
@@ -90,9 +92,29 @@ class DyingStore(MemoryStore):
     def put_bytes(self, key: str, body: bytes, **options: Any) -> bool:
         return bool(self._request(lambda: super(DyingStore, self).put_bytes(key, body, **options)))
 
-    def list_objects(self, prefix: str) -> Iterator[ListedObject]:
-        found = self._request(lambda: list(super(DyingStore, self).list_objects(prefix)))
+    def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
+        found = self._request(
+            lambda: list(super(DyingStore, self).list_objects(prefix, after=after))
+        )
         return iter(found)
+
+    def get_head(self, key: str, nbytes: int) -> Any:
+        return self._request(lambda: super(DyingStore, self).get_head(key, nbytes))
+
+    def get_body(self, source: Any, start: int, end: int) -> Any:
+        return self._request(lambda: super(DyingStore, self).get_body(source, start, end))
+
+    def delete(self, key: str, *, only: str | None = None) -> None:
+        self._request(lambda: super(DyingStore, self).delete(key, only=only))
+
+    def create_upload(
+        self, key: str, metadata: dict[str, str] | None = None, *, checked: bool = False
+    ) -> str:
+        begin = partial(super().create_upload, key, metadata, checked=checked)
+        return str(self._request(begin))
+
+    def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
+        self._request(lambda: super(DyingStore, self).complete_upload(key, upload_id, parts))
 
 
 Behaviour = Callable[[str, Mapping[str, Any], Invitation], Any]

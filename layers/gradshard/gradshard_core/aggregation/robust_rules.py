@@ -1,4 +1,4 @@
-"""Robust rules: how updates are combined so that a few bad ones have little effect.
+"""Robust rules: ways to combine updates so that a few bad ones have little effect.
 
 Rules over columns (:mod:`gradshard_core.aggregation.columns`) take one pass. The others *measure*
 first: the inner products of all pairs of updates, their Gram matrix, say how long updates are and

@@ -1,4 +1,4 @@
-"""Server optimizers: how a round's averaged update changes the federation's model.
+"""Server optimizers: formulas by which a round's average changes the federation's model.
 
 FedAvgM is Hsu et al. 2019 (https://arxiv.org/abs/1909.06335); FedAdagrad, FedYogi and FedAdam are
 algorithm 2 of Reddi et al. 2021 (https://arxiv.org/abs/2003.00295). Operations and their order are

@@ -1,4 +1,4 @@
-"""Compressed updates: what their headers say, and where their objects have which elements.
+"""Compressed updates: their headers, and the positions of their elements in the objects.
 
 The object of a compressed update is a safetensors file. Its metadata name the codec, and the dtype
 and shape of each tensor that is encoded; such a tensor stands in the file as U8, with one row for
@@ -160,7 +160,7 @@ class EncodedLayout(Layout):
 
     @property
     def storage(self) -> str:
-        """How the elements are stored, as text that tells two such layouts apart."""
+        """The storage of the elements, as text that tells two such layouts apart."""
         return f"{self.codec} {''.join(map('01'.__getitem__, self.encoded))} {self.units}"
 
     @cached_property

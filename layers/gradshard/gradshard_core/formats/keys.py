@@ -1,4 +1,4 @@
-"""The names of the objects of rounds, models and trainings, and what may be part of them."""
+"""The names of the objects of rounds, models and trainings, and the ids allowed in them."""
 
 import re
 from collections.abc import Mapping
@@ -43,6 +43,7 @@ client called ``update`` too, and ``rounds/*/spec.json`` the rejection of one ca
 """
 
 
+_INBOX: Final = re.compile(rf"(?P<training>{_TRAINING_ID.pattern})-from-(?P<version>[0-9]{{8}})")
 _REPORT: Final = re.compile(r"(?P<level>[0-9]{1,3})/[0-9]{5,}\.json")
 
 
@@ -121,6 +122,19 @@ def parse_update_key(key: str) -> UpdateKey | None:
     """Read round and client from the key of an update; None if it is no update's key."""
     match = _UPDATE_KEY.fullmatch(key)
     return UpdateKey(match["round"], match["client"]) if match else None
+
+
+class InboxId(NamedTuple):
+    """What the id of an inbox names: a buffered training, and a version of its model."""
+
+    training: str
+    version: int
+
+
+def parse_inbox_id(round_id: str) -> InboxId | None:
+    """Read what the id of an inbox names; None if it is no inbox's."""
+    match = _INBOX.fullmatch(round_id)
+    return InboxId(match["training"], int(match["version"])) if match else None
 
 
 class RoundKeys:
@@ -236,6 +250,7 @@ class TrainingKeys:
         self.state = f"{root}state.json"
         self.members = f"{root}members/"
         self.records = f"{root}rounds/"
+        self.inboxes = f"{ROUNDS}{self.name}-from-"
 
     def member(self, client: str) -> str:
         """Return the key by whose object a client has joined."""
@@ -253,12 +268,20 @@ class TrainingKeys:
         number
             Of the round, from 1; of an evaluation, that of the round before.
         repetition
-            How often a round of this number has failed.
+            The number of failures of a round of this number.
         is_evaluation
             Whether clients evaluate the model in it, instead of training it.
         """
         again = f"-again{repetition}" if repetition else ""
         return f"{self.name}-{number:05}{'-eval' if is_evaluation else ''}{again}"
+
+    def inbox(self, version: int) -> RoundKeys:
+        """Return the keys under which a buffered training gets updates from a version.
+
+        They are those of a round that is never opened, so that clients, tickets, policies and
+        lifecycle rules treat its updates and rejections as those of any round.
+        """
+        return RoundKeys(f"{self.inboxes.removeprefix(ROUNDS)}{version:08}")
 
     def execution(self, run: int) -> str:
         """Return the name of an execution of the training, of which there may be several."""

@@ -13,6 +13,7 @@ from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, MEASURED, STEPS, shares_of
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.formats.layout import Layout
+from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.plan import Contributor, LayerRanges, Level
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.stragglers.assignments import bounded_steps, normalised_weights
@@ -55,7 +56,10 @@ def group(spec: RoundSpec, contributors: Sequence[Contributor], weights: str) ->
         first_level = [len(present.intersection(clients)) for clients in spec.groups()]
     orders = addition_order.split_order(order, sizes)
     levels = tuple(map(Level.of_sizes, (first_level, *sizes[1:]), orders))
-    return Grouping(topology, sizes, order, levels, weigh(ordered, weights))
+    weighed = weigh(ordered, weights)
+    if spec.inbox is not None:
+        weighed = _discounted(weighed, spec.inbox)
+    return Grouping(topology, sizes, order, levels, weighed)
 
 
 def weights_of(spec: RoundSpec, *, is_decided: bool = False) -> str:
@@ -92,6 +96,14 @@ def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributo
     return tuple(
         replace(contributor, weight=weight)
         for contributor, weight in zip(contributors, values, strict=True)
+    )
+
+
+def _discounted(contributors: Sequence[Contributor], inbox: InboxSpec) -> tuple[Contributor, ...]:
+    """Discount weights by staleness: what stale updates lose, nobody gains."""
+    return tuple(
+        replace(contributor, weight=contributor.weight * inbox.discount(contributor.staleness))
+        for contributor in contributors
     )
 
 

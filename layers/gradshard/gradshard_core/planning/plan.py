@@ -1,4 +1,4 @@
-"""The plan of a round: who contributes with which weight, and which task adds what.
+"""The plan of a round: its contributors with their weights, and its tasks with their inputs.
 
 ``plan_round`` writes it, and every later function of the round reads it
 (:mod:`gradshard_core.planning.plan_json`).
@@ -45,12 +45,15 @@ class Contributor:
     samples
         n, the number of samples that it trained on.
     weight
-        The factor of its update: n / Σn, or n. Partial updates have weights by layer instead.
+        The factor of its update: n / Σn, or n. Partial updates have weights by layer instead, and
+        those of a buffered training are discounted by their staleness.
     runs
         The places of the layout's bytes in the object; a partial update lacks some of them.
     report
         Its report on its training (:class:`gradshard_core.stragglers.assignments.Report`), if the
         round uses it.
+    staleness
+        In a buffered training, how many versions of the model were made since the update began.
     """
 
     client: str
@@ -59,6 +62,7 @@ class Contributor:
     weight: float
     runs: Runs
     report: dict[str, Any] | None = None
+    staleness: int = 0
 
     @property
     def codec(self) -> str | None:
@@ -244,8 +248,8 @@ class Stage:
     Parameters
     ----------
     entered_at
-        When the state machine entered the state that planned it, ISO 8601. A request with the same
-        time is a repetition and changes nothing.
+        The time at which the state machine entered the planning state, ISO 8601. A request with the
+        same time is a repetition and changes nothing.
     number
         The number of stages that the plan has so far.
     groups
@@ -300,7 +304,7 @@ class Plan:
     participants, computation, layout
         The contributors, the rule of the average, and the layout.
     attempt
-        How often the round was planned again because contributors were rejected while their
+        The number of replans before this plan, because contributors were rejected while their
         updates were read.
     stage
         The groups that this planning adds.

@@ -178,6 +178,7 @@ def _parse_contributor(written: dict[str, Any], tables: Sequence["array[int]"]) 
         written["weight"],
         _parse_runs(written["runs"], tables),
         written["report"],
+        written["staleness"],
     )
 
 

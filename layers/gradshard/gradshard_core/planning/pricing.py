@@ -168,8 +168,8 @@ def bill(
     updates
         The number of objects that clients send; by default one each.
     cold_tasks
-        How many tasks start cold; all if it is not said, but those that measure are warm for the
-        second pass. The functions around them do.
+        The number of tasks that start cold. By default all do, but tasks that measured are warm for
+        the second pass. The functions around the tasks always start cold.
     measuring
         The tasks of the pass that measures, which is a level of its own, if there is one.
     prices

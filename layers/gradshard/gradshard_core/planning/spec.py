@@ -32,9 +32,11 @@ from gradshard_core.planning.option_parsers import (
     ROBUST_EXAMPLE,
     SALF_EXAMPLE,
     AssignmentSpec,
+    InboxSpec,
     parse_assignment_spec,
     parse_clients,
     parse_codecs,
+    parse_inbox,
     parse_layout,
     parse_rule,
 )
@@ -78,7 +80,7 @@ class RoundSpec:
     )
     min_clients: int = option(
         WholeNumber(1, MAX_CLIENTS),
-        "Fail the round if fewer valid updates have arrived by its deadline.",
+        "Fail the round if fewer good updates have arrived by its deadline.",
         default="more than half of the clients",
     )
     enough_clients: int | None = option(
@@ -95,9 +97,10 @@ class RoundSpec:
     )
     topology: str = option(
         Choice((AUTO, *TOPOLOGIES)),
-        f"How tasks divide the work. shards: each adds one byte range of all updates (at most "
-        f"{MAX_FAN_IN} clients). lambda_fl, lifl: trees of tasks that add whole updates. grid: "
-        f"groups of clients, cut into shards. auto: shards up to {MAX_FAN_IN} clients, else grid.",
+        f"Division of the work among tasks. shards: each adds one byte range of all updates (at "
+        f"most {MAX_FAN_IN} clients). lambda_fl, lifl: trees of tasks that add whole updates. "
+        f"grid: groups of clients, cut into shards. auto: shards up to {MAX_FAN_IN} clients, else "
+        "grid.",
         value=AUTO,
     )
     fan_in: int | None = option(
@@ -109,7 +112,7 @@ class RoundSpec:
     order: Order | None = option(
         Parsed(
             addition_order.parse_order,
-            "`sequential`, or such as `tree:4,4`",
+            "`sequential`, or for example `tree:4,4`",
             metavar="ORDER",
             encoder=addition_order.format_order,
         ),
@@ -242,6 +245,18 @@ class RoundSpec:
         value=None,
         default="the updates of the round itself",
     )
+    inbox: InboxSpec | None = option(
+        Parsed(
+            parse_inbox,
+            "object with `training`, `oldest`, `exponent`; the training states it",
+            metavar="JSON",
+            is_json=True,
+            encoder=InboxSpec.to_json,
+        ),
+        "Average updates that were sent to a buffered training, weighed by their staleness.",
+        value=None,
+        default="the updates of the round itself",
+    )
     server_optimizer: ServerOptimizer | None = option(
         Parsed(
             parse_server_optimizer,
@@ -302,7 +317,7 @@ class RoundSpec:
         return tuple(sorted(set(self.clients) - set(arrived)))
 
     def is_complete(self, arrived: Sequence[str]) -> bool:
-        """Whether nobody need be waited for."""
+        """Whether the round need not wait for anybody."""
         if self.enough_clients is not None:
             there = arrived if isinstance(self.clients, int) else self._ids.intersection(arrived)
             return len(set(there)) >= self.enough_clients
@@ -420,6 +435,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     _check_topology(spec)
     _check_rule(spec)
     _check_apply(spec)
+    _check_inbox(spec)
     return spec
 
 
@@ -507,6 +523,30 @@ def least_clients(fields: Mapping[str, Any]) -> int:
 def _least(rule: Any, dp: Any) -> int:
     least = rule.least_clients if isinstance(rule, RobustRule) else 1
     return max(least, 1 if dp is None else LEAST_CLIENTS)
+
+
+def _check_inbox(spec: RoundSpec) -> None:
+    """Check what the updates of a buffered training go with."""
+    if spec.inbox is None:
+        return
+    conflicts = {
+        "rule": spec.rule is not None,
+        "dp": spec.dp is not None,
+        "weights": spec.weights == COUNTS,
+        "eager": spec.eager,
+        "assignments": spec.assignments is not None,
+        "updates_from": spec.updates_from is not None,
+    }
+    for name, is_given in conflicts.items():
+        if is_given:
+            raise SpecError(f"updates of a buffered training do not go with {name}: leave it out")
+    if spec.server_optimizer is None or spec.server_optimizer.updates == MODELS:
+        raise SpecError(
+            "updates of a buffered training change a model: give a server_optimizer, whose updates "
+            "are deltas"
+        )
+    if not isinstance(spec.clients, int) or spec.enough_clients is not None:
+        raise SpecError("updates of a buffered training are counted: give their number as clients")
 
 
 def _check_robust(spec: RoundSpec) -> None:

@@ -63,7 +63,7 @@ def measured(
 ) -> float:
     """Return the dollars that a completed round has cost, by its manifest.
 
-    Where the manifest lists no tasks, because there were too many, it is what was projected.
+    If the manifest lists no tasks, because there were too many, it is the projected cost.
     """
     clients = len(manifest["contributors"])
     if not manifest["tasks"]:

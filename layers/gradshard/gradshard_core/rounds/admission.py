@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.arithmetic import STEPS
@@ -15,6 +15,7 @@ from gradshard_core.planning.plan import Contributor, Rejection
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.arrivals import Update
+from gradshard_core.rounds.inbox import Address
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout, SeenLayouts, digests_of
 from gradshard_core.s3.store import S3Store
@@ -69,6 +70,7 @@ def admit(
     settled: Layout | None,
     whose: str,
     held: Sequence[Contributor] = (),
+    addresses: Mapping[str, Address] | None = None,
 ) -> Admission:
     """Check updates, and tell the senders of those that are rejected.
 
@@ -82,13 +84,20 @@ def admit(
         The layout that the round has already, if it has one, and what it comes from.
     held
         The contributors that an eager round has already.
+    addresses
+        Where the updates are, in a buffered training; by default, where they were sent to.
 
     Raises
     ------
     PlanError
         The round was opened without a layout, and its updates have no majority's.
     """
+    elsewhere = Address(arrivals.sent_to(keys, spec))
     entitled = [client for client in clients if spec.expects(client)]
+
+    def address_of(client: str) -> Address:
+        return (addresses or {}).get(client, elsewhere)
+
     places = spec.capacity if len(entitled) > spec.expected else len(entitled)
     rejected = [
         Rejection(client, f"the round takes {places} clients, and others come before this one")
@@ -105,7 +114,7 @@ def admit(
             raise PlanError(spec.undecided)
         found = arrivals.check_updates(
             store,
-            arrivals.sent_to(keys, spec),
+            address_of,
             entitled[:places],
             partial=spec.partial_rule is not None,
             codecs=spec.codecs or (),
@@ -122,9 +131,14 @@ def admit(
             source = updates.pop(client).source
             rejected.append(Rejection(client, f"{source.key}: {reason}", source.etag))
         runs = large_headers.submit(examiner.runs, updates).result()
-    arrivals.reject_all(store, keys, rejected)
+    told = keys if addresses is None else None
+    arrivals.reject_all(store, rejected, lambda client: told or address_of(client).keys)
     contributors = tuple(
-        _contributor(spec, update, runs[update.layout]) for update in updates.values()
+        replace(
+            _contributor(spec, update, runs[update.layout]),
+            staleness=address_of(update.client).staleness,
+        )
+        for update in updates.values()
     )
     coverage = {client: examiner.findings[updates[client].layout].covered for client in updates}
     return Admission(
@@ -200,13 +214,13 @@ class _Findings(NamedTuple):
     covered
         The layers that it has, in a round of partial updates.
     broken
-        Why its layers are of no use.
+        The reason why its layers are of no use.
     further
-        How many runs it has beyond one.
+        The number of its runs beyond one.
     is_shared
         Whether all updates with this layout share the table of their runs.
     excess
-        Why they cost too much.
+        The reason why they cost too much.
     """
 
     difference: str | None = None

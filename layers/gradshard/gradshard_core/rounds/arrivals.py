@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 from gradshard_core.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
@@ -13,6 +12,7 @@ from gradshard_core.formats.keys import (
     ObjectVersion,
     RoundKeys,
     is_client,
+    parse_inbox_id,
     parse_update_key,
 )
 from gradshard_core.formats.layout import (
@@ -26,7 +26,8 @@ from gradshard_core.planning import history_limits
 from gradshard_core.planning.plan import Rejection
 from gradshard_core.planning.pricing import HEADS_BEFORE_LIST
 from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_callbacks, inbox
+from gradshard_core.rounds.inbox import Address
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 
@@ -40,7 +41,7 @@ TOKENS_KEPT = 8
 
 COMPLETE = "complete"
 DEADLINE = "deadline"
-"""Why a round goes on."""
+"""The reasons why a round goes on."""
 
 
 class Update(NamedTuple):
@@ -95,7 +96,7 @@ def check_update(
     codecs
         The codecs of compressed updates that the round takes.
     """
-    first = _read_first(store, keys, client, partial=partial)
+    first = _read_first(store, Address(keys), client, partial=partial)
     return _check(store, client, first, codecs) if isinstance(first, _First) else first
 
 
@@ -113,11 +114,14 @@ class _First(NamedTuple):
 
 
 def _read_first(
-    store: S3Store, keys: RoundKeys, client: str, *, partial: bool
+    store: S3Store, address: Address, client: str, *, partial: bool
 ) -> _First | Rejection | None:
-    key = keys.update(client)
+    keys, frozen = address.keys, address.source
     try:
-        head = store.get_head(key, FIRST_READ_BYTES)
+        if frozen is not None:
+            end = min(frozen.nbytes, FIRST_READ_BYTES)
+            return _First(store.get_range(frozen, 0, end), frozen)
+        head = store.get_head(keys.update(client), FIRST_READ_BYTES)
         if head is None and partial:
             head = store.get_head(keys.partial_update(client), FIRST_READ_BYTES)
     except UnreadableObjectError as error:
@@ -145,7 +149,7 @@ def _check(
 
 def check_updates(
     store: S3Store,
-    keys: RoundKeys,
+    address_of: Callable[[str], Address],
     clients: list[str],
     *,
     partial: bool,
@@ -157,8 +161,10 @@ def check_updates(
 
     Parameters
     ----------
-    store, keys, clients, partial, codecs
+    store, clients, partial, codecs
         As for :func:`check_update`.
+    address_of
+        Returns where a client's update is.
     look
         Called in several threads. What it returns should be small: there may be thousands.
     large_headers
@@ -172,7 +178,7 @@ def check_updates(
         return look(update) if isinstance(update, Update) else update
 
     def read(client: str) -> T | Rejection | None:
-        first = _read_first(store, keys, client, partial=partial)
+        first = _read_first(store, address_of(client), client, partial=partial)
         if not isinstance(first, _First):
             return first
         if first.has_header:
@@ -188,10 +194,38 @@ def reject(store: S3Store, keys: RoundKeys, rejection: Rejection) -> None:
     store.put_json(keys.rejection(rejection.client), vars(rejection))
 
 
-def reject_all(store: S3Store, keys: RoundKeys, rejections: Sequence[Rejection]) -> None:
-    """Write several clients' reasons side by side: there may be thousands."""
+def withdraw_rejection(store: S3Store, keys: RoundKeys, client: str, etag: str) -> None:
+    """Take back the rejection of an upload that this one replaced."""
+    rejection = store.head(keys.rejection(client))
+    if rejection is None:
+        return
+    rejected = store.get_json(keys.rejection(client)) or {}
+    if rejected.get("etag", "").strip('"') != etag.strip('"') and not rejected.get("late"):
+        # Planning may be rejecting this very upload at the same time, so delete only the version
+        # of the rejection that was read.
+        store.delete(keys.rejection(client), only=rejection.etag)
+
+
+def reject_all(
+    store: S3Store, rejections: Sequence[Rejection], keys_of: Callable[[str], RoundKeys]
+) -> None:
+    """Write several clients' reasons side by side: there may be thousands.
+
+    ``keys_of`` returns the round under which a client reads of its update's rejection.
+    """
     with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(partial(reject, store, keys), rejections))
+        list(pool.map(lambda found: reject(store, keys_of(found.client), found), rejections))
+
+
+def told_under(keys: RoundKeys, update_key: str) -> RoundKeys:
+    """Return the round under which a client reads of its update's rejection.
+
+    It is the round that takes the update; of a buffered training it is the inbox that the client
+    has sent it to.
+    """
+    parsed = parse_update_key(update_key)
+    is_inbox = parsed is not None and parse_inbox_id(parsed.round_id) is not None
+    return RoundKeys(parsed.round_id) if parsed is not None and is_inbox else keys
 
 
 def resume_if_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
@@ -218,6 +252,8 @@ def resume_if_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: st
 def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
     if spec.updates_from is not None:
         return True
+    if spec.inbox is not None:
+        return inbox.is_full(store, spec)
     if not spec.eager and _is_anyone_missing(store, keys, spec, arriving):
         return False
     there = arrived(store, keys)

@@ -79,7 +79,10 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
         tally.add(report)
     rejected = tally.rejected()
     if rejected:
-        arrivals.reject_all(store, keys, rejected)
+        sources = {c.client: c.source.key for c in plan.contributors}
+        arrivals.reject_all(
+            store, rejected, lambda client: arrivals.told_under(keys, sources[client])
+        )
         written = [vars(rejection) for rejection in rejected]
         # Apart from what clients read, which a later upload of theirs replaces.
         store.put_json(keys.replan(plan.attempt), written)
@@ -147,7 +150,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     measuring = {}
     if plan.computation.measured is not None:
         decision = read_decision(store, keys, plan)
-        arrivals.reject_all(store, keys, left_out(plan, decision))
+        arrivals.reject_all(store, left_out(plan, decision), lambda _: keys)
         measuring = {"measuring": summary(store, keys, plan, decision)}
     result, *made = (_complete(store, output, plan.computation.shards) for output in plan.outputs)
     version = _next_version(store, plan, made)
@@ -294,6 +297,7 @@ def _manifest(
                 "codec": contributor.codec,
                 "etag": contributor.source.etag,
                 "version": contributor.source.version,
+                "staleness": contributor.staleness,
             }
             for contributor in plan.contributors
         ],

@@ -91,9 +91,9 @@ def assemble(
     layout
         The result of :func:`write_layout`, or the layout of an earlier plan.
     coverage
-        Which layers each contributor of partial updates has.
+        The layers that each contributor of partial updates has.
     decided
-        What the rule has decided.
+        The rule's decision.
 
     Raises
     ------

@@ -20,10 +20,10 @@ class PlanRequest(NamedTuple):
     Parameters
     ----------
     entered_at
-        When the machine entered the planning state, ISO 8601. A request with the same time is a
-        repetition.
+        The time at which the machine entered the planning state, ISO 8601. A request with the same
+        time is a repetition.
     reason
-        Why the round goes on.
+        The reason why the round goes on.
     attempt
         0 for the first plan, and one more after contributors were rejected while they were read.
     """

@@ -84,7 +84,7 @@ class TaskInputs:
     spans
         The spans of the layout, split at buffers if the task measures.
     reduction
-        How the inputs are combined.
+        The operation that combines the inputs.
     """
 
     def __init__(

@@ -1,11 +1,13 @@
-"""What the end of a round means for its training: its record, and whether the training goes on."""
+"""Close a round of a training: write its record, and decide whether the training goes on."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.records.inbox import base_of, short_etag
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSED,
@@ -37,6 +39,8 @@ def close_round(
         dollars=state.dollars + outcome.dollars,
     )
     if not outcome.is_completed:
+        if spec.is_buffered and outcome.is_planned:
+            after = replace(after, again=invitation.round_id)
         return _repeat(spec, after, invitation, outcome, now)
     after = replace(
         after,
@@ -50,11 +54,16 @@ def close_round(
         return _judge(spec, after, invitation.version, outcome)
     made = outcome.version
     after = replace(
-        after, completed=invitation.number, version=made, last_round=invitation.round_id
+        after,
+        completed=invitation.number,
+        version=made,
+        last_round=invitation.round_id,
+        counted=_counted(spec, state, outcome),
+        again=None,
     )
     if made != invitation.version + 1:
         return paused(
-            after,
+            replace(after, first_version=made or after.first_version),
             f"round {invitation.round_id!r} was to make version {invitation.version + 1} of model "
             f"{spec.server_optimizer.model!r} and made {made}: others changed the model just "
             "before it was opened, or opened a round of that name. Resume the training to go on "
@@ -63,6 +72,21 @@ def close_round(
     if spec.evaluate_every is None and made is not None:
         return _judge(spec, after, made, outcome)
     return after
+
+
+def _counted(
+    spec: TrainingSpec, state: TrainingState, outcome: Outcome
+) -> Mapping[str, Mapping[str, str]]:
+    """Return which updates of a buffered training have counted, of versions that still matter."""
+    if not spec.is_buffered or outcome.version is None:
+        return {}
+    oldest = outcome.version - spec.staleness
+    counted = {v: dict(clients) for v, clients in state.counted.items() if int(v) >= oldest}
+    for update in outcome.updates:
+        version = base_of(update.key)
+        if version is not None and version >= oldest:
+            counted.setdefault(str(version), {})[update.client] = short_etag(update.etag)
+    return counted
 
 
 def paused(state: TrainingState, cause: str) -> TrainingState:
@@ -76,9 +100,16 @@ def ended(state: TrainingState, cause: str) -> TrainingState:
 
 
 def _record(invitation: Invitation, outcome: Outcome, now: datetime) -> dict[str, Any]:
+    stated = asdict(outcome)
+    updates = stated.pop("updates")
     return {
         **asdict(invitation),
-        **asdict(outcome),
+        **stated,
+        "staleness": {
+            update["client"]: update["staleness"]
+            for update in updates
+            if base_of(update["key"]) is not None
+        },
         "base_version": invitation.version,
         "closed_at": now.isoformat(),
     }

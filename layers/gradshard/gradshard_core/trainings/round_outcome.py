@@ -1,4 +1,4 @@
-"""How a round of a training ended: who took part, what they measured, what it cost."""
+"""The outcome of a round of a training: contributors, metrics, cost."""
 
 import struct
 from collections.abc import Mapping
@@ -26,15 +26,25 @@ MAX_NOTES: Final = 100
 
 
 @dataclass(frozen=True)
+class CountedUpdate:
+    """An update that was averaged: its sender, its object, and its staleness."""
+
+    client: str
+    key: str
+    etag: str
+    staleness: int
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """How a round ended.
+    """The outcome of a round.
 
     Parameters
     ----------
     is_completed
         Whether it completed.
     error, cause
-        Why it failed.
+        The error, and the cause of the failure.
     contributors, rejected
         The clients whose updates were averaged, or rejected.
     metrics
@@ -42,9 +52,13 @@ class Outcome:
     version
         The version of the model that it made.
     dollars
-        What it has cost, as far as that is known.
+        The cost of the round, as far as it is known.
     notes
-        Which metrics do not count, and why.
+        The metrics that do not count, with the reasons.
+    updates
+        The updates that were averaged.
+    is_planned
+        Whether it was planned, so that a repetition can take the same updates.
     """
 
     is_completed: bool
@@ -56,6 +70,8 @@ class Outcome:
     version: int | None = None
     dollars: float = 0.0
     notes: tuple[str, ...] = ()
+    updates: tuple[CountedUpdate, ...] = ()
+    is_planned: bool = True
 
     @property
     def answered(self) -> frozenset[str]:
@@ -79,7 +95,7 @@ def read_outcome(
     aggregator
         The functions that did its tasks.
     optimizer
-        What it stepped the model with; None for an evaluation, whose average is the metrics.
+        The server optimizer of the round; None for an evaluation, whose average is the metrics.
     """
     keys = RoundKeys(round_id)
     manifest = store.get_json(keys.manifest, parse_manifest)
@@ -93,6 +109,7 @@ def read_outcome(
             cause=manifest["cause"],
             rejected=rejected,
             contributors=_contributors(store, keys),
+            is_planned=store.head(keys.plan) is not None,
         )
     found, notes = _sent(store, keys) if optimizer else (_averaged(store, manifest), ())
     return Outcome(
@@ -103,6 +120,10 @@ def read_outcome(
         version=(manifest["model"] or {}).get("version"),
         dollars=training_cost.measured(manifest, optimizer, aggregator),
         notes=notes,
+        updates=tuple(
+            CountedUpdate(c["client"], c["key"], c["etag"], c["staleness"])
+            for c in manifest["contributors"]
+        ),
     )
 
 

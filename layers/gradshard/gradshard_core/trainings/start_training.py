@@ -27,7 +27,7 @@ def start_training(
     fields
         The spec as the execution's input has it.
     started
-        When the execution started, ISO 8601.
+        The time at which the execution started, ISO 8601.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Clients: what became of each update, when it arrived and how much it weighs."""
+"""Clients: the outcome, the arrival and the weight of each update."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple

@@ -1,26 +1,57 @@
-"""Clients that each send another large header fill no memory and decide on nothing."""
+"""The worst headers that clients may send fit into the memory of the functions that read them."""
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gradshard_core.formats.keys import ObjectVersion
-from tests.unit.formats.test_hostile_updates import ROOM_MB, tensors
+from gradshard_core.formats.layout import MAX_HEADER_BYTES, MAX_HEADER_VALUES
+from tests.unit.formats.test_hostile_updates import tensors
+
+# Of the functions that read headers, 472 MB: what is left beside the interpreter and numpy.
+ROOM_MB = 472 - 60
+REPEATED = {"keys, as many as are read": "20"}
+"""Of the worst, more than there are threads that read: each may keep what one header took."""
+CHECK_ARRIVALS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from gradshard_core.rounds import arrivals
+from gradshard_core.rounds.seen_layouts import SeenLayouts
+from tests.fuzz.targets import KEYS, _Memory
+from tests.integration.test_header_memory import WORST, peak_mb
+blob = WORST[sys.argv[1]]()
+blob = len(blob).to_bytes(8, "little") + blob
+store = _Memory(blob, len(blob) + 400_000)
+before = peak_mb()
+clients = [f"c{i}" for i in range(int(sys.argv[2]))]
+layouts = SeenLayouts(store)
+with ThreadPoolExecutor(1) as thread:
+    found = arrivals.check_updates(
+        store,
+        KEYS,
+        clients,
+        partial=False,
+        look=lambda update: layouts.note(update.header, update.source),
+        large_headers=thread,
+    )
+print(round(peak_mb() - before), {type(update).__name__ for update in found})
+"""
+FILL = MAX_HEADER_BYTES - 64
 
 CLIENTS = {"names": 11, "names of fewer than half": 12, "metadata": 40}
 """Of the first and the last all headers together would take more than a function's memory."""
 
-CHECK = """
+CHECK_ADMISSION = """
 import sys
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.spec import parse_spec
 from gradshard_core.rounds import admission
-from tests.unit.formats.test_hostile_updates import peak_mb
-from tests.unit.rounds.test_hostile_layouts import CLIENTS, Bucket
+from tests.integration.test_header_memory import CLIENTS, Bucket, peak_mb
 bucket = Bucket(sys.argv[1])
 clients = [f"c{number:04}" for number in range(CLIENTS[sys.argv[1]])]
 spec = parse_spec({"clients": clients, "min_clients": 1})
@@ -32,6 +63,23 @@ except PlanError as error:
     outcome = str(error)
 print(round(peak_mb() - before), outcome)
 """
+
+
+def peak_mb() -> float:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+WORST: dict[str, Callable[[], bytes]] = {
+    "lists": lambda: b'{"a":[%s[]]}' % (b"[]," * (FILL // 3)),
+    "lists, as many as are read": lambda: b'{"a":[%s[]]}' % (b"[]," * (MAX_HEADER_VALUES // 2 - 9)),
+    "keys, as many as are read": lambda: (
+        b'{"a":{%s}}' % b",".join(b'"%06x":0' % i for i in range(MAX_HEADER_VALUES // 2 - 9))
+    ),
+    "texts": lambda: b'{"a":[%s"bc"]}' % (b'"bc",' * (MAX_HEADER_VALUES - 9)),
+    "wide characters": lambda: b'{"a":"%s%s"}' % ("\U0001f600".encode(), b"x" * FILL),
+    "100,000 tensors": lambda: tensors(100_000),
+}
 
 
 class Bucket:
@@ -76,10 +124,25 @@ class Bucket:
 )
 def test_headers_that_all_differ_fit_into_a_function(kind: str, outcome: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", CHECK, kind], capture_output=True, text=True, check=False
+        [sys.executable, "-c", CHECK_ADMISSION, kind], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     peak, text = done.stdout.split(maxsplit=1)
     print(f"{kind}: {peak} MB")
     assert outcome in text
     assert int(peak) < ROOM_MB
+
+
+@pytest.mark.parametrize("what", WORST)
+def test_the_worst_headers_of_several_clients_fit_into_a_function(what: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK_ARRIVALS, what, REPEATED.get(what, "4")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    peak, kinds = done.stdout.split(maxsplit=1)
+    print(f"{what}: {peak} MB, {kinds}")
+    assert int(peak) < ROOM_MB
+    assert ("SeenLayout" in kinds) == (what == "100,000 tensors")
