@@ -174,7 +174,7 @@ def private_round(federation: Federation, deployed: Deployed, name: str, *, is_b
     }
     round_ = federation.open_round(name, 2, timeout=600, **terms)
     if is_bad:
-        # As if the second pass had been planned before.
+        # As if the second pass had been planned before; the engine lets its own key do all.
         key = round_.keys.noise_key
         deployed.s3.put_object(Bucket=deployed.bucket, Key=key, Body=b'{"key": "00"}')
     for number in range(2):
@@ -439,6 +439,30 @@ def test_a_function_may_not_use_permissions_of_another(engine: Engine, deployed:
         lambda: s3.put_object(Key="rounds/iam-plain/updates/a.safetensors", Body=b"", **place),
         lambda: s3.put_object(Key="rounds/iam-plain/manifest.json", Body=b"", **place),
         lambda: s3.delete_object(Key="rounds/iam-plain/update.safetensors", **place),
+    ):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            rejected()
+
+
+@pytest.mark.usefixtures("rounds")
+def test_nobody_but_one_role_each_reads_or_brings_the_key_of_noise(deployed: Deployed) -> None:
+    iam, name = boto3.client("iam"), "reader-of-everything"
+    iam.create_user(UserName=name)
+    allow = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
+    document = json.dumps({"Version": "2012-10-17", "Statement": [allow]})
+    iam.put_user_policy(UserName=name, PolicyName="all", PolicyDocument=document)
+    made = iam.create_access_key(UserName=name)["AccessKey"]
+    s3 = boto3.client(
+        "s3",
+        aws_access_key_id=made["AccessKeyId"],
+        aws_secret_access_key=made["SecretAccessKey"],
+    )
+    place: dict[str, Any] = {"Bucket": deployed.bucket}
+    s3.get_object(Key="rounds/iam-private/plan.json", **place)
+    key = RoundKeys("iam-private").noise_key
+    for rejected in (
+        lambda: s3.get_object(Key=key, **place),
+        lambda: s3.put_object(Key=key, Body=b"{}", **place),
     ):
         with pytest.raises(ClientError, match="AccessDenied"):
             rejected()
