@@ -173,9 +173,12 @@ def private_round(federation: Federation, deployed: Deployed, name: str, *, is_b
         "server_optimizer": {"optimizer": "fedavg", "model": "iam-private", "updates": "deltas"},
     }
     round_ = federation.open_round(name, 2, timeout=600, **terms)
+    # The engine lets its own key do all, and asks about versions from the second object on.
+    planted = [f"{round_.keys.secrets}other"]
     if is_bad:
-        # As if the second pass had been planned before; the engine lets its own key do all.
-        key = round_.keys.noise_key
+        # As if the second pass had been planned before.
+        planted.append(round_.keys.noise_key)
+    for key in planted:
         deployed.s3.put_object(Bucket=deployed.bucket, Key=key, Body=b'{"key": "00"}')
     for number in range(2):
         tensors = update(number)
