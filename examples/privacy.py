@@ -38,7 +38,7 @@ def combine(updates: network.Array, mechanism: PrivacyMechanism, key: bytes) -> 
     def run(
         reduction: Reduction, weights: Sequence[float], ranges: Sequence[Any], *more: Source
     ) -> bytes:
-        sources = [attacks.Memory(row.tobytes()) for row in updates.astype("<f4")]
+        sources = [attacks.InMemory(row.tobytes()) for row in updates.astype("<f4")]
         zones = [Zone(start, end, weights) for start, end in ranges]
         out = bytearray()
         aggregate([*sources, *more], zones, reduction, layout.spans, out.extend)

@@ -20,8 +20,9 @@ CHECK_ARRIVALS = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from gradshard_core.rounds import arrivals
+from gradshard_core.rounds.inbox import Address
 from gradshard_core.rounds.seen_layouts import SeenLayouts
-from tests.fuzz.targets import KEYS, _Memory
+from tests.fuzz.targets import KEYS, SPEC, _Memory
 from tests.integration.test_header_memory import WORST, peak_mb
 blob = WORST[sys.argv[1]]()
 blob = len(blob).to_bytes(8, "little") + blob
@@ -32,9 +33,9 @@ layouts = SeenLayouts(store)
 with ThreadPoolExecutor(1) as thread:
     found = arrivals.check_updates(
         store,
-        KEYS,
+        lambda _: Address(KEYS),
         clients,
-        partial=False,
+        SPEC,
         look=lambda update: layouts.note(update.header, update.source),
         large_headers=thread,
     )

@@ -33,6 +33,7 @@ from gradshard_core.errors import (
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.plan import Rejection
+from gradshard_core.planning.spec import parse_spec
 from gradshard_core.rounds.arrivals import check_update, reject
 from gradshard_core.s3 import retries
 from gradshard_core.s3.sigv4 import Credentials
@@ -97,7 +98,7 @@ def raw(
 def assert_holds(
     store: ClientStore, keys: RoundKeys, tensors: Mapping[str, reference.Array]
 ) -> None:
-    update = check_update(store, keys, "a", partial=False)
+    update = check_update(store, keys, "a", parse_spec({"clients": ["a"]}))
     assert isinstance(update, tuple), update
     assert not isinstance(update, Rejection)
     body = store.get_bytes(keys.update("a"))
@@ -110,7 +111,7 @@ class TestUploading:
         told: list[tuple[int, int]] = []
         TicketRound(ticket).submit(TENSORS, 5, progress=lambda *step: told.append(step))
         assert_holds(store, keys, TENSORS)
-        update = check_update(store, keys, "a", partial=False)
+        update = check_update(store, keys, "a", parse_spec({"clients": ["a"]}))
         assert update is not None
         assert not isinstance(update, Rejection)
         assert update.samples == 5

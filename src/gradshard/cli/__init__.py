@@ -54,6 +54,7 @@ SECTIONS: Final = {
     ],
     "Application": [
         Lazy("deploy", "deploy", "deploy", "Build the application and deploy it to AWS."),
+        Lazy("keeper", "keeper", "keeper", "Operate the mask keeper of masked rounds."),
         Lazy("local", "local", "local", "Run the application on this machine."),
     ],
 }

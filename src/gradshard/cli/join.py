@@ -1,9 +1,10 @@
 """``gradshard join``: take part in a training with a program in any language."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradshard.cli.codec_options import codec_options, compression_of
 from gradshard.cli.options import connected, quiet_option
 from gradshard.cli.output import confirm
 from gradshard.utils.text import escape_terminal
@@ -17,9 +18,16 @@ if TYPE_CHECKING:
 @click.argument("training", metavar="TRAINING")
 @click.argument("client", metavar="CLIENT")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- PROGRAM…")
+@codec_options
 @quiet_option
 @connected
-def join(federation: "Federation", training: str, client: str, program: tuple[str, ...]) -> None:
+def join(
+    federation: "Federation",
+    training: str,
+    client: str,
+    program: tuple[str, ...],
+    **compression: Any,
+) -> None:
     """Take part in a training with a PROGRAM.
 
     The command starts the PROGRAM for each invitation, in a folder with invitation.json and
@@ -36,7 +44,13 @@ def join(federation: "Federation", training: str, client: str, program: tuple[st
         )
 
     runner = Program(program, tell)
-    done = federation.participate(client, runner.train, runner.evaluate, training=training)
+    done = federation.participate(
+        client,
+        runner.train,
+        runner.evaluate,
+        training=training,
+        codec=compression_of(**compression),
+    )
     confirm(
         f"training {escape_terminal(training)} has ended: {escape_terminal(done.state.cause or '')}"
     )

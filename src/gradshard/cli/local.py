@@ -35,17 +35,18 @@ def local(context: click.Context) -> None:
 @click.option(
     "--ephemeral", is_flag=True, help="Keep objects in memory only: `local down` deletes them."
 )
+@click.option("--keeper", is_flag=True, help="Deploy the mask keeper of masked rounds, too.")
 @json_option
 @quiet_option
 @debuggable
-def up(port: int, bind: str | None, ephemeral: bool, as_json: bool) -> None:
+def up(port: int, bind: str | None, ephemeral: bool, keeper: bool, as_json: bool) -> None:
     """Start the local engine and deploy the application to it.
 
     If the engine runs already, deploy what has changed. The engine has the rounds and models again
     that it kept under this port. --port 0 picks a free port.
     """
     with waiting("starting the local engine") as tell:
-        engine = engines.up(port, bind=bind, ephemeral=ephemeral, progress=tell)
+        engine = engines.up(port, bind=bind, ephemeral=ephemeral, keeper=keeper, progress=tell)
     if as_json:
         print_json(_facts(engine, deployed=True) | {"port": engine.port})
         return

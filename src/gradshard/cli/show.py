@@ -175,12 +175,19 @@ def _contributors(contributors: list[dict[str, Any]], without: str) -> Table:
     table = Table("contributor", title_justify="left")
     for title in ("samples", "weight", "size"):
         table.add_column(title, justify="right")
+    are_compressed = any(entry.get("codec") for entry in contributors)
+    if are_compressed:
+        table.add_column("codec")
     for entry in contributors:
+        codec = entry.get("codec") or ""
+        if codec and entry.get("codec_error") is not None:
+            codec += f", error {entry['codec_error']:.2g}"
         table.add_row(
             cell(entry["client"]),
-            cell(entry["samples"]),
+            cell(entry["samples"] if entry["samples"] is not None else without),
             cell(f"{entry['weight']:.4f}" if entry["weight"] is not None else without),
             cell(format_size(entry["nbytes"])),
+            *([cell(codec)] if are_compressed else []),
         )
     return table
 

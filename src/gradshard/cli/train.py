@@ -1,7 +1,7 @@
 """``gradshard train``: start trainings, look at them, pause, resume and stop them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,7 @@ from gradshard.utils.text import escape_terminal, format_duration, listed, plura
 from gradshard_core.errors import TrainingFailed
 from gradshard_core.planning.spec import OPTIONS as ROUND_OPTIONS
 from gradshard_core.planning.training_spec import DECIDED, DEFAULTS, OPTIONS, TrainingSpec
+from gradshard_core.records.inbox import Arrival
 from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
         print_json(training.status())
         return
     spec, state, records = training.spec(), training.state(), training.records()
-    Console().print(render(name, spec, state, records, datetime.now(UTC)))
+    waiting_now = training.waiting()
+    Console().print(render(name, spec, state, records, datetime.now(UTC), waiting_now))
 
 
 @train.command()
@@ -165,7 +167,8 @@ def watch(federation: "Federation", name: str, as_json: bool) -> None:
         with Live(console=console, transient=True) as live:
             for state in training.watch():
                 records = training.records(records)
-                live.update(render(name, spec, state, records, datetime.now(UTC)))
+                now, waits = datetime.now(UTC), training.waiting()
+                live.update(render(name, spec, state, records, now, waits))
         console.print(render(name, spec, state, records, datetime.now(UTC)))
     if state.status == PAUSED:
         raise TrainingFailed(f"training {name!r} has paused: {state.cause}")
@@ -217,11 +220,15 @@ def render(
     state: TrainingState,
     records: Sequence[Mapping[str, Any]],
     now: datetime,
+    waits: Sequence[Arrival] = (),
 ) -> RenderableType:
-    """Return a picture of a training."""
+    """Return a picture of a training; ``waits`` are the updates that wait in a buffered one."""
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_row(cell(name), cell(state.status, STYLES[state.status]))
     facts.add_row("rounds", cell(f"{state.completed} of {spec.rounds}"))
+    if spec.is_buffered:
+        facts.add_row("version", cell(state.version or ""))
+        facts.add_row("buffer", cell(_buffer(spec, state, waits)))
     if state.cause:
         facts.add_row("cause", cell(state.cause))
     if state.best is not None:
@@ -231,8 +238,9 @@ def render(
     until = datetime.fromisoformat(state.changed_at) if state.status == ENDED else now
     facts.add_row("time", cell(_passed(spec, (until - started).total_seconds())))
     if state.invitation is not None:
-        invited = pluralize(len(state.invitation.clients), "client")
-        facts.add_row("now", cell(f"round {state.invitation.round_id}, {invited} invited"))
+        invited = pluralize(len(state.invitation.clients), "client") + " invited"
+        who = invited if state.invitation.clients else "everybody trains"
+        facts.add_row("now", cell(f"round {state.invitation.round_id}, {who}"))
     if state.silent:
         silent = sorted(state.silent, key=lambda client: (-state.silent[client], client))
         shown = [f"{client} ({state.silent[client]})" for client in silent]
@@ -243,17 +251,33 @@ def render(
 def _rounds(records: Sequence[Mapping[str, Any]]) -> Table:
     newest = records[-ROWS:]
     names = sorted({name for record in newest for name in record["metrics"]})[:METRICS_SHOWN]
-    table = Table("round", "clients", *map(escape_terminal, names), "cost", box=None)
+    is_stale = any(record.get("staleness") for record in newest)
+    staleness = ["staleness"] if is_stale else []
+    table = Table("round", "clients", *staleness, *map(escape_terminal, names), "cost", box=None)
     for record in newest:
-        clients = f"{len(record['contributors'])} of {len(record['clients'])}"
+        clients = f"{len(record['contributors'])} of {len(record['clients']) or record['awaited']}"
         values = [record["metrics"].get(name) for name in names]
         table.add_row(
             cell(record["round_id"], "" if record["is_completed"] else "red"),
             cell(clients if record["is_completed"] else f"{record['error']}: {record['cause']}"),
+            *([cell(_staleness(record["staleness"].values()))] if is_stale else []),
             *(cell("" if value is None else f"{value:.6g}") for value in values),
             cell(_money(record["dollars"])),
         )
     return table
+
+
+def _buffer(spec: TrainingSpec, state: TrainingState, waits: Sequence[Arrival]) -> str:
+    newest = state.version or 0
+    text = f"{len(waits)} of {spec.buffer}"
+    if waits:
+        text += f", staleness {_staleness([newest - arrival.version for arrival in waits])}"
+    return text
+
+
+def _staleness(values: Collection[int]) -> str:
+    """Return mean and maximum of numbers of versions."""
+    return f"{sum(values) / len(values):.1f}, at most {max(values)}" if values else ""
 
 
 def _best(state: TrainingState) -> str:

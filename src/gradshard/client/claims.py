@@ -18,6 +18,8 @@ from gradshard.utils.parallel import run_parallel
 from gradshard.utils.text import pluralize
 from gradshard_core.aggregation.addition_order import format_order
 from gradshard_core.aggregation.arithmetic import STEPS
+from gradshard_core.aggregation.buffers import names_in
+from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.errors import (
     ChangedObjectError,
     ModelNotFoundError,
@@ -26,7 +28,13 @@ from gradshard_core.errors import (
     UpdateError,
 )
 from gradshard_core.formats.encoded import parse_update
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors, TrainingKeys
+from gradshard_core.formats.keys import (
+    ObjectVersion,
+    RoundKeys,
+    StoredTensors,
+    TrainingKeys,
+    base_version,
+)
 from gradshard_core.formats.layout import (
     PREFIX_BYTES,
     Header,
@@ -48,7 +56,6 @@ from gradshard_core.planning.plan import (
 )
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.records import model_registry
-from gradshard_core.records.inbox import base_of
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.model_registry import Version
 from gradshard_core.s3.store import S3Store
@@ -122,8 +129,14 @@ def read_claim(
     UpdateError
         An object is no safetensors object.
     SpecError
-        The round's rule measured the updates, and only the functions can read its weights.
+        The round's rule measured the updates, and only the functions can read its weights; or its
+        updates are masked.
     """
+    if spec.masked is not None:
+        raise SpecError(
+            f"round {keys.round_id!r} cannot be verified: its updates are masked, and only the "
+            "keeper can recompute the sum of the masks"
+        )
     if spec.decider is not None:
         raise SpecError(
             f"round {keys.round_id!r} cannot be verified: its rule {spec.decider.name} decided on "
@@ -209,7 +222,7 @@ class _Reader:
 
     def _inbox_of(self, inbox: InboxSpec, key: str) -> RoundKeys:
         """Return the inbox that an update of a buffered training may have been sent to."""
-        version, newest = base_of(key), self._model_version or inbox.oldest
+        version, newest = base_version(key), self._model_version or inbox.oldest
         is_taken = version is not None and inbox.oldest <= version <= newest
         return TrainingKeys(inbox.training).inbox(version if version and is_taken else newest)
 
@@ -265,7 +278,7 @@ class _Reader:
             report = asdict(parse_report(stated, header.metadata))
         coverage = coverage_of(layers, header.layout.shapes) if layers else None
         runs = layout.runs_in(header.layout, header.data_offset)
-        version = base_of(source.key)
+        version = base_version(source.key)
         staleness = 0 if version is None else (self._model_version or version) - version
         contributor = Contributor(client, source, samples, 0.0, runs, report, staleness)
         return _Sent(contributor, coverage, tuple(contradictions))
@@ -357,9 +370,33 @@ class _Reader:
         self._expect("the model's version", made.number, number + 1)
         self._expect("the model's optimizer", made.optimizer, optimizer.to_json())
         self._expect("the optimizer's steps", made.steps, step)
+        self._expect("the model's name", made.model, optimizer.model)
+        self._expect("the model's round", made.round_id, self._keys.round_id)
+        self._expect("the model's buffers", made.buffers, names_in(layout, buffers))
+        self._expect("the optimizer's state", {*made.state}, {*optimizer.state})
+        if not self._check_headers(made, layout) or made.state.keys() != {*optimizer.state}:
+            return plan, None
         new = NextModel(optimizer, number + 1, step, base.tensors, state, ())
         planned = replace(plan, layout=replace(plan.layout, buffers=buffers), next_model=new)
         return planned, made
+
+    def _check_headers(self, made: Version, layout: Layout) -> bool:
+        """Check that who reads the model by its header finds the tensors that are compared."""
+        state = state_layout(layout)
+        wrong = []
+        for stored, expected in (
+            (made.tensors, layout),
+            *((kept, state) for kept in made.state.values()),
+        ):
+            try:
+                header = _read_header(self._store, stored.source)
+                is_expected = (header.layout, header.data_offset) == (expected, stored.data_offset)
+            except UpdateError:
+                is_expected = False
+            if not is_expected:
+                wrong.append(f"{stored.source.key}: its header is not that of the round's tensors")
+        self._contradictions += wrong
+        return not wrong
 
     def _check_record(self, made: Version) -> None:
         """Check that clients who read the model get what the manifest says."""

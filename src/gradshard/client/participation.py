@@ -3,9 +3,10 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from gradshard.client.compression import SEEDS, Compression
 from gradshard.client.deltas import change_of
 from gradshard.client.inbox import Inbox
 from gradshard.client.model import Model
@@ -70,6 +71,7 @@ def participate(
     train: Train,
     evaluate: Evaluate | None = None,
     *,
+    codec: str | Compression | None = None,
     patience: float = DEFAULT_PATIENCE_SECONDS,
 ) -> Participation:
     """Take part in a training until it has ended.
@@ -85,6 +87,8 @@ def participate(
         The client's id.
     train, evaluate
         Called for each invitation. Without ``evaluate`` the client sends nothing in evaluations.
+    codec
+        Compress the updates; to a seed the number of the round is added.
     patience
         The seconds that a lost connection may last.
 
@@ -100,7 +104,7 @@ def participate(
     done: dict[bool, list[int]] = {False: [], True: []}
     spec = _persistently(training.spec, patience)
     _join(training, client, patience)
-    worker = _Worker(stack, training, client, train, evaluate)
+    worker = _Worker(stack, training, client, train, evaluate, codec)
     for state in _states(training, spec.poll_seconds, patience):
         invitation = state.invitation
         if state.status == ENDED:
@@ -129,11 +133,12 @@ class _Worker:
         client: str,
         train: Train,
         evaluate: Evaluate | None,
+        codec: str | Compression | None,
     ) -> None:
         self._stack, self._client = stack, client
         self._keys, self._spec = training.keys, training.spec()
         self._optimizer = self._spec.server_optimizer
-        self._train, self._evaluate = train, evaluate
+        self._train, self._evaluate, self._codec = train, evaluate, codec
         self._answered = ""
         self._made: tuple[str, dict[str, Any]] | None = None
         self._sent: int | None = None
@@ -186,7 +191,8 @@ class _Worker:
             return False
         self._answered = round_.id
         self._made = None
-        self._sent = invitation.version if isinstance(round_, Inbox) else None
+        if isinstance(round_, Inbox):
+            self._sent = invitation.version
         return True
 
     def _make(self, round_: Round, invitation: Invitation) -> dict[str, Any]:
@@ -209,9 +215,17 @@ class _Worker:
         return {
             "update": update,
             "samples": samples,
+            "codec": _codec_of(self._codec, invitation.number),
             "training": report,
             "metrics": measured[0] if measured else None,
         }
+
+
+def _codec_of(codec: str | Compression | None, number: int) -> str | Compression | None:
+    """Return how an update is compressed in a round: with a seed of its own, if it has one."""
+    if not isinstance(codec, Compression) or codec.seed is None:
+        return codec
+    return replace(codec, seed=(codec.seed + number) % SEEDS)
 
 
 def _states(training: Training, pause: float, patience: float) -> Iterator[TrainingState]:

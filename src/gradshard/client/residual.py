@@ -72,7 +72,8 @@ class Residual:
         mapping
             The numbers to add to the update, by name of the tensor, flat; a tensor may be missing.
         mapping
-            Zeros of the same form, in which the caller writes the next state.
+            Zeros of the same form, in which the caller writes the next state. Of tensors that a
+            partial update lacks, the state stays.
 
         Raises
         ------
@@ -89,7 +90,11 @@ class Residual:
                     f"the residual has {array.size} elements of tensor {shorten(name)!r}, and the "
                     f"update {sizes[name]}: start with a new residual"
                 )
+        lacking = {name: array for name, array in base.items() if name not in sizes}
+        sizes |= {name: array.size for name, array in lacking.items()}
         self._next = round_id, self._new_arrays(round_id, sizes)
+        for name, array in lacking.items():
+            self._next[1][name][:] = array
         return base, self._next[1]
 
     def finish(self) -> None:

@@ -22,6 +22,7 @@ from gradshard_core.errors import (
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.records.inbox import Arrival, list_waiting
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSE,
@@ -120,10 +121,13 @@ class Training:
             "spec": spec.to_json(),
             **state.to_json(),
             "rounds": self.records(),
+            **({"waiting": self._waiting_json(spec, state)} if spec.is_buffered else {}),
         }
 
     def watch(self, timeout: float | None = None) -> Iterator[TrainingState]:
         """Yield the state whenever it has changed, until the training has ended or paused.
+
+        In a buffered training also when other updates wait (:meth:`waiting`).
 
         Parameters
         ----------
@@ -137,12 +141,14 @@ class Training:
         WaitTimeoutError
             The training goes on after the timeout.
         """
-        last: TrainingState | None = None
+        last: tuple[TrainingState, list[Arrival]] | None = None
+        spec = self.spec()
         for _ in poll(timeout):
             state = self.state()
-            if state != last:
+            seen = state, self._waiting(spec, state)
+            if seen != last:
                 yield state
-            last = state
+            last = seen
             if state.status != RUNNING:
                 return
         raise WaitTimeoutError(f"training {self.id!r} has not ended within {timeout:g} s")
@@ -197,6 +203,38 @@ class Training:
         if clients is not None:
             return list(clients)
         return list(list_members(self._stack.store, self.keys))
+
+    def waiting(self) -> list[Arrival]:
+        """Return the updates that wait in a buffered training, in the order of their arrival.
+
+        A client has one of them in the next buffer; its later ones are not listed.
+
+        Raises
+        ------
+        TrainingNotFoundError
+            There is no such training.
+        """
+        return self._waiting(self.spec(), self.state())
+
+    def _waiting(self, spec: TrainingSpec, state: TrainingState) -> list[Arrival]:
+        if not spec.is_buffered or state.version is None:
+            return []
+        versions = range(state.oldest_version(spec.staleness), state.version + 1)
+        return list_waiting(
+            self._stack.store, self.keys, state.counted, versions, members=spec.clients
+        )
+
+    def _waiting_json(self, spec: TrainingSpec, state: TrainingState) -> list[dict[str, Any]]:
+        return [
+            {
+                "client": arrival.client,
+                "version": arrival.version,
+                "etag": arrival.entry.etag,
+                "nbytes": arrival.entry.nbytes,
+                "arrived_at": arrival.entry.modified.isoformat(),
+            }
+            for arrival in self._waiting(spec, state)
+        ]
 
     def pause(self, reason: str) -> TrainingState:
         """Pause the training when its current round has ended.

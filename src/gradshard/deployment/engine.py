@@ -25,7 +25,8 @@ EPHEMERAL: Final = "ephemeral"
 """A file in an engine's folder: there if it keeps nothing."""
 
 STACK: Final = "gradshard"
-"""The stack's name, as in the application's `samconfig.toml`."""
+KEEPER_STACK: Final = "gradshard-keeper"
+"""The stacks' names, as in the application's `samconfig.toml`."""
 
 
 @dataclass(frozen=True)

@@ -185,11 +185,13 @@ EXAMPLES: dict[str, Any] = {
     "layout": {"w": {"dtype": "F32", "shape": [2]}},
     "allow_nonfinite": True,
     "codecs": ["int4", "int8"],
+    "masked": {"bound": 1.0, "max_samples": 9, "keeper": "ab" * 32},
     "updates_from": "r0",
     "inbox": {"training": "t", "oldest": 3, "exponent": 0.5, "again": "t-00003"},
     "server_optimizer": {"optimizer": "fedadam"},
 }
 NEEDED: dict[str, dict[str, Any]] = {
+    "masked": {"clients": ["a", "b"], "layout": {"w": {"dtype": "F32", "shape": [2]}}},
     "fan_in": {"topology": "lifl"},
     "layers": {"rule": "fill"},
     "enough_clients": {"clients": list("ab"), "min_clients": 1},
@@ -356,6 +358,10 @@ def test_update_keys() -> None:
         ),
         ({"rule": {"name": "trimmed_mean", "f": 1}}, "has no 'f'; its settings are beta"),
         ({"rule": {"name": "trimmed_mean", "beta": 0.5}}, "beta is 0.5, not a number above 0 and"),
+        ({"rule": {"name": "trimmed_mean", "beta": 10**400}}, "not a number above 0 and"),
+        ({"rule": {"name": "norm_clip", "bound": 10**400}}, "not a number above 0"),
+        ({"rule": {"name": "krum", "f": 1e308}}, "updates, and"),
+        ({"server_optimizer": {"optimizer": "fedavg", "learning_rate": 10**400}}, "not a number"),
         ({"rule": {"name": "trimmed_mean", "beta": 0}}, "beta is 0, not a number above 0 and"),
         ({"rule": {"name": "trimmed_mean", "beta": True}}, "beta is True, not a number"),
         (
@@ -442,3 +448,8 @@ def test_codecs_are_names_that_are_known() -> None:
         parse_spec({"clients": 2, "codecs": [[]]})
     with pytest.raises(SpecError, match="codecs is 8, not a list of names"):
         parse_spec({"clients": 2, "codecs": 8})
+
+
+def test_a_setting_of_a_rule_that_is_null_has_its_default() -> None:
+    fields = {"clients": 7, "rule": {"name": "trimmed_mean", "beta": None}}
+    assert parse_spec(fields) == parse_spec({**fields, "rule": "trimmed_mean"})

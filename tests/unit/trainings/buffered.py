@@ -26,6 +26,10 @@ Events = Callable[[dict[str, Any]], Iterable[dict[str, Any]]]
 """What becomes of an upload's event: it is delivered once, twice, later or never."""
 
 
+class LostError(TaskError):
+    """A round's execution is gone, and has left no manifest."""
+
+
 @dataclass
 class BufferedMachine(Machine):
     """A federation with one buffered training.
@@ -34,6 +38,8 @@ class BufferedMachine(Machine):
     ----------
     paces
         The seconds that each client trains.
+    codec
+        The codec with which clients compress their updates.
     deliver
         The events that reach the function when one was sent.
     after_plan
@@ -41,6 +47,7 @@ class BufferedMachine(Machine):
     """
 
     paces: dict[str, float] = field(default_factory=dict)
+    codec: str | None = None
     deliver: Events = lambda event: [event]
     after_plan: Callable[[Invitation], None] = lambda _: None
     arrived: list[tuple[str, int]] = field(default_factory=list)
@@ -70,7 +77,8 @@ class BufferedMachine(Machine):
         before = self.model.fetch(version=invitation.version)
         trained, samples, metrics = self.train(client, before, invitation)
         inbox = self.inbox(invitation.version)
-        inbox.submit(client, change_of(before, trained), samples, metrics=metrics)
+        change = change_of(before, trained)
+        inbox.submit(client, change, samples, codec=self.codec, metrics=metrics)
         return self.store.etags[inbox.keys.update(client)].strip('"')
 
     def inbox(self, version: int) -> Inbox:
@@ -118,6 +126,8 @@ class BufferedMachine(Machine):
             self.now = deadline
         try:
             self._add_up(name, invitation)
+        except LostError:
+            raise
         except TaskError as error:
             abort_round(self.store, name, error=error.error, cause=str(error))
             raise TaskError("States.TaskFailed", "the round failed") from None

@@ -37,7 +37,7 @@ from gradshard_core.trainings.advance_training import advance_training
 from gradshard_core.trainings.pause_training import pause_training
 from gradshard_core.trainings.start_training import start_training
 from tests.planned import levels_of
-from tests.unit.fakes import MemoryStack, MemoryStore, MemoryWire
+from tests.unit.fakes import Body, MemoryStack, MemoryStore, MemoryWire
 
 ROOT = Path(__file__).parents[3]
 DEFINITION: dict[str, Any] = json.loads((ROOT / "statemachine" / "federation.asl.json").read_text())
@@ -61,7 +61,7 @@ class TaskError(Exception):
 
 
 class DyingStore(MemoryStore):
-    """A bucket during whose requests the function that sends them may die.
+    """A bucket that keeps versions, during whose requests the function that sends them may die.
 
     ``deaths`` are the numbers of requests, counted from 0: the caller dies before one takes effect
     at a number, and after it at its negative minus one.
@@ -71,6 +71,7 @@ class DyingStore(MemoryStore):
         super().__init__()
         self.requests = 0
         self.deaths: set[int] = set()
+        self.earlier: dict[tuple[str, str], bytes] = {}
 
     def _request(self, effect: Callable[[], Any]) -> Any:
         number = self.requests
@@ -90,6 +91,8 @@ class DyingStore(MemoryStore):
         return self._request(lambda: super(DyingStore, self).head(key))
 
     def put_bytes(self, key: str, body: bytes, **options: Any) -> bool:
+        if key in self.objects:
+            self.earlier[key, self.etags[key]] = self.objects[key]
         return bool(self._request(lambda: super(DyingStore, self).put_bytes(key, body, **options)))
 
     def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
@@ -102,6 +105,9 @@ class DyingStore(MemoryStore):
         return self._request(lambda: super(DyingStore, self).get_head(key, nbytes))
 
     def get_body(self, source: Any, start: int, end: int) -> Any:
+        earlier = self.earlier.get((source.key, source.etag))
+        if earlier is not None:
+            return self._request(lambda: Body(earlier[start:end], None))
         return self._request(lambda: super(DyingStore, self).get_body(source, start, end))
 
     def delete(self, key: str, *, only: str | None = None) -> None:
@@ -328,7 +334,7 @@ class Machine:
                 raise SilentError
             return done
 
-        worker = participation._Worker(self.stack, self.training, client, work, work)
+        worker = participation._Worker(self.stack, self.training, client, work, work, None)
         try:
             assert worker.answer(invitation)
         except SilentError:
@@ -336,10 +342,10 @@ class Machine:
 
     def _aggregate(self, name: str) -> None:
         wire: Any = MemoryWire(self.store)
-        outcome: dict[str, Any] = {"status": "replan", "attempt": 0}
+        outcome: dict[str, Any] = {"status": "replan", "reason": "complete", "attempt": 0}
         while outcome["status"] == "replan":
             attempt = outcome["attempt"]
-            request = PlanRequest(f"2026-01-01T00:00:0{1 + attempt}Z", "complete", attempt)
+            request = PlanRequest(f"2026-01-01T00:00:0{attempt}Z", outcome["reason"], attempt)
             planned = plan_round(self.store, name, request, aggregator=AGGREGATOR)
             for level in levels_of(planned):
                 for batch in self.store.get_json(level["key"]):

@@ -66,7 +66,7 @@ class Piece(NamedTuple):
         The reduction's arrays, as long as ``elements``, of the accumulator's type or the
         reduction's own.
     scratch
-        One more of these, whose contents are lost.
+        One more of these, whose contents are lost: ``elements`` itself if they are of that type.
     """
 
     dtype: DType
@@ -234,14 +234,13 @@ class _Workspace:
                 stored = dtype.accumulator if self._of_sums else dtype.storage
                 accumulator = self._accumulator or dtype.accumulator
                 length = count * accumulator.itemsize
-                pieces.append(
-                    Piece(
-                        dtype,
-                        np.frombuffer(self._raw, stored, count, offset=read),
-                        [row[used : used + length].view(accumulator) for row in self._rows],
-                        self._scratch[:length].view(accumulator),
-                    )
-                )
+                elements = np.frombuffer(self._raw, stored, count, offset=read)
+                rows = [row[used : used + length].view(accumulator) for row in self._rows]
+                # Less memory stays in the processor's cache if elements are multiplied in place.
+                scratch = elements
+                if stored != accumulator:
+                    scratch = self._scratch[:length].view(accumulator)
+                pieces.append(Piece(dtype, elements, rows, scratch))
                 read += count * stored.itemsize
                 used += -(-length // WIDENING) * WIDENING
             slices.append(Slice(self._raw[:read], pieces))

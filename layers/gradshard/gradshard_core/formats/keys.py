@@ -30,9 +30,13 @@ _UPDATE_KEY: Final = re.compile(
 )
 
 
+_ANSWER_KEY: Final = re.compile(
+    rf"{ROUNDS}(?P<round>{_ROUND_ID.pattern})/keeper/(masks|refusal\.json)"
+)
+
 RESERVED_CLIENTS: Final = frozenset(
     {
-        *("assignments", "callback", "deadline", "layout", "manifest", "plan", "spec"),
+        *("assignments", "callback", "counted", "deadline", "layout", "manifest", "plan", "spec"),
         *("state-layout", "update"),
     }
 )
@@ -118,6 +122,12 @@ class UpdateKey(NamedTuple):
     client: str
 
 
+def parse_answer_key(key: str) -> str | None:
+    """Read the round from the key of a keeper's answer; None if it is no such key."""
+    match = _ANSWER_KEY.fullmatch(key)
+    return match and match["round"]
+
+
 def parse_update_key(key: str) -> UpdateKey | None:
     """Read round and client from the key of an update; None if it is no update's key."""
     match = _UPDATE_KEY.fullmatch(key)
@@ -135,6 +145,13 @@ def parse_inbox_id(round_id: str) -> InboxId | None:
     """Read what the id of an inbox names; None if it is no inbox's."""
     match = _INBOX.fullmatch(round_id)
     return InboxId(match["training"], int(match["version"])) if match else None
+
+
+def base_version(key: str) -> int | None:
+    """Return the version from which the update under a key began; None if it is in no inbox."""
+    parsed = parse_update_key(key)
+    inbox = parse_inbox_id(parsed.round_id) if parsed else None
+    return inbox.version if inbox else None
 
 
 class RoundKeys:
@@ -163,6 +180,10 @@ class RoundKeys:
         self.result = f"{root}update.safetensors"
         self.manifest = f"{root}manifest.json"
         self.assignments = f"{root}assignments.json"
+        self.counted = f"{root}counted.json"
+        self.keeper = f"{root}keeper/"
+        self.masks = f"{self.keeper}masks"
+        self.refusal = f"{self.keeper}refusal.json"
 
     def update(self, client: str) -> str:
         """Return the key of a client's update."""

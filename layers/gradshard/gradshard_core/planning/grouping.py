@@ -11,8 +11,10 @@ from typing import NamedTuple
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, MEASURED, STEPS, shares_of
+from gradshard_core.aggregation.ring_sum import ADDED
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.formats.layout import Layout
+from gradshard_core.planning.masking import MASKED
 from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.plan import Contributor, LayerRanges, Level
 from gradshard_core.planning.spec import RoundSpec
@@ -66,6 +68,8 @@ def weights_of(spec: RoundSpec, *, is_decided: bool = False) -> str:
     """Return how contributors are weighed; ``is_decided`` if a rule has measured and decided."""
     if is_decided:
         return MEASURED
+    if spec.masked is not None:
+        return MASKED
     return EQUAL if spec.robust_rule is not None or spec.dp is not None else spec.weights
 
 
@@ -78,13 +82,15 @@ def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributo
         All of the round's contributors.
     weights
         ``counts``, which do not depend on the other contributors, ``shares``, ``steps``,
-        ``equal`` or ``measured``.
+        ``equal``, ``masked`` or ``measured``.
     """
     samples = [contributor.samples for contributor in contributors]
     if weights == COUNTS:
         values = list(map(float, samples))
     elif weights == EQUAL:
         values = [1 / len(contributors)] * len(contributors)
+    elif weights == MASKED:
+        values = [ADDED] * len(contributors)
     elif weights == MEASURED:
         # A plan is read by clients, and the rule's weights would tell them the norms of others.
         values = [0.0] * len(contributors)

@@ -18,11 +18,14 @@ from gradshard_core.aggregation.buffers import Stretches, clip_stretches
 from gradshard_core.aggregation.gram import Measuring, cut_chunks
 from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
 from gradshard_core.aggregation.privacy import Grid, PrivacyMechanism, PrivateSum
+from gradshard_core.aggregation.ring_sum import Decoding, RingSum, ring_spans
 from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.aggregation.sharding import count_elements, cut_shards, sums_bytes
 from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs, Span, encode_header
+from gradshard_core.formats.masked import Share
+from gradshard_core.planning.masking import MASKED, Masking
 from gradshard_core.planning.outputs import (
     NO_HEADER,
     NextModel,
@@ -54,6 +57,10 @@ class Contributor:
         round uses it.
     staleness
         In a buffered training, how many versions of the model were made since the update began.
+    codec_error
+        The relative error of the encoding of its update, as it states it.
+    share
+        What it sent beside its masked elements, in a masked round.
     """
 
     client: str
@@ -63,6 +70,8 @@ class Contributor:
     runs: Runs
     report: dict[str, Any] | None = None
     staleness: int = 0
+    codec_error: float | None = None
+    share: Share | None = None
 
     @property
     def codec(self) -> str | None:
@@ -312,6 +321,8 @@ class Plan:
         The multipart upload that becomes the average.
     next_model
         The version of the model that the round makes, if it makes one.
+    masking
+        What a masked round needs to add and decode; None in other rounds.
     assignments
         The terms by which clients are told what to do next, as JSON; None for no assignments.
     notes
@@ -330,6 +341,7 @@ class Plan:
     stage: Stage = Stage()
     upload_id: str = ""
     next_model: NextModel | None = None
+    masking: Masking | None = None
     assignments: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     projected: dict[str, Any] = field(default_factory=dict)
@@ -348,8 +360,20 @@ class Plan:
 
     @property
     def is_complete(self) -> bool:
-        """Whether no group of clients is awaited any more."""
-        return not self.stage.awaited
+        """Whether neither a group of clients nor the keeper is awaited any more."""
+        return not (self.stage.awaited or self.is_asking)
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether the keeper's sum of the masks is awaited."""
+        return self.masking is not None and self.masking.answer is None
+
+    @property
+    def input_spans(self) -> Sequence[Span]:
+        """The layout's spans, with the types in which inputs hold their elements."""
+        if self.masking is None:
+            return self.layout.spans
+        return ring_spans(self.layout.spans, self.masking.terms.ring_bits)
 
     @property
     def divisor(self) -> int:
@@ -378,7 +402,7 @@ class Plan:
         Weights that are normalised by steps, or corrected for missing clients, do not add up to
         one. Their sum is no average, and a variance could become negative.
         """
-        if self.next_model is None or self.computation.weights in (COUNTS, EQUAL):
+        if self.next_model is None or self.computation.weights in (COUNTS, EQUAL, MASKED):
             yield zone
             return
         covers = [weight is not None for weight in zone.weights]
@@ -448,7 +472,12 @@ class Plan:
         ]
 
     def next_tasks(self) -> list[list[Task]]:
-        """Return the tasks of this stage, and the higher levels when no group is awaited."""
+        """Return the tasks of this stage, and the higher levels when no group is awaited.
+
+        A masked round has one level without tasks until its keeper has answered.
+        """
+        if self.is_asking:
+            return [[]]
         lowest, groups = self.tasks(0), self.stage.groups
         if groups is not None:
             width = len(self.levels[0].groups)
@@ -491,6 +520,9 @@ class Plan:
         if self.grid is not None:
             return PrivateSum(self.grid.step, len(self.contributors), gathers=gathers)
         is_last = self.is_last(level)
+        if self.masking is not None:
+            decoding = Decoding(self.masking.fixed, self.masking.total)
+            return RingSum(decoding if is_last else None)
         return Addition(
             order=self.levels[level].order,
             of_sums=level > 0,

@@ -10,6 +10,8 @@ from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
 from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, StoredTensors
 from gradshard_core.formats.layout import Runs, Span
+from gradshard_core.formats.masked import Share
+from gradshard_core.planning.masking import Masking
 from gradshard_core.planning.outputs import NextModel, StoredHeader
 from gradshard_core.planning.plan import (
     Computation,
@@ -64,6 +66,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "buffers": layout.buffers,
         "upload_id": plan.upload_id,
         "next_model": plan.next_model and _next_model_to_json(plan.next_model),
+        "masking": plan.masking and plan.masking.to_json(),
         "assignments": plan.assignments,
         "notes": plan.notes,
         "projected": plan.projected,
@@ -127,6 +130,7 @@ def parse_plan(written: dict[str, Any]) -> Plan:
         ),
         upload_id=written["upload_id"],
         next_model=written["next_model"] and _parse_next_model(written["next_model"]),
+        masking=written["masking"] and Masking.from_json(written["masking"]),
         assignments=written["assignments"],
         notes=tuple(written["notes"]),
         projected=written["projected"],
@@ -179,6 +183,8 @@ def _parse_contributor(written: dict[str, Any], tables: Sequence["array[int]"]) 
         _parse_runs(written["runs"], tables),
         written["report"],
         written["staleness"],
+        written["codec_error"],
+        written["share"] and Share.of_json(written["share"]),
     )
 
 

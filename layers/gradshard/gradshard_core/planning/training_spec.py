@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
+from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import SpecError
 from gradshard_core.planning.option_parsers import (
     MAX_CLIENTS,
@@ -30,7 +31,7 @@ from gradshard_core.planning.options import (
     stated_options,
 )
 from gradshard_core.planning.spec import DEFAULTS as ROUND_DEFAULTS
-from gradshard_core.planning.spec import RoundSpec, least_clients, parse_new_spec
+from gradshard_core.planning.spec import RoundSpec, default_quorum, parse_new_spec
 from gradshard_core.planning.training_rules import (
     Budget,
     Schedule,
@@ -61,7 +62,7 @@ MAX_SPEC_BYTES: Final = 96 * 1024
 """A training's options as JSON. They go through the state machine, whose payloads may have 256 KiB,
 beside the options of a round, which have the clients again."""
 
-DECIDED: Final = ("clients", "enough_clients", "eager", "updates_from", "layout", "inbox")
+DECIDED: Final = ("clients", "enough_clients", "eager", "updates_from", "layout", "inbox", "masked")
 """Options of rounds that a training decides, or that do not go with one."""
 
 
@@ -76,18 +77,32 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
     }
     for name in DECIDED:
         if name in given:
-            raise SpecError(f"round has {name!r}, which the training decides: leave it out")
+            raise SpecError(
+                f"round has {name!r}, which the training decides or cannot have: leave it out"
+            )
     if given.get("server_optimizer") is None:
         raise SpecError(
             "server_optimizer is missing: a training makes versions of a model, for example with "
             "fedavg"
         )
-    at_least = given.get("min_clients", 1)
+    terms_of_fewest(given)
+    return given
+
+
+def terms_of_fewest(options: Mapping[str, Any]) -> RoundSpec:
+    """Return the spec of a training's round for the fewest clients that its options allow.
+
+    A robust rule needs a few, and so does ``min_clients``.
+    """
+    at_least = options.get("min_clients", 1)
     if not isinstance(at_least, int) or not 1 <= at_least <= MAX_CLIENTS:
         at_least = 1  # parse_spec says what is wrong
-    at_least = max(at_least, least_clients(given))
-    parse_new_spec({**given, "clients": at_least})
-    return given
+    for clients in range(at_least, MAX_FAN_IN):
+        try:
+            return parse_new_spec({**options, "clients": clients})
+        except SpecError:
+            continue  # more may do
+    return parse_new_spec({**options, "clients": max(at_least, MAX_FAN_IN)})
 
 
 def parse_sample(sample: Any) -> float:
@@ -284,16 +299,16 @@ class TrainingSpec:
         wanted = members if self.sample is None else self.sample
         if wanted < 1:
             wanted = max(1, round(wanted * members))
-        awaited = min(int(wanted), members, MAX_CLIENTS)
+        most = min(members, self._fewest.capacity)
+        awaited = min(max(int(wanted), self.needed()), most)
         more = math.ceil(awaited * (1 + self.over_selection))
-        return min(more, members, MAX_CLIENTS), awaited
+        return min(more, most), awaited
 
     def needed(self) -> int:
         """Return the fewest members with which a round can be opened."""
-        at_least = max(int(self.round.get("min_clients", 1)), least_clients(self.round))
         if self.is_buffered:
-            return at_least
-        return max(at_least, 1 if self.sample is None or self.sample < 1 else int(self.sample))
+            return int(self.round.get("min_clients", 1))
+        return max(self._fewest.expected, int(self.sample or 1))
 
     def round_spec(self, clients: tuple[str, ...], awaited: int, after: str | None) -> RoundSpec:
         """Return the spec of a round for these clients.
@@ -307,8 +322,7 @@ class TrainingSpec:
         after
             The round before, whose assignments the clients follow; None for the first one.
         """
-        quorum = max(awaited // 2 + 1, least_clients(self.round))
-        fields: dict[str, Any] = {"min_clients": quorum, **self.round}
+        fields: dict[str, Any] = {"min_clients": self._quorum(awaited), **self.round}
         fields["clients"] = list(clients)
         if awaited < len(clients):
             fields["enough_clients"] = awaited
@@ -333,13 +347,21 @@ class TrainingSpec:
         inbox = InboxSpec(
             training, oldest, DEFAULT_EXPONENT if exponent is None else exponent, again
         )
-        fields: dict[str, Any] = {"min_clients": self.buffer // 2 + 1, **self.round}
-        return parse_new_spec({**fields, "clients": self.buffer, "inbox": inbox.to_json()})
+        return parse_new_spec({**self.round, "clients": self.buffer, "inbox": inbox.to_json()})
+
+    def _quorum(self, awaited: int) -> int:
+        """Return the default of ``min_clients``: what the rule needs, and over half."""
+        return max(default_quorum(awaited), self._fewest.min_clients)
+
+    @cached_property
+    def _fewest(self) -> RoundSpec:
+        """The spec of a round with the fewest clients."""
+        return terms_of_fewest(self.round)
 
     @cached_property
     def server_optimizer(self) -> ServerOptimizer:
         """The rule by which rounds make versions of the model."""
-        found = parse_new_spec({**self.round, "clients": self.needed()}).server_optimizer
+        found = self._fewest.server_optimizer
         assert found is not None  # noqa: S101 - for mypy: parse_round_options wants one
         return found
 
@@ -389,10 +411,12 @@ def _check(spec: TrainingSpec) -> None:
     if spec.clients is not None and spec.needed() > len(spec.clients):
         raise SpecError(
             f"{spec.needed()} clients are needed for a round, and clients has "
-            f"{len(spec.clients)}: lower sample or min_clients"
+            f"{len(spec.clients)}: list more, or lower sample, min_clients or what the rule needs"
         )
     if spec.over_selection and spec.sample is None:
         raise SpecError("over_selection is for sampling: give sample, too")
+    if spec.sample is not None and spec.sample >= 1:
+        parse_new_spec({**spec.round, "clients": int(spec.sample)})
     if spec.is_buffered:
         _check_buffered(spec)
         return

@@ -15,8 +15,8 @@ from gradshard_core.formats.keys import (
     TrainingKeys,
     is_client,
     parse_inbox_id,
-    parse_update_key,
 )
+from gradshard_core.records.training_state import TrainingState
 from gradshard_core.s3.store import ListedObject, S3Store
 
 ETAG_CHARACTERS: Final = 8
@@ -35,16 +35,14 @@ class Arrival(NamedTuple):
         Who sent it.
     version
         The version of the model that it began from.
-    etag
-        Its ETag, as S3 lists it.
-    arrived_at
-        When it arrived, or its upload began if that has parts; S3 rounds to seconds.
+    entry
+        Its object. The time is that of the upload, or of its beginning if it has parts; S3 rounds
+        to seconds.
     """
 
     client: str
     version: int
-    etag: str
-    arrived_at: datetime
+    entry: ListedObject
 
 
 def short_etag(etag: str) -> str:
@@ -57,25 +55,27 @@ def has_counted(counted: Mapping[str, Mapping[str, str]], client: str, version: 
     return counted.get(str(version), {}).get(client)
 
 
-def base_of(key: str) -> int | None:
-    """Return the version from which the update under a key began; None if it is in no inbox."""
-    parsed = parse_update_key(key)
-    inbox = parsed and parse_inbox_id(parsed.round_id)
-    return inbox.version if inbox else None
+def read_counted(
+    store: S3Store, keys: TrainingKeys, state: TrainingState, client: str, version: int
+) -> str | None:
+    """As :func:`has_counted`, of any version: the state names the updates of the last ones."""
+    if version >= state.dismissed:
+        return has_counted(state.counted, client, version)
+    kept = store.get_json(keys.inbox(version).counted) or {}
+    return has_counted({str(version): kept}, client, version)
 
 
-def waiting(
+def list_uncounted(
     store: S3Store,
     keys: TrainingKeys,
     counted: Mapping[str, Mapping[str, str]],
     versions: range,
     *,
-    members: Collection[str] | None,
+    members: Collection[str] | None = None,
 ) -> list[Arrival]:
-    """List the updates that wait to be counted, in the order in which they arrived.
+    """List the updates that have neither counted nor been rejected, in their order of arrival.
 
-    A client has one at a time: its later ones wait for the next buffers. Updates that were rejected
-    are left out. This is one request for each 1,000 objects.
+    This is one request for each 1,000 objects.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def waiting(
     counted
         Which updates have counted, as its state has them.
     versions
-        The versions of the model from which updates are taken.
+        The versions of the model that the updates began from.
     members
         The clients that take part, if the training has a fixed list of them.
     """
@@ -102,14 +102,30 @@ def waiting(
         else:
             rejected[client, version] = entry.modified
     arrivals = [
-        Arrival(client, version, entry.etag, entry.modified)
+        Arrival(client, version, entry)
         for (client, version), entry in sent.items()
         if has_counted(counted, client, version) is None
         # A later upload takes the place of one that was rejected.
         and not entry.modified <= rejected.get((client, version), NEVER)
     ]
+    return sorted(arrivals, key=lambda a: (a.entry.modified, a.version, a.client))
+
+
+def list_waiting(
+    store: S3Store,
+    keys: TrainingKeys,
+    counted: Mapping[str, Mapping[str, str]],
+    versions: range,
+    *,
+    members: Collection[str] | None,
+) -> list[Arrival]:
+    """List the updates that wait for the next buffer, in the order of their arrival.
+
+    A client has one in a buffer: its later ones wait for others. The parameters are those of
+    :func:`list_uncounted`.
+    """
     first: dict[str, Arrival] = {}
-    for arrival in sorted(arrivals, key=lambda a: (a.arrived_at, a.version, a.client)):
+    for arrival in list_uncounted(store, keys, counted, versions, members=members):
         first.setdefault(arrival.client, arrival)
     return list(first.values())
 

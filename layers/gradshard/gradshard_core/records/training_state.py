@@ -94,6 +94,8 @@ class TrainingState:
     first_version
         In buffered mode, the version with which the training began, or which others have made
         since: updates from earlier ones do not count.
+    dismissed
+        In buffered mode, the version before which every update has counted or was rejected.
     counted
         In buffered mode, which updates have counted: by the version from which they began and by
         client, the first characters of their ETags. Versions that are too old are left out.
@@ -154,11 +156,16 @@ class TrainingState:
     last_dollars: Mapping[str, float] = field(default_factory=dict)
     silent: Mapping[str, int] = field(default_factory=dict)
     first_version: int = 1
+    dismissed: int = 1
     counted: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     again: str | None = None
     request: str | None = None
     reason: str | None = None
     cause: str | None = None
+
+    def oldest_version(self, max_staleness: int) -> int:
+        """Return the oldest version from which updates count, in buffered mode."""
+        return max(self.first_version, (self.version or self.first_version) - max_staleness)
 
     def to_json(self) -> dict[str, Any]:
         """Return the state as JSON."""

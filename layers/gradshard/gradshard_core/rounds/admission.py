@@ -8,9 +8,16 @@ from typing import Any, Final, NamedTuple
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.aggregation.gathering import ADVICE, MAX_RUNS, Disorder
 from gradshard_core.errors import GradshardError, PlanError, UpdateError
-from gradshard_core.formats.encoded import EncodedRuns, further_runs
+from gradshard_core.formats.encoded import (
+    EncodedLayout,
+    EncodedRuns,
+    further_runs,
+    parse_codec_error,
+)
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs
+from gradshard_core.formats.masked import Share, masked_layout
+from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan import Contributor, Rejection
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.rounds import arrivals
@@ -108,7 +115,10 @@ def admit(
         examiner = _Examiner(store, spec)
         if settled is None:
             settled, whose = spec.layout, "the one the round was opened with"
-        if settled is not None:
+        if settled is not None and spec.masked is not None:
+            check_layout(spec.masked, spec.expected, settled)
+            examiner.settle(masked_layout(settled, spec.masked.ring_bits), f"{whose}, masked")
+        elif settled is not None:
             examiner.settle(settled, whose)
         elif spec.undecided is not None:  # opened by a version that did not ask for a layout
             raise PlanError(spec.undecided)
@@ -116,8 +126,7 @@ def admit(
             store,
             address_of,
             entitled[:places],
-            partial=spec.partial_rule is not None,
-            codecs=spec.codecs or (),
+            spec,
             look=examiner.look,
             large_headers=large_headers,
         )
@@ -143,7 +152,7 @@ def admit(
     coverage = {client: examiner.findings[updates[client].layout].covered for client in updates}
     return Admission(
         contributors,
-        examiner.settled,
+        examiner.settled if spec.masked is None else settled,
         tuple(rejected),
         {client: covered for client, covered in coverage.items() if covered is not None},
     )
@@ -190,6 +199,8 @@ class _Sent(NamedTuple):
     report: Report
     layout: bytes
     data_offset: int
+    codec_error: float | None
+    share: Share | None
 
 
 def _contributor(spec: RoundSpec, update: _Sent, runs: Runs) -> Contributor:
@@ -201,6 +212,8 @@ def _contributor(spec: RoundSpec, update: _Sent, runs: Runs) -> Contributor:
         weight=0.0,
         runs=runs.moved(update.data_offset),
         report=_report(spec, update),
+        codec_error=update.codec_error,
+        share=update.share,
     )
 
 
@@ -252,13 +265,16 @@ class _Examiner:
 
     def look(self, update: Update) -> _Sent:
         """Note an update's layout, and examine it if the round's is known; threads may share it."""
-        client, source, header, samples = update
+        client, source, header, samples, share = update
         seen = self._layouts.note(header, source)
         self._seen[seen.order] = seen
         if self.settled is not None and seen.order not in self.findings:
             self.findings[seen.order] = self._examine(self.settled, header.layout)
         report = parse_report(samples, header.metadata)
-        return _Sent(client, source, samples, report, seen.order, header.data_offset)
+        error = (
+            parse_codec_error(header.metadata) if isinstance(header.layout, EncodedLayout) else None
+        )
+        return _Sent(client, source, samples, report, seen.order, header.data_offset, error, share)
 
     def vote(self, updates: Mapping[str, _Sent]) -> None:
         """Take the layout of the majority, and examine all.

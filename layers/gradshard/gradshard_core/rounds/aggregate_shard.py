@@ -127,6 +127,16 @@ def _aggregate_or_reject(inputs: TaskInputs) -> tuple[list[Rejection], bool]:
     bool
         Whether the sum was written. If not, the round is planned again.
     """
+    if inputs.plan.masking is not None:
+        # Nobody can be rejected: the keeper has summed the masks of all contributors.
+        try:
+            _aggregate(inputs)
+        except NonFiniteModelError as error:
+            raise PlanError(
+                f"the server optimizer makes a NaN or an infinity of the average ({error}): take "
+                "a smaller learning rate"
+            ) from None
+        return [], True
     try:
         rejected = _aggregate_finite(inputs)
     except ChangedObjectError:
@@ -193,7 +203,7 @@ def _open_output(inputs: TaskInputs) -> contextlib.AbstractContextManager[Stream
     if plan.is_last(task.level):
         return _open_part(inputs, plan.outputs[0], task.end - task.start)
     key = inputs.keys.partial_sum(plan.attempt, task.level, task.number)
-    return inputs.wire.object(key, sums_bytes(plan.layout.spans, task.start, task.end))
+    return inputs.wire.object(key, sums_bytes(inputs.spans, task.start, task.end))
 
 
 @contextlib.contextmanager

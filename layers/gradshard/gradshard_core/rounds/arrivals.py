@@ -22,6 +22,7 @@ from gradshard_core.formats.layout import (
     header_length,
     parse_samples,
 )
+from gradshard_core.formats.masked import Share
 from gradshard_core.planning import history_limits
 from gradshard_core.planning.plan import Rejection
 from gradshard_core.planning.pricing import HEADS_BEFORE_LIST
@@ -45,12 +46,13 @@ DEADLINE = "deadline"
 
 
 class Update(NamedTuple):
-    """A good update."""
+    """A good update; the share is that of a masked one, whose samples nobody sees."""
 
     client: str
     source: ObjectVersion
     header: Header
     samples: int
+    share: Share | None = None
 
 
 Found = Update | Rejection | None
@@ -82,22 +84,19 @@ def progressed(store: S3Store, keys: RoundKeys) -> list[str]:
     return sorted(name for name in names if is_client(name))
 
 
-def check_update(
-    store: S3Store, keys: RoundKeys, client: str, *, partial: bool, codecs: tuple[str, ...] = ()
-) -> Found:
+def check_update(store: S3Store, keys: RoundKeys, client: str, spec: RoundSpec) -> Found:
     """Read and check the header of a client's newest upload; None if there is none.
 
     Parameters
     ----------
     store, keys, client
         The bucket, the round's keys, and the client.
-    partial
-        Whether what a client has sent so far is taken, where it has sent no update.
-    codecs
-        The codecs of compressed updates that the round takes.
+    spec
+        What the round takes. If it has a rule for partial updates, it takes what a client has sent
+        so far, where that has sent no update.
     """
-    first = _read_first(store, Address(keys), client, partial=partial)
-    return _check(store, client, first, codecs) if isinstance(first, _First) else first
+    first = _read_first(store, Address(keys), client, partial=spec.partial_rule is not None)
+    return _check(store, client, first, spec) if isinstance(first, _First) else first
 
 
 class _First(NamedTuple):
@@ -129,9 +128,7 @@ def _read_first(
     return None if head is None else _First(*head)
 
 
-def _check(
-    store: S3Store, client: str, first: _First, codecs: tuple[str, ...]
-) -> Update | Rejection:
+def _check(store: S3Store, client: str, first: _First, spec: RoundSpec) -> Update | Rejection:
     """Read the rest of an update's header, and check all of it."""
     data, source = first
     try:
@@ -141,7 +138,10 @@ def _check(
         else:
             text = store.get_range(source, PREFIX_BYTES, end)
         header = parse_update(text, source.nbytes)
-        check_taken(header.layout, codecs)
+        check_taken(header.layout, spec.codecs or ())
+        if spec.masked is not None:
+            share = Share.of_metadata(header.metadata, spec.masked.ring_bits)
+            return Update(client, source, header, 0, share)
         return Update(client, source, header, parse_samples(header.metadata))
     except UpdateError as error:
         return Rejection(client, f"{source.key}: {error}", source.etag)
@@ -151,9 +151,8 @@ def check_updates(
     store: S3Store,
     address_of: Callable[[str], Address],
     clients: list[str],
+    spec: RoundSpec,
     *,
-    partial: bool,
-    codecs: tuple[str, ...] = (),
     look: Callable[[Update], T],
     large_headers: Executor,
 ) -> list[T | Rejection | None]:
@@ -161,7 +160,7 @@ def check_updates(
 
     Parameters
     ----------
-    store, clients, partial, codecs
+    store, clients, spec
         As for :func:`check_update`.
     address_of
         Returns where a client's update is.
@@ -174,10 +173,11 @@ def check_updates(
     """
 
     def check(client: str, first: _First) -> T | Rejection:
-        update = _check(store, client, first, codecs)
+        update = _check(store, client, first, spec)
         return look(update) if isinstance(update, Update) else update
 
     def read(client: str) -> T | Rejection | None:
+        partial = spec.partial_rule is not None
         first = _read_first(store, address_of(client), client, partial=partial)
         if not isinstance(first, _First):
             return first
@@ -224,8 +224,9 @@ def told_under(keys: RoundKeys, update_key: str) -> RoundKeys:
     has sent it to.
     """
     parsed = parse_update_key(update_key)
-    is_inbox = parsed is not None and parse_inbox_id(parsed.round_id) is not None
-    return RoundKeys(parsed.round_id) if parsed is not None and is_inbox else keys
+    if parsed is None or parse_inbox_id(parsed.round_id) is None:
+        return keys
+    return RoundKeys(parsed.round_id)
 
 
 def resume_if_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:

@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from gradshard_core.formats.encoded import EncodedLayout
 from gradshard_core.formats.keys import InboxId, RoundKeys, TrainingKeys
 from gradshard_core.planning.plan import Rejection
-from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
-from gradshard_core.records.inbox import has_counted, short_etag
+from gradshard_core.records.inbox import read_counted, short_etag
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.training_state import (
@@ -17,6 +17,8 @@ from gradshard_core.records.training_state import (
     read_training_spec,
 )
 from gradshard_core.rounds import arrivals
+from gradshard_core.rounds.arrivals import Found, Update
+from gradshard_core.rounds.inbox import planned
 from gradshard_core.rounds.layout_vote import difference
 from gradshard_core.s3.store import S3Store
 
@@ -47,35 +49,37 @@ def collect_arrival(store: S3Store, inbox: InboxId, client: str, etag: str) -> d
     if spec is None or state is None or not spec.is_buffered:
         missing = f"{keys.update(client)}: there is no buffered training {training.name!r}"
         return outcome | {"status": "ignored", "reason": missing}
-    settled = _settled(store, keys, state, inbox.version, client)
+    settled = _settled(store, training, state, inbox.version, client)
     if settled is not None:
         return outcome | _too_late(store, keys, client, etag, settled)
     model = model_registry.read_current(store, spec.server_optimizer.model)
-    newest, reason = (
-        etag,
-        _misplaced(store, training, spec, state, inbox.version, client, model.number),
-    )
-    if reason is None:
-        newest, reason = _unfit(store, keys, spec, model, client)
+    reason = _misplaced(store, training, spec, state, inbox.version, client, model.number)
+    update = None if reason else _check(store, keys, spec, model, client)
     if reason is not None:
-        reason = reason if reason.startswith(keys.root) else f"{keys.update(client)}: {reason}"
-        arrivals.reject(store, keys, Rejection(client, reason, newest))
-        return outcome | {"status": "rejected", "reason": reason}
-    arrivals.withdraw_rejection(store, keys, client, newest or etag)
+        update = Rejection(client, f"{keys.update(client)}: {reason}", etag)
+    if isinstance(update, Rejection):
+        arrivals.reject(store, keys, update)
+        return outcome | {"status": "rejected", "reason": update.reason}
+    arrivals.withdraw_rejection(store, keys, client, update.source.etag if update else etag)
+    if update is not None and isinstance(update.header.layout, EncodedLayout):
+        outcome |= {"codec": update.header.layout.codec}
     return outcome | {"status": "accepted", "resumed": _resume(store, state)}
 
 
 def _settled(
-    store: S3Store, keys: RoundKeys, state: TrainingState, version: int, client: str
+    store: S3Store, training: TrainingKeys, state: TrainingState, version: int, client: str
 ) -> str | None:
     """Return the short ETag of the client's update that has counted, or is being added."""
-    counted = has_counted(state.counted, client, version)
-    if counted is not None or state.invitation is None:
+    counted = read_counted(store, training, state, client, version)
+    if counted is not None:
         return counted
-    plan = store.get_json(RoundKeys(state.invitation.round_id).plan, parse_plan)
-    for contributor in () if plan is None else plan.contributors:
-        if contributor.source.key == keys.update(client):
-            return short_etag(contributor.source.etag)
+    key = training.inbox(version).update(client)
+    # The round that is under way, and one that failed, whose updates it takes.
+    under_way = state.invitation.round_id if state.invitation else None
+    for round_id in (under_way, state.again):
+        for contributor in planned(store, RoundKeys(round_id)) if round_id else ():
+            if contributor.source.key == key:
+                return short_etag(contributor.source.etag)
     return None
 
 
@@ -127,19 +131,19 @@ def _misplaced(
     return None
 
 
-def _unfit(
+def _check(
     store: S3Store, keys: RoundKeys, spec: TrainingSpec, model: Version, client: str
-) -> tuple[str, str | None]:
-    """Return the ETag of a client's newest upload, and why that cannot be added."""
-    codecs = spec.buffer_spec(spec.mode, 1, None).codecs or ()
-    update = arrivals.check_update(store, keys, client, partial=False, codecs=codecs)
-    if update is None:
-        return "", None
-    if isinstance(update, Rejection):
-        return update.etag, update.reason
+) -> Found:
+    """Check the header and the layout of a client's newest upload."""
+    update = arrivals.check_update(store, keys, client, spec.buffer_spec("any", 1, None))
+    if not isinstance(update, Update):
+        return update
     layout = model_registry.layout_of(store, model.tensors)
     whose = f"that of version {model.number} of model {model.model!r}"
-    return update.source.etag, difference(update.header.layout, layout, whose, partial=False)
+    differs = difference(update.header.layout, layout, whose, partial=False)
+    if differs is None:
+        return update
+    return Rejection(client, f"{update.source.key}: {differs}", update.source.etag)
 
 
 def _resume(store: S3Store, state: TrainingState) -> bool:

@@ -8,7 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.keys import RoundKeys, check_id, parse_inbox_id, parse_update_key
+from gradshard_core.formats.encoded import EncodedLayout
+from gradshard_core.formats.keys import (
+    RoundKeys,
+    check_id,
+    parse_answer_key,
+    parse_inbox_id,
+    parse_update_key,
+)
 from gradshard_core.planning.plan import Plan, Rejection
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records.manifest import parse_manifest
@@ -51,8 +58,12 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
     -------
     dict
         ``status`` is ``accepted``, ``rejected`` or ``ignored``, the latter two with a ``reason``;
-        ``late`` is true of an update that came after planning.
+        ``late`` is true of an update that came after planning, and ``codec`` names the codec of a
+        compressed update. For a keeper's answer: ``answered``.
     """
+    answered = parse_answer_key(key)
+    if answered is not None:
+        return _keeper_answered(store, RoundKeys(answered))
     parsed = parse_update_key(key)
     try:
         keys = RoundKeys(parsed.round_id) if parsed else None
@@ -76,8 +87,7 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
         return outcome | _too_late(store, keys, client, etag, plan, ended)
 
     if spec.expects(client):
-        partial, codecs = spec.partial_rule is not None, spec.codecs or ()
-        update = arrivals.check_update(store, keys, client, partial=partial, codecs=codecs)
+        update = arrivals.check_update(store, keys, client, spec)
     else:
         update = Rejection(client, f"{key}: client {client!r} is not expected in this round", etag)
     if isinstance(update, Rejection):
@@ -88,7 +98,18 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
         there = etag if update is None else update.source.etag.strip('"')
         arrivals.withdraw_rejection(store, keys, client, there)
         outcome |= {"status": "accepted"}
+        if update is not None and isinstance(update.header.layout, EncodedLayout):
+            outcome |= {"codec": update.header.layout.codec}
     return outcome | {"resumed": arrivals.resume_if_due(store, keys, spec, client)}
+
+
+def _keeper_answered(store: S3Store, keys: RoundKeys) -> dict[str, Any]:
+    """Resume a masked round that waits for its keeper; planning reads the answer."""
+    plan = store.get_json(keys.plan, parse_plan)
+    # An answer that was not asked for would end the wait for updates.
+    is_due = plan is not None and plan.is_asking
+    resumed = is_due and arrivals.resume(store, keys, arrivals.COMPLETE)
+    return {"round": keys.round_id, "answered": True, "resumed": resumed}
 
 
 def _too_late(

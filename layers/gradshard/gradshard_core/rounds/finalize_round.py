@@ -55,7 +55,8 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``status`` ``completed``; or ``awaiting`` in an eager round, while groups are missing; or
+        ``status`` ``completed``; or ``awaiting`` in an eager round while groups are missing, and in
+        a masked one while its keeper has not answered; or
         ``replan`` with the next ``attempt`` and the ``rejected`` contributors, when some turned out
         to be bad while they were read.
 
@@ -267,7 +268,9 @@ def _manifest(
     measuring: dict[str, Any],
 ) -> dict[str, Any]:
     computation = plan.computation
-    has_others = plan.layout.layers or computation.robust is not None or computation.dp is not None
+    has_others = (
+        plan.layout.layers or computation.robust or computation.dp is not None or plan.masking
+    )
     finished_at = datetime.now(UTC)
     planned = datetime.fromisoformat(plan.planned_at)
     opened = datetime.fromisoformat(plan.opened_at)
@@ -288,19 +291,21 @@ def _manifest(
         "contributors": [
             {
                 "client": contributor.client,
-                "samples": contributor.samples,
+                "samples": contributor.samples if plan.masking is None else None,
                 # Partial updates have weights by layer, and those of robust rules would tell the
                 # norms of others.
                 "weight": None if has_others else contributor.weight,
                 "key": contributor.source.key,
                 "nbytes": contributor.source.nbytes,
                 "codec": contributor.codec,
+                "codec_error": contributor.codec_error,
                 "etag": contributor.source.etag,
                 "version": contributor.source.version,
                 "staleness": contributor.staleness,
             }
             for contributor in plan.contributors
         ],
+        "codecs": _by_codec(plan),
         "rejected": [vars(rejection) for rejection in plan.participants.rejected],
         "missing": plan.participants.missing,
         "left_out": [contributor.client for contributor in plan.participants.left_out],
@@ -314,6 +319,7 @@ def _manifest(
         "model": version and version.to_json(),
         "privacy": privacy,
         **_partial(plan),
+        **_masked(plan),
         **measuring,
         "opened_at": plan.opened_at,
         "planned_at": plan.planned_at,
@@ -321,6 +327,13 @@ def _manifest(
         "waited_seconds": round((planned - opened).total_seconds(), 3),
         "seconds": round((finished_at - planned).total_seconds(), 3),
     }
+
+
+def _masked(plan: Plan) -> dict[str, Any]:
+    """Return what the manifest of a masked round has besides: the terms, and the sum of counts."""
+    if plan.masking is None:
+        return {}
+    return {"masked": plan.masking.terms.to_json(), "samples": plan.masking.total}
 
 
 def _privacy(store: S3Store, plan: Plan) -> dict[str, Any] | None:
@@ -340,6 +353,17 @@ def _privacy(store: S3Store, plan: Plan) -> dict[str, Any] | None:
         "deviation": dp.noise_multiplier * dp.clip / len(plan.contributors),
         "step": grid.step,
     }
+
+
+def _by_codec(plan: Plan) -> dict[str, dict[str, int]]:
+    """Return the number of updates of each codec, and their bytes."""
+    found: dict[str, dict[str, int]] = {}
+    for contributor in plan.contributors:
+        if contributor.codec is not None:
+            of_codec = found.setdefault(contributor.codec, {"updates": 0, "nbytes": 0})
+            of_codec["updates"] += 1
+            of_codec["nbytes"] += contributor.source.nbytes
+    return found
 
 
 def _partial(plan: Plan) -> dict[str, Any]:

@@ -8,11 +8,12 @@ takes the same updates.
 from typing import NamedTuple
 
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys, TrainingKeys
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys, TrainingKeys, base_version
 from gradshard_core.planning.option_parsers import InboxSpec
+from gradshard_core.planning.plan import Contributor
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.records.inbox import base_of, waiting
+from gradshard_core.records.inbox import list_waiting
 from gradshard_core.records.training_state import (
     TrainingState,
     read_state,
@@ -80,7 +81,7 @@ def _taken(
         return frozen
     keys = TrainingKeys(spec.inbox.training)
     training = read_training_spec(store, keys)
-    arrived = waiting(
+    arrived = list_waiting(
         store,
         keys,
         state.counted,
@@ -96,18 +97,27 @@ def _taken(
 
 
 def _frozen(store: S3Store, spec: RoundSpec, newest: int) -> dict[str, Address]:
-    """Return the updates of the round that is repeated, without those that were rejected."""
+    """Return the updates of the round that is repeated, without those that were found bad."""
     assert spec.inbox is not None  # noqa: S101 - for mypy: the callers have looked
     if spec.inbox.again is None:
         return {}
-    plan = store.get_json(RoundKeys(spec.inbox.again).plan, parse_plan)
     keys, found = TrainingKeys(spec.inbox.training), dict[str, Address]()
-    for contributor in () if plan is None else plan.contributors:
-        version = base_of(contributor.source.key)
-        if version is None or version < spec.inbox.oldest:
-            continue
-        inbox = keys.inbox(version)
-        rejection = store.get_json(inbox.rejection(contributor.client)) or {}
-        if rejection.get("etag") != contributor.source.etag:
+    for contributor in planned(store, RoundKeys(spec.inbox.again)):
+        version = base_version(contributor.source.key)
+        if version is not None and version >= spec.inbox.oldest:
+            inbox = keys.inbox(version)
             found[contributor.client] = Address(inbox, contributor.source, newest - version)
     return found
+
+
+def planned(store: S3Store, keys: RoundKeys) -> list[Contributor]:
+    """Return the contributors of a round's plan, without those whose updates were found bad.
+
+    This is not what clients read: a better upload withdraws the rejection of the one that was
+    planned.
+    """
+    plan = store.get_json(keys.plan, parse_plan)
+    if plan is None:
+        return []
+    bad = {str(found["client"]) for found in store.get_json(keys.replan(plan.attempt)) or ()}
+    return [contributor for contributor in plan.contributors if contributor.client not in bad]

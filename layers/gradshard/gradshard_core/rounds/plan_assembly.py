@@ -8,6 +8,7 @@ from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.optimizer_step import state_layout
+from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.robust_rules import SIGN
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import PlanError
@@ -23,6 +24,7 @@ from gradshard_core.planning.grouping import (
     local_steps,
     weights_of,
 )
+from gradshard_core.planning.masking import with_masks
 from gradshard_core.planning.outputs import NO_HEADER, NextModel, StoredHeader, next_model_keys
 from gradshard_core.planning.plan import (
     Computation,
@@ -136,6 +138,7 @@ def assemble(
         stage=Stage(context.request.entered_at),
         upload_id="" if measures else _create_upload(context, keys.result, parts),
         next_model=None if measures else _create_next_model(context, parts),
+        masking=context.masking(),
         assignments=spec.assignments and spec.assignments.to_json(),
         notes=tuple(notes),
         projected=projection.to_json(),
@@ -165,12 +168,17 @@ def _choose_shards(
 ) -> tuple[Projection, list[str]]:
     spec = context.spec
     runs = [contributor.runs for contributor in grouping.contributors]
+    spans, sizes = layout.spans, grouping.sizes
     stored_bytes = _stored_bytes(runs)
+    if spec.masked is not None:
+        spans, sizes = ring_spans(spans, spec.masked.ring_bits), with_masks(sizes)
+        masked_bytes = sharding.sums_bytes(spans, 0, layout.nbytes)
+        stored_bytes = None if masked_bytes == layout.nbytes else masked_bytes
     load = Workload(
         nbytes=layout.nbytes,
-        levels=grouping.sizes,
+        levels=sizes,
         is_cut=TOPOLOGIES[grouping.topology].is_cut,
-        sums_bytes=sharding.sums_bytes(layout.spans, 0, layout.nbytes),
+        sums_bytes=sharding.sums_bytes(spans, 0, layout.nbytes),
         depth=max(1, *(len(level.order) for level in grouping.levels)),
         plan_bytes=memory_projection.plan_bytes(
             len(grouping.contributors),
@@ -178,7 +186,7 @@ def _choose_shards(
             spans=len(layout.spans) + len(layout.buffers),
             runs=further_runs(runs) * (2 if stored_bytes else 1),  # of five numbers, not of three
         ),
-        widening=sharding.widening(layout.spans),
+        widening=sharding.widening(spans),
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
         is_private=spec.dp is not None,

@@ -93,10 +93,10 @@ def _fields_of_headers(answer: Answer) -> dict[str, Any]:
     )
 
 
-def function_store() -> S3Store:
-    """Return the bucket of the function that runs this."""
-    bucket = os.environ["GRADSHARD_BUCKET"]
-    return S3Store(bucket, HttpTransport(bucket, os.environ["GRADSHARD_BUCKET_HOST"]))
+def function_store(variable: str = "GRADSHARD_BUCKET") -> S3Store:
+    """Return the bucket that an environment variable of the function names: its own, or another."""
+    bucket = os.environ[variable]
+    return S3Store(bucket, HttpTransport(bucket, os.environ[f"{variable}_HOST"]))
 
 
 def explain(answer: Answer | http.client.HTTPResponse) -> Failure:

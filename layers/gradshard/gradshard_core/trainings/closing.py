@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.formats.keys import TrainingKeys, base_version
 from gradshard_core.planning.training_spec import TrainingSpec
-from gradshard_core.records.inbox import base_of, short_etag
+from gradshard_core.records.inbox import short_etag
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSED,
@@ -77,15 +77,13 @@ def close_round(
 def _counted(
     spec: TrainingSpec, state: TrainingState, outcome: Outcome
 ) -> Mapping[str, Mapping[str, str]]:
-    """Return which updates of a buffered training have counted, of versions that still matter."""
-    if not spec.is_buffered or outcome.version is None:
+    """Return which updates of a buffered training have counted."""
+    if not spec.is_buffered:
         return {}
-    oldest = outcome.version - spec.staleness
-    counted = {v: dict(clients) for v, clients in state.counted.items() if int(v) >= oldest}
+    counted = {version: dict(clients) for version, clients in state.counted.items()}
     for update in outcome.updates:
-        version = base_of(update.key)
-        if version is not None and version >= oldest:
-            counted.setdefault(str(version), {})[update.client] = short_etag(update.etag)
+        version = base_version(update.key)
+        counted.setdefault(str(version), {})[update.client] = short_etag(update.etag)
     return counted
 
 
@@ -108,7 +106,7 @@ def _record(invitation: Invitation, outcome: Outcome, now: datetime) -> dict[str
         "staleness": {
             update["client"]: update["staleness"]
             for update in updates
-            if base_of(update["key"]) is not None
+            if base_version(update["key"]) is not None
         },
         "base_version": invitation.version,
         "closed_at": now.isoformat(),

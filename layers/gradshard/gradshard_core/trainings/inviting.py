@@ -113,7 +113,7 @@ def training_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingState)
     if invitation.is_evaluation:
         return evaluation_spec(spec, invitation.clients, invitation.awaited)
     if spec.is_buffered:
-        oldest = max(state.first_version, invitation.version - spec.staleness)
+        oldest = state.oldest_version(spec.staleness)
         return spec.buffer_spec(keys.name, oldest, state.again)
     return spec.round_spec(invitation.clients, invitation.awaited, state.last_round)
 

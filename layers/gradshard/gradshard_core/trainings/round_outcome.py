@@ -1,6 +1,7 @@
 """The outcome of a round of a training: contributors, metrics, cost."""
 
 import struct
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats import metrics
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.layout import PREFIX_BYTES, Header, header_length, parse_header
+from gradshard_core.formats.layout import PREFIX_BYTES, header_length, parse_header
 from gradshard_core.planning import training_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan_json import parse_plan
@@ -143,9 +144,11 @@ def _sent(store: S3Store, keys: RoundKeys) -> tuple[dict[str, float], tuple[str,
     if plan is None:
         return {}, ()
 
+    one_at_a_time = threading.Lock()
+
     def read(source: ObjectVersion) -> dict[str, float] | str:
         try:
-            return metrics.parse_metrics(_header(store, source).metadata)
+            return _metrics(store, source, one_at_a_time)
         except UpdateError as error:
             return str(error)
 
@@ -160,12 +163,16 @@ def _sent(store: S3Store, keys: RoundKeys) -> tuple[dict[str, float], tuple[str,
     return metrics.average(sent), tuple(notes[:MAX_NOTES])
 
 
-def _header(store: S3Store, source: ObjectVersion) -> Header:
+def _metrics(store: S3Store, source: ObjectVersion, lock: threading.Lock) -> dict[str, float]:
+    """Read the metrics of an update; of those with long headers, one at a time."""
     first = store.get_range(source, 0, min(source.nbytes, FIRST_READ_BYTES))
     end = PREFIX_BYTES + header_length(first, source.nbytes)
-    if end > len(first):
-        first += store.get_range(source, len(first), end)
-    return parse_header(first[PREFIX_BYTES:end], source.nbytes)
+    if end <= len(first):
+        return metrics.parse_metrics(parse_header(first[PREFIX_BYTES:end], source.nbytes).metadata)
+    # Parsed, a header may take 150 MB, and the function has 256.
+    with lock:
+        header = store.get_range(source, PREFIX_BYTES, end)
+        return metrics.parse_metrics(parse_header(header, source.nbytes).metadata)
 
 
 def _averaged(store: S3Store, manifest: Mapping[str, Any]) -> dict[str, float]:
@@ -174,8 +181,9 @@ def _averaged(store: S3Store, manifest: Mapping[str, Any]) -> dict[str, float]:
     source = ObjectVersion(update["key"], update["version"], update["etag"], update["nbytes"])
     if source.nbytes > 2 * FIRST_READ_BYTES:
         raise UpdateError(f"{source.key}: {source.nbytes} bytes are no average of metrics")
-    header = _header(store, source)
-    data = store.get_range(source, header.data_offset, source.nbytes)
+    whole = store.get_range(source, 0, source.nbytes)
+    end = PREFIX_BYTES + header_length(whole, source.nbytes)
+    header, data = parse_header(whole[PREFIX_BYTES:end], source.nbytes), whole[end:]
     found: dict[str, float] = {}
     for tensor in header.layout.tensors:
         if metrics.is_metric_name(tensor.name) and (tensor.dtype, tensor.shape) == ("F64", ()):

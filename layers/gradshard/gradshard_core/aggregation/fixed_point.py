@@ -213,13 +213,3 @@ class FixedPoint:
         signed = sums.view(sums.dtype.newbyteorder("=").str.replace("u", "i"))
         # Exact up to 2⁵³, and rounded once beyond; then scaled exactly, and divided.
         return signed.astype(np.float64) * self.step / np.float64(total)
-
-
-def add(elements: Array, sums: Array) -> None:
-    """Add elements of the ring to sums of others; numpy's unsigned integers wrap around."""
-    np.add(sums, elements, out=sums)
-
-
-def subtract(elements: Array, sums: Array) -> None:
-    """Subtract elements of the ring from sums of others."""
-    np.subtract(sums, elements, out=sums)

@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
 from pyhpke import AEADId, CipherSuite, KDFId, KEMId, KEMKey
 from pyhpke.exceptions import PyHPKEError
 
-from gradshard.masking.key_stream import SEED_BYTES
 from gradshard_core.errors import GradshardError
+from gradshard_core.masking.key_stream import SEED_BYTES
 
 KEY_BYTES: Final = 32
 TAG_BYTES: Final = 16
