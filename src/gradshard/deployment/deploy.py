@@ -19,7 +19,8 @@ from gradshard_core.errors import DeployError
 from gradshard_core.planning import limits
 
 ANSWERS: Final = "deploy.toml"
-"""The file of the guide's answers, in the user's folder of settings."""
+KEEPER_ANSWERS: Final = "deploy-keeper.toml"
+"""The files of the guide's answers, in the user's folder of settings."""
 
 DEFAULT_STACK: Final = "gradshard"
 KEEPER_ENVIRONMENT: Final = "keeper"
@@ -112,7 +113,7 @@ def deploy(arguments: Sequence[str], *, keeper: bool = False) -> Deployed:
     sam = application.find_sam()
     application.check_builder()
     with application.folder() as sources:
-        config = _config_file(options, sources)
+        config = _config_file(options, sources, KEEPER_ANSWERS if keeper else ANSWERS)
         if options.value("--stack-name") or not options.guided:
             _check_name(_deployed(config, options))
         defaults = {_ARCHITECTURE: _TEMPLATES_ARCHITECTURE}
@@ -193,10 +194,10 @@ def _as_arguments(parameters: Mapping[str, str]) -> list[str]:
     return [f'{name}="{value}"' for name, value in parameters.items()]
 
 
-def _config_file(options: Options, sources: Path) -> Path:
+def _config_file(options: Options, sources: Path, name: str) -> Path:
     """Choose where `sam` reads its settings, and keeps what the guide is answered."""
     shipped = sources / "samconfig.toml"
-    answers = options.config_file or user_config.folder() / ANSWERS
+    answers = options.config_file or user_config.folder() / name
     if answers.is_file():
         return answers
     if not options.guided:

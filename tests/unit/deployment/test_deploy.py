@@ -113,6 +113,19 @@ def test_the_guide_keeps_its_answers_in_the_file_that_is_named(sam: Path) -> Non
     assert not answers(sam).exists()
 
 
+@pytest.mark.parametrize("is_guided", [False, True])
+def test_the_keeper_is_another_stack_with_answers_of_its_own(sam: Path, is_guided: bool) -> None:
+    answers(sam).write_text('version = 0.1\n[default.global.parameters]\nstack_name = "ours"\n')
+    deployed = deploy.deploy(["--guided"] if is_guided else [], keeper=True)
+    assert deployed.stack == "gradshard-keeper"
+    words = told(sam, "build")
+    assert words[words.index("--template-file") + 1].endswith("keeper/template.yaml")
+    assert words[words.index("--config-env") + 1] == "keeper"
+    config = words[words.index("--config-file") + 1]
+    assert config != str(answers(sam))
+    assert (config == str(answers(sam).with_name("deploy-keeper.toml"))) is is_guided
+
+
 def test_a_named_file_that_is_not_there_is_an_error(sam: Path) -> None:
     with pytest.raises(DeployError, match=r"typo\.toml cannot be read: No such file"):
         deploy.deploy(["--config-file", "typo.toml"])
