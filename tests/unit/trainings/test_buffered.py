@@ -461,6 +461,28 @@ def test_updates_with_nan_are_rejected_while_they_are_added_and_the_rest_counts(
 LENIENT = {"min_clients": 1}
 
 
+def test_a_client_that_sends_nan_again_and_again_stops_no_training(
+    new_machine: NewMachine,
+) -> None:
+    """Two updates make a version, and one of them is always bad, until both good ones are there."""
+    machine, repetitions = new_machine({"ann": 100.0, "bo": 150.0}), list[int]()
+    tensors = {"w": np.full(6, np.nan, "f4"), "b": np.ones(2, "f4")}
+    bad = reference.encode(tensors, {"num_samples": "1"})
+
+    def spoil(invitation: Invitation) -> None:
+        repetitions.append(invitation.repetition)
+        machine.now += timedelta(seconds=1)
+        if invitation.repetition < 6:
+            upload(machine, "eve", invitation.version, bad)
+
+    machine.before_round = spoil
+    state = machine.start(**options(rounds=1))
+    assert (state.status, state.completed) == ("ended", 1)
+    [*failed, last] = machine.training.records()
+    assert last["contributors"] == ["ann", "bo"]
+    assert {(record["error"], *record["bad"]) for record in failed} == {("QuorumError", "eve")}
+
+
 def test_a_good_upload_counts_after_the_round_of_a_bad_one_has_failed(
     new_machine: NewMachine,
 ) -> None:
