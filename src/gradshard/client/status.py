@@ -335,6 +335,7 @@ def _checked_plan(plan: dict[str, Any]) -> dict[str, Any]:
 
 def _summary(plan: dict[str, Any]) -> dict[str, Any]:
     by_level = [plan["shards"] * len(level["groups"]) for level in plan["levels"]]
+    masking = plan.get("masking")
     return {
         "attempt": plan["attempt"],
         "contributors": [contributor["client"] for contributor in plan["contributors"]],
@@ -348,4 +349,6 @@ def _summary(plan: dict[str, Any]) -> dict[str, Any]:
         "notes": plan["notes"],
         "projected": plan["projected"],
         "planned_at": plan["planned_at"],
+        # Of a masked round: whether its keeper has answered.
+        **({"keeper_has_answered": masking["answer"] is not None} if masking else {}),
     }

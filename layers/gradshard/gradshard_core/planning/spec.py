@@ -25,13 +25,12 @@ from gradshard_core.errors import SpecError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.keys import check_id
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.layout import MAX_SAMPLES, Layout
 from gradshard_core.planning import limits
 from gradshard_core.planning.masking import (
-    LEAST_MASKED,
     MASKING_EXAMPLE,
     MaskingTerms,
-    check_layout,
+    check_masked,
     parse_masking,
 )
 from gradshard_core.planning.option_parsers import (
@@ -134,6 +133,12 @@ class RoundSpec:
         "with one division at the end. steps: shares, normalised by the local steps that clients "
         "report.",
         value=SHARES,
+    )
+    max_samples: int | None = option(
+        WholeNumber(1, MAX_SAMPLES),
+        "Count at most this number of samples of a client, whatever it states.",
+        value=None,
+        default="as many as it states",
     )
     rule: PartialRule | RobustRule | None = option(
         Parsed(
@@ -307,6 +312,10 @@ class RoundSpec:
         rule = self.robust_rule
         return rule if rule is not None and rule.measures else self.dp
 
+    def counted(self, samples: int) -> int:
+        """Return how many of the samples that a client states are counted."""
+        return samples if self.max_samples is None else min(samples, self.max_samples)
+
     @property
     def expected(self) -> int:
         """The number of expected clients."""
@@ -436,8 +445,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
         for name in DEFAULTS
         if fields.get(name) is not None
     }
-    least = others["rule"].least_clients if _is_robust(others.get("rule")) else 1
-    least = max(least, LEAST_CLIENTS if "dp" in others else 1)
+    least = _least(others.get("rule"), others.get("dp"))
     min_clients = _parse_min_clients(fields.get("min_clients"), expected, least)
     spec = RoundSpec(clients=clients, min_clients=min_clients, **others)
     _check_clients(spec)
@@ -446,7 +454,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     _check_topology(spec)
     _check_rule(spec)
     _check_apply(spec)
-    _check_masked(spec)
+    check_masked(spec, DEFAULTS)
     _check_inbox(spec)
     return spec
 
@@ -517,6 +525,11 @@ def _check_apply(spec: RoundSpec) -> None:
         )
 
 
+def _least(rule: Any, dp: Any) -> int:
+    least = rule.least_clients if isinstance(rule, RobustRule) else 1
+    return max(least, 1 if dp is None else LEAST_CLIENTS)
+
+
 def _check_inbox(spec: RoundSpec) -> None:
     """Check what the updates of a buffered training go with."""
     if spec.inbox is None:
@@ -541,52 +554,6 @@ def _check_inbox(spec: RoundSpec) -> None:
         raise SpecError("updates of a buffered training are counted: give their number as clients")
 
 
-def _check_masked(spec: RoundSpec) -> None:
-    """Check what masked updates go with: nobody can look at one."""
-    if spec.masked is None:
-        return
-    if isinstance(spec.clients, int):
-        raise SpecError(
-            "masked needs the clients' ids, not their number: clients seal their seeds for a "
-            "roster, and the keeper knows who is enrolled"
-        )
-    if spec.layout is None and spec.server_optimizer is None:
-        raise SpecError(
-            "masked needs a layout, by which clients encode their updates: open the round with it "
-            "(layout, or --layout FILE), or apply the round to a model, which has one"
-        )
-    if spec.min_clients < LEAST_MASKED:
-        raise SpecError(
-            f"min_clients is {spec.min_clients}, and the sum over one client is its update: give "
-            f"at least {LEAST_MASKED}"
-        )
-    for name, reason in _NOT_MASKED.items():
-        if getattr(spec, name) != DEFAULTS[name]:
-            raise SpecError(f"masked: leave out {name}: {reason}")
-    spec.masked.fixed(spec.expected)
-    if spec.layout is not None:
-        check_layout(spec.masked, spec.expected, spec.layout)
-
-
-_NOT_MASKED: Final = {
-    "dp": "the aggregator adds the noise of a private average, and would see the sum without it",
-    "inbox": "a seed is sealed for one round, and a buffered training has none",
-    "rule": "rules look at single updates, or at sums over few clients",
-    "weights": "clients multiply by their counts before they mask",
-    "order": "sums in a ring have the same bits in any order",
-    "eager": "the keeper answers once, for all contributors together",
-    "assignments": "they are computed from what single clients report",
-    "codecs": "a mask has no shorter form",
-    "allow_nonfinite": "the encoding has no NaN and no infinity",
-    "updates_from": "a seed is summed once, in the round that it was sealed for",
-}
-"""Options that masked rounds cannot have, and the reasons."""
-
-
-def _is_robust(rule: Any) -> bool:
-    return isinstance(rule, RobustRule)
-
-
 def _check_robust(spec: RoundSpec) -> None:
     """Check what a robust rule goes with."""
     rule = spec.robust_rule
@@ -604,6 +571,10 @@ def _check_robust(spec: RoundSpec) -> None:
         raise SpecError(
             f"rule {rule.name} compares updates, and a NaN compares with nothing: leave out "
             "allow_nonfinite"
+        )
+    if not rule.counts_samples and spec.max_samples is not None:
+        raise SpecError(
+            f"rule {rule.name} counts every client alike, whatever it states: leave out max_samples"
         )
     if rule.is_columns and spec.order is not None:
         raise SpecError(f"rule {rule.name} adds in an order of its own: leave out order")
@@ -632,6 +603,7 @@ def _check_privacy(spec: RoundSpec) -> None:
         "allow_nonfinite": "clips updates, and a NaN has no length",
         "order": "adds whole numbers, whose sum depends on no order",
         "updates_from": "counts what each round reveals of the updates sent to it",
+        "max_samples": "counts every client alike, whatever it states",
         "assignments": "hides what clients send, and assignments follow from it",
     }.items():
         if getattr(spec, name):
