@@ -69,8 +69,8 @@ class Compression:
     Attributes
     ----------
     error
-        After an update was submitted: the relative error of its encoding, |decoded - update| /
-        |update| in the Euclidean norm.
+        After an update was submitted: the relative error of its encoding, which is the Euclidean
+        norm of what is lost, divided by that of the update.
     """
 
     codec: str

@@ -295,6 +295,7 @@ def _measured(
         memory_mb=plan["projected"]["memory_mb"],
         architecture=architecture,
         nbytes=plan["header"][0] + plan["nbytes"],
+        sent=[entry["nbytes"] for entry in contributors],
         server_optimizer=spec.get("server_optimizer"),
     ).to_json()
 

@@ -331,3 +331,32 @@ def test_private_rounds_clip_and_add_decoded_updates_and_hide_errors(machine: Ma
         manifest = machine.store.get_json(machine.keys.manifest)
         assert {c["codec_error"] for c in manifest["contributors"]} == {None}
     assert results[0] == results[1]
+
+
+def test_entries_that_are_all_in_one_shard_cost_that_shard_no_more_than_a_unit(
+    machine: Machine,
+) -> None:
+    count = 4 * 2**20
+    plain = {"w": np.zeros(count, "f4")}
+    places = np.arange(compressed.UNIT // 8) * 8
+    counts = np.bincount(places // compressed.CHUNK, minlength=4).astype("<u4")
+    pieces = (counts, (places % compressed.CHUNK).astype("<u2"), np.full(len(places), 3, "<f4"))
+    dense = b"".join(piece.tobytes() for piece in pieces)
+    units = [dense] + [bytes(16)] * (count // compressed.UNIT - 1)
+    body = compressed.write("topk", plain, {"w": units}, {"num_samples": "1"})
+    manifest = run(machine, {"eve": body, "z": decoded(body, 1)}, shards=3)
+    assert (manifest["rejected"], manifest["shards"]) == ([], 3)
+    assert result_of(machine)[-4 * count :] == compressed.read(body)["w"].tobytes()
+    read = [task["bytes_read"] for task in manifest["tasks"]]
+    assert max(read) - min(read) < 2 * len(dense)
+    # One entry more, and the header is no longer one.
+    units[0] = dense + bytes(6)
+    manifest = run(
+        machine,
+        {
+            "a": decoded(body, 1),
+            "eve": compressed.write("topk", plain, {"w": units}, {"num_samples": "1"}),
+        },
+    )
+    [rejection] = manifest["rejected"]
+    assert "tensor 'w': the size of unit 0 is 196630, not a whole number" in rejection["reason"]

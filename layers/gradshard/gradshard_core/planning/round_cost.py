@@ -17,6 +17,7 @@ def measured(
     memory_mb: int,
     architecture: str,
     nbytes: int,
+    sent: Sequence[int] = (),
     server_optimizer: Any = None,
     measuring: Sequence[Mapping[str, Any]] = (),
 ) -> Bill:
@@ -32,7 +33,9 @@ def measured(
     memory_mb, architecture
         The memory in MB, and the processor, of the aggregators.
     nbytes
-        The bytes of the result, and so of an update.
+        The bytes of the result.
+    sent
+        The bytes of each update; by default as many as those of the result.
     server_optimizer
         The server optimizer of the round, as its options state it; None if it changes no model.
     measuring
@@ -49,7 +52,7 @@ def measured(
     for report in reports:
         levels.setdefault(report["level"], []).append(Tasks(1, report["seconds"]))
     everything = [*measuring, *reports]
-    by_client = client_requests(nbytes)
+    by_clients = [client_requests(nbytes, size) for size in sent or [nbytes] * clients]
     return pricing.bill(
         list(levels.values()),
         clients=clients,
@@ -59,7 +62,7 @@ def measured(
             sum(report["gets"] for report in everything),
             sum(report["puts"] for report in everything),
         ),
-        by_clients=Requests(*(clients * number for number in by_client)),
+        by_clients=Requests(*map(sum, zip(*by_clients, strict=True))),
         cold_tasks=sum(report["is_cold"] for report in everything),
         measuring=[[Tasks(1, report["seconds"]) for report in measuring]] if measuring else [],
         models=0

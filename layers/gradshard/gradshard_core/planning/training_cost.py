@@ -91,6 +91,7 @@ def measured(
         memory_mb=aggregator.memory_mb,
         architecture=aggregator.architecture,
         nbytes=manifest["update"]["nbytes"],
+        sent=[contributor["nbytes"] for contributor in manifest["contributors"]],
         server_optimizer=optimizer and optimizer.to_json(),
     )
     return bill.total + more
