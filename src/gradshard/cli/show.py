@@ -69,7 +69,8 @@ def render(status: dict[str, Any]) -> Iterable[RenderableType]:
     yield _facts(status)
     if contributors := (status["manifest"] or {}).get("contributors"):
         layers = status["manifest"].get("layers")
-        yield _contributors(contributors, "by layer" if layers else "by rule")
+        unstated = "masked" if status["manifest"].get("masked") else "by rule"
+        yield _contributors(contributors, "by layer" if layers else unstated)
         if layers:
             yield _layers(layers)
     elif status["arrived"]:
@@ -105,6 +106,9 @@ def _progress(status: dict[str, Any]) -> Iterable[tuple[str, str]]:
     if plan:
         yield "update", f"{format_size(plan['nbytes'])} in {pluralize(plan['tensors'], 'tensor')}"
         yield "topology", f"{plan['topology']} of {plan['shards']}, order {plan['order']}"
+        if "keeper_has_answered" in plan:
+            has_answered = plan["keeper_has_answered"]
+            yield "keeper", "has answered" if has_answered else "its answer is awaited"
         yield "tasks", f"{status['tasks_done']} of {plan['tasks']} done"
         for note in plan["notes"]:
             yield "note", note
@@ -122,6 +126,8 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
     if model := manifest.get("model"):
         yield "model", f"version {model['version']} of {model['model']}"
         yield "applied", _applied(model, manifest["update"]["tensors"])
+    if manifest.get("masked"):
+        yield "samples", f"{manifest['samples']:,} of all contributors together"
     yield "waited", f"{manifest['waited_seconds']:.1f} s for updates, while no function ran"
     if privacy := manifest.get("privacy"):
         # It imports numpy, which other rounds are shown without.

@@ -20,7 +20,7 @@ class Keeper:
     stack
         The name of its CloudFormation stack.
     region, profile
-        As of :class:`gradshard.Federation`.
+        As of :class:`gradshard.client.federation.Federation`.
     local, port
         Use the local engine (``gradshard local up --keeper``), and its port.
     """

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gradshard.client.stack import Execution, Stack
 from gradshard_core.errors import BrokenObjectError, RoundNotFoundError, UnreadableObjectError
@@ -15,11 +15,11 @@ from gradshard_core.formats.keys import (
     is_client,
     parse_update_key,
 )
-from gradshard_core.planning.option_parsers import InboxSpec, parse_inbox
-from gradshard_core.records.inbox import list_waiting
 from gradshard_core.records.manifest import parse_manifest
-from gradshard_core.records.training_state import read_state, read_training_spec
 from gradshard_core.s3.store import ListedObject
+
+if TYPE_CHECKING:
+    from gradshard_core.planning.option_parsers import InboxSpec
 
 READERS: Final = 16
 
@@ -152,6 +152,9 @@ class StatusPoller:
 
     def _updates(self, spec: dict[str, Any], plan: dict[str, Any] | None) -> Iterable[ListedObject]:
         if spec.get("inbox") is not None:
+            # These load numpy, which the status of other rounds does without.
+            from gradshard_core.planning.option_parsers import parse_inbox
+
             return self._updates_in(parse_inbox(spec["inbox"]), plan)
         source = spec.get("updates_from")
         if source is None:
@@ -160,8 +163,13 @@ class StatusPoller:
             self._sent = tuple(self._stack.store.list_objects(RoundKeys(source).updates))
         return self._sent
 
-    def _updates_in(self, inbox: InboxSpec, plan: dict[str, Any] | None) -> Iterable[ListedObject]:
+    def _updates_in(
+        self, inbox: "InboxSpec", plan: dict[str, Any] | None
+    ) -> Iterable[ListedObject]:
         """Return the updates that a round of a buffered training takes, or that wait for it."""
+        from gradshard_core.records.inbox import list_waiting
+        from gradshard_core.records.training_state import read_state, read_training_spec
+
         store, keys = self._stack.store, TrainingKeys(inbox.training)
         if plan is None:
             training, state = read_training_spec(store, keys), read_state(store, keys)
@@ -327,6 +335,7 @@ def _checked_plan(plan: dict[str, Any]) -> dict[str, Any]:
 
 def _summary(plan: dict[str, Any]) -> dict[str, Any]:
     by_level = [plan["shards"] * len(level["groups"]) for level in plan["levels"]]
+    masking = plan.get("masking")
     return {
         "attempt": plan["attempt"],
         "contributors": [contributor["client"] for contributor in plan["contributors"]],
@@ -340,4 +349,6 @@ def _summary(plan: dict[str, Any]) -> dict[str, Any]:
         "notes": plan["notes"],
         "projected": plan["projected"],
         "planned_at": plan["planned_at"],
+        # Of a masked round: whether its keeper has answered.
+        **({"keeper_has_answered": masking["answer"] is not None} if masking else {}),
     }

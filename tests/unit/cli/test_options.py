@@ -71,7 +71,8 @@ def test_every_command_says_what_it_does_in_one_sentence(name: str) -> None:
 
 
 def test_open_has_every_option_of_a_round() -> None:
-    flags = {f"--{name.replace('_', '-')}" for name in OPTIONS}
+    # Only trainings state where updates of a buffered training are.
+    flags = {f"--{name.replace('_', '-')}" for name in OPTIONS if name != "inbox"}
     assert flags <= options_of("gradshard open").keys()
 
 

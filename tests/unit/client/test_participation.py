@@ -312,3 +312,47 @@ def test_models_are_sent_whole_where_the_optimizer_wants_them(world: World) -> N
     world.script = [world.end]
     participate(world.stack, world.training, "ann", train)
     assert world.sent("t-00001")["w"].tolist() == [0.5, 1.5, 2.5, 3.5]
+
+
+def test_in_a_buffered_training_each_version_is_trained_once_and_rejections_are_told(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Versions appear as the client sleeps; the first update is rejected, the second one counts."""
+    spec = {**SPEC, "mode": "buffered", "buffer": 2}
+    world.store.put_json(world.keys.spec, {"spec": parse_training_spec(spec).to_json()})
+    model, reads = Model(world.stack), list[str]()
+
+    def show(version: int, **more: Any) -> None:
+        everybody = Invitation(
+            f"t-{version:05}", version, 0, False, (), 2, version, {"lr": float(version)}
+        )
+        world.show(invitation=everybody, version=version, **more)
+
+    def reject() -> None:
+        inbox = world.keys.inbox(1)
+        world.store.put_json(inbox.rejection("ann"), {"client": "ann", "reason": "too bad"})
+
+    def next_version() -> None:
+        model.put({"w": np.full(4, 9, "f4")})
+        show(2)
+
+    def count() -> None:
+        show(2, counted={"2": {"ann": "d41d8cd9"}})
+        reads.append("counted")
+
+    show(1)
+    world.script = [reject, lambda: None, next_version, count, lambda: None, world.end]
+    with caplog.at_level(logging.WARNING, "gradshard"):
+        done = participate(world.stack, world.training, "ann", train, evaluate)
+    assert done.trained == (1, 2)
+    for version in (1, 2):
+        sent = reference.decode(world.store.objects[world.keys.inbox(version).update("ann")])
+        assert sent["w"].tobytes() == np.full(4, version, "f4").tobytes()
+    assert [record.message for record in caplog.records] == [
+        "the update from version 1 was rejected: too bad"
+    ]
+    # Started again, it finds that it has sent an update from this version.
+    world.show(status="running")
+    show(2)
+    world.script = [world.end]
+    assert participate(world.stack, world.training, "ann", train, evaluate).trained == ()

@@ -208,10 +208,11 @@ class MortalKeeper(Keeper):
         return answer
 
 
+@pytest.mark.parametrize("asks_again", [False, True])
 @pytest.mark.parametrize("is_done", [False, True])
 @pytest.mark.parametrize("dying", range(3))
 def test_a_function_that_is_killed_at_any_request_is_done_when_it_runs_again(
-    asked: MaskedRound, dying: int, is_done: bool
+    asked: MaskedRound, dying: int, is_done: bool, asks_again: bool
 ) -> None:
     asked.request = request_of(asked)  # type: ignore[attr-defined]
     before = dict(asked.keeper.store.objects), dict(asked.machine.store.objects)
@@ -231,8 +232,12 @@ def test_a_function_that_is_killed_at_any_request_is_done_when_it_runs_again(
         fate = Fate(number, is_done=is_done)
         with contextlib.suppress(KilledError):
             step(asked.keeper, function, event, fate)
+        if asks_again:
+            asked.keeper.store.put_json(KeeperKeys("r").request, asked.request)  # type: ignore[attr-defined]
+            asked.keeper.answer("r")
         for function, event in STEPS[dying:]:
             asked.keeper.step(function, **event)
+        asked.keeper.store.delete(KeeperKeys("r").request)
         check_end(asked)
         if fate.count < number:
             break

@@ -277,20 +277,20 @@ def test_entries_of_no_use_cost_their_sender_the_round(machine: Machine, what: s
     assert np.array_equal(reference.decode(result_of(machine))["w"], expected)
 
 
+def stating(body: bytes, error: str) -> bytes:
+    """Return a compressed update that states an error of its encoding."""
+    length = int.from_bytes(body[:8], "little")
+    stated = f'"codec_error": "{error}", "codec": '.encode()
+    header = body[8 : 8 + length].replace(b'"codec": ', stated)
+    return len(header).to_bytes(8, "little") + header + body[8 + length :]
+
+
 def test_the_manifest_has_bytes_by_codec_and_the_errors_that_clients_state(
     machine: Machine,
 ) -> None:
-    def stated(codec: str, error: str) -> bytes:
-        body = scaled(codec, 1.0)
-        return body.replace(b'"codec": ', f'"codec_error": "{error}", "codec": '.encode(), 1)
-
-    def lengthened(body: bytes) -> bytes:
-        header = body[8 : body.rindex(b"}", 0, body.index(b"\x01\x01\x01")) + 1]
-        return len(header).to_bytes(8, "little") + body[8:]
-
     bodies = {
-        "a": lengthened(stated("int8", "0.0125")),
-        "b": lengthened(stated("int8", "nan")),
+        "a": stating(scaled("int8", 1.0), "0.0125"),
+        "b": stating(scaled("int8", 1.0), "nan"),
         "c": scaled("int4", 1.0),
         "d": good(),
     }
@@ -302,3 +302,32 @@ def test_the_manifest_has_bytes_by_codec_and_the_errors_that_clients_state(
         "int8": {"updates": 2, "nbytes": len(bodies["a"]) + len(bodies["b"])},
         "int4": {"updates": 1, "nbytes": len(bodies["c"])},
     }
+
+
+def test_private_rounds_clip_and_add_decoded_updates_and_hide_errors(machine: Machine) -> None:
+    rng = np.random.default_rng(0)
+    floats = [
+        {name: tensor for name, tensor in tensors(rng).items() if tensor.dtype != np.int64}
+        for _ in CODECS
+    ]
+    bodies = {
+        f"c{codec}": stating(compress(rng, codec, update), "0.01")
+        for codec, update in zip(CODECS, floats, strict=True)
+    }
+    plain = {client: decoded(body, 1) for client, body in bodies.items()}
+    results = []
+    for sent in (bodies, plain):
+        machine.begin(f"compressed-{next(NUMBER)}")
+        dp = {"clip": 1.0, "noise_multiplier": 0.5, "delta": 1e-5}
+        machine.open(clients=[*sent], codecs=[*CODECS], dp=dp)
+        for client, body in sent.items():
+            machine.store.put_bytes(machine.keys.update(client), body)
+        machine.store.put_json(machine.keys.noise_key, {"key": "07" * 32})
+        outcome: dict[str, Any] = {**OPENED, "status": "replan"}
+        while outcome["status"] == "replan":
+            outcome = machine.turn(outcome)
+        assert outcome["status"] == "completed"
+        results.append(result_of(machine))
+        manifest = machine.store.get_json(machine.keys.manifest)
+        assert {c["codec_error"] for c in manifest["contributors"]} == {None}
+    assert results[0] == results[1]

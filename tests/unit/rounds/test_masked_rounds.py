@@ -19,6 +19,7 @@ from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.collect_update import collect_update
 from tests import masked, reference
+from tests.planned import levels_of
 from tests.unit.fakes import MemoryStore
 from tests.unit.in_memory import OPENED, Machine
 from tests.unit.keeping import Fate, Keeper, KilledError, MaskedRound, Mortal
@@ -507,7 +508,7 @@ def run_until_done(machine: Machine, keeper: Keeper, function: str, event: Any) 
     raise AssertionError
 
 
-def test_planning_that_is_killed_at_any_request_asks_once_and_goes_on(
+def test_functions_that_are_killed_at_any_request_ask_once_and_go_on(
     machine: Machine, keeper: Keeper
 ) -> None:
     round_ = MaskedRound(machine, keeper)
@@ -523,7 +524,11 @@ def test_planning_that_is_killed_at_any_request_asks_once_and_goes_on(
     going_on = asking | {"entered_at": "2026-01-01T00:00:02Z"}
     assert run_until_done(machine, keeper, "plan_round", going_on) >= 3
     planned = machine.step("plan_round", **going_on)
-    machine.aggregate(planned)
+    for level in levels_of(planned):
+        for batch in machine.store.get_json(level["key"]):
+            for task in batch["tasks"]:
+                assert run_until_done(machine, keeper, "aggregate_shard", task) >= 3
+    assert run_until_done(machine, keeper, "finalize_round", {}) >= 3
     assert machine.step("finalize_round") == {"status": "completed"}
     check(round_, updates, dict.fromkeys(updates, 3))
     record = keeper.store.get_json(f"answers/{machine.name}.json")

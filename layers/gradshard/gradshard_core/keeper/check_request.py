@@ -82,11 +82,13 @@ def check_request(
         return NOTHING
     if work is None:
         return NOTHING
+    # Nothing is left to sum if the answer is complete, and its giving was cut off.
+    is_open = answers.list_parts(RoundKeys(round_id).masks, work.upload_id) is not None
     return {
         "round": round_id,
         "tasks": [
             {"round": round_id, "task": {"level": 0, "number": number}}
-            for number in range(work.tasks)
+            for number in range(work.tasks if is_open else 0)
         ],
     }
 

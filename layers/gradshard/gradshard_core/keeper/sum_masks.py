@@ -6,7 +6,7 @@ from typing import Any, Final
 from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.kernel import Zone
 from gradshard_core.aggregation.ring_sum import ADDED, RingSum
-from gradshard_core.errors import KeeperError, UnsentError
+from gradshard_core.errors import UnsentError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.keeper.check_request import context_of
 from gradshard_core.keeper.records import KeeperKeys, Stream, Work, read_private_key
@@ -64,5 +64,5 @@ def sum_masks(store: S3Store, answers: TaskS3Client, round_id: str, task: int) -
             }
 
 
-def _last_error(error: UnsentError, _attempts: int, _reasons: str) -> KeeperError:
-    return KeeperError(str(error))
+def _last_error(error: UnsentError, _attempts: int, _reasons: str) -> UnsentError:
+    return error  # no KeeperError, which the state machine does not retry

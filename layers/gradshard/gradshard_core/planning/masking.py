@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from gradshard_core.aggregation.fixed_point import FixedPoint
 from gradshard_core.aggregation.topologies import Levels
@@ -14,6 +14,9 @@ from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.masked import elements_of
+
+if TYPE_CHECKING:
+    from gradshard_core.planning.spec import RoundSpec
 
 MASKED: Final = "masked"
 """How contributors of masked rounds are weighed: by counts that nobody sees."""
@@ -222,3 +225,54 @@ def check_layout(terms: MaskingTerms, clients: int, layout: Layout) -> None:
 
 
 _LARGEST: Final = {"F32": float.fromhex("0x1.fffffep127")}
+
+
+NOT_MASKED: Final = {
+    "dp": "the aggregator adds the noise of a private average, and would see the sum without it",
+    "inbox": "a seed is sealed for one round, and a buffered training has none",
+    "rule": "rules look at single updates, or at sums over few clients",
+    "weights": "clients multiply by their counts before they mask",
+    "order": "sums in a ring have the same bits in any order",
+    "eager": "the keeper answers once, for all contributors together",
+    "assignments": "they are computed from what single clients report",
+    "codecs": "a mask has no shorter form",
+    "allow_nonfinite": "the encoding has no NaN and no infinity",
+    "max_samples": "nobody sees how many samples a client counts, and the encoding bounds them",
+    "updates_from": "a seed is summed once, in the round that it was sealed for",
+}
+"""Options that masked rounds cannot have, and the reasons."""
+
+
+def check_masked(spec: "RoundSpec", defaults: Mapping[str, Any]) -> None:
+    """Check the options of a masked round: nobody can look at its updates.
+
+    ``defaults`` are the values of the options that are not given.
+
+    Raises
+    ------
+    SpecError
+        An option does not go with masks, or is missing.
+    """
+    if spec.masked is None:
+        return
+    if isinstance(spec.clients, int):
+        raise SpecError(
+            "masked needs the clients' ids, not their number: clients seal their seeds for a "
+            "roster, and the keeper knows who is enrolled"
+        )
+    if spec.layout is None and spec.server_optimizer is None:
+        raise SpecError(
+            "masked needs a layout, by which clients encode their updates: open the round with it "
+            "(layout, or --layout FILE), or apply the round to a model, which has one"
+        )
+    if spec.min_clients < LEAST_MASKED:
+        raise SpecError(
+            f"min_clients is {spec.min_clients}, and the sum over one client is its update: give "
+            f"at least {LEAST_MASKED}"
+        )
+    for name, reason in NOT_MASKED.items():
+        if getattr(spec, name) != defaults[name]:
+            raise SpecError(f"masked: leave out {name}: {reason}")
+    spec.masked.fixed(spec.expected)
+    if spec.layout is not None:
+        check_layout(spec.masked, spec.expected, spec.layout)

@@ -28,10 +28,9 @@ from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import MAX_SAMPLES, Layout
 from gradshard_core.planning import limits
 from gradshard_core.planning.masking import (
-    LEAST_MASKED,
     MASKING_EXAMPLE,
     MaskingTerms,
-    check_layout,
+    check_masked,
     parse_masking,
 )
 from gradshard_core.planning.option_parsers import (
@@ -455,7 +454,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     _check_topology(spec)
     _check_rule(spec)
     _check_apply(spec)
-    _check_masked(spec)
+    check_masked(spec, DEFAULTS)
     _check_inbox(spec)
     return spec
 
@@ -553,49 +552,6 @@ def _check_inbox(spec: RoundSpec) -> None:
         )
     if not isinstance(spec.clients, int) or spec.enough_clients is not None:
         raise SpecError("updates of a buffered training are counted: give their number as clients")
-
-
-def _check_masked(spec: RoundSpec) -> None:
-    """Check what masked updates go with: nobody can look at one."""
-    if spec.masked is None:
-        return
-    if isinstance(spec.clients, int):
-        raise SpecError(
-            "masked needs the clients' ids, not their number: clients seal their seeds for a "
-            "roster, and the keeper knows who is enrolled"
-        )
-    if spec.layout is None and spec.server_optimizer is None:
-        raise SpecError(
-            "masked needs a layout, by which clients encode their updates: open the round with it "
-            "(layout, or --layout FILE), or apply the round to a model, which has one"
-        )
-    if spec.min_clients < LEAST_MASKED:
-        raise SpecError(
-            f"min_clients is {spec.min_clients}, and the sum over one client is its update: give "
-            f"at least {LEAST_MASKED}"
-        )
-    for name, reason in _NOT_MASKED.items():
-        if getattr(spec, name) != DEFAULTS[name]:
-            raise SpecError(f"masked: leave out {name}: {reason}")
-    spec.masked.fixed(spec.expected)
-    if spec.layout is not None:
-        check_layout(spec.masked, spec.expected, spec.layout)
-
-
-_NOT_MASKED: Final = {
-    "dp": "the aggregator adds the noise of a private average, and would see the sum without it",
-    "inbox": "a seed is sealed for one round, and a buffered training has none",
-    "rule": "rules look at single updates, or at sums over few clients",
-    "weights": "clients multiply by their counts before they mask",
-    "order": "sums in a ring have the same bits in any order",
-    "eager": "the keeper answers once, for all contributors together",
-    "assignments": "they are computed from what single clients report",
-    "codecs": "a mask has no shorter form",
-    "max_samples": "nobody sees how many samples a client counts, and the encoding bounds them",
-    "allow_nonfinite": "the encoding has no NaN and no infinity",
-    "updates_from": "a seed is summed once, in the round that it was sealed for",
-}
-"""Options that masked rounds cannot have, and the reasons."""
 
 
 def _check_robust(spec: RoundSpec) -> None:

@@ -160,8 +160,9 @@ class TrainingSpec:
     )
     mode: str = option(
         Choice((SYNCHRONOUS, BUFFERED)),
-        "synchronous: clients are invited to one round after another. buffered: each client trains "
-        "at its own pace, and every so many updates make a version of the model.",
+        "How clients take part. synchronous: they are invited to one round after another. "
+        "buffered: each trains at its own pace, and every buffer of updates makes a version of the "
+        "model.",
         value=SYNCHRONOUS,
     )
     buffer: int | None = option(

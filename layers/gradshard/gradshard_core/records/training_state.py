@@ -126,6 +126,9 @@ class TrainingState:
         The cost of the last round of each kind, by ``train`` and ``evaluate``.
     silent
         Clients that have not answered their last invitations, and how many of those.
+    suspects
+        In buffered mode, the clients whose updates were found bad in failed rounds of this number:
+        theirs are taken last.
     request, reason
         The operator's request, and its reason.
     cause
@@ -159,6 +162,7 @@ class TrainingState:
     dismissed: int = 1
     counted: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     again: str | None = None
+    suspects: tuple[str, ...] = ()
     request: str | None = None
     reason: str | None = None
     cause: str | None = None
@@ -179,6 +183,7 @@ class TrainingState:
             **{
                 **fields,
                 "invitation": invitation and Invitation.from_json(invitation),
+                "suspects": tuple(fields.get("suspects", ())),
                 "best": best and Best(**best),
             }
         )

@@ -212,7 +212,8 @@ def _contributor(spec: RoundSpec, update: _Sent, runs: Runs) -> Contributor:
         weight=0.0,
         runs=runs.moved(update.data_offset),
         report=_report(spec, update),
-        codec_error=update.codec_error,
+        # It follows from the update itself, and the manifest of a private round hides that.
+        codec_error=None if spec.dp else update.codec_error,
         share=update.share,
     )
 

@@ -104,8 +104,8 @@ def go_on(context: PlanContext, previous: Plan) -> Plan:
         raise KeeperError(
             f"the mask keeper has not answered by {deadline:%Y-%m-%d %H:%M:%S} UTC, "
             f"{context.spec.timeout} seconds after it was asked for the sum of "
-            f"{len(previous.contributors)} masks. Clients must send their updates to a new round, "
-            "with new seeds"
+            f"{len(previous.contributors)} masks. Clients must train anew and send to a new round: "
+            "the keeper may still answer this one"
         )
     return replace(previous, stage=stage)
 

@@ -90,7 +90,7 @@ def _taken(
     )
     others = {
         arrival.client: Address(keys.inbox(arrival.version), None, newest - arrival.version)
-        for arrival in arrived
+        for arrival in sorted(arrived, key=lambda found: found.client in state.suspects)
         if arrival.client not in frozen
     }
     return frozen | others

@@ -39,8 +39,12 @@ def close_round(
         dollars=state.dollars + outcome.dollars,
     )
     if not outcome.is_completed:
-        if spec.is_buffered and outcome.is_planned:
-            after = replace(after, again=invitation.round_id)
+        if spec.is_buffered:
+            after = replace(
+                after,
+                again=invitation.round_id if outcome.is_planned else after.again,
+                suspects=tuple(sorted({*after.suspects, *outcome.bad})),
+            )
         return _repeat(spec, after, invitation, outcome, now)
     after = replace(
         after,
@@ -60,6 +64,7 @@ def close_round(
         last_round=invitation.round_id,
         counted=_counted(spec, state, outcome),
         again=None,
+        suspects=(),
     )
     if made != invitation.version + 1:
         return paused(
@@ -135,7 +140,9 @@ def _repeat(
     now: datetime,
 ) -> TrainingState:
     """Return the state after a round that failed: it is repeated, or the training pauses."""
-    failures = state.failures + 1
+    # In buffered mode a bad update, which has to be sent anew each time, does not stop a training.
+    is_of_senders = spec.is_buffered and bool(outcome.bad)
+    failures = state.failures + (not is_of_senders)
     state = replace(state, repetition=state.repetition + 1)
     said = f"round {invitation.round_id!r} failed ({outcome.error}): {outcome.cause}"
     if outcome.error in {"ModelStateError", "PrivacyBudgetError"}:

@@ -58,6 +58,8 @@ class Outcome:
         The metrics that do not count, with the reasons.
     updates
         The updates that were averaged.
+    bad
+        Of a round that failed, the clients whose updates were found bad.
     is_planned
         Whether it was planned, so that a repetition can take the same updates.
     """
@@ -72,6 +74,7 @@ class Outcome:
     dollars: float = 0.0
     notes: tuple[str, ...] = ()
     updates: tuple[CountedUpdate, ...] = ()
+    bad: tuple[str, ...] = ()
     is_planned: bool = True
 
     @property
@@ -110,6 +113,7 @@ def read_outcome(
             cause=manifest["cause"],
             rejected=rejected,
             contributors=_contributors(store, keys),
+            bad=_bad(store, keys, rejected),
             is_planned=store.head(keys.plan) is not None,
         )
     found, notes = _sent(store, keys) if optimizer else (_averaged(store, manifest), ())
@@ -126,6 +130,14 @@ def read_outcome(
             for c in manifest["contributors"]
         ),
     )
+
+
+def _bad(store: S3Store, keys: RoundKeys, rejected: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the clients whose updates were rejected, by any attempt at a round that failed."""
+    plan = store.get_json(keys.plan, parse_plan)
+    # The manifest has those of the attempts before the last one.
+    last = None if plan is None else store.get_json(keys.replan(plan.attempt))
+    return tuple(sorted({*rejected, *(str(found["client"]) for found in last or ())}))
 
 
 def _contributors(store: S3Store, keys: RoundKeys) -> tuple[str, ...]:
