@@ -1,5 +1,6 @@
 """``gradshard join``: take part in a training with a program in any language."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -7,9 +8,11 @@ import click
 from gradshard.cli.options import connected, quiet_option
 from gradshard.cli.output import confirm
 from gradshard.utils.text import escape_terminal
+from gradshard_core.errors import TicketError
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation
+    from gradshard.client.ticket_training import TicketTraining
     from gradshard_core.records.training_state import Invitation
 
 
@@ -17,9 +20,22 @@ if TYPE_CHECKING:
 @click.argument("training", metavar="TRAINING")
 @click.argument("client", metavar="CLIENT")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- PROGRAM…")
+@click.option(
+    "--ticket",
+    "ticket",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Use this ticket of the training instead of AWS credentials; newer URLs are kept in it.",
+)
 @quiet_option
 @connected
-def join(federation: "Federation", training: str, client: str, program: tuple[str, ...]) -> None:
+def join(
+    federation: "Federation",
+    training: str,
+    client: str,
+    program: tuple[str, ...],
+    ticket: Path | None,
+) -> None:
     """Take part in a training with a PROGRAM.
 
     The command ends when the training has ended. The PROGRAM is started for each invitation, in a
@@ -36,7 +52,25 @@ def join(federation: "Federation", training: str, client: str, program: tuple[st
         )
 
     runner = Program(program, tell)
-    done = federation.participate(client, runner.train, runner.evaluate, training=training)
+    if ticket is None:
+        done = federation.participate(client, runner.train, runner.evaluate, training=training)
+    else:
+        done = _held(ticket, training, client).participate(runner.train, runner.evaluate)
     confirm(
         f"training {escape_terminal(training)} has ended: {escape_terminal(done.state.cause or '')}"
     )
+
+
+def _held(path: Path, training: str, client: str) -> "TicketTraining":
+    """Read a ticket, which must be that of the training and the client, and print its host."""
+    from gradshard.client.ticket_training import TicketTraining
+
+    held = TicketTraining.load(path)
+    own = (held.ticket.training, held.ticket.client)
+    if own != (training, client):
+        raise TicketError(
+            f"{path} is a ticket of client {own[1]!r} in training {own[0]!r}: give these, or "
+            "another ticket"
+        )
+    click.echo(f"with a ticket of {escape_terminal(held.ticket.host)}", err=True)
+    return held

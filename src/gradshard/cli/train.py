@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -11,7 +12,14 @@ from rich.live import Live
 from rich.table import Table
 
 from gradshard.cli.group import Commands
-from gradshard.cli.options import Command, connected, json_option, quiet_option
+from gradshard.cli.options import (
+    Command,
+    connected,
+    expires_option,
+    json_option,
+    output_option,
+    quiet_option,
+)
 from gradshard.cli.output import cell, confirm, is_quiet, print_json, waiting
 from gradshard.cli.round_options import declared_option, round_options
 from gradshard.utils.text import escape_terminal, format_duration, listed, pluralize
@@ -164,6 +172,69 @@ def watch(federation: "Federation", name: str, as_json: bool) -> None:
         console.print(render(name, spec, state, records, datetime.now(UTC)))
     if state.status == PAUSED:
         raise TrainingFailed(f"training {name!r} has paused: {state.cause}")
+
+
+@train.command()
+@click.argument("name", metavar="TRAINING")
+@click.argument("client")
+@output_option(
+    "Write the ticket to this file.", required=False, default_text="TRAINING-CLIENT.ticket"
+)
+@expires_option
+@json_option
+@quiet_option
+@connected
+def ticket(
+    federation: "Federation",
+    name: str,
+    client: str,
+    file: Path | None,
+    expires: int,
+    as_json: bool,
+) -> None:
+    """Make a ticket of a training for a client without AWS credentials.
+
+    With it, CLIENT can take part in all rounds (gradshard join --ticket). It has to begin before
+    the ticket expires; while it takes part the ticket is renewed. Keep the file secret: anyone who
+    has it can act as that client.
+    """
+    made = federation.training(name).ticket(client, expires=expires)
+    file = file or Path(f"{name}-{client}.ticket")
+    made.save(file)
+    until = made.expires_at.isoformat(timespec="seconds")
+    if as_json:
+        print_json(
+            {
+                "training": name,
+                "client": client,
+                "file": str(file),
+                "expires_at": until,
+                "temporary": made.is_temporary,
+            }
+        )
+        return
+    confirm(
+        f"wrote {escape_terminal(file)}: {client} can take part in training "
+        f"{escape_terminal(name)}, and has to begin before {until}"
+    )
+    if made.is_temporary:
+        confirm("it was made with temporary credentials: begin before they end")
+
+
+@train.command()
+@click.argument("name", metavar="TRAINING")
+@click.argument("client")
+@quiet_option
+@connected
+def revoke(federation: "Federation", name: str, client: str) -> None:
+    """Take a client's ticket of a training back.
+
+    It can be used until its newest URLs end, after some hours. The client is not invited any more.
+    """
+    training = federation.training(name)
+    training.revoke(client)
+    training.leave(client)
+    confirm(f"the ticket of {escape_terminal(client)} is not renewed any more")
 
 
 @train.command()

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gradshard.client.deltas import change_of
-from gradshard.client.model import Model
-from gradshard.client.round import Round
-from gradshard.client.stack import Stack
 from gradshard.client.tensors import Array
-from gradshard.client.training import Training
+from gradshard.client.training_access import ClientRound, TrainingAccess
 from gradshard_core.aggregation.server_optimizers import MODELS
 from gradshard_core.errors import (
     ModelNotFoundError,
@@ -20,6 +17,8 @@ from gradshard_core.errors import (
     RoundStateError,
     ServiceError,
     StoreError,
+    TicketError,
+    TicketUnansweredError,
     UnreadableObjectError,
     UpdateError,
 )
@@ -62,9 +61,7 @@ class Participation:
 
 
 def participate(
-    stack: Stack,
-    training: Training,
-    client: str,
+    access: TrainingAccess,
     train: Train,
     evaluate: Evaluate | None = None,
     *,
@@ -77,10 +74,8 @@ def participate(
 
     Parameters
     ----------
-    stack, training
-        The training.
-    client
-        The client's id.
+    access
+        The training, for this client.
     train, evaluate
         Called for each invitation. Without ``evaluate`` the client sends nothing in evaluations.
     patience
@@ -92,43 +87,38 @@ def participate(
         There is no such training.
     UpdateError
         What ``train`` or ``evaluate`` returned could not be averaged.
+    TicketError
+        S3 rejects the client's ticket.
     StoreError, ServiceError
         S3 rejects the client's requests, or cannot be reached for longer than ``patience``.
     """
     done: dict[bool, list[int]] = {False: [], True: []}
-    spec = _persistently(training.spec, patience)
-    _join(training, client, patience)
-    worker = _Worker(stack, training, client, train, evaluate)
-    for state in _states(training, spec.poll_seconds, patience):
+    pause = _persistently(access.poll_seconds, patience)
+    _join(access, patience)
+    worker = _persistently(lambda: _Worker(access, train, evaluate), patience)
+    for state in _states(access, pause, patience):
         invitation = state.invitation
         if state.status == ENDED:
             return Participation(tuple(done[False]), tuple(done[True]), state)
-        if invitation is None or client not in invitation.clients:
+        if invitation is None or access.client not in invitation.clients:
             continue
         if _persistently(lambda: worker.answer(invitation), patience):  # noqa: B023 - called at once
             done[invitation.is_evaluation].append(invitation.number)
     raise AssertionError("states end with that of the end")
 
 
-def _join(training: Training, client: str, patience: float) -> None:
+def _join(access: TrainingAccess, patience: float) -> None:
     """Join the training, unless it has ended: then the loop sees that."""
-    if _persistently(training.state, patience).status != ENDED:
-        _persistently(lambda: training.join(client), patience)
+    if _persistently(access.state, patience).status != ENDED:
+        _persistently(access.join, patience)
 
 
 class _Worker:
     """Answers invitations."""
 
-    def __init__(
-        self,
-        stack: Stack,
-        training: Training,
-        client: str,
-        train: Train,
-        evaluate: Evaluate | None,
-    ) -> None:
-        self._stack, self._client = stack, client
-        self._optimizer = training.spec().server_optimizer
+    def __init__(self, access: TrainingAccess, train: Train, evaluate: Evaluate | None) -> None:
+        self._access = access
+        self._updates = access.updates()
         self._train, self._evaluate = train, evaluate
         self._answered = ""
         self._made: tuple[str, dict[str, Any]] | None = None
@@ -137,34 +127,39 @@ class _Worker:
         """Train or evaluate and submit, unless that is done; return whether it was done now."""
         if invitation.round_id == self._answered:
             return False
-        round_ = Round(self._stack, invitation.round_id)
-        if round_.store.head(round_.keys.update(self._client)) is not None or round_.has_ended():
-            self._answered = invitation.round_id
-            return False
         if invitation.is_evaluation and self._evaluate is None:
             self._answered = invitation.round_id
             return False
         try:
+            round_ = self._access.round(invitation)
+            if round_.has_sent() or round_.has_ended():
+                self._answered = invitation.round_id
+                return False
             if self._made is None or self._made[0] != invitation.round_id:
                 # Kept while the connection is lost: training again would take as long again.
                 self._made = invitation.round_id, self._make(round_, invitation)
-            round_.submit(self._client, **self._made[1])
+            round_.submit(**self._made[1])
         except (RoundStateError, RoundFailed, RoundNotFoundError, ModelNotFoundError) as error:
             if isinstance(error, RoundNotFoundError) or "just being opened" in str(error):
                 return False  # in a moment it will be there
             logger.warning("%s: %s", invitation.round_id, error)
             self._answered = invitation.round_id
             return False
+        except TicketUnansweredError:
+            raise
+        except TicketError:
+            if not self._access.renew():
+                raise
+            return False  # with the new URLs, if it is invited still
         self._answered = invitation.round_id
         self._made = None
         return True
 
-    def _make(self, round_: Round, invitation: Invitation) -> dict[str, Any]:
+    def _make(self, round_: ClientRound, invitation: Invitation) -> dict[str, Any]:
         """Return what is submitted."""
         if invitation.is_evaluation:
             assert self._evaluate is not None  # noqa: S101 - for mypy: the caller has looked
-            model = Model(self._stack, self._optimizer.model)
-            metrics, samples = self._evaluate(model.fetch(version=invitation.version), invitation)
+            metrics, samples = self._evaluate(round_.fetch_model(), invitation)
             found = check_metrics(metrics)
             if not found:
                 raise UpdateError("evaluate returned no metrics")
@@ -175,7 +170,7 @@ class _Worker:
         started = time.monotonic()
         trained, samples, *measured = self._train(given, invitation)
         report = {"train_seconds": max(1e-6, time.monotonic() - started)}
-        update = trained if self._optimizer.updates == MODELS else change_of(before, trained)
+        update = trained if self._updates == MODELS else change_of(before, trained)
         return {
             "update": update,
             "samples": samples,
@@ -184,9 +179,9 @@ class _Worker:
         }
 
 
-def _states(training: Training, pause: float, patience: float) -> Iterator[TrainingState]:
+def _states(access: TrainingAccess, pause: float, patience: float) -> Iterator[TrainingState]:
     while True:
-        yield _persistently(training.state, patience)
+        yield _persistently(access.state, patience)
         time.sleep(pause)
 
 
@@ -199,7 +194,7 @@ def _persistently(request: Callable[[], Any], patience: float) -> Any:
             return request()
         except UnreadableObjectError:
             raise
-        except (StoreError, ServiceError) as error:
+        except (StoreError, ServiceError, TicketUnansweredError) as error:
             if time.monotonic() + pause > give_up or _is_rejected(error):
                 raise
             logger.warning("trying again in %.0f s: %s", pause, error)

@@ -9,11 +9,14 @@ from typing import Any, Final
 
 from gradshard.client import operations
 from gradshard.client.stack import Stack
+from gradshard.client.ticket_issuer import DEFAULT_SECONDS, MAX_SECONDS, check_in_range
+from gradshard.client.training_ticket import TrainingTicket, issue_training_ticket
 from gradshard.utils.polling import poll
 from gradshard_core.errors import (
     RoundNotFoundError,
     RoundStateError,
     SpecError,
+    TicketError,
     TrainingFailed,
     TrainingNotFoundError,
     TrainingStateError,
@@ -22,6 +25,8 @@ from gradshard_core.errors import (
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.planning.transfers import SINGLE_PUT_BYTES
+from gradshard_core.records.model_registry import read_current
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSE,
@@ -186,6 +191,44 @@ class Training:
         if state.status == ENDED:
             raise TrainingStateError(f"training {self.id!r} has ended: {state.cause}")
         self._stack.store.put_bytes(key, b"", content_type="text/plain", replaces=None)
+
+    def ticket(self, client: str, *, expires: int = DEFAULT_SECONDS) -> TrainingTicket:
+        """Let a client without AWS credentials join, and make its ticket.
+
+        Its holder can take part in all rounds to which the client is invited; see docs/tickets.md.
+        The ticket is a secret: anyone who has it can act as that client.
+
+        Parameters
+        ----------
+        client
+            The client's id.
+        expires
+            Seconds from now, at most seven days. Temporary credentials end earlier, and the ticket
+            with them, unless its holder has begun to take part.
+
+        Raises
+        ------
+        TicketError
+            S3 does not allow the time, or updates of the model are too large for a ticket.
+        TrainingNotFoundError
+            There is no such training.
+        TrainingStateError
+            It has a fixed list of clients, without this one, or has ended.
+        """
+        check_in_range("expires", expires, MAX_SECONDS)
+        store = self._stack.store
+        version = read_current(store, self.spec().server_optimizer.model)
+        if (nbytes := version.tensors.source.nbytes) > SINGLE_PUT_BYTES:
+            raise TicketError(
+                f"the model has {nbytes} bytes, and a ticket of a training takes updates of up to "
+                f"{SINGLE_PUT_BYTES}: give the client AWS credentials, or a ticket for each round"
+            )
+        self.join(client)
+        return issue_training_ticket(store, self.keys, client, expires=expires)
+
+    def revoke(self, client: str) -> None:
+        """Take a client's inbox away; its ticket ends when its newest URLs do, after some hours."""
+        self._stack.store.delete(self.keys.inbox(client))
 
     def leave(self, client: str) -> None:
         """Let the training invite a client no more, from its next round on; safe to repeat."""

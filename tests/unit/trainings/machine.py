@@ -17,6 +17,7 @@ import pytest
 from gradshard.client import participation
 from gradshard.client.model import Model
 from gradshard.client.training import Training
+from gradshard.client.training_access import Member
 from gradshard_core.errors import GradshardError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.lambda_config import LambdaConfig
@@ -298,7 +299,7 @@ class Machine:
                 raise SilentError
             return done
 
-        worker = participation._Worker(self.stack, self.training, client, work, work)
+        worker = participation._Worker(Member(self.stack, self.training, client), work, work)
         try:
             assert worker.answer(invitation)
         except SilentError:

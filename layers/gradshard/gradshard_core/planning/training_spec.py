@@ -246,9 +246,14 @@ class TrainingSpec:
         return parse_new_spec(fields)
 
     @cached_property
+    def terms(self) -> RoundSpec:
+        """The options that all rounds have, whoever is invited."""
+        return parse_new_spec({**self.round, "clients": self.needed()})
+
+    @property
     def server_optimizer(self) -> ServerOptimizer:
         """The rule by which rounds make versions of the model."""
-        found = parse_new_spec({**self.round, "clients": self.needed()}).server_optimizer
+        found = self.terms.server_optimizer
         assert found is not None  # noqa: S101 - for mypy: parse_round_options wants one
         return found
 

@@ -1,0 +1,235 @@
+"""Taking part in a training with a ticket, without AWS credentials."""
+
+import json
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Self
+
+from gradshard.client.participation import (
+    DEFAULT_PATIENCE_SECONDS,
+    Evaluate,
+    Participation,
+    Train,
+    participate,
+)
+from gradshard.client.presigned import Answer
+from gradshard.client.ticket_requests import TicketRequests
+from gradshard.client.ticket_round import TicketRound
+from gradshard.client.tickets import NOT_A_TICKET, ticket_of
+from gradshard.client.training_ticket import TrainingTicket
+from gradshard.utils.polling import poll
+from gradshard_core.errors import (
+    RoundNotFoundError,
+    ServiceError,
+    TicketError,
+    TicketUnansweredError,
+    TrainingNotFoundError,
+)
+from gradshard_core.records.inbox import Inbox, InboxUrls
+from gradshard_core.records.training_state import ENDED, Invitation, TrainingState
+
+logger = logging.getLogger("gradshard")
+
+RENEW_SECONDS: Final = 1800.0
+"""Age at which an inbox is asked for anew: credentials of functions last for hours, and nobody says
+for how many."""
+
+FRESH_SECONDS: Final = 60.0
+"""Age up to which a rejection is none of an inbox's age."""
+
+ANSWER_SECONDS: Final = 120.0
+"""How long a new inbox is waited for after a knock; a cold start and an event take seconds."""
+
+
+class TicketTraining:
+    """A training that the holder of a ticket takes part in.
+
+    Parameters
+    ----------
+    ticket
+        The ticket.
+    path
+        Its file, in which newer URLs are kept; without it they last as long as this object.
+    """
+
+    def __init__(self, ticket: TrainingTicket, path: Path | None = None) -> None:
+        self.ticket = ticket
+        self._path = path
+        self._inbox: Inbox | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a ticket's file, in which newer URLs will be kept.
+
+        Raises
+        ------
+        TicketError
+            The file is not a ticket of a training.
+        """
+        return cls(TrainingTicket.load(path), Path(path))
+
+    def participate(
+        self,
+        train: Train,
+        evaluate: Evaluate | None = None,
+        *,
+        patience: float = DEFAULT_PATIENCE_SECONDS,
+    ) -> Participation:
+        """Take part in the training until it has ended, as a client with AWS credentials does.
+
+        Parameters
+        ----------
+        train, evaluate, patience
+            As in :meth:`gradshard.client.federation.Federation.participate`.
+
+        Raises
+        ------
+        TicketError
+            S3 does not accept the ticket any more, or cannot be reached for longer than
+            ``patience``.
+        TrainingNotFoundError
+            The ticket was revoked, or the training's objects were removed.
+        UpdateError
+            What ``train`` or ``evaluate`` returned could not be averaged.
+        """
+        return participate(self, train, evaluate, patience=patience)
+
+    @property
+    def client(self) -> str:
+        """The client that the ticket is for."""
+        return self.ticket.client
+
+    def poll_seconds(self) -> float:
+        """Return the seconds between two looks at the state."""
+        return self._read().poll_seconds
+
+    def updates(self) -> str:
+        """Return what updates hold: ``models`` or ``deltas``."""
+        return self._read().updates
+
+    def join(self) -> None:
+        """Do nothing: who made the ticket has let the client join."""
+
+    def state(self) -> TrainingState:
+        """Return how far the training is, as far as the client may know.
+
+        Raises
+        ------
+        TicketError
+            S3 does not accept the ticket any more.
+        TrainingNotFoundError
+            The ticket was revoked, or the training's objects were removed.
+        ServiceError
+            No function has written the inbox.
+        """
+        state = self._read().state
+        assert state is not None  # noqa: S101 - for mypy: _read has looked
+        return state
+
+    def round(self, invitation: Invitation) -> TicketRound:
+        """Return the round of an invitation.
+
+        Raises
+        ------
+        RoundNotFoundError
+            Its ticket is not in the inbox.
+        """
+        record = None if self._inbox is None else self._inbox.ticket
+        if record is None:
+            raise RoundNotFoundError(f"the inbox has no ticket of round {invitation.round_id!r}")
+        try:
+            ticket = ticket_of(dict(record))
+        except NOT_A_TICKET:
+            raise TicketError(f"the inbox of {self.ticket.about} has no valid ticket") from None
+        if (ticket.round_id, ticket.client) != (invitation.round_id, self.client):
+            raise RoundNotFoundError(f"the inbox has no ticket of round {invitation.round_id!r}")
+        if ticket.host != self.ticket.host:
+            raise TicketError(f"the inbox names URLs of another host than {self.ticket.host}")
+        return TicketRound(ticket)
+
+    def renew(self) -> bool:
+        """Ask for the inbox to be written anew, and wait until it is.
+
+        Returns
+        -------
+        bool
+            False if it has just been written, so that other URLs would not help.
+
+        Raises
+        ------
+        TicketError
+            S3 accepts none of the ticket's URLs any more.
+        ServiceError
+            No function has written the inbox.
+        """
+        if self._inbox is not None and self._inbox.signed_at and _age(self._inbox) < FRESH_SECONDS:
+            return False
+        before = self._fetch().signed_at
+        self._first_accepted("PUT")
+        for _ in poll(ANSWER_SECONDS):
+            if self._keep(self._fetch()).signed_at != before:
+                return True
+        raise ServiceError(
+            f"nothing was written into the inbox of client {self.client!r} in {self.ticket.about} "
+            f"for {ANSWER_SECONDS:g} s: its operator can see why in the log of write_inboxes"
+        )
+
+    def _read(self) -> Inbox:
+        """Return the inbox, which is renewed first if it is old."""
+        inbox = self._keep(self._fetch())
+        is_last = inbox.state is not None and inbox.state.status == ENDED
+        if not is_last and (inbox.state is None or _age(inbox) > RENEW_SECONDS):
+            self.renew()
+        assert self._inbox is not None  # noqa: S101 - for mypy: it was kept
+        return self._inbox
+
+    def _fetch(self) -> Inbox:
+        answer = self._first_accepted("GET")
+        if answer is None:
+            raise TrainingNotFoundError(
+                f"client {self.client!r} has no inbox in {self.ticket.about}: the ticket was "
+                "revoked, or the training was removed; ask its operator"
+            )
+        try:
+            return Inbox.from_json(json.loads(answer.content))
+        except (*NOT_A_TICKET, AssertionError):
+            raise TicketError(f"the inbox of {self.ticket.about} is not one") from None
+
+    def _keep(self, inbox: Inbox) -> Inbox:
+        """Keep an inbox, and the ticket with its URLs."""
+        if inbox.client != self.client:
+            raise TicketError(f"the inbox of {self.ticket.about} is that of another client")
+        is_new = self._inbox is None or inbox.signed_at != self._inbox.signed_at
+        self._inbox = inbox
+        if is_new and inbox.urls is not None and inbox.urls != self.ticket.urls[0]:
+            self.ticket = self.ticket.renewed(inbox.urls)
+            if self._path is not None:
+                self.ticket.replace_in(self._path)
+        return inbox
+
+    def _first_accepted(self, method: str) -> Answer | None:
+        """Read the inbox or knock, with the newest URLs that S3 accepts."""
+        requests = TicketRequests(self.ticket)
+        for number, urls in enumerate(self.ticket.urls):
+            try:
+                return requests.ask(method, _url(urls, method), _headers(method))
+            except TicketUnansweredError:
+                raise
+            except TicketError:
+                if number == len(self.ticket.urls) - 1:
+                    raise
+                logger.info("newer URLs of %s have ended", self.ticket.about)
+        raise AssertionError("a ticket has URLs")
+
+
+def _url(urls: InboxUrls, method: str) -> str:
+    return urls.inbox if method == "GET" else urls.knock
+
+
+def _headers(method: str) -> dict[str, str]:
+    return {} if method == "GET" else {"Content-Length": "0"}
+
+
+def _age(inbox: Inbox) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(inbox.signed_at)).total_seconds()
