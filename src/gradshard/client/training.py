@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from gradshard.client import operations
+from gradshard.client.round_progress import ProgressReader
 from gradshard.client.stack import Stack
 from gradshard.client.ticket_issuer import DEFAULT_SECONDS, MAX_SECONDS, check_in_range
 from gradshard.client.training_ticket import TrainingTicket, issue_training_ticket
@@ -127,13 +128,17 @@ class Training:
             "rounds": self.records(),
         }
 
-    def watch(self, timeout: float | None = None) -> Iterator[TrainingState]:
+    def watch(
+        self, timeout: float | None = None, *, changes_only: bool = True
+    ) -> Iterator[TrainingState]:
         """Yield the state whenever it has changed, until the training has ended or paused.
 
         Parameters
         ----------
         timeout
             The longest wait, in seconds.
+        changes_only
+            False to yield it at each look, at most every 2 s.
 
         Raises
         ------
@@ -145,12 +150,16 @@ class Training:
         last: TrainingState | None = None
         for _ in poll(timeout):
             state = self.state()
-            if state != last:
+            if state != last or not changes_only:
                 yield state
             last = state
             if state.status != RUNNING:
                 return
         raise WaitTimeoutError(f"training {self.id!r} has not ended within {timeout:g} s")
+
+    def progress_reader(self) -> ProgressReader:
+        """Return what reads how far the round is that is under way."""
+        return ProgressReader(self._stack.store)
 
     def wait(self, timeout: float | None = None) -> TrainingState:
         """Wait until the training has ended, and return its last state.
