@@ -16,6 +16,7 @@ from gradshard.cli.options import (
     connected,
     expires_option,
     json_option,
+    option,
     output_option,
     quiet_option,
 )
@@ -202,6 +203,48 @@ def report(federation: "Federation", name: str, file: Path, as_json: bool) -> No
         f"{escape_terminal(file)}: {pluralize(len(facts['rounds']), 'round')}, "
         f"{format_size(len(written))}; open it in a browser"
     )
+
+
+@train.command()
+@click.argument("name", metavar="TRAINING")
+@click.argument("where", metavar="DIR|URI")
+@click.option(
+    "--to",
+    "kind",
+    type=click.Choice(("mlflow", "tensorboard")),
+    required=True,
+    help="What the metrics are for.",
+)
+@option(
+    "--experiment",
+    default="gradshard",
+    metavar="NAME",
+    help="Log to this experiment of MLflow.",
+    default_text="gradshard",
+)
+@quiet_option
+@connected
+def export(federation: "Federation", name: str, where: str, kind: str, experiment: str) -> None:
+    """Export the metrics of a training to MLflow or TensorBoard.
+
+    Give TensorBoard's log directory, or MLflow's tracking URI. You can repeat the command, also
+    while the training goes on. It needs gradshard[mlflow] or gradshard[tensorboard].
+    """
+    status = federation.training(name).status()
+    try:
+        if kind == "mlflow":
+            from gradshard.exports import mlflow
+
+            made = f"run {mlflow.export(status, where, experiment=experiment)} of MLflow"
+        else:
+            from gradshard.exports import tensorboard
+
+            made = str(tensorboard.export(status, Path(where)))
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"{error.name} is not installed: pip install 'gradshard[{kind}]'"
+        ) from None
+    confirm(f"exported {pluralize(len(status['rounds']), 'round')} to {escape_terminal(made)}")
 
 
 @train.command()
