@@ -135,7 +135,10 @@ def test_a_ticket_reaches_the_objects_of_its_client_alone(
         assert requested(method, parts._replace(query=urlencode(longer)).geturl(), {}) == 403
     length = min(ticket.upload_lengths)
     headers = {"If-None-Match": "*", "Content-Length": str(length)}
-    assert requested("PUT", ticket.upload_url(length), headers | {"If-None-Match": "x"}) == 403
+    assert (
+        requested("PUT", ticket.upload_url(length), headers | {"If-None-Match": "x"}, bytes(length))
+        == 403
+    )
     assert requested("PUT", newest.knock, {"Content-Length": "1"}, b"x") == 403
     training.stop("seen", now=True)
 
