@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 
 def network() -> nn.Sequential:
-    """Return a new network of 20,522 parameters, the same one whenever it is made."""
+    """Return a new network of 20,794 parameters, the same one whenever it is made."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Unflatten(1, (1, 28, 28)),
@@ -56,7 +56,7 @@ class TorchClient(Client):
                 loss = nn.functional.cross_entropy(net(images[batch]), labels[batch])
                 loss.backward()
                 optimizer.step()
-        return weights(net), len(labels), {"loss": float(loss)}
+        return weights(net), len(labels), {"loss": float(loss.detach())}
 
     def evaluate(self, model: Mapping[str, Any], _invitation: Invitation) -> Any:
         """Return the share of the test images that are recognised."""
