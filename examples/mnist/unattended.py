@@ -68,11 +68,19 @@ class Clients:
             process.kill()
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started; its threads come and go meanwhile."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, path.read_text().split())
+    return found
+
+
 def kill_function(engine: Engine, killed: Counter[str], rng: random.Random) -> None:
     """Kill a process that runs a function, of the kind that was killed least often."""
-    children = Path(f"/proc/{engine.pid}/task").glob("*/children")
     found: dict[int, str] = {}
-    for pid in (int(pid) for path in children for pid in path.read_text().split()):
+    for pid in children_of(engine.pid):
         with contextlib.suppress(OSError):
             environment = Path(f"/proc/{pid}/environ").read_bytes().decode()
             name = re.search("AWS_LAMBDA_FUNCTION_NAME=gradshard-([A-Za-z]+)Function", environment)

@@ -192,8 +192,10 @@ def last_of(training: Training) -> TrainingState:
 
 def functions_of(engine: Engine) -> dict[int, str]:
     """Return the processes that run functions, the engine's children, with their names."""
-    children = Path(f"/proc/{engine.pid}/task").glob("*/children")
-    pids = [int(pid) for path in children for pid in path.read_text().split()]
+    pids: list[int] = []
+    for path in Path(f"/proc/{engine.pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # its threads come and go
+            pids += map(int, path.read_text().split())
     found: dict[int, str] = {}
     for pid in pids:
         with contextlib.suppress(OSError):
