@@ -80,7 +80,7 @@ def children_of(pid: int) -> list[int]:
 def kill_function(engine: Engine, killed: Counter[str], rng: random.Random) -> None:
     """Kill a process that runs a function, of the kind that was killed least often."""
     found: dict[int, str] = {}
-    for pid in children_of(engine.pid):
+    for pid in children_of(engine.pid or 0):
         with contextlib.suppress(OSError):
             environment = Path(f"/proc/{pid}/environ").read_bytes().decode()
             name = re.search("AWS_LAMBDA_FUNCTION_NAME=gradshard-([A-Za-z]+)Function", environment)

@@ -36,7 +36,7 @@ ROLES = (
     "StartTrainingFunctionRole",
     "AdvanceTrainingFunctionRole",
     "PauseTrainingFunctionRole",
-    "WriteInboxesFunctionRole",
+    "WriteNoticesFunctionRole",
 )
 DECISION = re.compile(r"iam (allowed|denied) gradshard-(\w+)-\w+ (\S+) (\S+)")
 

@@ -51,7 +51,7 @@ def without_credentials() -> Iterator[None]:
 def test_two_holders_of_tickets_train_to_the_bits_of_a_loop(
     federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whose inboxes are old at once, so that they knock at each look."""
+    """Whose notices are old at once, so that they knock at each look."""
     monkeypatch.setattr(ticket_training, "RENEW_SECONDS", 2.0)
     training = start(federation, "ticketed", 3)
     for client in CLIENTS:
@@ -73,7 +73,7 @@ def test_two_holders_of_tickets_train_to_the_bits_of_a_loop(
         assert model[name].tobytes() == tensor.tobytes(), name
     newer = json.loads((tmp_path / "ann").read_text())
     assert newer["urls"][1:] == json.loads(before)["urls"]
-    assert "X-Amz-Security-Token" in newer["urls"][0]["inbox"]
+    assert "X-Amz-Security-Token" in newer["urls"][0]["notice"]
     assert (tmp_path / "ann").stat().st_mode & 0o777 == 0o600
 
 
@@ -106,11 +106,11 @@ def test_a_ticket_reaches_the_objects_of_its_client_alone(
     invitation = state.invitation
     assert isinstance(invitation, Invitation)
     assert invitation.clients == ("ann",)
-    assert b'"bo"' not in deployed.read(training.keys.inbox("ann"))
+    assert b'"bo"' not in deployed.read(training.keys.notice("ann"))
     ticket = held.round(invitation).ticket
     newest = held.ticket.urls[0]
     urls = {
-        ("GET", newest.inbox): 200,
+        ("GET", newest.notice): 200,
         ("PUT", newest.knock): 200,
         ("HEAD", ticket.uploaded_url): 404,
         ("GET", ticket.rejection_url): 404,

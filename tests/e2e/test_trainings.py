@@ -37,7 +37,7 @@ KILLS = 3 * KILLED_ROUNDS
 
 EVERY_ROUND = {
     *("OpenRound", "CollectUpdate", "PlanRound", "AggregateShard", "FinalizeRound"),
-    *("AdvanceTraining", "WriteInboxes"),
+    *("AdvanceTraining", "WriteNotices"),
 }
 """The functions that run in each round; of many rounds all of them are killed."""
 

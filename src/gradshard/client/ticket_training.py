@@ -26,20 +26,20 @@ from gradshard_core.errors import (
     TicketUnansweredError,
     TrainingNotFoundError,
 )
-from gradshard_core.records.inbox import Inbox, InboxUrls
+from gradshard_core.records.notice import Notice, NoticeUrls
 from gradshard_core.records.training_state import ENDED, Invitation, TrainingState
 
 logger = logging.getLogger("gradshard")
 
 RENEW_SECONDS: Final = 1800.0
-"""Age at which an inbox is asked for anew: credentials of functions last for hours, and nobody says
+"""Age at which a notice is asked for anew: credentials of functions last for hours, and nobody says
 for how many."""
 
 FRESH_SECONDS: Final = 60.0
-"""Age up to which a rejection is none of an inbox's age."""
+"""Age up to which a rejection is none of a notice's age."""
 
 ANSWER_SECONDS: Final = 120.0
-"""How long a new inbox is waited for after a knock; a cold start and an event take seconds."""
+"""How long a new notice is waited for after a knock; a cold start and an event take seconds."""
 
 
 class TicketTraining:
@@ -56,7 +56,7 @@ class TicketTraining:
     def __init__(self, ticket: TrainingTicket, path: Path | None = None) -> None:
         self.ticket = ticket
         self._path = path
-        self._inbox: Inbox | None = None
+        self._notice: Notice | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -121,7 +121,7 @@ class TicketTraining:
         TrainingNotFoundError
             The ticket was revoked, or the training's objects were removed.
         ServiceError
-            No function has written the inbox.
+            No function has written the notice.
         """
         state = self._read().state
         assert state is not None  # noqa: S101 - for mypy: _read has looked
@@ -133,23 +133,23 @@ class TicketTraining:
         Raises
         ------
         RoundNotFoundError
-            Its ticket is not in the inbox.
+            Its ticket is not in the notice.
         """
-        record = None if self._inbox is None else self._inbox.ticket
+        record = None if self._notice is None else self._notice.ticket
         if record is None:
-            raise RoundNotFoundError(f"the inbox has no ticket of round {invitation.round_id!r}")
+            raise RoundNotFoundError(f"the notice has no ticket of round {invitation.round_id!r}")
         try:
             ticket = ticket_of(dict(record))
         except NOT_A_TICKET:
-            raise TicketError(f"the inbox of {self.ticket.about} has no valid ticket") from None
+            raise TicketError(f"the notice of {self.ticket.about} has no valid ticket") from None
         if (ticket.round_id, ticket.client) != (invitation.round_id, self.client):
-            raise RoundNotFoundError(f"the inbox has no ticket of round {invitation.round_id!r}")
+            raise RoundNotFoundError(f"the notice has no ticket of round {invitation.round_id!r}")
         if ticket.host != self.ticket.host:
-            raise TicketError(f"the inbox names URLs of another host than {self.ticket.host}")
+            raise TicketError(f"the notice names URLs of another host than {self.ticket.host}")
         return TicketRound(ticket)
 
     def renew(self) -> bool:
-        """Ask for the inbox to be written anew, and wait until it is.
+        """Ask for the notice to be written anew, and wait until it is.
 
         Returns
         -------
@@ -161,9 +161,13 @@ class TicketTraining:
         TicketError
             S3 accepts none of the ticket's URLs any more.
         ServiceError
-            No function has written the inbox.
+            No function has written the notice.
         """
-        if self._inbox is not None and self._inbox.signed_at and _age(self._inbox) < FRESH_SECONDS:
+        if (
+            self._notice is not None
+            and self._notice.signed_at
+            and _age(self._notice) < FRESH_SECONDS
+        ):
             return False
         before = self._fetch().signed_at
         self._first_accepted("PUT")
@@ -171,45 +175,45 @@ class TicketTraining:
             if self._keep(self._fetch()).signed_at != before:
                 return True
         raise ServiceError(
-            f"nothing was written into the inbox of client {self.client!r} in {self.ticket.about} "
-            f"for {ANSWER_SECONDS:g} s: its operator can see why in the log of write_inboxes"
+            f"nothing was written for client {self.client!r} in {self.ticket.about} "
+            f"for {ANSWER_SECONDS:g} s: its operator can see why in the log of write_notices"
         )
 
-    def _read(self) -> Inbox:
-        """Return the inbox, which is renewed first if it is old."""
-        inbox = self._keep(self._fetch())
-        is_last = inbox.state is not None and inbox.state.status == ENDED
-        if not is_last and (inbox.state is None or _age(inbox) > RENEW_SECONDS):
+    def _read(self) -> Notice:
+        """Return the notice, which is renewed first if it is old."""
+        notice = self._keep(self._fetch())
+        is_last = notice.state is not None and notice.state.status == ENDED
+        if not is_last and (notice.state is None or _age(notice) > RENEW_SECONDS):
             self.renew()
-        assert self._inbox is not None  # noqa: S101 - for mypy: it was kept
-        return self._inbox
+        assert self._notice is not None  # noqa: S101 - for mypy: it was kept
+        return self._notice
 
-    def _fetch(self) -> Inbox:
+    def _fetch(self) -> Notice:
         answer = self._first_accepted("GET")
         if answer is None:
             raise TrainingNotFoundError(
-                f"client {self.client!r} has no inbox in {self.ticket.about}: the ticket was "
+                f"client {self.client!r} has no notice in {self.ticket.about}: the ticket was "
                 "revoked, or the training was removed; ask its operator"
             )
         try:
-            return Inbox.from_json(json.loads(answer.content))
+            return Notice.from_json(json.loads(answer.content))
         except (*NOT_A_TICKET, AssertionError):
-            raise TicketError(f"the inbox of {self.ticket.about} is not one") from None
+            raise TicketError(f"the notice of {self.ticket.about} is not one") from None
 
-    def _keep(self, inbox: Inbox) -> Inbox:
-        """Keep an inbox, and the ticket with its URLs."""
-        if inbox.client != self.client:
-            raise TicketError(f"the inbox of {self.ticket.about} is that of another client")
-        is_new = self._inbox is None or inbox.signed_at != self._inbox.signed_at
-        self._inbox = inbox
-        if is_new and inbox.urls is not None and inbox.urls != self.ticket.urls[0]:
-            self.ticket = self.ticket.renewed(inbox.urls)
+    def _keep(self, notice: Notice) -> Notice:
+        """Keep a notice, and the ticket with its URLs."""
+        if notice.client != self.client:
+            raise TicketError(f"the notice of {self.ticket.about} is that of another client")
+        is_new = self._notice is None or notice.signed_at != self._notice.signed_at
+        self._notice = notice
+        if is_new and notice.urls is not None and notice.urls != self.ticket.urls[0]:
+            self.ticket = self.ticket.renewed(notice.urls)
             if self._path is not None:
                 self.ticket.replace_in(self._path)
-        return inbox
+        return notice
 
     def _first_accepted(self, method: str) -> Answer | None:
-        """Read the inbox or knock, with the newest URLs that S3 accepts."""
+        """Read the notice or knock, with the newest URLs that S3 accepts."""
         requests = TicketRequests(self.ticket)
         for number, urls in enumerate(self.ticket.urls):
             try:
@@ -223,13 +227,13 @@ class TicketTraining:
         raise AssertionError("a ticket has URLs")
 
 
-def _url(urls: InboxUrls, method: str) -> str:
-    return urls.inbox if method == "GET" else urls.knock
+def _url(urls: NoticeUrls, method: str) -> str:
+    return urls.notice if method == "GET" else urls.knock
 
 
 def _headers(method: str) -> dict[str, str]:
     return {} if method == "GET" else {"Content-Length": "0"}
 
 
-def _age(inbox: Inbox) -> float:
-    return (datetime.now(UTC) - datetime.fromisoformat(inbox.signed_at)).total_seconds()
+def _age(notice: Notice) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(notice.signed_at)).total_seconds()

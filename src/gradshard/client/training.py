@@ -236,8 +236,8 @@ class Training:
         return issue_training_ticket(store, self.keys, client, expires=expires)
 
     def revoke(self, client: str) -> None:
-        """Take a client's inbox away; its ticket ends when its newest URLs do, after some hours."""
-        self._stack.store.delete(self.keys.inbox(client))
+        """Take a client's notice away; its ticket ends with its newest URLs, after some hours."""
+        self._stack.store.delete(self.keys.notice(client))
 
     def leave(self, client: str) -> None:
         """Let the training invite a client no more, from its next round on; safe to repeat."""

@@ -1,7 +1,7 @@
 """Tickets of trainings: with one, a client without AWS credentials takes part in all rounds.
 
-A training's ticket has two presigned URLs: one reads the client's inbox
-(:mod:`gradshard_core.records.inbox`), the other one asks for it to be written anew. The inbox has
+A training's ticket has two presigned URLs: one reads the client's notice
+(:mod:`gradshard_core.records.notice`), the other one asks for it to be written anew. The notice has
 the ticket of the round to which the client is invited, and newer URLs of both kinds, so that a
 client that goes on asking takes part in a training of any length.
 """
@@ -18,7 +18,7 @@ from gradshard.client.tickets import MAX_FILE_BYTES, NOT_A_TICKET, save_secret
 from gradshard.utils.atomic_file import atomic_file
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import TrainingKeys, check_id
-from gradshard_core.records.inbox import Inbox, InboxUrls
+from gradshard_core.records.notice import Notice, NoticeUrls
 
 VERSION: Final = 1
 """Version of the file's format."""
@@ -45,7 +45,7 @@ class TrainingTicket:
     training: str
     client: str
     expires_at: datetime
-    urls: tuple[InboxUrls, ...] = field(repr=False)
+    urls: tuple[NoticeUrls, ...] = field(repr=False)
 
     @classmethod
     def loads(cls, text: str) -> Self:
@@ -86,7 +86,7 @@ class TrainingTicket:
         if record.pop("training_ticket") != VERSION:
             raise ValueError("another version of the format")
         expires_at = datetime.fromisoformat(record.pop("expires_at"))
-        urls = tuple(InboxUrls(**pair) for pair in record.pop("urls"))
+        urls = tuple(NoticeUrls(**pair) for pair in record.pop("urls"))
         ticket = cls(expires_at=expires_at, urls=urls, **record)
         check_id("training", ticket.training)
         check_id("client", ticket.client)
@@ -122,7 +122,7 @@ class TrainingTicket:
         with atomic_file(path, len(written)) as file:
             file.write(written)
 
-    def renewed(self, urls: InboxUrls) -> Self:
+    def renewed(self, urls: NoticeUrls) -> Self:
         """Return the ticket with newer URLs.
 
         Raises
@@ -133,7 +133,7 @@ class TrainingTicket:
         try:
             check_urls((urls, self.urls[-1]))
         except ValueError:
-            raise TicketError(f"the inbox names URLs of another host than {self.host}") from None
+            raise TicketError(f"the notice names URLs of another host than {self.host}") from None
         return replace(self, urls=(urls, self.urls[-1]))
 
     @property
@@ -144,15 +144,15 @@ class TrainingTicket:
     @property
     def host(self) -> str:
         """The host of the requests, such as ``https://bucket.s3.eu-central-1.amazonaws.com``."""
-        return origin_of(self.urls[-1].inbox)
+        return origin_of(self.urls[-1].notice)
 
     @property
     def is_temporary(self) -> bool:
         """Whether it was made with temporary credentials, which end by themselves."""
-        return "X-Amz-Security-Token=" in self.urls[-1].inbox
+        return "X-Amz-Security-Token=" in self.urls[-1].notice
 
 
-def check_urls(pairs: tuple[InboxUrls, ...]) -> None:
+def check_urls(pairs: tuple[NoticeUrls, ...]) -> None:
     """Check that there are URLs, all of one host; raise a ValueError otherwise."""
     urls = [url for pair in pairs for url in pair]
     if not urls or not all(is_url(url) for url in urls):
@@ -164,7 +164,7 @@ def check_urls(pairs: tuple[InboxUrls, ...]) -> None:
 def issue_training_ticket(
     store: ClientStore, keys: TrainingKeys, client: str, *, expires: int
 ) -> TrainingTicket:
-    """Make a ticket with the credentials of a bucket's store, and the client's inbox.
+    """Make a ticket with the credentials of a bucket's store, and the client's notice.
 
     Parameters
     ----------
@@ -173,9 +173,9 @@ def issue_training_ticket(
     expires
         Seconds from now, at most seven days.
     """
-    store.put_json(keys.inbox(client), Inbox(client).to_json(), replaces=None)
-    urls = InboxUrls(
-        store.presign_read(keys.inbox(client), expires),
+    store.put_json(keys.notice(client), Notice(client).to_json(), replaces=None)
+    urls = NoticeUrls(
+        store.presign_read(keys.notice(client), expires),
         store.presign_empty(keys.knock(client), expires),
     )
     expires_at = datetime.now(UTC) + timedelta(seconds=expires)

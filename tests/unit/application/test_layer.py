@@ -67,7 +67,7 @@ def reached(function: str) -> set[str]:
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_every_import_of_a_function_is_there_on_lambda(function: str) -> None:
     modules = reached(function)
-    of_trainings = function.endswith("_training") or function == "write_inboxes"
+    of_trainings = function.endswith("_training") or function == "write_notices"
     folder = "trainings" if of_trainings else "rounds"
     assert f"gradshard_core.{folder}.{function}" in modules
     distributions = packages_distributions()

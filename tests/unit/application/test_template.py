@@ -35,7 +35,7 @@ FUNCTIONS = [
     "StartTrainingFunction",
     "AdvanceTrainingFunction",
     "PauseTrainingFunction",
-    "WriteInboxesFunction",
+    "WriteNoticesFunction",
 ]
 
 ANYTHING_BY = (
@@ -180,7 +180,7 @@ TRAININGS = {
     "${Bucket.Arn}/trainings/*/spec.json": "the options",
     "${Bucket.Arn}/trainings/*/state.json": "how far it is",
     "${Bucket.Arn}/trainings/*/rounds/*": "the records of its rounds",
-    "${Bucket.Arn}/trainings/*/inboxes/*": "what holders of tickets read",
+    "${Bucket.Arn}/trainings/*/notices/*": "what holders of tickets read",
     "${Bucket.Arn}/trainings/*/knocks/*": "what they write, to have it renewed",
 }
 
@@ -313,16 +313,16 @@ def test_no_function_may_change_an_update() -> None:
         and "s3:PutObject" in as_list(statement["Action"])
     ]
     only_new = {"Null": {"s3:if-none-match": False}}
-    assert creating == [("WriteInboxesFunctionRole", only_new)]
+    assert creating == [("WriteNoticesFunctionRole", only_new)]
     assert [(grant.role, grant.action) for grant in writing] == [
-        ("WriteInboxesFunctionRole", "s3:PutObject")
+        ("WriteNoticesFunctionRole", "s3:PutObject")
     ]
 
 
 def test_the_state_machines_invoke_their_functions_and_nothing_else() -> None:
     invoking = {(role, resource) for role, action, resource in grants() if "Invoke" in action}
     of_trainings = [name for name in FUNCTIONS if "Training" in name]
-    by_events = {"CollectUpdateFunction", "WriteInboxesFunction"}
+    by_events = {"CollectUpdateFunction", "WriteNoticesFunction"}
     of_rounds = [name for name in FUNCTIONS if name not in {*by_events, *of_trainings}]
     assert invoking == {
         *(("RoundStateMachineRole", f"${{{name}.Arn}}") for name in of_rounds),
@@ -392,7 +392,7 @@ def test_other_services_are_let_in_for_this_stack_only() -> None:
     assert {permission["Principal"] for permission in permissions} == {"events.amazonaws.com"}
     assert {(shown(p["FunctionName"]), shown(p["SourceArn"])) for p in permissions} == {
         ("${CollectUpdateFunction}", "${CollectUpdateFunctionUpdateArrived.Arn}"),
-        ("${WriteInboxesFunction}", "${WriteInboxesFunctionStateOrKnock.Arn}"),
+        ("${WriteNoticesFunction}", "${WriteNoticesFunctionStateOrKnock.Arn}"),
     }
     [queue] = of_type("AWS::SQS::QueuePolicy").values()
     for statement in queue["PolicyDocument"]["Statement"]:

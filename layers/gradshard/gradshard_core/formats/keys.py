@@ -15,7 +15,7 @@ DEFAULT_MODEL: Final = "model"
 
 UPDATE_SUFFIX: Final = ".safetensors"
 MEMBER_SUFFIX: Final = ".joined"
-INBOX_SUFFIX: Final = ".inbox"
+NOTICE_SUFFIX: Final = ".notice"
 KNOCK_SUFFIX: Final = ".knock"
 """Not ``.json``: in policies ``*`` matches slashes, so ``trainings/*/state.json`` would match the
 object of a client called ``state``."""
@@ -254,14 +254,14 @@ class TrainingKeys:
         self.state = f"{root}state.json"
         self.members = f"{root}members/"
         self.records = f"{root}rounds/"
-        self.inboxes = f"{root}inboxes/"
+        self.notices = f"{root}notices/"
 
-    def inbox(self, client: str) -> str:
+    def notice(self, client: str) -> str:
         """Return the key of what the holder of a client's ticket reads of the training."""
-        return f"{self.inboxes}{check_id('client', client)}{INBOX_SUFFIX}"
+        return f"{self.notices}{check_id('client', client)}{NOTICE_SUFFIX}"
 
     def knock(self, client: str) -> str:
-        """Return the key that the holder of a client's ticket writes, to have its inbox renewed."""
+        """Return the key that a ticket's holder writes, to have its notice renewed."""
         return f"{self.root}knocks/{check_id('client', client)}{KNOCK_SUFFIX}"
 
     def member(self, client: str) -> str:

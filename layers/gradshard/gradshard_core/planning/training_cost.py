@@ -21,21 +21,21 @@ ADVANCE_GETS: Final = 10
 """Spec, state twice, manifest, plan, and the records of the model. To these comes the header of
 each update."""
 
-# write_inboxes, which an event of each new state calls, at the template's 256 MB. Assumed: a tenth
+# write_notices, which an event of each new state calls, at the template's 256 MB. Assumed: a tenth
 # of a second, in which it finds that nobody has a ticket.
-INBOXES_GB_SECONDS: Final = 0.25 * 0.1
-INBOXES_PUTS: Final = 1
-"""The list of inboxes, which costs as much as a PUT."""
+NOTICES_GB_SECONDS: Final = 0.25 * 0.1
+NOTICES_PUTS: Final = 1
+"""The list of notices, which costs as much as a PUT."""
 
 
 def overhead(clients: int, aggregator: LambdaConfig) -> float:
     """Return the dollars of a training for each round, beside the round's own."""
-    requests = pricing.Requests(gets=ADVANCE_GETS + clients, puts=ADVANCE_PUTS + INBOXES_PUTS)
+    requests = pricing.Requests(gets=ADVANCE_GETS + clients, puts=ADVANCE_PUTS + NOTICES_PUTS)
     prices = aggregator.prices
     return (
         TRANSITIONS * prices.transitions_per_1000 / 1e3
         + 2 * prices.invocations_per_million / 1e6
-        + (ADVANCE_GB_SECONDS + INBOXES_GB_SECONDS) * prices.gb_second(aggregator.architecture)
+        + (ADVANCE_GB_SECONDS + NOTICES_GB_SECONDS) * prices.gb_second(aggregator.architecture)
         + prices.s3(requests)
         # State and record are created, and the versions before expire.
         + 2 * limits.EVENTS_PER_EXPIRING_OBJECT * prices.events_per_million / 1e6

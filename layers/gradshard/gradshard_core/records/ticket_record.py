@@ -1,7 +1,7 @@
 """A ticket as JSON: the presigned URLs with which one client takes part in one round.
 
 A coordinator makes tickets of rounds (:mod:`gradshard.client.ticket_issuer`), and a function those
-of a training's rounds (:mod:`gradshard_core.trainings.write_inboxes`).
+of a training's rounds (:mod:`gradshard_core.trainings.write_notices`).
 """
 
 import json

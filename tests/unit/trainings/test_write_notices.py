@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
-from gradshard_core.records.inbox import Inbox
+from gradshard_core.records.notice import Notice
 from gradshard_core.records.training_state import Invitation, TrainingState
 from gradshard_core.s3.sigv4 import Credentials, presign
-from gradshard_core.trainings.write_inboxes import SECONDS, write_inboxes
+from gradshard_core.trainings.write_notices import SECONDS, write_notices
 from tests.presigned import rejection
 from tests.unit.fakes import MemoryStore
 from tests.unit.trainings.machine import Killed, Machine
@@ -47,7 +47,7 @@ class World:
         machine.start(rounds=3, clients=["ann", "bo", "cy"], repeats=0)
         machine.store.deaths = set()
         for client in ("ann", "bo"):
-            self.store.put_json(self.keys.inbox(client), Inbox(client).to_json())
+            self.store.put_json(self.keys.notice(client), Notice(client).to_json())
 
     def show(self, *clients: str, **changes: Any) -> None:
         invitation = Invitation("t-00001", 1, 0, False, clients, 2, 1, {"lr": 0.1})
@@ -57,10 +57,10 @@ class World:
         self.store.put_json(self.keys.state, state | changes)
 
     def write(self, key: str | None = None) -> dict[str, Any]:
-        return write_inboxes(self.store, Signer(), key or self.keys.state)
+        return write_notices(self.store, Signer(), key or self.keys.state)
 
-    def inbox(self, client: str) -> Inbox:
-        found = self.store.get_json(self.keys.inbox(client), Inbox.from_json)
+    def notice(self, client: str) -> Notice:
+        found = self.store.get_json(self.keys.notice(client), Notice.from_json)
         assert found is not None
         return found
 
@@ -73,23 +73,23 @@ def world(machine: Machine) -> World:
 def test_the_invited_get_an_invitation_without_the_others(world: World) -> None:
     world.show("ann", "cy", silent={"cy": 3}, dollars=7.0, last_dollars={"train": 7.0})
     assert world.write() == {"training": "t", "written": 1}
-    inbox = world.inbox("ann")
-    assert inbox.state is not None
-    assert inbox.state.invitation is not None
-    assert inbox.state.invitation.clients == ("ann",)
-    text = world.store.objects[world.keys.inbox("ann")].decode()
+    notice = world.notice("ann")
+    assert notice.state is not None
+    assert notice.state.invitation is not None
+    assert notice.state.invitation.clients == ("ann",)
+    text = world.store.objects[world.keys.notice("ann")].decode()
     assert '"cy"' not in text
     assert "7.0" not in text
-    assert world.inbox("bo").state is None
-    assert world.keys.inbox("cy") not in world.store.objects
+    assert world.notice("bo").state is None
+    assert world.keys.notice("cy") not in world.store.objects
 
 
 def test_whoever_knocks_gets_the_state_though_it_is_not_invited(world: World) -> None:
     world.show("ann", "cy")
     assert world.write(world.keys.knock("bo")) == {"training": "t", "written": 1}
-    inbox = world.inbox("bo")
-    assert inbox.state is not None
-    assert (inbox.state.status, inbox.state.invitation, inbox.ticket) == ("running", None, None)
+    notice = world.notice("bo")
+    assert notice.state is not None
+    assert (notice.state.status, notice.state.invitation, notice.ticket) == ("running", None, None)
     assert world.write(world.keys.knock("cy"))["written"] == 0, "it has no ticket"
 
 
@@ -97,12 +97,12 @@ def test_the_end_and_its_cause_are_told_to_all_and_that_of_a_pause_to_nobody(wor
     world.show(status="paused", cause="round failed: cy sent NaN")
     assert world.write()["written"] == 0
     world.write(world.keys.knock("ann"))
-    told = world.inbox("ann").state
+    told = world.notice("ann").state
     assert told is not None
     assert (told.status, told.cause) == ("paused", None)
     world.show(status="ended", cause="stopped: enough")
     assert world.write()["written"] == 2
-    told = world.inbox("bo").state
+    told = world.notice("bo").state
     assert told is not None
     assert (told.status, told.cause) == ("ended", "stopped: enough")
 
@@ -110,14 +110,14 @@ def test_the_end_and_its_cause_are_told_to_all_and_that_of_a_pause_to_nobody(wor
 def test_the_urls_are_for_what_they_say_and_for_half_a_day(world: World) -> None:
     world.show("ann")
     world.write()
-    inbox = world.inbox("ann")
-    ticket, keys = dict(inbox.ticket or {}), RoundKeys("t-00001")
-    assert inbox.urls is not None
+    notice = world.notice("ann")
+    ticket, keys = dict(notice.ticket or {}), RoundKeys("t-00001")
+    assert notice.urls is not None
     [(beginning, ends)] = ticket["upload"].items()
     length, end = min((int(length), end) for length, end in ends.items())
     asked = [
-        ("GET", inbox.urls.inbox, world.keys.inbox("ann"), {}),
-        ("PUT", inbox.urls.knock, world.keys.knock("ann"), {"Content-Length": "0"}),
+        ("GET", notice.urls.notice, world.keys.notice("ann"), {}),
+        ("PUT", notice.urls.knock, world.keys.knock("ann"), {"Content-Length": "0"}),
         ("HEAD", ticket["uploaded_url"], keys.update("ann"), {}),
         ("GET", ticket["rejection_url"], keys.rejection("ann"), {}),
         ("HEAD", ticket["ended_url"], keys.manifest, {}),
@@ -141,27 +141,27 @@ def test_the_urls_are_for_what_they_say_and_for_half_a_day(world: World) -> None
 def test_of_two_writers_the_one_with_the_older_state_writes_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It reads the state, another one writes the inbox with a newer state, and it comes late."""
+    """It reads the state, another one writes the notice with a newer state, and it comes late."""
     world.show("ann")
     put_bytes = MemoryStore.put_bytes
     raced: list[str] = []
 
     def put(store: MemoryStore, key: str, body: bytes, **options: Any) -> bool:
-        if key == world.keys.inbox("ann") and not raced:
+        if key == world.keys.notice("ann") and not raced:
             raced.append(key)
             world.show("ann", completed=2)
-            put_bytes(store, key, json.dumps(Inbox("ann").to_json()).encode() + b" ")
+            put_bytes(store, key, json.dumps(Notice("ann").to_json()).encode() + b" ")
         return put_bytes(store, key, body, **options)
 
     monkeypatch.setattr(MemoryStore, "put_bytes", put)
     world.write()
-    state = world.inbox("ann").state
+    state = world.notice("ann").state
     assert raced
     assert state is not None
     assert state.completed == 2
 
 
-def test_a_function_that_dies_at_any_request_leaves_an_inbox_that_can_be_read(
+def test_a_function_that_dies_at_any_request_leaves_an_notice_that_can_be_read(
     world: World,
 ) -> None:
     world.show("ann", "bo")
@@ -173,15 +173,15 @@ def test_a_function_that_dies_at_any_request_leaves_an_inbox_that_can_be_read(
             with pytest.raises(Killed):
                 world.write()
             world.store.deaths = set()
-            assert world.inbox("ann").ticket is not None
+            assert world.notice("ann").ticket is not None
             assert world.write()["written"] == 2
 
 
-def test_a_revoked_inbox_is_not_written_again_and_others_keys_are_ignored(world: World) -> None:
+def test_a_revoked_notice_is_not_written_again_and_others_keys_are_ignored(world: World) -> None:
     world.show("ann", "bo")
-    world.store.delete(world.keys.inbox("ann"))
+    world.store.delete(world.keys.notice("ann"))
     assert world.write()["written"] == 1
-    assert world.keys.inbox("ann") not in world.store.objects
+    assert world.keys.notice("ann") not in world.store.objects
     for key in ("rounds/r/state.json", "trainings/t/knocks/a b.knock", "trainings/t.u/state.json"):
         assert world.write(key) == {"training": None, "written": 0}
     assert world.write("trainings/unknown/state.json")["written"] == 0

@@ -1,7 +1,7 @@
-"""The inbox of a client without AWS credentials: what a training tells the holder of its ticket.
+"""The notice of a client without AWS credentials: what a training tells the holder of its ticket.
 
 It has the training's state without the other clients, the ticket of the round to which the client
-is invited, and URLs with which the holder reads the inbox and asks for it again. They are signed
+is invited, and URLs with which the holder reads the notice and asks for it again. They are signed
 with a function's credentials, which end after some hours.
 """
 
@@ -14,24 +14,24 @@ from gradshard_core.records.training_state import ENDED, TrainingState
 VERSION: Final = 1
 
 
-class InboxUrls(NamedTuple):
-    """URLs of an inbox; they are secrets.
+class NoticeUrls(NamedTuple):
+    """URLs of a notice; they are secrets.
 
     Parameters
     ----------
-    inbox
-        The URL for a GET of the inbox.
+    notice
+        The URL for a GET of the notice.
     knock
         The URL for a PUT by which its holder asks for it to be written anew.
     """
 
-    inbox: str
+    notice: str
     knock: str
 
 
 @dataclass(frozen=True)
-class Inbox:
-    """What a client's inbox holds.
+class Notice:
+    """What a client's notice holds.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class Inbox:
     ticket
         The ticket of the round to which it is invited, as JSON.
     urls
-        The inbox's own.
+        The notice's own.
     signed_at
         The time at which it was written, ISO 8601; empty if no function has written it yet.
     """
@@ -54,13 +54,13 @@ class Inbox:
     updates: str = ""
     state: TrainingState | None = None
     ticket: Mapping[str, Any] | None = None
-    urls: InboxUrls | None = None
+    urls: NoticeUrls | None = None
     signed_at: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON."""
         return {
-            "inbox": VERSION,
+            "notice": VERSION,
             "client": self.client,
             "poll_seconds": self.poll_seconds,
             "updates": self.updates,
@@ -80,11 +80,11 @@ class Inbox:
             It is of another version.
         """
         given = dict(fields)
-        if given.pop("inbox") != VERSION:
-            raise ValueError("an inbox of another version")
+        if given.pop("notice") != VERSION:
+            raise ValueError("a notice of another version")
         state, urls = given["state"], given["urls"]
         given["state"] = state and TrainingState.from_json(state)
-        given["urls"] = urls and InboxUrls(**urls)
+        given["urls"] = urls and NoticeUrls(**urls)
         return cls(**given)
 
 

@@ -1,10 +1,10 @@
-"""write_inboxes: a training went on, or the holder of a ticket asks (S3 events)."""
+"""write_notices: a training went on, or the holder of a ticket asks (S3 events)."""
 
 from typing import Any
 
 from gradshard_core.observability import emf
 from gradshard_core.s3.http_transport import HttpPresigner, function_store, function_transport
-from gradshard_core.trainings.write_inboxes import write_inboxes
+from gradshard_core.trainings.write_notices import write_notices
 
 store = function_store()
 signer = HttpPresigner(function_transport())
@@ -12,5 +12,5 @@ signer = HttpPresigner(function_transport())
 
 @emf.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
-    """Write the inboxes of clients without AWS credentials."""
-    return write_inboxes(store, signer, event["detail"]["object"]["key"])
+    """Write the notices of clients without AWS credentials."""
+    return write_notices(store, signer, event["detail"]["object"]["key"])

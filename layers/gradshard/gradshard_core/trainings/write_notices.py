@@ -1,6 +1,6 @@
-"""Write the inboxes of clients without AWS credentials: when a training goes on, or when one asks.
+"""Write the notices of clients without AWS credentials: when a training goes on, or when one asks.
 
-An inbox is there once a coordinator has made a ticket of the training for its client; if it is
+A notice is there once a coordinator has made a ticket of the training for its client; if it is
 deleted, the ticket is worth nothing from the end of its URLs on.
 """
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from gradshard_core.errors import ModelNotFoundError, TrainingNotFoundError
 from gradshard_core.formats.keys import (
-    INBOX_SUFFIX,
+    NOTICE_SUFFIX,
     RoundKeys,
     TrainingKeys,
     is_client,
@@ -20,7 +20,7 @@ from gradshard_core.formats.keys import (
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
-from gradshard_core.records.inbox import Inbox, InboxUrls, seen_by
+from gradshard_core.records.notice import Notice, NoticeUrls, seen_by
 from gradshard_core.records.ticket_record import (
     METADATA_ROOM_BYTES,
     Presigner,
@@ -45,8 +45,8 @@ not say when the credentials of a function end
 WRITERS: Final = 16
 
 
-def write_inboxes(store: S3Store, signer: Presigner, key: str) -> dict[str, Any]:
-    """Write the inboxes that an object's creation concerns; safe to repeat.
+def write_notices(store: S3Store, signer: Presigner, key: str) -> dict[str, Any]:
+    """Write the notices that an object's creation concerns; safe to repeat.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def write_inboxes(store: S3Store, signer: Presigner, key: str) -> dict[str, Any]
     Returns
     -------
     dict
-        ``training`` and the number of inboxes that were ``written``.
+        ``training`` and the number of notices that were ``written``.
     """
     knock = parse_knock_key(key)
     if knock is None:
@@ -80,14 +80,14 @@ def write_inboxes(store: S3Store, signer: Presigner, key: str) -> dict[str, Any]
 
 
 def _holders(store: S3Store, keys: TrainingKeys) -> Iterator[str]:
-    for entry in store.list_objects(keys.inboxes):
-        name = entry.key.removeprefix(keys.inboxes).removesuffix(INBOX_SUFFIX)
+    for entry in store.list_objects(keys.notices):
+        name = entry.key.removeprefix(keys.notices).removesuffix(NOTICE_SUFFIX)
         if is_client(name):
             yield name
 
 
 class _Writer:
-    """Writes inboxes of one training."""
+    """Writes notices of one training."""
 
     def __init__(
         self, store: S3Store, signer: Presigner, keys: TrainingKeys, spec: TrainingSpec
@@ -95,8 +95,8 @@ class _Writer:
         self._store, self._signer, self._keys, self._spec = store, signer, keys, spec
 
     def write(self, client: str) -> bool:
-        """Write one inbox; return False if there is none, which is so if it was taken away."""
-        key = self._keys.inbox(client)
+        """Write one notice; return False if there is none, which is so if it was taken away."""
+        key = self._keys.notice(client)
         for _ in conditional_write_attempts(key):
             # Looked at before the state is read: the last of two writers has the newer state.
             head = self._store.head(key)
@@ -105,22 +105,22 @@ class _Writer:
             state = read_state(self._store, self._keys)
             if state is None:
                 raise TrainingNotFoundError.of(self._keys.name)
-            record = self._inbox(client, seen_by(client, state)).to_json()
+            record = self._notice(client, seen_by(client, state)).to_json()
             if self._store.put_json(key, record, replaces=head.etag):
                 break
         return True
 
-    def _inbox(self, client: str, state: TrainingState) -> Inbox:
+    def _notice(self, client: str, state: TrainingState) -> Notice:
         now, signer = datetime.now(UTC), self._signer
         optimizer = self._spec.server_optimizer
-        return Inbox(
+        return Notice(
             client,
             self._spec.poll_seconds,
             optimizer.updates,
             state,
             self._ticket(client, state, now),
-            InboxUrls(
-                signer.presign_read(self._keys.inbox(client), SECONDS),
+            NoticeUrls(
+                signer.presign_read(self._keys.notice(client), SECONDS),
                 signer.presign_empty(self._keys.knock(client), SECONDS),
             ),
             now.isoformat(),
