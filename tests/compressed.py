@@ -61,13 +61,14 @@ def decode_entries(stored: bytes, dtype: str, shape: Sequence[int], units: Seque
         chunks = -(-len(out) // CHUNK)
         counts = struct.unpack(f"<{chunks}I", unit[: 4 * chunks])
         total = (nbytes - 4 * chunks) // (2 + size)
+        if sum(counts) != total:
+            out[:] = math.nan
+            continue
         indices = struct.unpack(f"<{total}H", unit[4 * chunks : 4 * chunks + 2 * total])
         values = np.frombuffer(unit[4 * chunks + 2 * total :], NUMPY[dtype])
         places = [chunk * CHUNK for chunk, count in enumerate(counts) for _ in range(count)]
-        places = [place + index for place, index in zip(places, indices, strict=False)]
-        is_good = sum(counts) == total and all(
-            a < b for a, b in zip([-1, *places], [*places, len(out)], strict=True)
-        )
+        places = [place + index for place, index in zip(places, indices, strict=True)]
+        is_good = all(a < b for a, b in zip([-1, *places], [*places, len(out)], strict=True))
         if is_good:
             out[places] = values
         else:

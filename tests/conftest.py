@@ -17,14 +17,14 @@ os.environ["GRADSHARD_STACK"] = "stack"
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """A running engine with the application deployed by `sam`; boto3 talks to it."""
+    """A running engine with application and mask keeper deployed by `sam`; boto3 talks to it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
-        engine = local_engine.up(0, bind=_docker_address(), owner=os.getpid())
+        engine = local_engine.up(0, bind=_docker_address(), keeper=True, owner=os.getpid())
         for name, value in engine.environment.items():
             patch.setenv(name, value)
         # The default sessions keep the credentials that they found first.

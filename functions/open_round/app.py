@@ -3,6 +3,7 @@
 from typing import Any
 
 from gradshard_core.observability import emf
+from gradshard_core.rounds.asking import has_keeper
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.s3.http_transport import function_store
 
@@ -13,5 +14,10 @@ store = function_store()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Open the round that an execution of the state machine stands for."""
     return open_round(
-        store, event["round"], event["spec"], started=event["started"], token=event["token"]
+        store,
+        event["round"],
+        event["spec"],
+        started=event["started"],
+        token=event["token"],
+        has_keeper=has_keeper(),
     )

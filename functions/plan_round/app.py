@@ -5,11 +5,13 @@ from typing import Any
 
 from gradshard_core.observability import emf
 from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.rounds.asking import has_keeper
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.http_transport import function_store
 
 store = function_store()
+keeper = function_store("GRADSHARD_KEEPER_BUCKET") if has_keeper() else None
 aggregator = LambdaConfig(
     memory_mb=int(os.environ["GRADSHARD_AGGREGATOR_MEMORY"]),
     architecture=os.environ["GRADSHARD_ARCHITECTURE"],
@@ -21,4 +23,4 @@ aggregator = LambdaConfig(
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Plan the round, its next stage, or the round again without rejected contributors."""
     request = PlanRequest(event["entered_at"], event["reason"], event["attempt"])
-    return plan_round(store, event["round"], request, aggregator=aggregator)
+    return plan_round(store, event["round"], request, aggregator=aggregator, keeper=keeper)

@@ -7,6 +7,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gradshard.client.compression import Compression
     from gradshard.client.federation import Federation
+    from gradshard.client.keeper import Keeper
+    from gradshard.client.mask import Mask
     from gradshard.client.model import Model
     from gradshard.client.residual import Residual
     from gradshard.client.round import Round
@@ -16,6 +18,8 @@ __all__ = [
     "Compression",
     "Federation",
     "GradshardError",
+    "Keeper",
+    "Mask",
     "Model",
     "Residual",
     "Round",

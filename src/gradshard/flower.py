@@ -147,7 +147,7 @@ class S3FedAvg(FedAvg):
     timeout
         Seconds that a round waits for announced uploads.
     rule
-        How models are combined, such as ``"median"`` or ``{"name": "krum", "f": 1}``
+        The rule that combines models, such as ``"median"`` or ``{"name": "krum", "f": 1}``
         (docs/robust.md); by default the average. Rules that go by lengths or directions of changes
         are rejected, because clients send whole models.
     round_options
@@ -156,7 +156,7 @@ class S3FedAvg(FedAvg):
         A function that gives nodes their client ids; a node without an id is left out of the
         round. The order of the ids is that of the additions.
     ticket_seconds
-        How long a client may take, from its message to the end of its upload.
+        The seconds that a client may take, from its message to the end of its upload.
     codec
         Clients compress their updates with this codec, such as ``int8``.
     **options

@@ -126,7 +126,8 @@ def parse_gradshard(words: list[str]) -> None:
             raise ParseError(f"gradshard: no command {words[0]}")
         command, words = found, words[1:]
     if command.name == "deploy":
-        return parse_sam(["deploy", *words])
+        # An option of its own, before those of `sam`.
+        return parse_sam(["deploy", *(word for word in words if word != "--keeper")])
     try:
         command.make_context(command.name, list(words))
     except click.ClickException as error:

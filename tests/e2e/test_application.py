@@ -219,13 +219,13 @@ def test_a_round_of_a_number_of_clients_takes_any_ids(federation: Federation) ->
     assert_average(round_.fetch(), [update(2), update(3), update(1)], [2, 3, 1])
 
 
-def test_opening_twice_is_once_but_not_in_other_terms(
+def test_opening_twice_is_once_but_not_with_other_options(
     federation: Federation, deployed: Deployed
 ) -> None:
     terms: dict[str, Any] = {"clients": ["b", "a"], "min_clients": 1, "timeout": 600}
     round_ = federation.open_round("again", **terms)
     federation.open_round("again", **terms)
-    with pytest.raises(RoundExistsError, match="'again' was opened before, in other terms"):
+    with pytest.raises(RoundExistsError, match="'again' was opened before, with other options"):
         federation.open_round("again", **(terms | {"min_clients": 2}))
     for client in "ab":
         round_.submit(client, update(1), samples=1)

@@ -216,7 +216,7 @@ def test_users_errors_are_one_line(
         (("watch", "unheard"), "there is no round 'unheard'"),
         (("fetch", "unheard", "-o", tmp_path / "x"), "there is no round 'unheard'"),
         (("fetch", "slips", "-o", tmp_path / "x"), "has not ended"),
-        (("open", "slips", "--clients", 9), "in other terms"),
+        (("open", "slips", "--clients", 9), "with other options"),
         (("open", "more", "--clients", 4097), "clients is 4097, not a whole number from 1 to 4096"),
         (("open", "more", "--clients", 65, "--topology", "shards"), "add 65 updates of 65 clients"),
         (("open", "neither"), "Give the expected clients"),

@@ -22,6 +22,7 @@ from gradshard.deployment.local_engine import Engine
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from tests import reference
 from tests.e2e.deployed import Deployed, send_unchecked, until
+from tests.e2e.masking import masked_round
 
 pytestmark = pytest.mark.e2e
 
@@ -122,6 +123,8 @@ def rounds(federation: Federation, deployed: Deployed) -> None:
     trained(federation, deployed)
     trained_in_part(federation, deployed)
     trained_with_a_ticket(federation)
+    trained_at_their_pace(federation, deployed)
+    masked(federation)
 
 
 def plain(federation: Federation, deployed: Deployed) -> None:
@@ -319,6 +322,12 @@ def applied(federation: Federation, deployed: Deployed) -> None:
     assert uploads.get("Uploads", []) == []
 
 
+def masked(federation: Federation) -> None:
+    """A masked round whose keeper first refuses a client, and then answers for the others."""
+    manifest = masked_round(federation, "iam-masked", ["a", "b", "c"], enrolled=["a", "b"])
+    assert [rejection["client"] for rejection in manifest["rejected"]] == ["c"]
+
+
 def late(federation: Federation, deployed: Deployed) -> None:
     """An upload after the end."""
     round_ = federation.round("iam-plain")
@@ -374,6 +383,48 @@ def trained_with_a_ticket(federation: Federation) -> None:
     held.participate(lambda model, _: (model, 1))
     assert round_.rejection() is None
     assert round_.fetch().keys() == {"w"}
+
+
+def trained_at_their_pace(federation: Federation, deployed: Deployed) -> None:
+    """A buffered training: a version of an update after a bad one, and one that comes too late."""
+    federation.model("iam-pace").put(update(0))
+    training = federation.train(
+        "iam-pace",
+        rounds=3,
+        mode="buffered",
+        buffer=1,
+        max_staleness=0,
+        server_optimizer={"optimizer": "fedavg", "model": "iam-pace"},
+        timeout=600,
+        repeat_after=1,
+    )
+    bad = update(1)
+    bad["w"][7] = np.nan
+
+    def send(client: str, version: int, tensors: dict[str, reference.Array]) -> str:
+        key = training.keys.inbox(version).update(client)
+        body = reference.encode(tensors, {"num_samples": "1"})
+        etag: str = deployed.s3.put_object(Bucket=deployed.bucket, Key=key, Body=body)["ETag"]
+        return etag.strip('"')
+
+    for client in "ab":
+        training.join(client)
+    send("a", 1, bad)
+    until(lambda: training.state().again == "iam-pace-00001")
+    etag = send("a", 1, update(1))
+    until(lambda: training.state().version == 2)
+    send("b", 1, update(2))
+    send("a", 2, update(3))
+    until(lambda: training.state().version == 3)
+    send("a", 3, update(4))
+    send("b", 3, update(5))
+    assert training.wait(SECONDS).completed == 3
+    told = [training.keys.inbox(3).rejection(client) for client in "ab"]
+    [waited] = filter(None, map(federation.stack.store.get_json, told))
+    assert waited["reason"].endswith("has ended: all 3 rounds have completed")
+    late = {"key": training.keys.inbox(1).update("a"), "etag": etag}
+    answer = deployed.call("collect_update", {"detail": {"object": late}})
+    assert answer["reason"] == "counted already"
 
 
 @pytest.mark.usefixtures("rounds")

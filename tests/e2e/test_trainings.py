@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,9 @@ from gradshard.client.participation import Participation
 from gradshard.client.program import Program
 from gradshard.client.training import Training
 from gradshard.deployment.local_engine import Engine
+from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.records.training_state import Invitation, TrainingState
+from tests import reference
 
 pytestmark = pytest.mark.e2e
 
@@ -149,8 +152,23 @@ def test_a_training_ends_with_the_same_bits_though_functions_are_killed_on_the_w
         # If all attempts at an update's event are killed, the deadline carries the round.
         timeout=90,
     )
-    over, rng = threading.Event(), random.Random(0)  # noqa: S311 - not a secret
-    killed: Counter[str] = Counter()
+    with taking_part(federation, "killed", clients), killing_functions(engine) as killed:
+        state = last_of(training)
+    found = (state.status, state.completed, state.evaluated)
+    assert found == ("ended", KILLED_ROUNDS, KILLED_ROUNDS)
+    print(f"killed {killed.total()} functions: {dict(killed)}")
+    # An idle machine is done before it comes to all of them.
+    assert killed.total() >= KILLS // 4
+    assert KILLED_ROUNDS < 20 or {*killed} >= EVERY_ROUND
+    model = federation.model("killed").fetch()
+    for name, tensor in expected(clients, KILLED_ROUNDS).items():
+        assert model[name].tobytes() == tensor.tobytes(), name
+
+
+@contextmanager
+def killing_functions(engine: Engine) -> Iterator[Counter[str]]:
+    """Kill functions at random moments, of each kind about as often, and count them."""
+    over, killed, rng = threading.Event(), Counter[str](), random.Random(0)  # noqa: S311 - no secret
 
     def kill() -> None:
         # So many, and then none: on a busy machine nothing gets done between two of them.
@@ -165,29 +183,21 @@ def test_a_training_ends_with_the_same_bits_though_functions_are_killed_on_the_w
                     killed[workers[victim]] += 1
 
     killer = threading.Thread(target=kill)
-    with taking_part(federation, "killed", clients):
-        killer.start()
-        try:
-            # A function that dies twice in a row pauses the training.
-            while (state := last_of(training)).status == "paused":
-                training.resume()
-        finally:
-            over.set()
-            killer.join()
-    found = (state.status, state.completed, state.evaluated)
-    assert found == ("ended", KILLED_ROUNDS, KILLED_ROUNDS)
-    print(f"killed {killed.total()} functions: {dict(killed)}")
-    # An idle machine is done before it comes to all of them.
-    assert killed.total() >= KILLS // 4
-    assert KILLED_ROUNDS < 20 or {*killed} >= EVERY_ROUND
-    model = federation.model("killed").fetch()
-    for name, tensor in expected(clients, KILLED_ROUNDS).items():
-        assert model[name].tobytes() == tensor.tobytes(), name
+    killer.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        killer.join()
 
 
 def last_of(training: Training) -> TrainingState:
-    *_, state = training.watch(SECONDS * max(2, KILLED_ROUNDS // 10))
-    return state
+    """Wait for the end; a function that dies twice in a row pauses the training."""
+    while True:
+        *_, state = training.watch(SECONDS * max(2, KILLED_ROUNDS // 10))
+        if state.status != "paused":
+            return state
+        training.resume()
 
 
 def functions_of(engine: Engine) -> dict[int, str]:
@@ -232,3 +242,77 @@ def test_a_program_in_another_language_takes_part(
     model = federation.model("program").fetch()
     assert {n: t.tobytes() for n, t in model.items()} == {n: t.tobytes() for n, t in FIRST.items()}
     assert capfd.readouterr().err == ""
+
+
+def test_a_buffered_training_counts_every_update_once_and_can_be_replayed(
+    federation: Federation, engine: Engine
+) -> None:
+    """Clients of different speeds, functions that are killed, and manifests that name all."""
+    paces = {"ann": 0.1, "bo": 0.4, "cy": 2.0, "dan": 6.0}
+    federation.model("buffered").put(FIRST)
+    training = federation.train(
+        "buffered",
+        mode="buffered",
+        buffer=2,
+        rounds=6,
+        clients=[*paces],
+        server_optimizer={"optimizer": "fedavg", "model": "buffered"},
+        evaluate_every=3,
+        poll_seconds=0.2,
+        repeats=20,
+        repeat_after=1,
+        timeout=90,
+    )
+
+    def train(client: str) -> Callable[[Weights, Invitation], Any]:
+        def slowly(weights: Weights, invitation: Invitation) -> Any:
+            time.sleep(paces[client])
+            return train_as(client)(weights, invitation)
+
+        return slowly
+
+    with ThreadPoolExecutor(len(paces)) as pool:
+        loops = {
+            client: pool.submit(
+                federation.participate, client, train(client), evaluate, training="buffered"
+            )
+            for client in paces
+        }
+        inbox = TrainingKeys("buffered").inbox(99)
+        federation.stack.store.put_bytes(inbox.update("ann"), b"junk")
+        with killing_functions(engine):
+            state = last_of(training)
+    assert (state.completed, state.evaluated, state.version) == (6, 6, 7)
+    rejection = federation.stack.store.get_json(inbox.rejection("ann"))
+    # Unless all attempts at its event were killed.
+    assert rejection is None or "version 99 of the model does not" in rejection["reason"]
+    records = [record for record in training.records() if not record["is_evaluation"]]
+    counted = [
+        (client, record["base_version"] - staleness)
+        for record in records
+        for client, staleness in record["staleness"].items()
+    ]
+    assert len(set(counted)) == len(counted) == 12
+    model = federation.model("buffered")
+    for record in filter(lambda record: record["is_completed"], records):
+        round_ = federation.round(record["round_id"])
+        assert round_.verify(sample=1.0).is_correct
+        manifest = round_.status()["manifest"]
+        expected = replayed(federation, manifest, model.fetch(version=record["base_version"]))
+        found = model.fetch(version=record["version"])
+        for name, tensor in expected.items():
+            assert found[name].tobytes() == tensor.tobytes(), (record["round_id"], name)
+    assert all(loop.result().trained for loop in loops.values())
+
+
+def replayed(federation: Federation, manifest: dict[str, Any], model: Weights) -> Weights:
+    """The next version of the model, from the updates that a manifest names."""
+    total = sum(entry["samples"] for entry in manifest["contributors"])
+    means: Weights = {}
+    for entry in sorted(manifest["contributors"], key=lambda entry: entry["client"]):
+        body = federation.stack.store.get_bytes(entry["key"]) or b""
+        weight = np.float32(entry["samples"] / total * (1 / np.sqrt(1 + entry["staleness"])))
+        for name, tensor in reference.decode(body).items():
+            term = weight * tensor
+            means[name] = means[name] + term if name in means else term
+    return {name: tensor + np.float32(1) * means[name] for name, tensor in model.items()}

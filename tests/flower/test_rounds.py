@@ -19,6 +19,8 @@ from safetensors.numpy import load_file
 
 from gradshard import Federation
 from gradshard.flower import RECORD, S3FedAvg, s3_mod
+from gradshard_core.formats.codecs.registry import CODECS
+from tests import compressed, reference
 from tests.flower.clients import (
     DirectGrid,
     Model,
@@ -81,6 +83,21 @@ class TestWithoutTrouble:
             assert (metrics.pop("gradshard-rejected"), metrics.pop("gradshard-missing")) == (0, 0)
         assert ours.train_metrics_clientapp == theirs.train_metrics_clientapp
         assert ours.evaluate_metrics_clientapp == theirs.evaluate_metrics_clientapp
+
+    @pytest.mark.parametrize("codec", CODECS)
+    def test_a_codec_gives_the_average_of_what_was_sent(self, codec: str) -> None:
+        strategy = s3(codec=codec)
+        result = train(strategy, grid())
+        round_ = strategy.federation.round(f"{strategy.run}-1")
+        contributors = round_.wait()["contributors"]
+        assert {entry["codec"] for entry in contributors} == {codec}
+        bodies = [round_.store.get_bytes(entry["key"]) for entry in contributors]
+        sent = [compressed.read(body) for body in bodies if body is not None]
+        expected = reference.average(sent, [entry["samples"] for entry in contributors])
+        found = model_of(result.arrays)
+        assert {n: a.tobytes() for n, a in found.items()} == {
+            n: expected[n].tobytes() for n in found
+        }
 
     def test_no_model_is_in_a_message(self) -> None:
         large = {"w": np.zeros(1_000_000, np.float32)}

@@ -18,8 +18,11 @@ from gradshard_core.aggregation.decoding import DecodedSource, Desk
 from gradshard_core.errors import PlanError, SpecError, UpdateError
 from gradshard_core.formats.codecs.block import BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.formats.codecs.topk import CHUNK, INDEX_BYTES, TopK
+from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.encoded import (
     ENCODED_KEY,
+    EncodedLayout,
     EncodedRuns,
     encode_layout,
     parse_update,
@@ -35,6 +38,7 @@ from gradshard_core.formats.layout import (
     parse_samples,
 )
 from gradshard_core.planning.plan import Rejection
+from gradshard_core.planning.spec import parse_spec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout
@@ -49,6 +53,7 @@ MAX_READ: Final = 100_000
 """Header bytes that are made up where an object says it has more than it has; more is slow."""
 
 KEYS: Final = RoundKeys("r")
+SPEC: Final = parse_spec({"clients": ["c"], "codecs": list(CODECS)})
 TERMS: Final = AssignmentSettings(batch_size=8, epochs=1, learning_rate=0.1)
 
 
@@ -162,20 +167,44 @@ def units(data: bytes) -> None:
         return
     stored = np.frombuffer(data, np.uint8, rows * codec.unit_bytes, 1)
     elements = 32 * rows - data[0] // len(codecs) % 32
-    out = bytearray(4 * elements)
     layout = Layout.pack([("w", "F32", (elements,))])
-    encoded = encode_layout(layout, codec.name, {"w": ()})
-    runs = layout.runs_in(encoded, 0)
-    assert isinstance(runs, EncodedRuns)
-    [(start, end)] = runs.ranges(0, layout.nbytes)
-    assert (start, end) == (0, len(stored))
-    source = DecodedSource(_Stream(stored.tobytes()), runs, 0, layout.nbytes, Desk())
-    cut = len(out) // 8 * 4
-    source.read_into(memoryview(out)[:cut])
-    source.read_into(memoryview(out)[cut:])
+    out = _decoded(encode_layout(layout, codec.name, {"w": ()}), stored.tobytes())
     shaped = stored.reshape(rows, -1)
     expected = compressed.decode_tensor(codec.name, shaped, "F32", (elements,))
     assert np.array_equal(np.frombuffer(out, np.float32), expected, equal_nan=True)
+
+
+def entries(data: bytes) -> None:
+    """A unit of entries: the first byte says the type, and the next three how many elements."""
+    codec = TopK()
+    dtype = ("F32", "BF16")[data[0] % 2] if data else "F32"
+    size = DTYPES[dtype].size
+    elements = 1 + int.from_bytes(data[1:4], "little") % (2 * CHUNK)
+    body = data[4:]
+    least = codec.unit_bytes(elements, 0, size)
+    body = body[: len(body) - (len(body) - least) % (INDEX_BYTES + size)]
+    if codec.check_unit(len(body), elements, size) is not None:
+        return
+    layout = Layout.pack([("w", dtype, (elements,))])
+    out = _decoded(encode_layout(layout, codec.name, {"w": (len(body),)}), body)
+    expected = compressed.decode_entries(body, dtype, (elements,), (len(body),))
+    found = np.frombuffer(out, expected.dtype)
+    assert np.array_equal(found.astype(np.float32), expected.astype(np.float32), equal_nan=True)
+
+
+def _decoded(layout: EncodedLayout, stored: bytes) -> bytearray:
+    """Return the elements of a tensor that is encoded; they are read in two pieces."""
+    plain = layout.decoded
+    runs = plain.runs_in(layout, 0)
+    assert isinstance(runs, EncodedRuns)
+    [asked] = runs.ranges(0, plain.nbytes)
+    assert asked == (0, len(stored))
+    source = DecodedSource(_Stream(stored), runs, 0, plain.nbytes, Desk())
+    out = bytearray(plain.nbytes)
+    cut = len(out) // 8 * 4
+    source.read_into(memoryview(out)[:cut])
+    source.read_into(memoryview(out)[cut:])
+    return out
 
 
 class _Stream:
@@ -189,13 +218,14 @@ class _Stream:
 
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
-    target.__name__: target for target in (update, header, pair, report, key, ticket, units)
+    target.__name__: target
+    for target in (update, header, pair, report, key, ticket, units, entries)
 }
 
 
 def _check_update(blob: bytes, nbytes: int) -> None:
     store: Any = _Memory(blob, nbytes)
-    found = arrivals.check_update(store, KEYS, "c", partial=False, codecs=tuple(CODECS))
+    found = arrivals.check_update(store, KEYS, "c", SPEC)
     if isinstance(found, Rejection):
         _check_reason(found.reason)
         return

@@ -93,7 +93,7 @@ def root(places: Places, tmp_path: Path) -> Path:
     """A project that pins both releases."""
     (tmp_path / "pyproject.toml").write_text(
         '[project]\ndependencies = ["alpha>=1"]\noptional-dependencies.local = []\n'
-        '[dependency-groups]\ndev = ["beta"]\ndocs = []\nlayer = ["beta"]\n'
+        '[dependency-groups]\ndev = ["beta"]\ndocs = []\nlayer = ["beta"]\nkeeper = []\n'
     )
     pins = {
         name: f"{name}==1.0 \\\n    --hash=sha256:{sha256(places.wheels[name])}\n" for name in NAMES
@@ -101,6 +101,8 @@ def root(places: Places, tmp_path: Path) -> Path:
     (tmp_path / audit.LAYER).parent.mkdir(parents=True)
     (tmp_path / audit.DEV).write_text("".join(pins.values()))
     (tmp_path / audit.LAYER).write_text(pins["beta"])
+    (tmp_path / audit.KEEPER).parent.mkdir(parents=True)
+    (tmp_path / audit.KEEPER).write_text("")
     return tmp_path
 
 
@@ -166,13 +168,16 @@ def test_a_release_that_is_gone_from_the_index_fails(root: Path) -> None:
 
 def test_pins_that_disagree_fail(root: Path) -> None:
     dev, layer = (audit.read_pins(root / file) for file in (audit.DEV, audit.LAYER))
-    assert audit.disagreements(root, dev, layer) == []
+    assert audit.disagreements(root, dev, layer, {}) == []
+    assert audit.disagreements(root, dev, layer, {"beta": ("0.9", frozenset())}) == [
+        "beta is not the same in requirements-dev.txt and layers/keeper/requirements.txt"
+    ]
     other = ("0.9", frozenset[str]())
-    assert audit.disagreements(root, {**dev, "alpha": other, "beta": other}, {}) == [
+    assert audit.disagreements(root, {**dev, "alpha": other, "beta": other}, {}, {}) == [
         "requirements-dev.txt pins 0.9 where pyproject.toml wants alpha>=1",
         "requirements-dev.txt has no hashes of beta",
         "layers/gradshard/requirements.txt pins nothing where pyproject.toml wants beta",
     ]
-    assert audit.disagreements(root, dev, {"beta": other})[0] == (
+    assert audit.disagreements(root, dev, {"beta": other}, {})[0] == (
         "beta is not the same in requirements-dev.txt and layers/gradshard/requirements.txt"
     )

@@ -13,7 +13,7 @@ from typing import Any
 import boto3
 import pytest
 
-from gradshard.deployment.engine_bodies import LARGE_BYTES, Spool, StoredBody
+from gradshard.deployment.engine_bodies import LARGE_BYTES, Spool, StoredBody, _open
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.streams import RangeStream
@@ -182,6 +182,27 @@ def test_slices_of_a_body_are_its_bytes(tmp_path: Path) -> None:
     assert bytes(joined) == data[1:5] + b"xy" + data
     assert hashlib.sha256(joined).digest() == hashlib.sha256(data[1:5] + b"xy" + data).digest()
     assert isinstance(body[1:2], StoredBody)
-    assert (body.own_path is not None, body[1:].own_path) == (True, None)
     del body, joined
     assert not any((tmp_path / "spool").iterdir())
+
+
+def test_a_whole_body_is_linked_and_outlives_its_first_name(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    data = os.urandom(LARGE_BYTES)
+    body = spool.append(spool.new(), data)
+    assert body.link_to(tmp_path / "object")
+    assert not body[1:].link_to(tmp_path / "piece")
+    del body
+    opened = _open(str(tmp_path / "object"))
+    assert opened is not None
+    # Another object takes the name between opening and linking.
+    (tmp_path / "other").write_bytes(b"other")
+    (tmp_path / "other").replace(tmp_path / "object")
+    assert not opened.link_to(tmp_path / "version")
+    with (tmp_path / "version").open("xb", buffering=0) as copy:
+        opened.copy_to(copy.fileno())
+    assert (tmp_path / "version").read_bytes() == data
+    kept = _open(str(tmp_path / "version"))
+    assert kept is not None
+    assert kept.link_to(tmp_path / "second")
+    assert (tmp_path / "second").samefile(tmp_path / "version")

@@ -16,6 +16,8 @@ from safetensors.numpy import load, load_file, save_file
 
 from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
+from gradshard.client.compression import Compression
+from gradshard.client.residual import Residual
 from gradshard.client.ticket_issuer import issue_download_ticket, issue_ticket
 from gradshard.client.ticket_parts import PartUrls, encode_completion
 from gradshard.client.ticket_round import TicketRound
@@ -30,16 +32,18 @@ from gradshard_core.errors import (
     UpdateError,
     WaitTimeoutError,
 )
+from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.plan import Rejection
+from gradshard_core.planning.spec import parse_spec
 from gradshard_core.records.ticket_record import signed_lengths
-from gradshard_core.rounds.arrivals import check_update, reject
+from gradshard_core.rounds.arrivals import Update, check_update, reject
 from gradshard_core.s3 import retries
 from gradshard_core.s3.sigv4 import Credentials
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
-from tests import reference
+from tests import compressed, reference
 from tests.integration.conftest import as_clients_do
 from tests.integration.proxy import Answer, Fault, Proxy
 
@@ -98,7 +102,7 @@ def raw(
 def assert_holds(
     store: ClientStore, keys: RoundKeys, tensors: Mapping[str, reference.Array]
 ) -> None:
-    update = check_update(store, keys, "a", partial=False)
+    update = check_update(store, keys, "a", parse_spec({"clients": ["a"]}))
     assert isinstance(update, tuple), update
     assert not isinstance(update, Rejection)
     body = store.get_bytes(keys.update("a"))
@@ -111,7 +115,7 @@ class TestUploading:
         told: list[tuple[int, int]] = []
         TicketRound(ticket).submit(TENSORS, 5, progress=lambda *step: told.append(step))
         assert_holds(store, keys, TENSORS)
-        update = check_update(store, keys, "a", partial=False)
+        update = check_update(store, keys, "a", parse_spec({"clients": ["a"]}))
         assert update is not None
         assert not isinstance(update, Rejection)
         assert update.samples == 5
@@ -126,6 +130,29 @@ class TestUploading:
         ticket.save(tmp_path / "t")
         TicketRound(Ticket.load(tmp_path / "t")).submit(tmp_path / "u")
         assert_holds(store, keys, TENSORS)
+
+    @pytest.mark.parametrize("codec", CODECS)
+    def test_a_compressed_update(self, store: ClientStore, keys: RoundKeys, codec: str) -> None:
+        tensors = {"w": np.random.default_rng(0).standard_normal(70_000).astype("f4")}
+        codecs = tuple(CODECS)
+        ticket = issue_ticket(store, keys, "a", expires=600, max_bytes=100_000, codecs=codecs)
+        residual = Residual()
+        TicketRound(ticket).submit(tensors, 5, codec=Compression(codec, residual=residual))
+        body = store.get_bytes(keys.update("a"))
+        assert body is not None
+        lost = tensors["w"] - compressed.read(body)["w"]
+        assert residual.norm == pytest.approx(np.linalg.norm(lost), rel=1e-4)
+        update = check_update(
+            store, keys, "a", parse_spec({"clients": ["a"], "codecs": list(codecs)})
+        )
+        assert isinstance(update, Update)
+
+    def test_a_codec_that_the_round_does_not_take_is_not_sent(
+        self, ticket: Ticket, store: ClientStore, keys: RoundKeys
+    ) -> None:
+        with pytest.raises(UpdateError, match="takes the codecs none, not 'int8'"):
+            TicketRound(ticket).submit(TENSORS, 5, codec="int8")
+        assert store.head(keys.update("a")) is None
 
     def test_the_same_update_again_is_no_error(self, ticket: Ticket, store: ClientStore) -> None:
         TicketRound(ticket).submit(TENSORS, 5)

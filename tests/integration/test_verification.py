@@ -192,6 +192,52 @@ def test_a_record_of_a_model_that_was_changed_is_contradicted(
         verify(store, round_.name)
 
 
+@pytest.mark.parametrize("which", ["tensors", "state"])
+def test_a_model_whose_header_swaps_tensors_is_contradicted(
+    open_round: Callable[..., Round], store: S3Store, which: str
+) -> None:
+    name = f"headed-{which}"
+    tensors = {"a": np.full(8, 1, "f4"), "b": np.full(8, 2, "f4")}
+    put_model(store, name, tensors)
+    round_ = open_round(clients=1, server_optimizer={"optimizer": "fedavgm", "model": name})
+    round_.submit(CLIENTS[0], tensors, 3)
+    round_.go()
+    assert verify(store, round_.name).is_correct
+    model = round_.manifest()["model"]
+    entry = model["tensors"] if which == "tensors" else model["state"]["momentum"]
+    blob = (store.get_bytes(entry["key"]) or b"").replace(b'"a"', b'"x"')
+    blob = blob.replace(b'"b"', b'"a"').replace(b'"x"', b'"b"')
+    store.put_bytes(entry["key"], blob)
+    entry.update(published(round_, entry["key"]))
+    store.put_json(f"models/{name}/versions/00000002.json", model)
+    lie(round_, model=model)
+    with pytest.raises(VerificationError, match="its header is not that of the round's tensors"):
+        verify(store, round_.name)
+
+
+@pytest.mark.parametrize(
+    ("lies", "why"),
+    [
+        ({"buffers": ["bn.weight"]}, "the model's buffers is"),
+        ({"round": "another"}, "the model's round is 'another'"),
+        ({"state": {}}, "the optimizer's state is"),
+    ],
+)
+def test_a_model_that_others_would_go_on_from_wrongly_is_contradicted(
+    open_round: Callable[..., Round], store: S3Store, lies: dict[str, Any], why: str
+) -> None:
+    name = f"lied-{next(iter(lies))}"
+    put_model(store, name, small(50))
+    round_ = open_round(clients=1, server_optimizer={"optimizer": "fedavgm", "model": name})
+    round_.submit(CLIENTS[0], small(1), 3)
+    round_.go()
+    model = round_.manifest()["model"] | lies
+    store.put_json(f"models/{name}/versions/00000002.json", model)
+    lie(round_, model=model)
+    with pytest.raises(VerificationError, match=why):
+        verify(store, round_.name)
+
+
 def test_a_model_is_not_verified_when_the_version_before_it_is_gone(
     open_round: Callable[..., Round], store: S3Store
 ) -> None:

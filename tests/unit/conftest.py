@@ -7,6 +7,7 @@ from pytest_socket import disable_socket
 
 from gradshard_core.rounds import aws_callbacks, aws_json
 from tests.unit.in_memory import Machine, Told, load
+from tests.unit.keeping import Keeper
 from tests.unit.observability.test_emf import ENVIRONMENT
 
 
@@ -36,3 +37,15 @@ def machine(monkeypatch: pytest.MonkeyPatch, told: Told) -> Machine:
         return modules[name]
 
     return Machine(function)
+
+
+@pytest.fixture
+def keeper(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Keeper:
+    """The machine's mask keeper."""
+    for variable in ("GRADSHARD_KEEPER_BUCKET", "GRADSHARD_AGGREGATOR_BUCKET"):
+        monkeypatch.setenv(variable, "memory")
+        monkeypatch.setenv(f"{variable}_HOST", "memory.localhost")
+    monkeypatch.setenv("GRADSHARD_LEAST_CLIENTS", "2")
+    keeper = Keeper(machine.store)
+    machine.keeper = keeper.store
+    return keeper

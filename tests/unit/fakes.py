@@ -6,7 +6,7 @@ import hashlib
 import io
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import IO, Any
@@ -53,6 +53,8 @@ class MemoryStore(ClientStore):
         self.meter = Meter()
         self.objects: dict[str, bytes] = {}
         self.etags: dict[str, str] = {}
+        self.modified: dict[str, datetime] = {}
+        self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self.checksums: dict[str, str] = {}
         self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
         self.parts: dict[tuple[str, int], Part] = {}
@@ -90,8 +92,10 @@ class MemoryStore(ClientStore):
         sha256: str = "",
     ) -> bool:
         if replaces not in {ANYTHING, self.etags.get(key)}:
-            return False
+            # As the store: it may be of this very write.
+            return self.objects.get(key) == body
         self.objects[key] = body
+        self.modified[key] = self.clock()
         self.etags[key] = self._etag_of(body)
         self.checksums[key] = sha256
         assert not sha256 or sha256 == sha256_of(body)
@@ -130,11 +134,12 @@ class MemoryStore(ClientStore):
     def presign_read(self, key: str, seconds: int, *, head: bool = False) -> str:
         return f"https://memory/{key}?X-Amz-Expires={seconds}&X-Amz-Signature=get{head}"
 
-    def list_objects(self, prefix: str) -> Iterator[ListedObject]:
+    def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
         now = datetime.now(UTC)
         for key in sorted(self.objects):
-            if key.startswith(prefix):
-                yield ListedObject(key, self.etags[key], len(self.objects[key]), now)
+            if key.startswith(prefix) and key > after:
+                modified = self.modified.get(key, now)
+                yield ListedObject(key, self.etags[key], len(self.objects[key]), modified)
 
     def list_folders(self, prefix: str) -> Iterator[str]:
         keys = [key.removeprefix(prefix) for key in sorted(self.objects) if key.startswith(prefix)]

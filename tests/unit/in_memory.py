@@ -42,6 +42,7 @@ class Machine:
     def __init__(self, functions: Callable[[str], ModuleType]) -> None:
         self._functions = functions
         self.store = MemoryStore()
+        self.keeper: MemoryStore | None = None
         self._plannings = 0
         self.begin("r")
 
@@ -52,7 +53,7 @@ class Machine:
     def step(self, function: str, **event: Any) -> dict[str, Any]:
         weigh(f"to {function}", event)
         module = self._functions(function)
-        vars(module).update(store=self.store, wire=MemoryWire(self.store))
+        vars(module).update(store=self.store, wire=MemoryWire(self.store), keeper=self.keeper)
         answer: dict[str, Any] = module.handler({"round": self.name, **event}, Context())
         weigh(f"of {function}", answer)
         return answer

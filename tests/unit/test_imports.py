@@ -22,7 +22,7 @@ SOURCES = {
 AWS = {"boto3", "botocore", "http", "mypy_boto3_s3", "socket", "ssl", "urllib", "urllib3"}
 """Modules that speak to AWS."""
 
-HELPERS = {"examples", "application"}
+HELPERS = {"application"}
 """Folders of tests/unit that test something beside the package."""
 
 

@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 from safetensors import deserialize
 
+from gradshard.client.compression import Compression
+from gradshard.client.round import Round
 from gradshard.client.tensors import pack, unpack
 from gradshard_core.errors import UpdateError
+from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import encode_header
+from tests import compressed
+from tests.unit.fakes import MemoryStack, MemoryStore
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: `make test-torch`")
 
@@ -394,6 +399,29 @@ def test_the_documented_client_trains_and_takes_the_average() -> None:
     expected = model.weight.detach() + 0.5
     exec(snippet, {"model": model, "train": train, "round_": Round()})
     torch.testing.assert_close(model.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("codec", ["int8", "fp8", "int4", "topk"])
+def test_changes_of_a_model_are_compressed_as_they_are(codec: str) -> None:
+    torch.manual_seed(0)
+    before = {"w": torch.randn(70, 90), "half": torch.randn(640).bfloat16(), "n": torch.tensor(3)}
+    after = {name: tensor + 1 for name, tensor in before.items()}
+    after["w"] = after["w"] + torch.randn(90, 70).T
+    store, keys = MemoryStore(), RoundKeys("r")
+    spec = {"clients": ["ann"], "min_clients": 1, "timeout": 60, "codecs": [codec]}
+    record = {"opened_at": "2026-01-01T00:00:00+00:00", "deadline_at": "2026-01-01T00:01:00+00:00"}
+    store.put_json(keys.spec, {"round": "r", "spec": spec, **record})
+    compression = Compression(codec)
+    change = delta(before, after)
+    Round(MemoryStack(store), "r").submit("ann", change, samples=3, codec=compression)
+    arrived = compressed.read(store.objects[keys.update("ann")])
+    error = norm = 0.0
+    for name in ("w", "half"):
+        exact = change[name].float().numpy()
+        error += float(np.square(arrived[name].astype("f4") - exact).sum())
+        norm += float(np.square(exact).sum())
+    assert (error / norm) ** 0.5 == pytest.approx(compression.error, rel=0.02)
+    assert arrived["n"] == change["n"].item()
 
 
 def test_nothing_else_imports_torch() -> None:

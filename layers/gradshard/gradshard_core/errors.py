@@ -19,6 +19,10 @@ class PlanError(GradshardError):
     """The round cannot be aggregated within the limits; the text has the numbers."""
 
 
+class KeeperError(GradshardError):
+    """The mask keeper has not answered, or has refused."""
+
+
 class ChangedObjectError(GradshardError):
     """An object is not, or no longer, the version that was frozen into the plan."""
 
@@ -103,6 +107,10 @@ class ModelNotFoundError(GradshardError):
 
 class ModelStateError(GradshardError):
     """Another version of the model was made meanwhile."""
+
+
+class PrivacyBudgetError(GradshardError):
+    """A round would reveal more than the privacy budget of its model allows."""
 
 
 class TicketError(GradshardError):

@@ -58,7 +58,7 @@ def make_session(
     region, profile
         Of the AWS configuration, if not those that it names.
     credentials
-        What to sign with, if not what botocore finds.
+        The credentials that sign requests; by default those that botocore finds.
     variables
         Settings that replace botocore's ways to find them (``session_vars``).
     """

@@ -49,11 +49,12 @@ SECTIONS: Final = {
         ),
     ],
     "Planning": [
-        Lazy("plan", "plan", "plan", "Show what a round would take in time and money."),
+        Lazy("plan", "plan", "plan", "Show the time and cost of a round before you open it."),
         Lazy("papers", "papers", "papers", "Compare gradshard with the published systems."),
     ],
     "Application": [
         Lazy("deploy", "deploy", "deploy", "Build the application and deploy it to AWS."),
+        Lazy("keeper", "keeper", "keeper", "Operate the mask keeper of masked rounds."),
         Lazy("local", "local", "local", "Run the application on this machine."),
     ],
 }

@@ -45,8 +45,8 @@ def convert(
 ) -> None:
     """Convert files to safetensors, compress them or decode them.
 
-    FILE is an .npz archive, a PyTorch checkpoint, or a .safetensors file; a compressed one is
-    decoded. The command lists the entries that it leaves out. It never runs code from FILE.
+    FILE is an .npz archive, a PyTorch checkpoint, or a .safetensors file. A compressed .safetensors
+    file is decoded. The command lists the entries that it leaves out. It never runs code from FILE.
     """
     compression = None if codec is None else Compression(codec)
     with progress_bar(f"converting {source.name}") as tell:

@@ -1,10 +1,11 @@
 """``gradshard join``: take part in a training with a program in any language."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradshard.cli.codec_options import codec_options, compression_of
 from gradshard.cli.options import connected, quiet_option
 from gradshard.cli.output import confirm
 from gradshard.utils.text import escape_terminal
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 @click.argument("training", metavar="TRAINING")
 @click.argument("client", metavar="CLIENT")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- PROGRAM…")
+@codec_options
 @click.option(
     "--ticket",
     "ticket",
@@ -35,13 +37,14 @@ def join(
     client: str,
     program: tuple[str, ...],
     ticket: Path | None,
+    **compression: Any,
 ) -> None:
     """Take part in a training with a PROGRAM.
 
-    The command ends when the training has ended. The PROGRAM is started for each invitation, in a
-    folder with invitation.json and model.safetensors. It writes trained.safetensors and result.json
-    with "samples" and "metrics"; in an evaluation only the latter. You can stop the command and
-    start it again.
+    The command starts the PROGRAM for each invitation, in a folder with invitation.json and
+    model.safetensors. The PROGRAM writes trained.safetensors, and result.json with "samples" and
+    "metrics". In an evaluation it writes only result.json. The command ends when the training has
+    ended. You can stop the command and start it again.
     """
     from gradshard.client.program import Program
 
@@ -52,10 +55,14 @@ def join(
         )
 
     runner = Program(program, tell)
+    codec = compression_of(**compression)
     if ticket is None:
-        done = federation.participate(client, runner.train, runner.evaluate, training=training)
+        done = federation.participate(
+            client, runner.train, runner.evaluate, training=training, codec=codec
+        )
     else:
-        done = _held(ticket, training, client).participate(runner.train, runner.evaluate)
+        held = _held(ticket, training, client)
+        done = held.participate(runner.train, runner.evaluate, codec=codec)
     confirm(
         f"training {escape_terminal(training)} has ended: {escape_terminal(done.state.cause or '')}"
     )

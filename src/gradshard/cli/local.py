@@ -33,19 +33,20 @@ def local(context: click.Context) -> None:
     "run code on this machine as you.",
 )
 @click.option(
-    "--ephemeral", is_flag=True, help="Keep objects in memory, and nothing after `local down`."
+    "--ephemeral", is_flag=True, help="Keep objects in memory only: `local down` deletes them."
 )
+@click.option("--keeper", is_flag=True, help="Deploy the mask keeper of masked rounds, too.")
 @json_option
 @quiet_option
 @debuggable
-def up(port: int, bind: str | None, ephemeral: bool, as_json: bool) -> None:
+def up(port: int, bind: str | None, ephemeral: bool, keeper: bool, as_json: bool) -> None:
     """Start the local engine and deploy the application to it.
 
-    If the engine runs already, deploy what has changed. Rounds and models that the engine of this
-    port kept are there again. --port 0 picks a free port.
+    If the engine runs already, deploy what has changed. The engine has the rounds and models again
+    that it kept under this port. --port 0 picks a free port.
     """
     with waiting("starting the local engine") as tell:
-        engine = engines.up(port, bind=bind, ephemeral=ephemeral, progress=tell)
+        engine = engines.up(port, bind=bind, ephemeral=ephemeral, keeper=keeper, progress=tell)
     if as_json:
         print_json(_facts(engine, deployed=True) | {"port": engine.port})
         return
@@ -82,8 +83,8 @@ def env(port: int) -> None:
 def down(port: int, delete: bool, as_json: bool) -> None:
     """Stop the local engine.
 
-    Its rounds and models are kept for the next `gradshard local up` with the same port, unless it
-    is ephemeral.
+    The next `gradshard local up` with the same port has its rounds and models again, unless the
+    engine was started with --ephemeral.
     """
     stopped = engines.down(port, delete=delete)
     if as_json:

@@ -1,5 +1,6 @@
 """``gradshard model``: put, fetch, show, roll back and prune versions of the model."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from gradshard_core.formats.keys import DEFAULT_MODEL
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation
     from gradshard_core.records.model_registry import Version
+    from gradshard_core.records.privacy_ledger import PrivacyLedger
 
 name_option = click.option(
     "--name",
@@ -52,8 +54,8 @@ def model(context: click.Context) -> None:
     "--buffers",
     metavar="PATTERN",
     multiple=True,
-    help="Average tensors with such names instead of stepping them with the server optimizer, for "
-    "example bn.running_*. Repeat the option for each pattern.",
+    help="Average the tensors whose names match this pattern, for example bn.running_*, instead of "
+    "stepping them with the server optimizer. Repeat the option for each pattern.",
     default_text="those of the version before, and the names of BatchNorm's buffers",
 )
 @name_option
@@ -76,14 +78,21 @@ def put(
 def show(federation: "Federation", name: str, as_json: bool) -> None:
     """Show the versions of the model.
 
-    The last version is the current one.
+    The last version is the current one. If rounds were private, or the model has a privacy budget,
+    "ε so far" is what the rounds up to a version have revealed about a client. It needs the extra
+    gradshard[privacy]; without it, the sum of 1/z² is shown.
     """
-    versions = federation.model(name).history()
+    handle = federation.model(name)
+    versions, ledger = handle.history(), handle.privacy()
+    spent = ledger.by_version((version.number, version.round_id) for version in versions)
     if as_json:
-        print_json([version.to_json() for version in versions])
+        records = [version.to_json() for version in versions]
+        for record in records if ledger.entries else ():
+            record["privacy"] = _privacy(ledger, spent[record["version"]])
+        print_json(records)
         return
     table = Table("version", "made", "by", "optimizer")
-    for title in ("step", "size"):
+    for title in ("step", "size", *(("privacy so far",) if ledger.entries else ())):
         table.add_column(title, justify="right")
     for version in versions:
         table.add_row(
@@ -93,8 +102,46 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
             cell((version.optimizer or {}).get("optimizer", "")),
             cell(version.steps or ""),
             cell(format_size(version.tensors.source.nbytes)),
+            *([cell(_stated(ledger, spent[version.number]))] if ledger.entries else []),
         )
     Console().print(table)
+    if ledger.budget is not None:
+        left = max(0.0, ledger.budget.allowance - ledger.spent)
+        click.echo(
+            f"privacy budget: ε {ledger.budget.epsilon:g} at δ {ledger.budget.delta:g}; "
+            f"{left / ledger.budget.allowance:.1%} is left"
+        )
+
+
+@model.command()
+@click.argument("epsilon", type=float)
+@click.option(
+    "--delta",
+    type=float,
+    required=True,
+    metavar="NUMBER",
+    help="The probability δ at which ε is stated, for example 1e-5.",
+)
+@name_option
+@json_option
+@quiet_option
+@connected
+def budget(
+    federation: "Federation", epsilon: float, delta: float, name: str, as_json: bool
+) -> None:
+    """Set the privacy budget of the model to EPSILON.
+
+    A round that would exceed it is refused before it opens, and so is a round without noise. Rounds
+    that were opened before count. This needs the extra gradshard[privacy].
+    """
+    ledger = federation.model(name).limit_privacy(epsilon, delta)
+    if as_json:
+        print_json(ledger.to_json())
+    else:
+        confirm(
+            f"rounds of model {escape_terminal(name)} may reveal ε {epsilon:g} at δ {delta:g} in "
+            f"all; {pluralize(len(ledger.entries), 'round')} so far"
+        )
 
 
 @model.command()
@@ -175,6 +222,35 @@ def prune(federation: "Federation", keep: int, name: str, as_json: bool) -> None
         print_json([version.to_json() for version in deleted])
     else:
         confirm(f"deleted {pluralize(len(deleted), 'version')} of model {escape_terminal(name)}")
+
+
+def _delta_of(ledger: "PrivacyLedger") -> float | None:
+    """Return δ of the budget, or else that of the last private round."""
+    if ledger.budget is not None:
+        return ledger.budget.delta
+    stated = [entry.mechanism["delta"] for entry in ledger.entries if entry.mechanism]
+    return stated[-1] if stated else None
+
+
+def _privacy(ledger: "PrivacyLedger", spent: float) -> dict[str, float | None]:
+    """Return what the rounds up to a version have revealed; None without a bound or a library."""
+    from gradshard.client import accounting
+
+    delta = _delta_of(ledger)
+    is_bounded = math.isfinite(spent)
+    epsilon = None
+    if delta is not None and is_bounded and accounting.is_installed():
+        epsilon = accounting.epsilon_of(spent, delta)
+    return {"spent": spent if is_bounded else None, "epsilon": epsilon, "delta": delta}
+
+
+def _stated(ledger: "PrivacyLedger", spent: float) -> str:
+    found = _privacy(ledger, spent)
+    if found["spent"] is None:
+        return "no bound"
+    if found["epsilon"] is None or found["delta"] is None:
+        return f"Σ 1/z² {spent:.4g}"
+    return f"ε {found['epsilon']:.4g} at δ {found['delta']:g}"
 
 
 def _origin(version: "Version") -> str:

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from gradshard.cli.options import connected, json_option, quiet_option
+from gradshard.cli.options import connected, json_option, option, quiet_option
 from gradshard.cli.output import cell, confirm, print_json, waiting
 from gradshard.cli.show import STATE_STYLES, expected
 from gradshard.cli.values import WholeNumberType
@@ -27,7 +27,12 @@ SHOWN_FIELDS: Final = ("contributor", "task", "status", "reason", "error", "caus
 
 
 @click.command("list")
-@click.option("--state", type=click.Choice(STATES), help="List only rounds in this state.")
+@option(
+    "--state",
+    type=click.Choice(STATES),
+    help="List only rounds in this state.",
+    default_text="any state",
+)
 @click.option(
     "--limit",
     type=WholeNumberType(1),

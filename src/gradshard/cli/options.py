@@ -117,8 +117,22 @@ def _log_requests() -> None:
     logger.propagate = False
 
 
-def connected(command: Command) -> Command:
-    """Add the options that name the application; the command gets them as ``federation``."""
+def connected(
+    command: Command,
+    default_stack: str = DEFAULT_STACK,
+    loads: Callable[..., Any] | None = None,
+) -> Command:
+    """Add the options that name the application; the command gets them as ``federation``.
+
+    Parameters
+    ----------
+    command
+        The command.
+    default_stack
+        The name of the stack without ``--stack``.
+    loads
+        What makes something else than a federation of the options.
+    """
 
     @functools.wraps(command)
     def connecting(
@@ -130,12 +144,14 @@ def connected(command: Command) -> Command:
         port: int,
         **arguments: Any,
     ) -> Any:
-        federation = connect(stack, region=region, profile=profile, local=local, port=port)
+        federation = connect(
+            stack, region=region, profile=profile, local=local, port=port, loads=loads
+        )
         return command(federation=federation, **arguments)
 
     stack_option = click.option(
         "--stack",
-        default=DEFAULT_STACK,
+        default=default_stack,
         show_default=True,
         metavar="NAME",
         help="Use this CloudFormation stack.",
@@ -144,14 +160,22 @@ def connected(command: Command) -> Command:
     return stack_option(where_options(verbose_option(debuggable(connecting))))  # type: ignore[return-value]
 
 
-def connect(stack: str, *, region: str | None, profile: str | None, local: bool, port: int) -> Any:
+def connect(
+    stack: str,
+    *,
+    region: str | None,
+    profile: str | None,
+    local: bool,
+    port: int,
+    loads: Callable[..., Any] | None = None,
+) -> Any:
     """Return the federation that the options name; nothing is asked of it yet."""
     if local and (region or profile):
         raise click.UsageError("--region and --profile are for AWS: leave them out with --local.")
     # It loads boto3, which help and wrong usage do not need.
     from gradshard.client.federation import Federation
 
-    return Federation(stack, region=region, profile=profile, local=local, port=port)
+    return (loads or Federation)(stack, region=region, profile=profile, local=local, port=port)
 
 
 def where_options(command: Command) -> Command:

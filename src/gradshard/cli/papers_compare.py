@@ -34,7 +34,7 @@ DIGEST_CHARACTERS: Final = 8
 @option(
     "--order",
     metavar="ORDER",
-    help="Order of the additions in every trial: sequential, or such as tree:4,4.",
+    help="Order of the additions in every trial: sequential, or for example tree:4,4.",
     default_text="that of each topology",
 )
 @click.option(
@@ -42,8 +42,8 @@ DIGEST_CHARACTERS: Final = 8
     type=click.Choice((SHARES, COUNTS)),
     default=SHARES,
     show_default=True,
-    help="How updates are weighted. shares: by samples. counts: by samples, divided once at the "
-    "end.",
+    help="Weights of the updates. shares: the share of all samples. counts: the number of samples, "
+    "with one division at the end.",
 )
 @option(
     "--shards",
@@ -63,8 +63,8 @@ def compare(
 ) -> None:
     """Run several topologies on the same updates.
 
-    Each topology adds in its own order, and shards add in the same order, which must give the same
-    bytes. The trials are rounds of their own. The command removes them afterwards.
+    Each topology adds in its own order. Then shards add in that order, which must give the same
+    bytes. Each trial is a round of its own, which the command removes afterwards.
     """
     round_ = federation.round(name)
     clients = len(topology_trials.contributors(round_))

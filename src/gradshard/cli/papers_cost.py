@@ -99,7 +99,7 @@ class Speed(click.ParamType):
     "--crossover",
     type=(SYSTEM, SYSTEM),
     metavar="A B",
-    help="Find the sizes of updates at which the cheaper of the systems A and B changes.",
+    help="Find the sizes of updates at which the cheaper one of systems A and B changes.",
 )
 @click.option(
     "--clients",

@@ -23,6 +23,7 @@ from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.planning import limits, planner
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
+from gradshard_core.planning.masking import KeeperCost
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.projection import Projection
 from gradshard_core.planning.spec import parse_spec
@@ -69,8 +70,15 @@ ROWS: Final = 5
 @option(
     "--codec",
     type=click.Choice(list(CODECS)),
-    help="Plan for updates that are compressed with this codec; SIZE is that without it.",
+    help="Plan for updates that are compressed with this codec. --size is the size without "
+    "compression.",
     default_text="no compression",
+)
+@option(
+    "--ring",
+    type=click.Choice(["32", "64"]),
+    help="Plan for masked updates in a ring of so many bits; SIZE is that of F32.",
+    default_text="updates are not masked",
 )
 @click.option(
     "--all", "show_all", is_flag=True, help=f"Show all rows of the table instead of {ROWS}."
@@ -91,6 +99,7 @@ def plan(
     memory: int | None,
     architecture: str | None,
     codec: str | None,
+    ring: str | None,
     stack: str | None,
     region: str | None,
     profile: str | None,
@@ -100,14 +109,17 @@ def plan(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Show what a round would take in time and money.
+    """Show the time and cost of a round before you open it.
 
     The table has the combinations of shards and memory that no other beats in both time and cost.
     Without --stack and --local, the command sends no requests.
     """
     spec = parse_spec({"clients": clients, **options})
     name, _ = spec.levels(clients)
-    load = workload_of(spec, size, clients, codec=codec)
+    if codec is not None and ring is not None:
+        raise click.UsageError("Masked updates are not compressed: give --codec or --ring.")
+    ring_bits = None if ring is None else int(ring)
+    load = workload_of(spec, size, clients, codec=codec, ring_bits=ring_bits)
     if stack or local:
         deployed = connect(
             stack or DEFAULT_STACK, region=region, profile=profile, local=local, port=port
@@ -123,6 +135,17 @@ def plan(
     frontier = planner.frontier(
         load, aggregator, memories=sorted({*limits.MEMORIES_MB, memory}), shards=spec.shards
     )
+    keeper = ring_bits and KeeperCost.of(
+        size, clients, ring_bits, limits.DOLLARS_PER_GB_SECOND[architecture]
+    )
+    if keeper:
+        notes = [
+            *notes,
+            (
+                f"the mask keeper makes {format_size(keeper.streamed_bytes)} of key streams in "
+                f"{keeper.cpu_seconds:.1f} s of a processor, {dollars(keeper.dollars)}"
+            ),
+        ]
     if as_json:
         print_json(
             {
@@ -134,6 +157,7 @@ def plan(
                 "levels": load.levels,
                 "choice": choice.to_json(),
                 "notes": notes,
+                **({"keeper": keeper._asdict()} if keeper else {}),
                 "frontier": [projection.to_json() for projection in frontier],
             }
         )

@@ -8,11 +8,20 @@ import click
 
 from gradshard.cli.options import Command, option
 from gradshard.cli.values import DurationType, JsonType, NumberType, format_seconds
-from gradshard_core.planning.options import Choice, Duration, Flag, Option, Parsed, WholeNumber
+from gradshard_core.planning.options import (
+    REQUIRED,
+    Choice,
+    Duration,
+    Flag,
+    Option,
+    Parsed,
+    WholeNumber,
+)
 from gradshard_core.planning.spec import DEFAULTS, OPTIONS
 
-CLIENTS: Final = "clients"
-"""The one option that commands define for themselves, as --client and --clients."""
+NO_OPTIONS: Final = ("clients", "inbox")
+"""Commands define the first one for themselves, as --client and --clients; the second one is for
+trainings."""
 
 
 def round_options(*names: str) -> Callable[[Command], Command]:
@@ -21,11 +30,11 @@ def round_options(*names: str) -> Callable[[Command], Command]:
     Parameters
     ----------
     names
-        The names of the options; all but ``clients`` if none is given.
+        The names of the options; all but :data:`NO_OPTIONS` if none is given.
     """
 
     def decorate(command: Command) -> Command:
-        for name in reversed(names or [name for name in OPTIONS if name != CLIENTS]):
+        for name in reversed(names or [name for name in OPTIONS if name not in NO_OPTIONS]):
             command = declared_option(name, OPTIONS[name], DEFAULTS.get(name))(command)
         return command
 
@@ -54,6 +63,8 @@ def declared_option(name: str, declared: Option, value: Any) -> Callable[[Comman
         if isinstance(declared.kind, Duration) and value is not None:
             value = format_seconds(value)
         default = "; ".join(filter(None, (declared.default or str(value), bounds)))
+    if declared.default == REQUIRED:
+        text, default = f"{text} [{default}]", ""
     return option(f"--{name.replace('_', '-')}", name, help=text, default_text=default, **settings)
 
 

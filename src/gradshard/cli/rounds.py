@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradshard.cli.codec_options import codec_options, compression_of
 from gradshard.cli.options import (
     connected,
     json_option,
@@ -20,13 +21,11 @@ from gradshard.cli.round_options import round_options
 from gradshard.cli.ticket import load, named
 from gradshard.cli.values import DurationType
 from gradshard.utils.text import escape_terminal, format_size, pluralize
-from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.formats.codecs.topk import USUAL_FRACTION
 from gradshard_core.planning.spec import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
-    from gradshard.client.compression import Compression
     from gradshard.client.federation import Federation
+    from gradshard.client.mask import Mask
 
 
 @click.command("open")
@@ -95,38 +94,25 @@ def open_(
     is_flag=True,
     help="Submit a partial update: the file holds only some of the layers.",
 )
+@codec_options
 @option(
-    "--codec",
-    type=click.Choice(list(CODECS)),
-    help="Compress the update, which loses some precision; the round must take the codec.",
-    default_text="no compression",
-)
-@option(
-    "--codec-fraction",
-    type=float,
-    metavar="X",
-    help="Fraction of the elements that the codec topk keeps.",
-    default_text=str(USUAL_FRACTION),
-)
-@option(
-    "--codec-seed",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Round stochastically, with random numbers from this seed; give another in each round.",
-    default_text="rounded to the nearest value",
-)
-@option(
-    "--residual",
+    "--mask-key",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Keep in this file what the codec loses, and add it to the client's next update.",
-    default_text="no error feedback",
+    help="Mask the update, and sign with this key, which `gradshard keeper identity` makes.",
+    default_text="not masked",
+)
+@option(
+    "--keeper",
+    metavar="FINGERPRINT",
+    help="Send nothing unless the mask keeper of the round has the key with this fingerprint.",
+    default_text="required with --mask-key",
 )
 @option(
     "--train-seconds",
     type=DurationType(),
     metavar="DURATION",
-    help="Report how long the client trained, for example 90s or 30m.",
+    help="Report the time that the client trained, for example 90s or 30m.",
     default_text="not reported",
 )
 @option(
@@ -163,6 +149,8 @@ def submit(
     codec_fraction: float | None,
     codec_seed: int | None,
     residual: Path | None,
+    mask_key: Path | None,
+    keeper: str | None,
     ticket: Path | None,
     as_json: bool,
     **training: float | None,
@@ -174,14 +162,22 @@ def submit(
     if len(arguments) != 3 and not (ticket and len(arguments) == 1):
         raise click.UsageError("Give ROUND, CLIENT and FILE, or FILE and a --ticket.")
     *given, path = arguments
-    compression = _compression(codec, codec_fraction, codec_seed, residual)
+    compression = compression_of(
+        codec=codec, codec_fraction=codec_fraction, codec_seed=codec_seed, residual=residual
+    )
     if ticket:
         loaded = load(ticket, *given)
         name, client = loaded.id, loaded.client
         send: Callable[..., bool | None] = partial(loaded.submit, codec=compression)
     else:
         name, client = given
-        send = partial(federation.round(name).submit, client, partial=is_partial, codec=compression)
+        send = partial(
+            federation.round(name).submit,
+            client,
+            partial=is_partial,
+            codec=compression,
+            mask=_mask(mask_key, keeper),
+        )
     file = Path(path)
     reported = {name: value for name, value in training.items() if value is not None}
     with progress_bar(f"submitting {file.name}") as progress:
@@ -208,25 +204,15 @@ def submit(
     confirm(f"{text}; it replaces the update sent before" if has_replaced else text)
 
 
-def _compression(
-    codec: str | None, fraction: float | None, seed: int | None, path: Path | None
-) -> "Compression | None":
-    """Return how an update is compressed; None if it is not."""
-    if codec is None:
-        if (fraction, seed, path) != (None, None, None):
-            raise click.UsageError(
-                "Give a --codec with --codec-fraction, --codec-seed and --residual."
-            )
+def _mask(key: Path | None, keeper: str | None) -> "Mask | None":
+    """Return how an update is masked; None if it is not."""
+    if (key is None) != (keeper is None):
+        raise click.UsageError("Give --mask-key and --keeper together.")
+    if key is None or keeper is None:
         return None
-    from gradshard.client.compression import Compression
-    from gradshard.client.residual import Residual
+    from gradshard.client.mask import Mask
 
-    return Compression(
-        codec,
-        seed=seed,
-        fraction=USUAL_FRACTION if fraction is None else fraction,
-        residual=None if path is None else Residual(path),
-    )
+    return Mask(key, keeper)
 
 
 @click.command()

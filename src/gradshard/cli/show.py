@@ -34,8 +34,8 @@ STATE_STYLES = {"completed": "green", "failed": "red"}
 def show(federation: "Federation", name: str | None, ticket: Path | None, as_json: bool) -> None:
     """Show a round: clients, rejections, time and cost.
 
-    Give ROUND, or a --ticket, which names it. A ticket only shows whether the round has ended and
-    whether the update of its client was averaged or rejected.
+    Give ROUND, or a --ticket, which names it. With a ticket, the command shows only whether the
+    round has ended, and whether the update of the client was averaged or rejected.
     """
     # It loads botocore, which help and wrong usage do not need. `Round` would load numpy, too.
     from gradshard.client.status import read_status
@@ -135,7 +135,7 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
 def _measured(measuring: dict[str, Any], left_out: list[str]) -> str:
     counts = ", ".join(
         f"{len(clients)} {word}"
-        for clients, word in ((left_out, "left out"), (measuring["clipped"], "clipped"))
+        for clients, word in ((left_out, "left out"), (measuring["clipped"] or [], "clipped"))
         if clients
     )
     tasks = pluralize(measuring["totals"]["tasks"], "task")
@@ -170,12 +170,19 @@ def _contributors(contributors: list[dict[str, Any]], without: str) -> Table:
     table = Table("contributor", title_justify="left")
     for title in ("samples", "weight", "size"):
         table.add_column(title, justify="right")
+    are_compressed = any(entry.get("codec") for entry in contributors)
+    if are_compressed:
+        table.add_column("codec")
     for entry in contributors:
+        codec = entry.get("codec") or ""
+        if codec and entry.get("codec_error") is not None:
+            codec += f", error {entry['codec_error']:.2g}"
         table.add_row(
             cell(entry["client"]),
-            cell(entry["samples"]),
+            cell(entry["samples"] if entry["samples"] is not None else without),
             cell(f"{entry['weight']:.4f}" if entry["weight"] is not None else without),
             cell(format_size(entry["nbytes"])),
+            *([cell(codec)] if are_compressed else []),
         )
     return table
 

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from gradshard.client.federation import Federation
 
 reason_option = click.option(
-    "--reason", required=True, metavar="TEXT", help="Why; others can read it."
+    "--reason",
+    required=True,
+    metavar="TEXT",
+    help="Record this text as the reason. Clients can read it.",
 )
 
 
@@ -76,10 +79,11 @@ def start(
 ) -> None:
     """Start a training.
 
-    The model must be there (gradshard model put). You can repeat the command with the same options.
+    Put a model into the federation first (gradshard model put). If you repeat the command with the
+    same options, nothing changes.
     """
     if options["rounds"] is None:
-        raise click.UsageError("Give --rounds, after how many the training ends.")
+        raise click.UsageError("Give --rounds, the number of rounds after which the training ends.")
     if options["server_optimizer"] is None:
         raise click.UsageError("Give --server-optimizer, for example fedavg.")
     with waiting(f"starting training {name}"):
@@ -92,11 +96,12 @@ def start(
 
 
 @train.command("list")
-@click.option(
+@option(
     "--state",
     "status",
     type=click.Choice((RUNNING, PAUSED, ENDED)),
     help="List only trainings in this state.",
+    default_text="any state",
 )
 @json_option
 @connected
@@ -136,7 +141,8 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
     spec, state, records = training.spec(), training.state(), training.records()
     invitation = state.invitation
     progress = None if invitation is None else training.progress_reader().read(invitation)
-    Console().print(render(name, spec, state, records, datetime.now(UTC), progress))
+    waits = training.waiting()
+    Console().print(render(name, spec, state, records, datetime.now(UTC), progress, waits))
 
 
 @train.command()
@@ -168,7 +174,8 @@ def watch(federation: "Federation", name: str, as_json: bool) -> None:
                 records = records if state == before else training.records(records)
                 invited = state.invitation
                 progress = None if invited is None else reader.read(invited)
-                live.update(render(name, spec, state, records, datetime.now(UTC), progress))
+                now, waits = datetime.now(UTC), training.waiting()
+                live.update(render(name, spec, state, records, now, progress, waits))
                 before = state
         console.print(render(name, spec, state, records, datetime.now(UTC)))
     if state.status == PAUSED:
@@ -326,9 +333,9 @@ def pause(federation: "Federation", name: str, reason: str) -> None:
 @quiet_option
 @connected
 def resume(federation: "Federation", name: str) -> None:
-    """Let a training go on that has paused.
+    """Continue a paused training.
 
-    It goes on from the current version of the model.
+    It continues from the current version of the model.
     """
     federation.training(name).resume()
     confirm(f"training {escape_terminal(name)} goes on")

@@ -1,6 +1,6 @@
 """What ``gradshard train`` shows of a training: tables and lines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +10,7 @@ from rich.table import Table
 from gradshard.cli.output import cell
 from gradshard.utils.text import escape_terminal, format_duration, listed, pluralize
 from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.records.inbox import Arrival
 from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def render(
     records: Sequence[Mapping[str, Any]],
     now: datetime,
     progress: "RoundProgress | None" = None,
+    waits: Sequence[Arrival] = (),
 ) -> RenderableType:
     """Return a picture of a training.
 
@@ -41,10 +43,15 @@ def render(
         The time.
     progress
         How far the round is that is under way.
+    waits
+        The updates that wait in a buffered training.
     """
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_row(cell(name), cell(state.status, STYLES[state.status]))
     facts.add_row("rounds", cell(f"{state.completed} of {spec.rounds}"))
+    if spec.is_buffered:
+        facts.add_row("version", cell(state.version or ""))
+        facts.add_row("buffer", cell(_buffer(spec, state, waits)))
     if state.cause:
         facts.add_row("cause", cell(state.cause))
     if state.best is not None:
@@ -73,6 +80,8 @@ def _under_way(
     invitation = state.invitation
     assert invitation is not None  # noqa: S101 - for mypy: the caller has looked
     invited = pluralize(len(invitation.clients), "client")
+    if not invitation.clients:
+        return [("now", f"round {invitation.round_id}, everybody trains")]
     if progress is None:
         return [("now", f"round {invitation.round_id}, {invited} invited")]
     since = (now - datetime.fromisoformat(state.changed_at)).total_seconds()
@@ -113,17 +122,33 @@ def _left(
 def _rounds(records: Sequence[Mapping[str, Any]]) -> Table:
     newest = records[-ROWS:]
     names = sorted({name for record in newest for name in record["metrics"]})[:METRICS_SHOWN]
-    table = Table("round", "clients", *map(escape_terminal, names), "cost", box=None)
+    is_stale = any(record.get("staleness") for record in newest)
+    staleness = ["staleness"] if is_stale else []
+    table = Table("round", "clients", *staleness, *map(escape_terminal, names), "cost", box=None)
     for record in newest:
-        clients = f"{len(record['contributors'])} of {len(record['clients'])}"
+        clients = f"{len(record['contributors'])} of {len(record['clients']) or record['awaited']}"
         values = [record["metrics"].get(name) for name in names]
         table.add_row(
             cell(record["round_id"], "" if record["is_completed"] else "red"),
             cell(clients if record["is_completed"] else f"{record['error']}: {record['cause']}"),
+            *([cell(_staleness(record["staleness"].values()))] if is_stale else []),
             *(cell("" if value is None else f"{value:.6g}") for value in values),
             cell(money(record["dollars"])),
         )
     return table
+
+
+def _buffer(spec: TrainingSpec, state: TrainingState, waits: Sequence[Arrival]) -> str:
+    newest = state.version or 0
+    text = f"{len(waits)} of {spec.buffer}"
+    if waits:
+        text += f", staleness {_staleness([newest - arrival.version for arrival in waits])}"
+    return text
+
+
+def _staleness(values: Collection[int]) -> str:
+    """Return mean and maximum of numbers of versions."""
+    return f"{sum(values) / len(values):.1f}, at most {max(values)}" if values else ""
 
 
 def best_of(state: TrainingState) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @option(
     "--seed",
     metavar="TEXT",
-    help="Draw the ranges that this seed decides on.",
+    help="Draw the ranges with this seed. The same seed draws the same ranges.",
     default_text="random; it is printed",
 )
 @json_option

@@ -1,4 +1,4 @@
-"""What a completed round claims: these updates, by these rules, make this result.
+"""The claim of a completed round: these updates, by these rules, make this result.
 
 A claim is read from the round's spec and manifest, and from the headers of the objects that the
 manifest names. The plan is not read. Groups, order of additions and weights are derived from the
@@ -18,6 +18,8 @@ from gradshard.utils.parallel import run_parallel
 from gradshard.utils.text import pluralize
 from gradshard_core.aggregation.addition_order import format_order
 from gradshard_core.aggregation.arithmetic import STEPS
+from gradshard_core.aggregation.buffers import names_in
+from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.errors import (
     ChangedObjectError,
     ModelNotFoundError,
@@ -26,7 +28,13 @@ from gradshard_core.errors import (
     UpdateError,
 )
 from gradshard_core.formats.encoded import parse_update
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard_core.formats.keys import (
+    ObjectVersion,
+    RoundKeys,
+    StoredTensors,
+    TrainingKeys,
+    base_version,
+)
 from gradshard_core.formats.layout import (
     PREFIX_BYTES,
     Header,
@@ -35,6 +43,7 @@ from gradshard_core.formats.layout import (
     parse_samples,
 )
 from gradshard_core.planning.grouping import Grouping, group, layer_ranges, weights_of
+from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.outputs import NextModel
 from gradshard_core.planning.plan import (
     Computation,
@@ -71,7 +80,7 @@ class Claim:
     Parameters
     ----------
     plan
-        How the result follows from the updates, as one shard.
+        The plan that makes the result from the updates, as one shard.
     layout
         The layout of the result.
     result
@@ -82,7 +91,7 @@ class Claim:
     contradictions
         Statements of the manifest that are not true.
     notes
-        What could not be checked, and why.
+        Statements about what could not be checked, with the reasons.
     """
 
     plan: Plan
@@ -108,9 +117,9 @@ def read_claim(
     store, keys
         The round.
     spec, model_version
-        What it was opened with, and the version of the model that it began from.
+        The options of the round, and the version of the model from which it began.
     stated
-        What its manifest states.
+        The statements of its manifest.
 
     Raises
     ------
@@ -120,18 +129,24 @@ def read_claim(
     UpdateError
         An object is no safetensors object.
     SpecError
-        The round's rule measured the updates, and only the functions can read its weights.
+        The round's rule measured the updates, and only the functions can read its weights; or its
+        updates are masked.
     """
+    if spec.masked is not None:
+        raise SpecError(
+            f"round {keys.round_id!r} cannot be verified: its updates are masked, and only the "
+            "keeper can recompute the sum of the masks"
+        )
     if spec.measures:
         raise SpecError(
-            f"round {keys.round_id!r} cannot be verified: its rule {spec.rule and spec.rule.name} "
+            f"round {keys.round_id!r} cannot be verified: {spec.decider and spec.decider.name} "
             "decided on weights from measurements that only the functions can read"
         )
     return _Reader(store, keys, spec, model_version, stated).read()
 
 
 class _Sent(NamedTuple):
-    """What is kept of an update's header."""
+    """The facts that are kept of an update's header."""
 
     contributor: Contributor
     coverage: Coverage | None
@@ -195,6 +210,8 @@ class _Reader:
             )
         sent_to = RoundKeys(self._spec.updates_from) if self._spec.updates_from else self._keys
         for contributor in named:
+            if self._spec.inbox is not None:
+                sent_to = self._inbox_of(self._spec.inbox, contributor.source.key)
             own = {sent_to.update(contributor.client)}
             if self._spec.partial_rule is not None:
                 own.add(sent_to.partial_update(contributor.client))
@@ -202,6 +219,12 @@ class _Reader:
                 self._contradictions.append(
                     f"{contributor.client}: {contributor.source.key} is not the key of its update"
                 )
+
+    def _inbox_of(self, inbox: InboxSpec, key: str) -> RoundKeys:
+        """Return the inbox that an update of a buffered training may have been sent to."""
+        version, newest = base_version(key), self._model_version or inbox.oldest
+        is_taken = version is not None and inbox.oldest <= version <= newest
+        return TrainingKeys(inbox.training).inbox(version if version and is_taken else newest)
 
     def _read_updates(self, named: Sequence[NamedContributor], layout: Layout) -> list[_Sent]:
         """Read the headers of the updates."""
@@ -253,7 +276,9 @@ class _Reader:
             report = asdict(parse_report(samples, header.metadata))
         coverage = coverage_of(layers, header.layout.shapes) if layers else None
         runs = layout.runs_in(header.layout, header.data_offset)
-        contributor = Contributor(client, source, samples, 0.0, runs, report)
+        version = base_version(source.key)
+        staleness = 0 if version is None else (self._model_version or version) - version
+        contributor = Contributor(client, source, samples, 0.0, runs, report, staleness)
         return _Sent(contributor, coverage, tuple(contradictions))
 
     def _check_grouping(self, grouping: Grouping, named: Sequence[NamedContributor]) -> None:
@@ -343,9 +368,33 @@ class _Reader:
         self._expect("the model's version", made.number, number + 1)
         self._expect("the model's optimizer", made.optimizer, optimizer.to_json())
         self._expect("the optimizer's steps", made.steps, step)
+        self._expect("the model's name", made.model, optimizer.model)
+        self._expect("the model's round", made.round_id, self._keys.round_id)
+        self._expect("the model's buffers", made.buffers, names_in(layout, buffers))
+        self._expect("the optimizer's state", {*made.state}, {*optimizer.state})
+        if not self._check_headers(made, layout) or made.state.keys() != {*optimizer.state}:
+            return plan, None
         new = NextModel(optimizer, number + 1, step, base.tensors, state, ())
         planned = replace(plan, layout=replace(plan.layout, buffers=buffers), next_model=new)
         return planned, made
+
+    def _check_headers(self, made: Version, layout: Layout) -> bool:
+        """Check that who reads the model by its header finds the tensors that are compared."""
+        state = state_layout(layout)
+        wrong = []
+        for stored, expected in (
+            (made.tensors, layout),
+            *((kept, state) for kept in made.state.values()),
+        ):
+            try:
+                header = _read_header(self._store, stored.source)
+                is_expected = (header.layout, header.data_offset) == (expected, stored.data_offset)
+            except UpdateError:
+                is_expected = False
+            if not is_expected:
+                wrong.append(f"{stored.source.key}: its header is not that of the round's tensors")
+        self._contradictions += wrong
+        return not wrong
 
     def _check_record(self, made: Version) -> None:
         """Check that clients who read the model get what the manifest says."""

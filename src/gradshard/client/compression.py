@@ -29,6 +29,7 @@ from gradshard_core.formats.encoded import (
     CODEC_KEY,
     ENCODABLE,
     ENCODED_KEY,
+    ERROR_KEY,
     EncodedLayout,
     EncodedRuns,
     encode_layout,
@@ -36,18 +37,18 @@ from gradshard_core.formats.encoded import (
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, Tensor, parse_header
 from gradshard_core.units import MIB
 
-ERROR_KEY: Final = "codec_error"
-"""Name in the metadata of the relative error of an encoding."""
-
 _NOT_DECODED: Final = (CODEC_KEY, ENCODED_KEY, ERROR_KEY)
 """Metadata that a decoded update does not have."""
+
+SEEDS: Final = 2**64
+"""A seed is less."""
 
 Array = npt.NDArray[Any]
 
 
 @dataclass
 class Compression:
-    """How a client compresses its updates.
+    """The way in which a client compresses its updates.
 
     Parameters
     ----------
@@ -85,7 +86,7 @@ class Compression:
             raise UpdateError(f"fraction is {self.fraction}, not above 0 and at most 1/{MOST}")
         if self.seed is not None and self.codec == TopK.name:
             raise UpdateError("codec topk rounds nothing: leave out the seed")
-        if self.seed is not None and not 0 <= self.seed < 2**64:
+        if self.seed is not None and not 0 <= self.seed < SEEDS:
             raise UpdateError(f"seed is {self.seed}, not from 0 to 2**64 - 1")
 
     def layout_of(self, layout: Layout) -> EncodedLayout:
@@ -161,7 +162,7 @@ class EncodedContent:
     content
         The update.
     compression
-        How it is encoded. Its ``error`` is set.
+        The compression with which it is encoded. Its ``error`` is set.
     round_id
         The round to which it is sent, for the residual.
     """
@@ -265,7 +266,9 @@ class EncodedContent:
         out = np.zeros(elements, np.float32)
         if isinstance(codec, BlockCodec):
             codec.decode(encoded, out)
-            return out
+            if dtype.storage == dtype.accumulator:
+                return out
+            return arithmetic.widened(dtype, arithmetic.finish(dtype, out, np.empty_like(out)))
         entries = codec.decode(encoded.tobytes(), elements, dtype.size)
         if entries is not None:
             indices, values = entries
@@ -293,6 +296,8 @@ class EncodedContent:
                 if tensor.name in self._lost:
                     lost = self._lost[tensor.name][first * unit :][: len(decoded)]
                     np.negative(decoded[: len(lost)], out=lost)
+                    # A NaN or an infinity costs one update, and not all that follow.
+                    lost[~np.isfinite(lost)] = 0
         return math.sqrt(error / norm) if norm else 0.0
 
 

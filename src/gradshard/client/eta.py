@@ -18,10 +18,10 @@ class Pace(NamedTuple):
     bytes_per_second
         Bytes read per second since the round was planned.
     seconds_left
-        Until the round ends, as the planner projected it, longer or shorter as the longest
-        finished task was; None before one is finished.
+        The seconds until the round ends: the planner's projection, corrected by the longest
+        finished task; None before a task is finished.
     dollars
-        What has been paid for so far, the tasks that were not looked at taken for average ones.
+        The cost so far. Tasks that were not looked at count as average ones.
     """
 
     bytes_read: int

@@ -14,6 +14,7 @@ from gradshard_core.errors import RoundNotFoundError, RoundStateError, TrainingS
 from gradshard_core.formats.keys import DEFAULT_MODEL, RoundKeys
 
 if TYPE_CHECKING:
+    from gradshard.client.compression import Compression
     from gradshard.client.model import Model
     from gradshard.client.participation import Evaluate, Participation, Train
     from gradshard.client.round import Round
@@ -245,6 +246,7 @@ class Federation:
         evaluate: "Evaluate | None" = None,
         *,
         training: str | None = None,
+        codec: "str | Compression | None" = None,
         patience: float | None = None,
     ) -> "Participation":
         """Take part in a training until it has ended.
@@ -265,8 +267,11 @@ class Federation:
             Without it the client sends nothing in evaluations.
         training
             The training's id; None for the only one that has not ended.
+        codec
+            Compress the updates, as in :meth:`gradshard.client.round.Round.submit`; metrics of
+            evaluations are sent as they are. To a seed the number of the round is added.
         patience
-            How many seconds a lost connection may last; None for a day.
+            The seconds that a lost connection may last; None for a day.
 
         Raises
         ------
@@ -275,7 +280,7 @@ class Federation:
         TrainingStateError
             No training was named, and not exactly one has not ended.
         UpdateError
-            What ``train`` or ``evaluate`` returned could not be averaged.
+            The value that ``train`` or ``evaluate`` returned could not be averaged.
         StoreError, ServiceError
             S3 rejects the client's requests, or cannot be reached for longer than ``patience``.
         """
@@ -285,7 +290,7 @@ class Federation:
         name = self._only_training() if training is None else training
         seconds = DEFAULT_PATIENCE_SECONDS if patience is None else patience
         member = Member(self.stack, self.training(name), client)
-        return participate(member, train, evaluate, patience=seconds)
+        return participate(member, train, evaluate, codec=codec, patience=seconds)
 
     def _only_training(self) -> str:
         from gradshard_core.records.training_state import ENDED

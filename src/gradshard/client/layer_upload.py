@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from gradshard.client.compression import Compression, keep_residual
 from gradshard.client.upload_source import content_of
 from gradshard.client.uploads import upload
 
@@ -22,7 +23,7 @@ class LayerUpload:
     ----------
     round_
         The round.
-    client, samples, training
+    client, samples, codec, training
         The arguments of :meth:`gradshard.client.round.Round.submit`.
     """
 
@@ -31,10 +32,11 @@ class LayerUpload:
         round_: "Round",
         client: str,
         samples: int,
+        codec: str | Compression | None,
         training: Mapping[str, float] | None,
     ) -> None:
         self._round, self._client = round_, client
-        self._samples, self._training = samples, training
+        self._samples, self._codec, self._training = samples, codec, training
         self._tensors: dict[str, Any] = {}
 
     def add(self, tensors: Mapping[str, Any]) -> None:
@@ -51,8 +53,10 @@ class LayerUpload:
         before = {name: t for name, t in self._tensors.items() if name not in tensors}
         tensors = {**tensors, **before}
         with content_of(tensors, self._samples, self._training) as content:
-            _, ordered = self._round.prepare(self._client, content, partial=True)
+            _, ordered = self._round.prepare(self._client, content, partial=True, codec=self._codec)
             upload(self._round.store, self._round.keys.partial_update(self._client), ordered)
+            # What is sent again with the next layers starts from the state before the round.
+            keep_residual(ordered)
         self._tensors = tensors
 
     def finish(self, *, training: Mapping[str, float] | None = None) -> None:
@@ -62,5 +66,6 @@ class LayerUpload:
             self._tensors,
             self._samples,
             partial=True,
+            codec=self._codec,
             training=self._training if training is None else training,
         )

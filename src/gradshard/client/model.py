@@ -2,9 +2,11 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
+from gradshard.client.accounting import budget_of, epsilon_of
 from gradshard.client.downloads import fetch_tensors
 from gradshard.client.stack import Stack
 from gradshard.client.tensors import Array
@@ -17,11 +19,12 @@ from gradshard_core.aggregation.buffers import (
     names_in,
     stretches_of,
 )
-from gradshard_core.errors import ModelStateError
+from gradshard_core.errors import ModelStateError, PrivacyBudgetError
 from gradshard_core.formats.keys import DEFAULT_MODEL, ModelKeys, StoredTensors
 from gradshard_core.formats.layout import Layout
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
+from gradshard_core.records.privacy_ledger import PrivacyLedger, change_ledger, read_ledger
 
 
 class Model:
@@ -180,6 +183,48 @@ class Model:
         if number == newest.number:
             raise ModelStateError(f"version {number} of model {self.name!r} is the current one")
         return self._append(restored.again(newest.number + 1))
+
+    def privacy(self) -> PrivacyLedger:
+        """Return the model's privacy ledger: its rounds, what each has revealed, and the budget.
+
+        ``epsilon_of(ledger.spent, delta)`` of :mod:`gradshard.client.accounting` is ε so far.
+        """
+        return read_ledger(self._stack.store, self.name)
+
+    def limit_privacy(self, epsilon: float, delta: float) -> PrivacyLedger:
+        """Set the privacy budget: a round that would exceed it is refused before it opens.
+
+        From then on, rounds without noise are refused, too. Rounds that were opened before count.
+
+        Parameters
+        ----------
+        epsilon, delta
+            The most that all rounds of the model may reveal about one client.
+
+        Raises
+        ------
+        SpecError
+            ε or δ is out of its bounds, or dp-accounting is not installed
+            (``pip install 'gradshard[privacy]'``).
+        PrivacyBudgetError
+            The rounds so far have revealed more.
+        ModelNotFoundError
+            There is no such model yet.
+        """
+        self.current()
+        budget = budget_of(epsilon, delta)
+
+        def change(ledger: PrivacyLedger) -> PrivacyLedger:
+            if ledger.spent > budget.allowance:
+                so_far = epsilon_of(ledger.spent, delta)
+                raise PrivacyBudgetError(
+                    f"the {len(ledger.entries)} rounds of model {self.name!r} have revealed ε "
+                    f"{so_far:.4g} at δ {delta:g} so far, over the budget of {epsilon:g}: train "
+                    "another model, from data of other clients"
+                )
+            return replace(ledger, budget=budget)
+
+        return change_ledger(self._stack.store, self.name, change)
 
     def prune(self, keep: int) -> list[Version]:
         """Delete old versions: their records, and the objects that no other version needs.

@@ -76,7 +76,7 @@ def wait_until_open(stack: Stack, name: str, spec: RoundSpec, *, is_new: bool) -
         before = opened[0].to_json() if opened else execution and execution.input
         if before is not None and (others := _differing(before, spec.to_json())):
             raise RoundExistsError(
-                f"round {name!r} was opened before, in other terms ({', '.join(others)}); "
+                f"round {name!r} was opened before, with other options ({', '.join(others)}); "
                 "choose another name"
             )
         if opened:

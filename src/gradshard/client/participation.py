@@ -3,9 +3,10 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from gradshard.client.compression import SEEDS, Compression
 from gradshard.client.deltas import change_of
 from gradshard.client.tensors import Array
 from gradshard.client.training_access import ClientRound, TrainingAccess
@@ -45,7 +46,7 @@ Evaluate = Callable[[dict[str, Array], Invitation], tuple[Mapping[str, float], i
 
 @dataclass(frozen=True)
 class Participation:
-    """What a client did in a training.
+    """The record of a client's part in a training.
 
     Parameters
     ----------
@@ -65,6 +66,7 @@ def participate(
     train: Train,
     evaluate: Evaluate | None = None,
     *,
+    codec: str | Compression | None = None,
     patience: float = DEFAULT_PATIENCE_SECONDS,
 ) -> Participation:
     """Take part in a training until it has ended.
@@ -78,15 +80,17 @@ def participate(
         The training, for this client.
     train, evaluate
         Called for each invitation. Without ``evaluate`` the client sends nothing in evaluations.
+    codec
+        Compress the updates; to a seed the number of the round is added.
     patience
-        How many seconds a lost connection may last.
+        The seconds that a lost connection may last.
 
     Raises
     ------
     TrainingNotFoundError
         There is no such training.
     UpdateError
-        What ``train`` or ``evaluate`` returned could not be averaged.
+        The value that ``train`` or ``evaluate`` returned could not be averaged.
     TicketError
         S3 rejects the client's ticket.
     StoreError, ServiceError
@@ -95,12 +99,13 @@ def participate(
     done: dict[bool, list[int]] = {False: [], True: []}
     pause = _persistently(access.poll_seconds, patience)
     _join(access, patience)
-    worker = _persistently(lambda: _Worker(access, train, evaluate), patience)
+    worker = _persistently(lambda: _Worker(access, train, evaluate, codec), patience)
     for state in _states(access, pause, patience):
         invitation = state.invitation
         if state.status == ENDED:
             return Participation(tuple(done[False]), tuple(done[True]), state)
-        if invitation is None or access.client not in invitation.clients:
+        _persistently(lambda: access.follow_up(state), patience)  # noqa: B023 - called at once
+        if invitation is None or not access.is_invited(invitation):
             continue
         if _persistently(lambda: worker.answer(invitation), patience):  # noqa: B023 - called at once
             done[invitation.is_evaluation].append(invitation.number)
@@ -116,34 +121,37 @@ def _join(access: TrainingAccess, patience: float) -> None:
 class _Worker:
     """Answers invitations."""
 
-    def __init__(self, access: TrainingAccess, train: Train, evaluate: Evaluate | None) -> None:
+    def __init__(
+        self,
+        access: TrainingAccess,
+        train: Train,
+        evaluate: Evaluate | None,
+        codec: str | Compression | None,
+    ) -> None:
         self._access = access
         self._updates = access.updates()
-        self._train, self._evaluate = train, evaluate
+        self._train, self._evaluate, self._codec = train, evaluate, codec
         self._answered = ""
         self._made: tuple[str, dict[str, Any]] | None = None
 
     def answer(self, invitation: Invitation) -> bool:
         """Train or evaluate and submit, unless that is done; return whether it was done now."""
-        if invitation.round_id == self._answered:
-            return False
-        if invitation.is_evaluation and self._evaluate is None:
-            self._answered = invitation.round_id
-            return False
         try:
             round_ = self._access.round(invitation)
-            if round_.has_sent() or round_.has_ended():
-                self._answered = invitation.round_id
-                return False
-            if self._made is None or self._made[0] != invitation.round_id:
-                # Kept while the connection is lost: training again would take as long again.
-                self._made = invitation.round_id, self._make(round_, invitation)
-            round_.submit(**self._made[1])
+        except RoundNotFoundError:
+            return False  # the holder of a ticket has none for it yet
+        if round_.id == self._answered:
+            return False
+        if invitation.is_evaluation and self._evaluate is None:
+            self._answered = round_.id
+            return False
+        try:
+            return self._send(round_, invitation)
         except (RoundStateError, RoundFailed, RoundNotFoundError, ModelNotFoundError) as error:
             if isinstance(error, RoundNotFoundError) or "just being opened" in str(error):
                 return False  # in a moment it will be there
-            logger.warning("%s: %s", invitation.round_id, error)
-            self._answered = invitation.round_id
+            logger.warning("%s: %s", round_.id, error)
+            self._answered = round_.id
             return False
         except TicketUnansweredError:
             raise
@@ -151,8 +159,19 @@ class _Worker:
             if not self._access.renew():
                 raise
             return False  # with the new URLs, if it is invited still
-        self._answered = invitation.round_id
+
+    def _send(self, round_: ClientRound, invitation: Invitation) -> bool:
+        """Make what is submitted and submit it, unless that is done."""
+        if round_.has_sent() or round_.has_ended():
+            self._answered = round_.id
+            return False
+        if self._made is None or self._made[0] != round_.id:
+            # Kept while the connection is lost: training again would take as long again.
+            self._made = round_.id, self._make(round_, invitation)
+        round_.submit(**self._made[1])
+        self._answered = round_.id
         self._made = None
+        self._access.submitted(invitation)
         return True
 
     def _make(self, round_: ClientRound, invitation: Invitation) -> dict[str, Any]:
@@ -174,9 +193,17 @@ class _Worker:
         return {
             "update": update,
             "samples": samples,
+            "codec": _codec_of(self._codec, invitation.number),
             "training": report,
             "metrics": measured[0] if measured else None,
         }
+
+
+def _codec_of(codec: str | Compression | None, number: int) -> str | Compression | None:
+    """Return how an update is compressed in a round: with a seed of its own, if it has one."""
+    if not isinstance(codec, Compression) or codec.seed is None:
+        return codec
+    return replace(codec, seed=(codec.seed + number) % SEEDS)
 
 
 def _states(access: TrainingAccess, pause: float, patience: float) -> Iterator[TrainingState]:

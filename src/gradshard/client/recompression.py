@@ -29,7 +29,7 @@ def recompress(
     target
         The file to write; it appears when it is whole.
     compression
-        How to compress; None to decode.
+        The compression to apply; None to decode.
     samples
         The number of samples for the metadata.
     progress

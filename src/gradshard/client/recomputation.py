@@ -42,7 +42,7 @@ class RangeRecomputer:
     store
         The bucket.
     plan
-        How the result follows from the updates, as one shard.
+        The plan that makes the result from the updates, as one shard.
     """
 
     def __init__(self, store: S3Store, plan: Plan) -> None:

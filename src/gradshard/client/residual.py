@@ -32,7 +32,7 @@ ROUND_KEY: Final = "round"
 
 
 class Residual:
-    """What a client's updates have lost by their encoding so far, in memory or in a file.
+    """The part of a client's updates that encoding has lost so far, in memory or in a file.
 
     It changes when an update has been sent. It keeps its state before the last round, too: if an
     update is sent again in the same round, it starts from there, so nothing is added twice.
@@ -70,9 +70,10 @@ class Residual:
         Returns
         -------
         mapping
-            What to add to the update, by name of the tensor, flat; a tensor may be missing.
+            The numbers to add to the update, by name of the tensor, flat; a tensor may be missing.
         mapping
-            Zeros of the same form, in which the caller writes the next state.
+            Zeros of the same form, in which the caller writes the next state. Of tensors that a
+            partial update lacks, the state stays.
 
         Raises
         ------
@@ -89,7 +90,11 @@ class Residual:
                     f"the residual has {array.size} elements of tensor {shorten(name)!r}, and the "
                     f"update {sizes[name]}: start with a new residual"
                 )
+        lacking = {name: array for name, array in base.items() if name not in sizes}
+        sizes |= {name: array.size for name, array in lacking.items()}
         self._next = round_id, self._new_arrays(round_id, sizes)
+        for name, array in lacking.items():
+            self._next[1][name][:] = array
         return base, self._next[1]
 
     def finish(self) -> None:

@@ -10,6 +10,7 @@ from gradshard.client import operations
 from gradshard.client.claims import read_claim
 from gradshard.client.compression import Compression, compressed, keep_residual
 from gradshard.client.layer_upload import LayerUpload
+from gradshard.client.mask import Mask, masked
 from gradshard.client.round_access import RoundAccess, Source
 from gradshard.client.stack import Stack
 from gradshard.client.stated_round import StatedRound
@@ -128,6 +129,7 @@ class Round(RoundAccess):
         *,
         partial: bool = False,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
         training: Mapping[str, float] | None = None,
         metrics: Mapping[str, float] | None = None,
         progress: Progress | None = None,
@@ -153,8 +155,11 @@ class Round(RoundAccess):
         codec
             Compress the update with this codec, such as ``int8``, which the round must take; a
             :class:`Compression` says more.
+        mask
+            The client's key and its keeper, for masked rounds (docs/masked-rounds.md). With it,
+            nothing is sent to a round that is not masked, or has another keeper.
         training
-            What the client reports of its training: ``train_seconds``, ``batch_size``, ``epochs``
+            The client's report of its training: ``train_seconds``, ``batch_size``, ``epochs``
             and ``steps``, as far as they are known.
         metrics
             Numbers that the client measured, at most 32 by any names. A training averages them.
@@ -176,8 +181,12 @@ class Round(RoundAccess):
             The round takes no more updates.
         """
         key = self.keys.update(client)
+        if mask is not None and (training or metrics):
+            raise UpdateError(
+                "masked updates tell nothing of their training: leave out training and metrics"
+            )
         with content_of(update, samples, training, metrics) as content:
-            spec, ordered = self.prepare(client, content, partial=partial, codec=codec)
+            spec, ordered = self.prepare(client, content, partial=partial, codec=codec, mask=mask)
             if self._is_counted(spec, client, ordered):
                 return False
             replaces = self._differs(key, ordered)
@@ -186,11 +195,17 @@ class Round(RoundAccess):
             return replaces
 
     def layer_upload(
-        self, client: str, samples: int, *, training: Mapping[str, float] | None = None
+        self,
+        client: str,
+        samples: int,
+        *,
+        codec: str | Compression | None = None,
+        training: Mapping[str, float] | None = None,
     ) -> LayerUpload:
         """Begin a partial update that grows layer by layer, as back-propagation reaches them.
 
-        The layers that were added before the deadline are averaged.
+        The layers that were added before the deadline are averaged. The parameters are those of
+        :meth:`submit`.
 
         Raises
         ------
@@ -200,7 +215,7 @@ class Round(RoundAccess):
         spec = self.spec()
         _check_expected(spec, client, self.id)
         _check_partial(spec, self.id)
-        return LayerUpload(self, client, samples, training)
+        return LayerUpload(self, client, samples, codec, training)
 
     def assignment(self, client: str) -> Assignment:
         """Return the settings with which a client should train for this round.
@@ -258,6 +273,11 @@ class Round(RoundAccess):
         """
         spec, record = self._opened()
         _check_expected(spec, client, self.id)
+        if spec.masked is not None:
+            raise TicketError(
+                f"round {self.id!r} is masked, and its updates are not sent by ticket: the client "
+                "must read the round's terms itself. Give it credentials (docs/clients.md)"
+            )
         layout = self._layout(spec, record)
         if max_bytes is None:
             if layout is None:
@@ -404,7 +424,7 @@ class Round(RoundAccess):
         Parameters
         ----------
         sample
-            How much of the result to recompute: a fraction over 0 and at most 1.
+            The fraction of the result to recompute, over 0 and at most 1.
         seed
             Decides which ranges. By default, one is drawn at random.
         progress
@@ -488,8 +508,11 @@ class Round(RoundAccess):
         *,
         partial: bool,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
     ) -> tuple[RoundSpec, Content]:
-        """Check that an update may be sent, put its tensors in the round's order, and compress it.
+        """Check that an update may be sent, and prepare it as the round wants it.
+
+        Its tensors are put in the round's order, and it is compressed or masked while it is read.
 
         Returns
         -------
@@ -511,6 +534,15 @@ class Round(RoundAccess):
         layout = self._layout(spec, record)
         fitted = self._fit(content, layout, partial=partial, allow_nonfinite=spec.allow_nonfinite)
         check_taken(fitted.layout, (spec.codecs or ()))
+        if mask is not None:
+            if codec is not None:
+                raise UpdateError("masked updates are not compressed: leave out codec")
+            return spec, masked(fitted, spec, layout, mask, client, self.id)
+        if spec.masked is not None:
+            raise UpdateError(
+                f"round {self.id!r} takes masked updates only: submit with mask, the client's key "
+                "and its keeper"
+            )
         return spec, compressed(fitted, codec, (spec.codecs or ()), self.id)
 
     def _layout(self, spec: RoundSpec, record: dict[str, Any] | None) -> Layout | None:

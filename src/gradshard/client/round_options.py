@@ -36,6 +36,7 @@ class RoundOptions(TypedDict, total=False):
     layout: Mapping[str, Any] | str | Path | None
     allow_nonfinite: bool | None
     codecs: str | Sequence[str] | None
+    masked: Mapping[str, Any] | None
     updates_from: str | None
     server_optimizer: str | Mapping[str, Any] | None
 

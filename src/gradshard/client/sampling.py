@@ -26,16 +26,16 @@ CONFIDENCES: Final = (50, 95, 99)
 
 @dataclass(frozen=True)
 class Detection:
-    """How likely a sample is to show that a result is wrong.
+    """The probability that a sample shows a wrong result.
 
     Parameters
     ----------
     ranges
         The number of ranges with a wrong byte.
     nbytes
-        So many wrong bytes are in at least that many ranges, wherever they are.
+        A number of wrong bytes that lie in at least that many ranges, wherever they are.
     probability
-        That at least one of those ranges is in the sample.
+        The probability that at least one of those ranges is in the sample.
     """
 
     ranges: int

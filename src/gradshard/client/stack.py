@@ -79,7 +79,7 @@ class Execution(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Why it failed."""
+        """The cause of its failure."""
         return self.cause or self.error or f"the execution ended as {self.status}"
 
 
@@ -174,7 +174,7 @@ class Stack:
         return self._outputs[name]
 
     def start(self, round_id: str, payload: str) -> bool:
-        """Start a round's execution; False if it ran before and has ended, or in other terms."""
+        """Start a round's execution; False if it ran before: ended, or with other options."""
         states = self._states
         try:
             with translated():

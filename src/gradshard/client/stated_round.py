@@ -1,4 +1,4 @@
-"""What the manifest of a completed round states about how its result was made."""
+"""The statements of a completed round's manifest about the making of its result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class NamedContributor(NamedTuple):
 
 @dataclass(frozen=True)
 class StatedRound:
-    """What the manifest of a completed round states.
+    """The statements of a completed round's manifest.
 
     Parameters
     ----------

@@ -4,13 +4,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gradshard.client.stack import Execution, Stack
 from gradshard_core.errors import BrokenObjectError, RoundNotFoundError, UnreadableObjectError
-from gradshard_core.formats.keys import UPDATE_SUFFIX, RoundKeys, is_client, parse_update_key
+from gradshard_core.formats.keys import (
+    UPDATE_SUFFIX,
+    RoundKeys,
+    TrainingKeys,
+    is_client,
+    parse_update_key,
+)
 from gradshard_core.records.manifest import parse_manifest
 from gradshard_core.s3.store import ListedObject
+
+if TYPE_CHECKING:
+    from gradshard_core.planning.option_parsers import InboxSpec
 
 READERS: Final = 16
 
@@ -78,7 +87,7 @@ class StatusPoller:
         if record is None and manifest is None and execution and execution.succeeded:
             raise RoundNotFoundError.deleted(keys.round_id, execution.dates)
         record = record or {"spec": execution.input if execution else {}}
-        arrived = _arrived(self._updates(record["spec"]))
+        arrived = _arrived(self._updates(record["spec"], plan))
         rejected, late = self._rejections(plan)
         done = self._tasks_done(plan, manifest)
         return {
@@ -112,7 +121,7 @@ class StatusPoller:
         Parameters
         ----------
         most
-            How many reports to read that have not been read before; the others are left out. The
+            The most reports to read that have not been read before; the others are left out. The
             manifest of a completed round has them all, unless they are too many.
         """
         plan, manifest = self._get([self._keys.plan, self._keys.manifest])
@@ -141,12 +150,38 @@ class StatusPoller:
             if is_client(client := entry.key.removeprefix(prefix).removesuffix(UPDATE_SUFFIX))
         ]
 
-    def _updates(self, spec: dict[str, Any]) -> Iterable[ListedObject]:
+    def _updates(self, spec: dict[str, Any], plan: dict[str, Any] | None) -> Iterable[ListedObject]:
+        if spec.get("inbox") is not None:
+            # These load numpy, which the status of other rounds does without.
+            from gradshard_core.planning.option_parsers import parse_inbox
+
+            return self._updates_in(parse_inbox(spec["inbox"]), plan)
         source = spec.get("updates_from")
         if source is None:
             return self._under(self._keys.updates)
         if self._sent is None:  # they are there when the round is opened
             self._sent = tuple(self._stack.store.list_objects(RoundKeys(source).updates))
+        return self._sent
+
+    def _updates_in(
+        self, inbox: "InboxSpec", plan: dict[str, Any] | None
+    ) -> Iterable[ListedObject]:
+        """Return the updates that a round of a buffered training takes, or that wait for it."""
+        from gradshard_core.records.inbox import list_waiting
+        from gradshard_core.records.training_state import read_state, read_training_spec
+
+        store, keys = self._stack.store, TrainingKeys(inbox.training)
+        if plan is None:
+            training, state = read_training_spec(store, keys), read_state(store, keys)
+            if training is None or state is None or state.version is None:
+                return ()
+            versions = range(inbox.oldest, state.version + 1)
+            waiting = list_waiting(store, keys, state.counted, versions, members=training.clients)
+            return [arrival.entry for arrival in waiting]
+        if self._sent is None:
+            planned = {contributor["source"]["key"] for contributor in plan["contributors"]}
+            listed = store.list_objects(keys.inboxes, after=keys.inbox(inbox.oldest).root)
+            self._sent = tuple(entry for entry in listed if entry.key in planned)
         return self._sent
 
     def _under(self, prefix: str) -> Iterator[ListedObject]:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
 
+from gradshard.client.compression import Compression
 from gradshard.client.participation import (
     DEFAULT_PATIENCE_SECONDS,
     Evaluate,
@@ -74,13 +75,14 @@ class TicketTraining:
         train: Train,
         evaluate: Evaluate | None = None,
         *,
+        codec: str | Compression | None = None,
         patience: float = DEFAULT_PATIENCE_SECONDS,
     ) -> Participation:
         """Take part in the training until it has ended, as a client with AWS credentials does.
 
         Parameters
         ----------
-        train, evaluate, patience
+        train, evaluate, codec, patience
             As in :meth:`gradshard.client.federation.Federation.participate`.
 
         Raises
@@ -93,7 +95,7 @@ class TicketTraining:
         UpdateError
             What ``train`` or ``evaluate`` returned could not be averaged.
         """
-        return participate(self, train, evaluate, patience=patience)
+        return participate(self, train, evaluate, codec=codec, patience=patience)
 
     @property
     def client(self) -> str:
@@ -126,6 +128,16 @@ class TicketTraining:
         state = self._read().state
         assert state is not None  # noqa: S101 - for mypy: _read has looked
         return state
+
+    def is_invited(self, invitation: Invitation) -> bool:
+        """Return whether the client is invited."""
+        return self.client in invitation.clients
+
+    def submitted(self, invitation: Invitation) -> None:
+        """Do nothing: an update of a synchronous training is followed by its round."""
+
+    def follow_up(self, state: TrainingState) -> None:
+        """Do nothing: an update of a synchronous training is followed by its round."""
 
     def round(self, invitation: Invitation) -> TicketRound:
         """Return the round of an invitation.

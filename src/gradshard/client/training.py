@@ -27,6 +27,7 @@ from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES
+from gradshard_core.records.inbox import Arrival, list_waiting
 from gradshard_core.records.model_registry import read_current
 from gradshard_core.records.training_state import (
     ENDED,
@@ -51,7 +52,7 @@ class Training:
     Parameters
     ----------
     stack
-        Where it runs.
+        The stack on which it runs.
     name
         Its id.
     """
@@ -82,7 +83,7 @@ class Training:
         return spec
 
     def state(self) -> TrainingState:
-        """Return how far the training is, in one request.
+        """Return the state of the training, in one request.
 
         Raises
         ------
@@ -113,7 +114,7 @@ class Training:
         return sorted(found, key=lambda record: tuple(record[name] for name in order))
 
     def status(self) -> dict[str, Any]:
-        """Return how far the training is, with its options and the records of its rounds, as JSON.
+        """Return the state of the training, its options and the records of its rounds, as JSON.
 
         Raises
         ------
@@ -126,12 +127,15 @@ class Training:
             "spec": spec.to_json(),
             **state.to_json(),
             "rounds": self.records(),
+            **({"waiting": self._waiting_json(spec, state)} if spec.is_buffered else {}),
         }
 
     def watch(
         self, timeout: float | None = None, *, changes_only: bool = True
     ) -> Iterator[TrainingState]:
         """Yield the state whenever it has changed, until the training has ended or paused.
+
+        In a buffered training also when other updates wait (:meth:`waiting`).
 
         Parameters
         ----------
@@ -147,12 +151,14 @@ class Training:
         WaitTimeoutError
             The training goes on after the timeout.
         """
-        last: TrainingState | None = None
+        last: tuple[TrainingState, list[Arrival]] | None = None
+        spec = self.spec()
         for _ in poll(timeout):
             state = self.state()
-            if state != last or not changes_only:
+            seen = state, self._waiting(spec, state)
+            if seen != last or not changes_only:
                 yield state
-            last = state
+            last = seen
             if state.status != RUNNING:
                 return
         raise WaitTimeoutError(f"training {self.id!r} has not ended within {timeout:g} s")
@@ -226,6 +232,11 @@ class Training:
         """
         check_in_range("expires", expires, MAX_SECONDS)
         store = self._stack.store
+        if self.spec().is_buffered:
+            raise TicketError(
+                f"training {self.id!r} is buffered, and tickets are for synchronous trainings: "
+                "give the client AWS credentials"
+            )
         version = read_current(store, self.spec().server_optimizer.model)
         if (nbytes := version.tensors.source.nbytes) > SINGLE_PUT_BYTES:
             raise TicketError(
@@ -250,6 +261,38 @@ class Training:
             return list(clients)
         return list(list_members(self._stack.store, self.keys))
 
+    def waiting(self) -> list[Arrival]:
+        """Return the updates that wait in a buffered training, in the order of their arrival.
+
+        A client has one of them in the next buffer; its later ones are not listed.
+
+        Raises
+        ------
+        TrainingNotFoundError
+            There is no such training.
+        """
+        return self._waiting(self.spec(), self.state())
+
+    def _waiting(self, spec: TrainingSpec, state: TrainingState) -> list[Arrival]:
+        if not spec.is_buffered or state.version is None:
+            return []
+        versions = range(state.oldest_version(spec.staleness), state.version + 1)
+        return list_waiting(
+            self._stack.store, self.keys, state.counted, versions, members=spec.clients
+        )
+
+    def _waiting_json(self, spec: TrainingSpec, state: TrainingState) -> list[dict[str, Any]]:
+        return [
+            {
+                "client": arrival.client,
+                "version": arrival.version,
+                "etag": arrival.entry.etag,
+                "nbytes": arrival.entry.nbytes,
+                "arrived_at": arrival.entry.modified.isoformat(),
+            }
+            for arrival in self._waiting(spec, state)
+        ]
+
     def pause(self, reason: str) -> TrainingState:
         """Pause the training when its current round has ended.
 
@@ -270,7 +313,7 @@ class Training:
         Parameters
         ----------
         reason
-            Why, for those who look at it later.
+            The reason, for people who look at the training later.
         now
             Cancel the current round instead of waiting for it.
 

@@ -26,7 +26,7 @@ from gradshard_core.records.training_state import (
 )
 
 STARTING_SECONDS: Final = 60.0
-"""How long starting a training waits for its state to appear in the bucket."""
+"""The seconds that starting a training waits for its state to appear in the bucket."""
 
 STATES: Final = (RUNNING, PAUSED, ENDED)
 
@@ -38,6 +38,10 @@ class TrainingOptions(RoundOptions, total=False):
     and those of its rounds.
     """
 
+    mode: str | None
+    buffer: int | None
+    max_staleness: int | None
+    staleness_exponent: float | None
     sample: float | None
     over_selection: float | None
     seed: int | None
@@ -107,7 +111,7 @@ def list_trainings(stack: Stack, status: str | None = None) -> Iterator[ListedTr
     Parameters
     ----------
     stack
-        Where they run.
+        The stack on which they run.
     status
         Only those that are ``running``, ``paused`` or ``ended``.
 

@@ -371,10 +371,10 @@ def content_of(
     update, samples
         The update.
     training
-        What the client reports of its training
+        The client's report of its training
         (:func:`gradshard_core.stragglers.assignments.report_metadata`).
     metrics
-        What it measured (:func:`gradshard_core.formats.metrics.encode_metrics`).
+        The client's metrics (:func:`gradshard_core.formats.metrics.encode_metrics`).
 
     Raises
     ------

@@ -38,8 +38,8 @@ RANGE_BYTES: Final = 64 * 1024
 
 LEAST_RANGE_BYTES: Final = 4 * 1024
 MEMORY_BYTES: Final = 256 * 1024 * 1024
-"""What the ranges of all threads may take if every update is in memory. That happens only where a
-range has layers with different contributors."""
+"""The bytes that the ranges of all threads may take if every update is in memory. That happens only
+if a range has layers with different contributors."""
 
 MOST_LISTED: Final = 20
 """Differences that a report lists; the others are counted."""
@@ -56,11 +56,11 @@ class Difference(NamedTuple):
     key
         The object.
     tensor, element
-        Where it is.
+        The tensor's name, and the position of the element in it.
     byte
         Its position behind the object's header.
     text
-        What is published, and what follows from the updates.
+        The published value, and the value that follows from the updates.
     """
 
     key: str
@@ -72,7 +72,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Verification:
-    """What a verification did and found.
+    """The result of a verification.
 
     Parameters
     ----------
@@ -84,17 +84,17 @@ class Verification:
         The size of the result's tensors, the number of ranges into which they are cut, and the
         size that no range is over.
     sampled_ranges, sampled_nbytes
-        How many of them were recomputed.
+        The number of recomputed ranges, and their bytes.
     objects
         The published objects whose bytes were compared.
     wrong_ranges, differences
-        How many ranges differ in an object, and the first difference of some of them.
+        The number of ranges that differ, and the first difference in some of them.
     contradictions
         Statements of the manifest that the spec or the updates contradict.
     notes
-        What could not be checked, and why.
+        Statements about what could not be checked, with the reasons.
     detections
-        How likely this sample was to show an error.
+        The probabilities that this sample shows an error.
     """
 
     round_id: str
@@ -125,7 +125,7 @@ class Verification:
 
     @property
     def extent(self) -> str:
-        """What was recomputed, as a clause."""
+        """The extent of the recomputation, as a clause."""
         return (
             f"{self.sampled_ranges:,} of {pluralize(self.ranges, 'range')}, "
             f"{format_size(self.sampled_nbytes)} of {format_size(self.nbytes)}, recomputed from "
@@ -134,7 +134,7 @@ class Verification:
 
     @property
     def confidence(self) -> list[str]:
-        """How likely the sample was to show an error, one statement for each of ``detections``."""
+        """The probabilities that the sample shows an error: a statement for each detection."""
         statements = []
         for found in self.detections:
             what = "a single wrong byte"
@@ -160,7 +160,7 @@ class VerificationError(GradshardError):
     Parameters
     ----------
     verification
-        What was found.
+        The result of the verification.
     """
 
     def __init__(self, verification: Verification) -> None:
@@ -192,9 +192,9 @@ def verify_claim(
     store
         The bucket.
     claim
-        What the round claims.
+        The round's claim.
     fraction
-        How much of the result to recompute, over 0 and at most 1. At least one range is.
+        The fraction of the result to recompute, over 0 and at most 1. At least one range is.
     seed
         Decides which ranges.
     progress
@@ -356,7 +356,7 @@ def first_difference(
     layout
         The layout.
     start
-        Where the ranges begin, on an element boundary.
+        The beginning of the ranges, on an element boundary.
     expected, found
         Their bytes.
     nan_is_nan

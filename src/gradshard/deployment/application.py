@@ -24,7 +24,10 @@ RUNTIME: Final = "3.13"
 """The Python that the functions run under, and with which `sam` builds their layer."""
 
 LAYER: Final = "GradshardLayer"
-"""The layer's name in the template, and of its folder in a build."""
+"""The layer's name in the templates, and of its folder in a build."""
+
+KEEPER: Final = Path("keeper", "template.yaml")
+"""The template of the mask keeper's stack; that of the aggregator is beside the folder."""
 
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 _CARRIED: Final = _PACKAGE / "app"
@@ -32,7 +35,7 @@ _CORE: Final = Path(gradshard_core.__file__).resolve().parent
 _LAYER: Final = Path("layers", "gradshard")
 _SOURCES: Final = (
     *("template.yaml", "samconfig.toml", "LICENSE", "README.md"),
-    *("statemachine", "functions", "layers"),
+    *("statemachine", "functions", "layers", "keeper"),
 )
 
 
@@ -146,8 +149,8 @@ def check_builder() -> None:
         )
 
 
-def compile_layer(build: Path) -> None:
-    """Compile the layer that `sam build` made in a folder.
+def compile_layers(build: Path) -> None:
+    """Compile the layers that `sam build` made in a folder.
 
     Lambda cannot write beside a layer's modules, and `sam` leaves bytecode out: every cold start
     would compile the package and numpy anew, which takes longer than all the rest of it. The
@@ -160,11 +163,12 @@ def compile_layer(build: Path) -> None:
     """
     python = shutil.which(f"python{RUNTIME}", path=search_path()) or f"python{RUNTIME}"
     mode = ["--invalidation-mode", "unchecked-hash"]
-    done = subprocess.run(  # noqa: S603 - an interpreter found by its name, our own arguments
-        [python, "-m", "compileall", "-q", *mode, str(build / LAYER / "python")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise DeployError(f"{build / LAYER} cannot be compiled: {done.stdout.strip()[-500:]}")
+    for layer in sorted(build.glob("*Layer")):
+        done = subprocess.run(  # noqa: S603 - an interpreter found by its name, our own arguments
+            [python, "-m", "compileall", "-q", *mode, str(layer / "python")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise DeployError(f"{layer} cannot be compiled: {done.stdout.strip()[-500:]}")

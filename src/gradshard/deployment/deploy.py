@@ -22,6 +22,8 @@ ANSWERS: Final = "deploy.toml"
 """The file of the guide's answers, in the user's folder of settings."""
 
 DEFAULT_STACK: Final = "gradshard"
+KEEPER_ENVIRONMENT: Final = "keeper"
+"""The table of `samconfig.toml` with the settings of the mask keeper's stack."""
 
 _ARCHITECTURE: Final = "Architecture"
 _TEMPLATES_ARCHITECTURE: Final = "arm64"
@@ -88,8 +90,8 @@ class Deployed(NamedTuple):
         return {name: value for name, value in wanted.items() if value and value != found[name]}
 
 
-def deploy(arguments: Sequence[str]) -> Deployed:
-    """Build the application, deploy it, and remember the region.
+def deploy(arguments: Sequence[str], *, keeper: bool = False) -> Deployed:
+    """Build the application, or the mask keeper, deploy it, and remember the region.
 
     The layer is built for the processor that the stack is to have, which `sam build` alone does not
     learn from the parameters of `sam deploy`.
@@ -98,13 +100,15 @@ def deploy(arguments: Sequence[str]) -> Deployed:
     ----------
     arguments
         Options of `sam deploy`.
+    keeper
+        Whether to deploy the mask keeper.
 
     Raises
     ------
     DeployError
         A tool is missing, an option makes no sense, or `sam` failed, which has said why.
     """
-    options = parse_options(arguments)
+    options = parse_options(arguments, KEEPER_ENVIRONMENT if keeper else "default")
     sam = application.find_sam()
     application.check_builder()
     with application.folder() as sources:
@@ -116,9 +120,10 @@ def deploy(arguments: Sequence[str]) -> Deployed:
         common = ["--config-file", str(config), "--config-env", options.environment]
         common += ["--parameter-overrides", *_as_arguments(parameters)]
         build = sources / ".aws-sam" / "build"
-        template = ["--template-file", str(sources / "template.yaml"), "--base-dir", str(sources)]
+        file = sources / (application.KEEPER if keeper else "template.yaml")
+        template = ["--template-file", str(file), "--base-dir", str(file.parent)]
         _run([sam, "build", *template, "--build-dir", str(build), *common])
-        application.compile_layer(build)
+        application.compile_layers(build)
         built = ["--template-file", str(build / "template.yaml")]
         try:
             _run([sam, "deploy", *built, *common, *options.rest])
@@ -133,8 +138,8 @@ def deploy(arguments: Sequence[str]) -> Deployed:
     return deployed
 
 
-def parse_options(arguments: Sequence[str]) -> Options:
-    """Parse the options of `sam deploy`.
+def parse_options(arguments: Sequence[str], environment: str = "default") -> Options:
+    """Parse the options of `sam deploy`; ``environment`` is the table of settings without one.
 
     Raises
     ------
@@ -161,7 +166,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     config_files = values.get("--config-file")
     return Options(
         config_file=Path(config_files[-1]).absolute() if config_files else None,
-        environment=values.get("--config-env", ["default"])[-1],
+        environment=values.get("--config-env", [environment])[-1],
         parameters=_parse_parameters(values.get("--parameter-overrides", [])),
         rest=tuple(rest),
     )

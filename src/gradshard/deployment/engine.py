@@ -1,4 +1,4 @@
-"""The local engines of this user: where each listens, whether it runs, and how to reach it.
+"""The local engines of this user: their addresses, processes and credentials.
 
 Each engine is known by its port and keeps its files (process id, key, log, build, the functions'
 files) in one folder of the user's cache.
@@ -25,7 +25,8 @@ EPHEMERAL: Final = "ephemeral"
 """A file in an engine's folder: there if it keeps nothing."""
 
 STACK: Final = "gradshard"
-"""The stack's name, as in the application's `samconfig.toml`."""
+KEEPER_STACK: Final = "gradshard-keeper"
+"""The stacks' names, as in the application's `samconfig.toml`."""
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,25 @@ from botocore.config import Config
 
 from gradshard.aws.boto_client import connect
 from gradshard.deployment import application
-from gradshard.deployment.engine import STACK, Engine, has_application, session, url_of
+from gradshard.deployment.engine import (
+    KEEPER_STACK,
+    STACK,
+    Engine,
+    has_application,
+    session,
+    url_of,
+)
 from gradshard.deployment.engine_control import child_environment, tail_of
 from gradshard_core.errors import EngineError
 
 Progress = Callable[[str], None]
 
 
-def deploy_if_changed(engine: Engine, progress: Progress) -> None:
+def deploy_if_changed(engine: Engine, progress: Progress, *, keeper: bool = False) -> None:
     """Build and deploy the application, unless the engine has the same one already.
+
+    With ``keeper``, also the mask keeper, as a stack of its own. Each stack has its own roles,
+    though both are in one account.
 
     Raises
     ------
@@ -28,18 +38,47 @@ def deploy_if_changed(engine: Engine, progress: Progress) -> None:
     """
     fingerprint = application.fingerprint()
     deployed = engine.state / "deployed"
-    is_same = deployed.exists() and deployed.read_text() == fingerprint
+    known = [fingerprint, f"{fingerprint} {KEEPER_STACK}"]
+    is_same = deployed.exists() and deployed.read_text() in known[keeper:]
     if is_same and has_application(engine):
         return
     deployed.unlink(missing_ok=True)
     with application.folder() as sources:
         progress("building the application")
-        _run_sam(engine, sources, "build", "--build-dir", str(engine.state / "build"))
-        application.compile_layer(engine.state / "build")
+        build = engine.state / "build"
+        _build(engine, sources / "template.yaml", build)
         progress("deploying the application")
-        built = engine.state / "build" / "template.yaml"
-        _run_sam(engine, sources, "deploy", "--template-file", str(built))
-    deployed.write_text(fingerprint)
+        _deploy(engine, sources, build)
+        if keeper:
+            progress("building and deploying the mask keeper")
+            build_keeper = engine.state / "build-keeper"
+            _build(engine, sources / application.KEEPER, build_keeper)
+            named = {"AggregatorBucket": _bucket_of(engine, STACK)}
+            _deploy(engine, sources, build_keeper, KEEPER_STACK, **named)
+            _deploy(engine, sources, build, KeeperBucket=_bucket_of(engine, KEEPER_STACK))
+    deployed.write_text(known[keeper])
+
+
+def _build(engine: Engine, template: Path, folder: Path) -> None:
+    arguments = ["--template-file", str(template), "--base-dir", str(template.parent)]
+    config = template.parent / "samconfig.toml"
+    config = config if config.exists() else template.parents[1] / "samconfig.toml"
+    _run_sam(engine, config.parent, "build", *arguments, "--build-dir", str(folder))
+    application.compile_layers(folder)
+
+
+def _deploy(
+    engine: Engine, sources: Path, folder: Path, stack: str = STACK, **parameters: str
+) -> None:
+    arguments = ["--template-file", str(folder / "template.yaml"), "--stack-name", stack]
+    _run_sam(engine, sources, "deploy", *arguments, **parameters)
+
+
+def _bucket_of(engine: Engine, stack: str) -> str:
+    formation = connect(session(engine), "cloudformation", Config(), engine.url)
+    [found] = formation.describe_stacks(StackName=stack)["Stacks"]
+    outputs = {output["OutputKey"]: output["OutputValue"] for output in found["Outputs"]}
+    return str(outputs["BucketName"])
 
 
 def write_container_settings(engine: Engine, address: str) -> None:
@@ -72,12 +111,15 @@ def write_container_settings(engine: Engine, address: str) -> None:
     engine.container_settings.write_text("\n".join([*head, *lines, ""]))
 
 
-def _run_sam(engine: Engine, sources: Path, command: str, *arguments: str) -> None:
+def _run_sam(
+    engine: Engine, sources: Path, command: str, *arguments: str, **parameters: str
+) -> None:
     """Run one `sam` command with the application's `local` environment against the engine."""
     config = sources / "samconfig.toml"
     line = [application.find_sam(), command]
     line += ["--config-file", str(config), "--config-env", "local", *arguments]
     line += ["--parameter-overrides", *template_parameters(config, engine)]
+    line += [f"{name}={value}" for name, value in parameters.items()]
     with (engine.folder / "sam.log").open("a") as log:
         log.write(f"$ {' '.join(line)}\n")
         log.flush()

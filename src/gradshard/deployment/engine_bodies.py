@@ -6,6 +6,7 @@ is a file from the moment it arrives, and a range of it is sent piece by piece.
 """
 
 import contextlib
+import functools
 import mmap
 import os
 import re
@@ -32,6 +33,12 @@ class _File:
         os.close(self.fd)
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+@functools.cache
+def _open_files() -> int:
+    """Return a descriptor of the folder in which each open file has its number as its name."""
+    return os.open("/proc/self/fd", os.O_RDONLY)
 
 
 class StoredBody:
@@ -65,11 +72,16 @@ class StoredBody:
         """Return the text."""
         return bytes(self).decode(*how)
 
-    @property
-    def own_path(self) -> Path | None:
-        """Its file's path, if the body is the whole of a file that is only this body's."""
-        is_whole = (self._start, self._end) == (0, os.fstat(self._file.fd).st_size)
-        return self._file.path if is_whole else None
+    def link_to(self, name: Path) -> bool:
+        """Give the body's file another name; False if that cannot be done."""
+        if (self._start, self._end) != (0, os.fstat(self._file.fd).st_size):
+            return False
+        # By the open file: its path may name another one by now. Files are replaced and never
+        # changed, so two names of one file are as two files.
+        with contextlib.suppress(OSError):
+            os.link(str(self._file.fd), name, src_dir_fd=_open_files())
+            return True
+        return False
 
     def piece(self, start: int) -> bytes:
         """Read some bytes from a position on; none at the end."""
@@ -80,7 +92,7 @@ class StoredBody:
         """Append the bytes to an open file."""
         done = 0
         while done < len(self):
-            done += os.write(fd, self.piece(done))
+            done += os.sendfile(fd, self._file.fd, self._start + done, len(self) - done)
 
 
 class Spool:
@@ -233,24 +245,13 @@ def _patch_writing() -> None:
             return
         temporary = Path(f"{path}.tmp")
         temporary.unlink(missing_ok=True)
-        if not _link(data.own_path, temporary):
+        if not data.link_to(temporary):
             with temporary.open("xb", buffering=0) as copy:
                 temporary.chmod(0o600)
                 data.copy_to(copy.fileno())
         temporary.replace(path)
 
     s3._atomic_write = write
-
-
-def _link(path: Path | None, name: Path) -> bool:
-    """Give a file another name; False if it has none, or the file system knows no links."""
-    if path is None:
-        return False
-    # Files are replaced and never changed, so two names of one file are as two files.
-    with contextlib.suppress(OSError):
-        os.link(path, name)
-        return True
-    return False
 
 
 def _patch_versions() -> None:

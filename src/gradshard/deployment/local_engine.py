@@ -50,6 +50,7 @@ def up(
     *,
     bind: str | None = None,
     ephemeral: bool = False,
+    keeper: bool = False,
     progress: Progress | None = None,
     owner: int | None = None,
 ) -> Engine:
@@ -65,6 +66,8 @@ def up(
         the engine's key can run code as this user.
     ephemeral
         Whether a new engine keeps objects in memory, and nothing when it ends.
+    keeper
+        Whether to deploy the mask keeper of masked rounds, too.
     progress
         Called with a line at each step.
     owner
@@ -103,7 +106,7 @@ def up(
                 f"the engine on port {engine.port} runs already and does not listen on {bind}: "
                 f"`{engine.stopping}` first"
             )
-        deploy_if_changed(engine, report)
+        deploy_if_changed(engine, report, keeper=keeper)
         if bind:
             write_container_settings(engine, bind)
     report(f"ready at {engine.url}")

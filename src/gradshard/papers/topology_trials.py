@@ -1,4 +1,4 @@
-"""Run several topologies on the updates of one round, and say what each took."""
+"""Run several topologies on the updates of one round, and measure the cost of each."""
 
 import hashlib
 import math
@@ -61,7 +61,7 @@ class Outcome:
     trial
         The trial.
     rejected
-        Why it could not run; nothing below is known then.
+        The reason why it could not run; nothing below is known then.
     shards, tasks, order, groups
         The plan of the trial.
     bytes_read, bytes_written, gets, puts

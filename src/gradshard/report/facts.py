@@ -176,6 +176,8 @@ def _clients(
         "contributors": [
             {
                 **{name: entry[name] for name in ("client", "samples", "weight", "nbytes")},
+                "codec": entry.get("codec"),
+                "codec_error": entry.get("codec_error"),
                 "arrived_at": counted.get(entry["client"]),
             }
             for entry in contributors

@@ -1,4 +1,4 @@
-"""The verdict: which rounds completed, and who or what kept the others from it."""
+"""The verdict: the rounds that completed, and the causes that kept the others from it."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final

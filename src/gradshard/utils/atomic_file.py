@@ -1,4 +1,4 @@
-"""Files that take their name when they are whole.
+"""Files that appear under their name only when they are complete.
 
 Every file that a command or a function is told to write is written by this module, so one rule
 holds for all: a regular file is replaced and keeps its mode, a symbolic link is followed and stays,

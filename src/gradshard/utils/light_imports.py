@@ -22,7 +22,7 @@ _CONFIG_FILES = {
     "AWS_CONFIG_FILE": "~/.aws/config",
     "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
 }
-"""Where botocore finds profiles, by the variable that says otherwise."""
+"""The files in which botocore finds profiles, by the variable that names another one."""
 
 
 def hide_unused_libraries() -> None:

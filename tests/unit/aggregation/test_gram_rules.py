@@ -162,3 +162,28 @@ def test_weights_do_not_depend_on_the_names_of_clients(rule: dict[str, Any]) -> 
     first = decide(updates, samples.tolist(), **rule).weights
     other = decide(updates[order], samples[order].tolist(), **rule).weights
     assert np.allclose(np.array(first)[order], other, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"), [("geometric_median", 1), ("geometric_median", 3), ("cosine_filter", 1)]
+)
+@pytest.mark.parametrize("scale", [1e3, 1e9, 1e20, 1e35])
+def test_a_minority_moves_the_result_no_further_the_longer_it_is(
+    name: str, bad: int, scale: float
+) -> None:
+    rng = np.random.default_rng(3)
+    good = rng.standard_normal((7 - bad, 40)) + 1
+    hostile = -scale * (1 + rng.standard_normal((bad, 40)) / 10)
+    updates = np.concatenate([good, hostile])
+    decision = parse_robust_rule({"name": name}).decide((updates @ updates.T).tolist(), [1] * 7)
+    result = np.asarray(decision.weights) @ updates
+    spread = np.linalg.norm(good - good.mean(0), axis=1).max()
+    assert np.linalg.norm(result - good.mean(0)) < 4 * spread
+
+
+def test_over_half_the_same_updates_are_the_geometric_median() -> None:
+    updates = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1e30, 0.0], [2.0, 1.0]])
+    decision = parse_robust_rule({"name": "geometric_median"}).decide(
+        (updates @ updates.T).tolist(), [1] * 5
+    )
+    assert decision.weights == (1 / 3, 1 / 3, 1 / 3, 0.0, 0.0)

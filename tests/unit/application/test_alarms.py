@@ -17,7 +17,8 @@ import pytest
 from gradshard.client.model import Model
 from gradshard.client.training import Training
 from gradshard_core.observability import log_fields
-from tests import reference
+from tests import compressed, reference
+from tests.compressed import random_units
 from tests.unit.application.test_template import ALARMS, RESOURCES, STACK, of_type, shown
 from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import OPENED, Machine
@@ -83,6 +84,8 @@ def points(text: str, seconds: float) -> Iterator[Point]:
 
 def good_round(machine: Machine) -> None:
     """Two clients, one of which mends what was rejected."""
+    compressed_round(machine)
+    machine.begin("good")
     machine.open(clients=["a", "b"])
     machine.store.put_bytes(machine.keys.update("b"), b"junk")
     machine.collect("b", "junk")
@@ -92,6 +95,19 @@ def good_round(machine: Machine) -> None:
     machine.collect("b", machine.submit("b", {"w": np.zeros(3, "f4")}))
     machine.step("collect_update", detail={"object": {"key": "elsewhere", "etag": ""}})
     training(machine)
+
+
+def compressed_round(machine: Machine) -> None:
+    """One client, which compresses its update."""
+    machine.begin("compressed")
+    machine.open(clients=["a"], codecs=["int8"])
+    tensor = np.ones(32, "f4")
+    units = random_units(np.random.default_rng(0), "int8", 1)
+    key = machine.keys.update("a")
+    body = compressed.write("int8", {"w": tensor}, {"w": units}, {"num_samples": "1"})
+    machine.store.put_bytes(key, body)
+    machine.collect("a", machine.store.etags[key].strip('"'))
+    assert machine.turn(OPENED) == {"status": "completed"}
 
 
 def training(machine: Machine) -> None:

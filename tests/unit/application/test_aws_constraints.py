@@ -42,6 +42,8 @@ FREE: Final = {
     "PermissionsBoundaryArn": f"arn:aws-us-gov:iam::{'1' * 12}:policy/{'p' * 128}",
     "AlarmTopicArn": f"arn:aws-us-gov:sns:ap-southeast-2:{'1' * 12}:{'t' * 256}",
     "AlarmEmail": "on-call@example.org",
+    "KeeperBucket": "k" * 63,
+    "KeeperAccount": "1" * 12,
     "EndpointUrl": f"http://{'e' * 253}",
 }
 """Parameters that may be any text of a form, long."""

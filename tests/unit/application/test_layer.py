@@ -14,9 +14,14 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 LAYER = ROOT / "layers" / "gradshard"
-FUNCTIONS = sorted(path.parent.name for path in ROOT.glob("functions/*/app.py"))
+FUNCTIONS = sorted([*ROOT.glob("functions/*"), *ROOT.glob("keeper/functions/*")])
 
-IN_LAYER = set(re.findall(r"^([\w-]+)==", (LAYER / "requirements.txt").read_text(), re.MULTILINE))
+
+def packages_for(function: Path) -> set[str]:
+    """The packages in the layers of a function: the keeper's has one more layer."""
+    layers = ["gradshard", "keeper"] if "keeper" in function.parts else ["gradshard"]
+    texts = [(ROOT / "layers" / layer / "requirements.txt").read_text() for layer in layers]
+    return set(re.findall(r"^([\w-]+)==", "".join(texts), re.MULTILINE))
 
 
 def is_for_others(node: ast.AST) -> bool:
@@ -48,10 +53,10 @@ def source(module: str) -> Path | None:
     return found[0] if found else None
 
 
-def reached(function: str) -> set[str]:
+def reached(function: Path) -> set[str]:
     """Every module that a function imports, itself or through others of ours."""
     found: set[str] = set()
-    files = [ROOT / "functions" / function / "app.py"]
+    files = [function / "app.py"]
     while files:
         for module in imports(ast.parse(files.pop().read_text())):
             parts = module.split(".")
@@ -64,21 +69,23 @@ def reached(function: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_every_import_of_a_function_is_there_on_lambda(function: str) -> None:
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda path: path.name)
+def test_every_import_of_a_function_is_there_on_lambda(function: Path) -> None:
     modules = reached(function)
-    of_trainings = function.endswith("_training") or function == "write_notices"
+    of_trainings = function.name.endswith("_training") or function.name == "write_notices"
     folder = "trainings" if of_trainings else "rounds"
-    assert f"gradshard_core.{folder}.{function}" in modules
+    folder = "keeper" if "keeper" in function.relative_to(ROOT).parts else folder
+    assert f"gradshard_core.{folder}.{function.name}" in modules
     distributions = packages_distributions()
     others = {name.partition(".")[0] for name in modules} - {
         "gradshard_core",
         *sys.stdlib_module_names,
     }
+    packages = packages_for(function.relative_to(ROOT))
     missing = {
         name
         for name in others
-        if not IN_LAYER & {found.replace("_", "-") for found in distributions.get(name, [])}
+        if not packages & {found.replace("_", "-") for found in distributions.get(name, [])}
     }
     assert missing == set()
 

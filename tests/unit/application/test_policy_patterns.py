@@ -34,7 +34,7 @@ OWN = {
 HOSTILE = [
     *("a", "b", "c.safetensors", "a.json", "00000", "0", "1", "tasks", "updates", "update.json"),
     *("partial-updates", "rejections", "replans", "task-reports", "partial-sums"),
-    *("measurements", "decisions"),
+    *("measurements", "decisions", "secrets", "noise"),
     *("rounds", "models", "versions"),
     *("puts", "current", "model", "momentum", "arn", "BUCKET", *sorted(OWN)),
 ]
@@ -53,7 +53,7 @@ def round_keys(name: str) -> Iterator[str]:
 
 def model_keys(name: str) -> Iterator[str]:
     keys = ModelKeys(name)
-    yield from (keys.current, keys.version(1), keys.put("a1"), keys.training)
+    yield from (keys.current, keys.version(1), keys.put("a1"), keys.training, keys.ledger)
     for round_ in ROUNDS:
         yield from (keys.next_model(round_), keys.state(round_, "momentum"))
 

@@ -19,8 +19,11 @@ from gradshard_core.rounds import admission
 
 ROOT = Path(__file__).parents[3]
 DEFINITIONS: dict[str, dict[str, Any]] = {
-    name: json.loads((ROOT / "statemachine" / f"{name}.asl.json").read_text())
-    for name in ("round", "federation")
+    path.name.partition(".")[0]: json.loads(path.read_text())
+    for path in (
+        *(ROOT / "statemachine" / f"{name}.asl.json" for name in ("round", "federation")),
+        ROOT / "keeper" / "statemachine" / "keeper.asl.json",
+    )
 }
 
 ANY = {"Type", "Comment"}

@@ -168,8 +168,11 @@ def grants() -> list[Grant]:
     ]
 
 
+KEEPERS_REQUESTS = "arn:${AWS::Partition}:s3:::${KeeperBucket}/requests/*"
+
 MODELS = {
     "${Bucket.Arn}/models/*.json": "which version is current, and each version's record",
+    "${Bucket.Arn}/models/*/ledger.json": "what its rounds have revealed",
     "${Bucket.Arn}/models/*.safetensors": "models, whether a round made them or somebody put them",
     "${Bucket.Arn}/models/*/rounds/*.safetensors": "what rounds make: models, optimizers' state",
     "${Bucket.Arn}/models/*/training.json": "which training has the model",
@@ -182,6 +185,7 @@ TRAININGS = {
     "${Bucket.Arn}/trainings/*/rounds/*": "the records of its rounds",
     "${Bucket.Arn}/trainings/*/notices/*": "what holders of tickets read",
     "${Bucket.Arn}/trainings/*/knocks/*": "what they write, to have it renewed",
+    "${Bucket.Arn}/trainings/*/members/*": "who has joined",
 }
 
 
@@ -287,8 +291,29 @@ def test_no_role_reads_or_writes_more_of_the_bucket_than_kinds_of_objects() -> N
     of_s3 = [grant for grant in grants() if grant.action.startswith("s3:")]
     on_bucket = {grant.action for grant in of_s3 if grant.resource == "${Bucket.Arn}"}
     assert on_bucket == set(WHOLE_BUCKET)
-    named = {grant.resource for grant in of_s3} - {"${Bucket.Arn}"}
+    named = {grant.resource for grant in of_s3} - {"${Bucket.Arn}", KEEPERS_REQUESTS}
     assert named <= patterns_of_a_rounds_objects() | {*MODELS, *TRAININGS}
+
+
+def test_planning_alone_may_do_anything_in_the_keepers_bucket_and_only_ask() -> None:
+    asking = [g for g in grants() if "KeeperBucket" in g.resource]
+    assert asking == [Grant("PlanRoundFunctionRole", "s3:PutObject", KEEPERS_REQUESTS)]
+    assert RESOURCES["AskKeeper"]["Condition"] == "HasKeeper"
+
+
+def test_the_keepers_account_may_only_write_answers() -> None:
+    [policy] = of_type("AWS::S3::BucketPolicy").values()
+    allowed = [s for s in policy["PolicyDocument"]["Statement"] if s["Effect"] == "Allow"]
+    [statement] = allowed
+    assert statement["Action"] == [
+        "s3:PutObject",
+        "s3:AbortMultipartUpload",
+        "s3:ListMultipartUploadParts",
+    ]
+    assert shown(statement["Resource"]) == "${Bucket.Arn}/rounds/*/keeper/*"
+    own = {"Ref": "AWS::AccountId"}
+    account = {"Fn::If": ["HasKeeperAccount", {"Ref": "KeeperAccount"}, own]}
+    assert statement["Principal"] == {"AWS": account}
 
 
 def test_no_function_may_change_an_uploaded_model() -> None:
@@ -431,6 +456,7 @@ def as_aws_has_it(text: str) -> str:
         "AWS::StackName": "s" * MAX_STACK_NAME,
         "AWS::URLSuffix": "amazonaws.com",
         "Bucket.Arn": "arn:aws-us-gov:s3:::" + "b" * 63,
+        "KeeperBucket": "k" * 63,
         "KmsKeyArn": f"arn:aws-us-gov:kms:ap-southeast-2:{'1' * 12}:key/{'k' * 36}",
         "ScheduleGroup": "g" * 64,
         "ScheduleRole.Arn": f"arn:aws-us-gov:iam::{'1' * 12}:role/{'r' * 64}",
@@ -606,7 +632,7 @@ def test_the_bucket_encrypts_with_the_key_that_is_given() -> None:
 
 def denials() -> dict[str, dict[str, Any]]:
     [policy] = of_type("AWS::S3::BucketPolicy").values()
-    found = policy["PolicyDocument"]["Statement"]
+    found = [s for s in policy["PolicyDocument"]["Statement"] if s["Effect"] != "Allow"]
     assert {(s["Effect"], s["Principal"]) for s in found} == {("Deny", "*")}
     return {statement["Sid"]: statement for statement in found}
 

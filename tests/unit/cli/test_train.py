@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -258,3 +259,48 @@ def test_a_program_that_fails_ends_join_with_the_reason(
     assert result.exit_code == 1
     assert "ann evaluates for round t-00003" in result.output
     assert why in result.output
+
+
+def test_a_buffered_training_shows_its_version_its_buffer_and_staleness(
+    federation: Federation, run: Run
+) -> None:
+    started = run(*START, "--mode", "buffered", "--buffer", "4", "--max-staleness", "3")
+    assert started.exit_code == 0, started.output
+    assert federation.training("t").spec().staleness == 3
+    keys, store = TrainingKeys("t"), federation.stack.store
+    everybody = replace(INVITATION, clients=(), awaited=4, version=5)
+    change(federation, invitation=everybody, version=5, counted={"4": {"cy": "d41d8cd9"}})
+    for client, version in (("ann", 5), ("ann", 4), ("bo", 3), ("cy", 4), ("dan", 1), ("eve", 9)):
+        store.put_bytes(keys.inbox(version).update(client), b"")
+    record = RECORD | {"clients": [], "awaited": 4, "staleness": {"ann": 0, "bo": 3}}
+    store.put_json(keys.record("t-00002"), record)
+    text = " ".join(run("train", "show", "t").output.split())
+    assert "version 5" in text
+    assert "buffer 2 of 4, staleness 1.0, at most 2" in text
+    assert "round t-00003, everybody trains" in text
+    assert "1.5, at most 3" in text
+    assert "1 of 4" in text
+    shown = json.loads(run("train", "show", "t", "--json").output)
+    waiting = [(found["client"], found["version"]) for found in shown["waiting"]]
+    assert waiting == [("ann", 5), ("bo", 3)]
+
+
+def test_join_compresses_updates_as_told(
+    run: Run, federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    done = SimpleNamespace(state=SimpleNamespace(cause="over"))
+
+    def participate(*_: Any, **more: Any) -> Any:
+        given.update(more)
+        return done
+
+    monkeypatch.setattr(federation, "participate", participate)
+    residual = tmp_path / "residual"
+    options = ("--codec", "topk", "--codec-fraction", 0.02, "--residual", residual)
+    assert run("join", "t", "ann", *options, "--", "true").exit_code == 0
+    assert (given["codec"].codec, given["codec"].fraction) == ("topk", 0.02)
+    assert given["codec"].residual is not None
+    assert run("join", "t", "ann", "--", "true").exit_code == 0
+    assert given["codec"] is None
+    assert run("join", "t", "ann", "--codec-seed", 3, "--", "true").exit_code == 2

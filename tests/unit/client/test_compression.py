@@ -10,16 +10,23 @@ import pytest
 from gradshard.client.compression import Compression, DecodedContent, EncodedContent, uniform
 from gradshard.client.conversion import convert
 from gradshard.client.residual import Residual
+from gradshard.client.round import Round
 from gradshard.client.upload_source import Content, FileContent, TensorContent
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.formats.keys import RoundKeys
 from tests import compressed, reference
+from tests.unit.fakes import MemoryStack, MemoryStore
 
 HALF_STEP = {"int8": 0.5 / 127, "int4": 0.5 / 7, "fp8": 16 / 448}
 """Half of the largest distance between values, divided by the largest value."""
 
 ROUNDED_UP = 1 + 2.0**-7
 """How much larger a scale in BF16 may be."""
+
+
+def normal(seed: int) -> reference.Array:
+    return np.random.default_rng(seed).standard_normal(6400).astype("f4")
 
 
 def whole(content: Content) -> bytes:
@@ -235,3 +242,80 @@ def test_an_archive_is_compressed_at_once(tmp_path: Path) -> None:
 def test_an_unknown_codec_is_named() -> None:
     with pytest.raises(UpdateError, match="'zip' is unknown; there are int8, fp8, int4, topk"):
         Compression("zip")
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+@pytest.mark.parametrize("dtype", ["f4", ml_dtypes.bfloat16])
+def test_what_is_sent_and_the_residual_are_the_update(codec: str, dtype: Any) -> None:
+    residual = Residual()
+    tensor = np.random.default_rng(1).standard_normal(1000).astype(dtype)
+    content = EncodedContent(TensorContent({"w": tensor}, 5), Compression(codec, residual=residual))
+    sent = compressed.read(whole(content))["w"].astype("f8")
+    content.keep_residual()
+    _, lost = residual._current()
+    assert np.allclose(sent + lost["w"], tensor.astype("f8"), rtol=0, atol=1e-6)
+    error = np.linalg.norm(lost["w"]) / np.linalg.norm(tensor.astype("f8"))
+    assert content._compression.error == pytest.approx(error, rel=1e-5)
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_bad_update_does_not_spoil_the_next_ones(codec: str, bad: float) -> None:
+    residual = Residual()
+    good = np.random.default_rng(1).standard_normal(1000).astype("f4")
+    spoiled = good.copy()
+    spoiled[70] = bad
+    for number, tensor in enumerate((good, spoiled, good)):
+        compression = Compression(codec, residual=residual)
+        content = EncodedContent(TensorContent({"w": tensor}, 5), compression, f"r{number}")
+        sent = compressed.read(whole(content))["w"]
+        content.keep_residual()
+    assert np.isfinite(sent).all()
+
+
+def test_a_residual_keeps_what_of_it_a_partial_update_lacks(tmp_path: Path) -> None:
+    residual = Residual(tmp_path / "r")
+    tensors = {name: normal(seed) for seed, name in enumerate("ab")}
+
+    def send(round_id: str, *names: str) -> dict[str, reference.Array]:
+        given = {name: tensors[name] for name in names}
+        compression = Compression("int4", residual=residual)
+        content = EncodedContent(TensorContent(given, 5), compression, round_id)
+        arrived = compressed.read(whole(content))
+        content.keep_residual()
+        return arrived
+
+    first = send("1", "a", "b")
+    second = send("2", "b")
+    third = send("3", "a")
+    for name, arrived in (("a", [first, third]), ("b", [first, second])):
+        lost = sum(tensors[name] - sent[name] for sent in arrived)
+        other = send(f"then-{name}", name)
+        expected = tensors[name] + lost
+        assert np.allclose(other[name], expected, atol=np.abs(expected).max() / 7)
+        assert not np.allclose(lost, 0)
+
+
+def test_layers_that_are_sent_again_do_not_lose_twice(tmp_path: Path) -> None:
+    store = MemoryStore()
+    layout = {name: {"dtype": "F32", "shape": [6400]} for name in "ab"}
+    spec = {"clients": ["ann"], "min_clients": 1, "timeout": 60, "rule": "fedavg"}
+    spec |= {"layers": ["a", "b"], "layout": layout, "codecs": ["int4"]}
+    record = {"opened_at": "2026-01-01T00:00:00+00:00", "deadline_at": "2026-01-01T00:01:00+00:00"}
+    residual, tensors = Residual(tmp_path / "r"), {n: normal(0) for n in "ab"}
+    lost = {name: np.zeros_like(tensor) for name, tensor in tensors.items()}
+    for number in range(3):
+        keys = RoundKeys(f"r{number}")
+        store.put_json(keys.spec, {"round": keys.round_id, "spec": spec, **record})
+        round_ = Round(MemoryStack(store), keys.round_id)
+        growing = round_.layer_upload("ann", 5, codec=Compression("int4", residual=residual))
+        growing.add({"b": tensors["b"]})
+        body = store.objects[keys.partial_update("ann")]
+        assert len(body) < 0.2 * tensors["b"].nbytes
+        assert np.allclose(compressed.read(body)["b"], tensors["b"] + lost["b"], atol=1)
+        growing.add({"a": tensors["a"]})
+        growing.finish()
+        arrived = compressed.read(store.objects[keys.update("ann")])
+        for name, tensor in tensors.items():
+            lost[name] += tensor - arrived[name]
+    assert residual.norm == pytest.approx(np.linalg.norm([*lost.values()]), rel=1e-3)

@@ -121,8 +121,9 @@ class TestOpening:
         assert federation.open_round("r1", clients=["a", "b"], timeout=600).id == round_.id
 
     @pytest.mark.usefixtures("round_")
-    def test_twice_in_other_terms(self, federation: Federation) -> None:
-        with pytest.raises(RoundExistsError, match=r"'r1' .* other terms \(clients, min_clients\)"):
+    def test_twice_with_other_options(self, federation: Federation) -> None:
+        stated = r"'r1' .* other options \(clients, min_clients\)"
+        with pytest.raises(RoundExistsError, match=stated):
             federation.open_round("r1", clients=["a", "c"], min_clients=1, timeout=600)
 
     @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ class TestOpening:
         assert len(payload) <= limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
         assert json.loads(payload)["clients"] == ids
 
-    def test_in_other_terms_before_the_first_is_open(
+    def test_with_other_options_before_the_first_is_open(
         self, federation: Federation, stack: MemoryStack
     ) -> None:
         stack.executions["r1"] = execution("RUNNING")

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.compression import Compression
 from gradshard.client.federation import Federation
 from gradshard.client.model import Model
 from gradshard.client.participation import participate
+from gradshard.client.residual import Residual
 from gradshard.client.training import Training
 from gradshard.client.training_access import Member
 from gradshard_core.errors import (
@@ -24,7 +26,7 @@ from gradshard_core.errors import (
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.training_spec import parse_training_spec
 from gradshard_core.records.training_state import Invitation, TrainingState
-from tests import reference
+from tests import compressed, reference
 from tests.unit.fakes import MemoryStack, MemoryStore
 
 MODEL = {"w": np.arange(4, dtype="f4")}
@@ -52,6 +54,7 @@ class World:
         self.show()
         self.script: list[Callable[[], None]] = []
         self.slept: list[float] = []
+        self.model = "model"
         self.now = 0.0
         monkeypatch.setattr(time, "sleep", self._sleep)
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
@@ -75,9 +78,11 @@ class World:
 
     def open(self, name: str, *, is_evaluation: bool = False) -> None:
         spec: dict[str, Any] = {"clients": ["ann", "bo"], "min_clients": 1, "timeout": 60}
+        if not is_evaluation:
+            spec["codecs"] = ["int8"]
         record = {"round": name, "opened_at": NOW, "deadline_at": NOW}
         if not is_evaluation:
-            spec["server_optimizer"] = {"optimizer": "fedavg", "model": "model"}
+            spec["server_optimizer"] = {"optimizer": "fedavg", "model": self.model}
             record["model_version"] = 1  # type: ignore[assignment]
         self.store.put_json(RoundKeys(name).spec, record | {"spec": spec})
 
@@ -111,6 +116,30 @@ def test_the_change_and_the_metrics_are_sent_and_the_loop_returns_at_the_end(wor
     assert b'"metrics":"{\\"loss\\": 0.25}"' in blob
     metrics = world.sent("t-00001-eval")
     assert {name: value.tolist() for name, value in metrics.items()} == {"accuracy": 6.0, "n": 1.0}
+
+
+def test_updates_are_compressed_and_metrics_are_not(world: World) -> None:
+    model = {"w": np.zeros(640, "f4")}
+    Model(world.stack, "wide").put(model)
+    change = np.random.default_rng(0).standard_normal(640).astype("f4")
+    world.model = "wide"
+    world.invite(1)
+    world.script = [lambda: world.invite(1, is_evaluation=True), lambda: world.invite(2), world.end]
+    residual = Residual()
+    codec = Compression("int8", seed=5, residual=residual)
+    participate(
+        world.member,
+        lambda before, _: ({"w": before["w"] + change}, 7),
+        evaluate,
+        codec=codec,
+    )
+    bodies = [world.store.objects[RoundKeys(f"t-0000{n}").update("ann")] for n in (1, 2)]
+    sent = [compressed.read(body)["w"] for body in bodies]
+    assert all(b'"codec":"int8"' in body for body in bodies)
+    assert np.allclose(sent[0], change, atol=0.05)
+    assert not np.array_equal(sent[0], sent[1])
+    assert residual.norm == pytest.approx(np.linalg.norm(2 * change - sum(sent)), rel=1e-3)
+    assert b'"codec"' not in world.store.objects[RoundKeys("t-00001-eval").update("ann")]
 
 
 def test_a_client_that_is_started_again_does_not_train_again(world: World) -> None:
@@ -283,3 +312,47 @@ def test_models_are_sent_whole_where_the_optimizer_wants_them(world: World) -> N
     world.script = [world.end]
     participate(world.member, train)
     assert world.sent("t-00001")["w"].tolist() == [0.5, 1.5, 2.5, 3.5]
+
+
+def test_in_a_buffered_training_each_version_is_trained_once_and_rejections_are_told(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Versions appear as the client sleeps; the first update is rejected, the second one counts."""
+    spec = {**SPEC, "mode": "buffered", "buffer": 2}
+    world.store.put_json(world.keys.spec, {"spec": parse_training_spec(spec).to_json()})
+    model, reads = Model(world.stack), list[str]()
+
+    def show(version: int, **more: Any) -> None:
+        everybody = Invitation(
+            f"t-{version:05}", version, 0, False, (), 2, version, {"lr": float(version)}
+        )
+        world.show(invitation=everybody, version=version, **more)
+
+    def reject() -> None:
+        inbox = world.keys.inbox(1)
+        world.store.put_json(inbox.rejection("ann"), {"client": "ann", "reason": "too bad"})
+
+    def next_version() -> None:
+        model.put({"w": np.full(4, 9, "f4")})
+        show(2)
+
+    def count() -> None:
+        show(2, counted={"2": {"ann": "d41d8cd9"}})
+        reads.append("counted")
+
+    show(1)
+    world.script = [reject, lambda: None, next_version, count, lambda: None, world.end]
+    with caplog.at_level(logging.WARNING, "gradshard"):
+        done = participate(world.member, train, evaluate)
+    assert done.trained == (1, 2)
+    for version in (1, 2):
+        sent = reference.decode(world.store.objects[world.keys.inbox(version).update("ann")])
+        assert sent["w"].tobytes() == np.full(4, version, "f4").tobytes()
+    assert [record.message for record in caplog.records] == [
+        "the update from version 1 was rejected: too bad"
+    ]
+    # Started again, it finds that it has sent an update from this version.
+    world.show(status="running")
+    show(2)
+    world.script = [world.end]
+    assert participate(world.member, train, evaluate).trained == ()

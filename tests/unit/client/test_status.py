@@ -24,9 +24,9 @@ class CountingStore(MemoryStore):
         self.read[key] += 1
         return super().get_bytes(key)
 
-    def list_objects(self, prefix: str) -> Any:
+    def list_objects(self, prefix: str, *, after: str = "") -> Any:
         self.read[prefix] += 1
-        return super().list_objects(prefix)
+        return super().list_objects(prefix, after=after)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_layer_is_deployed_with_bytecode(module: Path, tmp_path: Path) -> None:
-    application.compile_layer(tmp_path)
+    application.compile_layers(tmp_path)
     [bytecode] = module.parent.glob("__pycache__/*.pyc")
     assert int.from_bytes(bytecode.read_bytes()[4:8], "little") == UNCHECKED
     # It is what is run, whatever the times of files say.
@@ -47,4 +47,4 @@ def test_a_layer_is_deployed_with_bytecode(module: Path, tmp_path: Path) -> None
 def test_a_module_that_is_no_python_is_not_deployed(module: Path, tmp_path: Path) -> None:
     module.write_text("def\n")
     with pytest.raises(DeployError, match=r"GradshardLayer cannot be compiled: .*module\.py"):
-        application.compile_layer(tmp_path)
+        application.compile_layers(tmp_path)

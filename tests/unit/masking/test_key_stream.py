@@ -6,7 +6,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradshard.masking.key_stream import MAX_BYTES, KeyStream, new_seed
+from gradshard_core.masking.key_stream import MAX_BYTES, KeyStream, new_seed
 
 SEED = bytes(range(32))
 

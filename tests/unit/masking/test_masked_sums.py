@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.masking import sealing
-from gradshard.masking.fixed_point import FixedPoint, add, subtract
-from gradshard.masking.key_stream import KeyStream, new_seed
-from gradshard.masking.sealing import SealContext
+from gradshard_core.aggregation.fixed_point import FixedPoint
+from gradshard_core.masking import sealing
+from gradshard_core.masking.key_stream import KeyStream, new_seed
+from gradshard_core.masking.sealing import SealContext
 
 ELEMENTS = 1_001
 
@@ -22,6 +22,14 @@ Array = np.ndarray[Any, Any]
 
 ONE_IN_A_MILLION = 377.0
 """Chi-square with 255 degrees of freedom exceeds it so often."""
+
+
+def add(elements: Any, sums: Any) -> None:
+    np.add(sums, elements, out=sums)
+
+
+def subtract(elements: Any, sums: Any) -> None:
+    np.subtract(sums, elements, out=sums)
 
 
 def chi_square(counts: Array) -> float:

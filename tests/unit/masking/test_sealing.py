@@ -9,9 +9,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from gradshard.masking import sealing
-from gradshard.masking.key_stream import new_seed
-from gradshard.masking.sealing import SealContext, SealError, seal, unseal
+from gradshard_core.masking import sealing
+from gradshard_core.masking.key_stream import new_seed
+from gradshard_core.masking.sealing import SealContext, SealError, seal, unseal
 
 CONTEXT = SealContext("r1", "a", ("a", "b", "c"), 2, "F32 32 bits")
 

@@ -196,6 +196,12 @@ def test_keys_of_one_invocation_are_not_those_of_the_next(said: Said) -> None:
 
 MEASURED: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple[float, str]]]] = [
     ("collect_update", {}, {"status": "accepted"}, {"UpdatesAccepted": (1, "Count")}),
+    (
+        "collect_update",
+        {},
+        {"status": "accepted", "codec": "int8"},
+        {"UpdatesAccepted": (1, "Count"), "UpdatesCompressed": (1, "Count")},
+    ),
     ("collect_update", {}, {"status": "rejected", "reason": ""}, {"UpdatesRejected": (1, "Count")}),
     ("collect_update", {}, {"status": "ignored", "late": True}, {"UpdatesLate": (1, "Count")}),
     ("collect_update", {}, {"status": "ignored"}, {"UpdatesIgnored": (1, "Count")}),

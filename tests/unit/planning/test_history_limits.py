@@ -37,7 +37,8 @@ def events(state: dict[str, Any]) -> int:
 
 def turn(levels: int) -> int:
     """Count the most events from a planning to what follows its finalizing."""
-    once, each = ("PlanRound", "FinalizeRound", "HasCompleted"), ("AggregateLevel", "HasNextLevel")
+    once = ("PlanRound", "FinalizeRound", "HasCompleted")
+    each = ("AggregateLevel", "HasNextLevel")
     return sum(events(STATES[name]) for name in once) + levels * sum(
         events(STATES[name]) for name in each
     )

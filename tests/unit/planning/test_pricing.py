@@ -352,8 +352,8 @@ def test_the_documentation_of_quotas_has_the_machines_transitions() -> None:
     page = (ROOT / "docs" / "deploying.md").read_text()
     level = limits.LEVEL_TRANSITIONS
     assert (
-        f"| {limits.ROUND_TRANSITIONS + level} a round of one level, {level} more for each further "
-        f"level, and one for each {limits.INLINE_ITERATIONS} tasks"
+        f"| {limits.ROUND_TRANSITIONS + level} for a round of one level, {level} more for each "
+        f"further level, and 1 for each {limits.INLINE_ITERATIONS} tasks"
     ) in page
 
 

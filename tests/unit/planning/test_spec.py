@@ -175,6 +175,7 @@ EXAMPLES: dict[str, Any] = {
     "order": "tree:2,2",
     "weights": "counts",
     "rule": {"name": "fill"},
+    "dp": {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5},
     "layers": ["a", "b"],
     "assignments": {"batch_size": 8, "epochs": 2, "learning_rate": 0.1},
     "eager": True,
@@ -183,14 +184,18 @@ EXAMPLES: dict[str, Any] = {
     "layout": {"w": {"dtype": "F32", "shape": [2]}},
     "allow_nonfinite": True,
     "codecs": ["int4", "int8"],
+    "masked": {"bound": 1.0, "max_samples": 9, "keeper": "ab" * 32},
     "updates_from": "r0",
+    "inbox": {"training": "t", "oldest": 3, "exponent": 0.5, "again": "t-00003"},
     "server_optimizer": {"optimizer": "fedadam"},
 }
 NEEDED: dict[str, dict[str, Any]] = {
+    "masked": {"clients": ["a", "b"], "layout": {"w": {"dtype": "F32", "shape": [2]}}},
     "fan_in": {"topology": "lifl"},
     "layers": {"rule": "fill"},
     "enough_clients": {"clients": list("ab"), "min_clients": 1},
     "eager": {"clients": list("abcd"), "topology": "lifl", "weights": "counts"},
+    "inbox": {"server_optimizer": "fedavg"},
 }
 
 
@@ -352,6 +357,10 @@ def test_update_keys() -> None:
         ),
         ({"rule": {"name": "trimmed_mean", "f": 1}}, "has no 'f'; its settings are beta"),
         ({"rule": {"name": "trimmed_mean", "beta": 0.5}}, "beta is 0.5, not a number above 0 and"),
+        ({"rule": {"name": "trimmed_mean", "beta": 10**400}}, "not a number above 0 and"),
+        ({"rule": {"name": "norm_clip", "bound": 10**400}}, "not a number above 0"),
+        ({"rule": {"name": "krum", "f": 1e308}}, "updates, and"),
+        ({"server_optimizer": {"optimizer": "fedavg", "learning_rate": 10**400}}, "not a number"),
         ({"rule": {"name": "trimmed_mean", "beta": 0}}, "beta is 0, not a number above 0 and"),
         ({"rule": {"name": "trimmed_mean", "beta": True}}, "beta is True, not a number"),
         (
@@ -383,6 +392,49 @@ def test_robust_rule_takes_no_more_updates_than_one_task_reads() -> None:
     assert parse_spec({"clients": 60, "rule": "median"}).capacity == 64
 
 
+DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"dp": 1.0}, "dp is 1.0, not {clip: …, noise_multiplier: …, delta: …}"),
+        ({"dp": {**DP, "sigma": 1}}, "not {clip: …"),
+        ({"dp": {"clip": 1.0, "delta": 1e-5}}, "dp needs noise_multiplier, for example"),
+        ({"dp": {**DP, "clip": 0}}, "dp: clip is 0, not a number from"),
+        ({"dp": {**DP, "clip": float("inf")}}, "dp: clip is inf, not a number from"),
+        ({"dp": {**DP, "clip": float("nan")}}, "dp: clip is nan, not a number from"),
+        ({"dp": {**DP, "noise_multiplier": 0}}, "noise_multiplier is 0, not a number from 0.01"),
+        ({"dp": {**DP, "noise_multiplier": True}}, "noise_multiplier is True, not a number"),
+        ({"dp": {**DP, "delta": 0.5}}, "dp: delta is 0.5, not a number from 1e-15 to 0.1"),
+        ({"dp": DP, "clients": 1}, "hides a client among at least 2, and 1 is expected"),
+        ({"dp": DP, "min_clients": 1}, "min_clients is 1, under the 2 updates"),
+        ({"dp": DP, "clients": 65}, "dp measures all updates in one task, but topology grid"),
+        ({"dp": DP, "topology": "lifl"}, "take topology shards, with at most 64 clients"),
+        ({"dp": DP, "weights": "counts"}, "with weights counts one client could add any multiple"),
+        ({"dp": DP, "weights": "steps"}, "no noise hides. Leave out weights"),
+        ({"dp": DP, "rule": "median"}, "rule median computes something else: leave out rule"),
+        ({"dp": DP, "rule": "norm_clip"}, "leave out rule; dp clips updates, too"),
+        ({"dp": DP, "rule": "fill"}, "rule fill computes something else"),
+        ({"dp": DP, "allow_nonfinite": True}, "a NaN has no length: leave out allow_nonfinite"),
+        ({"dp": DP, "order": "tree:3,3"}, "depends on no order: leave out order"),
+        ({"dp": DP, "updates_from": "r0"}, "leave out updates_from"),
+        ({"dp": DP, "eager": True}, "before it adds any: leave out eager"),
+        (
+            {"dp": DP, "server_optimizer": {"optimizer": "fedavg", "updates": "models"}},
+            "says nothing of what a client has changed: send deltas",
+        ),
+        (
+            {"dp": DP, "layout": {"steps": {"dtype": "I64", "shape": [1]}}},
+            "'steps' is an integer or a buffer, whose average would reveal clients",
+        ),
+    ],
+)
+def test_private_round_is_refused_with_the_reason(fields: dict[str, Any], error: str) -> None:
+    with pytest.raises(SpecError, match=error):
+        parse_spec({"clients": 9, **fields})
+
+
 def test_codecs_are_names_that_are_known() -> None:
     assert parse_spec({"clients": 2, "codecs": "int8"}).codecs == ("int8",)
     assert parse_spec({"clients": 2, "codecs": ["topk", "int8", "int8"]}).codecs == ("int8", "topk")
@@ -392,3 +444,8 @@ def test_codecs_are_names_that_are_known() -> None:
         parse_spec({"clients": 2, "codecs": [[]]})
     with pytest.raises(SpecError, match="codecs is 8, not a list of names"):
         parse_spec({"clients": 2, "codecs": 8})
+
+
+def test_a_setting_of_a_rule_that_is_null_has_its_default() -> None:
+    fields = {"clients": 7, "rule": {"name": "trimmed_mean", "beta": None}}
+    assert parse_spec(fields) == parse_spec({**fields, "rule": "trimmed_mean"})

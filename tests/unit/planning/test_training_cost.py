@@ -27,3 +27,12 @@ def test_a_hundred_rounds_of_ten_clients_cost_what_the_documentation_says(nbytes
     assert 0.0045 < clients < 0.0055
     assert rounds + clients <= 0.15
     assert 100 * training_cost.overhead(10, AGGREGATOR) == pytest.approx(0.0112, abs=1e-4)
+
+
+def test_a_hundred_versions_of_ten_updates_cost_what_the_documentation_says() -> None:
+    fields = {"rounds": 100, "mode": "buffered", "buffer": 10}
+    spec = parse_training_spec({**fields, "round": {"server_optimizer": "fedavg"}})
+    terms = spec.buffer_spec("t", 1, None)
+    assert 100 * training_cost.projected(terms, 10_000_000, AGGREGATOR) == pytest.approx(
+        0.08, abs=5e-3
+    )

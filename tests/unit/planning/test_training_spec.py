@@ -9,6 +9,9 @@ from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.planning.training_spec import OPTIONS, TrainingSpec, parse_training_spec
 
 ROUND = {"server_optimizer": "fedavg"}
+MODELS = {"optimizer": "fedavg", "updates": "models"}
+DP = {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
+BUFFERED = {"mode": "buffered", "buffer": 3}
 GOOD: dict[str, Any] = {"rounds": 3, "round": ROUND}
 
 
@@ -53,6 +56,20 @@ def parse(**fields: Any) -> TrainingSpec:
         ({"budget": {"euros": 2}}, "not an object with dollars"),
         ({"budget": {"dollars": 0}}, "dollars is 0, not a finite number above 0"),
         ({"clients": [f"{'c' * 60}{n:04}" for n in range(1500)]}, "over 98304"),
+        ({"mode": "fast"}, "mode is 'fast', not one of synchronous, buffered"),
+        ({"mode": "buffered"}, "mode 'buffered' needs buffer"),
+        ({"buffer": 3}, "buffer is for mode 'buffered': give mode, too"),
+        ({"max_staleness": 3}, "max_staleness is for mode 'buffered'"),
+        ({**BUFFERED, "buffer": 0}, "buffer is 0, not a whole number from 1 to 1024"),
+        ({**BUFFERED, "sample": 2}, "leave out sample"),
+        ({**BUFFERED, "clients": ["a", "b"]}, "buffer is 3, and clients has 2"),
+        ({**BUFFERED, "buffer": 373}, r"buffer × \(max_staleness \+ 1\) is 4103, over 4096"),
+        ({**BUFFERED, "staleness_exponent": -1}, "staleness_exponent is -1, not a number from 0"),
+        ({**BUFFERED, "round": {**ROUND, "min_clients": 3, "rule": "median"}}, "go with rule"),
+        ({**BUFFERED, "round": {**ROUND, "min_clients": 3, "dp": DP}}, "do not go with dp"),
+        ({**BUFFERED, "round": {**ROUND, "weights": "counts"}}, "do not go with weights"),
+        ({**BUFFERED, "round": {**ROUND, "min_clients": 4}}, "min_clients is 4, over the 3"),
+        ({**BUFFERED, "round": {"server_optimizer": MODELS}}, "whose updates are deltas"),
     ],
 )
 def test_what_makes_no_sense_is_rejected_with_the_number_that_is_off(
@@ -65,6 +82,10 @@ def test_what_makes_no_sense_is_rejected_with_the_number_that_is_off(
 EXAMPLES: dict[str, Any] = {
     "rounds": 3,
     "round": {**ROUND, "timeout": 60},
+    "mode": "buffered",
+    "buffer": 2,
+    "max_staleness": 4,
+    "staleness_exponent": 1.0,
     "clients": ["a", "b"],
     "sample": 0.5,
     "over_selection": 0.3,
@@ -82,6 +103,8 @@ EXAMPLES: dict[str, Any] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_survives_json(name: str) -> None:
     fields = {**GOOD, name: EXAMPLES[name]}
+    if name in {"mode", "buffer", "max_staleness", "staleness_exponent"}:
+        fields |= {"mode": "buffered", "buffer": 2}
     if name == "over_selection":
         fields["sample"] = 2
     spec = parse_training_spec(fields)
@@ -99,6 +122,8 @@ def test_every_option_survives_json(name: str) -> None:
         ({"sample": 10, "over_selection": 0.3}, 100, 13, 10),
         ({"sample": 10, "over_selection": 0.3}, 11, 11, 10),
         ({}, 9000, 4096, 4096),
+        (BUFFERED, 7, 7, 3),
+        (BUFFERED, 2, 2, 2),
     ],
 )
 def test_so_many_are_invited_and_awaited(
@@ -128,3 +153,50 @@ def test_the_longest_id_of_a_round_is_one() -> None:
     longest = keys.round_id(99_999, 99, is_evaluation=True)
     assert len(longest) <= 64
     assert keys.record(longest).endswith(f"{longest}.json")
+
+
+KRUM = {**ROUND, "rule": {"name": "krum", "f": 2}}
+
+
+@pytest.mark.parametrize(
+    ("of_round", "fewest", "quorum"),
+    [
+        (ROUND, 1, 1),
+        ({**ROUND, "min_clients": 5}, 5, 5),
+        (KRUM, 7, 7),
+        ({**ROUND, "rule": "median"}, 3, 3),
+        ({**ROUND, "rule": "trimmed_mean"}, 5, 3),
+    ],
+)
+def test_every_number_of_members_that_is_enough_makes_a_round(
+    of_round: dict[str, Any], fewest: int, quorum: int
+) -> None:
+    for fields in ({}, {"sample": 0.1}, {"sample": 10, "over_selection": 4}):
+        spec = parse(round=of_round, **fields)
+        assert spec.needed() == (10 if fields.get("sample") == 10 else fewest)
+        for members in (spec.needed(), 12, 64, 65, 300):
+            invited, awaited = spec.invited(members)
+            assert spec.needed() <= awaited <= invited <= members
+            terms = spec.round_spec(tuple(f"c{n}" for n in range(invited)), awaited, None)
+            assert quorum <= terms.min_clients <= awaited
+
+
+def test_a_robust_rule_invites_no_more_clients_than_it_takes() -> None:
+    assert parse(round=KRUM).invited(300) == (64, 64)
+    assert parse(round=KRUM, sample=40, over_selection=1).invited(300) == (64, 40)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"round": KRUM, "sample": 3}, "needs at least 7 updates, and 3 are expected"),
+        ({"round": KRUM, "sample": 100}, "with at most 64 clients"),
+        ({"round": KRUM, "clients": ["a", "b"]}, "7 clients are needed for a round"),
+        ({"round": {**ROUND, "min_clients": 5}, "sample": 3}, "over the 3 expected clients"),
+        ({"round": {**ROUND, "rule": {"name": "krum", "f": 40}}}, "give f of at most 30"),
+        ({"round": KRUM, "mode": "buffered", "buffer": 3}, "needs at least 7 updates"),
+    ],
+)
+def test_too_few_or_too_many_clients_for_the_rule(fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(SpecError, match=why):
+        parse(**fields)

@@ -9,10 +9,12 @@ import pytest
 
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard_core.planning.spec import parse_spec
 from gradshard_core.records import model_registry
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.arrivals import Update
 from gradshard_core.rounds.collect_update import collect_update
+from gradshard_core.rounds.inbox import Address
 from tests import reference
 from tests.unit.fakes import MemoryStore
 
@@ -27,20 +29,27 @@ def growing(body: bytes) -> MemoryStore:
 
 
 TENSORS = StoredTensors(ObjectVersion("models/m/1.safetensors", "", "etag", 8), 0)
+WHOLE = parse_spec({"clients": ["a"]})
+PARTIAL = parse_spec({"clients": ["a"], "rule": "fill"})
 GOOD = reference.encode({"w": np.ones(1, "f4")}, {"num_samples": "1"})
 
 
 @pytest.mark.parametrize("body", [GOOD, b"junk"])
 def test_an_unfinished_update_does_not_count_in_a_round_of_whole_updates(body: bytes) -> None:
-    assert arrivals.check_update(growing(body), KEYS, "a", partial=False) is None
+    assert arrivals.check_update(growing(body), KEYS, "a", WHOLE) is None
     with ThreadPoolExecutor(1) as thread:
         assert arrivals.check_updates(
-            growing(body), KEYS, ["a"], partial=False, look=lambda _: 1, large_headers=thread
+            growing(body),
+            lambda _: Address(KEYS),
+            ["a"],
+            WHOLE,
+            look=lambda _: 1,
+            large_headers=thread,
         ) == [None]
 
 
 def test_an_unfinished_update_counts_in_a_round_of_partial_updates() -> None:
-    found = arrivals.check_update(growing(GOOD), KEYS, "a", partial=True)
+    found = arrivals.check_update(growing(GOOD), KEYS, "a", PARTIAL)
     assert isinstance(found, Update)
     assert found.source.key == KEYS.partial_update("a")
 

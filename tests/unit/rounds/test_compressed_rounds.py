@@ -98,6 +98,19 @@ TERMS: list[dict[str, Any]] = [
     {"rule": "fedavg", "layers": LAYERS},
     {"server_optimizer": {"optimizer": "fedadam", "learning_rate": 0.5}},
     {"topology": "lambda_fl", "fan_in": 2, "eager": True, "weights": "counts"},
+    {"rule": {"name": "median"}, "min_clients": 5},
+    {"rule": {"name": "trimmed_mean", "beta": 0.2}, "min_clients": 5},
+    {"rule": {"name": "sign"}},
+    {"rule": {"name": "multi_krum", "f": 1, "m": 2}, "min_clients": 5},
+    {
+        "rule": {"name": "norm_clip", "bound": 1.0},
+        "server_optimizer": {"optimizer": "fedadam", "learning_rate": 0.5},
+    },
+    {
+        "rule": "fedavg",
+        "layers": LAYERS,
+        "server_optimizer": {"optimizer": "fedavgm", "learning_rate": 0.5},
+    },
 ]
 
 
@@ -109,13 +122,13 @@ def test_the_bits_are_those_of_a_round_with_the_decoded_updates(
     updates = [tensors(rng) for _ in SAMPLES]
     bodies = {}
     terms = dict(TERMS[seed])
-    if "rule" in terms or "eager" in terms:
+    if ("layers" in terms or "eager" in terms) and "server_optimizer" not in terms:
         terms["layout"] = layout_of(updates[0])
     if "server_optimizer" in terms:
         model = f"compressed-{seed}"
         put_model(machine.store, model, updates[0])
         terms["server_optimizer"] = terms["server_optimizer"] | {"model": model}
-    if "rule" in terms:
+    if "layers" in terms:
         for update in updates[1::2]:
             del update["conv.weight"], update["conv.bias"]
     for i, (update, samples) in enumerate(zip(updates, SAMPLES, strict=True)):
@@ -262,3 +275,59 @@ def test_entries_of_no_use_cost_their_sender_the_round(machine: Machine, what: s
     expected = np.zeros(70_000, "f4")
     expected[[9, 65_536, 69_999]] = 1, 2, 3
     assert np.array_equal(reference.decode(result_of(machine))["w"], expected)
+
+
+def stating(body: bytes, error: str) -> bytes:
+    """Return a compressed update that states an error of its encoding."""
+    length = int.from_bytes(body[:8], "little")
+    stated = f'"codec_error": "{error}", "codec": '.encode()
+    header = body[8 : 8 + length].replace(b'"codec": ', stated)
+    return len(header).to_bytes(8, "little") + header + body[8 + length :]
+
+
+def test_the_manifest_has_bytes_by_codec_and_the_errors_that_clients_state(
+    machine: Machine,
+) -> None:
+    bodies = {
+        "a": stating(scaled("int8", 1.0), "0.0125"),
+        "b": stating(scaled("int8", 1.0), "nan"),
+        "c": scaled("int4", 1.0),
+        "d": good(),
+    }
+    manifest = run(machine, bodies)
+    assert manifest["rejected"] == []
+    assert [c["codec"] for c in manifest["contributors"]] == ["int8", "int8", "int4", None]
+    assert [c["codec_error"] for c in manifest["contributors"]] == [0.0125, None, None, None]
+    assert manifest["codecs"] == {
+        "int8": {"updates": 2, "nbytes": len(bodies["a"]) + len(bodies["b"])},
+        "int4": {"updates": 1, "nbytes": len(bodies["c"])},
+    }
+
+
+def test_private_rounds_clip_and_add_decoded_updates_and_hide_errors(machine: Machine) -> None:
+    rng = np.random.default_rng(0)
+    floats = [
+        {name: tensor for name, tensor in tensors(rng).items() if tensor.dtype != np.int64}
+        for _ in CODECS
+    ]
+    bodies = {
+        f"c{codec}": stating(compress(rng, codec, update), "0.01")
+        for codec, update in zip(CODECS, floats, strict=True)
+    }
+    plain = {client: decoded(body, 1) for client, body in bodies.items()}
+    results = []
+    for sent in (bodies, plain):
+        machine.begin(f"compressed-{next(NUMBER)}")
+        dp = {"clip": 1.0, "noise_multiplier": 0.5, "delta": 1e-5}
+        machine.open(clients=[*sent], codecs=[*CODECS], dp=dp)
+        for client, body in sent.items():
+            machine.store.put_bytes(machine.keys.update(client), body)
+        machine.store.put_json(machine.keys.noise_key, {"key": "07" * 32})
+        outcome: dict[str, Any] = {**OPENED, "status": "replan"}
+        while outcome["status"] == "replan":
+            outcome = machine.turn(outcome)
+        assert outcome["status"] == "completed"
+        results.append(result_of(machine))
+        manifest = machine.store.get_json(machine.keys.manifest)
+        assert {c["codec_error"] for c in manifest["contributors"]} == {None}
+    assert results[0] == results[1]

@@ -21,8 +21,9 @@ DECOMPOSED = Layout.pack([("cafe\N{COMBINING ACUTE ACCENT}", "F32", (2,))])
 
 
 def majority(layouts: Mapping[str, Layout]) -> tuple[Layout, str]:
-    distinct = {id(layout): SeenLayout.of(layout) for layout in layouts.values()}
-    return layout_vote.majority({c: distinct[id(layout)] for c, layout in layouts.items()})
+    distinct = {id(layout): layout for layout in layouts.values()}
+    seen = {key: SeenLayout.of(layout) for key, layout in distinct.items()}
+    return layout_vote.majority({c: seen[id(layout)] for c, layout in layouts.items()})
 
 
 def differences(

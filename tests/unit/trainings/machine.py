@@ -5,9 +5,10 @@ after an error. Rounds run straight through; the clients are the library's.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,14 @@ from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
+from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.store import ListedObject
 from gradshard_core.trainings import advance_training as advancing
 from gradshard_core.trainings.advance_training import advance_training
 from gradshard_core.trainings.pause_training import pause_training
 from gradshard_core.trainings.start_training import start_training
 from tests.planned import levels_of
-from tests.unit.fakes import MemoryStack, MemoryStore, MemoryWire
+from tests.unit.fakes import Body, MemoryStack, MemoryStore, MemoryWire
 
 ROOT = Path(__file__).parents[3]
 DEFINITION: dict[str, Any] = json.loads((ROOT / "statemachine" / "federation.asl.json").read_text())
@@ -60,7 +62,7 @@ class TaskError(Exception):
 
 
 class DyingStore(MemoryStore):
-    """A bucket during whose requests the function that sends them may die.
+    """A bucket that keeps versions, during whose requests the function that sends them may die.
 
     ``deaths`` are the numbers of requests, counted from 0: the caller dies before one takes effect
     at a number, and after it at its negative minus one.
@@ -70,6 +72,7 @@ class DyingStore(MemoryStore):
         super().__init__()
         self.requests = 0
         self.deaths: set[int] = set()
+        self.earlier: dict[tuple[str, str], bytes] = {}
 
     def _request(self, effect: Callable[[], Any]) -> Any:
         number = self.requests
@@ -89,11 +92,36 @@ class DyingStore(MemoryStore):
         return self._request(lambda: super(DyingStore, self).head(key))
 
     def put_bytes(self, key: str, body: bytes, **options: Any) -> bool:
+        if key in self.objects:
+            self.earlier[key, self.etags[key]] = self.objects[key]
         return bool(self._request(lambda: super(DyingStore, self).put_bytes(key, body, **options)))
 
-    def list_objects(self, prefix: str) -> Iterator[ListedObject]:
-        found = self._request(lambda: list(super(DyingStore, self).list_objects(prefix)))
+    def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
+        found = self._request(
+            lambda: list(super(DyingStore, self).list_objects(prefix, after=after))
+        )
         return iter(found)
+
+    def get_head(self, key: str, nbytes: int) -> Any:
+        return self._request(lambda: super(DyingStore, self).get_head(key, nbytes))
+
+    def get_body(self, source: Any, start: int, end: int) -> Any:
+        earlier = self.earlier.get((source.key, source.etag))
+        if earlier is not None:
+            return self._request(lambda: Body(earlier[start:end], None))
+        return self._request(lambda: super(DyingStore, self).get_body(source, start, end))
+
+    def delete(self, key: str, *, only: str | None = None) -> None:
+        self._request(lambda: super(DyingStore, self).delete(key, only=only))
+
+    def create_upload(
+        self, key: str, metadata: dict[str, str] | None = None, *, checked: bool = False
+    ) -> str:
+        begin = partial(super().create_upload, key, metadata, checked=checked)
+        return str(self._request(begin))
+
+    def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
+        self._request(lambda: super(DyingStore, self).complete_upload(key, upload_id, parts))
 
 
 Behaviour = Callable[[str, Mapping[str, Any], Invitation], Any]
@@ -299,7 +327,8 @@ class Machine:
                 raise SilentError
             return done
 
-        worker = participation._Worker(Member(self.stack, self.training, client), work, work)
+        member = Member(self.stack, self.training, client)
+        worker = participation._Worker(member, work, work, None)
         try:
             assert worker.answer(invitation)
         except SilentError:
@@ -307,13 +336,17 @@ class Machine:
 
     def _aggregate(self, name: str) -> None:
         wire: Any = MemoryWire(self.store)
-        request = PlanRequest("2026-01-01T00:00:01Z", "complete", 0)
-        planned = plan_round(self.store, name, request, aggregator=AGGREGATOR)
-        for level in levels_of(planned):
-            for batch in self.store.get_json(level["key"]):
-                for task in batch["tasks"]:
-                    aggregate_shard(wire, name, attempt=0, task=Task(**task["task"]))
-        assert finalize_round(self.store, name)["status"] == "completed"
+        outcome: dict[str, Any] = {"status": "replan", "reason": "complete", "attempt": 0}
+        while outcome["status"] == "replan":
+            attempt = outcome["attempt"]
+            request = PlanRequest(f"2026-01-01T00:00:0{attempt}Z", outcome["reason"], attempt)
+            planned = plan_round(self.store, name, request, aggregator=AGGREGATOR)
+            for level in levels_of(planned):
+                for batch in self.store.get_json(level["key"]):
+                    for task in batch["tasks"]:
+                        aggregate_shard(wire, name, attempt=attempt, task=Task(**task["task"]))
+            outcome = finalize_round(self.store, name)
+        assert outcome["status"] == "completed"
 
 
 def fill(parameters: Any, data: Any, context: dict[str, Any]) -> Any:

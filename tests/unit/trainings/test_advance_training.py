@@ -1,6 +1,7 @@
 """Trainings from their start to their end, with functions that die at each of their requests."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.layout import parse_header
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.trainings import advance_training as advancing
+from gradshard_core.trainings import round_outcome
 from tests import reference
 from tests.unit.trainings.machine import Machine, TaskError, training_of
 
@@ -453,3 +456,59 @@ def test_bad_metrics_cost_their_sender_the_metrics_alone(
     [note] = record["notes"]
     assert note.startswith("metrics of ann do not count: ")
     assert why in note
+
+
+def test_long_headers_are_parsed_one_at_a_time(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hostile update has a header that takes 150 MB when it is parsed, of a function's 256."""
+    machine.model.put({f"{'layer' * 30}-{n}": np.zeros(1, "f4") for n in range(200)})
+    going = most = 0
+
+    def parse(*given: Any) -> Any:
+        nonlocal going, most
+        going += 1
+        most = max(most, going)
+        time.sleep(0.01)
+        found = parse_header(*given)
+        going -= 1
+        return found
+
+    monkeypatch.setattr(round_outcome, "parse_header", parse)
+    state = machine.start(rounds=1, clients=[f"c{n}" for n in range(6)])
+    assert (state.status, most) == ("ended", 1)
+    [record] = machine.training.records()
+    assert record["metrics"] == {"loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *("median", "trimmed_mean", "norm_clip", "centered_clip", "geometric_median"),
+        *({"name": "krum", "f": 2}, {"name": "multi_krum", "f": 2}),
+    ],
+    ids=str,
+)
+def test_a_training_with_a_robust_rule_withstands_a_client(machine: Machine, rule: Any) -> None:
+    def train(client: str, model: Mapping[str, Any], invitation: Invitation) -> Any:
+        trained, samples, metrics = training_of(client, model, invitation)
+        if client == "c0":
+            trained = {name: tensor - np.float32(1e30) for name, tensor in trained.items()}
+        return trained, samples, metrics
+
+    machine.train = train
+    state = machine.start(
+        rounds=2,
+        clients=[f"c{number}" for number in range(7)],
+        round={"server_optimizer": "fedavg", "rule": rule},
+    )
+    assert (state.status, state.completed) == ("ended", 2), state.cause
+    assert all(np.abs(tensor).max() < 20 for tensor in machine.model.fetch().values())
+
+
+def test_a_small_sample_is_as_many_clients_as_the_quorum(machine: Machine) -> None:
+    of_round = {"server_optimizer": "fedavg", "min_clients": 3}
+    clients = [f"c{number}" for number in range(10)]
+    state = machine.start(rounds=2, clients=clients, sample=0.1, round=of_round)
+    assert (state.status, state.completed) == ("ended", 2), state.cause
+    assert [len(record["clients"]) for record in machine.training.records()] == [3, 3]

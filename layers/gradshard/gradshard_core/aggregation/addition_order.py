@@ -1,9 +1,9 @@
-"""The order of additions, which is part of what a result is.
+"""The order of additions, which is part of the definition of a result.
 
 ``sequential`` adds contributor after contributor. ``tree:k₁,k₂,…`` adds consecutive groups of k₁
 that way, then groups of k₂ of those sums, and so on, until one sum is left. A function may execute
-a whole tree, with an accumulator for each of its levels, or any of its subtrees: who does it is the
-topology's business and changes no bit.
+a whole tree, with an accumulator for each of its levels, or any of its subtrees. The topology
+decides which function does so, and that changes no bit.
 """
 
 import re

@@ -129,7 +129,7 @@ def bytes_of(numbers: Array) -> memoryview:
 def widened(dtype: DType, elements: memoryview) -> Array:
     """Return elements as they stand in a safetensors object in their accumulator's type.
 
-    Where the two are one type, nothing is copied.
+    If both types are the same, nothing is copied.
     """
     stored = np.frombuffer(elements, dtype.storage)
     if dtype.storage == dtype.accumulator:

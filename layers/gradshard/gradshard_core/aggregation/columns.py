@@ -52,6 +52,7 @@ class TrimmedMean:
 
     cut: int | None = None
     of_sums: ClassVar[bool] = False
+    accumulator: ClassVar[None] = None
 
     def rows(self, inputs: int) -> int:
         """Return the number of inputs, since all are held at once."""
@@ -98,6 +99,7 @@ class MajoritySign:
 
     gathers: bool = False
     of_sums: ClassVar[bool] = False
+    accumulator: ClassVar[None] = None
 
     def rows(self, _inputs: int) -> int:
         """Return the number of arrays: the votes, and which elements are not finite."""

@@ -1,10 +1,10 @@
 """Reading of updates whose tensors are in another order than the round's.
 
 A task needs bytes in the order of the layout. Where an object has them in another order, each
-stretch would be a request of its own, one after another. Instead, what lies in one block of the
-layout is read as a *group*, in the order of the object and over the gaps between the stretches,
-into a buffer that has them in the layout's order. What an update costs in further requests and in
-bytes of gaps is its *disorder*, which is bounded.
+stretch would be a request of its own, one after another. Instead, the stretches of one block
+of the layout are read as a *group*, in the order of the object and over the gaps between them, into
+a buffer that has them in the layout's order. The *disorder* of an update is its cost in further
+requests and in bytes of gaps. It is bounded.
 """
 
 from collections.abc import Iterable, Iterator

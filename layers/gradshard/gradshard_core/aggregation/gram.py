@@ -180,6 +180,7 @@ class Measuring:
     """
 
     of_sums: ClassVar[bool] = False
+    accumulator: ClassVar[None] = None
 
     def __init__(self, inputs: int, buffers: Stretches = ()) -> None:
         self.products = ExactSum(inputs)

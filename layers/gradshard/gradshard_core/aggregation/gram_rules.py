@@ -8,6 +8,7 @@ Only Python's floats, correctly rounded operations and :func:`math.fsum` are use
 weights are the same on every processor. Of equal scores the first by client id counts as smaller.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -23,7 +24,7 @@ ITERATIONS: Final = 100
 SETTLED: Final = 1e-12
 
 SMOOTHING: Final = 1e-6
-"""The least distance from the geometric median, relative to the largest one at the beginning."""
+"""The least distance from the geometric median, relative to the radius of over half of all."""
 
 
 class Decision(NamedTuple):
@@ -84,19 +85,24 @@ def multi_krum(settings: Settings, gram: Gram, samples: Sequence[int]) -> Decisi
 def geometric_median(_settings: Settings, gram: Gram, samples: Sequence[int]) -> Decision:
     """Take the point with the least sum of distances to all updates (Pillutla et al. 2022, RFA).
 
-    Weiszfeld's iterations (arXiv:1912.13445, algorithm 2) from the average, with distances weighted
-    by shares, and each taken to be at least 10⁻⁶ of the largest one from the average.
+    Weiszfeld's iterations (arXiv:1912.13445, algorithm 2), with distances weighted by shares. They
+    begin from the average of the smallest ball around an update that has over half of the samples,
+    and each distance is taken to be at least 10⁻⁶ of its radius. So nothing depends on how far away
+    a minority is.
     """
     squares, shares = squared_distances(gram), shares_of(list(samples))
-    weights = tuple(shares)
-    distances = _distances_from(weights, squares)
-    least = SMOOTHING * max(distances)
-    if least == 0.0:  # all are the same
+    center, radius = _smallest_ball(squares, shares)
+    inside = [i for i, square in enumerate(squares[center]) if square <= radius]
+    weights = _among(samples, inside)
+    products = _products_around(center, gram)
+    distances = _distances_to(weights, products)
+    least = SMOOTHING * math.sqrt(radius)
+    if least == 0.0:  # over half are the same
         return Decision(weights, distances)
     for _ in range(ITERATIONS):
         pulls = [p / max(d, least) for p, d in zip(shares, distances, strict=True)]
         before, weights = weights, _normalised(pulls)
-        distances = _distances_from(weights, squares)
+        distances = _distances_to(weights, products)
         if max(abs(a - b) for a, b in zip(before, weights, strict=True)) <= SETTLED:
             break
     return Decision(weights, distances)
@@ -193,15 +199,31 @@ def _dot(first: Sequence[float], second: Sequence[float]) -> float:
     return math.fsum(a * b for a, b in zip(first, second, strict=True))
 
 
-def _distances_from(weights: Sequence[float], squares: Gram) -> tuple[float, ...]:
-    """Return the distances of updates from their sum with weights that add up to one.
+def _smallest_ball(squares: Gram, shares: Sequence[float]) -> tuple[int, float]:
+    """Return the update around which over half of all shares are closest, and how close, squared.
 
-    ‖xᵢ - v‖² = Σₖ wₖ dᵢₖ - ½ Σₖ wₖ Σₗ wₗ dₖₗ with squared distances d, which are more exact than
-    products where updates are long and alike.
+    With fewer than half bad ones, this is at most the largest distance between two good ones.
     """
-    toward = [_dot(weights, row) for row in squares]
-    half = 0.5 * _dot(weights, toward)
-    return tuple(math.sqrt(max(0.0, value - half)) for value in toward)
+    radii = []
+    for row in squares:
+        by_distance = sorted(range(len(row)), key=row.__getitem__)
+        inside = itertools.accumulate(shares[i] for i in by_distance)
+        radii.append(
+            next((row[i] for i, share in zip(by_distance, inside, strict=True) if share > 0.5), 0.0)
+        )
+    center = _lowest(radii, 1)[0]
+    return center, radii[center]
+
+
+def _products_around(center: int, gram: Gram) -> list[list[float]]:
+    """Return the inner products of the differences from one update.
+
+    They are more exact than those of the updates where these are long and alike, and more exact
+    than squared distances where a few are very long.
+    """
+    count = range(len(gram))
+    middle, own = gram[center], gram[center][center]
+    return [[math.fsum((gram[i][j], -middle[i], -middle[j], own)) for j in count] for i in count]
 
 
 def _distances_to(weights: Sequence[float], gram: Gram) -> tuple[float, ...]:

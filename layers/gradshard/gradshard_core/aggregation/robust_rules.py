@@ -1,4 +1,4 @@
-"""Robust rules: how updates are combined so that a few bad ones have little effect.
+"""Robust rules: ways to combine updates so that a few bad ones have little effect.
 
 Rules over columns (:mod:`gradshard_core.aggregation.columns`) take one pass. The others *measure*
 first: the inner products of all pairs of updates, their Gram matrix, say how long updates are and
@@ -8,6 +8,7 @@ further rule is one function (:mod:`gradshard_core.aggregation.gram_rules`) and 
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -66,12 +67,12 @@ def _three(_settings: Settings) -> int:
 
 def _krum_least(settings: Settings) -> int:
     """2f + 2 < N (Blanchard et al. 2017, proposition 1)."""
-    return int(2 * settings["f"] + 3)
+    return 2 * int(settings["f"]) + 3
 
 
 def _multi_krum_least(settings: Settings) -> int:
     """No more updates are chosen than are good."""
-    return max(_krum_least(settings), int(settings.get("m", 1) + settings["f"]))
+    return max(_krum_least(settings), int(settings.get("m", 1)) + int(settings["f"]))
 
 
 def _is_count(value: float) -> bool:
@@ -237,13 +238,13 @@ def parse_robust_rule(fields: Mapping[str, Any]) -> RobustRule:
         raise SpecError(f"rule {name} has no {unknown[0]!r}; {have}")
     settings: dict[str, float] = {}
     for key, setting in known.items():
-        value = stated.get(key, setting.default)
+        value = setting.default if stated.get(key) is None else stated[key]
         if value is None:
             if setting.is_required:
                 raise SpecError(f"rule {name} needs {key}, {setting.wanted}")
             continue
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not setting.holds(value):
+        if not is_number or not abs(value) <= sys.float_info.max or not setting.holds(value):
             raise SpecError(f"rule {name}: {key} is {value!r}, not {setting.wanted}")
         settings[key] = value
     if "bound" in known and "bound" in settings and "quantile" in settings:

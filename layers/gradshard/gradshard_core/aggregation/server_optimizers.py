@@ -1,4 +1,4 @@
-"""Server optimizers: how a round's averaged update changes the federation's model.
+"""Server optimizers: formulas by which a round's average changes the federation's model.
 
 FedAvgM is Hsu et al. 2019 (https://arxiv.org/abs/1909.06335); FedAdagrad, FedYogi and FedAdam are
 algorithm 2 of Reddi et al. 2021 (https://arxiv.org/abs/2003.00295). Operations and their order are
@@ -6,7 +6,7 @@ those of Flower's strategies of the same names, so that elements are equal. Ever
 elementwise: a shard of the model is all that a task needs.
 """
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -263,6 +263,6 @@ def parse_server_optimizer(stated: Any) -> ServerOptimizer:
 def _number(name: str, value: Any) -> float:
     wanted, holds = _BOUNDS[name]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not holds(value):
+    if not is_number or not abs(value) <= sys.float_info.max or not holds(value):
         raise SpecError(f"server_optimizer: {name} is {value!r}, not {wanted}")
     return float(value)

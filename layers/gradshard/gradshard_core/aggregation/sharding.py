@@ -143,6 +143,13 @@ def sums_bytes(spans: Sequence[Span], start: int, end: int) -> int:
     )
 
 
+def count_elements(spans: Sequence[Span], start: int, end: int) -> int:
+    """Return the number of elements in [start, end)."""
+    return sum(
+        (span.end - span.start) // DTYPES[span.dtype].size for span in clip(spans, start, end)
+    )
+
+
 def widening(spans: Sequence[Span]) -> float:
     """Return how much the elements of a layout grow in their accumulators at most."""
     dtypes = [DTYPES[span.dtype] for span in spans]

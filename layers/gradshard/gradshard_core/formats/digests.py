@@ -2,11 +2,11 @@
 
 S3's ETag of an object that was sent in one request is the MD5 of its bytes; of an upload in parts
 it is the MD5 of the parts' MD5s, with their number. Under a KMS key it says nothing of the bytes.
-S3 tells the sizes of the parts to nobody who reads the object, so they stand in its metadata. A
-task that writes a part does nothing for that.
+A reader of the object cannot learn the sizes of the parts from S3, so they stand in its metadata. A
+task that writes a part need not do anything for that.
 
-MD5 finds what was damaged on the way or on the disk. It is no proof against somebody who may write
-to the bucket.
+MD5 detects damage on the way or on the disk. It does not detect an attacker who may write to the
+bucket.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -66,8 +66,40 @@ def _dtype(name: str, storage: str, accumulator: str) -> DType:
     return DType(name, int(storage[-1]), storage, accumulator, _NARROW.get(name, math.inf))
 
 
-DTYPES: Final[dict[str, DType]] = {
-    dtype.name: dtype
+_RING: Final = "+ring"
+
+
+def in_ring(name: str, ring_bits: int) -> str:
+    """Return the name of the type of masked elements: ``F32+ring64`` is F32 in a ring of 2⁶⁴."""
+    return f"{name}{_RING}{ring_bits}"
+
+
+def unmasked(dtype: DType) -> DType:
+    """Return the type that masked elements are decoded to."""
+    return DTYPES[dtype.name.partition(_RING)[0]]
+
+
+class _DTypes(dict[str, DType]):
+    """The types of headers; and when one is asked for, the type of their masked elements.
+
+    Those have their place in the layout, where they take as many bytes as unmasked ones. Inputs and
+    sums hold them as elements of the ring. No header names them, so they are not listed.
+    """
+
+    def __missing__(self, name: str) -> DType:
+        element, ring, bits = name.partition(_RING)
+        if not ring or element not in self or bits not in {"32", "64"}:
+            raise KeyError(name)
+        return _in_ring(name, self[element].size, f"<u{int(bits) // 8}")
+
+
+@cache
+def _in_ring(name: str, size: int, code: str) -> DType:
+    return DType(name, size, code, code, math.inf)
+
+
+DTYPES: Final[dict[str, DType]] = _DTypes(
+    (dtype.name, dtype)
     for dtype in (
         _dtype("F64", "<f8", "f8"),
         _dtype("F32", "<f4", "f4"),
@@ -82,4 +114,4 @@ DTYPES: Final[dict[str, DType]] = {
         _dtype("U16", "<u2", "f8"),
         _dtype("U8", "u1", "f8"),
     )
-}
+)

@@ -1,4 +1,4 @@
-"""Compressed updates: what their headers say, and where their objects have which elements.
+"""Compressed updates: their headers, and the positions of their elements in the objects.
 
 The object of a compressed update is a safetensors file. Its metadata name the codec, and the dtype
 and shape of each tensor that is encoded; such a tensor stands in the file as U8, with one row for
@@ -6,6 +6,7 @@ each unit. Tensors that are not named there stand as they are.
 """
 
 import json
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from gradshard_core.formats.layout import (
 CODEC_KEY: Final = "codec"
 ENCODED_KEY: Final = "encoded"
 """Names in the metadata: of the codec, and of the tensors that are encoded."""
+
+ERROR_KEY: Final = "codec_error"
+"""Name in the metadata of the relative error of the encoding, as its client measured it."""
 
 ENCODABLE: Final = ("F32", "BF16")
 """Element types that a tensor may have once it is decoded."""
@@ -160,7 +164,7 @@ class EncodedLayout(Layout):
 
     @property
     def storage(self) -> str:
-        """How the elements are stored, as text that tells two such layouts apart."""
+        """The storage of the elements, as text that tells two such layouts apart."""
         return f"{self.codec} {''.join(map('01'.__getitem__, self.encoded))} {self.units}"
 
     @cached_property
@@ -274,6 +278,15 @@ def parse_update(header: bytes, object_bytes: int) -> Header:
         if tensor.name in stated
     }
     return plain._replace(layout=encode_layout(decoded, codec.name, units))
+
+
+def parse_codec_error(metadata: Mapping[str, str]) -> float | None:
+    """Return the relative error that a client states; None if it states none, or no number."""
+    try:
+        error = float(metadata[ERROR_KEY][:32])
+    except (KeyError, ValueError):
+        return None
+    return error if 0 <= error < math.inf else None
 
 
 def check_taken(layout: Layout, codecs: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The names of the objects of rounds, models and trainings, and what may be part of them."""
+"""The names of the objects of rounds, models and trainings, and the ids allowed in them."""
 
 import re
 from collections.abc import Mapping
@@ -36,9 +36,13 @@ _KNOCK_KEY: Final = re.compile(
 )
 
 
+_ANSWER_KEY: Final = re.compile(
+    rf"{ROUNDS}(?P<round>{_ROUND_ID.pattern})/keeper/(masks|refusal\.json)"
+)
+
 RESERVED_CLIENTS: Final = frozenset(
     {
-        *("assignments", "callback", "deadline", "layout", "manifest", "plan", "spec"),
+        *("assignments", "callback", "counted", "deadline", "layout", "manifest", "plan", "spec"),
         *("state-layout", "update"),
     }
 )
@@ -49,6 +53,7 @@ client called ``update`` too, and ``rounds/*/spec.json`` the rejection of one ca
 """
 
 
+_INBOX: Final = re.compile(rf"(?P<training>{_TRAINING_ID.pattern})-from-(?P<version>[0-9]{{8}})")
 _REPORT: Final = re.compile(r"(?P<level>[0-9]{1,3})/[0-9]{5,}\.json")
 
 
@@ -123,6 +128,12 @@ class UpdateKey(NamedTuple):
     client: str
 
 
+def parse_answer_key(key: str) -> str | None:
+    """Read the round from the key of a keeper's answer; None if it is no such key."""
+    match = _ANSWER_KEY.fullmatch(key)
+    return match and match["round"]
+
+
 def parse_update_key(key: str) -> UpdateKey | None:
     """Read round and client from the key of an update; None if it is no update's key."""
     match = _UPDATE_KEY.fullmatch(key)
@@ -144,6 +155,26 @@ def parse_knock_key(key: str) -> KnockKey | None:
     return KnockKey(match["training"], match["client"])
 
 
+class InboxId(NamedTuple):
+    """What the id of an inbox names: a buffered training, and a version of its model."""
+
+    training: str
+    version: int
+
+
+def parse_inbox_id(round_id: str) -> InboxId | None:
+    """Read what the id of an inbox names; None if it is no inbox's."""
+    match = _INBOX.fullmatch(round_id)
+    return InboxId(match["training"], int(match["version"])) if match else None
+
+
+def base_version(key: str) -> int | None:
+    """Return the version from which the update under a key began; None if it is in no inbox."""
+    parsed = parse_update_key(key)
+    inbox = parse_inbox_id(parsed.round_id) if parsed else None
+    return inbox.version if inbox else None
+
+
 class RoundKeys:
     """The keys of one round's objects."""
 
@@ -159,6 +190,8 @@ class RoundKeys:
         self.replans = f"{root}replans/"
         self.measurements = f"{root}measurements/"
         self.decisions = f"{root}decisions/"
+        self.secrets = f"{root}secrets/"
+        self.noise_key = f"{self.secrets}noise.json"
         self.plan = f"{root}plan.json"
         self.layout = f"{root}layout.header"
         self.state_layout = f"{root}state-layout.header"
@@ -168,6 +201,10 @@ class RoundKeys:
         self.result = f"{root}update.safetensors"
         self.manifest = f"{root}manifest.json"
         self.assignments = f"{root}assignments.json"
+        self.counted = f"{root}counted.json"
+        self.keeper = f"{root}keeper/"
+        self.masks = f"{self.keeper}masks"
+        self.refusal = f"{self.keeper}refusal.json"
 
     def update(self, client: str) -> str:
         """Return the key of a client's update."""
@@ -219,6 +256,7 @@ class ModelKeys:
         root = f"{MODELS}{self.name}/"
         self.current = f"{root}current.json"
         self.training = f"{root}training.json"
+        self.ledger = f"{root}ledger.json"
         self.versions = f"{root}versions/"
         self._rounds = f"{root}rounds/"
         self._puts = f"{root}puts/"
@@ -255,6 +293,7 @@ class TrainingKeys:
         self.members = f"{root}members/"
         self.records = f"{root}rounds/"
         self.notices = f"{root}notices/"
+        self.inboxes = f"{ROUNDS}{self.name}-from-"
 
     def notice(self, client: str) -> str:
         """Return the key of what the holder of a client's ticket reads of the training."""
@@ -280,12 +319,20 @@ class TrainingKeys:
         number
             Of the round, from 1; of an evaluation, that of the round before.
         repetition
-            How often a round of this number has failed.
+            The number of failures of a round of this number.
         is_evaluation
             Whether clients evaluate the model in it, instead of training it.
         """
         again = f"-again{repetition}" if repetition else ""
         return f"{self.name}-{number:05}{'-eval' if is_evaluation else ''}{again}"
+
+    def inbox(self, version: int) -> RoundKeys:
+        """Return the keys under which a buffered training gets updates from a version.
+
+        They are those of a round that is never opened, so that clients, tickets, policies and
+        lifecycle rules treat its updates and rejections as those of any round.
+        """
+        return RoundKeys(f"{self.inboxes.removeprefix(ROUNDS)}{version:08}")
 
     def execution(self, run: int) -> str:
         """Return the name of an execution of the training, of which there may be several."""

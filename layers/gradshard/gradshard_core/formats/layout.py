@@ -207,7 +207,7 @@ class Layout:
 
     @property
     def storage(self) -> str:
-        """How the elements are stored, if not as they are."""
+        """The storage of encoded elements, as text; empty if they are stored as they are."""
         return ""
 
     @property

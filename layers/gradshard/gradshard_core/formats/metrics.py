@@ -105,4 +105,10 @@ def average(sent: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]
 
 def _mean(values: list[tuple[int, float]]) -> float:
     total = sum(samples for samples, _ in values)
-    return math.fsum(samples / total * value for samples, value in values)
+    try:
+        return math.fsum(samples / total * value for samples, value in values)
+    except OverflowError:
+        # Rounded shares may add up to more than one, so the sum is over the largest float64.
+        mean = 2 * math.fsum(samples / total * (value / 2) for samples, value in values)
+        numbers = [value for _, value in values]
+        return min(max(mean, min(numbers)), max(numbers))

@@ -24,6 +24,7 @@ UNITS: Final = {
     "UpdatesRejected": "Count",
     "UpdatesLate": "Count",
     "UpdatesIgnored": "Count",
+    "UpdatesCompressed": "Count",
     "Replans": "Count",
     "Tasks": "Count",
     "TaskSeconds": "Seconds",

@@ -11,8 +11,11 @@ from typing import NamedTuple
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, MEASURED, STEPS, shares_of
+from gradshard_core.aggregation.ring_sum import ADDED
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.formats.layout import Layout
+from gradshard_core.planning.masking import MASKED
+from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.plan import Contributor, LayerRanges, Level
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.stragglers.assignments import bounded_steps, normalised_weights
@@ -55,14 +58,19 @@ def group(spec: RoundSpec, contributors: Sequence[Contributor], weights: str) ->
         first_level = [len(present.intersection(clients)) for clients in spec.groups()]
     orders = addition_order.split_order(order, sizes)
     levels = tuple(map(Level.of_sizes, (first_level, *sizes[1:]), orders))
-    return Grouping(topology, sizes, order, levels, weigh(ordered, weights))
+    weighed = weigh(ordered, weights)
+    if spec.inbox is not None:
+        weighed = _discounted(weighed, spec.inbox)
+    return Grouping(topology, sizes, order, levels, weighed)
 
 
 def weights_of(spec: RoundSpec, *, is_decided: bool = False) -> str:
     """Return how contributors are weighed; ``is_decided`` if a rule has measured and decided."""
     if is_decided:
         return MEASURED
-    return spec.weights if spec.robust_rule is None else EQUAL
+    if spec.masked is not None:
+        return MASKED
+    return EQUAL if spec.robust_rule is not None or spec.dp is not None else spec.weights
 
 
 def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributor, ...]:
@@ -74,13 +82,15 @@ def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributo
         All of the round's contributors.
     weights
         ``counts``, which do not depend on the other contributors, ``shares``, ``steps``,
-        ``equal`` or ``measured``.
+        ``equal``, ``masked`` or ``measured``.
     """
     samples = [contributor.samples for contributor in contributors]
     if weights == COUNTS:
         values = list(map(float, samples))
     elif weights == EQUAL:
         values = [1 / len(contributors)] * len(contributors)
+    elif weights == MASKED:
+        values = [ADDED] * len(contributors)
     elif weights == MEASURED:
         # A plan is read by clients, and the rule's weights would tell them the norms of others.
         values = [0.0] * len(contributors)
@@ -92,6 +102,14 @@ def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributo
     return tuple(
         replace(contributor, weight=weight)
         for contributor, weight in zip(contributors, values, strict=True)
+    )
+
+
+def _discounted(contributors: Sequence[Contributor], inbox: InboxSpec) -> tuple[Contributor, ...]:
+    """Discount weights by staleness: what stale updates lose, nobody gains."""
+    return tuple(
+        replace(contributor, weight=contributor.weight * inbox.discount(contributor.staleness))
+        for contributor in contributors
     )
 
 

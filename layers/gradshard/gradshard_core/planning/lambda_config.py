@@ -1,4 +1,4 @@
-"""The Lambda functions that tasks run on, and how long a task takes on them."""
+"""The Lambda functions that tasks run on, and the time that a task takes on them."""
 
 from dataclasses import dataclass
 from typing import Final

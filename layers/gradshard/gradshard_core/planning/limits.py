@@ -84,6 +84,10 @@ DECODING_CPU_SECONDS_PER_GB: Final = 0.3
 # The same of a task that holds a block of every input at once, which sorts columns or measures.
 ROWS_CPU_SECONDS_PER_GB: Final = 2.5
 
+# The same of a private sum beyond those of a sum, and CPU seconds per GB of its result for noise.
+PRIVATE_CPU_SECONDS_PER_GB: Final = 0.3
+NOISE_CPU_SECONDS_PER_GB: Final = 12.4
+
 # https://aws.amazon.com/lambda/pricing/ (2026-11)
 DOLLARS_PER_GB_SECOND: Final = {"x86_64": 0.0000166667, "arm64": 0.0000133334}
 DOLLARS_PER_INVOCATION: Final = 0.20 / 1e6

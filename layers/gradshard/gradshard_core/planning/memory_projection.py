@@ -57,6 +57,9 @@ PAIR_BYTES: Final = 512
 """Bytes for each pair of measured inputs: exact sums of products in at most eight matrices with
 their temporaries, their JSON, and what BLAS keeps."""
 
+NOISE_BYTES: Final = 10 * MIB
+"""The table of the noise with what it is made of, and a block of noise (measured: 7.8 MiB)."""
+
 STEP_BYTES: Final = 12 * STEP_ELEMENTS * 8
 """An optimizer's step: model, update, old and new state and temporaries, at most twelve arrays of
 float64."""
@@ -90,6 +93,7 @@ def project_memory(
     held_widening: float | None = None,
     is_compressed: bool = False,
     measures: bool = False,
+    is_private: bool = False,
     unit_bytes: int = 0,
 ) -> float:
     """Return an upper bound of a task's peak memory in MB.
@@ -101,7 +105,8 @@ def project_memory(
       order, a scratch slice and the slice that was read, each up to eight times as wide as the
       elements. A partial sum that is read is as wide as its accumulator. A robust rule has a block
       of every input instead, whose elements are at most ``held_widening`` times as wide. A task
-      that measures has them again, at most twice as wide, and matrices of pairs of inputs;
+      that measures has them again, at most twice as wide, and matrices of pairs of inputs.
+      The sum of a private round has accumulators of eight bytes, and the table of its noise;
     - *streams*: a connection per input with its receive buffer, for which the kernel takes twice
       what is asked for (socket(7));
     - *step*: if the average is applied, a stream to read and one to write for each of ``models``,
@@ -121,6 +126,8 @@ def project_memory(
         wide = math.ceil((3 if measures else 1) * held_widening * held)
         arithmetic = wide + WIDENING * 2 * SLICE_BYTES
         arithmetic += PAIR_BYTES * inputs**2 if measures else 0
+    if is_private:
+        arithmetic = max(arithmetic, WIDENING * (block + 2 * SLICE_BYTES)) + NOISE_BYTES
     streams = (inputs + 1) * STREAM_BYTES
     streams += 2 * (inputs + models) * receive_buffer_bytes(inputs)
     streams += 2 * models * STREAM_BYTES
@@ -146,5 +153,6 @@ def needed_memory(load: Workload) -> float:
         held_widening=load.widening if load.holds_all or load.measures else None,
         is_compressed=load.stored_bytes is not None,
         measures=load.measures,
+        is_private=load.is_private,
         unit_bytes=load.unit_bytes,
     )

@@ -1,4 +1,4 @@
-"""Kinds of options: what values an option of a round takes, and how they are checked.
+"""Kinds of options: the values that an option of a round takes, and their checks.
 
 :class:`gradshard_core.planning.spec.RoundSpec` declares each option once, as a field with an
 :class:`Option`. The client library, the command line, JSON and the tables in docs/ read it there.
@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from gradshard_core.errors import SpecError
+
+REQUIRED: Final = "required"
+"""The default, in words, of an option that must be given."""
 
 METADATA_KEY: Final = "option"
 """The key of an :class:`Option` in the metadata of its field."""

@@ -1,4 +1,4 @@
-"""The plan of a round: who contributes with which weight, and which task adds what.
+"""The plan of a round: its contributors with their weights, and its tasks with their inputs.
 
 ``plan_round`` writes it, and every later function of the round reads it
 (:mod:`gradshard_core.planning.plan_json`).
@@ -17,11 +17,15 @@ from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, SHARES, shares_
 from gradshard_core.aggregation.buffers import Stretches, clip_stretches
 from gradshard_core.aggregation.gram import Measuring, cut_chunks
 from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
+from gradshard_core.aggregation.privacy import Grid, PrivacyMechanism, PrivateSum
+from gradshard_core.aggregation.ring_sum import Decoding, RingSum, ring_spans
 from gradshard_core.aggregation.robust_rules import RobustRule
-from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
+from gradshard_core.aggregation.sharding import count_elements, cut_shards, sums_bytes
 from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs, Span, encode_header
+from gradshard_core.formats.masked import Share
+from gradshard_core.planning.masking import MASKED, Masking
 from gradshard_core.planning.outputs import (
     NO_HEADER,
     NextModel,
@@ -44,12 +48,19 @@ class Contributor:
     samples
         n, the number of samples that it trained on.
     weight
-        The factor of its update: n / Σn, or n. Partial updates have weights by layer instead.
+        The factor of its update: n / Σn, or n. Partial updates have weights by layer instead, and
+        those of a buffered training are discounted by their staleness.
     runs
         The places of the layout's bytes in the object; a partial update lacks some of them.
     report
         Its report on its training (:class:`gradshard_core.stragglers.assignments.Report`), if the
         round uses it.
+    staleness
+        In a buffered training, how many versions of the model were made since the update began.
+    codec_error
+        The relative error of the encoding of its update, as it states it.
+    share
+        What it sent beside its masked elements, in a masked round.
     """
 
     client: str
@@ -58,6 +69,9 @@ class Contributor:
     weight: float
     runs: Runs
     report: dict[str, Any] | None = None
+    staleness: int = 0
+    codec_error: float | None = None
+    share: Share | None = None
 
     @property
     def codec(self) -> str | None:
@@ -218,6 +232,8 @@ class Computation:
     measured
         In the second pass, the attempt that measured. The plan has no weights then: they are in the
         attempt's decision, which clients do not read.
+    dp
+        How the result is made private; None if it is not.
     """
 
     levels: tuple[Level, ...]
@@ -231,6 +247,7 @@ class Computation:
     robust: RobustRule | None = None
     measures: bool = False
     measured: int | None = None
+    dp: PrivacyMechanism | None = None
 
 
 @dataclass(frozen=True)
@@ -240,8 +257,8 @@ class Stage:
     Parameters
     ----------
     entered_at
-        When the state machine entered the state that planned it, ISO 8601. A request with the same
-        time is a repetition and changes nothing.
+        The time at which the state machine entered the planning state, ISO 8601. A request with the
+        same time is a repetition and changes nothing.
     number
         The number of stages that the plan has so far.
     groups
@@ -296,7 +313,7 @@ class Plan:
     participants, computation, layout
         The contributors, the rule of the average, and the layout.
     attempt
-        How often the round was planned again because contributors were rejected while their
+        The number of replans before this plan, because contributors were rejected while their
         updates were read.
     stage
         The groups that this planning adds.
@@ -304,6 +321,8 @@ class Plan:
         The multipart upload that becomes the average.
     next_model
         The version of the model that the round makes, if it makes one.
+    masking
+        What a masked round needs to add and decode; None in other rounds.
     assignments
         The terms by which clients are told what to do next, as JSON; None for no assignments.
     notes
@@ -322,6 +341,7 @@ class Plan:
     stage: Stage = Stage()
     upload_id: str = ""
     next_model: NextModel | None = None
+    masking: Masking | None = None
     assignments: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     projected: dict[str, Any] = field(default_factory=dict)
@@ -340,8 +360,20 @@ class Plan:
 
     @property
     def is_complete(self) -> bool:
-        """Whether no group of clients is awaited any more."""
-        return not self.stage.awaited
+        """Whether neither a group of clients nor the keeper is awaited any more."""
+        return not (self.stage.awaited or self.is_asking)
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether the keeper's sum of the masks is awaited."""
+        return self.masking is not None and self.masking.answer is None
+
+    @property
+    def input_spans(self) -> Sequence[Span]:
+        """The layout's spans, with the types in which inputs hold their elements."""
+        if self.masking is None:
+            return self.layout.spans
+        return ring_spans(self.layout.spans, self.masking.terms.ring_bits)
 
     @property
     def divisor(self) -> int:
@@ -370,7 +402,7 @@ class Plan:
         Weights that are normalised by steps, or corrected for missing clients, do not add up to
         one. Their sum is no average, and a variance could become negative.
         """
-        if self.next_model is None or self.computation.weights in (COUNTS, EQUAL):
+        if self.next_model is None or self.computation.weights in (COUNTS, EQUAL, MASKED):
             yield zone
             return
         covers = [weight is not None for weight in zone.weights]
@@ -440,7 +472,12 @@ class Plan:
         ]
 
     def next_tasks(self) -> list[list[Task]]:
-        """Return the tasks of this stage, and the higher levels when no group is awaited."""
+        """Return the tasks of this stage, and the higher levels when no group is awaited.
+
+        A masked round has one level without tasks until its keeper has answered.
+        """
+        if self.is_asking:
+            return [[]]
         lowest, groups = self.tasks(0), self.stage.groups
         if groups is not None:
             width = len(self.levels[0].groups)
@@ -478,7 +515,12 @@ class Plan:
             return Measuring(inputs, self.layout.buffers)
         if computation.robust is not None and computation.robust.is_columns:
             return computation.robust.reduction(inputs, gathers=gathers)
+        if self.grid is not None:
+            return PrivateSum(self.grid.step, len(self.contributors), gathers=gathers)
         is_last = self.is_last(level)
+        if self.masking is not None:
+            decoding = Decoding(self.masking.fixed, self.masking.total)
+            return RingSum(decoding if is_last else None)
         return Addition(
             order=self.levels[level].order,
             of_sums=level > 0,
@@ -487,6 +529,14 @@ class Plan:
             allow_nonfinite=self.computation.allow_nonfinite,
             gathers=gathers,
         )
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid of a private sum; None if the plan makes none."""
+        dp = self.computation.dp
+        if dp is None or self.computation.measures:
+            return None
+        return dp.grid(count_elements(self.layout.spans, 0, self.layout.nbytes))
 
     def input_zones(self, task: Task, start: int) -> list[Zone]:
         """Return the weights of a task's inputs, from byte ``start`` of the layout on."""

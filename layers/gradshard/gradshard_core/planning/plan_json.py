@@ -4,11 +4,14 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
+from gradshard_core.aggregation.privacy import parse_privacy
 from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
 from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, StoredTensors
 from gradshard_core.formats.layout import Runs, Span
+from gradshard_core.formats.masked import Share
+from gradshard_core.planning.masking import Masking
 from gradshard_core.planning.outputs import NextModel, StoredHeader
 from gradshard_core.planning.plan import (
     Computation,
@@ -47,6 +50,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "robust": computation.robust and computation.robust.to_json(),
         "measures": computation.measures,
         "measured": computation.measured,
+        "dp": computation.dp and computation.dp.to_json(),
         "allow_nonfinite": computation.allow_nonfinite,
         "shards": computation.shards,
         "levels": [vars(level) for level in computation.levels],
@@ -62,6 +66,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "buffers": layout.buffers,
         "upload_id": plan.upload_id,
         "next_model": plan.next_model and _next_model_to_json(plan.next_model),
+        "masking": plan.masking and plan.masking.to_json(),
         "assignments": plan.assignments,
         "notes": plan.notes,
         "projected": plan.projected,
@@ -98,6 +103,7 @@ def parse_plan(written: dict[str, Any]) -> Plan:
             robust=written["robust"] and parse_robust_rule(written["robust"]),
             measures=written["measures"],
             measured=written["measured"],
+            dp=written["dp"] and parse_privacy(written["dp"]),
             layers=tuple(
                 PlannedLayerWeights(missed, tuple(weights))
                 for _, _, missed, weights in written["layers"]
@@ -124,6 +130,7 @@ def parse_plan(written: dict[str, Any]) -> Plan:
         ),
         upload_id=written["upload_id"],
         next_model=written["next_model"] and _parse_next_model(written["next_model"]),
+        masking=written["masking"] and Masking.from_json(written["masking"]),
         assignments=written["assignments"],
         notes=tuple(written["notes"]),
         projected=written["projected"],
@@ -175,6 +182,9 @@ def _parse_contributor(written: dict[str, Any], tables: Sequence["array[int]"]) 
         written["weight"],
         _parse_runs(written["runs"], tables),
         written["report"],
+        written["staleness"],
+        written["codec_error"],
+        written["share"] and Share.of_json(written["share"]),
     )
 
 

@@ -168,8 +168,8 @@ def bill(
     updates
         The number of objects that clients send; by default one each.
     cold_tasks
-        How many tasks start cold; all if it is not said, but those that measure are warm for the
-        second pass. The functions around them do.
+        The number of tasks that start cold. By default all do, but tasks that measured are warm for
+        the second pass. The functions around the tasks always start cold.
     measuring
         The tasks of the pass that measures, which is a level of its own, if there is one.
     prices
@@ -311,10 +311,11 @@ def _applying(parts: int, models: int) -> Requests:
     if not models:
         return Requests(0, 0)
     return Requests(
-        # Opening and planning: which version is current, by two objects each; and the model's
-        # header. Finalizing: the layout, each object as it came to be; and that the new version,
-        # its round's manifest and no version after it make it current.
-        gets=2 + 2 + 1 + models + 1 + 4,
+        # Opening: whether there is a privacy ledger. Opening and planning: which version is
+        # current, by two objects each; and the model's header. Finalizing: the layout, each object
+        # as it came to be; and that the new version, its round's manifest and no version after it
+        # make it current.
+        gets=1 + 2 + 2 + 1 + models + 1 + 4,
         # Planning: an upload each, and a header for the state. Finalizing: for each the parts'
         # listing, completion and open uploads; the version and that it is current.
         puts=models + (models > 1) + models * (_pages(parts) + 2) + 2,

@@ -152,6 +152,9 @@ def _task_seconds(
         further += limits.DECODING_CPU_SECONDS_PER_GB * elements
     if load.holds_all and level == len(load.levels) - 1:
         further += (limits.ROWS_CPU_SECONDS_PER_GB - limits.CPU_SECONDS_PER_GB) * elements
+    if load.is_private:
+        further += limits.PRIVATE_CPU_SECONDS_PER_GB * elements
+        further += limits.NOISE_CPU_SECONDS_PER_GB * (load.nbytes / shards) / 1e9
     return aggregator.task_seconds(nbytes, further) + waiting
 
 

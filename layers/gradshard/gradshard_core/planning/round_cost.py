@@ -34,7 +34,7 @@ def measured(
     nbytes
         The bytes of the result, and so of an update.
     server_optimizer
-        How the round's terms have its update applied to the model, if they do.
+        The server optimizer of the round, as its options state it; None if it changes no model.
     measuring
         The reports of the tasks that measured before, under a robust rule.
 

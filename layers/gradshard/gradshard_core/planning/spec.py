@@ -12,6 +12,7 @@ from typing import Any, Final
 from gradshard_core.aggregation import addition_order, topologies
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES, WEIGHTS
+from gradshard_core.aggregation.privacy import LEAST_CLIENTS, PrivacyMechanism, parse_privacy
 from gradshard_core.aggregation.robust_rules import ROBUST_RULES, RobustRule
 from gradshard_core.aggregation.server_optimizers import (
     MODELS,
@@ -22,17 +23,27 @@ from gradshard_core.aggregation.server_optimizers import (
 from gradshard_core.aggregation.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES, Levels
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning import limits
+from gradshard_core.planning.masking import (
+    LEAST_MASKED,
+    MASKING_EXAMPLE,
+    MaskingTerms,
+    check_layout,
+    parse_masking,
+)
 from gradshard_core.planning.option_parsers import (
     MAX_CLIENTS,
     ROBUST_EXAMPLE,
     SALF_EXAMPLE,
     AssignmentSpec,
+    InboxSpec,
     parse_assignment_spec,
     parse_clients,
     parse_codecs,
+    parse_inbox,
     parse_layout,
     parse_rule,
 )
@@ -76,7 +87,7 @@ class RoundSpec:
     )
     min_clients: int = option(
         WholeNumber(1, MAX_CLIENTS),
-        "Fail the round if fewer valid updates have arrived by its deadline.",
+        "Fail the round if fewer good updates have arrived by its deadline.",
         default="more than half of the clients",
     )
     enough_clients: int | None = option(
@@ -93,9 +104,10 @@ class RoundSpec:
     )
     topology: str = option(
         Choice((AUTO, *TOPOLOGIES)),
-        f"How tasks divide the work. shards: each adds one byte range of all updates (at most "
-        f"{MAX_FAN_IN} clients). lambda_fl, lifl: trees of tasks that add whole updates. grid: "
-        f"groups of clients, cut into shards. auto: shards up to {MAX_FAN_IN} clients, else grid.",
+        f"Division of the work among tasks. shards: each adds one byte range of all updates (at "
+        f"most {MAX_FAN_IN} clients). lambda_fl, lifl: trees of tasks that add whole updates. "
+        f"grid: groups of clients, cut into shards. auto: shards up to {MAX_FAN_IN} clients, else "
+        "grid.",
         value=AUTO,
     )
     fan_in: int | None = option(
@@ -107,7 +119,7 @@ class RoundSpec:
     order: Order | None = option(
         Parsed(
             addition_order.parse_order,
-            "`sequential`, or such as `tree:4,4`",
+            "`sequential`, or for example `tree:4,4`",
             metavar="ORDER",
             encoder=addition_order.format_order,
         ),
@@ -138,6 +150,20 @@ class RoundSpec:
         f"{ROBUST_EXAMPLE}.",
         value=None,
         default="whole updates only, averaged",
+    )
+    dp: PrivacyMechanism | None = option(
+        Parsed(
+            parse_privacy,
+            "object with `clip`, `noise_multiplier` and `delta`",
+            metavar="JSON",
+            is_json=True,
+            encoder=PrivacyMechanism.to_json,
+        ),
+        "Make the average differentially private for each client: clip updates to the length clip, "
+        "and add noise with a deviation of noise_multiplier times clip to their sum, for example "
+        '{"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}.',
+        value=None,
+        default="no noise",
     )
     layers: Naming | None = option(
         Parsed(
@@ -214,9 +240,34 @@ class RoundSpec:
         value=None,
         default="no compressed updates",
     )
+    masked: MaskingTerms | None = option(
+        Parsed(
+            parse_masking,
+            "object with `bound`, `max_samples` and `keeper`, and maybe `bits` and `ring_bits`",
+            metavar="JSON",
+            is_json=True,
+            encoder=MaskingTerms.to_json,
+        ),
+        "Take masked updates, of which nobody sees a single one, and ask the mask keeper with this "
+        f"public key for the sum of the masks: {MASKING_EXAMPLE}.",
+        value=None,
+        default="updates are not masked",
+    )
     updates_from: str | None = option(
         Parsed(functools.partial(check_id, "round"), "id of a round", metavar="ROUND"),
         "Wait for no client: average the updates that were submitted to this other round.",
+        value=None,
+        default="the updates of the round itself",
+    )
+    inbox: InboxSpec | None = option(
+        Parsed(
+            parse_inbox,
+            "object with `training`, `oldest`, `exponent`; the training states it",
+            metavar="JSON",
+            is_json=True,
+            encoder=InboxSpec.to_json,
+        ),
+        "Average updates that were sent to a buffered training, weighed by their staleness.",
         value=None,
         default="the updates of the round itself",
     )
@@ -248,7 +299,13 @@ class RoundSpec:
     @property
     def measures(self) -> bool:
         """Whether updates are measured before they are added."""
-        return self.robust_rule is not None and self.robust_rule.measures
+        return self.decider is not None
+
+    @property
+    def decider(self) -> RobustRule | PrivacyMechanism | None:
+        """What makes weights of measured updates; None if the round does not measure."""
+        rule = self.robust_rule
+        return rule if rule is not None and rule.measures else self.dp
 
     @property
     def expected(self) -> int:
@@ -270,7 +327,7 @@ class RoundSpec:
         return tuple(sorted(set(self.clients) - set(arrived)))
 
     def is_complete(self, arrived: Sequence[str]) -> bool:
-        """Whether nobody need be waited for."""
+        """Whether the round need not wait for anybody."""
         if self.enough_clients is not None:
             there = arrived if isinstance(self.clients, int) else self._ids.intersection(arrived)
             return len(set(there)) >= self.enough_clients
@@ -310,11 +367,13 @@ class RoundSpec:
         # Groups that were asked for, directly or by the order in which they are to be added.
         sizes = (self.fan_in,) if self.fan_in else self.order or ()
         levels = topologies.group(name, contributors, sizes)
-        if self.robust_rule is not None and len(levels) > 1:
+        if len(levels) > 1 and (self.robust_rule is not None or self.dp is not None):
+            why = "dp measures all updates in one task"
+            if self.robust_rule is not None:
+                why = f"rule {self.robust_rule.name} compares all updates with each other"
             raise SpecError(
-                f"rule {self.robust_rule.name} compares all updates with each other, but topology "
-                f"{name} adds those of {contributors} clients in {len(levels[0])} groups; take "
-                f"topology shards, with at most {MAX_FAN_IN} clients"
+                f"{why}, but topology {name} adds those of {contributors} clients in "
+                f"{len(levels[0])} groups; take topology shards, with at most {MAX_FAN_IN} clients"
             )
         return name, levels
 
@@ -378,13 +437,17 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
         if fields.get(name) is not None
     }
     least = others["rule"].least_clients if _is_robust(others.get("rule")) else 1
+    least = max(least, LEAST_CLIENTS if "dp" in others else 1)
     min_clients = _parse_min_clients(fields.get("min_clients"), expected, least)
     spec = RoundSpec(clients=clients, min_clients=min_clients, **others)
     _check_clients(spec)
     _check_robust(spec)
+    _check_privacy(spec)
     _check_topology(spec)
     _check_rule(spec)
     _check_apply(spec)
+    _check_masked(spec)
+    _check_inbox(spec)
     return spec
 
 
@@ -454,6 +517,72 @@ def _check_apply(spec: RoundSpec) -> None:
         )
 
 
+def _check_inbox(spec: RoundSpec) -> None:
+    """Check what the updates of a buffered training go with."""
+    if spec.inbox is None:
+        return
+    conflicts = {
+        "rule": spec.rule is not None,
+        "dp": spec.dp is not None,
+        "weights": spec.weights == COUNTS,
+        "eager": spec.eager,
+        "assignments": spec.assignments is not None,
+        "updates_from": spec.updates_from is not None,
+    }
+    for name, is_given in conflicts.items():
+        if is_given:
+            raise SpecError(f"updates of a buffered training do not go with {name}: leave it out")
+    if spec.server_optimizer is None or spec.server_optimizer.updates == MODELS:
+        raise SpecError(
+            "updates of a buffered training change a model: give a server_optimizer, whose updates "
+            "are deltas"
+        )
+    if not isinstance(spec.clients, int) or spec.enough_clients is not None:
+        raise SpecError("updates of a buffered training are counted: give their number as clients")
+
+
+def _check_masked(spec: RoundSpec) -> None:
+    """Check what masked updates go with: nobody can look at one."""
+    if spec.masked is None:
+        return
+    if isinstance(spec.clients, int):
+        raise SpecError(
+            "masked needs the clients' ids, not their number: clients seal their seeds for a "
+            "roster, and the keeper knows who is enrolled"
+        )
+    if spec.layout is None and spec.server_optimizer is None:
+        raise SpecError(
+            "masked needs a layout, by which clients encode their updates: open the round with it "
+            "(layout, or --layout FILE), or apply the round to a model, which has one"
+        )
+    if spec.min_clients < LEAST_MASKED:
+        raise SpecError(
+            f"min_clients is {spec.min_clients}, and the sum over one client is its update: give "
+            f"at least {LEAST_MASKED}"
+        )
+    for name, reason in _NOT_MASKED.items():
+        if getattr(spec, name) != DEFAULTS[name]:
+            raise SpecError(f"masked: leave out {name}: {reason}")
+    spec.masked.fixed(spec.expected)
+    if spec.layout is not None:
+        check_layout(spec.masked, spec.expected, spec.layout)
+
+
+_NOT_MASKED: Final = {
+    "dp": "the aggregator adds the noise of a private average, and would see the sum without it",
+    "inbox": "a seed is sealed for one round, and a buffered training has none",
+    "rule": "rules look at single updates, or at sums over few clients",
+    "weights": "clients multiply by their counts before they mask",
+    "order": "sums in a ring have the same bits in any order",
+    "eager": "the keeper answers once, for all contributors together",
+    "assignments": "they are computed from what single clients report",
+    "codecs": "a mask has no shorter form",
+    "allow_nonfinite": "the encoding has no NaN and no infinity",
+    "updates_from": "a seed is summed once, in the round that it was sealed for",
+}
+"""Options that masked rounds cannot have, and the reasons."""
+
+
 def _is_robust(rule: Any) -> bool:
     return isinstance(rule, RobustRule)
 
@@ -478,6 +607,53 @@ def _check_robust(spec: RoundSpec) -> None:
         )
     if rule.is_columns and spec.order is not None:
         raise SpecError(f"rule {rule.name} adds in an order of its own: leave out order")
+
+
+def _check_privacy(spec: RoundSpec) -> None:
+    """Check what differential privacy goes with."""
+    if spec.dp is None:
+        return
+    if spec.expected < LEAST_CLIENTS:
+        raise SpecError(
+            f"dp hides a client among at least {LEAST_CLIENTS}, and {spec.expected} is expected"
+        )
+    if spec.rule is not None:
+        raise SpecError(
+            f"dp bounds what each client adds to a sum, and rule {spec.rule.name} computes "
+            "something else: leave out rule; dp clips updates, too"
+        )
+    if spec.weights != SHARES:
+        raise SpecError(
+            f"dp counts every client alike: with weights {spec.weights} one client could add any "
+            "multiple of its update, which no noise hides. Leave out weights"
+        )
+    for name, why in {
+        "eager": "measures all updates before it adds any",
+        "allow_nonfinite": "clips updates, and a NaN has no length",
+        "order": "adds whole numbers, whose sum depends on no order",
+        "updates_from": "counts what each round reveals of the updates sent to it",
+        "assignments": "hides what clients send, and assignments follow from it",
+    }.items():
+        if getattr(spec, name):
+            raise SpecError(f"dp {why}: leave out {name}")
+    if spec.server_optimizer is not None and spec.server_optimizer.updates == MODELS:
+        raise SpecError(
+            "dp: updates are whole models, whose length says nothing of what a client has "
+            "changed: send deltas"
+        )
+    if spec.layout is not None:
+        integers = [t.name for t in spec.layout.tensors if DTYPES[t.dtype].is_integer]
+        if integers:
+            raise SpecError(unclippable(integers[0]))
+
+
+def unclippable(tensor: str) -> str:
+    """Say why a tensor cannot be part of a private round."""
+    return (
+        f"dp clips and adds noise to floating-point tensors that are trained, and {tensor!r} is an "
+        "integer or a buffer, whose average would reveal clients: leave it out of the model, for "
+        "example with group instead of batch normalisation"
+    )
 
 
 def _check_topology(spec: RoundSpec) -> None:

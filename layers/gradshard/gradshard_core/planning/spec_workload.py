@@ -7,6 +7,7 @@ from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.topk import UNIT, TopK
 from gradshard_core.planning import memory_projection
+from gradshard_core.planning.masking import with_masks
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.planning.workload import Workload
 
@@ -14,13 +15,31 @@ F32_BYTES: Final = 4
 
 
 def workload_of(
-    spec: RoundSpec, nbytes: int, clients: int, *, codec: str | None = None
+    spec: RoundSpec,
+    nbytes: int,
+    clients: int,
+    *,
+    codec: str | None = None,
+    ring_bits: int | None = None,
 ) -> Workload:
     """Return the work of a round of these clients, each with an update of ``nbytes``.
 
-    If ``codec`` names one, the updates are F32 and compressed with it.
+    If ``codec`` names one, the updates are F32 and compressed with it. With ``ring_bits`` they are
+    F32 and masked in a ring of 32 or 64 bits.
     """
     name, levels = spec.levels(clients)
+    if ring_bits is not None:
+        factor = ring_bits // (8 * F32_BYTES)
+        return Workload(
+            nbytes,
+            with_masks(levels),
+            is_cut=TOPOLOGIES[name].is_cut,
+            sums_bytes=factor * nbytes,
+            plan_bytes=memory_projection.plan_bytes(clients),
+            widening=factor,
+            applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
+            stored_bytes=None if factor == 1 else factor * nbytes,
+        )
     order = spec.order or addition_order.natural_order(levels)
     return Workload(
         nbytes,
@@ -31,6 +50,7 @@ def workload_of(
         widening=1,  # as in F32
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
+        is_private=spec.dp is not None,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         stored_bytes=None if codec is None else CODECS[codec].stored_bytes(nbytes // F32_BYTES),
         unit_bytes=CODECS[codec].stored_bytes(UNIT) if codec == TopK.name else 0,

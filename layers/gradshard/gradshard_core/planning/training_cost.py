@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
+from gradshard_core.formats.keys import base_version
 from gradshard_core.planning import limits, planner, pricing, round_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.spec import RoundSpec
@@ -28,9 +29,23 @@ NOTICES_PUTS: Final = 1
 """The list of notices, which costs as much as a PUT."""
 
 
-def overhead(clients: int, aggregator: LambdaConfig) -> float:
-    """Return the dollars of a training for each round, beside the round's own."""
-    requests = pricing.Requests(gets=ADVANCE_GETS + clients, puts=ADVANCE_PUTS + NOTICES_PUTS)
+ARRIVAL_GETS: Final = 10
+"""Of collect_update for an update of a buffered training, beyond one of a round: spec and state of
+the training, twice, membership, model, layout, and what is under way."""
+
+CLOSING_PUTS: Final = 2
+"""In a buffered training: a list of updates, and what has counted."""
+
+
+def overhead(clients: int, aggregator: LambdaConfig, *, is_buffered: bool = False) -> float:
+    """Return the dollars of a training for each round, beside the round's own.
+
+    ``is_buffered`` if updates arrived in a buffered training, where each also lists the others.
+    """
+    requests = pricing.Requests(
+        gets=ADVANCE_GETS + clients + (ARRIVAL_GETS * clients if is_buffered else 0),
+        puts=ADVANCE_PUTS + NOTICES_PUTS + (CLOSING_PUTS + clients if is_buffered else 0),
+    )
     prices = aggregator.prices
     return (
         TRANSITIONS * prices.transitions_per_1000 / 1e3
@@ -61,7 +76,7 @@ def projected(spec: RoundSpec, nbytes: int, aggregator: LambdaConfig) -> float:
         shards=spec.shards,
         time_budget=spec.time_budget,
     )
-    return choice.total_dollars + overhead(clients, aggregator)
+    return choice.total_dollars + overhead(clients, aggregator, is_buffered=spec.inbox is not None)
 
 
 def measured(
@@ -69,11 +84,13 @@ def measured(
 ) -> float:
     """Return the dollars that a completed round has cost, by its manifest.
 
-    Where the manifest lists no tasks, because there were too many, it is what was projected.
+    If the manifest lists no tasks, because there were too many, it is the projected cost.
     """
     clients = len(manifest["contributors"])
+    is_buffered = any(base_version(c["key"]) is not None for c in manifest["contributors"])
+    more = overhead(clients, aggregator, is_buffered=is_buffered)
     if not manifest["tasks"]:
-        return float(manifest["projected"]["dollars"]["total"]) + overhead(clients, aggregator)
+        return float(manifest["projected"]["dollars"]["total"]) + more
     bill = round_cost.measured(
         manifest["tasks"],
         clients=clients,
@@ -82,4 +99,4 @@ def measured(
         nbytes=manifest["update"]["nbytes"],
         server_optimizer=optimizer and optimizer.to_json(),
     )
-    return bill.total + overhead(clients, aggregator)
+    return bill.total + more

@@ -103,7 +103,7 @@ def is_finite(value: Any) -> bool:
 
 
 class StopRule(NamedTuple):
-    """When a training ends before all its rounds.
+    """The rule by which a training ends before all its rounds.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def parse_stop_rule(rule: Any) -> StopRule:
 
 
 class Budget(NamedTuple):
-    """What a training may take at most; None for no limit."""
+    """The dollars and seconds that a training may take at most; None for no limit."""
 
     dollars: float | None
     seconds: float | None

@@ -8,9 +8,18 @@ from functools import cached_property
 from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
+from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import SpecError
-from gradshard_core.planning.option_parsers import MAX_CLIENTS, parse_clients
+from gradshard_core.planning.option_parsers import (
+    MAX_CLIENTS,
+    MAX_EXPONENT,
+    InboxSpec,
+    parse_clients,
+    parse_exponent,
+)
 from gradshard_core.planning.options import (
+    REQUIRED,
+    Choice,
     Duration,
     Option,
     Parsed,
@@ -22,7 +31,7 @@ from gradshard_core.planning.options import (
     stated_options,
 )
 from gradshard_core.planning.spec import DEFAULTS as ROUND_DEFAULTS
-from gradshard_core.planning.spec import RoundSpec, parse_new_spec
+from gradshard_core.planning.spec import RoundSpec, default_quorum, parse_new_spec
 from gradshard_core.planning.training_rules import (
     Budget,
     Schedule,
@@ -35,11 +44,25 @@ from gradshard_core.planning.training_rules import (
 MAX_ROUNDS: Final = 99_999
 """The ids of rounds have five digits."""
 
+SYNCHRONOUS: Final = "synchronous"
+BUFFERED: Final = "buffered"
+
+DEFAULT_STALENESS: Final = 10
+DEFAULT_EXPONENT: Final = 0.5
+"""Those of FedBuff's authors, for the exponent (https://arxiv.org/abs/2106.06639, section 5)."""
+
+MAX_BUFFER: Final = 1024
+MAX_STALENESS: Final = 1000
+
+MAX_COUNTED: Final = 4096
+"""Updates of the last versions that the state of a buffered training names, so that none counts
+twice. Each takes up to 90 bytes, and every client reads the state whenever it looks."""
+
 MAX_SPEC_BYTES: Final = 96 * 1024
 """A training's options as JSON. They go through the state machine, whose payloads may have 256 KiB,
 beside the options of a round, which have the clients again."""
 
-DECIDED: Final = ("clients", "enough_clients", "eager", "updates_from", "layout")
+DECIDED: Final = ("clients", "enough_clients", "eager", "updates_from", "layout", "inbox", "masked")
 """Options of rounds that a training decides, or that do not go with one."""
 
 
@@ -54,17 +77,32 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
     }
     for name in DECIDED:
         if name in given:
-            raise SpecError(f"round has {name!r}, which the training decides: leave it out")
+            raise SpecError(
+                f"round has {name!r}, which the training decides or cannot have: leave it out"
+            )
     if given.get("server_optimizer") is None:
         raise SpecError(
             "server_optimizer is missing: a training makes versions of a model, for example with "
             "fedavg"
         )
-    at_least = given.get("min_clients", 1)
+    terms_of_fewest(given)
+    return given
+
+
+def terms_of_fewest(options: Mapping[str, Any]) -> RoundSpec:
+    """Return the spec of a training's round for the fewest clients that its options allow.
+
+    A robust rule needs a few, and so does ``min_clients``.
+    """
+    at_least = options.get("min_clients", 1)
     if not isinstance(at_least, int) or not 1 <= at_least <= MAX_CLIENTS:
         at_least = 1  # parse_spec says what is wrong
-    parse_new_spec({**given, "clients": at_least})
-    return given
+    for clients in range(at_least, MAX_FAN_IN):
+        try:
+            return parse_new_spec({**options, "clients": clients})
+        except SpecError:
+            continue  # more may do
+    return parse_new_spec({**options, "clients": max(at_least, MAX_FAN_IN)})
 
 
 def parse_sample(sample: Any) -> float:
@@ -104,7 +142,7 @@ class TrainingSpec:
     rounds: int = option(
         WholeNumber(1, MAX_ROUNDS),
         "End the training after this number of completed rounds.",
-        default="required",
+        default=REQUIRED,
         is_always_stated=True,
     )
     round: Mapping[str, Any] = option(
@@ -117,8 +155,38 @@ class TrainingSpec:
             encoder=dict,
         ),
         "Options of each round; server_optimizer is required.",
-        default="required",
+        default=REQUIRED,
         is_always_stated=True,
+    )
+    mode: str = option(
+        Choice((SYNCHRONOUS, BUFFERED)),
+        "How clients take part. synchronous: they are invited to one round after another. "
+        "buffered: each trains at its own pace, and every buffer of updates makes a version of the "
+        "model.",
+        value=SYNCHRONOUS,
+    )
+    buffer: int | None = option(
+        WholeNumber(1, MAX_BUFFER),
+        "Number of updates that make a version of the model in buffered mode.",
+        value=None,
+        default="required in buffered mode",
+    )
+    max_staleness: int | None = option(
+        WholeNumber(0, MAX_STALENESS),
+        "Reject updates that began more than this number of versions before the current one.",
+        value=None,
+        default=f"{DEFAULT_STALENESS} in buffered mode",
+    )
+    staleness_exponent: float | None = option(
+        Parsed(
+            parse_exponent,
+            f"number from 0 to {MAX_EXPONENT}",
+            metavar="A",
+            is_number=True,
+        ),
+        "Weigh an update that began t versions ago by (1 + t)^-A; 0 weighs all alike.",
+        value=None,
+        default=f"{DEFAULT_EXPONENT} in buffered mode",
     )
     clients: tuple[str, ...] | None = option(
         Parsed(parse_ids, "list of ids", encoder=list),
@@ -139,13 +207,13 @@ class TrainingSpec:
     )
     over_selection: float = option(
         Parsed(parse_over_selection, "number from 0 to 4", metavar="SHARE", is_number=True),
-        "Invite more clients by this share, and go on when as many as without it have sent "
-        "updates: 0.3 invites 130 %.",
+        "Invite this share of clients in addition to the sample: 0.3 invites 30 % more. A round "
+        "goes on when it has as many updates as the sample has clients.",
         value=0.0,
     )
     seed: int = option(
         WholeNumber(0, 2**53),
-        "Seed of the sampling: with the same clients and seed the same ones are invited.",
+        "Seed of the sampling. The same seed and clients give the same invitations.",
         value=0,
         is_always_stated=True,
     )
@@ -158,14 +226,14 @@ class TrainingSpec:
             is_json=True,
             encoder=lambda found: {name: schedule.stated for name, schedule in found.items()},
         ),
-        'What clients get as settings, for example {"epochs": 1, "learning_rate": {"start": 0.1, '
+        'Settings that clients get, for example {"epochs": 1, "learning_rate": {"start": 0.1, '
         '"decay": 0.98}}.',
         value=None,
         default="none",
     )
     evaluate_every: int | None = option(
         WholeNumber(1, MAX_ROUNDS),
-        "After each of this number of rounds, clients evaluate the model.",
+        "Have clients evaluate the model each time this number of rounds has completed.",
         value=None,
         default="never",
     )
@@ -190,13 +258,14 @@ class TrainingSpec:
             is_json=True,
             encoder=Budget.to_json,
         ),
-        'End the training before it exceeds this, for example {"dollars": 2, "seconds": 86400}.',
+        'End the training before it exceeds this budget, for example {"dollars": 2, '
+        '"seconds": 86400}.',
         value=None,
         default="no limit",
     )
     repeats: int = option(
         WholeNumber(0, 20),
-        "Repeat a round that fails this often; then the training pauses.",
+        "Repeat a failed round at most this number of times, then pause the training.",
         value=2,
     )
     repeat_after: float = option(
@@ -206,24 +275,41 @@ class TrainingSpec:
     )
     poll_seconds: float = option(
         Duration(3600, "1h"),
-        "How often clients look whether they are invited.",
+        "Pause between two looks of a client for an invitation.",
         value=5,
         is_always_stated=True,
     )
 
+    @property
+    def is_buffered(self) -> bool:
+        """Whether clients train at their own pace."""
+        return self.mode == BUFFERED
+
+    @property
+    def staleness(self) -> int:
+        """The most versions that may have been made since an update began."""
+        return DEFAULT_STALENESS if self.max_staleness is None else self.max_staleness
+
     def invited(self, members: int) -> tuple[int, int]:
-        """Return how many of the members are invited to a round, and how many are awaited."""
+        """Return how many of the members are invited to a round, and how many are awaited.
+
+        In buffered mode these are rounds of evaluation: as many are awaited as make a version.
+        """
+        if self.buffer is not None:
+            return min(members, MAX_CLIENTS), min(members, self.buffer)
         wanted = members if self.sample is None else self.sample
         if wanted < 1:
             wanted = max(1, round(wanted * members))
-        awaited = min(int(wanted), members, MAX_CLIENTS)
+        most = min(members, self.terms.capacity)
+        awaited = min(max(int(wanted), self.needed()), most)
         more = math.ceil(awaited * (1 + self.over_selection))
-        return min(more, members, MAX_CLIENTS), awaited
+        return min(more, most), awaited
 
     def needed(self) -> int:
         """Return the fewest members with which a round can be opened."""
-        at_least = int(self.round.get("min_clients", 1))
-        return max(at_least, 1 if self.sample is None or self.sample < 1 else int(self.sample))
+        if self.is_buffered:
+            return int(self.round.get("min_clients", 1))
+        return max(self.terms.expected, int(self.sample or 1))
 
     def round_spec(self, clients: tuple[str, ...], awaited: int, after: str | None) -> RoundSpec:
         """Return the spec of a round for these clients.
@@ -237,7 +323,7 @@ class TrainingSpec:
         after
             The round before, whose assignments the clients follow; None for the first one.
         """
-        fields: dict[str, Any] = {"min_clients": awaited // 2 + 1, **self.round}
+        fields: dict[str, Any] = {"min_clients": self._quorum(awaited), **self.round}
         fields["clients"] = list(clients)
         if awaited < len(clients):
             fields["enough_clients"] = awaited
@@ -245,12 +331,35 @@ class TrainingSpec:
             fields["assignments"] = {**fields["assignments"], "after": after}
         return parse_new_spec(fields)
 
+    def buffer_spec(self, training: str, oldest: int, again: str | None) -> RoundSpec:
+        """Return the spec of a round that makes a version of updates as they arrive.
+
+        Parameters
+        ----------
+        training
+            The training's id.
+        oldest
+            The oldest version from which updates are taken.
+        again
+            The round of the same updates that has failed, if there is one.
+        """
+        assert self.buffer is not None  # noqa: S101 - for mypy: _check wants one
+        exponent = self.staleness_exponent
+        inbox = InboxSpec(
+            training, oldest, DEFAULT_EXPONENT if exponent is None else exponent, again
+        )
+        return parse_new_spec({**self.round, "clients": self.buffer, "inbox": inbox.to_json()})
+
+    def _quorum(self, awaited: int) -> int:
+        """Return the default of ``min_clients``: what the rule needs, and over half."""
+        return max(default_quorum(awaited), self.terms.min_clients)
+
     @cached_property
     def terms(self) -> RoundSpec:
-        """The options that all rounds have, whoever is invited."""
-        return parse_new_spec({**self.round, "clients": self.needed()})
+        """The spec of a round with the fewest clients: options that all rounds have."""
+        return terms_of_fewest(self.round)
 
-    @property
+    @cached_property
     def server_optimizer(self) -> ServerOptimizer:
         """The rule by which rounds make versions of the model."""
         found = self.terms.server_optimizer
@@ -303,7 +412,37 @@ def _check(spec: TrainingSpec) -> None:
     if spec.clients is not None and spec.needed() > len(spec.clients):
         raise SpecError(
             f"{spec.needed()} clients are needed for a round, and clients has "
-            f"{len(spec.clients)}: lower sample or min_clients"
+            f"{len(spec.clients)}: list more, or lower sample, min_clients or what the rule needs"
         )
     if spec.over_selection and spec.sample is None:
         raise SpecError("over_selection is for sampling: give sample, too")
+    if spec.sample is not None and spec.sample >= 1:
+        parse_new_spec({**spec.round, "clients": int(spec.sample)})
+    if spec.is_buffered:
+        _check_buffered(spec)
+        return
+    for name in ("buffer", "max_staleness", "staleness_exponent"):
+        if getattr(spec, name) is not None:
+            raise SpecError(f"{name} is for mode {BUFFERED!r}: give mode, too")
+
+
+def _check_buffered(spec: TrainingSpec) -> None:
+    """Check what mode ``buffered`` goes with."""
+    if spec.buffer is None:
+        raise SpecError("mode 'buffered' needs buffer, the number of updates that make a version")
+    if spec.sample is not None:
+        raise SpecError(
+            "mode 'buffered' invites nobody: each client trains at its own pace; leave out sample "
+            "and over_selection"
+        )
+    if spec.clients is not None and spec.buffer > len(spec.clients):
+        raise SpecError(
+            f"buffer is {spec.buffer}, and clients has {len(spec.clients)}: a client has one "
+            "update in a buffer, so it would never be full; lower buffer"
+        )
+    counted = spec.buffer * (spec.staleness + 1)
+    if counted > MAX_COUNTED:
+        raise SpecError(
+            f"buffer × (max_staleness + 1) is {counted}, over {MAX_COUNTED}: lower one of them"
+        )
+    spec.buffer_spec("t", 1, None)

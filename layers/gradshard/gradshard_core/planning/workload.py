@@ -33,6 +33,8 @@ class Workload:
         Whether a task of the last level holds a block of every input at once.
     measures
         Whether a pass comes before in which tasks do that, and measure.
+    is_private
+        Whether tasks of the last level add noise.
     applied
         The number of objects in the server optimizer's state; None if the average is not applied
         to a model.
@@ -54,6 +56,7 @@ class Workload:
     widening: float = WIDENING
     holds_all: bool = False
     measures: bool = False
+    is_private: bool = False
     applied: int | None = None
     disorder: tuple[Disorder, ...] = ()
     stored_bytes: float | None = None

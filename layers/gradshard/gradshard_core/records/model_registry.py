@@ -1,4 +1,4 @@
-"""A federation's model in its versions: which one is current, and how the next one comes to be.
+"""A federation's model in its versions: the current one, and the making of the next one.
 
 A version is a record, ``versions/{number}.json``, written once, that names immutable objects: the
 model, and the state of the optimizer that made it. Numbers go up by one; going back to an earlier
@@ -47,7 +47,7 @@ class Version:
     restores
         The number of the version that it returns to.
     optimizer
-        How the round applied its update
+        The server optimizer of the round
         (:meth:`gradshard_core.aggregation.server_optimizers.ServerOptimizer.to_json`).
     steps
         The number of steps in a row that the optimizer has made.

@@ -21,7 +21,7 @@ ENDED: Final = "ended"
 
 PAUSE: Final = "pause"
 STOP: Final = "stop"
-"""What an operator can ask for; it happens when the current round has ended."""
+"""The requests of operators; they take effect when the current round has ended."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Invitation:
     number
         Of the round, from 1; of an evaluation, that of the round whose version is evaluated.
     repetition
-        How often a round of this number has failed.
+        The number of failures of a round of this number.
     is_evaluation
         Whether clients evaluate the model, instead of training it.
     clients
@@ -75,7 +75,7 @@ class Best:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """How far a training is.
+    """The progress of a training.
 
     Parameters
     ----------
@@ -84,27 +84,38 @@ class TrainingState:
     run
         Number of the execution that the training goes on in, from 1.
     step
-        How often the state machine has changed the state.
+        The number of changes of the state by the state machine.
     first_step
         The step with which the execution began.
     completed
-        How many rounds have completed.
+        The number of completed rounds.
     version
         The version of the model that the next round begins from; None for the current one.
+    first_version
+        In buffered mode, the version with which the training began, or which others have made
+        since: updates from earlier ones do not count.
+    dismissed
+        In buffered mode, the version before which every update has counted or was rejected.
+    counted
+        In buffered mode, which updates have counted: by the version from which they began and by
+        client, the first characters of their ETags. Versions that are too old are left out.
+    again
+        In buffered mode, the round whose updates the next one takes, because it failed after it had
+        been planned.
     last_round
         The id of the last completed round; None before the first one.
     invitation
         The round that is under way.
     failures
-        How often the round that comes next has failed since the training was last resumed.
+        The number of failures of the next round since the training was last resumed.
     repetition
-        How often it has failed in all, which its id says.
+        The number of its failures in all, which is part of its id.
     draw
-        How often its clients were drawn anew.
+        The number of times that its clients were drawn anew.
     waits_until
-        Until when nothing is done, ISO 8601; None if the next round can begin.
+        The time until which the training waits, ISO 8601; None if the next round can begin.
     gathers_since
-        Since when too few clients have joined for a round, ISO 8601.
+        The time since which too few clients have joined for a round, ISO 8601.
     evaluated
         The number of the last round after which the model was evaluated.
     best, no_better
@@ -112,13 +123,16 @@ class TrainingState:
     dollars
         The cost of all rounds so far, and of the last one.
     last_dollars
-        What the last round of each kind has cost, by ``train`` and ``evaluate``.
+        The cost of the last round of each kind, by ``train`` and ``evaluate``.
     silent
         Clients that have not answered their last invitations, and how many of those.
+    suspects
+        In buffered mode, the clients whose updates were found bad in failed rounds of this number:
+        theirs are taken last.
     request, reason
-        What an operator asked for, and why.
+        The operator's request, and its reason.
     cause
-        Why the training has paused or ended.
+        The reason why the training has paused or ended.
     started_at, changed_at
         ISO 8601.
     """
@@ -144,9 +158,18 @@ class TrainingState:
     dollars: float = 0.0
     last_dollars: Mapping[str, float] = field(default_factory=dict)
     silent: Mapping[str, int] = field(default_factory=dict)
+    first_version: int = 1
+    dismissed: int = 1
+    counted: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    again: str | None = None
+    suspects: tuple[str, ...] = ()
     request: str | None = None
     reason: str | None = None
     cause: str | None = None
+
+    def oldest_version(self, max_staleness: int) -> int:
+        """Return the oldest version from which updates count, in buffered mode."""
+        return max(self.first_version, (self.version or self.first_version) - max_staleness)
 
     def to_json(self) -> dict[str, Any]:
         """Return the state as JSON."""
@@ -160,6 +183,7 @@ class TrainingState:
             **{
                 **fields,
                 "invitation": invitation and Invitation.from_json(invitation),
+                "suspects": tuple(fields.get("suspects", ())),
                 "best": best and Best(**best),
             }
         )

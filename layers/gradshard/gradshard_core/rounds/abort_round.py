@@ -11,8 +11,9 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.outputs import next_model_keys
 from gradshard_core.planning.plan import Participants, Plan
 from gradshard_core.planning.plan_json import parse_plan
-from gradshard_core.records import model_registry
+from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.manifest import COMPLETED, FAILED, parse_manifest
+from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.s3.store import S3Store
@@ -56,9 +57,10 @@ def abort_round(
     try:
         plan = store.get_json(keys.plan, parse_plan)
         has_partials = plan is not None and len(plan.levels) > 1
+        is_private = plan is not None and plan.computation.dp is not None
     except BrokenObjectError:
         # Maybe that is why the round is given up: what it would name is looked for.
-        plan, has_partials = None, True
+        plan, has_partials, is_private = None, True, True
     manifest = _manifest(round_id, error, cause, plan)
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
     server_optimizer = _apply_terms(store, keys, plan)
@@ -69,8 +71,7 @@ def abort_round(
     # Of a round that ended well, too: finalize_round may have died between its manifest and this.
     for key in outputs:
         store.abort_open_uploads(key)
-    if has_partials:
-        store.delete_versions(keys.partial_sums)
+    _delete_intermediate(store, keys, has_partials=has_partials, is_private=is_private)
     if not is_first:
         manifest = store.get_json(keys.manifest, parse_manifest) or manifest
     if manifest["status"] == COMPLETED:
@@ -79,6 +80,7 @@ def abort_round(
         aws_callbacks.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
         return {"status": COMPLETED}
     _drop(store, outputs)
+    _release(store, keys, server_optimizer)
     aws_callbacks.publish(
         "RoundFailed", {"round": round_id, "bucket": store.bucket, "cause": manifest["cause"]}
     )
@@ -108,6 +110,31 @@ def _apply_terms(store: S3Store, keys: RoundKeys, plan: Plan | None) -> ServerOp
     except BrokenObjectError:
         return None
     return None if opened is None else opened[0].server_optimizer
+
+
+def _delete_intermediate(
+    store: S3Store, keys: RoundKeys, *, has_partials: bool, is_private: bool
+) -> None:
+    """Delete for good what only tasks have needed."""
+    if has_partials:
+        store.delete_versions(keys.partial_sums)
+    if is_private:
+        delete_noise_key(store, keys)
+
+
+def _release(store: S3Store, keys: RoundKeys, optimizer: ServerOptimizer | None) -> None:
+    """Have a round cost no privacy if it failed before noise was drawn.
+
+    The plan is read after the manifest is written: no later plan is answered.
+    """
+    if optimizer is None:  # no model, and no ledger
+        return
+    try:
+        plan = store.get_json(keys.plan, parse_plan)
+    except BrokenObjectError:
+        return
+    if plan is None or plan.computation.measures:
+        privacy_ledger.release(store, optimizer.model, keys.round_id)
 
 
 def _drop(store: S3Store, keys: Sequence[str]) -> None:

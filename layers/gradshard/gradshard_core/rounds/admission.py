@@ -2,19 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.aggregation.gathering import ADVICE, MAX_RUNS, Disorder
 from gradshard_core.errors import GradshardError, PlanError, UpdateError
-from gradshard_core.formats.encoded import EncodedRuns, further_runs
+from gradshard_core.formats.encoded import (
+    EncodedLayout,
+    EncodedRuns,
+    further_runs,
+    parse_codec_error,
+)
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs
+from gradshard_core.formats.masked import Share, masked_layout
+from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan import Contributor, Rejection
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.arrivals import Update
+from gradshard_core.rounds.inbox import Address
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout, SeenLayouts, digests_of
 from gradshard_core.s3.store import S3Store
@@ -69,6 +77,7 @@ def admit(
     settled: Layout | None,
     whose: str,
     held: Sequence[Contributor] = (),
+    addresses: Mapping[str, Address] | None = None,
 ) -> Admission:
     """Check updates, and tell the senders of those that are rejected.
 
@@ -82,13 +91,20 @@ def admit(
         The layout that the round has already, if it has one, and what it comes from.
     held
         The contributors that an eager round has already.
+    addresses
+        Where the updates are, in a buffered training; by default, where they were sent to.
 
     Raises
     ------
     PlanError
         The round was opened without a layout, and its updates have no majority's.
     """
+    elsewhere = Address(arrivals.sent_to(keys, spec))
     entitled = [client for client in clients if spec.expects(client)]
+
+    def address_of(client: str) -> Address:
+        return (addresses or {}).get(client, elsewhere)
+
     places = spec.capacity if len(entitled) > spec.expected else len(entitled)
     rejected = [
         Rejection(client, f"the round takes {places} clients, and others come before this one")
@@ -99,16 +115,18 @@ def admit(
         examiner = _Examiner(store, spec)
         if settled is None:
             settled, whose = spec.layout, "the one the round was opened with"
-        if settled is not None:
+        if settled is not None and spec.masked is not None:
+            check_layout(spec.masked, spec.expected, settled)
+            examiner.settle(masked_layout(settled, spec.masked.ring_bits), f"{whose}, masked")
+        elif settled is not None:
             examiner.settle(settled, whose)
         elif spec.undecided is not None:  # opened by a version that did not ask for a layout
             raise PlanError(spec.undecided)
         found = arrivals.check_updates(
             store,
-            arrivals.sent_to(keys, spec),
+            address_of,
             entitled[:places],
-            partial=spec.partial_rule is not None,
-            codecs=spec.codecs or (),
+            spec,
             look=examiner.look,
             large_headers=large_headers,
         )
@@ -122,14 +140,19 @@ def admit(
             source = updates.pop(client).source
             rejected.append(Rejection(client, f"{source.key}: {reason}", source.etag))
         runs = large_headers.submit(examiner.runs, updates).result()
-    arrivals.reject_all(store, keys, rejected)
+    told = keys if addresses is None else None
+    arrivals.reject_all(store, rejected, lambda client: told or address_of(client).keys)
     contributors = tuple(
-        _contributor(spec, update, runs[update.layout]) for update in updates.values()
+        replace(
+            _contributor(spec, update, runs[update.layout]),
+            staleness=address_of(update.client).staleness,
+        )
+        for update in updates.values()
     )
     coverage = {client: examiner.findings[updates[client].layout].covered for client in updates}
     return Admission(
         contributors,
-        examiner.settled,
+        examiner.settled if spec.masked is None else settled,
         tuple(rejected),
         {client: covered for client, covered in coverage.items() if covered is not None},
     )
@@ -176,6 +199,8 @@ class _Sent(NamedTuple):
     report: Report
     layout: bytes
     data_offset: int
+    codec_error: float | None
+    share: Share | None
 
 
 def _contributor(spec: RoundSpec, update: _Sent, runs: Runs) -> Contributor:
@@ -187,6 +212,9 @@ def _contributor(spec: RoundSpec, update: _Sent, runs: Runs) -> Contributor:
         weight=0.0,
         runs=runs.moved(update.data_offset),
         report=_report(spec, update),
+        # It follows from the update itself, and the manifest of a private round hides that.
+        codec_error=None if spec.dp else update.codec_error,
+        share=update.share,
     )
 
 
@@ -200,13 +228,13 @@ class _Findings(NamedTuple):
     covered
         The layers that it has, in a round of partial updates.
     broken
-        Why its layers are of no use.
+        The reason why its layers are of no use.
     further
-        How many runs it has beyond one.
+        The number of its runs beyond one.
     is_shared
         Whether all updates with this layout share the table of their runs.
     excess
-        Why they cost too much.
+        The reason why they cost too much.
     """
 
     difference: str | None = None
@@ -238,13 +266,16 @@ class _Examiner:
 
     def look(self, update: Update) -> _Sent:
         """Note an update's layout, and examine it if the round's is known; threads may share it."""
-        client, source, header, samples = update
+        client, source, header, samples, share = update
         seen = self._layouts.note(header, source)
         self._seen[seen.order] = seen
         if self.settled is not None and seen.order not in self.findings:
             self.findings[seen.order] = self._examine(self.settled, header.layout)
         report = parse_report(samples, header.metadata)
-        return _Sent(client, source, samples, report, seen.order, header.data_offset)
+        error = (
+            parse_codec_error(header.metadata) if isinstance(header.layout, EncodedLayout) else None
+        )
+        return _Sent(client, source, samples, report, seen.order, header.data_offset, error, share)
 
     def vote(self, updates: Mapping[str, _Sent]) -> None:
         """Take the layout of the majority, and examine all.

@@ -127,6 +127,16 @@ def _aggregate_or_reject(inputs: TaskInputs) -> tuple[list[Rejection], bool]:
     bool
         Whether the sum was written. If not, the round is planned again.
     """
+    if inputs.plan.masking is not None:
+        # Nobody can be rejected: the keeper has summed the masks of all contributors.
+        try:
+            _aggregate(inputs)
+        except NonFiniteModelError as error:
+            raise PlanError(
+                f"the server optimizer makes a NaN or an infinity of the average ({error}): take "
+                "a smaller learning rate"
+            ) from None
+        return [], True
     try:
         rejected = _aggregate_finite(inputs)
     except ChangedObjectError:
@@ -144,6 +154,12 @@ def _aggregate_finite(inputs: TaskInputs) -> list[Rejection]:
     except NonFiniteSumError as error:
         return reject_nonfinite(inputs, error.position)
     except NonFiniteModelError as error:
+        if inputs.plan.computation.dp is not None:
+            # Whoever would be rejected has sent something long: that would be told to everyone.
+            raise PlanError(
+                f"byte {error.position} of the model would be a NaN or an infinity after the step "
+                "with the private average: open the round with a lower learning rate or less noise"
+            ) from error
         return reject_largest_step(inputs.wire, inputs.plan, inputs.task, error.position)
     return []
 
@@ -187,7 +203,7 @@ def _open_output(inputs: TaskInputs) -> contextlib.AbstractContextManager[Stream
     if plan.is_last(task.level):
         return _open_part(inputs, plan.outputs[0], task.end - task.start)
     key = inputs.keys.partial_sum(plan.attempt, task.level, task.number)
-    return inputs.wire.object(key, sums_bytes(plan.layout.spans, task.start, task.end))
+    return inputs.wire.object(key, sums_bytes(inputs.spans, task.start, task.end))
 
 
 @contextlib.contextmanager

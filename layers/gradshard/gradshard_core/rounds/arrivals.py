@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 from gradshard_core.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
@@ -13,6 +12,7 @@ from gradshard_core.formats.keys import (
     ObjectVersion,
     RoundKeys,
     is_client,
+    parse_inbox_id,
     parse_update_key,
 )
 from gradshard_core.formats.layout import (
@@ -22,11 +22,13 @@ from gradshard_core.formats.layout import (
     header_length,
     parse_samples,
 )
+from gradshard_core.formats.masked import Share
 from gradshard_core.planning import history_limits
 from gradshard_core.planning.plan import Rejection
 from gradshard_core.planning.pricing import HEADS_BEFORE_LIST
 from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_callbacks, inbox
+from gradshard_core.rounds.inbox import Address
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 
@@ -40,16 +42,17 @@ TOKENS_KEPT = 8
 
 COMPLETE = "complete"
 DEADLINE = "deadline"
-"""Why a round goes on."""
+"""The reasons why a round goes on."""
 
 
 class Update(NamedTuple):
-    """A good update."""
+    """A good update; the share is that of a masked one, whose samples nobody sees."""
 
     client: str
     source: ObjectVersion
     header: Header
     samples: int
+    share: Share | None = None
 
 
 Found = Update | Rejection | None
@@ -81,22 +84,19 @@ def progressed(store: S3Store, keys: RoundKeys) -> list[str]:
     return sorted(name for name in names if is_client(name))
 
 
-def check_update(
-    store: S3Store, keys: RoundKeys, client: str, *, partial: bool, codecs: tuple[str, ...] = ()
-) -> Found:
+def check_update(store: S3Store, keys: RoundKeys, client: str, spec: RoundSpec) -> Found:
     """Read and check the header of a client's newest upload; None if there is none.
 
     Parameters
     ----------
     store, keys, client
         The bucket, the round's keys, and the client.
-    partial
-        Whether what a client has sent so far is taken, where it has sent no update.
-    codecs
-        The codecs of compressed updates that the round takes.
+    spec
+        What the round takes. If it has a rule for partial updates, it takes what a client has sent
+        so far, where that has sent no update.
     """
-    first = _read_first(store, keys, client, partial=partial)
-    return _check(store, client, first, codecs) if isinstance(first, _First) else first
+    first = _read_first(store, Address(keys), client, partial=spec.partial_rule is not None)
+    return _check(store, client, first, spec) if isinstance(first, _First) else first
 
 
 class _First(NamedTuple):
@@ -113,11 +113,14 @@ class _First(NamedTuple):
 
 
 def _read_first(
-    store: S3Store, keys: RoundKeys, client: str, *, partial: bool
+    store: S3Store, address: Address, client: str, *, partial: bool
 ) -> _First | Rejection | None:
-    key = keys.update(client)
+    keys, frozen = address.keys, address.source
     try:
-        head = store.get_head(key, FIRST_READ_BYTES)
+        if frozen is not None:
+            end = min(frozen.nbytes, FIRST_READ_BYTES)
+            return _First(store.get_range(frozen, 0, end), frozen)
+        head = store.get_head(keys.update(client), FIRST_READ_BYTES)
         if head is None and partial:
             head = store.get_head(keys.partial_update(client), FIRST_READ_BYTES)
     except UnreadableObjectError as error:
@@ -125,9 +128,7 @@ def _read_first(
     return None if head is None else _First(*head)
 
 
-def _check(
-    store: S3Store, client: str, first: _First, codecs: tuple[str, ...]
-) -> Update | Rejection:
+def _check(store: S3Store, client: str, first: _First, spec: RoundSpec) -> Update | Rejection:
     """Read the rest of an update's header, and check all of it."""
     data, source = first
     try:
@@ -137,7 +138,10 @@ def _check(
         else:
             text = store.get_range(source, PREFIX_BYTES, end)
         header = parse_update(text, source.nbytes)
-        check_taken(header.layout, codecs)
+        check_taken(header.layout, spec.codecs or ())
+        if spec.masked is not None:
+            share = Share.of_metadata(header.metadata, spec.masked.ring_bits)
+            return Update(client, source, header, 0, share)
         return Update(client, source, header, parse_samples(header.metadata))
     except UpdateError as error:
         return Rejection(client, f"{source.key}: {error}", source.etag)
@@ -145,11 +149,10 @@ def _check(
 
 def check_updates(
     store: S3Store,
-    keys: RoundKeys,
+    address_of: Callable[[str], Address],
     clients: list[str],
+    spec: RoundSpec,
     *,
-    partial: bool,
-    codecs: tuple[str, ...] = (),
     look: Callable[[Update], T],
     large_headers: Executor,
 ) -> list[T | Rejection | None]:
@@ -157,8 +160,10 @@ def check_updates(
 
     Parameters
     ----------
-    store, keys, clients, partial, codecs
+    store, clients, spec
         As for :func:`check_update`.
+    address_of
+        Returns where a client's update is.
     look
         Called in several threads. What it returns should be small: there may be thousands.
     large_headers
@@ -168,11 +173,12 @@ def check_updates(
     """
 
     def check(client: str, first: _First) -> T | Rejection:
-        update = _check(store, client, first, codecs)
+        update = _check(store, client, first, spec)
         return look(update) if isinstance(update, Update) else update
 
     def read(client: str) -> T | Rejection | None:
-        first = _read_first(store, keys, client, partial=partial)
+        partial = spec.partial_rule is not None
+        first = _read_first(store, address_of(client), client, partial=partial)
         if not isinstance(first, _First):
             return first
         if first.has_header:
@@ -188,10 +194,39 @@ def reject(store: S3Store, keys: RoundKeys, rejection: Rejection) -> None:
     store.put_json(keys.rejection(rejection.client), vars(rejection))
 
 
-def reject_all(store: S3Store, keys: RoundKeys, rejections: Sequence[Rejection]) -> None:
-    """Write several clients' reasons side by side: there may be thousands."""
+def withdraw_rejection(store: S3Store, keys: RoundKeys, client: str, etag: str) -> None:
+    """Take back the rejection of an upload that this one replaced."""
+    rejection = store.head(keys.rejection(client))
+    if rejection is None:
+        return
+    rejected = store.get_json(keys.rejection(client)) or {}
+    if rejected.get("etag", "").strip('"') != etag.strip('"') and not rejected.get("late"):
+        # Planning may be rejecting this very upload at the same time, so delete only the version
+        # of the rejection that was read.
+        store.delete(keys.rejection(client), only=rejection.etag)
+
+
+def reject_all(
+    store: S3Store, rejections: Sequence[Rejection], keys_of: Callable[[str], RoundKeys]
+) -> None:
+    """Write several clients' reasons side by side: there may be thousands.
+
+    ``keys_of`` returns the round under which a client reads of its update's rejection.
+    """
     with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(partial(reject, store, keys), rejections))
+        list(pool.map(lambda found: reject(store, keys_of(found.client), found), rejections))
+
+
+def told_under(keys: RoundKeys, update_key: str) -> RoundKeys:
+    """Return the round under which a client reads of its update's rejection.
+
+    It is the round that takes the update; of a buffered training it is the inbox that the client
+    has sent it to.
+    """
+    parsed = parse_update_key(update_key)
+    if parsed is None or parse_inbox_id(parsed.round_id) is None:
+        return keys
+    return RoundKeys(parsed.round_id)
 
 
 def resume_if_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
@@ -218,6 +253,8 @@ def resume_if_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: st
 def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
     if spec.updates_from is not None:
         return True
+    if spec.inbox is not None:
+        return inbox.is_full(store, spec)
     if not spec.eager and _is_anyone_missing(store, keys, spec, arriving):
         return False
     there = arrived(store, keys)

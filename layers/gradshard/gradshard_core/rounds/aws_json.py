@@ -56,7 +56,7 @@ def call(
     Parameters
     ----------
     service, operation, body
-        Which service, the operation's name, and its parameters.
+        The name of the service, the name of the operation, and its parameters.
     method, path
         Of a service without ``target``.
 

@@ -8,12 +8,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.keys import RoundKeys, check_id, parse_update_key
+from gradshard_core.formats.encoded import EncodedLayout
+from gradshard_core.formats.keys import (
+    RoundKeys,
+    check_id,
+    parse_answer_key,
+    parse_inbox_id,
+    parse_update_key,
+)
 from gradshard_core.planning.plan import Plan, Rejection
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records.manifest import parse_manifest
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.rounds import arrivals
+from gradshard_core.rounds.collect_arrival import collect_arrival
 from gradshard_core.s3.store import S3Store
 
 
@@ -50,14 +58,21 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
     -------
     dict
         ``status`` is ``accepted``, ``rejected`` or ``ignored``, the latter two with a ``reason``;
-        ``late`` is true of an update that came after planning.
+        ``late`` is true of an update that came after planning, and ``codec`` names the codec of a
+        compressed update. For a keeper's answer: ``answered``.
     """
+    answered = parse_answer_key(key)
+    if answered is not None:
+        return _keeper_answered(store, RoundKeys(answered))
     parsed = parse_update_key(key)
     try:
         keys = RoundKeys(parsed.round_id) if parsed else None
         client = check_id("client", parsed.client) if parsed else ""
     except SpecError as error:
         return {"status": "ignored", "reason": str(error)}
+    inbox = parse_inbox_id(keys.round_id) if keys else None
+    if inbox is not None:
+        return collect_arrival(store, inbox, client, etag)
     opened = read_spec(store, keys) if keys else None
     if keys is None or opened is None:
         return {"status": "ignored", "reason": f"{key}: there is no such round"}
@@ -72,8 +87,7 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
         return outcome | _too_late(store, keys, client, etag, plan, ended)
 
     if spec.expects(client):
-        partial, codecs = spec.partial_rule is not None, spec.codecs or ()
-        update = arrivals.check_update(store, keys, client, partial=partial, codecs=codecs)
+        update = arrivals.check_update(store, keys, client, spec)
     else:
         update = Rejection(client, f"{key}: client {client!r} is not expected in this round", etag)
     if isinstance(update, Rejection):
@@ -82,21 +96,20 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
     else:
         # Compare with the newest version: the event may be late, and its upload replaced.
         there = etag if update is None else update.source.etag.strip('"')
-        _withdraw_earlier_rejection(store, keys, client, there)
+        arrivals.withdraw_rejection(store, keys, client, there)
         outcome |= {"status": "accepted"}
+        if update is not None and isinstance(update.header.layout, EncodedLayout):
+            outcome |= {"codec": update.header.layout.codec}
     return outcome | {"resumed": arrivals.resume_if_due(store, keys, spec, client)}
 
 
-def _withdraw_earlier_rejection(store: S3Store, keys: RoundKeys, client: str, etag: str) -> None:
-    """Take back the rejection of an upload that this one replaced."""
-    rejection = store.head(keys.rejection(client))
-    if rejection is None:
-        return
-    rejected = store.get_json(keys.rejection(client)) or {}
-    if rejected.get("etag", "").strip('"') != etag and not rejected.get("late"):
-        # Planning may be rejecting this very upload at the same time, so delete only the version
-        # of the rejection that was read.
-        store.delete(keys.rejection(client), only=rejection.etag)
+def _keeper_answered(store: S3Store, keys: RoundKeys) -> dict[str, Any]:
+    """Resume a masked round that waits for its keeper; planning reads the answer."""
+    plan = store.get_json(keys.plan, parse_plan)
+    # An answer that was not asked for would end the wait for updates.
+    is_due = plan is not None and plan.is_asking
+    resumed = is_due and arrivals.resume(store, keys, arrivals.COMPLETE)
+    return {"round": keys.round_id, "answered": True, "resumed": resumed}
 
 
 def _too_late(
@@ -117,7 +130,7 @@ def _too_late(
         newest = store.head(keys.update(client))
         # The event may also be the late one of an upload that was replaced before planning.
         if planned and planned in {etag, newest.etag.strip('"') if newest else ""}:
-            _withdraw_earlier_rejection(store, keys, client, planned)
+            arrivals.withdraw_rejection(store, keys, client, planned)
             return {"status": "ignored", "reason": "planned already"}
         which = (
             "the version uploaded before is the one that counts"

@@ -1,4 +1,4 @@
-"""The stages of an eager round: which groups are added now, and the plan of a later stage."""
+"""The stages of an eager round: the groups to add now, and the plan of a later stage."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -16,6 +16,7 @@ from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records import model_registry
 from gradshard_core.records.manifest import COMPLETED, parse_manifest
 from gradshard_core.records.model_registry import Version
+from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.measurement import left_out, read_decision, summary, write_measurement
 from gradshard_core.s3.store import S3Store
@@ -52,7 +53,8 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``status`` ``completed``; or ``awaiting`` in an eager round, while groups are missing; or
+        ``status`` ``completed``; or ``awaiting`` in an eager round while groups are missing, and in
+        a masked one while its keeper has not answered; or
         ``replan`` with the next ``attempt`` and the ``rejected`` contributors, when some turned out
         to be bad while they were read.
 
@@ -76,7 +78,10 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
         tally.add(report)
     rejected = tally.rejected()
     if rejected:
-        arrivals.reject_all(store, keys, rejected)
+        sources = {c.client: c.source.key for c in plan.contributors}
+        arrivals.reject_all(
+            store, rejected, lambda client: arrivals.told_under(keys, sources[client])
+        )
         written = [vars(rejection) for rejection in rejected]
         # Apart from what clients read, which a later upload of theirs replaces.
         store.put_json(keys.replan(plan.attempt), written)
@@ -144,7 +149,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     measuring = {}
     if plan.computation.measured is not None:
         decision = read_decision(store, keys, plan)
-        arrivals.reject_all(store, keys, left_out(plan, decision))
+        arrivals.reject_all(store, left_out(plan, decision), lambda _: keys)
         measuring = {"measuring": summary(store, keys, plan, decision)}
     result, *made = (_complete(store, output, plan.computation.shards) for output in plan.outputs)
     version = _next_version(store, plan, made)
@@ -163,9 +168,16 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     # A planning that was killed, or ran twice at once, may have left one behind.
     for output in plan.outputs:
         store.abort_open_uploads(output.key)
+    _delete_intermediate(store, keys, plan)
+    aws_callbacks.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
+
+
+def _delete_intermediate(store: S3Store, keys: RoundKeys, plan: Plan) -> None:
+    """Delete for good what only tasks have needed."""
     if len(plan.levels) > 1:
         store.delete_versions(keys.partial_sums)
-    aws_callbacks.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
+    if plan.computation.dp is not None:
+        delete_noise_key(store, keys)
 
 
 def _read_reports(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
@@ -252,7 +264,10 @@ def _manifest(
     version: Version | None,
     measuring: dict[str, Any],
 ) -> dict[str, Any]:
-    has_others = plan.layout.layers or plan.computation.robust is not None
+    computation = plan.computation
+    has_others = (
+        plan.layout.layers or computation.robust or computation.dp is not None or plan.masking
+    )
     finished_at = datetime.now(UTC)
     planned = datetime.fromisoformat(plan.planned_at)
     opened = datetime.fromisoformat(plan.opened_at)
@@ -273,18 +288,21 @@ def _manifest(
         "contributors": [
             {
                 "client": contributor.client,
-                "samples": contributor.samples,
+                "samples": contributor.samples if plan.masking is None else None,
                 # Partial updates have weights by layer, and those of robust rules would tell the
                 # norms of others.
                 "weight": None if has_others else contributor.weight,
                 "key": contributor.source.key,
                 "nbytes": contributor.source.nbytes,
                 "codec": contributor.codec,
+                "codec_error": contributor.codec_error,
                 "etag": contributor.source.etag,
                 "version": contributor.source.version,
+                "staleness": contributor.staleness,
             }
             for contributor in plan.contributors
         ],
+        "codecs": _by_codec(plan),
         "rejected": [vars(rejection) for rejection in plan.participants.rejected],
         "missing": plan.participants.missing,
         "left_out": [contributor.client for contributor in plan.participants.left_out],
@@ -296,7 +314,9 @@ def _manifest(
         "projected": plan.projected,
         "notes": plan.notes,
         "model": version and version.to_json(),
+        "privacy": _privacy(plan),
         **_partial(plan),
+        **_masked(plan),
         **measuring,
         "opened_at": plan.opened_at,
         "planned_at": plan.planned_at,
@@ -304,6 +324,37 @@ def _manifest(
         "waited_seconds": round((planned - opened).total_seconds(), 3),
         "seconds": round((finished_at - planned).total_seconds(), 3),
     }
+
+
+def _masked(plan: Plan) -> dict[str, Any]:
+    """Return what the manifest of a masked round has besides: the terms, and the sum of counts."""
+    if plan.masking is None:
+        return {}
+    return {"masked": plan.masking.terms.to_json(), "samples": plan.masking.total}
+
+
+def _privacy(plan: Plan) -> dict[str, Any] | None:
+    """Return what a private average was made with."""
+    dp, grid = plan.computation.dp, plan.grid
+    if dp is None or grid is None:
+        return None
+    return {
+        **dp.to_json(),
+        "clients": len(plan.contributors),
+        "deviation": dp.noise_multiplier * dp.clip / len(plan.contributors),
+        "step": grid.step,
+    }
+
+
+def _by_codec(plan: Plan) -> dict[str, dict[str, int]]:
+    """Return the number of updates of each codec, and their bytes."""
+    found: dict[str, dict[str, int]] = {}
+    for contributor in plan.contributors:
+        if contributor.codec is not None:
+            of_codec = found.setdefault(contributor.codec, {"updates": 0, "nbytes": 0})
+            of_codec["updates"] += 1
+            of_codec["nbytes"] += contributor.source.nbytes
+    return found
 
 
 def _partial(plan: Plan) -> dict[str, Any]:

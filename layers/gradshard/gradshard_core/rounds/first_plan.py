@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from gradshard_core.planning.plan import Participants, Plan, Stage
-from gradshard_core.rounds import admission
+from gradshard_core.rounds import admission, inbox
 from gradshard_core.rounds.eager_stages import clients_in, divide_groups
 from gradshard_core.rounds.plan_assembly import assemble, write_layout
 from gradshard_core.rounds.plan_context import PlanContext
@@ -20,7 +20,12 @@ def first_plan(context: PlanContext) -> Plan:
         They cannot be aggregated within the limits.
     """
     spec = context.spec
-    answered = admission.answered_clients(context.store, context.keys, spec)
+    addresses = inbox.addresses(context)
+    answered = (
+        admission.answered_clients(context.store, context.keys, spec)
+        if addresses is None
+        else sorted(addresses)
+    )
     stage, clients = Stage(context.request.entered_at), answered
     if spec.eager:
         groups, awaited = divide_groups(context, answered, range(len(spec.groups())))
@@ -28,7 +33,13 @@ def first_plan(context: PlanContext) -> Plan:
         clients = clients_in(spec, groups, answered)
     settled, whose = context.model_layout()
     admitted = admission.admit(
-        context.store, context.keys, spec, clients, settled=settled, whose=whose
+        context.store,
+        context.keys,
+        spec,
+        clients,
+        settled=settled,
+        whose=whose,
+        addresses=addresses,
     )
     missing = () if stage.awaited else spec.missing(answered)
     if not stage.awaited:

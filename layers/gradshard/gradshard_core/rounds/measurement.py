@@ -65,7 +65,7 @@ def decide(context: PlanContext, contributors: Sequence[Contributor], measured: 
     PlanError
         The measurement is missing.
     """
-    store, keys, rule = context.store, context.keys, context.spec.robust_rule
+    store, keys, rule = context.store, context.keys, context.spec.decider
     key = keys.measurement(measured)
     measurement = store.get_json(key, _checked)
     if measurement is None or rule is None:
@@ -78,7 +78,7 @@ def decide(context: PlanContext, contributors: Sequence[Contributor], measured: 
     store.put_json(
         keys.decision(context.request.attempt),
         {
-            "rule": rule.to_json(),
+            "rule": {"name": rule.name, **rule.to_json()},
             "score": rule.score,
             "bound": decision.bound,
             "clients": [
@@ -135,13 +135,17 @@ def left_out(plan: Plan, decision: dict[str, Any]) -> list[Rejection]:
 def summary(
     store: S3Store, keys: RoundKeys, plan: Plan, decision: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what the manifest, which clients read, has of measuring: no norms and no weights."""
+    """Return what the manifest, which clients read, has of measuring: no norms and no weights.
+
+    Who was clipped depends on what clients sent, which a private round hides.
+    """
+    clipped = [entry["client"] for entry in decision["clients"] if is_clipped(entry)]
     measurement = store.get_json(keys.measurement(plan.computation.measured or 0)) or {}
     return {
         "rule": decision["rule"],
         "decision": keys.decision(plan.attempt),
         "measured": len(decision["clients"]),
-        "clipped": [entry["client"] for entry in decision["clients"] if is_clipped(entry)],
+        "clipped": clipped if plan.computation.dp is None else None,
         "tasks": measurement.get("tasks", []),
         "totals": measurement.get("totals", {}),
     }

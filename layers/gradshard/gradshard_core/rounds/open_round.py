@@ -5,18 +5,27 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gradshard_core.aggregation import buffers
-from gradshard_core.errors import GradshardError, RoundExistsError, StoreError
+from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, StoreError
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.spec import RoundSpec, parse_new_spec
-from gradshard_core.records import model_registry
-from gradshard_core.rounds import arrivals, aws_callbacks
+from gradshard_core.records import model_registry, privacy_ledger
+from gradshard_core.records.round_spec import read_spec
+from gradshard_core.rounds import arrivals, asking, aws_callbacks
 from gradshard_core.s3.store import S3Store
 
 
 def open_round(
-    store: S3Store, round_id: str, fields: Mapping[str, Any], *, started: str, token: str
+    store: S3Store,
+    round_id: str,
+    fields: Mapping[str, Any],
+    *,
+    started: str,
+    token: str,
+    has_keeper: bool = False,
 ) -> dict[str, Any]:
-    """Open a round, or let an eager one wait again; safe to repeat.
+    """Open a round, or let one wait again: for a group of clients, or its keeper; safe to repeat.
 
     Terms that make no sense fail the waiting execution with their :class:`GradshardError`.
 
@@ -32,9 +41,13 @@ def open_round(
         The start of the execution, ISO 8601.
     token
         With which the execution is resumed.
+    has_keeper
+        Whether the stack has a mask keeper.
     """
     try:
         keys, spec = RoundKeys(round_id), parse_new_spec(fields)
+        if spec.masked is not None and not has_keeper:
+            raise SpecError(f"masked: {asking.NO_KEEPER}")
         deadline_at = _write_spec(store, keys, spec, datetime.fromisoformat(started))
     except StoreError:
         raise  # no fault of the terms: the machine tries again
@@ -42,6 +55,9 @@ def open_round(
         aws_callbacks.give_up(token, type(error).__name__, str(error))
         return {"round": round_id, "status": "rejected", "reason": str(error)}
     tokens = arrivals.keep_token(store, keys, token)
+    plan = store.get_json(keys.plan, parse_plan) if spec.masked is not None else None
+    if plan is not None:
+        return _await_keeper(store, keys, spec, plan, tokens)
     aws_callbacks.schedule_deadline(round_id, deadline_at, tokens)
     # Updates may have come before the spec was there to receive them; and an eager round waits
     # again after each group, maybe beyond its deadline.
@@ -50,6 +66,29 @@ def open_round(
     else:
         resumed = arrivals.resume_if_due(store, keys, spec)
     return {"round": round_id, "status": "opened", "resumed": resumed}
+
+
+def _await_keeper(
+    store: S3Store, keys: RoundKeys, spec: RoundSpec, plan: Plan, tokens: list[str]
+) -> dict[str, Any]:
+    """Let a masked round wait for its keeper, until its timeout has passed once more."""
+    aws_callbacks.schedule_deadline(keys.round_id, asking.deadline_of(plan, spec), tokens)
+    # The answer may have come before there was a token to resume the round with.
+    has_answered = asking.has_answered(store, keys, plan, spec)
+    is_resumed = has_answered and arrivals.resume(store, keys, arrivals.COMPLETE)
+    return {"round": keys.round_id, "status": "asking", "resumed": is_resumed}
+
+
+def _check_source(store: S3Store, spec: RoundSpec) -> None:
+    """Raise if updates were sent to a private round, which alone may tell of them."""
+    if spec.updates_from is None:
+        return
+    opened = read_spec(store, RoundKeys(spec.updates_from))
+    if opened is not None and opened[0].dp is not None:
+        raise SpecError(
+            f"updates_from: round {spec.updates_from!r} is private, and its updates serve for that "
+            "round alone: two averages of them would reveal more than its ε says"
+        )
 
 
 def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: datetime) -> datetime:
@@ -61,6 +100,7 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
         "deadline_at": deadline_at.isoformat(),
     }
     base = {}
+    _check_source(store, spec)
     if spec.server_optimizer is not None:
         newest = model_registry.read_current(store, spec.server_optimizer.model)
         if spec.server_optimizer.buffers:
@@ -68,6 +108,7 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
                 model_registry.layout_of(store, newest.tensors), spec.server_optimizer.buffers
             )
         base = {"model_version": newest.number}
+        privacy_ledger.enter(store, newest.model, keys.round_id, spec.dp, spec.expected)
     if not store.put_json(keys.spec, record | base, replaces=None):
         # From which version the round began was settled the first time.
         there = store.get_json(keys.spec, lambda there: {name: there.get(name) for name in record})

@@ -8,10 +8,12 @@ from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.optimizer_step import state_layout
+from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.robust_rules import SIGN
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.digests import encode_parts
+from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.encoded import EncodedRuns, further_runs
 from gradshard_core.formats.layout import Layout, Runs, encode_header
 from gradshard_core.planning import memory_projection, planner
@@ -22,6 +24,7 @@ from gradshard_core.planning.grouping import (
     local_steps,
     weights_of,
 )
+from gradshard_core.planning.masking import with_masks
 from gradshard_core.planning.outputs import NO_HEADER, NextModel, StoredHeader, next_model_keys
 from gradshard_core.planning.plan import (
     Computation,
@@ -32,9 +35,10 @@ from gradshard_core.planning.plan import (
     Stage,
 )
 from gradshard_core.planning.projection import Projection
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.spec import RoundSpec, unclippable
 from gradshard_core.planning.workload import Workload
 from gradshard_core.records.layer_weights import weigh_layers
+from gradshard_core.records.noise_key import write_noise_key
 from gradshard_core.rounds.measurement import Decided
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.stragglers.assignments import note_bounded_steps
@@ -89,9 +93,9 @@ def assemble(
     layout
         The result of :func:`write_layout`, or the layout of an earlier plan.
     coverage
-        Which layers each contributor of partial updates has.
+        The layers that each contributor of partial updates has.
     decided
-        What the rule has decided.
+        The rule's decision.
 
     Raises
     ------
@@ -101,6 +105,8 @@ def assemble(
     spec, keys = context.spec, context.keys
     _check_buffers(spec, layout)
     measures = spec.measures and decided is None
+    if spec.dp is not None and not measures:
+        write_noise_key(context.store, keys)
     weights = weights_of(spec, is_decided=decided is not None)
     grouping = group(spec, contributors if decided is None else decided.kept, weights)
     projection, notes = _choose_shards(context, grouping, layout)
@@ -125,12 +131,14 @@ def assemble(
             robust=spec.robust_rule,
             measures=measures,
             measured=None if decided is None else decided.measured,
+            dp=spec.dp,
         ),
         layout=layout,
         attempt=context.request.attempt,
         stage=Stage(context.request.entered_at),
         upload_id="" if measures else _create_upload(context, keys.result, parts),
         next_model=None if measures else _create_next_model(context, parts),
+        masking=context.masking(),
         assignments=spec.assignments and spec.assignments.to_json(),
         notes=tuple(notes),
         projected=projection.to_json(),
@@ -140,7 +148,13 @@ def assemble(
 
 
 def _check_buffers(spec: RoundSpec, layout: PlannedLayout) -> None:
-    """Raise if a rule would replace the averages of buffers by signs."""
+    """Raise if averages of buffers or integers would become signs, or could not be hidden."""
+    if spec.dp is not None:
+        integers = [s for s in layout.spans if DTYPES[s.dtype].is_integer]
+        kept = [*layout.buffers, *((s.start, s.end) for s in integers)]
+        if kept:
+            start, end = min(kept)
+            raise PlanError(unclippable(f"bytes {start} to {end} of the layout"))
     if spec.robust_rule is not None and spec.robust_rule.name == SIGN and layout.buffers:
         nbytes = sum(end - start for start, end in layout.buffers)
         raise PlanError(
@@ -154,12 +168,17 @@ def _choose_shards(
 ) -> tuple[Projection, list[str]]:
     spec = context.spec
     runs = [contributor.runs for contributor in grouping.contributors]
+    spans, sizes = layout.spans, grouping.sizes
     stored_bytes = _stored_bytes(runs)
+    if spec.masked is not None:
+        spans, sizes = ring_spans(spans, spec.masked.ring_bits), with_masks(sizes)
+        masked_bytes = sharding.sums_bytes(spans, 0, layout.nbytes)
+        stored_bytes = None if masked_bytes == layout.nbytes else masked_bytes
     load = Workload(
         nbytes=layout.nbytes,
-        levels=grouping.sizes,
+        levels=sizes,
         is_cut=TOPOLOGIES[grouping.topology].is_cut,
-        sums_bytes=sharding.sums_bytes(layout.spans, 0, layout.nbytes),
+        sums_bytes=sharding.sums_bytes(spans, 0, layout.nbytes),
         depth=max(1, *(len(level.order) for level in grouping.levels)),
         plan_bytes=memory_projection.plan_bytes(
             len(grouping.contributors),
@@ -167,9 +186,10 @@ def _choose_shards(
             spans=len(layout.spans) + len(layout.buffers),
             runs=further_runs(runs) * (2 if stored_bytes else 1),  # of five numbers, not of three
         ),
-        widening=sharding.widening(layout.spans),
+        widening=sharding.widening(spans),
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
+        is_private=spec.dp is not None,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=stored_bytes,

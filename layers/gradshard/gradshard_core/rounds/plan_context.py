@@ -7,6 +7,7 @@ from gradshard_core.errors import ModelStateError, PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.masking import Masking, encoding_of
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
@@ -20,10 +21,10 @@ class PlanRequest(NamedTuple):
     Parameters
     ----------
     entered_at
-        When the machine entered the planning state, ISO 8601. A request with the same time is a
-        repetition.
+        The time at which the machine entered the planning state, ISO 8601. A request with the same
+        time is a repetition.
     reason
-        Why the round goes on.
+        The reason why the round goes on.
     attempt
         0 for the first plan, and one more after contributors were rejected while they were read.
     """
@@ -69,6 +70,16 @@ class PlanContext(NamedTuple):
             return None, ""
         name = f"that of version {self.model.number} of model {self.model.model!r}"
         return model_registry.layout_of(self.store, self.model.tensors), name
+
+    def masking(self) -> Masking | None:
+        """Return what the plan of a masked round has before the keeper has answered."""
+        terms = self.spec.masked
+        if terms is None:
+            return None
+        layout = self.spec.layout or self.model_layout()[0]
+        if layout is None:
+            raise PlanError(f"masked round {self.round_id!r} has no layout")
+        return Masking(terms, self.spec.expected, encoding_of(terms, layout))
 
     def buffers(self, layout: Layout) -> Stretches:
         """Return the stretches of the model's buffers, which the spec or the version names."""

@@ -7,6 +7,7 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan, plan_to_json
+from gradshard_core.rounds.asking import ask, go_on
 from gradshard_core.rounds.eager_stages import next_stage
 from gradshard_core.rounds.first_plan import first_plan
 from gradshard_core.rounds.plan_context import PlanContext, PlanRequest, read_context
@@ -15,7 +16,12 @@ from gradshard_core.s3.store import S3Store
 
 
 def plan_round(
-    store: S3Store, round_id: str, request: PlanRequest, *, aggregator: LambdaConfig
+    store: S3Store,
+    round_id: str,
+    request: PlanRequest,
+    *,
+    aggregator: LambdaConfig,
+    keeper: S3Store | None = None,
 ) -> dict[str, Any]:
     """Plan a round, or the next stage of an eager one; safe to repeat.
 
@@ -29,6 +35,8 @@ def plan_round(
         The request of the state machine.
     aggregator
         The functions that the tasks will run on.
+    keeper
+        The bucket of the mask keeper, if the stack has one.
 
     Returns
     -------
@@ -41,6 +49,8 @@ def plan_round(
         There are too few good updates.
     PlanError
         They cannot be aggregated within the limits, or the round has ended meanwhile.
+    KeeperError
+        The mask keeper has refused, or has not answered in time.
     """
     keys = RoundKeys(round_id)
     # The ETag is read before the plan: if another planning replaces the plan in between, writing
@@ -48,7 +58,7 @@ def plan_round(
     head = store.head(keys.plan)
     previous = store.get_json(keys.plan, parse_plan) if head else None
     if previous is not None and _answers(previous, request):
-        return _write_tasks(store, keys, previous, aggregator)
+        return _write_tasks(store, keys, previous, aggregator, keeper)
     plan = _make_plan(read_context(store, keys, request, aggregator), previous)
     is_ours = store.put_json(keys.plan, plan_to_json(plan), replaces=head.etag if head else None)
     if is_ours and previous is not None:
@@ -62,7 +72,7 @@ def plan_round(
     if store.head(keys.manifest) is not None:
         _abort_uploads(store, plan)
         raise PlanError(f"round {round_id!r} has ended: there is nothing to plan")
-    return _write_tasks(store, keys, plan, aggregator)
+    return _write_tasks(store, keys, plan, aggregator, keeper)
 
 
 def _answers(plan: Plan, request: PlanRequest) -> bool:
@@ -78,6 +88,8 @@ def _make_plan(context: PlanContext, previous: Plan | None) -> Plan:
         return first_plan(context)
     if context.request.attempt > previous.attempt:
         return replan(context, previous)
+    if previous.is_asking:
+        return go_on(context, previous)
     return next_stage(context, previous)
 
 
@@ -99,13 +111,21 @@ def _abort_uploads(store: S3Store, plan: Plan, *, unless_in: Plan | None = None)
 
 
 def _write_tasks(
-    store: S3Store, keys: RoundKeys, plan: Plan, aggregator: LambdaConfig
+    store: S3Store,
+    keys: RoundKeys,
+    plan: Plan,
+    aggregator: LambdaConfig,
+    keeper: S3Store | None,
 ) -> dict[str, Any]:
     """Write each level's tasks; return the first level with the next one nested in it.
+
+    A plan that waits for the mask keeper has none yet, and asks it.
 
     They are written anew even if the plan exists: the function that made it may have been killed
     before it wrote them.
     """
+    if plan.is_asking:
+        ask(store, keeper, plan)
     written: list[dict[str, Any]] = []
     for level, tasks in enumerate(plan.next_tasks()):
         items = [
@@ -115,7 +135,7 @@ def _write_tasks(
         batches = [
             {"tasks": items[first : first + aggregator.batch]}
             for first in range(0, len(items), aggregator.batch)
-        ]
+        ] or [{"tasks": []}]  # one batch of none: AWS documents no map over an empty object
         store.put_json(keys.tasks(level), batches)
         written.append({"bucket": store.bucket, "key": keys.tasks(level)})
     # Nested, so that the state machine goes on to the next level without a counter.

@@ -1,4 +1,4 @@
-"""The layouts of a round's updates, of which no more stay in memory than fit.
+"""The layouts of a round's updates, of which only as many as fit stay in memory.
 
 A layout of 100,000 tensors takes up to 100 MB, and each of thousands of clients may send one of its
 own. What differs too much to be kept is known by its digest, and read again where it is needed.

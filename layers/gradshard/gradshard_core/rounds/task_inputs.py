@@ -13,8 +13,11 @@ from gradshard_core.aggregation.decoding import DecodedSource, Desk
 from gradshard_core.aggregation.gathering import Range
 from gradshard_core.aggregation.gram import chunk_ranges
 from gradshard_core.aggregation.kernel import Source, Zone
+from gradshard_core.aggregation.noise import NoiseSource
+from gradshard_core.aggregation.ring_sum import SUBTRACTED
 from gradshard_core.aggregation.sharding import (
     SLICE_BYTES,
+    count_elements,
     gathered_bytes,
     receive_buffer_bytes,
     sums_bytes,
@@ -23,6 +26,7 @@ from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs, Span
 from gradshard_core.planning.plan import Contributor, Plan, Task
+from gradshard_core.records.noise_key import read_noise_key
 from gradshard_core.s3.streams import GatheringStream, RangeStream
 from gradshard_core.s3.task_client import TaskS3Client
 
@@ -81,7 +85,7 @@ class TaskInputs:
     spans
         The spans of the layout, split at buffers if the task measures.
     reduction
-        How the inputs are combined.
+        The operation that combines the inputs.
     """
 
     def __init__(
@@ -93,13 +97,15 @@ class TaskInputs:
         self.contributors: list[Contributor] = []
         if task.level == 0:
             self.contributors = [plan.contributors[number] for number in self.numbers]
+        masking = plan.masking if plan.is_last(task.level) else None
+        self._masks = [masking.answer] if masking is not None and masking.answer else []
         self._gathers = not all(c.runs.are_in_order for c in self.contributors)
         # One buffer for all inputs, since they are read one after another. Pages that are never
         # touched take no memory.
         gathered = gathered_bytes() if self._gathers else 0
         self._buffer = memoryview(np.empty(SLICE_BYTES + gathered, np.uint8))
         self._decoding = Desk()
-        self.spans: Sequence[Span] = plan.layout.spans
+        self.spans: Sequence[Span] = plan.input_spans
         if plan.computation.measures:
             self.spans = split_spans(plan.layout.spans, plan.layout.buffers)
         robust = plan.computation.robust
@@ -113,18 +119,35 @@ class TaskInputs:
             weights = [contributor.weight for contributor in self.contributors]
             chunks = chunk_ranges(layout.spans, layout.nbytes, start, end)
             return (Zone(*chunk, weights) for chunk in chunks)
-        return self.plan.input_zones(self.task, start)
+        zones = self.plan.input_zones(self.task, start)
+        if not self._masks:
+            return zones
+        return [zone._replace(weights=[*zone.weights, SUBTRACTED]) for zone in zones]
 
     @contextlib.contextmanager
-    def opened(self, start: int) -> Iterator[list[InputStream]]:
-        """Open a stream of every input's bytes, from byte ``start`` of the layout on."""
-        self.wire.receive_buffer_bytes = receive_buffer_bytes(len(self.numbers))
+    def opened(self, start: int) -> Iterator[list[Source]]:
+        """Open a stream of every input's bytes, from byte ``start`` of the layout on.
+
+        The last one of a private sum is its noise.
+        """
+        inputs = len(self.numbers) + len(self._masks)
+        self.wire.receive_buffer_bytes = receive_buffer_bytes(inputs)
+        streams: list[InputStream]
         if self.task.level == 0:
             streams = [self.update_stream(c, start) for c in self.contributors]
         else:
             streams = [self._partial_sum_stream(number) for number in self.numbers]
+        streams += [self._masked_stream(masks, 0, start) for masks in self._masks]
         with self.all_open(streams):
-            yield streams
+            yield [*streams, *self._noise(start)]
+
+    def _noise(self, start: int) -> list[Source]:
+        """Return the noise of a private sum, from byte ``start`` of the layout on."""
+        grid = self.plan.grid
+        if grid is None:
+            return []
+        key = read_noise_key(self.wire, self.keys)
+        return [NoiseSource(key, grid.terms, count_elements(self.spans, 0, start))]
 
     @contextlib.contextmanager
     def all_open(self, streams: Sequence[InputStream]) -> Iterator[None]:
@@ -143,6 +166,8 @@ class TaskInputs:
     def update_stream(self, contributor: Contributor, start: int) -> InputStream:
         """Return a stream of a contributor's update, which is not open yet."""
         runs, end = contributor.runs, self.task.end
+        if contributor.share is not None:
+            return self._masked_stream(contributor.source, runs[0].offset, start)
         blocks = [(start, end)] if runs.are_in_order else self._blocks(start)
         if not isinstance(runs, EncodedRuns):
             return self._stored_stream(contributor, runs, blocks)
@@ -156,9 +181,15 @@ class TaskInputs:
             self.wire, contributor.source, runs, blocks, self._desk(), self._pool
         )
 
+    def _masked_stream(self, source: ObjectVersion, offset: int, start: int) -> InputStream:
+        """Return a stream of elements of the ring, of which the object has all from ``offset``."""
+        before = offset + sums_bytes(self.spans, 0, start)
+        length = sums_bytes(self.spans, start, self.task.end)
+        return RangeStream(self.wire, source, [(before, before + length)])
+
     def _partial_sum_stream(self, number: int) -> InputStream:
         task = self.task
-        nbytes = sums_bytes(self.plan.layout.spans, task.start, task.end)
+        nbytes = sums_bytes(self.spans, task.start, task.end)
         key = self.keys.partial_sum(self.plan.attempt, task.level - 1, number)
         # Any version will do: a task writes the same bytes whenever it runs.
         return RangeStream(self.wire, ObjectVersion(key, "", "", nbytes), [(0, nbytes)])

@@ -76,7 +76,7 @@ class Request(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """What a service says about an error."""
+    """A service's description of an error."""
 
     code: str
     text: str
@@ -166,7 +166,7 @@ class HttpRequests:
     service
         Its name in signatures, such as ``s3``.
     url
-        Where it is.
+        The URL of the service.
     meter
         Counts the retries.
     explain
@@ -210,7 +210,7 @@ class HttpRequests:
         Parameters
         ----------
         request
-            What to send.
+            The request to send.
         accept
             Makes the result from an answer that is no error. Its ``OSError`` counts as a transient
             failure.

@@ -123,14 +123,14 @@ class HttpPresigner:
         return self._transport.requests.presign(method, self._transport.path(key), headers, seconds)
 
 
-def function_transport() -> HttpTransport:
-    """Return the transport to the bucket of the function that runs this."""
-    return HttpTransport(os.environ["GRADSHARD_BUCKET"], os.environ["GRADSHARD_BUCKET_HOST"])
+def function_transport(variable: str = "GRADSHARD_BUCKET") -> HttpTransport:
+    """Return the transport to the bucket that an environment variable of the function names."""
+    return HttpTransport(os.environ[variable], os.environ[f"{variable}_HOST"])
 
 
-def function_store() -> S3Store:
-    """Return the bucket of the function that runs this."""
-    return S3Store(os.environ["GRADSHARD_BUCKET"], function_transport())
+def function_store(variable: str = "GRADSHARD_BUCKET") -> S3Store:
+    """Return the bucket that an environment variable of the function names: its own, or another."""
+    return S3Store(os.environ[variable], function_transport(variable))
 
 
 def explain(answer: Answer | http.client.HTTPResponse) -> Failure:

@@ -1,4 +1,4 @@
-"""S3's operations by boto3's names: what a request looks like, and which fields an answer has.
+"""S3's operations by boto3's names: the form of a request, and the fields of an answer.
 
 Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html
 (2026-11). ``tests/integration/test_transports.py`` sends the same calls with boto3 and compares.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Operation(NamedTuple):
-    """How an operation is requested; ``query`` is the part that does not depend on parameters."""
+    """The form of an operation's request; ``query`` is the part that needs no parameters."""
 
     method: str
     query: Mapping[str, str] = {}
@@ -47,6 +47,7 @@ _QUERY: Final = {
     "KeyMarker": "key-marker",
     "PartNumberMarker": "part-number-marker",
     "Prefix": "prefix",
+    "StartAfter": "start-after",
     "UploadId": "uploadId",
     "UploadIdMarker": "upload-id-marker",
     "VersionId": "versionId",

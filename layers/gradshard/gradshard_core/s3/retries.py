@@ -1,4 +1,4 @@
-"""Retries of requests to S3: how many, with which pauses, and what the error says at the end."""
+"""Retries of requests to S3: their number, their pauses, and the error at the end."""
 
 import random
 import time

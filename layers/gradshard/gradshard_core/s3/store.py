@@ -275,9 +275,10 @@ class S3Store(MultipartUploads, JsonReads):
             for failed in done.get("Errors", []):
                 raise StoreError(f"{failed.get('Key')}: S3 answered {failed.get('Code')}")
 
-    def list_objects(self, prefix: str) -> Iterator[ListedObject]:
-        """List the objects under a prefix, in the order of their keys."""
-        for page in self.pages("list_objects_v2", Prefix=prefix):
+    def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
+        """List the objects under a prefix that come after a key, in the order of their keys."""
+        begin = {"StartAfter": after} if after else {}
+        for page in self.pages("list_objects_v2", Prefix=prefix, **begin):
             for entry in page.get("Contents", []):
                 yield ListedObject(
                     entry["Key"], entry["ETag"], entry["Size"], entry["LastModified"]

@@ -1,4 +1,4 @@
-"""What a store sends its requests with, and how the answers that are errors come back."""
+"""The interface of a transport, which sends a store's requests, and the errors it raises."""
 
 import contextlib
 from collections.abc import Iterator

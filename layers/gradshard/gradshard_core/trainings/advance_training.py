@@ -20,7 +20,8 @@ from gradshard_core.records.training_state import (
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings.announcing import announce
 from gradshard_core.trainings.closing import close_round
-from gradshard_core.trainings.inviting import evaluation_spec, next_round
+from gradshard_core.trainings.dismissal import dismiss_updates
+from gradshard_core.trainings.inviting import next_round, training_round
 from gradshard_core.trainings.round_outcome import read_outcome
 
 STEPS_PER_RUN: Final = 100
@@ -32,7 +33,7 @@ WAIT: Final = "wait"
 SETTLE: Final = "settle"
 SUCCESSOR: Final = "successor"
 SUPERSEDED: Final = "superseded"
-"""What the state machine does next, beside ending because the training has ``paused`` or
+"""The next actions of the state machine, besides ending because the training has ``paused`` or
 ``ended``."""
 
 
@@ -53,7 +54,7 @@ def advance_training(
     name
         The training.
     run, step
-        Which execution asks, and how often it has been answered.
+        The number of the execution that asks, and the number of answers it has got.
     aggregator
         The functions that do the rounds' tasks, for prices.
 
@@ -97,6 +98,8 @@ def advance_training(
             following = replace(closed, run=run + 1, first_step=step + 1)
         else:
             following = next_round(store, keys, spec, closed, now, aggregator)
+        if spec.is_buffered:
+            following = dismiss_updates(store, keys, spec, state, following)
         return replace(following, step=step + 1, changed_at=now.isoformat())
 
     state = change_state(store, keys, change)
@@ -126,8 +129,5 @@ def _answer(
         until = datetime.fromisoformat(state.waits_until or state.changed_at)
         seconds = math.ceil((until - utc_now()).total_seconds())
         return following | {"status": WAIT, "seconds": max(1, seconds)}
-    if invitation.is_evaluation:
-        terms = evaluation_spec(spec, invitation.clients, invitation.awaited)
-    else:
-        terms = spec.round_spec(invitation.clients, invitation.awaited, state.last_round)
+    terms = training_round(keys, spec, state)
     return following | {"status": ROUND, "round": invitation.round_id, "spec": terms.to_json()}

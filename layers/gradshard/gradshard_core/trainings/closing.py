@@ -1,11 +1,13 @@
-"""What the end of a round means for its training: its record, and whether the training goes on."""
+"""Close a round of a training: write its record, and decide whether the training goes on."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.formats.keys import TrainingKeys, base_version
 from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.records.inbox import short_etag
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSED,
@@ -37,6 +39,12 @@ def close_round(
         dollars=state.dollars + outcome.dollars,
     )
     if not outcome.is_completed:
+        if spec.is_buffered:
+            after = replace(
+                after,
+                again=invitation.round_id if outcome.is_planned else after.again,
+                suspects=tuple(sorted({*after.suspects, *outcome.bad})),
+            )
         return _repeat(spec, after, invitation, outcome, now)
     after = replace(
         after,
@@ -50,11 +58,17 @@ def close_round(
         return _judge(spec, after, invitation.version, outcome)
     made = outcome.version
     after = replace(
-        after, completed=invitation.number, version=made, last_round=invitation.round_id
+        after,
+        completed=invitation.number,
+        version=made,
+        last_round=invitation.round_id,
+        counted=_counted(spec, state, outcome),
+        again=None,
+        suspects=(),
     )
     if made != invitation.version + 1:
         return paused(
-            after,
+            replace(after, first_version=made or after.first_version),
             f"round {invitation.round_id!r} was to make version {invitation.version + 1} of model "
             f"{spec.server_optimizer.model!r} and made {made}: others changed the model just "
             "before it was opened, or opened a round of that name. Resume the training to go on "
@@ -63,6 +77,19 @@ def close_round(
     if spec.evaluate_every is None and made is not None:
         return _judge(spec, after, made, outcome)
     return after
+
+
+def _counted(
+    spec: TrainingSpec, state: TrainingState, outcome: Outcome
+) -> Mapping[str, Mapping[str, str]]:
+    """Return which updates of a buffered training have counted."""
+    if not spec.is_buffered:
+        return {}
+    counted = {version: dict(clients) for version, clients in state.counted.items()}
+    for update in outcome.updates:
+        version = base_version(update.key)
+        counted.setdefault(str(version), {})[update.client] = short_etag(update.etag)
+    return counted
 
 
 def paused(state: TrainingState, cause: str) -> TrainingState:
@@ -76,9 +103,16 @@ def ended(state: TrainingState, cause: str) -> TrainingState:
 
 
 def _record(invitation: Invitation, outcome: Outcome, now: datetime) -> dict[str, Any]:
+    stated = asdict(outcome)
+    updates = stated.pop("updates")
     return {
         **asdict(invitation),
-        **asdict(outcome),
+        **stated,
+        "staleness": {
+            update["client"]: update["staleness"]
+            for update in updates
+            if base_version(update["key"]) is not None
+        },
         "base_version": invitation.version,
         "closed_at": now.isoformat(),
     }
@@ -106,10 +140,12 @@ def _repeat(
     now: datetime,
 ) -> TrainingState:
     """Return the state after a round that failed: it is repeated, or the training pauses."""
-    failures = state.failures + 1
+    # In buffered mode a bad update, which has to be sent anew each time, does not stop a training.
+    is_of_senders = spec.is_buffered and bool(outcome.bad)
+    failures = state.failures + (not is_of_senders)
     state = replace(state, repetition=state.repetition + 1)
     said = f"round {invitation.round_id!r} failed ({outcome.error}): {outcome.cause}"
-    if outcome.error == "ModelStateError":
+    if outcome.error in {"ModelStateError", "PrivacyBudgetError"}:
         return paused(replace(state, failures=0), said)
     if failures > spec.repeats:
         times = "" if failures == 1 else f" It was tried {failures} times."

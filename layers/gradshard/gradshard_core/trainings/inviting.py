@@ -1,4 +1,4 @@
-"""The next round of a training: whether there is one, and who is invited to it."""
+"""Decide whether a training has a next round, and invite clients to it."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -24,7 +24,7 @@ from gradshard_core.trainings import sampling
 from gradshard_core.trainings.closing import ended, paused
 
 LOOKS_FOR_MEMBERS: Final = 60
-"""How often it is looked whether enough clients have joined, until the training pauses."""
+"""The number of looks for enough members before the training pauses."""
 
 
 def next_round(
@@ -52,11 +52,14 @@ def next_round(
             f"ran, whose last version is {state.version}. Resume the training to go on from there",
         )
     state = replace(state, version=current.number, waits_until=None)
+    is_evaluation = evaluation_is_due(spec, state)
+    if spec.is_buffered and not is_evaluation:
+        following = _await_updates(keys, spec, state, current)
+        return _within_budget(keys, spec, following, current, aggregator)
     members = spec.clients if spec.clients is not None else list_members(store, keys)
     if len(members) < spec.needed():
         return _gather(spec, state, len(members), now)
     invited, awaited = spec.invited(len(members))
-    is_evaluation = evaluation_is_due(spec, state)
     number = state.completed if is_evaluation else state.completed + 1
     drawn = sampling.draw(
         members,
@@ -72,10 +75,47 @@ def next_round(
         drawn,
         awaited,
         current.number,
-        {name: schedule.at(number) for name, schedule in (spec.settings or {}).items()},
+        _settings(spec, number),
     )
     following = replace(state, invitation=invitation, gathers_since=None)
-    return _within_budget(spec, following, current, aggregator)
+    return _within_budget(keys, spec, following, current, aggregator)
+
+
+def _settings(spec: TrainingSpec, number: int) -> dict[str, Any]:
+    return {name: schedule.at(number) for name, schedule in (spec.settings or {}).items()}
+
+
+def _await_updates(
+    keys: TrainingKeys, spec: TrainingSpec, state: TrainingState, current: Version
+) -> TrainingState:
+    """Return a state in which everybody trains the current version, and a round awaits updates."""
+    number = state.completed + 1
+    if state.last_round is None or current.round_id != state.last_round:
+        # What was trained before belongs to another model.
+        state = replace(state, first_version=current.number)
+    invitation = Invitation(
+        keys.round_id(number, state.repetition),
+        number,
+        state.repetition,
+        is_evaluation=False,
+        clients=(),
+        awaited=spec.buffer or 1,
+        version=current.number,
+        settings=_settings(spec, number),
+    )
+    return replace(state, invitation=invitation, gathers_since=None)
+
+
+def training_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingState) -> RoundSpec:
+    """Return the spec of the round to which a state invites."""
+    invitation = state.invitation
+    assert invitation is not None  # noqa: S101 - for mypy: the callers have looked
+    if invitation.is_evaluation:
+        return evaluation_spec(spec, invitation.clients, invitation.awaited)
+    if spec.is_buffered:
+        oldest = state.oldest_version(spec.staleness)
+        return spec.buffer_spec(keys.name, oldest, state.again)
+    return spec.round_spec(invitation.clients, invitation.awaited, state.last_round)
 
 
 def evaluation_is_due(spec: TrainingSpec, state: TrainingState) -> bool:
@@ -128,6 +168,7 @@ def _gather(spec: TrainingSpec, state: TrainingState, members: int, now: datetim
 
 
 def _within_budget(
+    keys: TrainingKeys,
     spec: TrainingSpec,
     state: TrainingState,
     current: Version,
@@ -141,8 +182,9 @@ def _within_budget(
     kind = "evaluate" if invitation.is_evaluation else "train"
     expected = state.last_dollars.get(kind)
     if expected is None:
-        terms, nbytes = _projected(spec, state, current)
-        expected = training_cost.projected(terms, nbytes, aggregator)
+        # An evaluation's updates are metrics: no more bytes than the least.
+        nbytes = 1 if invitation.is_evaluation else current.tensors.source.nbytes
+        expected = training_cost.projected(training_round(keys, spec, state), nbytes, aggregator)
     if state.dollars + expected <= most:
         return state
     return ended(
@@ -150,13 +192,3 @@ def _within_budget(
         f"the next round is expected to cost ${expected:.6f}, and ${state.dollars:.6f} of a "
         f"budget of ${most:g} are spent",
     )
-
-
-def _projected(spec: TrainingSpec, state: TrainingState, current: Version) -> tuple[RoundSpec, int]:
-    """Return the spec of the round that comes, and the size of an update."""
-    invitation = state.invitation
-    assert invitation is not None  # noqa: S101 - for mypy: the caller has looked
-    if invitation.is_evaluation:
-        return evaluation_spec(spec, invitation.clients, invitation.awaited), 1
-    terms = spec.round_spec(invitation.clients, invitation.awaited, state.last_round)
-    return terms, current.tensors.source.nbytes

@@ -1,6 +1,7 @@
-"""How a round of a training ended: who took part, what they measured, what it cost."""
+"""The outcome of a round of a training: contributors, metrics, cost."""
 
 import struct
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats import metrics
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.layout import PREFIX_BYTES, Header, header_length, parse_header
+from gradshard_core.formats.layout import PREFIX_BYTES, header_length, parse_header
 from gradshard_core.planning import training_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan_json import parse_plan
@@ -26,15 +27,25 @@ MAX_NOTES: Final = 100
 
 
 @dataclass(frozen=True)
+class CountedUpdate:
+    """An update that was averaged: its sender, its object, and its staleness."""
+
+    client: str
+    key: str
+    etag: str
+    staleness: int
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """How a round ended.
+    """The outcome of a round.
 
     Parameters
     ----------
     is_completed
         Whether it completed.
     error, cause
-        Why it failed.
+        The error, and the cause of the failure.
     contributors, rejected
         The clients whose updates were averaged, or rejected.
     metrics
@@ -42,9 +53,15 @@ class Outcome:
     version
         The version of the model that it made.
     dollars
-        What it has cost, as far as that is known.
+        The cost of the round, as far as it is known.
     notes
-        Which metrics do not count, and why.
+        The metrics that do not count, with the reasons.
+    updates
+        The updates that were averaged.
+    bad
+        Of a round that failed, the clients whose updates were found bad.
+    is_planned
+        Whether it was planned, so that a repetition can take the same updates.
     """
 
     is_completed: bool
@@ -56,6 +73,9 @@ class Outcome:
     version: int | None = None
     dollars: float = 0.0
     notes: tuple[str, ...] = ()
+    updates: tuple[CountedUpdate, ...] = ()
+    bad: tuple[str, ...] = ()
+    is_planned: bool = True
 
     @property
     def answered(self) -> frozenset[str]:
@@ -79,7 +99,7 @@ def read_outcome(
     aggregator
         The functions that did its tasks.
     optimizer
-        What it stepped the model with; None for an evaluation, whose average is the metrics.
+        The server optimizer of the round; None for an evaluation, whose average is the metrics.
     """
     keys = RoundKeys(round_id)
     manifest = store.get_json(keys.manifest, parse_manifest)
@@ -93,6 +113,8 @@ def read_outcome(
             cause=manifest["cause"],
             rejected=rejected,
             contributors=_contributors(store, keys),
+            bad=_bad(store, keys, rejected),
+            is_planned=store.head(keys.plan) is not None,
         )
     found, notes = _sent(store, keys) if optimizer else (_averaged(store, manifest), ())
     return Outcome(
@@ -103,7 +125,19 @@ def read_outcome(
         version=(manifest["model"] or {}).get("version"),
         dollars=training_cost.measured(manifest, optimizer, aggregator),
         notes=notes,
+        updates=tuple(
+            CountedUpdate(c["client"], c["key"], c["etag"], c["staleness"])
+            for c in manifest["contributors"]
+        ),
     )
+
+
+def _bad(store: S3Store, keys: RoundKeys, rejected: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the clients whose updates were rejected, by any attempt at a round that failed."""
+    plan = store.get_json(keys.plan, parse_plan)
+    # The manifest has those of the attempts before the last one.
+    last = None if plan is None else store.get_json(keys.replan(plan.attempt))
+    return tuple(sorted({*rejected, *(str(found["client"]) for found in last or ())}))
 
 
 def _contributors(store: S3Store, keys: RoundKeys) -> tuple[str, ...]:
@@ -122,9 +156,11 @@ def _sent(store: S3Store, keys: RoundKeys) -> tuple[dict[str, float], tuple[str,
     if plan is None:
         return {}, ()
 
+    one_at_a_time = threading.Lock()
+
     def read(source: ObjectVersion) -> dict[str, float] | str:
         try:
-            return metrics.parse_metrics(_header(store, source).metadata)
+            return _metrics(store, source, one_at_a_time)
         except UpdateError as error:
             return str(error)
 
@@ -139,12 +175,16 @@ def _sent(store: S3Store, keys: RoundKeys) -> tuple[dict[str, float], tuple[str,
     return metrics.average(sent), tuple(notes[:MAX_NOTES])
 
 
-def _header(store: S3Store, source: ObjectVersion) -> Header:
+def _metrics(store: S3Store, source: ObjectVersion, lock: threading.Lock) -> dict[str, float]:
+    """Read the metrics of an update; of those with long headers, one at a time."""
     first = store.get_range(source, 0, min(source.nbytes, FIRST_READ_BYTES))
     end = PREFIX_BYTES + header_length(first, source.nbytes)
-    if end > len(first):
-        first += store.get_range(source, len(first), end)
-    return parse_header(first[PREFIX_BYTES:end], source.nbytes)
+    if end <= len(first):
+        return metrics.parse_metrics(parse_header(first[PREFIX_BYTES:end], source.nbytes).metadata)
+    # Parsed, a header may take 150 MB, and the function has 256.
+    with lock:
+        header = store.get_range(source, PREFIX_BYTES, end)
+        return metrics.parse_metrics(parse_header(header, source.nbytes).metadata)
 
 
 def _averaged(store: S3Store, manifest: Mapping[str, Any]) -> dict[str, float]:
@@ -153,8 +193,9 @@ def _averaged(store: S3Store, manifest: Mapping[str, Any]) -> dict[str, float]:
     source = ObjectVersion(update["key"], update["version"], update["etag"], update["nbytes"])
     if source.nbytes > 2 * FIRST_READ_BYTES:
         raise UpdateError(f"{source.key}: {source.nbytes} bytes are no average of metrics")
-    header = _header(store, source)
-    data = store.get_range(source, header.data_offset, source.nbytes)
+    whole = store.get_range(source, 0, source.nbytes)
+    end = PREFIX_BYTES + header_length(whole, source.nbytes)
+    header, data = parse_header(whole[PREFIX_BYTES:end], source.nbytes), whole[end:]
     found: dict[str, float] = {}
     for tensor in header.layout.tensors:
         if metrics.is_metric_name(tensor.name) and (tensor.dtype, tensor.shape) == ("F64", ()):

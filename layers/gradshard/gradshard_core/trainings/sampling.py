@@ -1,4 +1,4 @@
-"""Which clients are invited to a round: drawn at random, by a seed, so that it can be repeated.
+"""Draw the clients that are invited to a round, at random, by a seed: a draw can be repeated.
 
 Weighted sampling without replacement after Efraimidis and Spirakis (2006,
 https://doi.org/10.1016/j.ipl.2005.11.003): of each client's uniform number u and weight w, those
@@ -24,13 +24,14 @@ def draw(
     Parameters
     ----------
     members
-        Who can be drawn.
+        The clients that can be drawn.
     number
-        How many are drawn.
+        The number of clients to draw.
     seed
-        What the draw depends on.
+        The seed of the draw: with the same one, the draw is the same.
     silent
-        How many invitations in a row a client has not answered; its weight is 1 / (1 + that).
+        The number n of invitations in a row that a client has not answered; its weight is
+        1 / (1 + n).
     """
     ranked = sorted((-_score(client, seed, silent.get(client, 0)), client) for client in members)
     return tuple(sorted(client for _, client in ranked[:number]))

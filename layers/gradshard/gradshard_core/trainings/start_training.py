@@ -27,7 +27,7 @@ def start_training(
     fields
         The spec as the execution's input has it.
     started
-        When the execution started, ISO 8601.
+        The time at which the execution started, ISO 8601.
 
     Returns
     -------
@@ -56,7 +56,10 @@ def start_training(
     ):
         raise TrainingExistsError(f"training {name!r} was started before; choose another name")
     _take_model(store, optimizer.model, name)
-    state = TrainingState(RUNNING, 1, 0, newest.number, started, started)
+    first = newest.number
+    state = TrainingState(
+        RUNNING, 1, 0, first, started, started, first_version=first, dismissed=first
+    )
     store.put_json(keys.state, state.to_json(), replaces=None)
     return {"training": name, "run": 1, "step": 0}
 

@@ -1,4 +1,4 @@
-"""Clients: what became of each update, when it arrived and how much it weighs."""
+"""Clients: the outcome, the arrival and the weight of each update."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
@@ -40,6 +40,7 @@ class _Client(NamedTuple):
     nbytes: int | None = None
     samples: int | None = None
     weight: float | None = None
+    codec: str = ""
     reason: str = ""
 
 
@@ -91,9 +92,18 @@ def _clients(facts: Facts) -> list[_Client]:
             entry["nbytes"],
             entry["samples"],
             entry["weight"],
+            _codec(entry),
         )
         for entry in facts["contributors"]
     ]
+
+
+def _codec(entry: Facts) -> str:
+    """Return the codec of a compressed update, and the error that its client stated."""
+    if entry["codec"] is None:
+        return ""
+    error = entry["codec_error"]
+    return entry["codec"] if error is None else f"{entry['codec']}, error {error:.2g}"
 
 
 def _refused(
@@ -127,6 +137,7 @@ def _table(facts: Facts, clients: Sequence[_Client], detail: Detail) -> Markup:
         Column("size", NUMBER),
         Column("samples", NUMBER),
         Column("weight", NUMBER),
+        Column("codec"),
         Column("reason"),
     ]
     rows: list[list[object]] = [
@@ -138,6 +149,7 @@ def _table(facts: Facts, clients: Sequence[_Client], detail: Detail) -> Markup:
             "" if client.nbytes is None else format_size(client.nbytes),
             "" if client.samples is None else f"{client.samples:,}",
             measured(_weight(client), client.weight, heaviest, "c0"),
+            named(client.codec) if client.codec else "",
             named(shorten(client.reason)) if client.reason else "",
         ]
         for client, s in zip(clients, after, strict=True)

@@ -1,4 +1,4 @@
-"""What a robust rule measured of each update, and what it made of it."""
+"""The decision of a robust rule: the norm, score and weight of each update."""
 
 from gradshard.report.facts import Facts
 from gradshard.report.markup import named

@@ -1,4 +1,4 @@
-"""Layers of partial updates: which client holds which layer, and with which weight."""
+"""Layers of partial updates: the clients that hold each layer, and their weights."""
 
 from collections.abc import Sequence
 from statistics import median

@@ -1,4 +1,4 @@
-"""Settings: how a round was opened and planned, and its moments."""
+"""Settings: the options and the plan of a round, and its times."""
 
 from collections.abc import Sequence
 

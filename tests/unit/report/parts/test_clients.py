@@ -62,3 +62,13 @@ def test_no_update_of_a_failed_round_counts() -> None:
     part = clients_part(sample(state="failed", cause="x", clients=3), DETAIL)
     assert part.gist.startswith("3 of 7 planned · 1 rejected")
     assert "counted" not in part.content
+
+
+def test_codecs_of_compressed_updates_stand_beside_their_errors() -> None:
+    facts = sample(clients=2)
+    assert "codec" not in Page(clients_part(facts, DETAIL).content).words
+    facts["contributors"][0] |= {"codec": "int8", "codec_error": 0.00512}
+    facts["contributors"][1] |= {"codec": "topk", "codec_error": None}
+    words = Page(clients_part(facts, DETAIL).content).words
+    assert "int8, error 0.0051" in words
+    assert "topk" in words

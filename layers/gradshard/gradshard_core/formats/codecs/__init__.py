@@ -1,1 +1,1 @@
-"""Codecs: how elements of a compressed update are stored; one module each."""
+"""Codecs: ways to store the elements of a compressed update; one module each."""

@@ -43,7 +43,7 @@ class _NonFiniteError(Exception):
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """How the elements of updates are encoded; part of what a masked round is opened with.
+    """The encoding of the elements of updates, one of the terms of a masked round.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ class FixedPoint:
         Returns
         -------
         int
-            How many values were clipped.
+            The number of clipped values.
 
         Raises
         ------
@@ -189,8 +189,8 @@ class FixedPoint:
         Raises
         ------
         UpdateError
-            So many clients cannot have sent it: a client has sent garbage, or the masks that were
-            subtracted are not those that were added.
+            The sum cannot come from this number of clients: a client has sent garbage, or the masks
+            that were subtracted are not those that were added.
         """
         if not clients <= total <= clients * self.max_samples:
             raise UpdateError(
@@ -213,13 +213,3 @@ class FixedPoint:
         signed = sums.view(sums.dtype.newbyteorder("=").str.replace("u", "i"))
         # Exact up to 2⁵³, and rounded once beyond; then scaled exactly, and divided.
         return signed.astype(np.float64) * self.step / np.float64(total)
-
-
-def add(elements: Array, sums: Array) -> None:
-    """Add elements of the ring to sums of others; numpy's unsigned integers wrap around."""
-    np.add(sums, elements, out=sums)
-
-
-def subtract(elements: Array, sums: Array) -> None:
-    """Subtract elements of the ring from sums of others."""
-    np.subtract(sums, elements, out=sums)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples" / "digits"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "digits"))
 
 import data
 import demo

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples" / "mnist"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "mnist"))
 
 import mnist
 from gradshard_core.records.training_state import Invitation

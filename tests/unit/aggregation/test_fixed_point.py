@@ -11,10 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradshard.masking.fixed_point import FixedPoint, add, subtract
+from gradshard_core.aggregation.fixed_point import FixedPoint
 from gradshard_core.errors import SpecError, UpdateError
 
 TYPES = [np.float32, np.float16, np.float64, ml_dtypes.bfloat16]
+
+
+def add(elements: Any, sums: Any) -> None:
+    np.add(sums, elements, out=sums)
+
+
+def subtract(elements: Any, sums: Any) -> None:
+    np.subtract(sums, elements, out=sums)
 
 
 def terms(**changes: Any) -> FixedPoint:

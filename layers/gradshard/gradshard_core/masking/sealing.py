@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
 from pyhpke import AEADId, CipherSuite, KDFId, KEMId, KEMKey
 from pyhpke.exceptions import PyHPKEError
 
-from gradshard.masking.key_stream import SEED_BYTES
 from gradshard_core.errors import GradshardError
+from gradshard_core.masking.key_stream import SEED_BYTES
 
 KEY_BYTES: Final = 32
 TAG_BYTES: Final = 16
@@ -44,7 +44,7 @@ class SealError(GradshardError):
 
 @dataclass(frozen=True)
 class SealContext:
-    """What a client agrees to when it seals a seed; the seed opens for nothing else.
+    """The terms to which a client agrees when it seals a seed; the seed opens for no others.
 
     Parameters
     ----------

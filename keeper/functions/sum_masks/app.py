@@ -1,0 +1,20 @@
+"""sum_masks: add the key streams of some seeds over one byte range."""
+
+import os
+from typing import Any
+
+from gradshard_core.keeper.sum_masks import sum_masks
+from gradshard_core.observability import emf
+from gradshard_core.s3.http_transport import function_store
+from gradshard_core.s3.task_client import TaskS3Client
+
+store = function_store()
+wire = TaskS3Client(
+    os.environ["GRADSHARD_AGGREGATOR_BUCKET"], os.environ["GRADSHARD_AGGREGATOR_BUCKET_HOST"]
+)
+
+
+@emf.handler()
+def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Do one task of an answer."""
+    return sum_masks(store, wire, event["round"], event["task"]["number"])

@@ -1,0 +1,161 @@
+"""The objects in the keeper's bucket: its key, the enrolled clients, and what it has answered.
+
+=====================  =========================================================================
+``private-key``        the private key, in hexadecimal
+``clients/ID.json``    an enrolled client, with its Ed25519 public key
+``requests/ROUND.json``  a request, as the aggregator wrote it; deleted with the answer
+``answers/ROUND.json``  the record of a decision, written once and kept; it has no seed
+``given/ROUND.json``   that the answer was given, and when
+``work/ROUND.json``    what the tasks of an answer read; deleted with the answer
+``seeds/SHA256.json``  the round in which a seed was summed, kept
+=====================  =========================================================================
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, Self
+
+from gradshard_core.aggregation.sharding import Shard, cut_shards
+from gradshard_core.errors import KeeperError
+from gradshard_core.formats.dtypes import in_ring
+from gradshard_core.formats.keys import check_id
+from gradshard_core.formats.layout import Span
+from gradshard_core.keeper.request import REQUESTS, Request
+from gradshard_core.planning import limits
+from gradshard_core.s3.store import S3Store
+from gradshard_core.units import MIB
+
+PRIVATE_KEY: Final = "private-key"
+CLIENTS: Final = "clients/"
+
+TASK_BYTES: Final = 16 * 1024 * MIB
+"""Bytes of key stream that a task makes: a few seconds of a whole processor."""
+
+MOST_TASKS: Final = 1000
+"""More would fill the history of the execution, which has 25,000 events."""
+
+_REQUEST_KEY: Final = re.compile(rf"{REQUESTS}(?P<round>[A-Za-z0-9][A-Za-z0-9_-]{{0,63}})\.json")
+
+
+def parse_request_key(key: str) -> str | None:
+    """Read the round from the key of a request; None if it is none."""
+    match = _REQUEST_KEY.fullmatch(key)
+    return match and match["round"]
+
+
+class KeeperKeys:
+    """The keys of what the keeper has about one round."""
+
+    def __init__(self, round_id: str) -> None:
+        self.round_id = check_id("round", round_id)
+        self.request = f"{REQUESTS}{round_id}.json"
+        self.record = f"answers/{round_id}.json"
+        self.given = f"given/{round_id}.json"
+        self.work = f"work/{round_id}.json"
+
+
+def client_key(client: str) -> str:
+    """Return the key of an enrolled client's record."""
+    return f"{CLIENTS}{check_id('client', client)}.json"
+
+
+def seed_key(digest: str) -> str:
+    """Return the key of what says where a seed was summed."""
+    return f"seeds/{digest}.json"
+
+
+def seed_digest(seed: bytes) -> str:
+    """Return the SHA-256 of a seed in hexadecimal."""
+    return hashlib.sha256(seed).hexdigest()
+
+
+def read_private_key(store: S3Store) -> bytes:
+    """Read the keeper's private key.
+
+    Raises
+    ------
+    KeeperError
+        There is none.
+    """
+    text = store.get_bytes(PRIVATE_KEY)
+    if text is None:
+        raise KeeperError("the keeper has no key yet: run `gradshard keeper key`")
+    return bytes.fromhex(text.decode())
+
+
+class Stream(NamedTuple):
+    """The shape of a round's masks: so many elements of a ring, the last one for the count."""
+
+    elements: int
+    ring_bits: int
+
+    @classmethod
+    def of(cls, encoding: str) -> Self:
+        """Read it from the text of encoding and layout.
+
+        Raises
+        ------
+        ValueError
+            The text is not what :meth:`.MaskingTerms.encoding` writes.
+        """
+        stated = json.loads(encoding)
+        if json.dumps(stated, sort_keys=True, separators=(",", ":")) != encoding:
+            raise ValueError("the encoding is not written as the protocol says")
+        elements, bits = stated["elements"], stated["ring_bits"]
+        if type(elements) is not int or elements < 1 or bits not in {32, 64}:
+            raise ValueError("the encoding has no number of elements, or another ring")
+        return cls(elements + 1, bits)
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes."""
+        return self.elements * self.ring_bits // 8
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The masks as a layout of the kernel: each byte is one of the stream."""
+        return (Span(in_ring(f"F{self.ring_bits}", self.ring_bits), 0, self.nbytes),)
+
+    def shards(self, count: int) -> list[Shard]:
+        """Cut it into the ranges of tasks."""
+        return cut_shards(self.spans, self.nbytes, count)
+
+    def tasks(self, clients: int) -> int:
+        """Return the number of tasks, each of which uploads a part."""
+        fewest = -(-self.nbytes // limits.MAX_PART_BYTES)
+        wanted = -(-clients * self.nbytes // TASK_BYTES)
+        most = min(MOST_TASKS, self.nbytes // (5 * MIB))
+        return max(1, fewest, min(wanted, most))
+
+
+class Work(NamedTuple):
+    """What the tasks of an answer read.
+
+    Parameters
+    ----------
+    request
+        The request that is answered.
+    tasks
+        The number of tasks.
+    upload_id
+        The multipart upload that becomes the answer.
+    """
+
+    request: Request
+    tasks: int
+    upload_id: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {
+            "request": self.request.to_json(),
+            "tasks": self.tasks,
+            "upload_id": self.upload_id,
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        return cls(Request.from_json(fields["request"]), fields["tasks"], fields["upload_id"])

@@ -1,0 +1,101 @@
+"""What an aggregator asks its mask keeper, and what it is told if the keeper refuses."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, Self
+
+REQUESTS: Final = "requests/"
+
+
+class SealedSeed(NamedTuple):
+    """A contributor's sealed seed and its signature of that, in hexadecimal."""
+
+    client: str
+    sealed_seed: str
+    signature: str
+
+
+class Request(NamedTuple):
+    """A request for the sum of some masks.
+
+    Parameters
+    ----------
+    round_id
+        The round.
+    clients, min_clients, encoding
+        The terms with which the seeds were sealed: the roster, the quorum, and the text of encoding
+        and layout.
+    contributors
+        The sealed seeds of the masks to add up.
+    """
+
+    round_id: str
+    clients: tuple[str, ...]
+    min_clients: int
+    encoding: str
+    contributors: tuple[SealedSeed, ...]
+
+    @property
+    def key(self) -> str:
+        """The key of the request in the keeper's bucket."""
+        return f"{REQUESTS}{self.round_id}.json"
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the request as JSON with sorted names and without spaces."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {
+            "round": self.round_id,
+            "clients": list(self.clients),
+            "min_clients": self.min_clients,
+            "encoding": self.encoding,
+            "contributors": [seed._asdict() for seed in self.contributors],
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        return cls(
+            str(fields["round"]),
+            tuple(map(str, fields["clients"])),
+            int(fields["min_clients"]),
+            str(fields["encoding"]),
+            tuple(
+                SealedSeed(*(str(seed[name]) for name in SealedSeed._fields))
+                for seed in fields["contributors"]
+            ),
+        )
+
+
+class Refusal(NamedTuple):
+    """Why a keeper does not answer.
+
+    Parameters
+    ----------
+    request
+        The digest of the request.
+    reason
+        Why nothing is answered.
+    bad
+        The clients whose seeds are of no use, each with the reason. Without them, the request may
+        be answered.
+    """
+
+    request: str
+    reason: str
+    bad: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return self._asdict()
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        bad = {str(client): str(reason) for client, reason in fields["bad"].items()}
+        return cls(str(fields["request"]), str(fields["reason"]), bad)

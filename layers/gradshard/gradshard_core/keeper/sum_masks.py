@@ -1,0 +1,68 @@
+"""One task of the keeper: add the key streams of some seeds over one byte range."""
+
+from functools import partial
+from typing import Any, Final
+
+from gradshard_core.aggregation import kernel
+from gradshard_core.aggregation.kernel import Zone
+from gradshard_core.aggregation.ring_sum import ADDED, RingSum
+from gradshard_core.errors import KeeperError, UnsentError
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.keeper.check_request import context_of
+from gradshard_core.keeper.records import KeeperKeys, Stream, Work, read_private_key
+from gradshard_core.masking.key_stream import KeyStream
+from gradshard_core.masking.sealing import unseal
+from gradshard_core.s3.retries import Retries
+from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.task_client import TaskS3Client
+
+WRITE_TRIES: Final = 3
+
+
+def sum_masks(store: S3Store, answers: TaskS3Client, round_id: str, task: int) -> dict[str, Any]:
+    """Sum the masks over the task's range into its part of the answer; safe to repeat.
+
+    Seeds are opened here and kept nowhere. A key stream is a source of the kernel; whatever else is
+    to be added to the sum is one more source.
+
+    Parameters
+    ----------
+    store
+        The keeper's bucket.
+    answers
+        The aggregator's bucket.
+    round_id, task
+        The round, and the number of the task in it.
+    """
+    work = store.get_json(KeeperKeys(round_id).work, Work.from_json)
+    if work is None:  # a late repetition: the answer was given
+        return {"round": round_id, "task": task, "is_late": True}
+    private_key, request = read_private_key(store), work.request
+    seeds = [
+        unseal(bytes.fromhex(seed.sealed_seed), private_key, context_of(request, seed.client))
+        for seed in request.contributors
+    ]
+    stream = Stream.of(request.encoding)
+    shard = stream.shards(work.tasks)[task]
+    zones = [Zone(shard.start, shard.end, [ADDED] * len(seeds))]
+    retries = Retries(answers.meter, attempts=WRITE_TRIES)
+    while True:
+        sources = [KeyStream(seed, shard.start, shard.end) for seed in seeds]
+        part = answers.part(
+            RoundKeys(round_id).masks, work.upload_id, task + 1, shard.end - shard.start
+        )
+        try:
+            with part as writer:
+                kernel.aggregate(sources, zones, RingSum(), stream.spans, writer.write)
+        except UnsentError as error:
+            retries.record_failure(str(error), partial(_last_error, error))
+        else:
+            return {
+                "round": round_id,
+                "task": task,
+                "bytes": len(seeds) * (shard.end - shard.start),
+            }
+
+
+def _last_error(error: UnsentError, _attempts: int, _reasons: str) -> KeeperError:
+    return KeeperError(str(error))

@@ -1,0 +1,217 @@
+"""A model's privacy ledger: what its rounds have revealed so far, and how much they may.
+
+A round is entered before it opens, with the cost 1/z² of its noise multiplier z. Costs add up: all
+rounds together reveal as much as one with the noise multiplier 1/√(Σ 1/z²)
+(:mod:`gradshard_core.aggregation.privacy`). From that sum, an accountant computes ε at any δ;
+functions only compare it with the *allowance* of the model's budget, which was computed when the
+budget was set (``gradshard.client.accounting``).
+
+An entry stays, whatever becomes of the round's version of the model. Only the entry of a round that
+failed before noise was drawn costs nothing.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from gradshard_core.aggregation.privacy import PrivacyMechanism
+from gradshard_core.errors import PrivacyBudgetError
+from gradshard_core.formats.keys import ModelKeys
+from gradshard_core.s3.retries import conditional_write_attempts
+from gradshard_core.s3.store import S3Store
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A round in a ledger.
+
+    Parameters
+    ----------
+    round_id
+        The round.
+    mechanism
+        Clip, noise multiplier and δ, as JSON; None for a round without noise.
+    clients
+        The number of expected clients.
+    cost
+        1/z²; zero if the round failed before it could reveal anything; None without noise, since
+        nothing bounds what such a round reveals.
+    opened_at
+        When it was entered, ISO 8601.
+    """
+
+    round_id: str
+    mechanism: Mapping[str, float] | None
+    clients: int
+    cost: float | None
+    opened_at: str
+
+
+@dataclass(frozen=True)
+class PrivacyBudget:
+    """The most that the rounds of a model may reveal.
+
+    Parameters
+    ----------
+    epsilon, delta
+        As it was stated.
+    allowance
+        The largest sum of costs with which ε at δ stays within it.
+    """
+
+    epsilon: float
+    delta: float
+    allowance: float
+
+
+@dataclass(frozen=True)
+class PrivacyLedger:
+    """The ledger of a model.
+
+    Parameters
+    ----------
+    entries
+        Its rounds, in the order in which they were opened.
+    budget
+        None if rounds may reveal anything.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    budget: PrivacyBudget | None = None
+
+    @property
+    def spent(self) -> float:
+        """The sum of all costs; infinite after a round without noise."""
+        return math.fsum(math.inf if e.cost is None else e.cost for e in self.entries)
+
+    def by_version(self, versions: Iterable[tuple[int, str | None]]) -> dict[int, float]:
+        """Return the sum of costs up to each version of the model.
+
+        It never falls: a version that goes back to an earlier one takes back nothing.
+
+        Parameters
+        ----------
+        versions
+            The number of each version, and the round that made it, if one did; in their order.
+        """
+        places = {entry.round_id: number for number, entry in enumerate(self.entries, 1)}
+        found, counted = {}, 0
+        for version, round_id in versions:
+            counted = max(counted, places.get(round_id or "", 0))
+            found[version] = PrivacyLedger(self.entries[:counted]).spent
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the ledger as it is stored."""
+        return {
+            "entries": [asdict(entry) for entry in self.entries],
+            "budget": self.budget and asdict(self.budget),
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        budget = fields["budget"]
+        return cls(
+            tuple(Entry(**entry) for entry in fields["entries"]),
+            budget and PrivacyBudget(**budget),
+        )
+
+
+def read_ledger(store: S3Store, model: str) -> PrivacyLedger:
+    """Return the ledger of a model; an empty one if there is none."""
+    return store.get_json(ModelKeys(model).ledger, PrivacyLedger.from_json) or PrivacyLedger()
+
+
+def change_ledger(
+    store: S3Store, model: str, change: Callable[[PrivacyLedger], PrivacyLedger]
+) -> PrivacyLedger:
+    """Change the ledger of a model, so that no change of another writer is lost.
+
+    Raises
+    ------
+    StoreError
+        Others changed it in between, each time.
+    """
+    key = ModelKeys(model).ledger
+    for _ in conditional_write_attempts(key):
+        # The ETag is read first: if another change comes in between, writing ours fails.
+        head = store.head(key)
+        before = read_ledger(store, model) if head else PrivacyLedger()
+        after = change(before)
+        if after == before or store.put_json(
+            key, after.to_json(), replaces=head.etag if head else None
+        ):
+            break
+    return after
+
+
+def enter(
+    store: S3Store, model: str, round_id: str, dp: PrivacyMechanism | None, clients: int
+) -> None:
+    """Enter a round that is about to open; safe to repeat.
+
+    A round without noise is entered only if the model has a ledger.
+
+    Raises
+    ------
+    PrivacyBudgetError
+        The model has a budget that the round would exceed.
+    """
+
+    def change(ledger: PrivacyLedger) -> PrivacyLedger:
+        if dp is None and ledger == PrivacyLedger():
+            return ledger
+        if any(entry.round_id == round_id for entry in ledger.entries):
+            return ledger
+        _check_budget(ledger, model, dp)
+        entry = Entry(
+            round_id,
+            None if dp is None else dp.to_json(),
+            clients,
+            None if dp is None else dp.cost,
+            datetime.now(UTC).isoformat(),
+        )
+        return replace(ledger, entries=(*ledger.entries, entry))
+
+    change_ledger(store, model, change)
+
+
+def _check_budget(ledger: PrivacyLedger, model: str, dp: PrivacyMechanism | None) -> None:
+    budget = ledger.budget
+    if budget is None:
+        return
+    stated = f"the privacy budget of model {model!r}, ε {budget.epsilon:g} at δ {budget.delta:g}"
+    if dp is None:
+        raise PrivacyBudgetError(
+            f"{stated}, allows no round without noise: open it with dp, for example "
+            '{"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}'
+        )
+    left = budget.allowance - ledger.spent
+    if dp.cost <= left:
+        return
+    advice = "the model takes no further rounds"
+    if left > 0:
+        # Rounded up, so that it fits.
+        least = math.ceil(1000 / math.sqrt(left)) / 1000
+        advice = f"one more round fits with a noise_multiplier of at least {least:g}"
+    raise PrivacyBudgetError(
+        f"{stated}, allows Σ 1/z² of {budget.allowance:.6g} over its rounds; {len(ledger.entries)} "
+        f"rounds have spent {ledger.spent:.6g}, and noise_multiplier {dp.noise_multiplier:g} costs "
+        f"{dp.cost:.6g} more: {advice}"
+    )
+
+
+def release(store: S3Store, model: str, round_id: str) -> None:
+    """Set the cost of a round that failed before noise was drawn to zero; safe to repeat."""
+
+    def change(ledger: PrivacyLedger) -> PrivacyLedger:
+        entries = tuple(
+            replace(entry, cost=0.0) if entry.round_id == round_id else entry
+            for entry in ledger.entries
+        )
+        return replace(ledger, entries=entries)
+
+    change_ledger(store, model, change)

@@ -1,0 +1,77 @@
+"""ε of private rounds, by Google's dp-accounting: what a model's ledger adds up to.
+
+It needs the extra ``gradshard[privacy]``. Functions do without: they add up costs 1/z² and compare
+them with an allowance that is computed here, when a budget is set.
+"""
+
+import math
+from typing import Any, Final
+
+from gradshard_core.errors import SpecError
+from gradshard_core.records.privacy_ledger import PrivacyBudget
+
+STEPS: Final = 200
+"""Halvings of the interval in which an allowance is sought: to float64's last bit."""
+
+
+def epsilon_of(spent: float, delta: float) -> float:
+    """Return ε at δ of rounds whose costs 1/z² add up to ``spent``.
+
+    In Rényi differential privacy, rounds with noise multipliers z reveal together what one with
+    1/√(Σ 1/z²) does (Mironov 2017, https://arxiv.org/abs/1702.07476, proposition 1 and corollary
+    3). So one event with that multiplier is accounted for.
+
+    Raises
+    ------
+    SpecError
+        dp-accounting is not installed.
+    """
+    if spent == 0:
+        return 0.0
+    if math.isinf(spent):
+        return math.inf
+    library = _library()
+    accountant = library.rdp.RdpAccountant()
+    accountant.compose(library.GaussianDpEvent(1 / math.sqrt(spent)))
+    return float(accountant.get_epsilon(delta))
+
+
+def budget_of(epsilon: float, delta: float) -> PrivacyBudget:
+    """Return a budget with its allowance: the largest sum of costs that stays within ε at δ.
+
+    Raises
+    ------
+    SpecError
+        ε or δ is out of its bounds, or dp-accounting is not installed.
+    """
+    for name, value, high in (("epsilon", epsilon, 1000.0), ("delta", delta, 0.1)):
+        if not 0 < value <= high:
+            raise SpecError(f"{name} is {value!r}, not a number above 0 and at most {high:g}")
+    low, high = 0.0, 1.0
+    while epsilon_of(high, delta) <= epsilon:
+        low, high = high, 2 * high
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        if not low < middle < high:
+            break
+        low, high = (middle, high) if epsilon_of(middle, delta) <= epsilon else (low, middle)
+    return PrivacyBudget(epsilon, delta, low)
+
+
+def is_installed() -> bool:
+    """Return whether dp-accounting can be imported."""
+    try:
+        _library()
+    except SpecError:
+        return False
+    return True
+
+
+def _library() -> Any:
+    try:
+        import dp_accounting
+    except ImportError:
+        raise SpecError(
+            "dp-accounting is not installed, which computes ε: pip install 'gradshard[privacy]'"
+        ) from None
+    return dp_accounting

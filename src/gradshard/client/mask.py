@@ -1,0 +1,282 @@
+"""Masked updates by the client: encode, mask and seal them while they are sent."""
+
+import contextlib
+import hashlib
+import os
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from gradshard.client.upload_source import Content, header_bytes, in_order_of
+from gradshard.utils.atomic_file import open_private
+from gradshard_core.aggregation.arithmetic import widened
+from gradshard_core.aggregation.fixed_point import FixedPoint
+from gradshard_core.aggregation.kernel import steps
+from gradshard_core.aggregation.ring_sum import ring_spans
+from gradshard_core.aggregation.sharding import clip, sums_bytes
+from gradshard_core.errors import UpdateError
+from gradshard_core.formats.dtypes import DTYPES
+from gradshard_core.formats.layout import (
+    PREFIX_BYTES,
+    Layout,
+    encode_header,
+    parse_header,
+    parse_samples,
+)
+from gradshard_core.formats.masked import Share, elements_of, masked_layout
+from gradshard_core.planning.masking import encoding_of
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.units import MIB
+
+if TYPE_CHECKING:
+    from gradshard_core.masking.sealing import SealContext
+
+
+PIECE_BYTES: Final = 4 * MIB
+"""Bytes of an update that are read at a time to recognise it."""
+
+
+@dataclass
+class Mask:
+    """How a client masks its updates: its own key, and the keeper that it trusts.
+
+    Parameters
+    ----------
+    signing_key
+        The client's private key, 32 bytes, or the file that has it in hexadecimal, as
+        ``gradshard keeper identity`` writes it. The client is enrolled with the keeper by its
+        public key.
+    keeper
+        The SHA-256 of the keeper's public key in hexadecimal, which ``gradshard keeper key``
+        prints. Get it from the keeper's operator, and not through the aggregator.
+    least_clients
+        The fewest clients among whose updates this one may be hidden. A round with a smaller
+        ``min_clients`` gets no update.
+
+    Attributes
+    ----------
+    clipped
+        How many elements of the last update were clipped to the round's bound.
+    """
+
+    signing_key: bytes | str | Path
+    keeper: str
+    least_clients: int = 2
+    clipped: int = field(default=0, init=False)
+    _sealed: dict[str, "_Sealed"] = field(default_factory=dict, init=False, repr=False)
+
+    def check(self, spec: RoundSpec, client: str, round_id: str) -> None:
+        """Check the terms of a round before anything is sent.
+
+        Raises
+        ------
+        UpdateError
+            The round is not masked, has another keeper, or too small a quorum.
+        """
+        if spec.masked is None:
+            raise UpdateError(
+                f"round {round_id!r} is not masked: whoever can read its bucket would see the "
+                f"update of {client}. Nothing was sent; submit without mask if that is meant"
+            )
+        found = hashlib.sha256(bytes.fromhex(spec.masked.keeper)).hexdigest()
+        if found != "".join(self.keeper.split()).lower():
+            raise UpdateError(
+                f"round {round_id!r} has a keeper with the fingerprint {found}, not {self.keeper}: "
+                "nothing was sent. Ask the keeper's operator"
+            )
+        if spec.min_clients < self.least_clients:
+            raise UpdateError(
+                f"round {round_id!r} may end with {spec.min_clients} clients, and the update of "
+                f"{client} is to be hidden among {self.least_clients} at least: nothing was sent"
+            )
+
+    def sealed(self, digest: str, context: "SealContext", keeper: bytes) -> "_Sealed":
+        """Return a seed for an update; the same one for the same bytes and terms, and no others.
+
+        ``digest`` is the SHA-256 of the update's bytes.
+        """
+        from gradshard_core.masking import enrolment, sealing
+        from gradshard_core.masking.key_stream import new_seed
+
+        about = digest.encode() + keeper + context.encode()
+        name = hashlib.sha256(about).hexdigest()
+        if name not in self._sealed:
+            seed = new_seed()
+            sealed = sealing.seal(seed, keeper, context)
+            self._sealed[name] = _Sealed(seed, sealed, enrolment.sign(self.key(), sealed, context))
+        return self._sealed[name]
+
+    def key(self) -> bytes:
+        """Return the private key."""
+        if isinstance(self.signing_key, bytes):
+            return self.signing_key
+        return bytes.fromhex(Path(self.signing_key).read_text().strip())
+
+
+class _Sealed(NamedTuple):
+    """A seed, sealed and signed; in this process's memory only."""
+
+    seed: bytes
+    sealed: bytes
+    signature: bytes
+
+
+class MaskedContent:
+    """A content that is encoded and masked while it is read; several threads may read at once.
+
+    Parameters
+    ----------
+    content
+        The update, whole and in the order of the round's layout.
+    layout
+        The round's layout.
+    share
+        What is sent beside the masked elements.
+    fixed, samples
+        The encoding, and the client's number of samples.
+    seed
+        The seed of its mask.
+    """
+
+    def __init__(
+        self,
+        content: Content,
+        layout: Layout,
+        share: Share,
+        fixed: FixedPoint,
+        samples: int,
+        seed: bytes,
+    ) -> None:
+        self.layout = masked_layout(layout, fixed.ring_bits)
+        self._content, self._plain, self._fixed = content, layout, fixed
+        self._samples, self._seed = samples, seed
+        self._offset = header_bytes(content)
+        self._header = encode_header(self.layout, share.metadata())
+        self.nbytes = len(self._header) + self.layout.nbytes
+        self._spans = ring_spans(layout.spans, fixed.ring_bits)
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return bytes [start, end).
+
+        Raises
+        ------
+        UpdateError
+            An element is a NaN or an infinity.
+        """
+        head, shift = self._header[start:end], len(self._header)
+        first, last = max(0, start - shift), max(0, end - shift)
+        if first >= last:
+            return head
+        size = self._fixed.dtype.itemsize
+        low, high = first // size, -(-last // size)
+        masked: bytes = self._masked(low, high).tobytes()
+        return head + masked[first - low * size : last - low * size]
+
+    def _masked(self, low: int, high: int) -> Any:
+        """Return elements [low, high), masked."""
+        from gradshard_core.masking.key_stream import KeyStream
+
+        size = self._fixed.dtype.itemsize
+        encoded = np.empty(high - low, self._fixed.dtype)
+        mask = np.empty(high - low, self._fixed.dtype)
+        KeyStream(self._seed, low * size, high * size).read_into(memoryview(mask.view(np.uint8)))
+        done = 0
+        start, end = self._position(low), self._position(high)
+        for span in clip(self._plain.spans, start, end):
+            stored = self._content.read(self._offset + span.start, self._offset + span.end)
+            values = widened(DTYPES[span.dtype], memoryview(stored))
+            self._fixed.encode(values, self._samples, encoded[done : done + len(values)])
+            done += len(values)
+        np.add(encoded, mask, out=encoded)
+        return encoded
+
+    def _position(self, element: int) -> int:
+        """Return where an element begins in the layout."""
+        before = element * self._fixed.dtype.itemsize
+        for span in self._spans:
+            length = sums_bytes(self._spans, span.start, span.end)
+            if before < length:
+                return span.start + before // self._fixed.dtype.itemsize * DTYPES[span.dtype].size
+            before -= length
+        return self._plain.nbytes
+
+
+def _survey(content: Content, layout: Layout, bound: float) -> tuple[str, int]:
+    """Return the SHA-256 of an update's bytes, and how many of its elements are beyond a bound."""
+    offset = header_bytes(content)
+    digest, clipped = hashlib.sha256(content.read(0, offset)), 0
+    for start, end in steps(layout.spans, 0, layout.nbytes, PIECE_BYTES):
+        stored = content.read(offset + start, offset + end)
+        digest.update(stored)
+        for span in clip(layout.spans, start, end):
+            part = memoryview(stored)[span.start - start : span.end - start]
+            values = np.abs(widened(DTYPES[span.dtype], part))
+            clipped += int(np.count_nonzero(values > bound))
+    return digest.hexdigest(), clipped
+
+
+def masked(
+    content: Content, spec: RoundSpec, layout: Layout | None, mask: Mask, client: str, round_id: str
+) -> MaskedContent:
+    """Return a content that is masked while it is read; its seed is sealed and signed.
+
+    The seed is fresh, unless this very update was masked for this round before, with the same
+    ``mask``: so an upload that broke off goes on where it was.
+
+    Raises
+    ------
+    UpdateError
+        The terms are not the client's, or its number of samples is over what the round allows.
+    """
+    need_libraries()
+    from gradshard_core.masking import sealing
+    from gradshard_core.masking.key_stream import KeyStream
+
+    mask.check(spec, client, round_id)
+    terms = spec.masked
+    if terms is None or layout is None or isinstance(spec.clients, int):
+        raise UpdateError(f"round {round_id!r} is masked, and lacks a layout or a roster")
+    content = in_order_of(layout, content)
+    end = header_bytes(content)
+    samples = parse_samples(parse_header(content.read(PREFIX_BYTES, end), content.nbytes).metadata)
+    fixed = terms.fixed(spec.expected)
+    fixed.check_samples(samples)
+    context = sealing.SealContext(
+        round_id, client, spec.clients, spec.min_clients, encoding_of(terms, layout)
+    )
+    digest, mask.clipped = _survey(content, layout, terms.bound)
+    seed, sealed, signature = mask.sealed(digest, context, bytes.fromhex(terms.keeper))
+    size, count = fixed.dtype.itemsize, bytearray(fixed.dtype.itemsize)
+    at = elements_of(layout) * size
+    KeyStream(seed, at, at + size).read_into(memoryview(count))
+    masked_count = (samples + int.from_bytes(count, "little")) % 2**terms.ring_bits
+    share = Share(masked_count, sealed.hex(), signature.hex())
+    return MaskedContent(content, layout, share, fixed, samples, seed)
+
+
+def need_libraries() -> None:
+    """Check that the packages are installed which masking needs.
+
+    Raises
+    ------
+    UpdateError
+        They are not.
+    """
+    if find_spec("cryptography") is None or find_spec("pyhpke") is None:
+        raise UpdateError("masked rounds need more packages: pip install 'gradshard[masked]'")
+
+
+def make_identity(file: Path) -> str:
+    """Write a new private key for a client to a file, unless it is there; return the public key.
+
+    Only its user may read the file.
+    """
+    need_libraries()
+    from gradshard_core.masking import enrolment
+
+    with contextlib.suppress(FileExistsError), open_private(file, os.O_CREAT | os.O_EXCL) as made:
+        made.write(f"{enrolment.new_signing_key().hex()}\n".encode())
+    return enrolment.verification_key(bytes.fromhex(file.read_text().strip())).hex()

@@ -1,0 +1,117 @@
+"""A model's privacy ledger: nothing is lost, and nothing is refunded."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gradshard_core.aggregation.privacy import PrivacyMechanism
+from gradshard_core.errors import PrivacyBudgetError
+from gradshard_core.records.privacy_ledger import (
+    PrivacyBudget,
+    PrivacyLedger,
+    change_ledger,
+    enter,
+    read_ledger,
+    release,
+)
+from gradshard_core.s3.store import S3Store
+from tests.unit.fakes import MemoryStore
+
+DP = PrivacyMechanism(1.0, 2.0, 1e-5)  # costs 1/4
+
+
+@pytest.fixture
+def store() -> S3Store:
+    return MemoryStore()
+
+
+def limit(store: S3Store, allowance: float) -> None:
+    budget = PrivacyBudget(8.0, 1e-5, allowance)
+    change_ledger(store, "m", lambda ledger: replace(ledger, budget=budget))
+
+
+def test_costs_add_up_and_entering_twice_counts_once(store: S3Store) -> None:
+    for name in ("r1", "r2", "r1", "r2"):
+        enter(store, "m", name, DP, 9)
+    ledger = read_ledger(store, "m")
+    assert [entry.round_id for entry in ledger.entries] == ["r1", "r2"]
+    assert ledger.spent == 0.5
+    assert ledger.entries[0].clients == 9
+    assert PrivacyLedger.from_json(ledger.to_json()) == ledger
+
+
+def test_round_that_would_exceed_the_budget_is_refused_with_what_would_fit(store: S3Store) -> None:
+    limit(store, 0.6)
+    enter(store, "m", "r1", DP, 9)
+    enter(store, "m", "r2", DP, 9)
+    with pytest.raises(
+        PrivacyBudgetError,
+        match=r"ε 8 at δ 1e-05, allows .* of 0.6 over its rounds; 2 rounds have spent 0.5, and "
+        "noise_multiplier 2 costs 0.25 more: one more round fits with a noise_multiplier of at "
+        "least 3.163",
+    ):
+        enter(store, "m", "r3", DP, 9)
+    assert len(read_ledger(store, "m").entries) == 2
+    enter(store, "m", "r3", PrivacyMechanism(1.0, 3.163, 1e-5), 9)
+    assert read_ledger(store, "m").spent <= 0.6
+
+
+def test_spent_budget_allows_nothing(store: S3Store) -> None:
+    limit(store, 0.25)
+    enter(store, "m", "r1", DP, 9)
+    with pytest.raises(PrivacyBudgetError, match="the model takes no further rounds"):
+        enter(store, "m", "r2", PrivacyMechanism(1.0, 1000.0, 1e-5), 9)
+
+
+def test_budget_allows_no_round_without_noise(store: S3Store) -> None:
+    limit(store, 1.0)
+    with pytest.raises(PrivacyBudgetError, match="allows no round without noise: open it with dp"):
+        enter(store, "m", "r1", None, 9)
+
+
+def test_round_without_noise_has_no_bound_and_starts_no_ledger(store: S3Store) -> None:
+    enter(store, "m", "r0", None, 9)
+    assert read_ledger(store, "m") == PrivacyLedger()
+    enter(store, "m", "r1", DP, 9)
+    enter(store, "m", "r2", None, 9)
+    assert read_ledger(store, "m").spent == math.inf
+    assert read_ledger(store, "other") == PrivacyLedger()
+
+
+def test_round_that_failed_before_noise_costs_nothing_but_stays(store: S3Store) -> None:
+    enter(store, "m", "r1", DP, 9)
+    enter(store, "m", "r2", DP, 9)
+    for _ in range(2):
+        release(store, "m", "r1")
+    ledger = read_ledger(store, "m")
+    assert ledger.spent == 0.25
+    assert [entry.cost for entry in ledger.entries] == [0.0, 0.25]
+
+
+def test_going_back_takes_back_nothing(store: S3Store) -> None:
+    for name in ("r2", "r3", "r5"):
+        enter(store, "m", name, DP, 9)
+    # Version 1 was put there, version 4 goes back to version 1, and r3 made no version.
+    versions = [(1, None), (2, "r2"), (3, "r3"), (4, None), (5, "r5"), (6, None)]
+    spent = read_ledger(store, "m").by_version(versions)
+    assert spent == {1: 0.0, 2: 0.25, 3: 0.5, 4: 0.5, 5: 0.75, 6: 0.75}
+
+
+def test_no_entry_of_another_writer_is_lost(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_json: Callable[..., bool] = S3Store.put_json
+    others = iter(["x1", "x2"])
+
+    def put_after_another(self: S3Store, key: str, value: Any, **more: Any) -> bool:
+        other = next(others, None)
+        if other is not None:
+            enter(self, "m", other, DP, 9)
+        return put_json(self, key, value, **more)
+
+    monkeypatch.setattr(S3Store, "put_json", put_after_another)
+    enter(store, "m", "r1", DP, 9)
+    assert {e.round_id for e in read_ledger(store, "m").entries} == {"x1", "x2", "r1"}

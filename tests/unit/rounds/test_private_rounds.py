@@ -1,0 +1,147 @@
+"""Private rounds from opening to end, on a bucket in memory."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradshard_core.formats.keys import ModelKeys, StoredTensors
+from gradshard_core.records import model_registry
+from gradshard_core.records.model_registry import Version
+from gradshard_core.records.privacy_ledger import (
+    PrivacyBudget,
+    change_ledger,
+    read_ledger,
+)
+from tests import reference
+from tests.unit.in_memory import OPENED, Machine
+
+pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
+
+DP = {"clip": 1.0, "noise_multiplier": 2.0, "delta": 1e-5}
+APPLIED = {
+    "clients": ["a", "b", "c"],
+    "server_optimizer": {"model": "m", "optimizer": "fedavg", "updates": "deltas"},
+}
+
+
+@pytest.fixture
+def private(machine: Machine) -> Machine:
+    """A machine whose bucket has a model of version 1."""
+    body = reference.encode({"w": np.zeros(5, "f4")}, {"format": "pt"})
+    store, key = machine.store, ModelKeys("m").put("first")
+    store.put_bytes(key, body)
+    source = store.head(key)
+    assert source is not None
+    offset = 8 + int.from_bytes(body[:8], "little")
+    model_registry.reserve(store, Version("m", 1, StoredTensors(source, offset)))
+    return machine
+
+
+def limit(machine: Machine, allowance: float) -> None:
+    budget = PrivacyBudget(8.0, 1e-5, allowance)
+    change_ledger(machine.store, "m", lambda ledger: replace(ledger, budget=budget))
+
+
+def run(machine: Machine, name: str, **spec: Any) -> dict[str, Any]:
+    machine.begin(name)
+    assert machine.open(**APPLIED, **spec)["status"] == "opened"
+    for client in "abc":
+        etag = machine.submit(client, {"w": np.ones(5, "f4")})
+        machine.collect(client, etag)
+    outcome = OPENED
+    while (outcome := machine.turn(outcome))["status"] == "replan":
+        pass
+    return outcome
+
+
+def test_rounds_are_charged_before_they_open_and_refused_over_the_budget(private: Machine) -> None:
+    limit(private, 0.6)
+    for name in ("r1", "r2"):
+        assert run(private, name, dp=DP) == {"status": "completed"}
+    private.begin("r3")
+    answer = private.open(**APPLIED, dp=DP)
+    assert answer["status"] == "rejected"
+    assert "2 rounds have spent 0.5" in answer["reason"]
+    assert private.store.head(private.keys.spec) is None
+    private.begin("r4")
+    assert "allows no round without noise" in private.open(**APPLIED)["reason"]
+    assert model_registry.read_current(private.store, "m").number == 3
+
+
+def test_opening_twice_is_charged_once(private: Machine) -> None:
+    private.begin("r1")
+    for _ in range(2):
+        assert private.open(**APPLIED, dp=DP)["status"] == "opened"
+    assert read_ledger(private.store, "m").spent == 0.25
+
+
+@pytest.mark.parametrize(("has_noise", "spent"), [(False, 0.0), (True, 0.25)])
+def test_failed_round_costs_nothing_only_if_no_noise_was_drawn(
+    private: Machine, has_noise: bool, spent: float
+) -> None:
+    private.begin("r1")
+    private.open(**APPLIED, dp=DP)
+    for client in "abc":
+        private.collect(client, private.submit(client, {"w": np.ones(5, "f4")}))
+    outcome = private.turn(OPENED)
+    if has_noise:
+        private.plan(outcome)
+        assert private.store.head(private.keys.noise_key) is not None
+    private.step("abort_round", error="E", cause="c")
+    assert private.store.head(private.keys.noise_key) is None
+    assert read_ledger(private.store, "m").spent == spent
+
+
+def test_updates_of_a_private_round_serve_for_it_alone(private: Machine) -> None:
+    assert run(private, "r1", dp=DP) == {"status": "completed"}
+    private.begin("r2")
+    answer = private.open(clients=["a", "b", "c"], updates_from="r1")
+    assert "round 'r1' is private, and its updates serve for that round alone" in answer["reason"]
+
+
+def test_round_without_a_model_needs_no_ledger(machine: Machine) -> None:
+    machine.open(clients=["a", "b", "c"], dp=DP)
+    for client in "abc":
+        machine.collect(client, machine.submit(client, {"w": np.ones(5, "f4")}))
+    assert machine.turn(machine.turn(OPENED)) == {"status": "completed"}
+    privacy = machine.store.get_json(machine.keys.manifest)["privacy"]
+    assert {name: privacy[name] for name in DP} == DP
+    assert [key for key in machine.store.objects if "ledger" in key] == []
+
+
+def test_canary_is_seen_without_noise_and_hidden_with_it(machine: Machine) -> None:
+    """An element that one client alone changes, in forty rounds with it and forty without.
+
+    An attacker who sees the average says "present" from the middle on. With ε of a round and δ, no
+    attack's true positives exceed e^ε times its false positives, plus δ.
+    """
+    rng = np.random.default_rng(5)
+    honest = [(rng.standard_normal(100) * 0.01).astype("f4") for _ in range(3)]
+    mechanism = {"clip": 1.0, "noise_multiplier": 4.0, "delta": 1e-5}
+    rates = {}
+    for dp in (None, mechanism):
+        found = {}
+        for is_present in (False, True):
+            values = []
+            for number in range(40):
+                machine.begin(f"{'dp' if dp else 'plain'}-{is_present}-{number}")
+                machine.open(clients=["a", "b", "c"], **({"dp": dp} if dp else {}))
+                for client, update in zip("abc", honest, strict=True):
+                    sent = update.copy()
+                    if client == "a" and is_present:
+                        sent[17] = 1.0
+                    machine.collect(client, machine.submit(client, {"w": sent}))
+                outcome = OPENED
+                while (outcome := machine.turn(outcome))["status"] == "replan":
+                    pass
+                result = machine.store.get_bytes(machine.keys.result)
+                assert result is not None
+                values.append(float(reference.decode(result)["w"][17]))
+            found[is_present] = np.mean(np.array(values) > 1 / 6)
+        rates["dp" if dp else "plain"] = found
+    assert rates["plain"] == {False: 0.0, True: 1.0}
+    # Of the Gaussian with σ = 4: 0.55 and 0.45; five standard errors of forty are 0.39.
+    assert abs(rates["dp"][True] - 0.55) < 0.39
+    assert abs(rates["dp"][False] - 0.45) < 0.39
