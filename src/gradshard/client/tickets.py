@@ -9,7 +9,7 @@ the ticket and its file; :mod:`gradshard.client.ticket_issuer` makes tickets, an
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -133,7 +133,7 @@ class Ticket:
         OSError
             The file exists already, or cannot be written; then no file is left.
         """
-        save_secret(Path(path), self.dumps())
+        save_secret(Path(path), self.dumps)
 
     def dumps(self) -> str:
         """Return the ticket as the text of its file; it is a secret, as the file is."""
@@ -176,7 +176,7 @@ class Ticket:
         return None if self.layout is None else _parse_layout(self.layout)
 
 
-def save_secret(path: Path, text: str) -> None:
+def save_secret(path: Path, dumps: Callable[[], str]) -> None:
     """Write a ticket to a new file that only its owner can read.
 
     Raises
@@ -192,7 +192,7 @@ def save_secret(path: Path, text: str) -> None:
         raise FileExistsError(errno.EEXIST, what, str(path)) from None
     try:
         with add_path_to_errors(path), os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(dumps())
     except BaseException:
         path.unlink()
         raise

@@ -114,7 +114,7 @@ class TrainingTicket:
         OSError
             The file exists already, or cannot be written; then no file is left.
         """
-        save_secret(Path(path), self.dumps())
+        save_secret(Path(path), self.dumps)
 
     def replace_in(self, path: Path) -> None:
         """Write the ticket over its own older file."""
