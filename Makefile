@@ -117,6 +117,12 @@ test-flower: setup ## Run the tests that need Flower, in an environment of their
 	.venv-flower/bin/python -c 'import flwr; print("Flower", flwr.__version__)'
 	$(BIN)/python -m tests.flower .venv-flower/bin/python
 
+# Not into .venv, where everything is pinned.
+test-exports: setup ## Export a training's metrics with the real MLflow and TensorBoard, in an environment of their own
+	$(PYTHON) -m venv .venv-exports
+	.venv-exports/bin/pip install --quiet --disable-pip-version-check '.[mlflow,tensorboard]' $(TEST_PACKAGES)
+	.venv-exports/bin/python -m pytest -q -p no:cacheprovider tests/unit/exports
+
 # Not into .venv: it needs an older attrs than ours.
 test-privacy: setup ## Run the tests that need dp-accounting, in an environment of their own
 	$(PYTHON) -m venv .venv-privacy
@@ -187,5 +193,5 @@ requirements: setup ## Pin the newest allowed versions of the dependencies
 	$(UV_COMPILE) --upgrade --output-file tests/second/requirements.txt tests/second/requirements.in
 
 clean: ## Remove everything that these targets made
-	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-flower .venv-privacy .venv-second .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
+	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-exports .venv-flower .venv-privacy .venv-second .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
 	find . -name __pycache__ -prune -exec rm -rf {} +

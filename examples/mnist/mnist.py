@@ -1,4 +1,4 @@
-"""Train on MNIST across ten clients, unattended: see README.md."""
+"""Train on MNIST across many clients, unattended: see README.md."""
 
 import argparse
 import csv
@@ -23,6 +23,8 @@ CLIENTS: Final = 10
 UNEVENNESS: Final = 0.3
 TRAINING: Final = "mnist"
 BATCH: Final = 32
+SOFTMAX: Final = "softmax"
+CNN: Final = "cnn"
 
 
 class Samples(NamedTuple):
@@ -98,27 +100,50 @@ class Client:
         return {"accuracy": float((found == self.test.labels).mean())}, len(self.test.labels)
 
 
-def start(federation: Federation, rounds: int) -> None:
-    """Put an empty model there and start the training."""
-    federation.model(TRAINING).put(
-        {"weight": np.zeros((784, 10), np.float32), "bias": np.zeros(10, np.float32)}
-    )
+def first(kind: str) -> Weights:
+    """Return the first version of a model: an empty one, or PyTorch's."""
+    if kind == SOFTMAX:
+        return {"weight": np.zeros((784, 10), np.float32), "bias": np.zeros(10, np.float32)}
+    from cnn import network, weights
+
+    return weights(network())
+
+
+def client_of(kind: str, number: int, clients: int) -> Client:
+    """Return a client for a kind of model."""
+    if kind == SOFTMAX:
+        return Client(number, load(), clients)
+    from cnn import TorchClient
+
+    return TorchClient(number, load(), clients)
+
+
+def start(federation: Federation, options: argparse.Namespace) -> None:
+    """Put the first version of the model there and start the training."""
+    federation.model(TRAINING).put(first(options.model))
+    rule = {"metric": "accuracy", "at_least": options.target, "patience": options.patience}
     federation.train(
         TRAINING,
-        rounds=rounds,
-        sample=CLIENTS,
-        min_clients=CLIENTS,
+        rounds=options.rounds,
+        sample=options.sample,
+        over_selection=options.over_selection,
         server_optimizer={"optimizer": "fedavg", "model": TRAINING},
-        settings={"epochs": 1, "learning_rate": {"start": 0.1, "decay": 0.98}},
+        settings={
+            "epochs": options.epochs,
+            "learning_rate": {"start": options.learning_rate, "decay": 0.98},
+        },
         evaluate_every=5,
-        stop={"metric": "accuracy", "at_least": 0.88, "patience": 5},
-        poll_seconds=0.5,
+        stop=rule,
+        timeout=120,
+        repeats=20,
+        repeat_after=1,
+        poll_seconds=options.poll_seconds,
     )
 
 
-def take_part(federation: Federation, number: int) -> None:
+def take_part(federation: Federation, number: int, kind: str, clients: int) -> None:
     """Run a client until the training has ended."""
-    client = Client(number, load())
+    client = client_of(kind, number, clients)
     done = federation.participate(client.name, client.train, client.evaluate, training=TRAINING)
     print(f"{client.name} trained in {len(done.trained)} rounds: {done.state.cause}")
 
@@ -128,19 +153,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=4566)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("start").add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--model", choices=(SOFTMAX, CNN), default=SOFTMAX)
+    parser.add_argument("--clients", type=int, default=CLIENTS, help="clients in all")
+    begin = commands.add_parser("start")
+    begin.add_argument("--rounds", type=int, default=30)
+    begin.add_argument("--sample", type=int, default=CLIENTS, help="clients of a round")
+    begin.add_argument("--over-selection", type=float, default=0.0)
+    begin.add_argument("--epochs", type=int, default=1)
+    begin.add_argument("--learning-rate", type=float, default=0.1)
+    begin.add_argument("--target", type=float, default=0.88, help="accuracy that ends it")
+    begin.add_argument("--patience", type=int, default=5)
+    begin.add_argument("--poll-seconds", type=float, default=0.5)
     commands.add_parser("client").add_argument("number", type=int)
-    commands.add_parser("clients")
+    some = commands.add_parser("clients")
+    some.add_argument("--from", dest="first", type=int, default=0, help="the first one's number")
+    some.add_argument("--to", dest="end", type=int, help="that of the one behind the last")
     options = parser.parse_args()
     federation = Federation(local=True, port=options.port)
     if options.command == "start":
-        start(federation, options.rounds)
-    elif options.command == "client":
-        take_part(federation, options.number)
+        start(federation, options)
+        return
+    if options.command == "client":
+        numbers = range(options.number, options.number + 1)
     else:
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            for done in [pool.submit(take_part, federation, n) for n in range(CLIENTS)]:
-                done.result()
+        numbers = range(options.first, options.clients if options.end is None else options.end)
+    load()
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        run = [
+            pool.submit(take_part, federation, n, options.model, options.clients) for n in numbers
+        ]
+        for done in run:
+            done.result()
 
 
 if __name__ == "__main__":

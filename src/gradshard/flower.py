@@ -28,7 +28,6 @@ from gradshard.client.ticket_issuer import (
     DEFAULT_SECONDS,
     issue_download_ticket,
     issue_ticket,
-    max_update_bytes,
 )
 from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
@@ -48,6 +47,7 @@ from gradshard_core.formats.layout import (
 from gradshard_core.planning import limits
 from gradshard_core.planning.option_parsers import parse_rule
 from gradshard_core.planning.spec import default_quorum
+from gradshard_core.records.ticket_record import max_update_bytes
 
 try:
     from flwr.app import (

@@ -17,6 +17,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from gradshard import Federation, Round, RoundFailed
+from gradshard.client.ticket_training import TicketTraining
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from tests import reference
@@ -36,6 +37,7 @@ ROLES = (
     "StartTrainingFunctionRole",
     "AdvanceTrainingFunctionRole",
     "PauseTrainingFunctionRole",
+    "WriteNoticesFunctionRole",
 )
 DECISION = re.compile(r"iam (allowed|denied) gradshard-(\w+)-\w+ (\S+) (\S+)")
 
@@ -121,6 +123,7 @@ def rounds(federation: Federation, deployed: Deployed) -> None:
     late(federation, deployed)
     trained(federation, deployed)
     trained_in_part(federation, deployed)
+    trained_with_a_ticket(federation)
     trained_at_their_pace(federation, deployed)
     masked(federation)
 
@@ -403,6 +406,20 @@ def trained_in_part(federation: Federation, deployed: Deployed) -> None:
     key = RoundKeys("iam-part-00001").partial_update("a")
     deployed.s3.put_object(Bucket=deployed.bucket, Key=key, Body=body)
     assert training.wait(SECONDS).completed == 1
+
+
+def trained_with_a_ticket(federation: Federation) -> None:
+    """By a client whose requests the function's role has signed."""
+    federation.model("iam-ticket").put(update(0))
+    optimizer = {"optimizer": "fedavg", "model": "iam-ticket"}
+    options: Any = {"server_optimizer": optimizer, "poll_seconds": 0.2, "timeout": 60}
+    training = federation.train("iam-ticket", rounds=1, clients=["a"], **options)
+    held = TicketTraining(training.ticket("a"))
+    invitation = until(lambda: held.state().invitation)
+    round_ = held.round(invitation)
+    held.participate(lambda model, _: (model, 1))
+    assert round_.rejection() is None
+    assert round_.fetch().keys() == {"w"}
 
 
 def trained_at_their_pace(federation: Federation, deployed: Deployed) -> None:

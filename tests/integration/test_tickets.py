@@ -18,7 +18,7 @@ from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.compression import Compression
 from gradshard.client.residual import Residual
-from gradshard.client.ticket_issuer import issue_download_ticket, issue_ticket, signed_lengths
+from gradshard.client.ticket_issuer import issue_download_ticket, issue_ticket
 from gradshard.client.ticket_parts import PartUrls, encode_completion
 from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
@@ -37,6 +37,7 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.plan import Rejection
 from gradshard_core.planning.spec import parse_spec
+from gradshard_core.records.ticket_record import signed_lengths
 from gradshard_core.rounds.arrivals import Update, check_update, reject
 from gradshard_core.s3 import retries
 from gradshard_core.s3.sigv4 import Credentials

@@ -120,6 +120,10 @@ class TicketError(GradshardError):
     """
 
 
+class TicketUnansweredError(TicketError):
+    """S3 does not answer the requests of a ticket's holder; it may later."""
+
+
 class WaitTimeoutError(GradshardError):
     """The round has not ended within the timeout of the caller."""
 

@@ -97,6 +97,13 @@ class ClientStore(S3Store):
         """
         return self._presign("put_object", key, seconds, ContentLength=nbytes, IfNoneMatch="*")
 
+    def presign_empty(self, key: str, seconds: int) -> str:
+        """Return a URL with which anyone may PUT an empty object, whether or not there is one.
+
+        ``Content-Length`` is signed.
+        """
+        return self._presign("put_object", key, seconds, ContentLength=0)
+
     def presign_part(self, key: str, upload_id: str, number: int, nbytes: int, seconds: int) -> str:
         """Return a URL with which anyone may PUT one part, of just this length, to an upload.
 

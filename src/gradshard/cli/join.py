@@ -1,5 +1,6 @@
 """``gradshard join``: take part in a training with a program in any language."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -8,9 +9,11 @@ from gradshard.cli.codec_options import codec_options, compression_of
 from gradshard.cli.options import connected, quiet_option
 from gradshard.cli.output import confirm
 from gradshard.utils.text import escape_terminal
+from gradshard_core.errors import TicketError
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation
+    from gradshard.client.ticket_training import TicketTraining
     from gradshard_core.records.training_state import Invitation
 
 
@@ -19,6 +22,13 @@ if TYPE_CHECKING:
 @click.argument("client", metavar="CLIENT")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- PROGRAM…")
 @codec_options
+@click.option(
+    "--ticket",
+    "ticket",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Use this ticket of the training instead of AWS credentials; newer URLs are kept in it.",
+)
 @quiet_option
 @connected
 def join(
@@ -26,6 +36,7 @@ def join(
     training: str,
     client: str,
     program: tuple[str, ...],
+    ticket: Path | None,
     **compression: Any,
 ) -> None:
     """Take part in a training with a PROGRAM.
@@ -44,13 +55,29 @@ def join(
         )
 
     runner = Program(program, tell)
-    done = federation.participate(
-        client,
-        runner.train,
-        runner.evaluate,
-        training=training,
-        codec=compression_of(**compression),
-    )
+    codec = compression_of(**compression)
+    if ticket is None:
+        done = federation.participate(
+            client, runner.train, runner.evaluate, training=training, codec=codec
+        )
+    else:
+        held = _held(ticket, training, client)
+        done = held.participate(runner.train, runner.evaluate, codec=codec)
     confirm(
         f"training {escape_terminal(training)} has ended: {escape_terminal(done.state.cause or '')}"
     )
+
+
+def _held(path: Path, training: str, client: str) -> "TicketTraining":
+    """Read a ticket, which must be that of the training and the client, and print its host."""
+    from gradshard.client.ticket_training import TicketTraining
+
+    held = TicketTraining.load(path)
+    own = (held.ticket.training, held.ticket.client)
+    if own != (training, client):
+        raise TicketError(
+            f"{path} is a ticket of client {own[1]!r} in training {own[0]!r}: give these, or "
+            "another ticket"
+        )
+    click.echo(f"with a ticket of {escape_terminal(held.ticket.host)}", err=True)
+    return held

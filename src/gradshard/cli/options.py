@@ -10,13 +10,17 @@ import click
 
 from gradshard.cli.group import DEBUG
 from gradshard.cli.output import QUIET
-from gradshard.cli.values import WholeNumberType
+from gradshard.cli.values import DurationType, WholeNumberType, format_seconds
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_STACK: Final = "gradshard"
 DEFAULT_PORT: Final = 4566
 """The port of :mod:`gradshard.deployment.engine`, repeated because that loads slowly."""
+
+DEFAULT_TICKET_SECONDS: Final = 24 * 3600
+MAX_TICKET_SECONDS: Final = 7 * 24 * 3600
+"""The bounds of :mod:`gradshard.client.ticket_issuer`, repeated because that loads slowly."""
 
 
 def option(
@@ -251,4 +255,17 @@ def ticket_option(command: Command) -> Command:
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="Use this ticket instead of AWS credentials.",
+    )(command)
+
+
+def expires_option(command: Command) -> Command:
+    """Add ``--expires``, the seconds for which a ticket is made."""
+    return option(
+        "--expires",
+        type=DurationType(MAX_TICKET_SECONDS),
+        default=DEFAULT_TICKET_SECONDS,
+        metavar="DURATION",
+        help="Let the ticket expire after this time, for example 30m, 2h or 7d.",
+        default_text=f"{format_seconds(DEFAULT_TICKET_SECONDS)}; at most "
+        f"{format_seconds(MAX_TICKET_SECONDS)}",
     )(command)

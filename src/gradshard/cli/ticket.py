@@ -5,9 +5,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradshard.cli.options import connected, json_option, option, output_option, quiet_option
+from gradshard.cli.options import (
+    connected,
+    expires_option,
+    json_option,
+    option,
+    output_option,
+    quiet_option,
+)
 from gradshard.cli.output import confirm, print_json
-from gradshard.cli.values import DurationType, SizeType, format_seconds
+from gradshard.cli.values import SizeType
 from gradshard.utils.text import escape_terminal, format_size
 from gradshard_core.errors import TicketError
 
@@ -15,23 +22,12 @@ if TYPE_CHECKING:
     from gradshard.client.federation import Federation
     from gradshard.client.ticket_round import TicketRound
 
-DEFAULT_SECONDS = 24 * 3600
-MAX_SECONDS = 7 * 24 * 3600
-"""The bounds of :mod:`gradshard.client.ticket_issuer`, repeated because that loads slowly."""
-
 
 @click.command()
 @click.argument("name", metavar="ROUND")
 @click.argument("client")
 @output_option("Write the ticket to this file.", required=False, default_text="ROUND-CLIENT.ticket")
-@option(
-    "--expires",
-    type=DurationType(MAX_SECONDS),
-    default=DEFAULT_SECONDS,
-    metavar="DURATION",
-    help="Let the ticket expire after this time, for example 30m, 2h or 7d.",
-    default_text=f"{format_seconds(DEFAULT_SECONDS)}; at most {format_seconds(MAX_SECONDS)}",
-)
+@expires_option
 @option(
     "--max-size",
     type=SizeType(),

@@ -1,35 +1,37 @@
 """``gradshard train``: start trainings, look at them, pause, resume and stop them."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from gradshard.cli.group import Commands
-from gradshard.cli.options import Command, connected, json_option, option, quiet_option
+from gradshard.cli.options import (
+    Command,
+    connected,
+    expires_option,
+    json_option,
+    option,
+    output_option,
+    quiet_option,
+)
 from gradshard.cli.output import cell, confirm, is_quiet, print_json, waiting
 from gradshard.cli.round_options import declared_option, round_options
-from gradshard.utils.text import escape_terminal, format_duration, listed, pluralize
+from gradshard.cli.training_view import STYLES, best_of, buffer_of, line_of, money, render
+from gradshard.utils.atomic_file import atomic_file
+from gradshard.utils.text import escape_terminal, format_size, pluralize
 from gradshard_core.errors import TrainingFailed
 from gradshard_core.planning.spec import OPTIONS as ROUND_OPTIONS
-from gradshard_core.planning.training_spec import DECIDED, DEFAULTS, OPTIONS, TrainingSpec
-from gradshard_core.records.inbox import Arrival
+from gradshard_core.planning.training_spec import DECIDED, DEFAULTS, OPTIONS
 from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation
-
-STYLES: Final = {RUNNING: "yellow", PAUSED: "red", ENDED: "green"}
-
-ROWS: Final = 20
-"""Rounds that a table shows without --json, the newest ones."""
-
-METRICS_SHOWN: Final = 4
 
 reason_option = click.option(
     "--reason",
@@ -119,8 +121,8 @@ def list_(federation: "Federation", status: str | None, as_json: bool) -> None:
             cell(name),
             cell(state.status, STYLES[state.status]),
             cell(state.completed),
-            cell(_best(state)),
-            cell(_money(state.dollars)),
+            cell(best_of(state)),
+            cell(money(state.dollars)),
             cell(state.cause or ""),
         )
     Console().print(table)
@@ -131,14 +133,16 @@ def list_(federation: "Federation", status: str | None, as_json: bool) -> None:
 @json_option
 @connected
 def show(federation: "Federation", name: str, as_json: bool) -> None:
-    """Show a training: its rounds, metrics, silent clients and cost."""
+    """Show a training: its rounds, metrics, slow and silent clients, time and cost."""
     training = federation.training(name)
     if as_json:
         print_json(training.status())
         return
     spec, state, records = training.spec(), training.state(), training.records()
-    waiting_now = training.waiting()
-    Console().print(render(name, spec, state, records, datetime.now(UTC), waiting_now))
+    invitation = state.invitation
+    progress = None if invitation is None else training.progress_reader().read(invitation)
+    waits = training.waiting()
+    Console().print(render(name, spec, state, records, datetime.now(UTC), progress, waits))
 
 
 @train.command()
@@ -163,18 +167,157 @@ def watch(federation: "Federation", name: str, as_json: bool) -> None:
                 line = {"training": name, **state.to_json()}
                 click.echo(json.dumps(line | ({"waiting": len(waits)} if spec.is_buffered else {})))
             else:
-                buffer = f"; {_buffer(spec, state, waits)} wait" if spec.is_buffered else ""
-                confirm(escape_terminal(_line(state) + buffer))
+                buffer = f"; {buffer_of(spec, state, waits)} wait" if spec.is_buffered else ""
+                confirm(escape_terminal(line_of(state) + buffer))
     else:
-        records = training.records()
+        records, reader = training.records(), training.progress_reader()
+        before: TrainingState | None = None
         with Live(console=console, transient=True) as live:
-            for state in training.watch():
-                records = training.records(records)
+            for state in training.watch(changes_only=False):
+                records = records if state == before else training.records(records)
+                invited = state.invitation
+                progress = None if invited is None else reader.read(invited)
                 now, waits = datetime.now(UTC), training.waiting()
-                live.update(render(name, spec, state, records, now, waits))
+                live.update(render(name, spec, state, records, now, progress, waits))
+                before = state
         console.print(render(name, spec, state, records, datetime.now(UTC)))
     if state.status == PAUSED:
         raise TrainingFailed(f"training {name!r} has paused: {state.cause}")
+
+
+@train.command()
+@click.argument("name", metavar="TRAINING")
+@output_option("Write the HTML page to this file.", required=False, default="training.html")
+@json_option
+@quiet_option
+@connected
+def report(federation: "Federation", name: str, file: Path, as_json: bool) -> None:
+    """Write an HTML page about a training.
+
+    The page is one file that needs no network. It shows the curves of the metrics, the rounds, what
+    each client did, the cost and the versions of the model. With --json, the command prints the
+    data of the page instead.
+    """
+    from gradshard.report.training_facts import training_facts
+    from gradshard.report.training_page import training_page
+
+    with waiting(f"reading training {name}"):
+        facts = training_facts(federation.training(name).status(), datetime.now(UTC))
+    if as_json:
+        print_json(facts)
+        return
+    written = training_page(facts, made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}").encode()
+    with atomic_file(file, len(written)) as whole:
+        whole.write(written)
+    confirm(
+        f"{escape_terminal(file)}: {pluralize(len(facts['rounds']), 'round')}, "
+        f"{format_size(len(written))}; open it in a browser"
+    )
+
+
+@train.command()
+@click.argument("name", metavar="TRAINING")
+@click.argument("where", metavar="DIR|URI")
+@click.option(
+    "--to",
+    "kind",
+    type=click.Choice(("mlflow", "tensorboard")),
+    required=True,
+    help="What the metrics are for.",
+)
+@option(
+    "--experiment",
+    default="gradshard",
+    metavar="NAME",
+    help="Log to this experiment of MLflow.",
+    default_text="gradshard",
+)
+@quiet_option
+@connected
+def export(federation: "Federation", name: str, where: str, kind: str, experiment: str) -> None:
+    """Export the metrics of a training to MLflow or TensorBoard.
+
+    Give TensorBoard's log directory, or MLflow's tracking URI. You can repeat the command, also
+    while the training goes on. It needs gradshard[mlflow] or gradshard[tensorboard].
+    """
+    status = federation.training(name).status()
+    try:
+        if kind == "mlflow":
+            from gradshard.exports import mlflow
+
+            made = f"run {mlflow.export(status, where, experiment=experiment)} of MLflow"
+        else:
+            from gradshard.exports import tensorboard
+
+            made = str(tensorboard.export(status, Path(where)))
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"{error.name} is not installed: pip install 'gradshard[{kind}]'"
+        ) from None
+    confirm(f"exported {pluralize(len(status['rounds']), 'round')} to {escape_terminal(made)}")
+
+
+@train.command()
+@click.argument("name", metavar="TRAINING")
+@click.argument("client")
+@output_option(
+    "Write the ticket to this file.", required=False, default_text="TRAINING-CLIENT.ticket"
+)
+@expires_option
+@json_option
+@quiet_option
+@connected
+def ticket(
+    federation: "Federation",
+    name: str,
+    client: str,
+    file: Path | None,
+    expires: int,
+    as_json: bool,
+) -> None:
+    """Make a ticket of a training for a client without AWS credentials.
+
+    With it, CLIENT can take part in all rounds (gradshard join --ticket). It has to begin before
+    the ticket expires; while it takes part the ticket is renewed. Keep the file secret: anyone who
+    has it can act as that client.
+    """
+    made = federation.training(name).ticket(client, expires=expires)
+    file = file or Path(f"{name}-{client}.ticket")
+    made.save(file)
+    until = made.expires_at.isoformat(timespec="seconds")
+    if as_json:
+        print_json(
+            {
+                "training": name,
+                "client": client,
+                "file": str(file),
+                "expires_at": until,
+                "temporary": made.is_temporary,
+            }
+        )
+        return
+    confirm(
+        f"wrote {escape_terminal(file)}: {client} can take part in training "
+        f"{escape_terminal(name)}, and has to begin before {until}"
+    )
+    if made.is_temporary:
+        confirm("it was made with temporary credentials: begin before they end")
+
+
+@train.command()
+@click.argument("name", metavar="TRAINING")
+@click.argument("client")
+@quiet_option
+@connected
+def revoke(federation: "Federation", name: str, client: str) -> None:
+    """Take a client's ticket of a training back.
+
+    It can be used until its newest URLs end, after some hours. The client is not invited any more.
+    """
+    training = federation.training(name)
+    training.revoke(client)
+    training.leave(client)
+    confirm(f"the ticket of {escape_terminal(client)} is not renewed any more")
 
 
 @train.command()
@@ -215,97 +358,3 @@ def stop(federation: "Federation", name: str, reason: str, now: bool) -> None:
         f"training {escape_terminal(name)} "
         f"{'has ended' if is_over else 'ends now' if now else 'ends when its round has ended'}"
     )
-
-
-def render(
-    name: str,
-    spec: TrainingSpec,
-    state: TrainingState,
-    records: Sequence[Mapping[str, Any]],
-    now: datetime,
-    waits: Sequence[Arrival] = (),
-) -> RenderableType:
-    """Return a picture of a training; ``waits`` are the updates that wait in a buffered one."""
-    facts = Table(box=None, show_header=False, pad_edge=False)
-    facts.add_row(cell(name), cell(state.status, STYLES[state.status]))
-    facts.add_row("rounds", cell(f"{state.completed} of {spec.rounds}"))
-    if spec.is_buffered:
-        facts.add_row("version", cell(state.version or ""))
-        facts.add_row("buffer", cell(_buffer(spec, state, waits)))
-    if state.cause:
-        facts.add_row("cause", cell(state.cause))
-    if state.best is not None:
-        facts.add_row("best", cell(_best(state)))
-    facts.add_row("cost", cell(_spent(spec, state)))
-    started = datetime.fromisoformat(state.started_at)
-    until = datetime.fromisoformat(state.changed_at) if state.status == ENDED else now
-    facts.add_row("time", cell(_passed(spec, (until - started).total_seconds())))
-    if state.invitation is not None:
-        invited = pluralize(len(state.invitation.clients), "client") + " invited"
-        who = invited if state.invitation.clients else "everybody trains"
-        facts.add_row("now", cell(f"round {state.invitation.round_id}, {who}"))
-    if state.silent:
-        silent = sorted(state.silent, key=lambda client: (-state.silent[client], client))
-        shown = [f"{client} ({state.silent[client]})" for client in silent]
-        facts.add_row("silent", cell(f"{listed(shown, 5)}: invitations missed in a row"))
-    return Group(facts, "", _rounds(records)) if records else Group(facts)
-
-
-def _rounds(records: Sequence[Mapping[str, Any]]) -> Table:
-    newest = records[-ROWS:]
-    names = sorted({name for record in newest for name in record["metrics"]})[:METRICS_SHOWN]
-    is_stale = any(record.get("staleness") for record in newest)
-    staleness = ["staleness"] if is_stale else []
-    table = Table("round", "clients", *staleness, *map(escape_terminal, names), "cost", box=None)
-    for record in newest:
-        clients = f"{len(record['contributors'])} of {len(record['clients']) or record['awaited']}"
-        values = [record["metrics"].get(name) for name in names]
-        table.add_row(
-            cell(record["round_id"], "" if record["is_completed"] else "red"),
-            cell(clients if record["is_completed"] else f"{record['error']}: {record['cause']}"),
-            *([cell(_staleness(record["staleness"].values()))] if is_stale else []),
-            *(cell("" if value is None else f"{value:.6g}") for value in values),
-            cell(_money(record["dollars"])),
-        )
-    return table
-
-
-def _buffer(spec: TrainingSpec, state: TrainingState, waits: Sequence[Arrival]) -> str:
-    newest = state.version or 0
-    text = f"{len(waits)} of {spec.buffer}"
-    if waits:
-        text += f", staleness {_staleness([newest - arrival.version for arrival in waits])}"
-    return text
-
-
-def _staleness(values: Collection[int]) -> str:
-    """Return mean and maximum of numbers of versions."""
-    return f"{sum(values) / len(values):.1f}, at most {max(values)}" if values else ""
-
-
-def _best(state: TrainingState) -> str:
-    best = state.best
-    return f"version {best.version}: {best.metric} {best.value:.6g}" if best else ""
-
-
-def _spent(spec: TrainingSpec, state: TrainingState) -> str:
-    most = spec.budget and spec.budget.dollars
-    return _money(state.dollars) + (f" of {_money(most)}" if most is not None else "")
-
-
-def _passed(spec: TrainingSpec, seconds: float) -> str:
-    most = spec.budget and spec.budget.seconds
-    return format_duration(seconds) + (f" of {format_duration(most)}" if most is not None else "")
-
-
-def _line(state: TrainingState) -> str:
-    text = f"{state.status}: {pluralize(state.completed, 'round')} completed"
-    if state.invitation is not None:
-        text += f", round {state.invitation.round_id} under way"
-    if state.best is not None:
-        text += f", best {_best(state)}"
-    return f"{text}, {_money(state.dollars)}" + (f"; {state.cause}" if state.cause else "")
-
-
-def _money(amount: float) -> str:
-    return f"${amount:.4f}"

@@ -285,18 +285,12 @@ class Federation:
             S3 rejects the client's requests, or cannot be reached for longer than ``patience``.
         """
         from gradshard.client.participation import DEFAULT_PATIENCE_SECONDS, participate
+        from gradshard.client.training_access import Member
 
         name = self._only_training() if training is None else training
         seconds = DEFAULT_PATIENCE_SECONDS if patience is None else patience
-        return participate(
-            self.stack,
-            self.training(name),
-            client,
-            train,
-            evaluate,
-            codec=codec,
-            patience=seconds,
-        )
+        member = Member(self.stack, self.training(name), client)
+        return participate(member, train, evaluate, codec=codec, patience=seconds)
 
     def _only_training(self) -> str:
         from gradshard_core.records.training_state import ENDED

@@ -8,12 +8,8 @@ from typing import Any, Final
 
 from gradshard.client.compression import SEEDS, Compression
 from gradshard.client.deltas import change_of
-from gradshard.client.inbox import Inbox
-from gradshard.client.model import Model
-from gradshard.client.round import Round
-from gradshard.client.stack import Stack
 from gradshard.client.tensors import Array
-from gradshard.client.training import Training
+from gradshard.client.training_access import ClientRound, TrainingAccess
 from gradshard_core.aggregation.server_optimizers import MODELS
 from gradshard_core.errors import (
     ModelNotFoundError,
@@ -22,11 +18,12 @@ from gradshard_core.errors import (
     RoundStateError,
     ServiceError,
     StoreError,
+    TicketError,
+    TicketUnansweredError,
     UnreadableObjectError,
     UpdateError,
 )
 from gradshard_core.formats.metrics import check_metrics
-from gradshard_core.records.inbox import has_counted
 from gradshard_core.records.training_state import ENDED, Invitation, TrainingState
 
 logger = logging.getLogger("gradshard")
@@ -65,9 +62,7 @@ class Participation:
 
 
 def participate(
-    stack: Stack,
-    training: Training,
-    client: str,
+    access: TrainingAccess,
     train: Train,
     evaluate: Evaluate | None = None,
     *,
@@ -81,10 +76,8 @@ def participate(
 
     Parameters
     ----------
-    stack, training
-        The training.
-    client
-        The client's id.
+    access
+        The training, for this client.
     train, evaluate
         Called for each invitation. Without ``evaluate`` the client sends nothing in evaluations.
     codec
@@ -98,29 +91,31 @@ def participate(
         There is no such training.
     UpdateError
         The value that ``train`` or ``evaluate`` returned could not be averaged.
+    TicketError
+        S3 rejects the client's ticket.
     StoreError, ServiceError
         S3 rejects the client's requests, or cannot be reached for longer than ``patience``.
     """
     done: dict[bool, list[int]] = {False: [], True: []}
-    spec = _persistently(training.spec, patience)
-    _join(training, client, patience)
-    worker = _Worker(stack, training, client, train, evaluate, codec)
-    for state in _states(training, spec.poll_seconds, patience):
+    pause = _persistently(access.poll_seconds, patience)
+    _join(access, patience)
+    worker = _persistently(lambda: _Worker(access, train, evaluate, codec), patience)
+    for state in _states(access, pause, patience):
         invitation = state.invitation
         if state.status == ENDED:
             return Participation(tuple(done[False]), tuple(done[True]), state)
-        _persistently(lambda: worker.follow_up(state), patience)  # noqa: B023 - called at once
-        if invitation is None or not worker.is_invited(invitation):
+        _persistently(lambda: access.follow_up(state), patience)  # noqa: B023 - called at once
+        if invitation is None or not access.is_invited(invitation):
             continue
         if _persistently(lambda: worker.answer(invitation), patience):  # noqa: B023 - called at once
             done[invitation.is_evaluation].append(invitation.number)
     raise AssertionError("states end with that of the end")
 
 
-def _join(training: Training, client: str, patience: float) -> None:
+def _join(access: TrainingAccess, patience: float) -> None:
     """Join the training, unless it has ended: then the loop sees that."""
-    if _persistently(training.state, patience).status != ENDED:
-        _persistently(lambda: training.join(client), patience)
+    if _persistently(access.state, patience).status != ENDED:
+        _persistently(access.join, patience)
 
 
 class _Worker:
@@ -128,79 +123,62 @@ class _Worker:
 
     def __init__(
         self,
-        stack: Stack,
-        training: Training,
-        client: str,
+        access: TrainingAccess,
         train: Train,
         evaluate: Evaluate | None,
         codec: str | Compression | None,
     ) -> None:
-        self._stack, self._client = stack, client
-        self._keys, self._spec = training.keys, training.spec()
-        self._optimizer = self._spec.server_optimizer
+        self._access = access
+        self._updates = access.updates()
         self._train, self._evaluate, self._codec = train, evaluate, codec
         self._answered = ""
         self._made: tuple[str, dict[str, Any]] | None = None
-        self._sent: int | None = None
-
-    def is_invited(self, invitation: Invitation) -> bool:
-        """Return whether the client is invited; to train in a buffered training, everybody is."""
-        is_open = self._spec.is_buffered and not invitation.is_evaluation
-        return is_open or self._client in invitation.clients
-
-    def follow_up(self, state: TrainingState) -> None:
-        """Tell why the update was rejected that was last sent to a buffered training."""
-        if self._sent is None:
-            return
-        reason = self._inbox(self._sent).rejection(self._client)
-        if reason is not None:
-            logger.warning("the update from version %d was rejected: %s", self._sent, reason)
-        if reason is not None or has_counted(state.counted, self._client, self._sent) is not None:
-            self._sent = None
-
-    def _inbox(self, version: int) -> Inbox:
-        return Inbox(self._stack, self._keys, self._spec, version)
-
-    def _round(self, invitation: Invitation) -> Round:
-        """Return what the client submits to."""
-        if self._spec.is_buffered and not invitation.is_evaluation:
-            return self._inbox(invitation.version)
-        return Round(self._stack, invitation.round_id)
 
     def answer(self, invitation: Invitation) -> bool:
         """Train or evaluate and submit, unless that is done; return whether it was done now."""
-        round_ = self._round(invitation)
+        try:
+            round_ = self._access.round(invitation)
+        except RoundNotFoundError:
+            return False  # the holder of a ticket has none for it yet
         if round_.id == self._answered:
-            return False
-        if round_.store.head(round_.keys.update(self._client)) is not None or round_.has_ended():
-            self._answered = round_.id
             return False
         if invitation.is_evaluation and self._evaluate is None:
             self._answered = round_.id
             return False
         try:
-            if self._made is None or self._made[0] != round_.id:
-                # Kept while the connection is lost: training again would take as long again.
-                self._made = round_.id, self._make(round_, invitation)
-            round_.submit(self._client, **self._made[1])
+            return self._send(round_, invitation)
         except (RoundStateError, RoundFailed, RoundNotFoundError, ModelNotFoundError) as error:
             if isinstance(error, RoundNotFoundError) or "just being opened" in str(error):
                 return False  # in a moment it will be there
             logger.warning("%s: %s", round_.id, error)
             self._answered = round_.id
             return False
+        except TicketUnansweredError:
+            raise
+        except TicketError:
+            if not self._access.renew():
+                raise
+            return False  # with the new URLs, if it is invited still
+
+    def _send(self, round_: ClientRound, invitation: Invitation) -> bool:
+        """Make what is submitted and submit it, unless that is done."""
+        if round_.has_sent() or round_.has_ended():
+            self._answered = round_.id
+            return False
+        if self._made is None or self._made[0] != round_.id:
+            # Kept while the connection is lost: training again would take as long again.
+            self._made = round_.id, self._make(round_, invitation)
+        round_.submit(**self._made[1])
         self._answered = round_.id
         self._made = None
-        if isinstance(round_, Inbox):
-            self._sent = invitation.version
+        self._access.submitted(invitation)
         return True
 
-    def _make(self, round_: Round, invitation: Invitation) -> dict[str, Any]:
+    def _make(self, round_: ClientRound, invitation: Invitation) -> dict[str, Any]:
         """Return what is submitted."""
         if invitation.is_evaluation:
             assert self._evaluate is not None  # noqa: S101 - for mypy: the caller has looked
-            model = Model(self._stack, self._optimizer.model)
-            metrics, samples = self._evaluate(model.fetch(version=invitation.version), invitation)
+            metrics, samples = self._evaluate(round_.fetch_model(), invitation)
             found = check_metrics(metrics)
             if not found:
                 raise UpdateError("evaluate returned no metrics")
@@ -211,7 +189,7 @@ class _Worker:
         started = time.monotonic()
         trained, samples, *measured = self._train(given, invitation)
         report = {"train_seconds": max(1e-6, time.monotonic() - started)}
-        update = trained if self._optimizer.updates == MODELS else change_of(before, trained)
+        update = trained if self._updates == MODELS else change_of(before, trained)
         return {
             "update": update,
             "samples": samples,
@@ -228,9 +206,9 @@ def _codec_of(codec: str | Compression | None, number: int) -> str | Compression
     return replace(codec, seed=(codec.seed + number) % SEEDS)
 
 
-def _states(training: Training, pause: float, patience: float) -> Iterator[TrainingState]:
+def _states(access: TrainingAccess, pause: float, patience: float) -> Iterator[TrainingState]:
     while True:
-        yield _persistently(training.state, patience)
+        yield _persistently(access.state, patience)
         time.sleep(pause)
 
 
@@ -243,7 +221,7 @@ def _persistently(request: Callable[[], Any], patience: float) -> Any:
             return request()
         except UnreadableObjectError:
             raise
-        except (StoreError, ServiceError) as error:
+        except (StoreError, ServiceError, TicketUnansweredError) as error:
             if time.monotonic() + pause > give_up or _is_rejected(error):
                 raise
             logger.warning("trying again in %.0f s: %s", pause, error)

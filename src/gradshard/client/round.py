@@ -15,7 +15,7 @@ from gradshard.client.round_access import RoundAccess, Source
 from gradshard.client.stack import Stack
 from gradshard.client.stated_round import StatedRound
 from gradshard.client.status import StatusPoller, read_status
-from gradshard.client.ticket_issuer import DEFAULT_SECONDS, issue_ticket, max_update_bytes
+from gradshard.client.ticket_issuer import DEFAULT_SECONDS, issue_ticket
 from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import Content, content_of
 from gradshard.client.uploads import Progress, has_checksum, upload
@@ -35,6 +35,7 @@ from gradshard_core.planning.spec import RoundSpec, parse_spec
 from gradshard_core.records.manifest import COMPLETED, parse_manifest
 from gradshard_core.records.model_registry import Version, layout_of, read_version
 from gradshard_core.records.round_spec import read_spec
+from gradshard_core.records.ticket_record import max_update_bytes
 from gradshard_core.stragglers.assignments import Assignment, Assignments
 
 POLLS_PER_EXECUTION: Final = 5

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol
 
 from urllib3.exceptions import HTTPError
 
 from gradshard.client.presigned import Answer, HttpClient
-from gradshard.client.tickets import Ticket
-from gradshard_core.errors import ChangedObjectError, TicketError
+from gradshard_core.errors import ChangedObjectError, TicketError, TicketUnansweredError
 from gradshard_core.formats.digests import parts_of
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.s3.retries import Retries
@@ -25,6 +24,26 @@ _METADATA: Final = "x-amz-meta-"
 _MAX_LENGTH_DIGITS: Final = 15
 
 
+class Held(Protocol):
+    """A ticket, as far as its requests are concerned."""
+
+    @property
+    def client(self) -> str:
+        """The client that it is for."""
+
+    @property
+    def about(self) -> str:
+        """What it is for, in errors."""
+
+    @property
+    def expires_at(self) -> datetime:
+        """The time at which S3 rejects it."""
+
+    @property
+    def host(self) -> str:
+        """The host of its requests."""
+
+
 class TicketRequests:
     """Sends a ticket's requests and turns S3's rejections into errors that say what to do.
 
@@ -34,13 +53,13 @@ class TicketRequests:
         The ticket. Its host is checked at the first request.
     """
 
-    def __init__(self, ticket: Ticket) -> None:
+    def __init__(self, ticket: Held) -> None:
         self.ticket = ticket
 
     @cached_property
     def http(self) -> HttpClient:
         """The client of the ticket's host; it sends a request once."""
-        return HttpClient(self.ticket.result_url)
+        return HttpClient(f"{self.ticket.host}/")
 
     def ask(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> Answer | None:
         """Send a request without a body, with retries; return None if there is no object."""
@@ -59,8 +78,8 @@ class TicketRequests:
                 reason = f"S3 answered {answer.status_code}"
             retries.record_failure(
                 reason,
-                lambda times, reasons: TicketError(
-                    f"S3 does not answer for round {self.ticket.round_id!r}, {times} times in a "
+                lambda times, reasons: TicketUnansweredError(
+                    f"S3 does not answer for {self.ticket.about}, {times} times in a "
                     f"row; see whether this machine is connected, and try again ({reasons})"
                 ),
             )
@@ -85,8 +104,8 @@ class TicketRequests:
                 "it was made with have ended, or may not do this"
             )
         raise TicketError(
-            f"the ticket of client {ticket.client!r} in round {ticket.round_id!r} is not valid: "
-            f"{why}; ask the round's operator for another"
+            f"the ticket of client {ticket.client!r} in {ticket.about} is not valid: "
+            f"{why}; ask its operator for another"
         )
 
     def check_is_s3(self, answer: Answer) -> None:

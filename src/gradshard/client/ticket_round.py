@@ -47,6 +47,7 @@ class TicketRound(RoundAccess):
         *,
         codec: str | Compression | None = None,
         training: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float] | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Upload the client's update, which the ticket allows once.
@@ -57,7 +58,7 @@ class TicketRound(RoundAccess):
 
         Parameters
         ----------
-        update, samples, codec, training, progress
+        update, samples, codec, training, metrics, progress
             As in :meth:`gradshard.client.round.Round.submit`.
 
         Raises
@@ -70,7 +71,7 @@ class TicketRound(RoundAccess):
             The ticket was used for another update, or S3 does not accept it any more.
         """
         ticket = self.ticket
-        with content_of(update, samples, training) as given:
+        with content_of(update, samples, training, metrics) as given:
             fitted = self._fit(given, ticket.required_layout(), allow_nonfinite=True)
             check_taken(fitted.layout, ticket.codecs)
             content = compressed(fitted, codec, ticket.codecs, self.id)
@@ -83,7 +84,7 @@ class TicketRound(RoundAccess):
             if not ticket.allow_nonfinite:
                 check_finite(decoded(fitted))
             padded = PaddedContent(content, ticket.padded_length(content.nbytes))
-            upload = TicketUpload(self._requests, padded)
+            upload = TicketUpload(self._requests, ticket, padded)
             if upload.is_done():
                 return
             if self.has_ended():
@@ -103,6 +104,10 @@ class TicketRound(RoundAccess):
         except (ValueError, LookupError, TypeError, RecursionError):
             what = f"{len(answer.content)} bytes that give no reason"
             raise self._requests.not_s3(what) from None
+
+    def has_sent(self) -> bool:
+        """Return whether there is an update of the client."""
+        return self._requests.ask("HEAD", self.ticket.uploaded_url) is not None
 
     def has_ended(self) -> bool:
         """Return whether the round has ended, completed or failed."""

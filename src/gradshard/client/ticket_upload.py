@@ -9,6 +9,7 @@ from typing import IO, Any, Final
 from gradshard.client.presigned import Answer
 from gradshard.client.ticket_parts import PartUrls, encode_completion, parse_part_list
 from gradshard.client.ticket_requests import TicketRequests
+from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import Content
 from gradshard.client.uploads import (
     Progress,
@@ -18,7 +19,7 @@ from gradshard.client.uploads import (
     holds_by_etag,
     send_parts,
 )
-from gradshard_core.errors import TicketError
+from gradshard_core.errors import TicketError, TicketUnansweredError
 from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.retries import Retries
 
@@ -34,15 +35,14 @@ class TicketUpload:
 
     Parameters
     ----------
-    requests
-        Sends the ticket's requests.
+    requests, ticket
+        Sends the ticket's requests, and the ticket.
     content
         The update, padded to a length that the ticket takes.
     """
 
-    def __init__(self, requests: TicketRequests, content: Content) -> None:
-        self._requests, self._content = requests, content
-        self._ticket = requests.ticket
+    def __init__(self, requests: TicketRequests, ticket: Ticket, content: Content) -> None:
+        self._requests, self._ticket, self._content = requests, ticket, content
 
     def is_done(self) -> bool:
         """Return whether S3 has this update already.
@@ -110,7 +110,7 @@ class TicketUpload:
             body.raise_failure()
             retries.record_failure(
                 reason,
-                lambda times, reasons: TicketError(
+                lambda times, reasons: TicketUnansweredError(
                     f"uploading to round {self._ticket.round_id!r} broke {times} times; "
                     f"submit it again ({reasons})"
                 ),
@@ -147,7 +147,7 @@ class TicketUpload:
                 reason = str(error)
             retries.record_failure(
                 reason,
-                lambda times, reasons: TicketError(
+                lambda times, reasons: TicketUnansweredError(
                     f"uploading part {number} to round {self._ticket.round_id!r} broke {times} "
                     f"times; submit again: what has arrived is not sent again ({reasons})"
                 ),
@@ -167,7 +167,7 @@ class TicketUpload:
                 reason = str(error)
             retries.record_failure(
                 reason,
-                lambda times, reasons: TicketError(
+                lambda times, reasons: TicketUnansweredError(
                     f"S3 did not finish the upload to round {self._ticket.round_id!r}, {times} "
                     f"times in a row; submit again: what has arrived is not sent again ({reasons})"
                 ),

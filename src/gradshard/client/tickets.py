@@ -9,23 +9,21 @@ the ticket and its file; :mod:`gradshard.client.ticket_issuer` makes tickets, an
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from gradshard.client.presigned import is_url, origin_of
-from gradshard.client.signed_urls import UrlTable, find_url, numbers_of, urls_of
 from gradshard.client.ticket_parts import MAX_UPDATE_BYTES, PartUrls
 from gradshard.utils.atomic_file import add_path_to_errors
 from gradshard_core.errors import SpecError, TicketError, UpdateError
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.signed_urls import UrlTable, find_url, numbers_of, urls_of
+from gradshard_core.records.ticket_record import VERSION
 from gradshard_core.units import MIB
-
-VERSION: Final = 1
-"""Version of the file's format."""
 
 MAX_FILE_BYTES: Final = MIB
 """A larger file is not a ticket, but perhaps the update."""
@@ -135,25 +133,18 @@ class Ticket:
         OSError
             The file exists already, or cannot be written; then no file is left.
         """
-        path = Path(path)
-        try:
-            # The mode is set at creation, so nobody else can open the file in between.
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            what = "is there already, and may be a ticket in use: delete it, or name another file"
-            raise FileExistsError(errno.EEXIST, what, str(path)) from None
-        try:
-            with add_path_to_errors(path), os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(self.dumps())
-        except BaseException:
-            path.unlink()
-            raise
+        save_secret(Path(path), self.dumps)
 
     def dumps(self) -> str:
         """Return the ticket as the text of its file; it is a secret, as the file is."""
         record = asdict(self)
         record |= {"ticket": VERSION, "expires_at": self.expires_at.isoformat(timespec="seconds")}
         return json.dumps(record, separators=(",", ":"))
+
+    @property
+    def about(self) -> str:
+        """What it is for, in errors."""
+        return f"round {self.round_id!r}"
 
     @property
     def host(self) -> str:
@@ -185,9 +176,36 @@ class Ticket:
         return None if self.layout is None else _parse_layout(self.layout)
 
 
+def save_secret(path: Path, dumps: Callable[[], str]) -> None:
+    """Write a ticket to a new file that only its owner can read.
+
+    Raises
+    ------
+    OSError
+        The file exists already, or cannot be written; then no file is left.
+    """
+    try:
+        # The mode is set at creation, so nobody else can open the file in between.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        what = "is there already, and may be a ticket in use: delete it, or name another file"
+        raise FileExistsError(errno.EEXIST, what, str(path)) from None
+    try:
+        with add_path_to_errors(path), os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(dumps())
+    except BaseException:
+        path.unlink()
+        raise
+
+
 def parse_ticket(data: bytes) -> Ticket:
     """Read a ticket's file; raise one of :data:`NOT_A_TICKET` if it is not one."""
-    record = json.loads(data)
+    return ticket_of(json.loads(data))
+
+
+def ticket_of(record: dict[str, Any]) -> Ticket:
+    """Read a ticket's JSON; raise one of :data:`NOT_A_TICKET` if it is not one."""
+    record = dict(record)
     if record.pop("ticket") != VERSION:
         raise ValueError("another version of the format")
     parts = None if record["parts"] is None else PartUrls(**record["parts"])

@@ -8,12 +8,16 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from gradshard.client import operations
+from gradshard.client.round_progress import ProgressReader
 from gradshard.client.stack import Stack
+from gradshard.client.ticket_issuer import DEFAULT_SECONDS, MAX_SECONDS, check_in_range
+from gradshard.client.training_ticket import TrainingTicket, issue_training_ticket
 from gradshard.utils.polling import poll
 from gradshard_core.errors import (
     RoundNotFoundError,
     RoundStateError,
     SpecError,
+    TicketError,
     TrainingFailed,
     TrainingNotFoundError,
     TrainingStateError,
@@ -22,7 +26,9 @@ from gradshard_core.errors import (
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.planning.transfers import SINGLE_PUT_BYTES
 from gradshard_core.records.inbox import Arrival, list_waiting
+from gradshard_core.records.model_registry import read_current
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSE,
@@ -124,7 +130,9 @@ class Training:
             **({"waiting": self._waiting_json(spec, state)} if spec.is_buffered else {}),
         }
 
-    def watch(self, timeout: float | None = None) -> Iterator[TrainingState]:
+    def watch(
+        self, timeout: float | None = None, *, changes_only: bool = True
+    ) -> Iterator[TrainingState]:
         """Yield the state whenever it has changed, until the training has ended or paused.
 
         In a buffered training also when other updates wait (:meth:`waiting`).
@@ -133,6 +141,8 @@ class Training:
         ----------
         timeout
             The longest wait, in seconds.
+        changes_only
+            False to yield it at each look, at most every 2 s.
 
         Raises
         ------
@@ -146,12 +156,16 @@ class Training:
         for _ in poll(timeout):
             state = self.state()
             seen = state, self._waiting(spec, state)
-            if seen != last:
+            if seen != last or not changes_only:
                 yield state
             last = seen
             if state.status != RUNNING:
                 return
         raise WaitTimeoutError(f"training {self.id!r} has not ended within {timeout:g} s")
+
+    def progress_reader(self) -> ProgressReader:
+        """Return what reads how far the round is that is under way."""
+        return ProgressReader(self._stack.store)
 
     def wait(self, timeout: float | None = None) -> TrainingState:
         """Wait until the training has ended, and return its last state.
@@ -192,6 +206,49 @@ class Training:
         if state.status == ENDED:
             raise TrainingStateError(f"training {self.id!r} has ended: {state.cause}")
         self._stack.store.put_bytes(key, b"", content_type="text/plain", replaces=None)
+
+    def ticket(self, client: str, *, expires: int = DEFAULT_SECONDS) -> TrainingTicket:
+        """Let a client without AWS credentials join, and make its ticket.
+
+        Its holder can take part in all rounds to which the client is invited; see docs/tickets.md.
+        The ticket is a secret: anyone who has it can act as that client.
+
+        Parameters
+        ----------
+        client
+            The client's id.
+        expires
+            Seconds from now, at most seven days. Temporary credentials end earlier, and the ticket
+            with them, unless its holder has begun to take part.
+
+        Raises
+        ------
+        TicketError
+            S3 does not allow the time, or updates of the model are too large for a ticket.
+        TrainingNotFoundError
+            There is no such training.
+        TrainingStateError
+            It has a fixed list of clients, without this one, or has ended.
+        """
+        check_in_range("expires", expires, MAX_SECONDS)
+        store = self._stack.store
+        if self.spec().is_buffered:
+            raise TicketError(
+                f"training {self.id!r} is buffered, and tickets are for synchronous trainings: "
+                "give the client AWS credentials"
+            )
+        version = read_current(store, self.spec().server_optimizer.model)
+        if (nbytes := version.tensors.source.nbytes) > SINGLE_PUT_BYTES:
+            raise TicketError(
+                f"the model has {nbytes} bytes, and a ticket of a training takes updates of up to "
+                f"{SINGLE_PUT_BYTES}: give the client AWS credentials, or a ticket for each round"
+            )
+        self.join(client)
+        return issue_training_ticket(store, self.keys, client, expires=expires)
+
+    def revoke(self, client: str) -> None:
+        """Take a client's notice away; its ticket ends with its newest URLs, after some hours."""
+        self._stack.store.delete(self.keys.notice(client))
 
     def leave(self, client: str) -> None:
         """Let the training invite a client no more, from its next round on; safe to repeat."""

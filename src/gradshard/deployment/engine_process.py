@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _patch_functions_keys()
     _patch_user_ids()
     _patch_asked_arns()
+    _patch_conditional_writes()
     _tell_decisions()
     _patch_versioned_ranges()
     _patch_etags_under_kms()
@@ -180,6 +181,30 @@ def _tell_decisions() -> None:
         return denied
 
     iam_evaluator.enforce = tell
+
+
+def _patch_conditional_writes() -> None:
+    """Tell IAM whether a write to S3 is conditional; MiniStack knows no ``s3:if-none-match``."""
+    from ministack.core import iam_evaluator
+
+    enforce, pin_signed_request = iam_evaluator.enforce, iam_evaluator.pin_signed_request
+    condition: ContextVar[bytes | None] = ContextVar("if-none-match", default=None)
+
+    def pin(
+        method: str, path: str, query: Any, headers: list[tuple[bytes, bytes]], *more: Any
+    ) -> None:
+        condition.set({name.lower(): value for name, value in headers}.get(b"if-none-match"))
+        pin_signed_request(method, path, query, headers, *more)
+
+    def ask(
+        key: str, action: str, service: str, region: str, resource_arn: str = "*", **more: Any
+    ) -> Any:
+        if service == "s3" and (given := condition.get()) is not None:
+            known = more.get("service_context") or {}
+            more["service_context"] = {**known, "s3:if-none-match": given.decode()}
+        return enforce(key, action, service, region, resource_arn, **more)
+
+    iam_evaluator.enforce, iam_evaluator.pin_signed_request = ask, pin
 
 
 def _patch_asked_arns() -> None:

@@ -17,7 +17,7 @@ SHADES: Final = 8
 
 
 class Axis(NamedTuple):
-    """An axis from 0 to ``high``.
+    """An axis from ``low`` to ``high``.
 
     Parameters
     ----------
@@ -27,15 +27,19 @@ class Axis(NamedTuple):
         Values and their labels.
     is_ruled
         Whether a line is drawn across at each tick.
+    low
+        The value at its beginning.
     """
 
     high: float
     ticks: Sequence[tuple[float, str]]
     is_ruled: bool = True
+    low: float = 0.0
 
     def at(self, value: float) -> float:
         """Return the position of a value, from 0 to :data:`SIDE`."""
-        return round(min(max(value / self.high, 0.0), 1.0) * SIDE, 1)
+        share = (value - self.low) / (self.high - self.low)
+        return round(min(max(share, 0.0), 1.0) * SIDE, 1)
 
 
 def axis(high: float, label: Callable[[float], str], *, whole: bool = False) -> Axis:
@@ -58,6 +62,17 @@ def axis(high: float, label: Callable[[float], str], *, whole: bool = False) -> 
         step = float(max(1, math.ceil(step)))
     steps = math.ceil(high / step - 1e-9)
     return Axis(steps * step, [(n * step, label(n * step)) for n in range(steps + 1)])
+
+
+def axis_between(low: float, high: float, label: Callable[[float], str]) -> Axis:
+    """Return an axis with round numbers: from 0, unless there are negative values."""
+    if low >= 0:
+        return axis(high, label)
+    high = max(high, 0.0)
+    step = axis(high - low, label).ticks[1][0]
+    first, last = math.floor(low / step), math.ceil(high / step)
+    ticks = [(n * step, label(n * step)) for n in range(first, last + 1)]
+    return Axis(last * step, ticks, low=first * step)
 
 
 def time_axis(high: float) -> Axis:

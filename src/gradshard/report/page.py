@@ -5,7 +5,7 @@ from typing import Final
 
 from gradshard.report.comparison import comparison
 from gradshard.report.facts import Facts
-from gradshard.report.markup import Markup, named, tag
+from gradshard.report.markup import Markup, joined, named, tag
 from gradshard.report.parts.part import Detail, Part
 from gradshard.report.round_section import parts_of, round_section
 from gradshard.report.style import STYLE
@@ -30,23 +30,40 @@ def page(rounds: Sequence[Facts], *, made_at: str) -> str:
     is_alone = len(rounds) == 1
     parts = [parts_of(facts, detail) for facts in rounds]
     title = f"Round {rounds[0]['round']}" if is_alone else pluralize(len(rounds), "round")
-    body = tag(
-        "body",
-        tag(
-            "header",
-            tag("h1", headline(rounds)),
-            explanations(rounds),
-            tag("p", f"gradshard report, {made_at}", class_="dim small"),
-        ),
+    return document(
+        title,
+        joined(tag("h1", headline(rounds)), explanations(rounds)),
         _contents(rounds, parts),
-        tag(
-            "main",
+        joined(
             "" if is_alone else comparison(rounds),
             *(
                 round_section(facts, parts[n], n + 1, is_alone=is_alone)
                 for n, facts in enumerate(rounds)
             ),
         ),
+        made_at,
+    )
+
+
+def document(
+    title: str, heading: Markup, links: Sequence[Markup], content: Markup, made_at: str
+) -> str:
+    """Return a page: its heading, the list of contents, and its sections.
+
+    Parameters
+    ----------
+    title
+        The title in the browser's tab.
+    heading, links, content
+        The parts of the page.
+    made_at
+        The time at which its data were read.
+    """
+    body = tag(
+        "body",
+        tag("header", heading, tag("p", f"gradshard report, {made_at}", class_="dim small")),
+        tag("nav", tag("ul", *(tag("li", link) for link in links)), aria_label="Contents"),
+        tag("main", content),
     )
     return f"<!DOCTYPE html>\n{tag('html', _head(title), body, lang='en')}\n"
 
@@ -65,14 +82,14 @@ def _head(title: str) -> Markup:
     )
 
 
-def _contents(rounds: Sequence[Facts], parts: Sequence[Sequence[Part]]) -> Markup:
+def _contents(rounds: Sequence[Facts], parts: Sequence[Sequence[Part]]) -> list[Markup]:
     """Return the list of contents: rounds, or the parts of the only round."""
     if len(rounds) == 1:
-        links = [tag("a", part.heading, href=f"#round-1-{part.name}") for part in parts[0]]
-    else:
-        links = [tag("a", "Comparison", href="#comparison")]
-        links += [
+        return [tag("a", part.heading, href=f"#round-1-{part.name}") for part in parts[0]]
+    return [
+        tag("a", "Comparison", href="#comparison"),
+        *(
             tag("a", named(facts["round"]), href=f"#round-{number}")
             for number, facts in enumerate(rounds, 1)
-        ]
-    return tag("nav", tag("ul", *(tag("li", link) for link in links)), aria_label="Contents")
+        ),
+    ]

@@ -51,7 +51,7 @@ def round_section(facts: Facts, parts: Sequence[Part], number: int, *, is_alone:
         "" if is_alone or facts["cause"] else tag("p", outcome(facts), class_="sentence"),
         _cause(facts),
         *(
-            _folding(part, f"{address}-{part.name}", is_open=is_alone and not n)
+            folding(part, f"{address}-{part.name}", is_open=is_alone and not n)
             for n, part in enumerate(parts)
         ),
         class_="round",
@@ -59,7 +59,8 @@ def round_section(facts: Facts, parts: Sequence[Part], number: int, *, is_alone:
     )
 
 
-def _folding(part: Part, address: str, *, is_open: bool) -> Markup:
+def folding(part: Part, address: str, *, is_open: bool) -> Markup:
+    """Return a part as an element that folds."""
     return tag(
         "details",
         tag(

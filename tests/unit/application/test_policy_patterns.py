@@ -61,7 +61,8 @@ def model_keys(name: str) -> Iterator[str]:
 def training_keys(name: str) -> Iterator[str]:
     keys = TrainingKeys(name)
     yield from (keys.spec, keys.state)
-    yield from map(keys.member, CLIENTS)
+    for client in CLIENTS:
+        yield from (keys.member(client), keys.notice(client), keys.knock(client))
     yield from (keys.record(keys.round_id(1, n, is_evaluation=n > 0)) for n in range(2))
 
 

@@ -35,6 +35,7 @@ FUNCTIONS = [
     "StartTrainingFunction",
     "AdvanceTrainingFunction",
     "PauseTrainingFunction",
+    "WriteNoticesFunction",
 ]
 
 ANYTHING_BY = (
@@ -182,6 +183,8 @@ TRAININGS = {
     "${Bucket.Arn}/trainings/*/spec.json": "the options",
     "${Bucket.Arn}/trainings/*/state.json": "how far it is",
     "${Bucket.Arn}/trainings/*/rounds/*": "the records of its rounds",
+    "${Bucket.Arn}/trainings/*/notices/*": "what holders of tickets read",
+    "${Bucket.Arn}/trainings/*/knocks/*": "what they write, to have it renewed",
     "${Bucket.Arn}/trainings/*/members/*": "who has joined",
 }
 
@@ -326,13 +329,26 @@ def test_no_function_may_change_an_update() -> None:
         if re.search("/(updates|progress)/", grant.resource)
         and not grant.action.startswith("s3:GetObject")
     ]
-    assert writing == []
+    # Holders of tickets send updates with its signatures: they can make one, and change none.
+    # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes-enforce.html
+    creating = [
+        (role, statement["Condition"])
+        for role, statement in statements()
+        if "updates/*" in json.dumps(statement["Resource"])
+        and "s3:PutObject" in as_list(statement["Action"])
+    ]
+    only_new = {"Null": {"s3:if-none-match": False}}
+    assert creating == [("WriteNoticesFunctionRole", only_new)]
+    assert [(grant.role, grant.action) for grant in writing] == [
+        ("WriteNoticesFunctionRole", "s3:PutObject")
+    ]
 
 
 def test_the_state_machines_invoke_their_functions_and_nothing_else() -> None:
     invoking = {(role, resource) for role, action, resource in grants() if "Invoke" in action}
     of_trainings = [name for name in FUNCTIONS if "Training" in name]
-    of_rounds = [name for name in FUNCTIONS if name not in {"CollectUpdateFunction", *of_trainings}]
+    by_events = {"CollectUpdateFunction", "WriteNoticesFunction"}
+    of_rounds = [name for name in FUNCTIONS if name not in {*by_events, *of_trainings}]
     assert invoking == {
         *(("RoundStateMachineRole", f"${{{name}.Arn}}") for name in of_rounds),
         *(
@@ -397,9 +413,12 @@ def test_other_services_are_let_in_for_this_stack_only() -> None:
                 statement["Condition"]["StringEquals"].keys()
                 == {"aws:SourceAccount", "aws:SourceArn"}
             )
-    for permission in of_type("AWS::Lambda::Permission").values():
-        assert permission["Principal"] == "events.amazonaws.com"
-        assert shown(permission["SourceArn"]) == "${CollectUpdateFunctionUpdateArrived.Arn}"
+    permissions = of_type("AWS::Lambda::Permission").values()
+    assert {permission["Principal"] for permission in permissions} == {"events.amazonaws.com"}
+    assert {(shown(p["FunctionName"]), shown(p["SourceArn"])) for p in permissions} == {
+        ("${CollectUpdateFunction}", "${CollectUpdateFunctionUpdateArrived.Arn}"),
+        ("${WriteNoticesFunction}", "${WriteNoticesFunctionStateOrKnock.Arn}"),
+    }
     [queue] = of_type("AWS::SQS::QueuePolicy").values()
     for statement in queue["PolicyDocument"]["Statement"]:
         assert statement["Principal"] == {"Service": "events.amazonaws.com"}
@@ -738,7 +757,7 @@ def test_events_at_which_collect_update_fails_are_kept() -> None:
     [config] = of_type("AWS::Lambda::EventInvokeConfig").values()
     assert shown(config["FunctionName"]) == "${CollectUpdateFunction}"
     assert shown(config["DestinationConfig"]["OnFailure"]["Destination"]) == queue
-    [rule] = of_type("AWS::Events::Rule").values()
+    rule = of_type("AWS::Events::Rule")["CollectUpdateFunctionUpdateArrived"]
     assert [shown(target["DeadLetterConfig"]["Arn"]) for target in rule["Targets"]] == [queue]
     [kept] = of_type("AWS::SQS::Queue").values()
     assert kept["SqsManagedSseEnabled"] is True

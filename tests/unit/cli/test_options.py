@@ -10,7 +10,6 @@ import pytest
 
 from gradshard.cli import main
 from gradshard.cli import options as cli_options
-from gradshard.cli import ticket as ticket_command
 from gradshard.client import federation, ticket_issuer
 from gradshard.client.stack import Stack
 from gradshard.deployment import local_engine
@@ -85,8 +84,8 @@ def test_help_of_a_duration_names_units_default_and_bound() -> None:
 
 def test_constants_are_those_of_the_library() -> None:
     assert cli_options.DEFAULT_PORT == local_engine.DEFAULT_PORT
-    assert ticket_command.DEFAULT_SECONDS == ticket_issuer.DEFAULT_SECONDS
-    assert ticket_command.MAX_SECONDS == ticket_issuer.MAX_SECONDS
+    assert cli_options.DEFAULT_TICKET_SECONDS == ticket_issuer.DEFAULT_SECONDS
+    assert cli_options.MAX_TICKET_SECONDS == ticket_issuer.MAX_SECONDS
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

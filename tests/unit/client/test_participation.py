@@ -15,6 +15,7 @@ from gradshard.client.model import Model
 from gradshard.client.participation import participate
 from gradshard.client.residual import Residual
 from gradshard.client.training import Training
+from gradshard.client.training_access import Member
 from gradshard_core.errors import (
     StoreError,
     TrainingNotFoundError,
@@ -47,6 +48,7 @@ class World:
         Model(self.stack).put(MODEL)
         self.keys = TrainingKeys("t")
         self.training = Training(self.stack, "t")
+        self.member = Member(self.stack, self.training, "ann")
         self.store.put_json(self.keys.spec, {"spec": parse_training_spec(SPEC).to_json()})
         self.state = TrainingState("running", 1, 0, 1, NOW, NOW)
         self.show()
@@ -107,7 +109,7 @@ def evaluate(model: Mapping[str, Any], invitation: Invitation) -> Any:
 def test_the_change_and_the_metrics_are_sent_and_the_loop_returns_at_the_end(world: World) -> None:
     world.invite(1)
     world.script = [lambda: world.invite(1, is_evaluation=True), lambda: world.invite(2), world.end]
-    done = participate(world.stack, world.training, "ann", train, evaluate)
+    done = participate(world.member, train, evaluate)
     assert (done.trained, done.evaluated, done.state.cause) == ((1, 2), (1,), "over")
     assert world.sent("t-00001")["w"].tolist() == [0.5] * 4
     blob = world.store.objects[RoundKeys("t-00001").update("ann")]
@@ -126,9 +128,7 @@ def test_updates_are_compressed_and_metrics_are_not(world: World) -> None:
     residual = Residual()
     codec = Compression("int8", seed=5, residual=residual)
     participate(
-        world.stack,
-        world.training,
-        "ann",
+        world.member,
         lambda before, _: ({"w": before["w"] + change}, 7),
         evaluate,
         codec=codec,
@@ -145,7 +145,7 @@ def test_updates_are_compressed_and_metrics_are_not(world: World) -> None:
 def test_a_client_that_is_started_again_does_not_train_again(world: World) -> None:
     world.invite(1)
     world.script = [world.end]
-    participate(world.stack, world.training, "ann", train)
+    participate(world.member, train)
     world.show(status="running")
     world.invite(1)
     world.script = [world.end]
@@ -155,28 +155,28 @@ def test_a_client_that_is_started_again_does_not_train_again(world: World) -> No
         calls.append(invitation.number)
         return train(model, invitation)
 
-    assert participate(world.stack, world.training, "ann", count).trained == ()
+    assert participate(world.member, count).trained == ()
     assert calls == []
 
 
 def test_a_client_that_is_not_invited_waits(world: World) -> None:
     world.show(invitation=Invitation("t-00001", 1, 0, False, ("bo",), 1, 1, {}))
     world.script = [lambda: None, world.end]
-    assert participate(world.stack, world.training, "ann", train).trained == ()
+    assert participate(world.member, train).trained == ()
     assert world.slept == [1, 1]
 
 
 def test_without_evaluate_a_client_sends_nothing_in_evaluations(world: World) -> None:
     world.invite(1, is_evaluation=True)
     world.script = [world.end]
-    assert participate(world.stack, world.training, "ann", train).evaluated == ()
+    assert participate(world.member, train).evaluated == ()
     assert RoundKeys("t-00001-eval").update("ann") not in world.store.objects
 
 
 def test_a_round_that_is_just_being_opened_is_looked_at_again(world: World) -> None:
     world.invite(1, opened=False)
     world.script = [lambda: world.open("t-00001"), world.end]
-    assert participate(world.stack, world.training, "ann", train).trained == (1,)
+    assert participate(world.member, train).trained == (1,)
 
 
 def test_a_lost_connection_is_waited_for_and_nothing_is_trained_twice(
@@ -200,7 +200,7 @@ def test_a_lost_connection_is_waited_for_and_nothing_is_trained_twice(
         return train(model, invitation)
 
     with caplog.at_level(logging.WARNING, "gradshard"):
-        done = participate(world.stack, world.training, "ann", count)
+        done = participate(world.member, count)
     assert (done.trained, calls) == ((1,), [1])
     assert world.slept[:3] == [1, 2, 4]
     assert caplog.text.count("trying again in") == 3
@@ -214,7 +214,7 @@ def test_a_connection_that_stays_lost_is_told(
 
     monkeypatch.setattr(world.training, "state", lost)
     with pytest.raises(StoreError, match="no route"):
-        participate(world.stack, world.training, "ann", train, patience=300)
+        participate(world.member, train, patience=300)
     assert 200 < world.now <= 300
 
 
@@ -230,7 +230,7 @@ def test_what_is_forbidden_is_told_at_once(
 
     monkeypatch.setattr(world.training, "spec", forbidden)
     with pytest.raises(StoreError, match="AccessDenied"):
-        participate(world.stack, world.training, "ann", train)
+        participate(world.member, train)
     assert world.slept == []
 
 
@@ -249,7 +249,7 @@ def test_an_update_that_cannot_be_averaged_ends_the_loop_with_the_reason(
 ) -> None:
     world.invite(1)
     with pytest.raises(UpdateError, match=why):
-        participate(world.stack, world.training, "ann", lambda _m, _i: (trained, 1))
+        participate(world.member, lambda _m, _i: (trained, 1))
 
 
 @pytest.mark.parametrize(
@@ -266,11 +266,11 @@ def test_bad_metrics_end_the_loop_before_anything_is_sent(
 ) -> None:
     world.invite(1)
     with pytest.raises(UpdateError, match=why):
-        participate(world.stack, world.training, "ann", lambda m, i: (*train(m, i)[:2], metrics))
+        participate(world.member, lambda m, i: (*train(m, i)[:2], metrics))
     assert RoundKeys("t-00001").update("ann") not in world.store.objects
     world.invite(1, is_evaluation=True)
     with pytest.raises(UpdateError, match=why):
-        participate(world.stack, world.training, "ann", train, lambda _m, _i: (metrics, 1))
+        participate(world.member, train, lambda _m, _i: (metrics, 1))
 
 
 def test_training_may_change_the_arrays_that_it_gets(world: World) -> None:
@@ -280,19 +280,19 @@ def test_training_may_change_the_arrays_that_it_gets(world: World) -> None:
 
     world.invite(1)
     world.script = [world.end]
-    participate(world.stack, world.training, "ann", in_place)
+    participate(world.member, in_place)
     assert world.sent("t-00001")["w"].tolist() == [2] * 4
 
 
 def test_who_is_not_in_the_list_is_told(world: World) -> None:
     with pytest.raises(TrainingStateError, match="fixed list of clients, without 'eve': ann, bo"):
-        participate(world.stack, world.training, "eve", train)
+        participate(Member(world.stack, world.training, "eve"), train)
 
 
 def test_a_training_that_is_not_there_is_told() -> None:
     stack = MemoryStack(MemoryStore())
     with pytest.raises(TrainingNotFoundError, match="there is no training 'u'"):
-        participate(stack, Training(stack, "u"), "ann", train)
+        participate(Member(stack, Training(stack, "u"), "ann"), train)
 
 
 def test_the_only_training_need_not_be_named(world: World) -> None:
@@ -310,7 +310,7 @@ def test_models_are_sent_whole_where_the_optimizer_wants_them(world: World) -> N
     world.store.put_json(world.keys.spec, {"spec": parse_training_spec(spec).to_json()})
     world.invite(1)
     world.script = [world.end]
-    participate(world.stack, world.training, "ann", train)
+    participate(world.member, train)
     assert world.sent("t-00001")["w"].tolist() == [0.5, 1.5, 2.5, 3.5]
 
 
@@ -343,7 +343,7 @@ def test_in_a_buffered_training_each_version_is_trained_once_and_rejections_are_
     show(1)
     world.script = [reject, lambda: None, next_version, count, lambda: None, world.end]
     with caplog.at_level(logging.WARNING, "gradshard"):
-        done = participate(world.stack, world.training, "ann", train, evaluate)
+        done = participate(world.member, train, evaluate)
     assert done.trained == (1, 2)
     for version in (1, 2):
         sent = reference.decode(world.store.objects[world.keys.inbox(version).update("ann")])
@@ -355,4 +355,4 @@ def test_in_a_buffered_training_each_version_is_trained_once_and_rejections_are_
     world.show(status="running")
     show(2)
     world.script = [world.end]
-    assert participate(world.stack, world.training, "ann", train, evaluate).trained == ()
+    assert participate(world.member, train, evaluate).trained == ()

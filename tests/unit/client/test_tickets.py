@@ -19,11 +19,9 @@ from gradshard.aws.client_store import ClientStore
 from gradshard.client import tickets
 from gradshard.client.ticket_issuer import (
     FIRST_PART_STEPS,
-    MAX_LENGTHS,
     MAX_SECONDS,
     issue_part_urls,
     issue_ticket,
-    signed_lengths,
 )
 from gradshard.client.ticket_parts import MAX_UPDATE_BYTES, PartUrls, parse_part_list
 from gradshard.client.ticket_round import TicketRound
@@ -40,6 +38,7 @@ from gradshard_core.formats.layout import (
     parse_header,
 )
 from gradshard_core.planning.limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
+from gradshard_core.records.ticket_record import MAX_LENGTHS, signed_lengths
 from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.sigv4 import Credentials
 from gradshard_core.units import MIB

@@ -18,6 +18,7 @@ import pytest
 from gradshard.client import participation
 from gradshard.client.model import Model
 from gradshard.client.training import Training
+from gradshard.client.training_access import Member
 from gradshard_core.errors import GradshardError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.lambda_config import LambdaConfig
@@ -334,7 +335,8 @@ class Machine:
                 raise SilentError
             return done
 
-        worker = participation._Worker(self.stack, self.training, client, work, work, None)
+        member = Member(self.stack, self.training, client)
+        worker = participation._Worker(member, work, work, None)
         try:
             assert worker.answer(invitation)
         except SilentError:

@@ -15,6 +15,8 @@ DEFAULT_MODEL: Final = "model"
 
 UPDATE_SUFFIX: Final = ".safetensors"
 MEMBER_SUFFIX: Final = ".joined"
+NOTICE_SUFFIX: Final = ".notice"
+KNOCK_SUFFIX: Final = ".knock"
 """Not ``.json``: in policies ``*`` matches slashes, so ``trainings/*/state.json`` would match the
 object of a client called ``state``."""
 
@@ -27,6 +29,10 @@ _FORMS: Final = {"round": _ROUND_ID, "training": _TRAINING_ID}
 _UPDATE_KEY: Final = re.compile(
     rf"{ROUNDS}(?P<round>{_ROUND_ID.pattern})/updates/(?P<client>.+){re.escape(UPDATE_SUFFIX)}",
     re.DOTALL,
+)
+_KNOCK_KEY: Final = re.compile(
+    rf"{TRAININGS}(?P<training>{_TRAINING_ID.pattern})/"
+    rf"(?:state\.json|knocks/(?P<client>{_ID.pattern}){re.escape(KNOCK_SUFFIX)})"
 )
 
 
@@ -132,6 +138,21 @@ def parse_update_key(key: str) -> UpdateKey | None:
     """Read round and client from the key of an update; None if it is no update's key."""
     match = _UPDATE_KEY.fullmatch(key)
     return UpdateKey(match["round"], match["client"]) if match else None
+
+
+class KnockKey(NamedTuple):
+    """Training and client of a knock's key; the client is None in the key of a state."""
+
+    training: str
+    client: str | None
+
+
+def parse_knock_key(key: str) -> KnockKey | None:
+    """Read training and client from the key of a knock or of a state; None for other keys."""
+    match = _KNOCK_KEY.fullmatch(key)
+    if match is None or not (match["client"] is None or is_client(match["client"])):
+        return None
+    return KnockKey(match["training"], match["client"])
 
 
 class InboxId(NamedTuple):
@@ -271,7 +292,16 @@ class TrainingKeys:
         self.state = f"{root}state.json"
         self.members = f"{root}members/"
         self.records = f"{root}rounds/"
+        self.notices = f"{root}notices/"
         self.inboxes = f"{ROUNDS}{self.name}-from-"
+
+    def notice(self, client: str) -> str:
+        """Return the key of what the holder of a client's ticket reads of the training."""
+        return f"{self.notices}{check_id('client', client)}{NOTICE_SUFFIX}"
+
+    def knock(self, client: str) -> str:
+        """Return the key that a ticket's holder writes, to have its notice renewed."""
+        return f"{self.root}knocks/{check_id('client', client)}{KNOCK_SUFFIX}"
 
     def member(self, client: str) -> str:
         """Return the key by whose object a client has joined."""

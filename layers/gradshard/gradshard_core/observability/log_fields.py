@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
-from gradshard_core.formats.keys import parse_update_key
+from gradshard_core.formats.keys import parse_knock_key, parse_update_key
 from gradshard_core.observability.memory import peak_memory_mb
 
 NAMESPACE: Final = "gradshard"
@@ -72,10 +72,12 @@ def subject(event: Event) -> dict[str, Any]:
     """Return what an event is about, as far as it says, such as round, attempt and task."""
     if "detail" in event:
         key = event["detail"]["object"]["key"]
-        parsed = parse_update_key(key)
         # Ids are checked later: whoever may write to the bucket chooses the key.
-        names = {"round": parsed.round_id, "contributor": parsed.client} if parsed else {"key": key}
-        return _cut(names)
+        if update := parse_update_key(key):
+            return _cut({"round": update.round_id, "contributor": update.client})
+        if knock := parse_knock_key(key):
+            return _cut({"training": knock.training, "contributor": knock.client})
+        return _cut({"key": key})
     known: dict[str, Any] = {name: event[name] for name in SUBJECTS if name in event}
     if task := event.get("task"):
         known["task"] = {"level": task["level"], "number": task["number"]}

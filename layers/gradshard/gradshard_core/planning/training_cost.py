@@ -22,6 +22,12 @@ ADVANCE_GETS: Final = 10
 """Spec, state twice, manifest, plan, and the records of the model. To these comes the header of
 each update."""
 
+# write_notices, which an event of each new state calls, at the template's 256 MB. Assumed: a tenth
+# of a second, in which it finds that nobody has a ticket.
+NOTICES_GB_SECONDS: Final = 0.25 * 0.1
+NOTICES_PUTS: Final = 1
+"""The list of notices, which costs as much as a PUT."""
+
 
 ARRIVAL_GETS: Final = 11
 """Of collect_update for an update of a buffered training, beyond one of a round: options and state
@@ -38,13 +44,13 @@ def overhead(clients: int, aggregator: LambdaConfig, *, is_buffered: bool = Fals
     """
     requests = pricing.Requests(
         gets=ADVANCE_GETS + clients + (ARRIVAL_GETS * clients if is_buffered else 0),
-        puts=ADVANCE_PUTS + (CLOSING_PUTS + clients if is_buffered else 0),
+        puts=ADVANCE_PUTS + NOTICES_PUTS + (CLOSING_PUTS + clients if is_buffered else 0),
     )
     prices = aggregator.prices
     return (
         TRANSITIONS * prices.transitions_per_1000 / 1e3
-        + prices.invocations_per_million / 1e6
-        + ADVANCE_GB_SECONDS * prices.gb_second(aggregator.architecture)
+        + 2 * prices.invocations_per_million / 1e6
+        + (ADVANCE_GB_SECONDS + NOTICES_GB_SECONDS) * prices.gb_second(aggregator.architecture)
         + prices.s3(requests)
         # State and record are created, and the versions before expire.
         + 2 * limits.EVENTS_PER_EXPIRING_OBJECT * prices.events_per_million / 1e6

@@ -300,7 +300,7 @@ class TrainingSpec:
         wanted = members if self.sample is None else self.sample
         if wanted < 1:
             wanted = max(1, round(wanted * members))
-        most = min(members, self._fewest.capacity)
+        most = min(members, self.terms.capacity)
         awaited = min(max(int(wanted), self.needed()), most)
         more = math.ceil(awaited * (1 + self.over_selection))
         return min(more, most), awaited
@@ -309,7 +309,7 @@ class TrainingSpec:
         """Return the fewest members with which a round can be opened."""
         if self.is_buffered:
             return int(self.round.get("min_clients", 1))
-        return max(self._fewest.expected, int(self.sample or 1))
+        return max(self.terms.expected, int(self.sample or 1))
 
     def round_spec(self, clients: tuple[str, ...], awaited: int, after: str | None) -> RoundSpec:
         """Return the spec of a round for these clients.
@@ -352,17 +352,17 @@ class TrainingSpec:
 
     def _quorum(self, awaited: int) -> int:
         """Return the default of ``min_clients``: what the rule needs, and over half."""
-        return max(default_quorum(awaited), self._fewest.min_clients)
+        return max(default_quorum(awaited), self.terms.min_clients)
 
     @cached_property
-    def _fewest(self) -> RoundSpec:
-        """The spec of a round with the fewest clients."""
+    def terms(self) -> RoundSpec:
+        """The spec of a round with the fewest clients: options that all rounds have."""
         return terms_of_fewest(self.round)
 
     @cached_property
     def server_optimizer(self) -> ServerOptimizer:
         """The rule by which rounds make versions of the model."""
-        found = self._fewest.server_optimizer
+        found = self.terms.server_optimizer
         assert found is not None  # noqa: S101 - for mypy: parse_round_options wants one
         return found
 

@@ -91,7 +91,7 @@ def schedule_deadline(round_id: str, at: datetime, tokens: Sequence[str]) -> Non
 
 
 def publish(detail_type: str, detail: dict[str, Any]) -> None:
-    """Tell the account's default event bus how a round ended.
+    """Tell the account's default event bus how a round, or a training, ended.
 
     Raises
     ------
@@ -103,6 +103,11 @@ def publish(detail_type: str, detail: dict[str, Any]) -> None:
     if answer["FailedEntryCount"]:
         [rejected] = answer["Entries"]
         raise ServiceError(
-            f"EventBridge did not take {detail_type} of round {detail['round']!r}: "
+            f"EventBridge did not take {detail_type} of {_subject(detail)}: "
             f"{rejected.get('ErrorCode')}: {rejected.get('ErrorMessage')}"
         )
+
+
+def _subject(detail: dict[str, Any]) -> str:
+    kind = "round" if "round" in detail else "training"
+    return f"{kind} {detail[kind]!r}"

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from gradshard_core.errors import StoreError
 from gradshard_core.s3 import streams
 from gradshard_core.s3.retries import Retries
-from gradshard_core.s3.sigv4 import Credentials, sign
+from gradshard_core.s3.sigv4 import Credentials, presign, sign
 from gradshard_core.s3.traffic import Meter
 
 T = TypeVar("T")
@@ -258,6 +258,20 @@ class HttpRequests:
             credentials=_credentials(),
             now=datetime.now(UTC),
         )
+
+    def presign(self, method: str, path: str, headers: Mapping[str, str], seconds: int) -> str:
+        """Return a URL with which anyone may send a request to S3 for a time."""
+        target = presign(
+            method,
+            self._host,
+            path,
+            headers,
+            seconds=seconds,
+            region=os.environ["AWS_REGION"],
+            credentials=_credentials(),
+            now=datetime.now(UTC),
+        )
+        return f"{'http' if self._tls is None else 'https'}://{self._host}{target}"
 
     def new_connection(self, timeout: float) -> http.client.HTTPConnection:
         """Return a connection that is not open yet."""

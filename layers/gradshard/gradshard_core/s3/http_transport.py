@@ -4,7 +4,7 @@ import contextlib
 import http.client
 import os
 import re
-from typing import Any
+from typing import Any, Final
 
 from gradshard_core.s3 import streams
 from gradshard_core.s3.http_requests import Answer, Failure, HttpRequests, Request, endpoint_url
@@ -19,6 +19,8 @@ from gradshard_core.s3.operations import (
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.traffic import Meter
 from gradshard_core.s3.transport import AnswerError
+
+IF_NONE: Final = {"If-None-Match": "*"}
 
 
 class HttpTransport:
@@ -93,10 +95,42 @@ def _fields_of_headers(answer: Answer) -> dict[str, Any]:
     )
 
 
+class HttpPresigner:
+    """Signs URLs of one bucket's objects, with the credentials of the function that runs this.
+
+    Parameters
+    ----------
+    transport
+        Of the bucket.
+    """
+
+    def __init__(self, transport: HttpTransport) -> None:
+        self._transport = transport
+
+    def presign_new(self, key: str, nbytes: int, seconds: int) -> str:
+        """Sign a PUT, as :meth:`~gradshard_core.records.ticket_record.Presigner.presign_new`."""
+        return self._presign("PUT", key, seconds, {"Content-Length": str(nbytes)} | IF_NONE)
+
+    def presign_empty(self, key: str, seconds: int) -> str:
+        """Sign a PUT, as :meth:`~gradshard_core.records.ticket_record.Presigner.presign_empty`."""
+        return self._presign("PUT", key, seconds, {"Content-Length": "0"})
+
+    def presign_read(self, key: str, seconds: int, *, head: bool = False) -> str:
+        """Sign a GET, as :meth:`~gradshard_core.records.ticket_record.Presigner.presign_read`."""
+        return self._presign("HEAD" if head else "GET", key, seconds, {})
+
+    def _presign(self, method: str, key: str, seconds: int, headers: dict[str, str]) -> str:
+        return self._transport.requests.presign(method, self._transport.path(key), headers, seconds)
+
+
+def function_transport(variable: str = "GRADSHARD_BUCKET") -> HttpTransport:
+    """Return the transport to the bucket that an environment variable of the function names."""
+    return HttpTransport(os.environ[variable], os.environ[f"{variable}_HOST"])
+
+
 def function_store(variable: str = "GRADSHARD_BUCKET") -> S3Store:
     """Return the bucket that an environment variable of the function names: its own, or another."""
-    bucket = os.environ[variable]
-    return S3Store(bucket, HttpTransport(bucket, os.environ[f"{variable}_HOST"]))
+    return S3Store(os.environ[variable], function_transport(variable))
 
 
 def explain(answer: Answer | http.client.HTTPResponse) -> Failure:

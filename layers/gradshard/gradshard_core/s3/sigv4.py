@@ -81,13 +81,63 @@ def sign(
     fields = (f"{name}:{signed[name]}" for name in sorted(signed))
     canonical = "\n".join([method, uri, search, *fields, "", names, digest])
     scope = f"{stamp[:8]}/{region}/{service}/aws4_request"
-    text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
-    signature = _hmac(_key(credentials.secret_key, scope), text).hex()
+    signature = _signature(canonical, stamp, scope, credentials)
     signed["authorization"] = (
         f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, "
         f"SignedHeaders={names}, Signature={signature}"
     )
     return f"{uri}?{search}" if search else uri, signed
+
+
+def presign(
+    method: str,
+    host: str,
+    path: str,
+    headers: Mapping[str, str],
+    *,
+    seconds: int,
+    region: str,
+    credentials: Credentials,
+    now: datetime,
+) -> str:
+    """Return the target of a request to S3 that anyone may send for a time.
+
+    Source: https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html.
+
+    Parameters
+    ----------
+    method, host, path
+        The request.
+    headers
+        Headers that the request must have, with these values. Its body is not signed.
+    seconds
+        For how long, at most seven days; temporary credentials end earlier.
+    region, credentials, now
+        As in :func:`sign`.
+    """
+    stamp = f"{now:%Y%m%dT%H%M%SZ}"
+    scope = f"{stamp[:8]}/{region}/s3/aws4_request"
+    signed = {name.lower(): value.strip() for name, value in headers.items()} | {"host": host}
+    names = ";".join(sorted(signed))
+    query = {
+        "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+        "X-Amz-Credential": f"{credentials.access_key}/{scope}",
+        "X-Amz-Date": stamp,
+        "X-Amz-Expires": str(seconds),
+        "X-Amz-SignedHeaders": names,
+    }
+    if credentials.token:
+        query["X-Amz-Security-Token"] = credentials.token
+    uri, search = quote(path, safe="/-_.~"), _canonical_query(query)
+    fields = (f"{name}:{signed[name]}" for name in sorted(signed))
+    canonical = "\n".join([method, uri, search, *fields, "", names, UNSIGNED])
+    return f"{uri}?{search}&X-Amz-Signature={_signature(canonical, stamp, scope, credentials)}"
+
+
+def _signature(canonical: str, stamp: str, scope: str, credentials: Credentials) -> str:
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}"
+    return _hmac(_key(credentials.secret_key, scope), text).hex()
 
 
 def _canonical_query(query: Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ from gradshard_core.records.training_state import (
     read_training_spec,
 )
 from gradshard_core.s3.store import S3Store
+from gradshard_core.trainings.announcing import announce
 from gradshard_core.trainings.closing import close_round
 from gradshard_core.trainings.dismissal import dismiss_updates
 from gradshard_core.trainings.inviting import next_round, training_round
@@ -105,7 +106,10 @@ def advance_training(
     asked = {"training": name, "run": run, "step": step}
     if is_pending and state.invitation is not None:
         return asked | {"status": SETTLE, "round": state.invitation.round_id}
-    return asked | _answer(keys, spec, state, run, step)
+    answer = _answer(keys, spec, state, run, step)
+    if answer["status"] == state.status:
+        announce(store, name, state)
+    return asked | answer
 
 
 def _answer(

@@ -9,6 +9,7 @@ from gradshard_core.records.training_state import RUNNING, TrainingState, change
 from gradshard_core.rounds.abort_round import plain_failure
 from gradshard_core.rounds.aws_callbacks import MAX_CAUSE
 from gradshard_core.s3.store import S3Store
+from gradshard_core.trainings.announcing import announce
 from gradshard_core.trainings.closing import paused
 
 
@@ -42,4 +43,6 @@ def pause_training(
         return replace(paused(state, cause), changed_at=datetime.now(UTC).isoformat())
 
     state = change_state(store, TrainingKeys(name), change)
+    if state.run == run:
+        announce(store, name, state)
     return {"training": name, "status": state.status, "error": error, "cause": state.cause or ""}

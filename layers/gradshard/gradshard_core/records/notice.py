@@ -1,0 +1,106 @@
+"""The notice of a client without AWS credentials: what a training tells the holder of its ticket.
+
+It has the training's state without the other clients, the ticket of the round to which the client
+is invited, and URLs with which the holder reads the notice and asks for it again. They are signed
+with a function's credentials, which end after some hours.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple, Self
+
+from gradshard_core.records.training_state import ENDED, TrainingState
+
+VERSION: Final = 1
+
+
+class NoticeUrls(NamedTuple):
+    """URLs of a notice; they are secrets.
+
+    Parameters
+    ----------
+    notice
+        The URL for a GET of the notice.
+    knock
+        The URL for a PUT by which its holder asks for it to be written anew.
+    """
+
+    notice: str
+    knock: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a client's notice holds.
+
+    Parameters
+    ----------
+    client
+        The client.
+    poll_seconds, updates
+        How often it should look, and what an update holds: models or changes of them.
+    state
+        The training's state, in which only this client appears.
+    ticket
+        The ticket of the round to which it is invited, as JSON.
+    urls
+        The notice's own.
+    signed_at
+        The time at which it was written, ISO 8601; empty if no function has written it yet.
+    """
+
+    client: str
+    poll_seconds: float = 0.0
+    updates: str = ""
+    state: TrainingState | None = None
+    ticket: Mapping[str, Any] | None = None
+    urls: NoticeUrls | None = None
+    signed_at: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {
+            "notice": VERSION,
+            "client": self.client,
+            "poll_seconds": self.poll_seconds,
+            "updates": self.updates,
+            "state": self.state and self.state.to_json(),
+            "ticket": self.ticket,
+            "urls": self.urls and self.urls._asdict(),
+            "signed_at": self.signed_at,
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            It is of another version.
+        """
+        given = dict(fields)
+        if given.pop("notice") != VERSION:
+            raise ValueError("a notice of another version")
+        state, urls = given["state"], given["urls"]
+        given["state"] = state and TrainingState.from_json(state)
+        given["urls"] = urls and NoticeUrls(**urls)
+        return cls(**given)
+
+
+def seen_by(client: str, state: TrainingState) -> TrainingState:
+    """Return a training's state as the holder of a client's ticket may know it."""
+    invitation = state.invitation
+    if invitation is not None:
+        is_invited = client in invitation.clients
+        invitation = replace(invitation, clients=(client,)) if is_invited else None
+    return replace(
+        state,
+        invitation=invitation,
+        silent={},
+        dollars=0.0,
+        last_dollars={},
+        reason=None,
+        # That of a failed round may name clients.
+        cause=state.cause if state.status == ENDED else None,
+    )

@@ -1,0 +1,182 @@
+"""What ``gradshard train`` shows of a training: tables and lines."""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from gradshard.cli.output import cell
+from gradshard.utils.text import escape_terminal, format_duration, listed, pluralize
+from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.records.inbox import Arrival
+from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState
+
+if TYPE_CHECKING:
+    from gradshard.client.round_progress import RoundProgress
+
+STYLES: Final = {RUNNING: "yellow", PAUSED: "red", ENDED: "green"}
+
+ROWS: Final = 20
+"""Rounds that a table shows without --json, the newest ones."""
+
+METRICS_SHOWN: Final = 4
+
+
+def render(
+    name: str,
+    spec: TrainingSpec,
+    state: TrainingState,
+    records: Sequence[Mapping[str, Any]],
+    now: datetime,
+    progress: "RoundProgress | None" = None,
+    waits: Sequence[Arrival] = (),
+) -> RenderableType:
+    """Return a picture of a training.
+
+    Parameters
+    ----------
+    name, spec, state, records
+        The training.
+    now
+        The time.
+    progress
+        How far the round is that is under way.
+    waits
+        The updates that wait in a buffered training.
+    """
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_row(cell(name), cell(state.status, STYLES[state.status]))
+    facts.add_row("rounds", cell(f"{state.completed} of {spec.rounds}"))
+    if spec.is_buffered:
+        facts.add_row("version", cell(state.version or ""))
+        facts.add_row("buffer", cell(buffer_of(spec, state, waits)))
+    if state.cause:
+        facts.add_row("cause", cell(state.cause))
+    if state.best is not None:
+        facts.add_row("best", cell(best_of(state)))
+    facts.add_row("cost", cell(_spent(spec, state)))
+    started = datetime.fromisoformat(state.started_at)
+    until = datetime.fromisoformat(state.changed_at) if state.status == ENDED else now
+    passed = (until - started).total_seconds()
+    facts.add_row("time", cell(_passed(spec, passed)))
+    if state.status != ENDED and (left := _left(spec, state, records, passed)):
+        facts.add_row("left", cell(left))
+    if state.invitation is not None:
+        for heading, text in _under_way(state, progress, now):
+            facts.add_row(heading, cell(text))
+    if state.silent:
+        silent = sorted(state.silent, key=lambda client: (-state.silent[client], client))
+        shown = [f"{client} ({state.silent[client]})" for client in silent]
+        facts.add_row("silent", cell(f"{listed(shown, 5)}: invitations missed in a row"))
+    return Group(facts, "", _rounds(records)) if records else Group(facts)
+
+
+def _under_way(
+    state: TrainingState, progress: "RoundProgress | None", now: datetime
+) -> list[tuple[str, str]]:
+    """Return rows about the round that is under way."""
+    invitation = state.invitation
+    assert invitation is not None  # noqa: S101 - for mypy: the caller has looked
+    invited = pluralize(len(invitation.clients), "client")
+    if not invitation.clients:
+        return [("now", f"round {invitation.round_id}, everybody trains")]
+    if progress is None:
+        return [("now", f"round {invitation.round_id}, {invited} invited")]
+    since = (now - datetime.fromisoformat(state.changed_at)).total_seconds()
+    now_text = (
+        f"round {invitation.round_id}, {invited} invited {format_duration(round(since))} ago, "
+        f"{len(progress.arrived)} of {invitation.awaited} updates are there"
+    )
+    rows = [("now", now_text)]
+    if progress.metrics:
+        means = [f"{name} {value:.6g}" for name, value in progress.metrics.items()]
+        rows.append(("so far", listed(means, METRICS_SHOWN)))
+    if progress.slow:
+        rows.append(("waits for", listed(progress.slow, 5)))
+    return rows
+
+
+def _left(
+    spec: TrainingSpec,
+    state: TrainingState,
+    records: Sequence[Mapping[str, Any]],
+    passed: float,
+) -> str:
+    """Say what is left until the last round, as the rounds so far went; empty before the first."""
+    if state.completed == 0 or not records:
+        return ""
+    rounds = spec.rounds - state.completed
+    share = rounds / state.completed
+    text = f"{pluralize(rounds, 'round')}: about {format_duration(round(share * passed))} and "
+    text += money(share * state.dollars)
+    budget = spec.budget
+    if budget and budget.dollars is not None:
+        text += f"; of the budget {money(max(0.0, budget.dollars - state.dollars))}"
+    if budget and budget.seconds is not None:
+        text += f"; {format_duration(round(max(0.0, budget.seconds - passed)))} until its end"
+    return text
+
+
+def _rounds(records: Sequence[Mapping[str, Any]]) -> Table:
+    newest = records[-ROWS:]
+    names = sorted({name for record in newest for name in record["metrics"]})[:METRICS_SHOWN]
+    is_stale = any(record.get("staleness") for record in newest)
+    staleness = ["staleness"] if is_stale else []
+    table = Table("round", "clients", *staleness, *map(escape_terminal, names), "cost", box=None)
+    for record in newest:
+        clients = f"{len(record['contributors'])} of {len(record['clients']) or record['awaited']}"
+        values = [record["metrics"].get(name) for name in names]
+        table.add_row(
+            cell(record["round_id"], "" if record["is_completed"] else "red"),
+            cell(clients if record["is_completed"] else f"{record['error']}: {record['cause']}"),
+            *([cell(_staleness(record["staleness"].values()))] if is_stale else []),
+            *(cell("" if value is None else f"{value:.6g}") for value in values),
+            cell(money(record["dollars"])),
+        )
+    return table
+
+
+def buffer_of(spec: TrainingSpec, state: TrainingState, waits: Sequence[Arrival]) -> str:
+    newest = state.version or 0
+    text = f"{len(waits)} of {spec.buffer}"
+    if waits:
+        text += f", staleness {_staleness([newest - arrival.version for arrival in waits])}"
+    return text
+
+
+def _staleness(values: Collection[int]) -> str:
+    """Return mean and maximum of numbers of versions."""
+    return f"{sum(values) / len(values):.1f}, at most {max(values)}" if values else ""
+
+
+def best_of(state: TrainingState) -> str:
+    """Return the best version in words; empty if there is none."""
+    best = state.best
+    return f"version {best.version}: {best.metric} {best.value:.6g}" if best else ""
+
+
+def _spent(spec: TrainingSpec, state: TrainingState) -> str:
+    most = spec.budget and spec.budget.dollars
+    return money(state.dollars) + (f" of {money(most)}" if most is not None else "")
+
+
+def _passed(spec: TrainingSpec, seconds: float) -> str:
+    most = spec.budget and spec.budget.seconds
+    return format_duration(seconds) + (f" of {format_duration(most)}" if most is not None else "")
+
+
+def line_of(state: TrainingState) -> str:
+    """Return a training's state in one line."""
+    text = f"{state.status}: {pluralize(state.completed, 'round')} completed"
+    if state.invitation is not None:
+        text += f", round {state.invitation.round_id} under way"
+    if state.best is not None:
+        text += f", best {best_of(state)}"
+    return f"{text}, {money(state.dollars)}" + (f"; {state.cause}" if state.cause else "")
+
+
+def money(amount: float) -> str:
+    """Return an amount in dollars."""
+    return f"${amount:.4f}"

@@ -1,0 +1,104 @@
+"""What a training's round that is under way has received so far: for those who watch it."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from gradshard.client.tensors import unpack
+from gradshard_core.errors import StoreError, UpdateError
+from gradshard_core.formats import metrics
+from gradshard_core.formats.keys import UPDATE_SUFFIX, RoundKeys
+from gradshard_core.formats.layout import (
+    PREFIX_BYTES,
+    header_length,
+    parse_header,
+    parse_samples,
+)
+from gradshard_core.records.training_state import Invitation
+from gradshard_core.s3.store import ListedObject, S3Store
+
+READERS: Final = 16
+FIRST_READ_BYTES: Final = 16 * 1024
+"""The header of most updates is shorter; of a longer one the metrics are left out."""
+
+
+class Arrival(NamedTuple):
+    """An update that has arrived: its sender's samples and metrics, as far as they are legible."""
+
+    at: datetime
+    samples: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RoundProgress:
+    """How far a round is that is under way.
+
+    Parameters
+    ----------
+    arrived
+        The updates that have arrived, by client.
+    slow
+        The invited clients that have not sent one, sorted.
+    metrics
+        The means of the metrics that have arrived, weighted by samples.
+    """
+
+    arrived: Mapping[str, Arrival]
+    slow: tuple[str, ...]
+    metrics: Mapping[str, float]
+
+
+class ProgressReader:
+    """Reads the progress of one round after the other; each update is read once."""
+
+    def __init__(self, store: S3Store) -> None:
+        self._store = store
+        self._round = ""
+        self._read: dict[str, Arrival] = {}
+
+    def read(self, invitation: Invitation) -> RoundProgress:
+        """Return how far the round of an invitation is."""
+        if invitation.round_id != self._round:
+            self._round, self._read = invitation.round_id, {}
+        prefix = RoundKeys(invitation.round_id).updates
+        entries = {
+            entry.key.removeprefix(prefix).removesuffix(UPDATE_SUFFIX): entry
+            for entry in self._store.list_objects(prefix)
+        }
+        new = [c for c in invitation.clients if c in entries and c not in self._read]
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(
+                lambda client: self._arrival(entries[client], invitation.is_evaluation), new
+            )
+            self._read |= dict(zip(new, found, strict=True))
+        means = metrics.average([(a.samples, a.metrics) for a in self._read.values()])
+        slow = tuple(c for c in invitation.clients if c not in self._read)
+        return RoundProgress(dict(self._read), slow, means)
+
+    def _arrival(self, entry: ListedObject, is_evaluation: bool) -> Arrival:
+        try:
+            samples, found = self._metrics(entry, is_evaluation)
+        except (UpdateError, StoreError):
+            samples, found = 1, {}  # the round says what is wrong with it
+        return Arrival(entry.modified, samples, found)
+
+    def _metrics(self, entry: ListedObject, is_evaluation: bool) -> tuple[int, dict[str, float]]:
+        head = self._store.get_head(entry.key, FIRST_READ_BYTES)
+        if head is None:
+            return 1, {}
+        data, source = head
+        end = PREFIX_BYTES + header_length(data, source.nbytes)
+        if end > len(data):
+            return 1, {}
+        header = parse_header(data[PREFIX_BYTES:end], source.nbytes)
+        if not is_evaluation:
+            return parse_samples(header.metadata), metrics.parse_metrics(header.metadata)
+        if source.nbytes > len(data):
+            return parse_samples(header.metadata), {}
+        tensors = unpack(bytearray(data))
+        return parse_samples(header.metadata), metrics.check_metrics(
+            {name: array.item() for name, array in tensors.items() if array.size == 1}
+        )

@@ -1,0 +1,199 @@
+"""A client's way to a training: the same actions with AWS credentials and with a ticket."""
+
+import logging
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Protocol
+
+from gradshard.client.compression import Compression
+from gradshard.client.inbox import Inbox
+from gradshard.client.model import Model
+from gradshard.client.round import Round
+from gradshard.client.stack import Stack
+from gradshard.client.tensors import Array
+from gradshard.client.training import Training
+from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.records.inbox import has_counted
+from gradshard_core.records.training_state import Invitation, TrainingState
+
+logger = logging.getLogger("gradshard")
+
+
+class ClientRound(Protocol):
+    """A round to which a client is invited, for that client."""
+
+    @property
+    def id(self) -> str:
+        """What the answer to an invitation is told by."""
+
+    def has_sent(self) -> bool:
+        """Return whether the client has sent an update."""
+
+    def has_ended(self) -> bool:
+        """Return whether the round has ended."""
+
+    def fetch_model(self) -> dict[str, Array]:
+        """Fetch the version of the model that is trained or evaluated."""
+
+    def submit(
+        self,
+        update: Mapping[str, Any],
+        samples: int,
+        *,
+        codec: str | Compression | None = None,
+        training: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> object:
+        """Send the client's update."""
+
+
+class TrainingAccess(Protocol):
+    """A training, for one of its clients."""
+
+    @property
+    def client(self) -> str:
+        """The client."""
+
+    def poll_seconds(self) -> float:
+        """Return the seconds between two looks at the state."""
+
+    def updates(self) -> str:
+        """Return what updates hold: ``models`` or ``deltas``."""
+
+    def join(self) -> None:
+        """Let the training invite the client."""
+
+    def state(self) -> TrainingState:
+        """Return how far the training is."""
+
+    def is_invited(self, invitation: Invitation) -> bool:
+        """Return whether the client is invited; to train in a buffered training, everybody is."""
+
+    def submitted(self, invitation: Invitation) -> None:
+        """Take note that the client has answered an invitation."""
+
+    def follow_up(self, state: TrainingState) -> None:
+        """Tell why the update was rejected that was last sent to a buffered training."""
+
+    def round(self, invitation: Invitation) -> ClientRound:
+        """Return the round of an invitation.
+
+        Raises
+        ------
+        RoundNotFoundError
+            The client cannot take part in it, or cannot yet.
+        """
+
+    def renew(self) -> bool:
+        """Get other means to take part, if there are any, after S3 rejected those in use."""
+
+
+class Member:
+    """A client with AWS credentials.
+
+    Parameters
+    ----------
+    stack, training, client
+        The training and the client's id.
+    """
+
+    def __init__(self, stack: Stack, training: Training, client: str) -> None:
+        self.client = client
+        self._stack, self._training = stack, training
+        self._sent: int | None = None
+
+    def join(self) -> None:
+        """Let the training invite the client."""
+        self._training.join(self.client)
+
+    def state(self) -> TrainingState:
+        """Return how far the training is."""
+        return self._training.state()
+
+    @cached_property
+    def _spec(self) -> TrainingSpec:
+        return self._training.spec()
+
+    def poll_seconds(self) -> float:
+        """Return the seconds between two looks at the state."""
+        return self._spec.poll_seconds
+
+    def updates(self) -> str:
+        """Return what updates hold."""
+        return self._spec.server_optimizer.updates
+
+    def round(self, invitation: Invitation) -> "MemberRound":
+        """Return the round of an invitation."""
+        is_open = self._is_open(invitation)
+        round_ = self._inbox(invitation.version) if is_open else None
+        model = Model(self._stack, self._spec.server_optimizer.model)
+        found = round_ or Round(self._stack, invitation.round_id)
+        return MemberRound(found, invitation, model, self.client)
+
+    def is_invited(self, invitation: Invitation) -> bool:
+        """Return whether the client is invited; to train in a buffered training, everybody is."""
+        return self._is_open(invitation) or self.client in invitation.clients
+
+    def submitted(self, invitation: Invitation) -> None:
+        """Take note that the client has answered an invitation."""
+        if self._is_open(invitation):
+            self._sent = invitation.version
+
+    def follow_up(self, state: TrainingState) -> None:
+        """Tell why the update was rejected that was last sent to a buffered training."""
+        if self._sent is None:
+            return
+        reason = self._inbox(self._sent).rejection(self.client)
+        if reason is not None:
+            logger.warning("the update from version %d was rejected: %s", self._sent, reason)
+        if reason is not None or has_counted(state.counted, self.client, self._sent) is not None:
+            self._sent = None
+
+    def _is_open(self, invitation: Invitation) -> bool:
+        return self._spec.is_buffered and not invitation.is_evaluation
+
+    def _inbox(self, version: int) -> Inbox:
+        return Inbox(self._stack, self._training.keys, self._spec, version)
+
+    def renew(self) -> bool:
+        """Return False: credentials are not the library's to renew."""
+        return False
+
+
+class MemberRound:
+    """A round to which a client with AWS credentials is invited.
+
+    Parameters
+    ----------
+    round_, invitation, model, client
+        The round or inbox, its model, and the client's id.
+    """
+
+    def __init__(self, round_: Round, invitation: Invitation, model: Model, client: str) -> None:
+        self._round, self._model = round_, model
+        self._invitation, self._client = invitation, client
+        self.id, self.has_ended = round_.id, round_.has_ended
+
+    def has_sent(self) -> bool:
+        """Return whether the client has sent an update."""
+        return self._round.store.head(self._round.keys.update(self._client)) is not None
+
+    def fetch_model(self) -> dict[str, Array]:
+        """Fetch the version of the model that is trained or evaluated."""
+        if self._invitation.is_evaluation:
+            return self._model.fetch(version=self._invitation.version)
+        return self._round.fetch_model()
+
+    def submit(
+        self,
+        update: Mapping[str, Any],
+        samples: int,
+        *,
+        codec: str | Compression | None = None,
+        training: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Send the client's update."""
+        self._round.submit(
+            self._client, update, samples, codec=codec, training=training, metrics=metrics
+        )

@@ -1,0 +1,105 @@
+"""What the page about a training shows, as JSON: from its options, its state and its records."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from gradshard.report.facts import Facts
+
+
+def training_facts(status: Mapping[str, Any], read_at: datetime) -> Facts:
+    """Return the facts about a training.
+
+    Parameters
+    ----------
+    status
+        The result of :meth:`gradshard.client.training.Training.status`.
+    read_at
+        The time at which it was read.
+    """
+    rounds = [_round(record) for record in status["rounds"]]
+    until = status["changed_at"] if status["status"] == "ended" else read_at.isoformat()
+    budget = status["spec"].get("budget") or {}
+    return {
+        "training": status["training"],
+        "status": status["status"],
+        "cause": status["cause"],
+        "model": _model(status["spec"]),
+        "rounds_completed": status["completed"],
+        "rounds_planned": status["spec"]["rounds"],
+        "started_at": status["started_at"],
+        "seconds": _seconds(status["started_at"], until),
+        "dollars": status["dollars"],
+        "budget_seconds": budget.get("seconds"),
+        "budget_dollars": budget.get("dollars"),
+        "version": status["version"],
+        "best": status["best"],
+        "under_way": status["invitation"],
+        "rounds": rounds,
+        "clients": participation(status["rounds"], status["silent"]),
+        "spec": status["spec"],
+    }
+
+
+def metric_names(rounds: Sequence[Facts]) -> list[tuple[str, bool]]:
+    """Return the metrics that rounds have, each with whether evaluations measured it."""
+    found = {(name, facts["is_evaluation"]) for facts in rounds for name in facts["metrics"]}
+    return sorted(found)
+
+
+def participation(
+    records: Sequence[Mapping[str, Any]], silent: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """Count, for each client, the rounds to which it was invited, and what it did in them."""
+    invited: Counter[str] = Counter()
+    counted: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
+    last: dict[str, int] = {}
+    for record in records:
+        invited.update(record["clients"])
+        counted.update(record["contributors"])
+        rejected.update(record["rejected"])
+        last |= dict.fromkeys(record["contributors"], record["number"])
+    return [
+        {
+            "client": client,
+            "invited": invited[client],
+            "contributed": counted[client],
+            "rejected": rejected[client],
+            "last_round": last.get(client),
+            "silent": silent.get(client, 0),
+        }
+        for client in sorted(invited)
+    ]
+
+
+def _round(record: Mapping[str, Any]) -> Facts:
+    return {
+        "round": record["round_id"],
+        "number": record["number"],
+        "is_evaluation": record["is_evaluation"],
+        "is_completed": record["is_completed"],
+        "error": record["error"],
+        "cause": record["cause"],
+        "invited": len(record["clients"]),
+        "contributed": len(record["contributors"]),
+        "rejected": len(record["rejected"]),
+        "missing": sorted({*record["clients"]} - {*record["contributors"], *record["rejected"]}),
+        "base_version": record["base_version"],
+        "version": record["version"],
+        "metrics": record["metrics"],
+        "dollars": record["dollars"],
+        "closed_at": record["closed_at"],
+        "notes": record["notes"],
+        "settings": record["settings"],
+    }
+
+
+def _model(spec: Mapping[str, Any]) -> str:
+    optimizer = spec["round"]["server_optimizer"]
+    return "model" if isinstance(optimizer, str) else str(optimizer.get("model", "model"))
+
+
+def _seconds(begin: str, end: str) -> float:
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()

@@ -1,0 +1,90 @@
+"""The page of `gradshard train report`."""
+
+import json
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from gradshard.report.charts import SIDE, axis_between
+from gradshard.report.training_facts import participation, training_facts
+from gradshard.report.training_page import training_page
+from tests.unit.report.html_page import MADE_AT, Page
+from tests.unit.report_rounds import HOSTILE
+from tests.unit.report_trainings import STARTED, sample_status, sample_training
+
+TRAININGS: dict[str, dict[str, Any]] = {
+    "of 60 rounds": {},
+    "before its first round": {"rounds": 0, "cause": None, "status": "running"},
+    "paused": {"rounds": 3, "status": "paused", "cause": "round 't-00004' failed"},
+    "of one client": {"rounds": 6, "clients": 1},
+}
+
+
+@pytest.mark.parametrize("options", TRAININGS.values(), ids=TRAININGS.keys())
+def test_every_page_is_well_formed_needs_only_json_and_loads_nothing(options: Any) -> None:
+    facts = sample_training(**options)
+    written = training_page(facts, made_at=MADE_AT)
+    assert training_page(json.loads(json.dumps(facts)), made_at=MADE_AT) == written
+    found = Page(written)
+    assert found.of("script") == found.of("img") == []
+    ids = {attributes.get("id") for _, attributes in found.elements}
+    assert {link["href"] for link in found.of("a")} <= {f"#{name}" for name in ids}
+    assert all(len(drawing["aria-label"] or "") > 20 for drawing in found.of("svg"))
+    assert len(found.of("table")) == len(found.of("caption"))
+    assert found.count_rows_without_heading() == 0
+    assert "nan" not in written.lower().replace("not count: nan", "")
+
+
+def test_it_shows_curves_clients_cost_versions_and_causes() -> None:
+    text = Page(training_page(sample_training(), made_at=MADE_AT)).words
+    for words in (
+        *("Training mnist has ended", "60 of 60 rounds completed in 1 h, for $0.0511 of $2"),
+        *("1 round failed", "best accuracy 0.974, of version 56", "loss (training), by round"),
+        *("accuracy (evaluation), by round", "best: 0.974 in round 55", "QuorumError: 3 good"),
+        *("metrics of client-001 do not count", "Versions of model net", "56 best"),
+        *("50 clients · silent: client-003", "rounds of training", "all 60 rounds have completed"),
+    ):
+        assert words in text, words
+
+
+def test_dollars_and_participation_are_those_of_the_records() -> None:
+    """From the definitions: sums over the records."""
+    status = sample_status(rounds=9, clients=12)
+    facts = training_facts(status, STARTED + timedelta(hours=1))
+    for entry in facts["clients"]:
+        records = status["rounds"]
+        for name, what in (("invited", "clients"), ("contributed", "contributors")):
+            assert entry[name] == sum(entry["client"] in record[what] for record in records)
+    assert sum(entry["rejected"] for entry in facts["clients"]) == 1
+    assert participation([], {}) == []
+    assert sum(r["dollars"] for r in facts["rounds"]) == pytest.approx(status["dollars"])
+
+
+@pytest.mark.parametrize("where", ["training", "client", "metric", "cause", "notes"])
+def test_text_of_clients_stays_text(where: str) -> None:
+    status = sample_status(rounds=5, clients=4, status="paused", cause="x")
+    record = status["rounds"][0]
+    if where in {"training", "cause"}:
+        status[where] = HOSTILE
+    elif where == "client":
+        record["clients"].append(HOSTILE)
+    elif where == "metric":
+        record["metrics"][HOSTILE] = 1.0
+    else:
+        record["notes"] = [HOSTILE]
+    written = training_page(training_facts(status, STARTED), made_at=MADE_AT)
+    Page(written)
+    assert not re.findall(r"\u202e|\x1b|<script", written)
+    assert "&lt;script&gt;" in written
+
+
+def test_an_axis_of_negative_values_has_zero_and_all_of_them() -> None:
+    for low, high in ((-2.0, 1.0), (-0.3, -0.1), (-1e6, 5.0)):
+        found = axis_between(low, high, str)
+        assert found.low <= low <= high <= found.high
+        assert 0.0 in [value for value, _ in found.ticks]
+        assert found.at(found.low) == 0
+        assert found.at(found.high) == SIDE
+    assert axis_between(0.2, 0.9, str).low == 0

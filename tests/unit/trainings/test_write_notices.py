@@ -1,0 +1,187 @@
+"""What holders of tickets read of a training, however often, late or interrupted it is written."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.records.notice import Notice
+from gradshard_core.records.training_state import Invitation, TrainingState
+from gradshard_core.s3.sigv4 import Credentials, presign
+from gradshard_core.trainings.write_notices import SECONDS, write_notices
+from tests.presigned import rejection
+from tests.unit.fakes import MemoryStore
+from tests.unit.trainings.machine import Killed, Machine
+
+SECRET = "s3cr3t"
+
+
+class Signer:
+    """Signs as a function does."""
+
+    def sign(self, method: str, key: str, seconds: int, headers: dict[str, str]) -> str:
+        credentials, now = Credentials("AKIA", SECRET, "token"), datetime.now(UTC)
+        common: dict[str, Any] = {"region": "us-east-1", "credentials": credentials, "now": now}
+        target = presign(method, "bucket", f"/{key}", headers, seconds=seconds, **common)
+        return f"https://bucket{target}"
+
+    def presign_new(self, key: str, nbytes: int, seconds: int) -> str:
+        headers = {"Content-Length": str(nbytes), "If-None-Match": "*"}
+        return self.sign("PUT", key, seconds, headers)
+
+    def presign_empty(self, key: str, seconds: int) -> str:
+        return self.sign("PUT", key, seconds, {"Content-Length": "0"})
+
+    def presign_read(self, key: str, seconds: int, *, head: bool = False) -> str:
+        return self.sign("HEAD" if head else "GET", key, seconds, {})
+
+
+class World:
+    """A training whose state the test writes, and two holders of tickets, ann and bo."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.store, self.keys = machine.store, machine.keys
+        machine.train = lambda *_: None
+        machine.start(rounds=3, clients=["ann", "bo", "cy"], repeats=0)
+        machine.store.deaths = set()
+        for client in ("ann", "bo"):
+            self.store.put_json(self.keys.notice(client), Notice(client).to_json())
+
+    def show(self, *clients: str, **changes: Any) -> None:
+        invitation = Invitation("t-00001", 1, 0, False, clients, 2, 1, {"lr": 0.1})
+        state = {**self.store.get_json(self.keys.state), "status": "running", "cause": None}
+        state = TrainingState.from_json(state).to_json()
+        state["invitation"] = vars(invitation) if clients else None
+        self.store.put_json(self.keys.state, state | changes)
+
+    def write(self, key: str | None = None) -> dict[str, Any]:
+        return write_notices(self.store, Signer(), key or self.keys.state)
+
+    def notice(self, client: str) -> Notice:
+        found = self.store.get_json(self.keys.notice(client), Notice.from_json)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def world(machine: Machine) -> World:
+    return World(machine)
+
+
+def test_the_invited_get_an_invitation_without_the_others(world: World) -> None:
+    world.show("ann", "cy", silent={"cy": 3}, dollars=7.0, last_dollars={"train": 7.0})
+    assert world.write() == {"training": "t", "written": 1}
+    notice = world.notice("ann")
+    assert notice.state is not None
+    assert notice.state.invitation is not None
+    assert notice.state.invitation.clients == ("ann",)
+    text = world.store.objects[world.keys.notice("ann")].decode()
+    assert '"cy"' not in text
+    assert "7.0" not in text
+    assert world.notice("bo").state is None
+    assert world.keys.notice("cy") not in world.store.objects
+
+
+def test_whoever_knocks_gets_the_state_though_it_is_not_invited(world: World) -> None:
+    world.show("ann", "cy")
+    assert world.write(world.keys.knock("bo")) == {"training": "t", "written": 1}
+    notice = world.notice("bo")
+    assert notice.state is not None
+    assert (notice.state.status, notice.state.invitation, notice.ticket) == ("running", None, None)
+    assert world.write(world.keys.knock("cy"))["written"] == 0, "it has no ticket"
+
+
+def test_the_end_and_its_cause_are_told_to_all_and_that_of_a_pause_to_nobody(world: World) -> None:
+    world.show(status="paused", cause="round failed: cy sent NaN")
+    assert world.write()["written"] == 0
+    world.write(world.keys.knock("ann"))
+    told = world.notice("ann").state
+    assert told is not None
+    assert (told.status, told.cause) == ("paused", None)
+    world.show(status="ended", cause="stopped: enough")
+    assert world.write()["written"] == 2
+    told = world.notice("bo").state
+    assert told is not None
+    assert (told.status, told.cause) == ("ended", "stopped: enough")
+
+
+def test_the_urls_are_for_what_they_say_and_for_half_a_day(world: World) -> None:
+    world.show("ann")
+    world.write()
+    notice = world.notice("ann")
+    ticket, keys = dict(notice.ticket or {}), RoundKeys("t-00001")
+    assert notice.urls is not None
+    [(beginning, ends)] = ticket["upload"].items()
+    length, end = min((int(length), end) for length, end in ends.items())
+    asked = [
+        ("GET", notice.urls.notice, world.keys.notice("ann"), {}),
+        ("PUT", notice.urls.knock, world.keys.knock("ann"), {"Content-Length": "0"}),
+        ("HEAD", ticket["uploaded_url"], keys.update("ann"), {}),
+        ("GET", ticket["rejection_url"], keys.rejection("ann"), {}),
+        ("HEAD", ticket["ended_url"], keys.manifest, {}),
+        ("GET", ticket["result_url"], keys.result, {}),
+    ]
+    given = {"Content-Length": str(length), "If-None-Match": "*"}
+    asked.append(("PUT", beginning + end, keys.update("ann"), given))
+    now = datetime.now(UTC)
+    for method, url, key, headers in asked:
+        assert url.startswith(f"https://bucket/{key}?")
+        assert f"X-Amz-Expires={SECONDS}&" in url
+        assert rejection(method, url, headers, SECRET, now=now) is None
+        assert rejection("DELETE", url, headers, SECRET, now=now) is not None
+    changed = given | {"If-None-Match": "x"}
+    assert rejection("PUT", beginning + end, changed, SECRET, now=now) is not None
+    model = TrainingKeys("t").root
+    assert model not in ticket["model"]["url"]
+    assert ticket["layout"].keys() == {"w", "b"}
+
+
+def test_of_two_writers_the_one_with_the_older_state_writes_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the state, another one writes the notice with a newer state, and it comes late."""
+    world.show("ann")
+    put_bytes = MemoryStore.put_bytes
+    raced: list[str] = []
+
+    def put(store: MemoryStore, key: str, body: bytes, **options: Any) -> bool:
+        if key == world.keys.notice("ann") and not raced:
+            raced.append(key)
+            world.show("ann", completed=2)
+            put_bytes(store, key, json.dumps(Notice("ann").to_json()).encode() + b" ")
+        return put_bytes(store, key, body, **options)
+
+    monkeypatch.setattr(MemoryStore, "put_bytes", put)
+    world.write()
+    state = world.notice("ann").state
+    assert raced
+    assert state is not None
+    assert state.completed == 2
+
+
+def test_a_function_that_dies_at_any_request_leaves_an_notice_that_can_be_read(
+    world: World,
+) -> None:
+    world.show("ann", "bo")
+    world.store.requests = 0
+    world.write()
+    for number in range(world.store.requests):
+        for death in (number, -number - 1):
+            world.store.requests, world.store.deaths = 0, {death}
+            with pytest.raises(Killed):
+                world.write()
+            world.store.deaths = set()
+            assert world.notice("ann").ticket is not None
+            assert world.write()["written"] == 2
+
+
+def test_a_revoked_notice_is_not_written_again_and_others_keys_are_ignored(world: World) -> None:
+    world.show("ann", "bo")
+    world.store.delete(world.keys.notice("ann"))
+    assert world.write()["written"] == 1
+    assert world.keys.notice("ann") not in world.store.objects
+    for key in ("rounds/r/state.json", "trainings/t/knocks/a b.knock", "trainings/t.u/state.json"):
+        assert world.write(key) == {"training": None, "written": 0}
+    assert world.write("trainings/unknown/state.json")["written"] == 0
