@@ -139,6 +139,7 @@ def _rounds(records: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def buffer_of(spec: TrainingSpec, state: TrainingState, waits: Sequence[Arrival]) -> str:
+    """Return the number of updates that wait for the next version, with their staleness."""
     newest = state.version or 0
     text = f"{len(waits)} of {spec.buffer}"
     if waits:
