@@ -121,7 +121,8 @@ test-flower: setup ## Run the tests that need Flower, in an environment of their
 test-privacy: setup ## Run the tests that need dp-accounting, in an environment of their own
 	$(PYTHON) -m venv .venv-privacy
 	.venv-privacy/bin/pip install --quiet --disable-pip-version-check '.[privacy]' $(TEST_PACKAGES)
-	.venv-privacy/bin/python -m pytest -q -p no:cacheprovider tests/unit/client/test_accounting.py
+	.venv-privacy/bin/python -m pytest -q -p no:cacheprovider tests/unit/client/test_accounting.py \
+		tests/examples/test_privacy.py
 
 # Not into .venv: it needs older releases than ours.
 .venv-second/installed: tests/second/requirements.txt

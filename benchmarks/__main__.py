@@ -26,6 +26,7 @@ from benchmarks import (
     limited,
     nginx,
     report,
+    rules,
     runs,
     scale,
     suite,
@@ -34,7 +35,7 @@ from benchmarks import (
 from benchmarks.nginx import Nginx
 from benchmarks.servers import Server
 
-PARTS = ("compressed", "rate-limited", "cold-start", "ceiling", "scale")
+PARTS = ("compressed", "rules", "rate-limited", "cold-start", "ceiling", "scale")
 QUICK_TIMES = 2
 FULL_TIMES = 5
 
@@ -86,15 +87,18 @@ def measure(results: dict[str, Any], wanted: set[str], *, quick: bool, say: suit
     began = time.monotonic()
     rows = [row for row in runs.ROWS if row.name in wanted]
     with contextlib.ExitStack() as stack:
-        if rows or wanted & {"compressed", "rate-limited", "scale"}:
+        if rows or wanted & {"compressed", "rules", "rate-limited", "scale"}:
             server = stack.enter_context(_object_server(notes))
             results["server"] = server.transport
         if rows:
             results["throughput"] = []
-            for case in suite.throughput(server, rows, times, quick=quick, notes=notes, say=say):
-                results["throughput"].append(case)  # kept when a later one fails
-        if "compressed" in wanted:
-            results["compressed"] = compressed.measure(server, times, quick=quick, say=say)
+            # Extended one by one: what is there is kept when a later one fails.
+            results["throughput"].extend(
+                suite.throughput(server, rows, times, quick=quick, notes=notes, say=say)
+            )
+        for name, part in (("compressed", compressed.measure), ("rules", rules.measure)):
+            if name in wanted:
+                results[name] = part(server, times, quick=quick, say=say)
         if "rate-limited" in wanted:
             if isinstance(server, Nginx):
                 slow = stack.enter_context(limited.serve(server, suite.LIMIT))

@@ -16,6 +16,7 @@ def show(results: Json, console: Console) -> None:
     for table in (
         *_throughput(results),
         *_compressed(results),
+        *_rules(results),
         *_rate_limited(results),
         *_cold_start(results),
         *_ceiling(results),
@@ -71,6 +72,22 @@ def _compressed(results: Json) -> Iterator[Table]:
             _spread(row["peak_mib"], 1),
         )
     yield table
+
+
+def _rules(results: Json) -> Iterator[Table]:
+    for found in results.get("rules", ()):
+        table = _table(
+            f"Rules, {found['case']}: {found['client_gb']:.2f} GB of updates",
+            *("pass", "CPU-s/GB", "CPU-s of the mean's", "peak MiB above idle"),
+        )
+        for name, row in found["rows"].items():
+            table.add_row(
+                name,
+                _timed(row["cpu_seconds_per_gb"], 3),
+                _spread(row["cpu_to_mean"], 2),
+                _spread(row["peak_mib"], 1),
+            )
+        yield table
 
 
 def _rate_limited(results: Json) -> Iterator[Table]:

@@ -188,9 +188,12 @@ def random_tensor(rng: np.random.Generator, dtype: str, shape: Sequence[int]) ->
 
 
 def columns(
-    updates: Sequence[Mapping[str, Array]], rule: str, beta: float = 0.0
+    updates: Sequence[Mapping[str, Array]], rule: str, beta: float = 0.0, f: int = 0
 ) -> dict[str, Array]:
-    """Combine updates by a rule over columns, each column sorted by numpy."""
+    """Combine updates by a rule over columns, each column sorted by numpy.
+
+    Those of ``bulyan`` are the selected ones.
+    """
     result = {}
     for name, model in updates[0].items():
         integer = model.dtype.kind in "iu"
@@ -199,6 +202,8 @@ def columns(
         rows = np.sort(np.where(rows == 0, np.abs(rows), rows), axis=0)
         if rule == "sign":
             found = np.sign(np.sum(np.sign(rows), axis=0))
+        elif rule == "bulyan":
+            found = _around_median(rows, len(rows) - 2 * f)
         else:
             count = len(rows)
             cut = (count - 1) // 2 if rule == "median" else int(beta * count)
@@ -206,3 +211,15 @@ def columns(
             found = add_up(kept) / wide.type(len(kept))
         result[name] = np.asarray(np.rint(found) if integer else found).astype(model.dtype)
     return result
+
+
+def _around_median(rows: Array, closest: int) -> Array:
+    """Return the mean of the elements of sorted columns that are closest to the median."""
+    flat = rows.reshape(len(rows), -1)
+    found = np.empty(flat.shape[1], rows.dtype)
+    for at, column in enumerate(flat.T):
+        middle = (column[(len(column) - 1) // 2] + column[len(column) // 2]) / rows.dtype.type(2)
+        # The sort is stable, so of two that are equally close the smaller one comes first.
+        near = sorted(column, key=lambda value: abs(value - middle))[:closest]
+        found[at] = add_up([np.asarray(value) for value in sorted(near)]) / rows.dtype.type(closest)
+    return found.reshape(rows.shape[1:])

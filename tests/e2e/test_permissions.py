@@ -110,6 +110,7 @@ def rounds(federation: Federation, deployed: Deployed) -> None:
     plain(federation, deployed)
     early(federation, deployed)
     measured(federation)
+    private(federation, deployed)
     tree_with_nan(federation)
     eager(federation)
     failed_tree(federation, deployed)
@@ -157,6 +158,42 @@ def measured(federation: Federation) -> None:
     for number in range(5):
         round_.submit(f"c{number}", update(number), samples=1)
     assert len(round_.wait(SECONDS)["left_out"]) == 4
+
+
+def private(federation: Federation, deployed: Deployed) -> None:
+    """A round with noise whose model has a ledger, and one that fails with a key."""
+    model = federation.model("iam-private")
+    model.put({"w": np.zeros(50, np.float32)})
+    private_round(federation, deployed, "iam-private", is_bad=False)
+    private_round(federation, deployed, "iam-private-failed", is_bad=True)
+    # The failed one has cost nothing.
+    until(lambda: model.privacy().spent == 1.0)
+
+
+def private_round(federation: Federation, deployed: Deployed, name: str, *, is_bad: bool) -> None:
+    terms: Any = {
+        "dp": {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5},
+        "server_optimizer": {"optimizer": "fedavg", "model": "iam-private", "updates": "deltas"},
+    }
+    round_ = federation.open_round(name, 2, timeout=600, **terms)
+    # The engine lets its own key do all, and asks about versions from the second object on.
+    planted = [f"{round_.keys.secrets}other"]
+    if is_bad:
+        # As if the second pass had been planned before.
+        planted.append(round_.keys.noise_key)
+    for key in planted:
+        deployed.s3.put_object(Bucket=deployed.bucket, Key=key, Body=b'{"key": "00"}')
+    for number in range(2):
+        tensors = update(number)
+        if is_bad and number:
+            tensors["w"][7] = np.nan
+        send_unchecked(round_, f"c{number}", tensors, samples=1)
+    if is_bad:
+        with pytest.raises(RoundFailed, match="min_clients is 2"):
+            round_.wait(SECONDS)
+    else:
+        assert round_.wait(SECONDS)["privacy"]["clients"] == 2
+    until(lambda: deployed.keys(round_.keys.secrets) == [])
 
 
 def tree_with_nan(federation: Federation) -> None:
@@ -456,6 +493,30 @@ def test_a_function_may_not_use_permissions_of_another(engine: Engine, deployed:
         lambda: s3.put_object(Key="rounds/iam-plain/updates/a.safetensors", Body=b"", **place),
         lambda: s3.put_object(Key="rounds/iam-plain/manifest.json", Body=b"", **place),
         lambda: s3.delete_object(Key="rounds/iam-plain/update.safetensors", **place),
+    ):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            rejected()
+
+
+@pytest.mark.usefixtures("rounds")
+def test_nobody_but_one_role_each_reads_or_brings_the_key_of_noise(deployed: Deployed) -> None:
+    iam, name = boto3.client("iam"), "reader-of-everything"
+    iam.create_user(UserName=name)
+    allow = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
+    document = json.dumps({"Version": "2012-10-17", "Statement": [allow]})
+    iam.put_user_policy(UserName=name, PolicyName="all", PolicyDocument=document)
+    made = iam.create_access_key(UserName=name)["AccessKey"]
+    s3 = boto3.client(
+        "s3",
+        aws_access_key_id=made["AccessKeyId"],
+        aws_secret_access_key=made["SecretAccessKey"],
+    )
+    place: dict[str, Any] = {"Bucket": deployed.bucket}
+    s3.get_object(Key="rounds/iam-private/plan.json", **place)
+    key = RoundKeys("iam-private").noise_key
+    for rejected in (
+        lambda: s3.get_object(Key=key, **place),
+        lambda: s3.put_object(Key=key, Body=b"{}", **place),
     ):
         with pytest.raises(ClientError, match="AccessDenied"):
             rejected()

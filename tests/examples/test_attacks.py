@@ -41,7 +41,7 @@ def test_attacks_change_bad_updates_only() -> None:
 def test_short_run_writes_every_attack_and_rule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["attacks.py", "--rounds", "1", "--seeds", "1", "--clients", "5", "--bad", "1"]
+    words = ["attacks.py", "--rounds", "1", "--seeds", "1", "--clients", "7", "--bad", "1"]
     monkeypatch.setattr(sys, "argv", [*words, "-o", str(tmp_path)])
     assert attacks.main() == 0
     panels = json.loads((tmp_path / "attacks.json").read_text())["panels"]

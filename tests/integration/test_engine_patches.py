@@ -268,6 +268,18 @@ print(ask("scheduler", "/schedules/s", GroupName="g"), ask("states", "/", mapRun
     assert plain.python(source) == expected
 
 
+def user_id_of_a_role(plain: Plain) -> None:
+    source = """
+from ministack.core.lambda_runtime import execution_credentials
+from ministack.services import iam, sts
+iam._roles.set_scoped("000000000000", None, "r", {"RoleName": "r", "RoleId": "AROA1"})
+arn, role = "arn:aws:lambda:us-east-1:000000000000:function:f", "arn:aws:iam::000000000000:role/r"
+config = {"FunctionName": "f", "FunctionArn": arn, "Role": role}
+print(sts._sessions.get(execution_credentials(config)["AWS_ACCESS_KEY_ID"])["UserId"])
+"""
+    assert plain.python(source) == "AROA1:f"
+
+
 def etags_under_kms(plain: Plain) -> None:
     s3 = plain.client("s3")
     s3.create_bucket(Bucket="kms")
@@ -295,6 +307,7 @@ CHECKS: list[Callable[[Plain], None]] = [
     keys_nobody_can_compute,
     asked_arns,
     etags_under_kms,
+    user_id_of_a_role,
 ]
 
 

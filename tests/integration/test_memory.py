@@ -84,16 +84,19 @@ def peak_mb(
     tensors: int = 1,
     rule: str | None = None,
     codec: str = "",
+    is_private: bool = False,
 ) -> tuple[float, float]:
     """Aggregate one shard in a process of its own; return its peak and what was projected.
 
     Where there are several ``tensors``, each client has them in an order of its own. With a
-    ``codec``, updates are compressed.
+    ``codec``, updates are compressed. Of a private round, it is the pass that adds noise.
     """
     keys = RoundKeys(name)
     spec: dict[str, Any] = {"clients": clients, "shards": 1}
     if rule is not None:
         spec["rule"] = rule
+    if is_private:
+        spec["dp"] = {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
     size = {"F32": 4, "BF16": 2, "I8": 1}[dtype]
     parts = [(f"w{n}", dtype, (nbytes // size // tensors,)) for n in range(tensors)]
     layout, piece = Layout.pack(parts), PIECE
@@ -121,6 +124,14 @@ def peak_mb(
         write(store, keys.update(f"c{client}"), own, piece)
     call = PlanRequest("2026-01-01T00:00:01Z", "complete", 0)
     plan_round(store, name, call, aggregator=LambdaConfig(3008, "arm64"))
+    if is_private:
+        norms = np.diag(np.full(clients, 4.0)).tolist()
+        measurement = {"clients": [f"c{client}" for client in range(clients)], "products": norms}
+        measurement["clients"].sort()
+        store.put_json(keys.measurement(0), measurement)
+        store.put_json(keys.replan(0), [])
+        call = PlanRequest("2026-01-01T00:00:02Z", "replan", 1)
+        plan_round(store, name, call, aggregator=LambdaConfig(3008, "arm64"))
     [batch] = store.get_json(keys.tasks(0))
     [task] = batch["tasks"]
     done = subprocess.run(
@@ -176,6 +187,15 @@ def test_so_does_that_of_robust_rules(
         # The positions of 4,096 stretches of each input are projected, and here are few.
         receiving = 2 * clients * sharding.receive_buffer_bytes(clients) / MIB
         assert peak + memory_projection.RUNTIME_MB + receiving <= projected
+
+
+@pytest.mark.parametrize(("clients", "dtype"), [(2, "F32"), (64, "F32"), (20, "BF16")])
+def test_so_does_the_peak_of_a_private_sum(store: S3Store, clients: int, dtype: str) -> None:
+    name = f"memory-private-{clients}-{dtype}"
+    peak, projected = peak_mb(store, name, clients, dtype, 10 * MIB, is_private=True)
+    print(f"{clients} clients, {dtype}, private: peak {peak} MB, projected {projected:.1f} MB")
+    receiving = 2 * clients * sharding.receive_buffer_bytes(clients) / MIB
+    assert peak + memory_projection.RUNTIME_MB + receiving <= projected
 
 
 @pytest.mark.parametrize(("clients", "dtype"), [(4, "F32"), (64, "F32"), (4, "I8")])

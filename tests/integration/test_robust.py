@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.ticket_issuer import issue_ticket
+from gradshard.client.ticket_round import TicketRound
 from gradshard_core.errors import PlanError
 from gradshard_core.s3.store import S3Store
 from tests import reference
 from tests.integration.by_hand import Round, Update, put_model, small
+from tests.integration.conftest import as_clients_do
 
 COLUMNS: list[dict[str, Any]] = [
     {"name": "median"},
@@ -106,6 +109,35 @@ def test_rule_that_measures(open_round: Callable[..., Round], rule: dict[str, An
     assert manifest["left_out"] == [client for client in updates if client not in kept]
     expected = reference.weighted([updates[c] for c in kept], [weights[c] for c in kept])
     assert_result(round_.result(), expected)
+
+
+@pytest.mark.parametrize("terms", [{}, {"weights": "counts"}, {"rule": "norm_clip"}])
+def test_samples_beyond_the_most_that_count_weigh_nothing(
+    open_round: Callable[..., Round], terms: dict[str, Any]
+) -> None:
+    results = []
+    for stated, most in ((10**9, 40), (40, None), (10**9, None)):
+        round_ = open_round(clients=5, **terms, **({"max_samples": most} if most else {}))
+        for i in range(5):
+            round_.submit(f"c{i}", small(i), stated if i == 3 else 20 + i)
+        assert round_.go() == {"status": "completed"}
+        results.append(round_.result())
+    assert results[0] == results[1] != results[2]
+
+
+def test_bulyan_selects_and_then_takes_the_mean_around_the_median(
+    open_round: Callable[..., Round],
+) -> None:
+    round_ = open_round(clients=9, rule={"name": "bulyan", "f": 1})
+    updates = {f"c{i}": small(i) for i in range(9)}
+    for client, update in updates.items():
+        round_.submit(client, update, 3)
+    assert round_.go() == {"status": "completed"}
+    decision = round_.store.get_json(round_.keys.decision(1))
+    selected = [entry["client"] for entry in decision["clients"] if entry["weight"] > 0]
+    assert len(selected) == 7
+    assert [c["client"] for c in round_.manifest()["contributors"]] == selected
+    assert_result(round_.result(), reference.columns([updates[c] for c in selected], "bulyan", f=1))
 
 
 def submitted(round_: Round, updates: dict[str, Update]) -> Round:
@@ -264,3 +296,36 @@ def test_sign_is_refused_for_a_model_with_buffers(
         round_.submit(client, {"w": np.ones(9, "f4"), "n": np.array([1], "i8")})
     with pytest.raises(PlanError, match="8 bytes of the model are buffers or integers"):
         round_.plan()
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"rule": {"name": "krum", "f": 1}},
+        {"rule": {"name": "bulyan", "f": 1}},
+        {"dp": {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}},
+    ],
+)
+def test_clients_with_tickets_take_part_and_read_that_they_were_left_out(
+    open_round: Callable[..., Round], store: S3Store, terms: dict[str, Any]
+) -> None:
+    round_ = open_round(clients=7, **terms)
+    rng = np.random.default_rng(1)
+    tickets = {}
+    for number in range(7):
+        client = f"c{number}"
+        ticket = issue_ticket(
+            as_clients_do(store), round_.keys, client, expires=600, max_bytes=100_000
+        )
+        tickets[client] = TicketRound(ticket)
+        update = {"w": (rng.standard_normal(500) * (50 if number == 3 else 1)).astype("f4")}
+        tickets[client].submit(update, samples=5)
+    assert round_.go() == {"status": "completed"}
+    result = reference.decode(round_.result())["w"]
+    assert np.array_equal(tickets["c0"].fetch()["w"], result)
+    left_out = round_.manifest()["left_out"]
+    assert ("c3" in left_out) == ("rule" in terms)
+    for client, taken in tickets.items():
+        rejection = taken.rejection()
+        assert (rejection is not None) == (client in left_out)
+        assert rejection is None or "left this update out of the average" in rejection

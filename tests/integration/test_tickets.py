@@ -141,9 +141,8 @@ class TestUploading:
         assert body is not None
         lost = tensors["w"] - compressed.read(body)["w"]
         assert residual.norm == pytest.approx(np.linalg.norm(lost), rel=1e-4)
-        update = check_update(
-            store, keys, "a", parse_spec({"clients": ["a"], "codecs": list(codecs)})
-        )
+        spec = parse_spec({"clients": ["a"], "codecs": [*CODECS]})
+        update = check_update(store, keys, "a", spec)
         assert isinstance(update, Update)
 
     def test_a_codec_that_the_round_does_not_take_is_not_sent(

@@ -44,6 +44,8 @@ def submit_all(round_: Round) -> None:
         {},
         {"order": "tree:4,4"},
         {"weights": "counts"},
+        {"max_samples": 7},
+        {"max_samples": 7, "weights": "counts"},
         {"topology": "lambda_fl"},
         {"topology": "lambda_fl", "fan_in": 9, "order": "tree:3,3,2"},
         {"topology": "lifl", "weights": "counts"},

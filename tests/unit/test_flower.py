@@ -188,6 +188,39 @@ class TestWithFlower:
         decision = parse_robust_rule(rule).decide((wide @ wide.T).tolist(), [1] * 12)
         assert [i for i, weight in enumerate(decision.weights) if weight] == expected
 
+    @pytest.mark.parametrize("seed", range(20))
+    @pytest.mark.parametrize("f", [1, 2, 3])
+    def test_bulyan_is_that_of_flower(self, seed: int, f: int) -> None:
+        from flwr.app import Message, MetricRecord, RecordDict
+        from flwr.serverapp.strategy import Bulyan
+
+        from tests.flower.clients import record_of
+        from tests.unit.aggregation.test_columns import combine
+
+        rng = np.random.default_rng(seed)
+        updates = rng.standard_normal((16, 40)).astype("f4")
+        updates[:f] += 5
+        contents = [
+            RecordDict(
+                {
+                    "arrays": record_of({"w": update}),
+                    "metrics": MetricRecord({"num-examples": 1}),
+                }
+            )
+            for update in updates
+        ]
+        messages = [Message(content, dst_node_id=1, message_type="train") for content in contents]
+        arrays, _ = Bulyan(num_malicious_nodes=f).aggregate_train(1, messages)
+        assert arrays is not None
+        wide = updates.astype("f8")
+        rule = {"name": "bulyan", "f": f}
+        decision = parse_robust_rule(rule).decide((wide @ wide.T).tolist(), [1] * 16)
+        kept = [{"w": updates[i]} for i, weight in enumerate(decision.weights) if weight]
+        assert len(kept) == 16 - 2 * f
+        # numpy does not define the order in which Flower adds.
+        flowers = arrays.to_numpy_ndarrays()[0]
+        assert np.allclose(combine(rule, kept)["w"], flowers, rtol=0, atol=1e-6)
+
     @pytest.mark.parametrize("beta", [0.1, 0.2, 0.34, 0.49])
     @pytest.mark.parametrize("clients", [5, 15, 20])
     def test_columns_are_those_of_flower(self, clients: int, beta: float) -> None:

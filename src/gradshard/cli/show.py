@@ -129,6 +129,11 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
     if manifest.get("masked"):
         yield "samples", f"{manifest['samples']:,} of all contributors together"
     yield "waited", f"{manifest['waited_seconds']:.1f} s for updates, while no function ran"
+    if privacy := manifest.get("privacy"):
+        # It imports numpy, which other rounds are shown without.
+        from gradshard.client.accounting import privacy_in_words
+
+        yield "privacy", privacy_in_words(privacy)
     if measuring := manifest.get("measuring"):
         yield "measured", _measured(measuring, manifest["left_out"])
     yield "seconds", f"{manifest['seconds']:.1f}, of them {totals['longest_seconds']:.1f} a task"

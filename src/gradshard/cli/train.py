@@ -155,15 +155,18 @@ def watch(federation: "Federation", name: str, as_json: bool) -> None:
     command, the training goes on.
     """
     training = federation.training(name)
-    console, state = Console(), training.state()
+    console, state, spec = Console(), training.state(), training.spec()
     if as_json or is_quiet() or not console.is_terminal:
         for state in training.watch():
+            waits = training.waiting() if spec.is_buffered else []
             if as_json:
-                click.echo(json.dumps({"training": name, **state.to_json()}))
+                line = {"training": name, **state.to_json()}
+                click.echo(json.dumps(line | ({"waiting": len(waits)} if spec.is_buffered else {})))
             else:
-                confirm(escape_terminal(_line(state)))
+                buffer = f"; {_buffer(spec, state, waits)} wait" if spec.is_buffered else ""
+                confirm(escape_terminal(_line(state) + buffer))
     else:
-        spec, records = training.spec(), training.records()
+        records = training.records()
         with Live(console=console, transient=True) as live:
             for state in training.watch():
                 records = training.records(records)

@@ -5,6 +5,7 @@ them with an allowance that is computed here, when a budget is set.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 from gradshard_core.errors import SpecError
@@ -56,6 +57,23 @@ def budget_of(epsilon: float, delta: float) -> PrivacyBudget:
             break
         low, high = (middle, high) if epsilon_of(middle, delta) <= epsilon else (low, middle)
     return PrivacyBudget(epsilon, delta, low)
+
+
+def privacy_in_words(privacy: Mapping[str, Any]) -> str:
+    """Return what the manifest of a private round says of it, for people."""
+    delta = privacy["delta"]
+    words = (
+        f"clip {privacy['clip']:g}, noise multiplier {privacy['noise_multiplier']:g}: a deviation "
+        f"of {privacy['deviation']:.4g} in each element of the average of {privacy['clients']}"
+    )
+    if not is_installed():
+        return f"{words}; 1/z² {privacy['cost']:.4g}"
+    words += f"; ε {epsilon_of(privacy['cost'], delta):.4g} at δ {delta:g}"
+    if privacy["spent"] is None:
+        return f"{words}, and no bound with the rounds before it"
+    if privacy["spent"] > privacy["cost"]:
+        words += f", and {epsilon_of(privacy['spent'], delta):.4g} with the rounds before it"
+    return words
 
 
 def is_installed() -> bool:

@@ -137,10 +137,10 @@ def read_claim(
             f"round {keys.round_id!r} cannot be verified: its updates are masked, and only the "
             "keeper can recompute the sum of the masks"
         )
-    if spec.measures:
+    if spec.decider is not None:
         raise SpecError(
-            f"round {keys.round_id!r} cannot be verified: {spec.decider and spec.decider.name} "
-            "decided on weights from measurements that only the functions can read"
+            f"round {keys.round_id!r} cannot be verified: its rule {spec.decider.name} decided on "
+            "weights from measurements that only the functions can read"
         )
     return _Reader(store, keys, spec, model_version, stated).read()
 
@@ -257,23 +257,25 @@ class _Reader:
         client, source = named.client, named.source
         try:
             header = _read_header(self._store, source, lock)
-            samples = parse_samples(header.metadata)
+            stated = parse_samples(header.metadata)
         except ChangedObjectError as error:
             return f"{client} ({error})"
         except UpdateError as error:
             raise UpdateError(f"{source.key}: {error}") from None
         contradictions = []
+        samples = self._spec.counted(stated)
         if samples != named.samples:
+            counted = "" if samples == stated else f", which count as {samples}"
             contradictions.append(
                 f"{client}: samples is {named.samples} in the manifest, but its update states "
-                f"{samples}"
+                f"{stated}{counted}"
             )
         difference = layout.difference(header.layout, partial=self._spec.partial_rule is not None)
         if difference is not None:
             raise UpdateError(f"{source.key} does not have the layout of the result: {difference}")
         report = None
         if self._spec.weights == STEPS:
-            report = asdict(parse_report(samples, header.metadata))
+            report = asdict(parse_report(stated, header.metadata))
         coverage = coverage_of(layers, header.layout.shapes) if layers else None
         runs = layout.runs_in(header.layout, header.data_offset)
         version = base_version(source.key)

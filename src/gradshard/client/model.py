@@ -187,7 +187,7 @@ class Model:
     def privacy(self) -> PrivacyLedger:
         """Return the model's privacy ledger: its rounds, what each has revealed, and the budget.
 
-        ``epsilon_of(ledger.spent, delta)`` of :mod:`gradshard.client.accounting` is ε so far.
+        ``gradshard.client.accounting.epsilon_of(ledger.spent, delta)`` is ε so far.
         """
         return read_ledger(self._stack.store, self.name)
 

@@ -27,7 +27,9 @@ class RoundOptions(TypedDict, total=False):
     fan_in: int | None
     order: str | None
     weights: str | None
+    max_samples: int | None
     rule: str | Mapping[str, Any] | None
+    dp: Mapping[str, Any] | None
     layers: Naming | None
     assignments: Mapping[str, Any] | None
     eager: bool | None

@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.keep:
         _configure_keeping(options.keep)
     _patch_functions_keys()
+    _patch_user_ids()
     _patch_asked_arns()
     _tell_decisions()
     _patch_versioned_ranges()
@@ -136,6 +137,23 @@ def _patch_functions_keys() -> None:
 
     # The module's own name for the library, which it uses for nothing else.
     lambda_runtime.hashlib = SimpleNamespace(sha256=sha256)
+
+
+def _patch_user_ids() -> None:
+    """Give a function's session the user id of its role; MiniStack begins it with the name."""
+    from ministack.services import iam, sts
+
+    register_session = sts.register_session
+
+    def register(key: str, session: dict[str, Any], *rest: Any) -> Any:
+        name, _, session_name = session.get("UserId", "").partition(":")
+        account = session.get("Arn", "").split(":")[4:5]
+        role = iam._roles.get_scoped(*account, None, name) if account else None
+        if role is not None:
+            session = {**session, "UserId": f"{role['RoleId']}:{session_name}"}
+        return register_session(key, session, *rest)
+
+    sts.register_session = register
 
 
 def _tell_decisions() -> None:

@@ -132,6 +132,7 @@ def _course(
         "seconds": _between(plan.get("planned_at"), manifest.get("finished_at")),
         "updates_from": status["spec"].get("updates_from"),
         "model": manifest.get("model"),
+        "privacy": manifest.get("privacy"),
     }
 
 

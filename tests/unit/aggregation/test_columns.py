@@ -80,6 +80,33 @@ def _beta(rule: dict[str, Any]) -> dict[str, float]:
     return {"beta": rule["beta"]} if "beta" in rule else {}
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    tensors=st.lists(TENSOR, min_size=1, max_size=4).filter(
+        lambda ts: any(int(np.prod(shape)) for _, shape in ts)
+    ),
+    f=st.integers(1, 4),
+    more=st.integers(0, 5),
+    has_ties=st.booleans(),
+    shards=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_second_pass_of_bulyan_takes_the_mean_around_the_median(
+    tensors: list[tuple[str, tuple[int, ...]]],
+    f: int,
+    more: int,
+    has_ties: bool,
+    shards: int,
+    seed: int,
+) -> None:
+    selected = 2 * f + 3 + more
+    updates, _ = random_updates(tensors, selected, seed)
+    if has_ties:
+        updates = [{name: np.rint(t).astype(t.dtype) for name, t in u.items()} for u in updates]
+    found = combine({"name": "bulyan", "f": f}, updates, shards)
+    assert_same(found, reference.columns(updates, "bulyan", f=f))
+
+
 @pytest.mark.parametrize("clients", range(1, 65))
 def test_network_sorts_every_column_of_zeros_and_ones(clients: int) -> None:
     # A network that sorts all zeros and ones sorts everything (Knuth, 5.3.4, theorem Z). Columns

@@ -26,7 +26,12 @@ def layout_of(updates: Updates) -> Layout:
 
 
 def measure(
-    updates: Updates, shards: int = 1, buffers: Stretches = (), seed: int = 0
+    updates: Updates,
+    shards: int = 1,
+    buffers: Stretches = (),
+    seed: int = 0,
+    *,
+    pairs: bool = True,
 ) -> list[list[float]]:
     """Measure updates shard by shard, in any order and some twice, as tasks and finalize do."""
     layout = layout_of(updates)
@@ -38,7 +43,7 @@ def measure(
     assert all(a.end == b.start for a, b in itertools.pairwise(cut))
     for shard in np.random.default_rng(seed).permutation(len(cut)):
         _, start, end = cut[shard]
-        reduction = Measuring(len(updates), buffers)
+        reduction = Measuring(len(updates), buffers, pairs=pairs)
         sources: list[Source] = [MemorySource(data[start:end]) for data in raw]
         zones = [Zone(*c, []) for c in chunk_ranges(layout.spans, layout.nbytes, start, end)]
         aggregate(sources, zones, reduction, spans, lambda _: None)
@@ -179,3 +184,10 @@ def test_report_that_is_not_finite_or_of_another_size_is_refused() -> None:
     for written in ([[1.0, math.inf, 1.0]], [[1.0]]):
         with pytest.raises(ValueError, match=r"\d sums of products"):
             ExactSum(2).add_json(written)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_norms_alone_are_the_diagonal(shards: int) -> None:
+    updates, _ = random_updates([("F32", (40_000,)), ("BF16", (9,)), ("F64", (500,))], 7, 11)
+    norms = np.diag(np.diag(measure(updates)))
+    assert measure(updates, shards, pairs=False) == norms.tolist()

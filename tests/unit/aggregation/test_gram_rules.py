@@ -47,6 +47,12 @@ def multi_krum(updates: Matrix, shares: Matrix, rule: Mapping[str, Any]) -> Matr
     return np.average(updates[chosen], axis=0, weights=shares[chosen])
 
 
+def bulyan(updates: Matrix, _shares: Matrix, rule: Mapping[str, Any]) -> Matrix:
+    """Return the mean of the selected; what the second pass makes of them is in test_columns."""
+    chosen = np.argsort(nearest_sums(updates, rule["f"]), kind="stable")
+    return np.asarray(updates[chosen[: len(updates) - 2 * rule["f"]]].mean(axis=0))
+
+
 def weiszfeld(updates: Matrix, shares: Matrix, _rule: Mapping[str, Any]) -> Matrix:
     point: Matrix = shares @ updates
     least = 1e-6 * np.linalg.norm(updates - point, axis=1).max()
@@ -80,6 +86,7 @@ ORACLES: dict[str, Oracle] = {
     "norm_clip": clip_to,
     "krum": krum,
     "multi_krum": multi_krum,
+    "bulyan": bulyan,
     "geometric_median": weiszfeld,
     "cosine_filter": cosine_filter,
     "centered_clip": centered_clip,
@@ -91,6 +98,7 @@ RULES: list[dict[str, Any]] = [
     {"name": "krum", "f": 2},
     {"name": "multi_krum", "f": 2},
     {"name": "multi_krum", "f": 1, "m": 3},
+    {"name": "bulyan", "f": 1},
     {"name": "geometric_median"},
     {"name": "cosine_filter"},
     {"name": "cosine_filter", "least": 0.5},

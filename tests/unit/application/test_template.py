@@ -648,6 +648,26 @@ def test_the_bucket_rejects_objects_that_functions_cannot_read(
     assert denial["Condition"] == condition
 
 
+@pytest.mark.parametrize(
+    ("sid", "actions", "role"),
+    [
+        (
+            "DenyReadingNoiseKeys",
+            ["s3:GetObject", "s3:GetObjectVersion"],
+            "AggregateShardFunctionRole",
+        ),
+        ("DenyBringingNoiseKeys", ["s3:PutObject"], "PlanRoundFunctionRole"),
+    ],
+)
+def test_the_key_of_noise_is_for_one_role_each(sid: str, actions: list[str], role: str) -> None:
+    denial = denials()[sid]
+    assert as_list(denial["Action"]) == actions
+    assert shown(denial["Resource"]) == "${Bucket.Arn}/rounds/*/secrets/*"
+    [(operator, keys)] = denial["Condition"].items()
+    assert operator == "StringNotLike"
+    assert shown(keys["aws:userid"]) == f"${{{role}.RoleId}}:*"
+
+
 def test_forgotten_uploads_go_after_a_day_and_rounds_when_the_operator_says() -> None:
     rules = {rule["Id"]: rule for rule in bucket()["LifecycleConfiguration"]["Rules"]}
     uploads = rules["AbortForgottenUploads"]

@@ -283,6 +283,9 @@ def test_a_buffered_training_shows_its_version_its_buffer_and_staleness(
     shown = json.loads(run("train", "show", "t", "--json").output)
     waiting = [(found["client"], found["version"]) for found in shown["waiting"]]
     assert waiting == [("ann", 5), ("bo", 3)]
+    change(federation, status="ended", cause="over")
+    assert "; 2 of 4, staleness 1.0, at most 2 wait" in run("train", "watch", "t").output
+    assert json.loads(run("train", "watch", "t", "--json").output)["waiting"] == 2
 
 
 def test_join_compresses_updates_as_told(

@@ -1,14 +1,19 @@
 """Private rounds from opening to end, on a bucket in memory."""
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gradshard.client.accounting import is_installed, privacy_in_words
+from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.formats.keys import ModelKeys, StoredTensors
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
+from gradshard_core.records.noise_key import read_noise_key
 from gradshard_core.records.privacy_ledger import (
     PrivacyBudget,
     change_ledger,
@@ -16,6 +21,7 @@ from gradshard_core.records.privacy_ledger import (
 )
 from tests import reference
 from tests.unit.in_memory import OPENED, Machine
+from tests.unit.trainings.machine import DyingStore, Killed
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
@@ -29,6 +35,11 @@ APPLIED = {
 @pytest.fixture
 def private(machine: Machine) -> Machine:
     """A machine whose bucket has a model of version 1."""
+    put_model(machine)
+    return machine
+
+
+def put_model(machine: Machine) -> None:
     body = reference.encode({"w": np.zeros(5, "f4")}, {"format": "pt"})
     store, key = machine.store, ModelKeys("m").put("first")
     store.put_bytes(key, body)
@@ -36,7 +47,6 @@ def private(machine: Machine) -> Machine:
     assert source is not None
     offset = 8 + int.from_bytes(body[:8], "little")
     model_registry.reserve(store, Version("m", 1, StoredTensors(source, offset)))
-    return machine
 
 
 def limit(machine: Machine, allowance: float) -> None:
@@ -145,3 +155,76 @@ def test_canary_is_seen_without_noise_and_hidden_with_it(machine: Machine) -> No
     # Of the Gaussian with σ = 4: 0.55 and 0.45; five standard errors of forty are 0.39.
     assert abs(rates["dp"][True] - 0.55) < 0.39
     assert abs(rates["dp"][False] - 0.45) < 0.39
+
+
+def test_manifest_says_what_the_model_has_spent_with_the_round(private: Machine) -> None:
+    spent = []
+    for name in ("r1", "r2"):
+        run(private, name, dp=DP)
+        privacy = private.store.get_json(private.keys.manifest)["privacy"]
+        assert privacy["cost"] == 0.25
+        spent.append(privacy["spent"])
+    assert spent == [0.25, 0.5]
+    words = privacy_in_words(privacy)
+    start = "clip 1, noise multiplier 2: a deviation of 0.6667 in each element of the average of 3;"
+    assert words.startswith(start)
+    if is_installed():
+        assert words.endswith("ε 2.166 at δ 1e-05, and 3.189 with the rounds before it")
+    else:
+        assert words.endswith("1/z² 0.25")
+
+
+def test_model_with_buffers_is_refused_at_opening(private: Machine) -> None:
+    version = model_registry.read_current(private.store, "m")
+    model_registry.reserve(private.store, replace(version, number=2, buffers=("w",)))
+    answer = private.open(**APPLIED, dp=DP)
+    assert "'w' is an integer or a buffer, whose average would reveal clients" in answer["reason"]
+    assert read_ledger(private.store, "m").entries == ()
+
+
+def with_deaths(machine: Machine, deaths: set[int], call: Callable[[], Any]) -> Any:
+    """Call a function that dies at these requests, and call it again until it answers."""
+    store = machine.store
+    assert isinstance(store, DyingStore)
+    for left in (deaths, set[int]()):
+        store.requests, store.deaths = 0, left
+        try:
+            return call()
+        except Killed:
+            continue
+        finally:
+            store.deaths = set()
+    raise AssertionError("died without a reason")
+
+
+@pytest.mark.parametrize("moment", [*range(14), *range(-14, 0)])
+def test_functions_that_die_at_any_request_neither_change_the_noise_nor_the_ledger(
+    machine: Machine, moment: int
+) -> None:
+    machine.store = DyingStore()
+    put_model(machine)
+    limit(machine, 0.25)
+    assert with_deaths(machine, {moment}, lambda: machine.open(**APPLIED, dp=DP)) is not None
+    update = {"w": np.ones(5, "f4")}
+    for client in "abc":
+        machine.collect(client, machine.submit(client, update))
+    outcome = machine.turn(OPENED)
+    planned = with_deaths(machine, {moment}, lambda: machine.plan(outcome))
+    key = read_noise_key(machine.store, machine.keys)
+    # Twice, as if the first task had been thought dead.
+    for _ in range(2):
+        machine.aggregate(planned)
+    assert read_noise_key(machine.store, machine.keys) == key
+    ended = with_deaths(machine, {moment}, lambda: machine.step("finalize_round"))
+    assert ended == {"status": "completed"}
+    assert machine.store.head(machine.keys.noise_key) is None
+    noise = np.empty(5, np.int64)
+    NoiseSource(key, 1, 0).read_into(memoryview(noise).cast("B"))
+    step = 2.0 / 2480
+    factor = 1 / (math.sqrt(5) * (1 + 2**-10))
+    expected = (3 * np.trunc(factor / step) + noise) * step / 3
+    result = machine.store.get_bytes(machine.keys.result)
+    assert result is not None
+    assert np.allclose(reference.decode(result)["w"], expected, rtol=1e-6, atol=0)
+    ledger = read_ledger(machine.store, "m")
+    assert [(entry.round_id, entry.cost) for entry in ledger.entries] == [("r", 0.25)]

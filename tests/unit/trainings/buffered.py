@@ -54,19 +54,22 @@ class BufferedMachine(Machine):
     """Client and version of each update, in their order."""
 
     queue: list[tuple[datetime, str, Invitation]] = field(default_factory=list)
-    idle: set[str] = field(default_factory=set)
+    idle: dict[str, int] = field(default_factory=dict)
+    """The last version that each client has trained which waits for the next one."""
+
     answers: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.store.clock = lambda: self.now
-        self.idle = set(self.paces)
+        self.idle = dict.fromkeys(self.paces, 0)
 
     def begin(self, invitation: Invitation) -> None:
         """Have idle clients train."""
         for client in sorted(self.idle):
-            self._begin(client, invitation)
-        self.idle.clear()
+            if self.idle[client] < invitation.version:
+                del self.idle[client]
+                self._begin(client, invitation)
 
     def _begin(self, client: str, invitation: Invitation) -> None:
         until = self.now + timedelta(seconds=self.paces[client])
@@ -143,7 +146,7 @@ class BufferedMachine(Machine):
         if invitation.version < current.version:
             self._begin(client, current)
         else:
-            self.idle.add(client)
+            self.idle[client] = invitation.version
         return any(answer.get("resumed") for answer in answers)
 
     def _add_up(self, name: str, invitation: Invitation) -> None:

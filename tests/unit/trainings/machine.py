@@ -161,13 +161,18 @@ class Machine:
     def __post_init__(self) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.patch.setattr(advancing, "utc_now", lambda: self.now)
-        for name in ("resume", "schedule_deadline", "publish", "give_up"):
+        for name in ("resume", "schedule_deadline", "publish"):
             self.patch.setattr(aws_callbacks, name, lambda *_: True)
+        self.patch.setattr(aws_callbacks, "give_up", self._give_up)
         self.stack = MemoryStack(self.store)
         self.keys = TrainingKeys(NAME)
         self.training = Training(self.stack, NAME)
         self.model = Model(self.stack)
         self.model.put(MODEL)
+
+    def _give_up(self, _token: str, error: str, cause: str) -> None:
+        """Keep with which error a round was not opened."""
+        self.not_opened = (error, cause)
 
     @property
     def state(self) -> TrainingState:
@@ -305,9 +310,12 @@ class Machine:
         if self.store.head(RoundKeys(name).spec) is not None:
             raise TaskError("StepFunctions.ExecutionAlreadyExistsException", name)
         opened = open_round(self.store, name, spec, started=self.now.isoformat(), token="t")
-        if opened["status"] == "opened":
-            for client in sorted({*invitation.clients} - self.skipped):
-                self._answer(client, invitation)
+        if opened["status"] != "opened":
+            error, cause = self.not_opened
+            abort_round(self.store, name, error=error, cause=cause)
+            raise TaskError("States.TaskFailed", "the round failed")
+        for client in sorted({*invitation.clients} - self.skipped):
+            self._answer(client, invitation)
         try:
             self._aggregate(name)
         except GradshardError as error:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.errors import TrainingStateError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from gradshard_core.formats.layout import parse_header
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.rounds.abort_round import abort_round
@@ -419,6 +419,20 @@ def test_two_trainings_of_one_model_are_told_of_each_other(machine: Machine) -> 
     with pytest.raises(TrainingStateError, match="is that of training 't', which is paused"):
         machine._call("StartTrainingFunction", event)
     machine.training.stop("make room")
+    assert machine._call("StartTrainingFunction", event)["run"] == 1
+
+
+def test_a_training_that_is_starting_keeps_its_model_for_a_quarter_of_an_hour(
+    machine: Machine,
+) -> None:
+    spec = {"rounds": 1, "clients": ["a"], "round": {"server_optimizer": "fedavg"}}
+    # The function of the other one has died, or has not written its state yet.
+    taken = {"training": "other", "started_at": "2026-01-01T00:00:00.5Z"}
+    machine.store.put_json(ModelKeys("model").training, taken)
+    event = {"training": "u", "spec": spec, "started": "2026-01-01T00:15:00Z"}
+    with pytest.raises(TrainingStateError, match="is that of training 'other', which is starting"):
+        machine._call("StartTrainingFunction", event)
+    event |= {"training": "v", "started": "2026-01-01T00:15:00.5Z"}
     assert machine._call("StartTrainingFunction", event)["run"] == 1
 
 

@@ -1,6 +1,7 @@
 """Buffered trainings from their start to their end: the bits of FedBuff, whatever happens."""
 
 import math
+import random
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from fractions import Fraction
@@ -160,19 +161,19 @@ def outcome(machine: BufferedMachine) -> list[Any]:
     return [[record[name] for name in names] for record in machine.training.records()]
 
 
-@pytest.mark.parametrize("side", ["before", "after"])
-@pytest.mark.parametrize(
-    "function",
-    [
-        "StartTrainingFunction",
-        "AdvanceTrainingFunction",
-        "OpenRoundFunction",
-        "CollectUpdateFunction",
-        "PlanRoundFunction",
-        "FinalizeRoundFunction",
-        "AbortRoundFunction",
-    ],
+FUNCTIONS = (
+    "StartTrainingFunction",
+    "AdvanceTrainingFunction",
+    "OpenRoundFunction",
+    "CollectUpdateFunction",
+    "PlanRoundFunction",
+    "FinalizeRoundFunction",
+    "AbortRoundFunction",
 )
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_function_that_dies_at_any_request_changes_no_bit(
     new_machine: NewMachine, function: str, side: str
 ) -> None:
@@ -204,6 +205,34 @@ def test_a_function_that_dies_at_any_request_changes_no_bit(
         assert outcome(machine) == outcome(undisturbed), number
         assert machine.arrived == undisturbed.arrived, number
         assert after.counted == undisturbed.state.counted, number
+
+
+def test_a_hundred_versions_have_the_same_bits_though_functions_die_at_random(
+    new_machine: NewMachine,
+) -> None:
+    """And events come twice, and executions of rounds are lost. The bits are those of FedBuff."""
+    machine, rng, lost = new_machine(), random.Random(0), set[str]()  # noqa: S311 - no secret
+
+    def lose(invitation: Invitation) -> None:
+        if invitation.round_id not in lost and rng.random() < 0.1:
+            lost.add(invitation.round_id)
+            raise LostError("States.TaskFailed", "stopped by hand")
+
+    # No function dies more often in a row than it is tried.
+    machine.kill = {
+        name: [{rng.randrange(-16, 16)} if n % 2 else set() for n in range(2000)]
+        for name in FUNCTIONS
+    }
+    machine.after_plan, machine.deliver = lose, lambda event: [event] * rng.randint(1, 2)
+    state = machine.start(
+        **options(rounds=100, buffer=3, max_staleness=100, evaluate_every=20, repeats=20)
+    )
+    assert (state.status, state.completed) == ("ended", 100)
+    assert lost
+    models, taken = fedbuff(machine.arrived, 3)
+    assert bits(machine) == {name: tensor.tobytes() for name, tensor in models[100].items()}
+    completed = [r["staleness"] for r in machine.training.records() if r["staleness"]]
+    assert completed == taken[:100]
 
 
 @pytest.mark.parametrize("times", [0, 2, 3])
@@ -438,6 +467,27 @@ def test_a_client_that_floods_the_buffer_has_one_update_in_it(
     assert upload(machine, "bo", 1, GOOD)["resumed"]
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "rounds/t-from-00000001-from-00000001/updates/bo.safetensors",
+        "rounds/t-from-1/updates/bo.safetensors",
+        "rounds/t-from-00000001/updates/bo",
+        "rounds/t-from-00000001/updates/bo/bo.safetensors",
+        "rounds/t-from-00000001/updates/update.safetensors",
+        "rounds/t-from-00000001/partial-updates/bo.safetensors",
+        "rounds/t-from-00000009/updates/bo.safetensors",
+    ],
+)
+def test_objects_that_are_no_updates_of_the_training_do_not_wait(
+    open_training: BufferedMachine, key: str
+) -> None:
+    open_training.store.put_bytes(key, GOOD)
+    assert open_training.training.waiting() == []
+    open_training.store.put_bytes("rounds/t-from-00000001/updates/bo.safetensors", GOOD)
+    assert len(open_training.training.waiting()) == 1
+
+
 def test_updates_with_nan_are_rejected_while_they_are_added_and_the_rest_counts(
     new_machine: NewMachine,
 ) -> None:
@@ -553,7 +603,7 @@ def test_too_few_updates_by_the_deadline_are_waited_for_again_and_then_it_pauses
     assert "1 good update, but min_clients is 2" in (state.cause or "")
     assert "It was tried 2 times." in (state.cause or "")
     machine.paces["bo"] = 1.0
-    machine.idle.add("bo")
+    machine.idle["bo"] = 0
     state = machine.resume()
     assert state.completed == 3
     assert machine.training.records()[2]["contributors"] == ["ann", "bo"]
@@ -663,3 +713,13 @@ def test_the_status_of_a_round_lists_the_updates_that_wait_and_then_those_that_c
         ("awaiting", ["cy"]),
         ("aggregating", ["ann", "cy"]),
     ]
+
+
+def test_a_round_that_is_named_as_an_inbox_is_a_round(new_machine: NewMachine) -> None:
+    machine = new_machine({})
+    event = {"round": "week-from-00000001", "spec": {"clients": ["ann"]}}
+    machine._call("OpenRoundFunction", {**event, "started": "2026-01-01T00:00:00+00:00"})
+    key = RoundKeys("week-from-00000001").update("ann")
+    machine.store.put_bytes(key, GOOD)
+    answer = machine._call("CollectUpdateFunction", {"key": key, "etag": machine.store.etags[key]})
+    assert (answer["status"], answer["resumed"]) == ("accepted", True)

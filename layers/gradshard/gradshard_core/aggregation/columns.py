@@ -1,6 +1,7 @@
 """Rules over columns: an element of the result follows from that element of all inputs.
 
 ``median`` and ``trimmed_mean`` are those of Yin et al. 2018 (https://arxiv.org/abs/1803.01498),
+``bulyan`` is the second step of El Mhamdi et al. 2018 (https://arxiv.org/abs/1802.07927), and
 ``sign`` is the majority vote of Bernstein et al. 2019 (https://arxiv.org/abs/1810.05291). Every
 input counts alike, whatever its number of samples.
 
@@ -8,6 +9,9 @@ input counts alike, whatever its number of samples.
 ``median``        the middle one; of an even number (a + b) / 2, where a ≤ b are the middle two
 ``trimmed_mean``  the ⌊βN⌋ smallest and as many of the largest are left out; the others are added
                   in ascending order, and the sum is divided by their number
+``bulyan``        of updates that were selected before: the β that are closest to the median are
+                  added in ascending order, and the sum is divided by β; of two that are equally
+                  close, the smaller one counts
 ``sign``          1, 0 or -1: the sign of the sum of all signs
 ================  =================================================================================
 
@@ -70,21 +74,78 @@ class TrimmedMean:
 
     def finish(self, piece: Piece, position: int) -> memoryview:
         """Return the bytes of a piece of the result."""
-        dtype, rows, result = piece.dtype, piece.rows, piece.scratch
-        for row in rows:
-            if not dtype.is_integer:
-                # The result may be finite although an input is not.
-                check_finite(piece, row, position, math.inf)
-            # Processors differ in which of two zeros is the smaller one.
-            np.add(row, 0.0, out=row)
-        cut = (len(rows) - 1) // 2 if self.cut is None else self.cut
-        total, *others = _sort(rows, result, cut)
-        for row in others:
-            np.add(total, row, out=total)
-        np.divide(total, result.dtype.type(len(others) + 1), out=result)
-        if not dtype.is_integer:
-            check_finite(piece, result, position, dtype.overflow)
-        return arithmetic.finish(dtype, result, rows[0] if rows[0] is not result else rows[1])
+        cut = (len(piece.rows) - 1) // 2 if self.cut is None else self.cut
+        kept = _sort(_comparable(piece, position), piece.scratch, cut)
+        return _mean(piece, kept, len(kept), position)
+
+
+@dataclass(frozen=True)
+class MeanAroundMedian:
+    """The mean of the elements of each column that are closest to their median.
+
+    Parameters
+    ----------
+    left_out
+        The number of the others, which are even.
+    """
+
+    left_out: int
+    of_sums: ClassVar[bool] = False
+    accumulator: ClassVar[None] = None
+
+    def rows(self, inputs: int) -> int:
+        """Return the number of inputs, since all are held at once."""
+        return inputs
+
+    def block_bytes(self, _inputs: int) -> int:
+        """Return the size of a block in bytes of the layout."""
+        return ROW_BYTES
+
+    def take(
+        self, sources: Sequence[Source], _weights: Sequence[float | None], block: Block
+    ) -> None:
+        """Read a block of every input; all cover it, and their weights are the same."""
+        take_rows(sources, block)
+
+    def finish(self, piece: Piece, position: int) -> memoryview:
+        """Return the bytes of a piece of the result."""
+        rows = _sort(_comparable(piece, position), piece.scratch, 0)
+        closest = len(rows) - self.left_out
+        low, high = rows[(len(rows) - 1) // 2], rows[len(rows) // 2]
+        median = np.divide(np.add(low, high), low.dtype.type(2))
+        # The closest ones are side by side. They begin after the smallest one if that is farther
+        # from the median than the one behind them, and so on.
+        is_passed = [
+            rows[start + closest] - median < median - rows[start] for start in range(self.left_out)
+        ]
+        for start, passed in enumerate(is_passed):
+            rows[start][passed] = 0
+            # Zero of what lies behind them. A row may be both, in different columns.
+            rows[start + closest][~passed] = 0
+        return _mean(piece, rows, closest, position)
+
+
+def _comparable(piece: Piece, position: int) -> list[Array]:
+    """Return the rows of a piece, whose elements have been made sure to have one order."""
+    for row in piece.rows:
+        if not piece.dtype.is_integer:
+            # The result may be finite although an input is not.
+            check_finite(piece, row, position, math.inf)
+        # Processors differ in which of two zeros is the smaller one.
+        np.add(row, 0.0, out=row)
+    return piece.rows
+
+
+def _mean(piece: Piece, addends: Sequence[Array], count: int, position: int) -> memoryview:
+    """Add rows in their order, and return the bytes of the sum divided by ``count``."""
+    dtype, rows, result = piece.dtype, piece.rows, piece.scratch
+    total, *others = addends
+    for row in others:
+        np.add(total, row, out=total)
+    np.divide(total, result.dtype.type(count), out=result)
+    if not dtype.is_integer:
+        check_finite(piece, result, position, dtype.overflow)
+    return arithmetic.finish(dtype, result, rows[0] if rows[0] is not result else rows[1])
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,9 @@ class Measuring:
     buffers
         The stretches of the layout that are not measured. Spans have to be split where they begin
         and end.
+    pairs
+        Whether products of different updates are needed; otherwise they stay zero, and only norms
+        are measured.
 
     Attributes
     ----------
@@ -182,9 +185,9 @@ class Measuring:
     of_sums: ClassVar[bool] = False
     accumulator: ClassVar[None] = None
 
-    def __init__(self, inputs: int, buffers: Stretches = ()) -> None:
+    def __init__(self, inputs: int, buffers: Stretches = (), *, pairs: bool = True) -> None:
         self.products = ExactSum(inputs)
-        self._buffers = buffers
+        self._buffers, self._pairs = buffers, pairs
         # Pages that are never touched take no memory.
         self._rounded = np.empty((inputs, MOST_ELEMENTS))
 
@@ -217,6 +220,10 @@ class Measuring:
         for row, top, target in zip(piece.rows, tops, rounded, strict=True):
             magic = row.dtype.type(limits.magic(top))
             np.add(row, magic, out=row)
-            np.subtract(row, magic, out=target)
-        self.products.add(rounded @ rounded.T)
+            np.subtract(row, magic, out=row)
+            np.copyto(target, row)
+        if self._pairs:
+            self.products.add(rounded @ rounded.T)
+        else:
+            self.products.add(np.diag([row @ row for row in rounded]))
         return NOTHING

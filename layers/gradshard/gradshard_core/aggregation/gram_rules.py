@@ -82,6 +82,18 @@ def multi_krum(settings: Settings, gram: Gram, samples: Sequence[int]) -> Decisi
     return Decision(_among(samples, chosen), scores)
 
 
+def bulyan(settings: Settings, gram: Gram, _samples: Sequence[int]) -> Decision:
+    """Select the N - 2f updates with the lowest Krum scores (El Mhamdi et al., ICML 2018).
+
+    The second pass takes the mean of each of their columns around its median. As in Flower's
+    ``Bulyan``, all are selected by the scores among all N.
+    """
+    f = int(settings["f"])
+    scores = krum_scores(gram, f)
+    chosen = _lowest(scores, len(scores) - 2 * f)
+    return Decision(_among([1] * len(scores), chosen), scores)
+
+
 def geometric_median(_settings: Settings, gram: Gram, samples: Sequence[int]) -> Decision:
     """Take the point with the least sum of distances to all updates (Pillutla et al. 2022, RFA).
 

@@ -85,6 +85,7 @@ class PrivacyMechanism:
 
     name: ClassVar[str] = "dp"
     score: ClassVar[str] = "norm"
+    pairs: ClassVar[bool] = False
 
     @property
     def cost(self) -> float:

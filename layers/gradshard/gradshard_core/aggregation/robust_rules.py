@@ -2,8 +2,9 @@
 
 Rules over columns (:mod:`gradshard_core.aggregation.columns`) take one pass. The others *measure*
 first: the inner products of all pairs of updates, their Gram matrix, say how long updates are and
-how far from each other. A rule makes weights of them, and the weighted sum is the second pass. A
-further rule is one function (:mod:`gradshard_core.aggregation.gram_rules`) and its line in
+how far from each other. A rule makes weights of them, and the weighted sum is the second pass.
+Bulyan does both: it combines columns of the updates that its first pass has selected. A further
+rule is one function (:mod:`gradshard_core.aggregation.gram_rules`) and its line in
 :data:`ROBUST_RULES`.
 """
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation import gram_rules
-from gradshard_core.aggregation.columns import MajoritySign, TrimmedMean
+from gradshard_core.aggregation.columns import MajoritySign, MeanAroundMedian, TrimmedMean
 from gradshard_core.aggregation.gram_rules import Settings
 from gradshard_core.aggregation.kernel import Reduction
 from gradshard_core.errors import SpecError
@@ -42,18 +43,24 @@ class _Rule(NamedTuple):
     least
         (settings) → the fewest updates that it takes.
     decide
-        Makes weights of a Gram matrix; None for a rule over columns.
+        Makes weights of a Gram matrix; None for a rule that measures nothing.
+    columns
+        (settings, inputs, gathers) → the reduction of a rule over columns; None for a weighted sum.
     score
         The name of the scores by which ``decide`` decides, as reports show it.
     is_of_changes
         Whether it goes by lengths or directions, which only changes of a model have.
+    pairs
+        Whether it needs products of different updates; otherwise only norms are measured.
     """
 
     settings: Mapping[str, _Setting]
     least: Callable[[Settings], int]
     decide: gram_rules.Rule | None = None
+    columns: Callable[[Settings, int, bool], Reduction] | None = None
     score: str = ""
     is_of_changes: bool = False
+    pairs: bool = True
 
 
 def _one(_settings: Settings) -> int:
@@ -75,6 +82,27 @@ def _multi_krum_least(settings: Settings) -> int:
     return max(_krum_least(settings), int(settings.get("m", 1)) + int(settings["f"]))
 
 
+def _bulyan_least(settings: Settings) -> int:
+    """4f + 3 (El Mhamdi et al. 2018, section 4)."""
+    return int(4 * settings["f"] + 3)
+
+
+def _median(_settings: Settings, _inputs: int, _gathers: bool) -> Reduction:
+    return TrimmedMean()
+
+
+def _trimmed_mean(settings: Settings, inputs: int, _gathers: bool) -> Reduction:
+    return TrimmedMean(_cut(settings["beta"], inputs))
+
+
+def _sign(_settings: Settings, _inputs: int, gathers: bool) -> Reduction:
+    return MajoritySign(gathers=gathers)
+
+
+def _around_median(settings: Settings, _inputs: int, _gathers: bool) -> Reduction:
+    return MeanAroundMedian(int(2 * settings["f"]))
+
+
 def _is_count(value: float) -> bool:
     return value >= 1 and float(value).is_integer()
 
@@ -82,7 +110,9 @@ def _is_count(value: float) -> bool:
 MEDIAN: Final = "median"
 TRIMMED_MEAN: Final = "trimmed_mean"
 SIGN: Final = "sign"
+KRUM: Final = "krum"
 
+_KRUM: Final = "Krum score"
 _BETA: Final = _Setting(0.2, lambda beta: 0 < beta < 0.5, "a number above 0 and under 0.5")
 _F: Final = _Setting(None, _is_count, "a whole number from 1, how many updates may be bad", True)
 _M: Final = _Setting(None, _is_count, "a whole number from 1")
@@ -95,27 +125,30 @@ _ITERATIONS: Final = _Setting(
 )
 
 ROBUST_RULES: Final[Mapping[str, _Rule]] = {
-    MEDIAN: _Rule({}, _three),
-    TRIMMED_MEAN: _Rule({"beta": _BETA}, _three),
-    SIGN: _Rule({}, _one, is_of_changes=True),
-    "norm_clip": _Rule(_CLIP, _one, gram_rules.norm_clip, "norm", is_of_changes=True),
-    "krum": _Rule({"f": _F}, _krum_least, gram_rules.krum, "Krum score"),
-    "multi_krum": _Rule({"f": _F, "m": _M}, _multi_krum_least, gram_rules.multi_krum, "Krum score"),
+    MEDIAN: _Rule({}, _three, columns=_median),
+    TRIMMED_MEAN: _Rule({"beta": _BETA}, _three, columns=_trimmed_mean),
+    SIGN: _Rule({}, _one, columns=_sign, is_of_changes=True),
+    "norm_clip": _Rule(
+        _CLIP, _one, gram_rules.norm_clip, score="norm", is_of_changes=True, pairs=False
+    ),
+    KRUM: _Rule({"f": _F}, _krum_least, gram_rules.krum, score=_KRUM),
+    "multi_krum": _Rule({"f": _F, "m": _M}, _multi_krum_least, gram_rules.multi_krum, score=_KRUM),
+    "bulyan": _Rule({"f": _F}, _bulyan_least, gram_rules.bulyan, _around_median, score=_KRUM),
     "geometric_median": _Rule(
-        {}, _three, gram_rules.geometric_median, "distance from the geometric median"
+        {}, _three, gram_rules.geometric_median, score="distance from the geometric median"
     ),
     "cosine_filter": _Rule(
         {"least": _LEAST},
         _three,
         gram_rules.cosine_filter,
-        "cosine with the geometric median",
+        score="cosine with the geometric median",
         is_of_changes=True,
     ),
     "centered_clip": _Rule(
         {**_CLIP, "iterations": _ITERATIONS},
         _one,
         gram_rules.centered_clip,
-        "distance from the center",
+        score="distance from the center",
         is_of_changes=True,
     ),
 }
@@ -139,13 +172,23 @@ class RobustRule:
 
     @property
     def is_columns(self) -> bool:
-        """Whether it combines columns, in one pass; otherwise it measures first."""
-        return ROBUST_RULES[self.name].decide is None
+        """Whether it combines columns instead of adding with weights."""
+        return ROBUST_RULES[self.name].columns is not None
+
+    @property
+    def counts_samples(self) -> bool:
+        """Whether an update counts by its client's number of samples."""
+        return not self.is_columns and self.name != KRUM
 
     @property
     def is_of_changes(self) -> bool:
         """Whether it goes by lengths or directions, which only changes of a model have."""
         return ROBUST_RULES[self.name].is_of_changes
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it needs products of different updates; otherwise only norms are measured."""
+        return ROBUST_RULES[self.name].pairs
 
     @property
     def score(self) -> str:
@@ -161,7 +204,7 @@ class RobustRule:
     @property
     def holds_all(self) -> bool:
         """Whether a task that writes the result holds a block of every input at once."""
-        return self.name in (MEDIAN, TRIMMED_MEAN)
+        return self.is_columns and self.name != SIGN
 
     @property
     def least_clients(self) -> int:
@@ -207,14 +250,13 @@ class RobustRule:
     @property
     def measures(self) -> bool:
         """Whether it measures all updates before it adds them."""
-        return not self.is_columns
+        return ROBUST_RULES[self.name].decide is not None
 
     def reduction(self, inputs: int, *, gathers: bool) -> Reduction:
         """Return the reduction of a rule over columns."""
-        if self.name == SIGN:
-            return MajoritySign(gathers=gathers)
-        cut = None if self.name == MEDIAN else _cut(self.settings["beta"], inputs)
-        return TrimmedMean(cut)
+        columns = ROBUST_RULES[self.name].columns
+        assert columns is not None  # noqa: S101 - for mypy: other rules add with weights
+        return columns(self.settings, inputs, gathers)
 
     def to_json(self) -> dict[str, Any]:
         """Return what :func:`parse_robust_rule` reads."""

@@ -237,6 +237,7 @@ NOT_MASKED: Final = {
     "assignments": "they are computed from what single clients report",
     "codecs": "a mask has no shorter form",
     "allow_nonfinite": "the encoding has no NaN and no infinity",
+    "max_samples": "nobody sees how many samples a client counts, and the encoding bounds them",
     "updates_from": "a seed is summed once, in the round that it was sealed for",
 }
 """Options that masked rounds cannot have, and the reasons."""

@@ -512,7 +512,9 @@ class Plan:
         """
         computation = self.computation
         if computation.measures:
-            return Measuring(inputs, self.layout.buffers)
+            decider = computation.dp or computation.robust
+            pairs = decider is None or decider.pairs
+            return Measuring(inputs, self.layout.buffers, pairs=pairs)
         if computation.robust is not None and computation.robust.is_columns:
             return computation.robust.reduction(inputs, gathers=gathers)
         if self.grid is not None:

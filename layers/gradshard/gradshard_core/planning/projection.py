@@ -176,6 +176,8 @@ def _requests(load: Workload, shards: int) -> Requests:
     headers = 1 + load.models
     applying = shards * load.models
     counted = Requests(gets=inputs + extra + tasks + headers + applying, puts=2 * tasks + applying)
+    if load.is_private:  # the key of the noise
+        counted = counted.plus(Requests(gets=shards, puts=0))
     if not load.measures:
         return counted
     return counted.plus(

@@ -25,7 +25,7 @@ from gradshard_core.errors import SpecError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.keys import check_id
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.layout import MAX_SAMPLES, Layout
 from gradshard_core.planning import limits
 from gradshard_core.planning.masking import (
     MASKING_EXAMPLE,
@@ -133,6 +133,12 @@ class RoundSpec:
         "with one division at the end. steps: shares, normalised by the local steps that clients "
         "report.",
         value=SHARES,
+    )
+    max_samples: int | None = option(
+        WholeNumber(1, MAX_SAMPLES),
+        "Count at most this number of samples of a client, whatever it states.",
+        value=None,
+        default="as many as it states",
     )
     rule: PartialRule | RobustRule | None = option(
         Parsed(
@@ -306,6 +312,10 @@ class RoundSpec:
         rule = self.robust_rule
         return rule if rule is not None and rule.measures else self.dp
 
+    def counted(self, samples: int) -> int:
+        """Return how many of the samples that a client states are counted."""
+        return samples if self.max_samples is None else min(samples, self.max_samples)
+
     @property
     def expected(self) -> int:
         """The number of expected clients."""
@@ -435,8 +445,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
         for name in DEFAULTS
         if fields.get(name) is not None
     }
-    least = others["rule"].least_clients if _is_robust(others.get("rule")) else 1
-    least = max(least, LEAST_CLIENTS if "dp" in others else 1)
+    least = _least(others.get("rule"), others.get("dp"))
     min_clients = _parse_min_clients(fields.get("min_clients"), expected, least)
     spec = RoundSpec(clients=clients, min_clients=min_clients, **others)
     _check_clients(spec)
@@ -516,6 +525,11 @@ def _check_apply(spec: RoundSpec) -> None:
         )
 
 
+def _least(rule: Any, dp: Any) -> int:
+    least = rule.least_clients if isinstance(rule, RobustRule) else 1
+    return max(least, 1 if dp is None else LEAST_CLIENTS)
+
+
 def _check_inbox(spec: RoundSpec) -> None:
     """Check what the updates of a buffered training go with."""
     if spec.inbox is None:
@@ -540,10 +554,6 @@ def _check_inbox(spec: RoundSpec) -> None:
         raise SpecError("updates of a buffered training are counted: give their number as clients")
 
 
-def _is_robust(rule: Any) -> bool:
-    return isinstance(rule, RobustRule)
-
-
 def _check_robust(spec: RoundSpec) -> None:
     """Check what a robust rule goes with."""
     rule = spec.robust_rule
@@ -561,6 +571,10 @@ def _check_robust(spec: RoundSpec) -> None:
         raise SpecError(
             f"rule {rule.name} compares updates, and a NaN compares with nothing: leave out "
             "allow_nonfinite"
+        )
+    if not rule.counts_samples and spec.max_samples is not None:
+        raise SpecError(
+            f"rule {rule.name} counts every client alike, whatever it states: leave out max_samples"
         )
     if rule.is_columns and spec.order is not None:
         raise SpecError(f"rule {rule.name} adds in an order of its own: leave out order")
@@ -589,6 +603,7 @@ def _check_privacy(spec: RoundSpec) -> None:
         "allow_nonfinite": "clips updates, and a NaN has no length",
         "order": "adds whole numbers, whose sum depends on no order",
         "updates_from": "counts what each round reveals of the updates sent to it",
+        "max_samples": "counts every client alike, whatever it states",
         "assignments": "hides what clients send, and assignments follow from it",
     }.items():
         if getattr(spec, name):

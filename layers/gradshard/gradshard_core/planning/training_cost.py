@@ -23,9 +23,9 @@ ADVANCE_GETS: Final = 10
 each update."""
 
 
-ARRIVAL_GETS: Final = 10
-"""Of collect_update for an update of a buffered training, beyond one of a round: spec and state of
-the training, twice, membership, model, layout, and what is under way."""
+ARRIVAL_GETS: Final = 11
+"""Of collect_update for an update of a buffered training, beyond one of a round: options and state
+of the training, twice, membership, model, layout, and what is under way."""
 
 CLOSING_PUTS: Final = 2
 """In a buffered training: a list of updates, and what has counted."""

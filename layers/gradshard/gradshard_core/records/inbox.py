@@ -91,7 +91,7 @@ def list_uncounted(
     sent: dict[tuple[str, int], ListedObject] = {}
     rejected: dict[tuple[str, int], datetime] = {}
     for entry in store.list_objects(keys.inboxes, after=keys.inbox(versions.start).root):
-        found = _parse(entry.key)
+        found = _parse(keys, entry.key)
         if found is None or found[2] not in versions:
             continue
         kind, client, version = found
@@ -130,12 +130,13 @@ def list_waiting(
     return list(first.values())
 
 
-def _parse(key: str) -> tuple[str, str, int] | None:
-    """Return kind, client and version of an object in an inbox; None for what is none of these."""
+def _parse(keys: TrainingKeys, key: str) -> tuple[str, str, int] | None:
+    """Return kind, client and version of an object in an inbox of a training; None for others."""
     folder, _, name = key.removeprefix(ROUNDS).partition("/")
     inbox = parse_inbox_id(folder)
     kind, _, file = name.partition("/")
     client = file.removesuffix({"updates": ".safetensors", "rejections": ".json"}.get(kind, "/"))
-    if inbox is None or client == file or not is_client(client):
+    # The name of another training may begin with that of an inbox.
+    if inbox is None or inbox.training != keys.name or client == file or not is_client(client):
         return None
     return kind, client, inbox.version

@@ -208,7 +208,7 @@ def _contributor(spec: RoundSpec, update: _Sent, runs: Runs) -> Contributor:
     return Contributor(
         client=update.client,
         source=update.source,
-        samples=update.samples,
+        samples=spec.counted(update.samples),
         weight=0.0,
         runs=runs.moved(update.data_offset),
         report=_report(spec, update),

@@ -70,10 +70,10 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
         client = check_id("client", parsed.client) if parsed else ""
     except SpecError as error:
         return {"status": "ignored", "reason": str(error)}
-    inbox = parse_inbox_id(keys.round_id) if keys else None
-    if inbox is not None:
-        return collect_arrival(store, inbox, client, etag)
     opened = read_spec(store, keys) if keys else None
+    inbox = parse_inbox_id(keys.round_id) if keys else None
+    if opened is None and inbox is not None:
+        return collect_arrival(store, inbox, client, etag)
     if keys is None or opened is None:
         return {"status": "ignored", "reason": f"{key}: there is no such round"}
     spec, _ = opened

@@ -1,5 +1,6 @@
 """Complete the upload of the result, and write the manifest last."""
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from gradshard_core.records import model_registry
 from gradshard_core.records.manifest import COMPLETED, parse_manifest
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
+from gradshard_core.records.privacy_ledger import read_ledger
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.measurement import left_out, read_decision, summary, write_measurement
 from gradshard_core.s3.store import S3Store
@@ -155,7 +157,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     version = _next_version(store, plan, made)
     if version is not None:
         version = model_registry.reserve(store, version)
-    manifest = _manifest(plan, result, tally, version, measuring)
+    manifest = _manifest(plan, result, tally, version, _privacy(store, plan), measuring)
     if not store.put_json(keys.manifest, manifest, replaces=None):
         manifest = store.get_json(keys.manifest, parse_manifest) or manifest
         if manifest["status"] != COMPLETED:
@@ -262,6 +264,7 @@ def _manifest(
     result: ObjectVersion,
     tally: _Tally,
     version: Version | None,
+    privacy: dict[str, Any] | None,
     measuring: dict[str, Any],
 ) -> dict[str, Any]:
     computation = plan.computation
@@ -314,7 +317,7 @@ def _manifest(
         "projected": plan.projected,
         "notes": plan.notes,
         "model": version and version.to_json(),
-        "privacy": _privacy(plan),
+        "privacy": privacy,
         **_partial(plan),
         **_masked(plan),
         **measuring,
@@ -333,12 +336,18 @@ def _masked(plan: Plan) -> dict[str, Any]:
     return {"masked": plan.masking.terms.to_json(), "samples": plan.masking.total}
 
 
-def _privacy(plan: Plan) -> dict[str, Any] | None:
-    """Return what a private average was made with."""
+def _privacy(store: S3Store, plan: Plan) -> dict[str, Any] | None:
+    """Return what a private average was made with, and what its model has spent with it."""
     dp, grid = plan.computation.dp, plan.grid
     if dp is None or grid is None:
         return None
+    spent = dp.cost
+    if plan.next_model is not None:
+        ledger = read_ledger(store, plan.next_model.server_optimizer.model)
+        spent = ledger.by_version([(plan.next_model.version, plan.round_id)]).popitem()[1]
     return {
+        "cost": dp.cost,
+        "spent": spent if math.isfinite(spent) else None,
         **dp.to_json(),
         "clients": len(plan.contributors),
         "deviation": dp.noise_multiplier * dp.clip / len(plan.contributors),

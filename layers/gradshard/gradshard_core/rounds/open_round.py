@@ -9,7 +9,7 @@ from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, S
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
-from gradshard_core.planning.spec import RoundSpec, parse_new_spec
+from gradshard_core.planning.spec import RoundSpec, parse_new_spec, unclippable
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.rounds import arrivals, asking, aws_callbacks
@@ -107,6 +107,11 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
             buffers.named(
                 model_registry.layout_of(store, newest.tensors), spec.server_optimizer.buffers
             )
+        if spec.dp is not None:
+            layout = model_registry.layout_of(store, newest.tensors)
+            kept = newest.buffers_in(layout, spec.server_optimizer)
+            if names := buffers.names_in(layout, kept):
+                raise SpecError(unclippable(names[0]))
         base = {"model_version": newest.number}
         privacy_ledger.enter(store, newest.model, keys.round_id, spec.dp, spec.expected)
     if not store.put_json(keys.spec, record | base, replaces=None):

@@ -1,7 +1,8 @@
 """Check and write a training's options, and the state from which it begins."""
 
 from collections.abc import Mapping
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 
 from gradshard_core.aggregation import buffers
 from gradshard_core.errors import TrainingExistsError, TrainingStateError
@@ -11,6 +12,10 @@ from gradshard_core.records import model_registry
 from gradshard_core.records.training_state import ENDED, RUNNING, TrainingState, read_state
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
+
+STARTING_SECONDS: Final = 900
+"""A training that has a model but no state after this time has failed to start. All retries of
+federation.asl.json take less."""
 
 
 def start_training(
@@ -55,7 +60,7 @@ def start_training(
         store.get_json(keys.spec) != record
     ):
         raise TrainingExistsError(f"training {name!r} was started before; choose another name")
-    _take_model(store, optimizer.model, name)
+    _take_model(store, optimizer.model, name, started)
     first = newest.number
     state = TrainingState(
         RUNNING, 1, 0, first, started, started, first_version=first, dismissed=first
@@ -64,16 +69,17 @@ def start_training(
     return {"training": name, "run": 1, "step": 0}
 
 
-def _take_model(store: S3Store, model: str, name: str) -> None:
+def _take_model(store: S3Store, model: str, name: str, started: str) -> None:
     """Note that a training has a model, unless another one has it that has not ended."""
-    key = ModelKeys(model).training
+    key, record = ModelKeys(model).training, {"training": name, "started_at": started}
     for _ in conditional_write_attempts(key):
-        if store.put_json(key, {"training": name}, replaces=None):
+        if store.put_json(key, record, replaces=None):
             return
         head = store.head(key)
-        other = store.get_json(key, lambda record: str(record["training"]))
-        if head is None or other is None:
+        taken = store.get_json(key)
+        if head is None or taken is None:
             continue
+        other = taken["training"]
         if other == name:
             return
         state = read_state(store, TrainingKeys(other))
@@ -82,5 +88,14 @@ def _take_model(store: S3Store, model: str, name: str) -> None:
                 f"model {model!r} is that of training {other!r}, which is {state.status}: stop "
                 "that one first (gradshard train stop), or train another model"
             )
-        if store.put_json(key, {"training": name}, replaces=head.etag):
+        if state is None and _seconds_between(taken["started_at"], started) < STARTING_SECONDS:
+            raise TrainingStateError(
+                f"model {model!r} is that of training {other!r}, which is starting: stop that one "
+                "first (gradshard train stop), or train another model"
+            )
+        if store.put_json(key, record, replaces=head.etag):
             return
+
+
+def _seconds_between(earlier: str, later: str) -> float:
+    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()

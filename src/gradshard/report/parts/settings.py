@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from gradshard.client.accounting import privacy_in_words
 from gradshard.report.facts import Facts
 from gradshard.report.markup import named, tag
 from gradshard.report.parts.part import Part, format_moment
@@ -54,6 +55,8 @@ def _rows(facts: Facts) -> list[tuple[str, object]]:
         optimizer = model["optimizer"]["optimizer"]
         made = f"version {model['version']} of {model['model']}, by {optimizer}"
         rows.append(("model", named(made)))
+    if facts["privacy"]:
+        rows.append(("privacy", privacy_in_words(facts["privacy"])))
     return rows + [("note", named(note)) for note in facts["notes"]]
 
 

@@ -1,0 +1,36 @@
+"""examples/privacy.py: a short run, and that it combines as functions do."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+
+import privacy
+from gradshard_core.aggregation.privacy import PrivacyMechanism
+
+
+def test_updates_are_clipped_and_averaged_with_noise() -> None:
+    updates = np.random.default_rng(0).standard_normal((5, 40_000)).astype("f4")
+    mechanism = PrivacyMechanism(3.0, 0.5, 1e-3)
+    found = privacy.combine(updates, mechanism, bytes(32))
+    lengths = np.linalg.norm(updates, axis=1, keepdims=True)
+    clipped = (updates * 3.0 / lengths).mean(axis=0)
+    assert (found - clipped).std() == pytest.approx(0.5 * 3.0 / 5, rel=0.02)
+    assert np.array_equal(found, privacy.combine(updates, mechanism, bytes(32)))
+    assert not np.array_equal(found, privacy.combine(updates, mechanism, bytes(31) + b"1"))
+
+
+def test_short_run_writes_every_multiplier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(
+        "dp_accounting", reason="dp-accounting is not installed: `make test-privacy`"
+    )
+    words = ["privacy.py", "--rounds", "1", "--seeds", "1", "--clients", "5"]
+    monkeypatch.setattr(sys, "argv", [*words, "-o", str(tmp_path)])
+    assert privacy.main() == 0
+    [panel] = json.loads((tmp_path / "privacy.json").read_text())["panels"].values()
+    assert len(panel) == len(privacy.MULTIPLIERS)
+    assert (tmp_path / "privacy.svg").read_text().startswith("<svg")

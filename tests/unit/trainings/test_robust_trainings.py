@@ -1,0 +1,65 @@
+"""Trainings whose rounds have a robust rule, or are private."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gradshard_core.errors import SpecError
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning.training_spec import parse_training_spec
+from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger, read_ledger
+from tests.unit.trainings.machine import Machine
+
+CLIENTS = [f"c{number}" for number in range(8)]
+DP = {"clip": 1.0, "noise_multiplier": 2.0, "delta": 1e-5}
+DELTAS = {"optimizer": "fedavg", "updates": "deltas"}
+
+
+@pytest.mark.parametrize(
+    "of_round",
+    [
+        {"rule": "median"},
+        {"rule": {"name": "krum", "f": 2}},
+        {"rule": {"name": "bulyan", "f": 1}},
+        {"rule": "norm_clip"},
+        {"max_samples": 3},
+        {"dp": DP},
+    ],
+)
+def test_rounds_of_a_training(machine: Machine, of_round: dict[str, Any]) -> None:
+    of_round = of_round | {"server_optimizer": DELTAS}
+    state = machine.start(rounds=3, clients=CLIENTS, round=of_round)
+    assert (state.status, state.cause) == ("ended", "all 3 rounds have completed")
+    manifest = machine.store.get_json(RoundKeys("t-00003").manifest)
+    assert manifest["model"]["version"] == 4
+    assert (manifest["privacy"] is not None) == ("dp" in of_round)
+
+
+def test_training_pauses_at_once_when_its_privacy_budget_is_spent(machine: Machine) -> None:
+    model = machine.model.name
+    budget = PrivacyBudget(8.0, 1e-5, 0.6)
+    change_ledger(machine.store, model, lambda ledger: replace(ledger, budget=budget))
+    of_round = {"dp": DP, "server_optimizer": DELTAS}
+    state = machine.start(rounds=5, clients=CLIENTS, round=of_round, repeats=3)
+    assert state.status == "paused"
+    assert state.completed == 2
+    assert state.cause is not None
+    assert "PrivacyBudgetError" in state.cause
+    assert "2 rounds have spent 0.5" in state.cause
+    assert len(read_ledger(machine.store, model).entries) == 2
+
+
+@pytest.mark.parametrize(
+    ("of_round", "needed"),
+    [({}, 1), ({"rule": "median"}, 3), ({"rule": {"name": "krum", "f": 2}}, 7), ({"dp": DP}, 2)],
+)
+def test_round_is_opened_with_as_many_clients_as_its_rule_needs(
+    of_round: dict[str, Any], needed: int
+) -> None:
+    options = {"rounds": 1, "round": {"server_optimizer": DELTAS, **of_round}}
+    assert parse_training_spec(options).needed() == needed
+    few = CLIENTS[: needed - 1]
+    if few:
+        with pytest.raises(SpecError, match=f"{needed} clients are needed for a round"):
+            parse_training_spec(options | {"clients": few})
