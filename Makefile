@@ -120,7 +120,7 @@ test-flower: setup ## Run the tests that need Flower, in an environment of their
 # Not into .venv: it needs an older attrs than ours.
 test-privacy: setup ## Run the tests that need dp-accounting, in an environment of their own
 	$(PYTHON) -m venv .venv-privacy
-	.venv-privacy/bin/pip install --quiet --disable-pip-version-check '.[privacy]' $(TEST_PACKAGES)
+	.venv-privacy/bin/pip install --quiet --disable-pip-version-check '.[privacy,masked]' $(TEST_PACKAGES)
 	.venv-privacy/bin/python -m pytest -q -p no:cacheprovider tests/unit/client/test_accounting.py \
 		tests/examples/test_privacy.py
 
