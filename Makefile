@@ -126,7 +126,7 @@ test-exports: setup ## Export a training's metrics with the real MLflow and Tens
 # Not into .venv: it needs an older attrs than ours.
 test-privacy: setup ## Run the tests that need dp-accounting, in an environment of their own
 	$(PYTHON) -m venv .venv-privacy
-	.venv-privacy/bin/pip install --quiet --disable-pip-version-check '.[privacy]' $(TEST_PACKAGES)
+	.venv-privacy/bin/pip install --quiet --disable-pip-version-check '.[privacy,masked]' $(TEST_PACKAGES)
 	.venv-privacy/bin/python -m pytest -q -p no:cacheprovider tests/unit/client/test_accounting.py \
 		tests/examples/test_privacy.py
 
