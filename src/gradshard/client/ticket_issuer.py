@@ -15,7 +15,7 @@ from gradshard.client.ticket_parts import (
     PartUrls,
     cut,
 )
-from gradshard.client.tickets import Ticket, ticket_of
+from gradshard.client.tickets import Ticket, own_ticket
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout
@@ -97,7 +97,7 @@ def issue_ticket(
         codecs=codecs,
         model=model,
     )
-    ticket = ticket_of(record)
+    ticket = own_ticket(record)
     if not is_cut:
         return ticket
     parts = issue_part_urls(store, key, expires, max_bytes, min_bytes)
@@ -115,7 +115,7 @@ def issue_download_ticket(
         S3 takes no such time.
     """
     check_in_range("expires", expires, MAX_SECONDS)
-    ticket = ticket_of(
+    ticket = own_ticket(
         ticket_record(store, keys, client, seconds=expires, expires_at=_after(expires), max_bytes=0)
     )
     return replace(
