@@ -18,7 +18,7 @@ from gradshard.papers.claims import BANDWIDTHS, VARIANTS
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.planning import limits, planner, pricing, transfers
+from gradshard_core.planning import aws_prices, limits, planner, pricing, speeds, transfers
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.planning.projection import Projection, client_requests
@@ -150,7 +150,7 @@ minute.
 Functions, the functions around the tasks, S3's events, Lambda's fee per invocation, and cold
 starts. *On a slow network* is the total at the bandwidth that the paper of GradsSharding measured
 (*published*), {PUBLISHED.bytes_per_second / MIB:g} MiB/s a function. The other columns assume what
-the planner assumes (*burst*): {limits.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after a burst.
+the planner assumes (*burst*): {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after a burst.
 
 ![Dollars against size](cost-size.svg)
 
@@ -164,7 +164,7 @@ def _choices_section() -> str:
     cost = [
         1000
         * measurements.CLIENTS
-        * (asked.puts * limits.DOLLARS_PER_PUT + asked.gets * limits.DOLLARS_PER_GET)
+        * (asked.puts * aws_prices.DOLLARS_PER_PUT + asked.gets * aws_prices.DOLLARS_PER_GET)
         for asked in (small, large)
     ]
     return f"""
@@ -191,7 +191,7 @@ _PARTS: Final = (
 
 
 def _discount() -> float:
-    prices = limits.DOLLARS_PER_GB_SECOND
+    prices = aws_prices.DOLLARS_PER_GB_SECOND
     return 1 - prices["arm64"] / prices["x86_64"]
 
 
@@ -295,7 +295,7 @@ GradsSharding's *agg* of ResNet-18 and VGG-16, because functions end at differen
 
 *Modelled*: seconds from {PUBLISHED.bytes_per_second / MIB:g} MiB/s, reading and writing,
 {1000 * PUBLISHED.latency_seconds:g} ms a request (chosen to fit these cells) and
-{limits.TASK_START_SECONDS:g} s a start; memory from ⌈3·input + 450⌉. ResNet-18 was measured under
+{speeds.TASK_START_SECONDS:g} s a start; memory from ⌈3·input + 450⌉. ResNet-18 was measured under
 an earlier rule, ⌈2·input + 450⌉. The model's functions all take equally long.
 """
 
@@ -547,9 +547,9 @@ def _what_decides() -> str:
     )
     vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
     fixed = vgg16.bill.total - vgg16.bill.lambda_
-    transitions = limits.ROUND_TRANSITIONS + limits.LEVEL_TRANSITIONS
+    transitions = aws_prices.ROUND_TRANSITIONS + aws_prices.LEVEL_TRANSITIONS
     gpt2 = SYSTEMS["shards"](measurements.GPT2_LARGE.nbytes, claims.DEFAULT.setting)
-    once = limits.DOLLARS_PER_PUT + limits.DOLLARS_PER_GET
+    once = aws_prices.DOLLARS_PER_PUT + aws_prices.DOLLARS_PER_GET
     return f"""
 ## What decides
 
@@ -562,9 +562,9 @@ for the same minute, and each shard costs reads.
 
 For VGG-16 the other charges decide: ${1000 * fixed:.2f} at *burst*, with a bound of
 ${1000 * claims.ROUND_CLAIMS[0].bound:.2f}. State transitions alone cost
-${1000 * transitions * limits.DOLLARS_PER_TRANSITION:.2f}, events ${1000 * vgg16.bill.events:.2f}
-([why they are not filtered](../docs/cost.md#events)) and cold starts
-${1000 * vgg16.bill.starts:.2f}.
+${1000 * transitions * aws_prices.DOLLARS_PER_TRANSITION:.2f}, events
+${1000 * vgg16.bill.events:.2f} ([why they are not filtered](../docs/cost.md#events)) and cold
+starts ${1000 * vgg16.bill.starts:.2f}.
 
 The bounds come from published numbers with one PUT and one GET per client and object:
 ${1000 * measurements.CLIENTS * once:.2f} with λ-FL. gradshard's clients pay
@@ -706,8 +706,8 @@ def _published(model: measurements.Model) -> float:
 def _fan_out_section() -> str:
     seconds = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting).task_seconds
     # An Express child's seconds cost what a second transition would.
-    even = (limits.DOLLARS_PER_TRANSITION - limits.DOLLARS_PER_EXPRESS_REQUEST) / (
-        limits.EXPRESS_MEMORY_GB * limits.DOLLARS_PER_EXPRESS_GB_SECOND
+    even = (aws_prices.DOLLARS_PER_TRANSITION - aws_prices.DOLLARS_PER_EXPRESS_REQUEST) / (
+        aws_prices.EXPRESS_MEMORY_GB * aws_prices.DOLLARS_PER_EXPRESS_GB_SECOND
     )
     rows = [
         (way.label, *(f"{1000 * amount:.3f}" for amount in way.dollars))
@@ -718,8 +718,8 @@ def _fan_out_section() -> str:
 ## What starting tasks costs
 
 Step Functions charges for starting the tasks of a level. The table compares ways to start tasks of
-{seconds:.0f} s; the round's {limits.ROUND_TRANSITIONS} other transitions and
-{limits.LEVEL_TRANSITIONS} per level are extra.
+{seconds:.0f} s; the round's {aws_prices.ROUND_TRANSITIONS} other transitions and
+{aws_prices.LEVEL_TRANSITIONS} per level are extra.
 
 {_table(titles, rows)}
 
@@ -737,11 +737,11 @@ def _events_section() -> str:
 ## Events
 
 S3 sends EventBridge an event of every change to the bucket's objects, and EventBridge charges
-${1e6 * limits.DOLLARS_PER_EVENT:.2f} per million
+${1e6 * aws_prices.DOLLARS_PER_EVENT:.2f} per million
 ([AWS](https://aws.amazon.com/eventbridge/pricing/)). An object of a round has
-{limits.EVENTS_PER_EXPIRING_OBJECT} events: it is created, it expires, and its version is deleted a
-day later. A round of VGG-16 has {count} events, ${1000 * vgg16.bill.events:.2f} per thousand
-rounds. {measurements.CLIENTS} of them, the updates' arrivals, call a function.
+{aws_prices.EVENTS_PER_EXPIRING_OBJECT} events: it is created, it expires, and its version is
+deleted a day later. A round of VGG-16 has {count} events, ${1000 * vgg16.bill.events:.2f} per
+thousand rounds. {measurements.CLIENTS} of them, the updates' arrivals, call a function.
 
 **Why they are not filtered.** EventBridge gets all of a bucket's events or none
 ([AWS]({ALL_EVENTS})). S3's free, filtered notifications are no replacement:
@@ -759,14 +759,14 @@ def _assumptions_section() -> str:
 ## What the figures assume
 
 - Bandwidth *published*: {PUBLISHED.bytes_per_second / MIB:g} MiB/s, the middle of the paper's 44 to
-  57. *burst*: {limits.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after {limits.BURST_BYTES // MIB}
-  MiB at {limits.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771). Both hold
+  57. *burst*: {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after {speeds.BURST_BYTES // MIB}
+  MiB at {speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771). Both hold
   for every system, although the published ones read one object after another on one connection.
-- {limits.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added, for every system; a processor
+- {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added, for every system; a processor
   is {limits.MB_PER_VCPU} MB.
 - Each function of a round starts cold once; `collect_update` twice. Lambda bills the INIT phase
-  ([AWS]({INIT_BILLED})): {limits.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and
-  {limits.TASK_INIT_CPU_SECONDS:g} (tasks) or {limits.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of
+  ([AWS]({INIT_BILLED})): {speeds.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and
+  {speeds.TASK_INIT_CPU_SECONDS:g} (tasks) or {speeds.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of
   imports (measured), at the processor's share of the memory. *Seconds* are those of warm functions.
 - Not counted: storage, logs, traces, deleting versions of models, clients' polling, and the
   deadline's schedule ($0.001 per thousand rounds).

@@ -13,7 +13,7 @@ import pytest
 
 from gradshard import Federation
 from gradshard.deployment.local_engine import Engine
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_prices
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 
@@ -71,7 +71,7 @@ def test_comparing_13_clients_of_uneven_counts_and_mixed_types(
         children = sum(-(-len(sizes) // batch) for sizes in outcome["groups"])
         levels = len(outcome["groups"])
         assert outcome["transitions"] == (
-            limits.ROUND_TRANSITIONS + limits.LEVEL_TRANSITIONS * levels + children
+            aws_prices.ROUND_TRANSITIONS + aws_prices.LEVEL_TRANSITIONS * levels + children
         )
     tree, alone = by_label["λ-FL"], by_label["shards"]
     assert (tree["tasks"], tree["gets"]) == (5, 13 + 4 + 5 + 1)

@@ -20,7 +20,7 @@ from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import PlanError, SpecError
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_prices, limits
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
@@ -142,7 +142,7 @@ class Speed(click.ParamType):
 )
 @click.option(
     "--architecture",
-    type=click.Choice(sorted(limits.DOLLARS_PER_GB_SECOND)),
+    type=click.Choice(sorted(aws_prices.DOLLARS_PER_GB_SECOND)),
     default=DEFAULT_ARCHITECTURE,
     show_default=True,
     help="Processor of the functions.",

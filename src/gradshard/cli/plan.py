@@ -21,7 +21,7 @@ from gradshard.cli.values import SizeType, WholeNumberType
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.planning import limits, planner
+from gradshard_core.planning import aws_prices, limits, planner
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.masking import KeeperCost
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
@@ -63,7 +63,7 @@ ROWS: Final = 5
 )
 @option(
     "--architecture",
-    type=click.Choice(sorted(limits.DOLLARS_PER_GB_SECOND)),
+    type=click.Choice(sorted(aws_prices.DOLLARS_PER_GB_SECOND)),
     help="Processor of the functions.",
     default_text=f"that of the stack, else {DEFAULT_ARCHITECTURE}",
 )
@@ -136,7 +136,7 @@ def plan(
         load, aggregator, memories=sorted({*limits.MEMORIES_MB, memory}), shards=spec.shards
     )
     keeper = ring_bits and KeeperCost.of(
-        size, clients, ring_bits, limits.DOLLARS_PER_GB_SECOND[architecture]
+        size, clients, ring_bits, aws_prices.DOLLARS_PER_GB_SECOND[architecture]
     )
     if keeper:
         notes = [

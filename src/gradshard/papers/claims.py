@@ -19,7 +19,7 @@ from gradshard.papers import SYSTEMS, gradshard_systems, measurements
 from gradshard.papers.estimate import PUBLISHED, Estimate, Setting
 from gradshard.papers.measurements import MODELS, Model
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_prices, limits
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.planning.pricing import Bill, Requests
@@ -360,11 +360,11 @@ def fan_outs(seconds: float, shards: Sequence[int] = FAN_OUT_SHARDS) -> list[Fan
     transitions of its iterations in a Standard machine, and nothing in an Express one, which runs
     at most 40 side by side.
     """
-    transition = limits.DOLLARS_PER_TRANSITION
+    transition = aws_prices.DOLLARS_PER_TRANSITION
 
     def express(children: int) -> float:
-        each = limits.EXPRESS_MEMORY_GB * limits.DOLLARS_PER_EXPRESS_GB_SECOND * seconds
-        return children * (limits.DOLLARS_PER_EXPRESS_REQUEST + each)
+        each = aws_prices.EXPRESS_MEMORY_GB * aws_prices.DOLLARS_PER_EXPRESS_GB_SECOND * seconds
+        return children * (aws_prices.DOLLARS_PER_EXPRESS_REQUEST + each)
 
     def forties(m: int) -> int:
         return math.ceil(m / limits.INLINE_ITERATIONS)

@@ -13,7 +13,7 @@ from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.papers.measurements import Measurement
 from gradshard_core.aggregation import topologies
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import limits, pricing
+from gradshard_core.planning import limits, pricing, speeds
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.pricing import US_EAST_1, Bill, Requests, Tasks
 from gradshard_core.units import MIB
@@ -103,7 +103,7 @@ def modelled(measurement: Measurement) -> Estimate:
     )
     estimate = systems[measurement.system](measurement.model.nbytes, setting)
     levels = len(measurement.levels)
-    around = limits.ROUND_OVERHEAD_SECONDS + limits.LEVEL_OVERHEAD_SECONDS * (levels - 1)
+    around = speeds.ROUND_OVERHEAD_SECONDS + speeds.LEVEL_OVERHEAD_SECONDS * (levels - 1)
     return replace(estimate, seconds=estimate.seconds - around)
 
 
@@ -155,8 +155,8 @@ def _estimate(
         memory_mb=memory,
         task_seconds=max(longest),
         seconds=sum(longest)
-        + limits.ROUND_OVERHEAD_SECONDS
-        + limits.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1),
+        + speeds.ROUND_OVERHEAD_SECONDS
+        + speeds.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1),
         gb_seconds=memory / 1024 * sum(run.seconds for level in priced for run in level),
         gets=requests.gets,
         puts=requests.puts,

@@ -14,7 +14,7 @@ from gradshard_core.aggregation import sharding, topologies
 from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.layout import Layout, Span
-from gradshard_core.planning import limits, memory_projection, planner, transfers
+from gradshard_core.planning import limits, memory_projection, planner, speeds, transfers
 from gradshard_core.planning.bandwidth import Bandwidth
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.pricing import Requests
@@ -140,7 +140,7 @@ def test_orders_of_tensors_take_time_requests_memory_and_money() -> None:
         plain, mixed = (project(given, m, arm(512)) for given in (load, other))
         requests, skipped = disorder.cut(m)
         assert mixed.requests.gets - plain.requests.gets == round(requests)
-        waiting = limits.REQUEST_SECONDS * requests / m
+        waiting = speeds.REQUEST_SECONDS * requests / m
         read = 4 * 10**8 / m
         reading = arm(512).task_seconds(read + skipped / m) - arm(512).task_seconds(read)
         assert mixed.seconds - plain.seconds == pytest.approx(waiting + reading)
@@ -305,7 +305,7 @@ def test_waves_are_counted_level_by_level() -> None:
     load = Workload(GIB, ((2,) * 10, (3, 3, 4)))
     aggregator = arm(512, concurrency=4)
     below, above = (aggregator.task_seconds(n * GIB) for n in (2, 4))
-    around = limits.ROUND_OVERHEAD_SECONDS + limits.LEVEL_OVERHEAD_SECONDS
+    around = speeds.ROUND_OVERHEAD_SECONDS + speeds.LEVEL_OVERHEAD_SECONDS
     projection = project(load, 1, aggregator)
     assert projection.seconds == pytest.approx(3 * below + above + around)
 
@@ -395,7 +395,7 @@ def test_levels_by_hand() -> None:
     leaf, last, root = (0.2 + mib / 10 for mib in (3 * 50, 50, 3 * 100))
     assert projection.task_seconds == pytest.approx(root)
     assert projection.seconds == pytest.approx(
-        leaf + root + limits.ROUND_OVERHEAD_SECONDS + limits.LEVEL_OVERHEAD_SECONDS
+        leaf + root + speeds.ROUND_OVERHEAD_SECONDS + speeds.LEVEL_OVERHEAD_SECONDS
     )
     assert projection.tasks == 2 * (3 + 1)
     assert projection.gb_seconds == pytest.approx(2 * (2 * leaf + last + root) * 1769 / 1024)
@@ -447,7 +447,7 @@ def test_pass_that_measures_is_counted() -> None:
     assert twice.requests.puts - once.requests.puts == 8
     # At a whole processor, the network decides how long each pass takes.
     assert twice.seconds - once.seconds == pytest.approx(
-        once.task_seconds + limits.REPLAN_OVERHEAD_SECONDS, rel=0.5
+        once.task_seconds + speeds.REPLAN_OVERHEAD_SECONDS, rel=0.5
     )
     assert 1.8 * once.bill.lambda_ < twice.bill.lambda_ < 3 * once.bill.lambda_
     assert twice.bill.step_functions > once.bill.step_functions

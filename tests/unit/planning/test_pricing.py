@@ -12,7 +12,7 @@ import pytest
 
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import Layout, encode_header
-from gradshard_core.planning import limits, pricing
+from gradshard_core.planning import aws_prices, limits, pricing
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
@@ -339,9 +339,9 @@ def test_transitions_are_those_of_the_state_machine() -> None:
     again = next(c["Next"] for c in states["HasNextLevel"]["Choices"])
     loop = path[path.index(again) : path.index("HasNextLevel") + 1]
     assert loop == ["AggregateLevel", "HasNextLevel"]
-    assert len(loop) == limits.LEVEL_TRANSITIONS
+    assert len(loop) == aws_prices.LEVEL_TRANSITIONS
     # From the start to the first state, and from each to the next or the end.
-    assert len(path) + 1 == limits.ROUND_TRANSITIONS + limits.LEVEL_TRANSITIONS
+    assert len(path) + 1 == aws_prices.ROUND_TRANSITIONS + aws_prices.LEVEL_TRANSITIONS
     assert [states[name]["Type"] for name in loop] == ["Map", "Choice"]
     batches = states["AggregateLevel"]["ItemProcessor"]
     assert batches["ProcessorConfig"] == {"Mode": "DISTRIBUTED", "ExecutionType": "EXPRESS"}
@@ -350,9 +350,9 @@ def test_transitions_are_those_of_the_state_machine() -> None:
 
 def test_the_documentation_of_quotas_has_the_machines_transitions() -> None:
     page = (ROOT / "docs" / "deploying.md").read_text()
-    level = limits.LEVEL_TRANSITIONS
+    level = aws_prices.LEVEL_TRANSITIONS
     assert (
-        f"| {limits.ROUND_TRANSITIONS + level} for a round of one level, {level} more for each "
+        f"| {aws_prices.ROUND_TRANSITIONS + level} for a round of one level, {level} more for each "
         f"further level, and 1 for each {limits.INLINE_ITERATIONS} tasks"
     ) in page
 
@@ -387,7 +387,7 @@ def test_every_invocation_is_billed() -> None:
     )
     # Tasks, arrivals, and open, plan, finalize and the deadline.
     assert pricing.invocations(3, 5) == 3 + 5 + 4
-    assert bill.requests == pytest.approx((3 + 5 + 4) * limits.DOLLARS_PER_INVOCATION)
+    assert bill.requests == pytest.approx((3 + 5 + 4) * aws_prices.DOLLARS_PER_INVOCATION)
 
 
 def test_only_tasks_that_started_cold_pay_for_it() -> None:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
-from gradshard_core.planning import limits
+from gradshard_core.planning import speeds
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Bandwidth:
 
 BURST: Final = Bandwidth(
     "burst",
-    limits.SUSTAINED_BYTES_PER_SECOND,
-    burst_bytes=limits.BURST_BYTES,
-    burst_bytes_per_second=limits.BURST_BYTES_PER_SECOND,
+    speeds.SUSTAINED_BYTES_PER_SECOND,
+    burst_bytes=speeds.BURST_BYTES,
+    burst_bytes_per_second=speeds.BURST_BYTES_PER_SECOND,
 )
 """The planner's: sustained after a burst."""

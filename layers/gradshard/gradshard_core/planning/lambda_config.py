@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from gradshard_core.planning import limits
+from gradshard_core.planning import limits, speeds
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.pricing import US_EAST_1, Prices
 
@@ -62,9 +62,9 @@ class LambdaConfig:
             CPU seconds beyond those of receiving and adding them.
         """
         processor = min(1.0, self.memory_mb / limits.MB_PER_VCPU)
-        cpu_seconds = limits.CPU_SECONDS_PER_GB * nbytes / 1e9 + further_cpu_seconds
+        cpu_seconds = speeds.CPU_SECONDS_PER_GB * nbytes / 1e9 + further_cpu_seconds
         return (
-            limits.TASK_START_SECONDS
+            speeds.TASK_START_SECONDS
             + self.bandwidth.latency_seconds
             + max(self.bandwidth.seconds(nbytes), cpu_seconds / processor)
         )

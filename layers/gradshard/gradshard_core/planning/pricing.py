@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Final, NamedTuple
 
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_prices, limits, speeds
 
 HEADS_BEFORE_LIST: Final = 8
 """Expected clients that an arrival looks for before it lists all."""
@@ -31,15 +31,15 @@ class Prices:
         The price of a million events of EventBridge: S3's, and custom ones.
     """
 
-    gb_second_x86_64: float = limits.DOLLARS_PER_GB_SECOND["x86_64"]
-    gb_second_arm64: float = limits.DOLLARS_PER_GB_SECOND["arm64"]
-    invocations_per_million: float = 1e6 * limits.DOLLARS_PER_INVOCATION
-    put_per_1000: float = 1e3 * limits.DOLLARS_PER_PUT
-    get_per_1000: float = 1e3 * limits.DOLLARS_PER_GET
-    transitions_per_1000: float = 1e3 * limits.DOLLARS_PER_TRANSITION
-    express_per_million: float = 1e6 * limits.DOLLARS_PER_EXPRESS_REQUEST
-    express_gb_second: float = limits.DOLLARS_PER_EXPRESS_GB_SECOND
-    events_per_million: float = 1e6 * limits.DOLLARS_PER_EVENT
+    gb_second_x86_64: float = aws_prices.DOLLARS_PER_GB_SECOND["x86_64"]
+    gb_second_arm64: float = aws_prices.DOLLARS_PER_GB_SECOND["arm64"]
+    invocations_per_million: float = 1e6 * aws_prices.DOLLARS_PER_INVOCATION
+    put_per_1000: float = 1e3 * aws_prices.DOLLARS_PER_PUT
+    get_per_1000: float = 1e3 * aws_prices.DOLLARS_PER_GET
+    transitions_per_1000: float = 1e3 * aws_prices.DOLLARS_PER_TRANSITION
+    express_per_million: float = 1e6 * aws_prices.DOLLARS_PER_EXPRESS_REQUEST
+    express_gb_second: float = aws_prices.DOLLARS_PER_EXPRESS_GB_SECOND
+    events_per_million: float = 1e6 * aws_prices.DOLLARS_PER_EVENT
 
     def gb_second(self, architecture: str) -> float:
         """Return the price of a GB-second of an architecture."""
@@ -180,8 +180,8 @@ def bill(
     passes = [*measuring, *levels]
     measured = sum(run.number for level in measuring for run in level)
     gb_seconds = memory_mb / 1024 * sum(run.number * run.seconds for lvl in passes for run in lvl)
-    small_gb_seconds = _collected(clients) * limits.COLLECT_GB_SECONDS + limits.ROUND_GB_SECONDS
-    small_gb_seconds += limits.REPLAN_GB_SECONDS * bool(measured)
+    small_gb_seconds = _collected(clients) * speeds.COLLECT_GB_SECONDS + speeds.ROUND_GB_SECONDS
+    small_gb_seconds += speeds.REPLAN_GB_SECONDS * bool(measured)
     return Bill(
         lambda_=gb_seconds * gb_second,
         s3_aggregators=prices.s3(aggregators),
@@ -224,21 +224,21 @@ def events(tasks: Sequence[int], updates: int, models: int = 0, measured: int = 
         # The measurement, that nobody was rejected, and the decision. Plan, tasks and reports are
         # written again, and expire together.
         objects += 3
-        kept += (limits.EVENTS_PER_EXPIRING_OBJECT - 1) * (2 + measured)
-    return limits.EVENTS_PER_EXPIRING_OBJECT * (updates + objects) + 2 * partials + kept + 1
+        kept += (aws_prices.EVENTS_PER_EXPIRING_OBJECT - 1) * (2 + measured)
+    return aws_prices.EVENTS_PER_EXPIRING_OBJECT * (updates + objects) + 2 * partials + kept + 1
 
 
 def _starts(tasks: float, memory_mb: int) -> float:
     """Return the GB-seconds of cold starts: of tasks, and of the functions around them."""
-    return tasks * _init_gb_seconds(limits.TASK_INIT_CPU_SECONDS, memory_mb) + sum(
-        _init_gb_seconds(limits.SMALL_INIT_CPU_SECONDS, memory)
-        for memory in limits.SMALL_MEMORIES_MB
+    return tasks * _init_gb_seconds(speeds.TASK_INIT_CPU_SECONDS, memory_mb) + sum(
+        _init_gb_seconds(speeds.SMALL_INIT_CPU_SECONDS, memory)
+        for memory in speeds.SMALL_MEMORIES_MB
     )
 
 
 def _init_gb_seconds(cpu_seconds: float, memory_mb: int) -> float:
     share = min(1.0, memory_mb / limits.MB_PER_VCPU)
-    return memory_mb / 1024 * (limits.RUNTIME_INIT_SECONDS + cpu_seconds / share)
+    return memory_mb / 1024 * (speeds.RUNTIME_INIT_SECONDS + cpu_seconds / share)
 
 
 def invocations(tasks: int, clients: int, measured: int = 0) -> int:
@@ -349,8 +349,8 @@ def _step_functions(
     levels: Sequence[Level], batch: int, prices: Prices, *, replans: bool = False
 ) -> float:
     """Price the machine: a Map and a choice for each level, an Express execution for each batch."""
-    transitions = limits.ROUND_TRANSITIONS + limits.LEVEL_TRANSITIONS * len(levels)
-    transitions += limits.REPLAN_TRANSITIONS * replans
+    transitions = aws_prices.ROUND_TRANSITIONS + aws_prices.LEVEL_TRANSITIONS * len(levels)
+    transitions += aws_prices.REPLAN_TRANSITIONS * replans
     started, seconds = 0, 0.0
     for level in levels:
         children = -(-sum(run.number for run in level) // batch)
@@ -360,5 +360,5 @@ def _step_functions(
     return (
         (transitions + started) * prices.transitions_per_1000 / 1e3
         + started * prices.express_per_million / 1e6
-        + seconds * limits.EXPRESS_MEMORY_GB * prices.express_gb_second
+        + seconds * aws_prices.EXPRESS_MEMORY_GB * prices.express_gb_second
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from gradshard_core.planning import limits, pricing
+from gradshard_core.planning import pricing, speeds
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.memory_projection import needed_memory
 from gradshard_core.planning.pricing import Bill, Requests, Tasks
@@ -100,9 +100,9 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
         needed_mb=needed_memory(load),
         task_seconds=max(longest),
         seconds=seconds
-        + limits.ROUND_OVERHEAD_SECONDS
-        + limits.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1)
-        + limits.REPLAN_OVERHEAD_SECONDS * len(measuring),
+        + speeds.ROUND_OVERHEAD_SECONDS
+        + speeds.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1)
+        + speeds.REPLAN_OVERHEAD_SECONDS * len(measuring),
         gb_seconds=gb * sum(tasks.number * tasks.seconds for level in passes for tasks in level),
         requests=requests,
         bill=pricing.bill(
@@ -128,8 +128,8 @@ def _measuring(load: Workload, shards: int, aggregator: LambdaConfig) -> list[li
     gap_bytes = max((gap_bytes for _, gap_bytes in extra), default=0)
     requests = max((requests for requests, _ in extra), default=0)
     nbytes = (load.contributors * load.nbytes + gap_bytes) / shards
-    seconds = aggregator.task_seconds(nbytes, limits.ROWS_CPU_SECONDS_PER_GB)
-    return [[Tasks(shards, seconds + requests * limits.REQUEST_SECONDS / shards)]]
+    seconds = aggregator.task_seconds(nbytes, speeds.ROWS_CPU_SECONDS_PER_GB)
+    return [[Tasks(shards, seconds + requests * speeds.REQUEST_SECONDS / shards)]]
 
 
 def _task_seconds(
@@ -143,18 +143,18 @@ def _task_seconds(
         extra = load.extra_reads(shards)
         nbytes += max((gap_bytes for _, gap_bytes in extra), default=0) / shards
         requests = max((requests for requests, _ in extra), default=0)
-        waiting = requests * limits.REQUEST_SECONDS / shards
+        waiting = requests * speeds.REQUEST_SECONDS / shards
     if level == len(load.levels) - 1:
         nbytes += load.model_bytes / shards
     further = 0.0
     elements = fan_in * (load.nbytes / shards) / 1e9
     if not level and load.stored_bytes is not None:
-        further += limits.DECODING_CPU_SECONDS_PER_GB * elements
+        further += speeds.DECODING_CPU_SECONDS_PER_GB * elements
     if load.holds_all and level == len(load.levels) - 1:
-        further += (limits.ROWS_CPU_SECONDS_PER_GB - limits.CPU_SECONDS_PER_GB) * elements
+        further += (speeds.ROWS_CPU_SECONDS_PER_GB - speeds.CPU_SECONDS_PER_GB) * elements
     if load.is_private:
-        further += limits.PRIVATE_CPU_SECONDS_PER_GB * elements
-        further += limits.NOISE_CPU_SECONDS_PER_GB * (load.nbytes / shards) / 1e9
+        further += speeds.PRIVATE_CPU_SECONDS_PER_GB * elements
+        further += speeds.NOISE_CPU_SECONDS_PER_GB * (load.nbytes / shards) / 1e9
     return aggregator.task_seconds(nbytes, further) + waiting
 
 

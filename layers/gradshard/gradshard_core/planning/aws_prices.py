@@ -1,0 +1,32 @@
+"""AWS's prices in us-east-1, and what is charged of a round, each with its source.
+
+Numbers go stale; this is the one place to change them.
+"""
+
+from typing import Final
+
+# https://aws.amazon.com/lambda/pricing/ (2026-11)
+DOLLARS_PER_GB_SECOND: Final = {"x86_64": 0.0000166667, "arm64": 0.0000133334}
+DOLLARS_PER_INVOCATION: Final = 0.20 / 1e6
+# https://aws.amazon.com/s3/pricing/ (2026-11); PUT stands for COPY, POST and LIST too.
+DOLLARS_PER_PUT: Final = 0.005 / 1e3
+DOLLARS_PER_GET: Final = 0.0004 / 1e3
+# https://aws.amazon.com/eventbridge/pricing/ (2026-11): S3's events are "AWS opt-in data events",
+# priced as custom ones, by 64 KB.
+DOLLARS_PER_EVENT: Final = 1.00 / 1e6
+# Events of an object that lifecycle rules delete in the end: created, a delete marker, deleted for
+# good, https://docs.aws.amazon.com/AmazonS3/latest/userguide/EventBridge.html and
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/lifecycle-configure-notification.html
+# (2026-11).
+EVENTS_PER_EXPIRING_OBJECT: Final = 3
+# https://aws.amazon.com/step-functions/pricing/ (2026-11)
+DOLLARS_PER_TRANSITION: Final = 0.025 / 1e3
+DOLLARS_PER_EXPRESS_REQUEST: Final = 1.00 / 1e6
+DOLLARS_PER_EXPRESS_GB_SECOND: Final = 0.00001667
+EXPRESS_MEMORY_GB: Final = 64 / 1024
+# Transitions of a round without its levels and tasks: round.asl.json's states on the straight path.
+ROUND_TRANSITIONS: Final = 6
+# Transitions of finalizing and planning once more, between measuring and adding.
+REPLAN_TRANSITIONS: Final = 3
+# Transitions of a level without its tasks: the distributed Map, and the choice of a next level.
+LEVEL_TRANSITIONS: Final = 2
