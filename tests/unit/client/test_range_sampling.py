@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from gradshard.client.sampling import Sample
+from gradshard.client.range_sampling import Sample
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.layout import Span
 
