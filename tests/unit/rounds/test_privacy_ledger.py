@@ -21,6 +21,7 @@ from gradshard_core.s3.store import S3Store
 from tests.unit.fakes import MemoryStore
 
 DP = PrivacyMechanism(1.0, 2.0, 1e-5)  # costs 1/4
+AT = "2026-01-01T00:00:00+00:00"
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def limit(store: S3Store, allowance: float) -> None:
 
 def test_costs_add_up_and_entering_twice_counts_once(store: S3Store) -> None:
     for name in ("r1", "r2", "r1", "r2"):
-        enter(store, "m", name, DP, 9)
+        enter(store, "m", name, AT, DP, 9)
     ledger = read_ledger(store, "m")
     assert [entry.round_id for entry in ledger.entries] == ["r1", "r2"]
     assert ledger.spent == 0.5
@@ -45,55 +46,67 @@ def test_costs_add_up_and_entering_twice_counts_once(store: S3Store) -> None:
 
 def test_round_that_would_exceed_the_budget_is_refused_with_what_would_fit(store: S3Store) -> None:
     limit(store, 0.6)
-    enter(store, "m", "r1", DP, 9)
-    enter(store, "m", "r2", DP, 9)
+    enter(store, "m", "r1", AT, DP, 9)
+    enter(store, "m", "r2", AT, DP, 9)
     with pytest.raises(
         PrivacyBudgetError,
         match=r"ε 8 at δ 1e-05, allows .* of 0.6 over its rounds; 2 rounds have spent 0.5, and "
         "noise_multiplier 2 costs 0.25 more: one more round fits with a noise_multiplier of at "
         "least 3.163",
     ):
-        enter(store, "m", "r3", DP, 9)
+        enter(store, "m", "r3", AT, DP, 9)
     assert len(read_ledger(store, "m").entries) == 2
-    enter(store, "m", "r3", PrivacyMechanism(1.0, 3.163, 1e-5), 9)
+    enter(store, "m", "r3", AT, PrivacyMechanism(1.0, 3.163, 1e-5), 9)
     assert read_ledger(store, "m").spent <= 0.6
 
 
 def test_spent_budget_allows_nothing(store: S3Store) -> None:
     limit(store, 0.25)
-    enter(store, "m", "r1", DP, 9)
+    enter(store, "m", "r1", AT, DP, 9)
     with pytest.raises(PrivacyBudgetError, match="the model takes no further rounds"):
-        enter(store, "m", "r2", PrivacyMechanism(1.0, 1000.0, 1e-5), 9)
+        enter(store, "m", "r2", AT, PrivacyMechanism(1.0, 1000.0, 1e-5), 9)
 
 
 def test_budget_allows_no_round_without_noise(store: S3Store) -> None:
     limit(store, 1.0)
     with pytest.raises(PrivacyBudgetError, match="allows no round without noise: open it with dp"):
-        enter(store, "m", "r1", None, 9)
+        enter(store, "m", "r1", AT, None, 9)
 
 
 def test_round_without_noise_has_no_bound_and_starts_no_ledger(store: S3Store) -> None:
-    enter(store, "m", "r0", None, 9)
+    enter(store, "m", "r0", AT, None, 9)
     assert read_ledger(store, "m") == PrivacyLedger()
-    enter(store, "m", "r1", DP, 9)
-    enter(store, "m", "r2", None, 9)
+    enter(store, "m", "r1", AT, DP, 9)
+    enter(store, "m", "r2", AT, None, 9)
     assert read_ledger(store, "m").spent == math.inf
     assert read_ledger(store, "other") == PrivacyLedger()
 
 
 def test_round_that_failed_before_noise_costs_nothing_but_stays(store: S3Store) -> None:
-    enter(store, "m", "r1", DP, 9)
-    enter(store, "m", "r2", DP, 9)
+    enter(store, "m", "r1", AT, DP, 9)
+    enter(store, "m", "r2", AT, DP, 9)
     for _ in range(2):
-        release(store, "m", "r1")
+        release(store, "m", "r1", AT)
     ledger = read_ledger(store, "m")
     assert ledger.spent == 0.25
     assert [entry.cost for entry in ledger.entries] == [0.0, 0.25]
 
 
+def test_another_round_of_the_same_name_costs_its_own(store: S3Store) -> None:
+    limit(store, 0.6)
+    later = "2026-07-01T00:00:00+00:00"
+    enter(store, "m", "r1", AT, DP, 9)
+    enter(store, "m", "r1", later, DP, 9)
+    assert read_ledger(store, "m").spent == 0.5
+    release(store, "m", "r1", later)
+    assert [entry.cost for entry in read_ledger(store, "m").entries] == [0.25, 0.0]
+    with pytest.raises(PrivacyBudgetError):
+        enter(store, "m", "r1", "2026-12-01T00:00:00+00:00", PrivacyMechanism(1.0, 0.5, 1e-5), 9)
+
+
 def test_going_back_takes_back_nothing(store: S3Store) -> None:
     for name in ("r2", "r3", "r5"):
-        enter(store, "m", name, DP, 9)
+        enter(store, "m", name, AT, DP, 9)
     # Version 1 was put there, version 4 goes back to version 1, and r3 made no version.
     versions = [(1, None), (2, "r2"), (3, "r3"), (4, None), (5, "r5"), (6, None)]
     spent = read_ledger(store, "m").by_version(versions)
@@ -109,9 +122,9 @@ def test_no_entry_of_another_writer_is_lost(
     def put_after_another(self: S3Store, key: str, value: Any, **more: Any) -> bool:
         other = next(others, None)
         if other is not None:
-            enter(self, "m", other, DP, 9)
+            enter(self, "m", other, AT, DP, 9)
         return put_json(self, key, value, **more)
 
     monkeypatch.setattr(S3Store, "put_json", put_after_another)
-    enter(store, "m", "r1", DP, 9)
+    enter(store, "m", "r1", AT, DP, 9)
     assert {e.round_id for e in read_ledger(store, "m").entries} == {"x1", "x2", "r1"}

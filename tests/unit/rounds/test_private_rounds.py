@@ -10,6 +10,7 @@ import pytest
 
 from gradshard.client.accounting import is_installed, privacy_in_words
 from gradshard_core.aggregation.noise import NoiseSource
+from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import ModelKeys, StoredTensors
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
@@ -109,6 +110,27 @@ def test_updates_of_a_private_round_serve_for_it_alone(private: Machine) -> None
     private.begin("r2")
     answer = private.open(clients=["a", "b", "c"], updates_from="r1")
     assert "round 'r1' is private, and its updates serve for that round alone" in answer["reason"]
+
+
+def test_round_that_opened_before_a_private_one_gets_none_of_its_updates(machine: Machine) -> None:
+    machine.begin("r2")
+    assert machine.open(clients=["a", "b", "c"], updates_from="r1")["status"] == "opened"
+    machine.begin("r1")
+    machine.open(clients=["a", "b", "c"], dp=DP)
+    for client in "abc":
+        machine.submit(client, {"w": np.ones(5, "f4")})
+    machine.begin("r2")
+    with pytest.raises(SpecError, match="round 'r1' is private"):
+        machine.turn(OPENED)
+
+
+def test_round_of_a_deleted_ones_name_is_charged_again(private: Machine) -> None:
+    limit(private, 0.3)
+    assert run(private, "r1", dp=DP) == {"status": "completed"}
+    private.store.delete(private.keys.spec)
+    again = {"spec": {**APPLIED, "dp": DP}, "started": "2026-07-01T00:00:00+00:00"}
+    answer = private.step("open_round", **again, token="token")
+    assert "1 rounds have spent 0.25" in answer["reason"]
 
 
 def test_round_without_a_model_needs_no_ledger(machine: Machine) -> None:

@@ -13,7 +13,6 @@ failed before noise was drawn costs nothing.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Self
 
 from gradshard_core.aggregation.privacy import PrivacyMechanism
@@ -39,7 +38,7 @@ class Entry:
         1/z²; zero if the round failed before it could reveal anything; None without noise, since
         nothing bounds what such a round reveals.
     opened_at
-        When it was entered, ISO 8601.
+        When it was opened, ISO 8601. A round of the same name at another time is another round.
     """
 
     round_id: str
@@ -149,9 +148,14 @@ def change_ledger(
 
 
 def enter(
-    store: S3Store, model: str, round_id: str, dp: PrivacyMechanism | None, clients: int
+    store: S3Store,
+    model: str,
+    round_id: str,
+    opened_at: str,
+    dp: PrivacyMechanism | None,
+    clients: int,
 ) -> None:
-    """Enter a round that is about to open; safe to repeat.
+    """Enter a round that is about to open; safe to repeat, with the same ``opened_at``.
 
     A round without noise is entered only if the model has a ledger.
 
@@ -164,7 +168,7 @@ def enter(
     def change(ledger: PrivacyLedger) -> PrivacyLedger:
         if dp is None and ledger == PrivacyLedger():
             return ledger
-        if any(entry.round_id == round_id for entry in ledger.entries):
+        if any((e.round_id, e.opened_at) == (round_id, opened_at) for e in ledger.entries):
             return ledger
         _check_budget(ledger, model, dp)
         entry = Entry(
@@ -172,7 +176,7 @@ def enter(
             None if dp is None else dp.to_json(),
             clients,
             None if dp is None else dp.cost,
-            datetime.now(UTC).isoformat(),
+            opened_at,
         )
         return replace(ledger, entries=(*ledger.entries, entry))
 
@@ -204,13 +208,13 @@ def _check_budget(ledger: PrivacyLedger, model: str, dp: PrivacyMechanism | None
     )
 
 
-def release(store: S3Store, model: str, round_id: str) -> None:
+def release(store: S3Store, model: str, round_id: str, opened_at: str) -> None:
     """Set the cost of a round that failed before noise was drawn to zero; safe to repeat."""
 
     def change(ledger: PrivacyLedger) -> PrivacyLedger:
         entries = tuple(
-            replace(entry, cost=0.0) if entry.round_id == round_id else entry
-            for entry in ledger.entries
+            replace(e, cost=0.0) if (e.round_id, e.opened_at) == (round_id, opened_at) else e
+            for e in ledger.entries
         )
         return replace(ledger, entries=entries)
 

@@ -130,11 +130,12 @@ def _release(store: S3Store, keys: RoundKeys, optimizer: ServerOptimizer | None)
     if optimizer is None:  # no model, and no ledger
         return
     try:
-        plan = store.get_json(keys.plan, parse_plan)
+        plan, opened = store.get_json(keys.plan, parse_plan), read_spec(store, keys)
     except BrokenObjectError:
         return
-    if plan is None or plan.computation.measures:
-        privacy_ledger.release(store, optimizer.model, keys.round_id)
+    if opened is not None and (plan is None or plan.computation.measures):
+        at = opened[1]["opened_at"]
+        privacy_ledger.release(store, optimizer.model, keys.round_id, at)
 
 
 def _drop(store: S3Store, keys: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.spec import RoundSpec, parse_new_spec, unclippable
 from gradshard_core.records import model_registry, privacy_ledger
-from gradshard_core.records.round_spec import read_spec
+from gradshard_core.records.round_spec import check_source
 from gradshard_core.rounds import arrivals, asking, aws_callbacks
 from gradshard_core.s3.store import S3Store
 
@@ -79,28 +79,16 @@ def _await_keeper(
     return {"round": keys.round_id, "status": "asking", "resumed": is_resumed}
 
 
-def _check_source(store: S3Store, spec: RoundSpec) -> None:
-    """Raise if updates were sent to a private round, which alone may tell of them."""
-    if spec.updates_from is None:
-        return
-    opened = read_spec(store, RoundKeys(spec.updates_from))
-    if opened is not None and opened[0].dp is not None:
-        raise SpecError(
-            f"updates_from: round {spec.updates_from!r} is private, and its updates serve for that "
-            "round alone: two averages of them would reveal more than its ε says"
-        )
-
-
 def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: datetime) -> datetime:
     deadline_at = opened_at + timedelta(seconds=spec.timeout)
-    record = {
+    record: dict[str, Any] = {
         "round": keys.round_id,
         "spec": spec.to_json(),
         "opened_at": opened_at.isoformat(),
         "deadline_at": deadline_at.isoformat(),
     }
     base = {}
-    _check_source(store, spec)
+    check_source(store, spec)
     if spec.server_optimizer is not None:
         newest = model_registry.read_current(store, spec.server_optimizer.model)
         if spec.server_optimizer.buffers:
@@ -113,7 +101,8 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
             if names := buffers.names_in(layout, kept):
                 raise SpecError(unclippable(names[0]))
         base = {"model_version": newest.number}
-        privacy_ledger.enter(store, newest.model, keys.round_id, spec.dp, spec.expected)
+        at = record["opened_at"]
+        privacy_ledger.enter(store, newest.model, keys.round_id, at, spec.dp, spec.expected)
     if not store.put_json(keys.spec, record | base, replaces=None):
         # From which version the round began was settled the first time.
         there = store.get_json(keys.spec, lambda there: {name: there.get(name) for name in record})

@@ -11,7 +11,7 @@ from gradshard_core.planning.masking import Masking, encoding_of
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
-from gradshard_core.records.round_spec import read_spec
+from gradshard_core.records.round_spec import check_source, read_spec
 from gradshard_core.s3.store import S3Store
 
 
@@ -100,11 +100,14 @@ def read_context(
         The round was never opened.
     ModelStateError
         The model has another version than when the round was opened.
+    SpecError
+        The round averages updates that were sent to a private one.
     """
     opened = read_spec(store, keys)
     if opened is None:
         raise PlanError(f"round {keys.round_id!r} was never opened: {keys.spec} is missing")
     spec, record = opened
+    check_source(store, spec)
     model = _read_model(store, keys, spec, record.get("model_version"))
     return PlanContext(store, keys, request, aggregator, spec, record["opened_at"], model)
 
