@@ -30,6 +30,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         # The default sessions keep the credentials that they found first.
         patch.setattr(boto3, "DEFAULT_SESSION", None)
         default_session.cache_clear()
+        # It finds the engine's now; a later test may have set others while it runs.
+        default_session().get_credentials()
         yield engine
         local_engine.down(engine.port, delete=True)
     default_session.cache_clear()

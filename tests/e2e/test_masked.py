@@ -177,7 +177,7 @@ def test_the_aggregator_may_do_nothing_with_the_keeper_but_ask(
     keys += [entry.key for entry in keeper.store.list_objects("seeds/")][:1]
     keys += ["requests/nothing.json", "work/masked-denied.json", "given/masked-denied.json"]
     roles = roles_of("gradshard")
-    assert len(roles) == 9
+    assert len(roles) == 10
     for role, policies in roles.items():
         may = allowed(s3_as(policies), keeper.store.bucket, keys)
         expected = {("put", "requests/nothing.json")} if role == "PlanRoundFunctionRole" else set()

@@ -256,7 +256,7 @@ class TestWhatS3Rejects:
         assert self.put(ticket, MAX_BYTES) == 403
         held = TicketRound(ticket)
         for ask in (held.has_ended, held.rejection, held.fetch, held.wait):
-            with pytest.raises(TicketError, match=r"it expired at 20.* ask the round's operator"):
+            with pytest.raises(TicketError, match=r"it expired at 20.* ask its operator"):
                 ask()
         with pytest.raises(TicketError, match="it expired at"):
             TicketRound(ticket).submit(TENSORS, 5)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gradshard_core.errors import SpecError
+from gradshard_core.errors import BrokenObjectError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.spec import RoundSpec, parse_spec
 from gradshard_core.s3.store import S3Store
@@ -26,7 +26,11 @@ def check_source(store: S3Store, spec: RoundSpec) -> None:
     """
     if spec.updates_from is None:
         return
-    opened = read_spec(store, RoundKeys(spec.updates_from))
+    try:
+        opened = read_spec(store, RoundKeys(spec.updates_from))
+    except BrokenObjectError:
+        # Only who may write this object can break it, and can read the updates as well.
+        return
     if opened is not None and opened[0].dp is not None:
         raise SpecError(
             f"updates_from: round {spec.updates_from!r} is private, and its updates serve for that "
