@@ -67,6 +67,22 @@ def run(machine: Machine, name: str, **spec: Any) -> dict[str, Any]:
     return outcome
 
 
+def test_a_rejection_tells_no_element_of_an_update(private: Machine) -> None:
+    private.begin("huge")
+    assert private.open(**APPLIED, min_clients=2, dp=DP)["status"] == "opened"
+    for client, value in (("a", 1), ("b", 3e38), ("c", 1)):
+        private.collect(client, private.submit(client, {"w": np.full(5, value, "f4")}))
+    outcome = OPENED
+    while (outcome := private.turn(outcome))["status"] == "replan":
+        pass
+    assert outcome == {"status": "completed"}
+    [rejected] = private.store.get_json(private.keys.manifest)["rejected"]
+    assert rejected["client"] == "b"
+    assert "this update is too large there" in rejected["reason"]
+    assert "e+38 there" not in rejected["reason"]
+    assert "weight" not in rejected["reason"]
+
+
 def test_rounds_are_charged_before_they_open_and_refused_over_the_budget(private: Machine) -> None:
     limit(private, 0.6)
     for name in ("r1", "r2"):

@@ -168,13 +168,20 @@ def _reject(
     )
     count = _count_to_reject([c.product for c in found], dtype, are_finite)
     tensor, element = _element_at(wire, plan, position)
+
+    def size(c: _Contribution, rank: int) -> str:
+        if plan.computation.dp is not None:  # all clients can read reasons
+            return "this update is too large there"
+        return (
+            f"this update has {c.value:g} there with weight {c.weight:g}, {_ordinal(rank)} of "
+            f"{len(found)} contributions"
+        )
+
     return sorted(
         (
             Rejection(
                 c.contributor.client,
-                f"{c.contributor.source.key}: {reason(tensor, element)}: this update has "
-                f"{c.value:g} there with weight {c.weight:g}, {_ordinal(rank)} of {len(found)} "
-                f"contributions{advice}",
+                f"{c.contributor.source.key}: {reason(tensor, element)}: {size(c, rank)}{advice}",
                 c.contributor.source.etag,
             )
             for rank, c in enumerate(found[:count])
