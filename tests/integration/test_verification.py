@@ -131,6 +131,16 @@ def test_a_rule_that_measured_is_rejected_with_the_reason(open_round: Callable[.
         verify(round_.store, round_.name)
 
 
+def test_a_private_round_is_rejected_with_the_reason(open_round: Callable[..., Round]) -> None:
+    dp = {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
+    round_ = open_round(clients=CLIENTS[:2], dp=dp)
+    for client in CLIENTS[:2]:
+        round_.submit(client, {"w": np.ones(4, np.float32)})
+    assert round_.go() == {"status": "completed"}
+    with pytest.raises(SpecError, match="it is private, and the key of its noise was deleted"):
+        verify(round_.store, round_.name)
+
+
 def test_weights_by_steps_are_verified(open_round: Callable[..., Round]) -> None:
     round_ = open_round(clients=3, weights="steps")
     for number in range(3):

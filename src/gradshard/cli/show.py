@@ -201,13 +201,14 @@ def _contributors(contributors: list[dict[str, Any]], without: str) -> Table:
 def _decision(decision: dict[str, Any]) -> Table:
     """Return what a robust rule measured of each update, and what it made of it."""
     table = Table(decision["rule"]["name"])
-    for title in ("norm", decision["score"], "weight", "update"):
+    has_scores = decision["score"] != "norm"  # those of rules that clip are the norms
+    for title in ("norm", *([decision["score"]] if has_scores else []), "weight", "update"):
         table.add_column(title, justify="right")
     for entry in decision["clients"]:
         table.add_row(
             cell(entry["client"]),
             cell(f"{entry['norm']:.4g}"),
-            cell(f"{entry['score']:.4g}"),
+            *([cell(f"{entry['score']:.4g}")] if has_scores else []),
             cell(f"{entry['weight']:.4f}"),
             cell(verdict_on(entry)),
         )

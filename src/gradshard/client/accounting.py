@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from gradshard.utils.light_imports import show_unused_libraries
 from gradshard_core.errors import SpecError
 from gradshard_core.records.privacy_ledger import PrivacyBudget
 
@@ -86,6 +87,7 @@ def is_installed() -> bool:
 
 
 def _library() -> Any:
+    show_unused_libraries()  # it needs attrs, which the command hides from rich
     try:
         import dp_accounting
     except ImportError:

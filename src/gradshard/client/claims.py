@@ -137,6 +137,11 @@ def read_claim(
             f"round {keys.round_id!r} cannot be verified: its updates are masked, and only the "
             "keeper can recompute the sum of the masks"
         )
+    if spec.dp is not None:
+        raise SpecError(
+            f"round {keys.round_id!r} cannot be verified: it is private, and the key of its noise "
+            "was deleted"
+        )
     if spec.decider is not None:
         raise SpecError(
             f"round {keys.round_id!r} cannot be verified: its rule {spec.decider.name} decided on "

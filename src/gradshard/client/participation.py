@@ -102,9 +102,10 @@ def participate(
     worker = _persistently(lambda: _Worker(access, train, evaluate, codec), patience)
     for state in _states(access, pause, patience):
         invitation = state.invitation
+        # The end of a training rejects the updates that wait.
+        _persistently(lambda: access.follow_up(state), patience)  # noqa: B023 - called at once
         if state.status == ENDED:
             return Participation(tuple(done[False]), tuple(done[True]), state)
-        _persistently(lambda: access.follow_up(state), patience)  # noqa: B023 - called at once
         if invitation is None or not access.is_invited(invitation):
             continue
         if _persistently(lambda: worker.answer(invitation), patience):  # noqa: B023 - called at once
@@ -230,6 +231,7 @@ def _persistently(request: Callable[[], Any], patience: float) -> Any:
 
 
 def _is_rejected(error: Exception) -> bool:
-    """Whether trying again does not help: the credentials do not allow what was asked for."""
-    codes = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "no AWS credentials")
+    """Whether trying again does not help: credentials or region are missing, or do not do."""
+    codes = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+    codes += ("no AWS credentials", "no AWS region")
     return any(code in str(error) for code in codes)

@@ -1,6 +1,7 @@
 """A program in any language that trains for a client, with files in and out."""
 
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ class Program:
     Parameters
     ----------
     command
-        The program and its arguments.
+        The program and its arguments. A path of the program is relative to the current folder.
     tell
         Called before the program is started.
     """
@@ -35,6 +36,8 @@ class Program:
         self, command: Sequence[str], tell: Callable[[Invitation], None] = lambda _: None
     ) -> None:
         self._command, self._tell = list(command), tell
+        # The program runs in another folder than the one to which its path is relative.
+        self._started = [_absolute(command[0]), *command[1:]]
 
     def train(
         self, model: dict[str, Array], invitation: Invitation
@@ -64,7 +67,7 @@ class Program:
         (folder / INVITATION).write_text(json.dumps(asdict(invitation)))
         self._tell(invitation)
         try:
-            ended = subprocess.run(self._command, cwd=folder, check=False)  # noqa: S603 - the user's
+            ended = subprocess.run(self._started, cwd=folder, check=False)  # noqa: S603 - the user's
         except OSError as error:
             raise UpdateError(f"{self._command[0]!r} cannot be started: {error}") from None
         if ended.returncode != 0:
@@ -73,6 +76,11 @@ class Program:
             return json.loads(_read(folder / RESULT))
         except ValueError as error:
             raise UpdateError(f"{RESULT} is not JSON: {error}") from None
+
+
+def _absolute(program: str) -> str:
+    """Return the path of a program as an absolute one; a name is looked up when it is started."""
+    return str(Path(program).absolute()) if os.sep in program else program
 
 
 def _read(path: Path) -> bytes:

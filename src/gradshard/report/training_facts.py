@@ -51,13 +51,16 @@ def metric_names(rounds: Sequence[Facts]) -> list[tuple[str, bool]]:
 def participation(
     records: Sequence[Mapping[str, Any]], silent: Mapping[str, int]
 ) -> list[dict[str, Any]]:
-    """Count, for each client, the rounds to which it was invited, and what it did in them."""
+    """Count, for each client, the rounds to which it was invited, and what it did in them.
+
+    A round of a buffered training invites nobody: it counts for the clients that have sent to it.
+    """
     invited: Counter[str] = Counter()
     counted: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     last: dict[str, int] = {}
     for record in records:
-        invited.update(record["clients"])
+        invited.update(record["clients"] or {*record["contributors"], *record["rejected"]})
         counted.update(record["contributors"])
         rejected.update(record["rejected"])
         last |= dict.fromkeys(record["contributors"], record["number"])
@@ -82,7 +85,7 @@ def _round(record: Mapping[str, Any]) -> Facts:
         "is_completed": record["is_completed"],
         "error": record["error"],
         "cause": record["cause"],
-        "invited": len(record["clients"]),
+        "invited": len(record["clients"]) or record["awaited"],
         "contributed": len(record["contributors"]),
         "rejected": len(record["rejected"]),
         "missing": sorted({*record["clients"]} - {*record["contributors"], *record["rejected"]}),

@@ -192,6 +192,8 @@ def _clients(facts: Facts) -> Part:
     clients = facts["clients"]
     if not clients:
         return Part("clients", "Clients", "none", tag("p", "No client was invited yet."))
+    is_buffered = facts["spec"].get("mode") == "buffered"
+    asked = "waited for" if is_buffered else "invited"
     rounds = [r for r in facts["rounds"] if not r["is_evaluation"]] or facts["rounds"]
     x = _rounds_axis(facts)
     y = axis(max(r["invited"] for r in rounds), lambda n: f"{n:,.0f}", whole=True)
@@ -202,16 +204,16 @@ def _clients(facts: Facts) -> Part:
     chart = Chart(
         "Clients by round",
         f"{sum(r['contributed'] for r in rounds):,} updates of "
-        f"{sum(r['invited'] for r in rounds):,} invitations were averaged.",
+        f"{sum(r['invited'] for r in rounds):,} {asked} were averaged.",
         lines,
         x,
         y,
-        [("mute", "invited"), ("c0", "averaged")],
+        [("mute", asked), ("c0", "averaged")],
     ).html()
     most = max(entry["invited"] for entry in clients)
     columns = [
         Column("client"),
-        Column("invited", NUMBER),
+        Column("sent" if is_buffered else "invited", NUMBER),
         Column("averaged", NUMBER),
         Column("rejected", NUMBER),
         Column("last in round", NUMBER),

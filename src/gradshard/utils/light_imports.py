@@ -34,6 +34,13 @@ def hide_unused_libraries() -> None:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
+def show_unused_libraries() -> None:
+    """Make the libraries importable again, for a package that needs one of them itself."""
+    for name in (*UNUSED, LOGIN_ONLY):
+        if name in sys.modules and sys.modules[name] is None:
+            del sys.modules[name]
+
+
 def _has_login_session() -> bool:
     """Whether a file of the AWS configuration mentions a session of ``aws login``."""
     for variable, default in _CONFIG_FILES.items():

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from rich.console import Group
 
 from gradshard.cli import show
@@ -52,3 +53,11 @@ def test_nested_json_is_rejected(run: Run, opened: MemoryStore) -> None:
     assert result.exit_code != 0
     assert "is not JSON" in result.stderr
     assert len(result.stderr) < 1000
+
+
+@pytest.mark.parametrize(("score", "columns"), [("norm", 4), ("Krum score", 5)])
+def test_a_score_that_is_the_norm_is_shown_once(score: str, columns: int) -> None:
+    entry = {"client": "a", "norm": 2.0, "score": 2.0, "weight": 0.5, "full_weight": 1.0}
+    table = show._decision({"rule": {"name": "norm_clip"}, "score": score, "clients": [entry]})
+    assert len(table.columns) == columns
+    assert all(len([*column.cells]) == 1 for column in table.columns)

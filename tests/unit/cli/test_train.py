@@ -261,6 +261,19 @@ def test_a_program_that_fails_ends_join_with_the_reason(
     assert why in result.output
 
 
+def test_a_relative_path_of_a_program_is_that_of_the_shell(
+    run: Run, federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*START, "--client", "ann")
+    program = tmp_path / "train.sh"
+    program.write_text("#!/bin/sh\nexit 7\n")
+    program.chmod(0o700)
+    monkeypatch.chdir(tmp_path)
+    change(federation, invitation=replace(INVITATION, is_evaluation=True, version=1))
+    result = run("join", "t", "ann", "--", "./train.sh")
+    assert "'./train.sh' ended with code 7" in result.output
+
+
 def test_a_buffered_training_shows_its_version_its_buffer_and_staleness(
     federation: Federation, run: Run
 ) -> None:

@@ -17,6 +17,7 @@ from gradshard.client.residual import Residual
 from gradshard.client.training import Training
 from gradshard.client.training_access import Member
 from gradshard_core.errors import (
+    ServiceError,
     StoreError,
     TrainingNotFoundError,
     TrainingStateError,
@@ -220,16 +221,20 @@ def test_a_connection_that_stays_lost_is_told(
 
 @pytest.mark.parametrize(
     "error",
-    [UnreadableObjectError("AccessDenied"), StoreError("x: S3 answered AccessDenied: …")],
+    [
+        UnreadableObjectError("AccessDenied"),
+        StoreError("x: S3 answered AccessDenied: …"),
+        ServiceError("no AWS region is configured: set AWS_DEFAULT_REGION, or use --local"),
+    ],
 )
 def test_what_is_forbidden_is_told_at_once(
-    world: World, monkeypatch: pytest.MonkeyPatch, error: StoreError
+    world: World, monkeypatch: pytest.MonkeyPatch, error: StoreError | ServiceError
 ) -> None:
     def forbidden() -> None:
         raise error
 
     monkeypatch.setattr(world.training, "spec", forbidden)
-    with pytest.raises(StoreError, match="AccessDenied"):
+    with pytest.raises(type(error), match=r"AccessDenied|no AWS region"):
         participate(world.member, train)
     assert world.slept == []
 
@@ -312,6 +317,25 @@ def test_models_are_sent_whole_where_the_optimizer_wants_them(world: World) -> N
     world.script = [world.end]
     participate(world.member, train)
     assert world.sent("t-00001")["w"].tolist() == [0.5, 1.5, 2.5, 3.5]
+
+
+def test_a_rejection_by_the_end_of_a_buffered_training_is_told(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = {**SPEC, "mode": "buffered", "buffer": 2}
+    world.store.put_json(world.keys.spec, {"spec": parse_training_spec(spec).to_json()})
+    everybody = Invitation("t-00001", 1, 0, False, (), 2, 1, {"lr": 1.0})
+    world.show(invitation=everybody, version=1)
+
+    def end() -> None:
+        rejection = {"client": "ann", "reason": "the training has ended"}
+        world.store.put_json(world.keys.inbox(1).rejection("ann"), rejection)
+        world.end()
+
+    world.script = [end]
+    with caplog.at_level(logging.WARNING, "gradshard"):
+        assert participate(world.member, train).trained == (1,)
+    assert "from version 1 was rejected: the training has ended" in caplog.text
 
 
 def test_in_a_buffered_training_each_version_is_trained_once_and_rejections_are_told(

@@ -62,6 +62,20 @@ def test_dollars_and_participation_are_those_of_the_records() -> None:
     assert sum(r["dollars"] for r in facts["rounds"]) == pytest.approx(status["dollars"])
 
 
+def test_a_buffered_training_invites_nobody_and_has_clients_all_the_same() -> None:
+    status = sample_status(rounds=9, clients=12)
+    status["spec"]["mode"] = "buffered"
+    for record in status["rounds"]:
+        record["clients"], record["awaited"] = [], len(record["contributors"])
+    facts = training_facts(status, STARTED)
+    sent = {c for r in status["rounds"] for c in [*r["contributors"], *r["rejected"]]}
+    assert {entry["client"] for entry in facts["clients"]} == sent
+    assert all(r["invited"] == r["contributed"] > 0 for r in facts["rounds"])
+    text = Page(training_page(facts, made_at=MADE_AT)).words
+    assert "waited for" in text
+    assert "invited" not in text
+
+
 @pytest.mark.parametrize("where", ["training", "client", "metric", "cause", "notes"])
 def test_text_of_clients_stays_text(where: str) -> None:
     status = sample_status(rounds=5, clients=4, status="paused", cause="x")

@@ -36,6 +36,15 @@ def test_rounds_of_a_training(machine: Machine, of_round: dict[str, Any]) -> Non
     assert (manifest["privacy"] is not None) == ("dp" in of_round)
 
 
+def test_a_client_that_the_rule_left_out_has_missed_nothing(machine: Machine) -> None:
+    of_round = {"rule": {"name": "krum", "f": 2}, "server_optimizer": DELTAS}
+    state = machine.start(rounds=2, clients=CLIENTS, round=of_round)
+    assert state.completed == 2
+    assert state.silent == {}
+    manifest = machine.store.get_json(RoundKeys("t-00002").manifest)
+    assert len(manifest["left_out"]) == len(CLIENTS) - 1
+
+
 def test_training_pauses_at_once_when_its_privacy_budget_is_spent(machine: Machine) -> None:
     model = machine.model.name
     budget = PrivacyBudget(8.0, 1e-5, 0.6)

@@ -40,6 +40,15 @@ def test_unused_libraries_are_not_loaded(tmp_path: Path) -> None:
     assert not {"OpenSSL", "cryptography", "awscrt", "attr"} & found
 
 
+def test_what_needs_a_hidden_library_has_it(tmp_path: Path) -> None:
+    """As dp-accounting needs attrs, in the command ``gradshard model budget``."""
+    (tmp_path / "dp_accounting.py").write_text("import attr\n")
+    lines = "import rich.console; from gradshard.client.accounting import is_installed\n"
+    lines += "assert is_installed()"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    assert {"attr", "dp_accounting"} <= loaded(tmp_path, lines, PYTHONPATH=path)
+
+
 @pytest.mark.parametrize("file", ["config", "credentials"])
 def test_a_login_session_keeps_the_library_that_it_needs(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_text("[profile p]\nlogin_session = arn:aws:iam::1:user/u\n")

@@ -120,7 +120,8 @@ def read_outcome(
     return Outcome(
         is_completed=True,
         contributors=tuple(entry["client"] for entry in manifest["contributors"]),
-        rejected=rejected,
+        # What a rule left out was sent, too, and has a rejection.
+        rejected=(*rejected, *manifest["left_out"]),
         metrics=found,
         version=(manifest["model"] or {}).get("version"),
         dollars=training_cost.measured(manifest, optimizer, aggregator),
