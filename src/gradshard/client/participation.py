@@ -233,5 +233,5 @@ def _persistently(request: Callable[[], Any], patience: float) -> Any:
 def _is_rejected(error: Exception) -> bool:
     """Whether trying again does not help: credentials or region are missing, or do not do."""
     codes = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
-    codes += ("no AWS credentials", "no AWS region")
-    return any(code in str(error) for code in codes)
+    missing = ("no AWS credentials", "no AWS region")
+    return any(text in str(error) for text in (*codes, *missing))
