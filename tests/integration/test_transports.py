@@ -22,7 +22,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.retries import standard
 
-from gradshard.aws.boto_client import make_client
+from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.boto_transport import BotoTransport
 from gradshard_core.errors import ServiceError, StoreError
 from gradshard_core.rounds import aws_callbacks, aws_json
@@ -133,7 +133,7 @@ def ours(recorder: Recorder) -> Iterator[HttpTransport]:
 @pytest.fixture
 def theirs(recorder: Recorder) -> Iterator[BotoTransport]:
     """The transport of clients."""
-    with contextlib.closing(BotoTransport(make_client())) as transport:
+    with contextlib.closing(BotoTransport(make_client(session=make_session()))) as transport:
         yield transport
 
 
