@@ -82,7 +82,7 @@ class Case(NamedTuple):
 
     @property
     def what(self) -> str:
-        """What a task adds up, in words."""
+        """The inputs that a task adds, in words."""
         codec = self.codec and f" in {self.codec}"
         return f"{self.mib} MiB{codec} from {self.clients} clients"
 

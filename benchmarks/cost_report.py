@@ -668,7 +668,7 @@ def _codecs_section() -> str:
     published = " and ".join(f"${_published(model):.2f} for {model.name}" for model in models)
     left = VGG16_INT8_BOUND - fixed
     return f"""
-## What compression saves
+## Savings by compression
 
 All clients [compress their updates](compression.md); tasks of {DEFAULT_MEMORY_MB} MB, M for a
 minute, *burst*. The result that clients download is F32. `topk` keeps 1 %.

@@ -1,4 +1,4 @@
-"""What masks cost: the sum in a ring beside the weighted sum, and the keeper's sum of key streams.
+"""The cost of masks: the sum in a ring beside the weighted sum, and the keeper's key streams.
 
 Run as a module, it prints CPU-seconds per GB of input, as medians of several turns. All inputs are
 in memory, and the kernel is that of the functions, so the figures are of the arithmetic alone: what

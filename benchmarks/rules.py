@@ -25,7 +25,7 @@ PASSES: Final[dict[str, dict[str, Any]]] = {
     "median": {"robust": parse_robust_rule({"name": "median"})},
     "private sum": {"dp": _PRIVATE, "measured": 0},
 }
-"""What differs in the plan's computation. Tests compare the bits; here only time is compared."""
+"""Each pass by the fields of the plan's computation that make it. Only time is compared here."""
 
 
 def measure(server: Server, times: int, *, quick: bool, say: Progress) -> list[dict[str, Any]]:

@@ -171,7 +171,7 @@ class Buffer:
                 self._close(now)
             newest = len(self._federation.models) - 1
             if client == NOBODY or version < newest:
-                # Whoever has trained the newest version waits for the next one.
+                # A client that has trained the newest version waits for the next one.
                 for free in self._idle if client == NOBODY else [client]:
                     self._begin(free, now)
                 self._idle = [] if client == NOBODY else self._idle[:-1]

@@ -30,7 +30,7 @@ Parameters = network.Parameters
 
 
 class Way(NamedTuple):
-    """What clients train, by the ends of its names, and the rank of the adapters."""
+    """A way to train: the ends of the names of trained tensors, and the rank of the adapters."""
 
     title: str
     trained: tuple[str, ...]

@@ -131,7 +131,7 @@ def connected(
     default_stack
         The name of the stack without ``--stack``.
     loads
-        What makes something else than a federation of the options.
+        The class that is made with the options, if it is not a federation.
     """
 
     @functools.wraps(command)

@@ -1,4 +1,4 @@
-"""What ``gradshard train`` shows of a training: tables and lines."""
+"""The tables and lines with which ``gradshard train`` shows a training."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -42,7 +42,7 @@ def render(
     now
         The time.
     progress
-        How far the round is that is under way.
+        The progress of the round that is under way.
     waits
         The updates that wait in a buffered training.
     """

@@ -55,7 +55,7 @@ class LayerUpload:
         with content_of(tensors, self._samples, self._training) as content:
             _, ordered = self._round.prepare(self._client, content, partial=True, codec=self._codec)
             upload(self._round.store, self._round.keys.partial_update(self._client), ordered)
-            # What is sent again with the next layers starts from the state before the round.
+            # Layers that are sent again with the next ones start from the state before the round.
             keep_residual(ordered)
         self._tensors = tensors
 

@@ -41,7 +41,7 @@ PIECE_BYTES: Final = 4 * MIB
 
 @dataclass
 class Mask:
-    """How a client masks its updates: its own key, and the keeper that it trusts.
+    """The masking of a client's updates: its own key, and the keeper that it trusts.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Mask:
     Attributes
     ----------
     clipped
-        How many elements of the last update were clipped to the round's bound.
+        The number of elements of the last update that were clipped to the round's bound.
     """
 
     signing_key: bytes | str | Path
@@ -134,7 +134,7 @@ class MaskedContent:
     layout
         The round's layout.
     share
-        What is sent beside the masked elements.
+        The values that are sent beside the masked elements.
     fixed, samples
         The encoding, and the client's number of samples.
     seed

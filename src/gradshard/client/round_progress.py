@@ -1,4 +1,4 @@
-"""What a training's round that is under way has received so far: for those who watch it."""
+"""The progress of a training's round that is under way, for those who watch it."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +34,7 @@ class Arrival(NamedTuple):
 
 @dataclass(frozen=True)
 class RoundProgress:
-    """How far a round is that is under way.
+    """The progress of a round that is under way.
 
     Parameters
     ----------

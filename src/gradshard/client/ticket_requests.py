@@ -33,7 +33,7 @@ class Held(Protocol):
 
     @property
     def about(self) -> str:
-        """What it is for, in errors."""
+        """The round or training of the ticket, in errors."""
 
     @property
     def expires_at(self) -> datetime:

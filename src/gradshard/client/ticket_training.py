@@ -93,7 +93,7 @@ class TicketTraining:
         TrainingNotFoundError
             The ticket was revoked, or the training's objects were removed.
         UpdateError
-            What ``train`` or ``evaluate`` returned could not be averaged.
+            The value that ``train`` or ``evaluate`` returned could not be averaged.
         """
         return participate(self, train, evaluate, codec=codec, patience=patience)
 

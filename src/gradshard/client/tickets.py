@@ -143,7 +143,7 @@ class Ticket:
 
     @property
     def about(self) -> str:
-        """What it is for, in errors."""
+        """The round or training of the ticket, in errors."""
         return f"round {self.round_id!r}"
 
     @property

@@ -24,7 +24,7 @@ class ClientRound(Protocol):
 
     @property
     def id(self) -> str:
-        """What the answer to an invitation is told by."""
+        """The id by which the answer to an invitation is known."""
 
     def has_sent(self) -> bool:
         """Return whether the client has sent an update."""

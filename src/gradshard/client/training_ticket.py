@@ -138,7 +138,7 @@ class TrainingTicket:
 
     @property
     def about(self) -> str:
-        """What it is for, in errors."""
+        """The round or training of the ticket, in errors."""
         return f"training {self.training!r}"
 
     @property

@@ -14,7 +14,7 @@ from gradshard_core.records.training_state import ENDED
 DEFAULT_EXPERIMENT: Final = "gradshard"
 TRAINING_TAG: Final = "gradshard.training"
 STARTED_TAG: Final = "gradshard.started_at"
-"""Which run is that of a training: a later training may have the name of a removed one."""
+"""Find the run of a training: a later training may have the name of a removed one."""
 
 BATCH: Final = 1_000
 """Metrics of a request, https://mlflow.org/docs/latest/rest-api.html#log-batch (2026-11)."""

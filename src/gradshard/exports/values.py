@@ -1,4 +1,4 @@
-"""What of a training's records is exported: a value by name, round and time."""
+"""The values of a training's records that are exported: by name, round and time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime

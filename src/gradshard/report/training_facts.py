@@ -1,4 +1,4 @@
-"""What the page about a training shows, as JSON: from its options, its state and its records."""
+"""The facts on a training's page, as JSON: from its options, its state and its records."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -121,7 +121,7 @@ def _alias(masses: list[int]) -> tuple[list[int], list[int]]:
         left[giver] -= size - left[cell]
         if left[giver] < size:
             small.append(large.pop())
-    # What is left fills its cells; they are their own aliases.
+    # The remaining masses fill their cells, which are their own aliases.
     return thresholds, aliases
 
 

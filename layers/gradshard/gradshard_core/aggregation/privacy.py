@@ -35,7 +35,7 @@ from gradshard_core.aggregation.sharding import block_bytes
 from gradshard_core.errors import SpecError
 
 MARGIN: Final = 1 + 2.0**-10
-"""How much longer an update may be than it was measured."""
+"""The factor by which an update may be longer than it was measured."""
 
 FINENESS: Final = 2**7
 """Grid steps that a typical element of an update of length C has, where three terms suffice.

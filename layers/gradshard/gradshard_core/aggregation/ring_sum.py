@@ -40,7 +40,7 @@ def ring_spans(spans: Sequence[Span], ring_bits: int) -> tuple[Span, ...]:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What makes an average of a sum: the encoding, and the sum of the clients' counts."""
+    """The encoding, and the sum of the clients' counts: together they make an average of a sum."""
 
     fixed: FixedPoint
     total: int
@@ -53,7 +53,7 @@ class RingSum:
     Parameters
     ----------
     decoding
-        What the output is decoded by; None to write the sum as it is, which is a partial sum.
+        The way to decode the output; None to write the sum as it is, which is a partial sum.
     """
 
     decoding: Decoding | None = None

@@ -156,7 +156,7 @@ def parse_knock_key(key: str) -> KnockKey | None:
 
 
 class InboxId(NamedTuple):
-    """What the id of an inbox names: a buffered training, and a version of its model."""
+    """The parts of an inbox's id: a buffered training, and a version of its model."""
 
     training: str
     version: int

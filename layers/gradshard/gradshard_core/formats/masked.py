@@ -24,7 +24,7 @@ SIGNATURE_BYTES: Final = 64
 
 
 class Share(NamedTuple):
-    """What a client sends beside its masked elements.
+    """The values that a client sends beside its masked elements.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ from gradshard_core.s3.store import S3Store
 READERS: Final = 16
 
 NOTHING: Final[dict[str, Any]] = {"round": "", "tasks": []}
-"""What is to be done about a request that is not answered now."""
+"""The answer of the function for a request that is not answered now: no tasks."""
 
 
 class RefusedError(Exception):

@@ -131,7 +131,7 @@ class Stream(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What the tasks of an answer read.
+    """The object that the tasks of an answer read.
 
     Parameters
     ----------

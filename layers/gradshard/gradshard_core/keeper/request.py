@@ -1,4 +1,4 @@
-"""What an aggregator asks its mask keeper, and what it is told if the keeper refuses."""
+"""An aggregator's request to its mask keeper, and the keeper's refusal."""
 
 import hashlib
 import json
@@ -73,14 +73,14 @@ class Request(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why a keeper does not answer.
+    """A keeper's refusal to answer.
 
     Parameters
     ----------
     request
         The digest of the request.
     reason
-        Why nothing is answered.
+        The reason of the refusal.
     bad
         The clients whose seeds are of no use, each with the reason. Without them, the request may
         be answered.

@@ -1,4 +1,4 @@
-"""Who is a client: signatures of sealed seeds, by keys that the keeper knows.
+"""Signatures of sealed seeds, by keys of clients that the keeper knows.
 
 A client signs the context and the sealed seed with its Ed25519 key (RFC 8032). The keeper has the
 public keys of the enrolled clients, which it did not get from the aggregator. So an aggregator

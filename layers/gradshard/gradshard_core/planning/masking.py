@@ -30,7 +30,7 @@ MASKING_EXAMPLE: Final = '{"bound": 1.0, "max_samples": 1000, "keeper": "9c1d…
 
 
 class MaskingTerms(NamedTuple):
-    """What a masked round is opened with, and every client agrees to.
+    """The terms with which a masked round is opened, and to which every client agrees.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class Masking(NamedTuple):
     Parameters
     ----------
     terms
-        What the round was opened with.
+        The terms with which the round was opened.
     clients
         The number of clients on the roster, for which the ring has room.
     encoding
@@ -142,7 +142,7 @@ without the upload."""
 
 
 class KeeperCost(NamedTuple):
-    """What an answer takes: the bytes of all key streams, CPU-seconds, and dollars for these."""
+    """The cost of an answer: bytes of all key streams, CPU-seconds, and dollars for these."""
 
     streamed_bytes: int
     cpu_seconds: float

@@ -56,11 +56,11 @@ class Contributor:
         Its report on its training (:class:`gradshard_core.stragglers.assignments.Report`), if the
         round uses it.
     staleness
-        In a buffered training, how many versions of the model were made since the update began.
+        In a buffered training, the number of versions that were made since the update began.
     codec_error
         The relative error of the encoding of its update, as it states it.
     share
-        What it sent beside its masked elements, in a masked round.
+        The values that it sent beside its masked elements, in a masked round.
     """
 
     client: str
@@ -322,7 +322,7 @@ class Plan:
     next_model
         The version of the model that the round makes, if it makes one.
     masking
-        What a masked round needs to add and decode; None in other rounds.
+        The values with which a masked round adds and decodes; None in other rounds.
     assignments
         The terms by which clients are told what to do next, as JSON; None for no assignments.
     notes

@@ -308,7 +308,7 @@ class RoundSpec:
 
     @property
     def decider(self) -> RobustRule | PrivacyMechanism | None:
-        """What makes weights of measured updates; None if the round does not measure."""
+        """The rule that makes weights of measured updates; None if the round does not measure."""
         rule = self.robust_rule
         return rule if rule is not None and rule.measures else self.dp
 

@@ -27,7 +27,7 @@ LEVEL_OVERHEAD_SECONDS: Final = 0.3
 COLLECT_GB_SECONDS: Final = 472 / 1024 * 0.3
 ROUND_GB_SECONDS: Final = (256 + 472 + 256) / 1024 * 0.3  # open_round, plan_round, finalize_round
 
-# What Lambda does before a cold start's first invocation, which is billed as that is: since
+# The work of Lambda before a cold start's first invocation is billed as that is: since
 # 2025-08-01 for functions of .zip files, too,
 # https://aws.amazon.com/blogs/compute/aws-lambda-standardizes-billing-for-init-phase (2026-11).
 # Importing the handler, at the processor's share that the memory gives: aggregate_shard's 0.13

@@ -32,7 +32,7 @@ class Arrival(NamedTuple):
     Parameters
     ----------
     client
-        Who sent it.
+        The client that sent it.
     version
         The version of the model that it began from.
     entry
@@ -82,7 +82,7 @@ def list_uncounted(
     store, keys
         The training.
     counted
-        Which updates have counted, as its state has them.
+        The updates that have counted, as its state has them.
     versions
         The versions of the model that the updates began from.
     members

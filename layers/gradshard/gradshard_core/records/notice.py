@@ -31,14 +31,14 @@ class NoticeUrls(NamedTuple):
 
 @dataclass(frozen=True)
 class Notice:
-    """What a client's notice holds.
+    """The content of a client's notice.
 
     Parameters
     ----------
     client
         The client.
     poll_seconds, updates
-        How often it should look, and what an update holds: models or changes of them.
+        The seconds between two looks, and the content of an update: models or changes of them.
     state
         The training's state, in which only this client appears.
     ticket

@@ -67,7 +67,7 @@ def ticket_record(
     Parameters
     ----------
     signer, keys, client
-        What signs, the round, and the client that may take part.
+        The signer, the round, and the client that may take part.
     seconds, expires_at
         For how long the URLs hold, and the time at which they end.
     max_bytes, min_bytes

@@ -155,7 +155,7 @@ def _aggregate_finite(inputs: TaskInputs) -> list[Rejection]:
         return reject_nonfinite(inputs, error.position)
     except NonFiniteModelError as error:
         if inputs.plan.computation.dp is not None:
-            # Whoever would be rejected has sent something long: that would be told to everyone.
+            # A client that would be rejected has sent a long update: everybody would learn that.
             raise PlanError(
                 f"byte {error.position} of the model would be a NaN or an infinity after the step "
                 "with the private average: open the round with a lower learning rate or less noise"

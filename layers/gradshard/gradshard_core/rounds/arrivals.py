@@ -92,8 +92,8 @@ def check_update(store: S3Store, keys: RoundKeys, client: str, spec: RoundSpec) 
     store, keys, client
         The bucket, the round's keys, and the client.
     spec
-        What the round takes. If it has a rule for partial updates, it takes what a client has sent
-        so far, where that has sent no update.
+        The round's spec. With a rule for partial updates, the round takes the layers that a client
+        has sent so far, if that has sent no update.
     """
     first = _read_first(store, Address(keys), client, partial=spec.partial_rule is not None)
     return _check(store, client, first, spec) if isinstance(first, _First) else first

@@ -33,7 +33,7 @@ def collect_arrival(store: S3Store, inbox: InboxId, client: str, etag: str) -> d
     inbox
         The training, and the version from which the update began.
     client
-        Who sent it.
+        The client that sent it.
     etag
         The ETag of the uploaded version, without quotes.
 

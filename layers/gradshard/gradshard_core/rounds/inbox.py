@@ -33,7 +33,7 @@ class Address(NamedTuple):
     source
         The version of the object that counts; None for the newest.
     staleness
-        How many versions of the model were made since it began.
+        The number of versions of the model that were made since it began.
     """
 
     keys: RoundKeys

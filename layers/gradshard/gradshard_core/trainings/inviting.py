@@ -91,7 +91,7 @@ def _await_updates(
     """Return a state in which everybody trains the current version, and a round awaits updates."""
     number = state.completed + 1
     if state.last_round is None or current.round_id != state.last_round:
-        # What was trained before belongs to another model.
+        # An update that was trained before belongs to another model.
         state = replace(state, first_version=current.number)
     invitation = Invitation(
         keys.round_id(number, state.repetition),

@@ -120,7 +120,7 @@ def read_outcome(
     return Outcome(
         is_completed=True,
         contributors=tuple(entry["client"] for entry in manifest["contributors"]),
-        # What a rule left out was sent, too, and has a rejection.
+        # An update that a rule left out was sent, too, and has a rejection.
         rejected=(*rejected, *manifest["left_out"]),
         metrics=found,
         version=(manifest["model"] or {}).get("version"),
