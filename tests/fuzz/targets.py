@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from gradshard.client.tickets import NOT_A_TICKET, parse_ticket
+from gradshard.client.ticket_file import NOT_A_TICKET
+from gradshard.client.tickets import Ticket
 from gradshard_core.aggregation.decoding import DecodedSource, Desk
 from gradshard_core.errors import PlanError, SpecError, UpdateError
 from gradshard_core.formats.codecs.block import BlockCodec
@@ -155,7 +156,7 @@ def key(data: bytes) -> None:
 def ticket(data: bytes) -> None:
     """A ticket's file."""
     with contextlib.suppress(*NOT_A_TICKET):
-        parse_ticket(data)
+        Ticket.parse(data)
 
 
 def units(data: bytes) -> None:

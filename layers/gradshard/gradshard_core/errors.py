@@ -1,5 +1,6 @@
 """The errors of gradshard. Their texts name the object, the wrong number, and what to do."""
 
+import json
 from typing import Self
 
 
@@ -134,3 +135,14 @@ class EngineError(GradshardError):
 
 class DeployError(GradshardError):
     """The application cannot be built or deployed from this machine."""
+
+
+def plain_failure(error: str, cause: str) -> tuple[str, str]:
+    """Take error and cause out of the JSON in which Lambda wraps an exception."""
+    try:
+        wrapped = json.loads(cause)
+    except ValueError:
+        return error, cause
+    if not isinstance(wrapped, dict) or "errorMessage" not in wrapped:
+        return error, cause
+    return str(wrapped.get("errorType", error)), str(wrapped["errorMessage"])

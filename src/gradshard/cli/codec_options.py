@@ -75,6 +75,6 @@ def compression_of(
     return Compression(
         codec,
         seed=codec_seed,
-        fraction=USUAL_FRACTION if codec_fraction is None else codec_fraction,
+        fraction=codec_fraction,
         residual=None if residual is None else Residual(residual),
     )

@@ -1,7 +1,7 @@
 """``gradshard ticket``, and functions for commands that take a ticket."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,8 @@ from gradshard_core.errors import TicketError
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation
     from gradshard.client.ticket_round import TicketRound
+    from gradshard.client.tickets import Ticket
+    from gradshard.client.training_ticket import TrainingTicket
 
 
 @click.command()
@@ -54,26 +56,32 @@ def ticket(
     """
     made = federation.round(name).ticket(client, expires=expires, max_bytes=max_size)
     file = file or Path(f"{name}-{client}.ticket")
-    made.save(file)
-    until = made.expires_at.isoformat(timespec="seconds")
-    if as_json:
-        print_json(
-            {
-                "round": name,
-                "client": client,
-                "file": str(file),
-                "expires_at": until,
-                "max_bytes": made.max_bytes,
-                "temporary": made.is_temporary,
-            }
-        )
+    about = {"round": name, "client": client, "max_bytes": made.max_bytes}
+    if not write_ticket(made, file, about, as_json=as_json):
         return
     confirm(
         f"wrote {escape_terminal(file)}: one update of at most {format_size(made.max_bytes)} "
-        f"by {client} to round {name}, until {until}"
+        f"by {client} to round {name}, until {made.expires_at.isoformat(timespec='seconds')}"
     )
     if made.is_temporary:
         confirm("it was made with temporary credentials: if they end earlier, so does it")
+
+
+def write_ticket(
+    made: "Ticket | TrainingTicket", file: Path, about: dict[str, Any], *, as_json: bool
+) -> bool:
+    """Write a ticket's file, and what it is as JSON; return whether it is to be told in words."""
+    made.save(file)
+    if as_json:
+        print_json(
+            {
+                **about,
+                "file": str(file),
+                "expires_at": made.expires_at.isoformat(timespec="seconds"),
+                "temporary": made.is_temporary,
+            }
+        )
+    return not as_json
 
 
 def load(path: Path, name: str | None = None, client: str | None = None) -> "TicketRound":

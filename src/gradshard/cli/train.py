@@ -22,6 +22,7 @@ from gradshard.cli.options import (
 )
 from gradshard.cli.output import cell, confirm, is_quiet, print_json, waiting
 from gradshard.cli.round_options import declared_option, round_options
+from gradshard.cli.ticket import write_ticket
 from gradshard.cli.training_view import STYLES, best_of, buffer_of, line_of, money, render
 from gradshard.utils.atomic_file import atomic_file
 from gradshard.utils.text import escape_terminal, format_size, pluralize
@@ -283,19 +284,9 @@ def ticket(
     """
     made = federation.training(name).ticket(client, expires=expires)
     file = file or Path(f"{name}-{client}.ticket")
-    made.save(file)
-    until = made.expires_at.isoformat(timespec="seconds")
-    if as_json:
-        print_json(
-            {
-                "training": name,
-                "client": client,
-                "file": str(file),
-                "expires_at": until,
-                "temporary": made.is_temporary,
-            }
-        )
+    if not write_ticket(made, file, {"training": name, "client": client}, as_json=as_json):
         return
+    until = made.expires_at.isoformat(timespec="seconds")
     confirm(
         f"wrote {escape_terminal(file)}: {client} can take part in training "
         f"{escape_terminal(name)}, and has to begin before {until}"

@@ -76,18 +76,25 @@ class Compression:
     codec: str
     seed: int | None = None
     keep: Sequence[str] = ()
-    fraction: float = USUAL_FRACTION
+    fraction: float | None = None
     residual: Residual | None = None
     error: float = field(default=math.nan, init=False)
 
     def __post_init__(self) -> None:
         codec_named(self.codec)
-        if not 0 < self.fraction <= 1 / MOST:
+        if self.fraction is not None and self.codec != TopK.name:
+            raise UpdateError(f"codec {self.codec} keeps all elements: leave out the fraction")
+        if not 0 < self.kept_fraction <= 1 / MOST:
             raise UpdateError(f"fraction is {self.fraction}, not above 0 and at most 1/{MOST}")
         if self.seed is not None and self.codec == TopK.name:
             raise UpdateError("codec topk rounds nothing: leave out the seed")
         if self.seed is not None and not 0 <= self.seed < SEEDS:
             raise UpdateError(f"seed is {self.seed}, not from 0 to 2**64 - 1")
+
+    @property
+    def kept_fraction(self) -> float:
+        """The fraction of the elements that ``topk`` keeps."""
+        return USUAL_FRACTION if self.fraction is None else self.fraction
 
     def layout_of(self, layout: Layout) -> EncodedLayout:
         """Return the layout of an update that is compressed so."""
@@ -110,7 +117,8 @@ class Compression:
         count = (tensor.end - tensor.start) // size
         lengths = (min(codec.unit, count - start) for start in range(0, count, codec.unit))
         return tuple(
-            codec.unit_bytes(length, entries_of(self.fraction, length), size) for length in lengths
+            codec.unit_bytes(length, entries_of(self.kept_fraction, length), size)
+            for length in lengths
         )
 
     def _shrinks(self, tensor: Tensor) -> bool:
@@ -256,7 +264,7 @@ class EncodedContent:
             unit = elements[start : start + codec.unit]
             narrow = arithmetic.finish(dtype, unit.copy(), np.empty_like(unit))
             values = np.frombuffer(narrow, dtype.storage)
-            kept = entries_of(self._compression.fraction, len(unit))
+            kept = entries_of(self._compression.kept_fraction, len(unit))
             units.append(codec.encode(unit, values, kept))
         return np.concatenate(units)
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from gradshard_core.masking.sealing import SealContext
 
 
+IDENTITY_BYTES: Final = 32
+"""The size of a client's private key."""
+
 PIECE_BYTES: Final = 4 * MIB
 """Bytes of an update that are read at a time to recognise it."""
 
@@ -62,7 +65,7 @@ class Mask:
         The number of elements of the last update that were clipped to the round's bound.
     """
 
-    signing_key: bytes | str | Path
+    signing_key: bytes | str | Path = field(repr=False)
     keeper: str
     least_clients: int = 2
     clipped: int = field(default=0, init=False)
@@ -110,10 +113,16 @@ class Mask:
         return self._sealed[name]
 
     def key(self) -> bytes:
-        """Return the private key."""
+        """Return the private key.
+
+        Raises
+        ------
+        UpdateError
+            There is no such file, or it has no key.
+        """
         if isinstance(self.signing_key, bytes):
             return self.signing_key
-        return bytes.fromhex(Path(self.signing_key).read_text().strip())
+        return read_identity(Path(self.signing_key))
 
 
 class _Sealed(NamedTuple):
@@ -279,4 +288,24 @@ def make_identity(file: Path) -> str:
 
     with contextlib.suppress(FileExistsError), open_private(file, os.O_CREAT | os.O_EXCL) as made:
         made.write(f"{enrolment.new_signing_key().hex()}\n".encode())
-    return enrolment.verification_key(bytes.fromhex(file.read_text().strip())).hex()
+    return enrolment.verification_key(read_identity(file)).hex()
+
+
+def read_identity(file: Path) -> bytes:
+    """Return the private key in a file.
+
+    Raises
+    ------
+    UpdateError
+        There is no such file, or it has no key.
+    """
+    advice = "make one with `gradshard keeper identity FILE`, and have it enrolled"
+    try:
+        key = bytes.fromhex(file.read_text(encoding="ascii").strip())
+    except FileNotFoundError:
+        raise UpdateError(f"there is no signing key at {file}: {advice}") from None
+    except ValueError:
+        raise UpdateError(f"{file} is no signing key: {advice}") from None
+    if len(key) != IDENTITY_BYTES:
+        raise UpdateError(f"{file} has a key of {len(key)} bytes, not {IDENTITY_BYTES}: {advice}")
+    return key

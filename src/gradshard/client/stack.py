@@ -24,7 +24,7 @@ from gradshard.aws.boto_errors import NO_CREDENTIALS, settings_error, unreachabl
 from gradshard.aws.client_store import ClientStore
 from gradshard.deployment import engine, user_config
 from gradshard.utils.polling import poll
-from gradshard_core.errors import ServiceError
+from gradshard_core.errors import ServiceError, plain_failure
 
 if TYPE_CHECKING:
     from mypy_boto3_cloudformation import CloudFormationClient
@@ -80,7 +80,8 @@ class Execution(NamedTuple):
     @property
     def reason(self) -> str:
         """The cause of its failure."""
-        return self.cause or self.error or f"the execution ended as {self.status}"
+        _, cause = plain_failure(self.error, self.cause)
+        return cause or self.error or f"the execution ended as {self.status}"
 
 
 class ListedExecution(NamedTuple):

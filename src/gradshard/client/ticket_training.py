@@ -15,9 +15,10 @@ from gradshard.client.participation import (
     participate,
 )
 from gradshard.client.presigned import Answer
+from gradshard.client.ticket_file import NOT_A_TICKET
 from gradshard.client.ticket_requests import TicketRequests
 from gradshard.client.ticket_round import TicketRound
-from gradshard.client.tickets import NOT_A_TICKET, ticket_of
+from gradshard.client.tickets import ticket_of
 from gradshard.client.training_ticket import TrainingTicket
 from gradshard.utils.polling import poll
 from gradshard_core.errors import (

@@ -6,42 +6,23 @@ the ticket and its file; :mod:`gradshard.client.ticket_issuer` makes tickets, an
 :mod:`gradshard.client.ticket_round` takes part in a round with one.
 """
 
-import errno
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar
 
 from gradshard.client.presigned import is_url, origin_of
+from gradshard.client.ticket_file import TicketFile
 from gradshard.client.ticket_parts import MAX_UPDATE_BYTES, PartUrls
-from gradshard.utils.atomic_file import add_path_to_errors
-from gradshard_core.errors import SpecError, TicketError, UpdateError
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.signed_urls import UrlTable, find_url, numbers_of, urls_of
 from gradshard_core.records.ticket_record import VERSION
-from gradshard_core.units import MIB
-
-MAX_FILE_BYTES: Final = MIB
-"""A larger file is not a ticket, but perhaps the update."""
-
-NOT_A_TICKET: Final = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    SpecError,
-    UpdateError,
-    RecursionError,
-)
-"""Errors that :func:`parse_ticket` raises for other files."""
 
 
 @dataclass(frozen=True)
-class Ticket:
+class Ticket(TicketFile):
     """The URLs with which one client takes part in one round.
 
     The URLs are secrets, because anyone who has them can act as that client. They appear in no
@@ -94,46 +75,13 @@ class Ticket:
     allow_nonfinite: bool = True
     codecs: tuple[str, ...] = ()
 
-    @classmethod
-    def loads(cls, text: str) -> "Ticket":
-        """Read the text that :meth:`dumps` returned.
-
-        Raises
-        ------
-        TicketError
-            The text is not a ticket.
-        """
-        ticket = _parse_or_none(text.encode())
-        if ticket is None:
-            raise TicketError("the text is not a ticket: give what Ticket.dumps gave")
-        return ticket
+    kind: ClassVar[str] = "a ticket"
+    made_by: ClassVar[str] = "gradshard ticket"
 
     @classmethod
-    def load(cls, path: str | Path) -> "Ticket":
-        """Read a ticket's file.
-
-        Raises
-        ------
-        TicketError
-            The file is not a ticket.
-        """
-        with Path(path).open("rb") as file:
-            ticket = _parse_or_none(file.read(MAX_FILE_BYTES + 1))
-        if ticket is None:
-            raise TicketError(
-                f"{path} is not a ticket: give the file that `gradshard ticket` wrote"
-            )
-        return ticket
-
-    def save(self, path: str | Path) -> None:
-        """Write the ticket to a new file that only its owner can read.
-
-        Raises
-        ------
-        OSError
-            The file exists already, or cannot be written; then no file is left.
-        """
-        save_secret(Path(path), self.dumps)
+    def parse(cls, data: str | bytes) -> "Ticket":
+        """Read the content of a file; raise one of :data:`NOT_A_TICKET` if it is none."""
+        return ticket_of(json.loads(data))
 
     def dumps(self) -> str:
         """Return the ticket as the text of its file; it is a secret, as the file is."""
@@ -149,12 +97,12 @@ class Ticket:
     @property
     def host(self) -> str:
         """The host of the requests, such as ``https://bucket.s3.eu-central-1.amazonaws.com``."""
-        return origin_of(self.result_url)
+        return origin_of(self.signed_url)
 
     @property
-    def is_temporary(self) -> bool:
-        """Whether it was made with temporary credentials, which end by themselves."""
-        return "X-Amz-Security-Token=" in self.result_url
+    def signed_url(self) -> str:
+        """One of its URLs; all name the same host."""
+        return self.result_url
 
     @property
     def upload_lengths(self) -> set[int]:
@@ -176,33 +124,6 @@ class Ticket:
         return None if self.layout is None else _parse_layout(self.layout)
 
 
-def save_secret(path: Path, dumps: Callable[[], str]) -> None:
-    """Write a ticket to a new file that only its owner can read.
-
-    Raises
-    ------
-    OSError
-        The file exists already, or cannot be written; then no file is left.
-    """
-    try:
-        # The mode is set at creation, so nobody else can open the file in between.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        what = "is there already, and may be a ticket in use: delete it, or name another file"
-        raise FileExistsError(errno.EEXIST, what, str(path)) from None
-    try:
-        with add_path_to_errors(path), os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(dumps())
-    except BaseException:
-        path.unlink()
-        raise
-
-
-def parse_ticket(data: bytes) -> Ticket:
-    """Read a ticket's file; raise one of :data:`NOT_A_TICKET` if it is not one."""
-    return ticket_of(json.loads(data))
-
-
 def ticket_of(record: Mapping[str, Any]) -> Ticket:
     """Read a ticket's JSON; raise one of :data:`NOT_A_TICKET` if it is not one."""
     ticket = own_ticket(record)
@@ -221,13 +142,6 @@ def own_ticket(record: Mapping[str, Any]) -> Ticket:
     parts = None if fields["parts"] is None else PartUrls(**fields["parts"])
     fields |= {"expires_at": datetime.fromisoformat(fields["expires_at"]), "parts": parts}
     return Ticket(**fields | {"codecs": tuple(fields.get("codecs", ()))})
-
-
-def _parse_or_none(data: bytes) -> Ticket | None:
-    try:
-        return parse_ticket(data)
-    except NOT_A_TICKET:
-        return None
 
 
 def _check_urls(ticket: Ticket) -> None:

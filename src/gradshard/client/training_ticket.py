@@ -10,11 +10,11 @@ import json
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.presigned import is_url, origin_of
-from gradshard.client.tickets import MAX_FILE_BYTES, NOT_A_TICKET, save_secret
+from gradshard.client.ticket_file import TicketFile
 from gradshard.utils.atomic_file import atomic_file
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import TrainingKeys, check_id
@@ -25,7 +25,7 @@ VERSION: Final = 1
 
 
 @dataclass(frozen=True)
-class TrainingTicket:
+class TrainingTicket(TicketFile):
     """The URLs with which one client takes part in one training.
 
     The URLs are secrets, because anyone who has them can act as that client. They appear in no
@@ -47,41 +47,12 @@ class TrainingTicket:
     expires_at: datetime
     urls: tuple[NoticeUrls, ...] = field(repr=False)
 
-    @classmethod
-    def loads(cls, text: str) -> Self:
-        """Read the text that :meth:`dumps` returned.
-
-        Raises
-        ------
-        TicketError
-            The text is not a ticket of a training.
-        """
-        try:
-            return cls._parse(text)
-        except NOT_A_TICKET:
-            raise TicketError("the text is not a ticket of a training") from None
+    kind: ClassVar[str] = "a ticket of a training"
+    made_by: ClassVar[str] = "gradshard train ticket"
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a ticket's file.
-
-        Raises
-        ------
-        TicketError
-            The file is not a ticket of a training.
-        """
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        try:
-            return cls._parse(data)
-        except NOT_A_TICKET:
-            raise TicketError(
-                f"{path} is not a ticket of a training: give the file that `gradshard train "
-                "ticket` wrote"
-            ) from None
-
-    @classmethod
-    def _parse(cls, data: str | bytes) -> Self:
+    def parse(cls, data: str | bytes) -> Self:
+        """Read the content of a file; raise one of :data:`NOT_A_TICKET` if it is none."""
         record = json.loads(data)
         if record.pop("training_ticket") != VERSION:
             raise ValueError("another version of the format")
@@ -105,16 +76,6 @@ class TrainingTicket:
             "urls": [urls._asdict() for urls in self.urls],
         }
         return json.dumps(record, separators=(",", ":"))
-
-    def save(self, path: str | Path) -> None:
-        """Write the ticket to a new file that only its owner can read.
-
-        Raises
-        ------
-        OSError
-            The file exists already, or cannot be written; then no file is left.
-        """
-        save_secret(Path(path), self.dumps)
 
     def replace_in(self, path: Path) -> None:
         """Write the ticket over its own older file."""
@@ -144,12 +105,12 @@ class TrainingTicket:
     @property
     def host(self) -> str:
         """The host of the requests, such as ``https://bucket.s3.eu-central-1.amazonaws.com``."""
-        return origin_of(self.urls[-1].notice)
+        return origin_of(self.signed_url)
 
     @property
-    def is_temporary(self) -> bool:
-        """Whether it was made with temporary credentials, which end by themselves."""
-        return "X-Amz-Security-Token=" in self.urls[-1].notice
+    def signed_url(self) -> str:
+        """One of its URLs; all name the same host."""
+        return self.urls[-1].notice
 
 
 def check_urls(pairs: tuple[NoticeUrls, ...]) -> None:

@@ -139,6 +139,12 @@ def test_a_fraction_out_of_bounds_is_an_error(fraction: float) -> None:
         Compression("topk", fraction=fraction)
 
 
+def test_a_fraction_goes_with_topk_alone() -> None:
+    with pytest.raises(UpdateError, match="codec int4 keeps all elements: leave out the fraction"):
+        Compression("int4", fraction=0.1)
+    assert Compression("topk").kept_fraction == 0.01
+
+
 def test_random_numbers_are_uniform_and_seekable() -> None:
     numbers = uniform(3, 0, 100_000)
     assert 0 <= numbers.min() <= numbers.max() < 1
@@ -161,7 +167,9 @@ def test_error_feedback_sends_in_the_end_all_of_the_updates(
         if in_file:
             residual = Residual(path)  # as another process would
         for _ in range(2):  # A repetition in the same round sends the same bytes.
-            compression = Compression(codec, fraction=0.1, residual=residual)
+            compression = Compression(
+                codec, fraction=0.1 if codec == "topk" else None, residual=residual
+            )
             content = EncodedContent(TensorContent(tensors, 5), compression, f"r{number}")
             blob = whole(content)
             content.keep_residual()

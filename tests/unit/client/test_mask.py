@@ -109,3 +109,19 @@ def test_an_identity_is_made_once_and_is_private(tmp_path: Path) -> None:
     assert len(public) == 64
     assert (tmp_path / "key").stat().st_mode & 0o077 == 0
     assert public not in (tmp_path / "key").read_text()
+
+
+def test_a_file_without_a_key_says_how_to_make_one(tmp_path: Path) -> None:
+    file = tmp_path / "alice.key"
+    with pytest.raises(UpdateError, match=r"no signing key at .*alice\.key: make one"):
+        Mask(file, "00").key()
+    file.write_text("not hexadecimal")
+    with pytest.raises(UpdateError, match=r"alice\.key is no signing key"):
+        Mask(file, "00").key()
+    file.write_text("00" * 31)
+    with pytest.raises(UpdateError, match="has a key of 31 bytes, not 32"):
+        Mask(file, "00").key()
+
+
+def test_a_mask_does_not_show_its_key() -> None:
+    assert "secret" not in repr(Mask(b"secret" + bytes(26), "00"))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
-from gradshard.client import tickets
+from gradshard.client import ticket_file
 from gradshard.client.ticket_issuer import (
     FIRST_PART_STEPS,
     MAX_SECONDS,
@@ -437,7 +437,7 @@ class TestFile:
     def test_a_file_too_large_for_a_ticket_is_not_read(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(tickets, "MAX_FILE_BYTES", 100)
+        monkeypatch.setattr(ticket_file, "MAX_FILE_BYTES", 100)
         layout = Layout.pack([("w", "U8", (1000,))])
         (tmp_path / "u").write_bytes(encode_header(layout, {}) + bytes(1000))
         with pytest.raises(TicketError, match="u is not a ticket"):

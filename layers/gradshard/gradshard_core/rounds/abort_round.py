@@ -1,12 +1,11 @@
 """Abort a round: delete its unfinished objects, and record the cause."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
-from gradshard_core.errors import BrokenObjectError, SpecError
+from gradshard_core.errors import BrokenObjectError, SpecError, plain_failure
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.outputs import next_model_keys
 from gradshard_core.planning.plan import Participants, Plan
@@ -143,14 +142,3 @@ def _drop(store: S3Store, keys: Sequence[str]) -> None:
     for key in keys:
         if store.head(key) is not None:
             store.delete(key)
-
-
-def plain_failure(error: str, cause: str) -> tuple[str, str]:
-    """Take error and cause out of the JSON in which Lambda wraps an exception."""
-    try:
-        wrapped = json.loads(cause)
-    except ValueError:
-        return error, cause
-    if not isinstance(wrapped, dict) or "errorMessage" not in wrapped:
-        return error, cause
-    return str(wrapped.get("errorType", error)), str(wrapped["errorMessage"])

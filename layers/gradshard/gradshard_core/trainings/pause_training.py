@@ -4,9 +4,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from gradshard_core.errors import plain_failure
 from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.records.training_state import RUNNING, TrainingState, change_state
-from gradshard_core.rounds.abort_round import plain_failure
 from gradshard_core.rounds.aws_callbacks import MAX_CAUSE
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings.announcing import announce
