@@ -74,7 +74,9 @@ def test_every_import_of_a_function_is_there_on_lambda(function: Path) -> None:
     modules = reached(function)
     of_trainings = function.name.endswith("_training") or function.name == "write_notices"
     folder = "trainings" if of_trainings else "rounds"
-    folder = "keeper" if "keeper" in function.relative_to(ROOT).parts else folder
+    if "keeper" in function.relative_to(ROOT).parts:
+        folder = "keeper"
+        pytest.importorskip("pyhpke", reason="the packages of masked rounds are not installed")
     assert f"gradshard_core.{folder}.{function.name}" in modules
     distributions = packages_distributions()
     others = {name.partition(".")[0] for name in modules} - {

@@ -42,6 +42,7 @@ def test_unused_libraries_are_not_loaded(tmp_path: Path) -> None:
 
 def test_what_needs_a_hidden_library_has_it(tmp_path: Path) -> None:
     """As dp-accounting needs attrs, in the command ``gradshard model budget``."""
+    (tmp_path / "attr.py").touch()
     (tmp_path / "dp_accounting.py").write_text("import attr\n")
     lines = "import rich.console; from gradshard.client.accounting import is_installed\n"
     lines += "assert is_installed()"
