@@ -43,8 +43,29 @@ def take_rows(sources: Sequence[Source], block: Block) -> None:
                 arithmetic.add(dtype, elements, 1.0, rows[index], scratch, first=True)
 
 
+class _WholeColumns:
+    """The common part of rules that sort columns: all inputs of a block are held at once."""
+
+    of_sums: ClassVar[bool] = False
+    accumulator: ClassVar[None] = None
+
+    def rows(self, inputs: int) -> int:
+        """Return the number of inputs, since all are held at once."""
+        return inputs
+
+    def block_bytes(self, _inputs: int) -> int:
+        """Return the size of a block in bytes of the layout."""
+        return ROW_BYTES
+
+    def take(
+        self, sources: Sequence[Source], _weights: Sequence[float | None], block: Block
+    ) -> None:
+        """Read a block of every input; all cover it, and count alike."""
+        take_rows(sources, block)
+
+
 @dataclass(frozen=True)
-class TrimmedMean:
+class TrimmedMean(_WholeColumns):
     """The mean of each column without its smallest and largest elements.
 
     Parameters
@@ -55,22 +76,6 @@ class TrimmedMean:
     """
 
     cut: int | None = None
-    of_sums: ClassVar[bool] = False
-    accumulator: ClassVar[None] = None
-
-    def rows(self, inputs: int) -> int:
-        """Return the number of inputs, since all are held at once."""
-        return inputs
-
-    def block_bytes(self, _inputs: int) -> int:
-        """Return the size of a block in bytes of the layout."""
-        return ROW_BYTES
-
-    def take(
-        self, sources: Sequence[Source], _weights: Sequence[float | None], block: Block
-    ) -> None:
-        """Read a block of every input; all cover it, and they have no weights."""
-        take_rows(sources, block)
 
     def finish(self, piece: Piece, position: int) -> memoryview:
         """Return the bytes of a piece of the result."""
@@ -80,7 +85,7 @@ class TrimmedMean:
 
 
 @dataclass(frozen=True)
-class MeanAroundMedian:
+class MeanAroundMedian(_WholeColumns):
     """The mean of the elements of each column that are closest to their median.
 
     Parameters
@@ -90,22 +95,6 @@ class MeanAroundMedian:
     """
 
     left_out: int
-    of_sums: ClassVar[bool] = False
-    accumulator: ClassVar[None] = None
-
-    def rows(self, inputs: int) -> int:
-        """Return the number of inputs, since all are held at once."""
-        return inputs
-
-    def block_bytes(self, _inputs: int) -> int:
-        """Return the size of a block in bytes of the layout."""
-        return ROW_BYTES
-
-    def take(
-        self, sources: Sequence[Source], _weights: Sequence[float | None], block: Block
-    ) -> None:
-        """Read a block of every input; all cover it, and their weights are the same."""
-        take_rows(sources, block)
 
     def finish(self, piece: Piece, position: int) -> memoryview:
         """Return the bytes of a piece of the result."""

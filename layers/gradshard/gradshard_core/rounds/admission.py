@@ -113,15 +113,7 @@ def admit(
     # One thread reads all large headers, again and for the first time.
     with ThreadPoolExecutor(1) as large_headers:
         examiner = _Examiner(store, spec)
-        if settled is None:
-            settled, whose = spec.layout, "the one the round was opened with"
-        if settled is not None and spec.masked is not None:
-            check_layout(spec.masked, spec.expected, settled)
-            examiner.settle(masked_layout(settled, spec.masked.ring_bits), f"{whose}, masked")
-        elif settled is not None:
-            examiner.settle(settled, whose)
-        elif spec.undecided is not None:  # opened by a version that did not ask for a layout
-            raise PlanError(spec.undecided)
+        examiner.begin(settled, whose)
         found = arrivals.check_updates(
             store,
             address_of,
@@ -132,7 +124,7 @@ def admit(
         )
         updates = {update.client: update for update in found if isinstance(update, _Sent)}
         rejected += [update for update in found if isinstance(update, Rejection)]
-        if settled is None and updates:
+        if examiner.settled is None and updates:
             large_headers.submit(examiner.vote, updates).result()
         before = further_runs(contributor.runs for contributor in held)
         unfit = examiner.unfit(updates, before) if updates else {}
@@ -152,7 +144,7 @@ def admit(
     coverage = {client: examiner.findings[updates[client].layout].covered for client in updates}
     return Admission(
         contributors,
-        examiner.settled if spec.masked is None else settled,
+        examiner.of_result,
         tuple(rejected),
         {client: covered for client, covered in coverage.items() if covered is not None},
     )
@@ -250,14 +242,36 @@ class _Examiner:
 
     def __init__(self, store: S3Store, spec: RoundSpec) -> None:
         self.settled: Layout | None = None
+        """The layout that updates must have."""
+        self.of_result: Layout | None = None
+        """The layout of the result: another one where updates are masked."""
         self.findings: dict[bytes, _Findings] = {}
         self._spec, self._whose, self._order = spec, "", b""
         self._layers: tuple[Layer, ...] = ()
         self._layouts = SeenLayouts(store)
         self._seen: dict[bytes, SeenLayout] = {}
 
-    def settle(self, layout: Layout, whose: str) -> None:
-        """Take the round's layout, and what it comes from."""
+    def begin(self, layout: Layout | None, whose: str) -> None:
+        """Take the layout that the round has already, if it has one, and what it comes from.
+
+        Raises
+        ------
+        PlanError
+            It has none, and its updates may not decide.
+        """
+        if layout is None:
+            layout, whose = self._spec.layout, "the one the round was opened with"
+        if layout is not None:
+            self._settle(layout, whose)
+        elif self._spec.undecided is not None:  # opened by a version that did not ask for a layout
+            raise PlanError(self._spec.undecided)
+
+    def _settle(self, layout: Layout, whose: str) -> None:
+        self.of_result = layout
+        masked = self._spec.masked
+        if masked is not None:
+            check_layout(masked, self._spec.expected, layout)
+            layout, whose = masked_layout(layout, masked.ring_bits), f"{whose}, masked"
         self.settled, self._whose = layout, whose
         self._order, _ = digests_of(layout)
         self._layers = (
@@ -286,7 +300,7 @@ class _Examiner:
             There is none.
         """
         layout, whose = majority({c: self._seen[sent.layout] for c, sent in updates.items()})
-        self.settle(layout, whose)
+        self._settle(layout, whose)
         for order in self._seen:
             self.findings[order] = self._examine(layout, self._read(order, layout))
 
