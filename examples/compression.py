@@ -15,14 +15,13 @@ from gradshard.client.compression import Compression, DecodedContent, EncodedCon
 from gradshard.client.residual import Residual
 from gradshard.client.tensors import unpack
 from gradshard.client.upload_source import TensorContent
+from gradshard_core.formats.codecs.topk import USUAL_FRACTION
 from stragglers import data, network, program, splits
 from stragglers.backends import InMemory
 from stragglers.curves import Curve, Floats, Panel
 
 LEARNING_RATE: Final = 0.1
 BATCH_SIZE: Final = 16
-FRACTION: Final = 0.01
-"""Of the elements that topk keeps."""
 
 
 class Source(NamedTuple):
@@ -50,7 +49,7 @@ def sent(
     content = TensorContent(update, samples=1)
     if codec == PLAIN:
         return update, content.nbytes
-    compression = Compression(codec, fraction=FRACTION, residual=residual)
+    compression = Compression(codec, residual=residual)
     encoded = EncodedContent(content, compression, f"round-{number}")
     decoded = DecodedContent(encoded)
     arrays = unpack(bytearray(decoded.read(0, decoded.nbytes)))
@@ -94,7 +93,7 @@ def figures(source: Source, runs: list[Floats], codec: str) -> dict[str, Any]:
     nbytes = TensorContent(model, samples=1).layout.nbytes
     stored = nbytes
     if codec != PLAIN:
-        compression = Compression(codec, fraction=FRACTION)
+        compression = Compression(codec)
         stored = EncodedContent(TensorContent(model, samples=1), compression).layout.stored.nbytes
     return {
         "last": [round(float(run[-1]), 5) for run in runs],
@@ -162,7 +161,7 @@ def main() -> int:
             "network": source.sizes,
             "learning_rate": LEARNING_RATE,
             "batch_size": BATCH_SIZE,
-            "fraction": FRACTION,
+            "fraction": USUAL_FRACTION,
             "alpha": splits.ALPHA,
         },
         panels,
