@@ -108,7 +108,7 @@ def up(
             )
         deploy_if_changed(engine, report, keeper=keeper)
         if bind:
-            write_container_settings(engine, bind)
+            write_container_settings(engine, bind, report)
     report(f"ready at {engine.url}")
     return status(engine.port)
 
