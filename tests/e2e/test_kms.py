@@ -16,7 +16,7 @@ import pytest
 
 from gradshard import Federation
 from gradshard.client.ticket_round import TicketRound
-from gradshard.deployment import application, engine_application, engine_control, local_engine
+from gradshard.deployment import application, engine_application, engine_start_stop, local_engine
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import RoundStateError, TicketError
 from tests import reference
@@ -46,7 +46,7 @@ def stack(engine: Engine, key: str) -> Iterator[Deployed]:
     done = subprocess.run(
         [*line, "--parameter-overrides", *given],
         cwd=build.sources,
-        env=engine_control.child_environment(engine),
+        env=engine_start_stop.child_environment(engine),
         capture_output=True,
         text=True,
         check=False,

@@ -21,7 +21,7 @@ from gradshard.deployment.engine import (
     url_of,
 )
 from gradshard.deployment.engine_build import Build, find_or_make_build
-from gradshard.deployment.engine_control import child_environment, tail_of
+from gradshard.deployment.engine_start_stop import child_environment, tail_of
 from gradshard_core.errors import EngineError
 
 Progress = Callable[[str], None]
