@@ -28,6 +28,7 @@ from gradshard_core.errors import (
     UpdateError,
 )
 from gradshard_core.formats.encoded import parse_update
+from gradshard_core.formats.headers import Header, header_length, parse_samples
 from gradshard_core.formats.keys import (
     ObjectVersion,
     RoundKeys,
@@ -35,13 +36,7 @@ from gradshard_core.formats.keys import (
     TrainingKeys,
     base_version,
 )
-from gradshard_core.formats.layout import (
-    PREFIX_BYTES,
-    Header,
-    Layout,
-    header_length,
-    parse_samples,
-)
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 from gradshard_core.planning.grouping import Grouping, group, layer_ranges, weights_of
 from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.outputs import NextModel
