@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from gradshard.client import participation
+from gradshard.client.follow_up import FollowUp
 from gradshard.client.model import Model
 from gradshard.client.training import Training
 from gradshard.client.training_access import Member
@@ -336,7 +337,7 @@ class Machine:
             return done
 
         member = Member(self.stack, self.training, client)
-        worker = participation._Worker(member, work, work, None)
+        worker = participation._Worker(member, FollowUp(member), work, work, None)
         try:
             assert worker.answer(invitation)
         except SilentError:
