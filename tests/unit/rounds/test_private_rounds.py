@@ -212,6 +212,40 @@ def test_manifest_says_what_the_model_has_spent_with_the_round(private: Machine)
         assert words.endswith("1/z² 0.25")
 
 
+def test_adaptive_clip_publishes_the_noisy_count_and_the_next_clip(private: Machine) -> None:
+    adaptive = DP | {"quantile": 0.5, "clip_rate": 0.3, "count_deviation": 8.0}
+    private.begin("r1")
+    assert private.open(**APPLIED, dp=adaptive)["status"] == "opened"
+    for client, value in (("a", 0.1), ("b", 3.0), ("c", 0.2)):
+        private.collect(client, private.submit(client, {"w": np.full(5, value, "f4")}))
+    planned = private.plan(private.turn(OPENED))
+    key = read_noise_key(private.store, private.keys)
+    # Twice, as if the tasks had been thought dead.
+    for _ in range(2):
+        private.aggregate(planned)
+    assert private.step("finalize_round") == {"status": "completed"}
+    privacy = private.store.get_json(private.keys.manifest)["privacy"]
+    noise = np.empty(1, np.int64)
+    NoiseSource(key, 1, 2**62).read_into(memoryview(noise).cast("B"))
+    # "a" and "c" are whole, each as many whole steps as fit into one.
+    step = 8.0 / 2480
+    assert privacy["whole"] == pytest.approx((2 * math.floor(1 / step) + noise[0]) * step)
+    moved = math.exp(-0.3 * (privacy["whole"] / 3 - 0.5))
+    assert privacy["next_clip"] == pytest.approx(moved, rel=1e-8)
+    assert privacy["cost"] == 1 / 4 + 1 / 64
+    assert read_ledger(private.store, "m").spent == privacy["cost"]
+    assert "so the next clip is" in privacy_in_words(privacy)
+
+
+def test_refusal_of_an_adaptive_clip_names_noise_that_would_fit(private: Machine) -> None:
+    limit(private, 0.2)
+    private.begin("r1")
+    reason = private.open(**APPLIED, dp=DP | {"quantile": 0.5})["reason"]
+    assert "noise_multiplier of at least 2.281 and a count_deviation of at least 11.402" in reason
+    fits = DP | {"noise_multiplier": 2.281, "quantile": 0.5, "count_deviation": 11.402}
+    assert private.open(**APPLIED, dp=fits)["status"] == "opened"
+
+
 def test_model_with_buffers_is_refused_at_opening(private: Machine) -> None:
     version = model_registry.read_current(private.store, "m")
     model_registry.reserve(private.store, replace(version, number=2, buffers=("w",)))

@@ -159,7 +159,8 @@ class RoundSpec:
     dp: PrivacyMechanism | None = option(
         Parsed(
             parse_privacy,
-            "object with `clip`, `noise_multiplier` and `delta`",
+            "object with `clip`, `noise_multiplier` and `delta`, and maybe `quantile`, `clip_rate` "
+            "and `count_deviation`",
             metavar="JSON",
             is_json=True,
             encoder=PrivacyMechanism.to_json,

@@ -21,6 +21,7 @@ from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Plan, Rejection, Task
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records.decision import with_weights
+from gradshard_core.records.noise_key import read_noise_key
 from gradshard_core.rounds.bad_inputs import (
     is_rejected_below,
     reject_nonfinite,
@@ -88,12 +89,26 @@ def aggregate_shard(
         "is_written": is_written,
         "rejected": [vars(rejection) for rejection in rejected],
     }
-    measured = {}
+    measured: dict[str, Any] = {}
     if isinstance(inputs.reduction, Measuring):
         # Too much for a state of the machine, to which the report goes.
         measured["products"] = inputs.reduction.products.to_json() if is_written else []
+    measured["whole"] = _noisy_count(wire, plan, task)
     wire.put_json(keys.task_report(task.level, task.number), report | measured)
     return report
+
+
+def _noisy_count(wire: TaskS3Client, plan: Plan, task: Task) -> float | None:
+    """Return how many updates of a private round were not clipped, with noise; from one task.
+
+    It has the weights and may read the key; plan_round and finalize_round may not.
+    """
+    dp = plan.computation.dp
+    is_first = plan.is_last(task.level) and task.number == 0
+    if dp is None or dp.adaptation is None or plan.computation.measures or not is_first:
+        return None
+    key = read_noise_key(wire, RoundKeys(plan.round_id))
+    return dp.noisy_count([contributor.weight for contributor in plan.contributors], key)
 
 
 def _weighed(wire: TaskS3Client, keys: RoundKeys, plan: Plan) -> Plan:
