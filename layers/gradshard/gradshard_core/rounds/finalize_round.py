@@ -74,9 +74,10 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
     if not plan.is_complete:
         return {"status": AWAITING}
     tally = _Tally()
-    products = ExactSum(len(plan.contributors))
+    products, squares = ExactSum(len(plan.contributors)), []
     for report in _read_reports(store, keys, plan):
         products.add_json(report.pop("products", ()))
+        squares += report.pop("squares", ())
         tally.note_count(report.pop("whole", None))
         tally.add(report)
     rejected = tally.rejected()
@@ -95,17 +96,22 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
             "rejected": written,
         }
     if plan.computation.measures:
-        return _go_on(store, keys, plan, tally, products)
+        return _go_on(store, keys, plan, tally, products, squares)
     _conclude(store, keys, plan, tally)
     return {"status": COMPLETED}
 
 
 def _go_on(
-    store: S3Store, keys: RoundKeys, plan: Plan, tally: "_Tally", products: ExactSum
+    store: S3Store,
+    keys: RoundKeys,
+    plan: Plan,
+    tally: "_Tally",
+    products: ExactSum,
+    squares: list[list[float]],
 ) -> dict[str, Any]:
     """Write what was measured, and have the second pass planned."""
     spent = {"tasks": tally.tasks(), "totals": tally.totals()}
-    write_measurement(store, keys, plan, products, **spent)
+    write_measurement(store, keys, plan, products, squares, **spent)
     store.put_json(keys.replan(plan.attempt), [])
     return {"status": REPLAN, "reason": REPLAN, "attempt": plan.attempt + 1, "rejected": []}
 

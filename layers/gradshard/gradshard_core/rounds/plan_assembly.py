@@ -1,15 +1,19 @@
 """Make a plan from contributors and a layout: group, choose M, weigh, create the uploads."""
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import reduce
+from typing import Final
 
 from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.aggregation.gathering import Disorder
+from gradshard_core.aggregation.gram_sample import LEAST_STRATA, Sample
 from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.robust_rules import SIGN
+from gradshard_core.aggregation.sharding import ROW_BYTES
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.digests import encode_parts
@@ -46,6 +50,8 @@ from gradshard_core.stragglers.layers import Coverage
 from gradshard_core.stragglers.salf import FEDAVG
 
 HEADER_TYPE = "application/octet-stream"
+
+SEED_BYTES: Final = 16
 
 
 def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
@@ -107,9 +113,11 @@ def assemble(
     measures = spec.measures and decided is None
     if spec.dp is not None and not measures:
         write_noise_key(context.store, keys)
+    sample, sample_notes = _sample(spec, layout)
     weights = weights_of(spec, is_decided=decided is not None)
     grouping = group(spec, contributors if decided is None else decided.kept, weights)
-    projection, notes = _choose_shards(context, grouping, layout)
+    projection, notes = _choose_shards(context, grouping, layout, sample)
+    notes += sample_notes
     if spec.weights == STEPS:
         notes += note_bounded_steps(local_steps(grouping.contributors))
     layers = weigh_layers(context.store, spec, grouping.contributors, layout.layers, coverage)
@@ -132,6 +140,7 @@ def assemble(
             measures=measures,
             measured=None if decided is None else decided.measured,
             dp=spec.dp,
+            sample=sample if measures else None,
         ),
         layout=layout,
         attempt=context.request.attempt,
@@ -163,8 +172,27 @@ def _check_buffers(spec: RoundSpec, layout: PlannedLayout) -> None:
         )
 
 
+def _sample(spec: RoundSpec, layout: PlannedLayout) -> tuple[Sample | None, list[str]]:
+    """Draw the elements that are measured, and note if the layout is too small to leave out any.
+
+    Updates are frozen by now, so no client can send one that fits the sample.
+    """
+    if spec.measure_one_in is None:
+        return None, []
+    seed = os.urandom(SEED_BYTES).hex()
+    sample = Sample.of(layout.nbytes, spec.measure_one_in, seed)
+    if sample is not None:
+        return sample, []
+    least = spec.measure_one_in * LEAST_STRATA * ROW_BYTES
+    note = (
+        f"all elements are measured, not one in {spec.measure_one_in}: the error of a sample can "
+        f"be stated for updates of at least {least} bytes, and these have {layout.nbytes}"
+    )
+    return None, [note]
+
+
 def _choose_shards(
-    context: PlanContext, grouping: Grouping, layout: PlannedLayout
+    context: PlanContext, grouping: Grouping, layout: PlannedLayout, sample: Sample | None
 ) -> tuple[Projection, list[str]]:
     spec = context.spec
     runs = [contributor.runs for contributor in grouping.contributors]
@@ -189,6 +217,7 @@ def _choose_shards(
         widening=sharding.widening(spans),
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
+        sample=sample,
         is_private=spec.dp is not None,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
