@@ -8,6 +8,7 @@ from typing import Final
 
 from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
+from gradshard_core.aggregation.buffers import Stretches, is_in
 from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.gram_sample import LEAST_STRATA, Sample
 from gradshard_core.aggregation.optimizer_step import state_layout
@@ -62,6 +63,8 @@ def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
     if layout is None:
         return PlannedLayout()
     store, keys, spec = context.store, context.keys, context.spec
+    averaged = context.buffers(layout)
+    _check_buffers(spec, layout, averaged)
     header = encode_header(layout, {})
     store.put_bytes(keys.layout, header, content_type=HEADER_TYPE)
     state_header = NO_HEADER
@@ -74,7 +77,7 @@ def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
         header,
         layers=layer_ranges(spec, layout),
         state_header=state_header,
-        buffers=context.buffers(layout),
+        buffers=averaged,
     )
 
 
@@ -109,7 +112,6 @@ def assemble(
         The updates cannot be aggregated within the limits.
     """
     spec, keys = context.spec, context.keys
-    _check_buffers(spec, layout)
     measures = spec.measures and decided is None
     if spec.dp is not None and not measures:
         write_noise_key(context.store, keys)
@@ -156,16 +158,14 @@ def assemble(
     )
 
 
-def _check_buffers(spec: RoundSpec, layout: PlannedLayout) -> None:
+def _check_buffers(spec: RoundSpec, layout: Layout, averaged: Stretches) -> None:
     """Raise if averages of buffers or integers would become signs, or could not be hidden."""
     if spec.dp is not None:
-        integers = [s for s in layout.spans if DTYPES[s.dtype].is_integer]
-        kept = [*layout.buffers, *((s.start, s.end) for s in integers)]
-        if kept:
-            start, end = min(kept)
-            raise PlanError(unclippable(f"bytes {start} to {end} of the layout"))
-    if spec.robust_rule is not None and spec.robust_rule.name == SIGN and layout.buffers:
-        nbytes = sum(end - start for start, end in layout.buffers)
+        for tensor in layout.tensors:
+            if DTYPES[tensor.dtype].is_integer or is_in(averaged, tensor.start):
+                raise PlanError(unclippable(tensor.name))
+    if spec.robust_rule is not None and spec.robust_rule.name == SIGN and averaged:
+        nbytes = sum(end - start for start, end in averaged)
         raise PlanError(
             f"rule sign makes 1, 0 or -1 of every element, and {nbytes} bytes of the model are "
             "buffers or integers, which are averaged: take rule median"
