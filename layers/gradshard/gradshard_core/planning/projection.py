@@ -127,7 +127,10 @@ def _measuring(load: Workload, shards: int, aggregator: LambdaConfig) -> list[li
     extra = load.extra_reads(shards)
     gap_bytes = max((gap_bytes for _, gap_bytes in extra), default=0)
     requests = max((requests for requests, _ in extra), default=0)
-    nbytes = (load.contributors * load.nbytes + gap_bytes) / shards
+    share, stretches = load.measured_reads(shards)
+    nbytes = share * (load.contributors * load.nbytes + gap_bytes) / shards
+    # Streams are opened together; those of the first stretch are in the time of a task.
+    requests += max(0, stretches - shards)
     seconds = aggregator.task_seconds(nbytes, speeds.ROWS_CPU_SECONDS_PER_GB)
     return [[Tasks(shards, seconds + requests * speeds.REQUEST_SECONDS / shards)]]
 
@@ -180,6 +183,7 @@ def _requests(load: Workload, shards: int) -> Requests:
         counted = counted.plus(Requests(gets=shards, puts=0))
     if not load.measures:
         return counted
+    _, stretches = load.measured_reads(shards)
     return counted.plus(
-        Requests(gets=shards * load.contributors + extra + shards, puts=-shards),
+        Requests(gets=stretches * load.contributors + extra + shards, puts=-shards),
     )

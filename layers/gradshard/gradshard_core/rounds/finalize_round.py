@@ -74,9 +74,11 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
     if not plan.is_complete:
         return {"status": AWAITING}
     tally = _Tally()
-    products = ExactSum(len(plan.contributors))
+    products, squares = ExactSum(len(plan.contributors)), []
     for report in _read_reports(store, keys, plan):
         products.add_json(report.pop("products", ()))
+        squares += report.pop("squares", ())
+        tally.note_count(report.pop("whole", None))
         tally.add(report)
     rejected = tally.rejected()
     if rejected:
@@ -94,17 +96,22 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
             "rejected": written,
         }
     if plan.computation.measures:
-        return _go_on(store, keys, plan, tally, products)
+        return _go_on(store, keys, plan, tally, products, squares)
     _conclude(store, keys, plan, tally)
     return {"status": COMPLETED}
 
 
 def _go_on(
-    store: S3Store, keys: RoundKeys, plan: Plan, tally: "_Tally", products: ExactSum
+    store: S3Store,
+    keys: RoundKeys,
+    plan: Plan,
+    tally: "_Tally",
+    products: ExactSum,
+    squares: list[list[float]],
 ) -> dict[str, Any]:
     """Write what was measured, and have the second pass planned."""
     spent = {"tasks": tally.tasks(), "totals": tally.totals()}
-    write_measurement(store, keys, plan, products, **spent)
+    write_measurement(store, keys, plan, products, squares, **spent)
     store.put_json(keys.replan(plan.attempt), [])
     return {"status": REPLAN, "reason": REPLAN, "attempt": plan.attempt + 1, "rejected": []}
 
@@ -117,6 +124,11 @@ class _Tally:
         self._peak_mb = self._longest = 0.0
         self._rejected: dict[str, Rejection] = {}
         self._listed: list[dict[str, Any]] = []
+        self.whole: float | None = None
+
+    def note_count(self, whole: float | None) -> None:
+        """Note the noisy number of updates that were not clipped, which one task reports."""
+        self.whole = self.whole if whole is None else whole
 
     def add(self, report: dict[str, Any]) -> None:
         for name in SUMMED:
@@ -157,7 +169,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     version = _next_version(store, plan, made)
     if version is not None:
         version = model_registry.reserve(store, version)
-    manifest = _manifest(plan, result, tally, version, _privacy(store, plan), measuring)
+    manifest = _manifest(plan, result, tally, version, _privacy(store, plan, tally), measuring)
     if not store.put_json(keys.manifest, manifest, replaces=None):
         manifest = store.get_json(keys.manifest, parse_manifest) or manifest
         if manifest["status"] != COMPLETED:
@@ -336,9 +348,9 @@ def _masked(plan: Plan) -> dict[str, Any]:
     return {"masked": plan.masking.terms.to_json(), "samples": plan.masking.total}
 
 
-def _privacy(store: S3Store, plan: Plan) -> dict[str, Any] | None:
+def _privacy(store: S3Store, plan: Plan, tally: _Tally) -> dict[str, Any] | None:
     """Return what a private average was made with, and what its model has spent with it."""
-    dp, grid = plan.computation.dp, plan.grid
+    dp, grid, whole = plan.computation.dp, plan.grid, tally.whole
     if dp is None or grid is None:
         return None
     spent = dp.cost
@@ -352,6 +364,8 @@ def _privacy(store: S3Store, plan: Plan) -> dict[str, Any] | None:
         "clients": len(plan.contributors),
         "deviation": dp.noise_multiplier * dp.clip / len(plan.contributors),
         "step": grid.step,
+        "whole": whole,
+        "next_clip": dp.clip if whole is None else dp.next_clip(whole, len(plan.contributors)),
     }
 
 
