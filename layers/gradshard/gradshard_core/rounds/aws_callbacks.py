@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -31,11 +31,16 @@ _NO_LONGER_WAITING: Final = {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}
 
 def resume(token: str, reason: str) -> bool:
     """Let the state machine go on from its wait for updates; False if it waits no more."""
-    return _tell(token, "SendTaskSuccess", output=json.dumps({"reason": reason}))
+    return succeed(token, {"reason": reason})
+
+
+def succeed(token: str, output: Mapping[str, Any]) -> bool:
+    """End the state that waits for a token with its output; False if it waits no more."""
+    return _tell(token, "SendTaskSuccess", output=json.dumps(output))
 
 
 def give_up(token: str, error: str, cause: str) -> None:
-    """Have the state machine fail at its wait for updates."""
+    """Have the state that waits for a token fail, so that the machine goes where it is caught."""
     _tell(token, "SendTaskFailure", error=error, cause=cause[:MAX_CAUSE])
 
 
