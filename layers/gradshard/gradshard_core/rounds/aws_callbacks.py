@@ -95,6 +95,18 @@ def schedule_deadline(round_id: str, at: datetime, tokens: Sequence[str]) -> Non
                 raise
 
 
+def cancel_deadline(round_id: str) -> None:
+    """Delete the schedule of a round that has ended, so that nothing is called for it any more."""
+    group = {"groupName": os.environ["GRADSHARD_SCHEDULE_GROUP"]}
+    path = f"/schedules/{round_id}"
+    try:
+        aws_json.call(SCHEDULER, "DeleteSchedule", None, method="DELETE", path=path, query=group)
+    except RejectedError as error:
+        # It has been due, or this is a repetition.
+        if error.code != "ResourceNotFoundException":
+            raise
+
+
 def publish(detail_type: str, detail: dict[str, Any]) -> None:
     """Tell the account's default event bus how a round, or a training, ended.
 

@@ -198,6 +198,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     for output in plan.outputs:
         store.abort_open_uploads(output.key)
     _delete_intermediate(store, keys, plan)
+    aws_callbacks.cancel_deadline(plan.round_id)
     aws_callbacks.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
 
 
