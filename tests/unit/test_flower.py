@@ -165,7 +165,7 @@ class TestWithFlower:
     def test_privacy_with_a_rule_or_without_noise_is_an_error(self) -> None:
         with pytest.raises(SpecError, match="leave out rule"):
             self.strategy(rule="median", dp=DP)
-        with pytest.raises(SpecError, match="noise_multiplier is 0, not a number from 0.01"):
+        with pytest.raises(SpecError, match="noise_multiplier is 0, not a number from"):
             self.strategy(dp={**DP, "noise_multiplier": 0})
 
     @pytest.mark.parametrize(
