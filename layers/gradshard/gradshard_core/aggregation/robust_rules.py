@@ -191,6 +191,11 @@ class RobustRule:
         return ROBUST_RULES[self.name].pairs
 
     @property
+    def compares(self) -> bool:
+        """Whether a task needs all updates at once; otherwise groups of them can be added first."""
+        return self.is_columns or self.pairs
+
+    @property
     def score(self) -> str:
         """The name of the scores by which the rule decides, as reports show it."""
         return ROBUST_RULES[self.name].score
