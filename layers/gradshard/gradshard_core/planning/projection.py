@@ -7,7 +7,7 @@ from gradshard_core.planning import pricing, speeds
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.memory_projection import needed_memory
 from gradshard_core.planning.pricing import Bill, Requests, Tasks
-from gradshard_core.planning.transfers import SINGLE_PUT_BYTES, client_ranges
+from gradshard_core.planning.transfers import SINGLE_PUT_BYTES, client_ranges, download_ranges
 from gradshard_core.planning.workload import Workload
 
 
@@ -71,7 +71,7 @@ def client_requests(nbytes: int, sent: int | None = None) -> Requests:
     sent = nbytes if sent is None else sent
     # An upload in parts is created, completed, and listed to find parts of an earlier try.
     puts = 1 if sent <= SINGLE_PUT_BYTES else len(client_ranges(sent)) + 3
-    return Requests(gets=len(client_ranges(nbytes)), puts=puts)
+    return Requests(gets=len(download_ranges(nbytes)), puts=puts)
 
 
 def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection:

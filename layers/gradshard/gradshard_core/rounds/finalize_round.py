@@ -1,7 +1,8 @@
 """Complete the upload of the result, and write the manifest last."""
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -39,6 +40,8 @@ MOST_LISTED: Final = 10_000
 """The most tasks that a manifest lists, because readers hold it in memory."""
 REPLAN = "replan"
 AWAITING = "awaiting"
+BRANCHES: Final = {REPLAN: "Replan", AWAITING: "Awaiting"}
+"""The errors by which the state machine goes on, by the status of a round that has not ended."""
 
 
 def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
@@ -97,6 +100,18 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
         return _go_on(store, keys, plan, tally, measured)
     _conclude(store, keys, plan, tally)
     return {"status": COMPLETED}
+
+
+def tell_machine(token: str, outcome: Mapping[str, Any]) -> None:
+    """End the machine's state with an outcome of :func:`finalize_round`; safe to repeat.
+
+    A round that has not ended leaves the state by an error, because a choice after it would be a
+    transition of every round.
+    """
+    if outcome["status"] == COMPLETED:
+        aws_callbacks.succeed(token, outcome)
+    else:
+        aws_callbacks.give_up(token, BRANCHES[outcome["status"]], json.dumps(outcome))
 
 
 def _go_on(
@@ -176,6 +191,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     for output in plan.outputs:
         store.abort_open_uploads(output.key)
     _delete_intermediate(store, keys, plan)
+    aws_callbacks.cancel_deadline(plan.round_id)
     aws_callbacks.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
 
 
