@@ -163,7 +163,7 @@ class Machine:
     def __post_init__(self) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.patch.setattr(advancing, "utc_now", lambda: self.now)
-        for name in ("resume", "schedule_deadline", "publish"):
+        for name in ("resume", "schedule_deadline", "cancel_deadline", "publish"):
             self.patch.setattr(aws_callbacks, name, lambda *_: True)
         self.patch.setattr(aws_callbacks, "give_up", self._give_up)
         self.stack = MemoryStack(self.store)
