@@ -22,7 +22,7 @@ CLIENTS = ["mia", "ned"]
 
 def expected(terms: dict[str, Any], rounds: int) -> dict[str, Any]:
     """The model after the rounds, from the definitions of FedAvg and of masked rounds."""
-    model = {name: tensor.copy() for name, tensor in FIRST.items()}
+    model: dict[str, Any] = {name: tensor.copy() for name, tensor in FIRST.items()}
     for number in range(1, rounds + 1):
         invitation = Invitation("", number, 0, False, tuple(CLIENTS), len(CLIENTS), 1, {})
         sent = [train_as(c)({n: t.copy() for n, t in model.items()}, invitation) for c in CLIENTS]
