@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,12 @@ def grid(keeper: Keeper, folder: Path, **others: Any) -> DirectGrid:
         keeper.enrol(client, make_identity(folder / client))
         mask = Mask(folder / client, keeper.fingerprint())
         train = others.get(client.replace("-", ""), trained)
-        apps[node] = client_app(train, [s3_masked_mod(lambda _, mask=mask: mask)])
+        apps[node] = client_app(train, [s3_masked_mod(partial(given, mask))])
     return DirectGrid(apps)
+
+
+def given(mask: Mask, _context: Context) -> Mask:
+    return mask
 
 
 def start(strategy: S3FedAvg, clients: DirectGrid, rounds: int) -> Any:
@@ -63,7 +68,8 @@ def start(strategy: S3FedAvg, clients: DirectGrid, rounds: int) -> Any:
 
 def masked_strategy(keeper: Keeper, **options: Any) -> S3FedAvg:
     run = f"masked-{uuid.uuid4().hex[:8]}"
-    fixed: dict[str, Any] = {"client_names": named, "fraction_evaluate": 0.0, "masked": terms_of(keeper)}
+    fixed: dict[str, Any] = {"client_names": named, "fraction_evaluate": 0.0}
+    fixed |= {"masked": terms_of(keeper)}
     return S3FedAvg(Federation(), run=run, **fixed | options)
 
 

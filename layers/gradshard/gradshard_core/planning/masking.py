@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from gradshard_core.aggregation.fixed_point import FixedPoint
@@ -160,6 +160,31 @@ class Masking(NamedTuple):
     def fixed(self) -> FixedPoint:
         """The encoding of elements."""
         return self.terms.fixed(self.clients)
+
+    @property
+    def answer_bytes(self) -> int:
+        """The size of the keeper's answer: the layout's elements, and one for the count."""
+        return (self.elements + 1) * self.terms.ring_bits // 8
+
+    def total_of(self, masked_counts: Sequence[int], last: bytes) -> int:
+        """Return the sum of the contributors' counts.
+
+        Parameters
+        ----------
+        masked_counts
+            Their counts, masked.
+        last
+            The last element of the keeper's answer: the sum of those masks.
+
+        Raises
+        ------
+        UpdateError
+            It cannot be the sum of so many counts.
+        """
+        masks = int.from_bytes(last, "little")
+        total: int = (sum(masked_counts) - masks) % 2**self.terms.ring_bits
+        self.fixed.check_total(total, len(masked_counts))
+        return total
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON."""
