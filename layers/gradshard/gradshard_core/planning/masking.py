@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from gradshard_core.aggregation.fixed_point import FixedPoint
@@ -326,6 +326,19 @@ NOT_IN_MASKED_TRAININGS: Final = {
 """Options that trainings with masked rounds cannot have, and the reasons."""
 
 
+def check_unused(options: Container[str]) -> None:
+    """Check the names of the options that are given beside ``masked``.
+
+    Raises
+    ------
+    SpecError
+        One does not go with masks.
+    """
+    for name, reason in NOT_MASKED.items():
+        if name in options:
+            raise SpecError(f"masked: leave out {name}: {reason}")
+
+
 def check_masked(spec: "RoundSpec", defaults: Mapping[str, Any]) -> None:
     """Check the options of a masked round: nobody can look at its updates.
 
@@ -353,9 +366,7 @@ def check_masked(spec: "RoundSpec", defaults: Mapping[str, Any]) -> None:
             f"min_clients is {spec.min_clients}, and the sum over one client is its update: give "
             f"at least {LEAST_MASKED}"
         )
-    for name, reason in NOT_MASKED.items():
-        if getattr(spec, name) != defaults[name]:
-            raise SpecError(f"masked: leave out {name}: {reason}")
+    check_unused({n for n in NOT_MASKED if getattr(spec, n) != defaults[n]})
     spec.masked.fixed(spec.expected)
     if spec.layout is not None:
         check_layout(spec.masked, spec.expected, spec.layout)

@@ -10,7 +10,12 @@ from typing import Any, Final
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import SpecError
-from gradshard_core.planning.masking import LEAST_MASKED, NOT_IN_MASKED_TRAININGS, NOT_MASKED
+from gradshard_core.planning.masking import (
+    LEAST_MASKED,
+    NOT_IN_MASKED_TRAININGS,
+    NOT_MASKED,
+    check_unused,
+)
 from gradshard_core.planning.option_parsers import (
     MAX_CLIENTS,
     MAX_EXPONENT,
@@ -86,6 +91,8 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
             "server_optimizer is missing: a training makes versions of a model, for example with "
             "fedavg"
         )
+    if "masked" in given:
+        check_unused(given)  # before other checks ask for more clients, say
     terms_of_fewest(given)
     return given
 
