@@ -256,7 +256,6 @@ def test_a_function_that_is_killed_at_any_request_is_done_when_it_runs_again(
             asked.keeper.answer("r")
         for function, event in STEPS[dying:]:
             asked.keeper.step(function, **event)
-        asked.keeper.store.delete(KeeperKeys("r").request)
         check_end(asked)
         if fate.count < number:
             break

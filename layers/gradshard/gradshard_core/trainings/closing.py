@@ -62,6 +62,7 @@ def close_round(
         completed=invitation.number,
         version=made,
         last_round=invitation.round_id,
+        clip=outcome.next_clip,
         counted=_counted(spec, state, outcome),
         again=None,
         suspects=(),
