@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Self
 
 from gradshard_core.aggregation.sharding import Shard, cut_shards
-from gradshard_core.errors import KeeperError
+from gradshard_core.errors import BrokenObjectError, KeeperError
 from gradshard_core.formats.dtypes import in_ring
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Span
@@ -78,10 +78,14 @@ def read_private_key(store: S3Store) -> bytes:
     ------
     KeeperError
         There is none.
+    BrokenObjectError
+        The object has something else.
     """
     text = store.get_bytes(PRIVATE_KEY)
     if text is None:
         raise KeeperError("the keeper has no key yet: run `gradshard keeper key`")
+    if not re.fullmatch(rb"[0-9a-f]{64}", text):
+        raise BrokenObjectError(f"{PRIVATE_KEY} has {len(text)} bytes, and is no private key")
     return bytes.fromhex(text.decode())
 
 
