@@ -54,7 +54,8 @@ class TestWithFlower:
         answer = Message(RecordDict(records | {"metrics": MetricRecord(metrics)}), reply_to=message)
         order = message.content["gradshard"]
         layout = self.layout_of(MODEL)
-        return _uploading(answer, Ticket.loads(order["ticket"]), layout, order["weighted-by"])
+        ticket = Ticket.loads(order["ticket"])
+        return _uploading(answer, ticket, layout, order["weighted-by"], None, None)
 
     def layout_of(self, model: dict[str, Any]) -> Any:
         from gradshard.client.tensors import pack

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradshard.cli.codec_options import codec_options, compression_of
+from gradshard.cli.mask_options import mask_of, mask_options
 from gradshard.cli.options import connected, quiet_option
 from gradshard.cli.output import confirm
 from gradshard.utils.text import escape_terminal
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 @click.argument("client", metavar="CLIENT")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- PROGRAM…")
 @codec_options
+@mask_options
 @click.option(
     "--ticket",
     "ticket",
@@ -36,6 +38,8 @@ def join(
     training: str,
     client: str,
     program: tuple[str, ...],
+    mask_key: Path | None,
+    keeper: str | None,
     ticket: Path | None,
     **compression: Any,
 ) -> None:
@@ -55,14 +59,14 @@ def join(
         )
 
     runner = Program(program, tell)
-    codec = compression_of(**compression)
+    codec, mask = compression_of(**compression), mask_of(mask_key, keeper)
     if ticket is None:
         done = federation.participate(
-            client, runner.train, runner.evaluate, training=training, codec=codec
+            client, runner.train, runner.evaluate, training=training, codec=codec, mask=mask
         )
     else:
         held = _held(ticket, training, client)
-        done = held.participate(runner.train, runner.evaluate, codec=codec)
+        done = held.participate(runner.train, runner.evaluate, codec=codec, mask=mask)
     confirm(
         f"training {escape_terminal(training)} has ended: {escape_terminal(done.state.cause or '')}"
     )

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from gradshard.client.compression import SEEDS, Compression
 from gradshard.client.deltas import change_of
+from gradshard.client.mask import Mask
 from gradshard.client.tensors import Array
 from gradshard.client.training_access import ClientRound, TrainingAccess
 from gradshard_core.aggregation.server_optimizers import MODELS
@@ -67,6 +68,7 @@ def participate(
     evaluate: Evaluate | None = None,
     *,
     codec: str | Compression | None = None,
+    mask: Mask | None = None,
     patience: float = DEFAULT_PATIENCE_SECONDS,
 ) -> Participation:
     """Take part in a training until it has ended.
@@ -82,6 +84,9 @@ def participate(
         Called for each invitation. Without ``evaluate`` the client sends nothing in evaluations.
     codec
         Compress the updates; to a seed the number of the round is added.
+    mask
+        Mask the updates; they then have no metrics and no report, and evaluations get nothing.
+        Nothing is sent to rounds that are not masked, or have another keeper.
     patience
         The seconds that a lost connection may last.
 
@@ -99,7 +104,7 @@ def participate(
     done: dict[bool, list[int]] = {False: [], True: []}
     pause = _persistently(access.poll_seconds, patience)
     _join(access, patience)
-    worker = _persistently(lambda: _Worker(access, train, evaluate, codec), patience)
+    worker = _persistently(lambda: _Worker(access, train, evaluate, codec, mask), patience)
     for state in _states(access, pause, patience):
         invitation = state.invitation
         # The end of a training rejects the updates that wait.
@@ -128,8 +133,9 @@ class _Worker:
         train: Train,
         evaluate: Evaluate | None,
         codec: str | Compression | None,
+        mask: Mask | None,
     ) -> None:
-        self._access = access
+        self._access, self._mask = access, mask
         self._updates = access.updates()
         self._train, self._evaluate, self._codec = train, evaluate, codec
         self._answered = ""
@@ -143,7 +149,8 @@ class _Worker:
             return False  # the holder of a ticket has none for it yet
         if round_.id == self._answered:
             return False
-        if invitation.is_evaluation and self._evaluate is None:
+        # Metrics are sent in the clear, which a client that masks its updates does not want.
+        if invitation.is_evaluation and (self._evaluate is None or self._mask is not None):
             self._answered = round_.id
             return False
         try:
@@ -184,6 +191,8 @@ class _Worker:
             if not found:
                 raise UpdateError("evaluate returned no metrics")
             return {"update": found, "samples": samples}
+        if self._mask is not None:
+            round_.check_mask(self._mask)
         before = round_.fetch_model()
         # Training may change the arrays that it gets.
         given = {name: tensor.copy() for name, tensor in before.items()}
@@ -191,6 +200,8 @@ class _Worker:
         trained, samples, *measured = self._train(given, invitation)
         report = {"train_seconds": max(1e-6, time.monotonic() - started)}
         update = trained if self._updates == MODELS else change_of(before, trained)
+        if self._mask is not None:
+            return {"update": update, "samples": samples, "mask": self._mask}
         return {
             "update": update,
             "samples": samples,

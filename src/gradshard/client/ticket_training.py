@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from gradshard.client.compression import Compression
+from gradshard.client.mask import Mask
 from gradshard.client.participation import (
     DEFAULT_PATIENCE_SECONDS,
     Evaluate,
@@ -77,13 +78,14 @@ class TicketTraining:
         evaluate: Evaluate | None = None,
         *,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
         patience: float = DEFAULT_PATIENCE_SECONDS,
     ) -> Participation:
         """Take part in the training until it has ended, as a client with AWS credentials does.
 
         Parameters
         ----------
-        train, evaluate, codec, patience
+        train, evaluate, codec, mask, patience
             As in :meth:`gradshard.client.federation.Federation.participate`.
 
         Raises
@@ -96,7 +98,7 @@ class TicketTraining:
         UpdateError
             The value that ``train`` or ``evaluate`` returned could not be averaged.
         """
-        return participate(self, train, evaluate, codec=codec, patience=patience)
+        return participate(self, train, evaluate, codec=codec, mask=mask, patience=patience)
 
     @property
     def client(self) -> str:

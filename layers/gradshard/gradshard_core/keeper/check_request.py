@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import RoundKeys, is_client
+from gradshard_core.formats.masked import roster_digest
 from gradshard_core.keeper.records import (
     KeeperKeys,
     Stream,
@@ -39,7 +40,11 @@ class RefusedError(Exception):
 def context_of(request: Request, client: str) -> SealContext:
     """Return what a client's seed must have been sealed for."""
     return SealContext(
-        request.round_id, client, request.clients, request.min_clients, request.encoding
+        request.round_id,
+        client,
+        roster_digest(request.clients),
+        request.min_clients,
+        request.encoding,
     )
 
 

@@ -406,6 +406,8 @@ class RoundSpec:
     def _is_too_many(self, contributors: int) -> bool:
         try:
             self.levels(contributors)
+            if self.masked is not None:
+                self.masked.fixed(contributors)
         except SpecError:
             return True
         return False
