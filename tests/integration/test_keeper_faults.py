@@ -16,6 +16,7 @@ from gradshard.aws import boto_client
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.masked import roster_digest
 from gradshard_core.keeper.records import PRIVATE_KEY, KeeperKeys, client_key
 from gradshard_core.keeper.request import Request, SealedSeed
 from gradshard_core.masking import enrolment, sealing
@@ -109,7 +110,7 @@ class Asked:
             signing_key = enrolment.new_signing_key()
             key = enrolment.verification_key(signing_key).hex()
             own.put_json(client_key(client), {"client": client, "key": key})
-            context = sealing.SealContext(self.name, client, clients, 2, encoding)
+            context = sealing.SealContext(self.name, client, roster_digest(clients), 2, encoding)
             sealed = sealing.seal(seed, sealing.public_key(private), context)
             signature = enrolment.sign(signing_key, sealed, context)
             contributors.append(SealedSeed(client, sealed.hex(), signature.hex()))

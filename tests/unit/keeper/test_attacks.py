@@ -49,7 +49,7 @@ class Watched:
             self.sums.add(body.getvalue())
             return take(key, upload, number, body, nbytes)
 
-        self.machine.store.upload_part = upload_part  # type: ignore[method-assign]
+        self.machine.store.upload_part = upload_part  # type: ignore[method-assign, assignment]
 
     def reset(self) -> None:
         """Go back to when the keeper was asked."""

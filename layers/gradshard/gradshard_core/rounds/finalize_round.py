@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from gradshard_core.aggregation.buffers import names_in
 from gradshard_core.aggregation.gram import ExactSum
+from gradshard_core.aggregation.sharding import count_elements
 from gradshard_core.errors import PlanError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.planning.option_parsers import parse_assignment_spec
@@ -343,8 +344,8 @@ def _masked(plan: Plan) -> dict[str, Any]:
 
 def _privacy(store: S3Store, plan: Plan) -> dict[str, Any] | None:
     """Return what a private average was made with, and what its model has spent with it."""
-    dp, grid = plan.computation.dp, plan.grid
-    if dp is None or grid is None:
+    dp = plan.computation.dp if plan.masking is None else plan.masking.terms.dp
+    if dp is None:
         return None
     spent = dp.cost
     if plan.next_model is not None:
@@ -356,7 +357,7 @@ def _privacy(store: S3Store, plan: Plan) -> dict[str, Any] | None:
         **dp.to_json(),
         "clients": len(plan.contributors),
         "deviation": dp.noise_multiplier * dp.clip / len(plan.contributors),
-        "step": grid.step,
+        "step": dp.grid(count_elements(plan.layout.spans, 0, plan.layout.nbytes)).step,
     }
 
 

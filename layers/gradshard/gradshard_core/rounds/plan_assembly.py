@@ -105,7 +105,7 @@ def assemble(
     spec, keys = context.spec, context.keys
     _check_buffers(spec, layout)
     measures = spec.measures and decided is None
-    if spec.dp is not None and not measures:
+    if spec.noised is not None and not measures:
         write_noise_key(context.store, keys)
     weights = weights_of(spec, is_decided=decided is not None)
     grouping = group(spec, contributors if decided is None else decided.kept, weights)
@@ -131,7 +131,7 @@ def assemble(
             robust=spec.robust_rule,
             measures=measures,
             measured=None if decided is None else decided.measured,
-            dp=spec.dp,
+            dp=spec.noised,
         ),
         layout=layout,
         attempt=context.request.attempt,
@@ -189,7 +189,7 @@ def _choose_shards(
         widening=sharding.widening(spans),
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
-        is_private=spec.dp is not None,
+        is_private=spec.noised is not None,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=stored_bytes,
