@@ -59,16 +59,20 @@ class Mask:
     least_clients
         The fewest clients among whose updates this one may be hidden. A round with a smaller
         ``min_clients`` gets no update.
+    least_noise
+        The smallest noise multiplier of a round that gets an update; 0 if rounds need no noise.
 
     Attributes
     ----------
     clipped
-        The number of elements of the last update that were clipped to the round's bound.
+        The number of elements of the last update that were clipped to the round's bound. With
+        noise, the whole update is shortened instead, and these are its elements beyond the clip.
     """
 
     signing_key: bytes | str | Path = field(repr=False)
     keeper: str
     least_clients: int = 2
+    least_noise: float = 0.0
     clipped: int = field(default=0, init=False)
     _sealed: dict[str, "_Sealed"] = field(default_factory=dict, init=False, repr=False)
 
@@ -100,6 +104,12 @@ class Mask:
             raise UpdateError(
                 f"round {round_id!r} may end with {agreement.min_clients} clients, and the update "
                 f"of {client} is to be hidden among {self.least_clients} at least: nothing was sent"
+            )
+        noise = 0.0 if agreement.terms.dp is None else agreement.terms.dp.noise_multiplier
+        if noise < self.least_noise:
+            raise UpdateError(
+                f"round {round_id!r} has a noise multiplier of {noise:g}, and the update of "
+                f"{client} needs {self.least_noise:g} at least: nothing was sent"
             )
         return agreement
 
