@@ -15,8 +15,8 @@ from gradshard.client.mask import masked as mask_content
 from gradshard.client.round import Round
 from gradshard.client.upload_source import TensorContent
 from gradshard_core.aggregation.noise import NoiseSource
+from gradshard_core.aggregation.ring_noise import RingNoise, noise_key
 from gradshard_core.errors import SpecError, UpdateError
-from gradshard_core.masking.ring_noise import RingNoise, noise_key
 from gradshard_core.planning.masking import Agreement, parse_masking
 from gradshard_core.planning.option_parsers import parse_layout
 from gradshard_core.planning.spec import parse_spec

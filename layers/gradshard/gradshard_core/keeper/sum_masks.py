@@ -5,13 +5,13 @@ from typing import Any, Final
 
 from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.kernel import Source, Zone
+from gradshard_core.aggregation.ring_noise import RingNoise, noise_key
 from gradshard_core.aggregation.ring_sum import ADDED, RingSum
 from gradshard_core.errors import UnsentError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.keeper.check_request import context_of
 from gradshard_core.keeper.records import KeeperKeys, Stream, Work, read_private_key
 from gradshard_core.masking.key_stream import KeyStream
-from gradshard_core.masking.ring_noise import RingNoise, noise_key
 from gradshard_core.masking.sealing import unseal
 from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.store import S3Store
