@@ -6,10 +6,16 @@ from pathlib import Path
 
 import boto3
 import pytest
+from hypothesis import settings
 
 from gradshard.aws.boto_client import default_session
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
+
+# The same examples in every run, so that a change fails for its own mistakes only;
+# `pytest --hypothesis-profile=default` draws new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 # What the template gives every function.
 os.environ["GRADSHARD_STACK"] = "stack"

@@ -131,7 +131,9 @@ def test_a_client_without_a_mask_sends_nothing_to_a_masked_round(tmp_path: Path)
     ("options", "reason"),
     [
         ({"rule": "median"}, "masked: leave out rule: rules look at single updates"),
-        ({"codec": "int8"}, "masked: leave out codec: a mask has no shorter form"),
+        ({"codec": "int8"}, "masked: leave out codecs: a mask has no shorter form"),
+        ({"dp": {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}}, "masked: leave out dp"),
+        ({"max_samples": 5}, "masked: leave out max_samples"),
         ({"fraction_evaluate": 1.0}, "masked: give fraction_evaluate=0"),
         ({"masked": {"bound": 1.0}}, "masked lacks max_samples"),
     ],

@@ -562,6 +562,22 @@ class TestServices:
         for sent in ours:
             assert_signed(sent, "scheduler")
 
+    def test_a_deadline_is_cancelled_as_by_boto3(self, recorder: Recorder) -> None:
+        gone = Canned(404, {"x-amzn-ErrorType": "ResourceNotFoundException"}, b'{"Message":"no"}')
+        denied = Canned(403, {"x-amzn-ErrorType": "AccessDeniedException"}, b"{}")
+        recorder.answers = [Canned(), Canned(), gone, denied]
+        with service_client("scheduler") as scheduler:
+            scheduler.delete_schedule(Name="r-1", GroupName="group", ClientToken="t")
+        aws_callbacks.cancel_deadline("r-1")
+        aws_callbacks.cancel_deadline("r-1")
+        with pytest.raises(ServiceError, match="DeleteSchedule: scheduler answered 403"):
+            aws_callbacks.cancel_deadline("r-1")
+        theirs, *ours = recorder.sent
+        target = theirs.target.replace("&clientToken=t", "").replace("clientToken=t&", "")
+        for sent in ours:
+            assert (sent.method, sent.target, sent.body) == (theirs.method, target, theirs.body)
+            assert_signed(sent, "scheduler")
+
     def test_an_event_is_published_as_by_boto3(self, recorder: Recorder) -> None:
         taken = Canned(body=b'{"FailedEntryCount":0,"Entries":[{"EventId":"1"}]}')
         recorder.answers = [taken, taken]

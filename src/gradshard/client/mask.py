@@ -193,7 +193,7 @@ class MaskedContent:
             An element is a NaN or an infinity.
         """
         head, shift = self._header[start:end], len(self._header)
-        first, last = max(0, start - shift), max(0, end - shift)
+        first, last = max(0, start - shift), max(0, min(end, self.nbytes) - shift)
         if first >= last:
             return head
         size = self._fixed.dtype.itemsize

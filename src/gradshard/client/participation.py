@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from gradshard.client.compression import SEEDS, Compression
 from gradshard.client.deltas import change_of
+from gradshard.client.follow_up import FollowUp, OnRejection, RejectedUpdate
 from gradshard.client.mask import Mask
 from gradshard.client.tensors import Array
 from gradshard.client.training_access import ClientRound, TrainingAccess
@@ -53,12 +54,15 @@ class Participation:
     ----------
     trained, evaluated
         The numbers of the rounds to which it sent updates, or metrics, since it was started.
+    rejected
+        Those of them that did not count, with the reasons.
     state
         The training's last state.
     """
 
     trained: tuple[int, ...]
     evaluated: tuple[int, ...]
+    rejected: tuple[RejectedUpdate, ...]
     state: TrainingState
 
 
@@ -67,6 +71,7 @@ def participate(
     train: Train,
     evaluate: Evaluate | None = None,
     *,
+    on_rejection: OnRejection | None = None,
     codec: str | Compression | None = None,
     mask: Mask | None = None,
     patience: float = DEFAULT_PATIENCE_SECONDS,
@@ -82,6 +87,9 @@ def participate(
         The training, for this client.
     train, evaluate
         Called for each invitation. Without ``evaluate`` the client sends nothing in evaluations.
+    on_rejection
+        Called with each :class:`~gradshard.client.follow_up.RejectedUpdate`, when the client reads
+        why one of its updates did not count. It is logged in any case.
     codec
         Compress the updates; to a seed the number of the round is added.
     mask
@@ -104,13 +112,17 @@ def participate(
     done: dict[bool, list[int]] = {False: [], True: []}
     pause = _persistently(access.poll_seconds, patience)
     _join(access, patience)
-    worker = _persistently(lambda: _Worker(access, train, evaluate, codec, mask), patience)
+    follow_up = FollowUp(access, on_rejection)
+    worker = _persistently(
+        lambda: _Worker(access, follow_up, train, evaluate, codec, mask), patience
+    )
     for state in _states(access, pause, patience):
         invitation = state.invitation
         # The end of a training rejects the updates that wait.
-        _persistently(lambda: access.follow_up(state), patience)  # noqa: B023 - called at once
+        _persistently(lambda: follow_up.look(state), patience)  # noqa: B023 - called at once
         if state.status == ENDED:
-            return Participation(tuple(done[False]), tuple(done[True]), state)
+            rejected = tuple(follow_up.rejected)
+            return Participation(tuple(done[False]), tuple(done[True]), rejected, state)
         if invitation is None or not access.is_invited(invitation):
             continue
         if _persistently(lambda: worker.answer(invitation), patience):  # noqa: B023 - called at once
@@ -130,12 +142,13 @@ class _Worker:
     def __init__(
         self,
         access: TrainingAccess,
+        follow_up: FollowUp,
         train: Train,
         evaluate: Evaluate | None,
         codec: str | Compression | None,
         mask: Mask | None,
     ) -> None:
-        self._access, self._mask = access, mask
+        self._access, self._follow_up, self._mask = access, follow_up, mask
         self._updates = access.updates()
         self._train, self._evaluate, self._codec = train, evaluate, codec
         self._answered = ""
@@ -170,7 +183,10 @@ class _Worker:
 
     def _send(self, round_: ClientRound, invitation: Invitation) -> bool:
         """Make what is submitted and submit it, unless that is done."""
-        if round_.has_sent() or round_.has_ended():
+        has_sent = round_.has_sent()
+        if has_sent or round_.has_ended():
+            if has_sent:  # by this client before it was started again
+                self._follow_up.add(round_, invitation)
             self._answered = round_.id
             return False
         if self._made is None or self._made[0] != round_.id:
@@ -179,7 +195,7 @@ class _Worker:
         round_.submit(**self._made[1])
         self._answered = round_.id
         self._made = None
-        self._access.submitted(invitation)
+        self._follow_up.add(round_, invitation)
         return True
 
     def _make(self, round_: ClientRound, invitation: Invitation) -> dict[str, Any]:

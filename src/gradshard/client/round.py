@@ -1,25 +1,28 @@
 """A round: submit updates to it, wait for it, fetch its average, operate it."""
 
-import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from gradshard.aws.client_store import ClientStore
 from gradshard.client import operations
-from gradshard.client.claims import read_claim
 from gradshard.client.compression import Compression, compressed, keep_residual
 from gradshard.client.layer_upload import LayerUpload
 from gradshard.client.mask import Mask, check_unmasked, check_unreported, masked
 from gradshard.client.round_access import RoundAccess, Source
 from gradshard.client.stack import Stack
-from gradshard.client.stated_round import StatedRound
 from gradshard.client.status import StatusPoller, read_status
 from gradshard.client.ticket_issuer import DEFAULT_SECONDS, issue_ticket
 from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import Content, content_of
 from gradshard.client.uploads import Progress, has_checksum, upload
-from gradshard.client.verification import Verification, VerificationError, verify_claim
+from gradshard.client.verification import Verification
+from gradshard.client.verification_ticket import (
+    VerificationTicket,
+    check_claim,
+    issue_verification_ticket,
+    read_round_claim,
+)
 from gradshard_core.errors import (
     RoundFailed,
     RoundNotFoundError,
@@ -440,22 +443,36 @@ class Round(RoundAccess):
             The sample is out of its bounds.
         """
         self._completed()
-        opened = read_spec(self.store, self.keys)
-        stated = self.store.get_json(self.keys.manifest, StatedRound.from_json)
-        if opened is None or stated is None:
-            raise RoundNotFoundError.of(self.id)
-        spec, record = opened
-        claim = read_claim(self.store, self.keys, spec, record.get("model_version"), stated)
-        found = verify_claim(
-            self.store,
-            claim,
-            fraction=sample,
-            seed=secrets.token_hex(16) if seed is None else seed,
-            progress=progress,
-        )
-        if not found.is_correct:
-            raise VerificationError(found)
-        return found
+        claim = read_round_claim(self.store, self.keys)
+        return check_claim(self.store, claim, sample=sample, seed=seed, progress=progress)
+
+    def verification_ticket(
+        self, client: str, *, expires: int = DEFAULT_SECONDS
+    ) -> VerificationTicket:
+        """Make a ticket with which a client verifies the masked round, without AWS credentials.
+
+        Its holder reads the masked updates of all contributors, which tell nothing without their
+        masks. This needs permission to read them.
+
+        Parameters
+        ----------
+        client
+            The client's id.
+        expires
+            Seconds from now, as in :meth:`ticket`.
+
+        Raises
+        ------
+        TicketError
+            The round is not masked, or S3 does not allow the time.
+        RoundStateError, RoundFailed
+            The round has no result, or none yet.
+        UpdateError
+            The client is not expected.
+        """
+        _check_expected(self.spec(), client, self.id)
+        self._completed()
+        return issue_verification_ticket(self.store, self.keys, client, expires=expires)
 
     def has_ended(self) -> bool:
         """Return whether the round has ended, completed or failed."""

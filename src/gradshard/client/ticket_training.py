@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from gradshard.client.compression import Compression
+from gradshard.client.follow_up import OnRejection
 from gradshard.client.mask import Mask
 from gradshard.client.participation import (
     DEFAULT_PATIENCE_SECONDS,
@@ -20,6 +21,7 @@ from gradshard.client.ticket_file import NOT_A_TICKET
 from gradshard.client.ticket_requests import TicketRequests
 from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import ticket_of
+from gradshard.client.training_access import has_passed
 from gradshard.client.training_ticket import TrainingTicket
 from gradshard.utils.polling import poll
 from gradshard_core.errors import (
@@ -77,6 +79,7 @@ class TicketTraining:
         train: Train,
         evaluate: Evaluate | None = None,
         *,
+        on_rejection: OnRejection | None = None,
         codec: str | Compression | None = None,
         mask: Mask | None = None,
         patience: float = DEFAULT_PATIENCE_SECONDS,
@@ -85,7 +88,7 @@ class TicketTraining:
 
         Parameters
         ----------
-        train, evaluate, codec, mask, patience
+        train, evaluate, on_rejection, codec, mask, patience
             As in :meth:`gradshard.client.federation.Federation.participate`.
 
         Raises
@@ -98,7 +101,15 @@ class TicketTraining:
         UpdateError
             The value that ``train`` or ``evaluate`` returned could not be averaged.
         """
-        return participate(self, train, evaluate, codec=codec, mask=mask, patience=patience)
+        return participate(
+            self,
+            train,
+            evaluate,
+            on_rejection=on_rejection,
+            codec=codec,
+            mask=mask,
+            patience=patience,
+        )
 
     @property
     def client(self) -> str:
@@ -136,11 +147,13 @@ class TicketTraining:
         """Return whether the client is invited."""
         return self.client in invitation.clients
 
-    def submitted(self, invitation: Invitation) -> None:
-        """Do nothing: an update of a synchronous training is followed by its round."""
+    def may_be_rejected(self, invitation: Invitation, state: TrainingState) -> bool:
+        """Return whether it is time to ask if the answer to an invitation was rejected."""
+        return has_passed(invitation, state)
 
-    def follow_up(self, state: TrainingState) -> None:
-        """Do nothing: an update of a synchronous training is followed by its round."""
+    def is_settled(self, invitation: Invitation, state: TrainingState) -> bool:
+        """Return whether the answer to an invitation has counted, or was rejected by now."""
+        return has_passed(invitation, state)
 
     def round(self, invitation: Invitation) -> TicketRound:
         """Return the round of an invitation.

@@ -1,6 +1,5 @@
 """A client's way to a training: the same actions with AWS credentials and with a ticket."""
 
-import logging
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Protocol
@@ -17,8 +16,6 @@ from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.inbox import has_counted
 from gradshard_core.records.training_state import Invitation, TrainingState
-
-logger = logging.getLogger("gradshard")
 
 
 class ClientRound(Protocol):
@@ -58,6 +55,9 @@ class ClientRound(Protocol):
     ) -> object:
         """Send the client's update."""
 
+    def rejection(self) -> str | None:
+        """Return the reason why the client's update was rejected or late, or None."""
+
 
 class TrainingAccess(Protocol):
     """A training, for one of its clients."""
@@ -81,11 +81,11 @@ class TrainingAccess(Protocol):
     def is_invited(self, invitation: Invitation) -> bool:
         """Return whether the client is invited; to train in a buffered training, everybody is."""
 
-    def submitted(self, invitation: Invitation) -> None:
-        """Take note that the client has answered an invitation."""
+    def may_be_rejected(self, invitation: Invitation, state: TrainingState) -> bool:
+        """Return whether it is time to ask if the answer to an invitation was rejected."""
 
-    def follow_up(self, state: TrainingState) -> None:
-        """Tell why the update was rejected that was last sent to a buffered training."""
+    def is_settled(self, invitation: Invitation, state: TrainingState) -> bool:
+        """Return whether the answer to an invitation has counted, or was rejected by now."""
 
     def round(self, invitation: Invitation) -> ClientRound:
         """Return the round of an invitation.
@@ -100,6 +100,12 @@ class TrainingAccess(Protocol):
         """Get other means to take part, if there are any, after S3 rejected those in use."""
 
 
+def has_passed(invitation: Invitation, state: TrainingState) -> bool:
+    """Return whether the round of an invitation is over."""
+    current = state.invitation
+    return current is None or current.round_id != invitation.round_id
+
+
 class Member:
     """A client with AWS credentials.
 
@@ -112,7 +118,6 @@ class Member:
     def __init__(self, stack: Stack, training: Training, client: str) -> None:
         self.client = client
         self._stack, self._training = stack, training
-        self._sent: int | None = None
 
     def join(self) -> None:
         """Let the training invite the client."""
@@ -146,20 +151,18 @@ class Member:
         """Return whether the client is invited; to train in a buffered training, everybody is."""
         return self._is_open(invitation) or self.client in invitation.clients
 
-    def submitted(self, invitation: Invitation) -> None:
-        """Take note that the client has answered an invitation."""
+    def may_be_rejected(self, invitation: Invitation, state: TrainingState) -> bool:
+        """Return whether it is time to ask if the answer to an invitation was rejected."""
         if self._is_open(invitation):
-            self._sent = invitation.version
+            return has_counted(state.counted, self.client, invitation.version) is None
+        return has_passed(invitation, state)
 
-    def follow_up(self, state: TrainingState) -> None:
-        """Tell why the update was rejected that was last sent to a buffered training."""
-        if self._sent is None:
-            return
-        reason = self._inbox(self._sent).rejection(self.client)
-        if reason is not None:
-            logger.warning("the update from version %d was rejected: %s", self._sent, reason)
-        if reason is not None or has_counted(state.counted, self.client, self._sent) is not None:
-            self._sent = None
+    def is_settled(self, invitation: Invitation, state: TrainingState) -> bool:
+        """Return whether the answer to an invitation has counted, or was rejected by now."""
+        if self._is_open(invitation):
+            is_counted = has_counted(state.counted, self.client, invitation.version) is not None
+            return is_counted or invitation.version < state.dismissed
+        return has_passed(invitation, state)
 
     def _is_open(self, invitation: Invitation) -> bool:
         return self._spec.is_buffered and not invitation.is_evaluation
@@ -220,3 +223,7 @@ class MemberRound:
             training=training,
             metrics=metrics,
         )
+
+    def rejection(self) -> str | None:
+        """Return the reason why the client's update was rejected or late, or None."""
+        return self._round.rejection(self._client)

@@ -215,8 +215,10 @@ def _patch_asked_arns() -> None:
 
     def extract(service: str, method: str, path: str, headers: Any, body: bytes, *rest: Any) -> str:
         arn: str = extract_resource_arn(service, method, path, headers, body, *rest)
-        if service == "scheduler" and ":schedule/default/" in arn and body:
-            group = json.loads(body).get("GroupName", "default")
+        if service == "scheduler" and ":schedule/default/" in arn:
+            query = rest[0] or {}
+            group = json.loads(body or b"{}").get("GroupName") or query.get("groupName", "default")
+            group = group[0] if isinstance(group, list) else group
             arn = arn.replace(":schedule/default/", f":schedule/{group}/")
         if service == "states" and arn == "*" and body:
             arn = json.loads(body).get("mapRunArn", arn)

@@ -305,7 +305,7 @@ def test_join_compresses_updates_as_told(
     run: Run, federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}
-    done = SimpleNamespace(state=SimpleNamespace(cause="over"))
+    done = SimpleNamespace(state=SimpleNamespace(cause="over"), rejected=(1, 2))
 
     def participate(*_: Any, **more: Any) -> Any:
         given.update(more)
@@ -314,7 +314,8 @@ def test_join_compresses_updates_as_told(
     monkeypatch.setattr(federation, "participate", participate)
     residual = tmp_path / "residual"
     options = ("--codec", "topk", "--codec-fraction", 0.02, "--residual", residual)
-    assert run("join", "t", "ann", *options, "--", "true").exit_code == 0
+    joined = run("join", "t", "ann", *options, "--", "true")
+    assert joined.output == "training t has ended: over; 2 updates did not count\n"
     assert (given["codec"].codec, given["codec"].fraction) == ("topk", 0.02)
     assert given["codec"].residual is not None
     assert run("join", "t", "ann", "--", "true").exit_code == 0

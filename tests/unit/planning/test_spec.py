@@ -176,6 +176,7 @@ EXAMPLES: dict[str, Any] = {
     "weights": "counts",
     "max_samples": 100,
     "rule": {"name": "fill"},
+    "measure_one_in": 10,
     "dp": {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5},
     "layers": ["a", "b"],
     "assignments": {"batch_size": 8, "epochs": 2, "learning_rate": 0.1},
@@ -193,6 +194,7 @@ EXAMPLES: dict[str, Any] = {
 NEEDED: dict[str, dict[str, Any]] = {
     "masked": {"clients": ["a", "b"], "layout": {"w": {"dtype": "F32", "shape": [2]}}},
     "fan_in": {"topology": "lifl"},
+    "measure_one_in": {"clients": 3, "rule": "norm_clip"},
     "layers": {"rule": "fill"},
     "enough_clients": {"clients": list("ab"), "min_clients": 1},
     "eager": {"clients": list("abcd"), "topology": "lifl", "weights": "counts"},
@@ -378,6 +380,9 @@ def test_update_keys() -> None:
         ({"rule": "median", "max_samples": 9}, "counts every client alike, whatever it states"),
         ({"rule": {"name": "krum", "f": 1}, "max_samples": 9}, "leave out max_samples"),
         ({"rule": "median", "layers": ["a", "b"]}, "rule median takes whole ones"),
+        ({"rule": "median", "measure_one_in": 9}, "is for rules that measure updates: norm_clip"),
+        ({"measure_one_in": 9}, "measure_one_in is for rules that measure updates"),
+        ({"rule": "norm_clip", "measure_one_in": 1}, "measure_one_in is 1, not a .* from 2 to"),
         ({"rule": "median", "eager": True, "clients": list("abcdefghi")}, "leave out eager"),
     ],
 )
@@ -423,6 +428,7 @@ DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
         ({"dp": DP, "order": "tree:3,3"}, "depends on no order: leave out order"),
         ({"dp": DP, "max_samples": 100}, "leave out max_samples"),
         ({"dp": DP, "updates_from": "r0"}, "leave out updates_from"),
+        ({"dp": DP, "measure_one_in": 2}, "those of a sample are estimates: leave out measure_"),
         ({"dp": DP, "eager": True}, "before it adds any: leave out eager"),
         (
             {"dp": DP, "server_optimizer": {"optimizer": "fedavg", "updates": "models"}},

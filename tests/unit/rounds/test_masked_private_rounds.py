@@ -231,6 +231,7 @@ def test_an_update_that_grows_while_it_is_sent_breaks_off(machine: Machine, keep
             },
             "no room for 17 clients .* take a ring of 64 bits",
         ),
+        ({"dp": {**DP, "quantile": 0.5}}, "masked: leave out quantile of dp"),
         ({"dp": {"clip": 1.0}}, "dp needs noise_multiplier"),
     ],
 )

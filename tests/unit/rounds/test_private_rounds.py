@@ -10,7 +10,7 @@ import pytest
 
 from gradshard.client.accounting import is_installed, privacy_in_words
 from gradshard_core.aggregation.noise import NoiseSource
-from gradshard_core.errors import SpecError
+from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.formats.keys import ModelKeys, StoredTensors
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
@@ -121,6 +121,31 @@ def test_failed_round_costs_nothing_only_if_no_noise_was_drawn(
     assert read_ledger(private.store, "m").spent == spent
 
 
+def test_round_without_noise_counts_from_its_opening_unless_it_is_never_planned(
+    private: Machine,
+) -> None:
+    assert run(private, "r1", dp=DP) == {"status": "completed"}
+    for name, spent in (("r2", 0.25), ("r3", math.inf)):
+        private.begin(name)
+        private.open(**APPLIED)
+        for client in "abc":
+            private.collect(client, private.submit(client, {"w": np.ones(5, "f4")}))
+        assert read_ledger(private.store, "m").spent == math.inf
+        if name == "r3":
+            private.plan(OPENED)
+        private.step("abort_round", error="E", cause="c")
+        assert read_ledger(private.store, "m").spent == spent
+
+
+def test_integer_tensor_of_a_private_round_is_named(machine: Machine) -> None:
+    machine.open(clients=["a", "b", "c"], dp=DP)
+    for client in "abc":
+        update = {"w": np.ones(5, "f4"), "steps": np.array([3])}
+        machine.collect(client, machine.submit(client, update))
+    with pytest.raises(PlanError, match="trained, and 'steps' is an integer or a buffer"):
+        machine.turn(OPENED)
+
+
 def test_updates_of_a_private_round_serve_for_it_alone(private: Machine) -> None:
     assert run(private, "r1", dp=DP) == {"status": "completed"}
     private.begin("r2")
@@ -128,13 +153,30 @@ def test_updates_of_a_private_round_serve_for_it_alone(private: Machine) -> None
     assert "round 'r1' is private, and its updates serve for that round alone" in answer["reason"]
 
 
-def test_round_that_opened_before_a_private_one_gets_none_of_its_updates(machine: Machine) -> None:
-    machine.begin("r2")
-    assert machine.open(clients=["a", "b", "c"], updates_from="r1")["status"] == "opened"
+def test_updates_sent_before_a_private_round_opens_are_averaged_by_no_other(
+    machine: Machine,
+) -> None:
     machine.begin("r1")
-    machine.open(clients=["a", "b", "c"], dp=DP)
     for client in "abc":
         machine.submit(client, {"w": np.ones(5, "f4")})
+    machine.begin("r2")
+    answer = machine.open(clients=["a", "b", "c"], updates_from="r1")
+    assert answer["status"] == "rejected"
+    assert "there is no round 'r1'. Open it first" in answer["reason"]
+    assert machine.store.head(machine.keys.spec) is None
+
+
+def test_planning_looks_again_whether_the_other_round_is_private(machine: Machine) -> None:
+    machine.begin("r1")
+    machine.open(clients=["a", "b", "c"])
+    for client in "abc":
+        machine.submit(client, {"w": np.ones(5, "f4")})
+    machine.begin("r2")
+    assert machine.open(clients=["a", "b", "c"], updates_from="r1")["status"] == "opened"
+    # As if its spec had been deleted and the round opened anew.
+    machine.begin("r1")
+    machine.store.delete(machine.keys.spec)
+    machine.open(clients=["a", "b", "c"], dp=DP)
     machine.begin("r2")
     with pytest.raises(SpecError, match="round 'r1' is private"):
         machine.turn(OPENED)
@@ -210,6 +252,40 @@ def test_manifest_says_what_the_model_has_spent_with_the_round(private: Machine)
         assert words.endswith("ε 2.166 at δ 1e-05, and 3.189 with the rounds before it")
     else:
         assert words.endswith("1/z² 0.25")
+
+
+def test_adaptive_clip_publishes_the_noisy_count_and_the_next_clip(private: Machine) -> None:
+    adaptive = DP | {"quantile": 0.5, "clip_rate": 0.3, "count_deviation": 8.0}
+    private.begin("r1")
+    assert private.open(**APPLIED, dp=adaptive)["status"] == "opened"
+    for client, value in (("a", 0.1), ("b", 3.0), ("c", 0.2)):
+        private.collect(client, private.submit(client, {"w": np.full(5, value, "f4")}))
+    planned = private.plan(private.turn(OPENED))
+    key = read_noise_key(private.store, private.keys)
+    # Twice, as if the tasks had been thought dead.
+    for _ in range(2):
+        private.aggregate(planned)
+    assert private.step("finalize_round") == {"status": "completed"}
+    privacy = private.store.get_json(private.keys.manifest)["privacy"]
+    noise = np.empty(1, np.int64)
+    NoiseSource(key, 1, 2**62).read_into(memoryview(noise).cast("B"))
+    # "a" and "c" are whole, each as many whole steps as fit into one.
+    step = 8.0 / 2480
+    assert privacy["whole"] == pytest.approx((2 * math.floor(1 / step) + noise[0]) * step)
+    moved = math.exp(-0.3 * (privacy["whole"] / 3 - 0.5))
+    assert privacy["next_clip"] == pytest.approx(moved, rel=1e-8)
+    assert privacy["cost"] == 1 / 4 + 1 / 64
+    assert read_ledger(private.store, "m").spent == privacy["cost"]
+    assert "so the next clip is" in privacy_in_words(privacy)
+
+
+def test_refusal_of_an_adaptive_clip_names_noise_that_would_fit(private: Machine) -> None:
+    limit(private, 0.2)
+    private.begin("r1")
+    reason = private.open(**APPLIED, dp=DP | {"quantile": 0.5})["reason"]
+    assert "noise_multiplier of at least 2.281 and a count_deviation of at least 11.402" in reason
+    fits = DP | {"noise_multiplier": 2.281, "quantile": 0.5, "count_deviation": 11.402}
+    assert private.open(**APPLIED, dp=fits)["status"] == "opened"
 
 
 def test_model_with_buffers_is_refused_at_opening(private: Machine) -> None:

@@ -69,10 +69,16 @@ LIMITS: Final = {
 """By the accumulator's type, so that neither products nor :meth:`Limits.magic` overflow."""
 
 
-def cut_chunks(spans: Sequence[Span], nbytes: int, shards: int) -> list[Shard]:
-    """Cut a layout into M shards of whole chunks; some are empty if there are fewer chunks."""
-    count = -(-nbytes // ROW_BYTES)
-    positions = [_start(spans, nbytes, count * shard // shards) for shard in range(shards + 1)]
+def cut_chunks(spans: Sequence[Span], nbytes: int, shards: int, together: int = 1) -> list[Shard]:
+    """Cut a layout into M shards of whole chunks; some are empty if there are fewer chunks.
+
+    ``together`` chunks are never cut apart.
+    """
+    count = -(-nbytes // (together * ROW_BYTES))
+    positions = [
+        chunk_start(spans, nbytes, together * (count * shard // shards))
+        for shard in range(shards + 1)
+    ]
     return [
         Shard(number, start, end)
         for number, (start, end) in enumerate(itertools.pairwise(positions))
@@ -86,13 +92,13 @@ def chunk_ranges(
     chunk = start // ROW_BYTES
     while start < end:
         chunk += 1
-        stop = min(_start(spans, nbytes, chunk), end)
+        stop = min(chunk_start(spans, nbytes, chunk), end)
         if start < stop:
             yield start, stop
             start = stop
 
 
-def _start(spans: Sequence[Span], nbytes: int, chunk: int) -> int:
+def chunk_start(spans: Sequence[Span], nbytes: int, chunk: int) -> int:
     """Return where a chunk starts in the layout, on an element boundary."""
     return nbytes if chunk * ROW_BYTES >= nbytes else aligned(spans, chunk * ROW_BYTES)
 
@@ -127,6 +133,18 @@ class ExactSum:
             if not rest.any():
                 return
         self.components.append(rest.copy())
+
+    def add_sum(self, other: "ExactSum") -> None:
+        """Add another sum of the same size."""
+        for component in other.components:
+            self.add(component)
+
+    def rounded_diagonal(self) -> list[float]:
+        """Return the elements of the diagonal, each rounded once."""
+        return [
+            math.fsum(float(component[i, i]) for component in self.components)
+            for i in range(self._size)
+        ]
 
     def to_json(self) -> list[list[float]]:
         """Return the upper triangles of the components, row by row."""

@@ -13,6 +13,9 @@ from gradshard_core.errors import UpdateError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.layout import Layout, shorten
 
+PROTOCOL: Final = "gradshard masked round 1"
+"""The version of the protocol. Seeds of another one do not open."""
+
 TENSOR: Final = "masked"
 COUNT_KEY: Final = "masked_count"
 SEED_KEY: Final = "sealed_seed"

@@ -23,15 +23,12 @@ from pyhpke import AEADId, CipherSuite, KDFId, KEMId, KEMKey
 from pyhpke.exceptions import PyHPKEError
 
 from gradshard_core.errors import GradshardError
-from gradshard_core.formats.masked import framed
+from gradshard_core.formats.masked import PROTOCOL, framed
 from gradshard_core.masking.key_stream import SEED_BYTES
 
 KEY_BYTES: Final = 32
 TAG_BYTES: Final = 16
 SEALED_BYTES: Final = KEY_BYTES + SEED_BYTES + TAG_BYTES
-
-PROTOCOL: Final = "gradshard masked round 1"
-"""Seeds of another version of the protocol do not open."""
 
 _SUITE: Final = CipherSuite.new(
     KEMId.DHKEM_X25519_HKDF_SHA256, KDFId.HKDF_SHA256, AEADId.AES256_GCM

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from gradshard_core.aggregation.fixed_point import FixedPoint, RingEncoding
@@ -301,6 +301,8 @@ def _with_defaults(stated: Mapping[str, Any]) -> dict[str, Any]:
     if stated.get("dp") is None:
         return {"bits": DEFAULT_BITS, **fields, "dp": None}
     mechanism = parse_privacy(stated["dp"])
+    if mechanism.adaptation is not None:
+        raise SpecError("masked: leave out quantile of dp: nobody sees which updates were clipped")
     decided = {"bound": mechanism.clip, "bits": 0, "max_samples": 1}
     for name, reason in DECIDED_BY_DP.items():
         if fields.setdefault(name, decided[name]) != decided[name]:
@@ -357,6 +359,19 @@ NOT_IN_MASKED_TRAININGS: Final = {
 """Options that trainings with masked rounds cannot have, and the reasons."""
 
 
+def check_unused(options: Container[str]) -> None:
+    """Check the names of the options that are given beside ``masked``.
+
+    Raises
+    ------
+    SpecError
+        One does not go with masks.
+    """
+    for name, reason in NOT_MASKED.items():
+        if name in options:
+            raise SpecError(f"masked: leave out {name}: {reason}")
+
+
 def check_masked(spec: "RoundSpec", defaults: Mapping[str, Any]) -> None:
     """Check the options of a masked round: nobody can look at its updates.
 
@@ -384,9 +399,7 @@ def check_masked(spec: "RoundSpec", defaults: Mapping[str, Any]) -> None:
             f"min_clients is {spec.min_clients}, and the sum over one client is its update: give "
             f"at least {LEAST_MASKED}"
         )
-    for name, reason in NOT_MASKED.items():
-        if getattr(spec, name) != defaults[name]:
-            raise SpecError(f"masked: leave out {name}: {reason}")
+    check_unused({n for n in NOT_MASKED if getattr(spec, n) != defaults[n]})
     if spec.masked.dp != spec.dp:
         raise SpecError("masked: dp is an option of its own, beside masked")
     spec.masked.fixed(spec.expected, elements=1)

@@ -157,10 +157,18 @@ class RoundSpec:
         value=None,
         default="whole updates only, averaged",
     )
+    measure_one_in: int | None = option(
+        WholeNumber(2, 1000),
+        "Measure one of so many stretches of the elements, drawn at random, for a robust rule that "
+        "measures updates before it adds them. The manifest states the error.",
+        value=None,
+        default="all elements",
+    )
     dp: PrivacyMechanism | None = option(
         Parsed(
             parse_privacy,
-            "object with `clip`, `noise_multiplier` and `delta`",
+            "object with `clip`, `noise_multiplier` and `delta`, and maybe `quantile`, `clip_rate` "
+            "and `count_deviation`",
             metavar="JSON",
             is_json=True,
             encoder=PrivacyMechanism.to_json,
@@ -575,6 +583,9 @@ def _check_inbox(spec: RoundSpec) -> None:
 def _check_robust(spec: RoundSpec) -> None:
     """Check what a robust rule goes with."""
     rule = spec.robust_rule
+    if spec.measure_one_in is not None and spec.dp is None and (rule is None or not rule.measures):
+        names = ", ".join(name for name, rule in ROBUST_RULES.items() if rule.decide is not None)
+        raise SpecError(f"measure_one_in is for rules that measure updates: {names}")
     if rule is None:
         return
     rule.check_clients(spec.expected)
@@ -623,6 +634,7 @@ def _check_privacy(spec: RoundSpec) -> None:
         "updates_from": "counts what each round reveals of the updates sent to it",
         "max_samples": "counts every client alike, whatever it states",
         "assignments": "hides what clients send, and assignments follow from it",
+        "measure_one_in": "clips by true lengths, and those of a sample are estimates",
     }.items():
         if getattr(spec, name):
             raise SpecError(f"dp {why}: leave out {name}")

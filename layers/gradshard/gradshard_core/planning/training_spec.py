@@ -10,7 +10,12 @@ from typing import Any, Final
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import SpecError
-from gradshard_core.planning.masking import LEAST_MASKED, NOT_IN_MASKED_TRAININGS, NOT_MASKED
+from gradshard_core.planning.masking import (
+    LEAST_MASKED,
+    NOT_IN_MASKED_TRAININGS,
+    NOT_MASKED,
+    check_unused,
+)
 from gradshard_core.planning.option_parsers import (
     MAX_CLIENTS,
     MAX_EXPONENT,
@@ -86,6 +91,8 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
             "server_optimizer is missing: a training makes versions of a model, for example with "
             "fedavg"
         )
+    if "masked" in given:
+        check_unused(given)  # before other checks ask for more clients, say
     terms_of_fewest(given)
     return given
 
@@ -321,7 +328,13 @@ class TrainingSpec:
             return int(self.round.get("min_clients", 1))
         return max(self.terms.expected, int(self.sample or 1))
 
-    def round_spec(self, clients: tuple[str, ...], awaited: int, after: str | None) -> RoundSpec:
+    def round_spec(
+        self,
+        clients: tuple[str, ...],
+        awaited: int,
+        after: str | None,
+        clip: float | None = None,
+    ) -> RoundSpec:
         """Return the spec of a round for these clients.
 
         Parameters
@@ -332,6 +345,8 @@ class TrainingSpec:
             The number of updates that the round waits for.
         after
             The round before, whose assignments the clients follow; None for the first one.
+        clip
+            The clip of a private round, if it has adapted.
         """
         fields: dict[str, Any] = {"min_clients": self._quorum(awaited), **self.round}
         fields["clients"] = list(clients)
@@ -339,6 +354,8 @@ class TrainingSpec:
             fields["enough_clients"] = awaited
         if fields.get("assignments") is not None and after is not None:
             fields["assignments"] = {**fields["assignments"], "after": after}
+        if fields.get("dp") is not None and clip is not None:
+            fields["dp"] = {**fields["dp"], "clip": clip}
         return parse_new_spec(fields)
 
     def buffer_spec(self, training: str, oldest: int, again: str | None) -> RoundSpec:

@@ -104,6 +104,8 @@ class TrainingState:
         been planned.
     last_round
         The id of the last completed round; None before the first one.
+    clip
+        The clip of the next private round, if it adapts; None for that of the training's options.
     invitation
         The round that is under way.
     failures
@@ -163,6 +165,7 @@ class TrainingState:
     counted: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     again: str | None = None
     suspects: tuple[str, ...] = ()
+    clip: float | None = None
     request: str | None = None
     reason: str | None = None
     cause: str | None = None

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from gradshard_core.aggregation.gram import ExactSum
 from gradshard_core.aggregation.gram_rules import norms_of
+from gradshard_core.aggregation.gram_sample import relative_errors
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan import Contributor, Plan, Rejection
@@ -38,12 +39,33 @@ class Decided(NamedTuple):
 
 
 def write_measurement(
-    store: S3Store, keys: RoundKeys, plan: Plan, products: ExactSum, **more: Any
+    store: S3Store,
+    keys: RoundKeys,
+    plan: Plan,
+    products: ExactSum,
+    squares: Sequence[Sequence[float]],
+    **more: Any,
 ) -> None:
-    """Write the Gram matrix of a plan's contributors, and what measuring them took."""
+    """Write the Gram matrix of a plan's contributors, and what measuring them took.
+
+    ``squares`` are the squared norms of each stretch of a sample.
+    """
+    sample, layout, factor, stated = plan.computation.sample, plan.layout, 1, None
+    if sample is not None:
+        factor = sample.one_in
+        stated = {
+            "one_in": factor,
+            "stretches": len(squares),
+            "nbytes": sum(
+                end - start
+                for start, end in sample.stretches(layout.spans, layout.nbytes, 0, layout.nbytes)
+            ),
+            "error": max(relative_errors(squares, factor), default=0.0),
+        }
     measurement = {
         "clients": [contributor.client for contributor in plan.contributors],
-        "products": products.rounded(),
+        "products": [[factor * product for product in row] for row in products.rounded()],
+        "sample": stated,
         **more,
     }
     store.put_json(keys.measurement(plan.attempt), measurement)
@@ -146,6 +168,7 @@ def summary(
         "decision": keys.decision(plan.attempt),
         "measured": len(decision["clients"]),
         "clipped": clipped if plan.computation.dp is None else None,
+        "sample": measurement.get("sample"),
         "tasks": measurement.get("tasks", []),
         "totals": measurement.get("totals", {}),
     }

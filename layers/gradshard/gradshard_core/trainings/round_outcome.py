@@ -52,6 +52,8 @@ class Outcome:
         The means of what the clients measured.
     version
         The version of the model that it made.
+    next_clip
+        The clip of the next round, if the round was private.
     dollars
         The cost of the round, as far as it is known.
     notes
@@ -76,6 +78,7 @@ class Outcome:
     updates: tuple[CountedUpdate, ...] = ()
     bad: tuple[str, ...] = ()
     is_planned: bool = True
+    next_clip: float | None = None
 
     @property
     def answered(self) -> frozenset[str]:
@@ -125,6 +128,7 @@ def read_outcome(
         metrics=found,
         version=(manifest["model"] or {}).get("version"),
         dollars=training_cost.measured(manifest, optimizer, aggregator),
+        next_clip=(manifest.get("privacy") or {}).get("next_clip"),
         notes=notes,
         updates=tuple(
             CountedUpdate(c["client"], c["key"], c["etag"], c["staleness"])
