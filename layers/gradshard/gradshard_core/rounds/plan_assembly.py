@@ -114,7 +114,7 @@ def assemble(
     """
     spec, keys = context.spec, context.keys
     measures = spec.measures and decided is None
-    if spec.dp is not None and not measures:
+    if spec.noised is not None and not measures:
         write_noise_key(context.store, keys)
     sample, sample_notes = _sample(spec, layout)
     weights = weights_of(spec, is_decided=decided is not None)
@@ -143,7 +143,7 @@ def assemble(
             robust=spec.robust_rule,
             measures=measures,
             measured=None if decided is None else decided.measured,
-            dp=spec.dp,
+            dp=spec.noised,
             sample=sample if measures else None,
         ),
         layout=layout,
@@ -224,7 +224,7 @@ def _choose_shards(
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
         sample=sample,
-        is_private=spec.dp is not None,
+        is_private=spec.noised is not None,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=stored_bytes,
