@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
+from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.privacy import parse_privacy
 from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
@@ -51,6 +52,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "measures": computation.measures,
         "measured": computation.measured,
         "dp": computation.dp and computation.dp.to_json(),
+        "sample": computation.sample and computation.sample.to_json(),
         "allow_nonfinite": computation.allow_nonfinite,
         "shards": computation.shards,
         "levels": [vars(level) for level in computation.levels],
@@ -104,6 +106,7 @@ def parse_plan(written: dict[str, Any]) -> Plan:
             measures=written["measures"],
             measured=written["measured"],
             dp=written["dp"] and parse_privacy(written["dp"]),
+            sample=written["sample"] and Sample.from_json(written["sample"]),
             layers=tuple(
                 PlannedLayerWeights(missed, tuple(weights))
                 for _, _, missed, weights in written["layers"]

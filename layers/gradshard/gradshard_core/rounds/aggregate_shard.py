@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.gram import Measuring
+from gradshard_core.aggregation.gram import ExactSum, Measuring
 from gradshard_core.aggregation.kernel import NonFiniteSumError
 from gradshard_core.aggregation.optimizer_step import Applier, NonFiniteModelError, Write
 from gradshard_core.aggregation.sharding import sums_bytes
@@ -21,6 +21,7 @@ from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Plan, Rejection, Task
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records.decision import with_weights
+from gradshard_core.records.noise_key import read_noise_key
 from gradshard_core.rounds.bad_inputs import (
     is_rejected_below,
     reject_nonfinite,
@@ -70,8 +71,7 @@ def aggregate_shard(
         return {"task": task.number, "attempt": attempt, "superseded_by": plan.attempt}
     plan = _weighed(wire, keys, plan)
     with ThreadPoolExecutor(OPENERS) as pool:
-        inputs = TaskInputs(wire, plan, task, pool)
-        rejected, is_written = _aggregate_or_reject(inputs)
+        rejected, is_written, found = _do(wire, plan, task, pool)
     wire.meter.add(puts=1)  # the report itself, whose PUT comes after it was counted
     report = {
         "level": task.level,
@@ -88,12 +88,50 @@ def aggregate_shard(
         "is_written": is_written,
         "rejected": [vars(rejection) for rejection in rejected],
     }
-    measured = {}
-    if isinstance(inputs.reduction, Measuring):
-        # Too much for a state of the machine, to which the report goes.
-        measured["products"] = inputs.reduction.products.to_json() if is_written else []
-    wire.put_json(keys.task_report(task.level, task.number), report | measured)
+    # Too much for a state of the machine, to which the report goes.
+    found["whole"] = _noisy_count(wire, plan, task)
+    wire.put_json(keys.task_report(task.level, task.number), report | found)
     return report
+
+
+def _do(
+    wire: TaskS3Client, plan: Plan, task: Task, pool: ThreadPoolExecutor
+) -> tuple[list[Rejection], bool, dict[str, Any]]:
+    """Do a task's work, stretch by stretch if it measures a sample.
+
+    Returns
+    -------
+    list of Rejection, bool
+        As :func:`_aggregate_or_reject`.
+    dict
+        If it measures, ``products``; and of a sample ``squares``, the squared norms by stretch.
+    """
+    products, squares = ExactSum(len(plan.inputs(task)), pairs=plan.pairs), []
+    for start, end in plan.stretches(task):
+        inputs = TaskInputs(wire, plan, task._replace(start=start, end=end), pool)
+        rejected, is_written = _aggregate_or_reject(inputs)
+        if not is_written:
+            return rejected, False, {}
+        if isinstance(inputs.reduction, Measuring):
+            products.add_sum(inputs.reduction.products)
+            squares.append(inputs.reduction.products.rounded_diagonal())
+    if not plan.computation.measures:
+        return [], True, {}
+    found = {"products": products.to_json()}
+    return [], True, found if plan.computation.sample is None else found | {"squares": squares}
+
+
+def _noisy_count(wire: TaskS3Client, plan: Plan, task: Task) -> float | None:
+    """Return how many updates of a private round were not clipped, with noise; from one task.
+
+    It has the weights and may read the key; plan_round and finalize_round may not.
+    """
+    dp = plan.computation.dp
+    is_first = plan.is_last(task.level) and task.number == 0
+    if dp is None or dp.adaptation is None or plan.computation.measures or not is_first:
+        return None
+    key = read_noise_key(wire, RoundKeys(plan.round_id))
+    return dp.noisy_count([contributor.weight for contributor in plan.contributors], key)
 
 
 def _weighed(wire: TaskS3Client, keys: RoundKeys, plan: Plan) -> Plan:
@@ -203,7 +241,7 @@ def _open_output(inputs: TaskInputs) -> contextlib.AbstractContextManager[Stream
     if plan.is_last(task.level):
         return _open_part(inputs, plan.outputs[0], task.end - task.start)
     key = inputs.keys.partial_sum(plan.attempt, task.level, task.number)
-    return inputs.wire.object(key, sums_bytes(inputs.spans, task.start, task.end))
+    return inputs.wire.object(key, plan.sums_bytes(task.start, task.end))
 
 
 @contextlib.contextmanager
