@@ -385,13 +385,12 @@ class RoundSpec:
         # Groups that were asked for, directly or by the order in which they are to be added.
         sizes = (self.fan_in,) if self.fan_in else self.order or ()
         levels = topologies.group(name, contributors, sizes)
-        if len(levels) > 1 and (self.robust_rule is not None or self.dp is not None):
-            why = "dp measures all updates in one task"
-            if self.robust_rule is not None:
-                why = f"rule {self.robust_rule.name} compares all updates with each other"
+        rule = self.robust_rule
+        if len(levels) > 1 and rule is not None and rule.compares:
             raise SpecError(
-                f"{why}, but topology {name} adds those of {contributors} clients in "
-                f"{len(levels[0])} groups; take topology shards, with at most {MAX_FAN_IN} clients"
+                f"rule {rule.name} compares all updates with each other, but topology {name} adds "
+                f"those of {contributors} clients in {len(levels[0])} groups; take topology "
+                f"shards, with at most {MAX_FAN_IN} clients"
             )
         return name, levels
 
@@ -415,6 +414,8 @@ class RoundSpec:
     def _is_too_many(self, contributors: int) -> bool:
         try:
             self.levels(contributors)
+            if self.masked is not None:
+                self.masked.fixed(contributors)
         except SpecError:
             return True
         return False

@@ -15,6 +15,7 @@ from gradshard_core.formats.keys import (
     is_client,
     parse_inbox_id,
     parse_update_key,
+    sender_of,
 )
 from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.formats.masked import Share
@@ -115,7 +116,7 @@ def _read_first(
         if frozen is not None:
             end = min(frozen.nbytes, FIRST_READ_BYTES)
             return _First(store.get_range(frozen, 0, end), frozen)
-        head = store.get_head(keys.update(client), FIRST_READ_BYTES)
+        head = store.get_head(keys.update(sender_of(client)), FIRST_READ_BYTES)
         if head is None and partial:
             head = store.get_head(keys.partial_update(client), FIRST_READ_BYTES)
     except UnreadableObjectError as error:
@@ -186,7 +187,7 @@ def check_updates(
 
 def reject(store: S3Store, keys: RoundKeys, rejection: Rejection) -> None:
     """Write the reason where its client can read it."""
-    store.put_json(keys.rejection(rejection.client), vars(rejection))
+    store.put_json(keys.rejection(sender_of(rejection.client)), vars(rejection))
 
 
 def withdraw_rejection(store: S3Store, keys: RoundKeys, client: str, etag: str) -> None:
