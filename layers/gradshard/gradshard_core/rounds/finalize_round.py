@@ -289,10 +289,6 @@ def _manifest(
     privacy: dict[str, Any] | None,
     measuring: dict[str, Any],
 ) -> dict[str, Any]:
-    computation = plan.computation
-    has_others = (
-        plan.layout.layers or computation.robust or computation.dp is not None or plan.masking
-    )
     finished_at = datetime.now(UTC)
     planned = datetime.fromisoformat(plan.planned_at)
     opened = datetime.fromisoformat(plan.opened_at)
@@ -310,23 +306,7 @@ def _manifest(
             "nbytes": result.nbytes,
             "tensors": plan.layout.tensors,
         },
-        "contributors": [
-            {
-                "client": contributor.client,
-                "samples": contributor.samples if plan.masking is None else None,
-                # Partial updates have weights by layer, and those of robust rules would tell the
-                # norms of others.
-                "weight": None if has_others else contributor.weight,
-                "key": contributor.source.key,
-                "nbytes": contributor.source.nbytes,
-                "codec": contributor.codec,
-                "codec_error": contributor.codec_error,
-                "etag": contributor.source.etag,
-                "version": contributor.source.version,
-                "staleness": contributor.staleness,
-            }
-            for contributor in plan.contributors
-        ],
+        "contributors": _contributors(plan),
         "codecs": _by_codec(plan),
         "rejected": [vars(rejection) for rejection in plan.participants.rejected],
         "missing": plan.participants.missing,
@@ -349,6 +329,30 @@ def _manifest(
         "waited_seconds": round((planned - opened).total_seconds(), 3),
         "seconds": round((finished_at - planned).total_seconds(), 3),
     }
+
+
+def _contributors(plan: Plan) -> list[dict[str, Any]]:
+    computation = plan.computation
+    has_others = (
+        plan.layout.layers or computation.robust or computation.dp is not None or plan.masking
+    )
+    return [
+        {
+            "client": contributor.client,
+            "samples": contributor.samples if plan.masking is None else None,
+            # Partial updates have weights by layer, and those of robust rules would tell the
+            # norms of others.
+            "weight": None if has_others else contributor.weight,
+            "key": contributor.source.key,
+            "nbytes": contributor.source.nbytes,
+            "codec": contributor.codec,
+            "codec_error": contributor.codec_error,
+            "etag": contributor.source.etag,
+            "version": contributor.source.version,
+            "staleness": contributor.staleness,
+        }
+        for contributor in plan.contributors
+    ]
 
 
 def _masked(plan: Plan) -> dict[str, Any]:
