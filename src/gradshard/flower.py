@@ -39,14 +39,9 @@ from gradshard_core.aggregation.privacy import LEAST_CLIENTS, parse_privacy
 from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.errors import RoundFailed, RoundStateError, SpecError, UpdateError
 from gradshard_core.formats.dtypes import DTYPES
+from gradshard_core.formats.headers import Header, header_length, parse_header
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.layout import (
-    PREFIX_BYTES,
-    Header,
-    Layout,
-    header_length,
-    parse_header,
-)
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 from gradshard_core.formats.masked import roster_digest
 from gradshard_core.planning import limits
 from gradshard_core.planning.masking import (

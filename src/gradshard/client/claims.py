@@ -29,20 +29,16 @@ from gradshard_core.errors import (
     UpdateError,
 )
 from gradshard_core.formats.encoded import parse_update
+from gradshard_core.formats.headers import Header, header_length, parse_samples
 from gradshard_core.formats.keys import (
     ObjectVersion,
     RoundKeys,
     StoredTensors,
     TrainingKeys,
     base_version,
+    sender_of,
 )
-from gradshard_core.formats.layout import (
-    PREFIX_BYTES,
-    Header,
-    Layout,
-    header_length,
-    parse_samples,
-)
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 from gradshard_core.formats.masked import Share, masked_layout
 from gradshard_core.planning.grouping import Grouping, group, layer_ranges, weights_of
 from gradshard_core.planning.masking import Masking
@@ -200,9 +196,11 @@ class _Reader:
 
     def _check_who(self, named: Sequence[NamedContributor]) -> None:
         """Check who contributes, as far as the spec decides it."""
-        for client, count in Counter(c.client for c in named).items():
+        names = [c.client for c in named]
+        for name, count in Counter((*names, *(c.source.key for c in named))).items():
             if count > 1:
-                self._contradictions.append(f"{client}: the manifest names it {count} times")
+                self._contradictions.append(f"{name}: the manifest names it {count} times")
+        for client in dict.fromkeys(names):
             if not self._spec.expects(client):
                 self._contradictions.append(f"{client}: the round does not expect it")
         if len(named) < self._spec.min_clients:
@@ -212,9 +210,11 @@ class _Reader:
             )
         sent_to = RoundKeys(self._spec.updates_from) if self._spec.updates_from else self._keys
         for contributor in named:
+            sender = contributor.client
             if self._spec.inbox is not None:
                 sent_to = self._inbox_of(self._spec.inbox, contributor.source.key)
-            own = {sent_to.update(contributor.client)}
+                sender = sender_of(contributor.client)
+            own = {sent_to.update(sender)}
             if self._spec.partial_rule is not None:
                 own.add(sent_to.partial_update(contributor.client))
             if contributor.source.key not in own:

@@ -21,7 +21,6 @@ from gradshard.client.ticket_file import NOT_A_TICKET
 from gradshard.client.ticket_requests import TicketRequests
 from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import ticket_of
-from gradshard.client.training_access import has_passed
 from gradshard.client.training_ticket import TrainingTicket
 from gradshard.utils.polling import poll
 from gradshard_core.errors import (
@@ -31,6 +30,7 @@ from gradshard_core.errors import (
     TicketUnansweredError,
     TrainingNotFoundError,
 )
+from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.records.notice import Notice, NoticeUrls
 from gradshard_core.records.training_state import ENDED, Invitation, TrainingState
 
@@ -144,16 +144,8 @@ class TicketTraining:
         return state
 
     def is_invited(self, invitation: Invitation) -> bool:
-        """Return whether the client is invited."""
-        return self.client in invitation.clients
-
-    def may_be_rejected(self, invitation: Invitation, state: TrainingState) -> bool:
-        """Return whether it is time to ask if the answer to an invitation was rejected."""
-        return has_passed(invitation, state)
-
-    def is_settled(self, invitation: Invitation, state: TrainingState) -> bool:
-        """Return whether the answer to an invitation has counted, or was rejected by now."""
-        return has_passed(invitation, state)
+        """Return whether the client is invited; to train in a buffered training, everybody is."""
+        return invitation.is_open or self.client in invitation.clients
 
     def round(self, invitation: Invitation) -> TicketRound:
         """Return the round of an invitation.
@@ -164,14 +156,15 @@ class TicketTraining:
             Its ticket is not in the notice.
         """
         record = None if self._notice is None else self._notice.ticket
+        round_id = invitation.answered_to(TrainingKeys(self.ticket.training))
         if record is None:
-            raise RoundNotFoundError(f"the notice has no ticket of round {invitation.round_id!r}")
+            raise RoundNotFoundError(f"the notice has no ticket of round {round_id!r}")
         try:
             ticket = ticket_of(dict(record))
         except NOT_A_TICKET:
             raise TicketError(f"the notice of {self.ticket.about} has no valid ticket") from None
-        if (ticket.round_id, ticket.client) != (invitation.round_id, self.client):
-            raise RoundNotFoundError(f"the notice has no ticket of round {invitation.round_id!r}")
+        if (ticket.round_id, ticket.client) != (round_id, self.client):
+            raise RoundNotFoundError(f"the notice has no ticket of round {round_id!r}")
         if ticket.host != self.ticket.host:
             raise TicketError(f"the notice names URLs of another host than {self.ticket.host}")
         return TicketRound(ticket)

@@ -188,6 +188,12 @@ class TrainingSpec:
         value=None,
         default="required in buffered mode",
     )
+    updates_per_client: int = option(
+        WholeNumber(1, MAX_BUFFER),
+        "Take this number of updates of a client into a buffer, each from another version of the "
+        "model, in buffered mode.",
+        value=1,
+    )
     max_staleness: int | None = option(
         WholeNumber(0, MAX_STALENESS),
         "Reject updates that began more than this number of versions before the current one.",
@@ -450,8 +456,8 @@ def _check(spec: TrainingSpec) -> None:
     if spec.is_buffered:
         _check_buffered(spec)
         return
-    for name in ("buffer", "max_staleness", "staleness_exponent"):
-        if getattr(spec, name) is not None:
+    for name in ("buffer", "updates_per_client", "max_staleness", "staleness_exponent"):
+        if getattr(spec, name) != DEFAULTS[name]:
             raise SpecError(f"{name} is for mode {BUFFERED!r}: give mode, too")
 
 
@@ -478,10 +484,17 @@ def _check_buffered(spec: TrainingSpec) -> None:
             "mode 'buffered' invites nobody: each client trains at its own pace; leave out sample "
             "and over_selection"
         )
+    each = spec.updates_per_client
+    if each > spec.staleness + 1:
+        raise SpecError(
+            f"updates_per_client is {each}, and max_staleness {spec.staleness}: a client sends one "
+            f"update from each version, so a buffer has at most {spec.staleness + 1} of them; "
+            "lower updates_per_client"
+        )
     if spec.clients is not None and spec.buffer > len(spec.clients):
         raise SpecError(
-            f"buffer is {spec.buffer}, and clients has {len(spec.clients)}: a client has one "
-            "update in a buffer, so it would never be full; lower buffer"
+            f"buffer is {spec.buffer}, and clients has {len(spec.clients)}: from one version each "
+            "client sends one update, so it would never be full; lower buffer"
         )
     counted = spec.buffer * (spec.staleness + 1)
     if counted > MAX_COUNTED:

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from gradshard_core.formats.keys import TrainingKeys, base_version
+from gradshard_core.formats.keys import TrainingKeys, base_version, sender_of
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.inbox import short_etag
 from gradshard_core.records.training_state import (
@@ -43,7 +43,7 @@ def close_round(
             after = replace(
                 after,
                 again=invitation.round_id if outcome.is_planned else after.again,
-                suspects=tuple(sorted({*after.suspects, *outcome.bad})),
+                suspects=tuple(sorted({*after.suspects, *map(sender_of, outcome.bad)})),
             )
         return _repeat(spec, after, invitation, outcome, now)
     after = replace(
@@ -89,7 +89,8 @@ def _counted(
     counted = {version: dict(clients) for version, clients in state.counted.items()}
     for update in outcome.updates:
         version = base_version(update.key)
-        counted.setdefault(str(version), {})[update.client] = short_etag(update.etag)
+        client = sender_of(update.client)
+        counted.setdefault(str(version), {})[client] = short_etag(update.etag)
     return counted
 
 

@@ -57,7 +57,7 @@ def write_notices(store: S3Store, signer: Presigner, key: str) -> dict[str, Any]
         The bucket, and what signs URLs.
     key
         The object that was created: a knock, or a training's state. Of a state that goes on, those
-        of the invited clients are written; of the last one, all.
+        of the invited clients are written; of the last one, and in a buffered training, all.
 
     Returns
     -------
@@ -74,8 +74,9 @@ def write_notices(store: S3Store, signer: Presigner, key: str) -> dict[str, Any]
     spec, state = read_training_spec(store, keys), read_state(store, keys)
     if spec is None or state is None:
         return {"training": keys.name, "written": 0}
-    if knock.client is None and state.status != ENDED:
-        holders &= set(state.invitation.clients) if state.invitation else set()
+    invitation = state.invitation
+    if knock.client is None and state.status != ENDED and not (invitation and invitation.is_open):
+        holders &= set(invitation.clients) if invitation else set()
     writer = _Writer(store, signer, keys, spec)
     with ThreadPoolExecutor(WRITERS) as pool:
         written = sum(pool.map(writer.write, sorted(holders)))
@@ -144,7 +145,7 @@ class _Writer:
             terms = self._terms(model_registry.layout_of(self._store, version.tensors), agreement)
         return ticket_record(
             self._signer,
-            RoundKeys(invitation.round_id),
+            RoundKeys(invitation.answered_to(self._keys)),
             client,
             seconds=SECONDS,
             expires_at=now + timedelta(seconds=SECONDS),
