@@ -41,7 +41,7 @@ PART_BYTES: Final = 8 * 1024**2
 """A client's update is read in such pieces, as it is uploaded."""
 KEY: Final = bytes(range(1, 33))
 SHARES, THRESHOLD = 3, 2
-"""Of Flower's own example of SecAgg+: a client shares keys with two others, the fewest there are."""
+"""Of Flower's example of SecAgg+: a client shares keys with two others, the fewest there are."""
 
 Json = dict[str, Any]
 
