@@ -258,7 +258,8 @@ class RoundSpec:
     masked: MaskingTerms | None = option(
         Parsed(
             parse_masking,
-            "object with `bound`, `max_samples` and `keeper`, and maybe `bits` and `ring_bits`",
+            "object with `bound`, `max_samples` and `keeper`, and maybe `bits` and `ring_bits`; "
+            "with dp, `keeper` alone",
             metavar="JSON",
             is_json=True,
             encoder=MaskingTerms.to_json,
