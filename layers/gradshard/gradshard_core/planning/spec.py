@@ -24,8 +24,9 @@ from gradshard_core.aggregation.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES, 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.dtypes import DTYPES
+from gradshard_core.formats.headers import MAX_SAMPLES
 from gradshard_core.formats.keys import check_id
-from gradshard_core.formats.layout import MAX_SAMPLES, Layout
+from gradshard_core.formats.layout import Layout
 from gradshard_core.planning import limits
 from gradshard_core.planning.masking import (
     MASKING_EXAMPLE,
@@ -413,6 +414,8 @@ class RoundSpec:
     def _is_too_many(self, contributors: int) -> bool:
         try:
             self.levels(contributors)
+            if self.masked is not None:
+                self.masked.fixed(contributors)
         except SpecError:
             return True
         return False

@@ -351,10 +351,15 @@ def _manifest(
 
 
 def _masked(plan: Plan) -> dict[str, Any]:
-    """Return what the manifest of a masked round has besides: the terms, and the sum of counts."""
+    """Return what the manifest of a masked round has besides: terms, sum of counts, and masks."""
     if plan.masking is None:
         return {}
-    return {"masked": plan.masking.terms.to_json(), "samples": plan.masking.total}
+    masking = plan.masking
+    return {
+        "masked": masking.terms.to_json(),
+        "samples": masking.total,
+        "masks": masking.answer and masking.answer._asdict(),
+    }
 
 
 def _privacy(store: S3Store, plan: Plan, tally: _Tally) -> dict[str, Any] | None:
