@@ -732,23 +732,29 @@ that costs more for tasks of more than {even:.0f} s. gradshard therefore runs up
 
 def _events_section() -> str:
     vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
-    count = pricing.events([vgg16.shards], measurements.CLIENTS)
+    told = pricing.notifications(measurements.CLIENTS)
+    changes = 3 * (told + 7 + vgg16.shards)
+    dear = changes * aws_prices.DOLLARS_PER_EVENT
     return f"""
-## Events
+## Notifications
 
-S3 sends EventBridge an event of every change to the bucket's objects, and EventBridge charges
-${1e6 * aws_prices.DOLLARS_PER_EVENT:.2f} per million
-([AWS](https://aws.amazon.com/eventbridge/pricing/)). An object of a round has
-{aws_prices.EVENTS_PER_EXPIRING_OBJECT} events: it is created, it expires, and its version is
-deleted a day later. A round of VGG-16 has {count} events, ${1000 * vgg16.bill.events:.2f} per
-thousand rounds. {measurements.CLIENTS} of them, the updates' arrivals, call a function.
+S3 notifies an SNS topic of each object that clients upload, and SNS calls `collect_update`. S3
+filters notifications by the beginning and the end of keys, so it also tells of the result. SNS
+charges
+${1e6 * aws_prices.DOLLARS_PER_NOTIFICATION:.2f} per million messages, and nothing for calling a
+function ([AWS](https://aws.amazon.com/sns/pricing/)). A round has {told} messages, and one event of
+EventBridge that it has ended: ${1000 * vgg16.bill.events:.3f} per thousand rounds.
 
-**Why they are not filtered.** EventBridge gets all of a bucket's events or none
-([AWS]({ALL_EVENTS})). S3's free, filtered notifications are no replacement:
+**Why not EventBridge.** It gets all of a bucket's events or none ([AWS]({ALL_EVENTS})), at
+${1e6 * aws_prices.DOLLARS_PER_EVENT:.2f} per million. Each object of a round would have three: it
+is created, it expires, and its version is deleted a day later. A round of VGG-16 would have about
+{changes} events, ${1000 * dear:.2f} per thousand rounds.
 
-- *Lambda*: if S3 cannot call the function, no queue keeps the event, and the round waits for its
-  deadline unnoticed. Bucket and function would also name each other, which CloudFormation deploys
-  only with a helper function or a fixed bucket name ([AWS]({CIRCLE})).
+**Why not fewer services.** S3's notifications themselves are free:
+
+- *Lambda*: if S3 cannot call the function, no queue keeps the notification, and the round waits for
+  its deadline unnoticed. Bucket and function would also name each other, which CloudFormation
+  deploys only with a helper function or a fixed bucket name ([AWS]({CIRCLE})).
 - *SQS*: Lambda polls an empty queue all the time and each request is charged, so waiting would cost
   something.
 """
