@@ -8,6 +8,7 @@ from typing import Final
 
 from gradshard.client.training_access import ClientRound, TrainingAccess
 from gradshard_core.errors import TicketError, TicketUnansweredError
+from gradshard_core.records.inbox import has_counted
 from gradshard_core.records.training_state import ENDED, Invitation, TrainingState
 
 logger = logging.getLogger("gradshard")
@@ -60,6 +61,9 @@ class _Sent:
 class FollowUp:
     """Follows the updates that a client has sent, until it is known whether they count.
 
+    Those of a buffered training may be rejected at any time, and their state names the ones that
+    have counted. Of those sent to a round it asks when the round is over.
+
     Parameters
     ----------
     access
@@ -80,20 +84,32 @@ class FollowUp:
     def look(self, state: TrainingState) -> None:
         """Ask whether updates were rejected, those that may have been, and tell it."""
         for name, sent in list(self._sent.items()):
-            is_last = state.status == ENDED
-            is_settled = is_last or self._access.is_settled(sent.invitation, state)
+            invitation, is_last = sent.invitation, state.status == ENDED
+            is_settled = is_last or self._is_settled(invitation, state)
             # One that came too late may be rejected a little later.
             is_over = is_settled and (is_last or not sent.is_recent)
             reason = None
-            if not self._access.may_be_rejected(sent.invitation, state):
-                is_over = is_settled
-            elif is_over or not (is_settled and sent.is_asked):
+            if self._has_counted(invitation, state):
+                is_over = True
+            elif is_over or (is_settled and not sent.is_asked) or invitation.is_open:
                 reason = self._reason(sent)
                 sent.is_asked = is_settled
             if reason is not None or is_over:
                 del self._sent[name]
             if reason is not None:
                 self._tell(sent, reason)
+
+    def _is_settled(self, invitation: Invitation, state: TrainingState) -> bool:
+        """Whether the answer to an invitation has counted, or was rejected by now."""
+        if not invitation.is_open:
+            current = state.invitation
+            return current is None or current.round_id != invitation.round_id
+        return self._has_counted(invitation, state) or invitation.version < state.dismissed
+
+    def _has_counted(self, invitation: Invitation, state: TrainingState) -> bool:
+        """Whether an update of a buffered training has counted, as far as the state says it."""
+        client, version = self._access.client, invitation.version
+        return invitation.is_open and has_counted(state.counted, client, version) is not None
 
     def _reason(self, sent: _Sent) -> str | None:
         try:

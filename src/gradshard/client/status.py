@@ -176,7 +176,10 @@ class StatusPoller:
             if training is None or state is None or state.version is None:
                 return ()
             versions = range(inbox.oldest, state.version + 1)
-            waiting = list_waiting(store, keys, state.counted, versions, members=training.clients)
+            each = training.updates_per_client
+            waiting = list_waiting(
+                store, keys, state.counted, versions, members=training.clients, each=each
+            )
             return [arrival.entry for arrival in waiting]
         if self._sent is None:
             planned = {contributor["source"]["key"] for contributor in plan["contributors"]}

@@ -8,6 +8,7 @@ from typing import Final, Self
 
 from gradshard.client.compression import Compression
 from gradshard.client.follow_up import OnRejection
+from gradshard.client.mask import Mask
 from gradshard.client.participation import (
     DEFAULT_PATIENCE_SECONDS,
     Evaluate,
@@ -20,7 +21,6 @@ from gradshard.client.ticket_file import NOT_A_TICKET
 from gradshard.client.ticket_requests import TicketRequests
 from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import ticket_of
-from gradshard.client.training_access import has_passed
 from gradshard.client.training_ticket import TrainingTicket
 from gradshard.utils.polling import poll
 from gradshard_core.errors import (
@@ -30,6 +30,7 @@ from gradshard_core.errors import (
     TicketUnansweredError,
     TrainingNotFoundError,
 )
+from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.records.notice import Notice, NoticeUrls
 from gradshard_core.records.training_state import ENDED, Invitation, TrainingState
 
@@ -80,13 +81,14 @@ class TicketTraining:
         *,
         on_rejection: OnRejection | None = None,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
         patience: float = DEFAULT_PATIENCE_SECONDS,
     ) -> Participation:
         """Take part in the training until it has ended, as a client with AWS credentials does.
 
         Parameters
         ----------
-        train, evaluate, on_rejection, codec, patience
+        train, evaluate, on_rejection, codec, mask, patience
             As in :meth:`gradshard.client.federation.Federation.participate`.
 
         Raises
@@ -100,7 +102,13 @@ class TicketTraining:
             The value that ``train`` or ``evaluate`` returned could not be averaged.
         """
         return participate(
-            self, train, evaluate, on_rejection=on_rejection, codec=codec, patience=patience
+            self,
+            train,
+            evaluate,
+            on_rejection=on_rejection,
+            codec=codec,
+            mask=mask,
+            patience=patience,
         )
 
     @property
@@ -136,16 +144,8 @@ class TicketTraining:
         return state
 
     def is_invited(self, invitation: Invitation) -> bool:
-        """Return whether the client is invited."""
-        return self.client in invitation.clients
-
-    def may_be_rejected(self, invitation: Invitation, state: TrainingState) -> bool:
-        """Return whether it is time to ask if the answer to an invitation was rejected."""
-        return has_passed(invitation, state)
-
-    def is_settled(self, invitation: Invitation, state: TrainingState) -> bool:
-        """Return whether the answer to an invitation has counted, or was rejected by now."""
-        return has_passed(invitation, state)
+        """Return whether the client is invited; to train in a buffered training, everybody is."""
+        return invitation.is_open or self.client in invitation.clients
 
     def round(self, invitation: Invitation) -> TicketRound:
         """Return the round of an invitation.
@@ -156,14 +156,15 @@ class TicketTraining:
             Its ticket is not in the notice.
         """
         record = None if self._notice is None else self._notice.ticket
+        round_id = invitation.answered_to(TrainingKeys(self.ticket.training))
         if record is None:
-            raise RoundNotFoundError(f"the notice has no ticket of round {invitation.round_id!r}")
+            raise RoundNotFoundError(f"the notice has no ticket of round {round_id!r}")
         try:
             ticket = ticket_of(dict(record))
         except NOT_A_TICKET:
             raise TicketError(f"the notice of {self.ticket.about} has no valid ticket") from None
-        if (ticket.round_id, ticket.client) != (invitation.round_id, self.client):
-            raise RoundNotFoundError(f"the notice has no ticket of round {invitation.round_id!r}")
+        if (ticket.round_id, ticket.client) != (round_id, self.client):
+            raise RoundNotFoundError(f"the notice has no ticket of round {round_id!r}")
         if ticket.host != self.ticket.host:
             raise TicketError(f"the notice names URLs of another host than {self.ticket.host}")
         return TicketRound(ticket)

@@ -6,13 +6,14 @@ from typing import Any, Protocol
 
 from gradshard.client.compression import Compression
 from gradshard.client.inbox import Inbox
+from gradshard.client.mask import Mask
 from gradshard.client.model import Model
 from gradshard.client.round import Round
 from gradshard.client.stack import Stack
 from gradshard.client.tensors import Array
 from gradshard.client.training import Training
+from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.training_spec import TrainingSpec
-from gradshard_core.records.inbox import has_counted
 from gradshard_core.records.training_state import Invitation, TrainingState
 
 
@@ -32,12 +33,22 @@ class ClientRound(Protocol):
     def fetch_model(self) -> dict[str, Array]:
         """Fetch the version of the model that is trained or evaluated."""
 
+    def check_mask(self, mask: Mask) -> None:
+        """Check that the round takes what this mask makes, before the client trains for it.
+
+        Raises
+        ------
+        UpdateError
+            It does not.
+        """
+
     def submit(
         self,
         update: Mapping[str, Any],
         samples: int,
         *,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
         training: Mapping[str, float] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> object:
@@ -69,12 +80,6 @@ class TrainingAccess(Protocol):
     def is_invited(self, invitation: Invitation) -> bool:
         """Return whether the client is invited; to train in a buffered training, everybody is."""
 
-    def may_be_rejected(self, invitation: Invitation, state: TrainingState) -> bool:
-        """Return whether it is time to ask if the answer to an invitation was rejected."""
-
-    def is_settled(self, invitation: Invitation, state: TrainingState) -> bool:
-        """Return whether the answer to an invitation has counted, or was rejected by now."""
-
     def round(self, invitation: Invitation) -> ClientRound:
         """Return the round of an invitation.
 
@@ -86,12 +91,6 @@ class TrainingAccess(Protocol):
 
     def renew(self) -> bool:
         """Get other means to take part, if there are any, after S3 rejected those in use."""
-
-
-def has_passed(invitation: Invitation, state: TrainingState) -> bool:
-    """Return whether the round of an invitation is over."""
-    current = state.invitation
-    return current is None or current.round_id != invitation.round_id
 
 
 class Member:
@@ -129,34 +128,17 @@ class Member:
 
     def round(self, invitation: Invitation) -> "MemberRound":
         """Return the round of an invitation."""
-        is_open = self._is_open(invitation)
-        round_ = self._inbox(invitation.version) if is_open else None
         model = Model(self._stack, self._spec.server_optimizer.model)
-        found = round_ or Round(self._stack, invitation.round_id)
-        return MemberRound(found, invitation, model, self.client)
+        if invitation.is_open:
+            keys, version = self._training.keys, invitation.version
+            round_: Round = Inbox(self._stack, keys, self._spec, version)
+        else:
+            round_ = Round(self._stack, invitation.round_id)
+        return MemberRound(round_, invitation, model, self.client)
 
     def is_invited(self, invitation: Invitation) -> bool:
         """Return whether the client is invited; to train in a buffered training, everybody is."""
-        return self._is_open(invitation) or self.client in invitation.clients
-
-    def may_be_rejected(self, invitation: Invitation, state: TrainingState) -> bool:
-        """Return whether it is time to ask if the answer to an invitation was rejected."""
-        if self._is_open(invitation):
-            return has_counted(state.counted, self.client, invitation.version) is None
-        return has_passed(invitation, state)
-
-    def is_settled(self, invitation: Invitation, state: TrainingState) -> bool:
-        """Return whether the answer to an invitation has counted, or was rejected by now."""
-        if self._is_open(invitation):
-            is_counted = has_counted(state.counted, self.client, invitation.version) is not None
-            return is_counted or invitation.version < state.dismissed
-        return has_passed(invitation, state)
-
-    def _is_open(self, invitation: Invitation) -> bool:
-        return self._spec.is_buffered and not invitation.is_evaluation
-
-    def _inbox(self, version: int) -> Inbox:
-        return Inbox(self._stack, self._training.keys, self._spec, version)
+        return invitation.is_open or self.client in invitation.clients
 
     def renew(self) -> bool:
         """Return False: credentials are not the library's to renew."""
@@ -187,18 +169,29 @@ class MemberRound:
             return self._model.fetch(version=self._invitation.version)
         return self._round.fetch_model()
 
+    def check_mask(self, mask: Mask) -> None:
+        """Check that the round takes what this mask makes, before the client trains for it."""
+        mask.check(Agreement.of(self._round.spec()), self._client, self.id)
+
     def submit(
         self,
         update: Mapping[str, Any],
         samples: int,
         *,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
         training: Mapping[str, float] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Send the client's update."""
         self._round.submit(
-            self._client, update, samples, codec=codec, training=training, metrics=metrics
+            self._client,
+            update,
+            samples,
+            codec=codec,
+            mask=mask,
+            training=training,
+            metrics=metrics,
         )
 
     def rejection(self) -> str | None:

@@ -24,8 +24,9 @@ from gradshard_core.aggregation.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES, 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.dtypes import DTYPES
+from gradshard_core.formats.headers import MAX_SAMPLES
 from gradshard_core.formats.keys import check_id
-from gradshard_core.formats.layout import MAX_SAMPLES, Layout
+from gradshard_core.formats.layout import Layout
 from gradshard_core.planning import limits
 from gradshard_core.planning.masking import (
     MASKING_EXAMPLE,
@@ -384,13 +385,12 @@ class RoundSpec:
         # Groups that were asked for, directly or by the order in which they are to be added.
         sizes = (self.fan_in,) if self.fan_in else self.order or ()
         levels = topologies.group(name, contributors, sizes)
-        if len(levels) > 1 and (self.robust_rule is not None or self.dp is not None):
-            why = "dp measures all updates in one task"
-            if self.robust_rule is not None:
-                why = f"rule {self.robust_rule.name} compares all updates with each other"
+        rule = self.robust_rule
+        if len(levels) > 1 and rule is not None and rule.compares:
             raise SpecError(
-                f"{why}, but topology {name} adds those of {contributors} clients in "
-                f"{len(levels[0])} groups; take topology shards, with at most {MAX_FAN_IN} clients"
+                f"rule {rule.name} compares all updates with each other, but topology {name} adds "
+                f"those of {contributors} clients in {len(levels[0])} groups; take topology "
+                f"shards, with at most {MAX_FAN_IN} clients"
             )
         return name, levels
 
@@ -414,6 +414,8 @@ class RoundSpec:
     def _is_too_many(self, contributors: int) -> bool:
         try:
             self.levels(contributors)
+            if self.masked is not None:
+                self.masked.fixed(contributors)
         except SpecError:
             return True
         return False

@@ -39,7 +39,7 @@ class Invitation:
     is_evaluation
         Whether clients evaluate the model, instead of training it.
     clients
-        The invited clients.
+        The invited clients; none in a buffered training, where everybody may train.
     awaited
         The number of clients that the round waits for.
     version
@@ -56,6 +56,15 @@ class Invitation:
     awaited: int
     version: int
     settings: Mapping[str, Any]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody may answer, as in a buffered training."""
+        return not self.clients
+
+    def answered_to(self, keys: TrainingKeys) -> str:
+        """Return the round that clients send their updates to: in buffered mode, an inbox."""
+        return keys.inbox(self.version).round_id if self.is_open else self.round_id
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:

@@ -12,6 +12,7 @@ from gradshard_core.aggregation.buffers import Stretches, is_in
 from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.gram_sample import LEAST_STRATA, Sample
 from gradshard_core.aggregation.optimizer_step import state_layout
+from gradshard_core.aggregation.privacy import private_sums_bytes
 from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.robust_rules import SIGN
 from gradshard_core.aggregation.sharding import ROW_BYTES
@@ -130,7 +131,8 @@ def assemble(
             grouping.contributors, left_out=() if decided is None else decided.left_out
         ),
         computation=Computation(
-            levels=grouping.levels,
+            # Groups measure their own updates, and there is nothing to add up but that.
+            levels=grouping.levels[:1] if measures else grouping.levels,
             shards=projection.shards,
             topology=grouping.topology,
             order=addition_order.format_order(grouping.order),
@@ -206,7 +208,11 @@ def _choose_shards(
         nbytes=layout.nbytes,
         levels=sizes,
         is_cut=TOPOLOGIES[grouping.topology].is_cut,
-        sums_bytes=sharding.sums_bytes(spans, 0, layout.nbytes),
+        sums_bytes=(
+            sharding.sums_bytes(spans, 0, layout.nbytes)
+            if spec.dp is None
+            else private_sums_bytes(spans, 0, layout.nbytes)
+        ),
         depth=max(1, *(len(level.order) for level in grouping.levels)),
         plan_bytes=memory_projection.plan_bytes(
             len(grouping.contributors),
