@@ -162,7 +162,7 @@ def test_an_event_that_fails_is_kept_and_the_update_counts_all_the_same(
 def test_a_deadline_says_how_long_it_is_tried_and_where_it_goes_then(
     federation: Federation, deployed: Deployed
 ) -> None:
-    federation.open_round("scheduled", clients=["a"], timeout=600)
+    round_ = federation.open_round("scheduled", clients=["a"], timeout=600)
     scheduler, group = boto3.client("scheduler"), "gradshard-deadlines"
     target = scheduler.get_schedule(Name="scheduled", GroupName=group)["Target"]
     assert target["RetryPolicy"]["MaximumEventAgeInSeconds"] == aws_callbacks.TIMEOUT_SECONDS
@@ -177,6 +177,15 @@ def test_a_deadline_says_how_long_it_is_tried_and_where_it_goes_then(
     document = json.loads(document) if isinstance(document, str) else document
     allowed = {s["Action"]: s["Resource"] for s in document["Statement"]}
     assert allowed == {"lambda:InvokeFunction": target["Arn"], "sqs:SendMessage": queue["QueueArn"]}
+    # A round that ends before its deadline takes it back, so nothing is called for it any more.
+    round_.submit("a", update(1), samples=1)
+    round_.wait(SECONDS)
+
+    def left() -> list[str]:
+        found = scheduler.list_schedules(GroupName=group, NamePrefix="scheduled")["Schedules"]
+        return [schedule["Name"] for schedule in found]
+
+    assert until(lambda: not left())
 
 
 def test_a_round_without_its_deadline_can_be_woken(
