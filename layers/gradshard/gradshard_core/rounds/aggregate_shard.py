@@ -19,8 +19,8 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
 from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Plan, Rejection, Task
-from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records.decision import with_weights
+from gradshard_core.records.stored_lists import read_plan
 from gradshard_core.rounds.bad_inputs import (
     is_rejected_below,
     reject_nonfinite,
@@ -62,7 +62,7 @@ def aggregate_shard(
     started_at, wall, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
     reset_peak_memory()
     wire.meter.take()
-    plan = wire.get_json(keys.plan, parse_plan)
+    plan = read_plan(wire, keys)
     if plan is None:
         raise PlanError(f"{keys.plan} is missing")
     if plan.attempt != attempt:
