@@ -17,8 +17,13 @@ from gradshard_core.stragglers.assignments import AssignmentSettings
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "clients is missing"),
     ({"clients": 0}, "clients is 0"),
-    ({"clients": 4097}, "clients is 4097, not a whole number from 1 to 4096"),
-    ({"clients": [f"c{i}" for i in range(4097)]}, "4097 ids; a round takes 1 to 4096"),
+    ({"clients": 100_001}, "clients is 100001, not a whole number from 1 to 100000"),
+    ({"clients": [f"c{i}" for i in range(100_001)]}, "100001 ids; a round takes 1 to 100000"),
+    ({"clients": 4097, "rule": "fill"}, "takes at most 4096: it names each client"),
+    (
+        {"clients": 4097, "assignments": {"batch_size": 8, "epochs": 2, "learning_rate": 0.1}},
+        "takes at most 4096: it names each client",
+    ),
     ({"clients": True}, "clients is True"),
     ({"clients": "a"}, "neither a list of ids nor a number"),
     ({"clients": []}, "0 ids"),
@@ -294,7 +299,8 @@ def test_groups_of_named_clients_go_by_their_ids() -> None:
 @pytest.mark.parametrize(
     ("fields", "capacity"),
     [
-        ({"clients": 2}, 4096),
+        ({"clients": 2}, 100_000),
+        ({"clients": 2, "rule": "fill"}, 4096),
         ({"clients": 2, "topology": "shards"}, 64),
         ({"clients": 9, "topology": "lambda_fl", "fan_in": 2}, 128),
         ({"clients": 9, "topology": "lifl", "fan_in": 2}, 256),

@@ -20,7 +20,7 @@ from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zo
 from gradshard_core.aggregation.privacy import Grid, PrivacyMechanism, PrivateSum
 from gradshard_core.aggregation.ring_sum import Decoding, RingSum, ring_spans
 from gradshard_core.aggregation.robust_rules import RobustRule
-from gradshard_core.aggregation.sharding import count_elements, cut_shards, sums_bytes
+from gradshard_core.aggregation.sharding import Shard, count_elements, cut_shards, sums_bytes
 from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs, Span, encode_header
@@ -238,6 +238,9 @@ class Computation:
         attempt's decision, which clients do not read.
     dp
         How the result is made private; None if it is not.
+    surveys
+        Whether tasks read the headers of a large round's updates, which is a pass before all
+        others, and write no average. Weights and layout are not known then.
     """
 
     levels: tuple[Level, ...]
@@ -252,6 +255,12 @@ class Computation:
     measures: bool = False
     measured: int | None = None
     dp: PrivacyMechanism | None = None
+    surveys: bool = False
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether the tasks of the last level write the average."""
+        return not (self.measures or self.surveys)
 
 
 @dataclass(frozen=True)
@@ -503,8 +512,6 @@ class Plan:
         """Return a level's tasks of all stages, shard by shard; empty groups have none."""
         groups = self.levels[level].groups
         below = len(self.levels[level - 1].groups) if level else 0
-        layout, shards = self.layout, self.computation.shards
-        cut = cut_chunks if self.computation.measures else cut_shards
         return [
             Task(
                 level,
@@ -514,10 +521,16 @@ class Plan:
                 shard.number * below + first,
                 shard.number * below + stop,
             )
-            for shard in cut(layout.spans, layout.nbytes, shards)
+            for shard in self._cut()
             for number, (first, stop) in enumerate(groups)
             if self.has_inputs(level, number)
         ]
+
+    def _cut(self) -> list[Shard]:
+        if self.computation.surveys:  # no layout is known
+            return [Shard(0, 0, 0)]
+        cut = cut_chunks if self.computation.measures else cut_shards
+        return cut(self.layout.spans, self.layout.nbytes, self.computation.shards)
 
     def next_tasks(self) -> list[list[Task]]:
         """Return the tasks of this stage, and the higher levels when no group is awaited.

@@ -75,6 +75,7 @@ def plan_to_json(plan: Plan, put: Put | None = None) -> dict[str, Any]:
         "robust": computation.robust and computation.robust.to_json(),
         "measures": computation.measures,
         "measured": computation.measured,
+        "surveys": computation.surveys,
         "dp": computation.dp and computation.dp.to_json(),
         "allow_nonfinite": computation.allow_nonfinite,
         "shards": computation.shards,
@@ -143,6 +144,7 @@ def parse_plan(written: dict[str, Any], get: Get | None = None) -> Plan:
             robust=written["robust"] and parse_robust_rule(written["robust"]),
             measures=written["measures"],
             measured=written["measured"],
+            surveys=written["surveys"],
             dp=written["dp"] and parse_privacy(written["dp"]),
             layers=tuple(
                 PlannedLayerWeights(missed, tuple(weights))

@@ -11,8 +11,8 @@ from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import SpecError
 from gradshard_core.planning.option_parsers import (
-    MAX_CLIENTS,
     MAX_EXPONENT,
+    MAX_NAMED,
     InboxSpec,
     parse_clients,
     parse_exponent,
@@ -95,7 +95,7 @@ def terms_of_fewest(options: Mapping[str, Any]) -> RoundSpec:
     A robust rule needs a few, and so does ``min_clients``.
     """
     at_least = options.get("min_clients", 1)
-    if not isinstance(at_least, int) or not 1 <= at_least <= MAX_CLIENTS:
+    if not isinstance(at_least, int) or not 1 <= at_least <= MAX_NAMED:
         at_least = 1  # parse_spec says what is wrong
     for clients in range(at_least, MAX_FAN_IN):
         try:
@@ -108,10 +108,10 @@ def terms_of_fewest(options: Mapping[str, Any]) -> RoundSpec:
 def parse_sample(sample: Any) -> float:
     """Check how many clients are invited: a number, or a fraction below one."""
     is_number = isinstance(sample, int | float) and not isinstance(sample, bool)
-    if is_number and ((isinstance(sample, int) and 1 <= sample <= MAX_CLIENTS) or 0 < sample < 1):
+    if is_number and ((isinstance(sample, int) and 1 <= sample <= MAX_NAMED) or 0 < sample < 1):
         return sample  # type: ignore[no-any-return]
     raise SpecError(
-        f"sample is {sample!r}, neither a whole number of clients from 1 to {MAX_CLIENTS} nor a "
+        f"sample is {sample!r}, neither a whole number of clients from 1 to {MAX_NAMED} nor a "
         "fraction between 0 and 1"
     )
 
@@ -197,7 +197,7 @@ class TrainingSpec:
     sample: float | None = option(
         Parsed(
             parse_sample,
-            f"whole number from 1 to {MAX_CLIENTS:,}, or a fraction below 1",
+            f"whole number from 1 to {MAX_NAMED:,}, or a fraction below 1",
             metavar="N",
             is_number=True,
         ),
@@ -296,11 +296,11 @@ class TrainingSpec:
         In buffered mode these are rounds of evaluation: as many are awaited as make a version.
         """
         if self.buffer is not None:
-            return min(members, MAX_CLIENTS), min(members, self.buffer)
+            return min(members, MAX_NAMED), min(members, self.buffer)
         wanted = members if self.sample is None else self.sample
         if wanted < 1:
             wanted = max(1, round(wanted * members))
-        most = min(members, self.terms.capacity)
+        most = min(members, self.terms.capacity, MAX_NAMED)
         awaited = min(max(int(wanted), self.needed()), most)
         more = math.ceil(awaited * (1 + self.over_selection))
         return min(more, most), awaited

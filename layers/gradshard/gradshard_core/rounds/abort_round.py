@@ -104,7 +104,7 @@ def _manifest(
 
 def _apply_terms(store: S3Store, keys: RoundKeys, plan: Plan | None) -> ServerOptimizer | None:
     """Return the server optimizer of a round that makes a version of a model."""
-    if plan is not None and not plan.computation.measures:
+    if plan is not None and plan.computation.has_outputs:
         return plan.next_model.server_optimizer if plan.next_model else None
     try:
         opened = read_spec(store, keys)
@@ -134,7 +134,7 @@ def _release(store: S3Store, keys: RoundKeys, optimizer: ServerOptimizer | None)
         plan, opened = read_plan(store, keys), read_spec(store, keys)
     except BrokenObjectError:
         return
-    if opened is not None and (plan is None or plan.computation.measures):
+    if opened is not None and (plan is None or not plan.computation.has_outputs):
         at = opened[1]["opened_at"]
         privacy_ledger.release(store, optimizer.model, keys.round_id, at)
 

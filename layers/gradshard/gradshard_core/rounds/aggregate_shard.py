@@ -27,6 +27,7 @@ from gradshard_core.rounds.bad_inputs import (
     reject_unreadable,
 )
 from gradshard_core.rounds.overflow import reject_largest_step
+from gradshard_core.rounds.survey import survey
 from gradshard_core.rounds.task_inputs import OPENERS, TaskInputs
 from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.streams import RangeStream
@@ -69,9 +70,16 @@ def aggregate_shard(
         # A late task of an earlier attempt, whose uploads were aborted.
         return {"task": task.number, "attempt": attempt, "superseded_by": plan.attempt}
     plan = _weighed(wire, keys, plan)
-    with ThreadPoolExecutor(OPENERS) as pool:
-        inputs = TaskInputs(wire, plan, task, pool)
-        rejected, is_written = _aggregate_or_reject(inputs)
+    rejected: list[Rejection] = []
+    is_written, found = True, {}
+    if plan.computation.surveys:
+        found = survey(wire, plan, task)
+    else:
+        with ThreadPoolExecutor(OPENERS) as pool:
+            inputs = TaskInputs(wire, plan, task, pool)
+            rejected, is_written = _aggregate_or_reject(inputs)
+        if isinstance(inputs.reduction, Measuring):
+            found = {"products": inputs.reduction.products.to_json() if is_written else []}
     wire.meter.add(puts=1)  # the report itself, whose PUT comes after it was counted
     report = {
         "level": task.level,
@@ -88,11 +96,8 @@ def aggregate_shard(
         "is_written": is_written,
         "rejected": [vars(rejection) for rejection in rejected],
     }
-    measured = {}
-    if isinstance(inputs.reduction, Measuring):
-        # Too much for a state of the machine, to which the report goes.
-        measured["products"] = inputs.reduction.products.to_json() if is_written else []
-    wire.put_json(keys.task_report(task.level, task.number), report | measured)
+    # What was found is too much for a state of the machine, to which the report goes.
+    wire.put_json(keys.task_report(task.level, task.number), report | found)
     return report
 
 

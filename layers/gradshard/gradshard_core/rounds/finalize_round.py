@@ -28,7 +28,7 @@ from gradshard_core.stragglers.assignments import Assignments, Report, assign
 
 READERS = 16
 READ_AT_A_TIME = 1024
-NOT_IN_MANIFEST = {"attempt", "rejected", "is_written"}
+NOT_IN_MANIFEST = {"attempt", "rejected", "is_written", "updates", "layouts"}
 SUMMED = (
     "gets",
     "puts",
@@ -74,7 +74,7 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
     if not plan.is_complete:
         return {"status": AWAITING}
     tally = _Tally(list_writer(store, keys))
-    products = ExactSum(len(plan.contributors))
+    products = ExactSum(len(plan.contributors) if plan.computation.measures else 0)
     for report in _read_reports(store, keys, plan):
         products.add_json(report.pop("products", ()))
         tally.add(report)
@@ -94,7 +94,7 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
             "attempt": plan.attempt + 1,
             "rejected": written,
         }
-    if plan.computation.measures:
+    if not plan.computation.has_outputs:
         return _go_on(store, keys, plan, tally, products)
     _conclude(store, keys, plan, tally)
     return {"status": COMPLETED}
@@ -103,9 +103,10 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
 def _go_on(
     store: S3Store, keys: RoundKeys, plan: Plan, tally: "_Tally", products: ExactSum
 ) -> dict[str, Any]:
-    """Write what was measured, and have the second pass planned."""
-    spent = {"tasks": tally.tasks(), "totals": tally.totals()}
-    write_measurement(store, keys, plan, products, **spent)
+    """Write what was measured, if it was, and have the next pass planned."""
+    if plan.computation.measures:
+        spent = {"tasks": tally.tasks(), "totals": tally.totals()}
+        write_measurement(store, keys, plan, products, **spent)
     store.put_json(keys.replan(plan.attempt), [])
     return {"status": REPLAN, "reason": REPLAN, "attempt": plan.attempt + 1, "rejected": []}
 

@@ -10,7 +10,7 @@ from gradshard_core.planning.plan_json import plan_to_json
 from gradshard_core.records.stored_lists import piece_writer, read_plan
 from gradshard_core.rounds.asking import ask, go_on
 from gradshard_core.rounds.eager_stages import next_stage
-from gradshard_core.rounds.first_plan import first_plan
+from gradshard_core.rounds.first_plan import first_plan, plan_surveyed
 from gradshard_core.rounds.plan_context import PlanContext, PlanRequest, read_context
 from gradshard_core.rounds.replan import replan
 from gradshard_core.s3.store import S3Store
@@ -88,6 +88,8 @@ def _answers(plan: Plan, request: PlanRequest) -> bool:
 def _make_plan(context: PlanContext, previous: Plan | None) -> Plan:
     if previous is None:
         return first_plan(context)
+    if previous.computation.surveys:
+        return plan_surveyed(context, previous)
     if context.request.attempt > previous.attempt:
         return replan(context, previous)
     if previous.is_asking:
@@ -104,7 +106,7 @@ def _read_plan(store: S3Store, keys: RoundKeys) -> Plan:
 
 def _abort_uploads(store: S3Store, plan: Plan, *, unless_in: Plan | None = None) -> None:
     """Abort the uploads of a plan, unless another plan has the same ones."""
-    if plan.computation.measures:  # it has none
+    if not plan.computation.has_outputs:
         return
     if unless_in is not None and unless_in.upload_id == plan.upload_id:
         return
