@@ -166,6 +166,8 @@ def _parse_found(report: dict[str, Any]) -> list[Facts]:
         if entry is None or isinstance(entry, str):
             return entry
         samples, data_offset, error, number, stated = entry
-        return Surveyed(samples, data_offset, error, *layouts[number], stated and Report(**stated))
+        order, tensors = layouts[number]
+        reported = stated and Report(**stated)
+        return Surveyed(samples, data_offset, error, order, tensors, reported)
 
     return [parse(entry) for entry in report["updates"]]
