@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench docs docs-serve docs-tables demo demo-masked deploy requirements clean
+.PHONY: help setup format lint check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench bench-transfers docs docs-serve docs-tables demo demo-masked deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -113,7 +113,7 @@ FLOWER := flwr[simulation]
 
 test-flower: setup ## Run the tests that need Flower, in an environment of their own, with a local engine
 	$(FLOWER_BASE_PYTHON) -m venv .venv-flower
-	.venv-flower/bin/pip install --quiet --disable-pip-version-check '$(FLOWER)' . $(TEST_PACKAGES)
+	.venv-flower/bin/pip install --quiet --disable-pip-version-check '$(FLOWER)' '.[masked]' $(TEST_PACKAGES)
 	.venv-flower/bin/python -c 'import flwr; print("Flower", flwr.__version__)'
 	$(BIN)/python -m tests.flower .venv-flower/bin/python
 
@@ -161,6 +161,11 @@ fuzz: setup ## Fuzz the parsers of client data with FUZZ_RUNS inputs for each ta
 bench: setup ## Measure the aggregator beside its limit and other implementations (15 to 20 minutes)
 	$(BIN)/python -m benchmarks $(OPTIONS)
 
+# obstore is no requirement of `make setup`: nothing else needs it.
+bench-transfers: setup ## Measure submitting and fetching beside other clients of S3 (about 10 minutes)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r benchmarks/requirements.txt
+	$(BIN)/python -m benchmarks.transfers $(OPTIONS)
+
 # -W: a link or an anchor that leads nowhere fails, as do docstrings that cannot be read.
 SPHINX := $(BIN)/sphinx-build --nitpicky --fail-on-warning --keep-going --quiet --conf-dir docs
 
@@ -191,6 +196,7 @@ requirements: setup ## Pin the newest allowed versions of the dependencies
 	$(UV_COMPILE) --upgrade --constraint requirements-dev.txt --group keeper \
 		--output-file layers/keeper/requirements.txt
 	$(UV_COMPILE) --upgrade --output-file tests/second/requirements.txt tests/second/requirements.in
+	$(UV_COMPILE) --upgrade --output-file benchmarks/requirements.txt benchmarks/requirements.in
 
 clean: ## Remove everything that these targets made
 	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-exports .venv-flower .venv-privacy .venv-second .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site

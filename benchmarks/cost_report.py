@@ -764,7 +764,7 @@ def _assumptions_section() -> str:
   for every system, although the published ones read one object after another on one connection.
 - {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added, for every system; a processor
   is {limits.MB_PER_VCPU} MB.
-- Each function of a round starts cold once; `collect_update` twice. Lambda bills the INIT phase
+- Each function of a round starts cold once. Lambda bills the INIT phase
   ([AWS]({INIT_BILLED})): {speeds.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and
   {speeds.TASK_INIT_CPU_SECONDS:g} (tasks) or {speeds.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of
   imports (measured), at the processor's share of the memory. *Seconds* are those of warm functions.

@@ -50,6 +50,16 @@ http {{
   root {folder}/objects;
   server {{
     listen {host}:{port} ssl;
+    {locations}
+  }}
+  server {{
+    listen unix:{folder}/discard.sock;
+    location / {{ return 200; }}
+  }}
+}}
+"""
+
+_FILES: Final = """
     location / {{
       if ($request_method = PUT) {{ rewrite ^ /put last; }}
     }}
@@ -61,12 +71,20 @@ http {{
       proxy_pass_request_body off;
       proxy_set_header Content-Length "";
     }}
-  }}
-  server {{
-    listen unix:{folder}/discard.sock;
-    location / {{ return 200; }}
-  }}
-}}
+"""
+_BEHIND: Final = """
+    location / {{
+      proxy_pass http://unix:{behind}:;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_set_header Host $http_host;
+      proxy_buffering off;
+      # Or it would send TLS records of 4 KiB.
+      proxy_buffer_size 64k;
+      proxy_buffers 8 64k;
+      proxy_request_buffering off;
+      proxy_read_timeout 600;
+    }}
 """
 
 
@@ -157,8 +175,11 @@ class Nginx:
 
 
 @contextlib.contextmanager
-def serve(binary: str) -> Iterator[Nginx]:
-    """Run nginx with its files in a temporary folder."""
+def serve(binary: str, behind: Path | None = None) -> Iterator[Nginx]:
+    """Run nginx with its files in a temporary folder.
+
+    With ``behind``, it passes all requests on to a server at that Unix socket.
+    """
     with tempfile.TemporaryDirectory(prefix="gradshard-bench-") as name:
         folder = Path(name)
         (folder / "objects" / BUCKET).mkdir(parents=True)
@@ -168,6 +189,7 @@ def serve(binary: str) -> Iterator[Nginx]:
         configuration.write_text(
             _CONFIGURATION.format(
                 folder=folder,
+                locations=(_BEHIND if behind else _FILES).format(folder=folder, behind=behind),
                 user=pwd.getpwuid(os.getuid()).pw_name,
                 host=_HOST,
                 port=port,

@@ -4,7 +4,7 @@ from typing import Any
 
 from gradshard_core.observability import emf
 from gradshard_core.observability.log_fields import Context
-from gradshard_core.rounds.finalize_round import finalize_round
+from gradshard_core.rounds.finalize_round import finalize_round, tell_machine
 from gradshard_core.s3.http_transport import function_store
 
 store = function_store()
@@ -27,4 +27,7 @@ def handler(event: dict[str, Any], context: Context) -> dict[str, Any]:
         emf.rejected(event, context, outcome["rejected"])
         # A state takes 256 KiB: of thousands of rejections, their number.
         outcome["rejected"] = len(outcome["rejected"])
+    # Without a token when it is called by hand.
+    if "token" in event:
+        tell_machine(event["token"], outcome)
     return outcome

@@ -21,8 +21,10 @@ from typing import Any, Final, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
+from gradshard.client.deltas import change_of
 from gradshard.client.downloads import download_file
 from gradshard.client.federation import Federation
+from gradshard.client.mask import Mask
 from gradshard.client.tensors import pack
 from gradshard.client.ticket_issuer import (
     DEFAULT_SECONDS,
@@ -33,21 +35,26 @@ from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import model_content_of
 from gradshard.client.uploads import upload
+from gradshard_core.aggregation.privacy import LEAST_CLIENTS, parse_privacy
 from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.errors import RoundFailed, RoundStateError, SpecError, UpdateError
 from gradshard_core.formats.dtypes import DTYPES
+from gradshard_core.formats.headers import Header, header_length, parse_header
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.layout import (
-    PREFIX_BYTES,
-    Header,
-    Layout,
-    header_length,
-    parse_header,
-)
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout
+from gradshard_core.formats.masked import roster_digest
 from gradshard_core.planning import limits
+from gradshard_core.planning.masking import (
+    LEAST_MASKED,
+    Agreement,
+    check_layout,
+    check_unused,
+    parse_masking,
+)
 from gradshard_core.planning.option_parsers import parse_rule
 from gradshard_core.planning.spec import default_quorum
-from gradshard_core.records.ticket_record import max_update_bytes
+from gradshard_core.records import model_registry
+from gradshard_core.records.ticket_record import max_update_bytes, sent_layout
 
 try:
     from flwr.app import (
@@ -81,6 +88,8 @@ LAYOUT_BYTES: Final = limits.MAX_PAYLOAD_BYTES // 2
 """A layout longer than this in JSON is left out of a round's spec, which are bounded."""
 
 _READER: Final = "reader"
+_ADDED: Final = {"optimizer": "fedavg", "updates": "deltas"}
+"""The server optimizer that adds the average of changes to the model."""
 _NUMPY: Final = "numpy.ndarray"
 _LOG: Final = logging.getLogger("flwr")
 
@@ -90,21 +99,47 @@ def by_number(_grid: Grid, nodes: Sequence[int]) -> dict[int, str]:
     return {node: f"{node:020d}" for node in nodes}
 
 
-def _least_models(rule: str | Mapping[str, Any]) -> int:
-    """Return how many models a rule needs.
+class _Combination(NamedTuple):
+    """How updates are combined.
+
+    Parameters
+    ----------
+    options
+        The options of a round that say it.
+    least
+        The fewest updates that it takes.
+    is_of_changes
+        Whether clients send what training has changed, not whole models.
+    """
+
+    options: dict[str, Any]
+    least: int = 1
+    is_of_changes: bool = False
+
+
+def _combination(
+    rule: str | Mapping[str, Any] | None, dp: Mapping[str, Any] | None
+) -> _Combination:
+    """Check a rule or the terms of privacy.
 
     Raises
     ------
     SpecError
-        It is no rule, or none for whole models.
+        It is no rule for whole updates, the terms are out of their bounds, or both are given.
     """
+    if dp is not None:
+        if rule is not None:
+            raise SpecError("dp clips changes and averages them: leave out rule")
+        return _Combination({"dp": parse_privacy(dp).to_json()}, LEAST_CLIENTS, True)
+    if rule is None:
+        return _Combination({})
     parsed = parse_rule(rule)
-    if not isinstance(parsed, RobustRule) or parsed.is_of_changes:
+    if not isinstance(parsed, RobustRule):
         raise SpecError(
-            f"rule {parsed.name} is not for Flower, whose clients send whole models: take "
-            "median, trimmed_mean, krum, multi_krum or geometric_median"
+            f"rule {parsed.name} is for partial updates, and Flower's clients send whole ones: "
+            "take a robust rule, such as median"
         )
-    return parsed.least_clients
+    return _Combination({"rule": rule}, parsed.least_clients, parsed.is_of_changes)
 
 
 class _Place(NamedTuple):
@@ -148,8 +183,17 @@ class S3FedAvg(FedAvg):
         Seconds that a round waits for announced uploads.
     rule
         The rule that combines models, such as ``"median"`` or ``{"name": "krum", "f": 1}``
-        (docs/robust.md); by default the average. Rules that go by lengths or directions of changes
-        are rejected, because clients send whole models.
+        (docs/robust.md); by default the average. For rules that go by lengths or directions, such
+        as ``"norm_clip"``, clients send changes instead.
+    dp
+        Make each round private, for example
+        ``{"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}`` (docs/privacy.md). Clients send
+        changes. If the clip adapts, each round takes that of the one before.
+    model
+        The model of the federation that changes are added to, by default named as the run. Its
+        ledger has the private rounds, and its budget bounds them.
+    max_samples
+        The most samples of a client that count, whatever it states.
     round_options
         More options of the rounds: see :meth:`gradshard.client.federation.Federation.open_round`.
     client_names
@@ -159,6 +203,9 @@ class S3FedAvg(FedAvg):
         The seconds that a client may take, from its message to the end of its upload.
     codec
         Clients compress their updates with this codec, such as ``int8``.
+    masked
+        The terms of masked rounds (docs/masked-rounds.md). Clients need :func:`s3_masked_mod`, and
+        the names that ``client_names`` gives them are those that are enrolled with the keeper.
     **options
         The options of Flower's FedAvg.
     """
@@ -172,10 +219,14 @@ class S3FedAvg(FedAvg):
         quorum: int | None = None,
         timeout: int = UPLOADED_TIMEOUT,
         rule: str | Mapping[str, Any] | None = None,
+        dp: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        max_samples: int | None = None,
         round_options: Mapping[str, Any] | None = None,
         client_names: ClientNames = by_number,
         ticket_seconds: int = DEFAULT_SECONDS,
         codec: str | None = None,
+        masked: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -184,15 +235,19 @@ class S3FedAvg(FedAvg):
         self.keep_arrays = keep_arrays
         self.quorum = quorum
         self.timeout = timeout
-        self.round_options = dict(round_options or {})
-        self._least = 1
-        if rule is not None:
-            self._least = _least_models(rule)
-            self.round_options["rule"] = rule
+        self.model = model
+        self._combination = _combination(rule, dp)
+        self.round_options = dict(round_options or {}) | self._combination.options
+        if max_samples is not None:
+            self.round_options["max_samples"] = max_samples
         self.client_names = client_names
         self.ticket_seconds = ticket_seconds
         self.codec = codec
         self._codecs = () if codec is None else (codec,)
+        self._masked = None if masked is None else parse_masking(masked)
+        if self._masked is not None:
+            self._combination = self._combination._replace(least=LEAST_MASKED)
+            _check_unmaskable(self)
         self._names: dict[int, str] = {}
         # The record that strategy.start was given last, or gave, and where that model is.
         self._model: tuple[ArrayRecord, _Place] | None = None
@@ -215,6 +270,8 @@ class S3FedAvg(FedAvg):
         place = self._place(server_round, arrays)
         nodes = [message.metadata.dst_node_id for message in messages]
         self._names = _named(self.client_names(grid, nodes), nodes)
+        agreement = self._agreement(place.layout)
+        sent = sent_layout(place.layout, agreement)
         keys = self._keys(server_round)
         order = self._order(place)
         return [
@@ -228,12 +285,15 @@ class S3FedAvg(FedAvg):
                         keys,
                         self._names[node],
                         expires=self.ticket_seconds,
-                        max_bytes=max_update_bytes(place.layout),
-                        min_bytes=1 if self.codec else place.layout.nbytes,
+                        max_bytes=max_update_bytes(sent),
+                        min_bytes=1 if self.codec else sent.nbytes,
+                        layout=place.layout if agreement else None,
                         codecs=self._codecs,
+                        agreement=agreement,
                     ).dumps(),
                 }
-                | ({"codec": self.codec} if self.codec else {}),
+                | ({"codec": self.codec} if self.codec else {})
+                | ({"changes": True} if self._combination.is_of_changes else {}),
             )
             for node, message in zip(nodes, messages, strict=True)
             if node in self._names
@@ -271,6 +331,9 @@ class S3FedAvg(FedAvg):
             round_id=self._keys(server_round).round_id, key=self._keys(server_round).result
         )
         manifest = self._average(place, sorted(uploaded))
+        if manifest.get("model"):
+            made = self.federation.model(self._model_name).version(manifest["model"]["version"])
+            place = place._replace(key=made.tensors.source.key)
         rejected, missing = manifest["rejected"], manifest["missing"]
         for rejection in rejected:
             _LOG.warning("\t> Rejected: %s", rejection["reason"])
@@ -287,7 +350,7 @@ class S3FedAvg(FedAvg):
         if not clients:
             return None, MetricRecord(counts)
         metrics = self.train_metrics_aggr_fn(
-            [uploaded[client] for client in clients], self.weighted_by_key
+            [uploaded[client] for client in clients if client in uploaded], self.weighted_by_key
         )
         metrics.update(counts)
         return self._fetched(place), metrics
@@ -322,20 +385,32 @@ class S3FedAvg(FedAvg):
             self._download(place, file)
             return _read_arrays(file, place.names)[0]
 
+    @property
+    def _model_name(self) -> str:
+        return self.model or self.run
+
     def _keys(self, server_round: int) -> RoundKeys:
         return RoundKeys(f"{self.run}-{server_round}")
 
     def _place(self, server_round: int, arrays: ArrayRecord) -> _Place:
         """Return where a model is, which is uploaded first if it is no round's result."""
         if self._model is None or self._model[0] is not arrays:
-            keys = self._keys(server_round)
-            key = f"{keys.root}model.safetensors"
-            tensors = {name: _view(array) for name, array in arrays.items()}
-            with model_content_of(tensors) as content:
-                upload(self.federation.stack.store, key, content)
-                place = _Place(keys.round_id, key, content.layout, tuple(arrays))
-            self._model = arrays, place
+            round_id = self._keys(server_round).round_id
+            key, layout = self._put(server_round, arrays)
+            self._model = arrays, _Place(round_id, key, layout, tuple(arrays))
         return self._model[1]
+
+    def _put(self, server_round: int, arrays: ArrayRecord) -> tuple[str, Layout]:
+        """Upload a model; return its key and its layout."""
+        store = self.federation.stack.store
+        tensors = {name: _view(array) for name, array in arrays.items()}
+        if self._combination.is_of_changes:
+            version = self.federation.model(self._model_name).put(tensors)
+            return version.tensors.source.key, model_registry.layout_of(store, version.tensors)
+        key = f"{self._keys(server_round).root}model.safetensors"
+        with model_content_of(tensors) as content:
+            upload(store, key, content)
+            return key, content.layout
 
     def _order(self, place: _Place) -> dict[str, Any]:
         """Return what every client is told: a ticket for the model, and its record's key."""
@@ -378,27 +453,54 @@ class S3FedAvg(FedAvg):
     def _needed(self) -> int:
         """Return how many uploads this round needs."""
         quorum = default_quorum(len(self._names)) if self.quorum is None else self.quorum
-        return max(self._least, quorum)
+        return max(self._combination.least, quorum)
+
+    def _agreement(self, layout: Layout) -> Agreement | None:
+        """Return what the clients of a masked round are asked to agree to.
+
+        Raises
+        ------
+        SpecError
+            Updates of this layout, or of so many clients, cannot be masked.
+        """
+        if self._masked is None:
+            return None
+        asked = tuple(self._names.values())
+        check_layout(self._masked, len(asked), layout)
+        return Agreement(self._masked, len(asked), roster_digest(asked), self._needed())
 
     def _average(self, place: _Place, clients: Sequence[str]) -> dict[str, Any]:
         """Have a round, and return its manifest; one without contributors where it failed."""
-        layout = place.layout.to_json()
-        fits = len(json.dumps(layout)) <= LAYOUT_BYTES
-        layout_option = {"layout": layout} if fits else {}
+        if self._combination.is_of_changes:
+            terms: dict[str, Any] = {"server_optimizer": {**_ADDED, "model": self._model_name}}
+        else:
+            layout = place.layout.to_json()
+            fits = len(json.dumps(layout)) <= LAYOUT_BYTES
+            terms = {"layout": layout} if fits else {}
+        if self._masked is not None:
+            # Clients have sealed their seeds for all who were asked, not for those who answered.
+            asked = sorted(self._names.values())
+            enough = len(clients) if len(clients) < len(asked) else None
+            terms |= {"masked": self._masked.to_json(), "enough_clients": enough}
+            clients = asked
         round_ = self.federation.open_round(
             place.round_id,
             list(clients),
             min_clients=self._needed(),
             timeout=self.timeout,
             codecs=list(self._codecs) or None,
-            **layout_option | self.round_options,
+            **terms | self.round_options,
         )
         try:
-            return round_.wait()
+            manifest = round_.wait()
         except RoundFailed as error:
             _LOG.error("aggregate_train: %s; the model stays as it is", error)
             status = round_.status()
             return {key: status[key] for key in ("rejected", "missing")} | {"contributors": []}
+        if manifest["privacy"]:  # a clip that adapts goes on from round to round
+            clip = manifest["privacy"]["next_clip"]
+            self.round_options["dp"] = {**self.round_options["dp"], "clip": clip}
+        return manifest
 
     def _fetched(self, place: _Place) -> ArrayRecord:
         """Return a round's average as Flower has it, and remember where it is."""
@@ -434,25 +536,107 @@ def s3_mod(
     order = message.content.config_records.get(RECORD)
     if order is None:
         return call_next(message, context)
+    return _answer(order, message, context, call_next, None)
+
+
+def mask_of_node(context: Context) -> Mask:
+    """Return the mask of a node, by ``mask-key`` and ``keeper`` in its configuration.
+
+    A SuperNode gets them with ``--node-config 'mask-key="alice.key" keeper="FINGERPRINT"'``.
+
+    Raises
+    ------
+    UpdateError
+        One of them is missing.
+    """
+    config = context.node_config
+    for name in ("mask-key", "keeper"):
+        if not config.get(name):
+            raise UpdateError(
+                f"this node's configuration lacks {name}: start the SuperNode with --node-config "
+                '\'mask-key="FILE" keeper="FINGERPRINT"\''
+            )
+    return Mask(str(config["mask-key"]), str(config["keeper"]))
+
+
+def s3_masked_mod(
+    mask_of: Callable[[Context], Mask] = mask_of_node,
+) -> Callable[[Message, Context, Callable[[Message, Context], Message]], Message]:
+    """Return the mod of clients that mask their updates, in place of :func:`s3_mod`.
+
+    It answers only messages for training in masked rounds, so that no model and no metrics of this
+    client leave it in the clear. Replies have no metrics, and one sample each.
+
+    Parameters
+    ----------
+    mask_of
+        Returns the client's key and its keeper.
+    """
+
+    def mod(
+        message: Message, context: Context, call_next: Callable[[Message, Context], Message]
+    ) -> Message:
+        order = message.content.config_records.get(RECORD)
+        if order is None or "ticket" not in order:
+            raise UpdateError(
+                f"this client takes part in masked rounds only, and a reply to a message of type "
+                f"{message.metadata.message_type!r} would not be masked: set fraction_evaluate=0"
+            )
+        return _answer(order, message, context, call_next, mask_of(context))
+
+    return mod
+
+
+def _answer(
+    order: ConfigRecord,
+    message: Message,
+    context: Context,
+    call_next: Callable[[Message, Context], Message],
+    mask: Mask | None,
+) -> Message:
+    """Answer a message of :class:`S3FedAvg`."""
+    if mask is not None:
+        TicketRound(Ticket.loads(order["ticket"])).check_mask(mask)
     with tempfile.TemporaryDirectory(prefix="gradshard-") as folder:
         model = TicketRound(Ticket.loads(order["model"]))
         file = model.fetch(Path(folder) / "model.safetensors")
         arrays, layout = _read_arrays(file, order["names"])
-    records = {name: record for name, record in message.content.items() if name != RECORD}
-    message.content = RecordDict(records | {order["arrays"]: arrays})
-    # Free the memory of the model before the upload.
-    del arrays, records
-    reply = call_next(message, context)
-    if "ticket" not in order or reply.has_error():
-        return reply
-    ticket = Ticket.loads(order["ticket"])
-    return _uploading(reply, ticket, layout, order["weighted-by"], order.get("codec"))
+        before = file if order.get("changes") else None
+        if before is None:
+            file.unlink()
+        records = {name: record for name, record in message.content.items() if name != RECORD}
+        message.content = RecordDict(records | {order["arrays"]: arrays})
+        # Free the memory of the model before the upload.
+        del arrays, records
+        reply = call_next(message, context)
+        if "ticket" not in order or reply.has_error():
+            return reply
+        ticket = Ticket.loads(order["ticket"])
+        return _uploading(
+            reply,
+            ticket,
+            layout,
+            order["weighted-by"],
+            order.get("codec"),
+            before=before,
+            mask=mask,
+        )
 
 
 def _uploading(
-    reply: Message, ticket: Ticket, layout: Layout, weighted_by: str, codec: str | None = None
+    reply: Message,
+    ticket: Ticket,
+    layout: Layout,
+    weighted_by: str,
+    codec: str | None = None,
+    *,
+    before: Path | None = None,
+    mask: Mask | None = None,
 ) -> Message:
-    """Upload a reply's arrays and replace them by a note of that."""
+    """Upload a reply's arrays and replace them by a note of that.
+
+    With the file of the model ``before``, upload what training has changed.
+    """
     records = reply.content
     counted = len(records.array_records), len(records.metric_records)
     if counted != (1, 1):
@@ -469,12 +653,38 @@ def _uploading(
             f"what was trained is not laid out as the model of round {ticket.round_id!r}: "
             f"{difference}; reply with the model's tensors, in its names, types and shapes"
         )
+    if before is not None:
+        model, _ = _read_arrays(before, tensors)
+        tensors = change_of({key: _view(array) for key, array in model.items()}, tensors)
     # The round rejects NaN, and so tells the server, which is where Flower's users look.
     round_ = TicketRound(replace(ticket, allow_nonfinite=True))
-    round_.submit(tensors, samples=_samples(metrics, weighted_by), codec=codec)
+    round_.submit(tensors, samples=_samples(metrics, weighted_by), codec=codec, mask=mask)
+    if mask is not None:
+        records = RecordDict({key: _silent(of, weighted_by) for key, of in records.items()})
     content = {key: record for key, record in records.items() if key != name}
     reply.content = RecordDict(content | {RECORD: ConfigRecord({"round": ticket.round_id})})
     return reply
+
+
+def _silent(record: Any, weighted_by: str) -> Any:
+    """Return a record of a reply without metrics; Flower's server wants a weight in each."""
+    return MetricRecord({weighted_by: 1}) if isinstance(record, MetricRecord) else record
+
+
+def _check_unmaskable(strategy: S3FedAvg) -> None:
+    """Check that a strategy with masked rounds asks for nothing that would not be masked.
+
+    Raises
+    ------
+    SpecError
+        It does.
+    """
+    codecs = () if strategy.codec is None else ("codecs",)
+    check_unused({*strategy.round_options, *codecs})
+    if strategy.fraction_evaluate > 0:
+        raise SpecError(
+            "masked: give fraction_evaluate=0: evaluations send each client's metrics in the clear"
+        )
 
 
 def _samples(metrics: MetricRecord, key: str) -> int:

@@ -77,6 +77,44 @@ def test_two_holders_of_tickets_train_to_the_bits_of_a_loop(
     assert (tmp_path / "ann").stat().st_mode & 0o777 == 0o600
 
 
+def test_holders_of_tickets_take_part_in_a_buffered_training(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """Each of their updates counts once, or its sender is told why it does not."""
+    federation.model("buffered-tickets").put(FIRST)
+    training = federation.train(
+        "buffered-tickets",
+        mode="buffered",
+        buffer=2,
+        rounds=3,
+        clients=CLIENTS,
+        server_optimizer={"optimizer": "fedavg", "model": "buffered-tickets"},
+        poll_seconds=0.2,
+        timeout=120,
+    )
+    for client in CLIENTS:
+        training.ticket(client).save(tmp_path / client)
+    with without_credentials(), ThreadPoolExecutor() as pool:
+        held = [TicketTraining.load(tmp_path / client) for client in CLIENTS]
+        loops = [
+            pool.submit(h.participate, train_as(c), evaluate)
+            for h, c in zip(held, CLIENTS, strict=True)
+        ]
+        done = dict(zip(CLIENTS, [loop.result(SECONDS) for loop in loops], strict=True))
+    assert training.state().cause == "all 3 rounds have completed"
+    records = training.records()
+    for client in CLIENTS:
+        counted = [
+            record["base_version"] - record["staleness"][client]
+            for record in records
+            if client in record["staleness"]
+        ]
+        rejected = [update.number for update in done[client].rejected]
+        assert sorted(counted + rejected) == list(done[client].trained)
+    for record in records:
+        assert federation.round(record["round_id"]).verify(sample=1.0).is_correct
+
+
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gradshard", *arguments],

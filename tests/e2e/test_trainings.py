@@ -23,6 +23,7 @@ from gradshard.client.participation import Participation
 from gradshard.client.program import Program
 from gradshard.client.training import Training
 from gradshard.deployment.local_engine import Engine
+from gradshard_core.errors import WaitTimeoutError
 from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.records.training_state import Invitation, TrainingState
 from tests import reference
@@ -35,7 +36,8 @@ SECONDS = 240
 KILLED_ROUNDS = int(os.environ.get("KILLED_ROUNDS", "4"))
 """Rounds of the training whose functions are killed."""
 
-KILLS = 3 * KILLED_ROUNDS
+KILLS_PER_ROUND = 3
+KILLS = KILLS_PER_ROUND * KILLED_ROUNDS
 """Functions that are killed in it."""
 
 EVERY_ROUND = {
@@ -152,7 +154,7 @@ def test_a_training_ends_with_the_same_bits_though_functions_are_killed_on_the_w
         # If all attempts at an update's event are killed, the deadline carries the round.
         timeout=90,
     )
-    with taking_part(federation, "killed", clients), killing_functions(engine) as killed:
+    with taking_part(federation, "killed", clients), killing_functions(engine, training) as killed:
         state = last_of(training)
     found = (state.status, state.completed, state.evaluated)
     assert found == ("ended", KILLED_ROUNDS, KILLED_ROUNDS)
@@ -166,13 +168,15 @@ def test_a_training_ends_with_the_same_bits_though_functions_are_killed_on_the_w
 
 
 @contextmanager
-def killing_functions(engine: Engine) -> Iterator[Counter[str]]:
+def killing_functions(engine: Engine, training: Training) -> Iterator[Counter[str]]:
     """Kill functions at random moments, of each kind about as often, and count them."""
     over, killed, rng = threading.Event(), Counter[str](), random.Random(0)  # noqa: S311 - no secret
 
     def kill() -> None:
-        # So many, and then none: on a busy machine nothing gets done between two of them.
-        while killed.total() < KILLS and not over.wait(0.5):
+        while not over.wait(0.5):
+            # So many for each round: on a busy machine nothing gets done between two of them.
+            if killed.total() >= min(KILLS, KILLS_PER_ROUND * (training.state().completed + 2)):
+                continue
             workers = functions_of(engine)
             if workers:
                 least = min(killed[name] for name in workers.values())
@@ -192,11 +196,18 @@ def killing_functions(engine: Engine) -> Iterator[Counter[str]]:
 
 
 def last_of(training: Training) -> TrainingState:
-    """Wait for the end; a function that dies twice in a row pauses the training."""
+    """Wait for the end, as an operator does.
+
+    A function that dies twice in a row pauses the training. If the one that pauses it dies, too,
+    its execution has failed, and it is resumed as well; that does nothing if it goes on.
+    """
+    until = time.monotonic() + SECONDS * max(2, KILLED_ROUNDS // 4)
     while True:
-        *_, state = training.watch(SECONDS * max(2, KILLED_ROUNDS // 10))
-        if state.status != "paused":
-            return state
+        with contextlib.suppress(WaitTimeoutError):
+            *_, state = training.watch(30)
+            if state.status == "ended":
+                return state
+        assert time.monotonic() < until, training.state()
         training.resume()
 
 
@@ -280,7 +291,7 @@ def test_a_buffered_training_counts_every_update_once_and_can_be_replayed(
         }
         inbox = TrainingKeys("buffered").inbox(99)
         federation.stack.store.put_bytes(inbox.update("ann"), b"junk")
-        with killing_functions(engine):
+        with killing_functions(engine, training):
             state = last_of(training)
     assert (state.completed, state.evaluated, state.version) == (6, 6, 7)
     rejection = federation.stack.store.get_json(inbox.rejection("ann"))

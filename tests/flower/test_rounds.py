@@ -5,6 +5,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from safetensors.numpy import load_file
 
 from gradshard import Federation
 from gradshard.flower import RECORD, S3FedAvg, s3_mod
+from gradshard_core.errors import RoundFailed
 from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger
 from tests import compressed, reference
 from tests.flower.clients import (
     DirectGrid,
@@ -126,6 +129,63 @@ class TestWithoutTrouble:
         ours.run = f"t-{uuid.uuid4().hex[:8]}"
         result = train(ours, grid(), 2)
         assert bits(result.arrays) == bits(train(FedAdam(eta=0.3), grid(), 2).arrays)
+
+    def test_private_rounds_change_the_model_by_the_average_with_noise(self) -> None:
+        """With so wide a clip and so little noise that both can be told from the average."""
+        dp = {"clip": 1e3, "noise_multiplier": 0.01, "delta": 1e-5, "quantile": 0.5}
+        strategy = s3(dp=dp, fraction_evaluate=0.0)
+        result = train(strategy, grid(), 2)
+        model = strategy.federation.model(strategy.run)
+        assert [version.number for version in model.history()] == [1, 2, 3]
+        # The second round has the clip that follows from the first one: no update was clipped.
+        clips = [(entry.mechanism or {})["clip"] for entry in model.privacy().entries]
+        assert clips[0] == 1e3
+        assert clips[1] == pytest.approx(1e3 * np.exp(-0.2 * 0.5), rel=0.02)
+        expected, found = initial(), model_of(result.arrays)
+        for server_round in (1, 2):
+            sent = [trained(expected, node, server_round)[0] for node in NODES]
+            expected = {
+                name: np.mean([update[name] for update in sent], axis=0) for name in expected
+            }
+        # σ of an element is 0.01 · 1000 / 4 a round; of both, 3.4. There are 222 elements.
+        noise = np.concatenate([np.ravel(found[n] - expected[n]) for n in expected])
+        assert 0.8 * 3.4 < noise.std() < 1.2 * 3.4
+
+    def test_a_rule_by_lengths_gets_changes(self) -> None:
+        strategy = s3(rule={"name": "norm_clip", "bound": 1.0}, fraction_evaluate=0.0)
+        found = model_of(train(strategy, grid()).arrays)
+        changes = {
+            node: {
+                name: after - before
+                for (name, before), after in zip(
+                    initial().items(), trained(initial(), node, 1)[0].values(), strict=True
+                )
+            }
+            for node in NODES
+        }
+        samples = [10 + node % 17 for node in NODES]
+        expected = {name: array.astype(float) for name, array in initial().items()}
+        for change, counted in zip(changes.values(), samples, strict=True):
+            norm = np.sqrt(sum((c.astype(float) ** 2).sum() for c in change.values()))
+            for name, tensor in change.items():
+                expected[name] = expected[name] + tensor * counted / sum(samples) / norm
+        for name, tensor in expected.items():
+            assert found[name] == pytest.approx(tensor, abs=1e-6)
+
+    def test_a_spent_privacy_budget_ends_the_run(self) -> None:
+        dp = {"clip": 1.0, "noise_multiplier": 2.0, "delta": 1e-5}
+        strategy = s3(dp=dp, fraction_evaluate=0.0)
+        store = strategy.federation.stack.store
+        budget = PrivacyBudget(8.0, 1e-5, 0.3)
+        change_ledger(store, strategy.run, lambda ledger: replace(ledger, budget=budget))
+        with pytest.raises(RoundFailed, match=r"1 rounds have spent 0\.25"):
+            train(strategy, grid(), 2)
+
+    def test_samples_beyond_the_most_count_no_more(self) -> None:
+        few = train(s3(max_samples=1, fraction_evaluate=0.0), grid())
+        sent = [trained(initial(), node, 1)[0] for node in sorted(NODES)]
+        expected = reference.average(sent, [1] * len(sent))
+        assert all(a.tobytes() == expected[n].tobytes() for n, a in model_of(few.arrays).items())
 
     def test_the_same_app_serves_flowers_own_strategy(self) -> None:
         without = DirectGrid({node: client_app(trained, []) for node in NODES})

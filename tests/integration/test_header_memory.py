@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from gradshard_core.formats.headers import MAX_HEADER_BYTES, MAX_HEADER_VALUES
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.formats.layout import MAX_HEADER_BYTES, MAX_HEADER_VALUES
 from tests.unit.formats.test_hostile_updates import tensors
 
 # Of the functions that read headers, 472 MB: what is left beside the interpreter and numpy.

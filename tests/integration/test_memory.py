@@ -125,10 +125,9 @@ def peak_mb(
     call = PlanRequest("2026-01-01T00:00:01Z", "complete", 0)
     plan_round(store, name, call, aggregator=LambdaConfig(3008, "arm64"))
     if is_private:
-        norms = np.diag(np.full(clients, 4.0)).tolist()
-        measurement = {"clients": [f"c{client}" for client in range(clients)], "products": norms}
-        measurement["clients"].sort()
-        store.put_json(keys.measurement(0), measurement)
+        names = sorted(f"c{client}" for client in range(clients))
+        measured = {"clients": names, "squares": [4.0] * clients}
+        store.put_json(keys.measurement(0), measured)
         store.put_json(keys.replan(0), [])
         call = PlanRequest("2026-01-01T00:00:02Z", "replan", 1)
         plan_round(store, name, call, aggregator=LambdaConfig(3008, "arm64"))

@@ -162,7 +162,7 @@ def test_client_that_sent_a_nan_is_rejected_before_noise_is_drawn(
 def test_model_with_integers_is_refused(open_round: Callable[..., Round]) -> None:
     updates = {f"c{i}": {"w": np.ones(3, "f4"), "n": np.array([1])} for i in range(3)}
     round_ = submitted(open_round(clients=3, dp=DP), updates)
-    with pytest.raises(PlanError, match="is an integer or a buffer"):
+    with pytest.raises(PlanError, match="'n' is an integer or a buffer"):
         round_.plan(0)
 
 

@@ -80,15 +80,15 @@ STRAIGHT: dict[str, list[Answer]] = {
     "OpenRound": [["resume", {"reason": "complete"}]],
     "PlanRound": [["tasks"]],
     "AggregateShard": [["return", {"peak_mb": 70}]],
-    "FinalizeRound": [["return", {"status": "completed"}]],
+    "FinalizeRound": [["resume", {"status": "completed"}]],
     "AbortRound": [["return", KEPT]],
 }
 SCENARIOS: dict[str, dict[str, list[Answer]]] = {
     "straight": {},
     "replanned": {
         "FinalizeRound": [
-            ["return", {"status": "replan", "reason": "replan", "attempt": 1, "rejected": 2}],
-            ["return", {"status": "completed"}],
+            ["give up", "Replan", '{"reason": "replan", "attempt": 1, "rejected": 2}'],
+            ["resume", {"status": "completed"}],
         ]
     },
     "levels": {"PlanRound": [["tasks", 3]]},
@@ -98,8 +98,8 @@ SCENARIOS: dict[str, dict[str, list[Answer]]] = {
             ["resume", {"reason": "deadline"}],
         ],
         "FinalizeRound": [
-            ["return", {"status": "awaiting"}],
-            ["return", {"status": "completed"}],
+            ["give up", "Awaiting", '{"status": "awaiting"}'],
+            ["resume", {"status": "completed"}],
         ],
     },
     "level-raises": {
@@ -348,7 +348,10 @@ def test_the_straight_path(runs: dict[str, Run]) -> None:
     tasks = sorted(run.events("AggregateShard"), key=lambda event: event["task"]["number"])
     assert tasks == tasks_of("straight")
     assert len(run.children) == 2
-    assert run.events("FinalizeRound") == [{"round": "straight"}]
+    [finalized] = run.events("FinalizeRound")
+    assert finalized.pop("token") not in {"", opened["token"]}
+    assert finalized == {"round": "straight"}
+    assert json.loads(run.execution["output"]) == {"status": "completed"}
     assert run.events("AbortRound") == []
 
 

@@ -7,7 +7,7 @@ import boto3
 import numpy as np
 import pytest
 
-from gradshard_core.errors import ChangedObjectError, PlanError
+from gradshard_core.errors import ChangedObjectError, PlanError, SpecError
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import read_manifest
@@ -261,7 +261,7 @@ def test_the_updates_of_another_round(open_round: Callable[..., Round]) -> None:
     assert data_of(second) == expected(updates, SAMPLES, tree=[3, 3, 2])
     assert second.store.head(second.keys.update("c00")) is None
     missing = open_round(clients=["a"], updates_from="nobody-opened-this")
-    with pytest.raises(QuorumError, match="0 good updates"):
+    with pytest.raises(SpecError, match="there is no round 'nobody-opened-this'"):
         missing.go()
 
 

@@ -28,7 +28,7 @@ from gradshard_core.errors import ServiceError, StoreError
 from gradshard_core.rounds import aws_callbacks, aws_json
 from gradshard_core.s3.http_requests import TRANSIENT_CODES, TRANSIENT_STATUSES
 from gradshard_core.s3.http_transport import HttpTransport
-from gradshard_core.s3.operations import OPERATIONS
+from gradshard_core.s3.request_formats import OPERATIONS
 from gradshard_core.s3.transport import AnswerError, Transport
 
 KEY, SECRET, REGION = "AKIDEXAMPLE", "secret/key+", "eu-central-1"
@@ -560,6 +560,22 @@ class TestServices:
         expected = [create, create, update, create, update]
         assert [*map(without_token, ours)] == [*map(without_token, expected)]
         for sent in ours:
+            assert_signed(sent, "scheduler")
+
+    def test_a_deadline_is_cancelled_as_by_boto3(self, recorder: Recorder) -> None:
+        gone = Canned(404, {"x-amzn-ErrorType": "ResourceNotFoundException"}, b'{"Message":"no"}')
+        denied = Canned(403, {"x-amzn-ErrorType": "AccessDeniedException"}, b"{}")
+        recorder.answers = [Canned(), Canned(), gone, denied]
+        with service_client("scheduler") as scheduler:
+            scheduler.delete_schedule(Name="r-1", GroupName="group", ClientToken="t")
+        aws_callbacks.cancel_deadline("r-1")
+        aws_callbacks.cancel_deadline("r-1")
+        with pytest.raises(ServiceError, match="DeleteSchedule: scheduler answered 403"):
+            aws_callbacks.cancel_deadline("r-1")
+        theirs, *ours = recorder.sent
+        target = theirs.target.replace("&clientToken=t", "").replace("clientToken=t&", "")
+        for sent in ours:
+            assert (sent.method, sent.target, sent.body) == (theirs.method, target, theirs.body)
             assert_signed(sent, "scheduler")
 
     def test_an_event_is_published_as_by_boto3(self, recorder: Recorder) -> None:

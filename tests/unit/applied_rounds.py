@@ -31,7 +31,7 @@ class MemoryFederation:
         monkeypatch.setattr(
             aws_callbacks, "give_up", lambda _token, *why: self.rejected.extend(why)
         )
-        for name in ("resume", "schedule_deadline", "publish"):
+        for name in ("resume", "schedule_deadline", "cancel_deadline", "publish"):
             monkeypatch.setattr(aws_callbacks, name, lambda *_: True)
         self.store = MemoryStore()
         self.wire: Any = MemoryWire(self.store)

@@ -43,6 +43,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, told: Told) -> Machine:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(aws_json, "call", told.call)
     monkeypatch.setattr(aws_callbacks, "schedule_deadline", lambda *_: None)
+    monkeypatch.setattr(aws_callbacks, "cancel_deadline", lambda *_: None)
     modules: dict[str, ModuleType] = {}
 
     def function(name: str) -> ModuleType:

@@ -167,6 +167,8 @@ class MemoryStore(ClientStore):
             if self.parts_until_failure == 0:
                 raise StoreError(f"{key}: the line is cut")
             self.parts_until_failure -= 1
+            if upload_id not in self.uploads:
+                raise StoreError(f"{key}: NoSuchUpload")
             self.sent.append(number)
             self.uploads[upload_id][1][number] = bytes(data)
             self.parts[upload_id, number] = part

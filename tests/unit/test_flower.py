@@ -21,6 +21,9 @@ def test_without_flower_the_import_says_what_to_install(monkeypatch: pytest.Monk
         importlib.import_module("gradshard.flower")
 
 
+DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
+
+
 class TestWithFlower:
     @pytest.fixture(autouse=True)
     def _needs_flower(self) -> None:
@@ -154,12 +157,37 @@ class TestWithFlower:
         with pytest.raises(RoundStateError, match="run 'r' has no model yet"):
             self.strategy().fetch()
 
-    @pytest.mark.parametrize(
-        "rule", ["sign", "norm_clip", "cosine_filter", "fill", {"name": "salf", "p": 0.5}]
-    )
-    def test_a_rule_that_is_not_for_whole_models_is_an_error(self, rule: Any) -> None:
-        with pytest.raises(SpecError, match="not for Flower, whose clients send whole models"):
+    @pytest.mark.parametrize("rule", ["fill", {"name": "salf", "p": 0.5}])
+    def test_a_rule_for_partial_updates_is_an_error(self, rule: Any) -> None:
+        with pytest.raises(SpecError, match="for partial updates, and Flower's clients send whole"):
             self.strategy(rule=rule)
+
+    def test_privacy_with_a_rule_or_without_noise_is_an_error(self) -> None:
+        with pytest.raises(SpecError, match="leave out rule"):
+            self.strategy(rule="median", dp=DP)
+        with pytest.raises(SpecError, match="noise_multiplier is 0, not a number from"):
+            self.strategy(dp={**DP, "noise_multiplier": 0})
+
+    @pytest.mark.parametrize(
+        ("options", "asks"),
+        [
+            ({}, False),
+            ({"rule": "median"}, False),
+            ({"rule": "norm_clip"}, True),
+            ({"dp": {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}}, True),
+        ],
+    )
+    def test_clients_are_asked_for_changes_where_lengths_count(
+        self, options: dict[str, Any], asks: bool
+    ) -> None:
+        strategy = self.strategy(**options)
+        for message in self.send(strategy, (1, 2), MODEL):
+            assert message.content["gradshard"].get("changes", False) is asks
+        key = strategy._model[1].key
+        assert key.startswith("models/r/" if asks else "rounds/r-1/")
+
+    def test_most_samples_are_an_option_of_the_rounds(self) -> None:
+        assert self.strategy(max_samples=9).round_options == {"max_samples": 9}
 
     def test_a_rule_raises_the_quorum(self) -> None:
         strategy = self.strategy(rule={"name": "krum", "f": 2})

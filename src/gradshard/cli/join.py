@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradshard.cli.codec_options import codec_options, compression_of
+from gradshard.cli.mask_options import mask_of, mask_options
 from gradshard.cli.options import connected, quiet_option
 from gradshard.cli.output import confirm
-from gradshard.utils.text import escape_terminal
+from gradshard.utils.text import escape_terminal, pluralize
 from gradshard_core.errors import TicketError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 @click.argument("client", metavar="CLIENT")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- PROGRAM…")
 @codec_options
+@mask_options
 @click.option(
     "--ticket",
     "ticket",
@@ -36,6 +38,8 @@ def join(
     training: str,
     client: str,
     program: tuple[str, ...],
+    mask_key: Path | None,
+    keeper: str | None,
     ticket: Path | None,
     **compression: Any,
 ) -> None:
@@ -43,7 +47,8 @@ def join(
 
     The command starts the PROGRAM for each invitation, in a folder with invitation.json and
     model.safetensors. The PROGRAM writes trained.safetensors, and result.json with "samples" and
-    "metrics". In an evaluation it writes only result.json. The command ends when the training has
+    "metrics". In an evaluation it writes only result.json. If an update is rejected, the command
+    prints the reason, and the next invitation.json has it. The command ends when the training has
     ended. You can stop the command and start it again.
     """
     from gradshard.client.program import Program
@@ -55,16 +60,22 @@ def join(
         )
 
     runner = Program(program, tell)
-    codec = compression_of(**compression)
+    more: Any = {
+        "on_rejection": runner.rejected,
+        "codec": compression_of(**compression),
+        "mask": mask_of(mask_key, keeper),
+    }
     if ticket is None:
         done = federation.participate(
-            client, runner.train, runner.evaluate, training=training, codec=codec
+            client, runner.train, runner.evaluate, training=training, **more
         )
     else:
         held = _held(ticket, training, client)
-        done = held.participate(runner.train, runner.evaluate, codec=codec)
+        done = held.participate(runner.train, runner.evaluate, **more)
+    bad = f"; {pluralize(len(done.rejected), 'update')} did not count" if done.rejected else ""
     confirm(
-        f"training {escape_terminal(training)} has ended: {escape_terminal(done.state.cause or '')}"
+        f"training {escape_terminal(training)} has ended: "
+        f"{escape_terminal(done.state.cause or '')}{bad}"
     )
 
 

@@ -53,7 +53,17 @@ ROWS: Final = 5
     metavar="N",
     help="Number of clients.",
 )
-@round_options("rule", "topology", "fan_in", "order", "shards", "time_budget", "server_optimizer")
+@round_options(
+    "rule",
+    "measure_one_in",
+    "dp",
+    "topology",
+    "fan_in",
+    "order",
+    "shards",
+    "time_budget",
+    "server_optimizer",
+)
 @option(
     "--memory",
     type=WholeNumberType(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),

@@ -23,7 +23,7 @@ from gradshard.cli.options import (
 from gradshard.cli.output import cell, confirm, is_quiet, print_json, waiting
 from gradshard.cli.round_options import declared_option, round_options
 from gradshard.cli.ticket import write_ticket
-from gradshard.cli.training_view import STYLES, best_of, buffer_of, line_of, money, render
+from gradshard.cli.training_view import STYLES, View, best_of, left_of, line_of, money, render
 from gradshard.utils.atomic_file import atomic_file
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 from gradshard_core.errors import TrainingFailed
@@ -32,7 +32,10 @@ from gradshard_core.planning.training_spec import DECIDED, DEFAULTS, OPTIONS
 from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gradshard.client.federation import Federation
+    from gradshard.client.training import Training
 
 reason_option = click.option(
     "--reason",
@@ -142,8 +145,8 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
     spec, state, records = training.spec(), training.state(), training.records()
     invitation = state.invitation
     progress = None if invitation is None else training.progress_reader().read(invitation)
-    waits = training.waiting()
-    Console().print(render(name, spec, state, records, datetime.now(UTC), progress, waits))
+    view = View(spec, state, records, progress, training.waiting())
+    Console().print(render(name, view, datetime.now(UTC)))
 
 
 @train.command()
@@ -156,34 +159,47 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
 def watch(federation: "Federation", name: str, as_json: bool) -> None:
     """Follow a training until it has ended or pauses.
 
-    The exit code is 0 if the training has ended and 3 if it has paused. If you interrupt the
-    command, the training goes on.
+    On a terminal the command shows the rounds, metrics as they arrive, slow clients, and the time
+    and dollars that are left. Elsewhere it prints a line with them whenever something changes. The
+    exit code is 0 if the training has ended and 3 if it has paused. If you interrupt the command,
+    the training goes on.
     """
     training = federation.training(name)
-    console, state, spec = Console(), training.state(), training.spec()
-    if as_json or is_quiet() or not console.is_terminal:
+    console, state = Console(), training.state()
+    if as_json:
+        spec = training.spec()
         for state in training.watch():
-            waits = training.waiting() if spec.is_buffered else []
-            if as_json:
-                line = {"training": name, **state.to_json()}
-                click.echo(json.dumps(line | ({"waiting": len(waits)} if spec.is_buffered else {})))
-            else:
-                buffer = f"; {buffer_of(spec, state, waits)} wait" if spec.is_buffered else ""
-                confirm(escape_terminal(line_of(state) + buffer))
-    else:
-        records, reader = training.records(), training.progress_reader()
-        before: TrainingState | None = None
+            more = {"waiting": len(training.waiting())} if spec.is_buffered else {}
+            click.echo(json.dumps({"training": name, **state.to_json(), **more}))
+    elif is_quiet():
+        *_, state = training.watch()
+    elif console.is_terminal:
         with Live(console=console, transient=True) as live:
-            for state in training.watch(changes_only=False):
-                records = records if state == before else training.records(records)
-                invited = state.invitation
-                progress = None if invited is None else reader.read(invited)
-                now, waits = datetime.now(UTC), training.waiting()
-                live.update(render(name, spec, state, records, now, progress, waits))
-                before = state
-        console.print(render(name, spec, state, records, datetime.now(UTC)))
+            for view in _views(training):
+                live.update(render(name, view, datetime.now(UTC)))
+        state = view.state
+        console.print(render(name, view, datetime.now(UTC)))
+    else:
+        last = ""
+        for view in _views(training):
+            state, line = view.state, line_of(view)
+            if line != last:
+                click.echo(f"{escape_terminal(line)}{left_of(view, datetime.now(UTC))}")
+            last = line
     if state.status == PAUSED:
         raise TrainingFailed(f"training {name!r} has paused: {state.cause}")
+
+
+def _views(training: "Training") -> "Iterator[View]":
+    """Yield what a training looks like, again and again, until it has ended or paused."""
+    spec, reader, records = training.spec(), training.progress_reader(), training.records()
+    before: TrainingState | None = None
+    for state in training.watch(changes_only=False):
+        records = records if state == before else training.records(records)
+        invited = state.invitation
+        progress = None if invited is None else reader.read(invited)
+        yield View(spec, state, records, progress, training.waiting())
+        before = state
 
 
 @train.command()

@@ -1,6 +1,7 @@
 """The tables and lines with which ``gradshard train`` shows a training."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,47 +25,47 @@ ROWS: Final = 20
 METRICS_SHOWN: Final = 4
 
 
-def render(
-    name: str,
-    spec: TrainingSpec,
-    state: TrainingState,
-    records: Sequence[Mapping[str, Any]],
-    now: datetime,
-    progress: "RoundProgress | None" = None,
-    waits: Sequence[Arrival] = (),
-) -> RenderableType:
-    """Return a picture of a training.
+@dataclass(frozen=True)
+class View:
+    """What is shown of a training.
 
     Parameters
     ----------
-    name, spec, state, records
+    spec, state, records
         The training.
-    now
-        The time.
     progress
         The progress of the round that is under way.
     waits
         The updates that wait in a buffered training.
     """
+
+    spec: TrainingSpec
+    state: TrainingState
+    records: Sequence[Mapping[str, Any]]
+    progress: "RoundProgress | None" = None
+    waits: Sequence[Arrival] = ()
+
+
+def render(name: str, view: View, now: datetime) -> RenderableType:
+    """Return a picture of a training."""
+    spec, state, records = view.spec, view.state, view.records
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_row(cell(name), cell(state.status, STYLES[state.status]))
     facts.add_row("rounds", cell(f"{state.completed} of {spec.rounds}"))
     if spec.is_buffered:
         facts.add_row("version", cell(state.version or ""))
-        facts.add_row("buffer", cell(buffer_of(spec, state, waits)))
+        facts.add_row("buffer", cell(buffer_of(view)))
     if state.cause:
         facts.add_row("cause", cell(state.cause))
     if state.best is not None:
         facts.add_row("best", cell(best_of(state)))
     facts.add_row("cost", cell(_spent(spec, state)))
-    started = datetime.fromisoformat(state.started_at)
-    until = datetime.fromisoformat(state.changed_at) if state.status == ENDED else now
-    passed = (until - started).total_seconds()
+    passed = _seconds(state, now)
     facts.add_row("time", cell(_passed(spec, passed)))
     if state.status != ENDED and (left := _left(spec, state, records, passed)):
         facts.add_row("left", cell(left))
     if state.invitation is not None:
-        for heading, text in _under_way(state, progress, now):
+        for heading, text in _under_way(state, view.progress, now):
             facts.add_row(heading, cell(text))
     if state.silent:
         silent = sorted(state.silent, key=lambda client: (-state.silent[client], client))
@@ -138,13 +139,19 @@ def _rounds(records: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def buffer_of(spec: TrainingSpec, state: TrainingState, waits: Sequence[Arrival]) -> str:
+def buffer_of(view: View) -> str:
     """Return the number of updates that wait for the next version, with their staleness."""
-    newest = state.version or 0
-    text = f"{len(waits)} of {spec.buffer}"
-    if waits:
-        text += f", staleness {_staleness([newest - arrival.version for arrival in waits])}"
+    newest = view.state.version or 0
+    text = f"{len(view.waits)} of {view.spec.buffer}"
+    if view.waits:
+        text += f", staleness {_staleness([newest - arrival.version for arrival in view.waits])}"
     return text
+
+
+def _seconds(state: TrainingState, now: datetime) -> float:
+    """Return how long a training has been running, or ran."""
+    until = datetime.fromisoformat(state.changed_at) if state.status == ENDED else now
+    return (until - datetime.fromisoformat(state.started_at)).total_seconds()
 
 
 def _staleness(values: Collection[int]) -> str:
@@ -168,14 +175,31 @@ def _passed(spec: TrainingSpec, seconds: float) -> str:
     return format_duration(seconds) + (f" of {format_duration(most)}" if most is not None else "")
 
 
-def line_of(state: TrainingState) -> str:
-    """Return a training's state in one line."""
+def line_of(view: View) -> str:
+    """Return a training in one line, without the time: it differs if something has changed."""
+    state, invitation, progress = view.state, view.state.invitation, view.progress
     text = f"{state.status}: {pluralize(state.completed, 'round')} completed"
-    if state.invitation is not None:
-        text += f", round {state.invitation.round_id} under way"
+    if view.spec.is_buffered:
+        text += f"; version {state.version}, {buffer_of(view)} wait"
+    if invitation is not None and progress is not None and not invitation.is_open:
+        arrived = f"{len(progress.arrived)} of {invitation.awaited} updates"
+        text += f"; round {invitation.round_id}: {arrived}"
+        if progress.metrics:
+            means = [f"{name} {value:.6g}" for name, value in progress.metrics.items()]
+            text += f", {listed(means, METRICS_SHOWN)}"
+        if progress.slow:
+            text += f", waits for {listed(progress.slow, 5)}"
     if state.best is not None:
-        text += f", best {best_of(state)}"
-    return f"{text}, {money(state.dollars)}" + (f"; {state.cause}" if state.cause else "")
+        text += f"; best {best_of(state)}"
+    return f"{text}; {_spent(view.spec, state)}" + (f"; {state.cause}" if state.cause else "")
+
+
+def left_of(view: View, now: datetime) -> str:
+    """Return what is left until the last round and of the budget, to follow a line."""
+    if view.state.status == ENDED:
+        return ""
+    left = _left(view.spec, view.state, view.records, _seconds(view.state, now))
+    return f"; left: {left}" if left else ""
 
 
 def money(amount: float) -> str:

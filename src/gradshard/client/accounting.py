@@ -67,6 +67,11 @@ def privacy_in_words(privacy: Mapping[str, Any]) -> str:
         f"clip {privacy['clip']:g}, noise multiplier {privacy['noise_multiplier']:g}: a deviation "
         f"of {privacy['deviation']:.4g} in each element of the average of {privacy['clients']}"
     )
+    if privacy.get("whole") is not None:
+        words += (
+            f"; about {privacy['whole']:.3g} were not clipped, so the next clip is "
+            f"{privacy['next_clip']:.4g}"
+        )
     if not is_installed():
         return f"{words}; 1/z² {privacy['cost']:.4g}"
     words += f"; ε {epsilon_of(privacy['cost'], delta):.4g} at δ {delta:g}"

@@ -33,11 +33,11 @@ from gradshard.utils.parallel import run_parallel
 from gradshard_core.errors import DigestError, StoreError
 from gradshard_core.formats.digests import has_digest
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.planning.transfers import client_ranges
+from gradshard_core.planning.transfers import DOWNLOAD_RANGES, download_ranges
 from gradshard_core.s3.streams import Body, Opener, RangeStream
 from gradshard_core.units import MIB
 
-THREADS: Final = 4
+THREADS: Final = DOWNLOAD_RANGES
 SLICE_BYTES: Final = MIB
 """Bytes of each thread that are in memory at a time."""
 
@@ -246,7 +246,7 @@ def _bytes_done(positions: Sequence[int], source: ObjectVersion) -> int:
 
 
 def _starts(source: ObjectVersion) -> list[int]:
-    return [start for start, _ in client_ranges(source.nbytes)]
+    return [start for start, _ in download_ranges(source.nbytes)]
 
 
 def _load_positions(file: IO[bytes], source: ObjectVersion) -> list[int]:
@@ -254,7 +254,7 @@ def _load_positions(file: IO[bytes], source: ObjectVersion) -> list[int]:
     file.seek(source.nbytes)
     text = file.read()
     file.truncate(source.nbytes)
-    ranges = client_ranges(source.nbytes)
+    ranges = download_ranges(source.nbytes)
     try:
         positions: list[int] = json.loads(text)
         known = all(
@@ -287,7 +287,7 @@ def _download(
     """Read ranges in parallel, from their positions; each resumes where its connection broke."""
     stop = threading.Event()
     lock_of_count = threading.Lock()
-    ranges = client_ranges(source.nbytes)
+    ranges = download_ranges(source.nbytes)
     done = _bytes_done(positions, source)
     if progress:
         progress(done, source.nbytes)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,16 +20,10 @@ from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.sharding import clip, sums_bytes
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.layout import (
-    PREFIX_BYTES,
-    Layout,
-    encode_header,
-    parse_header,
-    parse_samples,
-)
+from gradshard_core.formats.headers import parse_header, parse_samples
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.formats.masked import Share, elements_of, masked_layout
-from gradshard_core.planning.masking import encoding_of
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.masking import Agreement, encoding_of
 from gradshard_core.units import MIB
 
 if TYPE_CHECKING:
@@ -71,30 +66,36 @@ class Mask:
     clipped: int = field(default=0, init=False)
     _sealed: dict[str, "_Sealed"] = field(default_factory=dict, init=False, repr=False)
 
-    def check(self, spec: RoundSpec, client: str, round_id: str) -> None:
-        """Check the terms of a round before anything is sent.
+    def check(self, agreement: Agreement | None, client: str, round_id: str) -> Agreement:
+        """Check what a round asks its clients to agree to, before anything is sent.
+
+        Returns
+        -------
+        Agreement
+            The same one, if the round is masked.
 
         Raises
         ------
         UpdateError
             The round is not masked, has another keeper, or too small a quorum.
         """
-        if spec.masked is None:
+        if agreement is None:
             raise UpdateError(
                 f"round {round_id!r} is not masked: whoever can read its bucket would see the "
                 f"update of {client}. Nothing was sent; submit without mask if that is meant"
             )
-        found = hashlib.sha256(bytes.fromhex(spec.masked.keeper)).hexdigest()
+        found = hashlib.sha256(bytes.fromhex(agreement.terms.keeper)).hexdigest()
         if found != "".join(self.keeper.split()).lower():
             raise UpdateError(
                 f"round {round_id!r} has a keeper with the fingerprint {found}, not {self.keeper}: "
                 "nothing was sent. Ask the keeper's operator"
             )
-        if spec.min_clients < self.least_clients:
+        if agreement.min_clients < self.least_clients:
             raise UpdateError(
-                f"round {round_id!r} may end with {spec.min_clients} clients, and the update of "
-                f"{client} is to be hidden among {self.least_clients} at least: nothing was sent"
+                f"round {round_id!r} may end with {agreement.min_clients} clients, and the update "
+                f"of {client} is to be hidden among {self.least_clients} at least: nothing was sent"
             )
+        return agreement
 
     def sealed(self, digest: str, context: "SealContext", keeper: bytes) -> "_Sealed":
         """Return a seed for an update; the same one for the same bytes and terms, and no others.
@@ -176,7 +177,7 @@ class MaskedContent:
             An element is a NaN or an infinity.
         """
         head, shift = self._header[start:end], len(self._header)
-        first, last = max(0, start - shift), max(0, end - shift)
+        first, last = max(0, start - shift), max(0, min(end, self.nbytes) - shift)
         if first >= last:
             return head
         size = self._fixed.dtype.itemsize
@@ -228,7 +229,12 @@ def _survey(content: Content, layout: Layout, bound: float) -> tuple[str, int]:
 
 
 def masked(
-    content: Content, spec: RoundSpec, layout: Layout | None, mask: Mask, client: str, round_id: str
+    content: Content,
+    agreement: Agreement | None,
+    layout: Layout | None,
+    mask: Mask,
+    client: str,
+    round_id: str,
 ) -> MaskedContent:
     """Return a content that is masked while it is read; its seed is sealed and signed.
 
@@ -244,17 +250,17 @@ def masked(
     from gradshard_core.masking import sealing
     from gradshard_core.masking.key_stream import KeyStream
 
-    mask.check(spec, client, round_id)
-    terms = spec.masked
-    if terms is None or layout is None or isinstance(spec.clients, int):
-        raise UpdateError(f"round {round_id!r} is masked, and lacks a layout or a roster")
+    agreed = mask.check(agreement, client, round_id)
+    terms = agreed.terms
+    if layout is None:
+        raise UpdateError(f"round {round_id!r} is masked, and lacks a layout")
     content = in_order_of(layout, content)
     end = header_bytes(content)
     samples = parse_samples(parse_header(content.read(PREFIX_BYTES, end), content.nbytes).metadata)
-    fixed = terms.fixed(spec.expected)
+    fixed = terms.fixed(agreed.clients)
     fixed.check_samples(samples)
     context = sealing.SealContext(
-        round_id, client, spec.clients, spec.min_clients, encoding_of(terms, layout)
+        round_id, client, agreed.roster, agreed.min_clients, encoding_of(terms, layout)
     )
     digest, mask.clipped = _survey(content, layout, terms.bound)
     seed, sealed, signature = mask.sealed(digest, context, bytes.fromhex(terms.keeper))
@@ -264,6 +270,39 @@ def masked(
     masked_count = (samples + int.from_bytes(count, "little")) % 2**terms.ring_bits
     share = Share(masked_count, sealed.hex(), signature.hex())
     return MaskedContent(content, layout, share, fixed, samples, seed)
+
+
+def check_unreported(
+    training: Mapping[str, float] | None, metrics: Mapping[str, float] | None, codec: object
+) -> None:
+    """Check that nothing is to be sent beside a masked update, which is not compressed.
+
+    Raises
+    ------
+    UpdateError
+        Something is.
+    """
+    if training or metrics:
+        raise UpdateError(
+            "masked updates tell nothing of their training: leave out training and metrics"
+        )
+    if codec is not None:
+        raise UpdateError("masked updates are not compressed: leave out codec")
+
+
+def check_unmasked(agreement: Agreement | None, round_id: str) -> None:
+    """Check that a round takes updates that are not masked.
+
+    Raises
+    ------
+    UpdateError
+        It takes masked ones only.
+    """
+    if agreement is not None:
+        raise UpdateError(
+            f"round {round_id!r} takes masked updates only: submit with mask, the client's key "
+            "and its keeper"
+        )
 
 
 def need_libraries() -> None:

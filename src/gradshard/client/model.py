@@ -215,6 +215,14 @@ class Model:
         budget = budget_of(epsilon, delta)
 
         def change(ledger: PrivacyLedger) -> PrivacyLedger:
+            noiseless = [entry.round_id for entry in ledger.entries if entry.cost is None]
+            if noiseless:
+                raise PrivacyBudgetError(
+                    f"round {noiseless[0]!r} of model {self.name!r} has no noise, so no budget "
+                    "bounds what the model reveals. If nothing of the round has been planned yet, "
+                    "abort it, and set the budget then. Otherwise train another model, from data "
+                    "of other clients"
+                )
             if ledger.spent > budget.allowance:
                 so_far = epsilon_of(ledger.spent, delta)
                 raise PrivacyBudgetError(

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from gradshard.client.compression import SEEDS, Compression
 from gradshard.client.deltas import change_of
+from gradshard.client.follow_up import FollowUp, OnRejection, RejectedUpdate
+from gradshard.client.mask import Mask
 from gradshard.client.tensors import Array
 from gradshard.client.training_access import ClientRound, TrainingAccess
 from gradshard_core.aggregation.server_optimizers import MODELS
@@ -52,12 +54,15 @@ class Participation:
     ----------
     trained, evaluated
         The numbers of the rounds to which it sent updates, or metrics, since it was started.
+    rejected
+        Those of them that did not count, with the reasons.
     state
         The training's last state.
     """
 
     trained: tuple[int, ...]
     evaluated: tuple[int, ...]
+    rejected: tuple[RejectedUpdate, ...]
     state: TrainingState
 
 
@@ -66,7 +71,9 @@ def participate(
     train: Train,
     evaluate: Evaluate | None = None,
     *,
+    on_rejection: OnRejection | None = None,
     codec: str | Compression | None = None,
+    mask: Mask | None = None,
     patience: float = DEFAULT_PATIENCE_SECONDS,
 ) -> Participation:
     """Take part in a training until it has ended.
@@ -80,8 +87,14 @@ def participate(
         The training, for this client.
     train, evaluate
         Called for each invitation. Without ``evaluate`` the client sends nothing in evaluations.
+    on_rejection
+        Called with each :class:`~gradshard.client.follow_up.RejectedUpdate`, when the client reads
+        why one of its updates did not count. It is logged in any case.
     codec
         Compress the updates; to a seed the number of the round is added.
+    mask
+        Mask the updates; they then have no metrics and no report, and evaluations get nothing.
+        Nothing is sent to rounds that are not masked, or have another keeper.
     patience
         The seconds that a lost connection may last.
 
@@ -99,13 +112,17 @@ def participate(
     done: dict[bool, list[int]] = {False: [], True: []}
     pause = _persistently(access.poll_seconds, patience)
     _join(access, patience)
-    worker = _persistently(lambda: _Worker(access, train, evaluate, codec), patience)
+    follow_up = FollowUp(access, on_rejection)
+    worker = _persistently(
+        lambda: _Worker(access, follow_up, train, evaluate, codec, mask), patience
+    )
     for state in _states(access, pause, patience):
         invitation = state.invitation
         # The end of a training rejects the updates that wait.
-        _persistently(lambda: access.follow_up(state), patience)  # noqa: B023 - called at once
+        _persistently(lambda: follow_up.look(state), patience)  # noqa: B023 - called at once
         if state.status == ENDED:
-            return Participation(tuple(done[False]), tuple(done[True]), state)
+            rejected = tuple(follow_up.rejected)
+            return Participation(tuple(done[False]), tuple(done[True]), rejected, state)
         if invitation is None or not access.is_invited(invitation):
             continue
         if _persistently(lambda: worker.answer(invitation), patience):  # noqa: B023 - called at once
@@ -125,11 +142,13 @@ class _Worker:
     def __init__(
         self,
         access: TrainingAccess,
+        follow_up: FollowUp,
         train: Train,
         evaluate: Evaluate | None,
         codec: str | Compression | None,
+        mask: Mask | None,
     ) -> None:
-        self._access = access
+        self._access, self._follow_up, self._mask = access, follow_up, mask
         self._updates = access.updates()
         self._train, self._evaluate, self._codec = train, evaluate, codec
         self._answered = ""
@@ -143,7 +162,8 @@ class _Worker:
             return False  # the holder of a ticket has none for it yet
         if round_.id == self._answered:
             return False
-        if invitation.is_evaluation and self._evaluate is None:
+        # Metrics are sent in the clear, which a client that masks its updates does not want.
+        if invitation.is_evaluation and (self._evaluate is None or self._mask is not None):
             self._answered = round_.id
             return False
         try:
@@ -163,7 +183,10 @@ class _Worker:
 
     def _send(self, round_: ClientRound, invitation: Invitation) -> bool:
         """Make what is submitted and submit it, unless that is done."""
-        if round_.has_sent() or round_.has_ended():
+        has_sent = round_.has_sent()
+        if has_sent or round_.has_ended():
+            if has_sent:  # by this client before it was started again
+                self._follow_up.add(round_, invitation)
             self._answered = round_.id
             return False
         if self._made is None or self._made[0] != round_.id:
@@ -172,7 +195,7 @@ class _Worker:
         round_.submit(**self._made[1])
         self._answered = round_.id
         self._made = None
-        self._access.submitted(invitation)
+        self._follow_up.add(round_, invitation)
         return True
 
     def _make(self, round_: ClientRound, invitation: Invitation) -> dict[str, Any]:
@@ -184,6 +207,8 @@ class _Worker:
             if not found:
                 raise UpdateError("evaluate returned no metrics")
             return {"update": found, "samples": samples}
+        if self._mask is not None:
+            round_.check_mask(self._mask)
         before = round_.fetch_model()
         # Training may change the arrays that it gets.
         given = {name: tensor.copy() for name, tensor in before.items()}
@@ -191,6 +216,8 @@ class _Worker:
         trained, samples, *measured = self._train(given, invitation)
         report = {"train_seconds": max(1e-6, time.monotonic() - started)}
         update = trained if self._updates == MODELS else change_of(before, trained)
+        if self._mask is not None:
+            return {"update": update, "samples": samples, "mask": self._mask}
         return {
             "update": update,
             "samples": samples,

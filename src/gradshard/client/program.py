@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from gradshard.client.follow_up import RejectedUpdate
 from gradshard.client.tensors import Array, unpack
 from gradshard.client.upload_source import TensorContent
 from gradshard_core.errors import UpdateError
@@ -36,8 +37,13 @@ class Program:
         self, command: Sequence[str], tell: Callable[[Invitation], None] = lambda _: None
     ) -> None:
         self._command, self._tell = list(command), tell
+        self._rejected: RejectedUpdate | None = None
         # The program runs in another folder than the one to which its path is relative.
         self._started = [_absolute(command[0]), *command[1:]]
+
+    def rejected(self, update: RejectedUpdate) -> None:
+        """Tell the program, at its next start, why its last update did not count."""
+        self._rejected = update
 
     def train(
         self, model: dict[str, Array], invitation: Invitation
@@ -64,7 +70,9 @@ class Program:
     def _run(self, folder: Path, model: dict[str, Array], invitation: Invitation) -> Any:
         content = TensorContent(model, None)
         (folder / MODEL).write_bytes(content.read(0, content.nbytes))
-        (folder / INVITATION).write_text(json.dumps(asdict(invitation)))
+        told = {"rejected": self._rejected and asdict(self._rejected)}
+        self._rejected = None
+        (folder / INVITATION).write_text(json.dumps(asdict(invitation) | told))
         self._tell(invitation)
         try:
             ended = subprocess.run(self._started, cwd=folder, check=False)  # noqa: S603 - the user's

@@ -29,6 +29,7 @@ class RoundOptions(TypedDict, total=False):
     weights: str | None
     max_samples: int | None
     rule: str | Mapping[str, Any] | None
+    measure_one_in: int | None
     dp: Mapping[str, Any] | None
     layers: Naming | None
     assignments: Mapping[str, Any] | None

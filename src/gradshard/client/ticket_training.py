@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from gradshard.client.compression import Compression
+from gradshard.client.follow_up import OnRejection
+from gradshard.client.mask import Mask
 from gradshard.client.participation import (
     DEFAULT_PATIENCE_SECONDS,
     Evaluate,
@@ -28,6 +30,7 @@ from gradshard_core.errors import (
     TicketUnansweredError,
     TrainingNotFoundError,
 )
+from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.records.notice import Notice, NoticeUrls
 from gradshard_core.records.training_state import ENDED, Invitation, TrainingState
 
@@ -76,14 +79,16 @@ class TicketTraining:
         train: Train,
         evaluate: Evaluate | None = None,
         *,
+        on_rejection: OnRejection | None = None,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
         patience: float = DEFAULT_PATIENCE_SECONDS,
     ) -> Participation:
         """Take part in the training until it has ended, as a client with AWS credentials does.
 
         Parameters
         ----------
-        train, evaluate, codec, patience
+        train, evaluate, on_rejection, codec, mask, patience
             As in :meth:`gradshard.client.federation.Federation.participate`.
 
         Raises
@@ -96,7 +101,15 @@ class TicketTraining:
         UpdateError
             The value that ``train`` or ``evaluate`` returned could not be averaged.
         """
-        return participate(self, train, evaluate, codec=codec, patience=patience)
+        return participate(
+            self,
+            train,
+            evaluate,
+            on_rejection=on_rejection,
+            codec=codec,
+            mask=mask,
+            patience=patience,
+        )
 
     @property
     def client(self) -> str:
@@ -131,14 +144,8 @@ class TicketTraining:
         return state
 
     def is_invited(self, invitation: Invitation) -> bool:
-        """Return whether the client is invited."""
-        return self.client in invitation.clients
-
-    def submitted(self, invitation: Invitation) -> None:
-        """Do nothing: an update of a synchronous training is followed by its round."""
-
-    def follow_up(self, state: TrainingState) -> None:
-        """Do nothing: an update of a synchronous training is followed by its round."""
+        """Return whether the client is invited; to train in a buffered training, everybody is."""
+        return invitation.is_open or self.client in invitation.clients
 
     def round(self, invitation: Invitation) -> TicketRound:
         """Return the round of an invitation.
@@ -149,14 +156,15 @@ class TicketTraining:
             Its ticket is not in the notice.
         """
         record = None if self._notice is None else self._notice.ticket
+        round_id = invitation.answered_to(TrainingKeys(self.ticket.training))
         if record is None:
-            raise RoundNotFoundError(f"the notice has no ticket of round {invitation.round_id!r}")
+            raise RoundNotFoundError(f"the notice has no ticket of round {round_id!r}")
         try:
             ticket = ticket_of(dict(record))
         except NOT_A_TICKET:
             raise TicketError(f"the notice of {self.ticket.about} has no valid ticket") from None
-        if (ticket.round_id, ticket.client) != (invitation.round_id, self.client):
-            raise RoundNotFoundError(f"the notice has no ticket of round {invitation.round_id!r}")
+        if (ticket.round_id, ticket.client) != (round_id, self.client):
+            raise RoundNotFoundError(f"the notice has no ticket of round {round_id!r}")
         if ticket.host != self.ticket.host:
             raise TicketError(f"the notice names URLs of another host than {self.ticket.host}")
         return TicketRound(ticket)

@@ -232,11 +232,6 @@ class Training:
         """
         check_in_range("expires", expires, MAX_SECONDS)
         store = self._stack.store
-        if self.spec().is_buffered:
-            raise TicketError(
-                f"training {self.id!r} is buffered, and tickets are for synchronous trainings: "
-                "give the client AWS credentials"
-            )
         version = read_current(store, self.spec().server_optimizer.model)
         if (nbytes := version.tensors.source.nbytes) > SINGLE_PUT_BYTES:
             raise TicketError(
@@ -264,7 +259,8 @@ class Training:
     def waiting(self) -> list[Arrival]:
         """Return the updates that wait in a buffered training, in the order of their arrival.
 
-        A client has one of them in the next buffer; its later ones are not listed.
+        A client has ``updates_per_client`` of them in the next buffer; its later ones are not
+        listed.
 
         Raises
         ------
@@ -278,7 +274,12 @@ class Training:
             return []
         versions = range(state.oldest_version(spec.staleness), state.version + 1)
         return list_waiting(
-            self._stack.store, self.keys, state.counted, versions, members=spec.clients
+            self._stack.store,
+            self.keys,
+            state.counted,
+            versions,
+            members=spec.clients,
+            each=spec.updates_per_client,
         )
 
     def _waiting_json(self, spec: TrainingSpec, state: TrainingState) -> list[dict[str, Any]]:

@@ -1,22 +1,20 @@
 """A client's way to a training: the same actions with AWS credentials and with a ticket."""
 
-import logging
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
 from gradshard.client.compression import Compression
 from gradshard.client.inbox import Inbox
+from gradshard.client.mask import Mask
 from gradshard.client.model import Model
 from gradshard.client.round import Round
 from gradshard.client.stack import Stack
 from gradshard.client.tensors import Array
 from gradshard.client.training import Training
+from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.training_spec import TrainingSpec
-from gradshard_core.records.inbox import has_counted
 from gradshard_core.records.training_state import Invitation, TrainingState
-
-logger = logging.getLogger("gradshard")
 
 
 class ClientRound(Protocol):
@@ -35,16 +33,29 @@ class ClientRound(Protocol):
     def fetch_model(self) -> dict[str, Array]:
         """Fetch the version of the model that is trained or evaluated."""
 
+    def check_mask(self, mask: Mask) -> None:
+        """Check that the round takes what this mask makes, before the client trains for it.
+
+        Raises
+        ------
+        UpdateError
+            It does not.
+        """
+
     def submit(
         self,
         update: Mapping[str, Any],
         samples: int,
         *,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
         training: Mapping[str, float] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> object:
         """Send the client's update."""
+
+    def rejection(self) -> str | None:
+        """Return the reason why the client's update was rejected or late, or None."""
 
 
 class TrainingAccess(Protocol):
@@ -68,12 +79,6 @@ class TrainingAccess(Protocol):
 
     def is_invited(self, invitation: Invitation) -> bool:
         """Return whether the client is invited; to train in a buffered training, everybody is."""
-
-    def submitted(self, invitation: Invitation) -> None:
-        """Take note that the client has answered an invitation."""
-
-    def follow_up(self, state: TrainingState) -> None:
-        """Tell why the update was rejected that was last sent to a buffered training."""
 
     def round(self, invitation: Invitation) -> ClientRound:
         """Return the round of an invitation.
@@ -100,7 +105,6 @@ class Member:
     def __init__(self, stack: Stack, training: Training, client: str) -> None:
         self.client = client
         self._stack, self._training = stack, training
-        self._sent: int | None = None
 
     def join(self) -> None:
         """Let the training invite the client."""
@@ -124,36 +128,17 @@ class Member:
 
     def round(self, invitation: Invitation) -> "MemberRound":
         """Return the round of an invitation."""
-        is_open = self._is_open(invitation)
-        round_ = self._inbox(invitation.version) if is_open else None
         model = Model(self._stack, self._spec.server_optimizer.model)
-        found = round_ or Round(self._stack, invitation.round_id)
-        return MemberRound(found, invitation, model, self.client)
+        if invitation.is_open:
+            keys, version = self._training.keys, invitation.version
+            round_: Round = Inbox(self._stack, keys, self._spec, version)
+        else:
+            round_ = Round(self._stack, invitation.round_id)
+        return MemberRound(round_, invitation, model, self.client)
 
     def is_invited(self, invitation: Invitation) -> bool:
         """Return whether the client is invited; to train in a buffered training, everybody is."""
-        return self._is_open(invitation) or self.client in invitation.clients
-
-    def submitted(self, invitation: Invitation) -> None:
-        """Take note that the client has answered an invitation."""
-        if self._is_open(invitation):
-            self._sent = invitation.version
-
-    def follow_up(self, state: TrainingState) -> None:
-        """Tell why the update was rejected that was last sent to a buffered training."""
-        if self._sent is None:
-            return
-        reason = self._inbox(self._sent).rejection(self.client)
-        if reason is not None:
-            logger.warning("the update from version %d was rejected: %s", self._sent, reason)
-        if reason is not None or has_counted(state.counted, self.client, self._sent) is not None:
-            self._sent = None
-
-    def _is_open(self, invitation: Invitation) -> bool:
-        return self._spec.is_buffered and not invitation.is_evaluation
-
-    def _inbox(self, version: int) -> Inbox:
-        return Inbox(self._stack, self._training.keys, self._spec, version)
+        return invitation.is_open or self.client in invitation.clients
 
     def renew(self) -> bool:
         """Return False: credentials are not the library's to renew."""
@@ -184,16 +169,31 @@ class MemberRound:
             return self._model.fetch(version=self._invitation.version)
         return self._round.fetch_model()
 
+    def check_mask(self, mask: Mask) -> None:
+        """Check that the round takes what this mask makes, before the client trains for it."""
+        mask.check(Agreement.of(self._round.spec()), self._client, self.id)
+
     def submit(
         self,
         update: Mapping[str, Any],
         samples: int,
         *,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
         training: Mapping[str, float] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Send the client's update."""
         self._round.submit(
-            self._client, update, samples, codec=codec, training=training, metrics=metrics
+            self._client,
+            update,
+            samples,
+            codec=codec,
+            mask=mask,
+            training=training,
+            metrics=metrics,
         )
+
+    def rejection(self) -> str | None:
+        """Return the reason why the client's update was rejected or late, or None."""
+        return self._round.rejection(self._client)

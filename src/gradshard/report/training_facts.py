@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from gradshard.report.facts import Facts
+from gradshard_core.formats.keys import sender_of
 
 
 def training_facts(status: Mapping[str, Any], read_at: datetime) -> Facts:
@@ -60,10 +61,14 @@ def participation(
     rejected: Counter[str] = Counter()
     last: dict[str, int] = {}
     for record in records:
-        invited.update(record["clients"] or {*record["contributors"], *record["rejected"]})
-        counted.update(record["contributors"])
-        rejected.update(record["rejected"])
-        last |= dict.fromkeys(record["contributors"], record["number"])
+        # A buffer may have several updates of a client.
+        averaged, bad = (
+            [sender_of(name) for name in record[kind]] for kind in ("contributors", "rejected")
+        )
+        invited.update(record["clients"] or {*averaged, *bad})
+        counted.update(averaged)
+        rejected.update(bad)
+        last |= dict.fromkeys(averaged, record["number"])
     return [
         {
             "client": client,
@@ -95,6 +100,7 @@ def _round(record: Mapping[str, Any]) -> Facts:
         "dollars": record["dollars"],
         "closed_at": record["closed_at"],
         "notes": record["notes"],
+        "staleness": record.get("staleness", {}),
         "settings": record["settings"],
     }
 

@@ -1,5 +1,6 @@
 """The page of ``gradshard train report``: curves, clients, cost and versions of one training."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -39,6 +40,7 @@ def training_page(facts: Facts, *, made_at: str) -> str:
     parts = [
         _metrics(facts),
         _clients(facts),
+        *_staleness(facts),
         _cost(facts),
         _versions(facts),
         _rounds(facts),
@@ -236,6 +238,40 @@ def _clients(facts: Facts) -> Part:
         gist += f" · silent: {listed(silent, 3)}"
     content = joined(chart, table("What each client did", columns, rows, most=MAX_ROWS))
     return Part("clients", "Clients", gist, content)
+
+
+# ---------------------------------------------------------------------------------- staleness
+
+
+def _staleness(facts: Facts) -> list[Part]:
+    """Return the part about the staleness of a buffered training's updates; none of others."""
+    rounds = [r for r in facts["rounds"] if r["staleness"]]
+    if not rounds:
+        return []
+    found = [(float(r["number"]), list(r["staleness"].values())) for r in rounds]
+    means = [(number, sum(values) / len(values)) for number, values in found]
+    highest = [(number, float(max(values))) for number, values in found]
+    every = [value for _, values in found for value in values]
+    mean, most = sum(every) / len(every), max(every)
+    x = _rounds_axis(facts)
+    y = axis(max(most, 1), lambda value: f"{value:.3g}")
+    chart = Chart(
+        "Staleness by round",
+        f"Versions made since an update began: {mean:.2f} on average, at most {most:,}.",
+        [line(highest, x, y, "mute"), line(means, x, y, "c0")],
+        x,
+        y,
+        [("mute", "the stalest update"), ("c0", "mean")],
+    ).html()
+    counts = Counter(every)
+    rows: list[list[object]] = [
+        [f"{value:,}", measured(f"{count:,}", count, max(counts.values()), "c0")]
+        for value, count in sorted(counts.items())
+    ]
+    columns = [Column("staleness", NUMBER), Column("updates", NUMBER)]
+    gist = f"{mean:.2f} on average, at most {most:,}"
+    content = joined(chart, table("Updates by staleness", columns, rows, most=MAX_ROWS))
+    return [Part("staleness", "Staleness", gist, content)]
 
 
 # --------------------------------------------------------------------------------------- cost

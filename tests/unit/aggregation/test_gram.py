@@ -37,7 +37,7 @@ def measure(
     layout = layout_of(updates)
     raw = [b"".join(update[t.name].tobytes() for t in layout.tensors) for update in updates]
     spans = split_spans(layout.spans, buffers)
-    total = ExactSum(len(updates))
+    total = ExactSum(len(updates), pairs=pairs)
     cut = cut_chunks(layout.spans, layout.nbytes, shards)
     assert [cut[0].start, cut[-1].end] == [0, layout.nbytes]
     assert all(a.end == b.start for a, b in itertools.pairwise(cut))
@@ -48,7 +48,7 @@ def measure(
         zones = [Zone(*c, []) for c in chunk_ranges(layout.spans, layout.nbytes, start, end)]
         aggregate(sources, zones, reduction, spans, lambda _: None)
         total.add_json(reduction.products.to_json())
-    return total.rounded()
+    return total.rounded() if pairs else [total.rounded_diagonal()]
 
 
 def by_definition(updates: Updates, chunk_bytes: int, buffers: Stretches = ()) -> list[list[float]]:
@@ -189,5 +189,16 @@ def test_report_that_is_not_finite_or_of_another_size_is_refused() -> None:
 @pytest.mark.parametrize("shards", [1, 3])
 def test_norms_alone_are_the_diagonal(shards: int) -> None:
     updates, _ = random_updates([("F32", (40_000,)), ("BF16", (9,)), ("F64", (500,))], 7, 11)
-    norms = np.diag(np.diag(measure(updates)))
-    assert measure(updates, shards, pairs=False) == norms.tolist()
+    norms = np.diag(measure(updates))
+    assert measure(updates, shards, pairs=False) == [norms.tolist()]
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_groups_of_updates_add_up_apart(pairs: bool) -> None:
+    whole, written = ExactSum(5, pairs=pairs), ExactSum(2, pairs=pairs)
+    values = np.array([[1.0, 2.0], [2.0, 5.0]]) if pairs else np.array([1.0, 5.0])
+    written.add(values)
+    whole.add_json(written.to_json(), 3, 5)
+    assert whole.rounded_diagonal() == [0.0, 0.0, 0.0, 1.0, 5.0]
+    if pairs:
+        assert whole.rounded()[3][4] == 2.0

@@ -1,6 +1,8 @@
 """The mechanism of private rounds: what one client can change."""
 
 import math
+from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -10,7 +12,13 @@ from hypothesis import strategies as st
 from gradshard_core.aggregation import noise
 from gradshard_core.aggregation.gram import ExactSum, Measuring
 from gradshard_core.aggregation.kernel import Zone, aggregate
-from gradshard_core.aggregation.privacy import FINENESS, PrivacyMechanism, PrivateSum
+from gradshard_core.aggregation.privacy import (
+    FINENESS,
+    PrivacyMechanism,
+    PrivateSum,
+    parse_privacy,
+)
+from gradshard_core.errors import SpecError
 from gradshard_core.formats.layout import Span
 
 
@@ -27,14 +35,14 @@ class Bytes:
 
 def measured(update: np.ndarray) -> float:
     """Return the length of an F32 update as tasks measure it."""
-    reduction, total = Measuring(1), ExactSum(1)
+    reduction, total = Measuring(1, pairs=False), ExactSum(1, pairs=False)
     zones = [
         Zone(start, min(start + 65536, update.nbytes), [1.0])
         for start in range(0, update.nbytes, 65536)
     ]
     aggregate([Bytes(update)], zones, reduction, [Span("F32", 0, update.nbytes)], lambda _: None)
     total.add_json(reduction.products.to_json())
-    return math.sqrt(total.rounded()[0][0])
+    return math.sqrt(total.rounded_diagonal()[0])
 
 
 def private_sum(updates: list[np.ndarray], mechanism: PrivacyMechanism) -> np.ndarray:
@@ -115,3 +123,77 @@ def test_zero_updates_and_short_ones_are_not_clipped() -> None:
     decision = mechanism.decide([[0.0, 0.0], [0.0, 1.9**2]], [5, 500])
     assert decision.weights == (1.0, 1.0)
     assert decision.bound == 2.0
+
+
+def adaptive(clip: float = 1.0, **settings: float) -> PrivacyMechanism:
+    stated = {"clip": clip, "noise_multiplier": 1.0, "delta": 1e-5, "quantile": 0.5}
+    return parse_privacy(stated | settings)
+
+
+@pytest.mark.parametrize(("start", "quantile"), [(0.05, 0.5), (50.0, 0.5), (1.0, 0.8)])
+def test_adaptive_clip_finds_the_quantile_of_the_lengths(start: float, quantile: float) -> None:
+    """As figure 1 of Andrew et al. 2021, with a lognormal distribution of lengths."""
+    rng = np.random.default_rng(7)
+    mechanism, seen = adaptive(start, quantile=quantile), []
+    for number in range(120):
+        lengths = rng.lognormal(0.0, 0.5, 100)
+        gram = np.diag(lengths**2).tolist()
+        key = number.to_bytes(noise.KEY_BYTES, "big")
+        count = mechanism.noisy_count(mechanism.decide(gram, [1] * 100).weights, key)
+        assert count is not None
+        mechanism = replace(mechanism, clip=mechanism.next_clip(count, 100))
+        seen.append(mechanism.clip)
+    wanted = math.exp(0.5 * NormalDist().inv_cdf(quantile))
+    assert np.mean(seen[60:]) == pytest.approx(wanted, rel=0.1)
+
+
+def test_noisy_count_is_the_count_with_noise_of_its_own_deviation() -> None:
+    mechanism = adaptive(count_deviation=3.0)
+    factors = [1.0, 1.0, 0.999, 0.1, 1.0]
+    drawn = np.array(
+        [
+            mechanism.noisy_count(factors, n.to_bytes(noise.KEY_BYTES, "big")) or 0.0
+            for n in range(2000)
+        ]
+    )
+    # Four standard errors of 2,000: of the mean 0.27, of the deviation 0.19.
+    assert abs(drawn.mean() - 3.0) < 0.27
+    assert abs(drawn.std() - 3.0) < 0.19
+    assert mechanism.noisy_count(factors, bytes(32)) == mechanism.noisy_count(factors, bytes(32))
+
+
+def test_a_client_changes_the_count_by_at_most_one() -> None:
+    mechanism, key = adaptive(), bytes(32)
+    for others in range(64):
+        whole, clipped = (
+            mechanism.noisy_count([*([1.0] * others), factor], key) or 0.0 for factor in (1.0, 0.5)
+        )
+        assert 0 < whole - clipped <= 1 + 1e-12  # of whole numbers, times the step
+
+
+def test_cost_of_an_adaptive_clip_is_that_of_both_releases() -> None:
+    assert adaptive().cost == pytest.approx(1 + 1 / 25)
+    assert adaptive(noise_multiplier=2.0, count_deviation=4.0).cost == pytest.approx(1 / 4 + 1 / 16)
+
+
+def test_no_noise_moves_the_clip_out_of_its_bounds() -> None:
+    for count in (-1e9, 1e9):
+        clip = adaptive(clip_rate=10.0).next_clip(count, 2)
+        assert parse_privacy(adaptive(clip).to_json()).clip == clip
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"quantile": 1.0}, "dp: quantile is 1.0, not a number from 0.01 to 0.99"),
+        ({"quantile": 0.5, "clip_rate": 0}, "dp: clip_rate is 0, not a number from 0.001 to 10"),
+        ({"quantile": 0.5, "count_deviation": True}, "dp: count_deviation is True"),
+        ({"clip_rate": 0.2}, "dp: clip_rate is for a clip that adapts .* give quantile, too"),
+        ({"clip": 0}, "dp: clip is 0, not a number from"),
+        ({"noise_multiplier": 0}, "dp: noise_multiplier is 0, not a number from 0.01 to 1000"),
+        ({"noise": 1}, "dp is {.*}, not {clip: …, noise_multiplier: …, delta: …}"),
+    ],
+)
+def test_settings_out_of_bounds_are_refused(changed: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_privacy({"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5} | changed)

@@ -16,6 +16,7 @@ import pytest
 
 from gradshard_core import errors
 from gradshard_core.rounds import admission
+from gradshard_core.rounds.finalize_round import BRANCHES
 
 ROOT = Path(__file__).parents[3]
 DEFINITIONS: dict[str, dict[str, Any]] = {
@@ -190,6 +191,7 @@ def test_retries_and_catches_are_such_as_aws_takes(name: str) -> None:
 
 def test_errors_are_known_names() -> None:
     ours = {name for module in (errors, admission) for name in vars(module)}
+    ours |= set(BRANCHES.values())
     for state in STATES.values():
         for rule in (*rules(state, "Retry"), *rules(state, "Catch")):
             assert set(rule["ErrorEquals"]) <= OF_STATES | OF_LAMBDA | OF_STEP_FUNCTIONS | ours
@@ -217,6 +219,7 @@ def test_computed_fields_are_paths_of_the_input_or_the_context() -> None:
 
     for key, value in itertools.chain.from_iterable(map(values, DEFINITIONS.values())):
         if key.endswith((".$", "Path")) and value is not None:
-            assert value == "$" or value.startswith(("$.", "$$."))
+            path = value.removeprefix("States.StringToJson(")
+            assert path == "$" or path.startswith(("$.", "$$."))
         elif key != "Variable":
             assert not str(value).startswith("$.")

@@ -43,6 +43,8 @@ ANYTHING_BY = (
         ("OpenRoundFunctionRole", "states:SendTaskSuccess"): "the token names the execution",
         ("OpenRoundFunctionRole", "states:SendTaskFailure"): "the token names the execution",
         ("CollectUpdateFunctionRole", "states:SendTaskSuccess"): "the token names the execution",
+        ("FinalizeRoundFunctionRole", "states:SendTaskSuccess"): "the token names the execution",
+        ("FinalizeRoundFunctionRole", "states:SendTaskFailure"): "the token names the execution",
     }
     | {
         (f"{machine}StateMachineRole", f"logs:{action}"): "log delivery has no resource to name"

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from gradshard.client.model import Model
 from gradshard.client.stack import Execution
 from gradshard.client.training import Training
 from gradshard_core.errors import TrainingExistsError, TrainingFailed, TrainingStateError
-from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.records.training_state import Best, Invitation, TrainingState, read_state
 from gradshard_core.trainings.start_training import start_training
+from tests import reference
 from tests.unit.fakes import MemoryStack, MemoryStore
 
 NOW = "2026-01-01T00:00:00+00:00"
@@ -167,12 +169,44 @@ def test_watching_ends_with_the_training_and_says_by_its_code_if_it_paused(
     run(*START)
     change(federation, status="ended", cause="over", completed=5)
     result = run("train", "watch", "t")
-    assert (result.exit_code, result.output) == (0, "ended: 5 rounds completed, $0.0000; over\n")
+    assert (result.exit_code, result.output) == (0, "ended: 5 rounds completed; $0.0000; over\n")
     change(federation, status="paused", cause="alone")
     result = run("train", "watch", "t", "--json")
     assert result.exit_code == 3
     assert json.loads(result.output.splitlines()[0])["cause"] == "alone"
     assert "training 't' has paused: alone" in result.output
+
+
+def test_watching_without_a_terminal_prints_lines_with_all_that_a_terminal_shows(
+    run: Run, federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds, arrivals, their metrics, slow clients, and what is left of time and dollars."""
+    run(*START, "--client", "ann", "--client", "bo", "--budget", '{"dollars": 2}')
+    store = federation.stack.store
+    store.put_json(TrainingKeys("t").record("t-00002"), RECORD)
+    change(federation, invitation=INVITATION, completed=2, dollars=0.5)
+
+    def arrive() -> None:
+        body = reference.encode(
+            {"w": np.zeros(1, "f4")}, {"num_samples": "1", "metrics": '{"loss": 0.25}'}
+        )
+        store.put_bytes(RoundKeys("t-00003").update("bo"), body)
+
+    script: list[Callable[[], object]] = [
+        lambda: None,
+        arrive,
+        lambda: change(federation, status="ended", cause="over", invitation=None),
+    ]
+    monkeypatch.setattr(time, "sleep", lambda _: script.pop(0)())
+    first, second, last = run("train", "watch", "t").output.splitlines()
+    assert first.startswith(
+        "running: 2 rounds completed; round t-00003: 0 of 2 updates, waits for ann and bo; "
+        "$0.5000 of $2.0000; left: 3 rounds: about "
+    )
+    assert first.endswith("and $0.7500; of the budget $1.5000")
+    assert "round t-00003: 1 of 2 updates, loss 0.25, waits for ann; " in second
+    assert last == "ended: 2 rounds completed; $0.5000 of $2.0000; over"
+    assert run("train", "watch", "t", "--quiet").output == ""
 
 
 def test_an_operator_asks_for_a_pause_and_for_the_end(run: Run, federation: Federation) -> None:
@@ -297,7 +331,8 @@ def test_a_buffered_training_shows_its_version_its_buffer_and_staleness(
     waiting = [(found["client"], found["version"]) for found in shown["waiting"]]
     assert waiting == [("ann", 5), ("bo", 3)]
     change(federation, status="ended", cause="over")
-    assert "; 2 of 4, staleness 1.0, at most 2 wait" in run("train", "watch", "t").output
+    line = run("train", "watch", "t").output
+    assert "; version 5, 2 of 4, staleness 1.0, at most 2 wait" in line
     assert json.loads(run("train", "watch", "t", "--json").output)["waiting"] == 2
 
 
@@ -305,7 +340,7 @@ def test_join_compresses_updates_as_told(
     run: Run, federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}
-    done = SimpleNamespace(state=SimpleNamespace(cause="over"))
+    done = SimpleNamespace(state=SimpleNamespace(cause="over"), rejected=(1, 2))
 
     def participate(*_: Any, **more: Any) -> Any:
         given.update(more)
@@ -314,7 +349,8 @@ def test_join_compresses_updates_as_told(
     monkeypatch.setattr(federation, "participate", participate)
     residual = tmp_path / "residual"
     options = ("--codec", "topk", "--codec-fraction", 0.02, "--residual", residual)
-    assert run("join", "t", "ann", *options, "--", "true").exit_code == 0
+    joined = run("join", "t", "ann", *options, "--", "true")
+    assert joined.output == "training t has ended: over; 2 updates did not count\n"
     assert (given["codec"].codec, given["codec"].fraction) == ("topk", 0.02)
     assert given["codec"].residual is not None
     assert run("join", "t", "ann", "--", "true").exit_code == 0

@@ -6,8 +6,14 @@ import math
 import pytest
 
 from gradshard.client.accounting import budget_of, epsilon_of
-from gradshard_core.aggregation.privacy import PrivacyMechanism
-from gradshard_core.errors import SpecError
+from gradshard.client.model import Model
+from gradshard_core.aggregation.privacy import PrivacyMechanism, parse_privacy
+from gradshard_core.errors import PrivacyBudgetError, SpecError
+from gradshard_core.formats.keys import StoredTensors
+from gradshard_core.records import model_registry
+from gradshard_core.records.model_registry import Version
+from gradshard_core.records.privacy_ledger import enter
+from tests.unit.fakes import MemoryStack, MemoryStore
 
 dp_accounting = pytest.importorskip(
     "dp_accounting", reason="dp-accounting is not installed: `make test-privacy`"
@@ -45,3 +51,25 @@ def test_no_round_and_a_round_without_noise() -> None:
 def test_budgets_out_of_bounds_are_refused(epsilon: float, delta: float) -> None:
     with pytest.raises(SpecError, match="not a number above 0 and at most"):
         budget_of(epsilon, delta)
+
+
+def test_epsilon_of_an_adaptive_clip_is_that_of_both_releases() -> None:
+    adaptive = {"clip": 1.0, "noise_multiplier": 1.5, "delta": 1e-5, "quantile": 0.5}
+    accountant = dp_accounting.rdp.RdpAccountant()
+    for _ in range(10):
+        accountant.compose(dp_accounting.GaussianDpEvent(1.5))
+        accountant.compose(dp_accounting.GaussianDpEvent(7.5))
+    spent = math.fsum([parse_privacy(adaptive).cost] * 10)
+    assert epsilon_of(spent, 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), abs=1e-6)
+
+
+def test_budget_after_a_round_without_noise_is_refused_with_its_name() -> None:
+    store, at = MemoryStore(), "2026-01-01T00:00:00+00:00"
+    store.put_bytes("models/m/first", b"{}")
+    source = store.head("models/m/first")
+    assert source is not None
+    model_registry.reserve(store, Version("m", 1, StoredTensors(source, 0)))
+    enter(store, "m", "private", at, PrivacyMechanism(1.0, 2.0, 1e-5), 9)
+    enter(store, "m", "plain", at, None, 9)
+    with pytest.raises(PrivacyBudgetError, match="round 'plain' of model 'm' has no noise"):
+        Model(MemoryStack(store), "m").limit_privacy(8.0, 1e-5)

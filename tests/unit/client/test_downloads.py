@@ -35,8 +35,8 @@ class Counting(MemoryStore):
 
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfers, "CLIENT_RANGE_BYTES", 1000)
-    monkeypatch.setattr(transfers, "CLIENT_RANGES", 1000)
+    monkeypatch.setattr(transfers, "DOWNLOAD_RANGE_BYTES", 1000)
+    monkeypatch.setattr(transfers, "DOWNLOAD_RANGES", 1000)
     monkeypatch.setattr(downloads, "SLICE_BYTES", 100)
     # One after the other: what is there when a test interrupts is no matter of chance.
     monkeypatch.setattr(downloads, "THREADS", 1)

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from gradshard.client.compression import Compression
 from gradshard.client.federation import Federation
+from gradshard.client.follow_up import RejectedUpdate
 from gradshard.client.model import Model
 from gradshard.client.participation import participate
 from gradshard.client.residual import Residual
@@ -319,6 +321,81 @@ def test_models_are_sent_whole_where_the_optimizer_wants_them(world: World) -> N
     assert world.sent("t-00001")["w"].tolist() == [0.5, 1.5, 2.5, 3.5]
 
 
+def reject(world: World, name: str, reason: str) -> None:
+    record = {"client": "ann", "reason": reason}
+    world.store.put_json(RoundKeys(name).rejection("ann"), record)
+
+
+def test_a_rejected_update_is_told_when_its_round_is_over(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[tuple[float, str]] = []
+    get_json = world.store.get_json
+
+    def counting(key: str, *more: Any) -> Any:
+        if "/rejections/" in key:
+            asked.append((world.now, key))
+        return get_json(key, *more)
+
+    monkeypatch.setattr(world.store, "get_json", counting)
+
+    def next_round() -> None:
+        reject(world, "t-00001", "too bad")
+        world.invite(2)
+
+    told: list[RejectedUpdate] = []
+    world.invite(1)
+    world.script = [lambda: None, next_round, *[lambda: None] * 20, world.end]
+    with caplog.at_level(logging.WARNING, "gradshard"):
+        done = participate(world.member, train, on_rejection=told.append)
+    found = RejectedUpdate("t-00001", 1, False, "too bad")
+    assert done.rejected == (found,)
+    assert told == [found]
+    assert [record.message for record in caplog.records] == [
+        "t-00001: the update was rejected: too bad"
+    ]
+    # Once for each round, when it is over.
+    rejections = [RoundKeys(name).rejection("ann") for name in ("t-00001", "t-00002")]
+    assert asked == [(2, rejections[0]), (23, rejections[1])]
+
+
+def test_an_update_that_was_too_late_is_asked_for_once_more(world: World) -> None:
+    """The function that says so runs while the training goes on already."""
+    world.invite(1)
+
+    def says_so() -> None:
+        reject(world, "t-00001", "uploaded after the round was planned")
+
+    next_round = partial(world.invite, 2)
+    world.script = [next_round, lambda: None, says_so, *[lambda: None] * 10, world.end]
+    done = participate(world.member, train)
+    assert [update.number for update in done.rejected] == [1]
+
+
+def test_a_client_that_is_started_again_is_told_of_the_update_before(world: World) -> None:
+    world.invite(1)
+    world.script = [world.end]
+    participate(world.member, train)
+    world.show(status="running")
+    world.invite(1)
+
+    def pause() -> None:
+        reject(world, "t-00001", "too bad")
+        world.show(invitation=None, status="paused", cause="its quorum")
+
+    world.script = [pause, lambda: None, world.end]
+    done = participate(world.member, train)
+    assert (done.trained, [update.reason for update in done.rejected]) == ((), ["too bad"])
+
+
+def test_metrics_of_an_evaluation_that_were_rejected_are_told(world: World) -> None:
+    world.invite(1, is_evaluation=True)
+    reject(world, "t-00001-eval", "another layout")
+    world.script = [world.end]
+    [update] = participate(world.member, train, evaluate).rejected
+    assert (update.round_id, update.is_evaluation) == ("t-00001-eval", True)
+
+
 def test_a_rejection_by_the_end_of_a_buffered_training_is_told(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -335,7 +412,7 @@ def test_a_rejection_by_the_end_of_a_buffered_training_is_told(
     world.script = [end]
     with caplog.at_level(logging.WARNING, "gradshard"):
         assert participate(world.member, train).trained == (1,)
-    assert "from version 1 was rejected: the training has ended" in caplog.text
+    assert "t-from-00000001: the update was rejected: the training has ended" in caplog.text
 
 
 def test_in_a_buffered_training_each_version_is_trained_once_and_rejections_are_told(
@@ -373,8 +450,9 @@ def test_in_a_buffered_training_each_version_is_trained_once_and_rejections_are_
         sent = reference.decode(world.store.objects[world.keys.inbox(version).update("ann")])
         assert sent["w"].tobytes() == np.full(4, version, "f4").tobytes()
     assert [record.message for record in caplog.records] == [
-        "the update from version 1 was rejected: too bad"
+        "t-from-00000001: the update was rejected: too bad"
     ]
+    assert [(found.number, found.reason) for found in done.rejected] == [(1, "too bad")]
     # Started again, it finds that it has sent an update from this version.
     world.show(status="running")
     show(2)

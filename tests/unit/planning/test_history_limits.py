@@ -37,7 +37,7 @@ def events(state: dict[str, Any]) -> int:
 
 def turn(levels: int) -> int:
     """Count the most events from a planning to what follows its finalizing."""
-    once = ("PlanRound", "FinalizeRound", "HasCompleted")
+    once = ("PlanRound", "FinalizeRound", "PlanAgain")
     each = ("AggregateLevel", "HasNextLevel")
     return sum(events(STATES[name]) for name in once) + levels * sum(
         events(STATES[name]) for name in each
@@ -49,7 +49,10 @@ def test_a_level_passes_the_states_that_are_counted() -> None:
     assert STATES["AggregateLevel"]["Next"] == "HasNextLevel"
     assert [choice["Next"] for choice in STATES["HasNextLevel"]["Choices"]] == ["AggregateLevel"]
     assert STATES["HasNextLevel"]["Default"] == "FinalizeRound"
-    assert STATES["FinalizeRound"]["Next"] == "HasCompleted"
+    assert STATES["FinalizeRound"]["End"]
+    caught = {rule["ErrorEquals"][0]: rule["Next"] for rule in STATES["FinalizeRound"]["Catch"]}
+    assert (caught["Replan"], caught["Awaiting"]) == ("PlanAgain", "OpenRound")
+    assert STATES["PlanAgain"]["Next"] == "PlanRound"
 
 
 def test_the_longest_history_is_below_step_functions_quota() -> None:

@@ -332,6 +332,14 @@ def test_frontier_offers_nothing_that_cannot_be_planned() -> None:
 
 
 def test_clients_fetch_large_results_in_few_ranges() -> None:
+    assert transfers.download_ranges(0) == []
+    assert transfers.download_ranges(64 * MIB) == [(0, 64 * MIB)]
+    assert transfers.download_ranges(64 * MIB + 1) == [(0, 64 * MIB), (64 * MIB, 64 * MIB + 1)]
+    assert len(transfers.download_ranges(10**10)) == 4
+    assert transfers.download_ranges(10**12)[-1] == (750 * 10**9, 10**12)
+
+
+def test_clients_send_large_updates_in_few_parts() -> None:
     assert transfers.client_ranges(16 * MIB) == [(0, 16 * MIB)]
     assert transfers.client_ranges(16 * MIB + 1) == [(0, 16 * MIB), (16 * MIB, 16 * MIB + 1)]
     assert len(transfers.client_ranges(10**10)) == 8
@@ -342,12 +350,12 @@ def test_clients_fetch_large_results_in_few_ranges() -> None:
     ("nbytes", "requests"),
     [
         (16 * MIB, Requests(gets=1, puts=1)),
-        (40 * MIB, Requests(gets=3, puts=1)),
-        (GIB, Requests(gets=8, puts=1)),
+        (40 * MIB, Requests(gets=1, puts=1)),
+        (GIB, Requests(gets=4, puts=1)),
         # Eight parts, begun, completed, and a listing.
-        (GIB + 1, Requests(gets=8, puts=11)),
+        (GIB + 1, Requests(gets=4, puts=11)),
         # 19 parts of 5 GiB, and a last one of less.
-        (96 * GIB, Requests(gets=20, puts=23)),
+        (96 * GIB, Requests(gets=4, puts=23)),
     ],
 )
 def test_clients_requests(nbytes: int, requests: Requests) -> None:
@@ -360,14 +368,14 @@ def test_dollars_of_a_round_by_hand() -> None:
     # Each task reads the plan and ten inputs, the first the header; it writes a part and a report.
     assert projection.requests == Requests(gets=2 * 10 + 2 + 1, puts=2 + 2)
     assert bill.s3_aggregators == pytest.approx(23 * 0.4e-6 + 4 * 5e-6)
-    assert bill.s3_clients == pytest.approx(10 * (5e-6 + 3 * 0.4e-6))
+    assert bill.s3_clients == pytest.approx(10 * (5e-6 + 0.4e-6))
     task = 0.2 + max(200 / 1024, 1.2 * 200 * MIB / 1e9)
     assert projection.task_seconds == pytest.approx(task)
     assert projection.gb_seconds == pytest.approx(2 * task * 1769 / 1024)
     assert bill.lambda_ == pytest.approx(projection.gb_seconds * 0.0000133334)
     assert bill.step_functions == pytest.approx(
         # Both tasks share one execution.
-        (6 + 2 + 1) * 0.025e-3 + 1e-6 + task / 16 * 0.00001667
+        (4 + 2 + 1) * 0.025e-3 + 1e-6 + task / 16 * 0.00001667
     )
     assert projection.total_dollars == pytest.approx(
         bill.lambda_
@@ -379,10 +387,10 @@ def test_dollars_of_a_round_by_hand() -> None:
         + bill.events
         + bill.starts
     )
-    # Ten updates and ten objects of the round, three times each; and the round's own.
-    assert bill.events == pytest.approx((3 * (10 + 10) + 1) * 1e-6)
-    # Tasks of a whole processor, and the five functions around them at their shares.
-    small = sum(mb / 1024 * 0.1 + 0.15 * 1769 / 1024 for mb in (256, 472, 256, 472, 472))
+    # Ten updates and nine objects of the round, three times each; and the round's own.
+    assert bill.events == pytest.approx((3 * (10 + 9) + 1) * 1e-6)
+    # Tasks of a whole processor, and the four functions around them at their shares.
+    small = sum(mb / 1024 * 0.1 + 0.15 * 1769 / 1024 for mb in (256, 472, 256, 472))
     tasks = 2 * (1769 / 1024) * (0.1 + 0.13)
     assert bill.starts == pytest.approx((tasks + small) * 0.0000133334)
 

@@ -20,7 +20,7 @@ from gradshard_core.planning.pricing import Bill, Requests, Tasks
 from gradshard_core.planning.round_cost import measured
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds import aws_callbacks
-from gradshard_core.rounds.collect_update import collect_update, deadline_passed
+from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.rounds.plan_context import PlanRequest
@@ -222,8 +222,11 @@ def test_the_functions_make_the_requests_that_are_priced(
         plan_round(store, "r", request, aggregator=LambdaConfig(128, "arm64"))
         plan = parse_plan(json.loads(s3.objects[keys.plan][0]))
     _do_tasks(s3, keys, plan)
+    cancelled: list[str] = []
+    monkeypatch.setattr(aws_callbacks, "cancel_deadline", cancelled.append)
     assert finalize_round(store, "r")["status"] == "completed"
-    deadline_passed(store, "r")
+    # So nothing is called or written at the deadline.
+    assert cancelled == ["r"]
 
     monkeypatch.setattr(pricing, "_looks", lambda _: (2 * (clients - 1), 1.0))
     models = {"fedavg": 1, "fedadam": 3}.get(terms.get("server_optimizer", ""), 0)
@@ -300,17 +303,17 @@ def test_tasks_in_batches_by_hand() -> None:
     # 81 tasks are three executions of as long as the slowest, two tasks are one.
     started, seconds = 3 + 1, 3 * 30 + 5
     assert bill.step_functions == pytest.approx(
-        (6 + 2 * 2 + started) * 0.025e-3 + started * 1e-6 + seconds * 0.0625 * 0.00001667
+        (4 + 2 * 2 + started) * 0.025e-3 + started * 1e-6 + seconds * 0.0625 * 0.00001667
     )
     assert bill.lambda_ == pytest.approx((800 + 30 + 10) * 0.5 * 0.0000166667)
     assert bill.s3_aggregators == pytest.approx(1000 * 0.4e-6 + 100 * 5e-6)
     assert bill.s3_clients == pytest.approx(70 * 0.4e-6 + 14 * 5e-6)
-    # 83 tasks, seven arrivals, the deadline, and three more functions.
-    assert bill.requests == pytest.approx((83 + 7 + 1 + 3) * 0.2e-6)
+    # 83 tasks, seven arrivals, and three more functions.
+    assert bill.requests == pytest.approx((83 + 7 + 3) * 0.2e-6)
     looks, listings = (round(number) for number in pricing._looks(7))
-    around = (1 + 5 * 7 + looks + 10 + 85 + 2) * 0.4e-6 + (2 + listings + 6 + 5 + 1) * 5e-6
+    around = (1 + 5 * 7 + looks + 10 + 85 + 1) * 0.4e-6 + (2 + listings + 6 + 5) * 5e-6
     assert bill.round_ == pytest.approx(
-        (8 * 472 + 256 + 472 + 256) / 1024 * 0.3 * 0.0000166667 + around
+        (7 * 472 + 256 + 472 + 256) / 1024 * 0.3 * 0.0000166667 + around
     )
 
 
@@ -334,7 +337,7 @@ def test_transitions_are_those_of_the_state_machine() -> None:
     machine = json.loads(MACHINE.read_text())
     states = machine["States"]
     path = [machine["StartAt"]]
-    while "Next" in (state := states[path[-1]]) or state["Type"] == "Choice":
+    while not (state := states[path[-1]]).get("End"):
         path.append(state.get("Next") or state["Default"])
     again = next(c["Next"] for c in states["HasNextLevel"]["Choices"])
     loop = path[path.index(again) : path.index("HasNextLevel") + 1]
@@ -385,9 +388,9 @@ def test_every_invocation_is_billed() -> None:
         aggregators=Requests(0, 0),
         by_clients=Requests(0, 0),
     )
-    # Tasks, arrivals, and open, plan, finalize and the deadline.
-    assert pricing.invocations(3, 5) == 3 + 5 + 4
-    assert bill.requests == pytest.approx((3 + 5 + 4) * aws_prices.DOLLARS_PER_INVOCATION)
+    # Tasks, arrivals, and open, plan and finalize.
+    assert pricing.invocations(3, 5) == 3 + 5 + 3
+    assert bill.requests == pytest.approx((3 + 5 + 3) * aws_prices.DOLLARS_PER_INVOCATION)
 
 
 def test_only_tasks_that_started_cold_pay_for_it() -> None:

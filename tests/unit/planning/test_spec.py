@@ -14,15 +14,17 @@ from gradshard_core.formats.keys import RoundKeys, check_id, parse_update_key
 from gradshard_core.planning.spec import DEFAULTS, OPTIONS, RoundSpec, parse_new_spec, parse_spec
 from gradshard_core.stragglers.assignments import AssignmentSettings
 
+DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "clients is missing"),
     ({"clients": 0}, "clients is 0"),
     ({"clients": 100_001}, "clients is 100001, not a whole number from 1 to 100000"),
     ({"clients": [f"c{i}" for i in range(100_001)]}, "100001 ids; a round takes 1 to 100000"),
-    ({"clients": 4097, "rule": "fill"}, "takes at most 4096: it names each client"),
+    ({"clients": 4097, "rule": "fill"}, "names each client takes at most 4096"),
     (
         {"clients": 4097, "assignments": {"batch_size": 8, "epochs": 2, "learning_rate": 0.1}},
-        "takes at most 4096: it names each client",
+        "names each client takes at most 4096",
     ),
     ({"clients": True}, "clients is True"),
     ({"clients": "a"}, "neither a list of ids nor a number"),
@@ -181,6 +183,7 @@ EXAMPLES: dict[str, Any] = {
     "weights": "counts",
     "max_samples": 100,
     "rule": {"name": "fill"},
+    "measure_one_in": 10,
     "dp": {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5},
     "layers": ["a", "b"],
     "assignments": {"batch_size": 8, "epochs": 2, "learning_rate": 0.1},
@@ -198,6 +201,7 @@ EXAMPLES: dict[str, Any] = {
 NEEDED: dict[str, dict[str, Any]] = {
     "masked": {"clients": ["a", "b"], "layout": {"w": {"dtype": "F32", "shape": [2]}}},
     "fan_in": {"topology": "lifl"},
+    "measure_one_in": {"clients": 3, "rule": "norm_clip"},
     "layers": {"rule": "fill"},
     "enough_clients": {"clients": list("ab"), "min_clients": 1},
     "eager": {"clients": list("abcd"), "topology": "lifl", "weights": "counts"},
@@ -384,6 +388,9 @@ def test_update_keys() -> None:
         ({"rule": "median", "max_samples": 9}, "counts every client alike, whatever it states"),
         ({"rule": {"name": "krum", "f": 1}, "max_samples": 9}, "leave out max_samples"),
         ({"rule": "median", "layers": ["a", "b"]}, "rule median takes whole ones"),
+        ({"rule": "median", "measure_one_in": 9}, "is for rules that measure updates: norm_clip"),
+        ({"measure_one_in": 9}, "measure_one_in is for rules that measure updates"),
+        ({"rule": "norm_clip", "measure_one_in": 1}, "measure_one_in is 1, not a .* from 2 to"),
         ({"rule": "median", "eager": True, "clients": list("abcdefghi")}, "leave out eager"),
     ],
 )
@@ -397,11 +404,16 @@ def test_robust_rule_raises_the_default_quorum() -> None:
     assert parse_spec({"clients": 9, "rule": "median"}).min_clients == 5
 
 
+@pytest.mark.parametrize("terms", [{"rule": "norm_clip"}, {"dp": {**DP, "quantile": 0.5}}])
+@pytest.mark.parametrize("topology", ["auto", "grid", "lambda_fl", "lifl"])
+def test_what_needs_norms_alone_takes_any_topology(terms: dict[str, Any], topology: str) -> None:
+    spec = parse_spec({"clients": 300, "topology": topology, **terms})
+    assert len(spec.levels(300)[1]) > 1
+    assert parse_spec({"clients": 9, **terms}).capacity == 4096
+
+
 def test_robust_rule_takes_no_more_updates_than_one_task_reads() -> None:
     assert parse_spec({"clients": 60, "rule": "median"}).capacity == 64
-
-
-DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
 
 
 @pytest.mark.parametrize(
@@ -418,8 +430,6 @@ DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
         ({"dp": {**DP, "delta": 0.5}}, "dp: delta is 0.5, not a number from 1e-15 to 0.1"),
         ({"dp": DP, "clients": 1}, "hides a client among at least 2, and 1 is expected"),
         ({"dp": DP, "min_clients": 1}, "min_clients is 1, under the 2 updates"),
-        ({"dp": DP, "clients": 65}, "dp measures all updates in one task, but topology grid"),
-        ({"dp": DP, "topology": "lifl"}, "take topology shards, with at most 64 clients"),
         ({"dp": DP, "weights": "counts"}, "with weights counts one client could add any multiple"),
         ({"dp": DP, "weights": "steps"}, "no noise hides. Leave out weights"),
         ({"dp": DP, "rule": "median"}, "rule median computes something else: leave out rule"),
@@ -429,6 +439,7 @@ DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
         ({"dp": DP, "order": "tree:3,3"}, "depends on no order: leave out order"),
         ({"dp": DP, "max_samples": 100}, "leave out max_samples"),
         ({"dp": DP, "updates_from": "r0"}, "leave out updates_from"),
+        ({"dp": DP, "measure_one_in": 2}, "those of a sample are estimates: leave out measure_"),
         ({"dp": DP, "eager": True}, "before it adds any: leave out eager"),
         (
             {"dp": DP, "server_optimizer": {"optimizer": "fedavg", "updates": "models"}},

@@ -74,6 +74,24 @@ def test_a_buffered_training_invites_nobody_and_has_clients_all_the_same() -> No
     text = Page(training_page(facts, made_at=MADE_AT)).words
     assert "waited for" in text
     assert "invited" not in text
+    assert "Staleness" not in text  # there is none
+
+
+def test_the_staleness_of_a_buffered_training_is_shown_and_clients_have_all_their_updates() -> None:
+    """A buffer may have several updates of a client, which have names of their own."""
+    status = sample_status(rounds=3, clients=2)
+    status["spec"]["mode"] = "buffered"
+    found = [{"ann@00000001": 0, "ann@00000002": 4}, {"bo@00000001": 1}, {"ann@00000003": 3}]
+    for record, staleness in zip(status["rounds"], found, strict=False):
+        record |= {"clients": [], "contributors": [*staleness], "rejected": []}
+        record["staleness"] = staleness
+    status["rounds"] = status["rounds"][:3]
+    facts = training_facts(status, STARTED)
+    counted = {entry["client"]: entry["contributed"] for entry in facts["clients"]}
+    assert counted == {"ann": 3, "bo": 1}
+    text = Page(training_page(facts, made_at=MADE_AT)).words
+    assert "2.00 on average, at most 4" in text
+    assert "Updates by staleness" in text
 
 
 @pytest.mark.parametrize("where", ["training", "client", "metric", "cause", "notes"])

@@ -13,7 +13,7 @@ from gradshard.client.mask import MaskedContent
 from gradshard.client.upload_source import TensorContent
 from gradshard_core.aggregation.arithmetic import Array
 from gradshard_core.errors import KeeperError, SpecError, UpdateError
-from gradshard_core.planning.masking import MaskingTerms
+from gradshard_core.planning.masking import Agreement, MaskingTerms
 from gradshard_core.planning.spec import parse_spec
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.admission import QuorumError
@@ -140,7 +140,8 @@ def library_content(
     content = TensorContent(update, samples)
     opened = round_.machine.store.get_json(round_.machine.keys.spec)
     spec = parse_spec(opened["spec"])
-    return mask_content(content, spec, spec.layout, mask, client, round_.machine.name)
+    agreement = Agreement.of(spec)
+    return mask_content(content, agreement, spec.layout, mask, client, round_.machine.name)
 
 
 def test_the_library_masks_as_the_protocol_says(machine: Machine, keeper: Keeper) -> None:

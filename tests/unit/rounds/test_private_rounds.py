@@ -10,7 +10,7 @@ import pytest
 
 from gradshard.client.accounting import is_installed, privacy_in_words
 from gradshard_core.aggregation.noise import NoiseSource
-from gradshard_core.errors import SpecError
+from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.formats.keys import ModelKeys, StoredTensors
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
@@ -121,6 +121,31 @@ def test_failed_round_costs_nothing_only_if_no_noise_was_drawn(
     assert read_ledger(private.store, "m").spent == spent
 
 
+def test_round_without_noise_counts_from_its_opening_unless_it_is_never_planned(
+    private: Machine,
+) -> None:
+    assert run(private, "r1", dp=DP) == {"status": "completed"}
+    for name, spent in (("r2", 0.25), ("r3", math.inf)):
+        private.begin(name)
+        private.open(**APPLIED)
+        for client in "abc":
+            private.collect(client, private.submit(client, {"w": np.ones(5, "f4")}))
+        assert read_ledger(private.store, "m").spent == math.inf
+        if name == "r3":
+            private.plan(OPENED)
+        private.step("abort_round", error="E", cause="c")
+        assert read_ledger(private.store, "m").spent == spent
+
+
+def test_integer_tensor_of_a_private_round_is_named(machine: Machine) -> None:
+    machine.open(clients=["a", "b", "c"], dp=DP)
+    for client in "abc":
+        update = {"w": np.ones(5, "f4"), "steps": np.array([3])}
+        machine.collect(client, machine.submit(client, update))
+    with pytest.raises(PlanError, match="trained, and 'steps' is an integer or a buffer"):
+        machine.turn(OPENED)
+
+
 def test_updates_of_a_private_round_serve_for_it_alone(private: Machine) -> None:
     assert run(private, "r1", dp=DP) == {"status": "completed"}
     private.begin("r2")
@@ -128,13 +153,30 @@ def test_updates_of_a_private_round_serve_for_it_alone(private: Machine) -> None
     assert "round 'r1' is private, and its updates serve for that round alone" in answer["reason"]
 
 
-def test_round_that_opened_before_a_private_one_gets_none_of_its_updates(machine: Machine) -> None:
-    machine.begin("r2")
-    assert machine.open(clients=["a", "b", "c"], updates_from="r1")["status"] == "opened"
+def test_updates_sent_before_a_private_round_opens_are_averaged_by_no_other(
+    machine: Machine,
+) -> None:
     machine.begin("r1")
-    machine.open(clients=["a", "b", "c"], dp=DP)
     for client in "abc":
         machine.submit(client, {"w": np.ones(5, "f4")})
+    machine.begin("r2")
+    answer = machine.open(clients=["a", "b", "c"], updates_from="r1")
+    assert answer["status"] == "rejected"
+    assert "there is no round 'r1'. Open it first" in answer["reason"]
+    assert machine.store.head(machine.keys.spec) is None
+
+
+def test_planning_looks_again_whether_the_other_round_is_private(machine: Machine) -> None:
+    machine.begin("r1")
+    machine.open(clients=["a", "b", "c"])
+    for client in "abc":
+        machine.submit(client, {"w": np.ones(5, "f4")})
+    machine.begin("r2")
+    assert machine.open(clients=["a", "b", "c"], updates_from="r1")["status"] == "opened"
+    # As if its spec had been deleted and the round opened anew.
+    machine.begin("r1")
+    machine.store.delete(machine.keys.spec)
+    machine.open(clients=["a", "b", "c"], dp=DP)
     machine.begin("r2")
     with pytest.raises(SpecError, match="round 'r1' is private"):
         machine.turn(OPENED)
@@ -210,6 +252,95 @@ def test_manifest_says_what_the_model_has_spent_with_the_round(private: Machine)
         assert words.endswith("ε 2.166 at δ 1e-05, and 3.189 with the rounds before it")
     else:
         assert words.endswith("1/z² 0.25")
+
+
+def test_adaptive_clip_publishes_the_noisy_count_and_the_next_clip(private: Machine) -> None:
+    adaptive = DP | {"quantile": 0.5, "clip_rate": 0.3, "count_deviation": 8.0}
+    private.begin("r1")
+    assert private.open(**APPLIED, dp=adaptive)["status"] == "opened"
+    for client, value in (("a", 0.1), ("b", 3.0), ("c", 0.2)):
+        private.collect(client, private.submit(client, {"w": np.full(5, value, "f4")}))
+    planned = private.plan(private.turn(OPENED))
+    key = read_noise_key(private.store, private.keys)
+    # Twice, as if the tasks had been thought dead.
+    for _ in range(2):
+        private.aggregate(planned)
+    assert private.step("finalize_round") == {"status": "completed"}
+    privacy = private.store.get_json(private.keys.manifest)["privacy"]
+    noise = np.empty(1, np.int64)
+    NoiseSource(key, 1, 2**62).read_into(memoryview(noise).cast("B"))
+    # "a" and "c" are whole, each as many whole steps as fit into one.
+    step = 8.0 / 2480
+    assert privacy["whole"] == pytest.approx((2 * math.floor(1 / step) + noise[0]) * step)
+    moved = math.exp(-0.3 * (privacy["whole"] / 3 - 0.5))
+    assert privacy["next_clip"] == pytest.approx(moved, rel=1e-8)
+    assert privacy["cost"] == 1 / 4 + 1 / 64
+    assert read_ledger(private.store, "m").spent == privacy["cost"]
+    assert "so the next clip is" in privacy_in_words(privacy)
+
+
+def result_of(machine: Machine) -> dict[str, reference.Array]:
+    body = machine.store.get_bytes(machine.keys.result)
+    assert body is not None
+    return reference.decode(body)
+
+
+@pytest.mark.parametrize("clients", [9, 70])
+def test_groups_of_clients_have_the_bits_of_the_definition(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int
+) -> None:
+    """More clients than a task reads at once, in every topology, with the same key."""
+    monkeypatch.setattr("os.urandom", lambda count: bytes(range(count)))
+    rng = np.random.default_rng(2)
+    sent = {f"c{i:02}": (rng.standard_normal(5) * (i % 3)).astype("f4") for i in range(clients)}
+    adaptive = DP | {"quantile": 0.5}
+    topologies = ["auto", "grid", "lambda_fl", "lifl"]
+    found, manifests = {}, {}
+    for topology in topologies:
+        machine.begin(f"r-{topology}")
+        machine.open(clients=sorted(sent), topology=topology, dp=adaptive)
+        for client, update in sent.items():
+            machine.collect(client, machine.submit(client, {"w": update}))
+        assert machine.turn(machine.turn(OPENED)) == {"status": "completed"}
+        found[topology] = result_of(machine)["w"].tobytes()
+        manifests[topology] = machine.store.get_json(machine.keys.manifest)
+        assert [key for key in machine.store.objects if "partial-sums" in key] == []
+    noise = np.empty(5, np.int64)
+    NoiseSource(bytes(range(32)), 1, 0).read_into(memoryview(noise).cast("B"))
+    step, total = 2.0 / 2480, noise.astype(float)
+    measured = machine.store.get_json(machine.keys.decision(1))["clients"]
+    for entry in measured:
+        update = sent[entry["client"]].astype(float)
+        assert entry["norm"] == pytest.approx(np.linalg.norm(update), rel=1e-5)
+        factor = min(1.0, 1 / (entry["norm"] * (1 + 2**-10))) if entry["norm"] else 1.0
+        total += np.trunc(update * (factor / step))
+    expected = (total * step / clients).astype("f4").tobytes()
+    assert found == dict.fromkeys(topologies, expected)
+    assert len(manifests["auto"]["groups"]) == (1 if clients <= 64 else 2)
+    assert len({m["privacy"]["next_clip"] for m in manifests.values()}) == 1
+
+
+def test_norm_clip_takes_groups_of_clients(machine: Machine) -> None:
+    sent = {f"c{i:02}": np.full(4, i + 1, "f4") for i in range(70)}
+    machine.open(clients=sorted(sent), rule={"name": "norm_clip", "bound": 10.0})
+    for client, update in sent.items():
+        machine.collect(client, machine.submit(client, {"w": update}))
+    assert machine.turn(machine.turn(OPENED)) == {"status": "completed"}
+    # Norms are 2, 4, 6, …: all but the first five are shortened to 10, which is 5 in each element.
+    expected = sum(min(i + 1, 5) for i in range(70)) / 70
+    assert result_of(machine)["w"] == pytest.approx(np.full(4, expected), rel=1e-6)
+    manifest = machine.store.get_json(machine.keys.manifest)
+    assert len(manifest["measuring"]["clipped"]) == 65
+    assert manifest["groups"] == [[35, 35], [2]]
+
+
+def test_refusal_of_an_adaptive_clip_names_noise_that_would_fit(private: Machine) -> None:
+    limit(private, 0.2)
+    private.begin("r1")
+    reason = private.open(**APPLIED, dp=DP | {"quantile": 0.5})["reason"]
+    assert "noise_multiplier of at least 2.281 and a count_deviation of at least 11.402" in reason
+    fits = DP | {"noise_multiplier": 2.281, "quantile": 0.5, "count_deviation": 11.402}
+    assert private.open(**APPLIED, dp=fits)["status"] == "opened"
 
 
 def test_model_with_buffers_is_refused_at_opening(private: Machine) -> None:

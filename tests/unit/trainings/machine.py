@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from gradshard.client import participation
+from gradshard.client.follow_up import FollowUp
 from gradshard.client.model import Model
 from gradshard.client.training import Training
 from gradshard.client.training_access import Member
@@ -162,7 +163,7 @@ class Machine:
     def __post_init__(self) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.patch.setattr(advancing, "utc_now", lambda: self.now)
-        for name in ("resume", "schedule_deadline", "publish"):
+        for name in ("resume", "schedule_deadline", "cancel_deadline", "publish"):
             self.patch.setattr(aws_callbacks, name, lambda *_: True)
         self.patch.setattr(aws_callbacks, "give_up", self._give_up)
         self.stack = MemoryStack(self.store)
@@ -336,7 +337,7 @@ class Machine:
             return done
 
         member = Member(self.stack, self.training, client)
-        worker = participation._Worker(member, work, work, None)
+        worker = participation._Worker(member, FollowUp(member), work, work, None, None)
         try:
             assert worker.answer(invitation)
         except SilentError:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from fractions import Fraction
@@ -56,35 +57,41 @@ def discount(staleness: int, exponent: Fraction) -> float:
 
 
 def fedbuff(
-    arrivals: list[tuple[str, int]], buffer: int, exponent: Fraction = Fraction(1, 2)
-) -> tuple[list[dict[str, Any]], list[dict[str, int]]]:
+    arrivals: list[tuple[str, int]],
+    buffer: int,
+    exponent: Fraction = Fraction(1, 2),
+    each: int = 1,
+) -> tuple[list[dict[str, Any]], list[dict[tuple[str, int], int]]]:
     """FedBuff, algorithm 1 of Nguyen et al. 2022, in plain numpy, from who arrived in which order.
 
-    One update per client in a buffer, weights n / Σn, additions in the order of the clients' ids.
+    ``each`` updates per client in a buffer, weights n / Σn, additions in the order of the clients'
+    ids and versions. The second result has the staleness of each update of a buffer.
     """
-    models, taken = [{n: t.copy() for n, t in MODEL.items()}], list[dict[str, int]]()
+    models, taken = [{n: t.copy() for n, t in MODEL.items()}], list[dict[tuple[str, int], int]]()
     waiting: list[tuple[str, int]] = []
     for arrival in arrivals:
         waiting.append(arrival)
-        first: dict[str, int] = {}
-        for client, version in waiting:
-            first.setdefault(client, version)
+        first = [
+            (client, version)
+            for number, (client, version) in enumerate(waiting)
+            if [c for c, _ in waiting[:number]].count(client) < each
+        ]
         if len(first) < buffer:
             continue
-        chosen = dict(list(first.items())[:buffer])
-        waiting = [w for w in waiting if w not in chosen.items()]
+        chosen = first[:buffer]
+        waiting = [w for w in waiting if w not in chosen]
         newest = len(models)
-        taken.append({c: newest - v for c, v in chosen.items()})
+        taken.append({(c, v): newest - v for c, v in chosen})
         model = models[-1]
-        total = sum(3 + len(c) for c in chosen)
+        total = sum(3 + len(c) for c, _ in chosen)
         after: dict[str, Any] = {}
         for name, tensor in model.items():
             mean: Any = None
-            for client in sorted(chosen):
+            for client, version in sorted(chosen):
                 weight = (3 + len(client)) / total
-                weight *= discount(newest - chosen[client], exponent)
-                base = models[chosen[client] - 1]
-                delta = trained(client, base, chosen[client])[name] - base[name]
+                weight *= discount(newest - version, exponent)
+                base = models[version - 1]
+                delta = trained(client, base, version)[name] - base[name]
                 term = np.float32(weight) * delta
                 mean = term if mean is None else mean + term
             after[name] = tensor + np.float32(1) * mean
@@ -110,9 +117,73 @@ def test_versions_have_the_bits_of_fedbuff_in_numpy(new_machine: NewMachine) -> 
         assert {n: t.tobytes() for n, t in found.items()} == {
             n: t.tobytes() for n, t in expected.items()
         }, number
-    assert [record["staleness"] for record in machine.training.records()] == taken
+    assert [record["staleness"] for record in machine.training.records()] == [
+        {client: staleness for (client, _), staleness in found.items()} for found in taken
+    ]
     assert max(max(found.values()) for found in taken) >= 3
     assert math.isclose(discount(3, Fraction(1, 2)), 0.5)
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_so_many_updates_of_a_client_count_in_a_buffer_as_may(
+    new_machine: NewMachine, each: int
+) -> None:
+    """While a version is made others arrive, so that a client has several that wait."""
+    machine = new_machine({"ann": 6.0, "bo": 2.0, "cy": 3.0, "dan": 4.0})
+    rng = random.Random(1)  # noqa: S311 - not a secret
+
+    def meanwhile(invitation: Invitation) -> None:
+        if machine.queue:
+            machine._next_arrival(invitation)
+        machine.paces = {client: rng.uniform(1, 9) for client in machine.paces}
+
+    machine.after_plan = meanwhile
+    state = machine.start(
+        **options(clients=[*machine.paces], updates_per_client=each, buffer=3, rounds=8)
+    )
+    assert state.completed == 8
+    models, taken = fedbuff(machine.arrived, 3, each=each)
+    found = [record["staleness"] for record in machine.training.records()]
+    assert found == [
+        {
+            client if each == 1 else f"{client}@{v:08}": staleness
+            for (client, v), staleness in of.items()
+        }
+        for of in taken[:8]
+    ]
+    most = max(Counter(client for client, _ in of).most_common(1)[0][1] for of in taken[:8])
+    assert most == each
+    assert bits(machine) == {name: tensor.tobytes() for name, tensor in models[8].items()}
+    assert {verdict(machine, *sent)[:7] for sent in machine.arrived} >= {"counted"}
+
+
+def test_a_bad_update_of_a_client_costs_its_others_nothing(new_machine: NewMachine) -> None:
+    """Its rejection is told under the version from which it began, and by its client's name."""
+    machine = new_machine({"ann": 3.0, "bo": 5.0})
+    bad = reference.encode(
+        {"w": np.full(6, np.nan, "f4"), "b": np.ones(2, "f4")}, {"num_samples": "1"}
+    )
+
+    def spoil(invitation: Invitation) -> None:
+        if invitation.number == 2:
+            for version, body in ((1, bad), (2, GOOD)):
+                upload(machine, "cy", version, body)
+
+    machine.before_round = spoil
+    state = machine.start(
+        **options(
+            clients=["ann", "bo", "cy"],
+            updates_per_client=2,
+            rounds=3,
+            round={"server_optimizer": "fedavg", "min_clients": 1},
+        )
+    )
+    assert state.completed == 3
+    record = machine.training.records()[1]
+    assert (record["contributors"], record["rejected"]) == (["cy@00000002"], ["cy@00000001"])
+    assert "tensor 'w' holds a NaN" in (machine.inbox(1).rejection("cy") or "")
+    assert machine.inbox(2).rejection("cy") is None
+    assert machine.state.counted["2"]["cy"]
 
 
 @pytest.mark.parametrize(

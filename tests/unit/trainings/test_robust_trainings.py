@@ -59,6 +59,23 @@ def test_training_pauses_at_once_when_its_privacy_budget_is_spent(machine: Machi
     assert len(read_ledger(machine.store, model).entries) == 2
 
 
+def test_adaptive_clip_goes_on_from_round_to_round(machine: Machine) -> None:
+    adaptive = DP | {"quantile": 0.5}
+    of_round = {"dp": adaptive, "server_optimizer": DELTAS}
+    state = machine.start(rounds=3, clients=CLIENTS, round=of_round)
+    assert state.completed == 3
+    clips = [1.0]
+    for number in range(1, 4):
+        privacy = machine.store.get_json(RoundKeys(f"t-{number:05d}").manifest)["privacy"]
+        assert privacy["clip"] == clips[-1]
+        clips.append(privacy["next_clip"])
+    assert len(set(clips)) == 4
+    assert state.clip == clips[-1]
+    entries = read_ledger(machine.store, machine.model.name).entries
+    assert [entry.mechanism and entry.mechanism["clip"] for entry in entries] == clips[:3]
+    assert [entry.cost for entry in entries] == [pytest.approx(1 / 4 + 1 / 100)] * 3
+
+
 @pytest.mark.parametrize(
     ("of_round", "needed"),
     [({}, 1), ({"rule": "median"}, 3), ({"rule": {"name": "krum", "f": 2}}, 7), ({"dp": DP}, 2)],

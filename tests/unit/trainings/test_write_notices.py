@@ -41,19 +41,19 @@ class Signer:
 class World:
     """A training whose state the test writes, and two holders of tickets, ann and bo."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, **options: Any) -> None:
         self.store, self.keys = machine.store, machine.keys
         machine.train = lambda *_: None
-        machine.start(rounds=3, clients=["ann", "bo", "cy"], repeats=0)
+        machine.start(rounds=3, clients=["ann", "bo", "cy"], repeats=0, **options)
         machine.store.deaths = set()
         for client in ("ann", "bo"):
             self.store.put_json(self.keys.notice(client), Notice(client).to_json())
 
-    def show(self, *clients: str, **changes: Any) -> None:
+    def show(self, *clients: str, open_for_all: bool = False, **changes: Any) -> None:
         invitation = Invitation("t-00001", 1, 0, False, clients, 2, 1, {"lr": 0.1})
         state = {**self.store.get_json(self.keys.state), "status": "running", "cause": None}
         state = TrainingState.from_json(state).to_json()
-        state["invitation"] = vars(invitation) if clients else None
+        state["invitation"] = vars(invitation) if clients or open_for_all else None
         self.store.put_json(self.keys.state, state | changes)
 
     def write(self, key: str | None = None) -> dict[str, Any]:
@@ -136,6 +136,26 @@ def test_the_urls_are_for_what_they_say_and_for_half_a_day(world: World) -> None
     model = TrainingKeys("t").root
     assert model not in ticket["model"]["url"]
     assert ticket["layout"].keys() == {"w", "b"}
+
+
+def test_in_a_buffered_training_all_holders_can_send_an_update_from_the_newest_version(
+    machine: Machine,
+) -> None:
+    world = World(machine, mode="buffered", buffer=2)
+    counted = {"1": {"ann": "aaaaaaaa", "cy": "cccccccc"}}
+    world.show(open_for_all=True, counted=counted, suspects=["cy"])
+    assert world.write() == {"training": "t", "written": 2}
+    notice, ticket = world.notice("ann"), dict(world.notice("ann").ticket or {})
+    assert ticket["round_id"] == world.keys.inbox(1).round_id
+    [(beginning, _)] = ticket["upload"].items()
+    assert beginning.startswith(f"https://bucket/{world.keys.inbox(1).update('ann')}?")
+    assert notice.state is not None
+    assert notice.state.counted == {"1": {"ann": "aaaaaaaa"}}
+    assert b"cy" not in world.store.objects[world.keys.notice("ann")]
+    assert world.notice("bo").state.counted == {}  # type: ignore[union-attr]
+    # An evaluation invites clients by their names.
+    world.show("bo")
+    assert world.write() == {"training": "t", "written": 1}
 
 
 def test_of_two_writers_the_one_with_the_older_state_writes_again(

@@ -69,10 +69,16 @@ LIMITS: Final = {
 """By the accumulator's type, so that neither products nor :meth:`Limits.magic` overflow."""
 
 
-def cut_chunks(spans: Sequence[Span], nbytes: int, shards: int) -> list[Shard]:
-    """Cut a layout into M shards of whole chunks; some are empty if there are fewer chunks."""
-    count = -(-nbytes // ROW_BYTES)
-    positions = [_start(spans, nbytes, count * shard // shards) for shard in range(shards + 1)]
+def cut_chunks(spans: Sequence[Span], nbytes: int, shards: int, together: int = 1) -> list[Shard]:
+    """Cut a layout into M shards of whole chunks; some are empty if there are fewer chunks.
+
+    ``together`` chunks are never cut apart.
+    """
+    count = -(-nbytes // (together * ROW_BYTES))
+    positions = [
+        chunk_start(spans, nbytes, together * (count * shard // shards))
+        for shard in range(shards + 1)
+    ]
     return [
         Shard(number, start, end)
         for number, (start, end) in enumerate(itertools.pairwise(positions))
@@ -86,24 +92,26 @@ def chunk_ranges(
     chunk = start // ROW_BYTES
     while start < end:
         chunk += 1
-        stop = min(_start(spans, nbytes, chunk), end)
+        stop = min(chunk_start(spans, nbytes, chunk), end)
         if start < stop:
             yield start, stop
             start = stop
 
 
-def _start(spans: Sequence[Span], nbytes: int, chunk: int) -> int:
+def chunk_start(spans: Sequence[Span], nbytes: int, chunk: int) -> int:
     """Return where a chunk starts in the layout, on an element boundary."""
     return nbytes if chunk * ROW_BYTES >= nbytes else aligned(spans, chunk * ROW_BYTES)
 
 
 class ExactSum:
-    """The sum of float64 matrices, without any rounding.
+    """The sum of float64 matrices, or of their diagonals, without any rounding.
 
     Parameters
     ----------
     size
         The number of rows and of columns.
+    pairs
+        Whether these are matrices; otherwise they are vectors, the diagonals of matrices.
 
     Attributes
     ----------
@@ -111,12 +119,12 @@ class ExactSum:
         Matrices whose sum it is. Which ones depends on the order of additions; their sum does not.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, *, pairs: bool = True) -> None:
+        self._size, self._pairs = size, pairs
         self.components: list[Matrix] = []
 
     def add(self, matrix: Matrix) -> None:
-        """Add a finite matrix."""
+        """Add a finite matrix, or its diagonal."""
         rest = matrix
         for total in self.components:
             # Knuth's two-sum: the rounded sum, and exactly what rounding has lost.
@@ -128,27 +136,47 @@ class ExactSum:
                 return
         self.components.append(rest.copy())
 
-    def to_json(self) -> list[list[float]]:
-        """Return the upper triangles of the components, row by row."""
-        upper = np.triu_indices(self._size)
-        return [component[upper].tolist() for component in self.components]
+    def add_sum(self, other: "ExactSum") -> None:
+        """Add another sum of the same size."""
+        for component in other.components:
+            self.add(component)
 
-    def add_json(self, written: Sequence[Sequence[float]]) -> None:
-        """Add what :meth:`to_json` returned.
+    def rounded_diagonal(self) -> list[float]:
+        """Return the elements of the diagonal, each rounded once."""
+        parts = [np.diag(c) if self._pairs else c for c in self.components]
+        return [math.fsum(float(part[i]) for part in parts) for i in range(self._size)]
+
+    def to_json(self) -> list[list[float]]:
+        """Return the upper triangles of the components, row by row; or the diagonals."""
+        kept = self._kept(0, self._size)
+        return [component[kept].tolist() for component in self.components]
+
+    def add_json(
+        self, written: Sequence[Sequence[float]], first: int = 0, stop: int | None = None
+    ) -> None:
+        """Add what :meth:`to_json` returned, of the rows and columns [first, stop).
 
         Raises
         ------
         ValueError
             It is none of this size, or not finite.
         """
-        upper = np.triu_indices(self._size)
+        kept = self._kept(first, self._size if stop is None else stop)
+        shape = (self._size, self._size) if self._pairs else (self._size,)
         for values in written:
             flat = np.array(values, float)
-            if len(flat) != len(upper[0]) or not np.isfinite(flat).all():
+            if len(flat) != len(kept[0]) or not np.isfinite(flat).all():
                 raise ValueError(f"{len(flat)} sums of products, or one that is not finite")
-            matrix = np.zeros((self._size, self._size))
-            matrix[upper] = flat
+            matrix = np.zeros(shape)
+            matrix[kept] = flat
             self.add(matrix)
+
+    def _kept(self, first: int, stop: int) -> tuple[npt.NDArray[np.intp], ...]:
+        """Return the positions of the elements that are written."""
+        if not self._pairs:
+            return (np.arange(first, stop),)
+        rows, columns = np.triu_indices(stop - first)
+        return rows + first, columns + first
 
     def rounded(self) -> list[list[float]]:
         """Return the symmetric matrix, each element rounded once."""
@@ -173,8 +201,7 @@ class Measuring:
         The stretches of the layout that are not measured. Spans have to be split where they begin
         and end.
     pairs
-        Whether products of different updates are needed; otherwise they stay zero, and only norms
-        are measured.
+        Whether products of different updates are needed; otherwise only norms are measured.
 
     Attributes
     ----------
@@ -186,7 +213,7 @@ class Measuring:
     accumulator: ClassVar[None] = None
 
     def __init__(self, inputs: int, buffers: Stretches = (), *, pairs: bool = True) -> None:
-        self.products = ExactSum(inputs)
+        self.products = ExactSum(inputs, pairs=pairs)
         self._buffers, self._pairs = buffers, pairs
         # Pages that are never touched take no memory.
         self._rounded = np.empty((inputs, MOST_ELEMENTS))
@@ -225,5 +252,5 @@ class Measuring:
         if self._pairs:
             self.products.add(rounded @ rounded.T)
         else:
-            self.products.add(np.diag([row @ row for row in rounded]))
+            self.products.add(np.array([row @ row for row in rounded]))
         return NOTHING

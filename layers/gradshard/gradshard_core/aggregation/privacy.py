@@ -19,6 +19,13 @@ update, the change is at most 2C.
 **The guarantee** is that of the Gaussian mechanism in Rényi and concentrated differential privacy
 (Canonne et al., theorem 14): the release is α / 2z² Rényi-DP of every order α > 1. Several releases
 add up: Σ 1/z² is all that an accountant needs of them.
+
+**An adaptive clip** (Andrew et al. 2021, https://arxiv.org/abs/1905.03871, algorithm 1) follows a
+quantile q of the lengths from round to round. A round also releases b, the share of the updates
+that were not clipped, with noise of the deviation σ_b / n, and the next clip is C · exp(-η(b - q)).
+A client changes the number of such updates by at most 1, so this is one more Gaussian mechanism,
+with the noise multiplier σ_b. (The paper has ½, because there an absent client counts as half of
+one. Here it counts as one that sent zeros.) The round costs 1/z² + 1/σ_b².
 """
 
 import math
@@ -31,8 +38,9 @@ import numpy as np
 from gradshard_core.aggregation import arithmetic, noise
 from gradshard_core.aggregation.gram_rules import Decision, Gram, norms_of
 from gradshard_core.aggregation.kernel import Block, Piece, Source, pieces_of
-from gradshard_core.aggregation.sharding import block_bytes
+from gradshard_core.aggregation.sharding import block_bytes, count_elements
 from gradshard_core.errors import SpecError
+from gradshard_core.formats.layout import Span
 
 MARGIN: Final = 1 + 2.0**-10
 """The factor by which an update may be longer than it was measured."""
@@ -43,10 +51,29 @@ Rounding toward zero then takes half of 1/128 of it."""
 
 LEAST_CLIENTS: Final = 2
 
+COUNT_ELEMENT: Final = 2**62
+"""The number of the noise's element that is added to the number of updates that were not clipped:
+no update has as many elements."""
+
+DEFAULT_RATE: Final = 0.2
+"""η of Andrew et al. 2021, section 3.1."""
+
+COUNT_FACTOR: Final = 5
+"""σ_b / z by default: the count then makes a round 4 % more costly."""
+
+_CLIP_DIGITS: Final = 9
+"""Significant digits of an adapted clip: the same on processors whose exp differs in the last."""
+
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "clip": (2.0**-40, 2.0**40),
     "noise_multiplier": (0.01, 1000.0),
     "delta": (1e-15, 0.1),
+}
+
+_ADAPTIVE: Final[Mapping[str, tuple[float, float]]] = {
+    "quantile": (0.01, 0.99),
+    "clip_rate": (0.001, 10.0),
+    "count_deviation": (0.01, 1e6),
 }
 
 
@@ -65,6 +92,35 @@ class Grid(NamedTuple):
     terms: int
 
 
+def grid_of(length: float, multiplier: float, elements: int) -> Grid:
+    """Return the grid for vectors of so many elements that are at most so long."""
+    fitting = (
+        terms
+        for terms in range(1, noise.MAX_TERMS)
+        if noise.deviation(terms) >= multiplier * FINENESS * math.sqrt(max(1, elements))
+    )
+    terms = next(fitting, noise.MAX_TERMS)
+    return Grid(multiplier * length / noise.deviation(terms), terms)
+
+
+class Adaptation(NamedTuple):
+    """How the clip follows the lengths of updates.
+
+    Parameters
+    ----------
+    quantile
+        q, the share of updates that are to stay whole.
+    clip_rate
+        η, by which the clip moves.
+    count_deviation
+        σ_b, the deviation of the noise of the number of updates that were not clipped.
+    """
+
+    quantile: float
+    clip_rate: float
+    count_deviation: float
+
+
 @dataclass(frozen=True)
 class PrivacyMechanism:
     """Clip updates, and add noise to their sum.
@@ -77,11 +133,14 @@ class PrivacyMechanism:
         z: the noise of the sum has the standard deviation zC.
     delta
         δ, at which ε is stated.
+    adaptation
+        How the clip of the next round follows; None if it stays.
     """
 
     clip: float
     noise_multiplier: float
     delta: float
+    adaptation: Adaptation | None = None
 
     name: ClassVar[str] = "dp"
     score: ClassVar[str] = "norm"
@@ -89,19 +148,46 @@ class PrivacyMechanism:
 
     @property
     def cost(self) -> float:
-        """1/z²: what a round adds to a model's ledger."""
-        return 1 / self.noise_multiplier**2
+        """1/z² + 1/σ_b²: what a round adds to a model's ledger."""
+        return 1 / self.noise_multiplier**2 + self.count_cost
+
+    @property
+    def count_cost(self) -> float:
+        """1/σ_b²: the part of the cost with which the clip adapts."""
+        return 0.0 if self.adaptation is None else 1 / self.adaptation.count_deviation**2
 
     def grid(self, elements: int) -> Grid:
         """Return the grid for updates of so many elements."""
-        fitting = (
-            terms
-            for terms in range(1, noise.MAX_TERMS)
-            if noise.deviation(terms)
-            >= self.noise_multiplier * FINENESS * math.sqrt(max(1, elements))
-        )
-        terms = next(fitting, noise.MAX_TERMS)
-        return Grid(self.noise_multiplier * self.clip / noise.deviation(terms), terms)
+        return grid_of(self.clip, self.noise_multiplier, elements)
+
+    def noisy_count(self, factors: Sequence[float], key: bytes) -> float | None:
+        """Return how many updates were not clipped, with noise; None if the clip stays.
+
+        Parameters
+        ----------
+        factors
+            sᵢ of :meth:`decide`.
+        key
+            The key of the round's noise.
+        """
+        if self.adaptation is None:
+            return None
+        grid = grid_of(1.0, self.adaptation.count_deviation, 1)
+        drawn = np.empty(1, np.int64)
+        source = noise.NoiseSource(key, grid.terms, COUNT_ELEMENT)
+        source.read_into(arithmetic.bytes_of(drawn))
+        whole = sum(factor == 1.0 for factor in factors)
+        return float(whole * math.trunc(1 / grid.step) + int(drawn[0])) * grid.step
+
+    def next_clip(self, count: float, contributors: int) -> float:
+        """Return the clip of the next round, from the noisy count of this one."""
+        if self.adaptation is None:
+            return self.clip
+        away = count / contributors - self.adaptation.quantile
+        # exp must not overflow, however large the noise.
+        moved = max(-50.0, min(50.0, -self.adaptation.clip_rate * away))
+        low, high = _BOUNDS["clip"]
+        return max(low, min(high, float(f"{self.clip * math.exp(moved):.{_CLIP_DIGITS}g}")))
 
     def decide(self, gram: Gram, samples: Sequence[int]) -> Decision:
         """Return the factors sᵢ; every client counts alike, whatever its number of samples."""
@@ -117,35 +203,59 @@ class PrivacyMechanism:
             "clip": self.clip,
             "noise_multiplier": self.noise_multiplier,
             "delta": self.delta,
+            **({} if self.adaptation is None else self.adaptation._asdict()),
         }
 
 
 def parse_privacy(stated: Any) -> PrivacyMechanism:
-    """Read a mechanism from JSON: ``clip``, ``noise_multiplier`` and ``delta``.
+    """Read a mechanism from JSON: ``clip``, ``noise_multiplier``, ``delta``, maybe ``quantile``.
 
     Raises
     ------
     SpecError
         A field is unknown, missing or out of its bounds.
     """
-    if not isinstance(stated, Mapping) or stated.keys() - _BOUNDS.keys():
-        raise SpecError(f"dp is {stated!r}, not {{clip: …, noise_multiplier: …, delta: …}}")
-    for name, (low, high) in _BOUNDS.items():
-        value = stated.get(name)
-        if value is None:
+    if not isinstance(stated, Mapping) or stated.keys() - _BOUNDS.keys() - _ADAPTIVE.keys():
+        raise SpecError(
+            f"dp is {stated!r}, not {{clip: …, noise_multiplier: …, delta: …}}, and for a clip "
+            f"that adapts {', '.join(_ADAPTIVE)}"
+        )
+    for name in _BOUNDS:
+        if stated.get(name) is None:
             raise SpecError(
                 f"dp needs {name}, for example "
                 '{"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}'
             )
+    given = {name: value for name, value in stated.items() if value is not None}
+    for name, value in given.items():
+        low, high = {**_BOUNDS, **_ADAPTIVE}[name]
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not low <= value <= high:
             raise SpecError(f"dp: {name} is {value!r}, not a number from {low:g} to {high:g}")
-    return PrivacyMechanism(**{name: float(stated[name]) for name in _BOUNDS})
+    clip, multiplier, delta = (float(given[name]) for name in _BOUNDS)
+    return PrivacyMechanism(clip, multiplier, delta, _adaptation(given))
+
+
+def _adaptation(given: Mapping[str, Any]) -> Adaptation | None:
+    """Return how the clip adapts, by default with a count of :data:`COUNT_FACTOR` times z."""
+    if "quantile" not in given:
+        for name in given.keys() & _ADAPTIVE.keys():
+            raise SpecError(
+                f"dp: {name} is for a clip that adapts to a quantile of the lengths: give "
+                'quantile, too, for example "quantile": 0.5'
+            )
+        return None
+    by_default = COUNT_FACTOR * float(given["noise_multiplier"])
+    return Adaptation(
+        float(given["quantile"]),
+        float(given.get("clip_rate", DEFAULT_RATE)),
+        float(given.get("count_deviation", by_default)),
+    )
 
 
 @dataclass(frozen=True)
 class PrivateSum:
-    """The reduction of a private round; the last source is the noise, of int64.
+    """The reduction of a private round; the last source of a whole sum is the noise, of int64.
 
     Parameters
     ----------
@@ -153,14 +263,19 @@ class PrivateSum:
         g of the grid.
     contributors
         The number of updates, by which the sum is divided.
+    of_sums
+        Whether inputs are partial sums, which are whole numbers in float64.
+    to_sums
+        Whether the output is a partial sum, to which no noise is added.
     gathers
         Whether some inputs have their tensors in another order.
     """
 
     step: float
     contributors: int
+    of_sums: bool = False
+    to_sums: bool = False
     gathers: bool = False
-    of_sums: ClassVar[bool] = False
     accumulator: ClassVar[np.dtype[Any]] = np.dtype(np.float64)
 
     def rows(self, _inputs: int) -> int:
@@ -174,8 +289,8 @@ class PrivateSum:
     def take(
         self, sources: Sequence[Source], weights: Sequence[float | None], block: Block
     ) -> None:
-        """Add a block of every input, with its factor sᵢ as weight, and the noise."""
-        *updates, noises = sources
+        """Add a block of every input, an update with its factor sᵢ as weight; and the noise."""
+        updates = sources if self.to_sums else sources[:-1]
         for piece in pieces_of(block):
             piece.rows[0].fill(0)
         for source, weight in zip(updates, weights, strict=True):
@@ -183,14 +298,20 @@ class PrivateSum:
             for slice_ in block:
                 source.read_into(slice_.raw)
                 for piece in slice_.pieces:
-                    _add_truncated(piece, steps)
-        for _, _, [total], scratch in pieces_of(block):
-            noises.read_into(arithmetic.bytes_of(scratch))
-            np.add(total, scratch.view(np.int64), out=total)
+                    if self.of_sums:
+                        np.add(piece.rows[0], piece.elements, out=piece.rows[0])
+                    else:
+                        _add_truncated(piece, steps)
+        for noises in sources[len(updates) :]:
+            for _, _, [total], scratch in pieces_of(block):
+                noises.read_into(arithmetic.bytes_of(scratch))
+                np.add(total, scratch.view(np.int64), out=total)
 
     def finish(self, piece: Piece, _position: int) -> memoryview:
         """Return the bytes of a piece of the average; what is too large becomes the largest."""
         dtype, [total], narrow = piece.dtype, piece.rows, piece.scratch
+        if self.to_sums:
+            return arithmetic.bytes_of(total)
         np.multiply(total, self.step, out=total)
         np.divide(total, self.contributors, out=total)
         # Noise must not make an infinity, nor have a client rejected. A client's choice of numbers
@@ -201,6 +322,11 @@ class PrivateSum:
         wide = narrow.view(dtype.accumulator)[: len(total)]
         np.copyto(wide, total, casting="same_kind")
         return arithmetic.finish(dtype, wide, total.view(dtype.accumulator)[: len(total)])
+
+
+def private_sums_bytes(spans: Sequence[Span], start: int, end: int) -> int:
+    """Return the size of a partial sum of [start, end) of a private round."""
+    return PrivateSum.accumulator.itemsize * count_elements(spans, start, end)
 
 
 def _add_truncated(piece: Piece, steps: float) -> None:

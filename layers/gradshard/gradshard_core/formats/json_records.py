@@ -24,7 +24,7 @@ def decode(key: str, body: bytes, read: Callable[[Any], T]) -> T:
     """
     try:
         value = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenObjectError(f"{key}: {len(body)} bytes that are no JSON: {error}") from None
     try:
         return read(value)

@@ -95,6 +95,19 @@ def is_client(name: str) -> bool:
     return _ID.fullmatch(name) is not None and name not in RESERVED_CLIENTS
 
 
+def entry_id(client: str, version: int) -> str:
+    """Return how a round names one of several updates of a client, by the version it began from.
+
+    It has a character that no id has.
+    """
+    return f"{client}@{version:08}"
+
+
+def sender_of(contributor: str) -> str:
+    """Return the client that sent an update, from its name in a round."""
+    return contributor.partition("@")[0]
+
+
 class ObjectVersion(NamedTuple):
     """One immutable version of an object; ``version`` is empty in a bucket without versions."""
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import RoundKeys, is_client
+from gradshard_core.formats.masked import PROTOCOL, roster_digest
 from gradshard_core.keeper.records import (
     KeeperKeys,
     Stream,
@@ -39,7 +40,11 @@ class RefusedError(Exception):
 def context_of(request: Request, client: str) -> SealContext:
     """Return what a client's seed must have been sealed for."""
     return SealContext(
-        request.round_id, client, request.clients, request.min_clients, request.encoding
+        request.round_id,
+        client,
+        roster_digest(request.clients),
+        request.min_clients,
+        request.encoding,
     )
 
 
@@ -62,15 +67,16 @@ def check_request(
     Returns
     -------
     dict
-        ``round`` and ``tasks``: nothing of both if the request is refused or was answered before.
+        ``round`` and ``tasks``: nothing of both if the request is refused, and no tasks if it was
+        answered before.
     """
     round_id = parse_request_key(key)
     if round_id is None:
         return NOTHING
     keys = KeeperKeys(round_id)
     request = store.get_json(keys.request, Request.from_json)
-    if request is None:
-        return NOTHING  # answered before
+    if request is None:  # answered before
+        return {"round": round_id, "tasks": []}
     if request.round_id != round_id:
         return NOTHING
     try:
@@ -80,15 +86,14 @@ def check_request(
         store.put_json(f"refusals/{round_id}/{request.digest}.json", refusal.to_json())
         answers.put_json(RoundKeys(round_id).refusal, refusal.to_json())
         return NOTHING
-    if work is None:
-        return NOTHING
+    tasks = 0
     # Nothing is left to sum if the answer is complete, and its giving was cut off.
-    is_open = answers.list_parts(RoundKeys(round_id).masks, work.upload_id) is not None
+    if work and answers.list_parts(RoundKeys(round_id).masks, work.upload_id) is not None:
+        tasks = work.tasks
     return {
         "round": round_id,
         "tasks": [
-            {"round": round_id, "task": {"level": 0, "number": number}}
-            for number in range(work.tasks if is_open else 0)
+            {"round": round_id, "task": {"level": 0, "number": number}} for number in range(tasks)
         ],
     }
 
@@ -141,6 +146,11 @@ def _begin(
 
 def _check_terms(request: Request, least_clients: int) -> Stream:
     """Check what all clients have agreed to."""
+    if request.protocol != PROTOCOL:
+        raise RefusedError(
+            f"the aggregator speaks {request.protocol!r}, and this keeper {PROTOCOL!r}: deploy "
+            "both stacks from one version of gradshard"
+        )
     names = [seed.client for seed in request.contributors]
     strangers = sorted(set(names) - set(request.clients))
     if strangers:
@@ -157,7 +167,7 @@ def _check_terms(request: Request, least_clients: int) -> Stream:
         raise RefusedError("the roster has a name that is no client's id")
     try:
         return Stream.of(request.encoding)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RefusedError(f"the terms are not those of this protocol: {error}") from None
 
 

@@ -30,17 +30,22 @@ def give_answer(store: S3Store, answers: S3Store, round_id: str) -> dict[str, An
         return {"given": False}
     keys = KeeperKeys(round_id)
     work = store.get_json(keys.work, Work.from_json)
-    if work is None:  # refused, or given before
-        return {"given": False}
     key = RoundKeys(round_id).masks
-    parts = answers.list_parts(key, work.upload_id)
-    if parts is not None:
-        if len(parts) != work.tasks:
-            raise KeeperError(f"{key} has {len(parts)} parts, not {work.tasks}")
-        answers.complete_upload(key, work.upload_id, parts)
-    # Without parts it was completed before, or the round was given up, and nobody waits.
-    given = {"given_at": datetime.now(UTC).isoformat(), "request": work.request.digest}
-    store.put_json(keys.given, given, replaces=None)
+    if store.head(keys.given) is not None:
+        if work is not None:  # a late repetition began once more, when the answer was being given
+            answers.abort_upload(key, work.upload_id)
+    elif work is None:
+        return {"given": False}
+    else:
+        parts = answers.list_parts(key, work.upload_id)
+        if parts is not None:
+            if len(parts) != work.tasks:
+                raise KeeperError(f"{key} has {len(parts)} parts, not {work.tasks}")
+            answers.complete_upload(key, work.upload_id, parts)
+        # Without parts it was completed before, or the round was given up, and nobody waits.
+        given = {"given_at": datetime.now(UTC).isoformat(), "request": work.request.digest}
+        store.put_json(keys.given, given, replaces=None)
+    # The aggregator may have asked again what was answered.
     store.delete(keys.request)
     store.delete(keys.work)
     return {"given": True}

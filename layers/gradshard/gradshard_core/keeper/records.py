@@ -106,7 +106,10 @@ class Stream(NamedTuple):
         elements, bits = stated["elements"], stated["ring_bits"]
         if type(elements) is not int or elements < 1 or bits not in {32, 64}:
             raise ValueError("the encoding has no number of elements, or another ring")
-        return cls(elements + 1, bits)
+        stream = cls(elements + 1, bits)
+        if stream.nbytes > MOST_TASKS * limits.MAX_PART_BYTES:
+            raise ValueError(f"masks of {stream.nbytes} bytes are too long for {MOST_TASKS} parts")
+        return stream
 
     @property
     def nbytes(self) -> int:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from gradshard_core.aggregation.fixed_point import FixedPoint
@@ -13,7 +13,7 @@ from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout
-from gradshard_core.formats.masked import elements_of
+from gradshard_core.formats.masked import elements_of, roster_digest
 
 if TYPE_CHECKING:
     from gradshard_core.planning.spec import RoundSpec
@@ -75,6 +75,58 @@ class MaskingTerms(NamedTuple):
         return json.dumps(stated, sort_keys=True, separators=(",", ":"))
 
 
+class Agreement(NamedTuple):
+    """The conditions to which a client of a masked round agrees when it seals its seed.
+
+    It has the roster's digest in place of the ids, so a client without AWS credentials need not
+    learn who else takes part.
+
+    Parameters
+    ----------
+    terms
+        The terms with which the round was opened.
+    clients, roster
+        The number of clients on the roster, and their digest
+        (:func:`gradshard_core.formats.masked.roster_digest`).
+    min_clients
+        The fewest updates that may be added up.
+    """
+
+    terms: MaskingTerms
+    clients: int
+    roster: str
+    min_clients: int
+
+    @classmethod
+    def of(cls, spec: "RoundSpec") -> Self | None:
+        """Return what a round asks its clients to agree to; None if it is not masked."""
+        if spec.masked is None or isinstance(spec.clients, int):
+            return None
+        return cls(spec.masked, spec.expected, roster_digest(spec.clients), spec.min_clients)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return self._asdict() | {"terms": self.terms.to_json()}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        SpecError
+            A field is out of its bounds.
+        """
+        terms = parse_masking(fields["terms"])
+        found = cls(terms, fields["clients"], fields["roster"], fields["min_clients"])
+        if type(found.clients) is not int or type(found.min_clients) is not int:
+            raise SpecError("masked: clients and min_clients are not whole numbers")
+        if not re.fullmatch(r"[0-9a-f]{64}", str(found.roster)):
+            raise SpecError("masked: roster is no SHA-256 in hexadecimal")
+        terms.fixed(found.clients)
+        return found
+
+
 class Masking(NamedTuple):
     """The plan's part of a masked round.
 
@@ -108,6 +160,31 @@ class Masking(NamedTuple):
     def fixed(self) -> FixedPoint:
         """The encoding of elements."""
         return self.terms.fixed(self.clients)
+
+    @property
+    def answer_bytes(self) -> int:
+        """The size of the keeper's answer: the layout's elements, and one for the count."""
+        return (self.elements + 1) * self.terms.ring_bits // 8
+
+    def total_of(self, masked_counts: Sequence[int], last: bytes) -> int:
+        """Return the sum of the contributors' counts.
+
+        Parameters
+        ----------
+        masked_counts
+            Their counts, masked.
+        last
+            The last element of the keeper's answer: the sum of those masks.
+
+        Raises
+        ------
+        UpdateError
+            It cannot be the sum of so many counts.
+        """
+        masks = int.from_bytes(last, "little")
+        total: int = (sum(masked_counts) - masks) % 2**self.terms.ring_bits
+        self.fixed.check_total(total, len(masked_counts))
+        return total
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -242,6 +319,25 @@ NOT_MASKED: Final = {
 }
 """Options that masked rounds cannot have, and the reasons."""
 
+NOT_IN_MASKED_TRAININGS: Final = {
+    "evaluate_every": "evaluations send each client's metrics in the clear",
+    "stop": "masked updates have no metrics to stop by",
+}
+"""Options that trainings with masked rounds cannot have, and the reasons."""
+
+
+def check_unused(options: Container[str]) -> None:
+    """Check the names of the options that are given beside ``masked``.
+
+    Raises
+    ------
+    SpecError
+        One does not go with masks.
+    """
+    for name, reason in NOT_MASKED.items():
+        if name in options:
+            raise SpecError(f"masked: leave out {name}: {reason}")
+
 
 def check_masked(spec: "RoundSpec", defaults: Mapping[str, Any]) -> None:
     """Check the options of a masked round: nobody can look at its updates.
@@ -270,9 +366,7 @@ def check_masked(spec: "RoundSpec", defaults: Mapping[str, Any]) -> None:
             f"min_clients is {spec.min_clients}, and the sum over one client is its update: give "
             f"at least {LEAST_MASKED}"
         )
-    for name, reason in NOT_MASKED.items():
-        if getattr(spec, name) != defaults[name]:
-            raise SpecError(f"masked: leave out {name}: {reason}")
+    check_unused({n for n in NOT_MASKED if getattr(spec, n) != defaults[n]})
     spec.masked.fixed(spec.expected)
     if spec.layout is not None:
         check_layout(spec.masked, spec.expected, spec.layout)

@@ -16,8 +16,14 @@ from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, SHARES
 from gradshard_core.aggregation.buffers import Stretches, clip_stretches
 from gradshard_core.aggregation.gram import Measuring, cut_chunks
+from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
-from gradshard_core.aggregation.privacy import Grid, PrivacyMechanism, PrivateSum
+from gradshard_core.aggregation.privacy import (
+    Grid,
+    PrivacyMechanism,
+    PrivateSum,
+    private_sums_bytes,
+)
 from gradshard_core.aggregation.ring_sum import Decoding, RingSum, ring_spans
 from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.aggregation.sharding import Shard, count_elements, cut_shards, sums_bytes
@@ -241,6 +247,8 @@ class Computation:
     surveys
         Whether tasks read the headers of a large round's updates, which is a pass before all
         others, and write no average. Weights and layout are not known then.
+    sample
+        The elements that tasks measure; None for all.
     """
 
     levels: tuple[Level, ...]
@@ -255,6 +263,7 @@ class Computation:
     measures: bool = False
     measured: int | None = None
     dp: PrivacyMechanism | None = None
+    sample: Sample | None = None
     surveys: bool = False
 
     @property
@@ -527,10 +536,21 @@ class Plan:
         ]
 
     def _cut(self) -> list[Shard]:
+        """Cut the layout into M shards."""
         if self.computation.surveys:  # no layout is known
             return [Shard(0, 0, 0)]
-        cut = cut_chunks if self.computation.measures else cut_shards
-        return cut(self.layout.spans, self.layout.nbytes, self.computation.shards)
+        layout, shards, sample = self.layout, self.computation.shards, self.computation.sample
+        if not self.computation.measures:
+            return cut_shards(layout.spans, layout.nbytes, shards)
+        together = 1 if sample is None else sample.together
+        return cut_chunks(layout.spans, layout.nbytes, shards, together)
+
+    def stretches(self, task: Task) -> list[tuple[int, int]]:
+        """Return the ranges that a task reads: all of it, or a sample while it measures."""
+        sample, layout = self.computation.sample, self.layout
+        if sample is None or not self.computation.measures:
+            return [(task.start, task.end)]
+        return sample.stretches(layout.spans, layout.nbytes, task.start, task.end)
 
     def next_tasks(self) -> list[list[Task]]:
         """Return the tasks of this stage, and the higher levels when no group is awaited.
@@ -573,14 +593,18 @@ class Plan:
         """
         computation = self.computation
         if computation.measures:
-            decider = computation.dp or computation.robust
-            pairs = decider is None or decider.pairs
-            return Measuring(inputs, self.layout.buffers, pairs=pairs)
+            return Measuring(inputs, self.layout.buffers, pairs=self.pairs)
         if computation.robust is not None and computation.robust.is_columns:
             return computation.robust.reduction(inputs, gathers=gathers)
-        if self.grid is not None:
-            return PrivateSum(self.grid.step, len(self.contributors), gathers=gathers)
         is_last = self.is_last(level)
+        if self.grid is not None:
+            return PrivateSum(
+                self.grid.step,
+                len(self.contributors),
+                of_sums=level > 0,
+                to_sums=not is_last,
+                gathers=gathers,
+            )
         if self.masking is not None:
             decoding = Decoding(self.masking.fixed, self.masking.total)
             return RingSum(decoding if is_last else None)
@@ -592,6 +616,18 @@ class Plan:
             allow_nonfinite=self.computation.allow_nonfinite,
             gathers=gathers,
         )
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the plan measures products of different updates; otherwise only norms."""
+        decider = self.computation.dp or self.computation.robust
+        return decider is None or decider.pairs
+
+    def sums_bytes(self, start: int, end: int) -> int:
+        """Return the size of a partial sum of [start, end) of the layout."""
+        if self.computation.dp is not None:
+            return private_sums_bytes(self.layout.spans, start, end)
+        return sums_bytes(self.input_spans, start, end)
 
     @property
     def grid(self) -> Grid | None:

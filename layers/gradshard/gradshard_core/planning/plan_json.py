@@ -6,6 +6,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar
 
+from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.privacy import parse_privacy
 from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
@@ -77,6 +78,7 @@ def plan_to_json(plan: Plan, put: Put | None = None) -> dict[str, Any]:
         "measured": computation.measured,
         "surveys": computation.surveys,
         "dp": computation.dp and computation.dp.to_json(),
+        "sample": computation.sample and computation.sample.to_json(),
         "allow_nonfinite": computation.allow_nonfinite,
         "shards": computation.shards,
         "levels": [vars(level) for level in computation.levels],
@@ -146,6 +148,7 @@ def parse_plan(written: dict[str, Any], get: Get | None = None) -> Plan:
             measured=written["measured"],
             surveys=written["surveys"],
             dp=written["dp"] and parse_privacy(written["dp"]),
+            sample=written["sample"] and Sample.from_json(written["sample"]),
             layers=tuple(
                 PlannedLayerWeights(missed, tuple(weights))
                 for _, _, missed, weights in written["layers"]

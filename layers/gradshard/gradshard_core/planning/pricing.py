@@ -180,7 +180,7 @@ def bill(
     passes = [*measuring, *levels]
     measured = sum(run.number for level in measuring for run in level)
     gb_seconds = memory_mb / 1024 * sum(run.number * run.seconds for lvl in passes for run in lvl)
-    small_gb_seconds = _collected(clients) * speeds.COLLECT_GB_SECONDS + speeds.ROUND_GB_SECONDS
+    small_gb_seconds = clients * speeds.COLLECT_GB_SECONDS + speeds.ROUND_GB_SECONDS
     small_gb_seconds += speeds.REPLAN_GB_SECONDS * bool(measured)
     return Bill(
         lambda_=gb_seconds * gb_second,
@@ -213,9 +213,9 @@ def events(tasks: Sequence[int], updates: int, models: int = 0, measured: int = 
         Tasks that measured before.
     """
     partials = sum(tasks[:-1])
-    # Opening: spec, callback. The deadline's note. Planning: layout, plan, tasks, and a header for
-    # the state. A report for each task. Finalizing: result and manifest.
-    objects = 2 + 1 + (2 + len(tasks)) + (models > 1) + sum(tasks) + 2
+    # Opening: spec, callback. Planning: layout, plan, tasks, and a header for the state. A report
+    # for each task. Finalizing: result and manifest.
+    objects = 2 + (2 + len(tasks)) + (models > 1) + sum(tasks) + 2
     # Partial sums are deleted for good by finalize_round. Versions of a model stay, and of what
     # notes the current one a version is deleted for each that is written.
     kept = models + 1 + 2 if models else 0
@@ -246,12 +246,7 @@ def invocations(tasks: int, clients: int, measured: int = 0) -> int:
 
     After ``measured`` tasks the round is finalized and planned once more.
     """
-    return tasks + _collected(clients) + 3 + (measured + 2 if measured else 0)
-
-
-def _collected(clients: int) -> int:
-    # An arrival each, and the deadline, which passes after the round, too.
-    return clients + 1
+    return tasks + clients + 3 + (measured + 2 if measured else 0)
 
 
 def around(tasks: Sequence[int], clients: int, models: int = 0, measured: int = 0) -> Requests:
@@ -277,16 +272,15 @@ def around(tasks: Sequence[int], clients: int, models: int = 0, measured: int = 
         # Opening: a look for a client. An arrival: spec, plan, manifest, the update's header, an
         # earlier rejection, and looks for others. Planning: each header again, the plan there may
         # be, the manifest, spec. Finalizing: plan, reports, the result. And the callback, with
-        # which the last arrival resumes the round and the deadline would.
-        gets=1 + 5 * clients + round(looks) + (clients + 3) + (sum(tasks) + 2) + 2,
+        # which the last arrival resumes the round.
+        gets=1 + 5 * clients + round(looks) + (clients + 3) + (sum(tasks) + 2) + 1,
         # Opening: spec, callback. An arrival: a listing, seldom. Planning: a listing, layout,
         # upload, plan, tasks. Finalizing: the parts' listing, completion, manifest, open uploads,
-        # and partial sums. The deadline's note.
+        # and partial sums.
         puts=2
         + round(listings * _pages(clients))
         + (_pages(clients) + 3 + len(tasks))
-        + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0))
-        + 1,
+        + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0)),
     )
     return counted.plus(_applying(parts, models)).plus(_measuring(measured, models))
 

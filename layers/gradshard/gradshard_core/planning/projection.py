@@ -7,7 +7,7 @@ from gradshard_core.planning import pricing, speeds
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.memory_projection import needed_memory
 from gradshard_core.planning.pricing import Bill, Requests, Tasks
-from gradshard_core.planning.transfers import SINGLE_PUT_BYTES, client_ranges
+from gradshard_core.planning.transfers import SINGLE_PUT_BYTES, client_ranges, download_ranges
 from gradshard_core.planning.workload import Workload
 
 
@@ -71,7 +71,7 @@ def client_requests(nbytes: int, sent: int | None = None) -> Requests:
     sent = nbytes if sent is None else sent
     # An upload in parts is created, completed, and listed to find parts of an earlier try.
     puts = 1 if sent <= SINGLE_PUT_BYTES else len(client_ranges(sent)) + 3
-    return Requests(gets=len(client_ranges(nbytes)), puts=puts)
+    return Requests(gets=len(download_ranges(nbytes)), puts=puts)
 
 
 def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection:
@@ -127,9 +127,17 @@ def _measuring(load: Workload, shards: int, aggregator: LambdaConfig) -> list[li
     extra = load.extra_reads(shards)
     gap_bytes = max((gap_bytes for _, gap_bytes in extra), default=0)
     requests = max((requests for requests, _ in extra), default=0)
-    nbytes = (load.contributors * load.nbytes + gap_bytes) / shards
-    seconds = aggregator.task_seconds(nbytes, speeds.ROWS_CPU_SECONDS_PER_GB)
-    return [[Tasks(shards, seconds + requests * speeds.REQUEST_SECONDS / shards)]]
+    share, stretches = load.measured_reads(shards)
+    # Streams are opened together; those of the first stretch are in the time of a task.
+    waiting = (requests + max(0, stretches - shards)) * speeds.REQUEST_SECONDS / shards
+    seconds = {
+        fan_in: aggregator.task_seconds(
+            share * (fan_in * load.nbytes + gap_bytes) / shards, speeds.ROWS_CPU_SECONDS_PER_GB
+        )
+        for fan_in in load.fan_ins[0]
+    }
+    groups = load.fan_ins[0].items()
+    return [[Tasks(shards * number, seconds[fan_in] + waiting) for fan_in, number in groups]]
 
 
 def _task_seconds(
@@ -159,7 +167,11 @@ def _task_seconds(
 
 
 def _task_count(load: Workload, shards: int) -> int:
-    return shards * (sum(map(len, load.levels)) + load.measures)
+    return shards * sum(map(len, load.levels)) + _measuring_tasks(load, shards)
+
+
+def _measuring_tasks(load: Workload, shards: int) -> int:
+    return shards * len(load.levels[0]) if load.measures else 0
 
 
 def _requests(load: Workload, shards: int) -> Requests:
@@ -180,6 +192,7 @@ def _requests(load: Workload, shards: int) -> Requests:
         counted = counted.plus(Requests(gets=shards, puts=0))
     if not load.measures:
         return counted
-    return counted.plus(
-        Requests(gets=shards * load.contributors + extra + shards, puts=-shards),
-    )
+    _, stretches = load.measured_reads(shards)
+    measuring = _measuring_tasks(load, shards)
+    gets = stretches * load.contributors + extra + tasks - measuring
+    return counted.plus(Requests(gets=gets, puts=-measuring))

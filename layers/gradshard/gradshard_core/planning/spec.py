@@ -24,8 +24,9 @@ from gradshard_core.aggregation.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES, 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.dtypes import DTYPES
+from gradshard_core.formats.headers import MAX_SAMPLES
 from gradshard_core.formats.keys import check_id
-from gradshard_core.formats.layout import MAX_SAMPLES, Layout
+from gradshard_core.formats.layout import Layout
 from gradshard_core.planning import limits
 from gradshard_core.planning.masking import (
     MASKING_EXAMPLE,
@@ -157,10 +158,18 @@ class RoundSpec:
         value=None,
         default="whole updates only, averaged",
     )
+    measure_one_in: int | None = option(
+        WholeNumber(2, 1000),
+        "Measure one of so many stretches of the elements, drawn at random, for a robust rule that "
+        "measures updates before it adds them. The manifest states the error.",
+        value=None,
+        default="all elements",
+    )
     dp: PrivacyMechanism | None = option(
         Parsed(
             parse_privacy,
-            "object with `clip`, `noise_multiplier` and `delta`",
+            "object with `clip`, `noise_multiplier` and `delta`, and maybe `quantile`, `clip_rate` "
+            "and `count_deviation`",
             metavar="JSON",
             is_json=True,
             encoder=PrivacyMechanism.to_json,
@@ -382,13 +391,12 @@ class RoundSpec:
         # Groups that were asked for, directly or by the order in which they are to be added.
         sizes = (self.fan_in,) if self.fan_in else self.order or ()
         levels = topologies.group(name, contributors, sizes)
-        if len(levels) > 1 and (self.robust_rule is not None or self.dp is not None):
-            why = "dp measures all updates in one task"
-            if self.robust_rule is not None:
-                why = f"rule {self.robust_rule.name} compares all updates with each other"
+        rule = self.robust_rule
+        if len(levels) > 1 and rule is not None and rule.compares:
             raise SpecError(
-                f"{why}, but topology {name} adds those of {contributors} clients in "
-                f"{len(levels[0])} groups; take topology shards, with at most {MAX_FAN_IN} clients"
+                f"rule {rule.name} compares all updates with each other, but topology {name} adds "
+                f"those of {contributors} clients in {len(levels[0])} groups; take topology "
+                f"shards, with at most {MAX_FAN_IN} clients"
             )
         return name, levels
 
@@ -406,7 +414,7 @@ class RoundSpec:
     @property
     def most_clients(self) -> int:
         """The most clients that may be expected, whatever the topology."""
-        names = self.eager, self.partial_rule, self.masked, self.assignments
+        names = self.eager, self.partial_rule, self.masked, self.assignments, self.decider
         return MAX_NAMED if any(names) else MAX_CLIENTS
 
     @cached_property
@@ -418,6 +426,8 @@ class RoundSpec:
     def _is_too_many(self, contributors: int) -> bool:
         try:
             self.levels(contributors)
+            if self.masked is not None:
+                self.masked.fixed(contributors)
         except SpecError:
             return True
         return False
@@ -490,9 +500,8 @@ def _check_clients(spec: RoundSpec) -> None:
     """Check how many clients are waited for."""
     if spec.expected > spec.most_clients:
         raise SpecError(
-            f"{spec.expected} clients are expected, and a round with eager, masked, assignments or "
-            f"a rule for partial updates takes at most {spec.most_clients}: it names each client "
-            "in one object"
+            f"{spec.expected} clients are expected, and a round with eager, masked, dp, "
+            f"assignments, or a rule that names each client takes at most {spec.most_clients}"
         )
     if spec.enough_clients is None:
         return
@@ -575,6 +584,9 @@ def _check_inbox(spec: RoundSpec) -> None:
 def _check_robust(spec: RoundSpec) -> None:
     """Check what a robust rule goes with."""
     rule = spec.robust_rule
+    if spec.measure_one_in is not None and spec.dp is None and (rule is None or not rule.measures):
+        names = ", ".join(name for name, rule in ROBUST_RULES.items() if rule.decide is not None)
+        raise SpecError(f"measure_one_in is for rules that measure updates: {names}")
     if rule is None:
         return
     rule.check_clients(spec.expected)
@@ -623,6 +635,7 @@ def _check_privacy(spec: RoundSpec) -> None:
         "updates_from": "counts what each round reveals of the updates sent to it",
         "max_samples": "counts every client alike, whatever it states",
         "assignments": "hides what clients send, and assignments follow from it",
+        "measure_one_in": "clips by true lengths, and those of a sample are estimates",
     }.items():
         if getattr(spec, name):
             raise SpecError(f"dp {why}: leave out {name}")

@@ -3,6 +3,7 @@
 from typing import Final
 
 from gradshard_core.aggregation import addition_order
+from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.topk import UNIT, TopK
@@ -40,16 +41,18 @@ def workload_of(
             applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
             stored_bytes=None if factor == 1 else factor * nbytes,
         )
-    order = spec.order or addition_order.natural_order(levels)
+    order, one_in = spec.order or addition_order.natural_order(levels), spec.measure_one_in
     return Workload(
         nbytes,
         levels,
         is_cut=TOPOLOGIES[name].is_cut,
+        sums_bytes=None if spec.dp is None else 2 * nbytes,  # of float64
         depth=max(1, *map(len, addition_order.split_order(order, levels))),
         plan_bytes=memory_projection.plan_bytes(clients),
         widening=1,  # as in F32
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
+        sample=None if one_in is None else Sample.of(nbytes, one_in, ""),
         is_private=spec.dp is not None,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         stored_bytes=None if codec is None else CODECS[codec].stored_bytes(nbytes // F32_BYTES),

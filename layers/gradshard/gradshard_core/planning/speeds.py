@@ -36,9 +36,9 @@ ROUND_GB_SECONDS: Final = (256 + 472 + 256) / 1024 * 0.3  # open_round, plan_rou
 RUNTIME_INIT_SECONDS: Final = 0.1
 TASK_INIT_CPU_SECONDS: Final = 0.13
 SMALL_INIT_CPU_SECONDS: Final = 0.15
-# Of the functions around a round that start cold: open_round, plan_round, finalize_round, and
-# collect_update, once for the arrivals and once for the deadline.
-SMALL_MEMORIES_MB: Final = (256, 472, 256, 472, 472)
+# Of the functions around a round that start cold: open_round, collect_update, plan_round and
+# finalize_round.
+SMALL_MEMORIES_MB: Final = (256, 472, 472, 256)
 
 # CPU seconds per GB of client bytes of a whole task over HTTPS, 1.15 to 1.26 in docs/performance.md
 # (make bench, 2-core x86-64 machine, 2026-11).

@@ -10,6 +10,12 @@ from typing import Any, Final
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import SpecError
+from gradshard_core.planning.masking import (
+    LEAST_MASKED,
+    NOT_IN_MASKED_TRAININGS,
+    NOT_MASKED,
+    check_unused,
+)
 from gradshard_core.planning.option_parsers import (
     MAX_EXPONENT,
     MAX_NAMED,
@@ -62,7 +68,7 @@ MAX_SPEC_BYTES: Final = 96 * 1024
 """A training's options as JSON. They go through the state machine, whose payloads may have 256 KiB,
 beside the options of a round, which have the clients again."""
 
-DECIDED: Final = ("clients", "enough_clients", "eager", "updates_from", "layout", "inbox", "masked")
+DECIDED: Final = ("clients", "enough_clients", "eager", "updates_from", "layout", "inbox")
 """Options of rounds that a training decides, or that do not go with one."""
 
 
@@ -85,6 +91,8 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
             "server_optimizer is missing: a training makes versions of a model, for example with "
             "fedavg"
         )
+    if "masked" in given:
+        check_unused(given)  # before other checks ask for more clients, say
     terms_of_fewest(given)
     return given
 
@@ -92,8 +100,11 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
 def terms_of_fewest(options: Mapping[str, Any]) -> RoundSpec:
     """Return the spec of a training's round for the fewest clients that its options allow.
 
-    A robust rule needs a few, and so does ``min_clients``.
+    A robust rule needs a few, and so do masks and ``min_clients``.
     """
+    if options.get("masked") is not None:
+        fewest = options.get("min_clients") or LEAST_MASKED
+        return parse_new_spec({**options, "clients": _roster_of(fewest)})
     at_least = options.get("min_clients", 1)
     if not isinstance(at_least, int) or not 1 <= at_least <= MAX_NAMED:
         at_least = 1  # parse_spec says what is wrong
@@ -103,6 +114,12 @@ def terms_of_fewest(options: Mapping[str, Any]) -> RoundSpec:
         except SpecError:
             continue  # more may do
     return parse_new_spec({**options, "clients": max(at_least, MAX_FAN_IN)})
+
+
+def _roster_of(clients: Any) -> list[str] | Any:
+    """Return ids for a number of clients, since masked rounds have no numbers of them."""
+    is_number = type(clients) is int and 1 <= clients <= MAX_NAMED
+    return [str(number) for number in range(clients)] if is_number else ["0", "1"]
 
 
 def parse_sample(sample: Any) -> float:
@@ -170,6 +187,12 @@ class TrainingSpec:
         "Number of updates that make a version of the model in buffered mode.",
         value=None,
         default="required in buffered mode",
+    )
+    updates_per_client: int = option(
+        WholeNumber(1, MAX_BUFFER),
+        "Take this number of updates of a client into a buffer, each from another version of the "
+        "model, in buffered mode.",
+        value=1,
     )
     max_staleness: int | None = option(
         WholeNumber(0, MAX_STALENESS),
@@ -311,7 +334,13 @@ class TrainingSpec:
             return int(self.round.get("min_clients", 1))
         return max(self.terms.expected, int(self.sample or 1))
 
-    def round_spec(self, clients: tuple[str, ...], awaited: int, after: str | None) -> RoundSpec:
+    def round_spec(
+        self,
+        clients: tuple[str, ...],
+        awaited: int,
+        after: str | None,
+        clip: float | None = None,
+    ) -> RoundSpec:
         """Return the spec of a round for these clients.
 
         Parameters
@@ -322,6 +351,8 @@ class TrainingSpec:
             The number of updates that the round waits for.
         after
             The round before, whose assignments the clients follow; None for the first one.
+        clip
+            The clip of a private round, if it has adapted.
         """
         fields: dict[str, Any] = {"min_clients": self._quorum(awaited), **self.round}
         fields["clients"] = list(clients)
@@ -329,6 +360,8 @@ class TrainingSpec:
             fields["enough_clients"] = awaited
         if fields.get("assignments") is not None and after is not None:
             fields["assignments"] = {**fields["assignments"], "after": after}
+        if fields.get("dp") is not None and clip is not None:
+            fields["dp"] = {**fields["dp"], "clip": clip}
         return parse_new_spec(fields)
 
     def buffer_spec(self, training: str, oldest: int, again: str | None) -> RoundSpec:
@@ -416,14 +449,30 @@ def _check(spec: TrainingSpec) -> None:
         )
     if spec.over_selection and spec.sample is None:
         raise SpecError("over_selection is for sampling: give sample, too")
-    if spec.sample is not None and spec.sample >= 1:
+    if spec.terms.masked is not None:
+        _check_masked(spec)
+    elif spec.sample is not None and spec.sample >= 1:
         parse_new_spec({**spec.round, "clients": int(spec.sample)})
     if spec.is_buffered:
         _check_buffered(spec)
         return
-    for name in ("buffer", "max_staleness", "staleness_exponent"):
-        if getattr(spec, name) is not None:
+    for name in ("buffer", "updates_per_client", "max_staleness", "staleness_exponent"):
+        if getattr(spec, name) != DEFAULTS[name]:
             raise SpecError(f"{name} is for mode {BUFFERED!r}: give mode, too")
+
+
+def _check_masked(spec: TrainingSpec) -> None:
+    """Check what a training with masked rounds goes with."""
+    if spec.is_buffered:
+        raise SpecError(f"masked: leave out mode {BUFFERED!r}: {NOT_MASKED['inbox']}")
+    for name, reason in NOT_IN_MASKED_TRAININGS.items():
+        if getattr(spec, name) is not None:
+            raise SpecError(f"masked: leave out {name}: {reason}")
+    # Who joins later is counted when a round is opened; no round has more than the ring holds.
+    awaited = len(spec.clients or ()) if spec.sample is None else spec.sample
+    if awaited >= 1:
+        invited = math.ceil(awaited * (1 + spec.over_selection))
+        parse_new_spec({**spec.round, "clients": _roster_of(invited)})
 
 
 def _check_buffered(spec: TrainingSpec) -> None:
@@ -435,10 +484,17 @@ def _check_buffered(spec: TrainingSpec) -> None:
             "mode 'buffered' invites nobody: each client trains at its own pace; leave out sample "
             "and over_selection"
         )
+    each = spec.updates_per_client
+    if each > spec.staleness + 1:
+        raise SpecError(
+            f"updates_per_client is {each}, and max_staleness {spec.staleness}: a client sends one "
+            f"update from each version, so a buffer has at most {spec.staleness + 1} of them; "
+            "lower updates_per_client"
+        )
     if spec.clients is not None and spec.buffer > len(spec.clients):
         raise SpecError(
-            f"buffer is {spec.buffer}, and clients has {len(spec.clients)}: a client has one "
-            "update in a buffer, so it would never be full; lower buffer"
+            f"buffer is {spec.buffer}, and clients has {len(spec.clients)}: from one version each "
+            "client sends one update, so it would never be full; lower buffer"
         )
     counted = spec.buffer * (spec.staleness + 1)
     if counted > MAX_COUNTED:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gradshard_core.aggregation.gathering import Disorder
+from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.sharding import WIDENING
 from gradshard_core.aggregation.topologies import Levels
 
@@ -33,6 +34,8 @@ class Workload:
         Whether a task of the last level holds a block of every input at once.
     measures
         Whether a pass comes before in which tasks do that, and measure.
+    sample
+        The elements that they measure; None for all.
     is_private
         Whether tasks of the last level add noise.
     applied
@@ -56,6 +59,7 @@ class Workload:
     widening: float = WIDENING
     holds_all: bool = False
     measures: bool = False
+    sample: Sample | None = None
     is_private: bool = False
     applied: int | None = None
     disorder: tuple[Disorder, ...] = ()
@@ -104,6 +108,12 @@ class Workload:
     def is_disordered(self) -> bool:
         """Whether any update has its tensors in another order, so that blocks are gathered."""
         return any(disorder.groups for disorder in self.disorder)
+
+    def measured_reads(self, shards: int) -> tuple[float, int]:
+        """Return the share of the elements that is measured, and the requests for each update."""
+        if self.sample is None:
+            return 1.0, shards
+        return 1 / self.sample.one_in, self.sample.strata(self.nbytes)
 
     def extra_reads(self, shards: int) -> list[tuple[float, float]]:
         """Return extra requests and bytes of gaps by group of level 0, over all M shards.

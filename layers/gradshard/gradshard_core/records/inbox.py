@@ -6,6 +6,7 @@ in the order in which they arrived; its plan freezes them. Once it has completed
 state names them, so that none counts twice.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -118,16 +119,19 @@ def list_waiting(
     versions: range,
     *,
     members: Collection[str] | None,
+    each: int = 1,
 ) -> list[Arrival]:
     """List the updates that wait for the next buffer, in the order of their arrival.
 
-    A client has one in a buffer: its later ones wait for others. The parameters are those of
-    :func:`list_uncounted`.
+    A client has ``each`` in a buffer: its later ones wait for others. The other parameters are
+    those of :func:`list_uncounted`.
     """
-    first: dict[str, Arrival] = {}
+    found, of_client = list[Arrival](), Counter[str]()
     for arrival in list_uncounted(store, keys, counted, versions, members=members):
-        first.setdefault(arrival.client, arrival)
-    return list(first.values())
+        if of_client[arrival.client] < each:
+            found.append(arrival)
+            of_client[arrival.client] += 1
+    return found
 
 
 def _parse(keys: TrainingKeys, key: str) -> tuple[str, str, int] | None:

@@ -91,13 +91,19 @@ class Notice:
 def seen_by(client: str, state: TrainingState) -> TrainingState:
     """Return a training's state as the holder of a client's ticket may know it."""
     invitation = state.invitation
-    if invitation is not None:
+    if invitation is not None and not invitation.is_open:
         is_invited = client in invitation.clients
         invitation = replace(invitation, clients=(client,)) if is_invited else None
     return replace(
         state,
         invitation=invitation,
         silent={},
+        suspects=(),
+        counted={
+            version: {client: clients[client]}
+            for version, clients in state.counted.items()
+            if client in clients
+        },
         dollars=0.0,
         last_dollars={},
         reason=None,

@@ -1,6 +1,7 @@
 """A model's privacy ledger: what its rounds have revealed so far, and how much they may.
 
-A round is entered before it opens, with the cost 1/z² of its noise multiplier z. Costs add up: all
+A round is entered before it opens, with the cost 1/z² of its noise multiplier z, and 1/σ_b² more
+if its clip adapts (:mod:`gradshard_core.aggregation.privacy`). Costs add up: all
 rounds together reveal as much as one with the noise multiplier 1/√(Σ 1/z²)
 (:mod:`gradshard_core.aggregation.privacy`). From that sum, an accountant computes ε at any δ;
 functions only compare it with the *allowance* of the model's budget, which was computed when the
@@ -199,8 +200,12 @@ def _check_budget(ledger: PrivacyLedger, model: str, dp: PrivacyMechanism | None
     advice = "the model takes no further rounds"
     if left > 0:
         # Rounded up, so that it fits.
-        least = math.ceil(1000 / math.sqrt(left)) / 1000
+        more = math.sqrt(dp.cost / left)
+        least = math.ceil(1000 * dp.noise_multiplier * more) / 1000
         advice = f"one more round fits with a noise_multiplier of at least {least:g}"
+        if dp.adaptation is not None:
+            least = math.ceil(1000 * dp.adaptation.count_deviation * more) / 1000
+            advice += f" and a count_deviation of at least {least:g}"
     raise PrivacyBudgetError(
         f"{stated}, allows Σ 1/z² of {budget.allowance:.6g} over its rounds; {len(ledger.entries)} "
         f"rounds have spent {ledger.spent:.6g}, and noise_multiplier {dp.noise_multiplier:g} costs "

@@ -16,13 +16,13 @@ def read_spec(store: S3Store, keys: RoundKeys) -> tuple[RoundSpec, dict[str, Any
 def check_source(store: S3Store, spec: RoundSpec) -> None:
     """Check that no updates are averaged which were sent to a private round.
 
-    The other round may open later than the one that averages its updates, so each planning checks
-    again.
+    The other round has to be open before. Otherwise it could become a private one after its updates
+    were averaged without noise. Each planning checks again.
 
     Raises
     ------
     SpecError
-        ``updates_from`` names a private round.
+        ``updates_from`` names a private round, or none.
     """
     if spec.updates_from is None:
         return
@@ -31,7 +31,12 @@ def check_source(store: S3Store, spec: RoundSpec) -> None:
     except BrokenObjectError:
         # Only who may write this object can break it, and can read the updates as well.
         return
-    if opened is not None and opened[0].dp is not None:
+    if opened is None:
+        raise SpecError(
+            f"updates_from: there is no round {spec.updates_from!r}. Open it first: until then it "
+            "may become a private one, whose updates serve for that round alone"
+        )
+    if opened[0].dp is not None:
         raise SpecError(
             f"updates_from: round {spec.updates_from!r} is private, and its updates serve for that "
             "round alone: two averages of them would reveal more than its ε says"

@@ -39,7 +39,7 @@ class Invitation:
     is_evaluation
         Whether clients evaluate the model, instead of training it.
     clients
-        The invited clients.
+        The invited clients; none in a buffered training, where everybody may train.
     awaited
         The number of clients that the round waits for.
     version
@@ -56,6 +56,15 @@ class Invitation:
     awaited: int
     version: int
     settings: Mapping[str, Any]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody may answer, as in a buffered training."""
+        return not self.clients
+
+    def answered_to(self, keys: TrainingKeys) -> str:
+        """Return the round that clients send their updates to: in buffered mode, an inbox."""
+        return keys.inbox(self.version).round_id if self.is_open else self.round_id
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
@@ -104,6 +113,8 @@ class TrainingState:
         been planned.
     last_round
         The id of the last completed round; None before the first one.
+    clip
+        The clip of the next private round, if it adapts; None for that of the training's options.
     invitation
         The round that is under way.
     failures
@@ -163,6 +174,7 @@ class TrainingState:
     counted: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     again: str | None = None
     suspects: tuple[str, ...] = ()
+    clip: float | None = None
     request: str | None = None
     reason: str | None = None
     cause: str | None = None

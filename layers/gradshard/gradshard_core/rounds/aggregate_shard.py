@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.gram import Measuring
+from gradshard_core.aggregation.gram import ExactSum, Measuring
 from gradshard_core.aggregation.kernel import NonFiniteSumError
 from gradshard_core.aggregation.optimizer_step import Applier, NonFiniteModelError, Write
 from gradshard_core.aggregation.sharding import sums_bytes
@@ -20,6 +20,7 @@ from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memor
 from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Plan, Rejection, Task
 from gradshard_core.records.decision import with_weights
+from gradshard_core.records.noise_key import read_noise_key
 from gradshard_core.records.stored_lists import read_plan
 from gradshard_core.rounds.bad_inputs import (
     is_rejected_below,
@@ -70,16 +71,8 @@ def aggregate_shard(
         # A late task of an earlier attempt, whose uploads were aborted.
         return {"task": task.number, "attempt": attempt, "superseded_by": plan.attempt}
     plan = _weighed(wire, keys, plan)
-    rejected: list[Rejection] = []
-    is_written, found = True, {}
-    if plan.computation.surveys:
-        found = survey(wire, plan, task)
-    else:
-        with ThreadPoolExecutor(OPENERS) as pool:
-            inputs = TaskInputs(wire, plan, task, pool)
-            rejected, is_written = _aggregate_or_reject(inputs)
-        if isinstance(inputs.reduction, Measuring):
-            found = {"products": inputs.reduction.products.to_json() if is_written else []}
+    with ThreadPoolExecutor(OPENERS) as pool:
+        rejected, is_written, found = _do(wire, plan, task, pool)
     wire.meter.add(puts=1)  # the report itself, whose PUT comes after it was counted
     report = {
         "level": task.level,
@@ -96,9 +89,53 @@ def aggregate_shard(
         "is_written": is_written,
         "rejected": [vars(rejection) for rejection in rejected],
     }
-    # What was found is too much for a state of the machine, to which the report goes.
+    # Too much for a state of the machine, to which the report goes.
+    found["whole"] = _noisy_count(wire, plan, task)
     wire.put_json(keys.task_report(task.level, task.number), report | found)
     return report
+
+
+def _do(
+    wire: TaskS3Client, plan: Plan, task: Task, pool: ThreadPoolExecutor
+) -> tuple[list[Rejection], bool, dict[str, Any]]:
+    """Do a task's work, stretch by stretch if it measures a sample.
+
+    Returns
+    -------
+    list of Rejection, bool
+        As :func:`_aggregate_or_reject`.
+    dict
+        If it measures, ``products``; and of a sample ``squares``, the squared norms by stretch. If
+        it reads headers, what :func:`gradshard_core.rounds.survey.survey` returns.
+    """
+    if plan.computation.surveys:
+        return [], True, survey(wire, plan, task)
+    products, squares = ExactSum(len(plan.inputs(task)), pairs=plan.pairs), []
+    for start, end in plan.stretches(task):
+        inputs = TaskInputs(wire, plan, task._replace(start=start, end=end), pool)
+        rejected, is_written = _aggregate_or_reject(inputs)
+        if not is_written:
+            return rejected, False, {}
+        if isinstance(inputs.reduction, Measuring):
+            products.add_sum(inputs.reduction.products)
+            squares.append(inputs.reduction.products.rounded_diagonal())
+    if not plan.computation.measures:
+        return [], True, {}
+    found = {"products": products.to_json()}
+    return [], True, found if plan.computation.sample is None else found | {"squares": squares}
+
+
+def _noisy_count(wire: TaskS3Client, plan: Plan, task: Task) -> float | None:
+    """Return how many updates of a private round were not clipped, with noise; from one task.
+
+    It has the weights and may read the key; plan_round and finalize_round may not.
+    """
+    dp = plan.computation.dp
+    is_first = plan.is_last(task.level) and task.number == 0
+    if dp is None or dp.adaptation is None or plan.computation.measures or not is_first:
+        return None
+    key = read_noise_key(wire, RoundKeys(plan.round_id))
+    return dp.noisy_count([contributor.weight for contributor in plan.contributors], key)
 
 
 def _weighed(wire: TaskS3Client, keys: RoundKeys, plan: Plan) -> Plan:
@@ -208,7 +245,7 @@ def _open_output(inputs: TaskInputs) -> contextlib.AbstractContextManager[Stream
     if plan.is_last(task.level):
         return _open_part(inputs, plan.outputs[0], task.end - task.start)
     key = inputs.keys.partial_sum(plan.attempt, task.level, task.number)
-    return inputs.wire.object(key, sums_bytes(inputs.spans, task.start, task.end))
+    return inputs.wire.object(key, plan.sums_bytes(task.start, task.end))
 
 
 @contextlib.contextmanager

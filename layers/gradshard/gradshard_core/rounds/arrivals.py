@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from gradshard_core.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
 from gradshard_core.formats.encoded import check_taken, parse_update
+from gradshard_core.formats.headers import MAX_HEADER_BYTES, Header, header_length, parse_samples
 from gradshard_core.formats.keys import (
     UPDATE_SUFFIX,
     ObjectVersion,
@@ -14,14 +15,9 @@ from gradshard_core.formats.keys import (
     is_client,
     parse_inbox_id,
     parse_update_key,
+    sender_of,
 )
-from gradshard_core.formats.layout import (
-    MAX_HEADER_BYTES,
-    PREFIX_BYTES,
-    Header,
-    header_length,
-    parse_samples,
-)
+from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.formats.masked import Share
 from gradshard_core.planning import history_limits
 from gradshard_core.planning.plan import Rejection
@@ -133,7 +129,7 @@ def _read_first(
         if frozen is not None:
             end = min(frozen.nbytes, FIRST_READ_BYTES)
             return _First(store.get_range(frozen, 0, end), frozen)
-        head = store.get_head(keys.update(client), FIRST_READ_BYTES)
+        head = store.get_head(keys.update(sender_of(client)), FIRST_READ_BYTES)
         if head is None and partial:
             head = store.get_head(keys.partial_update(client), FIRST_READ_BYTES)
     except UnreadableObjectError as error:
@@ -204,7 +200,7 @@ def check_updates(
 
 def reject(store: S3Store, keys: RoundKeys, rejection: Rejection) -> None:
     """Write the reason where its client can read it."""
-    store.put_json(keys.rejection(rejection.client), vars(rejection))
+    store.put_json(keys.rejection(sender_of(rejection.client)), vars(rejection))
 
 
 def withdraw_rejection(store: S3Store, keys: RoundKeys, client: str, etag: str) -> None:

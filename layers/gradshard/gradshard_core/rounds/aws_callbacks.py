@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -31,11 +31,16 @@ _NO_LONGER_WAITING: Final = {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}
 
 def resume(token: str, reason: str) -> bool:
     """Let the state machine go on from its wait for updates; False if it waits no more."""
-    return _tell(token, "SendTaskSuccess", output=json.dumps({"reason": reason}))
+    return succeed(token, {"reason": reason})
+
+
+def succeed(token: str, output: Mapping[str, Any]) -> bool:
+    """End the state that waits for a token with its output; False if it waits no more."""
+    return _tell(token, "SendTaskSuccess", output=json.dumps(output))
 
 
 def give_up(token: str, error: str, cause: str) -> None:
-    """Have the state machine fail at its wait for updates."""
+    """Have the state that waits for a token fail, so that the machine goes where it is caught."""
     _tell(token, "SendTaskFailure", error=error, cause=cause[:MAX_CAUSE])
 
 
@@ -88,6 +93,18 @@ def schedule_deadline(round_id: str, at: datetime, tokens: Sequence[str]) -> Non
             # There is none to update if it has just been due.
             if missing.code != "ResourceNotFoundException":
                 raise
+
+
+def cancel_deadline(round_id: str) -> None:
+    """Delete the schedule of a round that has ended, so that nothing is called for it any more."""
+    group = {"groupName": os.environ["GRADSHARD_SCHEDULE_GROUP"]}
+    path = f"/schedules/{round_id}"
+    try:
+        aws_json.call(SCHEDULER, "DeleteSchedule", None, method="DELETE", path=path, query=group)
+    except RejectedError as error:
+        # It has been due, or this is a repetition.
+        if error.code != "ResourceNotFoundException":
+            raise
 
 
 def publish(detail_type: str, detail: dict[str, Any]) -> None:

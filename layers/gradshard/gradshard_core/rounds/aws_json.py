@@ -46,18 +46,19 @@ SCHEDULER: Final = Service("scheduler", "SCHEDULER", "application/json")
 def call(
     service: Service,
     operation: str,
-    body: Mapping[str, Any],
+    body: Mapping[str, Any] | None,
     *,
     method: str = "POST",
     path: str = "/",
+    query: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Send a request, with retries after transient failures, and return the answer.
 
     Parameters
     ----------
     service, operation, body
-        The name of the service, the name of the operation, and its parameters.
-    method, path
+        The name of the service, the name of the operation, and its parameters, None for none.
+    method, path, query
         Of a service without ``target``.
 
     Raises
@@ -70,8 +71,8 @@ def call(
     headers = {"content-type": service.content_type}
     if service.target:
         headers["x-amz-target"] = f"{service.target}.{operation}"
-    sent = json.dumps(body).encode()
-    request = Request(method, path, f"{service.name} {operation}", {}, headers, sent)
+    sent = b"" if body is None else json.dumps(body).encode()
+    request = Request(method, path, f"{service.name} {operation}", query or {}, headers, sent)
 
     def accept(answer: Answer) -> dict[str, Any]:
         with answer:

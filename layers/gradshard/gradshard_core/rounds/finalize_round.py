@@ -1,14 +1,14 @@
 """Complete the upload of the result, and write the manifest last."""
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from gradshard_core.aggregation.buffers import names_in
-from gradshard_core.aggregation.gram import ExactSum
 from gradshard_core.errors import PlanError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.pieces import ListWriter
@@ -22,7 +22,7 @@ from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.privacy_ledger import read_ledger
 from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan, stored
 from gradshard_core.rounds import arrivals, aws_callbacks
-from gradshard_core.rounds.measurement import left_out, read_decision, summary, write_measurement
+from gradshard_core.rounds.measurement import Measured, left_out, read_decision, summary
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.assignments import Assignments, Report, assign
 
@@ -40,6 +40,8 @@ SUMMED = (
 )
 REPLAN = "replan"
 AWAITING = "awaiting"
+BRANCHES: Final = {REPLAN: "Replan", AWAITING: "Awaiting"}
+"""The errors by which the state machine goes on, by the status of a round that has not ended."""
 
 
 def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
@@ -74,9 +76,10 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
     if not plan.is_complete:
         return {"status": AWAITING}
     tally = _Tally(list_writer(store, keys))
-    products = ExactSum(len(plan.contributors) if plan.computation.measures else 0)
+    measured = Measured(plan)
     for report in _read_reports(store, keys, plan):
-        products.add_json(report.pop("products", ()))
+        measured.add(report)
+        tally.note_count(report.pop("whole", None))
         tally.add(report)
     rejected = tally.rejected()
     if rejected:
@@ -95,18 +98,30 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
             "rejected": written,
         }
     if not plan.computation.has_outputs:
-        return _go_on(store, keys, plan, tally, products)
+        return _go_on(store, keys, plan, tally, measured)
     _conclude(store, keys, plan, tally)
     return {"status": COMPLETED}
 
 
+def tell_machine(token: str, outcome: Mapping[str, Any]) -> None:
+    """End the machine's state with an outcome of :func:`finalize_round`; safe to repeat.
+
+    A round that has not ended leaves the state by an error, because a choice after it would be a
+    transition of every round.
+    """
+    if outcome["status"] == COMPLETED:
+        aws_callbacks.succeed(token, outcome)
+    else:
+        aws_callbacks.give_up(token, BRANCHES[outcome["status"]], json.dumps(outcome))
+
+
 def _go_on(
-    store: S3Store, keys: RoundKeys, plan: Plan, tally: "_Tally", products: ExactSum
+    store: S3Store, keys: RoundKeys, plan: Plan, tally: "_Tally", measured: Measured
 ) -> dict[str, Any]:
     """Write what was measured, if it was, and have the next pass planned."""
     if plan.computation.measures:
         spent = {"tasks": tally.tasks(), "totals": tally.totals()}
-        write_measurement(store, keys, plan, products, **spent)
+        store.put_json(keys.measurement(plan.attempt), measured.to_json() | spent)
     store.put_json(keys.replan(plan.attempt), [])
     return {"status": REPLAN, "reason": REPLAN, "attempt": plan.attempt + 1, "rejected": []}
 
@@ -119,6 +134,11 @@ class _Tally:
         self._peak_mb = self._longest = 0.0
         self._rejected: dict[str, Rejection] = {}
         self._listed = listed
+        self.whole: float | None = None
+
+    def note_count(self, whole: float | None) -> None:
+        """Note the noisy number of updates that were not clipped, which one task reports."""
+        self.whole = self.whole if whole is None else whole
 
     def add(self, report: dict[str, Any]) -> None:
         for name in SUMMED:
@@ -171,6 +191,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     for output in plan.outputs:
         store.abort_open_uploads(output.key)
     _delete_intermediate(store, keys, plan)
+    aws_callbacks.cancel_deadline(plan.round_id)
     aws_callbacks.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
 
 
@@ -298,7 +319,7 @@ def _manifest(
         "projected": plan.projected,
         "notes": plan.notes,
         "model": version and version.to_json(),
-        "privacy": _privacy(store, plan),
+        "privacy": _privacy(store, plan, tally),
         **_partial(plan),
         **_masked(plan),
         **measuring,
@@ -333,15 +354,20 @@ def _named(plan: Plan, contributor: Contributor) -> dict[str, Any]:
 
 
 def _masked(plan: Plan) -> dict[str, Any]:
-    """Return what the manifest of a masked round has besides: the terms, and the sum of counts."""
+    """Return what the manifest of a masked round has besides: terms, sum of counts, and masks."""
     if plan.masking is None:
         return {}
-    return {"masked": plan.masking.terms.to_json(), "samples": plan.masking.total}
+    masking = plan.masking
+    return {
+        "masked": masking.terms.to_json(),
+        "samples": masking.total,
+        "masks": masking.answer and masking.answer._asdict(),
+    }
 
 
-def _privacy(store: S3Store, plan: Plan) -> dict[str, Any] | None:
+def _privacy(store: S3Store, plan: Plan, tally: _Tally) -> dict[str, Any] | None:
     """Return what a private average was made with, and what its model has spent with it."""
-    dp, grid = plan.computation.dp, plan.grid
+    dp, grid, whole = plan.computation.dp, plan.grid, tally.whole
     if dp is None or grid is None:
         return None
     spent = dp.cost
@@ -355,6 +381,8 @@ def _privacy(store: S3Store, plan: Plan) -> dict[str, Any] | None:
         "clients": len(plan.contributors),
         "deviation": dp.noise_multiplier * dp.clip / len(plan.contributors),
         "step": grid.step,
+        "whole": whole,
+        "next_clip": dp.clip if whole is None else dp.next_clip(whole, len(plan.contributors)),
     }
 
 

@@ -5,10 +5,18 @@ arrived. Its plan freezes them, as that of any round. If the round fails after t
 takes the same updates.
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys, TrainingKeys, base_version
+from gradshard_core.formats.keys import (
+    ObjectVersion,
+    RoundKeys,
+    TrainingKeys,
+    base_version,
+    entry_id,
+    sender_of,
+)
 from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.plan import Contributor
 from gradshard_core.planning.spec import RoundSpec
@@ -74,26 +82,33 @@ def _needed(store: S3Store, spec: RoundSpec, newest: int) -> int:
 def _taken(
     store: S3Store, spec: RoundSpec, state: TrainingState, newest: int
 ) -> dict[str, Address]:
-    """Return the updates that a round takes, in their order: there may be more than it needs."""
+    """Return the updates that a round takes, in their order: there may be more than it needs.
+
+    They have the names of their clients, or of client and version if a client may have several.
+    """
     assert spec.inbox is not None  # noqa: S101 - for mypy: the callers have looked
     frozen = _frozen(store, spec, newest)
     if len(frozen) >= spec.min_clients:
         return frozen
     keys = TrainingKeys(spec.inbox.training)
     training = read_training_spec(store, keys)
+    each = training.updates_per_client if training else 1
     arrived = list_waiting(
         store,
         keys,
         state.counted,
         range(spec.inbox.oldest, newest + 1),
         members=training.clients if training else (),
+        each=each,
     )
-    others = {
-        arrival.client: Address(keys.inbox(arrival.version), None, newest - arrival.version)
-        for arrival in sorted(arrived, key=lambda found: found.client in state.suspects)
-        if arrival.client not in frozen
-    }
-    return frozen | others
+    found, of_client = dict(frozen), Counter(map(sender_of, frozen))
+    for arrival in sorted(arrived, key=lambda found: found.client in state.suspects):
+        name = arrival.client if each == 1 else entry_id(arrival.client, arrival.version)
+        if name not in found and of_client[arrival.client] < each:
+            inbox = keys.inbox(arrival.version)
+            found[name] = Address(inbox, None, newest - arrival.version)
+            of_client[arrival.client] += 1
+    return found
 
 
 def _frozen(store: S3Store, spec: RoundSpec, newest: int) -> dict[str, Address]:

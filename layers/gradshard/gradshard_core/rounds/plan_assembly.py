@@ -1,15 +1,21 @@
 """Make a plan from contributors and a layout: group, choose M, weigh, create the uploads."""
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import reduce
+from typing import Final
 
 from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
+from gradshard_core.aggregation.buffers import Stretches, is_in
 from gradshard_core.aggregation.gathering import Disorder
+from gradshard_core.aggregation.gram_sample import LEAST_STRATA, Sample
 from gradshard_core.aggregation.optimizer_step import state_layout
+from gradshard_core.aggregation.privacy import private_sums_bytes
 from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.robust_rules import SIGN
+from gradshard_core.aggregation.sharding import ROW_BYTES
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.digests import encode_parts
@@ -47,6 +53,8 @@ from gradshard_core.stragglers.salf import FEDAVG
 
 HEADER_TYPE = "application/octet-stream"
 
+SEED_BYTES: Final = 16
+
 
 def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
     """Write the headers of the average and of the optimizer's state; describe the layout.
@@ -56,6 +64,8 @@ def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
     if layout is None:
         return PlannedLayout()
     store, keys, spec = context.store, context.keys, context.spec
+    averaged = context.buffers(layout)
+    _check_buffers(spec, layout, averaged)
     header = encode_header(layout, {})
     store.put_bytes(keys.layout, header, content_type=HEADER_TYPE)
     state_header = NO_HEADER
@@ -68,7 +78,7 @@ def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
         header,
         layers=layer_ranges(spec, layout),
         state_header=state_header,
-        buffers=context.buffers(layout),
+        buffers=averaged,
     )
 
 
@@ -103,13 +113,14 @@ def assemble(
         The updates cannot be aggregated within the limits.
     """
     spec, keys = context.spec, context.keys
-    _check_buffers(spec, layout)
     measures = spec.measures and decided is None
     if spec.dp is not None and not measures:
         write_noise_key(context.store, keys)
+    sample, sample_notes = _sample(spec, layout)
     weights = weights_of(spec, is_decided=decided is not None)
     grouping = group(spec, contributors if decided is None else decided.kept, weights)
-    projection, notes = _choose_shards(context, grouping, layout)
+    projection, notes = _choose_shards(context, grouping, layout, sample)
+    notes += sample_notes
     if spec.weights == STEPS:
         notes += note_bounded_steps(local_steps(grouping.contributors))
     layers = weigh_layers(context.store, spec, grouping.contributors, layout.layers, coverage)
@@ -120,7 +131,8 @@ def assemble(
             grouping.contributors, left_out=() if decided is None else decided.left_out
         ),
         computation=Computation(
-            levels=grouping.levels,
+            # Groups measure their own updates, and there is nothing to add up but that.
+            levels=grouping.levels[:1] if measures else grouping.levels,
             shards=projection.shards,
             topology=grouping.topology,
             order=addition_order.format_order(grouping.order),
@@ -132,6 +144,7 @@ def assemble(
             measures=measures,
             measured=None if decided is None else decided.measured,
             dp=spec.dp,
+            sample=sample if measures else None,
         ),
         layout=layout,
         attempt=context.request.attempt,
@@ -147,24 +160,41 @@ def assemble(
     )
 
 
-def _check_buffers(spec: RoundSpec, layout: PlannedLayout) -> None:
+def _check_buffers(spec: RoundSpec, layout: Layout, averaged: Stretches) -> None:
     """Raise if averages of buffers or integers would become signs, or could not be hidden."""
     if spec.dp is not None:
-        integers = [s for s in layout.spans if DTYPES[s.dtype].is_integer]
-        kept = [*layout.buffers, *((s.start, s.end) for s in integers)]
-        if kept:
-            start, end = min(kept)
-            raise PlanError(unclippable(f"bytes {start} to {end} of the layout"))
-    if spec.robust_rule is not None and spec.robust_rule.name == SIGN and layout.buffers:
-        nbytes = sum(end - start for start, end in layout.buffers)
+        for tensor in layout.tensors:
+            if DTYPES[tensor.dtype].is_integer or is_in(averaged, tensor.start):
+                raise PlanError(unclippable(tensor.name))
+    if spec.robust_rule is not None and spec.robust_rule.name == SIGN and averaged:
+        nbytes = sum(end - start for start, end in averaged)
         raise PlanError(
             f"rule sign makes 1, 0 or -1 of every element, and {nbytes} bytes of the model are "
             "buffers or integers, which are averaged: take rule median"
         )
 
 
+def _sample(spec: RoundSpec, layout: PlannedLayout) -> tuple[Sample | None, list[str]]:
+    """Draw the elements that are measured, and note if the layout is too small to leave out any.
+
+    Updates are frozen by now, so no client can send one that fits the sample.
+    """
+    if spec.measure_one_in is None:
+        return None, []
+    seed = os.urandom(SEED_BYTES).hex()
+    sample = Sample.of(layout.nbytes, spec.measure_one_in, seed)
+    if sample is not None:
+        return sample, []
+    least = spec.measure_one_in * LEAST_STRATA * ROW_BYTES
+    note = (
+        f"all elements are measured, not one in {spec.measure_one_in}: the error of a sample can "
+        f"be stated for updates of at least {least} bytes, and these have {layout.nbytes}"
+    )
+    return None, [note]
+
+
 def _choose_shards(
-    context: PlanContext, grouping: Grouping, layout: PlannedLayout
+    context: PlanContext, grouping: Grouping, layout: PlannedLayout, sample: Sample | None
 ) -> tuple[Projection, list[str]]:
     spec = context.spec
     runs = [contributor.runs for contributor in grouping.contributors]
@@ -178,7 +208,11 @@ def _choose_shards(
         nbytes=layout.nbytes,
         levels=sizes,
         is_cut=TOPOLOGIES[grouping.topology].is_cut,
-        sums_bytes=sharding.sums_bytes(spans, 0, layout.nbytes),
+        sums_bytes=(
+            sharding.sums_bytes(spans, 0, layout.nbytes)
+            if spec.dp is None
+            else private_sums_bytes(spans, 0, layout.nbytes)
+        ),
         depth=max(1, *(len(level.order) for level in grouping.levels)),
         plan_bytes=memory_projection.plan_bytes(
             len(grouping.contributors),
@@ -189,6 +223,7 @@ def _choose_shards(
         widening=sharding.widening(spans),
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
+        sample=sample,
         is_private=spec.dp is not None,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),

@@ -14,8 +14,9 @@ from typing import Any, Final, NamedTuple
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.errors import ChangedObjectError, PlanError, StoreError, UpdateError
 from gradshard_core.formats.encoded import EncodedLayout, parse_codec_error, parse_update
+from gradshard_core.formats.headers import header_length, parse_samples
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.layout import PREFIX_BYTES, Runs, header_length, parse_samples
+from gradshard_core.formats.layout import PREFIX_BYTES, Runs
 from gradshard_core.formats.pieces import PIECE
 from gradshard_core.planning.plan import (
     Computation,

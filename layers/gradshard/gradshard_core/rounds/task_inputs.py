@@ -144,7 +144,7 @@ class TaskInputs:
     def _noise(self, start: int) -> list[Source]:
         """Return the noise of a private sum, from byte ``start`` of the layout on."""
         grid = self.plan.grid
-        if grid is None:
+        if grid is None or not self.plan.is_last(self.task.level):
             return []
         key = read_noise_key(self.wire, self.keys)
         return [NoiseSource(key, grid.terms, count_elements(self.spans, 0, start))]
@@ -189,7 +189,7 @@ class TaskInputs:
 
     def _partial_sum_stream(self, number: int) -> InputStream:
         task = self.task
-        nbytes = sums_bytes(self.spans, task.start, task.end)
+        nbytes = self.plan.sums_bytes(task.start, task.end)
         key = self.keys.partial_sum(self.plan.attempt, task.level - 1, number)
         # Any version will do: a task writes the same bytes whenever it runs.
         return RangeStream(self.wire, ObjectVersion(key, "", "", nbytes), [(0, nbytes)])

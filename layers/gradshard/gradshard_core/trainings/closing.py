@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from gradshard_core.formats.keys import TrainingKeys, base_version
+from gradshard_core.formats.keys import TrainingKeys, base_version, sender_of
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.inbox import short_etag
 from gradshard_core.records.training_state import (
@@ -43,7 +43,7 @@ def close_round(
             after = replace(
                 after,
                 again=invitation.round_id if outcome.is_planned else after.again,
-                suspects=tuple(sorted({*after.suspects, *outcome.bad})),
+                suspects=tuple(sorted({*after.suspects, *map(sender_of, outcome.bad)})),
             )
         return _repeat(spec, after, invitation, outcome, now)
     after = replace(
@@ -62,6 +62,7 @@ def close_round(
         completed=invitation.number,
         version=made,
         last_round=invitation.round_id,
+        clip=outcome.next_clip,
         counted=_counted(spec, state, outcome),
         again=None,
         suspects=(),
@@ -88,7 +89,8 @@ def _counted(
     counted = {version: dict(clients) for version, clients in state.counted.items()}
     for update in outcome.updates:
         version = base_version(update.key)
-        counted.setdefault(str(version), {})[update.client] = short_etag(update.etag)
+        client = sender_of(update.client)
+        counted.setdefault(str(version), {})[client] = short_etag(update.etag)
     return counted
 
 
@@ -147,6 +149,13 @@ def _repeat(
     said = f"round {invitation.round_id!r} failed ({outcome.error}): {outcome.cause}"
     if outcome.error in {"ModelStateError", "PrivacyBudgetError"}:
         return paused(replace(state, failures=0), said)
+    if spec.terms.masked is not None and outcome.is_planned:
+        # A second sum over nearly the same updates tells more than the average of either.
+        return paused(
+            replace(state, failures=0),
+            f"{said}. The keeper was asked for its masks, and may answer: nothing is repeated by "
+            "itself. Resume the training to have clients train anew for another round",
+        )
     if failures > spec.repeats:
         times = "" if failures == 1 else f" It was tried {failures} times."
         return paused(replace(state, failures=0), said + times)

@@ -115,7 +115,7 @@ def training_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingState)
     if spec.is_buffered:
         oldest = state.oldest_version(spec.staleness)
         return spec.buffer_spec(keys.name, oldest, state.again)
-    return spec.round_spec(invitation.clients, invitation.awaited, state.last_round)
+    return spec.round_spec(invitation.clients, invitation.awaited, state.last_round, state.clip)
 
 
 def evaluation_is_due(spec: TrainingSpec, state: TrainingState) -> bool:

@@ -10,8 +10,9 @@ from typing import Any, Final
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats import metrics
+from gradshard_core.formats.headers import header_length, parse_header
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.layout import PREFIX_BYTES, header_length, parse_header
+from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.planning import training_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.records.manifest import COMPLETED
@@ -52,6 +53,8 @@ class Outcome:
         The means of what the clients measured.
     version
         The version of the model that it made.
+    next_clip
+        The clip of the next round, if the round was private.
     dollars
         The cost of the round, as far as it is known.
     notes
@@ -76,6 +79,7 @@ class Outcome:
     updates: tuple[CountedUpdate, ...] = ()
     bad: tuple[str, ...] = ()
     is_planned: bool = True
+    next_clip: float | None = None
 
     @property
     def answered(self) -> frozenset[str]:
@@ -125,6 +129,7 @@ def read_outcome(
         metrics=found,
         version=(manifest["model"] or {}).get("version"),
         dollars=training_cost.measured(manifest, optimizer, aggregator),
+        next_clip=(manifest.get("privacy") or {}).get("next_clip"),
         notes=notes,
         updates=tuple(
             CountedUpdate(c["client"], c["key"], c["etag"], c["staleness"])

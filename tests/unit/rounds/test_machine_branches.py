@@ -1,0 +1,75 @@
+"""How finalize_round ends the machine's state: a success, or an error that is caught."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradshard_core.rounds import aws_json
+from gradshard_core.rounds.finalize_round import BRANCHES
+from tests.unit.in_memory import load
+from tests.unit.observability.test_emf import ENVIRONMENT
+
+ROOT = Path(__file__).parents[3]
+STATES = json.loads((ROOT / "statemachine" / "round.asl.json").read_text())["States"]
+REPLAN = {"status": "replan", "reason": "replan", "attempt": 3}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "operation", "error", "told"),
+    [
+        ({"status": "completed"}, "SendTaskSuccess", None, {"status": "completed"}),
+        ({"status": "awaiting"}, "SendTaskFailure", "Awaiting", {"status": "awaiting"}),
+        (REPLAN | {"rejected": []}, "SendTaskFailure", "Replan", REPLAN | {"rejected": 0}),
+        (
+            REPLAN | {"rejected": [{"client": "c" * 64, "reason": "NaN"}] * 4096},
+            "SendTaskFailure",
+            "Replan",
+            REPLAN | {"rejected": 4096},
+        ),
+    ],
+)
+def test_the_function_sends_its_token_back(
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: dict[str, Any],
+    operation: str,
+    error: str | None,
+    told: dict[str, Any],
+) -> None:
+    for variable, value in ENVIRONMENT.items():
+        monkeypatch.setenv(variable, value)
+    sent: list[tuple[str, Mapping[str, Any]]] = []
+    monkeypatch.setattr(aws_json, "call", lambda _, name, body, **__: sent.append((name, body)))
+    handler = vars(load("finalize_round"))["handler"]
+    module = handler.__wrapped__.__globals__
+    monkeypatch.setitem(module, "finalize_round", lambda *_: dict(outcome))
+    monkeypatch.setattr(module["emf"], "rejected", lambda *_: None)
+
+    handler.__wrapped__({"round": "r"}, None)
+    assert sent == []
+    handler.__wrapped__({"round": "r", "token": "t"}, None)
+    [(name, body)] = sent
+    assert (name, body["taskToken"], body.get("error")) == (operation, "t", error)
+    assert json.loads(body["cause" if error else "output"]) == told
+
+
+def test_the_machine_goes_on_by_the_errors_that_the_function_sends() -> None:
+    finalizing = STATES["FinalizeRound"]
+    caught = {rule["ErrorEquals"][0]: rule["Next"] for rule in finalizing["Catch"][: len(BRANCHES)]}
+    assert caught == {"Replan": "PlanAgain", "Awaiting": "OpenRound"}
+    assert set(caught) == set(BRANCHES.values())
+    assert finalizing["Retry"][0]["ErrorEquals"] == list(caught)
+    assert finalizing["Retry"][0]["MaxAttempts"] == 0
+    # What PlanRound takes of its input is in what an error has to say.
+    taken = [path for path in STATES["PlanRound"]["Parameters"]["Payload"].values() if "$." in path]
+    assert {path for path in taken if not path.startswith("$$")} == {"$.reason", "$.attempt"}
+    assert {"reason", "attempt"} <= set(REPLAN)
+
+
+def test_the_machine_waits_longer_than_the_function_may_run() -> None:
+    template = (ROOT / "template.yaml").read_text()
+    function = template.partition("\n  FinalizeRoundFunction:")[2]
+    timeout = int(function.partition("Timeout: ")[2].split()[0])
+    assert STATES["FinalizeRound"]["TimeoutSeconds"] > timeout == 900
