@@ -1,8 +1,8 @@
 """``python -m benchmarks.large_round``: one round of very many tiny updates, phase by phase.
 
-``--engine`` runs it on the local engine, with real events and functions. Otherwise the functions run
-with a bucket in memory, each call of ``plan_round`` and ``finalize_round`` in a process of its own.
-The result is compared with a plain loop, group by group, bit for bit.
+``--engine`` runs it on the local engine, with real events and functions. Otherwise the functions
+run with a bucket in memory, each call of ``plan_round`` and ``finalize_round`` in a process of its
+own. The result is compared with a plain loop, group by group, bit for bit.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -32,7 +33,6 @@ from gradshard_core.rounds import aws_callbacks, aws_json
 ELEMENTS = 24
 SENDERS = 4
 SECONDS = 3600
-TASKS = "aggregate_shard"
 
 
 def main() -> None:
@@ -98,10 +98,9 @@ class Forked:
         with os.fdopen(reading, "rb") as pipe:
             outcome, took, store = pickle.load(pipe)  # noqa: S301 - our own child
         os.waitpid(process, 0)
-        for name, value in store.items():
-            setattr(self._store, name, value) if name == "uploads" else getattr(
-                self._store, name
-            ).update(value)
+        self._store.objects.update(store["objects"])
+        self._store.etags.update(store["etags"])
+        self._store.uploads = store["uploads"]
         print(f"{function}: {took[0]:.0f} MB more than before, {took[1]:.2f} CPU-seconds")
         return dict(outcome)
 
@@ -118,15 +117,16 @@ class Forked:
 
 
 def _resident_mb() -> float:
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def in_memory(clients: int) -> None:
     """Run a round whose bucket is in memory."""
     os.environ.update(ENVIRONMENT)
     vars(aws_json)["call"] = Told().call
-    vars(aws_callbacks)["schedule_deadline"] = lambda *_: None
+    for name in ("schedule_deadline", "cancel_deadline"):
+        vars(aws_callbacks)[name] = lambda *_: None
     machine, updates = Machine(_functions()), Updates(clients)
     machine.open(clients=clients)
     for name, row, samples in zip(updates.names, updates.rows, updates.samples, strict=True):
@@ -196,10 +196,7 @@ def on_engine(clients: int) -> None:
         tasks = [
             datetime.fromisoformat(task["started_at"]).timestamp() for task in manifest["tasks"]
         ]
-        planned, finished = (
-            datetime.fromisoformat(manifest[name]).timestamp()
-            for name in ("planned_at", "finished_at")
-        )
+        planned, finished = _time(manifest["planned_at"]), _time(manifest["finished_at"])
         ended = max(
             start + task["seconds"] for start, task in zip(tasks, manifest["tasks"], strict=True)
         )
@@ -214,6 +211,10 @@ def on_engine(clients: int) -> None:
         print(f"{clients:,} clients: the bits are those of a plain loop")
     finally:
         local_engine.down(engine.port, delete=True)
+
+
+def _time(stated: str) -> float:
+    return datetime.fromisoformat(stated).timestamp()
 
 
 if __name__ == "__main__":

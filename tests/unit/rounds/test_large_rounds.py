@@ -54,7 +54,7 @@ def submit(machine: Machine, number: int, update: dict[str, reference.Array]) ->
 def expected(updates: dict[int, dict[str, reference.Array]]) -> bytes:
     """Add group by group in numpy, as a grid does."""
     samples = [number % 7 + 1 for number in updates]
-    rows = [update["w"] for update in updates.values()]
+    rows: list[Any] = [update["w"] for update in updates.values()]
     weights = [np.float32(n / sum(samples)) for n in samples]
     sizes = topologies.group(topologies.resolve("auto", len(rows)), len(rows))
     for level in sizes:
@@ -194,7 +194,7 @@ def test_two_arrivals_that_write_the_same_mark_object_both_count(
     machine.open(clients=LISTED + 1)
     spec = machine.spec()
     get_head = type(machine.store).get_head
-    interrupted = []
+    interrupted: list[str] = []
 
     def racing(store: Any, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
         found = get_head(store, key, nbytes)
