@@ -12,6 +12,8 @@ from typing import Any
 
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning import limits
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.records.round_spec import read_spec
 from tests import reference
 from tests.notifications import uploaded
 from tests.planned import levels_of
@@ -63,6 +65,12 @@ class Machine:
         return self.step(
             "open_round", spec=spec, started="2026-01-01T00:00:00+00:00", token="token"
         )
+
+    def spec(self) -> RoundSpec:
+        """Return the terms of the round as they were written."""
+        opened = read_spec(self.store, self.keys)
+        assert opened is not None
+        return opened[0]
 
     def submit(self, name: str, update: dict[str, reference.Array]) -> str:
         body = reference.encode(update, {"num_samples": "1"})

@@ -1,7 +1,7 @@
 """Find the updates that have arrived, check their headers, and resume the round in time."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -24,6 +24,7 @@ from gradshard_core.planning.plan import Rejection
 from gradshard_core.planning.pricing import HEADS_BEFORE_LIST
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.rounds import aws_callbacks, inbox
+from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals, record_parts
 from gradshard_core.rounds.inbox import Address
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
@@ -74,6 +75,18 @@ def arrived(store: S3Store, keys: RoundKeys) -> list[str]:
     """
     parsed = (parse_update_key(entry.key) for entry in store.list_objects(keys.updates))
     return sorted(key.client for key in parsed if key and is_client(key.client))
+
+
+def newest_updates(
+    store: S3Store, keys: RoundKeys, clients: Collection[str]
+) -> dict[str, ObjectVersion]:
+    """List the newest versions of clients' updates, sorted by client."""
+    found = {
+        key.client: source
+        for source in store.list_newest(keys.updates)
+        if (key := parse_update_key(source.key)) and key.client in clients
+    }
+    return dict(sorted(found.items()))
 
 
 def progressed(store: S3Store, keys: RoundKeys) -> list[str]:
@@ -268,6 +281,8 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
         return True
     if spec.inbox is not None:
         return inbox.is_full(store, spec)
+    if record_parts(spec):
+        return _is_enough_recorded(store, keys, spec, arriving)
     if not spec.eager and _is_anyone_missing(store, keys, spec, arriving):
         return False
     there = arrived(store, keys)
@@ -278,6 +293,15 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
     left = groups if awaited is None else len(awaited)
     ready = len(ready_groups(spec, there, awaited))
     return 0 < ready >= min(history_limits.stage_size(groups), left)
+
+
+def _is_enough_recorded(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:
+    """Record an arrival, or all that came before the round was open; whether they are enough."""
+    clients = [arriving] if arriving else arrived(store, keys)
+    record_arrivals(store, keys, spec, filter(spec.expects, clients))
+    if _is_anyone_missing(store, keys, spec, arriving):
+        return False
+    return count_arrivals(store, keys) >= (spec.enough_clients or spec.expected)
 
 
 def _is_anyone_missing(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:
