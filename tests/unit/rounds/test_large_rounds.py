@@ -66,7 +66,7 @@ def expected(updates: dict[int, dict[str, reference.Array]]) -> bytes:
             sums.append(total)
             first += size
         rows, weights = sums, [np.float32(1)] * len(sums)
-    return rows[0].tobytes()
+    return bytes(rows[0].tobytes())
 
 
 def result_of(machine: Machine) -> bytes:
