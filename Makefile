@@ -113,7 +113,7 @@ FLOWER := flwr[simulation]
 
 test-flower: setup ## Run the tests that need Flower, in an environment of their own, with a local engine
 	$(FLOWER_BASE_PYTHON) -m venv .venv-flower
-	.venv-flower/bin/pip install --quiet --disable-pip-version-check '$(FLOWER)' . $(TEST_PACKAGES)
+	.venv-flower/bin/pip install --quiet --disable-pip-version-check '$(FLOWER)' '.[masked]' $(TEST_PACKAGES)
 	.venv-flower/bin/python -c 'import flwr; print("Flower", flwr.__version__)'
 	$(BIN)/python -m tests.flower .venv-flower/bin/python
 

@@ -1,4 +1,8 @@
-"""The memory ceiling: a container of 128 MB, held by the kernel as Lambda holds a function."""
+"""The memory ceiling: a container of 128 MB, held by the kernel as Lambda holds a function.
+
+A pass that holds a block of every update at once gets the smallest function that the planner
+accepts.
+"""
 
 import contextlib
 import hashlib
@@ -25,7 +29,9 @@ from benchmarks.servers import BUCKET
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.compression import Compression, DecodedContent, EncodedContent
 from gradshard.client.upload_source import TensorContent
+from gradshard_core.aggregation.gram import ExactSum
 from gradshard_core.aggregation.sharding import cut_shards
+from gradshard_core.errors import PlanError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.encoded import encode_layout
 from gradshard_core.formats.keys import RoundKeys
@@ -79,15 +85,23 @@ class Case(NamedTuple):
     clients: int
     mib: int
     codec: str = ""
+    rule: str = ""
 
     @property
     def what(self) -> str:
-        """The inputs that a task adds, in words."""
+        """The inputs that a task combines, in words."""
         codec = self.codec and f" in {self.codec}"
-        return f"{self.mib} MiB{codec} from {self.clients} clients"
+        rule = self.rule and f", rule {self.rule}"
+        return f"{self.mib} MiB{codec} from {self.clients} clients{rule}"
 
 
-CASES: Final = (Case(4, 1024), *(Case(4, 1024, codec) for codec in CODECS), Case(64, 64))
+CASES: Final = (
+    Case(4, 1024),
+    *(Case(4, 1024, codec) for codec in CODECS),
+    Case(64, 64),
+    Case(64, 64, rule="median"),
+    Case(64, 64, rule="geometric_median"),
+)
 
 
 def measure(*, notes: list[str], say: Callable[[str], None]) -> list[Json]:
@@ -103,10 +117,10 @@ def measure(*, notes: list[str], say: Callable[[str], None]) -> list[Json]:
         for case in CASES:
             with engine.serve(bind=HOST) as server:
                 say(f"ceiling: uploading {case.what}")
-                task, expected = _round(server, case)
-                say(f"ceiling: aggregate_shard, {case.what}")
-                found.append(_function(server, build, task, expected, case))
-                if case.mib == 64:
+                planned = _round(server, case)
+                say(f"ceiling: aggregate_shard, {case.what}, {planned.memory_mb} MB")
+                found.append(_function(server, build, planned, case))
+                if case == Case(64, 64):
                     say("ceiling: published")
                     found.append(_published(server, build, Path(name), case.mib))
         return found
@@ -143,32 +157,60 @@ def _build(folder: Path) -> None:
         raise RuntimeError(f"sam build failed:\n{done.stderr[-2000:]}")
 
 
-def _round(server: Engine, case: Case) -> tuple[Json, dict[str, str]]:
-    """Upload updates and plan one shard of them; return the task and its parts' MD5s."""
+class _Planned(NamedTuple):
+    """A task, its function's memory, the MD5s of its parts, and the products that it measures."""
+
+    task: Json
+    memory_mb: int
+    parts: dict[str, str]
+    products: Any
+
+
+def _round(server: Engine, case: Case) -> _Planned:
+    """Upload updates and plan one shard of them."""
     clients, nbytes = case.clients, case.mib * MIB
     store, keys = ClientStore(BUCKET, server.s3), RoundKeys(f"ceiling-{clients}")
     terms: Json = {"clients": clients, "shards": 1}
     if case.codec:
         terms["codecs"] = [case.codec]
+    if case.rule:
+        terms["rule"] = case.rule
     record = {"round": keys.round_id, "spec": terms, "opened_at": "2026-01-01T00:00:00+00:00"}
     store.put_json(keys.spec, record)
     layout = Layout.pack([("w", "F32", (nbytes // 4,))])
     rng = np.random.default_rng(clients)
-    total = None
+    pieces = []
     samples = [600 + 37 * client for client in range(clients)]
     for client, count in enumerate(samples):
         piece = rng.standard_normal(_PIECE // 4, np.float32)
         data, piece, header = _stored(piece, case, layout, {"num_samples": str(count)})
         _upload(server, keys.update(f"c{client:02d}"), header, data, nbytes // _PIECE)
-        product = piece * np.float32(count / sum(samples))
-        total = product if total is None else total + product
-    request = PlanRequest("2026-01-01T00:00:01", "complete", 0)
-    plan_round(store, keys.round_id, request, aggregator=LambdaConfig(MEMORY_MB, "x86_64"))
-    plan = parse_plan(store.get_json(keys.plan))
+        pieces.append(piece)
+    plan, memory_mb = _plan(store, keys)
     [batch] = store.get_json(keys.tasks(0))
     [task] = batch["tasks"]
-    assert total is not None
-    return task, _expected(plan, total.tobytes(), encode_header(layout, {}))
+    if plan.computation.measures:
+        rows = np.stack(pieces).astype(np.float64)
+        return _Planned(task, memory_mb, {}, (rows @ rows.T) * (nbytes // _PIECE))
+    if case.rule:
+        whole = np.median(np.stack(pieces), axis=0)
+    else:
+        whole = pieces[0] * np.float32(samples[0] / sum(samples))
+        for piece, count in zip(pieces[1:], samples[1:], strict=True):
+            whole = whole + piece * np.float32(count / sum(samples))
+    expected = _expected(plan, whole.tobytes(), encode_header(layout, {}))
+    return _Planned(task, memory_mb, expected, None)
+
+
+def _plan(store: ClientStore, keys: RoundKeys) -> tuple[Plan, int]:
+    """Plan a round for the smallest function in which it fits."""
+    request = PlanRequest("2026-01-01T00:00:01", "complete", 0)
+    for memory_mb in range(MEMORY_MB, limits.MAX_MEMORY_MB, 64):
+        with contextlib.suppress(PlanError):
+            config = LambdaConfig(memory_mb, "x86_64")
+            plan_round(store, keys.round_id, request, aggregator=config)
+            return parse_plan(store.get_json(keys.plan)), memory_mb
+    raise RuntimeError(f"ceiling: no function is large enough for {keys.round_id}")
 
 
 def _stored(
@@ -223,9 +265,8 @@ def _expected(plan: Plan, piece: bytes, header: bytes) -> dict[str, str]:
     return {"1": digest.hexdigest()}
 
 
-def _function(
-    server: Engine, build: Path, task: Json, expected: dict[str, str], case: Case
-) -> Json:
+def _function(server: Engine, build: Path, planned: _Planned, case: Case) -> Json:
+    task = planned.task
     outcome = _invoke(
         server,
         build / "template.yaml",
@@ -233,13 +274,13 @@ def _function(
         task,
         "--parameter-overrides",
         "Architecture=x86_64",
-        f"AggregatorMemory={MEMORY_MB}",
+        f"AggregatorMemory={planned.memory_mb}",
         f"EndpointUrl=http://{HOST}:{server.port}",
     )
     report = outcome.pop("answer")
     result: Json = {
         "row": "aggregate_shard",
-        "what": case.what,
+        "what": f"{case.what}, {planned.memory_mb} MB" if case.rule else case.what,
         "wanted": SUCCEEDS,
         "peak_mb": None,
         **outcome,
@@ -248,9 +289,16 @@ def _function(
         keys = RoundKeys(task["round"])
         store = ClientStore(BUCKET, server.s3)
         plan = parse_plan(store.get_json(keys.plan))
-        parts = store.list_parts(keys.result, plan.upload_id) or []
-        written = {str(part.number): part.etag.strip('"') for part in parts}
-        if written != expected:
+        if planned.products is None:
+            parts = store.list_parts(keys.result, plan.upload_id) or []
+            written = {str(part.number): part.etag.strip('"') for part in parts}
+            is_right = written == planned.parts
+        else:
+            measured = ExactSum(case.clients)
+            measured.add_json(store.get_json(keys.task_report(0, 0))["products"])
+            longest = planned.products.max()
+            is_right = np.allclose(measured.rounded(), planned.products, atol=1e-6 * longest)
+        if not is_right:
             raise runs.WrongBytesError(
                 f"ceiling: {result['what']}: parts differ from the reference"
             )

@@ -14,7 +14,7 @@ import boto3
 from botocore.config import Config
 
 from benchmarks.servers import BUCKET, REGION, aws_environment
-from gradshard.deployment import engine_control
+from gradshard.deployment import engine_start_stop
 from gradshard.deployment.gate import read_credentials
 from gradshard_core.s3.sigv4 import Credentials
 
@@ -96,11 +96,11 @@ class Engine:
 @contextlib.contextmanager
 def serve(*, bind: str | None = None) -> Iterator[Engine]:
     """Run an engine on a free port of the loopback interface, and of ``bind`` too."""
-    port = engine_control.free_port()
+    port = engine_start_stop.free_port()
     with tempfile.TemporaryDirectory(prefix="gradshard-bench-") as name:
         folder = Path(name)
         file = folder / "credentials.json"
-        engine_control.make_credentials(file)
+        engine_start_stop.make_credentials(file)
         credentials = read_credentials(file)
         process = subprocess.Popen(
             [
@@ -123,7 +123,7 @@ def serve(*, bind: str | None = None) -> Iterator[Engine]:
 
 def _await(process: "subprocess.Popen[bytes]", port: int, credentials: Credentials) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while not engine_control.answers(port, credentials):
+    while not engine_start_stop.answers(port, credentials):
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError("the engine did not start")
         time.sleep(0.1)

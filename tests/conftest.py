@@ -1,7 +1,7 @@
 """The local engine, started once for all tests that need it, on a free port."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
@@ -22,10 +22,32 @@ os.environ["GRADSHARD_STACK"] = "stack"
 
 
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def share_builds(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Callable[[Path], None]:
+    """Gives a cache folder the builds of the application that this run of the tests has made."""
+    # A worker's own folder of temporary files is one of those of the run.
+    run = tmp_path_factory.getbasetemp()
+    builds = (run if worker_id == "master" else run.parent) / "builds"
+    builds.mkdir(exist_ok=True)
+
+    def share(cache: Path) -> None:
+        folder = cache / "gradshard"
+        folder.mkdir(parents=True)
+        (folder / "builds").symlink_to(builds)
+
+    return share
+
+
+@pytest.fixture(scope="session")
+def engine(
+    tmp_path_factory: pytest.TempPathFactory, share_builds: Callable[[Path], None]
+) -> Iterator[Engine]:
     """A running engine with application and mask keeper deployed by `sam`; boto3 talks to it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        cache = tmp_path_factory.mktemp("cache")
+        share_builds(cache)
+        patch.setenv("XDG_CACHE_HOME", str(cache))
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         for name in [name for name in os.environ if name.startswith("AWS_")]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from gradshard_core.observability import emf
+from gradshard_core.rounds.asking import has_keeper
 from gradshard_core.s3.http_transport import function_store
 from gradshard_core.trainings.start_training import start_training
 
@@ -12,4 +13,10 @@ store = function_store()
 @emf.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Start the training that an execution of the state machine stands for."""
-    return start_training(store, event["training"], event["spec"], started=event["started"])
+    return start_training(
+        store,
+        event["training"],
+        event["spec"],
+        started=event["started"],
+        has_keeper=has_keeper(),
+    )

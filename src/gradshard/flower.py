@@ -24,6 +24,7 @@ import numpy.typing as npt
 from gradshard.client.deltas import change_of
 from gradshard.client.downloads import download_file
 from gradshard.client.federation import Federation
+from gradshard.client.mask import Mask
 from gradshard.client.tensors import pack
 from gradshard.client.ticket_issuer import (
     DEFAULT_SECONDS,
@@ -38,19 +39,22 @@ from gradshard_core.aggregation.privacy import LEAST_CLIENTS, parse_privacy
 from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.errors import RoundFailed, RoundStateError, SpecError, UpdateError
 from gradshard_core.formats.dtypes import DTYPES
+from gradshard_core.formats.headers import Header, header_length, parse_header
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.layout import (
-    PREFIX_BYTES,
-    Header,
-    Layout,
-    header_length,
-    parse_header,
-)
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout
+from gradshard_core.formats.masked import roster_digest
 from gradshard_core.planning import limits
+from gradshard_core.planning.masking import (
+    LEAST_MASKED,
+    Agreement,
+    check_layout,
+    check_unused,
+    parse_masking,
+)
 from gradshard_core.planning.option_parsers import parse_rule
 from gradshard_core.planning.spec import default_quorum
 from gradshard_core.records import model_registry
-from gradshard_core.records.ticket_record import max_update_bytes
+from gradshard_core.records.ticket_record import max_update_bytes, sent_layout
 
 try:
     from flwr.app import (
@@ -199,6 +203,9 @@ class S3FedAvg(FedAvg):
         The seconds that a client may take, from its message to the end of its upload.
     codec
         Clients compress their updates with this codec, such as ``int8``.
+    masked
+        The terms of masked rounds (docs/masked-rounds.md). Clients need :func:`s3_masked_mod`, and
+        the names that ``client_names`` gives them are those that are enrolled with the keeper.
     **options
         The options of Flower's FedAvg.
     """
@@ -219,6 +226,7 @@ class S3FedAvg(FedAvg):
         client_names: ClientNames = by_number,
         ticket_seconds: int = DEFAULT_SECONDS,
         codec: str | None = None,
+        masked: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -236,6 +244,10 @@ class S3FedAvg(FedAvg):
         self.ticket_seconds = ticket_seconds
         self.codec = codec
         self._codecs = () if codec is None else (codec,)
+        self._masked = None if masked is None else parse_masking(masked)
+        if self._masked is not None:
+            self._combination = self._combination._replace(least=LEAST_MASKED)
+            _check_unmaskable(self)
         self._names: dict[int, str] = {}
         # The record that strategy.start was given last, or gave, and where that model is.
         self._model: tuple[ArrayRecord, _Place] | None = None
@@ -258,6 +270,8 @@ class S3FedAvg(FedAvg):
         place = self._place(server_round, arrays)
         nodes = [message.metadata.dst_node_id for message in messages]
         self._names = _named(self.client_names(grid, nodes), nodes)
+        agreement = self._agreement(place.layout)
+        sent = sent_layout(place.layout, agreement)
         keys = self._keys(server_round)
         order = self._order(place)
         return [
@@ -271,9 +285,11 @@ class S3FedAvg(FedAvg):
                         keys,
                         self._names[node],
                         expires=self.ticket_seconds,
-                        max_bytes=max_update_bytes(place.layout),
-                        min_bytes=1 if self.codec else place.layout.nbytes,
+                        max_bytes=max_update_bytes(sent),
+                        min_bytes=1 if self.codec else sent.nbytes,
+                        layout=place.layout if agreement else None,
                         codecs=self._codecs,
+                        agreement=agreement,
                     ).dumps(),
                 }
                 | ({"codec": self.codec} if self.codec else {})
@@ -334,7 +350,7 @@ class S3FedAvg(FedAvg):
         if not clients:
             return None, MetricRecord(counts)
         metrics = self.train_metrics_aggr_fn(
-            [uploaded[client] for client in clients], self.weighted_by_key
+            [uploaded[client] for client in clients if client in uploaded], self.weighted_by_key
         )
         metrics.update(counts)
         return self._fetched(place), metrics
@@ -439,6 +455,20 @@ class S3FedAvg(FedAvg):
         quorum = default_quorum(len(self._names)) if self.quorum is None else self.quorum
         return max(self._combination.least, quorum)
 
+    def _agreement(self, layout: Layout) -> Agreement | None:
+        """Return what the clients of a masked round are asked to agree to.
+
+        Raises
+        ------
+        SpecError
+            Updates of this layout, or of so many clients, cannot be masked.
+        """
+        if self._masked is None:
+            return None
+        asked = tuple(self._names.values())
+        check_layout(self._masked, len(asked), layout)
+        return Agreement(self._masked, len(asked), roster_digest(asked), self._needed())
+
     def _average(self, place: _Place, clients: Sequence[str]) -> dict[str, Any]:
         """Have a round, and return its manifest; one without contributors where it failed."""
         if self._combination.is_of_changes:
@@ -447,6 +477,12 @@ class S3FedAvg(FedAvg):
             layout = place.layout.to_json()
             fits = len(json.dumps(layout)) <= LAYOUT_BYTES
             terms = {"layout": layout} if fits else {}
+        if self._masked is not None:
+            # Clients have sealed their seeds for all who were asked, not for those who answered.
+            asked = sorted(self._names.values())
+            enough = len(clients) if len(clients) < len(asked) else None
+            terms |= {"masked": self._masked.to_json(), "enough_clients": enough}
+            clients = asked
         round_ = self.federation.open_round(
             place.round_id,
             list(clients),
@@ -500,6 +536,67 @@ def s3_mod(
     order = message.content.config_records.get(RECORD)
     if order is None:
         return call_next(message, context)
+    return _answer(order, message, context, call_next, None)
+
+
+def mask_of_node(context: Context) -> Mask:
+    """Return the mask of a node, by ``mask-key`` and ``keeper`` in its configuration.
+
+    A SuperNode gets them with ``--node-config 'mask-key="alice.key" keeper="FINGERPRINT"'``.
+
+    Raises
+    ------
+    UpdateError
+        One of them is missing.
+    """
+    config = context.node_config
+    for name in ("mask-key", "keeper"):
+        if not config.get(name):
+            raise UpdateError(
+                f"this node's configuration lacks {name}: start the SuperNode with --node-config "
+                '\'mask-key="FILE" keeper="FINGERPRINT"\''
+            )
+    return Mask(str(config["mask-key"]), str(config["keeper"]))
+
+
+def s3_masked_mod(
+    mask_of: Callable[[Context], Mask] = mask_of_node,
+) -> Callable[[Message, Context, Callable[[Message, Context], Message]], Message]:
+    """Return the mod of clients that mask their updates, in place of :func:`s3_mod`.
+
+    It answers only messages for training in masked rounds, so that no model and no metrics of this
+    client leave it in the clear. Replies have no metrics, and one sample each.
+
+    Parameters
+    ----------
+    mask_of
+        Returns the client's key and its keeper.
+    """
+
+    def mod(
+        message: Message, context: Context, call_next: Callable[[Message, Context], Message]
+    ) -> Message:
+        order = message.content.config_records.get(RECORD)
+        if order is None or "ticket" not in order:
+            raise UpdateError(
+                f"this client takes part in masked rounds only, and a reply to a message of type "
+                f"{message.metadata.message_type!r} would not be masked: set fraction_evaluate=0"
+            )
+        return _answer(order, message, context, call_next, mask_of(context))
+
+    return mod
+
+
+def _answer(
+    order: ConfigRecord,
+    message: Message,
+    context: Context,
+    call_next: Callable[[Message, Context], Message],
+    mask: Mask | None,
+) -> Message:
+    """Answer a message of :class:`S3FedAvg`."""
+    if mask is not None:
+        TicketRound(Ticket.loads(order["ticket"])).check_mask(mask)
     with tempfile.TemporaryDirectory(prefix="gradshard-") as folder:
         model = TicketRound(Ticket.loads(order["model"]))
         file = model.fetch(Path(folder) / "model.safetensors")
@@ -516,7 +613,13 @@ def s3_mod(
             return reply
         ticket = Ticket.loads(order["ticket"])
         return _uploading(
-            reply, ticket, layout, order["weighted-by"], order.get("codec"), before=before
+            reply,
+            ticket,
+            layout,
+            order["weighted-by"],
+            order.get("codec"),
+            before=before,
+            mask=mask,
         )
 
 
@@ -528,6 +631,7 @@ def _uploading(
     codec: str | None = None,
     *,
     before: Path | None = None,
+    mask: Mask | None = None,
 ) -> Message:
     """Upload a reply's arrays and replace them by a note of that.
 
@@ -554,10 +658,33 @@ def _uploading(
         tensors = change_of({key: _view(array) for key, array in model.items()}, tensors)
     # The round rejects NaN, and so tells the server, which is where Flower's users look.
     round_ = TicketRound(replace(ticket, allow_nonfinite=True))
-    round_.submit(tensors, samples=_samples(metrics, weighted_by), codec=codec)
+    round_.submit(tensors, samples=_samples(metrics, weighted_by), codec=codec, mask=mask)
+    if mask is not None:
+        records = RecordDict({key: _silent(of, weighted_by) for key, of in records.items()})
     content = {key: record for key, record in records.items() if key != name}
     reply.content = RecordDict(content | {RECORD: ConfigRecord({"round": ticket.round_id})})
     return reply
+
+
+def _silent(record: Any, weighted_by: str) -> Any:
+    """Return a record of a reply without metrics; Flower's server wants a weight in each."""
+    return MetricRecord({weighted_by: 1}) if isinstance(record, MetricRecord) else record
+
+
+def _check_unmaskable(strategy: S3FedAvg) -> None:
+    """Check that a strategy with masked rounds asks for nothing that would not be masked.
+
+    Raises
+    ------
+    SpecError
+        It does.
+    """
+    codecs = () if strategy.codec is None else ("codecs",)
+    check_unused({*strategy.round_options, *codecs})
+    if strategy.fraction_evaluate > 0:
+        raise SpecError(
+            "masked: give fraction_evaluate=0: evaluations send each client's metrics in the clear"
+        )
 
 
 def _samples(metrics: MetricRecord, key: str) -> int:

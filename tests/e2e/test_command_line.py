@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gradshard.deployment.engine_control import free_port
+from gradshard.deployment.engine_start_stop import free_port
 from gradshard.deployment.local_engine import Engine
 from tests import reference
 

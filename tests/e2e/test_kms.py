@@ -16,7 +16,7 @@ import pytest
 
 from gradshard import Federation
 from gradshard.client.ticket_round import TicketRound
-from gradshard.deployment import application, engine_application, engine_control
+from gradshard.deployment import application, engine_application, engine_start_stop, local_engine
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import RoundStateError, TicketError
 from tests import reference
@@ -38,21 +38,19 @@ def key(engine: Engine) -> str:
 @pytest.fixture(scope="module")
 def stack(engine: Engine, key: str) -> Iterator[Deployed]:
     """The application under that key."""
-    built = engine.state / "build" / "template.yaml"
-    with application.folder() as sources:
-        config = sources / "samconfig.toml"
-        given = [*engine_application.template_parameters(config, engine), f"KmsKeyArn={key}"]
-        line = [application.find_sam(), "deploy", "--template-file", str(built)]
-        line += ["--config-file", str(config), "--config-env", "local", "--stack-name", STACK]
-        environment = engine_control.child_environment(engine)
-        done = subprocess.run(
-            [*line, "--parameter-overrides", *given],
-            cwd=sources,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    build = engine_application.find_or_build(engine, local_engine.STACK, print)
+    config = build.sources / "samconfig.toml"
+    given = [*engine_application.template_parameters(config, engine), f"KmsKeyArn={key}"]
+    line = [application.find_sam(), "deploy", "--template-file", str(build.deployed_template)]
+    line += ["--config-file", str(config), "--config-env", "local", "--stack-name", STACK]
+    done = subprocess.run(
+        [*line, "--parameter-overrides", *given],
+        cwd=build.sources,
+        env=engine_start_stop.child_environment(engine),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     deployed = Deployed.of_stack(STACK)
     default = {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -100,6 +100,16 @@ def proxy() -> Iterator[tuple[dict[str, str], list[bytes]]]:
     thread.join()
 
 
+@pytest.fixture
+def own_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share_builds: Callable[[Path], None]
+) -> None:
+    """Folders for engines of a test's own."""
+    share_builds(tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
 def test_requests_to_the_engine_go_through_no_proxy(
     engine: Engine, proxy: tuple[dict[str, str], list[bytes]], tmp_path: Path
 ) -> None:
@@ -166,11 +176,7 @@ def test_the_help_warns_of_the_exposed_address(tmp_path: Path) -> None:
     assert "and has the key of the engine can run code on this machine as you" in help_
 
 
-def test_up_deploys_again_after_a_reset_and_after_a_kill(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+def test_up_deploys_again_after_a_reset_and_after_a_kill(engine: Engine, own_folders: None) -> None:
     own = local_engine.up(0, owner=os.getpid())
     at = ("--local", "--port", own.port)
     try:
@@ -201,11 +207,7 @@ def test_an_unknown_key_is_answered_with_advice(engine: Engine) -> None:
         client.describe_stacks()
 
 
-def test_rounds_survive_down_up_and_a_kill(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+def test_rounds_survive_down_up_and_a_kill(engine: Engine, own_folders: None) -> None:
     own = local_engine.up(0)
 
     def federation() -> Federation:
@@ -237,11 +239,7 @@ def test_rounds_survive_down_up_and_a_kill(
     assert not own.kept.exists()
 
 
-def test_an_ephemeral_engine_keeps_nothing(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+def test_an_ephemeral_engine_keeps_nothing(engine: Engine, own_folders: None) -> None:
     own = local_engine.up(0, ephemeral=True)
     try:
         said("open", "gone", "--client", "a", "--local", "--port", own.port)

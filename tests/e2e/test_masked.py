@@ -12,8 +12,9 @@ from botocore.exceptions import ClientError
 
 from gradshard import Federation, Keeper, Mask, RoundFailed
 from gradshard.client.mask import make_identity
+from gradshard.client.verification_ticket import VerificationTicket
 from gradshard.deployment.local_engine import Engine
-from gradshard_core.errors import UpdateError
+from gradshard_core.errors import TicketError, UpdateError
 from gradshard_core.keeper.records import PRIVATE_KEY
 from tests import masked
 from tests.e2e.deployed import Deployed, until
@@ -26,6 +27,7 @@ from tests.e2e.masking import (
     update_of,
 )
 from tests.e2e.test_client_policy import TRUST
+from tests.e2e.test_training_tickets import without_credentials
 
 pytestmark = pytest.mark.e2e
 
@@ -206,3 +208,32 @@ def test_the_keeper_may_do_nothing_with_the_aggregator_but_answer(
         may = allowed(s3_as(policies), deployed.bucket, keys)
         writes = answers if role == "CheckRequestFunctionRole" else answers[:1]
         assert may == {("put", key) for key in writes}, role
+
+
+# ------------------------------------------------------------- verifying, without credentials
+
+
+def test_a_contributor_verifies_with_a_ticket(
+    federation: Federation, keeper: Keeper, tmp_path: Path
+) -> None:
+    name, clients = "masked-verified", ["a", "b"]
+    masked_round(federation, name, clients, enrolled=clients)
+    round_ = federation.round(name)
+    round_.verification_ticket("b").save(tmp_path / "b")
+    with without_credentials():
+        ticket = VerificationTicket.load(tmp_path / "b")
+        found = ticket.verify(sample=1.0, seed="s")
+    assert found == round_.verify(sample=1.0, seed="s")
+    assert found.is_correct
+    assert "only the keeper can recompute" in found.notes[0]
+    assert ticket.objects[0].url not in repr(ticket)
+    read = {entry.key.removeprefix(round_.keys.root) for entry in ticket.objects}
+    assert read == {
+        *("spec.json", "manifest.json", "update.safetensors", "keeper/masks"),
+        *(f"updates/{client}.safetensors" for client in clients),
+    }
+    plain = federation.open_round("masked-unverified", 1)
+    plain.submit("a", update_of("a"), 5)
+    plain.wait(SECONDS)
+    with pytest.raises(TicketError, match="is not masked: with the ticket 'b' would read"):
+        plain.verification_ticket("b")

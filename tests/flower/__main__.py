@@ -22,7 +22,7 @@ def main(python: str) -> int:
     """Run the tests, and return pytest's exit code."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = cache
-        engine = local_engine.up(0, owner=os.getpid())
+        engine = local_engine.up(0, keeper=True, owner=os.getpid())
         try:
             command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
             variables = os.environ | engine.environment | {"FLWR_TELEMETRY_ENABLED": "0"}

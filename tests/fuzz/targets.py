@@ -28,16 +28,15 @@ from gradshard_core.formats.encoded import (
     encode_layout,
     parse_update,
 )
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
-from gradshard_core.formats.layout import (
+from gradshard_core.formats.headers import (
     MAX_HEADER_BYTES,
-    PREFIX_BYTES,
     SAMPLES_KEY,
     Header,
-    Layout,
     parse_header,
     parse_samples,
 )
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 from gradshard_core.planning.plan import Rejection
 from gradshard_core.planning.spec import parse_spec
 from gradshard_core.rounds import arrivals

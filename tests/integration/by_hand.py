@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
-from gradshard_core.formats.layout import PREFIX_BYTES, parse_header
+from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Rejection, Task
 from gradshard_core.records import model_registry

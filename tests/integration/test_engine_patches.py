@@ -25,7 +25,7 @@ import ministack
 import pytest
 from botocore.config import Config
 
-from gradshard.deployment.engine_control import free_port
+from gradshard.deployment.engine_start_stop import free_port
 
 PATCHES = sorted((Path(__file__).parents[2] / "upstream" / "ministack").glob("*.patch"))
 ROLE = "arn:aws:iam::000000000000:role/any"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gradshard.deployment import engine_control, local_engine
+from gradshard.deployment import engine_start_stop, local_engine
 from gradshard.utils.polling import poll
 from gradshard_core.errors import EngineError
 
@@ -56,14 +56,14 @@ def test_a_second_start_of_an_engine_waits_for_the_first() -> None:
     entered = threading.Event()
 
     def second() -> None:
-        with engine_control.exclusive(4571):
+        with engine_start_stop.exclusive(4571):
             entered.set()
 
     thread = threading.Thread(target=second)
-    with engine_control.exclusive(4571):
+    with engine_start_stop.exclusive(4571):
         thread.start()
         assert not entered.wait(0.3)
-        with engine_control.exclusive(4572):
+        with engine_start_stop.exclusive(4572):
             pass  # another engine's
     thread.join(10)
     assert entered.is_set()
@@ -85,26 +85,26 @@ def test_an_engine_that_cannot_be_remembered_is_stopped(
     monkeypatch.setattr("os.posix_spawn", spawn)
     with pytest.raises(IsADirectoryError):
         local_engine.up(0)
-    assert not engine_control.is_group_alive(started[0].pid)
+    assert not engine_start_stop.is_group_alive(started[0].pid)
     started[0].wait()
 
 
 def test_an_engine_ends_with_its_owner_even_if_that_is_killed() -> None:
     program = """
 import os, time
-from gradshard.deployment import engine_control, local_engine
-engine = local_engine.status(engine_control.free_port())
-engine_control.start(engine, None, ephemeral=True, owner=os.getpid())
+from gradshard.deployment import engine_start_stop, local_engine
+engine = local_engine.status(engine_start_stop.free_port())
+engine_start_stop.start(engine, None, ephemeral=True, owner=os.getpid())
 print(local_engine.status(engine.port).pid, flush=True)
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as owner:
         assert owner.stdout
         pid = int(owner.stdout.readline())
-        assert engine_control.is_group_alive(pid)
+        assert engine_start_stop.is_group_alive(pid)
         owner.kill()
     for _ in poll(30, pause=0.05):
-        if not engine_control.is_group_alive(pid):
+        if not engine_start_stop.is_group_alive(pid):
             return
     os.killpg(pid, signal.SIGKILL)
     pytest.fail("the engine outlived its owner")

@@ -28,7 +28,7 @@ from gradshard_core.errors import ServiceError, StoreError
 from gradshard_core.rounds import aws_callbacks, aws_json
 from gradshard_core.s3.http_requests import TRANSIENT_CODES, TRANSIENT_STATUSES
 from gradshard_core.s3.http_transport import HttpTransport
-from gradshard_core.s3.operations import OPERATIONS
+from gradshard_core.s3.request_formats import OPERATIONS
 from gradshard_core.s3.transport import AnswerError, Transport
 
 KEY, SECRET, REGION = "AKIDEXAMPLE", "secret/key+", "eu-central-1"

@@ -128,6 +128,11 @@ class ClientStore(S3Store):
         """Return a URL with which anyone may GET an object's newest version, or only HEAD it."""
         return self._presign("head_object" if head else "get_object", key, seconds)
 
+    def presign_version(self, key: str, version: str, seconds: int) -> str:
+        """Return a URL with which anyone may GET this version of an object; '' is the newest."""
+        signed = {"VersionId": version} if version else {}
+        return self._presign("get_object", key, seconds, **signed)
+
     def _presign(self, operation: str, key: str, seconds: int, **signed: Any) -> str:
         with boto_errors.translated(key, operation):
             return self._client.generate_presigned_url(

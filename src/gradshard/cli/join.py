@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradshard.cli.codec_options import codec_options, compression_of
+from gradshard.cli.mask_options import mask_of, mask_options
 from gradshard.cli.options import connected, quiet_option
 from gradshard.cli.output import confirm
 from gradshard.utils.text import escape_terminal, pluralize
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 @click.argument("client", metavar="CLIENT")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- PROGRAM…")
 @codec_options
+@mask_options
 @click.option(
     "--ticket",
     "ticket",
@@ -36,6 +38,8 @@ def join(
     training: str,
     client: str,
     program: tuple[str, ...],
+    mask_key: Path | None,
+    keeper: str | None,
     ticket: Path | None,
     **compression: Any,
 ) -> None:
@@ -56,7 +60,11 @@ def join(
         )
 
     runner = Program(program, tell)
-    more: Any = {"on_rejection": runner.rejected, "codec": compression_of(**compression)}
+    more: Any = {
+        "on_rejection": runner.rejected,
+        "codec": compression_of(**compression),
+        "mask": mask_of(mask_key, keeper),
+    }
     if ticket is None:
         done = federation.participate(
             client, runner.train, runner.evaluate, training=training, **more

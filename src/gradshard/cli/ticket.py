@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gradshard.client.ticket_round import TicketRound
     from gradshard.client.tickets import Ticket
     from gradshard.client.training_ticket import TrainingTicket
+    from gradshard.client.verification_ticket import VerificationTicket
 
 
 @click.command()
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
     help="Accept an update of at most this size, for example 512MB or 1GiB.",
     default_text="the size of the layout with which the round was opened; required without one",
 )
+@click.option(
+    "--verify",
+    "to_verify",
+    is_flag=True,
+    help="Make a ticket with which CLIENT verifies the completed masked ROUND instead.",
+)
 @json_option
 @quiet_option
 @connected
@@ -47,6 +54,7 @@ def ticket(
     file: Path | None,
     expires: int,
     max_size: int | None,
+    to_verify: bool,
     as_json: bool,
 ) -> None:
     """Make a ticket for a client without AWS credentials.
@@ -54,6 +62,9 @@ def ticket(
     With it, CLIENT can take part in ROUND. Keep the file secret: anyone who has it can act as that
     client.
     """
+    if to_verify:
+        _make_for_verifier(federation, name, client, file, expires, as_json=as_json)
+        return
     made = federation.round(name).ticket(client, expires=expires, max_bytes=max_size)
     file = file or Path(f"{name}-{client}.ticket")
     about = {"round": name, "client": client, "max_bytes": made.max_bytes}
@@ -67,8 +78,29 @@ def ticket(
         confirm("it was made with temporary credentials: if they end earlier, so does it")
 
 
+def _make_for_verifier(
+    federation: "Federation",
+    name: str,
+    client: str,
+    file: Path | None,
+    expires: int,
+    *,
+    as_json: bool,
+) -> None:
+    """Make a ticket with which a client verifies a masked round."""
+    made = federation.round(name).verification_ticket(client, expires=expires)
+    file = file or Path(f"{name}-{client}.verify-ticket")
+    if write_ticket(made, file, {"round": name, "client": client}, as_json=as_json):
+        until = made.expires_at.isoformat(timespec="seconds")
+        confirm(f"wrote {escape_terminal(file)}: {client} can verify round {name}, until {until}")
+
+
 def write_ticket(
-    made: "Ticket | TrainingTicket", file: Path, about: dict[str, Any], *, as_json: bool
+    made: "Ticket | TrainingTicket | VerificationTicket",
+    file: Path,
+    about: dict[str, Any],
+    *,
+    as_json: bool,
 ) -> bool:
     """Write a ticket's file, and what it is as JSON; return whether it is to be told in words."""
     made.save(file)

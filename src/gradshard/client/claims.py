@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Final, NamedTuple
 
+from gradshard.client.masked_claims import NOT_PROVED, read_masking
 from gradshard.client.stated_round import NamedContributor, StatedRound
 from gradshard.utils.parallel import run_parallel
 from gradshard.utils.text import pluralize
@@ -28,6 +29,7 @@ from gradshard_core.errors import (
     UpdateError,
 )
 from gradshard_core.formats.encoded import parse_update
+from gradshard_core.formats.headers import Header, header_length, parse_samples
 from gradshard_core.formats.keys import (
     ObjectVersion,
     RoundKeys,
@@ -36,14 +38,10 @@ from gradshard_core.formats.keys import (
     base_version,
     sender_of,
 )
-from gradshard_core.formats.layout import (
-    PREFIX_BYTES,
-    Header,
-    Layout,
-    header_length,
-    parse_samples,
-)
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout
+from gradshard_core.formats.masked import Share, masked_layout
 from gradshard_core.planning.grouping import Grouping, group, layer_ranges, weights_of
+from gradshard_core.planning.masking import Masking
 from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.outputs import NextModel
 from gradshard_core.planning.plan import (
@@ -130,15 +128,9 @@ def read_claim(
     UpdateError
         An object is no safetensors object.
     SpecError
-        The round's rule measured the updates, and only the functions can read its weights; or its
-        updates are masked.
+        The round's rule measured the updates, and only the functions can read its weights.
     """
-    if spec.masked is not None:
-        raise SpecError(
-            f"round {keys.round_id!r} cannot be verified: its updates are masked, and only the "
-            "keeper can recompute the sum of the masks"
-        )
-    if spec.dp is not None:
+    if spec.noised is not None:
         raise SpecError(
             f"round {keys.round_id!r} cannot be verified: it is private, and the key of its noise "
             "was deleted"
@@ -265,21 +257,25 @@ class _Reader:
     ) -> _Sent | str:
         """Read the header of an update; return what is kept of it, or that it is gone."""
         client, source = named.client, named.source
+        terms = self._spec.masked
         try:
             header = _read_header(self._store, source, lock)
-            stated = parse_samples(header.metadata)
+            share = None if terms is None else Share.of_metadata(header.metadata, terms.ring_bits)
+            stated = parse_samples(header.metadata) if share is None else 0
         except ChangedObjectError as error:
             return f"{client} ({error})"
         except UpdateError as error:
             raise UpdateError(f"{source.key}: {error}") from None
         contradictions = []
         samples = self._spec.counted(stated)
-        if samples != named.samples:
+        if share is None and samples != named.samples:
             counted = "" if samples == stated else f", which count as {samples}"
             contradictions.append(
                 f"{client}: samples is {named.samples} in the manifest, but its update states "
                 f"{stated}{counted}"
             )
+        if terms is not None:
+            layout = masked_layout(layout, terms.ring_bits)
         difference = layout.difference(header.layout, partial=self._spec.partial_rule is not None)
         if difference is not None:
             raise UpdateError(f"{source.key} does not have the layout of the result: {difference}")
@@ -290,7 +286,9 @@ class _Reader:
         runs = layout.runs_in(header.layout, header.data_offset)
         version = base_version(source.key)
         staleness = 0 if version is None else (self._model_version or version) - version
-        contributor = Contributor(client, source, samples, 0.0, runs, report, staleness)
+        contributor = Contributor(
+            client, source, samples, 0.0, runs, report, staleness, share=share
+        )
         return _Sent(contributor, coverage, tuple(contradictions))
 
     def _check_grouping(self, grouping: Grouping, named: Sequence[NamedContributor]) -> None:
@@ -304,8 +302,8 @@ class _Reader:
         }
         for name, value in derived.items():
             self._expect(name, self._stated.computation[name], value)
-        # The manifest has no weights of contributors under a rule.
-        if self._spec.rule is None:
+        # The manifest has no weights of contributors under a rule, and all masked ones are added.
+        if self._spec.rule is None and self._spec.masked is None:
             weights = {c.client: c.weight for c in grouping.contributors}
             for contributor in named:
                 self._expect(
@@ -332,6 +330,22 @@ class _Reader:
             Participants(grouping.contributors),
             computation,
             PlannedLayout.of(layout, layers=ranges),
+            masking=self._masking(grouping.contributors, layout),
+        )
+
+    def _masking(self, contributors: Sequence[Contributor], layout: Layout) -> Masking | None:
+        """Derive how a masked round was unmasked."""
+        if self._spec.masked is None:
+            return None
+        self._notes.append(NOT_PROVED.format(self._keys.round_id))
+        return read_masking(
+            self._store,
+            self._keys,
+            self._spec,
+            self._stated,
+            contributors,
+            layout,
+            self._contradictions.append,
         )
 
     def _layer_weights(

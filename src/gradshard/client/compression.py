@@ -34,7 +34,8 @@ from gradshard_core.formats.encoded import (
     EncodedRuns,
     encode_layout,
 )
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout, Tensor, parse_header
+from gradshard_core.formats.headers import parse_header
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout, Tensor
 from gradshard_core.units import MIB
 
 _NOT_DECODED: Final = (CODEC_KEY, ENCODED_KEY, ERROR_KEY)

@@ -16,6 +16,7 @@ from gradshard_core.formats.keys import DEFAULT_MODEL, RoundKeys
 if TYPE_CHECKING:
     from gradshard.client.compression import Compression
     from gradshard.client.follow_up import OnRejection
+    from gradshard.client.mask import Mask
     from gradshard.client.model import Model
     from gradshard.client.participation import Evaluate, Participation, Train
     from gradshard.client.round import Round
@@ -249,6 +250,7 @@ class Federation:
         training: str | None = None,
         on_rejection: "OnRejection | None" = None,
         codec: "str | Compression | None" = None,
+        mask: "Mask | None" = None,
         patience: float | None = None,
     ) -> "Participation":
         """Take part in a training until it has ended.
@@ -275,6 +277,10 @@ class Federation:
         codec
             Compress the updates, as in :meth:`gradshard.client.round.Round.submit`; metrics of
             evaluations are sent as they are. To a seed the number of the round is added.
+        mask
+            Mask the updates, in trainings with masked rounds (docs/masked-rounds.md): the client's
+            key and its keeper. No metrics are sent, neither those that ``train`` returns nor those
+            of evaluations, and nothing to a round that is not masked, or has another keeper.
         patience
             The seconds that a lost connection may last; None for a day.
 
@@ -296,7 +302,13 @@ class Federation:
         seconds = DEFAULT_PATIENCE_SECONDS if patience is None else patience
         member = Member(self.stack, self.training(name), client)
         return participate(
-            member, train, evaluate, on_rejection=on_rejection, codec=codec, patience=seconds
+            member,
+            train,
+            evaluate,
+            on_rejection=on_rejection,
+            codec=codec,
+            mask=mask,
+            patience=seconds,
         )
 
     def _only_training(self) -> str:

@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,22 +15,16 @@ import numpy as np
 from gradshard.client.upload_source import Content, header_bytes, in_order_of
 from gradshard.utils.atomic_file import open_private
 from gradshard_core.aggregation.arithmetic import widened
-from gradshard_core.aggregation.fixed_point import FixedPoint
+from gradshard_core.aggregation.fixed_point import RingEncoding
 from gradshard_core.aggregation.kernel import steps
 from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.sharding import clip, sums_bytes
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.layout import (
-    PREFIX_BYTES,
-    Layout,
-    encode_header,
-    parse_header,
-    parse_samples,
-)
+from gradshard_core.formats.headers import parse_header, parse_samples
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.formats.masked import Share, elements_of, masked_layout
-from gradshard_core.planning.masking import encoding_of
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.masking import Agreement, encoding_of
 from gradshard_core.units import MIB
 
 if TYPE_CHECKING:
@@ -58,43 +54,59 @@ class Mask:
     least_clients
         The fewest clients among whose updates this one may be hidden. A round with a smaller
         ``min_clients`` gets no update.
+    least_noise
+        The smallest noise multiplier of a round that gets an update; 0 if rounds need no noise.
 
     Attributes
     ----------
     clipped
-        The number of elements of the last update that were clipped to the round's bound.
+        The number of elements of the last update that were clipped to the round's bound. With
+        noise, the whole update is shortened instead, and these are its elements beyond the clip.
     """
 
     signing_key: bytes | str | Path = field(repr=False)
     keeper: str
     least_clients: int = 2
+    least_noise: float = 0.0
     clipped: int = field(default=0, init=False)
     _sealed: dict[str, "_Sealed"] = field(default_factory=dict, init=False, repr=False)
 
-    def check(self, spec: RoundSpec, client: str, round_id: str) -> None:
-        """Check the terms of a round before anything is sent.
+    def check(self, agreement: Agreement | None, client: str, round_id: str) -> Agreement:
+        """Check what a round asks its clients to agree to, before anything is sent.
+
+        Returns
+        -------
+        Agreement
+            The same one, if the round is masked.
 
         Raises
         ------
         UpdateError
             The round is not masked, has another keeper, or too small a quorum.
         """
-        if spec.masked is None:
+        if agreement is None:
             raise UpdateError(
                 f"round {round_id!r} is not masked: whoever can read its bucket would see the "
                 f"update of {client}. Nothing was sent; submit without mask if that is meant"
             )
-        found = hashlib.sha256(bytes.fromhex(spec.masked.keeper)).hexdigest()
+        found = hashlib.sha256(bytes.fromhex(agreement.terms.keeper)).hexdigest()
         if found != "".join(self.keeper.split()).lower():
             raise UpdateError(
                 f"round {round_id!r} has a keeper with the fingerprint {found}, not {self.keeper}: "
                 "nothing was sent. Ask the keeper's operator"
             )
-        if spec.min_clients < self.least_clients:
+        if agreement.min_clients < self.least_clients:
             raise UpdateError(
-                f"round {round_id!r} may end with {spec.min_clients} clients, and the update of "
-                f"{client} is to be hidden among {self.least_clients} at least: nothing was sent"
+                f"round {round_id!r} may end with {agreement.min_clients} clients, and the update "
+                f"of {client} is to be hidden among {self.least_clients} at least: nothing was sent"
             )
+        noise = 0.0 if agreement.terms.dp is None else agreement.terms.dp.noise_multiplier
+        if noise < self.least_noise:
+            raise UpdateError(
+                f"round {round_id!r} has a noise multiplier of {noise:g}, and the update of "
+                f"{client} needs {self.least_noise:g} at least: nothing was sent"
+            )
+        return agreement
 
     def sealed(self, digest: str, context: "SealContext", keeper: bytes) -> "_Sealed":
         """Return a seed for an update; the same one for the same bytes and terms, and no others.
@@ -144,8 +156,8 @@ class MaskedContent:
         The round's layout.
     share
         The values that are sent beside the masked elements.
-    fixed, samples
-        The encoding, and the client's number of samples.
+    fixed, scale
+        The encoding, and the factor of the client's elements in it.
     seed
         The seed of its mask.
     """
@@ -155,13 +167,13 @@ class MaskedContent:
         content: Content,
         layout: Layout,
         share: Share,
-        fixed: FixedPoint,
-        samples: int,
+        fixed: RingEncoding,
+        scale: float,
         seed: bytes,
     ) -> None:
         self.layout = masked_layout(layout, fixed.ring_bits)
         self._content, self._plain, self._fixed = content, layout, fixed
-        self._samples, self._seed = samples, seed
+        self._scale, self._seed = scale, seed
         self._offset = header_bytes(content)
         self._header = encode_header(self.layout, share.metadata())
         self.nbytes = len(self._header) + self.layout.nbytes
@@ -176,7 +188,7 @@ class MaskedContent:
             An element is a NaN or an infinity.
         """
         head, shift = self._header[start:end], len(self._header)
-        first, last = max(0, start - shift), max(0, end - shift)
+        first, last = max(0, start - shift), max(0, min(end, self.nbytes) - shift)
         if first >= last:
             return head
         size = self._fixed.dtype.itemsize
@@ -197,7 +209,7 @@ class MaskedContent:
         for span in clip(self._plain.spans, start, end):
             stored = self._content.read(self._offset + span.start, self._offset + span.end)
             values = widened(DTYPES[span.dtype], memoryview(stored))
-            self._fixed.encode(values, self._samples, encoded[done : done + len(values)])
+            self._fixed.encode(values, self._scale, encoded[done : done + len(values)])
             done += len(values)
         np.add(encoded, mask, out=encoded)
         return encoded
@@ -213,10 +225,28 @@ class MaskedContent:
         return self._plain.nbytes
 
 
-def _survey(content: Content, layout: Layout, bound: float) -> tuple[str, int]:
-    """Return the SHA-256 of an update's bytes, and how many of its elements are beyond a bound."""
+class _Survey(NamedTuple):
+    """What a first look at an update tells.
+
+    Parameters
+    ----------
+    digest
+        The SHA-256 of its bytes.
+    clipped
+        How many of its elements are beyond the bound.
+    norm
+        Its length, the root of the sum of the squares.
+    """
+
+    digest: str
+    clipped: int
+    norm: float
+
+
+def _survey(content: Content, layout: Layout, bound: float) -> _Survey:
+    """Look at an update, piece by piece."""
     offset = header_bytes(content)
-    digest, clipped = hashlib.sha256(content.read(0, offset)), 0
+    digest, clipped, squares = hashlib.sha256(content.read(0, offset)), 0, 0.0
     for start, end in steps(layout.spans, 0, layout.nbytes, PIECE_BYTES):
         stored = content.read(offset + start, offset + end)
         digest.update(stored)
@@ -224,11 +254,18 @@ def _survey(content: Content, layout: Layout, bound: float) -> tuple[str, int]:
             part = memoryview(stored)[span.start - start : span.end - start]
             values = np.abs(widened(DTYPES[span.dtype], part))
             clipped += int(np.count_nonzero(values > bound))
-    return digest.hexdigest(), clipped
+            with np.errstate(over="ignore"):
+                squares += float(np.sum(np.square(values, dtype=np.float64)))
+    return _Survey(digest.hexdigest(), clipped, math.sqrt(squares))
 
 
 def masked(
-    content: Content, spec: RoundSpec, layout: Layout | None, mask: Mask, client: str, round_id: str
+    content: Content,
+    agreement: Agreement | None,
+    layout: Layout | None,
+    mask: Mask,
+    client: str,
+    round_id: str,
 ) -> MaskedContent:
     """Return a content that is masked while it is read; its seed is sealed and signed.
 
@@ -244,26 +281,61 @@ def masked(
     from gradshard_core.masking import sealing
     from gradshard_core.masking.key_stream import KeyStream
 
-    mask.check(spec, client, round_id)
-    terms = spec.masked
-    if terms is None or layout is None or isinstance(spec.clients, int):
-        raise UpdateError(f"round {round_id!r} is masked, and lacks a layout or a roster")
+    agreed = mask.check(agreement, client, round_id)
+    terms = agreed.terms
+    if layout is None:
+        raise UpdateError(f"round {round_id!r} is masked, and lacks a layout")
     content = in_order_of(layout, content)
     end = header_bytes(content)
     samples = parse_samples(parse_header(content.read(PREFIX_BYTES, end), content.nbytes).metadata)
-    fixed = terms.fixed(spec.expected)
-    fixed.check_samples(samples)
+    fixed = terms.fixed(agreed.clients, elements_of(layout))
+    counted = fixed.count(samples)
     context = sealing.SealContext(
-        round_id, client, spec.clients, spec.min_clients, encoding_of(terms, layout)
+        round_id, client, agreed.roster, agreed.min_clients, encoding_of(terms, layout)
     )
-    digest, mask.clipped = _survey(content, layout, terms.bound)
-    seed, sealed, signature = mask.sealed(digest, context, bytes.fromhex(terms.keeper))
+    found = _survey(content, layout, terms.bound)
+    scale = fixed.scale(samples, found.norm)
+    mask.clipped = found.clipped
+    seed, sealed, signature = mask.sealed(found.digest, context, bytes.fromhex(terms.keeper))
     size, count = fixed.dtype.itemsize, bytearray(fixed.dtype.itemsize)
     at = elements_of(layout) * size
     KeyStream(seed, at, at + size).read_into(memoryview(count))
-    masked_count = (samples + int.from_bytes(count, "little")) % 2**terms.ring_bits
+    masked_count = (counted + int.from_bytes(count, "little")) % 2**terms.ring_bits
     share = Share(masked_count, sealed.hex(), signature.hex())
-    return MaskedContent(content, layout, share, fixed, samples, seed)
+    return MaskedContent(content, layout, share, fixed, scale, seed)
+
+
+def check_unreported(
+    training: Mapping[str, float] | None, metrics: Mapping[str, float] | None, codec: object
+) -> None:
+    """Check that nothing is to be sent beside a masked update, which is not compressed.
+
+    Raises
+    ------
+    UpdateError
+        Something is.
+    """
+    if training or metrics:
+        raise UpdateError(
+            "masked updates tell nothing of their training: leave out training and metrics"
+        )
+    if codec is not None:
+        raise UpdateError("masked updates are not compressed: leave out codec")
+
+
+def check_unmasked(agreement: Agreement | None, round_id: str) -> None:
+    """Check that a round takes updates that are not masked.
+
+    Raises
+    ------
+    UpdateError
+        It takes masked ones only.
+    """
+    if agreement is not None:
+        raise UpdateError(
+            f"round {round_id!r} takes masked updates only: submit with mask, the client's key "
+            "and its keeper"
+        )
 
 
 def need_libraries() -> None:

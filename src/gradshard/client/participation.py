@@ -9,6 +9,7 @@ from typing import Any, Final
 from gradshard.client.compression import SEEDS, Compression
 from gradshard.client.deltas import change_of
 from gradshard.client.follow_up import FollowUp, OnRejection, RejectedUpdate
+from gradshard.client.mask import Mask
 from gradshard.client.tensors import Array
 from gradshard.client.training_access import ClientRound, TrainingAccess
 from gradshard_core.aggregation.server_optimizers import MODELS
@@ -72,6 +73,7 @@ def participate(
     *,
     on_rejection: OnRejection | None = None,
     codec: str | Compression | None = None,
+    mask: Mask | None = None,
     patience: float = DEFAULT_PATIENCE_SECONDS,
 ) -> Participation:
     """Take part in a training until it has ended.
@@ -90,6 +92,9 @@ def participate(
         why one of its updates did not count. It is logged in any case.
     codec
         Compress the updates; to a seed the number of the round is added.
+    mask
+        Mask the updates; they then have no metrics and no report, and evaluations get nothing.
+        Nothing is sent to rounds that are not masked, or have another keeper.
     patience
         The seconds that a lost connection may last.
 
@@ -108,7 +113,9 @@ def participate(
     pause = _persistently(access.poll_seconds, patience)
     _join(access, patience)
     follow_up = FollowUp(access, on_rejection)
-    worker = _persistently(lambda: _Worker(access, follow_up, train, evaluate, codec), patience)
+    worker = _persistently(
+        lambda: _Worker(access, follow_up, train, evaluate, codec, mask), patience
+    )
     for state in _states(access, pause, patience):
         invitation = state.invitation
         # The end of a training rejects the updates that wait.
@@ -139,8 +146,9 @@ class _Worker:
         train: Train,
         evaluate: Evaluate | None,
         codec: str | Compression | None,
+        mask: Mask | None,
     ) -> None:
-        self._access, self._follow_up = access, follow_up
+        self._access, self._follow_up, self._mask = access, follow_up, mask
         self._updates = access.updates()
         self._train, self._evaluate, self._codec = train, evaluate, codec
         self._answered = ""
@@ -154,7 +162,8 @@ class _Worker:
             return False  # the holder of a ticket has none for it yet
         if round_.id == self._answered:
             return False
-        if invitation.is_evaluation and self._evaluate is None:
+        # Metrics are sent in the clear, which a client that masks its updates does not want.
+        if invitation.is_evaluation and (self._evaluate is None or self._mask is not None):
             self._answered = round_.id
             return False
         try:
@@ -198,6 +207,8 @@ class _Worker:
             if not found:
                 raise UpdateError("evaluate returned no metrics")
             return {"update": found, "samples": samples}
+        if self._mask is not None:
+            round_.check_mask(self._mask)
         before = round_.fetch_model()
         # Training may change the arrays that it gets.
         given = {name: tensor.copy() for name, tensor in before.items()}
@@ -205,6 +216,8 @@ class _Worker:
         trained, samples, *measured = self._train(given, invitation)
         report = {"train_seconds": max(1e-6, time.monotonic() - started)}
         update = trained if self._updates == MODELS else change_of(before, trained)
+        if self._mask is not None:
+            return {"update": update, "samples": samples, "mask": self._mask}
         return {
             "update": update,
             "samples": samples,

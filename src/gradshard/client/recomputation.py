@@ -8,9 +8,10 @@ from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.decoding import DecodedSource, Desk
 from gradshard_core.aggregation.kernel import Source
 from gradshard_core.aggregation.optimizer_step import Applier
+from gradshard_core.aggregation.ring_sum import SUBTRACTED
 from gradshard_core.aggregation.sharding import SLICE_BYTES, sums_bytes
 from gradshard_core.formats.encoded import EncodedRuns
-from gradshard_core.formats.keys import StoredTensors
+from gradshard_core.formats.keys import ObjectVersion, StoredTensors
 from gradshard_core.planning.outputs import NextModel
 from gradshard_core.planning.plan import Contributor, Plan, Task
 from gradshard_core.s3.store import S3Store
@@ -110,9 +111,12 @@ class RangeRecomputer:
         ]
         total = bytearray()
         zones = plan.input_zones(task, start)
-        kernel.aggregate(
-            sources, zones, plan.reduction(level, len(sources)), plan.layout.spans, total.extend
-        )
+        reduction = plan.reduction(level, len(sources))
+        if plan.masking is not None and plan.masking.answer is not None and plan.is_last(level):
+            masks = partial(self._masked, plan.masking.answer, 0, start, end)
+            sources.append(_LazyBytes(masks))
+            zones = [zone._replace(weights=[*zone.weights, SUBTRACTED]) for zone in zones]
+        kernel.aggregate(sources, zones, reduction, plan.input_spans, total.extend)
         return total
 
     def _input(self, level: int, number: int, start: int, end: int) -> memoryview:
@@ -123,6 +127,8 @@ class RangeRecomputer:
     def _update(self, contributor: Contributor, start: int, end: int) -> memoryview:
         """Read what an update has of a range of the layout, decoded."""
         runs = contributor.runs
+        if contributor.share is not None:
+            return self._masked(contributor.source, runs[0].offset, start, end)
         data = memoryview(bytearray(sum(high - low for _, low, high in runs.clip(start, end))))
         stored = runs.read_from(start) if isinstance(runs, EncodedRuns) else runs
         room = 0
@@ -137,6 +143,13 @@ class RangeRecomputer:
                 source = DecodedSource(stream, runs, start, end, Desk())
             source.read_into(data)
         return data
+
+    def _masked(self, source: ObjectVersion, offset: int, start: int, end: int) -> memoryview:
+        """Read the elements of the ring of a range of the layout; an object has all in a row."""
+        spans = self._plan.input_spans
+        before = sums_bytes(spans, 0, start)
+        stored = StoredTensors(source, offset)
+        return memoryview(self.read(stored, before, before + sums_bytes(spans, start, end)))
 
     def _stored(self, stored: StoredTensors, start: int, end: int) -> Source:
         return _LazyBytes(lambda: memoryview(self.read(stored, start, end)))

@@ -9,13 +9,9 @@ from typing import Any, Final, NamedTuple
 from gradshard.client.tensors import unpack
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats import metrics
+from gradshard_core.formats.headers import header_length, parse_header, parse_samples
 from gradshard_core.formats.keys import UPDATE_SUFFIX, RoundKeys
-from gradshard_core.formats.layout import (
-    PREFIX_BYTES,
-    header_length,
-    parse_header,
-    parse_samples,
-)
+from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.s3.store import ListedObject, S3Store
 

@@ -38,6 +38,8 @@ class StatedRound:
         The weights of each layer of partial updates, by client.
     model
         The version of the model that the round made.
+    masks, samples
+        In a masked round, the keeper's answer and the sum of the counts.
     """
 
     result: ObjectVersion
@@ -45,6 +47,8 @@ class StatedRound:
     computation: Mapping[str, Any]
     layers: tuple[tuple[float | None, Mapping[str, float]], ...]
     model: Version | None
+    masks: ObjectVersion | None = None
+    samples: int | None = None
 
     @classmethod
     def from_json(cls, manifest: Mapping[str, Any]) -> "StatedRound":
@@ -61,6 +65,8 @@ class StatedRound:
             {name: manifest[name] for name in ("topology", "order", "weights", "rule", "groups")},
             tuple((layer["p"], dict(layer["weights"])) for layer in manifest.get("layers", ())),
             manifest["model"] and Version.from_json(manifest["model"]),
+            _source(manifest["masks"]) if manifest.get("masks") else None,
+            manifest.get("samples"),
         )
 
 

@@ -31,6 +31,8 @@ class TicketFile:
     """The kind of ticket, in errors."""
     made_by: ClassVar[str]
     """The command that makes its file, in errors."""
+    max_file_bytes: ClassVar[int] = MAX_FILE_BYTES
+    """The most bytes of its file."""
 
     @classmethod
     def parse(cls, data: str | bytes) -> Self:
@@ -70,7 +72,7 @@ class TicketFile:
             The file is not such a ticket.
         """
         with Path(path).open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = file.read(cls.max_file_bytes + 1)
         try:
             return cls.parse(data)
         except NOT_A_TICKET:

@@ -20,6 +20,7 @@ from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.signed_urls import add_url
+from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES
 from gradshard_core.records.ticket_record import ticket_record
 from gradshard_core.units import MIB
@@ -52,6 +53,7 @@ def issue_ticket(
     allow_nonfinite: bool = True,
     codecs: tuple[str, ...] = (),
     model: ObjectVersion | None = None,
+    agreement: Agreement | None = None,
     single_put_bytes: int = SINGLE_PUT_BYTES,
 ) -> Ticket:
     """Make a ticket with the credentials of a bucket's store.
@@ -70,6 +72,8 @@ def issue_ticket(
         to sign.
     layout, allow_nonfinite, codecs, model
         As in :class:`~gradshard.client.tickets.Ticket`.
+    agreement
+        What the clients of a masked round agree to; it needs the layout.
     single_put_bytes
         The largest update that is sent in one PUT.
 
@@ -96,8 +100,15 @@ def issue_ticket(
         allow_nonfinite=allow_nonfinite,
         codecs=codecs,
         model=model,
+        agreement=agreement,
     )
     ticket = own_ticket(record)
+    if agreement is not None and ticket.layout is None:
+        raise TicketError(
+            f"round {keys.round_id!r} is masked, and the names of its tensors are too long for a "
+            "ticket, which must have the layout: shorten them, or give the client credentials "
+            "(docs/clients.md)"
+        )
     if not is_cut:
         return ticket
     parts = issue_part_urls(store, key, expires, max_bytes, min_bytes)

@@ -7,7 +7,7 @@ from typing import Final, NoReturn, Protocol
 
 from urllib3.exceptions import HTTPError
 
-from gradshard.client.presigned import Answer, HttpClient
+from gradshard.client.presigned import MAX_ANSWER_BYTES, Answer, HttpClient
 from gradshard_core.errors import ChangedObjectError, TicketError, TicketUnansweredError
 from gradshard_core.formats.digests import parts_of
 from gradshard_core.formats.keys import ObjectVersion
@@ -169,24 +169,35 @@ class UrlReader:
             name.lower().removeprefix(_METADATA): value for name, value in answer.headers.items()
         }
         encryption = answer.headers.get("x-amz-server-side-encryption", "")
-        return _AnswerBody(answer, parts_of(source.etag, source.nbytes, metadata, encryption))
+        return AnswerBody(answer, parts_of(source.etag, source.nbytes, metadata, encryption))
 
 
-class _AnswerBody:
+class AnswerBody:
     """An answer's body, whose errors do not contain its URL.
 
     ``parts`` are the sizes by which the object can be checked
     (:mod:`gradshard_core.formats.digests`).
     """
 
-    def __init__(self, answer: Answer, parts: tuple[int, ...] | None) -> None:
+    def __init__(self, answer: Answer, parts: tuple[int, ...] | None = None) -> None:
         self._raw = answer.raw
         self.parts = parts
         self.close = answer.raw.close
 
     def readinto(self, buffer: memoryview, /) -> int:
+        """Read into a buffer; return how many bytes, 0 at the end."""
         try:
             count: int = self._raw.readinto(buffer)
         except HTTPError as error:
             raise OSError(f"the connection broke ({type(error).__name__})") from None
         return count
+
+    def read(self) -> bytes:
+        """Read what is left, at most what an answer at once may have."""
+        body = bytearray(MAX_ANSWER_BYTES + 1)
+        left = memoryview(body)
+        while left and (count := self.readinto(left)):
+            left = left[count:]
+        if not len(left):
+            raise OSError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+        return bytes(body[: len(body) - len(left)])

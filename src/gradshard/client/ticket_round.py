@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from gradshard.client.compression import Compression, compressed, decoded, keep_residual
+from gradshard.client.mask import Mask, check_unmasked, check_unreported, masked
 from gradshard.client.round_access import RoundAccess, Source
 from gradshard.client.ticket_requests import TicketRequests, UrlReader
 from gradshard.client.ticket_upload import TicketUpload
 from gradshard.client.tickets import Ticket
-from gradshard.client.upload_source import PaddedContent, check_finite, content_of
+from gradshard.client.upload_source import Content, PaddedContent, check_finite, content_of
 from gradshard.client.uploads import Progress, ignore_progress
 from gradshard_core.errors import RoundFailed, RoundStateError, UpdateError
 from gradshard_core.formats.encoded import check_taken
@@ -46,6 +47,7 @@ class TicketRound(RoundAccess):
         samples: int | None = None,
         *,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
         training: Mapping[str, float] | None = None,
         metrics: Mapping[str, float] | None = None,
         progress: Progress | None = None,
@@ -58,7 +60,7 @@ class TicketRound(RoundAccess):
 
         Parameters
         ----------
-        update, samples, codec, training, metrics, progress
+        update, samples, codec, mask, training, metrics, progress
             As in :meth:`gradshard.client.round.Round.submit`.
 
         Raises
@@ -71,10 +73,12 @@ class TicketRound(RoundAccess):
             The ticket was used for another update, or S3 does not accept it any more.
         """
         ticket = self.ticket
+        if mask is not None:
+            check_unreported(training, metrics, codec)
         with content_of(update, samples, training, metrics) as given:
             fitted = self._fit(given, ticket.required_layout(), allow_nonfinite=True)
             check_taken(fitted.layout, ticket.codecs)
-            content = compressed(fitted, codec, ticket.codecs, self.id)
+            content = self._as_sent(fitted, codec, mask)
             # The length is checked first: it costs nothing.
             if content.nbytes > ticket.max_bytes:
                 raise UpdateError(
@@ -93,6 +97,28 @@ class TicketRound(RoundAccess):
                 )
             upload.send(progress or ignore_progress)
             keep_residual(content)
+
+    def _as_sent(
+        self, fitted: Content, codec: str | Compression | None, mask: Mask | None
+    ) -> Content:
+        """Return an update that is compressed or masked while it is read."""
+        ticket = self.ticket
+        agreement = ticket.agreement()
+        if mask is not None:
+            layout = ticket.required_layout()
+            return masked(fitted, agreement, layout, mask, ticket.client, self.id)
+        check_unmasked(agreement, self.id)
+        return compressed(fitted, codec, ticket.codecs, self.id)
+
+    def check_mask(self, mask: Mask) -> None:
+        """Check that the round takes what this mask makes, before the client trains for it.
+
+        Raises
+        ------
+        UpdateError
+            The round is not masked, has another keeper, or too small a quorum.
+        """
+        mask.check(self.ticket.agreement(), self.client, self.id)
 
     def rejection(self) -> str | None:
         """Return the reason why the client's update was rejected or late, or None."""

@@ -8,6 +8,7 @@ from typing import Final, Self
 
 from gradshard.client.compression import Compression
 from gradshard.client.follow_up import OnRejection
+from gradshard.client.mask import Mask
 from gradshard.client.participation import (
     DEFAULT_PATIENCE_SECONDS,
     Evaluate,
@@ -80,13 +81,14 @@ class TicketTraining:
         *,
         on_rejection: OnRejection | None = None,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
         patience: float = DEFAULT_PATIENCE_SECONDS,
     ) -> Participation:
         """Take part in the training until it has ended, as a client with AWS credentials does.
 
         Parameters
         ----------
-        train, evaluate, on_rejection, codec, patience
+        train, evaluate, on_rejection, codec, mask, patience
             As in :meth:`gradshard.client.federation.Federation.participate`.
 
         Raises
@@ -100,7 +102,13 @@ class TicketTraining:
             The value that ``train`` or ``evaluate`` returned could not be averaged.
         """
         return participate(
-            self, train, evaluate, on_rejection=on_rejection, codec=codec, patience=patience
+            self,
+            train,
+            evaluate,
+            on_rejection=on_rejection,
+            codec=codec,
+            mask=mask,
+            patience=patience,
         )
 
     @property

@@ -18,6 +18,7 @@ from gradshard.client.ticket_parts import MAX_UPDATE_BYTES, PartUrls
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.signed_urls import UrlTable, find_url, numbers_of, urls_of
+from gradshard_core.planning.masking import Agreement
 from gradshard_core.records.ticket_record import VERSION
 
 
@@ -58,6 +59,8 @@ class Ticket(TicketFile):
         Whether the round takes NaN and infinities. If not, they are found before the upload.
     codecs
         The codecs of compressed updates that the round takes.
+    masked
+        What the clients of a masked round agree to, as JSON.
     """
 
     round_id: str
@@ -74,6 +77,7 @@ class Ticket(TicketFile):
     model: Mapping[str, Any] | None = field(default=None, repr=False)
     allow_nonfinite: bool = True
     codecs: tuple[str, ...] = ()
+    masked: Mapping[str, Any] | None = field(default=None, repr=False)
 
     kind: ClassVar[str] = "a ticket"
     made_by: ClassVar[str] = "gradshard ticket"
@@ -87,6 +91,8 @@ class Ticket(TicketFile):
         """Return the ticket as the text of its file; it is a secret, as the file is."""
         record = asdict(self)
         record |= {"ticket": VERSION, "expires_at": self.expires_at.isoformat(timespec="seconds")}
+        if self.masked is None:
+            del record["masked"]
         return json.dumps(record, separators=(",", ":"))
 
     @property
@@ -122,6 +128,10 @@ class Ticket(TicketFile):
     def required_layout(self) -> Layout | None:
         """Return the layout that the update must have; None if that is not known."""
         return None if self.layout is None else _parse_layout(self.layout)
+
+    def agreement(self) -> Agreement | None:
+        """Return what the clients of the round agree to; None if it is not masked."""
+        return None if self.masked is None else Agreement.from_json(self.masked)
 
 
 def ticket_of(record: Mapping[str, Any]) -> Ticket:
@@ -159,6 +169,7 @@ def _check_urls(ticket: Ticket) -> None:
 
 def _check_consistent(ticket: Ticket) -> None:
     ticket.required_layout()
+    ticket.agreement()
     if ticket.model is not None and not (
         type(ticket.model["nbytes"]) is int
         and 0 < ticket.model["nbytes"] <= MAX_UPDATE_BYTES

@@ -6,11 +6,13 @@ from typing import Any, Protocol
 
 from gradshard.client.compression import Compression
 from gradshard.client.inbox import Inbox
+from gradshard.client.mask import Mask
 from gradshard.client.model import Model
 from gradshard.client.round import Round
 from gradshard.client.stack import Stack
 from gradshard.client.tensors import Array
 from gradshard.client.training import Training
+from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.training_state import Invitation, TrainingState
 
@@ -31,12 +33,22 @@ class ClientRound(Protocol):
     def fetch_model(self) -> dict[str, Array]:
         """Fetch the version of the model that is trained or evaluated."""
 
+    def check_mask(self, mask: Mask) -> None:
+        """Check that the round takes what this mask makes, before the client trains for it.
+
+        Raises
+        ------
+        UpdateError
+            It does not.
+        """
+
     def submit(
         self,
         update: Mapping[str, Any],
         samples: int,
         *,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
         training: Mapping[str, float] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> object:
@@ -157,18 +169,29 @@ class MemberRound:
             return self._model.fetch(version=self._invitation.version)
         return self._round.fetch_model()
 
+    def check_mask(self, mask: Mask) -> None:
+        """Check that the round takes what this mask makes, before the client trains for it."""
+        mask.check(Agreement.of(self._round.spec()), self._client, self.id)
+
     def submit(
         self,
         update: Mapping[str, Any],
         samples: int,
         *,
         codec: str | Compression | None = None,
+        mask: Mask | None = None,
         training: Mapping[str, float] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Send the client's update."""
         self._round.submit(
-            self._client, update, samples, codec=codec, training=training, metrics=metrics
+            self._client,
+            update,
+            samples,
+            codec=codec,
+            mask=mask,
+            training=training,
+            metrics=metrics,
         )
 
     def rejection(self) -> str | None:

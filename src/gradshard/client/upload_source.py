@@ -21,18 +21,15 @@ from gradshard_core.aggregation.arithmetic import first_nonfinite
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.encoded import parse_update
-from gradshard_core.formats.layout import (
+from gradshard_core.formats.headers import (
     MAX_HEADER_BYTES,
-    PREFIX_BYTES,
     SAMPLES_KEY,
     Header,
-    Layout,
-    encode_header,
     header_length,
     parse_header,
     parse_samples,
-    shorten,
 )
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header, shorten
 from gradshard_core.formats.metrics import encode_metrics
 from gradshard_core.stragglers.assignments import report_metadata
 from gradshard_core.units import MIB

@@ -95,11 +95,16 @@ def folder() -> Iterator[Path]:
         yield root
         return
     with tempfile.TemporaryDirectory(prefix="gradshard-") as temporary:
-        for path, source in files().items():
-            copy = Path(temporary, path)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copy)
+        copy_to(Path(temporary))
         yield Path(temporary)
+
+
+def copy_to(folder: Path) -> None:
+    """Copy the whole application to a folder, which is made."""
+    for path, source in files().items():
+        copy = folder / path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
 
 
 def search_path() -> str:

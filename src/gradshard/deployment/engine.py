@@ -160,7 +160,7 @@ def status(port: int = DEFAULT_PORT) -> Engine:
 
 def running() -> list[Engine]:
     """Return this user's running engines, by port."""
-    ports = (folder.name.removeprefix("engine-") for folder in _cache().glob("engine-*/"))
+    ports = (folder.name.removeprefix("engine-") for folder in cache_folder().glob("engine-*/"))
     engines = [status(int(port)) for port in ports if port.isdecimal()]
     return sorted((engine for engine in engines if engine.running), key=lambda engine: engine.port)
 
@@ -216,14 +216,15 @@ def url_of(address: str, port: int) -> str:
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Return the folder of what the engines could make again, which need not exist."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "gradshard"
 
 
 def folder_of(port: int) -> Path:
     """Return the folder of a port's engine, which need not exist."""
-    return _cache() / f"engine-{port}"
+    return cache_folder() / f"engine-{port}"
 
 
 def kept_folder_of(port: int) -> Path:

@@ -6,6 +6,7 @@ import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Final
 
 from botocore.config import Config
 
@@ -19,10 +20,18 @@ from gradshard.deployment.engine import (
     session,
     url_of,
 )
-from gradshard.deployment.engine_control import child_environment, tail_of
+from gradshard.deployment.engine_build import Build, find_or_make_build
+from gradshard.deployment.engine_start_stop import child_environment, tail_of
 from gradshard_core.errors import EngineError
 
 Progress = Callable[[str], None]
+
+# The template in the application's folder, and what it makes.
+_STACKS: Final = {
+    STACK: (Path("template.yaml"), "the application"),
+    KEEPER_STACK: (application.KEEPER, "the mask keeper"),
+}
+_UPDATE_SECONDS: Final = 120
 
 
 def deploy_if_changed(engine: Engine, progress: Progress, *, keeper: bool = False) -> None:
@@ -43,35 +52,57 @@ def deploy_if_changed(engine: Engine, progress: Progress, *, keeper: bool = Fals
     if is_same and has_application(engine):
         return
     deployed.unlink(missing_ok=True)
-    with application.folder() as sources:
-        progress("building the application")
-        build = engine.state / "build"
-        _build(engine, sources / "template.yaml", build)
-        progress("deploying the application")
-        _deploy(engine, sources, build)
-        if keeper:
-            progress("building and deploying the mask keeper")
-            build_keeper = engine.state / "build-keeper"
-            _build(engine, sources / application.KEEPER, build_keeper)
-            named = {"AggregatorBucket": _bucket_of(engine, STACK)}
-            _deploy(engine, sources, build_keeper, KEEPER_STACK, **named)
-            _deploy(engine, sources, build, KeeperBucket=_bucket_of(engine, KEEPER_STACK))
+    _deploy(engine, STACK, progress)
+    if keeper:
+        _deploy(engine, KEEPER_STACK, progress, AggregatorBucket=_bucket_of(engine, STACK))
+        _update(engine, KeeperBucket=_bucket_of(engine, KEEPER_STACK))
     deployed.write_text(known[keeper])
 
 
-def _build(engine: Engine, template: Path, folder: Path) -> None:
-    arguments = ["--template-file", str(template), "--base-dir", str(template.parent)]
-    config = template.parent / "samconfig.toml"
-    config = config if config.exists() else template.parents[1] / "samconfig.toml"
-    _run_sam(engine, config.parent, "build", *arguments, "--build-dir", str(folder))
-    application.compile_layers(folder)
+def find_or_build(engine: Engine, stack: str, progress: Progress) -> Build:
+    """Return the build of a stack, made by `sam` if the user's cache has none.
+
+    Raises
+    ------
+    EngineError
+        `sam` failed.
+    """
+    template, name = _STACKS[stack]
+
+    def build(sources: Path, arguments: list[str]) -> None:
+        progress(f"building {name}")
+        _run_sam(engine, sources, "build", *arguments)
+
+    return find_or_make_build(template, build)
 
 
-def _deploy(
-    engine: Engine, sources: Path, folder: Path, stack: str = STACK, **parameters: str
-) -> None:
-    arguments = ["--template-file", str(folder / "template.yaml"), "--stack-name", stack]
-    _run_sam(engine, sources, "deploy", *arguments, **parameters)
+def _deploy(engine: Engine, stack: str, progress: Progress, **parameters: str) -> None:
+    build = find_or_build(engine, stack, progress)
+    progress(f"deploying {_STACKS[stack][1]}")
+    arguments = ["--template-file", str(build.deployed_template), "--stack-name", stack]
+    _run_sam(engine, build.sources, "deploy", *arguments, **parameters)
+
+
+def _update(engine: Engine, **parameters: str) -> None:
+    """Change parameters of the deployed aggregator."""
+    formation = connect(session(engine), "cloudformation", Config(), engine.url)
+    [found] = formation.describe_stacks(StackName=STACK)["Stacks"]
+    changed: list[Any] = [
+        {"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()
+    ]
+    same: list[Any] = [
+        {"ParameterKey": parameter["ParameterKey"], "UsePreviousValue": True}
+        for parameter in found["Parameters"]
+        if parameter["ParameterKey"] not in parameters
+    ]
+    formation.update_stack(
+        StackName=STACK,
+        UsePreviousTemplate=True,
+        Parameters=[*changed, *same],
+        Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
+    )
+    waiter = formation.get_waiter("stack_update_complete")
+    waiter.wait(StackName=STACK, WaiterConfig={"Delay": 1, "MaxAttempts": _UPDATE_SECONDS})
 
 
 def _bucket_of(engine: Engine, stack: str) -> str:
@@ -81,7 +112,7 @@ def _bucket_of(engine: Engine, stack: str) -> str:
     return str(outputs["BucketName"])
 
 
-def write_container_settings(engine: Engine, address: str) -> None:
+def write_container_settings(engine: Engine, address: str, progress: Progress) -> None:
     """Write what `sam local invoke` needs to run a function in a container, with this engine.
 
     A container has this machine's processor, reaches the engine at another address than this
@@ -98,10 +129,10 @@ def write_container_settings(engine: Engine, address: str) -> None:
             variables[resource["LogicalResourceId"]] = found["Variables"] | {"AWS_ENDPOINT_URL": at}
     file = engine.folder / "variables.json"
     file.write_text(json.dumps(variables, indent=2))
-    with application.folder() as sources:
-        parameters = template_parameters(sources / "samconfig.toml", engine, at)
+    build = find_or_build(engine, STACK, progress)
+    parameters = template_parameters(build.sources / "samconfig.toml", engine, at)
     settings = {
-        "template_file": str(engine.state / "build" / "template.yaml"),
+        "template_file": str(build.template),
         "env_vars": str(file),
         "parameter_overrides": parameters,
     }

@@ -26,7 +26,7 @@ from gradshard.deployment.engine_application import (
     deploy_if_changed,
     write_container_settings,
 )
-from gradshard.deployment.engine_control import down, exclusive, free_port, is_ready, start
+from gradshard.deployment.engine_start_stop import down, exclusive, free_port, is_ready, start
 from gradshard_core.errors import EngineError
 
 __all__ = [
@@ -108,7 +108,7 @@ def up(
             )
         deploy_if_changed(engine, report, keeper=keeper)
         if bind:
-            write_container_settings(engine, bind)
+            write_container_settings(engine, bind, report)
     report(f"ready at {engine.url}")
     return status(engine.port)
 

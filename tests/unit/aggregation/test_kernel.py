@@ -20,8 +20,9 @@ from gradshard_core.aggregation.kernel import (
     find_nonfinite,
 )
 from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
+from gradshard_core.formats.headers import header_length, parse_header
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.formats.layout import PREFIX_BYTES, encode_header, header_length, parse_header
+from gradshard_core.formats.layout import PREFIX_BYTES, encode_header
 from gradshard_core.planning import planner
 from gradshard_core.planning.grouping import weigh
 from gradshard_core.planning.plan import (

@@ -35,14 +35,14 @@ class Bytes:
 
 def measured(update: np.ndarray) -> float:
     """Return the length of an F32 update as tasks measure it."""
-    reduction, total = Measuring(1), ExactSum(1)
+    reduction, total = Measuring(1, pairs=False), ExactSum(1, pairs=False)
     zones = [
         Zone(start, min(start + 65536, update.nbytes), [1.0])
         for start in range(0, update.nbytes, 65536)
     ]
     aggregate([Bytes(update)], zones, reduction, [Span("F32", 0, update.nbytes)], lambda _: None)
     total.add_json(reduction.products.to_json())
-    return math.sqrt(total.rounded()[0][0])
+    return math.sqrt(total.rounded_diagonal()[0])
 
 
 def private_sum(updates: list[np.ndarray], mechanism: PrivacyMechanism) -> np.ndarray:

@@ -194,7 +194,7 @@ def test_watching_without_a_terminal_prints_lines_with_all_that_a_terminal_shows
         )
         store.put_bytes(RoundKeys("t-00003").update("bo"), body)
 
-    script = [
+    script: list[Callable[[], object]] = [
         lambda: None,
         arrive,
         lambda: change(federation, status="ended", cause="over", invitation=None),

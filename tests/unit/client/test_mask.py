@@ -13,6 +13,7 @@ from gradshard_core.errors import UpdateError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.masking import sealing
+from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.spec import RoundSpec, parse_spec
 from tests.unit.fakes import MemoryStack, MemoryStore
 
@@ -40,7 +41,8 @@ def content_of(mask: Mask, update: dict[str, Any] = UPDATE, **changes: Any) -> M
     layout = spec.layout
     assert isinstance(layout, Layout)
     content = TensorContent(update, stated["samples"])
-    return masked(content, spec, layout, mask, stated["client"], stated["round_id"])
+    agreement = Agreement.of(spec)
+    return masked(content, agreement, layout, mask, stated["client"], stated["round_id"])
 
 
 def bytes_of(content: MaskedContent) -> bytes:

@@ -28,15 +28,9 @@ from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import PaddedContent, TensorContent
 from gradshard_core.errors import TicketError, UpdateError
+from gradshard_core.formats.headers import MAX_HEADER_BYTES, header_length, parse_header
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.layout import (
-    MAX_HEADER_BYTES,
-    PREFIX_BYTES,
-    Layout,
-    encode_header,
-    header_length,
-    parse_header,
-)
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.planning.limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
 from gradshard_core.records.ticket_record import MAX_LENGTHS, signed_lengths
 from gradshard_core.s3.multipart import Part

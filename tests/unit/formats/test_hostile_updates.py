@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshard_core.errors import UpdateError
-from gradshard_core.formats.layout import MAX_HEADER_VALUES, Layout, parse_header
+from gradshard_core.formats.headers import MAX_HEADER_VALUES, parse_header
+from gradshard_core.formats.layout import Layout
 from tests.fuzz.targets import TARGETS
 
 SEEDS = Path(__file__).parents[2] / "fuzz" / "seeds"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,7 @@ def test_a_round_is_never_answered_for_others(asked: MaskedRound, when: str) -> 
         ({"encoding": "no JSON"}, "not those of this protocol"),
         ({"encoding": '{"elements":true,"ring_bits":32}'}, "not those of this protocol"),
         ({"clients": ["a", "b", "c", "d", "../e"]}, "no client's id"),
+        ({"protocol": "gradshard masked round 0"}, "deploy both stacks from one version"),
     ],
 )
 def test_what_is_refused_whole(asked: MaskedRound, changes: dict[str, Any], reason: str) -> None:
@@ -154,6 +156,23 @@ def test_a_keeper_with_another_key_opens_nothing(asked: MaskedRound) -> None:
     assert refusal is not None
     assert refusal.bad.keys() == set("abcd")
     assert "sealed to another key" in refusal.bad["a"]
+
+
+@pytest.mark.parametrize("days", [-400, 400])
+def test_the_keepers_clock_decides_nothing(
+    asked: MaskedRound, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(days=days)
+
+    for module in ("check_request", "give_answer"):
+        monkeypatch.setattr(f"gradshard_core.keeper.{module}.datetime", Clock)
+    asked.keeper.answer("r")
+    asked.finish()
+    record = asked.keeper.store.get_json(KeeperKeys("r").record)
+    assert abs((datetime.fromisoformat(record["decided_at"]) - datetime.now(UTC)).days) >= 399
 
 
 def test_the_record_says_whose_masks_were_summed_and_has_no_seed(asked: MaskedRound) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.aggregation.fixed_point import FixedPoint
+from gradshard_core.formats.masked import roster_digest
 from gradshard_core.masking import sealing
 from gradshard_core.masking.key_stream import KeyStream, new_seed
 from gradshard_core.masking.sealing import SealContext
@@ -97,7 +98,7 @@ def test_the_masked_sum_is_the_plain_one_whoever_drops_out(
     private = sealing.new_key()
     roster = tuple(client.name for client in clients)
     contexts = {
-        client.name: SealContext("r", client.name, roster, count - lost, repr(fixed))
+        client.name: SealContext("r", client.name, roster_digest(roster), count - lost, repr(fixed))
         for client in clients
     }
     uploads = {
@@ -129,7 +130,7 @@ def test_a_masked_update_looks_uniform_even_if_the_update_is_all_zeros(ring_bits
     counts = np.zeros(256)
     for _ in range(200):
         client.values = np.zeros(ELEMENTS, np.float32)
-        context = SealContext("r", client.name, ("c0", "c1"), 2, "")
+        context = SealContext("r", client.name, roster_digest(["c0", "c1"]), 2, "")
         masked, _ = client.upload(sealing.public_key(sealing.new_key()), context)
         counts += np.bincount(masked.view(np.uint8), minlength=256)
     assert chi_square(counts) < ONE_IN_A_MILLION
@@ -140,7 +141,7 @@ def test_the_sum_of_some_masks_opens_no_other_sum() -> None:
     clients = [Client(number, fixed) for number in range(3)]
     private = sealing.new_key()
     roster = tuple(client.name for client in clients)
-    contexts = [SealContext("r", name, roster, 3, "") for name in roster]
+    contexts = [SealContext("r", name, roster_digest(roster), 3, "") for name in roster]
     uploads = [
         client.upload(sealing.public_key(private), context)
         for client, context in zip(clients, contexts, strict=True)

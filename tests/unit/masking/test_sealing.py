@@ -9,11 +9,12 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from gradshard_core.formats.masked import roster_digest
 from gradshard_core.masking import sealing
 from gradshard_core.masking.key_stream import new_seed
 from gradshard_core.masking.sealing import SealContext, SealError, seal, unseal
 
-CONTEXT = SealContext("r1", "a", ("a", "b", "c"), 2, "F32 32 bits")
+CONTEXT = SealContext("r1", "a", roster_digest(["a", "b", "c"]), 2, "F32 32 bits")
 
 
 def decrypt(
@@ -84,9 +85,9 @@ def test_two_seals_of_one_seed_have_nothing_in_common() -> None:
     [
         {"round_id": "r2"},
         {"client": "b"},
-        {"clients": ("a", "b")},
-        {"clients": ("a", "b", "d")},
-        {"clients": ("a", "bc")},
+        {"roster": roster_digest(["a", "b"])},
+        {"roster": roster_digest(["a", "b", "d"])},
+        {"roster": roster_digest(["a", "bc"])},
         {"min_clients": 3},
         {"encoding": "F32 64 bits"},
     ],
@@ -115,7 +116,7 @@ def test_a_seed_opens_with_no_other_key_and_not_when_it_was_changed() -> None:
 
 
 def test_the_order_of_the_roster_does_not_matter() -> None:
-    assert replace(CONTEXT, clients=("c", "a", "b")).encode() == CONTEXT.encode()
+    assert replace(CONTEXT, roster=roster_digest(["c", "a", "b"])).encode() == CONTEXT.encode()
 
 
 def test_fields_do_not_run_into_each_other() -> None:

@@ -14,6 +14,8 @@ from gradshard_core.formats.keys import RoundKeys, check_id, parse_update_key
 from gradshard_core.planning.spec import DEFAULTS, OPTIONS, RoundSpec, parse_new_spec, parse_spec
 from gradshard_core.stragglers.assignments import AssignmentSettings
 
+DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "clients is missing"),
     ({"clients": 0}, "clients is 0"),
@@ -396,11 +398,16 @@ def test_robust_rule_raises_the_default_quorum() -> None:
     assert parse_spec({"clients": 9, "rule": "median"}).min_clients == 5
 
 
+@pytest.mark.parametrize("terms", [{"rule": "norm_clip"}, {"dp": {**DP, "quantile": 0.5}}])
+@pytest.mark.parametrize("topology", ["auto", "grid", "lambda_fl", "lifl"])
+def test_what_needs_norms_alone_takes_any_topology(terms: dict[str, Any], topology: str) -> None:
+    spec = parse_spec({"clients": 300, "topology": topology, **terms})
+    assert len(spec.levels(300)[1]) > 1
+    assert parse_spec({"clients": 9, **terms}).capacity == 4096
+
+
 def test_robust_rule_takes_no_more_updates_than_one_task_reads() -> None:
     assert parse_spec({"clients": 60, "rule": "median"}).capacity == 64
-
-
-DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
 
 
 @pytest.mark.parametrize(
@@ -417,8 +424,6 @@ DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
         ({"dp": {**DP, "delta": 0.5}}, "dp: delta is 0.5, not a number from 1e-15 to 0.1"),
         ({"dp": DP, "clients": 1}, "hides a client among at least 2, and 1 is expected"),
         ({"dp": DP, "min_clients": 1}, "min_clients is 1, under the 2 updates"),
-        ({"dp": DP, "clients": 65}, "dp measures all updates in one task, but topology grid"),
-        ({"dp": DP, "topology": "lifl"}, "take topology shards, with at most 64 clients"),
         ({"dp": DP, "weights": "counts"}, "with weights counts one client could add any multiple"),
         ({"dp": DP, "weights": "steps"}, "no noise hides. Leave out weights"),
         ({"dp": DP, "rule": "median"}, "rule median computes something else: leave out rule"),

@@ -12,6 +12,8 @@ ROUND = {"server_optimizer": "fedavg"}
 MODELS = {"optimizer": "fedavg", "updates": "models"}
 DP = {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
 BUFFERED = {"mode": "buffered", "buffer": 3}
+TERMS = {"bound": 1.0, "max_samples": 100, "keeper": "ab" * 32}
+MASKED: dict[str, Any] = {"round": {**ROUND, "masked": TERMS}}
 GOOD: dict[str, Any] = {"rounds": 3, "round": ROUND}
 
 
@@ -62,6 +64,20 @@ def parse(**fields: Any) -> TrainingSpec:
         ({"max_staleness": 3}, "max_staleness is for mode 'buffered'"),
         ({**BUFFERED, "buffer": 0}, "buffer is 0, not a whole number from 1 to 1024"),
         ({**BUFFERED, "sample": 2}, "leave out sample"),
+        ({**MASKED, "mode": "buffered", "buffer": 3}, "masked: leave out mode 'buffered': a seed"),
+        ({**MASKED, "evaluate_every": 1}, "masked: leave out evaluate_every: evaluations send"),
+        ({**MASKED, "stop": {"metric": "loss", "at_most": 1}}, "leave out stop: .* no metrics"),
+        ({"round": {**MASKED["round"], "rule": "median"}}, "masked: leave out rule"),
+        ({"round": {**MASKED["round"], "rule": "fill"}}, "masked: leave out rule"),
+        ({"round": {**MASKED["round"], "codecs": ["int8"]}}, "masked: leave out codecs"),
+        ({"round": {**MASKED["round"], "min_clients": 1}}, "the sum over one client"),
+        ({"round": {**MASKED["round"], "masked": {"bound": 1}}}, "masked lacks max_samples"),
+        ({**MASKED, "clients": ["a"]}, "2 clients are needed for a round"),
+        (
+            {**MASKED, "clients": [f"c{n}" for n in range(700)]},
+            "no room for 700 clients of up to 100 samples with 16 bits: take at most 15 bits",
+        ),
+        ({**MASKED, "sample": 500, "over_selection": 0.4}, "no room for 700 clients"),
         ({**BUFFERED, "clients": ["a", "b"]}, "buffer is 3, and clients has 2"),
         ({**BUFFERED, "buffer": 373}, r"buffer × \(max_staleness \+ 1\) is 4103, over 4096"),
         ({**BUFFERED, "staleness_exponent": -1}, "staleness_exponent is -1, not a number from 0"),
@@ -140,6 +156,19 @@ def test_a_round_follows_the_assignments_of_the_one_before() -> None:
     assert first.assignments.after is None
     assert second.assignments is not None
     assert second.assignments.after == "t-00001"
+
+
+def test_masked_rounds_of_a_training_have_ids_and_fit_into_the_ring() -> None:
+    spec = parse(**MASKED)
+    assert spec.needed() == 2
+    assert spec.invited(10) == (10, 10)
+    most = (2**31 - 1) // (100 * (2**15 - 1))
+    assert spec.invited(1000) == (most, most)
+    round_ = spec.round_spec(("a", "b", "c"), 3, None)
+    assert round_.clients == ("a", "b", "c")
+    assert round_.min_clients == 2
+    assert round_.masked is not None
+    assert parse_training_spec(spec.to_json()) == spec
 
 
 @pytest.mark.parametrize("name", ["", "a" * 41, "a.b", "-a", "ä", "a/b"])

@@ -279,6 +279,61 @@ def test_adaptive_clip_publishes_the_noisy_count_and_the_next_clip(private: Mach
     assert "so the next clip is" in privacy_in_words(privacy)
 
 
+def result_of(machine: Machine) -> dict[str, reference.Array]:
+    body = machine.store.get_bytes(machine.keys.result)
+    assert body is not None
+    return reference.decode(body)
+
+
+@pytest.mark.parametrize("clients", [9, 70])
+def test_groups_of_clients_have_the_bits_of_the_definition(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int
+) -> None:
+    """More clients than a task reads at once, in every topology, with the same key."""
+    monkeypatch.setattr("os.urandom", lambda count: bytes(range(count)))
+    rng = np.random.default_rng(2)
+    sent = {f"c{i:02}": (rng.standard_normal(5) * (i % 3)).astype("f4") for i in range(clients)}
+    adaptive = DP | {"quantile": 0.5}
+    topologies = ["auto", "grid", "lambda_fl", "lifl"]
+    found, manifests = {}, {}
+    for topology in topologies:
+        machine.begin(f"r-{topology}")
+        machine.open(clients=sorted(sent), topology=topology, dp=adaptive)
+        for client, update in sent.items():
+            machine.collect(client, machine.submit(client, {"w": update}))
+        assert machine.turn(machine.turn(OPENED)) == {"status": "completed"}
+        found[topology] = result_of(machine)["w"].tobytes()
+        manifests[topology] = machine.store.get_json(machine.keys.manifest)
+        assert [key for key in machine.store.objects if "partial-sums" in key] == []
+    noise = np.empty(5, np.int64)
+    NoiseSource(bytes(range(32)), 1, 0).read_into(memoryview(noise).cast("B"))
+    step, total = 2.0 / 2480, noise.astype(float)
+    measured = machine.store.get_json(machine.keys.decision(1))["clients"]
+    for entry in measured:
+        update = sent[entry["client"]].astype(float)
+        assert entry["norm"] == pytest.approx(np.linalg.norm(update), rel=1e-5)
+        factor = min(1.0, 1 / (entry["norm"] * (1 + 2**-10))) if entry["norm"] else 1.0
+        total += np.trunc(update * (factor / step))
+    expected = (total * step / clients).astype("f4").tobytes()
+    assert found == dict.fromkeys(topologies, expected)
+    assert len(manifests["auto"]["groups"]) == (1 if clients <= 64 else 2)
+    assert len({m["privacy"]["next_clip"] for m in manifests.values()}) == 1
+
+
+def test_norm_clip_takes_groups_of_clients(machine: Machine) -> None:
+    sent = {f"c{i:02}": np.full(4, i + 1, "f4") for i in range(70)}
+    machine.open(clients=sorted(sent), rule={"name": "norm_clip", "bound": 10.0})
+    for client, update in sent.items():
+        machine.collect(client, machine.submit(client, {"w": update}))
+    assert machine.turn(machine.turn(OPENED)) == {"status": "completed"}
+    # Norms are 2, 4, 6, …: all but the first five are shortened to 10, which is 5 in each element.
+    expected = sum(min(i + 1, 5) for i in range(70)) / 70
+    assert result_of(machine)["w"] == pytest.approx(np.full(4, expected), rel=1e-6)
+    manifest = machine.store.get_json(machine.keys.manifest)
+    assert len(manifest["measuring"]["clipped"]) == 65
+    assert manifest["groups"] == [[35, 35], [2]]
+
+
 def test_refusal_of_an_adaptive_clip_names_noise_that_would_fit(private: Machine) -> None:
     limit(private, 0.2)
     private.begin("r1")

@@ -337,7 +337,7 @@ class Machine:
             return done
 
         member = Member(self.stack, self.training, client)
-        worker = participation._Worker(member, FollowUp(member), work, work, None)
+        worker = participation._Worker(member, FollowUp(member), work, work, None, None)
         try:
             assert worker.answer(invitation)
         except SilentError:

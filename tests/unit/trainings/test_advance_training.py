@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gradshard_core.errors import TrainingStateError
+from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
-from gradshard_core.formats.layout import parse_header
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.trainings import advance_training as advancing

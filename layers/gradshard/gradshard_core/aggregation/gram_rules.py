@@ -11,7 +11,7 @@ weights are the same on every processor. Of equal scores the first by client id 
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.arithmetic import shares_of
 
@@ -159,6 +159,29 @@ def centered_clip(settings: Settings, gram: Gram, samples: Sequence[int]) -> Dec
         weights = tuple(kept * w + pull for w, pull in zip(weights, pulls, strict=True))
         distances = _distances_to(weights, gram)
     return Decision(weights, distances, tuple(shares), bound)
+
+
+class Diagonal(Sequence[Sequence[float]]):
+    """A Gram matrix of which only the norms were measured; other products are zero.
+
+    Parameters
+    ----------
+    squares
+        The squared norms.
+    """
+
+    def __init__(self, squares: Sequence[float]) -> None:
+        self._squares = squares
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._squares)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a row, made anew: rules that take norms alone look at one of its elements."""
+        row = [0.0] * len(self._squares)
+        row[index] = self._squares[index]
+        return row
 
 
 def norms_of(gram: Gram) -> tuple[float, ...]:

@@ -231,8 +231,8 @@ class _Workspace:
             for span in clip(spans, slice_start, slice_end):
                 dtype = DTYPES[span.dtype]
                 count = (span.end - span.start) // dtype.size
-                stored = dtype.accumulator if self._of_sums else dtype.storage
                 accumulator = self._accumulator or dtype.accumulator
+                stored = accumulator if self._of_sums else dtype.storage
                 length = count * accumulator.itemsize
                 elements = np.frombuffer(self._raw, stored, count, offset=read)
                 rows = [row[used : used + length].view(accumulator) for row in self._rows]

@@ -191,6 +191,11 @@ class RobustRule:
         return ROBUST_RULES[self.name].pairs
 
     @property
+    def compares(self) -> bool:
+        """Whether a task needs all updates at once; otherwise groups of them can be added first."""
+        return self.is_columns or self.pairs
+
+    @property
     def score(self) -> str:
         """The name of the scores by which the rule decides, as reports show it."""
         return ROBUST_RULES[self.name].score
@@ -218,11 +223,14 @@ class RobustRule:
         return f"{self.name} ({settings})" if settings else self.name
 
     def _advice(self, expected: int) -> str:
-        """Say which f would do for so many updates."""
-        fitting = [f for f in range(1, expected) if self._least_with(f) <= expected]
-        if "f" not in self.settings or not fitting:
+        """Say which f, or which m, would do for so many updates."""
+        if "f" not in self.settings:
             return ""
-        return f"; give f of at most {max(fitting)}"
+        fitting = [f for f in range(1, expected) if self._least_with(f) <= expected]
+        if fitting:
+            return f"; give f of at most {max(fitting)}"
+        most = expected - int(self.settings["f"])
+        return f"; give m of at most {most}" if "m" in self.settings and most > 0 else ""
 
     def _least_with(self, f: int) -> int:
         return ROBUST_RULES[self.name].least({**self.settings, "f": f})

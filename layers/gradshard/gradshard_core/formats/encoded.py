@@ -18,17 +18,8 @@ from gradshard_core.formats.codecs.block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS, Codec, codec_named, list_names
 from gradshard_core.formats.codecs.topk import UNIT, TopK
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.layout import (
-    Header,
-    Layout,
-    Run,
-    Runs,
-    Tensor,
-    encode_header,
-    parse_header,
-    parse_json,
-    shorten,
-)
+from gradshard_core.formats.headers import Header, parse_header, parse_json
+from gradshard_core.formats.layout import Layout, Run, Runs, Tensor, encode_header, shorten
 
 CODEC_KEY: Final = "codec"
 ENCODED_KEY: Final = "encoded"
@@ -250,7 +241,7 @@ def encode_layout(
 def parse_update(header: bytes, object_bytes: int) -> Header:
     """Read and check the header of an update, compressed or not.
 
-    Parameters are those of :func:`gradshard_core.formats.layout.parse_header`. The layout of a
+    Parameters are those of :func:`gradshard_core.formats.headers.parse_header`. The layout of a
     compressed update is an :class:`EncodedLayout`.
 
     Raises

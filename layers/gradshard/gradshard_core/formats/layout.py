@@ -1,9 +1,8 @@
 """The layout of an update: names, types, shapes and byte offsets of its tensors.
 
-A layout is what a safetensors header says. This module reads and writes such headers
-(format: https://huggingface.co/docs/safetensors, "Format") and answers the two questions
-that aggregation asks of a layout: which element types lie in a byte range (*spans*), and
-where a client that orders its tensors differently keeps those bytes (*runs*).
+A layout is what a safetensors header says (:mod:`gradshard_core.formats.headers`). It answers the
+two questions that aggregation asks: which element types lie in a byte range (*spans*), and where a
+client that orders its tensors differently keeps those bytes (*runs*).
 """
 
 import itertools
@@ -22,21 +21,7 @@ from gradshard_core.formats.dtypes import DTYPES
 PREFIX_BYTES: Final = 8
 """The header's length, a little-endian u64, comes before the header."""
 
-MAX_HEADER_BYTES: Final = 16 * 1024 * 1024
-"""The longest header that is read: room for 100,000 tensors. The format itself ends at 100 MB,
-whose parsing would take more memory than a function has."""
-
-FORMAT_HEADER_BYTES: Final = 100_000_000
-MAX_HEADER_VALUES: Final = 1_420_000
-"""The most commas, colons and opening brackets in a header: 14 for each of 100,000 tensors of four
-dimensions, and some for metadata. What JSON becomes when it is parsed goes by these, up to 200
-bytes each, not by its length: 16 MiB of empty lists would be 400 MiB."""
-
 MAX_DIMENSIONS: Final = 64
-MAX_SAMPLES: Final = 2**53
-"""Counts up to here are exact in float64, so a weight is one correctly rounded division."""
-
-SAMPLES_KEY: Final = "num_samples"
 
 
 class Tensor(NamedTuple):
@@ -173,7 +158,7 @@ class Layout:
         for name, dtype, shape in tensors:
             if name in packed:
                 raise UpdateError(f"tensor {name!r} comes twice")
-            end = start + _byte_length(name, dtype, shape)
+            end = start + byte_length(name, dtype, shape)
             packed[name] = Tensor(name, dtype, tuple(shape), start, end)
             start = end
         return cls(tuple(packed.values()))
@@ -292,85 +277,6 @@ class Layout:
         return next(t for t in self.tensors if t.start <= position < t.end)
 
 
-class Header(NamedTuple):
-    """An object's header, and the position of its first tensor byte."""
-
-    layout: Layout
-    metadata: dict[str, str]
-    data_offset: int
-
-
-def header_length(prefix: bytes, object_bytes: int) -> int:
-    """Read the length of a header from the first eight bytes of an object.
-
-    Raises
-    ------
-    UpdateError
-        The object is too short for a header, or the header too long for it or for us.
-    """
-    if len(prefix) < PREFIX_BYTES:
-        raise UpdateError(
-            f"not a safetensors object: {object_bytes} bytes, fewer than the 8 of a header's length"
-        )
-    length = int.from_bytes(prefix[:PREFIX_BYTES], "little")
-    if length > FORMAT_HEADER_BYTES:
-        raise UpdateError(
-            f"not a safetensors object: its first {PREFIX_BYTES} bytes would announce a header of "
-            f"{length} bytes, over the format's {FORMAT_HEADER_BYTES}"
-        )
-    if PREFIX_BYTES + length > object_bytes:
-        raise UpdateError(
-            f"header of {length} bytes is longer than the object, which has {object_bytes} bytes"
-        )
-    if length > MAX_HEADER_BYTES:
-        raise UpdateError(
-            f"header of {length} bytes is over the {MAX_HEADER_BYTES} that gradshard reads; "
-            "shorten the tensor names or the metadata"
-        )
-    return length
-
-
-def parse_header(header: bytes, object_bytes: int) -> Header:
-    """Read and check a whole safetensors header.
-
-    Parameters
-    ----------
-    header
-        The header without the eight bytes of its length.
-    object_bytes
-        The size of the object that has it.
-
-    Raises
-    ------
-    UpdateError
-        The header is not JSON, or does not describe the object's bytes exactly.
-    """
-    entries = parse_json(header)
-    metadata = _parse_metadata(entries.pop("__metadata__", {}))
-    data_offset = PREFIX_BYTES + len(header)
-    data_bytes = object_bytes - data_offset
-    tensors = sorted(
-        (_parse_tensor(name, entry, data_bytes) for name, entry in entries.items()),
-        key=lambda tensor: (tensor.start, tensor.end),
-    )
-    position = 0
-    for tensor in tensors:
-        if tensor.start != position:
-            what = "overlaps the bytes before it" if tensor.start < position else "leaves a hole"
-            raise UpdateError(
-                f"tensor {shorten(tensor.name)!r} begins at byte {tensor.start}, not {position}: "
-                f"it {what}"
-            )
-        position = tensor.end
-    if position != data_bytes:
-        raise UpdateError(
-            f"the tensors end at byte {position}, but the object holds {data_bytes} bytes of them"
-        )
-    layout = Layout(tuple(tensors))
-    check_not_empty(layout)
-    return Header(layout, metadata, data_offset)
-
-
 def check_not_empty(layout: Layout) -> None:
     """Check that an update of this layout has something to average.
 
@@ -381,25 +287,6 @@ def check_not_empty(layout: Layout) -> None:
     """
     if layout.nbytes == 0:
         raise UpdateError("the update is empty: it holds no element of any tensor")
-
-
-def parse_samples(metadata: Mapping[str, str]) -> int:
-    """Read the number of samples an update was trained on from its metadata.
-
-    Raises
-    ------
-    UpdateError
-        ``num_samples`` is missing, or not a whole number from 1 to 2**53.
-    """
-    text = metadata.get(SAMPLES_KEY)
-    if text is None:
-        raise UpdateError(f"{SAMPLES_KEY} is missing from the header's __metadata__")
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_SAMPLES))):
-        raise UpdateError(f"{SAMPLES_KEY} is {shorten(text)!r}, not a whole number above zero")
-    samples = int(text)
-    if not 1 <= samples <= MAX_SAMPLES:
-        raise UpdateError(f"{SAMPLES_KEY} is {samples}, not from 1 to 2**53")
-    return samples
 
 
 def encode_header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
@@ -425,7 +312,14 @@ def _shown(shape: Sequence[int]) -> str:
     return shorten(str(list(shape)))
 
 
-def _byte_length(name: str, dtype: str, shape: Sequence[int]) -> int:
+def byte_length(name: str, dtype: str, shape: Sequence[int]) -> int:
+    """Return the size of a tensor in bytes.
+
+    Raises
+    ------
+    UpdateError
+        The dtype or the shape is none.
+    """
     if dtype not in DTYPES:
         raise UpdateError(
             f"tensor {name!r} has dtype {shorten(str(dtype))!r}; supported: {', '.join(DTYPES)}"
@@ -436,77 +330,3 @@ def _byte_length(name: str, dtype: str, shape: Sequence[int]) -> int:
             f"not a list of at most {MAX_DIMENSIONS} sizes"
         )
     return math.prod(shape) * DTYPES[dtype].size
-
-
-def parse_json(header: bytes) -> dict[str, Any]:
-    """Read a JSON object from a client, of bounded size and without duplicate keys.
-
-    Raises
-    ------
-    UpdateError
-        It is none.
-    """
-
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entries = dict(pairs)
-        if len(entries) != len(pairs):
-            raise UpdateError("the header names a key twice")
-        return entries
-
-    def reject_constant(text: str) -> float:
-        raise ValueError(f"{text} is not JSON")
-
-    values = sum(map(header.count, (b",", b":", b"[", b"{")))
-    if values > MAX_HEADER_VALUES:
-        raise UpdateError(
-            f"header of {len(header)} bytes has {values} commas, colons and opening brackets, over "
-            f"the {MAX_HEADER_VALUES} that gradshard reads; join tensors, or shorten the metadata"
-        )
-    try:
-        entries = json.loads(
-            header.decode("utf-8"),
-            object_pairs_hook=without_duplicates,
-            parse_constant=reject_constant,
-        )
-        "".join(entries).encode("utf-8")  # a lone surrogate could never be written back
-    except (ValueError, RecursionError, TypeError) as error:
-        raise UpdateError(f"the header is not a JSON object: {shorten(str(error))}") from None
-    if not isinstance(entries, dict):
-        raise UpdateError(f"the header is not a JSON object but a {type(entries).__name__}")
-    return entries
-
-
-def _parse_metadata(metadata: Any) -> dict[str, str]:
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise UpdateError("the header's __metadata__ is not a map from text to text")
-    try:
-        "".join(itertools.chain(metadata, metadata.values())).encode("utf-8")
-    except UnicodeEncodeError:
-        raise UpdateError("the header's __metadata__ holds half a character") from None
-    return metadata
-
-
-def _parse_tensor(name: str, entry: Any, data_bytes: int) -> Tensor:
-    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise UpdateError(f"tensor {shorten(name)!r} lacks dtype, shape or data_offsets")
-    shown = shorten(name)
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or not isinstance(shape, list):
-        raise UpdateError(f"tensor {shown!r}: dtype is not text, or shape not a list")
-    if not (
-        isinstance(offsets, list) and len(offsets) == 2 and all(type(o) is int for o in offsets)
-    ):
-        raise UpdateError(f"tensor {shown!r}: data_offsets is not two whole numbers")
-    start, end = offsets
-    if not 0 <= start <= end <= data_bytes:
-        raise UpdateError(
-            f"tensor {shown!r} fills bytes {shorten(str(start))} to {shorten(str(end))}, out of "
-            f"the object's {data_bytes}"
-        )
-    expected = _byte_length(shown, dtype, shape)
-    if end - start != expected:
-        raise UpdateError(
-            f"tensor {shown!r}: {dtype} {shorten(str(shape))} is {expected} bytes, "
-            f"but its data_offsets span {end - start}"
-        )
-    return Tensor(name, dtype, tuple(shape), start, end)

@@ -4,13 +4,17 @@ The tensor ``masked`` holds the elements of the round's layout, in its order, ea
 the ring. The masked number of samples is in the metadata, where it is found with the header.
 """
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple, Self
 
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.layout import Layout, shorten
+
+PROTOCOL: Final = "gradshard masked round 1"
+"""The version of the protocol. Seeds of another one do not open."""
 
 TENSOR: Final = "masked"
 COUNT_KEY: Final = "masked_count"
@@ -74,6 +78,17 @@ class Share(NamedTuple):
     def of_json(cls, fields: Any) -> Self:
         """Read it from a plan."""
         return cls(*fields)
+
+
+def framed(*fields: str) -> bytes:
+    """Return texts one after another, each after its length in 8 bytes: no others look the same."""
+    texts = [field.encode() for field in fields]
+    return b"".join(part for text in texts for part in (len(text).to_bytes(8, "big"), text))
+
+
+def roster_digest(clients: Iterable[str]) -> str:
+    """Return the SHA-256 of a roster, in hexadecimal: of its ids, sorted and framed."""
+    return hashlib.sha256(framed(*sorted(clients))).hexdigest()
 
 
 def elements_of(layout: Layout) -> int:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import RoundKeys, is_client
+from gradshard_core.formats.masked import PROTOCOL, roster_digest
 from gradshard_core.keeper.records import (
     KeeperKeys,
     Stream,
@@ -39,7 +40,11 @@ class RefusedError(Exception):
 def context_of(request: Request, client: str) -> SealContext:
     """Return what a client's seed must have been sealed for."""
     return SealContext(
-        request.round_id, client, request.clients, request.min_clients, request.encoding
+        request.round_id,
+        client,
+        roster_digest(request.clients),
+        request.min_clients,
+        request.encoding,
     )
 
 
@@ -141,6 +146,11 @@ def _begin(
 
 def _check_terms(request: Request, least_clients: int) -> Stream:
     """Check what all clients have agreed to."""
+    if request.protocol != PROTOCOL:
+        raise RefusedError(
+            f"the aggregator speaks {request.protocol!r}, and this keeper {PROTOCOL!r}: deploy "
+            "both stacks from one version of gradshard"
+        )
     names = [seed.client for seed in request.contributors]
     strangers = sorted(set(names) - set(request.clients))
     if strangers:

@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Self
 
+from gradshard_core.formats.masked import PROTOCOL
+
 REQUESTS: Final = "requests/"
 
 
@@ -28,6 +30,8 @@ class Request(NamedTuple):
         and layout.
     contributors
         The sealed seeds of the masks to add up.
+    protocol
+        The version of the protocol that the aggregator speaks.
     """
 
     round_id: str
@@ -35,6 +39,7 @@ class Request(NamedTuple):
     min_clients: int
     encoding: str
     contributors: tuple[SealedSeed, ...]
+    protocol: str = PROTOCOL
 
     @property
     def key(self) -> str:
@@ -50,6 +55,7 @@ class Request(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON."""
         return {
+            "protocol": self.protocol,
             "round": self.round_id,
             "clients": list(self.clients),
             "min_clients": self.min_clients,
@@ -69,6 +75,7 @@ class Request(NamedTuple):
                 SealedSeed(*(str(seed[name]) for name in SealedSeed._fields))
                 for seed in fields["contributors"]
             ),
+            str(fields["protocol"]),
         )
 
 

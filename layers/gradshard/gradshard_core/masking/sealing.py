@@ -9,7 +9,6 @@ The message does not prove who sealed it: HPKE's base mode authenticates no send
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,14 +23,12 @@ from pyhpke import AEADId, CipherSuite, KDFId, KEMId, KEMKey
 from pyhpke.exceptions import PyHPKEError
 
 from gradshard_core.errors import GradshardError
+from gradshard_core.formats.masked import PROTOCOL, framed
 from gradshard_core.masking.key_stream import SEED_BYTES
 
 KEY_BYTES: Final = 32
 TAG_BYTES: Final = 16
 SEALED_BYTES: Final = KEY_BYTES + SEED_BYTES + TAG_BYTES
-
-PROTOCOL: Final = "gradshard masked round 1"
-"""Seeds of another version of the protocol do not open."""
 
 _SUITE: Final = CipherSuite.new(
     KEMId.DHKEM_X25519_HKDF_SHA256, KDFId.HKDF_SHA256, AEADId.AES256_GCM
@@ -50,8 +47,9 @@ class SealContext:
     ----------
     round_id, client
         The round, and the client that seals.
-    clients
-        The clients among whose updates the client's own is hidden: the roster.
+    roster
+        The SHA-256 of the clients among whose updates the client's own is hidden
+        (:func:`gradshard_core.formats.masked.roster_digest`).
     min_clients
         The fewest updates that may be added up.
     encoding
@@ -60,20 +58,17 @@ class SealContext:
 
     round_id: str
     client: str
-    clients: tuple[str, ...]
+    roster: str
     min_clients: int
     encoding: str
 
     def encode(self) -> bytes:
-        """Return it as bytes, which no other context has.
-
-        Each field is preceded by its length in 8 bytes; the clients are sorted and hashed.
-        """
-        return _framed(
+        """Return it as bytes, which no other context has."""
+        return framed(
             PROTOCOL,
             self.round_id,
             self.client,
-            hashlib.sha256(_framed(*sorted(self.clients))).hexdigest(),
+            self.roster,
             str(self.min_clients),
             self.encoding,
         )
@@ -136,13 +131,3 @@ def unseal(sealed: bytes, private_key: bytes, context: SealContext) -> bytes:
             f"the sealed seed of {context.client} does not open for round {context.round_id!r}: it "
             "was sealed to another key, or for another round, roster, quorum or encoding"
         ) from None
-
-
-def _framed(*fields: str) -> bytes:
-    def framed() -> Iterator[bytes]:
-        for field in fields:
-            text = field.encode()
-            yield len(text).to_bytes(8, "big")
-            yield text
-
-    return b"".join(framed())

@@ -6,8 +6,9 @@ from typing import Final, NamedTuple
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import BrokenObjectError
+from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, StoredTensors
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout, parse_header
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 
 
 class StoredHeader(NamedTuple):

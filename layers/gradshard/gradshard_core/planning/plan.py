@@ -18,7 +18,12 @@ from gradshard_core.aggregation.buffers import Stretches, clip_stretches
 from gradshard_core.aggregation.gram import Measuring, cut_chunks
 from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
-from gradshard_core.aggregation.privacy import Grid, PrivacyMechanism, PrivateSum
+from gradshard_core.aggregation.privacy import (
+    Grid,
+    PrivacyMechanism,
+    PrivateSum,
+    private_sums_bytes,
+)
 from gradshard_core.aggregation.ring_sum import Decoding, RingSum, ring_spans
 from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.aggregation.sharding import Shard, count_elements, cut_shards, sums_bytes
@@ -529,14 +534,18 @@ class Plan:
         """
         computation = self.computation
         if computation.measures:
-            decider = computation.dp or computation.robust
-            pairs = decider is None or decider.pairs
-            return Measuring(inputs, self.layout.buffers, pairs=pairs)
+            return Measuring(inputs, self.layout.buffers, pairs=self.pairs)
         if computation.robust is not None and computation.robust.is_columns:
             return computation.robust.reduction(inputs, gathers=gathers)
-        if self.grid is not None:
-            return PrivateSum(self.grid.step, len(self.contributors), gathers=gathers)
         is_last = self.is_last(level)
+        if self.grid is not None:
+            return PrivateSum(
+                self.grid.step,
+                len(self.contributors),
+                of_sums=level > 0,
+                to_sums=not is_last,
+                gathers=gathers,
+            )
         if self.masking is not None:
             decoding = Decoding(self.masking.fixed, self.masking.total)
             return RingSum(decoding if is_last else None)
@@ -548,6 +557,18 @@ class Plan:
             allow_nonfinite=self.computation.allow_nonfinite,
             gathers=gathers,
         )
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the plan measures products of different updates; otherwise only norms."""
+        decider = self.computation.dp or self.computation.robust
+        return decider is None or decider.pairs
+
+    def sums_bytes(self, start: int, end: int) -> int:
+        """Return the size of a partial sum of [start, end) of the layout."""
+        if self.computation.dp is not None:
+            return private_sums_bytes(self.layout.spans, start, end)
+        return sums_bytes(self.input_spans, start, end)
 
     @property
     def grid(self) -> Grid | None:

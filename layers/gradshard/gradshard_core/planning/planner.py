@@ -8,7 +8,7 @@ from typing import Final
 
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.layout import MAX_HEADER_BYTES
+from gradshard_core.formats.headers import MAX_HEADER_BYTES
 from gradshard_core.planning import limits
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.projection import Projection, project

@@ -128,11 +128,16 @@ def _measuring(load: Workload, shards: int, aggregator: LambdaConfig) -> list[li
     gap_bytes = max((gap_bytes for _, gap_bytes in extra), default=0)
     requests = max((requests for requests, _ in extra), default=0)
     share, stretches = load.measured_reads(shards)
-    nbytes = share * (load.contributors * load.nbytes + gap_bytes) / shards
     # Streams are opened together; those of the first stretch are in the time of a task.
-    requests += max(0, stretches - shards)
-    seconds = aggregator.task_seconds(nbytes, speeds.ROWS_CPU_SECONDS_PER_GB)
-    return [[Tasks(shards, seconds + requests * speeds.REQUEST_SECONDS / shards)]]
+    waiting = (requests + max(0, stretches - shards)) * speeds.REQUEST_SECONDS / shards
+    seconds = {
+        fan_in: aggregator.task_seconds(
+            share * (fan_in * load.nbytes + gap_bytes) / shards, speeds.ROWS_CPU_SECONDS_PER_GB
+        )
+        for fan_in in load.fan_ins[0]
+    }
+    groups = load.fan_ins[0].items()
+    return [[Tasks(shards * number, seconds[fan_in] + waiting) for fan_in, number in groups]]
 
 
 def _task_seconds(
@@ -162,7 +167,11 @@ def _task_seconds(
 
 
 def _task_count(load: Workload, shards: int) -> int:
-    return shards * (sum(map(len, load.levels)) + load.measures)
+    return shards * sum(map(len, load.levels)) + _measuring_tasks(load, shards)
+
+
+def _measuring_tasks(load: Workload, shards: int) -> int:
+    return shards * len(load.levels[0]) if load.measures else 0
 
 
 def _requests(load: Workload, shards: int) -> Requests:
@@ -184,6 +193,6 @@ def _requests(load: Workload, shards: int) -> Requests:
     if not load.measures:
         return counted
     _, stretches = load.measured_reads(shards)
-    return counted.plus(
-        Requests(gets=stretches * load.contributors + extra + shards, puts=-shards),
-    )
+    measuring = _measuring_tasks(load, shards)
+    gets = stretches * load.contributors + extra + tasks - measuring
+    return counted.plus(Requests(gets=gets, puts=-measuring))

@@ -24,8 +24,10 @@ from gradshard_core.aggregation.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES, 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.dtypes import DTYPES
+from gradshard_core.formats.headers import MAX_SAMPLES
 from gradshard_core.formats.keys import check_id
-from gradshard_core.formats.layout import MAX_SAMPLES, Layout
+from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.masked import elements_of
 from gradshard_core.planning import limits
 from gradshard_core.planning.masking import (
     MASKING_EXAMPLE,
@@ -318,7 +320,12 @@ class RoundSpec:
     def decider(self) -> RobustRule | PrivacyMechanism | None:
         """The rule that makes weights of measured updates; None if the round does not measure."""
         rule = self.robust_rule
-        return rule if rule is not None and rule.measures else self.dp
+        return rule if rule is not None and rule.measures else self.noised
+
+    @property
+    def noised(self) -> PrivacyMechanism | None:
+        """The mechanism of which the aggregator adds the noise: the keeper does, under masks."""
+        return self.dp if self.masked is None else None
 
     def counted(self, samples: int) -> int:
         """Return how many of the samples that a client states are counted."""
@@ -384,13 +391,12 @@ class RoundSpec:
         # Groups that were asked for, directly or by the order in which they are to be added.
         sizes = (self.fan_in,) if self.fan_in else self.order or ()
         levels = topologies.group(name, contributors, sizes)
-        if len(levels) > 1 and (self.robust_rule is not None or self.dp is not None):
-            why = "dp measures all updates in one task"
-            if self.robust_rule is not None:
-                why = f"rule {self.robust_rule.name} compares all updates with each other"
+        rule = self.robust_rule
+        if len(levels) > 1 and rule is not None and rule.compares:
             raise SpecError(
-                f"{why}, but topology {name} adds those of {contributors} clients in "
-                f"{len(levels[0])} groups; take topology shards, with at most {MAX_FAN_IN} clients"
+                f"rule {rule.name} compares all updates with each other, but topology {name} adds "
+                f"those of {contributors} clients in {len(levels[0])} groups; take topology "
+                f"shards, with at most {MAX_FAN_IN} clients"
             )
         return name, levels
 
@@ -414,6 +420,9 @@ class RoundSpec:
     def _is_too_many(self, contributors: int) -> bool:
         try:
             self.levels(contributors)
+            if self.masked is not None:
+                # The model of a round without a layout is looked at when the round is opened.
+                self.masked.fixed(contributors, elements_of(self.layout) if self.layout else 1)
         except SpecError:
             return True
         return False
@@ -448,6 +457,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     expected = clients if isinstance(clients, int) else len(clients)
     if fields.get("shards") is not None and fields.get("time_budget") is not None:
         raise SpecError("give shards or time_budget, not both: one decides the other")
+    fields = _with_noise(fields)
     others = {
         name: OPTIONS[name].kind.parse(name, fields[name])
         for name in DEFAULTS
@@ -465,6 +475,14 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     check_masked(spec, DEFAULTS)
     _check_inbox(spec)
     return spec
+
+
+def _with_noise(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the options with dp in the terms of a masked round: clients and keeper agree to it."""
+    masked, dp = fields.get("masked"), fields.get("dp")
+    if dp is None or not isinstance(masked, Mapping) or "dp" in masked:
+        return fields
+    return {**fields, "masked": {**masked, "dp": dp}}
 
 
 def parse_new_spec(fields: Mapping[str, Any]) -> RoundSpec:

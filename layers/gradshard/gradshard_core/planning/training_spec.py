@@ -10,6 +10,12 @@ from typing import Any, Final
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import SpecError
+from gradshard_core.planning.masking import (
+    LEAST_MASKED,
+    NOT_IN_MASKED_TRAININGS,
+    NOT_MASKED,
+    check_unused,
+)
 from gradshard_core.planning.option_parsers import (
     MAX_CLIENTS,
     MAX_EXPONENT,
@@ -62,7 +68,7 @@ MAX_SPEC_BYTES: Final = 96 * 1024
 """A training's options as JSON. They go through the state machine, whose payloads may have 256 KiB,
 beside the options of a round, which have the clients again."""
 
-DECIDED: Final = ("clients", "enough_clients", "eager", "updates_from", "layout", "inbox", "masked")
+DECIDED: Final = ("clients", "enough_clients", "eager", "updates_from", "layout", "inbox")
 """Options of rounds that a training decides, or that do not go with one."""
 
 
@@ -85,6 +91,8 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
             "server_optimizer is missing: a training makes versions of a model, for example with "
             "fedavg"
         )
+    if "masked" in given:
+        check_unused(given)  # before other checks ask for more clients, say
     terms_of_fewest(given)
     return given
 
@@ -92,8 +100,11 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
 def terms_of_fewest(options: Mapping[str, Any]) -> RoundSpec:
     """Return the spec of a training's round for the fewest clients that its options allow.
 
-    A robust rule needs a few, and so does ``min_clients``.
+    A robust rule needs a few, and so do masks and ``min_clients``.
     """
+    if options.get("masked") is not None:
+        fewest = options.get("min_clients") or LEAST_MASKED
+        return parse_new_spec({**options, "clients": _roster_of(fewest)})
     at_least = options.get("min_clients", 1)
     if not isinstance(at_least, int) or not 1 <= at_least <= MAX_CLIENTS:
         at_least = 1  # parse_spec says what is wrong
@@ -103,6 +114,12 @@ def terms_of_fewest(options: Mapping[str, Any]) -> RoundSpec:
         except SpecError:
             continue  # more may do
     return parse_new_spec({**options, "clients": max(at_least, MAX_FAN_IN)})
+
+
+def _roster_of(clients: Any) -> list[str] | Any:
+    """Return ids for a number of clients, since masked rounds have no numbers of them."""
+    is_number = type(clients) is int and 1 <= clients <= MAX_CLIENTS
+    return [str(number) for number in range(clients)] if is_number else ["0", "1"]
 
 
 def parse_sample(sample: Any) -> float:
@@ -432,7 +449,9 @@ def _check(spec: TrainingSpec) -> None:
         )
     if spec.over_selection and spec.sample is None:
         raise SpecError("over_selection is for sampling: give sample, too")
-    if spec.sample is not None and spec.sample >= 1:
+    if spec.terms.masked is not None:
+        _check_masked(spec)
+    elif spec.sample is not None and spec.sample >= 1:
         parse_new_spec({**spec.round, "clients": int(spec.sample)})
     if spec.is_buffered:
         _check_buffered(spec)
@@ -440,6 +459,20 @@ def _check(spec: TrainingSpec) -> None:
     for name in ("buffer", "updates_per_client", "max_staleness", "staleness_exponent"):
         if getattr(spec, name) != DEFAULTS[name]:
             raise SpecError(f"{name} is for mode {BUFFERED!r}: give mode, too")
+
+
+def _check_masked(spec: TrainingSpec) -> None:
+    """Check what a training with masked rounds goes with."""
+    if spec.is_buffered:
+        raise SpecError(f"masked: leave out mode {BUFFERED!r}: {NOT_MASKED['inbox']}")
+    for name, reason in NOT_IN_MASKED_TRAININGS.items():
+        if getattr(spec, name) is not None:
+            raise SpecError(f"masked: leave out {name}: {reason}")
+    # Who joins later is counted when a round is opened; no round has more than the ring holds.
+    awaited = len(spec.clients or ()) if spec.sample is None else spec.sample
+    if awaited >= 1:
+        invited = math.ceil(awaited * (1 + spec.over_selection))
+        parse_new_spec({**spec.round, "clients": _roster_of(invited)})
 
 
 def _check_buffered(spec: TrainingSpec) -> None:

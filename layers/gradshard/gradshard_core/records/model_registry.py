@@ -20,8 +20,9 @@ from gradshard_core.aggregation import buffers
 from gradshard_core.aggregation.buffers import Stretches
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import ModelNotFoundError, ModelStateError
+from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout, parse_header
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 from gradshard_core.records.manifest import COMPLETED, FAILED, parse_manifest
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store

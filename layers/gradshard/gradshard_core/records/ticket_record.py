@@ -10,7 +10,9 @@ from typing import Any, Final, Protocol
 
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.formats.masked import masked_layout
 from gradshard_core.formats.signed_urls import add_url
+from gradshard_core.planning.masking import Agreement
 from gradshard_core.units import MIB
 
 VERSION: Final = 1
@@ -61,6 +63,7 @@ def ticket_record(
     allow_nonfinite: bool = True,
     codecs: tuple[str, ...] = (),
     model: ObjectVersion | None = None,
+    agreement: Agreement | None = None,
 ) -> dict[str, Any]:
     """Return a ticket whose update goes in one PUT.
 
@@ -75,6 +78,8 @@ def ticket_record(
         nothing.
     layout, allow_nonfinite, codecs, model
         As in :class:`gradshard.client.tickets.Ticket`.
+    agreement
+        What the clients of a masked round agree to.
     """
     key = keys.update(client)
     urls: dict[str, dict[str, str]] = {}
@@ -96,7 +101,14 @@ def ticket_record(
         "allow_nonfinite": allow_nonfinite,
         "codecs": codecs,
         "model": None if model is None else _model_record(signer, model, seconds),
+        # Only where it says something: clients of before have not heard of it.
+        **({} if agreement is None else {"masked": agreement.to_json()}),
     }
+
+
+def sent_layout(layout: Layout, agreement: Agreement | None) -> Layout:
+    """Return the layout of an update as it is sent: masked, if the round is."""
+    return layout if agreement is None else masked_layout(layout, agreement.terms.ring_bits)
 
 
 def max_update_bytes(layout: Layout) -> int:

@@ -106,7 +106,7 @@ def _do(
     dict
         If it measures, ``products``; and of a sample ``squares``, the squared norms by stretch.
     """
-    products, squares = ExactSum(len(plan.inputs(task))), []
+    products, squares = ExactSum(len(plan.inputs(task)), pairs=plan.pairs), []
     for start, end in plan.stretches(task):
         inputs = TaskInputs(wire, plan, task._replace(start=start, end=end), pool)
         rejected, is_written = _aggregate_or_reject(inputs)
@@ -241,7 +241,7 @@ def _open_output(inputs: TaskInputs) -> contextlib.AbstractContextManager[Stream
     if plan.is_last(task.level):
         return _open_part(inputs, plan.outputs[0], task.end - task.start)
     key = inputs.keys.partial_sum(plan.attempt, task.level, task.number)
-    return inputs.wire.object(key, sums_bytes(inputs.spans, task.start, task.end))
+    return inputs.wire.object(key, plan.sums_bytes(task.start, task.end))
 
 
 @contextlib.contextmanager

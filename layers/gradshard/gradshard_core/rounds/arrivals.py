@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from gradshard_core.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
 from gradshard_core.formats.encoded import check_taken, parse_update
+from gradshard_core.formats.headers import MAX_HEADER_BYTES, Header, header_length, parse_samples
 from gradshard_core.formats.keys import (
     UPDATE_SUFFIX,
     ObjectVersion,
@@ -16,13 +17,7 @@ from gradshard_core.formats.keys import (
     parse_update_key,
     sender_of,
 )
-from gradshard_core.formats.layout import (
-    MAX_HEADER_BYTES,
-    PREFIX_BYTES,
-    Header,
-    header_length,
-    parse_samples,
-)
+from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.formats.masked import Share
 from gradshard_core.planning import history_limits
 from gradshard_core.planning.plan import Rejection

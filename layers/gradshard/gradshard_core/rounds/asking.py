@@ -5,8 +5,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-import numpy as np
-
 from gradshard_core.errors import KeeperError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.keeper.request import Refusal, Request, SealedSeed
@@ -116,23 +114,16 @@ def _with_answer(store: S3Store, keys: RoundKeys, plan: Plan) -> Plan | None:
     answer = store.head(keys.masks)
     if answer is None:
         return None
-    dtype = masking.fixed.dtype
-    expected = request_bytes(masking)
+    expected = masking.answer_bytes
     if answer.nbytes != expected:
         raise KeeperError(
             f"{keys.masks} has {answer.nbytes} bytes, not {expected}: the mask keeper is of "
             "another version, or does not keep to the protocol"
         )
-    data = store.get_range(answer, expected - dtype.itemsize, expected)
-    counts = sum(c.share.masked_count for c in plan.contributors if c.share is not None)
-    total = (counts - int(np.frombuffer(data, dtype)[0])) % 2**masking.terms.ring_bits
-    masking.fixed.check_total(total, len(plan.contributors))
+    last = store.get_range(answer, expected - masking.terms.ring_bits // 8, expected)
+    counts = [c.share.masked_count for c in plan.contributors if c.share is not None]
+    total = masking.total_of(counts, last)
     return replace(plan, masking=masking._replace(answer=answer, total=total))
-
-
-def request_bytes(masking: Masking) -> int:
-    """Return the size of the keeper's answer: the layout's elements, and one for the count."""
-    return (masking.elements + 1) * masking.terms.ring_bits // 8
 
 
 def _without_bad(context: PlanContext, previous: Plan, refusal: Refusal) -> Plan:

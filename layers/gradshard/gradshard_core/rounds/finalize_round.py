@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from gradshard_core.aggregation.buffers import names_in
-from gradshard_core.aggregation.gram import ExactSum
+from gradshard_core.aggregation.sharding import count_elements
 from gradshard_core.errors import PlanError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.planning.option_parsers import parse_assignment_spec
@@ -21,7 +21,7 @@ from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.privacy_ledger import read_ledger
 from gradshard_core.rounds import arrivals, aws_callbacks
-from gradshard_core.rounds.measurement import left_out, read_decision, summary, write_measurement
+from gradshard_core.rounds.measurement import Measured, left_out, read_decision, summary
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.assignments import Assignments, Report, assign
 
@@ -77,10 +77,9 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
     if not plan.is_complete:
         return {"status": AWAITING}
     tally = _Tally()
-    products, squares = ExactSum(len(plan.contributors)), []
+    measured = Measured(plan)
     for report in _read_reports(store, keys, plan):
-        products.add_json(report.pop("products", ()))
-        squares += report.pop("squares", ())
+        measured.add(report)
         tally.note_count(report.pop("whole", None))
         tally.add(report)
     rejected = tally.rejected()
@@ -99,7 +98,7 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
             "rejected": written,
         }
     if plan.computation.measures:
-        return _go_on(store, keys, plan, tally, products, squares)
+        return _go_on(store, keys, plan, tally, measured)
     _conclude(store, keys, plan, tally)
     return {"status": COMPLETED}
 
@@ -117,16 +116,11 @@ def tell_machine(token: str, outcome: Mapping[str, Any]) -> None:
 
 
 def _go_on(
-    store: S3Store,
-    keys: RoundKeys,
-    plan: Plan,
-    tally: "_Tally",
-    products: ExactSum,
-    squares: list[list[float]],
+    store: S3Store, keys: RoundKeys, plan: Plan, tally: "_Tally", measured: Measured
 ) -> dict[str, Any]:
     """Write what was measured, and have the second pass planned."""
     spent = {"tasks": tally.tasks(), "totals": tally.totals()}
-    write_measurement(store, keys, plan, products, squares, **spent)
+    store.put_json(keys.measurement(plan.attempt), measured.to_json() | spent)
     store.put_json(keys.replan(plan.attempt), [])
     return {"status": REPLAN, "reason": REPLAN, "attempt": plan.attempt + 1, "rejected": []}
 
@@ -295,10 +289,6 @@ def _manifest(
     privacy: dict[str, Any] | None,
     measuring: dict[str, Any],
 ) -> dict[str, Any]:
-    computation = plan.computation
-    has_others = (
-        plan.layout.layers or computation.robust or computation.dp is not None or plan.masking
-    )
     finished_at = datetime.now(UTC)
     planned = datetime.fromisoformat(plan.planned_at)
     opened = datetime.fromisoformat(plan.opened_at)
@@ -316,23 +306,7 @@ def _manifest(
             "nbytes": result.nbytes,
             "tensors": plan.layout.tensors,
         },
-        "contributors": [
-            {
-                "client": contributor.client,
-                "samples": contributor.samples if plan.masking is None else None,
-                # Partial updates have weights by layer, and those of robust rules would tell the
-                # norms of others.
-                "weight": None if has_others else contributor.weight,
-                "key": contributor.source.key,
-                "nbytes": contributor.source.nbytes,
-                "codec": contributor.codec,
-                "codec_error": contributor.codec_error,
-                "etag": contributor.source.etag,
-                "version": contributor.source.version,
-                "staleness": contributor.staleness,
-            }
-            for contributor in plan.contributors
-        ],
+        "contributors": _contributors(plan),
         "codecs": _by_codec(plan),
         "rejected": [vars(rejection) for rejection in plan.participants.rejected],
         "missing": plan.participants.missing,
@@ -357,17 +331,47 @@ def _manifest(
     }
 
 
+def _contributors(plan: Plan) -> list[dict[str, Any]]:
+    computation = plan.computation
+    has_others = (
+        plan.layout.layers or computation.robust or computation.dp is not None or plan.masking
+    )
+    return [
+        {
+            "client": contributor.client,
+            "samples": contributor.samples if plan.masking is None else None,
+            # Partial updates have weights by layer, and those of robust rules would tell the
+            # norms of others.
+            "weight": None if has_others else contributor.weight,
+            "key": contributor.source.key,
+            "nbytes": contributor.source.nbytes,
+            "codec": contributor.codec,
+            "codec_error": contributor.codec_error,
+            "etag": contributor.source.etag,
+            "version": contributor.source.version,
+            "staleness": contributor.staleness,
+        }
+        for contributor in plan.contributors
+    ]
+
+
 def _masked(plan: Plan) -> dict[str, Any]:
-    """Return what the manifest of a masked round has besides: the terms, and the sum of counts."""
+    """Return what the manifest of a masked round has besides: terms, sum of counts, and masks."""
     if plan.masking is None:
         return {}
-    return {"masked": plan.masking.terms.to_json(), "samples": plan.masking.total}
+    masking = plan.masking
+    return {
+        "masked": masking.terms.to_json(),
+        "samples": masking.total,
+        "masks": masking.answer and masking.answer._asdict(),
+    }
 
 
 def _privacy(store: S3Store, plan: Plan, tally: _Tally) -> dict[str, Any] | None:
     """Return what a private average was made with, and what its model has spent with it."""
-    dp, grid, whole = plan.computation.dp, plan.grid, tally.whole
-    if dp is None or grid is None:
+    dp = plan.computation.dp if plan.masking is None else plan.masking.terms.dp
+    whole = tally.whole
+    if dp is None:
         return None
     spent = dp.cost
     if plan.next_model is not None:
@@ -379,7 +383,7 @@ def _privacy(store: S3Store, plan: Plan, tally: _Tally) -> dict[str, Any] | None
         **dp.to_json(),
         "clients": len(plan.contributors),
         "deviation": dp.noise_multiplier * dp.clip / len(plan.contributors),
-        "step": grid.step,
+        "step": dp.grid(count_elements(plan.layout.spans, 0, plan.layout.nbytes)).step,
         "whole": whole,
         "next_clip": dp.clip if whole is None else dp.next_clip(whole, len(plan.contributors)),
     }

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gradshard_core.aggregation.gram import ExactSum
-from gradshard_core.aggregation.gram_rules import norms_of
-from gradshard_core.aggregation.gram_sample import relative_errors
+from gradshard_core.aggregation.gram_rules import Diagonal, Gram, norms_of
+from gradshard_core.aggregation.gram_sample import Sample, relative_errors
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan import Contributor, Plan, Rejection
@@ -38,37 +38,53 @@ class Decided(NamedTuple):
     measured: int
 
 
-def write_measurement(
-    store: S3Store,
-    keys: RoundKeys,
-    plan: Plan,
-    products: ExactSum,
-    squares: Sequence[Sequence[float]],
-    **more: Any,
-) -> None:
-    """Write the Gram matrix of a plan's contributors, and what measuring them took.
+class Measured:
+    """What the tasks of a plan have measured, added up.
 
-    ``squares`` are the squared norms of each stretch of a sample.
+    Parameters
+    ----------
+    plan
+        The plan. If it makes weights of norms alone, each of its groups measures its own updates.
     """
-    sample, layout, factor, stated = plan.computation.sample, plan.layout, 1, None
-    if sample is not None:
-        factor = sample.one_in
-        stated = {
-            "one_in": factor,
-            "stretches": len(squares),
-            "nbytes": sum(
-                end - start
-                for start, end in sample.stretches(layout.spans, layout.nbytes, 0, layout.nbytes)
-            ),
-            "error": max(relative_errors(squares, factor), default=0.0),
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._sum = ExactSum(len(plan.contributors), pairs=plan.pairs)
+        # Of a sample, the squared norms by stretch, for each group.
+        self._squares: dict[int, list[list[float]]] = {}
+
+    def add(self, report: dict[str, Any]) -> None:
+        """Take what a task has measured out of its report, if it has."""
+        products, squares = report.pop("products", ()), report.pop("squares", ())
+        if products or squares:
+            groups = self._plan.levels[0].groups
+            first, stop = groups[report["task"] % len(groups)]
+            self._sum.add_json(products, first, stop)
+            self._squares.setdefault(first, []).extend(squares)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the products of all updates, or their squared norms; and the error of a sample."""
+        sample = self._plan.computation.sample
+        factor = 1 if sample is None else sample.one_in
+        if self._plan.pairs:
+            rows = self._sum.rounded()
+            found: dict[str, Any] = {"products": [[factor * p for p in row] for row in rows]}
+        else:
+            found = {"squares": [factor * square for square in self._sum.rounded_diagonal()]}
+        clients = [contributor.client for contributor in self._plan.contributors]
+        return {"clients": clients, **found, "sample": sample and self._stated(sample)}
+
+    def _stated(self, sample: Sample) -> dict[str, Any]:
+        """Return what the manifest says of a sample."""
+        layout, groups = self._plan.layout, list(self._squares.values())
+        stretches = sample.stretches(layout.spans, layout.nbytes, 0, layout.nbytes)
+        errors = [error for group in groups for error in relative_errors(group, sample.one_in)]
+        return {
+            "one_in": sample.one_in,
+            "stretches": len(stretches),
+            "nbytes": sum(end - start for start, end in stretches),
+            "error": max(errors, default=0.0),
         }
-    measurement = {
-        "clients": [contributor.client for contributor in plan.contributors],
-        "products": [[factor * product for product in row] for row in products.rounded()],
-        "sample": stated,
-        **more,
-    }
-    store.put_json(keys.measurement(plan.attempt), measurement)
 
 
 def last_measurement(previous: Plan, rejected: Sequence[Rejection]) -> int | None:
@@ -94,7 +110,7 @@ def decide(context: PlanContext, contributors: Sequence[Contributor], measured: 
         raise PlanError(f"{key} is missing")
     numbers = {client: number for number, client in enumerate(measurement["clients"])}
     indices = [numbers[contributor.client] for contributor in contributors]
-    gram = [[measurement["products"][i][j] for j in indices] for i in indices]
+    gram = _gram(measurement, indices)
     decision = rule.decide(gram, [contributor.samples for contributor in contributors])
     is_kept = [weight > 0 or decision.full is not None for weight in decision.weights]
     store.put_json(
@@ -122,6 +138,13 @@ def decide(context: PlanContext, contributors: Sequence[Contributor], measured: 
         tuple(c for c, kept in zip(contributors, is_kept, strict=True) if not kept),
         measured,
     )
+
+
+def _gram(measurement: dict[str, Any], indices: Sequence[int]) -> Gram:
+    """Return the Gram matrix of some of the measured updates."""
+    if "squares" in measurement:
+        return Diagonal([measurement["squares"][i] for i in indices])
+    return [[measurement["products"][i][j] for j in indices] for i in indices]
 
 
 def read_decision(store: S3Store, keys: RoundKeys, plan: Plan) -> dict[str, Any]:
@@ -177,6 +200,10 @@ def summary(
 def _checked(measurement: dict[str, Any]) -> dict[str, Any]:
     """Return a measurement if it has what a rule needs."""
     count = len(measurement["clients"])
+    if "squares" in measurement:
+        if len(measurement["squares"]) != count:
+            raise ValueError(f"not {count} norms")
+        return measurement
     if [len(row) for row in measurement["products"]] != [count] * count:
         raise ValueError(f"not {count} by {count} products")
     return measurement

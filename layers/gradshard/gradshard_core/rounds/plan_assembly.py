@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import reduce
 from typing import Final
@@ -12,6 +13,7 @@ from gradshard_core.aggregation.buffers import Stretches, is_in
 from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.gram_sample import LEAST_STRATA, Sample
 from gradshard_core.aggregation.optimizer_step import state_layout
+from gradshard_core.aggregation.privacy import private_sums_bytes
 from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.robust_rules import SIGN
 from gradshard_core.aggregation.sharding import ROW_BYTES
@@ -113,7 +115,7 @@ def assemble(
     """
     spec, keys = context.spec, context.keys
     measures = spec.measures and decided is None
-    if spec.dp is not None and not measures:
+    if spec.noised is not None and not measures:
         write_noise_key(context.store, keys)
     sample, sample_notes = _sample(spec, layout)
     weights = weights_of(spec, is_decided=decided is not None)
@@ -129,19 +131,14 @@ def assemble(
         participants=Participants(
             grouping.contributors, left_out=() if decided is None else decided.left_out
         ),
-        computation=Computation(
-            levels=grouping.levels,
+        computation=replace(
+            _computation(spec, grouping, weights),
+            # Groups measure their own updates, and there is nothing to add up but that.
+            levels=grouping.levels[:1] if measures else grouping.levels,
             shards=projection.shards,
-            topology=grouping.topology,
-            order=addition_order.format_order(grouping.order),
-            weights=weights,
-            rule=FEDAVG if spec.rule is None else spec.rule.name,
             layers=layers,
-            allow_nonfinite=spec.allow_nonfinite,
-            robust=spec.robust_rule,
             measures=measures,
             measured=None if decided is None else decided.measured,
-            dp=spec.dp,
             sample=sample if measures else None,
         ),
         layout=layout,
@@ -155,6 +152,20 @@ def assemble(
         projected=projection.to_json(),
         opened_at=context.opened_at,
         planned_at=datetime.now(UTC).isoformat(),
+    )
+
+
+def _computation(spec: RoundSpec, grouping: Grouping, weights: str) -> Computation:
+    """Return what the spec and the grouping say of a computation."""
+    return Computation(
+        levels=grouping.levels,
+        topology=grouping.topology,
+        order=addition_order.format_order(grouping.order),
+        weights=weights,
+        rule=FEDAVG if spec.rule is None else spec.rule.name,
+        allow_nonfinite=spec.allow_nonfinite,
+        robust=spec.robust_rule,
+        dp=spec.noised,
     )
 
 
@@ -206,7 +217,11 @@ def _choose_shards(
         nbytes=layout.nbytes,
         levels=sizes,
         is_cut=TOPOLOGIES[grouping.topology].is_cut,
-        sums_bytes=sharding.sums_bytes(spans, 0, layout.nbytes),
+        sums_bytes=(
+            sharding.sums_bytes(spans, 0, layout.nbytes)
+            if spec.dp is None
+            else private_sums_bytes(spans, 0, layout.nbytes)
+        ),
         depth=max(1, *(len(level.order) for level in grouping.levels)),
         plan_bytes=memory_projection.plan_bytes(
             len(grouping.contributors),
@@ -218,7 +233,7 @@ def _choose_shards(
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
         sample=sample,
-        is_private=spec.dp is not None,
+        is_private=spec.noised is not None,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=stored_bytes,

@@ -12,8 +12,9 @@ from threading import Lock
 from typing import Final
 
 from gradshard_core.formats.encoded import parse_update
+from gradshard_core.formats.headers import Header
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.formats.layout import PREFIX_BYTES, Header, Layout, Tensor
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout, Tensor
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 

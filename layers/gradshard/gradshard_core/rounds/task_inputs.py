@@ -17,6 +17,7 @@ from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.ring_sum import SUBTRACTED
 from gradshard_core.aggregation.sharding import (
     SLICE_BYTES,
+    chunks_at_once,
     count_elements,
     gathered_bytes,
     receive_buffer_bytes,
@@ -117,7 +118,8 @@ class TaskInputs:
         if self.plan.computation.measures:
             layout, end = self.plan.layout, self.task.end
             weights = [contributor.weight for contributor in self.contributors]
-            chunks = chunk_ranges(layout.spans, layout.nbytes, start, end)
+            at_once = chunks_at_once(len(self.numbers))
+            chunks = chunk_ranges(layout.spans, layout.nbytes, start, end, at_once)
             return (Zone(*chunk, weights) for chunk in chunks)
         zones = self.plan.input_zones(self.task, start)
         if not self._masks:
@@ -144,7 +146,7 @@ class TaskInputs:
     def _noise(self, start: int) -> list[Source]:
         """Return the noise of a private sum, from byte ``start`` of the layout on."""
         grid = self.plan.grid
-        if grid is None:
+        if grid is None or not self.plan.is_last(self.task.level):
             return []
         key = read_noise_key(self.wire, self.keys)
         return [NoiseSource(key, grid.terms, count_elements(self.spans, 0, start))]
@@ -189,7 +191,7 @@ class TaskInputs:
 
     def _partial_sum_stream(self, number: int) -> InputStream:
         task = self.task
-        nbytes = sums_bytes(self.spans, task.start, task.end)
+        nbytes = self.plan.sums_bytes(task.start, task.end)
         key = self.keys.partial_sum(self.plan.attempt, task.level - 1, number)
         # Any version will do: a task writes the same bytes whenever it runs.
         return RangeStream(self.wire, ObjectVersion(key, "", "", nbytes), [(0, nbytes)])

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from gradshard_core.s3 import streams
 from gradshard_core.s3.http_requests import Answer, Failure, HttpRequests, Request, endpoint_url
-from gradshard_core.s3.operations import (
+from gradshard_core.s3.request_formats import (
     OPERATIONS,
     body_of,
     fields_of_body,

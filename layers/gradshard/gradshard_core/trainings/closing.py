@@ -149,6 +149,13 @@ def _repeat(
     said = f"round {invitation.round_id!r} failed ({outcome.error}): {outcome.cause}"
     if outcome.error in {"ModelStateError", "PrivacyBudgetError"}:
         return paused(replace(state, failures=0), said)
+    if spec.terms.masked is not None and outcome.is_planned:
+        # A second sum over nearly the same updates tells more than the average of either.
+        return paused(
+            replace(state, failures=0),
+            f"{said}. The keeper was asked for its masks, and may answer: nothing is repeated by "
+            "itself. Resume the training to have clients train anew for another round",
+        )
     if failures > spec.repeats:
         times = "" if failures == 1 else f" It was tried {failures} times."
         return paused(replace(state, failures=0), said + times)

@@ -5,11 +5,13 @@ from datetime import datetime
 from typing import Any, Final
 
 from gradshard_core.aggregation import buffers
-from gradshard_core.errors import TrainingExistsError, TrainingStateError
+from gradshard_core.errors import SpecError, TrainingExistsError, TrainingStateError
 from gradshard_core.formats.keys import ModelKeys, TrainingKeys
+from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.training_spec import parse_training_spec
 from gradshard_core.records import model_registry
 from gradshard_core.records.training_state import ENDED, RUNNING, TrainingState, read_state
+from gradshard_core.rounds.asking import NO_KEEPER
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 
@@ -19,7 +21,12 @@ federation.asl.json take less."""
 
 
 def start_training(
-    store: S3Store, name: str, fields: Mapping[str, Any], *, started: str
+    store: S3Store,
+    name: str,
+    fields: Mapping[str, Any],
+    *,
+    started: str,
+    has_keeper: bool = False,
 ) -> dict[str, Any]:
     """Start a training; safe to repeat.
 
@@ -33,6 +40,8 @@ def start_training(
         The spec as the execution's input has it.
     started
         The time at which the execution started, ISO 8601.
+    has_keeper
+        Whether the stack has a mask keeper.
 
     Returns
     -------
@@ -55,6 +64,11 @@ def start_training(
     newest = model_registry.read_current(store, optimizer.model)
     if optimizer.buffers:
         buffers.named(model_registry.layout_of(store, newest.tensors), optimizer.buffers)
+    if (masked := spec.terms.masked) is not None:
+        if not has_keeper:
+            raise SpecError(f"masked: {NO_KEEPER}")
+        layout = model_registry.layout_of(store, newest.tensors)
+        check_layout(masked, spec.terms.expected, layout)
     record = {"training": name, "spec": spec.to_json(), "started_at": started}
     if not store.put_json(keys.spec, record, replaces=None) and (
         store.get_json(keys.spec) != record

@@ -18,6 +18,7 @@ from gradshard_core.formats.keys import (
     parse_knock_key,
 )
 from gradshard_core.formats.layout import Layout
+from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.notice import Notice, NoticeUrls, seen_by
@@ -25,6 +26,7 @@ from gradshard_core.records.ticket_record import (
     METADATA_ROOM_BYTES,
     Presigner,
     max_update_bytes,
+    sent_layout,
     ticket_record,
 )
 from gradshard_core.records.training_state import (
@@ -35,6 +37,7 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
+from gradshard_core.trainings.inviting import training_round
 
 SECONDS: Final = 12 * 3600
 """For which URLs are signed: no session of a role lasts longer,
@@ -106,7 +109,7 @@ class _Writer:
             state = read_state(self._store, self._keys)
             if state is None:
                 raise TrainingNotFoundError.of(self._keys.name)
-            record = self._notice(client, seen_by(client, state)).to_json()
+            record = self._notice(client, state).to_json()
             if self._store.put_json(key, record, replaces=head.etag):
                 break
         return True
@@ -118,7 +121,7 @@ class _Writer:
             client,
             self._spec.poll_seconds,
             optimizer.updates,
-            state,
+            seen_by(client, state),
             self._ticket(client, state, now),
             NoticeUrls(
                 signer.presign_read(self._keys.notice(client), SECONDS),
@@ -129,7 +132,7 @@ class _Writer:
 
     def _ticket(self, client: str, state: TrainingState, now: datetime) -> dict[str, Any] | None:
         invitation = state.invitation
-        if invitation is None:
+        if invitation is None or client not in invitation.clients:
             return None
         model = self._spec.server_optimizer.model
         try:
@@ -138,7 +141,8 @@ class _Writer:
             return None  # it was pruned meanwhile; the round fails, and says so
         terms: dict[str, Any] = {"max_bytes": METADATA_ROOM_BYTES}
         if not invitation.is_evaluation:
-            terms = self._terms(model_registry.layout_of(self._store, version.tensors))
+            agreement = Agreement.of(training_round(self._keys, self._spec, state))
+            terms = self._terms(model_registry.layout_of(self._store, version.tensors), agreement)
         return ticket_record(
             self._signer,
             RoundKeys(invitation.answered_to(self._keys)),
@@ -149,16 +153,18 @@ class _Writer:
             **terms,
         )
 
-    def _terms(self, layout: Layout) -> dict[str, Any]:
-        """Return what a ticket says of updates: their layout, lengths and codecs."""
+    def _terms(self, layout: Layout, agreement: Agreement | None) -> dict[str, Any]:
+        """Return what a ticket says of updates: their layout, lengths, codecs and masks."""
         spec = self._spec.terms
-        most = max_update_bytes(layout)
+        sent = sent_layout(layout, agreement)
+        most = max_update_bytes(sent)
         is_whole = not (spec.codecs or spec.partial_rule)
         return {
             "max_bytes": most,
             # Updates without a codec differ in their metadata alone.
-            "min_bytes": max(1, layout.nbytes) if is_whole else 1,
+            "min_bytes": max(1, sent.nbytes) if is_whole else 1,
             "layout": None if spec.partial_rule else layout,
             "allow_nonfinite": spec.allow_nonfinite,
             "codecs": spec.codecs or (),
+            "agreement": agreement,
         }

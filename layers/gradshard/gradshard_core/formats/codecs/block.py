@@ -36,11 +36,14 @@ class BlockCodec(ABC):
         The size of a unit.
     largest
         The largest value, to which the largest element of a block is scaled.
+    factor
+        A value is this power of two times what :meth:`_values` writes.
     """
 
     name: str
     unit_bytes: int
     largest: float
+    factor = 1.0
     unit = BLOCK
 
     def stored_shape(self, elements: int) -> tuple[int, int]:
@@ -67,7 +70,16 @@ class BlockCodec(ABC):
         units, elements = stored.reshape(-1, self.unit_bytes), out.reshape(-1, BLOCK)
         self._values(units[:, SCALE_BYTES:], elements)
         with np.errstate(all="ignore"):
-            np.multiply(elements, _read_scales(units), out=elements)
+            scales = _read_scales(units)
+            if self.factor != 1:
+                # There are fewer scales than values, and the product is the same: the factor
+                # changes exponents alone. A scale that would overflow is left as it is.
+                factors = np.multiply(scales, np.float32(self.factor))
+                if np.isfinite(factors).all():
+                    scales = factors
+                else:
+                    np.multiply(out, np.float32(self.factor), out=out)
+            np.multiply(elements, scales, out=elements)
 
     def encode(self, elements: Array, dither: Array | None = None) -> Array:
         """Return the units of elements.
@@ -113,7 +125,7 @@ class BlockCodec(ABC):
 
     @abstractmethod
     def _values(self, stored: Array, out: Array) -> None:
-        """Write the values of n blocks, of shape (n, 32), as float32."""
+        """Write the values of n blocks, of shape (n, 32), as float32, up to :attr:`factor`."""
 
     @abstractmethod
     def _store(self, scaled: Array, dither: Array | None, stored: Array) -> None:
@@ -125,6 +137,11 @@ def _read_scales(units: Array) -> Array:
     np.left_shift(bits, _SHIFT, out=bits)
     scales: Array = bits.view(np.float32)
     return scales
+
+
+def in_one_piece(stored: Array) -> Array:
+    """Return the bytes of blocks' values without gaps: numpy then makes one loop of all blocks."""
+    return stored.view(f"V{stored.shape[1]}").copy().view(np.uint8)
 
 
 def round_to_integers(scaled: Array, dither: Array | None) -> None:

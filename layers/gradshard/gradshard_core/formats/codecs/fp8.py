@@ -5,18 +5,21 @@ https://www.opencompute.org/documents/ocp-8-bit-floating-point-specification-ofp
 a sign, four bits of exponent with bias 7, three of mantissa; no infinities; 0x7F and 0xFF are NaN.
 """
 
-from functools import cached_property
 from typing import Final
 
 import numpy as np
 
-from gradshard_core.formats.codecs.block import BLOCK, SCALE_BYTES, Array, BlockCodec
+from gradshard_core.formats.codecs.block import BLOCK, SCALE_BYTES, Array, BlockCodec, in_one_piece
 
 _MANTISSA: Final = 3
 _DROPPED: Final = 23 - _MANTISSA
 """Bits of float32's mantissa that E4M3 lacks."""
 
 _REBIAS: Final = (127 - 7) << _MANTISSA
+_PLACES: Final = np.array(0x87F00000, np.uint32).view(np.int32)[()]
+"""The bits of sign, exponent and mantissa in a float32."""
+
+_NAN: Final = 0x7F
 _SMALLEST_NORMAL: Final = np.float32(2.0**-6)
 _SUBNORMAL_UNIT: Final = np.float32(2.0**-9)
 
@@ -27,22 +30,19 @@ class Fp8(BlockCodec):
     name = "fp8"
     unit_bytes = SCALE_BYTES + BLOCK
     largest = 448.0
-
-    @cached_property
-    def _pairs(self) -> Array:
-        """The two values of each two bytes, side by side in eight bytes; half a MiB."""
-        codes = np.arange(256)
-        exponent, mantissa = codes >> _MANTISSA & 15, codes & 7
-        normal = np.ldexp(1 + mantissa / 8, exponent - 7)
-        values = np.where(exponent == 0, mantissa * _SUBNORMAL_UNIT, normal)
-        values[codes & 127 == 127] = np.nan
-        values = np.where(codes & 128, -values, values).astype(np.float32)
-        pairs = np.empty((256, 256, 2), np.float32)
-        pairs[..., 0], pairs[..., 1] = values[None, :], values[:, None]
-        return pairs.reshape(-1).view(np.uint64)
+    factor = 2.0 ** (127 - 7)
 
     def _values(self, stored: Array, out: Array) -> None:
-        np.take(self._pairs, stored.view("<u2"), out=out.view(np.uint64), mode="wrap")
+        # Sign, exponent and mantissa move to their places in float32, whose exponent has another
+        # bias: that is the factor. Widened with its sign, a byte has the sign in all bits above.
+        codes = in_one_piece(stored)
+        signed, bits = codes.view(np.int8), out.view(np.int32)
+        np.copyto(bits, signed)
+        np.left_shift(bits, _DROPPED, out=bits)
+        np.bitwise_and(bits, _PLACES, out=bits)
+        # The codes of NaN are the largest of all, with and without a sign.
+        if signed.max(initial=0) == _NAN or codes.max(initial=0) == _NAN | 0x80:
+            out[(codes & _NAN) == _NAN] = np.nan
 
     def _store(self, scaled: Array, dither: Array | None, stored: Array) -> None:
         magnitude = np.abs(scaled)

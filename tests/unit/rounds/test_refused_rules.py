@@ -1,0 +1,96 @@
+"""What robust and private rounds refuse at opening, with the numbers and what would work."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import reference
+from tests.unit.in_memory import OPENED, Machine
+
+pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
+
+DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("terms", "reason"),
+    [
+        (
+            {"rule": {"name": "krum", "f": 4}},
+            "rule krum (f=4) needs at least 11 updates, and 9 are expected; give f of at most 3",
+        ),
+        (
+            {"rule": {"name": "bulyan", "f": 2}},
+            "rule bulyan (f=2) needs at least 11 updates, and 9 are expected; give f of at most 1",
+        ),
+        (
+            {"rule": {"name": "multi_krum", "f": 1, "m": 9}},
+            "needs at least 10 updates, and 9 are expected; give m of at most 8",
+        ),
+        (
+            {"rule": {"name": "multi_krum", "f": 4, "m": 2}},
+            "needs at least 11 updates, and 9 are expected; give f of at most 3",
+        ),
+        (
+            {"rule": {"name": "trimmed_mean", "beta": 0.5}},
+            "beta is 0.5, not a number above 0 and under 0.5",
+        ),
+        ({"rule": "median", "clients": 1}, "median needs at least 3 updates, and 1 are expected"),
+        (
+            {"rule": {"name": "krum", "f": 1}, "clients": 70},
+            "take topology shards, with at most 64",
+        ),
+        ({"rule": "median", "topology": "grid", "fan_in": 3}, "topology grid adds those of 9"),
+        ({"rule": {"name": "norm_clip", "bound": 0}}, "bound is 0, not a number above 0"),
+        (
+            {"rule": {"name": "norm_clip", "bound": 1, "quantile": 0.5}},
+            "give bound or quantile, not both",
+        ),
+        ({"dp": DP | {"clip": 0}}, "clip is 0, not a number from 9.09495e-13 to 1.09951e+12"),
+        ({"dp": DP | {"noise_multiplier": 0}}, "noise_multiplier is 0, not a number from 0.01 to"),
+        ({"dp": DP | {"delta": 1}}, "delta is 1, not a number from 1e-15 to 0.1"),
+        ({"dp": DP, "clients": 1}, "dp hides a client among at least 2, and 1 is expected"),
+        ({"dp": DP, "weights": "counts"}, "dp counts every client alike"),
+        ({"dp": DP, "rule": "krum"}, "rule krum needs f, a whole number from 1"),
+        ({"dp": DP, "rule": "median"}, "leave out rule"),
+        ({"dp": DP, "measure_one_in": 4}, "leave out measure_one_in"),
+    ],
+)
+def test_terms_that_cannot_hold_are_refused_before_anything_is_written(
+    machine: Machine, terms: dict[str, Any], reason: str
+) -> None:
+    answer = machine.open(**{"clients": 9, **terms})
+    assert answer["status"] == "rejected"
+    assert reason in answer["reason"]
+    assert machine.store.objects == {}
+
+
+def average(machine: Machine, name: str, sent: dict[str, Any], **terms: Any) -> reference.Array:
+    machine.begin(name)
+    assert machine.open(clients=sorted(sent), **terms)["status"] == "opened"
+    for client, update in sent.items():
+        machine.collect(client, machine.submit(client, {"w": update}))
+    outcome = OPENED
+    while (outcome := machine.turn(outcome))["status"] == "replan":
+        pass
+    body = machine.store.get_bytes(machine.keys.result)
+    assert body is not None
+    return reference.decode(body)["w"]
+
+
+def test_two_rounds_that_differ_by_a_client_reveal_it_only_without_noise(machine: Machine) -> None:
+    """The update of "c" is the difference of two sums; here 2,000 elements show the noise in it."""
+    rng = np.random.default_rng(4)
+    sent = {client: (rng.standard_normal(2000) / 50).astype("f4") for client in "abc"}
+    others = {client: sent[client] for client in "ab"}
+    found = {}
+    for name, terms in (("plain", {}), ("dp", {"dp": DP | {"clip": 2.0}})):
+        with_it, without = (
+            len(members) * average(machine, f"{name}-{len(members)}", members, **terms)
+            for members in (sent, others)
+        )
+        found[name] = with_it - without - sent["c"]
+    assert np.abs(found["plain"]).max() < 1e-6
+    # Two draws of σ = 1.1 · 2 in every element, beside elements of 0.02.
+    assert found["dp"].std() == pytest.approx(np.sqrt(2) * 2.2, rel=0.1)
