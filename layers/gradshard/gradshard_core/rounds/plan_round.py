@@ -7,6 +7,7 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan, plan_to_json
+from gradshard_core.rounds.arrivals import reject_overlooked
 from gradshard_core.rounds.asking import ask, go_on
 from gradshard_core.rounds.eager_stages import next_stage
 from gradshard_core.rounds.first_plan import first_plan
@@ -58,7 +59,7 @@ def plan_round(
     head = store.head(keys.plan)
     previous = store.get_json(keys.plan, parse_plan) if head else None
     if previous is not None and _answers(previous, request):
-        return _write_tasks(store, keys, previous, aggregator, keeper)
+        return _hand_out(store, keys, previous, aggregator, keeper)
     plan = _make_plan(read_context(store, keys, request, aggregator), previous)
     is_ours = store.put_json(keys.plan, plan_to_json(plan), replaces=head.etag if head else None)
     if is_ours and previous is not None:
@@ -72,6 +73,19 @@ def plan_round(
     if store.head(keys.manifest) is not None:
         _abort_uploads(store, plan)
         raise PlanError(f"round {round_id!r} has ended: there is nothing to plan")
+    return _hand_out(store, keys, plan, aggregator, keeper)
+
+
+def _hand_out(
+    store: S3Store,
+    keys: RoundKeys,
+    plan: Plan,
+    aggregator: LambdaConfig,
+    keeper: S3Store | None,
+) -> dict[str, Any]:
+    """Tell clients that were overlooked, and write the tasks of a plan that is written."""
+    if plan.attempt == 0 and plan.is_complete:
+        reject_overlooked(store, keys, plan.participants.missing)
     return _write_tasks(store, keys, plan, aggregator, keeper)
 
 
