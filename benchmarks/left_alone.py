@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.left_alone --minutes 60`` starts an engine and two trainings, one in rounds
 and one buffered. It starts each client, and ends or kills it at random, as a process of its own. If
-a training pauses, which it should not, the cause is kept and it is resumed. In the end it replays every version of both models from the manifests,
-looks what became of every upload, and counts the engine's processes, threads, files and memory.
+a training pauses, which it should not, the cause is kept and it is resumed. In the end it replays
+every version of both models from the manifests, looks what became of every upload, and counts the
+engine's processes, threads, files and memory.
 """
 
 import argparse
