@@ -100,16 +100,11 @@ def admit(
         The round was opened without a layout, and its updates have no majority's.
     """
     elsewhere = Address(arrivals.sent_to(keys, spec))
-    entitled = [client for client in clients if spec.expects(client)]
 
     def address_of(client: str) -> Address:
         return (addresses or {}).get(client, elsewhere)
 
-    places = spec.capacity if len(entitled) > spec.expected else len(entitled)
-    rejected = [
-        Rejection(client, f"the round takes {places} clients, and others come before this one")
-        for client in entitled[places:]
-    ]
+    entitled, rejected = _take_places(spec, clients)
     # One thread reads all large headers, again and for the first time.
     with ThreadPoolExecutor(1) as large_headers:
         examiner = _Examiner(store, spec)
@@ -117,7 +112,7 @@ def admit(
         found = arrivals.check_updates(
             store,
             address_of,
-            entitled[:places],
+            entitled,
             spec,
             look=examiner.look,
             large_headers=large_headers,
@@ -148,6 +143,16 @@ def admit(
         tuple(rejected),
         {client: covered for client, covered in coverage.items() if covered is not None},
     )
+
+
+def _take_places(spec: RoundSpec, clients: Sequence[str]) -> tuple[list[str], list[Rejection]]:
+    """Return the clients whose updates the round takes, and the rejections of those after them."""
+    entitled = [client for client in clients if spec.expects(client)]
+    places = spec.capacity if len(entitled) > spec.expected else len(entitled)
+    return entitled[:places], [
+        Rejection(client, f"the round takes {places} clients, and others come before this one")
+        for client in entitled[places:]
+    ]
 
 
 def check_quorum(admission_result: Admission, spec: RoundSpec, missing: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from gradshard_core.aggregation.buffers import names_in
+from gradshard_core.aggregation.sharding import count_elements
 from gradshard_core.errors import PlanError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.planning.option_parsers import parse_assignment_spec
@@ -288,10 +289,6 @@ def _manifest(
     privacy: dict[str, Any] | None,
     measuring: dict[str, Any],
 ) -> dict[str, Any]:
-    computation = plan.computation
-    has_others = (
-        plan.layout.layers or computation.robust or computation.dp is not None or plan.masking
-    )
     finished_at = datetime.now(UTC)
     planned = datetime.fromisoformat(plan.planned_at)
     opened = datetime.fromisoformat(plan.opened_at)
@@ -309,23 +306,7 @@ def _manifest(
             "nbytes": result.nbytes,
             "tensors": plan.layout.tensors,
         },
-        "contributors": [
-            {
-                "client": contributor.client,
-                "samples": contributor.samples if plan.masking is None else None,
-                # Partial updates have weights by layer, and those of robust rules would tell the
-                # norms of others.
-                "weight": None if has_others else contributor.weight,
-                "key": contributor.source.key,
-                "nbytes": contributor.source.nbytes,
-                "codec": contributor.codec,
-                "codec_error": contributor.codec_error,
-                "etag": contributor.source.etag,
-                "version": contributor.source.version,
-                "staleness": contributor.staleness,
-            }
-            for contributor in plan.contributors
-        ],
+        "contributors": _contributors(plan),
         "codecs": _by_codec(plan),
         "rejected": [vars(rejection) for rejection in plan.participants.rejected],
         "missing": plan.participants.missing,
@@ -350,6 +331,30 @@ def _manifest(
     }
 
 
+def _contributors(plan: Plan) -> list[dict[str, Any]]:
+    computation = plan.computation
+    has_others = (
+        plan.layout.layers or computation.robust or computation.dp is not None or plan.masking
+    )
+    return [
+        {
+            "client": contributor.client,
+            "samples": contributor.samples if plan.masking is None else None,
+            # Partial updates have weights by layer, and those of robust rules would tell the
+            # norms of others.
+            "weight": None if has_others else contributor.weight,
+            "key": contributor.source.key,
+            "nbytes": contributor.source.nbytes,
+            "codec": contributor.codec,
+            "codec_error": contributor.codec_error,
+            "etag": contributor.source.etag,
+            "version": contributor.source.version,
+            "staleness": contributor.staleness,
+        }
+        for contributor in plan.contributors
+    ]
+
+
 def _masked(plan: Plan) -> dict[str, Any]:
     """Return what the manifest of a masked round has besides: terms, sum of counts, and masks."""
     if plan.masking is None:
@@ -364,8 +369,9 @@ def _masked(plan: Plan) -> dict[str, Any]:
 
 def _privacy(store: S3Store, plan: Plan, tally: _Tally) -> dict[str, Any] | None:
     """Return what a private average was made with, and what its model has spent with it."""
-    dp, grid, whole = plan.computation.dp, plan.grid, tally.whole
-    if dp is None or grid is None:
+    dp = plan.computation.dp if plan.masking is None else plan.masking.terms.dp
+    whole = tally.whole
+    if dp is None:
         return None
     spent = dp.cost
     if plan.next_model is not None:
@@ -377,7 +383,7 @@ def _privacy(store: S3Store, plan: Plan, tally: _Tally) -> dict[str, Any] | None
         **dp.to_json(),
         "clients": len(plan.contributors),
         "deviation": dp.noise_multiplier * dp.clip / len(plan.contributors),
-        "step": grid.step,
+        "step": dp.grid(count_elements(plan.layout.spans, 0, plan.layout.nbytes)).step,
         "whole": whole,
         "next_clip": dp.clip if whole is None else dp.next_clip(whole, len(plan.contributors)),
     }
