@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from gradshard_core.aggregation import addition_order, topologies
 from gradshard_core.aggregation.addition_order import Order
-from gradshard_core.aggregation.arithmetic import COUNTS, SHARES, WEIGHTS
+from gradshard_core.aggregation.arithmetic import COUNTS, SHARES, STEPS, WEIGHTS
 from gradshard_core.aggregation.privacy import LEAST_CLIENTS, PrivacyMechanism, parse_privacy
 from gradshard_core.aggregation.robust_rules import ROBUST_RULES, RobustRule
 from gradshard_core.aggregation.server_optimizers import (
@@ -27,6 +27,7 @@ from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import MAX_SAMPLES
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.masked import elements_of
 from gradshard_core.planning import limits
 from gradshard_core.planning.masking import (
     MASKING_EXAMPLE,
@@ -36,6 +37,7 @@ from gradshard_core.planning.masking import (
 )
 from gradshard_core.planning.option_parsers import (
     MAX_CLIENTS,
+    MAX_NAMED,
     ROBUST_EXAMPLE,
     SALF_EXAMPLE,
     AssignmentSpec,
@@ -257,7 +259,8 @@ class RoundSpec:
     masked: MaskingTerms | None = option(
         Parsed(
             parse_masking,
-            "object with `bound`, `max_samples` and `keeper`, and maybe `bits` and `ring_bits`",
+            "object with `bound`, `max_samples` and `keeper`, and maybe `bits` and `ring_bits`; "
+            "with dp, `keeper` alone",
             metavar="JSON",
             is_json=True,
             encoder=MaskingTerms.to_json,
@@ -319,11 +322,21 @@ class RoundSpec:
     def decider(self) -> RobustRule | PrivacyMechanism | None:
         """The rule that makes weights of measured updates; None if the round does not measure."""
         rule = self.robust_rule
-        return rule if rule is not None and rule.measures else self.dp
+        return rule if rule is not None and rule.measures else self.noised
+
+    @property
+    def noised(self) -> PrivacyMechanism | None:
+        """The mechanism of which the aggregator adds the noise: the keeper does, under masks."""
+        return self.dp if self.masked is None else None
 
     def counted(self, samples: int) -> int:
         """Return how many of the samples that a client states are counted."""
         return samples if self.max_samples is None else min(samples, self.max_samples)
+
+    @property
+    def takes_reports(self) -> bool:
+        """Whether what clients report on their training is used."""
+        return self.assignments is not None or self.weights == STEPS
 
     @property
     def expected(self) -> int:
@@ -405,17 +418,24 @@ class RoundSpec:
         members = self.groups() if groups else []
         return any(client in members[number] for number in groups)
 
+    @property
+    def most_clients(self) -> int:
+        """The most clients that may be expected, whatever the topology."""
+        names = self.eager, self.partial_rule, self.masked, self.assignments, self.decider
+        return MAX_NAMED if any(names) else MAX_CLIENTS
+
     @cached_property
     def capacity(self) -> int:
         """The most contributors that these options allow."""
-        most = min(MAX_CLIENTS, math.prod(self.order)) if self.order else MAX_CLIENTS
+        most = min(self.most_clients, math.prod(self.order) if self.order else MAX_CLIENTS)
         return bisect_right(range(1, most + 1), False, key=self._is_too_many)
 
     def _is_too_many(self, contributors: int) -> bool:
         try:
             self.levels(contributors)
             if self.masked is not None:
-                self.masked.fixed(contributors)
+                # The model of a round without a layout is looked at when the round is opened.
+                self.masked.fixed(contributors, elements_of(self.layout) if self.layout else 1)
         except SpecError:
             return True
         return False
@@ -450,6 +470,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     expected = clients if isinstance(clients, int) else len(clients)
     if fields.get("shards") is not None and fields.get("time_budget") is not None:
         raise SpecError("give shards or time_budget, not both: one decides the other")
+    fields = _with_noise(fields)
     others = {
         name: OPTIONS[name].kind.parse(name, fields[name])
         for name in DEFAULTS
@@ -469,6 +490,14 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     return spec
 
 
+def _with_noise(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the options with dp in the terms of a masked round: clients and keeper agree to it."""
+    masked, dp = fields.get("masked"), fields.get("dp")
+    if dp is None or not isinstance(masked, Mapping) or "dp" in masked:
+        return fields
+    return {**fields, "masked": {**masked, "dp": dp}}
+
+
 def parse_new_spec(fields: Mapping[str, Any]) -> RoundSpec:
     """Check the options of a round that is about to be opened.
 
@@ -486,6 +515,11 @@ def parse_new_spec(fields: Mapping[str, Any]) -> RoundSpec:
 
 def _check_clients(spec: RoundSpec) -> None:
     """Check how many clients are waited for."""
+    if spec.expected > spec.most_clients:
+        raise SpecError(
+            f"{spec.expected} clients are expected, and a round with eager, masked, dp, "
+            f"assignments, or a rule that names each client takes at most {spec.most_clients}"
+        )
     if spec.enough_clients is None:
         return
     if not spec.min_clients <= spec.enough_clients <= spec.expected:
