@@ -115,7 +115,7 @@ def assemble(
     """
     spec, keys = context.spec, context.keys
     measures = spec.measures and decided is None
-    if spec.dp is not None and not measures:
+    if spec.noised is not None and not measures:
         write_noise_key(context.store, keys)
     sample, sample_notes = _sample(spec, layout)
     weights = weights_of(spec, is_decided=decided is not None)
@@ -165,7 +165,7 @@ def _computation(spec: RoundSpec, grouping: Grouping, weights: str) -> Computati
         rule=FEDAVG if spec.rule is None else spec.rule.name,
         allow_nonfinite=spec.allow_nonfinite,
         robust=spec.robust_rule,
-        dp=spec.dp,
+        dp=spec.noised,
     )
 
 
@@ -233,7 +233,7 @@ def _choose_shards(
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
         sample=sample,
-        is_private=spec.dp is not None,
+        is_private=spec.noised is not None,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=stored_bytes,
