@@ -6,7 +6,9 @@ import pytest
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.planning.spec_workload import workload_of
 from gradshard_core.planning.training_spec import OPTIONS, TrainingSpec, parse_training_spec
+from gradshard_core.planning.workload import Workload
 from gradshard_core.trainings.sampling import count_invited
 
 ROUND = {"server_optimizer": "fedavg"}
@@ -157,6 +159,18 @@ def test_a_round_follows_the_assignments_of_the_one_before() -> None:
     assert first.assignments.after is None
     assert second.assignments is not None
     assert second.assignments.after == "t-00001"
+
+
+def test_a_budget_counts_the_masks_of_a_round() -> None:
+    def workload(**masked: Any) -> Workload:
+        spec = parse(round={**ROUND, **masked}).round_spec(("a", "b", "c"), 3, None)
+        return workload_of(spec, 4_000_000, 3)
+
+    plain, narrow = workload(), workload(masked=TERMS)
+    wide = workload(masked={**TERMS, "ring_bits": 64})
+    assert [list(map(list, load.levels)) for load in (plain, narrow, wide)] == [[[3]], [[4]], [[4]]]
+    assert (narrow.sums_bytes, wide.sums_bytes) == (4_000_000, 8_000_000)
+    assert wide.stored_bytes == 8_000_000
 
 
 def test_masked_rounds_of_a_training_have_ids_and_fit_into_the_ring() -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from gradshard_core.planning.option_parsers import MAX_CLIENTS
+from gradshard_core.planning.option_parsers import MAX_NAMED
 from gradshard_core.planning.training_spec import TrainingSpec
 
 _BITS: Final = 53
@@ -25,11 +25,11 @@ def count_invited(spec: TrainingSpec, members: int) -> tuple[int, int]:
     In buffered mode these are rounds of evaluation: as many are awaited as make a version.
     """
     if spec.buffer is not None:
-        return min(members, MAX_CLIENTS), min(members, spec.buffer)
+        return min(members, MAX_NAMED), min(members, spec.buffer)
     wanted = members if spec.sample is None else spec.sample
     if wanted < 1:
         wanted = max(1, round(wanted * members))
-    most = min(members, spec.terms.capacity)
+    most = min(members, spec.terms.capacity, MAX_NAMED)
     awaited = min(max(int(wanted), spec.needed()), most)
     more = math.ceil(awaited * (1 + spec.over_selection))
     return min(more, most), awaited
