@@ -10,7 +10,7 @@ import gc
 import os
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -55,7 +55,7 @@ class Updates:
 
     def average(self) -> bytes:
         """Add group by group, as a grid does, one rounding after each step."""
-        rows: Sequence[Any] = self.rows
+        rows: Any = self.rows
         total = sum(self.samples)
         weights = [np.float32(n / total) for n in self.samples]
         name = topologies.resolve(topologies.AUTO, len(rows))
