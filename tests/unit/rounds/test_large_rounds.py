@@ -226,8 +226,8 @@ class Counting:
         for kind, names in (("get", self.GETS), ("put", self.PUTS)):
             for name in names:
                 monkeypatch.setattr(machine.store, name, self._counted(machine, name, kind))
-        for name in ("list_objects", "list_newest"):
-            monkeypatch.setattr(machine.store, name, self._paged(machine, name))
+        # The bucket in memory lists versions by this, too.
+        monkeypatch.setattr(machine.store, "list_objects", self._paged(machine, "list_objects"))
         step = machine.step
 
         def counted(function: str, **event: Any) -> dict[str, Any]:
@@ -312,5 +312,7 @@ def test_the_price_counts_the_requests_of_the_functions_around_the_tasks(
     for (function, kind), number in found.items():
         if function != "aggregate_shard":
             sums[kind] += number
-    assert counted.gets == pytest.approx(sums["get"], rel=0.02), found
-    assert counted.puts == pytest.approx(sums["put"] + sums["list"], rel=0.02), found
+    assert counted.gets == pytest.approx(sums["get"], rel=0.02), sorted(found.items())
+    assert counted.puts == pytest.approx(sums["put"] + sums["list"], rel=0.02), sorted(
+        found.items()
+    )
