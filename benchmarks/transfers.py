@@ -32,7 +32,7 @@ from benchmarks.servers import BUCKET
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.units import MIB
 
-PARTS: Final = "gradshard, in parts"
+PARALLEL: Final = "gradshard, parallel"
 _CHUNK: Final = MIB
 
 Job = dict[str, Any]
@@ -43,11 +43,11 @@ def jobs(path: Path, etag: str) -> dict[str, Job]:
     names = [name for name in transfer.CLIENTS if name != "obstore" or _has_obstore()]
     found: dict[str, Job] = {}
     for direction in ("submit", "fetch"):
-        for name in [*names, *([PARTS] if direction == "submit" else [])]:
+        for name in [*names, *([PARALLEL] if direction == "submit" else [])]:
             found[f"{direction}: {name}"] = {
                 "client": name.partition(",")[0],
                 "direction": direction,
-                "parts": name == PARTS,
+                "parallel": name == PARALLEL,
                 "path": str(path if direction == "submit" else path.with_suffix(".fetched")),
                 "etag": etag,
                 "nbytes": path.stat().st_size,

@@ -16,7 +16,7 @@ Transfer = Callable[[], object]
 
 
 def gradshard(job: Job) -> Transfer:
-    """Do with the bytes what `submit` and `fetch` do; with ``parts``, as after a broken PUT."""
+    """Do with the bytes what `submit` and `fetch` do."""
     from gradshard.aws.boto_client import make_client
     from gradshard.aws.client_store import ClientStore
     from gradshard.client import downloads, uploads
@@ -28,10 +28,8 @@ def gradshard(job: Job) -> Transfer:
     if job["direction"] == "fetch":
         source = ObjectVersion(KEY, "", job["etag"], job["nbytes"])
         return lambda: downloads.download_file(store, source, path)
-    if job.get("parts"):
-        vars(uploads)["SINGLE_PUT_BYTES"] = 0
     content = FileContent(path, None)
-    return lambda: uploads.upload(store, KEY, content)
+    return lambda: uploads.upload(store, KEY, content, parallel=job["parallel"])
 
 
 def s3transfer(job: Job) -> Transfer:

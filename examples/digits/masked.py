@@ -49,7 +49,7 @@ def train(port: int) -> int:
     keeper = Keeper(local=True, port=port)
     masks = enrolled(keeper)
     terms = {"bound": BOUND, "max_samples": MAX_SAMPLES, "keeper": keeper.public_key()}
-    most = parse_masking(terms).fixed(len(CLIENTS)).max_error + LAST_BITS
+    most = parse_masking(terms).fixed(len(CLIENTS), elements=1).max_error + LAST_BITS
     plain, masked, run = FederatedTraining(), FederatedTraining(), uuid.uuid4().hex[:8]
     is_off = False
     print("round  clients  plain   masked  largest difference of an element")

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,7 @@ class Session:
         self._state = folder.with_name(f"{folder.name}.state")
         self._port, self._python = port, python
         self._names: dict[str, Any] = {"__name__": "__main__"}
+        self._groups: list[int] = []
         folder.mkdir(parents=True)
 
     def run(self, block: Block) -> None:
@@ -85,20 +87,33 @@ class Session:
         """Run commands; what they exported and where they went is kept."""
         before = f". {self._state}\n" if self._state.exists() else ""
         after = f'code=$?; {{ export -p; echo cd "$PWD"; }} >{self._state}; exit $code'
-        done = subprocess.run(
+        with subprocess.Popen(
             ["bash", "-c", f"{before}trap '{after}' EXIT\nset -eo pipefail\n{text}"],
             cwd=self.folder,
             env=self._variables,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
-            timeout=SECONDS,
+            start_new_session=True,
+        ) as shell:
+            self._groups.append(shell.pid)
+            try:
+                said, warned = shell.communicate(timeout=SECONDS)
+            except subprocess.TimeoutExpired:
+                self.close()
+                raise
+        assert shell.returncode == exit_code, (
+            f"{block}: ended with {shell.returncode}\n{text}\n{said}{warned}"
         )
-        assert done.returncode == exit_code, (
-            f"{block}: ended with {done.returncode}\n{text}\n{done.stdout}{done.stderr}"
-        )
-        return done.stdout + done.stderr
+        return said + warned
+
+    def close(self) -> None:
+        """End what blocks have left in the background."""
+        for group in self._groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        self._groups.clear()
 
 
 def console_steps(text: str) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Every page is run as it stands, block after block, against the local engine."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ PAGES_TO_RUN = [
 def test_a_page_as_it_stands(path: Path, engine: Engine, tmp_path: Path) -> None:
     shim = port_shim(tmp_path / "commands", COMMANDS / "gradshard", engine.port)
     session = Session(tmp_path / "folder", (shim, COMMANDS), port=engine.port)
-    for block in blocks(path):
-        if block.language in RUN and not (block.not_run or block.run_by):
-            session.run(block)
+    with contextlib.closing(session):
+        for block in blocks(path):
+            if block.language in RUN and not (block.not_run or block.run_by):
+                session.run(block)

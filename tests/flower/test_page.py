@@ -16,13 +16,14 @@ if "AWS_ENDPOINT_URL" not in os.environ:
 
 
 def test_the_two_apps_of_the_page_train_together() -> None:
-    client, server = (
+    client, server, masked = (
         block.text
         for block in blocks(ROOT / "docs" / "flower.md")
         if block.run_by == "make test-flower"
     )
     names: dict[str, Any] = {}
     exec(client, names)
+    exec(masked, dict(names))
     model: Model = {"w": np.ones((3, 2), np.float32)}
 
     def trained(model: Model, node: int, server_round: int) -> tuple[Model, float]:

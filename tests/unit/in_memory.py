@@ -15,6 +15,7 @@ from gradshard_core.planning import limits
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.records.round_spec import read_spec
 from tests import reference
+from tests.notifications import uploaded
 from tests.planned import levels_of
 from tests.unit.fakes import MemoryStore, MemoryWire
 from tests.unit.observability.test_emf import Context
@@ -78,9 +79,7 @@ class Machine:
 
     def collect(self, name: str, etag: str) -> dict[str, Any]:
         """Deliver the event of an upload."""
-        return self.step(
-            "collect_update", detail={"object": {"key": self.keys.update(name), "etag": etag}}
-        )
+        return self.step("collect_update", **uploaded(self.keys.update(name), etag))
 
     def turn(self, outcome: dict[str, Any]) -> dict[str, Any]:
         """Plan, do the tasks and finalize, as the machine does once around."""

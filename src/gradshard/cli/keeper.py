@@ -94,6 +94,19 @@ def list_clients(federation: "Keeper", as_json: bool) -> None:
 
 
 @keeper.command()
+@json_option
+@with_keeper
+def answers(federation: "Keeper", as_json: bool) -> None:
+    """List the rounds in which the keeper has decided to sum masks."""
+    rounds = list(federation.answers())
+    if as_json:
+        print_json(rounds)
+        return
+    for name in rounds:
+        click.echo(escape_terminal(name))
+
+
+@keeper.command()
 @click.argument("name", metavar="ROUND")
 @with_keeper
 def answer(federation: "Keeper", name: str) -> None:

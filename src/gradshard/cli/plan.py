@@ -1,6 +1,6 @@
 """``gradshard plan``: project the time and cost of a round that does not exist yet."""
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.console import Console
@@ -28,6 +28,9 @@ from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.projection import Projection
 from gradshard_core.planning.spec import parse_spec
 from gradshard_core.planning.spec_workload import workload_of
+
+if TYPE_CHECKING:
+    from gradshard.client.stack import Stack
 
 DEFAULT_ARCHITECTURE: Final = "arm64"
 
@@ -130,41 +133,35 @@ def plan(
         raise click.UsageError("Masked updates are not compressed: give --codec or --ring.")
     ring_bits = None if ring is None else int(ring)
     load = workload_of(spec, size, clients, codec=codec, ring_bits=ring_bits)
+    outputs = None
     if stack or local:
-        deployed = connect(
+        outputs = connect(
             stack or DEFAULT_STACK, region=region, profile=profile, local=local, port=port
         ).stack
-        memory = memory or int(deployed.output("AggregatorMemory"))
-        architecture = architecture or deployed.output("Architecture")
-    memory = memory or DEFAULT_MEMORY_MB
-    architecture = architecture or DEFAULT_ARCHITECTURE
-    aggregator = LambdaConfig(memory, architecture)
+    aggregator = _aggregator_of(outputs, memory, architecture)
     choice, notes = planner.choose(
         load, aggregator, shards=spec.shards, time_budget=spec.time_budget
     )
     frontier = planner.frontier(
-        load, aggregator, memories=sorted({*limits.MEMORIES_MB, memory}), shards=spec.shards
+        load,
+        aggregator,
+        memories=sorted({*limits.MEMORIES_MB, aggregator.memory_mb}),
+        shards=spec.shards,
     )
     most_tasks = choice.shards * max(map(len, load.levels))
     notes = [*notes, *large_rounds.notes(clients, most_tasks)]
     keeper = ring_bits and KeeperCost.of(
-        size, clients, ring_bits, aws_prices.DOLLARS_PER_GB_SECOND[architecture]
+        size, clients, ring_bits, aws_prices.DOLLARS_PER_GB_SECOND[aggregator.architecture]
     )
     if keeper:
-        notes = [
-            *notes,
-            (
-                f"the mask keeper makes {format_size(keeper.streamed_bytes)} of key streams in "
-                f"{keeper.cpu_seconds:.1f} s of a processor, {dollars(keeper.dollars)}"
-            ),
-        ]
+        notes = [*notes, _keeper_note(keeper)]
     if as_json:
         print_json(
             {
                 "nbytes": size,
                 "sent_bytes": round(load.update_bytes),
                 "clients": clients,
-                "architecture": architecture,
+                "architecture": aggregator.architecture,
                 "topology": name,
                 "levels": load.levels,
                 "choice": choice.to_json(),
@@ -174,14 +171,36 @@ def plan(
             }
         )
         return
-    text = (
-        f"{pluralize(clients, 'update')} of {format_size(round(load.update_bytes))} on "
-        f"{architecture}: "
-        f"at {memory} MB the planner takes M={choice.shards} ({TOPOLOGIES[name].title}, "
-        f"{pluralize(choice.tasks, 'task')}), "
+    updates = f"{pluralize(clients, 'update')} of {format_size(round(load.update_bytes))}"
+    answer = _answer(updates, aggregator, name, choice)
+    _print([answer, *notes], frontier, choice, show_all=show_all)
+
+
+def _aggregator_of(
+    stack: "Stack | None", memory: int | None, architecture: str | None
+) -> LambdaConfig:
+    """Return what the options say of the function; the rest is the stack's, or the default."""
+    if stack is not None:
+        memory = memory or int(stack.output("AggregatorMemory"))
+        architecture = architecture or stack.output("Architecture")
+    return LambdaConfig(memory or DEFAULT_MEMORY_MB, architecture or DEFAULT_ARCHITECTURE)
+
+
+def _answer(updates: str, aggregator: LambdaConfig, topology: str, choice: Projection) -> str:
+    """Return the line that says what the planner takes."""
+    return (
+        f"{updates} on {aggregator.architecture}: "
+        f"at {aggregator.memory_mb} MB the planner takes M={choice.shards} "
+        f"({TOPOLOGIES[topology].title}, {pluralize(choice.tasks, 'task')}), "
         f"{choice.seconds:.1f} s, {dollars(choice.total_dollars)}"
     )
-    _print([text, *notes], frontier, choice, show_all=show_all)
+
+
+def _keeper_note(keeper: KeeperCost) -> str:
+    return (
+        f"the mask keeper makes {format_size(keeper.streamed_bytes)} of key streams in "
+        f"{keeper.cpu_seconds:.1f} s of a processor, {dollars(keeper.dollars)}"
+    )
 
 
 def _print(

@@ -124,6 +124,12 @@ def open_(
     help="Report the number of local steps of the optimizer.",
     default_text="not reported",
 )
+@click.option(
+    "--parallel",
+    is_flag=True,
+    help="Send a large update over four connections at once, for a line that is faster than one "
+    "of them. That takes about eleven requests instead of one.",
+)
 @ticket_option
 @json_option
 @quiet_option
@@ -139,6 +145,7 @@ def submit(
     residual: Path | None,
     mask_key: Path | None,
     keeper: str | None,
+    parallel: bool,
     ticket: Path | None,
     as_json: bool,
     **training: float | None,
@@ -154,6 +161,10 @@ def submit(
         codec=codec, codec_fraction=codec_fraction, codec_seed=codec_seed, residual=residual
     )
     mask = mask_of(mask_key, keeper)
+    if ticket and parallel:
+        raise click.UsageError(
+            "A ticket says in which requests its update is sent: leave out --parallel."
+        )
     if ticket:
         loaded = load(ticket, *given)
         name, client = loaded.id, loaded.client
@@ -166,6 +177,7 @@ def submit(
             partial=is_partial,
             codec=compression,
             mask=mask,
+            parallel=parallel,
         )
     file = Path(path)
     reported = {name: value for name, value in training.items() if value is not None}

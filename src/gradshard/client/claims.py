@@ -130,7 +130,7 @@ def read_claim(
     SpecError
         The round's rule measured the updates, and only the functions can read its weights.
     """
-    if spec.dp is not None:
+    if spec.noised is not None:
         raise SpecError(
             f"round {keys.round_id!r} cannot be verified: it is private, and the key of its noise "
             "was deleted"

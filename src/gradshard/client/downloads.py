@@ -35,11 +35,13 @@ from gradshard_core.formats.digests import has_digest
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.planning.transfers import DOWNLOAD_RANGES, download_ranges
 from gradshard_core.s3.streams import Body, Opener, RangeStream
-from gradshard_core.units import MIB
 
 THREADS: Final = DOWNLOAD_RANGES
-SLICE_BYTES: Final = MIB
-"""Bytes of each thread that are in memory at a time."""
+SLICE_BYTES: Final = 256 * 1024
+"""Bytes of each thread that are in memory at a time.
+
+With 1 MiB, Linux often takes three times the processor time to write them to a new file.
+"""
 
 _NAME_DIGITS: Final = 16
 

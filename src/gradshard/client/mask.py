@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 from gradshard.client.upload_source import Content, header_bytes, in_order_of
 from gradshard.utils.atomic_file import open_private
 from gradshard_core.aggregation.arithmetic import widened
-from gradshard_core.aggregation.fixed_point import FixedPoint
+from gradshard_core.aggregation.fixed_point import RingEncoding
 from gradshard_core.aggregation.kernel import steps
 from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.sharding import clip, sums_bytes
@@ -53,16 +54,20 @@ class Mask:
     least_clients
         The fewest clients among whose updates this one may be hidden. A round with a smaller
         ``min_clients`` gets no update.
+    least_noise
+        The smallest noise multiplier of a round that gets an update; 0 if rounds need no noise.
 
     Attributes
     ----------
     clipped
-        The number of elements of the last update that were clipped to the round's bound.
+        The number of elements of the last update that were clipped to the round's bound. With
+        noise, the whole update is shortened instead, and these are its elements beyond the clip.
     """
 
     signing_key: bytes | str | Path = field(repr=False)
     keeper: str
     least_clients: int = 2
+    least_noise: float = 0.0
     clipped: int = field(default=0, init=False)
     _sealed: dict[str, "_Sealed"] = field(default_factory=dict, init=False, repr=False)
 
@@ -94,6 +99,12 @@ class Mask:
             raise UpdateError(
                 f"round {round_id!r} may end with {agreement.min_clients} clients, and the update "
                 f"of {client} is to be hidden among {self.least_clients} at least: nothing was sent"
+            )
+        noise = 0.0 if agreement.terms.dp is None else agreement.terms.dp.noise_multiplier
+        if noise < self.least_noise:
+            raise UpdateError(
+                f"round {round_id!r} has a noise multiplier of {noise:g}, and the update of "
+                f"{client} needs {self.least_noise:g} at least: nothing was sent"
             )
         return agreement
 
@@ -145,8 +156,8 @@ class MaskedContent:
         The round's layout.
     share
         The values that are sent beside the masked elements.
-    fixed, samples
-        The encoding, and the client's number of samples.
+    fixed, scale
+        The encoding, and the factor of the client's elements in it.
     seed
         The seed of its mask.
     """
@@ -156,13 +167,13 @@ class MaskedContent:
         content: Content,
         layout: Layout,
         share: Share,
-        fixed: FixedPoint,
-        samples: int,
+        fixed: RingEncoding,
+        scale: float,
         seed: bytes,
     ) -> None:
         self.layout = masked_layout(layout, fixed.ring_bits)
         self._content, self._plain, self._fixed = content, layout, fixed
-        self._samples, self._seed = samples, seed
+        self._scale, self._seed = scale, seed
         self._offset = header_bytes(content)
         self._header = encode_header(self.layout, share.metadata())
         self.nbytes = len(self._header) + self.layout.nbytes
@@ -198,7 +209,7 @@ class MaskedContent:
         for span in clip(self._plain.spans, start, end):
             stored = self._content.read(self._offset + span.start, self._offset + span.end)
             values = widened(DTYPES[span.dtype], memoryview(stored))
-            self._fixed.encode(values, self._samples, encoded[done : done + len(values)])
+            self._fixed.encode(values, self._scale, encoded[done : done + len(values)])
             done += len(values)
         np.add(encoded, mask, out=encoded)
         return encoded
@@ -214,10 +225,28 @@ class MaskedContent:
         return self._plain.nbytes
 
 
-def _survey(content: Content, layout: Layout, bound: float) -> tuple[str, int]:
-    """Return the SHA-256 of an update's bytes, and how many of its elements are beyond a bound."""
+class _Survey(NamedTuple):
+    """What a first look at an update tells.
+
+    Parameters
+    ----------
+    digest
+        The SHA-256 of its bytes.
+    clipped
+        How many of its elements are beyond the bound.
+    norm
+        Its length, the root of the sum of the squares.
+    """
+
+    digest: str
+    clipped: int
+    norm: float
+
+
+def _survey(content: Content, layout: Layout, bound: float) -> _Survey:
+    """Look at an update, piece by piece."""
     offset = header_bytes(content)
-    digest, clipped = hashlib.sha256(content.read(0, offset)), 0
+    digest, clipped, squares = hashlib.sha256(content.read(0, offset)), 0, 0.0
     for start, end in steps(layout.spans, 0, layout.nbytes, PIECE_BYTES):
         stored = content.read(offset + start, offset + end)
         digest.update(stored)
@@ -225,7 +254,9 @@ def _survey(content: Content, layout: Layout, bound: float) -> tuple[str, int]:
             part = memoryview(stored)[span.start - start : span.end - start]
             values = np.abs(widened(DTYPES[span.dtype], part))
             clipped += int(np.count_nonzero(values > bound))
-    return digest.hexdigest(), clipped
+            with np.errstate(over="ignore"):
+                squares += float(np.sum(np.square(values, dtype=np.float64)))
+    return _Survey(digest.hexdigest(), clipped, math.sqrt(squares))
 
 
 def masked(
@@ -257,19 +288,21 @@ def masked(
     content = in_order_of(layout, content)
     end = header_bytes(content)
     samples = parse_samples(parse_header(content.read(PREFIX_BYTES, end), content.nbytes).metadata)
-    fixed = terms.fixed(agreed.clients)
-    fixed.check_samples(samples)
+    fixed = terms.fixed(agreed.clients, elements_of(layout))
+    counted = fixed.count(samples)
     context = sealing.SealContext(
         round_id, client, agreed.roster, agreed.min_clients, encoding_of(terms, layout)
     )
-    digest, mask.clipped = _survey(content, layout, terms.bound)
-    seed, sealed, signature = mask.sealed(digest, context, bytes.fromhex(terms.keeper))
+    found = _survey(content, layout, terms.bound)
+    scale = fixed.scale(samples, found.norm)
+    mask.clipped = found.clipped
+    seed, sealed, signature = mask.sealed(found.digest, context, bytes.fromhex(terms.keeper))
     size, count = fixed.dtype.itemsize, bytearray(fixed.dtype.itemsize)
     at = elements_of(layout) * size
     KeyStream(seed, at, at + size).read_into(memoryview(count))
-    masked_count = (samples + int.from_bytes(count, "little")) % 2**terms.ring_bits
+    masked_count = (counted + int.from_bytes(count, "little")) % 2**terms.ring_bits
     share = Share(masked_count, sealed.hex(), signature.hex())
-    return MaskedContent(content, layout, share, fixed, samples, seed)
+    return MaskedContent(content, layout, share, fixed, scale, seed)
 
 
 def check_unreported(

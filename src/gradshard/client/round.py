@@ -136,6 +136,7 @@ class Round(RoundAccess):
         mask: Mask | None = None,
         training: Mapping[str, float] | None = None,
         metrics: Mapping[str, float] | None = None,
+        parallel: bool = False,
         progress: Progress | None = None,
     ) -> bool:
         """Upload a client's update; until the round is planned, the last one counts.
@@ -167,6 +168,9 @@ class Round(RoundAccess):
             and ``steps``, as far as they are known.
         metrics
             Numbers that the client measured, at most 32 by any names. A training averages them.
+        parallel
+            Send an update of more than 16 MiB over four connections at once, for a line that is
+            faster than one of them. That takes about eleven requests instead of one.
         progress
             Called with the bytes sent and the total.
 
@@ -192,7 +196,7 @@ class Round(RoundAccess):
             if self._is_counted(spec, client, ordered):
                 return False
             replaces = self._differs(key, ordered)
-            upload(self.store, key, ordered, progress)
+            upload(self.store, key, ordered, progress, parallel=parallel)
             keep_residual(ordered)
             return replaces
 

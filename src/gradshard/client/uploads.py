@@ -1,8 +1,8 @@
 """Uploads of updates and models: in one PUT, or in parts.
 
-Most updates are sent in one PUT, because each request costs money. The largest ones, and large ones
-whose connection broke, are sent in parts. If that is interrupted, too, the parts that arrived stay,
-and the next upload of the same bytes in parts sends only the others.
+Most updates are sent in one PUT, because each request costs money. The largest ones are sent in
+parts, and so are large ones whose connection broke, or is the limit. If that is interrupted, too,
+the parts that arrived stay, and the next upload of the same bytes in parts sends only the others.
 
 Stored bytes are recognised by their SHA-256, which S3 checks and keeps; under a KMS key an ETag
 says nothing of the bytes. So every byte is read once more than it is sent.
@@ -153,7 +153,12 @@ class UnseekableBody(io.BufferedReader):
 
 
 def upload(
-    store: ClientStore, key: str, content: Content, progress: Progress | None = None
+    store: ClientStore,
+    key: str,
+    content: Content,
+    progress: Progress | None = None,
+    *,
+    parallel: bool = False,
 ) -> None:
     """Upload an update to ``key``: in one request, or in parts if that breaks or it is too large.
 
@@ -170,6 +175,8 @@ def upload(
         The content to store.
     progress
         Called while bytes are sent; the number falls when parts take over or are sent again.
+    parallel
+        Send it in parts from the start, over :data:`THREADS` connections, if it has more than one.
 
     Raises
     ------
@@ -185,7 +192,8 @@ def upload(
         store.put_bytes(key, body, content_type=CONTENT_TYPE, sha256=checksum_of(content))
         report(content.nbytes, content.nbytes)
         return
-    if content.nbytes <= SINGLE_PUT_BYTES and _put(store, key, content, report):
+    is_whole = content.nbytes <= SINGLE_PUT_BYTES and not parallel
+    if is_whole and _put(store, key, content, report):
         return
     upload_id, held = _resumable(store, key, content)
     ranges = client_ranges(content.nbytes)

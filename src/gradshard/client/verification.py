@@ -5,7 +5,7 @@ the updates can recompute any range of it, on any machine.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -217,32 +217,9 @@ def verify_claim(
         seed=seed,
     )
     comparison = _Comparison(store, claim)
-    numbers = sample.numbers()
-    expected = sum(end - start for start, end in map(sample.range_of, numbers))
-    counted = _Counter(expected, progress)
-    stop = threading.Event()
-
-    def compare(first: int, after: int) -> list[list[Difference]]:
-        found: list[list[Difference]] = []
-        for number in numbers[first:after]:
-            if stop.is_set():
-                break
-            start, end = sample.range_of(number)
-            if differences := comparison.differences(start, end):
-                found.append(differences)
-            counted.add(end - start)
-        return found
-
-    size = -(-len(numbers) // JOBS)
-    jobs = [partial(compare, first, first + size) for first in range(0, len(numbers), size)]
-    wrong = 0
-    listed: list[Difference] = []
-    try:
-        for differing in run_parallel(jobs, THREADS, stop):
-            wrong += len(differing)
-            listed = sorted(chain(listed, *differing), key=attrgetter("key", "byte"))[:MOST_LISTED]
-    finally:
-        stop.set()
+    ranges = [sample.range_of(number) for number in sample.numbers()]
+    expected = sum(end - start for start, end in ranges)
+    wrong, differences = _compare_ranges(comparison, ranges, _Counter(expected, progress))
     return Verification(
         round_id=plan.round_id,
         contributors=len(plan.contributors),
@@ -254,11 +231,46 @@ def verify_claim(
         sampled_nbytes=expected,
         objects=comparison.objects,
         wrong_ranges=wrong,
-        differences=tuple(listed),
+        differences=tuple(differences),
         contradictions=claim.contradictions,
         notes=claim.notes,
         detections=tuple(sample.detections()),
     )
+
+
+def _compare_ranges(
+    comparison: "_Comparison", ranges: Sequence[tuple[int, int]], counter: "_Counter"
+) -> tuple[int, list[Difference]]:
+    """Compare ranges in several threads.
+
+    Returns
+    -------
+    tuple
+        The number of ranges that differ, and the first ``MOST_LISTED`` differences.
+    """
+    stop = threading.Event()
+
+    def compare(part: Sequence[tuple[int, int]]) -> list[list[Difference]]:
+        found: list[list[Difference]] = []
+        for start, end in part:
+            if stop.is_set():
+                break
+            if differences := comparison.differences(start, end):
+                found.append(differences)
+            counter.add(end - start)
+        return found
+
+    size = -(-len(ranges) // JOBS)
+    jobs = [partial(compare, ranges[at : at + size]) for at in range(0, len(ranges), size)]
+    wrong = 0
+    listed: list[Difference] = []
+    try:
+        for differing in run_parallel(jobs, THREADS, stop):
+            wrong += len(differing)
+            listed = sorted(chain(listed, *differing), key=attrgetter("key", "byte"))[:MOST_LISTED]
+    finally:
+        stop.set()
+    return wrong, listed
 
 
 class _Counter:

@@ -32,6 +32,7 @@ def measure(
     seed: int = 0,
     *,
     pairs: bool = True,
+    at_once: int = 1,
 ) -> list[list[float]]:
     """Measure updates shard by shard, in any order and some twice, as tasks and finalize do."""
     layout = layout_of(updates)
@@ -45,7 +46,8 @@ def measure(
         _, start, end = cut[shard]
         reduction = Measuring(len(updates), buffers, pairs=pairs)
         sources: list[Source] = [MemorySource(data[start:end]) for data in raw]
-        zones = [Zone(*c, []) for c in chunk_ranges(layout.spans, layout.nbytes, start, end)]
+        chunks = chunk_ranges(layout.spans, layout.nbytes, start, end, at_once)
+        zones = [Zone(*range_, []) for range_ in chunks]
         aggregate(sources, zones, reduction, spans, lambda _: None)
         total.add_json(reduction.products.to_json())
     return total.rounded() if pairs else [total.rounded_diagonal()]
@@ -97,6 +99,7 @@ def _step(values: Sequence[float], *, wide: bool) -> Fraction:
     clients=st.integers(1, 5),
     shards=st.integers(1, 5),
     chunk=st.integers(2, 9),
+    at_once=st.integers(1, 3),
     buffer=st.none() | st.integers(0, 5),
     scale=st.sampled_from([1.0, 1e-30, 1e30]),
     seed=st.integers(0, 2**32 - 1),
@@ -106,6 +109,7 @@ def test_products_are_those_of_rounded_chunks_whatever_the_cut(
     clients: int,
     shards: int,
     chunk: int,
+    at_once: int,
     buffer: int | None,
     scale: float,
     seed: int,
@@ -121,8 +125,8 @@ def test_products_are_those_of_rounded_chunks_whatever_the_cut(
         for module in (gram, sharding):
             patch.setattr(module, "ROW_BYTES", 8 * chunk)
         patch.setattr(gram, "MOST_ELEMENTS", 8 * chunk + 8)
-        patch.setattr(kernel, "SLICE_BYTES", 8 * chunk + 8)
-        found = measure(updates, shards, tuple(buffers), seed)
+        patch.setattr(kernel, "SLICE_BYTES", at_once * 8 * chunk + 8)
+        found = measure(updates, shards, tuple(buffers), seed, at_once=at_once)
     assert found == by_definition(updates, 8 * chunk, tuple(buffers))
 
 
@@ -136,7 +140,10 @@ def test_large_updates_have_the_same_products_for_every_m() -> None:
         }
         for i in range(-2, 3)
     ]
-    found = [measure(updates, shards, seed=shards) for shards in (1, 2, 3, 7, 20)]
+    found = [
+        measure(updates, shards, seed=shards, at_once=at_once)
+        for shards, at_once in ((1, 1), (1, 3), (2, 2), (3, 3), (7, 1), (20, 3))
+    ]
     assert all(other == found[0] for other in found)
     flat = np.stack([np.concatenate([t.astype("f8") for t in u.values()]) for u in updates])
     norms = np.linalg.norm(flat, axis=1)

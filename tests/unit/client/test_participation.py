@@ -182,6 +182,29 @@ def test_a_round_that_is_just_being_opened_is_looked_at_again(world: World) -> N
     assert participate(world.member, train).trained == (1,)
 
 
+@pytest.mark.parametrize("is_evaluation", [False, True])
+def test_a_version_that_was_pruned_meanwhile_costs_its_round_only(
+    world: World, caplog: pytest.LogCaptureFixture, is_evaluation: bool
+) -> None:
+    world.invite(1, is_evaluation=is_evaluation)
+    model = Model(world.stack)
+    for _ in range(2):
+        model.put(MODEL)
+    model.prune(keep=1)
+
+    def next_round() -> None:
+        world.invite(2)
+        world.show(invitation=replace(world.state.invitation, version=3))  # type: ignore[type-var]
+        record = world.store.get_json(RoundKeys("t-00002").spec)
+        world.store.put_json(RoundKeys("t-00002").spec, record | {"model_version": 3})
+
+    world.script = [next_round, world.end]
+    with caplog.at_level(logging.WARNING, "gradshard"):
+        done = participate(world.member, train, evaluate)
+    assert (done.trained, done.evaluated) == ((2,), ())
+    assert "model 'model' has no version 1; the newest is 3" in caplog.text
+
+
 def test_a_lost_connection_is_waited_for_and_nothing_is_trained_twice(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

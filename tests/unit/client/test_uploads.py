@@ -132,6 +132,13 @@ def test_the_largest_go_up_in_parts_from_the_start(
     assert store.objects[KEY] == content.read(0, content.nbytes)
 
 
+def test_an_update_goes_up_over_several_connections_if_wanted(store: MemoryStore) -> None:
+    content = TensorContent(TENSORS, 5)
+    upload(store, KEY, content, parallel=True)
+    assert store.objects[KEY] == content.read(0, content.nbytes)
+    assert len(store.sent) == 9
+
+
 def test_an_update_whose_answer_was_lost_is_not_sent_again(store: MemoryStore) -> None:
     taken = store.put_stream
 

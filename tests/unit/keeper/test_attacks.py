@@ -25,19 +25,12 @@ Request = dict[str, Any]
 
 
 class Watched:
-    """A round of four that has asked its keeper, and every sum that the keeper ever uploads."""
+    """A round that has asked its keeper, and every sum that the keeper ever uploads."""
 
-    def __init__(self, machine: Machine, keeper: Keeper) -> None:
-        self.machine, self.keeper = machine, keeper
-        self.round = MaskedRound(machine, keeper)
-        updates = {name: {"w": np.ones(5, "f4")} for name in "abcd"}
-        keeper.enrol([*updates])
-        self.round.open([*updates], updates["a"], min_clients=2)
-        for client, update in updates.items():
-            self.round.submit(client, update, 3, client.encode() * 32)
-        self.round.ask()
-        self.request: Request = keeper.store.get_json(KEYS.request)
-        self.begin = dict(keeper.store.objects), dict(machine.store.objects)
+    def __init__(self, round_: MaskedRound) -> None:
+        self.round, self.machine, self.keeper = round_, round_.machine, round_.keeper
+        self.request: Request = self.keeper.store.get_json(KEYS.request)
+        self.begin = dict(self.keeper.store.objects), dict(self.machine.store.objects)
         self.sums: set[bytes] = set()
         self._watch()
 
@@ -75,7 +68,15 @@ class Watched:
 
 @pytest.fixture
 def watched(machine: Machine, keeper: Keeper) -> Watched:
-    return Watched(machine, keeper)
+    """A round of four."""
+    round_ = MaskedRound(machine, keeper)
+    updates = {name: {"w": np.ones(5, "f4")} for name in "abcd"}
+    keeper.enrol([*updates])
+    round_.open([*updates], updates["a"], min_clients=2)
+    for client, update in updates.items():
+        round_.submit(client, update, 3, client.encode() * 32)
+    round_.ask()
+    return Watched(round_)
 
 
 class Interrupted:

@@ -111,7 +111,7 @@ def test_every_number_of_shards_gives_the_same_bits(
     round_ = MaskedRound(machine, keeper)
     keeper.enrol([*updates])
     round_.open([*updates], updates["a"], shards=shards)
-    fixed = MaskingTerms(**round_.terms).fixed(3)
+    fixed = MaskingTerms(**round_.terms).fixed(3, elements=4_100_000)
     for client, update in updates.items():
         # By the library's own code: the plain one would take minutes.
         content = library_content(round_, client, update, 10)
@@ -609,3 +609,45 @@ def test_the_terms_come_back_as_they_were_stated() -> None:
         "max_samples": 100,
         "keeper": "ab" * 32,
     }
+
+
+def test_after_a_keeper_was_away_nothing_that_was_sent_is_of_use(
+    machine: Machine, keeper: Keeper
+) -> None:
+    """The keeper may still answer the failed round, so a second sum would tell more than one."""
+    _, updates = asking(machine, keeper, timeout=1)
+    time.sleep(1.1)
+    with pytest.raises(KeeperError, match="Clients must train anew") as failed:
+        machine.plan({"reason": "deadline", "attempt": 0})
+    machine.step("abort_round", error="KeeperError", cause=str(failed.value))
+    sent = {client: machine.store.objects[machine.keys.update(client)] for client in updates}
+    keeper.answer(machine.name)  # hours later
+    manifest = machine.store.get_json(machine.keys.manifest)
+    assert (manifest["status"], manifest["error"]) == ("failed", "KeeperError")
+    assert machine.keys.result not in machine.store.objects
+    # The same name is taken, and nothing that was sent to it is taken over.
+    layout = {"w": {"dtype": "F32", "shape": [1]}}
+    opened = {"clients": [*updates], "layout": layout, "masked": terms()["masked"]}
+    assert "was opened before" in machine.open(**opened)["reason"]
+    machine.begin("again")
+    assert "leave out updates_from" in machine.open(**opened, updates_from="r")["reason"]
+    # A copy of the objects under another name: the keeper opens no seed.
+    round_ = MaskedRound(machine, keeper)
+    round_.open([*updates], updates["c0000"])
+    for client, body in sent.items():
+        machine.store.put_bytes(machine.keys.update(client), body)
+    round_.ask()
+    keeper.answer("again")
+    with pytest.raises(QuorumError, match="0 good updates"):
+        machine.plan(OPENED)
+    assert machine.keys.masks not in machine.store.objects
+    # What clients train and mask anew is averaged.
+    machine.begin("anew")
+    round_ = MaskedRound(machine, keeper)
+    round_.open([*updates], updates["c0000"])
+    for number, (client, update) in enumerate(updates.items(), 100):
+        round_.submit(client, update, 3, bytes([number]) * 32)
+    round_.ask()
+    keeper.answer("anew")
+    round_.finish()
+    check(round_, updates, dict.fromkeys(updates, 3))

@@ -7,6 +7,8 @@ import pytest
 
 from tests import reference
 from tests.unit.in_memory import OPENED, Machine
+from tests.unit.rounds.test_compressed_rounds import compress, decoded, with_samples
+from tests.unit.rounds.test_compressed_rounds import run as run_bodies
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
@@ -96,3 +98,23 @@ def test_nan_costs_its_sender_the_round_in_the_sample_and_outside_of_it(
         # Then the first decision was about it, too.
         was_missed.append(machine.store.get_json(machine.keys.decision(1)) is not None)
     assert sorted(was_missed) == [False, True]
+
+
+def test_compressed_updates_are_sampled_as_what_they_decode_to(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.urandom", lambda count: bytes(range(count)))
+    monkeypatch.setattr("gradshard_core.aggregation.gram_sample.LEAST_STRATA", 2)
+    rng = np.random.default_rng(6)
+    bodies = {}
+    for number, codec in enumerate(["int8", "int4", "topk"]):
+        update = {n: rng.standard_normal(60_000).astype("f4") for n in ("w", "v")}
+        order = ["v", "w"] if number == 1 else ["w", "v"]
+        bodies[f"c{number}"] = with_samples(compress(rng, codec, update, order=order), 1)
+    terms = {"rule": "geometric_median", "min_clients": 3, "measure_one_in": 2}
+    found = []
+    for sent in (bodies, {client: decoded(body, 1) for client, body in bodies.items()}):
+        manifest = run_bodies(machine, sent, **terms)
+        assert manifest["measuring"]["sample"]["stretches"] == 4
+        found.append((decided(machine), machine.store.get_bytes(machine.keys.result)))
+    assert found[0] == found[1]

@@ -238,6 +238,45 @@ def test_what_a_function_fails_of_pauses_the_training_with_that_cause(machine: M
     assert state.cause.startswith("TrainingNotFoundError: there is no training 't'")
 
 
+ASSIGNMENTS = {"batch_size": 8, "epochs": 2, "learning_rate": 0.1}
+
+
+def expire_rounds(machine: Machine) -> None:
+    """Do what the bucket does after its RetentionDays, while a training is paused."""
+    machine.store.delete_versions("rounds/")
+
+
+def test_a_training_goes_on_after_the_objects_of_its_rounds_have_expired(machine: Machine) -> None:
+    machine.train = lambda client, model, invitation: (
+        None if invitation.number == 2 else training_of(client, model, invitation)
+    )
+    of_round = {"server_optimizer": "fedavg", "assignments": ASSIGNMENTS}
+    state = machine.start(rounds=3, clients=CLIENTS, repeats=0, round=of_round)
+    assert state.status == "paused"
+    expire_rounds(machine)
+    machine.train = training_of
+    state = machine.resume()
+    assert (state.status, state.completed) == ("ended", 3)
+    assert state.version == 4
+
+
+def test_a_round_whose_outcome_has_expired_is_told_and_its_version_of_the_model_is_kept(
+    machine: Machine,
+) -> None:
+    """The training paused after the second round had completed, and before it was recorded."""
+    machine.kill = {"AdvanceTrainingFunction": [set(), set(), *[{0}] * 4]}
+    state = machine.start(rounds=3, clients=CLIENTS)
+    assert (state.status, state.completed) == ("paused", 1)
+    made = bits(machine)
+    expire_rounds(machine)
+    state = machine.resume()
+    assert state.status == "paused"
+    assert "version 3 of model 'model' was made by others" in (state.cause or "")
+    assert bits(machine) == made
+    state = machine.resume()
+    assert (state.status, state.completed, state.version) == ("ended", 3, 5)
+
+
 # ------------------------------------------------------------------------------------ the end
 
 

@@ -38,9 +38,13 @@ def take_rows(sources: Sequence[Source], block: Block) -> None:
     """Read a block of every input, each into a row of its own."""
     for index, source in enumerate(sources):
         for slice_ in block:
-            source.read_into(slice_.raw)
             for dtype, elements, rows, scratch in slice_.pieces:
-                arithmetic.add(dtype, elements, 1.0, rows[index], scratch, first=True)
+                row = rows[index]
+                if elements.dtype == row.dtype:
+                    source.read_into(arithmetic.bytes_of(row))
+                else:
+                    source.read_into(arithmetic.bytes_of(elements))
+                    arithmetic.add(dtype, elements, 1.0, row, scratch, first=True)
 
 
 class _WholeColumns:

@@ -12,6 +12,7 @@ once more, in float64.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -41,8 +42,82 @@ class _NonFiniteError(Exception):
         self.at = at
 
 
+class RingEncoding(ABC):
+    """An encoding of updates as elements of a ring, and of their sum's average.
+
+    Attributes
+    ----------
+    ring_bits
+        k: sums are modulo 2ᵏ; 32 or 64.
+    max_clients, max_samples
+        The most clients, and the most samples that one of them counts.
+    """
+
+    ring_bits: int
+    max_clients: int
+    max_samples: int
+
+    @property
+    @abstractmethod
+    def step(self) -> float:
+        """What one is worth."""
+
+    @property
+    @abstractmethod
+    def max_error(self) -> float:
+        """The most by which an average is off, before it is rounded to its type."""
+
+    @abstractmethod
+    def encode(self, values: Array, scale: float, out: Array) -> int:
+        """Encode some elements of an update; return how many of them were clipped."""
+
+    @abstractmethod
+    def count(self, samples: int) -> int:
+        """Return how many of the samples that a client states are counted."""
+
+    @abstractmethod
+    def scale(self, samples: int, norm: float) -> float:
+        """Return the factor of a client's elements; ``norm`` is its update's length."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the ring's elements."""
+        return RINGS[self.ring_bits]
+
+    def check_total(self, total: int, clients: int) -> int:
+        """Return the sum of the counts, as it was decoded from its element of the ring.
+
+        Raises
+        ------
+        UpdateError
+            The sum cannot come from this number of clients: a client has sent garbage, or the masks
+            that were subtracted are not those that were added.
+        """
+        if not clients <= total <= clients * self.max_samples:
+            raise UpdateError(
+                f"the counts of {clients} clients add up to {total}, not to {clients} to "
+                f"{clients * self.max_samples}: a client has sent something else than an encoded "
+                "update, or the masks are not those of these clients"
+            )
+        return total
+
+    def decode(self, sums: Array, total: int) -> npt.NDArray[np.float64]:
+        """Return the weighted average of some elements.
+
+        Parameters
+        ----------
+        sums
+            n elements of the ring: sums of what clients have encoded.
+        total
+            The sum of the clients' counts.
+        """
+        signed = sums.view(sums.dtype.newbyteorder("=").str.replace("u", "i"))
+        # Exact up to 2⁵³, and rounded once beyond; then scaled exactly, and divided.
+        return signed.astype(np.float64) * self.step / np.float64(total)
+
+
 @dataclass(frozen=True)
-class FixedPoint:
+class FixedPoint(RingEncoding):
     """The encoding of the elements of updates, one of the terms of a masked round.
 
     Parameters
@@ -98,11 +173,6 @@ class FixedPoint:
         )
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type of the ring's elements."""
-        return RINGS[self.ring_bits]
-
-    @property
     def step(self) -> float:
         """The least power of two in which the bound has at most 2ᵇ⁻¹ - 1 steps."""
         steps = 2 ** (self.bits - 1) - 1
@@ -115,14 +185,14 @@ class FixedPoint:
         """The most by which an average is off, before it is rounded to its type."""
         return self.step / 2
 
-    def encode(self, values: Array, samples: int, out: Array) -> int:
+    def encode(self, values: Array, scale: float, out: Array) -> int:
         """Encode some elements of an update.
 
         Parameters
         ----------
         values
             n floats of any width.
-        samples
+        scale
             The client's number of samples.
         out
             n elements of the ring, which are overwritten.
@@ -137,7 +207,7 @@ class FixedPoint:
         UpdateError
             A value is a NaN or an infinity, or the number of samples is out of its bounds.
         """
-        self.check_samples(samples)
+        samples = self.count(int(scale))
         clipped = 0
         # So few at a time stay in the processor's cache.
         for first in range(0, len(values), SLICE_ELEMENTS):
@@ -169,8 +239,12 @@ class FixedPoint:
         np.multiply(integers, self.dtype.type(samples), out=out)
         return clipped
 
-    def check_samples(self, samples: int) -> None:
-        """Check a client's number of samples.
+    def scale(self, samples: int, _norm: float) -> float:
+        """Return the factor of a client's elements: its number of samples."""
+        return self.count(samples)
+
+    def count(self, samples: int) -> int:
+        """Return a client's number of samples.
 
         Raises
         ------
@@ -182,34 +256,4 @@ class FixedPoint:
                 f"num_samples is {samples}, not from 1 to {self.max_samples}, the most that the "
                 "round allows"
             )
-
-    def check_total(self, total: int, clients: int) -> int:
-        """Return the sum of the counts, as it was decoded from its element of the ring.
-
-        Raises
-        ------
-        UpdateError
-            The sum cannot come from this number of clients: a client has sent garbage, or the masks
-            that were subtracted are not those that were added.
-        """
-        if not clients <= total <= clients * self.max_samples:
-            raise UpdateError(
-                f"the counts of {clients} clients add up to {total}, not to {clients} to "
-                f"{clients * self.max_samples}: a client has sent something else than an encoded "
-                "update, or the masks are not those of these clients"
-            )
-        return total
-
-    def decode(self, sums: Array, total: int) -> npt.NDArray[np.float64]:
-        """Return the weighted average of some elements.
-
-        Parameters
-        ----------
-        sums
-            n elements of the ring: sums of what clients have encoded.
-        total
-            The sum of the clients' counts.
-        """
-        signed = sums.view(sums.dtype.newbyteorder("=").str.replace("u", "i"))
-        # Exact up to 2⁵³, and rounded once beyond; then scaled exactly, and divided.
-        return signed.astype(np.float64) * self.step / np.float64(total)
+        return samples

@@ -21,7 +21,13 @@ import numpy.typing as npt
 from gradshard_core.aggregation.buffers import Stretches, is_in
 from gradshard_core.aggregation.columns import take_rows
 from gradshard_core.aggregation.kernel import Block, Piece, Source, check_finite
-from gradshard_core.aggregation.sharding import MAX_ELEMENT_BYTES, ROW_BYTES, Shard, aligned
+from gradshard_core.aggregation.sharding import (
+    MAX_ELEMENT_BYTES,
+    ROW_BYTES,
+    Shard,
+    aligned,
+    chunks_at_once,
+)
 from gradshard_core.formats.layout import Span
 
 Matrix = npt.NDArray[np.float64]
@@ -86,12 +92,15 @@ def cut_chunks(spans: Sequence[Span], nbytes: int, shards: int, together: int = 
 
 
 def chunk_ranges(
-    spans: Sequence[Span], nbytes: int, start: int, end: int
+    spans: Sequence[Span], nbytes: int, start: int, end: int, at_once: int = 1
 ) -> Iterator[tuple[int, int]]:
-    """Yield the chunks of a layout that are in [start, end), or the parts of them."""
+    """Yield the chunks of a layout that are in [start, end), or the parts of them.
+
+    With ``at_once``, a range is of so many chunks.
+    """
     chunk = start // ROW_BYTES
     while start < end:
-        chunk += 1
+        chunk += at_once
         stop = min(chunk_start(spans, nbytes, chunk), end)
         if start < stop:
             yield start, stop
@@ -191,7 +200,7 @@ class ExactSum:
 class Measuring:
     """The reduction that measures; it writes nothing.
 
-    Each block has to be a chunk (:func:`chunk_ranges`).
+    Each block has to be of whole chunks (:func:`chunk_ranges`).
 
     Parameters
     ----------
@@ -222,9 +231,9 @@ class Measuring:
         """Return the number of inputs, since all are held at once."""
         return inputs
 
-    def block_bytes(self, _inputs: int) -> int:
-        """Return the largest size of a chunk, whose start is aligned to an element."""
-        return ROW_BYTES + MAX_ELEMENT_BYTES
+    def block_bytes(self, inputs: int) -> int:
+        """Return the largest size of a block of chunks, whose start is aligned to an element."""
+        return chunks_at_once(inputs) * ROW_BYTES + MAX_ELEMENT_BYTES
 
     def take(
         self, sources: Sequence[Source], _weights: Sequence[float | None], block: Block
@@ -233,24 +242,43 @@ class Measuring:
         take_rows(sources, block)
 
     def finish(self, piece: Piece, position: int) -> memoryview:
-        """Add the products of a chunk's elements of one type."""
+        """Add the products of the elements of one type, chunk by chunk."""
         if piece.dtype.is_integer:
             return NOTHING
         limits = LIMITS[piece.dtype.accumulator.name]
-        tops = [max(float(row.max()), -float(row.min())) for row in piece.rows]
-        for row, top in zip(piece.rows, tops, strict=True):
-            if not top < limits.bound:
-                check_finite(piece, row, position, limits.bound)
-        if is_in(self._buffers, position):
-            return NOTHING
-        rounded = self._rounded[:, : len(piece.elements)]
-        for row, top, target in zip(piece.rows, tops, rounded, strict=True):
-            magic = row.dtype.type(limits.magic(top))
-            np.add(row, magic, out=row)
-            np.subtract(row, magic, out=row)
-            np.copyto(target, row)
+        is_measured = not is_in(self._buffers, position)
+        for first, stop in _chunks_of(piece, position):
+            rounded = self._rounded[:, : stop - first]
+            # Row by row, since a row fits the processor's cache and all of them do not.
+            for whole, target in zip(piece.rows, rounded, strict=True):
+                row = whole[first:stop]
+                # The methods of an array call these by way of Python.
+                top = max(float(np.maximum.reduce(row)), -float(np.minimum.reduce(row)))
+                if not top < limits.bound:
+                    check_finite(piece, row, position + first * piece.dtype.size, limits.bound)
+                if is_measured:
+                    magic = row.dtype.type(limits.magic(top))
+                    np.add(row, magic, out=row)
+                    np.subtract(row, magic, out=row)
+                    np.copyto(target, row)
+            if is_measured:
+                self._add(rounded)
+        return NOTHING
+
+    def _add(self, rounded: Matrix) -> None:
+        """Add the products of the rounded elements of a chunk."""
         if self._pairs:
             self.products.add(rounded @ rounded.T)
         else:
-            self.products.add(np.array([row @ row for row in rounded]))
-        return NOTHING
+            self.products.add(np.vecdot(rounded, rounded))
+
+
+def _chunks_of(piece: Piece, position: int) -> Iterator[tuple[int, int]]:
+    """Yield the elements of a piece that are in one chunk: the first one, and where they end."""
+    size, count, first = piece.dtype.size, len(piece.elements), 0
+    while first < count:
+        # An element belongs to the chunk in which its last byte is.
+        following = (position + (first + 1) * size - 1) // ROW_BYTES + 1
+        stop = min((following * ROW_BYTES - position) // size, count)
+        yield first, stop
+        first = stop

@@ -64,6 +64,11 @@ def deviation(terms: int) -> float:
     return TERM_DEVIATION * math.sqrt(sum(FACTOR ** (2 * term) for term in range(terms)))
 
 
+def largest(terms: int) -> int:
+    """Return the largest magnitude of the noise of so many terms, which ends with the table."""
+    return ((1 << CELL_BITS) - 1) * int(sum(FACTOR**term for term in range(terms)))
+
+
 class Table(NamedTuple):
     """Walker's alias table of a magnitude: cell i gives i under its threshold, else its alias.
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from gradshard_core.aggregation import arithmetic, sharding
-from gradshard_core.aggregation.fixed_point import FixedPoint
+from gradshard_core.aggregation.fixed_point import RingEncoding
 from gradshard_core.aggregation.kernel import Block, Piece, Source
 from gradshard_core.formats.dtypes import in_ring, unmasked
 from gradshard_core.formats.layout import Span
@@ -42,7 +42,7 @@ def ring_spans(spans: Sequence[Span], ring_bits: int) -> tuple[Span, ...]:
 class Decoding:
     """The encoding, and the sum of the clients' counts: together they make an average of a sum."""
 
-    fixed: FixedPoint
+    fixed: RingEncoding
     total: int
 
 

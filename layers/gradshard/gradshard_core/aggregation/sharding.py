@@ -27,6 +27,10 @@ ROW_BYTES: Final = 64 * 1024
 """Bytes of a block of which a task holds every input's at once, whatever their number: few enough
 for the memory of a small function, and enough for numpy's calls to cost little."""
 
+MEASURED_BYTES: Final = 8 * MIB
+"""Bytes of all inputs that a task which measures holds at once, if it can hold several chunks: so
+many that reading costs hardly more than for a sum."""
+
 MAX_ELEMENT_BYTES: Final = 8
 
 STEP_ELEMENTS: Final = 32 * 1024
@@ -69,6 +73,15 @@ def gathered_bytes(depth: int = 1) -> int:
     It does not depend on the number of inputs, which are read one after another into one buffer.
     """
     return MAX_BLOCK_BYTES // depth
+
+
+def chunks_at_once(inputs: int) -> int:
+    """Return the number of chunks of ``ROW_BYTES`` that a task which measures reads at a time.
+
+    They fit one slice, though the last one may be longer by an element.
+    """
+    most = (SLICE_BYTES - MAX_ELEMENT_BYTES) // ROW_BYTES
+    return max(1, min(most, MEASURED_BYTES // (inputs * ROW_BYTES)))
 
 
 def receive_buffer_bytes(inputs: int) -> int:

@@ -17,8 +17,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Self
 
+from gradshard_core.aggregation.privacy import parse_privacy
 from gradshard_core.aggregation.sharding import Shard, cut_shards
-from gradshard_core.errors import KeeperError
+from gradshard_core.errors import BrokenObjectError, KeeperError, SpecError
 from gradshard_core.formats.dtypes import in_ring
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Span
@@ -78,18 +79,26 @@ def read_private_key(store: S3Store) -> bytes:
     ------
     KeeperError
         There is none.
+    BrokenObjectError
+        The object has something else.
     """
     text = store.get_bytes(PRIVATE_KEY)
     if text is None:
         raise KeeperError("the keeper has no key yet: run `gradshard keeper key`")
+    if not re.fullmatch(rb"[0-9a-f]{64}", text):
+        raise BrokenObjectError(f"{PRIVATE_KEY} has {len(text)} bytes, and is no private key")
     return bytes.fromhex(text.decode())
 
 
 class Stream(NamedTuple):
-    """The shape of a round's masks: so many elements of a ring, the last one for the count."""
+    """The shape of a round's masks: so many elements of a ring, the last one for the count.
+
+    ``noise_terms`` are those of the noise that is added to their sum; 0 without noise.
+    """
 
     elements: int
     ring_bits: int
+    noise_terms: int = 0
 
     @classmethod
     def of(cls, encoding: str) -> Self:
@@ -106,7 +115,7 @@ class Stream(NamedTuple):
         elements, bits = stated["elements"], stated["ring_bits"]
         if type(elements) is not int or elements < 1 or bits not in {32, 64}:
             raise ValueError("the encoding has no number of elements, or another ring")
-        stream = cls(elements + 1, bits)
+        stream = cls(elements + 1, bits, _noise_terms(stated.get("dp"), elements))
         if stream.nbytes > MOST_TASKS * limits.MAX_PART_BYTES:
             raise ValueError(f"masks of {stream.nbytes} bytes are too long for {MOST_TASKS} parts")
         return stream
@@ -131,6 +140,13 @@ class Stream(NamedTuple):
         wanted = -(-clients * self.nbytes // TASK_BYTES)
         most = min(MOST_TASKS, self.nbytes // (5 * MIB))
         return max(1, fewest, min(wanted, most))
+
+
+def _noise_terms(dp: Any, elements: int) -> int:
+    try:
+        return 0 if dp is None else parse_privacy(dp).grid(elements).terms
+    except SpecError as error:
+        raise ValueError(str(error)) from None
 
 
 class Work(NamedTuple):

@@ -4,7 +4,8 @@ from functools import partial
 from typing import Any, Final
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.kernel import Zone
+from gradshard_core.aggregation.kernel import Source, Zone
+from gradshard_core.aggregation.ring_noise import RingNoise, noise_key
 from gradshard_core.aggregation.ring_sum import ADDED, RingSum
 from gradshard_core.errors import UnsentError
 from gradshard_core.formats.keys import RoundKeys
@@ -22,8 +23,8 @@ WRITE_TRIES: Final = 3
 def sum_masks(store: S3Store, answers: TaskS3Client, round_id: str, task: int) -> dict[str, Any]:
     """Sum the masks over the task's range into its part of the answer; safe to repeat.
 
-    Seeds are opened here and kept nowhere. A key stream is a source of the kernel; whatever else is
-    to be added to the sum is one more source.
+    Seeds are opened here and kept nowhere. A key stream is a source of the kernel, and so is the
+    noise of a round with differential privacy.
 
     Parameters
     ----------
@@ -44,10 +45,20 @@ def sum_masks(store: S3Store, answers: TaskS3Client, round_id: str, task: int) -
     ]
     stream = Stream.of(request.encoding)
     shard = stream.shards(work.tasks)[task]
-    zones = [Zone(shard.start, shard.end, [ADDED] * len(seeds))]
+    zones = [Zone(shard.start, shard.end, [ADDED] * (len(seeds) + bool(stream.noise_terms)))]
     retries = Retries(answers.meter, attempts=WRITE_TRIES)
     while True:
-        sources = [KeyStream(seed, shard.start, shard.end) for seed in seeds]
+        sources: list[Source] = [KeyStream(seed, shard.start, shard.end) for seed in seeds]
+        if stream.noise_terms:
+            sources.append(
+                RingNoise(
+                    noise_key(seeds),
+                    stream.noise_terms,
+                    shard.start,
+                    stream.elements,
+                    stream.ring_bits,
+                )
+            )
         part = answers.part(
             RoundKeys(round_id).masks, work.upload_id, task + 1, shard.end - shard.start
         )

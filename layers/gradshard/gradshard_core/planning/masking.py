@@ -7,7 +7,9 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from gradshard_core.aggregation.fixed_point import FixedPoint
+from gradshard_core.aggregation.fixed_point import FixedPoint, RingEncoding
+from gradshard_core.aggregation.noisy_fixed_point import NoisyFixedPoint
+from gradshard_core.aggregation.privacy import PrivacyMechanism, parse_privacy
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
@@ -26,6 +28,13 @@ LEAST_MASKED: Final = 2
 
 DEFAULT_BITS: Final = 16
 DEFAULT_RING_BITS: Final = 32
+DECIDED_BY_DP: Final = {
+    "bound": "updates are clipped to dp's clip",
+    "bits": "dp's noise decides how fine the encoding is",
+    "max_samples": "dp counts every client alike",
+}
+"""Fields of the terms that follow from dp, and the reasons."""
+
 MASKING_EXAMPLE: Final = '{"bound": 1.0, "max_samples": 1000, "keeper": "9c1d…"}'
 
 
@@ -38,6 +47,9 @@ class MaskingTerms(NamedTuple):
         The encoding: :class:`gradshard_core.aggregation.fixed_point.FixedPoint`.
     keeper
         The keeper's public key, in hexadecimal.
+    dp
+        How updates are clipped, and the noise that the keeper adds; None for none. The bound is its
+        clip then, ``bits`` is 0, and ``max_samples`` is 1.
     """
 
     bound: float
@@ -45,25 +57,32 @@ class MaskingTerms(NamedTuple):
     ring_bits: int
     max_samples: int
     keeper: str
+    dp: PrivacyMechanism | None = None
 
-    def fixed(self, clients: int) -> FixedPoint:
-        """Return the encoding for a round of at most so many clients.
+    def fixed(self, clients: int, elements: int) -> RingEncoding:
+        """Return the encoding for a round of at most so many clients, and elements of an update.
 
         Raises
         ------
         SpecError
             A number is out of its bounds, or the ring has no room for so many.
         """
+        if self.dp is not None:
+            return NoisyFixedPoint(self.dp, elements, self.ring_bits, clients)
         return FixedPoint(self.bound, self.bits, self.ring_bits, clients, self.max_samples)
 
     def to_json(self) -> dict[str, Any]:
-        """Return them as JSON."""
-        return self._asdict()
+        """Return them as JSON, without ``dp`` if there is none."""
+        stated = self._asdict()
+        del stated["dp"]
+        return stated if self.dp is None else stated | {"dp": self.dp.to_json()}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_json` wrote."""
-        return cls(**{name: fields[name] for name in cls._fields})
+        dp = fields.get("dp")
+        stated = {name: fields[name] for name in cls._fields if name != "dp"}
+        return cls(**stated, dp=None if dp is None else parse_privacy(dp))
 
     def encoding(self, layout_digest: str, elements: int) -> str:
         """Return encoding and layout as the text that seeds are sealed with.
@@ -123,7 +142,7 @@ class Agreement(NamedTuple):
             raise SpecError("masked: clients and min_clients are not whole numbers")
         if not re.fullmatch(r"[0-9a-f]{64}", str(found.roster)):
             raise SpecError("masked: roster is no SHA-256 in hexadecimal")
-        terms.fixed(found.clients)
+        terms.fixed(found.clients, elements=1)
         return found
 
 
@@ -157,9 +176,9 @@ class Masking(NamedTuple):
         return elements
 
     @property
-    def fixed(self) -> FixedPoint:
+    def fixed(self) -> RingEncoding:
         """The encoding of elements."""
-        return self.terms.fixed(self.clients)
+        return self.terms.fixed(self.clients, self.elements)
 
     @property
     def answer_bytes(self) -> int:
@@ -254,9 +273,9 @@ def parse_masking(stated: Any) -> MaskingTerms:
     """
     if not isinstance(stated, Mapping):
         raise SpecError(f"masked is {stated!r}, not an object such as {MASKING_EXAMPLE}")
-    fields = {"bits": DEFAULT_BITS, "ring_bits": DEFAULT_RING_BITS, **stated}
+    fields = _with_defaults(stated)
     for name in MaskingTerms._fields:
-        if fields.get(name) is None:
+        if fields.get(name) is None and name != "dp":
             raise SpecError(f"masked lacks {name}; it is an object such as {MASKING_EXAMPLE}")
     unknown = sorted(fields.keys() - set(MaskingTerms._fields))
     if unknown:
@@ -276,6 +295,21 @@ def parse_masking(stated: Any) -> MaskingTerms:
     return MaskingTerms(**fields | {"bound": float(bound)})
 
 
+def _with_defaults(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields with those that may be left out, and those that follow from dp."""
+    fields = {"ring_bits": DEFAULT_RING_BITS, **stated}
+    if stated.get("dp") is None:
+        return {"bits": DEFAULT_BITS, **fields, "dp": None}
+    mechanism = parse_privacy(stated["dp"])
+    if mechanism.adaptation is not None:
+        raise SpecError("masked: leave out quantile of dp: nobody sees which updates were clipped")
+    decided = {"bound": mechanism.clip, "bits": 0, "max_samples": 1}
+    for name, reason in DECIDED_BY_DP.items():
+        if fields.setdefault(name, decided[name]) != decided[name]:
+            raise SpecError(f"masked: leave out {name}: {reason}")
+    return {**fields, "dp": mechanism}
+
+
 def check_layout(terms: MaskingTerms, clients: int, layout: Layout) -> None:
     """Check that updates of a layout can be masked.
 
@@ -285,7 +319,7 @@ def check_layout(terms: MaskingTerms, clients: int, layout: Layout) -> None:
         A tensor is of integers, or the largest sum that the ring holds is too large for its type:
         garbage from a client would make an infinity of it.
     """
-    fixed = terms.fixed(clients)
+    fixed = terms.fixed(clients, elements_of(layout))
     largest = fixed.step * 2.0 ** (fixed.ring_bits - 1)
     for tensor in layout.tensors:
         dtype = DTYPES[tensor.dtype]
@@ -305,7 +339,6 @@ _LARGEST: Final = {"F32": float.fromhex("0x1.fffffep127")}
 
 
 NOT_MASKED: Final = {
-    "dp": "the aggregator adds the noise of a private average, and would see the sum without it",
     "inbox": "a seed is sealed for one round, and a buffered training has none",
     "rule": "rules look at single updates, or at sums over few clients",
     "weights": "clients multiply by their counts before they mask",
@@ -367,6 +400,8 @@ def check_masked(spec: "RoundSpec", defaults: Mapping[str, Any]) -> None:
             f"at least {LEAST_MASKED}"
         )
     check_unused({n for n in NOT_MASKED if getattr(spec, n) != defaults[n]})
-    spec.masked.fixed(spec.expected)
+    if spec.masked.dp != spec.dp:
+        raise SpecError("masked: dp is an option of its own, beside masked")
+    spec.masked.fixed(spec.expected, elements=1)
     if spec.layout is not None:
         check_layout(spec.masked, spec.expected, spec.layout)

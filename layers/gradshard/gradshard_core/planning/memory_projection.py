@@ -10,6 +10,7 @@ from gradshard_core.aggregation.sharding import (
     STEP_ELEMENTS,
     WIDENING,
     block_bytes,
+    chunks_at_once,
     gathered_bytes,
     receive_buffer_bytes,
 )
@@ -114,7 +115,8 @@ def project_memory(
       order, a scratch slice and the slice that was read, each up to eight times as wide as the
       elements. A partial sum that is read is as wide as its accumulator. A robust rule has a block
       of every input instead, whose elements are at most ``held_widening`` times as wide. A task
-      that measures has them again, at most twice as wide, and matrices of pairs of inputs.
+      that measures has several of them, one more that is twice as wide, and matrices of pairs of
+      inputs.
       The sum of a private round has accumulators of eight bytes, and the table of its noise;
     - *streams*: a connection per input with its receive buffer, for which the kernel takes twice
       what is asked for (socket(7));
@@ -131,8 +133,9 @@ def project_memory(
     block = block_bytes(inputs, depth, gathers=is_disordered)
     arithmetic = WIDENING * (depth * block + 2 * SLICE_BYTES)
     if held_widening is not None:
-        held = inputs * ROW_BYTES
-        wide = math.ceil((3 if measures else 1) * held_widening * held)
+        # Of a task that measures: the chunks that it reads at a time, and one in float64.
+        rows = chunks_at_once(inputs) + 2 if measures else 1
+        wide = math.ceil(rows * held_widening * inputs * ROW_BYTES)
         arithmetic = wide + WIDENING * 2 * SLICE_BYTES
         arithmetic += PAIR_BYTES * inputs**2 if measures else 0
     if is_private:

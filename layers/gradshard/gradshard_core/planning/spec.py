@@ -27,6 +27,7 @@ from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import MAX_SAMPLES
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.masked import elements_of
 from gradshard_core.planning import limits
 from gradshard_core.planning.masking import (
     MASKING_EXAMPLE,
@@ -258,7 +259,8 @@ class RoundSpec:
     masked: MaskingTerms | None = option(
         Parsed(
             parse_masking,
-            "object with `bound`, `max_samples` and `keeper`, and maybe `bits` and `ring_bits`",
+            "object with `bound`, `max_samples` and `keeper`, and maybe `bits` and `ring_bits`; "
+            "with dp, `keeper` alone",
             metavar="JSON",
             is_json=True,
             encoder=MaskingTerms.to_json,
@@ -320,7 +322,12 @@ class RoundSpec:
     def decider(self) -> RobustRule | PrivacyMechanism | None:
         """The rule that makes weights of measured updates; None if the round does not measure."""
         rule = self.robust_rule
-        return rule if rule is not None and rule.measures else self.dp
+        return rule if rule is not None and rule.measures else self.noised
+
+    @property
+    def noised(self) -> PrivacyMechanism | None:
+        """The mechanism of which the aggregator adds the noise: the keeper does, under masks."""
+        return self.dp if self.masked is None else None
 
     def counted(self, samples: int) -> int:
         """Return how many of the samples that a client states are counted."""
@@ -427,7 +434,8 @@ class RoundSpec:
         try:
             self.levels(contributors)
             if self.masked is not None:
-                self.masked.fixed(contributors)
+                # The model of a round without a layout is looked at when the round is opened.
+                self.masked.fixed(contributors, elements_of(self.layout) if self.layout else 1)
         except SpecError:
             return True
         return False
@@ -462,6 +470,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     expected = clients if isinstance(clients, int) else len(clients)
     if fields.get("shards") is not None and fields.get("time_budget") is not None:
         raise SpecError("give shards or time_budget, not both: one decides the other")
+    fields = _with_noise(fields)
     others = {
         name: OPTIONS[name].kind.parse(name, fields[name])
         for name in DEFAULTS
@@ -479,6 +488,14 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
     check_masked(spec, DEFAULTS)
     _check_inbox(spec)
     return spec
+
+
+def _with_noise(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the options with dp in the terms of a masked round: clients and keeper agree to it."""
+    masked, dp = fields.get("masked"), fields.get("dp")
+    if dp is None or not isinstance(masked, Mapping) or "dp" in masked:
+        return fields
+    return {**fields, "masked": {**masked, "dp": dp}}
 
 
 def parse_new_spec(fields: Mapping[str, Any]) -> RoundSpec:

@@ -25,10 +25,12 @@ def workload_of(
 ) -> Workload:
     """Return the work of a round of these clients, each with an update of ``nbytes``.
 
-    If ``codec`` names one, the updates are F32 and compressed with it. With ``ring_bits`` they are
-    F32 and masked in a ring of 32 or 64 bits.
+    If ``codec`` names one, the updates are F32 and compressed with it. With ``ring_bits``, or in a
+    masked round, they are F32 and masked in a ring of 32 or 64 bits.
     """
     name, levels = spec.levels(clients)
+    if ring_bits is None and spec.masked is not None:
+        ring_bits = spec.masked.ring_bits
     if ring_bits is not None:
         factor = ring_bits // (8 * F32_BYTES)
         return Workload(
@@ -53,7 +55,7 @@ def workload_of(
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
         sample=None if one_in is None else Sample.of(nbytes, one_in, ""),
-        is_private=spec.dp is not None,
+        is_private=spec.noised is not None,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         stored_bytes=None if codec is None else CODECS[codec].stored_bytes(nbytes // F32_BYTES),
         unit_bytes=CODECS[codec].stored_bytes(UNIT) if codec == TopK.name else 0,

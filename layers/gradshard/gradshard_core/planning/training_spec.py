@@ -313,21 +313,6 @@ class TrainingSpec:
         """The most versions that may have been made since an update began."""
         return DEFAULT_STALENESS if self.max_staleness is None else self.max_staleness
 
-    def invited(self, members: int) -> tuple[int, int]:
-        """Return how many of the members are invited to a round, and how many are awaited.
-
-        In buffered mode these are rounds of evaluation: as many are awaited as make a version.
-        """
-        if self.buffer is not None:
-            return min(members, MAX_NAMED), min(members, self.buffer)
-        wanted = members if self.sample is None else self.sample
-        if wanted < 1:
-            wanted = max(1, round(wanted * members))
-        most = min(members, self.terms.capacity, MAX_NAMED)
-        awaited = min(max(int(wanted), self.needed()), most)
-        more = math.ceil(awaited * (1 + self.over_selection))
-        return min(more, most), awaited
-
     def needed(self) -> int:
         """Return the fewest members with which a round can be opened."""
         if self.is_buffered:

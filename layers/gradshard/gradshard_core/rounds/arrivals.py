@@ -28,9 +28,14 @@ from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.inbox import Address
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
+from gradshard_core.units import MIB
 
 FIRST_READ_BYTES = 64 * 1024
 """The header of most models is shorter than this, so that one request reads it."""
+
+ARRIVAL_HEADER_BYTES = 4 * MIB
+"""A larger header is not checked when its update arrives, but when the round is planned: as bytes,
+text and JSON one takes up to 25 times its size, and each arrival would pay for that memory."""
 
 READERS = 8
 
@@ -94,7 +99,9 @@ def progressed(store: S3Store, keys: RoundKeys) -> list[str]:
 
 
 def check_update(store: S3Store, keys: RoundKeys, client: str, spec: RoundSpec) -> Found:
-    """Read and check the header of a client's newest upload; None if there is none.
+    """Read and check the header of a client's newest upload, when it arrives.
+
+    None if there is no upload, or if its header has more than ``ARRIVAL_HEADER_BYTES``.
 
     Parameters
     ----------
@@ -105,7 +112,12 @@ def check_update(store: S3Store, keys: RoundKeys, client: str, spec: RoundSpec) 
         has sent so far, if that has sent no update.
     """
     first = _read_first(store, Address(keys), client, partial=spec.partial_rule is not None)
-    return _check(store, client, first, spec) if isinstance(first, _First) else first
+    if not isinstance(first, _First):
+        return first
+    readable = min(MAX_HEADER_BYTES, first.source.nbytes - PREFIX_BYTES)
+    if ARRIVAL_HEADER_BYTES < first.header_bytes <= readable:
+        return None
+    return _check(store, client, first, spec)
 
 
 class _First(NamedTuple):
@@ -115,9 +127,14 @@ class _First(NamedTuple):
     source: ObjectVersion
 
     @property
+    def header_bytes(self) -> int:
+        """The length of the header, as they state it."""
+        return int.from_bytes(self.data[:PREFIX_BYTES], "little")
+
+    @property
     def has_header(self) -> bool:
         """Whether they have the whole header, or show that there is none."""
-        length = int.from_bytes(self.data[:PREFIX_BYTES], "little")
+        length = self.header_bytes
         return PREFIX_BYTES + length <= len(self.data) or length > MAX_HEADER_BYTES
 
 

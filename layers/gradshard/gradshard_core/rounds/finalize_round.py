@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from gradshard_core.aggregation.buffers import names_in
+from gradshard_core.aggregation.sharding import count_elements
 from gradshard_core.errors import PlanError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.pieces import ListWriter
@@ -367,8 +368,9 @@ def _masked(plan: Plan) -> dict[str, Any]:
 
 def _privacy(store: S3Store, plan: Plan, tally: _Tally) -> dict[str, Any] | None:
     """Return what a private average was made with, and what its model has spent with it."""
-    dp, grid, whole = plan.computation.dp, plan.grid, tally.whole
-    if dp is None or grid is None:
+    dp = plan.computation.dp if plan.masking is None else plan.masking.terms.dp
+    whole = tally.whole
+    if dp is None:
         return None
     spent = dp.cost
     if plan.next_model is not None:
@@ -380,7 +382,7 @@ def _privacy(store: S3Store, plan: Plan, tally: _Tally) -> dict[str, Any] | None
         **dp.to_json(),
         "clients": len(plan.contributors),
         "deviation": dp.noise_multiplier * dp.clip / len(plan.contributors),
-        "step": grid.step,
+        "step": dp.grid(count_elements(plan.layout.spans, 0, plan.layout.nbytes)).step,
         "whole": whole,
         "next_clip": dp.clip if whole is None else dp.next_clip(whole, len(plan.contributors)),
     }

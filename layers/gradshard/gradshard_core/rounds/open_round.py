@@ -7,6 +7,7 @@ from typing import Any
 from gradshard_core.aggregation import buffers
 from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, StoreError
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.spec import RoundSpec, parse_new_spec, unclippable
 from gradshard_core.records import model_registry, privacy_ledger
@@ -95,6 +96,9 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
             buffers.named(
                 model_registry.layout_of(store, newest.tensors), spec.server_optimizer.buffers
             )
+        if spec.masked is not None:
+            layout = model_registry.layout_of(store, newest.tensors)
+            check_layout(spec.masked, spec.expected, layout)
         if spec.dp is not None:
             layout = model_registry.layout_of(store, newest.tensors)
             kept = newest.buffers_in(layout, spec.server_optimizer)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import reduce
 from typing import Final
@@ -114,7 +115,7 @@ def assemble(
     """
     spec, keys = context.spec, context.keys
     measures = spec.measures and decided is None
-    if spec.dp is not None and not measures:
+    if spec.noised is not None and not measures:
         write_noise_key(context.store, keys)
     sample, sample_notes = _sample(spec, layout)
     weights = weights_of(spec, is_decided=decided is not None)
@@ -130,20 +131,14 @@ def assemble(
         participants=Participants(
             grouping.contributors, left_out=() if decided is None else decided.left_out
         ),
-        computation=Computation(
+        computation=replace(
+            _computation(spec, grouping, weights),
             # Groups measure their own updates, and there is nothing to add up but that.
             levels=grouping.levels[:1] if measures else grouping.levels,
             shards=projection.shards,
-            topology=grouping.topology,
-            order=addition_order.format_order(grouping.order),
-            weights=weights,
-            rule=FEDAVG if spec.rule is None else spec.rule.name,
             layers=layers,
-            allow_nonfinite=spec.allow_nonfinite,
-            robust=spec.robust_rule,
             measures=measures,
             measured=None if decided is None else decided.measured,
-            dp=spec.dp,
             sample=sample if measures else None,
         ),
         layout=layout,
@@ -157,6 +152,20 @@ def assemble(
         projected=projection.to_json(),
         opened_at=context.opened_at,
         planned_at=datetime.now(UTC).isoformat(),
+    )
+
+
+def _computation(spec: RoundSpec, grouping: Grouping, weights: str) -> Computation:
+    """Return what the spec and the grouping say of a computation."""
+    return Computation(
+        levels=grouping.levels,
+        topology=grouping.topology,
+        order=addition_order.format_order(grouping.order),
+        weights=weights,
+        rule=FEDAVG if spec.rule is None else spec.rule.name,
+        allow_nonfinite=spec.allow_nonfinite,
+        robust=spec.robust_rule,
+        dp=spec.noised,
     )
 
 
@@ -224,7 +233,7 @@ def _choose_shards(
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
         sample=sample,
-        is_private=spec.dp is not None,
+        is_private=spec.noised is not None,
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=stored_bytes,

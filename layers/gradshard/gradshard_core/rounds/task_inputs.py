@@ -17,6 +17,7 @@ from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.ring_sum import SUBTRACTED
 from gradshard_core.aggregation.sharding import (
     SLICE_BYTES,
+    chunks_at_once,
     count_elements,
     gathered_bytes,
     receive_buffer_bytes,
@@ -117,7 +118,8 @@ class TaskInputs:
         if self.plan.computation.measures:
             layout, end = self.plan.layout, self.task.end
             weights = [contributor.weight for contributor in self.contributors]
-            chunks = chunk_ranges(layout.spans, layout.nbytes, start, end)
+            at_once = chunks_at_once(len(self.numbers))
+            chunks = chunk_ranges(layout.spans, layout.nbytes, start, end, at_once)
             return (Zone(*chunk, weights) for chunk in chunks)
         zones = self.plan.input_zones(self.task, start)
         if not self._masks:

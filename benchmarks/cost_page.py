@@ -1,0 +1,470 @@
+"""The sections of docs/cost.md, and its plots."""
+
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from benchmarks.cost_plots import Plot, Series
+from benchmarks.cost_text import PAPER, format_table, money
+from gradshard.papers import SYSTEMS, claims, measurements
+from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
+from gradshard.utils.text import format_size
+from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.planning import aws_prices, limits, planner, pricing, speeds, transfers
+from gradshard_core.planning.bandwidth import BURST
+from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
+from gradshard_core.planning.projection import Projection, client_requests
+from gradshard_core.planning.spec import parse_spec
+from gradshard_core.planning.spec_workload import workload_of
+from gradshard_core.units import MIB
+
+ALL_EVENTS: Final = (
+    "https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/"
+    "aws-properties-s3-bucket-eventbridgeconfiguration.html"
+)
+
+CIRCLE: Final = (
+    "https://aws.amazon.com/blogs/mt/resolving-circular-dependency-in-provisioning-of-amazon-s3-"
+    "buckets-with-aws-lambda-event-notifications/"
+)
+
+INIT_BILLED: Final = (
+    "https://aws.amazon.com/blogs/compute/aws-lambda-standardizes-billing-for-init-phase"
+)
+
+SIDE_BY_SIDE: Final = ("shards", "gradssharding", "lambda_fl", "lifl")
+
+
+def sections() -> tuple[str, ...]:
+    """Return the sections in their order."""
+    return (
+        _head(),
+        _prices_section(),
+        _choices_section(),
+        _budget_section(),
+        _defaults_section(),
+        _codecs_section(),
+        _fees_section(),
+        _fan_out_section(),
+        _events_section(),
+        _assumptions_section(),
+    )
+
+
+def _head() -> str:
+    return f"""
+<!-- Written by `python -m benchmarks.cost_report`; change that, not this. -->
+
+# What a round costs
+
+See what a round costs, which settings change that, and how the price is made up. `gradshard plan`
+computes the price for your size and number of clients. All figures are computed from AWS's prices
+in us-east-1; this project measured nothing on AWS.
+[Beside the published systems](../benchmarks/published.md) compares them with other systems.
+
+Dollars are per thousand rounds of {measurements.CLIENTS} clients, unless a table says otherwise.
+"""
+
+
+def _prices_section() -> str:
+    rows = []
+    for model in measurements.MODELS:
+        burst, published = (
+            SYSTEMS["shards"](model.nbytes, replace(claims.DEFAULT.setting, bandwidth=bandwidth))
+            for bandwidth in (BURST, PUBLISHED)
+        )
+        bill = burst.bill
+        s3 = bill.s3_aggregators + bill.s3_clients
+        amounts = (bill.lambda_, s3, bill.total - bill.lambda_ - s3, bill.total)
+        rows.append(
+            (
+                model.name,
+                format_size(model.nbytes),
+                str(burst.shards),
+                f"{burst.seconds:.0f}",
+                *(f"{1000 * amount:.2f}" for amount in amounts),
+                f"{1000 * published.bill.total:.2f}",
+            )
+        )
+    titles = (
+        *("model", "size", "M", "seconds", "Lambda", "S3 requests", "fees", "total"),
+        "total on a slow network",
+    )
+    return f"""
+## A round with the default settings
+
+arm64, tasks of {DEFAULT_MEMORY_MB} MB, M chosen by the planner for a round of about a
+minute.
+
+{format_table(titles, rows)}
+
+*Lambda* is the tasks' GB-seconds. *S3 requests* are those of tasks and clients. *Fees* are Step
+Functions, the functions around the tasks, notifications, Lambda's fee per invocation, and cold
+starts. *On a slow network* is the total at the bandwidth that the paper of GradsSharding measured
+(*published*), {PUBLISHED.bytes_per_second / MIB:g} MiB/s a function. The other columns assume what
+the planner assumes (*burst*): {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after a burst.
+
+![Dollars against size](cost-size.svg)
+
+![Seconds against M](cost-shards.svg)
+"""
+
+
+def _choices_section() -> str:
+    small = client_requests(measurements.VGG16.nbytes)
+    large = client_requests(measurements.GPT2_LARGE.nbytes)
+    cost = [
+        1000
+        * measurements.CLIENTS
+        * (asked.puts * aws_prices.DOLLARS_PER_PUT + asked.gets * aws_prices.DOLLARS_PER_GET)
+        for asked in (small, large)
+    ]
+    return f"""
+## What you can do about it
+
+| to pay less | how |
+| --- | --- |
+| Take more time | `--time-budget`: [what a time budget costs](#what-a-time-budget-costs) |
+| Use arm64 | It is the default, and {100 * _discount():.0f} % cheaper per second than x86-64 |
+| Choose tasks' memory | `AggregatorMemory`: [why 192 MB and a minute](#why-192-mb-and-a-minute) |
+| Keep updates within {transfers.SINGLE_PUT_BYTES // MIB} MiB | {_PARTS} |
+| Keep objects for fewer days | `RetentionDays`; storage is not in the figures |
+
+The requests of {measurements.CLIENTS} clients cost ${cost[0]:.2f} with VGG-16 ({small.puts} PUT and
+{small.gets} GETs each) and ${cost[1]:.2f} with GPT-2 Large ({large.puts} PUT-class requests and
+{large.gets} GETs each). Large updates are sent and fetched in several requests, so that a broken
+connection does not cost the whole transfer.
+"""
+
+
+_PARTS: Final = (
+    "float16 or BF16 halve the size; a larger update is sent in parts, which are requests"
+)
+
+
+def _discount() -> float:
+    prices = aws_prices.DOLLARS_PER_GB_SECOND
+    return 1 - prices["arm64"] / prices["x86_64"]
+
+
+def _budget_section() -> str:
+    models = (measurements.VGG16, measurements.SYNTHETIC_5GB)
+    columns = [claims.budgets(model, BURST) for model in models]
+    rows = [
+        (f"{budgets[0].time_budget:g} s", *(_choice(budget.choice) for budget in budgets))
+        for budgets in zip(*columns, strict=True)
+    ]
+    return f"""
+## What a time budget costs
+
+The cheapest memory and M within the budget; arm64, total, at *burst*.
+
+{format_table(("time budget", *(model.name for model in models)), rows)}
+"""
+
+
+def _defaults_section() -> str:
+    blocks = [
+        f"## Why {DEFAULT_MEMORY_MB} MB and a minute",
+        f"""
+Lambda gives a function a share of a processor by its memory. At *burst*, a function of
+{limits.MIN_MEMORY_MB} MB adds more slowly than its network delivers, and one of
+{DEFAULT_MEMORY_MB} MB waits for the network: it costs the same, within 2 %, and takes up to 30 %
+less time. 256 MB cost up to a fifth more and save hardly any time. Half a minute instead of a
+minute costs up to 5 % more.
+
+If the network is as slow as the paper measured, {DEFAULT_MEMORY_MB} MB save no time and cost up to
+a third more than {limits.MIN_MEMORY_MB} MB. Compare the seconds of your first rounds with the
+projected ones (`gradshard show`), and deploy with `AggregatorMemory={limits.MIN_MEMORY_MB}` if they
+are much longer. Within a minute, arm64, *total*:
+""",
+    ]
+    sizes = (limits.MIN_MEMORY_MB, DEFAULT_MEMORY_MB, 256)
+    rows = [
+        (
+            model.name,
+            bandwidth.name,
+            *(
+                _dollars_and_seconds(
+                    SYSTEMS["shards"](
+                        model.nbytes, Setting(bandwidth=bandwidth, memory_mb=memory_mb)
+                    )
+                )
+                for memory_mb in sizes
+            ),
+        )
+        for model in measurements.MODELS
+        for bandwidth in (BURST, PUBLISHED)
+    ]
+    blocks.append(format_table(("model", "bandwidth", *(f"{size} MB" for size in sizes)), rows))
+    return "\n\n".join(blocks)
+
+
+def _dollars_and_seconds(choice: Estimate) -> str:
+    return f"${1000 * choice.bill.total:.2f}: M={choice.shards}, {choice.seconds:.1f} s"
+
+
+def _choice(choice: Estimate | None) -> str:
+    if choice is None:
+        return "–"
+    return (
+        f"${1000 * choice.bill.total:.2f}: M={choice.shards}, {choice.memory_mb} MB, "
+        f"{choice.seconds:.1f} s"
+    )
+
+
+class Aim(NamedTuple):
+    """What a round was meant to cost with everything counted, and cost before fees were cut."""
+
+    model: measurements.Model
+    codec: str | None
+    before: float
+    bound: float
+
+
+AIMS: Final = (
+    Aim(measurements.RESNET18, None, 0.7063e-3, 0.45e-3),
+    Aim(measurements.VGG16, None, 1.1201e-3, 0.90e-3),
+    Aim(measurements.VGG16, "int8", 0.9221e-3, 0.75e-3),
+)
+
+
+def _fees_section() -> str:
+    rows = []
+    for aim in AIMS:
+        bill = _compressed_round(aim.model, aim.codec).bill
+        parts = (
+            bill.step_functions,
+            bill.round_ + bill.requests,
+            bill.s3_clients,
+            bill.events,
+            bill.starts,
+            bill.lambda_ + bill.s3_aggregators,
+        )
+        rows.append(
+            (
+                f"{aim.model.name}{f', `{aim.codec}`' if aim.codec else ''}",
+                *(f"{1000 * part:.2f}" for part in parts),
+                f"{1000 * aim.before:.2f}",
+                money(claims.Verdict(bill.total, aim.bound)),
+                f"{1000 * aim.bound:.2f}",
+            )
+        )
+    titles = (
+        *("model", "Step Functions", "functions around the tasks", "clients' requests"),
+        *("notifications", "cold starts", "tasks", "total before", "total", "aim"),
+    )
+    return f"""
+## What the fees are
+
+{format_table(titles, rows)}
+
+*Before* is the same model's price of the earlier state machine and events. Since then:
+
+- No choice follows `finalize_round`, which is two transitions less: $0.05.
+- S3 notifies a topic instead of EventBridge: $0.08.
+- The deadline's schedule is deleted when a round ends: $0.01.
+- `collect_update` has 256 MB instead of 472 MB: $0.02.
+- A client fetches an object in up to four requests instead of eight: $0.02 to $0.03.
+
+What is left of a small round are things that it does once: {aws_prices.ROUND_TRANSITIONS}
+transitions, {aws_prices.LEVEL_TRANSITIONS} and an Express execution for its level, a PUT for each
+client, and the objects that make every step repeatable.
+"""
+
+
+def _codecs_section() -> str:
+    models = (measurements.VGG16, measurements.GPT2_LARGE)
+    rows = []
+    for model in models:
+        for codec in (None, *CODECS):
+            projected = _compressed_round(model, codec)
+            bill = projected.bill
+            s3 = bill.s3_aggregators + bill.s3_clients
+            amounts = (bill.lambda_, s3, bill.total - bill.lambda_ - s3, bill.total)
+            cells = (str(projected.shards), f"{projected.seconds:.0f}")
+            rows.append(
+                (
+                    model.name,
+                    "F32" if codec is None else f"`{codec}`",
+                    *cells,
+                    *(f"{1000 * amount:.2f}" for amount in amounts),
+                )
+            )
+    published = " and ".join(f"${_published(model):.2f} for {model.name}" for model in models)
+    return f"""
+## Savings by compression
+
+All clients [compress their updates](compression.md); tasks of {DEFAULT_MEMORY_MB} MB, M for a
+minute, *burst*. The result that clients download is F32. `topk` keeps 1 %.
+
+{format_table(("model", "codec", "M", "seconds", "Lambda", "S3 requests", "fees", "total"), rows)}
+
+With `int8`, Lambda's part is half of F32's, since tasks still decode and add every element. The
+fees stay. GradsSharding's authors measured {published}, without fees.
+"""
+
+
+def _compressed_round(model: measurements.Model, codec: str | None) -> Projection:
+    spec = parse_spec({"clients": measurements.CLIENTS, "codecs": list(CODECS)})
+    load = workload_of(spec, model.nbytes, measurements.CLIENTS, codec=codec)
+    return planner.choose(load, claims.DEFAULT.setting.aggregator())[0]
+
+
+def _published(model: measurements.Model) -> float:
+    """Return what the paper measured for GradsSharding, in dollars per thousand rounds."""
+    return next(
+        cell.full_dollars
+        for cell in measurements.MEASUREMENTS
+        if (cell.model, cell.system) == (model, "gradssharding")
+    )
+
+
+def _fan_out_section() -> str:
+    seconds = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting).task_seconds
+    # An Express child's seconds cost what a second transition would.
+    even = (aws_prices.DOLLARS_PER_TRANSITION - aws_prices.DOLLARS_PER_EXPRESS_REQUEST) / (
+        aws_prices.EXPRESS_MEMORY_GB * aws_prices.DOLLARS_PER_EXPRESS_GB_SECOND
+    )
+    rows = [
+        (way.label, *(f"{1000 * amount:.3f}" for amount in way.dollars))
+        for way in claims.fan_outs(seconds)
+    ]
+    titles = ("", *(f"M={m}" for m in claims.FAN_OUT_SHARDS))
+    return f"""
+## What starting tasks costs
+
+Step Functions charges for starting the tasks of a level. The table compares ways to start tasks of
+{seconds:.0f} s; the round's {aws_prices.ROUND_TRANSITIONS} other transitions and
+{aws_prices.LEVEL_TRANSITIONS} per level are extra.
+
+{format_table(titles, rows)}
+
+A child of a Standard machine costs two transitions, and an Express child its seconds: per task,
+that costs more for tasks of more than {even:.0f} s. gradshard therefore runs up to
+{limits.INLINE_ITERATIONS} tasks in one Express child
+([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
+"""
+
+
+def _events_section() -> str:
+    vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
+    told = pricing.notifications(measurements.CLIENTS)
+    changes = 3 * (told + 7 + vgg16.shards)
+    dear = changes * aws_prices.DOLLARS_PER_EVENT
+    return f"""
+## Notifications
+
+S3 notifies an SNS topic of each object that clients upload, and SNS calls `collect_update`. S3
+filters notifications by the beginning and the end of keys, so it also tells of the result. SNS
+charges
+${1e6 * aws_prices.DOLLARS_PER_NOTIFICATION:.2f} per million messages, and nothing for calling a
+function ([AWS](https://aws.amazon.com/sns/pricing/)). A round has {told} messages, and one event of
+EventBridge that it has ended: ${1000 * vgg16.bill.events:.3f} per thousand rounds.
+
+**Why not EventBridge.** It gets all of a bucket's events or none ([AWS]({ALL_EVENTS})), at
+${1e6 * aws_prices.DOLLARS_PER_EVENT:.2f} per million. Each object of a round would have three: it
+is created, it expires, and its version is deleted a day later. A round of VGG-16 would have about
+{changes} events, ${1000 * dear:.2f} per thousand rounds.
+
+**Why not fewer services.** S3's notifications themselves are free:
+
+- *Lambda*: if S3 cannot call the function, no queue keeps the notification, and the round waits for
+  its deadline unnoticed. Bucket and function would also name each other, which CloudFormation
+  deploys only with a helper function or a fixed bucket name ([AWS]({CIRCLE})).
+- *SQS*: Lambda polls an empty queue all the time and each request is charged, so waiting would cost
+  something.
+"""
+
+
+def _assumptions_section() -> str:
+    return f"""
+## What the figures assume
+
+- Bandwidth *published*: {PUBLISHED.bytes_per_second / MIB:g} MiB/s, the middle of the paper's 44 to
+  57. *burst*: {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after {speeds.BURST_BYTES // MIB}
+  MiB at {speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771). Both hold
+  for every system, although the published ones read one object after another on one connection.
+- {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added, for every system; a processor
+  is {limits.MB_PER_VCPU} MB.
+- Each function of a round starts cold once. Lambda bills the INIT phase
+  ([AWS]({INIT_BILLED})): {speeds.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and
+  {speeds.TASK_INIT_CPU_SECONDS:g} (tasks) or {speeds.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of
+  imports (measured), at the processor's share of the memory. *Seconds* are those of warm functions.
+- Not counted: storage, logs, traces, deleting versions of models, clients' polling, and the
+  deadline's schedule ($0.001 per thousand rounds).
+- All tasks of a level start at once, so the account's concurrency is at least M. Updates' headers
+  are within 64 KiB, and nothing is retried.
+- Streamed trees may use Lambda's {measurements.TIMEOUT_SECONDS:.0f} s per task, but are charged as
+  Express children, which end after five minutes. Beyond 5 GiB they are cut as S3 demands, which the
+  planner rejects.
+"""
+
+
+def size_plot() -> Plot:
+    """Plot the cost of a round by the size of its updates."""
+    series = [
+        Series(
+            TITLES[system],
+            color,
+            [
+                (nbytes, 1000 * estimate.bill.full)
+                for nbytes in claims.sizes(20_000_000)
+                if (estimate := claims.estimate(system, nbytes, PAPER))
+            ],
+            [
+                (cell.model.nbytes, cell.full_dollars)
+                for cell in measurements.MEASUREMENTS
+                if cell.system == system
+            ],
+        )
+        for color, system in enumerate(SIDE_BY_SIDE)
+    ]
+    total = [
+        (nbytes, 1000 * estimate.bill.total)
+        for nbytes in claims.sizes(20_000_000)
+        if (estimate := claims.estimate("shards", nbytes, PAPER))
+    ]
+    return Plot(
+        "Dollars per 1,000 rounds as the paper counts; dots: published",
+        "size of an update",
+        "dollars per 1,000 rounds",
+        (20e6, 10e9),
+        (0.1, 500),
+        [(43e6, "43 MB"), (200e6, "200 MB"), (537e6, "537 MB"), (2e9, "2 GB"), (5.4e9, "5.4 GB")],
+        [(0.1, "0.1"), (1, "1"), (10, "10"), (100, "100")],
+        [*series, Series("shards, everything", 0, total, dashed=True)],
+    )
+
+
+def shards_plot() -> Plot:
+    """Plot the time of a round by its number of shards."""
+    model = measurements.VGG16
+    shard_counts = [*range(1, 17), *range(18, 101, 2)]
+    ours = Setting(memory_mb=limits.MB_PER_VCPU)
+
+    def line(system: str, setting: Setting) -> list[tuple[float, float]]:
+        return [
+            (m, estimate.seconds)
+            for m in shard_counts
+            if (estimate := claims.estimate(system, model.nbytes, replace(setting, shards=m)))
+        ]
+
+    return Plot(
+        "VGG-16, 20 clients: seconds against M; dots: published (3,008 MB)",
+        "M",
+        "seconds",
+        (1, 100),
+        (1, 300),
+        [(m, str(m)) for m in (1, 2, 4, 8, 16, 36, 100)],
+        [(s, str(s)) for s in (1, 3, 10, 30, 100, 300)],
+        [
+            Series(
+                "GradsSharding, modelled",
+                1,
+                line("gradssharding", PAPER),
+                list(measurements.SHARD_SWEEP_SECONDS.items()),
+            ),
+            Series("shards, published MB/s", 0, line("shards", replace(ours, bandwidth=PUBLISHED))),
+            Series("shards, burst", 0, line("shards", ours), dashed=True),
+        ],
+    )
