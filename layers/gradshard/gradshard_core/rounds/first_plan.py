@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from gradshard_core.planning.large_rounds import READ_AT_ONCE
 from gradshard_core.planning.plan import Participants, Plan, Rejection, Stage
 from gradshard_core.rounds import admission, arrivals, inbox
 from gradshard_core.rounds.admission import Admission
@@ -11,7 +12,7 @@ from gradshard_core.rounds.eager_stages import clients_in, divide_groups
 from gradshard_core.rounds.inbox import Address
 from gradshard_core.rounds.plan_assembly import assemble, write_layout
 from gradshard_core.rounds.plan_context import PlanContext
-from gradshard_core.rounds.survey import READ_AT_ONCE, Facts, read_survey, survey_plan
+from gradshard_core.rounds.survey import Facts, read_survey, survey_plan
 
 
 def first_plan(context: PlanContext) -> Plan:

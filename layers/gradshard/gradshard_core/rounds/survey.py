@@ -1,9 +1,9 @@
 """The first pass of a large round: tasks read the headers of the updates.
 
-``plan_round`` reads up to :data:`READ_AT_ONCE` headers itself. Of more updates it freezes the
-versions in a plan whose tasks read the headers, a piece of the plan each, and write what planning
-needs of them into their task records. ``finalize_round`` then answers ``replan``, as after the pass
-that measures, and the next planning admits the updates by what was read.
+``plan_round`` reads 4,096 headers at most itself. Of more updates it freezes the versions in a plan
+whose tasks read the headers, a piece of the plan each, and write what planning needs of them into
+their task records. ``finalize_round`` then answers ``replan``, as after the pass that measures, and
+the next planning admits the updates by what was read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,9 +34,6 @@ from gradshard_core.rounds.seen_layouts import digests_of
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
 from gradshard_core.stragglers.assignments import Report, parse_report
-
-READ_AT_ONCE: Final = 4096
-"""Headers that ``plan_round`` reads itself."""
 
 READERS: Final = 8
 
