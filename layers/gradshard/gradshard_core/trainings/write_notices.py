@@ -143,8 +143,8 @@ class _Writer:
             return None  # it was pruned meanwhile; the round fails, and says so
         terms: dict[str, Any] = {"max_bytes": METADATA_ROOM_BYTES}
         if not invitation.is_evaluation:
-            agreement = Agreement.of(training_round(self._keys, self._spec, state))
-            terms = self._terms(model_registry.layout_of(self._store, version.tensors), agreement)
+            layout = model_registry.layout_of(self._store, version.tensors)
+            terms = self._terms(layout, self._agreement(state))
         return ticket_record(
             self._signer,
             RoundKeys(invitation.answered_to(self._keys)),
@@ -154,6 +154,12 @@ class _Writer:
             model=version.tensors.source,
             **terms,
         )
+
+    def _agreement(self, state: TrainingState) -> Agreement | None:
+        """Return what the clients of a masked round agree to; None in other trainings."""
+        if self._spec.terms.masked is None:
+            return None
+        return Agreement.of(training_round(self._keys, self._spec, state))
 
     def _terms(self, layout: Layout, agreement: Agreement | None) -> dict[str, Any]:
         """Return what a ticket says of updates: their layout, lengths, codecs and masks."""
