@@ -18,6 +18,7 @@ def show(results: Json, console: Console) -> None:
         *_compressed(results),
         *_rules(results),
         *_rate_limited(results),
+        *_masked(results),
         *_cold_start(results),
         *_ceiling(results),
         *_scale(results),
@@ -100,6 +101,20 @@ def _rate_limited(results: Json) -> Iterator[Table]:
         for name, row in case["rows"].items():
             rate = {key: value / 1e6 for key, value in row["rate"].items()}
             table.add_row(str(case["connections"]), name, _timed(rate, 0), f"{row['of_limit']:.2f}")
+    yield table
+
+
+def _masked(results: Json) -> Iterator[Table]:
+    if not results.get("masked"):
+        return
+    table = _table(
+        "Masked rounds, of GB of updates in memory",
+        *("", "CPU-s/GB", "x the weighted sum", "MiB", "uploads MiB"),
+    )
+    for name, row in results["masked"].items():
+        uploaded = "" if row["uploaded"] is None else f"{row['uploaded'] / 1024**2:.1f}"
+        figures = (f"{row['cpu']:.3f}", f"{row['to_plain']:.2f}", f"{row['mib']:.1f}")
+        table.add_row(name, *figures, uploaded)
     yield table
 
 

@@ -23,7 +23,7 @@ from gradshard.client.participation import Participation
 from gradshard.client.program import Program
 from gradshard.client.training import Training
 from gradshard.deployment.local_engine import Engine
-from gradshard_core.errors import WaitTimeoutError
+from gradshard_core.errors import TrainingFailed, WaitTimeoutError
 from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.records.training_state import Invitation, TrainingState
 from tests import reference
@@ -203,7 +203,7 @@ def last_of(training: Training) -> TrainingState:
     """
     until = time.monotonic() + SECONDS * max(2, KILLED_ROUNDS // 4)
     while True:
-        with contextlib.suppress(WaitTimeoutError):
+        with contextlib.suppress(WaitTimeoutError, TrainingFailed):
             *_, state = training.watch(30)
             if state.status == "ended":
                 return state

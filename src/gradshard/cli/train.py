@@ -139,13 +139,15 @@ def list_(federation: "Federation", status: str | None, as_json: bool) -> None:
 def show(federation: "Federation", name: str, as_json: bool) -> None:
     """Show a training: its rounds, metrics, slow and silent clients, time and cost."""
     training = federation.training(name)
-    if as_json:
-        print_json(training.status())
-        return
-    spec, state, records = training.spec(), training.state(), training.records()
-    invitation = state.invitation
+    state = training.state()
+    lost, invitation = training.lost_execution(state), state.invitation
     progress = None if invitation is None else training.progress_reader().read(invitation)
-    view = View(spec, state, records, progress, training.waiting())
+    if as_json:
+        under_way = progress and progress.to_json()
+        print_json(training.status() | {"under_way": under_way, "lost_execution": lost})
+        return
+    spec, records = training.spec(), training.records()
+    view = View(spec, state, records, progress, training.waiting(), lost)
     Console().print(render(name, view, datetime.now(UTC)))
 
 

@@ -37,6 +37,8 @@ class View:
         The progress of the round that is under way.
     waits
         The updates that wait in a buffered training.
+    lost
+        How the execution ended, if the training does not go on though it is running.
     """
 
     spec: TrainingSpec
@@ -44,6 +46,7 @@ class View:
     records: Sequence[Mapping[str, Any]]
     progress: "RoundProgress | None" = None
     waits: Sequence[Arrival] = ()
+    lost: str | None = None
 
 
 def render(name: str, view: View, now: datetime) -> RenderableType:
@@ -57,6 +60,8 @@ def render(name: str, view: View, now: datetime) -> RenderableType:
         facts.add_row("buffer", cell(buffer_of(view)))
     if state.cause:
         facts.add_row("cause", cell(state.cause))
+    if view.lost:
+        facts.add_row("stuck", cell(f"{view.lost}; gradshard train resume continues it", "red"))
     if state.best is not None:
         facts.add_row("best", cell(best_of(state)))
     facts.add_row("cost", cell(_spent(spec, state)))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gradshard.client.tensors import unpack
 from gradshard_core.errors import StoreError, UpdateError
@@ -45,6 +45,11 @@ class RoundProgress:
     arrived: Mapping[str, Arrival]
     slow: tuple[str, ...]
     metrics: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON: who has sent an update and when, who has not, and the metrics."""
+        arrived = {client: arrival.at.isoformat() for client, arrival in self.arrived.items()}
+        return {"arrived": arrived, "slow": list(self.slow), "metrics": dict(self.metrics)}
 
 
 class ProgressReader:

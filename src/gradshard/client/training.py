@@ -16,6 +16,7 @@ from gradshard.utils.polling import poll
 from gradshard_core.errors import (
     RoundNotFoundError,
     RoundStateError,
+    ServiceError,
     SpecError,
     TicketError,
     TrainingFailed,
@@ -44,6 +45,9 @@ from gradshard_core.records.training_state import (
 )
 
 READERS: Final = 16
+
+LOOKS_PER_EXECUTION: Final = 15
+"""Looks at the state per DescribeExecution call, which Step Functions throttles."""
 
 
 class Training:
@@ -148,20 +152,54 @@ class Training:
         ------
         TrainingNotFoundError
             There is no such training.
+        TrainingFailed
+            Its execution has ended, so that it does not go on; it can be resumed.
         WaitTimeoutError
             The training goes on after the timeout.
         """
         last: tuple[TrainingState, list[Arrival]] | None = None
         spec = self.spec()
-        for _ in poll(timeout):
+        for number in poll(timeout):
             state = self.state()
             seen = state, self._waiting(spec, state)
             if seen != last or not changes_only:
                 yield state
             last = seen
+            if number % LOOKS_PER_EXECUTION == LOOKS_PER_EXECUTION - 1:
+                self._check_execution(state)
             if state.status != RUNNING:
                 return
         raise WaitTimeoutError(f"training {self.id!r} has not ended within {timeout:g} s")
+
+    def lost_execution(self, state: TrainingState) -> str | None:
+        """Return how the execution ended in which a training seems to run; None if it goes on.
+
+        It has ended if somebody stopped it, or if the function that pauses the training failed.
+        None, too, for whoever may not ask Step Functions.
+
+        Parameters
+        ----------
+        state
+            The training's state.
+        """
+        if state.status != RUNNING:
+            return None
+        name = self.keys.execution(state.run)
+        try:
+            execution = self._stack.trainings.execution(name)
+        except ServiceError:
+            return None
+        if execution is None or not execution.has_ended:
+            return None
+        now = self.state()  # it may have ended with the training
+        if (now.status, now.run) != (RUNNING, state.run):
+            return None
+        return f"execution {name} has ended ({execution.reason or execution.status})"
+
+    def _check_execution(self, state: TrainingState) -> None:
+        lost = self.lost_execution(state)
+        if lost is not None:
+            raise TrainingFailed(f"training {self.id!r} does not go on: {lost}; resume it")
 
     def progress_reader(self) -> ProgressReader:
         """Return what reads how far the round is that is under way."""
@@ -173,7 +211,7 @@ class Training:
         Raises
         ------
         TrainingFailed
-            It has paused, with the cause.
+            It has paused, with the cause, or its execution has ended.
         TrainingNotFoundError
             There is no such training.
         WaitTimeoutError
@@ -358,11 +396,8 @@ class Training:
             It has ended.
         """
         machine = self._stack.trainings
-        is_lost = False
-        if (state := self.state()).status == RUNNING:
-            execution = machine.execution(self.keys.execution(state.run))
-            is_lost = execution is not None and execution.has_ended
-            lost_run = state.run
+        state = self.state()
+        is_lost, lost_run = self.lost_execution(state) is not None, state.run
 
         def change(state: TrainingState) -> TrainingState:
             if state.status == ENDED:

@@ -152,6 +152,8 @@ def test_a_training_is_shown(run: Run, federation: Federation) -> None:
     document = json.loads(run("train", "show", "t", "--json").output)
     assert (document["training"], document["completed"]) == ("t", 2)
     assert document["rounds"] == [RECORD]
+    assert document["under_way"] == {"arrived": {}, "slow": ["ann", "bo"], "metrics": {}}
+    assert document["lost_execution"] is None
 
 
 def test_trainings_are_listed(run: Run) -> None:
@@ -239,13 +241,21 @@ def test_resuming_starts_one_further_execution_however_often_it_is_asked_for(
     assert (state.status, state.run, state.version) == ("running", 2, None)
 
 
-def test_a_training_whose_execution_was_stopped_is_resumed(
-    run: Run, federation: Federation
+def test_a_training_whose_execution_was_stopped_says_so_and_is_resumed(
+    run: Run, federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(*START)
     machine: Any = federation.stack.trainings
     machine.executions["t"] = Execution("ABORTED", {}, "", "by hand")
+    shown = " ".join(run("train", "show", "t").output.split())
+    assert "execution t has ended (" in shown
+    assert "gradshard train resume continues it" in shown
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    watched = run("train", "watch", "t")
+    assert watched.exit_code == 3
+    assert "training 't' does not go on: execution t has ended (" in watched.output
     assert run("train", "resume", "t").exit_code == 0
+    assert "stuck" not in run("train", "show", "t").output
     assert read_state(federation.stack.store, TrainingKeys("t")).run == 2  # type: ignore[union-attr]
 
 
