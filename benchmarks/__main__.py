@@ -9,7 +9,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from benchmarks import (
     compressed,
     engine,
     limited,
+    masked,
     nginx,
     report,
     rules,
@@ -35,7 +36,7 @@ from benchmarks import (
 from benchmarks.nginx import Nginx
 from benchmarks.servers import Server
 
-PARTS = ("compressed", "rules", "rate-limited", "cold-start", "ceiling", "scale")
+PARTS = ("compressed", "rules", "masked", "rate-limited", "cold-start", "ceiling", "scale")
 QUICK_TIMES = 2
 FULL_TIMES = 5
 
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     times = options.runs or (QUICK_TIMES if options.quick else FULL_TIMES)
     wanted = set(options.only or [*names, *PARTS])
     if options.quick and not options.only:
-        wanted.discard("ceiling")
+        wanted -= {"ceiling", "masked"}
     console = Console(width=None if sys.stdout.isatty() else 140)
     progress = Console(stderr=True)
     results: dict[str, Any] = {"machine": _machine(), "runs": times, "notes": []}
@@ -110,11 +111,14 @@ def measure(results: dict[str, Any], wanted: set[str], *, quick: bool, say: suit
         if "scale" in wanted:
             say("planning and finalizing many shards")
             results["scale"] = scale.measure(times, server)
-    if "cold-start" in wanted:
-        say("importing handlers")
-        results["cold_start"] = coldstart.measure(times)
-    if "ceiling" in wanted:
-        results["ceiling"] = ceiling.measure(notes=notes, say=say)
+    without_server: dict[str, Callable[[], Any]] = {
+        "masked": lambda: masked.measure(times, notes=notes, say=say),
+        "cold-start": lambda: coldstart.measure(times),
+        "ceiling": lambda: ceiling.measure(notes=notes, say=say),
+    }
+    for name in without_server.keys() & wanted:
+        say(name)
+        results[name.replace("-", "_")] = without_server[name]()
     results["minutes"] = (time.monotonic() - began) / 60
 
 

@@ -1,28 +1,56 @@
-"""The cost of masks: the sum in a ring beside the weighted sum, and the keeper's key streams.
+"""The cost of masks: sums in a ring beside the weighted sum, keeper, client, and SecAgg+.
 
-Run as a module, it prints CPU-seconds per GB of input, as medians of several turns. All inputs are
+CPU-seconds are per GB of updates in F32, and memory is what is taken beyond the inputs. Updates are
 in memory, and the kernel is that of the functions, so the figures are of the arithmetic alone: what
-a task spends on receiving and sending is the same with and without masks.
+a task spends on receiving and sending is the same with and without masks. Flower's SecAgg+ does the
+same round in a Python that has Flower, named in FLOWER_PYTHON, without messages
+(:mod:`benchmarks.rows.secagg_plus`).
 """
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from benchmarks import runs
+from gradshard.client.mask import Mask, MaskedContent, masked
+from gradshard.client.upload_source import TensorContent
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.fixed_point import FixedPoint
 from gradshard_core.aggregation.kernel import Addition, Reduction, Source, Zone
+from gradshard_core.aggregation.ring_noise import RingNoise
 from gradshard_core.aggregation.ring_sum import ADDED, SUBTRACTED, Decoding, RingSum, ring_spans
-from gradshard_core.formats.layout import Span
+from gradshard_core.formats.layout import Layout, Span
+from gradshard_core.masking import sealing
 from gradshard_core.masking.key_stream import KeyStream
+from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
+from gradshard_core.planning.masking import Agreement, parse_masking
 
 CLIENTS: Final = 20
 NBYTES: Final = 43 * 1024**2
 """ResNet-18 in F32."""
+SAMPLES: Final = 100
+PART_BYTES: Final = 8 * 1024**2
+"""A client's update is read in such pieces, as it is uploaded."""
+KEY: Final = bytes(range(1, 33))
+SHARES, THRESHOLD = 3, 2
+"""Of Flower's example of SecAgg+: a client shares keys with two others, the fewest there are."""
+
+Json = dict[str, Any]
+
+
+class Cost(NamedTuple):
+    """CPU-seconds per GB of updates, and MiB beyond the inputs."""
+
+    cpu: float
+    mib: float
 
 
 class InMemory:
@@ -37,62 +65,136 @@ class InMemory:
         self._at += len(buffer)
 
 
-def cpu_seconds(
-    sources: Sequence[Source], weights: list[float | None], reduction: Reduction, spans: list[Span]
-) -> float:
-    """Run the kernel over all inputs; return the CPU-seconds per GB of layout and input."""
-    begun = time.process_time()
-    zones = [Zone(0, NBYTES, weights)]
-    kernel.aggregate(sources, zones, reduction, spans, lambda _: None)
-    return (time.process_time() - begun) / (len(sources) * NBYTES / 1e9)
+def cost(work: Callable[[], object], nbytes: int) -> Cost:
+    """Measure some work on so many bytes of updates."""
+    reset_peak_memory()
+    before, begun = resident_mib(), time.process_time()
+    work()
+    seconds = time.process_time() - begun
+    return Cost(seconds / nbytes * 1e9, peak_memory_mb() - before)
 
 
-def rows() -> dict[str, Callable[[], float]]:
+def resident_mib() -> float:
+    """Return the memory that the process has now."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def add(
+    sources: Sequence[Source], last: float, reduction: Reduction, spans: Sequence[Span]
+) -> Cost:
+    """Run the kernel over all inputs, of which the last one has another weight."""
+    weights: list[float | None] = [ADDED] * (len(sources) - 1)
+    zones = [Zone(0, NBYTES, [*weights, last])]
+    return cost(
+        lambda: kernel.aggregate(sources, zones, reduction, spans, lambda _: None),
+        CLIENTS * NBYTES,
+    )
+
+
+def client_content(floats: np.ndarray[Any, Any], **dp: Any) -> MaskedContent:
+    """Return a client's masked update, as the library uploads it."""
+    layout = Layout.pack([("w", "F32", list(floats.shape))])
+    keeper = sealing.public_key(KEY).hex()
+    terms = {"keeper": keeper, **(dp or {"bound": 8.0, "max_samples": 1000})}
+    agreement = Agreement(parse_masking(terms), CLIENTS, "0" * 64, 11)
+    mask = Mask(KEY, sealing.fingerprint(bytes.fromhex(keeper)))
+    return masked(TensorContent({"w": floats}, SAMPLES), agreement, layout, mask, "a", "r")
+
+
+def send(floats: np.ndarray[Any, Any], **dp: Any) -> None:
+    """Mask an update, and read all of it."""
+    content = client_content(floats, **dp)
+    for start in range(0, content.nbytes, PART_BYTES):
+        content.read(start, min(start + PART_BYTES, content.nbytes))
+
+
+def rows() -> dict[str, Callable[[], Cost]]:
     """Return the measurements by name."""
     spans = [Span("F32", 0, NBYTES)]
+    ring = ring_spans(spans, 32)
     floats = np.random.default_rng(0).standard_normal(NBYTES // 4, np.float32)
-    masked = np.random.default_rng(1).integers(0, 2**32, NBYTES // 4, np.uint32)
-    fixed = FixedPoint(4.0, 16, 32, CLIENTS, 1000)
-    shares: list[float | None] = [1 / CLIENTS] * CLIENTS
+    words = np.random.default_rng(1).integers(0, 2**32, NBYTES // 4, np.uint32)
+    fixed = parse_masking({"keeper": "0" * 64, "bound": 8.0, "max_samples": 1000})
+    decoding = Decoding(fixed.fixed(CLIENTS, NBYTES // 4), CLIENTS * SAMPLES)
+    dp = {"clip": 4000.0, "noise_multiplier": 1.0, "delta": 1e-5}
 
-    def streams(data: np.ndarray[tuple[int], np.dtype[np.generic]], count: int) -> list[Source]:
+    def stored(data: np.ndarray[Any, Any], count: int) -> list[Source]:
         return [InMemory(memoryview(data.view(np.uint8))) for _ in range(count)]
 
-    def plain() -> float:
-        return cpu_seconds(streams(floats, CLIENTS), shares, Addition(), spans)
+    def streams() -> list[Source]:
+        return [KeyStream(bytes([seed]) * 32, 0, NBYTES) for seed in range(CLIENTS)]
 
-    def ring() -> float:
-        weights: list[float | None] = [ADDED] * CLIENTS
-        found = cpu_seconds(
-            streams(masked, CLIENTS + 1),
-            [*weights, SUBTRACTED],
-            RingSum(Decoding(fixed, CLIENTS * 100)),
-            list(ring_spans(spans, 32)),
-        )
-        # Per GB of updates: the sum of the masks is what masks cost.
-        return found * (CLIENTS + 1) / CLIENTS
+    def noise() -> RingNoise:
+        return RingNoise(KEY, 2, 0, NBYTES // 4 + 1, 32)
 
-    def keeper() -> float:
-        sources = [KeyStream(bytes([seed]) * 32, 0, NBYTES) for seed in range(CLIENTS)]
-        weights: list[float | None] = [ADDED] * CLIENTS
-        return cpu_seconds(sources, weights, RingSum(), list(ring_spans(spans, 32)))
+    return {
+        "weighted sum": lambda: add(stored(floats, CLIENTS), 1.0, Addition(), spans),
+        "masked sum": lambda: add(stored(words, CLIENTS + 1), SUBTRACTED, RingSum(decoding), ring),
+        "keeper": lambda: add(streams(), ADDED, RingSum(), ring),
+        "keeper with noise": lambda: add([*streams(), noise()], ADDED, RingSum(), ring),
+        "client": lambda: cost(lambda: send(floats), NBYTES),
+        "client with noise": lambda: cost(lambda: send(floats, dp=dp), NBYTES),
+    }
 
-    return {"weighted sum": plain, "masked sum": ring, "keeper": keeper}
+
+def secagg_plus(python: str) -> Json:
+    """Run a round of Flower's SecAgg+ in a process of its own."""
+    program = Path(__file__).parent / "rows" / "secagg_plus.py"
+    asked = map(str, (CLIENTS, NBYTES // 4, SHARES, THRESHOLD))
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [python, str(program), *asked], check=True, capture_output=True, env=environment
+    )
+    found: Json = json.loads(done.stdout)
+    return found
+
+
+def measure(times: int, *, notes: list[str], say: Callable[[str], None]) -> Json:
+    """Measure all rows in turns; return medians, and ratios within turns."""
+    python = runs.flower_python()
+    if python is None:
+        notes.append("SecAgg+: flwr is not installed; set FLOWER_PYTHON")
+    found: dict[str, list[Cost]] = {}
+    uploaded = {"client": client_content(np.zeros(NBYTES // 4, np.float32)).nbytes}
+    for turn in range(times):
+        for name, row in rows().items():
+            say(f"masked: {name}, {turn + 1} of {times}")
+            found.setdefault(name, []).append(row())
+        if python is not None:
+            say(f"masked: SecAgg+, {turn + 1} of {times}")
+            sides = secagg_plus(python)
+            uploaded["SecAgg+: client"] = sides["client"].pop("uploaded")
+            for side, nbytes in (("client", NBYTES), ("server", CLIENTS * NBYTES)):
+                spent = Cost(sides[side]["seconds"] / nbytes * 1e9, sides[side]["mib"])
+                found.setdefault(f"SecAgg+: {side}", []).append(spent)
+    return {
+        name: {
+            "cpu": statistics.median(c.cpu for c in costs),
+            "to_plain": statistics.median(
+                c.cpu / plain.cpu for c, plain in zip(costs, found["weighted sum"], strict=True)
+            ),
+            "mib": max(c.mib for c in costs),
+            "uploaded": uploaded.get(name),
+        }
+        for name, costs in found.items()
+    }
 
 
 def main() -> None:
     """Measure in turns, and print medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7)
-    times = parser.parse_args().runs
-    measured: dict[str, list[float]] = {}
-    for name, measure in [pair for _ in range(times) for pair in rows().items()]:
-        measured.setdefault(name, []).append(measure())
-    plain = measured["weighted sum"]
+    times, notes = parser.parse_args().runs, list[str]()
+    found = measure(times, notes=notes, say=lambda text: print(text, file=sys.stderr))
     print(f"{CLIENTS} clients x {NBYTES / 1024**2:.0f} MiB of F32, {times} turns")
-    for name, found in measured.items():
-        ratio = statistics.median(a / b for a, b in zip(found, plain, strict=True))
-        print(f"{name:13} {statistics.median(found):.3f} CPU-s/GB, {ratio:.2f} x the weighted sum")
+    for name, row in found.items():
+        sent = "" if row["uploaded"] is None else f", uploads {row['uploaded'] / 1024**2:.1f} MiB"
+        print(
+            f"{name:17} {row['cpu']:7.3f} CPU-s/GB, {row['to_plain']:6.2f} x the weighted sum, "
+            f"{row['mib']:6.1f} MiB{sent}"
+        )
+    print(*notes, sep="\n")
 
 
 if __name__ == "__main__":

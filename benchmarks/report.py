@@ -18,6 +18,7 @@ def show(results: Json, console: Console) -> None:
         *_compressed(results),
         *_rules(results),
         *_rate_limited(results),
+        *_masked(results),
         *_cold_start(results),
         *_ceiling(results),
         *_scale(results),
@@ -103,6 +104,20 @@ def _rate_limited(results: Json) -> Iterator[Table]:
     yield table
 
 
+def _masked(results: Json) -> Iterator[Table]:
+    if not results.get("masked"):
+        return
+    table = _table(
+        "Masked rounds, of GB of updates in memory",
+        *("", "CPU-s/GB", "x the weighted sum", "MiB", "uploads MiB"),
+    )
+    for name, row in results["masked"].items():
+        uploaded = "" if row["uploaded"] is None else f"{row['uploaded'] / 1024**2:.1f}"
+        figures = (f"{row['cpu']:.3f}", f"{row['to_plain']:.2f}", f"{row['mib']:.1f}")
+        table.add_row(name, *figures, uploaded)
+    yield table
+
+
 def _cold_start(results: Json) -> Iterator[Table]:
     if not results.get("cold_start"):
         return
@@ -130,7 +145,7 @@ def _ceiling(results: Json) -> Iterator[Table]:
     if not results.get("ceiling"):
         return
     table = _table(
-        "In a container of 128 MB (`sam local invoke`)",
+        "In a container of 128 MB, or as named (`sam local invoke`)",
         *("row", "shard", "outcome", "its process's peak MB", "container's peak MB", "seconds"),
     )
     for row in results["ceiling"]:

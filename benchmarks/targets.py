@@ -30,6 +30,13 @@ def check(results: Json) -> list[Json]:
                     figure["median"] <= most,
                 )
             )
+    for name, figure_name, what, most in (
+        ("masked sum", "to_plain", "CPU-s over the weighted sum's", 1.05),
+        ("keeper", "cpu", "CPU-s/GB", 0.3),
+    ):
+        if "masked" in results:
+            value = results["masked"][name][figure_name]
+            found.append(_target(f"{name}: {what}", f"≤ {most}", f"{value:.2f}", value <= most))
     for limited in results.get("rate_limited", []):
         row = limited["rows"][FUNCTION.name]
         share = row["of_limit"]

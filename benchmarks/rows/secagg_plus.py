@@ -38,7 +38,7 @@ class Clock:
     """Sums CPU-seconds, and notes the most memory beyond that at the beginning."""
 
     def __init__(self) -> None:
-        self.seconds, self.peak_mb = 0.0, 0.0
+        self.seconds, self.peak_mib = 0.0, 0.0
 
     def __enter__(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")
@@ -46,7 +46,7 @@ class Clock:
 
     def __exit__(self, *_: object) -> None:
         self.seconds += time.process_time() - self._begun
-        self.peak_mb = max(self.peak_mb, _memory("VmHWM") - self._memory)
+        self.peak_mib = max(self.peak_mib, _memory("VmHWM") - self._memory)
 
 
 def _memory(name: str) -> float:
@@ -101,13 +101,9 @@ def main() -> None:
     error = float(np.abs(average - update).max())
     if error > MAX_WEIGHT / SAMPLES * 2 * CLIPPING / QUANTIZATION:
         raise ValueError(f"the average is off by {error}")
-    figures = {
-        "clients": at_clients.seconds / asked.clients,
-        "server": at_server.seconds,
-        "client_mb": at_clients.peak_mb,
-        "server_mb": at_server.peak_mb,
-        "uploaded": uploaded,
-    }
+    client = {"seconds": at_clients.seconds / asked.clients, "mib": at_clients.peak_mib}
+    server = {"seconds": at_server.seconds, "mib": at_server.peak_mib}
+    figures = {"client": client | {"uploaded": uploaded}, "server": server}
     print(json.dumps(figures))
 
 

@@ -1,7 +1,8 @@
-"""write_notices: a training went on, or the holder of a ticket asks (S3 events)."""
+"""write_notices: a training went on, or the holder of a ticket asks (S3's notifications)."""
 
 from typing import Any
 
+from gradshard_core.formats.notifications import parse_notifications
 from gradshard_core.observability import emf
 from gradshard_core.s3.http_transport import HttpPresigner, function_store, function_transport
 from gradshard_core.trainings.write_notices import write_notices
@@ -13,4 +14,7 @@ signer = HttpPresigner(function_transport())
 @emf.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Write the notices of clients without AWS credentials."""
-    return write_notices(store, signer, event["detail"]["object"]["key"])
+    outcome: dict[str, Any] = {}
+    for uploaded in parse_notifications(event):
+        outcome = write_notices(store, signer, uploaded.key)
+    return outcome

@@ -17,6 +17,7 @@ from gradshard_core.errors import RoundExistsError, RoundStateError, UpdateError
 from gradshard_core.units import MIB
 from tests import reference
 from tests.e2e.deployed import Deployed, send_unchecked, until
+from tests.notifications import uploaded
 
 pytestmark = pytest.mark.e2e
 
@@ -302,7 +303,7 @@ def test_an_unexpected_client_is_rejected(federation: Federation, deployed: Depl
 def test_an_event_that_comes_twice_is_once(federation: Federation, deployed: Deployed) -> None:
     round_ = federation.open_round("echo", clients=["a", "b"], timeout=600)
     etag = deployed.put("echo", "a", reference.encode(update(1), {"num_samples": "1"}))
-    event = {"detail": {"object": {"key": round_.keys.update("a"), "etag": etag}}}
+    event = uploaded(round_.keys.update("a"), etag)
     for _ in range(2):
         outcome = deployed.call("collect_update", event)
         assert (outcome["status"], outcome["resumed"]) == ("accepted", False)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gradshard_core.formats.notifications import parse_notifications
 from tests import reference
 from tests.e2e import example_round
 from tests.e2e.deployed import Deployed
@@ -26,9 +27,10 @@ def test_the_events_of_a_round_in_order(deployed: Deployed) -> None:
     assert opened == {"round": "r1", "status": "opened", "resumed": False}
 
     etags = example_round.upload(deployed)
-    uploaded = example_round.event("collect_update")
-    assert uploaded["detail"]["object"]["etag"] == etags["c"]
-    collected = deployed.call("collect_update", uploaded)
+    event = example_round.event("collect_update")
+    [uploaded] = parse_notifications(event)
+    assert uploaded.etag == etags["c"]
+    collected = deployed.call("collect_update", event)
     # Nobody waits for the example's token.
     assert collected == {"round": "r1", "client": "c", "status": "accepted", "resumed": False}
 

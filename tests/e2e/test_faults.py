@@ -16,10 +16,12 @@ from gradshard.aws.client_store import ClientStore
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import WaitTimeoutError
+from gradshard_core.formats.notifications import parse_notifications
 from gradshard_core.rounds import aws_callbacks
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 from tests.e2e.test_application import SECONDS, assert_average, contributors, update
+from tests.notifications import uploaded
 
 pytestmark = pytest.mark.e2e
 
@@ -29,16 +31,21 @@ def blob(seed: int) -> bytes:
 
 
 @pytest.fixture
-def no_events(engine: Engine) -> Iterator[None]:
+def no_events(engine: Engine, deployed: Deployed) -> Iterator[None]:
     """Updates wake nobody."""
-    events = boto3.client("events")
-    names = [rule["Name"] for rule in events.list_rules()["Rules"] if "Collect" in rule["Name"]]
-    assert names
-    for name in names:
-        events.disable_rule(Name=name)
+    notified = boto3.client("s3").get_bucket_notification_configuration(Bucket=deployed.bucket)
+    topics = notified["TopicConfigurations"]
+    assert topics
+
+    def notify(configurations: list[Any]) -> None:
+        boto3.client("s3").put_bucket_notification_configuration(
+            Bucket=deployed.bucket,
+            NotificationConfiguration={"TopicConfigurations": configurations},
+        )
+
+    notify([])
     yield
-    for name in names:
-        events.enable_rule(Name=name)
+    notify(topics)
 
 
 def test_when_every_event_is_lost_the_deadline_carries_the_round(
@@ -52,7 +59,7 @@ def test_when_every_event_is_lost_the_deadline_carries_the_round(
     assert_average(round_.fetch(), [update(1), update(2)], [1, 2])
     # They come after all, when everything is over.
     for client, etag in etags.items():
-        event = {"detail": {"object": {"key": round_.keys.update(client), "etag": etag}}}
+        event = uploaded(round_.keys.update(client), etag)
         outcome = deployed.call("collect_update", event)
         assert (outcome["status"], outcome["reason"]) == ("ignored", "planned already")
         assert round_.rejection(client) is None
@@ -71,7 +78,7 @@ def test_events_in_any_order_and_twice(
             ("b", deployed.put(name, "b", blob(2))),
         ]
         for client, etag in [uploads[index] for index in (*order, *order)]:
-            event = {"detail": {"object": {"key": round_.keys.update(client), "etag": etag}}}
+            event = uploaded(round_.keys.update(client), etag)
             deployed.call("collect_update", event)
         manifest = round_.wait(SECONDS)
         assert (contributors(manifest), manifest["rejected"]) == (["a", "b"], [])
@@ -145,8 +152,8 @@ def test_an_event_that_fails_is_kept_and_the_update_counts_all_the_same(
     deployed.s3.put_object(Bucket=deployed.bucket, Key="rounds/unnoted/spec.json", Body=b"{")
     deployed.put("unnoted", "a", blob(1))
     [message] = until(lambda: undelivered(deployed, "unnoted"))
-    uploaded = message["requestPayload"]["detail"]["object"]
-    assert uploaded["key"] == "rounds/unnoted/updates/a.safetensors"
+    [lost] = parse_notifications(message["requestPayload"])
+    assert lost.key == "rounds/unnoted/updates/a.safetensors"
     deployed.s3.delete_object(Bucket=deployed.bucket, Key="rounds/unnoted/spec.json")
     round_ = federation.open_round("unnoted", clients=["a"], timeout=600)
     assert contributors(round_.wait(SECONDS)) == ["a"]
@@ -155,7 +162,7 @@ def test_an_event_that_fails_is_kept_and_the_update_counts_all_the_same(
 def test_a_deadline_says_how_long_it_is_tried_and_where_it_goes_then(
     federation: Federation, deployed: Deployed
 ) -> None:
-    federation.open_round("scheduled", clients=["a"], timeout=600)
+    round_ = federation.open_round("scheduled", clients=["a"], timeout=600)
     scheduler, group = boto3.client("scheduler"), "gradshard-deadlines"
     target = scheduler.get_schedule(Name="scheduled", GroupName=group)["Target"]
     assert target["RetryPolicy"]["MaximumEventAgeInSeconds"] == aws_callbacks.TIMEOUT_SECONDS
@@ -170,6 +177,15 @@ def test_a_deadline_says_how_long_it_is_tried_and_where_it_goes_then(
     document = json.loads(document) if isinstance(document, str) else document
     allowed = {s["Action"]: s["Resource"] for s in document["Statement"]}
     assert allowed == {"lambda:InvokeFunction": target["Arn"], "sqs:SendMessage": queue["QueueArn"]}
+    # A round that ends before its deadline takes it back, so nothing is called for it any more.
+    round_.submit("a", update(1), samples=1)
+    round_.wait(SECONDS)
+
+    def left() -> list[str]:
+        found = scheduler.list_schedules(GroupName=group, NamePrefix="scheduled")["Schedules"]
+        return [schedule["Name"] for schedule in found]
+
+    assert until(lambda: not left())
 
 
 def test_a_round_without_its_deadline_can_be_woken(

@@ -23,6 +23,7 @@ from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from tests import reference
 from tests.e2e.deployed import Deployed, send_unchecked, until
 from tests.e2e.masking import masked_round
+from tests.notifications import uploaded
 
 pytestmark = pytest.mark.e2e
 
@@ -287,8 +288,8 @@ def cut_off(federation: Federation, deployed: Deployed) -> None:
         round_.submit("a", layers["first"] | layers["last"], 1)
         round_.layer_upload("b", 1).add(layers["last"])
         # As if it had sent all, and deleted it again.
-        gone = {"key": round_.keys.update("b"), "etag": "gone"}
-        deployed.call("collect_update", {"detail": {"object": gone}})
+        gone = uploaded(round_.keys.update("b"), "gone")
+        deployed.call("collect_update", gone)
         round_.wait(SECONDS)
 
 
@@ -461,8 +462,8 @@ def trained_at_their_pace(federation: Federation, deployed: Deployed) -> None:
     told = [training.keys.inbox(3).rejection(client) for client in "ab"]
     [waited] = filter(None, map(federation.stack.store.get_json, told))
     assert waited["reason"].endswith("has ended: all 3 rounds have completed")
-    late = {"key": training.keys.inbox(1).update("a"), "etag": etag}
-    answer = deployed.call("collect_update", {"detail": {"object": late}})
+    late = uploaded(training.keys.inbox(1).update("a"), etag)
+    answer = deployed.call("collect_update", late)
     assert answer["reason"] == "counted already"
 
 

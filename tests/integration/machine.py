@@ -22,6 +22,7 @@ from gradshard_core.records.model_registry import Version
 from gradshard_core.s3.store import S3Store
 from tests import reference
 from tests.integration.by_hand import Update, layout_of, put_model, small
+from tests.notifications import uploaded
 from tests.planned import levels_of
 
 ROOT = Path(__file__).parents[2]
@@ -207,10 +208,10 @@ class Machine:
         """Deliver the event of an upload; it is lost if its function goes on failing."""
         if client not in self.sent:
             return
-        uploaded = {"key": self.keys.update(client), "etag": self.sent[client]}
+        event = uploaded(self.keys.update(client), self.sent[client])
         for _ in range(DELIVERIES):
             try:
-                self.call("collect_update", {"detail": {"object": uploaded}})
+                self.call("collect_update", event)
             except FunctionError:
                 continue
             return

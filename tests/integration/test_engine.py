@@ -18,7 +18,7 @@ STUB = """
 import json, os
 
 def handler(event, context):
-    number = event["detail"]["number"]
+    number = int(event["Records"][0]["Sns"]["Message"])
     with open(os.environ["CALLS"], "a") as calls:
         calls.write(json.dumps([number, os.getpid()]) + "\\n")
     with open(os.environ["CALLS"]) as calls:
@@ -65,24 +65,26 @@ def create_function(name: str, source: str, variables: dict[str, str]) -> str:
 
 
 @pytest.fixture
-def calls(engine: Engine, tmp_path: Path) -> Path:
-    """Where a function that is woken by events writes which came, and in which process."""
+def topic() -> str:
+    """A topic."""
+    return str(boto3.client("sns").create_topic(Name="wake")["TopicArn"])
+
+
+@pytest.fixture
+def calls(engine: Engine, topic: str, tmp_path: Path) -> Path:
+    """Where a function that subscribes to the topic writes which came, and in which process."""
     file = tmp_path / "calls"
     file.touch()
     arn = create_function("woken", STUB, {"CALLS": str(file)})
-    events = boto3.client("events")
-    events.put_rule(Name="wake", EventPattern=json.dumps({"source": ["test.engine"]}))
-    events.put_targets(Rule="wake", Targets=[{"Id": "woken", "Arn": arn}])
+    boto3.client("sns").subscribe(TopicArn=topic, Protocol="lambda", Endpoint=arn)
     return file
 
 
-def test_events_queue_for_few_processes_and_failed_ones_come_again(calls: Path) -> None:
-    events = boto3.client("events")
+def test_messages_queue_for_few_processes_and_failed_ones_come_again(
+    topic: str, calls: Path
+) -> None:
     for number in range(EVENTS):
-        detail = json.dumps({"number": number})
-        events.put_events(
-            Entries=[{"Source": "test.engine", "DetailType": "Number", "Detail": detail}]
-        )
+        boto3.client("sns").publish(TopicArn=topic, Message=str(number))
     give_up = time.monotonic() + SECONDS
     while len(lines := calls.read_text().splitlines()) < EVENTS + 2:
         assert time.monotonic() < give_up, lines

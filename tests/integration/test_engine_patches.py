@@ -34,7 +34,8 @@ SOURCE = """
 import os
 
 def handler(event, context):
-    what = event.get("detail", event).get("what")
+    records = event.get("Records")
+    what = records[0]["Sns"]["Message"] if records else event.get("detail", event).get("what")
     with open(os.environ["CALLS"], "a") as calls:
         calls.write(f"{what}\\n")
     if what == "raise":
@@ -225,6 +226,16 @@ def events_come_again(plain: Plain) -> None:
     until(lambda: len(plain.called()) == before + 3, 12)
 
 
+def messages_come_again(plain: Plain) -> None:
+    sns, functions = plain.client("sns"), plain.client("lambda")
+    arn = functions.get_function(FunctionName="called")["Configuration"]["FunctionArn"]
+    topic = sns.create_topic(Name="topic")["TopicArn"]
+    sns.subscribe(TopicArn=topic, Protocol="lambda", Endpoint=arn)
+    before = len(plain.called())
+    sns.publish(TopicArn=topic, Message="raise")
+    until(lambda: len(plain.called()) == before + 3, 12)
+
+
 def punctual_schedules(plain: Plain) -> None:
     functions = plain.client("lambda")
     arn = functions.get_function(FunctionName="called")["Configuration"]["FunctionArn"]
@@ -308,6 +319,7 @@ CHECKS: list[Callable[[Plain], None]] = [
     asked_arns,
     etags_under_kms,
     user_id_of_a_role,
+    messages_come_again,
 ]
 
 

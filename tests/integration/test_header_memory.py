@@ -12,10 +12,24 @@ from gradshard_core.formats.headers import MAX_HEADER_BYTES, MAX_HEADER_VALUES
 from gradshard_core.formats.keys import ObjectVersion
 from tests.unit.formats.test_hostile_updates import tensors
 
-# Of the functions that read headers, 472 MB: what is left beside the interpreter and numpy.
+# Of plan_round and collect_update: what is left beside the interpreter and numpy.
 ROOM_MB = 472 - 60
+ARRIVAL_ROOM_MB = 256 - 60
 REPEATED = {"keys, as many as are read": "20"}
 """Of the worst, more than there are threads that read: each may keep what one header took."""
+CHECK_ARRIVAL = """
+import sys
+from gradshard_core.rounds import arrivals
+from tests.fuzz.targets import KEYS, SPEC, _Memory
+from tests.integration.test_header_memory import WORST, peak_mb
+fill = arrivals.ARRIVAL_HEADER_BYTES - 64
+blob = WORST[sys.argv[1]](fill)
+blob = len(blob).to_bytes(8, "little") + blob
+store = _Memory(blob, len(blob) + 4 * (fill // 160))
+before = peak_mb()
+found = arrivals.check_update(store, KEYS, "c", SPEC)
+print(round(peak_mb() - before), type(found).__name__)
+"""
 CHECK_ARRIVALS = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +37,8 @@ from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.inbox import Address
 from gradshard_core.rounds.seen_layouts import SeenLayouts
 from tests.fuzz.targets import KEYS, SPEC, _Memory
-from tests.integration.test_header_memory import WORST, peak_mb
-blob = WORST[sys.argv[1]]()
+from tests.integration.test_header_memory import FILL, WORST, peak_mb
+blob = WORST[sys.argv[1]](FILL)
 blob = len(blob).to_bytes(8, "little") + blob
 store = _Memory(blob, len(blob) + 400_000)
 before = peak_mb()
@@ -74,16 +88,20 @@ def peak_mb() -> float:
     return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-WORST: dict[str, Callable[[], bytes]] = {
-    "lists": lambda: b'{"a":[%s[]]}' % (b"[]," * (FILL // 3)),
-    "lists, as many as are read": lambda: b'{"a":[%s[]]}' % (b"[]," * (MAX_HEADER_VALUES // 2 - 9)),
-    "keys, as many as are read": lambda: (
-        b'{"a":{%s}}' % b",".join(b'"%06x":0' % i for i in range(MAX_HEADER_VALUES // 2 - 9))
+WORST: dict[str, Callable[[int], bytes]] = {
+    "lists": lambda fill: b'{"a":[%s[]]}' % (b"[]," * (fill // 3)),
+    "lists, as many as are read": lambda fill: (
+        b'{"a":[%s[]]}' % (b"[]," * min(fill // 3, MAX_HEADER_VALUES // 2 - 9))
     ),
-    "texts": lambda: b'{"a":[%s"bc"]}' % (b'"bc",' * (MAX_HEADER_VALUES - 9)),
-    "wide characters": lambda: b'{"a":"%s%s"}' % ("\U0001f600".encode(), b"x" * FILL),
-    "100,000 tensors": lambda: tensors(100_000),
+    "keys, as many as are read": lambda fill: (
+        b'{"a":{%s}}'
+        % b",".join(b'"%06x":0' % i for i in range(min(fill // 11, MAX_HEADER_VALUES // 2 - 9)))
+    ),
+    "texts": lambda fill: b'{"a":[%s"bc"]}' % (b'"bc",' * min(fill // 5, MAX_HEADER_VALUES - 9)),
+    "wide characters": lambda fill: b'{"a":"%s%s"}' % ("\U0001f600".encode(), b"x" * fill),
+    "100,000 tensors": lambda fill: tensors(min(fill // 160, 100_000)),
 }
+"""Headers of at most so many bytes, and a few more."""
 
 
 class Bucket:
@@ -150,3 +168,15 @@ def test_the_worst_headers_of_several_clients_fit_into_a_function(what: str) -> 
     print(f"{what}: {peak} MB, {kinds}")
     assert int(peak) < ROOM_MB
     assert ("SeenLayout" in kinds) == (what == "100,000 tensors")
+
+
+@pytest.mark.parametrize("what", WORST)
+def test_the_worst_header_that_is_checked_on_arrival_fits_into_the_function(what: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK_ARRIVAL, what], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    peak, kind = done.stdout.split()
+    print(f"{what}: {peak} MB, {kind}")
+    assert int(peak) < ARRIVAL_ROOM_MB
+    assert kind == ("Update" if "tensors" in what else "Rejection")

@@ -10,6 +10,7 @@ import pytest
 from gradshard_core.errors import ChangedObjectError, PlanError, SpecError
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.records.round_spec import read_spec
+from gradshard_core.records.stored_lists import read_manifest
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.admission import QuorumError
@@ -106,18 +107,21 @@ def test_a_grid_is_cut_into_shards(open_round: Callable[..., Round]) -> None:
     assert results[0] == results[1] == expected(updates, [1, 2, 3, 4, 5], tree=[2, 2, 2])
 
 
-@pytest.mark.parametrize(("most", "listed"), [(5, 5), (4, 0)])
-def test_a_manifest_lists_tasks_only_if_they_are_not_too_many(
-    open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch, most: int, listed: int
+@pytest.mark.parametrize("piece", [5, 2])
+def test_a_manifest_lists_every_task_whole_or_in_pieces(
+    open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr("gradshard_core.rounds.finalize_round.MOST_LISTED", most)
+    monkeypatch.setattr("gradshard_core.formats.pieces.PIECE", piece)
     monkeypatch.setattr("gradshard_core.rounds.finalize_round.READ_AT_A_TIME", 2)
     round_ = open_round(clients=CLIENTS, topology="lambda_fl")
     submit_all(round_)
     assert round_.go() == {"status": "completed"}
-    manifest, keys = round_.manifest(), round_.store.list_objects(round_.keys.task_reports)
+    manifest = read_manifest(round_.store, round_.keys)
+    assert manifest is not None
+    keys = round_.store.list_objects(round_.keys.task_reports)
     reports = [round_.store.get_json(entry.key) for entry in keys]
-    assert (len(manifest["tasks"]), len(reports)) == (listed, 5)
+    assert (len(manifest["tasks"]), len(reports)) == (5, 5)
+    assert [task["task"] for task in manifest["tasks"]] == [r["task"] for r in reports]
     assert manifest["totals"]["tasks"] == 5
     for name in ("gets", "puts", "bytes_read", "bytes_written"):
         assert manifest["totals"][name] == sum(report[name] for report in reports)

@@ -1,4 +1,4 @@
-"""The application on LocalStack, put there by API calls: bucket, functions, rule, state machine."""
+"""The application on LocalStack, put there by API calls: bucket, topic, functions, machine."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 STACK = "gradshard"
 BUCKET = "second"
 MAP_CONCURRENCY = 40
-RULE = "CollectUpdates"
+TOPIC = "updates"
 GROUP = "gradshard-deadlines"
 ACCOUNT = "000000000000"
 QUEUE = "undelivered"
@@ -120,24 +120,33 @@ def _create_function(folder: str, variables: dict[str, str]) -> str:
 
 
 def _send_events(collect: str) -> None:
-    """Have S3 tell the function of updates, by the template's own pattern."""
-    boto3.client("s3").put_bucket_notification_configuration(
-        Bucket=BUCKET, NotificationConfiguration={"EventBridgeConfiguration": {}}
-    )
-    template = yaml_parse((ROOT / "template.yaml").read_text())
-    events = template["Resources"]["CollectUpdateFunction"]["Properties"]["Events"]
-    pattern = events["UpdateArrived"]["Properties"]["Pattern"]
-    pattern["detail"]["bucket"]["name"] = [BUCKET]
-    rules = boto3.client("events")
-    rule = rules.put_rule(Name=RULE, EventPattern=json.dumps(pattern))["RuleArn"]
-    rules.put_targets(Rule=RULE, Targets=[{"Id": "collect", "Arn": collect}])
+    """Have S3 tell the function of updates, as the template has it."""
+    sns = boto3.client("sns")
+    topic = sns.create_topic(Name=TOPIC)["TopicArn"]
     functions = boto3.client("lambda")
     functions.add_permission(
         FunctionName="collect_update",
-        StatementId="events",
+        StatementId="notifications",
         Action="lambda:InvokeFunction",
-        Principal="events.amazonaws.com",
-        SourceArn=rule,
+        Principal="sns.amazonaws.com",
+        SourceArn=topic,
+    )
+    sns.subscribe(TopicArn=topic, Protocol="lambda", Endpoint=collect)
+    template = yaml_parse((ROOT / "template.yaml").read_text())
+    notified = template["Resources"]["Bucket"]["Properties"]["NotificationConfiguration"]
+    boto3.client("s3").put_bucket_notification_configuration(
+        Bucket=BUCKET,
+        NotificationConfiguration={
+            "TopicConfigurations": [
+                {
+                    "TopicArn": topic,
+                    "Events": [told["Event"]],
+                    "Filter": {"Key": {"FilterRules": told["Filter"]["S3Key"]["Rules"]}},
+                }
+                for told in notified["TopicConfigurations"]
+                if told["Topic"] == {"Ref": "UpdateTopic"}
+            ]
+        },
     )
     functions.put_function_event_invoke_config(
         FunctionName="collect_update",

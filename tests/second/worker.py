@@ -55,7 +55,11 @@ def round_of(event: dict[str, Any]) -> str:
     """Return the id of the round that an event is about."""
     if "round" in event:
         return str(event["round"])
-    return str(event["detail"]["object"]["key"].split("/")[1])
+    # Not where LocalStack runs, which imports this module too.
+    from gradshard_core.formats.notifications import parse_notifications
+
+    found = parse_notifications(event)
+    return found[0].key.split("/")[1] if found else ""
 
 
 def _handle(handler: Any, event: dict[str, Any], fault: str) -> Any:

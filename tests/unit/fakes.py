@@ -141,6 +141,10 @@ class MemoryStore(ClientStore):
                 modified = self.modified.get(key, now)
                 yield ListedObject(key, self.etags[key], len(self.objects[key]), modified)
 
+    def list_newest(self, prefix: str) -> Iterator[ObjectVersion]:
+        for entry in self.list_objects(prefix):
+            yield ObjectVersion(entry.key, "", entry.etag, entry.nbytes)
+
     def list_folders(self, prefix: str) -> Iterator[str]:
         keys = [key.removeprefix(prefix) for key in sorted(self.objects) if key.startswith(prefix)]
         yield from dict.fromkeys(key.partition("/")[0] for key in keys if "/" in key)
@@ -204,6 +208,7 @@ class MemoryWire:
         self.get_body = store.get_body
         self.get_bytes = store.get_bytes
         self.get_json = store.get_json
+        self.get_range = store.get_range
         self.put_json = store.put_json
 
     @contextlib.contextmanager

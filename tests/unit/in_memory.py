@@ -12,7 +12,10 @@ from typing import Any
 
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning import limits
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.records.round_spec import read_spec
 from tests import reference
+from tests.notifications import uploaded
 from tests.planned import levels_of
 from tests.unit.fakes import MemoryStore, MemoryWire
 from tests.unit.observability.test_emf import Context
@@ -63,6 +66,12 @@ class Machine:
             "open_round", spec=spec, started="2026-01-01T00:00:00+00:00", token="token"
         )
 
+    def spec(self) -> RoundSpec:
+        """Return the terms of the round as they were written."""
+        opened = read_spec(self.store, self.keys)
+        assert opened is not None
+        return opened[0]
+
     def submit(self, name: str, update: dict[str, reference.Array]) -> str:
         body = reference.encode(update, {"num_samples": "1"})
         self.store.put_bytes(self.keys.update(name), body)
@@ -70,9 +79,7 @@ class Machine:
 
     def collect(self, name: str, etag: str) -> dict[str, Any]:
         """Deliver the event of an upload."""
-        return self.step(
-            "collect_update", detail={"object": {"key": self.keys.update(name), "etag": etag}}
-        )
+        return self.step("collect_update", **uploaded(self.keys.update(name), etag))
 
     def turn(self, outcome: dict[str, Any]) -> dict[str, Any]:
         """Plan, do the tasks and finalize, as the machine does once around."""

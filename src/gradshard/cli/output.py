@@ -34,7 +34,7 @@ def cell(text: object, style: str = "") -> "Text":
 
 def print_json(document: Any) -> None:
     """Print one JSON document."""
-    click.echo(json.dumps(document, indent=2))
+    click.echo(json.dumps(document, indent=2, default=list))  # lists in pieces
 
 
 def confirm(text: str) -> None:

@@ -15,7 +15,7 @@ from gradshard.cli.ticket import load, named
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import shorten
-from gradshard_core.records.decision import verdict_on
+from gradshard_core.records.decision import sample_in_words, verdict_on
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation
@@ -151,7 +151,10 @@ def _measured(measuring: dict[str, Any], left_out: list[str]) -> str:
     )
     tasks = pluralize(measuring["totals"]["tasks"], "task")
     updates = pluralize(measuring["measured"], "update")
-    return f"{updates} in {tasks}" + (f": {counts}" if counts else "")
+    said = f"{updates} in {tasks}" + (f": {counts}" if counts else "")
+    if sample := measuring.get("sample"):
+        said += f"; {sample_in_words(sample)}"
+    return said
 
 
 def _applied(model: dict[str, Any], tensors: int) -> str:

@@ -77,7 +77,7 @@ def _watch_ticket(round_: TicketRound, *, as_json: bool) -> None:
     reason = round_.rejection()
     if as_json:
         document = {"round": round_.id, "client": round_.client, "state": "completed"}
-        click.echo(json.dumps(document | {"reason": reason}))
+        click.echo(json.dumps(document | {"reason": reason}, default=list))
         return
     confirm(
         "completed"
@@ -120,7 +120,7 @@ class _JsonLines:
             "bytes_read": bytes_read(status) if status["plan"] else None,
         }
         if document != self._last:
-            click.echo(json.dumps(document))
+            click.echo(json.dumps(document, default=list))
             self._last = document
 
 

@@ -9,7 +9,8 @@ from gradshard.client.stack import Execution, ListedExecution, Stack
 from gradshard.client.status import AGGREGATING, AWAITING
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys, is_id
-from gradshard_core.records.manifest import COMPLETED, FAILED, parse_manifest
+from gradshard_core.records.manifest import COMPLETED, FAILED
+from gradshard_core.records.stored_lists import read_manifest
 
 STATES: Final = (AWAITING, AGGREGATING, COMPLETED, FAILED)
 
@@ -74,7 +75,7 @@ def _state(stack: Stack, execution: ListedExecution) -> str:
         return AGGREGATING if stack.store.head(keys.plan) else AWAITING
     if execution.status == "ABORTED":
         # It may have been stopped after it had written its manifest.
-        manifest = stack.store.get_json(keys.manifest, parse_manifest)
+        manifest = read_manifest(stack.store, keys)
         return FAILED if manifest is None else str(manifest["status"])
     return FAILED
 
@@ -94,7 +95,7 @@ def close_round(stack: Stack, keys: RoundKeys) -> bool:
     RoundStateError
         The round has ended, or is just being opened.
     """
-    manifest = stack.store.get_json(keys.manifest, parse_manifest)
+    manifest = read_manifest(stack.store, keys)
     if manifest is not None:
         raise RoundStateError(f"round {keys.round_id!r} has ended ({manifest['status']})")
     execution = _execution(stack, keys)
@@ -152,7 +153,7 @@ def cancel_round(stack: Stack, keys: RoundKeys, reason: str) -> str:
         The round was completed, maybe just now, and stays so.
     """
     check_reason(reason)
-    manifest = stack.store.get_json(keys.manifest, parse_manifest)
+    manifest = read_manifest(stack.store, keys)
     if manifest is None:
         execution = _execution(stack, keys)
     elif manifest["status"] == COMPLETED:

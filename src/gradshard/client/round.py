@@ -34,11 +34,11 @@ from gradshard_core.formats.encoded import check_taken
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.masking import Agreement
-from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.spec import RoundSpec, parse_spec
-from gradshard_core.records.manifest import COMPLETED, parse_manifest
+from gradshard_core.records.manifest import COMPLETED
 from gradshard_core.records.model_registry import Version, layout_of, read_version
 from gradshard_core.records.round_spec import read_spec
+from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.records.ticket_record import max_update_bytes, sent_layout
 from gradshard_core.stragglers.assignments import Assignment, Assignments
 
@@ -503,12 +503,12 @@ class Round(RoundAccess):
     def _manifest(self, *, check_execution: bool) -> dict[str, Any] | None:
         """Return the manifest of a completed round; None while it goes on."""
         store = self.store
-        manifest: dict[str, Any] | None = store.get_json(self.keys.manifest, parse_manifest)
+        manifest: dict[str, Any] | None = read_manifest(store, self.keys)
         if manifest is None and check_execution:
             execution = self._stack.execution(self.id)
             # The manifest may have been written between the two requests.
             if execution and execution.has_ended:
-                manifest = store.get_json(self.keys.manifest, parse_manifest)
+                manifest = read_manifest(store, self.keys)
                 if manifest is None and execution.failed:
                     raise RoundFailed(f"round {self.id!r} failed: {execution.reason}")
                 if manifest is None:
@@ -580,9 +580,9 @@ class Round(RoundAccess):
             The round takes no more updates, and has not got this one.
         """
         store = self.store
-        plan = store.get_json(self.keys.plan, parse_plan)
+        plan = read_plan(store, self.keys)
         if plan is None:
-            manifest = store.get_json(self.keys.manifest, parse_manifest)
+            manifest = read_manifest(store, self.keys)
             if manifest is None:
                 return False
             raise RoundStateError(f"round {self.id!r} has ended ({manifest['status']})")

@@ -16,6 +16,8 @@ from gradshard_core.formats.keys import (
     parse_update_key,
 )
 from gradshard_core.records.manifest import parse_manifest
+from gradshard_core.records.stored_lists import read_piece, with_lists
+from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import ListedObject
 
 if TYPE_CHECKING:
@@ -227,11 +229,11 @@ class StatusPoller:
 
     def _form(self, key: str) -> Callable[[Any], Any]:
         """Return a function that checks the form of a record."""
-        keys = self._keys
+        keys, store = self._keys, self._stack.store
         if key == keys.manifest:
-            return parse_manifest
+            return lambda manifest: parse_manifest(with_lists(store, keys, manifest))
         if key == keys.plan:
-            return _checked_plan
+            return lambda plan: with_lists(store, keys, _checked_plan(plan, store, keys))
         needed = {keys.spec: ["spec"]}.get(key, [])
         if key.startswith(keys.rejections):
             needed = ["client", "reason", "late"]
@@ -327,12 +329,12 @@ def _by_client(reasons: dict[str, str]) -> list[dict[str, str]]:
     return [{"client": client, "reason": reasons[client]} for client in sorted(reasons)]
 
 
-def _checked_plan(plan: dict[str, Any]) -> dict[str, Any]:
+def _checked_plan(plan: dict[str, Any], store: JsonReads, keys: RoundKeys) -> dict[str, Any]:
     """Return a plan's JSON if it is one."""
     # It loads numpy, which a round without a plan does not need.
     from gradshard_core.planning.plan_json import parse_plan
 
-    parse_plan(plan)
+    parse_plan(plan, get=partial(read_piece, store, keys))
     return plan
 
 

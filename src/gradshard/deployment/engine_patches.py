@@ -354,8 +354,9 @@ def _patch_events_to_functions() -> None:
 
     MiniStack runs every event at once, each in a process of its own, and drops those that fail or
     that are one too many: sixty updates arriving together would take a minute or lose one.
+    Schedules and topics pass events on in two ways.
     """
-    from ministack.services import eventbridge, lambda_svc
+    from ministack.services import eventbridge, lambda_svc, sns
 
     pool = ThreadPoolExecutor(_EVENTS_AT_ONCE)
 
@@ -379,7 +380,13 @@ def _patch_events_to_functions() -> None:
             record = lambda_svc._execution_record_for_config(function, config)
             pool.submit(deliver, record, json.loads(payload))
 
+    def notify(arn: str, message: str, _topic: str, subscription: str, *_: Any) -> None:
+        told = {"EventSource": "aws:sns", "EventVersion": "1.0", "Sns": json.loads(message)}
+        told["EventSubscriptionArn"] = subscription
+        dispatch(arn, json.dumps({"Records": [told]}))
+
     eventbridge._dispatch_to_lambda = dispatch
+    sns._deliver_to_lambda = notify
 
 
 def _patch_scheduler_tick() -> None:

@@ -12,7 +12,7 @@ For functions f of a system, with m_f MB and t_f seconds each,
     requests        = invocations · dollars per invocation
     step_functions  = transitions, Express requests and Express GB-seconds
     round           = Lambda and S3 of opening, collecting, planning, finalizing
-    events          = EventBridge's, of the objects that are created and deleted
+    events          = notifications of uploaded objects, and the event of the round's end
     starts          = GB-seconds of the INIT phase, of every function of the round
 
 The first two are the paper's ``agg`` column, the first three its ``full`` column; it counts none

@@ -19,6 +19,7 @@ from gradshard.client.training import Training
 from gradshard_core.observability import log_fields
 from tests import compressed, reference
 from tests.compressed import random_units
+from tests.notifications import uploaded
 from tests.unit.application.test_template import ALARMS, RESOURCES, STACK, of_type, shown
 from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import OPENED, Machine
@@ -93,7 +94,7 @@ def good_round(machine: Machine) -> None:
         machine.collect(client, machine.submit(client, {"w": np.ones(3, "f4")}))
     assert machine.turn(OPENED) == {"status": "completed"}
     machine.collect("b", machine.submit("b", {"w": np.zeros(3, "f4")}))
-    machine.step("collect_update", detail={"object": {"key": "elsewhere", "etag": ""}})
+    machine.step("collect_update", **uploaded("rounds/elsewhere/updates/a.safetensors"))
     training(machine)
 
 

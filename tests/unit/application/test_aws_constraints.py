@@ -296,7 +296,8 @@ MARKERS: Final = {
         ("RoundFailedAlarm.Properties.AlarmActions", ["a"] * 6, "max_items"),
         ("Dashboard.Properties.DashboardName", {"Fn::Sub": "${AWS::StackName}.all"}, "pattern"),
         ("UndeliveredEvents.Properties.KmsMasterKeyId", "k", "at_most_one"),
-        ("CollectUpdateFunctionUpdateArrived.Properties.EventPattern", ABSENT, "at_least_one"),
+        ("CollectUpdateFunctionUpdateArrived.Properties.RedrivePolicy", {}, "at_least_one"),
+        ("CollectUpdateFunctionUpdateArrived.Properties.Protocol", "sqs", "one_of"),
         ("CollectUpdateFunctionUpdateArrivedPermission.Properties.SourceArn", ABSENT, "needs"),
     ],
 )

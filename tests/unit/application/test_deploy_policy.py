@@ -68,7 +68,7 @@ UNUSED = {
 READ = {"lambda:GetFunctionCodeSigningConfig", "logs:GetDataProtectionPolicy"}
 """What is read though it is not used."""
 
-PASSING_NONE = {"AWS::S3::Bucket", "AWS::SNS::Topic", "AWS::Events::Rule"}
+PASSING_NONE = {"AWS::S3::Bucket", "AWS::SNS::Topic"}
 """Types whose handlers may pass a role, to which the template gives none."""
 
 OBJECTS = {"s3:GetObject", "s3:GetObjectVersion", "s3:PutObject", "s3:DeleteObject"}
@@ -86,7 +86,6 @@ ARNS = {
     "AWS::CloudWatch::Dashboard": [
         "arn:aws:cloudwatch::111111111111:dashboard/gradshard-ap-southeast-2"
     ],
-    "AWS::Events::Rule": [f"arn:aws:events:{IN}:rule/gradshard-CollectUpdateFunctionUpdate-1AB"],
     "AWS::IAM::Policy": ["arn:aws:iam::111111111111:role/gradshard-PlanRoundFunctionRole-1AB"],
     "AWS::IAM::Role": ["arn:aws:iam::111111111111:role/gradshard-PlanRoundFunctionRole-1AB"],
     "AWS::Lambda::EventInvokeConfig": [f"arn:aws:lambda:{IN}:function:gradshard-Collect-1AB"],
@@ -108,6 +107,8 @@ ARNS = {
     ],
     "AWS::S3::Bucket": ["arn:aws:s3:::gradshard-bucket-1ab"],
     "AWS::S3::BucketPolicy": ["arn:aws:s3:::gradshard-bucket-1ab"],
+    "AWS::SNS::Subscription": [f"arn:aws:sns:{IN}:gradshard-UpdateTopic-1AB"],
+    "AWS::SNS::TopicPolicy": [f"arn:aws:sns:{IN}:gradshard-UpdateTopic-1AB"],
     "AWS::SNS::Topic": [f"arn:aws:sns:{IN}:gradshard-AlarmTopic-1AB"],
     "AWS::SQS::Queue": [f"arn:aws:sqs:{IN}:gradshard-UndeliveredEvents-1AB"],
     "AWS::SQS::QueuePolicy": [f"arn:aws:sqs:{IN}:gradshard-UndeliveredEvents-1AB"],

@@ -34,7 +34,7 @@ OWN = {
 HOSTILE = [
     *("a", "b", "c.safetensors", "a.json", "00000", "0", "1", "tasks", "updates", "update.json"),
     *("partial-updates", "rejections", "replans", "task-reports", "partial-sums"),
-    *("measurements", "decisions", "secrets", "noise"),
+    *("measurements", "decisions", "secrets", "noise", "pieces", "arrived"),
     *("rounds", "models", "versions"),
     *("puts", "current", "model", "momentum", "arn", "BUCKET", *sorted(OWN)),
 ]
@@ -48,7 +48,7 @@ def round_keys(name: str) -> Iterator[str]:
     for client in CLIENTS:
         yield from (keys.update(client), keys.partial_update(client), keys.rejection(client))
     yield from (keys.tasks(0), keys.task_report(0, 1), keys.partial_sum(0, 0, 1), keys.replan(1))
-    yield from (keys.measurement(0), keys.decision(1))
+    yield from (keys.measurement(0), keys.decision(1), keys.piece("0a1b"), keys.arrivals(0))
 
 
 def model_keys(name: str) -> Iterator[str]:

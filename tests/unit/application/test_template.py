@@ -18,7 +18,7 @@ from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
 from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
 
 from gradshard.client.ticket_issuer import MAX_SECONDS
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.limits import MAX_STACK_NAME
 from gradshard_core.planning.spec import MAX_TIMEOUT
 from gradshard_core.rounds import aws_callbacks
@@ -416,15 +416,55 @@ def test_other_services_are_let_in_for_this_stack_only() -> None:
                 == {"aws:SourceAccount", "aws:SourceArn"}
             )
     permissions = of_type("AWS::Lambda::Permission").values()
-    assert {permission["Principal"] for permission in permissions} == {"events.amazonaws.com"}
+    assert {permission["Principal"] for permission in permissions} == {"sns.amazonaws.com"}
     assert {(shown(p["FunctionName"]), shown(p["SourceArn"])) for p in permissions} == {
-        ("${CollectUpdateFunction}", "${CollectUpdateFunctionUpdateArrived.Arn}"),
-        ("${WriteNoticesFunction}", "${WriteNoticesFunctionStateOrKnock.Arn}"),
+        ("${CollectUpdateFunction}", "${UpdateTopic}"),
+        ("${WriteNoticesFunction}", "${TrainingTopic}"),
     }
     [queue] = of_type("AWS::SQS::QueuePolicy").values()
     for statement in queue["PolicyDocument"]["Statement"]:
-        assert statement["Principal"] == {"Service": "events.amazonaws.com"}
-        assert "aws:SourceArn" in statement["Condition"]["ArnEquals"]
+        assert statement["Principal"] == {"Service": "sns.amazonaws.com"}
+        assert shown(statement["Condition"]["ArnEquals"]["aws:SourceArn"]) == "${UpdateTopic}"
+    [topics] = of_type("AWS::SNS::TopicPolicy").values()
+    for statement in topics["PolicyDocument"]["Statement"]:
+        assert statement["Principal"] == {"Service": "s3.amazonaws.com"}
+        assert shown(statement["Condition"]["StringEquals"]["aws:SourceAccount"]) == (
+            "${AWS::AccountId}"
+        )
+
+
+KEYS = RoundKeys("round-1")
+TOLD = {
+    "UpdateTopic": [
+        KEYS.update("client-1"),
+        TrainingKeys("training").inbox(12).update("client-1"),
+        KEYS.masks,
+        KEYS.refusal,
+    ],
+    "TrainingTopic": [TrainingKeys("t").state, TrainingKeys("t").knock("client-1")],
+}
+
+
+@pytest.mark.parametrize(("topic", "key"), [(t, key) for t, keys in TOLD.items() for key in keys])
+def test_s3_tells_of_what_functions_wait_for_and_once(topic: str, key: str) -> None:
+    told = RESOURCES["Bucket"]["Properties"]["NotificationConfiguration"]["TopicConfigurations"]
+    filters = [
+        (
+            shown(one["Topic"]),
+            {rule["Name"]: rule["Value"] for rule in one["Filter"]["S3Key"]["Rules"]},
+        )
+        for one in told
+    ]
+    found = [
+        name
+        for name, rule in filters
+        if key.startswith(rule["prefix"]) and key.endswith(rule["suffix"])
+    ]
+    assert found == [f"${{{topic}}}"]
+    # S3 takes no two filters that a key could pass.
+    suffixes = [rule["suffix"] for _, rule in filters]
+    assert not [a for a in suffixes for b in suffixes if a != b and a.endswith(b)]
+    assert len(set(suffixes)) == len(suffixes)
 
 
 def test_the_key_opens_nothing_but_this_bucket() -> None:
@@ -759,8 +799,9 @@ def test_events_at_which_collect_update_fails_are_kept() -> None:
     [config] = of_type("AWS::Lambda::EventInvokeConfig").values()
     assert shown(config["FunctionName"]) == "${CollectUpdateFunction}"
     assert shown(config["DestinationConfig"]["OnFailure"]["Destination"]) == queue
-    rule = of_type("AWS::Events::Rule")["CollectUpdateFunctionUpdateArrived"]
-    assert [shown(target["DeadLetterConfig"]["Arn"]) for target in rule["Targets"]] == [queue]
+    subscribed = of_type("AWS::SNS::Subscription")["CollectUpdateFunctionUpdateArrived"]
+    assert shown(subscribed["RedrivePolicy"]["deadLetterTargetArn"]) == queue
+    assert shown(subscribed["TopicArn"]) == "${UpdateTopic}"
     [kept] = of_type("AWS::SQS::Queue").values()
     assert kept["SqsManagedSseEnabled"] is True
     # Deadlines: the scheduler sends with the role it invokes with, and is told where by open_round.

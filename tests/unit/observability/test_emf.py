@@ -14,6 +14,7 @@ import pytest
 from gradshard_core.observability import log_fields
 from gradshard_core.planning import limits
 from gradshard_core.planning.plan import Task
+from tests.notifications import uploaded
 
 FUNCTIONS = Path(__file__).parents[3] / "functions"
 NAMES = sorted(folder.name for folder in FUNCTIONS.iterdir())
@@ -86,10 +87,6 @@ class Said:
             app.handler(event, Context())
         self.text = self._capsys.readouterr().out
         return [json.loads(line) for line in self.text.splitlines()]
-
-
-def uploaded(key: str) -> dict[str, Any]:
-    return {"detail": {"object": {"key": key, "etag": "e"}}}
 
 
 REPORT = {

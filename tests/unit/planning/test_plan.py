@@ -53,7 +53,7 @@ def test_each_shard_has_a_task_for_each_group() -> None:
         (3, 16, 32, 2, 3),
     ]
     assert [(t.number, t.first, t.stop) for t in plan.tasks(1)] == [(0, 0, 2), (1, 2, 4)]
-    assert plan.contributors_behind(plan.tasks(1)[1]) == [0, 1, 2]
+    assert plan.groups_behind(plan.tasks(1)[1]) == [(0, 2), (2, 3)]
 
 
 def test_higher_levels_wait_for_the_last_stage() -> None:

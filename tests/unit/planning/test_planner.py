@@ -387,10 +387,10 @@ def test_dollars_of_a_round_by_hand() -> None:
         + bill.events
         + bill.starts
     )
-    # Ten updates and nine objects of the round, three times each; and the round's own.
-    assert bill.events == pytest.approx((3 * (10 + 9) + 1) * 1e-6)
+    # Ten updates and the result; and the event of the round's end.
+    assert bill.events == pytest.approx((10 + 1) * 0.5e-6 + 1e-6)
     # Tasks of a whole processor, and the four functions around them at their shares.
-    small = sum(mb / 1024 * 0.1 + 0.15 * 1769 / 1024 for mb in (256, 472, 256, 472))
+    small = sum(mb / 1024 * 0.1 + 0.15 * 1769 / 1024 for mb in (256, 256, 472, 256))
     tasks = 2 * (1769 / 1024) * (0.1 + 0.13)
     assert bill.starts == pytest.approx((tasks + small) * 0.0000133334)
 

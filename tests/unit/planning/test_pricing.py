@@ -41,7 +41,6 @@ class CountedS3:
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
         self.created: Counter[str] = Counter()
-        self.deleted: Counter[str] = Counter()
         self.objects: dict[str, tuple[bytes, int]] = {}
         self.parts: list[int] = []
         self.meter = Meter()
@@ -75,32 +74,24 @@ class CountedS3:
         self.create(Key, Body, len(Body))
 
     def create(self, key: str, body: bytes, size: int) -> None:
-        """Make an object's next version, of which S3 tells."""
+        """Make an object's next version, of which S3 may tell."""
         self.objects[key] = (body, size)
         self.created[key] += 1
 
     def delete_object(self, **_: Any) -> None:
         self.asked[FREE] += 1
 
-    def delete_objects(self, *, Delete: Any, **_: Any) -> dict[str, Any]:  # noqa: N803
+    def delete_objects(self, **_: Any) -> dict[str, Any]:
         self.asked[FREE] += 1
-        self.deleted.update(found["Key"] for found in Delete["Objects"])
         return {}
 
-    def events(self) -> int:
-        """Count what S3 tells of, until all that expires has."""
-        count = 0
-        for key, created in self.created.items():
-            count += created
-            if key in self.deleted:
-                count += self.deleted[key]
-            elif key.startswith("rounds/"):
-                # A delete marker for the last version, and the end of each.
-                count += 1 + created
-            elif key.endswith("/current.json"):
-                # One version ends for each that is written.
-                count += created
-        return count
+    def notifications(self) -> int:
+        """Count what S3 tells the topic of updates, as the template filters it."""
+        return sum(
+            created
+            for key, created in self.created.items()
+            if key.startswith("rounds/") and key.endswith(".safetensors")
+        )
 
     def create_multipart_upload(self, **_: Any) -> dict[str, str]:
         self.asked[PUT] += 1
@@ -233,8 +224,8 @@ def test_the_functions_make_the_requests_that_are_priced(
     assert pricing.around(tasks, clients, models, measured) == Requests(
         s3.asked[GET], s3.asked[PUT]
     )
-    # And the one that tells of the round's end, which is not S3's.
-    assert pricing.events(tasks, clients, models, measured) == s3.events() + len(published)
+    assert pricing.notifications(clients) == s3.notifications()
+    assert published == ["RoundCompleted"]  # the event that is priced
 
 
 def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
@@ -308,12 +299,13 @@ def test_tasks_in_batches_by_hand() -> None:
     assert bill.lambda_ == pytest.approx((800 + 30 + 10) * 0.5 * 0.0000166667)
     assert bill.s3_aggregators == pytest.approx(1000 * 0.4e-6 + 100 * 5e-6)
     assert bill.s3_clients == pytest.approx(70 * 0.4e-6 + 14 * 5e-6)
-    # 83 tasks, seven arrivals, and three more functions.
-    assert bill.requests == pytest.approx((83 + 7 + 3) * 0.2e-6)
+    # 83 tasks, seven arrivals, the result, and three more functions.
+    assert bill.requests == pytest.approx((83 + 7 + 1 + 3) * 0.2e-6)
+    assert bill.events == pytest.approx((7 + 1) * 0.5e-6 + 1e-6)
     looks, listings = (round(number) for number in pricing._looks(7))
     around = (1 + 5 * 7 + looks + 10 + 85 + 1) * 0.4e-6 + (2 + listings + 6 + 5) * 5e-6
     assert bill.round_ == pytest.approx(
-        (7 * 472 + 256 + 472 + 256) / 1024 * 0.3 * 0.0000166667 + around
+        (7 * 256 + 256 + 472 + 256) / 1024 * 0.3 * 0.0000166667 + around
     )
 
 
@@ -388,9 +380,9 @@ def test_every_invocation_is_billed() -> None:
         aggregators=Requests(0, 0),
         by_clients=Requests(0, 0),
     )
-    # Tasks, arrivals, and open, plan and finalize.
-    assert pricing.invocations(3, 5) == 3 + 5 + 3
-    assert bill.requests == pytest.approx((3 + 5 + 3) * aws_prices.DOLLARS_PER_INVOCATION)
+    # Tasks, arrivals, the result, and open, plan and finalize.
+    assert pricing.invocations(3, 5) == 3 + 5 + 1 + 3
+    assert bill.requests == pytest.approx((3 + 5 + 1 + 3) * aws_prices.DOLLARS_PER_INVOCATION)
 
 
 def test_only_tasks_that_started_cold_pay_for_it() -> None:

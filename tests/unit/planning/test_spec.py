@@ -19,8 +19,13 @@ DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "clients is missing"),
     ({"clients": 0}, "clients is 0"),
-    ({"clients": 4097}, "clients is 4097, not a whole number from 1 to 4096"),
-    ({"clients": [f"c{i}" for i in range(4097)]}, "4097 ids; a round takes 1 to 4096"),
+    ({"clients": 100_001}, "clients is 100001, not a whole number from 1 to 100000"),
+    ({"clients": [f"c{i}" for i in range(100_001)]}, "100001 ids; a round takes 1 to 100000"),
+    ({"clients": 4097, "rule": "fill"}, "names each client takes at most 4096"),
+    (
+        {"clients": 4097, "assignments": {"batch_size": 8, "epochs": 2, "learning_rate": 0.1}},
+        "names each client takes at most 4096",
+    ),
     ({"clients": True}, "clients is True"),
     ({"clients": "a"}, "neither a list of ids nor a number"),
     ({"clients": []}, "0 ids"),
@@ -298,7 +303,8 @@ def test_groups_of_named_clients_go_by_their_ids() -> None:
 @pytest.mark.parametrize(
     ("fields", "capacity"),
     [
-        ({"clients": 2}, 4096),
+        ({"clients": 2}, 100_000),
+        ({"clients": 2, "rule": "fill"}, 4096),
         ({"clients": 2, "topology": "shards"}, 64),
         ({"clients": 9, "topology": "lambda_fl", "fan_in": 2}, 128),
         ({"clients": 9, "topology": "lifl", "fan_in": 2}, 256),

@@ -6,7 +6,10 @@ import pytest
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.planning.spec_workload import workload_of
 from gradshard_core.planning.training_spec import OPTIONS, TrainingSpec, parse_training_spec
+from gradshard_core.planning.workload import Workload
+from gradshard_core.trainings.sampling import count_invited
 
 ROUND = {"server_optimizer": "fedavg"}
 MODELS = {"optimizer": "fedavg", "updates": "models"}
@@ -100,6 +103,7 @@ EXAMPLES: dict[str, Any] = {
     "round": {**ROUND, "timeout": 60},
     "mode": "buffered",
     "buffer": 2,
+    "updates_per_client": 2,
     "max_staleness": 4,
     "staleness_exponent": 1.0,
     "clients": ["a", "b"],
@@ -119,7 +123,7 @@ EXAMPLES: dict[str, Any] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_survives_json(name: str) -> None:
     fields = {**GOOD, name: EXAMPLES[name]}
-    if name in {"mode", "buffer", "max_staleness", "staleness_exponent"}:
+    if name in {"mode", "buffer", "updates_per_client", "max_staleness", "staleness_exponent"}:
         fields |= {"mode": "buffered", "buffer": 2}
     if name == "over_selection":
         fields["sample"] = 2
@@ -145,7 +149,7 @@ def test_every_option_survives_json(name: str) -> None:
 def test_so_many_are_invited_and_awaited(
     options: dict[str, Any], members: int, invited: int, awaited: int
 ) -> None:
-    assert parse(**options).invited(members) == (invited, awaited)
+    assert count_invited(parse(**options), members) == (invited, awaited)
 
 
 def test_a_round_follows_the_assignments_of_the_one_before() -> None:
@@ -158,12 +162,24 @@ def test_a_round_follows_the_assignments_of_the_one_before() -> None:
     assert second.assignments.after == "t-00001"
 
 
+def test_a_budget_counts_the_masks_of_a_round() -> None:
+    def workload(**masked: Any) -> Workload:
+        spec = parse(round={**ROUND, **masked}).round_spec(("a", "b", "c"), 3, None)
+        return workload_of(spec, 4_000_000, 3)
+
+    plain, narrow = workload(), workload(masked=TERMS)
+    wide = workload(masked={**TERMS, "ring_bits": 64})
+    assert [list(map(list, load.levels)) for load in (plain, narrow, wide)] == [[[3]], [[4]], [[4]]]
+    assert (narrow.sums_bytes, wide.sums_bytes) == (4_000_000, 8_000_000)
+    assert wide.stored_bytes == 8_000_000
+
+
 def test_masked_rounds_of_a_training_have_ids_and_fit_into_the_ring() -> None:
     spec = parse(**MASKED)
     assert spec.needed() == 2
-    assert spec.invited(10) == (10, 10)
+    assert count_invited(spec, 10) == (10, 10)
     most = (2**31 - 1) // (100 * (2**15 - 1))
-    assert spec.invited(1000) == (most, most)
+    assert count_invited(spec, 1000) == (most, most)
     round_ = spec.round_spec(("a", "b", "c"), 3, None)
     assert round_.clients == ("a", "b", "c")
     assert round_.min_clients == 2
@@ -204,15 +220,15 @@ def test_every_number_of_members_that_is_enough_makes_a_round(
         spec = parse(round=of_round, **fields)
         assert spec.needed() == (10 if fields.get("sample") == 10 else fewest)
         for members in (spec.needed(), 12, 64, 65, 300):
-            invited, awaited = spec.invited(members)
+            invited, awaited = count_invited(spec, members)
             assert spec.needed() <= awaited <= invited <= members
             terms = spec.round_spec(tuple(f"c{n}" for n in range(invited)), awaited, None)
             assert quorum <= terms.min_clients <= awaited
 
 
 def test_a_robust_rule_invites_no_more_clients_than_it_takes() -> None:
-    assert parse(round=KRUM).invited(300) == (64, 64)
-    assert parse(round=KRUM, sample=40, over_selection=1).invited(300) == (64, 40)
+    assert count_invited(parse(round=KRUM), 300) == (64, 64)
+    assert count_invited(parse(round=KRUM, sample=40, over_selection=1), 300) == (64, 40)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard_core.planning.plan import Rejection
 from gradshard_core.planning.spec import parse_spec
 from gradshard_core.records import model_registry
 from gradshard_core.rounds import arrivals, aws_callbacks
@@ -46,6 +47,22 @@ def test_an_unfinished_update_does_not_count_in_a_round_of_whole_updates(body: b
             look=lambda _: 1,
             large_headers=thread,
         ) == [None]
+
+
+def test_a_large_header_is_checked_when_the_round_is_planned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(arrivals, "ARRIVAL_HEADER_BYTES", 100)
+    store, bad = MemoryStore(), (200).to_bytes(8, "little") + b"x" * 200
+    for body, found in ((bad, None), (bad[:-1], Rejection), (GOOD, Update)):
+        store.put_bytes(KEYS.update("a"), body)
+        with ThreadPoolExecutor(1) as thread:
+            [planned] = arrivals.check_updates(
+                store, lambda _: Address(KEYS), ["a"], WHOLE, look=lambda u: u, large_headers=thread
+            )
+        arrived = arrivals.check_update(store, KEYS, "a", WHOLE)
+        assert type(arrived) is (found or type(None))
+        assert isinstance(planned, Update if found is Update else Rejection)
 
 
 def test_an_unfinished_update_counts_in_a_round_of_partial_updates() -> None:

@@ -206,6 +206,8 @@ class RoundKeys:
         self.secrets = f"{root}secrets/"
         self.noise_key = f"{self.secrets}noise.json"
         self.plan = f"{root}plan.json"
+        self._pieces = f"{root}pieces/"
+        self.arrived = f"{root}arrived/"
         self.layout = f"{root}layout.header"
         self.state_layout = f"{root}state-layout.header"
         self.task_reports = f"{root}task-reports/"
@@ -242,6 +244,14 @@ class RoundKeys:
     def decision(self, attempt: int) -> str:
         """Return the key of the weights that a robust rule decided on for an attempt."""
         return f"{self.decisions}{attempt}.json"
+
+    def piece(self, name: str) -> str:
+        """Return the key of a piece of a long list."""
+        return f"{self._pieces}{name}.json"
+
+    def arrivals(self, number: int) -> str:
+        """Return the key of a part of the record of who has arrived in a large round."""
+        return f"{self.arrived}{number:04d}"
 
     def tasks(self, level: int) -> str:
         """Return the key of what a level's map reads."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from gradshard_core.formats.keys import parse_knock_key, parse_update_key
+from gradshard_core.formats.notifications import is_notification, parse_notifications
 from gradshard_core.observability.memory import peak_memory_mb
 
 NAMESPACE: Final = "gradshard"
@@ -70,8 +71,11 @@ class Context(Protocol):
 
 def subject(event: Event) -> dict[str, Any]:
     """Return what an event is about, as far as it says, such as round, attempt and task."""
-    if "detail" in event:
-        key = event["detail"]["object"]["key"]
+    if is_notification(event):
+        found = parse_notifications(event)
+        if not found:
+            return {}
+        key = found[0].key
         # Ids are checked later: whoever may write to the bucket chooses the key.
         if update := parse_update_key(key):
             return _cut({"round": update.round_id, "contributor": update.client})

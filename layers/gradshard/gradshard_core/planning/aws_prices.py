@@ -11,14 +11,11 @@ DOLLARS_PER_INVOCATION: Final = 0.20 / 1e6
 # https://aws.amazon.com/s3/pricing/ (2026-11); PUT stands for COPY, POST and LIST too.
 DOLLARS_PER_PUT: Final = 0.005 / 1e3
 DOLLARS_PER_GET: Final = 0.0004 / 1e3
-# https://aws.amazon.com/eventbridge/pricing/ (2026-11): S3's events are "AWS opt-in data events",
-# priced as custom ones, by 64 KB.
+# https://aws.amazon.com/eventbridge/pricing/ (2026-11): custom events, by 64 KB.
 DOLLARS_PER_EVENT: Final = 1.00 / 1e6
-# Events of an object that lifecycle rules delete in the end: created, a delete marker, deleted for
-# good, https://docs.aws.amazon.com/AmazonS3/latest/userguide/EventBridge.html and
-# https://docs.aws.amazon.com/AmazonS3/latest/userguide/lifecycle-configure-notification.html
-# (2026-11).
-EVENTS_PER_EXPIRING_OBJECT: Final = 3
+# https://aws.amazon.com/sns/pricing/ (2026-11): requests to a standard topic, by 64 KB. S3's
+# notifications, and deliveries to Lambda, are free.
+DOLLARS_PER_NOTIFICATION: Final = 0.50 / 1e6
 # https://aws.amazon.com/step-functions/pricing/ (2026-11)
 DOLLARS_PER_TRANSITION: Final = 0.025 / 1e3
 DOLLARS_PER_EXPRESS_REQUEST: Final = 1.00 / 1e6

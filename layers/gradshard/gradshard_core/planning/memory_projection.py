@@ -14,6 +14,7 @@ from gradshard_core.aggregation.sharding import (
     gathered_bytes,
     receive_buffer_bytes,
 )
+from gradshard_core.formats.pieces import PIECE
 from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
 
@@ -35,6 +36,9 @@ PLAN_BYTES_PER_CLIENT: Final = 576
 PLAN_BYTES_PER_WEIGHT: Final = 11
 """Bytes for a contributor's weight in a layer of partial updates. It is half of the JSON, since a
 number takes less memory for its length than an object does (measured: 83 bytes with its text)."""
+
+PLAN_BYTES_PER_PLACE: Final = 1
+"""Bytes of the groups and of the names of pieces, for a contributor of any group."""
 
 PLAN_BYTES_PER_SPAN: Final = 64
 
@@ -69,6 +73,9 @@ float64."""
 def plan_bytes(contributors: int, *, layers: int = 0, spans: int = 0, runs: int = 0) -> int:
     """Return the size of a plan's JSON, as it counts for a task's memory.
 
+    A task holds at most two pieces of the contributors: the one that it has read last, and the one
+    before while its group is in both.
+
     Parameters
     ----------
     contributors
@@ -80,8 +87,10 @@ def plan_bytes(contributors: int, *, layers: int = 0, spans: int = 0, runs: int 
     runs
         The number of runs beyond the first of each contributor.
     """
-    each = PLAN_BYTES_PER_CLIENT + PLAN_BYTES_PER_WEIGHT * layers
-    return each * contributors + PLAN_BYTES_PER_SPAN * spans + PLAN_BYTES_PER_RUN * runs
+    held = min(contributors, 2 * PIECE)
+    each = PLAN_BYTES_PER_PLACE + PLAN_BYTES_PER_WEIGHT * layers
+    total = PLAN_BYTES_PER_CLIENT * held + each * contributors
+    return total + PLAN_BYTES_PER_SPAN * spans + PLAN_BYTES_PER_RUN * runs
 
 
 def project_memory(

@@ -9,7 +9,6 @@ from gradshard_core.aggregation.robust_rules import (
     RobustRule,
     parse_robust_rule,
 )
-from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.keys import check_id
@@ -19,8 +18,11 @@ from gradshard_core.stragglers.assignments import AssignmentSettings, parse_assi
 from gradshard_core.stragglers.salf import RULES, SALF, PartialRule
 from gradshard_core.stragglers.salf import parse_rule as parse_partial_rule
 
-MAX_CLIENTS: Final = MAX_FAN_IN**2
-"""A grid of two levels."""
+MAX_CLIENTS: Final = 100_000
+
+MAX_NAMED: Final = 4096
+"""The most clients of a round that looks at each of them by name: an eager or a masked one, one of
+partial updates, or one with assignments. Trainings name each client, too."""
 
 MAX_VERSION: Final = 99_999_999
 """The keys of versions have eight digits."""

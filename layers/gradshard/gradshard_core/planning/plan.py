@@ -6,14 +6,14 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Self
 
 from gradshard_core.aggregation.addition_order import Order
-from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, SHARES, shares_of
+from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, SHARES
 from gradshard_core.aggregation.buffers import Stretches, clip_stretches
 from gradshard_core.aggregation.gram import Measuring, cut_chunks
 from gradshard_core.aggregation.gram_sample import Sample
@@ -31,6 +31,7 @@ from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs, Span, encode_header
 from gradshard_core.formats.masked import Share
+from gradshard_core.formats.pieces import StoredList
 from gradshard_core.planning.masking import MASKED, Masking
 from gradshard_core.planning.outputs import (
     NO_HEADER,
@@ -41,7 +42,7 @@ from gradshard_core.planning.outputs import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Contributor:
     """A client whose update is part of the plan.
 
@@ -113,12 +114,15 @@ class Participants:
         The expected clients that sent nothing.
     left_out
         Good updates that a robust rule gives no weight.
+    samples
+        The samples of all contributors together; None to add them up when they are needed.
     """
 
-    contributors: tuple[Contributor, ...] = ()
-    rejected: tuple[Rejection, ...] = ()
-    missing: tuple[str, ...] = ()
-    left_out: tuple[Contributor, ...] = ()
+    contributors: Sequence[Contributor] = ()
+    rejected: Sequence[Rejection] = ()
+    missing: Sequence[str] = ()
+    left_out: Sequence[Contributor] = ()
+    samples: int | None = field(default=None, compare=False)
 
 
 class LayerRanges(NamedTuple):
@@ -240,6 +244,9 @@ class Computation:
         attempt's decision, which clients do not read.
     dp
         How the result is made private; None if it is not.
+    surveys
+        Whether tasks read the headers of a large round's updates, which is a pass before all
+        others, and write no average. Weights and layout are not known then.
     sample
         The elements that tasks measure; None for all.
     """
@@ -257,6 +264,12 @@ class Computation:
     measured: int | None = None
     dp: PrivacyMechanism | None = None
     sample: Sample | None = None
+    surveys: bool = False
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether the tasks of the last level write the average."""
+        return not (self.measures or self.surveys)
 
 
 @dataclass(frozen=True)
@@ -358,9 +371,23 @@ class Plan:
     planned_at: str = ""
 
     @property
-    def contributors(self) -> tuple[Contributor, ...]:
+    def contributors(self) -> Sequence[Contributor]:
         """The participants whose updates are averaged."""
         return self.participants.contributors
+
+    def contributor(self, client: str) -> Contributor | None:
+        """Return the contributor with an id; None if the client is none."""
+        contributors = self.contributors
+        if isinstance(contributors, StoredList) and self.stage.groups is None:
+            # In an eager round they are sorted within each group only.
+            contributors = contributors.near(client)
+        return next((found for found in contributors if found.client == client), None)
+
+    @cached_property
+    def samples(self) -> int:
+        """The samples of all contributors together."""
+        known = self.participants.samples
+        return sum(c.samples for c in self.contributors) if known is None else known
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -389,23 +416,42 @@ class Plan:
         """The number that the whole sum is divided by, once, at the end."""
         if self.computation.weights != COUNTS:
             return 1
-        return sum(contributor.samples for contributor in self.contributors)
+        return self.samples
+
+    def zones(self, first: int, stop: int) -> list[Zone]:
+        """Return the weights of contributors [first, stop), along the layout."""
+        if (first, stop) not in self._zones:
+            self._zones.clear()
+            self._zones[first, stop] = self._make_zones(slice(first, stop))
+        return self._zones[first, stop]
 
     @cached_property
-    def zones(self) -> list[Zone]:
-        """The contributors' weights, along the layout."""
-        layers = self.layout.layers
+    def _zones(self) -> dict[tuple[int, int], list[Zone]]:
+        """The zones that were asked for last: a task needs those of its group."""
+        return {}
+
+    def _make_zones(self, part: slice) -> list[Zone]:
+        layers, contributors = self.layout.layers, self.contributors[part]
         if not layers:
-            weights = [contributor.weight for contributor in self.contributors]
-            return list(self._cut_out_buffers(Zone(0, self.layout.nbytes, weights)))
-        zones = sorted(
-            Zone(start, end, weighed.weights)
-            for layer, weighed in zip(layers, self.computation.layers, strict=True)
+            weights = [contributor.weight for contributor in contributors]
+            zone = Zone(0, self.layout.nbytes, weights)
+            return list(self._cut_out_buffers(zone, contributors, None))
+        weighed = self.computation.layers
+        places = sorted(
+            (start, end, number)
+            for number, layer in enumerate(layers)
             for start, end in layer.ranges
         )
-        return [part for zone in zones for part in self._cut_out_buffers(zone)]
+        zones = [(Zone(start, end, weighed[n].weights[part]), n) for start, end, n in places]
+        return [
+            cut
+            for zone, number in zones
+            for cut in self._cut_out_buffers(zone, contributors, number)
+        ]
 
-    def _cut_out_buffers(self, zone: Zone) -> Iterator[Zone]:
+    def _cut_out_buffers(
+        self, zone: Zone, contributors: Sequence[Contributor], layer: int | None
+    ) -> Iterator[Zone]:
         """Give the model's buffers in a zone weights that are shares, under every rule.
 
         Weights that are normalised by steps, or corrected for missing clients, do not add up to
@@ -414,9 +460,11 @@ class Plan:
         if self.next_model is None or self.computation.weights in (COUNTS, EQUAL, MASKED):
             yield zone
             return
-        covers = [weight is not None for weight in zone.weights]
-        shares = iter(self._shares(list(itertools.compress(self.contributors, covers))))
-        plain = [next(shares) if has_layer else None for has_layer in covers]
+        of = self._share_in(layer)
+        plain = [
+            None if weight is None else of(contributor)
+            for contributor, weight in zip(contributors, zone.weights, strict=True)
+        ]
         if plain == list(zone.weights):
             yield zone
             return
@@ -430,12 +478,21 @@ class Plan:
         if position < zone.end:
             yield zone._replace(start=position)
 
-    def _shares(self, contributors: Sequence[Contributor]) -> list[float]:
-        """Return the shares of contributors in a buffer: by samples, or as a robust rule weighs."""
-        total = math.fsum(contributor.weight for contributor in contributors)
-        if self.computation.measured is not None and total:
-            return [contributor.weight / total for contributor in contributors]
-        return shares_of([contributor.samples for contributor in contributors])
+    def _share_in(self, layer: int | None) -> Callable[[Contributor], float]:
+        """Return what gives a contributor's share in a buffer: by samples, or as a rule weighs.
+
+        The shares are those among all contributors, or among those that have a layer.
+        """
+        if self.computation.measured is not None:
+            weights = math.fsum(contributor.weight for contributor in self.contributors)
+            if weights:
+                return lambda contributor: contributor.weight / weights
+        if layer is None:
+            samples = self.samples
+        else:
+            covers = [weight is not None for weight in self.computation.layers[layer].weights]
+            samples = sum(c.samples for c in itertools.compress(self.contributors, covers))
+        return lambda contributor: contributor.samples / samples
 
     @property
     def outputs(self) -> list[Output]:
@@ -480,6 +537,8 @@ class Plan:
 
     def _cut(self) -> list[Shard]:
         """Cut the layout into M shards."""
+        if self.computation.surveys:  # no layout is known
+            return [Shard(0, 0, 0)]
         layout, shards, sample = self.layout, self.computation.shards, self.computation.sample
         if not self.computation.measures:
             return cut_shards(layout.spans, layout.nbytes, shards)
@@ -580,17 +639,13 @@ class Plan:
 
     def input_zones(self, task: Task, start: int) -> list[Zone]:
         """Return the weights of a task's inputs, from byte ``start`` of the layout on."""
-        numbers = self.inputs(task)
         if task.level > 0:
-            return [Zone(start, task.end, [1.0] * len(numbers))]
-        return [
-            zone._replace(weights=[zone.weights[number] for number in numbers])
-            for zone in clip_zones(self.zones, start, task.end)
-        ]
+            return [Zone(start, task.end, [1.0] * len(self.inputs(task)))]
+        return list(clip_zones(self.zones(task.first, task.stop), start, task.end))
 
-    def contributors_behind(self, task: Task) -> list[int]:
-        """Return the numbers of all contributors whose updates are in a task's sum."""
+    def groups_behind(self, task: Task) -> list[tuple[int, int]]:
+        """Return the groups [first, stop) of contributors whose updates are in a task's sum."""
         numbers = [task.number % len(self.levels[task.level].groups)]
-        for level in reversed(self.levels[: task.level + 1]):
+        for level in reversed(self.levels[1 : task.level + 1]):
             numbers = [below for number in numbers for below in range(*level.groups[number])]
-        return numbers
+        return [self.levels[0].groups[number] for number in numbers]

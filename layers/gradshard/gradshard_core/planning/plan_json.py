@@ -1,8 +1,10 @@
 """A plan as JSON: one flat object, as it is stored in ``plan.json``."""
 
 from array import array
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import Any, TypeVar
 
 from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.privacy import parse_privacy
@@ -12,6 +14,7 @@ from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, StoredTensors
 from gradshard_core.formats.layout import Runs, Span
 from gradshard_core.formats.masked import Share
+from gradshard_core.formats.pieces import PIECE, Get, ListWriter, Put, StoredList, is_in_pieces
 from gradshard_core.planning.masking import Masking
 from gradshard_core.planning.outputs import NextModel, StoredHeader
 from gradshard_core.planning.plan import (
@@ -27,11 +30,32 @@ from gradshard_core.planning.plan import (
     Stage,
 )
 
+T = TypeVar("T")
 
-def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """Return a plan as JSON."""
+
+def plan_to_json(plan: Plan, put: Put | None = None) -> dict[str, Any]:
+    """Return a plan as JSON.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    put
+        Stores the pieces of long lists. Without it, the JSON has all of them whole.
+    """
     tables = _Tables()
     participants, computation, layout = plan.participants, plan.computation, plan.layout
+
+    def listed(
+        entries: Sequence[T], of_entry: Callable[[T, _Tables], Any], name_of: Callable[[T], str]
+    ) -> Any:
+        if put is None or len(entries) <= PIECE:
+            return [of_entry(entry, tables) for entry in entries]
+        writer = ListWriter(put, partial(_piece, of_entry), name_of)
+        for entry in entries:
+            writer.add(entry)
+        return writer.to_json()
+
     return {
         "round": plan.round_id,
         "attempt": plan.attempt,
@@ -39,9 +63,10 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "stage": plan.stage.number,
         "stage_groups": plan.stage.groups,
         "awaited": plan.stage.awaited,
-        "contributors": [_contributor_to_json(c, tables) for c in participants.contributors],
-        "rejected": [vars(rejection) for rejection in participants.rejected],
-        "missing": participants.missing,
+        "contributors": listed(participants.contributors, _contributor_to_json, _client),
+        "samples": plan.samples,
+        "rejected": listed(participants.rejected, lambda found, _: vars(found), _client),
+        "missing": listed(participants.missing, lambda client, _: client, str),
         "left_out": [_contributor_to_json(c, tables) for c in participants.left_out],
         "encodings": tables.written,
         "topology": computation.topology,
@@ -51,6 +76,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "robust": computation.robust and computation.robust.to_json(),
         "measures": computation.measures,
         "measured": computation.measured,
+        "surveys": computation.surveys,
         "dp": computation.dp and computation.dp.to_json(),
         "sample": computation.sample and computation.sample.to_json(),
         "allow_nonfinite": computation.allow_nonfinite,
@@ -77,8 +103,15 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def parse_plan(written: dict[str, Any]) -> Plan:
+def parse_plan(written: dict[str, Any], get: Get | None = None) -> Plan:
     """Read what :func:`plan_to_json` wrote.
+
+    Parameters
+    ----------
+    written
+        The JSON.
+    get
+        Loads a piece of a long list, when it is needed.
 
     Raises
     ------
@@ -86,14 +119,22 @@ def parse_plan(written: dict[str, Any]) -> Plan:
         The JSON is no plan.
     """
     groups = written["stage_groups"]
-    tables = [array("q", numbers) for numbers in written["encodings"]]
+    tables = _read_tables(written)
+
+    def listed(name: str, parse: Callable[[Any, _Read], T]) -> Sequence[T]:
+        listed = written[name]
+        if get is None or not is_in_pieces(listed):
+            return tuple(parse(entry, tables) for entry in listed)
+        return StoredList(listed, get, partial(_parse_piece, parse))
+
     return Plan(
         round_id=written["round"],
         participants=Participants(
-            contributors=tuple(_parse_contributor(c, tables) for c in written["contributors"]),
-            rejected=tuple(Rejection(**rejection) for rejection in written["rejected"]),
-            missing=tuple(written["missing"]),
-            left_out=tuple(_parse_contributor(c, tables) for c in written["left_out"]),
+            contributors=listed("contributors", _parse_contributor),
+            rejected=listed("rejected", lambda found, _: Rejection(**found)),
+            missing=listed("missing", lambda client, _: str(client)),
+            left_out=listed("left_out", _parse_contributor),
+            samples=written["samples"],
         ),
         computation=Computation(
             levels=tuple(_parse_level(level) for level in written["levels"]),
@@ -105,6 +146,7 @@ def parse_plan(written: dict[str, Any]) -> Plan:
             robust=written["robust"] and parse_robust_rule(written["robust"]),
             measures=written["measures"],
             measured=written["measured"],
+            surveys=written["surveys"],
             dp=written["dp"] and parse_privacy(written["dp"]),
             sample=written["sample"] and Sample.from_json(written["sample"]),
             layers=tuple(
@@ -142,6 +184,29 @@ def parse_plan(written: dict[str, Any]) -> Plan:
     )
 
 
+def _client(entry: Contributor | Rejection) -> str:
+    return entry.client
+
+
+def _piece(of_entry: "Callable[[T, _Tables], Any]", entries: Sequence[T]) -> dict[str, Any]:
+    """Return the JSON of a piece, with the tables that its entries refer to."""
+    tables = _Tables()
+    return {"entries": [of_entry(e, tables) for e in entries], "encodings": tables.written}
+
+
+def _parse_piece(parse: "Callable[[Any, _Read], T]", piece: dict[str, Any]) -> list[T]:
+    tables = _read_tables(piece)
+    return [parse(entry, tables) for entry in piece["entries"]]
+
+
+_Read = Sequence["array[int]"]
+"""The tables of runs that entries refer to."""
+
+
+def _read_tables(written: dict[str, Any]) -> "_Read":
+    return [array("q", numbers) for numbers in written["encodings"]]
+
+
 class _Tables:
     """The runs of compressed updates, each table once, however many contributors have it."""
 
@@ -164,20 +229,21 @@ def _runs_to_json(runs: Runs, tables: _Tables) -> Any:
     return runs.to_json()
 
 
-def _parse_runs(written: Any, tables: Sequence["array[int]"]) -> Runs:
+def _parse_runs(written: Any, tables: _Read) -> Runs:
     if isinstance(written, dict):
         return EncodedRuns(written["codec"], tables[written["table"]], written["shift"])
     return Runs(written)
 
 
 def _contributor_to_json(contributor: Contributor, tables: _Tables) -> dict[str, Any]:
-    return vars(contributor) | {
+    plain = {field.name: getattr(contributor, field.name) for field in fields(contributor)}
+    return plain | {
         "source": contributor.source._asdict(),
         "runs": _runs_to_json(contributor.runs, tables),
     }
 
 
-def _parse_contributor(written: dict[str, Any], tables: Sequence["array[int]"]) -> Contributor:
+def _parse_contributor(written: dict[str, Any], tables: _Read) -> Contributor:
     return Contributor(
         written["client"],
         ObjectVersion(**written["source"]),

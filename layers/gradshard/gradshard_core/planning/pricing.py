@@ -28,7 +28,9 @@ class Prices:
     express_per_million, express_gb_second
         The prices of Express executions: per million requests, and per GB-second.
     events_per_million
-        The price of a million events of EventBridge: S3's, and custom ones.
+        The price of a million custom events of EventBridge.
+    notifications_per_million
+        The price of a million messages to an SNS topic.
     """
 
     gb_second_x86_64: float = aws_prices.DOLLARS_PER_GB_SECOND["x86_64"]
@@ -40,6 +42,7 @@ class Prices:
     express_per_million: float = 1e6 * aws_prices.DOLLARS_PER_EXPRESS_REQUEST
     express_gb_second: float = aws_prices.DOLLARS_PER_EXPRESS_GB_SECOND
     events_per_million: float = 1e6 * aws_prices.DOLLARS_PER_EVENT
+    notifications_per_million: float = 1e6 * aws_prices.DOLLARS_PER_NOTIFICATION
 
     def gb_second(self, architecture: str) -> float:
         """Return the price of a GB-second of an architecture."""
@@ -67,7 +70,7 @@ class Bill:
     round_
         Lambda and S3 of opening, collecting, planning and finalizing.
     events
-        EventBridge's events of objects that are created and deleted.
+        Notifications of uploaded objects, and the event of the round's end.
     starts
         Lambda's INIT phase of cold starts.
     """
@@ -190,42 +193,22 @@ def bill(
         step_functions=_step_functions(passes, batch, prices, replans=bool(measured)),
         round_=small_gb_seconds * gb_second + prices.s3(around(tasks, clients, models, measured)),
         events=(
-            events(tasks, clients if updates is None else updates, models, measured)
-            * prices.events_per_million
-            / 1e6
-        ),
+            notifications(clients if updates is None else updates)
+            * prices.notifications_per_million
+            + prices.events_per_million
+        )
+        / 1e6,
         starts=_starts(sum(tasks) if cold_tasks is None else cold_tasks, memory_mb) * gb_second,
     )
 
 
-def events(tasks: Sequence[int], updates: int, models: int = 0, measured: int = 0) -> int:
-    """Count a round's events, until its objects have expired.
+def notifications(updates: int) -> int:
+    """Count the objects of a round of which S3 tells a topic.
 
-    Parameters
-    ----------
-    tasks
-        The number of tasks of each level; those of the last level are the parts of the result.
-    updates
-        The number of objects that clients send.
-    models
-        Objects that are written beside the update, where it is applied.
-    measured
-        Tasks that measured before.
+    Those are the objects that clients send, and the result: S3 filters by the beginning and the end
+    of a key. Each calls ``collect_update``.
     """
-    partials = sum(tasks[:-1])
-    # Opening: spec, callback. Planning: layout, plan, tasks, and a header for the state. A report
-    # for each task. Finalizing: result and manifest.
-    objects = 2 + (2 + len(tasks)) + (models > 1) + sum(tasks) + 2
-    # Partial sums are deleted for good by finalize_round. Versions of a model stay, and of what
-    # notes the current one a version is deleted for each that is written.
-    kept = models + 1 + 2 if models else 0
-    # And the round's own one, that it has ended.
-    if measured:
-        # The measurement, that nobody was rejected, and the decision. Plan, tasks and reports are
-        # written again, and expire together.
-        objects += 3
-        kept += (aws_prices.EVENTS_PER_EXPIRING_OBJECT - 1) * (2 + measured)
-    return aws_prices.EVENTS_PER_EXPIRING_OBJECT * (updates + objects) + 2 * partials + kept + 1
+    return updates + 1
 
 
 def _starts(tasks: float, memory_mb: int) -> float:
@@ -244,9 +227,10 @@ def _init_gb_seconds(cpu_seconds: float, memory_mb: int) -> float:
 def invocations(tasks: int, clients: int, measured: int = 0) -> int:
     """Count a round's invocations: of its tasks, and of open, collect, plan and finalize.
 
-    After ``measured`` tasks the round is finalized and planned once more.
+    The result, too, calls ``collect_update``, which looks at its key alone. After ``measured``
+    tasks the round is finalized and planned once more.
     """
-    return tasks + clients + 3 + (measured + 2 if measured else 0)
+    return tasks + notifications(clients) + 3 + (measured + 2 if measured else 0)
 
 
 def around(tasks: Sequence[int], clients: int, models: int = 0, measured: int = 0) -> Requests:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from gradshard_core.aggregation import addition_order, topologies
 from gradshard_core.aggregation.addition_order import Order
-from gradshard_core.aggregation.arithmetic import COUNTS, SHARES, WEIGHTS
+from gradshard_core.aggregation.arithmetic import COUNTS, SHARES, STEPS, WEIGHTS
 from gradshard_core.aggregation.privacy import LEAST_CLIENTS, PrivacyMechanism, parse_privacy
 from gradshard_core.aggregation.robust_rules import ROBUST_RULES, RobustRule
 from gradshard_core.aggregation.server_optimizers import (
@@ -37,6 +37,7 @@ from gradshard_core.planning.masking import (
 )
 from gradshard_core.planning.option_parsers import (
     MAX_CLIENTS,
+    MAX_NAMED,
     ROBUST_EXAMPLE,
     SALF_EXAMPLE,
     AssignmentSpec,
@@ -258,7 +259,8 @@ class RoundSpec:
     masked: MaskingTerms | None = option(
         Parsed(
             parse_masking,
-            "object with `bound`, `max_samples` and `keeper`, and maybe `bits` and `ring_bits`",
+            "object with `bound`, `max_samples` and `keeper`, and maybe `bits` and `ring_bits`; "
+            "with dp, `keeper` alone",
             metavar="JSON",
             is_json=True,
             encoder=MaskingTerms.to_json,
@@ -330,6 +332,11 @@ class RoundSpec:
     def counted(self, samples: int) -> int:
         """Return how many of the samples that a client states are counted."""
         return samples if self.max_samples is None else min(samples, self.max_samples)
+
+    @property
+    def takes_reports(self) -> bool:
+        """Whether what clients report on their training is used."""
+        return self.assignments is not None or self.weights == STEPS
 
     @property
     def expected(self) -> int:
@@ -411,10 +418,16 @@ class RoundSpec:
         members = self.groups() if groups else []
         return any(client in members[number] for number in groups)
 
+    @property
+    def most_clients(self) -> int:
+        """The most clients that may be expected, whatever the topology."""
+        names = self.eager, self.partial_rule, self.masked, self.assignments, self.decider
+        return MAX_NAMED if any(names) else MAX_CLIENTS
+
     @cached_property
     def capacity(self) -> int:
         """The most contributors that these options allow."""
-        most = min(MAX_CLIENTS, math.prod(self.order)) if self.order else MAX_CLIENTS
+        most = min(self.most_clients, math.prod(self.order) if self.order else MAX_CLIENTS)
         return bisect_right(range(1, most + 1), False, key=self._is_too_many)
 
     def _is_too_many(self, contributors: int) -> bool:
@@ -502,6 +515,11 @@ def parse_new_spec(fields: Mapping[str, Any]) -> RoundSpec:
 
 def _check_clients(spec: RoundSpec) -> None:
     """Check how many clients are waited for."""
+    if spec.expected > spec.most_clients:
+        raise SpecError(
+            f"{spec.expected} clients are expected, and a round with eager, masked, dp, "
+            f"assignments, or a rule that names each client takes at most {spec.most_clients}"
+        )
     if spec.enough_clients is None:
         return
     if not spec.min_clients <= spec.enough_clients <= spec.expected:

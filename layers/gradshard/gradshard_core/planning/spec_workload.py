@@ -25,10 +25,12 @@ def workload_of(
 ) -> Workload:
     """Return the work of a round of these clients, each with an update of ``nbytes``.
 
-    If ``codec`` names one, the updates are F32 and compressed with it. With ``ring_bits`` they are
-    F32 and masked in a ring of 32 or 64 bits.
+    If ``codec`` names one, the updates are F32 and compressed with it. With ``ring_bits``, or in a
+    masked round, they are F32 and masked in a ring of 32 or 64 bits.
     """
     name, levels = spec.levels(clients)
+    if ring_bits is None and spec.masked is not None:
+        ring_bits = spec.masked.ring_bits
     if ring_bits is not None:
         factor = ring_bits // (8 * F32_BYTES)
         return Workload(
@@ -46,7 +48,7 @@ def workload_of(
         nbytes,
         levels,
         is_cut=TOPOLOGIES[name].is_cut,
-        sums_bytes=None if spec.dp is None else 2 * nbytes,  # of float64
+        sums_bytes=None if spec.noised is None else 2 * nbytes,  # of float64
         depth=max(1, *map(len, addition_order.split_order(order, levels))),
         plan_bytes=memory_projection.plan_bytes(clients),
         widening=1,  # as in F32

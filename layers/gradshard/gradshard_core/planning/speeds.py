@@ -24,7 +24,7 @@ ROUND_OVERHEAD_SECONDS: Final = 1.5
 # Assumed: from the end of a level's last task to the start of the next level's first.
 LEVEL_OVERHEAD_SECONDS: Final = 0.3
 # Assumed: 0.3 s of each of the small functions, at the template's memory sizes.
-COLLECT_GB_SECONDS: Final = 472 / 1024 * 0.3
+COLLECT_GB_SECONDS: Final = 256 / 1024 * 0.3
 ROUND_GB_SECONDS: Final = (256 + 472 + 256) / 1024 * 0.3  # open_round, plan_round, finalize_round
 
 # The work of Lambda before a cold start's first invocation is billed as that is: since
@@ -38,7 +38,7 @@ TASK_INIT_CPU_SECONDS: Final = 0.13
 SMALL_INIT_CPU_SECONDS: Final = 0.15
 # Of the functions around a round that start cold: open_round, collect_update, plan_round and
 # finalize_round.
-SMALL_MEMORIES_MB: Final = (256, 472, 472, 256)
+SMALL_MEMORIES_MB: Final = (256, 256, 472, 256)
 
 # CPU seconds per GB of client bytes of a whole task over HTTPS, 1.15 to 1.26 in docs/performance.md
 # (make bench, 2-core x86-64 machine, 2026-11).

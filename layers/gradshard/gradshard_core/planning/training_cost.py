@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.formats.keys import base_version
-from gradshard_core.planning import aws_prices, planner, pricing, round_cost
+from gradshard_core.planning import planner, pricing, round_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.planning.spec_workload import workload_of
@@ -52,8 +52,7 @@ def overhead(clients: int, aggregator: LambdaConfig, *, is_buffered: bool = Fals
         + 2 * prices.invocations_per_million / 1e6
         + (ADVANCE_GB_SECONDS + NOTICES_GB_SECONDS) * prices.gb_second(aggregator.architecture)
         + prices.s3(requests)
-        # State and record are created, and the versions before expire.
-        + 2 * aws_prices.EVENTS_PER_EXPIRING_OBJECT * prices.events_per_million / 1e6
+        + prices.notifications_per_million / 1e6  # the state
     )
 
 

@@ -17,8 +17,8 @@ from gradshard_core.planning.masking import (
     check_unused,
 )
 from gradshard_core.planning.option_parsers import (
-    MAX_CLIENTS,
     MAX_EXPONENT,
+    MAX_NAMED,
     InboxSpec,
     parse_clients,
     parse_exponent,
@@ -106,7 +106,7 @@ def terms_of_fewest(options: Mapping[str, Any]) -> RoundSpec:
         fewest = options.get("min_clients") or LEAST_MASKED
         return parse_new_spec({**options, "clients": _roster_of(fewest)})
     at_least = options.get("min_clients", 1)
-    if not isinstance(at_least, int) or not 1 <= at_least <= MAX_CLIENTS:
+    if not isinstance(at_least, int) or not 1 <= at_least <= MAX_NAMED:
         at_least = 1  # parse_spec says what is wrong
     for clients in range(at_least, MAX_FAN_IN):
         try:
@@ -118,17 +118,17 @@ def terms_of_fewest(options: Mapping[str, Any]) -> RoundSpec:
 
 def _roster_of(clients: Any) -> list[str] | Any:
     """Return ids for a number of clients, since masked rounds have no numbers of them."""
-    is_number = type(clients) is int and 1 <= clients <= MAX_CLIENTS
+    is_number = type(clients) is int and 1 <= clients <= MAX_NAMED
     return [str(number) for number in range(clients)] if is_number else ["0", "1"]
 
 
 def parse_sample(sample: Any) -> float:
     """Check how many clients are invited: a number, or a fraction below one."""
     is_number = isinstance(sample, int | float) and not isinstance(sample, bool)
-    if is_number and ((isinstance(sample, int) and 1 <= sample <= MAX_CLIENTS) or 0 < sample < 1):
+    if is_number and ((isinstance(sample, int) and 1 <= sample <= MAX_NAMED) or 0 < sample < 1):
         return sample  # type: ignore[no-any-return]
     raise SpecError(
-        f"sample is {sample!r}, neither a whole number of clients from 1 to {MAX_CLIENTS} nor a "
+        f"sample is {sample!r}, neither a whole number of clients from 1 to {MAX_NAMED} nor a "
         "fraction between 0 and 1"
     )
 
@@ -220,7 +220,7 @@ class TrainingSpec:
     sample: float | None = option(
         Parsed(
             parse_sample,
-            f"whole number from 1 to {MAX_CLIENTS:,}, or a fraction below 1",
+            f"whole number from 1 to {MAX_NAMED:,}, or a fraction below 1",
             metavar="N",
             is_number=True,
         ),
@@ -312,21 +312,6 @@ class TrainingSpec:
     def staleness(self) -> int:
         """The most versions that may have been made since an update began."""
         return DEFAULT_STALENESS if self.max_staleness is None else self.max_staleness
-
-    def invited(self, members: int) -> tuple[int, int]:
-        """Return how many of the members are invited to a round, and how many are awaited.
-
-        In buffered mode these are rounds of evaluation: as many are awaited as make a version.
-        """
-        if self.buffer is not None:
-            return min(members, MAX_CLIENTS), min(members, self.buffer)
-        wanted = members if self.sample is None else self.sample
-        if wanted < 1:
-            wanted = max(1, round(wanted * members))
-        most = min(members, self.terms.capacity)
-        awaited = min(max(int(wanted), self.needed()), most)
-        more = math.ceil(awaited * (1 + self.over_selection))
-        return min(more, most), awaited
 
     def needed(self) -> int:
         """Return the fewest members with which a round can be opened."""

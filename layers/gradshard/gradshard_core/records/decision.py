@@ -19,6 +19,14 @@ def verdict_on(entry: Mapping[str, Any]) -> str:
     return f"clipped to {entry['weight'] / full:.1%}"
 
 
+def sample_in_words(sample: Mapping[str, Any]) -> str:
+    """Say what was measured of the elements, from a sample in a decision or a manifest."""
+    return (
+        f"one in {sample['one_in']} elements, in {sample['stretches']} stretches: norms are off by "
+        f"up to {sample['error']:.2g} of themselves, as standard errors"
+    )
+
+
 def is_clipped(entry: Mapping[str, Any]) -> bool:
     """Whether a robust rule gives an update less than its weight without the rule."""
     return entry["full_weight"] is not None and entry["weight"] < entry["full_weight"]

@@ -23,7 +23,8 @@ from gradshard_core.errors import ModelNotFoundError, ModelStateError
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout
-from gradshard_core.records.manifest import COMPLETED, FAILED, parse_manifest
+from gradshard_core.records.manifest import COMPLETED, FAILED
+from gradshard_core.records.stored_lists import read_manifest
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 
@@ -268,7 +269,7 @@ def _is_void(store: S3Store, version: Version) -> bool:
 
 
 def _status(store: S3Store, round_id: str) -> str | None:
-    manifest = store.get_json(RoundKeys(round_id).manifest, parse_manifest)
+    manifest = read_manifest(store, RoundKeys(round_id))
     return None if manifest is None else str(manifest["status"])
 
 

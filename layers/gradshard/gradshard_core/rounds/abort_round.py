@@ -9,11 +9,11 @@ from gradshard_core.errors import BrokenObjectError, SpecError, plain_failure
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.outputs import next_model_keys
 from gradshard_core.planning.plan import Participants, Plan
-from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records import model_registry, privacy_ledger
-from gradshard_core.records.manifest import COMPLETED, FAILED, parse_manifest
+from gradshard_core.records.manifest import COMPLETED, FAILED
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.round_spec import read_spec
+from gradshard_core.records.stored_lists import read_manifest, read_plan, stored
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.s3.store import S3Store
 
@@ -54,13 +54,13 @@ def abort_round(
         # No object can be named after such a round; the execution alone keeps the cause.
         return {"status": FAILED, "error": error, "cause": cause}
     try:
-        plan = store.get_json(keys.plan, parse_plan)
+        plan = read_plan(store, keys)
         has_partials = plan is not None and len(plan.levels) > 1
         is_private = plan is not None and plan.computation.dp is not None
     except BrokenObjectError:
         # Maybe that is why the round is given up: what it would name is looked for.
         plan, has_partials, is_private = None, True, True
-    manifest = _manifest(round_id, error, cause, plan)
+    manifest = _manifest(store, keys, error, cause, plan)
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
     server_optimizer = _apply_terms(store, keys, plan)
     outputs = [
@@ -72,7 +72,7 @@ def abort_round(
         store.abort_open_uploads(key)
     _delete_intermediate(store, keys, has_partials=has_partials, is_private=is_private)
     if not is_first:
-        manifest = store.get_json(keys.manifest, parse_manifest) or manifest
+        manifest = read_manifest(store, keys) or manifest
     if manifest["status"] == COMPLETED:
         if server_optimizer:
             model_registry.note_current(store, server_optimizer.model)
@@ -86,23 +86,25 @@ def abort_round(
     return {"status": FAILED, "error": manifest["error"], "cause": manifest["cause"]}
 
 
-def _manifest(round_id: str, error: str, cause: str, plan: Plan | None) -> dict[str, Any]:
+def _manifest(
+    store: S3Store, keys: RoundKeys, error: str, cause: str, plan: Plan | None
+) -> dict[str, Any]:
     """Return the manifest of a round that failed, as far as it was planned."""
     participants = Participants() if plan is None else plan.participants
     return {
-        "round": round_id,
+        "round": keys.round_id,
         "status": FAILED,
         "error": error,
         "cause": cause,
-        "rejected": [vars(rejection) for rejection in participants.rejected],
-        "missing": participants.missing,
+        "rejected": stored(store, keys, participants.rejected, vars),
+        "missing": stored(store, keys, participants.missing),
         "finished_at": datetime.now(UTC).isoformat(),
     }
 
 
 def _apply_terms(store: S3Store, keys: RoundKeys, plan: Plan | None) -> ServerOptimizer | None:
     """Return the server optimizer of a round that makes a version of a model."""
-    if plan is not None and not plan.computation.measures:
+    if plan is not None and plan.computation.has_outputs:
         return plan.next_model.server_optimizer if plan.next_model else None
     try:
         opened = read_spec(store, keys)
@@ -129,10 +131,10 @@ def _release(store: S3Store, keys: RoundKeys, optimizer: ServerOptimizer | None)
     if optimizer is None:  # no model, and no ledger
         return
     try:
-        plan, opened = store.get_json(keys.plan, parse_plan), read_spec(store, keys)
+        plan, opened = read_plan(store, keys), read_spec(store, keys)
     except BrokenObjectError:
         return
-    if opened is not None and (plan is None or plan.computation.measures):
+    if opened is not None and (plan is None or not plan.computation.has_outputs):
         at = opened[1]["opened_at"]
         privacy_ledger.release(store, optimizer.model, keys.round_id, at)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.arithmetic import STEPS
@@ -11,6 +11,7 @@ from gradshard_core.errors import GradshardError, PlanError, UpdateError
 from gradshard_core.formats.encoded import (
     EncodedLayout,
     EncodedRuns,
+    check_taken,
     further_runs,
     parse_codec_error,
 )
@@ -25,6 +26,7 @@ from gradshard_core.rounds.arrivals import Update
 from gradshard_core.rounds.inbox import Address
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout, SeenLayouts, digests_of
+from gradshard_core.rounds.survey import Facts, Surveyed
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.assignments import Report, parse_report
 from gradshard_core.stragglers.layers import Coverage, Layer, coverage_of, layers_of
@@ -68,6 +70,14 @@ def answered_clients(store: S3Store, keys: RoundKeys, spec: RoundSpec) -> list[s
     return sorted({*answered, *arrivals.progressed(store, sent)})
 
 
+def entitled(spec: RoundSpec, clients: Sequence[str]) -> tuple[list[str], tuple[Rejection, ...]]:
+    """Return which of the clients that have answered may take part, and reject those too many."""
+    expected = [client for client in clients if spec.expects(client)]
+    places = spec.capacity if len(expected) > spec.expected else len(expected)
+    reason = f"the round takes {places} clients, and others come before this one"
+    return expected[:places], tuple(Rejection(client, reason) for client in expected[places:])
+
+
 def admit(
     store: S3Store,
     keys: RoundKeys,
@@ -77,7 +87,9 @@ def admit(
     settled: Layout | None,
     whose: str,
     held: Sequence[Contributor] = (),
+    rejected: Sequence[Rejection] = (),
     addresses: Mapping[str, Address] | None = None,
+    surveyed: Mapping[str, Facts] | None = None,
 ) -> Admission:
     """Check updates, and tell the senders of those that are rejected.
 
@@ -86,13 +98,18 @@ def admit(
     store, keys, spec
         The round.
     clients
-        The clients whose updates are there, sorted.
+        The clients whose updates are there, and may take part, sorted.
     settled, whose
         The layout that the round has already, if it has one, and what it comes from.
     held
         The contributors that an eager round has already.
+    rejected
+        The updates that may not.
     addresses
-        Where the updates are, in a buffered training; by default, where they were sent to.
+        Where the updates are, in a buffered training or if they are frozen; by default, where they
+        were sent to.
+    surveyed
+        What tasks have read of the updates, by client; the others are read now.
 
     Raises
     ------
@@ -100,25 +117,33 @@ def admit(
         The round was opened without a layout, and its updates have no majority's.
     """
     elsewhere = Address(arrivals.sent_to(keys, spec))
+    rejected = list(rejected)
 
     def address_of(client: str) -> Address:
         return (addresses or {}).get(client, elsewhere)
 
-    entitled, rejected = _take_places(spec, clients)
     # One thread reads all large headers, again and for the first time.
     with ThreadPoolExecutor(1) as large_headers:
         examiner = _Examiner(store, spec)
         examiner.begin(settled, whose)
+        known = surveyed or {}
         found = arrivals.check_updates(
             store,
             address_of,
-            entitled,
+            [client for client in clients if known.get(client) is None],
             spec,
             look=examiner.look,
             large_headers=large_headers,
         )
         updates = {update.client: update for update in found if isinstance(update, _Sent)}
         rejected += [update for update in found if isinstance(update, Rejection)]
+        for client, facts in known.items():
+            source = address_of(client).source
+            if isinstance(facts, str) and source is not None:
+                rejected.append(Rejection(client, facts, source.etag))
+            elif isinstance(facts, Surveyed) and source is not None:
+                updates[client] = examiner.recall(client, source, facts)
+        large_headers.submit(examiner.examine_all).result()
         if examiner.settled is None and updates:
             large_headers.submit(examiner.vote, updates).result()
         before = further_runs(contributor.runs for contributor in held)
@@ -127,32 +152,26 @@ def admit(
             source = updates.pop(client).source
             rejected.append(Rejection(client, f"{source.key}: {reason}", source.etag))
         runs = large_headers.submit(examiner.runs, updates).result()
-    told = keys if addresses is None else None
+    places: dict[tuple[bytes, int], Runs] = {}  # of a hundred thousand updates, a few differ
+
+    def runs_of(update: _Sent) -> Runs:
+        place = update.layout, update.data_offset
+        if place not in places:
+            places[place] = runs[update.layout].moved(update.data_offset)
+        return places[place]
+
+    told = keys if spec.inbox is None else None
     arrivals.reject_all(store, rejected, lambda client: told or address_of(client).keys)
     contributors = tuple(
-        replace(
-            _contributor(spec, update, runs[update.layout]),
-            staleness=address_of(update.client).staleness,
-        )
+        _contributor(spec, update, runs_of(update), address_of(update.client).staleness)
         for update in updates.values()
     )
-    coverage = {client: examiner.findings[updates[client].layout].covered for client in updates}
-    return Admission(
-        contributors,
-        examiner.of_result,
-        tuple(rejected),
-        {client: covered for client, covered in coverage.items() if covered is not None},
-    )
-
-
-def _take_places(spec: RoundSpec, clients: Sequence[str]) -> tuple[list[str], list[Rejection]]:
-    """Return the clients whose updates the round takes, and the rejections of those after them."""
-    entitled = [client for client in clients if spec.expects(client)]
-    places = spec.capacity if len(entitled) > spec.expected else len(entitled)
-    return entitled[:places], [
-        Rejection(client, f"the round takes {places} clients, and others come before this one")
-        for client in entitled[places:]
-    ]
+    coverage = {
+        client: covered
+        for client, update in updates.items()
+        if (covered := examiner.findings[update.layout].covered) is not None
+    }
+    return Admission(contributors, examiner.of_result, tuple(rejected), coverage)
 
 
 def check_quorum(admission_result: Admission, spec: RoundSpec, missing: Sequence[str]) -> None:
@@ -193,22 +212,23 @@ class _Sent(NamedTuple):
     client: str
     source: ObjectVersion
     samples: int
-    report: Report
+    report: Report | None
     layout: bytes
     data_offset: int
     codec_error: float | None
     share: Share | None
 
 
-def _contributor(spec: RoundSpec, update: _Sent, runs: Runs) -> Contributor:
-    """Return a contributor without a weight; ``runs`` are those of an object without a header."""
+def _contributor(spec: RoundSpec, update: _Sent, runs: Runs, staleness: int) -> Contributor:
+    """Return a contributor without a weight."""
     return Contributor(
         client=update.client,
         source=update.source,
         samples=spec.counted(update.samples),
         weight=0.0,
-        runs=runs.moved(update.data_offset),
+        runs=runs,
         report=_report(spec, update),
+        staleness=staleness,
         # It follows from the update itself, and the manifest of a private round hides that.
         codec_error=None if spec.dp else update.codec_error,
         share=update.share,
@@ -290,11 +310,36 @@ class _Examiner:
         self._seen[seen.order] = seen
         if self.settled is not None and seen.order not in self.findings:
             self.findings[seen.order] = self._examine(self.settled, header.layout)
-        report = parse_report(samples, header.metadata)
+        report = parse_report(samples, header.metadata) if self._spec.takes_reports else None
         error = (
             parse_codec_error(header.metadata) if isinstance(header.layout, EncodedLayout) else None
         )
         return _Sent(client, source, samples, report, seen.order, header.data_offset, error, share)
+
+    def recall(self, client: str, source: ObjectVersion, facts: Surveyed) -> _Sent:
+        """Note the layout of an update whose header a task has read."""
+        if facts.order not in self._seen:
+            self._seen[facts.order] = self._layouts.recall(
+                facts.order, facts.tensors, source, facts.data_offset
+            )
+        order = self._seen[facts.order].order
+        return _Sent(
+            client,
+            source,
+            facts.samples,
+            facts.report,
+            order,
+            facts.data_offset,
+            facts.codec_error,
+            None,
+        )
+
+    def examine_all(self) -> None:
+        """Examine the layouts that are not examined yet, if the round's is known."""
+        if self.settled is None:
+            return
+        for order in self._seen.keys() - self.findings.keys():
+            self.findings[order] = self._examine(self.settled, self._read(order, self.settled))
 
     def vote(self, updates: Mapping[str, _Sent]) -> None:
         """Take the layout of the majority, and examine all.
@@ -306,8 +351,7 @@ class _Examiner:
         """
         layout, whose = majority({c: self._seen[sent.layout] for c, sent in updates.items()})
         self._settle(layout, whose)
-        for order in self._seen:
-            self.findings[order] = self._examine(layout, self._read(order, layout))
+        self.examine_all()
 
     def unfit(self, updates: Mapping[str, _Sent], before: int) -> dict[str, str]:
         """Say which updates cannot be averaged with the others, and why.
@@ -339,6 +383,10 @@ class _Examiner:
         differs = difference(layout, settled, self._whose, partial=partial)
         if differs is not None:
             return _Findings(differs)
+        try:
+            check_taken(layout, self._spec.codecs or ())
+        except UpdateError as error:
+            return _Findings(broken=str(error))
         covered = None
         if partial:
             try:
@@ -379,7 +427,8 @@ def _disordered(
     """
     owners: dict[bytes | str, list[str]] = {}
     for client, found in findings.items():
-        owners.setdefault(layouts[client] if found.is_shared else client, []).append(client)
+        if found.further:
+            owners.setdefault(layouts[client] if found.is_shared else client, []).append(client)
     counts = {owner: findings[clients[0]].further for owner, clients in owners.items()}
     total = before + sum(counts.values())
     why: dict[str, str] = {}
@@ -399,13 +448,12 @@ def _disordered(
     return why
 
 
-def _check_steps(report: Report) -> None:
-    if report.steps is None:
-        note = next((note for note in report.notes if note.startswith("steps")), "steps is missing")
+def _check_steps(report: Report | None) -> None:
+    if report is None or report.steps is None:
+        notes = report.notes if report else ()
+        note = next((note for note in notes if note.startswith("steps")), "steps is missing")
         raise UpdateError(f"weights by steps need the client's local steps in its metadata: {note}")
 
 
 def _report(spec: RoundSpec, update: _Sent) -> dict[str, Any] | None:
-    if spec.assignments is None and spec.weights != STEPS:
-        return None
-    return asdict(update.report)
+    return asdict(update.report) if spec.takes_reports and update.report else None

@@ -19,15 +19,16 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
 from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Plan, Rejection, Task
-from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records.decision import with_weights
 from gradshard_core.records.noise_key import read_noise_key
+from gradshard_core.records.stored_lists import read_plan
 from gradshard_core.rounds.bad_inputs import (
     is_rejected_below,
     reject_nonfinite,
     reject_unreadable,
 )
 from gradshard_core.rounds.overflow import reject_largest_step
+from gradshard_core.rounds.survey import survey
 from gradshard_core.rounds.task_inputs import OPENERS, TaskInputs
 from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.streams import RangeStream
@@ -63,7 +64,7 @@ def aggregate_shard(
     started_at, wall, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
     reset_peak_memory()
     wire.meter.take()
-    plan = wire.get_json(keys.plan, parse_plan)
+    plan = read_plan(wire, keys)
     if plan is None:
         raise PlanError(f"{keys.plan} is missing")
     if plan.attempt != attempt:
@@ -104,8 +105,11 @@ def _do(
     list of Rejection, bool
         As :func:`_aggregate_or_reject`.
     dict
-        If it measures, ``products``; and of a sample ``squares``, the squared norms by stretch.
+        If it measures, ``products``; and of a sample ``squares``, the squared norms by stretch. If
+        it reads headers, what :func:`gradshard_core.rounds.survey.survey` returns.
     """
+    if plan.computation.surveys:
+        return [], True, survey(wire, plan, task)
     products, squares = ExactSum(len(plan.inputs(task)), pairs=plan.pairs), []
     for start, end in plan.stretches(task):
         inputs = TaskInputs(wire, plan, task._replace(start=start, end=end), pool)

@@ -1,7 +1,7 @@
 """Find the updates that have arrived, check their headers, and resume the round in time."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -24,12 +24,18 @@ from gradshard_core.planning.plan import Rejection
 from gradshard_core.planning.pricing import HEADS_BEFORE_LIST
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.rounds import aws_callbacks, inbox
+from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals, record_parts
 from gradshard_core.rounds.inbox import Address
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
+from gradshard_core.units import MIB
 
 FIRST_READ_BYTES = 64 * 1024
 """The header of most models is shorter than this, so that one request reads it."""
+
+ARRIVAL_HEADER_BYTES = 4 * MIB
+"""A larger header is not checked when its update arrives, but when the round is planned: as bytes,
+text and JSON one takes up to 25 times its size, and each arrival would pay for that memory."""
 
 READERS = 8
 
@@ -71,6 +77,18 @@ def arrived(store: S3Store, keys: RoundKeys) -> list[str]:
     return sorted(key.client for key in parsed if key and is_client(key.client))
 
 
+def newest_updates(
+    store: S3Store, keys: RoundKeys, clients: Collection[str]
+) -> dict[str, ObjectVersion]:
+    """List the newest versions of clients' updates, sorted by client."""
+    found = {
+        key.client: source
+        for source in store.list_newest(keys.updates)
+        if (key := parse_update_key(source.key)) and key.client in clients
+    }
+    return dict(sorted(found.items()))
+
+
 def progressed(store: S3Store, keys: RoundKeys) -> list[str]:
     """List the clients that have sent some layers of a partial update so far."""
     keys_there = (entry.key for entry in store.list_objects(keys.partial_updates))
@@ -81,7 +99,9 @@ def progressed(store: S3Store, keys: RoundKeys) -> list[str]:
 
 
 def check_update(store: S3Store, keys: RoundKeys, client: str, spec: RoundSpec) -> Found:
-    """Read and check the header of a client's newest upload; None if there is none.
+    """Read and check the header of a client's newest upload, when it arrives.
+
+    None if there is no upload, or if its header has more than ``ARRIVAL_HEADER_BYTES``.
 
     Parameters
     ----------
@@ -92,7 +112,12 @@ def check_update(store: S3Store, keys: RoundKeys, client: str, spec: RoundSpec) 
         has sent so far, if that has sent no update.
     """
     first = _read_first(store, Address(keys), client, partial=spec.partial_rule is not None)
-    return _check(store, client, first, spec) if isinstance(first, _First) else first
+    if not isinstance(first, _First):
+        return first
+    readable = min(MAX_HEADER_BYTES, first.source.nbytes - PREFIX_BYTES)
+    if ARRIVAL_HEADER_BYTES < first.header_bytes <= readable:
+        return None
+    return _check(store, client, first, spec)
 
 
 class _First(NamedTuple):
@@ -102,9 +127,14 @@ class _First(NamedTuple):
     source: ObjectVersion
 
     @property
+    def header_bytes(self) -> int:
+        """The length of the header, as they state it."""
+        return int.from_bytes(self.data[:PREFIX_BYTES], "little")
+
+    @property
     def has_header(self) -> bool:
         """Whether they have the whole header, or show that there is none."""
-        length = int.from_bytes(self.data[:PREFIX_BYTES], "little")
+        length = self.header_bytes
         return PREFIX_BYTES + length <= len(self.data) or length > MAX_HEADER_BYTES
 
 
@@ -277,6 +307,8 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
         return True
     if spec.inbox is not None:
         return inbox.is_full(store, spec)
+    if record_parts(spec):
+        return _is_enough_recorded(store, keys, spec, arriving)
     if not spec.eager and _is_anyone_missing(store, keys, spec, arriving):
         return False
     there = arrived(store, keys)
@@ -287,6 +319,15 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
     left = groups if awaited is None else len(awaited)
     ready = len(ready_groups(spec, there, awaited))
     return 0 < ready >= min(history_limits.stage_size(groups), left)
+
+
+def _is_enough_recorded(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:
+    """Record an arrival, or all that came before the round was open; whether they are enough."""
+    clients = [arriving] if arriving else arrived(store, keys)
+    record_arrivals(store, keys, spec, filter(spec.expects, clients))
+    if _is_anyone_missing(store, keys, spec, arriving):
+        return False
+    return count_arrivals(store, keys) >= (spec.enough_clients or spec.expected)
 
 
 def _is_anyone_missing(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:

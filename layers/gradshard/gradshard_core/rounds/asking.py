@@ -136,7 +136,7 @@ def _without_bad(context: PlanContext, previous: Plan, refusal: Refusal) -> Plan
     remaining = Admission(
         tuple(c for c in previous.contributors if c.client not in refusal.bad),
         None,
-        previous.participants.rejected + rejected,
+        (*previous.participants.rejected, *rejected),
         {},
     )
     missing = previous.participants.missing

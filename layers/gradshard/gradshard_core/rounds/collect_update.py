@@ -17,9 +17,8 @@ from gradshard_core.formats.keys import (
     parse_update_key,
 )
 from gradshard_core.planning.plan import Plan, Rejection
-from gradshard_core.planning.plan_json import parse_plan
-from gradshard_core.records.manifest import parse_manifest
 from gradshard_core.records.round_spec import read_spec
+from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.collect_arrival import collect_arrival
 from gradshard_core.s3.store import S3Store
@@ -79,9 +78,9 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
     spec, _ = opened
 
     outcome: dict[str, Any] = {"round": keys.round_id, "client": client}
-    plan = store.get_json(keys.plan, parse_plan)
+    plan = read_plan(store, keys)
     may_have_ended = plan is None or not plan.is_complete
-    ended = store.get_json(keys.manifest, parse_manifest) if may_have_ended else None
+    ended = read_manifest(store, keys) if may_have_ended else None
     is_late = plan is not None and not spec.awaits(client, plan.stage.awaited)
     if is_late or ended is not None:
         return outcome | _too_late(store, keys, client, etag, plan, ended)
@@ -105,7 +104,7 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
 
 def _keeper_answered(store: S3Store, keys: RoundKeys) -> dict[str, Any]:
     """Resume a masked round that waits for its keeper; planning reads the answer."""
-    plan = store.get_json(keys.plan, parse_plan)
+    plan = read_plan(store, keys)
     # An answer that was not asked for would end the wait for updates.
     is_due = plan is not None and plan.is_asking
     resumed = is_due and arrivals.resume(store, keys, arrivals.COMPLETE)
@@ -122,11 +121,8 @@ def _too_late(
 ) -> dict[str, Any]:
     """Reject an upload that came after planning; ignore the late event of an earlier upload."""
     if plan is not None:
-        counted = {c.client: c.source.etag for c in plan.contributors}
-        known = counted | {
-            rejection.client: rejection.etag for rejection in plan.participants.rejected
-        }
-        planned = known.get(client, "").strip('"')
+        counted = plan.contributor(client)
+        planned = (counted.source.etag if counted else _rejected(plan, client)).strip('"')
         newest = store.head(keys.update(client))
         # The event may also be the late one of an upload that was replaced before planning.
         if planned and planned in {etag, newest.etag.strip('"') if newest else ""}:
@@ -134,7 +130,7 @@ def _too_late(
             return {"status": "ignored", "reason": "planned already"}
         which = (
             "the version uploaded before is the one that counts"
-            if client in counted
+            if counted
             else "the client takes no part in this round"
         )
         reason = f"{keys.update(client)}: uploaded after the round was planned; {which}"
@@ -143,3 +139,8 @@ def _too_late(
         reason = f"{keys.update(client)}: the round has ended ({status}); this upload was ignored"
     arrivals.reject(store, keys, Rejection(client, reason, etag, late=True))
     return {"status": "ignored", "reason": reason, "late": True}
+
+
+def _rejected(plan: Plan, client: str) -> str:
+    """Return the ETag of the update of a client that the plan leaves out; empty if it has none."""
+    return next((found.etag for found in plan.participants.rejected if found.client == client), "")

@@ -64,8 +64,8 @@ def next_stage(context: PlanContext, previous: Plan) -> Plan:
         held=previous.contributors,
     )
     admitted = admitted._replace(
-        contributors=previous.contributors + admitted.contributors,
-        rejected=previous.participants.rejected + admitted.rejected,
+        contributors=(*previous.contributors, *admitted.contributors),
+        rejected=(*previous.participants.rejected, *admitted.rejected),
     )
     missing = () if awaited else spec.missing(answered)
     if not awaited:

@@ -5,21 +5,23 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from gradshard_core.aggregation.buffers import names_in
 from gradshard_core.aggregation.sharding import count_elements
 from gradshard_core.errors import PlanError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard_core.formats.pieces import ListWriter
 from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.outputs import Output
-from gradshard_core.planning.plan import Plan, Rejection, Task
-from gradshard_core.planning.plan_json import parse_plan
+from gradshard_core.planning.plan import Contributor, Plan, Rejection, Task
 from gradshard_core.records import model_registry
-from gradshard_core.records.manifest import COMPLETED, parse_manifest
+from gradshard_core.records.manifest import COMPLETED
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.privacy_ledger import read_ledger
+from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan, stored
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.measurement import Measured, left_out, read_decision, summary
 from gradshard_core.s3.store import S3Store
@@ -27,7 +29,7 @@ from gradshard_core.stragglers.assignments import Assignments, Report, assign
 
 READERS = 16
 READ_AT_A_TIME = 1024
-NOT_IN_MANIFEST = {"attempt", "rejected", "is_written"}
+NOT_IN_MANIFEST = {"attempt", "rejected", "is_written", "updates", "layouts"}
 SUMMED = (
     "gets",
     "puts",
@@ -37,8 +39,6 @@ SUMMED = (
     "seconds",
     "cpu_seconds",
 )
-MOST_LISTED: Final = 10_000
-"""The most tasks that a manifest lists, because readers hold it in memory."""
 REPLAN = "replan"
 AWAITING = "awaiting"
 BRANCHES: Final = {REPLAN: "Replan", AWAITING: "Awaiting"}
@@ -71,12 +71,12 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
         The result is not what the tasks were to make of it.
     """
     keys = RoundKeys(round_id)
-    plan = store.get_json(keys.plan, parse_plan)
+    plan = read_plan(store, keys)
     if plan is None:
         raise PlanError(f"{keys.plan} is missing")
     if not plan.is_complete:
         return {"status": AWAITING}
-    tally = _Tally()
+    tally = _Tally(list_writer(store, keys))
     measured = Measured(plan)
     for report in _read_reports(store, keys, plan):
         measured.add(report)
@@ -84,7 +84,8 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
         tally.add(report)
     rejected = tally.rejected()
     if rejected:
-        sources = {c.client: c.source.key for c in plan.contributors}
+        bad = {rejection.client for rejection in rejected}
+        sources = {c.client: c.source.key for c in plan.contributors if c.client in bad}
         arrivals.reject_all(
             store, rejected, lambda client: arrivals.told_under(keys, sources[client])
         )
@@ -97,7 +98,7 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
             "attempt": plan.attempt + 1,
             "rejected": written,
         }
-    if plan.computation.measures:
+    if not plan.computation.has_outputs:
         return _go_on(store, keys, plan, tally, measured)
     _conclude(store, keys, plan, tally)
     return {"status": COMPLETED}
@@ -118,9 +119,10 @@ def tell_machine(token: str, outcome: Mapping[str, Any]) -> None:
 def _go_on(
     store: S3Store, keys: RoundKeys, plan: Plan, tally: "_Tally", measured: Measured
 ) -> dict[str, Any]:
-    """Write what was measured, and have the second pass planned."""
-    spent = {"tasks": tally.tasks(), "totals": tally.totals()}
-    store.put_json(keys.measurement(plan.attempt), measured.to_json() | spent)
+    """Write what was measured, if it was, and have the next pass planned."""
+    if plan.computation.measures:
+        spent = {"tasks": tally.tasks(), "totals": tally.totals()}
+        store.put_json(keys.measurement(plan.attempt), measured.to_json() | spent)
     store.put_json(keys.replan(plan.attempt), [])
     return {"status": REPLAN, "reason": REPLAN, "attempt": plan.attempt + 1, "rejected": []}
 
@@ -128,11 +130,11 @@ def _go_on(
 class _Tally:
     """The totals of all tasks. The single reports are not kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, listed: ListWriter[dict[str, Any]]) -> None:
         self._sums: dict[str, float] = dict.fromkeys(("tasks", *SUMMED, "cold_starts"), 0)
         self._peak_mb = self._longest = 0.0
         self._rejected: dict[str, Rejection] = {}
-        self._listed: list[dict[str, Any]] = []
+        self._listed = listed
         self.whole: float | None = None
 
     def note_count(self, whole: float | None) -> None:
@@ -149,17 +151,15 @@ class _Tally:
         for rejection in report["rejected"]:
             # The first shard that found a client's update bad says why.
             self._rejected.setdefault(rejection.client, rejection)
-        if len(self._listed) <= MOST_LISTED:
-            record = {name: value for name, value in report.items() if name not in NOT_IN_MANIFEST}
-            self._listed.append(record)
+        self._listed.add({name: report[name] for name in report if name not in NOT_IN_MANIFEST})
 
     def rejected(self) -> list[Rejection]:
         """One rejection a client."""
         return [self._rejected[client] for client in sorted(self._rejected)]
 
-    def tasks(self) -> list[dict[str, Any]]:
-        """Each task's record, or none where there are too many."""
-        return self._listed if len(self._listed) <= MOST_LISTED else []
+    def tasks(self) -> Any:
+        """Return what a manifest holds of the list of each task's record."""
+        return self._listed.to_json()
 
     def totals(self) -> dict[str, Any]:
         return {**self._sums, "peak_mb": self._peak_mb, "longest_seconds": self._longest}
@@ -178,9 +178,9 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     version = _next_version(store, plan, made)
     if version is not None:
         version = model_registry.reserve(store, version)
-    manifest = _manifest(plan, result, tally, version, _privacy(store, plan, tally), measuring)
+    manifest = _manifest(store, keys, plan, result, tally, version, measuring)
     if not store.put_json(keys.manifest, manifest, replaces=None):
-        manifest = store.get_json(keys.manifest, parse_manifest) or manifest
+        manifest = read_manifest(store, keys) or manifest
         if manifest["status"] != COMPLETED:
             # The round was given up while this function was at work: nothing may be seen of it.
             for output in plan.outputs:
@@ -282,11 +282,12 @@ def _next_version(store: S3Store, plan: Plan, made: Sequence[ObjectVersion]) -> 
 
 
 def _manifest(
+    store: S3Store,
+    keys: RoundKeys,
     plan: Plan,
     result: ObjectVersion,
     tally: _Tally,
     version: Version | None,
-    privacy: dict[str, Any] | None,
     measuring: dict[str, Any],
 ) -> dict[str, Any]:
     finished_at = datetime.now(UTC)
@@ -306,10 +307,10 @@ def _manifest(
             "nbytes": result.nbytes,
             "tensors": plan.layout.tensors,
         },
-        "contributors": _contributors(plan),
+        "contributors": stored(store, keys, plan.contributors, partial(_named, plan)),
         "codecs": _by_codec(plan),
-        "rejected": [vars(rejection) for rejection in plan.participants.rejected],
-        "missing": plan.participants.missing,
+        "rejected": stored(store, keys, plan.participants.rejected, vars),
+        "missing": stored(store, keys, plan.participants.missing),
         "left_out": [contributor.client for contributor in plan.participants.left_out],
         "attempts": plan.attempt + 1,
         "shards": plan.computation.shards,
@@ -319,7 +320,7 @@ def _manifest(
         "projected": plan.projected,
         "notes": plan.notes,
         "model": version and version.to_json(),
-        "privacy": privacy,
+        "privacy": _privacy(store, plan, tally),
         **_partial(plan),
         **_masked(plan),
         **measuring,
@@ -331,28 +332,26 @@ def _manifest(
     }
 
 
-def _contributors(plan: Plan) -> list[dict[str, Any]]:
+def _named(plan: Plan, contributor: Contributor) -> dict[str, Any]:
+    """Return what the manifest has of a contributor."""
     computation = plan.computation
     has_others = (
         plan.layout.layers or computation.robust or computation.dp is not None or plan.masking
     )
-    return [
-        {
-            "client": contributor.client,
-            "samples": contributor.samples if plan.masking is None else None,
-            # Partial updates have weights by layer, and those of robust rules would tell the
-            # norms of others.
-            "weight": None if has_others else contributor.weight,
-            "key": contributor.source.key,
-            "nbytes": contributor.source.nbytes,
-            "codec": contributor.codec,
-            "codec_error": contributor.codec_error,
-            "etag": contributor.source.etag,
-            "version": contributor.source.version,
-            "staleness": contributor.staleness,
-        }
-        for contributor in plan.contributors
-    ]
+    return {
+        "client": contributor.client,
+        "samples": contributor.samples if plan.masking is None else None,
+        # Partial updates have weights by layer, and those of robust rules would tell the norms of
+        # others.
+        "weight": None if has_others else contributor.weight,
+        "key": contributor.source.key,
+        "nbytes": contributor.source.nbytes,
+        "codec": contributor.codec,
+        "codec_error": contributor.codec_error,
+        "etag": contributor.source.etag,
+        "version": contributor.source.version,
+        "staleness": contributor.staleness,
+    }
 
 
 def _masked(plan: Plan) -> dict[str, Any]:

@@ -1,16 +1,23 @@
-"""The first plan of a round."""
+"""The first plan of a round, and the one that follows if tasks had to read the headers."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 
-from gradshard_core.planning.plan import Participants, Plan, Stage
-from gradshard_core.rounds import admission, inbox
+from gradshard_core.planning.plan import Participants, Plan, Rejection, Stage
+from gradshard_core.rounds import admission, arrivals, inbox
+from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.eager_stages import clients_in, divide_groups
+from gradshard_core.rounds.inbox import Address
 from gradshard_core.rounds.plan_assembly import assemble, write_layout
 from gradshard_core.rounds.plan_context import PlanContext
+from gradshard_core.rounds.survey import READ_AT_ONCE, Facts, read_survey, survey_plan
 
 
 def first_plan(context: PlanContext) -> Plan:
     """Plan a round, or the first stage of an eager one.
+
+    If there are too many updates, the plan's tasks read their headers first.
 
     Raises
     ------
@@ -26,7 +33,10 @@ def first_plan(context: PlanContext) -> Plan:
         if addresses is None
         else sorted(addresses)
     )
-    stage, clients = Stage(context.request.entered_at), answered
+    clients, rejected = admission.entitled(spec, answered)
+    if len(clients) > READ_AT_ONCE:
+        return _survey(context, clients, rejected, spec.missing(answered))
+    stage = Stage(context.request.entered_at)
     if spec.eager:
         groups, awaited = divide_groups(context, answered, range(len(spec.groups())))
         stage = replace(stage, groups=groups, awaited=awaited)
@@ -39,12 +49,66 @@ def first_plan(context: PlanContext) -> Plan:
         clients,
         settled=settled,
         whose=whose,
+        rejected=rejected,
         addresses=addresses,
     )
-    missing = () if stage.awaited else spec.missing(answered)
+    return _plan(context, admitted, stage, () if stage.awaited else spec.missing(answered))
+
+
+def plan_surveyed(context: PlanContext, previous: Plan) -> Plan:
+    """Plan a round by what tasks have read of its updates.
+
+    Raises
+    ------
+    QuorumError, PlanError
+        As :func:`first_plan`; or a task has not reported.
+    """
+    sent = arrivals.sent_to(context.keys, context.spec)
+    addresses: dict[str, Address] = {}
+    surveyed: dict[str, Facts] = {}
+    for contributor, facts in read_survey(context.store, context.keys, previous):
+        addresses[contributor.client] = Address(sent, contributor.source)
+        surveyed[contributor.client] = facts
+    settled, whose = context.model_layout()
+    admitted = admission.admit(
+        context.store,
+        context.keys,
+        context.spec,
+        list(addresses),
+        settled=settled,
+        whose=whose,
+        rejected=previous.participants.rejected,
+        addresses=addresses,
+        surveyed=surveyed,
+    )
+    return _plan(
+        context, admitted, Stage(context.request.entered_at), previous.participants.missing
+    )
+
+
+def _plan(context: PlanContext, admitted: Admission, stage: Stage, missing: Sequence[str]) -> Plan:
     if not stage.awaited:
-        admission.check_quorum(admitted, spec, missing)
+        admission.check_quorum(admitted, context.spec, missing)
     layout = write_layout(context, admitted.layout)
     plan = assemble(context, admitted.contributors, layout, admitted.coverage)
     participants = Participants(plan.contributors, admitted.rejected, missing)
     return replace(plan, stage=stage, participants=participants)
+
+
+def _survey(
+    context: PlanContext,
+    clients: Sequence[str],
+    rejected: tuple[Rejection, ...],
+    missing: Sequence[str],
+) -> Plan:
+    """Freeze the updates of clients in a plan whose tasks read their headers."""
+    sent = arrivals.sent_to(context.keys, context.spec)
+    newest = arrivals.newest_updates(context.store, sent, frozenset(clients))
+    plan = survey_plan(context.keys, context.spec, newest, Stage(context.request.entered_at))
+    return replace(
+        plan,
+        participants=replace(plan.participants, rejected=rejected, missing=missing),
+        attempt=context.request.attempt,
+        opened_at=context.opened_at,
+        planned_at=datetime.now(UTC).isoformat(),
+    )

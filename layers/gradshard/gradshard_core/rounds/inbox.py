@@ -19,9 +19,9 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.plan import Contributor
-from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.records.inbox import list_waiting
+from gradshard_core.records.stored_lists import read_plan
 from gradshard_core.records.training_state import (
     TrainingState,
     read_state,
@@ -131,7 +131,7 @@ def planned(store: S3Store, keys: RoundKeys) -> list[Contributor]:
     This is not what clients read: a better upload withdraws the rejection of the one that was
     planned.
     """
-    plan = store.get_json(keys.plan, parse_plan)
+    plan = read_plan(store, keys)
     if plan is None:
         return []
     bad = {str(found["client"]) for found in store.get_json(keys.replan(plan.attempt)) or ()}

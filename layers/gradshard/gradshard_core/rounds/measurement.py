@@ -119,6 +119,7 @@ def decide(context: PlanContext, contributors: Sequence[Contributor], measured: 
             "rule": {"name": rule.name, **rule.to_json()},
             "score": rule.score,
             "bound": decision.bound,
+            "sample": measurement.get("sample"),
             "clients": [
                 {
                     "client": contributor.client,

@@ -9,10 +9,10 @@ from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, S
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.spec import RoundSpec, parse_new_spec, unclippable
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.round_spec import check_source
+from gradshard_core.records.stored_lists import read_plan
 from gradshard_core.rounds import arrivals, asking, aws_callbacks
 from gradshard_core.s3.store import S3Store
 
@@ -56,7 +56,7 @@ def open_round(
         aws_callbacks.give_up(token, type(error).__name__, str(error))
         return {"round": round_id, "status": "rejected", "reason": str(error)}
     tokens = arrivals.keep_token(store, keys, token)
-    plan = store.get_json(keys.plan, parse_plan) if spec.masked is not None else None
+    plan = read_plan(store, keys) if spec.masked is not None else None
     if plan is not None:
         return _await_keeper(store, keys, spec, plan, tokens)
     aws_callbacks.schedule_deadline(round_id, deadline_at, tokens)

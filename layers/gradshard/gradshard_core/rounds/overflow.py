@@ -207,12 +207,14 @@ def _contributions(
     wire: TaskS3Client, plan: Plan, task: Task, position: int, dtype: DType
 ) -> list[_Contribution | Rejection]:
     """Read one element of every update in a task's sum that has it, sorted by client id."""
-    [zone] = clip_zones(plan.zones, position, position + dtype.size)
-    weighed = [
-        (plan.contributors[number], weight)
-        for number in plan.contributors_behind(task)
-        if (weight := zone.weights[number]) is not None
-    ]
+    weighed = []
+    for first, stop in plan.groups_behind(task):
+        [zone] = clip_zones(plan.zones(first, stop), position, position + dtype.size)
+        weighed += [
+            (contributor, weight)
+            for contributor, weight in zip(plan.contributors[first:stop], zone.weights, strict=True)
+            if weight is not None
+        ]
     # In an eager round contributors are sorted within each group only.
     weighed.sort(key=lambda pair: pair[0].client)
     read = functools.partial(_contribution, wire, position, dtype)

@@ -6,11 +6,12 @@ from gradshard_core.errors import PlanError, StoreError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.plan_json import parse_plan, plan_to_json
+from gradshard_core.planning.plan_json import plan_to_json
+from gradshard_core.records.stored_lists import piece_writer, read_plan
 from gradshard_core.rounds.arrivals import reject_overlooked
 from gradshard_core.rounds.asking import ask, go_on
 from gradshard_core.rounds.eager_stages import next_stage
-from gradshard_core.rounds.first_plan import first_plan
+from gradshard_core.rounds.first_plan import first_plan, plan_surveyed
 from gradshard_core.rounds.plan_context import PlanContext, PlanRequest, read_context
 from gradshard_core.rounds.replan import replan
 from gradshard_core.s3.store import S3Store
@@ -57,11 +58,12 @@ def plan_round(
     # The ETag is read before the plan: if another planning replaces the plan in between, writing
     # ours fails.
     head = store.head(keys.plan)
-    previous = store.get_json(keys.plan, parse_plan) if head else None
+    previous = read_plan(store, keys) if head else None
     if previous is not None and _answers(previous, request):
         return _hand_out(store, keys, previous, aggregator, keeper)
     plan = _make_plan(read_context(store, keys, request, aggregator), previous)
-    is_ours = store.put_json(keys.plan, plan_to_json(plan), replaces=head.etag if head else None)
+    written = plan_to_json(plan, piece_writer(store, keys))
+    is_ours = store.put_json(keys.plan, written, replaces=head.etag if head else None)
     if is_ours and previous is not None:
         _abort_uploads(store, previous, unless_in=plan)
     if not is_ours:
@@ -100,6 +102,8 @@ def _answers(plan: Plan, request: PlanRequest) -> bool:
 def _make_plan(context: PlanContext, previous: Plan | None) -> Plan:
     if previous is None:
         return first_plan(context)
+    if previous.computation.surveys:
+        return plan_surveyed(context, previous)
     if context.request.attempt > previous.attempt:
         return replan(context, previous)
     if previous.is_asking:
@@ -108,7 +112,7 @@ def _make_plan(context: PlanContext, previous: Plan | None) -> Plan:
 
 
 def _read_plan(store: S3Store, keys: RoundKeys) -> Plan:
-    plan = store.get_json(keys.plan, parse_plan)
+    plan = read_plan(store, keys)
     if plan is None:
         raise StoreError(f"{keys.plan} is missing, and was there a moment ago")
     return plan
@@ -116,7 +120,7 @@ def _read_plan(store: S3Store, keys: RoundKeys) -> Plan:
 
 def _abort_uploads(store: S3Store, plan: Plan, *, unless_in: Plan | None = None) -> None:
     """Abort the uploads of a plan, unless another plan has the same ones."""
-    if plan.computation.measures:  # it has none
+    if not plan.computation.has_outputs:
         return
     if unless_in is not None and unless_in.upload_id == plan.upload_id:
         return

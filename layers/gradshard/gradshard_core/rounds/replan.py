@@ -27,11 +27,11 @@ def replan(context: PlanContext, previous: Plan) -> Plan:
     rejected = _read_rejections(context, previous)
     _check_attempts(context, previous, rejected)
     bad = {rejection.client for rejection in rejected}
-    pool = sorted(previous.contributors + previous.participants.left_out, key=lambda c: c.client)
+    pool = sorted([*previous.contributors, *previous.participants.left_out], key=lambda c: c.client)
     remaining = Admission(
         tuple(c for c in pool if c.client not in bad),
         None,
-        previous.participants.rejected + rejected,
+        (*previous.participants.rejected, *rejected),
         {client: held for client, held in _coverage(previous).items() if client not in bad},
     )
     missing = previous.participants.missing
@@ -72,7 +72,7 @@ def _check_attempts(context: PlanContext, previous: Plan, rejected: Sequence[Rej
     """Raise if rejected contributors have had the round planned again too often."""
     if context.request.attempt < history_limits.MAX_ATTEMPTS or not rejected:
         return
-    everybody = previous.participants.rejected + tuple(rejected)
+    everybody = [*previous.participants.rejected, *rejected]
     names = admission.first_of([rejection.client for rejection in everybody], ", ")
     others = len(previous.contributors) - len(rejected)
     raise PlanError(

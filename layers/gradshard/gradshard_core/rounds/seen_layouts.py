@@ -89,6 +89,16 @@ class SeenLayouts:
                     self._seen[order] = SeenLayout(order, tensors, again)
             return self._seen[order]
 
+    def recall(
+        self, order: bytes, tensors: bytes, source: ObjectVersion, data_offset: int
+    ) -> SeenLayout:
+        """Return a layout of which a task has the digests; it is read when it is needed."""
+        with self._lock:
+            if order not in self._seen:
+                again = partial(_read_again, self._store, source, data_offset)
+                self._seen[order] = SeenLayout(order, tensors, again)
+            return self._seen[order]
+
 
 def digests_of(layout: Layout) -> tuple[bytes, bytes]:
     """Return the digests of a layout as it is stored, and of its tensors in any order."""

@@ -87,6 +87,7 @@ _LISTS: Final = {
 
 _TYPES: Final[Mapping[str, Callable[[str], Any]]] = {
     "Initiated": datetime.fromisoformat,
+    "IsLatest": "true".__eq__,
     "IsTruncated": "true".__eq__,
     "LastModified": datetime.fromisoformat,
     "NextPartNumberMarker": int,

@@ -284,6 +284,15 @@ class S3Store(MultipartUploads, JsonReads):
                     entry["Key"], entry["ETag"], entry["Size"], entry["LastModified"]
                 )
 
+    def list_newest(self, prefix: str) -> Iterator[ObjectVersion]:
+        """List the newest version of each object under a prefix, in the order of their keys."""
+        for page in self.pages("list_object_versions", Prefix=prefix):
+            for entry in page.get("Versions", []):
+                if entry["IsLatest"]:
+                    yield ObjectVersion(
+                        entry["Key"], entry["VersionId"], entry["ETag"], entry["Size"]
+                    )
+
     def list_folders(self, prefix: str) -> Iterator[str]:
         """List what is between a prefix and the next slash of the keys under it, in order."""
         for page in self.pages("list_objects_v2", Prefix=prefix, Delimiter="/"):

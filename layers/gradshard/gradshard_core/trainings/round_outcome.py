@@ -15,8 +15,8 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.planning import training_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.plan_json import parse_plan
-from gradshard_core.records.manifest import COMPLETED, parse_manifest
+from gradshard_core.records.manifest import COMPLETED
+from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.s3.store import S3Store
 
 READERS: Final = 16
@@ -106,7 +106,7 @@ def read_outcome(
         The server optimizer of the round; None for an evaluation, whose average is the metrics.
     """
     keys = RoundKeys(round_id)
-    manifest = store.get_json(keys.manifest, parse_manifest)
+    manifest = read_manifest(store, keys)
     if manifest is None:
         return None
     rejected = tuple(entry["client"] for entry in manifest["rejected"])
@@ -140,7 +140,7 @@ def read_outcome(
 
 def _bad(store: S3Store, keys: RoundKeys, rejected: tuple[str, ...]) -> tuple[str, ...]:
     """Return the clients whose updates were rejected, by any attempt at a round that failed."""
-    plan = store.get_json(keys.plan, parse_plan)
+    plan = read_plan(store, keys)
     # The manifest has those of the attempts before the last one.
     last = None if plan is None else store.get_json(keys.replan(plan.attempt))
     return tuple(sorted({*rejected, *(str(found["client"]) for found in last or ())}))
@@ -148,7 +148,7 @@ def _bad(store: S3Store, keys: RoundKeys, rejected: tuple[str, ...]) -> tuple[st
 
 def _contributors(store: S3Store, keys: RoundKeys) -> tuple[str, ...]:
     """Return who had sent a good update when a round failed."""
-    plan = store.get_json(keys.plan, parse_plan)
+    plan = read_plan(store, keys)
     if plan is not None:
         return tuple(contributor.client for contributor in plan.contributors)
     prefix, suffix = keys.updates, ".safetensors"
@@ -158,7 +158,7 @@ def _contributors(store: S3Store, keys: RoundKeys) -> tuple[str, ...]:
 
 def _sent(store: S3Store, keys: RoundKeys) -> tuple[dict[str, float], tuple[str, ...]]:
     """Read the metrics in the metadata of the updates that were averaged."""
-    plan = store.get_json(keys.plan, parse_plan)
+    plan = read_plan(store, keys)
     if plan is None:
         return {}, ()
 

@@ -1,4 +1,4 @@
-"""Draw the clients that are invited to a round, at random, by a seed: a draw can be repeated.
+"""How many clients are invited to a round, and which: drawn by a seed, so that it can be repeated.
 
 Weighted sampling without replacement after Efraimidis and Spirakis (2006,
 https://doi.org/10.1016/j.ipl.2005.11.003): of each client's uniform number u and weight w, those
@@ -11,9 +11,28 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from gradshard_core.planning.option_parsers import MAX_NAMED
+from gradshard_core.planning.training_spec import TrainingSpec
+
 _BITS: Final = 53
 MOST_SILENT: Final = 9
 """A client is sampled a tenth as often at least, however many invitations it has missed."""
+
+
+def count_invited(spec: TrainingSpec, members: int) -> tuple[int, int]:
+    """Return how many of the members are invited to a round, and how many are awaited.
+
+    In buffered mode these are rounds of evaluation: as many are awaited as make a version.
+    """
+    if spec.buffer is not None:
+        return min(members, MAX_NAMED), min(members, spec.buffer)
+    wanted = members if spec.sample is None else spec.sample
+    if wanted < 1:
+        wanted = max(1, round(wanted * members))
+    most = min(members, spec.terms.capacity, MAX_NAMED)
+    awaited = min(max(int(wanted), spec.needed()), most)
+    more = math.ceil(awaited * (1 + spec.over_selection))
+    return min(more, most), awaited
 
 
 def draw(

@@ -5,7 +5,7 @@ from gradshard.report.markup import named
 from gradshard.report.parts.part import Detail, Part
 from gradshard.report.tables import NUMBER, Column, measured, table
 from gradshard.utils.text import pluralize
-from gradshard_core.records.decision import is_clipped, verdict_on
+from gradshard_core.records.decision import is_clipped, sample_in_words, verdict_on
 
 
 def decision_part(facts: Facts, detail: Detail) -> Part | None:
@@ -16,6 +16,13 @@ def decision_part(facts: Facts, detail: Detail) -> Part | None:
     entries = decision["clients"]
     out = sum(verdict_on(entry) == "left out" for entry in entries)
     clipped = sum(is_clipped(entry) for entry in entries)
+    said = [
+        f"{pluralize(len(entries), 'update')} measured",
+        f"{out} left out",
+        f"{clipped} clipped",
+    ]
+    if decision.get("sample"):
+        said.append(sample_in_words(decision["sample"]))
     longest = max((entry["norm"] for entry in entries), default=0.0)
     rows: list[list[object]] = [
         [
@@ -30,7 +37,7 @@ def decision_part(facts: Facts, detail: Detail) -> Part | None:
     return Part(
         "rule",
         f"Rule {decision['rule']['name']}",
-        f"{pluralize(len(entries), 'update')} measured · {out} left out · {clipped} clipped",
+        " · ".join(said),
         table(
             "What the rule measured and decided",
             [

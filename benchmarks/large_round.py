@@ -1,0 +1,221 @@
+"""``python -m benchmarks.large_round``: one round of very many tiny updates, phase by phase.
+
+``--engine`` runs it on the local engine, with real events and functions. Otherwise the functions
+run with a bucket in memory, each call of ``plan_round`` and ``finalize_round`` in a process of its
+own. The result is compared with a plain loop, group by group, bit for bit.
+"""
+
+import argparse
+import gc
+import os
+import pickle
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from tests import reference
+from tests.unit.fakes import MemoryStore
+from tests.unit.in_memory import Machine, Told, load
+from tests.unit.observability.test_emf import ENVIRONMENT
+
+from gradshard import Federation
+from gradshard.deployment import local_engine
+from gradshard_core.aggregation import topologies
+from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
+from gradshard_core.records.stored_lists import read_manifest
+from gradshard_core.rounds import aws_callbacks, aws_json
+
+ELEMENTS = 24
+SENDERS = 4
+SECONDS = 3600
+
+
+def main() -> None:
+    """Run one round and print its phases."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.large_round", description=__doc__)
+    parser.add_argument("clients", type=int)
+    parser.add_argument("--engine", action="store_true", help="on the local engine")
+    chosen = parser.parse_args()
+    (on_engine if chosen.engine else in_memory)(chosen.clients)
+
+
+class Updates:
+    """The updates of a round, drawn from a seed."""
+
+    def __init__(self, clients: int) -> None:
+        rng = np.random.default_rng(clients)
+        self.rows = rng.standard_normal((clients, ELEMENTS)).astype(np.float32)
+        self.samples = list(map(int, rng.integers(1, 1000, clients)))
+        self.names = [f"c{number:06}" for number in range(clients)]
+
+    def average(self) -> bytes:
+        """Add group by group, as a grid does, one rounding after each step."""
+        rows: Any = self.rows
+        total = sum(self.samples)
+        weights = [np.float32(n / total) for n in self.samples]
+        name = topologies.resolve(topologies.AUTO, len(rows))
+        for level in topologies.group(name, len(rows)):
+            sums, first = [], 0
+            for size in level:
+                added = weights[first] * rows[first]
+                for number in range(first + 1, first + size):
+                    added = added + weights[number] * rows[number]
+                sums.append(added)
+                first += size
+            rows, weights = sums, [np.float32(1)] * len(sums)
+        return bytes(rows[0].tobytes())
+
+
+# ------------------------------------------------------------------------------------ in memory
+
+
+class Forked:
+    """Runs control functions in processes of their own, which share the bucket as it was.
+
+    A process measures the memory that a function takes beside the bucket.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine, self._store = machine, machine.store
+
+    def step(self, function: str, **event: Any) -> dict[str, Any]:
+        """Run a function; print what it took; take over the objects that it has written."""
+        reading, writing = os.pipe()
+        gc.collect()
+        gc.freeze()
+        process = os.fork()
+        if not process:
+            os.close(reading)
+            with os.fdopen(writing, "wb") as pipe:
+                pickle.dump(self._measured(function, event), pipe)
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            outcome, took, store = pickle.load(pipe)  # noqa: S301 - our own child
+        os.waitpid(process, 0)
+        self._store.objects.update(store["objects"])
+        self._store.etags.update(store["etags"])
+        self._store.uploads = store["uploads"]
+        print(f"{function}: {took[0]:.0f} MB more than before, {took[1]:.2f} CPU-seconds")
+        return dict(outcome)
+
+    def _measured(self, function: str, event: dict[str, Any]) -> Any:
+        store, before = self._store, _resident_mb()
+        etags = dict(store.etags)
+        reset_peak_memory()
+        begun = time.process_time()
+        outcome = Machine.step(self._machine, function, **event)
+        took = peak_memory_mb() - before, time.process_time() - begun
+        new = [key for key, etag in store.etags.items() if etags.get(key) != etag]
+        parts = {name: {k: getattr(store, name)[k] for k in new} for name in ("objects", "etags")}
+        return outcome, took, parts | {"uploads": store.uploads}
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def in_memory(clients: int) -> None:
+    """Run a round whose bucket is in memory."""
+    os.environ.update(ENVIRONMENT)
+    vars(aws_json)["call"] = Told().call
+    for name in ("schedule_deadline", "cancel_deadline"):
+        vars(aws_callbacks)[name] = lambda *_: None
+    machine, updates = Machine(_functions()), Updates(clients)
+    machine.open(clients=clients)
+    for name, row, samples in zip(updates.names, updates.rows, updates.samples, strict=True):
+        body = reference.encode({"w": row}, {"num_samples": str(samples)})
+        machine.store.put_bytes(machine.keys.update(name), body)
+    forked, outcome, planned = Forked(machine), {"reason": "complete", "attempt": 0}, 0
+    while outcome.get("status") != "completed":
+        planned += 1
+        request = {"reason": outcome["reason"], "attempt": outcome["attempt"]}
+        levels = forked.step("plan_round", entered_at=f"2026-01-01T00:00:{planned:02}Z", **request)
+        begun, cpu = time.monotonic(), time.process_time()
+        machine.aggregate(levels)
+        print(f"tasks: {time.monotonic() - begun:.1f} s, {time.process_time() - cpu:.1f} CPU-s")
+        outcome = forked.step("finalize_round")
+    manifest = read_manifest(machine.store, machine.keys)
+    _check(manifest, machine.store.objects[machine.keys.result], updates)
+    _print_sizes(machine.store)
+
+
+def _functions() -> Callable[[str], ModuleType]:
+    loaded: dict[str, ModuleType] = {}
+
+    def function(name: str) -> ModuleType:
+        if name not in loaded:
+            loaded[name] = load(name)
+        return loaded[name]
+
+    return function
+
+
+def _print_sizes(store: MemoryStore) -> None:
+    for name in ("plan.json", "manifest.json", "tasks/0.json"):
+        print(f"{name}: {len(store.objects[f'rounds/r/{name}']):,} bytes")
+    pieces = [len(body) for key, body in store.objects.items() if "/pieces/" in key]
+    print(f"pieces: {len(pieces)}, at most {max(pieces, default=0):,} bytes")
+
+
+def _check(manifest: dict[str, Any] | None, result: bytes, updates: Updates) -> None:
+    assert manifest is not None
+    assert [c["client"] for c in manifest["contributors"]] == updates.names
+    assert reference.decode(result)["w"].tobytes() == updates.average()
+    print(f"{len(manifest['contributors']):,} clients: the bits are those of a plain loop")
+
+
+# ---------------------------------------------------------------------------------- local engine
+
+
+def on_engine(clients: int) -> None:
+    """Run a round on the local engine."""
+    engine = local_engine.up(0, progress=print, owner=os.getpid())
+    try:
+        os.environ.update(engine.environment)
+        federation, updates = Federation(), Updates(clients)
+        round_ = federation.open_round("large", clients, timeout=SECONDS)
+        begun = time.time()
+        with ThreadPoolExecutor(SENDERS) as pool:
+            list(
+                pool.map(
+                    lambda n: round_.submit(
+                        updates.names[n], {"w": updates.rows[n]}, updates.samples[n]
+                    ),
+                    range(clients),
+                )
+            )
+        sent = time.time()
+        manifest = round_.wait(SECONDS)
+        tasks = [
+            datetime.fromisoformat(task["started_at"]).timestamp() for task in manifest["tasks"]
+        ]
+        planned, finished = _time(manifest["planned_at"]), _time(manifest["finished_at"])
+        ended = max(
+            start + task["seconds"] for start, task in zip(tasks, manifest["tasks"], strict=True)
+        )
+        print(f"submitting: {sent - begun:.1f} s")
+        print(f"the last arrivals and planning: {planned - sent:.1f} s")
+        print(f"{len(tasks)} tasks: {ended - planned:.1f} s")
+        print(f"finalizing: {finished - ended:.1f} s")
+        print(f"from the last upload to the end: {finished - sent:.1f} s")
+        found = round_.fetch()["w"]
+        assert found.tobytes() == updates.average()
+        assert [c["client"] for c in manifest["contributors"]] == updates.names
+        print(f"{clients:,} clients: the bits are those of a plain loop")
+    finally:
+        local_engine.down(engine.port, delete=True)
+
+
+def _time(stated: str) -> float:
+    return datetime.fromisoformat(stated).timestamp()
+
+
+if __name__ == "__main__":
+    main()

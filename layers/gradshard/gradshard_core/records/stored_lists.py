@@ -1,0 +1,94 @@
+"""Records of a round with long lists, which are stored in pieces: its plan and its manifest."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gradshard_core.errors import StoreError
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.pieces import ListWriter, Put, StoredList, is_in_pieces
+from gradshard_core.records.manifest import parse_manifest
+from gradshard_core.s3.json_reads import JsonReads
+from gradshard_core.s3.store import S3Store
+
+if TYPE_CHECKING:
+    # What shows a manifest needs no numpy.
+    from gradshard_core.planning.plan import Plan
+
+T = TypeVar("T")
+
+
+def read_piece(store: JsonReads, keys: RoundKeys, name: str) -> Any:
+    """Read a piece of a round's list.
+
+    Raises
+    ------
+    StoreError
+        It is missing.
+    """
+    piece = store.get_json(keys.piece(name), _checked)
+    if piece is None:
+        raise StoreError(f"{keys.piece(name)} is missing")
+    return piece
+
+
+def _checked(piece: Any) -> Any:
+    return piece | {"entries": list(piece["entries"])}
+
+
+def piece_writer(store: S3Store, keys: RoundKeys) -> Put:
+    """Return what stores a piece of a round's list."""
+    return lambda name, body: store.put_bytes(keys.piece(name), body)
+
+
+def read_plan(store: JsonReads, keys: RoundKeys) -> "Plan | None":
+    """Read the plan of a round; None if there is none. Its contributors load when needed."""
+    # It loads numpy, which manifests do not need.
+    from gradshard_core.planning.plan_json import parse_plan
+
+    return store.get_json(keys.plan, partial(parse_plan, get=partial(read_piece, store, keys)))
+
+
+def read_manifest(store: JsonReads, keys: RoundKeys) -> dict[str, Any] | None:
+    """Read the manifest of a round; None if it has not ended. Its long lists load when needed."""
+    return store.get_json(
+        keys.manifest, lambda manifest: parse_manifest(with_lists(store, keys, manifest))
+    )
+
+
+def with_lists(store: JsonReads, keys: RoundKeys, record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the lists of which it holds the pieces."""
+    get = partial(read_piece, store, keys)
+    return {
+        name: StoredList(value, get) if is_in_pieces(value) else value
+        for name, value in record.items()
+    }
+
+
+def list_writer(
+    store: S3Store, keys: RoundKeys, encode: Callable[[T], Any] = lambda entry: entry
+) -> ListWriter[T]:
+    """Return what stores a list of a manifest, whose entries ``encode`` makes JSON of."""
+    return ListWriter(
+        piece_writer(store, keys), lambda part: {"entries": list(map(encode, part))}, _client
+    )
+
+
+def stored(
+    store: S3Store,
+    keys: RoundKeys,
+    entries: Iterable[T],
+    encode: Callable[[T], Any] = lambda entry: entry,
+) -> Any:
+    """Return what a manifest holds of a list: its entries, or the names of its pieces."""
+    writer = list_writer(store, keys, encode)
+    for entry in entries:
+        writer.add(entry)
+    return writer.to_json()
+
+
+def _client(entry: Any) -> str:
+    """Return the client that an entry is about; tasks are about none."""
+    if isinstance(entry, str):
+        return entry
+    return "" if isinstance(entry, dict) else str(entry.client)

@@ -1,0 +1,174 @@
+"""The first pass of a large round: tasks read the headers of the updates.
+
+``plan_round`` reads up to :data:`READ_AT_ONCE` headers itself. Of more updates it freezes the
+versions in a plan whose tasks read the headers, a piece of the plan each, and write what planning
+needs of them into their task records. ``finalize_round`` then answers ``replan``, as after the pass
+that measures, and the next planning admits the updates by what was read.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any, Final, NamedTuple
+
+from gradshard_core.aggregation.arithmetic import STEPS
+from gradshard_core.errors import ChangedObjectError, PlanError, StoreError, UpdateError
+from gradshard_core.formats.encoded import EncodedLayout, parse_codec_error, parse_update
+from gradshard_core.formats.headers import header_length, parse_samples
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.layout import PREFIX_BYTES, Runs
+from gradshard_core.formats.pieces import PIECE
+from gradshard_core.planning.plan import (
+    Computation,
+    Contributor,
+    Level,
+    Participants,
+    Plan,
+    PlannedLayout,
+    Stage,
+    Task,
+)
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.rounds.arrivals import FIRST_READ_BYTES
+from gradshard_core.rounds.seen_layouts import digests_of
+from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.task_client import TaskS3Client
+from gradshard_core.stragglers.assignments import Report, parse_report
+
+READ_AT_ONCE: Final = 4096
+"""Headers that ``plan_round`` reads itself."""
+
+READERS: Final = 8
+
+LARGE_HEADER: Final = 256 * 1024
+"""Bytes of a header that a task leaves to ``plan_round``, which has more memory. As bytes, text and
+JSON a header takes up to 20 times its size."""
+
+
+class Surveyed(NamedTuple):
+    """What a task has read of a good update.
+
+    Parameters
+    ----------
+    samples, data_offset, codec_error
+        As of :class:`gradshard_core.planning.plan.Contributor`, and where its tensors begin.
+    order, tensors
+        The digests of its layout (:func:`gradshard_core.rounds.seen_layouts.digests_of`).
+    report
+        Its report on its training, if the round uses it.
+    """
+
+    samples: int
+    data_offset: int
+    codec_error: float | None
+    order: bytes
+    tensors: bytes
+    report: Report | None
+
+
+Facts = Surveyed | str | None
+"""Of an update: what was read, the reason why it is bad, or None if ``plan_round`` has to look."""
+
+
+def survey_plan(
+    keys: RoundKeys, spec: RoundSpec, sources: Mapping[str, ObjectVersion], stage: Stage
+) -> Plan:
+    """Return a plan that freezes updates, and whose tasks read their headers.
+
+    Parameters
+    ----------
+    keys, spec
+        The round.
+    sources
+        The newest versions of the updates, by client, in the order of the clients.
+    stage
+        The stage that begins.
+    """
+    none = Runs(())
+    found = tuple(Contributor(c, source, 0, 0.0, none) for c, source in sources.items())
+    sizes = [min(PIECE, len(found) - first) for first in range(0, len(found), PIECE)]
+    return Plan(
+        keys.round_id,
+        Participants(found, samples=0),
+        Computation((Level.of_sizes(sizes),), weights=spec.weights, surveys=True),
+        PlannedLayout(),
+        stage=stage,
+        assignments=spec.assignments and spec.assignments.to_json(),
+    )
+
+
+def survey(wire: TaskS3Client, plan: Plan, task: Task) -> dict[str, Any]:
+    """Read the headers of a task's updates; return what its record has of them."""
+    layouts: dict[tuple[str, str], int] = {}
+    contributors = plan.contributors[task.first : task.stop]
+    reports = plan.computation.weights == STEPS or plan.assignments is not None
+    with ThreadPoolExecutor(READERS) as pool:
+        read = pool.map(lambda c: _read(wire, c.source, reports=reports), contributors)
+        entries = [_entry(facts, layouts) for facts in read]
+    return {"updates": entries, "layouts": list(layouts)}
+
+
+def read_survey(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[tuple[Contributor, Facts]]:
+    """Read what the tasks of a plan have found out of each of its updates.
+
+    Raises
+    ------
+    PlanError
+        A task has not reported.
+    """
+
+    def read(task: Task) -> list[Facts]:
+        report = store.get_json(keys.task_report(task.level, task.number), _parse_found)
+        if report is None or len(report) != task.stop - task.first:
+            raise PlanError(f"task {task.number} has not read its updates' headers")
+        return report
+
+    for task in plan.tasks(0):
+        # One by one, as the pieces of the plan: all at once would take their memory, too.
+        yield from zip(plan.contributors[task.first : task.stop], read(task), strict=True)
+
+
+def _read(wire: TaskS3Client, source: ObjectVersion, *, reports: bool) -> Facts:
+    try:
+        data = wire.get_range(source, 0, min(source.nbytes, FIRST_READ_BYTES))
+        end = PREFIX_BYTES + header_length(data, source.nbytes)
+        if end > LARGE_HEADER:
+            return None
+        if end > len(data):
+            data = wire.get_range(source, 0, end)
+        header = parse_update(data[PREFIX_BYTES:end], source.nbytes)
+        samples = parse_samples(header.metadata)
+    except (UpdateError, ChangedObjectError) as error:
+        return f"{source.key}: {error}"
+    except StoreError as error:
+        return str(error)
+    compressed = isinstance(header.layout, EncodedLayout)
+    return Surveyed(
+        samples,
+        header.data_offset,
+        parse_codec_error(header.metadata) if compressed else None,
+        *digests_of(header.layout),
+        parse_report(samples, header.metadata) if reports else None,
+    )
+
+
+def _entry(facts: Facts, layouts: dict[tuple[str, str], int]) -> Any:
+    if not isinstance(facts, Surveyed):
+        return facts
+    number = layouts.setdefault((facts.order.hex(), facts.tensors.hex()), len(layouts))
+    report = None if facts.report is None else asdict(facts.report)
+    return [facts.samples, facts.data_offset, facts.codec_error, number, report]
+
+
+def _parse_found(report: dict[str, Any]) -> list[Facts]:
+    layouts = [(bytes.fromhex(order), bytes.fromhex(t)) for order, t in report["layouts"]]
+
+    def parse(entry: Any) -> Facts:
+        if entry is None or isinstance(entry, str):
+            return entry
+        samples, data_offset, error, number, stated = entry
+        order, tensors = layouts[number]
+        reported = stated and Report(**stated)
+        return Surveyed(samples, data_offset, error, order, tensors, reported)
+
+    return [parse(entry) for entry in report["updates"]]

@@ -1,0 +1,291 @@
+"""Rounds with more clients than one object, listing or function takes.
+
+Sizes at which something is divided are lowered, so that rounds of a few hundred clients do what
+those of a hundred thousand do.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradshard_core.aggregation import topologies
+from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.planning.plan import Plan
+from gradshard_core.records.stored_lists import read_manifest, read_plan
+from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
+from gradshard_core.rounds.collect_update import collect_update
+from gradshard_core.s3.store import ListedObject
+from tests import reference
+from tests.unit.in_memory import Machine, Told
+
+pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
+
+PIECE, LISTED, READ_AT_ONCE = 8, 20, 16
+
+
+@pytest.fixture(autouse=True)
+def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradshard_core.formats.pieces.PIECE", PIECE)
+    monkeypatch.setattr("gradshard_core.planning.plan_json.PIECE", PIECE)
+    monkeypatch.setattr("gradshard_core.rounds.survey.PIECE", PIECE)
+    monkeypatch.setattr("gradshard_core.planning.limits.LISTED_ENTRIES", LISTED)
+    monkeypatch.setattr("gradshard_core.rounds.first_plan.READ_AT_ONCE", READ_AT_ONCE)
+
+
+def client(number: int) -> str:
+    return f"c{number:04}"
+
+
+def updates_of(clients: int) -> list[dict[str, reference.Array]]:
+    rng = np.random.default_rng(clients)
+    return [{"w": rng.standard_normal(5).astype("f4")} for _ in range(clients)]
+
+
+def submit(machine: Machine, number: int, update: dict[str, reference.Array]) -> str:
+    body = reference.encode(update, {"num_samples": str(number % 7 + 1)})
+    machine.store.put_bytes(machine.keys.update(client(number)), body)
+    return machine.store.etags[machine.keys.update(client(number))].strip('"')
+
+
+def expected(updates: dict[int, dict[str, reference.Array]]) -> bytes:
+    """Add group by group in numpy, as a grid does."""
+    samples = [number % 7 + 1 for number in updates]
+    rows: list[Any] = [update["w"] for update in updates.values()]
+    weights = [np.float32(n / sum(samples)) for n in samples]
+    sizes = topologies.group(topologies.resolve("auto", len(rows)), len(rows))
+    for level in sizes:
+        sums, first = [], 0
+        for size in level:
+            total = weights[first] * rows[first]
+            for weight, row in list(zip(weights, rows, strict=True))[first + 1 : first + size]:
+                total = total + weight * row
+            sums.append(total)
+            first += size
+        rows, weights = sums, [np.float32(1)] * len(sums)
+    return bytes(rows[0].tobytes())
+
+
+def result_of(machine: Machine) -> bytes:
+    return reference.decode(machine.store.objects[machine.keys.result])["w"].tobytes()
+
+
+def run(machine: Machine, outcome: dict[str, Any]) -> dict[str, Any]:
+    """Turn until the round has ended."""
+    while outcome.get("status") != "completed":
+        outcome = machine.turn(outcome)
+    manifest = read_manifest(machine.store, machine.keys)
+    assert manifest is not None
+    return manifest
+
+
+DUE = {"reason": "complete", "attempt": 0}
+
+
+@pytest.mark.parametrize("clients", [PIECE, PIECE + 1, READ_AT_ONCE + 1, 150])
+def test_a_round_of_any_size_has_the_bits_of_numpy(machine: Machine, clients: int) -> None:
+    machine.open(clients=clients)
+    updates = updates_of(clients)
+    for number, update in enumerate(updates):
+        submit(machine, number, update)
+    manifest = run(machine, DUE)
+    assert result_of(machine) == expected(dict(enumerate(updates)))
+    assert [c["client"] for c in manifest["contributors"]] == list(map(client, range(clients)))
+    assert manifest["attempts"] == 1 + (clients > READ_AT_ONCE)
+    # The survey's tasks are not among those of the result.
+    assert len(manifest["tasks"]) == manifest["totals"]["tasks"]
+    assert sum(map(len, manifest["groups"])) == len(manifest["tasks"])
+
+
+def test_bad_updates_of_a_large_round_cost_their_senders_only(machine: Machine) -> None:
+    updates = dict(enumerate(updates_of(60)))
+    machine.open(clients=60, min_clients=30)
+    for number, update in updates.items():
+        submit(machine, number, update)
+    keys, store = machine.keys, machine.store
+    store.put_bytes(keys.update(client(5)), b"junk")
+    other = {"w": np.ones(6, "f4")}
+    submit(machine, 17, other)
+    submit(machine, 40, {"w": np.full(5, np.nan, "f4")})
+    manifest = run(machine, DUE)
+    bad = {5, 17, 40}
+    assert {r["client"] for r in manifest["rejected"]} == set(map(client, bad))
+    for number in bad:
+        assert store.get_json(keys.rejection(client(number)))["client"] == client(number)
+    good = {number: update for number, update in updates.items() if number not in bad}
+    assert result_of(machine) == expected(good)
+
+
+def test_a_large_round_votes_on_its_layout_and_takes_compressed_updates_by_its_terms(
+    machine: Machine,
+) -> None:
+    updates = dict(enumerate(updates_of(40)))
+    machine.open(clients=40, min_clients=20)
+    for number, update in updates.items():
+        submit(machine, number, update if number >= 15 else {"v": update["w"]})
+    manifest = run(machine, DUE)
+    assert {r["client"] for r in manifest["rejected"]} == set(map(client, range(15)))
+    assert result_of(machine) == expected({n: u for n, u in updates.items() if n >= 15})
+
+
+def test_what_is_uploaded_after_the_versions_are_frozen_is_late(machine: Machine) -> None:
+    updates = dict(enumerate(updates_of(60)))
+    machine.open(clients=60)
+    etags = {number: submit(machine, number, update) for number, update in updates.items()}
+    machine.plan(DUE)
+    plan = read_plan(machine.store, machine.keys)
+    assert isinstance(plan, Plan)
+    assert plan.computation.surveys
+    # A late event of a planned upload, and a later upload, of clients in different pieces.
+    for number in (0, 31, 59):
+        key = machine.keys.update(client(number))
+        assert collect_update(machine.store, key, etags[number])["reason"] == "planned already"
+    outcome = collect_update(machine.store, machine.keys.update(client(33)), "another")
+    assert outcome["reason"] == "planned already"  # the newest version is the planned one
+    machine.store.put_bytes(machine.keys.update("new"), b"junk")
+    assert collect_update(machine.store, machine.keys.update("new"), "new")["late"]
+
+
+def test_a_client_whose_frozen_version_is_gone_is_rejected(machine: Machine) -> None:
+    updates = dict(enumerate(updates_of(60)))
+    machine.open(clients=60, min_clients=50)
+    for number, update in updates.items():
+        submit(machine, number, update)
+    planned = machine.plan(DUE)
+    submit(machine, 7, updates[8])  # in a bucket without versions, the frozen one is gone
+    machine.aggregate(planned)
+    manifest = run(machine, machine.step("finalize_round"))
+    assert [r["client"] for r in manifest["rejected"]] == [client(7)]
+    del updates[7]
+    assert result_of(machine) == expected(updates)
+
+
+def test_every_arrival_counts_once_however_often_it_is_told(machine: Machine) -> None:
+    clients = LISTED + 1
+    machine.open(clients=clients)
+    for number, update in enumerate(updates_of(clients)):
+        etag = submit(machine, number, update)
+        for _ in range(2):
+            outcome = machine.collect(client(number), etag)
+        assert count_arrivals(machine.store, machine.keys) == number + 1
+        assert outcome["status"] == "accepted"
+
+
+def test_the_last_arrival_resumes_a_large_round(machine: Machine, told: Told) -> None:
+    clients = 3 * LISTED
+    updates = updates_of(clients)
+    # Some come before the round is open; their events are lost, as those of no round.
+    for number in range(7):
+        submit(machine, number, updates[number])
+    machine.open(clients=clients)
+    resumed = []
+    for number in range(7, clients):
+        etag = submit(machine, number, updates[number])
+        resumed.append(machine.collect(client(number), etag)["resumed"])
+    assert resumed == [False] * (clients - 8) + [True]
+
+
+def test_two_arrivals_that_write_the_same_mark_object_both_count(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.open(clients=LISTED + 1)
+    spec = machine.spec()
+    get_head = type(machine.store).get_head
+    interrupted: list[str] = []
+
+    def racing(store: Any, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
+        found = get_head(store, key, nbytes)
+        if not interrupted:
+            interrupted.append(key)
+            record_arrivals(machine.store, machine.keys, spec, ["other"])
+        return found
+
+    monkeypatch.setattr(type(machine.store), "get_head", racing)
+    record_arrivals(machine.store, machine.keys, spec, ["one"])
+    assert count_arrivals(machine.store, machine.keys) == 2
+
+
+# ------------------------------------------------------------------------------ what grows with N
+
+
+class Counting:
+    """Counts the requests of a bucket in memory, by function and kind."""
+
+    GETS = ("get_bytes", "get_body", "get_head", "head", "checksum")
+    PUTS = ("put_bytes", "create_upload", "upload_part", "complete_upload", "abort_upload")
+
+    def __init__(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.function = "client"
+        for kind, names in (("get", self.GETS), ("put", self.PUTS)):
+            for name in names:
+                monkeypatch.setattr(machine.store, name, self._counted(machine, name, kind))
+        for name in ("list_objects", "list_newest"):
+            monkeypatch.setattr(machine.store, name, self._paged(machine, name))
+        step = machine.step
+
+        def counted(function: str, **event: Any) -> dict[str, Any]:
+            self.function = function
+            self.counts[function, "invocations"] += 1
+            try:
+                return step(function, **event)
+            finally:
+                self.function = "client"
+
+        monkeypatch.setattr(machine, "step", counted)
+
+    def _counted(self, machine: Machine, name: str, kind: str) -> Any:
+        call = getattr(machine.store, name)
+
+        def counted(*args: Any, **options: Any) -> Any:
+            self.counts[self.function, kind] += 1
+            return call(*args, **options)
+
+        return counted
+
+    def _paged(self, machine: Machine, name: str) -> Any:
+        call = getattr(machine.store, name)
+
+        def paged(*args: Any, **options: Any) -> Iterator[ListedObject]:
+            self.counts[self.function, "list"] += 1
+            for number, entry in enumerate(call(*args, **options)):
+                if number and number % LISTED == 0:
+                    self.counts[self.function, "list"] += 1
+                yield entry
+
+        return paged
+
+
+def requests_of(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int
+) -> Counter[tuple[str, str]]:
+    """Return the requests of a whole round, all of whose updates arrive one after another."""
+    machine.begin(f"n{clients}")
+    with monkeypatch.context() as patched:
+        counting = Counting(machine, patched)
+        machine.open(clients=clients)
+        resumed = False
+        for number, update in enumerate(updates_of(clients)):
+            etag = submit(machine, number, update)
+            resumed = machine.collect(client(number), etag)["resumed"]
+        assert resumed
+        run(machine, DUE)
+    del counting.counts["client", "put"]
+    return counting.counts
+
+
+def test_no_kind_of_request_grows_faster_than_the_number_of_clients(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = (30, 120, 480)
+    found = {clients: requests_of(machine, monkeypatch, clients) for clients in sizes}
+    largest = found[sizes[-1]]
+    assert {function for function, _ in largest} > {"collect_update", "aggregate_shard"}
+    for kind in largest:
+        for smaller, larger in itertools.pairwise(sizes):
+            before, after = found[smaller][kind], found[larger][kind]
+            # A constant: another level of the grid, and the survey of those too many to read.
+            assert after <= larger / smaller * before + 20, (kind, smaller, before, larger, after)
