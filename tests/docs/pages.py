@@ -5,6 +5,7 @@ A page is one session: its blocks run one after another, in one folder. Before a
     <!-- not run: REASON -->        it is parsed only
     <!-- run by: make TARGET -->    it is parsed here, and run by that target
     <!-- exit code: N -->           its last command ends so
+    <!-- file: NAME -->             it is the content of this file
 
 and anywhere in a page, to prepare what a reader has already:
 
@@ -36,7 +37,7 @@ SHOWN: Final = ("text",)
 """What a program prints, a query, a picture in characters: nothing to run."""
 
 _DIRECTIVE: Final = re.compile(r"\{[\w-]+\}")
-_MARK: Final = re.compile(r"<!-- (not run|run by|exit code): (.+?) -->", re.DOTALL)
+_MARK: Final = re.compile(r"<!-- (not run|run by|exit code|file): (.+?) -->", re.DOTALL)
 _SETUP: Final = re.compile(r"<!-- setup: (\w+)\n(.*?)\n-->", re.DOTALL)
 
 
@@ -62,6 +63,8 @@ class Block:
         The make target that runs it, if it is not `make test`.
     exit_code
         What its last command ends with.
+    file
+        The file whose content it is, if it is not run itself.
     """
 
     path: Path
@@ -71,6 +74,7 @@ class Block:
     not_run: str | None = None
     run_by: str | None = None
     exit_code: int = 0
+    file: str | None = None
 
     def __str__(self) -> str:
         return f"{self.path.relative_to(ROOT)}:{self.line}"
@@ -107,6 +111,7 @@ def blocks(path: Path, text: str | None = None) -> Iterator[Block]:
                 marks.pop("not run", None),
                 marks.pop("run by", None),
                 int(marks.pop("exit code", 0)),
+                marks.pop("file", None),
             )
         elif marks and token.level == 0 and token.nesting >= 0:
             raise PageError(f"{where}: no block follows {marks}")

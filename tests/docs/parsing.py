@@ -20,7 +20,9 @@ from gradshard.cli import main
 from tests.docs.pages import ROOT, SHELL, Block
 from tests.docs.session import console_steps
 
-_ORDINARY: Final = frozenset({"cd", "curl", "docker", "echo", "eval", "export", "pip", "source"})
+_ORDINARY: Final = frozenset(
+    {*("cd", "curl", "docker", "echo", "eval", "export", "kill", "pip", "sleep", "source")}
+)
 """Commands of which nothing is checked."""
 
 _SEPARATORS: Final = frozenset({"|", "||", "&&", ";", "&", "(", ")"})
@@ -89,12 +91,18 @@ def _commands(text: str) -> Iterator[list[str]]:
         yield words
 
 
-def _parse_command(words: list[str]) -> None:
-    while words and (_ASSIGNMENT.fullmatch(words[0]) or words[0] == "env"):
+def _without_prefix(words: list[str]) -> list[str]:
+    """Return a command without the variables and words that stand before it."""
+    while words and (_ASSIGNMENT.fullmatch(words[0]) or words[0] in {"do", "env"}):
         words = words[1:]
         while words[:1] == ["-u"]:
             words = words[2:]
-    if not words:
+    return words
+
+
+def _parse_command(words: list[str]) -> None:
+    words = _without_prefix(words)
+    if not words or words[0] in {"for", "done"}:
         return
     name, *rest = words
     name = name.rpartition("bin/")[2]

@@ -58,7 +58,9 @@ class Session:
 
     def run(self, block: Block) -> None:
         """Run a block, and compare what it prints with what it shows."""
-        if block.language == "sh":
+        if block.file is not None:
+            (self.folder / block.file).write_text(block.text)
+        elif block.language == "sh":
             self._shell(block.text, block, block.exit_code)
         elif block.language == "console":
             steps = console_steps(block.text)
