@@ -21,7 +21,7 @@ from gradshard.cli.values import SizeType, WholeNumberType
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.planning import aws_prices, limits, planner
+from gradshard_core.planning import aws_prices, large_rounds, limits, planner
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.masking import KeeperCost
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
@@ -148,6 +148,8 @@ def plan(
         memories=sorted({*limits.MEMORIES_MB, aggregator.memory_mb}),
         shards=spec.shards,
     )
+    most_tasks = choice.shards * max(map(len, load.levels))
+    notes = [*notes, *large_rounds.notes(clients, most_tasks)]
     keeper = ring_bits and KeeperCost.of(
         size, clients, ring_bits, aws_prices.DOLLARS_PER_GB_SECOND[aggregator.architecture]
     )

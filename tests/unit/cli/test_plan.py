@@ -169,7 +169,7 @@ def test_plan_rejects(run: Run, options: list[Any], text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--size", "5GB", "--clients", 4097], "4097"),
+        (["--size", "5GB", "--clients", 100_001], "100001"),
         (["--size", "6GB", "--clients", 20, "--topology", "lifl"], "at least 2 shards, since S3"),
         (
             ["--size", "500GB", "--clients", 20, "--shards", 10],

@@ -270,13 +270,17 @@ def test_looks_are_those_of_arrivals_in_random_order(clients: int) -> None:
 
 def test_listings_of_many_have_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pricing, "_looks", lambda clients: (2.0 * clients, 4.0))
-    one, many = pricing.around([1], 1), pricing.around([1], 2500)
-    assert many.gets - one.gets == 2499 * (6 + 2)
-    # Four listings of three pages, and planning's.
-    assert many.puts - one.puts == 4 * 2 + 2
-    # 2,001 parts, and 4,002 partial sums of one level, whose tasks are one object more.
+    one, some, many = (pricing.around([1], clients) for clients in (1, 500, 2500))
+    assert some.gets - one.gets == 499 * (6 + 2)
+    assert some.puts == one.puts
+    # No looks, but marks; and five pieces of contributors, which the manifest has, too.
+    assert many.gets - one.gets == 2499 * 6 - 2 + 2500 + 5
+    # A mark and a listing of them instead of four listings; planning's listing has three pages.
+    assert many.puts - one.puts == 2 * 2500 - 4 + 2 + 2 * 5
+    # 2,001 parts, and 4,002 partial sums of one level, whose tasks are one object more; and the
+    # records of all tasks in twelve pieces.
     deep = pricing.around([4002, 2001], 1)
-    assert deep.puts - one.puts == 2 + 5 + 1
+    assert deep.puts - one.puts == 2 + 5 + 1 + 12
     assert deep.gets - one.gets == 6002
 
 

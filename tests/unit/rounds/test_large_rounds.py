@@ -14,6 +14,7 @@ import pytest
 
 from gradshard_core.aggregation import topologies
 from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.planning import large_rounds, pricing
 from gradshard_core.planning.plan import Plan
 from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
@@ -31,9 +32,11 @@ PIECE, LISTED, READ_AT_ONCE = 8, 20, 16
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradshard_core.formats.pieces.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.planning.plan_json.PIECE", PIECE)
-    monkeypatch.setattr("gradshard_core.rounds.survey.PIECE", PIECE)
+    monkeypatch.setattr("gradshard_core.rounds.first_plan.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.planning.limits.LISTED_ENTRIES", LISTED)
-    monkeypatch.setattr("gradshard_core.rounds.first_plan.READ_AT_ONCE", READ_AT_ONCE)
+    monkeypatch.setattr("gradshard_core.planning.large_rounds.PIECE", PIECE)
+    for module in ("planning.large_rounds", "rounds.first_plan"):
+        monkeypatch.setattr(f"gradshard_core.{module}.READ_AT_ONCE", READ_AT_ONCE)
 
 
 def client(number: int) -> str:
@@ -219,12 +222,12 @@ class Counting:
 
     def __init__(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
-        self.function = "client"
+        self.function, self._inside = "client", False
         for kind, names in (("get", self.GETS), ("put", self.PUTS)):
             for name in names:
                 monkeypatch.setattr(machine.store, name, self._counted(machine, name, kind))
-        for name in ("list_objects", "list_newest"):
-            monkeypatch.setattr(machine.store, name, self._paged(machine, name))
+        # The bucket in memory lists versions by this, too.
+        monkeypatch.setattr(machine.store, "list_objects", self._paged(machine, "list_objects"))
         step = machine.step
 
         def counted(function: str, **event: Any) -> dict[str, Any]:
@@ -241,8 +244,13 @@ class Counting:
         call = getattr(machine.store, name)
 
         def counted(*args: Any, **options: Any) -> Any:
-            self.counts[self.function, kind] += 1
-            return call(*args, **options)
+            # The bucket in memory makes one request of another.
+            self.counts[self.function, kind] += not self._inside
+            before, self._inside = self._inside, True
+            try:
+                return call(*args, **options)
+            finally:
+                self._inside = before
 
         return counted
 
@@ -289,3 +297,22 @@ def test_no_kind_of_request_grows_faster_than_the_number_of_clients(
             before, after = found[smaller][kind], found[larger][kind]
             # A constant: another level of the grid, and the survey of those too many to read.
             assert after <= larger / smaller * before + 20, (kind, smaller, before, larger, after)
+
+
+def test_the_price_counts_the_requests_of_the_functions_around_the_tasks(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = 480
+    found = requests_of(machine, monkeypatch, clients)
+    plan = read_plan(machine.store, machine.keys)
+    assert plan is not None
+    tasks = [len(level.groups) for level in plan.levels]
+    counted = pricing.around(tasks, clients, measured=large_rounds.pieces(clients))
+    sums = Counter[str]()
+    for (function, kind), number in found.items():
+        if function != "aggregate_shard":
+            sums[kind] += number
+    assert counted.gets == pytest.approx(sums["get"], rel=0.02), sorted(found.items())
+    assert counted.puts == pytest.approx(sums["put"] + sums["list"], rel=0.02), sorted(
+        found.items()
+    )

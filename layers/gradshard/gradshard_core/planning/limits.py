@@ -14,11 +14,18 @@ MAX_PARTS: Final = 10_000
 # Entries of a listing's page, be they objects, versions or parts; the same page (2026-11).
 LISTED_ENTRIES: Final = 1000
 
+# Requests a second and prefix, "at least 3,500 PUT/COPY/POST/DELETE or 5,500 GET/HEAD",
+# read 2026-11 in
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance.html
+PREFIX_PUTS: Final = 3500
+PREFIX_GETS: Final = 5500
+
 # A stack's name: what is left of a schedule group's, which begins with it, read 2026-11 in
 # https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-scheduler-schedulegroup.html
 MAX_STACK_NAME: Final = 64 - len("-deadlines")
 
 # Lambda, https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html (2026-11)
+CONCURRENT_FUNCTIONS: Final = 1000
 MIN_MEMORY_MB: Final = 128
 MAX_MEMORY_MB: Final = 10_240
 MB_PER_VCPU: Final = 1_769

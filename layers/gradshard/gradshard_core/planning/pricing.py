@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Final, NamedTuple
 
-from gradshard_core.planning import aws_prices, limits, speeds
+from gradshard_core.planning import aws_prices, large_rounds, limits, speeds
 
 HEADS_BEFORE_LIST: Final = 8
 """Expected clients that an arrival looks for before it lists all."""
@@ -251,7 +251,10 @@ def around(tasks: Sequence[int], clients: int, models: int = 0, measured: int = 
         Tasks that measured before.
     """
     *below, parts = tasks
-    looks, listings = _looks(clients)
+    recorded = large_rounds.is_recorded(clients)
+    # In a large round each arrival lists the marks, which takes one request.
+    looks, listings = (0.0, float(clients)) if recorded else _looks(clients)
+    pages = 1 if recorded else _pages(clients)
     counted = Requests(
         # Opening: a look for a client. An arrival: spec, plan, manifest, the update's header, an
         # earlier rejection, and looks for others. Planning: each header again, the plan there may
@@ -262,11 +265,31 @@ def around(tasks: Sequence[int], clients: int, models: int = 0, measured: int = 
         # upload, plan, tasks. Finalizing: the parts' listing, completion, manifest, open uploads,
         # and partial sums.
         puts=2
-        + round(listings * _pages(clients))
+        + round(listings * pages)
         + (_pages(clients) + 3 + len(tasks))
         + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0)),
     )
-    return counted.plus(_applying(parts, models)).plus(_measuring(measured, models))
+    further = _recording(clients).plus(_in_pieces(clients, sum(tasks)))
+    return counted.plus(_applying(parts, models)).plus(_measuring(measured, models)).plus(further)
+
+
+def _recording(clients: int) -> Requests:
+    """Count the requests for the marks of arrivals, if two of them never write at once."""
+    return Requests(clients, clients) if large_rounds.is_recorded(clients) else Requests(0, 0)
+
+
+def _in_pieces(clients: int, tasks: int) -> Requests:
+    """Count the small functions' requests for lists in pieces, and for a survey's records."""
+    contributors, records = large_rounds.pieces(clients), large_rounds.pieces(tasks)
+    surveyed = contributors if large_rounds.is_surveyed(clients) else 0
+    return Requests(
+        # Finalizing: the contributors, for the manifest. Planning after a survey: its pieces, and
+        # what its tasks have read; they read the headers, and not planning.
+        gets=contributors + 2 * surveyed - (clients if surveyed else 0),
+        # Planning: the pieces, twice if there is a survey, which lists the versions, too.
+        # Finalizing: those of the manifest, and of the tasks' records.
+        puts=2 * contributors + records + surveyed + (_pages(clients) if surveyed else 0),
+    )
 
 
 def _measuring(measured: int, models: int) -> Requests:

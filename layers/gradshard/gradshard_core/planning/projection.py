@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from gradshard_core.planning import pricing, speeds
+from gradshard_core.formats.pieces import PIECE
+from gradshard_core.planning import large_rounds, pricing, speeds
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.memory_projection import needed_memory
 from gradshard_core.planning.pricing import Bill, Requests, Tasks
@@ -83,7 +84,7 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
         ]
         for level, fan_ins in enumerate(load.fan_ins)
     ]
-    measuring = _measuring(load, shards, aggregator)
+    measuring = [*_surveying(load, aggregator), *_measuring(load, shards, aggregator)]
     passes = [*measuring, *levels]
     longest = [max(tasks.seconds for tasks in level) for level in passes]
     seconds = sum(
@@ -102,7 +103,8 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
         seconds=seconds
         + speeds.ROUND_OVERHEAD_SECONDS
         + speeds.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1)
-        + speeds.REPLAN_OVERHEAD_SECONDS * len(measuring),
+        + speeds.REPLAN_OVERHEAD_SECONDS * len(measuring)
+        + large_rounds.control_seconds(load.contributors),
         gb_seconds=gb * sum(tasks.number * tasks.seconds for level in passes for tasks in level),
         requests=requests,
         bill=pricing.bill(
@@ -118,6 +120,14 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
             prices=aggregator.prices,
         ),
     )
+
+
+def _surveying(load: Workload, aggregator: LambdaConfig) -> list[list[Tasks]]:
+    """Return the tasks of the pass that reads headers, if there is one, as a list of levels."""
+    if not large_rounds.is_surveyed(load.contributors):
+        return []
+    seconds = large_rounds.survey_seconds(aggregator.memory_mb)
+    return [[Tasks(large_rounds.pieces(load.contributors), seconds)]]
 
 
 def _measuring(load: Workload, shards: int, aggregator: LambdaConfig) -> list[list[Tasks]]:
@@ -188,6 +198,13 @@ def _requests(load: Workload, shards: int) -> Requests:
     headers = 1 + load.models
     applying = shards * load.models
     counted = Requests(gets=inputs + extra + tasks + headers + applying, puts=2 * tasks + applying)
+    clients = load.contributors
+    if pieces := large_rounds.pieces(clients):
+        # Tasks of the lowest level read the piece, or two, that their group is in.
+        read = sum(stop // PIECE - first // PIECE + 1 for first, stop in load.lowest)
+        counted = counted.plus(Requests(gets=shards * read, puts=0))
+    if large_rounds.is_surveyed(clients):  # the plan, a piece and its headers, and a record
+        counted = counted.plus(Requests(gets=2 * pieces + clients, puts=pieces))
     if load.is_private:  # the key of the noise
         counted = counted.plus(Requests(gets=shards, puts=0))
     if not load.measures:

@@ -24,7 +24,8 @@ ROUND_OVERHEAD_SECONDS: Final = 1.5
 # Assumed: from the end of a level's last task to the start of the next level's first.
 LEVEL_OVERHEAD_SECONDS: Final = 0.3
 # Assumed: 0.3 s of each of the small functions, at the template's memory sizes.
-COLLECT_GB_SECONDS: Final = 256 / 1024 * 0.3
+COLLECT_SECONDS: Final = 0.3
+COLLECT_GB_SECONDS: Final = 256 / 1024 * COLLECT_SECONDS
 ROUND_GB_SECONDS: Final = (256 + 472 + 256) / 1024 * 0.3  # open_round, plan_round, finalize_round
 
 # The work of Lambda before a cold start's first invocation is billed as that is: since
@@ -56,3 +57,11 @@ NOISE_CPU_SECONDS_PER_GB: Final = 12.4
 # Assumed: the small functions between measuring and adding.
 REPLAN_OVERHEAD_SECONDS: Final = 1.0
 REPLAN_GB_SECONDS: Final = (0.5 + 0.25) * 0.3  # plan_round, finalize_round
+
+# Planning and finalizing a surveyed round, S3 in memory: 7.1 CPU-seconds for 100,000 clients
+# (python -m benchmarks.large_round 100000, 2-core x86-64 machine, 2026-11).
+PLAN_CPU_SECONDS_PER_CLIENT: Final = 7.1e-5
+PLAN_MEMORY_MB: Final = 472
+# Assumed: the processor time of a small request, and of a listing for each entry.
+REQUEST_CPU_SECONDS: Final = 0.002
+LISTED_CPU_SECONDS: Final = 3e-5

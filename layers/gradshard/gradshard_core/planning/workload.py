@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.gram_sample import Sample
@@ -70,6 +71,12 @@ class Workload:
     def contributors(self) -> int:
         """The number of updates that are averaged."""
         return sum(self.levels[0])
+
+    @cached_property
+    def lowest(self) -> list[tuple[int, int]]:
+        """The first and the last contributor of each group of level 0."""
+        ends = accumulate(self.levels[0])
+        return [(end - size, end - 1) for size, end in zip(self.levels[0], ends, strict=True)]
 
     @property
     def update_bytes(self) -> float:

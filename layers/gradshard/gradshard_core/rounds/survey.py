@@ -1,12 +1,12 @@
 """The first pass of a large round: tasks read the headers of the updates.
 
-``plan_round`` reads up to :data:`READ_AT_ONCE` headers itself. Of more updates it freezes the
-versions in a plan whose tasks read the headers, a piece of the plan each, and write what planning
-needs of them into their task records. ``finalize_round`` then answers ``replan``, as after the pass
-that measures, and the next planning admits the updates by what was read.
+``plan_round`` reads 4,096 headers at most itself. Of more updates it freezes the versions in a plan
+whose tasks read the headers, a piece of the plan each, and write what planning needs of them into
+their task records. ``finalize_round`` then answers ``replan``, as after the pass that measures, and
+the next planning admits the updates by what was read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Final, NamedTuple
@@ -16,33 +16,22 @@ from gradshard_core.errors import ChangedObjectError, PlanError, StoreError, Upd
 from gradshard_core.formats.encoded import EncodedLayout, parse_codec_error, parse_update
 from gradshard_core.formats.headers import header_length, parse_samples
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.layout import PREFIX_BYTES, Runs
-from gradshard_core.formats.pieces import PIECE
-from gradshard_core.planning.plan import (
-    Computation,
-    Contributor,
-    Level,
-    Participants,
-    Plan,
-    PlannedLayout,
-    Stage,
-    Task,
-)
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.rounds.arrivals import FIRST_READ_BYTES
+from gradshard_core.formats.layout import PREFIX_BYTES
+from gradshard_core.planning.plan import Contributor, Plan, Task
 from gradshard_core.rounds.seen_layouts import digests_of
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
 from gradshard_core.stragglers.assignments import Report, parse_report
-
-READ_AT_ONCE: Final = 4096
-"""Headers that ``plan_round`` reads itself."""
 
 READERS: Final = 8
 
 LARGE_HEADER: Final = 256 * 1024
 """Bytes of a header that a task leaves to ``plan_round``, which has more memory. As bytes, text and
 JSON a header takes up to 20 times its size."""
+
+
+FIRST_READ_BYTES: Final = 64 * 1024
+"""Read of an update first; most headers are shorter."""
 
 
 class Surveyed(NamedTuple):
@@ -68,33 +57,6 @@ class Surveyed(NamedTuple):
 
 Facts = Surveyed | str | None
 """Of an update: what was read, the reason why it is bad, or None if ``plan_round`` has to look."""
-
-
-def survey_plan(
-    keys: RoundKeys, spec: RoundSpec, sources: Mapping[str, ObjectVersion], stage: Stage
-) -> Plan:
-    """Return a plan that freezes updates, and whose tasks read their headers.
-
-    Parameters
-    ----------
-    keys, spec
-        The round.
-    sources
-        The newest versions of the updates, by client, in the order of the clients.
-    stage
-        The stage that begins.
-    """
-    none = Runs(())
-    found = tuple(Contributor(c, source, 0, 0.0, none) for c, source in sources.items())
-    sizes = [min(PIECE, len(found) - first) for first in range(0, len(found), PIECE)]
-    return Plan(
-        keys.round_id,
-        Participants(found, samples=0),
-        Computation((Level.of_sizes(sizes),), weights=spec.weights, surveys=True),
-        PlannedLayout(),
-        stage=stage,
-        assignments=spec.assignments and spec.assignments.to_json(),
-    )
 
 
 def survey(wire: TaskS3Client, plan: Plan, task: Task) -> dict[str, Any]:
