@@ -16,6 +16,7 @@ from safetensors.numpy import load, load_file, save_file
 
 from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
+from gradshard.client import ticket_issuer
 from gradshard.client.compression import Compression
 from gradshard.client.residual import Residual
 from gradshard.client.ticket_issuer import issue_download_ticket, issue_ticket
@@ -368,15 +369,19 @@ class TestLines:
 class TestInParts:
     """Updates that may be too large for one PUT."""
 
-    MAX_BYTES = 70 * MIB
+    MAX_BYTES = 22 * MIB
+
+    @pytest.fixture(autouse=True)
+    def _parts_as_small_as_s3_takes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ticket_issuer, "MIN_PART_BYTES", 5 * MIB)
 
     @pytest.fixture
     def large(self) -> dict[str, reference.Array]:
-        return {"w": np.arange(60 * MIB // 4, dtype="f4")}
+        return {"w": np.arange(19 * MIB // 4, dtype="f4")}
 
     @pytest.fixture
     def parted(self, proxied: Ticket, proxy: Proxy, store: ClientStore, keys: RoundKeys) -> Ticket:
-        """Give a ticket for parts of 17.5 MiB, the first of up to 35, through the proxy."""
+        """Give a ticket for parts of 5.5 MiB, the first of up to 11, through the proxy."""
         behind = ClientStore(store.bucket, make_client(endpoint_url=proxy.url))
         made = issue_ticket(
             behind, keys, "a", expires=600, max_bytes=self.MAX_BYTES, single_put_bytes=MIB
@@ -389,7 +394,7 @@ class TestInParts:
         assert parted.parts
         return parted.parts
 
-    @pytest.mark.parametrize("nbytes", [4, MIB, 34 * MIB, 36 * MIB, 60 * MIB, 69 * MIB])
+    @pytest.mark.parametrize("nbytes", [4, MIB, 10 * MIB, 12 * MIB, 19 * MIB, 21 * MIB])
     def test_an_update_of_any_size(
         self, parted: Ticket, store: ClientStore, keys: RoundKeys, nbytes: int
     ) -> None:
@@ -424,7 +429,7 @@ class TestInParts:
             TicketRound(parted).submit(large, 6)
 
     def test_a_larger_update_is_not_sent(self, parted: Ticket, proxy: Proxy) -> None:
-        with pytest.raises(UpdateError, match="over the 73400320 of the ticket"):
+        with pytest.raises(UpdateError, match=f"over the {self.MAX_BYTES} of the ticket"):
             TicketRound(parted).submit({"w": np.zeros(self.MAX_BYTES, "u1")}, 5)
         assert proxy.requests == []
 
@@ -508,7 +513,7 @@ class TestInParts:
 
     def test_a_file_that_changes_on_the_way(self, parted: Ticket, tmp_path: Path) -> None:
         path = tmp_path / "u"
-        save_file({"w": np.zeros(10 * MIB, "f4")}, path, {"num_samples": "7"})
+        save_file({"w": np.zeros(4 * MIB, "f4")}, path, {"num_samples": "7"})
         with pytest.raises(UpdateError, match="was changed while"):
             TicketRound(parted).submit(path, progress=lambda done, _: path.touch())
 
@@ -544,7 +549,7 @@ class TestInParts:
         return raw("PUT", url, {"Content-Length": str(nbytes), **headers}, bytes(nbytes))
 
     def test_s3_rejects_another_length(self, urls: PartUrls) -> None:
-        for number, nbytes in ((1, 18 * MIB), (2, urls.nbytes)):
+        for number, nbytes in ((1, 6 * MIB), (2, urls.nbytes)):
             length = next(n for n in map(int, _signed(urls)) if n >= nbytes)
             length = length if number == 1 else nbytes
             url = urls.part_url(number, length)
