@@ -9,12 +9,12 @@ the next planning admits the updates by what was read.
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.errors import ChangedObjectError, PlanError, StoreError, UpdateError
 from gradshard_core.formats.encoded import EncodedLayout, parse_codec_error, parse_update
-from gradshard_core.formats.headers import header_length, parse_samples
+from gradshard_core.formats.headers import FIRST_READ_BYTES, header_length, parse_samples
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import PREFIX_BYTES, Runs
 from gradshard_core.formats.pieces import PIECE
@@ -28,12 +28,14 @@ from gradshard_core.planning.plan import (
     Stage,
     Task,
 )
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.rounds.arrivals import FIRST_READ_BYTES
 from gradshard_core.rounds.seen_layouts import digests_of
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
 from gradshard_core.stragglers.assignments import Report, parse_report
+
+if TYPE_CHECKING:
+    # Tasks do without.
+    from gradshard_core.planning.spec import RoundSpec
 
 READERS: Final = 8
 
@@ -68,7 +70,7 @@ Facts = Surveyed | str | None
 
 
 def survey_plan(
-    keys: RoundKeys, spec: RoundSpec, sources: Mapping[str, ObjectVersion], stage: Stage
+    keys: RoundKeys, spec: "RoundSpec", sources: Mapping[str, ObjectVersion], stage: Stage
 ) -> Plan:
     """Return a plan that freezes updates, and whose tasks read their headers.
 
