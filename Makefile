@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench bench-transfers docs docs-serve docs-tables demo demo-masked deploy requirements clean
+.PHONY: help setup format lint lint-templates check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench bench-transfers docs docs-serve docs-tables demo demo-masked deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -35,14 +35,15 @@ format: setup ## Format the sources and apply the fixes of ruff
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-lint: setup ## Check style, types and the template
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/sam validate --lint --region us-east-1
+lint: setup ## Check style, types and the templates
+	@$(MAKE) --no-print-directory --jobs 2 check-style lint-templates
+
+# cfn-lint runs on one processor, for longer than all else here.
+lint-templates: setup
 	$(BIN)/cfn-lint --include-experimental --regions ALL_REGIONS --template template.yaml
-	$(BIN)/sam validate --lint --region us-east-1 --template keeper/template.yaml
 	$(BIN)/cfn-lint --include-experimental --regions ALL_REGIONS --template keeper/template.yaml
+	$(BIN)/sam validate --lint --region us-east-1
+	$(BIN)/sam validate --lint --region us-east-1 --template keeper/template.yaml
 
 check: setup ## Check style and types, and run the unit tests, in about a minute
 	@$(MAKE) --no-print-directory --jobs 2 check-style check-units

@@ -1,12 +1,14 @@
 """Two trainings left alone while clients start, stop, crash and send junk; then all is checked.
 
 ``python -m benchmarks.left_alone --minutes 60`` starts an engine and two trainings, one in rounds
-and one buffered. It starts each client, and ends or kills it at random, as a process of its own.
-Nobody resumes a training. In the end it replays every version of both models from the manifests,
-looks what became of every upload, and counts the engine's processes, threads, files and memory.
+and one buffered. It starts each client, and ends or kills it at random, as a process of its own. If
+a training pauses, which it should not, the cause is kept and it is resumed. In the end it replays
+every version of both models from the manifests, looks what became of every upload, and counts the
+engine's processes, threads, files and memory.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -28,7 +30,7 @@ from gradshard.client.training import Training
 from gradshard.deployment import local_engine
 from gradshard_core.errors import GradshardError
 from gradshard_core.formats.keys import ROUNDS, ObjectVersion, RoundKeys, parse_update_key
-from gradshard_core.records.training_state import ENDED, Invitation
+from gradshard_core.records.training_state import ENDED, PAUSED, Invitation
 
 ROUNDS_MODE: Final = "in-rounds"
 BUFFERED_MODE: Final = "in-a-buffer"
@@ -116,14 +118,15 @@ class Client:
     def wait(self) -> None:
         """Wait until the client has seen the end of its training."""
         if self._process is not None:
-            self._process.wait(120)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(120)
 
 
 def start(federation: Federation, seconds: float) -> dict[str, Training]:
     """Start both trainings."""
     found = {}
     modes: dict[str, dict[str, Any]] = {
-        ROUNDS_MODE: {"sample": 4, "over_selection": 0.5, "min_clients": 2},
+        ROUNDS_MODE: {"sample": 3, "over_selection": 0.5, "min_clients": 2},
         BUFFERED_MODE: {"mode": "buffered", "buffer": 3, "min_clients": 1},
     }
     for name, options in modes.items():
@@ -136,7 +139,7 @@ def start(federation: Federation, seconds: float) -> dict[str, Training]:
             budget={"seconds": seconds},
             repeats=20,
             repeat_after=1,
-            timeout=60,
+            timeout=300,
             poll_seconds=2,
             **options,
         )
@@ -257,6 +260,7 @@ def drive(engine: local_engine.Engine, options: argparse.Namespace) -> dict[str,
     federation = Federation(local=True, port=engine.port)
     trainings = start(federation, 60 * options.minutes)
     at_first, samples = measure(engine.pid or 0), list[dict[str, float]]()
+    pauses = list[str]()
     log = options.log.open("ab")
     clients = [
         Client(training, f"c{number}", engine.port, rng)
@@ -267,10 +271,12 @@ def drive(engine: local_engine.Engine, options: argparse.Namespace) -> dict[str,
     give_up = began + 60 * options.minutes + 600
     try:
         while any(t.state().status != ENDED for t in trainings.values()):
-            if time.monotonic() > give_up or any(
-                t.state().status not in {"running", ENDED} for t in trainings.values()
-            ):
+            if time.monotonic() > give_up:
                 break
+            for training in trainings.values():
+                if (state := training.state()).status == PAUSED:
+                    pauses.append(f"{training.id}: {state.cause}")
+                    training.resume()
             for client in clients:
                 client.look(federation, log)
             if time.monotonic() - began > 60 * len(samples):
@@ -288,6 +294,7 @@ def drive(engine: local_engine.Engine, options: argparse.Namespace) -> dict[str,
     return {
         "minutes": round((time.monotonic() - began) / 60, 1),
         "clients": dict(counts),
+        "pauses": pauses,
         "engine": {"first": at_first, "last": measure(engine.pid or 0), "by minute": samples},
         **{name: facts(federation, training) for name, training in trainings.items()},
     }

@@ -104,10 +104,10 @@ def ceiling(report: Figures) -> str:
     ]
     titles = ("row", "shard", "outcome", "process's peak MB", "container's peak MB")
     return (
-        "## The memory ceiling\n\n`sam local invoke` in a container of 128 MB, which the kernel "
-        "enforces, against the local engine over HTTP. The container's figure is its memory that "
-        "cannot be reclaimed, sampled ten times a second, with the emulator's 11 MiB.\n\n"
-        + _table(titles, rows, left=3)
+        "## The memory ceiling\n\n`sam local invoke` in a container of 128 MB, or as named, which "
+        "the kernel enforces, against the local engine over HTTP. The container's figure is its "
+        "memory that cannot be reclaimed, sampled ten times a second, with the emulator's "
+        "11 MiB.\n\n" + _table(titles, rows, left=3)
     )
 
 

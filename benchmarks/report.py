@@ -145,7 +145,7 @@ def _ceiling(results: Json) -> Iterator[Table]:
     if not results.get("ceiling"):
         return
     table = _table(
-        "In a container of 128 MB (`sam local invoke`)",
+        "In a container of 128 MB, or as named (`sam local invoke`)",
         *("row", "shard", "outcome", "its process's peak MB", "container's peak MB", "seconds"),
     )
     for row in results["ceiling"]:

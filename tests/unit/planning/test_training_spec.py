@@ -103,6 +103,7 @@ EXAMPLES: dict[str, Any] = {
     "round": {**ROUND, "timeout": 60},
     "mode": "buffered",
     "buffer": 2,
+    "updates_per_client": 2,
     "max_staleness": 4,
     "staleness_exponent": 1.0,
     "clients": ["a", "b"],
@@ -122,7 +123,7 @@ EXAMPLES: dict[str, Any] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_survives_json(name: str) -> None:
     fields = {**GOOD, name: EXAMPLES[name]}
-    if name in {"mode", "buffer", "max_staleness", "staleness_exponent"}:
+    if name in {"mode", "buffer", "updates_per_client", "max_staleness", "staleness_exponent"}:
         fields |= {"mode": "buffered", "buffer": 2}
     if name == "over_selection":
         fields["sample"] = 2

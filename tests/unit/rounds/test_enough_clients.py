@@ -35,6 +35,37 @@ def test_who_is_not_expected_is_not_one_of_them(machine: Machine) -> None:
     assert send(machine, "b")
 
 
+@pytest.mark.parametrize("expected", [4, 30])
+def test_an_update_that_arrives_while_the_round_is_planned_is_rejected(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, expected: int
+) -> None:
+    """After the planning has listed the updates, and before its plan can be seen."""
+    clients = ["a", "b", "c", "d", *(f"e{number}" for number in range(expected - 4))]
+    machine.open(clients=clients, min_clients=1, enough_clients=2)
+    send(machine, "a")
+    send(machine, "b")
+    arrived, list_objects = list[str](), machine.store.list_objects
+
+    def list_then_arrive(prefix: str, *, after: str = "") -> Any:
+        found = list(list_objects(prefix, after=after))
+        if prefix == machine.keys.updates and not arrived:
+            arrived.append("d")
+            etag = machine.submit("d", {"w": np.ones(3, "f4")})
+            assert machine.collect("d", etag)["status"] == "accepted"
+        return iter(found)
+
+    monkeypatch.setattr(machine.store, "list_objects", list_then_arrive)
+    assert machine.turn(OPENED) == {"status": "completed"}
+    manifest = machine.store.get_json(machine.keys.manifest)
+    assert [c["client"] for c in manifest["contributors"]] == ["a", "b"]
+    rejection = machine.store.get_json(machine.keys.rejection("d"))
+    assert (
+        "updates/d.safetensors: uploaded while the round was being planned" in rejection["reason"]
+    )
+    assert rejection["late"]
+    assert machine.store.get_json(machine.keys.rejection("c")) is None
+
+
 @pytest.mark.parametrize(
     ("fields", "why"),
     [

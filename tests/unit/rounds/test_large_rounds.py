@@ -33,7 +33,7 @@ PIECE, LISTED, READ_AT_ONCE = 8, 20, 16
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradshard_core.formats.pieces.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.planning.plan_json.PIECE", PIECE)
-    monkeypatch.setattr("gradshard_core.rounds.survey.PIECE", PIECE)
+    monkeypatch.setattr("gradshard_core.rounds.first_plan.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.planning.limits.LISTED_ENTRIES", LISTED)
     monkeypatch.setattr("gradshard_core.planning.large_rounds.PIECE", PIECE)
     for module in ("planning.large_rounds", "rounds.first_plan"):

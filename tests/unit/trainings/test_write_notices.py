@@ -50,7 +50,8 @@ class World:
             self.store.put_json(self.keys.notice(client), Notice(client).to_json())
 
     def show(self, *clients: str, open_for_all: bool = False, **changes: Any) -> None:
-        invitation = Invitation("t-00001", 1, 0, False, clients, 2, 1, {"lr": 0.1})
+        awaited = min(2, len(clients)) or 2
+        invitation = Invitation("t-00001", 1, 0, False, clients, awaited, 1, {"lr": 0.1})
         state = {**self.store.get_json(self.keys.state), "status": "running", "cause": None}
         state = TrainingState.from_json(state).to_json()
         state["invitation"] = vars(invitation) if clients or open_for_all else None

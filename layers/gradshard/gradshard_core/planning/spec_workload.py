@@ -48,7 +48,7 @@ def workload_of(
         nbytes,
         levels,
         is_cut=TOPOLOGIES[name].is_cut,
-        sums_bytes=None if spec.dp is None else 2 * nbytes,  # of float64
+        sums_bytes=None if spec.noised is None else 2 * nbytes,  # of float64
         depth=max(1, *map(len, addition_order.split_order(order, levels))),
         plan_bytes=memory_projection.plan_bytes(clients),
         widening=1,  # as in F32

@@ -246,6 +246,32 @@ def reject_all(
         list(pool.map(lambda found: reject(store, keys_of(found.client), found), rejections))
 
 
+def reject_overlooked(store: S3Store, keys: RoundKeys, missing: Sequence[str]) -> None:
+    """Reject the updates of missing clients that have arrived all the same.
+
+    They were uploaded while the round was being planned, after its updates were listed. The
+    function that their events have called may have found no plan yet, and told nobody.
+
+    Parameters
+    ----------
+    store, keys
+        The round, whose plan is written.
+    missing
+        The clients that it misses, by its plan.
+    """
+    looked_for = missing
+    if len(missing) > HEADS_BEFORE_LIST:
+        looked_for = sorted({*missing} & {*arrived(store, keys)})
+    for client in looked_for:
+        head = store.head(keys.update(client))
+        if head is not None:
+            reason = (
+                f"{head.key}: uploaded while the round was being planned; the client takes no part "
+                "in this round"
+            )
+            reject(store, keys, Rejection(client, reason, head.etag, late=True))
+
+
 def told_under(keys: RoundKeys, update_key: str) -> RoundKeys:
     """Return the round under which a client reads of its update's rejection.
 

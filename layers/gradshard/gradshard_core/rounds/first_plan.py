@@ -1,18 +1,31 @@
 """The first plan of a round, and the one that follows if tasks had to read the headers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.layout import Runs
+from gradshard_core.formats.pieces import PIECE
 from gradshard_core.planning.large_rounds import READ_AT_ONCE
-from gradshard_core.planning.plan import Participants, Plan, Rejection, Stage
+from gradshard_core.planning.plan import (
+    Computation,
+    Contributor,
+    Level,
+    Participants,
+    Plan,
+    PlannedLayout,
+    Rejection,
+    Stage,
+)
+from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.rounds import admission, arrivals, inbox
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.eager_stages import clients_in, divide_groups
 from gradshard_core.rounds.inbox import Address
 from gradshard_core.rounds.plan_assembly import assemble, write_layout
 from gradshard_core.rounds.plan_context import PlanContext
-from gradshard_core.rounds.survey import Facts, read_survey, survey_plan
+from gradshard_core.rounds.survey import Facts, read_survey
 
 
 def first_plan(context: PlanContext) -> Plan:
@@ -105,11 +118,38 @@ def _survey(
     """Freeze the updates of clients in a plan whose tasks read their headers."""
     sent = arrivals.sent_to(context.keys, context.spec)
     newest = arrivals.newest_updates(context.store, sent, frozenset(clients))
-    plan = survey_plan(context.keys, context.spec, newest, Stage(context.request.entered_at))
+    plan = _survey_plan(context.keys, context.spec, newest, Stage(context.request.entered_at))
     return replace(
         plan,
         participants=replace(plan.participants, rejected=rejected, missing=missing),
         attempt=context.request.attempt,
         opened_at=context.opened_at,
         planned_at=datetime.now(UTC).isoformat(),
+    )
+
+
+def _survey_plan(
+    keys: RoundKeys, spec: RoundSpec, sources: Mapping[str, ObjectVersion], stage: Stage
+) -> Plan:
+    """Return a plan that freezes updates, and whose tasks read their headers.
+
+    Parameters
+    ----------
+    keys, spec
+        The round.
+    sources
+        The newest versions of the updates, by client, in the order of the clients.
+    stage
+        The stage that begins.
+    """
+    none = Runs(())
+    found = tuple(Contributor(c, source, 0, 0.0, none) for c, source in sources.items())
+    sizes = [min(PIECE, len(found) - first) for first in range(0, len(found), PIECE)]
+    return Plan(
+        keys.round_id,
+        Participants(found, samples=0),
+        Computation((Level.of_sizes(sizes),), weights=spec.weights, surveys=True),
+        PlannedLayout(),
+        stage=stage,
+        assignments=spec.assignments and spec.assignments.to_json(),
     )

@@ -219,7 +219,7 @@ def _choose_shards(
         is_cut=TOPOLOGIES[grouping.topology].is_cut,
         sums_bytes=(
             sharding.sums_bytes(spans, 0, layout.nbytes)
-            if spec.dp is None
+            if spec.noised is None
             else private_sums_bytes(spans, 0, layout.nbytes)
         ),
         depth=max(1, *(len(level.order) for level in grouping.levels)),

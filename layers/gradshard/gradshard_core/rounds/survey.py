@@ -6,7 +6,7 @@ their task records. ``finalize_round`` then answers ``replan``, as after the pas
 the next planning admits the updates by what was read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -16,18 +16,8 @@ from gradshard_core.errors import ChangedObjectError, PlanError, StoreError, Upd
 from gradshard_core.formats.encoded import EncodedLayout, parse_codec_error, parse_update
 from gradshard_core.formats.headers import FIRST_READ_BYTES, header_length, parse_samples
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.layout import PREFIX_BYTES, Runs
-from gradshard_core.formats.pieces import PIECE
-from gradshard_core.planning.plan import (
-    Computation,
-    Contributor,
-    Level,
-    Participants,
-    Plan,
-    PlannedLayout,
-    Stage,
-    Task,
-)
+from gradshard_core.formats.layout import PREFIX_BYTES
+from gradshard_core.planning.plan import Contributor, Plan, Task
 from gradshard_core.rounds.seen_layouts import digests_of
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
@@ -35,7 +25,7 @@ from gradshard_core.stragglers.assignments import Report, parse_report
 
 if TYPE_CHECKING:
     # Tasks do without.
-    from gradshard_core.planning.spec import RoundSpec
+    pass
 
 READERS: Final = 8
 
@@ -67,33 +57,6 @@ class Surveyed(NamedTuple):
 
 Facts = Surveyed | str | None
 """Of an update: what was read, the reason why it is bad, or None if ``plan_round`` has to look."""
-
-
-def survey_plan(
-    keys: RoundKeys, spec: "RoundSpec", sources: Mapping[str, ObjectVersion], stage: Stage
-) -> Plan:
-    """Return a plan that freezes updates, and whose tasks read their headers.
-
-    Parameters
-    ----------
-    keys, spec
-        The round.
-    sources
-        The newest versions of the updates, by client, in the order of the clients.
-    stage
-        The stage that begins.
-    """
-    none = Runs(())
-    found = tuple(Contributor(c, source, 0, 0.0, none) for c, source in sources.items())
-    sizes = [min(PIECE, len(found) - first) for first in range(0, len(found), PIECE)]
-    return Plan(
-        keys.round_id,
-        Participants(found, samples=0),
-        Computation((Level.of_sizes(sizes),), weights=spec.weights, surveys=True),
-        PlannedLayout(),
-        stage=stage,
-        assignments=spec.assignments and spec.assignments.to_json(),
-    )
 
 
 def survey(wire: TaskS3Client, plan: Plan, task: Task) -> dict[str, Any]:

@@ -132,7 +132,9 @@ class _Writer:
 
     def _ticket(self, client: str, state: TrainingState, now: datetime) -> dict[str, Any] | None:
         invitation = state.invitation
-        if invitation is None or client not in invitation.clients:
+        if invitation is None:
+            return None
+        if not invitation.is_open and client not in invitation.clients:
             return None
         model = self._spec.server_optimizer.model
         try:
