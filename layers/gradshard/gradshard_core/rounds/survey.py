@@ -9,7 +9,7 @@ the next planning admits the updates by what was read.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.errors import ChangedObjectError, PlanError, StoreError, UpdateError
@@ -22,10 +22,6 @@ from gradshard_core.rounds.seen_layouts import digests_of
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
 from gradshard_core.stragglers.assignments import Report, parse_report
-
-if TYPE_CHECKING:
-    # Tasks do without.
-    pass
 
 READERS: Final = 8
 
