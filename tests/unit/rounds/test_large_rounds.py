@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.aggregation import topologies
+from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.planning import large_rounds, pricing
 from gradshard_core.planning.plan import Plan
@@ -132,6 +133,20 @@ def test_a_large_round_votes_on_its_layout_and_takes_compressed_updates_by_its_t
     manifest = run(machine, DUE)
     assert {r["client"] for r in manifest["rejected"]} == set(map(client, range(15)))
     assert result_of(machine) == expected({n: u for n, u in updates.items() if n >= 15})
+
+
+def test_an_overflow_of_too_many_updates_fails_with_the_numbers(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradshard_core.rounds.overflow.MOST_LOOKED_AT", 60)
+    machine.open(clients=130, weights="counts")
+    huge = {"w": np.full(5, 3e36, "f4")}  # 43 of a group fit into float32, and 130 do not
+    for number in range(130):
+        body = reference.encode(huge, {"num_samples": "1"})
+        machine.store.put_bytes(machine.keys.update(client(number)), body)
+    outcome = machine.turn(DUE)
+    with pytest.raises(PlanError, match="overflows in a sum of 130 updates"):
+        machine.turn(outcome)
 
 
 def test_what_is_uploaded_after_the_versions_are_frozen_is_late(machine: Machine) -> None:

@@ -43,6 +43,10 @@ class Header(NamedTuple):
     data_offset: int
 
 
+FIRST_READ_BYTES: Final = 64 * 1024
+"""The header of most models is shorter than this, so that one request reads it."""
+
+
 def header_length(prefix: bytes, object_bytes: int) -> int:
     """Read the length of a header from the first eight bytes of an object.
 

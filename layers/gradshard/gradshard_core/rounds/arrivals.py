@@ -7,7 +7,13 @@ from typing import NamedTuple, TypeVar
 
 from gradshard_core.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
 from gradshard_core.formats.encoded import check_taken, parse_update
-from gradshard_core.formats.headers import MAX_HEADER_BYTES, Header, header_length, parse_samples
+from gradshard_core.formats.headers import (
+    FIRST_READ_BYTES,
+    MAX_HEADER_BYTES,
+    Header,
+    header_length,
+    parse_samples,
+)
 from gradshard_core.formats.keys import (
     UPDATE_SUFFIX,
     ObjectVersion,
@@ -29,9 +35,6 @@ from gradshard_core.rounds.inbox import Address
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
-
-FIRST_READ_BYTES = 64 * 1024
-"""The header of most models is shorter than this, so that one request reads it."""
 
 ARRIVAL_HEADER_BYTES = 4 * MIB
 """A larger header is not checked when its update arrives, but when the round is planned: as bytes,

@@ -37,6 +37,9 @@ from gradshard_core.s3.task_client import TaskS3Client
 
 READERS: Final = 8
 
+MOST_LOOKED_AT: Final = 4096
+"""Updates of which a task reads an element, in about 15 s of the 140 s that it may take."""
+
 AreFinite = Callable[[Array], npt.NDArray[np.bool_]]
 """Returns for each of some sums whether the task's output would be finite with it."""
 
@@ -207,8 +210,14 @@ def _contributions(
     wire: TaskS3Client, plan: Plan, task: Task, position: int, dtype: DType
 ) -> list[_Contribution | Rejection]:
     """Read one element of every update in a task's sum that has it, sorted by client id."""
-    weighed = []
-    for first, stop in plan.groups_behind(task):
+    weighed, groups = [], plan.groups_behind(task)
+    if (count := sum(stop - first for first, stop in groups)) > MOST_LOOKED_AT:
+        raise PlanError(
+            f"byte {position} of the layout overflows in a sum of {count} updates, none of which "
+            f"holds a NaN or an infinity there. One task looks at {MOST_LOOKED_AT} at most, so it "
+            "cannot tell which are too large: have clients send smaller values, or allow_nonfinite"
+        )
+    for first, stop in groups:
         [zone] = clip_zones(plan.zones(first, stop), position, position + dtype.size)
         weighed += [
             (contributor, weight)

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.errors import ChangedObjectError, PlanError, StoreError, UpdateError
 from gradshard_core.formats.encoded import EncodedLayout, parse_codec_error, parse_update
-from gradshard_core.formats.headers import header_length, parse_samples
+from gradshard_core.formats.headers import FIRST_READ_BYTES, header_length, parse_samples
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.planning.plan import Contributor, Plan, Task
@@ -28,10 +28,6 @@ READERS: Final = 8
 LARGE_HEADER: Final = 256 * 1024
 """Bytes of a header that a task leaves to ``plan_round``, which has more memory. As bytes, text and
 JSON a header takes up to 20 times its size."""
-
-
-FIRST_READ_BYTES: Final = 64 * 1024
-"""Read of an update first; most headers are shorter."""
 
 
 class Surveyed(NamedTuple):
