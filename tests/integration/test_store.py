@@ -166,3 +166,10 @@ def test_parts_overwrite_themselves_and_appear_at_once(store: S3Store) -> None:
     head = store.head(key)
     assert head is not None
     assert store.get_range(head, five - 1, five + 3) == b"bend"
+
+
+def test_the_newest_versions_are_listed(store: S3Store) -> None:
+    for key, body in (("new/b", b"1"), ("new/a", b"2"), ("new/b", b"345"), ("new/c", b"6")):
+        store.put_bytes(key, body)
+    store.delete("new/c")
+    assert list(store.list_newest("new/")) == [store.head("new/a"), store.head("new/b")]
