@@ -56,11 +56,6 @@ def discount(staleness: int, exponent: Fraction) -> float:
     return float(Fraction(low if low < scale - 1 else scale, scale))
 
 
-def by_client(taken: dict[tuple[str, int], int]) -> dict[str, int]:
-    """Return the staleness of a buffer's updates, of which each client has one."""
-    return {client: staleness for (client, _), staleness in taken.items()}
-
-
 def fedbuff(
     arrivals: list[tuple[str, int]],
     buffer: int,
@@ -104,6 +99,11 @@ def fedbuff(
     return models, taken
 
 
+def by_client(taken: list[dict[tuple[str, int], int]]) -> list[dict[str, int]]:
+    """The staleness by client, of buffers with one update of each."""
+    return [{client: staleness for (client, _), staleness in of.items()} for of in taken]
+
+
 def trained(client: str, model: Mapping[str, Any], version: int) -> Mapping[str, Any]:
     """What the machine's clients train: it depends on model, client and version alone."""
     invitation = Invitation("", version, 0, False, (), 1, version, {})
@@ -122,9 +122,7 @@ def test_versions_have_the_bits_of_fedbuff_in_numpy(new_machine: NewMachine) -> 
         assert {n: t.tobytes() for n, t in found.items()} == {
             n: t.tobytes() for n, t in expected.items()
         }, number
-    assert [record["staleness"] for record in machine.training.records()] == [
-        {client: staleness for (client, _), staleness in found.items()} for found in taken
-    ]
+    assert [record["staleness"] for record in machine.training.records()] == by_client(taken)
     assert max(max(found.values()) for found in taken) >= 3
     assert math.isclose(discount(3, Fraction(1, 2)), 0.5)
 
@@ -308,7 +306,7 @@ def test_a_hundred_versions_have_the_same_bits_though_functions_die_at_random(
     models, taken = fedbuff(machine.arrived, 3)
     assert bits(machine) == {name: tensor.tobytes() for name, tensor in models[100].items()}
     completed = [r["staleness"] for r in machine.training.records() if r["staleness"]]
-    assert completed == [by_client(found) for found in taken[:100]]
+    assert completed == by_client(taken[:100])
 
 
 @pytest.mark.parametrize("times", [0, 2, 3])
@@ -328,8 +326,7 @@ def test_doubled_and_lost_events_count_no_update_twice_and_lose_none(
     assert machine.start(**options(rounds=6)).completed == 6
     models, taken = fedbuff(machine.arrived, 2)
     assert bits(machine) == {name: tensor.tobytes() for name, tensor in models[6].items()}
-    records = machine.training.records()
-    assert [r["staleness"] for r in records] == [by_client(found) for found in taken[:6]]
+    assert [record["staleness"] for record in machine.training.records()] == by_client(taken[:6])
     counted = [(v, client) for v, clients in machine.state.counted.items() for client in clients]
     assert len(set(counted)) == len(counted) == 12
     told = [answer for answer in machine.answers if answer["status"] == "rejected"]
