@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from gradshard_core.rounds import aws_json
+from gradshard_core.rounds import aws_callbacks, aws_json
 from gradshard_core.rounds.finalize_round import BRANCHES
+from tests.unit.applied_rounds import MemoryFederation
 from tests.unit.in_memory import load
 from tests.unit.observability.test_emf import ENVIRONMENT
 
@@ -53,6 +55,21 @@ def test_the_function_sends_its_token_back(
     [(name, body)] = sent
     assert (name, body["taskToken"], body.get("error")) == (operation, "t", error)
     assert json.loads(body["cause" if error else "output"]) == told
+
+
+def test_a_round_completes_though_its_deadline_cannot_be_deleted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    federation, published = MemoryFederation(monkeypatch), []
+
+    def reject(_round_id: str) -> None:
+        raise aws_json.RejectedError("AccessDeniedException", "DeleteSchedule: no permission")
+
+    monkeypatch.setattr(aws_callbacks, "cancel_deadline", reject)
+    monkeypatch.setattr(aws_callbacks, "publish", lambda name, _: published.append(name))
+    federation.model.put({"w": np.zeros(3, "f4")})
+    federation.go([{"w": np.ones(3, "f4")}], [1], server_optimizer="fedavg")
+    assert published == ["RoundCompleted"]
 
 
 def test_the_machine_goes_on_by_the_errors_that_the_function_sends() -> None:
