@@ -89,6 +89,7 @@ def measure(shards: int, clients: int) -> dict[str, Any]:
     record = {"round": "scale", "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
     store.put_json(keys.spec, record)
     aws_callbacks.publish = lambda *_: None
+    aws_callbacks.cancel_deadline = lambda *_: None
 
     request = PlanRequest("2026-01-01T00:00:01", "complete", 0)
     planned = _timed(
