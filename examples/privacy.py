@@ -47,7 +47,8 @@ def combine(updates: network.Array, mechanism: PrivacyMechanism, key: bytes) -> 
     measuring = Measuring(len(updates), pairs=False)
     run(measuring, [1.0] * len(updates), chunks)
     ones = [1] * len(updates)
-    factors = mechanism.decide(measuring.products.rounded(), ones).weights
+    gram = np.diag(measuring.products.rounded_diagonal()).tolist()
+    factors = mechanism.decide(gram, ones).weights
     grid = mechanism.grid(updates.shape[1])
     reduction = PrivateSum(grid.step, len(updates))
     noise = NoiseSource(key, grid.terms, 0)

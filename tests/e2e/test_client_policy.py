@@ -32,6 +32,8 @@ ROLE = "policed-client-a"
 DECISION = re.compile(rf"iam (allowed|denied) ({ROLE}) (\S+) (\S+)")
 ROUND = "policed*"
 SECONDS = 120
+OF_LARGE_ROUNDS = "/pieces/*"
+"""Read by clients of rounds of more than 512 clients, which are too many for a test."""
 TRUST = {
     "Version": "2012-10-17",
     "Statement": [{"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}],
@@ -220,6 +222,8 @@ def test_a_client_uses_all_that_it_may(engine: Engine, deployed: Deployed) -> No
     for statement in json.loads(policy(deployed.bucket))["Statement"]:
         for action in as_list(statement["Action"]):
             for resource in as_list(statement["Resource"]):
+                if resource.endswith(OF_LARGE_ROUNDS):
+                    continue
                 # What is sent in parts goes to either folder, here to one.
                 in_parts = action in {"s3:ListMultipartUploadParts", "s3:AbortMultipartUpload"}
                 named = resource.replace("/partial-updates/", "/updates/") if in_parts else resource

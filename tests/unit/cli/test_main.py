@@ -26,7 +26,7 @@ from tests.unit.fakes import MemoryStore
         (["open", "r1"], "--client"),
         (["open", "r1", "--client", "a", "--clients", 3], "--client"),
         (["open", "r1", "--clients", 0], "clients is 0"),
-        (["open", "r1", "--clients", 4097], "clients is 4097"),
+        (["open", "r1", "--clients", 100_001], "clients is 100001"),
         (["open", "r1", "--clients", 2, "--min-clients", 3], "min_clients is 3"),
         (
             ["open", "r1", "--clients", 2, "--shards", 2, "--time-budget", 9],
