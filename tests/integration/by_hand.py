@@ -14,6 +14,7 @@ from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Rejection, Task
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
+from gradshard_core.records.stored_lists import read_manifest
 from gradshard_core.rounds.aggregate_shard import aggregate_shard
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.plan_context import PlanRequest
@@ -108,7 +109,8 @@ class Round:
         return body
 
     def manifest(self) -> dict[str, Any]:
-        manifest: dict[str, Any] = self.store.get_json(self.keys.manifest)
+        manifest = read_manifest(self.store, self.keys)
+        assert manifest is not None
         return manifest
 
     def reason(self, client: str) -> str:

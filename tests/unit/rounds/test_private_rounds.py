@@ -166,6 +166,20 @@ def test_updates_sent_before_a_private_round_opens_are_averaged_by_no_other(
     assert machine.store.head(machine.keys.spec) is None
 
 
+def test_updates_of_a_round_that_failed_to_open_serve_for_another_one(machine: Machine) -> None:
+    """It can make no average any more: planning it is refused."""
+    machine.begin("r1")
+    for client in "abc":
+        machine.submit(client, {"w": np.ones(5, "f4")})
+    machine.store.put_json(machine.keys.manifest, {"status": "failed", "cause": "S3 was away"})
+    machine.begin("r2")
+    assert machine.open(clients=["a", "b", "c"], updates_from="r1")["status"] == "opened"
+    machine.begin("r1")
+    machine.open(clients=["a", "b", "c"], dp=DP)
+    with pytest.raises(PlanError, match="round 'r1' has ended"):
+        machine.turn(OPENED)
+
+
 def test_planning_looks_again_whether_the_other_round_is_private(machine: Machine) -> None:
     machine.begin("r1")
     machine.open(clients=["a", "b", "c"])

@@ -16,8 +16,8 @@ def read_spec(store: S3Store, keys: RoundKeys) -> tuple[RoundSpec, dict[str, Any
 def check_source(store: S3Store, spec: RoundSpec) -> None:
     """Check that no updates are averaged which were sent to a private round.
 
-    The other round has to be open before. Otherwise it could become a private one after its updates
-    were averaged without noise. Each planning checks again.
+    The other round has to be open before, or to have failed without opening. Otherwise it could
+    become a private one after its updates were averaged without noise. Each planning checks again.
 
     Raises
     ------
@@ -26,11 +26,14 @@ def check_source(store: S3Store, spec: RoundSpec) -> None:
     """
     if spec.updates_from is None:
         return
+    keys = RoundKeys(spec.updates_from)
     try:
-        opened = read_spec(store, RoundKeys(spec.updates_from))
+        opened = read_spec(store, keys)
     except BrokenObjectError:
         # Only who may write this object can break it, and can read the updates as well.
         return
+    if opened is None and store.head(keys.manifest) is not None:
+        return  # it has ended, so it makes no average any more
     if opened is None:
         raise SpecError(
             f"updates_from: there is no round {spec.updates_from!r}. Open it first: until then it "
