@@ -213,7 +213,7 @@ def _choice(choice: Estimate | None) -> str:
 
 
 class Aim(NamedTuple):
-    """What a round was meant to cost with everything counted, and cost before fees were cut."""
+    """A round's price as it should be with everything counted, and as it was before."""
 
     model: measurements.Model
     codec: str | None
@@ -266,9 +266,9 @@ def _fees_section() -> str:
 - `collect_update` has 256 MB instead of 472 MB: $0.02.
 - A client fetches an object in up to four requests instead of eight: $0.02 to $0.03.
 
-What is left of a small round are things that it does once: {aws_prices.ROUND_TRANSITIONS}
-transitions, {aws_prices.LEVEL_TRANSITIONS} and an Express execution for its level, a PUT for each
-client, and the objects that make every step repeatable.
+A small round still pays for {aws_prices.ROUND_TRANSITIONS} transitions of its own, for
+{aws_prices.LEVEL_TRANSITIONS} more and an Express execution of its level, for a PUT of each client,
+and for the objects that make every step repeatable.
 """
 
 

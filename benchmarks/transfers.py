@@ -2,7 +2,8 @@
 
 Run as a module, it prints CPU-seconds per GB of the client's process, GB/s, and peak memory.
 They are medians of several turns, in each of which every client has one. The server is nginx with
-S3's TLS, before :mod:`benchmarks.transfer_server`. What arrives is compared with the file.
+S3's TLS, before :mod:`benchmarks.transfer_server`. The benchmark compares the bytes that
+arrive with the file.
 """
 
 import argparse

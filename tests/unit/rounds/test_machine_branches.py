@@ -79,7 +79,7 @@ def test_the_machine_goes_on_by_the_errors_that_the_function_sends() -> None:
     assert set(caught) == set(BRANCHES.values())
     assert finalizing["Retry"][0]["ErrorEquals"] == list(caught)
     assert finalizing["Retry"][0]["MaxAttempts"] == 0
-    # What PlanRound takes of its input is in what an error has to say.
+    # The cause of the error has all that PlanRound takes of its input.
     taken = [path for path in STATES["PlanRound"]["Parameters"]["Payload"].values() if "$." in path]
     assert {path for path in taken if not path.startswith("$$")} == {"$.reason", "$.attempt"}
     assert {"reason", "attempt"} <= set(REPLAN)

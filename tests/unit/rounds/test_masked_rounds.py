@@ -641,7 +641,7 @@ def test_after_a_keeper_was_away_nothing_that_was_sent_is_of_use(
     with pytest.raises(QuorumError, match="0 good updates"):
         machine.plan(OPENED)
     assert machine.keys.masks not in machine.store.objects
-    # What clients train and mask anew is averaged.
+    # Updates that clients train and mask anew are averaged.
     machine.begin("anew")
     round_ = MaskedRound(machine, keeper)
     round_.open([*updates], updates["c0000"])

@@ -26,8 +26,8 @@ whose parsing would take more memory than a function has."""
 FORMAT_HEADER_BYTES: Final = 100_000_000
 MAX_HEADER_VALUES: Final = 1_420_000
 """The most commas, colons and opening brackets in a header: 14 for each of 100,000 tensors of four
-dimensions, and some for metadata. What JSON becomes when it is parsed goes by these, up to 200
-bytes each, not by its length: 16 MiB of empty lists would be 400 MiB."""
+dimensions, and some for metadata. They decide how much memory parsed JSON takes, up to 200 bytes
+each, and its length does not: 16 MiB of empty lists would be 400 MiB."""
 
 MAX_SAMPLES: Final = 2**53
 """Counts up to here are exact in float64, so a weight is one correctly rounded division."""

@@ -30,7 +30,7 @@ class StoredList(Sequence[T]):
     Parameters
     ----------
     written
-        What the record holds of the list.
+        The list as the record has it: its entries, or the names of its pieces.
     get
         Loads a piece.
     parse

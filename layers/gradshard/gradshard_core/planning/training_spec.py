@@ -453,7 +453,7 @@ def _check_masked(spec: TrainingSpec) -> None:
     for name, reason in NOT_IN_MASKED_TRAININGS.items():
         if getattr(spec, name) is not None:
             raise SpecError(f"masked: leave out {name}: {reason}")
-    # Who joins later is counted when a round is opened; no round has more than the ring holds.
+    # Later clients are counted when a round is opened; no round has more than the ring holds.
     awaited = len(spec.clients or ()) if spec.sample is None else spec.sample
     if awaited >= 1:
         invited = math.ceil(awaited * (1 + spec.over_selection))
