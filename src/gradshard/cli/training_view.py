@@ -114,6 +114,8 @@ def _left(
     if state.completed == 0 or not records:
         return ""
     rounds = spec.rounds - state.completed
+    if rounds == 0:
+        return "the last evaluation"
     share = rounds / state.completed
     text = f"{pluralize(rounds, 'round')}: about {format_duration(round(share * passed))} and "
     text += money(share * state.dollars)

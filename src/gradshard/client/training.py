@@ -279,9 +279,24 @@ class Training:
         self.join(client)
         return issue_training_ticket(store, self.keys, client, expires=expires)
 
-    def revoke(self, client: str) -> None:
-        """Take a client's notice away; its ticket ends with its newest URLs, after some hours."""
-        self._stack.store.delete(self.keys.notice(client))
+    def revoke(self, client: str) -> bool:
+        """Take a client's notice away; its ticket ends with its newest URLs, after some hours.
+
+        Returns
+        -------
+        bool
+            Whether there was one. It is safe to repeat.
+
+        Raises
+        ------
+        TrainingNotFoundError
+            There is no such training.
+        """
+        key = self.keys.notice(client)
+        self.state()
+        had_ticket = self._stack.store.head(key) is not None
+        self._stack.store.delete(key)
+        return had_ticket
 
     def leave(self, client: str) -> None:
         """Let the training invite a client no more, from its next round on; safe to repeat."""

@@ -211,6 +211,26 @@ def test_watching_without_a_terminal_prints_lines_with_all_that_a_terminal_shows
     assert run("train", "watch", "t", "--quiet").output == ""
 
 
+def test_while_the_last_version_is_evaluated_no_round_is_left(
+    run: Run, federation: Federation
+) -> None:
+    run(*START, "--client", "ann", "--client", "bo")
+    federation.stack.store.put_json(TrainingKeys("t").record("t-00002"), RECORD)
+    change(federation, completed=5, dollars=0.5)
+    assert "left    the last evaluation" in run("train", "show", "t").output
+
+
+def test_taking_back_a_ticket_says_whether_there_was_one(run: Run, federation: Federation) -> None:
+    run(*START)
+    federation.join("t", "ann")
+    federation.stack.store.put_bytes(TrainingKeys("t").notice("ann"), b"{}")
+    first, again = (run("train", "revoke", "t", "ann").output for _ in range(2))
+    assert first == "the ticket of ann is not renewed any more\n"
+    assert again == "ann has no ticket, and is not invited any more\n"
+    assert federation.training("t").members() == []
+    assert "there is no training 'x'" in run("train", "revoke", "x", "ann").output
+
+
 def test_an_operator_asks_for_a_pause_and_for_the_end(run: Run, federation: Federation) -> None:
     run(*START)
     assert "pauses when its round has ended" in run("train", "pause", "t", "--reason", "new").output

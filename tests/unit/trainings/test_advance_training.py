@@ -3,20 +3,25 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gradshard.client.opening import PAYLOAD_ROOM_BYTES
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
-from gradshard_core.records.training_state import Invitation
+from gradshard_core.planning import limits
+from gradshard_core.records.training_state import Invitation, change_state
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.trainings import advance_training as advancing
 from gradshard_core.trainings import round_outcome
+from gradshard_core.trainings.advance_training import advance_training
+from gradshard_core.trainings.start_training import start_training
 from tests import reference
-from tests.unit.trainings.machine import Machine, TaskError, training_of
+from tests.unit.trainings.machine import AGGREGATOR, NAME, Machine, TaskError, training_of
 
 CLIENTS = ["ann", "bo", "cy"]
 
@@ -179,6 +184,18 @@ def test_a_client_that_answers_again_is_silent_no_more(machine: Machine) -> None
         else training_of(client, model, invitation)
     )
     assert machine.start(rounds=2, clients=CLIENTS).silent == {"ann": 2}
+
+
+def test_a_silent_client_that_has_left_is_counted_no_more(machine: Machine) -> None:
+    """Else the state, which every client reads, would grow with each id that was ever used."""
+    for client in CLIENTS:
+        machine.store.put_bytes(machine.keys.member(client), b"")
+    machine.train = lambda client, model, invitation: (
+        training_of(client, model, invitation) if client == "cy" else None
+    )
+    machine.before_round = lambda _: machine.training.leave("ann")
+    of_round = {"server_optimizer": "fedavg", "min_clients": 1}
+    assert machine.start(rounds=2, round=of_round).silent == {"bo": 2}
 
 
 def test_a_model_that_was_put_by_hand_pauses_the_training_and_is_gone_on_from(
@@ -392,6 +409,25 @@ def test_everybody_who_joined_is_invited_and_whoever_left_is_not(machine: Machin
     machine.start(rounds=3)
     invited = [record["clients"] for record in machine.training.records()]
     assert invited == [["ann", "bo"], ["ann", "bo", "cy"], ["bo", "cy"]]
+
+
+@pytest.mark.parametrize("mode", [{}, {"mode": "buffered", "buffer": 2, "evaluate_every": 1}])
+def test_ids_of_thousands_of_members_fit_into_what_the_state_machine_carries(
+    machine: Machine, mode: dict[str, Any]
+) -> None:
+    """Anybody who may join can have an id of 64 characters."""
+    layers = [f"layer{n:03}" for n in range(1000)] if not mode else None
+    of_round = {"server_optimizer": "fedavg", "rule": layers and "fill", "layers": layers}
+    fields = {"rounds": 3, "round": {n: v for n, v in of_round.items() if v is not None}, **mode}
+    start_training(machine.store, NAME, fields, started=machine.now.isoformat())
+    for number in range(4096):
+        machine.store.put_bytes(machine.keys.member(f"{number:064}"), b"")
+    if mode:  # a version is to be evaluated
+        change_state(machine.store, machine.keys, lambda state: replace(state, completed=1))
+    answer = advance_training(machine.store, NAME, run=1, step=0, aggregator=AGGREGATOR)
+    assert answer["status"] == "round"
+    assert len(answer["spec"]["clients"]) > 3000
+    assert len(json.dumps(answer)) < limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
 
 
 def test_a_training_waits_for_as_many_as_it_samples_and_then_pauses(machine: Machine) -> None:

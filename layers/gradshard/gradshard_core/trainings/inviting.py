@@ -59,7 +59,7 @@ def next_round(
     members = spec.clients if spec.clients is not None else list_members(store, keys)
     if len(members) < spec.needed():
         return _gather(spec, state, len(members), now)
-    invited, awaited = sampling.count_invited(spec, len(members))
+    invited, awaited = sampling.count_invited(spec, len(members), max(map(len, members)))
     number = state.completed if is_evaluation else state.completed + 1
     drawn = sampling.draw(
         members,
@@ -77,7 +77,9 @@ def next_round(
         current.number,
         _settings(spec, number),
     )
-    following = replace(state, invitation=invitation, gathers_since=None)
+    there = {*members}
+    silent = {client: missed for client, missed in state.silent.items() if client in there}
+    following = replace(state, invitation=invitation, gathers_since=None, silent=silent)
     return _within_budget(keys, spec, following, current, aggregator)
 
 
