@@ -10,6 +10,7 @@ from rich.table import Table
 
 from gradshard.cli.output import cell
 from gradshard.utils.text import escape_terminal, format_duration, listed, pluralize
+from gradshard_core.formats.metrics import most_frequent
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.inbox import Arrival
 from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState
@@ -76,7 +77,7 @@ def render(name: str, view: View, now: datetime) -> RenderableType:
         silent = sorted(state.silent, key=lambda client: (-state.silent[client], client))
         shown = [f"{client} ({state.silent[client]})" for client in silent]
         facts.add_row("silent", cell(f"{listed(shown, 5)}: invitations missed in a row"))
-    return Group(facts, "", _rounds(records)) if records else Group(facts)
+    return Group(facts, "", _rounds(spec, records)) if records else Group(facts)
 
 
 def _under_way(
@@ -127,9 +128,10 @@ def _left(
     return text
 
 
-def _rounds(records: Sequence[Mapping[str, Any]]) -> Table:
+def _rounds(spec: TrainingSpec, records: Sequence[Mapping[str, Any]]) -> Table:
     newest = records[-ROWS:]
-    names = sorted({name for record in newest for name in record["metrics"]})[:METRICS_SHOWN]
+    decisive = spec.stop and spec.stop.metric
+    names = most_frequent([record["metrics"] for record in newest], decisive)[:METRICS_SHOWN]
     is_stale = any(record.get("staleness") for record in newest)
     staleness = ["staleness"] if is_stale else []
     table = Table("round", "clients", *staleness, *map(escape_terminal, names), "cost", box=None)

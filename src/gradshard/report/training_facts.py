@@ -7,6 +7,7 @@ from typing import Any
 
 from gradshard.report.facts import Facts
 from gradshard_core.formats.keys import sender_of
+from gradshard_core.formats.metrics import most_frequent
 
 
 def training_facts(status: Mapping[str, Any], read_at: datetime) -> Facts:
@@ -43,10 +44,16 @@ def training_facts(status: Mapping[str, Any], read_at: datetime) -> Facts:
     }
 
 
-def metric_names(rounds: Sequence[Facts]) -> list[tuple[str, bool]]:
-    """Return the metrics that rounds have, each with whether evaluations measured it."""
-    found = {(name, facts["is_evaluation"]) for facts in rounds for name in facts["metrics"]}
-    return sorted(found)
+def metric_names(facts: Facts) -> list[tuple[str, bool]]:
+    """Return the metrics of a training's rounds, each with whether evaluations measured it.
+
+    The one by which the training stops comes first, then those that most rounds have.
+    """
+    rounds, rule = facts["rounds"], facts["spec"].get("stop") or {}
+    found = {(name, r["is_evaluation"]) for r in rounds for name in r["metrics"]}
+    names = most_frequent((r["metrics"] for r in rounds), rule.get("metric"))
+    rank = {name: number for number, name in enumerate(names)}
+    return sorted(found, key=lambda entry: (rank[entry[0]], entry[1]))
 
 
 def participation(

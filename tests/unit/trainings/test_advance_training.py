@@ -13,6 +13,7 @@ from gradshard.client.opening import PAYLOAD_ROOM_BYTES
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
+from gradshard_core.formats.metrics import MAX_KEPT
 from gradshard_core.planning import limits
 from gradshard_core.records.training_state import Invitation, change_state
 from gradshard_core.rounds.abort_round import abort_round
@@ -545,6 +546,52 @@ def test_bad_metrics_cost_their_sender_the_metrics_alone(
     [note] = record["notes"]
     assert note.startswith("metrics of ann do not count: ")
     assert why in note
+
+
+def test_clients_may_measure_different_metrics_in_an_evaluation(machine: Machine) -> None:
+    sent = {"ann": {"accuracy": 0.5}, "bo": {"accuracy": 1.0, "f1": 0.25}, "cy": {"f1": 0.75}}
+    machine.evaluate = lambda client, _model, _invitation: (sent[client], len(client))
+    assert machine.start(rounds=1, clients=CLIENTS, evaluate_every=1).status == "ended"
+    record = machine.training.records()[-1]
+    assert record["metrics"] == {"accuracy": (3 * 0.5 + 2 * 1.0) / 5, "f1": 0.5}
+
+
+def test_one_of_two_clients_cannot_stop_a_training_by_the_layout_of_its_metrics(
+    machine: Machine,
+) -> None:
+    """The layout of an evaluation is stated, so nobody decides on it."""
+
+    def send(invitation: Invitation) -> None:
+        machine.skipped = {"ann"} if invitation.is_evaluation else set()
+        if invitation.is_evaluation:
+            body = reference.encode({"accuracy": np.ones(1)}, {"num_samples": "1000"})
+            machine.store.put_bytes(RoundKeys(invitation.round_id).update("ann"), body)
+
+    machine.before_round = send
+    of_round = {"server_optimizer": "fedavg", "min_clients": 1}
+    options = {"clients": ["ann", "bo"], "evaluate_every": 1, "round": of_round}
+    assert machine.start(rounds=1, **options).status == "ended"
+    record = machine.training.records()[-1]
+    assert (record["contributors"], record["rejected"]) == (["bo"], ["ann"])
+    assert record["metrics"] == {"accuracy": 0.01}
+
+
+def test_names_of_metrics_are_kept_by_how_many_sent_them(machine: Machine) -> None:
+    """Each client sends 31 of its own; the one that decides is sent by one client alone."""
+    own = {c: {f"{c}{n:02}": 1.0 for n in range(31)} for c in CLIENTS}
+    shared = {"ann": {"loss": 1.0}, "bo": {"loss": 3.0}, "cy": {"zz": 0.5}}
+
+    def train(client: str, model: Mapping[str, Any], _invitation: Invitation) -> Any:
+        return dict(model), 5, own[client] | shared[client]
+
+    machine.train = train
+    stop = {"metric": "zz", "at_least": 0.5}
+    assert machine.start(rounds=2, clients=CLIENTS, stop=stop).cause == "zz is 0.5 after round 1"
+    [record] = machine.training.records()
+    assert record["metrics"]["loss"] == 2.0
+    assert record["metrics"]["zz"] == 0.5
+    assert len(record["metrics"]) == MAX_KEPT + 1
+    assert record["notes"] == ["30 more metrics, which fewer clients sent, are not kept"]
 
 
 def test_long_headers_are_parsed_one_at_a_time(

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from gradshard_core.formats import metrics
 from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.planning import training_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
@@ -134,6 +135,8 @@ def evaluation_spec(spec: TrainingSpec, clients: tuple[str, ...], awaited: int) 
         "clients": list(clients),
         "min_clients": spec.round.get("min_clients") or awaited // 2 + 1,
         "timeout": spec.round.get("timeout"),
+        # Stated, so that no majority of clients decides on it.
+        "layout": metrics.EVALUATION_LAYOUT,
     }
     if awaited < len(clients):
         fields["enough_clients"] = awaited
