@@ -26,7 +26,7 @@ from gradshard.cli.round_options import declared_option, round_options
 from gradshard.cli.ticket import write_ticket
 from gradshard.cli.training_view import STYLES, View, best_of, left_of, line_of, money, render
 from gradshard.utils.atomic_file import atomic_file
-from gradshard.utils.text import escape_terminal, format_size, pluralize
+from gradshard.utils.text import escape_terminal, format_size, pluralize, shortened
 from gradshard_core.errors import TrainingFailed
 from gradshard_core.planning.options import REQUIRED
 from gradshard_core.planning.spec import OPTIONS as ROUND_OPTIONS
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
     from gradshard.client.federation import Federation
     from gradshard.client.training import Training
+
+CAUSE_CHARACTERS = 100
+"""Of the cause in a list of trainings; ``train show`` has the whole."""
 
 OPTIMIZER = "server_optimizer"
 """The option that a round may leave out, and a training may not."""
@@ -133,7 +136,7 @@ def list_(federation: "Federation", status: str | None, as_json: bool) -> None:
             cell(state.completed),
             cell(best_of(state)),
             cell(money(state.dollars)),
-            cell(state.cause or ""),
+            cell(shortened(state.cause or "", CAUSE_CHARACTERS)),
         )
     Console().print(table)
 

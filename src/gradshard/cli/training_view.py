@@ -61,6 +61,8 @@ def render(name: str, view: View, now: datetime) -> RenderableType:
         facts.add_row("buffer", cell(buffer_of(view)))
     if state.cause:
         facts.add_row("cause", cell(state.cause))
+    elif records and not records[-1]["is_completed"]:
+        facts.add_row("failed", cell(f"round {records[-1]['round_id']}: {records[-1]['cause']}"))
     if view.lost:
         facts.add_row("stuck", cell(f"{view.lost}; gradshard train resume continues it", "red"))
     if state.best is not None:
@@ -140,7 +142,7 @@ def _rounds(spec: TrainingSpec, records: Sequence[Mapping[str, Any]]) -> Table:
         values = [record["metrics"].get(name) for name in names]
         table.add_row(
             cell(record["round_id"], "" if record["is_completed"] else "red"),
-            cell(clients if record["is_completed"] else f"{record['error']}: {record['cause']}"),
+            cell(clients if record["is_completed"] else record["error"]),
             *([cell(_staleness(record["staleness"].values()))] if is_stale else []),
             *(cell("" if value is None else f"{value:.6g}") for value in values),
             cell(money(record["dollars"])),

@@ -39,7 +39,7 @@ def training_facts(status: Mapping[str, Any], read_at: datetime) -> Facts:
         "best": status["best"],
         "under_way": status["invitation"],
         "rounds": rounds,
-        "clients": participation(status["rounds"], status["silent"]),
+        "clients": participation(status["rounds"], status["silent"], status.get("rejected", {})),
         "spec": status["spec"],
     }
 
@@ -57,25 +57,44 @@ def metric_names(facts: Facts) -> list[tuple[str, bool]]:
 
 
 def participation(
-    records: Sequence[Mapping[str, Any]], silent: Mapping[str, int]
+    records: Sequence[Mapping[str, Any]],
+    silent: Mapping[str, int],
+    dismissed: Mapping[str, int],
 ) -> list[dict[str, Any]]:
     """Count, for each client, the rounds to which it was invited, and what it did in them.
 
-    A round of a buffered training invites nobody: it counts for the clients that have sent to it.
+    A round of a buffered training invites nobody: instead, an update counts that was averaged or
+    rejected.
+
+    Parameters
+    ----------
+    records
+        The records of the rounds.
+    silent
+        The number of invitations in a row that clients have missed.
+    dismissed
+        The number of updates of clients that a buffered training has rejected, in rounds or
+        because they were too old, say.
     """
     invited: Counter[str] = Counter()
     counted: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
+    in_buffers: Counter[str] = Counter()
     last: dict[str, int] = {}
     for record in records:
         # A buffer may have several updates of a client.
         averaged, bad = (
             [sender_of(name) for name in record[kind]] for kind in ("contributors", "rejected")
         )
-        invited.update(record["clients"] or {*averaged, *bad})
+        if not record["is_completed"]:
+            averaged = []
+        invited.update(record["clients"] or averaged)
         counted.update(averaged)
-        rejected.update(bad)
+        (rejected if record["clients"] else in_buffers).update(bad)
         last |= dict.fromkeys(averaged, record["number"])
+    # The bucket deletes rejections after a time, so that only the records may have them.
+    buffered = in_buffers | Counter(dismissed)
+    invited, rejected = invited + buffered, rejected + buffered
     return [
         {
             "client": client,

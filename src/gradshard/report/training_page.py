@@ -202,7 +202,8 @@ def _clients(facts: Facts) -> Part:
         return Part("clients", "Clients", "none", tag("p", "No client was invited yet."))
     is_buffered = facts["spec"].get("mode") == "buffered"
     asked = "waited for" if is_buffered else "invited"
-    rounds = [r for r in facts["rounds"] if not r["is_evaluation"]] or facts["rounds"]
+    done = [r for r in facts["rounds"] if r["is_completed"]] or facts["rounds"]
+    rounds = [r for r in done if not r["is_evaluation"]] or done
     x = _rounds_axis(facts)
     y = axis(max(r["invited"] for r in rounds), lambda n: f"{n:,.0f}", whole=True)
     lines = [

@@ -156,6 +156,24 @@ def test_a_training_is_shown(run: Run, federation: Federation) -> None:
     assert document["lost_execution"] is None
 
 
+def test_the_cause_of_a_failure_is_told_once_and_not_in_a_narrow_column(
+    run: Run, federation: Federation
+) -> None:
+    run(*START)
+    cause = "2 good updates, and the round needs 3. " * 9
+    failed = {**RECORD, "is_completed": False, "error": "QuorumError", "cause": cause}
+    failed |= {"metrics": {}, "round_id": "t-00001"}
+    federation.stack.store.put_json(TrainingKeys("t").record("t-00001"), failed)
+    output = run("train", "show", "t").output
+    assert "failed  round t-00001: 2 good updates" in output
+    assert "t-00001  QuorumError" in output
+    change(federation, status="paused", cause=cause)
+    output = run("train", "show", "t").output
+    assert ("cause   2 good updates" in output, "failed" in output) == (True, False)
+    listed = run("train", "list").output
+    assert ("…" in listed, len(listed) < 800) == (True, True)
+
+
 def test_trainings_are_listed(run: Run) -> None:
     assert run("train", "list").output == "there are no trainings\n"
     run(*START)

@@ -55,10 +55,14 @@ def test_dollars_and_participation_are_those_of_the_records() -> None:
     facts = training_facts(status, STARTED + timedelta(hours=1))
     for entry in facts["clients"]:
         records = status["rounds"]
-        for name, what in (("invited", "clients"), ("contributed", "contributors")):
-            assert entry[name] == sum(entry["client"] in record[what] for record in records)
+        assert entry["invited"] == sum(entry["client"] in record["clients"] for record in records)
+        assert entry["contributed"] == sum(
+            entry["client"] in record["contributors"]
+            for record in records
+            if record["is_completed"]
+        )
     assert sum(entry["rejected"] for entry in facts["clients"]) == 1
-    assert participation([], {}) == []
+    assert participation([], {}, {}) == []
     assert sum(r["dollars"] for r in facts["rounds"]) == pytest.approx(status["dollars"])
 
 
@@ -92,6 +96,27 @@ def test_the_staleness_of_a_buffered_training_is_shown_and_clients_have_all_thei
     text = Page(training_page(facts, made_at=MADE_AT)).words
     assert "2.00 on average, at most 4" in text
     assert "Updates by staleness" in text
+
+
+def test_updates_that_were_too_old_are_rejected_ones_of_their_clients() -> None:
+    """No round has seen them. One that a round has rejected is among those of the inboxes."""
+    status = sample_status(rounds=2, clients=2)
+    status["spec"]["mode"] = "buffered"
+    found = [({"ann": 0}, ["bo"]), ({"ann": 0, "bo": 1}, [])]
+    for record, (staleness, bad) in zip(status["rounds"], found, strict=True):
+        record |= {"clients": [], "contributors": [*staleness], "rejected": bad}
+        record["staleness"] = staleness
+    status["rejected"] = {"bo": 3, "slow": 7}
+    rows = training_facts(status, STARTED)["clients"]
+    names = ("client", "invited", "contributed", "rejected", "last_round")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("ann", 2, 2, 0, 2),
+        ("bo", 4, 1, 3, 2),
+        ("slow", 7, 0, 7, None),
+    ]
+    del status["rejected"]  # they have expired
+    rows = training_facts(status, STARTED)["clients"]
+    assert [(row["client"], row["rejected"]) for row in rows] == [("ann", 0), ("bo", 1)]
 
 
 @pytest.mark.parametrize("where", ["training", "client", "metric", "cause", "notes"])

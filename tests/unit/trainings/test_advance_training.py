@@ -522,6 +522,10 @@ def test_a_training_that_is_starting_keeps_its_model_for_a_quarter_of_an_hour(
         (json.dumps({f"m{n}": n for n in range(33)}), "33 metrics, over 32"),
         (json.dumps({f"m{n}": n for n in range(1000)}), "characters, over 8192"),
         ('{"' + "x" * 65 + '": 1}', "is not 1 to 64 letters"),
+        ('{"a//b": 1}', "no empty part"),
+        ('{"a/../../b": 1}', "no empty part"),
+        ('{"<script>": 1}', "is not 1 to 64 letters"),
+        ('{"x\\u001b[31m": 1}', "is not 1 to 64 letters"),
         ("[" * 5000, "no JSON"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -32,8 +33,14 @@ _MAX_TEXT: Final = 8192
 
 
 def is_metric_name(name: Any) -> bool:
-    """Return whether a metric may have this name."""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+    """Return whether a metric may have this name.
+
+    MLflow, to which metrics are exported, treats names as paths and takes none that stands for
+    another one (https://github.com/mlflow/mlflow/blob/master/mlflow/utils/validation.py).
+    """
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        return False
+    return posixpath.normpath(name) == name
 
 
 def check_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -51,7 +58,7 @@ def check_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         if not is_metric_name(name):
             raise UpdateError(
                 f"metric {str(name)[:80]!r} is not 1 to 64 letters, digits, spaces and ._/- that "
-                "begin with a letter or digit"
+                "begin with a letter or digit, with no empty part or dots alone between slashes"
             )
         try:
             number = math.nan if isinstance(value, bool | str | bytes) else float(value)
