@@ -39,7 +39,7 @@ def training_facts(status: Mapping[str, Any], read_at: datetime) -> Facts:
         "best": status["best"],
         "under_way": status["invitation"],
         "rounds": rounds,
-        "clients": participation(status["rounds"], status["silent"], status.get("rejected", {})),
+        "clients": participation(status["rounds"], status["silent"], status.get("rejected")),
         "spec": status["spec"],
     }
 
@@ -59,12 +59,12 @@ def metric_names(facts: Facts) -> list[tuple[str, bool]]:
 def participation(
     records: Sequence[Mapping[str, Any]],
     silent: Mapping[str, int],
-    dismissed: Mapping[str, int],
+    dismissed: Mapping[str, int] | None,
 ) -> list[dict[str, Any]]:
     """Count, for each client, the rounds to which it was invited, and what it did in them.
 
-    A round of a buffered training invites nobody: instead, an update counts that was averaged or
-    rejected.
+    In a buffered training, the updates and evaluations count that were averaged or rejected: its
+    rounds invite nobody.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def participation(
         The number of invitations in a row that clients have missed.
     dismissed
         The number of updates of clients that a buffered training has rejected, in rounds or
-        because they were too old, say.
+        because they were too old, say; None in other trainings.
     """
     invited: Counter[str] = Counter()
     counted: Counter[str] = Counter()
@@ -88,12 +88,15 @@ def participation(
         )
         if not record["is_completed"]:
             averaged = []
-        invited.update(record["clients"] or averaged)
         counted.update(averaged)
         (rejected if record["clients"] else in_buffers).update(bad)
+        if dismissed is None:
+            invited.update(record["clients"])
+        else:
+            invited.update([*averaged, *(bad if record["clients"] else ())])
         last |= dict.fromkeys(averaged, record["number"])
     # The bucket deletes rejections after a time, so that only the records may have them.
-    buffered = in_buffers | Counter(dismissed)
+    buffered = in_buffers | Counter(dismissed or {})
     invited, rejected = invited + buffered, rejected + buffered
     return [
         {
