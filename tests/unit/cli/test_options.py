@@ -49,7 +49,8 @@ def options_of(name: str) -> dict[str, click.Option]:
 @pytest.mark.parametrize("option", CLICK_OPTIONS)
 def test_every_option_says_what_it_does_and_its_default(option: click.Option) -> None:
     text = option.help or ""
-    sentence, _, default = text.replace(" [required; ", " [default: ").partition(" [default: ")
+    stated = text.replace(" [required; ", " [default: ").replace(" [required]", " [default: none]")
+    sentence, _, default = stated.partition(" [default: ")
     assert sentence.endswith("."), text
     assert sentence[0].isupper(), text
     has_value = option.default is not None and option.show_default
