@@ -238,6 +238,17 @@ def test_files_are_converted_in_both_directions(tmp_path: Path, codec: str) -> N
         convert(plain, tmp_path / "d")
 
 
+@pytest.mark.parametrize("compression", [None, Compression("int8")])
+def test_a_bad_compressed_file_is_described_by_what_is_bad_in_it(
+    tmp_path: Path, compression: Compression | None
+) -> None:
+    tensors = {"w": np.zeros(97, "f4")}
+    units = {"w": np.zeros((3, 34), np.uint8)}
+    (tmp_path / "bad").write_bytes(compressed.write("int8", tensors, units, {"num_samples": "1"}))
+    with pytest.raises(UpdateError, match=r"bad: tensor 'w' is U8 \[3, 34\], but \[97\] in int8"):
+        convert(tmp_path / "bad", tmp_path / "out", compression=compression)
+
+
 def test_an_archive_is_compressed_at_once(tmp_path: Path) -> None:
     np.savez(tmp_path / "u.npz", w=np.linspace(-1, 1, 640, dtype="f4"))
     done = convert(tmp_path / "u.npz", tmp_path / "u", samples=5, compression=Compression("int8"))
