@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.aggregation import topologies
-from gradshard_core.errors import PlanError
+from gradshard_core.errors import PlanError, StoreError, UnreadableObjectError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.planning import large_rounds, pricing
 from gradshard_core.planning.plan import Plan
@@ -179,6 +179,56 @@ def test_a_client_whose_frozen_version_is_gone_is_rejected(machine: Machine) -> 
     assert [r["client"] for r in manifest["rejected"]] == [client(7)]
     del updates[7]
     assert result_of(machine) == expected(updates)
+
+
+def test_updates_whose_headers_planning_reads_itself_keep_their_place(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradshard_core.rounds.survey.LARGE_HEADER", 1000)
+    updates = dict(enumerate(updates_of(60)))
+    machine.open(clients=60)
+    for number, update in updates.items():
+        note = "x" * 2000 if number in (20, 41) else ""
+        stated = {"num_samples": str(number % 7 + 1), "note": note}
+        machine.store.put_bytes(
+            machine.keys.update(client(number)), reference.encode(update, stated)
+        )
+    manifest = run(machine, DUE)
+    assert [c["client"] for c in manifest["contributors"]] == list(map(client, range(60)))
+    assert result_of(machine) == expected(updates)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_senders_fault"), [(UnreadableObjectError, True), (StoreError, False)]
+)
+def test_a_client_is_not_rejected_because_s3_is_busy(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[StoreError],
+    is_senders_fault: bool,
+) -> None:
+    updates = updates_of(60)
+    machine.open(clients=60)
+    for number, update in enumerate(updates):
+        submit(machine, number, update)
+    get_body = type(machine.store).get_body
+
+    def failing(store: Any, source: ObjectVersion, start: int, end: int) -> Any:
+        if source.key == machine.keys.update(client(31)):
+            raise error("S3 has answered 503 SlowDown, six times")
+        return get_body(store, source, start, end)
+
+    planned = machine.plan(DUE)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(machine.store), "get_body", failing)
+        if not is_senders_fault:
+            # The machine runs the task again.
+            with pytest.raises(StoreError, match="SlowDown"):
+                machine.aggregate(planned)
+            return
+        machine.aggregate(planned)
+    manifest = run(machine, machine.step("finalize_round"))
+    assert [r["client"] for r in manifest["rejected"]] == [client(31)]
 
 
 def test_every_arrival_counts_once_however_often_it_is_told(machine: Machine) -> None:
