@@ -146,7 +146,7 @@ def list_(federation: "Federation", status: str | None, as_json: bool) -> None:
 @json_option
 @connected
 def show(federation: "Federation", name: str, as_json: bool) -> None:
-    """Show a training: its rounds, metrics, slow and silent clients, time and cost."""
+    """Show a training: rounds, metrics, clients, time and cost."""
     training = federation.training(name)
     state = training.state()
     lost, invitation = training.lost_execution(state), state.invitation
@@ -251,7 +251,7 @@ def report(federation: "Federation", name: str, file: Path, as_json: bool) -> No
     "kind",
     type=click.Choice(("mlflow", "tensorboard")),
     required=True,
-    help="What the metrics are for.",
+    help="Write them for this program.",
 )
 @option(
     "--experiment",
@@ -305,9 +305,9 @@ def ticket(
 ) -> None:
     """Make a ticket of a training for a client without AWS credentials.
 
-    With it, CLIENT can take part in all rounds (gradshard join --ticket). It has to begin before
-    the ticket expires; while it takes part the ticket is renewed. Keep the file secret: anyone who
-    has it can act as that client.
+    With it, CLIENT can take part in all rounds (gradshard join --ticket). CLIENT must begin before
+    the ticket expires. While CLIENT takes part, the ticket is renewed. Keep the file secret: anyone
+    who has it can act as that client.
     """
     made = federation.training(name).ticket(client, expires=expires)
     file = file or Path(f"{name}-{client}.ticket")
@@ -330,7 +330,8 @@ def ticket(
 def revoke(federation: "Federation", name: str, client: str) -> None:
     """Take a client's ticket of a training back.
 
-    It can be used until its newest URLs end, after some hours. The client is not invited any more.
+    The client is not invited any more. URLs that it has already work until they end, after at most
+    12 hours.
     """
     training = federation.training(name)
     had_ticket = training.revoke(client)
