@@ -178,7 +178,7 @@ def issue_verification_ticket(
     Raises
     ------
     TicketError
-        The round is not masked, or S3 takes no such time.
+        The round is not masked, S3 takes no such time, or it has more objects than fit in a file.
     """
     check_in_range("expires", expires, MAX_SECONDS)
     noted = _NotingTransport(store.transport)
@@ -200,7 +200,14 @@ def issue_verification_ticket(
         for key, version in noted.read
     )
     expires_at = datetime.now(UTC) + timedelta(seconds=expires)
-    return VerificationTicket(keys.round_id, client, expires_at, objects)
+    ticket = VerificationTicket(keys.round_id, client, expires_at, objects)
+    if len(ticket.dumps()) > ticket.max_file_bytes:
+        raise TicketError(
+            f"round {keys.round_id!r} has {len(objects)} objects to read, and the URLs of so many "
+            f"are more than the {ticket.max_file_bytes // MIB} MiB of a ticket: verify it with the "
+            "verifier's policy (docs/verifying)"
+        )
+    return ticket
 
 
 class _NotingTransport:
