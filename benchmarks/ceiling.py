@@ -36,14 +36,17 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.encoded import encode_layout
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.formats.masked import SEALED_BYTES, SIGNATURE_BYTES, Share, masked_layout
 from gradshard_core.planning import limits
 from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.masking import parse_masking
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.units import MIB
 
+RING_BITS: Final = 32
 IMAGE: Final = "public.ecr.aws/lambda/python:3.13-x86_64"
 HOST: Final = "172.17.0.1"
 """This machine, as containers see it."""
@@ -86,19 +89,23 @@ class Case(NamedTuple):
     mib: int
     codec: str = ""
     rule: str = ""
+    masked: bool = False
 
     @property
     def what(self) -> str:
         """The inputs that a task combines, in words."""
         codec = self.codec and f" in {self.codec}"
         rule = self.rule and f", rule {self.rule}"
-        return f"{self.mib} MiB{codec} from {self.clients} clients{rule}"
+        masked = " masked" if self.masked else ""
+        return f"{self.mib} MiB{codec}{masked} from {self.clients} clients{rule}"
 
 
 CASES: Final = (
     Case(4, 1024),
     *(Case(4, 1024, codec) for codec in CODECS),
+    Case(4, 1024, masked=True),
     Case(64, 64),
+    Case(64, 64, masked=True),
     Case(64, 64, rule="median"),
     Case(64, 64, rule="geometric_median"),
 )
@@ -117,7 +124,7 @@ def measure(*, notes: list[str], say: Callable[[str], None]) -> list[Json]:
         for case in CASES:
             with engine.serve(bind=HOST) as server:
                 say(f"ceiling: uploading {case.what}")
-                planned = _round(server, case)
+                planned = _masked_round(server, case) if case.masked else _round(server, case)
                 say(f"ceiling: aggregate_shard, {case.what}, {planned.memory_mb} MB")
                 found.append(_function(server, build, planned, case))
                 if case == Case(64, 64):
@@ -202,14 +209,51 @@ def _round(server: Engine, case: Case) -> _Planned:
     return _Planned(task, memory_mb, expected, None)
 
 
+def _masked_round(server: Engine, case: Case) -> _Planned:
+    """Upload masked updates and a keeper's answer, and plan one shard of them.
+
+    All are random words, but for the sum of the updates less the answer, which is known.
+    """
+    clients, nbytes = case.clients, case.mib * MIB
+    store, keys = ClientStore(BUCKET, server.s3), RoundKeys(f"ceiling-masked-{clients}")
+    layout = Layout.pack([("w", "F32", (nbytes // 4,))])
+    terms: Json = {"bound": 8.0, "max_samples": 1000, "keeper": "0" * 64}
+    names = [f"c{client:02d}" for client in range(clients)]
+    spec = {"clients": names, "shards": 1, "masked": terms, "layout": layout.to_json()}
+    record = {"round": keys.round_id, "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
+    store.put_json(keys.spec, record)
+    rng, counts = np.random.default_rng(clients), range(0, 37 * clients, 37)
+    sums = rng.integers(-(2**30), 2**30, _PIECE // 4, np.int32)
+    masks = np.negative(sums.view(np.uint32))
+    for name, count in zip(names, counts, strict=True):
+        piece = rng.integers(0, 2**32, _PIECE // 4, np.uint32)
+        np.add(masks, piece, out=masks)
+        share = Share(count, "0" * 2 * SEALED_BYTES, "0" * 2 * SIGNATURE_BYTES)
+        header = masked_layout(layout, RING_BITS).header(share.metadata())
+        _upload(server, keys.update(name), header, piece.tobytes(), nbytes // _PIECE)
+    total = 100 * clients
+    last = ((sum(counts) - total) % 2**RING_BITS).to_bytes(RING_BITS // 8, "little")
+    _upload(server, keys.masks, b"", masks.tobytes(), nbytes // _PIECE, end=last)
+    plan, memory_mb = _plan(store, keys)
+    [batch] = store.get_json(keys.tasks(0))
+    [task] = batch["tasks"]
+    step = parse_masking(terms).fixed(clients, nbytes // 4).step
+    whole = (sums.astype(np.float64) * step / total).astype(np.float32)
+    expected = _expected(plan, whole.tobytes(), encode_header(layout, {}))
+    return _Planned(task, memory_mb, expected, None)
+
+
 def _plan(store: ClientStore, keys: RoundKeys) -> tuple[Plan, int]:
-    """Plan a round for the smallest function in which it fits."""
-    request = PlanRequest("2026-01-01T00:00:01", "complete", 0)
+    """Plan a round for the smallest function in which it fits; a masked one asks its keeper."""
     for memory_mb in range(MEMORY_MB, limits.MAX_MEMORY_MB, 64):
         with contextlib.suppress(PlanError):
             config = LambdaConfig(memory_mb, "x86_64")
-            plan_round(store, keys.round_id, request, aggregator=config)
-            return parse_plan(store.get_json(keys.plan)), memory_mb
+            for second in (1, 2):
+                request = PlanRequest(f"2026-01-01T00:00:{second:02}", "complete", 0)
+                plan_round(store, keys.round_id, request, aggregator=config, keeper=store)
+                plan = parse_plan(store.get_json(keys.plan))
+                if plan.masking is None or plan.masking.answer is not None:
+                    return plan, memory_mb
     raise RuntimeError(f"ceiling: no function is large enough for {keys.round_id}")
 
 
@@ -231,10 +275,14 @@ def _stored(
     )
 
 
-def _upload(server: Engine, key: str, header: bytes, data: bytes, times: int) -> None:
-    """Upload an update whose tensor repeats ``data`` so many times."""
+def _upload(
+    server: Engine, key: str, header: bytes, data: bytes, times: int, end: bytes = b""
+) -> None:
+    """Upload an object that repeats ``data`` so many times after a header, and then has an end."""
     together = -(-limits.MIN_PART_BYTES // len(data))
     bodies = [data * min(together, times - done) for done in range(0, times, together)]
+    bodies[0] = header + bodies[0]
+    bodies[-1] += end
     upload = server.s3.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
     etags = [
         server.s3.upload_part(
@@ -242,7 +290,7 @@ def _upload(server: Engine, key: str, header: bytes, data: bytes, times: int) ->
             Key=key,
             UploadId=upload,
             PartNumber=number,
-            Body=header + body if number == 1 else body,
+            Body=body,
         )["ETag"]
         for number, body in enumerate(bodies, 1)
     ]

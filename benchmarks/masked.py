@@ -40,10 +40,28 @@ SAMPLES: Final = 100
 PART_BYTES: Final = 8 * 1024**2
 """A client's update is read in such pieces, as it is uploaded."""
 KEY: Final = bytes(range(1, 33))
-SHARES, THRESHOLD = 3, 2
-"""Of Flower's example of SecAgg+: a client shares keys with two others, the fewest there are."""
+LOST: Final = 6
+"""Clients that are lost before they upload, in the rows that have any: 30 %."""
 
 Json = dict[str, Any]
+
+
+class Sharing(NamedTuple):
+    """How SecAgg+ shares keys: among a client and its neighbours, and how many recover one."""
+
+    shares: int
+    threshold: int
+    nbytes: int
+    lost: int = 0
+
+
+SECAGG_PLUS: Final = {
+    # Flower's example: a client shares keys with two others, the fewest there are.
+    "SecAgg+": Sharing(3, 2, NBYTES),
+    # Of each lost client's ten neighbours half are left. Updates are smaller: it takes longer.
+    "SecAgg+, 10 neighbours": Sharing(11, 5, NBYTES // 10),
+    f"SecAgg+, 10 neighbours, {LOST} lost": Sharing(11, 5, NBYTES // 10, LOST),
+}
 
 
 class Cost(NamedTuple):
@@ -117,6 +135,7 @@ def rows() -> dict[str, Callable[[], Cost]]:
     words = np.random.default_rng(1).integers(0, 2**32, NBYTES // 4, np.uint32)
     fixed = parse_masking({"keeper": "0" * 64, "bound": 8.0, "max_samples": 1000})
     decoding = Decoding(fixed.fixed(CLIENTS, NBYTES // 4), CLIENTS * SAMPLES)
+    fewer = Decoding(decoding.fixed, (CLIENTS - LOST) * SAMPLES)
     dp = {"clip": 4000.0, "noise_multiplier": 1.0, "delta": 1e-5}
 
     def stored(data: np.ndarray[Any, Any], count: int) -> list[Source]:
@@ -131,17 +150,22 @@ def rows() -> dict[str, Callable[[], Cost]]:
     return {
         "weighted sum": lambda: add(stored(floats, CLIENTS), 1.0, Addition(), spans),
         "masked sum": lambda: add(stored(words, CLIENTS + 1), SUBTRACTED, RingSum(decoding), ring),
+        f"masked sum, {LOST} lost": lambda: add(
+            stored(words, CLIENTS - LOST + 1), SUBTRACTED, RingSum(fewer), ring
+        ),
         "keeper": lambda: add(streams(), ADDED, RingSum(), ring),
+        f"keeper, {LOST} lost": lambda: add(streams()[LOST:], ADDED, RingSum(), ring),
         "keeper with noise": lambda: add([*streams(), noise()], ADDED, RingSum(), ring),
         "client": lambda: cost(lambda: send(floats), NBYTES),
         "client with noise": lambda: cost(lambda: send(floats, dp=dp), NBYTES),
     }
 
 
-def secagg_plus(python: str) -> Json:
+def secagg_plus(python: str, sharing: Sharing) -> Json:
     """Run a round of Flower's SecAgg+ in a process of its own."""
     program = Path(__file__).parent / "rows" / "secagg_plus.py"
-    asked = map(str, (CLIENTS, NBYTES // 4, SHARES, THRESHOLD))
+    elements = sharing.nbytes // 4
+    asked = map(str, (CLIENTS, elements, sharing.shares, sharing.threshold, sharing.lost))
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
         [python, str(program), *asked], check=True, capture_output=True, env=environment
@@ -157,17 +181,20 @@ def measure(times: int, *, notes: list[str], say: Callable[[str], None]) -> Json
         notes.append("SecAgg+: flwr is not installed; set FLOWER_PYTHON")
     found: dict[str, list[Cost]] = {}
     uploaded = {"client": client_content(np.zeros(NBYTES // 4, np.float32)).nbytes}
+    traffic: dict[str, Json] = {}
     for turn in range(times):
         for name, row in rows().items():
             say(f"masked: {name}, {turn + 1} of {times}")
             found.setdefault(name, []).append(row())
-        if python is not None:
-            say(f"masked: SecAgg+, {turn + 1} of {times}")
-            sides = secagg_plus(python)
-            uploaded["SecAgg+: client"] = sides["client"].pop("uploaded")
-            for side, nbytes in (("client", NBYTES), ("server", CLIENTS * NBYTES)):
-                spent = Cost(sides[side]["seconds"] / nbytes * 1e9, sides[side]["mib"])
-                found.setdefault(f"SecAgg+: {side}", []).append(spent)
+        for name, sharing in SECAGG_PLUS.items() if python is not None else ():
+            say(f"masked: {name}, {turn + 1} of {times}")
+            sides = secagg_plus(str(python), sharing)
+            uploaded[f"{name}: client"] = sides["client"].pop("uploaded")
+            traffic[f"{name}: client"] = sides["traffic"]
+            for side, clients in (("client", 1), ("server", CLIENTS)):
+                seconds, nbytes = sides[side]["seconds"], clients * sharing.nbytes
+                spent = Cost(seconds / nbytes * 1e9, sides[side]["mib"])
+                found.setdefault(f"{name}: {side}", []).append(spent)
     return {
         name: {
             "cpu": statistics.median(c.cpu for c in costs),
@@ -176,6 +203,7 @@ def measure(times: int, *, notes: list[str], say: Callable[[str], None]) -> Json
             ),
             "mib": max(c.mib for c in costs),
             "uploaded": uploaded.get(name),
+            "traffic": traffic.get(name),
         }
         for name, costs in found.items()
     }
@@ -191,9 +219,11 @@ def main() -> None:
     for name, row in found.items():
         sent = "" if row["uploaded"] is None else f", uploads {row['uploaded'] / 1024**2:.1f} MiB"
         print(
-            f"{name:17} {row['cpu']:7.3f} CPU-s/GB, {row['to_plain']:6.2f} x the weighted sum, "
+            f"{name:39} {row['cpu']:7.3f} CPU-s/GB, {row['to_plain']:6.2f} x the weighted sum, "
             f"{row['mib']:6.1f} MiB{sent}"
         )
+        if row["traffic"] is not None:
+            print(f"{'':39} all clients: {row['traffic']}")
     print(*notes, sep="\n")
 
 

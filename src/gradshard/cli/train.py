@@ -20,6 +20,7 @@ from gradshard.cli.options import (
     option,
     output_option,
     quiet_option,
+    with_options,
 )
 from gradshard.cli.output import cell, confirm, is_quiet, print_json, waiting
 from gradshard.cli.round_options import declared_option, round_options
@@ -66,9 +67,9 @@ def train(context: click.Context) -> None:
 
 def training_options(command: Command) -> Command:
     """Add the options of a training that are no options of rounds."""
-    for name in reversed([name for name in OPTIONS if name not in {"clients", "round"}]):
-        command = declared_option(name, OPTIONS[name], DEFAULTS.get(name))(command)
-    return command
+    names = [name for name in OPTIONS if name not in {"clients", "round"}]
+    options = [declared_option(name, OPTIONS[name], DEFAULTS.get(name)) for name in names]
+    return with_options(command, options)
 
 
 @train.command()

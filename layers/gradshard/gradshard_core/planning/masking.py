@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
@@ -263,6 +264,8 @@ def parse_masking(stated: Any) -> MaskingTerms:
     bound = fields["bound"]
     if isinstance(bound, bool) or not isinstance(bound, int | float):
         raise SpecError(f"masked: bound is {bound!r}, not a number")
+    if abs(bound) > sys.float_info.max:  # whole numbers in JSON have no end
+        raise SpecError("masked: bound is too large for a number of 64 bits")
     keeper = fields["keeper"]
     if not isinstance(keeper, str) or not re.fullmatch(r"[0-9a-f]{64}", keeper):
         raise SpecError(
