@@ -215,7 +215,10 @@ class _Worker:
         invitation = self._access.assigned(invitation)
         started = time.monotonic()
         trained, samples, *measured = self._train(given, invitation)
-        report = {"train_seconds": max(1e-6, time.monotonic() - started), **_work_of(invitation)}
+        report = {
+            "train_seconds": max(1e-6, time.monotonic() - started),
+            **_work_of(invitation, samples),
+        }
         update = trained if self._updates == MODELS else change_of(before, trained)
         if self._mask is not None:
             return {"update": update, "samples": samples, "mask": self._mask}
@@ -228,10 +231,13 @@ class _Worker:
         }
 
 
-def _work_of(invitation: Invitation) -> dict[str, float]:
-    """Return what the settings say of the work, from which a client's speed is computed."""
+def _work_of(invitation: Invitation, samples: object) -> dict[str, float]:
+    """Return the work that the settings state: a client's speed and its steps follow from it."""
     stated = {name: invitation.settings.get(name) for name in ("batch_size", "epochs")}
-    return {name: count for name, count in stated.items() if type(count) is int and count >= 1}
+    work = {name: count for name, count in stated.items() if type(count) is int and count >= 1}
+    if len(work) == len(stated) and type(samples) is int and samples >= 1:
+        work["steps"] = work["epochs"] * -(-samples // work["batch_size"])
+    return {**work}
 
 
 def _codec_of(codec: str | Compression | None, number: int) -> str | Compression | None:

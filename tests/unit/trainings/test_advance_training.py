@@ -503,9 +503,14 @@ def test_assignments_are_settings_of_each_client_and_follow_its_speed(
 
     machine.train = train
     base = {"batch_size": 8, "epochs": 1, "learning_rate": 0.125}
-    of_round = {"server_optimizer": "fedavg", "assignments": base}
+    # Updates without steps would be rejected; they follow from the other two.
+    of_round = {"server_optimizer": "fedavg", "assignments": base, "weights": "steps"}
     settings = {"epochs": 99, "lr": 0.5}
-    machine.start(rounds=3, clients=["fast", "slow"], settings=settings, round=of_round)
+    options = {"clients": ["fast", "slow"], "settings": settings, "round": of_round}
+    assert machine.start(rounds=3, **options).completed == 3
+    for client, steps in {"fast": 8 * 7, "slow": 13}.items():
+        update = machine.store.objects[RoundKeys("t-00002").update(client)]
+        assert f'"steps":"{steps}"'.encode() in update
     assert seen["fast", 1] == seen["slow", 1] == seen["slow", 3] == {"lr": 0.5, **base}
     more = {"batch_size": 16, "epochs": 8, "learning_rate": 0.25}
     assert seen["fast", 2] == seen["fast", 3] == {"lr": 0.5, **more}
