@@ -210,7 +210,7 @@ KRUM = {**ROUND, "rule": {"name": "krum", "f": 2}}
         ({**ROUND, "min_clients": 5}, 5, 5),
         (KRUM, 7, 7),
         ({**ROUND, "rule": "median"}, 3, 3),
-        ({**ROUND, "rule": "trimmed_mean"}, 5, 3),
+        ({**ROUND, "rule": "trimmed_mean"}, 5, 5),
     ],
 )
 def test_every_number_of_members_that_is_enough_makes_a_round(
