@@ -25,7 +25,16 @@ from gradshard.cli.options import (
 from gradshard.cli.output import cell, confirm, is_quiet, print_json, waiting
 from gradshard.cli.round_options import declared_option, round_options
 from gradshard.cli.ticket import write_ticket
-from gradshard.cli.training_view import STYLES, View, best_of, left_of, line_of, money, render
+from gradshard.cli.training_view import (
+    ROWS,
+    STYLES,
+    View,
+    best_of,
+    left_of,
+    line_of,
+    money,
+    render,
+)
 from gradshard.utils.atomic_file import atomic_file
 from gradshard.utils.text import escape_terminal, format_size, pluralize, shortened
 from gradshard_core.errors import TrainingFailed
@@ -156,7 +165,7 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
         under_way = progress and progress.to_json()
         print_json(training.status() | {"under_way": under_way, "lost_execution": lost})
         return
-    spec, records = training.spec(), training.records()
+    spec, records = training.spec(), training.records(newest=ROWS)
     view = View(spec, state, records, progress, training.waiting(), lost)
     Console().print(render(name, view, datetime.now(UTC)))
 
@@ -204,10 +213,11 @@ def watch(federation: "Federation", name: str, as_json: bool) -> None:
 
 def _views(training: "Training") -> "Iterator[View]":
     """Yield what a training looks like, again and again, until it has ended or paused."""
-    spec, reader, records = training.spec(), training.progress_reader(), training.records()
+    spec, reader = training.spec(), training.progress_reader()
+    records = training.records(newest=ROWS)
     before: TrainingState | None = None
     for state in training.watch(changes_only=False):
-        records = records if state == before else training.records(records)
+        records = records if state == before else training.records(records, newest=ROWS)
         invited = state.invitation
         progress = None if invited is None else reader.read(invited)
         yield View(spec, state, records, progress, training.waiting())
