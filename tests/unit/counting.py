@@ -1,5 +1,6 @@
 """Every request of a round to AWS, counted by function and kind, on a bucket in memory."""
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +38,8 @@ class Counting:
 
     def __init__(self, machine: Machine, patched: pytest.MonkeyPatch) -> None:
         self.counts: Requests = Counter()
-        self.function, self._inside = "client", False
+        self.function = "client"
+        self._lock, self._inside = threading.Lock(), threading.local()
         store = machine.store
         for kind, names in KINDS.items():
             for name in names:
@@ -51,7 +53,7 @@ class Counting:
         call = aws_json.call
 
         def counted_call(service: Any, operation: str, *body: Any, **options: Any) -> Any:
-            self.counts[self.function, operation] += 1
+            self._add(operation)
             return call(service, operation, *body, **options)
 
         patched.setattr(aws_json, "call", counted_call)
@@ -65,7 +67,7 @@ class Counting:
             level = planned
             while level:
                 children = store.get_json(level["tasks"]["key"]) if "tasks" in level else []
-                self.counts["machine", "children"] += len(children)
+                self._add("children", len(children), function="machine")
                 level = level.get("next", {})
             aggregate(planned)
 
@@ -75,7 +77,7 @@ class Counting:
     @contextmanager
     def _of(self, function: str) -> Iterator[None]:
         self.function = function
-        self.counts[function, "invocations"] += 1
+        self._add("invocations")
         try:
             yield
         finally:
@@ -83,23 +85,24 @@ class Counting:
 
     def _counted(self, call: Callable[..., Any], kind: str) -> Any:
         def counted(*args: Any, **options: Any) -> Any:
-            # The bucket in memory makes one request of another.
-            self.counts[self.function, kind] += not self._inside
-            before, self._inside = self._inside, True
+            # The bucket in memory makes one request of another, in the same thread.
+            if getattr(self._inside, "a_request", False):
+                return call(*args, **options)
+            self._add(kind)
+            self._inside.a_request = True
             try:
                 return call(*args, **options)
             finally:
-                self._inside = before
+                self._inside.a_request = False
 
         return counted
 
     def _paged(self, call: Callable[..., Any]) -> Any:
         def paged(*args: Any, **options: Any) -> Any:
-            self.counts[self.function, "list"] += 1
+            self._add("list")
             found = call(*args, **options)
             if found is None or isinstance(found, list):
-                more = max(0, len(found or ()) - 1) // limits.LISTED_ENTRIES
-                self.counts[self.function, "list"] += more
+                self._add("list", max(0, len(found or ()) - 1) // limits.LISTED_ENTRIES)
                 return found
             return self._pages(found)
 
@@ -108,8 +111,12 @@ class Counting:
     def _pages(self, entries: Iterator[ListedObject]) -> Iterator[ListedObject]:
         for number, entry in enumerate(entries):
             if number and number % limits.LISTED_ENTRIES == 0:
-                self.counts[self.function, "list"] += 1
+                self._add("list")
             yield entry
+
+    def _add(self, kind: str, number: int = 1, *, function: str = "") -> None:
+        with self._lock:
+            self.counts[function or self.function, kind] += number
 
 
 def of_functions(counts: Requests) -> Requests:

@@ -65,6 +65,9 @@ def test_no_kind_of_request_of_a_deployed_round_grows_faster_than_its_clients(
 ) -> None:
     found = {clients: requests_of(machine, monkeypatch, clients) for clients in SIZES}
     for clients, counts in found.items():
+        # Nothing is overlooked: a planning or a task reads each header, and a task each update.
+        assert counts["plan_round", "get"] + counts["aggregate_shard", "get"] >= 2 * clients
+        assert counts["collect_update", "get"] >= 5 * clients
         for kind, count in counts.items():
             most = MOST_PER_CLIENT.get(kind, 1 / 50) * clients + FIXED
             assert count <= most, (clients, kind, count, most)
