@@ -6,7 +6,6 @@ those of a hundred thousand do.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,8 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
-from gradshard_core.s3.store import ListedObject
 from tests import reference
+from tests.unit.counting import KINDS, Counting, Requests, of_functions
 from tests.unit.in_memory import Machine, Told
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
@@ -279,62 +278,7 @@ def test_two_arrivals_that_write_the_same_mark_object_both_count(
 # ------------------------------------------------------------------------------ what grows with N
 
 
-class Counting:
-    """Counts the requests of a bucket in memory, by function and kind."""
-
-    GETS = ("get_bytes", "get_body", "get_head", "head", "checksum")
-    PUTS = ("put_bytes", "create_upload", "upload_part", "complete_upload", "abort_upload")
-
-    def __init__(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.function, self._inside = "client", False
-        for kind, names in (("get", self.GETS), ("put", self.PUTS)):
-            for name in names:
-                monkeypatch.setattr(machine.store, name, self._counted(machine, name, kind))
-        # The bucket in memory lists versions by this, too.
-        monkeypatch.setattr(machine.store, "list_objects", self._paged(machine, "list_objects"))
-        step = machine.step
-
-        def counted(function: str, **event: Any) -> dict[str, Any]:
-            self.function = function
-            self.counts[function, "invocations"] += 1
-            try:
-                return step(function, **event)
-            finally:
-                self.function = "client"
-
-        monkeypatch.setattr(machine, "step", counted)
-
-    def _counted(self, machine: Machine, name: str, kind: str) -> Any:
-        call = getattr(machine.store, name)
-
-        def counted(*args: Any, **options: Any) -> Any:
-            # The bucket in memory makes one request of another.
-            self.counts[self.function, kind] += not self._inside
-            before, self._inside = self._inside, True
-            try:
-                return call(*args, **options)
-            finally:
-                self._inside = before
-
-        return counted
-
-    def _paged(self, machine: Machine, name: str) -> Any:
-        call = getattr(machine.store, name)
-
-        def paged(*args: Any, **options: Any) -> Iterator[ListedObject]:
-            self.counts[self.function, "list"] += 1
-            for number, entry in enumerate(call(*args, **options)):
-                if number and number % LISTED == 0:
-                    self.counts[self.function, "list"] += 1
-                yield entry
-
-        return paged
-
-
-def requests_of(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int
-) -> Counter[tuple[str, str]]:
+def requests_of(machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int) -> Requests:
     """Return the requests of a whole round, all of whose updates arrive one after another."""
     machine.begin(f"n{clients}")
     with monkeypatch.context() as patched:
@@ -346,8 +290,7 @@ def requests_of(
             resumed = machine.collect(client(number), etag)["resumed"]
         assert resumed
         run(machine, DUE)
-    del counting.counts["client", "put"]
-    return counting.counts
+    return of_functions(counting.counts)
 
 
 def test_no_kind_of_request_grows_faster_than_the_number_of_clients(
@@ -356,7 +299,10 @@ def test_no_kind_of_request_grows_faster_than_the_number_of_clients(
     sizes = (30, 120, 480)
     found = {clients: requests_of(machine, monkeypatch, clients) for clients in sizes}
     largest = found[sizes[-1]]
-    assert {function for function, _ in largest} > {"collect_update", "aggregate_shard"}
+    assert {function for function, _ in largest} > {"collect_update", "aggregate_shard", "machine"}
+    deadline = {"schedule_deadline", "cancel_deadline"}
+    told = {"SendTaskSuccess", "PutEvents", *deadline}
+    assert {kind for _, kind in largest} >= {*KINDS, *told, "children"}
     for kind in largest:
         for smaller, larger in itertools.pairwise(sizes):
             before, after = found[smaller][kind], found[larger][kind]
