@@ -437,6 +437,11 @@ def _check_unmaskable(strategy: S3FedAvg) -> None:
     """
     codecs = () if strategy.codec is None else ("codecs",)
     check_unused({*strategy.round_options, *codecs})
+    if "dp" in strategy.round_options:
+        raise SpecError(
+            "masked: leave out dp: a Flower run is masked or private; for both, open the rounds of "
+            "a training (docs/masked-rounds)"
+        )
     if strategy.fraction_evaluate > 0:
         raise SpecError(
             "masked: give fraction_evaluate=0: evaluations send each client's metrics in the clear"
