@@ -90,6 +90,12 @@ def test_zero_updates_have_no_error() -> None:
     assert relative_errors([[0.0, 1.0]] * 3, 4) == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("length", [2.0**-960, 1.0, 2.0**990])
+def test_longest_and_shortest_updates_that_are_measured_have_an_error(length: float) -> None:
+    [found] = relative_errors([[v * length] for v in (4.0, 1.0, 3.0)], 2)
+    assert found == relative_errors([[4.0], [1.0], [3.0]], 2)[0]
+
+
 def test_pairs_of_neighbours_give_the_error_by_definition() -> None:
     values = [4.0, 1.0, 3.0]
     [found] = relative_errors([[v] for v in values], 2)

@@ -467,6 +467,17 @@ def test_codecs_are_names_that_are_known() -> None:
         parse_spec({"clients": 2, "codecs": 8})
 
 
+@pytest.mark.parametrize("beta", [0.49, 0.2, 0.1, 1 / 3, 1 / 49, 0.29, 1 / 64])
+def test_the_quorum_of_a_trimmed_mean_is_enough_to_leave_any_out(beta: float) -> None:
+    spec = parse_spec({"clients": 64, "rule": {"name": "trimmed_mean", "beta": beta}})
+    assert spec.robust_rule is not None
+    enough = [count for count in range(3, 65) if int(beta * count)]
+    assert spec.robust_rule.least_clients == enough[0]
+    assert spec.min_clients >= enough[0]
+    with pytest.raises(SpecError, match=f"under the {enough[0]} updates that the rule needs"):
+        parse_spec({"clients": 64, "rule": spec.robust_rule.to_json(), "min_clients": 2})
+
+
 def test_a_setting_of_a_rule_that_is_null_has_its_default() -> None:
     fields = {"clients": 7, "rule": {"name": "trimmed_mean", "beta": None}}
     assert parse_spec(fields) == parse_spec({**fields, "rule": "trimmed_mean"})

@@ -106,9 +106,11 @@ def relative_errors(squares: Sequence[Sequence[float]], one_in: int) -> list[flo
     strata = len(squares)
     errors = []
     for of_update in zip(*squares, strict=True):
-        total = math.fsum(of_update)
-        differences = math.fsum((a - b) ** 2 for a, b in itertools.pairwise(of_update))
+        total = math.fsum(of_update) or 1.0
+        # Of shares of the total, since squares of squared norms may be beyond float64.
+        shares = [square / total for square in of_update]
+        differences = math.fsum((a - b) ** 2 for a, b in itertools.pairwise(shares))
         variance = strata / (2 * (strata - 1)) * differences * (1 - 1 / one_in)
         # The norm is a square root, which halves relative errors.
-        errors.append(math.sqrt(variance) / (2 * total) if total else 0.0)
+        errors.append(math.sqrt(variance) / 2)
     return errors

@@ -72,6 +72,14 @@ def _three(_settings: Settings) -> int:
     return 3
 
 
+def _trimmed_least(settings: Settings) -> int:
+    """Of fewer updates none is left out at either end, so that one bad update could do anything."""
+    beta = settings["beta"]
+    least = math.ceil(min(1 / beta, 1e9))
+    # 1 / β is rounded, and so is β times a number.
+    return max(3, next(n for n in (least - 1, least, least + 1) if _cut(beta, n) or n > least))
+
+
 def _krum_least(settings: Settings) -> int:
     """2f + 2 < N (Blanchard et al. 2017, proposition 1)."""
     return 2 * int(settings["f"]) + 3
@@ -126,7 +134,7 @@ _ITERATIONS: Final = _Setting(
 
 ROBUST_RULES: Final[Mapping[str, _Rule]] = {
     MEDIAN: _Rule({}, _three, columns=_median),
-    TRIMMED_MEAN: _Rule({"beta": _BETA}, _three, columns=_trimmed_mean),
+    TRIMMED_MEAN: _Rule({"beta": _BETA}, _trimmed_least, columns=_trimmed_mean),
     SIGN: _Rule({}, _one, columns=_sign, is_of_changes=True),
     "norm_clip": _Rule(
         _CLIP, _one, gram_rules.norm_clip, score="norm", is_of_changes=True, pairs=False
@@ -223,7 +231,13 @@ class RobustRule:
         return f"{self.name} ({settings})" if settings else self.name
 
     def _advice(self, expected: int) -> str:
-        """Say which f, or which m, would do for so many updates."""
+        """Say which β, which f, or which m, would do for so many updates."""
+        if self.name == TRIMMED_MEAN and expected >= _three(self.settings):
+            beta = math.ceil(1000 / expected) / 1000
+            return (
+                f", and it leaves out none of {expected} updates: give a beta of at least {beta:g},"
+                " or no rule"
+            )
         if "f" not in self.settings:
             return ""
         fitting = [f for f in range(1, expected) if self._least_with(f) <= expected]
@@ -247,12 +261,6 @@ class RobustRule:
             raise SpecError(
                 f"rule {self._stated} needs at least {self.least_clients} updates, and "
                 f"{expected} are expected{self._advice(expected)}"
-            )
-        if self.name == TRIMMED_MEAN and not _cut(self.settings["beta"], expected):
-            least = math.ceil(1000 / expected) / 1000
-            raise SpecError(
-                f"rule {self._stated} leaves out none of {expected} updates: give a beta of at "
-                f"least {least:g}, or no rule"
             )
 
     @property
