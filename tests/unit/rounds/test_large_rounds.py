@@ -14,9 +14,10 @@ import pytest
 from gradshard_core.aggregation import topologies
 from gradshard_core.errors import PlanError, StoreError, UnreadableObjectError
 from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.pieces import is_in_pieces
 from gradshard_core.planning import large_rounds, pricing
 from gradshard_core.planning.plan import Plan
-from gradshard_core.records.stored_lists import read_manifest, read_plan
+from gradshard_core.records.stored_lists import read_manifest, read_plan, stored
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
 from tests import reference
@@ -273,6 +274,74 @@ def test_two_arrivals_that_write_the_same_mark_object_both_count(
     monkeypatch.setattr(type(machine.store), "get_head", racing)
     record_arrivals(machine.store, machine.keys, spec, ["one"])
     assert count_arrivals(machine.store, machine.keys) == 2
+
+
+# -------------------------------------------------------------------- ids that are stored in pieces
+
+
+def stored_ids(machine: Machine, ids: list[str]) -> Any:
+    """Store the ids of expected clients as the client library does."""
+    written = stored(machine.store, machine.keys, ids)
+    assert is_in_pieces(written)
+    return written
+
+
+def test_clients_whose_ids_are_stored_in_pieces_are_those_of_a_list(machine: Machine) -> None:
+    ids = [client(number) for number in range(60)]
+    updates = dict(enumerate(updates_of(60)))
+    machine.open(clients=stored_ids(machine, ids), min_clients=50)
+    assert machine.spec().to_json()["clients"] == stored_ids(machine, ids)
+    # One is silent, and another one was not asked.
+    del updates[33]
+    for number, update in updates.items():
+        etag = submit(machine, number, update)
+        outcome = machine.collect(client(number), etag)
+        assert (outcome["status"], outcome["resumed"]) == ("accepted", False)
+    other = submit(machine, 1000, updates[0])
+    outcome = machine.collect(client(1000), other)
+    assert "not expected" in outcome["reason"]
+    manifest = run(machine, DUE)
+    assert list(manifest["missing"]) == [client(33)]
+    assert result_of(machine) == expected(updates)
+
+
+def test_the_last_of_many_named_clients_resumes_the_round(machine: Machine) -> None:
+    ids = [client(number) for number in range(3 * LISTED)]
+    machine.open(clients=stored_ids(machine, ids))
+    updates = updates_of(len(ids))
+    resumed = []
+    for number in reversed(range(len(ids))):
+        etag = submit(machine, number, updates[number])
+        resumed.append(machine.collect(client(number), etag)["resumed"])
+    assert resumed == [False] * (len(ids) - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("ids", "change", "why"),
+    [
+        (["a", "c", "b", *"defghi"], {}, "sorted, each once: 'b' follows 'c'"),
+        (["a", "a", *"bcdefgh"], {}, "sorted, each once: 'a' follows 'a'"),
+        (["a", "b/c", *"defghij"], {}, "b/c"),
+        ([*"abcdefghi"], {"firsts": ["a", "x"]}, "begins with 'i': name it in firsts"),
+        ([*"abcdefghi"], {"firsts": ["a"]}, "1 first entries of 2 pieces"),
+        ([*"abcdefghi"], {"size": 0}, "9 entries in 2 pieces"),
+        ([*"abcdefghi"], {"length": 16}, "piece that is no list of ids"),
+        ([*"abcdefghi"], {"length": 200_000, "size": 100_000}, "has 200000 ids"),
+    ],
+)
+def test_stored_ids_that_make_no_sense_fail_the_round_when_it_is_opened(
+    machine: Machine, ids: list[str], change: dict[str, Any], why: str
+) -> None:
+    outcome = machine.open(clients=stored_ids(machine, ids) | change)
+    assert outcome["status"] == "rejected"
+    assert why in outcome["reason"]
+
+
+def test_a_round_whose_ids_are_not_there_is_not_opened(machine: Machine) -> None:
+    written = stored_ids(machine, [client(number) for number in range(20)])
+    machine.store.delete(machine.keys.piece(written["pieces"][1]))
+    with pytest.raises(StoreError, match="is missing"):
+        machine.open(clients=written)
 
 
 # ------------------------------------------------------------------------------ what grows with N

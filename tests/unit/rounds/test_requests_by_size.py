@@ -28,10 +28,11 @@ MOST_PER_CLIENT = {
     # The headers, each by a planning or by a task.
     ("plan_round", "get"): 1.1,
     ("aggregate_shard", "get"): 2.2,
+    ("finalize_round", "get"): 1 / 40,
     ("aggregate_shard", "put"): 0.1,
     ("aggregate_shard", "invocations"): 0.1,
 }
-"""The requests for each client; of kinds that are not named, a fiftieth."""
+"""The requests for each client; of kinds that are not named, one for fifty clients."""
 
 
 def requests_of(machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int) -> Requests:

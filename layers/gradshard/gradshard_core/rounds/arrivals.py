@@ -25,6 +25,7 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.formats.masked import Share
+from gradshard_core.formats.pieces import StoredList
 from gradshard_core.planning import history_limits
 from gradshard_core.planning.plan import Plan, Rejection
 from gradshard_core.planning.pricing import HEADS_BEFORE_LIST
@@ -354,7 +355,8 @@ def _is_anyone_missing(store: S3Store, keys: RoundKeys, spec: RoundSpec, arrivin
     """
     if isinstance(spec.clients, int) or spec.enough_clients is not None:
         return False
-    others = [client for client in spec.clients if client != arriving]
+    drawn = spec.clients.near_any() if isinstance(spec.clients, StoredList) else spec.clients
+    others = [client for client in drawn if client != arriving]
     looked_for = random.sample(others, min(HEADS_BEFORE_LIST, len(others)))
     return any(store.head(keys.update(client)) is None for client in looked_for)
 
