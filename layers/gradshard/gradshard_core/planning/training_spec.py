@@ -149,7 +149,7 @@ def parse_ids(clients: Any) -> tuple[str, ...]:
             f"clients is {ids}: give their ids; for everybody who joins leave it out, and give "
             "sample for a number of them"
         )
-    return ids
+    return tuple(ids)
 
 
 @dataclass(frozen=True)
