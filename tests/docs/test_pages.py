@@ -60,8 +60,10 @@ def every_command(command: click.Command) -> Iterator[click.Command]:
 
 
 SAM_COMMANDS = ("build", "deploy", "delete", "sync", "logs", "validate", "local invoke")
-OTHER_PROGRAMS = {"--engine", "--learning-rates", "--model-mb", "--processes", "--rounds"}
-"""Options of the examples."""
+OTHER_PROGRAMS = {
+    *("--engine", "--learning-rates", "--mib", "--model-mb", "--processes", "--rounds"),
+}
+"""Options of the examples and benchmarks."""
 ALL_OPTIONS = OTHER_PROGRAMS.union(
     *map(options_of, every_command(main)),
     *(options_of(sam_command(name.split())[0]) for name in SAM_COMMANDS),
