@@ -214,7 +214,7 @@ def test_the_keeper_may_do_nothing_with_the_aggregator_but_answer(
 
 
 def test_a_contributor_verifies_with_a_ticket(
-    federation: Federation, keeper: Keeper, tmp_path: Path
+    federation: Federation, keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, clients = "masked-verified", ["a", "b"]
     masked_round(federation, name, clients, enrolled=clients)
@@ -232,6 +232,9 @@ def test_a_contributor_verifies_with_a_ticket(
         *("spec.json", "manifest.json", "update.safetensors", "keeper/masks"),
         *(f"updates/{client}.safetensors" for client in clients),
     }
+    monkeypatch.setattr(VerificationTicket, "max_file_bytes", len(ticket.dumps()) - 1)
+    with pytest.raises(TicketError, match="has 6 objects to read, and the URLs of so many"):
+        round_.verification_ticket("b")
     plain = federation.open_round("masked-unverified", 1)
     plain.submit("a", update_of("a"), 5)
     plain.wait(SECONDS)
