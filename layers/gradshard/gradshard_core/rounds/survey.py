@@ -12,7 +12,12 @@ from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.arithmetic import STEPS
-from gradshard_core.errors import ChangedObjectError, PlanError, StoreError, UpdateError
+from gradshard_core.errors import (
+    ChangedObjectError,
+    PlanError,
+    UnreadableObjectError,
+    UpdateError,
+)
 from gradshard_core.formats.encoded import EncodedLayout, parse_codec_error, parse_update
 from gradshard_core.formats.headers import FIRST_READ_BYTES, header_length, parse_samples
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
@@ -55,7 +60,13 @@ Facts = Surveyed | str | None
 
 
 def survey(wire: TaskS3Client, plan: Plan, task: Task) -> dict[str, Any]:
-    """Read the headers of a task's updates; return what its record has of them."""
+    """Read the headers of a task's updates; return what its record has of them.
+
+    Raises
+    ------
+    StoreError
+        S3 failed at every retry, which is no client's fault: the machine runs the task again.
+    """
     layouts: dict[Digests, int] = {}
     contributors = plan.contributors[task.first : task.stop]
     reports = plan.computation.weights == STEPS or plan.assignments is not None
@@ -98,7 +109,7 @@ def _read(wire: TaskS3Client, source: ObjectVersion, *, reports: bool) -> Facts:
         samples = parse_samples(header.metadata)
     except (UpdateError, ChangedObjectError) as error:
         return f"{source.key}: {error}"
-    except StoreError as error:
+    except UnreadableObjectError as error:
         return str(error)
     compressed = isinstance(header.layout, EncodedLayout)
     return Surveyed(
