@@ -1,7 +1,8 @@
 """Train with private rounds, and compare accuracy with ε for several noise multipliers.
 
 On scikit-learn's digits, shared out over clients. Each round clips updates, adds them and adds
-noise as gradshard's functions do. ε is that of all rounds up to one, for each client, from Google's
+noise as gradshard's functions do, once without masks and once with: masked by the clients, and with
+the noise in the keeper's answer. ε is that of all rounds up to one, for each client, from Google's
 dp-accounting (`pip install 'gradshard[privacy]'`). Writes privacy.svg and privacy.json.
 """
 
@@ -18,13 +19,21 @@ from gradshard.client.accounting import epsilon_of
 from gradshard_core.aggregation.gram import Measuring, chunk_ranges
 from gradshard_core.aggregation.kernel import Reduction, Source, Zone, aggregate
 from gradshard_core.aggregation.noise import NoiseSource
+from gradshard_core.aggregation.noisy_fixed_point import NoisyFixedPoint
 from gradshard_core.aggregation.privacy import PrivacyMechanism, PrivateSum
+from gradshard_core.aggregation.ring_noise import RingNoise, noise_key
+from gradshard_core.aggregation.ring_sum import ADDED, SUBTRACTED, Decoding, RingSum, ring_spans
 from gradshard_core.formats.layout import Layout
+from gradshard_core.masking.key_stream import KeyStream
+from gradshard_core.planning.masking import parse_masking
 from stragglers import network, program
 from stragglers.curves import Curve, Floats, Panel
 
 DELTA: Final = 1e-3
 """Under one divided by the number of clients."""
+
+BOUND: Final = 2.0
+"""Of an element of a masked update without noise."""
 
 MULTIPLIERS: Final = (None, 0.01, 0.5, 1.0, 2.0, 4.0)
 """None for rounds without privacy. The next has hardly any noise: it shows what clipping costs."""
@@ -55,7 +64,40 @@ def combine(updates: network.Array, mechanism: PrivacyMechanism, key: bytes) -> 
     return np.frombuffer(run(reduction, factors, [(0, layout.nbytes)], noise), "<f4")
 
 
-def learn(multiplier: float | None, given: Any, seed: int) -> Floats:
+def combine_masked(
+    updates: network.Array, mechanism: PrivacyMechanism | None, seeds: Sequence[bytes]
+) -> network.Array:
+    """Combine updates, one row each, as clients, keeper and aggregator of a masked round do."""
+    clients, elements = updates.shape
+    layout = Layout.pack([("update", "F32", (elements,))])
+    spans = ring_spans(layout.spans, 32)
+    encoded = {"bound": BOUND, "max_samples": 1}
+    given = encoded if mechanism is None else {"dp": mechanism.to_json()}
+    fixed = parse_masking({"keeper": "0" * 64, **given}).fixed(clients, elements)
+
+    def add(sources: Sequence[Source], last: float, reduction: Reduction) -> bytes:
+        zones = [Zone(0, layout.nbytes, [ADDED] * (len(sources) - 1) + [last])]
+        out = bytearray()
+        aggregate(sources, zones, reduction, spans, out.extend)
+        return bytes(out)
+
+    masked, masks = [], list[Source]()
+    for row, seed in zip(updates.astype("<f4"), seeds, strict=True):
+        sent, mask = np.empty((2, elements), fixed.dtype)
+        norm = math.sqrt(float(np.sum(np.square(row, dtype=np.float64))))
+        fixed.encode(row, fixed.scale(1, norm), sent)
+        KeyStream(seed, 0, layout.nbytes).read_into(memoryview(mask).cast("B"))
+        masked.append(attacks.InMemory((sent + mask).tobytes()))
+        masks.append(KeyStream(seed, 0, layout.nbytes))
+    if isinstance(fixed, NoisyFixedPoint):
+        terms = fixed.grid.terms
+        masks.append(RingNoise(noise_key(seeds), terms, 0, elements + 1, fixed.ring_bits))
+    answer = attacks.InMemory(add(masks, ADDED, RingSum()))
+    average = add([*masked, answer], SUBTRACTED, RingSum(Decoding(fixed, clients)))
+    return np.frombuffer(average, "<f4")
+
+
+def learn(multiplier: float | None, given: Any, seed: int, *, masked: bool) -> Floats:
     """Return the accuracy after each round."""
     clients, test = attacks.load("digits", given.clients, seed)
     model = network.initialise((test.images.shape[1], attacks.HIDDEN, 10), seed)
@@ -68,18 +110,28 @@ def learn(multiplier: float | None, given: Any, seed: int) -> Floats:
                 for c in clients
             ]
         )
-        if multiplier is None:
+        mechanism = None
+        if multiplier is not None:
+            mechanism = PrivacyMechanism(given.clip, multiplier, DELTA)
+        # A real round's keys and seeds are secret. These numbers can be made again.
+        secret = f"{seed} {multiplier} {number}"
+        if masked:
+            seeds = [_secret(f"{secret} {client}") for client in range(len(updates))]
+            change = combine_masked(updates, mechanism, seeds)
+        elif mechanism is None:
             change = attacks.combine(updates, [1] * len(updates), None)
         else:
-            # A real round's key is from the operating system. These numbers can be made again.
-            key = hashlib.sha256(f"{seed} {multiplier} {number}".encode()).digest()
-            change = combine(updates, PrivacyMechanism(given.clip, multiplier, DELTA), key)
+            change = combine(updates, mechanism, _secret(secret))
         model = attacks.shaped(before + change, model)
         accuracies[number] = network.accuracy(model, *test)
     return accuracies
 
 
-def run(given: Any) -> Panel:
+def _secret(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def run(given: Any, *, masked: bool) -> Panel:
     """Train with every noise multiplier and every seed."""
     curves = []
     rounds = np.arange(1.0, given.rounds + 1)
@@ -87,7 +139,7 @@ def run(given: Any) -> Panel:
         for multiplier in MULTIPLIERS:
             runs = []
             for seed in range(given.seeds):
-                runs.append(learn(multiplier, given, seed))
+                runs.append(learn(multiplier, given, seed, masked=masked))
                 ticker.done(f"z = {multiplier}")
             label, epsilon = "not private", None
             if multiplier is not None:
@@ -96,7 +148,8 @@ def run(given: Any) -> Panel:
                 label = f"z {multiplier:g}: ε {epsilon:.3g}"
             last = [round(float(accuracies[-1]), 5) for accuracies in runs]
             curves.append(Curve.of(label, rounds, runs, {"epsilon": epsilon, "last": last}))
-    return Panel(f"{given.clients} clients, clip {given.clip:g}", "round", curves)
+    title = f"{given.clients} clients, clip {given.clip:g}{', masked' if masked else ''}"
+    return Panel(title, "round", curves)
 
 
 def main() -> int:
@@ -106,15 +159,18 @@ def main() -> int:
     given = options.parse_args()
     if not (math.isfinite(given.clip) and given.clip > 0):
         options.error(f"--clip is {given.clip}, not a number above 0")
-    panel = run(given)
+    panels = [run(given, masked=masked) for masked in (False, True)]
     program.table(
         f"Accuracy in percent after {given.rounds} rounds of {given.clients} clients",
-        ("noise", "accuracy"),
-        [(c.label, f"{100 * c.mean[-1]:.1f} ± {100 * c.spread[-1]:.1f}") for c in panel.curves],
+        ("noise", "accuracy", "masked"),
+        [
+            (both[0].label, *(f"{100 * c.mean[-1]:.1f} ± {100 * c.spread[-1]:.1f}" for c in both))
+            for both in zip(*(panel.curves for panel in panels), strict=True)
+        ],
     )
     settings = {**vars(given), "output": None, "delta": DELTA, "alpha": attacks.ALPHA}
     title = f"Accuracy by round, and ε at δ {DELTA:g} after all"
-    program.write(given.output, "privacy", title, settings, [panel])
+    program.write(given.output, "privacy", title, settings, panels[:1], panels)
     return 0
 
 

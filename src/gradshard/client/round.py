@@ -36,12 +36,13 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.spec import RoundSpec, parse_spec
+from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.manifest import COMPLETED
 from gradshard_core.records.model_registry import Version, layout_of, read_version
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import read_expected, read_manifest, read_plan
 from gradshard_core.records.ticket_record import max_update_bytes, sent_layout
-from gradshard_core.stragglers.assignments import Assignment, Assignments
+from gradshard_core.stragglers.assignments import Assignment
 
 NAMED: Final = 20
 """Expected clients that an error names."""
@@ -241,10 +242,7 @@ class Round(RoundAccess):
         stated = self.spec().assignments
         if stated is None:
             raise RoundStateError(f"round {self.id!r} was opened without assignments")
-        if stated.after is None:
-            return Assignments(stated.settings).of(client)
-        key = RoundKeys(stated.after).assignments
-        document = self.store.get_json(key, Assignments.from_json)
+        document = read_assignments(self.store, stated)
         if document is None:
             raise RoundStateError(
                 f"round {stated.after!r}, the one before {self.id!r}, has not ended with "

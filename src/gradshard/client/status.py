@@ -67,7 +67,7 @@ class StatusPoller:
 
     def _expected(self, spec: dict[str, Any]) -> Any:
         """Return the clients that the round expects; ids in pieces load when they are needed."""
-        clients = spec.get("clients")
+        clients: Any = spec.get("clients")
         if not is_in_pieces(clients):
             return clients
         return StoredList[str](clients, partial(read_expected, self._stack.store, self._keys))

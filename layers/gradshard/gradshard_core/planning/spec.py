@@ -164,8 +164,8 @@ class RoundSpec:
     )
     measure_one_in: int | None = option(
         WholeNumber(2, 1000),
-        "Measure one of so many stretches of the elements, drawn at random, for a robust rule that "
-        "measures updates before it adds them. The manifest states the error.",
+        "For a robust rule that measures updates: measure only one in N stretches of the elements, "
+        "drawn at random. The manifest states the error.",
         value=None,
         default="all elements",
     )
@@ -268,8 +268,8 @@ class RoundSpec:
             is_json=True,
             encoder=MaskingTerms.to_json,
         ),
-        "Take masked updates, of which nobody sees a single one, and ask the mask keeper with this "
-        f"public key for the sum of the masks: {MASKING_EXAMPLE}.",
+        "Take masked updates, so that nobody sees a single one. keeper is the public key of the "
+        f"mask keeper, which knows the masks: {MASKING_EXAMPLE}.",
         value=None,
         default="updates are not masked",
     )

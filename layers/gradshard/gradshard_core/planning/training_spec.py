@@ -298,7 +298,7 @@ class TrainingSpec:
     )
     poll_seconds: float = option(
         Duration(3600, "1h"),
-        "Pause between two looks of a client for an invitation.",
+        "Time after which a client looks for an invitation again.",
         value=5,
         is_always_stated=True,
     )
