@@ -20,6 +20,8 @@ pytestmark = pytest.mark.e2e
 
 ACCOUNT = "000000000000"
 SECONDS = 120
+MANY = [f"c{number:063}" for number in range(4200)]
+"""Ids that are stored in pieces, because the machine's input has no room for them."""
 UPDATE = {"w": np.ones(4, np.float32)}
 
 Become = Callable[..., None]
@@ -85,6 +87,7 @@ def test_the_coordinators_policy_opens_and_follows_rounds(
     everyone.round("policy-open").submit("a", UPDATE, samples=1)
     assert round_.wait(SECONDS)["status"] == "completed"
     assert list(round_.fetch()) == ["w"]
+    assert federation.open_round("policy-many", MANY, timeout=600).status()["missing"] == MANY
 
 
 def test_every_statement_of_the_coordinators_policy_is_needed(
@@ -98,7 +101,7 @@ def test_every_statement_of_the_coordinators_policy_is_needed(
         become(less)
         federation = Federation()
         with pytest.raises((GradshardError, ClientError), match="AccessDenied"):
-            federation.open_round(f"policy-less-{number}", ["a"], timeout=600).status()
+            federation.open_round(f"policy-less-{number}", MANY, timeout=600).status()
 
 
 def test_the_comparers_policy_runs_trials_and_every_statement_of_it_is_needed(

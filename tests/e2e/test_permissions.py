@@ -76,6 +76,7 @@ UNUSED = {
 LARGE = (
     ("s3:GetObject", "/rounds/*/pieces/*"),
     ("s3:PutObject", "/rounds/*/pieces/*"),
+    ("s3:GetObject", "/rounds/*/clients/*"),
     ("s3:GetObject", "/rounds/*/arrived/*"),
     ("s3:PutObject", "/rounds/*/arrived/*"),
 )

@@ -14,7 +14,7 @@ from gradshard_core.formats.pieces import StoredList, is_in_pieces
 from gradshard_core.planning import limits
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.records.round_spec import read_spec
-from gradshard_core.records.stored_lists import read_piece, stored
+from gradshard_core.records.stored_lists import read_expected, store_expected
 from gradshard_core.s3.store import S3Store
 
 OPENING_SECONDS: Final = 20.0
@@ -39,10 +39,10 @@ def with_room(spec: RoundSpec, store: S3Store, keys: RoundKeys) -> RoundSpec:
     """
     if isinstance(spec.clients, int) or len(_join(_encoded(spec))) <= MOST_BYTES:
         return spec
-    written = stored(store, keys, spec.clients)
+    written = store_expected(store, keys, spec.clients)
     if not is_in_pieces(written):  # a few clients: other terms are long
         return spec
-    return replace(spec, clients=StoredList[str](written, partial(read_piece, store, keys)))
+    return replace(spec, clients=StoredList[str](written, partial(read_expected, store, keys)))
 
 
 def encode_spec(spec: RoundSpec) -> str:

@@ -40,7 +40,7 @@ from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.manifest import COMPLETED
 from gradshard_core.records.model_registry import Version, layout_of, read_version
 from gradshard_core.records.round_spec import read_spec
-from gradshard_core.records.stored_lists import read_manifest, read_piece, read_plan
+from gradshard_core.records.stored_lists import read_expected, read_manifest, read_plan
 from gradshard_core.records.ticket_record import max_update_bytes, sent_layout
 from gradshard_core.stragglers.assignments import Assignment
 
@@ -128,7 +128,7 @@ class Round(RoundAccess):
             if (opened := read_spec(self.store, self.keys)) is None:
                 raise RoundNotFoundError.deleted(self.id, execution.dates)
             return opened
-        return parse_spec(execution.input, partial(read_piece, self.store, self.keys)), None
+        return parse_spec(execution.input, partial(read_expected, self.store, self.keys)), None
 
     def submit(
         self,

@@ -15,8 +15,9 @@ from gradshard_core.formats.keys import (
     is_client,
     parse_update_key,
 )
+from gradshard_core.formats.pieces import StoredList, is_in_pieces
 from gradshard_core.records.manifest import parse_manifest
-from gradshard_core.records.stored_lists import read_piece, with_lists
+from gradshard_core.records.stored_lists import read_expected, read_piece, with_lists
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import ListedObject
 
@@ -64,6 +65,13 @@ class StatusPoller:
         self._sent: tuple[ListedObject, ...] | None = None
         self._read: dict[str, tuple[str, Any]] = {}
 
+    def _expected(self, spec: dict[str, Any]) -> Any:
+        """Return the clients that the round expects; ids in pieces load when they are needed."""
+        clients: Any = spec.get("clients")
+        if not is_in_pieces(clients):
+            return clients
+        return StoredList[str](clients, partial(read_expected, self._stack.store, self._keys))
+
     def poll(self, *, check_execution: bool = True) -> dict[str, Any]:
         """Return the status of the round as JSON.
 
@@ -100,7 +108,7 @@ class StatusPoller:
             "deadline_at": record.get("deadline_at"),
             "spec": record["spec"],
             "arrived": arrived,
-            "missing": _missing(record["spec"], plan, arrived),
+            "missing": _missing(self._expected(record["spec"]), plan, arrived),
             "rejected": rejected,
             "late": late,
             "plan": plan and _summary(plan),
@@ -315,12 +323,13 @@ def _arrival(client: str, entry: ListedObject) -> dict[str, Any]:
 
 
 def _missing(
-    spec: dict[str, Any], plan: dict[str, Any] | None, arrived: list[dict[str, Any]]
+    clients: Sequence[str] | int | None,
+    plan: dict[str, Any] | None,
+    arrived: list[dict[str, Any]],
 ) -> list[str]:
-    clients = spec.get("clients")
     if plan is not None and not plan["awaited"]:
         clients = plan["missing"]  # whose growing update counts is not
-    if not isinstance(clients, list):
+    if clients is None or isinstance(clients, int):
         return []
     return sorted(set(clients) - {update["client"] for update in arrived})
 

@@ -43,6 +43,14 @@ def test_arrivals_are_marked_by_those_that_look_for_them() -> None:
         assert granted(function)["rounds/*/arrived/*"] == {"s3:GetObject", "s3:PutObject"}
 
 
+def test_those_that_ask_who_is_expected_read_the_ids() -> None:
+    """The others read terms without asking that; only who opens a round writes ids."""
+    asking = {f for f in FUNCTIONS if "rounds/*/clients/*" in granted(f)}
+    assert asking == {"OpenRoundFunction", "CollectUpdateFunction", "PlanRoundFunction"}
+    for function in asking:
+        assert granted(function)["rounds/*/clients/*"] == {"s3:GetObject"}
+
+
 def test_planning_lists_versions_and_reads_what_tasks_have_read() -> None:
     assert "s3:GetObject" in granted("PlanRoundFunction")["rounds/*/task-reports/*"]
     [text] = re.findall(r"\n  PlanRoundFunctionRole:\n(.*?)(?=\n  \w+:\n)", TEMPLATE, re.DOTALL)

@@ -48,7 +48,13 @@ def round_keys(name: str) -> Iterator[str]:
     for client in CLIENTS:
         yield from (keys.update(client), keys.partial_update(client), keys.rejection(client))
     yield from (keys.tasks(0), keys.task_report(0, 1), keys.partial_sum(0, 0, 1), keys.replan(1))
-    yield from (keys.measurement(0), keys.decision(1), keys.piece("0a1b"), keys.arrivals(0))
+    yield from (
+        keys.measurement(0),
+        keys.decision(1),
+        keys.piece("0a1b"),
+        keys.expected("0a1b"),
+        keys.arrivals(0),
+    )
 
 
 def model_keys(name: str) -> Iterator[str]:

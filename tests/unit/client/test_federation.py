@@ -44,7 +44,7 @@ from gradshard_core.planning.plan import (
 )
 from gradshard_core.planning.plan_json import plan_to_json
 from gradshard_core.planning.spec import parse_spec
-from gradshard_core.records.stored_lists import read_piece
+from gradshard_core.records.stored_lists import read_expected
 from tests import reference
 from tests.unit.fakes import MemoryStack, MemoryStore
 
@@ -160,12 +160,15 @@ class TestOpening:
             federation.open_round("r1", ids)
         [payload] = stack.started
         assert len(payload) < limits.MAX_PAYLOAD_BYTES / 8
-        get = partial(read_piece, federation.stack.store, RoundKeys("r1"))
+        get = partial(read_expected, federation.stack.store, RoundKeys("r1"))
         spec = parse_spec(json.loads(payload), get)
         assert not isinstance(spec.clients, int)
         assert list(spec.clients) == ids
         assert spec.expects(ids[-1])
         assert not spec.expects("c")
+        record = {"spec": json.loads(payload), "opened_at": "x", "deadline_at": "y"}
+        federation.stack.store.put_json("rounds/r1/spec.json", record)
+        assert Round(stack, "r1").status()["missing"] == ids
 
     @pytest.mark.usefixtures("round_")
     def test_in_terms_as_long_as_may_be(self, federation: Federation, stack: MemoryStack) -> None:

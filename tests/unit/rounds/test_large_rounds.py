@@ -17,7 +17,7 @@ from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.pieces import is_in_pieces
 from gradshard_core.planning import large_rounds, pricing
 from gradshard_core.planning.plan import Plan
-from gradshard_core.records.stored_lists import read_manifest, read_plan, stored
+from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
 from tests import reference
@@ -281,7 +281,7 @@ def test_two_arrivals_that_write_the_same_mark_object_both_count(
 
 def stored_ids(machine: Machine, ids: list[str]) -> Any:
     """Store the ids of expected clients as the client library does."""
-    written = stored(machine.store, machine.keys, ids)
+    written = store_expected(machine.store, machine.keys, ids)
     assert is_in_pieces(written)
     return written
 
@@ -339,7 +339,7 @@ def test_stored_ids_that_make_no_sense_fail_the_round_when_it_is_opened(
 
 def test_a_round_whose_ids_are_not_there_is_not_opened(machine: Machine) -> None:
     written = stored_ids(machine, [client(number) for number in range(20)])
-    machine.store.delete(machine.keys.piece(written["pieces"][1]))
+    machine.store.delete(machine.keys.expected(written["pieces"][1]))
     with pytest.raises(StoreError, match="is missing"):
         machine.open(clients=written)
 

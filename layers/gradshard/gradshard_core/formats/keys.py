@@ -207,6 +207,7 @@ class RoundKeys:
         self.noise_key = f"{self.secrets}noise.json"
         self.plan = f"{root}plan.json"
         self._pieces = f"{root}pieces/"
+        self._expected = f"{root}clients/"
         self.arrived = f"{root}arrived/"
         self.layout = f"{root}layout.header"
         self.state_layout = f"{root}state-layout.header"
@@ -248,6 +249,10 @@ class RoundKeys:
     def piece(self, name: str) -> str:
         """Return the key of a piece of a long list."""
         return f"{self._pieces}{name}.json"
+
+    def expected(self, name: str) -> str:
+        """Return the key of a piece of the list of expected clients."""
+        return f"{self._expected}{name}.json"
 
     def arrivals(self, number: int) -> str:
         """Return the key of a part of the record of who has arrived in a large round."""

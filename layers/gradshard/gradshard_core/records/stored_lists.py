@@ -26,9 +26,24 @@ def read_piece(store: JsonReads, keys: RoundKeys, name: str) -> Any:
     StoreError
         It is missing.
     """
-    piece = store.get_json(keys.piece(name), _checked)
+    return _read(store, keys.piece(name))
+
+
+def read_expected(store: JsonReads, keys: RoundKeys, name: str) -> Any:
+    """Read a piece of the list of the clients that a round expects.
+
+    Raises
+    ------
+    StoreError
+        It is missing.
+    """
+    return _read(store, keys.expected(name))
+
+
+def _read(store: JsonReads, key: str) -> Any:
+    piece = store.get_json(key, _checked)
     if piece is None:
-        raise StoreError(f"{keys.piece(name)} is missing")
+        raise StoreError(f"{key} is missing")
     return piece
 
 
@@ -72,6 +87,21 @@ def list_writer(
     return ListWriter(
         piece_writer(store, keys), lambda part: {"entries": list(map(encode, part))}, _client
     )
+
+
+def store_expected(store: S3Store, keys: RoundKeys, clients: Iterable[str]) -> Any:
+    """Store the ids of the clients that a round expects; return them, or the names of the pieces.
+
+    They are apart from the pieces that functions write: who opens a round may not write those.
+    """
+    writer = ListWriter[str](
+        lambda name, body: store.put_bytes(keys.expected(name), body),
+        lambda part: {"entries": list(part)},
+        str,
+    )
+    for client in clients:
+        writer.add(client)
+    return writer.to_json()
 
 
 def stored(
