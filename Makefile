@@ -68,10 +68,11 @@ build-arm64 build-x86_64: build-%: setup ## Build for one architecture, on any h
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/sam build --build-dir .aws-sam/$*/build --parameter-overrides Architecture=$*
 
 # Tests mostly wait for the engine, so there are more workers than processors. Each starts an engine of its own.
+# Files go to the workers in the order of tests/conftest.py.
 WORKERS := 4
 
 test: setup ## Run the unit, integration and end-to-end tests, and measure their coverage
-	COVERAGE_CORE=sysmon $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=
+	COVERAGE_CORE=sysmon $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=
 
 # Names or paths of interpreters; what is not here is said and passed over.
 CLIENT_PYTHONS := python3.11 python3.12 python3.13

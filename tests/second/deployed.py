@@ -49,7 +49,7 @@ def deploy(functions_endpoint: str, faults: Path) -> None:
     s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
     boto3.client("scheduler").create_schedule_group(Name=GROUP)
     queue = boto3.client("sqs").create_queue(QueueName=QUEUE)["QueueUrl"]
-    variables = _variables(functions_endpoint, faults)
+    variables = function_variables(functions_endpoint, faults)
     arns = {folder: _create_function(folder, variables) for folder in FUNCTIONS}
     _send_events(arns["collect_update"])
     provided = {f"{_camel(folder)}Function": arn for folder, arn in arns.items()}
@@ -80,15 +80,18 @@ def _create_stack(outputs: dict[str, str]) -> None:
     )
 
 
-def _variables(endpoint: str, faults: Path) -> dict[str, str]:
+def function_variables(endpoint: str, faults: Path) -> dict[str, str]:
     """What the template gives functions, and what the tests' worker reads."""
     prefix = f"arn:aws:lambda:us-east-1:{ACCOUNT}:function:"
     return {
         "AWS_ENDPOINT_URL": endpoint,
-        "POWERTOOLS_SERVICE_NAME": "stack",
-        "POWERTOOLS_METRICS_NAMESPACE": "gradshard",
+        "OPENBLAS_NUM_THREADS": "1",
+        "GRADSHARD_STACK": STACK,
+        "GRADSHARD_URL_SUFFIX": "amazonaws.com",
         "GRADSHARD_BUCKET": BUCKET,
         "GRADSHARD_BUCKET_HOST": "",
+        "GRADSHARD_KEEPER_BUCKET": "",
+        "GRADSHARD_KEEPER_BUCKET_HOST": "",
         "GRADSHARD_AGGREGATOR_MEMORY": str(MEMORY_MB),
         "GRADSHARD_ARCHITECTURE": "arm64",
         "GRADSHARD_MAP_CONCURRENCY": str(MAP_CONCURRENCY),

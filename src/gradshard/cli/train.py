@@ -1,6 +1,7 @@
 """``gradshard train``: start trainings, look at them, pause, resume and stop them."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,9 @@ from gradshard.cli.round_options import declared_option, round_options
 from gradshard.cli.ticket import write_ticket
 from gradshard.cli.training_view import STYLES, View, best_of, left_of, line_of, money, render
 from gradshard.utils.atomic_file import atomic_file
-from gradshard.utils.text import escape_terminal, format_size, pluralize
+from gradshard.utils.text import escape_terminal, format_size, pluralize, shortened
 from gradshard_core.errors import TrainingFailed
+from gradshard_core.planning.options import REQUIRED
 from gradshard_core.planning.spec import OPTIONS as ROUND_OPTIONS
 from gradshard_core.planning.training_spec import DECIDED, DEFAULTS, OPTIONS
 from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState
@@ -36,6 +38,12 @@ if TYPE_CHECKING:
 
     from gradshard.client.federation import Federation
     from gradshard.client.training import Training
+
+CAUSE_CHARACTERS = 100
+"""Of the cause in a list of trainings; ``train show`` has the whole."""
+
+OPTIMIZER = "server_optimizer"
+"""The option that a round may leave out, and a training may not."""
 
 reason_option = click.option(
     "--reason",
@@ -74,7 +82,8 @@ def training_options(command: Command) -> Command:
     "joins]",
 )
 @training_options
-@round_options(*(name for name in ROUND_OPTIONS if name not in DECIDED))
+@round_options(*(n for n in ROUND_OPTIONS if n not in {*DECIDED, OPTIMIZER}))
+@declared_option(OPTIMIZER, replace(ROUND_OPTIONS[OPTIMIZER], default=REQUIRED), None)
 @json_option
 @quiet_option
 @connected
@@ -88,7 +97,7 @@ def start(
     """
     if options["rounds"] is None:
         raise click.UsageError("Give --rounds, the number of rounds after which the training ends.")
-    if options["server_optimizer"] is None:
+    if options[OPTIMIZER] is None:
         raise click.UsageError("Give --server-optimizer, for example fedavg.")
     with waiting(f"starting training {name}"):
         training = federation.train(name, clients=list(clients) or None, **options)
@@ -127,7 +136,7 @@ def list_(federation: "Federation", status: str | None, as_json: bool) -> None:
             cell(state.completed),
             cell(best_of(state)),
             cell(money(state.dollars)),
-            cell(state.cause or ""),
+            cell(shortened(state.cause or "", CAUSE_CHARACTERS)),
         )
     Console().print(table)
 
@@ -324,9 +333,14 @@ def revoke(federation: "Federation", name: str, client: str) -> None:
     It can be used until its newest URLs end, after some hours. The client is not invited any more.
     """
     training = federation.training(name)
-    training.revoke(client)
+    had_ticket = training.revoke(client)
     training.leave(client)
-    confirm(f"the ticket of {escape_terminal(client)} is not renewed any more")
+    shown = escape_terminal(client)
+    confirm(
+        f"the ticket of {shown} is not renewed any more"
+        if had_ticket
+        else f"{shown} has no ticket, and is not invited any more"
+    )
 
 
 @train.command()

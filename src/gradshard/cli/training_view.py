@@ -10,6 +10,7 @@ from rich.table import Table
 
 from gradshard.cli.output import cell
 from gradshard.utils.text import escape_terminal, format_duration, listed, pluralize
+from gradshard_core.formats.metrics import most_frequent
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.inbox import Arrival
 from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState
@@ -60,6 +61,8 @@ def render(name: str, view: View, now: datetime) -> RenderableType:
         facts.add_row("buffer", cell(buffer_of(view)))
     if state.cause:
         facts.add_row("cause", cell(state.cause))
+    elif records and not records[-1]["is_completed"]:
+        facts.add_row("failed", cell(f"round {records[-1]['round_id']}: {records[-1]['cause']}"))
     if view.lost:
         facts.add_row("stuck", cell(f"{view.lost}; gradshard train resume continues it", "red"))
     if state.best is not None:
@@ -76,7 +79,7 @@ def render(name: str, view: View, now: datetime) -> RenderableType:
         silent = sorted(state.silent, key=lambda client: (-state.silent[client], client))
         shown = [f"{client} ({state.silent[client]})" for client in silent]
         facts.add_row("silent", cell(f"{listed(shown, 5)}: invitations missed in a row"))
-    return Group(facts, "", _rounds(records)) if records else Group(facts)
+    return Group(facts, "", _rounds(spec, records)) if records else Group(facts)
 
 
 def _under_way(
@@ -114,6 +117,8 @@ def _left(
     if state.completed == 0 or not records:
         return ""
     rounds = spec.rounds - state.completed
+    if rounds == 0:
+        return "the last evaluation"
     share = rounds / state.completed
     text = f"{pluralize(rounds, 'round')}: about {format_duration(round(share * passed))} and "
     text += money(share * state.dollars)
@@ -125,9 +130,10 @@ def _left(
     return text
 
 
-def _rounds(records: Sequence[Mapping[str, Any]]) -> Table:
+def _rounds(spec: TrainingSpec, records: Sequence[Mapping[str, Any]]) -> Table:
     newest = records[-ROWS:]
-    names = sorted({name for record in newest for name in record["metrics"]})[:METRICS_SHOWN]
+    decisive = spec.stop and spec.stop.metric
+    names = most_frequent([record["metrics"] for record in newest], decisive)[:METRICS_SHOWN]
     is_stale = any(record.get("staleness") for record in newest)
     staleness = ["staleness"] if is_stale else []
     table = Table("round", "clients", *staleness, *map(escape_terminal, names), "cost", box=None)
@@ -136,7 +142,7 @@ def _rounds(records: Sequence[Mapping[str, Any]]) -> Table:
         values = [record["metrics"].get(name) for name in names]
         table.add_row(
             cell(record["round_id"], "" if record["is_completed"] else "red"),
-            cell(clients if record["is_completed"] else f"{record['error']}: {record['cause']}"),
+            cell(clients if record["is_completed"] else record["error"]),
             *([cell(_staleness(record["staleness"].values()))] if is_stale else []),
             *(cell("" if value is None else f"{value:.6g}") for value in values),
             cell(money(record["dollars"])),

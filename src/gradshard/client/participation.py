@@ -25,7 +25,7 @@ from gradshard_core.errors import (
     UnreadableObjectError,
     UpdateError,
 )
-from gradshard_core.formats.metrics import check_metrics
+from gradshard_core.formats.metrics import EVALUATION, check_metrics
 from gradshard_core.records.training_state import ENDED, Invitation, TrainingState
 
 logger = logging.getLogger("gradshard")
@@ -206,7 +206,7 @@ class _Worker:
             found = check_metrics(metrics)
             if not found:
                 raise UpdateError("evaluate returned no metrics")
-            return {"update": found, "samples": samples}
+            return {"update": EVALUATION, "samples": samples, "metrics": found}
         if self._mask is not None:
             round_.check_mask(self._mask)
         before = round_.fetch_model()

@@ -72,7 +72,7 @@ class Program:
         (folder / MODEL).write_bytes(content.read(0, content.nbytes))
         told = {"rejected": self._rejected and asdict(self._rejected)}
         self._rejected = None
-        (folder / INVITATION).write_text(json.dumps(asdict(invitation) | told))
+        (folder / INVITATION).write_text(json.dumps(asdict(invitation) | told) + "\n")
         self._tell(invitation)
         try:
             ended = subprocess.run(self._started, cwd=folder, check=False)  # noqa: S603 - the user's

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from gradshard.client.tensors import unpack
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats import metrics
 from gradshard_core.formats.headers import header_length, parse_header, parse_samples
@@ -71,22 +70,20 @@ class ProgressReader:
         }
         new = [c for c in invitation.clients if c in entries and c not in self._read]
         with ThreadPoolExecutor(READERS) as pool:
-            found = pool.map(
-                lambda client: self._arrival(entries[client], invitation.is_evaluation), new
-            )
+            found = pool.map(lambda client: self._arrival(entries[client]), new)
             self._read |= dict(zip(new, found, strict=True))
         means = metrics.average([(a.samples, a.metrics) for a in self._read.values()])
         slow = tuple(c for c in invitation.clients if c not in self._read)
         return RoundProgress(dict(self._read), slow, means)
 
-    def _arrival(self, entry: ListedObject, is_evaluation: bool) -> Arrival:
+    def _arrival(self, entry: ListedObject) -> Arrival:
         try:
-            samples, found = self._metrics(entry, is_evaluation)
+            samples, found = self._metrics(entry)
         except (UpdateError, StoreError):
             samples, found = 1, {}  # the round says what is wrong with it
         return Arrival(entry.modified, samples, found)
 
-    def _metrics(self, entry: ListedObject, is_evaluation: bool) -> tuple[int, dict[str, float]]:
+    def _metrics(self, entry: ListedObject) -> tuple[int, dict[str, float]]:
         head = self._store.get_head(entry.key, FIRST_READ_BYTES)
         if head is None:
             return 1, {}
@@ -95,11 +92,4 @@ class ProgressReader:
         if end > len(data):
             return 1, {}
         header = parse_header(data[PREFIX_BYTES:end], source.nbytes)
-        if not is_evaluation:
-            return parse_samples(header.metadata), metrics.parse_metrics(header.metadata)
-        if source.nbytes > len(data):
-            return parse_samples(header.metadata), {}
-        tensors = unpack(bytearray(data))
-        return parse_samples(header.metadata), metrics.check_metrics(
-            {name: array.item() for name, array in tensors.items() if array.size == 1}
-        )
+        return parse_samples(header.metadata), metrics.parse_metrics(header.metadata)

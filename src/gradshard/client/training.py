@@ -28,7 +28,7 @@ from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES
-from gradshard_core.records.inbox import Arrival, list_waiting
+from gradshard_core.records.inbox import Arrival, count_rejected, list_waiting
 from gradshard_core.records.model_registry import read_current
 from gradshard_core.records.training_state import (
     ENDED,
@@ -131,7 +131,7 @@ class Training:
             "spec": spec.to_json(),
             **state.to_json(),
             "rounds": self.records(),
-            **({"waiting": self._waiting_json(spec, state)} if spec.is_buffered else {}),
+            **(self._inboxes_json(spec, state) if spec.is_buffered else {}),
         }
 
     def watch(
@@ -279,9 +279,24 @@ class Training:
         self.join(client)
         return issue_training_ticket(store, self.keys, client, expires=expires)
 
-    def revoke(self, client: str) -> None:
-        """Take a client's notice away; its ticket ends with its newest URLs, after some hours."""
-        self._stack.store.delete(self.keys.notice(client))
+    def revoke(self, client: str) -> bool:
+        """Take a client's notice away; its ticket ends with its newest URLs, after some hours.
+
+        Returns
+        -------
+        bool
+            Whether there was one. It is safe to repeat.
+
+        Raises
+        ------
+        TrainingNotFoundError
+            There is no such training.
+        """
+        key = self.keys.notice(client)
+        self.state()
+        had_ticket = self._stack.store.head(key) is not None
+        self._stack.store.delete(key)
+        return had_ticket
 
     def leave(self, client: str) -> None:
         """Let the training invite a client no more, from its next round on; safe to repeat."""
@@ -320,8 +335,8 @@ class Training:
             each=spec.updates_per_client,
         )
 
-    def _waiting_json(self, spec: TrainingSpec, state: TrainingState) -> list[dict[str, Any]]:
-        return [
+    def _inboxes_json(self, spec: TrainingSpec, state: TrainingState) -> dict[str, Any]:
+        waiting = [
             {
                 "client": arrival.client,
                 "version": arrival.version,
@@ -331,6 +346,7 @@ class Training:
             }
             for arrival in self._waiting(spec, state)
         ]
+        return {"waiting": waiting, "rejected": count_rejected(self._stack.store, self.keys)}
 
     def pause(self, reason: str) -> TrainingState:
         """Pause the training when its current round has ended.

@@ -77,6 +77,7 @@ def find_or_make_build(template: Path, build: BuildCommand) -> Build:
     """
     builds = cache_folder() / "builds"
     builds.mkdir(parents=True, exist_ok=True)
+    builds.chmod(0o700)  # nobody else may add one: engines run what is in it
     key = f"{application.fingerprint()} {platform.machine()} {template}"
     top = builds / hashlib.sha256(key.encode()).hexdigest()[:32]
     with _exclusive(builds):

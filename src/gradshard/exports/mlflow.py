@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from gradshard.exports.values import Value, values_of
+from gradshard.utils.text import shortened
 from gradshard_core.records.training_state import ENDED
 
 DEFAULT_EXPERIMENT: Final = "gradshard"
@@ -88,7 +89,7 @@ def _parameters(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     flat |= {f"round.{name}": value for name, value in spec["round"].items()}
     for name, value in flat.items():
         text = value if isinstance(value, str) else json.dumps(value)
-        yield name, text if len(text) <= MAX_PARAM else f"{text[: MAX_PARAM - 1]}…"
+        yield name, shortened(text, MAX_PARAM)
 
 
 def _metric(value: Value) -> Metric:

@@ -7,6 +7,7 @@ from typing import Any
 
 from gradshard.report.facts import Facts
 from gradshard_core.formats.keys import sender_of
+from gradshard_core.formats.metrics import most_frequent
 
 
 def training_facts(status: Mapping[str, Any], read_at: datetime) -> Facts:
@@ -38,37 +39,65 @@ def training_facts(status: Mapping[str, Any], read_at: datetime) -> Facts:
         "best": status["best"],
         "under_way": status["invitation"],
         "rounds": rounds,
-        "clients": participation(status["rounds"], status["silent"]),
+        "clients": participation(status["rounds"], status["silent"], status.get("rejected")),
         "spec": status["spec"],
     }
 
 
-def metric_names(rounds: Sequence[Facts]) -> list[tuple[str, bool]]:
-    """Return the metrics that rounds have, each with whether evaluations measured it."""
-    found = {(name, facts["is_evaluation"]) for facts in rounds for name in facts["metrics"]}
-    return sorted(found)
+def metric_names(facts: Facts) -> list[tuple[str, bool]]:
+    """Return the metrics of a training's rounds, each with whether evaluations measured it.
+
+    The one by which the training stops comes first, then those that most rounds have.
+    """
+    rounds, rule = facts["rounds"], facts["spec"].get("stop") or {}
+    found = {(name, r["is_evaluation"]) for r in rounds for name in r["metrics"]}
+    names = most_frequent((r["metrics"] for r in rounds), rule.get("metric"))
+    rank = {name: number for number, name in enumerate(names)}
+    return sorted(found, key=lambda entry: (rank[entry[0]], entry[1]))
 
 
 def participation(
-    records: Sequence[Mapping[str, Any]], silent: Mapping[str, int]
+    records: Sequence[Mapping[str, Any]],
+    silent: Mapping[str, int],
+    dismissed: Mapping[str, int] | None,
 ) -> list[dict[str, Any]]:
     """Count, for each client, the rounds to which it was invited, and what it did in them.
 
-    A round of a buffered training invites nobody: it counts for the clients that have sent to it.
+    In a buffered training, the updates and evaluations count that were averaged or rejected: its
+    rounds invite nobody.
+
+    Parameters
+    ----------
+    records
+        The records of the rounds.
+    silent
+        The number of invitations in a row that clients have missed.
+    dismissed
+        The number of updates of clients that a buffered training has rejected, in rounds or
+        because they were too old, say; None in other trainings.
     """
     invited: Counter[str] = Counter()
     counted: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
+    in_buffers: Counter[str] = Counter()
     last: dict[str, int] = {}
     for record in records:
         # A buffer may have several updates of a client.
         averaged, bad = (
             [sender_of(name) for name in record[kind]] for kind in ("contributors", "rejected")
         )
-        invited.update(record["clients"] or {*averaged, *bad})
+        if not record["is_completed"]:
+            averaged = []
         counted.update(averaged)
-        rejected.update(bad)
+        (rejected if record["clients"] else in_buffers).update(bad)
+        if dismissed is None:
+            invited.update(record["clients"])
+        else:
+            invited.update([*averaged, *(bad if record["clients"] else ())])
         last |= dict.fromkeys(averaged, record["number"])
+    # The bucket deletes rejections after a time, so that only the records may have them.
+    buffered = in_buffers | Counter(dismissed or {})
+    invited, rejected = invited + buffered, rejected + buffered
     return [
         {
             "client": client,

@@ -17,6 +17,9 @@ from gradshard.utils.text import format_duration, listed, pluralize
 MAX_ROWS: Final = 2_000
 """Rows of a table; the JSON has all of them."""
 
+MAX_CURVES: Final = 32
+"""Metrics that are drawn; clients may send new ones in each round."""
+
 OPEN_PARTS: Final = 3
 """Parts that are unfolded at first."""
 
@@ -98,10 +101,13 @@ def _cause(facts: Facts) -> Markup:
 
 
 def _metrics(facts: Facts) -> Part:
-    names = metric_names(facts["rounds"])
+    names = metric_names(facts)
     if not names:
         return Part("metrics", "Metrics", "none", tag("p", "No client has sent a metric."))
-    charts = [_curve(facts, name, is_evaluation) for name, is_evaluation in names]
+    charts = [_curve(facts, name, is_evaluation) for name, is_evaluation in names[:MAX_CURVES]]
+    if more := len(names) - len(charts):
+        text = f"The JSON has {pluralize(more, 'more metric')}, which fewer rounds have."
+        charts.append(tag("p", text, class_="dim small"))
     last = _last_values(facts["rounds"])
     gist = " · ".join(f"{name} {value:.4g}" for name, value in [*last.items()][:4])
     return Part("metrics", "Metrics", gist, joined(*charts))
@@ -156,7 +162,7 @@ def _rounds(facts: Facts) -> Part:
     rounds = facts["rounds"]
     if not rounds:
         return Part("rounds", "Rounds", "none has ended", tag("p", "No round has ended yet."))
-    names = [*dict.fromkeys(name for name, _ in metric_names(rounds))][:4]
+    names = [*dict.fromkeys(name for name, _ in metric_names(facts))][:4]
     columns = [
         Column("round"),
         Column("clients", NUMBER),
@@ -196,7 +202,8 @@ def _clients(facts: Facts) -> Part:
         return Part("clients", "Clients", "none", tag("p", "No client was invited yet."))
     is_buffered = facts["spec"].get("mode") == "buffered"
     asked = "waited for" if is_buffered else "invited"
-    rounds = [r for r in facts["rounds"] if not r["is_evaluation"]] or facts["rounds"]
+    done = [r for r in facts["rounds"] if r["is_completed"]] or facts["rounds"]
+    rounds = [r for r in done if not r["is_evaluation"]] or done
     x = _rounds_axis(facts)
     y = axis(max(r["invited"] for r in rounds), lambda n: f"{n:,.0f}", whole=True)
     lines = [

@@ -24,6 +24,11 @@ def pluralize(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
+def shortened(text: str, most: int) -> str:
+    """Return the beginning of a long text, with an ellipsis."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def listed(names: Sequence[str], most: int) -> str:
     """Return ``a``, ``a and b``, or ``a, b and 7 more``: at most so many names."""
     shown = list(names[:most])

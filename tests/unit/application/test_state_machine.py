@@ -67,7 +67,7 @@ RETRYING = {
 }
 CATCHING = {"Comment", "ErrorEquals", "ResultPath", "Next"}
 
-OF_STATES = {f"States.{name}" for name in ("ALL", "Timeout", "DataLimitExceeded", "TaskFailed")}
+OF_STATES = {f"States.{name}" for name in ("ALL", "Timeout", "DataLimitExceeded")}
 OF_LAMBDA = {
     "Lambda.TooManyRequestsException",
     "Lambda.Unknown",
@@ -177,9 +177,10 @@ def test_retries_and_catches_are_such_as_aws_takes(name: str) -> None:
         for rule in rules(state, kind):
             assert set(rule) <= fields
             assert rule["ErrorEquals"]
-        # A wildcard stands alone, and last.
+        # A wildcard stands alone, and last. States.TaskFailed is one, for all but States.Timeout:
+        # https://docs.aws.amazon.com/step-functions/latest/dg/concepts-error-handling.html.
         before = [error for rule in rules(state, kind)[:-1] for error in rule["ErrorEquals"]]
-        assert "States.ALL" not in before
+        assert {"States.ALL", "States.TaskFailed"}.isdisjoint(before)
         for rule in rules(state, kind)[-1:]:
             assert "States.ALL" not in rule["ErrorEquals"] or len(rule["ErrorEquals"]) == 1
     for rule in rules(state, "Retry"):

@@ -22,6 +22,7 @@ from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.limits import MAX_STACK_NAME
 from gradshard_core.planning.spec import MAX_TIMEOUT
 from gradshard_core.rounds import aws_callbacks
+from tests.second.deployed import function_variables
 
 ROOT = Path(__file__).parents[3]
 
@@ -834,3 +835,10 @@ def test_the_published_application_has_the_packages_version_and_license() -> Non
     assert published["SpdxLicenseId"] == project["license"]
     for name in ("LicenseUrl", "ReadmeUrl"):
         assert (ROOT / published[name]).is_file()
+
+
+def test_the_second_engine_gives_functions_every_variable_of_the_template() -> None:
+    functions = [each for each in RESOURCES.values() if each["Type"] == "AWS::Lambda::Function"]
+    names = {name for each in functions for name in each["Properties"]["Environment"]["Variables"]}
+    given = function_variables("http://127.0.0.1:1", Path("faults")).keys()
+    assert names <= given

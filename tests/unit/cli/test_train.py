@@ -156,6 +156,24 @@ def test_a_training_is_shown(run: Run, federation: Federation) -> None:
     assert document["lost_execution"] is None
 
 
+def test_the_cause_of_a_failure_is_told_once_and_not_in_a_narrow_column(
+    run: Run, federation: Federation
+) -> None:
+    run(*START)
+    cause = "2 good updates, and the round needs 3. " * 9
+    failed = {**RECORD, "is_completed": False, "error": "QuorumError", "cause": cause}
+    failed |= {"metrics": {}, "round_id": "t-00001"}
+    federation.stack.store.put_json(TrainingKeys("t").record("t-00001"), failed)
+    output = run("train", "show", "t").output
+    assert "failed  round t-00001: 2 good updates" in output
+    assert "t-00001  QuorumError" in output
+    change(federation, status="paused", cause=cause)
+    output = run("train", "show", "t").output
+    assert ("cause   2 good updates" in output, "failed" in output) == (True, False)
+    listed = run("train", "list").output
+    assert ("…" in listed, len(listed) < 800) == (True, True)
+
+
 def test_trainings_are_listed(run: Run) -> None:
     assert run("train", "list").output == "there are no trainings\n"
     run(*START)
@@ -209,6 +227,26 @@ def test_watching_without_a_terminal_prints_lines_with_all_that_a_terminal_shows
     assert "round t-00003: 1 of 2 updates, loss 0.25, waits for ann; " in second
     assert last == "ended: 2 rounds completed; $0.5000 of $2.0000; over"
     assert run("train", "watch", "t", "--quiet").output == ""
+
+
+def test_while_the_last_version_is_evaluated_no_round_is_left(
+    run: Run, federation: Federation
+) -> None:
+    run(*START, "--client", "ann", "--client", "bo")
+    federation.stack.store.put_json(TrainingKeys("t").record("t-00002"), RECORD)
+    change(federation, completed=5, dollars=0.5)
+    assert "left    the last evaluation" in run("train", "show", "t").output
+
+
+def test_taking_back_a_ticket_says_whether_there_was_one(run: Run, federation: Federation) -> None:
+    run(*START)
+    federation.join("t", "ann")
+    federation.stack.store.put_bytes(TrainingKeys("t").notice("ann"), b"{}")
+    first, again = (run("train", "revoke", "t", "ann").output for _ in range(2))
+    assert first == "the ticket of ann is not renewed any more\n"
+    assert again == "ann has no ticket, and is not invited any more\n"
+    assert federation.training("t").members() == []
+    assert "there is no training 'x'" in run("train", "revoke", "x", "ann").output
 
 
 def test_an_operator_asks_for_a_pause_and_for_the_end(run: Run, federation: Federation) -> None:

@@ -117,8 +117,11 @@ def test_the_change_and_the_metrics_are_sent_and_the_loop_returns_at_the_end(wor
     assert world.sent("t-00001")["w"].tolist() == [0.5] * 4
     blob = world.store.objects[RoundKeys("t-00001").update("ann")]
     assert b'"metrics":"{\\"loss\\": 0.25}"' in blob
-    metrics = world.sent("t-00001-eval")
-    assert {name: value.tolist() for name, value in metrics.items()} == {"accuracy": 6.0, "n": 1.0}
+    assert {name: value.tolist() for name, value in world.sent("t-00001-eval").items()} == {
+        "evaluation": 0.0
+    }
+    blob = world.store.objects[RoundKeys("t-00001-eval").update("ann")]
+    assert b'"metrics":"{\\"accuracy\\": 6.0, \\"n\\": 1.0}"' in blob
 
 
 def test_updates_are_compressed_and_metrics_are_not(world: World) -> None:

@@ -1,5 +1,6 @@
 """The builds that the user's cache keeps, with a `sam build` that copies what it is given."""
 
+import os
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -82,6 +83,20 @@ def test_a_layer_is_compiled_and_deployed_from_its_archive(files: Files) -> None
         assert archive.read("python/module.py") == b"VALUE = 1\n"
     compiled = next(name for name in names if name.endswith(".pyc"))
     assert names == {"python/module.py", compiled}
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_nobody_else_can_put_a_build_where_engines_look(
+    files: Files, builds: Path, exists: bool
+) -> None:
+    before = os.umask(0)
+    try:
+        if exists:
+            builds.mkdir(parents=True)
+        find_or_make_build(TEMPLATE, Sam())
+    finally:
+        os.umask(before)
+    assert builds.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_build_that_fails_leaves_nothing(files: Files, builds: Path) -> None:

@@ -55,16 +55,20 @@ def test_dollars_and_participation_are_those_of_the_records() -> None:
     facts = training_facts(status, STARTED + timedelta(hours=1))
     for entry in facts["clients"]:
         records = status["rounds"]
-        for name, what in (("invited", "clients"), ("contributed", "contributors")):
-            assert entry[name] == sum(entry["client"] in record[what] for record in records)
+        assert entry["invited"] == sum(entry["client"] in record["clients"] for record in records)
+        assert entry["contributed"] == sum(
+            entry["client"] in record["contributors"]
+            for record in records
+            if record["is_completed"]
+        )
     assert sum(entry["rejected"] for entry in facts["clients"]) == 1
-    assert participation([], {}) == []
+    assert participation([], {}, None) == []
     assert sum(r["dollars"] for r in facts["rounds"]) == pytest.approx(status["dollars"])
 
 
 def test_a_buffered_training_invites_nobody_and_has_clients_all_the_same() -> None:
     status = sample_status(rounds=9, clients=12)
-    status["spec"]["mode"] = "buffered"
+    status["spec"]["mode"], status["rejected"] = "buffered", {}
     for record in status["rounds"]:
         record["clients"], record["awaited"] = [], len(record["contributors"])
     facts = training_facts(status, STARTED)
@@ -80,7 +84,7 @@ def test_a_buffered_training_invites_nobody_and_has_clients_all_the_same() -> No
 def test_the_staleness_of_a_buffered_training_is_shown_and_clients_have_all_their_updates() -> None:
     """A buffer may have several updates of a client, which have names of their own."""
     status = sample_status(rounds=3, clients=2)
-    status["spec"]["mode"] = "buffered"
+    status["spec"]["mode"], status["rejected"] = "buffered", {}
     found = [{"ann@00000001": 0, "ann@00000002": 4}, {"bo@00000001": 1}, {"ann@00000003": 3}]
     for record, staleness in zip(status["rounds"], found, strict=False):
         record |= {"clients": [], "contributors": [*staleness], "rejected": []}
@@ -92,6 +96,30 @@ def test_the_staleness_of_a_buffered_training_is_shown_and_clients_have_all_thei
     text = Page(training_page(facts, made_at=MADE_AT)).words
     assert "2.00 on average, at most 4" in text
     assert "Updates by staleness" in text
+
+
+def test_updates_that_were_too_old_are_rejected_ones_of_their_clients() -> None:
+    """No round has seen them. One that a round has rejected is among those of the inboxes."""
+    status = sample_status(rounds=2, clients=2)
+    status["spec"]["mode"] = "buffered"
+    found = [({"ann": 0}, ["bo"]), ({"ann": 0, "bo": 1}, [])]
+    for record, (staleness, bad) in zip(status["rounds"], found, strict=True):
+        record |= {"clients": [], "contributors": [*staleness], "rejected": bad}
+        record["staleness"] = staleness
+    status["rejected"] = {"bo": 3, "slow": 7}
+    # Whoever is invited to an evaluation has not sent anything yet.
+    evaluation = status["rounds"][-1] | {"is_evaluation": True, "staleness": {}, "rejected": []}
+    status["rounds"].append(evaluation | {"clients": ["ann", "bo"], "contributors": ["ann"]})
+    rows = training_facts(status, STARTED)["clients"]
+    names = ("client", "invited", "contributed", "rejected", "last_round")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("ann", 3, 3, 0, 2),
+        ("bo", 4, 1, 3, 2),
+        ("slow", 7, 0, 7, None),
+    ]
+    status["rejected"] = {}  # they have expired
+    rows = training_facts(status, STARTED)["clients"]
+    assert [(row["client"], row["rejected"]) for row in rows] == [("ann", 0), ("bo", 1)]
 
 
 @pytest.mark.parametrize("where", ["training", "client", "metric", "cause", "notes"])

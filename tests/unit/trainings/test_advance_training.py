@@ -3,20 +3,26 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gradshard.client.opening import PAYLOAD_ROOM_BYTES
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
-from gradshard_core.records.training_state import Invitation
+from gradshard_core.formats.metrics import MAX_KEPT
+from gradshard_core.planning import limits
+from gradshard_core.records.training_state import Invitation, change_state
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.trainings import advance_training as advancing
 from gradshard_core.trainings import round_outcome
+from gradshard_core.trainings.advance_training import advance_training
+from gradshard_core.trainings.start_training import start_training
 from tests import reference
-from tests.unit.trainings.machine import Machine, TaskError, training_of
+from tests.unit.trainings.machine import AGGREGATOR, NAME, Machine, TaskError, training_of
 
 CLIENTS = ["ann", "bo", "cy"]
 
@@ -179,6 +185,18 @@ def test_a_client_that_answers_again_is_silent_no_more(machine: Machine) -> None
         else training_of(client, model, invitation)
     )
     assert machine.start(rounds=2, clients=CLIENTS).silent == {"ann": 2}
+
+
+def test_a_silent_client_that_has_left_is_counted_no_more(machine: Machine) -> None:
+    """Else the state, which every client reads, would grow with each id that was ever used."""
+    for client in CLIENTS:
+        machine.store.put_bytes(machine.keys.member(client), b"")
+    machine.train = lambda client, model, invitation: (
+        training_of(client, model, invitation) if client == "cy" else None
+    )
+    machine.before_round = lambda _: machine.training.leave("ann")
+    of_round = {"server_optimizer": "fedavg", "min_clients": 1}
+    assert machine.start(rounds=2, round=of_round).silent == {"bo": 2}
 
 
 def test_a_model_that_was_put_by_hand_pauses_the_training_and_is_gone_on_from(
@@ -394,6 +412,25 @@ def test_everybody_who_joined_is_invited_and_whoever_left_is_not(machine: Machin
     assert invited == [["ann", "bo"], ["ann", "bo", "cy"], ["bo", "cy"]]
 
 
+@pytest.mark.parametrize("mode", [{}, {"mode": "buffered", "buffer": 2, "evaluate_every": 1}])
+def test_ids_of_thousands_of_members_fit_into_what_the_state_machine_carries(
+    machine: Machine, mode: dict[str, Any]
+) -> None:
+    """Anybody who may join can have an id of 64 characters."""
+    layers = [f"layer{n:03}" for n in range(1000)] if not mode else None
+    of_round = {"server_optimizer": "fedavg", "rule": layers and "fill", "layers": layers}
+    fields = {"rounds": 3, "round": {n: v for n, v in of_round.items() if v is not None}, **mode}
+    start_training(machine.store, NAME, fields, started=machine.now.isoformat())
+    for number in range(4096):
+        machine.store.put_bytes(machine.keys.member(f"{number:064}"), b"")
+    if mode:  # a version is to be evaluated
+        change_state(machine.store, machine.keys, lambda state: replace(state, completed=1))
+    answer = advance_training(machine.store, NAME, run=1, step=0, aggregator=AGGREGATOR)
+    assert answer["status"] == "round"
+    assert len(answer["spec"]["clients"]) > 3000
+    assert len(json.dumps(answer)) < limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
+
+
 def test_a_training_waits_for_as_many_as_it_samples_and_then_pauses(machine: Machine) -> None:
     machine.store.put_bytes(machine.keys.member("ann"), b"{}")
     state = machine.start(rounds=3, sample=2, round={"server_optimizer": "fedavg", "timeout": 600})
@@ -485,6 +522,10 @@ def test_a_training_that_is_starting_keeps_its_model_for_a_quarter_of_an_hour(
         (json.dumps({f"m{n}": n for n in range(33)}), "33 metrics, over 32"),
         (json.dumps({f"m{n}": n for n in range(1000)}), "characters, over 8192"),
         ('{"' + "x" * 65 + '": 1}', "is not 1 to 64 letters"),
+        ('{"a//b": 1}', "no empty part"),
+        ('{"a/../../b": 1}', "no empty part"),
+        ('{"<script>": 1}', "is not 1 to 64 letters"),
+        ('{"x\\u001b[31m": 1}', "is not 1 to 64 letters"),
         ("[" * 5000, "no JSON"),
     ],
 )
@@ -509,6 +550,52 @@ def test_bad_metrics_cost_their_sender_the_metrics_alone(
     [note] = record["notes"]
     assert note.startswith("metrics of ann do not count: ")
     assert why in note
+
+
+def test_clients_may_measure_different_metrics_in_an_evaluation(machine: Machine) -> None:
+    sent = {"ann": {"accuracy": 0.5}, "bo": {"accuracy": 1.0, "f1": 0.25}, "cy": {"f1": 0.75}}
+    machine.evaluate = lambda client, _model, _invitation: (sent[client], len(client))
+    assert machine.start(rounds=1, clients=CLIENTS, evaluate_every=1).status == "ended"
+    record = machine.training.records()[-1]
+    assert record["metrics"] == {"accuracy": (3 * 0.5 + 2 * 1.0) / 5, "f1": 0.5}
+
+
+def test_one_of_two_clients_cannot_stop_a_training_by_the_layout_of_its_metrics(
+    machine: Machine,
+) -> None:
+    """The layout of an evaluation is stated, so nobody decides on it."""
+
+    def send(invitation: Invitation) -> None:
+        machine.skipped = {"ann"} if invitation.is_evaluation else set()
+        if invitation.is_evaluation:
+            body = reference.encode({"accuracy": np.ones(1)}, {"num_samples": "1000"})
+            machine.store.put_bytes(RoundKeys(invitation.round_id).update("ann"), body)
+
+    machine.before_round = send
+    of_round = {"server_optimizer": "fedavg", "min_clients": 1}
+    options = {"clients": ["ann", "bo"], "evaluate_every": 1, "round": of_round}
+    assert machine.start(rounds=1, **options).status == "ended"
+    record = machine.training.records()[-1]
+    assert (record["contributors"], record["rejected"]) == (["bo"], ["ann"])
+    assert record["metrics"] == {"accuracy": 0.01}
+
+
+def test_names_of_metrics_are_kept_by_how_many_sent_them(machine: Machine) -> None:
+    """Each client sends 31 of its own; the one that decides is sent by one client alone."""
+    own = {c: {f"{c}{n:02}": 1.0 for n in range(31)} for c in CLIENTS}
+    shared = {"ann": {"loss": 1.0}, "bo": {"loss": 3.0}, "cy": {"zz": 0.5}}
+
+    def train(client: str, model: Mapping[str, Any], _invitation: Invitation) -> Any:
+        return dict(model), 5, own[client] | shared[client]
+
+    machine.train = train
+    stop = {"metric": "zz", "at_least": 0.5}
+    assert machine.start(rounds=2, clients=CLIENTS, stop=stop).cause == "zz is 0.5 after round 1"
+    [record] = machine.training.records()
+    assert record["metrics"]["loss"] == 2.0
+    assert record["metrics"]["zz"] == 0.5
+    assert len(record["metrics"]) == MAX_KEPT + 1
+    assert record["notes"] == ["30 more metrics, which fewer clients sent, are not kept"]
 
 
 def test_long_headers_are_parsed_one_at_a_time(

@@ -431,6 +431,8 @@ def test_every_update_has_counted_or_has_a_reason(new_machine: NewMachine) -> No
     verdicts = {sent: verdict(machine, *sent) for sent in machine.arrived}
     assert set(verdicts.values()) >= {"counted"}
     assert any("over max_staleness 1" in text for text in verdicts.values())
+    rejected = Counter(client for (client, _), text in verdicts.items() if text != "counted")
+    assert machine.training.status()["rejected"] == rejected
 
 
 def verdict(machine: BufferedMachine, client: str, version: int) -> str:

@@ -2,7 +2,9 @@
 
 import json
 import math
+import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -14,14 +16,31 @@ METRICS_KEY: Final = "metrics"
 MAX_METRICS: Final = 32
 """Metrics of a client in a round."""
 
+MAX_KEPT: Final = 64
+"""Metrics in the record of a round, those that most clients have sent: each may choose its own
+names."""
+
+EVALUATION: Final[Mapping[str, float]] = {"evaluation": 0.0}
+"""The tensors of an update in an evaluation, whose content is its metrics: clients may measure
+different ones, and the updates of a round have one layout."""
+
+EVALUATION_LAYOUT: Final[Mapping[str, Any]] = {"evaluation": {"dtype": "F64", "shape": []}}
+"""Their layout, as a round's terms state it."""
+
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./ -]{0,63}")
 _MAX_TEXT: Final = 8192
 """Characters: more than as many metrics with the longest names take."""
 
 
 def is_metric_name(name: Any) -> bool:
-    """Return whether a metric may have this name."""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+    """Return whether a metric may have this name.
+
+    MLflow, to which metrics are exported, treats names as paths and takes none that stands for
+    another one (https://github.com/mlflow/mlflow/blob/master/mlflow/utils/validation.py).
+    """
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        return False
+    return posixpath.normpath(name) == name
 
 
 def check_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -39,7 +58,7 @@ def check_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         if not is_metric_name(name):
             raise UpdateError(
                 f"metric {str(name)[:80]!r} is not 1 to 64 letters, digits, spaces and ._/- that "
-                "begin with a letter or digit"
+                "begin with a letter or digit, with no empty part or dots alone between slashes"
             )
         try:
             number = math.nan if isinstance(value, bool | str | bytes) else float(value)
@@ -88,7 +107,8 @@ def parse_metrics(metadata: Mapping[str, str]) -> dict[str, float]:
 def average(sent: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
     """Return the mean of each metric, weighted by samples, over the clients that sent it.
 
-    The result depends on no order: sums are rounded once (:func:`math.fsum`).
+    Those that most clients have sent come first. The result depends on no order: sums are rounded
+    once (:func:`math.fsum`).
 
     Parameters
     ----------
@@ -99,8 +119,23 @@ def average(sent: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]
     for samples, metrics in sent:
         for name, value in metrics.items():
             by_name.setdefault(name, []).append((samples, value))
-    means = {name: _mean(values) for name, values in sorted(by_name.items())}
+    names = sorted(by_name, key=lambda name: (-len(by_name[name]), name))
+    means = {name: _mean(by_name[name]) for name in names}
     return {name: mean for name, mean in means.items() if math.isfinite(mean)}
+
+
+def most_frequent(rounds: Iterable[Mapping[str, float]], first: str | None) -> list[str]:
+    """Return the names of the metrics of rounds: one of them, then those that most rounds have.
+
+    Parameters
+    ----------
+    rounds
+        The metrics of each round.
+    first
+        The name that comes first, if any round has it.
+    """
+    counts = Counter(name for metrics in rounds for name in metrics)
+    return sorted(counts, key=lambda name: (name != first, -counts[name], name))
 
 
 def _mean(values: list[tuple[int, float]]) -> float:

@@ -136,36 +136,8 @@ def parse_plan(written: dict[str, Any], get: Get | None = None) -> Plan:
             left_out=listed("left_out", _parse_contributor),
             samples=written["samples"],
         ),
-        computation=Computation(
-            levels=tuple(_parse_level(level) for level in written["levels"]),
-            shards=written["shards"],
-            topology=written["topology"],
-            order=written["order"],
-            weights=written["weights"],
-            rule=written["rule"],
-            robust=written["robust"] and parse_robust_rule(written["robust"]),
-            measures=written["measures"],
-            measured=written["measured"],
-            surveys=written["surveys"],
-            dp=written["dp"] and parse_privacy(written["dp"]),
-            sample=written["sample"] and Sample.from_json(written["sample"]),
-            layers=tuple(
-                PlannedLayerWeights(missed, tuple(weights))
-                for _, _, missed, weights in written["layers"]
-            ),
-            allow_nonfinite=written["allow_nonfinite"],
-        ),
-        layout=PlannedLayout(
-            spans=tuple(Span(*span) for span in written["spans"]),
-            nbytes=written["nbytes"],
-            tensors=written["tensors"],
-            header=StoredHeader(*written["header"]),
-            layers=tuple(
-                LayerRanges(name, _pairs(ranges)) for name, ranges, _, _ in written["layers"]
-            ),
-            state_header=StoredHeader(*written["state_header"]),
-            buffers=_pairs(written["buffers"]),
-        ),
+        computation=_parse_computation(written),
+        layout=_parse_layout(written),
         attempt=written["attempt"],
         stage=Stage(
             entered_at=written["entered_at"],
@@ -181,6 +153,40 @@ def parse_plan(written: dict[str, Any], get: Get | None = None) -> Plan:
         projected=written["projected"],
         opened_at=written["opened_at"],
         planned_at=written["planned_at"],
+    )
+
+
+def _parse_computation(written: dict[str, Any]) -> Computation:
+    return Computation(
+        levels=tuple(_parse_level(level) for level in written["levels"]),
+        shards=written["shards"],
+        topology=written["topology"],
+        order=written["order"],
+        weights=written["weights"],
+        rule=written["rule"],
+        robust=written["robust"] and parse_robust_rule(written["robust"]),
+        measures=written["measures"],
+        measured=written["measured"],
+        surveys=written["surveys"],
+        dp=written["dp"] and parse_privacy(written["dp"]),
+        sample=written["sample"] and Sample.from_json(written["sample"]),
+        layers=tuple(
+            PlannedLayerWeights(missed, tuple(weights))
+            for _, _, missed, weights in written["layers"]
+        ),
+        allow_nonfinite=written["allow_nonfinite"],
+    )
+
+
+def _parse_layout(written: dict[str, Any]) -> PlannedLayout:
+    return PlannedLayout(
+        spans=tuple(Span(*span) for span in written["spans"]),
+        nbytes=written["nbytes"],
+        tensors=written["tensors"],
+        header=StoredHeader(*written["header"]),
+        layers=tuple(LayerRanges(name, _pairs(ranges)) for name, ranges, _, _ in written["layers"]),
+        state_header=StoredHeader(*written["state_header"]),
+        buffers=_pairs(written["buffers"]),
     )
 
 

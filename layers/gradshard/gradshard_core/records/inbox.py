@@ -112,6 +112,12 @@ def list_uncounted(
     return sorted(arrivals, key=lambda a: (a.entry.modified, a.version, a.client))
 
 
+def count_rejected(store: S3Store, keys: TrainingKeys) -> dict[str, int]:
+    """Count, for each client, the rejections of its updates whose objects are there."""
+    listed = (_parse(keys, entry.key) for entry in store.list_objects(keys.inboxes))
+    return dict(Counter(client for kind, client, _ in filter(None, listed) if kind != "updates"))
+
+
 def list_waiting(
     store: S3Store,
     keys: TrainingKeys,

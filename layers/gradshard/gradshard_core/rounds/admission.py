@@ -1,8 +1,9 @@
 """Admission to a round: find the updates that can be averaged together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.arithmetic import STEPS
@@ -117,53 +118,36 @@ def admit(
         The round was opened without a layout, and its updates have no majority's.
     """
     elsewhere = Address(arrivals.sent_to(keys, spec))
-    rejected = list(rejected)
 
     def address_of(client: str) -> Address:
         return (addresses or {}).get(client, elsewhere)
 
+    known = surveyed or {}
+    unknown = [client for client in clients if known.get(client) is None]
+    examiner = _Examiner(store, spec)
+    examiner.begin(settled, whose)
     # One thread reads all large headers, again and for the first time.
     with ThreadPoolExecutor(1) as large_headers:
-        examiner = _Examiner(store, spec)
-        examiner.begin(settled, whose)
-        known = surveyed or {}
-        found = arrivals.check_updates(
-            store,
-            address_of,
-            [client for client in clients if known.get(client) is None],
-            spec,
-            look=examiner.look,
-            large_headers=large_headers,
+        read = arrivals.check_updates(
+            store, address_of, unknown, spec, look=examiner.look, large_headers=large_headers
         )
+        found = [*read, *_recalled(examiner, known, address_of)]
         updates = {update.client: update for update in found if isinstance(update, _Sent)}
-        rejected += [update for update in found if isinstance(update, Rejection)]
-        for client, facts in known.items():
-            source = address_of(client).source
-            if isinstance(facts, str) and source is not None:
-                rejected.append(Rejection(client, facts, source.etag))
-            elif isinstance(facts, Surveyed) and source is not None:
-                updates[client] = examiner.recall(client, source, facts)
+        bad = [*rejected, *(update for update in found if isinstance(update, Rejection))]
         large_headers.submit(examiner.examine_all).result()
         if examiner.settled is None and updates:
             large_headers.submit(examiner.vote, updates).result()
-        before = further_runs(contributor.runs for contributor in held)
-        unfit = examiner.unfit(updates, before) if updates else {}
-        for client, reason in unfit.items():
-            source = updates.pop(client).source
-            rejected.append(Rejection(client, f"{source.key}: {reason}", source.etag))
+        bad += examiner.take_out_unfit(updates, held)
         runs = large_headers.submit(examiner.runs, updates).result()
-    places: dict[tuple[bytes, int], Runs] = {}  # of a hundred thousand updates, a few differ
 
-    def runs_of(update: _Sent) -> Runs:
-        place = update.layout, update.data_offset
-        if place not in places:
-            places[place] = runs[update.layout].moved(update.data_offset)
-        return places[place]
+    @cache  # of a hundred thousand updates, a few differ
+    def runs_at(layout: bytes, data_offset: int) -> Runs:
+        return runs[layout].moved(data_offset)
 
     told = keys if spec.inbox is None else None
-    arrivals.reject_all(store, rejected, lambda client: told or address_of(client).keys)
+    arrivals.reject_all(store, bad, lambda client: told or address_of(client).keys)
     contributors = tuple(
-        _contributor(spec, update, runs_of(update), address_of(update.client).staleness)
+        _contributor(spec, update, runs_at(update.layout, update.data_offset), address_of)
         for update in updates.values()
     )
     coverage = {
@@ -171,7 +155,7 @@ def admit(
         for client, update in updates.items()
         if (covered := examiner.findings[update.layout].covered) is not None
     }
-    return Admission(contributors, examiner.of_result, tuple(rejected), coverage)
+    return Admission(contributors, examiner.of_result, tuple(bad), coverage)
 
 
 def check_quorum(admission_result: Admission, spec: RoundSpec, missing: Sequence[str]) -> None:
@@ -219,7 +203,21 @@ class _Sent(NamedTuple):
     share: Share | None
 
 
-def _contributor(spec: RoundSpec, update: _Sent, runs: Runs, staleness: int) -> Contributor:
+def _recalled(
+    examiner: "_Examiner", known: Mapping[str, Facts], address_of: Callable[[str], Address]
+) -> Iterator[_Sent | Rejection]:
+    """Return what tasks have read of frozen updates."""
+    for client, facts in known.items():
+        source = address_of(client).source
+        if isinstance(facts, str) and source is not None:
+            yield Rejection(client, facts, source.etag)
+        elif isinstance(facts, Surveyed) and source is not None:
+            yield examiner.recall(client, source, facts)
+
+
+def _contributor(
+    spec: RoundSpec, update: _Sent, runs: Runs, address_of: Callable[[str], Address]
+) -> Contributor:
     """Return a contributor without a weight."""
     return Contributor(
         client=update.client,
@@ -228,7 +226,7 @@ def _contributor(spec: RoundSpec, update: _Sent, runs: Runs, staleness: int) -> 
         weight=0.0,
         runs=runs,
         report=_report(spec, update),
-        staleness=staleness,
+        staleness=address_of(update.client).staleness,
         # It follows from the update itself, and the manifest of a private round hides that.
         codec_error=None if spec.dp else update.codec_error,
         share=update.share,
@@ -351,7 +349,20 @@ class _Examiner:
         self._settle(layout, whose)
         self.examine_all()
 
-    def unfit(self, updates: Mapping[str, _Sent], before: int) -> dict[str, str]:
+    def take_out_unfit(
+        self, updates: dict[str, _Sent], held: Sequence[Contributor]
+    ) -> list[Rejection]:
+        """Take the updates out that cannot be averaged with the others, or with those held."""
+        if not updates:
+            return []
+        unfit = self._unfit(updates, further_runs(contributor.runs for contributor in held))
+        sources = {client: updates.pop(client).source for client in unfit}
+        return [
+            Rejection(client, f"{source.key}: {unfit[client]}", source.etag)
+            for client, source in sources.items()
+        ]
+
+    def _unfit(self, updates: Mapping[str, _Sent], before: int) -> dict[str, str]:
         """Say which updates cannot be averaged with the others, and why.
 
         ``before`` is how many further runs the contributors have that are taken already.

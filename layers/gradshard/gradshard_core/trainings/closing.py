@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gradshard_core.formats.keys import TrainingKeys, base_version, sender_of
+from gradshard_core.formats.metrics import MAX_KEPT
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.inbox import short_etag
 from gradshard_core.records.training_state import (
@@ -30,7 +31,7 @@ def close_round(
     """Record a round that has ended, and return the state of the training after it."""
     invitation = state.invitation
     assert invitation is not None  # noqa: S101 - for mypy: a round has ended
-    store.put_json(keys.record(invitation.round_id), _record(invitation, outcome, now))
+    store.put_json(keys.record(invitation.round_id), _record(spec, invitation, outcome, now))
     kind = "evaluate" if invitation.is_evaluation else "train"
     after = replace(
         state,
@@ -104,9 +105,15 @@ def ended(state: TrainingState, cause: str) -> TrainingState:
     return replace(state, status=ENDED, cause=cause, waits_until=None)
 
 
-def _record(invitation: Invitation, outcome: Outcome, now: datetime) -> dict[str, Any]:
+def _record(
+    spec: TrainingSpec, invitation: Invitation, outcome: Outcome, now: datetime
+) -> dict[str, Any]:
     stated = asdict(outcome)
     updates = stated.pop("updates")
+    kept = {*list(outcome.metrics)[:MAX_KEPT], spec.stop and spec.stop.metric}
+    stated["metrics"] = {n: mean for n, mean in outcome.metrics.items() if n in kept}
+    if more := len(outcome.metrics) - len(stated["metrics"]):
+        stated["notes"] += (f"{more} more metrics, which fewer clients sent, are not kept",)
     return {
         **asdict(invitation),
         **stated,

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from gradshard_core.formats import metrics
 from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.planning import training_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
@@ -59,7 +60,7 @@ def next_round(
     members = spec.clients if spec.clients is not None else list_members(store, keys)
     if len(members) < spec.needed():
         return _gather(spec, state, len(members), now)
-    invited, awaited = sampling.count_invited(spec, len(members))
+    invited, awaited = sampling.count_invited(spec, len(members), max(map(len, members)))
     number = state.completed if is_evaluation else state.completed + 1
     drawn = sampling.draw(
         members,
@@ -77,7 +78,9 @@ def next_round(
         current.number,
         _settings(spec, number),
     )
-    following = replace(state, invitation=invitation, gathers_since=None)
+    there = {*members}
+    silent = {client: missed for client, missed in state.silent.items() if client in there}
+    following = replace(state, invitation=invitation, gathers_since=None, silent=silent)
     return _within_budget(keys, spec, following, current, aggregator)
 
 
@@ -132,6 +135,8 @@ def evaluation_spec(spec: TrainingSpec, clients: tuple[str, ...], awaited: int) 
         "clients": list(clients),
         "min_clients": spec.round.get("min_clients") or awaited // 2 + 1,
         "timeout": spec.round.get("timeout"),
+        # Stated, so that no majority of clients decides on it.
+        "layout": metrics.EVALUATION_LAYOUT,
     }
     if awaited < len(clients):
         fields["enough_clients"] = awaited

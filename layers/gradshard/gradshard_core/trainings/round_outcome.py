@@ -1,11 +1,10 @@
 """The outcome of a round of a training: contributors, metrics, cost."""
 
-import struct
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import UpdateError
@@ -103,7 +102,7 @@ def read_outcome(
     aggregator
         The functions that did its tasks.
     optimizer
-        The server optimizer of the round; None for an evaluation, whose average is the metrics.
+        The server optimizer of the round; None for an evaluation.
     """
     keys = RoundKeys(round_id)
     manifest = read_manifest(store, keys)
@@ -120,7 +119,7 @@ def read_outcome(
             bad=_bad(store, keys, rejected),
             is_planned=store.head(keys.plan) is not None,
         )
-    found, notes = _sent(store, keys) if optimizer else (_averaged(store, manifest), ())
+    found, notes = _sent(store, keys)
     return Outcome(
         is_completed=True,
         contributors=tuple(entry["client"] for entry in manifest["contributors"]),
@@ -191,19 +190,3 @@ def _metrics(store: S3Store, source: ObjectVersion, lock: threading.Lock) -> dic
     with lock:
         header = store.get_range(source, PREFIX_BYTES, end)
         return metrics.parse_metrics(parse_header(header, source.nbytes).metadata)
-
-
-def _averaged(store: S3Store, manifest: Mapping[str, Any]) -> dict[str, float]:
-    """Read the average of an evaluation, whose tensors are the metrics: one element each."""
-    update = manifest["update"]
-    source = ObjectVersion(update["key"], update["version"], update["etag"], update["nbytes"])
-    if source.nbytes > 2 * FIRST_READ_BYTES:
-        raise UpdateError(f"{source.key}: {source.nbytes} bytes are no average of metrics")
-    whole = store.get_range(source, 0, source.nbytes)
-    end = PREFIX_BYTES + header_length(whole, source.nbytes)
-    header, data = parse_header(whole[PREFIX_BYTES:end], source.nbytes), whole[end:]
-    found: dict[str, float] = {}
-    for tensor in header.layout.tensors:
-        if metrics.is_metric_name(tensor.name) and (tensor.dtype, tensor.shape) == ("F64", ()):
-            [found[tensor.name]] = struct.unpack("<d", data[tensor.start : tensor.end])
-    return found

@@ -7,10 +7,12 @@ not depend on Python's generator, on other clients or on their order.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from gradshard_core.planning import limits
 from gradshard_core.planning.option_parsers import MAX_NAMED
 from gradshard_core.planning.training_spec import TrainingSpec
 
@@ -18,18 +20,33 @@ _BITS: Final = 53
 MOST_SILENT: Final = 9
 """A client is sampled a tenth as often at least, however many invitations it has missed."""
 
+ROOM_BYTES: Final = 8 * 1024
+"""The state machine adds less to a round's clients and options: names, a time, a callback token."""
 
-def count_invited(spec: TrainingSpec, members: int) -> tuple[int, int]:
+
+def count_invited(spec: TrainingSpec, members: int, longest: int) -> tuple[int, int]:
     """Return how many of the members are invited to a round, and how many are awaited.
 
     In buffered mode these are rounds of evaluation: as many are awaited as make a version.
+
+    Parameters
+    ----------
+    spec
+        The training's options.
+    members
+        The number of clients that can be invited.
+    longest
+        The characters of the longest of their ids. The state machine carries them in a payload
+        of 256 KiB, so with ids of 64 characters fewer than :data:`MAX_NAMED` are invited.
     """
+    room = limits.MAX_PAYLOAD_BYTES - ROOM_BYTES - len(json.dumps(spec.round))
+    most = min(members, MAX_NAMED, room // (longest + len('"", ')))
     if spec.buffer is not None:
-        return min(members, MAX_NAMED), min(members, spec.buffer)
+        return most, min(most, spec.buffer)
     wanted = members if spec.sample is None else spec.sample
     if wanted < 1:
         wanted = max(1, round(wanted * members))
-    most = min(members, spec.terms.capacity, MAX_NAMED)
+    most = min(most, spec.terms.capacity)
     awaited = min(max(int(wanted), spec.needed()), most)
     more = math.ceil(awaited * (1 + spec.over_selection))
     return min(more, most), awaited
