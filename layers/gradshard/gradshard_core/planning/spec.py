@@ -154,7 +154,7 @@ class RoundSpec:
             encoder=lambda rule: rule.to_json(),
         ),
         f"Accept partial updates and average them by this rule: fedavg, fill, drop, or "
-        f"{SALF_EXAMPLE}. Or combine whole updates by a robust rule: {', '.join(ROBUST_RULES)}, or "
+        f"{SALF_EXAMPLE}. Or combine updates by a robust rule: {', '.join(ROBUST_RULES)}, or "
         f"{ROBUST_EXAMPLE}.",
         value=None,
         default="whole updates only, averaged",
