@@ -1,14 +1,16 @@
-"""Train with private rounds, and compare accuracy with ε for several noise multipliers.
+"""Train with private rounds, and compare accuracy with ε for several noise multipliers and clips.
 
 On scikit-learn's digits, shared out over clients. Each round clips updates, adds them and adds
 noise as gradshard's functions do. ε is that of all rounds up to one, for each client, from Google's
-dp-accounting (`pip install 'gradshard[privacy]'`). Writes privacy.svg and privacy.json.
+dp-accounting (`pip install 'gradshard[privacy]'`). A second comparison has clips that are far off,
+fixed and adaptive. Writes privacy.svg and privacy.json.
 """
 
 import hashlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +20,7 @@ from gradshard.client.accounting import epsilon_of
 from gradshard_core.aggregation.gram import Measuring, chunk_ranges
 from gradshard_core.aggregation.kernel import Reduction, Source, Zone, aggregate
 from gradshard_core.aggregation.noise import NoiseSource
-from gradshard_core.aggregation.privacy import PrivacyMechanism, PrivateSum
+from gradshard_core.aggregation.privacy import PrivacyMechanism, PrivateSum, parse_privacy
 from gradshard_core.formats.layout import Layout
 from stragglers import network, program
 from stragglers.curves import Curve, Floats, Panel
@@ -26,12 +28,29 @@ from stragglers.curves import Curve, Floats, Panel
 DELTA: Final = 1e-3
 """Under one divided by the number of clients."""
 
-MULTIPLIERS: Final = (None, 0.01, 0.5, 1.0, 2.0, 4.0)
-"""None for rounds without privacy. The next has hardly any noise: it shows what clipping costs."""
+MULTIPLIERS: Final = (0.01, 0.5, 1.0, 2.0, 4.0)
+"""The first has hardly any noise: it shows what clipping costs."""
 
 
-def combine(updates: network.Array, mechanism: PrivacyMechanism, key: bytes) -> network.Array:
-    """Combine updates, one row each, with the kernel that gradshard's functions run."""
+ADAPTIVE_MULTIPLIER: Final = 1.0
+CLIPS: Final = (0.1, 1.0, 10.0)
+"""Where the clips of the second comparison begin. Lengths of updates are near 1 at first."""
+
+
+def combine(
+    updates: network.Array, mechanism: PrivacyMechanism, key: bytes
+) -> tuple[network.Array, PrivacyMechanism, float]:
+    """Combine updates, one row each, with the kernel that gradshard's functions run.
+
+    Returns
+    -------
+    array
+        The private average.
+    PrivacyMechanism
+        That of the next round, whose clip may have adapted.
+    float
+        The share of the updates that were clipped.
+    """
     layout = Layout.pack([("update", "F32", (updates.shape[1],))])
     chunks = list(chunk_ranges(layout.spans, layout.nbytes, 0, layout.nbytes))
 
@@ -52,14 +71,18 @@ def combine(updates: network.Array, mechanism: PrivacyMechanism, key: bytes) -> 
     grid = mechanism.grid(updates.shape[1])
     reduction = PrivateSum(grid.step, len(updates))
     noise = NoiseSource(key, grid.terms, 0)
-    return np.frombuffer(run(reduction, factors, [(0, layout.nbytes)], noise), "<f4")
+    average = np.frombuffer(run(reduction, factors, [(0, layout.nbytes)], noise), "<f4")
+    count = mechanism.noisy_count(factors, key)
+    if count is not None:
+        mechanism = replace(mechanism, clip=mechanism.next_clip(count, len(updates)))
+    return average, mechanism, float(np.mean(np.array(factors) < 1))
 
 
-def learn(multiplier: float | None, given: Any, seed: int) -> Floats:
-    """Return the accuracy after each round."""
+def learn(mechanism: PrivacyMechanism | None, given: Any, seed: int) -> tuple[Floats, float, float]:
+    """Return the accuracy after each round, the clip after all, and who was clipped in the last."""
     clients, test = attacks.load("digits", given.clients, seed)
     model = network.initialise((test.images.shape[1], attacks.HIDDEN, 10), seed)
-    accuracies = np.empty(given.rounds)
+    accuracies, clipped = np.empty(given.rounds), 0.0
     for number in range(given.rounds):
         before = attacks.flat(model)
         updates = np.stack(
@@ -68,53 +91,90 @@ def learn(multiplier: float | None, given: Any, seed: int) -> Floats:
                 for c in clients
             ]
         )
-        if multiplier is None:
+        if mechanism is None:
             change = attacks.combine(updates, [1] * len(updates), None)
         else:
             # A real round's key is from the operating system. These numbers can be made again.
-            key = hashlib.sha256(f"{seed} {multiplier} {number}".encode()).digest()
-            change = combine(updates, PrivacyMechanism(given.clip, multiplier, DELTA), key)
+            noised = mechanism.noise_multiplier
+            key = hashlib.sha256(f"{seed} {noised} {number}".encode()).digest()
+            change, mechanism, clipped = combine(updates, mechanism, key)
         model = attacks.shaped(before + change, model)
         accuracies[number] = network.accuracy(model, *test)
-    return accuracies
+    return accuracies, 0.0 if mechanism is None else mechanism.clip, clipped
 
 
-def run(given: Any) -> Panel:
-    """Train with every noise multiplier and every seed."""
+def run(
+    title: str, mechanisms: Mapping[str, PrivacyMechanism | None], given: Any, ticker: Any
+) -> Panel:
+    """Train with every mechanism, by its label, and every seed."""
     curves = []
     rounds = np.arange(1.0, given.rounds + 1)
-    with program.ticker(len(MULTIPLIERS) * given.seeds) as ticker:
-        for multiplier in MULTIPLIERS:
-            runs = []
-            for seed in range(given.seeds):
-                runs.append(learn(multiplier, given, seed))
-                ticker.done(f"z = {multiplier}")
-            label, epsilon = "not private", None
-            if multiplier is not None:
-                cost = PrivacyMechanism(given.clip, multiplier, DELTA).cost
-                epsilon = epsilon_of(given.rounds * cost, DELTA)
-                label = f"z {multiplier:g}: ε {epsilon:.3g}"
-            last = [round(float(accuracies[-1]), 5) for accuracies in runs]
-            curves.append(Curve.of(label, rounds, runs, {"epsilon": epsilon, "last": last}))
-    return Panel(f"{given.clients} clients, clip {given.clip:g}", "round", curves)
+    for label, mechanism in mechanisms.items():
+        runs, clips, shares = [], [], []
+        for seed in range(given.seeds):
+            accuracies, clip, clipped = learn(mechanism, given, seed)
+            runs.append(accuracies)
+            clips.append(clip)
+            shares.append(clipped)
+            ticker.done(label)
+        figures: dict[str, Any] = {"epsilon": None}
+        if mechanism is not None:
+            figures = {
+                "epsilon": epsilon_of(given.rounds * mechanism.cost, DELTA),
+                "clips": [round(clip, 5) for clip in clips],
+                "clipped": [round(share, 5) for share in shares],
+            }
+        figures["last"] = [round(float(accuracies[-1]), 5) for accuracies in runs]
+        curves.append(Curve.of(label, rounds, runs, figures))
+    return Panel(title, "round", curves)
+
+
+def panels_of(given: Any) -> list[Panel]:
+    """Compare noise multipliers, and clips that are fixed with clips that adapt."""
+    by_noise: dict[str, PrivacyMechanism | None] = {"not private": None}
+    for multiplier in MULTIPLIERS:
+        mechanism = PrivacyMechanism(given.clip, multiplier, DELTA)
+        epsilon = epsilon_of(given.rounds * mechanism.cost, DELTA)
+        by_noise[f"z {multiplier:g}: ε {epsilon:.3g}"] = mechanism
+    adaptation = {"quantile": 0.5, "clip_rate": given.clip_rate}
+    by_clip: dict[str, PrivacyMechanism | None] = {}
+    for clip in CLIPS:
+        stated = {"clip": clip, "noise_multiplier": ADAPTIVE_MULTIPLIER, "delta": DELTA}
+        by_clip[f"clip {clip:g}"] = parse_privacy(stated)
+        by_clip[f"adapts from {clip:g}"] = parse_privacy({**stated, **adaptation})
+    with program.ticker((len(by_noise) + len(by_clip)) * given.seeds) as ticker:
+        return [
+            run(f"{given.clients} clients, clip {given.clip:g}", by_noise, given, ticker),
+            run(f"noise multiplier {ADAPTIVE_MULTIPLIER:g}", by_clip, given, ticker),
+        ]
+
+
+def row(curve: Curve) -> tuple[str, ...]:
+    """Return what the table says of a curve."""
+    accuracy, figures = program.percent(curve.figures["last"]), curve.figures
+    if "clips" not in figures:
+        return curve.label, accuracy, "", ""
+    clip = f"{np.mean(figures['clips']):.2f}"
+    return curve.label, accuracy, clip, f"{100 * np.mean(figures['clipped']):.0f}"
 
 
 def main() -> int:
     """Run the program and return the process's exit code."""
     options = program.parser(__doc__, clients=60, rounds=15, seeds=5)
     options.add_argument("--clip", type=float, default=1.0, help="length to which updates are cut")
+    options.add_argument("--clip-rate", type=float, default=0.2, help="η, by which a clip adapts")
     given = options.parse_args()
     if not (math.isfinite(given.clip) and given.clip > 0):
         options.error(f"--clip is {given.clip}, not a number above 0")
-    panel = run(given)
+    panels = panels_of(given)
     program.table(
-        f"Accuracy in percent after {given.rounds} rounds of {given.clients} clients",
-        ("noise", "accuracy"),
-        [(c.label, f"{100 * c.mean[-1]:.1f} ± {100 * c.spread[-1]:.1f}") for c in panel.curves],
+        f"After {given.rounds} rounds of {given.clients} clients",
+        ("mechanism", "accuracy in percent", "clip", "clipped in percent"),
+        [row(curve) for panel in panels for curve in panel.curves],
     )
     settings = {**vars(given), "output": None, "delta": DELTA, "alpha": attacks.ALPHA}
     title = f"Accuracy by round, and ε at δ {DELTA:g} after all"
-    program.write(given.output, "privacy", title, settings, [panel])
+    program.write(given.output, "privacy", title, settings, panels)
     return 0
 
 
