@@ -8,10 +8,13 @@ import pytest
 
 from gradshard.client.round import Round
 from gradshard.client.verification import VerificationError
+from gradshard_core.formats.codecs.registry import CODECS
 from tests import reference
 from tests.integration.by_hand import layout_of
 from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import OPENED, Machine
+from tests.unit.rounds.test_compressed_rounds import compress, decoded
+from tests.unit.rounds.test_compressed_rounds import run as run_bodies
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
@@ -136,8 +139,26 @@ def test_a_nan_in_a_layer_that_does_not_count_costs_its_sender_the_round(machine
         sent = updates()
         sent["c4"]["a.weight"][0, 3] = np.inf
         machine.begin(name)
-        manifest, _ = run(machine, sent, {"name": name, "layer_quorum": 5}, min_clients=4)
+        manifest, _ = run(machine, sent, {"name": name, "layer_quorum": 5}, min_clients=5)
         assert [r["client"] for r in manifest["rejected"]] == ["c4"]
+
+
+@pytest.mark.parametrize("rule", [RULES[0], RULES[3]], ids=str)
+def test_compressed_parts_in_any_order_of_tensors_have_the_bits_of_what_they_decode_to(
+    machine: Machine, rule: dict[str, Any]
+) -> None:
+    rng = np.random.default_rng(2)
+    bodies, sent = {}, {}
+    for number, (client, update) in enumerate(updates().items()):
+        codec = list(CODECS)[number % len(CODECS)]
+        order = sorted(update, reverse=number % 2 == 0)
+        bodies[client] = compress(rng, codec, update, order=order)
+        sent[client] = reference.decode(decoded(bodies[client], 1))
+    layout = layout_of(whole(rng))
+    run_bodies(machine, bodies, rule=rule, layout=layout, min_clients=rule["layer_quorum"])
+    result = reference.decode(machine.store.get_bytes(machine.keys.result) or b"")
+    for name, tensor in by_definition(sent, rule).items():
+        assert result[name].tobytes() == tensor.tobytes(), name
 
 
 def test_such_a_round_is_verified_from_its_updates(machine: Machine) -> None:

@@ -267,7 +267,12 @@ class RobustRule:
 
     @property
     def least_clients(self) -> int:
-        """The fewest updates that the rule takes."""
+        """The fewest updates that the rule takes: with fewer, no layer would have its quorum."""
+        return max(self._least, self.layer_quorum or 0)
+
+    @property
+    def _least(self) -> int:
+        """The fewest updates of which it combines an element."""
         return ROBUST_RULES[self.name].least(self.settings)
 
     @property
@@ -303,12 +308,12 @@ class RobustRule:
         SpecError
             It does not; the text has the numbers.
         """
-        if expected < self.least_clients:
+        if expected < self._least:
             raise SpecError(
-                f"rule {self._stated} needs at least {self.least_clients} updates, and "
+                f"rule {self._stated} needs at least {self._least} updates, and "
                 f"{expected} are expected{self._advice(expected)}"
             )
-        least = max(self.least_clients, _three(self.settings))
+        least = max(self._least, _three(self.settings))
         if self.layer_quorum is not None and not least <= self.layer_quorum <= expected:
             raise SpecError(
                 f"rule {self._stated}: layer_quorum is not from {least}, the fewest updates that "
