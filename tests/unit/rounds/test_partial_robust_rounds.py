@@ -177,7 +177,7 @@ def test_such_a_round_is_verified_from_its_updates(machine: Machine) -> None:
 def test_whole_updates_have_the_bits_of_a_round_of_whole_updates(machine: Machine) -> None:
     rng = np.random.default_rng(5)
     sent = {f"c{i}": whole(rng) for i in range(6)}
-    found = []
+    found: list[bytes | None] = []
     for rule in ({"name": "median"}, {"name": "median", "layer_quorum": 3}):
         machine.begin(f"r{len(found)}")
         run(machine, sent, rule)
