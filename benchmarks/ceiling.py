@@ -34,7 +34,7 @@ from gradshard_core.aggregation.sharding import cut_shards
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.encoded import encode_layout
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.planning import limits
 from gradshard_core.planning.lambda_config import LambdaConfig
@@ -42,8 +42,10 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
+from gradshard_core.s3.store import ListedObject
 from gradshard_core.units import MIB
 
+_FIRST: Final = "c00"
 IMAGE: Final = "public.ecr.aws/lambda/python:3.13-x86_64"
 HOST: Final = "172.17.0.1"
 """This machine, as containers see it."""
@@ -75,6 +77,8 @@ Resources:
           GRADSHARD_STACK: ""
 """
 _PIECE: Final = 8 * MIB
+_MOST_MIB: Final = 8 * 1024
+"""Of more updates than this, all are the same object: the engine holds them in memory."""
 
 Json = dict[str, Any]
 
@@ -94,6 +98,11 @@ class Case(NamedTuple):
         rule = self.rule and f", rule {self.rule}"
         return f"{self.mib} MiB{codec} from {self.clients} clients{rule}"
 
+    @property
+    def is_one_object(self) -> bool:
+        """Whether all updates are one object, and the planner cuts them into shards."""
+        return self.clients * self.mib > _MOST_MIB
+
 
 CASES: Final = (
     Case(4, 1024),
@@ -101,7 +110,23 @@ CASES: Final = (
     Case(64, 64),
     Case(64, 64, rule="median"),
     Case(64, 64, rule="geometric_median"),
+    Case(64, 1024, rule="median"),
+    Case(64, 1024, rule="geometric_median"),
 )
+
+
+class _OneObject(ClientStore):
+    """A bucket in which the update of the first client is found under the names of 64."""
+
+    def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
+        """List the objects under a prefix; of an update all names."""
+        for entry in super().list_objects(prefix, after=after):
+            names = range(64) if _FIRST in entry.key else range(1)
+            yield from (entry._replace(key=entry.key.replace(_FIRST, f"c{n:02d}")) for n in names)
+
+    def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
+        """Read the first bytes of an object, or of the first client's update."""
+        return super().get_head(re.sub(r"(/updates/)c\d\d", rf"\g<1>{_FIRST}", key), nbytes)
 
 
 def measure(*, notes: list[str], say: Callable[[str], None]) -> list[Json]:
@@ -167,10 +192,11 @@ class _Planned(NamedTuple):
 
 
 def _round(server: Engine, case: Case) -> _Planned:
-    """Upload updates and plan one shard of them."""
+    """Upload updates, and plan one shard of them, or so many that the round is fast enough."""
     clients, nbytes = case.clients, case.mib * MIB
-    store, keys = ClientStore(BUCKET, server.s3), RoundKeys(f"ceiling-{clients}")
-    terms: Json = {"clients": clients, "shards": 1}
+    kind = _OneObject if case.is_one_object else ClientStore
+    store, keys = kind(BUCKET, server.s3), RoundKeys(f"ceiling-{clients}")
+    terms: Json = {"clients": clients, "shards": None if case.is_one_object else 1}
     if case.codec:
         terms["codecs"] = [case.codec]
     if case.rule:
@@ -180,18 +206,20 @@ def _round(server: Engine, case: Case) -> _Planned:
     layout = Layout.pack([("w", "F32", (nbytes // 4,))])
     rng = np.random.default_rng(clients)
     pieces = []
-    samples = [600 + 37 * client for client in range(clients)]
+    samples = [600 + 37 * client for client in range(1 if case.is_one_object else clients)]
     for client, count in enumerate(samples):
         piece = rng.standard_normal(_PIECE // 4, np.float32)
         data, piece, header = _stored(piece, case, layout, {"num_samples": str(count)})
         _upload(server, keys.update(f"c{client:02d}"), header, data, nbytes // _PIECE)
         pieces.append(piece)
+    pieces *= clients // len(pieces)
     plan, memory_mb = _plan(store, keys)
-    [batch] = store.get_json(keys.tasks(0))
-    [task] = batch["tasks"]
+    [task, *_], *_ = (batch["tasks"] for batch in store.get_json(keys.tasks(0)))
     if plan.computation.measures:
         rows = np.stack(pieces).astype(np.float64)
-        return _Planned(task, memory_mb, {}, (rows @ rows.T) * (nbytes // _PIECE))
+        times, rest = divmod(plan.tasks(0)[0].end, _PIECE)
+        part = rows[:, : rest // 4]
+        return _Planned(task, memory_mb, {}, (rows @ rows.T) * times + part @ part.T)
     if case.rule:
         whole = np.median(np.stack(pieces), axis=0)
     else:
@@ -258,7 +286,7 @@ def _upload(server: Engine, key: str, header: bytes, data: bytes, times: int) ->
 
 def _expected(plan: Plan, piece: bytes, header: bytes) -> dict[str, str]:
     """Return the part's MD5 by its number: the header, then the mean, which repeats too."""
-    [shard] = cut_shards(plan.layout.spans, plan.layout.nbytes, plan.computation.shards)
+    shard, *_ = cut_shards(plan.layout.spans, plan.layout.nbytes, plan.computation.shards)
     digest = hashlib.md5(header, usedforsecurity=False)
     for start in range(shard.start, shard.end, len(piece)):
         digest.update(piece[: shard.end - start])
