@@ -34,16 +34,33 @@ from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memor
 from gradshard_core.planning.masking import Agreement, parse_masking
 
 CLIENTS: Final = 20
-NBYTES: Final = 43 * 1024**2
+MIB: Final = 43
 """ResNet-18 in F32."""
 SAMPLES: Final = 100
 PART_BYTES: Final = 8 * 1024**2
 """A client's update is read in such pieces, as it is uploaded."""
 KEY: Final = bytes(range(1, 33))
-SHARES, THRESHOLD = 3, 2
-"""Of Flower's example of SecAgg+: a client shares keys with two others, the fewest there are."""
+LOST: Final = 6
+"""Clients that are lost before they upload, in the rows that have any: 30 %."""
 
 Json = dict[str, Any]
+
+
+class Sharing(NamedTuple):
+    """How SecAgg+ shares keys: among a client and its neighbours, and how many recover one."""
+
+    shares: int
+    threshold: int
+    lost: int = 0
+
+
+SECAGG_PLUS: Final = {
+    # Flower's example: a client shares keys with two others, the fewest there are.
+    "SecAgg+": Sharing(3, 2),
+    # At least half of each lost client's ten neighbours are left.
+    "SecAgg+, 10 neighbours": Sharing(11, 5),
+    f"SecAgg+, 10 neighbours, {LOST} lost": Sharing(11, 5, LOST),
+}
 
 
 class Cost(NamedTuple):
@@ -85,10 +102,11 @@ def add(
 ) -> Cost:
     """Run the kernel over all inputs, of which the last one has another weight."""
     weights: list[float | None] = [ADDED] * (len(sources) - 1)
-    zones = [Zone(0, NBYTES, [*weights, last])]
+    nbytes = spans[-1].end
+    zones = [Zone(0, nbytes, [*weights, last])]
     return cost(
         lambda: kernel.aggregate(sources, zones, reduction, spans, lambda _: None),
-        CLIENTS * NBYTES,
+        CLIENTS * nbytes,
     )
 
 
@@ -109,39 +127,44 @@ def send(floats: np.ndarray[Any, Any], **dp: Any) -> None:
         content.read(start, min(start + PART_BYTES, content.nbytes))
 
 
-def rows() -> dict[str, Callable[[], Cost]]:
-    """Return the measurements by name."""
-    spans = [Span("F32", 0, NBYTES)]
+def rows(nbytes: int) -> dict[str, Callable[[], Cost]]:
+    """Return the measurements by name, of updates of so many bytes."""
+    spans = [Span("F32", 0, nbytes)]
     ring = ring_spans(spans, 32)
-    floats = np.random.default_rng(0).standard_normal(NBYTES // 4, np.float32)
-    words = np.random.default_rng(1).integers(0, 2**32, NBYTES // 4, np.uint32)
+    floats = np.random.default_rng(0).standard_normal(nbytes // 4, np.float32)
+    words = np.random.default_rng(1).integers(0, 2**32, nbytes // 4, np.uint32)
     fixed = parse_masking({"keeper": "0" * 64, "bound": 8.0, "max_samples": 1000})
-    decoding = Decoding(fixed.fixed(CLIENTS, NBYTES // 4), CLIENTS * SAMPLES)
+    decoding = Decoding(fixed.fixed(CLIENTS, nbytes // 4), CLIENTS * SAMPLES)
+    fewer = Decoding(decoding.fixed, (CLIENTS - LOST) * SAMPLES)
     dp = {"clip": 4000.0, "noise_multiplier": 1.0, "delta": 1e-5}
 
     def stored(data: np.ndarray[Any, Any], count: int) -> list[Source]:
         return [InMemory(memoryview(data.view(np.uint8))) for _ in range(count)]
 
     def streams() -> list[Source]:
-        return [KeyStream(bytes([seed]) * 32, 0, NBYTES) for seed in range(CLIENTS)]
+        return [KeyStream(bytes([seed]) * 32, 0, nbytes) for seed in range(CLIENTS)]
 
     def noise() -> RingNoise:
-        return RingNoise(KEY, 2, 0, NBYTES // 4 + 1, 32)
+        return RingNoise(KEY, 2, 0, nbytes // 4 + 1, 32)
 
     return {
         "weighted sum": lambda: add(stored(floats, CLIENTS), 1.0, Addition(), spans),
         "masked sum": lambda: add(stored(words, CLIENTS + 1), SUBTRACTED, RingSum(decoding), ring),
+        f"masked sum, {LOST} lost": lambda: add(
+            stored(words, CLIENTS - LOST + 1), SUBTRACTED, RingSum(fewer), ring
+        ),
         "keeper": lambda: add(streams(), ADDED, RingSum(), ring),
+        f"keeper, {LOST} lost": lambda: add(streams()[LOST:], ADDED, RingSum(), ring),
         "keeper with noise": lambda: add([*streams(), noise()], ADDED, RingSum(), ring),
-        "client": lambda: cost(lambda: send(floats), NBYTES),
-        "client with noise": lambda: cost(lambda: send(floats, dp=dp), NBYTES),
+        "client": lambda: cost(lambda: send(floats), nbytes),
+        "client with noise": lambda: cost(lambda: send(floats, dp=dp), nbytes),
     }
 
 
-def secagg_plus(python: str) -> Json:
+def secagg_plus(python: str, sharing: Sharing, nbytes: int) -> Json:
     """Run a round of Flower's SecAgg+ in a process of its own."""
     program = Path(__file__).parent / "rows" / "secagg_plus.py"
-    asked = map(str, (CLIENTS, NBYTES // 4, SHARES, THRESHOLD))
+    asked = map(str, (CLIENTS, nbytes // 4, *sharing))
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
         [python, str(program), *asked], check=True, capture_output=True, env=environment
@@ -150,24 +173,27 @@ def secagg_plus(python: str) -> Json:
     return found
 
 
-def measure(times: int, *, notes: list[str], say: Callable[[str], None]) -> Json:
+def measure(times: int, *, notes: list[str], say: Callable[[str], None], mib: float = MIB) -> Json:
     """Measure all rows in turns; return medians, and ratios within turns."""
-    python = runs.flower_python()
+    python, nbytes = runs.flower_python(), round(mib * 1024**2) // 4 * 4
     if python is None:
         notes.append("SecAgg+: flwr is not installed; set FLOWER_PYTHON")
     found: dict[str, list[Cost]] = {}
-    uploaded = {"client": client_content(np.zeros(NBYTES // 4, np.float32)).nbytes}
+    uploaded = {"client": client_content(np.zeros(nbytes // 4, np.float32)).nbytes}
+    traffic: dict[str, Json] = {}
     for turn in range(times):
-        for name, row in rows().items():
+        for name, row in rows(nbytes).items():
             say(f"masked: {name}, {turn + 1} of {times}")
             found.setdefault(name, []).append(row())
-        if python is not None:
-            say(f"masked: SecAgg+, {turn + 1} of {times}")
-            sides = secagg_plus(python)
-            uploaded["SecAgg+: client"] = sides["client"].pop("uploaded")
-            for side, nbytes in (("client", NBYTES), ("server", CLIENTS * NBYTES)):
-                spent = Cost(sides[side]["seconds"] / nbytes * 1e9, sides[side]["mib"])
-                found.setdefault(f"SecAgg+: {side}", []).append(spent)
+        for name, sharing in SECAGG_PLUS.items() if python is not None else ():
+            say(f"masked: {name}, {turn + 1} of {times}")
+            sides = secagg_plus(str(python), sharing, nbytes)
+            uploaded[f"{name}: client"] = sides["client"].pop("uploaded")
+            traffic[f"{name}: client"] = sides["traffic"]
+            for side, clients in (("client", 1), ("server", CLIENTS)):
+                seconds = sides[side]["seconds"]
+                spent = Cost(seconds / (clients * nbytes) * 1e9, sides[side]["mib"])
+                found.setdefault(f"{name}: {side}", []).append(spent)
     return {
         name: {
             "cpu": statistics.median(c.cpu for c in costs),
@@ -176,6 +202,7 @@ def measure(times: int, *, notes: list[str], say: Callable[[str], None]) -> Json
             ),
             "mib": max(c.mib for c in costs),
             "uploaded": uploaded.get(name),
+            "traffic": traffic.get(name),
         }
         for name, costs in found.items()
     }
@@ -185,15 +212,22 @@ def main() -> None:
     """Measure in turns, and print medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7)
-    times, notes = parser.parse_args().runs, list[str]()
-    found = measure(times, notes=notes, say=lambda text: print(text, file=sys.stderr))
-    print(f"{CLIENTS} clients x {NBYTES / 1024**2:.0f} MiB of F32, {times} turns")
+    parser.add_argument("--mib", type=float, default=MIB, help="of each update")
+    asked, notes = parser.parse_args(), list[str]()
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    found = measure(asked.runs, notes=notes, say=say, mib=asked.mib)
+    print(f"{CLIENTS} clients x {asked.mib:g} MiB of F32, {asked.runs} turns")
     for name, row in found.items():
         sent = "" if row["uploaded"] is None else f", uploads {row['uploaded'] / 1024**2:.1f} MiB"
         print(
-            f"{name:17} {row['cpu']:7.3f} CPU-s/GB, {row['to_plain']:6.2f} x the weighted sum, "
+            f"{name:39} {row['cpu']:7.3f} CPU-s/GB, {row['to_plain']:6.2f} x the weighted sum, "
             f"{row['mib']:6.1f} MiB{sent}"
         )
+        if row["traffic"] is not None:
+            print(f"{'':39} all clients: {row['traffic']}")
     print(*notes, sep="\n")
 
 

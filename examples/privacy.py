@@ -1,9 +1,9 @@
 """Train with private rounds, and compare accuracy with ε for several noise multipliers and clips.
 
 On scikit-learn's digits, shared out over clients. Each round clips updates, adds them and adds
-noise as gradshard's functions do. ε is that of all rounds up to one, for each client, from Google's
-dp-accounting (`pip install 'gradshard[privacy]'`). A second comparison has clips that are far off,
-fixed and adaptive. Writes privacy.svg and privacy.json.
+noise as gradshard's functions do, once without masks and once with: masked by the clients, and with
+the noise in the keeper's answer. ε is that of all rounds up to one, for each client, from Google's
+dp-accounting (`pip install 'gradshard[privacy]'`). Writes privacy.svg and privacy.json.
 """
 
 import hashlib
@@ -20,21 +20,28 @@ from gradshard.client.accounting import epsilon_of
 from gradshard_core.aggregation.gram import Measuring, chunk_ranges
 from gradshard_core.aggregation.kernel import Reduction, Source, Zone, aggregate
 from gradshard_core.aggregation.noise import NoiseSource
+from gradshard_core.aggregation.noisy_fixed_point import NoisyFixedPoint
 from gradshard_core.aggregation.privacy import PrivacyMechanism, PrivateSum, parse_privacy
+from gradshard_core.aggregation.ring_noise import RingNoise, noise_key
+from gradshard_core.aggregation.ring_sum import ADDED, SUBTRACTED, Decoding, RingSum, ring_spans
 from gradshard_core.formats.layout import Layout
+from gradshard_core.masking.key_stream import KeyStream
+from gradshard_core.planning.masking import parse_masking
 from stragglers import network, program
 from stragglers.curves import Curve, Floats, Panel
 
 DELTA: Final = 1e-3
 """Under one divided by the number of clients."""
 
+BOUND: Final = 2.0
+"""Of an element of a masked update without noise."""
+
 MULTIPLIERS: Final = (0.01, 0.5, 1.0, 2.0, 4.0)
 """The first has hardly any noise: it shows what clipping costs."""
 
-
 ADAPTIVE_MULTIPLIER: Final = 1.0
 CLIPS: Final = (0.1, 1.0, 10.0)
-"""Where the clips of the second comparison begin. Lengths of updates are near 1 at first."""
+"""Where the clips begin that are compared with adaptive ones. Updates are near 1 long at first."""
 
 
 def combine(
@@ -78,7 +85,42 @@ def combine(
     return average, mechanism, float(np.mean(np.array(factors) < 1))
 
 
-def learn(mechanism: PrivacyMechanism | None, given: Any, seed: int) -> tuple[Floats, float, float]:
+def combine_masked(
+    updates: network.Array, mechanism: PrivacyMechanism | None, seeds: Sequence[bytes]
+) -> network.Array:
+    """Combine updates, one row each, as clients, keeper and aggregator of a masked round do."""
+    clients, elements = updates.shape
+    layout = Layout.pack([("update", "F32", (elements,))])
+    spans = ring_spans(layout.spans, 32)
+    encoded = {"bound": BOUND, "max_samples": 1}
+    given = encoded if mechanism is None else {"dp": mechanism.to_json()}
+    fixed = parse_masking({"keeper": "0" * 64, **given}).fixed(clients, elements)
+
+    def add(sources: Sequence[Source], last: float, reduction: Reduction) -> bytes:
+        zones = [Zone(0, layout.nbytes, [ADDED] * (len(sources) - 1) + [last])]
+        out = bytearray()
+        aggregate(sources, zones, reduction, spans, out.extend)
+        return bytes(out)
+
+    masked, masks = [], list[Source]()
+    for row, seed in zip(updates.astype("<f4"), seeds, strict=True):
+        sent, mask = np.empty((2, elements), fixed.dtype)
+        norm = math.sqrt(float(np.sum(np.square(row, dtype=np.float64))))
+        fixed.encode(row, fixed.scale(1, norm), sent)
+        KeyStream(seed, 0, layout.nbytes).read_into(memoryview(mask).cast("B"))
+        masked.append(attacks.InMemory((sent + mask).tobytes()))
+        masks.append(KeyStream(seed, 0, layout.nbytes))
+    if isinstance(fixed, NoisyFixedPoint):
+        terms = fixed.grid.terms
+        masks.append(RingNoise(noise_key(seeds), terms, 0, elements + 1, fixed.ring_bits))
+    answer = attacks.InMemory(add(masks, ADDED, RingSum()))
+    average = add([*masked, answer], SUBTRACTED, RingSum(Decoding(fixed, clients)))
+    return np.frombuffer(average, "<f4")
+
+
+def learn(
+    mechanism: PrivacyMechanism | None, given: Any, seed: int, *, masked: bool
+) -> tuple[Floats, float, float]:
     """Return the accuracy after each round, the clip after all, and who was clipped in the last."""
     clients, test = attacks.load("digits", given.clients, seed)
     model = network.initialise((test.images.shape[1], attacks.HIDDEN, 10), seed)
@@ -91,20 +133,32 @@ def learn(mechanism: PrivacyMechanism | None, given: Any, seed: int) -> tuple[Fl
                 for c in clients
             ]
         )
-        if mechanism is None:
+        multiplier = None if mechanism is None else mechanism.noise_multiplier
+        # A real round's keys and seeds are secret. These numbers can be made again.
+        secret = f"{seed} {multiplier} {number}"
+        if masked:
+            seeds = [_secret(f"{secret} {client}") for client in range(len(updates))]
+            change = combine_masked(updates, mechanism, seeds)
+        elif mechanism is None:
             change = attacks.combine(updates, [1] * len(updates), None)
         else:
-            # A real round's key is from the operating system. These numbers can be made again.
-            noised = mechanism.noise_multiplier
-            key = hashlib.sha256(f"{seed} {noised} {number}".encode()).digest()
-            change, mechanism, clipped = combine(updates, mechanism, key)
+            change, mechanism, clipped = combine(updates, mechanism, _secret(secret))
         model = attacks.shaped(before + change, model)
         accuracies[number] = network.accuracy(model, *test)
     return accuracies, 0.0 if mechanism is None else mechanism.clip, clipped
 
 
+def _secret(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
 def run(
-    title: str, mechanisms: Mapping[str, PrivacyMechanism | None], given: Any, ticker: Any
+    title: str,
+    mechanisms: Mapping[str, PrivacyMechanism | None],
+    given: Any,
+    ticker: program.Ticker,
+    *,
+    masked: bool = False,
 ) -> Panel:
     """Train with every mechanism, by its label, and every seed."""
     curves = []
@@ -112,25 +166,23 @@ def run(
     for label, mechanism in mechanisms.items():
         runs, clips, shares = [], [], []
         for seed in range(given.seeds):
-            accuracies, clip, clipped = learn(mechanism, given, seed)
+            accuracies, clip, clipped = learn(mechanism, given, seed, masked=masked)
             runs.append(accuracies)
-            clips.append(clip)
-            shares.append(clipped)
+            clips.append(round(clip, 5))
+            shares.append(round(clipped, 5))
             ticker.done(label)
         figures: dict[str, Any] = {"epsilon": None}
         if mechanism is not None:
-            figures = {
-                "epsilon": epsilon_of(given.rounds * mechanism.cost, DELTA),
-                "clips": [round(clip, 5) for clip in clips],
-                "clipped": [round(share, 5) for share in shares],
-            }
+            figures["epsilon"] = epsilon_of(given.rounds * mechanism.cost, DELTA)
+            if not masked:
+                figures |= {"clips": clips, "clipped": shares}
         figures["last"] = [round(float(accuracies[-1]), 5) for accuracies in runs]
         curves.append(Curve.of(label, rounds, runs, figures))
     return Panel(title, "round", curves)
 
 
 def panels_of(given: Any) -> list[Panel]:
-    """Compare noise multipliers, and clips that are fixed with clips that adapt."""
+    """Compare noise multipliers, without masks and with, and fixed clips with adaptive ones."""
     by_noise: dict[str, PrivacyMechanism | None] = {"not private": None}
     for multiplier in MULTIPLIERS:
         mechanism = PrivacyMechanism(given.clip, multiplier, DELTA)
@@ -142,20 +194,22 @@ def panels_of(given: Any) -> list[Panel]:
         stated = {"clip": clip, "noise_multiplier": ADAPTIVE_MULTIPLIER, "delta": DELTA}
         by_clip[f"clip {clip:g}"] = parse_privacy(stated)
         by_clip[f"adapts from {clip:g}"] = parse_privacy({**stated, **adaptation})
-    with program.ticker((len(by_noise) + len(by_clip)) * given.seeds) as ticker:
+    title = f"{given.clients} clients, clip {given.clip:g}"
+    with program.ticker((2 * len(by_noise) + len(by_clip)) * given.seeds) as ticker:
         return [
-            run(f"{given.clients} clients, clip {given.clip:g}", by_noise, given, ticker),
+            run(title, by_noise, given, ticker),
+            run(f"{title}, masked", by_noise, given, ticker, masked=True),
             run(f"noise multiplier {ADAPTIVE_MULTIPLIER:g}", by_clip, given, ticker),
         ]
 
 
-def row(curve: Curve) -> tuple[str, ...]:
+def row(curve: Curve, masked: str) -> tuple[str, ...]:
     """Return what the table says of a curve."""
     accuracy, figures = program.percent(curve.figures["last"]), curve.figures
     if "clips" not in figures:
-        return curve.label, accuracy, "", ""
+        return curve.label, accuracy, masked, "", ""
     clip = f"{np.mean(figures['clips']):.2f}"
-    return curve.label, accuracy, clip, f"{100 * np.mean(figures['clipped']):.0f}"
+    return curve.label, accuracy, masked, clip, f"{100 * np.mean(figures['clipped']):.0f}"
 
 
 def main() -> int:
@@ -166,15 +220,17 @@ def main() -> int:
     given = options.parse_args()
     if not (math.isfinite(given.clip) and given.clip > 0):
         options.error(f"--clip is {given.clip}, not a number above 0")
-    panels = panels_of(given)
+    plain, masked, clips = panels = panels_of(given)
+    beside = [program.percent(curve.figures["last"]) for curve in masked.curves]
+    rows = [row(curve, text) for curve, text in zip(plain.curves, beside, strict=True)]
     program.table(
-        f"After {given.rounds} rounds of {given.clients} clients",
-        ("mechanism", "accuracy in percent", "clip", "clipped in percent"),
-        [row(curve) for panel in panels for curve in panel.curves],
+        f"Accuracy in percent after {given.rounds} rounds of {given.clients} clients",
+        ("mechanism", "accuracy", "masked", "clip", "clipped"),
+        [*rows, *(row(curve, "") for curve in clips.curves)],
     )
     settings = {**vars(given), "output": None, "delta": DELTA, "alpha": attacks.ALPHA}
     title = f"Accuracy by round, and ε at δ {DELTA:g} after all"
-    program.write(given.output, "privacy", title, settings, panels)
+    program.write(given.output, "privacy", title, settings, [plain, clips], panels)
     return 0
 
 

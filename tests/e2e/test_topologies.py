@@ -111,6 +111,8 @@ def test_200_clients_make_a_grid(
     assert len(manifest["contributors"]) == 200
     expected = reference.average(updates, range(1, 201), tree=[50, 4])
     assert round_.fetch()["w"].tobytes() == expected["w"].tobytes()
+    # The manifest is there before the last function has cleaned up.
+    deployed.ended("crowd")
     assert deployed.keys("rounds/crowd/partial-sums/") == []
 
 

@@ -38,6 +38,20 @@ def test_a_clip_adapts_to_the_lengths() -> None:
     assert 0.3 < share < 0.7
 
 
+def test_masked_updates_have_the_same_average_and_noise_of_the_same_size() -> None:
+    updates = np.random.default_rng(0).standard_normal((5, 40_000)).astype("f4") / 4
+    seeds = [bytes([client]) * 32 for client in range(5)]
+    plain = privacy.combine_masked(updates, None, seeds)
+    assert np.abs(plain - updates.mean(axis=0)).max() <= 2.0**-14 + 1e-7  # half a step
+    mechanism = PrivacyMechanism(3.0, 0.5, 1e-3)
+    found = privacy.combine_masked(updates, mechanism, seeds)
+    lengths = np.linalg.norm(updates, axis=1, keepdims=True)
+    clipped = (updates * 3.0 / lengths).mean(axis=0)
+    assert (found - clipped).std() == pytest.approx(0.5 * 3.0 / 5, rel=0.02)
+    other = privacy.combine_masked(updates, mechanism, [*seeds[:4], bytes(32)])
+    assert not np.array_equal(found, other)
+
+
 def test_short_run_writes_every_multiplier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(
         "dp_accounting", reason="dp-accounting is not installed: `make test-privacy`"
@@ -45,7 +59,7 @@ def test_short_run_writes_every_multiplier(tmp_path: Path, monkeypatch: pytest.M
     words = ["privacy.py", "--rounds", "1", "--seeds", "1", "--clients", "5"]
     monkeypatch.setattr(sys, "argv", [*words, "-o", str(tmp_path)])
     assert privacy.main() == 0
-    noises, clips = json.loads((tmp_path / "privacy.json").read_text())["panels"].values()
-    assert len(noises) == 1 + len(privacy.MULTIPLIERS)
-    assert len(clips) == 2 * len(privacy.CLIPS)
+    panels = json.loads((tmp_path / "privacy.json").read_text())["panels"].values()
+    noises = 1 + len(privacy.MULTIPLIERS)
+    assert [len(panel) for panel in panels] == [noises, noises, 2 * len(privacy.CLIPS)]
     assert (tmp_path / "privacy.svg").read_text().startswith("<svg")

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: `make test-flower`")
 
-from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 
 from gradshard import Federation, Keeper, Mask
 from gradshard.client.mask import make_identity
@@ -102,6 +102,31 @@ def test_a_client_that_fails_costs_nothing(tmp_path: Path) -> None:
     answer = keeper.answer(f"{strategy.run}-1")
     assert answer["clients"] == ["flower-3", "flower-5", "flower-9"]
     assert answer["summed"].keys() == {"flower-3", "flower-9"}
+
+
+def telling(message: Any, context: Context, call_next: Any) -> Any:
+    """A client's own mod, whose replies have more records."""
+    reply = call_next(message, context)
+    reply.content["own"] = ConfigRecord({"loss": 0.25})
+    reply.content["more"] = MetricRecord({"num-examples": 7, "loss": 0.25})
+    del reply.content["metrics"]
+    return reply
+
+
+def test_replies_tell_nothing_beside_the_masked_update(tmp_path: Path) -> None:
+    keeper = Keeper()
+    keeper.enrol("flower-3", make_identity(tmp_path / "key"))
+    mask = Mask(tmp_path / "key", keeper.fingerprint())
+    app = client_app(trained, [s3_masked_mod(partial(given, mask)), telling])
+    clients = DirectGrid(dict.fromkeys(NODES, app))
+    strategy = masked_strategy(keeper, client_names=lambda *_: {3: "flower-3", 5: "flower-5"})
+    strategy.min_train_nodes = strategy.min_available_nodes = len(NODES)
+    messages = list(strategy.configure_train(1, record_of(FIRST), ConfigRecord(), clients))
+    [reply] = clients.send_and_receive(messages[:1])
+    assert not reply.has_error(), reply.error
+    assert dict(reply.content["more"]) == {"num-examples": 1}
+    assert dict(reply.content["gradshard"]) == {"round": f"{strategy.run}-1"}
+    assert len(reply.content) == 2
 
 
 def test_a_client_that_masks_answers_nothing_else(tmp_path: Path) -> None:

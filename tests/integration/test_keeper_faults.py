@@ -111,7 +111,7 @@ class Asked:
             key = enrolment.verification_key(signing_key).hex()
             own.put_json(client_key(client), {"client": client, "key": key})
             context = sealing.SealContext(self.name, client, roster_digest(clients), 2, encoding)
-            sealed = sealing.seal(seed, sealing.public_key(private), context)
+            sealed = sealing.seal(seed, sealing.public_key(private), context, os.urandom(32))
             signature = enrolment.sign(signing_key, sealed, context)
             contributors.append(SealedSeed(client, sealed.hex(), signature.hex()))
         self.request = Request(self.name, clients, 2, encoding, tuple(contributors))

@@ -50,7 +50,7 @@ class TestWithFlower:
         from flwr.app import Message, MetricRecord, RecordDict
 
         from gradshard.client.tickets import Ticket
-        from gradshard.flower import _uploading
+        from gradshard.flower.mods import _uploading
         from tests.flower.clients import record_of
 
         records = {name: record_of(model) for name, model in models.items()}
@@ -78,11 +78,11 @@ class TestWithFlower:
     def test_an_array_is_seen_where_it_is(self, array: Any) -> None:
         from flwr.app import Array
 
-        from gradshard.flower import _view
+        from gradshard.flower.records import view
 
-        view = _view(Array(array))
-        np.testing.assert_array_equal(view, array, strict=True)
-        assert not view.flags.owndata
+        seen = view(Array(array))
+        np.testing.assert_array_equal(seen, array, strict=True)
+        assert not seen.flags.owndata
 
     def test_every_message_has_its_own_ticket_and_no_model(self) -> None:
         from gradshard.client.tickets import Ticket

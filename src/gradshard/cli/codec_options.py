@@ -1,12 +1,11 @@
 """The options of commands that compress updates."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from gradshard.cli.options import option
+from gradshard.cli.options import Command, option, with_options
 from gradshard.cli.values import WholeNumberType
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.topk import USUAL_FRACTION
@@ -48,11 +47,9 @@ _OPTIONS = (
 )
 
 
-def codec_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def codec_options(command: Command) -> Command:
     """Add the options, which :func:`compression_of` reads."""
-    for add in reversed(_OPTIONS):
-        command = add(command)
-    return command
+    return with_options(command, _OPTIONS)
 
 
 def compression_of(

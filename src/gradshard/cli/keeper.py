@@ -22,8 +22,8 @@ KEEPER_STACK = "gradshard-keeper"
 def keeper(context: click.Context) -> None:
     """Operate the mask keeper of masked rounds.
 
-    The keeper is a stack of its own, in an account that the operator of the aggregator has no
-    access to. Its operator enrols clients, and can show what was answered.
+    The keeper is a stack of its own. The operator of the aggregator must not have access to its
+    account. The keeper's operator enrols clients, and can show what was answered.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -44,9 +44,10 @@ def _load(stack: str, **options: Any) -> "Keeper":
 @json_option
 @with_keeper
 def key(federation: "Keeper", as_json: bool) -> None:
-    """Show the public key of the keeper, and make its key pair if it has none.
+    """Show the keeper's public key.
 
-    Rounds are opened with the key. Clients compare its fingerprint.
+    If the keeper has no key yet, the command makes one. Rounds are opened with the key. Clients
+    compare its fingerprint.
     """
     public, fingerprint = federation.public_key(), federation.fingerprint()
     if as_json:
@@ -110,7 +111,7 @@ def answers(federation: "Keeper", as_json: bool) -> None:
 @click.argument("name", metavar="ROUND")
 @with_keeper
 def answer(federation: "Keeper", name: str) -> None:
-    """Show the record of what the keeper answered in ROUND, as JSON."""
+    """Show what the keeper answered in ROUND, as JSON."""
     print_json(federation.answer(name))
 
 
@@ -118,7 +119,7 @@ def answer(federation: "Keeper", name: str) -> None:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @debuggable
 def identity(file: Path) -> None:
-    """Make the key of a client, write it to FILE, and print its public key.
+    """Make a client's key in FILE, and print its public key.
 
     The keeper's operator enrols the client with the public key. If FILE is there already, only its
     public key is printed.

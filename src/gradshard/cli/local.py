@@ -42,8 +42,8 @@ def local(context: click.Context) -> None:
 def up(port: int, bind: str | None, ephemeral: bool, keeper: bool, as_json: bool) -> None:
     """Start the local engine and deploy the application to it.
 
-    If the engine runs already, deploy what has changed. The engine has the rounds and models again
-    that it kept under this port. --port 0 picks a free port.
+    If the engine runs already, the command deploys what has changed. The engine brings back the
+    rounds and models that it kept under this port. --port 0 picks a free port.
     """
     with waiting("starting the local engine") as tell:
         engine = engines.up(port, bind=bind, ephemeral=ephemeral, keeper=keeper, progress=tell)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradshard.cli.options import Command, option
+from gradshard.cli.options import Command, option, with_options
 
 if TYPE_CHECKING:
     from gradshard.client.mask import Mask
@@ -31,9 +31,7 @@ def mask_options(command: Command) -> Command:
             default_text="required with --mask-key",
         ),
     )
-    for declared in reversed(options):
-        command = declared(command)
-    return command
+    return with_options(command, options)
 
 
 def mask_of(key: Path | None, keeper: str | None) -> "Mask | None":

@@ -131,8 +131,8 @@ def budget(
 ) -> None:
     """Set the privacy budget of the model to EPSILON.
 
-    A round that would exceed it is refused before it opens, and so is a round without noise. Rounds
-    that were opened before count. This needs the extra gradshard[privacy].
+    A round that would exceed it is rejected before it opens, and so is a round without noise.
+    Earlier rounds count. This needs the extra gradshard[privacy].
     """
     ledger = federation.model(name).limit_privacy(epsilon, delta)
     if as_json:

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -42,6 +42,13 @@ def option(
     """
     text = f"{help} [default: {default_text}]" if default_text else help
     return click.option(*names, help=text, **settings)
+
+
+def with_options(command: Command, declared: Sequence[Callable[[Command], Command]]) -> Command:
+    """Add options to a command, in this order in its help."""
+    for add in reversed(declared):
+        command = add(command)
+    return command
 
 
 def debuggable(command: Command) -> Command:
@@ -196,9 +203,7 @@ def where_options(command: Command) -> Command:
         click.option("--local", is_flag=True, help="Use the local engine instead of AWS."),
         port_option,
     )
-    for decorate in reversed(options):
-        command = decorate(command)
-    return command
+    return with_options(command, options)
 
 
 def port_option(command: Command) -> Command:

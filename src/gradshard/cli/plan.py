@@ -22,8 +22,9 @@ from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.planning import aws_prices, large_rounds, limits, planner
+from gradshard_core.planning.keeper_cost import KeeperCost
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
-from gradshard_core.planning.masking import KeeperCost
+from gradshard_core.planning.masking import check_unused
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.projection import Projection
 from gradshard_core.planning.spec import parse_spec
@@ -131,6 +132,8 @@ def plan(
     name, _ = spec.levels(clients)
     if codec is not None and ring is not None:
         raise click.UsageError("Masked updates are not compressed: give --codec or --ring.")
+    if ring is not None:
+        check_unused({name for name, value in options.items() if value is not None})
     ring_bits = None if ring is None else int(ring)
     load = workload_of(spec, size, clients, codec=codec, ring_bits=ring_bits)
     outputs = None
@@ -150,9 +153,9 @@ def plan(
     )
     most_tasks = choice.shards * max(map(len, load.levels))
     notes = [*notes, *large_rounds.notes(clients, most_tasks)]
-    keeper = ring_bits and KeeperCost.of(
-        size, clients, ring_bits, aws_prices.DOLLARS_PER_GB_SECOND[aggregator.architecture]
-    )
+    price = aws_prices.DOLLARS_PER_GB_SECOND[aggregator.architecture]
+    noised = spec.dp is not None
+    keeper = ring_bits and KeeperCost.of(size, clients, ring_bits, price, has_noise=noised)
     if keeper:
         notes = [*notes, _keeper_note(keeper)]
     if as_json:
@@ -197,8 +200,9 @@ def _answer(updates: str, aggregator: LambdaConfig, topology: str, choice: Proje
 
 
 def _keeper_note(keeper: KeeperCost) -> str:
+    noise = " and noise" if keeper.noise_cpu_seconds else ""
     return (
-        f"the mask keeper makes {format_size(keeper.streamed_bytes)} of key streams in "
+        f"the mask keeper makes {format_size(keeper.streamed_bytes)} of key streams{noise} in "
         f"{keeper.cpu_seconds:.1f} s of a processor, {dollars(keeper.dollars)}"
     )
 

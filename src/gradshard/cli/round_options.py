@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from gradshard.cli.options import Command, option
+from gradshard.cli.options import Command, option, with_options
 from gradshard.cli.values import DurationType, JsonType, NumberType, format_seconds
 from gradshard_core.planning.options import (
     REQUIRED,
@@ -34,9 +34,9 @@ def round_options(*names: str) -> Callable[[Command], Command]:
     """
 
     def decorate(command: Command) -> Command:
-        for name in reversed(names or [name for name in OPTIONS if name not in NO_OPTIONS]):
-            command = declared_option(name, OPTIONS[name], DEFAULTS.get(name))(command)
-        return command
+        added = names or [name for name in OPTIONS if name not in NO_OPTIONS]
+        options = [declared_option(name, OPTIONS[name], DEFAULTS.get(name)) for name in added]
+        return with_options(command, options)
 
     return decorate
 

@@ -127,8 +127,8 @@ def open_(
 @click.option(
     "--parallel",
     is_flag=True,
-    help="Send a large update over four connections at once, for a line that is faster than one "
-    "of them. That takes about eleven requests instead of one.",
+    help="Send a large update over four connections at once, in about eleven requests instead of "
+    "one. This helps if the line is faster than a single connection.",
 )
 @ticket_option
 @json_option

@@ -20,11 +20,21 @@ from gradshard.cli.options import (
     option,
     output_option,
     quiet_option,
+    with_options,
 )
 from gradshard.cli.output import cell, confirm, is_quiet, print_json, waiting
 from gradshard.cli.round_options import declared_option, round_options
 from gradshard.cli.ticket import write_ticket
-from gradshard.cli.training_view import STYLES, View, best_of, left_of, line_of, money, render
+from gradshard.cli.training_view import (
+    ROWS,
+    STYLES,
+    View,
+    best_of,
+    left_of,
+    line_of,
+    money,
+    render,
+)
 from gradshard.utils.atomic_file import atomic_file
 from gradshard.utils.text import escape_terminal, format_size, pluralize, shortened
 from gradshard_core.errors import TrainingFailed
@@ -66,9 +76,9 @@ def train(context: click.Context) -> None:
 
 def training_options(command: Command) -> Command:
     """Add the options of a training that are no options of rounds."""
-    for name in reversed([name for name in OPTIONS if name not in {"clients", "round"}]):
-        command = declared_option(name, OPTIONS[name], DEFAULTS.get(name))(command)
-    return command
+    names = [name for name in OPTIONS if name not in {"clients", "round"}]
+    options = [declared_option(name, OPTIONS[name], DEFAULTS.get(name)) for name in names]
+    return with_options(command, options)
 
 
 @train.command()
@@ -146,7 +156,7 @@ def list_(federation: "Federation", status: str | None, as_json: bool) -> None:
 @json_option
 @connected
 def show(federation: "Federation", name: str, as_json: bool) -> None:
-    """Show a training: its rounds, metrics, slow and silent clients, time and cost."""
+    """Show a training: rounds, metrics, clients, time and cost."""
     training = federation.training(name)
     state = training.state()
     lost, invitation = training.lost_execution(state), state.invitation
@@ -155,7 +165,7 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
         under_way = progress and progress.to_json()
         print_json(training.status() | {"under_way": under_way, "lost_execution": lost})
         return
-    spec, records = training.spec(), training.records()
+    spec, records = training.spec(), training.records(newest=ROWS)
     view = View(spec, state, records, progress, training.waiting(), lost)
     Console().print(render(name, view, datetime.now(UTC)))
 
@@ -203,10 +213,11 @@ def watch(federation: "Federation", name: str, as_json: bool) -> None:
 
 def _views(training: "Training") -> "Iterator[View]":
     """Yield what a training looks like, again and again, until it has ended or paused."""
-    spec, reader, records = training.spec(), training.progress_reader(), training.records()
+    spec, reader = training.spec(), training.progress_reader()
+    records = training.records(newest=ROWS)
     before: TrainingState | None = None
     for state in training.watch(changes_only=False):
-        records = records if state == before else training.records(records)
+        records = records if state == before else training.records(records, newest=ROWS)
         invited = state.invitation
         progress = None if invited is None else reader.read(invited)
         yield View(spec, state, records, progress, training.waiting())
@@ -251,7 +262,7 @@ def report(federation: "Federation", name: str, file: Path, as_json: bool) -> No
     "kind",
     type=click.Choice(("mlflow", "tensorboard")),
     required=True,
-    help="What the metrics are for.",
+    help="Write them for this program.",
 )
 @option(
     "--experiment",
@@ -305,9 +316,9 @@ def ticket(
 ) -> None:
     """Make a ticket of a training for a client without AWS credentials.
 
-    With it, CLIENT can take part in all rounds (gradshard join --ticket). It has to begin before
-    the ticket expires; while it takes part the ticket is renewed. Keep the file secret: anyone who
-    has it can act as that client.
+    With it, CLIENT can take part in all rounds (gradshard join --ticket). CLIENT must begin before
+    the ticket expires. While CLIENT takes part, the ticket is renewed. Keep the file secret: anyone
+    who has it can act as that client.
     """
     made = federation.training(name).ticket(client, expires=expires)
     file = file or Path(f"{name}-{client}.ticket")
@@ -330,7 +341,8 @@ def ticket(
 def revoke(federation: "Federation", name: str, client: str) -> None:
     """Take a client's ticket of a training back.
 
-    It can be used until its newest URLs end, after some hours. The client is not invited any more.
+    The client is not invited any more. URLs that it has already work until they end, after at most
+    12 hours.
     """
     training = federation.training(name)
     had_ticket = training.revoke(client)

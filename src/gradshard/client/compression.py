@@ -36,13 +36,16 @@ from gradshard_core.formats.encoded import (
 )
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, Tensor
-from gradshard_core.units import MIB
 
 _NOT_DECODED: Final = (CODEC_KEY, ENCODED_KEY, ERROR_KEY)
 """Metadata that a decoded update does not have."""
 
 SEEDS: Final = 2**64
 """A seed is less."""
+
+STEP_ELEMENTS: Final = 64 * 1024
+"""Elements that are encoded at a time, if not a larger unit: 256 KiB, which stay in the processor's
+cache. Beyond that, each of numpy's results is in pages that the system has to clear first."""
 
 Array = npt.NDArray[Any]
 
@@ -179,6 +182,7 @@ class EncodedContent:
     def __init__(self, content: Content, compression: Compression, round_id: str = "") -> None:
         self._content, self._compression = content, compression
         self._codec = CODECS[compression.codec]
+        self._step = max(1, STEP_ELEMENTS // self._codec.unit)
         self._offset = header_bytes(content)
         self.layout = compression.layout_of(content.layout)
         self._elements = {t.name: t for t in self.layout.tensors}
@@ -219,9 +223,14 @@ class EncodedContent:
             return self._content.read(offset + start, offset + end)
         starts = self._starts(tensor)
         first, stop = bisect_right(starts, start) - 1, bisect_left(starts, end)
-        units = self._encode(tensor, first, self._units(tensor, first, stop))
+        scratch = self._scratch()
+        pieces = [
+            self._encode(tensor, at, self._units(tensor, at, min(at + self._step, stop)), scratch)
+            for at in range(first, stop, self._step)
+        ]
         begin = starts[first]
-        return units.reshape(-1)[start - begin : end - begin].tobytes()
+        encoded: bytes = np.concatenate(pieces, axis=None)[start - begin : end - begin].tobytes()
+        return encoded
 
     def _starts(self, tensor: Tensor) -> Sequence[int]:
         """Return where the units of a tensor begin in it, as it is stored."""
@@ -247,27 +256,33 @@ class EncodedContent:
         missing = (stop - first) * BLOCK - len(elements)
         return np.pad(elements, (0, missing)) if missing else elements
 
-    def _encode(self, tensor: Tensor, first: int, elements: Array) -> Array:
+    def _scratch(self) -> Array:
+        """Return a buffer for a unit, since threads read at once.
+
+        Allocated for each unit anew, the system would clear its pages each time.
+        """
+        return np.empty(self._codec.unit, np.float32)
+
+    def _encode(self, tensor: Tensor, first: int, elements: Array, scratch: Array) -> Array:
         if not isinstance(self._codec, BlockCodec):
-            return self._encode_entries(tensor, elements)
+            return self._encode_entries(tensor, elements, scratch)
         dither = None
         if self._compression.seed is not None:
             position = tensor.start // DTYPES[tensor.dtype].size + first * BLOCK
             dither = uniform(self._compression.seed, position, len(elements))
         return self._codec.encode(elements, dither)
 
-    def _encode_entries(self, tensor: Tensor, elements: Array) -> Array:
-        """Return units of entries, one after the other."""
+    def _encode_entries(self, tensor: Tensor, elements: Array, scratch: Array) -> Array:
+        """Return a unit of entries."""
         codec, dtype = self._codec, DTYPES[tensor.dtype]
         assert not isinstance(codec, BlockCodec)  # noqa: S101 - for mypy
-        units = []
-        for start in range(0, len(elements), codec.unit):
-            unit = elements[start : start + codec.unit]
-            narrow = arithmetic.finish(dtype, unit.copy(), np.empty_like(unit))
+        values = elements
+        if dtype.storage != dtype.accumulator:
+            narrow = arithmetic.finish(dtype, elements.copy(), np.empty_like(elements))
             values = np.frombuffer(narrow, dtype.storage)
-            kept = entries_of(self._compression.kept_fraction, len(unit))
-            units.append(codec.encode(unit, values, kept))
-        return np.concatenate(units)
+        kept = entries_of(self._compression.kept_fraction, len(elements))
+        magnitudes = np.abs(elements, out=scratch[: len(elements)])
+        return codec.encode(magnitudes, values, kept)
 
     def _decoded(self, tensor: Tensor, encoded: Array, elements: int) -> Array:
         """Return what becomes of units when they are decoded, in float32."""
@@ -287,8 +302,7 @@ class EncodedContent:
     def _measure(self) -> float:
         """Return the relative error of the encoding, and note what it loses, a step at a time."""
         error = norm = 0.0
-        unit = self._codec.unit
-        step = max(1, MIB // (unit * 4))
+        unit, step, scratch = self._codec.unit, self._step, self._scratch()
         for tensor in self.layout.tensors:
             if not self._encoded[tensor.name]:
                 continue
@@ -297,7 +311,7 @@ class EncodedContent:
             for first in range(0, units, step):
                 elements = self._units(tensor, first, min(first + step, units))
                 with np.errstate(all="ignore"):
-                    encoded = self._encode(tensor, first, elements)
+                    encoded = self._encode(tensor, first, elements, scratch)
                     decoded = self._decoded(tensor, encoded, len(elements))
                     norm += _square(elements)
                     np.subtract(decoded, elements, out=decoded)

@@ -107,7 +107,7 @@ class Federation:
         RoundFailed
             The round could not be opened.
         """
-        from gradshard.client.opening import encode_spec, wait_until_open
+        from gradshard.client.opening import encode_spec, wait_until_open, with_room
         from gradshard.client.round import Round
         from gradshard.client.upload_source import layout_record
         from gradshard_core.planning.spec import parse_new_spec
@@ -116,8 +116,8 @@ class Federation:
         fields: dict[str, Any] = {"clients": clients, **options}
         if (layout := options.get("layout")) is not None:
             fields["layout"] = layout_record(layout)
-        spec = parse_new_spec(fields)
         keys = RoundKeys(name)
+        spec = with_room(parse_new_spec(fields), self.stack.store, keys)
         payload = encode_spec(spec)
         source = spec.updates_from
         if source is not None and read_spec(self.stack.store, RoundKeys(source)) is None:

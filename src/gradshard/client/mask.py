@@ -69,7 +69,6 @@ class Mask:
     least_clients: int = 2
     least_noise: float = 0.0
     clipped: int = field(default=0, init=False)
-    _sealed: dict[str, "_Sealed"] = field(default_factory=dict, init=False, repr=False)
 
     def check(self, agreement: Agreement | None, client: str, round_id: str) -> Agreement:
         """Check what a round asks its clients to agree to, before anything is sent.
@@ -108,21 +107,17 @@ class Mask:
             )
         return agreement
 
-    def sealed(self, digest: str, context: "SealContext", keeper: bytes) -> "_Sealed":
+    def sealed(self, digest: str, scale: float, keeper: bytes, context: "SealContext") -> "_Sealed":
         """Return a seed for an update; the same one for the same bytes and terms, and no others.
 
-        ``digest`` is the SHA-256 of the update's bytes.
+        ``digest`` is the SHA-256 of the update's bytes, and ``scale`` the factor of its elements.
         """
-        from gradshard_core.masking import enrolment, sealing
-        from gradshard_core.masking.key_stream import new_seed
+        from gradshard_core.masking import derivation, enrolment, sealing
 
-        about = digest.encode() + keeper + context.encode()
-        name = hashlib.sha256(about).hexdigest()
-        if name not in self._sealed:
-            seed = new_seed()
-            sealed = sealing.seal(seed, keeper, context)
-            self._sealed[name] = _Sealed(seed, sealed, enrolment.sign(self.key(), sealed, context))
-        return self._sealed[name]
+        key = self.key()
+        seed, ephemeral = derivation.derive(key, digest, scale, keeper, context)
+        sealed = sealing.seal(seed, keeper, context, ephemeral)
+        return _Sealed(seed, sealed, enrolment.sign(key, sealed, context))
 
     def key(self) -> bytes:
         """Return the private key.
@@ -138,7 +133,7 @@ class Mask:
 
 
 class _Sealed(NamedTuple):
-    """A seed, sealed and signed; in this process's memory only."""
+    """A seed, sealed and signed; it is stored nowhere."""
 
     seed: bytes
     sealed: bytes
@@ -269,8 +264,8 @@ def masked(
 ) -> MaskedContent:
     """Return a content that is masked while it is read; its seed is sealed and signed.
 
-    The seed is fresh, unless this very update was masked for this round before, with the same
-    ``mask``: so an upload that broke off goes on where it was.
+    The same update for the same round has the same masked bytes, in each process that has the
+    client's key: so an upload that broke off goes on where it was. Any other one has another seed.
 
     Raises
     ------
@@ -296,7 +291,7 @@ def masked(
     found = _survey(content, layout, terms.bound)
     scale = fixed.scale(samples, found.norm)
     mask.clipped = found.clipped
-    seed, sealed, signature = mask.sealed(found.digest, context, bytes.fromhex(terms.keeper))
+    seed, sealed, signature = mask.sealed(found.digest, scale, bytes.fromhex(terms.keeper), context)
     size, count = fixed.dtype.itemsize, bytearray(fixed.dtype.itemsize)
     at = elements_of(layout) * size
     KeyStream(seed, at, at + size).read_into(memoryview(count))

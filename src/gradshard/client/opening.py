@@ -2,21 +2,47 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from gradshard.client.stack import Execution, Stack
 from gradshard.utils.polling import poll
 from gradshard_core.errors import GradshardError, RoundExistsError, RoundFailed, SpecError
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.pieces import StoredList, is_in_pieces
 from gradshard_core.planning import limits
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.records.round_spec import read_spec
+from gradshard_core.records.stored_lists import read_piece, stored
+from gradshard_core.s3.store import S3Store
 
 OPENING_SECONDS: Final = 20.0
 """Seconds that opening a round waits for its spec to appear in the bucket."""
 
 PAYLOAD_ROOM_BYTES: Final = 4096
 """The state machine adds these to a round's spec: its name, a time and a callback token."""
+
+MOST_BYTES: Final = limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
+"""The most bytes of a round's spec."""
+
+
+def with_room(spec: RoundSpec, store: S3Store, keys: RoundKeys) -> RoundSpec:
+    """Return a round's spec, whose clients are stored in pieces if its input has no room for them.
+
+    Parameters
+    ----------
+    spec
+        The terms.
+    store, keys
+        The bucket, and the keys of the round in it.
+    """
+    if isinstance(spec.clients, int) or len(_join(_encoded(spec))) <= MOST_BYTES:
+        return spec
+    written = stored(store, keys, spec.clients)
+    if not is_in_pieces(written):  # a few clients: other terms are long
+        return spec
+    return replace(spec, clients=StoredList[str](written, partial(read_piece, store, keys)))
 
 
 def encode_spec(spec: RoundSpec) -> str:
@@ -27,23 +53,29 @@ def encode_spec(spec: RoundSpec) -> str:
     SpecError
         The input is longer than Step Functions takes.
     """
-    fields = spec.to_json()
-    # ASCII, so that a character is a byte.
-    encoded = {name: json.dumps(value, separators=(",", ":")) for name, value in fields.items()}
-    payload = "{" + ",".join(f'"{name}":{value}' for name, value in encoded.items()) + "}"
-    most = limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
-    if len(payload) <= most:
+    encoded = _encoded(spec)
+    payload = _join(encoded)
+    if len(payload) <= MOST_BYTES:
         return payload
     largest = max(encoded, key=lambda name: len(encoded[name]))
     remedies = {
-        "clients": f"give their number, {spec.expected}, or shorter ids",
         "layout": "shorten the tensors' names, or apply the round to a model, which has a layout",
     }
     raise SpecError(
-        f"the round's terms are {len(payload)} bytes of JSON, over {most}, which is what Step "
-        f"Functions' {limits.MAX_PAYLOAD_BYTES} leave for them; {largest} takes "
+        f"the round's terms are {len(payload)} bytes of JSON, over {MOST_BYTES}, which is what "
+        f"Step Functions' {limits.MAX_PAYLOAD_BYTES} leave for them; {largest} takes "
         f"{len(encoded[largest])}: {remedies.get(largest, 'shorten it')}"
     )
+
+
+def _encoded(spec: RoundSpec) -> dict[str, str]:
+    """Return each term as JSON, in ASCII, so that a character is a byte."""
+    fields = spec.to_json()
+    return {name: json.dumps(value, separators=(",", ":")) for name, value in fields.items()}
+
+
+def _join(encoded: Mapping[str, str]) -> str:
+    return "{" + ",".join(f'"{name}":{value}' for name, value in encoded.items()) + "}"
 
 
 def wait_until_open(stack: Stack, name: str, spec: RoundSpec, *, is_new: bool) -> None:

@@ -212,9 +212,13 @@ class _Worker:
         before = round_.fetch_model()
         # Training may change the arrays that it gets.
         given = {name: tensor.copy() for name, tensor in before.items()}
+        invitation = self._access.assigned(invitation)
         started = time.monotonic()
         trained, samples, *measured = self._train(given, invitation)
-        report = {"train_seconds": max(1e-6, time.monotonic() - started)}
+        report = {
+            "train_seconds": max(1e-6, time.monotonic() - started),
+            **_work_of(invitation, samples),
+        }
         update = trained if self._updates == MODELS else change_of(before, trained)
         if self._mask is not None:
             return {"update": update, "samples": samples, "mask": self._mask}
@@ -225,6 +229,15 @@ class _Worker:
             "training": report,
             "metrics": measured[0] if measured else None,
         }
+
+
+def _work_of(invitation: Invitation, samples: object) -> dict[str, float]:
+    """Return the work that the settings state: a client's speed and its steps follow from it."""
+    stated = {name: invitation.settings.get(name) for name in ("batch_size", "epochs")}
+    work = {name: count for name, count in stated.items() if type(count) is int and count >= 1}
+    if len(work) == len(stated) and type(samples) is int and samples >= 1:
+        work["steps"] = work["epochs"] * -(-samples // work["batch_size"])
+    return {**work}
 
 
 def _codec_of(codec: str | Compression | None, number: int) -> str | Compression | None:

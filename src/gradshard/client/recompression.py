@@ -8,7 +8,7 @@ from gradshard.client.uploads import Progress
 from gradshard.utils.atomic_file import atomic_file
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.encoded import EncodedLayout
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 from gradshard_core.units import MIB
 
 
@@ -65,9 +65,18 @@ def recompress(
 
 
 def is_encodable(source: Path, compression: Compression | None) -> bool:
-    """Whether a file is a .safetensors file that can be compressed or, without one, decoded."""
+    """Whether a file is a .safetensors file that can be compressed or, without one, decoded.
+
+    Raises
+    ------
+    UpdateError
+        It begins as a .safetensors file, and is none that can be read.
+    """
     try:
         with FileContent(source, None, is_model=True, takes_codecs=True) as content:
             return compression is not None or isinstance(content.layout, EncodedLayout)
     except UpdateError:
+        with source.open("rb") as file:
+            if file.read(PREFIX_BYTES + 1)[PREFIX_BYTES:] == b"{":
+                raise
         return False

@@ -1,6 +1,7 @@
 """A round: submit updates to it, wait for it, fetch its average, operate it."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,12 +36,16 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.spec import RoundSpec, parse_spec
+from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.manifest import COMPLETED
 from gradshard_core.records.model_registry import Version, layout_of, read_version
 from gradshard_core.records.round_spec import read_spec
-from gradshard_core.records.stored_lists import read_manifest, read_plan
+from gradshard_core.records.stored_lists import read_manifest, read_piece, read_plan
 from gradshard_core.records.ticket_record import max_update_bytes, sent_layout
-from gradshard_core.stragglers.assignments import Assignment, Assignments
+from gradshard_core.stragglers.assignments import Assignment
+
+NAMED: Final = 20
+"""Expected clients that an error names."""
 
 POLLS_PER_EXECUTION: Final = 5
 """Manifest polls per DescribeExecution call, which Step Functions throttles."""
@@ -123,7 +128,7 @@ class Round(RoundAccess):
             if (opened := read_spec(self.store, self.keys)) is None:
                 raise RoundNotFoundError.deleted(self.id, execution.dates)
             return opened
-        return parse_spec(execution.input), None
+        return parse_spec(execution.input, partial(read_piece, self.store, self.keys)), None
 
     def submit(
         self,
@@ -237,10 +242,7 @@ class Round(RoundAccess):
         stated = self.spec().assignments
         if stated is None:
             raise RoundStateError(f"round {self.id!r} was opened without assignments")
-        if stated.after is None:
-            return Assignments(stated.settings).of(client)
-        key = RoundKeys(stated.after).assignments
-        document = self.store.get_json(key, Assignments.from_json)
+        document = read_assignments(self.store, stated)
         if document is None:
             raise RoundStateError(
                 f"round {stated.after!r}, the one before {self.id!r}, has not ended with "
@@ -601,9 +603,10 @@ class Round(RoundAccess):
 def _check_expected(spec: RoundSpec, client: str, round_id: str) -> None:
     if not spec.expects(client):
         assert not isinstance(spec.clients, int)  # noqa: S101 - for mypy: then all are expected
+        named, more = ", ".join(spec.clients[:NAMED]), len(spec.clients) - NAMED
+        others = f" and {more:,} others" if more > 0 else ""
         raise UpdateError(
-            f"client {client!r} is not expected in round {round_id!r}, only "
-            f"{', '.join(spec.clients)}"
+            f"client {client!r} is not expected in round {round_id!r}, only {named}{others}"
         )
 
 

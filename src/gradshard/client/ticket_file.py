@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import ClassVar, Final, Self
 
+from gradshard.client.presigned import origin_of
 from gradshard.utils.atomic_file import add_path_to_errors
 from gradshard_core.errors import SpecError, TicketError, UpdateError
 from gradshard_core.units import MIB
@@ -101,6 +102,11 @@ class TicketFile:
         except BaseException:
             path.unlink()
             raise
+
+    @property
+    def host(self) -> str:
+        """The host of the requests, such as ``https://bucket.s3.eu-central-1.amazonaws.com``."""
+        return origin_of(self.signed_url)
 
     @property
     def is_temporary(self) -> bool:

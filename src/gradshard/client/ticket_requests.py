@@ -63,19 +63,27 @@ class TicketRequests:
 
     def ask(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> Answer | None:
         """Send a request without a body, with retries; return None if there is no object."""
+        answer = self.send(method, url, headers or {})
+        if answer.status_code != 404 and answer.status_code >= 300:
+            self.reject(answer)
+        self.check_is_s3(answer)
+        return None if answer.status_code == 404 else answer
+
+    def send(
+        self, method: str, url: str, headers: Mapping[str, str], *, stream: bool = False
+    ) -> Answer:
+        """Send a request without a body, with retries; return any answer but of a failure."""
         retries = Retries()
         while True:
             try:
-                answer = self.http.send(method, url, headers or {})
+                answer = self.http.send(method, url, headers, stream=stream)
+                if answer.status_code < 500:
+                    return answer
+                if stream:
+                    answer.raw.close()
+                reason = f"S3 answered {answer.status_code}"
             except OSError as error:
                 reason = str(error)
-            else:
-                if answer.status_code == 404 or answer.status_code < 300:
-                    self.check_is_s3(answer)
-                    return None if answer.status_code == 404 else answer
-                if answer.status_code < 500:
-                    self.reject(answer)
-                reason = f"S3 answered {answer.status_code}"
             retries.record_failure(
                 reason,
                 lambda times, reasons: TicketUnansweredError(

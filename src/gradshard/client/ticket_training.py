@@ -169,6 +169,10 @@ class TicketTraining:
             raise TicketError(f"the notice names URLs of another host than {self.ticket.host}")
         return TicketRound(ticket)
 
+    def assigned(self, invitation: Invitation) -> Invitation:
+        """Return the invitation: the notice has the client's own assignment among the settings."""
+        return invitation
+
     def renew(self) -> bool:
         """Ask for the notice to be written anew, and wait until it is.
 

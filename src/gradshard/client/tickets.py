@@ -101,11 +101,6 @@ class Ticket(TicketFile):
         return f"round {self.round_id!r}"
 
     @property
-    def host(self) -> str:
-        """The host of the requests, such as ``https://bucket.s3.eu-central-1.amazonaws.com``."""
-        return origin_of(self.signed_url)
-
-    @property
     def signed_url(self) -> str:
         """One of its URLs; all name the same host."""
         return self.result_url

@@ -99,17 +99,23 @@ class Training:
             raise TrainingNotFoundError.of(self.id)
         return state
 
-    def records(self, known: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    def records(
+        self, known: Sequence[Mapping[str, Any]] = (), *, newest: int | None = None
+    ) -> list[dict[str, Any]]:
         """Return the records of the rounds that have ended, oldest first.
 
         Parameters
         ----------
         known
             Records that are at hand, which are not read again.
+        newest
+            Read no more than so many, those of the last rounds; each is a request. By default all.
         """
         store = self._stack.store
         at_hand = {self.keys.record(record["round_id"]): dict(record) for record in known}
         keys = [entry.key for entry in store.list_objects(self.keys.records)]
+        if newest is not None:
+            keys = keys[-newest:]  # ids of rounds are in their order
         unread = [key for key in keys if key not in at_hand]
         with ThreadPoolExecutor(READERS) as pool:
             at_hand |= dict(zip(unread, pool.map(store.get_json, unread), strict=True))

@@ -14,6 +14,7 @@ from gradshard.client.tensors import Array
 from gradshard.client.training import Training
 from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.records.assignment import assigned
 from gradshard_core.records.training_state import Invitation, TrainingState
 
 
@@ -89,6 +90,9 @@ class TrainingAccess(Protocol):
             The client cannot take part in it, or cannot yet.
         """
 
+    def assigned(self, invitation: Invitation) -> Invitation:
+        """Return an invitation whose settings have the client's own assignment, if there is one."""
+
     def renew(self) -> bool:
         """Get other means to take part, if there are any, after S3 rejected those in use."""
 
@@ -139,6 +143,15 @@ class Member:
     def is_invited(self, invitation: Invitation) -> bool:
         """Return whether the client is invited; to train in a buffered training, everybody is."""
         return invitation.is_open or self.client in invitation.clients
+
+    def assigned(self, invitation: Invitation) -> Invitation:
+        """Return an invitation whose settings have the client's own assignment, if there is one."""
+        if self._spec.terms.assignments is None:
+            return invitation
+        round_ = Round(self._stack, invitation.round_id)
+        stated = round_.spec().assignments
+        assert stated is not None  # noqa: S101 - for mypy: each round of the training has them
+        return assigned(round_.store, invitation, stated, self.client)
 
     def renew(self) -> bool:
         """Return False: credentials are not the library's to renew."""

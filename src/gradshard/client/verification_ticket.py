@@ -21,10 +21,9 @@ from gradshard.client.ticket_issuer import MAX_SECONDS, check_in_range
 from gradshard.client.ticket_requests import AnswerBody, TicketRequests
 from gradshard.client.uploads import Progress
 from gradshard.client.verification import Verification, VerificationError, verify_claim
-from gradshard_core.errors import RoundNotFoundError, TicketError, TicketUnansweredError
+from gradshard_core.errors import RoundNotFoundError, TicketError
 from gradshard_core.formats.keys import RoundKeys, StoredTensors, check_id
 from gradshard_core.records.round_spec import read_spec
-from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.traffic import Meter
 from gradshard_core.s3.transport import AnswerError, Transport
@@ -101,11 +100,6 @@ class VerificationTicket(TicketFile):
         return f"round {self.round_id!r}"
 
     @property
-    def host(self) -> str:
-        """The host of the requests."""
-        return origin_of(self.signed_url)
-
-    @property
     def signed_url(self) -> str:
         """One of its URLs; all name the same host."""
         return self.objects[0].url
@@ -178,7 +172,7 @@ def issue_verification_ticket(
     Raises
     ------
     TicketError
-        The round is not masked, or S3 takes no such time.
+        The round is not masked, S3 takes no such time, or it has more objects than fit in a file.
     """
     check_in_range("expires", expires, MAX_SECONDS)
     noted = _NotingTransport(store.transport)
@@ -200,7 +194,14 @@ def issue_verification_ticket(
         for key, version in noted.read
     )
     expires_at = datetime.now(UTC) + timedelta(seconds=expires)
-    return VerificationTicket(keys.round_id, client, expires_at, objects)
+    ticket = VerificationTicket(keys.round_id, client, expires_at, objects)
+    if len(ticket.dumps()) > ticket.max_file_bytes:
+        raise TicketError(
+            f"round {keys.round_id!r} has {len(objects)} objects to read, and the URLs of so many "
+            f"are more than the {ticket.max_file_bytes // MIB} MiB of a ticket: verify it with the "
+            "verifier's policy (docs/verifying)"
+        )
+    return ticket
 
 
 class _NotingTransport:
@@ -241,7 +242,7 @@ class _UrlTransport:
             raise AnswerError("NoSuchKey", operation, f"the ticket does not read {key}")
         names = {"Range": "Range", "IfMatch": "If-Match"}
         headers = {names[name]: parameters[name] for name in names if name in parameters}
-        answer = self._get(url, headers)
+        answer = self._requests.send("GET", url, headers, stream=True)
         if answer.status_code in {404, 412, 416}:
             answer.raw.close()
             codes = {404: "NoSuchKey", 412: "PreconditionFailed", 416: "InvalidRange"}
@@ -250,26 +251,6 @@ class _UrlTransport:
             self._requests.reject(answer)
         self._requests.check_is_s3(answer)
         return _fields(answer)
-
-    def _get(self, url: str, headers: Mapping[str, str]) -> Answer:
-        """Send a request, with retries after transient failures."""
-        retries = Retries(self.meter)
-        while True:
-            try:
-                answer = self._requests.http.send("GET", url, headers, stream=True)
-                if answer.status_code < 500:
-                    return answer
-                answer.raw.close()
-                reason = f"S3 answered {answer.status_code}"
-            except OSError as error:
-                reason = str(error)
-            retries.record_failure(
-                reason,
-                lambda times, reasons: TicketUnansweredError(
-                    f"S3 does not answer for {self._ticket.about}, {times} times in a row; see "
-                    f"whether this machine is connected, and try again ({reasons})"
-                ),
-            )
 
 
 def _fields(answer: Answer) -> dict[str, Any]:

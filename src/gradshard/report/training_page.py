@@ -307,8 +307,8 @@ def _cost(facts: Facts) -> Part:
         rows.append([title, f"{len(spent):,}", f"${mean:.6f}", f"${sum(spent):.4f}"])
     columns = [Column("kind"), *(Column(t, NUMBER) for t in ("rounds", "each", "in all"))]
     note = (
-        "At AWS's list prices, by the seconds and requests that the rounds' tasks reported; failed "
-        "rounds and requests of clients are not in it."
+        "At AWS's list prices, by the seconds and requests that the rounds' tasks reported; of "
+        "failed rounds, as projected. Requests of clients are not in it."
     )
     content = joined(chart, table("Cost", columns, rows), tag("p", note, class_="dim small"))
     return Part("cost", "Cost", _money(facts), content)

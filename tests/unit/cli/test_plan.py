@@ -159,6 +159,8 @@ def test_plan_is_quick_for_any_size(run: Run, size: str, clients: int) -> None:
         (["--fan-in", 4], "topology shards has no groups"),
         (["--order", "tree:3,5"], "adds 20 contributors up to 2 sums, not to one: give tree:3,5,2"),
         (["--order", "tree:"], "order is 'tree:'"),
+        (["--ring", "32", "--rule", "median"], "masked: leave out rule: rules look at single"),
+        (["--ring", "32", "--order", "tree:4,5"], "masked: leave out order"),
     ],
 )
 def test_plan_rejects(run: Run, options: list[Any], text: str) -> None:
@@ -180,3 +182,22 @@ def test_plan_rejects(run: Run, options: list[Any], text: str) -> None:
 )
 def test_plan_rejects_beyond_the_limits(run: Run, arguments: list[Any], text: str) -> None:
     assert_one_line(run("plan", *arguments), text)
+
+
+def test_the_keeper_of_a_masked_plan_is_priced_with_its_noise(run: Run) -> None:
+    dp = '{"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}'
+    asked = ("plan", "--size", "1GB", "--clients", 20, "--architecture", "x86_64")
+    bits = {"32": 1, "64": 2}
+    for ring, factor in bits.items():
+        plain = json.loads(run(*asked, "--ring", ring, "--json").stdout)["keeper"]
+        noised = json.loads(run(*asked, "--ring", ring, "--dp", dp, "--json").stdout)["keeper"]
+        assert plain["streamed_bytes"] == noised["streamed_bytes"] == factor * 20e9
+        assert plain["cpu_seconds"] == pytest.approx(0.3 * factor * 20)
+        # Noise is drawn once for each element of the result, whatever the number of clients.
+        assert noised["noise_cpu_seconds"] == pytest.approx(12.4)
+        assert noised["cpu_seconds"] == pytest.approx(plain["cpu_seconds"] + 12.4)
+        # 1,769 MB on x86-64, at $0.0000166667 per GB-second.
+        dollars = noised["cpu_seconds"] * 1769 / 1024 * 0.0000166667
+        assert noised["dollars"] == pytest.approx(dollars, rel=1e-5)
+    assert "key streams and noise in 18.4 s" in run(*asked, "--ring", "32", "--dp", dp).stdout
+    assert "key streams in 6.0 s" in run(*asked, "--ring", "32").stdout

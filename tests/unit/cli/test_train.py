@@ -174,6 +174,23 @@ def test_the_cause_of_a_failure_is_told_once_and_not_in_a_narrow_column(
     assert ("…" in listed, len(listed) < 800) == (True, True)
 
 
+def test_of_a_long_training_the_last_rounds_are_read_alone(
+    run: Run, federation: Federation
+) -> None:
+    """A training has up to 99,999 rounds; each record is a request."""
+    run(*START)
+    store, keys = federation.stack.store, TrainingKeys("t")
+    for number in range(1, 301):
+        record = {**RECORD, "number": number, "round_id": f"t-{number:05}"}
+        store.put_json(keys.record(f"t-{number:05}"), record)
+    assert len(federation.training("t").records()) == 300
+    # Whoever reads an older one finds it broken.
+    for number in range(1, 280):
+        store.put_bytes(keys.record(f"t-{number:05}"), b"junk")
+    output = run("train", "show", "t").output
+    assert ("t-00281" in output, "t-00300" in output, "t-00280" in output) == (True, True, False)
+
+
 def test_trainings_are_listed(run: Run) -> None:
     assert run("train", "list").output == "there are no trainings\n"
     run(*START)

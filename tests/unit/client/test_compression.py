@@ -1,5 +1,6 @@
 """What clients send is what the formats page says, near what they have, and the same each time."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gradshard.client.upload_source import Content, FileContent, TensorContent
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.units import MIB
 from tests import compressed, reference
 from tests.unit.fakes import MemoryStack, MemoryStore
 
@@ -83,6 +85,20 @@ def test_any_part_can_be_read_at_any_time(codec: str, seed: int | None) -> None:
     rng = np.random.default_rng(1)
     for start, end in np.sort(rng.integers(0, content.nbytes + 1, (100, 2)), axis=1).tolist():
         assert content.read(start, end) == expected[start:end]
+
+
+@pytest.mark.parametrize("compression", [Compression("fp8"), Compression("topk", fraction=1e-5)])
+def test_a_read_takes_a_few_mib_of_memory_however_many_elements_it_encodes(
+    compression: Compression,
+) -> None:
+    tensors = {"w": np.random.default_rng(1).standard_normal(2 * MIB, np.float32)}
+    content = EncodedContent(TensorContent(tensors, 5), compression)
+    tracemalloc.start()
+    try:
+        content.read(0, min(MIB, content.nbytes))
+        assert tracemalloc.get_traced_memory()[1] < 8 * MIB
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -236,6 +252,17 @@ def test_files_are_converted_in_both_directions(tmp_path: Path, codec: str) -> N
         convert(packed, tmp_path / "d", compression=compression)
     with pytest.raises(UpdateError, match="unless you compress it"):
         convert(plain, tmp_path / "d")
+
+
+@pytest.mark.parametrize("compression", [None, Compression("int8")])
+def test_a_bad_compressed_file_is_described_by_what_is_bad_in_it(
+    tmp_path: Path, compression: Compression | None
+) -> None:
+    tensors = {"w": np.zeros(97, "f4")}
+    units = {"w": np.zeros((3, 34), np.uint8)}
+    (tmp_path / "bad").write_bytes(compressed.write("int8", tensors, units, {"num_samples": "1"}))
+    with pytest.raises(UpdateError, match=r"bad: tensor 'w' is U8 \[3, 34\], but \[97\] in int8"):
+        convert(tmp_path / "bad", tmp_path / "out", compression=compression)
 
 
 def test_an_archive_is_compressed_at_once(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A client's masks: what is sent to whom, and with which seed."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,16 @@ import pytest
 
 from gradshard.client.mask import Mask, MaskedContent, make_identity, masked
 from gradshard.client.round import Round
-from gradshard.client.upload_source import TensorContent
-from gradshard_core.errors import UpdateError
+from gradshard.client.upload_source import TensorContent, header_bytes
+from gradshard.client.uploads import upload
+from gradshard_core.errors import StoreError, UpdateError
+from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.masking import sealing
-from gradshard_core.planning.masking import Agreement
+from gradshard_core.masking.sealing import SealContext
+from gradshard_core.planning import transfers
+from gradshard_core.planning.masking import Agreement, encoding_of
 from gradshard_core.planning.spec import RoundSpec, parse_spec
 from tests.unit.fakes import MemoryStack, MemoryStore
 
@@ -45,12 +50,44 @@ def content_of(mask: Mask, update: dict[str, Any] = UPDATE, **changes: Any) -> M
     return masked(content, agreement, layout, mask, stated["client"], stated["round_id"])
 
 
+def seed_of(content: MaskedContent) -> bytes:
+    """Open what the client has sealed, as the keeper does."""
+    header = parse_header(content.read(8, header_bytes(content)), content.nbytes)
+    agreement = Agreement.of(spec_of())
+    assert agreement is not None
+    layout = Layout.pack([("w", "F32", [5000])])
+    encoding = encoding_of(agreement.terms, layout)
+    context = SealContext("r", "a", agreement.roster, agreement.min_clients, encoding)
+    return sealing.unseal(bytes.fromhex(header.metadata["sealed_seed"]), PRIVATE, context)
+
+
 def bytes_of(content: MaskedContent) -> bytes:
     return content.read(0, content.nbytes)
 
 
 def test_the_same_update_again_has_the_same_bytes_and_so_its_upload_goes_on(mask: Mask) -> None:
     assert bytes_of(content_of(mask)) == bytes_of(content_of(mask))
+    # A program that starts again has the file of the key, and nothing else.
+    started_again = Mask(mask.signing_key, mask.keeper)
+    assert bytes_of(content_of(mask)) == bytes_of(content_of(started_again))
+    assert not any(path.name != "key" for path in Path(str(mask.signing_key)).parent.iterdir())
+
+
+def test_a_program_that_starts_again_sends_only_what_is_missing(
+    mask: Mask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfers, "CLIENT_RANGE_BYTES", 4096)
+    store = MemoryStore()
+    store.cut_stream_after, store.parts_until_failure = 6000, 3
+    with pytest.raises(StoreError, match="cut"):
+        upload(store, "k", content_of(mask))
+    there, store.sent = set(store.sent), []
+    store.parts_until_failure = 100
+    content = content_of(Mask(mask.signing_key, mask.keeper))
+    upload(store, "k", content)
+    assert len(there) == 3
+    assert not there & set(store.sent)
+    assert store.objects["k"] == bytes_of(content)
 
 
 @pytest.mark.parametrize(
@@ -66,15 +103,27 @@ def test_the_same_update_again_has_the_same_bytes_and_so_its_upload_goes_on(mask
 )
 def test_whatever_differs_has_another_seed(mask: Mask, changes: dict[str, Any]) -> None:
     first, other = bytes_of(content_of(mask)), bytes_of(content_of(mask, **changes))
+    # Neither the seed's encapsulated key: two seeds under one would be sent with one key stream.
+    sealed = [re.search(rb'"sealed_seed":"([0-9a-f]{64})', body) for body in (first, other)]
+    assert None not in sealed
+    assert len({found[1] for found in sealed if found}) == 2
     ends = [np.frombuffer(body[-20_000:], "<u4").astype("i8") for body in (first, other)]
     # With one seed, the difference of the masked elements would be that of the encoded ones.
     distance = (ends[0] - ends[1] + 2**31) % 2**32 - 2**31
     assert np.abs(distance).max() > 100 * 2**16
 
 
-def test_another_mask_object_draws_another_seed(mask: Mask) -> None:
-    other = Mask(mask.signing_key, mask.keeper)
-    assert bytes_of(content_of(mask)) != bytes_of(content_of(other))
+def test_another_key_of_the_client_has_another_seed(mask: Mask, tmp_path: Path) -> None:
+    make_identity(tmp_path / "other")
+    other = Mask(tmp_path / "other", mask.keeper)
+    assert seed_of(content_of(mask)) != seed_of(content_of(other))
+
+
+def test_another_length_of_the_update_has_another_seed(mask: Mask) -> None:
+    # With noise, the length decides what is masked. Another machine may sum it in another order.
+    context = SealContext("r", "a", "0" * 64, 2, "")
+    seeds = {mask.sealed("ab", scale, PUBLIC, context).seed for scale in (1.0, 1.0 + 2**-52)}
+    assert len(seeds) == 2
 
 
 def test_clipped_elements_are_counted_once_however_often_they_are_read(mask: Mask) -> None:

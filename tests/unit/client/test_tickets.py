@@ -1,8 +1,9 @@
 """What a ticket opens and what it does not, as far as that is in what is signed."""
 
 import json
+import math
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
 from gradshard.client import ticket_file
+from gradshard.client.ticket_file import TicketFile
 from gradshard.client.ticket_issuer import (
     FIRST_PART_STEPS,
     MAX_SECONDS,
@@ -26,7 +28,9 @@ from gradshard.client.ticket_issuer import (
 from gradshard.client.ticket_parts import MAX_UPDATE_BYTES, PartUrls, parse_part_list
 from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
+from gradshard.client.training_ticket import TrainingTicket
 from gradshard.client.upload_source import PaddedContent, TensorContent
+from gradshard.client.verification_ticket import VerificationTicket
 from gradshard_core.errors import TicketError, UpdateError
 from gradshard_core.formats.headers import MAX_HEADER_BYTES, header_length, parse_header
 from gradshard_core.formats.keys import RoundKeys
@@ -468,3 +472,59 @@ def test_an_update_is_sent_in_the_order_of_the_rounds_layout(make: Make) -> None
 def test_lengths_no_update_can_have_are_not_signed(make: Make) -> None:
     signed = make(max_bytes=MAX_BYTES, min_bytes=MAX_BYTES - 100).upload_lengths
     assert [*signed] == [MAX_BYTES]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every value in some JSON."""
+    yield path
+    if isinstance(value, dict | list):
+        for name in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[name], (*path, name))
+
+
+def replaced(value: Any, path: tuple[Any, ...], by: Any) -> Any:
+    """Return JSON with another value at a path."""
+    if not path:
+        return by
+    changed = value.copy()
+    changed[path[0]] = replaced(value[path[0]], path[1:], by)
+    return changed
+
+
+STRANGE: tuple[Any, ...] = (
+    *(None, True, -1, 1.5, 10**400, -(10**400), 1e308, math.inf, math.nan, 2**63),
+    *("", "\ud800", "2027-01-01T00:00:00", "9999-12-31T23:59:59-23:59", [], {}, [[]], {"a": {}}),
+)
+
+
+@pytest.mark.parametrize("kind", ["round", "masked", "training", "verification"])
+def test_a_file_that_a_stranger_made_is_a_ticket_or_is_none(make: Make, kind: str) -> None:
+    ticket = make()
+    url, expires = ticket.result_url, "2027-01-01T00:00:00+00:00"
+    record: Any = json.loads(ticket.dumps())
+    cls: type[TicketFile] = Ticket
+    # A few of the lengths, of which each is like the others.
+    record["upload"] = {
+        at: {str(MAX_BYTES): e[str(MAX_BYTES)]} for at, e in record["upload"].items()
+    }
+    if kind == "masked":
+        terms = {"bound": 1.0, "bits": 16, "ring_bits": 32, "max_samples": 9, "keeper": "ab" * 32}
+        layout = {"w": {"dtype": "F32", "shape": [10]}}
+        agreed = {"terms": terms, "clients": 3, "roster": "0" * 64, "min_clients": 2}
+        record |= {"masked": agreed, "layout": layout}
+    elif kind == "training":
+        cls, about = TrainingTicket, {"training": "t", "client": "a", "expires_at": expires}
+        record = {"training_ticket": 1, **about, "urls": [{"notice": url, "knock": url}]}
+    elif kind == "verification":
+        cls, about = VerificationTicket, {"round_id": "r", "client": "a", "expires_at": expires}
+        record = {"verification_ticket": 1, **about, "objects": [["k", "", url]]}
+    cls.loads(json.dumps(record))
+    for path in places(record):
+        for strange in STRANGE:
+            try:
+                found = cls.loads(json.dumps(replaced(record, path, strange)))
+            except TicketError:
+                continue
+            assert datetime.now(UTC) < found.expires_at  # type: ignore[attr-defined]
+            if isinstance(found, Ticket):
+                found.agreement()

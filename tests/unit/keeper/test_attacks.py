@@ -67,16 +67,9 @@ class Watched:
 
 
 @pytest.fixture
-def watched(machine: Machine, keeper: Keeper) -> Watched:
+def watched(asked: MaskedRound) -> Watched:
     """A round of four."""
-    round_ = MaskedRound(machine, keeper)
-    updates = {name: {"w": np.ones(5, "f4")} for name in "abcd"}
-    keeper.enrol([*updates])
-    round_.open([*updates], updates["a"], min_clients=2)
-    for client, update in updates.items():
-        round_.submit(client, update, 3, client.encode() * 32)
-    round_.ask()
-    return Watched(round_)
+    return Watched(asked)
 
 
 class Interrupted:

@@ -22,19 +22,6 @@ ELEMENTS = 1_400_000
 """Two tasks of at least the 5 MiB of a part, and some more."""
 
 
-@pytest.fixture
-def asked(machine: Machine, keeper: Keeper) -> MaskedRound:
-    """A round of four that has asked its keeper."""
-    round_ = MaskedRound(machine, keeper)
-    updates = {name: {"w": np.ones(5, "f4")} for name in "abcd"}
-    keeper.enrol([*updates])
-    round_.open([*updates], updates["a"], min_clients=2)
-    for client, update in updates.items():
-        round_.submit(client, update, 3, client.encode() * 32)
-    round_.ask()
-    return round_
-
-
 def request_of(round_: MaskedRound) -> dict[str, Any]:
     stored: dict[str, Any] = round_.keeper.store.get_json(KeeperKeys("r").request)
     return stored

@@ -4,6 +4,7 @@ Clients, aggregator and keeper hold what the page says they hold, and nothing el
 """
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from gradshard_core.aggregation.fixed_point import FixedPoint
 from gradshard_core.formats.masked import roster_digest
 from gradshard_core.masking import sealing
-from gradshard_core.masking.key_stream import KeyStream, new_seed
+from gradshard_core.masking.key_stream import KeyStream
 from gradshard_core.masking.sealing import SealContext
 
 ELEMENTS = 1_001
@@ -59,11 +60,11 @@ class Client:
 
     def upload(self, keeper: bytes, context: SealContext) -> tuple[Array, bytes]:
         """Return the masked update, with the count as its last element, and the sealed seed."""
-        seed, elements = new_seed(), np.empty(ELEMENTS + 1, self.fixed.dtype)
+        seed, elements = os.urandom(32), np.empty(ELEMENTS + 1, self.fixed.dtype)
         self.fixed.encode(self.values, self.samples, elements[:-1])
         elements[-1] = self.samples
         add(mask(seed, self.fixed, 0, ELEMENTS + 1), elements)
-        return elements, sealing.seal(seed, keeper, context)
+        return elements, sealing.seal(seed, keeper, context, os.urandom(32))
 
 
 def sum_of_masks(

@@ -1,6 +1,7 @@
 """Sealed seeds, against a second implementation of RFC 9180."""
 
 import hmac
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from gradshard_core.formats.masked import roster_digest
 from gradshard_core.masking import sealing
-from gradshard_core.masking.key_stream import new_seed
 from gradshard_core.masking.sealing import SealContext, SealError, seal, unseal
 
 CONTEXT = SealContext("r1", "a", roster_digest(["a", "b", "c"]), 2, "F32 32 bits")
@@ -64,8 +64,8 @@ def test_the_second_implementation_is_right() -> None:
 
 
 def test_a_sealed_seed_opens_with_the_private_key_and_the_context() -> None:
-    private, seed = sealing.new_key(), new_seed()
-    sealed = seal(seed, sealing.public_key(private), CONTEXT)
+    private, seed = sealing.new_key(), os.urandom(32)
+    sealed = seal(seed, sealing.public_key(private), CONTEXT, os.urandom(32))
     assert len(sealed) == sealing.SEALED_BYTES
     assert seed not in sealed
     assert unseal(sealed, private, CONTEXT) == seed
@@ -74,8 +74,10 @@ def test_a_sealed_seed_opens_with_the_private_key_and_the_context() -> None:
 
 
 def test_two_seals_of_one_seed_have_nothing_in_common() -> None:
-    private, seed = sealing.new_key(), new_seed()
-    first, second = (seal(seed, sealing.public_key(private), CONTEXT) for _ in range(2))
+    private, seed = sealing.new_key(), os.urandom(32)
+    first, second = (
+        seal(seed, sealing.public_key(private), CONTEXT, os.urandom(32)) for _ in range(2)
+    )
     assert first[:32] != second[:32]
     assert first[32:] != second[32:]
 
@@ -94,7 +96,7 @@ def test_two_seals_of_one_seed_have_nothing_in_common() -> None:
 )
 def test_a_seed_opens_for_nothing_else(change: dict[str, Any]) -> None:
     private = sealing.new_key()
-    sealed = seal(new_seed(), sealing.public_key(private), CONTEXT)
+    sealed = seal(os.urandom(32), sealing.public_key(private), CONTEXT, os.urandom(32))
     with pytest.raises(SealError, match="does not open for round"):
         unseal(sealed, private, replace(CONTEXT, **change))
     with pytest.raises(InvalidTag):
@@ -103,7 +105,7 @@ def test_a_seed_opens_for_nothing_else(change: dict[str, Any]) -> None:
 
 def test_a_seed_opens_with_no_other_key_and_not_when_it_was_changed() -> None:
     private = sealing.new_key()
-    sealed = seal(new_seed(), sealing.public_key(private), CONTEXT)
+    sealed = seal(os.urandom(32), sealing.public_key(private), CONTEXT, os.urandom(32))
     with pytest.raises(SealError, match="the sealed seed of a does not open"):
         unseal(sealed, sealing.new_key(), CONTEXT)
     for at in range(len(sealed)):
@@ -127,7 +129,7 @@ def test_fields_do_not_run_into_each_other() -> None:
 @pytest.mark.parametrize("key", [b"", bytes(31), bytes(32), bytes(33)])
 def test_what_is_no_public_key_is_rejected(key: bytes) -> None:
     with pytest.raises(SealError, match="the keeper's public key is none"):
-        seal(new_seed(), key, CONTEXT)
+        seal(os.urandom(32), key, CONTEXT, os.urandom(32))
 
 
 def test_a_fingerprint_can_be_compared_by_people() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from gradshard.report.charts import SIDE, axis_between
 from gradshard.report.training_facts import participation, training_facts
-from gradshard.report.training_page import training_page
+from gradshard.report.training_page import MAX_CURVES, training_page
 from tests.unit.report.html_page import MADE_AT, Page
 from tests.unit.report_rounds import HOSTILE
 from tests.unit.report_trainings import STARTED, sample_status, sample_training
@@ -96,6 +96,20 @@ def test_the_staleness_of_a_buffered_training_is_shown_and_clients_have_all_thei
     text = Page(training_page(facts, made_at=MADE_AT)).words
     assert "2.00 on average, at most 4" in text
     assert "Updates by staleness" in text
+
+
+def test_so_many_metrics_are_drawn_and_the_one_that_decides_is_first() -> None:
+    """Clients may send new names in each round."""
+    status = sample_status(rounds=4, clients=4)
+    status["spec"]["stop"] = {"metric": "zz", "at_least": 1}
+    for number, record in enumerate(status["rounds"]):
+        record["metrics"] = {"loss": 1.0, **{f"a{number}-{n:02}": 1.0 for n in range(10)}}
+    status["rounds"][0]["metrics"]["zz"] = 0.5
+    text = Page(training_page(training_facts(status, STARTED), made_at=MADE_AT)).words
+    assert text.count("(training), by round") == MAX_CURVES
+    names = [text.index(f"{name} (training), by round") for name in ("zz", "loss", "a0-00")]
+    assert names == sorted(names)
+    assert "The JSON has 10 more metrics" in text
 
 
 def test_updates_that_were_too_old_are_rejected_ones_of_their_clients() -> None:

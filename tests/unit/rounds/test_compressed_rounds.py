@@ -304,6 +304,24 @@ def test_the_manifest_has_bytes_by_codec_and_the_errors_that_clients_state(
     }
 
 
+def test_the_order_of_the_result_is_that_of_most_clients_whatever_their_codecs(
+    machine: Machine,
+) -> None:
+    update = {"v": np.ones(40, "f4"), "w": np.full(70, 2, "f4")}
+    odd = reference.encode(update, {"num_samples": "1"}, order=["w", "v"])
+    bodies = {"a": odd, "b": odd}
+    for count, client in enumerate("cde", start=1):
+        # Each has another number of entries, so no two of them are stored alike.
+        pieces = (np.array([count], "<u4"), np.arange(count, dtype="<u2"), np.ones(count, "<f4"))
+        unit = b"".join(piece.tobytes() for piece in pieces)
+        bodies[client] = compressed.write("topk", update, {"w": [unit]}, {"num_samples": "1"})
+    run(machine, bodies)
+    result = result_of(machine)
+    assert result.index(b'"v"') < result.index(b'"w"')
+    run(machine, {client: decoded(body, 1) for client, body in bodies.items()})
+    assert result == result_of(machine)
+
+
 def test_private_rounds_clip_and_add_decoded_updates_and_hide_errors(machine: Machine) -> None:
     rng = np.random.default_rng(0)
     floats = [

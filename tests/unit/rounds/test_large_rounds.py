@@ -6,22 +6,22 @@ those of a hundred thousand do.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gradshard_core.aggregation import topologies
-from gradshard_core.errors import PlanError
+from gradshard_core.errors import PlanError, StoreError, UnreadableObjectError
 from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.pieces import is_in_pieces
 from gradshard_core.planning import large_rounds, pricing
 from gradshard_core.planning.plan import Plan
-from gradshard_core.records.stored_lists import read_manifest, read_plan
+from gradshard_core.records.stored_lists import read_manifest, read_plan, stored
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
-from gradshard_core.s3.store import ListedObject
 from tests import reference
+from tests.unit.counting import KINDS, Counting, Requests, of_functions
 from tests.unit.in_memory import Machine, Told
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
@@ -181,6 +181,56 @@ def test_a_client_whose_frozen_version_is_gone_is_rejected(machine: Machine) -> 
     assert result_of(machine) == expected(updates)
 
 
+def test_updates_whose_headers_planning_reads_itself_keep_their_place(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradshard_core.rounds.survey.LARGE_HEADER", 1000)
+    updates = dict(enumerate(updates_of(60)))
+    machine.open(clients=60)
+    for number, update in updates.items():
+        note = "x" * 2000 if number in (20, 41) else ""
+        stated = {"num_samples": str(number % 7 + 1), "note": note}
+        machine.store.put_bytes(
+            machine.keys.update(client(number)), reference.encode(update, stated)
+        )
+    manifest = run(machine, DUE)
+    assert [c["client"] for c in manifest["contributors"]] == list(map(client, range(60)))
+    assert result_of(machine) == expected(updates)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_senders_fault"), [(UnreadableObjectError, True), (StoreError, False)]
+)
+def test_a_client_is_not_rejected_because_s3_is_busy(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[StoreError],
+    is_senders_fault: bool,
+) -> None:
+    updates = updates_of(60)
+    machine.open(clients=60)
+    for number, update in enumerate(updates):
+        submit(machine, number, update)
+    get_body = type(machine.store).get_body
+
+    def failing(store: Any, source: ObjectVersion, start: int, end: int) -> Any:
+        if source.key == machine.keys.update(client(31)):
+            raise error("S3 has answered 503 SlowDown, six times")
+        return get_body(store, source, start, end)
+
+    planned = machine.plan(DUE)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(machine.store), "get_body", failing)
+        if not is_senders_fault:
+            # The machine runs the task again.
+            with pytest.raises(StoreError, match="SlowDown"):
+                machine.aggregate(planned)
+            return
+        machine.aggregate(planned)
+    manifest = run(machine, machine.step("finalize_round"))
+    assert [r["client"] for r in manifest["rejected"]] == [client(31)]
+
+
 def test_every_arrival_counts_once_however_often_it_is_told(machine: Machine) -> None:
     clients = LISTED + 1
     machine.open(clients=clients)
@@ -226,65 +276,78 @@ def test_two_arrivals_that_write_the_same_mark_object_both_count(
     assert count_arrivals(machine.store, machine.keys) == 2
 
 
+# -------------------------------------------------------------------- ids that are stored in pieces
+
+
+def stored_ids(machine: Machine, ids: list[str]) -> Any:
+    """Store the ids of expected clients as the client library does."""
+    written = stored(machine.store, machine.keys, ids)
+    assert is_in_pieces(written)
+    return written
+
+
+def test_clients_whose_ids_are_stored_in_pieces_are_those_of_a_list(machine: Machine) -> None:
+    ids = [client(number) for number in range(60)]
+    updates = dict(enumerate(updates_of(60)))
+    machine.open(clients=stored_ids(machine, ids), min_clients=50)
+    assert machine.spec().to_json()["clients"] == stored_ids(machine, ids)
+    # One is silent, and another one was not asked.
+    del updates[33]
+    for number, update in updates.items():
+        etag = submit(machine, number, update)
+        outcome = machine.collect(client(number), etag)
+        assert (outcome["status"], outcome["resumed"]) == ("accepted", False)
+    other = submit(machine, 1000, updates[0])
+    outcome = machine.collect(client(1000), other)
+    assert "not expected" in outcome["reason"]
+    manifest = run(machine, DUE)
+    assert list(manifest["missing"]) == [client(33)]
+    assert result_of(machine) == expected(updates)
+
+
+def test_the_last_of_many_named_clients_resumes_the_round(machine: Machine) -> None:
+    ids = [client(number) for number in range(3 * LISTED)]
+    machine.open(clients=stored_ids(machine, ids))
+    updates = updates_of(len(ids))
+    resumed = []
+    for number in reversed(range(len(ids))):
+        etag = submit(machine, number, updates[number])
+        resumed.append(machine.collect(client(number), etag)["resumed"])
+    assert resumed == [False] * (len(ids) - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("ids", "change", "why"),
+    [
+        (["a", "c", "b", *"defghi"], {}, "sorted, each once: 'b' follows 'c'"),
+        (["a", "a", *"bcdefgh"], {}, "sorted, each once: 'a' follows 'a'"),
+        (["a", "b/c", *"defghij"], {}, "b/c"),
+        ([*"abcdefghi"], {"firsts": ["a", "x"]}, "begins with 'i': name it in firsts"),
+        ([*"abcdefghi"], {"firsts": ["a"]}, "1 first entries of 2 pieces"),
+        ([*"abcdefghi"], {"size": 0}, "9 entries in 2 pieces"),
+        ([*"abcdefghi"], {"length": 16}, "piece that is no list of ids"),
+        ([*"abcdefghi"], {"length": 200_000, "size": 100_000}, "has 200000 ids"),
+    ],
+)
+def test_stored_ids_that_make_no_sense_fail_the_round_when_it_is_opened(
+    machine: Machine, ids: list[str], change: dict[str, Any], why: str
+) -> None:
+    outcome = machine.open(clients=stored_ids(machine, ids) | change)
+    assert outcome["status"] == "rejected"
+    assert why in outcome["reason"]
+
+
+def test_a_round_whose_ids_are_not_there_is_not_opened(machine: Machine) -> None:
+    written = stored_ids(machine, [client(number) for number in range(20)])
+    machine.store.delete(machine.keys.piece(written["pieces"][1]))
+    with pytest.raises(StoreError, match="is missing"):
+        machine.open(clients=written)
+
+
 # ------------------------------------------------------------------------------ what grows with N
 
 
-class Counting:
-    """Counts the requests of a bucket in memory, by function and kind."""
-
-    GETS = ("get_bytes", "get_body", "get_head", "head", "checksum")
-    PUTS = ("put_bytes", "create_upload", "upload_part", "complete_upload", "abort_upload")
-
-    def __init__(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.function, self._inside = "client", False
-        for kind, names in (("get", self.GETS), ("put", self.PUTS)):
-            for name in names:
-                monkeypatch.setattr(machine.store, name, self._counted(machine, name, kind))
-        # The bucket in memory lists versions by this, too.
-        monkeypatch.setattr(machine.store, "list_objects", self._paged(machine, "list_objects"))
-        step = machine.step
-
-        def counted(function: str, **event: Any) -> dict[str, Any]:
-            self.function = function
-            self.counts[function, "invocations"] += 1
-            try:
-                return step(function, **event)
-            finally:
-                self.function = "client"
-
-        monkeypatch.setattr(machine, "step", counted)
-
-    def _counted(self, machine: Machine, name: str, kind: str) -> Any:
-        call = getattr(machine.store, name)
-
-        def counted(*args: Any, **options: Any) -> Any:
-            # The bucket in memory makes one request of another.
-            self.counts[self.function, kind] += not self._inside
-            before, self._inside = self._inside, True
-            try:
-                return call(*args, **options)
-            finally:
-                self._inside = before
-
-        return counted
-
-    def _paged(self, machine: Machine, name: str) -> Any:
-        call = getattr(machine.store, name)
-
-        def paged(*args: Any, **options: Any) -> Iterator[ListedObject]:
-            self.counts[self.function, "list"] += 1
-            for number, entry in enumerate(call(*args, **options)):
-                if number and number % LISTED == 0:
-                    self.counts[self.function, "list"] += 1
-                yield entry
-
-        return paged
-
-
-def requests_of(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int
-) -> Counter[tuple[str, str]]:
+def requests_of(machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int) -> Requests:
     """Return the requests of a whole round, all of whose updates arrive one after another."""
     machine.begin(f"n{clients}")
     with monkeypatch.context() as patched:
@@ -296,8 +359,7 @@ def requests_of(
             resumed = machine.collect(client(number), etag)["resumed"]
         assert resumed
         run(machine, DUE)
-    del counting.counts["client", "put"]
-    return counting.counts
+    return of_functions(counting.counts)
 
 
 def test_no_kind_of_request_grows_faster_than_the_number_of_clients(
@@ -306,7 +368,10 @@ def test_no_kind_of_request_grows_faster_than_the_number_of_clients(
     sizes = (30, 120, 480)
     found = {clients: requests_of(machine, monkeypatch, clients) for clients in sizes}
     largest = found[sizes[-1]]
-    assert {function for function, _ in largest} > {"collect_update", "aggregate_shard"}
+    assert {function for function, _ in largest} > {"collect_update", "aggregate_shard", "machine"}
+    deadline = {"schedule_deadline", "cancel_deadline"}
+    told = {"SendTaskSuccess", "PutEvents", *deadline}
+    assert {kind for _, kind in largest} >= {*KINDS, *told, "children"}
     for kind in largest:
         for smaller, larger in itertools.pairwise(sizes):
             before, after = found[smaller][kind], found[larger][kind]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 from gradshard_core.errors import PlanError
+from gradshard_core.formats.encoded import encode_layout
 from gradshard_core.formats.layout import Layout
 from gradshard_core.rounds import layout_vote
 from gradshard_core.rounds.layout_vote import difference
@@ -47,6 +48,14 @@ def test_the_majority_wins_in_its_most_frequent_order() -> None:
 def test_orders_that_tie_go_to_the_first_client_id() -> None:
     assert majority({"c2": AB, "c1": BA})[0] == BA
     assert majority({"c2": BA, "c1": AB})[0] == AB
+
+
+def test_codecs_do_not_split_the_vote_on_the_order() -> None:
+    codecs = [("topk", 4), ("topk", 10), ("int8", 0)]
+    packed = [encode_layout(AB, codec, {"a": (size,)}) for codec, size in codecs]
+    layouts: dict[str, Layout] = {"c1": BA, "c2": BA}
+    layout, _ = majority(layouts | dict(zip(("c3", "c4", "c5"), packed, strict=True)))
+    assert layout == AB
 
 
 @pytest.mark.parametrize("minority", [OTHER, WIDER, DOUBLE])

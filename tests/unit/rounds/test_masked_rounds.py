@@ -232,8 +232,8 @@ def test_masked_updates_look_uniform(machine: Machine, keeper: Keeper, ring_bits
     expected = len(body) / 256
     # With 255 degrees of freedom it is over 377 once in a million times.
     assert ((counts - expected) ** 2 / expected).sum() < 377
-    again = library_content(round_, "a", update, 7)
-    assert again.read(0, again.nbytes)[-100:] != body[-100:]
+    same = library_content(round_, "b", update, 7)
+    assert same.read(0, same.nbytes)[-100:] != body[-100:]
 
 
 # ----------------------------------------------------------------------- bad clients

@@ -4,11 +4,13 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gradshard.client import participation
 from gradshard.client.opening import PAYLOAD_ROOM_BYTES
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.headers import parse_header
@@ -485,6 +487,33 @@ def test_settings_follow_their_schedules(machine: Machine) -> None:
         {"epochs": 2, "learning_rate": 0.5, "mode": "warm"},
         {"epochs": 2, "learning_rate": 0.25, "mode": "hot"},
     ]
+
+
+def test_assignments_are_settings_of_each_client_and_follow_its_speed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AMBLE: the fast client, 8 times as fast, gets work for as long as the slow one takes."""
+    clock, seen = [0.0], dict[tuple[str, int], Any]()
+    monkeypatch.setattr(participation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def train(client: str, model: Mapping[str, Any], invitation: Invitation) -> Any:
+        seen[client, invitation.number] = invitation.settings
+        clock[0] += invitation.settings["epochs"] * {"fast": 1.0, "slow": 8.0}[client]
+        return dict(model), 100
+
+    machine.train = train
+    base = {"batch_size": 8, "epochs": 1, "learning_rate": 0.125}
+    # Updates without steps would be rejected; they follow from the other two.
+    of_round = {"server_optimizer": "fedavg", "assignments": base, "weights": "steps"}
+    settings = {"epochs": 99, "lr": 0.5}
+    options = {"clients": ["fast", "slow"], "settings": settings, "round": of_round}
+    assert machine.start(rounds=3, **options).completed == 3
+    for client, steps in {"fast": 8 * 7, "slow": 13}.items():
+        update = machine.store.objects[RoundKeys("t-00002").update(client)]
+        assert f'"steps":"{steps}"'.encode() in update
+    assert seen["fast", 1] == seen["slow", 1] == seen["slow", 3] == {"lr": 0.5, **base}
+    more = {"batch_size": 16, "epochs": 8, "learning_rate": 0.25}
+    assert seen["fast", 2] == seen["fast", 3] == {"lr": 0.5, **more}
 
 
 def test_two_trainings_of_one_model_are_told_of_each_other(machine: Machine) -> None:

@@ -609,6 +609,29 @@ def test_a_client_that_sends_nan_again_and_again_stops_no_training(
     assert {(record["error"], *record["bad"]) for record in failed} == {("QuorumError", "eve")}
 
 
+def test_rounds_that_bad_updates_make_fail_are_paid_for_from_the_budget(
+    new_machine: NewMachine,
+) -> None:
+    """Else one client could have nobody's training open rounds for ever."""
+    machine = new_machine({"ann": 1e6, "bo": 1e6})
+    tensors = {"w": np.full(6, np.nan, "f4"), "b": np.ones(2, "f4")}
+    bad = reference.encode(tensors, {"num_samples": "1"})
+
+    def spoil(invitation: Invitation) -> None:
+        machine.now += timedelta(seconds=1)
+        for client in ("dan", "eve"):
+            upload(machine, client, invitation.version, bad)
+
+    machine.before_round = spoil
+    state = machine.start(**options(rounds=1, budget={"dollars": 0.005}))
+    assert (state.status, state.completed) == ("ended", 0)
+    assert "of a budget of $0.005 are spent" in (state.cause or "")
+    records = machine.training.records()
+    assert {record["error"] for record in records} == {"QuorumError"}
+    assert 5 < len(records) < 20
+    assert state.dollars == pytest.approx(sum(record["dollars"] for record in records))
+
+
 def test_a_good_upload_counts_after_the_round_of_a_bad_one_has_failed(
     new_machine: NewMachine,
 ) -> None:

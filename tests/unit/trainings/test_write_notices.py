@@ -10,6 +10,7 @@ from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.records.notice import Notice
 from gradshard_core.records.training_state import Invitation, TrainingState
 from gradshard_core.s3.sigv4 import Credentials, presign
+from gradshard_core.stragglers.assignments import Report, assign, parse_assignment_settings
 from gradshard_core.trainings.write_notices import SECONDS, write_notices
 from tests.presigned import rejection
 from tests.unit.fakes import MemoryStore
@@ -83,6 +84,24 @@ def test_the_invited_get_an_invitation_without_the_others(world: World) -> None:
     assert "7654321" not in text  # and is in no time
     assert world.notice("bo").state is None
     assert world.keys.notice("cy") not in world.store.objects
+
+
+def test_the_holder_of_a_ticket_gets_its_own_assignment(machine: Machine) -> None:
+    base = {"batch_size": 8, "epochs": 1, "learning_rate": 0.125}
+    world = World(machine, round={"server_optimizer": "fedavg", "assignments": base})
+    found = assign(
+        parse_assignment_settings(base),
+        {name: Report(100, seconds, 8, 1) for name, seconds in (("ann", 1.0), ("cy", 4.0))},
+    )
+    world.store.put_json(RoundKeys("t-00000").assignments, found.to_json())
+    for last, epochs in (("t-00000", 4), (None, 1), ("expired", 1)):
+        world.show("ann", "cy", last_round=last)
+        world.write()
+        state = world.notice("ann").state
+        assert state is not None
+        assert state.invitation is not None
+        assert state.invitation.settings["epochs"] == epochs
+        assert state.invitation.settings["lr"] == 0.1
 
 
 def test_whoever_knocks_gets_the_state_though_it_is_not_invited(world: World) -> None:

@@ -33,6 +33,8 @@ MAX_BITS: Final = 53
 
 SLICE_ELEMENTS: Final = 8 * 1024
 
+_LEAST_BOUND: Final = float(np.finfo(np.float32).tiny)
+
 
 class _NonFiniteError(Exception):
     """The element at an index is a NaN or an infinity."""
@@ -145,7 +147,7 @@ class FixedPoint(RingEncoding):
 
     def __post_init__(self) -> None:
         """Check that no sum of what clients may send wraps around."""
-        if not (math.isfinite(self.bound) and self.bound >= np.finfo(np.float32).tiny):
+        if not (math.isfinite(self.bound) and self.bound >= _LEAST_BOUND):
             raise SpecError(f"bound is {self.bound!r}, not a normal number above zero")
         if not 2 <= self.bits <= MAX_BITS:
             raise SpecError(f"bits is {self.bits!r}, not from 2 to {MAX_BITS}")

@@ -6,6 +6,7 @@ content: the same list has the same pieces, whoever writes it and however often.
 """
 
 import hashlib
+import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Generic, TypeVar, overload
@@ -50,10 +51,27 @@ class StoredList(Sequence[T]):
     ) -> None:
         self._length, self._size = int(written["length"]), int(written["size"])
         self._names, self._firsts = list(map(str, written["pieces"])), list(written["firsts"])
-        if len(self._names) != -(-self._length // self._size):
+        if self._size < 1 or len(self._names) != -(-self._length // self._size):
             raise ValueError(f"{self._length} entries in {len(self._names)} pieces")
+        if len(self._firsts) != len(self._names):
+            raise ValueError(f"{len(self._firsts)} first entries of {len(self._names)} pieces")
         self._get, self._parse = get, parse
         self._kept: tuple[int, list[T]] = (-1, [])
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The list as the record has it: the names of its pieces."""
+        return {
+            "length": self._length,
+            "size": self._size,
+            "pieces": self._names,
+            "firsts": self._firsts,
+        }
+
+    def near_any(self) -> list[T]:
+        """Return a piece, drawn at random."""
+        [number] = random.sample(range(len(self._names)), 1)
+        return self._piece(number)
 
     def __len__(self) -> int:
         return self._length

@@ -5,7 +5,6 @@ the counter starts at 0, 16 bytes each. A seed serves for one mask only, so it n
 counter of byte p is p // 16, so a task makes the range of its shard and nothing else.
 """
 
-import secrets
 from typing import Final
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -18,11 +17,6 @@ MAX_BYTES: Final = 2**48
 from random ones with an advantage of 2⁸⁷ / 2¹²⁸ (the PRP/PRF switching lemma)."""
 
 _ZEROS: Final = bytes(256 * 1024)
-
-
-def new_seed() -> bytes:
-    """Return a seed from the operating system's random numbers."""
-    return secrets.token_bytes(SEED_BYTES)
 
 
 class KeyStream:

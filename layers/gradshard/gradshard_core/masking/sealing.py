@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from pyhpke import AEADId, CipherSuite, KDFId, KEMId, KEMKey
+from pyhpke import AEADId, CipherSuite, KDFId, KEMId, KEMKey, KEMKeyPair
 from pyhpke.exceptions import PyHPKEError
 
 from gradshard_core.errors import GradshardError
@@ -93,8 +93,16 @@ def fingerprint(public_key: bytes) -> str:
     return " ".join(digest[at : at + 8] for at in range(0, len(digest), 8))
 
 
-def seal(seed: bytes, keeper: bytes, context: SealContext) -> bytes:
+def seal(seed: bytes, keeper: bytes, context: SealContext, ephemeral: bytes) -> bytes:
     """Seal a seed to a keeper's public key.
+
+    Parameters
+    ----------
+    seed, keeper, context
+        The seed, the public key, and the terms.
+    ephemeral
+        The private key of the encapsulation, 32 bytes that no other seed, key or context has: two
+        messages with one would be encrypted with the same key stream.
 
     Raises
     ------
@@ -103,7 +111,12 @@ def seal(seed: bytes, keeper: bytes, context: SealContext) -> bytes:
     """
     try:
         key = KEMKey.from_pyca_cryptography_key(X25519PublicKey.from_public_bytes(keeper))
-        encapsulated, sender = _SUITE.create_sender_context(key, info=context.encode())
+        private = X25519PrivateKey.from_private_bytes(ephemeral)
+        pair = KEMKeyPair(
+            KEMKey.from_pyca_cryptography_key(private),
+            KEMKey.from_pyca_cryptography_key(private.public_key()),
+        )
+        encapsulated, sender = _SUITE.create_sender_context(key, info=context.encode(), eks=pair)
         return bytes(encapsulated) + bytes(sender.seal(seed))
     except (PyHPKEError, ValueError) as error:
         raise SealError(f"the keeper's public key is none: {error}") from None

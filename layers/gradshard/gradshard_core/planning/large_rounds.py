@@ -70,10 +70,17 @@ class Quota(NamedTuple):
     per_second: float
 
 
-def arrival_quotas(clients: int) -> list[Quota]:
+def arrival_quotas(clients: int, topic_messages: int = limits.TOPIC_MESSAGES) -> list[Quota]:
     """Return the quotas that bound how fast updates may arrive, the tightest first.
 
     S3 counts requests by prefix, and divides a busy prefix only after some time.
+
+    Parameters
+    ----------
+    clients
+        The number of clients.
+    topic_messages
+        The messages a second that SNS takes in the region: one for each update.
     """
     # spec, plan, manifest, header, an earlier rejection, the marks, and a listing of them.
     gets = 7 if is_recorded(clients) else 5
@@ -92,6 +99,7 @@ def arrival_quotas(clients: int) -> list[Quota]:
             f"Lambda's {limits.CONCURRENT_FUNCTIONS:,} functions at once",
             limits.CONCURRENT_FUNCTIONS / speeds.COLLECT_SECONDS,
         ),
+        Quota(f"SNS's {topic_messages:,} messages a second", topic_messages),
     ]
     return sorted(quotas, key=lambda quota: quota.per_second)
 
@@ -114,10 +122,19 @@ def notes(clients: int, most_tasks: int) -> list[str]:
             f"{tightest.per_second:,.0f} a second: the limit is {tightest.name}; requests beyond "
             "it are tried again"
         )
+        smallest = arrival_quotas(clients, limits.LEAST_TOPIC_MESSAGES)[0]
+        if smallest.per_second < tightest.per_second:
+            found.append(
+                f"In the smallest regions it is {clients / smallest.per_second:.0f} s: the limit "
+                f"is {smallest.name}; the console's Service Quotas shows that of your region"
+            )
     if most_tasks > limits.CONCURRENT_FUNCTIONS:
+        started = limits.TRANSITIONS * limits.INLINE_ITERATIONS
         found.append(
             f"{most_tasks:,} tasks are more than the {limits.CONCURRENT_FUNCTIONS:,} functions "
             "that Lambda's default quota runs at once: deploy with MapConcurrency="
-            f"{limits.CONCURRENT_FUNCTIONS} or less, or have the quota raised"
+            f"{limits.CONCURRENT_FUNCTIONS} or less, or have the quota raised; then the limit is "
+            f"Step Functions' {limits.TRANSITIONS:,} state transitions a second, which start "
+            f"{started:,} tasks"
         )
     return found

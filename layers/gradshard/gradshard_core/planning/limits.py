@@ -20,6 +20,11 @@ LISTED_ENTRIES: Final = 1000
 PREFIX_PUTS: Final = 3500
 PREFIX_GETS: Final = 5500
 
+# SNS: messages a second, in the largest region and in the smallest ones,
+# https://docs.aws.amazon.com/general/latest/gr/sns.html (2026-11), by way of pages that quote it
+TOPIC_MESSAGES: Final = 30_000
+LEAST_TOPIC_MESSAGES: Final = 300
+
 # A stack's name: what is left of a schedule group's, which begins with it, read 2026-11 in
 # https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-scheduler-schedulegroup.html
 MAX_STACK_NAME: Final = 64 - len("-deadlines")
@@ -44,6 +49,8 @@ MAX_PAYLOAD_BYTES: Final = 256 * 1024
 NAME_KEPT_DAYS: Final = 90
 # The output of a distributed Map has an entry for each child: an empty object and a comma.
 MAX_CHILDREN: Final = MAX_PAYLOAD_BYTES // len("{},")
+# State transitions a second in most regions; the start of a child is one. The same page of quotas.
+TRANSITIONS: Final = 800
 # Iterations of an inline Map at once,
 # https://docs.aws.amazon.com/step-functions/latest/dg/state-map-inline.html (2026-11)
 INLINE_ITERATIONS: Final = 40

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
@@ -229,29 +230,6 @@ def with_masks(levels: Levels) -> Levels:
     return (*lower, tuple(size + 1 for size in last))
 
 
-KEEPER_MEMORY_MB: Final = 1769
-"""Memory of `sum_masks` in keeper/template.yaml: that of one whole processor."""
-
-KEEPER_SECONDS_PER_GB: Final = 0.3
-"""Assumed of a keeper's processor, for a GB of key stream; 0.17 were measured (benchmarks.masked),
-without the upload."""
-
-
-class KeeperCost(NamedTuple):
-    """The cost of an answer: bytes of all key streams, CPU-seconds, and dollars for these."""
-
-    streamed_bytes: int
-    cpu_seconds: float
-    dollars: float
-
-    @classmethod
-    def of(cls, nbytes: int, clients: int, ring_bits: int, dollars_per_gb_second: float) -> Self:
-        """Project it for clients with updates of so many bytes of F32."""
-        streamed = clients * nbytes * ring_bits // 32
-        seconds = streamed / 1e9 * KEEPER_SECONDS_PER_GB
-        return cls(streamed, seconds, seconds * KEEPER_MEMORY_MB / 1024 * dollars_per_gb_second)
-
-
 def layout_digest(layout: Layout) -> str:
     """Return the SHA-256 of a layout's names, types and shapes, in hexadecimal."""
     tensors = [[tensor.name, tensor.dtype, list(tensor.shape)] for tensor in layout.tensors]
@@ -286,6 +264,8 @@ def parse_masking(stated: Any) -> MaskingTerms:
     bound = fields["bound"]
     if isinstance(bound, bool) or not isinstance(bound, int | float):
         raise SpecError(f"masked: bound is {bound!r}, not a number")
+    if abs(bound) > sys.float_info.max:  # whole numbers in JSON have no end
+        raise SpecError("masked: bound is too large for a number of 64 bits")
     keeper = fields["keeper"]
     if not isinstance(keeper, str) or not re.fullmatch(r"[0-9a-f]{64}", keeper):
         raise SpecError(

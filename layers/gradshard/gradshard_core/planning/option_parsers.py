@@ -13,6 +13,7 @@ from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.pieces import Get, StoredList, is_in_pieces
 from gradshard_core.planning.options import WholeNumber
 from gradshard_core.stragglers.assignments import AssignmentSettings, parse_assignment_settings
 from gradshard_core.stragglers.salf import RULES, SALF, PartialRule
@@ -36,12 +37,22 @@ SALF_EXAMPLE: Final = '{"name": "salf", "p": 0.2}'
 ROBUST_EXAMPLE: Final = '{"name": "trimmed_mean", "beta": 0.2}'
 
 
-def parse_clients(clients: Any) -> tuple[str, ...] | int:
-    """Check the expected clients: ids, which are returned sorted, or their number."""
+def parse_clients(clients: Any, get: Get | None = None) -> Sequence[str] | int:
+    """Check the expected clients: ids, which are returned sorted, or their number.
+
+    Parameters
+    ----------
+    clients
+        The ids, their number, or the names of the pieces in which the ids are stored, sorted.
+    get
+        Loads a piece, when it is needed. :func:`check_stored_clients` checks all.
+    """
     if clients is None:
         raise SpecError("clients is missing: give the expected clients' ids, or how many they are")
     if isinstance(clients, int):
         return WholeNumber(1, MAX_CLIENTS).parse("clients", clients)
+    if is_in_pieces(clients) and get is not None:
+        return _parse_stored_clients(clients, get)
     if isinstance(clients, str) or not isinstance(clients, Sequence):
         raise SpecError(f"clients is {clients!r}, neither a list of ids nor a number")
     ids = tuple(sorted(check_id("client", client) for client in clients))
@@ -51,6 +62,50 @@ def parse_clients(clients: Any) -> tuple[str, ...] | int:
     if twice is not None:
         raise SpecError(f"client {twice!r} is expected twice")
     return ids
+
+
+def encode_clients(clients: Sequence[str] | int) -> Any:
+    """Return expected clients as :func:`parse_clients` reads them."""
+    if isinstance(clients, int):
+        return clients
+    return clients.written if isinstance(clients, StoredList) else list(clients)
+
+
+def _parse_stored_clients(written: Mapping[str, Any], get: Get) -> StoredList[str]:
+    try:
+        stored = StoredList[str](dict(written), get)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpecError(f"clients does not say in which pieces its ids are: {error}") from None
+    if not 1 <= len(stored) <= MAX_CLIENTS:
+        raise SpecError(f"clients has {len(stored)} ids; a round takes 1 to {MAX_CLIENTS}")
+    return stored
+
+
+def check_stored_clients(clients: StoredList[str]) -> None:
+    """Check that the ids of expected clients are stored sorted, each once, and can be found.
+
+    Raises
+    ------
+    SpecError
+        They are not.
+    StoreError
+        A piece is missing.
+    """
+    before = ""
+    try:
+        for number, client in enumerate(clients):
+            check_id("client", client)
+            if client <= before:
+                raise SpecError(
+                    f"clients are stored sorted, each once: {client!r} follows {before!r}"
+                )
+            before = client
+            if not number % clients.written["size"] and client not in clients.near(client):
+                raise SpecError(
+                    f"clients has a piece that begins with {client!r}: name it in firsts"
+                )
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpecError(f"clients has a piece that is no list of ids: {error}") from None
 
 
 def parse_layout(layout: Any) -> Layout:

@@ -28,6 +28,7 @@ from gradshard_core.formats.headers import MAX_SAMPLES
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.masked import elements_of
+from gradshard_core.formats.pieces import Get, StoredList
 from gradshard_core.planning import limits
 from gradshard_core.planning.masking import (
     MASKING_EXAMPLE,
@@ -42,6 +43,8 @@ from gradshard_core.planning.option_parsers import (
     SALF_EXAMPLE,
     AssignmentSpec,
     InboxSpec,
+    check_stored_clients,
+    encode_clients,
     parse_assignment_spec,
     parse_clients,
     parse_codecs,
@@ -79,11 +82,11 @@ class RoundSpec:
     :data:`OPTIONS` holds the declarations.
     """
 
-    clients: tuple[str, ...] | int = option(
+    clients: Sequence[str] | int = option(
         Parsed(
             parse_clients,
-            f"list of ids, or a whole number from 1 to {MAX_CLIENTS:,}",
-            encoder=lambda clients: clients if isinstance(clients, int) else list(clients),
+            f"list of ids, the names of its pieces, or a whole number from 1 to {MAX_CLIENTS:,}",
+            encoder=encode_clients,
         ),
         "The expected clients: their ids, or their number.",
     )
@@ -161,8 +164,8 @@ class RoundSpec:
     )
     measure_one_in: int | None = option(
         WholeNumber(2, 1000),
-        "Measure one of so many stretches of the elements, drawn at random, for a robust rule that "
-        "measures updates before it adds them. The manifest states the error.",
+        "For a robust rule that measures updates: measure only one in N stretches of the elements, "
+        "drawn at random. The manifest states the error.",
         value=None,
         default="all elements",
     )
@@ -265,8 +268,8 @@ class RoundSpec:
             is_json=True,
             encoder=MaskingTerms.to_json,
         ),
-        "Take masked updates, of which nobody sees a single one, and ask the mask keeper with this "
-        f"public key for the sum of the masks: {MASKING_EXAMPLE}.",
+        "Take masked updates, so that nobody sees a single one. keeper is the public key of the "
+        f"mask keeper, which knows the masks: {MASKING_EXAMPLE}.",
         value=None,
         default="updates are not masked",
     )
@@ -353,6 +356,8 @@ class RoundSpec:
 
     def expects(self, client: str) -> bool:
         """Return whether an update of ``client`` may take part."""
+        if isinstance(self.clients, StoredList):
+            return client in self.clients.near(client)
         return isinstance(self.clients, int) or client in self._ids
 
     @cached_property
@@ -457,13 +462,15 @@ DEFAULTS: Final[Mapping[str, Any]] = defaults_of(RoundSpec)
 """The values of the options that may be left out."""
 
 
-def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
+def parse_spec(fields: Mapping[str, Any], get: Get | None = None) -> RoundSpec:
     """Check the options of a round.
 
     Parameters
     ----------
     fields
         The fields of :class:`RoundSpec` as JSON holds them; None stands for the default.
+    get
+        Loads a piece of a long list of clients.
 
     Raises
     ------
@@ -471,7 +478,7 @@ def parse_spec(fields: Mapping[str, Any]) -> RoundSpec:
         A field is unknown, missing or out of its bounds, or conflicts with another.
     """
     check_names(fields, OPTIONS, "round")
-    clients = parse_clients(fields.get("clients"))
+    clients = parse_clients(fields.get("clients"), get)
     expected = clients if isinstance(clients, int) else len(clients)
     if fields.get("shards") is not None and fields.get("time_budget") is not None:
         raise SpecError("give shards or time_budget, not both: one decides the other")
@@ -503,7 +510,7 @@ def _with_noise(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**fields, "masked": {**masked, "dp": dp}}
 
 
-def parse_new_spec(fields: Mapping[str, Any]) -> RoundSpec:
+def parse_new_spec(fields: Mapping[str, Any], get: Get | None = None) -> RoundSpec:
     """Check the options of a round that is about to be opened.
 
     Raises
@@ -512,7 +519,9 @@ def parse_new_spec(fields: Mapping[str, Any]) -> RoundSpec:
         The options are wrong (:func:`parse_spec`), or a layout is missing and the updates cannot
         decide on one.
     """
-    spec = parse_spec(fields)
+    spec = parse_spec(fields, get)
+    if isinstance(spec.clients, StoredList):
+        check_stored_clients(spec.clients)
     if spec.undecided is not None:
         raise SpecError(spec.undecided)
     return spec

@@ -7,6 +7,7 @@ from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.formats.keys import base_version
 from gradshard_core.planning import planner, pricing, round_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.planning.spec_workload import workload_of
 
@@ -100,3 +101,31 @@ def measured(
         server_optimizer=optimizer and optimizer.to_json(),
     )
     return bill.total + more
+
+
+def of_failed(plan: Plan | None, answered: int, aggregator: LambdaConfig) -> float:
+    """Return the dollars that a failed round has cost at most, whose tasks left no bill.
+
+    Parameters
+    ----------
+    plan
+        Its last plan, whose projection is for tasks that all ran; None if it was not planned.
+    answered
+        The number of clients that had sent an update.
+    aggregator
+        The functions that do its tasks.
+    """
+    nothing = pricing.Requests(0, 0)
+    more = overhead(answered, aggregator)
+    if plan is not None:
+        return float(plan.projected["dollars"]["total"]) + more
+    opened = pricing.bill(
+        [[pricing.Tasks(0, 0.0)]],
+        clients=answered,
+        memory_mb=aggregator.memory_mb,
+        architecture=aggregator.architecture,
+        aggregators=nothing,
+        by_clients=nothing,
+        prices=aggregator.prices,
+    )
+    return opened.total + more

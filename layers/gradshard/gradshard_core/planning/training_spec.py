@@ -149,7 +149,7 @@ def parse_ids(clients: Any) -> tuple[str, ...]:
             f"clients is {ids}: give their ids; for everybody who joins leave it out, and give "
             "sample for a number of them"
         )
-    return ids
+    return tuple(ids)
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ class TrainingSpec:
     )
     poll_seconds: float = option(
         Duration(3600, "1h"),
-        "Pause between two looks of a client for an invitation.",
+        "Time after which a client looks for an invitation again.",
         value=5,
         is_always_stated=True,
     )

@@ -5,8 +5,10 @@ is invited, and URLs with which the holder reads the notice and asks for it agai
 with a function's credentials, which end after some hours.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Final, NamedTuple, Self
 
 from gradshard_core.records.training_state import ENDED, TrainingState
@@ -77,7 +79,7 @@ class Notice:
         Raises
         ------
         ValueError
-            It is of another version.
+            It is of another version, or its time or its pause is none.
         """
         given = dict(fields)
         if given.pop("notice") != VERSION:
@@ -85,7 +87,12 @@ class Notice:
         state, urls = given["state"], given["urls"]
         given["state"] = state and TrainingState.from_json(state)
         given["urls"] = urls and NoticeUrls(**urls)
-        return cls(**given)
+        read = cls(**given)
+        if read.signed_at and datetime.fromisoformat(read.signed_at).tzinfo is None:
+            raise ValueError("a time without a zone")
+        if not 0 <= read.poll_seconds < math.inf:
+            raise ValueError("a pause without an end")
+        return read
 
 
 def seen_by(client: str, state: TrainingState) -> TrainingState:

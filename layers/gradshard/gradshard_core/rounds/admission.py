@@ -190,7 +190,8 @@ def first_of(names: Sequence[str], separator: str) -> str:
 class _Sent(NamedTuple):
     """A good update: what is kept of it, which is little whatever its client sent.
 
-    ``layout`` is the digest of its layout, and ``data_offset`` where its tensor bytes begin.
+    ``layout`` is the digest of its layout as it is stored, and ``data_offset`` where its tensor
+    bytes begin.
     """
 
     client: str
@@ -269,7 +270,7 @@ class _Examiner:
         self.of_result: Layout | None = None
         """The layout of the result: another one where updates are masked."""
         self.findings: dict[bytes, _Findings] = {}
-        self._spec, self._whose, self._order = spec, "", b""
+        self._spec, self._whose, self._stored = spec, "", b""
         self._layers: tuple[Layer, ...] = ()
         self._layouts = SeenLayouts(store)
         self._seen: dict[bytes, SeenLayout] = {}
@@ -296,35 +297,34 @@ class _Examiner:
             check_layout(masked, self._spec.expected, layout)
             layout, whose = masked_layout(layout, masked.ring_bits), f"{whose}, masked"
         self.settled, self._whose = layout, whose
-        self._order, _ = digests_of(layout)
+        self._stored = digests_of(layout).stored
         self._layers = layers_of(layout, self._spec.layers) if self._spec.takes_partial else ()
 
     def look(self, update: Update) -> _Sent:
         """Note an update's layout, and examine it if the round's is known; threads may share it."""
         client, source, header, samples, share = update
         seen = self._layouts.note(header, source)
-        self._seen[seen.order] = seen
-        if self.settled is not None and seen.order not in self.findings:
-            self.findings[seen.order] = self._examine(self.settled, header.layout)
+        stored = seen.digests.stored
+        self._seen[stored] = seen
+        if self.settled is not None and stored not in self.findings:
+            self.findings[stored] = self._examine(self.settled, header.layout)
         report = parse_report(samples, header.metadata) if self._spec.takes_reports else None
         error = (
             parse_codec_error(header.metadata) if isinstance(header.layout, EncodedLayout) else None
         )
-        return _Sent(client, source, samples, report, seen.order, header.data_offset, error, share)
+        return _Sent(client, source, samples, report, stored, header.data_offset, error, share)
 
     def recall(self, client: str, source: ObjectVersion, facts: Surveyed) -> _Sent:
         """Note the layout of an update whose header a task has read."""
-        if facts.order not in self._seen:
-            self._seen[facts.order] = self._layouts.recall(
-                facts.order, facts.tensors, source, facts.data_offset
-            )
-        order = self._seen[facts.order].order
+        stored = facts.digests.stored
+        if stored not in self._seen:
+            self._seen[stored] = self._layouts.recall(facts.digests, source, facts.data_offset)
         return _Sent(
             client,
             source,
             facts.samples,
             facts.report,
-            order,
+            stored,
             facts.data_offset,
             facts.codec_error,
             None,
@@ -334,8 +334,8 @@ class _Examiner:
         """Examine the layouts that are not examined yet, if the round's is known."""
         if self.settled is None:
             return
-        for order in self._seen.keys() - self.findings.keys():
-            self.findings[order] = self._examine(self.settled, self._read(order, self.settled))
+        for stored in self._seen.keys() - self.findings.keys():
+            self.findings[stored] = self._examine(self.settled, self._read(stored, self.settled))
 
     def vote(self, updates: Mapping[str, _Sent]) -> None:
         """Take the layout of the majority, and examine all.
@@ -381,11 +381,11 @@ class _Examiner:
         """Return the runs of updates by layout, in objects without headers."""
         if self.settled is None:
             return {}
-        orders = dict.fromkeys(sent.layout for sent in updates.values())
-        return {o: self.settled.runs_in(self._read(o, self.settled), 0) for o in orders}
+        layouts = dict.fromkeys(sent.layout for sent in updates.values())
+        return {d: self.settled.runs_in(self._read(d, self.settled), 0) for d in layouts}
 
-    def _read(self, order: bytes, settled: Layout) -> Layout:
-        return settled if order == self._order else self._seen[order].read()
+    def _read(self, stored: bytes, settled: Layout) -> Layout:
+        return settled if stored == self._stored else self._seen[stored].read()
 
     def _examine(self, settled: Layout, layout: Layout) -> _Findings:
         partial = self._spec.takes_partial

@@ -25,8 +25,9 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.formats.masked import Share
+from gradshard_core.formats.pieces import StoredList
 from gradshard_core.planning import history_limits
-from gradshard_core.planning.plan import Rejection
+from gradshard_core.planning.plan import Plan, Rejection
 from gradshard_core.planning.pricing import HEADS_BEFORE_LIST
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.rounds import aws_callbacks, inbox
@@ -246,23 +247,20 @@ def reject_all(
         list(pool.map(lambda found: reject(store, keys_of(found.client), found), rejections))
 
 
-def reject_overlooked(store: S3Store, keys: RoundKeys, missing: Sequence[str]) -> None:
-    """Reject the updates of missing clients that have arrived all the same.
+def reject_overlooked(store: S3Store, keys: RoundKeys, spec: RoundSpec, plan: Plan) -> None:
+    """Reject the updates that have arrived and that a plan does not know.
 
     They were uploaded while the round was being planned, after its updates were listed. The
     function that their events have called may have found no plan yet, and told nobody.
 
     Parameters
     ----------
-    store, keys
-        The round, whose plan is written.
-    missing
-        The clients that it misses, by its plan.
+    store, keys, spec
+        The round.
+    plan
+        Its plan, which is written.
     """
-    looked_for = missing
-    if len(missing) > HEADS_BEFORE_LIST:
-        looked_for = sorted({*missing} & {*arrived(store, keys)})
-    for client in looked_for:
+    for client in _perhaps_overlooked(store, keys, spec, plan):
         head = store.head(keys.update(client))
         if head is not None:
             reason = (
@@ -270,6 +268,23 @@ def reject_overlooked(store: S3Store, keys: RoundKeys, missing: Sequence[str]) -
                 "in this round"
             )
             reject(store, keys, Rejection(client, reason, head.etag, late=True))
+
+
+def _perhaps_overlooked(
+    store: S3Store, keys: RoundKeys, spec: RoundSpec, plan: Plan
+) -> Sequence[str]:
+    """Return the clients that a plan misses; of many, or of unnamed ones, those that are there."""
+    missing = plan.participants.missing
+    if not isinstance(spec.clients, int):
+        if len(missing) <= HEADS_BEFORE_LIST:
+            return missing
+        return sorted({*missing} & {*arrived(store, keys)})
+    counted, rejected = plan.contributors, plan.participants.rejected
+    is_elsewhere = spec.inbox is not None or spec.updates_from is not None
+    if is_elsewhere or len(counted) + len(rejected) >= spec.expected:
+        return ()
+    known = {entry.client for entries in (counted, rejected) for entry in entries}
+    return sorted({*arrived(store, keys)} - known)
 
 
 def told_under(keys: RoundKeys, update_key: str) -> RoundKeys:
@@ -340,7 +355,8 @@ def _is_anyone_missing(store: S3Store, keys: RoundKeys, spec: RoundSpec, arrivin
     """
     if isinstance(spec.clients, int) or spec.enough_clients is not None:
         return False
-    others = [client for client in spec.clients if client != arriving]
+    drawn = spec.clients.near_any() if isinstance(spec.clients, StoredList) else spec.clients
+    others = [client for client in drawn if client != arriving]
     looked_for = random.sample(others, min(HEADS_BEFORE_LIST, len(others)))
     return any(store.head(keys.update(client)) is None for client in looked_for)
 

@@ -51,7 +51,7 @@ def request_of(plan: Plan, spec: RoundSpec) -> Request:
     masking = _masking(plan)
     return Request(
         plan.round_id,
-        () if isinstance(spec.clients, int) else spec.clients,
+        () if isinstance(spec.clients, int) else tuple(spec.clients),
         spec.min_clients,
         masking.encoding,
         tuple(

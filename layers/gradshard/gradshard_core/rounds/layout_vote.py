@@ -28,12 +28,13 @@ def majority(layouts: Mapping[str, SeenLayout]) -> tuple[Layout, str]:
     """
     clients = sorted(layouts)
     # Counter.most_common keeps the order of insertion among equals: the first id's.
-    (most, count), *others = Counter(layouts[client].tensors for client in clients).most_common(2)
-    agreeing = [client for client in clients if layouts[client].tensors == most]
-    order = Counter(layouts[client].order for client in agreeing).most_common(1)[0][0]
-    winner = next(layouts[c] for c in agreeing if layouts[c].order == order).read().decoded
+    (most, count), *others = Counter(layouts[c].digests.tensors for c in clients).most_common(2)
+    agreeing = [client for client in clients if layouts[client].digests.tensors == most]
+    # The order once decoded: each update of ``topk`` is stored in a way of its own.
+    order = Counter(layouts[client].digests.order for client in agreeing).most_common(1)[0][0]
+    winner = next(layouts[c] for c in agreeing if layouts[c].digests.order == order).read().decoded
     if 2 * count <= len(clients):
-        other = next(client for client in clients if layouts[client].tensors == others[0][0])
+        other = next(c for c in clients if layouts[c].digests.tensors == others[0][0])
         raise PlanError(
             f"no layout is that of more than half of the {len(clients)} updates: {count} have the "
             f"one of client {agreeing[0]!r}, and {others[0][1]} that of client {other!r}, whose "

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from gradshard_core.aggregation import buffers
@@ -12,7 +13,7 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.spec import RoundSpec, parse_new_spec, unclippable
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.round_spec import check_source
-from gradshard_core.records.stored_lists import read_plan
+from gradshard_core.records.stored_lists import read_piece, read_plan
 from gradshard_core.rounds import arrivals, asking, aws_callbacks
 from gradshard_core.s3.store import S3Store
 
@@ -46,7 +47,8 @@ def open_round(
         Whether the stack has a mask keeper.
     """
     try:
-        keys, spec = RoundKeys(round_id), parse_new_spec(fields)
+        keys = RoundKeys(round_id)
+        spec = parse_new_spec(fields, partial(read_piece, store, keys))
         if spec.masked is not None and not has_keeper:
             raise SpecError(f"masked: {asking.NO_KEEPER}")
         deadline_at = _write_spec(store, keys, spec, datetime.fromisoformat(started))

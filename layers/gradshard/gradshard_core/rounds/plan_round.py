@@ -7,6 +7,8 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import plan_to_json
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import piece_writer, read_plan
 from gradshard_core.rounds.arrivals import reject_overlooked
 from gradshard_core.rounds.asking import ask, go_on
@@ -60,8 +62,10 @@ def plan_round(
     head = store.head(keys.plan)
     previous = read_plan(store, keys) if head else None
     if previous is not None and _answers(previous, request):
-        return _hand_out(store, keys, previous, aggregator, keeper)
-    plan = _make_plan(read_context(store, keys, request, aggregator), previous)
+        opened = read_spec(store, keys)
+        return _hand_out(store, keys, opened and opened[0], previous, aggregator, keeper)
+    context = read_context(store, keys, request, aggregator)
+    plan = _make_plan(context, previous)
     written = plan_to_json(plan, piece_writer(store, keys))
     is_ours = store.put_json(keys.plan, written, replaces=head.etag if head else None)
     if is_ours and previous is not None:
@@ -75,19 +79,20 @@ def plan_round(
     if store.head(keys.manifest) is not None:
         _abort_uploads(store, plan)
         raise PlanError(f"round {round_id!r} has ended: there is nothing to plan")
-    return _hand_out(store, keys, plan, aggregator, keeper)
+    return _hand_out(store, keys, context.spec, plan, aggregator, keeper)
 
 
 def _hand_out(
     store: S3Store,
     keys: RoundKeys,
+    spec: RoundSpec | None,
     plan: Plan,
     aggregator: LambdaConfig,
     keeper: S3Store | None,
 ) -> dict[str, Any]:
     """Tell clients that were overlooked, and write the tasks of a plan that is written."""
-    if plan.attempt == 0 and plan.is_complete:
-        reject_overlooked(store, keys, plan.participants.missing)
+    if plan.attempt == 0 and plan.is_complete and spec is not None:
+        reject_overlooked(store, keys, spec, plan)
     return _write_tasks(store, keys, plan, aggregator, keeper)
 
 

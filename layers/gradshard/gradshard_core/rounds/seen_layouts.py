@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from typing import Final
+from typing import Final, NamedTuple
 
 from gradshard_core.formats.encoded import parse_update
 from gradshard_core.formats.headers import Header
@@ -29,28 +29,43 @@ _CHARACTER_BYTES: Final = 4
 """The most memory that a tensor, a size of its shape, and a character of its name take."""
 
 
+class Digests(NamedTuple):
+    """What tells layouts apart.
+
+    Parameters
+    ----------
+    stored
+        Of the layout as it is stored: of its order, and of what a codec made of its tensors.
+    order
+        Of the tensors in their order, decoded: equal for all codecs.
+    tensors
+        Of the tensors, decoded, in any order.
+    """
+
+    stored: bytes
+    order: bytes
+    tensors: bytes
+
+
 @dataclass(frozen=True, eq=False)
 class SeenLayout:
     """A layout that updates have.
 
     Parameters
     ----------
-    order
-        The digest of the order.
-    tensors
-        A digest that is equal for layouts of the same tensors, whatever their order.
+    digests
+        Its digests.
     read
         Return the layout; it is read from an update again if it is not in memory.
     """
 
-    order: bytes
-    tensors: bytes
+    digests: Digests
     read: Callable[[], Layout]
 
     @classmethod
     def of(cls, layout: Layout) -> "SeenLayout":
         """Return one that stays in memory."""
-        return cls(*digests_of(layout), lambda: layout)
+        return cls(digests_of(layout), lambda: layout)
 
 
 class SeenLayouts:
@@ -76,38 +91,38 @@ class SeenLayouts:
             kept = self._kept.get(layout)
         if kept is not None:
             return kept
-        order, tensors = digests_of(layout)
+        digests = digests_of(layout)
         with self._lock:
-            if order not in self._seen:
+            if digests.stored not in self._seen:
                 nbytes = _memory_of(layout)
                 if nbytes <= self._room:
                     self._room -= nbytes
-                    self._seen[order] = SeenLayout(order, tensors, lambda: layout)
-                    self._kept[layout] = self._seen[order]
+                    self._seen[digests.stored] = SeenLayout(digests, lambda: layout)
+                    self._kept[layout] = self._seen[digests.stored]
                 else:
                     again = partial(_read_again, self._store, source, header.data_offset)
-                    self._seen[order] = SeenLayout(order, tensors, again)
-            return self._seen[order]
+                    self._seen[digests.stored] = SeenLayout(digests, again)
+            return self._seen[digests.stored]
 
-    def recall(
-        self, order: bytes, tensors: bytes, source: ObjectVersion, data_offset: int
-    ) -> SeenLayout:
+    def recall(self, digests: Digests, source: ObjectVersion, data_offset: int) -> SeenLayout:
         """Return a layout of which a task has the digests; it is read when it is needed."""
         with self._lock:
-            if order not in self._seen:
+            if digests.stored not in self._seen:
                 again = partial(_read_again, self._store, source, data_offset)
-                self._seen[order] = SeenLayout(order, tensors, again)
-            return self._seen[order]
+                self._seen[digests.stored] = SeenLayout(digests, again)
+            return self._seen[digests.stored]
 
 
-def digests_of(layout: Layout) -> tuple[bytes, bytes]:
-    """Return the digests of a layout as it is stored, and of its tensors in any order."""
+def digests_of(layout: Layout) -> Digests:
+    """Return the digests of a layout."""
+    order = _digest(layout.tensors)
     in_any_order = sorted(layout.tensors, key=lambda tensor: tensor.name)
-    return _digest(layout.tensors, layout.storage), _digest(in_any_order)
+    stored = hashlib.sha256(order + layout.storage.encode()).digest()
+    return Digests(stored, order, _digest(in_any_order))
 
 
-def _digest(tensors: tuple[Tensor, ...] | list[Tensor], storage: str = "") -> bytes:
-    digest = hashlib.sha256(storage.encode())
+def _digest(tensors: tuple[Tensor, ...] | list[Tensor]) -> bytes:
+    digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr((tensor.name, tensor.dtype, tensor.shape)).encode())
     return digest.digest()

@@ -12,13 +12,18 @@ from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.arithmetic import STEPS
-from gradshard_core.errors import ChangedObjectError, PlanError, StoreError, UpdateError
+from gradshard_core.errors import (
+    ChangedObjectError,
+    PlanError,
+    UnreadableObjectError,
+    UpdateError,
+)
 from gradshard_core.formats.encoded import EncodedLayout, parse_codec_error, parse_update
 from gradshard_core.formats.headers import FIRST_READ_BYTES, header_length, parse_samples
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.planning.plan import Contributor, Plan, Task
-from gradshard_core.rounds.seen_layouts import digests_of
+from gradshard_core.rounds.seen_layouts import Digests, digests_of
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
 from gradshard_core.stragglers.assignments import Report, parse_report
@@ -37,8 +42,8 @@ class Surveyed(NamedTuple):
     ----------
     samples, data_offset, codec_error
         As of :class:`gradshard_core.planning.plan.Contributor`, and where its tensors begin.
-    order, tensors
-        The digests of its layout (:func:`gradshard_core.rounds.seen_layouts.digests_of`).
+    digests
+        Those of its layout.
     report
         Its report on its training, if the round uses it.
     """
@@ -46,8 +51,7 @@ class Surveyed(NamedTuple):
     samples: int
     data_offset: int
     codec_error: float | None
-    order: bytes
-    tensors: bytes
+    digests: Digests
     report: Report | None
 
 
@@ -56,14 +60,21 @@ Facts = Surveyed | str | None
 
 
 def survey(wire: TaskS3Client, plan: Plan, task: Task) -> dict[str, Any]:
-    """Read the headers of a task's updates; return what its record has of them."""
-    layouts: dict[tuple[str, str], int] = {}
+    """Read the headers of a task's updates; return what its record has of them.
+
+    Raises
+    ------
+    StoreError
+        S3 failed at every retry, which is no client's fault: the machine runs the task again.
+    """
+    layouts: dict[Digests, int] = {}
     contributors = plan.contributors[task.first : task.stop]
     reports = plan.computation.weights == STEPS or plan.assignments is not None
     with ThreadPoolExecutor(READERS) as pool:
         read = pool.map(lambda c: _read(wire, c.source, reports=reports), contributors)
         entries = [_entry(facts, layouts) for facts in read]
-    return {"updates": entries, "layouts": list(layouts)}
+    found = [[digest.hex() for digest in digests] for digests in layouts]
+    return {"updates": entries, "layouts": found}
 
 
 def read_survey(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[tuple[Contributor, Facts]]:
@@ -98,35 +109,34 @@ def _read(wire: TaskS3Client, source: ObjectVersion, *, reports: bool) -> Facts:
         samples = parse_samples(header.metadata)
     except (UpdateError, ChangedObjectError) as error:
         return f"{source.key}: {error}"
-    except StoreError as error:
+    except UnreadableObjectError as error:
         return str(error)
     compressed = isinstance(header.layout, EncodedLayout)
     return Surveyed(
         samples,
         header.data_offset,
         parse_codec_error(header.metadata) if compressed else None,
-        *digests_of(header.layout),
+        digests_of(header.layout),
         parse_report(samples, header.metadata) if reports else None,
     )
 
 
-def _entry(facts: Facts, layouts: dict[tuple[str, str], int]) -> Any:
+def _entry(facts: Facts, layouts: dict[Digests, int]) -> Any:
     if not isinstance(facts, Surveyed):
         return facts
-    number = layouts.setdefault((facts.order.hex(), facts.tensors.hex()), len(layouts))
+    number = layouts.setdefault(facts.digests, len(layouts))
     report = None if facts.report is None else asdict(facts.report)
     return [facts.samples, facts.data_offset, facts.codec_error, number, report]
 
 
 def _parse_found(report: dict[str, Any]) -> list[Facts]:
-    layouts = [(bytes.fromhex(order), bytes.fromhex(t)) for order, t in report["layouts"]]
+    layouts = [Digests(*map(bytes.fromhex, stated)) for stated in report["layouts"]]
 
     def parse(entry: Any) -> Facts:
         if entry is None or isinstance(entry, str):
             return entry
         samples, data_offset, error, number, stated = entry
-        order, tensors = layouts[number]
         reported = stated and Report(**stated)
-        return Surveyed(samples, data_offset, error, order, tensors, reported)
+        return Surveyed(samples, data_offset, error, layouts[number], reported)
 
     return [parse(entry) for entry in report["updates"]]

@@ -14,6 +14,7 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.planning import training_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.plan import Plan
 from gradshard_core.records.manifest import COMPLETED
 from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.s3.store import S3Store
@@ -55,7 +56,7 @@ class Outcome:
     next_clip
         The clip of the next round, if the round was private.
     dollars
-        The cost of the round, as far as it is known.
+        The cost of the round; of one that failed, the most that it can have been.
     notes
         The metrics that do not count, with the reasons.
     updates
@@ -110,14 +111,17 @@ def read_outcome(
         return None
     rejected = tuple(entry["client"] for entry in manifest["rejected"])
     if manifest["status"] != COMPLETED:
+        plan = read_plan(store, keys)
+        answered = _contributors(store, keys, plan)
         return Outcome(
             is_completed=False,
             error=manifest["error"],
             cause=manifest["cause"],
             rejected=rejected,
-            contributors=_contributors(store, keys),
-            bad=_bad(store, keys, rejected),
-            is_planned=store.head(keys.plan) is not None,
+            contributors=answered,
+            dollars=training_cost.of_failed(plan, len(answered), aggregator),
+            bad=_bad(store, keys, plan, rejected),
+            is_planned=plan is not None,
         )
     found, notes = _sent(store, keys)
     return Outcome(
@@ -137,17 +141,17 @@ def read_outcome(
     )
 
 
-def _bad(store: S3Store, keys: RoundKeys, rejected: tuple[str, ...]) -> tuple[str, ...]:
+def _bad(
+    store: S3Store, keys: RoundKeys, plan: Plan | None, rejected: tuple[str, ...]
+) -> tuple[str, ...]:
     """Return the clients whose updates were rejected, by any attempt at a round that failed."""
-    plan = read_plan(store, keys)
     # The manifest has those of the attempts before the last one.
     last = None if plan is None else store.get_json(keys.replan(plan.attempt))
     return tuple(sorted({*rejected, *(str(found["client"]) for found in last or ())}))
 
 
-def _contributors(store: S3Store, keys: RoundKeys) -> tuple[str, ...]:
+def _contributors(store: S3Store, keys: RoundKeys, plan: Plan | None) -> tuple[str, ...]:
     """Return who had sent a good update when a round failed."""
-    plan = read_plan(store, keys)
     if plan is not None:
         return tuple(contributor.client for contributor in plan.contributors)
     prefix, suffix = keys.updates, ".safetensors"

@@ -6,6 +6,7 @@ deleted, the ticket is worth nothing from the end of its URLs on.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
+from gradshard_core.records.assignment import assigned
 from gradshard_core.records.notice import Notice, NoticeUrls, seen_by
 from gradshard_core.records.ticket_record import (
     METADATA_ROOM_BYTES,
@@ -121,7 +123,7 @@ class _Writer:
             client,
             self._spec.poll_seconds,
             optimizer.updates,
-            seen_by(client, state),
+            self._seen_by(client, state),
             self._ticket(client, state, now),
             NoticeUrls(
                 signer.presign_read(self._keys.notice(client), SECONDS),
@@ -129,6 +131,16 @@ class _Writer:
             ),
             now.isoformat(),
         )
+
+    def _seen_by(self, client: str, state: TrainingState) -> TrainingState:
+        """Return the state as the client may know it, with its assignment among the settings."""
+        seen = seen_by(client, state)
+        invitation = seen.invitation
+        if invitation is None or invitation.is_evaluation or self._spec.terms.assignments is None:
+            return seen
+        stated = training_round(self._keys, self._spec, state).assignments
+        assert stated is not None  # noqa: S101 - for mypy: each round of the training has them
+        return replace(seen, invitation=assigned(self._store, invitation, stated, client))
 
     def _ticket(self, client: str, state: TrainingState, now: datetime) -> dict[str, Any] | None:
         invitation = state.invitation

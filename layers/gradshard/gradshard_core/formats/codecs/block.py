@@ -23,6 +23,7 @@ SCALE_BYTES: Final = 2
 
 _SHIFT: Final = 16
 _NAN_SCALE: Final = 0x7FC0
+_MAGNITUDE: Final = np.int32(0x7FFFFFFF)
 
 
 class BlockCodec(ABC):
@@ -103,7 +104,7 @@ class BlockCodec(ABC):
         blocks = elements.reshape(-1, BLOCK)
         units = np.empty((len(blocks), self.unit_bytes), np.uint8)
         with np.errstate(all="ignore"):
-            scales = self._write_scales(units, np.abs(blocks).max(axis=1))
+            scales = self._write_scales(units, _largest_magnitudes(elements))
             scaled = blocks / np.where(scales > 0, scales, 1)[:, None]
             scaled[~np.isfinite(scales)] = 0
             np.clip(scaled, -self.largest, self.largest, out=scaled)
@@ -130,6 +131,15 @@ class BlockCodec(ABC):
     @abstractmethod
     def _store(self, scaled: Array, dither: Array | None, stored: Array) -> None:
         """Round scaled elements to values, and store them; ``scaled`` may be changed."""
+
+
+def _largest_magnitudes(elements: Array) -> Array:
+    """Return the largest magnitude of each block; NaN if there is one."""
+    # Without its sign, a float32 is ordered as its bits are, and NaN is the largest. numpy compares
+    # integers four times as fast, because it need not look for NaNs.
+    bits = elements.view(np.int32) & _MAGNITUDE
+    found: Array = np.maximum.reduceat(bits, np.arange(0, len(bits), BLOCK)) if len(bits) else bits
+    return found.view(np.float32)
 
 
 def _read_scales(units: Array) -> Array:

@@ -85,15 +85,15 @@ class TopK:
             return None
         return indices, values
 
-    def encode(self, elements: Array, values: Array, entries: int) -> Array:
+    def encode(self, magnitudes: Array, values: Array, entries: int) -> Array:
         """Return a unit with the elements that have the largest magnitudes.
 
         Parameters
         ----------
-        elements
-            float32, by whose magnitudes entries are chosen; a NaN is the largest.
+        magnitudes
+            Those of the elements, float32; a NaN is the largest.
         values
-            The same elements as they are stored.
+            The elements as they are stored.
         entries
             The number of elements to keep.
 
@@ -102,9 +102,9 @@ class TopK:
         numpy.ndarray
             uint8.
         """
-        first = len(elements) - entries
-        indices = np.sort(np.argpartition(np.abs(elements), first)[first:])
-        counts = np.bincount(indices // CHUNK, minlength=_chunks(len(elements)))
+        first = len(magnitudes) - entries
+        indices = np.sort(np.argpartition(magnitudes, first)[first:])
+        counts = np.bincount(indices // CHUNK, minlength=_chunks(len(magnitudes)))
         pieces = (counts.astype("<u4"), (indices % CHUNK).astype("<u2"), values[indices])
         return np.concatenate([np.ascontiguousarray(piece).view(np.uint8) for piece in pieces])
 
