@@ -365,6 +365,9 @@ def test_update_keys() -> None:
         (
             {"rule": {"name": "median", "beta": 0.1}},
             "rule median has no 'beta'; its settings are layer_quorum",
+        ),
+        (
+            {"rule": {"name": "geometric_median", "beta": 0.1}},
             "rule geometric_median has no 'beta'; it has no settings",
         ),
         ({"rule": {"name": "trimmed_mean", "f": 1}}, "has no 'f'; its settings are beta"),
