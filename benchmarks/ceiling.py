@@ -74,6 +74,8 @@ CASES: Final = (
     Case(64, 64, masked=True),
     Case(64, 64, rule="median"),
     Case(64, 64, rule="geometric_median"),
+    Case(64, 1024, rule="median"),
+    Case(64, 1024, rule="geometric_median"),
 )
 
 

@@ -1,7 +1,9 @@
-"""The rounds of the memory ceiling: updates whose tensors repeat a piece, planned in one shard."""
+"""The rounds of the memory ceiling: updates whose tensors repeat a piece."""
 
 import contextlib
 import hashlib
+import re
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ from gradshard.client.upload_source import TensorContent
 from gradshard_core.aggregation.sharding import cut_shards
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.encoded import encode_layout
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.formats.masked import SEALED_BYTES, SIGNATURE_BYTES, Share, masked_layout
 from gradshard_core.planning import limits
@@ -24,11 +26,15 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
+from gradshard_core.s3.store import ListedObject
 from gradshard_core.units import MIB
 
 RING_BITS: Final = 32
 MEMORY_MB: Final = 128
 _PIECE: Final = 8 * MIB
+_FIRST: Final = "c00"
+_MOST_MIB: Final = 8 * 1024
+"""Of more updates than this, all are the same object: the engine holds them in memory."""
 
 Json = dict[str, Any]
 
@@ -50,6 +56,25 @@ class Case(NamedTuple):
         masked = " masked" if self.masked else ""
         return f"{self.mib} MiB{codec}{masked} from {self.clients} clients{rule}"
 
+    @property
+    def is_one_object(self) -> bool:
+        """Whether all updates are one object, and the planner cuts them into shards."""
+        return self.clients * self.mib > _MOST_MIB
+
+
+class _OneObject(ClientStore):
+    """A bucket in which the update of the first client is found under the names of 64."""
+
+    def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
+        """List the objects under a prefix; of an update all names."""
+        for entry in super().list_objects(prefix, after=after):
+            names = range(64) if _FIRST in entry.key else range(1)
+            yield from (entry._replace(key=entry.key.replace(_FIRST, f"c{n:02d}")) for n in names)
+
+    def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
+        """Read the first bytes of an object, or of the first client's update."""
+        return super().get_head(re.sub(r"(/updates/)c\d\d", rf"\g<1>{_FIRST}", key), nbytes)
+
 
 class Planned(NamedTuple):
     """A task, its function's memory, the MD5s of its parts, and the products that it measures."""
@@ -66,10 +91,11 @@ def planned_round(server: Engine, case: Case) -> Planned:
 
 
 def _plain_round(server: Engine, case: Case) -> Planned:
-    """Upload updates and plan one shard of them."""
+    """Upload updates, and plan one shard of them, or so many that the round is fast enough."""
     clients, nbytes = case.clients, case.mib * MIB
-    store, keys = ClientStore(BUCKET, server.s3), RoundKeys(f"ceiling-{clients}")
-    terms: Json = {"clients": clients, "shards": 1}
+    kind = _OneObject if case.is_one_object else ClientStore
+    store, keys = kind(BUCKET, server.s3), RoundKeys(f"ceiling-{clients}")
+    terms: Json = {"clients": clients, "shards": None if case.is_one_object else 1}
     if case.codec:
         terms["codecs"] = [case.codec]
     if case.rule:
@@ -79,18 +105,20 @@ def _plain_round(server: Engine, case: Case) -> Planned:
     layout = Layout.pack([("w", "F32", (nbytes // 4,))])
     rng = np.random.default_rng(clients)
     pieces = []
-    samples = [600 + 37 * client for client in range(clients)]
+    samples = [600 + 37 * client for client in range(1 if case.is_one_object else clients)]
     for client, count in enumerate(samples):
         piece = rng.standard_normal(_PIECE // 4, np.float32)
         data, piece, header = _stored(piece, case, layout, {"num_samples": str(count)})
         _upload(server, keys.update(f"c{client:02d}"), header, data, nbytes // _PIECE)
         pieces.append(piece)
+    pieces *= clients // len(pieces)
     plan, memory_mb = _plan(store, keys)
-    [batch] = store.get_json(keys.tasks(0))
-    [task] = batch["tasks"]
+    [task, *_], *_ = (batch["tasks"] for batch in store.get_json(keys.tasks(0)))
     if plan.computation.measures:
         rows = np.stack(pieces).astype(np.float64)
-        return Planned(task, memory_mb, {}, (rows @ rows.T) * (nbytes // _PIECE))
+        times, rest = divmod(plan.tasks(0)[0].end, _PIECE)
+        part = rows[:, : rest // 4]
+        return Planned(task, memory_mb, {}, (rows @ rows.T) * times + part @ part.T)
     if case.rule:
         whole = np.median(np.stack(pieces), axis=0)
     else:
@@ -198,7 +226,7 @@ def _upload(
 
 def _expected(plan: Plan, piece: bytes, header: bytes) -> dict[str, str]:
     """Return the part's MD5 by its number: the header, then the mean, which repeats too."""
-    [shard] = cut_shards(plan.layout.spans, plan.layout.nbytes, plan.computation.shards)
+    shard, *_ = cut_shards(plan.layout.spans, plan.layout.nbytes, plan.computation.shards)
     digest = hashlib.md5(header, usedforsecurity=False)
     for start in range(shard.start, shard.end, len(piece)):
         digest.update(piece[: shard.end - start])

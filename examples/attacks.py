@@ -125,7 +125,7 @@ def combine(
             updates = updates[np.array(decided) > 0]
             weights = [weight for weight in decided if weight > 0]
         if parsed.is_columns:
-            reduction = parsed.reduction(len(updates), gathers=False)
+            reduction = parsed.reduction(gathers=False)
     return np.frombuffer(run(reduction, weights, whole), "<f4")
 
 

@@ -1,4 +1,4 @@
-"""Train with private rounds, and compare accuracy with ε for several noise multipliers.
+"""Train with private rounds, and compare accuracy with ε for several noise multipliers and clips.
 
 On scikit-learn's digits, shared out over clients. Each round clips updates, adds them and adds
 noise as gradshard's functions do, once without masks and once with: masked by the clients, and with
@@ -9,7 +9,8 @@ dp-accounting (`pip install 'gradshard[privacy]'`). Writes privacy.svg and priva
 import hashlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +21,7 @@ from gradshard_core.aggregation.gram import Measuring, chunk_ranges
 from gradshard_core.aggregation.kernel import Reduction, Source, Zone, aggregate
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.noisy_fixed_point import NoisyFixedPoint
-from gradshard_core.aggregation.privacy import PrivacyMechanism, PrivateSum
+from gradshard_core.aggregation.privacy import PrivacyMechanism, PrivateSum, parse_privacy
 from gradshard_core.aggregation.ring_noise import RingNoise, noise_key
 from gradshard_core.aggregation.ring_sum import ADDED, SUBTRACTED, Decoding, RingSum, ring_spans
 from gradshard_core.formats.layout import Layout
@@ -35,12 +36,28 @@ DELTA: Final = 1e-3
 BOUND: Final = 2.0
 """Of an element of a masked update without noise."""
 
-MULTIPLIERS: Final = (None, 0.01, 0.5, 1.0, 2.0, 4.0)
-"""None for rounds without privacy. The next has hardly any noise: it shows what clipping costs."""
+MULTIPLIERS: Final = (0.01, 0.5, 1.0, 2.0, 4.0)
+"""The first has hardly any noise: it shows what clipping costs."""
+
+ADAPTIVE_MULTIPLIER: Final = 1.0
+CLIPS: Final = (0.1, 1.0, 10.0)
+"""Where the clips begin that are compared with adaptive ones. Updates are near 1 long at first."""
 
 
-def combine(updates: network.Array, mechanism: PrivacyMechanism, key: bytes) -> network.Array:
-    """Combine updates, one row each, with the kernel that gradshard's functions run."""
+def combine(
+    updates: network.Array, mechanism: PrivacyMechanism, key: bytes
+) -> tuple[network.Array, PrivacyMechanism, float]:
+    """Combine updates, one row each, with the kernel that gradshard's functions run.
+
+    Returns
+    -------
+    array
+        The private average.
+    PrivacyMechanism
+        That of the next round, whose clip may have adapted.
+    float
+        The share of the updates that were clipped.
+    """
     layout = Layout.pack([("update", "F32", (updates.shape[1],))])
     chunks = list(chunk_ranges(layout.spans, layout.nbytes, 0, layout.nbytes))
 
@@ -61,7 +78,11 @@ def combine(updates: network.Array, mechanism: PrivacyMechanism, key: bytes) -> 
     grid = mechanism.grid(updates.shape[1])
     reduction = PrivateSum(grid.step, len(updates))
     noise = NoiseSource(key, grid.terms, 0)
-    return np.frombuffer(run(reduction, factors, [(0, layout.nbytes)], noise), "<f4")
+    average = np.frombuffer(run(reduction, factors, [(0, layout.nbytes)], noise), "<f4")
+    count = mechanism.noisy_count(factors, key)
+    if count is not None:
+        mechanism = replace(mechanism, clip=mechanism.next_clip(count, len(updates)))
+    return average, mechanism, float(np.mean(np.array(factors) < 1))
 
 
 def combine_masked(
@@ -97,11 +118,13 @@ def combine_masked(
     return np.frombuffer(average, "<f4")
 
 
-def learn(multiplier: float | None, given: Any, seed: int, *, masked: bool) -> Floats:
-    """Return the accuracy after each round."""
+def learn(
+    mechanism: PrivacyMechanism | None, given: Any, seed: int, *, masked: bool
+) -> tuple[Floats, float, float]:
+    """Return the accuracy after each round, the clip after all, and who was clipped in the last."""
     clients, test = attacks.load("digits", given.clients, seed)
     model = network.initialise((test.images.shape[1], attacks.HIDDEN, 10), seed)
-    accuracies = np.empty(given.rounds)
+    accuracies, clipped = np.empty(given.rounds), 0.0
     for number in range(given.rounds):
         before = attacks.flat(model)
         updates = np.stack(
@@ -110,9 +133,7 @@ def learn(multiplier: float | None, given: Any, seed: int, *, masked: bool) -> F
                 for c in clients
             ]
         )
-        mechanism = None
-        if multiplier is not None:
-            mechanism = PrivacyMechanism(given.clip, multiplier, DELTA)
+        multiplier = None if mechanism is None else mechanism.noise_multiplier
         # A real round's keys and seeds are secret. These numbers can be made again.
         secret = f"{seed} {multiplier} {number}"
         if masked:
@@ -121,56 +142,95 @@ def learn(multiplier: float | None, given: Any, seed: int, *, masked: bool) -> F
         elif mechanism is None:
             change = attacks.combine(updates, [1] * len(updates), None)
         else:
-            change = combine(updates, mechanism, _secret(secret))
+            change, mechanism, clipped = combine(updates, mechanism, _secret(secret))
         model = attacks.shaped(before + change, model)
         accuracies[number] = network.accuracy(model, *test)
-    return accuracies
+    return accuracies, 0.0 if mechanism is None else mechanism.clip, clipped
 
 
 def _secret(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def run(given: Any, *, masked: bool) -> Panel:
-    """Train with every noise multiplier and every seed."""
+def run(
+    title: str,
+    mechanisms: Mapping[str, PrivacyMechanism | None],
+    given: Any,
+    ticker: program.Ticker,
+    *,
+    masked: bool = False,
+) -> Panel:
+    """Train with every mechanism, by its label, and every seed."""
     curves = []
     rounds = np.arange(1.0, given.rounds + 1)
-    with program.ticker(len(MULTIPLIERS) * given.seeds) as ticker:
-        for multiplier in MULTIPLIERS:
-            runs = []
-            for seed in range(given.seeds):
-                runs.append(learn(multiplier, given, seed, masked=masked))
-                ticker.done(f"z = {multiplier}")
-            label, epsilon = "not private", None
-            if multiplier is not None:
-                cost = PrivacyMechanism(given.clip, multiplier, DELTA).cost
-                epsilon = epsilon_of(given.rounds * cost, DELTA)
-                label = f"z {multiplier:g}: ε {epsilon:.3g}"
-            last = [round(float(accuracies[-1]), 5) for accuracies in runs]
-            curves.append(Curve.of(label, rounds, runs, {"epsilon": epsilon, "last": last}))
-    title = f"{given.clients} clients, clip {given.clip:g}{', masked' if masked else ''}"
+    for label, mechanism in mechanisms.items():
+        runs, clips, shares = [], [], []
+        for seed in range(given.seeds):
+            accuracies, clip, clipped = learn(mechanism, given, seed, masked=masked)
+            runs.append(accuracies)
+            clips.append(round(clip, 5))
+            shares.append(round(clipped, 5))
+            ticker.done(label)
+        figures: dict[str, Any] = {"epsilon": None}
+        if mechanism is not None:
+            figures["epsilon"] = epsilon_of(given.rounds * mechanism.cost, DELTA)
+            if not masked:
+                figures |= {"clips": clips, "clipped": shares}
+        figures["last"] = [round(float(accuracies[-1]), 5) for accuracies in runs]
+        curves.append(Curve.of(label, rounds, runs, figures))
     return Panel(title, "round", curves)
+
+
+def panels_of(given: Any) -> list[Panel]:
+    """Compare noise multipliers, without masks and with, and fixed clips with adaptive ones."""
+    by_noise: dict[str, PrivacyMechanism | None] = {"not private": None}
+    for multiplier in MULTIPLIERS:
+        mechanism = PrivacyMechanism(given.clip, multiplier, DELTA)
+        epsilon = epsilon_of(given.rounds * mechanism.cost, DELTA)
+        by_noise[f"z {multiplier:g}: ε {epsilon:.3g}"] = mechanism
+    adaptation = {"quantile": 0.5, "clip_rate": given.clip_rate}
+    by_clip: dict[str, PrivacyMechanism | None] = {}
+    for clip in CLIPS:
+        stated = {"clip": clip, "noise_multiplier": ADAPTIVE_MULTIPLIER, "delta": DELTA}
+        by_clip[f"clip {clip:g}"] = parse_privacy(stated)
+        by_clip[f"adapts from {clip:g}"] = parse_privacy({**stated, **adaptation})
+    title = f"{given.clients} clients, clip {given.clip:g}"
+    with program.ticker((2 * len(by_noise) + len(by_clip)) * given.seeds) as ticker:
+        return [
+            run(title, by_noise, given, ticker),
+            run(f"{title}, masked", by_noise, given, ticker, masked=True),
+            run(f"noise multiplier {ADAPTIVE_MULTIPLIER:g}", by_clip, given, ticker),
+        ]
+
+
+def row(curve: Curve, masked: str) -> tuple[str, ...]:
+    """Return what the table says of a curve."""
+    accuracy, figures = program.percent(curve.figures["last"]), curve.figures
+    if "clips" not in figures:
+        return curve.label, accuracy, masked, "", ""
+    clip = f"{np.mean(figures['clips']):.2f}"
+    return curve.label, accuracy, masked, clip, f"{100 * np.mean(figures['clipped']):.0f}"
 
 
 def main() -> int:
     """Run the program and return the process's exit code."""
     options = program.parser(__doc__, clients=60, rounds=15, seeds=5)
     options.add_argument("--clip", type=float, default=1.0, help="length to which updates are cut")
+    options.add_argument("--clip-rate", type=float, default=0.2, help="η, by which a clip adapts")
     given = options.parse_args()
     if not (math.isfinite(given.clip) and given.clip > 0):
         options.error(f"--clip is {given.clip}, not a number above 0")
-    panels = [run(given, masked=masked) for masked in (False, True)]
+    plain, masked, clips = panels = panels_of(given)
+    beside = [program.percent(curve.figures["last"]) for curve in masked.curves]
+    rows = [row(curve, text) for curve, text in zip(plain.curves, beside, strict=True)]
     program.table(
         f"Accuracy in percent after {given.rounds} rounds of {given.clients} clients",
-        ("noise", "accuracy", "masked"),
-        [
-            (both[0].label, *(f"{100 * c.mean[-1]:.1f} ± {100 * c.spread[-1]:.1f}" for c in both))
-            for both in zip(*(panel.curves for panel in panels), strict=True)
-        ],
+        ("mechanism", "accuracy", "masked", "clip", "clipped"),
+        [*rows, *(row(curve, "") for curve in clips.curves)],
     )
     settings = {**vars(given), "output": None, "delta": DELTA, "alpha": attacks.ALPHA}
     title = f"Accuracy by round, and ε at δ {DELTA:g} after all"
-    program.write(given.output, "privacy", title, settings, panels[:1], panels)
+    program.write(given.output, "privacy", title, settings, [plain, clips], panels)
     return 0
 
 

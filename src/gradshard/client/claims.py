@@ -215,7 +215,7 @@ class _Reader:
                 sent_to = self._inbox_of(self._spec.inbox, contributor.source.key)
                 sender = sender_of(contributor.client)
             own = {sent_to.update(sender)}
-            if self._spec.partial_rule is not None:
+            if self._spec.takes_partial:
                 own.add(sent_to.partial_update(contributor.client))
             if contributor.source.key not in own:
                 self._contradictions.append(
@@ -230,7 +230,7 @@ class _Reader:
 
     def _read_updates(self, named: Sequence[NamedContributor], layout: Layout) -> list[_Sent]:
         """Read the headers of the updates."""
-        layers = layers_of(layout, self._spec.layers) if self._spec.partial_rule is not None else ()
+        layers = layers_of(layout, self._spec.layers) if self._spec.takes_partial else ()
         # Parsed, a header may take 150 MB.
         one_at_a_time = threading.Lock()
         read = partial(self._read_update, layout=layout, layers=layers, lock=one_at_a_time)
@@ -276,7 +276,7 @@ class _Reader:
             )
         if terms is not None:
             layout = masked_layout(layout, terms.ring_bits)
-        difference = layout.difference(header.layout, partial=self._spec.partial_rule is not None)
+        difference = layout.difference(header.layout, partial=self._spec.takes_partial)
         if difference is not None:
             raise UpdateError(f"{source.key} does not have the layout of the result: {difference}")
         report = None
@@ -355,7 +355,7 @@ class _Reader:
         sent: Sequence[_Sent],
     ) -> tuple[PlannedLayerWeights, ...]:
         """Derive the weights of each layer; take the manifest's if past rounds are gone."""
-        if self._spec.partial_rule is None:
+        if not self._spec.takes_partial:
             return ()
         coverage = {s.contributor.client: s.coverage for s in sent if s.coverage is not None}
         stated = tuple(

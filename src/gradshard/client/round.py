@@ -296,7 +296,7 @@ class Round(RoundAccess):
             expires=expires,
             max_bytes=max_bytes,
             # With a rule, an update may have only some of its tensors.
-            layout=None if spec.partial_rule else layout,
+            layout=None if spec.takes_partial else layout,
             allow_nonfinite=spec.allow_nonfinite,
             codecs=spec.codecs or (),
             model=self.model().tensors.source if spec.server_optimizer else None,
@@ -611,7 +611,7 @@ def _check_expected(spec: RoundSpec, client: str, round_id: str) -> None:
 
 
 def _check_partial(spec: RoundSpec, round_id: str) -> None:
-    if spec.partial_rule is None:
+    if not spec.takes_partial:
         raise UpdateError(
             f"round {round_id!r} averages whole updates only; open it with a rule for partial ones"
         )

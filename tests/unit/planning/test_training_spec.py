@@ -211,6 +211,7 @@ KRUM = {**ROUND, "rule": {"name": "krum", "f": 2}}
         (KRUM, 7, 7),
         ({**ROUND, "rule": "median"}, 3, 3),
         ({**ROUND, "rule": "trimmed_mean"}, 5, 5),
+        ({**ROUND, "rule": {"name": "median", "layer_quorum": 6}}, 6, 6),
     ],
 )
 def test_every_number_of_members_that_is_enough_makes_a_round(

@@ -15,6 +15,9 @@ input counts alike, whatever its number of samples.
 ``sign``          1, 0 or -1: the sign of the sum of all signs
 ================  =================================================================================
 
+Of partial updates, N is the number of those that have the element's layer. The layer is zero if
+these inputs have the weight zero, or if there are none.
+
 Operations are in the accumulator's type, each rounded once, and a zero is positive. The result is
 rounded to the element's type as a sum is.
 """
@@ -30,7 +33,14 @@ import numpy as np
 
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.arithmetic import Array
-from gradshard_core.aggregation.kernel import Block, NonFiniteSumError, Piece, Source, check_finite
+from gradshard_core.aggregation.kernel import (
+    Block,
+    NonFiniteSumError,
+    Piece,
+    Source,
+    check_finite,
+    pieces_of,
+)
 from gradshard_core.aggregation.sharding import ROW_BYTES, block_bytes
 
 
@@ -47,11 +57,18 @@ def take_rows(sources: Sequence[Source], block: Block) -> None:
                     arithmetic.add(dtype, elements, 1.0, row, scratch, first=True)
 
 
+def _covering(sources: Sequence[Source], weights: Sequence[float | None]) -> list[Source]:
+    """Return the inputs that have a block; weights are None of those that lack it."""
+    return [source for source, weight in zip(sources, weights, strict=True) if weight is not None]
+
+
 class _WholeColumns:
     """The common part of rules that sort columns: all inputs of a block are held at once."""
 
     of_sums: ClassVar[bool] = False
     accumulator: ClassVar[None] = None
+    # Of the block that was taken last: how many inputs have it, and whether they count.
+    _there, _counts = 0, False
 
     def rows(self, inputs: int) -> int:
         """Return the number of inputs, since all are held at once."""
@@ -62,33 +79,55 @@ class _WholeColumns:
         return ROW_BYTES
 
     def take(
-        self, sources: Sequence[Source], _weights: Sequence[float | None], block: Block
+        self, sources: Sequence[Source], weights: Sequence[float | None], block: Block
     ) -> None:
-        """Read a block of every input; all cover it, and count alike."""
-        take_rows(sources, block)
+        """Read a block of every input that covers it; they count alike, or not at all."""
+        there = _covering(sources, weights)
+        self._there, self._counts = len(there), any(weights)
+        take_rows(there, block)
+
+    def finish(self, piece: Piece, position: int) -> memoryview:
+        """Return the bytes of a piece of the result."""
+        rows = _comparable(piece, piece.rows[: self._there], position)
+        if not self._counts:
+            piece.scratch.fill(0)
+            return arithmetic.finish(piece.dtype, piece.scratch, piece.rows[0])
+        addends, count = self._chosen(rows, piece.scratch)
+        return _mean(piece, addends, count, position)
+
+    def _chosen(self, rows: list[Array], spare: Array) -> tuple[Sequence[Array], int]:
+        """Return the rows that are added, and the number by which their sum is divided.
+
+        ``rows`` may be overwritten, and ``spare``, which is as long as one of them.
+        """
+        raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrimmedMean(_WholeColumns):
     """The mean of each column without its smallest and largest elements.
 
     Parameters
     ----------
-    cut
-        The number of values left out at either end; None for the median, which leaves out all but
-        the middle one or two.
+    beta
+        β, the share of the values that is left out at either end; None for the median, which leaves
+        out all but the middle one or two.
     """
 
-    cut: int | None = None
+    beta: float | None = None
 
-    def finish(self, piece: Piece, position: int) -> memoryview:
-        """Return the bytes of a piece of the result."""
-        cut = (len(piece.rows) - 1) // 2 if self.cut is None else self.cut
-        kept = _sort(_comparable(piece, position), piece.scratch, cut)
-        return _mean(piece, kept, len(kept), position)
+    def _chosen(self, rows: list[Array], spare: Array) -> tuple[Sequence[Array], int]:
+        cut = (len(rows) - 1) // 2 if self.beta is None else cut_of(self.beta, len(rows))
+        kept = _sort(rows, spare, cut)
+        return kept, len(kept)
 
 
-@dataclass(frozen=True)
+def cut_of(beta: float, inputs: int) -> int:
+    """Return how many of the smallest, and of the largest, a trimmed mean leaves out."""
+    return int(beta * inputs)
+
+
+@dataclass
 class MeanAroundMedian(_WholeColumns):
     """The mean of the elements of each column that are closest to their median.
 
@@ -100,9 +139,8 @@ class MeanAroundMedian(_WholeColumns):
 
     left_out: int
 
-    def finish(self, piece: Piece, position: int) -> memoryview:
-        """Return the bytes of a piece of the result."""
-        rows = _sort(_comparable(piece, position), piece.scratch, 0)
+    def _chosen(self, rows: list[Array], spare: Array) -> tuple[Sequence[Array], int]:
+        rows = _sort(rows, spare, 0)
         closest = len(rows) - self.left_out
         low, high = rows[(len(rows) - 1) // 2], rows[len(rows) // 2]
         median = np.divide(np.add(low, high), low.dtype.type(2))
@@ -115,18 +153,18 @@ class MeanAroundMedian(_WholeColumns):
             rows[start][passed] = 0
             # Zero of what lies behind them. A row may be both, in different columns.
             rows[start + closest][~passed] = 0
-        return _mean(piece, rows, closest, position)
+        return rows, closest
 
 
-def _comparable(piece: Piece, position: int) -> list[Array]:
-    """Return the rows of a piece, whose elements have been made sure to have one order."""
-    for row in piece.rows:
+def _comparable(piece: Piece, rows: list[Array], position: int) -> list[Array]:
+    """Return rows of a piece, whose elements have been made sure to have one order."""
+    for row in rows:
         if not piece.dtype.is_integer:
             # The result may be finite although an input is not.
             check_finite(piece, row, position, math.inf)
         # Processors differ in which of two zeros is the smaller one.
         np.add(row, 0.0, out=row)
-    return piece.rows
+    return rows
 
 
 def _mean(piece: Piece, addends: Sequence[Array], count: int, position: int) -> memoryview:
@@ -141,7 +179,7 @@ def _mean(piece: Piece, addends: Sequence[Array], count: int, position: int) -> 
     return arithmetic.finish(dtype, result, rows[0] if rows[0] is not result else rows[1])
 
 
-@dataclass(frozen=True)
+@dataclass
 class MajoritySign:
     """The majority of signs, which takes hardly more memory than a sum.
 
@@ -154,6 +192,7 @@ class MajoritySign:
     gathers: bool = False
     of_sums: ClassVar[bool] = False
     accumulator: ClassVar[None] = None
+    _counts = False
 
     def rows(self, _inputs: int) -> int:
         """Return the number of arrays: the votes, and which elements are not finite."""
@@ -164,21 +203,22 @@ class MajoritySign:
         return block_bytes(inputs, gathers=self.gathers)
 
     def take(
-        self, sources: Sequence[Source], _weights: Sequence[float | None], block: Block
+        self, sources: Sequence[Source], weights: Sequence[float | None], block: Block
     ) -> None:
-        """Count the signs of every input; all cover the block, and they have no weights."""
-        for index, source in enumerate(sources):
+        """Count the signs of every input that covers the block; they count alike, or not at all."""
+        self._counts = any(weights)
+        for piece in pieces_of(block):
+            for tally in _bytes(piece):
+                tally.fill(0)
+        for source in _covering(sources, weights):
             for slice_ in block:
                 source.read_into(slice_.raw)
                 for piece in slice_.pieces:
-                    self._vote(piece, is_first=index == 0)
+                    self._vote(piece)
 
-    def _vote(self, piece: Piece, *, is_first: bool) -> None:
+    def _vote(self, piece: Piece) -> None:
         dtype, elements, _, numbers = piece
         votes, bad = _bytes(piece)
-        if is_first:
-            votes.fill(0)
-            bad.fill(0)
         arithmetic.add(dtype, elements, 1.0, numbers, numbers, first=True)
         np.add(votes, np.greater(numbers, 0).view(np.int8), out=votes)
         np.subtract(votes, np.less(numbers, 0).view(np.int8), out=votes)
@@ -191,7 +231,7 @@ class MajoritySign:
         votes, bad = _bytes(piece)
         if bad.any():
             raise NonFiniteSumError(position + int(bad.argmax()) * piece.dtype.size)
-        np.copyto(piece.scratch, np.sign(votes))
+        np.copyto(piece.scratch, np.sign(votes) if self._counts else 0)
         return arithmetic.finish(piece.dtype, piece.scratch, piece.rows[0])
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation import gram_rules
-from gradshard_core.aggregation.columns import MajoritySign, MeanAroundMedian, TrimmedMean
+from gradshard_core.aggregation.columns import MajoritySign, MeanAroundMedian, TrimmedMean, cut_of
 from gradshard_core.aggregation.gram_rules import Settings
 from gradshard_core.aggregation.kernel import Reduction
 from gradshard_core.errors import SpecError
@@ -45,22 +45,25 @@ class _Rule(NamedTuple):
     decide
         Makes weights of a Gram matrix; None for a rule that measures nothing.
     columns
-        (settings, inputs, gathers) → the reduction of a rule over columns; None for a weighted sum.
+        (settings, gathers) → the reduction of a rule over columns; None for a weighted sum.
     score
         The name of the scores by which ``decide`` decides, as reports show it.
     is_of_changes
         Whether it goes by lengths or directions, which only changes of a model have.
     pairs
         Whether it needs products of different updates; otherwise only norms are measured.
+    whole
+        Why it takes no partial updates; empty if it does.
     """
 
     settings: Mapping[str, _Setting]
     least: Callable[[Settings], int]
     decide: gram_rules.Rule | None = None
-    columns: Callable[[Settings, int, bool], Reduction] | None = None
+    columns: Callable[[Settings, bool], Reduction] | None = None
     score: str = ""
     is_of_changes: bool = False
     pairs: bool = True
+    whole: str = ""
 
 
 def _one(_settings: Settings) -> int:
@@ -77,7 +80,7 @@ def _trimmed_least(settings: Settings) -> int:
     beta = settings["beta"]
     least = math.ceil(min(1 / beta, 1e9))
     # 1 / β is rounded, and so is β times a number.
-    return max(3, next(n for n in (least - 1, least, least + 1) if _cut(beta, n) or n > least))
+    return max(3, next(n for n in (least - 1, least, least + 1) if cut_of(beta, n) or n > least))
 
 
 def _krum_least(settings: Settings) -> int:
@@ -95,19 +98,19 @@ def _bulyan_least(settings: Settings) -> int:
     return int(4 * settings["f"] + 3)
 
 
-def _median(_settings: Settings, _inputs: int, _gathers: bool) -> Reduction:
+def _median(_settings: Settings, _gathers: bool) -> Reduction:
     return TrimmedMean()
 
 
-def _trimmed_mean(settings: Settings, inputs: int, _gathers: bool) -> Reduction:
-    return TrimmedMean(_cut(settings["beta"], inputs))
+def _trimmed_mean(settings: Settings, _gathers: bool) -> Reduction:
+    return TrimmedMean(settings["beta"])
 
 
-def _sign(_settings: Settings, _inputs: int, gathers: bool) -> Reduction:
+def _sign(_settings: Settings, gathers: bool) -> Reduction:
     return MajoritySign(gathers=gathers)
 
 
-def _around_median(settings: Settings, _inputs: int, _gathers: bool) -> Reduction:
+def _around_median(settings: Settings, _gathers: bool) -> Reduction:
     return MeanAroundMedian(int(2 * settings["f"]))
 
 
@@ -119,6 +122,7 @@ MEDIAN: Final = "median"
 TRIMMED_MEAN: Final = "trimmed_mean"
 SIGN: Final = "sign"
 KRUM: Final = "krum"
+LAYER_QUORUM: Final = "layer_quorum"
 
 _KRUM: Final = "Krum score"
 _BETA: Final = _Setting(0.2, lambda beta: 0 < beta < 0.5, "a number above 0 and under 0.5")
@@ -128,22 +132,51 @@ _BOUND: Final = _Setting(None, lambda bound: bound > 0, "a number above 0")
 _QUANTILE: Final = _Setting(None, lambda q: 0 < q <= 1, "a number above 0 and at most 1")
 _CLIP: Final = {"bound": _BOUND, "quantile": _QUANTILE}
 _LEAST: Final = _Setting(0.0, lambda cosine: -1 <= cosine < 1, "a number from -1 and under 1")
+_LAYER_QUORUM: Final = _Setting(None, _is_count, "a whole number from 3")
+_BY_COLUMN: Final = {LAYER_QUORUM: _LAYER_QUORUM}
+_DISTANCES: Final = (
+    "it goes by distances, and between updates that lack different layers these are of different "
+    "elements: the shorter an update, the better it would look"
+)
+_DIRECTIONS: Final = "an update points elsewhere if it lacks a layer, so honest ones are left out"
+_CENTER: Final = (
+    "it moves all layers toward one center, and a layer that is missing would count as no change, "
+    "which draws the center to where clients have stopped"
+)
+_LENGTHS: Final = (
+    "it bounds the length of an update and not of a layer, so where few clients send a layer, each "
+    "could move it by up to the whole bound"
+)
 _ITERATIONS: Final = _Setting(
     3, lambda n: _is_count(n) and n <= 100, "a whole number from 1 to 100"
 )
 
 ROBUST_RULES: Final[Mapping[str, _Rule]] = {
-    MEDIAN: _Rule({}, _three, columns=_median),
-    TRIMMED_MEAN: _Rule({"beta": _BETA}, _trimmed_least, columns=_trimmed_mean),
-    SIGN: _Rule({}, _one, columns=_sign, is_of_changes=True),
+    MEDIAN: _Rule(_BY_COLUMN, _three, columns=_median),
+    TRIMMED_MEAN: _Rule({"beta": _BETA, **_BY_COLUMN}, _trimmed_least, columns=_trimmed_mean),
+    SIGN: _Rule(_BY_COLUMN, _one, columns=_sign, is_of_changes=True),
     "norm_clip": _Rule(
-        _CLIP, _one, gram_rules.norm_clip, score="norm", is_of_changes=True, pairs=False
+        _CLIP,
+        _one,
+        gram_rules.norm_clip,
+        score="norm",
+        is_of_changes=True,
+        pairs=False,
+        whole=_LENGTHS,
     ),
-    KRUM: _Rule({"f": _F}, _krum_least, gram_rules.krum, score=_KRUM),
-    "multi_krum": _Rule({"f": _F, "m": _M}, _multi_krum_least, gram_rules.multi_krum, score=_KRUM),
-    "bulyan": _Rule({"f": _F}, _bulyan_least, gram_rules.bulyan, _around_median, score=_KRUM),
+    KRUM: _Rule({"f": _F}, _krum_least, gram_rules.krum, score=_KRUM, whole=_DISTANCES),
+    "multi_krum": _Rule(
+        {"f": _F, "m": _M}, _multi_krum_least, gram_rules.multi_krum, score=_KRUM, whole=_DISTANCES
+    ),
+    "bulyan": _Rule(
+        {"f": _F}, _bulyan_least, gram_rules.bulyan, _around_median, score=_KRUM, whole=_DISTANCES
+    ),
     "geometric_median": _Rule(
-        {}, _three, gram_rules.geometric_median, score="distance from the geometric median"
+        {},
+        _three,
+        gram_rules.geometric_median,
+        score="distance from the geometric median",
+        whole=_CENTER,
     ),
     "cosine_filter": _Rule(
         {"least": _LEAST},
@@ -151,6 +184,7 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
         gram_rules.cosine_filter,
         score="cosine with the geometric median",
         is_of_changes=True,
+        whole=_DIRECTIONS,
     ),
     "centered_clip": _Rule(
         {**_CLIP, "iterations": _ITERATIONS},
@@ -158,6 +192,7 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
         gram_rules.centered_clip,
         score="distance from the center",
         is_of_changes=True,
+        whole=_CENTER,
     ),
 }
 """The rules by name."""
@@ -204,6 +239,17 @@ class RobustRule:
         return self.is_columns or self.pairs
 
     @property
+    def layer_quorum(self) -> int | None:
+        """The fewest partial updates with a layer by which it changes; None for whole updates."""
+        quorum = self.settings.get(LAYER_QUORUM)
+        return None if quorum is None else int(quorum)
+
+    @property
+    def whole(self) -> str:
+        """Why the rule takes no partial updates; empty if it does."""
+        return ROBUST_RULES[self.name].whole
+
+    @property
     def score(self) -> str:
         """The name of the scores by which the rule decides, as reports show it."""
         return ROBUST_RULES[self.name].score
@@ -221,7 +267,12 @@ class RobustRule:
 
     @property
     def least_clients(self) -> int:
-        """The fewest updates that the rule takes."""
+        """The fewest updates that the rule takes: with fewer, no layer would have its quorum."""
+        return max(self._least, self.layer_quorum or 0)
+
+    @property
+    def _least(self) -> int:
+        """The fewest updates of which it combines an element."""
         return ROBUST_RULES[self.name].least(self.settings)
 
     @property
@@ -257,10 +308,16 @@ class RobustRule:
         SpecError
             It does not; the text has the numbers.
         """
-        if expected < self.least_clients:
+        if expected < self._least:
             raise SpecError(
-                f"rule {self._stated} needs at least {self.least_clients} updates, and "
+                f"rule {self._stated} needs at least {self._least} updates, and "
                 f"{expected} are expected{self._advice(expected)}"
+            )
+        least = max(self._least, _three(self.settings))
+        if self.layer_quorum is not None and not least <= self.layer_quorum <= expected:
+            raise SpecError(
+                f"rule {self._stated}: layer_quorum is not from {least}, the fewest updates that "
+                f"hold a bad one, to the {expected} that are expected"
             )
 
     @property
@@ -268,11 +325,11 @@ class RobustRule:
         """Whether it measures all updates before it adds them."""
         return ROBUST_RULES[self.name].decide is not None
 
-    def reduction(self, inputs: int, *, gathers: bool) -> Reduction:
+    def reduction(self, *, gathers: bool) -> Reduction:
         """Return the reduction of a rule over columns."""
         columns = ROBUST_RULES[self.name].columns
         assert columns is not None  # noqa: S101 - for mypy: other rules add with weights
-        return columns(self.settings, inputs, gathers)
+        return columns(self.settings, gathers)
 
     def to_json(self) -> dict[str, Any]:
         """Return what :func:`parse_robust_rule` reads."""
@@ -291,6 +348,8 @@ def parse_robust_rule(fields: Mapping[str, Any]) -> RobustRule:
     name = stated.pop("name")
     known = ROBUST_RULES[name].settings
     unknown = sorted(stated.keys() - known.keys())
+    if LAYER_QUORUM in unknown:
+        raise SpecError(f"rule {name} takes whole updates only: {ROBUST_RULES[name].whole}")
     if unknown:
         have = f"its settings are {', '.join(known)}" if known else "it has no settings"
         raise SpecError(f"rule {name} has no {unknown[0]!r}; {have}")
@@ -310,8 +369,3 @@ def parse_robust_rule(fields: Mapping[str, Any]) -> RobustRule:
     if "bound" in known and not settings.keys() & _CLIP.keys():
         settings["quantile"] = 0.5
     return RobustRule(name, settings)
-
-
-def _cut(beta: float, inputs: int) -> int:
-    """Return how many of the smallest, and of the largest, a trimmed mean leaves out."""
-    return int(beta * inputs)

@@ -120,7 +120,7 @@ def local_steps(contributors: Sequence[Contributor]) -> dict[str, int]:
 
 def layer_ranges(spec: RoundSpec, layout: Layout) -> tuple[LayerRanges, ...]:
     """Return the layers of partial updates and their places in the layout; none for whole ones."""
-    if spec.partial_rule is None:
+    if not spec.takes_partial:
         return ()
     position = {tensor.name: (tensor.start, tensor.end) for tensor in layout.tensors}
     return tuple(

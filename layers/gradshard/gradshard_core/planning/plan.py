@@ -595,7 +595,7 @@ class Plan:
         if computation.measures:
             return Measuring(inputs, self.layout.buffers, pairs=self.pairs)
         if computation.robust is not None and computation.robust.is_columns:
-            return computation.robust.reduction(inputs, gathers=gathers)
+            return computation.robust.reduction(gathers=gathers)
         is_last = self.is_last(level)
         if self.grid is not None:
             return PrivateSum(

@@ -13,7 +13,7 @@ from gradshard_core.aggregation import addition_order, topologies
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES, STEPS, WEIGHTS
 from gradshard_core.aggregation.privacy import LEAST_CLIENTS, PrivacyMechanism, parse_privacy
-from gradshard_core.aggregation.robust_rules import ROBUST_RULES, RobustRule
+from gradshard_core.aggregation.robust_rules import LAYER_QUORUM, ROBUST_RULES, RobustRule
 from gradshard_core.aggregation.server_optimizers import (
     MODELS,
     OPTIMIZERS,
@@ -157,7 +157,7 @@ class RoundSpec:
             encoder=lambda rule: rule.to_json(),
         ),
         f"Accept partial updates and average them by this rule: fedavg, fill, drop, or "
-        f"{SALF_EXAMPLE}. Or combine whole updates by a robust rule: {', '.join(ROBUST_RULES)}, or "
+        f"{SALF_EXAMPLE}. Or combine updates by a robust rule: {', '.join(ROBUST_RULES)}, or "
         f"{ROBUST_EXAMPLE}.",
         value=None,
         default="whole updates only, averaged",
@@ -312,6 +312,14 @@ class RoundSpec:
         return self.rule if isinstance(self.rule, PartialRule) else None
 
     @property
+    def takes_partial(self) -> bool:
+        """Whether updates may lack layers."""
+        robust = self.robust_rule
+        return self.partial_rule is not None or (
+            robust is not None and robust.layer_quorum is not None
+        )
+
+    @property
     def robust_rule(self) -> RobustRule | None:
         """The robust rule; None if updates are averaged."""
         return self.rule if isinstance(self.rule, RobustRule) else None
@@ -376,11 +384,8 @@ class RoundSpec:
         """The reason why a missing layout is needed; None if the updates can decide on one."""
         if self.layout is not None or self.server_optimizer is not None:
             return None
-        if self.partial_rule is not None:
-            who = (
-                f"rule {self.partial_rule.name} takes partial updates, of which few may have all "
-                "tensors"
-            )
+        if self.rule is not None and self.takes_partial:
+            who = f"rule {self.rule.name} takes partial updates, of which few may have all tensors"
         elif self.eager:
             who = "eager begins with the first group, when most updates are not there yet"
         else:
@@ -542,14 +547,17 @@ def _check_clients(spec: RoundSpec) -> None:
 
 def _check_rule(spec: RoundSpec) -> None:
     """Check what the rule for partial updates goes with."""
-    if spec.partial_rule is None:
+    if not spec.takes_partial:
         if spec.layers is not None:
             why = "give a rule, too"
-            if spec.rule is not None:
-                why = f"rule {spec.rule.name} takes whole ones"
+            if spec.robust_rule is not None:
+                named, reason = f"rule {spec.robust_rule.name}", spec.robust_rule.whole
+                why = f"{named} takes whole ones, since {reason}"
+                if not reason:
+                    why = f"{named} takes whole ones unless it has a layer_quorum"
             raise SpecError(f"layers is for rounds of partial updates: {why}")
         return
-    if spec.weights != SHARES:
+    if spec.partial_rule is not None and spec.weights != SHARES:
         raise SpecError(
             f"rule {spec.partial_rule.name} has weights of its own, layer by layer: leave out "
             "weights"
@@ -571,10 +579,11 @@ def _check_apply(spec: RoundSpec) -> None:
             "point, and updates are whole models: send deltas, or take median, trimmed_mean, krum "
             "or geometric_median"
         )
-    if spec.server_optimizer.updates == MODELS and spec.partial_rule is not None:
+    if spec.server_optimizer.updates == MODELS and spec.rule is not None and spec.takes_partial:
+        what = f"rule {spec.rule.name}" if robust is None else LAYER_QUORUM
         raise SpecError(
             "server_optimizer: updates models cannot be partial, since what nobody sends is no "
-            f"change: send deltas, or leave out rule {spec.partial_rule.name}"
+            f"change: send deltas, or leave out {what}"
         )
 
 

@@ -38,8 +38,12 @@ def weigh_layers(
     PlanError
         The probabilities cannot be estimated from the rounds that the rule names.
     """
-    if spec.partial_rule is None or not contributors:
+    if not spec.takes_partial or not contributors:
         return ()
+    quorum = None if spec.robust_rule is None else spec.robust_rule.layer_quorum
+    if quorum is not None:
+        held = [coverage[contributor.client] for contributor in contributors]
+        return tuple(_equal(covers, quorum) for covers in zip(*held, strict=True))
     names = [contributor.client for contributor in contributors]
     named = [Layer(layer.name, ()) for layer in layers]
     expected: list[str | None]
@@ -48,6 +52,7 @@ def weigh_layers(
     else:
         expected = list(spec.clients)
     rule = spec.partial_rule
+    assert rule is not None  # noqa: S101 - for mypy: other rules have returned
     if isinstance(rule.participation, PastRounds):
         known = [client for client in expected if client is not None]
         past = [_past_round(store, name) for name in rule.participation.rounds]
@@ -55,6 +60,13 @@ def weigh_layers(
     samples = {contributor.client: contributor.samples for contributor in contributors}
     weighed = effective_weights(rule, named, expected, coverage, samples)
     return tuple(PlannedLayerWeights(layer.missed, layer.weights) for layer in weighed)
+
+
+def _equal(covers: Coverage, quorum: int) -> PlannedLayerWeights:
+    """Weigh a layer under a rule over columns: alike, or zero if too few updates have it."""
+    there = sum(covers)
+    weight = 1 / there if there >= quorum else 0.0
+    return PlannedLayerWeights(None, tuple(weight if held else None for held in covers))
 
 
 def _past_round(store: S3Store, name: str) -> PastRound:

@@ -66,7 +66,7 @@ def answered_clients(store: S3Store, keys: RoundKeys, spec: RoundSpec) -> list[s
     """List the clients that sent an update, or some layers of one if the round takes those."""
     sent = arrivals.sent_to(keys, spec)
     answered = arrivals.arrived(store, sent)
-    if spec.partial_rule is None:
+    if not spec.takes_partial:
         return answered
     return sorted({*answered, *arrivals.progressed(store, sent)})
 
@@ -298,9 +298,7 @@ class _Examiner:
             layout, whose = masked_layout(layout, masked.ring_bits), f"{whose}, masked"
         self.settled, self._whose = layout, whose
         self._stored = digests_of(layout).stored
-        self._layers = (
-            layers_of(layout, self._spec.layers) if self._spec.partial_rule is not None else ()
-        )
+        self._layers = layers_of(layout, self._spec.layers) if self._spec.takes_partial else ()
 
     def look(self, update: Update) -> _Sent:
         """Note an update's layout, and examine it if the round's is known; threads may share it."""
@@ -390,7 +388,7 @@ class _Examiner:
         return settled if stored == self._stored else self._seen[stored].read()
 
     def _examine(self, settled: Layout, layout: Layout) -> _Findings:
-        partial = self._spec.partial_rule is not None
+        partial = self._spec.takes_partial
         differs = difference(layout, settled, self._whose, partial=partial)
         if differs is not None:
             return _Findings(differs)

@@ -115,7 +115,7 @@ def check_update(store: S3Store, keys: RoundKeys, client: str, spec: RoundSpec) 
         The round's spec. With a rule for partial updates, the round takes the layers that a client
         has sent so far, if that has sent no update.
     """
-    first = _read_first(store, Address(keys), client, partial=spec.partial_rule is not None)
+    first = _read_first(store, Address(keys), client, partial=spec.takes_partial)
     if not isinstance(first, _First):
         return first
     readable = min(MAX_HEADER_BYTES, first.source.nbytes - PREFIX_BYTES)
@@ -207,7 +207,7 @@ def check_updates(
         return look(update) if isinstance(update, Update) else update
 
     def read(client: str) -> T | Rejection | None:
-        partial = spec.partial_rule is not None
+        partial = spec.takes_partial
         first = _read_first(store, address_of(client), client, partial=partial)
         if not isinstance(first, _First):
             return first

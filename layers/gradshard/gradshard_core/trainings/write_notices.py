@@ -178,12 +178,12 @@ class _Writer:
         spec = self._spec.terms
         sent = sent_layout(layout, agreement)
         most = max_update_bytes(sent)
-        is_whole = not (spec.codecs or spec.partial_rule)
+        is_whole = not (spec.codecs or spec.takes_partial)
         return {
             "max_bytes": most,
             # Updates without a codec differ in their metadata alone.
             "min_bytes": max(1, sent.nbytes) if is_whole else 1,
-            "layout": None if spec.partial_rule else layout,
+            "layout": None if spec.takes_partial else layout,
             "allow_nonfinite": spec.allow_nonfinite,
             "codecs": spec.codecs or (),
             "agreement": agreement,
