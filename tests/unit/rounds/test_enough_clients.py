@@ -67,6 +67,34 @@ def test_an_update_that_arrives_while_the_round_is_planned_is_rejected(
     assert machine.store.get_json(machine.keys.rejection("c")) is None
 
 
+def test_an_update_that_replaces_a_bad_one_while_the_round_is_planned_is_rejected(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the planning has rejected the bad one, and before its plan can be seen."""
+    machine.open(clients=["a", "b", "c"], min_clients=1, enough_clients=2)
+    machine.store.put_bytes(machine.keys.update("c"), b"junk")
+    bad = machine.store.head(machine.keys.update("c"))
+    assert bad is not None
+    machine.collect("c", bad.etag.strip('"'))
+    send(machine, "a")
+    put_json = machine.store.put_json
+
+    def arrive_then_put(key: str, value: Any, **options: Any) -> Any:
+        if key == machine.keys.plan:
+            etag = machine.submit("c", {"w": np.ones(3, "f4")})
+            assert machine.collect("c", etag)["status"] == "accepted"
+            assert machine.store.get_json(machine.keys.rejection("c")) is None
+        return put_json(key, value, **options)
+
+    monkeypatch.setattr(machine.store, "put_json", arrive_then_put)
+    assert machine.turn(OPENED) == {"status": "completed"}
+    newest = machine.store.head(machine.keys.update("c"))
+    assert newest is not None
+    rejection = machine.store.get_json(machine.keys.rejection("c"))
+    assert "uploaded while the round was being planned" in rejection["reason"]
+    assert (rejection["etag"], rejection["late"]) == (newest.etag, True)
+
+
 @pytest.mark.parametrize(
     ("fields", "why"),
     [

@@ -250,8 +250,9 @@ def reject_all(
 def reject_overlooked(store: S3Store, keys: RoundKeys, spec: RoundSpec, plan: Plan) -> None:
     """Reject the updates that have arrived and that a plan does not know.
 
-    They were uploaded while the round was being planned, after its updates were listed. The
-    function that their events have called may have found no plan yet, and told nobody.
+    They were uploaded while the round was being planned, after its updates were listed, or in the
+    place of a bad one after that was read. The function that their events have called may have
+    found no plan yet: it told nobody, and withdrew the rejection of the bad one.
 
     Parameters
     ----------
@@ -260,14 +261,20 @@ def reject_overlooked(store: S3Store, keys: RoundKeys, spec: RoundSpec, plan: Pl
     plan
         Its plan, which is written.
     """
-    for client in _perhaps_overlooked(store, keys, spec, plan):
+    bad = {found.client: found.etag for found in plan.participants.rejected if found.etag}
+
+    def look(client: str) -> None:
         head = store.head(keys.update(client))
-        if head is not None:
-            reason = (
-                f"{head.key}: uploaded while the round was being planned; the client takes no part "
-                "in this round"
-            )
-            reject(store, keys, Rejection(client, reason, head.etag, late=True))
+        if head is None or head.etag.strip('"') == bad.get(client, "").strip('"'):
+            return
+        reason = (
+            f"{head.key}: uploaded while the round was being planned; the client takes no part in "
+            "this round"
+        )
+        reject(store, keys, Rejection(client, reason, head.etag, late=True))
+
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(look, [*_perhaps_overlooked(store, keys, spec, plan), *bad]))
 
 
 def _perhaps_overlooked(
