@@ -18,11 +18,11 @@ from gradshard.cli.options import (
 from gradshard.cli.output import cell, dollars, print_json
 from gradshard.cli.round_options import round_options
 from gradshard.cli.values import SizeType, WholeNumberType
+from gradshard.client.keeper_cost import KeeperCost
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.planning import aws_prices, large_rounds, limits, planner
-from gradshard_core.planning.keeper_cost import KeeperCost
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.masking import check_unused
 from gradshard_core.planning.option_parsers import MAX_CLIENTS

@@ -112,10 +112,11 @@ class Mask:
 
         ``digest`` is the SHA-256 of the update's bytes, and ``scale`` the factor of its elements.
         """
-        from gradshard_core.masking import derivation, enrolment, sealing
+        from gradshard.client.seed_derivation import derive
+        from gradshard_core.masking import enrolment, sealing
 
         key = self.key()
-        seed, ephemeral = derivation.derive(key, digest, scale, keeper, context)
+        seed, ephemeral = derive(key, digest, scale, keeper, context)
         sealed = sealing.seal(seed, keeper, context, ephemeral)
         return _Sealed(seed, sealed, enrolment.sign(key, sealed, context))
 
