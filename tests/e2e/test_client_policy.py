@@ -186,6 +186,16 @@ def test_a_client_joins_a_training_takes_part_and_leaves(
     assert training.id == name
 
 
+def test_a_client_sends_to_a_round_with_thousands_of_ids(
+    federation: Federation, as_client: Callable[[], Federation]
+) -> None:
+    many = [f"c{number:063}" for number in range(4200)]  # more than the machine's input takes
+    federation.open_round("policed-large", ["a", *many], timeout=600)
+    round_ = as_client().round("policed-large")
+    round_.submit("a", update(5), samples=1)
+    assert len(round_.status()["missing"]) == len(many)
+
+
 @pytest.mark.usefixtures("as_client")
 def test_a_client_may_do_nothing_else(credentials: dict[str, str], deployed: Deployed) -> None:
     s3 = boto3.client(

@@ -437,8 +437,11 @@ def trained_with_a_ticket(federation: Federation) -> None:
     """By a client whose requests the function's role has signed."""
     federation.model("iam-ticket").put(update(0))
     optimizer = {"optimizer": "fedavg", "model": "iam-ticket"}
+    base = {"batch_size": 16, "epochs": 1, "learning_rate": 0.1}
     options: Any = {"server_optimizer": optimizer, "poll_seconds": 0.2, "timeout": 60}
-    training = federation.train("iam-ticket", rounds=1, clients=["a"], **options)
+    # The second round's assignment is among those that the first one has computed.
+    options |= {"assignments": base}
+    training = federation.train("iam-ticket", rounds=2, clients=["a"], **options)
     held = TicketTraining(training.ticket("a"))
     invitation = until(lambda: held.state().invitation)
     round_ = held.round(invitation)
