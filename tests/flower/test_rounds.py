@@ -193,7 +193,7 @@ class TestWithoutTrouble:
 
     def test_the_pages_lines_are_enough(self) -> None:
         page = (Path(__file__).parents[2] / "docs" / "flower.md").read_text()
-        client, server = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        client, server, *others = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
         names: dict[str, Any] = {}
         exec(client, names)
         app = client_app(trained, [], app=names["app"])
@@ -204,6 +204,8 @@ class TestWithoutTrouble:
         exec(server, names)
         # Two of four nodes are sampled for the evaluation, all for the training.
         assert bits(names["result"].arrays) == bits(train(FedAvg(), grid(), 2).arrays)
+        for lines in others:
+            exec(lines, names)
 
 
 class TestBadInput:
