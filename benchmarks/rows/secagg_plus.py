@@ -197,7 +197,7 @@ def _unmasked(
         if owner not in lost:
             masked = parameters_subtraction(masked, pseudo_rand_gen(secret, MODULUS, shape))
             continue
-        # What its neighbours have masked with it has to be made again.
+        # Its neighbours added masks that they shared with it: make those again, and take them off.
         for neighbour in {*_neighbours(owner, asked)} - {owner}:
             key = generate_shared_key(
                 bytes_to_private_key(secret), bytes_to_public_key(public[neighbour][0])

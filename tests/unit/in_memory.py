@@ -86,6 +86,13 @@ class Machine:
         self.aggregate(self.plan(outcome))
         return self.step("finalize_round")
 
+    def finish(self) -> dict[str, Any]:
+        """Go around until the round is not planned again; return its outcome."""
+        outcome: dict[str, Any] = OPENED
+        while (outcome := self.turn(outcome))["status"] == "replan":
+            pass
+        return outcome
+
     def plan(self, outcome: dict[str, Any]) -> dict[str, Any]:
         self._plannings += 1
         carried = [path[2:] for path in payload_of("PlanRound").values() if path.startswith("$.")]

@@ -1,9 +1,9 @@
-"""What masks and seals one update, derived from the client's own key: the same again for the same.
+"""Derive the secrets that mask and seal one update from the client's own key.
 
-Nothing of it is stored, and yet a program that starts anew makes the same masked bytes, so an
-upload that broke off goes on. Whatever differs, in the update or in the terms, derives another
-seed, so no seed ever covers two updates. Who does not have the client's key cannot tell the seeds
-from random ones (HKDF, RFC 5869).
+The same update and terms have the same secrets. So a program that starts anew makes the same masked
+bytes, and goes on with an upload that broke off, though nothing is stored. Another update, or other
+terms, have another seed: no seed ever covers two updates. Nobody without the client's key can tell
+the seeds from random ones (HKDF, RFC 5869).
 """
 
 from typing import Final, NamedTuple
@@ -46,7 +46,7 @@ def derive(
         The SHA-256 of the update's bytes in hexadecimal, and the factor of its elements: with the
         context, they decide the bytes that are masked.
     keeper, context
-        What the seed is sealed to, and for.
+        The public key that the seed is sealed to, and the terms that it is sealed with.
     """
     about = framed(_LABEL, digest, float(scale).hex(), keeper.hex()) + context.encode()
     made = HKDF(SHA256(), SEED_BYTES + KEY_BYTES, None, about).derive(signing_key)

@@ -184,7 +184,7 @@ def test_of_a_long_training_the_last_rounds_are_read_alone(
         record = {**RECORD, "number": number, "round_id": f"t-{number:05}"}
         store.put_json(keys.record(f"t-{number:05}"), record)
     assert len(federation.training("t").records()) == 300
-    # Whoever reads an older one finds it broken.
+    # The older ones are broken, so that reading one would fail.
     for number in range(1, 280):
         store.put_bytes(keys.record(f"t-{number:05}"), b"junk")
     output = run("train", "show", "t").output

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import reference
-from tests.unit.in_memory import OPENED, Machine
+from tests.unit.in_memory import Machine
 from tests.unit.rounds.test_compressed_rounds import compress, decoded, with_samples
 from tests.unit.rounds.test_compressed_rounds import run as run_bodies
 
@@ -31,10 +31,7 @@ def run(machine: Machine, sent: dict[str, dict[str, reference.Array]], **spec: A
     assert machine.open(clients=sorted(sent), **spec)["status"] == "opened"
     for client, update in sent.items():
         machine.collect(client, machine.submit(client, update))
-    outcome = OPENED
-    while (outcome := machine.turn(outcome))["status"] == "replan":
-        pass
-    assert outcome == {"status": "completed"}
+    assert machine.finish() == {"status": "completed"}
     return machine.store.get_json(machine.keys.manifest)
 
 

@@ -12,7 +12,7 @@ from gradshard_core.formats.codecs.registry import CODECS
 from tests import reference
 from tests.integration.by_hand import layout_of
 from tests.unit.fakes import MemoryStack
-from tests.unit.in_memory import OPENED, Machine
+from tests.unit.in_memory import Machine
 from tests.unit.rounds.test_compressed_rounds import compress, decoded
 from tests.unit.rounds.test_compressed_rounds import run as run_bodies
 
@@ -63,10 +63,7 @@ def run(machine: Machine, sent: Mapping[str, Update], rule: Mapping[str, Any], *
     assert answer["status"] == "opened", answer
     for client, update in sent.items():
         machine.collect(client, machine.submit(client, update))
-    outcome = OPENED
-    while (outcome := machine.turn(outcome))["status"] == "replan":
-        pass
-    assert outcome == {"status": "completed"}
+    assert machine.finish() == {"status": "completed"}
     body = machine.store.get_bytes(machine.keys.result)
     assert body is not None
     return machine.store.get_json(machine.keys.manifest), reference.decode(body)

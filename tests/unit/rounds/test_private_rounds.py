@@ -61,10 +61,7 @@ def run(machine: Machine, name: str, **spec: Any) -> dict[str, Any]:
     for client in "abc":
         etag = machine.submit(client, {"w": np.ones(5, "f4")})
         machine.collect(client, etag)
-    outcome = OPENED
-    while (outcome := machine.turn(outcome))["status"] == "replan":
-        pass
-    return outcome
+    return machine.finish()
 
 
 def test_a_rejection_tells_no_element_of_an_update(private: Machine) -> None:
@@ -237,9 +234,7 @@ def test_canary_is_seen_without_noise_and_hidden_with_it(machine: Machine) -> No
                     if client == "a" and is_present:
                         sent[17] = 1.0
                     machine.collect(client, machine.submit(client, {"w": sent}))
-                outcome = OPENED
-                while (outcome := machine.turn(outcome))["status"] == "replan":
-                    pass
+                machine.finish()
                 result = machine.store.get_bytes(machine.keys.result)
                 assert result is not None
                 values.append(float(reference.decode(result)["w"][17]))

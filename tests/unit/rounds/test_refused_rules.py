@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import reference
-from tests.unit.in_memory import OPENED, Machine
+from tests.unit.in_memory import Machine
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
@@ -71,9 +71,7 @@ def average(machine: Machine, name: str, sent: dict[str, Any], **terms: Any) -> 
     assert machine.open(clients=sorted(sent), **terms)["status"] == "opened"
     for client, update in sent.items():
         machine.collect(client, machine.submit(client, {"w": update}))
-    outcome = OPENED
-    while (outcome := machine.turn(outcome))["status"] == "replan":
-        pass
+    machine.finish()
     body = machine.store.get_bytes(machine.keys.result)
     assert body is not None
     return reference.decode(body)["w"]

@@ -68,8 +68,8 @@ class StoredList(Sequence[T]):
             "firsts": self._firsts,
         }
 
-    def near_any(self) -> list[T]:
-        """Return a piece, drawn at random."""
+    def any_piece(self) -> list[T]:
+        """Return the entries of a piece that is drawn at random."""
         [number] = random.sample(range(len(self._names)), 1)
         return self._piece(number)
 

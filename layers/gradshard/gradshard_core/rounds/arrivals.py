@@ -362,7 +362,7 @@ def _is_anyone_missing(store: S3Store, keys: RoundKeys, spec: RoundSpec, arrivin
     """
     if isinstance(spec.clients, int) or spec.enough_clients is not None:
         return False
-    drawn = spec.clients.near_any() if isinstance(spec.clients, StoredList) else spec.clients
+    drawn = spec.clients.any_piece() if isinstance(spec.clients, StoredList) else spec.clients
     others = [client for client in drawn if client != arriving]
     looked_for = random.sample(others, min(HEADS_BEFORE_LIST, len(others)))
     return any(store.head(keys.update(client)) is None for client in looked_for)

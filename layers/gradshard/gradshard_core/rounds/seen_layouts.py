@@ -30,7 +30,7 @@ _CHARACTER_BYTES: Final = 4
 
 
 class Digests(NamedTuple):
-    """What tells layouts apart.
+    """The digests by which layouts are compared.
 
     Parameters
     ----------
