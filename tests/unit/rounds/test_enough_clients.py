@@ -67,15 +67,18 @@ def test_an_update_that_arrives_while_the_round_is_planned_is_rejected(
     assert machine.store.get_json(machine.keys.rejection("c")) is None
 
 
+@pytest.mark.parametrize("others", [0, 30])
 def test_an_update_that_replaces_a_bad_one_while_the_round_is_planned_is_rejected(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, others: int
 ) -> None:
     """After the planning has rejected the bad one, and before its plan can be seen."""
-    machine.open(clients=["a", "b", "c"], min_clients=1, enough_clients=2)
-    machine.store.put_bytes(machine.keys.update("c"), b"junk")
-    bad = machine.store.head(machine.keys.update("c"))
-    assert bad is not None
-    machine.collect("c", bad.etag.strip('"'))
+    bad = ["c", *(f"d{number}" for number in range(others))]
+    machine.open(clients=["a", "b", *bad], min_clients=1, enough_clients=len(bad) + 1)
+    for client in bad:
+        machine.store.put_bytes(machine.keys.update(client), b"junk")
+        sent = machine.store.head(machine.keys.update(client))
+        assert sent is not None
+        machine.collect(client, sent.etag.strip('"'))
     send(machine, "a")
     put_json = machine.store.put_json
 
@@ -93,6 +96,9 @@ def test_an_update_that_replaces_a_bad_one_while_the_round_is_planned_is_rejecte
     rejection = machine.store.get_json(machine.keys.rejection("c"))
     assert "uploaded while the round was being planned" in rejection["reason"]
     assert (rejection["etag"], rejection["late"]) == (newest.etag, True)
+    for client in bad[1:]:
+        rejection = machine.store.get_json(machine.keys.rejection(client))
+        assert "not a safetensors object" in rejection["reason"]
 
 
 @pytest.mark.parametrize(

@@ -273,8 +273,12 @@ def reject_overlooked(store: S3Store, keys: RoundKeys, spec: RoundSpec, plan: Pl
         )
         reject(store, keys, Rejection(client, reason, head.etag, late=True))
 
+    replaced = [*bad]
+    if len(bad) > HEADS_BEFORE_LIST:
+        newest = newest_updates(store, keys, bad)
+        replaced = [c for c in newest if newest[c].etag.strip('"') != bad[c].strip('"')]
     with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(look, [*_perhaps_overlooked(store, keys, spec, plan), *bad]))
+        list(pool.map(look, [*_perhaps_overlooked(store, keys, spec, plan), *replaced]))
 
 
 def _perhaps_overlooked(
