@@ -21,7 +21,7 @@ from gradshard_core.planning.options import Option
 from gradshard_core.planning.spec import DEFAULTS, OPTIONS
 
 DOCS: Final = Path(__file__).parent
-PAGES: Final = tuple(DOCS / name for name in ("formats.md",))
+PAGES: Final = (DOCS / "formats.md",)
 
 _TABLE: Final = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _WHERE: Final = ("--stack", "--region", "--profile", "--local", "--port")
