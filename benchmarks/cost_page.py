@@ -150,8 +150,8 @@ def _defaults_section() -> str:
         f"""
 At *burst*, a function of {limits.MIN_MEMORY_MB} MB adds more slowly than its network delivers, and
 one of {DEFAULT_MEMORY_MB} MB waits for the network: it costs the same, within 2 %, and takes up to
-30 % less time. With the same M, 256 MB cost up to a fifth more and save hardly any time. Half a minute instead of a
-minute costs up to 5 % more.
+30 % less time. With the same M, 256 MB cost up to a fifth more and save hardly any time. Half a
+minute instead of a minute costs up to 5 % more.
 
 On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to a third more than
 {limits.MIN_MEMORY_MB} MB. If your first rounds take much longer than projected (`gradshard show`),
