@@ -30,7 +30,7 @@ def test_a_table_that_is_older_than_the_code_is_seen() -> None:
 
 def test_every_command_is_described_under_its_name() -> None:
     text = (ROOT / "docs" / "commands.md").read_text()
-    described = re.findall(r"^\| `(gradshard .+?)` \|", text, re.MULTILINE)
+    described = re.findall(r"^- `(gradshard .+?)` ", text, re.MULTILINE)
     assert sorted(described) == sorted(tables.commands())
     headings = re.findall(r"^### (gradshard .+)$", tables.filled(text), re.MULTILINE)
     assert sorted(headings) == sorted(tables.commands())
