@@ -260,7 +260,7 @@ def _fees_section() -> str:
 
 *Before* is the same model's price of the earlier state machine and events. Since then:
 
-- No choice follows `finalize_round`, which is two transitions less: $0.05.
+- No choice follows a level or `finalize_round`, which is three transitions less: $0.08.
 - S3 notifies a topic instead of EventBridge: $0.08.
 - The deadline's schedule is deleted when a round ends: $0.01.
 - `collect_update` has 256 MB instead of 472 MB: $0.02.
