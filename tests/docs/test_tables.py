@@ -56,6 +56,13 @@ def test_every_variable_that_is_read_is_described() -> None:
     assert ours <= read | set_
 
 
+def test_every_parameter_is_named() -> None:
+    section = SETTINGS.partition("## Parameters of the template\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([A-Z]\w+)`", section))
+    parameters = re.findall(r"^\| `(\w+)` \|", tables.table("parameters"), re.MULTILINE)
+    assert named == set(parameters)
+
+
 TEMPLATE_VARIABLES = "\n".join(
     re.findall(
         r"^ +Variables:\n((?: {8,}.+\n)+)", (ROOT / "template.yaml").read_text(), re.MULTILINE
