@@ -133,7 +133,7 @@ _QUANTILE: Final = _Setting(None, lambda q: 0 < q <= 1, "a number above 0 and at
 _CLIP: Final = {"bound": _BOUND, "quantile": _QUANTILE}
 _LEAST: Final = _Setting(0.0, lambda cosine: -1 <= cosine < 1, "a number from -1 and under 1")
 _LAYER_QUORUM: Final = _Setting(None, _is_count, "a whole number from 3")
-_BY_COLUMN: Final = {LAYER_QUORUM: _LAYER_QUORUM}
+_BY_LAYER: Final = {LAYER_QUORUM: _LAYER_QUORUM}
 _DISTANCES: Final = (
     "it goes by distances, and between updates that lack different layers these are of different "
     "elements: the shorter an update, the better it would look"
@@ -143,26 +143,21 @@ _CENTER: Final = (
     "it moves all layers toward one center, and a layer that is missing would count as no change, "
     "which draws the center to where clients have stopped"
 )
-_LENGTHS: Final = (
-    "it bounds the length of an update and not of a layer, so where few clients send a layer, each "
-    "could move it by up to the whole bound"
-)
 _ITERATIONS: Final = _Setting(
     3, lambda n: _is_count(n) and n <= 100, "a whole number from 1 to 100"
 )
 
 ROBUST_RULES: Final[Mapping[str, _Rule]] = {
-    MEDIAN: _Rule(_BY_COLUMN, _three, columns=_median),
-    TRIMMED_MEAN: _Rule({"beta": _BETA, **_BY_COLUMN}, _trimmed_least, columns=_trimmed_mean),
-    SIGN: _Rule(_BY_COLUMN, _one, columns=_sign, is_of_changes=True),
+    MEDIAN: _Rule(_BY_LAYER, _three, columns=_median),
+    TRIMMED_MEAN: _Rule({"beta": _BETA, **_BY_LAYER}, _trimmed_least, columns=_trimmed_mean),
+    SIGN: _Rule(_BY_LAYER, _one, columns=_sign, is_of_changes=True),
     "norm_clip": _Rule(
-        _CLIP,
+        {**_CLIP, **_BY_LAYER},
         _one,
         gram_rules.norm_clip,
         score="norm",
         is_of_changes=True,
         pairs=False,
-        whole=_LENGTHS,
     ),
     KRUM: _Rule({"f": _F}, _krum_least, gram_rules.krum, score=_KRUM, whole=_DISTANCES),
     "multi_krum": _Rule(
