@@ -52,6 +52,8 @@ class _Rule(NamedTuple):
         Whether it goes by lengths or directions, which only changes of a model have.
     pairs
         Whether it needs products of different updates; otherwise only norms are measured.
+    counts_samples
+        Whether an update counts by its client's number of samples.
     whole
         Why it takes no partial updates; empty if it does.
     """
@@ -63,6 +65,7 @@ class _Rule(NamedTuple):
     score: str = ""
     is_of_changes: bool = False
     pairs: bool = True
+    counts_samples: bool = False
     whole: str = ""
 
 
@@ -121,7 +124,6 @@ def _is_count(value: float) -> bool:
 MEDIAN: Final = "median"
 TRIMMED_MEAN: Final = "trimmed_mean"
 SIGN: Final = "sign"
-KRUM: Final = "krum"
 LAYER_QUORUM: Final = "layer_quorum"
 
 _KRUM: Final = "Krum score"
@@ -158,10 +160,16 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
         score="norm",
         is_of_changes=True,
         pairs=False,
+        counts_samples=True,
     ),
-    KRUM: _Rule({"f": _F}, _krum_least, gram_rules.krum, score=_KRUM, whole=_DISTANCES),
+    "krum": _Rule({"f": _F}, _krum_least, gram_rules.krum, score=_KRUM, whole=_DISTANCES),
     "multi_krum": _Rule(
-        {"f": _F, "m": _M}, _multi_krum_least, gram_rules.multi_krum, score=_KRUM, whole=_DISTANCES
+        {"f": _F, "m": _M},
+        _multi_krum_least,
+        gram_rules.multi_krum,
+        score=_KRUM,
+        counts_samples=True,
+        whole=_DISTANCES,
     ),
     "bulyan": _Rule(
         {"f": _F}, _bulyan_least, gram_rules.bulyan, _around_median, score=_KRUM, whole=_DISTANCES
@@ -171,6 +179,7 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
         _three,
         gram_rules.geometric_median,
         score="distance from the geometric median",
+        counts_samples=True,
         whole=_CENTER,
     ),
     "cosine_filter": _Rule(
@@ -179,6 +188,7 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
         gram_rules.cosine_filter,
         score="cosine with the geometric median",
         is_of_changes=True,
+        counts_samples=True,
         whole=_DIRECTIONS,
     ),
     "centered_clip": _Rule(
@@ -187,6 +197,7 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
         gram_rules.centered_clip,
         score="distance from the center",
         is_of_changes=True,
+        counts_samples=True,
         whole=_CENTER,
     ),
 }
@@ -216,7 +227,7 @@ class RobustRule:
     @property
     def counts_samples(self) -> bool:
         """Whether an update counts by its client's number of samples."""
-        return not self.is_columns and self.name != KRUM
+        return ROBUST_RULES[self.name].counts_samples
 
     @property
     def is_of_changes(self) -> bool:
