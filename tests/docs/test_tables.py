@@ -10,6 +10,7 @@ from docs import tables
 
 from gradshard import Federation
 from gradshard.client.round_options import RoundOptions
+from gradshard_core.aggregation.robust_rules import ROBUST_RULES
 from gradshard_core.planning.spec import RoundSpec
 from tests.docs.pages import PAGES, ROOT
 
@@ -21,6 +22,14 @@ FORMATS = (ROOT / "docs" / "formats.md").read_text()
 def test_tables_are_as_the_code_has_them(page: Path) -> None:
     text = page.read_text()
     assert tables.filled(text) == text, f"`make docs-tables` writes {page.name} anew"
+
+
+def test_the_page_of_robust_rules_has_a_row_for_each_with_its_settings() -> None:
+    text = (ROOT / "docs" / "robust.md").read_text()
+    for name, rule in ROBUST_RULES.items():
+        [row] = re.findall(rf"^\| `{name}` \| .+ \|$", text, re.MULTILINE)[:1]
+        described = set(re.findall(r"`(\w+)`", row))
+        assert described >= rule.settings.keys(), name
 
 
 def test_a_table_that_is_older_than_the_code_is_seen() -> None:
