@@ -23,6 +23,11 @@ def test_every_block_is_of_a_known_language_and_would_be_accepted(path: Path) ->
             parse(block)
 
 
+def test_no_page_has_marks_of_a_merge() -> None:
+    marked = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
+    assert not [path.name for path in PAGES if marked.search(path.read_text())]
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_commands_and_options_in_sentences_are_there(path: Path) -> None:
     for line, code in inline_code(path):
