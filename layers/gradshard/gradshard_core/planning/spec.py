@@ -596,8 +596,9 @@ def _check_inbox(spec: RoundSpec) -> None:
     """Check what the updates of a buffered training go with."""
     if spec.inbox is None:
         return
+    rule = spec.robust_rule
     conflicts = {
-        "rule": spec.rule is not None,
+        "rule": spec.takes_partial,
         "dp": spec.dp is not None,
         "weights": spec.weights == COUNTS,
         "eager": spec.eager,
@@ -607,6 +608,11 @@ def _check_inbox(spec: RoundSpec) -> None:
     for name, is_given in conflicts.items():
         if is_given:
             raise SpecError(f"updates of a buffered training do not go with {name}: leave it out")
+    if rule is not None and rule.is_columns and spec.inbox.exponent:
+        raise SpecError(
+            f"rule {rule.name} counts every update alike, however stale: give a staleness_exponent "
+            "of 0, and a max_staleness"
+        )
     if spec.server_optimizer is None or spec.server_optimizer.updates == MODELS:
         raise SpecError(
             "updates of a buffered training change a model: give a server_optimizer, whose updates "
