@@ -95,7 +95,10 @@ def parse(**fields: Any) -> TrainingSpec:
             {**BUFFERED, "updates_per_client": 2, "round": {**ROUND, "rule": "norm_clip"}},
             "updates_per_client is 2, and a robust rule takes each update for another client's",
         ),
-        ({**BUFFERED, "round": {**ROUND, "min_clients": 3, "dp": DP}}, "do not go with dp"),
+        (
+            {**BUFFERED, "round": {**ROUND, "min_clients": 3, "dp": DP}},
+            "go with dp: they wait where",
+        ),
         ({**BUFFERED, "round": {**ROUND, "weights": "counts"}}, "do not go with weights"),
         ({**BUFFERED, "round": {**ROUND, "min_clients": 4}}, "min_clients is 4, over the 3"),
         ({**BUFFERED, "round": {"server_optimizer": MODELS}}, "whose updates are deltas"),

@@ -597,17 +597,18 @@ def _check_inbox(spec: RoundSpec) -> None:
     if spec.inbox is None:
         return
     rule = spec.robust_rule
-    conflicts = {
-        "rule": spec.takes_partial,
-        "dp": spec.dp is not None,
-        "weights": spec.weights == COUNTS,
-        "eager": spec.eager,
-        "assignments": spec.assignments is not None,
-        "updates_from": spec.updates_from is not None,
-    }
-    for name, is_given in conflicts.items():
+    for name, is_given, why in (
+        ("rule", spec.takes_partial, "no deadline cuts clients off, so their updates are whole"),
+        ("dp", spec.dp is not None, "they wait where a round without noise could take them, too"),
+        ("weights", spec.weights == COUNTS, "their discounts are of shares"),
+        ("eager", spec.eager, "a buffer is added when it is full"),
+        ("assignments", spec.assignments is not None, "each client trains at its own pace"),
+        ("updates_from", spec.updates_from is not None, "they come from its inbox"),
+    ):
         if is_given:
-            raise SpecError(f"updates of a buffered training do not go with {name}: leave it out")
+            raise SpecError(
+                f"updates of a buffered training do not go with {name}: {why}; leave it out"
+            )
     if rule is not None and rule.is_columns and spec.inbox.exponent:
         raise SpecError(
             f"rule {rule.name} counts every update alike, however stale: give a staleness_exponent "
