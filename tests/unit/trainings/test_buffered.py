@@ -511,6 +511,38 @@ def test_an_update_that_a_rule_leaves_out_is_used_up_and_its_client_reads_why(
     assert found[0] == found[1]
 
 
+def test_krum_takes_one_update_of_each_buffer_though_functions_die_at_random(
+    new_machine: NewMachine,
+) -> None:
+    """And events come twice, and executions of rounds are lost."""
+    machine, rng, lost = new_machine({**PACES, "flo": 7.0}), random.Random(0), set[str]()  # noqa: S311
+
+    def lose(invitation: Invitation) -> None:
+        if invitation.round_id not in lost and rng.random() < 0.2:
+            lost.add(invitation.round_id)
+            raise LostError("States.TaskFailed", "stopped by hand")
+
+    machine.kill = {
+        name: [{rng.randrange(-16, 16)} if n % 2 else set() for n in range(500)]
+        for name in FUNCTIONS
+    }
+    machine.after_plan, machine.deliver = lose, lambda event: [event] * rng.randint(1, 2)
+    state = machine.start(**robust({"name": "krum", "f": 1}, clients=[*machine.paces], repeats=20))
+    assert (state.status, state.completed) == ("ended", 6)
+    assert lost
+    verdicts = [verdict(machine, *sent) for sent in machine.arrived]
+    assert verdicts.count("counted") == 6
+    assert sum("rule krum left this update out" in text for text in verdicts) == 6 * 4
+    _, taken = fedbuff(machine.arrived, 5)
+    for number, buffer in enumerate(taken[:6], start=1):
+        updates = np.array(deltas_of(machine, buffer))
+        squares = ((updates[:, None] - updates[None]) ** 2).sum(axis=2)
+        scores = np.sort(squares, axis=1)[:, 1:3].sum(axis=1)  # N - f - 2 = 2 neighbours
+        best = int(scores.argmin())
+        discounted = (1 + buffer[sorted(buffer)[best]]) ** -0.5 * updates[best]
+        assert np.allclose(step_of(machine, number), discounted, rtol=1e-5, atol=1e-6)
+
+
 def test_every_update_has_counted_or_has_a_reason(new_machine: NewMachine) -> None:
     """With so low a bound most of the slow clients' updates are too old when their turn comes."""
     machine = new_machine({**PACES, "eve": 17.0, "flo": 23.0})
