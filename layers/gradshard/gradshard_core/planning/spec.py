@@ -340,6 +340,11 @@ class RoundSpec:
         """The mechanism of which the aggregator adds the noise: the keeper does, under masks."""
         return self.dp if self.masked is None else None
 
+    @property
+    def averages_all(self) -> bool:
+        """Whether integers and buffers are averaged (:func:`check_averaged`)."""
+        return self.dp is None and (self.robust_rule is None or self.robust_rule.name != SIGN)
+
     def counted(self, samples: int) -> int:
         """Return how many of the samples that a client states are counted."""
         return samples if self.max_samples is None else min(samples, self.max_samples)
@@ -700,7 +705,7 @@ def check_averaged(spec: RoundSpec, tensors: Sequence[str]) -> None:
     SpecError
         Their averages could not be hidden, or would become signs.
     """
-    if not tensors:
+    if not tensors or spec.averages_all:
         return
     if spec.dp is not None:
         raise SpecError(
@@ -708,11 +713,10 @@ def check_averaged(spec: RoundSpec, tensors: Sequence[str]) -> None:
             f"{tensors[0]!r} is an integer or a buffer, whose average would reveal clients: leave "
             "it out of the model, for example with group instead of batch normalisation"
         )
-    if spec.robust_rule is not None and spec.robust_rule.name == SIGN:
-        raise SpecError(
-            f"rule sign makes 1, 0 or -1 of every element, and {tensors[0]!r} is an integer or a "
-            "buffer, which is averaged: take rule median"
-        )
+    raise SpecError(
+        f"rule sign makes 1, 0 or -1 of every element, and {tensors[0]!r} is an integer or a "
+        "buffer, which is averaged: take rule median"
+    )
 
 
 def _check_topology(spec: RoundSpec) -> None:
