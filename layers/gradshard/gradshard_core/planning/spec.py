@@ -636,6 +636,11 @@ def _check_robust(spec: RoundSpec) -> None:
         raise SpecError(f"measure_one_in is for rules that measure updates: {names}")
     if rule is None:
         return
+    if spec.measure_one_in is not None and rule.layer_quorum is not None:
+        raise SpecError(
+            "measure_one_in might measure nothing of an update with few layers, which then counts "
+            "in full: leave it out, or layer_quorum"
+        )
     rule.check_clients(spec.expected)
     if spec.weights != SHARES:
         raise SpecError(f"rule {rule.name} decides how updates count: leave out weights")
