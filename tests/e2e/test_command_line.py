@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,16 +17,9 @@ from safetensors.numpy import load_file, save_file
 from gradshard.deployment.engine_start_stop import free_port
 from gradshard.deployment.local_engine import Engine
 from tests import reference
+from tests.e2e.command import gradshard
 
 pytestmark = pytest.mark.e2e
-
-COMMAND = Path(sys.executable).with_name("gradshard")
-
-
-def gradshard(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120
-    )
 
 
 def said(*arguments: object) -> str:

@@ -41,7 +41,7 @@ class Context:
     def get_remaining_time_in_millis(self): return 30_000
 print(json.dumps(handler(json.load(sys.stdin), Context())), file=sys.stderr)
 """
-LARGE_MIB = int(os.environ.get("GRADSHARD_TEST_LARGE_MIB", "256"))
+LARGE_MIB = int(os.environ.get("GRADSHARD_TEST_LARGE_MIB", "96"))
 OPENED_AT = "2026-01-01T00:00:00+00:00"
 HANDLER = Path(__file__).parents[2] / "functions" / "aggregate_shard" / "app.py"
 
@@ -259,10 +259,11 @@ def test_so_does_the_peak_of_compressed_updates(store: S3Store, clients: int, co
 
 
 def test_the_peak_does_not_grow_with_the_update(store: S3Store) -> None:
-    small, _ = peak_mb(store, "memory-small", 4, "F32", 32 * MIB)
+    small, _ = peak_mb(store, "memory-small", 4, "F32", 16 * MIB)
     large, _ = peak_mb(store, "memory-large", 4, "F32", LARGE_MIB * MIB)
-    print(f"32 MiB: {small} MB; {LARGE_MIB} MiB: {large} MB")
-    assert abs(large - small) <= 16
+    print(f"16 MiB: {small} MB; {LARGE_MIB} MiB: {large} MB")
+    # It grew by less than 1 MB from 32 to 256 MiB.
+    assert abs(large - small) <= 5
 
 
 # Reads a plan as a task does; prints how much memory that takes.
