@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import threading
+import time
 from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -117,6 +118,7 @@ def test_a_client_with_a_ticket_needs_no_credentials(
     assert_one_line(gradshard("submit", *by_a, updates["b"]), "was used already")
     shown = said_json("show", *by_a)
     assert (shown["state"], shown["uploaded"] > 0, shown["reason"]) == ("open", True, None)
+    time.sleep(1)  # the ticket's time; commands may be quicker
     expired = gradshard("submit", "--ticket", tmp_path / "short", updates["a"], "--samples", 5)
     assert_one_line(expired, "it expired at")
 
