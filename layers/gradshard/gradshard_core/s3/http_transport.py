@@ -119,6 +119,10 @@ class HttpPresigner:
         """Sign a GET, as :meth:`~gradshard_core.records.ticket_record.Presigner.presign_read`."""
         return self._presign("HEAD" if head else "GET", key, seconds, {})
 
+    def presign_checksum(self, key: str, seconds: int) -> str:
+        """Sign a HEAD: :meth:`~gradshard_core.records.ticket_record.Presigner.presign_checksum`."""
+        return self._presign("HEAD", key, seconds, {"x-amz-checksum-mode": "ENABLED"})
+
     def _presign(self, method: str, key: str, seconds: int, headers: dict[str, str]) -> str:
         return self._transport.requests.presign(method, self._transport.path(key), headers, seconds)
 
