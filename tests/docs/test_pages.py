@@ -32,7 +32,7 @@ def test_no_page_has_marks_of_a_merge() -> None:
 def test_commands_and_options_in_sentences_are_there(path: Path) -> None:
     for line, code in inline_code(path):
         options = re.findall(r"(?<![\w-])--[a-z][\w-]*", code)
-        is_others = code.split()[0].endswith(("pip-audit", "playwright", "uv"))
+        is_others = code.split()[0].endswith(("aws", "pip-audit", "playwright", "uv"))
         for option in () if is_others else options:
             assert option in ALL_OPTIONS, f"{path.name}:{line}: `{code}`: no option {option}"
         if code.startswith("gradshard ") and "COMMAND" not in code:

@@ -13,7 +13,7 @@ from gradshard.aws import boto_errors
 from gradshard.aws.boto_client import credentials_of
 from gradshard.aws.boto_transport import BotoTransport
 from gradshard_core.errors import StoreError
-from gradshard_core.s3.http_transport import IF_NONE
+from gradshard_core.s3.http_transport import CHECKSUM_MODE, IF_NONE
 from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.sigv4 import presign
 from gradshard_core.s3.store import S3Store
@@ -148,7 +148,7 @@ class ClientStore(S3Store):
 
         ``x-amz-checksum-mode: ENABLED`` is signed.
         """
-        return self._presign("head_object", key, seconds, ChecksumMode="ENABLED")
+        return self._presign("HEAD", key, seconds, CHECKSUM_MODE)
 
     def presign_version(self, key: str, version: str, seconds: int) -> str:
         """Return a URL with which anyone may GET this version of an object; '' is the newest."""
