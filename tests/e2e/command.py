@@ -12,6 +12,7 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +24,7 @@ def gradshard(*arguments: object) -> "subprocess.CompletedProcess[str]":
     assert process.stdout is not None
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        call = {
+        call: dict[str, Any] = {
             "arguments": [*map(str, arguments)],
             "environment": dict(os.environ),
             "folder": str(Path.cwd()),
@@ -66,7 +67,7 @@ def main() -> None:
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _run(call: dict[str, list[str]]) -> None:
+def _run(call: dict[str, Any]) -> None:
     from gradshard.__main__ import main as command
 
     os.environ.clear()

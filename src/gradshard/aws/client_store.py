@@ -13,7 +13,7 @@ from gradshard.aws import boto_errors
 from gradshard.aws.boto_client import credentials_of
 from gradshard.aws.boto_transport import BotoTransport
 from gradshard_core.errors import StoreError
-from gradshard_core.s3.http_transport import IF_NONE
+from gradshard_core.s3.http_transport import CHECKSUM_MODE, IF_NONE
 from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.sigv4 import presign
 from gradshard_core.s3.store import S3Store
@@ -41,9 +41,15 @@ class ClientStore(S3Store):
         self._client = client
 
     def upload_part(
-        self, key: str, upload_id: str, number: int, body: IO[bytes], nbytes: int, sha256: str = ""
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        body: IO[bytes],
+        nbytes: int,
+        crc64nvme: str = "",
     ) -> Part:
-        """Upload one part, which S3 checks if it has its SHA-256; the same number is overwritten.
+        """Upload one part, which S3 checks if it has its CRC; the same number is overwritten.
 
         Raises
         ------
@@ -51,7 +57,7 @@ class ClientStore(S3Store):
             S3 rejects, or the upload is completed, aborted or unknown.
         """
         self.meter.add(puts=1)
-        checked: dict[str, Any] = {"ChecksumSHA256": sha256} if sha256 else {}
+        checked: dict[str, Any] = {"ChecksumCRC64NVME": crc64nvme} if crc64nvme else {}
         try:
             with translated(key, "NoSuchUpload"):
                 response = self.call(
@@ -62,7 +68,7 @@ class ClientStore(S3Store):
                     Body=body,
                     **checked,
                 )
-                part = Part(number, response["ETag"], nbytes, sha256)
+                part = Part(number, response["ETag"], nbytes, crc64nvme)
         except AnswerError:
             raise StoreError(
                 f"{key}: the upload is gone, most likely for another one; submit again"
@@ -71,9 +77,9 @@ class ClientStore(S3Store):
         return part
 
     def put_stream(
-        self, key: str, body: IO[bytes], nbytes: int, *, content_type: str, sha256: str
+        self, key: str, body: IO[bytes], nbytes: int, *, content_type: str, crc64nvme: str
     ) -> bool:
-        """Write a large object in one request, read as it is sent; S3 checks its SHA-256.
+        """Write a large object in one request, read as it is sent; S3 checks its CRC.
 
         A failure before the body is sent is retried or raised, as with other requests. After that
         botocore cannot retry, because the body cannot be rewound.
@@ -92,7 +98,7 @@ class ClientStore(S3Store):
                     Body=body,
                     ContentLength=nbytes,
                     ContentType=content_type,
-                    ChecksumSHA256=sha256,
+                    ChecksumCRC64NVME=crc64nvme,
                 )
             except (UnseekableStreamError, HTTPClientError):
                 return False
@@ -136,6 +142,13 @@ class ClientStore(S3Store):
     def presign_read(self, key: str, seconds: int, *, head: bool = False) -> str:
         """Return a URL with which anyone may GET an object's newest version, or only HEAD it."""
         return self._presign("HEAD" if head else "GET", key, seconds)
+
+    def presign_checksum(self, key: str, seconds: int) -> str:
+        """Return a URL with which anyone may HEAD an object and its checksum.
+
+        ``x-amz-checksum-mode: ENABLED`` is signed.
+        """
+        return self._presign("HEAD", key, seconds, CHECKSUM_MODE)
 
     def presign_version(self, key: str, version: str, seconds: int) -> str:
         """Return a URL with which anyone may GET this version of an object; '' is the newest."""

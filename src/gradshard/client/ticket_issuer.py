@@ -132,6 +132,7 @@ def issue_download_ticket(
         ticket,
         ended_url=store.presign_read(key, expires, head=True),
         result_url=store.presign_read(key, expires),
+        result_head_url=store.presign_checksum(key, expires),
     )
 
 
