@@ -377,7 +377,7 @@ def test_dollars_of_a_round_by_hand() -> None:
     assert bill.lambda_ == pytest.approx(projection.gb_seconds * 0.0000133334)
     assert bill.step_functions == pytest.approx(
         # Both tasks share one execution.
-        (4 + 2 + 1) * 0.025e-3 + 1e-6 + task / 16 * 0.00001667
+        (3 + 2 + 1) * 0.025e-3 + 1e-6 + task / 16 * 0.00001667
     )
     assert projection.total_dollars == pytest.approx(
         bill.lambda_
