@@ -379,7 +379,8 @@ class DecodedContent:
         stop = end + (tensor.start - end) % size
         stored = _Reader(self._content, self._runs.read_from(first).ranges(first, stop))
         data = memoryview(bytearray(stop - first))
-        DecodedSource(stored, self._runs, first, stop, Desk()).read_into(data)
+        with np.errstate(all="ignore"):
+            DecodedSource(stored, self._runs, first, stop, Desk()).read_into(data)
         return data[start - first : end - first]
 
 
