@@ -9,6 +9,7 @@ two units.
 
 import math
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -103,27 +104,40 @@ class BlockCodec(ABC):
         numpy.ndarray
             uint8, of shape (n, ``unit_bytes``).
         """
-        blocks = elements.reshape(-1, BLOCK)
-        units = np.empty((len(blocks), self.unit_bytes), np.uint8)
+        units = np.empty((len(elements) // BLOCK, self.unit_bytes), np.uint8)
         with np.errstate(all="ignore"):
             scales = self._write_scales(units, _largest_magnitudes(elements))
-            scaled = blocks / np.where(scales > 0, scales, 1)[:, None]
-            scaled[~np.isfinite(scales)] = 0
-            np.clip(scaled, -self.largest, self.largest, out=scaled)
-            shaped = None if dither is None else dither.reshape(scaled.shape)
+            # As in :meth:`decode`, one quotient of two rows.
+            scaled = elements / np.where(scales > 0, scales, 1).repeat(BLOCK)
+            scaled = scaled.reshape(-1, BLOCK)
+            is_finite = np.isfinite(scales)
+            if not is_finite.all():
+                scaled[~is_finite] = 0
+            shaped = None
+            if dither is not None:
+                # A quotient exceeds the largest value by less than its 254th part, since only the
+                # highest scale is rounded down. Rounding to the nearest value takes that away.
+                np.clip(scaled, -self.largest, self.largest, out=scaled)
+                shaped = dither.reshape(scaled.shape)
             self._store(scaled, shaped, units[:, SCALE_BYTES:])
         return units
 
+    @cached_property
+    def _highest_scale(self) -> np.float32:
+        """The highest scale whose product with the largest value does not overflow."""
+        most = np.finfo(np.float32).max / np.float32(self.largest)
+        bits = most.view(np.uint32) >> _SHIFT << _SHIFT
+        highest: np.float32 = bits.view(np.float32)
+        return highest
+
     def _write_scales(self, units: Array, magnitudes: Array) -> Array:
         """Write the scales of blocks with these largest magnitudes; return them in float32."""
-        # The largest value times the scale must not overflow.
-        most = np.float32(np.finfo(np.float32).max) / np.float32(self.largest)
-        highest = most.view(np.uint32) >> _SHIFT
+        highest = self._highest_scale.view(np.uint32) >> _SHIFT
         bits = (magnitudes / np.float32(self.largest)).view(np.uint32)
         kept = np.minimum((bits + 0xFFFF) >> _SHIFT, highest)
         kept[~np.isfinite(magnitudes)] = _NAN_SCALE
-        units[:, :SCALE_BYTES].view("<u2")[:, 0] = kept
-        widened: Array = (kept.astype(np.uint32) << _SHIFT).view(np.float32)
+        units.view(_HALF)[:, 0] = kept
+        widened: Array = (kept << _SHIFT).view(np.float32)
         return widened
 
     @abstractmethod
@@ -156,10 +170,12 @@ def in_one_piece(stored: Array) -> Array:
     return stored.view(f"V{stored.shape[1]}").copy().view(np.uint8)
 
 
-def round_to_integers(scaled: Array, dither: Array | None) -> None:
+def round_to_integers(scaled: Array, dither: Array | None, largest: float) -> None:
     """Round to whole numbers: to the nearest, ties to even, or stochastically."""
     if dither is None:
         np.rint(scaled, out=scaled)
     else:
         np.add(scaled, dither, out=scaled)
         np.floor(scaled, out=scaled)
+        # Adding the dither to a float32 may round up to the next whole number.
+        np.clip(scaled, -largest, largest, out=scaled)
