@@ -22,8 +22,8 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
 PIECE: Final = 8192
-"""Elements that are worked on at a time in numbers of 64 bits: so few that BLAS adds up their
-squares without threads, and that the system need not clear pages for each array."""
+"""Numbers of 64 bits that are worked on at a time: so few that BLAS adds up their squares without
+threads, and that they stay in the processor's cache."""
 
 ROUND_KEY: Final = "round"
 """Name in the file's metadata of the round in which it was written last."""
@@ -173,7 +173,9 @@ def sum_of_squares(elements: Array) -> float:
     # For the product of two long rows, BLAS takes all cores of the processor, even if that takes
     # microseconds. Its threads wait for each other in loops.
     squares = 0.0
-    for first in range(0, len(elements), PIECE):
-        wide = elements[first : first + PIECE].astype(np.float64)
-        squares += float(np.vdot(wide, wide))
+    for first in range(0, len(elements), 8 * PIECE):
+        wide = elements[first : first + 8 * PIECE].astype(np.float64)
+        whole = len(wide) // PIECE * PIECE
+        rows, rest = wide[:whole].reshape(-1, PIECE), wide[whole:]
+        squares += float(np.vecdot(rows, rows).sum() + np.vdot(rest, rest))
     return squares
