@@ -40,6 +40,11 @@ SIGNED: dict[str, tuple[Callable[[ClientStore], str], str, dict[str, Any]]] = {
     ),
     "read": (lambda store: store.presign_read(KEY, 60), "get_object", {}),
     "head": (lambda store: store.presign_read(KEY, 60, head=True), "head_object", {}),
+    "checksum": (
+        lambda store: store.presign_checksum(KEY, 60),
+        "head_object",
+        {"ChecksumMode": "ENABLED"},
+    ),
     "version": (
         lambda store: store.presign_version(KEY, "v/1+=", 60),
         "get_object",
