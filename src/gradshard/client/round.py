@@ -110,7 +110,7 @@ class Round(RoundAccess):
         return read_version(self.store, spec.server_optimizer.model, record["model_version"])
 
     def _model(self) -> Source:
-        return self.store, self.model().tensors.source
+        return self.store, self.model().tensors.source, ""
 
     def _opened(self) -> tuple[RoundSpec, dict[str, Any] | None]:
         """Return the round's spec, and the record of its opening once that exists."""
@@ -492,7 +492,7 @@ class Round(RoundAccess):
     def _average(self) -> Source:
         update = self._completed()["update"]
         source = ObjectVersion(update["key"], update["version"], update["etag"], update["nbytes"])
-        return self.store, source
+        return self.store, source, update["crc64nvme"]
 
     def _completed(self) -> dict[str, Any]:
         """Return the manifest of the round; raise if it has none, or has failed."""

@@ -372,7 +372,8 @@ def test_a_replaced_piece_of_a_plan_or_manifest_is_noticed(machine: Machine) -> 
         machine.collect(client(number), submit(machine, number, update))
     manifest, plan = run(machine, DUE), read_plan(machine.store, machine.keys)
     assert plan is not None
-    for record in (plan.contributors, manifest["contributors"]):
+    records: list[Any] = [plan.contributors, manifest["contributors"]]
+    for record in records:
         name = record.written["pieces"][2]
         replace_entry(machine, machine.keys.piece(name), client(17), client(16))
         with pytest.raises(BrokenObjectError, match=f"{name}.json: .* somebody replaced it"):

@@ -40,13 +40,16 @@ SUMMED = (
     "seconds",
     "cpu_seconds",
 )
+NEXT_LEVEL = "next_level"
 REPLAN = "replan"
 AWAITING = "awaiting"
-BRANCHES: Final = {REPLAN: "Replan", AWAITING: "Awaiting"}
+BRANCHES: Final = {NEXT_LEVEL: "NextLevel", REPLAN: "Replan", AWAITING: "Awaiting"}
 """The errors by which the state machine goes on, by the status of a round that has not ended."""
 
 
-def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
+def finalize_round(
+    store: S3Store, round_id: str, next_level: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Complete the round's upload and record the round; safe to repeat.
 
     Parameters
@@ -55,14 +58,18 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
         The bucket.
     round_id
         The id of the round.
+    next_level
+        Tasks that add up what the last ones have written; none after the last level. The state
+        machine asks here whether there are any, because a choice would be a transition of every
+        round.
 
     Returns
     -------
     dict
-        ``status`` ``completed``; or ``awaiting`` in an eager round while groups are missing, and in
-        a masked one while its keeper has not answered; or
-        ``replan`` with the next ``attempt`` and the ``rejected`` contributors, when some turned out
-        to be bad while they were read.
+        ``status`` ``completed``; or ``next_level`` while tasks are left; or ``awaiting`` in an
+        eager round while groups are missing, and in a masked one while its keeper has not answered;
+        or ``replan`` with the next ``attempt`` and the ``rejected`` contributors, when some turned
+        out to be bad while they were read.
 
     Raises
     ------
@@ -71,6 +78,8 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
     StoreError
         The result is not what the tasks were to make of it.
     """
+    if next_level:
+        return {"status": NEXT_LEVEL}
     keys = RoundKeys(round_id)
     plan = read_plan(store, keys)
     if plan is None:
@@ -176,7 +185,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
         arrivals.reject_all(store, left_out(plan, decision), lambda _: keys)
         measuring = {"measuring": summary(store, keys, plan, decision)}
     result, *made = (_complete(store, output, plan.computation.shards) for output in plan.outputs)
-    version = _next_version(store, plan, made)
+    version = _next_version(store, plan, [source for source, _ in made])
     if version is not None:
         version = model_registry.reserve(store, version)
     manifest = _manifest(store, keys, plan, result, tally, version, measuring)
@@ -241,7 +250,8 @@ def _assign(store: S3Store, plan: Plan, terms: dict[str, Any]) -> Assignments:
     return assign(stated.settings, reports, history)
 
 
-def _complete(store: S3Store, output: Output, shards: int) -> ObjectVersion:
+def _complete(store: S3Store, output: Output, shards: int) -> tuple[ObjectVersion, str]:
+    """Complete an upload; return its object, and the CRC-64/NVME that S3 keeps of it."""
     key, expected_bytes = output.key, output.header.nbytes + output.nbytes
     parts = store.list_parts(key, output.upload_id)
     if parts is not None:
@@ -253,12 +263,12 @@ def _complete(store: S3Store, output: Output, shards: int) -> ObjectVersion:
             )
         store.complete_upload(key, output.upload_id, parts)
     # Without parts the upload was completed before, and only the answer was lost.
-    source = store.head(key)
-    if source is None or source.nbytes != expected_bytes:
+    found = store.describe(key)
+    if found is None or found[0].nbytes != expected_bytes:
         raise StoreError(
-            f"{key} has {source.nbytes if source else 'no'} bytes, not {expected_bytes}"
+            f"{key} has {found[0].nbytes if found else 'no'} bytes, not {expected_bytes}"
         )
-    return source
+    return found
 
 
 def _next_version(store: S3Store, plan: Plan, made: Sequence[ObjectVersion]) -> Version | None:
@@ -288,12 +298,13 @@ def _manifest(
     store: S3Store,
     keys: RoundKeys,
     plan: Plan,
-    result: ObjectVersion,
+    result: tuple[ObjectVersion, str],
     tally: _Tally,
     version: Version | None,
     measuring: dict[str, Any],
 ) -> dict[str, Any]:
     finished_at = datetime.now(UTC)
+    update, checksum = result
     planned = datetime.fromisoformat(plan.planned_at)
     opened = datetime.fromisoformat(plan.opened_at)
     return {
@@ -304,10 +315,11 @@ def _manifest(
         "order": plan.computation.order,
         "weights": plan.computation.weights,
         "update": {
-            "key": result.key,
-            "version": result.version,
-            "etag": result.etag,
-            "nbytes": result.nbytes,
+            "key": update.key,
+            "version": update.version,
+            "etag": update.etag,
+            "nbytes": update.nbytes,
+            "crc64nvme": checksum,
             "tensors": plan.layout.tensors,
         },
         "contributors": stored(store, keys, plan.contributors, partial(_named, plan)),
