@@ -68,8 +68,7 @@ def issue_ticket(
     expires
         Seconds from now.
     max_bytes, min_bytes
-        The lengths that an update may have, its header included. Each length takes a millisecond
-        to sign.
+        The lengths that an update may have, its header included.
     layout, allow_nonfinite, codecs, model
         As in :class:`~gradshard.client.tickets.Ticket`.
     agreement

@@ -10,7 +10,7 @@ from urllib3.exceptions import HTTPError
 from gradshard.client.presigned import MAX_ANSWER_BYTES, Answer, HttpClient
 from gradshard_core.errors import ChangedObjectError, TicketError, TicketUnansweredError
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.records.ticket_record import CHECKSUM_MODE
+from gradshard_core.s3.http_transport import CHECKSUM_MODE
 from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.streams import Body
 from gradshard_core.s3.traffic import Meter

@@ -8,8 +8,8 @@ import pytest
 
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.records.notice import Notice
-from gradshard_core.records.ticket_record import CHECKSUM_MODE
 from gradshard_core.records.training_state import Invitation, TrainingState
+from gradshard_core.s3.http_transport import CHECKSUM_MODE
 from gradshard_core.s3.sigv4 import Credentials, presign
 from gradshard_core.stragglers.assignments import Report, assign, parse_assignment_settings
 from gradshard_core.trainings.write_notices import SECONDS, write_notices

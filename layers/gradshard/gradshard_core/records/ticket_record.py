@@ -33,10 +33,6 @@ MAX_LAYOUT_BYTES: Final = MIB // 2
 """Of the layout in a ticket, as JSON; a larger one is left out."""
 
 
-CHECKSUM_MODE: Final = {"x-amz-checksum-mode": "ENABLED"}
-"""The header that a HEAD of an object and its checksum must have."""
-
-
 class Presigner(Protocol):
     """Signs URLs of a bucket's objects, each for a number of seconds."""
 
@@ -56,7 +52,7 @@ class Presigner(Protocol):
     def presign_checksum(self, key: str, seconds: int, /) -> str:
         """Return a URL with which anyone may HEAD an object and its checksum.
 
-        The request must have :data:`CHECKSUM_MODE` in its headers: it is signed.
+        The request must have the header ``x-amz-checksum-mode: ENABLED``: it is signed.
         """
 
 

@@ -292,8 +292,7 @@ def _perhaps_overlooked(
         return sorted({*missing} & {*arrived(store, keys)})
     if spec.inbox is not None or spec.updates_from is not None:
         return ()
-    known = {contributor.client for contributor in plan.contributors}
-    known |= {rejection.client for rejection in plan.participants.rejected}
+    known = {c.client for c in plan.contributors} | {c.client for c in plan.participants.rejected}
     return sorted({*arrived(store, keys)} - known)
 
 
