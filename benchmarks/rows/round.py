@@ -47,6 +47,10 @@ class _Memory(S3Store):
         # The result, once it is whole; there was no plan before.
         return ObjectVersion(key, "", ETAG, self.result_bytes) if self.result_bytes else None
 
+    def describe(self, key: str) -> tuple[ObjectVersion, str] | None:
+        source = self.head(key)
+        return source and (source, "")
+
     def put_bytes(
         self,
         key: str,

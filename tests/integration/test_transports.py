@@ -334,7 +334,7 @@ OBJECT = {
     "x-amz-meta-gradshard-round": "r",
     "x-amz-checksum-crc64nvme": "s=",
 }
-READ = ["ETag", "ContentLength", "VersionId", "Metadata"]
+READ = ["ETag", "ContentLength", "VersionId"]
 ANSWERS: list[tuple[str, dict[str, Any], Canned, list[str]]] = [
     (
         "list_objects_v2",

@@ -17,7 +17,7 @@ Requests = Counter[tuple[str, str]]
 """The number of requests by function and kind."""
 
 KINDS = {
-    "get": ("get_bytes", "get_body", "get_head", "head", "checksum"),
+    "get": ("get_bytes", "get_body", "get_head", "head", "describe", "checksum"),
     "put": ("put_bytes", "create_upload", "upload_part", "complete_upload"),
     "delete": ("delete", "delete_versions", "abort_upload"),
     "list": ("open_uploads",),

@@ -88,6 +88,12 @@ class MemoryStore(ClientStore):
         assert crc64nvme in {"", self.checksums[key]}
         return True
 
+    def describe(self, key: str) -> tuple[ObjectVersion, str] | None:
+        if key not in self.objects:
+            return None
+        source = ObjectVersion(key, "", self.etags[key], len(self.objects[key]))
+        return source, self.checksums[key]
+
     def checksum(self, key: str, *, etag: str | None = None) -> str | None:
         if key not in self.objects or etag not in {None, self.etags[key]}:
             return None

@@ -60,55 +60,51 @@ class Checking(Opener, Protocol):
         """
 
 
-class Stated:
-    """An opener of an object whose checksum its round's manifest states.
-
-    Parameters
-    ----------
-    opener
-        Opens its ranges.
-    checksum
-        The CRC-64/NVME, in base64; empty if S3 kept none.
-    """
-
-    def __init__(self, opener: Opener, checksum: str) -> None:
-        self.meter, self.get_body = opener.meter, opener.get_body
-        self._checksum = checksum
-
-    def checksum(self, _key: str, *, etag: str | None = None) -> str:  # noqa: ARG002 - one object
-        """Return the checksum, without a request."""
-        return self._checksum
-
-
 @overload
 def fetch_tensors(
-    opener: Checking, source: ObjectVersion, path: None, progress: Progress | None
+    opener: Checking,
+    source: ObjectVersion,
+    checksum: str,
+    path: None,
+    progress: Progress | None,
 ) -> dict[str, Array]: ...
 
 
 @overload
 def fetch_tensors(
-    opener: Checking, source: ObjectVersion, path: str | Path | None, progress: Progress | None
+    opener: Checking,
+    source: ObjectVersion,
+    checksum: str,
+    path: str | Path | None,
+    progress: Progress | None,
 ) -> dict[str, Array] | Path: ...
 
 
 def fetch_tensors(
-    opener: Checking, source: ObjectVersion, path: str | Path | None, progress: Progress | None
+    opener: Checking,
+    source: ObjectVersion,
+    checksum: str,
+    path: str | Path | None,
+    progress: Progress | None,
 ) -> dict[str, Array] | Path:
     """Fetch a safetensors object into arrays, which share one buffer, or into a file.
 
     The object is identified by its ETag alone: to name its version, a client would need the
-    permission s3:GetObjectVersion.
+    permission s3:GetObjectVersion. Without ``checksum``, its CRC-64/NVME, S3 is asked for that.
     """
     source = source._replace(version="")
     if path is None:
-        return unpack(download_bytes(opener, source, progress))
-    download_file(opener, source, Path(path), progress)
+        return unpack(download_bytes(opener, source, progress, checksum=checksum))
+    download_file(opener, source, Path(path), progress, checksum=checksum)
     return Path(path)
 
 
 def download_bytes(
-    opener: Checking, source: ObjectVersion, progress: Progress | None = None
+    opener: Checking,
+    source: ObjectVersion,
+    progress: Progress | None = None,
+    *,
+    checksum: str = "",
 ) -> bytearray:
     """Read an object version into memory, once.
 
@@ -129,14 +125,19 @@ def download_bytes(
     def write(position: int, chunk: memoryview) -> None:
         data[position : position + len(chunk)] = chunk
 
-    checksum = opener.checksum(source.key, etag=source.etag)
+    kept = checksum or opener.checksum(source.key, etag=source.etag)
     _download(opener, source, write, _starts(source), progress)
-    _check([data], source, checksum)
+    _check([data], source, kept)
     return data
 
 
 def download_file(
-    opener: Checking, source: ObjectVersion, path: Path, progress: Progress | None = None
+    opener: Checking,
+    source: ObjectVersion,
+    path: Path,
+    progress: Progress | None = None,
+    *,
+    checksum: str = "",
 ) -> None:
     """Write an object version to a file, which appears when it is complete.
 
@@ -168,7 +169,7 @@ def download_file(
                 file.write(chunk)
 
         try:
-            checksum = opener.checksum(source.key, etag=source.etag)
+            kept = checksum or opener.checksum(source.key, etag=source.etag)
             _download(opener, source, write, positions, progress)
         except (KeyboardInterrupt, StoreError):
             # A thread that waits for a dead connection may still wake up and write.
@@ -176,7 +177,7 @@ def download_file(
                 _save_positions(file, source, positions)
             raise
         file.seek(0)
-        _check(iter(lambda: file.read(MIB), b""), source, checksum)
+        _check(iter(lambda: file.read(MIB), b""), source, kept)
         take_name(file, unfinished, target)
 
 

@@ -119,7 +119,7 @@ class Model:
             There is no such model or version.
         """
         found = self.current() if version is None else self.version(version)
-        return fetch_tensors(self._stack.store, found.tensors.source, path, progress)
+        return fetch_tensors(self._stack.store, found.tensors.source, "", path, progress)
 
     def put(
         self,

@@ -8,7 +8,6 @@ from typing import Any, Final
 from gradshard.aws.client_store import ClientStore
 from gradshard.client import operations
 from gradshard.client.compression import Compression, compressed, keep_residual
-from gradshard.client.downloads import Stated
 from gradshard.client.layer_upload import LayerUpload
 from gradshard.client.mask import Mask, check_unmasked, check_unreported, masked
 from gradshard.client.round_access import RoundAccess, Source
@@ -111,7 +110,7 @@ class Round(RoundAccess):
         return read_version(self.store, spec.server_optimizer.model, record["model_version"])
 
     def _model(self) -> Source:
-        return self.store, self.model().tensors.source
+        return self.store, self.model().tensors.source, ""
 
     def _opened(self) -> tuple[RoundSpec, dict[str, Any] | None]:
         """Return the round's spec, and the record of its opening once that exists."""
@@ -493,7 +492,7 @@ class Round(RoundAccess):
     def _average(self) -> Source:
         update = self._completed()["update"]
         source = ObjectVersion(update["key"], update["version"], update["etag"], update["nbytes"])
-        return Stated(self.store, update["crc64nvme"] or ""), source
+        return self.store, source, update["crc64nvme"]
 
     def _completed(self) -> dict[str, Any]:
         """Return the manifest of the round; raise if it has none, or has failed."""

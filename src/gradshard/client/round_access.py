@@ -17,8 +17,8 @@ from gradshard_core.formats.layout import Layout
 
 T = TypeVar("T")
 
-Source = tuple[Checking, ObjectVersion]
-"""An object, and what opens ranges of it."""
+Source = tuple[Checking, ObjectVersion, str]
+"""An object, what opens ranges of it, and its checksum; empty if that has to be asked for."""
 
 
 class RoundAccess(ABC):

@@ -180,7 +180,7 @@ class TicketRound(RoundAccess):
     def _average(self) -> Source:
         if not self.has_ended():
             raise self._not_ended()
-        return self._result, self._ended_average()
+        return self._result, self._ended_average(), ""
 
     def _model(self) -> Source:
         model = self.ticket.model
@@ -188,7 +188,7 @@ class TicketRound(RoundAccess):
             raise self._not_applied()
         name = f"the model of round {self.id!r}"
         source = ObjectVersion(name, "", model["etag"], model["nbytes"])
-        return UrlReader(self._requests, model["url"], model["head_url"]), source
+        return UrlReader(self._requests, model["url"], model["head_url"]), source, ""
 
     def _ended_average(self) -> ObjectVersion:
         source = self._find_average()

@@ -6,7 +6,7 @@ contributors. Then none of them needs to trust the operator for the sum.
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -31,8 +31,6 @@ from gradshard_core.units import MIB
 
 VERSION: Final = 1
 """Version of the file's format."""
-
-_METADATA: Final = "x-amz-meta-"
 
 
 class Readable(NamedTuple):
@@ -261,12 +259,4 @@ def _fields(answer: Answer) -> dict[str, Any]:
         "ETag": headers.get("etag", ""),
         "ContentRange": headers.get("content-range"),
         "ContentLength": int(headers.get("content-length", "0")),
-        "ServerSideEncryption": headers.get("x-amz-server-side-encryption", ""),
-        "Metadata": dict(_metadata(headers.items())),
     }
-
-
-def _metadata(headers: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
-    for name, value in headers:
-        if name.startswith(_METADATA):
-            yield name.removeprefix(_METADATA), value

@@ -19,7 +19,9 @@ from gradshard.client.stack import Execution
 from gradshard.client.tensors import pack
 from gradshard.client.upload_source import TensorContent
 from gradshard.utils import polling
+from gradshard.utils.crc64 import crc64_text
 from gradshard_core.errors import (
+    DigestError,
     RoundExistsError,
     RoundFailed,
     RoundNotFoundError,
@@ -430,6 +432,7 @@ class TestFetching:
         store.put_bytes(round_.keys.result, data)
         update = {"key": round_.keys.result, "version": "", "nbytes": len(data)}
         update["etag"] = store.etags[round_.keys.result]
+        update["crc64nvme"] = store.checksums[round_.keys.result]
         store.put_json(round_.keys.manifest, {"status": "completed", "update": update})
         return round_
 
@@ -452,6 +455,19 @@ class TestFetching:
             finished.fetch(path)
         assert path.read_text() == "the one before"
         assert list(tmp_path.iterdir()) == [path]
+
+    def test_the_manifest_says_which_bytes_are_the_average(
+        self, finished: Round, store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """S3 is not asked, so that a fetch costs no further request."""
+        key = finished.keys.result
+        store.objects[key] = store.objects[key][:-1] + b"x"
+        store.checksums[key] = crc64_text(store.objects[key])
+        monkeypatch.setattr(store, "checksum", None)
+        with pytest.raises(DigestError, match=r"update\.safetensors: .* fetch it again"):
+            finished.fetch(tmp_path / "f")
+        with pytest.raises(DigestError):
+            finished.fetch()
 
     def test_too_early(self, round_: Round) -> None:
         with pytest.raises(RoundStateError, match="has not ended"):

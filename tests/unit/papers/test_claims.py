@@ -110,9 +110,9 @@ def test_a_tree_by_hand() -> None:
     # and 3, and nobody lists.
     assert pricing._looks(4) == pytest.approx((1 + 4 / 3 + 2 + 3, 0))
     arrivals = (4 * 6 + 7) * 0.4e-6
-    # Opening, planning two levels, finalizing with its partial sums and the result's checksum; and
-    # a read of each task's report.
-    rest = (2 + 6 + 5) * 5e-6 + (1 + 3 + 3 + 1 + 3) * 0.4e-6
+    # Opening, planning two levels, finalizing with its partial sums; and a read of each task's
+    # report.
+    rest = (2 + 6 + 5) * 5e-6 + (1 + 3 + 2 + 1 + 3) * 0.4e-6
     assert estimate.bill.round_ == pytest.approx(small * 0.0000166667 + arrivals + rest)
 
 

@@ -350,7 +350,6 @@ def test_clients_send_large_updates_in_few_parts() -> None:
 @pytest.mark.parametrize(
     ("nbytes", "requests"),
     [
-        # A HEAD for the checksum, and the ranges.
         (16 * MIB, Requests(gets=1, puts=1)),
         (40 * MIB, Requests(gets=1, puts=1)),
         (GIB, Requests(gets=4, puts=1)),

@@ -93,6 +93,9 @@ class DyingStore(MemoryStore):
     def head(self, key: str) -> Any:
         return self._request(lambda: super(DyingStore, self).head(key))
 
+    def describe(self, key: str) -> Any:
+        return self._request(lambda: super(DyingStore, self).describe(key))
+
     def put_bytes(self, key: str, body: bytes, **options: Any) -> bool:
         if key in self.objects:
             self.earlier[key, self.etags[key]] = self.objects[key]

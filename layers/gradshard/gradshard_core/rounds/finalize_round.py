@@ -190,7 +190,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
         )
         measuring = {"measuring": summary(store, keys, plan, decision)}
     result, *made = (_complete(store, output, plan.computation.shards) for output in plan.outputs)
-    version = _next_version(store, plan, made)
+    version = _next_version(store, plan, [source for source, _ in made])
     if version is not None:
         version = model_registry.reserve(store, version)
     manifest = _manifest(store, keys, plan, result, tally, version, measuring)
@@ -255,7 +255,8 @@ def _assign(store: S3Store, plan: Plan, terms: dict[str, Any]) -> Assignments:
     return assign(stated.settings, reports, history)
 
 
-def _complete(store: S3Store, output: Output, shards: int) -> ObjectVersion:
+def _complete(store: S3Store, output: Output, shards: int) -> tuple[ObjectVersion, str]:
+    """Complete an upload; return its object, and the CRC-64/NVME that S3 keeps of it."""
     key, expected_bytes = output.key, output.header.nbytes + output.nbytes
     parts = store.list_parts(key, output.upload_id)
     if parts is not None:
@@ -267,12 +268,12 @@ def _complete(store: S3Store, output: Output, shards: int) -> ObjectVersion:
             )
         store.complete_upload(key, output.upload_id, parts)
     # Without parts the upload was completed before, and only the answer was lost.
-    source = store.head(key)
-    if source is None or source.nbytes != expected_bytes:
+    found = store.describe(key)
+    if found is None or found[0].nbytes != expected_bytes:
         raise StoreError(
-            f"{key} has {source.nbytes if source else 'no'} bytes, not {expected_bytes}"
+            f"{key} has {found[0].nbytes if found else 'no'} bytes, not {expected_bytes}"
         )
-    return source
+    return found
 
 
 def _next_version(store: S3Store, plan: Plan, made: Sequence[ObjectVersion]) -> Version | None:
@@ -302,12 +303,13 @@ def _manifest(
     store: S3Store,
     keys: RoundKeys,
     plan: Plan,
-    result: ObjectVersion,
+    result: tuple[ObjectVersion, str],
     tally: _Tally,
     version: Version | None,
     measuring: dict[str, Any],
 ) -> dict[str, Any]:
     finished_at = datetime.now(UTC)
+    update, checksum = result
     planned = datetime.fromisoformat(plan.planned_at)
     opened = datetime.fromisoformat(plan.opened_at)
     return {
@@ -318,11 +320,11 @@ def _manifest(
         "order": plan.computation.order,
         "weights": plan.computation.weights,
         "update": {
-            "key": result.key,
-            "version": result.version,
-            "etag": result.etag,
-            "crc64nvme": store.checksum(result.key, etag=result.etag),
-            "nbytes": result.nbytes,
+            "key": update.key,
+            "version": update.version,
+            "etag": update.etag,
+            "nbytes": update.nbytes,
+            "crc64nvme": checksum,
             "tensors": plan.layout.tensors,
         },
         "contributors": stored(store, keys, plan.contributors, partial(_named, plan)),

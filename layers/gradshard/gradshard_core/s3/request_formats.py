@@ -134,11 +134,6 @@ def fields_of_headers(headers: Mapping[str, str]) -> dict[str, Any]:
         name: headers[header] for name, header in _ANSWER_HEADERS.items() if header in headers
     }
     fields["ContentLength"] = int(headers.get("content-length") or 0)
-    fields["Metadata"] = {
-        name.removeprefix(_METADATA): text
-        for name, text in headers.items()
-        if name.startswith(_METADATA)
-    }
     return fields
 
 

@@ -138,6 +138,10 @@ class S3Store(MultipartUploads, JsonReads):
         found = self._head(key)
         return found and found[0]
 
+    def describe(self, key: str) -> tuple[ObjectVersion, str] | None:
+        """Return the newest version of an object and its :meth:`checksum`, in one request."""
+        return self._head(key, ChecksumMode="ENABLED")
+
     def checksum(self, key: str, *, etag: str | None = None) -> str | None:
         """Return the CRC-64/NVME that S3 keeps of an object, in base64; empty if it keeps none.
 
@@ -151,7 +155,7 @@ class S3Store(MultipartUploads, JsonReads):
         str or None
             None if there is no object, or another than that of ``etag``.
         """
-        found = self._head(key, ChecksumMode="ENABLED")
+        found = self.describe(key)
         return None if found is None or etag not in {None, found[0].etag} else found[1]
 
     def _head(self, key: str, **options: Any) -> tuple[ObjectVersion, str] | None:
