@@ -39,7 +39,8 @@ def dyadic(first: int, last: int, size: int) -> list[tuple[int, int]]:
 
 def test_model_has_the_noise_of_the_nodes_that_its_rounds_are_cut_into() -> None:
     tree, leaves = NoiseTree(), 2**7 - 1
-    node_of, in_model = {}, Counter()
+    node_of: dict[str, tuple[int, int]] = {}
+    in_model: Counter[tuple[int, int]] = Counter()
     for leaf in range(1, leaves + 1):
         place = tree.place("t", "then", 8)
         assert place.leaf == leaf

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Self
 
+from gradshard_core.aggregation.noise_tree import NoiseTree
 from gradshard_core.errors import TrainingNotFoundError
 from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
+from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.planning.training_spec import TrainingSpec, parse_training_spec
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
@@ -115,6 +117,8 @@ class TrainingState:
         The id of the last completed round; None before the first one.
     clip
         The clip of the next private round, if it adapts; None for that of the training's options.
+    tree
+        Where the training is in its tree of noise, if it has one.
     invitation
         The round that is under way.
     failures
@@ -175,6 +179,7 @@ class TrainingState:
     again: str | None = None
     suspects: tuple[str, ...] = ()
     clip: float | None = None
+    tree: NoiseTree | None = None
     request: str | None = None
     reason: str | None = None
     cause: str | None = None
@@ -191,14 +196,28 @@ class TrainingState:
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_json` wrote."""
         invitation, best = fields["invitation"], fields["best"]
+        tree = fields.get("tree")
         return cls(
             **{
                 **fields,
                 "invitation": invitation and Invitation.from_json(invitation),
                 "suspects": tuple(fields.get("suspects", ())),
                 "best": best and Best(**best),
+                "tree": tree and NoiseTree.from_json(tree),
             }
         )
+
+
+def synchronous_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingState) -> RoundSpec:
+    """Return the spec of the round of training to which a state invites."""
+    invitation = state.invitation
+    assert invitation is not None  # noqa: S101 - for mypy: the callers have looked
+    place = None
+    if state.tree is not None:
+        place = state.tree.place(keys.name, state.started_at, int(spec.sample or 1))
+    return spec.round_spec(
+        invitation.clients, invitation.awaited, state.last_round, state.clip, place
+    )
 
 
 def read_training_spec(store: S3Store, keys: TrainingKeys) -> TrainingSpec | None:
