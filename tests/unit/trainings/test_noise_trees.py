@@ -253,6 +253,19 @@ def test_a_version_by_others_pauses_and_noise_is_not_taken_out_of_their_model(
     assert keys_there(machine) == []
 
 
+def test_a_version_with_another_layout_gets_no_noise_of_the_same_keys(machine: Machine) -> None:
+    def meddle(invitation: Invitation) -> None:
+        if invitation.number == 2:
+            machine.model.put({"other": np.zeros(9, "f4")})
+
+    machine.before_round = meddle
+    state = machine.start(**options(repeats=0))
+    assert (state.status, state.completed) == ("paused", 1)
+    assert "does not ask for round 't-00002' of version 3" in (state.cause or "")
+    assert keys_there(machine) == []
+    assert len(read_ledger(machine.store, machine.model.name).entries) == 1
+
+
 def test_a_missing_key_pauses_the_training_which_can_then_go_on(machine: Machine) -> None:
     machine.before_round = lambda invitation: (
         machine.store.delete(RoundKeys("t-00001").noise_key) if invitation.number == 2 else None

@@ -76,10 +76,11 @@ def open_round(
     return {"round": round_id, "status": "opened", "resumed": resumed}
 
 
-def _check_tree(store: S3Store, keys: RoundKeys, spec: RoundSpec) -> None:
+def _check_tree(store: S3Store, keys: RoundKeys, spec: RoundSpec, version: int) -> None:
     """Check that a training asks for a round in a tree of noise, exactly as it is opened.
 
-    The ledger charges a client once for a tree, so it must not be invited to two of its rounds.
+    The ledger charges a client once for a tree, so it must not be invited to two of its rounds. And
+    a version by others may have another layout, for which the same key makes other noise.
     """
     if spec.dp is None or spec.dp.tree is None:
         return
@@ -87,12 +88,13 @@ def _check_tree(store: S3Store, keys: RoundKeys, spec: RoundSpec) -> None:
     asked, state = read_training_spec(store, training), read_state(store, training)
     if asked is not None and state is not None and state.invitation is not None:
         invitation = state.invitation
-        is_asked_for = invitation.round_id == keys.round_id and not invitation.is_evaluation
+        is_asked_for = (invitation.round_id, invitation.version) == (keys.round_id, version)
         if is_asked_for and synchronous_round(training, asked, state) == spec:
             return
     raise SpecError(
-        f"dp: training {training.name!r} does not ask for round {keys.round_id!r} with these "
-        "options: leave out tree; noise cancels between rounds of a training with noise_tree"
+        f"dp: training {training.name!r} does not ask for round {keys.round_id!r} of version "
+        f"{version} with these options: leave out tree; noise cancels between rounds of a training "
+        "with noise_tree"
     )
 
 
@@ -117,9 +119,9 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
     }
     base = {}
     check_source(store, spec)
-    _check_tree(store, keys, spec)
     if spec.server_optimizer is not None:
         newest = model_registry.read_current(store, spec.server_optimizer.model)
+        _check_tree(store, keys, spec, newest.number)
         if spec.server_optimizer.buffers:
             buffers.named(
                 model_registry.layout_of(store, newest.tensors), spec.server_optimizer.buffers
