@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.stack import Execution
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.privacy import parse_privacy
 from gradshard_core.errors import PlanError
@@ -15,8 +16,10 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.training_spec import parse_training_spec
 from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger, read_ledger
 from gradshard_core.records.training_state import Invitation
+from gradshard_core.rounds import finalize_round as finalizing
 from gradshard_core.rounds import open_round as opening
 from gradshard_core.rounds.finalize_round import finalize_round
+from gradshard_core.trainings.pause_training import pause_training
 from tests import reference
 from tests.unit.aggregation.test_noise_tree import dyadic
 from tests.unit.trainings.machine import MODEL, Machine, training_of
@@ -235,6 +238,55 @@ def test_a_pause_deletes_all_keys_and_the_noise_so_far_stays(machine: Machine) -
     noise = [noise_of(drawn[f"t-{number:05d}"]) for number in range(1, 9)]
     check_noise(machine, "t-00008", noise[7] - noise[3] - noise[5] - noise[6])
     assert keys_there(machine) == []
+
+
+@pytest.mark.parametrize("ends", ["completes", "is found completed"])
+def test_a_round_that_ends_after_its_training_has_paused_leaves_no_key(
+    machine: Machine, ends: str
+) -> None:
+    def lose(invitation: Invitation) -> None:
+        if invitation.number == 3:
+            pause_training(machine.store, "t", run=1, error="States.Runtime", cause="lost")
+
+    machine.before_round = lose
+    if ends == "is found completed":  # by abort_round, after finalize_round has died
+        machine.patch.setattr(finalizing, "_delete_intermediate", raise_plan_error)
+    state = machine.start(**options())
+    assert (state.status, state.completed) == ("paused", 2)
+    assert machine.store.get_json(RoundKeys("t-00003").manifest)["status"] == "completed"
+    assert keys_there(machine) == []
+    # Nobody calls a function for a training that is stopped while it pauses.
+    assert machine.training.stop("enough").status == "ended"
+
+
+def raise_plan_error(*_: Any) -> None:
+    raise PlanError("finalize_round dies here")
+
+
+def test_a_training_whose_execution_was_lost_takes_no_noise_out_of_another_model(
+    machine: Machine,
+) -> None:
+    fail_at(machine, 2, is_planned=False)
+
+    alive: list[set[int]] = [set()] * 3  # the first invitation, round 1, and the wait after round 2
+    machine.kill = {
+        "AdvanceTrainingFunction": [*alive, *[{0}] * 4],
+        "PauseTrainingFunction": [{0}] * 4,
+    }
+    state = machine.start(**options())
+    assert (state.status, state.invitation, state.completed) == ("running", None, 1)
+    [kept] = keys_there(machine)
+    execution = Execution("FAILED", {}, "Runtime.ExitError", "died too often")
+    machine.stack.trainings.executions["t"] = execution
+    machine.model.put({"other": np.zeros(9, "f4")})
+    state = machine.resume()
+    assert kept == "t-00001"
+    assert (state.status, state.completed) == ("paused", 1)
+    assert "was made by others" in (state.cause or "")
+    assert keys_there(machine) == []
+    assert machine.resume().completed == 6
+    again = machine.store.get_json(RoundKeys("t-00002-again1").manifest)
+    assert again["privacy"]["tree"]["cancels"] == []
 
 
 def test_a_version_by_others_pauses_and_noise_is_not_taken_out_of_their_model(

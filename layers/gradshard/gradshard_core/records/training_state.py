@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Self
 
 from gradshard_core.aggregation.noise_tree import NoiseTree
+from gradshard_core.aggregation.privacy import PrivacyMechanism
 from gradshard_core.errors import TrainingNotFoundError
 from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
 from gradshard_core.planning.spec import RoundSpec
@@ -188,6 +189,16 @@ class TrainingState:
         """Return the oldest version from which updates count, in buffered mode."""
         return max(self.first_version, (self.version or self.first_version) - max_staleness)
 
+    @property
+    def noise_rounds(self) -> frozenset[str]:
+        """The rounds of a tree of noise whose keys the training keeps."""
+        if self.tree is None:
+            return frozenset()
+        under_way = self.invitation if self.status == RUNNING else None
+        if under_way is None or under_way.is_evaluation:
+            return self.tree.rounds
+        return self.tree.rounds | {under_way.round_id}
+
     def to_json(self) -> dict[str, Any]:
         """Return the state as JSON."""
         return asdict(self)
@@ -228,6 +239,17 @@ def read_training_spec(store: S3Store, keys: TrainingKeys) -> TrainingSpec | Non
 def read_state(store: S3Store, keys: TrainingKeys) -> TrainingState | None:
     """Return how far a training is; None if there is no such training."""
     return store.get_json(keys.state, TrainingState.from_json)
+
+
+def keeps_noise_key(store: S3Store, round_id: str, dp: PrivacyMechanism | None) -> bool:
+    """Return whether the key of a completed round's noise is kept, for later rounds of its tree.
+
+    Not if its training has paused meanwhile, or ended: then nobody would delete the key.
+    """
+    if dp is None or dp.tree is None:
+        return False
+    state = read_state(store, TrainingKeys(dp.tree.training))
+    return state is not None and round_id in state.noise_rounds
 
 
 def list_members(store: S3Store, keys: TrainingKeys) -> tuple[str, ...]:

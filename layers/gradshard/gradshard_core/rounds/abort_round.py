@@ -14,6 +14,7 @@ from gradshard_core.records.manifest import COMPLETED, FAILED
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import read_manifest, read_plan, stored
+from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.s3.store import S3Store
 
@@ -57,10 +58,10 @@ def abort_round(
         plan = read_plan(store, keys)
         has_partials = plan is not None and len(plan.levels) > 1
         dp = None if plan is None else plan.computation.dp
-        is_private, is_in_tree = dp is not None, dp is not None and dp.tree is not None
+        is_private = dp is not None
     except BrokenObjectError:
         # Maybe that is why the round is given up: what it would name is looked for.
-        plan, has_partials, is_private, is_in_tree = None, True, True, False
+        plan, has_partials, is_private, dp = None, True, True, None
     manifest = _manifest(store, keys, error, cause, plan)
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
     server_optimizer = _apply_terms(store, keys, plan)
@@ -74,8 +75,8 @@ def abort_round(
     if not is_first:
         manifest = read_manifest(store, keys) or manifest
     # A later round takes the noise of one that ended well out of the model again.
-    is_key_needed = is_in_tree and manifest["status"] == COMPLETED
-    has_key = is_private and not is_key_needed
+    is_completed = manifest["status"] == COMPLETED
+    has_key = is_private and not (is_completed and keeps_noise_key(store, round_id, dp))
     _delete_intermediate(store, keys, has_partials=has_partials, has_key=has_key)
     if manifest["status"] == COMPLETED:
         if server_optimizer:

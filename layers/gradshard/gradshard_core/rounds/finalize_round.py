@@ -23,6 +23,7 @@ from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.privacy_ledger import read_ledger
 from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan, stored
+from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.measurement import Measured, left_out, read_decision, summary
 from gradshard_core.s3.store import S3Store
@@ -213,7 +214,7 @@ def _delete_intermediate(store: S3Store, keys: RoundKeys, plan: Plan) -> None:
     if len(plan.levels) > 1:
         store.delete_versions(keys.partial_sums)
     dp = plan.computation.dp
-    if dp is not None and dp.tree is None:  # the training deletes those of its tree
+    if dp is not None and not keeps_noise_key(store, keys.round_id, dp):
         delete_noise_key(store, keys)
 
 

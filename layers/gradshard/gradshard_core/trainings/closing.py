@@ -14,7 +14,6 @@ from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSED,
-    RUNNING,
     Best,
     Invitation,
     TrainingState,
@@ -139,18 +138,8 @@ def forget_noise(store: S3Store, before: TrainingState, after: TrainingState) ->
 
     Called before the state after it is written: then whoever repeats the step deletes them, too.
     """
-    for round_id in sorted(_keys_of(before) - _keys_of(after)):
+    for round_id in sorted(before.noise_rounds - after.noise_rounds):
         delete_noise_key(store, RoundKeys(round_id))
-
-
-def _keys_of(state: TrainingState) -> frozenset[str]:
-    """Return the rounds whose keys a training keeps."""
-    if state.tree is None:
-        return frozenset()
-    under_way = state.invitation if state.status == RUNNING else None
-    if under_way is None or under_way.is_evaluation:
-        return state.tree.rounds
-    return state.tree.rounds | {under_way.round_id}
 
 
 def _record(
