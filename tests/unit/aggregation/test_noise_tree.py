@@ -84,6 +84,21 @@ def test_no_client_is_in_more_sums_than_the_tree_is_deep(events: list[str]) -> N
     assert tree == NoiseTree(2)
 
 
+def test_a_round_after_many_failures_takes_out_no_more_than_it_may_state() -> None:
+    tree = NoiseTree()
+    live: set[str] = set()
+    for leaf in range(1, 128):
+        place = tree.place("t", "then", 8)
+        assert parse_place(place.to_json()) == place
+        is_completed = bool(leaf % 2) or leaf in {64, 96}
+        if is_completed:
+            live = {*live, f"r{leaf}"} - {*place.cancels}
+        tree = tree.after(f"r{leaf}", [], 128, is_completed=is_completed)
+        assert tree.rounds == live  # leaf 128 can take out what is left
+        if leaf == 64:
+            assert place.cancels == tuple(f"r{odd}" for odd in range(43, 64, 2))
+
+
 def test_noise_that_is_not_taken_out_any_more_needs_no_key() -> None:
     tree = NoiseTree()
     for leaf in range(1, 6):

@@ -49,6 +49,10 @@ def depth(leaves: int) -> int:
     return leaves.bit_length()
 
 
+MAX_CANCELLED: Final = depth(MAX_LEAVES) - 1
+"""The most rounds whose noise a round takes out: as many as it does if no round fails."""
+
+
 class Place(NamedTuple):
     """The place of a round in a tree.
 
@@ -90,7 +94,7 @@ def parse_place(stated: Any) -> Place:
         raise SpecError(f"dp: tree is {stated!r}, which the training states: leave it out")
     cancels, numbers = stated["cancels"], (stated["leaf"], stated["divisor"])
     is_list = isinstance(cancels, Sequence) and not isinstance(cancels, str)
-    if not is_list or len(cancels) >= depth(MAX_LEAVES) or not isinstance(stated["tree"], str):
+    if not is_list or len(cancels) > MAX_CANCELLED or not isinstance(stated["tree"], str):
         raise SpecError(f"dp: tree is {stated!r}, which the training states: leave it out")
     for number in numbers:
         if type(number) is not int or number < 1:
@@ -130,9 +134,13 @@ class NoiseTree:
 
     @property
     def cancels(self) -> tuple[tuple[int, str], ...]:
-        """The leaves and rounds whose noise the next round takes out."""
+        """The leaves and rounds whose noise the next round takes out.
+
+        After many failures these may be more than :data:`MAX_CANCELLED`, of which the oldest wait
+        for a later round.
+        """
         first = self.leaf - lowest_bit(self.leaf)
-        return tuple((leaf, name) for leaf, name in self.live if leaf > first)
+        return tuple((leaf, name) for leaf, name in self.live if leaf > first)[-MAX_CANCELLED:]
 
     @property
     def rounds(self) -> frozenset[str]:
