@@ -50,7 +50,7 @@ def in_tree(leaf: int, tree: str = "one") -> PrivacyMechanism:
 
 
 def test_a_tree_costs_as_much_as_it_has_levels_whichever_rounds_pay(store: S3Store) -> None:
-    costs = []
+    costs: list[float | None] = []
     for leaf in (1, 1, 2, 3, 6, 7, 8):
         enter(store, "m", f"r{len(costs)}", AT, in_tree(leaf), 9)
         costs.append(read_ledger(store, "m").entries[-1].cost)
