@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.accounting import privacy_in_words
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.privacy import parse_privacy
 from gradshard_core.errors import PlanError
@@ -140,6 +141,8 @@ def test_the_ledger_is_charged_for_each_level_of_each_tree(
     assert (privacy["cost"], privacy["spent"]) == (0.0, 3 / 4)
     assert privacy["deviation"] == pytest.approx(2**0.5 * 2.0 * 64.0 / 3)
     assert privacy["tree"]["cancels"] == ["t-00005"]
+    words = "of 3; round 6 of a tree, which takes out the noise of t-00005; "
+    assert words in privacy_in_words(privacy)
 
 
 def fail_at(machine: Machine, number: int, *, is_planned: bool) -> None:
