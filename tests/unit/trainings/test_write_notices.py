@@ -76,7 +76,7 @@ def world(machine: Machine) -> World:
 
 def test_the_invited_get_an_invitation_without_the_others(world: World) -> None:
     tree = asdict(NoiseTree(taken=("cy",)))
-    costs = {"dollars": 7654321.5, "last_dollars": {"train": 7654321.5}}
+    costs: dict[str, Any] = {"dollars": 7654321.5, "last_dollars": {"train": 7654321.5}}
     world.show("ann", "cy", silent={"cy": 3}, tree=tree, **costs)
     assert world.write() == {"training": "t", "written": 1}
     notice = world.notice("ann")
