@@ -534,6 +534,9 @@ def trained_in_a_tree(
     privacy = second.wait(SECONDS)["privacy"]
     assert privacy["tree"]["cancels"] == [first.keys.round_id]
     assert (privacy["cost"], privacy["spent"]) == (1.0, 2.0)
+    # Does the training keep the key?
+    aborted = {"round": first.keys.round_id, "error": "Timeout", "cause": "too late"}
+    assert deployed.call("abort_round", aborted) == {"status": "completed"}
     [one, both] = (round_.fetch()["w"] for round_ in (first, second))
     np.testing.assert_allclose(model.fetch()["w"], one + both, atol=1e-6)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gradshard_core.aggregation.noise_tree import Place
 from gradshard_core.aggregation.privacy import PrivacyMechanism
 from gradshard_core.errors import PrivacyBudgetError
 from gradshard_core.records.privacy_ledger import (
@@ -42,6 +43,28 @@ def test_costs_add_up_and_entering_twice_counts_once(store: S3Store) -> None:
     assert ledger.spent == 0.5
     assert ledger.entries[0].clients == 9
     assert PrivacyLedger.from_json(ledger.to_json()) == ledger
+
+
+def in_tree(leaf: int, tree: str = "one") -> PrivacyMechanism:
+    return PrivacyMechanism(1.0, 2.0, 1e-5, tree=Place("t", tree, leaf, (), 9))
+
+
+def test_a_tree_costs_as_much_as_it_has_levels_whichever_rounds_pay(store: S3Store) -> None:
+    costs: list[float | None] = []
+    for leaf in (1, 1, 2, 3, 6, 7, 8):
+        enter(store, "m", f"r{len(costs)}", AT, in_tree(leaf), 9)
+        costs.append(read_ledger(store, "m").entries[-1].cost)
+    assert costs == [0.25, 0, 0.25, 0, 0.25, 0, 0.25]
+    enter(store, "m", "r", AT, in_tree(1, "another"), 9)
+    assert read_ledger(store, "m").spent == 1.25
+
+
+def test_a_refund_that_comes_late_takes_nothing_from_a_tree(store: S3Store) -> None:
+    """The repetition has paid nothing, because the round that failed had."""
+    enter(store, "m", "r1", AT, in_tree(1), 9)
+    enter(store, "m", "r1-again1", AT, in_tree(1), 9)
+    release(store, "m", "r1", AT)
+    assert read_ledger(store, "m").spent == 0.25
 
 
 def test_round_that_would_exceed_the_budget_is_refused_with_what_would_fit(store: S3Store) -> None:
@@ -113,9 +136,9 @@ def test_going_back_takes_back_nothing(store: S3Store) -> None:
     assert spent == {1: 0.0, 2: 0.25, 3: 0.5, 4: 0.5, 5: 0.75, 6: 0.75}
 
 
-def test_no_entry_of_another_writer_is_lost(
-    store: S3Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have two other rounds entered between a round's reading of the ledger and its writing."""
     put_json: Callable[..., bool] = S3Store.put_json
     others = iter(["x1", "x2"])
 
@@ -126,5 +149,17 @@ def test_no_entry_of_another_writer_is_lost(
         return put_json(self, key, value, **more)
 
     monkeypatch.setattr(S3Store, "put_json", put_after_another)
+
+
+@pytest.mark.usefixtures("others")
+def test_no_entry_of_another_writer_is_lost(store: S3Store) -> None:
     enter(store, "m", "r1", AT, DP, 9)
     assert {e.round_id for e in read_ledger(store, "m").entries} == {"x1", "x2", "r1"}
+
+
+def test_what_others_spend_meanwhile_counts(store: S3Store, request: pytest.FixtureRequest) -> None:
+    limit(store, 0.5)
+    request.getfixturevalue("others")
+    with pytest.raises(PrivacyBudgetError, match=r"2 rounds have spent 0\.5"):
+        enter(store, "m", "r1", AT, DP, 9)
+    assert {e.round_id for e in read_ledger(store, "m").entries} == {"x1", "x2"}

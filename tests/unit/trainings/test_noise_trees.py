@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.accounting import privacy_in_words
 from gradshard.client.stack import Execution
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.privacy import parse_privacy
@@ -18,6 +19,7 @@ from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger, 
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.rounds import finalize_round as finalizing
 from gradshard_core.rounds import open_round as opening
+from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.trainings.pause_training import pause_training
 from tests import reference
@@ -142,6 +144,8 @@ def test_the_ledger_is_charged_for_each_level_of_each_tree(
     assert (privacy["cost"], privacy["spent"]) == (0.0, 3 / 4)
     assert privacy["deviation"] == pytest.approx(2**0.5 * 2.0 * 64.0 / 3)
     assert privacy["tree"]["cancels"] == ["t-00005"]
+    words = "of 3; round 6 of a tree, which takes out the noise of t-00005; "
+    assert words in privacy_in_words(privacy)
 
 
 def fail_at(machine: Machine, number: int, *, is_planned: bool) -> None:
@@ -171,11 +175,19 @@ def fail_at(machine: Machine, number: int, *, is_planned: bool) -> None:
 def test_a_round_that_fails_after_it_is_planned_uses_up_its_place_and_its_clients(
     machine: Machine,
 ) -> None:
-    drawn, invited = keep_keys(machine), []
+    drawn, invited, after_abort = keep_keys(machine), [], []
     machine.before_round = lambda invitation: invited.append(invitation.clients)
     fail_at(machine, 4, is_planned=True)
+
+    def abort(*arguments: Any, **others: Any) -> dict[str, Any]:
+        done = abort_round(*arguments, **others)
+        after_abort.append(keys_there(machine))
+        return done
+
+    machine.patch.setattr("tests.unit.trainings.machine.abort_round", abort)
     state = machine.start(**options(rounds=8, noise_tree=8))
     assert state.completed == 8
+    assert after_abort == [["t-00002", "t-00003"]]
     in_tree = Counter(client for clients in invited[:8] for client in clients)
     assert {*in_tree.values()} == {1}
     noise = {name: noise_of(key) for name, key in drawn.items()}
@@ -214,6 +226,46 @@ def test_a_round_that_fails_before_it_is_planned_keeps_its_place_and_pays_once(
                 leaves.append(manifest["privacy"]["tree"]["leaf"])
     assert sorted(leaves) == [1, 2, 3, 4, 5, 6]
     assert read_ledger(machine.store, machine.model.name).spent == 3 / 4
+
+
+def test_a_round_that_ended_well_and_was_given_up_keeps_its_key(machine: Machine) -> None:
+    aggregate = machine._aggregate
+
+    def dying(name: str) -> None:
+        aggregate(name)
+        if name == "t-00003":
+            raise PlanError("the answer was lost")
+
+    machine.patch.setattr(machine, "_aggregate", dying)
+    state = machine.start(**options(repeats=0))
+    assert (state.status, state.completed) == ("ended", 6)
+    place = machine.store.get_json(RoundKeys("t-00004").manifest)["privacy"]["tree"]
+    assert place["cancels"] == ["t-00002", "t-00003"]
+
+
+def test_sums_of_fewer_clients_are_divided_by_the_same_number(machine: Machine) -> None:
+    drawn = keep_keys(machine)
+    machine.skipped = {*CLIENTS[::4]}
+    state = machine.start(**options())
+    assert state.completed == 6
+    counts, before = set(), np.zeros(SIZE, np.int64)
+    for leaf in range(1, 7):
+        name = f"t-{leaf:05d}"
+        counts.add(machine.store.get_json(RoundKeys(name).manifest)["privacy"]["clients"])
+        nodes = [noise_of(drawn[f"t-{last:05d}"]) for _, last in dyadic(1, leaf, 8)]
+        check_noise(machine, name, np.sum(nodes, axis=0) - before)
+        before = np.sum(nodes, axis=0)
+    assert counts == {2, 3}
+
+
+def test_a_training_that_cannot_go_on_deletes_its_keys(machine: Machine) -> None:
+    machine.before_round = lambda invitation: (
+        machine.store.delete(machine.keys.spec) if invitation.number == 4 else None
+    )
+    machine.start(**options())
+    assert machine.state.status == "paused"
+    assert len(list(machine.store.list_objects(RoundKeys("t-00003").updates))) == 3
+    assert keys_there(machine) == []
 
 
 def test_a_pause_deletes_all_keys_and_the_noise_so_far_stays(machine: Machine) -> None:

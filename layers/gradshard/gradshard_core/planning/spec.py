@@ -13,7 +13,7 @@ from gradshard_core.aggregation import addition_order, topologies
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES, STEPS, WEIGHTS
 from gradshard_core.aggregation.privacy import LEAST_CLIENTS, PrivacyMechanism, parse_privacy
-from gradshard_core.aggregation.robust_rules import LAYER_QUORUM, ROBUST_RULES, RobustRule
+from gradshard_core.aggregation.robust_rules import LAYER_QUORUM, ROBUST_RULES, SIGN, RobustRule
 from gradshard_core.aggregation.server_optimizers import (
     MODELS,
     OPTIMIZERS,
@@ -686,16 +686,30 @@ def _check_privacy(spec: RoundSpec) -> None:
     if spec.layout is not None:
         integers = [t.name for t in spec.layout.tensors if DTYPES[t.dtype].is_integer]
         if integers:
-            raise SpecError(unclippable(integers[0]))
+            check_averaged(spec, integers)
 
 
-def unclippable(tensor: str) -> str:
-    """Say why a tensor cannot be part of a private round."""
-    return (
-        f"dp clips and adds noise to floating-point tensors that are trained, and {tensor!r} is an "
-        "integer or a buffer, whose average would reveal clients: leave it out of the model, for "
-        "example with group instead of batch normalisation"
-    )
+def check_averaged(spec: RoundSpec, tensors: Sequence[str]) -> None:
+    """Check that a round may average tensors, which are integers or buffers, whatever its rule.
+
+    Raises
+    ------
+    SpecError
+        Their averages could not be hidden, or would become signs.
+    """
+    if not tensors:
+        return
+    if spec.dp is not None:
+        raise SpecError(
+            f"dp clips and adds noise to floating-point tensors that are trained, and "
+            f"{tensors[0]!r} is an integer or a buffer, whose average would reveal clients: leave "
+            "it out of the model, for example with group instead of batch normalisation"
+        )
+    if spec.robust_rule is not None and spec.robust_rule.name == SIGN:
+        raise SpecError(
+            f"rule sign makes 1, 0 or -1 of every element, and {tensors[0]!r} is an integer or a "
+            "buffer, which is averaged: take rule median"
+        )
 
 
 def _check_topology(spec: RoundSpec) -> None:

@@ -33,7 +33,30 @@ def is_clipped(entry: Mapping[str, Any]) -> bool:
 
 
 def with_weights(plan: "Plan", decision: dict[str, Any]) -> "Plan":
-    """Return a plan whose contributors have the weights of a decision."""
-    weights = {entry["client"]: entry["weight"] for entry in decision["clients"]}
-    contributors = tuple(replace(c, weight=weights[c.client]) for c in plan.contributors)
-    return replace(plan, participants=replace(plan.participants, contributors=contributors))
+    """Return a plan whose contributors have the weights of a decision.
+
+    In each layer of partial updates, an update loses as much of its share as in the whole.
+    """
+    entries = {entry["client"]: entry for entry in decision["clients"]}
+    found = [entries[contributor.client] for contributor in plan.contributors]
+    weights = [entry["weight"] for entry in found]
+    contributors = tuple(
+        replace(c, weight=weight) for c, weight in zip(plan.contributors, weights, strict=True)
+    )
+    layers = plan.computation.layers
+    if layers:
+        factors = [entry["weight"] / entry["full_weight"] for entry in found]
+        layers = tuple(
+            layer._replace(
+                weights=tuple(
+                    None if share is None else share * factor
+                    for share, factor in zip(layer.weights, factors, strict=True)
+                )
+            )
+            for layer in layers
+        )
+    return replace(
+        plan,
+        participants=replace(plan.participants, contributors=contributors),
+        computation=replace(plan.computation, layers=layers),
+    )
