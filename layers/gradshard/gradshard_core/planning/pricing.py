@@ -277,8 +277,13 @@ def around(tasks: Sequence[int], clients: int, models: int = 0, measured: int = 
 
 
 def _recording(clients: int) -> Requests:
-    """Count the requests for the marks of arrivals, if two of them never write at once."""
-    return Requests(clients, clients) if large_rounds.is_recorded(clients) else Requests(0, 0)
+    """Count the requests for the marks of arrivals, if two of them never write at once.
+
+    Planning lists the updates once more if clients are expected by number, as many often are.
+    """
+    if not large_rounds.is_recorded(clients):
+        return Requests(0, 0)
+    return Requests(clients, clients + _pages(clients))
 
 
 def _in_pieces(clients: int, tasks: int) -> Requests:

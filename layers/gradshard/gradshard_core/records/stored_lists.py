@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gradshard_core.errors import StoreError
+from gradshard_core.errors import BrokenObjectError, StoreError
+from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.pieces import ListWriter, Put, StoredList, is_in_pieces
+from gradshard_core.formats.pieces import ListWriter, Put, StoredList, is_in_pieces, name_of
 from gradshard_core.records.manifest import parse_manifest
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import S3Store
@@ -24,9 +25,9 @@ def read_piece(store: JsonReads, keys: RoundKeys, name: str) -> Any:
     Raises
     ------
     StoreError
-        It is missing.
+        It is missing, or was replaced.
     """
-    return _read(store, keys.piece(name))
+    return _read(store, keys.piece(name), name)
 
 
 def read_expected(store: JsonReads, keys: RoundKeys, name: str) -> Any:
@@ -35,16 +36,22 @@ def read_expected(store: JsonReads, keys: RoundKeys, name: str) -> Any:
     Raises
     ------
     StoreError
-        It is missing.
+        It is missing, or was replaced.
     """
-    return _read(store, keys.expected(name))
+    return _read(store, keys.expected(name), name)
 
 
-def _read(store: JsonReads, key: str) -> Any:
-    piece = store.get_json(key, _checked)
-    if piece is None:
+def _read(store: JsonReads, key: str, name: str) -> Any:
+    body = store.get_bytes(key)
+    if body is None:
         raise StoreError(f"{key} is missing")
-    return piece
+    # Coordinators may write the pieces of the ids, and not the spec that names them.
+    if name_of(body) != name:
+        raise BrokenObjectError(
+            f"{key}: {len(body)} bytes of other content than its name says: somebody replaced it. "
+            "Restore its first version, or delete the round and open another"
+        )
+    return json_records.decode(key, body, _checked)
 
 
 def _checked(piece: Any) -> Any:
