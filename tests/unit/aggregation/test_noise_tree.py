@@ -1,7 +1,9 @@
 """Noise in a tree: what is in the model, what each round reveals, and how many rounds a client."""
 
+import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ from gradshard_core.aggregation.noise_tree import (
     depth,
     parse_place,
 )
+from gradshard_core.aggregation.privacy import PrivacyMechanism
 from gradshard_core.errors import SpecError
+from gradshard_core.records.privacy_ledger import Entry, PrivacyLedger
 
 COMPLETED, FAILED, FORGOTTEN = "completed", "failed", "forgotten"
 
@@ -82,6 +86,33 @@ def test_no_client_is_in_more_sums_than_the_tree_is_deep(events: list[str]) -> N
     assert max(counted.values()) <= depth(leaves)
     assert depth(leaves) == math.ceil(math.log2(leaves + 1))  # as dp-accounting has it
     assert tree == NoiseTree(2)
+
+
+@pytest.mark.parametrize("leaves", [2, 3, 4, 6])
+def test_the_noise_of_all_releases_hides_a_client_as_well_as_the_ledger_says(leaves: int) -> None:
+    for events in itertools.product([COMPLETED, FAILED, FORGOTTEN], repeat=6):
+        tree, ledger = NoiseTree(), PrivacyLedger()
+        names = [f"r{number}" for number in range(6)]
+        noise, places = np.eye(6), []  # of each release: how much of which key's noise it has
+        for number, event in enumerate(events):
+            if event == FORGOTTEN:
+                tree = tree.forget(is_under_way=False)
+            place = tree.place("t", "then", 8)
+            dp = PrivacyMechanism(1.0, 2.0, 1e-5, tree=place)
+            entry = Entry(names[number], dp.to_json(), 8, ledger.added(dp), "then")
+            ledger = replace(ledger, entries=(*ledger.entries, entry))
+            noise[number, [names.index(name) for name in place.cancels]] -= 1
+            places.append((tree.number, tree.leaf))
+            tree = tree.after(names[number], [], leaves, is_completed=event != FAILED)
+        assert len({*places}) == 6
+        # Releases with the noise Bz tell as much as B⁻¹ of them, whose noise is z: a client that
+        # changes sums by Cv changes these by C·B⁻¹v. It takes part in one round of each tree.
+        shifts = np.linalg.inv(noise)
+        for tried in itertools.product(
+            *([n for n, (of, _) in enumerate(places) if of == each] for each in {*dict(places)})
+        ):
+            moved = shifts[:, list(tried)].sum(axis=1)
+            assert moved @ moved <= ledger.spent * 2.0**2 + 1e-9
 
 
 def test_a_round_after_many_failures_takes_out_no_more_than_it_may_state() -> None:
