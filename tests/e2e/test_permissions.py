@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import boto3
@@ -150,6 +151,8 @@ def rounds(federation: Federation, deployed: Deployed) -> None:
     trained_in_part(federation, deployed)
     trained_with_a_ticket(federation)
     trained_at_their_pace(federation, deployed)
+    trained_in_a_tree(federation, deployed, "iam-grove", is_lost=False)
+    trained_in_a_tree(federation, deployed, "iam-lost-grove", is_lost=True)
     masked(federation)
 
 
@@ -492,6 +495,50 @@ def trained_at_their_pace(federation: Federation, deployed: Deployed) -> None:
     late = uploaded(training.keys.inbox(1).update("a"), etag)
     answer = deployed.call("collect_update", late)
     assert answer["reason"] == "counted already"
+
+
+def trained_in_a_tree(
+    federation: Federation, deployed: Deployed, name: str, *, is_lost: bool
+) -> None:
+    """A private training whose noise cancels; or one that pauses before its second round ends."""
+    model = federation.model(name)
+    model.put({"w": np.zeros(50, np.float32)})
+    training = federation.train(
+        name,
+        rounds=2,
+        clients=["a", "b", "c", "d"],
+        sample=2,
+        noise_tree=2,
+        dp={"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5},
+        server_optimizer={"optimizer": "fedavg", "model": name, "updates": "deltas"},
+        timeout=600,
+    )
+    first, second = (federation.round(f"{name}-0000{number}") for number in (1, 2))
+    invited: list[str] = []
+    for round_ in (first, second):
+        until(partial(deployed.keys, round_.keys.spec))
+        invitation = training.state().invitation
+        assert invitation is not None
+        assert invitation.round_id == round_.keys.round_id
+        invited += invitation.clients
+        planted = f"{round_.keys.secrets}other"  # as in a private round
+        deployed.s3.put_object(Bucket=deployed.bucket, Key=planted, Body=b"{}")
+        if is_lost and round_ is second:
+            deployed.s3.delete_object(Bucket=deployed.bucket, Key=training.keys.spec)
+        for client in invitation.clients:
+            send_unchecked(round_, client, update(1), samples=1)
+    assert sorted(invited) == ["a", "b", "c", "d"]
+    until(lambda: training.state().status == ("paused" if is_lost else "ended"))
+    for round_ in (first, second):
+        assert deployed.keys(round_.keys.secrets) == []
+    privacy = second.wait(SECONDS)["privacy"]
+    assert privacy["tree"]["cancels"] == [first.keys.round_id]
+    assert (privacy["cost"], privacy["spent"]) == (1.0, 2.0)
+    # Does the training keep the key?
+    aborted = {"round": first.keys.round_id, "error": "Timeout", "cause": "too late"}
+    assert deployed.call("abort_round", aborted) == {"status": "completed"}
+    [one, both] = (round_.fetch()["w"] for round_ in (first, second))
+    np.testing.assert_allclose(model.fetch()["w"], one + both, atol=1e-6)
 
 
 @pytest.mark.usefixtures("rounds")

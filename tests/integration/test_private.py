@@ -10,7 +10,8 @@ import pytest
 
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.errors import PlanError
-from gradshard_core.records.noise_key import read_noise_key
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.records.noise_key import read_noise_key, write_noise_key
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.s3.store import S3Store
 from tests import reference
@@ -129,10 +130,14 @@ def test_retries_and_shards_change_nothing_and_another_round_has_other_noise(
 ) -> None:
     rng = np.random.default_rng(3)
     updates = {f"c{i}": {"w": rng.standard_normal(2_700_001).astype("f4")} for i in range(3)}
-    results = []
-    for shards, key in ((1, 1), (2, 1), (2, 2)):
+    results: list[np.ndarray] = []
+    earlier = RoundKeys("earlier")
+    # The last one also takes out the noise of a round before.
+    tree = {"training": "t", "tree": "1", "leaf": 2, "cancels": ["earlier"], "divisor": 3}
+    for shards, key, dp in ((1, 1, DP), (2, 1, DP), (2, 2, DP | {"tree": tree})):
         monkeypatch.setattr("os.urandom", lambda count, key=key: bytes([key]) * count)
-        round_ = submitted(open_round(clients=3, dp=DP, shards=shards), updates)
+        round_ = submitted(open_round(clients=3, dp=dp, shards=shards), updates)
+        write_noise_key(round_.store, earlier)
         outcome: dict[str, Any] = {"attempt": 0}
         for _ in range(2):
             round_.plan(outcome["attempt"])
@@ -144,7 +149,12 @@ def test_retries_and_shards_change_nothing_and_another_round_has_other_noise(
         results.append(reference.decode(round_.result())["w"])
     assert results[0].tobytes() == results[1].tobytes()
     difference = (results[2] - results[1]).astype(float)
-    assert difference.std() == pytest.approx(math.sqrt(2) * 1.1 * 2.0 / 3, rel=0.01)
+    assert difference.std() == pytest.approx(math.sqrt(1 + 2**2) * 1.1 * 2.0 / 3, rel=0.01)
+    one, two = np.empty((2, 2_700_001), np.int64)
+    for key, noise in ((1, one), (2, two)):
+        NoiseSource(bytes([key]) * 32, 2, 0).read_into(memoryview(noise).cast("B"))
+    step = 1.1 * 2.0 / (2480 * math.sqrt(1 + 512**2))
+    np.testing.assert_allclose(difference, (two - 2 * one) * step / 3, atol=1e-5)
 
 
 def test_client_that_sent_a_nan_is_rejected_before_noise_is_drawn(

@@ -75,11 +75,23 @@ def render(name: str, view: View, now: datetime) -> RenderableType:
     if state.invitation is not None:
         for heading, text in _under_way(state, view.progress, now):
             facts.add_row(heading, cell(text))
+    for heading, text in _taking_part(spec, state):
+        facts.add_row(heading, cell(text))
+    return Group(facts, "", _rounds(spec, records)) if records else Group(facts)
+
+
+def _taking_part(spec: TrainingSpec, state: TrainingState) -> list[tuple[str, str]]:
+    """Return rows about who has taken part, and who has not answered."""
+    rows = []
+    if state.tree is not None and state.status != ENDED:
+        taken = pluralize(len(state.tree.taken), "client")
+        place = f"round {state.tree.leaf} of {spec.noise_tree} of tree {state.tree.number}"
+        rows.append(("noise", f"{place}; {taken} were invited in it"))
     if state.silent:
         silent = sorted(state.silent, key=lambda client: (-state.silent[client], client))
         shown = [f"{client} ({state.silent[client]})" for client in silent]
-        facts.add_row("silent", cell(f"{listed(shown, 5)}: invitations missed in a row"))
-    return Group(facts, "", _rounds(spec, records)) if records else Group(facts)
+        rows.append(("silent", f"{listed(shown, 5)}: invitations missed in a row"))
+    return rows
 
 
 def _under_way(

@@ -67,6 +67,11 @@ def privacy_in_words(privacy: Mapping[str, Any]) -> str:
         f"clip {privacy['clip']:g}, noise multiplier {privacy['noise_multiplier']:g}: a deviation "
         f"of {privacy['deviation']:.4g} in each element of the average of {privacy['clients']}"
     )
+    if privacy.get("tree") is not None:
+        place = privacy["tree"]
+        words += f"; round {place['leaf']} of a tree"
+        if place["cancels"]:
+            words += f", which takes out the noise of {', '.join(place['cancels'])}"
     if privacy.get("whole") is not None:
         words += (
             f"; about {privacy['whole']:.3g} were not clipped, so the next clip is "

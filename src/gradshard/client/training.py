@@ -426,13 +426,15 @@ class Training:
                 raise TrainingStateError(f"training {self.id!r} has ended: {state.cause}")
             if state.status == RUNNING and not (is_lost and state.run == lost_run):
                 return state
+            # Noise must not be taken out of a version by others: the training pauses at that.
+            is_fixed = state.invitation or (state.tree and state.tree.live)
             return replace(
                 state,
                 status=RUNNING,
                 run=state.run + 1,
                 first_step=state.step,
                 # Whatever others have made of the model meanwhile, the training goes on from it.
-                version=state.version if state.invitation else None,
+                version=state.version if is_fixed else None,
                 failures=0,
                 cause=None,
                 request=None,

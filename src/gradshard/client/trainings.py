@@ -46,6 +46,7 @@ class TrainingOptions(RoundOptions, total=False):
     sample: float | None
     over_selection: float | None
     seed: int | None
+    noise_tree: int | None
     settings: Mapping[str, Any] | None
     evaluate_every: int | None
     stop: Mapping[str, Any] | None

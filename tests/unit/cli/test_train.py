@@ -18,6 +18,7 @@ from gradshard.client.federation import Federation
 from gradshard.client.model import Model
 from gradshard.client.stack import Execution
 from gradshard.client.training import Training
+from gradshard_core.aggregation.noise_tree import NoiseTree
 from gradshard_core.errors import TrainingExistsError, TrainingFailed, TrainingStateError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.records.training_state import Best, Invitation, TrainingState, read_state
@@ -154,6 +155,19 @@ def test_a_training_is_shown(run: Run, federation: Federation) -> None:
     assert document["rounds"] == [RECORD]
     assert document["under_way"] == {"arrived": {}, "slow": ["ann", "bo"], "metrics": {}}
     assert document["lost_execution"] is None
+
+
+def test_a_tree_of_noise_is_started_and_shown(run: Run, federation: Federation) -> None:
+    given = '{"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}'
+    tree = ("--dp", given, "--sample", "3", "--noise-tree", "4")
+    assert run(*START, *tree).exit_code == 0
+    assert "round 1 of 4 of tree 1; 0 clients were invited" in run("train", "show", "t").output
+    change(federation, tree=NoiseTree(2, 3, ((2, "t-00006"),), tuple("abcdef")))
+    assert "round 3 of 4 of tree 2; 6 clients were invited" in run("train", "show", "t").output
+    document = json.loads(run("train", "show", "t", "--json").output)
+    assert document["tree"]["live"] == [[2, "t-00006"]]
+    result = run("train", "start", "u", *START[3:], *tree[:2], "--noise-tree", "4")
+    assert (result.exit_code, "sample is None, and every round's sum" in result.output) == (1, True)
 
 
 def test_the_cause_of_a_failure_is_told_once_and_not_in_a_narrow_column(

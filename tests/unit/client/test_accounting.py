@@ -2,17 +2,19 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
 from gradshard.client.accounting import budget_of, epsilon_of
 from gradshard.client.model import Model
+from gradshard_core.aggregation.noise_tree import Place
 from gradshard_core.aggregation.privacy import PrivacyMechanism, parse_privacy
 from gradshard_core.errors import PrivacyBudgetError, SpecError
 from gradshard_core.formats.keys import StoredTensors
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
-from gradshard_core.records.privacy_ledger import enter
+from gradshard_core.records.privacy_ledger import Entry, PrivacyLedger, enter
 from tests.unit.fakes import MemoryStack, MemoryStore
 
 dp_accounting = pytest.importorskip(
@@ -61,6 +63,28 @@ def test_epsilon_of_an_adaptive_clip_is_that_of_both_releases() -> None:
         accountant.compose(dp_accounting.GaussianDpEvent(7.5))
     spent = math.fsum([parse_privacy(adaptive).cost] * 10)
     assert epsilon_of(spent, 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), abs=1e-6)
+
+
+@pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-9])
+@pytest.mark.parametrize(
+    ("multiplier", "leaves", "trees"), [(1.1, 2, 1), (4.0, 64, 3), (9, 100, 7)]
+)
+def test_epsilon_of_trees_is_that_of_dp_accountings_event(
+    multiplier: float, leaves: int, trees: int, delta: float
+) -> None:
+    ledger, at = PrivacyLedger(), "2026-01-01T00:00:00+00:00"
+    for tree, leaf in itertools.product(range(trees), range(1, leaves + 1)):
+        dp = PrivacyMechanism(1.0, multiplier, delta, tree=Place("t", f"{at} {tree}", leaf, (), 10))
+        entry = Entry(f"{tree} {leaf}", dp.to_json(), 10, ledger.added(dp), at)
+        ledger = replace(ledger, entries=(*ledger.entries, entry))
+    # A client takes part in one round of each tree; one that is absent sends zeros.
+    accountant = dp_accounting.rdp.RdpAccountant(
+        neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_SPECIAL
+    )
+    event = dp_accounting.SingleEpochTreeAggregationDpEvent(multiplier, leaves)
+    accountant.compose(dp_accounting.SelfComposedDpEvent(event, trees))
+    expected = accountant.get_epsilon(delta)
+    assert epsilon_of(ledger.spent, delta) == pytest.approx(expected, abs=1e-6)
 
 
 def test_budget_after_a_round_without_noise_is_refused_with_its_name() -> None:

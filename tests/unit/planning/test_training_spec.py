@@ -17,6 +17,12 @@ DP = {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
 BUFFERED = {"mode": "buffered", "buffer": 3}
 TERMS = {"bound": 1.0, "max_samples": 100, "keeper": "ab" * 32}
 MASKED: dict[str, Any] = {"round": {**ROUND, "masked": TERMS}}
+TREE: dict[str, Any] = {
+    "rounds": 8,
+    "sample": 4,
+    "noise_tree": 4,
+    "round": {**ROUND, "dp": DP},
+}
 GOOD: dict[str, Any] = {"rounds": 3, "round": ROUND}
 
 
@@ -102,6 +108,32 @@ def parse(**fields: Any) -> TrainingSpec:
         ({**BUFFERED, "round": {**ROUND, "weights": "counts"}}, "do not go with weights"),
         ({**BUFFERED, "round": {**ROUND, "min_clients": 4}}, "min_clients is 4, over the 3"),
         ({**BUFFERED, "round": {"server_optimizer": MODELS}}, "whose updates are deltas"),
+        ({**TREE, "noise_tree": 1}, "noise_tree is 1, not a whole number from 2 to 2048"),
+        ({**TREE, "noise_tree": 9}, "noise_tree is 9, over the 8 rounds of the training: give 8"),
+        ({**TREE, "round": ROUND}, "noise_tree is for private rounds: give dp, too"),
+        ({**TREE, "sample": None}, "sample is None, and every round's sum is divided by it"),
+        ({**TREE, "sample": 0.5}, "sample is 0.5, and every round's sum"),
+        (
+            {**TREE, "clients": [f"c{n}" for n in range(15)]},
+            "16 different clients, 4 each, and clients has 15 at most: give a noise_tree of 3",
+        ),
+        ({**TREE, "sample": 2049}, "the state names 4096 at most: lower sample"),
+        (
+            {**TREE, "over_selection": 0.3, "clients": [f"c{n}" for n in range(23)]},
+            "invite 24 different clients, 6 each",
+        ),
+        ({**TREE, "sample": 1025}, "the state names 4096 at most: give a noise_tree of 3 at most"),
+        ({**TREE, **BUFFERED, "sample": None}, "leave out mode 'buffered' or noise_tree"),
+        ({**TREE, "round": {**ROUND, "dp": {**DP, "quantile": 0.5}}}, "leave out quantile"),
+        (
+            {**TREE, "round": {**ROUND, "dp": DP, "masked": {"keeper": "ab" * 32}}},
+            "leave out masked or noise_tree",
+        ),
+        (
+            {**TREE, "round": {"dp": DP, "server_optimizer": "fedadam"}},
+            "fedadam scales each step on its own, so no noise would cancel: take fedavg or fedavgm",
+        ),
+        ({**TREE, "round": {**ROUND, "dp": {**DP, "tree": {}}}}, "give noise_tree instead"),
     ],
 )
 def test_what_makes_no_sense_is_rejected_with_the_number_that_is_off(
@@ -123,6 +155,7 @@ EXAMPLES: dict[str, Any] = {
     "sample": 0.5,
     "over_selection": 0.3,
     "seed": 4,
+    "noise_tree": 2,
     "settings": {"epochs": 2, "rate": {"start": 0.1, "decay": 0.5}, "mode": {"1": "a", "9": "b"}},
     "evaluate_every": 5,
     "stop": {"metric": "loss", "maximize": False, "patience": 3},
@@ -140,6 +173,8 @@ def test_every_option_survives_json(name: str) -> None:
         fields |= {"mode": "buffered", "buffer": 2}
     if name == "over_selection":
         fields["sample"] = 2
+    if name == "noise_tree":
+        fields |= {"sample": 2, "round": {**ROUND, "dp": DP}}
     spec = parse_training_spec(fields)
     assert parse_training_spec(spec.to_json()) == spec
     assert spec.to_json()[name] == EXAMPLES[name]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gradshard_core.aggregation.noise_tree import Place
 from gradshard_core.aggregation.privacy import PrivacyMechanism
 from gradshard_core.errors import PrivacyBudgetError
 from gradshard_core.records.privacy_ledger import (
@@ -42,6 +43,28 @@ def test_costs_add_up_and_entering_twice_counts_once(store: S3Store) -> None:
     assert ledger.spent == 0.5
     assert ledger.entries[0].clients == 9
     assert PrivacyLedger.from_json(ledger.to_json()) == ledger
+
+
+def in_tree(leaf: int, tree: str = "one") -> PrivacyMechanism:
+    return PrivacyMechanism(1.0, 2.0, 1e-5, tree=Place("t", tree, leaf, (), 9))
+
+
+def test_a_tree_costs_as_much_as_it_has_levels_whichever_rounds_pay(store: S3Store) -> None:
+    costs: list[float | None] = []
+    for leaf in (1, 1, 2, 3, 6, 7, 8):
+        enter(store, "m", f"r{len(costs)}", AT, in_tree(leaf), 9)
+        costs.append(read_ledger(store, "m").entries[-1].cost)
+    assert costs == [0.25, 0, 0.25, 0, 0.25, 0, 0.25]
+    enter(store, "m", "r", AT, in_tree(1, "another"), 9)
+    assert read_ledger(store, "m").spent == 1.25
+
+
+def test_a_refund_that_comes_late_takes_nothing_from_a_tree(store: S3Store) -> None:
+    """The repetition has paid nothing, because the round that failed had."""
+    enter(store, "m", "r1", AT, in_tree(1), 9)
+    enter(store, "m", "r1-again1", AT, in_tree(1), 9)
+    release(store, "m", "r1", AT)
+    assert read_ledger(store, "m").spent == 0.25
 
 
 def test_round_that_would_exceed_the_budget_is_refused_with_what_would_fit(store: S3Store) -> None:

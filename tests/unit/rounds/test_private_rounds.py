@@ -94,6 +94,17 @@ def test_rounds_are_charged_before_they_open_and_refused_over_the_budget(private
     assert model_registry.read_current(private.store, "m").number == 3
 
 
+@pytest.mark.parametrize("training", ["t", "missing"])
+def test_a_round_of_a_tree_is_opened_by_its_training_alone(private: Machine, training: str) -> None:
+    tree = {"training": training, "tree": "1", "leaf": 3, "cancels": [], "divisor": 3}
+    private.begin("r1")
+    answer = private.open(**APPLIED, dp=DP | {"tree": tree})
+    assert f"training '{training}' does not ask for round 'r1'" in answer["reason"]
+    answer = private.open(clients=["a", "b"], dp=DP | {"tree": tree})
+    assert "tree is for rounds of a training" in answer["reason"]
+    assert read_ledger(private.store, "m").entries == ()
+
+
 def test_opening_twice_is_charged_once(private: Machine) -> None:
     private.begin("r1")
     for _ in range(2):

@@ -216,6 +216,9 @@ class Machine:
             try:
                 state, data = self._step(step, name, data, payload, successors)
             except TaskError as error:
+                if "Catch" not in step:
+                    self.ended[name] = "Fail"
+                    break
                 state, data = self._catch(step, data, error)
         for successor, given in successors:
             self.execute(successor, given)

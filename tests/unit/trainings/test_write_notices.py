@@ -1,11 +1,13 @@
 """What holders of tickets read of a training, however often, late or interrupted it is written."""
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from gradshard_core.aggregation.noise_tree import NoiseTree
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.records.notice import Notice
 from gradshard_core.records.training_state import Invitation, TrainingState
@@ -77,7 +79,9 @@ def world(machine: Machine) -> World:
 
 
 def test_the_invited_get_an_invitation_without_the_others(world: World) -> None:
-    world.show("ann", "cy", silent={"cy": 3}, dollars=7654321.5, last_dollars={"train": 7654321.5})
+    tree = asdict(NoiseTree(taken=("cy",)))
+    costs: dict[str, Any] = {"dollars": 7654321.5, "last_dollars": {"train": 7654321.5}}
+    world.show("ann", "cy", silent={"cy": 3}, tree=tree, **costs)
     assert world.write() == {"training": "t", "written": 1}
     notice = world.notice("ann")
     assert notice.state is not None

@@ -38,6 +38,7 @@ import numpy as np
 from gradshard_core.aggregation import arithmetic, noise
 from gradshard_core.aggregation.gram_rules import Decision, Gram, norms_of
 from gradshard_core.aggregation.kernel import Block, Piece, Source, pieces_of
+from gradshard_core.aggregation.noise_tree import Place, parse_place
 from gradshard_core.aggregation.sharding import block_bytes, count_elements
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.layout import Span
@@ -135,20 +136,37 @@ class PrivacyMechanism:
         δ, at which ε is stated.
     adaptation
         How the clip of the next round follows; None if it stays.
+    tree
+        The round's place in a tree of noise; None outside of one.
     """
 
     clip: float
     noise_multiplier: float
     delta: float
     adaptation: Adaptation | None = None
+    tree: Place | None = None
 
     name: ClassVar[str] = "dp"
     score: ClassVar[str] = "norm"
     pairs: ClassVar[bool] = False
 
     @property
+    def cancels(self) -> tuple[str, ...]:
+        """The earlier rounds whose noise is taken out of the sum."""
+        return () if self.tree is None else self.tree.cancels
+
+    def divisor(self, contributors: int) -> int:
+        """Return n, by which the sum of so many updates is divided."""
+        return contributors if self.tree is None else self.tree.divisor
+
+    def deviation(self, contributors: int) -> float:
+        """Return the standard deviation of the noise in each element of the average."""
+        of_all = self.noise_multiplier * self.clip * math.sqrt(1 + len(self.cancels))
+        return of_all / self.divisor(contributors)
+
+    @property
     def cost(self) -> float:
-        """1/z² + 1/σ_b²: what a round adds to a model's ledger."""
+        """1/z² + 1/σ_b²: what a round adds to a model's ledger; in a tree, what a level does."""
         return 1 / self.noise_multiplier**2 + self.count_cost
 
     @property
@@ -204,17 +222,24 @@ class PrivacyMechanism:
             "noise_multiplier": self.noise_multiplier,
             "delta": self.delta,
             **({} if self.adaptation is None else self.adaptation._asdict()),
+            **({} if self.tree is None else {"tree": self.tree.to_json()}),
         }
 
 
 def parse_privacy(stated: Any) -> PrivacyMechanism:
     """Read a mechanism from JSON: ``clip``, ``noise_multiplier``, ``delta``, maybe ``quantile``.
 
+    A training also states ``tree``, the place of each round in its tree of noise.
+
     Raises
     ------
     SpecError
         A field is unknown, missing or out of its bounds.
     """
+    tree = None
+    if isinstance(stated, Mapping) and stated.get("tree") is not None:
+        tree = parse_place(stated["tree"])
+        stated = {name: value for name, value in stated.items() if name != "tree"}
     if not isinstance(stated, Mapping) or stated.keys() - _BOUNDS.keys() - _ADAPTIVE.keys():
         raise SpecError(
             f"dp is {stated!r}, not {{clip: …, noise_multiplier: …, delta: …}}, and for a clip "
@@ -233,7 +258,12 @@ def parse_privacy(stated: Any) -> PrivacyMechanism:
         if not is_number or not low <= value <= high:
             raise SpecError(f"dp: {name} is {value!r}, not a number from {low:g} to {high:g}")
     clip, multiplier, delta = (float(given[name]) for name in _BOUNDS)
-    return PrivacyMechanism(clip, multiplier, delta, _adaptation(given))
+    adaptation = _adaptation(given)
+    if tree is not None and adaptation is not None:
+        raise SpecError(
+            "dp: noise cancels in a tree only if all rounds have the same clip: leave out quantile"
+        )
+    return PrivacyMechanism(clip, multiplier, delta, adaptation, tree)
 
 
 def _adaptation(given: Mapping[str, Any]) -> Adaptation | None:
@@ -261,8 +291,8 @@ class PrivateSum:
     ----------
     step
         g of the grid.
-    contributors
-        The number of updates, by which the sum is divided.
+    divisor
+        n, by which the sum is divided.
     of_sums
         Whether inputs are partial sums, which are whole numbers in float64.
     to_sums
@@ -272,7 +302,7 @@ class PrivateSum:
     """
 
     step: float
-    contributors: int
+    divisor: int
     of_sums: bool = False
     to_sums: bool = False
     gathers: bool = False
@@ -313,7 +343,7 @@ class PrivateSum:
         if self.to_sums:
             return arithmetic.bytes_of(total)
         np.multiply(total, self.step, out=total)
-        np.divide(total, self.contributors, out=total)
+        np.divide(total, self.divisor, out=total)
         # Noise must not make an infinity, nor have a client rejected. A client's choice of numbers
         # has no part in what is done with the sum, so this costs no privacy.
         kind = dtype.accumulator.type

@@ -20,6 +20,8 @@ from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import DEFAULT_MODEL, check_id
 
 FEDAVG: Final = "fedavg"
+LINEAR: Final = (FEDAVG, "fedavgm")
+"""Those whose models depend linearly on the averages of all rounds."""
 
 DELTAS: Final = "deltas"
 MODELS: Final = "models"

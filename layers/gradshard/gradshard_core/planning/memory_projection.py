@@ -165,6 +165,6 @@ def needed_memory(load: Workload) -> float:
         held_widening=load.widening if load.holds_all or load.measures else None,
         is_compressed=load.stored_bytes is not None,
         measures=load.measures,
-        is_private=load.is_private,
+        is_private=load.noises > 0,
         unit_bytes=load.unit_bytes,
     )

@@ -605,10 +605,10 @@ class Plan:
         if computation.robust is not None and computation.robust.is_columns:
             return computation.robust.reduction(gathers=gathers)
         is_last = self.is_last(level)
-        if self.grid is not None:
+        if computation.dp is not None:
             return PrivateSum(
-                self.grid.step,
-                len(self.contributors),
+                computation.dp.grid(self._elements).step,
+                computation.dp.divisor(len(self.contributors)),
                 of_sums=level > 0,
                 to_sums=not is_last,
                 gathers=gathers,
@@ -643,7 +643,11 @@ class Plan:
         dp = self.computation.dp
         if dp is None or self.computation.measures:
             return None
-        return dp.grid(count_elements(self.layout.spans, 0, self.layout.nbytes))
+        return dp.grid(self._elements)
+
+    @property
+    def _elements(self) -> int:
+        return count_elements(self.layout.spans, 0, self.layout.nbytes)
 
     def input_zones(self, task: Task, start: int) -> list[Zone]:
         """Return the weights of a task's inputs, from byte ``start`` of the layout on."""

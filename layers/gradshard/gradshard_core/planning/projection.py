@@ -170,9 +170,9 @@ def _task_seconds(
         further += speeds.DECODING_CPU_SECONDS_PER_GB * elements
     if load.holds_all and level == len(load.levels) - 1:
         further += (speeds.ROWS_CPU_SECONDS_PER_GB - speeds.CPU_SECONDS_PER_GB) * elements
-    if load.is_private:
+    if load.noises:
         further += speeds.PRIVATE_CPU_SECONDS_PER_GB * elements
-        further += speeds.NOISE_CPU_SECONDS_PER_GB * (load.nbytes / shards) / 1e9
+        further += speeds.NOISE_CPU_SECONDS_PER_GB * load.noises * (load.nbytes / shards) / 1e9
     return aggregator.task_seconds(nbytes, further) + waiting
 
 
@@ -205,8 +205,8 @@ def _requests(load: Workload, shards: int) -> Requests:
         counted = counted.plus(Requests(gets=shards * read, puts=0))
     if large_rounds.is_surveyed(clients):  # the plan, a piece and its headers, and a record
         counted = counted.plus(Requests(gets=2 * pieces + clients, puts=pieces))
-    if load.is_private:  # the key of the noise
-        counted = counted.plus(Requests(gets=shards, puts=0))
+    # The keys of noise.
+    counted = counted.plus(Requests(gets=load.noises * shards, puts=0))
     if not load.measures:
         return counted
     _, stretches = load.measured_reads(shards)

@@ -574,6 +574,10 @@ def _check_rule(spec: RoundSpec) -> None:
 def _check_apply(spec: RoundSpec) -> None:
     """Check the fields that the server optimizer depends on."""
     if spec.server_optimizer is None:
+        if spec.dp is not None and spec.dp.tree is not None:
+            raise SpecError(
+                "dp: tree is for rounds of a training, which make versions of a model: leave it out"
+            )
         return
     if spec.layout is not None:
         raise SpecError("a round that is applied has the model's layout: leave out layout")

@@ -55,7 +55,7 @@ def workload_of(
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
         sample=None if one_in is None else Sample.of(nbytes, one_in, ""),
-        is_private=spec.noised is not None,
+        noises=0 if spec.noised is None else 1 + len(spec.noised.cancels),
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         stored_bytes=None if codec is None else CODECS[codec].stored_bytes(nbytes // F32_BYTES),
         unit_bytes=CODECS[codec].stored_bytes(UNIT) if codec == TopK.name else 0,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from gradshard_core.aggregation.server_optimizers import ServerOptimizer
+from gradshard_core.aggregation.noise_tree import MAX_LEAVES, Place
+from gradshard_core.aggregation.server_optimizers import LINEAR, ServerOptimizer
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import SpecError
 from gradshard_core.planning.masking import (
@@ -62,7 +63,8 @@ MAX_STALENESS: Final = 1000
 
 MAX_COUNTED: Final = 4096
 """Updates of the last versions that the state of a buffered training names, so that none counts
-twice. Each takes up to 90 bytes, and every client reads the state whenever it looks."""
+twice, and clients that took part in a tree of noise. Each takes up to 90 bytes, and every client
+reads the state whenever it looks."""
 
 MAX_SPEC_BYTES: Final = 96 * 1024
 """A training's options as JSON. They go through the state machine, whose payloads may have 256 KiB,
@@ -91,6 +93,8 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
             "server_optimizer is missing: a training makes versions of a model, for example with "
             "fedavg"
         )
+    if isinstance(given.get("dp"), Mapping) and "tree" in given["dp"]:
+        raise SpecError("round: dp has 'tree', which the training states: give noise_tree instead")
     if "masked" in given:
         check_unused(given)  # before other checks ask for more clients, say
     terms_of_fewest(given)
@@ -240,6 +244,13 @@ class TrainingSpec:
         value=0,
         is_always_stated=True,
     )
+    noise_tree: int | None = option(
+        WholeNumber(2, MAX_LEAVES),
+        "Let the noise of private rounds cancel in trees of this number of rounds. Each client is "
+        "invited once in a tree. Needs dp and a whole number as sample.",
+        value=None,
+        default="noise stays in the model",
+    )
     settings: Mapping[str, Schedule] | None = option(
         Parsed(
             parse_schedules,
@@ -325,6 +336,7 @@ class TrainingSpec:
         awaited: int,
         after: str | None,
         clip: float | None = None,
+        tree: Place | None = None,
     ) -> RoundSpec:
         """Return the spec of a round for these clients.
 
@@ -338,6 +350,8 @@ class TrainingSpec:
             The round before, whose assignments the clients follow; None for the first one.
         clip
             The clip of a private round, if it has adapted.
+        tree
+            Its place in a tree of noise, if the training has one.
         """
         fields: dict[str, Any] = {"min_clients": self._quorum(awaited), **self.round}
         fields["clients"] = list(clients)
@@ -347,6 +361,8 @@ class TrainingSpec:
             fields["assignments"] = {**fields["assignments"], "after": after}
         if fields.get("dp") is not None and clip is not None:
             fields["dp"] = {**fields["dp"], "clip": clip}
+        if tree is not None:
+            fields["dp"] = {**fields["dp"], "tree": tree.to_json()}
         return parse_new_spec(fields)
 
     def buffer_spec(self, training: str, oldest: int, again: str | None) -> RoundSpec:
@@ -438,6 +454,8 @@ def _check(spec: TrainingSpec) -> None:
         _check_masked(spec)
     elif spec.sample is not None and spec.sample >= 1:
         parse_new_spec({**spec.round, "clients": int(spec.sample)})
+    if spec.noise_tree is not None:
+        _check_noise_tree(spec, spec.noise_tree)
     if spec.is_buffered:
         _check_buffered(spec)
         return
@@ -458,6 +476,52 @@ def _check_masked(spec: TrainingSpec) -> None:
     if awaited >= 1:
         invited = math.ceil(awaited * (1 + spec.over_selection))
         parse_new_spec({**spec.round, "clients": _roster_of(invited)})
+
+
+def _check_noise_tree(spec: TrainingSpec, leaves: int) -> None:
+    """Check what a tree of noise goes with, and that it has clients for all of its rounds."""
+    if spec.is_buffered:
+        raise SpecError(
+            "noise_tree: a buffered training invites nobody, so clients take part again and again "
+            f"in a tree: leave out mode {BUFFERED!r} or noise_tree"
+        )
+    if spec.terms.dp is None:
+        raise SpecError("noise_tree is for private rounds: give dp, too, among round's options")
+    if spec.terms.masked is not None:
+        raise SpecError(
+            "noise_tree: the key of a masked round's noise is made of the clients' seeds, which "
+            "the keeper has for one round only: leave out masked or noise_tree"
+        )
+    if spec.terms.dp.adaptation is not None:
+        raise SpecError(
+            "noise_tree: noise cancels only if all rounds have the same clip: leave out quantile"
+        )
+    if spec.server_optimizer.optimizer not in LINEAR:
+        raise SpecError(
+            f"noise_tree: {spec.server_optimizer.optimizer} scales each step on its own, so no "
+            f"noise would cancel: take {' or '.join(LINEAR)}"
+        )
+    sample = spec.sample
+    if sample is None or sample < 1:
+        raise SpecError(
+            f"noise_tree: sample is {sample}, and every round's sum is divided by it: give a whole "
+            "number of clients"
+        )
+    if leaves > spec.rounds:
+        raise SpecError(
+            f"noise_tree is {leaves}, over the {spec.rounds} rounds of the training: give "
+            f"{spec.rounds} at most"
+        )
+    invited = math.ceil(max(sample, spec.needed()) * (1 + spec.over_selection))
+    most = MAX_COUNTED if spec.clients is None else min(MAX_COUNTED, len(spec.clients))
+    if leaves * invited > most:
+        who = f"the state names {MAX_COUNTED}" if most == MAX_COUNTED else f"clients has {most}"
+        fitting = most // invited
+        advice = f"give a noise_tree of {fitting} at most, or lower sample"
+        raise SpecError(
+            f"noise_tree: {leaves} rounds of a tree invite {leaves * invited} different clients, "
+            f"{invited} each, and {who} at most: {advice if fitting > 1 else 'lower sample'}"
+        )
 
 
 def _check_buffered(spec: TrainingSpec) -> None:

@@ -37,8 +37,8 @@ class Workload:
         Whether a pass comes before in which tasks do that, and measure.
     sample
         The elements that they measure; None for all.
-    is_private
-        Whether tasks of the last level add noise.
+    noises
+        The number of keys of which tasks of the last level make noise.
     applied
         The number of objects in the server optimizer's state; None if the average is not applied
         to a model.
@@ -61,7 +61,7 @@ class Workload:
     holds_all: bool = False
     measures: bool = False
     sample: Sample | None = None
-    is_private: bool = False
+    noises: int = 0
     applied: int | None = None
     disorder: tuple[Disorder, ...] = ()
     stored_bytes: float | None = None

@@ -106,6 +106,7 @@ def seen_by(client: str, state: TrainingState) -> TrainingState:
         invitation=invitation,
         silent={},
         suspects=(),
+        tree=None,
         counted={
             version: {client: clients[client]}
             for version, clients in state.counted.items()

@@ -1,14 +1,15 @@
 """A model's privacy ledger: what its rounds have revealed so far, and how much they may.
 
 A round is entered before it opens, with the cost 1/z² of its noise multiplier z, and 1/σ_b² more
-if its clip adapts (:mod:`gradshard_core.aggregation.privacy`). Costs add up: all
-rounds together reveal as much as one with the noise multiplier 1/√(Σ 1/z²)
-(:mod:`gradshard_core.aggregation.privacy`). From that sum, an accountant computes ε at any δ;
-functions only compare it with the *allowance* of the model's budget, which was computed when the
-budget was set (``gradshard.client.accounting``).
+if its clip adapts (:mod:`gradshard_core.aggregation.privacy`). All rounds of a tree of noise cost
+1/z² together for each of its levels (:mod:`gradshard_core.aggregation.noise_tree`): the first round
+that makes it deeper pays. Costs add up: all rounds together reveal as much as one with the noise
+multiplier 1/√(Σ 1/z²) (:mod:`gradshard_core.aggregation.privacy`). From that sum, an accountant
+computes ε at any δ; functions only compare it with the *allowance* of the model's budget, which was
+computed when the budget was set (``gradshard.client.accounting``).
 
 An entry stays, whatever becomes of the round's version of the model. Only the entry of a round that
-failed before noise was drawn costs nothing.
+failed before noise was drawn costs nothing; in a tree, its repetition does.
 """
 
 import math
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+from gradshard_core.aggregation.noise_tree import depth
 from gradshard_core.aggregation.privacy import PrivacyMechanism
 from gradshard_core.errors import PrivacyBudgetError
 from gradshard_core.formats.keys import ModelKeys
@@ -32,7 +34,7 @@ class Entry:
     round_id
         The round.
     mechanism
-        Clip, noise multiplier and δ, as JSON; None for a round without noise.
+        Clip, noise multiplier, δ and more, as JSON; None for a round without noise.
     clients
         The number of expected clients.
     cost
@@ -43,10 +45,16 @@ class Entry:
     """
 
     round_id: str
-    mechanism: Mapping[str, float] | None
+    mechanism: Mapping[str, Any] | None
     clients: int
     cost: float | None
     opened_at: str
+
+    @property
+    def tree(self) -> str | None:
+        """The tree of noise that the round is in."""
+        place = (self.mechanism or {}).get("tree")
+        return None if place is None else str(place["tree"])
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,18 @@ class PrivacyLedger:
     def spent(self) -> float:
         """The sum of all costs; infinite after a round without noise."""
         return math.fsum(math.inf if e.cost is None else e.cost for e in self.entries)
+
+    def added(self, dp: PrivacyMechanism) -> float:
+        """Return what a round costs besides the entries."""
+        if dp.tree is None:
+            return dp.cost
+        paid = math.fsum(entry.cost or 0.0 for entry in self.entries if entry.tree == dp.tree.tree)
+        return max(0.0, depth(dp.tree.leaf) * dp.cost - paid)
+
+    def cost_of(self, round_id: str, otherwise: float) -> float:
+        """Return the cost of the newest round of this name; ``otherwise`` if it has none."""
+        costs = [entry.cost for entry in self.entries if entry.round_id == round_id]
+        return otherwise if not costs or costs[-1] is None else costs[-1]
 
     def by_version(self, versions: Iterable[tuple[int, str | None]]) -> dict[int, float]:
         """Return the sum of costs up to each version of the model.
@@ -176,7 +196,7 @@ def enter(
             round_id,
             None if dp is None else dp.to_json(),
             clients,
-            None if dp is None else dp.cost,
+            None if dp is None else ledger.added(dp),
             opened_at,
         )
         return replace(ledger, entries=(*ledger.entries, entry))
@@ -194,8 +214,8 @@ def _check_budget(ledger: PrivacyLedger, model: str, dp: PrivacyMechanism | None
             f"{stated}, allows no round without noise: open it with dp, for example "
             '{"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}'
         )
-    left = budget.allowance - ledger.spent
-    if dp.cost <= left:
+    left, cost = budget.allowance - ledger.spent, ledger.added(dp)
+    if cost <= left:
         return
     advice = "the model takes no further rounds"
     if left > 0:
@@ -209,16 +229,21 @@ def _check_budget(ledger: PrivacyLedger, model: str, dp: PrivacyMechanism | None
     raise PrivacyBudgetError(
         f"{stated}, allows Σ 1/z² of {budget.allowance:.6g} over its rounds; {len(ledger.entries)} "
         f"rounds have spent {ledger.spent:.6g}, and noise_multiplier {dp.noise_multiplier:g} costs "
-        f"{dp.cost:.6g} more: {advice}"
+        f"{cost:.6g} more: {advice}"
     )
 
 
 def release(store: S3Store, model: str, round_id: str, opened_at: str) -> None:
-    """Set the cost of a round that failed before noise was drawn to zero; safe to repeat."""
+    """Set the cost of a round that failed before noise was drawn to zero; safe to repeat.
+
+    Not in a tree of noise: the next round of the same level has paid nothing.
+    """
 
     def change(ledger: PrivacyLedger) -> PrivacyLedger:
         entries = tuple(
-            replace(e, cost=0.0) if (e.round_id, e.opened_at) == (round_id, opened_at) else e
+            replace(e, cost=0.0)
+            if (e.round_id, e.opened_at) == (round_id, opened_at) and e.tree is None
+            else e
             for e in ledger.entries
         )
         return replace(ledger, entries=entries)

@@ -9,8 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Self
 
+from gradshard_core.aggregation.noise_tree import NoiseTree
+from gradshard_core.aggregation.privacy import PrivacyMechanism
 from gradshard_core.errors import TrainingNotFoundError
 from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
+from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.planning.training_spec import TrainingSpec, parse_training_spec
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
@@ -115,6 +118,8 @@ class TrainingState:
         The id of the last completed round; None before the first one.
     clip
         The clip of the next private round, if it adapts; None for that of the training's options.
+    tree
+        Where the training is in its tree of noise, if it has one.
     invitation
         The round that is under way.
     failures
@@ -175,6 +180,7 @@ class TrainingState:
     again: str | None = None
     suspects: tuple[str, ...] = ()
     clip: float | None = None
+    tree: NoiseTree | None = None
     request: str | None = None
     reason: str | None = None
     cause: str | None = None
@@ -182,6 +188,16 @@ class TrainingState:
     def oldest_version(self, max_staleness: int) -> int:
         """Return the oldest version from which updates count, in buffered mode."""
         return max(self.first_version, (self.version or self.first_version) - max_staleness)
+
+    @property
+    def noise_rounds(self) -> frozenset[str]:
+        """The rounds of a tree of noise whose keys the training keeps."""
+        if self.tree is None:
+            return frozenset()
+        under_way = self.invitation if self.status == RUNNING else None
+        if under_way is None or under_way.is_evaluation:
+            return self.tree.rounds
+        return self.tree.rounds | {under_way.round_id}
 
     def to_json(self) -> dict[str, Any]:
         """Return the state as JSON."""
@@ -191,14 +207,28 @@ class TrainingState:
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_json` wrote."""
         invitation, best = fields["invitation"], fields["best"]
+        tree = fields.get("tree")
         return cls(
             **{
                 **fields,
                 "invitation": invitation and Invitation.from_json(invitation),
                 "suspects": tuple(fields.get("suspects", ())),
                 "best": best and Best(**best),
+                "tree": tree and NoiseTree.from_json(tree),
             }
         )
+
+
+def synchronous_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingState) -> RoundSpec:
+    """Return the spec of the round of training to which a state invites."""
+    invitation = state.invitation
+    assert invitation is not None  # noqa: S101 - for mypy: the callers have looked
+    place = None
+    if state.tree is not None:
+        place = state.tree.place(keys.name, state.started_at, int(spec.sample or 1))
+    return spec.round_spec(
+        invitation.clients, invitation.awaited, state.last_round, state.clip, place
+    )
 
 
 def read_training_spec(store: S3Store, keys: TrainingKeys) -> TrainingSpec | None:
@@ -209,6 +239,17 @@ def read_training_spec(store: S3Store, keys: TrainingKeys) -> TrainingSpec | Non
 def read_state(store: S3Store, keys: TrainingKeys) -> TrainingState | None:
     """Return how far a training is; None if there is no such training."""
     return store.get_json(keys.state, TrainingState.from_json)
+
+
+def keeps_noise_key(store: S3Store, round_id: str, dp: PrivacyMechanism | None) -> bool:
+    """Return whether the key of a completed round's noise is kept, for later rounds of its tree.
+
+    Not if its training has paused meanwhile, or ended: then nobody would delete the key.
+    """
+    if dp is None or dp.tree is None:
+        return False
+    state = read_state(store, TrainingKeys(dp.tree.training))
+    return state is not None and round_id in state.noise_rounds
 
 
 def list_members(store: S3Store, keys: TrainingKeys) -> tuple[str, ...]:

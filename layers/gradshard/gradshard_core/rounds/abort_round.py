@@ -14,6 +14,7 @@ from gradshard_core.records.manifest import COMPLETED, FAILED
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import read_manifest, read_plan, stored
+from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.s3.store import S3Store
 
@@ -56,10 +57,11 @@ def abort_round(
     try:
         plan = read_plan(store, keys)
         has_partials = plan is not None and len(plan.levels) > 1
-        is_private = plan is not None and plan.computation.dp is not None
+        dp = None if plan is None else plan.computation.dp
+        is_private = dp is not None
     except BrokenObjectError:
         # Maybe that is why the round is given up: what it would name is looked for.
-        plan, has_partials, is_private = None, True, True
+        plan, has_partials, is_private, dp = None, True, True, None
     manifest = _manifest(store, keys, error, cause, plan)
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
     server_optimizer = _apply_terms(store, keys, plan)
@@ -70,9 +72,12 @@ def abort_round(
     # Of a round that ended well, too: finalize_round may have died between its manifest and this.
     for key in outputs:
         store.abort_open_uploads(key)
-    _delete_intermediate(store, keys, has_partials=has_partials, is_private=is_private)
     if not is_first:
         manifest = read_manifest(store, keys) or manifest
+    # A later round takes the noise of one that ended well out of the model again.
+    is_completed = manifest["status"] == COMPLETED
+    has_key = is_private and not (is_completed and keeps_noise_key(store, round_id, dp))
+    _delete_intermediate(store, keys, has_partials=has_partials, has_key=has_key)
     if manifest["status"] == COMPLETED:
         if server_optimizer:
             model_registry.note_current(store, server_optimizer.model)
@@ -114,12 +119,12 @@ def _apply_terms(store: S3Store, keys: RoundKeys, plan: Plan | None) -> ServerOp
 
 
 def _delete_intermediate(
-    store: S3Store, keys: RoundKeys, *, has_partials: bool, is_private: bool
+    store: S3Store, keys: RoundKeys, *, has_partials: bool, has_key: bool
 ) -> None:
     """Delete for good what only tasks have needed."""
     if has_partials:
         store.delete_versions(keys.partial_sums)
-    if is_private:
+    if has_key:
         delete_noise_key(store, keys)
 
 

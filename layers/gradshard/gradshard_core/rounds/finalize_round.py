@@ -23,6 +23,7 @@ from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.privacy_ledger import read_ledger
 from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan, stored
+from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.measurement import Measured, left_out, read_decision, summary
 from gradshard_core.s3.store import S3Store
@@ -217,7 +218,8 @@ def _delete_intermediate(store: S3Store, keys: RoundKeys, plan: Plan) -> None:
     """Delete for good what only tasks have needed."""
     if len(plan.levels) > 1:
         store.delete_versions(keys.partial_sums)
-    if plan.computation.dp is not None:
+    dp = plan.computation.dp
+    if dp is not None and not keeps_noise_key(store, keys.round_id, dp):
         delete_noise_key(store, keys)
 
 
@@ -392,16 +394,17 @@ def _privacy(store: S3Store, plan: Plan, tally: _Tally) -> dict[str, Any] | None
     whole = tally.whole
     if dp is None:
         return None
-    spent = dp.cost
+    cost = spent = dp.cost
     if plan.next_model is not None:
         ledger = read_ledger(store, plan.next_model.server_optimizer.model)
         spent = ledger.by_version([(plan.next_model.version, plan.round_id)]).popitem()[1]
+        cost = ledger.cost_of(plan.round_id, cost)
     return {
-        "cost": dp.cost,
+        "cost": cost,
         "spent": spent if math.isfinite(spent) else None,
         **dp.to_json(),
         "clients": len(plan.contributors),
-        "deviation": dp.noise_multiplier * dp.clip / len(plan.contributors),
+        "deviation": dp.deviation(len(plan.contributors)),
         "step": dp.grid(count_elements(plan.layout.spans, 0, plan.layout.nbytes)).step,
         "whole": whole,
         "next_clip": dp.clip if whole is None else dp.next_clip(whole, len(plan.contributors)),

@@ -7,13 +7,18 @@ from typing import Any
 
 from gradshard_core.aggregation import buffers
 from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, StoreError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.spec import RoundSpec, check_averaged, parse_new_spec
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.round_spec import check_source
 from gradshard_core.records.stored_lists import read_expected, read_plan
+from gradshard_core.records.training_state import (
+    read_state,
+    read_training_spec,
+    synchronous_round,
+)
 from gradshard_core.rounds import arrivals, asking, aws_callbacks
 from gradshard_core.s3.store import S3Store
 
@@ -71,6 +76,28 @@ def open_round(
     return {"round": round_id, "status": "opened", "resumed": resumed}
 
 
+def _check_tree(store: S3Store, keys: RoundKeys, spec: RoundSpec, version: int) -> None:
+    """Check that a training asks for a round in a tree of noise, exactly as it is opened.
+
+    The ledger charges a client once for a tree, so it must not be invited to two of its rounds. And
+    a version by others may have another layout, for which the same key makes other noise.
+    """
+    if spec.dp is None or spec.dp.tree is None:
+        return
+    training = TrainingKeys(spec.dp.tree.training)
+    asked, state = read_training_spec(store, training), read_state(store, training)
+    if asked is not None and state is not None and state.invitation is not None:
+        invitation = state.invitation
+        is_asked_for = (invitation.round_id, invitation.version) == (keys.round_id, version)
+        if is_asked_for and synchronous_round(training, asked, state) == spec:
+            return
+    raise SpecError(
+        f"dp: training {training.name!r} does not ask for round {keys.round_id!r} of version "
+        f"{version} with these options: leave out tree; noise cancels between rounds of a training "
+        "with noise_tree"
+    )
+
+
 def _await_keeper(
     store: S3Store, keys: RoundKeys, spec: RoundSpec, plan: Plan, tokens: list[str]
 ) -> dict[str, Any]:
@@ -94,6 +121,7 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
     check_source(store, spec)
     if spec.server_optimizer is not None:
         newest = model_registry.read_current(store, spec.server_optimizer.model)
+        _check_tree(store, keys, spec, newest.number)
         if spec.server_optimizer.buffers:
             buffers.named(
                 model_registry.layout_of(store, newest.tensors), spec.server_optimizer.buffers

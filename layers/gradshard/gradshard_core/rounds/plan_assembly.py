@@ -220,7 +220,7 @@ def _choose_shards(
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
         sample=sample,
-        is_private=spec.noised is not None,
+        noises=0 if spec.noised is None else 1 + len(spec.noised.cancels),
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=stored_bytes,

@@ -14,6 +14,7 @@ from gradshard_core.aggregation.gathering import Range
 from gradshard_core.aggregation.gram import chunk_ranges
 from gradshard_core.aggregation.kernel import Source, Zone
 from gradshard_core.aggregation.noise import NoiseSource
+from gradshard_core.aggregation.noise_tree import CancellingNoise
 from gradshard_core.aggregation.ring_sum import SUBTRACTED
 from gradshard_core.aggregation.sharding import (
     SLICE_BYTES,
@@ -146,11 +147,15 @@ class TaskInputs:
 
     def _noise(self, start: int) -> list[Source]:
         """Return the noise of a private sum, from byte ``start`` of the layout on."""
-        grid = self.plan.grid
-        if grid is None or not self.plan.is_last(self.task.level):
+        dp, grid = self.plan.computation.dp, self.plan.grid
+        if dp is None or grid is None or not self.plan.is_last(self.task.level):
             return []
-        key = read_noise_key(self.wire, self.keys)
-        return [NoiseSource(key, grid.terms, count_elements(self.spans, 0, start))]
+        rounds = [self.keys, *map(RoundKeys, dp.cancels)]
+        first = count_elements(self.spans, 0, start)
+        own, *others = (
+            NoiseSource(read_noise_key(self.wire, keys), grid.terms, first) for keys in rounds
+        )
+        return [CancellingNoise(own, others)]
 
     @contextlib.contextmanager
     def all_open(self, streams: Sequence[InputStream]) -> Iterator[None]:

@@ -19,7 +19,7 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings.announcing import announce
-from gradshard_core.trainings.closing import close_round
+from gradshard_core.trainings.closing import close_round, forget_noise
 from gradshard_core.trainings.dismissal import dismiss_updates
 from gradshard_core.trainings.inviting import next_round, training_round
 from gradshard_core.trainings.round_outcome import read_outcome
@@ -100,6 +100,7 @@ def advance_training(
             following = next_round(store, keys, spec, closed, now, aggregator)
         if spec.is_buffered:
             following = dismiss_updates(store, keys, spec, state, following)
+        forget_noise(store, state, following)
         return replace(following, step=step + 1, changed_at=now.isoformat())
 
     state = change_state(store, keys, change)

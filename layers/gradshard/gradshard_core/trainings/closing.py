@@ -5,10 +5,12 @@ from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from gradshard_core.formats.keys import TrainingKeys, base_version, sender_of
+from gradshard_core.aggregation.noise_tree import NoiseTree
+from gradshard_core.formats.keys import RoundKeys, TrainingKeys, base_version, sender_of
 from gradshard_core.formats.metrics import MAX_KEPT
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.inbox import short_etag
+from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSED,
@@ -38,6 +40,7 @@ def close_round(
         invitation=None,
         silent=_silent(state, invitation, outcome),
         dollars=state.dollars + outcome.dollars,
+        tree=_in_tree(spec, state, outcome),
     )
     if not outcome.is_completed:
         if spec.is_buffered:
@@ -81,6 +84,24 @@ def close_round(
     return after
 
 
+def _in_tree(spec: TrainingSpec, state: TrainingState, outcome: Outcome) -> NoiseTree | None:
+    """Return where a training is in its tree of noise, after a round.
+
+    Of a round that was planned, noise may have been drawn: neither it nor its clients serve again.
+    """
+    tree, invitation = state.tree, state.invitation
+    if tree is None or spec.noise_tree is None or invitation is None or invitation.is_evaluation:
+        return tree
+    if not outcome.is_planned:
+        return replace(tree, is_forgotten=False)
+    return tree.after(
+        invitation.round_id,
+        invitation.clients,
+        spec.noise_tree,
+        is_completed=outcome.is_completed,
+    )
+
+
 def _counted(
     spec: TrainingSpec, state: TrainingState, outcome: Outcome
 ) -> Mapping[str, Mapping[str, str]]:
@@ -97,12 +118,28 @@ def _counted(
 
 def paused(state: TrainingState, cause: str) -> TrainingState:
     """Return a state in which the training waits for its operator."""
-    return replace(state, status=PAUSED, cause=cause, waits_until=None)
+    return replace(state, status=PAUSED, cause=cause, waits_until=None, tree=_forgotten(state))
 
 
 def ended(state: TrainingState, cause: str) -> TrainingState:
     """Return the last state of a training."""
-    return replace(state, status=ENDED, cause=cause, waits_until=None)
+    return replace(state, status=ENDED, cause=cause, waits_until=None, tree=_forgotten(state))
+
+
+def _forgotten(state: TrainingState) -> NoiseTree | None:
+    """Return the tree without noise that is to be taken out: no key is kept for later."""
+    invitation = state.invitation
+    is_under_way = invitation is not None and not invitation.is_evaluation
+    return state.tree and state.tree.forget(is_under_way=is_under_way)
+
+
+def forget_noise(store: S3Store, before: TrainingState, after: TrainingState) -> None:
+    """Delete the keys of noise that is not taken out of the model later; safe to repeat.
+
+    Called before the state after it is written: then whoever repeats the step deletes them, too.
+    """
+    for round_id in sorted(before.noise_rounds - after.noise_rounds):
+        delete_noise_key(store, RoundKeys(round_id))
 
 
 def _record(

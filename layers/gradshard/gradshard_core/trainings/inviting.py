@@ -19,6 +19,7 @@ from gradshard_core.records.training_state import (
     Invitation,
     TrainingState,
     list_members,
+    synchronous_round,
 )
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings import sampling
@@ -58,6 +59,9 @@ def next_round(
         following = _await_updates(keys, spec, state, current)
         return _within_budget(keys, spec, following, current, aggregator)
     members = spec.clients if spec.clients is not None else list_members(store, keys)
+    if state.tree is not None and not is_evaluation:
+        # Its noise hides one update of each client.
+        members = tuple(sorted({*members}.difference(state.tree.taken)))
     if len(members) < spec.needed():
         return _gather(spec, state, len(members), now)
     invited, awaited = sampling.count_invited(spec, len(members), max(map(len, members)))
@@ -78,7 +82,7 @@ def next_round(
         current.number,
         _settings(spec, number),
     )
-    there = {*members}
+    there = {*members, *(state.tree.taken if state.tree else ())}
     silent = {client: missed for client, missed in state.silent.items() if client in there}
     following = replace(state, invitation=invitation, gathers_since=None, silent=silent)
     return _within_budget(keys, spec, following, current, aggregator)
@@ -118,7 +122,7 @@ def training_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingState)
     if spec.is_buffered:
         oldest = state.oldest_version(spec.staleness)
         return spec.buffer_spec(keys.name, oldest, state.again)
-    return spec.round_spec(invitation.clients, invitation.awaited, state.last_round, state.clip)
+    return synchronous_round(keys, spec, state)
 
 
 def evaluation_is_due(spec: TrainingSpec, state: TrainingState) -> bool:
@@ -165,11 +169,19 @@ def _gather(spec: TrainingSpec, state: TrainingState, members: int, now: datetim
     if (now - datetime.fromisoformat(since)).total_seconds() >= timeout:
         return paused(
             replace(state, gathers_since=None),
-            f"too few clients have joined: {members}, and a round needs {spec.needed()}; it was "
-            f"waited for {timeout} s. Resume the training when enough have joined",
+            f"too few clients have joined{_taken(state)}: {members}, and a round needs "
+            f"{spec.needed()}; it was waited for {timeout} s. Resume the training when enough have "
+            "joined",
         )
     until = now + timedelta(seconds=max(spec.poll_seconds, timeout / LOOKS_FOR_MEMBERS))
     return replace(state, gathers_since=since, waits_until=until.isoformat())
+
+
+def _taken(state: TrainingState) -> str:
+    """Say how many clients cannot be invited, because they were in this tree of noise."""
+    if state.tree is None or not state.tree.taken:
+        return ""
+    return f" besides the {len(state.tree.taken)} that were invited in this tree of noise"
 
 
 def _within_budget(

@@ -10,7 +10,7 @@ from gradshard_core.records.training_state import RUNNING, TrainingState, change
 from gradshard_core.rounds.aws_callbacks import MAX_CAUSE
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings.announcing import announce
-from gradshard_core.trainings.closing import paused
+from gradshard_core.trainings.closing import forget_noise, paused
 
 
 def pause_training(
@@ -40,7 +40,9 @@ def pause_training(
     def change(state: TrainingState) -> TrainingState:
         if state.run != run or state.status != RUNNING:
             return state
-        return replace(paused(state, cause), changed_at=datetime.now(UTC).isoformat())
+        after = replace(paused(state, cause), changed_at=datetime.now(UTC).isoformat())
+        forget_noise(store, state, after)
+        return after
 
     state = change_state(store, TrainingKeys(name), change)
     if state.run == run:

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from gradshard_core.aggregation import buffers
+from gradshard_core.aggregation.noise_tree import NoiseTree
 from gradshard_core.errors import SpecError, TrainingExistsError, TrainingStateError
 from gradshard_core.formats.keys import ModelKeys, TrainingKeys
 from gradshard_core.planning.masking import check_layout
@@ -76,8 +77,9 @@ def start_training(
         raise TrainingExistsError(f"training {name!r} was started before; choose another name")
     _take_model(store, optimizer.model, name, started)
     first = newest.number
+    tree = None if spec.noise_tree is None else NoiseTree()
     state = TrainingState(
-        RUNNING, 1, 0, first, started, started, first_version=first, dismissed=first
+        RUNNING, 1, 0, first, started, started, first_version=first, dismissed=first, tree=tree
     )
     store.put_json(keys.state, state.to_json(), replaces=None)
     return {"training": name, "run": 1, "step": 0}
