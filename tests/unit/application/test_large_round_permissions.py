@@ -29,6 +29,7 @@ def test_who_may_read_and_write_records_may_do_so_with_their_pieces(function: st
         # finalize_round and abort_round write the manifest with its lists.
         allowed.get("rounds/*/manifest.json", set()) & {"s3:PutObject"}
     )
+    records |= allowed.get("rounds/*/assignments.json", set())
     reads_nothing_long = function in {"PauseTrainingFunction", "StartTrainingFunction"}
     pieces = allowed.get("rounds/*/pieces/*", set())
     assert records <= pieces or reads_nothing_long, function

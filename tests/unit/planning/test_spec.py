@@ -23,7 +23,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"clients": [f"c{i}" for i in range(100_001)]}, "100001 ids; a round takes 1 to 100000"),
     ({"clients": 4097, "rule": "fill"}, "names each client takes at most 4096"),
     (
-        {"clients": 4097, "assignments": {"batch_size": 8, "epochs": 2, "learning_rate": 0.1}},
+        {"clients": 4097, "topology": "grid", "weights": "counts", "eager": True},
         "names each client takes at most 4096",
     ),
     ({"clients": True}, "clients is True"),

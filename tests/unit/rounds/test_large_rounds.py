@@ -13,13 +13,16 @@ import pytest
 
 from gradshard_core.aggregation import topologies
 from gradshard_core.errors import PlanError, StoreError, UnreadableObjectError
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.pieces import is_in_pieces
 from gradshard_core.planning import large_rounds, pricing
+from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.plan import Plan
+from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
+from gradshard_core.stragglers.assignments import Assignment
 from tests import reference
 from tests.unit.counting import KINDS, Counting, Requests, of_functions
 from tests.unit.in_memory import Machine, Told
@@ -342,6 +345,56 @@ def test_a_round_whose_ids_are_not_there_is_not_opened(machine: Machine) -> None
     machine.store.delete(machine.keys.expected(written["pieces"][1]))
     with pytest.raises(StoreError, match="is missing"):
         machine.open(clients=written)
+
+
+# ---------------------------------------------------------------------------- assignments in pieces
+
+
+BASE = {"batch_size": 16, "epochs": 2, "learning_rate": 0.125}
+
+
+def run_reporting(machine: Machine, name: str, seconds: dict[int, float], **base: Any) -> None:
+    """Run a round whose clients report how long their training took; one reports nonsense."""
+    machine.begin(name)
+    machine.open(clients=len(seconds), assignments={**BASE, **base})
+    for number, took in seconds.items():
+        stated = {"num_samples": "10", "train_seconds": str(took), "batch_size": "16"}
+        stated |= {"epochs": "2" if number else "none"}
+        body = reference.encode({"w": np.ones(5, "f4")}, stated)
+        machine.store.put_bytes(machine.keys.update(client(number)), body)
+    run(machine, DUE)
+
+
+def test_assignments_in_pieces_are_those_of_the_definition_and_a_client_reads_its_own(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {number: 20.0 + number % 13 for number in range(60)}
+    # Some are away in the second round, at both ends of a piece, and some are new.
+    second = {number: 35.0 - number % 11 for number in range(70) if number % 8 not in (0, 7)}
+    run_reporting(machine, "one", first)
+    run_reporting(machine, "two", second, after="one")
+
+    per_epoch = {number: took / 2 for number, took in first.items() if number}
+    for number, took in second.items():
+        per_epoch[number] = 0.5 * took / 2 + 0.5 * per_epoch.get(number, took / 2)
+    target = max(2 * per_epoch[number] for number in second)
+    stated = parse_assignment_spec({**BASE, "after": "two"})
+    for number in range(75):
+        with monkeypatch.context() as patched:
+            counting = Counting(machine, patched)
+            found = read_assignments(machine.store, stated)
+            assert found is not None
+            given = found.of(client(number))
+        # The names of the pieces, and one of these. Nothing is left of client 0, the first.
+        assert counting.counts["client", "get"] == 1 + (number > 0)
+        assert is_in_pieces(machine.store.get_json(RoundKeys("two").assignments)["clients"])
+        if number not in per_epoch:
+            assert given == Assignment(16, 2, 0.125)
+            continue
+        epochs = max(2, min(16, int(target * (1 + 1e-9) / per_epoch[number])))
+        assert given.seconds == pytest.approx(epochs * per_epoch[number])
+        # A batch does not outgrow the ten samples of a client, but the base stays.
+        assert given == Assignment(16, epochs, 0.125, given.seconds)
 
 
 # ------------------------------------------------------------------------------ what grows with N
