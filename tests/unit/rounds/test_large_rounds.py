@@ -5,6 +5,7 @@ those of a hundred thousand do.
 """
 
 import itertools
+import random
 from collections import Counter
 from typing import Any
 
@@ -18,6 +19,7 @@ from gradshard_core.formats.pieces import is_in_pieces
 from gradshard_core.planning import large_rounds, pricing
 from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.spec_workload import lists_of
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
@@ -400,52 +402,84 @@ def test_assignments_in_pieces_are_those_of_the_definition_and_a_client_reads_it
 # ------------------------------------------------------------------------------ what grows with N
 
 
-def requests_of(machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int) -> Requests:
+KINDS_OF_ROUNDS: dict[str, dict[str, Any]] = {
+    "counted": {},
+    "named": {"clients": stored_ids},
+    "assigned": {"assignments": lambda machine, ids: {**BASE, "after": after(machine, len(ids))}},
+}
+"""Terms by what they make of a round: clients by their number, by ids in pieces, and assignments
+from those of the round before."""
+
+
+def after(machine: Machine, clients: int) -> str:
+    """Run a round that leaves assignments; return its name."""
+    name, seconds = machine.name, dict.fromkeys(range(clients), 20.0)
+    run_reporting(machine, f"before-{name}", seconds)
+    machine.begin(name)
+    return f"before-{name}"
+
+
+def requests_of(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int, kind: str
+) -> Requests:
     """Return the requests of a whole round, all of whose updates arrive one after another."""
-    machine.begin(f"n{clients}")
+    machine.begin(f"{kind}-{clients}")
+    ids = list(map(client, range(clients)))
+    terms = {name: of(machine, ids) for name, of in KINDS_OF_ROUNDS[kind].items()}
+    random.seed(clients)
     with monkeypatch.context() as patched:
         counting = Counting(machine, patched)
-        machine.open(clients=clients)
-        resumed = False
-        for number, update in enumerate(updates_of(clients)):
-            etag = submit(machine, number, update)
+        machine.open(**{"clients": clients, **terms})
+        resumed, updates = False, updates_of(clients)
+        for number in map(int, np.random.default_rng(clients).permutation(clients)):
+            etag = submit(machine, number, updates[number])
             resumed = machine.collect(client(number), etag)["resumed"]
         assert resumed
         run(machine, DUE)
     return of_functions(counting.counts)
 
 
+@pytest.mark.parametrize("kind", KINDS_OF_ROUNDS)
 def test_no_kind_of_request_grows_faster_than_the_number_of_clients(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     sizes = (30, 120, 480)
-    found = {clients: requests_of(machine, monkeypatch, clients) for clients in sizes}
+    found = {clients: requests_of(machine, monkeypatch, clients, kind) for clients in sizes}
     largest = found[sizes[-1]]
     assert {function for function, _ in largest} > {"collect_update", "aggregate_shard", "machine"}
+    constant = 80 if kind == "named" else 20  # arrivals look for some others at random
     deadline = {"schedule_deadline", "cancel_deadline"}
     told = {"SendTaskSuccess", "PutEvents", *deadline}
     assert {kind for _, kind in largest} >= {*KINDS, *told, "children"}
-    for kind in largest:
+    for asked in largest:
         for smaller, larger in itertools.pairwise(sizes):
-            before, after = found[smaller][kind], found[larger][kind]
+            before, then = found[smaller][asked], found[larger][asked]
             # A constant: another level of the grid, and the survey of those too many to read.
-            assert after <= larger / smaller * before + 20, (kind, smaller, before, larger, after)
+            assert then <= larger / smaller * before + constant, (
+                asked,
+                smaller,
+                before,
+                larger,
+                then,
+            )
 
 
+@pytest.mark.parametrize("kind", KINDS_OF_ROUNDS)
 def test_the_price_counts_the_requests_of_the_functions_around_the_tasks(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     clients = 480
-    found = requests_of(machine, monkeypatch, clients)
+    found = requests_of(machine, monkeypatch, clients, kind)
     plan = read_plan(machine.store, machine.keys)
     assert plan is not None
     tasks = [len(level.groups) for level in plan.levels]
-    counted = pricing.around(tasks, clients, measured=large_rounds.pieces(clients))
+    pieces, lists = large_rounds.pieces(clients), lists_of(machine.spec())
+    counted = pricing.around(tasks, clients, measured=pieces, lists=lists)
     sums = Counter[str]()
-    for (function, kind), number in found.items():
+    for (function, asked), number in found.items():
         if function != "aggregate_shard":
-            sums[kind] += number
-    assert counted.gets == pytest.approx(sums["get"], rel=0.02), sorted(found.items())
+            sums[asked] += number
+    assert counted.gets == pytest.approx(sums["get"], rel=0.02), dict(found)
     assert counted.puts == pytest.approx(sums["put"] + sums["list"], rel=0.02), sorted(
         found.items()
     )

@@ -24,11 +24,11 @@ def pieces(entries: int) -> int:
     return 0 if entries <= PIECE else -(-entries // PIECE)
 
 
-def control_seconds(clients: int) -> float:
+def control_seconds(clients: int, *, assigns: bool = False) -> float:
     """Return how long planning and finalizing a surveyed round take, beyond those of others.
 
     Each processor second is stretched by the share that the template's memory gives. Pages of a
-    listing are read one after another.
+    listing are read one after another. Assignments take time of their own.
     """
     if not is_surveyed(clients):
         return 0.0
@@ -41,7 +41,9 @@ def control_seconds(clients: int) -> float:
         + speeds.REQUEST_CPU_SECONDS * requests
     )
     share = speeds.PLAN_MEMORY_MB / limits.MB_PER_VCPU
-    return cpu_seconds / share + requests * speeds.REQUEST_SECONDS
+    assigning = speeds.ASSIGN_CPU_SECONDS_PER_CLIENT * clients * assigns
+    finalizing = assigning / (speeds.FINALIZE_MEMORY_MB / limits.MB_PER_VCPU)
+    return cpu_seconds / share + finalizing + requests * speeds.REQUEST_SECONDS
 
 
 def survey_seconds(memory_mb: int) -> float:

@@ -40,6 +40,7 @@ from gradshard_core.planning.outputs import (
     StoredHeader,
     next_model_keys,
 )
+from gradshard_core.stragglers.assignments import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,7 @@ class Contributor:
     runs
         The places of the layout's bytes in the object; a partial update lacks some of them.
     report
-        Its report on its training (:class:`gradshard_core.stragglers.assignments.Report`), if the
-        round uses it.
+        Its report on its training, if the round uses it.
     staleness
         In a buffered training, the number of versions that were made since the update began.
     codec_error
@@ -75,7 +75,7 @@ class Contributor:
     samples: int
     weight: float
     runs: Runs
-    report: dict[str, Any] | None = None
+    report: Report | None = None
     staleness: int = 0
     codec_error: float | None = None
     share: Share | None = None

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from typing import Final, NamedTuple
 
 from gradshard_core.planning import aws_prices, large_rounds, limits, speeds
@@ -123,6 +122,27 @@ Level = Sequence[Tasks]
 """Tasks that run at the same time."""
 
 
+class Lists(NamedTuple):
+    """What a round stores of each client besides its contributors.
+
+    Parameters
+    ----------
+    is_named
+        Whether the round expects clients by their ids.
+    ids_in_pieces
+        Whether the ids are stored in pieces.
+    assigns
+        Whether the round ends with assignments.
+    """
+
+    is_named: bool = False
+    ids_in_pieces: bool = False
+    assigns: bool = False
+
+
+NO_LISTS: Final = Lists()
+
+
 class Requests(NamedTuple):
     """S3 requests by price; a LIST is priced as a PUT."""
 
@@ -150,6 +170,7 @@ def bill(
     updates: int | None = None,
     cold_tasks: float | None = None,
     measuring: Sequence[Level] = (),
+    lists: Lists = NO_LISTS,
     prices: Prices = US_EAST_1,
 ) -> Bill:
     """Price a round.
@@ -175,6 +196,8 @@ def bill(
         the second pass. The functions around the tasks always start cold.
     measuring
         The tasks of the pass that measures, which is a level of its own, if there is one.
+    lists
+        What is stored of each client besides.
     prices
         The prices of AWS.
     """
@@ -191,7 +214,8 @@ def bill(
         s3_clients=prices.s3(by_clients),
         requests=invocations(sum(tasks), clients, measured) * prices.invocations_per_million / 1e6,
         step_functions=_step_functions(passes, batch, prices, replans=bool(measured)),
-        round_=small_gb_seconds * gb_second + prices.s3(around(tasks, clients, models, measured)),
+        round_=small_gb_seconds * gb_second
+        + prices.s3(around(tasks, clients, models, measured, lists)),
         events=(
             notifications(clients if updates is None else updates)
             * prices.notifications_per_million
@@ -233,11 +257,18 @@ def invocations(tasks: int, clients: int, measured: int = 0) -> int:
     return tasks + notifications(clients) + 3 + (measured + 2 if measured else 0)
 
 
-def around(tasks: Sequence[int], clients: int, models: int = 0, measured: int = 0) -> Requests:
+def around(
+    tasks: Sequence[int],
+    clients: int,
+    models: int = 0,
+    measured: int = 0,
+    lists: Lists = NO_LISTS,
+) -> Requests:
     """Count the small functions' requests in a round that goes straight through.
 
-    Clients are expected by name. The number of others that an arrival looks for is its expected
-    value. tests/unit/planning/test_pricing.py compares the count with the functions' requests.
+    Up to 1,000 clients are expected by name, and more by their number, unless ``lists`` says
+    otherwise. The number of others that an arrival looks for is its expected value.
+    tests/unit/planning/test_pricing.py compares the count with the functions' requests.
 
     Parameters
     ----------
@@ -249,11 +280,14 @@ def around(tasks: Sequence[int], clients: int, models: int = 0, measured: int = 
         Objects that are written beside the update, where it is applied.
     measured
         Tasks that measured before.
+    lists
+        What is stored of each client besides.
     """
     *below, parts = tasks
     recorded = large_rounds.is_recorded(clients)
     # In a large round each arrival lists the marks, which takes one request.
-    looks, listings = (0.0, float(clients)) if recorded else _looks(clients)
+    is_named = lists.is_named or not recorded
+    looks, listings = _looks(clients) if is_named else (0.0, float(clients))
     pages = 1 if recorded else _pages(clients)
     counted = Requests(
         # Opening: a look for a client. An arrival: spec, plan, manifest, the update's header, an
@@ -269,13 +303,28 @@ def around(tasks: Sequence[int], clients: int, models: int = 0, measured: int = 
         + (_pages(clients) + 3 + len(tasks))
         + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0)),
     )
-    further = _recording(clients).plus(_in_pieces(clients, sum(tasks)))
+    further = (
+        _recording(clients).plus(_in_pieces(clients, sum(tasks))).plus(_listed(clients, lists))
+    )
     return counted.plus(_applying(parts, models)).plus(_measuring(measured, models)).plus(further)
 
 
 def _recording(clients: int) -> Requests:
     """Count the requests for the marks of arrivals, if two of them never write at once."""
     return Requests(clients, clients) if large_rounds.is_recorded(clients) else Requests(0, 0)
+
+
+def _listed(clients: int, lists: Lists) -> Requests:
+    """Count the small functions' requests for ids in pieces, and for assignments."""
+    pieces, counted = large_rounds.pieces(clients), Requests(0, 0)
+    if lists.ids_in_pieces:
+        # Opening: all. An arrival: that of its client. Planning: whether those that have sent are
+        # expected, and who is missing.
+        counted = counted.plus(Requests(clients + 3 * pieces, 0))
+    if lists.assigns:
+        # Finalizing: the contributors' reports and the earlier speeds, twice.
+        counted = counted.plus(Requests(4 * pieces + 1, pieces + 1))
+    return counted
 
 
 def _in_pieces(clients: int, tasks: int) -> Requests:
@@ -328,22 +377,15 @@ def _pages(entries: int) -> int:
     return max(1, -(-entries // limits.LISTED_ENTRIES))
 
 
-@cache
 def _looks(clients: int) -> tuple[float, float]:
     """Return the expected numbers of HEADs and listings of all arrivals together.
 
     With m of the N - 1 others missing, the first j others are all there with probability
     C(N-1-m, j) / C(N-1, j). Only then the next one is looked for, and all are listed only if
-    HEADS_BEFORE_LIST were there.
+    HEADS_BEFORE_LIST were there. The sum over all m, from 0 to N - 1, is N / (j + 1).
     """
-    others, looks, listings = clients - 1, 0.0, 0.0
-    for missing in range(clients):
-        all_there = 1.0
-        for looked in range(min(HEADS_BEFORE_LIST, others)):
-            looks += all_there
-            all_there *= max(0, others - missing - looked) / (others - looked)
-        listings += all_there
-    return looks, listings
+    looked = min(HEADS_BEFORE_LIST, clients - 1)
+    return sum(clients / (others + 1) for others in range(looked)), clients / (looked + 1)
 
 
 def _step_functions(

@@ -104,7 +104,7 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
         + speeds.ROUND_OVERHEAD_SECONDS
         + speeds.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1)
         + speeds.REPLAN_OVERHEAD_SECONDS * len(measuring)
-        + large_rounds.control_seconds(load.contributors),
+        + large_rounds.control_seconds(load.contributors, assigns=load.lists.assigns),
         gb_seconds=gb * sum(tasks.number * tasks.seconds for level in passes for tasks in level),
         requests=requests,
         bill=pricing.bill(
@@ -117,6 +117,7 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
             batch=aggregator.batch,
             models=load.models,
             measuring=measuring,
+            lists=load.lists,
             prices=aggregator.prices,
         ),
     )

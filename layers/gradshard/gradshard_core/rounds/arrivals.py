@@ -362,12 +362,13 @@ def _is_enough_recorded(store: S3Store, keys: RoundKeys, spec: RoundSpec, arrivi
 def _is_anyone_missing(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:
     """Look for a few of the expected clients, at random; whether one is missing.
 
-    A listing costs as much as a dozen looks, and while many are missing one or two looks do.
+    A listing costs as much as a dozen looks, and while many are missing one or two looks do. Of ids
+    in pieces, those in the piece of the arriving client are looked for: it has been loaded.
     """
     if isinstance(spec.clients, int) or spec.enough_clients is not None:
         return False
-    drawn = spec.clients.any_piece() if isinstance(spec.clients, StoredList) else spec.clients
-    others = [client for client in drawn if client != arriving]
+    near = spec.clients.near(arriving) if isinstance(spec.clients, StoredList) else spec.clients
+    others = [client for client in near if client != arriving]
     looked_for = random.sample(others, min(HEADS_BEFORE_LIST, len(others)))
     return any(store.head(keys.update(client)) is None for client in looked_for)
 

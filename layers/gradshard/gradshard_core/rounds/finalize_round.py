@@ -240,7 +240,7 @@ def _assign(store: S3Store, keys: RoundKeys, plan: Plan, terms: dict[str, Any]) 
         contributors = sorted(contributors, key=lambda contributor: contributor.client)
 
     def reports() -> Iterator[tuple[str, Report]]:
-        return ((c.client, Report(**c.report)) for c in contributors if c.report)
+        return ((c.client, c.report) for c in contributors if c.report)
 
     write_assignments(store, keys, parse_assignment_spec(terms), reports)
 

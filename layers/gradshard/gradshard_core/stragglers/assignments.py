@@ -101,7 +101,7 @@ class AssignmentSettings:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Report:
     """A client's description of its training, after the checks for plausibility.
 
@@ -130,6 +130,11 @@ class Report:
         if self.steps is not None and self.batch_size is not None:
             return self.steps * self.batch_size
         return None
+
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> Self:
+        """Read what :func:`dataclasses.asdict` made."""
+        return cls(**{**written, "notes": tuple(written["notes"])})
 
 
 @dataclass(frozen=True)
