@@ -145,7 +145,7 @@ def in_memory(clients: int, terms: dict[str, Any]) -> None:
         print(f"tasks: {time.monotonic() - begun:.1f} s, {time.process_time() - cpu:.1f} CPU-s")
         outcome = forked.step("finalize_round")
     manifest = read_manifest(machine.store, machine.keys)
-    _check(manifest, machine.store.objects[machine.keys.result], updates)
+    _check(manifest, machine.store.objects[machine.keys.result], updates, terms)
     _print_sizes(machine.store)
 
 
@@ -167,9 +167,13 @@ def _print_sizes(store: MemoryStore) -> None:
     print(f"pieces: {len(pieces)}, at most {max(pieces, default=0):,} bytes")
 
 
-def _check(manifest: dict[str, Any] | None, result: bytes, updates: Updates) -> None:
+def _check(
+    manifest: dict[str, Any] | None, result: bytes, updates: Updates, terms: dict[str, Any]
+) -> None:
     assert manifest is not None
     assert [c["client"] for c in manifest["contributors"]] == updates.names
+    if terms.keys() & {"rule", "dp"}:  # another result than the average
+        return
     assert reference.decode(result)["w"].tobytes() == updates.average()
     print(f"{len(manifest['contributors']):,} clients: the bits are those of a plain loop")
 

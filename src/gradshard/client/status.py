@@ -17,7 +17,7 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.formats.pieces import StoredList, is_in_pieces
 from gradshard_core.records.manifest import parse_manifest
-from gradshard_core.records.stored_lists import read_expected, read_piece, with_lists
+from gradshard_core.records.stored_lists import read_expected, read_piece, with_decided, with_lists
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import ListedObject
 
@@ -123,7 +123,7 @@ class StatusPoller:
         if plan is None or plan.get("measured") is None:
             return None
         [decision] = self._get([self._keys.decision(plan["attempt"])], of_others=True)
-        return decision  # type: ignore[no-any-return]
+        return decision and with_decided(self._stack.store, self._keys, decision)
 
     def tasks(self, most: int | None = None) -> list[dict[str, Any]]:
         """Return the records of the tasks that had finished at the last poll.

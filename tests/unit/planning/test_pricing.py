@@ -221,7 +221,7 @@ def test_the_functions_make_the_requests_that_are_priced(
 
     monkeypatch.setattr(pricing, "_looks", lambda _: (2 * (clients - 1), 1.0))
     models = {"fedavg": 1, "fedadam": 3}.get(terms.get("server_optimizer", ""), 0)
-    assert pricing.around(tasks, clients, models, measured) == Requests(
+    assert pricing.around(tasks, clients, models, [measured] if measured else []) == Requests(
         s3.asked[GET], s3.asked[PUT]
     )
     assert pricing.notifications(clients) == s3.notifications()

@@ -5,7 +5,9 @@ those of a hundred thousand do.
 """
 
 import itertools
+import math
 import random
+import threading
 from collections import Counter
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.aggregation import topologies
+from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.errors import PlanError, StoreError, UnreadableObjectError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.pieces import is_in_pieces
@@ -21,6 +24,7 @@ from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.spec_workload import lists_of
 from gradshard_core.records.assignment import read_assignments
+from gradshard_core.records.decision import read_decision
 from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
@@ -61,11 +65,15 @@ def submit(machine: Machine, number: int, update: dict[str, reference.Array]) ->
 
 
 def expected(updates: dict[int, dict[str, reference.Array]]) -> bytes:
-    """Add group by group in numpy, as a grid does."""
+    """Average group by group in numpy, as a grid does."""
     samples = [number % 7 + 1 for number in updates]
-    rows: list[Any] = [update["w"] for update in updates.values()]
-    weights = [np.float32(n / sum(samples)) for n in samples]
-    sizes = topologies.group(topologies.resolve("auto", len(rows)), len(rows))
+    return added(list(updates.values()), [np.float32(n / sum(samples)) for n in samples])
+
+
+def added(updates: list[dict[str, reference.Array]], weights: list[Any], *fan_in: int) -> bytes:
+    """Add with weights, group by group."""
+    rows: list[Any] = [update["w"] for update in updates]
+    sizes = topologies.group(topologies.resolve("auto", len(rows)), len(rows), fan_in)
     for level in sizes:
         sums, first = [], 0
         for size in level:
@@ -399,16 +407,102 @@ def test_assignments_in_pieces_are_those_of_the_definition_and_a_client_reads_it
         assert given == Assignment(16, epochs, 0.125, given.seconds)
 
 
+# ------------------------------------------------------------------------------ decisions in pieces
+
+
+def factors_of(machine: Machine, attempt: int, bound: float) -> list[float]:
+    """Return by what each update is multiplied, from norms that are checked with numpy's."""
+    decision = read_decision(machine.store, machine.keys, attempt)
+    entries = list(decision["clients"])
+    assert [entry["client"] for entry in entries] == list(map(client, range(len(entries))))
+    updates = updates_of(len(entries))
+    for entry, update in zip(entries, updates, strict=True):
+        assert entry["norm"] == pytest.approx(np.linalg.norm(update["w"].astype(float)), rel=1e-5)
+    return [min(1.0, bound / entry["norm"]) for entry in entries]
+
+
+@pytest.mark.parametrize("clients", [PIECE + 1, 150])
+def test_a_rule_that_clips_many_updates_has_the_bits_of_numpy(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int
+) -> None:
+    grid = {"topology": "grid", "fan_in": 8}
+    machine.open(clients=clients, rule={"name": "norm_clip", "bound": 1.5}, **grid)
+    updates = updates_of(clients)
+    for number, update in enumerate(updates):
+        submit(machine, number, update)
+    reading: Counter[str] = Counter()
+    get_bytes = type(machine.store).get_bytes
+
+    def counted(store: Any, key: str) -> bytes | None:
+        reading[threading.current_thread().name] += key.startswith(machine.keys.decisions)
+        return get_bytes(store, key)
+
+    outcome: dict[str, Any] = DUE
+    while outcome["attempt"] < 1 + (clients > READ_AT_ONCE):
+        outcome = machine.turn(outcome)
+    planned = machine.plan(outcome)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(machine.store), "get_bytes", counted)
+        machine.aggregate(planned)
+    manifest = run(machine, machine.step("finalize_round"))
+    factors = factors_of(machine, outcome["attempt"], 1.5)
+    samples = [number % 7 + 1 for number in range(clients)]
+    weights = [n / sum(samples) * factor for n, factor in zip(samples, factors, strict=True)]
+    assert result_of(machine) == added(updates, [np.float32(weight) for weight in weights], 8)
+    tasks = manifest["measuring"]["tasks"]
+    assert len(list(tasks)) == -(-clients // 8) == manifest["measuring"]["totals"]["tasks"]
+    clipped = [client(number) for number, factor in enumerate(factors) if factor < 1]
+    assert 2 < len(clipped) < clients
+    assert list(manifest["measuring"]["clipped"]) == clipped
+    # Clients may read pieces of plans and manifests, and not those of decisions.
+    assert is_in_pieces(
+        machine.store.get_json(machine.keys.decision(outcome["attempt"]))["clients"]
+    )
+    readable = [k for k in machine.store.objects if k.startswith(f"{machine.keys.root}pieces/")]
+    assert not any(b"norm" in machine.store.objects[key] for key in readable)
+    tasks = len(manifest["tasks"])
+    # Each reads the record, and those of the lowest level the pieces of their group.
+    groups = manifest["groups"][0]
+    assert sum(reading.values()) <= tasks + sum(size // PIECE + 2 for size in groups)
+
+
+@pytest.mark.parametrize("clients", [PIECE + 1, 150])
+def test_a_private_round_of_many_clients_has_the_bits_of_the_definition(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int
+) -> None:
+    monkeypatch.setattr("os.urandom", lambda count: bytes(range(count)))
+    dp = {"clip": 1.5, "noise_multiplier": 2.0, "delta": 1e-5, "quantile": 0.5}
+    machine.open(clients=clients, dp=dp)
+    updates = updates_of(clients)
+    for number, update in enumerate(updates):
+        submit(machine, number, update)
+    manifest = run(machine, DUE)
+    noise, count = np.empty(5, np.int64), np.empty(1, np.int64)
+    NoiseSource(bytes(range(32)), 1, 0).read_into(memoryview(noise).cast("B"))
+    NoiseSource(bytes(range(32)), 1, 2**62).read_into(memoryview(count).cast("B"))
+    step, total = 2.0 * 1.5 / 2480, noise.astype(float)
+    factors = factors_of(machine, 1 + (clients > READ_AT_ONCE), 1.5 / (1 + 2**-10))
+    for factor, update in zip(factors, updates, strict=True):
+        total += np.trunc(update["w"].astype(float) * (factor / step))
+    assert result_of(machine) == (total * step / clients).astype("f4").tobytes()
+    one = 10.0 / 2480
+    whole = sum(factor == 1.0 for factor in factors)
+    assert manifest["privacy"]["whole"] == (whole * math.trunc(1 / one) + count[0]) * one
+    assert manifest["measuring"]["clipped"] is None
+
+
 # ------------------------------------------------------------------------------ what grows with N
 
 
 KINDS_OF_ROUNDS: dict[str, dict[str, Any]] = {
     "counted": {},
     "named": {"clients": stored_ids},
+    "clipped": {"rule": lambda *_: {"name": "norm_clip", "bound": 1.5}},
+    "private": {"dp": lambda *_: {"clip": 1.5, "noise_multiplier": 2.0, "delta": 1e-5}},
     "assigned": {"assignments": lambda machine, ids: {**BASE, "after": after(machine, len(ids))}},
 }
-"""Terms by what they make of a round: clients by their number, by ids in pieces, and assignments
-from those of the round before."""
+"""Terms by what they make of a round: clients by their number or by ids in pieces, a pass that
+measures, and assignments from those of the round before."""
 
 
 def after(machine: Machine, clients: int) -> str:
@@ -473,13 +567,16 @@ def test_the_price_counts_the_requests_of_the_functions_around_the_tasks(
     plan = read_plan(machine.store, machine.keys)
     assert plan is not None
     tasks = [len(level.groups) for level in plan.levels]
-    pieces, lists = large_rounds.pieces(clients), lists_of(machine.spec())
-    counted = pricing.around(tasks, clients, measured=pieces, lists=lists)
+    lists, before = lists_of(machine.spec()), [large_rounds.pieces(clients)]
+    if plan.computation.measured is not None:
+        before.append(tasks[0])
+    counted = pricing.around(tasks, clients, before=before, lists=lists)
     sums = Counter[str]()
     for (function, asked), number in found.items():
         if function != "aggregate_shard":
             sums[asked] += number
     assert counted.gets == pytest.approx(sums["get"], rel=0.02), dict(found)
+    # Of a rule that clips, at most: as if all were clipped.
     assert counted.puts == pytest.approx(sums["put"] + sums["list"], rel=0.02), sorted(
         found.items()
     )

@@ -5,7 +5,6 @@
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -116,6 +115,8 @@ class Participants:
         Good updates that a robust rule gives no weight.
     samples
         The samples of all contributors together; None to add them up when they are needed.
+    weights
+        The sum of the weights that a robust rule has decided on; None before they are looked up.
     """
 
     contributors: Sequence[Contributor] = ()
@@ -123,6 +124,7 @@ class Participants:
     missing: Sequence[str] = ()
     left_out: Sequence[Contributor] = ()
     samples: int | None = field(default=None, compare=False)
+    weights: float | None = field(default=None, compare=False)
 
 
 class LayerRanges(NamedTuple):
@@ -418,20 +420,32 @@ class Plan:
             return 1
         return self.samples
 
+    def group(self, first: int, stop: int) -> list[Contributor]:
+        """Return contributors [first, stop); a task asks for those of its group more than once."""
+        if (first, stop) not in self._groups:
+            self._groups.clear()
+            self._groups[first, stop] = list(self.contributors[first:stop])
+        return self._groups[first, stop]
+
+    @cached_property
+    def _groups(self) -> dict[tuple[int, int], list[Contributor]]:
+        """The group that was asked for last."""
+        return {}
+
     def zones(self, first: int, stop: int) -> list[Zone]:
         """Return the weights of contributors [first, stop), along the layout."""
         if (first, stop) not in self._zones:
             self._zones.clear()
-            self._zones[first, stop] = self._make_zones(slice(first, stop))
+            self._zones[first, stop] = self._make_zones(first, stop)
         return self._zones[first, stop]
 
     @cached_property
     def _zones(self) -> dict[tuple[int, int], list[Zone]]:
-        """The zones that were asked for last: a task needs those of its group."""
+        """The zones of the group that was asked for last."""
         return {}
 
-    def _make_zones(self, part: slice) -> list[Zone]:
-        layers, contributors = self.layout.layers, self.contributors[part]
+    def _make_zones(self, first: int, stop: int) -> list[Zone]:
+        layers, contributors = self.layout.layers, self.group(first, stop)
         if not layers:
             weights = [contributor.weight for contributor in contributors]
             zone = Zone(0, self.layout.nbytes, weights)
@@ -442,7 +456,7 @@ class Plan:
             for number, layer in enumerate(layers)
             for start, end in layer.ranges
         )
-        zones = [(Zone(start, end, weighed[n].weights[part]), n) for start, end, n in places]
+        zones = [(Zone(start, end, weighed[n].weights[first:stop]), n) for start, end, n in places]
         return [
             cut
             for zone, number in zones
@@ -484,7 +498,7 @@ class Plan:
         The shares are those among all contributors, or among those that have a layer.
         """
         if self.computation.measured is not None:
-            weights = math.fsum(contributor.weight for contributor in self.contributors)
+            weights = self.participants.weights
             if weights:
                 return lambda contributor: contributor.weight / weights
         if layer is None:

@@ -133,11 +133,14 @@ class Lists(NamedTuple):
         Whether the ids are stored in pieces.
     assigns
         Whether the round ends with assignments.
+    shows_clipped
+        Whether the manifest lists the clients whose updates a rule has clipped, at most all.
     """
 
     is_named: bool = False
     ids_in_pieces: bool = False
     assigns: bool = False
+    shows_clipped: bool = False
 
 
 NO_LISTS: Final = Lists()
@@ -195,7 +198,7 @@ def bill(
         The number of tasks that start cold. By default all do, but tasks that measured are warm for
         the second pass. The functions around the tasks always start cold.
     measuring
-        The tasks of the pass that measures, which is a level of its own, if there is one.
+        The tasks of the passes before, which read headers or measure, each a level of its own.
     lists
         What is stored of each client besides.
     prices
@@ -204,18 +207,18 @@ def bill(
     gb_second = prices.gb_second(architecture)
     tasks = [sum(run.number for run in level) for level in levels]
     passes = [*measuring, *levels]
-    measured = sum(run.number for level in measuring for run in level)
+    before = [sum(run.number for run in level) for level in measuring]
     gb_seconds = memory_mb / 1024 * sum(run.number * run.seconds for lvl in passes for run in lvl)
     small_gb_seconds = clients * speeds.COLLECT_GB_SECONDS + speeds.ROUND_GB_SECONDS
-    small_gb_seconds += speeds.REPLAN_GB_SECONDS * bool(measured)
+    small_gb_seconds += speeds.REPLAN_GB_SECONDS * len(before)
     return Bill(
         lambda_=gb_seconds * gb_second,
         s3_aggregators=prices.s3(aggregators),
         s3_clients=prices.s3(by_clients),
-        requests=invocations(sum(tasks), clients, measured) * prices.invocations_per_million / 1e6,
-        step_functions=_step_functions(passes, batch, prices, replans=bool(measured)),
+        requests=invocations(sum(tasks), clients, before) * prices.invocations_per_million / 1e6,
+        step_functions=_step_functions(passes, batch, prices, replans=len(before)),
         round_=small_gb_seconds * gb_second
-        + prices.s3(around(tasks, clients, models, measured, lists)),
+        + prices.s3(around(tasks, clients, models, before, lists)),
         events=(
             notifications(clients if updates is None else updates)
             * prices.notifications_per_million
@@ -248,20 +251,20 @@ def _init_gb_seconds(cpu_seconds: float, memory_mb: int) -> float:
     return memory_mb / 1024 * (speeds.RUNTIME_INIT_SECONDS + cpu_seconds / share)
 
 
-def invocations(tasks: int, clients: int, measured: int = 0) -> int:
+def invocations(tasks: int, clients: int, before: Sequence[int] = ()) -> int:
     """Count a round's invocations: of its tasks, and of open, collect, plan and finalize.
 
-    The result, too, calls ``collect_update``, which looks at its key alone. After ``measured``
-    tasks the round is finalized and planned once more.
+    The result, too, calls ``collect_update``, which looks at its key alone. After each pass
+    ``before``, of so many tasks, the round is finalized and planned once more.
     """
-    return tasks + notifications(clients) + 3 + (measured + 2 if measured else 0)
+    return tasks + notifications(clients) + 3 + sum(number + 2 for number in before)
 
 
 def around(
     tasks: Sequence[int],
     clients: int,
     models: int = 0,
-    measured: int = 0,
+    before: Sequence[int] = (),
     lists: Lists = NO_LISTS,
 ) -> Requests:
     """Count the small functions' requests in a round that goes straight through.
@@ -278,8 +281,8 @@ def around(
         The number of clients that send an update, each one once.
     models
         Objects that are written beside the update, where it is applied.
-    measured
-        Tasks that measured before.
+    before
+        The tasks of each pass before, which read headers or measured.
     lists
         What is stored of each client besides.
     """
@@ -306,7 +309,8 @@ def around(
     further = (
         _recording(clients).plus(_in_pieces(clients, sum(tasks))).plus(_listed(clients, lists))
     )
-    return counted.plus(_applying(parts, models)).plus(_measuring(measured, models)).plus(further)
+    further = further.plus(_replanning(clients, before, models, lists))
+    return counted.plus(_applying(parts, models)).plus(further)
 
 
 def _recording(clients: int) -> Requests:
@@ -341,19 +345,21 @@ def _in_pieces(clients: int, tasks: int) -> Requests:
     )
 
 
-def _measuring(measured: int, models: int) -> Requests:
-    """Count the small functions' requests between the two passes of a robust rule."""
-    if not measured:
-        return Requests(0, 0)
-    return Requests(
-        # Finalizing: plan and reports. Planning: the plan twice, spec, who was rejected, the
-        # measurement, the manifest, and which version is current. Finalizing again: the decision,
-        # and the measurement.
-        gets=(1 + measured) + 6 + 2 * bool(models) + 2,
-        # Finalizing: the measurement, and that nobody was rejected. Planning: decision, plan and
-        # tasks.
-        puts=2 + 3,
-    )
+def _replanning(clients: int, before: Sequence[int], models: int, lists: Lists) -> Requests:
+    """Count the small functions' requests between the passes of a round."""
+    counted = Requests(0, 0)
+    for tasks in before:
+        # Finalizing: plan and reports. Planning: the plan twice, spec, who was rejected, what was
+        # found, the manifest, and which version is current. Finalizing: what was found; that nobody
+        # was rejected. Planning: plan and tasks.
+        counted = counted.plus(Requests((1 + tasks) + 6 + 2 * bool(models), 2 + 2))
+    if len(before) > large_rounds.is_surveyed(clients):
+        # A pass measures. Finalizing: who was measured. Planning: the contributors, and the
+        # decision. Finalizing again: decision and measurement, and all whose weight is shown.
+        pieces = large_rounds.pieces(clients)
+        shown = pieces * lists.shows_clipped
+        counted = counted.plus(Requests(2 * pieces + 2 + shown, 2 * pieces + 1 + shown))
+    return counted
 
 
 def _applying(parts: int, models: int) -> Requests:
@@ -389,7 +395,7 @@ def _looks(clients: int) -> tuple[float, float]:
 
 
 def _step_functions(
-    levels: Sequence[Level], batch: int, prices: Prices, *, replans: bool = False
+    levels: Sequence[Level], batch: int, prices: Prices, *, replans: int = 0
 ) -> float:
     """Price the machine: a Map and a choice for each level, an Express execution for each batch."""
     transitions = aws_prices.ROUND_TRANSITIONS + aws_prices.LEVEL_TRANSITIONS * len(levels)

@@ -73,4 +73,5 @@ def lists_of(spec: RoundSpec) -> Lists:
         is_named=not isinstance(spec.clients, int),
         ids_in_pieces=isinstance(spec.clients, StoredList),
         assigns=spec.assignments is not None,
+        shows_clipped=spec.measures and spec.dp is None,
     )

@@ -19,13 +19,14 @@ from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Contributor, Plan, Rejection, Task
 from gradshard_core.records import model_registry
 from gradshard_core.records.assignment import write_assignments
+from gradshard_core.records.decision import read_decision
 from gradshard_core.records.manifest import COMPLETED
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.privacy_ledger import read_ledger
 from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan, stored
 from gradshard_core.rounds import arrivals, aws_callbacks
-from gradshard_core.rounds.measurement import Measured, left_out, read_decision, summary
+from gradshard_core.rounds.measurement import Measured, left_out, summary
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.assignments import Report
 
@@ -173,7 +174,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
         _assign(store, keys, plan, plan.assignments)
     measuring = {}
     if plan.computation.measured is not None:
-        decision = read_decision(store, keys, plan)
+        decision = read_decision(store, keys, plan.attempt)
         arrivals.reject_all(store, left_out(plan, decision), lambda _: keys)
         measuring = {"measuring": summary(store, keys, plan, decision)}
     result, *made = (_complete(store, output, plan.computation.shards) for output in plan.outputs)
