@@ -250,7 +250,7 @@ def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
                 s3.create(keys.partial_sum(0, level, task.number), b"", 1)
 
 
-@pytest.mark.parametrize("clients", [1, 2, 9, 40])
+@pytest.mark.parametrize("clients", [0, 1, 2, 9, 40])
 def test_looks_are_those_of_arrivals_in_random_order(clients: int) -> None:
     rng = random.Random(clients)  # noqa: S311 - no secret
     looks = listings = 0

@@ -390,7 +390,7 @@ def _looks(clients: int) -> tuple[float, float]:
     C(N-1-m, j) / C(N-1, j). Only then the next one is looked for, and all are listed only if
     HEADS_BEFORE_LIST were there. The sum over all m, from 0 to N - 1, is N / (j + 1).
     """
-    looked = min(HEADS_BEFORE_LIST, clients - 1)
+    looked = min(HEADS_BEFORE_LIST, max(0, clients - 1))
     return sum(clients / (others + 1) for others in range(looked)), clients / (looked + 1)
 
 
