@@ -179,7 +179,7 @@ docs: setup ## Build the documentation site into site/
 docs-serve: docs ## Show the site at http://localhost:8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
 
-docs-tables: setup ## Write the tables of commands and settings into docs/
+docs-tables: setup ## Write the tables of options into docs/formats.md
 	$(BIN)/python -m docs.tables
 
 demo: setup ## Train a model with the local engine, then average updates of the size of ResNet-18

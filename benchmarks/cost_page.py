@@ -12,7 +12,7 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.planning import aws_prices, limits, planner, pricing, speeds, transfers
 from gradshard_core.planning.bandwidth import BURST
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
-from gradshard_core.planning.projection import Projection, client_requests
+from gradshard_core.planning.projection import Projection
 from gradshard_core.planning.spec import parse_spec
 from gradshard_core.planning.spec_workload import workload_of
 from gradshard_core.units import MIB
@@ -20,11 +20,6 @@ from gradshard_core.units import MIB
 ALL_EVENTS: Final = (
     "https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/"
     "aws-properties-s3-bucket-eventbridgeconfiguration.html"
-)
-
-CIRCLE: Final = (
-    "https://aws.amazon.com/blogs/mt/resolving-circular-dependency-in-provisioning-of-amazon-s3-"
-    "buckets-with-aws-lambda-event-notifications/"
 )
 
 INIT_BILLED: Final = (
@@ -58,7 +53,7 @@ def _head() -> str:
 
 See what a round costs, which settings change that, and how the price is made up. `gradshard plan`
 computes the price for your size and number of clients. All figures are computed from AWS's prices
-in us-east-1; this project measured nothing on AWS.
+in us-east-1; nothing was measured on AWS.
 [Beside the published systems](../benchmarks/published.md) compares them with other systems.
 
 Dollars are per thousand rounds of {measurements.CLIENTS} clients, unless a table says otherwise.
@@ -110,14 +105,6 @@ the planner assumes (*burst*): {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s 
 
 
 def _choices_section() -> str:
-    small = client_requests(measurements.VGG16.nbytes)
-    large = client_requests(measurements.GPT2_LARGE.nbytes)
-    cost = [
-        1000
-        * measurements.CLIENTS
-        * (asked.puts * aws_prices.DOLLARS_PER_PUT + asked.gets * aws_prices.DOLLARS_PER_GET)
-        for asked in (small, large)
-    ]
     return f"""
 ## What you can do about it
 
@@ -128,11 +115,6 @@ def _choices_section() -> str:
 | Choose tasks' memory | `AggregatorMemory`: [why 192 MB and a minute](#why-192-mb-and-a-minute) |
 | Keep updates within {transfers.SINGLE_PUT_BYTES // MIB} MiB | {_PARTS} |
 | Keep objects for fewer days | `RetentionDays`; storage is not in the figures |
-
-The requests of {measurements.CLIENTS} clients cost ${cost[0]:.2f} with VGG-16 ({small.puts} PUT and
-{small.gets} GETs each) and ${cost[1]:.2f} with GPT-2 Large ({large.puts} PUT-class requests and
-{large.gets} GETs each). Large updates are sent and fetched in several requests, so that a broken
-connection does not cost the whole transfer.
 """
 
 
@@ -166,16 +148,14 @@ def _defaults_section() -> str:
     blocks = [
         f"## Why {DEFAULT_MEMORY_MB} MB and a minute",
         f"""
-Lambda gives a function a share of a processor by its memory. At *burst*, a function of
-{limits.MIN_MEMORY_MB} MB adds more slowly than its network delivers, and one of
-{DEFAULT_MEMORY_MB} MB waits for the network: it costs the same, within 2 %, and takes up to 30 %
-less time. With the same M, 256 MB cost up to a fifth more and save hardly any time. Half a minute
-instead of a minute costs up to 5 % more.
+At *burst*, a function of {limits.MIN_MEMORY_MB} MB adds more slowly than its network delivers, and
+one of {DEFAULT_MEMORY_MB} MB waits for the network: it costs the same, within 2 %, and takes up to
+30 % less time. With the same M, 256 MB cost up to a fifth more and save hardly any time. Half a
+minute instead of a minute costs up to 5 % more.
 
-If the network is as slow as the paper measured, {DEFAULT_MEMORY_MB} MB save no time and cost up to
-a third more than {limits.MIN_MEMORY_MB} MB. Compare the seconds of your first rounds with the
-projected ones (`gradshard show`), and deploy with `AggregatorMemory={limits.MIN_MEMORY_MB}` if they
-are much longer. Within a minute, arm64, *total*:
+On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to a third more than
+{limits.MIN_MEMORY_MB} MB. If your first rounds take much longer than projected (`gradshard show`),
+deploy with `AggregatorMemory={limits.MIN_MEMORY_MB}`. Within a minute, arm64, *total*:
 """,
     ]
     sizes = (limits.MIN_MEMORY_MB, DEFAULT_MEMORY_MB, 256)
@@ -192,7 +172,7 @@ are much longer. Within a minute, arm64, *total*:
                 for memory_mb in sizes
             ),
         )
-        for model in measurements.MODELS
+        for model in (measurements.VGG16, measurements.SYNTHETIC_5GB)
         for bandwidth in (BURST, PUBLISHED)
     ]
     blocks.append(format_table(("model", "bandwidth", *(f"{size} MB" for size in sizes)), rows))
@@ -213,18 +193,17 @@ def _choice(choice: Estimate | None) -> str:
 
 
 class Aim(NamedTuple):
-    """A round's price as it should be with everything counted, and as it was before."""
+    """A round's price as it should be, with everything counted."""
 
     model: measurements.Model
     codec: str | None
-    before: float
     bound: float
 
 
 AIMS: Final = (
-    Aim(measurements.RESNET18, None, 0.7063e-3, 0.45e-3),
-    Aim(measurements.VGG16, None, 1.1201e-3, 0.90e-3),
-    Aim(measurements.VGG16, "int8", 0.9221e-3, 0.75e-3),
+    Aim(measurements.RESNET18, None, 0.45e-3),
+    Aim(measurements.VGG16, None, 0.90e-3),
+    Aim(measurements.VGG16, "int8", 0.75e-3),
 )
 
 
@@ -244,31 +223,23 @@ def _fees_section() -> str:
             (
                 f"{aim.model.name}{f', `{aim.codec}`' if aim.codec else ''}",
                 *(f"{1000 * part:.2f}" for part in parts),
-                f"{1000 * aim.before:.2f}",
                 money(claims.Verdict(bill.total, aim.bound)),
                 f"{1000 * aim.bound:.2f}",
             )
         )
     titles = (
         *("model", "Step Functions", "functions around the tasks", "clients' requests"),
-        *("notifications", "cold starts", "tasks", "total before", "total", "aim"),
+        *("notifications", "cold starts", "tasks", "total", "aim"),
     )
     return f"""
 ## What the fees are
 
 {format_table(titles, rows)}
 
-*Before* is the same model's price of the earlier state machine and events. Since then:
-
-- No choice follows `finalize_round`, which is two transitions less: $0.05.
-- S3 notifies a topic instead of EventBridge: $0.08.
-- The deadline's schedule is deleted when a round ends: $0.01.
-- `collect_update` has 256 MB instead of 472 MB: $0.02.
-- A client fetches an object in up to four requests instead of eight: $0.02 to $0.03.
-
-A small round still pays for {aws_prices.ROUND_TRANSITIONS} transitions of its own, for
+A small round pays for {aws_prices.ROUND_TRANSITIONS} transitions of its own, for
 {aws_prices.LEVEL_TRANSITIONS} more and an Express execution of its level, for a PUT of each client,
-and for the objects that make every step repeatable.
+and for the objects that make every step repeatable
+([decision 9](decisions/0009-a-small-round-pays-for-little.md)).
 """
 
 
@@ -333,16 +304,13 @@ def _fan_out_section() -> str:
     return f"""
 ## What starting tasks costs
 
-Step Functions charges for starting the tasks of a level. The table compares ways to start tasks of
-{seconds:.0f} s; the round's {aws_prices.ROUND_TRANSITIONS} other transitions and
-{aws_prices.LEVEL_TRANSITIONS} per level are extra.
+The fee of Step Functions for starting tasks of {seconds:.0f} s:
 
 {format_table(titles, rows)}
 
-A child of a Standard machine costs two transitions, and an Express child its seconds: per task,
-that costs more for tasks of more than {even:.0f} s. gradshard therefore runs up to
-{limits.INLINE_ITERATIONS} tasks in one Express child
-([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
+An Express child's seconds cost more than a Standard child's two transitions if its tasks take more
+than {even:.0f} s. gradshard therefore runs up to {limits.INLINE_ITERATIONS} tasks in one Express
+child ([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
 """
 
 
@@ -354,25 +322,14 @@ def _events_section() -> str:
     return f"""
 ## Notifications
 
-S3 notifies an SNS topic of each object that clients upload, and SNS calls `collect_update`. S3
-filters notifications by the beginning and the end of keys, so it also tells of the result. SNS
-charges
-${1e6 * aws_prices.DOLLARS_PER_NOTIFICATION:.2f} per million messages, and nothing for calling a
-function ([AWS](https://aws.amazon.com/sns/pricing/)). A round has {told} messages, and one event of
-EventBridge that it has ended: ${1000 * vgg16.bill.events:.3f} per thousand rounds.
+S3 notifies an SNS topic of each object that clients upload, and SNS calls `collect_update`. SNS
+charges ${1e6 * aws_prices.DOLLARS_PER_NOTIFICATION:.2f} per million messages, and nothing for
+calling a function ([AWS](https://aws.amazon.com/sns/pricing/)). A round has {told} messages, and
+one event of EventBridge that it has ended: ${1000 * vgg16.bill.events:.3f} per thousand rounds.
 
-**Why not EventBridge.** It gets all of a bucket's events or none ([AWS]({ALL_EVENTS})), at
-${1e6 * aws_prices.DOLLARS_PER_EVENT:.2f} per million. Each object of a round would have three: it
-is created, it expires, and its version is deleted a day later. A round of VGG-16 would have about
-{changes} events, ${1000 * dear:.2f} per thousand rounds.
-
-**Why not fewer services.** S3's notifications themselves are free:
-
-- *Lambda*: if S3 cannot call the function, no queue keeps the notification, and the round waits for
-  its deadline unnoticed. Bucket and function would also name each other, which CloudFormation
-  deploys only with a helper function or a fixed bucket name ([AWS]({CIRCLE})).
-- *SQS*: Lambda polls an empty queue all the time and each request is charged, so waiting would cost
-  something.
+With EventBridge, which gets all of a bucket's events or none ([AWS]({ALL_EVENTS})), a round of
+VGG-16 would have about {changes} events, ${1000 * dear:.2f} per thousand rounds. [Decision
+9](decisions/0009-a-small-round-pays-for-little.md) says why there is a topic at all.
 """
 
 
@@ -383,7 +340,7 @@ def _assumptions_section() -> str:
 - Bandwidth *published*: {PUBLISHED.bytes_per_second / MIB:g} MiB/s, the middle of the paper's 44 to
   57. *burst*: {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after {speeds.BURST_BYTES // MIB}
   MiB at {speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771). Both hold
-  for every system, although the published ones read one object after another on one connection.
+  for every system.
 - {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added, for every system; a processor
   is {limits.MB_PER_VCPU} MB.
 - Each function of a round starts cold once. Lambda bills the INIT phase

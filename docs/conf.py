@@ -4,7 +4,14 @@ Its source folder is the repository, not docs/: so a page's link to README.md or
 same on GitHub and on the site.
 """
 
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from docs import tables
 
 project = "gradshard"
 author = "The gradshard authors"
@@ -70,3 +77,13 @@ html_domain_indices = False
 # `$ ` before a command and what it prints stay behind.
 copybutton_prompt_text = r"\$ "
 copybutton_prompt_is_regexp = True
+
+
+def fill_tables(_app: Sphinx, _page: str, source: list[str]) -> None:
+    """Fill in a page's tables, before Sphinx reads it."""
+    source[0] = tables.filled(source[0])
+
+
+def setup(app: Sphinx) -> None:
+    """Have Sphinx fill in the tables."""
+    app.connect("source-read", fill_tables)

@@ -1,8 +1,9 @@
-"""Tables that say what the code says: `make docs-tables` writes them into the pages anew.
+"""Tables that say what the code says.
 
-In a page such a table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. NAME is a
-command (`gradshard open`), `round options`, `training options`, or one of `parameters`, `outputs`
-and `functions`, of template.yaml.
+In a page such a table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. NAME is
+`commands`, `round options`, `training options`, or one of `parameters`, `outputs` and `functions`,
+of template.yaml. `docs/conf.py` fills in all tables when it builds the site. Those of `PAGES` are
+in the repository, too: `make docs-tables` writes them anew.
 """
 
 import re
@@ -20,7 +21,7 @@ from gradshard_core.planning.options import Option
 from gradshard_core.planning.spec import DEFAULTS, OPTIONS
 
 DOCS: Final = Path(__file__).parent
-PAGES: Final = tuple(DOCS / name for name in ("commands.md", "settings.md", "formats.md"))
+PAGES: Final = (DOCS / "formats.md",)
 
 _TABLE: Final = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _WHERE: Final = ("--stack", "--region", "--profile", "--local", "--port")
@@ -34,22 +35,16 @@ def filled(page: str) -> str:
     return _TABLE.sub(lambda found: f"{found[1]}\n{table(found[2]).strip()}\n\n{found[3]}", page)
 
 
-def named(page: str) -> list[str]:
-    """Return the names of a page's tables."""
-    return [found[2] for found in _TABLE.finditer(page)]
-
-
 def table(name: str) -> str:
     """Return one table.
 
     Raises
     ------
     KeyError
-        There is no such command, or no such part of the template.
+        There is no such table.
     """
-    if name.startswith("gradshard "):
-        return "".join(_of_command(name, commands()[name]))
     makers: dict[str, Callable[[], Iterator[str]]] = {
+        "commands": _of_commands,
         "parameters": _of_parameters,
         "outputs": _of_outputs,
         "functions": _of_functions,
@@ -73,6 +68,12 @@ def _commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Co
                 yield from _commands(f"{name} {inner}", member)
     else:
         yield name, command
+
+
+def _of_commands() -> Iterator[str]:
+    for name, command in commands().items():
+        yield f"### {name}\n\n"
+        yield from _of_command(name, command)
 
 
 def _of_command(name: str, command: click.Command) -> Iterator[str]:

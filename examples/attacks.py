@@ -29,6 +29,11 @@ SCALE: Final = 10.0
 DEVIATIONS: Final = 1.5
 """z of "A Little Is Enough" (Baruch et al. 2019): how far from the mean, in deviations."""
 
+FALL: Final = 0.5
+"""ε of inner-product manipulation (Xie et al. 2019): how long beside the honest mean."""
+
+HALVINGS: Final = 40
+
 AVERAGE: Final = "average"
 
 
@@ -77,6 +82,29 @@ def collude(updates: network.Array, bad: int) -> network.Array:
     return np.broadcast_to(-length * mean, updates.shape)
 
 
+def turn_inner_product(updates: network.Array, bad: int) -> network.Array:
+    """Send a short step back from the honest mean, all alike (Xie et al. 2019)."""
+    return np.broadcast_to(-FALL * updates[bad:].mean(axis=0), updates.shape)
+
+
+def stay_within_distances(updates: network.Array, bad: int) -> network.Array:
+    """Go back from the honest mean as far as no distance is new ("Min-Max").
+
+    The largest distance from an honest update is the largest between two of them (Shejwalkar and
+    Houmansadr 2021, with the inverse unit vector).
+    """
+    honest = updates[bad:]
+    mean = honest.mean(axis=0)
+    back = -mean / np.linalg.norm(mean)
+    largest = max(float(np.linalg.norm(honest - update, axis=1).max()) for update in honest)
+    low, high = 0.0, 2 * largest
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        is_within = np.linalg.norm(honest - mean - middle * back, axis=1).max() <= largest
+        low, high = (middle, high) if is_within else (low, middle)
+    return np.broadcast_to(mean + low * back, updates.shape)
+
+
 NOBODY: Final = "no attack"
 FLIPPED_LABELS: Final = "flipped labels"
 ATTACKS: Final[dict[str, Callable[[network.Array, int], network.Array] | None]] = {
@@ -86,6 +114,8 @@ ATTACKS: Final[dict[str, Callable[[network.Array, int], network.Array] | None]] 
     FLIPPED_LABELS: None,
     "a little is enough": hide_in_the_spread,
     "colluding copies": collude,
+    "inner product": turn_inner_product,
+    "min-max": stay_within_distances,
 }
 
 
@@ -221,7 +251,14 @@ def main() -> int:
         given.output,
         "attacks" if given.data == "digits" else f"attacks-{given.data}",
         "Accuracy by round, mean and standard deviation over seeds",
-        {**vars(given), "output": None, "alpha": ALPHA, "scale": SCALE, "z": DEVIATIONS},
+        {
+            **vars(given),
+            "output": None,
+            "alpha": ALPHA,
+            "scale": SCALE,
+            "z": DEVIATIONS,
+            "fall": FALL,
+        },
         [Panel(panel.title, panel.x_label, panel.curves[:DRAWN]) for panel in panels],
         numbers=panels,
     )

@@ -22,7 +22,7 @@ def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float
 @emf.handler(measures)
 def handler(event: dict[str, Any], context: Context) -> dict[str, Any]:
     """End the round well, or have it planned again without those who were rejected."""
-    outcome = finalize_round(store, event["round"])
+    outcome = finalize_round(store, event["round"], event.get("next_level"))
     if "rejected" in outcome:
         emf.rejected(event, context, outcome["rejected"])
         # A state takes 256 KiB: of thousands of rejections, their number.

@@ -120,6 +120,24 @@ def test_a_phone_shows_every_cell_without_scrolling_sideways(open_: Open, name: 
     assert unlabelled == 0
 
 
+def test_no_word_of_a_title_is_broken(open_: Open) -> None:
+    opened = open_([sample()])
+    opened.unfold()
+    # A word on two lines has two boxes.
+    broken = """[...document.querySelectorAll('thead th')].flatMap(title => {
+        const text = [...title.childNodes].find(node => node.nodeType === Node.TEXT_NODE)
+        if (!text) return []
+        return [...text.data.matchAll(/\\S+/g)].filter(word => {
+            const range = document.createRange()
+            range.setStart(text, word.index)
+            range.setEnd(text, word.index + word[0].length)
+            return range.getClientRects().length > 1
+        }).map(word => word[0])
+    })"""
+    assert opened.ask("document.querySelectorAll('thead th').length") > 10
+    assert opened.ask(broken) == []
+
+
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
 def test_five_rounds_take_a_few_screens(open_: Open, width: int) -> None:
     rounds = [sample(f"r{n}", seed=n) for n in range(5)]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from docs.tables import commands
 
 from tests.docs.pages import PAGES, ROOT
 
@@ -58,6 +59,16 @@ def test_every_page_is_there_and_nothing_comes_from_elsewhere(site: Path) -> Non
 def test_the_first_page_leads_to_the_documentation(site: Path) -> None:
     [target] = re.findall(r"url=([^\"]+)", (site / "index.html").read_text())
     assert "Getting started" in (site / target).read_text()
+
+
+def test_tables_of_the_code_are_on_the_site(site: Path) -> None:
+    page = (site / "docs" / "commands.html").read_text()
+    for name, command in commands().items():
+        section = page.partition(f'id="{name.replace(" ", "-")}"')[2].partition("</section>")[0]
+        assert f"{name} [OPTIONS]" in section
+        for option in command.params:
+            if option.name == "output":
+                assert "--output" in section, name
 
 
 def test_docstrings_are_on_the_site(site: Path) -> None:

@@ -10,8 +10,9 @@ from docs import tables
 
 from gradshard import Federation
 from gradshard.client.round_options import RoundOptions
+from gradshard_core.aggregation.robust_rules import ROBUST_RULES
 from gradshard_core.planning.spec import RoundSpec
-from tests.docs.pages import ROOT
+from tests.docs.pages import PAGES, ROOT
 
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 FORMATS = (ROOT / "docs" / "formats.md").read_text()
@@ -23,16 +24,31 @@ def test_tables_are_as_the_code_has_them(page: Path) -> None:
     assert tables.filled(text) == text, f"`make docs-tables` writes {page.name} anew"
 
 
+def test_the_page_of_robust_rules_has_a_row_for_each_with_its_settings() -> None:
+    text = (ROOT / "docs" / "robust.md").read_text()
+    for name, rule in ROBUST_RULES.items():
+        [row] = re.findall(rf"^\| `{name}` \| .+ \|$", text, re.MULTILINE)[:1]
+        described = set(re.findall(r"`(\w+)`", row))
+        assert described >= rule.settings.keys(), name
+
+
 def test_a_table_that_is_older_than_the_code_is_seen() -> None:
-    page = "<!-- table: gradshard fetch -->\nold\n<!-- end of table -->\n"
+    page = "<!-- table: commands -->\nold\n<!-- end of table -->\n"
     assert "| `-o`, `--output` FILE |" in tables.filled(page)
 
 
 def test_every_command_is_described_under_its_name() -> None:
     text = (ROOT / "docs" / "commands.md").read_text()
-    assert sorted(tables.named(text)) == sorted(tables.commands())
-    headings = re.findall(r"^##+ (gradshard .+)$", text, re.MULTILINE)
-    assert set(headings) >= set(tables.commands())
+    described = re.findall(r"^- `(gradshard .+?)` ", text, re.MULTILINE)
+    assert sorted(described) == sorted(tables.commands())
+    headings = re.findall(r"^### (gradshard .+)$", tables.filled(text), re.MULTILINE)
+    assert sorted(headings) == sorted(tables.commands())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_link_needs_the_site(page: Path) -> None:
+    # Headings of commands are on the site only, where Sphinx finds no fault with such a link.
+    assert "commands.md#gradshard-" not in page.read_text()
 
 
 def test_every_variable_that_is_read_is_described() -> None:
@@ -47,6 +63,13 @@ def test_every_variable_that_is_read_is_described() -> None:
     # And nothing that is gone.
     ours = {name for name in described if name.startswith("GRADSHARD_")}
     assert ours <= read | set_
+
+
+def test_every_parameter_is_named() -> None:
+    section = SETTINGS.partition("## Parameters of the template\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([A-Z]\w+)`", section))
+    parameters = re.findall(r"^\| `(\w+)` \|", tables.table("parameters"), re.MULTILINE)
+    assert named == set(parameters)
 
 
 TEMPLATE_VARIABLES = "\n".join(

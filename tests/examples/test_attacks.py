@@ -36,6 +36,13 @@ def test_attacks_change_bad_updates_only() -> None:
     copies = attacks.collude(updates, 2)
     assert np.array_equal(copies[0], copies[1])
     assert np.linalg.norm(copies[0]) == pytest.approx(np.median(lengths))
+    mean = updates[2:].mean(axis=0)
+    assert np.allclose(attacks.turn_inner_product(updates, 2)[1], -0.5 * mean)
+    far = attacks.stay_within_distances(updates, 2)[0]
+    between = [np.linalg.norm(a - b) for a in updates[2:] for b in updates[2:]]
+    reached = np.linalg.norm(updates[2:] - far, axis=1).max()
+    assert reached == pytest.approx(max(between))
+    assert np.cross(far[:3] - mean[:3], mean[:3]) == pytest.approx(np.zeros(3), abs=1e-9)
 
 
 def test_short_run_writes_every_attack_and_rule(

@@ -91,7 +91,13 @@ SCENARIOS: dict[str, dict[str, list[Answer]]] = {
             ["resume", {"status": "completed"}],
         ]
     },
-    "levels": {"PlanRound": [["tasks", 3]]},
+    "levels": {
+        "PlanRound": [["tasks", 3]],
+        "FinalizeRound": [
+            *[["give up", "NextLevel", '{"status": "next_level"}']] * 2,
+            ["resume", {"status": "completed"}],
+        ],
+    },
     "eager": {
         "OpenRound": [
             ["resume", {"reason": "complete"}],
@@ -104,6 +110,7 @@ SCENARIOS: dict[str, dict[str, list[Answer]]] = {
     },
     "level-raises": {
         "PlanRound": [["tasks", 2]],
+        "FinalizeRound": [["give up", "NextLevel", '{"status": "next_level"}']],
         "AggregateShard": [
             *[["return"]] * SHARDS,
             ["raise", "ChangedObjectError", "a partial sum is gone"],
@@ -350,7 +357,7 @@ def test_the_straight_path(runs: dict[str, Run]) -> None:
     assert len(run.children) == 2
     [finalized] = run.events("FinalizeRound")
     assert finalized.pop("token") not in {"", opened["token"]}
-    assert finalized == {"round": "straight"}
+    assert finalized == {"round": "straight", "next_level": {}}
     assert json.loads(run.execution["output"]) == {"status": "completed"}
     assert run.events("AbortRound") == []
 
@@ -403,7 +410,13 @@ def test_a_level_begins_when_the_one_before_it_is_done(runs: dict[str, Run]) -> 
     assert run.outcome == SUCCEEDED
     levels = [event["task"]["level"] for event in run.events("AggregateShard")]
     assert levels == [0] * SHARDS + [1] * SHARDS + [2] * SHARDS
-    assert len(run.events("FinalizeRound")) == 1
+    # After each level the function learns which tasks are left.
+    told = [event["next_level"].get("tasks") for event in run.events("FinalizeRound")]
+    assert [tasks and tasks["key"] for tasks in told] == [
+        "machine/levels-1.json",
+        "machine/levels-2.json",
+        None,
+    ]
 
 
 def test_an_eager_round_waits_and_plans_again(runs: dict[str, Run]) -> None:
@@ -422,7 +435,7 @@ def test_a_failed_level_begins_no_further_one(runs: dict[str, Run]) -> None:
     assert run.outcome == FAILED
     *by_tasks, _ = run.events("AbortRound")
     assert {event["task"]["level"] for event in by_tasks} == {1}
-    assert run.events("FinalizeRound") == []
+    assert len(run.events("FinalizeRound")) == 1
 
 
 @pytest.mark.parametrize(

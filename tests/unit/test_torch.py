@@ -425,6 +425,6 @@ def test_changes_of_a_model_are_compressed_as_they_are(codec: str) -> None:
 
 
 def test_nothing_else_imports_torch() -> None:
-    code = "import sys, gradshard.client.federation, gradshard.cli, gradshard.tensors; "
+    code = "import sys, gradshard.client.federation, gradshard.cli, gradshard.client.tensors; "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

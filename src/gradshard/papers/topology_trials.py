@@ -255,7 +255,7 @@ def _measured(manifest: dict[str, Any]) -> dict[str, Any]:
         "tasks": tasks,
         "order": manifest["order"],
         "groups": tuple(map(tuple, manifest["groups"])),
-        "invocations": pricing.invocations(tasks, clients),
+        "invocations": pricing.invocations(tasks, clients, levels=len(manifest["groups"])),
         "peak_mb": totals["peak_mb"],
         "gb_seconds": totals["seconds"] * memory_mb / 1024,
         "seconds": manifest["seconds"],

@@ -71,7 +71,8 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 caption { text-align: left; font-weight: 600; padding: .25rem 0 }
 th, td { text-align: left; vertical-align: top; padding: .25rem .5rem .35rem;
   border-bottom: 1px solid var(--edge); overflow-wrap: anywhere }
-th { font-weight: 600 } thead th { color: var(--dim); vertical-align: bottom; line-height: 1.25 }
+th { font-weight: 600 } thead th { color: var(--dim); vertical-align: bottom;
+  line-height: 1.25; overflow-wrap: break-word }
 .number { text-align: right } .time, .number { overflow-wrap: normal; white-space: nowrap }
 thead .number { white-space: normal } td:not([class]) { min-width: 4rem }
 .cards tbody th { min-width: 8rem }

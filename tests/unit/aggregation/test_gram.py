@@ -47,7 +47,7 @@ def measure(
         reduction = Measuring(len(updates), buffers, pairs=pairs)
         sources: list[Source] = [MemorySource(data[start:end]) for data in raw]
         chunks = chunk_ranges(layout.spans, layout.nbytes, start, end, at_once)
-        zones = [Zone(*range_, []) for range_ in chunks]
+        zones = [Zone(*range_, [1.0] * len(updates)) for range_ in chunks]
         aggregate(sources, zones, reduction, spans, lambda _: None)
         total.add_json(reduction.products.to_json())
     return total.rounded() if pairs else [total.rounded_diagonal()]

@@ -23,7 +23,8 @@ def measure(
     for _, first, last in cut_chunks(spans, nbytes, shards, sample.together):
         for start, end in sample.stretches(spans, nbytes, first, last):
             reduction = Measuring(len(updates))
-            zones = [Zone(*chunk, []) for chunk in chunk_ranges(spans, nbytes, start, end)]
+            ones = [1.0] * len(updates)
+            zones = [Zone(*c, ones) for c in chunk_ranges(spans, nbytes, start, end)]
             sources = [MemorySource(u.tobytes()[start:end]) for u in updates]
             aggregate(sources, zones, reduction, spans, lambda _: None)
             total.add_sum(reduction.products)

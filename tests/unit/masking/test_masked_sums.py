@@ -1,4 +1,4 @@
-"""A masked round in one process: the protocol of docs/masked-rounds.md, without what carries it.
+"""A masked round in one process: the protocol of docs/masked-protocol.md, without what carries it.
 
 Clients, aggregator and keeper hold what the page says they hold, and nothing else.
 """

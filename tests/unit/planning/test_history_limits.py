@@ -37,8 +37,8 @@ def events(state: dict[str, Any]) -> int:
 
 def turn(levels: int) -> int:
     """Count the most events from a planning to what follows its finalizing."""
-    once = ("PlanRound", "FinalizeRound", "PlanAgain")
-    each = ("AggregateLevel", "HasNextLevel")
+    once = ("PlanRound", "PlanAgain")
+    each = ("AggregateLevel", "FinalizeRound")
     return sum(events(STATES[name]) for name in once) + levels * sum(
         events(STATES[name]) for name in each
     )
@@ -46,12 +46,11 @@ def turn(levels: int) -> int:
 
 def test_a_level_passes_the_states_that_are_counted() -> None:
     assert STATES["PlanRound"]["Next"] == "AggregateLevel"
-    assert STATES["AggregateLevel"]["Next"] == "HasNextLevel"
-    assert [choice["Next"] for choice in STATES["HasNextLevel"]["Choices"]] == ["AggregateLevel"]
-    assert STATES["HasNextLevel"]["Default"] == "FinalizeRound"
+    assert STATES["AggregateLevel"]["Next"] == "FinalizeRound"
     assert STATES["FinalizeRound"]["End"]
     caught = {rule["ErrorEquals"][0]: rule["Next"] for rule in STATES["FinalizeRound"]["Catch"]}
     assert (caught["Replan"], caught["Awaiting"]) == ("PlanAgain", "OpenRound")
+    assert caught["NextLevel"] == "AggregateLevel"
     assert STATES["PlanAgain"]["Next"] == "PlanRound"
 
 
@@ -59,7 +58,10 @@ def test_the_longest_history_is_below_step_functions_quota() -> None:
     stage = events(STATES["OpenRound"]) + turn(1)
     ends = ("RoundForgotten", "AbortRound", "HasAborted", "Failed", "Done")
     end = 2 + sum(events(STATES[name]) for name in ends)
-    most = history_limits.MAX_STAGES * stage + history_limits.MAX_ATTEMPTS * turn(MOST_LEVELS) + end
+    attempts = max(
+        history_limits.most_attempts(levels) * turn(levels) for levels in range(1, MOST_LEVELS + 1)
+    )
+    most = history_limits.MAX_STAGES * stage + attempts + end
     assert 10_000 < most < history_limits.MAX_EVENTS
 
 
@@ -123,7 +125,7 @@ def test_clients_rejected_one_after_the_other_end_the_round_with_a_cause(machine
     for name in names:
         machine.submit(name, {"w": np.ones(1, "f4")})
     outcome: dict[str, Any] = OPENED
-    for attempt in range(history_limits.MAX_ATTEMPTS):
+    for attempt in range(history_limits.most_attempts(1)):
         machine.plan(outcome)
         # As if each attempt had found one more.
         found = [{"client": names[attempt], "reason": "its tensor 'w' holds a NaN", "etag": "e"}]

@@ -279,7 +279,8 @@ def test_too_little_memory_is_rejected_with_both_numbers() -> None:
     needed = memory_projection.needed_memory(load)
     assert needed == memory_projection.project_memory(4, plan_bytes=20 * MIB)
     with pytest.raises(
-        PlanError, match=rf"needs {needed:.0f} MB and has 128; deploy with AggregatorMemory=\d+"
+        PlanError,
+        match=rf"needs {math.ceil(needed)} MB and has 128; deploy with AggregatorMemory=\d+",
     ) as caught:
         planner.choose(load, arm(128))
     enough = int(str(caught.value).rpartition("=")[2])
@@ -461,10 +462,18 @@ def test_pass_that_measures_is_counted() -> None:
     assert twice.bill.step_functions > once.bill.step_functions
 
 
+def test_memory_that_is_short_by_a_fraction_is_said_to_be_short() -> None:
+    load = Workload(GIB, ((4,),))
+    needed = memory_projection.needed_memory(load)
+    memory_mb = math.floor(needed)
+    with pytest.raises(PlanError, match=f"needs {memory_mb + 1} MB and has {memory_mb};"):
+        planner.choose(load, arm(memory_mb))
+
+
 def test_rule_that_holds_all_inputs_is_refused_with_the_memory_that_it_takes() -> None:
     load = Workload(GIB, ((64,),), widening=8, holds_all=True, measures=True)
     needed = memory_projection.needed_memory(load)
-    with pytest.raises(PlanError, match=rf"needs {needed:.0f} MB and has 128; deploy with"):
+    with pytest.raises(PlanError, match=rf"needs {math.ceil(needed)} MB and has 128; deploy with"):
         planner.choose(load, LambdaConfig(128, "arm64"))
     assert planner.choose(load, LambdaConfig(256, "arm64"))[0].needed_mb == needed
     # Rows of 64 KiB of each input, in F32.

@@ -219,7 +219,7 @@ def test_the_functions_make_the_requests_that_are_priced(
     # So nothing is called or written at the deadline.
     assert cancelled == ["r"]
 
-    monkeypatch.setattr(pricing, "_looks", lambda _: (2 * (clients - 1), 1.0))
+    monkeypatch.setattr(pricing, "_looks", lambda _: (2 * (clients - 1), 0.0))
     models = {"fedavg": 1, "fedadam": 3}.get(terms.get("server_optimizer", ""), 0)
     assert pricing.around(tasks, clients, models, [measured] if measured else []) == Requests(
         s3.asked[GET], s3.asked[PUT]
@@ -250,7 +250,7 @@ def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
                 s3.create(keys.partial_sum(0, level, task.number), b"", 1)
 
 
-@pytest.mark.parametrize("clients", [0, 1, 2, 9, 40])
+@pytest.mark.parametrize("clients", [0, 1, 2, 9, 21, 22, 40])
 def test_looks_are_those_of_arrivals_in_random_order(clients: int) -> None:
     rng = random.Random(clients)  # noqa: S311 - no secret
     looks = listings = 0
@@ -259,12 +259,12 @@ def test_looks_are_those_of_arrivals_in_random_order(clients: int) -> None:
         for turn, arriving in enumerate(order):
             there = set(order[: turn + 1])
             others = [client for client in range(clients) if client != arriving]
-            for looked_for in rng.sample(others, min(8, len(others))):
+            for looked_for in rng.sample(others, min(20, len(others))):
                 looks += 1
                 if looked_for not in there:
                     break
             else:
-                listings += 1
+                listings += len(others) > 20
     assert pricing._looks(clients) == pytest.approx((looks / 3000, listings / 3000), rel=0.05)
 
 
@@ -298,13 +298,13 @@ def test_tasks_in_batches_by_hand() -> None:
     # 81 tasks are three executions of as long as the slowest, two tasks are one.
     started, seconds = 3 + 1, 3 * 30 + 5
     assert bill.step_functions == pytest.approx(
-        (4 + 2 * 2 + started) * 0.025e-3 + started * 1e-6 + seconds * 0.0625 * 0.00001667
+        (3 + 2 * 2 + started) * 0.025e-3 + started * 1e-6 + seconds * 0.0625 * 0.00001667
     )
     assert bill.lambda_ == pytest.approx((800 + 30 + 10) * 0.5 * 0.0000166667)
     assert bill.s3_aggregators == pytest.approx(1000 * 0.4e-6 + 100 * 5e-6)
     assert bill.s3_clients == pytest.approx(70 * 0.4e-6 + 14 * 5e-6)
-    # 83 tasks, seven arrivals, the result, and three more functions.
-    assert bill.requests == pytest.approx((83 + 7 + 1 + 3) * 0.2e-6)
+    # 83 tasks, seven arrivals, the result, open, plan, and finalize after each level.
+    assert bill.requests == pytest.approx((83 + 7 + 1 + 4) * 0.2e-6)
     assert bill.events == pytest.approx((7 + 1) * 0.5e-6 + 1e-6)
     looks, listings = (round(number) for number in pricing._looks(7))
     around = (1 + 5 * 7 + looks + 10 + 85 + 1) * 0.4e-6 + (2 + listings + 6 + 5) * 5e-6
@@ -334,14 +334,18 @@ def test_transitions_are_those_of_the_state_machine() -> None:
     states = machine["States"]
     path = [machine["StartAt"]]
     while not (state := states[path[-1]]).get("End"):
-        path.append(state.get("Next") or state["Default"])
-    again = next(c["Next"] for c in states["HasNextLevel"]["Choices"])
-    loop = path[path.index(again) : path.index("HasNextLevel") + 1]
-    assert loop == ["AggregateLevel", "HasNextLevel"]
+        path.append(state["Next"])
+    caught = {rule["ErrorEquals"][0]: rule["Next"] for rule in states["FinalizeRound"]["Catch"]}
+    loop = path[path.index(caught["NextLevel"]) : path.index("FinalizeRound") + 1]
+    assert loop == ["AggregateLevel", "FinalizeRound"]
     assert len(loop) == aws_prices.LEVEL_TRANSITIONS
+    assert caught["Replan"] == "PlanAgain"
+    between = [caught["Replan"], states[caught["Replan"]]["Next"]]
+    assert between == ["PlanAgain", "PlanRound"]
+    assert len(between) == aws_prices.REPLAN_TRANSITIONS
     # From the start to the first state, and from each to the next or the end.
     assert len(path) + 1 == aws_prices.ROUND_TRANSITIONS + aws_prices.LEVEL_TRANSITIONS
-    assert [states[name]["Type"] for name in loop] == ["Map", "Choice"]
+    assert [states[name]["Type"] for name in loop] == ["Map", "Task"]
     batches = states["AggregateLevel"]["ItemProcessor"]
     assert batches["ProcessorConfig"] == {"Mode": "DISTRIBUTED", "ExecutionType": "EXPRESS"}
     assert list(batches["States"]) == ["AggregateBatch"]
@@ -386,6 +390,7 @@ def test_every_invocation_is_billed() -> None:
     )
     # Tasks, arrivals, the result, and open, plan and finalize.
     assert pricing.invocations(3, 5) == 3 + 5 + 1 + 3
+    assert pricing.invocations(3, 5, levels=2) == 3 + 5 + 1 + 4
     assert bill.requests == pytest.approx((3 + 5 + 1 + 3) * aws_prices.DOLLARS_PER_INVOCATION)
 
 

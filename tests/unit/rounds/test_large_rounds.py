@@ -44,6 +44,9 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradshard_core.planning.plan_json.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.rounds.first_plan.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.planning.limits.LISTED_ENTRIES", LISTED)
+    for module in ("planning.pricing", "rounds.arrivals"):
+        # Not more than there are others in a piece.
+        monkeypatch.setattr(f"gradshard_core.{module}.HEADS_BEFORE_LIST", PIECE - 1)
     monkeypatch.setattr("gradshard_core.planning.large_rounds.PIECE", PIECE)
     for module in ("planning.large_rounds", "rounds.first_plan"):
         monkeypatch.setattr(f"gradshard_core.{module}.READ_AT_ONCE", READ_AT_ONCE)

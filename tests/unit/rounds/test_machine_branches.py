@@ -24,6 +24,7 @@ REPLAN = {"status": "replan", "reason": "replan", "attempt": 3}
     [
         ({"status": "completed"}, "SendTaskSuccess", None, {"status": "completed"}),
         ({"status": "awaiting"}, "SendTaskFailure", "Awaiting", {"status": "awaiting"}),
+        ({"status": "next_level"}, "SendTaskFailure", "NextLevel", {"status": "next_level"}),
         (REPLAN | {"rejected": []}, "SendTaskFailure", "Replan", REPLAN | {"rejected": 0}),
         (
             REPLAN | {"rejected": [{"client": "c" * 64, "reason": "NaN"}] * 4096},
@@ -75,7 +76,11 @@ def test_a_round_completes_though_its_deadline_cannot_be_deleted(
 def test_the_machine_goes_on_by_the_errors_that_the_function_sends() -> None:
     finalizing = STATES["FinalizeRound"]
     caught = {rule["ErrorEquals"][0]: rule["Next"] for rule in finalizing["Catch"][: len(BRANCHES)]}
-    assert caught == {"Replan": "PlanAgain", "Awaiting": "OpenRound"}
+    assert caught == {
+        "NextLevel": "AggregateLevel",
+        "Replan": "PlanAgain",
+        "Awaiting": "OpenRound",
+    }
     assert set(caught) == set(BRANCHES.values())
     assert finalizing["Retry"][0]["ErrorEquals"] == list(caught)
     assert finalizing["Retry"][0]["MaxAttempts"] == 0

@@ -1,4 +1,4 @@
-"""Rules over columns with partial updates: each layer by those that have sent it."""
+"""Robust rules with partial updates: each layer by those that have sent it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from gradshard.client.round import Round
 from gradshard.client.verification import VerificationError
 from gradshard_core.formats.codecs.registry import CODECS
 from tests import reference
-from tests.integration.by_hand import layout_of
+from tests.integration.by_hand import layout_of, put_model
 from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import Machine
 from tests.unit.rounds.test_compressed_rounds import compress, decoded
@@ -195,18 +195,142 @@ def test_half_a_layer_is_rejected_and_a_round_without_a_layer_quorum_takes_whole
     assert [r["client"] for r in manifest["rejected"]] == ["c1", "c2", "c4", "c5", "c7"]
 
 
+SAMPLES = {f"c{i}": n for i, n in enumerate((5, 1, 900, 17, 3, 40, 8, 2))}
+
+
+def factors_of(
+    sent: Mapping[str, Update], rule: Mapping[str, Any], buffers: str = ""
+) -> dict[str, float]:
+    """Return how much of each update is left, by the length of what its client has sent."""
+    lengths = {
+        client: np.sqrt(sum((t.astype(float) ** 2).sum() for n, t in u.items() if n != buffers))
+        for client, u in sent.items()
+    }
+    bound = rule.get("bound") or sorted(lengths.values())[int(np.ceil(0.5 * len(lengths))) - 1]
+    return {client: min(1.0, bound / length) for client, length in lengths.items()}
+
+
+def clip(
+    sent: Mapping[str, Update], rule: Mapping[str, Any], most: int = 10**9, buffers: str = ""
+) -> Update:
+    """Clip by the lengths of what clients have sent, then average each layer by samples."""
+    clients, factors = sorted(sent), factors_of(sent, rule, buffers)
+    result = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    for name in SHAPES:
+        there = [client for client in clients if name in sent[client]]
+        if len(there) >= rule["layer_quorum"]:
+            total = sum(min(SAMPLES[client], most) for client in there)
+            for client in there:
+                share = min(SAMPLES[client], most) / total
+                result[name] += share * factors[client] * sent[client][name].astype(float)
+    return result
+
+
+def run_clipped(machine: Machine, sent: Mapping[str, Update], **terms: Any) -> Any:
+    """Run a round of clients with different samples; return its manifest and result."""
+    bodies = {c: reference.encode(u, {"num_samples": str(SAMPLES[c])}) for c, u in sent.items()}
+    if "server_optimizer" not in terms:
+        terms["layout"] = layout_of(whole(np.random.default_rng(0)))
+    manifest = run_bodies(machine, bodies, min_clients=6, **terms)
+    return manifest, machine.store.objects[machine.keys.result]
+
+
+def check_clipped(result: bytes, expected: Update) -> None:
+    for name, tensor in reference.decode(result).items():
+        tolerance = 2e-3 if tensor.dtype == np.float16 else 1e-6
+        assert np.allclose(tensor.astype(float), expected[name], rtol=tolerance, atol=1e-6), name
+
+
+@pytest.mark.parametrize("terms", [{}, {"topology": "grid", "fan_in": 3}], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"name": "norm_clip", "layer_quorum": 4},
+        {"name": "norm_clip", "layer_quorum": 5, "bound": 60.0},
+    ],
+    ids=str,
+)
+def test_clipping_goes_by_the_length_of_what_each_client_has_sent(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any], terms: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("gradshard_core.planning.limits.MIN_PART_BYTES", 1000)
+    sent, found = updates(), []
+    sent["c6"] = {name: 100 * tensor for name, tensor in sent["c6"].items()}
+    for shards in (1, 3):
+        manifest, result = run_clipped(machine, sent, rule=rule, shards=shards, **terms)
+        check_clipped(result, clip(sent, rule))
+        assert "c6" in manifest["measuring"]["clipped"]
+        found.append((result, manifest["layers"], manifest["measuring"]["clipped"]))
+    assert found[0] == found[1]
+    for layer in found[0][1]:
+        # Shares, which say nothing of the lengths of others.
+        counts = {client: SAMPLES[client] for client in layer["weights"]}
+        is_counted = len(counts) >= rule["layer_quorum"]
+        shares = {c: n / sum(counts.values()) * is_counted for c, n in counts.items()}
+        assert layer["weights"] == shares
+
+
+def test_clipped_parts_with_a_bad_update_a_cap_of_samples_and_no_clipping(machine: Machine) -> None:
+    sent = updates()
+    sent["c3"]["b.weight"][7] = np.nan
+    rule = {"name": "norm_clip", "layer_quorum": 3}
+    manifest, result = run_clipped(machine, sent, rule=rule, max_samples=20)
+    assert [r["client"] for r in manifest["rejected"]] == ["c3"]
+    del sent["c3"]
+    check_clipped(result, clip(sent, rule, 20))
+    # A bound that clips nothing leaves the bits of the plain rule for partial updates.
+    loose = {"name": "norm_clip", "layer_quorum": 3, "bound": 1e9}
+    found = [run_clipped(machine, sent, rule=rule)[1] for rule in (loose, "fedavg")]
+    assert found[0] == found[1]
+
+
+def test_a_client_alone_moves_no_layer_and_among_others_by_its_share_of_the_bound(
+    machine: Machine,
+) -> None:
+    sent = {client: part(update, "c") for client, update in updates().items()}
+    zeros = {name: np.zeros(shape, DTYPES[name]) for name, shape in SHAPES.items()}
+    sent |= {"c1": part(zeros, "bc"), "c4": part(zeros, "bc")}
+    sent["c6"] = {name: np.full_like(tensor, 1e4) for name, tensor in zeros.items()}
+    rule = {"name": "norm_clip", "layer_quorum": 3, "bound": 2.0}
+    _, body = run_clipped(machine, sent, rule=rule)
+    result = reference.decode(body)
+    assert not result["a.weight"].any()
+    share = SAMPLES["c6"] / sum(SAMPLES[client] for client in ("c1", "c4", "c6"))
+    assert 0 < np.linalg.norm(result["b.weight"]) <= 2.0 * share
+
+
+@pytest.mark.parametrize("quorum", [5, 6])
+def test_clipped_parts_step_a_model_and_average_its_buffers(machine: Machine, quorum: int) -> None:
+    sent, before = updates(), whole(np.random.default_rng(1))
+    put_model(machine.store, "parts", before)
+    terms = {"optimizer": "fedavg", "learning_rate": 0.5, "model": "parts", "buffers": ["b.weight"]}
+    rule = {"name": "norm_clip", "layer_quorum": quorum, "bound": 60.0}
+    manifest, _ = run_clipped(machine, sent, rule=rule, server_optimizer=terms)
+    model = reference.decode(machine.store.objects[manifest["model"]["tensors"]["key"]])
+    expected = before["b.weight"]
+    if quorum == 5:  # that many clients have sent it
+        factors = factors_of(sent, rule, "b.weight")
+        there = {c: SAMPLES[c] * factors[c] for c in sorted(sent) if "b.weight" in sent[c]}
+        parts = [n / sum(there.values()) * sent[c]["b.weight"] for c, n in there.items()]
+        expected = expected + sum(parts)
+    assert np.allclose(model["b.weight"], expected, rtol=1e-6)
+    assert np.array_equal(model["a.weight"], before["a.weight"])
+    stepped = before["c.weight"] + 0.5 * clip(sent, rule, buffers="b.weight")["c.weight"]
+    assert np.allclose(model["c.weight"], stepped, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("terms", "reason"),
     [
         ({"name": "krum", "f": 1}, "rule krum takes whole updates only: it goes by distances"),
         ({"name": "multi_krum", "f": 1}, "rule multi_krum takes whole updates only"),
         ({"name": "bulyan", "f": 1}, "rule bulyan takes whole updates only"),
-        ({"name": "norm_clip"}, "it bounds the length of an update and not of a layer"),
         ({"name": "centered_clip"}, "it moves all layers toward one center"),
         ({"name": "geometric_median"}, "it moves all layers toward one center"),
         ({"name": "cosine_filter"}, "an update points elsewhere if it lacks a layer"),
         ({"name": "median", "layer_quorum": 2}, "layer_quorum is not from 3"),
         ({"name": "sign", "layer_quorum": 2}, "layer_quorum is not from 3"),
+        ({"name": "norm_clip", "layer_quorum": 2}, "layer_quorum is not from 3"),
         ({"name": "median", "layer_quorum": 10}, "to the 9 that are expected"),
         ({"name": "trimmed_mean", "beta": 0.2, "layer_quorum": 4}, "layer_quorum is not from 5"),
     ],

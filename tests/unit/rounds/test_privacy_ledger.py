@@ -113,9 +113,9 @@ def test_going_back_takes_back_nothing(store: S3Store) -> None:
     assert spent == {1: 0.0, 2: 0.25, 3: 0.5, 4: 0.5, 5: 0.75, 6: 0.75}
 
 
-def test_no_entry_of_another_writer_is_lost(
-    store: S3Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have two other rounds entered between a round's reading of the ledger and its writing."""
     put_json: Callable[..., bool] = S3Store.put_json
     others = iter(["x1", "x2"])
 
@@ -126,5 +126,17 @@ def test_no_entry_of_another_writer_is_lost(
         return put_json(self, key, value, **more)
 
     monkeypatch.setattr(S3Store, "put_json", put_after_another)
+
+
+@pytest.mark.usefixtures("others")
+def test_no_entry_of_another_writer_is_lost(store: S3Store) -> None:
     enter(store, "m", "r1", AT, DP, 9)
     assert {e.round_id for e in read_ledger(store, "m").entries} == {"x1", "x2", "r1"}
+
+
+def test_what_others_spend_meanwhile_counts(store: S3Store, request: pytest.FixtureRequest) -> None:
+    limit(store, 0.5)
+    request.getfixturevalue("others")
+    with pytest.raises(PrivacyBudgetError, match=r"2 rounds have spent 0\.5"):
+        enter(store, "m", "r1", AT, DP, 9)
+    assert {e.round_id for e in read_ledger(store, "m").entries} == {"x1", "x2"}

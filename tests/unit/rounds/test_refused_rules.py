@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import reference
+from tests.integration.by_hand import put_model
 from tests.unit.in_memory import Machine
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
@@ -64,6 +65,23 @@ def test_terms_that_cannot_hold_are_refused_before_anything_is_written(
     assert answer["status"] == "rejected"
     assert reason in answer["reason"]
     assert machine.store.objects == {}
+
+
+@pytest.mark.parametrize(
+    ("terms", "reason"),
+    [
+        ({"rule": "sign"}, "rule sign makes 1, 0 or -1 of every element, and 'mean' is an integer"),
+        ({"dp": DP}, "dp clips and adds noise to floating-point tensors that are trained, and 'me"),
+    ],
+)
+def test_a_model_whose_buffers_a_round_cannot_average_is_refused_before_clients_train(
+    machine: Machine, terms: dict[str, Any], reason: str
+) -> None:
+    put_model(machine.store, "m", {"w": np.ones(3, "f4"), "mean": np.ones(2, "f4")})
+    optimizer = {"optimizer": "fedavg", "model": "m", "buffers": ["mean"]}
+    answer = machine.open(clients=9, server_optimizer=optimizer, **terms)
+    assert answer["status"] == "rejected"
+    assert reason in answer["reason"]
 
 
 def average(machine: Machine, name: str, sent: dict[str, Any], **terms: Any) -> reference.Array:

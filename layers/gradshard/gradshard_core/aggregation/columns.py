@@ -44,13 +44,15 @@ from gradshard_core.aggregation.kernel import (
 from gradshard_core.aggregation.sharding import ROW_BYTES, block_bytes
 
 
-def take_rows(sources: Sequence[Source], block: Block) -> None:
-    """Read a block of every input, each into a row of its own."""
+def take_rows(sources: Sequence[Source | None], block: Block) -> None:
+    """Read a block of every input, each into a row of its own; for None, the row is zero."""
     for index, source in enumerate(sources):
         for slice_ in block:
             for dtype, elements, rows, scratch in slice_.pieces:
                 row = rows[index]
-                if elements.dtype == row.dtype:
+                if source is None:
+                    row.fill(0)
+                elif elements.dtype == row.dtype:
                     source.read_into(arithmetic.bytes_of(row))
                 else:
                     source.read_into(arithmetic.bytes_of(elements))

@@ -8,6 +8,9 @@ every processor. The sums of chunks are added up exactly, too, as unevaluated su
 (Shewchuk 1997, https://doi.org/10.1007/PL00009321), and rounded once in the end. The Gram matrix
 therefore depends on the updates alone: not on M, retries, arrival order or processor. It is that of
 the rounded updates; rounding errors of single elements cancel out in norms and distances.
+
+A layer that a partial update lacks is no change of the model: its elements are zero. Of partial
+updates, chunks are cut where layers begin and end.
 """
 
 import itertools
@@ -231,10 +234,11 @@ class Measuring:
         return chunks_at_once(inputs) * ROW_BYTES + MAX_ELEMENT_BYTES
 
     def take(
-        self, sources: Sequence[Source], _weights: Sequence[float | None], block: Block
+        self, sources: Sequence[Source], weights: Sequence[float | None], block: Block
     ) -> None:
-        """Read a chunk of every input; all cover it, and they have no weights."""
-        take_rows(sources, block)
+        """Read a chunk of every input; what an input lacks, where its weight is None, is zero."""
+        held = [None if w is None else s for s, w in zip(sources, weights, strict=True)]
+        take_rows(held, block)
 
     def finish(self, piece: Piece, position: int) -> memoryview:
         """Add the products of the elements of one type, chunk by chunk."""

@@ -52,6 +52,8 @@ class _Rule(NamedTuple):
         Whether it goes by lengths or directions, which only changes of a model have.
     pairs
         Whether it needs products of different updates; otherwise only norms are measured.
+    counts_samples
+        Whether an update counts by its client's number of samples.
     whole
         Why it takes no partial updates; empty if it does.
     """
@@ -63,6 +65,7 @@ class _Rule(NamedTuple):
     score: str = ""
     is_of_changes: bool = False
     pairs: bool = True
+    counts_samples: bool = False
     whole: str = ""
 
 
@@ -121,7 +124,6 @@ def _is_count(value: float) -> bool:
 MEDIAN: Final = "median"
 TRIMMED_MEAN: Final = "trimmed_mean"
 SIGN: Final = "sign"
-KRUM: Final = "krum"
 LAYER_QUORUM: Final = "layer_quorum"
 
 _KRUM: Final = "Krum score"
@@ -133,7 +135,7 @@ _QUANTILE: Final = _Setting(None, lambda q: 0 < q <= 1, "a number above 0 and at
 _CLIP: Final = {"bound": _BOUND, "quantile": _QUANTILE}
 _LEAST: Final = _Setting(0.0, lambda cosine: -1 <= cosine < 1, "a number from -1 and under 1")
 _LAYER_QUORUM: Final = _Setting(None, _is_count, "a whole number from 3")
-_BY_COLUMN: Final = {LAYER_QUORUM: _LAYER_QUORUM}
+_BY_LAYER: Final = {LAYER_QUORUM: _LAYER_QUORUM}
 _DISTANCES: Final = (
     "it goes by distances, and between updates that lack different layers these are of different "
     "elements: the shorter an update, the better it would look"
@@ -143,30 +145,31 @@ _CENTER: Final = (
     "it moves all layers toward one center, and a layer that is missing would count as no change, "
     "which draws the center to where clients have stopped"
 )
-_LENGTHS: Final = (
-    "it bounds the length of an update and not of a layer, so where few clients send a layer, each "
-    "could move it by up to the whole bound"
-)
 _ITERATIONS: Final = _Setting(
     3, lambda n: _is_count(n) and n <= 100, "a whole number from 1 to 100"
 )
 
 ROBUST_RULES: Final[Mapping[str, _Rule]] = {
-    MEDIAN: _Rule(_BY_COLUMN, _three, columns=_median),
-    TRIMMED_MEAN: _Rule({"beta": _BETA, **_BY_COLUMN}, _trimmed_least, columns=_trimmed_mean),
-    SIGN: _Rule(_BY_COLUMN, _one, columns=_sign, is_of_changes=True),
+    MEDIAN: _Rule(_BY_LAYER, _three, columns=_median),
+    TRIMMED_MEAN: _Rule({"beta": _BETA, **_BY_LAYER}, _trimmed_least, columns=_trimmed_mean),
+    SIGN: _Rule(_BY_LAYER, _one, columns=_sign, is_of_changes=True),
     "norm_clip": _Rule(
-        _CLIP,
+        {**_CLIP, **_BY_LAYER},
         _one,
         gram_rules.norm_clip,
         score="norm",
         is_of_changes=True,
         pairs=False,
-        whole=_LENGTHS,
+        counts_samples=True,
     ),
-    KRUM: _Rule({"f": _F}, _krum_least, gram_rules.krum, score=_KRUM, whole=_DISTANCES),
+    "krum": _Rule({"f": _F}, _krum_least, gram_rules.krum, score=_KRUM, whole=_DISTANCES),
     "multi_krum": _Rule(
-        {"f": _F, "m": _M}, _multi_krum_least, gram_rules.multi_krum, score=_KRUM, whole=_DISTANCES
+        {"f": _F, "m": _M},
+        _multi_krum_least,
+        gram_rules.multi_krum,
+        score=_KRUM,
+        counts_samples=True,
+        whole=_DISTANCES,
     ),
     "bulyan": _Rule(
         {"f": _F}, _bulyan_least, gram_rules.bulyan, _around_median, score=_KRUM, whole=_DISTANCES
@@ -176,6 +179,7 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
         _three,
         gram_rules.geometric_median,
         score="distance from the geometric median",
+        counts_samples=True,
         whole=_CENTER,
     ),
     "cosine_filter": _Rule(
@@ -184,6 +188,7 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
         gram_rules.cosine_filter,
         score="cosine with the geometric median",
         is_of_changes=True,
+        counts_samples=True,
         whole=_DIRECTIONS,
     ),
     "centered_clip": _Rule(
@@ -192,6 +197,7 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
         gram_rules.centered_clip,
         score="distance from the center",
         is_of_changes=True,
+        counts_samples=True,
         whole=_CENTER,
     ),
 }
@@ -221,7 +227,7 @@ class RobustRule:
     @property
     def counts_samples(self) -> bool:
         """Whether an update counts by its client's number of samples."""
-        return not self.is_columns and self.name != KRUM
+        return ROBUST_RULES[self.name].counts_samples
 
     @property
     def is_of_changes(self) -> bool:

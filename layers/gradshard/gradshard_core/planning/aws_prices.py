@@ -21,10 +21,9 @@ DOLLARS_PER_TRANSITION: Final = 0.025 / 1e3
 DOLLARS_PER_EXPRESS_REQUEST: Final = 1.00 / 1e6
 DOLLARS_PER_EXPRESS_GB_SECOND: Final = 0.00001667
 EXPRESS_MEMORY_GB: Final = 64 / 1024
-# Transitions of a round without its levels and tasks: round.asl.json's states on the straight path,
-# and one more for the end.
-ROUND_TRANSITIONS: Final = 4
-# Transitions between measuring and adding: FinalizeRound, PlanAgain, PlanRound.
-REPLAN_TRANSITIONS: Final = 3
-# Transitions of a level without its tasks: the distributed Map, and the choice of a next level.
+# Transitions of a round without its levels and tasks: OpenRound, PlanRound, and the end.
+ROUND_TRANSITIONS: Final = 3
+# Transitions between measuring and adding: PlanAgain, PlanRound.
+REPLAN_TRANSITIONS: Final = 2
+# Transitions of a level without its tasks: the distributed Map, and FinalizeRound.
 LEVEL_TRANSITIONS: Final = 2

@@ -13,14 +13,20 @@ from typing import Final
 
 MAX_EVENTS: Final = 25_000
 
-MAX_ATTEMPTS: Final = 50
-"""One attempt finds all updates that hold a NaN, so more than a few are a sign of an attack."""
 
 STAGES: Final = 48
 """An eager round with more groups than this plans several of them in each stage."""
 
 MAX_STAGES: Final = 64
 """More than ``STAGES``: a call that timed out and still ran may resume a round once too often."""
+
+
+def most_attempts(levels: int) -> int:
+    """Return how often a round whose plans have so many levels may be planned.
+
+    One attempt finds all updates that hold a NaN, so more than a few are a sign of an attack.
+    """
+    return max(10, 50 // levels)
 
 
 def stage_size(groups: int) -> int:

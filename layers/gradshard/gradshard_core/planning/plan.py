@@ -5,6 +5,7 @@
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -471,7 +472,9 @@ class Plan:
         Weights that are normalised by steps, or corrected for missing clients, do not add up to
         one. Their sum is no average, and a variance could become negative.
         """
-        if self.next_model is None or self.computation.weights in (COUNTS, EQUAL, MASKED):
+        is_plain = self.next_model is None or self.computation.weights in (COUNTS, EQUAL, MASKED)
+        # A layer without its quorum has weights of zero: its buffers stay as they are, too.
+        if is_plain or (layer is not None and not any(zone.weights)):
             yield zone
             return
         of = self._share_in(layer)
@@ -497,15 +500,17 @@ class Plan:
 
         The shares are those among all contributors, or among those that have a layer.
         """
+        there = self.contributors
+        if layer is not None:
+            covers = [weight is not None for weight in self.computation.layers[layer].weights]
+            there = list(itertools.compress(there, covers))
         if self.computation.measured is not None:
             weights = self.participants.weights
+            if layer is not None:
+                weights = math.fsum(contributor.weight for contributor in there)
             if weights:
                 return lambda contributor: contributor.weight / weights
-        if layer is None:
-            samples = self.samples
-        else:
-            covers = [weight is not None for weight in self.computation.layers[layer].weights]
-            samples = sum(c.samples for c in itertools.compress(self.contributors, covers))
+        samples = self.samples if layer is None else sum(c.samples for c in there)
         return lambda contributor: contributor.samples / samples
 
     @property

@@ -142,7 +142,7 @@ def _bounds(load: Workload, shards: int | None) -> tuple[int, int, list[str]]:
 def _too_large(projection: Projection) -> PlanError:
     needed, memory_mb = projection.needed_mb, projection.memory_mb
     return PlanError(
-        f"an aggregator needs {needed:.0f} MB and has {memory_mb}; "
+        f"an aggregator needs {math.ceil(needed)} MB and has {memory_mb}; "
         f"deploy with AggregatorMemory={_round_up(needed)}"
     )
 

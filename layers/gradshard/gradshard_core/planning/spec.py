@@ -13,7 +13,7 @@ from gradshard_core.aggregation import addition_order, topologies
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES, STEPS, WEIGHTS
 from gradshard_core.aggregation.privacy import LEAST_CLIENTS, PrivacyMechanism, parse_privacy
-from gradshard_core.aggregation.robust_rules import LAYER_QUORUM, ROBUST_RULES, RobustRule
+from gradshard_core.aggregation.robust_rules import LAYER_QUORUM, ROBUST_RULES, SIGN, RobustRule
 from gradshard_core.aggregation.server_optimizers import (
     MODELS,
     OPTIMIZERS,
@@ -340,6 +340,12 @@ class RoundSpec:
         """The mechanism of which the aggregator adds the noise: the keeper does, under masks."""
         return self.dp if self.masked is None else None
 
+    @property
+    def spoils_averages(self) -> bool:
+        """Whether integers and buffers cannot be averaged (:func:`check_averaged`)."""
+        rule = self.robust_rule
+        return self.dp is not None or (rule is not None and rule.name == SIGN)
+
     def counted(self, samples: int) -> int:
         """Return how many of the samples that a client states are counted."""
         return samples if self.max_samples is None else min(samples, self.max_samples)
@@ -431,7 +437,7 @@ class RoundSpec:
     @property
     def most_clients(self) -> int:
         """The most clients that may be expected, whatever the topology."""
-        names = self.eager, self.partial_rule, self.masked, self.measure_one_in
+        names = self.eager, self.takes_partial, self.masked, self.measure_one_in
         return MAX_NAMED if any(names) else MAX_CLIENTS
 
     @cached_property
@@ -682,16 +688,30 @@ def _check_privacy(spec: RoundSpec) -> None:
     if spec.layout is not None:
         integers = [t.name for t in spec.layout.tensors if DTYPES[t.dtype].is_integer]
         if integers:
-            raise SpecError(unclippable(integers[0]))
+            check_averaged(spec, integers)
 
 
-def unclippable(tensor: str) -> str:
-    """Say why a tensor cannot be part of a private round."""
-    return (
-        f"dp clips and adds noise to floating-point tensors that are trained, and {tensor!r} is an "
-        "integer or a buffer, whose average would reveal clients: leave it out of the model, for "
-        "example with group instead of batch normalisation"
-    )
+def check_averaged(spec: RoundSpec, tensors: Sequence[str]) -> None:
+    """Check that a round may average tensors, which are integers or buffers, whatever its rule.
+
+    Raises
+    ------
+    SpecError
+        Their averages could not be hidden, or would become signs.
+    """
+    if not tensors:
+        return
+    if spec.dp is not None:
+        raise SpecError(
+            f"dp clips and adds noise to floating-point tensors that are trained, and "
+            f"{tensors[0]!r} is an integer or a buffer, whose average would reveal clients: leave "
+            "it out of the model, for example with group instead of batch normalisation"
+        )
+    if spec.robust_rule is not None and spec.robust_rule.name == SIGN:
+        raise SpecError(
+            f"rule sign makes 1, 0 or -1 of every element, and {tensors[0]!r} is an integer or a "
+            "buffer, which is averaged: take rule median"
+        )
 
 
 def _check_topology(spec: RoundSpec) -> None:

@@ -55,12 +55,30 @@ def read_decision(store: JsonReads, keys: RoundKeys, attempt: int) -> dict[str, 
 
 
 def with_weights(plan: "Plan", decision: dict[str, Any]) -> "Plan":
-    """Return a plan whose contributors have the weights of a decision, which are looked up."""
+    """Return a plan whose contributors have the weights of a decision, which are looked up.
+
+    In each layer of partial updates, an update loses as much of its share as in the whole.
+    """
     contributors = _Weighed(plan.contributors, decision["clients"])
     participants = replace(
         plan.participants, contributors=contributors, weights=float(decision["weights"])
     )
-    return replace(plan, participants=participants)
+    layers = plan.computation.layers
+    if layers:  # so there are few contributors
+        entries = {entry["client"]: entry for entry in decision["clients"]}
+        found = [entries[contributor.client] for contributor in plan.contributors]
+        factors = [entry["weight"] / entry["full_weight"] for entry in found]
+        layers = tuple(
+            layer._replace(
+                weights=tuple(
+                    None if share is None else share * factor
+                    for share, factor in zip(layer.weights, factors, strict=True)
+                )
+            )
+            for layer in layers
+        )
+    computation = replace(plan.computation, layers=layers)
+    return replace(plan, participants=participants, computation=computation)
 
 
 class _Weighed(Sequence["Contributor"]):

@@ -1,8 +1,10 @@
 """The weights of each layer of partial updates, which may depend on the records of past rounds."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
+from gradshard_core.aggregation.arithmetic import shares_of
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan import Contributor, LayerRanges, PlannedLayerWeights
@@ -41,9 +43,11 @@ def weigh_layers(
     if not spec.takes_partial or not contributors:
         return ()
     quorum = None if spec.robust_rule is None else spec.robust_rule.layer_quorum
-    if quorum is not None:
+    if spec.robust_rule is not None and quorum is not None:
+        by_samples = spec.robust_rule.counts_samples
+        counts = [contributor.samples if by_samples else 1 for contributor in contributors]
         held = [coverage[contributor.client] for contributor in contributors]
-        return tuple(_equal(covers, quorum) for covers in zip(*held, strict=True))
+        return tuple(_shares(covers, counts, quorum) for covers in zip(*held, strict=True))
     names = [contributor.client for contributor in contributors]
     named = [Layer(layer.name, ()) for layer in layers]
     expected: list[str | None]
@@ -62,11 +66,13 @@ def weigh_layers(
     return tuple(PlannedLayerWeights(layer.missed, layer.weights) for layer in weighed)
 
 
-def _equal(covers: Coverage, quorum: int) -> PlannedLayerWeights:
-    """Weigh a layer under a rule over columns: alike, or zero if too few updates have it."""
-    there = sum(covers)
-    weight = 1 / there if there >= quorum else 0.0
-    return PlannedLayerWeights(None, tuple(weight if held else None for held in covers))
+def _shares(covers: Coverage, counts: Sequence[int], quorum: int) -> PlannedLayerWeights:
+    """Weigh a layer under a robust rule: shares among those that have it; zero if too few do."""
+    shares = iter(shares_of(list(itertools.compress(counts, covers))))
+    counted = float(sum(covers) >= quorum)
+    return PlannedLayerWeights(
+        None, tuple(next(shares) * counted if held else None for held in covers)
+    )
 
 
 def _past_round(store: S3Store, name: str) -> PastRound:

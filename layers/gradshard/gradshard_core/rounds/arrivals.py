@@ -338,11 +338,10 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
         return inbox.is_full(store, spec)
     if record_parts(spec):
         return _is_enough_recorded(store, keys, spec, arriving)
-    if not spec.eager and _is_anyone_missing(store, keys, spec, arriving):
-        return False
-    there = arrived(store, keys)
     if not spec.eager:
-        return spec.is_complete(there)
+        are_there = _are_others_there(store, keys, spec, arriving)
+        return spec.is_complete(arrived(store, keys)) if are_there is None else are_there
+    there = arrived(store, keys)
     awaited = store.get_json(keys.plan, lambda plan: tuple(plan["awaited"]))
     groups = len(spec.groups())
     left = groups if awaited is None else len(awaited)
@@ -354,23 +353,28 @@ def _is_enough_recorded(store: S3Store, keys: RoundKeys, spec: RoundSpec, arrivi
     """Record an arrival, or all that came before the round was open; whether they are enough."""
     clients = [arriving] if arriving else arrived(store, keys)
     record_arrivals(store, keys, spec, filter(spec.expects, clients))
-    if _is_anyone_missing(store, keys, spec, arriving):
+    if _are_others_there(store, keys, spec, arriving) is False:
         return False
     return count_arrivals(store, keys) >= (spec.enough_clients or spec.expected)
 
 
-def _is_anyone_missing(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:
-    """Look for a few of the expected clients, at random; whether one is missing.
+def _are_others_there(
+    store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str
+) -> bool | None:
+    """Look for a few of the expected clients, at random; None if only a listing can tell.
 
     A listing costs as much as a dozen looks, and while many are missing one or two looks do. Of ids
     in pieces, those in the piece of the arriving client are looked for: it has been loaded.
     """
     if isinstance(spec.clients, int) or spec.enough_clients is not None:
-        return False
-    near = spec.clients.near(arriving) if isinstance(spec.clients, StoredList) else spec.clients
-    others = [client for client in near if client != arriving]
+        return None
+    drawn = spec.clients.near(arriving) if isinstance(spec.clients, StoredList) else spec.clients
+    others = [client for client in drawn if client != arriving]
     looked_for = random.sample(others, min(HEADS_BEFORE_LIST, len(others)))
-    return any(store.head(keys.update(client)) is None for client in looked_for)
+    if any(store.head(keys.update(client)) is None for client in looked_for):
+        return False
+    is_everybody = len(looked_for) == len(others) and drawn is spec.clients
+    return True if is_everybody else None
 
 
 def ready_groups(spec: RoundSpec, there: Sequence[str], awaited: Sequence[int] | None) -> list[int]:

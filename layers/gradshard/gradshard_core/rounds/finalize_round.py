@@ -42,13 +42,16 @@ SUMMED = (
     "seconds",
     "cpu_seconds",
 )
+NEXT_LEVEL = "next_level"
 REPLAN = "replan"
 AWAITING = "awaiting"
-BRANCHES: Final = {REPLAN: "Replan", AWAITING: "Awaiting"}
+BRANCHES: Final = {NEXT_LEVEL: "NextLevel", REPLAN: "Replan", AWAITING: "Awaiting"}
 """The errors by which the state machine goes on, by the status of a round that has not ended."""
 
 
-def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
+def finalize_round(
+    store: S3Store, round_id: str, next_level: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Complete the round's upload and record the round; safe to repeat.
 
     Parameters
@@ -57,14 +60,18 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
         The bucket.
     round_id
         The id of the round.
+    next_level
+        Tasks that add up what the last ones have written; none after the last level. The state
+        machine asks here whether there are any, because a choice would be a transition of every
+        round.
 
     Returns
     -------
     dict
-        ``status`` ``completed``; or ``awaiting`` in an eager round while groups are missing, and in
-        a masked one while its keeper has not answered; or
-        ``replan`` with the next ``attempt`` and the ``rejected`` contributors, when some turned out
-        to be bad while they were read.
+        ``status`` ``completed``; or ``next_level`` while tasks are left; or ``awaiting`` in an
+        eager round while groups are missing, and in a masked one while its keeper has not answered;
+        or ``replan`` with the next ``attempt`` and the ``rejected`` contributors, when some turned
+        out to be bad while they were read.
 
     Raises
     ------
@@ -73,6 +80,8 @@ def finalize_round(store: S3Store, round_id: str) -> dict[str, Any]:
     StoreError
         The result is not what the tasks were to make of it.
     """
+    if next_level:
+        return {"status": NEXT_LEVEL}
     keys = RoundKeys(round_id)
     plan = read_plan(store, keys)
     if plan is None:

@@ -9,16 +9,15 @@ from typing import Final
 
 from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
-from gradshard_core.aggregation.buffers import Stretches, is_in
+from gradshard_core.aggregation.buffers import names_in
 from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.gram_sample import LEAST_STRATA, Sample
 from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.aggregation.privacy import private_sums_bytes
 from gradshard_core.aggregation.ring_sum import ring_spans
-from gradshard_core.aggregation.robust_rules import SIGN
 from gradshard_core.aggregation.sharding import ROW_BYTES
 from gradshard_core.aggregation.topologies import TOPOLOGIES
-from gradshard_core.errors import PlanError
+from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.formats.digests import encode_parts
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.encoded import EncodedRuns, further_runs
@@ -42,7 +41,7 @@ from gradshard_core.planning.plan import (
     Stage,
 )
 from gradshard_core.planning.projection import Projection
-from gradshard_core.planning.spec import RoundSpec, unclippable
+from gradshard_core.planning.spec import RoundSpec, check_averaged
 from gradshard_core.planning.spec_workload import lists_of
 from gradshard_core.planning.workload import Workload
 from gradshard_core.records.layer_weights import weigh_layers
@@ -67,7 +66,11 @@ def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
         return PlannedLayout()
     store, keys, spec = context.store, context.keys, context.spec
     averaged = context.buffers(layout)
-    _check_buffers(spec, layout, averaged)
+    integers = [t.name for t in layout.tensors if spec.dp and DTYPES[t.dtype].is_integer]
+    try:
+        check_averaged(spec, [*names_in(layout, averaged), *integers])
+    except SpecError as error:
+        raise PlanError(str(error)) from None
     header = encode_header(layout, {})
     store.put_bytes(keys.layout, header, content_type=HEADER_TYPE)
     state_header = NO_HEADER
@@ -168,20 +171,6 @@ def _computation(spec: RoundSpec, grouping: Grouping, weights: str) -> Computati
         robust=spec.robust_rule,
         dp=spec.noised,
     )
-
-
-def _check_buffers(spec: RoundSpec, layout: Layout, averaged: Stretches) -> None:
-    """Raise if averages of buffers or integers would become signs, or could not be hidden."""
-    if spec.dp is not None:
-        for tensor in layout.tensors:
-            if DTYPES[tensor.dtype].is_integer or is_in(averaged, tensor.start):
-                raise PlanError(unclippable(tensor.name))
-    if spec.robust_rule is not None and spec.robust_rule.name == SIGN and averaged:
-        nbytes = sum(end - start for start, end in averaged)
-        raise PlanError(
-            f"rule sign makes 1, 0 or -1 of every element, and {nbytes} bytes of the model are "
-            "buffers or integers, which are averaged: take rule median"
-        )
 
 
 def _sample(spec: RoundSpec, layout: PlannedLayout) -> tuple[Sample | None, list[str]]:

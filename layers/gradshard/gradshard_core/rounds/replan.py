@@ -72,14 +72,15 @@ def _read_rejections(context: PlanContext, plan: Plan) -> tuple[Rejection, ...]:
 
 def _check_attempts(context: PlanContext, previous: Plan, rejected: Sequence[Rejection]) -> None:
     """Raise if rejected contributors have had the round planned again too often."""
-    if context.request.attempt < history_limits.MAX_ATTEMPTS or not rejected:
+    most = history_limits.most_attempts(len(previous.levels))
+    if context.request.attempt < most or not rejected:
         return
     everybody = [*previous.participants.rejected, *rejected]
     names = admission.first_of([rejection.client for rejection in everybody], ", ")
     others = len(previous.contributors) - len(rejected)
     raise PlanError(
-        f"round {context.round_id!r} was planned {history_limits.MAX_ATTEMPTS} times, and "
-        f"each time updates were rejected while they were read, {len(everybody)} in all: "
+        f"round {context.round_id!r} was planned {most} times, and each "
+        f"time updates were rejected while they were read, {len(everybody)} in all: "
         f"{names}; the last: {rejected[0].reason}. Average the {others} others with another "
         "round, opened for them by their ids (--client, --updates-from)"
     )

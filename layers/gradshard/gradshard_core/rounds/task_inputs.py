@@ -115,13 +115,14 @@ class TaskInputs:
 
     def zones(self, start: int) -> Iterable[Zone]:
         """Return the weights of the inputs, from byte ``start`` of the layout on."""
-        if self.plan.computation.measures:
-            layout, end = self.plan.layout, self.task.end
-            weights = [contributor.weight for contributor in self.contributors]
-            at_once = chunks_at_once(len(self.numbers))
-            chunks = chunk_ranges(layout.spans, layout.nbytes, start, end, at_once)
-            return (Zone(*chunk, weights) for chunk in chunks)
         zones = self.plan.input_zones(self.task, start)
+        if self.plan.computation.measures:
+            layout, at_once = self.plan.layout, chunks_at_once(len(self.numbers))
+            return (
+                Zone(*chunk, weights)
+                for first, stop, weights in zones
+                for chunk in chunk_ranges(layout.spans, layout.nbytes, first, stop, at_once)
+            )
         if not self._masks:
             return zones
         return [zone._replace(weights=[*zone.weights, SUBTRACTED]) for zone in zones]
