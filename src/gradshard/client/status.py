@@ -123,7 +123,7 @@ class StatusPoller:
         if plan is None or plan.get("measured") is None:
             return None
         [decision] = self._get([self._keys.decision(plan["attempt"])], of_others=True)
-        return decision and with_decided(self._stack.store, self._keys, decision)
+        return decision  # type: ignore[no-any-return]
 
     def tasks(self, most: int | None = None) -> list[dict[str, Any]]:
         """Return the records of the tasks that had finished at the last poll.
@@ -242,6 +242,8 @@ class StatusPoller:
             return lambda manifest: parse_manifest(with_lists(store, keys, manifest))
         if key == keys.plan:
             return lambda plan: with_lists(store, keys, _checked_plan(plan, store, keys))
+        if key.startswith(keys.decisions):
+            return lambda decision: with_decided(store, keys, decision)
         needed = {keys.spec: ["spec"]}.get(key, [])
         if key.startswith(keys.rejections):
             needed = ["client", "reason", "late"]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.status import StatusPoller
 from gradshard_core.aggregation import topologies
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.errors import PlanError, StoreError, UnreadableObjectError
@@ -24,13 +25,14 @@ from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.spec_workload import lists_of
 from gradshard_core.records.assignment import read_assignments
-from gradshard_core.records.decision import read_decision
+from gradshard_core.records.decision import is_clipped, read_decision
 from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.stragglers.assignments import Assignment
 from tests import reference
 from tests.unit.counting import KINDS, Counting, Requests, of_functions
+from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import Machine, Told
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
@@ -461,6 +463,10 @@ def test_a_rule_that_clips_many_updates_has_the_bits_of_numpy(
     assert is_in_pieces(
         machine.store.get_json(machine.keys.decision(outcome["attempt"]))["clients"]
     )
+    status = StatusPoller(MemoryStack(machine.store), machine.keys).poll(check_execution=False)
+    decided = status["decision"]["clients"]
+    assert [entry["client"] for entry in decided if is_clipped(entry)] == clipped
+    assert list(status["manifest"]["measuring"]["clipped"]) == clipped
     readable = [k for k in machine.store.objects if k.startswith(f"{machine.keys.root}pieces/")]
     assert not any(b"norm" in machine.store.objects[key] for key in readable)
     tasks = len(manifest["tasks"])
