@@ -124,7 +124,7 @@ Level = Sequence[Tasks]
 
 
 class Lists(NamedTuple):
-    """What a round stores of each client besides its contributors.
+    """What a round stores besides its plan and its result, mostly of each client.
 
     Parameters
     ----------
@@ -134,14 +134,20 @@ class Lists(NamedTuple):
         Whether the ids are stored in pieces.
     assigns
         Whether the round ends with assignments.
+    has_speeds
+        Whether they go on from those of a round before.
     shows_clipped
         Whether the manifest lists the clients whose updates a rule has clipped, at most all.
+    draws_noise
+        Whether a key of noise is kept until the round ends.
     """
 
     is_named: bool = False
     ids_in_pieces: bool = False
     assigns: bool = False
+    has_speeds: bool = False
     shows_clipped: bool = False
+    draws_noise: bool = False
 
 
 NO_LISTS: Final = Lists()
@@ -201,7 +207,7 @@ def bill(
     measuring
         The tasks of the passes before, which read headers or measure, each a level of its own.
     lists
-        What is stored of each client besides.
+        What the round stores besides.
     prices
         The prices of AWS.
     """
@@ -288,7 +294,7 @@ def around(
     before
         The tasks of each pass before, which read headers or measured.
     lists
-        What is stored of each client besides.
+        What the round stores besides.
     """
     *below, parts = tasks
     recorded = large_rounds.is_recorded(clients)
@@ -323,15 +329,20 @@ def _recording(clients: int) -> Requests:
 
 
 def _listed(clients: int, lists: Lists) -> Requests:
-    """Count the small functions' requests for ids in pieces, and for assignments."""
+    """Count the small functions' requests for ids in pieces, assignments, and a key of noise."""
     pieces, counted = large_rounds.pieces(clients), Requests(0, 0)
     if lists.ids_in_pieces:
         # Opening: all. An arrival: that of its client. Planning: whether those that have sent are
         # expected, and who is missing.
         counted = counted.plus(Requests(clients + 3 * pieces, 0))
     if lists.assigns:
-        # Finalizing: the contributors' reports and the earlier speeds, twice.
-        counted = counted.plus(Requests(4 * pieces + 1, pieces + 1))
+        # Finalizing: the contributors' reports, twice; and so the earlier speeds.
+        counted = counted.plus(Requests(2 * pieces, pieces + 1))
+    if lists.has_speeds:
+        counted = counted.plus(Requests(2 * pieces + 1, 0))
+    if lists.draws_noise:
+        # Planning: the key. Finalizing: a listing of its versions, to delete all.
+        counted = counted.plus(Requests(0, 2))
     return counted
 
 

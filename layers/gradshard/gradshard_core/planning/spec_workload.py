@@ -68,10 +68,12 @@ def workload_of(
 
 
 def lists_of(spec: RoundSpec) -> Lists:
-    """Return what a round stores of each client besides its contributors."""
+    """Return what a round stores besides its plan and its result."""
     return Lists(
         is_named=not isinstance(spec.clients, int),
         ids_in_pieces=isinstance(spec.clients, StoredList),
         assigns=spec.assignments is not None,
+        has_speeds=spec.assignments is not None and spec.assignments.after is not None,
         shows_clipped=spec.measures and spec.dp is None,
+        draws_noise=spec.noised is not None,
     )
