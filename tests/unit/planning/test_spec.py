@@ -21,10 +21,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"clients": 0}, "clients is 0"),
     ({"clients": 100_001}, "clients is 100001, not a whole number from 1 to 100000"),
     ({"clients": [f"c{i}" for i in range(100_001)]}, "100001 ids; a round takes 1 to 100000"),
-    (
-        {"clients": 4097, "rule": "norm_clip", "measure_one_in": 2},
-        "measure_one_in or a rule for partial updates takes at most 4096",
-    ),
     ({"clients": 4097, "rule": "fill"}, "rule for partial updates takes at most 4096"),
     (
         {"clients": 4097, "topology": "grid", "weights": "counts", "eager": True},

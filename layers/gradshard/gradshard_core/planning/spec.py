@@ -437,7 +437,7 @@ class RoundSpec:
     @property
     def most_clients(self) -> int:
         """The most clients that may be expected, whatever the topology."""
-        names = self.eager, self.takes_partial, self.masked, self.measure_one_in
+        names = self.eager, self.takes_partial, self.masked
         return MAX_NAMED if any(names) else MAX_CLIENTS
 
     @cached_property
@@ -537,8 +537,8 @@ def _check_clients(spec: RoundSpec) -> None:
     """Check how many clients are waited for."""
     if spec.expected > spec.most_clients:
         raise SpecError(
-            f"{spec.expected} clients are expected, and a round with eager, masked, "
-            f"measure_one_in or a rule for partial updates takes at most {spec.most_clients}"
+            f"{spec.expected} clients are expected, and a round with eager, masked or a rule for "
+            f"partial updates takes at most {spec.most_clients}"
         )
     if spec.enough_clients is None:
         return

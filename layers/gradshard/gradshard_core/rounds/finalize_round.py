@@ -220,6 +220,10 @@ def _delete_intermediate(store: S3Store, keys: RoundKeys, plan: Plan) -> None:
 
 def _read_reports(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
     tasks = [task for level in range(len(plan.levels)) for task in plan.tasks(level)]
+    if plan.computation.measures:
+        # Group by group, so that what was measured of a group need not be kept.
+        groups = len(plan.levels[0].groups)
+        tasks.sort(key=lambda task: task.number % groups)
 
     def read(task: Task) -> dict[str, Any]:
         report = store.get_json(keys.task_report(task.level, task.number), _checked)

@@ -46,7 +46,8 @@ class Measured:
     Parameters
     ----------
     plan
-        The plan. If it makes weights of norms alone, each of its groups measures its own updates.
+        The plan. If it makes weights of norms alone, each of its groups measures its own updates,
+        and the reports have to come group by group.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -54,8 +55,9 @@ class Measured:
         self._sums = [
             ExactSum(stop - first, pairs=plan.pairs) for first, stop in plan.levels[0].groups
         ]
-        # Of a sample, the squared norms by stretch, for each group.
-        self._squares: dict[int, list[list[float]]] = {}
+        # Of a sample: the largest error so far, and the squared norms by stretch of one group.
+        self._error, self._group = 0.0, 0
+        self._squares: list[list[float]] = []
 
     def add(self, report: dict[str, Any]) -> None:
         """Take what a task has measured out of its report, if it has."""
@@ -63,7 +65,17 @@ class Measured:
         if products or squares:
             group = report["task"] % len(self._sums)
             self._sums[group].add_json(products)
-            self._squares.setdefault(group, []).extend(squares)
+            if group != self._group:
+                self._close_group()
+                self._group = group
+            self._squares.extend(squares)
+
+    def _close_group(self) -> None:
+        """Take the errors of a group's sample, all of whose tasks have reported."""
+        sample = self._plan.computation.sample
+        if sample is not None and len(self._squares) > 1:  # fewer if updates were found bad
+            self._error = max(self._error, *relative_errors(self._squares, sample.one_in))
+        self._squares = []
 
     def to_json(self) -> dict[str, Any]:
         """Return the products of all updates, or their squared norms; and the error of a sample."""
@@ -81,14 +93,14 @@ class Measured:
 
     def _stated(self, sample: Sample) -> dict[str, Any]:
         """Return what the manifest says of a sample."""
-        layout, groups = self._plan.layout, list(self._squares.values())
+        layout = self._plan.layout
+        self._close_group()
         stretches = sample.stretches(layout.spans, layout.nbytes, 0, layout.nbytes)
-        errors = [error for group in groups for error in relative_errors(group, sample.one_in)]
         return {
             "one_in": sample.one_in,
             "stretches": len(stretches),
             "nbytes": sum(end - start for start, end in stretches),
-            "error": max(errors, default=0.0),
+            "error": self._error,
         }
 
 
