@@ -109,22 +109,22 @@ def store_expected(store: S3Store, keys: RoundKeys, clients: Iterable[str]) -> A
 
     They are apart from the pieces that functions write: who opens a round may not write those.
     """
-    writer = ListWriter[str](
-        lambda name, body: store.put_bytes(keys.expected(name), body),
-        lambda part: {"entries": list(part)},
-        str,
-    )
-    for client in clients:
-        writer.add(client)
-    return writer.to_json()
+    return _store(store, keys.expected, clients, str)
 
 
 def store_decided(store: S3Store, keys: RoundKeys, entries: Iterable[dict[str, Any]]) -> Any:
     """Store a decision's entries, sorted by client; return them, or the names of the pieces."""
-    writer = ListWriter[dict[str, Any]](
-        lambda name, body: store.put_bytes(keys.decided(name), body),
+    return _store(store, keys.decided, entries, lambda entry: str(entry["client"]))
+
+
+def _store(
+    store: S3Store, key_of: Callable[[str], str], entries: Iterable[T], name_of: Callable[[T], str]
+) -> Any:
+    """Store a list in pieces of its own; return its entries, or the names of the pieces."""
+    writer = ListWriter[T](
+        lambda name, body: store.put_bytes(key_of(name), body),
         lambda part: {"entries": list(part)},
-        lambda entry: str(entry["client"]),
+        name_of,
     )
     for entry in entries:
         writer.add(entry)
