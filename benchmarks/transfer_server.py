@@ -5,7 +5,6 @@ CRC-32 of each body that it has received instead of the body.
 """
 
 import base64
-import hashlib
 import http.server
 import io
 import json
@@ -20,6 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
+
+from awscrt.checksums import combine_crc64nvme
+
+from gradshard.utils.crc64 import Crc64
 
 BODIES: Final = "/bodies"
 """Where the sizes and checksums of what was sent are read, and forgotten."""
@@ -81,19 +84,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
     etag: str
     rate: float
     bodies: dict[int, tuple[int, int]]
-    checksums: dict[int, str]
+    checksum: str
+    sums: dict[int, int]
     uploads = 0
 
     def do_HEAD(self) -> None:
-        """Describe the file, with the SHA-256 of what was sent in parts."""
-        digests = [base64.b64decode(text) for _, text in sorted(self.checksums.items())]
-        whole = base64.b64encode(hashlib.sha256(b"".join(digests)).digest()).decode()
+        """Describe the file, with the CRC-64/NVME of what was sent, or else of the file."""
         self._answer(
             HTTPStatus.OK,
             length=self.file.stat().st_size,
             ETag=self.etag,
             Last_Modified=_MODIFIED,
-            x_amz_checksum_sha256=f"{whole}-{len(digests)}",
+            x_amz_checksum_crc64nvme=self._joined() or self.checksum,
         )
 
     def do_GET(self) -> None:
@@ -102,7 +104,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if url.path == BODIES:
             found = json.dumps(sorted(self.bodies.items())).encode()
             self.bodies.clear()
-            self.checksums.clear()
+            self.sums.clear()
             self._answer(HTTPStatus.OK, found)
             return
         if "uploads" in parse_qs(url.query, keep_blank_values=True):
@@ -128,8 +130,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Take a whole object, or a part."""
         number = int(parse_qs(urlsplit(self.path).query).get("partNumber", ["1"])[0])
         self.bodies[number] = self._receive()
-        if checksum := self.headers.get("x-amz-checksum-sha256"):
-            self.checksums[number] = checksum
+        if checksum := self.headers.get("x-amz-checksum-crc64nvme"):
+            self.sums[number] = int.from_bytes(base64.b64decode(checksum), "big")
         self._answer(HTTPStatus.OK, ETag=_ETAG)
 
     def do_POST(self) -> None:
@@ -170,6 +172,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._wait(began, length)
         return length, checksum
 
+    def _joined(self) -> str:
+        """Return the CRC-64/NVME of the parts together; empty if none was sent."""
+        whole = 0
+        for number, part in sorted(self.sums.items()):
+            whole = combine_crc64nvme(whole, part, self.bodies[number][0])
+        return base64.b64encode(whole.to_bytes(8, "big")).decode() if self.sums else ""
+
     def _wait(self, began: float, done: int) -> None:
         """Hold a connection to the rate."""
         if self.rate and (early := done / self.rate - (time.monotonic() - began)) > 0:
@@ -205,11 +214,12 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 def main() -> None:
     """Serve until the process is ended: socket, file, its ETag, bytes per second or 0."""
     path, file, etag, rate = sys.argv[1:]
-    handler = type(
-        "Configured",
-        (Handler,),
-        {"file": Path(file), "etag": etag, "rate": float(rate), "bodies": {}, "checksums": {}},
-    )
+    crc = Crc64()
+    with Path(file).open("rb") as opened:
+        while chunk := opened.read(_CHUNK):
+            crc.update(chunk)
+    state = {"file": Path(file), "etag": etag, "rate": float(rate), "bodies": {}, "sums": {}}
+    handler = type("Configured", (Handler,), state | {"checksum": crc.text})
     with _Server(path, handler) as server:
         server.serve_forever()
 

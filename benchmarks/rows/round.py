@@ -54,7 +54,7 @@ class _Memory(S3Store):
         *,
         content_type: str = "",  # noqa: ARG002
         replaces: str | None = ANYTHING,  # noqa: ARG002
-        sha256: str = "",  # noqa: ARG002
+        crc64nvme: str = "",  # noqa: ARG002
     ) -> bool:
         self.objects[key] = body
         return True

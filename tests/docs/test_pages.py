@@ -23,11 +23,16 @@ def test_every_block_is_of_a_known_language_and_would_be_accepted(path: Path) ->
             parse(block)
 
 
+def test_no_page_has_marks_of_a_merge() -> None:
+    marked = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
+    assert not [path.name for path in PAGES if marked.search(path.read_text())]
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_commands_and_options_in_sentences_are_there(path: Path) -> None:
     for line, code in inline_code(path):
         options = re.findall(r"(?<![\w-])--[a-z][\w-]*", code)
-        is_others = code.split()[0].endswith(("pip-audit", "playwright", "uv"))
+        is_others = code.split()[0].endswith(("aws", "pip-audit", "playwright", "uv"))
         for option in () if is_others else options:
             assert option in ALL_OPTIONS, f"{path.name}:{line}: `{code}`: no option {option}"
         if code.startswith("gradshard ") and "COMMAND" not in code:

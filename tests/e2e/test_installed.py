@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,12 @@ def made(*command: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+def installed(
+    tmp_path_factory: pytest.TempPathFactory, share_builds: Callable[[Path], None]
+) -> Installed:
     top = tmp_path_factory.mktemp("installed")
+    # The wheel has the files of the checkout, and `gradshard deploy` below builds them anew.
+    share_builds(top / "cache")
     python = top / "venv" / "bin" / "python"
     made(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", top)
     [wheel] = top.glob("*.whl")

@@ -176,30 +176,6 @@ def test_the_help_warns_of_the_exposed_address(tmp_path: Path) -> None:
     assert "and has the key of the engine can run code on this machine as you" in help_
 
 
-def test_up_deploys_again_after_a_reset_and_after_a_kill(engine: Engine, own_folders: None) -> None:
-    own = local_engine.up(0, owner=os.getpid())
-    at = ("--local", "--port", own.port)
-    try:
-        said("open", "before", "--client", "a", *at)
-        reset(own)
-        assert run("local", "status", "--port", own.port).returncode == 1
-        local_engine.up(own.port)
-        said("open", "after-reset", "--client", "a", *at)
-
-        assert own.pid
-        key = own.credentials
-        os.kill(own.pid, signal.SIGKILL)
-        while local_engine.status(own.port).running:
-            time.sleep(0.05)
-        again = run("show", "after-reset", *at)
-        assert "no local engine is running" in again.stderr
-        said("local", "up", "--port", own.port)
-        said("open", "after-kill", "--client", "a", *at)
-        assert local_engine.status(own.port).credentials != key
-    finally:
-        local_engine.down(own.port)
-
-
 def test_an_unknown_key_is_answered_with_advice(engine: Engine) -> None:
     session = boto3.Session("test", "test")
     client = session.client("cloudformation", config=Config(proxies={}))
@@ -209,11 +185,27 @@ def test_an_unknown_key_is_answered_with_advice(engine: Engine) -> None:
 
 def test_rounds_survive_down_up_and_a_kill(engine: Engine, own_folders: None) -> None:
     own = local_engine.up(0)
+    at = ("--local", "--port", own.port)
 
     def federation() -> Federation:
         return Federation(local=True, port=own.port)
 
+    def kill(signal_to: Callable[[int, int], None]) -> None:
+        pid = local_engine.status(own.port).pid
+        assert pid
+        signal_to(pid, signal.SIGKILL)
+        while local_engine.status(own.port).running:
+            time.sleep(0.05)
+
     try:
+        said("open", "before", "--client", "a", *at)
+        key = own.credentials
+        kill(os.kill)  # the functions' processes stay
+        assert "no local engine is running" in run("show", "before", *at).stderr
+        # The application was in the memory of the engine, and is deployed again.
+        said("local", "up", "--port", own.port)
+        assert local_engine.status(own.port).credentials != key
+
         submitted = np.arange(1_000_000, dtype="f4")
         round_ = federation().open_round("kept", clients=["a"], timeout=600)
         round_.submit("a", {"w": submitted}, samples=1)
@@ -221,17 +213,13 @@ def test_rounds_survive_down_up_and_a_kill(engine: Engine, own_folders: None) ->
         assert local_engine.down(own.port)
         local_engine.up(own.port)
         assert np.array_equal(federation().round("kept").fetch()["w"], submitted)
-        assert "kept" in said("list", "--local", "--port", own.port)
+        assert "kept" in said("list", *at)
         # And rounds go on.
         following = federation().open_round("following", clients=["a"], timeout=600)
         following.submit("a", {"w": submitted}, samples=1)
         following.wait(240)
 
-        pid = local_engine.status(own.port).pid
-        assert pid
-        os.killpg(pid, signal.SIGKILL)
-        while local_engine.status(own.port).running:
-            time.sleep(0.05)
+        kill(os.killpg)
         local_engine.up(own.port)
         assert np.array_equal(federation().round("following").fetch()["w"], submitted)
     finally:
@@ -239,11 +227,18 @@ def test_rounds_survive_down_up_and_a_kill(engine: Engine, own_folders: None) ->
     assert not own.kept.exists()
 
 
-def test_an_ephemeral_engine_keeps_nothing(engine: Engine, own_folders: None) -> None:
-    own = local_engine.up(0, ephemeral=True)
+def test_an_ephemeral_engine_keeps_nothing_and_is_deployed_to_after_a_reset(
+    engine: Engine, own_folders: None
+) -> None:
+    own = local_engine.up(0, ephemeral=True, owner=os.getpid())
+    at = ("--local", "--port", own.port)
     try:
-        said("open", "gone", "--client", "a", "--local", "--port", own.port)
+        said("open", "gone", "--client", "a", *at)
         assert not own.kept.exists()
+        reset(own)
+        assert run("local", "status", "--port", own.port).returncode == 1
+        local_engine.up(own.port)
+        said("open", "after-reset", "--client", "a", *at)
         local_engine.up(own.port)
     finally:
         local_engine.down(own.port)

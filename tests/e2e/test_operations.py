@@ -8,8 +8,9 @@ import pytest
 
 from gradshard import Federation, GradshardError
 from gradshard_core.errors import RoundExistsError, RoundFailed, RoundNotFoundError, RoundStateError
+from tests.e2e.command import gradshard
 from tests.e2e.deployed import Deployed, until
-from tests.e2e.test_command_line import gradshard, said, said_json
+from tests.e2e.test_command_line import said, said_json
 
 pytestmark = pytest.mark.e2e
 

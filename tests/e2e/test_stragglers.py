@@ -1,8 +1,6 @@
 """Partial updates and assignments on the deployed application."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,12 @@ from gradshard import Federation
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import RoundStateError, UpdateError
 from tests import reference
+from tests.e2e.command import gradshard
 from tests.e2e.deployed import Deployed
 
 pytestmark = pytest.mark.e2e
 
-COMMAND = Path(sys.executable).with_name("gradshard")
 TERMS = {"batch_size": 16, "epochs": 1, "learning_rate": 0.1}
-
-
-def gradshard(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 def model(seed: int) -> dict[str, reference.Array]:

@@ -126,6 +126,15 @@ class _Handler(BaseHTTPRequestHandler):
     proxy: Proxy
     engine_port: int
 
+    def setup(self) -> None:
+        super().setup()
+        # As long as that of the client.
+        self._upstream = http.client.HTTPConnection("127.0.0.1", self.engine_port)
+
+    def finish(self) -> None:
+        self._upstream.close()
+        super().finish()
+
     def forward(self) -> None:
         proxy = self.proxy
         proxy.requests.append(self.command)
@@ -169,16 +178,14 @@ class _Handler(BaseHTTPRequestHandler):
         return "skewed" if abs(off) > MOST_SKEW else ""
 
     def _ask(self, sent: bytes) -> Answer:
-        upstream = http.client.HTTPConnection("127.0.0.1", self.engine_port)
+        upstream = self._upstream
         upstream.request(self.command, self.path, sent or None, dict(self.headers))
         got = upstream.getresponse()
         body = got.read()
         headers = {name: value for name, value in got.getheaders() if name.lower() not in _FRAMING}
         if sent_length := got.getheader("Content-Length", str(len(body)) if body else None):
             headers["Content-Length"] = sent_length
-        answer = Answer(got.status, headers, body)
-        upstream.close()
-        return answer
+        return Answer(got.status, headers, body)
 
     def _answer(self, answer: Answer, kind: str = "") -> None:
         if kind == "unseen":

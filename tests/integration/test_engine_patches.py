@@ -26,6 +26,7 @@ import pytest
 from botocore.config import Config
 
 from gradshard.deployment.engine_start_stop import free_port
+from gradshard.utils.crc64 import crc64_text
 
 PATCHES = sorted((Path(__file__).parents[2] / "upstream" / "ministack").glob("*.patch"))
 ROLE = "arn:aws:iam::000000000000:role/any"
@@ -53,7 +54,7 @@ class Plain:
     package: Path
     calls: Path
 
-    def client(self, service: str) -> Any:
+    def client(self, service: str, **settings: Any) -> Any:
         make: Any = boto3.client
         return make(
             service,
@@ -61,7 +62,7 @@ class Plain:
             aws_access_key_id="test",
             aws_secret_access_key="test",
             region_name="us-east-1",
-            config=Config(retries={"total_max_attempts": 1}, read_timeout=SECONDS),
+            config=Config(retries={"total_max_attempts": 1}, read_timeout=SECONDS, **settings),
         )
 
     def python(self, source: str) -> str:
@@ -308,6 +309,30 @@ def etags_under_kms(plain: Plain) -> None:
     assert len(set(etags)) == len(etags)
 
 
+def checksum_of_the_whole(plain: Plain) -> None:
+    s3 = plain.client("s3", request_checksum_calculation="when_required")
+    s3.create_bucket(Bucket="sums")
+    data = b"x" * (5 << 20) + b"end"
+    expected = (crc64_text(data), "FULL_OBJECT")
+
+    def kept(key: str) -> tuple[Any, Any]:
+        head = s3.head_object(Bucket="sums", Key=key, ChecksumMode="ENABLED")
+        return head.get("ChecksumCRC64NVME"), head.get("ChecksumType")
+
+    for algorithm in ({}, {"ChecksumAlgorithm": "CRC64NVME"}):
+        upload: Any = {"Bucket": "sums", "Key": "parts"}
+        upload["UploadId"] = s3.create_multipart_upload(**upload, **algorithm)["UploadId"]
+        parts = []
+        for number, body in enumerate((data[:-3], data[-3:]), 1):
+            sum_ = {"ChecksumCRC64NVME": crc64_text(body)} if algorithm else {}
+            part = s3.upload_part(**upload, PartNumber=number, Body=body, **sum_)
+            parts.append({"PartNumber": number, "ETag": part["ETag"], **sum_})
+        s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+        assert kept("parts") == expected
+    s3.put_object(Bucket="sums", Key="one", Body=b"one")
+    assert kept("one") == (crc64_text(b"one"), "FULL_OBJECT")
+
+
 CHECKS: list[Callable[[Plain], None]] = [
     range_of_a_version,
     max_concurrency_path,
@@ -320,6 +345,7 @@ CHECKS: list[Callable[[Plain], None]] = [
     etags_under_kms,
     user_id_of_a_role,
     messages_come_again,
+    checksum_of_the_whole,
 ]
 
 

@@ -15,7 +15,7 @@ from tests.unit.formats.test_hostile_updates import tensors
 # Of plan_round and collect_update: what is left beside the interpreter and numpy.
 ROOM_MB = 472 - 60
 ARRIVAL_ROOM_MB = 256 - 60
-REPEATED = {"keys, as many as are read": "20"}
+REPEATED = {"keys, as many as are read": "17"}
 """Of the worst, more than there are threads that read: each may keep what one header took."""
 CHECK_ARRIVAL = """
 import sys

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -77,26 +77,41 @@ def test_rounds_go_on_from_each_other_in_all_types(
         assert_equal(reference.decode(round_.result()), average)
 
 
-@pytest.mark.parametrize("updates", ["deltas", "models"])
-def test_every_number_of_shards_and_topology_gives_the_same_bits(
-    open_round: Callable[..., Round], store: S3Store, updates: str
-) -> None:
+class Large(NamedTuple):
+    """A model, updates of it that three tasks can add up, and the round that has them."""
+
+    model: Update
+    updates: list[Update]
+    sent: str
+
+
+@pytest.fixture(scope="module")
+def large(store: S3Store) -> Large:
     rng = np.random.default_rng(3)
     model: Update = {
-        "b": rng.standard_normal(1_000_003).astype(ml_dtypes.bfloat16),
-        "w": rng.standard_normal(5_000_001).astype("f4"),
+        "b": rng.standard_normal(500_003).astype(ml_dtypes.bfloat16),
+        "w": rng.standard_normal(3_800_001).astype("f4"),
         "n": np.array([3], "i8"),
     }
-    sent = [
+    updates: list[Update] = [
         {
-            "w": rng.standard_normal(5_000_001).astype("f4"),
-            "b": rng.standard_normal(1_000_003).astype(ml_dtypes.bfloat16),
+            "w": rng.standard_normal(3_800_001).astype("f4"),
+            "b": rng.standard_normal(500_003).astype(ml_dtypes.bfloat16),
             "n": np.array([i], "i8"),
         }
         for i in range(3)
     ]
-    average = reference.average(sent, SAMPLES, tree=(2,))
-    expected: Mapping[str, reference.Array] = model
+    round_ = Round(store, clients=3)
+    submit_all(round_, updates)
+    return Large(model, updates, round_.name)
+
+
+@pytest.mark.parametrize("updates", ["deltas", "models"])
+def test_every_number_of_shards_and_topology_gives_the_same_bits(
+    open_round: Callable[..., Round], store: S3Store, large: Large, updates: str
+) -> None:
+    average = reference.average(large.updates, SAMPLES, tree=(2,))
+    expected: Mapping[str, reference.Array] = large.model
     state: Mapping[str, Mapping[str, reference.Array]] = {}
     settings = {"learning_rate": 0.1, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3}
     for number in (1, 2):
@@ -111,15 +126,15 @@ def test_every_number_of_shards_and_topology_gives_the_same_bits(
     ]
     for number, terms in enumerate(ways):
         name = f"bits-{updates}-{number}"
-        put_model(store, name, model)
+        put_model(store, name, large.model)
         for _ in range(2):
             round_ = open_round(
                 clients=3,
                 order="tree:2,2",
+                updates_from=large.sent,
                 **terms,
                 server_optimizer=apply(name, "fedadam", updates=updates),
             )
-            submit_all(round_, sent)
             assert round_.go() == {"status": "completed"}
         assert_equal(read(store, current(store, name)), expected)
 

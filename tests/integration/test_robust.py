@@ -146,21 +146,27 @@ def submitted(round_: Round, updates: dict[str, Update]) -> Round:
     return round_
 
 
-@pytest.mark.parametrize("rule", GRAM)
-def test_weights_are_the_same_for_every_m_order_and_repetition(
-    open_round: Callable[..., Round], rule: dict[str, Any]
-) -> None:
+@pytest.fixture(scope="module")
+def sent(store: S3Store) -> str:
+    """The name of a round of seven clients' updates that two tasks can add up."""
     rng = np.random.default_rng(3)
-    updates = {
+    updates: dict[str, Update] = {
         f"c{i}": {
             "w": (rng.standard_normal(2_700_001) * (1 + i)).astype("f4"),
             "n": np.array([i], "i8"),
         }
         for i in range(7)
     }
+    return submitted(Round(store, clients=7), updates).name
+
+
+@pytest.mark.parametrize("rule", GRAM)
+def test_weights_are_the_same_for_every_m_order_and_repetition(
+    open_round: Callable[..., Round], sent: str, rule: dict[str, Any]
+) -> None:
     results, decisions = set(), []
     for shards in (1, 2):
-        round_ = submitted(open_round(clients=7, rule=rule, shards=shards), updates)
+        round_ = open_round(clients=7, rule=rule, shards=shards, updates_from=sent)
         outcome: dict[str, Any] = {"attempt": 0}
         for _ in range(2):
             round_.plan(outcome["attempt"])

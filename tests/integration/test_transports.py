@@ -227,7 +227,7 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
             "Key": "k",
             "Body": b"1",
             "ContentType": "a/b",
-            "ChecksumSHA256": base64.b64encode(hashlib.sha256(b"1").digest()).decode(),
+            "ChecksumCRC64NVME": "I5Whw0YbvtI=",
         },
     ),
     ("delete_object", {"Key": HOSTILE, "IfMatch": '"e"'}),
@@ -250,7 +250,7 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
             "Key": HOSTILE,
             "ContentType": "application/octet-stream",
             "Metadata": {"gradshard-round": "r", "b": "2"},
-            "ChecksumAlgorithm": "SHA256",
+            "ChecksumAlgorithm": "CRC64NVME",
         },
     ),
     ("list_parts", {**UPLOAD, "PartNumberMarker": 1000}),
@@ -261,7 +261,7 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
             "MultipartUpload": {
                 "Parts": [
                     {"PartNumber": 1, "ETag": '"a&b"'},
-                    {"PartNumber": 2, "ETag": '"c"', "ChecksumSHA256": "s="},
+                    {"PartNumber": 2, "ETag": '"c"', "ChecksumCRC64NVME": "s="},
                 ]
             },
         },
@@ -322,7 +322,7 @@ UPLOADS = """<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>
 </Upload></ListMultipartUploadsResult>"""
 PARTS = """<ListPartsResult><IsTruncated>true</IsTruncated>
 <NextPartNumberMarker>2</NextPartNumberMarker><Part><PartNumber>1</PartNumber><ETag>"a"</ETag>
-<Size>5</Size><ChecksumSHA256>s=</ChecksumSHA256></Part><Part><PartNumber>2</PartNumber>
+<Size>5</Size><ChecksumCRC64NVME>s=</ChecksumCRC64NVME></Part><Part><PartNumber>2</PartNumber>
 <ETag>"b"</ETag><Size>6</Size></Part></ListPartsResult>"""
 DELETED = """<DeleteResult><Error><Key>a</Key><Code>AccessDenied</Code><Message>no</Message>
 </Error></DeleteResult>"""
@@ -332,10 +332,9 @@ OBJECT = {
     "Content-Range": "bytes 0-0/1",
     "x-amz-version-id": "v",
     "x-amz-meta-gradshard-round": "r",
-    "x-amz-server-side-encryption": "aws:kms",
-    "x-amz-checksum-sha256": "s=",
+    "x-amz-checksum-crc64nvme": "s=",
 }
-READ = ["ETag", "ContentLength", "VersionId", "Metadata", "ServerSideEncryption"]
+READ = ["ETag", "ContentLength", "VersionId", "Metadata"]
 ANSWERS: list[tuple[str, dict[str, Any], Canned, list[str]]] = [
     (
         "list_objects_v2",
@@ -367,7 +366,7 @@ ANSWERS: list[tuple[str, dict[str, Any], Canned, list[str]]] = [
         Canned(body=DELETED.encode()),
         ["Errors"],
     ),
-    ("head_object", {"Key": "k"}, Canned(200, OBJECT), [*READ, "ChecksumSHA256"]),
+    ("head_object", {"Key": "k"}, Canned(200, OBJECT), [*READ, "ChecksumCRC64NVME"]),
     ("get_object", {"Key": "k"}, Canned(206, OBJECT), [*READ, "ContentRange"]),
 ]
 

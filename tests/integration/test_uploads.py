@@ -10,7 +10,7 @@ import pytest
 from gradshard.aws.client_store import ClientStore
 from gradshard.client import uploads
 from gradshard.client.upload_source import FileContent
-from gradshard.client.uploads import CHUNK_BYTES, has_checksum, upload
+from gradshard.client.uploads import CHUNK_BYTES, checksum_of, upload
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.s3.multipart import Part
@@ -48,9 +48,7 @@ def store(request: pytest.FixtureRequest) -> ClientStore:
 
 def assert_whole(store: ClientStore, key: str, content: Counted) -> None:
     assert store.get_bytes(key) == content.read(0, content.nbytes)
-    checksum = store.checksum(key)
-    assert checksum is not None
-    assert has_checksum(content, checksum)
+    assert store.checksum(key) == checksum_of(content)
     assert store.open_uploads(key) == []
 
 

@@ -1,6 +1,5 @@
 """A bucket in memory that fails when told to."""
 
-import base64
 import contextlib
 import hashlib
 import io
@@ -13,6 +12,7 @@ from typing import IO, Any
 
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.stack import Execution, Stack
+from gradshard.utils.crc64 import crc64_text
 from gradshard_core.errors import ChangedObjectError, StoreError, UpdateError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.s3.multipart import Part
@@ -28,20 +28,8 @@ def etag_of(data: bytes | bytearray) -> str:
     return f'"{md5(data).hexdigest()}"'
 
 
-def sha256_of(data: bytes | bytearray) -> str:
-    return base64.b64encode(hashlib.sha256(data).digest()).decode()
-
-
-class Body(io.BytesIO):
-    """An answer's body, and the sizes of the parts as S3's metadata may tell them."""
-
-    def __init__(self, data: bytes, parts: tuple[int, ...] | None) -> None:
-        super().__init__(data)
-        self.parts = parts
-
-
 class MemoryStore(ClientStore):
-    """Objects and open uploads in dicts, with S3's ETags; under a KMS key those say nothing.
+    """Objects and open uploads in dicts, with S3's checksums, and its ETags, random under KMS.
 
     ``parts_until_failure`` is how many more parts are taken before the line is cut, and
     ``cut_stream_after`` at how many bytes a streamed object breaks.
@@ -58,7 +46,6 @@ class MemoryStore(ClientStore):
         self.checksums: dict[str, str] = {}
         self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
         self.parts: dict[tuple[str, int], Part] = {}
-        self.parts_by_key: dict[str, tuple[int, ...]] = {}
         self.aborted: list[str] = []
         self.sent: list[int] = []
         self.parts_until_failure = 10_000
@@ -71,7 +58,7 @@ class MemoryStore(ClientStore):
     def get_body(self, source: ObjectVersion, start: int, end: int) -> Any:
         if source.etag not in {"", self.etags.get(source.key)} or source.key not in self.objects:
             raise ChangedObjectError(source.key)
-        return Body(self.objects[source.key][start:end], self.parts_by_key.get(source.key))
+        return io.BytesIO(self.objects[source.key][start:end])
 
     def head(self, key: str) -> ObjectVersion | None:
         if key not in self.objects:
@@ -89,7 +76,7 @@ class MemoryStore(ClientStore):
         *,
         content_type: str = "application/json",
         replaces: str | None = ANYTHING,
-        sha256: str = "",
+        crc64nvme: str = "",
     ) -> bool:
         if replaces not in {ANYTHING, self.etags.get(key)}:
             # As the store: it may be of this very write.
@@ -97,8 +84,8 @@ class MemoryStore(ClientStore):
         self.objects[key] = body
         self.modified[key] = self.clock()
         self.etags[key] = self._etag_of(body)
-        self.checksums[key] = sha256
-        assert not sha256 or sha256 == sha256_of(body)
+        self.checksums[key] = crc64_text(body)
+        assert crc64nvme in {"", self.checksums[key]}
         return True
 
     def checksum(self, key: str, *, etag: str | None = None) -> str | None:
@@ -116,7 +103,7 @@ class MemoryStore(ClientStore):
             self.delete(key)
 
     def put_stream(
-        self, key: str, body: IO[bytes], nbytes: int, *, content_type: str, sha256: str
+        self, key: str, body: IO[bytes], nbytes: int, *, content_type: str, crc64nvme: str
     ) -> bool:
         try:
             if self.cut_stream_after is not None:
@@ -126,13 +113,16 @@ class MemoryStore(ClientStore):
         except (UpdateError, OSError):  # as botocore does
             return False
         assert len(data) == nbytes
-        return self.put_bytes(key, data, content_type=content_type, sha256=sha256)
+        return self.put_bytes(key, data, content_type=content_type, crc64nvme=crc64nvme)
 
     def presign_new(self, key: str, nbytes: int, seconds: int) -> str:
         return f"https://memory/{key}?X-Amz-Expires={seconds}&X-Amz-Signature=put{nbytes}"
 
     def presign_read(self, key: str, seconds: int, *, head: bool = False) -> str:
         return f"https://memory/{key}?X-Amz-Expires={seconds}&X-Amz-Signature=get{head}"
+
+    def presign_checksum(self, key: str, seconds: int) -> str:
+        return f"https://memory/{key}?X-Amz-Expires={seconds}&X-Amz-Signature=checksum"
 
     def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
         now = datetime.now(UTC)
@@ -157,12 +147,18 @@ class MemoryStore(ClientStore):
         return upload_id
 
     def upload_part(
-        self, key: str, upload_id: str, number: int, body: IO[bytes], nbytes: int, sha256: str = ""
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        body: IO[bytes],
+        nbytes: int,
+        crc64nvme: str = "",
     ) -> Part:
         data = body.read()
         assert len(data) == nbytes
-        assert not sha256 or sha256 == sha256_of(data)
-        part = Part(number, self._etag_of(data), nbytes, sha256)
+        assert crc64nvme in {"", crc64_text(data)}
+        part = Part(number, self._etag_of(data), nbytes, crc64nvme)
         with self._lock:
             if self.parts_until_failure == 0:
                 raise StoreError(f"{key}: the line is cut")
@@ -187,8 +183,7 @@ class MemoryStore(ClientStore):
         self.objects[key] = b"".join(held[part.number] for part in parts)
         digests = b"".join(md5(held[part.number]).digest() for part in parts)
         self.etags[key] = f'{self._etag_of(digests)[:-1]}-{len(parts)}"'
-        checked = b"".join(base64.b64decode(part.sha256) for part in parts)
-        self.checksums[key] = f"{sha256_of(checked)}-{len(parts)}" if checked else ""
+        self.checksums[key] = crc64_text(self.objects[key])
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         self.uploads.pop(upload_id, None)

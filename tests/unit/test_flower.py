@@ -162,6 +162,10 @@ class TestWithFlower:
         with pytest.raises(SpecError, match="for partial updates, and Flower's clients send whole"):
             self.strategy(rule=rule)
 
+    def test_a_robust_rule_for_partial_updates_is_an_error(self) -> None:
+        with pytest.raises(SpecError, match="Flower's clients send whole ones: leave out layer_q"):
+            self.strategy(rule={"name": "median", "layer_quorum": 3})
+
     def test_privacy_with_a_rule_or_without_noise_is_an_error(self) -> None:
         with pytest.raises(SpecError, match="leave out rule"):
             self.strategy(rule="median", dp=DP)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, NoCredentialsError
 from botocore.loaders import Loader, create_loader
 from botocore.session import Session
 from botocore.utils import get_environ_proxies
@@ -126,6 +126,22 @@ def make_client(
     except ValueError as error:
         raise StoreError(f"cannot reach S3: {settings_error(error) or error}") from None
     return client
+
+
+def credentials_of(client: "S3Client") -> Credentials:
+    """Return the credentials with which a client signs now.
+
+    Raises
+    ------
+    NoCredentialsError
+        It has none.
+    """
+    # botocore has no other way from a client to them.
+    signer: Any = client._request_signer  # type: ignore[attr-defined]
+    if signer._credentials is None:
+        raise NoCredentialsError
+    frozen = signer._credentials.get_frozen_credentials()
+    return Credentials(frozen.access_key, frozen.secret_key, frozen.token or "")
 
 
 def connect(session: Session, service: str, config: Config, endpoint_url: str | None) -> Any:

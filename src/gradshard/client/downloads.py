@@ -1,22 +1,22 @@
 """Downloads of an average or a model, into memory or into a file.
 
-A file gets its name when it is complete and its digest is correct, if S3 gives a digest
-(:mod:`gradshard_core.formats.digests`). If the connection is lost, or the user interrupts, the
+A file gets its name when it is complete and has the CRC-64/NVME that S3 keeps of the object, if it
+keeps one. That detects damage on the way or on the disk, and no attacker who may write to the
+bucket. If the connection is lost, or the user interrupts, the
 bytes that have arrived stay in a hidden file beside it, followed by the position that each range
 has reached. The next download of the same object to the same path resumes there.
 """
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Final, overload
+from typing import IO, Final, Protocol, overload
 
 from gradshard.client.tensors import Array, unpack
 from gradshard.client.uploads import Progress
@@ -29,12 +29,13 @@ from gradshard.utils.atomic_file import (
     take_name,
     target_of,
 )
+from gradshard.utils.crc64 import Crc64
 from gradshard.utils.parallel import run_parallel
 from gradshard_core.errors import DigestError, StoreError
-from gradshard_core.formats.digests import has_digest
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.planning.transfers import DOWNLOAD_RANGES, download_ranges
-from gradshard_core.s3.streams import Body, Opener, RangeStream
+from gradshard_core.s3.streams import Opener, RangeStream
+from gradshard_core.units import MIB
 
 THREADS: Final = DOWNLOAD_RANGES
 SLICE_BYTES: Final = 256 * 1024
@@ -46,20 +47,33 @@ With 1 MiB, Linux often takes three times the processor time to write them to a 
 _NAME_DIGITS: Final = 16
 
 
+class Checking(Opener, Protocol):
+    """What opens ranges of an object, and asks for its checksum."""
+
+    def checksum(self, key: str, *, etag: str | None = None) -> str | None:
+        """Return the CRC-64/NVME that S3 keeps of the object of that ETag, in base64.
+
+        Returns
+        -------
+        str or None
+            Empty if S3 keeps none, and None if there is no such object.
+        """
+
+
 @overload
 def fetch_tensors(
-    opener: Opener, source: ObjectVersion, path: None, progress: Progress | None
+    opener: Checking, source: ObjectVersion, path: None, progress: Progress | None
 ) -> dict[str, Array]: ...
 
 
 @overload
 def fetch_tensors(
-    opener: Opener, source: ObjectVersion, path: str | Path | None, progress: Progress | None
+    opener: Checking, source: ObjectVersion, path: str | Path | None, progress: Progress | None
 ) -> dict[str, Array] | Path: ...
 
 
 def fetch_tensors(
-    opener: Opener, source: ObjectVersion, path: str | Path | None, progress: Progress | None
+    opener: Checking, source: ObjectVersion, path: str | Path | None, progress: Progress | None
 ) -> dict[str, Array] | Path:
     """Fetch a safetensors object into arrays, which share one buffer, or into a file.
 
@@ -74,7 +88,7 @@ def fetch_tensors(
 
 
 def download_bytes(
-    opener: Opener, source: ObjectVersion, progress: Progress | None = None
+    opener: Checking, source: ObjectVersion, progress: Progress | None = None
 ) -> bytearray:
     """Read an object version into memory, once.
 
@@ -83,7 +97,7 @@ def download_bytes(
     StoreError
         The connection was lost, or the object does not fit in memory.
     DigestError
-        The bytes that arrived do not have the digest that S3 gives.
+        The bytes that arrived do not have the checksum that S3 keeps.
     """
     try:
         data = bytearray(source.nbytes)
@@ -95,15 +109,14 @@ def download_bytes(
     def write(position: int, chunk: memoryview) -> None:
         data[position : position + len(chunk)] = chunk
 
-    recorder = _PartSizeRecorder(opener)
-    _download(recorder, source, write, _starts(source), progress)
-    # Through a view: io.BytesIO would copy the bytes.
-    _check_digest(io.BufferedReader(_View(data)), source, recorder.parts)
+    checksum = opener.checksum(source.key, etag=source.etag)
+    _download(opener, source, write, _starts(source), progress)
+    _check([data], source, checksum)
     return data
 
 
 def download_file(
-    opener: Opener, source: ObjectVersion, path: Path, progress: Progress | None = None
+    opener: Checking, source: ObjectVersion, path: Path, progress: Progress | None = None
 ) -> None:
     """Write an object version to a file, which appears when it is complete.
 
@@ -117,7 +130,7 @@ def download_file(
     StoreError
         The connection was lost.
     DigestError
-        The bytes that were written do not have the digest that S3 gives.
+        The bytes that were written do not have the checksum that S3 keeps.
     OSError
         The file cannot be written.
     """
@@ -134,16 +147,16 @@ def download_file(
                 file.seek(position)
                 file.write(chunk)
 
-        recorder = _PartSizeRecorder(opener)
         try:
-            _download(recorder, source, write, positions, progress)
+            checksum = opener.checksum(source.key, etag=source.etag)
+            _download(opener, source, write, positions, progress)
         except (KeyboardInterrupt, StoreError):
             # A thread that waits for a dead connection may still wake up and write.
             with lock:
                 _save_positions(file, source, positions)
             raise
         file.seek(0)
-        _check_digest(file, source, recorder.parts)
+        _check(iter(lambda: file.read(MIB), b""), source, checksum)
         take_name(file, unfinished, target)
 
 
@@ -203,43 +216,20 @@ def _is_ours(status: os.stat_result) -> bool:
     )
 
 
-class _PartSizeRecorder:
-    """An opener that records the sizes of an object's parts, which its answers contain."""
-
-    def __init__(self, opener: Opener) -> None:
-        self.meter = opener.meter
-        self.parts: tuple[int, ...] | None = None
-        self._opener = opener
-
-    def get_body(self, source: ObjectVersion, start: int, end: int) -> Body:
-        body = self._opener.get_body(source, start, end)
-        self.parts = getattr(body, "parts", None)
-        return body
-
-
-class _View(io.RawIOBase):
-    """Bytes in memory as a file."""
-
-    def __init__(self, data: bytearray) -> None:
-        self._data, self._position = memoryview(data), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
-        chunk = self._data[self._position : self._position + len(buffer)]
-        buffer[: len(chunk)] = chunk
-        self._position += len(chunk)
-        return len(chunk)
-
-
-def _check_digest(
-    file: IO[bytes] | io.BufferedReader, source: ObjectVersion, parts: tuple[int, ...] | None
+def _check(
+    chunks: Iterable[bytes | bytearray], source: ObjectVersion, checksum: str | None
 ) -> None:
-    if parts is not None and not has_digest(file, source.etag, parts):
+    """Check what arrived; S3 has no checksum of an object that is gone, or has none at all."""
+    if not checksum:
+        return
+    crc = Crc64()
+    for chunk in chunks:
+        crc.update(chunk)
+    if crc.text != checksum:
         raise DigestError(
-            f"{source.key}: the {source.nbytes} bytes that arrived do not have the digest that S3 "
-            f"tells ({source.etag}): they were damaged on the way or on this disk; fetch it again"
+            f"{source.key}: the {source.nbytes} bytes that arrived have the CRC-64/NVME "
+            f"{crc.text}, and S3 keeps {checksum} of the object: they were damaged on the way or "
+            "on this disk; fetch it again"
         )
 
 
@@ -268,9 +258,6 @@ def _load_positions(file: IO[bytes], source: ObjectVersion) -> list[int]:
         known = False
     if not known:
         return _starts(source)
-    if positions == [end for _, end in ranges]:
-        # One answer is needed, because it contains the digest.
-        positions[-1] = ranges[-1][0]
     return positions
 
 
@@ -280,7 +267,7 @@ def _save_positions(file: IO[bytes], source: ObjectVersion, positions: Sequence[
 
 
 def _download(
-    opener: Opener,
+    opener: Checking,
     source: ObjectVersion,
     write: Callable[[int, memoryview], None],
     positions: list[int],

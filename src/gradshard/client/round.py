@@ -16,7 +16,7 @@ from gradshard.client.status import StatusPoller, read_status
 from gradshard.client.ticket_issuer import DEFAULT_SECONDS, issue_ticket
 from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import Content, content_of
-from gradshard.client.uploads import Progress, has_checksum, upload
+from gradshard.client.uploads import Progress, checksum_of, upload
 from gradshard.client.verification import Verification
 from gradshard.client.verification_ticket import (
     VerificationTicket,
@@ -570,8 +570,7 @@ class Round(RoundAccess):
         store = self.store
         if store.head(key) is None:
             return False
-        checksum = store.checksum(key)
-        return checksum is None or not has_checksum(content, checksum)
+        return store.checksum(key) != checksum_of(content)
 
     def _is_counted(self, spec: RoundSpec, client: str, content: Content) -> bool:
         """Return whether this update is in the plan already, so that submitting it changes nothing.
@@ -591,10 +590,9 @@ class Round(RoundAccess):
         if spec.awaits(client, plan.stage.awaited):
             return False
         counted = {c.client: c.source for c in plan.contributors}
-        if (source := counted.get(client)) is not None:
-            checksum = store.checksum(source.key, etag=source.etag)
-            if checksum is not None and has_checksum(content, checksum):
-                return True
+        source = counted.get(client)
+        if source and store.checksum(source.key, etag=source.etag) == checksum_of(content):
+            return True
         raise RoundStateError(
             f"round {self.id!r} was planned at {plan.planned_at} and takes no more updates"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 from gradshard.client.compression import decoded
-from gradshard.client.downloads import fetch_tensors
+from gradshard.client.downloads import Checking, fetch_tensors
 from gradshard.client.tensors import Array
 from gradshard.client.upload_source import Content, check_finite, in_order_of
 from gradshard.client.uploads import Progress
@@ -14,11 +14,10 @@ from gradshard.utils.polling import poll
 from gradshard_core.errors import RoundStateError, UpdateError, WaitTimeoutError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout
-from gradshard_core.s3.streams import Opener
 
 T = TypeVar("T")
 
-Source = tuple[Opener, ObjectVersion]
+Source = tuple[Checking, ObjectVersion]
 """An object, and what opens ranges of it."""
 
 

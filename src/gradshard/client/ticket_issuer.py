@@ -68,8 +68,7 @@ def issue_ticket(
     expires
         Seconds from now.
     max_bytes, min_bytes
-        The lengths that an update may have, its header included. Each length takes a millisecond
-        to sign.
+        The lengths that an update may have, its header included.
     layout, allow_nonfinite, codecs, model
         As in :class:`~gradshard.client.tickets.Ticket`.
     agreement
@@ -133,6 +132,7 @@ def issue_download_ticket(
         ticket,
         ended_url=store.presign_read(key, expires, head=True),
         result_url=store.presign_read(key, expires),
+        result_head_url=store.presign_checksum(key, expires),
     )
 
 

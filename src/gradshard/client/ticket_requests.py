@@ -9,8 +9,8 @@ from urllib3.exceptions import HTTPError
 
 from gradshard.client.presigned import MAX_ANSWER_BYTES, Answer, HttpClient
 from gradshard_core.errors import ChangedObjectError, TicketError, TicketUnansweredError
-from gradshard_core.formats.digests import parts_of
 from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.s3.http_transport import CHECKSUM_MODE
 from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.streams import Body
 from gradshard_core.s3.traffic import Meter
@@ -20,7 +20,6 @@ TRANSIENT_CODES: Final = frozenset(
 )
 """Errors of S3 that a retry may not meet: of a slow connection, or of two requests at once."""
 
-_METADATA: Final = "x-amz-meta-"
 _MAX_LENGTH_DIGITS: Final = 15
 
 
@@ -154,11 +153,44 @@ class TicketRequests:
 
 
 class UrlReader:
-    """Opens ranges of the object that one of a ticket's URLs reads."""
+    """Opens ranges of the object that one of a ticket's URLs reads.
 
-    def __init__(self, requests: TicketRequests, url: str) -> None:
+    Parameters
+    ----------
+    requests
+        Sends the ticket's requests.
+    url, head_url
+        The URLs for GETs of the object, and for a HEAD of it with its checksum.
+    """
+
+    def __init__(self, requests: TicketRequests, url: str, head_url: str) -> None:
         self.meter = Meter()
-        self._requests, self._url = requests, url
+        self._requests, self._url, self._head_url = requests, url, head_url
+
+    def head(self, key: str) -> ObjectVersion | None:
+        """Return the object under a name for errors; None if there is none."""
+        answer = self._head()
+        if answer is None:
+            return None
+        etag = self._requests.header(answer, "ETag")
+        return ObjectVersion(key, "", etag, self._requests.content_length(answer))
+
+    def checksum(self, _key: str, *, etag: str | None = None) -> str | None:
+        """Return the CRC-64/NVME that S3 keeps of the object of that ETag, in base64.
+
+        Returns
+        -------
+        str or None
+            Empty if S3 keeps none, and None if there is no such object.
+        """
+        answer = self._head()
+        if answer is None or etag not in {None, answer.headers.get("ETag")}:
+            return None
+        return answer.headers.get("x-amz-checksum-crc64nvme", "")
+
+    def _head(self) -> Answer | None:
+        self.meter.add(gets=1)
+        return self._requests.ask("HEAD", self._head_url, CHECKSUM_MODE)
 
     def get_body(self, source: ObjectVersion, start: int, end: int) -> Body:
         """Open bytes [start, end) of the object."""
@@ -173,23 +205,14 @@ class UrlReader:
         if answer.headers.get("Content-Range") != expected:
             answer.raw.close()
             raise OSError(f"S3 answered {answer.status_code}")
-        metadata = {
-            name.lower().removeprefix(_METADATA): value for name, value in answer.headers.items()
-        }
-        encryption = answer.headers.get("x-amz-server-side-encryption", "")
-        return AnswerBody(answer, parts_of(source.etag, source.nbytes, metadata, encryption))
+        return AnswerBody(answer)
 
 
 class AnswerBody:
-    """An answer's body, whose errors do not contain its URL.
+    """An answer's body, whose errors do not contain its URL."""
 
-    ``parts`` are the sizes by which the object can be checked
-    (:mod:`gradshard_core.formats.digests`).
-    """
-
-    def __init__(self, answer: Answer, parts: tuple[int, ...] | None = None) -> None:
+    def __init__(self, answer: Answer) -> None:
         self._raw = answer.raw
-        self.parts = parts
         self.close = answer.raw.close
 
     def readinto(self, buffer: memoryview, /) -> int:

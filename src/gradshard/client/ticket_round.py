@@ -180,7 +180,7 @@ class TicketRound(RoundAccess):
     def _average(self) -> Source:
         if not self.has_ended():
             raise self._not_ended()
-        return UrlReader(self._requests, self.ticket.result_url), self._ended_average()
+        return self._result, self._ended_average()
 
     def _model(self) -> Source:
         model = self.ticket.model
@@ -188,7 +188,7 @@ class TicketRound(RoundAccess):
             raise self._not_applied()
         name = f"the model of round {self.id!r}"
         source = ObjectVersion(name, "", model["etag"], model["nbytes"])
-        return UrlReader(self._requests, model["url"]), source
+        return UrlReader(self._requests, model["url"], model["head_url"]), source
 
     def _ended_average(self) -> ObjectVersion:
         source = self._find_average()
@@ -200,10 +200,8 @@ class TicketRound(RoundAccess):
 
     def _find_average(self) -> ObjectVersion | None:
         """Return the average's object; None if there is none."""
-        requests = self._requests
-        answer = requests.ask("GET", self.ticket.result_url, {"Range": "bytes=0-0"})
-        if answer is None:
-            return None
-        size = requests.header(answer, "Content-Range").rpartition("/")[2]
-        nbytes = requests.parse_length(size, "no object's length")
-        return ObjectVersion(RoundKeys(self.id).result, "", requests.header(answer, "ETag"), nbytes)
+        return self._result.head(RoundKeys(self.id).result)
+
+    @property
+    def _result(self) -> UrlReader:
+        return UrlReader(self._requests, self.ticket.result_url, self.ticket.result_head_url)

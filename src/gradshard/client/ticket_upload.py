@@ -225,4 +225,4 @@ def _checksum_header(content: Content) -> str:
     S3's own checksum is a header that a ticket would have to sign, before there is an update; and
     an ETag is not the MD5 of the bytes under a KMS key.
     """
-    return f'attachment; sha256="{checksum_of(content)}"'
+    return f'attachment; crc64nvme="{checksum_of(content)}"'

@@ -46,15 +46,15 @@ class Ticket(TicketFile):
     ended_url
         The URL for a HEAD of the manifest, which exists when the round has ended. The manifest
         names the other clients, so the ticket cannot read it.
-    result_url
-        The URL for a GET of the average.
+    result_url, result_head_url
+        The URLs for GETs of the average, and for a HEAD of it with its checksum.
     parts
         URLs for an update that may be too large for one PUT.
     layout
         The layout that the update must have, if it is known. It is checked before the upload,
         because a ticket uploads once.
     model
-        The model to train, if the round has one: ``url`` for a GET, ``etag`` and ``nbytes``.
+        The model to train, if the round has one: ``url`` and ``head_url``, ``etag`` and ``nbytes``.
     allow_nonfinite
         Whether the round takes NaN and infinities. If not, they are found before the upload.
     codecs
@@ -72,6 +72,7 @@ class Ticket(TicketFile):
     rejection_url: str = field(repr=False)
     ended_url: str = field(repr=False)
     result_url: str = field(repr=False)
+    result_head_url: str = field(repr=False)
     parts: PartUrls | None = field(default=None, repr=False)
     layout: Mapping[str, Any] | None = field(default=None, repr=False)
     model: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -150,12 +151,12 @@ def own_ticket(record: Mapping[str, Any]) -> Ticket:
 
 
 def _check_urls(ticket: Ticket) -> None:
-    urls = [ticket.uploaded_url, ticket.rejection_url, ticket.ended_url, ticket.result_url]
-    urls += urls_of(ticket.upload)
+    urls = [ticket.uploaded_url, ticket.rejection_url, ticket.ended_url]
+    urls += [ticket.result_url, ticket.result_head_url, *urls_of(ticket.upload)]
     if ticket.parts:
         urls += ticket.parts.urls()
     if ticket.model is not None:
-        urls.append(ticket.model["url"])
+        urls += [ticket.model["url"], ticket.model["head_url"]]
     if not all(is_url(url) for url in urls):
         raise ValueError("not a URL")
     if len({origin_of(url) for url in urls}) != 1:

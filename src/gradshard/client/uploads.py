@@ -4,23 +4,22 @@ Most updates are sent in one PUT, because each request costs money. The largest 
 parts, and so are large ones whose connection broke, or is the limit. If that is interrupted, too,
 the parts that arrived stay, and the next upload of the same bytes in parts sends only the others.
 
-Stored bytes are recognised by their SHA-256, which S3 checks and keeps; under a KMS key an ETag
+Stored bytes are recognised by their CRC-64/NVME, which S3 checks and keeps; under a KMS key an ETag
 says nothing of the bytes. So every byte is read once more than it is sent.
 """
 
-import base64
 import hashlib
 import io
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import IO, Any, Final
 
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.upload_source import Content
+from gradshard.utils.crc64 import Crc64
 from gradshard.utils.parallel import run_parallel
 from gradshard_core.errors import StoreError, UpdateError
-from gradshard_core.formats.digests import encode_parts
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES, client_ranges
 from gradshard_core.s3.multipart import Part
 from gradshard_core.units import MIB
@@ -185,35 +184,34 @@ def upload(
     UpdateError
         The content changed meanwhile.
     """
-    report = progress or ignore_progress
+    report, checksum = progress or ignore_progress, checksum_of(content)
     if len(client_ranges(content.nbytes)) == 1:
         # Small enough to be held in memory, so that botocore can send it again.
         body = content.read(0, content.nbytes)
-        store.put_bytes(key, body, content_type=CONTENT_TYPE, sha256=checksum_of(content))
+        store.put_bytes(key, body, content_type=CONTENT_TYPE, crc64nvme=checksum)
         report(content.nbytes, content.nbytes)
         return
     is_whole = content.nbytes <= SINGLE_PUT_BYTES and not parallel
-    if is_whole and _put(store, key, content, report):
+    if is_whole and _put(store, key, content, checksum, report):
         return
     upload_id, held = _resumable(store, key, content)
     ranges = client_ranges(content.nbytes)
 
     def send(number: int, body: IO[bytes], nbytes: int) -> Part:
-        checksum = _checksum(content, ranges[number - 1])
-        return store.upload_part(key, upload_id, number, body, nbytes, checksum)
+        part = _checksum(content, ranges[number - 1])
+        return store.upload_part(key, upload_id, number, body, nbytes, part)
 
     parts = send_parts(content, ranges, held, send, report)
     store.complete_upload(key, upload_id, parts)
-    if store.checksum(key) != _joined(base64.b64decode(part.sha256) for part in parts):
+    if store.checksum(key) != checksum:
         raise StoreError(f"{key}: another upload got in the way; submit again")
 
 
-def _put(store: ClientStore, key: str, content: Content, progress: Progress) -> bool:
+def _put(store: ClientStore, key: str, content: Content, checksum: str, progress: Progress) -> bool:
     """Send a content in one request; False if that broke on the way."""
     progress(0, content.nbytes)
-    checksum = checksum_of(content)
     body = UnseekableBody(content, progress)
-    if store.put_stream(key, body, content.nbytes, content_type=CONTENT_TYPE, sha256=checksum):
+    if store.put_stream(key, body, content.nbytes, content_type=CONTENT_TYPE, crc64nvme=checksum):
         return True
     body.raise_failure()
     # Only the answer may have been lost. A second upload could come too late for the plan.
@@ -225,18 +223,8 @@ def ignore_progress(_done: int, _total: int) -> None:
 
 
 def checksum_of(content: Content) -> str:
-    """Return a content's SHA-256 in base64, as S3 has it."""
+    """Return a content's CRC-64/NVME in base64, as S3 has it."""
     return _checksum(content, (0, content.nbytes))
-
-
-def has_checksum(content: Content, checksum: str) -> bool:
-    """Return whether :func:`upload` of the content makes an object of that checksum."""
-    ranges = client_ranges(content.nbytes)
-    if "-" not in checksum:
-        return checksum == checksum_of(content)
-    if not checksum.endswith(f"-{len(ranges)}"):
-        return False
-    return checksum == _joined(_digest(content, *range_) for range_ in ranges)
 
 
 def _resumable(store: ClientStore, key: str, content: Content) -> tuple[str, list[Part]]:
@@ -251,23 +239,24 @@ def _resumable(store: ClientStore, key: str, content: Content) -> tuple[str, lis
             return upload_id, held
         # An upload of other content by the same client, which this one replaces.
         store.abort_upload(key, upload_id)
-    sizes = encode_parts(end - start for start, end in ranges)
-    return store.create_upload(key, sizes, checked=True), []
+    return store.create_upload(key, checked=True), []
 
 
 def _holds(content: Content, part: Part, ranges: Ranges) -> bool:
     """Return whether a part that S3 has is the content's part of that number."""
-    return _is_one_of(part, ranges) and part.sha256 == _checksum(content, ranges[part.number - 1])
+    return _is_one_of(part, ranges) and part.crc64nvme == _checksum(
+        content, ranges[part.number - 1]
+    )
 
 
 def holds_by_etag(content: Content, part: Part, ranges: Ranges) -> bool:
-    """Return whether a part without a SHA-256 is the content's part of that number.
+    """Return whether a part without a CRC is the content's part of that number.
 
     S3's ETag of a part is its MD5. Under a KMS key it is not, so no part is recognised.
     """
     if not _is_one_of(part, ranges):
         return False
-    return part.etag.strip('"') == _digest(content, *ranges[part.number - 1], "md5").hex()
+    return part.etag.strip('"') == _md5(content, *ranges[part.number - 1]).hex()
 
 
 def _is_one_of(part: Part, ranges: Ranges) -> bool:
@@ -282,29 +271,27 @@ def has_etag(content: Content, etag: str, ranges: Ranges) -> bool:
     digest, _, parts = etag.strip('"').partition("-")
     if parts != str(len(ranges)):
         return False
-    digests = b"".join(_digest(content, *range_, "md5") for range_ in ranges)
+    digests = b"".join(_md5(content, *range_) for range_ in ranges)
     return digest == hashlib.md5(digests, usedforsecurity=False).hexdigest()
 
 
-def _digest(content: Content, start: int, end: int, algorithm: str = "sha256") -> bytes:
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    for position in range(start, end, CHUNK_BYTES):
-        digest.update(content.read(position, min(position + CHUNK_BYTES, end)))
+def _md5(content: Content, start: int, end: int) -> bytes:
+    digest = hashlib.md5(usedforsecurity=False)
+    for chunk in _chunks(content, start, end):
+        digest.update(chunk)
     return digest.digest()
 
 
 def _checksum(content: Content, range_: tuple[int, int]) -> str:
-    return _base64(_digest(content, *range_))
+    crc = Crc64()
+    for chunk in _chunks(content, *range_):
+        crc.update(chunk)
+    return crc.text
 
 
-def _joined(digests: Iterable[bytes]) -> str:
-    """Return the checksum that S3 gives an object of parts that have these."""
-    parts = list(digests)
-    return f"{_base64(hashlib.sha256(b''.join(parts)).digest())}-{len(parts)}"
-
-
-def _base64(digest: bytes) -> str:
-    return base64.b64encode(digest).decode()
+def _chunks(content: Content, start: int, end: int) -> Iterator[bytes]:
+    for position in range(start, end, CHUNK_BYTES):
+        yield content.read(position, min(position + CHUNK_BYTES, end))
 
 
 def send_parts(

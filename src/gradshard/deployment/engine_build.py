@@ -6,6 +6,7 @@ files and this machine's processor alone. So it is made once for them, whichever
 
 import contextlib
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -24,6 +25,9 @@ BuildCommand = Callable[[Path, list[str]], None]
 
 _KEPT_BUILDS: Final = 4
 _DEPLOYED: Final = "deployed.yaml"
+
+_FILES: Final = "files.json"
+"""The sizes of a build's files: it is as old as the sources, and some systems clean caches up."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,14 @@ class Build:
 
 
 def find_or_make_build(template: Path, build: BuildCommand) -> Build:
-    """Return the build of a template, made with `sam` if there is none yet.
+    """Return the build of a template, made with `sam` if there is none yet, or it has lost files.
 
     Parameters
     ----------
     template
         The template's path in the application's folder.
     build
-        Runs `sam build`; called only if there is no build.
+        Runs `sam build`; called only if there is no whole build.
 
     Returns
     -------
@@ -81,14 +85,33 @@ def find_or_make_build(template: Path, build: BuildCommand) -> Build:
     key = f"{application.fingerprint()} {platform.machine()} {template}"
     top = builds / hashlib.sha256(key.encode()).hexdigest()[:32]
     with _exclusive(builds):
-        if not top.exists():
+        if not _is_whole(top):
+            shutil.rmtree(top, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=builds, prefix="new-") as temporary:
                 new = Path(temporary, "build")
                 _make(_in_folder(new), template, build)
+                (new / _FILES).write_text(json.dumps(_sizes(new)))
                 new.rename(top)
         os.utime(top)
         _remove_old_builds(builds)
     return _in_folder(top)
+
+
+def _is_whole(top: Path) -> bool:
+    """Return whether a build has all the files with which it was made."""
+    try:
+        made: dict[str, int] = json.loads((top / _FILES).read_text())
+    except (OSError, ValueError):
+        return False
+    # Functions may have added bytecode.
+    return made.items() <= _sizes(top).items()
+
+
+def _sizes(top: Path) -> dict[str, int]:
+    """Return the size of each file in a folder, by its path there."""
+    return {
+        str(file.relative_to(top)): file.stat().st_size for file in top.rglob("*") if file.is_file()
+    }
 
 
 def _in_folder(top: Path) -> Build:

@@ -21,8 +21,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+from gradshard.utils.crc64 import crc64_text
+
 _SCHEDULER_TICK: Final = 1  # seconds
-_PROCESSES_OF_A_FUNCTION: Final = max(8, 2 * (os.cpu_count() or 1))
+PROCESSES_OF_A_FUNCTION: Final = max(4, 2 * (os.cpu_count() or 1))
+"""Invocations of one function that run at once."""
+
 _EVENTS_AT_ONCE: Final = 4
 _EVENT_PAUSES: Final = (0, 1, 2)  # seconds before each attempt
 
@@ -43,6 +47,7 @@ def apply() -> None:
     _tell_decisions()
     _patch_versioned_ranges()
     _patch_etags_under_kms()
+    _patch_checksums()
     _patch_max_concurrency_path()
     _patch_callback_failures()
     _patch_nested_executions()
@@ -51,6 +56,7 @@ def apply() -> None:
     _patch_scheduler_tick()
     _patch_crowds()
     _patch_layers()
+    _patch_cold_starts()
 
 
 def _patch_functions_keys() -> None:
@@ -229,6 +235,32 @@ def _patch_etags_under_kms() -> None:
     s3.hashlib = SimpleNamespace(**{**vars(hashlib), "md5": md5})
 
 
+def _patch_checksums() -> None:
+    """Keep the CRC-64/NVME of every object that has no other checksum, as S3 does.
+
+    MiniStack keeps none then, makes one of the parts' CRCs where parts bring them, and takes a
+    second of a processor for 10 MB.
+    """
+    from ministack.services import s3
+
+    compute, composite = s3._compute_s3_checksum, s3._composite_checksum
+    record_version = s3._record_object_version
+
+    def checksum_of(algorithm: str, body: Any) -> Any:
+        return crc64_text(body) if algorithm == "CRC64NVME" else compute(algorithm, body)
+
+    def composite_of(algorithm: str, parts: list[str]) -> Any:
+        return None if algorithm == "CRC64NVME" else composite(algorithm, parts)
+
+    def record(bucket: str, key: str, prior: Any, made: dict[str, Any], data: Any) -> Any:
+        if not made.get("checksums"):
+            made |= {"checksums": {"CRC64NVME": crc64_text(data)}, "checksum_type": "FULL_OBJECT"}
+        return record_version(bucket, key, prior, made, data)
+
+    s3._compute_s3_checksum, s3._composite_checksum = checksum_of, composite_of
+    s3._record_object_version = record
+
+
 def _patch_max_concurrency_path() -> None:
     """Honour ``MaxConcurrencyPath`` of a distributed map, which MiniStack ignores."""
     from ministack.services import stepfunctions
@@ -314,23 +346,26 @@ def _patch_nested_executions() -> None:
 
 
 def _patch_error_names() -> None:
-    """Report a function's failure under its exception's name, as AWS does.
+    """Report a function's failure under its exception's name and keep its process, as AWS does.
 
     MiniStack calls every one ``Runtime.HandlerError``, so retries and readers cannot tell errors
-    apart. The name travels from the worker process in its answer, then on the message itself.
+    apart, and starts another process. The name travels from the worker process in its answer, which
+    is ``ok`` for MiniStack, then on the message itself.
     """
     from ministack.core import lambda_runtime
     from ministack.services import lambda_svc
 
     lambda_runtime._PYTHON_WORKER_SCRIPT = lambda_runtime._PYTHON_WORKER_SCRIPT.replace(
-        '"error": str(e), "trace"', '"error": str(e), "name": type(e).__name__, "trace"'
+        '"status": "error", "error": str(e), "trace"',
+        '"status": "ok", "error": str(e), "name": type(e).__name__, "trace"',
     )
     worker_invoke = lambda_runtime.Worker.invoke
     execute_function = lambda_svc._execute_function_warm
 
     def invoke(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         response: dict[str, Any] = worker_invoke(self, *args, **kwargs)
-        if response.get("status") == "error":
+        if "error" in response:
+            response["status"] = "error"
             died = response["error"] == "Worker process died"
             error = _NamedError(response["error"])
             error.name = "Runtime.ExitError" if died else response.get("name", "")
@@ -411,7 +446,7 @@ def _patch_crowds() -> None:
 
     def execute(function: dict[str, Any], *rest: Any) -> dict[str, Any]:
         name = (function.get("config") or function).get("FunctionName", "")
-        with slots.setdefault(name, threading.Semaphore(_PROCESSES_OF_A_FUNCTION)):
+        with slots.setdefault(name, threading.Semaphore(PROCESSES_OF_A_FUNCTION)):
             result: dict[str, Any] = execute_function(function, *rest)
         return result
 
@@ -456,3 +491,16 @@ def _patch_layers() -> None:
             self.config = config
 
     Worker._spawn = spawn_with_shared
+
+
+def _patch_cold_starts() -> None:
+    """Start a function's process with nothing imported but the function, as on AWS.
+
+    MiniStack imports botocore first, to count how deep functions invoke each other. No function
+    here invokes another, and none imports botocore, which takes longer than all else they import.
+    """
+    from ministack.core import lambda_runtime
+
+    lambda_runtime._PYTHON_WORKER_SCRIPT = lambda_runtime._PYTHON_WORKER_SCRIPT.replace(
+        "    _ms_install_invoke_depth()\n", ""
+    )

@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -55,7 +55,9 @@ def down(port: int = DEFAULT_PORT, *, delete: bool = False) -> bool:
     """
     engine = status(port)
     if engine.pid is not None:
-        _stop(engine.pid)
+        # It takes seconds to write its state when it ends, which nobody would read.
+        forget = delete or engine.ephemeral
+        _stop(engine.pid, (signal.SIGKILL,) if forget else (signal.SIGTERM, signal.SIGKILL))
     shutil.rmtree(engine.folder, ignore_errors=True)
     if delete:
         shutil.rmtree(engine.kept, ignore_errors=True)
@@ -140,7 +142,7 @@ def start(engine: Engine, bind: str | None, *, ephemeral: bool, owner: int | Non
         with add_path_to_errors(engine.folder):
             (engine.folder / "pid").write_text(str(pid))
     except OSError:
-        _stop(pid)
+        _stop(pid, (signal.SIGKILL,))
         raise
     for _ in poll(_START_SECONDS, pause=_START_PAUSE_SECONDS):
         if is_ready(engine):
@@ -174,8 +176,9 @@ def _check_address(address: str, port: int, option: str) -> None:
             ) from error
 
 
-def _stop(pid: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
+def _stop(pid: int, signals: Sequence[signal.Signals]) -> None:
+    """Send an engine's group one signal after the other until all its processes have ended."""
+    for number in signals:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, number)
         for _ in poll(_STOP_SECONDS, pause=_STOP_PAUSE_SECONDS):

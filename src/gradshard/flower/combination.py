@@ -52,4 +52,9 @@ def combination_of(
             f"rule {parsed.name} is for partial updates, and Flower's clients send whole ones: "
             "take a robust rule, such as median"
         )
+    if parsed.layer_quorum is not None:
+        raise SpecError(
+            f"rule {parsed.name} with a layer_quorum is for partial updates, and Flower's clients "
+            "send whole ones: leave out layer_quorum"
+        )
     return Combination({"rule": rule}, parsed.least_clients, parsed.is_of_changes)

@@ -70,6 +70,7 @@ def table(
     rows: Sequence[Sequence[object]],
     *,
     most: int | None = None,
+    of: int | None = None,
     fold_after: int = FOLD_AFTER,
 ) -> Markup:
     """Return a table; the first cell of each row is the heading of the row.
@@ -87,10 +88,12 @@ def table(
         Texts, elements or :class:`Cell`, one for each column.
     most
         The most rows to show. The table says if there are more.
+    of
+        How many rows there are, if these are the first of more.
     fold_after
         A table with more rows is folded.
     """
-    shown = rows[:most]
+    shown, total = rows[:most], of or len(rows)
     heads = (
         tag("th", column.heading, scope="col", role="columnheader", class_=column.kind)
         for column in columns
@@ -101,12 +104,12 @@ def table(
         tag("tbody", *(_row(row, columns) for row in shown), role="rowgroup"),
         class_="cards" if len(columns) > MAX_COLUMNS else "narrow",
     )
-    if len(shown) < len(rows):
-        note = f"The first {len(shown):,} of {len(rows):,}; gradshard report --json has them all."
+    if len(shown) < total:
+        note = f"The first {len(shown):,} of {total:,}; gradshard report --json has them all."
         whole = joined(whole, tag("p", note, class_="dim small"))
     if len(shown) <= fold_after:
         return whole
-    return tag("details", tag("summary", f"{caption}: {len(rows):,} rows"), whole, class_="listing")
+    return tag("details", tag("summary", f"{caption}: {total:,} rows"), whole, class_="listing")
 
 
 def facts_table(caption: str, rows: Sequence[tuple[str, object]]) -> Markup:

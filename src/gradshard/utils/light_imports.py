@@ -13,8 +13,8 @@ UNUSED = ("attr", "urllib3.contrib.pyopenssl")
 urllib3's module for pyOpenSSL, and finds it elsewhere, too."""
 
 LOGIN_ONLY = "awscrt"
-"""Has signatures and checksums that no request here asks for. Credentials of ``aws login`` need
-it."""
+"""Has signatures that no request here asks for. Credentials of ``aws login`` need it, and transfers
+import its checksums themselves (:mod:`gradshard.utils.crc64`)."""
 
 _LOGIN_SETTING = b"login_session"
 

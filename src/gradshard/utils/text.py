@@ -5,9 +5,12 @@ from collections.abc import Sequence
 
 def escape_terminal(text: object) -> str:
     """Return text with what could steer a terminal escaped; clients' ids and reasons may."""
+    whole = str(text)
+    if whole.isprintable():
+        return whole
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in str(text)
+        for character in whole
     )
 
 

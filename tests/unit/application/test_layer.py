@@ -7,6 +7,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import pytest
 ROOT = Path(__file__).parents[3]
 LAYER = ROOT / "layers" / "gradshard"
 FUNCTIONS = sorted([*ROOT.glob("functions/*"), *ROOT.glob("keeper/functions/*")])
+
+
+installed = cache(packages_distributions)
 
 
 def packages_for(function: Path) -> set[str]:
@@ -53,12 +57,19 @@ def source(module: str) -> Path | None:
     return found[0] if found else None
 
 
+@cache
+def imports_of(file: Path) -> list[str]:
+    """The modules that a file imports."""
+    return list(imports(ast.parse(file.read_text())))
+
+
+@cache
 def reached(function: Path) -> set[str]:
     """Every module that a function imports, itself or through others of ours."""
     found: set[str] = set()
     files = [function / "app.py"]
     while files:
-        for module in imports(ast.parse(files.pop().read_text())):
+        for module in imports_of(files.pop()):
             parts = module.split(".")
             for name in {".".join(parts[: n + 1]) for n in range(len(parts))} - found:
                 file = source(name)
@@ -78,7 +89,7 @@ def test_every_import_of_a_function_is_there_on_lambda(function: Path) -> None:
         folder = "keeper"
         pytest.importorskip("pyhpke", reason="the packages of masked rounds are not installed")
     assert f"gradshard_core.{folder}.{function.name}" in modules
-    distributions = packages_distributions()
+    distributions = installed()
     others = {name.partition(".")[0] for name in modules} - {
         "gradshard_core",
         *sys.stdlib_module_names,

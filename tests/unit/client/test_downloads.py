@@ -12,7 +12,7 @@ from gradshard.client.downloads import download_bytes, download_file
 from gradshard_core.errors import ChangedObjectError, DigestError, StoreError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.planning import transfers
-from tests.unit.fakes import MemoryStore, md5
+from tests.unit.fakes import MemoryStore
 
 KEY = "rounds/r/update.safetensors"
 DATA = bytes(range(256)) * 20
@@ -251,49 +251,42 @@ def test_a_hidden_file_of_another_user_is_left_alone(
     assert part.exists()
 
 
-# ------------------------------------------------------------------------------ the digest
+# ------------------------------------------------------------------------------ the checksum
 
 
-SIZES = (2000, 2000, 1120)
-
-
-@pytest.fixture(params=["one request", "parts"])
-def checked(request: pytest.FixtureRequest, store: Counting) -> Counting:
-    """Give a bucket whose object has a digest that can be checked."""
-    sizes = (len(DATA),) if request.param == "one request" else SIZES
-    if len(sizes) > 1:
-        starts = [sum(sizes[:number]) for number in range(len(sizes))]
-        pieces = [DATA[start : start + size] for start, size in zip(starts, sizes, strict=True)]
-        whole = md5(b"".join(md5(piece).digest() for piece in pieces)).hexdigest()
-        store.etags[KEY] = f'"{whole}-{len(sizes)}"'
-    store.parts_by_key[KEY] = sizes
-    return store
-
-
-def test_bytes_with_the_digest_are_taken(checked: Counting, tmp_path: Path) -> None:
-    download_file(checked, source_of(checked), tmp_path / "f")
-    assert (tmp_path / "f").read_bytes() == DATA
-    assert download_bytes(checked, source_of(checked)) == DATA
-
-
-def test_bytes_without_the_digest_are_not(checked: Counting, tmp_path: Path) -> None:
-    checked.objects[KEY] = DATA[:4321] + bytes([DATA[4321] ^ 1]) + DATA[4322:]
-    with pytest.raises(DigestError, match="5120 bytes that arrived do not have the digest"):
-        download_file(checked, source_of(checked), tmp_path / "f")
+@pytest.mark.parametrize("kms", [False, True])
+@pytest.mark.parametrize("position", [0, 1000, 4321, len(DATA) - 1])
+def test_bytes_without_the_checksum_are_not_taken(
+    tmp_path: Path, position: int, *, kms: bool
+) -> None:
+    store = MemoryStore(kms=kms)
+    store.put_bytes(KEY, DATA)
+    damaged = bytearray(DATA)
+    damaged[position] ^= 1
+    store.objects[KEY] = bytes(damaged)
+    with pytest.raises(DigestError, match="5120 bytes that arrived have the CRC-64/NVME"):
+        download_file(store, source_of(store), tmp_path / "f")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(DigestError, match="fetch it again"):
-        download_bytes(checked, source_of(checked))
+        download_bytes(store, source_of(store))
 
 
-def test_damage_between_two_tries_is_found(checked: Counting, tmp_path: Path) -> None:
+def test_an_object_of_which_s3_keeps_no_checksum_is_taken(store: Counting, tmp_path: Path) -> None:
+    store.checksums[KEY] = ""
+    download_file(store, source_of(store), tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("end", [2000, len(DATA)])
+def test_damage_between_two_tries_is_found(store: Counting, tmp_path: Path, end: int) -> None:
     with pytest.raises(KeyboardInterrupt):
-        download_file(checked, source_of(checked), tmp_path / "f", interrupted_at(len(DATA)))
+        download_file(store, source_of(store), tmp_path / "f", interrupted_at(end))
     [part] = tmp_path.iterdir()
     with part.open("r+b") as file:
         file.write(b"other")
     with pytest.raises(DigestError):
-        download_file(checked, source_of(checked), tmp_path / "f")
-    download_file(checked, source_of(checked), tmp_path / "f")
+        download_file(store, source_of(store), tmp_path / "f")
+    download_file(store, source_of(store), tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == DATA
 
 

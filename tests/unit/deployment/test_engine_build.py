@@ -112,6 +112,32 @@ def test_a_build_that_fails_leaves_nothing(files: Files, builds: Path) -> None:
     assert sam.builds == 1
 
 
+LOST = ["GradshardLayer/python/module.py", "GradshardLayer.zip", "template.yaml", "deployed.yaml"]
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+@pytest.mark.parametrize("name", [*LOST, "../sources/template.yaml", "../files.json"])
+def test_a_build_that_has_lost_something_is_made_again(
+    files: Files, builds: Path, name: str, *, is_cut: bool
+) -> None:
+    """As a program that removes old files from caches does, or a disk that was full."""
+    sam = Sam()
+    build = find_or_make_build(TEMPLATE, sam)
+    lost = build.folder / name
+    before = lost.read_bytes()
+    if is_cut:
+        os.truncate(lost, len(before) - 1)
+    else:
+        lost.unlink()
+    assert find_or_make_build(TEMPLATE, sam) == build
+    assert sam.builds == 2
+    # A ZIP file has the times of its members.
+    assert lost.stat().st_size == len(before)
+    assert find_or_make_build(TEMPLATE, sam) == build
+    assert sam.builds == 2
+    assert len(list(folders(builds))) == 1
+
+
 def test_what_a_killed_process_left_is_removed(files: Files, builds: Path) -> None:
     (builds / "new-killed" / "build").mkdir(parents=True)
     build = find_or_make_build(TEMPLATE, Sam())

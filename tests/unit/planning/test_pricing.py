@@ -279,8 +279,8 @@ def test_listings_of_many_have_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert some.puts == one.puts
     # No looks, but marks; and five pieces of contributors, which the manifest has, too.
     assert many.gets - one.gets == 2499 * 6 - 2 + 2500 + 5
-    # A mark and a listing of them instead of four listings; planning's listing has three pages.
-    assert many.puts - one.puts == 2 * 2500 - 4 + 2 + 2 * 5
+    # A mark and a listing of them instead of four listings; planning's two have three pages each.
+    assert many.puts - one.puts == 2 * 2500 - 4 + 2 + 3 + 2 * 5
     # 2,001 parts, and 4,002 partial sums of one level, whose tasks are one object more; and the
     # records of all tasks in twelve pieces.
     deep = pricing.around([4002, 2001], 1)

@@ -84,8 +84,21 @@ def parse(**fields: Any) -> TrainingSpec:
         ({**BUFFERED, "clients": ["a", "b"]}, "buffer is 3, and clients has 2"),
         ({**BUFFERED, "buffer": 373}, r"buffer × \(max_staleness \+ 1\) is 4103, over 4096"),
         ({**BUFFERED, "staleness_exponent": -1}, "staleness_exponent is -1, not a number from 0"),
-        ({**BUFFERED, "round": {**ROUND, "min_clients": 3, "rule": "median"}}, "go with rule"),
-        ({**BUFFERED, "round": {**ROUND, "min_clients": 3, "dp": DP}}, "do not go with dp"),
+        ({**BUFFERED, "round": {**ROUND, "rule": "median"}}, "median counts every update alike"),
+        ({**BUFFERED, "round": {**ROUND, "rule": "fill"}}, "do not go with rule"),
+        (
+            {**BUFFERED, "round": {**ROUND, "rule": {"name": "norm_clip", "layer_quorum": 3}}},
+            "do not go with rule",
+        ),
+        ({**BUFFERED, "round": {**ROUND, "rule": {"name": "krum", "f": 1}}}, "at least 5 updates"),
+        (
+            {**BUFFERED, "updates_per_client": 2, "round": {**ROUND, "rule": "norm_clip"}},
+            "updates_per_client is 2, and a robust rule takes each update for another client's",
+        ),
+        (
+            {**BUFFERED, "round": {**ROUND, "min_clients": 3, "dp": DP}},
+            "go with dp: they wait where",
+        ),
         ({**BUFFERED, "round": {**ROUND, "weights": "counts"}}, "do not go with weights"),
         ({**BUFFERED, "round": {**ROUND, "min_clients": 4}}, "min_clients is 4, over the 3"),
         ({**BUFFERED, "round": {"server_optimizer": MODELS}}, "whose updates are deltas"),

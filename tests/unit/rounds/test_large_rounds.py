@@ -17,7 +17,12 @@ import pytest
 from gradshard.client.status import StatusPoller
 from gradshard_core.aggregation import topologies
 from gradshard_core.aggregation.noise import NoiseSource
-from gradshard_core.errors import PlanError, StoreError, UnreadableObjectError
+from gradshard_core.errors import (
+    BrokenObjectError,
+    PlanError,
+    StoreError,
+    UnreadableObjectError,
+)
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.pieces import is_in_pieces
 from gradshard_core.planning import large_rounds, pricing
@@ -360,6 +365,37 @@ def test_a_round_whose_ids_are_not_there_is_not_opened(machine: Machine) -> None
     machine.store.delete(machine.keys.expected(written["pieces"][1]))
     with pytest.raises(StoreError, match="is missing"):
         machine.open(clients=written)
+
+
+def replace_entry(machine: Machine, key: str, old: str, new: str) -> None:
+    """Put another piece in the place of one, of the same form."""
+    body = machine.store.objects[key]
+    assert old.encode() in body
+    machine.store.put_bytes(key, body.replace(old.encode(), new.encode()))
+
+
+def test_a_replaced_piece_of_the_expected_ids_is_noticed(machine: Machine) -> None:
+    written = stored_ids(machine, [client(number) for number in range(20)])
+    machine.open(clients=written)
+    replace_entry(machine, machine.keys.expected(written["pieces"][0]), client(3), "c0003x")
+    etag = submit(machine, 3, updates_of(1)[0])
+    with pytest.raises(BrokenObjectError, match="other content than its name says"):
+        machine.collect(client(3), etag)
+
+
+def test_a_replaced_piece_of_a_plan_or_manifest_is_noticed(machine: Machine) -> None:
+    updates = dict(enumerate(updates_of(60)))
+    machine.open(clients=60)
+    for number, update in updates.items():
+        machine.collect(client(number), submit(machine, number, update))
+    manifest, plan = run(machine, DUE), read_plan(machine.store, machine.keys)
+    assert plan is not None
+    records: list[Any] = [plan.contributors, manifest["contributors"]]
+    for record in records:
+        name = record.written["pieces"][2]
+        replace_entry(machine, machine.keys.piece(name), client(17), client(16))
+        with pytest.raises(BrokenObjectError, match=f"{name}.json: .* somebody replaced it"):
+            list(record)
 
 
 # ---------------------------------------------------------------------------- assignments in pieces

@@ -352,6 +352,10 @@ def test_what_rounds_of_partial_updates_need_is_said(machine: Machine) -> None:
     assert (
         "rule median takes partial updates, of which few may have all tensors" in answer["reason"]
     )
+    layout = layout_of(whole(np.random.default_rng(0)))
+    terms = {"rule": {"name": "norm_clip", "layer_quorum": 3}, "layout": layout}
+    answer = machine.open(clients=9, measure_one_in=2, **terms)
+    assert "might measure nothing of an update with few layers" in answer["reason"]
     answer = machine.open(clients=9, rule="median", layers=["a"])
     assert "rule median takes whole ones unless it has a layer_quorum" in answer["reason"]
     answer = machine.open(clients=9, rule={"name": "krum", "f": 1}, layers=["a"])

@@ -4,6 +4,7 @@ The machine goes through ``federation.asl.json`` itself: its choices, its payloa
 after an error. Rounds run straight through; the clients are the library's.
 """
 
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ from gradshard_core.trainings.advance_training import advance_training
 from gradshard_core.trainings.pause_training import pause_training
 from gradshard_core.trainings.start_training import start_training
 from tests.planned import levels_of
-from tests.unit.fakes import Body, MemoryStack, MemoryStore, MemoryWire
+from tests.unit.fakes import MemoryStack, MemoryStore, MemoryWire
 
 ROOT = Path(__file__).parents[3]
 DEFINITION: dict[str, Any] = json.loads((ROOT / "statemachine" / "federation.asl.json").read_text())
@@ -109,7 +110,7 @@ class DyingStore(MemoryStore):
     def get_body(self, source: Any, start: int, end: int) -> Any:
         earlier = self.earlier.get((source.key, source.etag))
         if earlier is not None:
-            return self._request(lambda: Body(earlier[start:end], None))
+            return self._request(lambda: io.BytesIO(earlier[start:end]))
         return self._request(lambda: super(DyingStore, self).get_body(source, start, end))
 
     def delete(self, key: str, *, only: str | None = None) -> None:

@@ -422,6 +422,127 @@ def test_a_late_step_and_late_events_of_a_training_that_has_ended_change_nothing
     assert machine.store.objects == before
 
 
+def robust(rule: dict[str, Any], **more: Any) -> dict[str, Any]:
+    optimizer = {"optimizer": "fedavg", "updates": "deltas"}
+    return (
+        options(
+            buffer=5,
+            rounds=6,
+            max_staleness=20,
+            round={"rule": rule, "server_optimizer": optimizer},
+        )
+        | more
+    )
+
+
+def deltas_of(machine: BufferedMachine, buffer: Mapping[tuple[str, int], int]) -> list[Any]:
+    """The updates of a buffer in the order of their clients, each as one array of float64."""
+    found = []
+    for client, version in sorted(buffer):
+        base = machine.model.fetch(version=version)
+        after = trained(client, base, version)
+        found.append(np.concatenate([(after[n] - base[n]).ravel() for n in MODEL]).astype(float))
+    return found
+
+
+def step_of(machine: BufferedMachine, version: int) -> Any:
+    before, after = (machine.model.fetch(version=v) for v in (version, version + 1))
+    return np.concatenate([(after[n] - before[n]).ravel() for n in MODEL]).astype(float)
+
+
+def test_clipped_updates_of_a_buffer_are_discounted(new_machine: NewMachine) -> None:
+    """w = n / Σn · min(1, C / ‖x‖) · (1 + τ)^-a, with C the median length of the buffer."""
+    machine = new_machine({**PACES, "flo": 7.0})
+    rule = {"name": "norm_clip"}
+    state = machine.start(**robust(rule, clients=[*machine.paces]))
+    assert (state.status, state.completed) == ("ended", 6)
+    _, taken = fedbuff(machine.arrived, 5)
+    assert [record["staleness"] for record in machine.training.records()] == by_client(taken[:6])
+    assert max(max(found.values()) for found in taken) >= 1
+    for number, buffer in enumerate(taken[:6], start=1):
+        updates = deltas_of(machine, buffer)
+        lengths = [float(np.linalg.norm(update)) for update in updates]
+        bound, samples = sorted(lengths)[2], [3 + len(client) for client, _ in sorted(buffer)]
+        expected = sum(
+            n / sum(samples) * min(1, bound / length) * (1 + buffer[sent]) ** -0.5 * update
+            for n, length, sent, update in zip(
+                samples, lengths, sorted(buffer), updates, strict=True
+            )
+        )
+        assert np.allclose(step_of(machine, number), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_medians_of_a_buffer_are_those_of_numpy(new_machine: NewMachine) -> None:
+    machine = new_machine({**PACES, "flo": 7.0})
+    rule = {"name": "median"}
+    machine.start(**robust(rule, clients=[*machine.paces], staleness_exponent=0))
+    _, taken = fedbuff(machine.arrived, 5)
+    for number, buffer in enumerate(taken[:6], start=1):
+        expected = np.median(deltas_of(machine, buffer), axis=0)
+        assert np.allclose(step_of(machine, number), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_update_that_a_rule_leaves_out_is_used_up_and_its_client_reads_why(
+    new_machine: NewMachine,
+) -> None:
+    """Also if the round is lost after its second plan, and repeated with the same updates."""
+    found = []
+    for is_lost in (False, True):
+        machine, lost = new_machine({**PACES, "flo": 7.0}), list[str]()
+
+        def lose(
+            invitation: Invitation, lost: list[str] = lost, machine: BufferedMachine = machine
+        ) -> None:
+            plan = machine.store.get_json(f"rounds/{invitation.round_id}/plan.json")
+            if invitation.number == 2 and not lost and plan["left_out"]:
+                lost.append(invitation.round_id)
+                raise LostError("States.TaskFailed", "stopped by hand")
+
+        if is_lost:
+            machine.after_plan = lose
+        state = machine.start(**robust({"name": "krum", "f": 1}, clients=[*machine.paces]))
+        assert (state.status, state.completed) == ("ended", 6)
+        assert bool(lost) == is_lost
+        verdicts = {sent: verdict(machine, *sent) for sent in machine.arrived}
+        left_out = [text for text in verdicts.values() if "rule krum left this update out" in text]
+        assert len(left_out) == 6 * 4
+        assert [*verdicts.values()].count("counted") == 6
+        found.append(bits(machine))
+    assert found[0] == found[1]
+
+
+def test_krum_takes_one_update_of_each_buffer_though_functions_die_at_random(
+    new_machine: NewMachine,
+) -> None:
+    """And events come twice, and executions of rounds are lost."""
+    machine, rng, lost = new_machine({**PACES, "flo": 7.0}), random.Random(0), set[str]()  # noqa: S311
+
+    def lose(invitation: Invitation) -> None:
+        if invitation.round_id not in lost and rng.random() < 0.2:
+            lost.add(invitation.round_id)
+            raise LostError("States.TaskFailed", "stopped by hand")
+
+    machine.kill = {
+        name: [{rng.randrange(-16, 16)} if n % 2 else set() for n in range(500)]
+        for name in FUNCTIONS
+    }
+    machine.after_plan, machine.deliver = lose, lambda event: [event] * rng.randint(1, 2)
+    state = machine.start(**robust({"name": "krum", "f": 1}, clients=[*machine.paces], repeats=20))
+    assert (state.status, state.completed) == ("ended", 6)
+    assert lost
+    verdicts = [verdict(machine, *sent) for sent in machine.arrived]
+    assert verdicts.count("counted") == 6
+    assert sum("rule krum left this update out" in text for text in verdicts) == 6 * 4
+    _, taken = fedbuff(machine.arrived, 5)
+    for number, buffer in enumerate(taken[:6], start=1):
+        updates = np.array(deltas_of(machine, buffer))
+        squares = ((updates[:, None] - updates[None]) ** 2).sum(axis=2)
+        scores = np.sort(squares, axis=1)[:, 1:3].sum(axis=1)  # N - f - 2 = 2 neighbours
+        best = int(scores.argmin())
+        discounted = (1 + buffer[sorted(buffer)[best]]) ** -0.5 * updates[best]
+        assert np.allclose(step_of(machine, number), discounted, rtol=1e-5, atol=1e-6)
+
+
 def test_every_update_has_counted_or_has_a_reason(new_machine: NewMachine) -> None:
     """With so low a bound most of the slow clients' updates are too old when their turn comes."""
     machine = new_machine({**PACES, "eve": 17.0, "flo": 23.0})

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
-from gradshard_core.errors import SpecError
+from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning.plan import Task
 from gradshard_core.planning.training_spec import parse_training_spec
 from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger, read_ledger
+from gradshard_core.rounds.aggregate_shard import aggregate_shard
+from gradshard_core.s3.task_client import TaskS3Client
 from tests.unit.trainings.machine import Machine
 
 CLIENTS = [f"c{number}" for number in range(8)]
@@ -43,6 +46,22 @@ def test_a_client_that_the_rule_left_out_has_missed_nothing(machine: Machine) ->
     assert state.silent == {}
     manifest = machine.store.get_json(RoundKeys("t-00002").manifest)
     assert len(manifest["left_out"]) == len(CLIENTS) - 1
+
+
+def test_a_client_that_the_rule_left_out_of_a_round_that_fails_has_answered(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(wire: TaskS3Client, name: str, *, attempt: int, task: Task) -> dict[str, Any]:
+        if attempt == 1:
+            raise PlanError("the second pass fails")
+        return aggregate_shard(wire, name, attempt=attempt, task=task)
+
+    monkeypatch.setattr("tests.unit.trainings.machine.aggregate_shard", fail)
+    of_round = {"rule": {"name": "krum", "f": 2}, "server_optimizer": DELTAS}
+    state = machine.start(rounds=1, clients=CLIENTS, round=of_round, repeats=0)
+    assert state.status == "paused"
+    assert "the second pass fails" in (state.cause or "")
+    assert state.silent == {}
 
 
 def test_training_pauses_at_once_when_its_privacy_budget_is_spent(machine: Machine) -> None:

@@ -11,6 +11,7 @@ from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.records.assignment import write_assignments
 from gradshard_core.records.notice import Notice
 from gradshard_core.records.training_state import Invitation, TrainingState
+from gradshard_core.s3.http_transport import CHECKSUM_MODE
 from gradshard_core.s3.sigv4 import Credentials, presign
 from gradshard_core.stragglers.assignments import Report
 from gradshard_core.trainings.write_notices import SECONDS, write_notices
@@ -39,6 +40,9 @@ class Signer:
 
     def presign_read(self, key: str, seconds: int, *, head: bool = False) -> str:
         return self.sign("HEAD" if head else "GET", key, seconds, {})
+
+    def presign_checksum(self, key: str, seconds: int) -> str:
+        return self.sign("HEAD", key, seconds, dict(CHECKSUM_MODE))
 
 
 class World:
@@ -146,6 +150,7 @@ def test_the_urls_are_for_what_they_say_and_for_half_a_day(world: World) -> None
         ("GET", ticket["rejection_url"], keys.rejection("ann"), {}),
         ("HEAD", ticket["ended_url"], keys.manifest, {}),
         ("GET", ticket["result_url"], keys.result, {}),
+        ("HEAD", ticket["result_head_url"], keys.result, CHECKSUM_MODE),
     ]
     given = {"Content-Length": str(length), "If-None-Match": "*"}
     asked.append(("PUT", beginning + end, keys.update("ann"), given))

@@ -57,6 +57,14 @@ class Decision(NamedTuple):
         full = self.weights if self.full is None else self.full
         return sum(weight >= most for weight, most in zip(self.weights, full, strict=True))
 
+    def discounted(self, discounts: Sequence[float]) -> "Decision":
+        """Return the decision with each weight times a factor, as it would be without the rule."""
+        weights = tuple(w * d for w, d in zip(self.weights, discounts, strict=True))
+        if self.full is None:
+            return self._replace(weights=weights)
+        full = tuple(w * d for w, d in zip(self.full, discounts, strict=True))
+        return self._replace(weights=weights, full=full)
+
 
 Rule = Callable[[Settings, Gram, Sequence[int]], Decision]
 

@@ -186,14 +186,19 @@ def _parse_metadata(metadata: Any) -> dict[str, str]:
 
 
 def _parse_tensor(name: str, entry: Any, data_bytes: int) -> Tensor:
-    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise UpdateError(f"tensor {shorten(name)!r} lacks dtype, shape or data_offsets")
+    # A header may have 100,000 tensors: each check here takes some time of a function.
     shown = shorten(name)
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    try:
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError):  # it is no object, or lacks one of them
+        raise UpdateError(f"tensor {shown!r} lacks dtype, shape or data_offsets") from None
     if not isinstance(dtype, str) or not isinstance(shape, list):
         raise UpdateError(f"tensor {shown!r}: dtype is not text, or shape not a list")
     if not (
-        isinstance(offsets, list) and len(offsets) == 2 and all(type(o) is int for o in offsets)
+        isinstance(offsets, list)
+        and len(offsets) == 2
+        and type(offsets[0]) is int
+        and type(offsets[1]) is int
     ):
         raise UpdateError(f"tensor {shown!r}: data_offsets is not two whole numbers")
     start, end = offsets

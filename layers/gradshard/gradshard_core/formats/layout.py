@@ -7,7 +7,6 @@ client that orders its tensors differently keeps those bytes (*runs*).
 
 import itertools
 import json
-import math
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -324,9 +323,15 @@ def byte_length(name: str, dtype: str, shape: Sequence[int]) -> int:
         raise UpdateError(
             f"tensor {name!r} has dtype {shorten(str(dtype))!r}; supported: {', '.join(DTYPES)}"
         )
-    if len(shape) > MAX_DIMENSIONS or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
-        raise UpdateError(
-            f"tensor {name!r} has shape {shorten(str(shape))}, "
-            f"not a list of at most {MAX_DIMENSIONS} sizes"
-        )
-    return math.prod(shape) * DTYPES[dtype].size
+    if len(shape) <= MAX_DIMENSIONS:
+        nbytes = DTYPES[dtype].size
+        for length in shape:
+            if type(length) is not int or not 0 <= length < 2**63:
+                break
+            nbytes *= length
+        else:
+            return nbytes
+    raise UpdateError(
+        f"tensor {name!r} has shape {shorten(str(shape))}, "
+        f"not a list of at most {MAX_DIMENSIONS} sizes"
+    )

@@ -2,7 +2,8 @@
 
 A record holds a list of up to :data:`PIECE` entries itself. Of a longer one it holds the names of
 the pieces, so that a reader loads those that it needs. A piece is named by the digest of its
-content: the same list has the same pieces, whoever writes it and however often.
+content: the same list has the same pieces, whoever writes it and however often, and a reader
+notices other content.
 """
 
 import hashlib
@@ -153,11 +154,16 @@ class ListWriter(Generic[T]):
 
     def _write(self, put: Put) -> None:
         body = json_records.encode(self._encode(self._open))
-        name = hashlib.sha256(body).hexdigest()[:32]
+        name = name_of(body)
         put(name, body)
         self._names.append(name)
         self._firsts.append(self._name_of(self._open[0]))
         self._open = []
+
+
+def name_of(body: bytes) -> str:
+    """Return the name of the piece with this content: the beginning of its SHA-256."""
+    return hashlib.sha256(body).hexdigest()[:32]
 
 
 def is_in_pieces(written: Any) -> bool:

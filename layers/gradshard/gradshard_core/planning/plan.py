@@ -378,6 +378,12 @@ class Plan:
         """The participants whose updates are averaged."""
         return self.participants.contributors
 
+    @property
+    def good(self) -> Sequence[Contributor]:
+        """The contributors, and behind them those whom a rule has left out."""
+        left_out = self.participants.left_out
+        return [*self.contributors, *left_out] if left_out else self.contributors
+
     def contributor(self, client: str) -> Contributor | None:
         """Return the contributor with an id; None if the client is none."""
         contributors = self.contributors

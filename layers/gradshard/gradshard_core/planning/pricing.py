@@ -317,15 +317,22 @@ def around(
         + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0)),
     )
     further = (
-        _recording(clients).plus(_in_pieces(clients, sum(tasks))).plus(_listed(clients, lists))
+        _recording(clients, lists)
+        .plus(_in_pieces(clients, sum(tasks)))
+        .plus(_listed(clients, lists))
     )
     further = further.plus(_replanning(clients, before, models, lists))
     return counted.plus(_applying(parts, models)).plus(further)
 
 
-def _recording(clients: int) -> Requests:
-    """Count the requests for the marks of arrivals, if two of them never write at once."""
-    return Requests(clients, clients) if large_rounds.is_recorded(clients) else Requests(0, 0)
+def _recording(clients: int, lists: Lists) -> Requests:
+    """Count the requests for the marks of arrivals, if two of them never write at once.
+
+    Planning lists the updates once more if clients are expected by number.
+    """
+    if not large_rounds.is_recorded(clients):
+        return Requests(0, 0)
+    return Requests(clients, clients + (0 if lists.is_named else _pages(clients)))
 
 
 def _listed(clients: int, lists: Lists) -> Requests:

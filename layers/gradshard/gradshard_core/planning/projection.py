@@ -72,7 +72,8 @@ def client_requests(nbytes: int, sent: int | None = None) -> Requests:
     sent = nbytes if sent is None else sent
     # An upload in parts is created, completed, and listed to find parts of an earlier try.
     puts = 1 if sent <= SINGLE_PUT_BYTES else len(client_ranges(sent)) + 3
-    return Requests(gets=len(download_ranges(nbytes)), puts=puts)
+    # A HEAD says with which checksum the average is compared.
+    return Requests(gets=len(download_ranges(nbytes)) + 1, puts=puts)
 
 
 def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection:

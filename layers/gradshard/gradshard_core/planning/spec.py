@@ -341,10 +341,9 @@ class RoundSpec:
         return self.dp if self.masked is None else None
 
     @property
-    def spoils_averages(self) -> bool:
-        """Whether integers and buffers cannot be averaged (:func:`check_averaged`)."""
-        rule = self.robust_rule
-        return self.dp is not None or (rule is not None and rule.name == SIGN)
+    def averages_all(self) -> bool:
+        """Whether integers and buffers are averaged (:func:`check_averaged`)."""
+        return self.dp is None and (self.robust_rule is None or self.robust_rule.name != SIGN)
 
     def counted(self, samples: int) -> int:
         """Return how many of the samples that a client states are counted."""
@@ -602,17 +601,24 @@ def _check_inbox(spec: RoundSpec) -> None:
     """Check what the updates of a buffered training go with."""
     if spec.inbox is None:
         return
-    conflicts = {
-        "rule": spec.rule is not None,
-        "dp": spec.dp is not None,
-        "weights": spec.weights == COUNTS,
-        "eager": spec.eager,
-        "assignments": spec.assignments is not None,
-        "updates_from": spec.updates_from is not None,
-    }
-    for name, is_given in conflicts.items():
+    rule = spec.robust_rule
+    for name, is_given, why in (
+        ("rule", spec.takes_partial, "no deadline cuts clients off, so their updates are whole"),
+        ("dp", spec.dp is not None, "they wait where a round without noise could take them, too"),
+        ("weights", spec.weights == COUNTS, "their discounts are of shares"),
+        ("eager", spec.eager, "a buffer is added when it is full"),
+        ("assignments", spec.assignments is not None, "each client trains at its own pace"),
+        ("updates_from", spec.updates_from is not None, "they come from its inbox"),
+    ):
         if is_given:
-            raise SpecError(f"updates of a buffered training do not go with {name}: leave it out")
+            raise SpecError(
+                f"updates of a buffered training do not go with {name}: {why}; leave it out"
+            )
+    if rule is not None and rule.is_columns and spec.inbox.exponent:
+        raise SpecError(
+            f"rule {rule.name} counts every update alike, however stale: give a staleness_exponent "
+            "of 0, and a max_staleness"
+        )
     if spec.server_optimizer is None or spec.server_optimizer.updates == MODELS:
         raise SpecError(
             "updates of a buffered training change a model: give a server_optimizer, whose updates "
@@ -630,6 +636,11 @@ def _check_robust(spec: RoundSpec) -> None:
         raise SpecError(f"measure_one_in is for rules that measure updates: {names}")
     if rule is None:
         return
+    if spec.measure_one_in is not None and rule.layer_quorum is not None:
+        raise SpecError(
+            "measure_one_in might measure nothing of an update with few layers, which then counts "
+            "in full: leave it out, or layer_quorum"
+        )
     rule.check_clients(spec.expected)
     if spec.weights != SHARES:
         raise SpecError(f"rule {rule.name} decides how updates count: leave out weights")
@@ -699,7 +710,7 @@ def check_averaged(spec: RoundSpec, tensors: Sequence[str]) -> None:
     SpecError
         Their averages could not be hidden, or would become signs.
     """
-    if not tensors:
+    if not tensors or spec.averages_all:
         return
     if spec.dp is not None:
         raise SpecError(
@@ -707,11 +718,10 @@ def check_averaged(spec: RoundSpec, tensors: Sequence[str]) -> None:
             f"{tensors[0]!r} is an integer or a buffer, whose average would reveal clients: leave "
             "it out of the model, for example with group instead of batch normalisation"
         )
-    if spec.robust_rule is not None and spec.robust_rule.name == SIGN:
-        raise SpecError(
-            f"rule sign makes 1, 0 or -1 of every element, and {tensors[0]!r} is an integer or a "
-            "buffer, which is averaged: take rule median"
-        )
+    raise SpecError(
+        f"rule sign makes 1, 0 or -1 of every element, and {tensors[0]!r} is an integer or a "
+        "buffer, which is averaged: take rule median"
+    )
 
 
 def _check_topology(spec: RoundSpec) -> None:

@@ -476,6 +476,11 @@ def _check_buffered(spec: TrainingSpec) -> None:
             f"update from each version, so a buffer has at most {spec.staleness + 1} of them; "
             "lower updates_per_client"
         )
+    if each > 1 and spec.buffer_spec("t", 1, None).robust_rule is not None:
+        raise SpecError(
+            f"updates_per_client is {each}, and a robust rule takes each update for another "
+            "client's: leave it out"
+        )
     if spec.clients is not None and spec.buffer > len(spec.clients):
         raise SpecError(
             f"buffer is {spec.buffer}, and clients has {len(spec.clients)}: from one version each "

@@ -4,9 +4,17 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gradshard_core.errors import StoreError
+from gradshard_core.errors import BrokenObjectError, StoreError
+from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.pieces import Get, ListWriter, Put, StoredList, is_in_pieces
+from gradshard_core.formats.pieces import (
+    Get,
+    ListWriter,
+    Put,
+    StoredList,
+    is_in_pieces,
+    name_of,
+)
 from gradshard_core.records.manifest import parse_manifest
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import S3Store
@@ -24,9 +32,9 @@ def read_piece(store: JsonReads, keys: RoundKeys, name: str) -> Any:
     Raises
     ------
     StoreError
-        It is missing.
+        It is missing, or was replaced.
     """
-    return _read(store, keys.piece(name))
+    return _read(store, keys.piece(name), name)
 
 
 def read_expected(store: JsonReads, keys: RoundKeys, name: str) -> Any:
@@ -35,16 +43,22 @@ def read_expected(store: JsonReads, keys: RoundKeys, name: str) -> Any:
     Raises
     ------
     StoreError
-        It is missing.
+        It is missing, or was replaced.
     """
-    return _read(store, keys.expected(name))
+    return _read(store, keys.expected(name), name)
 
 
-def _read(store: JsonReads, key: str) -> Any:
-    piece = store.get_json(key, _checked)
-    if piece is None:
+def _read(store: JsonReads, key: str, name: str) -> Any:
+    body = store.get_bytes(key)
+    if body is None:
         raise StoreError(f"{key} is missing")
-    return piece
+    # Coordinators may write the pieces of the ids, and not the spec that names them.
+    if name_of(body) != name:
+        raise BrokenObjectError(
+            f"{key}: {len(body)} bytes of other content than its name says: somebody replaced it. "
+            "Restore its first version, or delete the round and open another"
+        )
+    return json_records.decode(key, body, _checked)
 
 
 def _checked(piece: Any) -> Any:
@@ -85,7 +99,7 @@ def with_decided(store: JsonReads, keys: RoundKeys, record: dict[str, Any]) -> d
 
     They are apart from other pieces, which clients may read.
     """
-    return _with_lists(record, lambda name: _read(store, keys.decided(name)))
+    return _with_lists(record, lambda name: _read(store, keys.decided(name), name))
 
 
 def _with_lists(record: dict[str, Any], get: Get) -> dict[str, Any]:
@@ -118,13 +132,16 @@ def store_decided(store: S3Store, keys: RoundKeys, entries: Iterable[dict[str, A
 
 
 def _store(
-    store: S3Store, key_of: Callable[[str], str], entries: Iterable[T], name_of: Callable[[T], str]
+    store: S3Store,
+    key_of: Callable[[str], str],
+    entries: Iterable[T],
+    client_of: Callable[[T], str],
 ) -> Any:
     """Store a list in pieces of its own; return its entries, or the names of the pieces."""
     writer = ListWriter[T](
         lambda name, body: store.put_bytes(key_of(name), body),
         lambda part: {"entries": list(part)},
-        name_of,
+        client_of,
     )
     for entry in entries:
         writer.add(entry)

@@ -49,6 +49,12 @@ class Presigner(Protocol):
     def presign_read(self, key: str, seconds: int, /, *, head: bool = False) -> str:
         """Return a URL with which anyone may GET an object's newest version, or only HEAD it."""
 
+    def presign_checksum(self, key: str, seconds: int, /) -> str:
+        """Return a URL with which anyone may HEAD an object and its checksum.
+
+        The request must have the header ``x-amz-checksum-mode: ENABLED``: it is signed.
+        """
+
 
 def ticket_record(
     signer: Presigner,
@@ -96,6 +102,7 @@ def ticket_record(
         "rejection_url": signer.presign_read(keys.rejection(client), seconds),
         "ended_url": signer.presign_read(keys.manifest, seconds, head=True),
         "result_url": signer.presign_read(keys.result, seconds),
+        "result_head_url": signer.presign_checksum(keys.result, seconds),
         "parts": None,
         "layout": _layout_if_small(layout),
         "allow_nonfinite": allow_nonfinite,
@@ -126,8 +133,12 @@ def signed_lengths(max_bytes: int, min_bytes: int = 1) -> range:
 
 
 def _model_record(signer: Presigner, model: ObjectVersion, seconds: int) -> dict[str, Any]:
-    url = signer.presign_read(model.key, seconds)
-    return {"url": url, "etag": model.etag, "nbytes": model.nbytes}
+    return {
+        "url": signer.presign_read(model.key, seconds),
+        "head_url": signer.presign_checksum(model.key, seconds),
+        "etag": model.etag,
+        "nbytes": model.nbytes,
+    }
 
 
 def _layout_if_small(layout: Layout | None) -> dict[str, Any] | None:

@@ -290,11 +290,9 @@ def _perhaps_overlooked(
         if len(missing) <= HEADS_BEFORE_LIST:
             return missing
         return sorted({*missing} & {*arrived(store, keys)})
-    counted, rejected = plan.contributors, plan.participants.rejected
-    is_elsewhere = spec.inbox is not None or spec.updates_from is not None
-    if is_elsewhere or len(counted) + len(rejected) >= spec.expected:
+    if spec.inbox is not None or spec.updates_from is not None:
         return ()
-    known = {entry.client for entries in (counted, rejected) for entry in entries}
+    known = {c.client for c in plan.contributors} | {c.client for c in plan.participants.rejected}
     return sorted({*arrived(store, keys)} - known)
 
 

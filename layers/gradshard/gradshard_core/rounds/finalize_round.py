@@ -184,7 +184,12 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     measuring = {}
     if plan.computation.measured is not None:
         decision = read_decision(store, keys, plan.attempt)
-        arrivals.reject_all(store, left_out(plan, decision), lambda _: keys)
+        sources = {c.client: c.source.key for c in plan.participants.left_out}
+        arrivals.reject_all(
+            store,
+            left_out(plan, decision),
+            lambda client: arrivals.told_under(keys, sources[client]),
+        )
         measuring = {"measuring": summary(store, keys, plan, decision)}
     result, *made = (_complete(store, output, plan.computation.shards) for output in plan.outputs)
     version = _next_version(store, plan, made)

@@ -126,7 +126,7 @@ def _frozen(store: S3Store, spec: RoundSpec, newest: int) -> dict[str, Address]:
 
 
 def planned(store: S3Store, keys: RoundKeys) -> list[Contributor]:
-    """Return the contributors of a round's plan, without those whose updates were found bad.
+    """Return whom a round's plan has taken, left out or not, without those found to be bad.
 
     This is not what clients read: a better upload withdraws the rejection of the one that was
     planned.
@@ -135,4 +135,4 @@ def planned(store: S3Store, keys: RoundKeys) -> list[Contributor]:
     if plan is None:
         return []
     bad = {str(found["client"]) for found in store.get_json(keys.replan(plan.attempt)) or ()}
-    return [contributor for contributor in plan.contributors if contributor.client not in bad]
+    return [contributor for contributor in plan.good if contributor.client not in bad]

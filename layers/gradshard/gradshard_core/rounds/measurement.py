@@ -129,6 +129,9 @@ def decide(context: PlanContext, contributors: Sequence[Contributor], measured: 
     indices = [numbers[contributor.client] for contributor in contributors]
     gram = _gram(measurement, indices)
     decision = rule.decide(gram, [contributor.samples for contributor in contributors])
+    if context.spec.inbox is not None:
+        discounts = [context.spec.inbox.discount(found.staleness) for found in contributors]
+        decision = decision.discounted(discounts)
     is_kept = [weight > 0 or decision.full is not None for weight in decision.weights]
     entries = (
         {

@@ -101,7 +101,7 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
         if spec.masked is not None:
             layout = model_registry.layout_of(store, newest.tensors)
             check_layout(spec.masked, spec.expected, layout)
-        if spec.spoils_averages:
+        if not spec.averages_all:
             layout = model_registry.layout_of(store, newest.tensors)
             kept = newest.buffers_in(layout, spec.server_optimizer)
             check_averaged(spec, buffers.names_in(layout, kept))

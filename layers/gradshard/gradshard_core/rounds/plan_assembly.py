@@ -18,7 +18,6 @@ from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.sharding import ROW_BYTES
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import PlanError, SpecError
-from gradshard_core.formats.digests import encode_parts
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.encoded import EncodedRuns, further_runs
 from gradshard_core.formats.layout import Layout, Runs, encode_header
@@ -129,7 +128,6 @@ def assemble(
     if spec.weights == STEPS:
         notes += note_bounded_steps(local_steps(grouping.contributors))
     layers = weigh_layers(context.store, spec, grouping.contributors, layout.layers, coverage)
-    parts = _encode_part_sizes(layout, projection.shards)
     return Plan(
         round_id=keys.round_id,
         participants=Participants(
@@ -148,8 +146,8 @@ def assemble(
         layout=layout,
         attempt=context.request.attempt,
         stage=Stage(context.request.entered_at),
-        upload_id="" if measures else _create_upload(context, keys.result, parts),
-        next_model=None if measures else _create_next_model(context, parts),
+        upload_id="" if measures else _create_upload(context, keys.result),
+        next_model=None if measures else _create_next_model(context),
         masking=context.masking(),
         assignments=spec.assignments and spec.assignments.to_json(),
         notes=tuple(notes),
@@ -253,29 +251,18 @@ def _disorder_by_group(grouping: Grouping, nbytes: int) -> tuple[Disorder, ...]:
     )
 
 
-def _encode_part_sizes(layout: PlannedLayout, shards: int) -> dict[str, str]:
-    """Return the sizes of the parts as metadata of the upload; the first part has the header."""
-    cut = sharding.cut_shards(layout.spans, layout.nbytes, shards)
-    first, *others = (shard.end - shard.start for shard in cut)
-    return encode_parts([layout.header.nbytes + first, *others])
+def _create_upload(context: PlanContext, key: str) -> str:
+    return context.store.create_upload(key, {"gradshard-round": context.round_id})
 
 
-def _create_upload(context: PlanContext, key: str, metadata: dict[str, str]) -> str:
-    return context.store.create_upload(key, {"gradshard-round": context.round_id, **metadata})
-
-
-def _create_next_model(context: PlanContext, parts: dict[str, str]) -> NextModel | None:
+def _create_next_model(context: PlanContext) -> NextModel | None:
     """Create the uploads of the next version of the model, if the round makes one."""
     optimizer, current = context.spec.server_optimizer, context.model
     if optimizer is None or current is None:
         return None
     step, state = current.continued_by(optimizer)
     model_key, *state_keys = next_model_keys(optimizer, context.round_id)
-    uploads = (
-        _create_upload(context, model_key, parts),
-        # The parts of the state have other sizes, but no client reads it.
-        *(_create_upload(context, key, {}) for key in state_keys),
-    )
+    uploads = tuple(_create_upload(context, key) for key in (model_key, *state_keys))
     return NextModel(
         server_optimizer=optimizer,
         version=current.number + 1,

@@ -27,7 +27,7 @@ def replan(context: PlanContext, previous: Plan) -> Plan:
     rejected = _read_rejections(context, previous)
     _check_attempts(context, previous, rejected)
     bad = {rejection.client for rejection in rejected}
-    pool = sorted([*previous.contributors, *previous.participants.left_out], key=lambda c: c.client)
+    pool = sorted(previous.good, key=lambda contributor: contributor.client)
     remaining = Admission(
         tuple(c for c in pool if c.client not in bad),
         None,

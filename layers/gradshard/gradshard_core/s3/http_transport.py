@@ -22,6 +22,9 @@ from gradshard_core.s3.transport import AnswerError
 
 IF_NONE: Final = {"If-None-Match": "*"}
 
+CHECKSUM_MODE: Final = {"x-amz-checksum-mode": "ENABLED"}
+"""The header with which a HEAD of an object asks for its checksum."""
+
 
 class HttpTransport:
     """Sends requests to one bucket; several threads may use one.
@@ -118,6 +121,10 @@ class HttpPresigner:
     def presign_read(self, key: str, seconds: int, *, head: bool = False) -> str:
         """Sign a GET, as :meth:`~gradshard_core.records.ticket_record.Presigner.presign_read`."""
         return self._presign("HEAD" if head else "GET", key, seconds, {})
+
+    def presign_checksum(self, key: str, seconds: int) -> str:
+        """Sign a HEAD: :meth:`~gradshard_core.records.ticket_record.Presigner.presign_checksum`."""
+        return self._presign("HEAD", key, seconds, CHECKSUM_MODE)
 
     def _presign(self, method: str, key: str, seconds: int, headers: dict[str, str]) -> str:
         return self._transport.requests.presign(method, self._transport.path(key), headers, seconds)

@@ -9,12 +9,12 @@ from gradshard_core.s3.transport import AnswerError, translated
 
 
 class Part(NamedTuple):
-    """A part of an upload as S3 holds it; ``sha256`` in base64, if it was sent with one."""
+    """A part of an upload as S3 holds it; ``crc64nvme`` in base64, if it was sent with one."""
 
     number: int
     etag: str
     nbytes: int
-    sha256: str = ""
+    crc64nvme: str = ""
 
 
 class MultipartUploads(Bucket):
@@ -23,9 +23,9 @@ class MultipartUploads(Bucket):
     def create_upload(
         self, key: str, metadata: dict[str, str] | None = None, *, checked: bool = False
     ) -> str:
-        """Begin a multipart upload and return its id; ``checked`` if parts bring their SHA-256."""
+        """Begin a multipart upload and return its id; ``checked`` if parts bring their CRC."""
         self.meter.add(puts=1)
-        algorithm: dict[str, Any] = {"ChecksumAlgorithm": "SHA256"} if checked else {}
+        algorithm: dict[str, Any] = {"ChecksumAlgorithm": "CRC64NVME"} if checked else {}
         with translated(key):
             response = self.call(
                 "create_multipart_upload",
@@ -41,7 +41,7 @@ class MultipartUploads(Bucket):
         """List an upload's parts by number; None if the upload is completed, aborted or unknown."""
         try:
             return [
-                Part(p["PartNumber"], p["ETag"], p["Size"], p.get("ChecksumSHA256", ""))
+                Part(p["PartNumber"], p["ETag"], p["Size"], p.get("ChecksumCRC64NVME", ""))
                 for page in self.pages("list_parts", Key=key, UploadId=upload_id)
                 for p in page.get("Parts", [])
             ]
@@ -57,7 +57,7 @@ class MultipartUploads(Bucket):
         self.meter.add(puts=1)
         named: list[Any] = [
             {"PartNumber": part.number, "ETag": part.etag}
-            | ({"ChecksumSHA256": part.sha256} if part.sha256 else {})
+            | ({"ChecksumCRC64NVME": part.crc64nvme} if part.crc64nvme else {})
             for part in parts
         ]
         with contextlib.suppress(AnswerError), translated(key, "NoSuchUpload"):

@@ -57,7 +57,7 @@ _QUERY: Final = {
 _HEADERS: Final = {
     "ChecksumAlgorithm": "x-amz-checksum-algorithm",
     "ChecksumMode": "x-amz-checksum-mode",
-    "ChecksumSHA256": "x-amz-checksum-sha256",
+    "ChecksumCRC64NVME": "x-amz-checksum-crc64nvme",
     "ContentType": "content-type",
     "IfMatch": "if-match",
     "IfNoneMatch": "if-none-match",
@@ -65,10 +65,9 @@ _HEADERS: Final = {
 }
 
 _ANSWER_HEADERS: Final = {
-    "ChecksumSHA256": "x-amz-checksum-sha256",
+    "ChecksumCRC64NVME": "x-amz-checksum-crc64nvme",
     "ContentRange": "content-range",
     "ETag": "etag",
-    "ServerSideEncryption": "x-amz-server-side-encryption",
     "VersionId": "x-amz-version-id",
 }
 

@@ -10,6 +10,7 @@ import hmac
 from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
@@ -94,6 +95,7 @@ def presign(
     host: str,
     path: str,
     headers: Mapping[str, str],
+    query: Mapping[str, str] = MappingProxyType({}),
     *,
     seconds: int,
     region: str,
@@ -108,8 +110,9 @@ def presign(
     ----------
     method, host, path
         The request.
-    headers
-        Headers that the request must have, with these values. Its body is not signed.
+    headers, query
+        Headers and parameters that the request must have, with these values. Its body is not
+        signed.
     seconds
         For how long, at most seven days; temporary credentials end earlier.
     region, credentials, now
@@ -120,6 +123,7 @@ def presign(
     signed = {name.lower(): value.strip() for name, value in headers.items()} | {"host": host}
     names = ";".join(sorted(signed))
     query = {
+        **query,
         "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
         "X-Amz-Credential": f"{credentials.access_key}/{scope}",
         "X-Amz-Date": stamp,

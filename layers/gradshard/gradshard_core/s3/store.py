@@ -7,7 +7,6 @@ from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import ChangedObjectError, StoreError
 from gradshard_core.formats import json_records
-from gradshard_core.formats.digests import parts_of
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.multipart import MultipartUploads
@@ -33,18 +32,6 @@ class ListedObject(NamedTuple):
     etag: str
     nbytes: int
     modified: datetime
-
-
-class _CheckedBody:
-    """An answer's body.
-
-    ``parts`` are the sizes by which the object can be checked
-    (:mod:`gradshard_core.formats.digests`).
-    """
-
-    def __init__(self, body: Body, parts: tuple[int, ...] | None) -> None:
-        self.parts = parts
-        self.readinto, self.close = body.readinto, body.close
 
 
 class S3Store(MultipartUploads, JsonReads):
@@ -87,13 +74,8 @@ class S3Store(MultipartUploads, JsonReads):
             response["Body"].close()
             # An OSError, so that a stream retries as after a broken connection.
             raise OSError(f"got {response.get('ContentRange')!r} instead of {expected!r}")
-        parts = parts_of(
-            source.etag,
-            source.nbytes,
-            response.get("Metadata", {}),
-            response.get("ServerSideEncryption", ""),
-        )
-        return _CheckedBody(response["Body"], parts)
+        body: Body = response["Body"]
+        return body
 
     def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion] | None:
         """Read the first ``nbytes`` bytes of the newest version; None if there is no object."""
@@ -157,10 +139,12 @@ class S3Store(MultipartUploads, JsonReads):
         return found and found[0]
 
     def checksum(self, key: str, *, etag: str | None = None) -> str | None:
-        """Return the SHA-256 with which S3 checked an object, in base64; empty if there was none.
+        """Return the CRC-64/NVME that S3 keeps of an object, in base64; empty if it keeps none.
 
-        Of an upload in parts it is the SHA-256 of the parts' digests, with a hyphen and their
-        number. An ETag cannot be used: under a KMS key it is not the MD5 of the bytes.
+        S3 computes it of all objects that come without a checksum, and of the whole of those that
+        come in parts. An ETag cannot be used: under a KMS key it is not the MD5 of the bytes.
+        Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
+        (2026-11).
 
         Returns
         -------
@@ -171,7 +155,7 @@ class S3Store(MultipartUploads, JsonReads):
         return None if found is None or etag not in {None, found[0].etag} else found[1]
 
     def _head(self, key: str, **options: Any) -> tuple[ObjectVersion, str] | None:
-        """Return the newest version of an object, and its SHA-256 if the options ask for it."""
+        """Return the newest version of an object, and its CRC-64/NVME if the options ask for it."""
         self.meter.add(gets=1)
         try:
             with translated(key, "404", "NoSuchKey", "403"):
@@ -185,7 +169,7 @@ class S3Store(MultipartUploads, JsonReads):
             with translated(key):
                 self.call("get_object", Key=key, Range="bytes=0-0")["Body"].close()
             raise StoreError(f"{key}: {error}") from None
-        return source, found.get("ChecksumSHA256", "")
+        return source, found.get("ChecksumCRC64NVME", "")
 
     def put_bytes(
         self,
@@ -194,7 +178,7 @@ class S3Store(MultipartUploads, JsonReads):
         *,
         content_type: str = "application/json",
         replaces: str | None = ANYTHING,
-        sha256: str = "",
+        crc64nvme: str = "",
     ) -> bool:
         """Write a small object, on the condition that it is still what the caller read.
 
@@ -205,8 +189,8 @@ class S3Store(MultipartUploads, JsonReads):
         replaces
             :data:`ANYTHING`; None to write only where there is no object; or the ETag of the
             one that may be replaced.
-        sha256
-            The SHA-256 of the body in base64, which S3 checks and keeps.
+        crc64nvme
+            The CRC-64/NVME of the body in base64, which S3 checks and keeps.
 
         Returns
         -------
@@ -214,7 +198,7 @@ class S3Store(MultipartUploads, JsonReads):
             False if there is another object than ``replaces``.
         """
         condition: dict[str, Any] = {}
-        checked: dict[str, Any] = {"ChecksumSHA256": sha256} if sha256 else {}
+        checked: dict[str, Any] = {"ChecksumCRC64NVME": crc64nvme} if crc64nvme else {}
         if replaces is None:
             condition = {"IfNoneMatch": "*"}
         elif replaces != ANYTHING:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import UpdateError
@@ -29,7 +29,7 @@ MAX_NOTES: Final = 100
 
 @dataclass(frozen=True)
 class CountedUpdate:
-    """An update that was averaged: its sender, its object, and its staleness."""
+    """An update that a round has used up: its sender, its object, and its staleness."""
 
     client: str
     key: str
@@ -60,7 +60,7 @@ class Outcome:
     notes
         The metrics that do not count, with the reasons.
     updates
-        The updates that were averaged.
+        The updates that were averaged, and those that a rule has left out.
     bad
         Of a round that failed, the clients whose updates were found bad.
     is_planned
@@ -134,11 +134,23 @@ def read_outcome(
         dollars=training_cost.measured(manifest, optimizer, aggregator),
         next_clip=(manifest.get("privacy") or {}).get("next_clip"),
         notes=notes,
-        updates=tuple(
-            CountedUpdate(c["client"], c["key"], c["etag"], c["staleness"])
-            for c in manifest["contributors"]
+        updates=(
+            *(
+                CountedUpdate(c["client"], c["key"], c["etag"], c["staleness"])
+                for c in manifest["contributors"]
+            ),
+            *_left_out(store, keys, manifest),
         ),
     )
+
+
+def _left_out(
+    store: S3Store, keys: RoundKeys, manifest: Mapping[str, Any]
+) -> tuple[CountedUpdate, ...]:
+    """Return the updates that a rule has left out, of which the manifest has the senders alone."""
+    plan = read_plan(store, keys) if manifest["left_out"] else None
+    found = () if plan is None else plan.participants.left_out
+    return tuple(CountedUpdate(c.client, c.source.key, c.source.etag, c.staleness) for c in found)
 
 
 def _bad(
@@ -153,7 +165,7 @@ def _bad(
 def _contributors(store: S3Store, keys: RoundKeys, plan: Plan | None) -> tuple[str, ...]:
     """Return who had sent a good update when a round failed."""
     if plan is not None:
-        return tuple(contributor.client for contributor in plan.contributors)
+        return tuple(contributor.client for contributor in plan.good)
     prefix, suffix = keys.updates, ".safetensors"
     listed = (entry.key for entry in store.list_objects(prefix))
     return tuple(key.removeprefix(prefix).removesuffix(suffix) for key in listed)

@@ -127,8 +127,8 @@ def _task_table(caption: str, runs: Sequence[_Run], facts: Facts, detail: Detail
             Column("cold"),
             Column("ended", TIME),
         ],
-        [_task_row(run, end, most_memory, facts["opened_at"]) for run in runs],
-        most=detail.rows,
+        [_task_row(run, end, most_memory, facts["opened_at"]) for run in runs[: detail.rows]],
+        of=len(runs),
     )
 
 
