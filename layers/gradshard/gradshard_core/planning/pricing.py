@@ -316,11 +316,8 @@ def around(
         + (_pages(clients) + 3 + len(tasks))
         + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0)),
     )
-    further = (
-        _recording(clients, lists)
-        .plus(_in_pieces(clients, sum(tasks)))
-        .plus(_listed(clients, lists))
-    )
+    further = _recording(clients, lists).plus(_in_pieces(clients, sum(tasks)))
+    further = further.plus(_listed(clients, lists))
     further = further.plus(_replanning(clients, before, models, lists))
     return counted.plus(_applying(parts, models)).plus(further)
 
