@@ -210,8 +210,9 @@ def _decoded(layout: EncodedLayout, stored: bytes) -> bytearray:
     source = DecodedSource(_Stream(stored), runs, 0, plain.nbytes, Desk())
     out = bytearray(plain.nbytes)
     cut = len(out) // 8 * 4
-    source.read_into(memoryview(out)[:cut])
-    source.read_into(memoryview(out)[cut:])
+    with np.errstate(all="ignore"):
+        source.read_into(memoryview(out)[:cut])
+        source.read_into(memoryview(out)[cut:])
     return out
 
 

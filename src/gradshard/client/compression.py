@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from gradshard.client.residual import Arrays, Residual
+from gradshard.client.residual import PIECE, Arrays, Residual, sum_of_squares
 from gradshard.client.upload_source import Content, header_bytes
 from gradshard_core.aggregation import arithmetic, buffers
 from gradshard_core.aggregation.decoding import DecodedSource, Desk
@@ -46,6 +46,8 @@ SEEDS: Final = 2**64
 STEP_ELEMENTS: Final = 64 * 1024
 """Elements that are encoded at a time, if not a larger unit: 256 KiB, which stay in the processor's
 cache. Beyond that, each of numpy's results is in pages that the system has to clear first."""
+
+_GOLDEN: Final = 0x9E3779B97F4A7C15
 
 Array = npt.NDArray[Any]
 
@@ -208,29 +210,27 @@ class EncodedContent:
 
     def read(self, start: int, end: int) -> bytes:
         """Return bytes [start, end)."""
-        pieces = [self._header[start:end]]
+        pieces: list[bytes | memoryview] = [self._header[start:end]]
         low, high = max(0, start - len(self._header)), end - len(self._header)
         for stored in overlapping(self.layout.stored, low, high):
             first, stop = max(low, stored.start), min(high, stored.end)
-            pieces.append(self._read(stored, first - stored.start, stop - stored.start))
+            pieces += self._read(stored, first - stored.start, stop - stored.start)
         return b"".join(pieces)
 
-    def _read(self, stored: Tensor, start: int, end: int) -> bytes:
-        """Return bytes of a tensor as it is stored."""
+    def _read(self, stored: Tensor, start: int, end: int) -> Iterator[bytes | memoryview]:
+        """Yield the bytes of a tensor as it is stored."""
         tensor = self._elements[stored.name]
         if not self._encoded[stored.name]:
             offset = self._offset + tensor.start
-            return self._content.read(offset + start, offset + end)
+            yield self._content.read(offset + start, offset + end)
+            return
         starts = self._starts(tensor)
         first, stop = bisect_right(starts, start) - 1, bisect_left(starts, end)
         scratch = self._scratch()
-        pieces = [
-            self._encode(tensor, at, self._units(tensor, at, min(at + self._step, stop)), scratch)
-            for at in range(first, stop, self._step)
-        ]
-        begin = starts[first]
-        encoded: bytes = np.concatenate(pieces, axis=None)[start - begin : end - begin].tobytes()
-        return encoded
+        for at in range(first, stop, self._step):
+            elements = self._units(tensor, at, min(at + self._step, stop))
+            encoded = self._encode(tensor, at, elements, scratch)
+            yield encoded.reshape(-1).data[max(0, start - starts[at]) : end - starts[at]]
 
     def _starts(self, tensor: Tensor) -> Sequence[int]:
         """Return where the units of a tensor begin in it, as it is stored."""
@@ -313,9 +313,9 @@ class EncodedContent:
                 with np.errstate(all="ignore"):
                     encoded = self._encode(tensor, first, elements, scratch)
                     decoded = self._decoded(tensor, encoded, len(elements))
-                    norm += _square(elements)
+                    norm += sum_of_squares(elements)
                     np.subtract(decoded, elements, out=decoded)
-                    error += _square(decoded)
+                    error += sum_of_squares(decoded)
                 if tensor.name in self._lost:
                     lost = self._lost[tensor.name][first * unit :][: len(decoded)]
                     np.negative(decoded[: len(lost)], out=lost)
@@ -331,12 +331,6 @@ def decoded(content: Content) -> Content:
 
 def _count(tensor: Tensor) -> int:
     return (tensor.end - tensor.start) // DTYPES[tensor.dtype].size
-
-
-def _square(elements: Array) -> float:
-    """Return the sum of squares, which may be too large for float32."""
-    wide = elements.astype(np.float64)
-    return float(np.vdot(wide, wide))
 
 
 class DecodedContent:
@@ -379,7 +373,8 @@ class DecodedContent:
         stop = end + (tensor.start - end) % size
         stored = _Reader(self._content, self._runs.read_from(first).ranges(first, stop))
         data = memoryview(bytearray(stop - first))
-        DecodedSource(stored, self._runs, first, stop, Desk()).read_into(data)
+        with np.errstate(all="ignore"):
+            DecodedSource(stored, self._runs, first, stop, Desk()).read_into(data)
         return data[start - first : end - first]
 
 
@@ -417,13 +412,17 @@ def uniform(seed: int, start: int, count: int) -> Array:
     Number i is a hash of seed and i (the finalizer of splitmix64: Steele, Lea and Flood, 2014,
     https://doi.org/10.1145/2660193.2660195), so any stretch of the sequence can be had at once.
     """
-    bits = np.arange(start + 1, start + count + 1, dtype=np.uint64)
-    bits *= np.uint64(0x9E3779B97F4A7C15)
-    bits += np.uint64(seed)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        bits ^= bits >> np.uint64(shift)
-        bits *= np.uint64(factor)
-    bits ^= bits >> np.uint64(31)
-    numbers: Array = (bits >> np.uint64(40)).astype(np.float32)
-    numbers *= np.float32(2.0**-24)
+    numbers = np.empty(count, np.float32)
+    ordinals = np.arange(1, min(PIECE, count) + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+    for first in range(0, count, PIECE):
+        target = numbers[first : first + PIECE]
+        origin = np.uint64((seed + (start + first) * _GOLDEN) % 2**64)
+        bits = ordinals[: len(target)] + origin
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            bits ^= bits >> np.uint64(shift)
+            bits *= np.uint64(factor)
+        # The finalizer's last step, bits ^= bits >> 31, changes none of the 24 highest bits, which
+        # are in every second number of 32 bits.
+        np.copyto(target, (bits.view("<u4")[1::2] >> 8).view(np.int32))
+        np.multiply(target, np.float32(2.0**-24), out=target)
     return numbers

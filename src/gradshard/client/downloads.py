@@ -60,6 +60,26 @@ class Checking(Opener, Protocol):
         """
 
 
+class Stated:
+    """An opener of an object whose checksum its round's manifest states.
+
+    Parameters
+    ----------
+    opener
+        Opens its ranges.
+    checksum
+        The CRC-64/NVME, in base64; empty if S3 kept none.
+    """
+
+    def __init__(self, opener: Opener, checksum: str) -> None:
+        self.meter, self.get_body = opener.meter, opener.get_body
+        self._checksum = checksum
+
+    def checksum(self, _key: str, *, etag: str | None = None) -> str:  # noqa: ARG002 - one object
+        """Return the checksum, without a request."""
+        return self._checksum
+
+
 @overload
 def fetch_tensors(
     opener: Checking, source: ObjectVersion, path: None, progress: Progress | None

@@ -21,6 +21,10 @@ from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header, s
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
+PIECE: Final = 8192
+"""Numbers of 64 bits that are worked on at a time: so few that BLAS adds up their squares without
+threads, and that they stay in the processor's cache."""
+
 ROUND_KEY: Final = "round"
 """Name in the file's metadata of the round in which it was written last."""
 
@@ -49,7 +53,7 @@ class Residual:
     def norm(self) -> float:
         """The Euclidean norm."""
         _, arrays = self._current()
-        return math.sqrt(sum(float(np.vdot(array, array)) for array in arrays.values()))
+        return math.sqrt(sum(map(sum_of_squares, arrays.values())))
 
     def start(self, round_id: str, layout: Layout) -> tuple[Arrays, Arrays]:
         """Begin an update.
@@ -162,3 +166,16 @@ def _map(path: Path, layout: Layout, offset: int, mode: Any) -> dict[str, Array]
         for tensor in layout.tensors
         if tensor.start < tensor.end
     }
+
+
+def sum_of_squares(elements: Array) -> float:
+    """Return the sum of the squares of float32 numbers, for which float32 may be too small."""
+    # For the product of two long rows, BLAS takes all cores of the processor, even if that takes
+    # microseconds. Its threads wait for each other in loops.
+    squares = 0.0
+    for first in range(0, len(elements), 8 * PIECE):
+        wide = elements[first : first + 8 * PIECE].astype(np.float64)
+        whole = len(wide) // PIECE * PIECE
+        rows, rest = wide[:whole].reshape(-1, PIECE), wide[whole:]
+        squares += float(np.vecdot(rows, rows).sum() + np.vdot(rest, rest))
+    return squares

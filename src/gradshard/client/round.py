@@ -8,6 +8,7 @@ from typing import Any, Final
 from gradshard.aws.client_store import ClientStore
 from gradshard.client import operations
 from gradshard.client.compression import Compression, compressed, keep_residual
+from gradshard.client.downloads import Stated
 from gradshard.client.layer_upload import LayerUpload
 from gradshard.client.mask import Mask, check_unmasked, check_unreported, masked
 from gradshard.client.round_access import RoundAccess, Source
@@ -492,7 +493,7 @@ class Round(RoundAccess):
     def _average(self) -> Source:
         update = self._completed()["update"]
         source = ObjectVersion(update["key"], update["version"], update["etag"], update["nbytes"])
-        return self.store, source
+        return Stated(self.store, update["crc64nvme"] or ""), source
 
     def _completed(self) -> dict[str, Any]:
         """Return the manifest of the round; raise if it has none, or has failed."""

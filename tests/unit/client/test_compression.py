@@ -1,5 +1,6 @@
 """What clients send is what the formats page says, near what they have, and the same each time."""
 
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from gradshard.client.compression import Compression, DecodedContent, EncodedContent, uniform
 from gradshard.client.conversion import convert
-from gradshard.client.residual import Residual
+from gradshard.client.residual import Residual, sum_of_squares
 from gradshard.client.round import Round
 from gradshard.client.upload_source import Content, FileContent, TensorContent
 from gradshard_core.errors import UpdateError
@@ -114,6 +115,31 @@ def test_decoding_gives_what_another_decoder_reads(codec: str) -> None:
     rng = np.random.default_rng(1)
     for start, end in np.sort(rng.integers(0, len(blob) + 1, (50, 2)), axis=1).tolist():
         assert plain.read(start, end) == blob[start:end]
+
+
+def test_scales_that_overflow_are_decoded_without_a_warning(tmp_path: Path) -> None:
+    # Warnings are errors here, and a client that checks a hostile update would see them.
+    units = compressed.random_units(np.random.default_rng(3), "int8", 3)
+    units[:, :2] = np.array([[0x80, 0x7F], [0x7F, 0x7F], [0xC0, 0x7F]], np.uint8)
+    blob = compressed.write("int8", {"w": np.zeros(96, "f4")}, {"w": units}, {"num_samples": "1"})
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(blob)
+    with FileContent(path, None) as content:
+        found = reference.decode(whole(DecodedContent(content)))["w"]
+    expected = compressed.decode_tensor("int8", units, "F32", (96,))
+    assert np.isinf(expected).any()
+    assert np.array_equal(found, expected, equal_nan=True)
+
+
+def test_squares_are_added_up_by_one_thread() -> None:
+    elements = np.random.default_rng(2).standard_normal(2**22, np.float32)
+    expected = float(np.add.reduce(np.square(elements, dtype=np.float64)))
+    for _ in range(2):  # the threads of BLAS may still be starting at first
+        others, mine = time.process_time() - time.thread_time(), time.thread_time()
+        assert sum_of_squares(elements) == pytest.approx(expected, rel=1e-13)
+        mine = time.thread_time() - mine
+        others = time.process_time() - time.thread_time() - others
+    assert others < mine / 8, "BLAS keeps other cores busy"
 
 
 @pytest.mark.parametrize("codec", HALF_STEP)

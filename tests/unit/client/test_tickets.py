@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,6 +49,12 @@ MAX_BYTES = 200_000
 Make = Callable[..., Ticket]
 
 
+@cache
+def store_in(region: str, token: str) -> ClientStore:
+    session = make_session(region=region, credentials=Credentials("AKID", SECRET, token))
+    return ClientStore("bucket", make_client(session=session))
+
+
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     """Give what makes tickets for AWS, where nobody is asked."""
@@ -55,10 +62,8 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
         monkeypatch.delenv(name, raising=False)
 
     def make(*, token: str = "", region: str = "eu-central-1", **terms: int) -> Ticket:
-        session = make_session(region=region, credentials=Credentials("AKID", SECRET, token))
-        store = ClientStore("bucket", make_client(session=session))
         given: dict[str, Any] = {"expires": 600, "max_bytes": MAX_BYTES, **terms}
-        return issue_ticket(store, KEYS, "a", **given)
+        return issue_ticket(store_in(region, token), KEYS, "a", **given)
 
     monkeypatch.setattr(ClientStore, "create_upload", lambda *_: "an/upload+id=")
     return make

@@ -98,21 +98,21 @@ def test_a_tree_by_hand() -> None:
     assert estimate.seconds == pytest.approx(leaf + root + 1.5 + 0.3)
     assert estimate.gb_seconds == pytest.approx((2 * leaf + root) * 834 / 1024)
     assert (estimate.gets, estimate.puts) == (4 + 2, 2 + 1)
-    # Three tasks, four arrivals, the result's and three more functions.
-    assert estimate.bill.requests == pytest.approx((3 + 4 + 1 + 3) * 0.2e-6)
+    # Three tasks, four arrivals, the result's, open, plan, and finalize after each level.
+    assert estimate.bill.requests == pytest.approx((3 + 4 + 1 + 4) * 0.2e-6)
     # An execution for each level: the leaves share one.
     assert estimate.bill.step_functions == pytest.approx(
-        (4 + 2 * 2 + 2) * 0.025e-3 + 2 * 1e-6 + (leaf + root) * 64 / 1024 * 0.00001667
+        (3 + 2 * 2 + 2) * 0.025e-3 + 2 * 1e-6 + (leaf + root) * 64 / 1024 * 0.00001667
     )
     assert estimate.bill.s3_clients == pytest.approx(4 * (5e-6 + 0.4e-6))
     small = (4 * 256 + 256 + 472 + 256) / 1024 * 0.3
     # With three others the looks are C(3 - m, j) / C(3, j) over m and j: 1, 1 + 1/3, 1 + 2/3 + 1/3,
-    # and 3, and only the last arrival lists.
-    assert pricing._looks(4) == pytest.approx((1 + 4 / 3 + 2 + 3, 1))
-    arrivals = (4 * 6 + 7) * 0.4e-6 + 5e-6
-    # Opening, planning two levels, finalizing with its partial sums; and a read of each task's
-    # report.
-    rest = (2 + 6 + 5) * 5e-6 + (1 + 3 + 2 + 1 + 3) * 0.4e-6
+    # and 3, and nobody lists.
+    assert pricing._looks(4) == pytest.approx((1 + 4 / 3 + 2 + 3, 0))
+    arrivals = (4 * 6 + 7) * 0.4e-6
+    # Opening, planning two levels, finalizing with its partial sums and the result's checksum; and
+    # a read of each task's report.
+    rest = (2 + 6 + 5) * 5e-6 + (1 + 3 + 3 + 1 + 3) * 0.4e-6
     assert estimate.bill.round_ == pytest.approx(small * 0.0000166667 + arrivals + rest)
 
 

@@ -103,7 +103,8 @@ class _BlockReader:
     def read_into(self, buffer: memoryview) -> None:
         """Fill ``buffer`` with elements: those kept, whole units, and the first of one more."""
         dtype = self._dtype
-        buffer = self._take_kept(buffer)
+        if self._kept:
+            buffer = self._take_kept(buffer)
         unit = BLOCK * dtype.size
         while buffer:
             if self._skipped or len(buffer) < unit:

@@ -309,14 +309,15 @@ def find_nonfinite(
     size = reduction.block_bytes(len(sources))
     workspace = _Workspace(size)
     found: dict[int, int] = {}
-    for weights, block_start, block_end in blocks(zones, spans, size):
-        block = workspace.carve(spans, block_start, block_end)
-        for index, source in enumerate(sources):
-            if index in found or weights[index] is None:
-                continue
-            position = _first_nonfinite(source, block)
-            if position is not None:
-                found[index] = block_start + position
+    with np.errstate(all="ignore"):
+        for weights, block_start, block_end in blocks(zones, spans, size):
+            block = workspace.carve(spans, block_start, block_end)
+            for index, source in enumerate(sources):
+                if index in found or weights[index] is None:
+                    continue
+                position = _first_nonfinite(source, block)
+                if position is not None:
+                    found[index] = block_start + position
     return found
 
 

@@ -305,9 +305,9 @@ def around(
     counted = Requests(
         # Opening: a look for a client. An arrival: spec, plan, manifest, the update's header, an
         # earlier rejection, and looks for others. Planning: each header again, the plan there may
-        # be, the manifest, spec. Finalizing: plan, reports, the result. And the callback, with
-        # which the last arrival resumes the round.
-        gets=1 + 5 * clients + round(looks) + (clients + 3) + (sum(tasks) + 2) + 1,
+        # be, the manifest, spec. Finalizing: plan, reports, the result and its checksum. And the
+        # callback, with which the last arrival resumes the round.
+        gets=1 + 5 * clients + round(looks) + (clients + 3) + (sum(tasks) + 3) + 1,
         # Opening: spec, callback. An arrival: a listing, seldom. Planning: a listing, layout,
         # upload, plan, tasks. Finalizing: the parts' listing, completion, manifest, open uploads,
         # and partial sums.

@@ -72,8 +72,7 @@ def client_requests(nbytes: int, sent: int | None = None) -> Requests:
     sent = nbytes if sent is None else sent
     # An upload in parts is created, completed, and listed to find parts of an earlier try.
     puts = 1 if sent <= SINGLE_PUT_BYTES else len(client_ranges(sent)) + 3
-    # A HEAD says with which checksum the average is compared.
-    return Requests(gets=len(download_ranges(nbytes)) + 1, puts=puts)
+    return Requests(gets=len(download_ranges(nbytes)), puts=puts)
 
 
 def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection:

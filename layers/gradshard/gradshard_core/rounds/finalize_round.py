@@ -330,6 +330,7 @@ def _manifest(
             "key": result.key,
             "version": result.version,
             "etag": result.etag,
+            "crc64nvme": store.checksum(result.key, etag=result.etag),
             "nbytes": result.nbytes,
             "tensors": plan.layout.tensors,
         },

@@ -234,11 +234,11 @@ def _contributions(
 def _contribution(
     wire: TaskS3Client, position: int, dtype: DType, contributor: Contributor, weight: float
 ) -> _Contribution | Rejection:
-    try:
-        [value] = _update_element(wire, contributor, position, dtype)
-    except ChangedObjectError as error:
-        return Rejection(contributor.client, str(error), contributor.source.etag)
     with np.errstate(all="ignore"):
+        try:
+            [value] = _update_element(wire, contributor, position, dtype)
+        except ChangedObjectError as error:
+            return Rejection(contributor.client, str(error), contributor.source.etag)
         product = value * dtype.accumulator.type(weight)
     return _Contribution(contributor, weight, float(value), float(product))
 

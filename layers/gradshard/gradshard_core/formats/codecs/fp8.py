@@ -45,17 +45,22 @@ class Fp8(BlockCodec):
             out[(codes & _NAN) == _NAN] = np.nan
 
     def _store(self, scaled: Array, dither: Array | None, stored: Array) -> None:
+        # In as few arrays as will do: the system clears the pages of those that are new.
         magnitude = np.abs(scaled)
-        bits = magnitude.view(np.uint32)
-        kept = bits >> _DROPPED
+        subnormal = magnitude / _SUBNORMAL_UNIT
         if dither is None:
             # Ties to even: half a unit in the last place, less one if the kept bits are even.
-            rounded = bits + np.uint32((1 << (_DROPPED - 1)) - 1) + (kept & np.uint32(1))
-            subnormal = np.rint(magnitude / _SUBNORMAL_UNIT)
+            codes = magnitude.view(np.uint32) >> _DROPPED
+            codes &= np.uint32(1)
+            codes += np.uint32((1 << (_DROPPED - 1)) - 1)
+            np.rint(subnormal, out=subnormal)
         else:
-            rounded = bits + (dither * np.float32(1 << _DROPPED)).astype(np.uint32)
-            subnormal = np.floor(magnitude / _SUBNORMAL_UNIT + dither)
-        codes = (rounded >> _DROPPED) - np.uint32(_REBIAS)
-        small = magnitude < _SMALLEST_NORMAL
-        codes[small] = subnormal[small].astype(np.uint32)
-        np.copyto(stored, codes | np.signbit(scaled).astype(np.uint32) << 7, casting="unsafe")
+            codes = (dither * np.float32(1 << _DROPPED)).astype(np.uint32)
+            subnormal += dither
+            np.floor(subnormal, out=subnormal)
+        codes += magnitude.view(np.uint32)
+        codes >>= _DROPPED
+        codes -= np.uint32(_REBIAS)
+        np.copyto(codes, subnormal, where=magnitude < _SMALLEST_NORMAL, casting="unsafe")
+        codes |= scaled.view(np.uint32) >> 24 & np.uint32(0x80)
+        np.copyto(stored, codes, casting="unsafe")

@@ -31,7 +31,6 @@ class Int4(BlockCodec):
         np.copyto(out, pairs.view(np.int8))
 
     def _store(self, scaled: Array, dither: Array | None, stored: Array) -> None:
-        round_to_integers(scaled, dither)
-        np.clip(scaled, -self.largest, self.largest, out=scaled)
+        round_to_integers(scaled, dither, self.largest)
         nibbles = scaled.astype(np.int8).view(np.uint8) & 15
         np.bitwise_or(nibbles[:, ::2], nibbles[:, 1::2] << 4, out=stored)

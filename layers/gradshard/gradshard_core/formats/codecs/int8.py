@@ -22,7 +22,5 @@ class Int8(BlockCodec):
         np.copyto(out, stored.view(np.int8))
 
     def _store(self, scaled: Array, dither: Array | None, stored: Array) -> None:
-        round_to_integers(scaled, dither)
-        # Adding the dither to a float32 may round up to the next whole number.
-        np.clip(scaled, -self.largest, self.largest, out=scaled)
+        round_to_integers(scaled, dither, self.largest)
         np.copyto(stored.view(np.int8), scaled, casting="unsafe")
