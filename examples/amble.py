@@ -19,6 +19,7 @@ from gradshard_core.stragglers.assignments import (
     AssignmentSettings,
     Report,
     assign,
+    find_target,
     normalised_weights,
     progress,
 )
@@ -103,7 +104,9 @@ def train(
         seconds[number], accuracies[number] = time.now, network.accuracy(model, *digits.test)
         epochs += sum(settings.epochs for settings in work.values())
         if way != FEDAVG:
-            assignments = assign(terms, reports(work, samples, took), assignments.speeds)
+            found, before = sorted(reports(work, samples, took).items()), assignments.clients
+            target = find_target(terms, found, before)
+            assignments = Assignments(terms, list(assign(terms, target, found, before)))
     return Run(seconds, accuracies, time.idle_share, epochs / rounds / clients)
 
 

@@ -74,12 +74,13 @@ def combine(
     run(measuring, [1.0] * len(updates), chunks)
     ones = [1] * len(updates)
     gram = np.diag(measuring.products.rounded_diagonal()).tolist()
-    factors = mechanism.decide(gram, ones).weights
+    decision = mechanism.decide(gram, ones)
+    factors = decision.weights
     grid = mechanism.grid(updates.shape[1])
     reduction = PrivateSum(grid.step, len(updates))
     noise = NoiseSource(key, grid.terms, 0)
     average = np.frombuffer(run(reduction, factors, [(0, layout.nbytes)], noise), "<f4")
-    count = mechanism.noisy_count(factors, key)
+    count = mechanism.noisy_count(decision.whole, key)
     if count is not None:
         mechanism = replace(mechanism, clip=mechanism.next_clip(count, len(updates)))
     return average, mechanism, float(np.mean(np.array(factors) < 1))

@@ -78,6 +78,7 @@ LARGE = (
     ("s3:GetObject", "/rounds/*/pieces/*"),
     ("s3:PutObject", "/rounds/*/pieces/*"),
     ("s3:GetObject", "/rounds/*/clients/*"),
+    ("s3:PutObject", "/rounds/*/clients/*"),
     ("s3:GetObject", "/rounds/*/arrived/*"),
     ("s3:PutObject", "/rounds/*/arrived/*"),
 )

@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
@@ -42,7 +43,12 @@ from gradshard_core.planning.spec import parse_spec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout
-from gradshard_core.stragglers.assignments import AssignmentSettings, assign, parse_report
+from gradshard_core.stragglers.assignments import (
+    AssignmentSettings,
+    assign,
+    find_target,
+    parse_report,
+)
 from gradshard_core.stragglers.layers import check_depth, coverage_of, layers_of
 from tests import compressed
 
@@ -134,7 +140,9 @@ def report(data: bytes) -> None:
     parsed = parse_report(samples, metadata)
     for note in parsed.notes:
         _check_reason(note)
-    json.dumps(assign(TERMS, {"a": parsed}).to_json(), allow_nan=False)
+    target = find_target(TERMS, [("a", parsed)])
+    for entry in assign(TERMS, target, [("a", parsed)]):
+        json.dumps(asdict(entry), allow_nan=False)
 
 
 def key(data: bytes) -> None:

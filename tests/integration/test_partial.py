@@ -290,10 +290,12 @@ def test_a_round_ends_with_assignments_and_the_next_goes_on_from_them(
     assert first.go() == {"status": "completed"}
     document = first.store.get_json(first.keys.assignments)
     assert document["target_seconds"] == 16.0
-    assert document["clients"]["slow"]["epochs"] == 1
-    assert document["clients"]["fast"]["epochs"] == 8
-    assert "odd" not in document["clients"]
-    assert any("odd: train_seconds is 'a while'" in note for note in document["notes"])
+    left = {entry["client"]: entry for entry in document["clients"]}
+    assert left["slow"]["assignment"]["epochs"] == 1
+    assert left["fast"]["assignment"]["epochs"] == 8
+    assert left["odd"]["speed"] is None
+    assert left["odd"]["assignment"] == document["new_clients"]
+    assert "train_seconds is 'a while'" in left["odd"]["notes"][0]
     # Averaged all the same.
     assert len(first.manifest()["contributors"]) == 3
 
@@ -302,9 +304,10 @@ def test_a_round_ends_with_assignments_and_the_next_goes_on_from_them(
         submit_reporting(second, client, 160, report(seconds))
     assert second.go() == {"status": "completed"}
     later = second.store.get_json(second.keys.assignments)
+    [fast] = [entry for entry in later["clients"] if entry["client"] == "fast"]
     # Smoothed: half of 2 s, half of 8 s for an epoch.
-    assert later["speeds"]["fast"]["seconds_per_sample"] == pytest.approx(5.0 / 160)
-    assert later["clients"]["fast"]["epochs"] == 3
+    assert fast["speed"]["seconds_per_sample"] == pytest.approx(5.0 / 160)
+    assert fast["assignment"]["epochs"] == 3
 
 
 def test_a_round_without_terms_assigns_nothing(open_round: Callable[..., Round]) -> None:

@@ -9,7 +9,7 @@ version of which object.
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -281,7 +281,7 @@ class _Reader:
             raise UpdateError(f"{source.key} does not have the layout of the result: {difference}")
         report = None
         if self._spec.weights == STEPS:
-            report = asdict(parse_report(stated, header.metadata))
+            report = parse_report(stated, header.metadata)
         coverage = coverage_of(layers, header.layout.shapes) if layers else None
         runs = layout.runs_in(header.layout, header.data_offset)
         version = base_version(source.key)

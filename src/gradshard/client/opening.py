@@ -2,47 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
 from typing import Any, Final
 
 from gradshard.client.stack import Execution, Stack
 from gradshard.utils.polling import poll
 from gradshard_core.errors import GradshardError, RoundExistsError, RoundFailed, SpecError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.pieces import StoredList, is_in_pieces
 from gradshard_core.planning import limits
 from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.records.round_spec import read_spec
-from gradshard_core.records.stored_lists import read_expected, store_expected
-from gradshard_core.s3.store import S3Store
+from gradshard_core.records.round_spec import MOST_BYTES, read_spec
 
 OPENING_SECONDS: Final = 20.0
 """Seconds that opening a round waits for its spec to appear in the bucket."""
-
-PAYLOAD_ROOM_BYTES: Final = 4096
-"""The state machine adds these to a round's spec: its name, a time and a callback token."""
-
-MOST_BYTES: Final = limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
-"""The most bytes of a round's spec."""
-
-
-def with_room(spec: RoundSpec, store: S3Store, keys: RoundKeys) -> RoundSpec:
-    """Return a round's spec, whose clients are stored in pieces if its input has no room for them.
-
-    Parameters
-    ----------
-    spec
-        The terms.
-    store, keys
-        The bucket, and the keys of the round in it.
-    """
-    if isinstance(spec.clients, int) or len(_join(_encoded(spec))) <= MOST_BYTES:
-        return spec
-    written = store_expected(store, keys, spec.clients)
-    if not is_in_pieces(written):  # a few clients: other terms are long
-        return spec
-    return replace(spec, clients=StoredList[str](written, partial(read_expected, store, keys)))
 
 
 def encode_spec(spec: RoundSpec) -> str:

@@ -17,7 +17,7 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.formats.pieces import StoredList, is_in_pieces
 from gradshard_core.records.manifest import parse_manifest
-from gradshard_core.records.stored_lists import read_expected, read_piece, with_lists
+from gradshard_core.records.stored_lists import read_expected, read_piece, with_decided, with_lists
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import ListedObject
 
@@ -242,6 +242,8 @@ class StatusPoller:
             return lambda manifest: parse_manifest(with_lists(store, keys, manifest))
         if key == keys.plan:
             return lambda plan: with_lists(store, keys, _checked_plan(plan, store, keys))
+        if key.startswith(keys.decisions):
+            return lambda decision: with_decided(store, keys, decision)
         needed = {keys.spec: ["spec"]}.get(key, [])
         if key.startswith(keys.rejections):
             needed = ["client", "reason", "late"]

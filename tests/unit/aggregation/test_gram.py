@@ -198,14 +198,3 @@ def test_norms_alone_are_the_diagonal(shards: int) -> None:
     updates, _ = random_updates([("F32", (40_000,)), ("BF16", (9,)), ("F64", (500,))], 7, 11)
     norms = np.diag(measure(updates))
     assert measure(updates, shards, pairs=False) == [norms.tolist()]
-
-
-@pytest.mark.parametrize("pairs", [False, True])
-def test_groups_of_updates_add_up_apart(pairs: bool) -> None:
-    whole, written = ExactSum(5, pairs=pairs), ExactSum(2, pairs=pairs)
-    values = np.array([[1.0, 2.0], [2.0, 5.0]]) if pairs else np.array([1.0, 5.0])
-    written.add(values)
-    whole.add_json(written.to_json(), 3, 5)
-    assert whole.rounded_diagonal() == [0.0, 0.0, 0.0, 1.0, 5.0]
-    if pairs:
-        assert whole.rounded()[3][4] == 2.0

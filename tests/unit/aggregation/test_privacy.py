@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gradshard_core.aggregation import noise
 from gradshard_core.aggregation.gram import ExactSum, Measuring
+from gradshard_core.aggregation.gram_rules import Decision
 from gradshard_core.aggregation.kernel import Zone, aggregate
 from gradshard_core.aggregation.privacy import (
     FINENESS,
@@ -20,6 +21,7 @@ from gradshard_core.aggregation.privacy import (
 )
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.layout import Span
+from gradshard_core.planning.option_parsers import MAX_CLIENTS
 
 
 class Bytes:
@@ -140,7 +142,7 @@ def test_adaptive_clip_finds_the_quantile_of_the_lengths(start: float, quantile:
         lengths = rng.lognormal(0.0, 0.5, 100)
         gram = np.diag(lengths**2).tolist()
         key = number.to_bytes(noise.KEY_BYTES, "big")
-        count = mechanism.noisy_count(mechanism.decide(gram, [1] * 100).weights, key)
+        count = mechanism.noisy_count(mechanism.decide(gram, [1] * 100).whole, key)
         assert count is not None
         mechanism = replace(mechanism, clip=mechanism.next_clip(count, 100))
         seen.append(mechanism.clip)
@@ -148,26 +150,37 @@ def test_adaptive_clip_finds_the_quantile_of_the_lengths(start: float, quantile:
     assert np.mean(seen[60:]) == pytest.approx(wanted, rel=0.1)
 
 
+def test_sums_of_the_most_clients_are_whole_numbers_in_float64() -> None:
+    for elements in (1, 10**6, 10**12):
+        grid = PrivacyMechanism(1.0, 0.01, 1e-5).grid(elements)
+        assert MAX_CLIENTS * (1.0 / grid.step) + noise.largest(grid.terms) < 2**53
+
+
+def whole_of(*factors: float) -> int:
+    return Decision(factors, factors, (1.0,) * len(factors)).whole
+
+
 def test_noisy_count_is_the_count_with_noise_of_its_own_deviation() -> None:
     mechanism = adaptive(count_deviation=3.0)
-    factors = [1.0, 1.0, 0.999, 0.1, 1.0]
+    whole = whole_of(1.0, 1.0, 0.999, 0.1, 1.0)
     drawn = np.array(
         [
-            mechanism.noisy_count(factors, n.to_bytes(noise.KEY_BYTES, "big")) or 0.0
+            mechanism.noisy_count(whole, n.to_bytes(noise.KEY_BYTES, "big")) or 0.0
             for n in range(2000)
         ]
     )
     # Four standard errors of 2,000: of the mean 0.27, of the deviation 0.19.
     assert abs(drawn.mean() - 3.0) < 0.27
     assert abs(drawn.std() - 3.0) < 0.19
-    assert mechanism.noisy_count(factors, bytes(32)) == mechanism.noisy_count(factors, bytes(32))
+    assert mechanism.noisy_count(whole, bytes(32)) == mechanism.noisy_count(whole, bytes(32))
 
 
 def test_a_client_changes_the_count_by_at_most_one() -> None:
     mechanism, key = adaptive(), bytes(32)
     for others in range(64):
         whole, clipped = (
-            mechanism.noisy_count([*([1.0] * others), factor], key) or 0.0 for factor in (1.0, 0.5)
+            mechanism.noisy_count(whole_of(*([1.0] * others), factor), key) or 0.0
+            for factor in (1.0, 0.5)
         )
         assert 0 < whole - clipped <= 1 + 1e-12  # of whole numbers, times the step
 

@@ -51,6 +51,7 @@ def round_keys(name: str) -> Iterator[str]:
     yield from (
         keys.measurement(0),
         keys.decision(1),
+        keys.decided("0a1b"),
         keys.piece("0a1b"),
         keys.expected("0a1b"),
         keys.arrivals(0),

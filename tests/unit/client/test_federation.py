@@ -13,7 +13,6 @@ import pytest
 
 from gradshard.client import opening
 from gradshard.client.federation import Federation
-from gradshard.client.opening import PAYLOAD_ROOM_BYTES
 from gradshard.client.round import Round
 from gradshard.client.stack import Execution
 from gradshard.client.tensors import pack
@@ -46,6 +45,7 @@ from gradshard_core.planning.plan import (
 )
 from gradshard_core.planning.plan_json import plan_to_json
 from gradshard_core.planning.spec import parse_spec
+from gradshard_core.records.round_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.stored_lists import read_expected
 from tests import reference
 from tests.unit.fakes import MemoryStack, MemoryStore

@@ -18,6 +18,8 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.pricing import Bill, Requests, Tasks
 from gradshard_core.planning.round_cost import measured
+from gradshard_core.planning.spec import parse_spec
+from gradshard_core.planning.spec_workload import lists_of
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.collect_update import collect_update
@@ -171,7 +173,9 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"shards": 2}, [2]),
         ({"topology": "lambda_fl"}, [2, 1]),
         ({"topology": "grid", "fan_in": 2, "shards": 2}, [6, 4, 2]),
+        ({"shards": 2, "assignments": {"batch_size": 8, "epochs": 1, "learning_rate": 0.1}}, [2]),
         ({"rule": "median", "shards": 2}, [2]),
+        ({"dp": {"clip": 1.0, "noise_multiplier": 2.0, "delta": 1e-5}, "shards": 2}, [2]),
         ({"rule": "geometric_median", "shards": 2}, [2]),
         ({"rule": "geometric_median", "shards": 2, "server_optimizer": "fedadam"}, [2]),
     ],
@@ -221,9 +225,9 @@ def test_the_functions_make_the_requests_that_are_priced(
 
     monkeypatch.setattr(pricing, "_looks", lambda _: (2 * (clients - 1), 0.0))
     models = {"fedavg": 1, "fedadam": 3}.get(terms.get("server_optimizer", ""), 0)
-    assert pricing.around(tasks, clients, models, measured) == Requests(
-        s3.asked[GET], s3.asked[PUT]
-    )
+    before, lists = [measured] if measured else [], lists_of(parse_spec({"clients": names} | terms))
+    counted = pricing.around(tasks, clients, models, before, lists)
+    assert counted == Requests(s3.asked[GET], s3.asked[PUT])
     assert pricing.notifications(clients) == s3.notifications()
     assert published == ["RoundCompleted"]  # the event that is priced
 
@@ -250,7 +254,7 @@ def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
                 s3.create(keys.partial_sum(0, level, task.number), b"", 1)
 
 
-@pytest.mark.parametrize("clients", [1, 2, 9, 21, 22, 40])
+@pytest.mark.parametrize("clients", [0, 1, 2, 9, 21, 22, 40])
 def test_looks_are_those_of_arrivals_in_random_order(clients: int) -> None:
     rng = random.Random(clients)  # noqa: S311 - no secret
     looks = listings = 0

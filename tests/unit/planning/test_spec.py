@@ -21,10 +21,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"clients": 0}, "clients is 0"),
     ({"clients": 100_001}, "clients is 100001, not a whole number from 1 to 100000"),
     ({"clients": [f"c{i}" for i in range(100_001)]}, "100001 ids; a round takes 1 to 100000"),
-    ({"clients": 4097, "rule": "fill"}, "names each client takes at most 4096"),
+    ({"clients": 4097, "rule": "fill"}, "rule for partial updates takes at most 4096"),
     (
-        {"clients": 4097, "assignments": {"batch_size": 8, "epochs": 2, "learning_rate": 0.1}},
-        "names each client takes at most 4096",
+        {"clients": 4097, "topology": "grid", "weights": "counts", "eager": True},
+        "rule for partial updates takes at most 4096",
     ),
     ({"clients": True}, "clients is True"),
     ({"clients": "a"}, "neither a list of ids nor a number"),
@@ -413,7 +413,9 @@ def test_robust_rule_raises_the_default_quorum() -> None:
 def test_what_needs_norms_alone_takes_any_topology(terms: dict[str, Any], topology: str) -> None:
     spec = parse_spec({"clients": 300, "topology": topology, **terms})
     assert len(spec.levels(300)[1]) > 1
-    assert parse_spec({"clients": 9, **terms}).capacity == 4096
+    assert parse_spec({"clients": 9, **terms}).capacity == 100_000
+    most = {"lambda_fl": 4096}.get(topology, 100_000)  # two levels of 64
+    assert parse_spec({"clients": 9, "topology": topology, **terms}).capacity == most
 
 
 def test_robust_rule_takes_no_more_updates_than_one_task_reads() -> None:

@@ -5,28 +5,39 @@ those of a hundred thousand do.
 """
 
 import itertools
+import math
+import random
+import threading
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gradshard.client.status import StatusPoller
 from gradshard_core.aggregation import topologies
+from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.errors import (
     BrokenObjectError,
     PlanError,
     StoreError,
     UnreadableObjectError,
 )
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.pieces import is_in_pieces
 from gradshard_core.planning import large_rounds, pricing
+from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.spec_workload import lists_of
+from gradshard_core.records.assignment import read_assignments
+from gradshard_core.records.decision import is_clipped, read_decision
 from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
+from gradshard_core.stragglers.assignments import Assignment
 from tests import reference
 from tests.unit.counting import KINDS, Counting, Requests, of_functions
+from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import Machine, Told
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
@@ -40,6 +51,9 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradshard_core.planning.plan_json.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.rounds.first_plan.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.planning.limits.LISTED_ENTRIES", LISTED)
+    for module in ("planning.pricing", "rounds.arrivals"):
+        # Not more than there are others in a piece.
+        monkeypatch.setattr(f"gradshard_core.{module}.HEADS_BEFORE_LIST", PIECE - 1)
     monkeypatch.setattr("gradshard_core.planning.large_rounds.PIECE", PIECE)
     for module in ("planning.large_rounds", "rounds.first_plan"):
         monkeypatch.setattr(f"gradshard_core.{module}.READ_AT_ONCE", READ_AT_ONCE)
@@ -61,11 +75,15 @@ def submit(machine: Machine, number: int, update: dict[str, reference.Array]) ->
 
 
 def expected(updates: dict[int, dict[str, reference.Array]]) -> bytes:
-    """Add group by group in numpy, as a grid does."""
+    """Average group by group in numpy, as a grid does."""
     samples = [number % 7 + 1 for number in updates]
-    rows: list[Any] = [update["w"] for update in updates.values()]
-    weights = [np.float32(n / sum(samples)) for n in samples]
-    sizes = topologies.group(topologies.resolve("auto", len(rows)), len(rows))
+    return added(list(updates.values()), [np.float32(n / sum(samples)) for n in samples])
+
+
+def added(updates: list[dict[str, reference.Array]], weights: list[Any], *fan_in: int) -> bytes:
+    """Add with weights, group by group."""
+    rows: list[Any] = [update["w"] for update in updates]
+    sizes = topologies.group(topologies.resolve("auto", len(rows)), len(rows), fan_in)
     for level in sizes:
         sums, first = [], 0
         for size in level:
@@ -380,55 +398,230 @@ def test_a_replaced_piece_of_a_plan_or_manifest_is_noticed(machine: Machine) -> 
             list(record)
 
 
+# ---------------------------------------------------------------------------- assignments in pieces
+
+
+BASE = {"batch_size": 16, "epochs": 2, "learning_rate": 0.125}
+
+
+def run_reporting(machine: Machine, name: str, seconds: dict[int, float], **base: Any) -> None:
+    """Run a round whose clients report how long their training took; one reports nonsense."""
+    machine.begin(name)
+    machine.open(clients=len(seconds), assignments={**BASE, **base})
+    for number, took in seconds.items():
+        stated = {"num_samples": "10", "train_seconds": str(took), "batch_size": "16"}
+        stated |= {"epochs": "2" if number else "none"}
+        body = reference.encode({"w": np.ones(5, "f4")}, stated)
+        machine.store.put_bytes(machine.keys.update(client(number)), body)
+    run(machine, DUE)
+
+
+def test_assignments_in_pieces_are_those_of_the_definition_and_a_client_reads_its_own(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {number: 20.0 + number % 13 for number in range(60)}
+    # Some are away in the second round, at both ends of a piece, and some are new.
+    second = {number: 35.0 - number % 11 for number in range(70) if number % 8 not in (0, 7)}
+    run_reporting(machine, "one", first)
+    run_reporting(machine, "two", second, after="one")
+
+    per_epoch = {number: took / 2 for number, took in first.items() if number}
+    for number, took in second.items():
+        per_epoch[number] = 0.5 * took / 2 + 0.5 * per_epoch.get(number, took / 2)
+    target = max(2 * per_epoch[number] for number in second)
+    stated = parse_assignment_spec({**BASE, "after": "two"})
+    for number in range(75):
+        with monkeypatch.context() as patched:
+            counting = Counting(machine, patched)
+            found = read_assignments(machine.store, stated)
+            assert found is not None
+            given = found.of(client(number))
+        # The names of the pieces, and one of these. Nothing is left of client 0, the first.
+        assert counting.counts["client", "get"] == 1 + (number > 0)
+        assert is_in_pieces(machine.store.get_json(RoundKeys("two").assignments)["clients"])
+        if number not in per_epoch:
+            assert given == Assignment(16, 2, 0.125)
+            continue
+        epochs = max(2, min(16, int(target * (1 + 1e-9) / per_epoch[number])))
+        assert given.seconds == pytest.approx(epochs * per_epoch[number])
+        # A batch does not outgrow the ten samples of a client, but the base stays.
+        assert given == Assignment(16, epochs, 0.125, given.seconds)
+
+
+# ------------------------------------------------------------------------------ decisions in pieces
+
+
+def factors_of(machine: Machine, attempt: int, bound: float) -> list[float]:
+    """Return by what each update is multiplied, from norms that are checked with numpy's."""
+    decision = read_decision(machine.store, machine.keys, attempt)
+    entries = list(decision["clients"])
+    assert [entry["client"] for entry in entries] == list(map(client, range(len(entries))))
+    updates = updates_of(len(entries))
+    for entry, update in zip(entries, updates, strict=True):
+        assert entry["norm"] == pytest.approx(np.linalg.norm(update["w"].astype(float)), rel=1e-5)
+    return [min(1.0, bound / entry["norm"]) for entry in entries]
+
+
+@pytest.mark.parametrize("clients", [PIECE + 1, 150])
+def test_a_rule_that_clips_many_updates_has_the_bits_of_numpy(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int
+) -> None:
+    grid = {"topology": "grid", "fan_in": 8}
+    machine.open(clients=clients, rule={"name": "norm_clip", "bound": 1.5}, **grid)
+    updates = updates_of(clients)
+    for number, update in enumerate(updates):
+        submit(machine, number, update)
+    reading: Counter[str] = Counter()
+    get_bytes = type(machine.store).get_bytes
+
+    def counted(store: Any, key: str) -> bytes | None:
+        reading[threading.current_thread().name] += key.startswith(machine.keys.decisions)
+        return get_bytes(store, key)
+
+    outcome: dict[str, Any] = DUE
+    while outcome["attempt"] < 1 + (clients > READ_AT_ONCE):
+        outcome = machine.turn(outcome)
+    planned = machine.plan(outcome)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(machine.store), "get_bytes", counted)
+        machine.aggregate(planned)
+    manifest = run(machine, machine.step("finalize_round"))
+    factors = factors_of(machine, outcome["attempt"], 1.5)
+    samples = [number % 7 + 1 for number in range(clients)]
+    weights = [n / sum(samples) * factor for n, factor in zip(samples, factors, strict=True)]
+    assert result_of(machine) == added(updates, [np.float32(weight) for weight in weights], 8)
+    tasks = manifest["measuring"]["tasks"]
+    assert len(list(tasks)) == -(-clients // 8) == manifest["measuring"]["totals"]["tasks"]
+    clipped = [client(number) for number, factor in enumerate(factors) if factor < 1]
+    assert 2 < len(clipped) < clients
+    assert list(manifest["measuring"]["clipped"]) == clipped
+    # Clients may read pieces of plans and manifests, and not those of decisions.
+    assert is_in_pieces(
+        machine.store.get_json(machine.keys.decision(outcome["attempt"]))["clients"]
+    )
+    status = StatusPoller(MemoryStack(machine.store), machine.keys).poll(check_execution=False)
+    decided = status["decision"]["clients"]
+    assert [entry["client"] for entry in decided if is_clipped(entry)] == clipped
+    assert list(status["manifest"]["measuring"]["clipped"]) == clipped
+    readable = [k for k in machine.store.objects if k.startswith(f"{machine.keys.root}pieces/")]
+    assert not any(b"norm" in machine.store.objects[key] for key in readable)
+    tasks = len(manifest["tasks"])
+    # Each reads the record, and those of the lowest level the pieces of their group.
+    groups = manifest["groups"][0]
+    assert sum(reading.values()) <= tasks + sum(size // PIECE + 2 for size in groups)
+
+
+@pytest.mark.parametrize("clients", [PIECE + 1, 150])
+def test_a_private_round_of_many_clients_has_the_bits_of_the_definition(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int
+) -> None:
+    monkeypatch.setattr("os.urandom", lambda count: bytes(range(count)))
+    dp = {"clip": 1.5, "noise_multiplier": 2.0, "delta": 1e-5, "quantile": 0.5}
+    machine.open(clients=clients, dp=dp)
+    updates = updates_of(clients)
+    for number, update in enumerate(updates):
+        submit(machine, number, update)
+    manifest = run(machine, DUE)
+    noise, count = np.empty(5, np.int64), np.empty(1, np.int64)
+    NoiseSource(bytes(range(32)), 1, 0).read_into(memoryview(noise).cast("B"))
+    NoiseSource(bytes(range(32)), 1, 2**62).read_into(memoryview(count).cast("B"))
+    step, total = 2.0 * 1.5 / 2480, noise.astype(float)
+    factors = factors_of(machine, 1 + (clients > READ_AT_ONCE), 1.5 / (1 + 2**-10))
+    for factor, update in zip(factors, updates, strict=True):
+        total += np.trunc(update["w"].astype(float) * (factor / step))
+    assert result_of(machine) == (total * step / clients).astype("f4").tobytes()
+    one = 10.0 / 2480
+    whole = sum(factor == 1.0 for factor in factors)
+    assert manifest["privacy"]["whole"] == (whole * math.trunc(1 / one) + count[0]) * one
+    assert manifest["measuring"]["clipped"] is None
+
+
 # ------------------------------------------------------------------------------ what grows with N
 
 
-def requests_of(machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int) -> Requests:
+KINDS_OF_ROUNDS: dict[str, dict[str, Any]] = {
+    "counted": {},
+    "named": {"clients": stored_ids},
+    "clipped": {"rule": lambda *_: {"name": "norm_clip", "bound": 1.5}},
+    "private": {"dp": lambda *_: {"clip": 1.5, "noise_multiplier": 2.0, "delta": 1e-5}},
+    "assigned": {"assignments": lambda machine, ids: {**BASE, "after": after(machine, len(ids))}},
+}
+"""Terms by what they make of a round: clients by their number or by ids in pieces, a pass that
+measures, and assignments from those of the round before."""
+
+
+def after(machine: Machine, clients: int) -> str:
+    """Run a round that leaves assignments; return its name."""
+    name, seconds = machine.name, dict.fromkeys(range(clients), 20.0)
+    run_reporting(machine, f"before-{name}", seconds)
+    machine.begin(name)
+    return f"before-{name}"
+
+
+def requests_of(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int, kind: str
+) -> Requests:
     """Return the requests of a whole round, all of whose updates arrive one after another."""
-    machine.begin(f"n{clients}")
+    machine.begin(f"{kind}-{clients}")
+    ids = list(map(client, range(clients)))
+    terms = {name: of(machine, ids) for name, of in KINDS_OF_ROUNDS[kind].items()}
+    random.seed(clients)
     with monkeypatch.context() as patched:
         counting = Counting(machine, patched)
-        machine.open(clients=clients)
-        resumed = False
-        for number, update in enumerate(updates_of(clients)):
-            etag = submit(machine, number, update)
+        machine.open(**{"clients": clients, **terms})
+        resumed, updates = False, updates_of(clients)
+        for number in map(int, np.random.default_rng(clients).permutation(clients)):
+            etag = submit(machine, number, updates[number])
             resumed = machine.collect(client(number), etag)["resumed"]
         assert resumed
         run(machine, DUE)
     return of_functions(counting.counts)
 
 
+@pytest.mark.parametrize("kind", KINDS_OF_ROUNDS)
 def test_no_kind_of_request_grows_faster_than_the_number_of_clients(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     sizes = (30, 120, 480)
-    found = {clients: requests_of(machine, monkeypatch, clients) for clients in sizes}
+    found = {clients: requests_of(machine, monkeypatch, clients, kind) for clients in sizes}
     largest = found[sizes[-1]]
     assert {function for function, _ in largest} > {"collect_update", "aggregate_shard", "machine"}
+    constant = 80 if kind == "named" else 20  # arrivals look for some others at random
     deadline = {"schedule_deadline", "cancel_deadline"}
     told = {"SendTaskSuccess", "PutEvents", *deadline}
     assert {kind for _, kind in largest} >= {*KINDS, *told, "children"}
-    for kind in largest:
+    for asked in largest:
         for smaller, larger in itertools.pairwise(sizes):
-            before, after = found[smaller][kind], found[larger][kind]
+            before, then = found[smaller][asked], found[larger][asked]
             # A constant: another level of the grid, and the survey of those too many to read.
-            assert after <= larger / smaller * before + 20, (kind, smaller, before, larger, after)
+            assert then <= larger / smaller * before + constant, (
+                asked,
+                smaller,
+                before,
+                larger,
+                then,
+            )
 
 
+@pytest.mark.parametrize("kind", KINDS_OF_ROUNDS)
 def test_the_price_counts_the_requests_of_the_functions_around_the_tasks(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     clients = 480
-    found = requests_of(machine, monkeypatch, clients)
+    found = requests_of(machine, monkeypatch, clients, kind)
     plan = read_plan(machine.store, machine.keys)
     assert plan is not None
     tasks = [len(level.groups) for level in plan.levels]
-    counted = pricing.around(tasks, clients, measured=large_rounds.pieces(clients))
+    lists, before = lists_of(machine.spec()), [large_rounds.pieces(clients)]
+    if plan.computation.measured is not None:
+        before.append(tasks[0])
+    counted = pricing.around(tasks, clients, before=before, lists=lists)
     sums = Counter[str]()
-    for (function, kind), number in found.items():
+    for (function, asked), number in found.items():
         if function != "aggregate_shard":
-            sums[kind] += number
-    assert counted.gets == pytest.approx(sums["get"], rel=0.02), sorted(found.items())
+            sums[asked] += number
+    assert counted.gets == pytest.approx(sums["get"], rel=0.02), dict(found)
+    # Of a rule that clips, at most: as if all were clipped.
     assert counted.puts == pytest.approx(sums["put"] + sums["list"], rel=0.02), sorted(
         found.items()
     )

@@ -70,6 +70,23 @@ def test_decision_is_the_same_for_every_m_and_repetition(
     assert found[0] == found[1] == found[2]
 
 
+def test_groups_that_measure_apart_state_the_same_error(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.urandom", lambda count: bytes(range(count)))
+    monkeypatch.setattr("gradshard_core.planning.limits.MIN_PART_BYTES", 100_000)
+    sent, found = updates(3), []
+    # In the first group, so that nothing of it is measured at first.
+    sent["a"] = {name: np.full_like(tensor, np.nan) for name, tensor in sent["c0"].items()}
+    for terms in ({}, {"topology": "grid", "fan_in": 2, "shards": 3}):
+        machine.begin(f"r{len(terms)}")
+        manifest = run(machine, sent, rule="norm_clip", measure_one_in=2, **terms)
+        assert len(manifest["measuring"]["tasks"]) == (6 if terms else manifest["shards"])
+        found.append((decided(machine, 2), manifest["measuring"]["sample"]))
+    assert found[0] == found[1]
+    assert found[0][1]["error"] > 0
+
+
 def test_update_that_is_too_small_for_a_sample_is_measured_whole(machine: Machine) -> None:
     small = {client: {"w": np.ones(9, "f4")} for client in "abc"}
     manifest = run(machine, small, rule="norm_clip", measure_one_in=2)

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 
 from gradshard.client import participation
-from gradshard.client.opening import PAYLOAD_ROOM_BYTES
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from gradshard_core.formats.metrics import MAX_KEPT
+from gradshard_core.formats.pieces import StoredList
 from gradshard_core.planning import limits
+from gradshard_core.planning.spec import parse_new_spec
+from gradshard_core.records.round_spec import PAYLOAD_ROOM_BYTES
+from gradshard_core.records.stored_lists import read_expected
 from gradshard_core.records.training_state import Invitation, change_state
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.trainings import advance_training as advancing
@@ -429,7 +433,13 @@ def test_ids_of_thousands_of_members_fit_into_what_the_state_machine_carries(
         change_state(machine.store, machine.keys, lambda state: replace(state, completed=1))
     answer = advance_training(machine.store, NAME, run=1, step=0, aggregator=AGGREGATOR)
     assert answer["status"] == "round"
-    assert len(answer["spec"]["clients"]) > 3000
+    assert answer["spec"]["clients"]["length"] == 4096
+    round_keys = RoundKeys(answer["round"])
+    opened = parse_new_spec(answer["spec"], partial(read_expected, machine.store, round_keys))
+    assert isinstance(opened.clients, StoredList)
+    assert list(opened.clients) == [f"{number:064}" for number in range(4096)]
+    again = advance_training(machine.store, NAME, run=1, step=0, aggregator=AGGREGATOR)
+    assert again == answer
     assert len(json.dumps(answer)) < limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
 
 

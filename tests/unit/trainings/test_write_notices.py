@@ -9,11 +9,13 @@ import pytest
 
 from gradshard_core.aggregation.noise_tree import NoiseTree
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.planning.option_parsers import parse_assignment_spec
+from gradshard_core.records.assignment import write_assignments
 from gradshard_core.records.notice import Notice
 from gradshard_core.records.training_state import Invitation, TrainingState
 from gradshard_core.s3.http_transport import CHECKSUM_MODE
 from gradshard_core.s3.sigv4 import Credentials, presign
-from gradshard_core.stragglers.assignments import Report, assign, parse_assignment_settings
+from gradshard_core.stragglers.assignments import Report
 from gradshard_core.trainings.write_notices import SECONDS, write_notices
 from tests.presigned import rejection
 from tests.unit.fakes import MemoryStore
@@ -97,11 +99,13 @@ def test_the_invited_get_an_invitation_without_the_others(world: World) -> None:
 def test_the_holder_of_a_ticket_gets_its_own_assignment(machine: Machine) -> None:
     base = {"batch_size": 8, "epochs": 1, "learning_rate": 0.125}
     world = World(machine, round={"server_optimizer": "fedavg", "assignments": base})
-    found = assign(
-        parse_assignment_settings(base),
-        {name: Report(100, seconds, 8, 1) for name, seconds in (("ann", 1.0), ("cy", 4.0))},
+    seconds = {"ann": 1.0, "cy": 4.0}
+    write_assignments(
+        world.store,
+        RoundKeys("t-00000"),
+        parse_assignment_spec(base),
+        lambda: [(name, Report(100, took, 8, 1)) for name, took in seconds.items()],
     )
-    world.store.put_json(RoundKeys("t-00000").assignments, found.to_json())
     for last, epochs in (("t-00000", 4), (None, 1), ("expired", 1)):
         world.show("ann", "cy", last_round=last)
         world.write()

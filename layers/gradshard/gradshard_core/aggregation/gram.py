@@ -160,20 +160,18 @@ class ExactSum:
 
     def to_json(self) -> list[list[float]]:
         """Return the upper triangles of the components, row by row; or the diagonals."""
-        kept = self._kept(0, self._size)
+        kept = self._kept()
         return [component[kept].tolist() for component in self.components]
 
-    def add_json(
-        self, written: Sequence[Sequence[float]], first: int = 0, stop: int | None = None
-    ) -> None:
-        """Add what :meth:`to_json` returned, of the rows and columns [first, stop).
+    def add_json(self, written: Sequence[Sequence[float]]) -> None:
+        """Add what :meth:`to_json` returned.
 
         Raises
         ------
         ValueError
             It is none of this size, or not finite.
         """
-        kept = self._kept(first, self._size if stop is None else stop)
+        kept = self._kept()
         shape = (self._size, self._size) if self._pairs else (self._size,)
         for values in written:
             flat = np.array(values, float)
@@ -183,12 +181,9 @@ class ExactSum:
             matrix[kept] = flat
             self.add(matrix)
 
-    def _kept(self, first: int, stop: int) -> tuple[npt.NDArray[np.intp], ...]:
+    def _kept(self) -> tuple[npt.NDArray[np.intp], ...]:
         """Return the positions of the elements that are written."""
-        if not self._pairs:
-            return (np.arange(first, stop),)
-        rows, columns = np.triu_indices(stop - first)
-        return rows + first, columns + first
+        return np.triu_indices(self._size) if self._pairs else (np.arange(self._size),)
 
     def rounded(self) -> list[list[float]]:
         """Return the symmetric matrix, each element rounded once."""

@@ -51,6 +51,12 @@ class Decision(NamedTuple):
     full: tuple[float, ...] | None = None
     bound: float | None = None
 
+    @property
+    def whole(self) -> int:
+        """The number of updates that were not clipped."""
+        full = self.weights if self.full is None else self.full
+        return sum(weight >= most for weight, most in zip(self.weights, full, strict=True))
+
     def discounted(self, discounts: Sequence[float]) -> "Decision":
         """Return the decision with each weight times a factor, as it would be without the rule."""
         weights = tuple(w * d for w, d in zip(self.weights, discounts, strict=True))
@@ -179,22 +185,23 @@ class Diagonal(Sequence[Sequence[float]]):
     """
 
     def __init__(self, squares: Sequence[float]) -> None:
-        self._squares = squares
+        self.squares = squares
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self._squares)
+        return len(self.squares)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return a row, made anew: rules that take norms alone look at one of its elements."""
-        row = [0.0] * len(self._squares)
-        row[index] = self._squares[index]
+        """Return a row, made anew."""
+        row = [0.0] * len(self.squares)
+        row[index] = self.squares[index]
         return row
 
 
 def norms_of(gram: Gram) -> tuple[float, ...]:
     """Return the length of each update."""
-    return tuple(math.sqrt(row[i]) for i, row in enumerate(gram))
+    squares = gram.squares if isinstance(gram, Diagonal) else (row[i] for i, row in enumerate(gram))
+    return tuple(map(math.sqrt, squares))
 
 
 def squared_distances(gram: Gram) -> list[list[float]]:

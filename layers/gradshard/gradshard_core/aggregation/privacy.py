@@ -178,13 +178,13 @@ class PrivacyMechanism:
         """Return the grid for updates of so many elements."""
         return grid_of(self.clip, self.noise_multiplier, elements)
 
-    def noisy_count(self, factors: Sequence[float], key: bytes) -> float | None:
+    def noisy_count(self, whole: int, key: bytes) -> float | None:
         """Return how many updates were not clipped, with noise; None if the clip stays.
 
         Parameters
         ----------
-        factors
-            sᵢ of :meth:`decide`.
+        whole
+            How many were not clipped.
         key
             The key of the round's noise.
         """
@@ -194,7 +194,6 @@ class PrivacyMechanism:
         drawn = np.empty(1, np.int64)
         source = noise.NoiseSource(key, grid.terms, COUNT_ELEMENT)
         source.read_into(arithmetic.bytes_of(drawn))
-        whole = sum(factor == 1.0 for factor in factors)
         return float(whole * math.trunc(1 / grid.step) + int(drawn[0])) * grid.step
 
     def next_clip(self, count: float, contributors: int) -> float:

@@ -246,6 +246,10 @@ class RoundKeys:
         """Return the key of the weights that a robust rule decided on for an attempt."""
         return f"{self.decisions}{attempt}.json"
 
+    def decided(self, name: str) -> str:
+        """Return the key of a piece of the list of a decision, which clients may not read."""
+        return f"{self.decisions}{name}.json"
+
     def piece(self, name: str) -> str:
         """Return the key of a piece of a long list."""
         return f"{self._pieces}{name}.json"

@@ -7,7 +7,6 @@ notices other content.
 """
 
 import hashlib
-import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Generic, TypeVar, overload
@@ -68,11 +67,6 @@ class StoredList(Sequence[T]):
             "pieces": self._names,
             "firsts": self._firsts,
         }
-
-    def any_piece(self) -> list[T]:
-        """Return the entries of a piece that is drawn at random."""
-        [number] = random.sample(range(len(self._names)), 1)
-        return self._piece(number)
 
     def __len__(self) -> int:
         return self._length

@@ -115,7 +115,7 @@ def _discounted(contributors: Sequence[Contributor], inbox: InboxSpec) -> tuple[
 
 def local_steps(contributors: Sequence[Contributor]) -> dict[str, int]:
     """Return the local steps by client; updates that report none were rejected before."""
-    return {c.client: (c.report or {})["steps"] for c in contributors}
+    return {c.client: c.report.steps for c in contributors if c.report and c.report.steps}
 
 
 def layer_ranges(spec: RoundSpec, layout: Layout) -> tuple[LayerRanges, ...]:

@@ -24,24 +24,28 @@ def pieces(entries: int) -> int:
     return 0 if entries <= PIECE else -(-entries // PIECE)
 
 
-def control_seconds(clients: int) -> float:
+def control_seconds(clients: int, *, measures: bool = False, assigns: bool = False) -> float:
     """Return how long planning and finalizing a surveyed round take, beyond those of others.
 
     Each processor second is stretched by the share that the template's memory gives. Pages of a
-    listing are read one after another.
+    listing are read one after another. A pass that measures, and assignments, take more.
     """
     if not is_surveyed(clients):
         return 0.0
     pages = -(-clients // limits.LISTED_ENTRIES)
     # Two listings; pieces are written twice and read three times, the last time for the manifest.
-    requests = 2 * pages + 6 * pieces(clients)
+    # A decision takes as many as a plan, and its contributors are written once more.
+    requests = 2 * pages + (6 + 6 * measures) * pieces(clients)
     cpu_seconds = (
-        speeds.PLAN_CPU_SECONDS_PER_CLIENT * clients
+        (speeds.PLAN_CPU_SECONDS_PER_CLIENT + speeds.DECIDE_CPU_SECONDS_PER_CLIENT * measures)
+        * clients
         + speeds.LISTED_CPU_SECONDS * 2 * clients
         + speeds.REQUEST_CPU_SECONDS * requests
     )
     share = speeds.PLAN_MEMORY_MB / limits.MB_PER_VCPU
-    return cpu_seconds / share + requests * speeds.REQUEST_SECONDS
+    assigning = speeds.ASSIGN_CPU_SECONDS_PER_CLIENT * clients * assigns
+    finalizing = assigning / (speeds.FINALIZE_MEMORY_MB / limits.MB_PER_VCPU)
+    return cpu_seconds / share + finalizing + requests * speeds.REQUEST_SECONDS
 
 
 def survey_seconds(memory_mb: int) -> float:

@@ -40,6 +40,7 @@ from gradshard_core.planning.outputs import (
     StoredHeader,
     next_model_keys,
 )
+from gradshard_core.stragglers.assignments import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,7 @@ class Contributor:
     runs
         The places of the layout's bytes in the object; a partial update lacks some of them.
     report
-        Its report on its training (:class:`gradshard_core.stragglers.assignments.Report`), if the
-        round uses it.
+        Its report on its training, if the round uses it.
     staleness
         In a buffered training, the number of versions that were made since the update began.
     codec_error
@@ -75,7 +75,7 @@ class Contributor:
     samples: int
     weight: float
     runs: Runs
-    report: dict[str, Any] | None = None
+    report: Report | None = None
     staleness: int = 0
     codec_error: float | None = None
     share: Share | None = None
@@ -116,6 +116,8 @@ class Participants:
         Good updates that a robust rule gives no weight.
     samples
         The samples of all contributors together; None to add them up when they are needed.
+    weights
+        The sum of the weights that a robust rule has decided on; None before they are looked up.
     """
 
     contributors: Sequence[Contributor] = ()
@@ -123,6 +125,7 @@ class Participants:
     missing: Sequence[str] = ()
     left_out: Sequence[Contributor] = ()
     samples: int | None = field(default=None, compare=False)
+    weights: float | None = field(default=None, compare=False)
 
 
 class LayerRanges(NamedTuple):
@@ -424,20 +427,32 @@ class Plan:
             return 1
         return self.samples
 
+    def group(self, first: int, stop: int) -> list[Contributor]:
+        """Return contributors [first, stop); a task asks for those of its group more than once."""
+        if (first, stop) not in self._groups:
+            self._groups.clear()
+            self._groups[first, stop] = list(self.contributors[first:stop])
+        return self._groups[first, stop]
+
+    @cached_property
+    def _groups(self) -> dict[tuple[int, int], list[Contributor]]:
+        """The group that was asked for last."""
+        return {}
+
     def zones(self, first: int, stop: int) -> list[Zone]:
         """Return the weights of contributors [first, stop), along the layout."""
         if (first, stop) not in self._zones:
             self._zones.clear()
-            self._zones[first, stop] = self._make_zones(slice(first, stop))
+            self._zones[first, stop] = self._make_zones(first, stop)
         return self._zones[first, stop]
 
     @cached_property
     def _zones(self) -> dict[tuple[int, int], list[Zone]]:
-        """The zones that were asked for last: a task needs those of its group."""
+        """The zones of the group that was asked for last."""
         return {}
 
-    def _make_zones(self, part: slice) -> list[Zone]:
-        layers, contributors = self.layout.layers, self.contributors[part]
+    def _make_zones(self, first: int, stop: int) -> list[Zone]:
+        layers, contributors = self.layout.layers, self.group(first, stop)
         if not layers:
             weights = [contributor.weight for contributor in contributors]
             zone = Zone(0, self.layout.nbytes, weights)
@@ -448,7 +463,7 @@ class Plan:
             for number, layer in enumerate(layers)
             for start, end in layer.ranges
         )
-        zones = [(Zone(start, end, weighed[n].weights[part]), n) for start, end, n in places]
+        zones = [(Zone(start, end, weighed[n].weights[first:stop]), n) for start, end, n in places]
         return [
             cut
             for zone, number in zones
@@ -496,7 +511,9 @@ class Plan:
             covers = [weight is not None for weight in self.computation.layers[layer].weights]
             there = list(itertools.compress(there, covers))
         if self.computation.measured is not None:
-            weights = math.fsum(contributor.weight for contributor in there)
+            weights = self.participants.weights
+            if layer is not None:
+                weights = math.fsum(contributor.weight for contributor in there)
             if weights:
                 return lambda contributor: contributor.weight / weights
         samples = self.samples if layer is None else sum(c.samples for c in there)

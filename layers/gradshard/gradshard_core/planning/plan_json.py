@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from gradshard_core.planning.plan import (
     Rejection,
     Stage,
 )
+from gradshard_core.stragglers.assignments import Report
 
 T = TypeVar("T")
 
@@ -246,6 +247,7 @@ def _contributor_to_json(contributor: Contributor, tables: _Tables) -> dict[str,
     return plain | {
         "source": contributor.source._asdict(),
         "runs": _runs_to_json(contributor.runs, tables),
+        "report": contributor.report and asdict(contributor.report),
     }
 
 
@@ -256,7 +258,7 @@ def _parse_contributor(written: dict[str, Any], tables: _Read) -> Contributor:
         written["samples"],
         written["weight"],
         _parse_runs(written["runs"], tables),
-        written["report"],
+        written["report"] and Report.from_json(written["report"]),
         written["staleness"],
         written["codec_error"],
         written["share"] and Share.of_json(written["share"]),

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from typing import Final, NamedTuple
 
 from gradshard_core.planning import aws_prices, large_rounds, limits, speeds
@@ -124,6 +123,36 @@ Level = Sequence[Tasks]
 """Tasks that run at the same time."""
 
 
+class Lists(NamedTuple):
+    """What a round stores besides its plan and its result, mostly of each client.
+
+    Parameters
+    ----------
+    is_named
+        Whether the round expects clients by their ids.
+    ids_in_pieces
+        Whether the ids are stored in pieces.
+    assigns
+        Whether the round ends with assignments.
+    has_speeds
+        Whether they go on from those of a round before.
+    shows_clipped
+        Whether the manifest lists the clients whose updates a rule has clipped, at most all.
+    draws_noise
+        Whether a key of noise is kept until the round ends.
+    """
+
+    is_named: bool = False
+    ids_in_pieces: bool = False
+    assigns: bool = False
+    has_speeds: bool = False
+    shows_clipped: bool = False
+    draws_noise: bool = False
+
+
+NO_LISTS: Final = Lists()
+
+
 class Requests(NamedTuple):
     """S3 requests by price; a LIST is priced as a PUT."""
 
@@ -151,6 +180,7 @@ def bill(
     updates: int | None = None,
     cold_tasks: float | None = None,
     measuring: Sequence[Level] = (),
+    lists: Lists = NO_LISTS,
     prices: Prices = US_EAST_1,
 ) -> Bill:
     """Price a round.
@@ -175,26 +205,29 @@ def bill(
         The number of tasks that start cold. By default all do, but tasks that measured are warm for
         the second pass. The functions around the tasks always start cold.
     measuring
-        The tasks of the pass that measures, which is a level of its own, if there is one.
+        The tasks of the passes before, which read headers or measure, each a level of its own.
+    lists
+        What the round stores besides.
     prices
         The prices of AWS.
     """
     gb_second = prices.gb_second(architecture)
     tasks = [sum(run.number for run in level) for level in levels]
     passes = [*measuring, *levels]
-    measured = sum(run.number for level in measuring for run in level)
+    before = [sum(run.number for run in level) for level in measuring]
     gb_seconds = memory_mb / 1024 * sum(run.number * run.seconds for lvl in passes for run in lvl)
     small_gb_seconds = clients * speeds.COLLECT_GB_SECONDS + speeds.ROUND_GB_SECONDS
-    small_gb_seconds += speeds.REPLAN_GB_SECONDS * bool(measured)
+    small_gb_seconds += speeds.REPLAN_GB_SECONDS * len(before)
     return Bill(
         lambda_=gb_seconds * gb_second,
         s3_aggregators=prices.s3(aggregators),
         s3_clients=prices.s3(by_clients),
-        requests=invocations(sum(tasks), clients, measured, levels=len(levels))
+        requests=invocations(sum(tasks), clients, before, levels=len(levels))
         * prices.invocations_per_million
         / 1e6,
-        step_functions=_step_functions(passes, batch, prices, replans=bool(measured)),
-        round_=small_gb_seconds * gb_second + prices.s3(around(tasks, clients, models, measured)),
+        step_functions=_step_functions(passes, batch, prices, replans=len(before)),
+        round_=small_gb_seconds * gb_second
+        + prices.s3(around(tasks, clients, models, before, lists)),
         events=(
             notifications(clients if updates is None else updates)
             * prices.notifications_per_million
@@ -227,20 +260,28 @@ def _init_gb_seconds(cpu_seconds: float, memory_mb: int) -> float:
     return memory_mb / 1024 * (speeds.RUNTIME_INIT_SECONDS + cpu_seconds / share)
 
 
-def invocations(tasks: int, clients: int, measured: int = 0, *, levels: int = 1) -> int:
+def invocations(tasks: int, clients: int, before: Sequence[int] = (), *, levels: int = 1) -> int:
     """Count a round's invocations: of its tasks, and of open, collect, plan and finalize.
 
     The result, too, calls ``collect_update``, which looks at its key alone. ``finalize_round`` is
-    called after each level. After ``measured`` tasks the round is finalized and planned once more.
+    called after each level. After each pass ``before``, of so many tasks, the round is finalized
+    and planned once more.
     """
-    return tasks + notifications(clients) + 2 + levels + (measured + 2 if measured else 0)
+    return tasks + notifications(clients) + 2 + levels + sum(number + 2 for number in before)
 
 
-def around(tasks: Sequence[int], clients: int, models: int = 0, measured: int = 0) -> Requests:
+def around(
+    tasks: Sequence[int],
+    clients: int,
+    models: int = 0,
+    before: Sequence[int] = (),
+    lists: Lists = NO_LISTS,
+) -> Requests:
     """Count the small functions' requests in a round that goes straight through.
 
-    Clients are expected by name. The number of others that an arrival looks for is its expected
-    value. tests/unit/planning/test_pricing.py compares the count with the functions' requests.
+    Up to 1,000 clients are expected by name, and more by their number, unless ``lists`` says
+    otherwise. The number of others that an arrival looks for is its expected value.
+    tests/unit/planning/test_pricing.py compares the count with the functions' requests.
 
     Parameters
     ----------
@@ -250,13 +291,16 @@ def around(tasks: Sequence[int], clients: int, models: int = 0, measured: int = 
         The number of clients that send an update, each one once.
     models
         Objects that are written beside the update, where it is applied.
-    measured
-        Tasks that measured before.
+    before
+        The tasks of each pass before, which read headers or measured.
+    lists
+        What the round stores besides.
     """
     *below, parts = tasks
     recorded = large_rounds.is_recorded(clients)
     # In a large round each arrival lists the marks, which takes one request.
-    looks, listings = (0.0, float(clients)) if recorded else _looks(clients)
+    is_named = lists.is_named or not recorded
+    looks, listings = _looks(clients) if is_named else (0.0, float(clients))
     pages = 1 if recorded else _pages(clients)
     counted = Requests(
         # Opening: a look for a client. An arrival: spec, plan, manifest, the update's header, an
@@ -272,18 +316,38 @@ def around(tasks: Sequence[int], clients: int, models: int = 0, measured: int = 
         + (_pages(clients) + 3 + len(tasks))
         + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0)),
     )
-    further = _recording(clients).plus(_in_pieces(clients, sum(tasks)))
-    return counted.plus(_applying(parts, models)).plus(_measuring(measured, models)).plus(further)
+    further = _recording(clients, lists).plus(_in_pieces(clients, sum(tasks)))
+    further = further.plus(_listed(clients, lists))
+    further = further.plus(_replanning(clients, before, models, lists))
+    return counted.plus(_applying(parts, models)).plus(further)
 
 
-def _recording(clients: int) -> Requests:
+def _recording(clients: int, lists: Lists) -> Requests:
     """Count the requests for the marks of arrivals, if two of them never write at once.
 
-    Planning lists the updates once more if clients are expected by number, as many often are.
+    Planning lists the updates once more if clients are expected by number.
     """
     if not large_rounds.is_recorded(clients):
         return Requests(0, 0)
-    return Requests(clients, clients + _pages(clients))
+    return Requests(clients, clients + (0 if lists.is_named else _pages(clients)))
+
+
+def _listed(clients: int, lists: Lists) -> Requests:
+    """Count the small functions' requests for ids in pieces, assignments, and a key of noise."""
+    pieces, counted = large_rounds.pieces(clients), Requests(0, 0)
+    if lists.ids_in_pieces:
+        # Opening: all. An arrival: that of its client. Planning: whether those that have sent are
+        # expected, and who is missing.
+        counted = counted.plus(Requests(clients + 3 * pieces, 0))
+    if lists.assigns:
+        # Finalizing: the contributors' reports, twice; and so the earlier speeds.
+        counted = counted.plus(Requests(2 * pieces, pieces + 1))
+    if lists.has_speeds:
+        counted = counted.plus(Requests(2 * pieces + 1, 0))
+    if lists.draws_noise:
+        # Planning: the key. Finalizing: a listing of its versions, to delete all.
+        counted = counted.plus(Requests(0, 2))
+    return counted
 
 
 def _in_pieces(clients: int, tasks: int) -> Requests:
@@ -300,19 +364,21 @@ def _in_pieces(clients: int, tasks: int) -> Requests:
     )
 
 
-def _measuring(measured: int, models: int) -> Requests:
-    """Count the small functions' requests between the two passes of a robust rule."""
-    if not measured:
-        return Requests(0, 0)
-    return Requests(
-        # Finalizing: plan and reports. Planning: the plan twice, spec, who was rejected, the
-        # measurement, the manifest, and which version is current. Finalizing again: the decision,
-        # and the measurement.
-        gets=(1 + measured) + 6 + 2 * bool(models) + 2,
-        # Finalizing: the measurement, and that nobody was rejected. Planning: decision, plan and
-        # tasks.
-        puts=2 + 3,
-    )
+def _replanning(clients: int, before: Sequence[int], models: int, lists: Lists) -> Requests:
+    """Count the small functions' requests between the passes of a round."""
+    counted = Requests(0, 0)
+    for tasks in before:
+        # Finalizing: plan and reports. Planning: the plan twice, spec, who was rejected, what was
+        # found, the manifest, and which version is current. Finalizing: what was found; that nobody
+        # was rejected. Planning: plan and tasks.
+        counted = counted.plus(Requests((1 + tasks) + 6 + 2 * bool(models), 2 + 2))
+    if len(before) > large_rounds.is_surveyed(clients):
+        # A pass measures. Finalizing: who was measured. Planning: the contributors, and the
+        # decision. Finalizing again: decision and measurement, and all whose weight is shown.
+        pieces = large_rounds.pieces(clients)
+        shown = pieces * lists.shows_clipped
+        counted = counted.plus(Requests(2 * pieces + 2 + shown, 2 * pieces + 1 + shown))
+    return counted
 
 
 def _applying(parts: int, models: int) -> Requests:
@@ -336,26 +402,21 @@ def _pages(entries: int) -> int:
     return max(1, -(-entries // limits.LISTED_ENTRIES))
 
 
-@cache
 def _looks(clients: int) -> tuple[float, float]:
     """Return the expected numbers of HEADs and listings of all arrivals together.
 
     With m of the N - 1 others missing, the first j others are all there with probability
     C(N-1-m, j) / C(N-1, j). Only then the next one is looked for, and all are listed only if
-    HEADS_BEFORE_LIST were there, and more are expected.
+    HEADS_BEFORE_LIST were there, and more are expected. The sum over all m, from 0 to N - 1, is
+    N / (j + 1).
     """
-    others, looks, listings = clients - 1, 0.0, 0.0
-    for missing in range(clients):
-        all_there = 1.0
-        for looked in range(min(HEADS_BEFORE_LIST, others)):
-            looks += all_there
-            all_there *= max(0, others - missing - looked) / (others - looked)
-        listings += all_there * (others > HEADS_BEFORE_LIST)
-    return looks, listings
+    looked = min(HEADS_BEFORE_LIST, max(0, clients - 1))
+    looks = sum(clients / (others + 1) for others in range(looked))
+    return looks, clients / (looked + 1) if clients - 1 > HEADS_BEFORE_LIST else 0.0
 
 
 def _step_functions(
-    levels: Sequence[Level], batch: int, prices: Prices, *, replans: bool = False
+    levels: Sequence[Level], batch: int, prices: Prices, *, replans: int = 0
 ) -> float:
     """Price the machine: two states for each level, and an Express execution for each batch."""
     transitions = aws_prices.ROUND_TRANSITIONS + aws_prices.LEVEL_TRANSITIONS * len(levels)

@@ -104,7 +104,9 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
         + speeds.ROUND_OVERHEAD_SECONDS
         + speeds.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1)
         + speeds.REPLAN_OVERHEAD_SECONDS * len(measuring)
-        + large_rounds.control_seconds(load.contributors),
+        + large_rounds.control_seconds(
+            load.contributors, measures=load.measures, assigns=load.lists.assigns
+        ),
         gb_seconds=gb * sum(tasks.number * tasks.seconds for level in passes for tasks in level),
         requests=requests,
         bill=pricing.bill(
@@ -117,6 +119,7 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
             batch=aggregator.batch,
             models=load.models,
             measuring=measuring,
+            lists=load.lists,
             prices=aggregator.prices,
         ),
     )
@@ -200,9 +203,10 @@ def _requests(load: Workload, shards: int) -> Requests:
     counted = Requests(gets=inputs + extra + tasks + headers + applying, puts=2 * tasks + applying)
     clients = load.contributors
     if pieces := large_rounds.pieces(clients):
-        # Tasks of the lowest level read the piece, or two, that their group is in.
+        # Tasks of the lowest level read the piece, or two, that their group is in: of the plan, in
+        # each pass, and of the decision.
         read = sum(stop // PIECE - first // PIECE + 1 for first, stop in load.lowest)
-        counted = counted.plus(Requests(gets=shards * read, puts=0))
+        counted = counted.plus(Requests(gets=shards * read * (1 + 2 * load.measures), puts=0))
     if large_rounds.is_surveyed(clients):  # the plan, a piece and its headers, and a record
         counted = counted.plus(Requests(gets=2 * pieces + clients, puts=pieces))
     # The keys of noise.

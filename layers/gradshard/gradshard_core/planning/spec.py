@@ -436,7 +436,7 @@ class RoundSpec:
     @property
     def most_clients(self) -> int:
         """The most clients that may be expected, whatever the topology."""
-        names = self.eager, self.partial_rule, self.masked, self.assignments, self.decider
+        names = self.eager, self.takes_partial, self.masked
         return MAX_NAMED if any(names) else MAX_CLIENTS
 
     @cached_property
@@ -536,8 +536,8 @@ def _check_clients(spec: RoundSpec) -> None:
     """Check how many clients are waited for."""
     if spec.expected > spec.most_clients:
         raise SpecError(
-            f"{spec.expected} clients are expected, and a round with eager, masked, dp, "
-            f"assignments, or a rule that names each client takes at most {spec.most_clients}"
+            f"{spec.expected} clients are expected, and a round with eager, masked or a rule for "
+            f"partial updates takes at most {spec.most_clients}"
         )
     if spec.enough_clients is None:
         return

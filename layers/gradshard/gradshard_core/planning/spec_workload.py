@@ -7,8 +7,10 @@ from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.topk import UNIT, TopK
+from gradshard_core.formats.pieces import StoredList
 from gradshard_core.planning import memory_projection
 from gradshard_core.planning.masking import with_masks
+from gradshard_core.planning.pricing import Lists
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.planning.workload import Workload
 
@@ -29,6 +31,7 @@ def workload_of(
     masked round, they are F32 and masked in a ring of 32 or 64 bits.
     """
     name, levels = spec.levels(clients)
+    lists = lists_of(spec)
     if ring_bits is None and spec.masked is not None:
         ring_bits = spec.masked.ring_bits
     if ring_bits is not None:
@@ -42,6 +45,7 @@ def workload_of(
             widening=factor,
             applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
             stored_bytes=None if factor == 1 else factor * nbytes,
+            lists=lists,
         )
     order, one_in = spec.order or addition_order.natural_order(levels), spec.measure_one_in
     return Workload(
@@ -59,4 +63,17 @@ def workload_of(
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         stored_bytes=None if codec is None else CODECS[codec].stored_bytes(nbytes // F32_BYTES),
         unit_bytes=CODECS[codec].stored_bytes(UNIT) if codec == TopK.name else 0,
+        lists=lists,
+    )
+
+
+def lists_of(spec: RoundSpec) -> Lists:
+    """Return what a round stores besides its plan and its result."""
+    return Lists(
+        is_named=not isinstance(spec.clients, int),
+        ids_in_pieces=isinstance(spec.clients, StoredList),
+        assigns=spec.assignments is not None,
+        has_speeds=spec.assignments is not None and spec.assignments.after is not None,
+        shows_clipped=spec.measures and spec.dp is None,
+        draws_noise=spec.noised is not None,
     )

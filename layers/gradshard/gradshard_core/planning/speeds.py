@@ -62,6 +62,11 @@ REPLAN_GB_SECONDS: Final = (0.5 + 0.25) * 0.3  # plan_round, finalize_round
 # (python -m benchmarks.large_round 100000, 2-core x86-64 machine, 2026-11).
 PLAN_CPU_SECONDS_PER_CLIENT: Final = 7.1e-5
 PLAN_MEMORY_MB: Final = 472
+# A rule that clips adds 3.6 CPU-seconds (with --terms '{"rule": "norm_clip"}'), and assignments
+# add 5.4 (with --terms '{"assignments": …}').
+DECIDE_CPU_SECONDS_PER_CLIENT: Final = 3.6e-5
+ASSIGN_CPU_SECONDS_PER_CLIENT: Final = 5.4e-5
+FINALIZE_MEMORY_MB: Final = 256
 # Assumed: the processor time of a small request, and of a listing for each entry.
 REQUEST_CPU_SECONDS: Final = 0.002
 LISTED_CPU_SECONDS: Final = 3e-5

@@ -9,6 +9,7 @@ from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.sharding import WIDENING
 from gradshard_core.aggregation.topologies import Levels
+from gradshard_core.planning.pricing import NO_LISTS, Lists
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Workload:
         Mean size of an update as it is stored, if some are compressed; None if none is.
     unit_bytes
         Size of the largest unit of entries, of which a task holds one of each input.
+    lists
+        What the round stores besides its plan and its result.
     """
 
     nbytes: int
@@ -66,6 +69,7 @@ class Workload:
     disorder: tuple[Disorder, ...] = ()
     stored_bytes: float | None = None
     unit_bytes: int = 0
+    lists: Lists = NO_LISTS
 
     @property
     def contributors(self) -> int:

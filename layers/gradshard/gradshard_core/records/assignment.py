@@ -1,16 +1,62 @@
 """The work that a client of a training should do in a round, beside the training's settings."""
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
 
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.pieces import StoredList, is_in_pieces
 from gradshard_core.planning.option_parsers import AssignmentSpec
+from gradshard_core.records.stored_lists import read_piece, stored
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.s3.store import S3Store
-from gradshard_core.stragglers.assignments import Assignments
+from gradshard_core.stragglers.assignments import (
+    Assigned,
+    Assignments,
+    AssignmentSettings,
+    Report,
+    assign,
+    base_assignment,
+    find_target,
+)
+
+
+def write_assignments(
+    store: S3Store,
+    keys: RoundKeys,
+    stated: AssignmentSpec,
+    reports: Callable[[], Iterable[tuple[str, Report]]],
+) -> None:
+    """Decide what a round's clients should do next, and write it.
+
+    Two passes over the reports, one of them for the target, and none is kept.
+
+    Parameters
+    ----------
+    store, keys
+        The bucket, and the keys of the round.
+    stated
+        The round's option.
+    reports
+        Returns the clients with their reports, sorted by client.
+    """
+    before = read_assignments(store, stated) or Assignments(stated.settings)
+    target = find_target(stated.settings, reports(), before.clients)
+    entries = assign(stated.settings, target, reports(), before.clients)
+    document = {
+        "settings": stated.settings.to_json(),
+        "target_seconds": target,
+        "new_clients": asdict(base_assignment(stated.settings)),
+        "clients": stored(store, keys, entries, asdict),
+    }
+    store.put_json(keys.assignments, document)
 
 
 def read_assignments(store: S3Store, stated: AssignmentSpec) -> Assignments | None:
     """Return what a round's clients should do; None if the round before has left nothing.
+
+    Of many clients, those near to the one that is asked for are loaded.
 
     Parameters
     ----------
@@ -21,7 +67,21 @@ def read_assignments(store: S3Store, stated: AssignmentSpec) -> Assignments | No
     """
     if stated.after is None:
         return Assignments(stated.settings)
-    return store.get_json(RoundKeys(stated.after).assignments, Assignments.from_json)
+    keys = RoundKeys(stated.after)
+
+    def parse(document: dict[str, Any]) -> Assignments:
+        clients, settings = document["clients"], AssignmentSettings(**document["settings"])
+        if is_in_pieces(clients):
+            return Assignments(
+                settings, StoredList(clients, partial(read_piece, store, keys), _parse_piece)
+            )
+        return Assignments(settings, _parse_piece({"entries": clients}))
+
+    return store.get_json(keys.assignments, parse)
+
+
+def _parse_piece(piece: dict[str, Any]) -> list[Assigned]:
+    return list(map(Assigned.from_json, piece["entries"]))
 
 
 def assigned(

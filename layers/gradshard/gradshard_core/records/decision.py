@@ -1,12 +1,19 @@
 """A robust rule's decision: what was measured of each update, and what the rule made of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, overload
+
+from gradshard_core.errors import PlanError
+from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.pieces import StoredList
+from gradshard_core.records.stored_lists import with_decided
+from gradshard_core.s3.json_reads import JsonReads
 
 if TYPE_CHECKING:
     # What shows a decision needs no numpy.
-    from gradshard_core.planning.plan import Plan
+    from gradshard_core.planning.plan import Contributor, Plan
 
 
 def verdict_on(entry: Mapping[str, Any]) -> str:
@@ -32,19 +39,34 @@ def is_clipped(entry: Mapping[str, Any]) -> bool:
     return entry["full_weight"] is not None and entry["weight"] < entry["full_weight"]
 
 
+def read_decision(store: JsonReads, keys: RoundKeys, attempt: int) -> dict[str, Any]:
+    """Read what a rule has decided on for an attempt; long lists load when needed.
+
+    Raises
+    ------
+    PlanError
+        It is missing.
+    """
+    key = keys.decision(attempt)
+    decision = store.get_json(key, partial(with_decided, store, keys))
+    if decision is None:
+        raise PlanError(f"{key} is missing")
+    return decision
+
+
 def with_weights(plan: "Plan", decision: dict[str, Any]) -> "Plan":
-    """Return a plan whose contributors have the weights of a decision.
+    """Return a plan whose contributors have the weights of a decision, which are looked up.
 
     In each layer of partial updates, an update loses as much of its share as in the whole.
     """
-    entries = {entry["client"]: entry for entry in decision["clients"]}
-    found = [entries[contributor.client] for contributor in plan.contributors]
-    weights = [entry["weight"] for entry in found]
-    contributors = tuple(
-        replace(c, weight=weight) for c, weight in zip(plan.contributors, weights, strict=True)
+    contributors = _Weighed(plan.contributors, decision["clients"])
+    participants = replace(
+        plan.participants, contributors=contributors, weights=float(decision["weights"])
     )
     layers = plan.computation.layers
-    if layers:
+    if layers:  # so there are few contributors
+        entries = {entry["client"]: entry for entry in decision["clients"]}
+        found = [entries[contributor.client] for contributor in plan.contributors]
         factors = [entry["weight"] / entry["full_weight"] for entry in found]
         layers = tuple(
             layer._replace(
@@ -55,8 +77,38 @@ def with_weights(plan: "Plan", decision: dict[str, Any]) -> "Plan":
             )
             for layer in layers
         )
-    return replace(
-        plan,
-        participants=replace(plan.participants, contributors=contributors),
-        computation=replace(plan.computation, layers=layers),
-    )
+    computation = replace(plan.computation, layers=layers)
+    return replace(plan, participants=participants, computation=computation)
+
+
+class _Weighed(Sequence["Contributor"]):
+    """Contributors with the weights of a decision, of which only those that are asked for load."""
+
+    def __init__(
+        self, contributors: Sequence["Contributor"], entries: Sequence[dict[str, Any]]
+    ) -> None:
+        self._contributors, self._entries = contributors, entries
+        self._near: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._contributors)
+
+    @overload
+    def __getitem__(self, index: int) -> "Contributor": ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list["Contributor"]: ...
+
+    def __getitem__(self, index: int | slice) -> "Contributor | list[Contributor]":
+        if isinstance(index, slice):
+            return list(map(self._weighed, self._contributors[index]))
+        return self._weighed(self._contributors[index])
+
+    def _weighed(self, contributor: "Contributor") -> "Contributor":
+        client, entries = contributor.client, self._entries
+        if client not in self._near:
+            near = entries.near(client) if isinstance(entries, StoredList) else entries
+            self._near = {entry["client"]: float(entry["weight"]) for entry in near}
+        if client not in self._near:
+            raise PlanError(f"the decision has no weight of client {client!r}")
+        return replace(contributor, weight=self._near[client])

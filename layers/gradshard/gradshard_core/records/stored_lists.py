@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gradshard_core.errors import BrokenObjectError, StoreError
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.pieces import ListWriter, Put, StoredList, is_in_pieces, name_of
+from gradshard_core.formats.pieces import (
+    Get,
+    ListWriter,
+    Put,
+    StoredList,
+    is_in_pieces,
+    name_of,
+)
 from gradshard_core.records.manifest import parse_manifest
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import S3Store
@@ -79,8 +86,23 @@ def read_manifest(store: JsonReads, keys: RoundKeys) -> dict[str, Any] | None:
 
 
 def with_lists(store: JsonReads, keys: RoundKeys, record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with the lists of which it holds the pieces."""
+    """Return a manifest with the lists of which it, or its part on measuring, holds the pieces."""
     get = partial(read_piece, store, keys)
+    found = _with_lists(record, get)
+    if record.get("measuring"):
+        found["measuring"] = _with_lists(record["measuring"], get)
+    return found
+
+
+def with_decided(store: JsonReads, keys: RoundKeys, record: dict[str, Any]) -> dict[str, Any]:
+    """Return a decision with the lists of which it holds the pieces.
+
+    They are apart from other pieces, which clients may read.
+    """
+    return _with_lists(record, lambda name: _read(store, keys.decided(name), name))
+
+
+def _with_lists(record: dict[str, Any], get: Get) -> dict[str, Any]:
     return {
         name: StoredList(value, get) if is_in_pieces(value) else value
         for name, value in record.items()
@@ -101,13 +123,28 @@ def store_expected(store: S3Store, keys: RoundKeys, clients: Iterable[str]) -> A
 
     They are apart from the pieces that functions write: who opens a round may not write those.
     """
-    writer = ListWriter[str](
-        lambda name, body: store.put_bytes(keys.expected(name), body),
+    return _store(store, keys.expected, clients, str)
+
+
+def store_decided(store: S3Store, keys: RoundKeys, entries: Iterable[dict[str, Any]]) -> Any:
+    """Store a decision's entries, sorted by client; return them, or the names of the pieces."""
+    return _store(store, keys.decided, entries, lambda entry: str(entry["client"]))
+
+
+def _store(
+    store: S3Store,
+    key_of: Callable[[str], str],
+    entries: Iterable[T],
+    client_of: Callable[[T], str],
+) -> Any:
+    """Store a list in pieces of its own; return its entries, or the names of the pieces."""
+    writer = ListWriter[T](
+        lambda name, body: store.put_bytes(key_of(name), body),
         lambda part: {"entries": list(part)},
-        str,
+        client_of,
     )
-    for client in clients:
-        writer.add(client)
+    for entry in entries:
+        writer.add(entry)
     return writer.to_json()
 
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.aggregation.gathering import ADVICE, MAX_RUNS, Disorder
@@ -226,7 +225,7 @@ def _contributor(
         samples=spec.counted(update.samples),
         weight=0.0,
         runs=runs,
-        report=_report(spec, update),
+        report=update.report if spec.takes_reports else None,
         staleness=address_of(update.client).staleness,
         # It follows from the update itself, and the manifest of a private round hides that.
         codec_error=None if spec.dp else update.codec_error,
@@ -462,7 +461,3 @@ def _check_steps(report: Report | None) -> None:
         notes = report.notes if report else ()
         note = next((note for note in notes if note.startswith("steps")), "steps is missing")
         raise UpdateError(f"weights by steps need the client's local steps in its metadata: {note}")
-
-
-def _report(spec: RoundSpec, update: _Sent) -> dict[str, Any] | None:
-    return asdict(update.report) if spec.takes_reports and update.report else None

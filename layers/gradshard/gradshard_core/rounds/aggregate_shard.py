@@ -19,7 +19,7 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
 from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Plan, Rejection, Task
-from gradshard_core.records.decision import with_weights
+from gradshard_core.records.decision import read_decision, with_weights
 from gradshard_core.records.noise_key import read_noise_key
 from gradshard_core.records.stored_lists import read_plan
 from gradshard_core.rounds.bad_inputs import (
@@ -70,7 +70,10 @@ def aggregate_shard(
     if plan.attempt != attempt:
         # A late task of an earlier attempt, whose uploads were aborted.
         return {"task": task.number, "attempt": attempt, "superseded_by": plan.attempt}
-    plan = _weighed(wire, keys, plan)
+    decision = {}
+    if plan.computation.measured is not None:
+        decision = read_decision(wire, keys, plan.attempt)
+        plan = with_weights(plan, decision)
     with ThreadPoolExecutor(OPENERS) as pool:
         rejected, is_written, found = _do(wire, plan, task, pool)
     wire.meter.add(puts=1)  # the report itself, whose PUT comes after it was counted
@@ -90,7 +93,7 @@ def aggregate_shard(
         "rejected": [vars(rejection) for rejection in rejected],
     }
     # Too much for a state of the machine, to which the report goes.
-    found["whole"] = _noisy_count(wire, plan, task)
+    found["whole"] = _noisy_count(wire, plan, task, decision)
     wire.put_json(keys.task_report(task.level, task.number), report | found)
     return report
 
@@ -125,28 +128,19 @@ def _do(
     return [], True, found if plan.computation.sample is None else found | {"squares": squares}
 
 
-def _noisy_count(wire: TaskS3Client, plan: Plan, task: Task) -> float | None:
+def _noisy_count(
+    wire: TaskS3Client, plan: Plan, task: Task, decision: dict[str, Any]
+) -> float | None:
     """Return how many updates of a private round were not clipped, with noise; from one task.
 
-    It has the weights and may read the key; plan_round and finalize_round may not.
+    It has the decision and may read the key; plan_round and finalize_round may not.
     """
     dp = plan.computation.dp
     is_first = plan.is_last(task.level) and task.number == 0
     if dp is None or dp.adaptation is None or plan.computation.measures or not is_first:
         return None
     key = read_noise_key(wire, RoundKeys(plan.round_id))
-    return dp.noisy_count([contributor.weight for contributor in plan.contributors], key)
-
-
-def _weighed(wire: TaskS3Client, keys: RoundKeys, plan: Plan) -> Plan:
-    """Return the plan with the weights that a robust rule has decided on, if it has."""
-    if plan.computation.measured is None:
-        return plan
-    key = keys.decision(plan.attempt)
-    weighed = wire.get_json(key, partial(with_weights, plan))
-    if weighed is None:
-        raise PlanError(f"{key} is missing")
-    return weighed
+    return dp.noisy_count(decision["whole"], key)
 
 
 _has_run = False

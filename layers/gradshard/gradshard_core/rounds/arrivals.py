@@ -361,11 +361,12 @@ def _are_others_there(
 ) -> bool | None:
     """Look for a few of the expected clients, at random; None if only a listing can tell.
 
-    A listing costs as much as a dozen looks, and while many are missing one or two looks do.
+    A listing costs as much as a dozen looks, and while many are missing one or two looks do. Of ids
+    in pieces, those in the piece of the arriving client are looked for: it has been loaded.
     """
     if isinstance(spec.clients, int) or spec.enough_clients is not None:
         return None
-    drawn = spec.clients.any_piece() if isinstance(spec.clients, StoredList) else spec.clients
+    drawn = spec.clients.near(arriving) if isinstance(spec.clients, StoredList) else spec.clients
     others = [client for client in drawn if client != arriving]
     looked_for = random.sample(others, min(HEADS_BEFORE_LIST, len(others)))
     if any(store.head(keys.update(client)) is None for client in looked_for):

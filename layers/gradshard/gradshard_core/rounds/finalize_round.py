@@ -18,6 +18,8 @@ from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Contributor, Plan, Rejection, Task
 from gradshard_core.records import model_registry
+from gradshard_core.records.assignment import write_assignments
+from gradshard_core.records.decision import read_decision
 from gradshard_core.records.manifest import COMPLETED
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
@@ -25,9 +27,9 @@ from gradshard_core.records.privacy_ledger import read_ledger
 from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan, stored
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import arrivals, aws_callbacks
-from gradshard_core.rounds.measurement import Measured, left_out, read_decision, summary
+from gradshard_core.rounds.measurement import Measured, left_out, summary
 from gradshard_core.s3.store import S3Store
-from gradshard_core.stragglers.assignments import Assignments, Report, assign
+from gradshard_core.stragglers.assignments import Report
 
 READERS = 16
 READ_AT_A_TIME = 1024
@@ -179,10 +181,10 @@ class _Tally:
 def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> None:
     """Have everything appear: the objects, what they mean for the model, the manifest."""
     if plan.assignments is not None:
-        store.put_json(keys.assignments, _assign(store, plan, plan.assignments).to_json())
+        _assign(store, keys, plan, plan.assignments)
     measuring = {}
     if plan.computation.measured is not None:
-        decision = read_decision(store, keys, plan)
+        decision = read_decision(store, keys, plan.attempt)
         sources = {c.client: c.source.key for c in plan.participants.left_out}
         arrivals.reject_all(
             store,
@@ -225,6 +227,10 @@ def _delete_intermediate(store: S3Store, keys: RoundKeys, plan: Plan) -> None:
 
 def _read_reports(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[dict[str, Any]]:
     tasks = [task for level in range(len(plan.levels)) for task in plan.tasks(level)]
+    if plan.computation.measures:
+        # Group by group, so that what was measured of a group need not be kept.
+        groups = len(plan.levels[0].groups)
+        tasks.sort(key=lambda task: task.number % groups)
 
     def read(task: Task) -> dict[str, Any]:
         report = store.get_json(keys.task_report(task.level, task.number), _checked)
@@ -247,14 +253,17 @@ def _checked(report: dict[str, Any]) -> dict[str, Any]:
     return report | {"rejected": [Rejection(**rejection) for rejection in report["rejected"]]}
 
 
-def _assign(store: S3Store, plan: Plan, terms: dict[str, Any]) -> Assignments:
+def _assign(store: S3Store, keys: RoundKeys, plan: Plan, terms: dict[str, Any]) -> None:
     """Decide what clients should do next, from what they said of their training."""
-    stated = parse_assignment_spec(terms)
-    earlier = stated.after and RoundKeys(stated.after).assignments
-    before = store.get_json(earlier, Assignments.from_json) if earlier else None
-    history = before.speeds if before else {}
-    reports = {c.client: Report(**c.report) for c in plan.contributors if c.report}
-    return assign(stated.settings, reports, history)
+    contributors = plan.contributors
+    if plan.stage.groups is not None:
+        # In an eager round they are sorted within each group only.
+        contributors = sorted(contributors, key=lambda contributor: contributor.client)
+
+    def reports() -> Iterator[tuple[str, Report]]:
+        return ((c.client, c.report) for c in contributors if c.report)
+
+    write_assignments(store, keys, parse_assignment_spec(terms), reports)
 
 
 def _complete(store: S3Store, output: Output, shards: int) -> tuple[ObjectVersion, str]:

@@ -6,6 +6,7 @@ updates turn out to be bad in that pass, the rule decides anew from the same mea
 of two updates do not depend on a third.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan import Contributor, Plan, Rejection
 from gradshard_core.records.decision import is_clipped
+from gradshard_core.records.stored_lists import store_decided, stored
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.s3.store import S3Store
 
@@ -44,46 +46,61 @@ class Measured:
     Parameters
     ----------
     plan
-        The plan. If it makes weights of norms alone, each of its groups measures its own updates.
+        The plan. If it makes weights of norms alone, each of its groups measures its own updates,
+        and the reports have to come group by group.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._sum = ExactSum(len(plan.contributors), pairs=plan.pairs)
-        # Of a sample, the squared norms by stretch, for each group.
-        self._squares: dict[int, list[list[float]]] = {}
+        self._sums = [
+            ExactSum(stop - first, pairs=plan.pairs) for first, stop in plan.levels[0].groups
+        ]
+        # Of a sample: the largest error so far, and the squared norms by stretch of one group.
+        self._error, self._group = 0.0, 0
+        self._squares: list[list[float]] = []
 
     def add(self, report: dict[str, Any]) -> None:
         """Take what a task has measured out of its report, if it has."""
         products, squares = report.pop("products", ()), report.pop("squares", ())
         if products or squares:
-            groups = self._plan.levels[0].groups
-            first, stop = groups[report["task"] % len(groups)]
-            self._sum.add_json(products, first, stop)
-            self._squares.setdefault(first, []).extend(squares)
+            group = report["task"] % len(self._sums)
+            self._sums[group].add_json(products)
+            if group != self._group:
+                self._close_group()
+                self._group = group
+            self._squares.extend(squares)
+
+    def _close_group(self) -> None:
+        """Take the errors of a group's sample, all of whose tasks have reported."""
+        sample = self._plan.computation.sample
+        if sample is not None and len(self._squares) > 1:  # fewer if updates were found bad
+            self._error = max(self._error, *relative_errors(self._squares, sample.one_in))
+        self._squares = []
 
     def to_json(self) -> dict[str, Any]:
         """Return the products of all updates, or their squared norms; and the error of a sample."""
         sample = self._plan.computation.sample
         factor = 1 if sample is None else sample.one_in
         if self._plan.pairs:
-            rows = self._sum.rounded()
+            [products] = self._sums  # rules that compare all updates have one group
+            rows = products.rounded()
             found: dict[str, Any] = {"products": [[factor * p for p in row] for row in rows]}
         else:
-            found = {"squares": [factor * square for square in self._sum.rounded_diagonal()]}
+            squares = (square for group in self._sums for square in group.rounded_diagonal())
+            found = {"squares": [factor * square for square in squares]}
         clients = [contributor.client for contributor in self._plan.contributors]
         return {"clients": clients, **found, "sample": sample and self._stated(sample)}
 
     def _stated(self, sample: Sample) -> dict[str, Any]:
         """Return what the manifest says of a sample."""
-        layout, groups = self._plan.layout, list(self._squares.values())
+        layout = self._plan.layout
+        self._close_group()
         stretches = sample.stretches(layout.spans, layout.nbytes, 0, layout.nbytes)
-        errors = [error for group in groups for error in relative_errors(group, sample.one_in)]
         return {
             "one_in": sample.one_in,
             "stretches": len(stretches),
             "nbytes": sum(end - start for start, end in stretches),
-            "error": max(errors, default=0.0),
+            "error": self._error,
         }
 
 
@@ -116,6 +133,16 @@ def decide(context: PlanContext, contributors: Sequence[Contributor], measured: 
         discounts = [context.spec.inbox.discount(found.staleness) for found in contributors]
         decision = decision.discounted(discounts)
     is_kept = [weight > 0 or decision.full is not None for weight in decision.weights]
+    entries = (
+        {
+            "client": contributor.client,
+            "weight": decision.weights[i],
+            "full_weight": decision.full and decision.full[i],
+            "norm": norm,
+            "score": decision.scores[i],
+        }
+        for i, (contributor, norm) in enumerate(zip(contributors, norms_of(gram), strict=True))
+    )
     store.put_json(
         keys.decision(context.request.attempt),
         {
@@ -123,18 +150,10 @@ def decide(context: PlanContext, contributors: Sequence[Contributor], measured: 
             "score": rule.score,
             "bound": decision.bound,
             "sample": measurement.get("sample"),
-            "clients": [
-                {
-                    "client": contributor.client,
-                    "weight": decision.weights[i],
-                    "full_weight": decision.full and decision.full[i],
-                    "norm": norm,
-                    "score": decision.scores[i],
-                }
-                for i, (contributor, norm) in enumerate(
-                    zip(contributors, norms_of(gram), strict=True)
-                )
-            ],
+            # What a task needs of all updates, so that it reads the entries of its group only.
+            "weights": math.fsum(decision.weights),
+            "whole": decision.whole,
+            "clients": store_decided(store, keys, entries),
         },
     )
     return Decided(
@@ -151,23 +170,10 @@ def _gram(measurement: dict[str, Any], indices: Sequence[int]) -> Gram:
     return [[measurement["products"][i][j] for j in indices] for i in indices]
 
 
-def read_decision(store: S3Store, keys: RoundKeys, plan: Plan) -> dict[str, Any]:
-    """Read what the rule has decided on for a plan.
-
-    Raises
-    ------
-    PlanError
-        It is missing.
-    """
-    key = keys.decision(plan.attempt)
-    decision: dict[str, Any] | None = store.get_json(key)
-    if decision is None:
-        raise PlanError(f"{key} is missing")
-    return decision
-
-
 def left_out(plan: Plan, decision: dict[str, Any]) -> list[Rejection]:
     """Tell each client that a rule left out what it went by; nobody reads that of others."""
+    if not plan.participants.left_out:
+        return []
     entries = {entry["client"]: entry for entry in decision["clients"]}
     name, score = decision["rule"]["name"], decision["score"]
     return [
@@ -188,13 +194,16 @@ def summary(
 
     Who was clipped depends on what clients sent, which a private round hides.
     """
-    clipped = [entry["client"] for entry in decision["clients"] if is_clipped(entry)]
+    clipped = None
+    if plan.computation.dp is None:
+        found = (entry["client"] for entry in decision["clients"] if is_clipped(entry))
+        clipped = stored(store, keys, found)
     measurement = store.get_json(keys.measurement(plan.computation.measured or 0)) or {}
     return {
         "rule": decision["rule"],
         "decision": keys.decision(plan.attempt),
         "measured": len(decision["clients"]),
-        "clipped": clipped if plan.computation.dp is None else None,
+        "clipped": clipped,
         "sample": measurement.get("sample"),
         "tasks": measurement.get("tasks", []),
         "totals": measurement.get("totals", {}),

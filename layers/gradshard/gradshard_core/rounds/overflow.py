@@ -221,7 +221,7 @@ def _contributions(
         [zone] = clip_zones(plan.zones(first, stop), position, position + dtype.size)
         weighed += [
             (contributor, weight)
-            for contributor, weight in zip(plan.contributors[first:stop], zone.weights, strict=True)
+            for contributor, weight in zip(plan.group(first, stop), zone.weights, strict=True)
             if weight is not None
         ]
     # In an eager round contributors are sorted within each group only.

@@ -41,6 +41,7 @@ from gradshard_core.planning.plan import (
 )
 from gradshard_core.planning.projection import Projection
 from gradshard_core.planning.spec import RoundSpec, check_averaged
+from gradshard_core.planning.spec_workload import lists_of
 from gradshard_core.planning.workload import Workload
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.noise_key import write_noise_key
@@ -225,6 +226,7 @@ def _choose_shards(
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=stored_bytes,
         unit_bytes=max((r.largest_unit for r in runs), default=0),
+        lists=lists_of(spec),
     )
     return planner.choose(
         load, context.aggregator, shards=spec.shards, time_budget=spec.time_budget

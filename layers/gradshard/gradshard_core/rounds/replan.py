@@ -47,8 +47,10 @@ def replan(context: PlanContext, previous: Plan) -> Plan:
 
 
 def _coverage(plan: Plan) -> dict[str, Coverage]:
-    """Return which layers of partial updates each contributor has."""
+    """Return which layers of partial updates each contributor has; nothing of whole ones."""
     layers = plan.computation.layers
+    if not layers:  # contributors of a large round are read but once
+        return {}
     return {
         contributor.client: tuple(layer.weights[index] is not None for layer in layers)
         for index, contributor in enumerate(plan.contributors)

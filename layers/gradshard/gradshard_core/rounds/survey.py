@@ -136,7 +136,7 @@ def _parse_found(report: dict[str, Any]) -> list[Facts]:
         if entry is None or isinstance(entry, str):
             return entry
         samples, data_offset, error, number, stated = entry
-        reported = stated and Report(**stated)
+        reported = stated and Report.from_json(stated)
         return Surveyed(samples, data_offset, error, layouts[number], reported)
 
     return [parse(entry) for entry in report["updates"]]

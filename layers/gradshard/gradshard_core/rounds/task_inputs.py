@@ -98,7 +98,7 @@ class TaskInputs:
         self.numbers = plan.inputs(task)
         self.contributors: list[Contributor] = []
         if task.level == 0:
-            self.contributors = [plan.contributors[number] for number in self.numbers]
+            self.contributors = plan.group(task.first, task.stop)
         masking = plan.masking if plan.is_last(task.level) else None
         self._masks = [masking.answer] if masking is not None and masking.answer else []
         self._gathers = not all(c.runs.are_in_order for c in self.contributors)

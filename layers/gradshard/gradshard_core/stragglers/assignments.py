@@ -17,14 +17,18 @@ known here. The formulas below are this project's own:
 The slowest client keeps the base settings, and so does a client whose speed is not known.
 """
 
+import heapq
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from operator import itemgetter
 from typing import Any, Final, Self
 
 from gradshard_core.aggregation.arithmetic import shares_of
 from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.formats.layout import shorten
+from gradshard_core.formats.pieces import StoredList
 
 REPORTED: Final = ("train_seconds", "batch_size", "epochs", "steps")
 """The metadata of an update that describes its training."""
@@ -97,7 +101,7 @@ class AssignmentSettings:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Report:
     """A client's description of its training, after the checks for plausibility.
 
@@ -126,6 +130,11 @@ class Report:
         if self.steps is not None and self.batch_size is not None:
             return self.steps * self.batch_size
         return None
+
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> Self:
+        """Read what :func:`dataclasses.asdict` made."""
+        return cls(**{**written, "notes": tuple(written["notes"])})
 
 
 @dataclass(frozen=True)
@@ -170,6 +179,38 @@ class Assignment:
 
 
 @dataclass(frozen=True)
+class Assigned:
+    """What a round leaves of a client.
+
+    Parameters
+    ----------
+    client
+        Its id.
+    assignment
+        What it should do next.
+    speed
+        Its measured speed; None while it is not known.
+    notes
+        The figures of its report that were ignored, and the target that it cannot meet.
+    """
+
+    client: str
+    assignment: Assignment
+    speed: Speed | None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> Self:
+        """Read what :func:`dataclasses.asdict` made."""
+        return cls(
+            written["client"],
+            Assignment(**written["assignment"]),
+            written["speed"] and Speed(**written["speed"]),
+            tuple(written["notes"]),
+        )
+
+
+@dataclass(frozen=True)
 class Assignments:
     """The work of all clients, and the basis of the next round's assignments.
 
@@ -177,47 +218,20 @@ class Assignments:
     ----------
     settings
         The settings from which the assignments were made.
-    target_seconds
-        The time that training should take; None while no client's speed is known.
     clients
-        Assignments by client.
-    speeds
-        The measured speeds, by client.
-    notes
-        The reports that were ignored, and the targets that could not be met.
+        What is known of each client, sorted by client.
     """
 
     settings: AssignmentSettings
-    target_seconds: float | None = None
-    clients: Mapping[str, Assignment] = field(default_factory=dict)
-    speeds: Mapping[str, Speed] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    clients: Sequence[Assigned] = ()
 
     def of(self, client: str) -> Assignment:
-        """Return a client's assignment: the base settings if its speed is not known."""
-        return self.clients.get(client) or _base(self.settings)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the document; ``new_clients`` is for those not named in it."""
-        return {
-            "settings": self.settings.to_json(),
-            "target_seconds": self.target_seconds,
-            "new_clients": asdict(_base(self.settings)),
-            "clients": {client: asdict(a) for client, a in self.clients.items()},
-            "speeds": {client: asdict(speed) for client, speed in self.speeds.items()},
-            "notes": list(self.notes),
-        }
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` wrote."""
-        return cls(
-            AssignmentSettings(**document["settings"]),
-            document["target_seconds"],
-            {client: Assignment(**a) for client, a in document["clients"].items()},
-            {client: Speed(**speed) for client, speed in document["speeds"].items()},
-            tuple(document["notes"]),
-        )
+        """Return a client's assignment: the base settings if nothing is known of it."""
+        clients = self.clients
+        if isinstance(clients, StoredList):
+            clients = clients.near(client)
+        found = next((entry for entry in clients if entry.client == client), None)
+        return base_assignment(self.settings) if found is None else found.assignment
 
 
 def parse_assignment_settings(stated: Mapping[str, Any]) -> AssignmentSettings:
@@ -309,39 +323,57 @@ def parse_report(samples: int, metadata: Mapping[str, str]) -> Report:
     return Report(samples, seconds, *settings, tuple(notes))
 
 
-def assign(
+def find_target(
     settings: AssignmentSettings,
-    reports: Mapping[str, Report],
-    history: Mapping[str, Speed] | None = None,
-) -> Assignments:
-    """Compute the assignments of all clients for the next round.
+    reports: Iterable[tuple[str, Report]],
+    history: Iterable[Assigned] = (),
+) -> float | None:
+    """Return the seconds that training should take; None while no client's speed is known.
 
     Parameters
     ----------
     settings
         The base settings and bounds.
     reports
-        The reports of the round that has ended, by client.
+        The clients of the round that has ended, with their reports, sorted by client.
     history
-        The speeds that the assignments before carry (:attr:`Assignments.speeds`).
+        What the round before has left (:attr:`Assignments.clients`).
     """
-    notes = [f"{client}: {note}" for client in sorted(reports) for note in reports[client].notes]
-    speeds = _remember(reports, history or {}, settings.smoothing)
-    if not speeds:
-        return Assignments(settings, settings.target_seconds, notes=tuple(notes))
-    present = [speed for speed in speeds.values() if speed.unseen == 0] or list(speeds.values())
-    target = settings.target_seconds
-    if target is None:
-        target = max(speed.seconds(settings.epochs) for speed in present)
-    clients: dict[str, Assignment] = {}
-    for client, speed in speeds.items():
-        clients[client] = assignment = _fit(settings, speed, target)
-        if assignment.seconds is not None and assignment.seconds > target * (1 + SLACK):
-            notes.append(
-                f"{client}: predicted to take {assignment.seconds:.3g} s at the least it may do, "
-                f"over the target of {target:.3g} s"
-            )
-    return Assignments(settings, target, clients, speeds, tuple(notes))
+    if settings.target_seconds is not None:
+        return settings.target_seconds
+    slowest: dict[bool, float] = {}
+    for _, report, before in _joined(reports, history):
+        speed = _speed(report, before, settings.smoothing)
+        if speed is not None:
+            seconds, is_away = speed.seconds(settings.epochs), speed.unseen > 0
+            slowest[is_away] = max(seconds, slowest.get(is_away, seconds))
+    # Those that are away do not hold up the others.
+    return slowest.get(False, slowest.get(True))
+
+
+def assign(
+    settings: AssignmentSettings,
+    target: float | None,
+    reports: Iterable[tuple[str, Report]],
+    history: Iterable[Assigned] = (),
+) -> Iterator[Assigned]:
+    """Compute the assignments of all clients for the next round, one after another.
+
+    Parameters
+    ----------
+    settings, reports, history
+        As in :func:`find_target`.
+    target
+        The seconds that training should take, from :func:`find_target`.
+    """
+    for client, report, before in _joined(reports, history):
+        speed = _speed(report, before, settings.smoothing)
+        notes = () if report is None else report.notes
+        if speed is not None and target is not None:
+            assignment = _fit(settings, speed, target)
+            yield Assigned(client, assignment, speed, (*notes, *_over(assignment, target)))
+        elif notes:
+            yield Assigned(client, base_assignment(settings), None, notes)
 
 
 def progress(steps: int, learning_rate_ratio: float = 1.0, momentum: float = 0.0) -> float:
@@ -439,7 +471,8 @@ def normalised_weights(samples: Sequence[int], steps: Sequence[float]) -> list[f
     return [share * (mean / tau) for share, tau in zip(shares, steps, strict=True)]
 
 
-def _base(settings: AssignmentSettings) -> Assignment:
+def base_assignment(settings: AssignmentSettings) -> Assignment:
+    """Return the assignment of clients whose speed is not known: the base settings."""
     return Assignment(settings.batch_size, settings.epochs, settings.learning_rate)
 
 
@@ -457,23 +490,43 @@ def _fit(settings: AssignmentSettings, speed: Speed, target: float) -> Assignmen
     return Assignment(batch_size, epochs, rate, speed.seconds(epochs))
 
 
-def _remember(
-    reports: Mapping[str, Report], history: Mapping[str, Speed], smoothing: float
-) -> dict[str, Speed]:
-    """Update the measured speeds of clients."""
-    speeds: dict[str, Speed] = {}
-    for client in sorted(reports.keys() | history.keys()):
-        report, before = reports.get(client), history.get(client)
-        if report is not None and report.train_seconds is not None and report.processed:
-            latest = report.train_seconds / report.processed
-            if before is not None:
-                latest = smoothing * latest + (1 - smoothing) * before.seconds_per_sample
-            speeds[client] = Speed(latest, report.samples)
-        elif before is not None and report is not None:
-            speeds[client] = Speed(before.seconds_per_sample, report.samples)
-        elif before is not None and before.unseen < FORGET_ROUNDS:
-            speeds[client] = Speed(before.seconds_per_sample, before.samples, before.unseen + 1)
-    return speeds
+def _over(assignment: Assignment, target: float) -> Iterator[str]:
+    """Yield a note if an assignment takes longer than the target."""
+    if assignment.seconds is not None and assignment.seconds > target * (1 + SLACK):
+        yield (
+            f"predicted to take {assignment.seconds:.3g} s at the least it may do, over the target "
+            f"of {target:.3g} s"
+        )
+
+
+def _joined(
+    reports: Iterable[tuple[str, Report]], history: Iterable[Assigned]
+) -> Iterator[tuple[str, Report | None, Speed | None]]:
+    """Yield each client with its report and its speed so far, sorted by client."""
+    merged: Iterator[tuple[str, int, Any]] = heapq.merge(
+        ((client, 0, report) for client, report in reports),
+        ((entry.client, 1, entry.speed) for entry in history),
+        key=itemgetter(0, 1),
+    )
+    for client, entries in itertools.groupby(merged, key=itemgetter(0)):
+        found = {kind: value for _, kind, value in entries}
+        yield client, found.get(0), found.get(1)
+
+
+def _speed(report: Report | None, before: Speed | None, smoothing: float) -> Speed | None:
+    """Update the measured speed of a client."""
+    if report is not None and report.train_seconds is not None and report.processed:
+        latest = report.train_seconds / report.processed
+        if before is not None:
+            latest = smoothing * latest + (1 - smoothing) * before.seconds_per_sample
+        return Speed(latest, report.samples)
+    if before is None:
+        return None
+    if report is not None:
+        return Speed(before.seconds_per_sample, report.samples)
+    if before.unseen >= FORGET_ROUNDS:
+        return None
+    return Speed(before.seconds_per_sample, before.samples, before.unseen + 1)
 
 
 def _train_seconds(text: str | None, processed: int | None, notes: list[str]) -> float | None:

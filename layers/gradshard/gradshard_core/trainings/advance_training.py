@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from gradshard_core.errors import TrainingNotFoundError
-from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.records.round_spec import with_room
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSED,
@@ -27,6 +28,9 @@ from gradshard_core.trainings.round_outcome import read_outcome
 STEPS_PER_RUN: Final = 100
 """Steps of an execution, each a round at most, before a successor takes over. Step Functions fails
 an execution at its 25,000th event; ``unit/trainings/test_history.py`` counts them."""
+
+ROOM_BYTES: Final = 8 * 1024
+"""An answer has less beside a round's terms, and a space after each of 4,096 ids."""
 
 ROUND: Final = "round"
 WAIT: Final = "wait"
@@ -107,14 +111,19 @@ def advance_training(
     asked = {"training": name, "run": run, "step": step}
     if is_pending and state.invitation is not None:
         return asked | {"status": SETTLE, "round": state.invitation.round_id}
-    answer = _answer(keys, spec, state, run, step)
+    answer = _answer(store, keys, spec, state, run, step)
     if answer["status"] == state.status:
         announce(store, name, state)
     return asked | answer
 
 
 def _answer(
-    keys: TrainingKeys, spec: TrainingSpec, state: TrainingState, run: int, step: int
+    store: S3Store,
+    keys: TrainingKeys,
+    spec: TrainingSpec,
+    state: TrainingState,
+    run: int,
+    step: int,
 ) -> dict[str, Any]:
     """Return what the machine does by a state; the same whenever it asks."""
     following: dict[str, Any] = {"step": state.step}
@@ -130,5 +139,6 @@ def _answer(
         until = datetime.fromisoformat(state.waits_until or state.changed_at)
         seconds = math.ceil((until - utc_now()).total_seconds())
         return following | {"status": WAIT, "seconds": max(1, seconds)}
-    terms = training_round(keys, spec, state)
+    round_keys = RoundKeys(invitation.round_id)
+    terms = with_room(training_round(keys, spec, state), store, round_keys, further=ROOM_BYTES)
     return following | {"status": ROUND, "round": invitation.round_id, "spec": terms.to_json()}

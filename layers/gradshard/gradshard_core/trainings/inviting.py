@@ -64,7 +64,7 @@ def next_round(
         members = tuple(sorted({*members}.difference(state.tree.taken)))
     if len(members) < spec.needed():
         return _gather(spec, state, len(members), now)
-    invited, awaited = sampling.count_invited(spec, len(members), max(map(len, members)))
+    invited, awaited = sampling.count_invited(spec, len(members))
     number = state.completed if is_evaluation else state.completed + 1
     drawn = sampling.draw(
         members,

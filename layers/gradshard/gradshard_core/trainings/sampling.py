@@ -7,12 +7,10 @@ not depend on Python's generator, on other clients or on their order.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from gradshard_core.planning import limits
 from gradshard_core.planning.option_parsers import MAX_NAMED
 from gradshard_core.planning.training_spec import TrainingSpec
 
@@ -20,11 +18,8 @@ _BITS: Final = 53
 MOST_SILENT: Final = 9
 """A client is sampled a tenth as often at least, however many invitations it has missed."""
 
-ROOM_BYTES: Final = 8 * 1024
-"""The state machine adds less to a round's clients and options: names, a time, a callback token."""
 
-
-def count_invited(spec: TrainingSpec, members: int, longest: int) -> tuple[int, int]:
+def count_invited(spec: TrainingSpec, members: int) -> tuple[int, int]:
     """Return how many of the members are invited to a round, and how many are awaited.
 
     In buffered mode these are rounds of evaluation: as many are awaited as make a version.
@@ -35,12 +30,8 @@ def count_invited(spec: TrainingSpec, members: int, longest: int) -> tuple[int, 
         The training's options.
     members
         The number of clients that can be invited.
-    longest
-        The characters of the longest of their ids. The state machine carries them in a payload
-        of 256 KiB, so with ids of 64 characters fewer than :data:`MAX_NAMED` are invited.
     """
-    room = limits.MAX_PAYLOAD_BYTES - ROOM_BYTES - len(json.dumps(spec.round))
-    most = min(members, MAX_NAMED, room // (longest + len('"", ')))
+    most = min(members, MAX_NAMED)
     if spec.buffer is not None:
         return most, min(most, spec.buffer)
     wanted = members if spec.sample is None else spec.sample
