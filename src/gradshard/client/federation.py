@@ -110,7 +110,7 @@ class Federation:
         from gradshard.client.opening import encode_spec, wait_until_open
         from gradshard.client.round import Round
         from gradshard.client.upload_source import layout_record
-        from gradshard_core.planning.spec import parse_new_spec
+        from gradshard_core.planning.spec_parsing import parse_new_spec
         from gradshard_core.records.round_spec import read_spec, with_room
 
         fields: dict[str, Any] = {"clients": clients, **options}

@@ -35,7 +35,8 @@ from gradshard_core.formats.encoded import check_taken
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.masking import Agreement
-from gradshard_core.planning.spec import RoundSpec, parse_spec
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.spec_parsing import parse_spec
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.manifest import COMPLETED
 from gradshard_core.records.model_registry import Version, layout_of, read_version

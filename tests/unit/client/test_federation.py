@@ -44,7 +44,7 @@ from gradshard_core.planning.plan import (
     Rejection,
 )
 from gradshard_core.planning.plan_json import plan_to_json
-from gradshard_core.planning.spec import parse_spec
+from gradshard_core.planning.spec_parsing import parse_spec
 from gradshard_core.records.round_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.stored_lists import read_expected
 from tests import reference

@@ -1,6 +1,6 @@
 from gradshard_core.planning import large_rounds, planner
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.spec import parse_spec
+from gradshard_core.planning.spec_parsing import parse_spec
 from gradshard_core.planning.spec_workload import workload_of
 
 

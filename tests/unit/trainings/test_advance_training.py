@@ -18,7 +18,7 @@ from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from gradshard_core.formats.metrics import MAX_KEPT
 from gradshard_core.formats.pieces import StoredList
 from gradshard_core.planning import limits
-from gradshard_core.planning.spec import parse_new_spec
+from gradshard_core.planning.spec_parsing import parse_new_spec
 from gradshard_core.records.round_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.stored_lists import read_expected
 from gradshard_core.records.training_state import Invitation, change_state

@@ -38,7 +38,8 @@ from gradshard_core.planning.options import (
     stated_options,
 )
 from gradshard_core.planning.spec import DEFAULTS as ROUND_DEFAULTS
-from gradshard_core.planning.spec import RoundSpec, default_quorum, parse_new_spec
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.spec_parsing import default_quorum, parse_new_spec
 from gradshard_core.planning.training_rules import (
     Budget,
     Schedule,

@@ -40,7 +40,8 @@ from gradshard_core.planning.plan import (
     Stage,
 )
 from gradshard_core.planning.projection import Projection
-from gradshard_core.planning.spec import RoundSpec, check_averaged
+from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.spec_parsing import check_averaged
 from gradshard_core.planning.spec_workload import lists_of
 from gradshard_core.planning.workload import Workload
 from gradshard_core.records.layer_weights import weigh_layers
