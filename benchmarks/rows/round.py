@@ -12,8 +12,9 @@ from benchmarks.rows.measure import memory_kib, reset_peak
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.plan import Plan, Task
+from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
+from gradshard_core.planning.plan_parts import Task
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.plan_context import PlanRequest

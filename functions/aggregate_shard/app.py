@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from gradshard_core.observability import emf
-from gradshard_core.planning.plan import Task
+from gradshard_core.planning.plan_parts import Task
 from gradshard_core.rounds.aggregate_shard import aggregate_shard
 from gradshard_core.s3.task_client import TaskS3Client
 

@@ -11,7 +11,7 @@ from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.plan import Rejection, Task
+from gradshard_core.planning.plan_parts import Rejection, Task
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.stored_lists import read_manifest

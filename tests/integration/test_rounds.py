@@ -17,7 +17,7 @@ from gradshard.utils.crc64 import crc64_text
 from gradshard_core.errors import BrokenObjectError, PlanError, StoreError
 from gradshard_core.planning import planner
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.plan import Rejection
+from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.admission import QuorumError

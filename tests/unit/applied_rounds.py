@@ -9,8 +9,8 @@ from gradshard.client.model import Model
 from gradshard.client.tensors import Array
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.plan import Task
 from gradshard_core.planning.plan_json import parse_plan
+from gradshard_core.planning.plan_parts import Task
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.aggregate_shard import aggregate_shard

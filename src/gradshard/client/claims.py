@@ -44,12 +44,12 @@ from gradshard_core.planning.grouping import Grouping, group, layer_ranges, weig
 from gradshard_core.planning.masking import Masking
 from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.outputs import NextModel
-from gradshard_core.planning.plan import (
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import (
     Computation,
     Contributor,
     LayerRanges,
     Participants,
-    Plan,
     PlannedLayerWeights,
     PlannedLayout,
 )

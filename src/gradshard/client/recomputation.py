@@ -13,7 +13,8 @@ from gradshard_core.aggregation.sharding import SLICE_BYTES, sums_bytes
 from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, StoredTensors
 from gradshard_core.planning.outputs import NextModel
-from gradshard_core.planning.plan import Contributor, Plan, Task
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import Contributor, Task
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.streams import GatheringStream, RangeStream
 

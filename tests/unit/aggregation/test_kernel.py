@@ -25,12 +25,12 @@ from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import PREFIX_BYTES, encode_header
 from gradshard_core.planning import planner
 from gradshard_core.planning.grouping import weigh
-from gradshard_core.planning.plan import (
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import (
     Computation,
     Contributor,
     Level,
     Participants,
-    Plan,
     PlannedLayout,
     Task,
 )

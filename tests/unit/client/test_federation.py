@@ -34,16 +34,16 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs, encode_header
 from gradshard_core.planning import limits
 from gradshard_core.planning.outputs import StoredHeader
-from gradshard_core.planning.plan import (
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_json import plan_to_json
+from gradshard_core.planning.plan_parts import (
     Computation,
     Contributor,
     Level,
     Participants,
-    Plan,
     PlannedLayout,
     Rejection,
 )
-from gradshard_core.planning.plan_json import plan_to_json
 from gradshard_core.planning.spec_parsing import parse_spec
 from gradshard_core.records.round_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.stored_lists import read_expected

@@ -13,7 +13,7 @@ import pytest
 
 from gradshard_core.observability import log_fields
 from gradshard_core.planning import limits
-from gradshard_core.planning.plan import Task
+from gradshard_core.planning.plan_parts import Task
 from tests.notifications import uploaded
 
 FUNCTIONS = Path(__file__).parents[3] / "functions"

@@ -5,19 +5,19 @@ from dataclasses import replace
 
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout, Runs
-from gradshard_core.planning.plan import (
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_json import parse_plan, plan_to_json
+from gradshard_core.planning.plan_parts import (
     Computation,
     Contributor,
     LayerRanges,
     Level,
     Participants,
-    Plan,
     PlannedLayerWeights,
     PlannedLayout,
     Rejection,
     Stage,
 )
-from gradshard_core.planning.plan_json import parse_plan, plan_to_json
 
 LAYOUT = PlannedLayout.of(Layout.pack([("w", "F32", (4,)), ("n", "I64", (2,))]))
 

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gradshard_core.planning.plan import Computation, Level, Participants, Plan, PlannedLayout, Task
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import Computation, Level, Participants, PlannedLayout, Task
 from gradshard_core.rounds.task_inputs import TaskInputs
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from gradshard.client.deltas import change_of
 from gradshard.client.inbox import Inbox
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.plan import Task
+from gradshard_core.planning.plan_parts import Task
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.aggregate_shard import aggregate_shard

@@ -24,7 +24,7 @@ from gradshard.client.training_access import Member
 from gradshard_core.errors import GradshardError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.plan import Task
+from gradshard_core.planning.plan_parts import Task
 from gradshard_core.records.training_state import Invitation, TrainingState, read_state
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.abort_round import abort_round

@@ -17,13 +17,13 @@ from gradshard_core.formats.masked import Share
 from gradshard_core.formats.pieces import PIECE, Get, ListWriter, Put, StoredList, is_in_pieces
 from gradshard_core.planning.masking import Masking
 from gradshard_core.planning.outputs import NextModel, StoredHeader
-from gradshard_core.planning.plan import (
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import (
     Computation,
     Contributor,
     LayerRanges,
     Level,
     Participants,
-    Plan,
     PlannedLayerWeights,
     PlannedLayout,
     Rejection,

@@ -13,7 +13,8 @@ from gradshard_core.s3.json_reads import JsonReads
 
 if TYPE_CHECKING:
     # What shows a decision needs no numpy.
-    from gradshard_core.planning.plan import Contributor, Plan
+    from gradshard_core.planning.plan import Plan
+    from gradshard_core.planning.plan_parts import Contributor
 
 
 def verdict_on(entry: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs
 from gradshard_core.formats.masked import Share, masked_layout
 from gradshard_core.planning.masking import check_layout
-from gradshard_core.planning.plan import Contributor, Rejection
+from gradshard_core.planning.plan_parts import Contributor, Rejection
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.arrivals import Update

@@ -27,7 +27,8 @@ from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.formats.masked import Share
 from gradshard_core.formats.pieces import StoredList
 from gradshard_core.planning import history_limits
-from gradshard_core.planning.plan import Plan, Rejection
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.planning.pricing import HEADS_BEFORE_LIST
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.rounds import aws_callbacks, inbox

@@ -10,7 +10,8 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.keeper.request import Refusal, Request, SealedSeed
 from gradshard_core.planning import history_limits
 from gradshard_core.planning.masking import Masking
-from gradshard_core.planning.plan import Participants, Plan, Rejection
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import Participants, Rejection
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.rounds import admission, arrivals

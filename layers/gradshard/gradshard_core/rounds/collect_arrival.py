@@ -4,7 +4,7 @@ from typing import Any
 
 from gradshard_core.formats.encoded import EncodedLayout
 from gradshard_core.formats.keys import InboxId, RoundKeys, TrainingKeys
-from gradshard_core.planning.plan import Rejection
+from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.inbox import read_counted, short_etag

@@ -16,7 +16,8 @@ from gradshard_core.formats.keys import (
     parse_inbox_id,
     parse_update_key,
 )
-from gradshard_core.planning.plan import Plan, Rejection
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.rounds import arrivals

@@ -16,7 +16,8 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.pieces import ListWriter
 from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.outputs import Output
-from gradshard_core.planning.plan import Contributor, Plan, Rejection, Task
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import Contributor, Rejection, Task
 from gradshard_core.records import model_registry
 from gradshard_core.records.assignment import write_assignments
 from gradshard_core.records.decision import read_decision

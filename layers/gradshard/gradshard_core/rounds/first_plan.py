@@ -8,12 +8,12 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs
 from gradshard_core.formats.pieces import PIECE
 from gradshard_core.planning.large_rounds import READ_AT_ONCE
-from gradshard_core.planning.plan import (
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import (
     Computation,
     Contributor,
     Level,
     Participants,
-    Plan,
     PlannedLayout,
     Rejection,
     Stage,

@@ -18,7 +18,7 @@ from gradshard_core.formats.keys import (
     sender_of,
 )
 from gradshard_core.planning.option_parsers import InboxSpec
-from gradshard_core.planning.plan import Contributor
+from gradshard_core.planning.plan_parts import Contributor
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.records.inbox import list_waiting
 from gradshard_core.records.stored_lists import read_plan

@@ -15,7 +15,8 @@ from gradshard_core.aggregation.gram_rules import Diagonal, Gram, norms_of
 from gradshard_core.aggregation.gram_sample import Sample, relative_errors
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.plan import Contributor, Plan, Rejection
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import Contributor, Rejection
 from gradshard_core.records.decision import is_clipped
 from gradshard_core.records.stored_lists import store_decided, stored
 from gradshard_core.rounds.plan_context import PlanContext

@@ -31,7 +31,8 @@ from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout, shorten
 from gradshard_core.planning.outputs import NextModel
-from gradshard_core.planning.plan import Contributor, Plan, Rejection, Task
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import Contributor, Rejection, Task
 from gradshard_core.s3.streams import RangeStream
 from gradshard_core.s3.task_client import TaskS3Client
 

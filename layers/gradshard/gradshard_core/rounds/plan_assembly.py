@@ -31,11 +31,11 @@ from gradshard_core.planning.grouping import (
 )
 from gradshard_core.planning.masking import with_masks
 from gradshard_core.planning.outputs import NO_HEADER, NextModel, StoredHeader, next_model_keys
-from gradshard_core.planning.plan import (
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import (
     Computation,
     Contributor,
     Participants,
-    Plan,
     PlannedLayout,
     Stage,
 )

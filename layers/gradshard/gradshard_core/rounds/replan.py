@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import history_limits
-from gradshard_core.planning.plan import Plan, Rejection
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds import admission
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.measurement import decide, last_measurement

@@ -22,7 +22,8 @@ from gradshard_core.formats.encoded import EncodedLayout, parse_codec_error, par
 from gradshard_core.formats.headers import FIRST_READ_BYTES, header_length, parse_samples
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import PREFIX_BYTES
-from gradshard_core.planning.plan import Contributor, Plan, Task
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import Contributor, Task
 from gradshard_core.rounds.seen_layouts import Digests, digests_of
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
@@ -41,7 +42,7 @@ class Surveyed(NamedTuple):
     Parameters
     ----------
     samples, data_offset, codec_error
-        As of :class:`gradshard_core.planning.plan.Contributor`, and where its tensors begin.
+        As of :class:`gradshard_core.planning.plan_parts.Contributor`, and where its tensors begin.
     digests
         Those of its layout.
     report

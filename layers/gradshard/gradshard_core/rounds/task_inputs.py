@@ -27,7 +27,8 @@ from gradshard_core.aggregation.sharding import (
 from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs, Span
-from gradshard_core.planning.plan import Contributor, Plan, Task
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import Contributor, Task
 from gradshard_core.records.noise_key import read_noise_key
 from gradshard_core.s3.streams import GatheringStream, RangeStream
 from gradshard_core.s3.task_client import TaskS3Client

@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
-from gradshard_core.planning.plan import Rejection
+from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.inbox import list_uncounted
 from gradshard_core.records.training_state import ENDED, TrainingState
