@@ -126,7 +126,7 @@ def test_key_is_deleted_when_the_round_is_given_up(open_round: Callable[..., Rou
 
 
 def test_retries_and_shards_change_nothing_and_another_round_has_other_noise(
-    open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
+    open_round: Callable[..., Round], store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(3)
     updates = {f"c{i}": {"w": rng.standard_normal(2_700_001).astype("f4")} for i in range(3)}
@@ -134,9 +134,12 @@ def test_retries_and_shards_change_nothing_and_another_round_has_other_noise(
     earlier = RoundKeys("earlier")
     # The last one also takes out the noise of a round before.
     tree = {"training": "t", "tree": "1", "leaf": 2, "cancels": ["earlier"], "divisor": 3}
-    for shards, key, dp in ((1, 1, DP), (2, 1, DP), (2, 2, DP | {"tree": tree})):
+    applied = {"server_optimizer": {"optimizer": "fedavg", "model": "in-a-tree"}}
+    put_model(store, "in-a-tree", {"w": np.zeros(2_700_001, "f4")})
+    in_tree = {"dp": DP | {"tree": tree}, **applied}
+    for shards, key, terms in ((1, 1, {"dp": DP}), (2, 1, {"dp": DP}), (2, 2, in_tree)):
         monkeypatch.setattr("os.urandom", lambda count, key=key: bytes([key]) * count)
-        round_ = submitted(open_round(clients=3, dp=dp, shards=shards), updates)
+        round_ = submitted(open_round(clients=3, shards=shards, **terms), updates)
         write_noise_key(round_.store, earlier)
         outcome: dict[str, Any] = {"attempt": 0}
         for _ in range(2):

@@ -29,8 +29,8 @@ def test_cost_at_given_prices(run: Run) -> None:
     dear = dollars("--price", "put_per_1000=0.01", "--price", "transitions_per_1000=0")
     # Four tasks write a part and a report each; PUTs cost twice the usual $0.005.
     assert dear["s3_aggregators"] - usual["s3_aggregators"] == pytest.approx(8 * 5e-6)
-    # Four states, two of a level and an execution at $0.025 a thousand less.
-    assert usual["step_functions"] - dear["step_functions"] == pytest.approx(7 * 25e-6)
+    # Three states, two of a level and an execution at $0.025 a thousand less.
+    assert usual["step_functions"] - dear["step_functions"] == pytest.approx(6 * 25e-6)
     assert dear["lambda"] == usual["lambda"]
 
 

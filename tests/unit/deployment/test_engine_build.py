@@ -131,8 +131,10 @@ def test_a_build_that_has_lost_something_is_made_again(
         lost.unlink()
     assert find_or_make_build(TEMPLATE, sam) == build
     assert sam.builds == 2
-    # A ZIP file has the times of its members.
-    assert lost.stat().st_size == len(before)
+    if lost.suffix == ".zip":  # which has the times of its members
+        assert zipfile.ZipFile(lost).testzip() is None
+    elif lost.name != "files.json":
+        assert lost.read_bytes() == before
     assert find_or_make_build(TEMPLATE, sam) == build
     assert sam.builds == 2
     assert len(list(folders(builds))) == 1

@@ -73,13 +73,19 @@ def abort_round(
     # Of a round that ended well, too: finalize_round may have died between its manifest and this.
     for key in outputs:
         store.abort_open_uploads(key)
-    if not is_first:
-        manifest = read_manifest(store, keys) or manifest
-    # A later round takes the noise of one that ended well out of the model again.
-    is_completed = manifest["status"] == COMPLETED
-    has_key = is_private and not (is_completed and keeps_noise_key(store, round_id, dp))
-    _delete_intermediate(store, keys, has_partials=has_partials, has_key=has_key)
-    if manifest["status"] == COMPLETED:
+    if has_partials:
+        store.delete_versions(keys.partial_sums)
+    is_completed = False
+    try:
+        if not is_first:
+            manifest = read_manifest(store, keys) or manifest
+        is_completed = manifest["status"] == COMPLETED
+    finally:
+        # A later round takes the noise of one that ended well out of the model again. If the
+        # manifest cannot be read, nobody else would delete the key.
+        if is_private and not (is_completed and keeps_noise_key(store, round_id, dp)):
+            delete_noise_key(store, keys)
+    if is_completed:
         if server_optimizer:
             model_registry.note_current(store, server_optimizer.model)
         aws_callbacks.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
@@ -117,16 +123,6 @@ def _apply_terms(store: S3Store, keys: RoundKeys, plan: Plan | None) -> ServerOp
     except BrokenObjectError:
         return None
     return None if opened is None else opened[0].server_optimizer
-
-
-def _delete_intermediate(
-    store: S3Store, keys: RoundKeys, *, has_partials: bool, has_key: bool
-) -> None:
-    """Delete for good what only tasks have needed."""
-    if has_partials:
-        store.delete_versions(keys.partial_sums)
-    if has_key:
-        delete_noise_key(store, keys)
 
 
 def _release(store: S3Store, keys: RoundKeys, optimizer: ServerOptimizer | None) -> None:
