@@ -88,7 +88,8 @@ def _prepare(server: Server, mean: Prepared, name: str, changed: dict[str, Any])
 
 def _decision(plan: Plan) -> dict[str, Any]:
     """Return a decision by which every update is clipped."""
-    return {"clients": [{"client": c.client, "weight": 3e-4} for c in plan.contributors]}
+    entries = [{"client": c.client, "weight": 3e-4} for c in plan.contributors]
+    return {"clients": entries, "weights": 3e-4 * len(entries)}
 
 
 def _put(server: Server, key: str, value: Any) -> None:
