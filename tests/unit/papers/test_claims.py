@@ -107,9 +107,9 @@ def test_a_tree_by_hand() -> None:
     assert estimate.bill.s3_clients == pytest.approx(4 * (5e-6 + 0.4e-6))
     small = (4 * 256 + 256 + 472 + 256) / 1024 * 0.3
     # With three others the looks are C(3 - m, j) / C(3, j) over m and j: 1, 1 + 1/3, 1 + 2/3 + 1/3,
-    # and 3, and nobody lists.
-    assert pricing._looks(4) == pytest.approx((1 + 4 / 3 + 2 + 3, 0))
-    arrivals = (4 * 6 + 7) * 0.4e-6
+    # and 3; the last one looks for its own, and nobody lists.
+    assert pricing._looks(4) == pytest.approx((1 + 4 / 3 + 2 + 3 + 1, 0))
+    arrivals = (4 * 6 + 8) * 0.4e-6
     # Opening, planning two levels, finalizing with its partial sums; and a read of each task's
     # report.
     rest = (2 + 6 + 5) * 5e-6 + (1 + 3 + 2 + 1 + 3) * 0.4e-6

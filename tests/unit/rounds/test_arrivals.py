@@ -18,6 +18,7 @@ from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.rounds.inbox import Address
 from tests import reference
 from tests.unit.fakes import MemoryStore
+from tests.unit.in_memory import Machine
 
 KEYS = RoundKeys("r")
 
@@ -80,6 +81,16 @@ def test_a_deleted_update_is_not_rejected_for_an_earlier_one(
     store.put_json(KEYS.spec, {"spec": terms})
     assert collect_update(store, KEYS.update("a"), "gone")["status"] == "accepted"
     assert store.get_json(KEYS.rejection("a")) is None
+
+
+def test_a_late_event_of_a_deleted_update_does_not_complete_the_round(machine: Machine) -> None:
+    machine.open(clients=["a", "b"])
+    machine.collect("a", machine.submit("a", {"w": np.ones(1, "f4")}))
+    etag = machine.submit("b", {"w": np.ones(1, "f4")})
+    # As an operator does for a client that shall send another update with its ticket.
+    machine.store.delete(machine.keys.update("b"))
+    assert not machine.collect("b", etag)["resumed"]
+    assert machine.collect("b", machine.submit("b", {"w": np.zeros(1, "f4")}))["resumed"]
 
 
 def test_an_update_to_a_round_that_failed_before_it_was_planned_is_late() -> None:

@@ -124,7 +124,7 @@ Level = Sequence[Tasks]
 
 
 class Lists(NamedTuple):
-    """What a round stores besides its plan and its result, mostly of each client.
+    """The objects of a round besides its plan and its result, mostly one for each client.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def bill(
     measuring
         The tasks of the passes before, which read headers or measure, each a level of its own.
     lists
-        What the round stores besides.
+        The objects of the round besides its plan and its result.
     prices
         The prices of AWS.
     """
@@ -294,7 +294,7 @@ def around(
     before
         The tasks of each pass before, which read headers or measured.
     lists
-        What the round stores besides.
+        The objects of the round besides its plan and its result.
     """
     *below, parts = tasks
     recorded = large_rounds.is_recorded(clients)
@@ -408,11 +408,13 @@ def _looks(clients: int) -> tuple[float, float]:
     With m of the N - 1 others missing, the first j others are all there with probability
     C(N-1-m, j) / C(N-1, j). Only then the next one is looked for, and all are listed only if
     HEADS_BEFORE_LIST were there, and more are expected. The sum over all m, from 0 to N - 1, is
-    N / (j + 1).
+    N / (j + 1). If no more are expected, the last one looks for its own update instead.
     """
     looked = min(HEADS_BEFORE_LIST, max(0, clients - 1))
     looks = sum(clients / (others + 1) for others in range(looked))
-    return looks, clients / (looked + 1) if clients - 1 > HEADS_BEFORE_LIST else 0.0
+    if clients - 1 > HEADS_BEFORE_LIST:
+        return looks, clients / (looked + 1)
+    return looks + min(1, clients), 0.0
 
 
 def _step_functions(

@@ -338,8 +338,8 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
     if record_parts(spec):
         return _is_enough_recorded(store, keys, spec, arriving)
     if not spec.eager:
-        are_there = _are_others_there(store, keys, spec, arriving)
-        return spec.is_complete(arrived(store, keys)) if are_there is None else are_there
+        is_complete = _is_everybody_there(store, keys, spec, arriving)
+        return spec.is_complete(arrived(store, keys)) if is_complete is None else is_complete
     there = arrived(store, keys)
     awaited = store.get_json(keys.plan, lambda plan: tuple(plan["awaited"]))
     groups = len(spec.groups())
@@ -352,12 +352,12 @@ def _is_enough_recorded(store: S3Store, keys: RoundKeys, spec: RoundSpec, arrivi
     """Record an arrival, or all that came before the round was open; whether they are enough."""
     clients = [arriving] if arriving else arrived(store, keys)
     record_arrivals(store, keys, spec, filter(spec.expects, clients))
-    if _are_others_there(store, keys, spec, arriving) is False:
+    if _is_everybody_there(store, keys, spec, arriving) is False:
         return False
     return count_arrivals(store, keys) >= (spec.enough_clients or spec.expected)
 
 
-def _are_others_there(
+def _is_everybody_there(
     store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str
 ) -> bool | None:
     """Look for a few of the expected clients, at random; None if only a listing can tell.
@@ -372,8 +372,10 @@ def _are_others_there(
     looked_for = random.sample(others, min(HEADS_BEFORE_LIST, len(others)))
     if any(store.head(keys.update(client)) is None for client in looked_for):
         return False
-    is_everybody = len(looked_for) == len(others) and drawn is spec.clients
-    return True if is_everybody else None
+    if len(looked_for) < len(others) or drawn is not spec.clients:
+        return None
+    # The event may be late, and its update deleted.
+    return arriving not in drawn or store.head(keys.update(arriving)) is not None
 
 
 def ready_groups(spec: RoundSpec, there: Sequence[str], awaited: Sequence[int] | None) -> list[int]:

@@ -8,8 +8,8 @@ from tests.unit.report_rounds import sample
 def test_every_item_has_a_row_and_the_heading_has_the_total() -> None:
     part = cost_part(sample())
     assert all(title in part.content for title in ITEMS.values())
-    assert part.gist == "per 1,000 such rounds $0.44 measured, $0.40 projected"
-    assert "in all $0.44 $0.40" in Page(part.content).words
+    assert part.gist == "per 1,000 such rounds $0.45 measured, $0.40 projected"
+    assert "in all $0.45 $0.40" in Page(part.content).words
 
 
 def test_a_round_without_finished_tasks_has_projected_dollars_only() -> None:
