@@ -4,11 +4,15 @@ import base64
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from threading import Lock
 from typing import Any, Final
 
 LIBRARY: Final = "awscrt"
 
 NBYTES: Final = 8
+
+_IMPORTING: Final = Lock()
+"""Parts are sent by several threads, and one might remove what another is importing."""
 
 
 class Crc64:
@@ -40,7 +44,8 @@ def _function() -> Callable[[Any, int], int]:
     botocore would load it everywhere, so :mod:`gradshard.utils.light_imports` hides it.
     """
     modules: dict[str, Any] = sys.modules
-    if modules.get(LIBRARY, modules) is None:
-        del modules[LIBRARY]
-    function: Callable[[Any, int], int] = import_module(f"{LIBRARY}.checksums").crc64nvme
+    with _IMPORTING:
+        if modules.get(LIBRARY, modules) is None:
+            del modules[LIBRARY]
+        function: Callable[[Any, int], int] = import_module(f"{LIBRARY}.checksums").crc64nvme
     return function
