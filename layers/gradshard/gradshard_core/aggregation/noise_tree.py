@@ -61,7 +61,7 @@ class Place(NamedTuple):
     training
         The training whose tree it is.
     tree
-        What tells the tree from all others.
+        The id of the tree, which no other tree has.
     leaf
         The round's number in the tree, from 1.
     cancels

@@ -51,7 +51,7 @@ class Workload:
     unit_bytes
         Size of the largest unit of entries, of which a task holds one of each input.
     lists
-        What the round stores besides its plan and its result.
+        The objects of the round besides its plan and its result.
     """
 
     nbytes: int

@@ -151,7 +151,7 @@ def decide(context: PlanContext, contributors: Sequence[Contributor], measured: 
             "score": rule.score,
             "bound": decision.bound,
             "sample": measurement.get("sample"),
-            # What a task needs of all updates, so that it reads the entries of its group only.
+            # Sums over all updates: with them, a task reads only the entries of its group.
             "weights": math.fsum(decision.weights),
             "whole": decision.whole,
             "clients": store_decided(store, keys, entries),
